@@ -1,0 +1,47 @@
+"""See, layer by layer, how LLaVA-family models attend to instruction, vision and response tokens.
+
+>>> import probe
+>>> subject = probe.load("tiny-llava")                        # doctest: +SKIP
+>>> record = probe.measure(subject, "photo.jpg", "what is this ?")  # doctest: +SKIP
+>>> record["llm"]["mass"]                                     # doctest: +SKIP
+
+This file is the map: each public name and the file it lives in, which is loaded when the name is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from probe import plots
+    from probe.errors import ProbeError
+    from probe.measurement import measure
+    from probe.record import open, save, to_dataframe
+    from probe.samples import Sample
+    from probe.subject import load
+    from probe.verification import verify
+
+__version__ = "0.1.0"
+__all__ = ["load", "measure", "save", "open", "to_dataframe", "plots", "verify", "Sample", "ProbeError"]
+
+_HOMES = {
+    "load": "probe.subject",
+    "measure": "probe.measurement",
+    "save": "probe.record",
+    "open": "probe.record",
+    "to_dataframe": "probe.record",
+    "verify": "probe.verification",
+    "Sample": "probe.samples",
+    "ProbeError": "probe.errors",
+}
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in __all__:
+        return import_module(f"probe.{name}")
+    raise AttributeError(f"module 'probe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

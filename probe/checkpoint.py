@@ -1,0 +1,202 @@
+"""From a name to a model and its processor: the shipped tiny models, a local folder, or the Hugging Face hub.
+
+Weights are safetensors only and no code of a checkpoint is ever run. The network is asked for hub ids only.
+"""
+
+import copy
+import hashlib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel
+
+from probe.errors import ProbeError
+from probe.locate import cls_tokens, image_token_id
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in eval mode with what says exactly which one it is."""
+
+    model: PreTrainedModel
+    processor: Any
+    name: str
+    revision: str
+    toy: bool
+
+
+def open_checkpoint(
+    name: str,
+    processor: Any = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attn: str | None = None,
+    quantization: str | None = None,
+) -> Checkpoint:
+    """A model by name. By default on the GPU in the checkpoint's own precision, or on the CPU in float32.
+
+    Raises ProbeError for a name that is none, a folder without a config, a model of text only, a missing
+    bitsandbytes, and for whatever transformers can't load, with its reason.
+    """
+    source, local, toy = _source(name)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    options = {
+        "dtype": as_dtype(dtype) or ("auto" if device.type == "cuda" else torch.float32),
+        "attn_implementation": attn,
+        **_quantized(quantization, device),
+    }
+    where = {"local_files_only": local, "trust_remote_code": False}
+    try:
+        processor = processor or AutoProcessor.from_pretrained(source, **where)
+        model = AutoModelForImageTextToText.from_pretrained(source, use_safetensors=True, **options, **where)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _unreadable(name, error) from error
+    model = model if quantization else model.to(device)
+    image_token_id(model)
+    revision = getattr(model.config, "_commit_hash", None) or (
+        fingerprint(Path(source)) if local else "unknown"
+    )
+    return Checkpoint(model.eval(), _complete(processor, model), name, revision, toy)
+
+
+def adopt(
+    model: Any,
+    processor: Any,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attn: str | None = None,
+    quantization: str | None = None,
+) -> Checkpoint:
+    """A model in memory: put in eval mode; moved, converted or switched only as far as the arguments say so.
+
+    Raises ProbeError for what is no transformers model, has no image token, is compiled, or lacks its
+    processor.
+    """
+    if quantization is not None:
+        raise ProbeError("load", expected="a name where quantization is asked for", got="a model in memory")
+    if getattr(model, "_orig_mod", None) is not None or _is_compiled(model):
+        raise ProbeError(
+            "load",
+            expected="a model that is not compiled",
+            got=f"a compiled {_kind(model)}",
+            fix="pass the model as it was before torch.compile: a compiled one can't be watched",
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise ProbeError("load", expected="a name or a transformers model", got=f"a {_kind(model)}")
+    image_token_id(model)
+    processor = _complete(processor, model)
+    if device is not None or dtype is not None:
+        model.to(device=device, dtype=as_dtype(dtype))  # type: ignore[call-overload]
+    if attn is not None:
+        model.set_attn_implementation(attn)
+    name = getattr(model.config, "_name_or_path", "") or _kind(model)
+    return Checkpoint(
+        model.eval(), processor, name, getattr(model.config, "_commit_hash", None) or "in memory", False
+    )
+
+
+def _is_compiled(model: Any) -> bool:
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    return any(
+        getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod") for module in modules
+    )
+
+
+def _kind(model: Any) -> str:
+    return type(getattr(model, "_orig_mod", model)).__name__
+
+
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A dtype by its name: float32, bfloat16, float16 or their short forms."""
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise ProbeError("load", expected=f"a dtype of {', '.join(DTYPES)}", got=repr(dtype))
+    return DTYPES[dtype] if isinstance(dtype, str) else dtype
+
+
+def fingerprint(folder: Path) -> str:
+    """A folder's stand-in for a revision: its config's text, and the names and sizes of its weights."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for weights in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{weights.name} {weights.stat().st_size}\n".encode())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _source(name: str) -> tuple[str, bool, bool]:
+    """Where to load from, whether it is a folder, and whether it is one of the shipped toys."""
+    from probe.models.tiny import FOLDERS
+
+    if name in FOLDERS:
+        folder = FOLDERS[name]
+    elif Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name, False, False
+    else:
+        what = "a file" if Path(name).expanduser().is_file() else "which is none of these"
+        raise ProbeError(
+            "load",
+            expected=f"{', '.join(sorted(FOLDERS))}, a folder, or a hub id (llava-hf/llava-1.5-7b-hf)",
+            got=f"{name!r}, {what}",
+        )
+    if not (folder / "config.json").is_file():
+        raise ProbeError(
+            "load", expected="a folder with config.json, weights and a processor", got=f"{str(folder)!r}"
+        )
+    return str(folder), True, name in FOLDERS
+
+
+def _quantized(quantization: str | None, device: torch.device) -> dict[str, Any]:
+    if quantization is None:
+        return {}
+    if quantization not in ("4bit", "8bit"):
+        raise ProbeError("load", expected="quantization '4bit' or '8bit'", got=repr(quantization))
+    missing = [package for package in ("bitsandbytes", "accelerate") if find_spec(package) is None]
+    if missing:
+        raise ProbeError(
+            "load",
+            expected=f"the packages that quantization={quantization!r} needs",
+            got=f"no {' and no '.join(missing)}",
+            fix="pip install 'probe-llava[quantization]'",
+        )
+    bits = {"load_in_4bit": True} if quantization == "4bit" else {"load_in_8bit": True}
+    if quantization == "4bit":
+        bits["bnb_4bit_compute_dtype"] = torch.bfloat16
+    return {"quantization_config": BitsAndBytesConfig(**bits), "device_map": {"": device}}
+
+
+def _unreadable(name: str, error: Exception) -> ProbeError:
+    reason = " ".join(str(error).split())
+    if "Unrecognized configuration class" in reason:
+        return ProbeError("load", expected="a vision-language model", got=f"{name!r}, a model of text only")
+    return ProbeError(
+        "load", expected="a checkpoint that transformers can load", got=f"{name!r}: {reason[:300]}"
+    )
+
+
+def _complete(processor: Any, model: PreTrainedModel) -> Any:
+    """The processor, with what older checkpoints leave for the model's config to say."""
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+        raise ProbeError(
+            "load",
+            expected="a processor with a tokenizer and an image processor",
+            got="none" if processor is None else type(processor).__name__,
+            fix="pass processor=AutoProcessor.from_pretrained(...)",
+        )
+    if getattr(processor, "patch_size", 0) is None:
+        processor = copy.copy(processor)  # the user's own stays as it is
+        processor.patch_size = model.config.vision_config.patch_size
+        processor.vision_feature_select_strategy = model.config.vision_feature_select_strategy
+        processor.num_additional_image_tokens = cls_tokens(model)
+    return processor

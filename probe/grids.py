@@ -1,0 +1,164 @@
+"""Where in the picture a vision token lies: from the picture to the pixels, to patches, to tokens.
+
+A processor shows the encoder one view of the picture, or several (LLaVA-NeXT: the whole picture and its
+tiles). A view is a rectangle of the original picture, in fractions of it, which may reach over the edge where
+it was padded:
+
+    crop      the middle square of the picture, as Hugging Face's processor takes it
+    pad       a square around the picture, as LLaVA-1.5 was trained (Source: haotian-liu/LLaVA, expand2square)
+    squash    the whole picture, stretched
+    anyres    the whole picture, stretched, then tiles of the best resolution (Source: LLaVA-NeXT)
+
+Patches divide a view evenly. Which patches reach the LLM, and in which order, only the model knows:
+coordinates are pushed through its own packing in place of features.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import nn
+from transformers.image_processing_utils import select_best_resolution
+
+from probe.locate import cls_tokens
+from probe.tokens import Grid
+
+Size = tuple[int, int]  # width, height in pixels, as PIL has it
+WHOLE = np.array([0.0, 0.0, 1.0, 1.0])  # left, top, right, bottom
+
+
+def aspect_of(image_processor: Any) -> str:
+    """What a processor does with a picture that is not square: "crop", "pad", "squash" or "anyres"."""
+    if getattr(image_processor, "image_grid_pinpoints", None):
+        return "anyres"
+    if getattr(image_processor, "do_pad", False) and hasattr(image_processor, "pad_to_square"):
+        return "pad"
+    if _edges(image_processor)[0] is None:
+        return "squash"
+    return "crop" if image_processor.do_center_crop else "squash"
+
+
+def padded_to_square(image: Image.Image, image_processor: Any) -> Image.Image:
+    """The picture in the middle of a square of the processor's mean colour, as LLaVA-1.5 was trained."""
+    side = max(image.size)
+    colour = tuple(int(value * 255) for value in image_processor.image_mean)
+    square = Image.new("RGB", (side, side), colour)  # type: ignore[arg-type]
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def views(image_processor: Any, size: Size, aspect: str) -> Float[np.ndarray, "tile edge=4"]:
+    """The rectangles of the original picture that the encoder is shown, in the order of `pixel_values`."""
+    if aspect == "anyres":
+        return np.stack([WHOLE, *_tiles(image_processor, size)])
+    if aspect != "pad":
+        return _processed(image_processor, size)[None]
+    width, height = size
+    side = max(size)
+    left, top = (side - width) // 2, (side - height) // 2
+    square = np.array([-left / width, -top / height, (side - left) / width, (side - top) / height])
+    return _within(square, _processed(image_processor, (side, side)))[None]
+
+
+def _processed(image_processor: Any, size: Size) -> np.ndarray:
+    """The part of a picture that is left after resizing and cropping."""
+    width, height = size
+    shortest, _ = _edges(image_processor)
+    if image_processor.do_resize and shortest is not None:
+        width, height = (shortest if edge == min(size) else int(shortest * edge / min(size)) for edge in size)
+    elif image_processor.do_resize:
+        _, (height, width) = _edges(image_processor)
+    if not image_processor.do_center_crop:
+        return WHOLE
+    crop = image_processor.crop_size
+    left, top = (width - crop["width"]) // 2, (height - crop["height"]) // 2
+    return np.array(
+        [left / width, top / height, (left + crop["width"]) / width, (top + crop["height"]) / height]
+    )
+
+
+def _edges(image_processor: Any) -> tuple[int | None, tuple[int | None, int | None]]:
+    size = dict(image_processor.size)
+    return size.get("shortest_edge"), (size.get("height"), size.get("width"))
+
+
+def _tiles(image_processor: Any, size: Size) -> list[np.ndarray]:
+    """LLaVA-NeXT: resized to fit the best resolution, padded evenly, cut into tiles row by row."""
+    width, height = size
+    rows, columns = select_best_resolution((height, width), image_processor.image_grid_pinpoints)
+    if columns / width < rows / height:
+        inner = (columns, min(math.ceil(height * (columns / width)), rows))
+    else:
+        inner = (min(math.ceil(width * (rows / height)), columns), rows)
+    left, top = (columns - inner[0]) // 2, (rows - inner[1]) // 2
+    tile = dict(image_processor.crop_size or {}).get("height") or _edges(image_processor)[0]
+    corners = [(x - left, y - top) for y in range(0, rows, tile) for x in range(0, columns, tile)]
+    return [np.array([x, y, x + tile, y + tile]) / np.array([*inner, *inner]) for x, y in corners]
+
+
+def _within(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """A rectangle given in fractions of another one, in the other one's own units."""
+    corner, extent = outer[..., :2], outer[..., 2:] - outer[..., :2]
+    return np.concatenate([corner + inner[..., :2] * extent, corner + inner[..., 2:] * extent], axis=-1)
+
+
+def encoder_grid(model: nn.Module, processor: Any, sizes: Sequence[Size], aspect: str) -> Grid:
+    """The encoder's patches, CLS left out: every tile of every picture in the order of `pixel_values`.
+
+    `sizes` are the width and height of the original pictures.
+    """
+    rects = [views(processor.image_processor, size, aspect) for size in sizes]
+    return Grid.join([_patches(model, rect, picture) for picture, rect in enumerate(rects)])
+
+
+def _patches(model: nn.Module, rects: np.ndarray, picture: int) -> Grid:
+    side = patches_per_side(model)
+    tile, row, col = (axis.ravel() for axis in np.indices((len(rects), side, side)))
+    inner = np.stack([col, row, col + 1, row + 1], axis=-1) / side
+    return Grid(np.full_like(tile, picture), tile, row, col, _within(rects[tile], inner))
+
+
+def patches_per_side(model: nn.Module) -> int:
+    """Patches along one side of a view."""
+    vision = model.config.vision_config
+    return vision.image_size // vision.patch_size
+
+
+def vision_grid(model: nn.Module, processor: Any, sizes: Sequence[Size], aspect: str) -> Grid:
+    """The vision tokens that the LLM gets, in the order of the sequence. `sizes`: width, height of the
+    originals."""
+    grids = []
+    for picture, size in enumerate(sizes):
+        patches = _patches(model, views(processor.image_processor, size, aspect), picture)
+        grids.append(_taken(patches, _packed(model, patches, size)))
+    return Grid.join(grids)
+
+
+def _taken(patches: Grid, index: np.ndarray) -> Grid:
+    """The patches at `index`; -1 is a token that is no patch."""
+    tile, row, col = (
+        np.where(index < 0, -1, axis[index]) for axis in (patches.tile, patches.row, patches.col)
+    )
+    box = np.where(index[:, None] < 0, np.nan, patches.box[index])
+    return Grid(patches.picture[index], tile, row, col, box)
+
+
+def _packed(model: nn.Module, patches: Grid, size: Size) -> np.ndarray:
+    """Which patch each of a picture's vision tokens is; -1 for a newline or a CLS."""
+    tiles, extra = int(patches.tile.max()) + 1, cls_tokens(model)
+    strategy = getattr(model.config, "vision_feature_select_strategy", "default")
+    base = getattr(model, "base_model", model)
+    if not hasattr(base, "pack_image_features"):
+        return np.concatenate([np.full(extra if strategy == "full" else 0, -1), np.arange(len(patches))])
+    features = torch.arange(len(patches), dtype=torch.float64).view(tiles, -1, 1)
+    packed, _ = base.pack_image_features(
+        [features],
+        [(size[1], size[0])],
+        vision_feature_select_strategy=strategy,
+        image_newline=torch.full((1,), -1.0, dtype=torch.float64),
+    )
+    return packed[0][:, 0].long().numpy()

@@ -1,0 +1,150 @@
+"""A batch that goes unchanged into `model(**inputs)`, and what is known about each of its positions.
+
+inputs = collate([subject.encode(image, question) for question in questions], side="left")
+logits = subject.model(**inputs).logits
+inputs.types.mask("vision")          # (batch, token)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from PIL import Image
+from torch.nn import functional
+
+from probe.errors import ProbeError
+from probe.tokens import Grid, TokenTypes, stack
+
+Ids = Sequence[int] | Int[torch.Tensor, "token"]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What ids mean: the tokenizer, the ids that end an answer, the id that pads."""
+
+    tokenizer: Any
+    end_ids: tuple[int, ...]
+    pad_id: int
+
+
+class Inputs(dict):
+    """The tensors of `model(**inputs)`; the attributes have one entry for each row.
+
+    types          TokenTypes of the whole batch
+    grid           where each vision token of the row lies in its pictures
+    encoder_grid   where each of the encoder's patches lies, in the order of `pixel_values`
+    pictures       the pictures as they were opened, before any processing
+    prompt         the text given to the tokenizer, one placeholder a picture
+    response       the words of the response, "" where there is none
+    tokens         each position's piece of text, "" for padding
+    """
+
+    def __init__(
+        self,
+        tensors: dict[str, torch.Tensor],
+        *,
+        types: TokenTypes,
+        grid: list[Grid],
+        encoder_grid: list[Grid],
+        pictures: list[tuple[Image.Image, ...]],
+        prompt: list[str],
+        response: list[str],
+        vocabulary: Vocabulary,
+    ):
+        super().__init__(tensors)
+        self.types, self.grid, self.encoder_grid, self.pictures = types, grid, encoder_grid, pictures
+        self.prompt, self.response, self.vocabulary = prompt, response, vocabulary
+
+    @property
+    def tokens(self) -> list[list[str]]:
+        piece = cache(lambda id: self.vocabulary.tokenizer.decode([id]))
+        rows = zip(self["input_ids"].tolist(), self.types.role.tolist(), strict=True)
+        return [[piece(id) if role >= 0 else "" for id, role in zip(*row, strict=True)] for row in rows]
+
+    def having(self, tensors: dict[str, torch.Tensor], **changed: Any) -> "Inputs":
+        """A copy with other tensors and, where named, other attributes."""
+        return Inputs(tensors, **{name: changed.get(name, value) for name, value in vars(self).items()})
+
+    def to(self, device: torch.device | str) -> "Inputs":
+        """A copy on another device."""
+        return self.having({name: tensor.to(device) for name, tensor in self.items()})
+
+    def as_types(self, types: Any = "paper", turns: str = "last") -> "Inputs":
+        """The same inputs with other token types (see `TokenTypes.as_types`)."""
+        return self.having(dict(self), types=self.types.as_types(types, turns))
+
+
+def with_response(inputs: Inputs, ids: Ids) -> Inputs:
+    """One row with a response behind it, id by id as it was generated; end-of-turn tokens at its end are
+    instruction. The words of the response are decoded from the ids."""
+    _one_row(inputs, "with_response")
+    ids = torch.as_tensor(ids, dtype=torch.long, device=inputs["input_ids"].device).reshape(-1)
+    said = len(ids)
+    while said and int(ids[said - 1]) in inputs.vocabulary.end_ids:
+        said -= 1
+    width = inputs["input_ids"].shape[1]
+    tensors = {
+        name: functional.pad(tensor, (0, len(ids)), value=1 if name == "attention_mask" else 0)
+        if tensor.shape == (1, width)
+        else tensor
+        for name, tensor in inputs.items()
+    }
+    tensors["input_ids"] = torch.cat([inputs["input_ids"], ids[None]], dim=1)
+    words = inputs.vocabulary.tokenizer.decode(ids[:said], skip_special_tokens=True).strip()
+    return inputs.having(
+        tensors,
+        types=inputs.types.with_response(said, len(ids) - said),
+        response=[" ".join(filter(None, [inputs.response[0], words]))],
+    )
+
+
+def collate(rows: Sequence[Inputs], side: Literal["left", "right"] = "left") -> Inputs:
+    """Single rows as one batch, padded on one side. Generating needs the left one.
+
+    What is known of each position stays exact; pictures with fewer tiles are padded with empty ones, as the
+    processors do.
+    """
+    for row in rows:
+        _one_row(row, "collate")
+    first = rows[0]
+    widths = [row["input_ids"].shape[1] for row in rows]
+    tensors = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        parts = [(row[name], width) for row, width in zip(rows, widths, strict=True) if name in row]
+        if parts[0][0].shape == (1, parts[0][1]):
+            fill = first.vocabulary.pad_id if name == "input_ids" else 0
+            tensors[name] = torch.cat([_widened(part, max(widths), fill, side) for part, _ in parts])
+        else:
+            tensors[name] = _joined([part for part, _ in parts])
+    return Inputs(
+        tensors,
+        types=stack([row.types for row in rows], side),
+        vocabulary=first.vocabulary,
+        **{
+            name: [getattr(row, name)[0] for row in rows]
+            for name in ("grid", "encoder_grid", "pictures", "prompt", "response")
+        },
+    )
+
+
+def _one_row(inputs: Inputs, called: str) -> None:
+    if len(inputs.prompt) != 1:
+        raise ProbeError(called, expected="inputs of one row", got=f"{len(inputs.prompt)} rows")
+
+
+def _widened(row: torch.Tensor, width: int, fill: int, side: str) -> torch.Tensor:
+    missing = width - row.shape[1]
+    return functional.pad(row, (missing, 0) if side == "left" else (0, missing), value=fill)
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Tensors with one entry a picture, one after the other; a picture's missing tiles are zeros."""
+    shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    joined = parts[0].new_zeros(sum(len(part) for part in parts), *shape)
+    for start, part in zip(accumulate(map(len, parts), initial=0), parts, strict=False):
+        joined[(slice(start, start + len(part)), *map(slice, part.shape[1:]))] = part
+    return joined

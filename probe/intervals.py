@@ -1,0 +1,192 @@
+"""How sure a number is, when many questions share a picture.
+
+GQA asks 12,578 questions about 398 pictures, so questions are not independent and pictures are what is drawn
+again: each draw takes as many pictures as there are, with replacement, with all questions on them (a cluster
+bootstrap). The value is then a mean over the questions drawn:
+
+    estimate* = sum_picture n_picture sum(values) / sum_picture n_picture count
+
+Cases (the layers of a sweep) are drawn together, so that their differences are paired. A curve gets a band
+that holds at all its points at once: max-t, the largest deviation over the points in units of each point's
+standard error.
+
+    interval = bootstrap(correct, images, seed=0)                    # correct: (sample, case), NaN = missing
+    drop = paired(correct, untouched, images, seed=0)                # the difference to the untouched model
+    curve = band(correct, images, seed=0)                            # simultaneous over cases
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from probe.errors import ProbeError
+
+LEVEL = 0.95
+DRAWS = 2000
+BLOCK = 20_000_000  # numbers held at once: draws are made in blocks when there are many pictures
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Estimates with their bounds, all of the same shape. Bounds are NaN where one picture (or none) was
+    seen.
+    """
+
+    estimate: Float[np.ndarray, "*case"]
+    low: Float[np.ndarray, "*case"]
+    high: Float[np.ndarray, "*case"]
+    level: float
+
+
+def bootstrap(
+    values: Float[np.ndarray, "sample *case"], images: Sequence[str] | np.ndarray, *, seed: int,
+    level: float = LEVEL, draws: int = DRAWS,
+) -> Interval:  # fmt: skip
+    """Mean over samples with a percentile interval, drawing pictures. NaN values are left out.
+
+    `images` names the picture of each sample. Raises ProbeError when the lengths differ.
+
+    >>> scores = np.array([1.0, 1.0, 0.0, 0.0])
+    >>> interval = bootstrap(scores, ["a", "a", "b", "b"], seed=0)
+    >>> float(interval.estimate), float(interval.low), float(interval.high)
+    (0.5, 0.0, 1.0)
+    """
+    sums, counts = _by_image(values, images)
+    drawn = np.concatenate(list(_draw(sums, counts, draws, seed)))
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return _bounded(sums, counts, low, high, level)
+
+
+def paired(
+    values: Float[np.ndarray, "sample *case"], baseline: Float[np.ndarray, "sample"],
+    images: Sequence[str] | np.ndarray, *, seed: int, level: float = LEVEL, draws: int = DRAWS,
+) -> Interval:  # fmt: skip
+    """Mean difference to the baseline on the same samples; a sample counts only where both have a value."""
+    difference = values - baseline.reshape(-1, *[1] * (values.ndim - 1))
+    return bootstrap(difference, images, seed=seed, level=level, draws=draws)
+
+
+def band(
+    values: Float[np.ndarray, "sample case"], images: Sequence[str] | np.ndarray, *, seed: int,
+    level: float = LEVEL, draws: int = DRAWS,
+) -> Interval:  # fmt: skip
+    """A band that covers the whole curve with probability `level`: estimate ± c · standard error (max-t).
+
+    Points without any spread over the draws get a band of no width.
+    """
+    sums, counts = _by_image(values, images)
+    estimate = _ratio(sums.sum(0), counts.sum(0))
+    drawn = np.concatenate(list(_draw(sums, counts, draws, seed)))
+    error = drawn.std(axis=0, ddof=1)
+    varies = error > 0
+    deviation = np.abs(drawn[:, varies] - estimate[varies]) / error[varies]
+    width = np.quantile(deviation.max(axis=1), level) * np.nan_to_num(error) if varies.any() else 0 * error
+    return _bounded(sums, counts, estimate - width, estimate + width, level)
+
+
+def bootstrap_statistic(
+    statistic: Callable[[Int[np.ndarray, "sample"]], float], images: Sequence[str] | np.ndarray, *, seed: int,
+    level: float = LEVEL, draws: int = 500,
+) -> Interval:  # fmt: skip
+    """Interval of any number: `statistic` gets how often each sample counts (all ones: the estimate).
+
+    For what is no mean over samples: F1, MMBench's circular accuracy, MME's points.
+    """
+    _, member = np.unique(np.asarray(images), return_inverse=True)
+    pictures, rng = int(member.max()) + 1, np.random.default_rng(seed)
+    estimate = np.array(float(statistic(np.ones(len(member), dtype=np.int64))))
+    if pictures < 2:
+        return Interval(estimate, np.full_like(estimate, np.nan), np.full_like(estimate, np.nan), level)
+    drawn = [
+        statistic(np.bincount(rng.integers(pictures, size=pictures), minlength=pictures)[member])
+        for _ in range(draws)
+    ]
+    low, high = np.nanquantile(np.array(drawn, dtype=float), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(estimate, np.array(low), np.array(high), level)
+
+
+def wilson(
+    correct: Float[np.ndarray, "sample"] | Bool[np.ndarray, "sample"], images: Sequence[str] | np.ndarray,
+    *, level: float = LEVEL,
+) -> Interval:  # fmt: skip
+    """Wilson's interval of a share. Only where every question has a picture of its own: else it is too
+    narrow.
+
+    Raises ProbeError when questions share pictures, or values are other than 0 and 1. NaN is left out.
+    """
+    values, names = np.asarray(correct, dtype=float), np.asarray(images)
+    _check_lengths("wilson", len(values), names)
+    values, names = values[~np.isnan(values)], names[~np.isnan(values)]
+    if len(np.unique(names)) < len(names):
+        raise ProbeError(
+            "wilson", expected="one question a picture", got=f"{len(names)} questions on {len(np.unique(names))}",
+            fix="use bootstrap, which draws pictures",
+        )  # fmt: skip
+    if not np.isin(values, (0, 1)).all():
+        raise ProbeError("wilson", expected="values of 0 and 1", got=f"{values[~np.isin(values, (0, 1))][0]}")
+    low, high = wilson_bounds(int(values.sum()), len(values), level)
+    return Interval(np.array(values.mean() if len(values) else np.nan), np.array(low), np.array(high), level)
+
+
+def wilson_bounds(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval of `successes` out of `trials`; NaN of none.
+
+    >>> [round(bound, 4) for bound in wilson_bounds(8, 10)]
+    [0.4902, 0.9433]
+    """
+    if trials == 0:
+        return float("nan"), float("nan")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, shrink = successes / trials, 1 + z**2 / trials
+    middle = (share + z**2 / (2 * trials)) / shrink
+    half = z * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / shrink
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def _by_image(
+    values: Float[np.ndarray, "sample *case"], images: Sequence[str] | np.ndarray
+) -> tuple[Float[np.ndarray, "image *case"], Float[np.ndarray, "image *case"]]:
+    """Sums and counts of the values on each picture."""
+    _check_lengths("intervals", len(values), images)
+    names, member = np.unique(np.asarray(images), return_inverse=True)
+    known = ~np.isnan(values)
+    sums, counts = (np.zeros((len(names), *values.shape[1:])) for _ in range(2))
+    np.add.at(sums, member, np.where(known, values, 0.0))
+    np.add.at(counts, member, known.astype(float))
+    return sums, counts
+
+
+def _check_lengths(called: str, samples: int, images: Sequence[str] | np.ndarray) -> None:
+    if samples != len(images) or not samples:
+        raise ProbeError(called, expected="a picture for each of at least one sample",
+                         got=f"{samples} samples, {len(images)} pictures")  # fmt: skip
+
+
+def _draw(
+    sums: Float[np.ndarray, "image *case"], counts: Float[np.ndarray, "image *case"], draws: int, seed: int
+) -> Iterator[Float[np.ndarray, "draw *case"]]:
+    """Means over pictures drawn with replacement, in blocks; the blocks do not change what is drawn."""
+    rng, pictures = np.random.default_rng(seed), len(sums)
+    block = max(1, min(draws, BLOCK // pictures))
+    for start in range(0, draws, block):
+        times = rng.multinomial(
+            pictures, np.full(pictures, 1 / pictures), size=min(block, draws - start)
+        ).astype(float)
+        yield _ratio(np.tensordot(times, sums, axes=1), np.tensordot(times, counts, axes=1))
+
+
+def _ratio(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return np.divide(sums, counts, out=np.full(np.shape(sums), np.nan), where=counts > 0)
+
+
+def _bounded(
+    sums: np.ndarray, counts: np.ndarray, low: np.ndarray, high: np.ndarray, level: float
+) -> Interval:
+    enough = (counts > 0).sum(axis=0) >= 2  # one picture says nothing about others
+    estimate = _ratio(sums.sum(0), counts.sum(0))
+    return Interval(
+        np.asarray(estimate), np.where(enough, low, np.nan), np.where(enough, high, np.nan), level
+    )

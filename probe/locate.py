@@ -1,0 +1,114 @@
+"""Where things are in a model: its stacks of layers, their attention modules, its vision tokens.
+
+Found by what a module can do, never by the name of a family, so that a user's subclass with other module
+names is found as well. `grids.py` says where a vision token lies in the picture.
+
+    stacks(model)["llm"].attention     # {"model.language_model.layers.0.self_attn": module, ...}
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import nn
+
+from probe.errors import ProbeError
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One group of layers; `attention` maps qualified names (as in `model.named_modules()`), in order of
+    layers."""
+
+    name: str
+    layers: tuple[nn.Module, ...]
+    attention: dict[str, nn.Module]
+
+
+def stacks(model: nn.Module) -> dict[str, Stack]:
+    """The encoder ("vision", where there is one) and the decoder ("llm") of a model.
+
+    Layers behind the one that the LLM reads (`vision_feature_layer`) are in the stack too: they do run.
+    Raises ProbeError where no stack of layers, or no attention in a layer, can be found.
+    """
+    if not hasattr(model, "get_decoder"):
+        raise ProbeError("model", expected="a transformers model", got=type(model).__name__)
+    found = {}
+    encoder = vision_encoder(model)
+    if encoder is not None:
+        found["vision"] = _stack("vision", model, encoder)
+    found["llm"] = _stack("llm", model, model.get_decoder())
+    return found
+
+
+def vision_encoder(model: nn.Module) -> nn.Module | None:
+    """The module that turns pixels into features, None for a model of text only."""
+    encoder = model.get_encoder(modality="image")
+    return None if encoder is model or encoder is getattr(model, "base_model", None) else encoder
+
+
+def _stack(name: str, model: nn.Module, part: nn.Module) -> Stack:
+    names = {module: qualified for qualified, module in model.named_modules()}
+    lists = [module for module in part.modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise ProbeError("model", expected=f"layers in its {name} stack", got=type(part).__name__)
+    layers = tuple(max(lists, key=lambda list_: sum(p.numel() for p in list_.parameters())))
+    attention = [_attention(layer, names[layer]) for layer in layers]
+    return Stack(name, layers, {names[module]: module for module in attention})
+
+
+def _attention(layer: nn.Module, name: str) -> nn.Module:
+    for wanted in (("config", "head_dim"), ("config", "num_heads"), ("num_heads",)):
+        for module in layer.modules():
+            if module is not layer and all(hasattr(module, attribute) for attribute in wanted):
+                return module
+    raise ProbeError(
+        "model", expected="an attention module (with a head_dim) in every layer", got=f"none in {name}"
+    )
+
+
+def output_projection(attention: nn.Module) -> nn.Linear:
+    """The linear map that an attention module ends in (W_O), by its usual names or else the last one it
+    owns."""
+    linear = {name: module for name, module in attention.named_children() if isinstance(module, nn.Linear)}
+    for name in ("o_proj", "out_proj", "proj", "projection_layer", "dense"):
+        if name in linear:
+            return linear[name]
+    if not linear:
+        raise ProbeError("contribution", expected="a linear output projection", got=type(attention).__name__)
+    return list(linear.values())[-1]
+
+
+def image_token_id(model: nn.Module) -> int:
+    """The id that stands for vision tokens in `input_ids`. Raises ProbeError for a model that has none."""
+    config = getattr(model, "config", None)
+    for name in ("image_token_id", "image_token_index"):
+        if isinstance(found := getattr(config, name, None), int):
+            return found
+    raise ProbeError(
+        "model",
+        expected="a vision-language model, whose config names an image token",
+        got=f"{type(model).__name__} without one",
+    )
+
+
+def vision_positions(
+    model: nn.Module, input_ids: Int[torch.Tensor, "batch token"]
+) -> Bool[torch.Tensor, "batch token"]:
+    """The positions that hold vision tokens (newline tokens of LLaVA-NeXT included)."""
+    return input_ids == image_token_id(model)
+
+
+def cls_tokens(model: nn.Module) -> int:
+    """Tokens that the vision encoder puts before its patches: 1 for CLIP, 0 for SigLIP."""
+    encoder = vision_encoder(model)
+    if encoder is None:
+        return 0
+    return sum(
+        name.split(".")[-1] in ("class_embedding", "cls_token") for name, _ in encoder.named_parameters()
+    )
+
+
+def max_positions(model: nn.Module) -> int | None:
+    """Tokens that the LLM has positions for, None where its config doesn't say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)

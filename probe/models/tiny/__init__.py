@@ -1,0 +1,27 @@
+"""Tiny trained models on drawn pictures: small enough to ship, real enough to be probed.
+
+`tiny-llava` is a `transformers.LlavaForConditionalGeneration` of 1.2 million parameters, trained from a seed
+on pictures of coloured shapes and questions about them. It loads offline in a second on any laptop, so every
+example, test and notebook runs on a model that has really learned to look.
+
+    drawing      what a picture is                       [numpy, PIL]
+    questions    what is asked about it, and the answer  [numpy, PIL]
+    language     tokenizer, chat template, processor
+    recipe       every number of the training
+    architecture the model, from the recipe
+    packing      many questions about one picture in one row, exactly
+    pretraining  patches learn the words for what they show
+    stages       what is learned from what, at which rate
+    training     the run: progress, checkpoints, resume
+    weights      the folder that is shipped
+    evaluation   exact match on frozen pictures, by kind and by distractors
+
+>>> sorted(FOLDERS)
+['tiny-llava']
+>>> (FOLDERS["tiny-llava"] / "config.json").exists()
+True
+"""
+
+from pathlib import Path
+
+FOLDERS: dict[str, Path] = {"tiny-llava": Path(__file__).parent / "tiny-llava"}

@@ -1,0 +1,211 @@
+"""Questions about a scene, with their answers: what the tiny models are asked.
+
+Seven kinds. Each question also says how it finds its thing (`key`: by colour, by shape, by both, by cell) and
+how many other things in the picture share the colour or the shape that is named: those are the pictures where
+a shortcut fails, and `evaluation` reports them apart.
+
+    kind      question                              answer
+    shape     What shape is the red object?         it is a circle
+    colour    What colour is the circle?            it is red
+    at        What is at the top left?              a red circle | nothing
+    where     Where is the red circle?              at the top left
+    count     How many circles are there?           two
+    exist     Is there a red circle?                yes | no
+    caption   Describe the picture.                 a red circle at the top left, a blue ring at ...
+
+>>> import numpy as np
+>>> from probe.models.tiny.drawing import sample_scene
+>>> rng = np.random.default_rng(7)
+>>> asked = ask(sample_scene(rng), "where", rng)
+>>> asked.question, asked.answer
+('a','b')
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from probe.errors import ProbeError
+from probe.models.tiny.drawing import COLOURS, COLUMNS, ROWS, SHAPES, Scene, Thing, draw, sample_scene, stream
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+TEMPLATES = {
+    "shape": ("What shape is {the}?", "What is the shape of {the}?", "Which shape does {the} have?"),
+    "colour": ("What colour is {the}?", "What color is {the}?", "What is the color of {the}?",
+               "Which colour does {the} have?"),
+    "at": ("What is at {cell}?", "What do you see at {cell}?", "Which object is at {cell}?"),
+    "where": ("Where is {the}?", "Where can you see {the}?", "In which place is {the}?"),
+    "count": ("How many {many} are there?", "How many {many} are in the picture?",
+              "How many {many} do you see?", "Count the {many}."),
+    "exist": ("Is there {a}?", "Is there {a} in the image?", "Can you see {a}?", "Do you see {a}?"),
+    "caption": ("Describe the picture.", "Describe the image.", "What is in the picture?",
+                "What do you see in the image?", "What can you see?"),
+}  # fmt: skip
+KINDS = tuple(TEMPLATES)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a scene and its one right answer.
+
+    `key` is what the thing is found by: "colour", "shape", "both", "cell", or "all" (the whole picture).
+    `same_colour` and `same_shape` count the other things that share only the target's colour or shape.
+    """
+
+    kind: str
+    question: str
+    answer: str
+    key: str
+    things: int
+    same_colour: int = 0
+    same_shape: int = 0
+
+    @property
+    def distractors(self) -> str:
+        """Which shortcuts the picture defeats: "none", "same colour", "same shape" or "both"."""
+        names = {(False, False): "none", (True, False): "same colour", (False, True): "same shape"}
+        return names.get((self.same_colour > 0, self.same_shape > 0), "both")
+
+
+def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question:
+    """One question of that kind about the scene. Raises ProbeError on a kind that is not in `KINDS`."""
+    if kind not in _ASK:
+        raise ProbeError("questions.ask", expected=f"a kind among {', '.join(KINDS)}", got=repr(kind))
+    return _ASK[kind](scene, rng)
+
+
+def sample_picture(seed: int = 0, kind: str = "caption", size: int = 480) -> tuple[Image.Image, str, str]:
+    """A picture to look at, a question about it and its answer: what the command line uses when given none.
+
+    These pictures are in no training and no evaluation set; `tests/test_tiny_weights.py` holds that the
+    shipped model answers the first of them right.
+    """
+    rng = stream("sample", seed)
+    scene = sample_scene(rng, things=(3, 4))
+    asked = ask(scene, kind, rng)
+    return draw(scene, size), asked.question, asked.answer
+
+
+def _shape(scene: Scene, rng: np.random.Generator) -> Question:
+    target, key = _target(scene, "colour", rng)
+    return _question("shape", scene, rng, target, key, f"it is a {target.shape}", the=_the(target, key))
+
+
+def _colour(scene: Scene, rng: np.random.Generator) -> Question:
+    target, key = _target(scene, "shape", rng)
+    return _question("colour", scene, rng, target, key, f"it is {target.colour}", the=_the(target, key))
+
+
+def _at(scene: Scene, rng: np.random.Generator) -> Question:
+    """A filled cell four times in five, else an empty one."""
+    filled = {thing.cell: thing for thing in scene.things}
+    empty = [(row, column) for row in range(3) for column in range(3) if (row, column) not in filled]
+    cell = _pick(list(filled), rng) if rng.random() < 0.8 else _pick(empty, rng)
+    target = filled.get(cell)
+    answer = _a(target.colour, target.shape) if target else "nothing"
+    return _question("at", scene, rng, target, "cell", answer, cell=_cell(cell))
+
+
+def _where(scene: Scene, rng: np.random.Generator) -> Question:
+    looks = Counter((thing.colour, thing.shape) for thing in scene.things)
+    target = _pick([thing for thing in scene.things if looks[thing.colour, thing.shape] == 1], rng)
+    keys = ["both", "both"] + [key for key in ("colour", "shape") if _alone(scene, target, key)]
+    key = _pick(keys, rng)
+    return _question("where", scene, rng, target, key, f"at {_cell(target.cell)}", the=_the(target, key))
+
+
+def _count(scene: Scene, rng: np.random.Generator) -> Question:
+    """First the number, evenly among those the picture offers, then something that occurs so often."""
+    colours, shapes = Counter(t.colour for t in scene.things), Counter(t.shape for t in scene.things)
+    counts = [("colour", f"{colour} objects", colours[colour]) for colour in COLOURS]
+    counts += [("shape", plural(shape), shapes[shape]) for shape in SHAPES]
+    counts += [("all", "objects", len(scene.things))]
+    number = _pick(sorted({count for _, _, count in counts}), rng)
+    key, many, _ = _pick([entry for entry in counts if entry[2] == number], rng)
+    return _question("count", scene, rng, None, key, NUMBERS[number], many=many)
+
+
+def _exist(scene: Scene, rng: np.random.Generator) -> Question:
+    """Yes and no equally often. Three times in four a no names a colour or a shape that the picture has."""
+    present = {(thing.colour, thing.shape) for thing in scene.things}
+    colour, shape = _pick(sorted(present), rng)
+    yes = rng.random() < 0.5
+    while not yes and (colour, shape) in present:
+        colour, shape = _pick(sorted(present), rng)
+        change = rng.random()
+        if change > 0.375:
+            colour = _pick(COLOURS, rng)
+        if not 0.375 < change < 0.75:
+            shape = _pick(SHAPES, rng)
+    others = [t for t in scene.things if (t.colour, t.shape) != (colour, shape)]
+    return Question(
+        "exist", _pick(TEMPLATES["exist"], rng).format(a=_a(colour, shape)), "yes" if yes else "no",
+        key="both", things=len(scene.things),
+        same_colour=sum(t.colour == colour for t in others), same_shape=sum(t.shape == shape for t in others),
+    )  # fmt: skip
+
+
+def _caption(scene: Scene, rng: np.random.Generator) -> Question:
+    parts = [f"{_a(thing.colour, thing.shape)} at {_cell(thing.cell)}" for thing in scene.things]
+    return _question("caption", scene, rng, None, "all", ", ".join(parts))
+
+
+_ASK: dict[str, Callable[[Scene, np.random.Generator], Question]] = {
+    "shape": _shape, "colour": _colour, "at": _at, "where": _where,
+    "count": _count, "exist": _exist, "caption": _caption,
+}  # fmt: skip
+
+
+def _question(
+    kind: str, scene: Scene, rng: np.random.Generator, target: Thing | None, key: str, answer: str, **words
+) -> Question:
+    others = [thing for thing in scene.things if target is not None and thing is not target]
+    return Question(
+        kind, _pick(TEMPLATES[kind], rng).format(**words), answer, key, len(scene.things),
+        same_colour=sum(t.colour == target.colour and t.shape != target.shape for t in others),
+        same_shape=sum(t.shape == target.shape and t.colour != target.colour for t in others),
+    )  # fmt: skip
+
+
+def _target(scene: Scene, key: str, rng: np.random.Generator) -> tuple[Thing, str]:
+    """A thing that its colour (or shape) alone finds; one time in five, and where there is none, by its cell."""
+    found = [thing for thing in scene.things if _alone(scene, thing, key)]
+    if found and rng.random() < 0.8:
+        return _pick(found, rng), key
+    return _pick(scene.things, rng), "cell"
+
+
+def _alone(scene: Scene, thing: Thing, attribute: str) -> bool:
+    return [getattr(other, attribute) for other in scene.things].count(getattr(thing, attribute)) == 1
+
+
+def _pick(options, rng: np.random.Generator):
+    return options[int(rng.integers(len(options)))]
+
+
+def _a(colour: str, shape: str) -> str:
+    return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
+
+
+def _the(thing: Thing, key: str) -> str:
+    match key:
+        case "both":
+            return f"the {thing.colour} {thing.shape}"
+        case "shape":
+            return f"the {thing.shape}"
+        case "colour":
+            return f"the {thing.colour} object"
+    return f"the object at {_cell(thing.cell)}"
+
+
+def _cell(cell: tuple[int, int]) -> str:
+    return f"the {ROWS[cell[0]]} {COLUMNS[cell[1]]}"
+
+
+def plural(shape: str) -> str:
+    """A shape's plural: circles, crosses."""
+    return f"{shape}es" if shape.endswith("s") else f"{shape}s"

@@ -1,0 +1,47 @@
+"""The folder a tiny model is shipped in: fp16 weights, configuration, processor and recipe.
+
+Weights are stored in half precision and loaded in single (`config.dtype`): half the package, and no surprise
+from half-precision arithmetic on a CPU.
+"""
+
+import copy
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers.utils import logging
+
+from probe.models.tiny.recipe import Recipe
+
+
+def save(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, recipe: Recipe, folder: Path
+) -> None:
+    """Fills a folder that `AutoModelForImageTextToText` and `AutoProcessor` load; no file is ever half written."""
+    with tempfile.TemporaryDirectory(dir=folder) as name, _quiet():
+        fresh = Path(name)
+        copy.deepcopy(model).to(torch.float16).save_pretrained(fresh)
+        processor.save_pretrained(fresh)
+        config = json.loads((fresh / "config.json").read_text())
+        (fresh / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
+        (fresh / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2) + "\n")
+        for file in fresh.iterdir():
+            os.replace(file, folder / file.name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without `save_pretrained`'s progress bar, which would break up the training's own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,32 @@
+"""All the figures a record can give: what the command line and reports write."""
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from probe.plots.curves import entropy, mass
+from probe.plots.look import default_query, labelled
+from probe.plots.matrix import heads
+from probe.plots.overlay import can_draw, heatmaps
+
+
+def figures(record: xr.DataTree, sample: int | str = 0) -> dict[str, Figure]:
+    """{"llm-mass": Figure, ...}: every figure that the record has numbers for; heat maps are of one `sample`.
+
+    Close them with `matplotlib.pyplot.close` when many are made.
+    """
+    labelled(record, "plots.figures")
+    drawn = {}
+    for stack, measured in record.children.items():
+        for value in ("mass", "share", "lift", "contribution"):
+            if value in measured and bool(measured[value].notnull().any()):
+                drawn[f"{stack}-{value}"] = mass(record, stack, value)
+        if "entropy" in measured and "head_entropy" in measured:
+            drawn[f"{stack}-entropy"] = entropy(record, stack)
+            drawn[f"{stack}-entropy-ratio"] = entropy(record, stack, ratio=True)
+        query = default_query(measured)
+        if "vision" in measured["key_type"].values:
+            drawn[f"{stack}-heads"] = heads(record, query, "vision", stack)
+        if can_draw(measured, sample, query):
+            drawn[f"{stack}-heatmaps"] = heatmaps(record, sample, query, stack=stack)
+    return {name: np.ravel(axes)[0].figure for name, axes in drawn.items()}

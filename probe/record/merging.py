@@ -1,0 +1,90 @@
+"""Put the samples of several records into one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from probe.errors import ProbeError
+from probe.record.contract import tree_of, validate
+from probe.record.variables import CONDITIONS
+
+_PAD = {"f": np.nan, "i": -1, "u": 0, "b": False, "O": ""}
+
+
+def merge(records: Sequence[xr.DataTree]) -> xr.DataTree:
+    """One record with the samples of all, in order. Values are copied bit for bit; ragged axes are padded.
+
+    Records that measured different things (another model, layers, types, variables, or a condition of
+    `CONDITIONS`) are refused with the name of what differs: give those to a plot side by side instead.
+    Other attrs that differ (a prompt's hash) become a list "a, b".
+    """
+    records = [validate(record) for record in records]
+    if not records:
+        raise ProbeError("record.merge", expected="at least one record", got="none")
+    first = records[0]
+    for record in records[1:]:
+        for name in CONDITIONS:
+            _same(f"attrs[{name!r}]", first.attrs.get(name), record.attrs.get(name))
+        _same("stacks", list(first.children), list(record.children))
+    root = _concatenated([record.to_dataset(inherit=False) for record in records])
+    stacks = {name: _merged_stack(name, [record[name] for record in records]) for name in first.children}
+    return validate(tree_of(root.assign_attrs(_joined_attrs(records)), stacks, "record.merge"))
+
+
+def _merged_stack(stack: str, nodes: list[xr.DataTree]) -> xr.Dataset:
+    datasets = [node.to_dataset(inherit=False) for node in nodes]
+    described = [_described(dataset) for dataset in datasets]
+    for other in described[1:]:
+        for what, value in described[0].items():
+            _same(f"{stack} {what}", value, other[what])
+    return _concatenated(datasets)
+
+
+def _described(dataset: xr.Dataset) -> dict[str, list]:
+    """What two stacks must have in common: the labels of every axis that has some, and the variables."""
+    labels = {str(name): coord.values.tolist() for name, coord in sorted(dataset.coords.items(), key=str)}
+    axes = {name: labels.get(name, []) for name in ("layer", "head", "query_type", "key_type")}
+    return axes | {"variables": sorted(map(str, dataset.variables))} | labels
+
+
+def _same(what: str, first: Any, other: Any) -> None:
+    if first != other:
+        fix = "draw them side by side instead: plots take {label: record}"
+        raise ProbeError("record.merge", expected=f"the same {what}", got=f"{first!r} and {other!r}", fix=fix)
+
+
+def _concatenated(datasets: list[xr.Dataset]) -> xr.Dataset:
+    templates = {name: variable for dataset in datasets for name, variable in dataset.variables.items()}
+    coords = {name for dataset in datasets for name in dataset.coords}
+    sizes: dict[Any, int] = {}
+    for dataset in datasets:
+        sizes |= {dim: max(size, sizes.get(dim, 0)) for dim, size in dataset.sizes.items()}
+    merged = {}
+    for name, template in templates.items():
+        if "sample" in template.dims:
+            grown = [_grown(dataset, name, template, sizes) for dataset in datasets]
+            data = np.concatenate(grown, template.dims.index("sample"))
+            template = xr.Variable(template.dims, data, template.attrs)
+        merged[name] = template
+    return xr.Dataset(merged).set_coords(coords)
+
+
+def _grown(dataset: xr.Dataset, name: Any, template: xr.Variable, sizes: Mapping[Any, int]) -> np.ndarray:
+    """The variable padded to `sizes`; one that only other records have (a picture) is all padding."""
+    sizes = {**sizes, "sample": dataset.sizes["sample"]}
+    grown = np.full([sizes[dim] for dim in template.dims], _PAD[template.dtype.kind], template.dtype)
+    if name in dataset.variables:
+        array = dataset.variables[name].values
+        grown[tuple(slice(size) for size in array.shape)] = array
+    return grown
+
+
+def _joined_attrs(records: list[xr.DataTree]) -> dict[str, Any]:
+    joined = {}
+    for name in dict.fromkeys(name for record in records for name in record.attrs):
+        values = [record.attrs[name] for record in records if name in record.attrs]
+        parts = dict.fromkeys(part for value in values for part in str(value).split(", "))
+        joined[name] = values[0] if len(set(values)) == 1 else ", ".join(parts)
+    return joined

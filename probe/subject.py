@@ -1,0 +1,263 @@
+"""A subject: a model with its processor, name and revision. What is probed.
+
+subject = load("tiny-llava")                      # or a hub id, a folder, or a model in memory
+subject.answer("cat.jpg", "What is on the mat?")
+inputs = subject.encode("cat.jpg", "What is on the mat?", response="a cat")
+subject.model(**inputs)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from jaxtyping import Int
+from PIL import Image
+from transformers import PreTrainedModel
+
+from probe.checkpoint import adopt, open_checkpoint
+from probe.conversation import Conversation, messages_of, render
+from probe.errors import ProbeError
+from probe.grids import aspect_of, encoder_grid, padded_to_square, vision_grid
+from probe.inputs import Ids, Inputs, Vocabulary, with_response
+from probe.locate import image_token_id, max_positions, stacks
+from probe.roles import adds_special_tokens, expanded, roles_of
+from probe.samples import Picture, as_pictures, open_picture
+from probe.tokens import LAST, Types, label
+
+LONGEST_SIDE_RATIO = (
+    100  # a crop first blows the shorter side up to the encoder's; beyond this it fills the memory
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model that is ready to be asked. `load` makes one."""
+
+    model: PreTrainedModel
+    processor: Any
+    name: str
+    revision: str
+    aspect: str  # what becomes of a picture that is not square: "crop", "pad", "squash" or "anyres"
+    toy: bool = False
+
+    def describe(self) -> dict[str, str]:
+        """What has to be known to make a measurement again, as plain strings."""
+        return {
+            "model": self.name,
+            "revision": self.revision,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "quantization": str(getattr(self.model, "quantization_method", None) or "none"),
+            "attention": _attention_of(self.model),
+            "device": str(self.model.device),
+            "aspect": self.aspect,
+            "image_processor": type(self.processor.image_processor).__name__,
+            "toy": str(self.toy).lower(),
+            "transformers_version": transformers.__version__,
+            "torch_version": torch.__version__,
+        }
+
+    def encode(
+        self,
+        image: Picture | Sequence[Picture] | None,
+        question: str | Conversation,
+        response: str | Ids | None = None,
+        *,
+        types: Types = "paper",
+        turns: str = "last",
+    ) -> Inputs:
+        """One row for `model(**inputs)`: the prompt, and the response behind it where there is one.
+
+        `question`: the user's words, or a conversation of system, user and assistant messages with an image
+        item for each picture; a conversation that ends with an answer has it as its response. A response of
+        words is tokenized as the template puts it and closed with the model's end-of-turn token, as
+        generating it would; one of ids is appended as it is. `types` and `turns`: see `TokenTypes.as_types`.
+        Raises ProbeError for unreadable pictures, more or fewer of them than placeholders, and a sequence
+        longer than the model's positions.
+        """
+        pictures = tuple(open_picture(picture) for picture in as_pictures(image))
+        messages = messages_of(question, len(pictures), self.processor.image_token)
+        messages, response = _split_answer(messages, response)
+        words = response if isinstance(response, str) else None
+        inputs = self._row(pictures, messages, words)
+        if words is not None:
+            inputs = with_response(inputs, self.vocabulary.end_ids[:1])
+        elif response is not None:
+            inputs = with_response(inputs, response)
+        self._check_length(inputs["input_ids"].shape[1])
+        return inputs.to(self.model.device).as_types(types, turns)
+
+    def _row(self, pictures: tuple[Image.Image, ...], messages: list, words: str | None) -> Inputs:
+        rendering = render(self.processor, messages, words)
+        tensors = self.processor(
+            text=[rendering.text],
+            images=[self._shown(picture) for picture in pictures] or None,
+            add_special_tokens=adds_special_tokens(self.processor.tokenizer, rendering.text),
+            return_tensors="pt",
+        )
+        ids, image_token = tensors["input_ids"][0].numpy(), image_token_id(self.model)
+        roles = expanded(roles_of(self.processor.tokenizer, rendering), ids, image_token)
+        sizes = [picture.size for picture in pictures]
+        grid = vision_grid(self.model, self.processor, sizes, self.aspect)
+        if len(grid) != (ids == image_token).sum():
+            raise ProbeError(
+                "processor",
+                expected=f"{len(grid)} placeholders, as many as the model makes vision tokens",
+                got=str((ids == image_token).sum()),
+                fix="check its patch_size, num_additional_image_tokens and vision_feature_select_strategy",
+            )
+        return Inputs(
+            dict(tensors),
+            types=label(roles.role, roles.turn, ids == image_token),
+            grid=[grid],
+            pictures=[pictures],
+            prompt=[rendering.prompt],
+            encoder_grid=[encoder_grid(self.model, self.processor, sizes, self.aspect)],
+            response=[words or ""],
+            vocabulary=self.vocabulary,
+        )
+
+    def _shown(self, picture: Image.Image) -> Image.Image:
+        """The picture as the processor gets it: padded by ourselves where it would not do so."""
+        native = aspect_of(self.processor.image_processor)
+        if self.aspect == "pad" and native != "pad":
+            return padded_to_square(picture, self.processor.image_processor)
+        if native == "crop" and max(picture.size) > LONGEST_SIDE_RATIO * min(picture.size):
+            raise ProbeError(
+                "image",
+                expected=f"sides that differ by less than a factor of {LONGEST_SIDE_RATIO}",
+                got=f"{picture.width} x {picture.height} pixels",
+                fix="load the model with aspect='pad'",
+            )
+        return picture
+
+    def _check_length(self, length: int) -> None:
+        limit = max_positions(self.model)
+        if limit is not None and length > limit:
+            raise ProbeError(
+                "encode",
+                expected=f"at most {limit} tokens, the positions of the model",
+                got=f"{length} tokens",
+                fix="shorten the question or pass fewer pictures",
+            )
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer with the ids that end an answer, the tokenizer's own first."""
+        tokenizer, configured = self.processor.tokenizer, self.model.generation_config.eos_token_id
+        configured = (
+            [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
+        )
+        first = tokenizer.eos_token_id
+        ends = [first, *configured] if first in configured or not configured else [*configured, first]
+        ends = tuple(dict.fromkeys(id for id in ends if id is not None))
+        pad = tokenizer.pad_token_id
+        return Vocabulary(tokenizer, ends, pad if pad is not None else ends[0])
+
+    def answer(
+        self,
+        image: Picture | Sequence[Picture] | None,
+        question: str | Conversation,
+        max_new_tokens: int = 32,
+        **generate: Any,
+    ) -> str:
+        """What the model says, greedily unless `generate` (options of `model.generate`) asks for something
+        else."""
+        (ids,) = self.generate_ids(self.encode(image, question), max_new_tokens, **generate)
+        return self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def generate_ids(
+        self, inputs: Inputs, max_new_tokens: int = 32, **generate: Any
+    ) -> list[Int[torch.Tensor, "token"]]:
+        """The ids that each row is answered with, the end-of-turn token included where it came, without
+        padding.
+
+        Fewer than `max_new_tokens` where the model's positions end.
+        """
+        if (inputs.types.role[:, -1] != LAST).any():
+            raise ProbeError(
+                "generate",
+                expected="rows that end with their prompt",
+                got="a response or padding on the right",
+            )
+        width = inputs["input_ids"].shape[1]
+        self._check_length(width + 1)
+        limit = max_positions(self.model) or width + max_new_tokens
+        if not generate.get("do_sample"):
+            # a checkpoint's own temperature would only make transformers warn that it isn't used
+            generate = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **generate}
+        with torch.no_grad():
+            generated = self.model.generate(
+                **inputs,
+                max_new_tokens=min(max_new_tokens, limit - width),
+                pad_token_id=self.vocabulary.pad_id,
+                **generate,
+            )
+        return [_until_end(row, self.vocabulary.end_ids) for row in generated[:, width:].cpu()]
+
+
+def load(
+    model: str | PreTrainedModel = "tiny-llava",
+    processor: Any = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attn: str | None = None,
+    quantization: str | None = None,
+    aspect: str | None = None,
+) -> Subject:
+    """A subject from a name (a shipped model, a folder, a hub id) or from a model in memory with its
+    processor.
+
+    A model in memory is put in eval mode, and is moved or switched only where `device`, `dtype` or `attn` say
+    so. `aspect` is for models with one square view: "pad" is how LLaVA-1.5 was trained, "crop" how Hugging
+    Face's processor does it; by default the processor's own way, which `subject.aspect` names.
+    """
+    if isinstance(model, str):
+        opened = open_checkpoint(model, processor, device, dtype, attn, quantization)
+    else:
+        opened = adopt(model, processor, device, dtype, attn, quantization)
+    aspect = _aspect(aspect, opened.processor.image_processor)
+    return Subject(opened.model, opened.processor, opened.name, opened.revision, aspect, opened.toy)
+
+
+def _aspect(wanted: str | None, image_processor: Any) -> str:
+    native = aspect_of(image_processor)
+    if wanted is None or wanted == native:
+        return native
+    if wanted == "pad" and native in ("crop", "squash"):
+        return "pad"
+    kind = type(image_processor).__name__
+    raise ProbeError(
+        "load", expected=f"aspect=None or {native!r}, which is what {kind} does", got=repr(wanted)
+    )
+
+
+def _attention_of(model: PreTrainedModel) -> str:
+    """The attention kernels in use, e.g. "sdpa" or "llm sdpa, vision eager"."""
+    names = {
+        name: next(iter(stack.attention.values())).config._attn_implementation
+        for name, stack in stacks(model).items()
+    }
+    kernels = set(names.values())
+    return (
+        kernels.pop()
+        if len(kernels) == 1
+        else ", ".join(f"{name} {kernel}" for name, kernel in names.items())
+    )
+
+
+def _split_answer(messages: list, response: str | Ids | None) -> tuple[list, str | Ids | None]:
+    """Messages up to the answer that is asked for, and that answer where the conversation has it."""
+    if messages[-1]["role"] != "assistant":
+        return messages, response
+    if response is not None:
+        raise ProbeError(
+            "encode", expected="one response", got="a conversation that ends with one, and response="
+        )
+    return messages[:-1], "".join(item.get("text", "") for item in messages[-1]["content"])
+
+
+def _until_end(ids: Int[torch.Tensor, "token"], end_ids: tuple[int, ...]) -> Int[torch.Tensor, "token"]:
+    ends = [position for position, id in enumerate(ids.tolist()) if id in end_ids]
+    return ids[: ends[0] + 1] if ends else ids

@@ -1,0 +1,19 @@
+"""What every test shares: shapes and types checked at run time, no window, no network, one thread.
+
+The import hook makes every annotation of `probe` a check (jaxtyping for shapes, beartype for the rest),
+in tests only: users pay nothing for it. It must be installed before anything imports `probe`.
+"""
+
+import os
+
+import hypothesis
+import matplotlib
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read once, when torch is first imported
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+install_import_hook("probe", "beartype.beartype")
+matplotlib.use("Agg")
+hypothesis.settings.register_profile("probe", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("probe")

@@ -1,0 +1,62 @@
+"""README keeps its word: short, its example runs, its tree and links lead to files, a command is one line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """Fenced blocks of a language; of none by `""`."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return [text for of, text in fenced if of == language]
+
+
+def tree() -> list[str]:
+    """Paths of the annotated tree: two spaces of indentation a level."""
+    paths, folder = [], ""
+    for line in blocks("")[-1].splitlines():
+        name = line.split()[0]
+        path = folder + name if line.startswith("  ") else name
+        if name.endswith("/") and not line.startswith(" "):
+            folder = name
+        paths.append(path)
+    return paths
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 120
+
+
+def test_the_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("python")
+    assert len([line for line in example.splitlines() if line.strip()]) <= 12
+    exec(compile(example, "README.md", "exec"), {})
+    assert {path.name for path in tmp_path.iterdir()} == {"record.zarr.zip", "mass.png"}
+    assert "vision" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", tree())
+def test_the_tree_names_what_is_there(path):
+    assert (ROOT / path).exists()
+
+
+def test_the_tree_names_every_file_of_the_package():
+    files = {f"probe/{file.name}" for file in (ROOT / "probe").glob("[!_]*.py")}
+    assert files <= set(tree())
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?://)([^)#]+)", README))))
+def test_its_links_lead_to_files(target):
+    assert (ROOT / target).exists()
+
+
+@pytest.mark.parametrize("ending", ["probe attention", "pytest"])
+def test_each_command_is_one_line_from_nothing_to_done(ending):
+    lines = "".join(blocks("bash")).splitlines()
+    (line,) = [line for line in lines if line.endswith(f".venv/bin/{ending}")]
+    assert line.startswith("python3 -m venv .venv && .venv/bin/pip install ")

@@ -1,0 +1,69 @@
+"""The shipped model, loaded as anybody would, answers pictures it has never seen."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+
+from probe.models.tiny import FOLDERS
+from probe.models.tiny.drawing import draw
+from probe.models.tiny.evaluation import evaluate, frozen, summary
+from probe.models.tiny.questions import KINDS, sample_picture
+from probe.models.tiny.recipe import Recipe
+
+FOLDER = FOLDERS["tiny-llava"]
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return AutoModelForImageTextToText.from_pretrained(FOLDER).eval(), AutoProcessor.from_pretrained(FOLDER)
+
+
+def answer(subject, picture, question):
+    model, processor = subject
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    prompt = processor.apply_chat_template([message], add_generation_prompt=True)
+    inputs = processor(images=picture, text=prompt, return_tensors="pt")
+    written = model.generate(**inputs, max_new_tokens=60)[0, inputs.input_ids.shape[1] :]
+    return processor.tokenizer.decode(written, skip_special_tokens=True)
+
+
+def test_it_is_a_plain_llava_and_small(subject):
+    assert type(subject[0]) is LlavaForConditionalGeneration
+    assert subject[0].config.probe_toy is True
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 10e6
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "recipe.json"):
+        assert (FOLDER / name).exists()
+
+
+def test_the_recipe_beside_the_weights_is_the_default():
+    assert json.loads((FOLDER / "recipe.json").read_text()) == json.loads(json.dumps(vars(Recipe())))
+
+
+def test_it_answers_unseen_pictures(subject):
+    table = summary(evaluate(*subject, pictures=64, controls=False), "kind")["right"]
+    assert (table[["shape", "at", "caption", "count"]] > 0.85).all(), table
+    assert (table > 0.7).all(), table
+
+
+def test_it_looks_at_the_picture(subject, monkeypatch):
+    monkeypatch.setattr("probe.models.tiny.evaluation.blind_answers", dict)  # 20,000 scenes: not here
+    table = summary(evaluate(*subject, pictures=64, controls=True), "kind")
+    assert (table["swapped"] < table["right"] - 0.3).all(), table
+
+
+@torch.no_grad()
+def test_generation_writes_what_exact_match_counts(subject):
+    frame = evaluate(*subject, pictures=4)
+    for number in range(4):
+        scene, questions = frozen(number)
+        written = [answer(subject, draw(scene), question.question) for question in questions]
+        right = [text == question.answer for text, question in zip(written, questions, strict=True)]
+        assert right == frame[frame.picture == number].right.tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sample_pictures_are_answered_right(subject, kind):
+    picture, question, expected = sample_picture(kind=kind)
+    assert answer(subject, picture, question) == expected
