@@ -63,11 +63,9 @@ def open_checkpoint(
         model = AutoModelForImageTextToText.from_pretrained(source, use_safetensors=True, **options, **where)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _unreadable(name, error) from error
-    model = model if quantization else model.to(device)
+    model = model if quantization else model.to(device)  # type: ignore[arg-type]
     image_token_id(model)
-    revision = getattr(model.config, "_commit_hash", None) or (
-        fingerprint(Path(source)) if local else "unknown"
-    )
+    revision = getattr(model.config, "_commit_hash", None) or (fingerprint(Path(source)) if local else "unknown")
     return Checkpoint(model.eval(), _complete(processor, model), name, revision, toy)
 
 
@@ -100,18 +98,18 @@ def adopt(
     if device is not None or dtype is not None:
         model.to(device=device, dtype=as_dtype(dtype))  # type: ignore[call-overload]
     if attn is not None:
-        model.set_attn_implementation(attn)
+        try:
+            model.set_attn_implementation(attn)
+        except (ValueError, ImportError) as error:
+            kernels = "attn that transformers and the machine have (sdpa, eager, flash_attention_2 ...)"
+            raise ProbeError("load", expected=kernels, got=repr(attn)) from error
     name = getattr(model.config, "_name_or_path", "") or _kind(model)
-    return Checkpoint(
-        model.eval(), processor, name, getattr(model.config, "_commit_hash", None) or "in memory", False
-    )
+    return Checkpoint(model.eval(), processor, name, getattr(model.config, "_commit_hash", None) or "in memory", False)
 
 
 def _is_compiled(model: Any) -> bool:
     modules = model.modules() if isinstance(model, torch.nn.Module) else ()
-    return any(
-        getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod") for module in modules
-    )
+    return any(getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod") for module in modules)
 
 
 def _kind(model: Any) -> str:
@@ -151,9 +149,7 @@ def _source(name: str) -> tuple[str, bool, bool]:
             got=f"{name!r}, {what}",
         )
     if not (folder / "config.json").is_file():
-        raise ProbeError(
-            "load", expected="a folder with config.json, weights and a processor", got=f"{str(folder)!r}"
-        )
+        raise ProbeError("load", expected="a folder with config.json, weights and a processor", got=f"{str(folder)!r}")
     return str(folder), True, name in FOLDERS
 
 
@@ -170,9 +166,8 @@ def _quantized(quantization: str | None, device: torch.device) -> dict[str, Any]
             got=f"no {' and no '.join(missing)}",
             fix="pip install 'probe-llava[quantization]'",
         )
-    bits = {"load_in_4bit": True} if quantization == "4bit" else {"load_in_8bit": True}
-    if quantization == "4bit":
-        bits["bnb_4bit_compute_dtype"] = torch.bfloat16
+    four: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.bfloat16}
+    bits: dict[str, Any] = four if quantization == "4bit" else {"load_in_8bit": True}
     return {"quantization_config": BitsAndBytesConfig(**bits), "device_map": {"": device}}
 
 
@@ -180,9 +175,7 @@ def _unreadable(name: str, error: Exception) -> ProbeError:
     reason = " ".join(str(error).split())
     if "Unrecognized configuration class" in reason:
         return ProbeError("load", expected="a vision-language model", got=f"{name!r}, a model of text only")
-    return ProbeError(
-        "load", expected="a checkpoint that transformers can load", got=f"{name!r}: {reason[:300]}"
-    )
+    return ProbeError("load", expected="a checkpoint that transformers can load", got=f"{name!r}: {reason[:300]}")
 
 
 def _complete(processor: Any, model: PreTrainedModel) -> Any:

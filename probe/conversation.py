@@ -18,7 +18,7 @@ from probe.errors import ProbeError
 from probe.tokens import INSTRUCTION, RESPONSE, SYSTEM
 
 Message = dict[str, Any]
-Conversation = Sequence[Mapping[str, Any]]
+Conversation = Sequence[Mapping[str, Any]]  # [{"role": "user", "content": str | [{"type": "image"}, ...]}, ...]
 
 _MARK = re.compile("\ue000([0-9]+)\ue001")  # private use: no template treats it as space or letter
 
@@ -91,29 +91,27 @@ def render(processor: Any, messages: Sequence[Message], response: str | None = N
     prompt = template(messages, True)
     answered = [*messages, {"role": "assistant", "content": [{"type": "text", "text": response}]}]
     text, spans = prompt, _aligned(template, messages, prompt, True)
-    if response:
+    if response and response.strip():
         whole = template(answered, False)
         if whole.startswith(prompt):
             *spans, (index, _, end) = _aligned(template, answered, whole, False)
             text = whole[:end]
         else:  # the header before a new answer is not the one before an old answer
             index, text = len(messages), prompt + response
-        spans.append(
-            (index, len(prompt), len(text))
-        )  # from the prompt on: a space before the words is generated too
+        spans.append((index, len(prompt), len(text)))  # from the prompt on: a space before the words is generated too
     return Rendering(text, prompt, *_roles(template, answered, text, spans))
 
 
-def _roles(
-    template: Callable, messages: Sequence[Message], text: str, spans: list
-) -> tuple[np.ndarray, np.ndarray]:
+def _roles(template: Callable, messages: Sequence[Message], text: str, spans: list) -> tuple[np.ndarray, np.ndarray]:
     """Role and turn of each character; `messages` ends with the answer that is asked for."""
     role = np.full(len(text), INSTRUCTION)
     turn = np.zeros(len(text), dtype=role.dtype)
     role[: _end_of_system(template, messages, text)] = SYSTEM
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     for index, start, end in spans:
-        if index in answers:
+        if messages[index]["role"] == "system":
+            role[start:end] = SYSTEM
+        elif index in answers:
             role[start:end] = RESPONSE
             turn[end:] = min(answers.index(index) + 1, len(answers) - 1)
     return role, turn
@@ -146,9 +144,7 @@ def _end_of_system(template: Callable, messages: Sequence[Message], text: str) -
     return len(before) - shared
 
 
-def _aligned(
-    template: Callable, messages: Sequence[Message], text: str, prompt: bool
-) -> list[tuple[int, int, int]]:
+def _aligned(template: Callable, messages: Sequence[Message], text: str, prompt: bool) -> list[tuple[int, int, int]]:
     """(message, start, end) of every stretch of `text` that is somebody's words."""
     words: list[tuple[int, str]] = []
     marked: list[Message] = []
@@ -163,9 +159,7 @@ def _aligned(
     missing = {index for number, (index, _) in enumerate(words) if str(number) not in pieces[1::2]}
     if missing:
         role = messages[min(missing)]["role"]
-        raise ProbeError(
-            "chat template", expected="every message in the prompt", got=f"no {role} message in it"
-        )
+        raise ProbeError("chat template", expected="every message in the prompt", got=f"no {role} message in it")
     spans, at = [], len(pieces[0])
     faithful = text.startswith(pieces[0])
     for number, follows in zip(pieces[1::2], pieces[2::2], strict=True):
@@ -197,8 +191,6 @@ def _template(processor: Any) -> Callable[[Sequence[Message], bool], str]:
             return processor.apply_chat_template([dict(m) for m in messages], add_generation_prompt=prompt)
         except Exception as error:  # jinja2's TemplateError, or whatever the template stumbles over
             roles = ", ".join(message["role"] for message in messages)
-            raise ProbeError(
-                "chat template", expected="a conversation it takes", got=f"{roles}: {error}"
-            ) from error
+            raise ProbeError("chat template", expected="a conversation it takes", got=f"{roles}: {error}") from error
 
     return template

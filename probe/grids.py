@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import nn
+from transformers import PreTrainedModel
 from transformers.image_processing_utils import select_best_resolution
 
 from probe.locate import cls_tokens
@@ -64,6 +64,14 @@ def views(image_processor: Any, size: Size, aspect: str) -> Float[np.ndarray, "t
     return _within(square, _processed(image_processor, (side, side)))[None]
 
 
+def pixels_on_the_way(image_processor: Any, size: Size, aspect: str) -> int:
+    """Pixels of the largest picture that is made on the way from a picture to its views."""
+    shortest, _ = _edges(image_processor)
+    if aspect == "pad":
+        return max(size) ** 2
+    return shortest**2 * max(size) // min(size) if aspect == "crop" and shortest else 0
+
+
 def _processed(image_processor: Any, size: Size) -> np.ndarray:
     """The part of a picture that is left after resizing and cropping."""
     width, height = size
@@ -76,9 +84,7 @@ def _processed(image_processor: Any, size: Size) -> np.ndarray:
         return WHOLE
     crop = image_processor.crop_size
     left, top = (width - crop["width"]) // 2, (height - crop["height"]) // 2
-    return np.array(
-        [left / width, top / height, (left + crop["width"]) / width, (top + crop["height"]) / height]
-    )
+    return np.array([left / width, top / height, (left + crop["width"]) / width, (top + crop["height"]) / height])
 
 
 def _edges(image_processor: Any) -> tuple[int | None, tuple[int | None, int | None]]:
@@ -95,7 +101,7 @@ def _tiles(image_processor: Any, size: Size) -> list[np.ndarray]:
     else:
         inner = (min(math.ceil(width * (rows / height)), columns), rows)
     left, top = (columns - inner[0]) // 2, (rows - inner[1]) // 2
-    tile = dict(image_processor.crop_size or {}).get("height") or _edges(image_processor)[0]
+    tile = int(dict(image_processor.crop_size or {}).get("height") or _edges(image_processor)[0] or rows)
     corners = [(x - left, y - top) for y in range(0, rows, tile) for x in range(0, columns, tile)]
     return [np.array([x, y, x + tile, y + tile]) / np.array([*inner, *inner]) for x, y in corners]
 
@@ -106,7 +112,7 @@ def _within(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     return np.concatenate([corner + inner[..., :2] * extent, corner + inner[..., 2:] * extent], axis=-1)
 
 
-def encoder_grid(model: nn.Module, processor: Any, sizes: Sequence[Size], aspect: str) -> Grid:
+def encoder_grid(model: PreTrainedModel, processor: Any, sizes: Sequence[Size], aspect: str) -> Grid:
     """The encoder's patches, CLS left out: every tile of every picture in the order of `pixel_values`.
 
     `sizes` are the width and height of the original pictures.
@@ -115,20 +121,20 @@ def encoder_grid(model: nn.Module, processor: Any, sizes: Sequence[Size], aspect
     return Grid.join([_patches(model, rect, picture) for picture, rect in enumerate(rects)])
 
 
-def _patches(model: nn.Module, rects: np.ndarray, picture: int) -> Grid:
+def _patches(model: PreTrainedModel, rects: np.ndarray, picture: int) -> Grid:
     side = patches_per_side(model)
     tile, row, col = (axis.ravel() for axis in np.indices((len(rects), side, side)))
     inner = np.stack([col, row, col + 1, row + 1], axis=-1) / side
     return Grid(np.full_like(tile, picture), tile, row, col, _within(rects[tile], inner))
 
 
-def patches_per_side(model: nn.Module) -> int:
+def patches_per_side(model: PreTrainedModel) -> int:
     """Patches along one side of a view."""
     vision = model.config.vision_config
     return vision.image_size // vision.patch_size
 
 
-def vision_grid(model: nn.Module, processor: Any, sizes: Sequence[Size], aspect: str) -> Grid:
+def vision_grid(model: PreTrainedModel, processor: Any, sizes: Sequence[Size], aspect: str) -> Grid:
     """The vision tokens that the LLM gets, in the order of the sequence. `sizes`: width, height of the
     originals."""
     grids = []
@@ -140,14 +146,12 @@ def vision_grid(model: nn.Module, processor: Any, sizes: Sequence[Size], aspect:
 
 def _taken(patches: Grid, index: np.ndarray) -> Grid:
     """The patches at `index`; -1 is a token that is no patch."""
-    tile, row, col = (
-        np.where(index < 0, -1, axis[index]) for axis in (patches.tile, patches.row, patches.col)
-    )
+    tile, row, col = (np.where(index < 0, -1, axis[index]) for axis in (patches.tile, patches.row, patches.col))
     box = np.where(index[:, None] < 0, np.nan, patches.box[index])
     return Grid(patches.picture[index], tile, row, col, box)
 
 
-def _packed(model: nn.Module, patches: Grid, size: Size) -> np.ndarray:
+def _packed(model: PreTrainedModel, patches: Grid, size: Size) -> np.ndarray:
     """Which patch each of a picture's vision tokens is; -1 for a newline or a CLS."""
     tiles, extra = int(patches.tile.max()) + 1, cls_tokens(model)
     strategy = getattr(model.config, "vision_feature_select_strategy", "default")
@@ -155,7 +159,7 @@ def _packed(model: nn.Module, patches: Grid, size: Size) -> np.ndarray:
     if not hasattr(base, "pack_image_features"):
         return np.concatenate([np.full(extra if strategy == "full" else 0, -1), np.arange(len(patches))])
     features = torch.arange(len(patches), dtype=torch.float64).view(tiles, -1, 1)
-    packed, _ = base.pack_image_features(
+    packed, _ = base.pack_image_features(  # type: ignore[operator]
         [features],
         [(size[1], size[0])],
         vision_feature_select_strategy=strategy,

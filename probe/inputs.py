@@ -1,13 +1,15 @@
 """A batch that goes unchanged into `model(**inputs)`, and what is known about each of its positions.
 
-inputs = collate([subject.encode(image, question) for question in questions], side="left")
-logits = subject.model(**inputs).logits
-inputs.types.mask("vision")          # (batch, token)
+Single rows come from `Subject.encode`; here they get their response and become a padded batch:
+
+    inputs = collate([subject.encode(image, question) for question in questions], side="left")
+    logits = subject.model(**inputs).logits
+    inputs.types.mask("vision")          # (batch, token)
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -59,7 +61,7 @@ class Inputs(dict):
         self.types, self.grid, self.encoder_grid, self.pictures = types, grid, encoder_grid, pictures
         self.prompt, self.response, self.vocabulary = prompt, response, vocabulary
 
-    @property
+    @cached_property
     def tokens(self) -> list[list[str]]:
         piece = cache(lambda id: self.vocabulary.tokenizer.decode([id]))
         rows = zip(self["input_ids"].tolist(), self.types.role.tolist(), strict=True)
@@ -67,7 +69,8 @@ class Inputs(dict):
 
     def having(self, tensors: dict[str, torch.Tensor], **changed: Any) -> "Inputs":
         """A copy with other tensors and, where named, other attributes."""
-        return Inputs(tensors, **{name: changed.get(name, value) for name, value in vars(self).items()})
+        known = {name: value for name, value in vars(self).items() if name != "tokens"}
+        return Inputs(tensors, **(known | changed))
 
     def to(self, device: torch.device | str) -> "Inputs":
         """A copy on another device."""

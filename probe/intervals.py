@@ -31,9 +31,7 @@ BLOCK = 20_000_000  # numbers held at once: draws are made in blocks when there 
 
 @dataclass(frozen=True)
 class Interval:
-    """Estimates with their bounds, all of the same shape. Bounds are NaN where one picture (or none) was
-    seen.
-    """
+    """Estimates with their bounds, all of the same shape. Bounds are NaN where one picture (or none) was seen."""
 
     estimate: Float[np.ndarray, "*case"]
     low: Float[np.ndarray, "*case"]
@@ -56,8 +54,7 @@ def bootstrap(
     """
     sums, counts = _by_image(values, images)
     drawn = np.concatenate(list(_draw(sums, counts, draws, seed)))
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return _bounded(sums, counts, low, high, level)
+    return _bounded(sums, counts, np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0), level)
 
 
 def paired(
@@ -78,13 +75,13 @@ def band(
     Points without any spread over the draws get a band of no width.
     """
     sums, counts = _by_image(values, images)
-    estimate = _ratio(sums.sum(0), counts.sum(0))
+    estimate = _ratio(np.asarray(sums.sum(0)), np.asarray(counts.sum(0)))
     drawn = np.concatenate(list(_draw(sums, counts, draws, seed)))
     error = drawn.std(axis=0, ddof=1)
     varies = error > 0
     deviation = np.abs(drawn[:, varies] - estimate[varies]) / error[varies]
     width = np.quantile(deviation.max(axis=1), level) * np.nan_to_num(error) if varies.any() else 0 * error
-    return _bounded(sums, counts, estimate - width, estimate + width, level)
+    return _bounded(sums, counts, np.stack([estimate - width, estimate + width]), level)
 
 
 def bootstrap_statistic(
@@ -101,8 +98,7 @@ def bootstrap_statistic(
     if pictures < 2:
         return Interval(estimate, np.full_like(estimate, np.nan), np.full_like(estimate, np.nan), level)
     drawn = [
-        statistic(np.bincount(rng.integers(pictures, size=pictures), minlength=pictures)[member])
-        for _ in range(draws)
+        statistic(np.bincount(rng.integers(pictures, size=pictures), minlength=pictures)[member]) for _ in range(draws)
     ]
     low, high = np.nanquantile(np.array(drawn, dtype=float), [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate, np.array(low), np.array(high), level)
@@ -112,17 +108,17 @@ def wilson(
     correct: Float[np.ndarray, "sample"] | Bool[np.ndarray, "sample"], images: Sequence[str] | np.ndarray,
     *, level: float = LEVEL,
 ) -> Interval:  # fmt: skip
-    """Wilson's interval of a share. Only where every question has a picture of its own: else it is too
-    narrow.
+    """Wilson's interval of a share. Only where every question has a picture of its own: else it is too narrow.
 
     Raises ProbeError when questions share pictures, or values are other than 0 and 1. NaN is left out.
     """
     values, names = np.asarray(correct, dtype=float), np.asarray(images)
     _check_lengths("wilson", len(values), names)
     values, names = values[~np.isnan(values)], names[~np.isnan(values)]
-    if len(np.unique(names)) < len(names):
+    pictures = len(np.unique(names))
+    if pictures < len(names):
         raise ProbeError(
-            "wilson", expected="one question a picture", got=f"{len(names)} questions on {len(np.unique(names))}",
+            "wilson", expected="one question a picture", got=f"{len(names)} questions on {pictures} pictures",
             fix="use bootstrap, which draws pictures",
         )  # fmt: skip
     if not np.isin(values, (0, 1)).all():
@@ -143,7 +139,7 @@ def wilson_bounds(successes: int, trials: int, level: float = LEVEL) -> tuple[fl
     share, shrink = successes / trials, 1 + z**2 / trials
     middle = (share + z**2 / (2 * trials)) / shrink
     half = z * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / shrink
-    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+    return float(np.clip(middle - half, 0, share)), float(np.clip(middle + half, share, 1))  # despite rounding
 
 
 def _by_image(
@@ -172,9 +168,7 @@ def _draw(
     rng, pictures = np.random.default_rng(seed), len(sums)
     block = max(1, min(draws, BLOCK // pictures))
     for start in range(0, draws, block):
-        times = rng.multinomial(
-            pictures, np.full(pictures, 1 / pictures), size=min(block, draws - start)
-        ).astype(float)
+        times = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=min(block, draws - start)).astype(float)
         yield _ratio(np.tensordot(times, sums, axes=1), np.tensordot(times, counts, axes=1))
 
 
@@ -183,10 +177,13 @@ def _ratio(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _bounded(
-    sums: np.ndarray, counts: np.ndarray, low: np.ndarray, high: np.ndarray, level: float
+    sums: Float[np.ndarray, "image *case"],
+    counts: Float[np.ndarray, "image *case"],
+    bounds: Float[np.ndarray, "2 *case"],
+    level: float,
 ) -> Interval:
     enough = (counts > 0).sum(axis=0) >= 2  # one picture says nothing about others
-    estimate = _ratio(sums.sum(0), counts.sum(0))
+    low_and_high = np.where(enough, bounds, np.nan)
     return Interval(
-        np.asarray(estimate), np.where(enough, low, np.nan), np.where(enough, high, np.nan), level
+        _ratio(np.asarray(sums.sum(0)), np.asarray(counts.sum(0))), low_and_high[0, ...], low_and_high[1, ...], level
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Int
 from torch import nn
+from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
 
@@ -25,7 +26,7 @@ class Stack:
     attention: dict[str, nn.Module]
 
 
-def stacks(model: nn.Module) -> dict[str, Stack]:
+def stacks(model: PreTrainedModel) -> dict[str, Stack]:
     """The encoder ("vision", where there is one) and the decoder ("llm") of a model.
 
     Layers behind the one that the LLM reads (`vision_feature_layer`) are in the stack too: they do run.
@@ -41,13 +42,13 @@ def stacks(model: nn.Module) -> dict[str, Stack]:
     return found
 
 
-def vision_encoder(model: nn.Module) -> nn.Module | None:
+def vision_encoder(model: PreTrainedModel) -> nn.Module | None:
     """The module that turns pixels into features, None for a model of text only."""
     encoder = model.get_encoder(modality="image")
     return None if encoder is model or encoder is getattr(model, "base_model", None) else encoder
 
 
-def _stack(name: str, model: nn.Module, part: nn.Module) -> Stack:
+def _stack(name: str, model: PreTrainedModel, part: nn.Module) -> Stack:
     names = {module: qualified for qualified, module in model.named_modules()}
     lists = [module for module in part.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
@@ -62,9 +63,7 @@ def _attention(layer: nn.Module, name: str) -> nn.Module:
         for module in layer.modules():
             if module is not layer and all(hasattr(module, attribute) for attribute in wanted):
                 return module
-    raise ProbeError(
-        "model", expected="an attention module (with a head_dim) in every layer", got=f"none in {name}"
-    )
+    raise ProbeError("model", expected="an attention module (with a head_dim) in every layer", got=f"none in {name}")
 
 
 def output_projection(attention: nn.Module) -> nn.Linear:
@@ -79,7 +78,7 @@ def output_projection(attention: nn.Module) -> nn.Linear:
     return list(linear.values())[-1]
 
 
-def image_token_id(model: nn.Module) -> int:
+def image_token_id(model: PreTrainedModel) -> int:
     """The id that stands for vision tokens in `input_ids`. Raises ProbeError for a model that has none."""
     config = getattr(model, "config", None)
     for name in ("image_token_id", "image_token_index"):
@@ -93,22 +92,20 @@ def image_token_id(model: nn.Module) -> int:
 
 
 def vision_positions(
-    model: nn.Module, input_ids: Int[torch.Tensor, "batch token"]
+    model: PreTrainedModel, input_ids: Int[torch.Tensor, "batch token"]
 ) -> Bool[torch.Tensor, "batch token"]:
     """The positions that hold vision tokens (newline tokens of LLaVA-NeXT included)."""
     return input_ids == image_token_id(model)
 
 
-def cls_tokens(model: nn.Module) -> int:
+def cls_tokens(model: PreTrainedModel) -> int:
     """Tokens that the vision encoder puts before its patches: 1 for CLIP, 0 for SigLIP."""
     encoder = vision_encoder(model)
     if encoder is None:
         return 0
-    return sum(
-        name.split(".")[-1] in ("class_embedding", "cls_token") for name, _ in encoder.named_parameters()
-    )
+    return sum(name.split(".")[-1] in ("class_embedding", "cls_token") for name, _ in encoder.named_parameters())
 
 
-def max_positions(model: nn.Module) -> int | None:
+def max_positions(model: PreTrainedModel) -> int | None:
     """Tokens that the LLM has positions for, None where its config doesn't say."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from probe import __version__
 from probe.errors import ProbeError
 from probe.inputs import Ids, Inputs, collate, with_response
-from probe.locate import Stack, cls_tokens, output_projection, stacks as find_stacks
+from probe.locate import Stack, cls_tokens, output_projection
+from probe.locate import stacks as find_stacks
 from probe.record import EDGES, assemble, merge
 from probe.samples import Picture, Sample
 from probe.stats import Statistic
@@ -43,10 +44,10 @@ def measure(
     response: Response = None,
     *,
     types: Types = "paper",
-    turns: Literal["last", "all"] = "last",
-    rows: Literal["all", "text"] = "all",
+    turns: str = "last",
+    rows: str = "all",
     stacks: Sequence[str] | None = None,
-    maps: bool | Literal["heads"] = False,
+    maps: bool | str = False,
     contribution: bool = False,
     received_head: bool = False,
     max_new_tokens: int = 32,
@@ -91,7 +92,8 @@ def measure(
         "generate": ", ".join(f"{k}={v}" for k, v in {"max_new_tokens": max_new_tokens, **generate}.items()),
     }
     records = []
-    bar = tqdm(total=len(samples), desc="measure", unit="sample", disable=not (len(samples) > 1 if progress is None else progress))  # fmt: skip
+    quiet = len(samples) == 1 if progress is None else not progress
+    bar = tqdm(total=len(samples), desc="measure", unit="sample", disable=quiet)
     with bar, torch.no_grad():
         encoded = _encoded(subject, samples, responses, options)
         for batch in _batches(encoded, batch_tokens):

@@ -13,13 +13,14 @@ import os
 import secrets
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 import zarr
+from zarr.storage import MemoryStore, ZipStore
 
 from probe.errors import ProbeError
 
@@ -33,13 +34,13 @@ def ids_of(data: Labelled) -> list[str]:
     """The sample ids. Raises ProbeError when there are none or one is there twice."""
     if SAMPLE not in data.coords:
         raise ProbeError(
-            "run", expected=f"a coordinate {SAMPLE!r} with ids", got=f"only {', '.join(data.coords)}"
+            "run",
+            expected=f"a coordinate {SAMPLE!r} with ids",
+            got=f"only {', '.join(map(str, data.coords))}",
         )
     ids = [str(name) for name in np.atleast_1d(data.coords[SAMPLE].values)]
     if len(set(ids)) < len(ids):
-        raise ProbeError(
-            "run", expected="every id once", got=f"{next(i for i in ids if ids.count(i) > 1)!r} twice"
-        )
+        raise ProbeError("run", expected="every id once", got=f"{next(i for i in ids if ids.count(i) > 1)!r} twice")
     return ids
 
 
@@ -71,9 +72,7 @@ def read_ids(path: Path) -> list[str]:
 
 
 def read_skeleton(path: Path) -> Labelled:
-    """The part without its samples: what is the same for all of them, and no length along ragged
-    dimensions.
-    """
+    """The part without its samples: what is the same for all of them, and no length along ragged dimensions."""
     with _opened(path) as store:
         return select(from_nodes(_nodes_in(store)), slice(0, 0)).load()
 
@@ -108,9 +107,7 @@ def join(parts: Sequence[Labelled]) -> Labelled:
     nodes = [to_nodes(part) for part in parts]
     for other in nodes[1:]:
         if other.keys() != nodes[0].keys():
-            raise ProbeError(
-                "run", expected=f"parts with the nodes {sorted(nodes[0])}", got=str(sorted(other))
-            )
+            raise ProbeError("run", expected=f"parts with the nodes {sorted(nodes[0])}", got=str(sorted(other)))
     return from_nodes({path: _join_node(path, [each[path] for each in nodes]) for path in nodes[0]})
 
 
@@ -136,8 +133,7 @@ def _join_node(path: str, datasets: Sequence[xr.Dataset]) -> xr.Dataset:
     joined = {}
     for name, variable in first.variables.items():
         padded = [_pad(dataset.variables[name], full) for dataset in datasets]
-        whole = xr.Variable.concat(padded, SAMPLE) if SAMPLE in variable.dims else _agreed(str(name), padded)
-        joined[name] = whole
+        joined[name] = xr.Variable.concat(padded, SAMPLE) if SAMPLE in variable.dims else _agreed(name, padded)
     return xr.Dataset(
         {name: value for name, value in joined.items() if name not in first.coords},
         coords={name: value for name, value in joined.items() if name in first.coords}, attrs=first.attrs,
@@ -146,19 +142,20 @@ def _join_node(path: str, datasets: Sequence[xr.Dataset]) -> xr.Dataset:
 
 def _pad(variable: xr.Variable, full: Mapping[str, int]) -> xr.Variable:
     """The variable with its ragged dimensions at full length, as an ordinary (not an index) variable."""
-    variable = variable.to_base_variable()
-    missing = {name: (0, full[str(name)] - variable.sizes[name]) for name in variable.dims if name != SAMPLE}
-    if not any(after for _, after in missing.values()):
-        return variable
-    return variable.pad(missing, constant_values=filler(variable.dtype))
+    shape = tuple(full.get(str(name), variable.sizes[name]) for name in variable.dims)
+    if shape == variable.shape:
+        return variable.to_base_variable()
+    values = np.full(shape, filler(variable.dtype), dtype=variable.dtype)
+    values[tuple(slice(size) for size in variable.shape)] = variable.values
+    return xr.Variable(variable.dims, values, variable.attrs)
 
 
-def filler(dtype: np.dtype) -> object:
+def filler(dtype: np.dtype) -> float | int | bool | str:
     """What stands where a shorter sample has nothing: NaN, -1 (0 for pixels), False, or no text."""
     return {"f": np.nan, "i": -1, "u": 0, "b": False}.get(dtype.kind, "")
 
 
-def _agreed(name: str, padded: Sequence[xr.Variable]) -> xr.Variable:
+def _agreed(name: Hashable, padded: Sequence[xr.Variable]) -> xr.Variable:
     """The one with most values, once all others are seen to agree with it wherever both have one."""
     empty = filler(padded[0].dtype)
 
@@ -172,7 +169,7 @@ def _agreed(name: str, padded: Sequence[xr.Variable]) -> xr.Variable:
     return best
 
 
-def _nodes_in(store: zarr.storage.ZipStore) -> Nodes:
+def _nodes_in(store: ZipStore) -> Nodes:
     tree = xr.open_datatree(store, engine="zarr", chunks=None, consolidated=False)  # pyright: ignore
     return {node.path: node.to_dataset(inherit=False) for node in tree.subtree}
 
@@ -180,16 +177,21 @@ def _nodes_in(store: zarr.storage.ZipStore) -> Nodes:
 def _plain(dataset: xr.Dataset) -> xr.Dataset:
     """Strings as objects, and no encoding left over from the file they came from."""
     dataset = dataset.drop_encoding()
-    text = {name: v.astype(object) for name, v in dataset.variables.items() if v.dtype.kind in "UT"}
-    return dataset.assign({k: v for k, v in text.items() if k not in dataset.coords}).assign_coords(
-        {k: v for k, v in text.items() if k in dataset.coords}
+    text = {name: _text(each) for name, each in dataset.variables.items() if each.dtype.kind in "UTO"}
+    return dataset.assign({name: each for name, each in text.items() if name not in dataset.coords}).assign_coords(
+        {name: each for name, each in text.items() if name in dataset.coords}
     )
+
+
+def _text(variable: xr.Variable) -> xr.Variable:
+    values = np.array([str(each) for each in variable.values.flat], dtype=object).reshape(variable.shape)
+    return xr.Variable(variable.dims, values, variable.attrs)
 
 
 def _write_zip(nodes: Nodes, path: Path) -> None:
     """Through memory: a zip can't overwrite, and zarr writes the description of an array twice."""
     content: dict = {}
-    store = zarr.storage.MemoryStore(content)
+    store = MemoryStore(content)
     for node, dataset in nodes.items():
         dataset.to_zarr(store, group=node, mode="a", zarr_format=3, consolidated=False)  # pyright: ignore
     with path.open("wb") as file:
@@ -201,13 +203,13 @@ def _write_zip(nodes: Nodes, path: Path) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[zarr.storage.ZipStore]:
+def _opened(path: Path) -> Iterator[ZipStore]:
     if not zipfile.is_zipfile(path):
         raise ProbeError(
             "run", expected=f"a whole part in {path}", got="no zip file",
             fix="delete the file: its samples are computed again",
         )  # fmt: skip
-    store = zarr.storage.ZipStore(path, mode="r")
+    store = ZipStore(path, mode="r")
     try:
         yield store
     finally:

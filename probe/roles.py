@@ -42,9 +42,7 @@ def roles_of(tokenizer: Any, rendering: Rendering) -> Roles:
             got=type(tokenizer).__name__,
         )
     text = rendering.text
-    encoded = tokenizer(
-        text, return_offsets_mapping=True, add_special_tokens=adds_special_tokens(tokenizer, text)
-    )
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=adds_special_tokens(tokenizer, text))
     ids = np.array(encoded["input_ids"], dtype=np.int64)
     role, turn = np.full(len(ids), INSTRUCTION), np.zeros(len(ids), dtype=np.int64)
     for position, (start, end) in enumerate(encoded["offset_mapping"]):
@@ -63,9 +61,7 @@ def expanded(roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: 
     """The roles of the tokens that a processor made, where each placeholder has become many."""
     text = ids != image_token
     if not np.array_equal(roles.ids[roles.ids != image_token], ids[text]):
-        raise ProbeError(
-            "processor", expected="one that changes nothing but the placeholders", got="other tokens"
-        )
+        raise ProbeError("processor", expected="one that changes nothing but the placeholders", got="other tokens")
     role, turn = np.full(len(ids), INSTRUCTION), np.zeros(len(ids), dtype=np.int64)
     role[text], turn[text] = roles.role[roles.ids != image_token], roles.turn[roles.ids != image_token]
     # a picture belongs to the turn of the text before it; the prompt ends where the text behind it begins

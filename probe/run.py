@@ -4,7 +4,7 @@
       run.json                                # written once: what was computed (model, plan, data, ...)
       parts/part-<worker>-<time>-<random>.zarr.zip    # some samples each; whole or not there; never changed
       failures/<worker>.jsonl                 # samples that could not be computed, with the reason
-      final.zarr/                             # all parts as one dataset, in order; made by `compact`, may be deleted
+      final.zarr/                             # all as one dataset, in order; from `compact`; may be deleted
 
 What is done is what is in the parts: there is no list beside them that could disagree. So a run that was
 interrupted, or killed, goes on when the same command is given again; several workers may write into one
@@ -16,24 +16,25 @@ directory. What differs from `run.json` is refused by name.
 """
 
 import contextlib
-import hashlib
 import json
 import os
-import reprlib
 import secrets
 import shutil
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import zarr
+
 from probe.errors import ProbeError
+from probe.fingerprint import Fingerprint, first_difference, write_once
 from probe.parts import (
     Labelled,
-    flush_folder,
     ids_of,
     join,
     read_ids,
@@ -45,33 +46,10 @@ from probe.parts import (
 )
 from probe.samples import Sample
 
-SCHEMA = 1  # of this directory; a change of it makes old runs incompatible
 PART_SAMPLES = 64
 PART_SECONDS = 30.0  # at most so much work is lost in a crash
 STALE_SECONDS = 3600.0  # an unfinished part this old has no writer any more
 HOPELESS = 20  # failures in a row after which a run stops: it is not the samples
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """What makes two runs the same run. Every field must be equal to go on with one."""
-
-    model: str
-    revision: str
-    dtype: str
-    kernel: str  # the attention implementation
-    prompt: str  # the prompt template, or its hash
-    plan: Any  # what is done: verb, interventions, layers, ...; plain values
-    data: Mapping[str, str]  # file -> hash: see `hash_files`
-    generation: Mapping[str, Any] = field(default_factory=dict)  # arguments of generate
-    schema: int = SCHEMA
-
-    def plain(self) -> dict[str, Any]:
-        """As it is read back from JSON. Raises ProbeError on values that JSON has no word for."""
-        try:
-            return json.loads(json.dumps(asdict(self), default=_as_json))
-        except TypeError as error:
-            raise ProbeError("run", expected="a fingerprint of plain values", got=str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -96,10 +74,8 @@ class Run:
         for part in ("parts", "failures"):
             (run.folder / part).mkdir(parents=True, exist_ok=True)
         given = fingerprint.plain()
-        _write_once(
-            run.folder / "run.json", {"fingerprint": given, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        )
-        difference = _first_difference(run.fingerprint(), given)
+        write_once(run.folder / "run.json", {"fingerprint": given, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+        difference = first_difference(run.fingerprint(), given)
         if difference:
             name, old, new = difference
             raise ProbeError(
@@ -114,9 +90,7 @@ class Run:
         try:
             return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError):
-            raise ProbeError(
-                "run", expected=f"a run directory with run.json in {self.folder}", got="none"
-            ) from None
+            raise ProbeError("run", expected=f"a run directory with run.json in {self.folder}", got="none") from None
 
     def parts(self) -> list[Path]:
         """The finished parts, in order of their names."""
@@ -135,9 +109,9 @@ class Run:
         """Notes that a sample could not be computed."""
         attempt = 1 + sum(failure.id == sample for failure in self._failed())
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        line = json.dumps({"id": sample, "attempt": attempt, "reason": reason}) + "\n"
+        line = json.dumps({"id": sample, "attempt": attempt, "reason": reason})
         with (self.folder / "failures" / f"{self.worker}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line)
+            file.write(f"\n{line}\n")  # the line before may be half a line, of a writer that was killed
             file.flush()
             os.fsync(file.fileno())
 
@@ -167,16 +141,13 @@ class Run:
             for number, data in enumerate(self._blocks(order, block)):
                 for node, dataset in to_nodes(data).items():
                     if number:
-                        fixed = [
-                            name
-                            for name, variable in dataset.variables.items()
-                            if "sample" not in variable.dims
-                        ]
-                        dataset.drop_vars(fixed).to_zarr(
-                            temporary, group=node, append_dim="sample", consolidated=False
-                        )
+                        fixed = [name for name, variable in dataset.variables.items() if "sample" not in variable.dims]
+                        dataset.drop_vars(fixed).to_zarr(temporary, group=node, append_dim="sample", consolidated=False)
                     else:
                         dataset.to_zarr(temporary, group=node, mode="a", zarr_format=3, consolidated=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # zarr: consolidated metadata is not in its specification yet
+                zarr.consolidate_metadata(temporary)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
         finally:
@@ -189,9 +160,8 @@ class Run:
         where = {name: (path, row) for path in reversed(paths) for row, name in enumerate(read_ids(path))}
         if not where:
             raise ProbeError("run", expected="at least one finished sample", got=f"none in {self.folder}")
-        wanted = [name for name in dict.fromkeys(order) if name in where]
-        wanted += [name for path in paths for name in read_ids(path) if name not in set(wanted)]
-        wanted = list(dict.fromkeys(wanted))
+        finished = (name for path in paths for name in read_ids(path))
+        wanted = [name for name in dict.fromkeys([*order, *finished]) if name in where]
         skeleton = join([read_skeleton(path) for path in paths])
         opened = lru_cache(maxsize=16)(read_part)
         for start in range(0, len(wanted), block):
@@ -205,19 +175,18 @@ class Run:
     def _failed(self) -> Iterator[Failure]:
         for file in sorted((self.folder / "failures").glob("*.jsonl")):
             for line in file.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError, TypeError):  # the last line, where its writer was killed
+                with contextlib.suppress(ValueError, TypeError):  # an empty line, or half of one
                     yield Failure(**json.loads(line))
 
     def _clean(self) -> None:
-        for file in (self.folder / "parts").glob("*.tmp"):
+        for left in [*self.folder.glob("*.tmp"), *(self.folder / "parts").glob("*.tmp")]:
             with contextlib.suppress(OSError):  # another worker may have been faster
-                if time.time() - file.stat().st_mtime > STALE_SECONDS:
-                    file.unlink()
+                if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 class Writer:
-    """Gathers finished samples and writes them as a part when there are enough, or time is up, or the work
-    ends.
+    """Gathers finished samples and writes them as a part when there are enough, or time is up, or the work ends.
 
     with Writer(run) as writer:
         writer.add(data)
@@ -296,56 +265,3 @@ def _measured(group: list[Sample], measure: Callable[[list[Sample]], Labelled]) 
     if sorted(ids_of(data)) != sorted(asked):
         raise ProbeError("run", expected=f"results for {asked}", got=f"{ids_of(data)}")
     return data
-
-
-def hash_files(files: Iterable[Path]) -> dict[str, str]:
-    """Name and SHA-256 of each file, for `Fingerprint.data`."""
-    hashes = {}
-    for path in files:
-        with path.open("rb") as file:
-            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
-
-
-def _write_once(path: Path, value: Any) -> None:
-    """Creates a file with all its content, unless it is there: of two workers that start, one wins."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)  # unlike a rename this fails when the name is taken
-    except OSError:  # a file system without hard links
-        _copy_once(temporary, path)
-    finally:
-        temporary.unlink()
-    flush_folder(path.parent)
-
-
-def _copy_once(source: Path, path: Path) -> None:
-    with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
-        file.write(source.read_text(encoding="utf-8"))
-
-
-def _first_difference(old: Any, new: Any, name: str = "") -> tuple[str, str, str] | None:
-    """The first entry in which two values differ: its dotted name, and both values cut for a message."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys([*old, *new]):
-            inner = f"{name}.{key}" if name else str(key)
-            found = _first_difference(old.get(key), new.get(key), inner)
-            if found:
-                return found
-        return None
-    return None if old == new else (name, reprlib.repr(old), reprlib.repr(new))
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, range | set | frozenset):
-        return sorted(value)
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "item"):  # a number of numpy's
-        return value.item()
-    raise TypeError(f"{type(value).__name__} {reprlib.repr(value)}")

@@ -1,13 +1,13 @@
 """Means over samples that never are in memory together, exact whatever the order and the parts they come in.
 
-    mean = sum_sample weight · value / sum_sample weight          NaN values are missing: they and their weights are out
+    mean = sum_sample weight · value / sum_sample weight         (over samples whose value is not NaN)
 
 Sums are kept to twice the precision of a float64 (the rounding error of every addition is carried along), so
 that a run that was interrupted, or split over workers, gives the same bits as one that was not.
 
     mean = RunningMean()
     for part in run.stream():
-        mean.add(part["llm"]["mass"])            # every sample counts once; or weights=part["llm"]["query_count"]
+        mean.add(part["llm"]["mass"])            # or weights=part["llm"]["query_count"]
     mean.result()                                # an xarray.DataArray without the dimension `sample`
 """
 
@@ -28,26 +28,19 @@ class RunningMean:
         self._weight: tuple[np.ndarray, np.ndarray] = (np.zeros(()), np.zeros(()))
 
     def add(self, values: xr.DataArray, weights: xr.DataArray | None = None) -> None:
-        """Adds the samples of a part. Raises ProbeError when its other dimensions are not those of the first
-        part.
-        """
-        values, weight = xr.broadcast(
-            values, xr.ones_like(values, dtype=float) if weights is None else weights
-        )
+        """Adds the samples of a part. Raises ProbeError unless its other dimensions are the first part's."""
+        values, weight = xr.broadcast(values, xr.ones_like(values) if weights is None else weights)
         values, weight = values.transpose(SAMPLE, ...), weight.transpose(SAMPLE, ...)
         if self._like is None:
             self._like = values.isel({SAMPLE: slice(0, 0)}).drop_vars(SAMPLE, errors="ignore")
-        if values.dims != self._like.dims or values.shape[1:] != self._like.shape[1:]:
-            raise ProbeError(
-                "mean", expected=f"parts with {dict(zip(self._like.dims[1:], self._like.shape[1:], strict=True))}",
-                got=f"{dict(zip(values.dims[1:], values.shape[1:], strict=True))}", fix="average fixed dimensions only",
-            )  # fmt: skip
-        known = ~np.isnan(values.values)
-        for value, share in zip(
-            np.where(known, values.values, 0).astype(float) * weight.values, np.where(known, weight.values, 0),
-            strict=True,
-        ):  # fmt: skip
-            self._sum, self._weight = _plus(self._sum, value), _plus(self._weight, share.astype(float))
+        mine, given = dict(list(self._like.sizes.items())[1:]), dict(list(values.sizes.items())[1:])
+        if mine != given:
+            raise ProbeError("mean", expected=f"parts with {mine}", got=str(given), fix="average fixed dimensions only")
+        known = ~(np.isnan(values.values) | np.isnan(weight.values))
+        shares = np.where(known, weight.values, 0).astype(float)
+        terms = np.where(known, values.values, 0).astype(float) * shares
+        for term, share in zip(terms, shares, strict=True):
+            self._sum, self._weight = _plus(self._sum, term), _plus(self._weight, share)
 
     def merge(self, other: "RunningMean") -> None:
         """Adds all that another worker has added."""
@@ -60,9 +53,7 @@ class RunningMean:
     def result(self) -> xr.DataArray:
         """The mean; NaN where nothing was known. Raises ProbeError before the first `add`."""
         total, weight = sum(self._sum), sum(self._weight)
-        return self._labelled(
-            np.divide(total, weight, out=np.full(np.shape(total), np.nan), where=weight > 0)
-        )
+        return self._labelled(np.divide(total, weight, out=np.full(np.shape(total), np.nan), where=weight > 0))
 
     def weight(self) -> xr.DataArray:
         """The sum of the weights that entered: without weights, the number of samples with a value."""

@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from probe.conversation import Conversation
 from probe.errors import ProbeError
 
 Picture = str | Path | Image.Image
-Conversation = Sequence[
-    Mapping[str, Any]
-]  # [{"role": "user", "content": str | [{"type": "image"}, ...]}, ...]
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,7 @@ def open_picture(picture: Picture) -> Image.Image:
     except Image.DecompressionBombError as bomb:
         raise ProbeError("image", got=f"{str(path)!r}: {bomb}", fix="pass a smaller picture") from None
     except (OSError, ValueError, SyntaxError) as error:
-        raise ProbeError(
-            "image", expected="a readable picture file", got=f"{str(path)!r}: {error}"
-        ) from error
+        raise ProbeError("image", expected="a readable picture file", got=f"{str(path)!r}: {error}") from error
     with image:
         return _upright_rgb(image, repr(str(path)))
 

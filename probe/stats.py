@@ -28,8 +28,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from probe.calls import AttentionCall, AttentionWeights
 from probe.streaming import Extras, Keys, QuerySums, query_sums, weight_sums
-from probe.tap import AttentionCall, AttentionWeights
 
 NOTHING = 1e-30  # below this share of a type, how it spreads within the type is rounding
 
@@ -138,6 +138,7 @@ class Statistic:
         self._keys: dict[tuple[int, torch.device], Keys] = {}
         self._sums: dict[str, dict[int, dict[str, np.ndarray]]] = defaultdict(dict)
         self._next: dict[str, int] = defaultdict(int)
+        self._past: dict[tuple[str, int], int] = {}
 
     def __call__(self, call: AttentionCall | AttentionWeights) -> None:
         """Takes one call: what a `tap` hands over."""
@@ -160,8 +161,15 @@ class Statistic:
             keys = self._keys_of(index, call.query.device)
             if self.contribution is not None:
                 extras = replace(extras, gram=gram(self.contribution(call.module), call.query.shape[1]))
-            sums = query_sums(call, row, keys, extras)
+            sums = query_sums(call, row, keys, extras, first=self._first_key(call, index))
         return {name: value.cpu().numpy() for name, value in type_sums(sums, keys).items()}
+
+    def _first_key(self, call: AttentionCall, index: int) -> int:
+        """The position of the call's first key: above 0 where a sliding window has forgotten the ones before it."""
+        where, step = (call.name, index), call.key_count > call.query_count
+        end = self._past[where] + call.query_count if step and where in self._past else call.key_count
+        self._past[where] = end
+        return end - call.key_count
 
     def _keys_of(self, index: int, device: torch.device) -> Keys:
         if (index, device) not in self._keys:

@@ -13,16 +13,15 @@ which costs a product and a sum a key, no logarithm, and does not cancel when th
     sums = query_sums(call, row=0, keys=keys)     # sums.mass: (head, query, type)
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from probe.tap import AttentionCall, AttentionWeights
+from probe.calls import AttentionCall, AttentionWeights, bias, seen
 
-HIDDEN = -1e30  # finite: a weight of exactly 0 times -inf would be NaN
 TINY = 1e-38  # the logarithm of 0 is never needed: it is multiplied by 0
 BLOCK_QUERIES = 128
 BLOCK_ELEMENTS = {"cpu": 1_000_000, "cuda": 6_000_000}  # scores held at once: a core's cache; enough work for a GPU
@@ -44,11 +43,12 @@ class Keys:
     def __post_init__(self):
         ids = self.ids.tolist()
         edges = [0, *(i for i in range(1, len(ids)) if ids[i] != ids[i - 1]), len(ids)]
-        runs = tuple((ids[a], a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a and ids[a] >= 0)
+        runs = tuple((ids[a], a, b) for a, b in pairwise(edges) if b > a and ids[a] >= 0)
         one_hot = torch.nn.functional.one_hot(self.ids + 1, self.type_count + 1)[:, 1:].float()
         object.__setattr__(self, "runs", runs)
         object.__setattr__(self, "one_hot", one_hot)
-        object.__setattr__(self, "is_vision", torch.zeros(len(ids), device=self.ids.device).index_fill_(0, self.vision, 1))
+        is_vision = torch.zeros(len(ids), device=self.ids.device).index_fill_(0, self.vision, 1)
+        object.__setattr__(self, "is_vision", is_vision)
 
     def to(self, device: torch.device) -> "Keys":
         moved = (self.ids.to(device), self.type_count, self.query_ids.to(device), self.vision.to(device))
@@ -118,98 +118,103 @@ class QuerySums:
         )
 
 
-def seen(
-    mask: Tensor | None, call: AttentionCall, row: int, position: Int[Tensor, "query"], stop: int
-) -> Bool[Tensor, "query key"]:
-    """Which of the first `stop` keys the queries at `position` may attend to under `mask`."""
-    key_count, query_count = call.key_count, call.query_count
-    if mask is not None and mask.ndim == 4:
-        own = mask[min(row, mask.shape[0] - 1), 0][position - (key_count - query_count), :stop]
-        return own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
-    key = torch.arange(stop, device=position.device)
-    visible = torch.ones(len(position), stop, dtype=torch.bool, device=position.device)
-    if call.causal:
-        visible &= key <= position[:, None]
-    if call.window is not None:
-        visible &= key > position[:, None] - call.window
-    if mask is not None:  # flash attention: (batch, key), False for padding
-        visible &= mask[row, -key_count:][:stop].bool()
-    return visible
-
-
-def bias(call: AttentionCall, row: int, position: Tensor, stop: int) -> Float[Tensor, "query key"]:
-    """What is added to the scores: 0 or -1e30, or the model's own additive mask where it has one."""
-    mask = call.mask
-    if mask is not None and mask.ndim == 4 and mask.dtype != torch.bool:
-        offset = call.key_count - call.query_count
-        return mask[min(row, mask.shape[0] - 1), 0][position - offset, :stop].float().clamp(min=HIDDEN)
-    hidden = ~seen(mask, call, row, position, stop)
-    return hidden.float().mul_(HIDDEN)
-
-
-def blocks(call: AttentionCall, row: int, keys: Keys, limit: int) -> Iterator[tuple[int, int, Tensor, int, int]]:
-    """Yields (first query, last query, positions, first key, last key): the key range that the queries can see."""
-    offset = call.key_count - call.query_count
-    position = (keys.query_ids[offset : call.key_count] >= 0).nonzero().squeeze(1) + offset
-    first_key = int((keys.ids[: call.key_count] >= 0).nonzero()[0]) if len(position) else 0
-    step = max(1, min(BLOCK_QUERIES, limit // call.key_count))
-    for x in range(0, len(position), step):
-        block = position[x : x + step]
-        stop = int(block[-1]) + 1 if call.causal and call.own_mask is None else call.key_count
-        yield x, x + len(block), block, first_key, stop
-
-
 @torch.no_grad()
-def query_sums(call: AttentionCall, row: int, keys: Keys, extras: Extras = Extras()) -> QuerySums:
-    """Walks through one row of an attention call.
+def query_sums(
+    call: AttentionCall, row: int, keys: Keys, extras: Extras = Extras(), *, first: int = 0
+) -> QuerySums:
+    """Walks through one row of an attention call, whose first key is at position `first` of `keys`.
 
     Float32 whatever the model's dtype: a half precision query or key is exactly representable in it. Scores of at most
-    max(1,000,000; one query by one key head) elements exist at a time, and never an eighth of head × query × key.
+    max(1,000,000; one query by one group of heads) elements exist at a time, and never an eighth of head × query × key.
     Source: `design.md` section 3, "Computing it"; measured choices in `analyses/benchmarks/tap_cost.py`.
     """
-    device = call.query.device
-    keys = keys.to(device)
-    query, value = call.query[row], call.value[row]  # (head, query, dim)
-    key = call.key[row].float().transpose(1, 2)  # (key_head, dim, key)
-    head_count, key_head_count, offset = query.shape[0], key.shape[0], call.key_count - call.query_count
-    group = head_count // key_head_count
-    limit = BLOCK_ELEMENTS.get(device.type, 2_000_000)
-    limit = min(limit, max(call.key_count, head_count * call.query_count * call.key_count // 8))
-    plan = list(blocks(call, row, keys, limit // group))
-    position = torch.cat([b[2] for b in plan]) if plan else torch.zeros(0, dtype=torch.long, device=device)
-    sums = QuerySums.empty(position, head_count, keys, extras)
-    buffers = [torch.empty(limit + group * call.key_count, device=device) for _ in range(2)]
+    with torch.autocast(call.query.device.type, enabled=False):
+        walk = _Walk(call, row, keys.to(call.query.device), extras, first)
+        for block in walk.blocks:
+            walk.step(block)
+    return walk.sums
 
-    for x, y, position, start, stop in plan:
-        n, width = y - x, stop - start
-        own = seen(call.own_mask, call, row, position, stop)[:, start:]
-        add = bias(call, row, position, stop)[:, start:]
-        clear = int((add != 0).any(0).float().argmax()) if add.any() else width  # keys before it are open to all
-        average = torch.zeros(n, width, device=device)
-        cast = max(1, limit // (group * n * width))  # key heads at a time
-        for k0 in range(0, key_head_count, cast):
-            k1 = min(k0 + cast, key_head_count)
-            h0, h1 = k0 * group, k1 * group
-            shape, size = (k1 - k0, group * n, width), (h1 - h0) * n * width
-            s, p = (b[:size].view(shape) for b in buffers)
-            q = query[h0:h1, position - offset].float().reshape(k1 - k0, group * n, -1)
-            torch.baddbmm(s, q, key[k0:k1, :, start:stop], beta=0, alpha=call.scaling, out=s)
-            s, p = s.view(h1 - h0, n, width), p.view(h1 - h0, n, width)
-            s[..., clear:] += add[:, clear:]
-            s -= s.amax(-1, keepdim=True)
-            torch.softmax(s, -1, out=p)
-            mass = keys.sum(p, start)
-            average += p.sum(0)
-            log_z = p.amax(-1, keepdim=True).double().log_().neg_()
-            sums.mass[h0:h1, x:y] = mass
-            sums.plogp[h0:h1, x:y] = keys.sum(s.mul_(p), start).double() - log_z * mass
-            if extras.gram is not None:
-                sums.norm[h0:h1, x:y] = contribution_norm(p, value[k0:k1, start:stop], extras.gram[h0:h1], keys, start)
-            if extras.received_head or extras.map_heads:
-                per_head(sums, extras, p, slice(h0, h1), position, keys, start)
-        average /= head_count
-        pool(sums, slice(x, y), average, own, position, keys, extras, start)
-    return sums
+
+@dataclass(frozen=True)
+class _Block:
+    """Some queries, and the keys that they can see. All are indices into the call."""
+
+    rows: slice  # where the queries' sums stand
+    query: Int[Tensor, "query"]
+    position: Int[Tensor, "query"]  # the queries' own places among the keys
+    start: int
+    stop: int
+
+
+class _Walk:
+    """One row of a call on its way through `query_sums`."""
+
+    def __init__(self, call: AttentionCall, row: int, keys: Keys, extras: Extras, first: int):
+        self.call, self.row, self.keys, self.extras, self.first = call, row, keys, extras, first
+        self.query, self.value = call.query[row], call.value[row]  # (head, query, dim)
+        self.key = call.key[row].float().transpose(1, 2)  # (key_head, dim, key)
+        self.head_count, self.key_head_count = len(self.query), len(self.key)
+        self.group = self.head_count // self.key_head_count
+        limit = BLOCK_ELEMENTS.get(self.key.device.type, 2_000_000)
+        self.limit = min(limit, max(call.key_count, self.head_count * call.query_count * call.key_count // 8))
+        self.blocks = self._plan()
+        position = [block.position + first for block in self.blocks]
+        position = torch.cat(position) if position else keys.ids.new_zeros(0)
+        self.sums = QuerySums.empty(position, self.head_count, keys, extras)
+        size = self.limit + self.group * call.key_count
+        self.buffers = [torch.empty(size, device=self.key.device) for _ in range(2)]
+
+    def _plan(self) -> list[_Block]:
+        """The queries that are asked about, some dozens at a time."""
+        call, last = self.call, self.first + self.call.key_count
+        offset = call.key_count - call.query_count
+        asked = self.keys.query_ids[self.first + offset : last] >= 0
+        query = (asked if call.asking is None else asked & call.asking[self.row]).nonzero().squeeze(1)
+        if not len(query):
+            return []
+        start = int((self.keys.ids[self.first : last] >= 0).nonzero()[0])  # behind the padding on the left
+        count = max(1, min(BLOCK_QUERIES, self.limit // (self.group * call.key_count)))
+        blocks = []
+        for x in range(0, len(query), count):
+            part = query[x : x + count]
+            stop = int(part[-1]) + offset + 1 if call.causal and call.own_mask is None else call.key_count
+            blocks.append(_Block(slice(x, x + len(part)), part, part + offset, start, stop))
+        return blocks
+
+    def step(self, block: _Block) -> None:
+        """One block of queries, a few heads at a time; then what is made of the weights averaged over heads."""
+        own = seen(self.call.own_mask, self.call, self.row, block.position, block.stop)[:, block.start :]
+        add = bias(self.call, self.row, block.position, block.stop)[:, block.start :]
+        hides = (add != 0).any(0)
+        clear = int(hides.float().argmax()) if hides.any() else len(hides)  # keys before it are open to all
+        average = torch.zeros_like(add)
+        heads = max(1, self.limit // (self.group * add.numel()))
+        for k in range(0, self.key_head_count, heads):
+            average += self._heads(block, add, clear, k, min(k + heads, self.key_head_count))
+        pool(self.sums, block.rows, average.div_(self.head_count), own, block.position + self.first, self.keys,
+             self.extras, block.start + self.first)  # fmt: skip
+
+    def _heads(self, block: _Block, add: Tensor, clear: int, k0: int, k1: int) -> Float[Tensor, "query key"]:
+        """Key heads k0 to k1 and the query heads that share them; returns the sum of their weights over heads."""
+        (n, width), (h0, h1), sums = add.shape, (k0 * self.group, k1 * self.group), self.sums
+        at, start = slice(h0, h1), block.start + self.first
+        s, p = (buffer[: (h1 - h0) * n * width].view(k1 - k0, self.group * n, width) for buffer in self.buffers)
+        query = self.query[at, block.query].float().reshape(k1 - k0, self.group * n, -1)
+        key = self.key[k0:k1, :, block.start : block.stop]
+        torch.baddbmm(s, query, key, beta=0, alpha=self.call.scaling, out=s)
+        s, p = s.view(h1 - h0, n, width), p.view(h1 - h0, n, width)
+        s[..., clear:] += add[:, clear:]
+        s -= s.amax(-1, keepdim=True)
+        torch.softmax(s, -1, out=p)
+        sums.mass[at, block.rows] = mass = self.keys.sum(p, start)
+        log_z = p.amax(-1, keepdim=True).double().log_().neg_()
+        sums.plogp[at, block.rows] = self.keys.sum(s.mul_(p), start).double() - log_z * mass
+        if self.extras.gram is not None:
+            value = self.value[k0:k1, block.start : block.stop]
+            sums.norm[at, block.rows] = contribution_norm(p, value, self.extras.gram[at], self.keys, start)
+        if self.extras.received_head or self.extras.map_heads:
+            per_head(sums, self.extras, p, at, block.position + self.first, self.keys, start)
+        return p.sum(0)
 
 
 @torch.no_grad()
@@ -272,16 +277,11 @@ def contribution_norm(
     start: int,
 ) -> Float[Tensor, "head query type"]:
     """‖W_O Σ_{j∈B} p_j v_j‖ of each type B, through W_Oᵀ W_O: the model-wide vector is never formed."""
-    group = p.shape[0] // value.shape[0]
-    value = value.float().repeat_interleave(group, 0)
-    stop = start + p.shape[-1]
+    value = value.float().repeat_interleave(p.shape[0] // value.shape[0], 0)
     out = p.new_zeros(*p.shape[:2], keys.type_count)
     for t in range(keys.type_count):
-        said = sum(
-            p[..., max(a, start) - start : min(b, stop) - start] @ value[:, max(a, start) - start : min(b, stop) - start]
-            for kind, a, b in keys.runs
-            if kind == t and a < stop and b > start
-        )
-        if torch.is_tensor(said):
+        of_type = keys.one_hot[start : start + p.shape[-1], t]
+        if of_type.any():
+            said = (p * of_type) @ value
             out[..., t] = torch.einsum("hqd,hde,hqe->hq", said, gram, said).clamp(min=0).sqrt()
     return out

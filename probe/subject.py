@@ -1,9 +1,11 @@
 """A subject: a model with its processor, name and revision. What is probed.
 
-subject = load("tiny-llava")                      # or a hub id, a folder, or a model in memory
-subject.answer("cat.jpg", "What is on the mat?")
-inputs = subject.encode("cat.jpg", "What is on the mat?", response="a cat")
-subject.model(**inputs)
+It answers, and it encodes a picture, a question and a response for one forward pass:
+
+    subject = load("tiny-llava")                      # or a hub id, a folder, or a model in memory
+    subject.answer("cat.jpg", "What is on the mat?")
+    inputs = subject.encode("cat.jpg", "What is on the mat?", response="a cat")
+    subject.model(**inputs)
 """
 
 from collections.abc import Sequence
@@ -19,16 +21,14 @@ from transformers import PreTrainedModel
 from probe.checkpoint import adopt, open_checkpoint
 from probe.conversation import Conversation, messages_of, render
 from probe.errors import ProbeError
-from probe.grids import aspect_of, encoder_grid, padded_to_square, vision_grid
+from probe.grids import aspect_of, encoder_grid, padded_to_square, pixels_on_the_way, vision_grid
 from probe.inputs import Ids, Inputs, Vocabulary, with_response
 from probe.locate import image_token_id, max_positions, stacks
 from probe.roles import adds_special_tokens, expanded, roles_of
 from probe.samples import Picture, as_pictures, open_picture
 from probe.tokens import LAST, Types, label
 
-LONGEST_SIDE_RATIO = (
-    100  # a crop first blows the shorter side up to the encoder's; beyond this it fills the memory
-)
+MOST_PIXELS = 2**28  # a thin picture that is padded, or blown up before it is cropped, could fill the memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +79,11 @@ class Subject:
         pictures = tuple(open_picture(picture) for picture in as_pictures(image))
         messages = messages_of(question, len(pictures), self.processor.image_token)
         messages, response = _split_answer(messages, response)
-        words = response if isinstance(response, str) else None
-        inputs = self._row(pictures, messages, words)
-        if words is not None:
-            inputs = with_response(inputs, self.vocabulary.end_ids[:1])
-        elif response is not None:
-            inputs = with_response(inputs, response)
+        if isinstance(response, str):
+            inputs = with_response(self._row(pictures, messages, response), self.vocabulary.end_ids[:1])
+        else:
+            inputs = self._row(pictures, messages, None)
+            inputs = inputs if response is None else with_response(inputs, response)
         self._check_length(inputs["input_ids"].shape[1])
         return inputs.to(self.model.device).as_types(types, turns)
 
@@ -120,17 +119,16 @@ class Subject:
 
     def _shown(self, picture: Image.Image) -> Image.Image:
         """The picture as the processor gets it: padded by ourselves where it would not do so."""
-        native = aspect_of(self.processor.image_processor)
-        if self.aspect == "pad" and native != "pad":
-            return padded_to_square(picture, self.processor.image_processor)
-        if native == "crop" and max(picture.size) > LONGEST_SIDE_RATIO * min(picture.size):
+        image_processor = self.processor.image_processor
+        if pixels_on_the_way(image_processor, picture.size, self.aspect) > MOST_PIXELS:
             raise ProbeError(
                 "image",
-                expected=f"sides that differ by less than a factor of {LONGEST_SIDE_RATIO}",
+                expected="a picture that is less long and thin",
                 got=f"{picture.width} x {picture.height} pixels",
-                fix="load the model with aspect='pad'",
+                fix="cut it into pieces",
             )
-        return picture
+        pads_itself = aspect_of(image_processor) == "pad"
+        return padded_to_square(picture, image_processor) if self.aspect == "pad" and not pads_itself else picture
 
     def _check_length(self, length: int) -> None:
         limit = max_positions(self.model)
@@ -146,9 +144,7 @@ class Subject:
     def vocabulary(self) -> Vocabulary:
         """The tokenizer with the ids that end an answer, the tokenizer's own first."""
         tokenizer, configured = self.processor.tokenizer, self.model.generation_config.eos_token_id
-        configured = (
-            [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
-        )
+        configured = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
         first = tokenizer.eos_token_id
         ends = [first, *configured] if first in configured or not configured else [*configured, first]
         ends = tuple(dict.fromkeys(id for id in ends if id is not None))
@@ -162,18 +158,17 @@ class Subject:
         max_new_tokens: int = 32,
         **generate: Any,
     ) -> str:
-        """What the model says, greedily unless `generate` (options of `model.generate`) asks for something
-        else."""
+        """What the model says, greedily unless `generate`, the options of `model.generate`, says otherwise."""
         (ids,) = self.generate_ids(self.encode(image, question), max_new_tokens, **generate)
         return self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def generate_ids(
         self, inputs: Inputs, max_new_tokens: int = 32, **generate: Any
     ) -> list[Int[torch.Tensor, "token"]]:
-        """The ids that each row is answered with, the end-of-turn token included where it came, without
-        padding.
+        """The ids that each row is answered with, up to and with the end-of-turn token where it came.
 
-        Fewer than `max_new_tokens` where the model's positions end.
+        Fewer than `max_new_tokens` where the model's positions end. The image token is never answered: it would
+        be taken for a picture when the answer is read again.
         """
         if (inputs.types.role[:, -1] != LAST).any():
             raise ProbeError(
@@ -187,8 +182,9 @@ class Subject:
         if not generate.get("do_sample"):
             # a checkpoint's own temperature would only make transformers warn that it isn't used
             generate = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **generate}
+        generate = {"suppress_tokens": [image_token_id(self.model)], **generate}
         with torch.no_grad():
-            generated = self.model.generate(
+            generated = self.model.generate(  # type: ignore[operator]
                 **inputs,
                 max_new_tokens=min(max_new_tokens, limit - width),
                 pad_token_id=self.vocabulary.pad_id,
@@ -198,7 +194,7 @@ class Subject:
 
 
 def load(
-    model: str | PreTrainedModel = "tiny-llava",
+    model: str | PreTrainedModel | Any = "tiny-llava",
     processor: Any = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
@@ -206,8 +202,7 @@ def load(
     quantization: str | None = None,
     aspect: str | None = None,
 ) -> Subject:
-    """A subject from a name (a shipped model, a folder, a hub id) or from a model in memory with its
-    processor.
+    """A subject from a name (a shipped model, a folder, a hub id), or from a model and its processor in memory.
 
     A model in memory is put in eval mode, and is moved or switched only where `device`, `dtype` or `attn` say
     so. `aspect` is for models with one square view: "pad" is how LLaVA-1.5 was trained, "crop" how Hugging
@@ -228,23 +223,18 @@ def _aspect(wanted: str | None, image_processor: Any) -> str:
     if wanted == "pad" and native in ("crop", "squash"):
         return "pad"
     kind = type(image_processor).__name__
-    raise ProbeError(
-        "load", expected=f"aspect=None or {native!r}, which is what {kind} does", got=repr(wanted)
-    )
+    raise ProbeError("load", expected=f"aspect=None or {native!r}, which is what {kind} does", got=repr(wanted))
 
 
 def _attention_of(model: PreTrainedModel) -> str:
     """The attention kernels in use, e.g. "sdpa" or "llm sdpa, vision eager"."""
-    names = {
-        name: next(iter(stack.attention.values())).config._attn_implementation
+    configs = {
+        name: getattr(next(iter(stack.attention.values())), "config", model.config)
         for name, stack in stacks(model).items()
     }
-    kernels = set(names.values())
-    return (
-        kernels.pop()
-        if len(kernels) == 1
-        else ", ".join(f"{name} {kernel}" for name, kernel in names.items())
-    )
+    kernels = {name: str(config._attn_implementation) for name, config in configs.items()}
+    same = len(set(kernels.values())) == 1
+    return kernels["llm"] if same else ", ".join(f"{name} {kernel}" for name, kernel in kernels.items())
 
 
 def _split_answer(messages: list, response: str | Ids | None) -> tuple[list, str | Ids | None]:
@@ -252,12 +242,10 @@ def _split_answer(messages: list, response: str | Ids | None) -> tuple[list, str
     if messages[-1]["role"] != "assistant":
         return messages, response
     if response is not None:
-        raise ProbeError(
-            "encode", expected="one response", got="a conversation that ends with one, and response="
-        )
+        raise ProbeError("encode", expected="one response", got="a conversation that ends with one, and response=")
     return messages[:-1], "".join(item.get("text", "") for item in messages[-1]["content"])
 
 
-def _until_end(ids: Int[torch.Tensor, "token"], end_ids: tuple[int, ...]) -> Int[torch.Tensor, "token"]:
+def _until_end(ids: torch.Tensor, end_ids: tuple[int, ...]) -> torch.Tensor:
     ends = [position for position, id in enumerate(ids.tolist()) if id in end_ids]
     return ids[: ends[0] + 1] if ends else ids

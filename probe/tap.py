@@ -17,63 +17,24 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextvars import ContextVar
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from probe.calls import AttentionCall, AttentionWeights
 from probe.errors import ProbeError
 
 PREFIX = "probe|"  # followed by the user's own choice, so that a check such as `"flash" in name` still holds
 
 
-@dataclass(frozen=True)
-class AttentionCall:
-    """The arguments of one attention call, as the model gave them to its kernel.
-
-    `mask` is in force in this call; `own_mask` is the model's own, which an intervention leaves as it was. Both are None
-    (causal or not, see `causal`), bool or additive (batch, 1, query, key), or (batch, key) for flash attention.
-    """
-
-    name: str  # qualified name of the attention module
-    module: nn.Module
-    query: Float[Tensor, "batch head query dim"]
-    key: Float[Tensor, "batch key_head key dim"]
-    value: Float[Tensor, "batch key_head key dim"]
-    mask: Tensor | None
-    own_mask: Tensor | None
-    scaling: float
-    causal: bool  # meaningful where there is no mask
-    window: int | None  # keys further back than this are not seen
-    options: Mapping[str, object]  # what else the module passes to its kernel
-
-    @property
-    def query_count(self) -> int:
-        return self.query.shape[2]
-
-    @property
-    def key_count(self) -> int:
-        return self.key.shape[2]
-
-    def with_mask(self, mask: Tensor | None) -> "AttentionCall":
-        return replace(self, mask=mask)
-
-
-@dataclass(frozen=True)
-class AttentionWeights:
-    """What is left to see of a module that calls no registered function but returns its weights."""
-
-    name: str
-    module: nn.Module
-    weights: Float[Tensor, "batch head query key"]
-
-
 Output = tuple[Tensor, Tensor | None]  # (batch, query, head, dim), the weights if the kernel has them
 Kernel = Callable[[AttentionCall], Output]
 Around = Callable[[AttentionCall, Kernel], Output]
+Layout = Callable[[AttentionCall, Callable[[AttentionCall, Kernel], Output], Kernel], Output]
 Observer = Callable[[AttentionCall | AttentionWeights], None]
 
 
@@ -100,10 +61,28 @@ class Window:
 
 
 _windows: "weakref.WeakKeyDictionary[nn.Module, Window]" = weakref.WeakKeyDictionary()
+# Modules that now run on some positions of the sequence only: shows their calls in the positions of the whole (`rows.py`)
+layouts: "weakref.WeakKeyDictionary[nn.Module, Layout]" = weakref.WeakKeyDictionary()
+_untouched: ContextVar[bool] = ContextVar("untouched", default=False)
+
+
+@contextmanager
+def untouched() -> Iterator[None]:
+    """Forwards in this block are the model's own: no route is taken and nothing is observed, in this thread only."""
+    token = _untouched.set(True)
+    try:
+        yield
+    finally:
+        _untouched.reset(token)
+
+
+def is_untouched() -> bool:
+    """Whether the forward that runs now is the model's own."""
+    return _untouched.get()
 
 
 def register(name: str) -> None:
-    """Makes the dispatcher known under a name, with the base's mask function: a name without one gets no mask at all."""
+    """Makes the dispatcher known under a name, with the base's mask function: without one there would be no mask."""
     if name not in ALL_ATTENTION_FUNCTIONS:
         base = name.removeprefix(PREFIX)
         if base in ALL_MASK_ATTENTION_FUNCTIONS:
@@ -140,12 +119,51 @@ def dispatch(module, query, key, value, attention_mask=None, scaling=None, **opt
         options=options,
     )
 
-    def proceed(call: AttentionCall, depth: int = 0) -> Output:
+    def proceed(call: AttentionCall, kernel: Kernel, depth: int = 0) -> Output:
         if depth == len(window.routes):
-            return window.kernel(call)
-        return window.routes[depth](call, lambda inner: proceed(inner, depth + 1))
+            return kernel(call)
+        return window.routes[depth](call, lambda inner: proceed(inner, kernel, depth + 1))
 
-    return proceed(call)
+    layout = layouts.get(module)
+    return proceed(call, window.kernel) if layout is None else layout(call, proceed, window.kernel)
+
+
+class _Route:
+    """One `around` at one module: opens the module's window before its forward and closes it behind."""
+
+    def __init__(self, name: str, module: nn.Module, around: Around, innermost: bool, weights: Observer | None):
+        self.name, self.module, self.around = name, module, around
+        self.innermost, self.weights, self.called = innermost, weights, False
+
+    def open(self, *_: Any) -> None:
+        if hasattr(self.module, "config") and not is_untouched():
+            window = _windows.get(self.module) or _windows.setdefault(self.module, Window(self.name, self.module))
+            window.routes.insert(len(window.routes) if self.innermost else 0, self.around)
+
+    def close(self) -> bool:
+        """Whether the registered function was called in the window. Harmless where no window is open."""
+        window = _windows.get(self.module)
+        if window is None or self.around not in window.routes:
+            return False
+        window.routes.remove(self.around)
+        if not window.routes:
+            self.module.config = window.config
+            del _windows[self.module]
+        return window.called
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        if is_untouched():
+            return
+        seen, self.called = self.close(), True
+        if seen or output is None:  # None: the forward raised
+            return
+        returned = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if self.weights is None or not torch.is_tensor(returned) or returned.ndim != 4:
+            raise ProbeError(
+                "probe", expected="attention through transformers' interface, or returned (batch, head, query, key) weights",
+                got=f"{self.name} ({type(module).__name__})", fix="leave it out of the stack",
+            )  # fmt: skip
+        self.weights(AttentionWeights(self.name, module, returned))
 
 
 @contextmanager
@@ -154,7 +172,8 @@ def routed(
     around: Around,
     *,
     innermost: bool = False,
-    weights: Callable[[AttentionWeights], None] | None = None,
+    weights: Observer | None = None,
+    required: bool = True,
 ) -> Iterator[None]:
     """Runs `around(call, kernel)` in place of the kernel in every attention call of these modules.
 
@@ -162,61 +181,31 @@ def routed(
     registered function but return their weights. Undone on any exit; on an interrupt the hooks of a module may not have
     run, so the exit restores every module itself.
 
-    Raises ProbeError for a compiled model, a module that was never called, and one that offers neither way to be seen.
+    Raises ProbeError for a compiled model, a module that was never called (where `required`), and one that offers
+    neither way to be seen.
     """
-    called = dict.fromkeys(modules, False)
-    for name, module in modules.items():
-        if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
-            raise ProbeError("probe", expected="a model that is not compiled", got=f"compiled {name}",
-                             fix="probe the model before torch.compile")  # fmt: skip
-
-    def open_window(name: str, module: nn.Module):
-        if hasattr(module, "config"):
-            window = _windows.get(module) or _windows.setdefault(module, Window(name, module))
-            window.routes.insert(len(window.routes) if innermost else 0, around)
-
-    def close_window(name: str, module: nn.Module) -> bool:
-        window = _windows.get(module)
-        if window is None or around not in window.routes:
-            return False
-        window.routes.remove(around)
-        if not window.routes:
-            module.config = window.config
-            del _windows[module]
-        return window.called
-
-    def before(name: str):
-        def hook(module, args, kwargs):
-            open_window(name, module)
-
-        return hook
-
-    def after(name: str):
-        def hook(module, args, kwargs, output):
-            seen = close_window(name, module)
-            called[name] = True
-            if not seen and output is not None:  # None: the forward raised
-                returned = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-                if weights is None or not torch.is_tensor(returned) or returned.ndim != 4:
-                    raise ProbeError("probe", expected="an attention module that uses transformers' attention interface "
-                                     "or returns its weights (batch, head, query, key)", got=f"{name} "
-                                     f"({type(module).__name__})", fix="leave it out of the stack")  # fmt: skip
-                weights(AttentionWeights(name, module, returned))
-
-        return hook
-
+    routes = [_Route(name, module, around, innermost, weights) for name, module in modules.items()]
+    for route in routes:
+        if isinstance(route.module, torch._dynamo.OptimizedModule) or route.module._compiled_call_impl is not None:
+            raise ProbeError(
+                "probe", expected="a model that is not compiled", got=f"a compiled {route.name}",
+                fix="probe the model before torch.compile",
+            )  # fmt: skip
     with ExitStack() as hooks:
         try:
-            for name, module in modules.items():
-                hooks.callback(module.register_forward_pre_hook(before(name), with_kwargs=True).remove)
-                hooks.callback(module.register_forward_hook(after(name), with_kwargs=True, always_call=True).remove)
+            for route in routes:
+                hooks.callback(route.module.register_forward_pre_hook(route.open).remove)
+                hooks.callback(route.module.register_forward_hook(route.after, always_call=True).remove)
             yield
         finally:
-            for name, module in modules.items():
-                close_window(name, module)
-    if missing := [name for name, was in called.items() if not was]:
-        raise ProbeError("probe", expected="every tapped attention module to be called", got=f"no call of {missing[0]}"
-                         f" ({len(missing)} of {len(called)} modules)", fix="run the forward inside the block")  # fmt: skip
+            for route in routes:
+                route.close()
+    if required and (missing := [route.name for route in routes if not route.called]):
+        raise ProbeError(
+            "probe", expected="every tapped attention module to be called",
+            got=f"no call of {missing[0]} ({len(missing)} of {len(routes)} modules)",
+            fix="run the forward inside the block",
+        )  # fmt: skip
 
 
 @contextmanager

@@ -95,9 +95,7 @@ class TokenTypes:
         covered = np.zeros_like(self.vision)
         for name, given in own.items():
             if name in PAPER and not given_as_names:
-                raise ProbeError(
-                    "types", expected="names of your own", got=repr(name), fix="it is the paper's"
-                )
+                raise ProbeError("types", expected="names of your own", got=repr(name), fix="it is the paper's")
             mask = self._fit(name, given)
             if (mask & covered).any():
                 shared = np.flatnonzero((mask & covered).any(axis=0))
@@ -114,9 +112,7 @@ class TokenTypes:
         """A user's mask as (batch, token) booleans."""
         mask = np.atleast_2d(np.asarray(given))
         if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
-            raise ProbeError(
-                "types", expected=f"a mask of booleans for {name!r}", got=f"values of {mask.dtype}"
-            )
+            raise ProbeError("types", expected=f"a mask of booleans for {name!r}", got=f"values of {mask.dtype}")
         whole = self.ids.shape
         if mask.shape == whole:
             return mask.astype(bool)
@@ -130,9 +126,7 @@ class TokenTypes:
 
     def with_response(self, response: int, closing: int = 0) -> "TokenTypes":
         """One row (batch = 1) with `response` answer tokens and `closing` end-of-turn tokens behind it."""
-        tail = np.array([[RESPONSE] * response + [INSTRUCTION] * closing], dtype=self.role.dtype).reshape(
-            1, -1
-        )
+        tail = np.array([[RESPONSE] * response + [INSTRUCTION] * closing], dtype=self.role.dtype).reshape(1, -1)
         ids = [[self.names.index(FINE[role]) for role in tail[0]]]
         return replace(
             self,
@@ -163,9 +157,7 @@ def stack(rows: Sequence[TokenTypes], side: Literal["left", "right"] = "left") -
 
     def padded(values: np.ndarray, fill: int | bool) -> np.ndarray:
         missing = width - values.shape[1]
-        return np.pad(
-            values, ((0, 0), (missing, 0) if side == "left" else (0, missing)), constant_values=fill
-        )
+        return np.pad(values, ((0, 0), (missing, 0) if side == "left" else (0, missing)), constant_values=fill)
 
     def renamed(types: TokenTypes) -> np.ndarray:
         table = np.array([*(names.index(name) for name in types.names), PADDING])  # the last one serves -1
@@ -189,9 +181,7 @@ def _named(types: str, fine: np.ndarray, vision: np.ndarray) -> dict:
     if types == "fine":
         return {"names": FINE, "ids": fine}
     if types != "paper":
-        raise ProbeError(
-            "types", expected="'paper', 'fine', an array of names or {name: mask}", got=repr(types)
-        )
+        raise ProbeError("types", expected="'paper', 'fine', an array of names or {name: mask}", got=repr(types))
     ids = np.where(fine == RESPONSE, PAPER.index("response"), PAPER.index("instruction"))
     ids = np.where(vision, PAPER.index("vision"), ids)
     return {"names": PAPER, "ids": np.where(fine == PADDING, PADDING, ids)}
@@ -226,6 +216,4 @@ class Grid:
         """The grids of a sample's pictures, one after the other (an empty one for none)."""
         empty = np.zeros(0, dtype=np.int64)
         grids = [cls(empty, empty, empty, empty, np.zeros((0, 4))), *grids]
-        return cls(
-            *(np.concatenate([getattr(grid, name) for grid in grids]) for name in cls.__dataclass_fields__)
-        )
+        return cls(*(np.concatenate([getattr(grid, name) for grid in grids]) for name in cls.__dataclass_fields__))

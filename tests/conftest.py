@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read once, when torch is first imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-install_import_hook("probe", "beartype.beartype")
+install_import_hook("probe", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")  # 0 is a float
 matplotlib.use("Agg")
 hypothesis.settings.register_profile("probe", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("probe")

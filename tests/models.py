@@ -8,9 +8,10 @@ on a few sentences, the image processors and chat templates of the checkpoints.
     model, processor = llava15(layers=2, side=48, attn="eager")
 
 The tokenizers keep what makes real ones awkward: the post-processor adds BOS, `<image>` is a special token,
-and the merges were learnt across role borders ("ASSISTANT:▁" + "a" is one token if it was frequent).
+and the merges were learnt across role borders ("yes USER:" is one token).
 """
 
+import json
 from functools import lru_cache
 
 import numpy as np
@@ -72,16 +73,13 @@ SENTENCES = [
     "USER: how many circles are there? ASSISTANT: there are three circles in the picture",
     "[INST] where is the red square? [/INST] a red square is in the middle [INST] a circle? [/INST] above it",
     "You are a helpful assistant. user assistant system what colour is it? it is red, a picture of a circle",
+    "USER: is it red? ASSISTANT: yes USER: is it blue? ASSISTANT: yes USER: is it there? ASSISTANT: yes USER: is",
 ] * 4
 PINPOINTS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # in tiles, as in the checkpoints
 
 
-def _wrap(
-    tokenizer: Tokenizer, bos: str, eos: str, pad: str, special: tuple[str, ...]
-) -> PreTrainedTokenizerFast:
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True) for token in (bos, eos, pad, "<image>", *special)]
-    )
+def _wrap(tokenizer: Tokenizer, bos: str, eos: str, pad: str, special: tuple[str, ...]) -> PreTrainedTokenizerFast:
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (bos, eos, pad, "<image>", *special)])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )
@@ -100,15 +98,14 @@ def sentencepiece_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(
-        vocab_size=520,
-        special_tokens=["<unk>", "<s>", "</s>", *bytes_],
-        max_token_length=12,
-        show_progress=False,
+        vocab_size=264, special_tokens=["<unk>", "<s>", "</s>"], max_token_length=12, show_progress=False
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
-    return tokenizer
+    state = json.loads(tokenizer.to_str())
+    for byte in range(256):  # what the merges can't spell is spelt in bytes
+        state["model"]["vocab"][f"<0x{byte:02X}>"] = len(state["model"]["vocab"])
+    return Tokenizer.from_str(json.dumps(state))
 
 
 @lru_cache
@@ -138,18 +135,16 @@ def llama3_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _text(config: type, tokenizer, layers: int, max_positions: int, **more) -> LlamaConfig | MistralConfig:
+    defaults = {"hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
     return config(
         vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=64,
         num_hidden_layers=layers,
-        num_attention_heads=4,
         max_position_embeddings=max_positions,
-        initializer_range=0.3,
+        initializer_range=0.2,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        **more,
+        **{**defaults, **more},
     )
 
 
@@ -166,14 +161,12 @@ def _vision(side: int, patch: int, layers: int) -> CLIPVisionConfig:
     )
 
 
-def _llava(
-    tokenizer, template, *, side=32, patch=8, layers=3, attn="sdpa", max_positions=2048, seed=0, **more
-):
+def _llava(tokenizer, template, *, side=32, patch=8, layers=3, attn="sdpa", max_positions=2048, seed=0, **more):
     torch.manual_seed(seed)
     config = LlavaConfig(
         vision_config=_vision(side, patch, layers),
         vision_feature_layer=-2,
-        text_config=_text(LlamaConfig, tokenizer, layers, max_positions, num_key_value_heads=4, **more),
+        text_config=_text(LlamaConfig, tokenizer, layers, max_positions, **more),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=(side // patch) ** 2,
     )
@@ -182,9 +175,7 @@ def _llava(
     return model, LlavaProcessor(images, tokenizer, **_processing(patch, template))
 
 
-def _next(
-    tokenizer, template, text, *, side=32, patch=8, layers=3, attn="sdpa", max_positions=4096, seed=0, **more
-):
+def _next(tokenizer, template, text, *, side=32, patch=8, layers=3, attn="sdpa", max_positions=4096, seed=0, **more):
     torch.manual_seed(seed)
     pinpoints = [[rows * side, columns * side] for rows, columns in PINPOINTS]
     config = LlavaNextConfig(
@@ -226,7 +217,7 @@ def llava_llama3(**overrides):
 
 def llava_next_vicuna(**overrides):
     """LLaVA-NeXT with Vicuna: base view and up to 4 tiles, newline tokens. Returns (model, processor)."""
-    return _next(llama_tokenizer(), VICUNA, LlamaConfig, num_key_value_heads=4, **overrides)
+    return _next(llama_tokenizer(), VICUNA, LlamaConfig, **overrides)
 
 
 def llava_next_mistral(**overrides):

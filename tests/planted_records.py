@@ -48,9 +48,7 @@ def planted_record(
     rows: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in stacks}
     texts = []
     for sample in range(samples):
-        types = (
-            ["instruction"] * 3 + ["vision"] * len(llm) + ["instruction"] * 2 + ["response"] * (3 + sample)
-        )
+        types = ["instruction"] * 3 + ["vision"] * len(llm) + ["instruction"] * 2 + ["response"] * (3 + sample)
         texts.append(types)
         if "llm" in stacks:
             maps = attention(rng, types, layers, heads, causal=True)
@@ -96,9 +94,7 @@ def patches(aspect: str, grid: int, picture: int = 0) -> np.ndarray:
     return np.array(rows)
 
 
-def attention(
-    rng: np.random.Generator, types: list[str], layers: int, heads: int, causal: bool
-) -> np.ndarray:
+def attention(rng: np.random.Generator, types: list[str], layers: int, heads: int, causal: bool) -> np.ndarray:
     """(layer head query key): random; one vision key is sought in all layers, vision less with depth."""
     scores = rng.normal(0, 1.5, (layers, heads, len(types), len(types)))
     vision = np.flatnonzero(np.array(types) == "vision")
@@ -122,7 +118,7 @@ def numbers(
     of = np.array(types)
     asks = np.arange(len(of)) < len(of) - drop_last
     shape = (*maps.shape[:2], len(names), len(names))
-    made = {name: np.full(shape, np.nan) for name in ("mass", "share", "lift", "head_entropy")}
+    made: dict[str, np.ndarray] = {name: np.full(shape, np.nan) for name in ("mass", "share", "lift", "head_entropy")}
     made["entropy"] = np.full((shape[0], *shape[2:]), np.nan)
     made["head_entropy_count"] = np.zeros(shape, int)
     made["entropy_count"] = np.zeros_like(made["entropy"], int)
@@ -151,9 +147,7 @@ def numbers(
     seen = np.array(of == "vision")
     received = np.stack([maps[:, :, asks & (of == name)][..., seen].mean(2) for name in names], 2)
     made["received"] = received.mean(1)
-    made |= dict(
-        zip(("key_picture", "key_tile", "key_row", "key_col"), keys[:, :4].astype(int).T, strict=True)
-    )
+    made |= dict(zip(("key_picture", "key_tile", "key_row", "key_col"), keys[:, :4].astype(int).T, strict=True))
     made["key_box"] = keys[:, 4:]
     if optional:
         made |= {"contribution": made["mass"] * 3, "received_head": received}

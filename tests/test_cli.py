@@ -1,7 +1,9 @@
 """The command line: what it writes and prints, and that every mistake is one line with exit code 2."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +14,7 @@ import probe
 from probe.cli import main
 from probe.errors import ProbeError
 
-FIGURES = {"mass", "entropy", "heatmaps"}
+FIGURES = {"llm-mass", "llm-entropy", "llm-heatmaps", "vision-heatmaps"}
 
 
 @pytest.fixture
@@ -51,10 +53,10 @@ def interrupted(*_, **__):
 def written(tmp_path_factory):
     """The folder that a plain `probe attention`, in a process of its own, leaves; and what it printed."""
     folder = tmp_path_factory.mktemp("plain")
-    done = subprocess.run(
-        [sys.executable, "-m", "probe", "attention"], cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    environment = {**os.environ, "PYTHONPATH": str(Path(probe.__file__).parent.parent)}
+    command = [sys.executable, "-m", "probe", "attention"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
     return folder / "probe-out" / "attention", done.stdout
 
 
@@ -133,7 +135,7 @@ def test_all_options_together(run, tmp_path):
         (["attention", "--out", "file"], "folder that can be written"),
         (["train", "--out", "file/under/it"], "folder that can be written"),
         (["train", "large-llava"], "tiny-llava"),
-        (["verify", "--device", "--attn"], "--device"),
+        (["verify", "--device"], "--device"),
     ],
 )
 def test_a_mistake_in_the_words_is_told_before_any_work(run, tmp_path, monkeypatch, words, told):
@@ -177,19 +179,20 @@ def test_ctrl_c_is_one_line(run, tmp_path, monkeypatch):
     assert not list((tmp_path / "probe-out" / "attention").iterdir())
 
 
-@pytest.mark.parametrize(
-    ("trouble", "code"), [(OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130)]
-)
-def test_trouble_while_writing_leaves_the_last_results_whole(run, tmp_path, monkeypatch, trouble, code):
-    folder = tmp_path / "results"
-    folder.mkdir()
-    (folder / "attention.csv").write_text("of the last run")
-
+@pytest.mark.parametrize(("trouble", "code"), [(OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130)])
+def test_trouble_while_writing_leaves_the_last_results_whole(run, written, tmp_path, monkeypatch, trouble, code):
     def figures(_):
         raise trouble
 
+    monkeypatch.setattr("probe.subject.load", lambda *_, **__: None)
+    monkeypatch.setattr("probe.measurement.measure", lambda *_, **__: probe.open(written[0] / "record.zarr.zip"))
     monkeypatch.setattr("probe.plots.figures", figures)
-    assert run("attention", "--out", "results")[0] == code
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "attention.csv").write_text("of the last run")
+    exit_code, said, error = run("attention", "--out", "results")
+    assert (exit_code, said) == (code, "")
+    one_line(error)
     assert [path.name for path in folder.iterdir()] == ["attention.csv"]
     assert (folder / "attention.csv").read_text() == "of the last run"
 
@@ -222,9 +225,7 @@ def test_verify_prints_each_promise_with_its_number_and_fails_with_one(run, monk
 
 def test_train_hands_its_words_to_the_recipe(run, monkeypatch):
     asked = {}
-    monkeypatch.setattr(
-        "probe.models.tiny.training.train", lambda out, **options: asked.update(options, out=out)
-    )
+    monkeypatch.setattr("probe.models.tiny.training.train", lambda out, **options: asked.update(options, out=out))
     code, _, error = run("train", "tiny-llava", "--out", "made", "--steps", "3", "--seed", "7")
     assert code == 0, error
     assert (asked["out"].name, asked["steps"], asked["recipe"].seed) == ("made", 3, 7)

@@ -1,6 +1,8 @@
 """README keeps its word: short, its example runs, its tree and links lead to files, a command is one line."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,9 +47,12 @@ def test_the_tree_names_what_is_there(path):
     assert (ROOT / path).exists()
 
 
-def test_the_tree_names_every_file_of_the_package():
-    files = {f"probe/{file.name}" for file in (ROOT / "probe").glob("[!_]*.py")}
-    assert files <= set(tree())
+def test_the_tree_names_every_file_behind_the_public_names():
+    code = "import sys, probe; [getattr(probe, name) for name in probe.__all__]; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    modules = {name for name in loaded.stdout.split() if re.fullmatch(r"probe\.[a-z_]+", name)} - {"probe.models"}
+    named = {path.rstrip("/").removesuffix(".py").replace("/", ".") for path in tree()}
+    assert modules <= named
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?://)([^)#]+)", README))))

@@ -77,7 +77,7 @@ def test_yes_and_no_are_balanced():
 
 def test_an_unknown_kind_is_named():
     rng = stream("sample", 0)
-    with pytest.raises(ProbeError, match="questions.ask: expected a kind among shape, .* got 'taste'"):
+    with pytest.raises(ProbeError, match=r"questions.ask: expected a kind among shape, .* got 'taste'"):
         ask(sample_scene(rng), "taste", rng)
 
 

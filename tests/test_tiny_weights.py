@@ -1,7 +1,5 @@
 """The shipped model, loaded as anybody would, answers pictures it has never seen."""
 
-import json
-
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
@@ -11,6 +9,7 @@ from probe.models.tiny.drawing import draw
 from probe.models.tiny.evaluation import evaluate, frozen, summary
 from probe.models.tiny.questions import KINDS, sample_picture
 from probe.models.tiny.recipe import Recipe
+from probe.models.tiny.weights import recipe_of
 
 FOLDER = FOLDERS["tiny-llava"]
 
@@ -38,19 +37,19 @@ def test_it_is_a_plain_llava_and_small(subject):
 
 
 def test_the_recipe_beside_the_weights_is_the_default():
-    assert json.loads((FOLDER / "recipe.json").read_text()) == json.loads(json.dumps(vars(Recipe())))
+    assert recipe_of(FOLDER) == Recipe()
 
 
 def test_it_answers_unseen_pictures(subject):
-    table = summary(evaluate(*subject, pictures=64, controls=False), "kind")["right"]
-    assert (table[["shape", "at", "caption", "count"]] > 0.85).all(), table
-    assert (table > 0.7).all(), table
+    right = summary(evaluate(*subject, pictures=64), "kind")["right"].to_dict()
+    assert min(right[kind] for kind in ("shape", "at", "caption", "count")) > 0.85, right
+    assert min(right.values()) > 0.7, right
 
 
 def test_it_looks_at_the_picture(subject, monkeypatch):
     monkeypatch.setattr("probe.models.tiny.evaluation.blind_answers", dict)  # 20,000 scenes: not here
     table = summary(evaluate(*subject, pictures=64, controls=True), "kind")
-    assert (table["swapped"] < table["right"] - 0.3).all(), table
+    assert min((table["right"] - table["swapped"]).tolist()) > 0.3, table
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from probe.tokens import (
     SYSTEM,
     Grid,
     TokenTypes,
+    Types,
     label,
     stack,
 )
@@ -26,7 +27,7 @@ VISION = np.isin(np.arange(12), [3, 4])
 SIDES = st.sampled_from(["left", "right"])
 
 
-def conversation(types="paper", turns="last") -> TokenTypes:
+def conversation(types: Types = "paper", turns: str = "last") -> TokenTypes:
     return label(ROLE, TURN, VISION, types, turns)
 
 

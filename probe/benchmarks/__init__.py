@@ -1,7 +1,7 @@
 """Benchmarks: official local files in, samples out; a scorer; and the official answer format back out.
 
     gqa = named("gqa")
-    benchmark = gqa.read("data/gqa")                       # .samples, and .problems: the rows that could not be used
+    benchmark = gqa.read("data/gqa")                       # .samples; .problems: rows that can't be used
     gqa.score("Yes.", benchmark.samples[0])                # 0.0 ... 1.0 for one answer
     gqa.summarise(benchmark.samples, predictions)          # {"accuracy": 61.9, ...}, in percent
     gqa.export(benchmark.samples, predictions, "out/")     # what the official scorer reads

@@ -23,9 +23,7 @@ MME_TOP = 2000  # ten perception categories, 200 points each
 
 @dataclass(frozen=True)
 class Average:
-    """Both averages, in percent and NaN unless all eleven numbers are there; `missing` names those that are
-    not.
-    """
+    """Both averages, in percent and NaN unless all eleven numbers are there; `missing` names those that are not."""
 
     as_printed: float
     rescaled: float

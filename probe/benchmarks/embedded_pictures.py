@@ -1,5 +1,4 @@
-"""Pictures that a table carries in base64: written to files once, so that samples hold a path and not the
-pixels.
+"""Pictures that a table carries in base64: written to files once, so that samples hold a path and not the pixels.
 
 The files lie in the cache folder ($PROBE_CACHE, else ~/.cache/probe), named by the hash of their content. A
 picture is decoded to its last row before it gets its name: a cell that was cut is found here and not in the
@@ -13,7 +12,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from probe.benchmarks.reading import BadRow
+from probe.benchmarks.reading import RowError
 from probe.errors import ProbeError
 from probe.samples import open_picture
 
@@ -28,19 +27,17 @@ def cache_folder() -> Path:
             continue
         if os.access(folder, os.W_OK):
             return folder
-    raise ProbeError(
-        "pictures", expected="a folder that can be written", got=str(home), fix="set PROBE_CACHE"
-    )
+    raise ProbeError("pictures", expected="a folder that can be written", got=str(home), fix="set PROBE_CACHE")
 
 
 def stored_picture(cell: str, folder: Path) -> Path:
-    """The file with the picture of a base64 cell. Raises BadRow when the cell is not base64 or not a whole
+    """The file with the picture of a base64 cell. Raises RowError when the cell is not base64 or not a whole
     picture.
     """
     try:
         content = base64.b64decode("".join(cell.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadRow("a picture in base64", f"{len(cell)} characters: {error}") from None
+        raise RowError("a picture in base64", f"{len(cell)} characters: {error}") from None
     path = folder / hashlib.sha256(content).hexdigest()
     if path.exists():
         return path
@@ -50,6 +47,6 @@ def stored_picture(cell: str, folder: Path) -> Path:
         open_picture(file.name)
     except ProbeError:
         os.unlink(file.name)
-        raise BadRow("a whole picture in base64", f"{len(content)} bytes that do not decode") from None
+        raise RowError("a whole picture in base64", f"{len(content)} bytes that do not decode") from None
     os.replace(file.name, path)
     return path

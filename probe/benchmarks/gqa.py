@@ -3,8 +3,9 @@
 `testdev_balanced_questions.json`, pictures in `images/`; one entry:
 
     {"20602803": {"question": "Is the ground blue or brown?", "imageId": "n168412", "answer": "brown",
-      "fullAnswer": "The ground is brown.", "isBalanced": true, "types": {"structural": "choose", "semantic": "attr",
-      "detailed": "chooseAttr"}, "groups": {...}, "semantic": [...], "entailed": [], "equivalent": [...]}}
+      "fullAnswer": "The ground is brown.", "isBalanced": true, "types": {"structural": "choose",
+      "semantic": "attr", "detailed": "chooseAttr"}, "groups": {...}, "semantic": [...], "entailed": [],
+      "equivalent": [...]}}
 
 Rule: LLaVA's scripts/convert_gqa_for_eval.py strips full stops at the end and lower-cases; GQA's eval.py
 compares with `==`. No article, number or punctuation rule. Questions that are not balanced are not asked.
@@ -13,6 +14,7 @@ compares with `==`. No article, number or punctuation rule. Questions that are n
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from probe.benchmarks.answers import answered, counted, percent, write_json
 from probe.benchmarks.official_files import DataFolder, json_object
@@ -25,9 +27,7 @@ SPLITS = ("testdev_balanced", "val_balanced")
 
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
-    """Reads `<split>_questions.json` and finds each question's picture. Raises ProbeError on an unreadable
-    file.
-    """
+    """Reads `<split>_questions.json` and finds each question's picture. Raises ProbeError on an unreadable file."""
     data, reading = DataFolder("gqa", folder), Reading("gqa", split)
     file = data.find(f"{split}_questions.json", f"questions1.2/{split}_questions.json")
     questions, repeated = json_object("gqa", file)
@@ -39,7 +39,7 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     return reading.finish([file])
 
 
-def _sample(data: DataFolder, key: str, row: dict) -> Sample:
+def _sample(data: DataFolder, key: str, row: Any) -> Sample:
     picture, types = identifier(row, "imageId"), entry(row, "types", dict)
     meta = {
         "question_id": key, "unit": key, "image": picture,
@@ -79,9 +79,7 @@ def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict
 
 
 def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
-    """Writes `testdev_balanced_predictions.json` for GQA's eval.py, which needs an answer to every
-    question.
-    """
+    """Writes `testdev_balanced_predictions.json` for GQA's eval.py, which needs an answer to every question."""
     rows = [
         {"questionId": sample.meta["question_id"], "prediction": submitted(text)}
         for sample, text in answered(samples, predictions)

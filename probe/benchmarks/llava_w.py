@@ -2,7 +2,7 @@
 
 `questions.jsonl`, pictures in `images/`; one line:
 
-    {"question_id": 0, "image": "001.jpg", "category": "conv", "text": "What is the name of this famous sight?"}
+    {"question_id": 0, "image": "001.jpg", "category": "conv", "text": "What is the name of this sight?"}
 
 The judge (LLaVA's llava/eval/eval_gpt_review_bench.py) reads our exported answers beside GPT-4's and gives
 both a score of 1 to 10; `judged` reads what it writes, one line a question:
@@ -15,12 +15,13 @@ reviews in which the judge gave no scores (-1), which the original averages in.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from probe.benchmarks.answers import answered, counted, write_llava
 from probe.benchmarks.official_files import DataFolder, json_line, lines
-from probe.benchmarks.reading import BadRow, Benchmark, Reading, entry, identifier, question_text, shown
+from probe.benchmarks.reading import Benchmark, Reading, RowError, entry, identifier, question_text, shown
 from probe.errors import ProbeError
 from probe.samples import Sample
 
@@ -40,7 +41,7 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     return reading.finish([file])
 
 
-def _sample(data: DataFolder, row: dict) -> Sample:
+def _sample(data: DataFolder, row: Any) -> Sample:
     key, picture, kind = identifier(row, "question_id"), entry(row, "image"), entry(row, "category")
     meta = {"question_id": row["question_id"], "unit": key, "image": picture, "kind": kind}
     return Sample(key, data.picture(f"images/{picture}", picture), question_text(row, "text"), meta=meta)
@@ -58,7 +59,7 @@ def judged(file: str | Path) -> dict[str, tuple[float, float]]:
         try:
             row = json_line(line)
             found[identifier(row, "question_id")] = _two_scores(entry(row, "tuple", list))
-        except BadRow as bad:
+        except RowError as bad:
             raise ProbeError(
                 "llava_w.judged",
                 expected=f"{bad.expected} in line {number} of {Path(file).name}",
@@ -69,7 +70,7 @@ def judged(file: str | Path) -> dict[str, tuple[float, float]]:
 
 def _two_scores(given: list) -> tuple[float, float]:
     if len(given) != 2 or not all(isinstance(value, int | float) for value in given):
-        raise BadRow("'tuple': the scores of GPT-4 and of the model", shown(given))
+        raise RowError("'tuple': the scores of GPT-4 and of the model", shown(given))
     return float(given[0]), float(given[1])
 
 
@@ -78,11 +79,7 @@ def summarise(
 ) -> dict[str, float]:
     """The relative score in percent, all and by category; NaN without the judge's `scores`."""
     pairs = answered(samples, predictions)
-    scored = [
-        (s.meta["kind"], scores[s.id])
-        for s, _ in pairs
-        if scores and s.id in scores and min(scores[s.id]) >= 0
-    ]
+    scored = [(s.meta["kind"], scores[s.id]) for s, _ in pairs if scores and s.id in scores and min(scores[s.id]) >= 0]
     numbers = {"relative": _relative([both for _, both in scored])}
     for category in CATEGORIES:
         numbers[category] = _relative([both for kind, both in scored if kind == category])

@@ -21,7 +21,7 @@ import numpy as np
 
 from probe.benchmarks.answers import answered, counted, percent, write_json
 from probe.benchmarks.official_files import DataFolder, json_object
-from probe.benchmarks.reading import BadRow, Benchmark, Reading, entry, question_text, shown
+from probe.benchmarks.reading import Benchmark, Reading, RowError, entry, question_text, shown
 from probe.errors import ProbeError
 from probe.samples import Sample
 
@@ -40,7 +40,8 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
         with reading.row(file, key):
             picture, abilities = entry(row, "imagename"), tuple(map(str, entry(row, "capability", list)))
             meta = {
-                "question_id": key, "unit": key, "image": picture, "kind": "+".join(abilities), "abilities": abilities,
+                "question_id": key, "unit": key, "image": picture, "kind": "+".join(abilities),
+                "abilities": abilities,
             }  # fmt: skip
             path = data.picture(f"images/{picture}")
             reading.add(Sample(key, path, question_text(row), answer=question_text(row, "answer"), meta=meta))
@@ -59,14 +60,14 @@ def judged(file: str | Path) -> dict[str, float]:
     for key, row in rows.items():
         try:
             found[key] = _mean_score(entry(row, "score", list))
-        except BadRow as bad:
+        except RowError as bad:
             raise ProbeError("mm_vet.judged", expected=f"{bad.expected} for {key!r}", got=bad.got) from None
     return found
 
 
 def _mean_score(given: list) -> float:
     if not given or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in given):
-        raise BadRow("'score': numbers from 0 to 1", shown(given))
+        raise RowError("'score': numbers from 0 to 1", shown(given))
     return float(np.mean(given))
 
 

@@ -23,7 +23,7 @@ from probe.benchmarks.answers import answered, counted, percent, write_llava
 from probe.benchmarks.embedded_pictures import cache_folder, stored_picture
 from probe.benchmarks.official_files import DataFolder, table, whole_row
 from probe.benchmarks.prompts import OPTION_LETTER, OPTION_LETTER_CN, multiple_choice
-from probe.benchmarks.reading import BadRow, Benchmark, Reading, question_text, shown
+from probe.benchmarks.reading import Benchmark, Reading, RowError, question_text, shown
 from probe.errors import ProbeError
 from probe.samples import Sample
 
@@ -40,9 +40,7 @@ LETTERS = "ABCD"
 ROTATION = 1_000_000  # added to the index for each rotation
 LONGEST_REFERENCE = 64  # characters; an image cell that is longer is a picture
 # what pandas, with which LLaVA reads the table, takes for "no value"; LLaVA adds nan and none in any case
-MISSING = frozenset(
-    {"", "#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "n/a", "null"}
-)
+MISSING = frozenset({"", "#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "n/a", "null"})
 NOT_IN_WORDS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 
 
@@ -69,20 +67,18 @@ class _Pictures:
         self.ahead: dict[int, str] | None = None
 
     def find(self, index: int, cell: str) -> Path:
-        """Raises BadRow when the cell is neither a picture nor the index of a row with one."""
+        """Raises RowError when the cell is neither a picture nor the index of a row with one."""
         if len(cell) > LONGEST_REFERENCE:
             self.stored[index] = stored_picture(cell, self.folder)
             return self.stored[index]
-        expected = (
-            f"'image': a picture in base64, or (at most {LONGEST_REFERENCE} characters) the index of its row"
-        )
+        expected = f"'image': a picture in base64, or (at most {LONGEST_REFERENCE} characters) the index of its row"
         if not cell.strip().isdecimal():
-            raise BadRow(expected, shown(cell))
+            raise RowError(expected, shown(cell))
         owner = int(cell)
         if owner not in self.stored:
             self.ahead = self.ahead if self.ahead is not None else dict(_embedded(self.file))
             if owner not in self.ahead:
-                raise BadRow(expected, f"{owner}, a row without a picture")
+                raise RowError(expected, f"{owner}, a row without a picture")
             self.stored[owner] = stored_picture(self.ahead[owner], self.folder)
         return self.stored[owner]
 
@@ -95,29 +91,27 @@ def _embedded(file: Path) -> Iterator[tuple[int, str]]:
 
 def _index(cell: str) -> int:
     if not cell.strip().isdecimal():
-        raise BadRow("'index': a whole number", shown(cell))
+        raise RowError("'index': a whole number", shown(cell))
     return int(cell)
 
 
 def _sample(index: int, row: dict[str, str], picture: Path, suffix: str) -> Sample:
     options = options_of(row)
     if len(options) < 2:
-        raise BadRow("at least the options A and B", f"{len(options)}")
+        raise RowError("at least the options A and B", f"{len(options)}")
     answer = row.get("answer", "").strip()
     if missing(answer):  # test splits come without
         answer = ""
     elif answer not in LETTERS[: len(options)]:
-        raise BadRow(f"'answer': one of {', '.join(LETTERS[: len(options)])}", shown(answer))
+        raise RowError(f"'answer': one of {', '.join(LETTERS[: len(options)])}", shown(answer))
     hint = row.get("hint", "")
     question = question_text(row) if missing(hint) else f"{hint}\n{question_text(row)}"
     meta = {
         "question_id": index, "unit": str(index % ROTATION), "image": picture.name, "base": index < ROTATION,
-        "kind": row.get("category", ""), "l2-category": row.get("l2-category", ""), "split": row.get("split", ""),
-        "question": row["question"],
+        "kind": row.get("category", ""), "l2-category": row.get("l2-category", ""),
+        "split": row.get("split", ""), "question": row["question"],
     }  # fmt: skip
-    return Sample(
-        str(index), picture, multiple_choice(question, options, suffix), options, answer or None, meta
-    )
+    return Sample(str(index), picture, multiple_choice(question, options, suffix), options, answer or None, meta)
 
 
 def missing(cell: str) -> bool:
@@ -185,12 +179,10 @@ def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict
 
 
 def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
-    """Writes the server's `mmbench.xlsx`, and LLaVA's answers beside it. Raises ProbeError without
-    openpyxl.
-    """
+    """Writes the server's `mmbench.xlsx`, and LLaVA's answers beside it. Raises ProbeError without openpyxl."""
     lines = write_llava(samples, predictions, Path(folder) / "mmbench.jsonl")
     try:
-        from openpyxl import Workbook
+        from openpyxl import Workbook  # pyright: ignore
     except ImportError:
         raise ProbeError(
             "mmbench.export", expected="openpyxl, to write the server's .xlsx", got="no such package",

@@ -21,7 +21,7 @@ from pathlib import Path
 from probe.benchmarks.answers import answered, counted, percent
 from probe.benchmarks.official_files import DataFolder, lines
 from probe.benchmarks.prompts import SINGLE_WORD
-from probe.benchmarks.reading import BadRow, Benchmark, Reading, shown
+from probe.benchmarks.reading import Benchmark, Reading, RowError, shown
 from probe.errors import ProbeError
 from probe.samples import Sample
 
@@ -43,9 +43,7 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     data, reading = DataFolder("mme", folder), Reading("mme", split)
     files = [file for name in CATEGORIES[split] for file in _files(data.root / name)]
     if not files:
-        raise ProbeError(
-            "mme", expected=f"folders such as {PERCEPTION[0]}/ with .txt files", got=f"none in {folder}"
-        )
+        raise ProbeError("mme", expected=f"folders such as {PERCEPTION[0]}/ with .txt files", got=f"none in {folder}")
     for file in files:
         for number, line in lines("mme", file):
             with reading.row(file, number):
@@ -61,15 +59,15 @@ def _files(category: Path) -> list[Path]:
 def _sample(data: DataFolder, file: Path, line: bytes, number: int) -> Sample:
     cells = line.decode("utf-8", "replace").strip().split("\t")
     if len(cells) != 2 or cells[1].strip().lower() not in ("yes", "no"):
-        raise BadRow("a question, a tab, and Yes or No", shown("\t".join(cells)))
+        raise RowError("a question, a tab, and Yes or No", shown("\t".join(cells)))
     inside = file.relative_to(data.root)
     category = inside.parts[0]
     pictures = f"{category}/images" if inside.parent.name == "questions_answers_YN" else category
     path = data.picture(*(f"{pictures}/{file.stem}{suffix}" for suffix in (".jpg", ".png", ".jpeg")))
     name = f"{pictures}/{path.name}"
     meta = {
-        "question_id": name, "unit": name, "image": name, "kind": category, "file": file.name, "question": cells[0],
-        "label": cells[1].strip(),
+        "question_id": name, "unit": name, "image": name, "kind": category,
+        "file": file.name, "question": cells[0], "label": cells[1].strip(),
     }  # fmt: skip
     question = cells[0].replace(THEIR_INSTRUCTION, "").strip() + SINGLE_WORD
     return Sample(f"{name}/{number}", path, question, ("yes", "no"), cells[1].strip().lower(), meta)
@@ -78,8 +76,8 @@ def _sample(data: DataFolder, file: Path, line: bytes, number: int) -> Sample:
 def reading_of(prediction: str) -> str:
     """What the text is taken to say.
 
-    >>> reading_of("Yes, it is."), reading_of("no"), reading_of("It is not"), reading_of("Unknown"),
-    reading_of("a no") ('yes', 'no', 'other', 'other', 'no')
+    >>> [reading_of(text) for text in ("Yes, it is.", "no", "It is not", "Unknown", "a no")]
+    ['yes', 'no', 'other', 'other', 'no']
     """
     start = prediction.strip().lower()[:4]
     return next((word for word in ("yes", "no") if word in start), "other")
@@ -113,17 +111,13 @@ def _category(samples: Sequence[Sample], predictions: Mapping[str, str]) -> tupl
 
 
 def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
-    """Writes a `<category>.txt` each (file, question, label, answer) into `mme/`: calculation.py's
-    --results_dir.
-    """
+    """Writes a `<category>.txt` each (file, question, label, answer) into `mme/`: calculation.py's --results_dir."""
     out = Path(folder) / "mme"
     out.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[str]] = defaultdict(list)
     for sample, text in answered(samples, predictions):
         meta = sample.meta
-        rows[meta["kind"]].append(
-            "\t".join((meta["file"], meta["question"], meta["label"], " ".join(text.split())))
-        )
+        rows[meta["kind"]].append("\t".join((meta["file"], meta["question"], meta["label"], " ".join(text.split()))))
     for category, written in rows.items():
         (out / f"{category}.txt").write_text("\n".join(written) + "\n", encoding="utf-8")
     return out

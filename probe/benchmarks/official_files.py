@@ -1,6 +1,6 @@
 """Official files: JSON, JSON lines, tab separated tables, and pictures that stay inside the data folder.
 
-A file that cannot be read at all is a ProbeError; a row that cannot, a BadRow, which the reader lists.
+A file that cannot be read at all is a ProbeError; a row that cannot, a RowError, which the reader lists.
 Picture names come from files that strangers wrote, so they are resolved (symbolic links too) before they are
 used, and refused where they leave the folder.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from probe.benchmarks.reading import BadRow, shown
+from probe.benchmarks.reading import RowError, shown
 from probe.errors import ProbeError
 
 
@@ -24,15 +24,11 @@ class DataFolder:
         path = Path(folder).expanduser()
         if not path.is_dir():
             what = "a file" if path.exists() else "no such folder"
-            raise ProbeError(
-                called, expected="a folder with the official files", got=f"{str(folder)!r} ({what})"
-            )
+            raise ProbeError(called, expected="a folder with the official files", got=f"{str(folder)!r} ({what})")
         self.root = path.resolve()
 
     def find(self, *names: str) -> Path:
-        """The first of these files that is there. Raises ProbeError with what was looked for and what there
-        is.
-        """
+        """The first of these files that is there. Raises ProbeError with what was looked for and what there is."""
         found = self.look(*names)
         if found is None:
             there = sorted(path.name for path in self.root.iterdir())
@@ -45,9 +41,7 @@ class DataFolder:
         return next((self.root / name for name in names if (self.root / name).is_file()), None)
 
     def picture(self, *names: str) -> Path:
-        """The first of these pictures that is there. Raises BadRow: none is, or one lies outside the
-        folder.
-        """
+        """The first of these pictures that is there. Raises RowError: none is, or one lies outside the folder."""
         for name in names:
             path = _inside(self.root, name)
             try:
@@ -55,16 +49,16 @@ class DataFolder:
                     return path
             except OSError:  # a name longer than the file system takes
                 pass
-        raise BadRow(f"the picture {shown(names[0])}", "no such file")
+        raise RowError(f"the picture {shown(names[0])}", "no such file")
 
 
 def _inside(root: Path, name: str) -> Path:
     try:
         path = (root / name).resolve()
     except (ValueError, OSError, RuntimeError):  # a NUL in the name, links in a circle
-        raise BadRow("the name of a picture", shown(name)) from None
+        raise RowError("the name of a picture", shown(name)) from None
     if Path(name).is_absolute() or not path.is_relative_to(root):
-        raise BadRow("a picture inside the data folder", shown(name))
+        raise RowError("a picture inside the data folder", shown(name))
     return path
 
 
@@ -89,8 +83,8 @@ def read_json(called: str, path: Path) -> tuple[Any, set[str]]:
     except json.JSONDecodeError as error:
         end = ", where the file ends" if error.pos >= len(text.rstrip()) else ""
         raise ProbeError(
-            called, expected=f"whole JSON in {path.name}",
-            got=f"{error.msg.lower()} at line {error.lineno}, column {error.colno}{end}", fix="download it again",
+            called, expected=f"whole JSON in {path.name}", fix="download it again",
+            got=f"{error.msg.lower()} at line {error.lineno}, column {error.colno}{end}",
         ) from None  # fmt: skip
     except RecursionError:
         raise ProbeError(called, expected=f"JSON in {path.name}", got="brackets nested without end") from None
@@ -123,7 +117,7 @@ def lines(called: str, path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def json_line(line: bytes) -> Any:
-    """One line of a JSON lines file. Raises BadRow.
+    """One line of a JSON lines file. Raises RowError.
 
     >>> json_line(b'{"question_id": 1}')
     {'question_id': 1}
@@ -131,20 +125,16 @@ def json_line(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
-        raise BadRow("one JSON object on a line", shown(line.decode("utf-8", "replace").strip())) from None
+        raise RowError("one JSON object on a line", shown(line.decode("utf-8", "replace").strip())) from None
 
 
-def table(
-    called: str, path: Path, columns: tuple[str, ...]
-) -> Iterator[tuple[int, list[str], dict[str, str]]]:
+def table(called: str, path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str], dict[str, str]]]:
     """Rows of a tab separated file with a header: line number, the raw cells, and the cells by column.
 
     Raises ProbeError when a column is missing. Cells may be as long as a picture and span lines when quoted.
     What does not have a cell for each column is given with an empty dict: pass it to `whole_row`.
     """
-    limit = csv.field_size_limit(
-        sys.maxsize
-    )  # a setting of the process; pictures exceed its default of 128 kB
+    limit = csv.field_size_limit(sys.maxsize)  # a setting of the process; pictures exceed its default of 128 kB
     try:
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             reader = csv.reader(file, delimiter="\t")
@@ -171,12 +161,12 @@ def table(
 
 
 def whole_row(cells: list[str], row: dict[str, str]) -> dict[str, str]:
-    """The row, if it had a cell for each column and is UTF-8 text. Raises BadRow."""
+    """The row, if it had a cell for each column and is UTF-8 text. Raises RowError."""
     if not row:
-        raise BadRow("a cell for every column", f"{len(cells)} cells, the first {shown(cells[0])}")
+        raise RowError("a cell for every column", f"{len(cells)} cells, the first {shown(cells[0])}")
     broken = next((name for name, cell in row.items() if "\ufffd" in cell), None)
     if broken:
-        raise BadRow(f"UTF-8 text in column {broken!r}", shown(row[broken]))
+        raise RowError(f"UTF-8 text in column {broken!r}", shown(row[broken]))
     return row
 
 
@@ -184,15 +174,11 @@ def _text(called: str, path: Path) -> str:
     try:
         return _bytes(called, path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ProbeError(
-            called, expected=f"UTF-8 text in {path.name}", got=f"byte {error.start}: not UTF-8"
-        ) from None
+        raise ProbeError(called, expected=f"UTF-8 text in {path.name}", got=f"byte {error.start}: not UTF-8") from None
 
 
 def _bytes(called: str, path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ProbeError(
-            called, expected=f"a file that can be read: {path}", got=str(error.strerror)
-        ) from None
+        raise ProbeError(called, expected=f"a file that can be read: {path}", got=str(error.strerror)) from None

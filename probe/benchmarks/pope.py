@@ -1,5 +1,4 @@
-"""POPE: does the model see things that are not there? Three sets of 3,000 yes-or-no questions about COCO
-pictures.
+"""POPE: does the model see things that are not there? Three sets of 3,000 yes-or-no questions about COCO pictures.
 
 `coco_pope_{random,popular,adversarial}.json` (JSON lines), pictures in `val2014/`; one line:
 
@@ -13,13 +12,14 @@ yes in each set; papers print the mean F1 of the three.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from probe.benchmarks.answers import answered, counted, percent, write_lines, write_llava
+from probe.benchmarks.answers import answered, counted, write_lines, write_llava
 from probe.benchmarks.official_files import DataFolder, json_line, lines
 from probe.benchmarks.prompts import SINGLE_WORD
-from probe.benchmarks.reading import BadRow, Benchmark, Reading, entry, identifier, question_text, shown
+from probe.benchmarks.reading import Benchmark, Reading, RowError, entry, identifier, question_text, shown
 from probe.errors import ProbeError
 from probe.samples import Sample
 
@@ -43,10 +43,10 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     return reading.finish(list(files.values()))
 
 
-def _sample(data: DataFolder, name: str, row: dict) -> Sample:
+def _sample(data: DataFolder, name: str, row: Any) -> Sample:
     label, picture = entry(row, "label"), entry(row, "image")
     if label not in LABELS:
-        raise BadRow("'label': yes or no", shown(label))
+        raise RowError("'label': yes or no", shown(label))
     key = f"{name}/{identifier(row, 'question_id')}"  # each set counts from 1
     meta = {"question_id": key, "unit": key, "image": picture, "kind": name}
     return Sample(
@@ -58,8 +58,8 @@ def _sample(data: DataFolder, name: str, row: dict) -> Sample:
 def reading_of(prediction: str) -> str:
     """What the text is taken to say.
 
-    >>> reading_of("No, there is none."), reading_of("Yes. No dog though."), reading_of("nothing"),
-    reading_of("NO") ('no', 'yes', 'yes', 'yes')
+    >>> [reading_of(text) for text in ("No, there is none.", "Yes. No dog though.", "nothing", "NO")]
+    ['no', 'yes', 'yes', 'yes']
     """
     words = prediction.strip().split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
@@ -71,9 +71,7 @@ def score(prediction: str, sample: Sample) -> float:
 
 
 def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
-    """Five numbers in percent for each set that was asked (`random/f1`, ...), and their means over the
-    sets.
-    """
+    """Five numbers in percent for each set that was asked (`random/f1`, ...), and their means over the sets."""
     pairs = answered(samples, predictions)
     by_set = {name: _numbers([pair for pair in pairs if pair[0].meta["kind"] == name]) for name in SETS}
     asked = {name: numbers for name, numbers in by_set.items() if numbers}
@@ -87,14 +85,15 @@ def _numbers(pairs: Sequence[tuple[Sample, str]]) -> dict[str, float]:
         return {}
     said = np.array([reading_of(text) == "yes" for _, text in pairs])
     true = np.array([sample.answer == "yes" for sample, _ in pairs])
-    hits, wrong = (said & true).sum(), (said != true).sum()
+    hits, wrong = int((said & true).sum()), int((said != true).sum())
     return {
-        "f1": _share(2 * hits, 2 * hits + wrong), "accuracy": percent(said == true),
-        "precision": _share(hits, said.sum()), "recall": _share(hits, true.sum()), "yes": percent(said),
+        "f1": _share(2 * hits, 2 * hits + wrong), "accuracy": _share(len(pairs) - wrong, len(pairs)),
+        "precision": _share(hits, int(said.sum())), "recall": _share(hits, int(true.sum())),
+        "yes": _share(int(said.sum()), len(pairs)),
     }  # fmt: skip
 
 
-def _share(part: float, whole: float) -> float:
+def _share(part: int, whole: int) -> float:
     return float(100 * part / whole) if whole else float("nan")
 
 

@@ -1,5 +1,4 @@
-"""What LLaVA appends to a question, and how it lists options. Source: LLaVA, docs/Evaluation.md and its jsonl
-files.
+"""What LLaVA appends to a question, and how it lists options. Source: LLaVA, docs/Evaluation.md and its jsonl files.
 
 >>> print(multiple_choice("What is it?", ("a cat", "a dog")))
 What is it?

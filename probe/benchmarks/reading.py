@@ -5,7 +5,7 @@ samples:
 
     reading = Reading("pope", "random")
     for number, line in lines(path):
-        with reading.row(path, number):          # a BadRow raised inside becomes a Problem
+        with reading.row(path, number):          # a RowError raised inside becomes a Problem
             entry = json_line(line)
             reading.add(Sample(identifier(entry, "question_id"), ...))
     return reading.finish([path])
@@ -23,8 +23,7 @@ from probe.samples import Sample
 
 @dataclass(frozen=True)
 class Problem:
-    """A row that could not be used. `row`: the line of a text file, the place (from 1) in a JSON list, or a
-    key.
+    """A row that could not be used. `row`: the line of a text file, the place (from 1) in a JSON list, or a key.
 
     >>> print(Problem("coco_pope_random.json", 3, "'label': yes or no", "'maybe'"))
     coco_pope_random.json, row 3: expected 'label': yes or no, got 'maybe'
@@ -66,7 +65,7 @@ class Benchmark:
         return Benchmark(self.name, self.split, tuple(kept), self.problems, self.files)
 
 
-class BadRow(Exception):
+class RowError(Exception):
     """One row cannot be used. Turned into a Problem by `Reading.row`; nobody else sees it."""
 
     def __init__(self, expected: str, got: str):
@@ -84,10 +83,10 @@ class Reading:
 
     @contextmanager
     def row(self, file: Path, row: int | str) -> Iterator[None]:
-        """A BadRow raised inside is listed under this row of this file."""
+        """A RowError raised inside is listed under this row of this file."""
         try:
             yield
-        except BadRow as bad:
+        except RowError as bad:
             self.problems.append(Problem(file.name, row, bad.expected, bad.got))
 
     def repeated(self, file: Path, keys: set[str]) -> None:
@@ -95,9 +94,9 @@ class Reading:
         self.problems += [Problem(file.name, key, "an id not used before", repr(key)) for key in sorted(keys)]
 
     def add(self, sample: Sample) -> None:
-        """Raises BadRow on an id that is taken: the first row keeps it."""
+        """Raises RowError on an id that is taken: the first row keeps it."""
         if sample.id in self.samples:
-            raise BadRow("an id not used before", repr(sample.id))
+            raise RowError("an id not used before", repr(sample.id))
         self.samples[sample.id] = sample
 
     def finish(self, files: Sequence[Path]) -> Benchmark:
@@ -105,43 +104,41 @@ class Reading:
         if not self.samples and not self.problems:
             names = ", ".join(file.name for file in files)
             raise ProbeError(self.name, expected="at least one question", got=f"none in {names}")
-        return Benchmark(
-            self.name, self.split, tuple(self.samples.values()), tuple(self.problems), tuple(files)
-        )
+        return Benchmark(self.name, self.split, tuple(self.samples.values()), tuple(self.problems), tuple(files))
 
 
 _KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object", bool: "true or false"}
 
 
 def entry(row: Any, name: str, kind: type = str) -> Any:
-    """`row[name]`, of that kind. Raises BadRow.
+    """`row[name]`, of that kind. Raises RowError.
 
     >>> entry({"question": "Is it red?"}, "question")
     'Is it red?'
     """
     if not isinstance(row, Mapping):
-        raise BadRow(f"an object with {name!r}", shown(row))
+        raise RowError(f"an object with {name!r}", shown(row))
     if name not in row:
-        raise BadRow(f"{name!r}: {_KINDS[kind]}", f"only {', '.join(map(repr, row)) or 'an empty object'}")
+        raise RowError(f"{name!r}: {_KINDS[kind]}", f"only {', '.join(map(repr, row)) or 'an empty object'}")
     value = row[name]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise BadRow(f"{name!r}: {_KINDS[kind]}", shown(value))
+        raise RowError(f"{name!r}: {_KINDS[kind]}", shown(value))
     return value
 
 
 def question_text(row: Any, name: str = "question") -> str:
-    """Text that is not blank, as it stands in the file. Raises BadRow."""
+    """Text that is not blank, as it stands in the file. Raises RowError."""
     text = entry(row, name)
     if not text.strip():
-        raise BadRow(f"{name!r}: text", "nothing")
+        raise RowError(f"{name!r}: text", "nothing")
     return text
 
 
 def identifier(row: Any, name: str) -> str:
-    """An id, which files write as a number or as text. Raises BadRow."""
+    """An id, which files write as a number or as text. Raises RowError."""
     value = row.get(name) if isinstance(row, Mapping) else None
     if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
-        raise BadRow(f"{name!r}: an id", shown(value) if isinstance(row, Mapping) and name in row else "none")
+        raise RowError(f"{name!r}: an id", shown(value) if isinstance(row, Mapping) and name in row else "none")
     return str(value)
 
 

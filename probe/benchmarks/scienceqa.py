@@ -18,11 +18,12 @@ questions with a picture.
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from probe.benchmarks.answers import answered, counted, percent, write_llava
 from probe.benchmarks.official_files import DataFolder, json_list, json_object
 from probe.benchmarks.prompts import LETTERS, OPTION_LETTER, multiple_choice
-from probe.benchmarks.reading import BadRow, Benchmark, Reading, entry, identifier, question_text, shown
+from probe.benchmarks.reading import Benchmark, Reading, RowError, entry, identifier, question_text, shown
 from probe.errors import ProbeError
 from probe.samples import Sample
 
@@ -45,7 +46,7 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     for key in map(str, splits[split]):
         with reading.row(file, key):
             if key not in problems:
-                raise BadRow(f"a problem for the id in {splits_file.name}", "none")
+                raise RowError(f"a problem for the id in {splits_file.name}", "none")
             reading.add(_sample(data, key, problems[key], prompts.get(key)))
     return reading.finish([path for path in (file, splits_file, prompts_file) if path])
 
@@ -56,15 +57,15 @@ def _llava_prompts(reading: Reading, file: Path) -> dict[str, str]:
         with reading.row(file, number):
             turns = entry(row, "conversations", list)
             if not turns:
-                raise BadRow("'conversations': a question", "an empty list")
+                raise RowError("'conversations': a question", "an empty list")
             prompts[identifier(row, "id")] = question_text(turns[0], "value").replace("<image>", "").strip()
     return prompts
 
 
-def _sample(data: DataFolder, key: str, row: dict, prompt: str | None) -> Sample:
+def _sample(data: DataFolder, key: str, row: Any, prompt: str | None) -> Sample:
     choices, answer = entry(row, "choices", list), entry(row, "answer", int)
     if not 2 <= len(choices) <= len(LETTERS) or not 0 <= answer < len(choices):
-        raise BadRow("'answer': the place of one of 2 to 5 choices", f"{answer} of {shown(choices)}")
+        raise RowError("'answer': the place of one of 2 to 5 choices", f"{answer} of {shown(choices)}")
     options = tuple(map(str, choices))
     picture = row.get("image") or None
     path = _picture(data, key, row, entry(row, "image")) if picture else None
@@ -73,12 +74,12 @@ def _sample(data: DataFolder, key: str, row: dict, prompt: str | None) -> Sample
     return Sample(key, path, asked, options, LETTERS[answer], meta)
 
 
-def _picture(data: DataFolder, key: str, row: dict, name: str) -> Path:
+def _picture(data: DataFolder, key: str, row: Any, name: str) -> Path:
     split = row.get("split", "test")
     return data.picture(f"images/{split}/{key}/{name}", f"{split}/{key}/{name}")
 
 
-def _with_hint(row: dict) -> str:
+def _with_hint(row: Any) -> str:
     hint, question = row.get("hint") or "", question_text(row)
     return f"Context: {hint}\n{question}" if hint else question
 
@@ -119,9 +120,7 @@ def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict
 def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
     """Writes `scienceqa.jsonl`, the --result-file of eval_science_qa.py, which finds pictures by <image>."""
     marked = [
-        Sample(
-            s.id, s.image, f"<image>\n{s.question}" if s.images else s.question, s.choices, s.answer, s.meta
-        )
+        Sample(s.id, s.image, f"<image>\n{s.question}" if s.images else s.question, s.choices, s.answer, s.meta)
         for s in samples
     ]
     return write_llava(marked, predictions, Path(folder) / "scienceqa.jsonl")

@@ -3,9 +3,10 @@
 `SEED-Bench.json`, pictures in `SEED-Bench-image/`, frames in `SEED-Bench-video-image/<type>_<question>.png`
 as LLaVA's extract_video_frames.py writes them:
 
-    {"questions": [{"question_id": "101669", "question": "How many towels are in the image?", "choice_a": "One",
-      "choice_b": "Two", "choice_c": "Three", "choice_d": "Four", "answer": "A", "data_type": "image",
-      "data_id": "1454426_2591111986", "question_type_id": 5}, ...], "question_type": {"Instances Counting": 5, ...}}
+    {"questions": [{"question_id": "101669", "question": "How many towels are in the image?",
+      "choice_a": "One", "choice_b": "Two", "choice_c": "Three", "choice_d": "Four", "answer": "A",
+      "data_type": "image", "data_id": "1454426_2591111986", "question_type_id": 5}, ...],
+     "question_type": {"Instances Counting": 5, ...}}
 
 Rule: LLaVA's scripts/convert_seed_for_submission.py, text equals letter. lmms-eval takes the first character
 instead; both are reported.
@@ -13,11 +14,12 @@ instead; both are reported.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from probe.benchmarks.answers import answered, counted, percent, write_lines
 from probe.benchmarks.official_files import DataFolder, read_json
 from probe.benchmarks.prompts import multiple_choice
-from probe.benchmarks.reading import BadRow, Benchmark, Reading, entry, identifier, question_text, shown
+from probe.benchmarks.reading import Benchmark, Reading, RowError, entry, identifier, question_text, shown
 from probe.errors import ProbeError
 from probe.samples import Sample
 
@@ -34,9 +36,7 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     file = data.find("SEED-Bench.json")
     content, _ = read_json("seed", file)
     if not isinstance(content, dict) or not isinstance(content.get("questions"), list):
-        raise ProbeError(
-            "seed", expected=f"an object with a list of 'questions' in {file.name}", got=shown(content)
-        )
+        raise ProbeError("seed", expected=f"an object with a list of 'questions' in {file.name}", got=shown(content))
     types = content.get("question_type")
     names = {number: name for name, number in types.items()} if isinstance(types, dict) else {}
     for number, row in enumerate(content["questions"], 1):
@@ -46,7 +46,7 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     return reading.finish([file])
 
 
-def _sample(data: DataFolder, row: dict, types: dict[int, str]) -> Sample:
+def _sample(data: DataFolder, row: Any, types: dict[int, str]) -> Sample:
     key, medium, kind = (
         identifier(row, "question_id"),
         entry(row, "data_type"),
@@ -55,7 +55,7 @@ def _sample(data: DataFolder, row: dict, types: dict[int, str]) -> Sample:
     options = tuple(question_text(row, f"choice_{letter.lower()}") for letter in LETTERS)
     answer = entry(row, "answer")
     if answer not in tuple(LETTERS):
-        raise BadRow("'answer': A, B, C or D", shown(answer))
+        raise RowError("'answer': A, B, C or D", shown(answer))
     name = question_text(row, "data_id")
     path = data.picture(f"SEED-Bench-image/{name}") if medium == "image" else _frame(data, medium, kind, key)
     meta = {
@@ -67,7 +67,7 @@ def _sample(data: DataFolder, row: dict, types: dict[int, str]) -> Sample:
 
 def _frame(data: DataFolder, medium: str, kind: int, key: str) -> Path:
     if medium != "video":
-        raise BadRow("'data_type': image or video", shown(medium))
+        raise RowError("'data_type': image or video", shown(medium))
     return data.picture(f"SEED-Bench-video-image/{kind}_{key}.png")
 
 

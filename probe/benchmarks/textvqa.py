@@ -15,11 +15,12 @@ Rule: the soft score (`vqa_score`), as in LLaVA's llava/eval/eval_textvqa.py.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from probe.benchmarks.answers import answered, counted, percent, write_llava
 from probe.benchmarks.official_files import DataFolder, json_line, json_list, lines
 from probe.benchmarks.prompts import SINGLE_WORD
-from probe.benchmarks.reading import BadRow, Benchmark, Reading, entry, identifier, question_text, shown
+from probe.benchmarks.reading import Benchmark, Reading, RowError, entry, identifier, question_text, shown
 from probe.benchmarks.vqa_score import soft_score
 from probe.samples import Sample
 
@@ -29,9 +30,7 @@ PEOPLE = 10
 
 
 def read(folder: str | Path, split: str = SPLITS[0], ocr: bool = True) -> Benchmark:
-    """Reads the questions, and LLaVA's prompts or the OCR words where the folder has them. Raises
-    ProbeError.
-    """
+    """Reads the questions, and LLaVA's prompts or the OCR words where the folder has them. Raises ProbeError."""
     data, reading = DataFolder("textvqa", folder), Reading("textvqa", split)
     file = data.find(f"TextVQA_0.5.1_{split}.json")
     prompts = data.look(f"llava_textvqa_{split}_v051_ocr.jsonl") if ocr else None
@@ -63,9 +62,7 @@ def _ocr_words(reading: Reading, file: Path) -> dict[str, str]:
     return words
 
 
-def _sample(
-    data: DataFolder, row: dict, prompts: dict[tuple[str, str], str], words: dict[str, str]
-) -> Sample:
+def _sample(data: DataFolder, row: Any, prompts: dict[tuple[str, str], str], words: dict[str, str]) -> Sample:
     picture, question, key = identifier(row, "image_id"), question_text(row), identifier(row, "question_id")
     prompt, source = prompts.get((picture, question.lower())), "llava"
     if prompt is None:
@@ -77,10 +74,10 @@ def _sample(
 
 
 def ten_answers(given: Sequence[object]) -> tuple[str, ...]:
-    """The ten people's answers, from a list of text or of {"answer": text}. Raises BadRow."""
+    """The ten people's answers, from a list of text or of {"answer": text}. Raises RowError."""
     answers = [each.get("answer") if isinstance(each, Mapping) else each for each in given]
     if len(answers) != PEOPLE or not all(isinstance(answer, str) for answer in answers):
-        raise BadRow(f"'answers': {PEOPLE} texts", f"{len(answers)}: {shown(answers)}")
+        raise RowError(f"'answers': {PEOPLE} texts", f"{len(answers)}: {shown(answers)}")
     return tuple(map(str, answers))
 
 
@@ -93,9 +90,7 @@ def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict
     """Mean soft score in percent, and how many prompts had OCR words."""
     pairs = answered(samples, predictions)
     numbers = {"accuracy": percent(score(text, sample) for sample, text in pairs)}
-    return (
-        numbers | counted(samples, pairs) | {"with_ocr": float(sum(s.meta["ocr"] != "none" for s in samples))}
-    )
+    return numbers | counted(samples, pairs) | {"with_ocr": float(sum(s.meta["ocr"] != "none" for s in samples))}
 
 
 def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:

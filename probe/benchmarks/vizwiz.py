@@ -1,11 +1,10 @@
-"""VizWiz: what blind people asked about pictures they took (validation: 4,319 questions; LLaVA reports
-test-dev).
+"""VizWiz: what blind people asked about pictures they took (validation: 4,319; papers report test-dev).
 
 `val.json`, pictures in `val/`; one entry:
 
-    {"image": "VizWiz_val_00000000.jpg", "question": "Ok. There is another picture I hope it is a better one.",
-     "answers": [{"answer": "unanswerable", "answer_confidence": "yes"}, ... ten in all], "answer_type":
-     "unanswerable", "answerable": 0}
+    {"image": "VizWiz_val_00000000.jpg", "question": "What is this, and what color is it?", "answers":
+     [{"answer": "unanswerable", "answer_confidence": "yes"}, ... ten in all], "answer_type": "unanswerable",
+     "answerable": 0}
 
 Rule: the soft score (`vqa_score`). The test split has no answers: it is exported for the server (LLaVA's
 scripts/convert_vizwiz_for_submission.py: normalised answers).
@@ -13,6 +12,7 @@ scripts/convert_vizwiz_for_submission.py: normalised answers).
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from probe.benchmarks.answers import answered, counted, percent, write_json
 from probe.benchmarks.official_files import DataFolder, json_list
@@ -36,7 +36,7 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     return reading.finish([file])
 
 
-def _sample(data: DataFolder, row: dict, split: str) -> Sample:
+def _sample(data: DataFolder, row: Any, split: str) -> Sample:
     picture = question_text(row, "image")
     answers = None if split == "test" else ten_answers(entry(row, "answers", list))
     kind = "" if answers is None else "answerable" if entry(row, "answerable", int) else "unanswerable"
@@ -64,7 +64,6 @@ def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict
 def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
     """Writes `vizwiz.json` for the server."""
     rows = [
-        {"image": sample.meta["image"], "answer": normalise(text)}
-        for sample, text in answered(samples, predictions)
+        {"image": sample.meta["image"], "answer": normalise(text)} for sample, text in answered(samples, predictions)
     ]
     return write_json(rows, Path(folder) / "vizwiz.json")

@@ -1,12 +1,11 @@
-"""VQAv2: open questions about COCO pictures, ten answers each (validation: 214,354 questions, 40,504
-pictures).
+"""VQAv2: open questions about COCO pictures (validation: 214,354 questions, 40,504 pictures).
 
 `v2_OpenEnded_mscoco_val2014_questions.json` and `v2_mscoco_val2014_annotations.json`, pictures in `val2014/`:
 
     {"questions":   [{"image_id": 262148, "question": "Where is he looking?", "question_id": 262148000}, ...]}
-    {"annotations": [{"question_id": 262148000, "image_id": 262148, "answer_type": "other", "question_type": "none of
-      the above", "multiple_choice_answer": "down", "answers": [{"answer": "down", "answer_confidence": "yes",
-      "answer_id": 1}, ... ten in all]}, ...]}
+    {"annotations": [{"question_id": 262148000, "image_id": 262148, "answer_type": "other",
+      "question_type": "none of the above", "multiple_choice_answer": "down", "answers":
+      [{"answer": "down", "answer_confidence": "yes", "answer_id": 1}, ... ten in all]}, ...]}
 
 Rule: the soft score (`vqa_score`). Test splits have no annotations: they are answered and exported for the
 server (LLaVA's scripts/convert_vqav2_for_submission.py: normalised answers).
@@ -14,11 +13,12 @@ server (LLaVA's scripts/convert_vqav2_for_submission.py: normalised answers).
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from probe.benchmarks.answers import answered, counted, percent, write_json
 from probe.benchmarks.official_files import DataFolder, json_list
 from probe.benchmarks.prompts import SINGLE_WORD
-from probe.benchmarks.reading import BadRow, Benchmark, Reading, entry, identifier, question_text
+from probe.benchmarks.reading import Benchmark, Reading, RowError, entry, identifier, question_text
 from probe.benchmarks.textvqa import ten_answers
 from probe.benchmarks.vqa_score import normalise, soft_score
 from probe.samples import Sample
@@ -50,10 +50,10 @@ def _annotations(reading: Reading, file: Path) -> dict[str, tuple[str, tuple[str
     return found
 
 
-def _sample(data: DataFolder, row: dict, images: str, annotations: dict | None) -> Sample:
+def _sample(data: DataFolder, row: Any, images: str, annotations: dict | None) -> Sample:
     number, key = entry(row, "image_id", int), identifier(row, "question_id")
     if annotations is not None and key not in annotations:
-        raise BadRow("an annotation with ten answers for the question", f"none for {key}")
+        raise RowError("an annotation with ten answers for the question", f"none for {key}")
     kind, answers = annotations[key] if annotations is not None else ("", None)
     name = f"COCO_{images}_{number:012d}.jpg"
     meta = {"question_id": row["question_id"], "unit": key, "image": name, "kind": kind}

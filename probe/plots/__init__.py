@@ -12,7 +12,7 @@ does; `layers=` and records count from 0, as code does.
 | file | what |
 |---|---|
 | `curves.py` | `mass`, `entropy`: lines over layers |
-| `overlay.py` | `heatmaps`: patches over the picture |
+| `overlay.py`, `views.py` | `heatmaps`: patches over the picture; which ones |
 | `matrix.py` | `heads`: layer x head |
 | `standard.py` | `figures`: all of them, for the command line |
 | `averages.py` | over heads and samples, with a bootstrap over pictures |

@@ -4,6 +4,7 @@ Questions about one picture are no independent evidence, so pictures are drawn w
 of its samples. The band is the 95 % percentile interval; with fewer than two pictures there is none.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -61,16 +62,15 @@ def average(
     values, weight = values.transpose(*dims), weight.transpose(*dims)
     numbers = values.values.astype(float), weight.values.astype(float)
     template = values.isel(sample=0, drop=True).assign_attrs(attrs)
+    visible = (measured["query_count"] > 0).any("sample")  # share is 0, not NaN, where causality hides all
     clusters = pictures(record) if band else np.zeros(len(numbers[0]), int)
-    return Average(*(template.copy(data=part) for part in bootstrap(*numbers, clusters, seed=seed)))
+    return Average(*(template.copy(data=part).where(visible) for part in bootstrap(*numbers, clusters, seed=seed)))
 
 
-def _check(measured: xr.DataTree, value: str, weights: str) -> None:
+def _check(measured: xr.Dataset, value: str, weights: str) -> None:
     if value not in COUNT_OF or value not in measured:
         there = ", ".join(name for name in COUNT_OF if name in measured)
-        raise ProbeError(
-            "plots", expected=f"a value measured in {measured.name!r} ({there})", got=repr(value)
-        )
+        raise ProbeError("plots", expected=f"a value that the record holds ({there})", got=repr(value))
     if weights not in WEIGHTS:
         raise ProbeError("plots", expected=f"weights of {', '.join(WEIGHTS)}", got=repr(weights))
 
@@ -110,33 +110,33 @@ def bootstrap(
 
 def pictures(record: xr.DataTree) -> Int[np.ndarray, " sample"]:
     """A number for each sample; samples that show the same pictures share it."""
-    seen: dict[object, int] = {}
-    return np.array([seen.setdefault(_shown(record, i), len(seen)) for i in range(record.sizes["sample"])])
+    root, seen = record.to_dataset(), {}
+    return np.array([seen.setdefault(_shown(root, i), len(seen)) for i in range(record.sizes["sample"])])
 
 
-def _shown(record: xr.DataTree, sample: int) -> object:
+def _shown(root: xr.Dataset, sample: int) -> object:
     """What tells a sample's pictures from others': hashes, else pixels, else the sample itself."""
-    if "picture_sha256" in record and any(hashes := record["picture_sha256"].values[sample].tolist()):
+    here = root.isel(sample=sample)
+    if "picture_sha256" in here and any(hashes := here["picture_sha256"].values.tolist()):
         return tuple(hashes)
-    if "picture" in record and record["picture_size"].values[sample].any():
-        return record["picture_size"].values[sample].tobytes(), record["picture"].values[sample].tobytes()
+    if "picture" in here and here["picture_size"].values.any():
+        pixels = here["picture_size"].values.tobytes() + here["picture"].values.tobytes()
+        return hashlib.sha256(pixels).digest()
     return sample
 
 
-def sampling(named: Mapping[str, xr.DataTree], weights: str, seed: int | None = None) -> list[str]:
+def sampling(named: Mapping[str, xr.DataTree], stack: str, weights: str, seed: int | None = None) -> list[str]:
     """How samples became one line, for a caption; once where it is the same for all. No seed: no band."""
-    notes = {name: _sampling(record, weights, seed) for name, record in named.items()}
+    notes = {name: _sampling(record, stack, weights, seed) for name, record in named.items()}
     same = len(set(notes.values())) == 1
     return [*notes.values()][:1] if same else [f"{name}: {note}" for name, note in notes.items()]
 
 
-def _sampling(record: xr.DataTree, weights: str, seed: int | None) -> str:
-    samples, shown = record.sizes["sample"], int(pictures(record).max()) + 1
+def _sampling(record: xr.DataTree, stack: str, weights: str, seed: int | None) -> str:
+    mass = node(record, stack)["mass"]
+    entered = mass.notnull().any([dim for dim in mass.dims if dim != "sample"]).values
+    samples, shown = int(entered.sum()), len(np.unique(pictures(record)[entered]))
     if samples == 1:
         return "one sample"
-    band = (
-        f"; band: 95 % bootstrap interval over {shown} pictures (seed {seed})"
-        if shown > 1
-        else "; one picture: no band"
-    )
-    return f"mean of {samples} samples ({WEIGHTS[weights]}){band if seed is not None else ''}"
+    band = f"band: 95 % bootstrap interval over {shown} pictures (seed {seed})" if shown > 1 else "one picture: no band"
+    return f"mean of {samples} samples ({WEIGHTS[weights]})" + (f"; {band}" if seed is not None else "")

@@ -1,11 +1,13 @@
 """Lines over layers, one for each A → B: attention by type (the paper's Fig. 2) and its entropy (Fig. 3)."""
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 from probe.errors import ProbeError
@@ -33,6 +35,7 @@ _TITLES = {
 }
 _PANEL = (5.2, 3.9)
 _LEGEND = 1.9  # inches beside the panels
+_PAIRS = 10  # with more, the legend names types instead of pairs
 
 
 def mass(
@@ -46,10 +49,10 @@ def mass(
     seed: int = 0,
     ax: Any = None,
 ) -> Any:
-    """Attention of A → B over layers, mean over heads: colour and marker are the key type, the dash the query's.
+    """Attention of A → B over layers, mean over heads. Colour and marker tell the keys, the dash the queries.
 
     value: "mass", "share", "lift" or "contribution". With several samples: their mean and a 95 % bootstrap
-    band over pictures; weights: "sample" or "query_count". Returns Axes, an array of them for several records.
+    band over pictures; weights: "sample" or "query_count". Returns Axes, an array for several records.
 
     Source: arXiv 2501.03895, Fig. 2 and Eq. 4 (`value="mass"`).
     """
@@ -62,7 +65,7 @@ def mass(
         _draw(axis, found, query_types, key_types)
         _dress(axis, stack, value, name, found.mean, several=len(named) > 1)
     _scale(axes, value)
-    _finish(axes, named, weights, seed, own=ax is None, above=_TITLES[value])
+    _finish(axes, named, stack, weights, seed, own=ax is None, above=_TITLES[value])
     return axes[0, 0] if axes.size == 1 else axes[0]
 
 
@@ -101,7 +104,7 @@ def entropy(
             _dress(axis, stack, value, name, found.mean, several=not flat)
             title(axis, f"{_TITLES[value]}\n{name}")
     _scale(axes, "entropy")
-    _finish(axes, named, weights, seed, own=ax is None)
+    _finish(axes, named, stack, weights, seed, own=ax is None)
     return axes[0, 0] if axes.size == 1 else axes[0] if min(axes.shape) == 1 else axes
 
 
@@ -120,15 +123,11 @@ def _draw(axis: Axes, found: Average, query_types: Any, key_types: Any) -> None:
             look = line_style(query, key, *there)
             layers = found.mean["layer"].values + 1
             every = max(1, len(layers) // 12)
-            axis.plot(
-                layers, mean, label=f"{query} → {key}", markersize=4, linewidth=1.6, markevery=every, **look
-            )
+            axis.plot(layers, mean, label=f"{query} → {key}", markersize=4, linewidth=1.6, markevery=every, **look)
             if not np.array_equal(low, high, equal_nan=True):
                 axis.fill_between(layers, low, high, color=look["color"], alpha=0.16, linewidth=0)
     if not axis.lines:
-        raise ProbeError(
-            "plots", expected="a pair of types that was measured", got=f"{query_types} → {key_types}"
-        )
+        raise ProbeError("plots", expected="a pair of types that was measured", got=f"{query_types} → {key_types}")
 
 
 def _dress(axis: Axes, stack: str, value: str, name: str, array: xr.DataArray, several: bool) -> None:
@@ -156,15 +155,27 @@ def _scale(axes: np.ndarray, value: str) -> None:
         axis.set_ylim(low, high)
 
 
-def _finish(axes: np.ndarray, named: dict, weights: str, seed: int, own: bool, above: str = "") -> None:
-    lines = {
-        text: line for axis in axes.flat for line in axis.lines if (text := str(line.get_label()))[0] != "_"
-    }
+def _finish(axes: np.ndarray, named: dict, stack: str, weights: str, seed: int, own: bool, above: str = "") -> None:
+    lines = {text: line for axis in axes.flat for line in axis.lines if (text := str(line.get_label()))[0] != "_"}
+    handles, heading = (
+        (lines, "query → key") if len(lines) <= _PAIRS else (_parts(lines), "key by colour,\nquery by dash")
+    )
     outside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False, "handlelength": 4}
-    handles = (list(lines.values()), list(lines))
-    legend = axes[0, -1].legend(*handles, title="query → key", fontsize=8, title_fontsize=8, **outside)
+    small = {"fontsize": 8, "title_fontsize": 8}
+    legend = axes[0, -1].legend(list(handles.values()), list(handles), title=heading, **small, **outside)
     for text in legend.texts:
         text.set_parse_math(False)
     if own and above and len(named) > 1:
         axes.flat[0].figure.suptitle(above, x=0.01, ha="left", fontsize=11)
-    caption(axes, sampling(named, weights, seed), named, own)
+    caption(axes, sampling(named, stack, weights, seed), named, own)
+
+
+def _parts(lines: dict[str, Line2D]) -> dict[str, Line2D]:
+    """For many pairs: one entry a key type and one a query type, instead of one a pair."""
+    keys, queries = {}, {}
+    for text, line in lines.items():
+        query, key = text.split(" → ")
+        keys[f"→ {key}"] = Line2D([], [], color=line.get_color(), marker=line.get_marker(), markersize=4, linestyle="")
+        queries[f"{query} →"] = copy(line)
+        queries[f"{query} →"].set(color="0.3", marker="", label="")
+    return keys | queries

@@ -105,7 +105,7 @@ def chosen(names: str | Sequence[str] | None, there: Sequence[str], called: str)
     return asked
 
 
-def default_query(measured: xr.DataTree) -> str:
+def default_query(measured: xr.Dataset) -> str:
     """Whose attention to draw unless told: the response's, or of what comes nearest and was measured."""
     there = measured["query_type"].values.tolist()
     asked = measured["query_count"].max([dim for dim in measured["query_count"].dims if dim != "query_type"])

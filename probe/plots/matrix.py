@@ -45,14 +45,13 @@ def heads(
     them for several records.
     """
     if value == "entropy":
-        raise ProbeError(
-            "plots.heads", expected="a value of each head", got="'entropy'", fix="use 'head_entropy'"
-        )
+        raise ProbeError("plots.heads", expected="a value of each head", got="'entropy'", fix="use 'head_entropy'")
     named = labelled(record, "plots.heads")
     found = {}
     for name, one in named.items():
-        types = {dim: node(one, stack)[dim].values.tolist() for dim in ("query_type", "key_type")}
-        query_type = query_type or default_query(node(one, stack))
+        measured = node(one, stack)
+        types = {dim: measured[dim].values.tolist() for dim in ("query_type", "key_type")}
+        query_type = query_type or default_query(measured)
         chosen(query_type, types["query_type"], "plots.heads")
         chosen(key_type, types["key_type"], "plots.heads")
         mean = average(one, stack, value, weights=weights, per_head=True, band=False).mean
@@ -63,8 +62,9 @@ def heads(
         image = _image(axis, mean.values, norm, "PuOr_r" if value == "lift" else "viridis")
         axis.set(xlabel="head", ylabel=layer_label(stack))
         title(axis, f"{query_type} → {key_type}\n{name}")
-        axis.figure.colorbar(image, ax=axis, label=label(mean), **_TICKS if value == "lift" else {})
-    caption(axes, sampling(named, weights), named, own=ax is None)
+        bar = axis.figure.colorbar(image, ax=axis, label=label(mean), **_TICKS if value == "lift" else {})
+        bar.minorticks_off()
+    caption(axes, sampling(named, stack, weights), named, own=ax is None)
     return axes[0] if len(axes) == 1 else axes
 
 

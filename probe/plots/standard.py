@@ -1,5 +1,6 @@
 """All the figures a record can give: what the command line and reports write."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -7,17 +8,20 @@ from matplotlib.figure import Figure
 from probe.plots.curves import entropy, mass
 from probe.plots.look import default_query, labelled
 from probe.plots.matrix import heads
-from probe.plots.overlay import can_draw, heatmaps
+from probe.plots.overlay import heatmaps
+from probe.plots.views import has_values
+from probe.record import node
 
 
 def figures(record: xr.DataTree, sample: int | str = 0) -> dict[str, Figure]:
     """{"llm-mass": Figure, ...}: every figure that the record has numbers for; heat maps are of one `sample`.
 
-    Close them with `matplotlib.pyplot.close` when many are made.
+    They are for writing to files: pyplot does not keep them, so they do not pile up.
     """
     labelled(record, "plots.figures")
     drawn = {}
-    for stack, measured in record.children.items():
+    for stack in record.children:
+        measured = node(record, stack)
         for value in ("mass", "share", "lift", "contribution"):
             if value in measured and bool(measured[value].notnull().any()):
                 drawn[f"{stack}-{value}"] = mass(record, stack, value)
@@ -27,6 +31,9 @@ def figures(record: xr.DataTree, sample: int | str = 0) -> dict[str, Figure]:
         query = default_query(measured)
         if "vision" in measured["key_type"].values:
             drawn[f"{stack}-heads"] = heads(record, query, "vision", stack)
-        if can_draw(measured, sample, query):
+        if has_values(measured, sample, query):
             drawn[f"{stack}-heatmaps"] = heatmaps(record, sample, query, stack=stack)
-    return {name: np.ravel(axes)[0].figure for name, axes in drawn.items()}
+    found = {name: np.ravel(axes)[0].figure for name, axes in drawn.items()}
+    for figure in found.values():
+        plt.close(figure)
+    return found

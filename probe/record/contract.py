@@ -32,9 +32,7 @@ def assemble(
     return validate(tree_of(root.assign_attrs(plain), nodes, "record.assemble"))
 
 
-def _dataset(
-    where: str, values: Mapping[str, Any], table: Mapping[str, Variable], labels: Iterable[str]
-) -> xr.Dataset:
+def _dataset(where: str, values: Mapping[str, Any], table: Mapping[str, Variable], labels: Iterable[str]) -> xr.Dataset:
     coords = {name: (name, _labels(values[name])) for name in labels if name in values}
     if "key_box" in values:
         coords["edge"] = ("edge", _labels(EDGES))
@@ -42,9 +40,7 @@ def _dataset(
     if unknown:
         expected = f"{where} variables of {', '.join(table)}"
         raise ProbeError("record.assemble", expected=expected, got=", ".join(sorted(unknown)))
-    variables = {
-        name: _variable(f"{where}/{name}", values[name], table[name]) for name in table if name in values
-    }
+    variables = {name: _variable(f"{where}/{name}", values[name], table[name]) for name in table if name in values}
     try:
         return xr.Dataset(variables, coords)
     except ValueError as error:  # xarray names the dimension whose sizes disagree
@@ -73,9 +69,9 @@ def _numbered(node: xr.Dataset) -> xr.Dataset:
 
 
 def tree_of(root: xr.Dataset, nodes: Mapping[Any, xr.Dataset], called: str) -> xr.DataTree:
-    """Root and stacks as one tree; `called` is named when their samples disagree."""
+    """Root and stacks (by name: a file keeps no order) as one tree; `called` is named if their samples disagree."""
     try:
-        return xr.DataTree.from_dict({"/": root, **nodes})
+        return xr.DataTree.from_dict({"/": root, **dict(sorted(nodes.items()))})
     except ValueError as error:
         expected = "as many samples in each stack as in the root"
         raise ProbeError(called, expected=expected, got=str(error)) from None
@@ -86,16 +82,15 @@ def validate(record: Any) -> xr.DataTree:
 
     Variables that the tables do not know are a user's own: they pass unchecked.
     """
-    _check_root(record)
-    for name, node in record.children.items():
-        missing = [variable for variable in REQUIRED if variable not in node.data_vars]
-        missing += [dim for dim in LABELS if dim in node.dims and dim not in node.coords]
-        if missing:
-            raise _broken(f"{name}/{missing[0]}", f"only {contents(node)}")
-        for variable in [name for name in STACK if name in node.data_vars]:
-            _check_variable(f"{name}/{variable}", node[variable], STACK[variable])
-        _check_counts(name, node)
-        _check_sums(name, node)
+    if not isinstance(record, xr.DataTree):
+        raise _broken("a record (an xarray.DataTree)", type(record).__name__)
+    if "sample" not in record.coords or not record.children:
+        got = ", ".join(map(str, record)) or "nothing"
+        raise _broken("a record with the coordinate `sample` and at least one stack", got)
+    _check_root(record.to_dataset())
+    hidden = any(record.attrs.get(name) for name in ("intervention", "reducer"))
+    for name, child in record.children.items():
+        _check_stack(name, child.to_dataset(), hidden)
     return record
 
 
@@ -105,29 +100,29 @@ def _broken(expected: str, got: str) -> ProbeError:
 
 def _mismatch(called: str, path: str, kind: Variable, got: str) -> ProbeError:
     limits = "" if np.isinf(kind.low) else f", {kind.low:g} to {kind.high:g}"
-    return ProbeError(
-        called, expected=f"{path} ({kind.dims}) {kind.dtype} in {kind.units!r}{limits}", got=got
-    )
+    return ProbeError(called, expected=f"{path} ({kind.dims}) {kind.dtype} in {kind.units!r}{limits}", got=got)
 
 
-def contents(node: xr.DataTree) -> str:
-    """What is in a node, for an error message."""
-    return ", ".join([*map(str, node.data_vars), *map(str, node.children)]) or "nothing"
-
-
-def _check_root(record: Any) -> None:
-    if not isinstance(record, xr.DataTree):
-        raise _broken("a record (an xarray.DataTree)", type(record).__name__)
-    if "sample" not in record.coords or not record.children:
-        raise _broken("a record with the coordinate `sample` and at least one stack", contents(record))
-    ids, counts = np.unique(record["sample"].values.astype(str), return_counts=True)
+def _check_root(root: xr.Dataset) -> None:
+    ids, counts = np.unique(root["sample"].values.astype(str), return_counts=True)
     if (counts > 1).any():
-        raise _broken("each sample once", f"{ids[counts > 1][0]!r} {counts.max()} times")
-    for name, value in record.attrs.items():
+        raise _broken("each sample once", f"{str(ids[counts > 1][0])!r} {counts.max()} times")
+    for name, value in root.attrs.items():
         if not isinstance(value, str | int | float):
             raise _broken(f"attrs[{name!r}] to be a string or a number", repr(value))
-    for name in [name for name in ROOT if name in record.data_vars]:
-        _check_variable(name, record[name], ROOT[name])
+    for name in [name for name in ROOT if name in root.data_vars]:
+        _check_variable(name, root[name], ROOT[name])
+
+
+def _check_stack(stack: str, node: xr.Dataset, hidden: bool) -> None:
+    missing = [variable for variable in REQUIRED if variable not in node.data_vars]
+    missing += [dim for dim in LABELS if dim in node.dims and dim not in node.coords]
+    if missing:
+        raise _broken(f"{stack}/{missing[0]}", f"only {', '.join(map(str, node.variables))}")
+    for variable in [name for name in STACK if name in node.data_vars]:
+        _check_variable(f"{stack}/{variable}", node[variable], STACK[variable])
+    _check_counts(stack, node)
+    _check_sums(stack, node, hidden)
 
 
 def _check_variable(path: str, array: xr.DataArray, kind: Variable) -> None:
@@ -147,29 +142,26 @@ def _check_variable(path: str, array: xr.DataArray, kind: Variable) -> None:
         raise _mismatch("record.validate", path, kind, f"values from {known.min():g} to {known.max():g}")
 
 
-def _check_counts(name: str, node: xr.DataTree) -> None:
+def _check_counts(stack: str, node: xr.Dataset) -> None:
     for variable, count in COUNT_OF.items():
         if variable in node and count in node and bool((node[variable].notnull() & (node[count] == 0)).any()):
-            raise _broken(f"{name}/{variable} to be NaN where {count} is 0", "a number")
+            raise _broken(f"{stack}/{variable} to be NaN where {count} is 0", "a number")
 
 
-def _check_sums(name: str, node: xr.DataTree) -> None:
+def _check_sums(stack: str, node: xr.Dataset, hidden: bool) -> None:
     """Σ_B mass·query_count = queries of A, and Σ_B share = 1: every query spends all of its attention.
 
-    A query sees itself, so the queries of A are the largest query_count(A → B) over B. An intervention or a
-    reducer may hide some of it: then it is at most that much.
+    A query sees itself, so the queries of A are the largest query_count(A → B) over B. Where an intervention or
+    a reducer has `hidden` some of it, it is at most that much.
     """
     counts = node["query_count"]
     queries = counts.max("key_type")
-    sums = {
-        "mass·query_count ÷ queries": (node["mass"] * counts).sum("key_type") / queries.where(queries > 0)
-    }
+    sums = {"mass·query_count ÷ queries": (node["mass"] * counts).sum("key_type") / queries.where(queries > 0)}
     if "share" in node:
         sums["share"] = node["share"].sum("key_type", min_count=1)
-    hidden = any(node.root.attrs.get(attr) for attr in ("intervention", "reducer"))
     measured = node["mass"].notnull().any("key_type")
     for what, total in sums.items():
         error = total - 1 if hidden else abs(total - 1)
         worst = error.where(measured).max().item()
         if worst > _SUM_SLACK:
-            raise _broken(f"{name}/{what} to sum to 1 over key_type", f"{worst:.2g} off")
+            raise _broken(f"{stack}/{what} to sum to 1 over key_type", f"{worst:.2g} off")

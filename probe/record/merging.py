@@ -8,7 +8,7 @@ import xarray as xr
 
 from probe.errors import ProbeError
 from probe.record.contract import tree_of, validate
-from probe.record.variables import CONDITIONS
+from probe.record.variables import CONDITIONS, LABELS
 
 _PAD = {"f": np.nan, "i": -1, "u": 0, "b": False, "O": ""}
 
@@ -27,32 +27,36 @@ def merge(records: Sequence[xr.DataTree]) -> xr.DataTree:
     for record in records[1:]:
         for name in CONDITIONS:
             _same(f"attrs[{name!r}]", first.attrs.get(name), record.attrs.get(name))
-        _same("stacks", list(first.children), list(record.children))
+        _same("stacks", sorted(first.children), sorted(record.children))
     root = _concatenated([record.to_dataset(inherit=False) for record in records])
-    stacks = {name: _merged_stack(name, [record[name] for record in records]) for name in first.children}
+    stacks = {name: _merged_stack(name, [record.children[name] for record in records]) for name in first.children}
     return validate(tree_of(root.assign_attrs(_joined_attrs(records)), stacks, "record.merge"))
 
 
 def _merged_stack(stack: str, nodes: list[xr.DataTree]) -> xr.Dataset:
     datasets = [node.to_dataset(inherit=False) for node in nodes]
-    described = [_described(dataset) for dataset in datasets]
-    for other in described[1:]:
-        for what, value in described[0].items():
-            _same(f"{stack} {what}", value, other[what])
+    for other in datasets[1:]:
+        for name in LABELS:
+            first, second = (_label(dataset, name) for dataset in (datasets[0], other))
+            _same(f"{stack} {name}", first, second)
+        alone = sorted(map(str, datasets[0].variables.keys() ^ other.variables.keys()))
+        if alone:
+            raise _different(f"{stack} variables", f"{', '.join(alone)} in only one")
     return _concatenated(datasets)
 
 
-def _described(dataset: xr.Dataset) -> dict[str, list]:
-    """What two stacks must have in common: the labels of every axis that has some, and the variables."""
-    labels = {str(name): coord.values.tolist() for name, coord in sorted(dataset.coords.items(), key=str)}
-    axes = {name: labels.get(name, []) for name in ("layer", "head", "query_type", "key_type")}
-    return axes | {"variables": sorted(map(str, dataset.variables))} | labels
+def _label(dataset: xr.Dataset, name: str) -> list:
+    return dataset.coords[name].values.tolist() if name in dataset.coords else []
 
 
 def _same(what: str, first: Any, other: Any) -> None:
     if first != other:
-        fix = "draw them side by side instead: plots take {label: record}"
-        raise ProbeError("record.merge", expected=f"the same {what}", got=f"{first!r} and {other!r}", fix=fix)
+        raise _different(what, f"{first!r} and {other!r}")
+
+
+def _different(what: str, got: str) -> ProbeError:
+    fix = "draw them side by side instead: plots take {label: record}"
+    return ProbeError("record.merge", expected=f"the same {what}", got=got, fix=fix)
 
 
 def _concatenated(datasets: list[xr.Dataset]) -> xr.Dataset:

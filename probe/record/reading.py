@@ -7,15 +7,14 @@ import pandas as pd
 import xarray as xr
 
 from probe.errors import ProbeError
-from probe.record.contract import contents
 from probe.record.variables import MEASURED
 
 
-def node(record: xr.DataTree, stack: str) -> xr.DataTree:
-    """The node of a stack; `ProbeError` says which stacks there are."""
+def node(record: xr.DataTree, stack: str) -> xr.Dataset:
+    """The numbers of a stack; `ProbeError` says which stacks there are."""
     if stack not in record.children:
         raise ProbeError("record", expected=f"a stack of {', '.join(record.children)}", got=repr(stack))
-    return record.children[stack]
+    return record.children[stack].to_dataset()
 
 
 def entropy_ratio(record: xr.DataTree, stack: str = "llm", value: str = "entropy") -> xr.DataArray:
@@ -25,10 +24,10 @@ def entropy_ratio(record: xr.DataTree, stack: str = "llm", value: str = "entropy
     """
     measured = node(record, stack)
     if value not in measured:
-        raise ProbeError("entropy_ratio", expected=f"a variable of {contents(measured)}", got=repr(value))
+        raise ProbeError("entropy_ratio", expected=f"a variable of {', '.join(map(str, measured))}", got=repr(value))
     keys = measured["key_count"]
     ratio = measured[value] / np.log(keys.where(keys >= 2))
-    return ratio.rename("entropy_ratio").assign_attrs(long_name=f"{measured[value].long_name} ÷ ln(keys)", units="ratio")
+    return ratio.rename("entropy_ratio").assign_attrs(long_name="entropy ÷ ln(keys)", units="ratio")
 
 
 def to_dataframe(record: xr.DataTree, variables: Sequence[str] | None = None) -> pd.DataFrame:
@@ -45,7 +44,7 @@ def to_dataframe(record: xr.DataTree, variables: Sequence[str] | None = None) ->
         raise ProbeError("to_dataframe", expected=f"variables of {', '.join(sorted(there))}", got=got)
     columns = ["stack", "sample", "layer", "head", "query_type", "key_type", "variable", "value"]
     frames = [
-        _rows(measured[name]).assign(stack=stack, variable=name)
+        _rows(measured.dataset[name]).assign(stack=stack, variable=name)
         for stack, measured in record.children.items()
         for name in chosen
         if name in measured.data_vars

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
-import zarr
+from zarr.storage import MemoryStore, ZipStore
 
 from probe.errors import ProbeError
 from probe.record.contract import tree_of, validate
@@ -42,8 +42,12 @@ def _chunks(record: xr.DataTree) -> dict[str, bytes]:
     """The zarr store as bytes. Not into a zip directly: zarr writes its metadata twice, a zip keeps both."""
     chunks: dict[str, Any] = {}
     plain = {path: node.to_dataset(inherit=False).drop_encoding() for path, node in record.subtree_with_keys}
-    store = zarr.storage.MemoryStore(chunks)
-    xr.DataTree.from_dict(plain).to_zarr(store, zarr_format=3, consolidated=False)
+    store = MemoryStore(chunks)
+    try:
+        xr.DataTree.from_dict(plain).to_zarr(store, zarr_format=3, consolidated=False)
+    except (TypeError, ValueError) as error:  # a variable of the user's own, which xarray names in a note
+        note = next(iter(getattr(error, "__notes__", [])), "").split(" with value")[0]
+        raise ProbeError("record.save", expected="numbers or strings", got=f"{error}", fix=note) from None
     return {key: chunk.to_bytes() for key, chunk in sorted(chunks.items())}
 
 
@@ -54,9 +58,7 @@ def _write_whole(path: Path, chunks: Mapping[str, bytes]) -> None:
             with zipfile.ZipFile(file, "w") as archive:
                 for key, content in chunks.items():  # the chunks are compressed already, the metadata is not
                     packed = zipfile.ZIP_DEFLATED if key.endswith(".json") else zipfile.ZIP_STORED
-                    archive.writestr(
-                        zipfile.ZipInfo(key), content, packed
-                    )  # no clock: equal records, equal bytes
+                    archive.writestr(zipfile.ZipInfo(key), content, packed)  # no clock: equal records, equal bytes
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -96,16 +98,17 @@ def _read(path: Path) -> xr.DataTree:
     if damaged:
         raise zipfile.BadZipFile(f"damaged at {damaged}")
     raw: dict[str, Any] = {"chunks": None, "decode_times": False, "decode_timedelta": False}
-    with zarr.storage.ZipStore(path, mode="r") as store:
+    with ZipStore(path, mode="r") as store:
         return xr.open_datatree(store, engine="zarr", consolidated=False, **raw).load()  # pyright: ignore
 
 
 def _restored(node: xr.DataTree, table: Mapping[str, Variable]) -> xr.Dataset:
-    """As it was saved: zarr gives strings back in numpy's own string type, and an empty array as floats."""
+    """As it was saved: zarr keeps no order, has strings of its own type, and knows no type of empty arrays."""
     dataset = node.to_dataset(inherit=False).drop_encoding()
     for name, variable in dataset.variables.items():
         if name in table:
             dataset[name] = variable.astype(table[str(name)].dtype)
         elif variable.dtype.kind == "T":
             dataset[name] = variable.astype(object)
-    return dataset
+    known = [name for name in table if name in dataset.data_vars]
+    return dataset[known + sorted(map(str, dataset.data_vars.keys() - set(known)))]

@@ -33,7 +33,7 @@ def _text(dims: str, long_name: str) -> Variable:
 
 
 def _count(dims: str, long_name: str, units: str = "queries") -> Variable:
-    return Variable(dims, units, long_name, low=0, dtype="int32")
+    return Variable(dims, units, long_name, low=0.0, dtype="int32")
 
 
 def _index(dims: str, long_name: str) -> Variable:
@@ -49,33 +49,31 @@ ROOT = {
     "tokens": _text("sample position", "decoded token"),
     "token_type": _text("sample position", "token type"),
     "response_ids": _index("sample answer", "token ids of the response, its closing included"),
-    "picture": Variable(
-        "sample image y x channel", "8-bit RGB", "picture, longest side ≤ 672", dtype="uint8"
-    ),
+    "picture": Variable("sample image y x channel", "8-bit RGB", "picture, longest side ≤ 672", dtype="uint8"),
     "picture_size": Variable("sample image side", "px", "height and width of `picture`", dtype="uint16"),
     "picture_sha256": _text("sample image", "SHA-256 of the picture, where its pixels are not kept"),
 }
 
 STACK = {
-    "mass": Variable(f"sample layer head {_TYPES}", "fraction", "attention per query", 0, 1),
-    "share": Variable(f"sample layer head {_TYPES}", "fraction", "share of attention", 0, 1),
-    "lift": Variable(f"sample layer head {_TYPES}", "ratio", "attention ÷ an even spread", 0),
-    "contribution": Variable(f"sample layer head {_TYPES}", "norm", "contribution to the residual stream", 0),
-    "entropy": Variable(f"sample layer {_TYPES}", "nat", "entropy of head-averaged attention", 0),
-    "head_entropy": Variable(f"sample layer head {_TYPES}", "nat", "entropy within each head", 0),
+    "mass": Variable(f"sample layer head {_TYPES}", "fraction", "attention per query", 0.0, 1.0),
+    "share": Variable(f"sample layer head {_TYPES}", "fraction", "share of attention", 0.0, 1.0),
+    "lift": Variable(f"sample layer head {_TYPES}", "ratio", "attention ÷ an even spread", 0.0),
+    "contribution": Variable(f"sample layer head {_TYPES}", "norm", "contribution to the residual stream", 0.0),
+    "entropy": Variable(f"sample layer {_TYPES}", "nat", "entropy of head-averaged attention", 0.0),
+    "head_entropy": Variable(f"sample layer head {_TYPES}", "nat", "entropy within each head", 0.0),
     "entropy_count": _count(f"sample layer {_TYPES}", "queries averaged in `entropy`"),
     "head_entropy_count": _count(f"sample layer head {_TYPES}", "queries averaged in `head_entropy`"),
     "query_count": _count(f"sample {_TYPES}", "queries that see such a key"),
     "share_count": _count("sample query_type", "queries that see a vision key"),
     "key_count": _count("sample key_type", "keys of the type", units="keys"),
-    "received": Variable("sample layer query_type key", "fraction", "attention received, head mean", 0, 1),
+    "received": Variable("sample layer query_type key", "fraction", "attention received, head mean", 0.0, 1.0),
     "received_head": Variable("sample layer head query_type key", "fraction", "attention received in a head", 0, 1),
     "key_picture": _index("sample key", "picture of the vision key"),
     "key_tile": _index("sample key", "tile of the picture; 0 = the whole picture"),
     "key_row": _index("sample key", "row within the tile; -1 = newline"),
     "key_col": _index("sample key", "column within the tile; -1 = newline"),
     "key_box": Variable("sample key edge", "fraction", "edges of the patch in the picture"),
-    "maps": Variable("sample layer [head] token key", "fraction", "attention of one token", 0, 1),
+    "maps": Variable("sample layer [head] token key", "fraction", "attention of one token", 0.0, 1.0),
     "map_position": _index("sample token", "position of the query token"),
     "map_token": _text("sample token", "the query token"),
 }

@@ -5,6 +5,7 @@ one), so that every encoder layer is trained and none is dead weight.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +26,12 @@ from probe.models.tiny.recipe import Recipe
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGeneration:
     """A model with random weights drawn from the recipe's seed (the global seed is left as it was)."""
+    ends: dict[str, Any] = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     text = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=recipe.hidden, intermediate_size=recipe.intermediate,
         num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads,
         max_position_embeddings=4096, initializer_range=recipe.initializer_range, tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        **ends,
     )  # fmt: skip
     vision = CLIPVisionConfig(
         hidden_size=recipe.vision_hidden, intermediate_size=recipe.vision_intermediate,
@@ -38,19 +39,29 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlavaForC
         image_size=SIZE, patch_size=PATCH, projection_dim=recipe.vision_hidden,
         initializer_range=recipe.initializer_range,
     )  # fmt: skip
+    extra: dict[str, Any] = {
+        "initializer_range": recipe.initializer_range,
+        "probe_toy": True,  # figures made with this model say that it is a toy
+    }
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_config=vision, text_config=text, image_token_index=tokenizer.get_vocab()["<image>"],
         image_seq_length=(SIZE // PATCH) ** 2,
         vision_feature_layer=-1, vision_feature_select_strategy="default",
-        tie_word_embeddings=True, initializer_range=recipe.initializer_range,
-        probe_toy=True,  # figures made with this model say that it is a toy
+        tie_word_embeddings=True, **extra,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = LlavaForConditionalGeneration(config)
-    tokens = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    model.generation_config.update(do_sample=False, **tokens)
+    model.generation_config.update(do_sample=False, **ends)
     return model
+
+
+def patch_features(
+    model: LlavaForConditionalGeneration, pixel_values: Float[Tensor, "picture 3 height width"]
+) -> Float[Tensor, "picture patch hidden"]:
+    """The vision tokens: what the projector hands to the language model."""
+    output: Any = model.model.get_image_features(pixel_values)
+    return torch.stack(list(output.pooler_output))
 
 
 def pixels(scenes: Sequence[Scene]) -> Float[Tensor, "picture 3 height width"]:

@@ -76,9 +76,7 @@ def sample_scene(rng: np.random.Generator, *, things: tuple[int, int] = (1, 4), 
     number = int(rng.integers(things[0], things[1] + 1))
     cells = sorted(rng.choice(9, size=number, replace=False).tolist())
     while True:
-        looks = list(
-            zip(_palette(COLOURS, number, alike, rng), _palette(SHAPES, number, alike, rng), strict=True)
-        )
+        looks = list(zip(_palette(COLOURS, number, alike, rng), _palette(SHAPES, number, alike, rng), strict=True))
         if any(looks.count(look) == 1 for look in looks):
             break
     return Scene(

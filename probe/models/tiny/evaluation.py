@@ -1,9 +1,9 @@
 """How often a tiny model is right, on pictures it has never seen.
 
-Exact match: every word of the answer and the closing `</s>` is the model's first choice, which is what greedy
-generation writes. One question of each kind about every picture. The frozen pictures come from random numbers
-that no training uses (`drawing.stream`). Beside the model stand two controls: the same questions about another
-picture, and the best answer to the question's words alone.
+Exact match: every word of the answer and the closing `</s>` is the model's first choice, which is what
+greedy generation writes. One question of each kind about every picture. The frozen pictures come from random
+numbers that no training uses (`drawing.stream`). Two controls: the same questions about another picture, and
+the best answer to the question's words alone.
 
     frame = evaluate(model, processor, controls=True)   # 2,000 pictures, 14,000 questions: a minute or two
     summary(frame, "kind")                              # right, swapped, blind, questions
@@ -67,8 +67,8 @@ def evaluate(
 def summary(frame: pd.DataFrame, by: str | list[str]) -> pd.DataFrame:
     """Mean of `right` (and of the controls) in each group, and how many questions that is."""
     groups = frame.groupby(by, sort=False)
-    means = groups[[name for name in ("right", "swapped", "blind") if name in frame]].mean()
-    return means.assign(questions=groups.size())
+    means = {name: groups[name].mean() for name in ("right", "swapped", "blind") if name in frame}
+    return pd.DataFrame(means | {"questions": groups.size()})
 
 
 def exact(logits: Tensor, packed: Packed) -> Bool[Tensor, " question"]:
@@ -81,7 +81,7 @@ def exact(logits: Tensor, packed: Packed) -> Bool[Tensor, " question"]:
 
 @cache
 def blind_answers(pictures: int = 20_000) -> dict[str, str]:
-    """The most frequent answer to each question, over pictures of their own: the best guess without looking."""
+    """The most frequent answer to each question, over pictures of their own: the best blind guess."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for number in range(pictures):
         for question in frozen(number, "prior")[1]:

@@ -48,42 +48,8 @@ def vocabulary() -> tuple[str, ...]:
         text = text.replace(blank, " ")
     words = set("".join(letter if letter.isalnum() else " " for letter in f"{text} {SYSTEM}".lower()).split())
     words |= {*COLOURS, *SHAPES, *ROWS, *COLUMNS, *NUMBERS, *map(plural, SHAPES)}
-    words |= set(
-        [
-            "user",
-            "assistant",
-            "it",
-            "is",
-            "a",
-            "an",
-            "at",
-            "the",
-            "object",
-            "objects",
-            "nothing",
-            "yes",
-            "no",
-            "and",
-            "in",
-            "of",
-        ]
-    )
-    words |= set(
-        [
-            "centre",
-            "thing",
-            "things",
-            "picture",
-            "pictures",
-            "image",
-            "images",
-            "photo",
-            "this",
-            "that",
-            "on",
-            "to",
-        ]
-    )
+    words |= {*"user assistant it is a an at the object objects nothing yes no and in of".split()}  # noqa: SIM905
+    words |= {*"centre thing things picture pictures image images photo this that on to".split()}  # noqa: SIM905
     return (*SPECIAL, ".", ",", "?", "!", ":", ";", "'", '"', "-", *sorted(words))
 
 
@@ -95,9 +61,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
     )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", words["<s>"])]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", words["<s>"])])
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # "a , b ." reads "a, b."
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>",
@@ -106,7 +70,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> LlavaProcessor:
-    """The processor that is shipped: pictures of 60 x 60 pixels (without torchvision), 36 vision tokens each."""
+    """The processor that is shipped: 60 x 60 pixels (without torchvision), 36 vision tokens a picture."""
     pictures = CLIPImageProcessorPil(
         size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE},
         image_mean=[0.5] * 3, image_std=[0.5] * 3,

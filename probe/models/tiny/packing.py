@@ -11,12 +11,14 @@ Training and evaluation run on packed rows; `tests/test_tiny_packing.py` holds t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from probe.models.tiny.architecture import patch_features
 from probe.models.tiny.questions import Question
 
 Conversation = Sequence[Question]  # questions about one picture, asked one after the other
@@ -40,7 +42,8 @@ class Packer:
     def __init__(self, processor: LlavaProcessor):
         self._encode = processor.tokenizer.backend_tokenizer.encode
         self._end = processor.tokenizer.eos_token_id
-        prompt = processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])
+        message: Any = {"role": "user", "content": [{"type": "image"}]}
+        prompt = processor.apply_chat_template([message])
         side = processor.image_processor.crop_size["height"] // processor.patch_size
         self.prefix = self._ids(prompt.replace("<image>", "<image>" * side**2), add_special_tokens=True)
 
@@ -81,7 +84,7 @@ def answer_logits(
     model: LlavaForConditionalGeneration, pixels: Float[Tensor, "row 3 height width"], packed: Packed
 ) -> Float[Tensor, "label word"]:
     """Logits where a label is: the rows of `packed.labels` that are not -100, in order."""
-    features = torch.stack(list(model.model.get_image_features(pixels).pooler_output))
+    features = patch_features(model, pixels)
     embedded = model.get_input_embeddings()(packed.input_ids)
     places = (packed.input_ids == model.config.image_token_id).unsqueeze(-1)
     hidden = model.model.language_model(

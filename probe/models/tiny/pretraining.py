@@ -7,6 +7,8 @@ words, patch by patch. Colour and shape then reach the language model in the sam
 by either: after training on class labels alone, a language model searched by colour and hardly by shape.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
+from probe.models.tiny.architecture import patch_features
 from probe.models.tiny.drawing import COLOURS, COLUMNS, ROWS, SHAPES, SIZE, Scene
 from probe.models.tiny.language import PATCH
 
@@ -24,19 +27,15 @@ GROUPS = ((*COLOURS, "nothing"), (*SHAPES, "nothing"), ROWS, COLUMNS)
 class PatchWords(nn.Module):
     """How near every patch is to every word of `GROUPS`, by the model's own projector and embeddings."""
 
-    def __init__(
-        self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, scale: float
-    ):
+    def __init__(self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, scale: float):
         super().__init__()
         self.model, self.scale = model, scale
         self.words = [torch.tensor(tokenizer.convert_tokens_to_ids(list(group))) for group in GROUPS]
 
-    def forward(
-        self, pixels: Float[Tensor, "picture 3 height width"]
-    ) -> list[Float[Tensor, "picture patch word"]]:
-        features = torch.stack(list(self.model.model.get_image_features(pixels).pooler_output))
+    def forward(self, pixels: Float[Tensor, "picture 3 height width"]) -> list[Float[Tensor, "picture patch word"]]:
+        features = patch_features(self.model, pixels)
         features = nn.functional.rms_norm(features, features.shape[-1:])  # as the language model's layers do
-        embeddings = self.model.get_input_embeddings().weight
+        embeddings: Any = self.model.get_input_embeddings().weight
         return [self.scale * features @ embeddings[words].T for words in self.words]
 
     def loss(

@@ -18,7 +18,7 @@ a shortcut fails, and `evaluation` reports them apart.
 >>> rng = np.random.default_rng(7)
 >>> asked = ask(sample_scene(rng), "where", rng)
 >>> asked.question, asked.answer
-('a','b')
+('In which place is the blue square?', 'at the middle right')
 """
 
 from collections import Counter
@@ -85,7 +85,7 @@ def sample_picture(seed: int = 0, kind: str = "caption", size: int = 480) -> tup
     shipped model answers the first of them right.
     """
     rng = stream("sample", seed)
-    scene = sample_scene(rng, things=(3, 4))
+    scene = sample_scene(rng, things=(3, 4), alike=0.0)
     asked = ask(scene, kind, rng)
     return draw(scene, size), asked.question, asked.answer
 
@@ -141,12 +141,9 @@ def _exist(scene: Scene, rng: np.random.Generator) -> Question:
             colour = _pick(COLOURS, rng)
         if not 0.375 < change < 0.75:
             shape = _pick(SHAPES, rng)
-    others = [t for t in scene.things if (t.colour, t.shape) != (colour, shape)]
-    return Question(
-        "exist", _pick(TEMPLATES["exist"], rng).format(a=_a(colour, shape)), "yes" if yes else "no",
-        key="both", things=len(scene.things),
-        same_colour=sum(t.colour == colour for t in others), same_shape=sum(t.shape == shape for t in others),
-    )  # fmt: skip
+    text = _pick(TEMPLATES["exist"], rng).format(a=_a(colour, shape))
+    sharing = _sharing(scene, colour, shape)
+    return Question("exist", text, "yes" if yes else "no", "both", len(scene.things), *sharing)
 
 
 def _caption(scene: Scene, rng: np.random.Generator) -> Question:
@@ -163,16 +160,20 @@ _ASK: dict[str, Callable[[Scene, np.random.Generator], Question]] = {
 def _question(
     kind: str, scene: Scene, rng: np.random.Generator, target: Thing | None, key: str, answer: str, **words
 ) -> Question:
-    others = [thing for thing in scene.things if target is not None and thing is not target]
-    return Question(
-        kind, _pick(TEMPLATES[kind], rng).format(**words), answer, key, len(scene.things),
-        same_colour=sum(t.colour == target.colour and t.shape != target.shape for t in others),
-        same_shape=sum(t.shape == target.shape and t.colour != target.colour for t in others),
-    )  # fmt: skip
+    text = _pick(TEMPLATES[kind], rng).format(**words)
+    if target is None:
+        return Question(kind, text, answer, key, len(scene.things))
+    return Question(kind, text, answer, key, len(scene.things), *_sharing(scene, target.colour, target.shape))
+
+
+def _sharing(scene: Scene, colour: str, shape: str) -> tuple[int, int]:
+    """How many things share only the colour, and how many only the shape."""
+    same = [(thing.colour == colour, thing.shape == shape) for thing in scene.things]
+    return same.count((True, False)), same.count((False, True))
 
 
 def _target(scene: Scene, key: str, rng: np.random.Generator) -> tuple[Thing, str]:
-    """A thing that its colour (or shape) alone finds; one time in five, and where there is none, by its cell."""
+    """A thing that its colour (or shape) alone finds; one in five, and where there is none, by its cell."""
     found = [thing for thing in scene.things if _alone(scene, thing, key)]
     if found and rng.random() < 0.8:
         return _pick(found, rng), key

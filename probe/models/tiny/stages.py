@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from probe.models.tiny.architecture import pixels
 from probe.models.tiny.drawing import Scene, sample_scene, stream
-from probe.models.tiny.evaluation import evaluate
+from probe.models.tiny.evaluation import evaluate, summary
 from probe.models.tiny.packing import Packer, answer_logits
 from probe.models.tiny.pretraining import PatchWords, patch_labels
 from probe.models.tiny.questions import Question, ask
@@ -80,8 +80,8 @@ def answer_stage(model: LlavaForConditionalGeneration, processor: LlavaProcessor
         return recipe.rate * _schedule(step, recipe.steps, recipe.decay, recipe)
 
     def validate() -> dict[str, float]:
-        frame = evaluate(model, processor, VALIDATION, purpose="validation")
-        return frame.groupby("kind")["right"].mean().to_dict()
+        table = summary(evaluate(model, processor, VALIDATION, purpose="validation"), "kind")
+        return dict(zip(table.index, table["right"], strict=True))
 
     vision = set(model.model.vision_tower.parameters())
     parameters = [parameter for parameter in model.parameters() if parameter not in vision]

@@ -75,9 +75,7 @@ class Run:
         self.folder, self.recipe = folder, recipe
         self.processor: LlavaProcessor = build_processor()
         self.model = build_model(recipe, self.processor.tokenizer)
-        self.stages = tuple(
-            stage(self.model, self.processor, recipe) for stage in (vision_stage, answer_stage)
-        )
+        self.stages = tuple(stage(self.model, self.processor, recipe) for stage in (vision_stage, answer_stage))
         self.total = sum(stage.steps for stage in self.stages)
         self.step, self.seconds = 0, 0.0
         self.optimizer: torch.optim.AdamW | None = None
@@ -89,13 +87,14 @@ class Run:
         stage = self.stages[number]
         if self.optimizer is None or step == 0:
             self.optimizer = self._begin(stage)
-        for group in self.optimizer.param_groups:
+        optimizer = self.optimizer
+        for group in optimizer.param_groups:
             group["lr"] = stage.rate(step)
         loss = stage.loss(step)
-        self.optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(stage.parameters, self.recipe.clip)
-        self.optimizer.step()
+        optimizer.step()
         self.step += 1
         self.seconds += time.process_time() - started
         return loss.item()
@@ -136,8 +135,9 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.step, self.seconds = state["step"], state["seconds"]
         if state["optimizer"]:
-            self.optimizer = self._begin(self.stages[self._stage_of(self.step - 1)[0]])
-            self.optimizer.load_state_dict(state["optimizer"])
+            optimizer = self._begin(self.stages[self._stage_of(self.step - 1)[0]])
+            optimizer.load_state_dict(state["optimizer"])
+            self.optimizer = optimizer
 
     def _refuse_other_recipe(self, saved: dict, step: int) -> None:
         """A run may only be made longer or shorter, and only before its decay, where that changes nothing."""

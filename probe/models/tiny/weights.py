@@ -12,27 +12,40 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from transformers.utils import logging
 
 from probe.models.tiny.recipe import Recipe
 
 
-def save(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, recipe: Recipe, folder: Path
-) -> None:
-    """Fills a folder that `AutoModelForImageTextToText` and `AutoProcessor` load; no file is ever half written."""
+def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, recipe: Recipe, folder: Path) -> None:
+    """Fills a folder that `AutoModelForImageTextToText` and `AutoProcessor` load; no file is half written."""
     with tempfile.TemporaryDirectory(dir=folder) as name, _quiet():
         fresh = Path(name)
-        copy.deepcopy(model).to(torch.float16).save_pretrained(fresh)
+        copy.deepcopy(model).half().save_pretrained(fresh)
         processor.save_pretrained(fresh)
         config = json.loads((fresh / "config.json").read_text())
         (fresh / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
         (fresh / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2) + "\n")
         for file in fresh.iterdir():
             os.replace(file, folder / file.name)
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe that a folder's weights were made with."""
+    values: Any = json.loads((folder / "recipe.json").read_text(), object_hook=_tuples)
+    return Recipe(**values)
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """Lists as the tuples they were before JSON."""
+
+    def frozen(value: Any) -> Any:
+        return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+    return {name: frozen(value) for name, value in values.items()}
 
 
 @contextmanager

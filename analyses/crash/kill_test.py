@@ -1,0 +1,127 @@
+"""Kills a run at random times, again and again, and compares what it leaves with a run that nobody disturbed.
+
+    python analyses/crash/kill_test.py --kills 50 --samples 500
+
+The run measures nothing real: each sample's numbers follow from its id, so that two runs can be compared to the bit.
+Everything else is what `probe drop` and `probe attention --benchmark` use: `collect`, parts, resume, compaction.
+Exit code 0: every sample exactly once, all numbers identical, no stray file counted.
+"""
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from probe.fingerprint import Fingerprint
+from probe.parts import read_ids
+from probe.run import Run, collect
+from probe.running_mean import RunningMean
+from probe.samples import Sample
+
+PART = 4  # samples: small, so that kills often hit the writing of a part
+SECONDS = 0.003  # of work a sample
+SAME = Fingerprint(model="none", revision="0", dtype="float64", kernel="none", prompt="none", plan=PART, data={})
+
+
+def samples_of(count: int) -> list[Sample]:
+    return [Sample(f"question-{number:04d}", None, "?") for number in range(count)]
+
+
+def measured(group: list[Sample]) -> xr.DataTree:
+    """A tree with ragged tokens, as a record has, made up from the ids."""
+    time.sleep(SECONDS * len(group))
+    seeds = [np.random.default_rng(zlib.crc32(sample.id.encode())) for sample in group]
+    ids = np.array([sample.id for sample in group], dtype=object)
+    tokens = 3 + max(zlib.crc32(name.encode()) % 5 for name in ids)
+    llm = xr.Dataset({
+        "mass": (("sample", "layer"), np.stack([rng.random(6) for rng in seeds])),
+        "received": (("sample", "key"), np.stack([rng.random(tokens) for rng in seeds])),
+    })  # fmt: skip
+    root = xr.Dataset({"answer": ("sample", np.array([f"é{name}" for name in ids], dtype=object))}, {"sample": ids})
+    return xr.DataTree.from_dict({"/": root, "/llm": llm})
+
+
+def work(folder: Path, count: int) -> None:
+    run, samples = Run.open(folder, SAME), samples_of(count)
+    run.todo(samples)
+    print("working", flush=True)
+    collect(run, samples, measured, size=PART)
+    run.compact([sample.id for sample in samples])
+
+
+def started(folder: Path, count: int) -> subprocess.Popen:
+    """A worker of its own process, past its imports."""
+    command = [sys.executable, __file__, "--work", str(folder), "--samples", str(count)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def disturbed(folder: Path, count: int, kills: int, seconds: float, seed: int = 0) -> int:
+    """Runs, kills, resumes; the last time to the end. Returns the kills that hit a worker which was not done."""
+    chance, hit = random.Random(seed), 0
+    for _ in range(kills):
+        process = started(folder, count)
+        time.sleep(chance.uniform(0, 1.5 * seconds / kills))
+        process.kill()
+        hit += process.wait() != 0
+    assert started(folder, count).wait() == 0
+    return hit
+
+
+def differences(one: Path, other: Path, count: int) -> list[str]:
+    """What is not as it should be: nothing, or one line each."""
+    found, order = [], [sample.id for sample in samples_of(count)]
+    runs = [Run(one), Run(other)]
+    for run in runs:
+        names = [name for part in run.parts() for name in read_ids(part)]
+        if sorted(names) != order:
+            found.append(f"{run.folder}: {len(names)} samples in parts, {len(set(names))} different ones")
+    first, second = (run.load(order) for run in runs)
+    if not first.identical(second):  # pyright: ignore
+        found.append("the results differ")
+    compacted = [xr.open_datatree(run.folder / "final.zarr", engine="zarr", chunks=None) for run in runs]
+    if not compacted[0].identical(compacted[1]) or compacted[0].coords["sample"].values.tolist() != order:
+        found.append("the compacted results differ, or are not in order")
+    means = []
+    for run in runs:
+        mean = RunningMean()
+        for part in run.stream():
+            mean.add(part["llm"]["mass"])  # pyright: ignore
+        means.append(mean.result().values)
+    if not np.array_equal(*means):
+        found.append("the streamed means differ")
+    return found
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--kills", type=int, default=50)
+    arguments.add_argument("--samples", type=int, default=500)
+    arguments.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    given = arguments.parse_args()
+    if given.work:
+        work(given.work, given.samples)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        calm, rough = Path(folder, "calm"), Path(folder, "rough")
+        process, start = started(calm, given.samples), time.monotonic()
+        assert process.wait() == 0
+        hit = disturbed(rough, given.samples, given.kills, time.monotonic() - start)
+        found = differences(calm, rough, given.samples)
+        stray = len(list((rough / "parts").glob("*.tmp")))
+        print(f"{hit} of {given.kills} kills hit a worker at work; {stray} unfinished parts were left and ignored")
+    print("\n".join(found) or f"{given.samples} samples, each exactly once; numbers identical")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Which interventions are at work in a model right now.
+
+So that two that contradict each other are refused before anything runs, and a record can name what was done to the
+model it was taken from.
+
+    with registered(model, Intervention("drop_vision", "remove", (2, 3), "how=remove")):
+        active(model)                        # 'drop_vision(layers=2-3, how=remove)'
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from probe.errors import ProbeError
+
+# What finds its vision rows gone or exchanged cannot remove or exchange them again.
+CONTRADICTING = frozenset({"remove", "swap"})
+
+
+@dataclass(frozen=True, eq=False)
+class Intervention:
+    """One entry: the public function, what it does to the rows, in which layers, and its other options in words."""
+
+    called: str
+    kind: str
+    layers: tuple[int, ...]
+    options: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.called}({', '.join(filter(None, [f'layers={spans(self.layers)}', self.options]))})"
+
+
+_at_work: "WeakKeyDictionary[nn.Module, list[Intervention]]" = WeakKeyDictionary()
+
+
+def active(model: nn.Module) -> str:
+    """What is being done to the model, outermost first, as one string; "" for nothing."""
+    return "; ".join(str(intervention) for intervention in _at_work.get(model, ()) if intervention.layers)
+
+
+@contextmanager
+def registered(model: nn.Module, intervention: Intervention) -> Iterator[None]:
+    """Lists an intervention while the block lasts. Raises ProbeError where it contradicts one that is at work."""
+    entries = _at_work.setdefault(model, [])
+    for other in entries:
+        shared = sorted(set(other.layers) & set(intervention.layers))
+        if shared and {other.kind, intervention.kind} <= CONTRADICTING:
+            raise ProbeError(
+                intervention.called, expected="layers whose vision rows are in place",
+                got=f"layers {spans(shared)}, already under {other}", fix="choose layers that do not overlap",
+            )  # fmt: skip
+    entries.append(intervention)
+    try:
+        yield
+    finally:
+        entries.remove(intervention)
+
+
+def spans(layers: Sequence[int]) -> str:
+    """Layers in short: (0, 1, 2, 5) is '0-2,5'."""
+    runs = [list(run) for _, run in groupby(sorted(layers), key=lambda layer, count=iter(range(len(layers))): layer - next(count))]  # fmt: skip
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"

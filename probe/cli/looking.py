@@ -1,0 +1,122 @@
+"""`probe attention`: measure which kinds of token attend to which, and draw it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from probe.cli.options import Aspect, Attn, Debug, Device, Dtype, Model
+from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
+
+if TYPE_CHECKING:
+    from xarray import DataTree
+
+Images = Annotated[
+    list[Path] | None,
+    typer.Option(help="a picture; give it again for several", show_default="a drawn sample picture"),
+]
+Question = Annotated[str | None, typer.Option(help="what to ask", show_default="one that fits")]
+Response = Annotated[str | None, typer.Option(help="the answer to measure", show_default="the model's own")]
+Types = Annotated[Literal["paper", "fine"], typer.Option(help="the paper's three token types, or six")]
+Maps = Annotated[bool, typer.Option("--maps", help="also keep token-by-patch maps of the answer's rows")]
+Longest = Annotated[int, typer.Option(min=1, help="longest answer, in tokens")]
+Out = Annotated[Path, typer.Option(help="folder of the results")]
+
+
+def attention(
+    model: Model = "tiny-llava",
+    image: Images = None,
+    question: Question = None,
+    response: Response = None,
+    types: Types = "paper",
+    maps: Maps = False,
+    aspect: Aspect = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    attn: Attn = None,
+    max_new_tokens: Longest = 32,
+    out: Out = Path("probe-out/attention"),
+    debug: Debug = False,
+) -> None:
+    """Measure which kinds of token attend to which, and draw it: a record, figures, a CSV and a table."""
+    with all_or_nothing(out) as folder:
+        from probe.measurement import measure
+        from probe.subject import load
+
+        quieten_libraries(debug)
+        pictures, question = _what_to_ask(image, question)
+        subject = load(model, device=device, dtype=dtype, attn=attn, aspect=aspect)
+        options = {"types": types, "maps": maps, "max_new_tokens": max_new_tokens}
+        record = measure(subject, pictures, question, response, **options)
+        written = _write(record, folder)
+    console.print(layer_table(record))
+    console.print(_provenance(record), highlight=False, soft_wrap=True)
+    console.print(f"[bold]written to[/] {out}/: {', '.join(written)}", highlight=False, soft_wrap=True)
+
+
+def layer_table(record: "DataTree") -> Table:
+    """A row a layer of the LLM: where the answer's tokens look, and how spread out; heads averaged.
+
+    Rows are those of response tokens; without a response, of the prompt's last token or the instruction.
+    """
+    llm = record["llm"].to_dataset()
+    names = [str(name) for name in llm.query_type.values]
+    asked = [name for name in ("response", "last", "instruction") if name in names] or names
+    query = next((name for name in asked if llm.query_count.sel(query_type=name).sum() > 0), asked[0])
+    rows = llm.sel(query_type=query).mean([dim for dim in ("sample", "head") if dim in llm.dims])
+    vision = rows.sel(key_type="vision") if "vision" in names else None
+    table = Table(title=f"Attention of {query} tokens, layer by layer", box=box.SIMPLE_HEAD, pad_edge=False)
+    spread = ("share", "entropy", "head entropy") if vision is not None else ()
+    for heading in ("layer", *(f"→ {name}" for name in names), *spread):
+        table.add_column(heading, justify="right", overflow="fold", min_width=5)
+    for at, layer in enumerate(llm.layer.values):
+        cells = [f"{value:.3f}" for value in rows.mass.isel(layer=at).values]
+        if vision is not None:
+            cells += [f"{float(vision[name][at]):.3f}" for name in ("share", "entropy", "head_entropy")]
+        table.add_row(str(int(layer) + 1), *("-" if cell == "nan" else cell for cell in cells))
+    table.caption = "→ B: attention on tokens of type B (mass). Of vision: share, and entropy in nats."
+    return table
+
+
+def _provenance(record: "DataTree") -> str:
+    """Question and answer, and how the model saw the picture."""
+    root = record.to_dataset()
+    told = {
+        "question": str(root["question"].values[0]).strip() or "(empty)",
+        "answer": str(root["response"].values[0]).strip() or "(empty)",
+        "picture": f"{record.attrs['aspect']} (how it was fitted to the encoder)",
+        "model": f"{record.attrs['model']}, {record.attrs['dtype']}, {record.attrs['attention']}",
+    }
+    return "\n".join(f"[bold]{name}[/] {escape(text)}" for name, text in told.items())
+
+
+def _what_to_ask(images: list[Path] | None, question: str | None) -> tuple[list, str]:
+    """The user's pictures and question; what is missing comes from the drawn sample."""
+    from probe.models.tiny.questions import sample_picture
+
+    picture, sample_question, _ = sample_picture(seed=0)
+    if question is None:
+        question = "Describe the picture." if images else sample_question
+    return list(images or [picture]), question
+
+
+def _write(record: "DataTree", folder: Path) -> list[str]:
+    """Record, tidy CSV and figures; the names of the files."""
+    import matplotlib
+
+    from probe import plots
+    from probe.record import save, to_dataframe
+
+    matplotlib.use("Agg")  # files only: no window, whatever the display
+    try:
+        save(record, folder / "record.zarr.zip")
+        to_dataframe(record).to_csv(folder / "attention.csv", index=False)
+        for name, figure in plots.figures(record).items():
+            for ending in ("png", "svg"):
+                figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches="tight")
+    except OSError as error:
+        raise not_writable(folder.parent, error) from error
+    return sorted(file.name for file in folder.iterdir())

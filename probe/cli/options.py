@@ -1,0 +1,17 @@
+"""Options that several verbs have, so that they are called and explained the same everywhere."""
+
+from typing import Annotated, Literal
+
+import typer
+
+Model = Annotated[str, typer.Option(help="tiny-llava, a hub id or a local folder")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...", show_default="the fastest there is")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16", show_default="as the checkpoint was saved")
+]
+Attn = Annotated[str | None, typer.Option(help="sdpa, eager or flash_attention_2", show_default="the model's own")]
+Aspect = Annotated[
+    Literal["pad", "crop"] | None,
+    typer.Option(help="pad the picture to a square, as the paper, or crop it", show_default="the processor's own"),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks, and what the libraries log")]

@@ -1,0 +1,46 @@
+"""The terminal, and the folder of results: whole or not at all."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from probe.errors import ProbeError
+
+console = Console(width=None if sys.stdout.isatty() else 120)  # a file or pipe has room for every column
+
+
+@contextmanager
+def all_or_nothing(out: Path) -> Iterator[Path]:
+    """A folder inside `out` to write into; its files move up to `out` together, once all are written.
+
+    It is made before any work, so that a folder that can't be written is told at once (ProbeError).
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        unfinished = tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-")
+    except OSError as error:
+        raise not_writable(out, error) from error
+    with unfinished as folder:
+        yield Path(folder)
+        for file in Path(folder).iterdir():
+            os.replace(file, out / file.name)
+
+
+def not_writable(out: Path, error: OSError) -> ProbeError:
+    got = f"'{out}' ({error.strerror or error})"
+    return ProbeError("--out", expected="a folder that can be written", got=got, fix="choose another folder")
+
+
+def quieten_libraries(debug: bool) -> None:
+    """Leave the terminal to the results: warnings of transformers are for its own users, bars for terminals."""
+    from transformers.utils import logging
+
+    if not debug:
+        logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()

@@ -1,0 +1,72 @@
+"""Whether what a sweep shares is exact for a model: tried out once, never looked up by name.
+
+The model's own forward on a whole prompt, question included, is compared with what the sweep makes of it: the keys and
+values of the image prefix, which was computed without the question, and the logits of the untouched case. Attention
+that lets a picture see the question, state that isn't keys and values, or logits that are more than a linear map of
+the last hidden state all show here.
+"""
+
+import time
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from probe.interventions.case_rows import CaseRows
+from probe.interventions.prefix import Prefix, Prompt
+from probe.locate import Stack
+from probe.tap import AttentionCall, tap
+
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative; what leaks changes keys by far more
+ROUNDING_HALF = 0.1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`reason` is why nothing can be shared, "" where all is exact; `seconds` is what one forward took."""
+
+    reason: str
+    seconds: float
+
+
+_verdicts: "weakref.WeakKeyDictionary[nn.Module, dict[tuple, Verdict]]" = weakref.WeakKeyDictionary()
+
+
+def verdict(model: nn.Module, stack: Stack, inputs: Mapping[str, Tensor], prompt: Prompt, prefix: Prefix) -> Verdict:
+    """The verdict on a model with its present dtype and kernels; one forward, the first time."""
+    kernels = tuple(module.config._attn_implementation for module in stack.attention.values())
+    known = _verdicts.setdefault(model, {})
+    if (setting := (next(model.parameters()).dtype, *kernels)) not in known:
+        known[setting] = _tried(model, stack, inputs, prompt, prefix)
+    return known[setting]
+
+
+def _tried(model: nn.Module, stack: Stack, inputs: Mapping, prompt: Prompt, prefix: Prefix) -> Verdict:
+    differences: list[float] = []
+
+    def compare(call: AttentionCall):
+        for theirs, ours in zip((call.key, call.value), prefix.keys[call.name], strict=True):
+            differences.append(_difference(ours, theirs[0, :, : prefix.length]))
+
+    start = time.perf_counter()
+    with tap(stack.attention, compare):
+        logits = model(**inputs, use_cache=False).logits[:, -1]
+    seconds = time.perf_counter() - start
+    limit = ROUNDING.get(logits.dtype, ROUNDING_HALF)
+    if prefix.length and not max(differences) <= limit:
+        return Verdict("its image prefix depends on the question", seconds)
+    view_of = torch.zeros(1, len(stack.layers), dtype=torch.long)
+    rows = CaseRows(model, stack, [prefix.seen()], view_of, prompt, len(prompt.ids))
+    if not _difference(rows.prefill(1)[:, 0], logits) <= limit:
+        return Verdict("its logits are not those of its layers alone", seconds)
+    return Verdict("", seconds)
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """Relative root mean square; infinite where the shapes don't agree."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    ours, theirs = ours.double(), theirs.double()
+    return float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30)) if ours.numel() else 0.0

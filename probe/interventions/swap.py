@@ -1,0 +1,133 @@
+"""Text reads another picture's vision tokens, in some layers. Unlike dropping, it keeps what is read realistic.
+
+What is read is defined so: the untouched model runs the same prompt with the donor's pictures in place of its own; in
+the chosen layers text queries attend to the keys and values that the vision tokens have in that run, at their
+positions, instead of those of their own run. Vision queries, and all other layers, read the own picture. Where donor
+and prompt are worded alike up to the last vision token, that run is the donor's own forward.
+
+    with swap_vision(subject.model, range(8, 16), subject.encode("another.jpg", question)):
+        subject.model.generate(**inputs)
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import Context
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from probe.calls import AttentionCall
+from probe.errors import ProbeError
+from probe.interventions.edits import read_otherwise
+from probe.interventions.target import Layers, Target
+from probe.locate import vision_positions
+from probe.sequences import Sequence
+from probe.tap import Kernel, Output, is_untouched, untouched
+
+Rows = list[Float[Tensor, "key hidden"]]  # the vision tokens of each row, as the language model gets them
+
+
+@contextmanager
+def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
+    """Text queries read the donor's vision tokens in these layers of a model or Subject while the block lasts.
+
+    `donor`: inputs with as many vision tokens in each row as the inputs that run in the block; one row for all, or one
+    for each of theirs (beams share). With a Subject, a picture will do. Costs one forward of the donor, and one of the
+    language model for each prompt.
+
+    Raises ProbeError for a layer outside, a compiled model, layers whose vision rows are removed or swapped already; in
+    the forward, before any layer, for pictures of another number of vision tokens.
+    """
+    target = Target.of("swap_vision", model, layers)
+    sequences = target.sequences(whole_prompt=True)
+    rows = vision_rows(target.model, _as_inputs(model, donor)) if target.layers else []
+
+    def before_decoder(decoder: nn.Module, args: tuple, kwargs: dict) -> None:
+        now = sequences.running() if not is_untouched() else None
+        if now is not None and now.past == 0 and now.vision.any():
+            embeds = _exchanged(kwargs["inputs_embeds"], now, rows)
+            now.memo["donor"] = Context().run(_keys_and_values, decoder, kwargs | {"inputs_embeds": embeds}, target.layers)
+
+    def around(call: AttentionCall, kernel: Kernel) -> Output:
+        now = sequences.running()
+        if "donor" not in now.memo:
+            return kernel(call)
+        donor = now.memo["donor"][target.layer_of(call.name)]
+        key, value = (_with_donor(own, other, now) for own, other in zip((call.key, call.value), donor, strict=True))
+        return read_otherwise(call, kernel, ~now.of_queries(now.vision), key=key, value=value)
+
+    with target.at_work("swap"), ExitStack() as undo:
+        if target.layers:
+            undo.enter_context(sequences.followed())
+            hook = target.model.get_decoder().register_forward_pre_hook(before_decoder, with_kwargs=True)
+            undo.callback(hook.remove)
+            undo.enter_context(target.routed(around))
+        yield
+
+
+def _as_inputs(model: Any, donor: Any) -> Mapping[str, Tensor]:
+    if not isinstance(donor, Mapping):
+        if not hasattr(model, "encode"):
+            raise ProbeError("swap_vision", expected="a donor's inputs", got=type(donor).__name__,
+                             fix="pass subject.encode(picture, question), or the Subject in place of its model")  # fmt: skip
+        donor = model.encode(donor, "?")
+    return donor
+
+
+@torch.no_grad()
+def vision_rows(model: nn.Module, inputs: Mapping[str, Tensor]) -> Rows:
+    """The vision tokens of each row as the language model is given them: encoded and projected."""
+    given: list[Tensor] = []
+    options = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: given.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    try:
+        with untouched():
+            model(**inputs, use_cache=False, **options)
+    finally:
+        hook.remove()
+    return [row[where] for row, where in zip(given[0], vision_positions(model, inputs["input_ids"]), strict=True)]
+
+
+def _exchanged(embeds: Tensor, now: Sequence, rows: Rows) -> Tensor:
+    """The embeddings of the prompt with the donor's vision tokens in the places of its own."""
+    batch = len(embeds)
+    if batch % len(rows):
+        raise ProbeError("swap_vision", expected="a donor of one row, or of as many as the inputs", got=f"{len(rows)} for {batch}")  # fmt: skip
+    embeds = embeds.clone()
+    for row, where in enumerate(now.vision.to(embeds.device)):
+        donor = rows[row * len(rows) // batch]
+        if where.any() and len(donor) != int(where.sum()):
+            raise ProbeError(
+                "swap_vision", expected=f"a donor with {int(where.sum())} vision tokens, as in row {row}",
+                got=str(len(donor)), fix="take pictures of the same number and, with any-resolution models, size",
+            )  # fmt: skip
+        if where.any():
+            embeds[row, where] = donor.to(embeds)
+    return embeds
+
+
+def _keys_and_values(decoder: nn.Module, kwargs: dict, layers: tuple[int, ...]) -> dict[int, tuple[Tensor, Tensor]]:
+    """Keys and values of the chosen layers in a run that nobody sees.
+
+    It runs in an empty context: a forward that collects hidden states does so in a context variable.
+    """
+    cache = DynamicCache()  # without a config no layer forgets what has left its window
+    kwargs = {name: value for name, value in kwargs.items() if not name.startswith("output_")}
+    with untouched(), torch.no_grad():
+        decoder(**kwargs | {"past_key_values": cache, "use_cache": True})
+    return {layer: (cache.layers[layer].keys, cache.layers[layer].values) for layer in layers}
+
+
+def _with_donor(own: Tensor, donor: Tensor, now: Sequence) -> Tensor:
+    """Keys (or values) of a call, (batch, head, key, dim), with those of vision positions from the donor's run."""
+    donor = donor[:, :, now.first_key(own.shape[2]) :]
+    count = min(donor.shape[2], own.shape[2])
+    vision = now.of_keys(now.vision, own.shape[2])[:, None, :count, None].to(own.device)
+    front = torch.where(vision, donor[:, :, :count], own[:, :, :count])
+    return torch.cat([front, own[:, :, count:]], 2)

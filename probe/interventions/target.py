@@ -1,0 +1,91 @@
+"""Where an intervention works: which model, which stack, which layers. Checked before anything runs."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import index
+from typing import Any
+
+import torch
+from torch import nn
+
+from probe.active import Intervention, registered
+from probe.errors import ProbeError
+from probe.locate import Stack, stacks
+from probe.sequences import Sequences
+from probe.tap import Around, routed
+
+Layers = int | Iterable[int]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Chosen layers of one stack of a model, ascending. `called` is the public function, for error messages."""
+
+    called: str
+    model: nn.Module
+    stack: Stack
+    layers: tuple[int, ...]
+
+    @classmethod
+    def of(cls, called: str, model: Any, layers: Layers, stack: str = "llm") -> "Target":
+        """`model`: a model or a Subject. Raises ProbeError for a compiled model, a layer that does not exist, and a
+        stack whose layers do not hold text and vision."""
+        model = model.model if not isinstance(model, nn.Module) and hasattr(model, "model") else model
+        if not isinstance(model, nn.Module):
+            raise ProbeError(called, expected="a model or a Subject", got=type(model).__name__)
+        found = {name: part for name, part in stacks(model).items() if name != "vision"}
+        if stack not in found:
+            raise ProbeError(called, expected=f"stack={' or '.join(map(repr, found))}", got=repr(stack))
+        chosen = found[stack]
+        if any(map(_compiled, (model, *chosen.layers, *chosen.attention.values()))):
+            raise ProbeError(called, expected="a model that is not compiled", got=f"a compiled {type(model).__name__}",
+                             fix="intervene before torch.compile")  # fmt: skip
+        return cls(called, model, chosen, _indices(called, layers, len(chosen.layers)))
+
+    @property
+    def attention(self) -> dict[str, nn.Module]:
+        """The chosen layers' attention modules, by qualified name."""
+        names = list(self.stack.attention)
+        return {names[layer]: self.stack.attention[names[layer]] for layer in self.layers}
+
+    def layer_of(self, name: str) -> int:
+        """The layer that an attention module belongs to."""
+        return list(self.stack.attention).index(name)
+
+    def sequences(self, **options: Any) -> Sequences:
+        return Sequences(self.called, self.model, self.stack.layers[0], **options)
+
+    @contextmanager
+    def at_work(self, kind: str, options: str = "") -> Iterator[None]:
+        """Listed as at work in the model (`probe.active`); refused where it contradicts another."""
+        with registered(self.model, Intervention(self.called, kind, self.layers, options)):
+            yield
+
+    @contextmanager
+    def routed(self, around: Around) -> Iterator[None]:
+        """`around` in the attention calls of the chosen layers. The block may run no forward at all."""
+        with routed(self.attention, around, required=False):
+            yield
+
+    def refuse_flash(self, fix: str) -> None:
+        """Raises ProbeError for kernels that take no mask over pairs of query and key."""
+        for name, module in self.attention.items():
+            kernel = module.config._attn_implementation or "eager"
+            if "flash" in kernel or "flex" in kernel or "paged" in kernel:
+                raise ProbeError(self.called, expected="attention that takes a mask (sdpa or eager)",
+                                 got=f"{kernel} in {name}", fix=fix)  # fmt: skip
+
+
+def _compiled(module: nn.Module) -> bool:
+    return isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
+
+
+def _indices(called: str, layers: Layers, count: int) -> tuple[int, ...]:
+    try:
+        given = [index(layers)] if not isinstance(layers, Iterable) else [index(layer) for layer in layers]
+    except TypeError:
+        raise ProbeError(called, expected="layers as whole numbers", got=repr(layers)) from None
+    if outside := [layer for layer in given if not 0 <= layer < count]:
+        raise ProbeError(called, expected=f"layers from 0 to {count - 1}", got=str(outside[0]))
+    return tuple(sorted(set(given)))

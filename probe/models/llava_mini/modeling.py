@@ -1,0 +1,358 @@
+"""LLaVA-Mini: an image as one vision token, because the text has read the image before the LLM reads the text.
+
+    patches  = vision_tower(image)                              576 for 336 pixels
+    tokens   = projector(compressor(patches))                   C x C learned queries
+    tokens, text = prefusion([projector(patches) | tokens | text])
+    answer   = llm(text with `tokens` in the place of <image>)
+
+Where the released code differs from the paper (`facts/llava_mini.md`, section 10) the model follows the code, with
+which the published weights were trained.
+
+Source: arXiv 2501.03895; github.com/ictnlp/LLaVA-Mini.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaModelOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from .compressor import LlavaMiniCompressor, sincos_table
+from .configuration import LlavaMiniConfig
+from .encoding import EncodedVision, Question, Seen
+from .layout import Visual, place, rows_of
+from .prefusion import LlavaMiniPrefusion
+from .reading import Frame, Reading, Text, answered, average, chunks, fit, frames_of, text_of
+from .vision import LlavaMiniVision
+
+Ids = Int[Tensor, "row token"]
+Mask = Bool[Tensor, "row covered"] | Int[Tensor, "row covered"]
+Images = Float[Tensor, "image view 3 height width"] | Float[Tensor, "image 3 height width"]
+Videos = Float[Tensor, "video frame view 3 height width"]
+
+
+class LlavaMiniPreTrainedModel(PreTrainedModel):
+    config: LlavaMiniConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LlamaDecoderLayer", "PrefusionLayer", "CLIPEncoderLayer", "LlavaMiniCompressor"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, LlavaMiniCompressor):
+            init.normal_(module.query, std=0.02)
+            init.copy_(module.pos_embed, sincos_table(module.pos_embed.shape[1], module.size))
+
+
+class LlavaMiniModel(LlavaMiniVision, LlavaMiniPreTrainedModel):
+    """Vision tower, compressor, pre-fusion and LLM, without the head that predicts words."""
+
+    def __init__(self, config: LlavaMiniConfig):
+        super().__init__(config)
+        self.build_vision(config)
+        self.prefusion = LlavaMiniPrefusion(config.text_config, config.num_prefusion_layers)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def copy_llm_to_prefusion(self) -> None:
+        """Starts the pre-fusion layers from the LLM's first layers; otherwise they start at random."""
+        for layer, source in zip(self.prefusion.layers, self.language_model.layers, strict=False):
+            layer.load_state_dict(source.state_dict())
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Ids | None = None,
+        pixel_values: Images | None = None,
+        pixel_values_videos: Videos | None = None,
+        attention_mask: Tensor | None = None,
+        fuse_mask: Mask | None = None,
+        vision: Sequence[EncodedVision] | None = None,
+        past_key_values=None,
+        inputs_embeds: Float[Tensor, "row token dim"] | None = None,
+        **kwargs,
+    ):
+        """The LLM's hidden states. Arguments as in `LlavaMiniForConditionalGeneration.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("LLaVA-Mini: expected input_ids or inputs_embeds, and not both")
+        tokens = None
+        if inputs_embeds is None:
+            inputs_embeds, tokens = self.merge(
+                input_ids, pixel_values, pixel_values_videos, attention_mask, fuse_mask, vision
+            )
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
+        )
+        return LlavaModelOutputWithPast(**outputs, image_hidden_states=tokens)
+
+    def merge(
+        self,
+        input_ids: Ids,
+        pixel_values: Images | None = None,
+        pixel_values_videos: Videos | None = None,
+        attention_mask: Tensor | None = None,
+        fuse_mask: Mask | None = None,
+        vision: Sequence[EncodedVision] | None = None,
+    ) -> tuple[Float[Tensor, "row token dim"], Float[Tensor, "seen dim"] | None]:
+        """What the LLM reads: fused words, and vision tokens in the place of placeholders (also returned alone)."""
+        placeholder = input_ids == self.config.image_token_id
+        embed = self.get_input_embeddings()
+        if pixel_values is None and pixel_values_videos is None and not vision:
+            if placeholder.any():
+                raise ValueError("LLaVA-Mini: expected pixel_values for the image placeholders in input_ids, got none")
+            return embed(input_ids), None  # without any image nothing is fused
+        real = torch.ones_like(placeholder)
+        if attention_mask is not None and attention_mask.ndim == 2:
+            real = attention_mask[:, -input_ids.shape[1] :].bool()
+        embeds = embed(input_ids.masked_fill(placeholder, 0)) * real[..., None]  # padding is zero, as the authors' is
+        text = text_of(input_ids, real & ~placeholder, embeds, fuse_mask)
+        if vision:
+            readings = self._read_encoded(vision, rows_of(placeholder, [v.num_tokens for v in vision]), text)
+        else:
+            visuals = self.visuals(input_ids, pixel_values, pixel_values_videos)
+            frames = frames_of(visuals, len(input_ids), with_views(pixel_values), pixel_values_videos)
+            readings = self._read_frames(frames, text)
+        tokens, fused = average(readings, text)
+        tokens = tokens.to(embeds.device, embeds.dtype)
+        return text.words.put(embeds, fused).masked_scatter(placeholder[..., None], tokens), tokens
+
+    def visuals(self, input_ids: Ids, pixel_values: Images | None, pixel_values_videos: Videos | None) -> list[Visual]:
+        """The images and videos of a batch in placeholder order, with their rows."""
+        images, videos = with_views(pixel_values), pixel_values_videos
+        tokens = [self.config.tokens_per_frame(x.shape[-4]) if x is not None else 1 for x in (images, videos)]
+        return place(
+            input_ids == self.config.image_token_id,
+            images=0 if images is None else len(images),
+            videos=0 if videos is None else len(videos),
+            image_tokens=tokens[0] if images is not None else tokens[1],
+            frame_tokens=tokens[1] if videos is not None else tokens[0],
+            max_frames=1 if videos is None else videos.shape[1],
+        )
+
+    @torch.no_grad()
+    def encode_image(
+        self,
+        frames: Float[Tensor, "..."] | Iterable[Tensor],
+        input_ids: Int[Tensor, " token"] | Int[Tensor, "1 token"] | None = None,
+        keep_frames: int = 64,
+    ) -> EncodedVision:
+        """An image [view, 3, height, width] or frames (a tensor of them, or an iterator), once for all questions.
+
+        What later questions read of the image is kept for up to `keep_frames` frames. A longer video is let go of frame
+        by frame, except for its vision tokens: then pass the prompt (`input_ids` with any number of placeholders, not
+        padded) that is to read it on the way. Raises ValueError for a video without frames.
+        """
+        if isinstance(frames, Tensor) and frames.ndim == 4:
+            frames = frames[None]
+        ids = torch.empty(1, 0, dtype=torch.long) if input_ids is None else input_ids.reshape(1, -1)
+        placeholder = ids == self.config.image_token_id
+        embeds = self.get_input_embeddings()(ids.masked_fill(placeholder, 0).to(self.device))
+        text = text_of(ids, ~placeholder, embeds, None)
+        tokens, kept, total, count, example = [], [], 0.0, 0, None
+        for chunk in chunks(((frame, 0, i) for i, frame in enumerate(frames)), self.config.frames_per_chunk):
+            example = torch.zeros_like(chunk[0][0]) if example is None else example
+            seen = self.see(torch.stack([pixels for pixels, _, _ in chunk]).to(self.device))
+            reading = self.fuse(seen, text, [0] * len(chunk), range(len(chunk)))
+            tokens.append(reading.tokens)
+            total, count = total + reading.text.float().sum(0), count + len(chunk)
+            kept = [*kept, Seen(seen.tokens, None, seen.prefix)] if count <= keep_frames else []
+        if example is None:
+            raise ValueError("encode_image: expected an image or a video of at least one frame, got no frame")
+        question = None if input_ids is None else Question(text.row(0).cpu(), total / count)
+        return EncodedVision(torch.cat(tokens), example, kept if count <= keep_frames else [], question)
+
+    def see(self, pixel_values: Float[Tensor, "frame view 3 height width"]) -> Seen:
+        """A few frames, up to where the text comes in."""
+        vision, tokens = self.look(pixel_values)
+        # Gradient checkpointing runs a layer twice, which no cache survives.
+        recomputed = self.training and any(layer.gradient_checkpointing for layer in self.prefusion.layers)
+        if recomputed or not self.prefusion.layers:
+            return Seen(tokens, vision, None)
+        prefix, fused = self.prefusion.see(vision, outputs=self._vision_rows_are_tokens)
+        return Seen(tokens if fused is None else fused, vision, prefix)
+
+    @property
+    def _vision_rows_are_tokens(self) -> bool:
+        return self.config.compression == "none" and self.config.fusion == "released"
+
+    def fuse(self, seen: Seen, text: Text, rows: Sequence[int], places: Sequence[int]) -> Reading:
+        """The text of these rows reads these frames, each its own."""
+        raw, visible = text.raw[rows].to(seen.tokens), text.visible[rows].to(seen.tokens.device)
+        if not self.prefusion.layers:
+            return Reading(seen.tokens, places, raw, rows)
+        along = self.config.fusion == "released" and self.config.compression != "none"
+        n = seen.tokens.shape[1] if along else 0
+        words = torch.cat([seen.tokens[:, :n], raw], 1)
+        visible = nn.functional.pad(visible, (n, 0), value=True)
+        tokens = seen.tokens
+        if seen.prefix is not None:
+            words = self.prefusion.fuse(seen.prefix, words, visible)
+        else:
+            vision, words = self.prefusion(seen.vision, words, visible)
+            tokens = vision if self._vision_rows_are_tokens else tokens
+        return Reading(words[:, :n] if along else tokens, places, words[:, n:], rows)
+
+    def _read_frames(self, frames: Iterable[Frame], text: Text) -> Iterator[Reading]:
+        for chunk in chunks(frames, self.config.frames_per_chunk):
+            pixels, rows, places = zip(*chunk, strict=True)
+            yield self.fuse(self.see(torch.stack(pixels)), text, list(rows), places)
+
+    def _read_encoded(self, vision: Sequence[EncodedVision], rows: list[int], text: Text) -> Iterator[Reading]:
+        place = 0
+        for encoded, row in zip(vision, rows, strict=True):
+            places = range(place, place := place + len(encoded.tokens))
+            if not self.prefusion.layers:
+                yield Reading(encoded.tokens, places, text.raw[[row]], [row], len(places))
+            elif encoded.seen:
+                for seen in encoded.seen:
+                    n = len(seen.tokens)
+                    yield self.fuse(seen, text, [row] * n, places[:n])
+                    places = places[n:]
+            else:
+                yield Reading(encoded.tokens, places, answered(encoded, text, row), [row], len(places))
+        without = sorted(set(range(len(text.raw))) - set(rows))
+        yield from self._read_frames([(vision[0].pixels.to(self.device), row, -1) for row in without], text)
+
+
+class LlavaMiniForConditionalGeneration(LlavaMiniPreTrainedModel, GenerationMixin):
+    """LLaVA-Mini with the head that predicts words; registered with `AutoModelForImageTextToText`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: LlavaMiniConfig):
+        super().__init__(config)
+        self.model = LlavaMiniModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def encode_image(self, *args, **kwargs) -> EncodedVision:
+        """`LlavaMiniModel.encode_image`: what later questions about an image or a video reuse."""
+        return self.model.encode_image(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Ids | None = None,
+        pixel_values: Images | None = None,
+        pixel_values_videos: Videos | None = None,
+        attention_mask: Tensor | None = None,
+        fuse_mask: Mask | None = None,
+        labels: Ids | None = None,
+        vision: Sequence[EncodedVision] | None = None,
+        past_key_values=None,
+        inputs_embeds: Float[Tensor, "row token dim"] | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs,
+    ):
+        """Logits, and the loss if there are labels.
+
+        input_ids: as long as the LLM's sequence: an image has C x C placeholders, a video C x C for each frame.
+        pixel_values, pixel_values_videos: images and videos in placeholder order over the batch. Surplus frames of a
+            video are padding. `vision` takes their place: the results of `encode_image`, one for each.
+        fuse_mask: False hides a word from pre-fusion, so that it enters the LLM as it is, and so does a position past
+            the mask's end. Responses must be hidden: while they are generated nothing fuses them.
+        labels: -100 where nothing is to be learned; whatever is to be learned is a response, and hidden.
+        """
+        if labels is not None:
+            unlearned = labels == -100
+            fuse_mask = unlearned if fuse_mask is None else unlearned & fit(fuse_mask, unlearned)
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            attention_mask=attention_mask,
+            fuse_mask=fuse_mask,
+            vision=vision,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            vocab = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab, **kwargs)
+        return LlavaCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+    @torch.no_grad()
+    def generate(self, inputs: Ids | None = None, **kwargs):
+        """`GenerationMixin.generate`; what is generated is never fused, with a cache or without.
+
+        Rows may be padded on either side: padding on the right is moved to the left, or the first word of a shorter row
+        would be predicted from padding.
+        """
+        input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        if input_ids is None:
+            return super().generate(**kwargs)
+        mask = kwargs.get("attention_mask")
+        fuse_mask = kwargs.get("fuse_mask")
+        aligned = {"input_ids": input_ids, "fuse_mask": torch.ones_like(input_ids, dtype=torch.bool)}
+        if fuse_mask is not None:
+            aligned["fuse_mask"] = fit(fuse_mask, input_ids)
+        if mask is not None and mask.ndim == 2 and mask.shape == input_ids.shape and not mask[:, -1].all():
+            order = mask.bool().byte().argsort(dim=1, stable=True)
+            aligned = {name: x.gather(1, order) for name, x in (aligned | {"attention_mask": mask}).items()}
+        return super().generate(**kwargs | aligned)
+
+    def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration=False, **kwargs):
+        """Images are read at the prompt, and again at every step only where there is no cache."""
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            kwargs |= dict.fromkeys(("pixel_values", "pixel_values_videos", "vision", "fuse_mask"))
+        return super().prepare_inputs_for_generation(input_ids, *args, is_first_iteration=is_first_iteration, **kwargs)
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
+        """Beams: a row's images are repeated as a block, for a row may have several or none."""
+        images, videos, vision = (kwargs.pop(key, None) for key in ("pixel_values", "pixel_values_videos", "vision"))
+        if expand_size > 1 and input_ids is not None:
+            if vision:
+                tokens = [encoded.num_tokens for encoded in vision]
+                owners = rows_of(input_ids == self.config.image_token_id, tokens)
+                vision = [vision[i] for i in _blocks(owners, expand_size)]
+            elif images is not None or videos is not None:
+                visuals = self.model.visuals(input_ids, images, videos)
+                owners = [[visual.row for visual in visuals if visual.video is video] for video in (False, True)]
+                images = images if images is None else images[_blocks(owners[0], expand_size)]
+                videos = videos if videos is None else videos[_blocks(owners[1], expand_size)]
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        given = {"pixel_values": images, "pixel_values_videos": videos, "vision": vision}
+        return input_ids, kwargs | {key: value for key, value in given.items() if value is not None}
+
+
+def with_views(images: Images | None) -> Float[Tensor, "image view 3 height width"] | None:
+    """Images of a single view may leave its axis out."""
+    return images[:, None] if images is not None and images.ndim == 4 else images
+
+
+def _blocks(owners: list[int], copies: int) -> list[int]:
+    """Indices that repeat what belongs to a row as a block.
+
+    >>> _blocks([0, 0, 1], 2)
+    [0, 1, 0, 1, 2, 2]
+    """
+    rows = sorted(set(owners))
+    return [i for row in rows for _ in range(copies) for i, owner in enumerate(owners) if owner == row]

@@ -1,0 +1,106 @@
+"""Which patches of which picture a heat map shows, and their values: everything about it but the drawing.
+
+A view is one picture of one record, seen whole (the base view) or in its tiles. Newline tokens have no place
+in the picture, so they are in no view.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float, UInt8
+
+from probe.errors import ProbeError
+
+_CALLED = "plots.heatmaps"
+
+
+@dataclass(frozen=True)
+class View:
+    """A row of panels. `boxes` are left, top, right, bottom as fractions of the picture, which may be empty."""
+
+    title: str
+    pixels: UInt8[np.ndarray, "height width channel"]
+    boxes: Float[np.ndarray, "key 4"]
+    values: Float[np.ndarray, "layer key"]
+
+
+def views(
+    record: xr.DataTree,
+    measured: xr.Dataset,
+    sample: int,
+    values: Float[np.ndarray, "layer key"],
+    picture: int | None = None,
+    tile: int | None = None,
+) -> list[View]:
+    """The views of a sample, or those of one `picture` or `tile`; a picture without tiles has one."""
+    keys = measured.isel(sample=sample)
+    boxes, owner, tiles = (keys[name].values for name in ("key_box", "key_picture", "key_tile"))
+    placed = ~np.isnan(boxes).any(-1) & ~np.isnan(values).all(0)
+    numbers = np.unique(owner[placed]).tolist()
+    found = []
+    for number in numbers:
+        parts = {"": tiles == 0, "tiles": tiles > 0} if tile is None else {f"tile {tile}": tiles == tile}
+        for part, inside in parts.items():
+            mask = placed & (owner == number) & inside
+            title = ", ".join(text for text in (f"picture {number + 1}" if len(numbers) > 1 else "", part) if text)
+            if mask.any() and picture in (None, number):
+                found.append(View(title, _pixels(record.to_dataset(), sample, number), boxes[mask], values[:, mask]))
+    if not found:
+        got = f"none in sample {measured['sample'].values[sample]!r}, picture {picture}, tile {tile}"
+        raise ProbeError(_CALLED, expected="vision tokens that were attended to", got=got)
+    return found
+
+
+def _pixels(root: xr.Dataset, sample: int, picture: int) -> UInt8[np.ndarray, "height width channel"]:
+    if "picture" not in root or picture >= root.sizes["image"]:
+        return np.empty((0, 0, 3), np.uint8)
+    height, width = root["picture_size"].values[sample, picture]
+    return root["picture"].values[sample, picture, :height, :width]
+
+
+def has_values(measured: xr.Dataset, sample: int | str, query_type: str) -> bool:
+    """Whether there is something to draw for this sample and these queries."""
+    if "received" not in measured or "key_box" not in measured:
+        return False
+    here = measured.isel(sample=index_of(measured, sample))
+    return bool((here["received"].sel(query_type=query_type).notnull() & here["key_box"].notnull().any("edge")).any())
+
+
+def index_of(measured: xr.Dataset, sample: int | str) -> int:
+    """The row of a sample that is given by its index or its id."""
+    ids = measured["sample"].values.tolist()
+    if isinstance(sample, str) and sample in ids:
+        return ids.index(sample)
+    if isinstance(sample, str) or not -len(ids) <= sample < len(ids):
+        some = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+        raise ProbeError(_CALLED, expected=f"one of {len(ids)} samples ({some})", got=repr(sample))
+    return sample
+
+
+def layers_of(measured: xr.Dataset, layers: Sequence[int] | None) -> list[int]:
+    """The layers asked for, or nine of them evenly spread from the first to the last."""
+    count = measured.sizes["layer"]
+    if layers is None:
+        return np.unique(np.linspace(0, count - 1, min(count, 9)).round().astype(int)).tolist()
+    if not len(layers) or not all(0 <= layer < count for layer in layers):
+        raise ProbeError(_CALLED, expected=f"layers from 0 to {count - 1}", got=str(list(layers)))
+    return [int(layer) for layer in layers]
+
+
+def attention_on(
+    measured: xr.Dataset, sample: int, query_type: str, token: int | None
+) -> Float[np.ndarray, "layer key"]:
+    """What each vision key gets: from the queries of a type on average, or from one token of `maps`."""
+    name = "received" if token is None else "maps"
+    if name not in measured:
+        fix = "measure a sample with a picture" if token is None else "measure with maps"
+        raise ProbeError(_CALLED, expected=f"a record with {name!r}", got="one without", fix=fix)
+    values = measured[name].isel(sample=sample)
+    if token is None:
+        return values.sel(query_type=query_type).values
+    if not 0 <= token < values.sizes["token"]:
+        raise ProbeError(_CALLED, expected=f"a token from 0 to {values.sizes['token'] - 1}", got=str(token))
+    values = values.isel(token=token)
+    return (values.mean("head") if "head" in values.dims else values).values

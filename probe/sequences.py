@@ -1,0 +1,132 @@
+"""What a model has been fed: which positions of the sequence that runs now hold vision tokens.
+
+A decoding step brings one token, and what was before it is in the cache. So the positions of each cache are kept from
+its prompt on. A prompt is known by an empty cache and by the image tokens in `input_ids`, never by `pixel_values`:
+`generate` encodes pictures first and does not pass them on.
+
+    sequences = Sequences("drop_vision", model, stack.layers[0])
+    with sequences.followed():
+        model.generate(**inputs)        # hooks inside see sequences.now.vision: (batch, position)
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from probe.errors import ProbeError
+from probe.locate import image_token_id, vision_positions
+from probe.tap import is_untouched
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """The batch of sequences that a forward continues. `position` counts padding: it is the place in the tensors."""
+
+    vision: Bool[Tensor, "batch position"]  # all that was fed so far, this forward included
+    past: int  # positions that were fed before
+    memo: dict[str, Any] = field(default_factory=dict)  # what an intervention keeps from the prompt for decoding
+
+    @property
+    def length(self) -> int:
+        return self.vision.shape[1]
+
+    def of_queries(self, which: Bool[Tensor, "batch position"]) -> Bool[Tensor, "batch query"]:
+        """The part of a mask over positions that this forward's queries stand at."""
+        return which[:, self.past :]
+
+    def first_key(self, count: int) -> int:
+        """The position of the first of `count` keys: above 0 where a sliding window has forgotten some."""
+        return max(self.length - count, 0)
+
+    def of_keys(self, which: Bool[Tensor, "batch position"], count: int) -> Bool[Tensor, "batch key"]:
+        """The part of a mask over positions that `count` keys stand at: a static cache has room behind the sequence."""
+        return torch.nn.functional.pad(which[:, self.first_key(count) :], (0, max(count - self.length, 0)))
+
+
+class Sequences:
+    """Follows the sequences that are fed to one model. `now` is the one that runs, None outside of a forward.
+
+    `check` is shown each sequence and its cache before any layer runs, to refuse what cannot be done. Image tokens
+    behind a cached part are refused where `whole_prompt`, a sequence whose beginning was not seen always.
+    """
+
+    def __init__(
+        self,
+        called: str,
+        model: nn.Module,
+        first_layer: nn.Module,
+        *,
+        check: Callable[[Sequence, Any], None] = lambda sequence, cache: None,
+        whole_prompt: bool = False,
+    ):
+        image_token_id(model)  # a model without image tokens is refused here
+        self.called, self.model, self.first_layer = called, model, first_layer
+        self.check, self.whole_prompt = check, whole_prompt
+        self.now: Sequence | None = None
+        self._known: WeakKeyDictionary[Any, Sequence] = WeakKeyDictionary()
+
+    @contextmanager
+    def followed(self) -> Iterator["Sequences"]:
+        with ExitStack() as hooks:
+            for hook in (
+                self.model.register_forward_pre_hook(self._begin, with_kwargs=True),
+                self.first_layer.register_forward_pre_hook(self._remember, with_kwargs=True),
+                self.model.register_forward_hook(self._end, always_call=True),
+            ):
+                hooks.callback(hook.remove)
+            yield self
+
+    def running(self) -> Sequence:
+        """The sequence of the forward that runs now. Raises ProbeError where only a part of the model was called."""
+        if self.now is None:
+            raise ProbeError(self.called, expected="a forward of the whole model", got="a call of one of its parts")
+        return self.now
+
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if is_untouched():
+            return
+        ids, cache = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if past:
+            self.now = self._continued(cache, past, ids, kwargs.get("inputs_embeds"))
+        elif ids is None:
+            raise ProbeError(self.called, expected="input_ids, which say where vision tokens are", got="none")
+        else:
+            self.now = Sequence(vision_positions(self.model, ids), 0)
+        self.check(self.now, cache)
+
+    def _continued(self, cache: Any, past: int, ids: Tensor | None, embeds: Tensor | None) -> Sequence:
+        before = self._known.get(cache)
+        if before is None or before.length < past:
+            raise ProbeError(
+                self.called, expected="a sequence that ran inside the block from its prompt on",
+                got=f"a cache of {past} tokens from elsewhere", fix="run prompt and answer in the same block",
+            )  # fmt: skip
+        if ids is None or ids.shape[1] == 1:  # a single image token is no picture: the model has said it
+            new = before.vision.new_zeros((embeds if ids is None else ids).shape[:2])
+        else:
+            new = vision_positions(self.model, ids)
+        if len(new) != len(before.vision):
+            raise ProbeError(self.called, expected=f"{len(before.vision)} rows, as in the cache", got=str(len(new)))
+        if self.whole_prompt and new.any():
+            raise ProbeError(
+                self.called, expected="pictures in the first forward of a sequence", got="some behind a cached part",
+                fix="run the whole prompt at once, or use how='mask'",
+            )  # fmt: skip
+        return replace(before, vision=torch.cat([before.vision[:, :past], new], 1), past=past)
+
+    def _remember(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """The model may have made the cache itself: its first layer is the first to be handed it."""
+        cache = kwargs.get("past_key_values")
+        if cache is not None and self.now is not None and not is_untouched():
+            self._known[cache] = self.now
+
+    def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if not is_untouched():
+            self.now = None

@@ -1,0 +1,89 @@
+import models
+import numpy as np
+import pytest
+import torch
+
+from probe.errors import ProbeError
+from probe.inputs import collate, with_response
+from probe.subject import load
+
+QUESTIONS = [("what is in the picture?", 1), ("why?", 2), ("", 1), ("how many circles are there in the picture?", 0)]
+
+
+def subject_of(factory):
+    model, processor = factory()
+    return load(model, processor=processor)
+
+
+def rows_of(subject, response=None):
+    sizes = [(40, 30), (90, 20), (20, 70)]
+    return [
+        subject.encode([models.picture(seed, *sizes[seed + row]) for seed in range(count)], question, response)
+        for row, (question, count) in enumerate(QUESTIONS)
+        if row + count <= len(sizes) or count == 0
+    ]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("factory", models.FACTORIES)
+def test_a_batch_computes_and_knows_what_its_rows_do(factory, side):
+    subject = subject_of(factory)
+    rows = rows_of(subject, "a red circle")
+    batch = collate(rows, side)
+    with torch.no_grad():
+        together = subject.model(**batch).logits
+        for index, row in enumerate(rows):
+            width = row["input_ids"].shape[1]
+            place = slice(-width, None) if side == "left" else slice(width)
+            torch.testing.assert_close(together[index, place], subject.model(**row).logits[0], atol=3e-5, rtol=1e-4)
+            assert batch["input_ids"][index, place].tolist() == row["input_ids"][0].tolist()
+            for name in ("ids", "vision", "role", "turn", "is_query"):
+                ours = getattr(batch.types, name)[index, place]
+                np.testing.assert_array_equal(ours, getattr(row.types, name)[0], err_msg=name)
+            assert batch.tokens[index][place] == row.tokens[0]
+            assert len(batch.grid[index]) == batch.types.vision[index].sum()
+    np.testing.assert_array_equal(batch["attention_mask"].numpy() == 1, batch.types.role >= 0)
+
+
+def test_a_response_of_ids_is_appended_as_it_is_and_its_end_is_instruction():
+    subject = subject_of(models.llava15)
+    prompt = subject.encode(models.picture(), "why?", types="fine")
+    end = subject.processor.tokenizer.eos_token_id
+    answered = with_response(prompt, [7, 300, 7, end])
+    assert answered["input_ids"][0, -4:].tolist() == [7, 300, 7, end]
+    assert answered["attention_mask"].shape == answered["input_ids"].shape
+    assert answered["attention_mask"].all()
+    assert [answered.types.names[id] for id in answered.types.ids[0, -5:]] == [
+        "last", "response", "response", "response", "instruction"
+    ]  # fmt: skip
+    assert answered.types.is_query[0].tolist()[-2:] == [True, False]
+    assert answered.response == [subject.processor.tokenizer.decode([7, 300, 7]).strip()]
+    assert prompt.response == [""]
+    assert prompt["input_ids"].shape[1] == answered["input_ids"].shape[1] - 4
+    unfinished = with_response(prompt, torch.tensor([7, 300]))
+    assert [unfinished.types.names[id] for id in unfinished.types.ids[0, -2:]] == ["response", "response"]
+    assert unfinished.types.is_query[0].tolist()[-2:] == [True, False]
+
+
+def test_an_answer_that_is_nothing_but_its_end():
+    subject = subject_of(models.llava15)
+    answered = with_response(subject.encode(None, "why?"), [subject.processor.tokenizer.eos_token_id])
+    assert not answered.types.mask("response").any()
+    assert answered.types.is_query[0].tolist()[-2:] == [True, False]
+
+
+def test_only_single_rows_are_collated_or_answered():
+    subject = subject_of(models.llava15)
+    batch = collate(rows_of(subject))
+    with pytest.raises(ProbeError, match="collate: expected inputs of one row, got 4 rows"):
+        collate([batch])
+    with pytest.raises(ProbeError, match="with_response: expected inputs of one row"):
+        with_response(batch, [1])
+
+
+def test_copies_leave_the_original_alone():
+    subject = subject_of(models.llava15)
+    inputs = subject.encode(models.picture(), "why?")
+    fine = inputs.to("cpu").as_types("fine")
+    assert (inputs.types.names[0], fine.types.names[0]) == ("instruction", "bos")
+    assert fine["input_ids"].tolist() == inputs["input_ids"].tolist()

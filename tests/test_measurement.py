@@ -1,0 +1,283 @@
+"""Every number of the record against a plain computation from eager maps, on the shapes of real checkpoints."""
+
+import models
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import probe.measurement
+from probe.errors import ProbeError
+from probe.inputs import collate, with_response
+from probe.measurement import measure
+from probe.record import open as open_record
+from probe.record import save
+from probe.samples import Sample
+from probe.subject import load
+from probe.verification import difference, plain_table
+
+TOLERANCE = 1e-5
+QUESTION = "what is in the picture?"
+TWO_PICTURES = [
+    {"role": "user", "content": [{"type": "text", "text": "compare"}, {"type": "image"}, {"type": "image"}]},
+]
+TURNS = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "how many circles are there?"}]},
+    {"role": "assistant", "content": "there are three circles"},
+    {"role": "user", "content": "and where is the red square?"},
+]
+
+
+def subject_of(factory, **options):
+    model, processor = factory(**options)
+    return load(model, processor=processor)
+
+
+@pytest.fixture(scope="module", params=models.FACTORIES, ids=lambda factory: factory.__name__)
+def each(request):
+    return subject_of(request.param, attn="eager")
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return subject_of(models.llava15, attn="eager")
+
+
+def samples():
+    """One picture, two pictures, several turns, and none."""
+    return [
+        Sample("one", models.picture(0, 70, 50), QUESTION),
+        Sample("two", (models.picture(1), models.picture(2, 30, 60)), TWO_PICTURES),
+        Sample("turns", models.picture(3, 33, 33), TURNS),
+        Sample("none", None, "where is the red square?"),
+    ]
+
+
+def plain_tables(subject, inputs, row=0):
+    """The table of every LLM layer, from maps that the model returns itself."""
+    with torch.no_grad():
+        maps = subject.model(**inputs, output_attentions=True, use_cache=False).attentions
+    types, real = inputs.types, inputs.types.ids[row] >= 0
+    position = np.arange(len(real))
+    visible = (position <= position[:, None]) & real
+    window = getattr(subject.model.config.get_text_config(), "sliding_window", None)
+    if window:
+        visible &= position > position[:, None] - window
+    layout = types.ids[row], types.is_query[row], types.vision[row]
+    return [plain_table(layer[row], torch.tensor(visible), types.names, *layout) for layer in maps]
+
+
+def tables(record, sample, stack="llm"):
+    """The same, from a record; ragged ends are cut off."""
+    node = record[stack].isel(sample=sample)
+    keys = int((node["key_picture"].values >= 0).sum()) or int(node["key_count"].sel(key_type="vision"))
+    names = ("mass", "share", "lift", "entropy", "head_entropy", "received")
+    return [
+        {name: node[name].isel(layer=layer).values[..., : keys if name == "received" else None] for name in names}
+        for layer in range(node.sizes["layer"])
+    ]
+
+
+@pytest.mark.parametrize(("types", "turns"), [("paper", "last"), ("fine", "all")])
+def test_every_number_equals_eager_maps(each, types, turns):
+    subject = each
+    for sample in samples():
+        inputs = subject.encode(list(sample.images) or None, sample.question, "a red circle", types=types, turns=turns)
+        record = measure(subject, [sample], response="a red circle", types=types, turns=turns)
+        for got, expected in zip(tables(record, 0), plain_tables(subject, inputs), strict=True):
+            assert difference(got, expected) < TOLERANCE, sample.id
+
+
+@pytest.mark.parametrize("factory", [models.llava15, models.llava_next_mistral])
+def test_a_padded_batch_equals_one_by_one(factory):
+    subject = subject_of(factory)
+    together = measure(subject, samples(), batch_tokens=10**6, max_new_tokens=5)
+    for i, sample in enumerate(samples()):
+        alone = measure(subject, [sample], max_new_tokens=5)
+        assert alone["response"].item() == together["response"][i].item()
+        for stack in ("llm", "vision") if sample.images else ("llm",):
+            for got, expected in zip(tables(together, i, stack), tables(alone, 0, stack), strict=True):
+                assert difference(got, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side(each, side):
+    """The statistic of a batch that is padded by hand."""
+    subject = each
+    rows = [with_response(subject.encode(list(s.images) or None, s.question), [9, 8, 7]) for s in samples()[:2]]
+    batch = collate(rows, side=side)
+    stack = {"llm": probe.measurement.find_stacks(subject.model)["llm"]}
+    nodes = probe.measurement._forward(subject, batch, stack, "all", False, False, False)
+    for row, inputs in enumerate(rows):
+        for layer, expected in enumerate(plain_tables(subject, inputs)):
+            got = {name: nodes[row]["llm"][name][0, layer] for name in expected}
+            assert difference(got, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("factory", [models.llava15, models.llava_next_vicuna])
+def test_the_encoder_is_measured_the_same_way(factory):
+    subject = subject_of(factory, attn="eager")
+    sample = samples()[1]
+    record = measure(subject, [sample], response="a red circle", stacks=["vision"])
+    inputs = subject.encode(list(sample.images), sample.question)
+    pixels = inputs["pixel_values"]
+    tiles = [len(set(zip(g.picture, g.tile, strict=True))) for g in inputs.encoder_grid][0]
+    if pixels.ndim == 5:  # (picture, tile, channel, y, x), with empty tiles behind those of a picture with fewer
+        grid = inputs.encoder_grid[0]
+        count = [len(set(grid.tile[grid.picture == picture])) for picture in range(len(pixels))]
+        pixels = torch.cat([tile[:n] for tile, n in zip(pixels, count, strict=True)])
+    assert len(pixels) == tiles
+    encoder = probe.measurement.find_stacks(subject.model)["vision"]
+    with torch.no_grad():
+        maps = subject.model.get_encoder(modality="image")(pixels, output_attentions=True).attentions
+    node = record["vision"].isel(sample=0)
+    assert len(maps) == len(encoder.layers) == node.sizes["layer"]
+    ids = np.array([0] + [1] * (maps[0].shape[-1] - 1))
+    visible = torch.ones(maps[0].shape[-1], maps[0].shape[-1], dtype=torch.bool)
+    for layer, batch in enumerate(maps):
+        each = [plain_table(tile, visible, ("cls", "vision"), ids, ids >= 0, ids == 1) for tile in batch]
+        for name in ("mass", "share", "lift", "entropy", "head_entropy"):  # as many queries in every tile
+            expected = np.mean([table[name] for table in each], 0)
+            np.testing.assert_allclose(node[name].values[layer], expected, atol=TOLERANCE)
+        expected = np.concatenate([table["received"] for table in each], -1)
+        np.testing.assert_allclose(node["received"].values[layer], expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("factory", models.FACTORIES)
+def test_response_rows_equal_cached_decoding(factory):
+    """The model's own generate, step by step, from the maps that it returns."""
+    subject = subject_of(factory, attn="eager")
+    prompt = subject.encode(models.picture(0, 70, 50), QUESTION)
+    steps = subject.model.generate(
+        **prompt, max_new_tokens=6, do_sample=False, output_attentions=True, return_dict_in_generate=True
+    )
+    record = measure(subject, models.picture(0, 70, 50), QUESTION, max_new_tokens=6)
+    types = np.append(prompt.types.ids[0], [2] * 6)
+    for layer in range(3):
+        rows = [step[layer][0, :, 0].double().numpy() for step in steps.attentions[1:]]  # (head, key) of each
+        known = [types[width - row.shape[-1] : width] for row, width in
+                 zip(rows, range(prompt["input_ids"].shape[1] + 1, 10**6), strict=False)]  # fmt: skip
+        mass = np.mean([[row[:, ids == b].sum(-1) for b in range(3)] for row, ids in zip(rows, known, strict=True)], 0)
+        got = record["llm"]["mass"].isel(sample=0, layer=layer).sel(query_type="response").values
+        np.testing.assert_allclose(np.nan_to_num(got), mass.T, atol=TOLERANCE)
+
+
+def test_logits_are_bit_identical_while_measuring(subject, monkeypatch):
+    seen = []
+    handle = subject.model.register_forward_hook(lambda module, args, output: seen.append(output.logits))
+    record = measure(subject, models.picture(0, 70, 50), QUESTION, response="a red circle", maps=True, contribution=True)
+    handle.remove()
+    inputs = subject.encode(models.picture(0, 70, 50), QUESTION, "a red circle")
+    with torch.no_grad():
+        plain = subject.model(**inputs, use_cache=False, logits_to_keep=1).logits
+    assert torch.equal(seen[-1], plain) and record["response"].item() == "a red circle"
+
+
+# Options
+
+
+def test_rows_of_text_only(subject):
+    whole = measure(subject, models.picture(), QUESTION, response="a red circle")["llm"]
+    text = measure(subject, models.picture(), QUESTION, response="a red circle", rows="text")["llm"]
+    assert np.isnan(text["mass"].sel(query_type="vision")).all()
+    for name in ("mass", "share", "lift", "entropy", "head_entropy", "received"):
+        asked = {"query_type": ["instruction", "response"]}
+        np.testing.assert_allclose(text[name].sel(asked), whole[name].sel(asked), atol=1e-6)
+
+
+def test_own_types_keep_the_rest(subject):
+    inputs = subject.encode(models.picture(), QUESTION, "a red circle")
+    mask = inputs.types.vision[0] & (np.cumsum(inputs.types.vision[0]) <= 3)
+    node = measure(subject, models.picture(), QUESTION, response="a red circle", types={"corner": mask})["llm"]
+    assert list(node["key_type"].values) == ["corner", "instruction", "vision", "response"]
+    assert int(node["key_count"].sel(key_type="corner").item()) == 3
+    whole = measure(subject, models.picture(), QUESTION, response="a red circle")["llm"]["mass"]
+    both = node["mass"].sel(query_type="response", key_type=["corner", "vision"]).sum("key_type")
+    np.testing.assert_allclose(both, whole.sel(query_type="response", key_type="vision"), atol=1e-6)
+    assert node["received"].sizes["key"] == len(inputs.grid[0]), "the corner's patches are still vision keys"
+
+
+def test_maps_are_the_rows_that_predict_the_response(subject):
+    inputs = subject.encode(models.picture(), QUESTION, "a red circle")
+    node = measure(subject, models.picture(), QUESTION, response="a red circle", maps="heads")["llm"].isel(sample=0)
+    with torch.no_grad():
+        maps = subject.model(**inputs, output_attentions=True).attentions
+    positions = node["map_position"].values
+    last = inputs.types.prompt_length[0] - 1
+    assert positions.tolist() == list(range(last, inputs["input_ids"].shape[1] - 1))
+    for layer in range(3):
+        expected = maps[layer][0].numpy()[:, positions][..., inputs.types.vision[0]]
+        np.testing.assert_allclose(node["maps"].values[layer], expected, atol=TOLERANCE)
+
+
+def test_a_response_taken_from_another_record(subject):
+    first = measure(subject, samples(), max_new_tokens=4)
+    again = measure(subject, samples(), response=first)
+    np.testing.assert_array_equal(again["response_ids"], first["response_ids"])
+    np.testing.assert_allclose(again["llm"]["mass"], first["llm"]["mass"], atol=1e-6)
+
+
+def test_saved_and_opened(subject, tmp_path):
+    record = measure(subject, samples(), max_new_tokens=3, maps=True)
+    save(record, tmp_path / "record.zarr.zip")
+    assert open_record(tmp_path / "record.zarr.zip").identical(record)
+
+
+# Memory
+
+
+class Allocations(TorchDispatchMode):
+    """The largest tensor that any operation returned."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(out):
+            if torch.is_tensor(tensor):
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return out
+
+
+@pytest.mark.parametrize("options", [{}, {"maps": "heads", "contribution": True, "received_head": True}])
+def test_no_map_is_ever_allocated(options):
+    """Nothing of head·S·S/4 elements or more, of encoder or LLM, exists at any time."""
+    subject = subject_of(models.llava15, side=96, patch=4, hidden_size=32, intermediate_size=32, num_attention_heads=8,
+                         num_key_value_heads=8)  # fmt: skip
+    inputs = subject.encode(models.picture(), QUESTION, "a red circle")
+    size = inputs["input_ids"].shape[1]
+    with Allocations() as watch:
+        measure(subject, models.picture(), QUESTION, response="a red circle", **options)
+    assert size > 500 and watch.largest < 8 * size * size // 4
+    eager = subject_of(models.llava15, side=96, patch=4, hidden_size=32, intermediate_size=32, num_attention_heads=8,
+                       num_key_value_heads=8, attn="eager")  # fmt: skip
+    with Allocations() as watch:
+        measure(eager, models.picture(), QUESTION, response="a red circle")
+    assert watch.largest >= 8 * size * size // 4, "the watch can fail"
+
+
+# Mistakes
+
+
+def test_mistakes_are_one_line(subject):
+    picture = models.picture()
+    with pytest.raises(ProbeError, match="stacks of vision, llm, got prefusion"):
+        measure(subject, picture, QUESTION, stacks=["prefusion"])
+    with pytest.raises(ProbeError, match="'all' or 'text'"):
+        measure(subject, picture, QUESTION, rows="vision")
+    with pytest.raises(ProbeError, match="a picture and a question"):
+        measure(subject, picture)
+    with pytest.raises(ProbeError, match="at least one Sample"):
+        measure(subject, [])
+    with pytest.raises(ProbeError, match="2 responses"):
+        measure(subject, samples()[:2], response=["a"])
+    subject.model.train()
+    with pytest.raises(ProbeError, match="eval mode"):
+        measure(subject, picture, QUESTION)
+    subject.model.eval()
+
+
+def test_maps_above_the_limit_are_refused_with_the_number(subject, monkeypatch):
+    monkeypatch.setattr(probe.measurement, "MAPS_LIMIT", 100)
+    with pytest.raises(ProbeError, match=r"maps of at most 0 MB, got \d+ MB for 1 samples"):
+        measure(subject, models.picture(), QUESTION, response="a red circle", maps=True)
