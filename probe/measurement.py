@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from probe import __version__
+from probe.active import active
 from probe.errors import ProbeError
 from probe.inputs import Ids, Inputs, collate, with_response
 from probe.locate import Stack, cls_tokens, output_projection
@@ -88,6 +89,7 @@ def measure(
         "types": types if isinstance(types, str) else "own",
         "turns": turns,
         "rows": rows,
+        "intervention": active(subject.model),
         "response_from": "generate" if response is None else "record" if isinstance(response, xr.DataTree) else "user",
         "generate": ", ".join(f"{k}={v}" for k, v in {"max_new_tokens": max_new_tokens, **generate}.items()),
     }
@@ -100,7 +102,7 @@ def measure(
             answered = _answered(subject, [inputs for _, inputs in batch], max_new_tokens, generate)
             if maps:
                 _check_maps(chosen, answered, maps, len(samples))
-            nodes = _forward(subject, collate(answered), chosen, rows, maps, contribution, received_head)
+            nodes = _forward(subject, collate(answered, side="right"), chosen, rows, maps, contribution, received_head)
             for (sample, _), inputs, node in zip(batch, answered, nodes, strict=True):
                 root = _root(sample, inputs)
                 attrs["prompt_sha256"] = hashlib.sha256(root["prompt"][0].encode()).hexdigest()[:16]

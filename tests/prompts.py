@@ -10,8 +10,6 @@ import probe
 from probe.inputs import Inputs, collate
 from probe.subject import Subject
 
-STEPS = 16
-
 
 @lru_cache
 def six_layers(attn: str = "sdpa") -> Subject:
@@ -38,11 +36,11 @@ def logits(subject: Subject, inputs: Inputs) -> Tensor:
     return subject.model(**inputs).logits[inputs["attention_mask"].bool()]
 
 
-def decoded(subject: Subject, inputs: Inputs, **generate) -> tuple[Tensor, Tensor]:
-    """The ids of 16 decoded tokens, (row, step), and the logits they were chosen by, (step, row, word)."""
-    options = {"do_sample": False, "max_new_tokens": STEPS, "min_new_tokens": STEPS, "pad_token_id": 0} | generate
+def decoded(subject: Subject, inputs: Inputs, steps: int = 4, **generate) -> tuple[Tensor, Tensor]:
+    """The ids of decoded tokens, (row, step), and the logits they were chosen by, (step, row, word)."""
+    options = {"do_sample": False, "max_new_tokens": steps, "min_new_tokens": steps, "pad_token_id": 0} | generate
     said = subject.model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
-    return said.sequences[:, -STEPS:], torch.stack(said.logits)
+    return said.sequences[:, -steps:], torch.stack(said.logits)
 
 
 def in_double(subject: Subject) -> Subject:

@@ -9,9 +9,11 @@ from models import FACTORIES, llava15, llava_next_mistral, llava_next_vicuna, pi
 
 from probe.errors import ProbeError
 from probe.inputs import with_response
-from probe.interventions.case_views import Reading, row_layers
-from probe.interventions.cases import ALWAYS, ANOTHER_IMAGE, NO_VISION, UNTOUCHED, from_layer, resolve, until_layer, windows
-from probe.interventions.sweep import Sweep, drop_sweep, schedule, sweep_one
+from probe.interventions.sweep import Sweep, drop_sweep, from_layer, sweep_one, until_layer, windows
+from probe.interventions.sweep.cases import ALWAYS, ANOTHER_IMAGE, NO_VISION, UNTOUCHED, resolve
+from probe.interventions.sweep.question import Question
+from probe.interventions.sweep.readings import Reading, row_layers
+from probe.interventions.sweep.schedule import schedule
 from probe.locate import stacks
 from probe.samples import Sample
 from probe.subject import load
@@ -55,7 +57,8 @@ def dense(call, vision, how, donor):
     s = scores(call.key)
     if how == "swap":
         key, values = (t.clone() for t in (call.key, call.value))
-        key[:, :, vision], values[:, :, vision] = (t[:, :, : len(vision)][:, :, vision] for t in donor)
+        there = vision.nonzero()[:, 0]
+        key[:, :, there], values[:, :, there] = (t[:, :, there] for t in donor)
         s = torch.where(text_to_vision, scores(key), s)
     visible = causal & ~text_to_vision if how == "mask" else causal
     weights = torch.softmax(s.masked_fill(~visible, -torch.inf), -1)
@@ -105,20 +108,17 @@ def outcomes(subject, sample, cases, donor=None, **options):
     """What the sweep got for each case: logits and ids, before they become text and distances."""
     sweep = Sweep(subject, cases, max_new_tokens=TOKENS, **options)
     with torch.no_grad():
-        inputs = subject.encode(list(sample.images), sample.question)
-        other = donor and subject.encode(donor, sample.question)
-        gold = sweep._gold(sample, inputs)
-        assert sweep._judged(inputs).reason == ""
-        present = [name for name in sweep.cases if name != ANOTHER_IMAGE or other is not None]
-        outcome = sweep._together(present, inputs, other, gold)
-    return gold.tolist(), {name: (outcome.logits[i], outcome.answers[i].tolist()) for i, name in enumerate(present)}, outcome
+        question = Question.of(subject, sample, donor)
+        assert sweep.judged(question.inputs).reason == ""
+        names = [name for name in sweep.cases if name != ANOTHER_IMAGE or donor]
+        outcome = sweep.together(question, names)
+    return question.gold.tolist(), {name: (outcome.logits[i], outcome.answers[i].tolist()) for i, name in enumerate(names)}
 
 
-def assert_as_alone(subject, sample, cases, *, donor=None, how="mask", freeze=False, restore=True, **reference):
-    reading = {"how": how, "freeze": freeze, "restore": restore}
-    gold, found, _ = outcomes(subject, sample, cases, donor, **reading)
+def assert_as_alone(subject, sample, cases, *, donor=None, reference=None, **reading):
+    gold, found = outcomes(subject, sample, cases, donor, **reading)
     for name, layers in {UNTOUCHED: set(), NO_VISION: range(LAYERS), **cases}.items():
-        options = {"how": "mask"} if name == NO_VISION else reference or {"how": how}
+        options = {"how": "mask"} if name == NO_VISION else reference or {}
         logits, said = alone(subject, sample, set(layers), gold, **options)
         torch.testing.assert_close(found[name][0], logits, rtol=1e-5, atol=1e-5)
         assert found[name][1] == said, name
@@ -133,11 +133,245 @@ def assert_as_alone(subject, sample, cases, *, donor=None, how="mask", freeze=Fa
 def test_every_case_is_what_it_is_alone(factory, attn):
     subject = subject_of(factory, attn=attn)
     sample = Sample("1", picture(1), QUESTION, answer="a red circle")
-    assert_as_alone(subject, sample, random_sets(4), donor=[picture(2)])
+    assert_as_alone(subject, sample, random_sets(3), donor=[picture(2)])
 
 
-def test_x():
+@pytest.mark.parametrize("how", ["zero", "swap"])
+@pytest.mark.parametrize("factory", [llava15, llava_next_mistral])
+def test_zero_and_swap_are_what_they_are_alone(factory, how):
+    subject = subject_of(factory)
+    sample, donor = Sample("1", picture(1), QUESTION, answer="a red circle"), [picture(2)]
+    theirs = keys_of(subject, subject.encode(donor, QUESTION)) if how == "swap" else None
+    assert_as_alone(subject, sample, random_sets(4), donor=donor, how=how, reference={"how": how, "donor": theirs})
+
+
+@pytest.mark.parametrize("reading", [{"how": "mask", "freeze": True}, {"how": "remove"}])
+def test_freezing_and_removing_are_masking_while_vision_rows_skip_the_layers(reading):
+    sample = Sample("1", picture(1), QUESTION, answer="a red circle")
+    sets = {"all": range(LAYERS), "late": {3, 4}, "middle": {1, 2}, "two blocks": {0, 3}}
+    assert_as_alone(subject_of(), sample, sets, reference={"how": "mask", "freeze": True}, **reading)
+
+
+def test_what_is_removed_for_good_is_masked_from_its_first_layer_on():
+    subject, sample = subject_of(), Sample("1", picture(1), QUESTION)
+    _, found = outcomes(subject, sample, {"once": {1, 3}}, how="remove", restore=False)
+    logits, said = alone(subject, sample, {1, 2, 3, 4})
+    torch.testing.assert_close(found["once"][0], logits, rtol=1e-5, atol=1e-5)
+    assert found["once"][1] == said
+
+
+CONVERSATION = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "where is the red square?"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "above it"}]},
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a circle?"}]},
+]
+
+
+@pytest.mark.parametrize("how", ["mask", "zero", "swap", "remove"])
+@pytest.mark.parametrize("factory", [llava15, llava_next_mistral])
+def test_text_between_two_pictures(factory, how):
+    """What the text between them becomes differs by case, and the second picture sees it."""
+    subject, donor = subject_of(factory), [picture(3), picture(4)]
+    sample = Sample("1", (picture(1), picture(2)), CONVERSATION, answer="a red circle")
+    reference = {"how": how}
+    if how == "swap":
+        reference["donor"] = keys_of(subject, subject.encode(donor, CONVERSATION))
+    if how == "remove":
+        reference = {"how": "mask", "freeze": True}
+    assert_as_alone(subject, sample, random_sets(3), donor=donor, how=how, reference=reference)
+
+
+def test_questions_and_system_prompts_of_one_picture():
+    """Three questions share a prefix; another system prompt is another prefix."""
     subject = subject_of()
-    t = drop_sweep(subject, [Sample("1", picture(1), QUESTION, answer="a red circle"), Sample("2", picture(1), OTHER_QUESTION, answer="a red circle"),Sample("3", picture(2), OTHER_QUESTION)], windows(2))
-    print(t)
-    assert 0
+    system = {"role": "system", "content": [{"type": "text", "text": "You are a helpful assistant. "}]}
+    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
+    questions = {"short": QUESTION, "long": OTHER_QUESTION, "system": [system, asked], "again": "a circle?"}
+    samples = [Sample(name, picture(1), question) for name, question in questions.items()]
+    sets = random_sets(3)
+    sweep = Sweep(subject, sets, max_new_tokens=TOKENS)
+    for sample, computed in zip(samples, (1, 0, 1, 0), strict=True):
+        table = sweep(sample)
+        assert table["image_prefixes"].item() == computed
+        first = alone(subject, sample, set())[0][0].double().log_softmax(-1)
+        for name, layers in random_sets(1).items():
+            logits, said = alone(subject, sample, layers)
+            text = subject.processor.tokenizer.decode(said, skip_special_tokens=True).strip()
+            assert table["answer"].sel(case=name).item() == text
+            case = logits[0].double().log_softmax(-1)
+            kl = (first.exp() * (first - case)).sum().item()
+            variation = (first.exp() - case.exp()).abs().sum().item() / 2
+            assert table["kl"].sel(case=name).item() == pytest.approx(kl, abs=1e-5)
+            assert table["total_variation"].sel(case=name).item() == pytest.approx(variation, abs=1e-5)
+            assert table["first_token_changed"].sel(case=name).item() == (first.argmax() != case.argmax())
+
+
+def test_the_shipped_model():
+    subject = load("tiny-llava")
+    layers = len(stacks(subject.model)["llm"].layers)
+    sample = Sample("1", picture(1, 60, 60), "what colour is the circle ?", answer="it is red")
+    gold, found = outcomes(subject, sample, random_sets(4, layers))
+    for name, chosen in random_sets(4, layers).items():
+        logits, said = alone(subject, sample, chosen, gold)
+        torch.testing.assert_close(found[name][0], logits, rtol=1e-5, atol=1e-4)
+        assert found[name][1] == said
+
+
+@pytest.mark.parametrize("how", ["mask", "zero", "remove", "swap"])
+def test_the_context_managers_say_the_same(how):
+    """The other path, each case alone under its context manager, gives the same table."""
+    subject = subject_of(llava15)
+    sample, donor = Sample("1", picture(1), QUESTION, answer="a red circle"), picture(2)
+    sweep = Sweep(subject, random_sets(3), how, max_new_tokens=TOKENS)
+    shared = sweep(sample, donor)
+    sweep.together = sweep.alone
+    apart = sweep(sample, donor)
+    assert (shared["answer"] == apart["answer"]).all()
+    for name in ("gold_logprob", "kl", "total_variation", "first_token_changed"):
+        np.testing.assert_allclose(shared[name], apart[name], rtol=1e-4, atol=2e-5, err_msg=name)
+    assert apart["row_layers"] == LAYERS * len(sweep.cases)
+
+
+def formula(sets):
+    """Rows of a layer: the distinct histories of dropped or not, up to it."""
+    return sum(len({tuple(layer in s for layer in range(depth + 1)) for s in sets}) for depth in range(LAYERS))
+
+
+def test_rows_are_computed_once_for_each_history():
+    """A loop over cases would compute cases x layers, and one prefix for each."""
+    cases, samples = [windows(2), from_layer(), {0, 3}], [Sample(str(i), picture(i // 2), QUESTION) for i in range(4)]
+    table = drop_sweep(subject_of(), samples, cases, max_new_tokens=1, progress=False)
+    sets = [frozenset(), frozenset(range(LAYERS)), *resolve(cases, LAYERS).values()]
+    assert (table["row_layers"] == formula(sets) + LAYERS).all()  # + another image, a row of its own
+    assert formula(sets) + LAYERS < 0.75 * LAYERS * table.sizes["case"]
+    assert table.attrs["image_prefixes"] == 2
+    assert table.attrs["row_layers"] == 4 * (formula(sets) + LAYERS)
+
+
+def test_row_layers_of_the_paper_s_size():
+    cases = {UNTOUCHED: frozenset()} | resolve([from_layer(), windows(4)], 32)
+    assert row_layers(Reading().of_cases(cases, 32).values()) == 672  # of 41 x 32 = 1312
+
+
+def test_the_table():
+    subject = subject_of()
+    samples = [Sample(name, picture(seed), QUESTION, answer=answer)
+               for name, seed, answer in (("a", 1, "a red circle"), ("b", 2, None), ("c", 1, ("x", "y", "y")))]  # fmt: skip
+    table = drop_sweep(subject, samples, windows(2), "swap", max_new_tokens=TOKENS, progress=False)
+    assert table["sample"].values.tolist() == ["a", "b", "c"]  # although both questions about picture 1 ran together
+    assert table["case"].values.tolist() == [*ALWAYS, "1-2", "3-4", "5"]
+    assert table["answer"].dtype == object
+    assert table["dropped"].sel(case="3-4").values.tolist() == [False, False, True, True, False]
+    assert table["correct"].isnull().all("case").values.tolist() == [False, True, False]
+    assert table["gold_logprob"].isnull().all("case").values.tolist() == [False, True, False]
+    assert (table["kl"].sel(case=UNTOUCHED) == 0).all()
+    assert (table["donor_answer_given"].sel(case=ANOTHER_IMAGE) == 1).all()
+    said = table["answer"]
+    assert ((said == said.sel(case=ANOTHER_IMAGE)) == table["donor_answer_given"]).all()
+    assert table.attrs["how"] == "swap"
+    assert table.attrs["sharing"] == "exact"
+    assert all(table[name].attrs["long_name"] for name in table.data_vars)
+
+
+def test_correct_is_the_score():
+    subject = subject_of()
+    sample = Sample("1", picture(1), QUESTION)
+    said = sweep_one(subject, sample, [{0}], max_new_tokens=TOKENS)["answer"].sel(case=UNTOUCHED).item()
+    table = sweep_one(subject, Sample("1", picture(1), QUESTION, answer=(f" {said.upper()}.", "no")), [{0}], max_new_tokens=TOKENS)
+    assert table["correct"].sel(case=UNTOUCHED) == 1
+    halves = sweep_one(subject, sample, [{0}], max_new_tokens=TOKENS, score=lambda answer, sample: 0.5)
+    assert (halves["correct"].sel(case=[UNTOUCHED, NO_VISION]) == 0.5).all()
+
+
+def test_without_another_picture_that_case_is_missing():
+    table = drop_sweep(subject_of(), Sample("1", picture(1), QUESTION), [{0}], max_new_tokens=1, progress=False)
+    assert table["answer"].sel(case=ANOTHER_IMAGE).item() == ""
+    assert table["kl"].sel(case=ANOTHER_IMAGE).isnull().all()
+
+
+def test_another_image_may_have_another_size():
+    subject = subject_of(llava_next_vicuna)
+    sample, donor = Sample("1", picture(1), QUESTION, answer="a circle"), picture(2, 90, 30)
+    assert_as_alone(subject, sample, {"2": {1}}, donor=[donor])
+    with pytest.raises(ProbeError, match="vision tokens in the same places"):
+        sweep_one(subject, sample, [{1}], "swap", donor)
+
+
+def test_a_sample_without_a_picture_is_the_same_in_every_case():
+    table = drop_sweep(subject_of(), Sample("1", None, QUESTION), windows(2), max_new_tokens=TOKENS, progress=False)
+    assert table["row_layers"] == LAYERS
+    assert (table["kl"].drop_sel(case=ANOTHER_IMAGE) == 0).all()
+
+
+def test_donors_are_the_next_picture_s():
+    samples = [Sample("a", "x.png", "?"), Sample("b", "y.png", "?"), Sample("c", "x.png", "?"), Sample("d", ("x.png", "y.png"), "?")]
+    order, donors = schedule(samples)
+    assert [sample.id for sample in order] == ["a", "c", "b", "d"]
+    assert donors == {"a": ("y.png",), "c": ("y.png",), "b": ("x.png",), "d": None}
+
+
+def test_a_model_whose_picture_sees_the_question_shares_nothing(capsys):
+    """Found out by trying: here layer 2 mixes the mean of all tokens into each."""
+    subject = subject_of()
+    layer = subject.model.get_decoder().layers[1]
+    hook = layer.register_forward_hook(lambda module, args, output: output + output.mean(1, keepdim=True))
+    samples = [Sample("1", picture(1), QUESTION, answer="a red circle"), Sample("2", picture(2), QUESTION)]
+    table = drop_sweep(subject, samples, [{0}, {1, 2}], max_new_tokens=1)
+    hook.remove()
+    assert "depends on the question" in table.attrs["sharing"]
+    assert "each case alone" in capsys.readouterr().err
+    assert (table["row_layers"] == LAYERS * table.sizes["case"]).all()
+
+
+def test_the_model_is_as_it_was_whatever_happens():
+    subject, sample = subject_of(), Sample("1", picture(1), QUESTION)
+    inputs = subject.encode(sample.image, sample.question)
+    before = logits_alone(subject, inputs, ())
+    layer = subject.model.get_decoder().layers[2]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = layer.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sweep_one(subject, sample, windows(2))
+    hook.remove()
+    assert torch.equal(logits_alone(subject, inputs, ()), before)
+    sweep_one(subject, sample, windows(2), max_new_tokens=TOKENS)
+    assert torch.equal(logits_alone(subject, inputs, ()), before)
+    hooks = [hook for m in subject.model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    assert not [hook for hook in hooks if "probe" in getattr(hook, "__module__", "")]
+
+
+@pytest.mark.parametrize(
+    ("cases", "options", "complaint"),
+    [
+        ([{LAYERS}], {}, "expected layers of 0 to 4, got 5"),
+        ({"untouched": {0}}, {}, "every sweep has this case"),
+        ([{0}], {"how": "drop"}, "how of mask, remove, zero, swap, got 'drop'"),
+        ([{0}], {"how": "zero", "freeze": True}, "freeze with how='mask'"),
+        ([{0}], {"restore": False}, "restore=False with how='remove'"),
+        ([{0}], {"how": "swap"}, "pass donor="),
+        ([{0}], {"max_new_tokens": 0}, "at least one new token"),
+        ([{0}], {"stack": "encoder"}, "a stack of vision, llm, got 'encoder'"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(cases, options, complaint):
+    with pytest.raises(ProbeError, match=complaint):
+        sweep_one(subject_of(), Sample("1", picture(1), QUESTION), cases, **options)
+
+
+def test_samples_need_ids_of_their_own():
+    with pytest.raises(ProbeError, match="'1' twice"):
+        drop_sweep(subject_of(), [Sample("1", picture(1), "a"), Sample("1", picture(1), "b")], [{0}])
+
+
+def test_a_window_shorter_than_the_prompt_is_refused():
+    with pytest.raises(ProbeError, match="a sliding window of at least"):
+        sweep_one(subject_of(llava_next_mistral, sliding_window=16), Sample("1", picture(1), QUESTION), [{0}])
+
+
+def test_helpers_make_cases():
+    assert resolve(windows(2, 1), 4) == {"1-2": {0, 1}, "2-3": {1, 2}, "3-4": {2, 3}}
+    assert resolve([until_layer(2), {"mine": [3]}, {0, 2}], 4) == {"1-2": {0, 1}, "1-4": {0, 1, 2, 3}, "mine": {3}, "1, 3": {0, 2}}
+    assert resolve([1, 2], 4) == {"2-3": {1, 2}}

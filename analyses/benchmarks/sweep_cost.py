@@ -20,8 +20,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from probe.inputs import Inputs
-from probe.interventions.case_views import MASKED, Reading, row_layers
-from probe.interventions.cases import UNTOUCHED, Cases, from_layer, resolve, windows
+from probe.interventions.sweep.readings import MASKED, Reading, row_layers
+from probe.interventions.sweep.cases import UNTOUCHED, Cases, from_layer, resolve, windows
 from probe.interventions.drop import drop_vision
 from probe.interventions.sweep import Sweep
 from probe.models.tiny.language import CHAT_TEMPLATE, build_tokenizer

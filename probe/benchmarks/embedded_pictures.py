@@ -31,9 +31,7 @@ def cache_folder() -> Path:
 
 
 def stored_picture(cell: str, folder: Path) -> Path:
-    """The file with the picture of a base64 cell. Raises RowError when the cell is not base64 or not a whole
-    picture.
-    """
+    """The file with the picture of a base64 cell. Raises RowError unless the cell is a whole picture."""
     try:
         content = base64.b64decode("".join(cell.split()), validate=True)
     except (binascii.Error, ValueError) as error:

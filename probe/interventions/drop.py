@@ -18,7 +18,7 @@ stays dropped. Position ids never change. Padding counts as text.
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ MODES = ("mask", "remove", "zero")
 def drop_vision(
     model: Any,
     layers: Layers,
-    how: Literal["mask", "remove", "zero"] = "mask",
+    how: str = "mask",
     freeze: bool = False,
     restore: bool = True,
     stack: str = "llm",
@@ -49,6 +49,7 @@ def drop_vision(
     bit. Undone on any exit. A sequence must run in the block from its prompt on.
 
     Args:
+        how: "mask", "remove" or "zero", as above.
         freeze: with "mask", vision rows skip the layers.
         restore: with "remove", False: the rows never come back. Their rows of the output are then what they were
             before the first of the layers.

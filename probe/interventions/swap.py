@@ -16,7 +16,6 @@ from contextvars import Context
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
@@ -28,7 +27,7 @@ from probe.locate import vision_positions
 from probe.sequences import Sequence
 from probe.tap import Kernel, Output, is_untouched, untouched
 
-Rows = list[Float[Tensor, "key hidden"]]  # the vision tokens of each row, as the language model gets them
+Rows = list[Tensor]  # the vision tokens of each row, (key, hidden), as the language model gets them
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from probe.locate import Stack, stacks
 from probe.sequences import Sequences
 from probe.tap import Around, routed
 
-Layers = int | Iterable[int]
+Layers = int | Iterable[Any]  # what is in it is checked, and told in one line
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Target:
         model = model.model if not isinstance(model, nn.Module) and hasattr(model, "model") else model
         if not isinstance(model, nn.Module):
             raise ProbeError(called, expected="a model or a Subject", got=type(model).__name__)
+        if any(map(_compiled, model.modules())):
+            raise ProbeError(called, expected="a model that is not compiled", got="one after torch.compile",
+                             fix="intervene on the model as it was before")  # fmt: skip
         found = {name: part for name, part in stacks(model).items() if name != "vision"}
         if stack not in found:
             raise ProbeError(called, expected=f"stack={' or '.join(map(repr, found))}", got=repr(stack))
         chosen = found[stack]
-        if any(map(_compiled, (model, *chosen.layers, *chosen.attention.values()))):
-            raise ProbeError(called, expected="a model that is not compiled", got=f"a compiled {type(model).__name__}",
-                             fix="intervene before torch.compile")  # fmt: skip
         return cls(called, model, chosen, _indices(called, layers, len(chosen.layers)))
 
     @property

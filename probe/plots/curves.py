@@ -138,7 +138,7 @@ def _dress(axis: Axes, stack: str, value: str, name: str, array: xr.DataArray, s
     axis.spines[["top", "right"]].set_visible(False)
     if value == "lift":
         axis.set_yscale("log", nonpositive="mask", subs=[])
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.axhline(1, color="0.6", linewidth=0.8, zorder=0)
 

@@ -29,7 +29,7 @@ _FITTED = {
 }
 _COLUMNS = 5  # panels in a row of the figure
 _WIDTH = 1.9  # of a panel, in inches
-_DECADES = 3  # of the colour scale, unless its floor is told
+_DECADES = 3  # of the colour scale at most, unless its floor is told
 
 
 def heatmaps(
@@ -49,8 +49,9 @@ def heatmaps(
 
     sample: index or id. layers: indices from 0 (nine evenly spread by default). picture, tile: only that one
     (tile 0 is the whole picture). token: the map of that one token instead (its index on the axis `token` of a
-    record measured with `maps`). Colours are logarithmic from `floor`, by default the power of ten three decades
-    below the top: it is written beside the scale, what is below looks like it. All panels share the scale.
+    record measured with `maps`). Colours are logarithmic from `floor`, by default what 99 % of the patches reach, at
+    most three decades below the top: it is written beside the scale, what is below looks like it. All panels share
+    the scale.
     Returns Axes of shape (views, layers): a view is a record's picture, whole or in tiles.
 
     Source: arXiv 2501.03895, Fig. 4.
@@ -88,12 +89,22 @@ def heatmaps(
 
 
 def _norm(found: list[View], floor: float | None) -> LogNorm:
-    top = float(max(np.nanmax(view.values) for view in found)) or 1.0
-    low = 10.0 ** round(np.log10(top) - _DECADES) if floor is None else floor
+    values = np.concatenate([view.values.ravel() for view in found])
+    top = float(np.nanmax(values)) or 1.0
+    low = _floor(values, top) if floor is None else floor
     if not 0 < low < top:
         expected = f"a floor between 0 and the highest value ({top:.2g})"
         raise ProbeError("plots.heatmaps", expected=expected, got=f"{low:g}")
     return LogNorm(low, top, clip=True)
+
+
+def _floor(values: Float[np.ndarray, " value"], top: float) -> float:
+    """What 99 % of the values reach, with one digit; between a half and a thousandth of the top."""
+    positive = values[values > 0]
+    reached = float(np.quantile(positive, 0.01)) if positive.size else top
+    reached = min(max(reached, top * 10.0**-_DECADES), top / 2)
+    digit = 10.0 ** np.floor(np.log10(reached))
+    return float(np.floor(reached / digit) * digit)
 
 
 def _grid(found: list[View], layers: int) -> np.ndarray:

@@ -12,15 +12,22 @@
     encoding       what all questions about an image share
     modeling       the whole
     conversion     the authors' names and config
+    folder         the authors' folder, shard by shard
+    pixels         pictures and videos as views
+    prompts        chat templates
+    processing     pictures, videos and words -> inputs
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from .configuration import LlavaMiniConfig
 from .conversion import from_original
 from .encoding import EncodedVision
+from .folder import convert, is_original, load_original
 from .modeling import LlavaMiniForConditionalGeneration, LlavaMiniModel
+from .processing import LlavaMiniProcessor
 
 AutoConfig.register("llava_mini", LlavaMiniConfig, exist_ok=True)
 AutoModel.register(LlavaMiniConfig, LlavaMiniModel, exist_ok=True)
 AutoModelForImageTextToText.register(LlavaMiniConfig, LlavaMiniForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(LlavaMiniConfig, LlavaMiniProcessor, exist_ok=True)

@@ -5,16 +5,16 @@
 Source: arXiv 2501.03895, section 4; fields of the authors' config.json in `conversion.py`.
 """
 
-from typing import Literal
+from typing import Literal, no_type_check
 
 from huggingface_hub.dataclasses import strict
-
 from transformers.models.llava.configuration_llava import LlavaConfig
 
 Compression = Literal["query", "average", "none"]
 Fusion = Literal["released", "paper", "in_llm"]
 
 
+@no_type_check  # `strict` checks the fields, and lets other keys of a config.json through
 @strict
 class LlavaMiniConfig(LlavaConfig):
     """A LLaVA config and what LLaVA-Mini adds.

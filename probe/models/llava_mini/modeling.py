@@ -193,10 +193,10 @@ class LlavaMiniModel(LlavaMiniVision, LlavaMiniPreTrainedModel):
     def fuse(self, seen: Seen, text: Text, rows: Sequence[int], places: Sequence[int]) -> Reading:
         """The text of these rows reads these frames, each its own."""
         raw, visible = text.raw[rows].to(seen.tokens), text.visible[rows].to(seen.tokens.device)
-        if not self.prefusion.layers:
-            return Reading(seen.tokens, places, raw, rows)
         along = self.config.fusion == "released" and self.config.compression != "none"
         n = seen.tokens.shape[1] if along else 0
+        if not self.prefusion.layers or not n + raw.shape[1]:
+            return Reading(seen.tokens, places, raw, rows)
         words = torch.cat([seen.tokens[:, :n], raw], 1)
         visible = nn.functional.pad(visible, (n, 0), value=True)
         tokens = seen.tokens

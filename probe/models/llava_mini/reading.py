@@ -49,7 +49,7 @@ def text_of(
     input_ids: Int[Tensor, "row token"],
     is_word: Bool[Tensor, "row token"],
     embeds: Float[Tensor, "row token dim"],
-    fuse_mask: Bool[Tensor, "row token"] | Int[Tensor, "row token"] | None,
+    fuse_mask: Bool[Tensor, "row covered"] | Int[Tensor, "row covered"] | None,
 ) -> Text:
     """Packs the words. Hidden are those that `fuse_mask` excludes, or that it is too short to cover, and id 0."""
     words = pack(is_word)

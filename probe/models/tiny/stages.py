@@ -73,7 +73,7 @@ def answer_stage(model: LlavaForConditionalGeneration, processor: LlavaProcessor
     def loss(step: int) -> Tensor:
         rng = stream("training", recipe.seed, step)
         scenes = [sample_scene(rng, things=recipe.things, alike=recipe.alike) for _ in range(recipe.batch)]
-        packed = packer.pack([conversations(scene, recipe, rng) for scene in scenes])
+        packed = packer.pack([conversations(scene, recipe, rng, step) for scene in scenes])
         return cross_entropy(answer_logits(model, pixels(scenes), packed), packed.labels[packed.labels >= 0])
 
     def rate(step: int) -> float:
@@ -88,14 +88,17 @@ def answer_stage(model: LlavaForConditionalGeneration, processor: LlavaProcessor
     return Stage(recipe.steps, parameters, loss, rate, validate)
 
 
-def conversations(scene: Scene, recipe: Recipe, rng: np.random.Generator) -> list[list[Question]]:
+def conversations(scene: Scene, recipe: Recipe, rng: np.random.Generator, step: int = 0) -> list[list[Question]]:
     """A caption and `recipe.questions` others; some of them follow another one as its second turn."""
-    kinds, weights = zip(*recipe.weights, strict=True)
+    late = step >= recipe.later
+    kinds, weights = zip(*(recipe.later_weights if late else recipe.weights), strict=True)
     drawn = rng.choice(kinds, size=recipe.questions, p=np.array(weights) / sum(weights))
-    talks: list[list[Question]] = [[ask(scene, "caption", rng)]]
+    talks: list[list[Question]] = []
+    if not late or rng.random() < recipe.later_captions:
+        talks.append([ask(scene, "caption", rng)])
     for kind in drawn:
         question = ask(scene, str(kind), rng)
-        if len(talks[-1]) == 1 and rng.random() < recipe.second_turn:
+        if talks and len(talks[-1]) == 1 and rng.random() < recipe.second_turn:
             talks[-1].append(question)
         else:
             talks.append([question])

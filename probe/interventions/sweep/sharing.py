@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from probe.interventions.case_rows import CaseRows
-from probe.interventions.prefix import Prefix, Prompt
+from probe.interventions.sweep.rows import CaseRows
+from probe.interventions.sweep.prefix import Prefix, Prompt
 from probe.locate import Stack
 from probe.tap import AttentionCall, tap
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from probe.interventions.shared_attention import KeyValue, View, check_window
+from probe.interventions.sweep.attention import KeyValue, View, check_window
 from probe.locate import Stack, vision_positions
 from probe.tap import AttentionCall, Kernel, routed
 

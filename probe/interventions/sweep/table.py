@@ -13,7 +13,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from probe.interventions.cases import ANOTHER_IMAGE, UNTOUCHED
+from probe.interventions.sweep.cases import ANOTHER_IMAGE, UNTOUCHED
 from probe.samples import Sample
 
 Score = Callable[[str, Sample], float]

@@ -18,7 +18,7 @@ ALWAYS = (UNTOUCHED, NO_VISION, ANOTHER_IMAGE)
 
 Layers = Iterable[int]
 CasesOf = Callable[[int], Mapping[str, Layers]]  # number of layers -> cases
-Cases = Mapping[str, Layers] | CasesOf | Iterable["Layers | CasesOf"]
+Cases = Mapping[str, Layers] | CasesOf | Iterable[Layers | CasesOf | Mapping[str, Layers] | int]
 
 
 def windows(size: int = 4, stride: int | None = None) -> CasesOf:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from probe.errors import ProbeError
-from probe.interventions.cases import ANOTHER_IMAGE, NO_VISION, UNTOUCHED
+from probe.interventions.sweep.cases import ANOTHER_IMAGE, NO_VISION, UNTOUCHED
 
 SEEN, MASKED, ZEROED, SWAPPED = "seen", "masked", "zeroed", "swapped"
 HOWS = {"mask": MASKED, "remove": MASKED, "zero": ZEROED, "swap": SWAPPED}

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from probe.interventions.case_views import Frozen
-from probe.interventions.prefix import Prefix, Prompt, fingerprint, shared_length
-from probe.interventions.shared_attention import View
+from probe.interventions.sweep.readings import Frozen
+from probe.interventions.sweep.prefix import Prefix, Prompt, fingerprint, shared_length
+from probe.interventions.sweep.attention import View
 from probe.locate import Stack, vision_positions
 
 KEPT = 3  # this picture's, its donor's, and one that may come again

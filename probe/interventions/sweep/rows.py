@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probe.interventions.prefix import Prompt
-from probe.interventions.shared_attention import SharedAttention, View
+from probe.interventions.sweep.prefix import Prompt
+from probe.interventions.sweep.attention import SharedAttention, View
 from probe.locate import Stack
 from probe.tap import routed
 
@@ -94,11 +94,11 @@ class CaseRows:
         history, row_of = torch.unique(before * views + self.view_of[:, layer], return_inverse=True)
         self.row_of.append(row_of)
         self.row_layers += len(history)
-        self.attention.row_view = history % views
+        self.attention.look(history % views)
         return hidden if len(history) == len(hidden) else hidden[(history // views).to(hidden.device)]
 
     def _look(self, layer: int, hidden: Tensor) -> Tensor:
-        self.attention.row_view = self.view_of[:, layer]
+        self.attention.look(self.view_of[:, layer])
         return hidden
 
     @contextmanager
@@ -122,7 +122,7 @@ class CaseRows:
                 hooks.callback(layer.register_forward_pre_hook(before(number), with_kwargs=True).remove)
                 if self.frozen and change == self._split and self.vision.any():
                     hooks.callback(layer.register_forward_hook(keep_frozen, with_kwargs=True).remove)
-            hooks.enter_context(routed(self.stack.attention, self.attention))
+            hooks.enter_context(routed(self.stack.attention, self.attention, required=False))  # a word may be an answer
             yield
 
 

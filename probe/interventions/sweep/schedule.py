@@ -1,0 +1,56 @@
+"""In which order samples are taken, whose picture is whose donor, and what it will cost."""
+
+import hashlib
+from collections.abc import Sequence
+
+from probe.interventions.sweep.memory import KEPT
+from probe.interventions.sweep.sharing import Verdict
+from probe.samples import Picture, Sample, open_picture
+
+
+def schedule(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, tuple[Picture, ...] | None]]:
+    """Samples in an order in which every picture comes once, and the donor of each: the next one's pictures.
+
+    A donor has as many pictures as the sample; None where there is no other.
+    """
+    groups: dict[tuple[str, ...], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(pictures_of(sample), []).append(sample)
+    donors: dict[str, tuple[Picture, ...] | None] = {}
+    for key, group in groups.items():
+        ring = [other for other in groups if len(other) == len(key)]
+        following = ring[(ring.index(key) + 1) % len(ring)]
+        donors |= dict.fromkeys((s.id for s in group), None if following == key else groups[following][0].images)
+    return [sample for group in groups.values() for sample in group], donors
+
+
+def pictures_of(sample: Sample) -> tuple[str, ...]:
+    """What tells a sample's pictures from others: paths, or hashes of those in memory."""
+    return tuple(map(_identity, sample.images))
+
+
+def _identity(picture: Picture) -> str:
+    if hasattr(picture, "tobytes"):
+        return hashlib.sha256(open_picture(picture).tobytes() + str(picture.size).encode()).hexdigest()
+    return str(picture)
+
+
+def estimate(
+    samples: Sequence[Sample], cases: int, layers: int, rows: int, length: int, shared: int, new: int, token_bytes: float,
+    judged: Verdict,
+) -> str:  # fmt: skip
+    """Rows, time and memory of a sweep in a line; an upper bound, as answers end.
+
+    Args:
+        rows: row-layers of one sample's cases.
+        length, shared, new: tokens of a prompt, of its prefix, and of the longest answer.
+        token_bytes: keys and values of one token.
+    """
+    pictures, every = len({pictures_of(sample) for sample in samples}), cases * layers * len(samples)
+    together = pictures * layers * shared + len(samples) * rows * (length - shared)
+    computed = every if judged.reason else len(samples) * rows
+    forwards = ((every * length if judged.reason else together) + every * new) / (length * layers)
+    memory = token_bytes * (KEPT * shared + cases * (length - shared + new))
+    how = f" (each case alone: {judged.reason})" if judged.reason else ""
+    return (f"drop_sweep: {len(samples)} samples, {pictures} pictures, {cases} cases: {computed} row-layers of {every}{how}; "
+            f"at most {forwards * judged.seconds:.0f} s and {memory / 2**20:.0f} MB of keys and values")  # fmt: skip

@@ -1,0 +1,111 @@
+"""Pictures and videos as the views that the vision tower looks at.
+
+    views(image, 1)   [image]
+    views(image, 2)   [four sub-images row by row, image]      HD; what N does not divide is cut off right and below
+
+Source: `split_image`, `expand2square` and the video reading of the authors' `llavamini/mm_utils.py` and `eval/`.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+
+
+def views(image: Image.Image, ratio: int, pad: tuple[int, ...] | None = None, pad_first: bool = False) -> list[Image.Image]:
+    """The ratio x ratio sub-images and, last, the whole image; a ratio of 1 is the image alone.
+
+    pad: the colour that fills each view up to a square; None leaves it to the image processor to crop. The authors
+    fill up each view at inference, but the whole image before it is split in training (`pad_first`).
+    """
+    if pad is not None and pad_first:
+        image = padded_to_square(image, pad)
+    width, height = image.width // ratio, image.height // ratio
+    if not (width and height):
+        raise ValueError(f"LLaVA-Mini: expected a picture of at least {ratio} x {ratio} pixels, got {image.size}")
+    corners = [(col * width, row * height) for row in range(ratio) for col in range(ratio)]
+    tiles = [image.crop((left, top, left + width, top + height)) for left, top in corners] if ratio > 1 else []
+    return [view if pad is None else padded_to_square(view, pad) for view in [*tiles, image]]
+
+
+def padded_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """The picture in the middle of a square."""
+    side = max(image.size)
+    square = Image.new(image.mode, (side, side), colour)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def squashed(frame: Image.Image, side: int) -> Image.Image:
+    """A frame of a video at side x side, the nearest pixel each, whatever its aspect ratio."""
+    pixels = torch.from_numpy(np.array(frame)).permute(2, 0, 1)[None].float()
+    small = torch.nn.functional.interpolate(pixels, size=(side, side), mode="nearest")
+    return Image.fromarray(small[0].permute(1, 2, 0).byte().numpy())
+
+
+def frame_indices(total: int, count: int) -> list[int]:
+    """The middles of `count` equal stretches of a video of `total` frames.
+
+    >>> frame_indices(40, 5)
+    [4, 12, 19, 27, 35]
+    """
+    if total < 1 or count < 1:
+        raise ValueError(f"LLaVA-Mini: expected a video of at least one frame, got {total} frames")
+    length = (total - 1) / count
+    return [int((np.round(length * i) + np.round(length * (i + 1))) // 2) for i in range(count)]
+
+
+def video_frames(
+    video: str | Path | Sequence[Image.Image] | Iterable[Image.Image] | UInt8[np.ndarray, "frame height width 3"],
+) -> Iterator[Image.Image]:
+    """The frames of a video, one after the other: a file (1 frame a second), a folder of frames, or frames.
+
+    Raises ValueError for a file or folder without frames.
+    """
+    if isinstance(video, str | Path):
+        path = Path(video)
+        if path.is_dir():
+            yield from _folder(path)
+        else:
+            yield from _file(path)
+        return
+    for frame in video:
+        yield (frame if isinstance(frame, Image.Image) else Image.fromarray(np.asarray(frame))).convert("RGB")
+
+
+def _folder(path: Path) -> Iterator[Image.Image]:
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+    if not files:
+        raise ValueError(f"LLaVA-Mini: expected frames (.jpg, .png ...) in the folder {str(path)!r}, got none")
+    for file in files:
+        with Image.open(file) as image:
+            yield ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _file(path: Path) -> Iterator[Image.Image]:
+    """About one frame a second. Decoded twice where the file does not say how many frames it has."""
+    try:
+        import av
+    except ImportError:
+        raise ValueError(
+            f"LLaVA-Mini: expected PyAV to read the video {str(path)!r}, got none; pip install av, or pass frames"
+        ) from None
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            rate, total = float(stream.average_rate), sum(1 for _ in container.demux(stream))
+        with av.open(str(path)) as container:
+            total = container.streams.video[0].frames or sum(1 for _ in container.decode(video=0))
+        wanted = frame_indices(total, max(1, int(total // rate)))
+        with av.open(str(path)) as container:
+            for i, frame in enumerate(container.decode(video=0)):
+                yield from [frame.to_image()] * wanted.count(i)
+                if i == wanted[-1]:
+                    return
+    except (av.FFmpegError, IndexError, OSError) as error:
+        raise ValueError(f"LLaVA-Mini: expected a video file, got {str(path)!r} ({error})") from error

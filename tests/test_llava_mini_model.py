@@ -1,0 +1,298 @@
+"""LLaVA-Mini against itself: every shortcut equals the plain way, every batch equals its rows, every variant runs."""
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from probe.locate import stacks, vision_positions
+from probe.models.llava_mini import LlavaMiniConfig, LlavaMiniForConditionalGeneration
+from probe.models.llava_mini.compressor import sincos_table
+from probe.models.llava_mini.vision import join_tiles
+from probe.tap import tap
+
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32,
+          "patch_size": 8, "model_type": "clip_vision_model"}  # fmt: skip
+TEXT = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 90, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "max_position_embeddings": 512, "initializer_range": 0.2, "model_type": "llama"}  # fmt: skip
+IMAGE = 90
+VARIANTS = [{"compressor_size": 0}, {"num_prefusion_layers": 0}, {"compression": "average"}, {"compression": "none"},
+            {"fusion": "paper"}, {"compression": "none", "fusion": "paper"}, {"compressor_size": 4}]  # fmt: skip
+
+
+def build(**fields):
+    torch.manual_seed(0)
+    config = LlavaMiniConfig(**{"vision_config": dict(VISION), "text_config": dict(TEXT), "compressor_size": 2,
+                                "num_prefusion_layers": 2, **fields})  # fmt: skip
+    return LlavaMiniForConditionalGeneration(config).eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build()
+
+
+def pixels(*shape, seed=0):
+    return torch.randn(*shape, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def ids(*parts, model=None, tokens=4):
+    """Numbers are words, "image" is an image, ("video", n) a video of n frames."""
+    tokens = model.config.image_seq_length if model is not None else tokens
+    row = []
+    for part in parts:
+        if isinstance(part, int):
+            row.append(part)
+        else:
+            row += [IMAGE] * (tokens * (part[1] if isinstance(part, tuple) else 1))
+    return torch.tensor([row])
+
+
+def batch(*rows, left=True):
+    length = max(row.shape[1] for row in rows)
+    fill = [(length - row.shape[1], 0) if left else (0, length - row.shape[1]) for row in rows]
+    pad = torch.nn.functional.pad
+    masks = [pad(torch.ones_like(row), f) for row, f in zip(rows, fill, strict=True)]
+    return {"input_ids": torch.cat([pad(row, f) for row, f in zip(rows, fill, strict=True)]), "attention_mask": torch.cat(masks)}
+
+
+@torch.no_grad()
+def logits(model, **inputs):
+    return model(**inputs).logits
+
+
+def close(a, b, tolerance=1e-5):
+    assert a.shape == b.shape
+    assert (a - b).abs().max().item() <= tolerance
+
+
+# -------------------------------------------------------------------------------------------- shortcuts are exact
+
+
+@pytest.mark.parametrize("views", [1, 5])
+@pytest.mark.parametrize("variant", [{}, {"compression": "none"}, {"fusion": "paper"}])
+def test_vision_rows_as_a_prefix_equal_all_rows(views, variant):
+    model = build(**variant)
+    row = torch.tensor([[1, 5, 6, *[IMAGE] * model.config.tokens_per_frame(views), 7, 8]])
+    fast = logits(model, input_ids=row, pixel_values=pixels(1, views))
+    model.train().gradient_checkpointing_enable()  # computes all rows of all layers
+    close(fast, logits(model, input_ids=row, pixel_values=pixels(1, views)))
+
+
+def test_an_encoded_image_serves_many_questions(model):
+    image, other = pixels(2, 5)
+    encoded = [model.encode_image(image), model.encode_image(other)]
+    assert encoded[0].num_tokens == 4
+    rows = ids(1, 5, "image", 6), ids(1, "image", 7, 8, 9, 10), ids(1, 4, 4)
+    for row in rows[:2]:
+        close(logits(model, input_ids=row, vision=encoded[:1]), logits(model, input_ids=row, pixel_values=image[None]))
+    both = batch(*rows)
+    close(logits(model, **both, vision=encoded), logits(model, **both, pixel_values=torch.stack([image, other])))
+    generated = [model.generate(**both, **given, max_new_tokens=4) for given in
+                 ({"vision": encoded}, {"pixel_values": torch.stack([image, other])})]  # fmt: skip
+    assert torch.equal(*generated)
+
+
+def test_a_long_video_keeps_only_its_tokens(model):
+    frames, row = pixels(11, 1), ids(1, 5, ("video", 11), 6, 7)
+    expected = logits(model, input_ids=row, pixel_values_videos=frames[None])
+    prompt = torch.tensor([1, 5, IMAGE, 6, 7])
+    encoded = model.encode_image(iter(frames), input_ids=prompt, keep_frames=2)
+    assert not encoded.seen and encoded.num_tokens == 44
+    close(logits(model, input_ids=row, vision=[encoded]), expected)
+    answer = model.generate(input_ids=row, vision=[encoded], max_new_tokens=3)
+    assert torch.equal(answer, model.generate(input_ids=row, pixel_values_videos=frames[None], max_new_tokens=3))
+    longer = torch.cat([row, torch.tensor([[8, 9]])], 1)
+    hide = torch.ones_like(row)
+    close(logits(model, input_ids=longer, vision=[encoded], fuse_mask=hide),
+          logits(model, input_ids=longer, pixel_values_videos=frames[None], fuse_mask=hide))  # fmt: skip
+    with pytest.raises(ValueError, match="expected the prompt that a long video was encoded with"):
+        logits(model, input_ids=ids(1, 9, ("video", 11), 6), vision=[encoded])
+    kept = model.encode_image(iter(frames))
+    close(logits(model, input_ids=row, vision=[kept]), expected)
+
+
+def test_a_video_of_no_frame_and_of_one(model):
+    with pytest.raises(ValueError, match="at least one frame"):
+        model.encode_image(iter([]))
+    row = ids(1, "image", 6)
+    close(logits(model, input_ids=row, pixel_values_videos=pixels(1, 1, 1)), logits(model, input_ids=row, pixel_values=pixels(1, 1)))
+
+
+# ------------------------------------------------------------------------------------------------ batches and rows
+
+
+def test_a_batch_equals_its_rows_on_either_side(model):
+    rows, images = (ids(1, 5, "image", 6), ids(1, "image", 7, 8, 9, 10)), pixels(2, 1)
+    for left in (True, False):
+        both = batch(*rows, left=left)
+        together = logits(model, **both, pixel_values=images)
+        answers = model.generate(**both, pixel_values=images, max_new_tokens=4)[:, both["input_ids"].shape[1]:]
+        for i, row in enumerate(rows):
+            alone = logits(model, input_ids=row, pixel_values=images[i : i + 1])[0]
+            close(together[i][both["attention_mask"][i].bool()], alone)
+            answer = model.generate(input_ids=row, pixel_values=images[i : i + 1], max_new_tokens=4)
+            assert torch.equal(answers[i], answer[0, row.shape[1]:])
+
+
+def test_images_videos_and_words_in_one_batch(model):
+    image, videos = pixels(1, 1), pixels(2, 3, 1, seed=1)
+    rows = ids(1, ("video", 2), 6), ids(1, "image", 7, 8), ids(1, 9, 9), ids(1, 3, ("video", 3), 4)
+    both = batch(*rows)
+    together = logits(model, **both, pixel_values=image, pixel_values_videos=videos)
+    changed = videos.clone()
+    changed[0, 2] = 9.0  # padding: the first video has two frames
+    assert torch.equal(together, logits(model, **both, pixel_values=image, pixel_values_videos=changed))
+    inputs = [{"pixel_values_videos": videos[:1, :2]}, {"pixel_values": image}, None, {"pixel_values_videos": videos[1:]}]
+    for i, (row, given) in enumerate(zip(rows, inputs, strict=True)):
+        if given is None:  # words among images are fused with an all-zero image; the model needs one to do so
+            other = batch(row, ids(1, "image", 5))
+            alone = logits(model, **other, pixel_values=image)[0][other["attention_mask"][0].bool()]
+        else:
+            alone = logits(model, input_ids=row, **given)[0]
+        close(together[i][both["attention_mask"][i].bool()], alone)
+
+
+def test_words_without_any_image_are_the_plain_llm(model):
+    row = ids(1, 5, 6)
+    embeds = model.get_input_embeddings()(row)
+    assert torch.equal(logits(model, input_ids=row), logits(model, inputs_embeds=embeds))
+
+
+def test_several_images_in_a_prompt_are_averaged(model):
+    images, row = pixels(2, 1), ids(1, 5, "image", 6, "image", 7)
+    merged, tokens = model.model.merge(row, images)
+    alone = [model.model.merge(ids(1, 5, "image", 6, 7), image[None]) for image in images]
+    words = [0, 1, 6, 11]
+    close(merged[0, words], (alone[0][0] + alone[1][0])[0, [0, 1, 6, 7]] / 2)
+    close(tokens, torch.cat([alone[0][1], alone[1][1]]))
+    beams = model.generate(**batch(row, ids(1, "image", 3)), pixel_values=pixels(3, 1), num_beams=2, max_new_tokens=3)
+    single = model.generate(input_ids=row, pixel_values=pixels(3, 1)[:2], num_beams=2, max_new_tokens=3)
+    assert torch.equal(beams[0], single[0])
+
+
+# ------------------------------------------------------------------------------------------------------- responses
+
+
+def test_a_hidden_response_equals_decoding(model):
+    row, image = ids(1, 5, "image", 6, 7), pixels(1, 1)
+    out = model.generate(input_ids=row, pixel_values=image, max_new_tokens=5, output_logits=True, return_dict_in_generate=True)
+    forced = logits(model, input_ids=out.sequences, pixel_values=image, fuse_mask=torch.ones_like(row))
+    close(forced[0, row.shape[1] - 1 : -1], torch.stack(out.logits, 1)[0])
+    slow = model.generate(input_ids=row, pixel_values=image, max_new_tokens=5, use_cache=False)
+    assert torch.equal(slow, out.sequences)
+    fused = logits(model, input_ids=out.sequences, pixel_values=image)
+    assert (fused - forced).abs().max() > 1e-3
+
+
+def test_labels_hide_what_they_teach_and_placeholders_teach_nothing(model):
+    row = ids(1, 5, "image", 6, 7, 8)
+    labels = torch.full_like(row, -100)
+    labels[0, -2:] = row[0, -2:]
+    out = model(input_ids=row, pixel_values=pixels(1, 1), labels=labels)
+    forced = logits(model, input_ids=row, pixel_values=pixels(1, 1), fuse_mask=labels == -100)
+    close(out.logits.detach(), forced)
+    expected = torch.nn.functional.cross_entropy(forced[0, -3:-1], row[0, -2:])
+    assert out.loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("video", [False, True])
+def test_gradients_reach_everything(video, checkpointing):
+    model = build()
+    if checkpointing:
+        model.train().gradient_checkpointing_enable()
+    row = ids(1, 5, ("video", 3) if video else "image", 6, 7)
+    images = {"pixel_values_videos": pixels(1, 3, 1)} if video else {"pixel_values": pixels(1, 1)}
+    labels = torch.where(torch.arange(row.shape[1]) == row.shape[1] - 1, row, -100)
+    model(input_ids=row, labels=labels, **images).loss.backward()
+    unused = ("vision_tower.post_layernorm", "vision_tower.encoder.layers.2", "k_proj.bias")
+    dead = [name for name, p in model.named_parameters()
+            if not any(part in name for part in unused) and (p.grad is None or not p.grad.any())]  # fmt: skip
+    assert not dead
+    reference = build()
+    reference(input_ids=row, labels=labels, **images).loss.backward()
+    for (name, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
+        if theirs.grad is not None:
+            assert torch.allclose(ours.grad, theirs.grad, atol=1e-5), name
+
+
+# -------------------------------------------------------------------------------------------------------- variants
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_variants_run_generate_and_reload(tmp_path, variant):
+    model = build(**variant)
+    tokens = model.config.image_seq_length
+    row = ids(1, 5, "image", 6, tokens=tokens)
+    first = logits(model, input_ids=row, pixel_values=pixels(1, 1))
+    assert (first - logits(model, input_ids=row, pixel_values=pixels(1, 1, seed=5))).abs().max() > 1e-4  # it looks
+    close(first, logits(model, input_ids=row, vision=[model.encode_image(pixels(1))]))
+    out = model.generate(input_ids=row, pixel_values=pixels(1, 1), max_new_tokens=3)
+    assert torch.equal(out, model.generate(input_ids=row, pixel_values=pixels(1, 1), max_new_tokens=3, use_cache=False))
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert torch.equal(first, logits(again, input_ids=row, pixel_values=pixels(1, 1)))
+
+
+def test_kernels_agree(model):
+    row = ids(1, 5, "image", 0, 6)
+    sdpa = logits(model, input_ids=row, pixel_values=pixels(1, 5))
+    model.set_attn_implementation("eager")
+    kernels = {m.config._attn_implementation for m in model.modules() if hasattr(m, "config") and hasattr(m, "head_dim")}
+    assert kernels == {"eager"}
+    close(sdpa, logits(model, input_ids=row, pixel_values=pixels(1, 5)))
+    model.set_attn_implementation("sdpa")
+
+
+def test_pre_fusion_can_start_from_the_llm():
+    model = build()
+    model.model.copy_llm_to_prefusion()
+    ours, theirs = model.model.prefusion.layers[1].state_dict(), model.model.language_model.layers[1].state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_position_table_starts_as_sines(model):
+    assert torch.equal(model.model.compressor.pos_embed.detach(), sincos_table(32, 2))
+
+
+def test_tiles_are_joined_to_one_grid():
+    whole = torch.arange(16.0).reshape(4, 4)
+    tiles = torch.stack([whole[r : r + 2, c : c + 2].reshape(4) for r in (0, 2) for c in (0, 2)] + [torch.zeros(4)])
+    assert torch.equal(join_tiles(tiles[None, ..., None])[0, :, 0], whole.flatten())
+    with pytest.raises(ValueError, match="5, 10, 17"):
+        join_tiles(torch.zeros(1, 4, 4, 1))
+
+
+# --------------------------------------------------------------------------------------------------------- probing
+
+
+def test_compressor_and_pre_fusion_can_be_tapped(model):
+    row, image = ids(1, 5, "image", 6), pixels(1, 5)
+    before, calls = logits(model, input_ids=row, pixel_values=image), []
+    modules = {"compressor": model.model.compressor.attention,
+               **{f"prefusion.{i}": layer.self_attn for i, layer in enumerate(model.model.prefusion.layers)}}  # fmt: skip
+    with tap(modules, calls.append):
+        after = logits(model, input_ids=row, pixel_values=image)
+    assert torch.equal(before, after)
+    shapes = [(call.name, call.query_count, call.key_count) for call in calls]
+    assert shapes == [("compressor", 4, 64), ("prefusion.0", 80, 80), ("prefusion.0", 7, 87), ("prefusion.1", 7, 87)]
+    assert {"vision", "llm"} <= stacks(model).keys()
+    assert vision_positions(model, row).sum() == 4
+
+
+def test_mistakes_are_told_in_one_line(model):
+    image = pixels(1, 1)
+    for inputs, told in [
+        ({"input_ids": ids(1, "image", 2)}, "expected pixel_values"),
+        ({"input_ids": torch.tensor([[1, IMAGE, 2]]), "pixel_values": image}, "4 image placeholders for each of 1 images"),
+        ({"input_ids": ids(1, "image", 2), "pixel_values": pixels(2, 1)}, "each of 2 images"),
+        ({"input_ids": ids(1, "image", 2), "pixel_values": pixels(1, 4)}, "N x N sub-images"),
+        ({"input_ids": ids(1, ("video", 3), 2), "pixel_values_videos": pixels(1, 2, 1)}, "up to 2 frames"),
+        ({"input_ids": ids(1, ("video", 1), 2, "image"), "pixel_values": image, "pixel_values_videos": image[None]},
+         "a video of one frame as an image"),
+        ({"input_ids": ids(1, 2), "vision": [model.encode_image(image[0])]}, "for the encoded images"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=told) as error:
+            model(**inputs)
+        assert "\n" not in str(error.value)
