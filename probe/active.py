@@ -10,7 +10,6 @@ model it was taken from.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -62,5 +61,10 @@ def registered(model: nn.Module, intervention: Intervention) -> Iterator[None]:
 
 def spans(layers: Sequence[int]) -> str:
     """Layers in short: (0, 1, 2, 5) is '0-2,5'."""
-    runs = [list(run) for _, run in groupby(sorted(layers), key=lambda layer, count=iter(range(len(layers))): layer - next(count))]  # fmt: skip
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"

@@ -32,7 +32,7 @@ class AttentionCall:
     causal: bool  # meaningful where there is no mask
     window: int | None  # keys further back than this are not seen
     options: Mapping[str, object]  # what else the module passes to its kernel
-    asking: Bool[Tensor, "batch query"] | None = None  # whose output is used (None: all); an intervention may run a call twice
+    asking: Bool[Tensor, "batch query"] | None = None  # whose output is used, None: all; some calls run in two parts
 
     @property
     def query_count(self) -> int:

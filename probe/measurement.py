@@ -132,20 +132,23 @@ def _chosen(subject: Subject, names: Sequence[str] | None, pictures: bool) -> di
             if (names is None or name in names) and (pictures or name != "vision")}  # fmt: skip
 
 
-def _responses(response: Response, samples: Sequence[Sample]) -> list[str | Ids | None]:
+def _responses(response: Response, samples: Sequence[Sample]) -> list[Any]:
     """One for each sample; from a record by the samples' ids."""
     if isinstance(response, xr.DataTree):
-        if "response_ids" not in response:
+        root = response.to_dataset()
+        if "response_ids" not in root:
             raise ProbeError("measure", expected="a record with response_ids", got="one without")
-        known = dict(zip(response["sample"].values, response["response_ids"].values, strict=True))
+        known = dict(zip(root["sample"].values.tolist(), root["response_ids"].values, strict=True))
         if missing := [sample.id for sample in samples if sample.id not in known]:
             raise ProbeError("measure", expected="a record with the same samples", got=f"none for {missing[0]!r}")
-        return [[int(i) for i in known[sample.id] if i >= 0] for sample in samples]
-    if isinstance(response, list | tuple) and len(samples) == len(response) and not isinstance(response[0], int):
-        return list(response)
-    if len(samples) > 1 and response is not None and not isinstance(response, str):
-        raise ProbeError("measure", expected=f"{len(samples)} responses", got=str(len(response)))
-    return [response] * len(samples)
+        return [known[sample.id][known[sample.id] >= 0].tolist() for sample in samples]
+    given: Any = response
+    several = isinstance(given, list | tuple) and not all(isinstance(item, int) for item in given)
+    if several or (len(samples) > 1 and not isinstance(given, str | None)):
+        if len(given) != len(samples):
+            raise ProbeError("measure", expected=f"{len(samples)} responses", got=str(len(given)))
+        return list(given)
+    return [given] * len(samples)
 
 
 def _encoded(subject: Subject, samples, responses, options) -> Iterator[tuple[Sample, Inputs]]:
@@ -189,7 +192,8 @@ def _check_maps(chosen: dict[str, Stack], rows: list[Inputs], maps: Any, sample_
     stack = chosen.get("llm")
     if stack is None:
         raise ProbeError("measure", expected="the llm stack for maps", got=", ".join(chosen))
-    heads = next(iter(stack.attention.values())).config.num_attention_heads if maps == "heads" else 1
+    config: Any = next(iter(stack.attention.values())).config
+    heads = config.num_attention_heads if maps == "heads" else 1
     cells = max(len(_predicting(inputs)) * inputs.types.vision.sum() for inputs in rows)
     size = int(4 * len(stack.layers) * heads * cells) * sample_count
     if size > MAPS_LIMIT:
@@ -257,9 +261,9 @@ def _node(statistic: Statistic, stack: Stack, rows: list[int], grid: Grid) -> di
         tables = [statistic.table(name, rows) for name in stack.attention]
     else:  # a sample without pictures among others that have some
         tables = [_nothing(statistic.table(name)) for name in stack.attention]
-    per_sample = ("query_count", "share_count")  # the same in every layer
+    per_sample = ("query_count", "share_count")  # the same in every layer that has all rows
     node = {name: np.stack([table[name] for table in tables])[None] for name in tables[0] if name not in per_sample}
-    node |= {name: tables[0][name][None] for name in per_sample}
+    node |= {name: np.max([table[name] for table in tables], axis=0)[None] for name in per_sample}
     counts = [(statistic.ids[rows] == t).sum() for t in range(len(statistic.names))]
     node["key_count"] = np.array([counts])
     node["query_type"] = node["key_type"] = np.array(statistic.names, dtype=object)

@@ -189,7 +189,8 @@ class Layout:
         if not self.keys.ragged:
             return mask
         mask = _hidden(mask, ~self.keys.real[:, None, None])
-        alone = (~self.queries.real)[:, None, :, None] & torch.eye(*mask.shape[2:], dtype=torch.bool, device=mask.device)
+        itself = torch.eye(*mask.shape[2:], dtype=torch.bool, device=mask.device)
+        alone = ~self.queries.real[:, None, :, None] & itself
         return mask | alone if mask.dtype == torch.bool else mask.masked_fill(alone, 0)
 
     def _causal(self, length: int) -> Bool[Tensor, "1 1 query key"]:

@@ -56,7 +56,8 @@ def _windows(called: str, model: nn.Module, layers: tuple[int, ...]) -> list[int
     kinds = DynamicCache(config=model.config).layers or [DynamicLayer()] * (max(layers) + 1)
     for layer in layers:
         if type(kinds[layer]) not in CACHE_LAYERS:
-            raise ProbeError(called, expected="layers of attention", got=f"{type(kinds[layer]).__name__} in layer {layer}")
+            kind = type(kinds[layer]).__name__
+            raise ProbeError(called, expected="layers of attention alone", got=f"{kind} in layer {layer}")
     return [getattr(kinds[layer], "sliding_window", None) for layer in layers]
 
 
@@ -116,7 +117,8 @@ class _Block:
         ids, embeddings = kwargs.get("position_ids"), kwargs.get("position_embeddings")
         kwargs = kwargs | {"attention_mask": layout.part_of_mask(layout.own_mask)}
         if ids is not None:
-            kwargs["position_ids"] = present.take(ids, 1) if ids.ndim == 2 else torch.stack([present.take(x, 1) for x in ids])
+            parts = [present.take(x, 1) for x in (ids if ids.ndim == 3 else [ids])]  # three axes: temporal, row, column
+            kwargs["position_ids"] = torch.stack(parts) if ids.ndim == 3 else parts[0]
         if embeddings is not None:
             kwargs["position_embeddings"] = tuple(present.take(x, 1) for x in embeddings)
         if index == self.first:

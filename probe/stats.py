@@ -68,9 +68,9 @@ def type_sums(sums: QuerySums, keys: Keys) -> dict[str, Tensor]:
         "received_count": sums.received_count[..., vision],
     }
     for name in ("received", "received_head", "maps"):
-        if getattr(sums, name) is not None:
+        if getattr(sums, name).numel():
             out[name] = getattr(sums, name)[..., vision].double()
-    if sums.norm is not None:
+    if sums.norm.numel():
         out["contribution"] = per_type(sums.norm.double() * sees)
     return out
 

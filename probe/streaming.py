@@ -89,9 +89,10 @@ class QuerySums:
     pooled_plogp: Float[Tensor, "query type"]  # Σ p̄ ln p̄, float64
     received: Float[Tensor, "type key"]  # Σ over queries of a type, of p̄
     received_count: Float[Tensor, "type key"]  # the queries of the type that can see the key
-    received_head: Float[Tensor, "type head key"] | None = None
-    norm: Float[Tensor, "head query type"] | None = None  # ‖W_O Σ p v‖
-    maps: Float[Tensor, "token *head key"] | None = None
+    # Empty where not asked for:
+    received_head: Float[Tensor, "_type head key"]
+    norm: Float[Tensor, "_head query type"]  # ‖W_O Σ p v‖
+    maps: Float[Tensor, "token *head key"]
 
     @classmethod
     def empty(cls, position: Int[Tensor, "query"], head_count: int, keys: Keys, extras: Extras) -> "QuerySums":
@@ -112,9 +113,9 @@ class QuerySums:
             pooled_plogp=zeros(count, types, dtype=torch.float64),
             received=zeros(types, width),
             received_count=zeros(types, width),
-            received_head=zeros(types, head_count, width) if extras.received_head else None,
-            norm=zeros(head_count, count, types) if extras.gram is not None else None,
-            maps=zeros(tokens, *([head_count] if extras.map_heads else []), width) if tokens else None,
+            received_head=zeros(types if extras.received_head else 0, head_count, width),
+            norm=zeros(head_count if extras.gram is not None else 0, count, types),
+            maps=zeros(tokens, *([head_count] if extras.map_heads else []), width),
         )
 
 

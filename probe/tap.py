@@ -42,10 +42,11 @@ class Window:
     """The state of one attention module while its forward runs."""
 
     def __init__(self, name: str, module: nn.Module):
-        self.name, self.config, self.routes, self.called = name, module.config, [], False
-        base = module.config._attn_implementation or "eager"
+        self.name, self.routes, self.called = name, [], False
+        self.config: Any = module.config
+        base = self.config._attn_implementation or "eager"
         register(PREFIX + base)
-        shadow = copy.copy(module.config)
+        shadow = copy.copy(self.config)
         shadow._attn_implementation_internal = PREFIX + base
         module.config = shadow
 
@@ -61,7 +62,7 @@ class Window:
 
 
 _windows: "weakref.WeakKeyDictionary[nn.Module, Window]" = weakref.WeakKeyDictionary()
-# Modules that now run on some positions of the sequence only: shows their calls in the positions of the whole (`rows.py`)
+# For modules that now run on some positions of the sequence only: shows their calls over all of it (`rows.py`)
 layouts: "weakref.WeakKeyDictionary[nn.Module, Layout]" = weakref.WeakKeyDictionary()
 _untouched: ContextVar[bool] = ContextVar("untouched", default=False)
 
@@ -90,12 +91,13 @@ def register(name: str) -> None:
         AttentionInterface.register(name, dispatch)
 
 
-def own_function(module: nn.Module, implementation: str | None) -> Callable:
+def own_function(module: nn.Module, implementation: str | None) -> Any:
     """The function the module would have found: `eager` is a default of the file its class (or a base) comes from."""
     sources = [vars(sys.modules[cls.__module__]) for cls in type(module).__mro__ if cls.__module__ in sys.modules]
-    registry = next((s["ALL_ATTENTION_FUNCTIONS"] for s in sources if "ALL_ATTENTION_FUNCTIONS" in s), None)
+    registry: Any = next((s["ALL_ATTENTION_FUNCTIONS"] for s in sources if "ALL_ATTENTION_FUNCTIONS" in s), None)
     eager = next((s["eager_attention_forward"] for s in sources if "eager_attention_forward" in s), None)
-    return (registry or ALL_ATTENTION_FUNCTIONS).get_interface(implementation or "eager", eager)
+    registry = ALL_ATTENTION_FUNCTIONS if registry is None else registry
+    return registry.get_interface(implementation or "eager", eager)
 
 
 def dispatch(module, query, key, value, attention_mask=None, scaling=None, **options) -> Output:

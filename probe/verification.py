@@ -102,31 +102,31 @@ def plain_table(
     vision: Bool[np.ndarray, "key"],
 ) -> dict[str, np.ndarray]:
     """The table of `probe.stats`, computed from a whole attention map, one pair of types at a time, in float64."""
-    weights, visible = weights.double().cpu().numpy(), visible.cpu().numpy()
-    heads, count = weights.shape[0], len(names)
+    a_ij, sees = weights.double().cpu().numpy(), visible.cpu().numpy()
+    heads, count = len(a_ij), len(names)
     table = {name: np.full((heads, count, count), np.nan) for name in ("mass", "share", "lift", "head_entropy")}
     table |= {"entropy": np.full((count, count), np.nan), "received": np.full((count, vision.sum()), np.nan)}
-    sees_vision = visible[:, vision].any(1)
+    sees_vision = sees[:, vision].any(1)
     for a in range(count):
         queries = asked & (ids == a)
         with np.errstate(invalid="ignore"):  # a key that no query of A sees has received nothing: 0 / 0
-            got = weights[:, queries][:, :, vision].mean(0).sum(0)
-            table["received"][a] = got / visible[queries][:, vision].sum(0)
+            got = a_ij[:, queries][:, :, vision].mean(0).sum(0)
+            table["received"][a] = got / sees[queries][:, vision].sum(0)
         for b in range(count):
             keys = ids == b
-            sum_of = weights[:, :, keys].sum(-1)  # (head, query)
-            number = visible[:, keys].sum(-1)
+            sum_of = a_ij[:, :, keys].sum(-1)  # (head, query)
+            number = sees[:, keys].sum(-1)
             rows = queries & (number > 0)
             if rows.any():
                 table["mass"][:, a, b] = sum_of[:, queries].sum(-1) / rows.sum()
-                even = number[rows] / visible[rows].sum(-1)
+                even = number[rows] / sees[rows].sum(-1)
                 table["lift"][:, a, b] = (sum_of[:, rows] / even).mean(-1)
             if (queries & sees_vision).any():
                 table["share"][:, a, b] = sum_of[:, queries & sees_vision].mean(-1)
             rows = queries & (number >= 2)
-            table["entropy"][a, b] = _entropy(weights[:, rows][:, :, keys].mean(0))
+            table["entropy"][a, b] = _entropy(a_ij[:, rows][:, :, keys].mean(0))
             for head in range(heads):
-                table["head_entropy"][head, a, b] = _entropy(weights[head, rows][:, keys])
+                table["head_entropy"][head, a, b] = _entropy(a_ij[head, rows][:, keys])
     return table
 
 
@@ -199,7 +199,8 @@ def _exact(subject: Subject, inputs: Inputs) -> Check:
         statistic(call)
         position = torch.arange(call.key_count, device=call.query.device)
         visible = seen(call.own_mask, call, 0, position, call.key_count)
-        weights = output[1][0] if call.query.dtype == torch.float32 else _whole_map(call, visible)
+        own = output[1] if call.query.dtype == torch.float32 else None
+        weights = _whole_map(call, visible) if own is None else own[0]
         plain = plain_table(weights, visible, types.names, types.ids[0], types.is_query[0], types.vision[0])
         worst = max(worst, difference(statistic.table(call.name), plain))
         return output
@@ -272,7 +273,7 @@ def _maps_not_kept(subject: Subject, inputs: Inputs) -> Check:
     return Check("memory of the maps not kept", f"{_bytes(maps)} (kept: {_bytes(kept)})", "less kept", kept < maps)
 
 
-def _bytes(n: int) -> str:
+def _bytes(n: float) -> str:
     for unit in ("B", "kB", "MB"):
         if n < 1000:
             return f"{n:.3g} {unit}"

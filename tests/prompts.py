@@ -1,4 +1,4 @@
-"""Prompts for tests of interventions: one row, ragged batches, two pictures in a prompt; and what a model says to them."""
+"""Prompts for tests of interventions: one row, ragged batches, two pictures in a prompt; and what a model says."""
 
 from functools import lru_cache
 

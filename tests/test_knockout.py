@@ -8,7 +8,7 @@ from prompts import decoded, logits, prompt, row, six_layers
 
 import probe
 from probe.errors import ProbeError
-from probe.inputs import collate
+from probe.inputs import collate, with_response
 from probe.interventions import drop_vision, knockout
 from probe.locate import stacks
 from probe.tap import tap
@@ -25,6 +25,13 @@ def attention(subject, inputs, layer=0):
         return subject.model(**inputs, output_attentions=True).attentions[layer]
 
 
+def of_type(inputs, names):
+    """(batch, token), from the inputs' own table."""
+    if names == "text":
+        return ~inputs.types.vision & (inputs.types.ids >= 0)
+    return np.logical_or.reduce([inputs.types.mask(name) for name in ([names] if isinstance(names, str) else names)])
+
+
 @pytest.mark.parametrize("kind", ["one", "left", "right"])
 @pytest.mark.parametrize(
     ("queries", "keys"),
@@ -38,12 +45,7 @@ def test_the_rest_of_the_attention_is_renormalised(kind, queries, keys):
     own = attention(subject, inputs)
     with knockout(subject, queries, keys, [0], types=inputs.types):
         found = attention(subject, inputs)
-    named = {"text": ~inputs.types.vision & (inputs.types.ids >= 0)}
-    masks = [
-        np.logical_or.reduce([named[n] if n in named else inputs.types.mask(n) for n in ((names,) if isinstance(names, str) else names)])
-        for names in (queries, keys)
-    ]  # fmt: skip
-    hidden = torch.as_tensor(masks[0][:, :, None] & masks[1][:, None])[:, None]
+    hidden = torch.as_tensor(of_type(inputs, queries)[:, :, None] & of_type(inputs, keys)[:, None])[:, None]
     expected = own.masked_fill(hidden, 0)
     left = expected.sum(-1, keepdim=True)
     expected = torch.where(left > 0, expected / left, expected)
@@ -62,20 +64,15 @@ def test_text_to_vision_is_dropping_by_mask(subject):
 
 def test_generated_tokens_are_response(subject):
     inputs = prompt(subject, "left")
-    untouched_ids, untouched = decoded(subject, inputs)
+    _, untouched = decoded(subject, inputs)
     with knockout(subject, "response", "vision", range(6), types=inputs.types):
         ids, steps = decoded(subject, inputs)
     assert torch.equal(steps[0], untouched[0]), "the prompt sees everything"
-    rows = [with_response_row(subject, inputs, i, ids) for i in range(3)]
-    for i, alone in enumerate(rows):
+    rows = [row(subject), row(subject, 2, "how many circles are there in both?", 1), row(subject, 1, "where?", 3)]
+    for i, alone in enumerate(with_response(inputs, ids[i]) for i, inputs in enumerate(rows)):
         with knockout(subject, "response", "vision", range(6), types=alone.types):
             over = logits(subject, alone)[-5:-1]
         torch.testing.assert_close(over, steps[:, i], atol=1e-4, rtol=0)
-
-
-def with_response_row(subject, inputs, i, ids):
-    alone = [row(subject), row(subject, 2, "how many circles are there in both?", 1), row(subject, 1, "where?", 3)][i]
-    return probe.inputs.with_response(alone, ids[i])
 
 
 def test_beams_share_the_types_of_their_row(subject):

@@ -9,11 +9,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from probe.models.llava_mini import LlavaMiniConfig, LlavaMiniForConditionalGeneration, convert, from_original, load_original
+from probe.models.llava_mini import (
+    LlavaMiniConfig,
+    LlavaMiniForConditionalGeneration,
+    convert,
+    from_original,
+    load_original,
+)
 from probe.models.llava_mini.conversion import check, fitted, native_config, renamed
 
 SHARED = Path(os.environ.get("PROBE_GOLDEN", Path(__file__).parents[2] / "shared" / "golden")) / "llava_mini"
-CASE = Path(__file__).parent / "golden" / "llava_mini" / "std_c2_p1_vicuna.json"
+CASE = Path(__file__).parent / "golden" / "llava_mini" / "hd_c8_p1_vicuna.json"
 VISION = "model.vision_tower."
 
 
@@ -96,7 +102,9 @@ def test_every_misfit_is_named_and_nothing_is_written(folder, case, tmp_path):
     tensors["model.embed_tokens.weight"] = torch.zeros(3, 48)
     del tensors[next(name for name in tensors if "mlp" in name)]
     save_file(tensors, shard)
-    with pytest.raises(ValueError, match="1 missing: .*1 surplus: model.strange.*1 misshapen: .*embed_tokens") as error:
+    with pytest.raises(
+        ValueError, match=r"1 missing: .*1 surplus: model.strange.*1 misshapen: .*embed_tokens"
+    ) as error:
         convert(folder, tmp_path / "native")
     assert "\n" not in str(error.value) and not list(tmp_path.glob("*native*"))
 

@@ -34,20 +34,21 @@ class Case:
         self.tensors = load_file(path.with_suffix(".safetensors"))
         weights = {name.removeprefix("weights."): t for name, t in self.tensors.items() if name.startswith("weights.")}
         self.model = from_original(weights, self.meta["config"], self.meta["vision_config"])
-        images = {name: t for name, t in self.tensors.items() if name.startswith("input.images")}
-        ids = self.tensors["input.input_ids"]
-        per_row = [images.get("input.images", images.get(f"input.images.{row}", [None] * len(ids)))[row]
-                   if "input.images" in images else images.get(f"input.images.{row}") for row in range(len(ids))]  # fmt: skip
-        self.inputs = self.expand(ids, per_row)
+        self.inputs = self.expand(self.tensors["input.input_ids"])
 
-    def expand(self, ids, per_row) -> dict:
+    def image(self, row: int):
+        """[views, 3, H, W], or a video [frames, views, 3, H, W], or None."""
+        images = self.tensors.get("input.images")
+        return self.tensors.get(f"input.images.{row}") if images is None else images[row]
+
+    def expand(self, ids) -> dict:
         """-200 becomes as many placeholders as the LLM gets tokens; rows are padded (or cut) to the LLM's length."""
         mask = self.tensors.get("input.attention_mask", torch.ones_like(ids)).bool()
         labels = self.tensors.get("input.labels")
         tokens, token = self.meta["config"]["compressor_size"] ** 2, self.model.config.image_token_id
         rows, images, videos = [], [], []
-        for row, visual in enumerate(per_row):
-            out = []
+        for row in range(len(ids)):
+            visual, out = self.image(row), []
             for i in mask[row].nonzero().flatten().tolist():
                 if ids[row, i] != -200:
                     out.append((ids[row, i].item(), -100 if labels is None else labels[row, i].item()))
@@ -126,10 +127,18 @@ def test_what_happens_on_the_way(case):
     if not calls or "enc0.prefusion_key_mask" not in case.tensors:
         pytest.skip("nothing is encoded, or nothing of it was stored")
     model, seen = case.model.model, {}
-    keep = lambda name: lambda module, args, out: seen.setdefault(name, []).append(out)  # noqa: E731
-    hooks = [layer.register_forward_hook(keep(f"prefusion_layer{i}_output")) for i, layer in enumerate(model.prefusion.layers)]
-    hooks += [model.compressor.register_forward_hook(keep("compressed_pre_proj")),
-              model.compressor.register_forward_pre_hook(lambda module, args: seen.setdefault("compressor_input", []).append(args[0]))]  # fmt: skip
+
+    def keep(name):
+        return lambda module, args, out: seen.setdefault(name, []).append(out)
+
+    hooks = [
+        layer.register_forward_hook(keep(f"prefusion_layer{i}_output"))
+        for i, layer in enumerate(model.prefusion.layers)
+    ]
+    hooks += [
+        model.compressor.register_forward_hook(keep("compressed_pre_proj")),
+        model.compressor.register_forward_pre_hook(lambda module, args: keep("compressor_input")(module, (), args[0])),
+    ]
     case.model.gradient_checkpointing_enable()
     case.model.train()
     try:
@@ -150,15 +159,15 @@ def test_what_happens_on_the_way(case):
     real = case.tensors.get("input.attention_mask", torch.ones_like(ids)).bool()
     rows = [0] * len(visible) if len(ids) == 1 else list(range(len(visible)))
     if case.meta["images_form"] == "list":
-        rows = [row for row in range(len(ids)) for _ in range(1 if case.tensors[f"input.images.{row}"].ndim == 4
-                                                              else len(case.tensors[f"input.images.{row}"]))]  # fmt: skip
+        images = [case.image(row) for row in range(len(ids))]
+        rows = [row for row, image in enumerate(images) for _ in range(1 if image.ndim == 4 else len(image))]
     for i in range(len(model.prefusion.layers)):
         ours, name = torch.cat(seen[f"prefusion_layer{i}_output"]), f"prefusion_layer{i}_output"
         for frame, row in enumerate(rows):
             columns = visible[frame].clone()
-            columns[-ids.shape[1]:] &= real[row]  # a pad token that is not 0 is not hidden there, but comes last
+            columns[-ids.shape[1] :] &= real[row]  # a pad token that is not 0 is not hidden there, but comes last
             packed = ids[row][real[row] & (ids[row] != -200)]
-            shown = visible[frame][-ids.shape[1]:][real[row] & (ids[row] != -200)]
+            shown = visible[frame][-ids.shape[1] :][real[row] & (ids[row] != -200)]
             front = visible.shape[1] - ids.shape[1]
             mine = ours[frame, : front + len(packed)]  # shorter, where the prompt is cut
             kept = torch.cat([shown.new_ones(front), shown])[: len(mine)]

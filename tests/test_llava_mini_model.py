@@ -10,14 +10,15 @@ from probe.models.llava_mini.compressor import sincos_table
 from probe.models.llava_mini.vision import join_tiles
 from probe.tap import tap
 
-VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32,
-          "patch_size": 8, "model_type": "clip_vision_model"}  # fmt: skip
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+          "image_size": 32, "patch_size": 8, "model_type": "clip_vision_model"}  # fmt: skip
 TEXT = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
         "num_key_value_heads": 2, "vocab_size": 90, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
         "max_position_embeddings": 512, "initializer_range": 0.2, "model_type": "llama"}  # fmt: skip
 IMAGE = 90
 VARIANTS = [{"compressor_size": 0}, {"num_prefusion_layers": 0}, {"compression": "average"}, {"compression": "none"},
-            {"fusion": "paper"}, {"compression": "none", "fusion": "paper"}, {"compressor_size": 4}]  # fmt: skip
+            {"fusion": "in_llm"}, {"fusion": "in_llm", "compression": "average"}, {"fusion": "paper"},
+            {"compression": "none", "fusion": "paper"}, {"compressor_size": 4}]  # fmt: skip
 
 
 def build(**fields):
@@ -53,7 +54,10 @@ def batch(*rows, left=True):
     fill = [(length - row.shape[1], 0) if left else (0, length - row.shape[1]) for row in rows]
     pad = torch.nn.functional.pad
     masks = [pad(torch.ones_like(row), f) for row, f in zip(rows, fill, strict=True)]
-    return {"input_ids": torch.cat([pad(row, f) for row, f in zip(rows, fill, strict=True)]), "attention_mask": torch.cat(masks)}
+    return {
+        "input_ids": torch.cat([pad(row, f) for row, f in zip(rows, fill, strict=True)]),
+        "attention_mask": torch.cat(masks),
+    }
 
 
 @torch.no_grad()
@@ -116,23 +120,30 @@ def test_a_video_of_no_frame_and_of_one(model):
     with pytest.raises(ValueError, match="at least one frame"):
         model.encode_image(iter([]))
     row = ids(1, "image", 6)
-    close(logits(model, input_ids=row, pixel_values_videos=pixels(1, 1, 1)), logits(model, input_ids=row, pixel_values=pixels(1, 1)))
+    close(
+        logits(model, input_ids=row, pixel_values_videos=pixels(1, 1, 1)),
+        logits(model, input_ids=row, pixel_values=pixels(1, 1)),
+    )
 
 
 # ------------------------------------------------------------------------------------------------ batches and rows
 
 
-def test_a_batch_equals_its_rows_on_either_side(model):
+@pytest.mark.parametrize("fusion", ["released", "in_llm"])
+def test_a_batch_equals_its_rows_on_either_side(fusion):
+    model = build(fusion=fusion)
     rows, images = (ids(1, 5, "image", 6), ids(1, "image", 7, 8, 9, 10)), pixels(2, 1)
     for left in (True, False):
         both = batch(*rows, left=left)
         together = logits(model, **both, pixel_values=images)
-        answers = model.generate(**both, pixel_values=images, max_new_tokens=4)[:, both["input_ids"].shape[1]:]
+        answers = model.generate(**both, pixel_values=images, max_new_tokens=4, min_new_tokens=4)[
+            :, both["input_ids"].shape[1] :
+        ]
         for i, row in enumerate(rows):
             alone = logits(model, input_ids=row, pixel_values=images[i : i + 1])[0]
             close(together[i][both["attention_mask"][i].bool()], alone)
-            answer = model.generate(input_ids=row, pixel_values=images[i : i + 1], max_new_tokens=4)
-            assert torch.equal(answers[i], answer[0, row.shape[1]:])
+            answer = model.generate(input_ids=row, pixel_values=images[i : i + 1], max_new_tokens=4, min_new_tokens=4)
+            assert torch.equal(answers[i], answer[0, row.shape[1] :])
 
 
 def test_images_videos_and_words_in_one_batch(model):
@@ -143,7 +154,12 @@ def test_images_videos_and_words_in_one_batch(model):
     changed = videos.clone()
     changed[0, 2] = 9.0  # padding: the first video has two frames
     assert torch.equal(together, logits(model, **both, pixel_values=image, pixel_values_videos=changed))
-    inputs = [{"pixel_values_videos": videos[:1, :2]}, {"pixel_values": image}, None, {"pixel_values_videos": videos[1:]}]
+    inputs = [
+        {"pixel_values_videos": videos[:1, :2]},
+        {"pixel_values": image},
+        None,
+        {"pixel_values_videos": videos[1:]},
+    ]
     for i, (row, given) in enumerate(zip(rows, inputs, strict=True)):
         if given is None:  # words among images are fused with an all-zero image; the model needs one to do so
             other = batch(row, ids(1, "image", 5))
@@ -176,7 +192,9 @@ def test_several_images_in_a_prompt_are_averaged(model):
 
 def test_a_hidden_response_equals_decoding(model):
     row, image = ids(1, 5, "image", 6, 7), pixels(1, 1)
-    out = model.generate(input_ids=row, pixel_values=image, max_new_tokens=5, output_logits=True, return_dict_in_generate=True)
+    out = model.generate(
+        input_ids=row, pixel_values=image, max_new_tokens=5, output_logits=True, return_dict_in_generate=True
+    )
     forced = logits(model, input_ids=out.sequences, pixel_values=image, fuse_mask=torch.ones_like(row))
     close(forced[0, row.shape[1] - 1 : -1], torch.stack(out.logits, 1)[0])
     slow = model.generate(input_ids=row, pixel_values=image, max_new_tokens=5, use_cache=False)
@@ -227,7 +245,8 @@ def test_variants_run_generate_and_reload(tmp_path, variant):
     row = ids(1, 5, "image", 6, tokens=tokens)
     first = logits(model, input_ids=row, pixel_values=pixels(1, 1))
     assert (first - logits(model, input_ids=row, pixel_values=pixels(1, 1, seed=5))).abs().max() > 1e-4  # it looks
-    close(first, logits(model, input_ids=row, vision=[model.encode_image(pixels(1))]))
+    if model.config.fusion != "in_llm":
+        close(first, logits(model, input_ids=row, vision=[model.encode_image(pixels(1))]))
     out = model.generate(input_ids=row, pixel_values=pixels(1, 1), max_new_tokens=3)
     assert torch.equal(out, model.generate(input_ids=row, pixel_values=pixels(1, 1), max_new_tokens=3, use_cache=False))
     model.save_pretrained(tmp_path)
@@ -235,11 +254,25 @@ def test_variants_run_generate_and_reload(tmp_path, variant):
     assert torch.equal(first, logits(again, input_ids=row, pixel_values=pixels(1, 1)))
 
 
+def test_inside_the_llm_a_video_in_hd_and_its_decoding():
+    model = build(fusion="in_llm")
+    row = ids(1, 5, ("video", 2), 6)
+    out = model.generate(input_ids=row, pixel_values_videos=pixels(1, 2, 5), max_new_tokens=4, min_new_tokens=4,
+                         output_logits=True, return_dict_in_generate=True)  # fmt: skip
+    forced = logits(model, input_ids=out.sequences, pixel_values_videos=pixels(1, 2, 5))
+    close(forced[0, row.shape[1] - 1 : -1], torch.stack(out.logits, 1)[0])
+    close(
+        logits(model, input_ids=ids(1, 5, 6)), logits(model, inputs_embeds=model.get_input_embeddings()(ids(1, 5, 6)))
+    )
+
+
 def test_kernels_agree(model):
     row = ids(1, 5, "image", 0, 6)
     sdpa = logits(model, input_ids=row, pixel_values=pixels(1, 5))
     model.set_attn_implementation("eager")
-    kernels = {m.config._attn_implementation for m in model.modules() if hasattr(m, "config") and hasattr(m, "head_dim")}
+    kernels = {
+        m.config._attn_implementation for m in model.modules() if hasattr(m, "config") and hasattr(m, "head_dim")
+    }
     assert kernels == {"eager"}
     close(sdpa, logits(model, input_ids=row, pixel_values=pixels(1, 5)))
     model.set_attn_implementation("sdpa")
@@ -270,8 +303,8 @@ def test_tiles_are_joined_to_one_grid():
 def test_compressor_and_pre_fusion_can_be_tapped(model):
     row, image = ids(1, 5, "image", 6), pixels(1, 5)
     before, calls = logits(model, input_ids=row, pixel_values=image), []
-    modules = {"compressor": model.model.compressor.attention,
-               **{f"prefusion.{i}": layer.self_attn for i, layer in enumerate(model.model.prefusion.layers)}}  # fmt: skip
+    layers = enumerate(model.model.prefusion.layers)
+    modules = {"compressor": model.model.compressor.attention} | {f"prefusion.{i}": x.self_attn for i, x in layers}
     with tap(modules, calls.append):
         after = logits(model, input_ids=row, pixel_values=image)
     assert torch.equal(before, after)
@@ -285,7 +318,7 @@ def test_mistakes_are_told_in_one_line(model):
     image = pixels(1, 1)
     for inputs, told in [
         ({"input_ids": ids(1, "image", 2)}, "expected pixel_values"),
-        ({"input_ids": torch.tensor([[1, IMAGE, 2]]), "pixel_values": image}, "4 image placeholders for each of 1 images"),
+        ({"input_ids": torch.tensor([[1, IMAGE, 2]]), "pixel_values": image}, "4 image placeholders for each of 1"),
         ({"input_ids": ids(1, "image", 2), "pixel_values": pixels(2, 1)}, "each of 2 images"),
         ({"input_ids": ids(1, "image", 2), "pixel_values": pixels(1, 4)}, "N x N sub-images"),
         ({"input_ids": ids(1, ("video", 3), 2), "pixel_values_videos": pixels(1, 2, 1)}, "up to 2 frames"),

@@ -37,7 +37,9 @@ def tokenizer():
     tokenizer.add_special_tokens(SPECIAL)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], 256)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], 256)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=SPECIAL[0], eos_token=SPECIAL[4],
                                    pad_token=SPECIAL[5], padding_side="left")  # fmt: skip
 
@@ -113,7 +115,9 @@ def test_plain_training_labels_equal_the_authors(processor):
 # ----------------------------------------------------------------------------------------------------------- pixels
 
 
-@pytest.mark.parametrize(("ratio", "sizes"), [(1, "standard"), (2, "hd_sub_image_sizes_wh"), (3, "hd3_sub_image_sizes_wh")])
+@pytest.mark.parametrize(
+    ("ratio", "sizes"), [(1, "standard"), (2, "hd_sub_image_sizes_wh"), (3, "hd3_sub_image_sizes_wh")]
+)
 def test_views(ratio, sizes):
     expected = golden("preproc").get(sizes, [[500, 333]])
     assert [list(view.size) for view in views(picture(500, 333), ratio)] == expected
@@ -121,7 +125,9 @@ def test_views(ratio, sizes):
 
 def test_padding_each_view_or_the_whole_first():
     expected, colour = golden("preproc"), tuple(golden("preproc")["pad_background_rgb"])
-    assert [list(v.size) for v in views(picture(500, 333), 2, colour, pad_first=True)] == expected["hd_train_pad_sub_image_sizes_wh"]
+    assert [list(v.size) for v in views(picture(500, 333), 2, colour, pad_first=True)] == expected[
+        "hd_train_pad_sub_image_sizes_wh"
+    ]
     each = views(picture(500, 333), 2, colour)
     assert [v.size for v in each] == [(250, 250)] * 4 + [(500, 500)]
     assert each[-1].getpixel((0, 0)) == colour and each[-1].getpixel((250, 250)) != colour

@@ -1,6 +1,7 @@
 """The sweep against every case alone: a dense reference that runs one case at a time, without cache or sharing."""
 
 from contextlib import ExitStack
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ LAYERS, TOKENS = 5, 4
 QUESTION, OTHER_QUESTION = "what is in the picture?", "how many circles are there? is a red square above it?"
 
 
+@lru_cache
 def subject_of(factory=llava15, **options):
     options = {"layers": LAYERS, "max_positions": 4096} | options
     if factory is llava_next_mistral:
@@ -39,7 +41,11 @@ def random_sets(count, layers=LAYERS, seed=0):
 def keys_of(subject, inputs):
     """What every layer of the untouched model makes of a prompt."""
     kept = {}
-    with torch.no_grad(), tap(stacks(subject.model)["llm"].attention, lambda call: kept.update({call.name: (call.key, call.value)})):
+
+    def keep(call):
+        kept[call.name] = call.key, call.value
+
+    with torch.no_grad(), tap(stacks(subject.model)["llm"].attention, keep):
         subject.model(**inputs, use_cache=False)
     return kept
 
@@ -92,40 +98,45 @@ def logits_alone(subject, inputs, layers, how="mask", freeze=False, donor=None):
         return subject.model(**inputs, use_cache=False).logits[0]
 
 
-def alone(subject, sample, layers, gold=(), **options):
-    """Prompt logits with the gold answer's, and the greedy answer, one full forward for each token."""
+def alone(subject, sample, layers, said, gold=(), **options):
+    """Logits of the prompt's end and the gold answer, and what greedy decoding says where it has said `said` so far."""
     inputs = subject.encode(list(sample.images), sample.question)
     length = inputs["input_ids"].shape[1]
-    logits = logits_alone(subject, with_response(inputs, gold[:-1]) if len(gold) > 1 else inputs, layers, **options)
-    said = []
-    while len(said) < TOKENS and not (said and said[-1] in subject.vocabulary.end_ids):
-        step = logits_alone(subject, with_response(inputs, said) if said else inputs, layers, **options)
-        said.append(int(step[-1].argmax()))
-    return logits[length - 1 :], said
+    forced = logits_alone(subject, with_response(inputs, said[:-1]) if len(said) > 1 else inputs, layers, **options)
+    if len(gold) <= 1:
+        return forced[length - 1 : length], forced[length - 1 :].argmax(-1).tolist()
+    logits = logits_alone(subject, with_response(inputs, gold[:-1]), layers, **options)
+    return logits[length - 1 :], forced[length - 1 :].argmax(-1).tolist()
 
 
-def outcomes(subject, sample, cases, donor=None, **options):
+def outcomes(subject, sample, cases, donor=None, sweep=None, **options):
     """What the sweep got for each case: logits and ids, before they become text and distances."""
-    sweep = Sweep(subject, cases, max_new_tokens=TOKENS, **options)
+    sweep = sweep or Sweep(subject, cases, max_new_tokens=TOKENS, **options)
     with torch.no_grad():
         question = Question.of(subject, sample, donor)
         assert sweep.judged(question.inputs).reason == ""
         names = [name for name in sweep.cases if name != ANOTHER_IMAGE or donor]
         outcome = sweep.together(question, names)
-    return question.gold.tolist(), {name: (outcome.logits[i], outcome.answers[i].tolist()) for i, name in enumerate(names)}
+    answers = [ids.tolist() for ids in outcome.answers]
+    return question.gold.tolist(), dict(zip(names, zip(outcome.logits, answers, strict=True), strict=True))
 
 
-def assert_as_alone(subject, sample, cases, *, donor=None, reference=None, **reading):
+def assert_as_alone(subject, sample, cases, *, donor=None, reference=None, layers=LAYERS, **reading):
     gold, found = outcomes(subject, sample, cases, donor, **reading)
-    for name, layers in {UNTOUCHED: set(), NO_VISION: range(LAYERS), **cases}.items():
-        options = {"how": "mask"} if name == NO_VISION else reference or {}
-        logits, said = alone(subject, sample, set(layers), gold, **options)
-        torch.testing.assert_close(found[name][0], logits, rtol=1e-5, atol=1e-5)
-        assert found[name][1] == said, name
+
+    def compare(name, asked, dropped, options):
+        logits, said = found[name]
+        expected, greedy = alone(subject, asked, set(dropped), said, gold, **options)
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+        assert said == greedy, name
+        assert len(said) == TOKENS or said[-1] in subject.vocabulary.end_ids
+
+    compare(UNTOUCHED, sample, (), {})
+    compare(NO_VISION, sample, range(layers), {})
+    for name, dropped in cases.items():
+        compare(name, sample, dropped, reference or {})
     if donor:
-        logits, said = alone(subject, Sample("d", tuple(donor), sample.question), set(), gold)
-        torch.testing.assert_close(found[ANOTHER_IMAGE][0], logits, rtol=1e-5, atol=1e-5)
-        assert found[ANOTHER_IMAGE][1] == said
+        compare(ANOTHER_IMAGE, Sample("d", tuple(donor), sample.question), (), {})
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
@@ -155,7 +166,7 @@ def test_freezing_and_removing_are_masking_while_vision_rows_skip_the_layers(rea
 def test_what_is_removed_for_good_is_masked_from_its_first_layer_on():
     subject, sample = subject_of(), Sample("1", picture(1), QUESTION)
     _, found = outcomes(subject, sample, {"once": {1, 3}}, how="remove", restore=False)
-    logits, said = alone(subject, sample, {1, 2, 3, 4})
+    logits, said = alone(subject, sample, {1, 2, 3, 4}, found["once"][1])
     torch.testing.assert_close(found["once"][0], logits, rtol=1e-5, atol=1e-5)
     assert found["once"][1] == said
 
@@ -182,39 +193,35 @@ def test_text_between_two_pictures(factory, how):
 
 
 def test_questions_and_system_prompts_of_one_picture():
-    """Three questions share a prefix; another system prompt is another prefix."""
-    subject = subject_of()
+    """Questions share a prefix; another system prompt is another prefix."""
+    subject, cases = subject_of(), random_sets(2)
     system = {"role": "system", "content": [{"type": "text", "text": "You are a helpful assistant. "}]}
     asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
-    questions = {"short": QUESTION, "long": OTHER_QUESTION, "system": [system, asked], "again": "a circle?"}
-    samples = [Sample(name, picture(1), question) for name, question in questions.items()]
-    sets = random_sets(3)
-    sweep = Sweep(subject, sets, max_new_tokens=TOKENS)
-    for sample, computed in zip(samples, (1, 0, 1, 0), strict=True):
-        table = sweep(sample)
-        assert table["image_prefixes"].item() == computed
-        first = alone(subject, sample, set())[0][0].double().log_softmax(-1)
-        for name, layers in random_sets(1).items():
-            logits, said = alone(subject, sample, layers)
-            text = subject.processor.tokenizer.decode(said, skip_special_tokens=True).strip()
-            assert table["answer"].sel(case=name).item() == text
-            case = logits[0].double().log_softmax(-1)
-            kl = (first.exp() * (first - case)).sum().item()
-            variation = (first.exp() - case.exp()).abs().sum().item() / 2
-            assert table["kl"].sel(case=name).item() == pytest.approx(kl, abs=1e-5)
-            assert table["total_variation"].sel(case=name).item() == pytest.approx(variation, abs=1e-5)
-            assert table["first_token_changed"].sel(case=name).item() == (first.argmax() != case.argmax())
+    sweep = Sweep(subject, cases, max_new_tokens=TOKENS)
+    for question, prefixes in ((QUESTION, 1), (OTHER_QUESTION, 1), ([system, asked], 2), ("a circle?", 2)):
+        assert_as_alone(subject, Sample("1", picture(1), question, answer="a red circle"), cases, sweep=sweep)
+        assert sweep.memory.computed == prefixes
+
+
+def test_distances_are_those_of_the_next_token():
+    subject, sample = subject_of(), Sample("1", picture(1), QUESTION, answer="a red circle")
+    found = sweep_one(subject, sample, {"late": {3, 4}}, max_new_tokens=1).sel(case="late")
+    inputs = subject.encode(sample.image, sample.question)
+    first, case = (logits_alone(subject, inputs, layers)[-1].double().log_softmax(-1) for layers in ((), {3, 4}))
+    assert found["kl"].item() == pytest.approx((first.exp() * (first - case)).sum().item(), abs=1e-5)
+    assert found["total_variation"].item() == pytest.approx((first.exp() - case.exp()).abs().sum().item() / 2, abs=1e-5)
+    assert found["first_token_changed"].item() == (first.argmax() != case.argmax())
+    gold = Question.of(subject, sample, None).gold
+    logits = logits_alone(subject, with_response(inputs, gold), {3, 4})[-len(gold) - 1 : -1].double().log_softmax(-1)
+    assert len(gold) == 2 or subject.processor.tokenizer.decode(gold).strip() == "a red circle"
+    assert found["gold_logprob"].item() == pytest.approx(logits.gather(-1, gold[:, None]).sum().item(), abs=1e-4)
 
 
 def test_the_shipped_model():
     subject = load("tiny-llava")
     layers = len(stacks(subject.model)["llm"].layers)
     sample = Sample("1", picture(1, 60, 60), "what colour is the circle ?", answer="it is red")
-    gold, found = outcomes(subject, sample, random_sets(4, layers))
-    for name, chosen in random_sets(4, layers).items():
-        logits, said = alone(subject, sample, chosen, gold)
-        torch.testing.assert_close(found[name][0], logits, rtol=1e-5, atol=1e-4)
-        assert found[name][1] == said
+    assert_as_alone(subject, sample, random_sets(4, layers), donor=[picture(2, 60, 60)], layers=layers)
 
 
 @pytest.mark.parametrize("how", ["mask", "zero", "remove", "swap"])
@@ -255,8 +262,8 @@ def test_row_layers_of_the_paper_s_size():
 
 def test_the_table():
     subject = subject_of()
-    samples = [Sample(name, picture(seed), QUESTION, answer=answer)
-               for name, seed, answer in (("a", 1, "a red circle"), ("b", 2, None), ("c", 1, ("x", "y", "y")))]  # fmt: skip
+    given = (("a", 1, "a red circle"), ("b", 2, None), ("c", 1, ("x", "y", "y")))
+    samples = [Sample(name, picture(seed), QUESTION, answer=answer) for name, seed, answer in given]
     table = drop_sweep(subject, samples, windows(2), "swap", max_new_tokens=TOKENS, progress=False)
     assert table["sample"].values.tolist() == ["a", "b", "c"]  # although both questions about picture 1 ran together
     assert table["case"].values.tolist() == [*ALWAYS, "1-2", "3-4", "5"]
@@ -277,7 +284,8 @@ def test_correct_is_the_score():
     subject = subject_of()
     sample = Sample("1", picture(1), QUESTION)
     said = sweep_one(subject, sample, [{0}], max_new_tokens=TOKENS)["answer"].sel(case=UNTOUCHED).item()
-    table = sweep_one(subject, Sample("1", picture(1), QUESTION, answer=(f" {said.upper()}.", "no")), [{0}], max_new_tokens=TOKENS)
+    answered = Sample("1", picture(1), QUESTION, answer=(f" {said.upper()}.", "no"))
+    table = sweep_one(subject, answered, [{0}], max_new_tokens=TOKENS)
     assert table["correct"].sel(case=UNTOUCHED) == 1
     halves = sweep_one(subject, sample, [{0}], max_new_tokens=TOKENS, score=lambda answer, sample: 0.5)
     assert (halves["correct"].sel(case=[UNTOUCHED, NO_VISION]) == 0.5).all()
@@ -304,7 +312,8 @@ def test_a_sample_without_a_picture_is_the_same_in_every_case():
 
 
 def test_donors_are_the_next_picture_s():
-    samples = [Sample("a", "x.png", "?"), Sample("b", "y.png", "?"), Sample("c", "x.png", "?"), Sample("d", ("x.png", "y.png"), "?")]
+    pictures = {"a": "x.png", "b": "y.png", "c": "x.png", "d": ("x.png", "y.png")}
+    samples = [Sample(name, images, "?") for name, images in pictures.items()]
     order, donors = schedule(samples)
     assert [sample.id for sample in order] == ["a", "c", "b", "d"]
     assert donors == {"a": ("y.png",), "c": ("y.png",), "b": ("x.png",), "d": None}
@@ -312,7 +321,7 @@ def test_donors_are_the_next_picture_s():
 
 def test_a_model_whose_picture_sees_the_question_shares_nothing(capsys):
     """Found out by trying: here layer 2 mixes the mean of all tokens into each."""
-    subject = subject_of()
+    subject = subject_of(seed=1)  # its own: a model is tried once
     layer = subject.model.get_decoder().layers[1]
     hook = layer.register_forward_hook(lambda module, args, output: output + output.mean(1, keepdim=True))
     samples = [Sample("1", picture(1), QUESTION, answer="a red circle"), Sample("2", picture(2), QUESTION)]
@@ -339,8 +348,9 @@ def test_the_model_is_as_it_was_whatever_happens():
     assert torch.equal(logits_alone(subject, inputs, ()), before)
     sweep_one(subject, sample, windows(2), max_new_tokens=TOKENS)
     assert torch.equal(logits_alone(subject, inputs, ()), before)
-    hooks = [hook for m in subject.model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
-    assert not [hook for hook in hooks if "probe" in getattr(hook, "__module__", "")]
+    for module in subject.model.modules():
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        assert not [hook for hook in hooks if "probe" in getattr(hook, "__module__", "")]
 
 
 @pytest.mark.parametrize(
@@ -373,5 +383,6 @@ def test_a_window_shorter_than_the_prompt_is_refused():
 
 def test_helpers_make_cases():
     assert resolve(windows(2, 1), 4) == {"1-2": {0, 1}, "2-3": {1, 2}, "3-4": {2, 3}}
-    assert resolve([until_layer(2), {"mine": [3]}, {0, 2}], 4) == {"1-2": {0, 1}, "1-4": {0, 1, 2, 3}, "mine": {3}, "1, 3": {0, 2}}
+    both = resolve([until_layer(2), {"mine": [3]}, {0, 2}], 4)
+    assert both == {"1-2": {0, 1}, "1-4": {0, 1, 2, 3}, "mine": {3}, "1, 3": {0, 2}}
     assert resolve([1, 2], 4) == {"2-3": {1, 2}}

@@ -20,20 +20,22 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from probe.inputs import Inputs
-from probe.interventions.sweep.readings import MASKED, Reading, row_layers
-from probe.interventions.sweep.cases import UNTOUCHED, Cases, from_layer, resolve, windows
 from probe.interventions.drop import drop_vision
 from probe.interventions.sweep import Sweep
+from probe.interventions.sweep.cases import UNTOUCHED, Cases, from_layer, resolve, windows
+from probe.interventions.sweep.readings import MASKED, Reading, row_layers
 from probe.models.tiny.language import CHAT_TEMPLATE, build_tokenizer
 from probe.samples import Sample
 from probe.subject import Subject, load
 
 BEFORE, VISION, BEHIND = 5, 576, 40
-QUESTION = [{"role": "system", "content": "picture this"},
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": " ".join(["thing"] * 38)}]}]  # fmt: skip
+QUESTION = [
+    {"role": "system", "content": "picture this"},
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "thing " * 38}]},
+]
 WIDTHS = {
-    "tiny": dict(hidden_size=128, intermediate_size=344, num_attention_heads=8, num_key_value_heads=4),
-    "wide": dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_key_value_heads=32),
+    "tiny": {"hidden_size": 128, "intermediate_size": 344, "num_attention_heads": 8, "num_key_value_heads": 4},
+    "wide": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32},
 }
 
 
@@ -76,7 +78,9 @@ def case_alone(subject: Subject, inputs: Inputs, layers: frozenset[int], tokens:
         subject.generate_ids(inputs, tokens)
 
 
-def compare(widths: str, layers: int, tokens: int, dtype: torch.dtype, plan: Sequence[Cases], sampled: int | None = None) -> None:
+def compare(
+    widths: str, layers: int, tokens: int, dtype: torch.dtype, plan: Sequence[Cases], sampled: int | None = None
+) -> None:
     """Prints the time of all cases alone, of the sweep, and their ratio."""
     subject = build(widths, layers, dtype)
     sets = [frozenset(), *(chosen for cases in plan for chosen in resolve(cases, layers).values())]

@@ -54,8 +54,8 @@ def drop_vision(
         restore: with "remove", False: the rows never come back. Their rows of the output are then what they were
             before the first of the layers.
 
-    Raises ProbeError before anything runs for a layer outside, an unknown `how`, a compiled model; with "mask" for flash
-    attention; with "remove" for a static or quantized cache and a sliding window shorter than the sequence.
+    Raises ProbeError before anything runs for a layer outside, an unknown `how`, a compiled model; with "mask" for
+    flash attention; with "remove" for a static or quantized cache and a sliding window shorter than the sequence.
     """
     target = Target.of("drop_vision", model, layers, stack)
     _check(how, freeze, restore)

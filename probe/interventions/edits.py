@@ -27,10 +27,7 @@ def hide(
     if not hidden.any():
         return call
     mask = causal_mask(call) if call.mask is None else call.mask[..., : call.key_count]
-    if mask.dtype == torch.bool:
-        mask = mask & ~hidden
-    else:
-        mask = mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
+    mask = mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
     seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     bereft = hidden.any(-1, keepdim=True) & ~seen.any(-1, keepdim=True)
     if bereft.any():

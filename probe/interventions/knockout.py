@@ -6,7 +6,7 @@
 Source: "attention knockout", Geva et al. 2023 (arXiv 2304.14767) section 4.1; here with a cache, padding and any types.
 """
 
-from collections.abc import Iterator, Sequence as Several
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from probe.sequences import Sequence
 from probe.tap import Kernel, Output
 from probe.tokens import TokenTypes
 
-Names = str | Several[str]
+Names = str | tuple[str, ...] | list[str]
 WITHOUT_TYPES = ("vision", "text")
 
 
@@ -72,8 +72,10 @@ def _check_names(names: tuple[str, ...], types: TokenTypes | None) -> None:
 def _check_shape(now: Sequence, types: TokenTypes) -> None:
     (rows, width), (batch, length) = types.ids.shape, now.vision.shape
     if batch % rows or length < width or (now.past == 0 and length != width):
-        raise ProbeError("knockout", expected=f"inputs of {rows} x {width} tokens, as types=", got=f"{batch} x {length}",
-                         fix="pass the types of the inputs that run in the block")  # fmt: skip
+        raise ProbeError(
+            "knockout", expected=f"inputs of {rows} x {width} tokens, as types=", got=f"{batch} x {length}",
+            fix="pass the types of the inputs that run in the block",
+        )  # fmt: skip
 
 
 def positions(names: tuple[str, ...], now: Sequence, types: TokenTypes | None) -> Bool[Tensor, "batch position"]:

@@ -48,8 +48,8 @@ def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
     def before_decoder(decoder: nn.Module, args: tuple, kwargs: dict) -> None:
         now = sequences.running() if not is_untouched() else None
         if now is not None and now.past == 0 and now.vision.any():
-            embeds = _exchanged(kwargs["inputs_embeds"], now, rows)
-            now.memo["donor"] = Context().run(_keys_and_values, decoder, kwargs | {"inputs_embeds": embeds}, target.layers)
+            kwargs = kwargs | {"inputs_embeds": _exchanged(kwargs["inputs_embeds"], now, rows)}
+            now.memo["donor"] = Context().run(_keys_and_values, decoder, kwargs, target.layers)
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
         now = sequences.running()
@@ -71,8 +71,10 @@ def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
 def _as_inputs(model: Any, donor: Any) -> Mapping[str, Tensor]:
     if not isinstance(donor, Mapping):
         if not hasattr(model, "encode"):
-            raise ProbeError("swap_vision", expected="a donor's inputs", got=type(donor).__name__,
-                             fix="pass subject.encode(picture, question), or the Subject in place of its model")  # fmt: skip
+            raise ProbeError(
+                "swap_vision", expected="a donor's inputs", got=type(donor).__name__,
+                fix="pass subject.encode(picture, question), or the Subject in place of its model",
+            )  # fmt: skip
         donor = model.encode(donor, "?")
     return donor
 
@@ -97,7 +99,7 @@ def _exchanged(embeds: Tensor, now: Sequence, rows: Rows) -> Tensor:
     """The embeddings of the prompt with the donor's vision tokens in the places of its own."""
     batch = len(embeds)
     if batch % len(rows):
-        raise ProbeError("swap_vision", expected="a donor of one row, or of as many as the inputs", got=f"{len(rows)} for {batch}")  # fmt: skip
+        raise ProbeError("swap_vision", expected=f"a donor of 1 row, or of as many as the {batch} here", got=str(len(rows)))
     embeds = embeds.clone()
     for row, where in enumerate(now.vision.to(embeds.device)):
         donor = rows[row * len(rows) // batch]

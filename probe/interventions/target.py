@@ -37,10 +37,9 @@ class Target:
         if any(map(_compiled, model.modules())):
             raise ProbeError(called, expected="a model that is not compiled", got="one after torch.compile",
                              fix="intervene on the model as it was before")  # fmt: skip
-        found = {name: part for name, part in stacks(model).items() if name != "vision"}
-        if stack not in found:
-            raise ProbeError(called, expected=f"stack={' or '.join(map(repr, found))}", got=repr(stack))
-        chosen = found[stack]
+        if stack != "llm":
+            raise ProbeError(called, expected="stack='llm', whose rows are text and vision", got=repr(stack))
+        chosen = stacks(model)[stack]
         return cls(called, model, chosen, _indices(called, layers, len(chosen.layers)))
 
     @property

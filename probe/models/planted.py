@@ -43,7 +43,8 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 NOTHING = "nothing"
 GRID = SIZE // PATCH  # patches along a side
 STREAM = (
-    "always", "text", "vision", "planted", "bos", *(f"{channel} {state}" for state in ("on", "off") for channel in COLOURS),
+    "always", "text", "vision", "planted", "bos",
+    *(f"{channel} on" for channel in COLOURS), *(f"{channel} off" for channel in COLOURS),
     *(f"read {channel}" for channel in COLOURS), "answered", "unused",
 )  # fmt: skip
 AT = {name: place for place, name in enumerate(STREAM)}

@@ -1,19 +1,19 @@
 """Many layer sets times many samples, each exactly as if it ran alone. What is shared, and what is counted.
 
-    running     drop_sweep, sweep_one, Sweep: samples in, a dataset (sample, case) out
-    cases       windows, from_layer, until_layer; the cases that every sweep has
-    readings    what text sees of vision in each layer of each case; rows that are the same
-    question    one sample with its donor and its gold answer, as tokens
-    schedule    samples in an order in which a picture comes once; donors; what it will cost
+running     drop_sweep, sweep_one, Sweep: samples in, a dataset (sample, case) out
+cases       windows, from_layer, until_layer; the cases that every sweep has
+readings    what text sees of vision in each layer of each case; rows that are the same
+question    one sample with its donor and its gold answer, as tokens
+schedule    samples in an order in which a picture comes once; donors; what it will cost
 
-    together    all cases at once:
-      prefix      what all cases and all questions about a picture share
-      memory      prefixes that may be needed again
-      rows        cases through the decoder, split where their histories differ
-      attention   one shared prefix and each row's own keys
-      sharing     whether that is exact for this model, tried out
-    alone       each case by itself, for models where it is not
-    table       answers and distances as a labelled dataset
+together    all cases at once:
+  prefix      what all cases and all questions about a picture share
+  memory      prefixes that may be needed again
+  rows        cases through the decoder, split where their histories differ
+  attention   one shared prefix and each row's own keys
+  sharing     whether that is exact for this model, tried out
+alone       each case by itself, for models where it is not
+table       answers and distances as a labelled dataset
 """
 
 from probe.interventions.sweep.cases import ANOTHER_IMAGE, NO_VISION, UNTOUCHED, from_layer, until_layer, windows

@@ -16,8 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from probe.calls import AttentionCall
 from probe.errors import ProbeError
-from probe.tap import AttentionCall, Kernel
+from probe.tap import Kernel
 
 SCORES = {"cpu": 2**20}  # elements in a block of scores: 4 MB stay in a CPU's cache
 SCORES_ELSEWHERE = 2**26
@@ -82,7 +83,9 @@ class SharedAttention:
             out[rows], lse[rows] = _over_shared(query[rows], *self.views[number].prefix[call.name], call.scaling)
         return out, lse
 
-    def _with_pictures_behind(self, call: AttentionCall, key: Tensor, value: Tensor, visible: Tensor, own: Part) -> Tensor:
+    def _with_pictures_behind(
+        self, call: AttentionCall, key: Tensor, value: Tensor, visible: Tensor, own: Part
+    ) -> Tensor:
         """The whole, where vision tokens are queries and keys behind the prefix too: views are those of queries."""
         rows, heads, tokens, dim = call.query.shape
         vision = pad(self.vision, (0, key.shape[2] - len(self.vision)))
@@ -152,7 +155,7 @@ def attend(
 
     In blocks of queries; with fewer key heads than heads, the queries that share one are rows of one product.
     """
-    batch, heads, tokens, dim = query.shape
+    batch, heads, _, dim = query.shape
     precise, key_heads = _precise(query), key.shape[1]
     queries = query.reshape(batch, key_heads, -1, dim).to(precise) * scaling
     keys = key.to(precise).mT

@@ -1,7 +1,7 @@
 """Image prefixes that are kept while they may be needed again.
 
-    memory = PrefixMemory(model, stack)
-    prompt, known = memory.of(inputs)          # computed once for all questions about a picture
+memory = PrefixMemory(model, stack)
+prompt, known = memory.of(inputs)          # computed once for all questions about a picture
 """
 
 from collections import OrderedDict
@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from probe.interventions.sweep.readings import Frozen
-from probe.interventions.sweep.prefix import Prefix, Prompt, fingerprint, shared_length
 from probe.interventions.sweep.attention import View
+from probe.interventions.sweep.prefix import Prefix, Prompt, fingerprint, shared_length
+from probe.interventions.sweep.readings import Frozen
 from probe.locate import Stack, vision_positions
 
 KEPT = 3  # this picture's, its donor's, and one that may come again
@@ -32,7 +33,7 @@ class Known:
 class PrefixMemory:
     """The last few prefixes of a model. `computed` counts the passes over an image prefix."""
 
-    def __init__(self, model: nn.Module, stack: Stack):
+    def __init__(self, model: PreTrainedModel, stack: Stack):
         self.model, self.stack, self.computed = model, stack, 0
         self.known: OrderedDict[str, Known] = OrderedDict()
 
@@ -53,7 +54,9 @@ class PrefixMemory:
             self.computed += 1
         return known.frozen[layers]
 
-    def _of(self, inputs: Mapping[str, Tensor], length: int, vision: Tensor, more: Tensor | None) -> tuple[Prompt, Known]:
+    def _of(
+        self, inputs: Mapping[str, Tensor], length: int, vision: Tensor, more: Tensor | None
+    ) -> tuple[Prompt, Known]:
         key, shared = fingerprint(inputs, length), shared_length(vision)
         known = self.known.pop(key, None)
         if known is not None and known.plain_words and not vision[shared:].any():
@@ -61,8 +64,9 @@ class PrefixMemory:
         else:
             prompt = Prompt.of(self.model, inputs)
         if known is None or not known.prefix.fits(prompt):
-            plain = prompt.starting(shared).followed(self.model, prompt.ids[shared:])
-            known = Known(Prefix.of(self.model, self.stack, prompt, length), torch.equal(plain.embeddings, prompt.embeddings))
+            plain = prompt.starting(shared).followed(self.model, prompt.ids[shared:]).embeddings
+            prefix = Prefix.of(self.model, self.stack, prompt, length)
+            known = Known(prefix, torch.equal(plain, prompt.embeddings))
             self.computed += 1
         self.known[key] = known
         while len(self.known) > KEPT:

@@ -18,13 +18,15 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from probe.calls import AttentionCall
 from probe.interventions.sweep.attention import KeyValue, View, check_window
 from probe.locate import Stack, vision_positions
-from probe.tap import AttentionCall, Kernel, routed
+from probe.tap import Kernel, routed
 
 
-class Enough(Exception):
+class Enough(Exception):  # noqa: N818  # no error
     """Ends a forward that has given what it was run for."""
 
 
@@ -39,7 +41,7 @@ class Prompt:
     shared: int
 
     @classmethod
-    def of(cls, model: nn.Module, inputs: Mapping[str, Tensor]) -> "Prompt":
+    def of(cls, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> "Prompt":
         """Runs the model up to its decoder: the encoder, the projector and whatever else it does before."""
         with _stopped_at(model.get_decoder()) as given:
             model(**inputs, use_cache=False)
@@ -54,7 +56,7 @@ class Prompt:
         return replace(self, ids=self.ids[:length], vision=self.vision[:length],
                        embeddings=self.embeddings[:, :length], positions=self.positions[..., :length])  # fmt: skip
 
-    def followed(self, model: nn.Module, ids: Int[Tensor, " more"]) -> "Prompt":
+    def followed(self, model: PreTrainedModel, ids: Int[Tensor, " more"]) -> "Prompt":
         """With more text behind it."""
         words = model.get_input_embeddings()(ids[None])
         last = self.positions[..., -1:] if len(self.ids) else self.positions.new_full((1, 1), -1)
@@ -77,7 +79,7 @@ class Prefix:
     keys: Mapping[str, KeyValue]
 
     @classmethod
-    def of(cls, model: nn.Module, stack: Stack, prompt: Prompt, length: int | None = None) -> "Prefix":
+    def of(cls, model: PreTrainedModel, stack: Stack, prompt: Prompt, length: int | None = None) -> "Prefix":
         length = prompt.shared if length is None else length
         return cls(prompt, length, _keys_of(model, stack, prompt, length))
 
@@ -118,7 +120,7 @@ class Prefix:
         }
         return View(keys, own=behind)
 
-    def frozen(self, model: nn.Module, stack: Stack, layers: frozenset[int]) -> View:
+    def frozen(self, model: PreTrainedModel, stack: Stack, layers: frozenset[int]) -> View:
         """Vision as it is behind layers that it has skipped."""
         keys = _keys_of(model, stack, self.prompt, self.length, layers)
         return View(keys, for_vision=True)
@@ -167,7 +169,7 @@ def _stopped_at(module: nn.Module):
 
 
 def _keys_of(
-    model: nn.Module, stack: Stack, prompt: Prompt, length: int, skipped: frozenset[int] = frozenset()
+    model: PreTrainedModel, stack: Stack, prompt: Prompt, length: int, skipped: frozenset[int] = frozenset()
 ) -> dict[str, KeyValue]:
     """Keys and values of the first `length` tokens, of which vision tokens pass `skipped` layers unchanged."""
     keys: dict[str, KeyValue] = {}

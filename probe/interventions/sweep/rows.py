@@ -14,10 +14,11 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from probe.interventions.sweep.prefix import Prompt
 from probe.interventions.sweep.attention import SharedAttention, View
+from probe.interventions.sweep.prefix import Prompt
 from probe.locate import Stack
 from probe.tap import routed
 
@@ -31,7 +32,7 @@ class CaseRows:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         stack: Stack,
         views: Sequence[View],
         view_of: Int[Tensor, "case layer"],
@@ -113,7 +114,7 @@ class CaseRows:
             return hook
 
         def keep_frozen(layer, args, kwargs, output):
-            is_frozen = torch.isin(self.attention.row_view, torch.tensor([*self.frozen])).to(output.device)
+            is_frozen = torch.isin(self.attention.row_view, torch.tensor([*self.frozen], device=output.device))
             before = args[0] if args else kwargs["hidden_states"]
             return torch.where(is_frozen[:, None, None] & self.vision[:, None], before, output)
 

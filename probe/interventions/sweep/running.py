@@ -74,7 +74,8 @@ def drop_sweep(
     if not ids or len(set(ids)) < len(ids):
         got = f"{next(i for i in ids if ids.count(i) > 1)!r} twice" if ids else "none"
         raise ProbeError("drop_sweep", expected="samples, each with an id of its own", got=got)
-    sweep = Sweep(subject, cases, how, stack, freeze=freeze, restore=restore, max_new_tokens=max_new_tokens, score=score)
+    options = {"freeze": freeze, "restore": restore, "max_new_tokens": max_new_tokens, "score": score}
+    sweep = Sweep(subject, cases, how, stack, **options)
     order, donors = schedule(samples)
     donors = donors if donor is None else dict.fromkeys(donors, donor)
     if progress:
@@ -168,6 +169,6 @@ def _check(subject: Subject, stack: str, found: list[str], max_new_tokens: int) 
     if subject.model.training:
         raise ProbeError("drop_sweep", expected="a model in eval mode", got="one in training mode", fix="model.eval()")
     if now := active(subject.model):
-        raise ProbeError("drop_sweep", expected="the model as it is", got=f"one under {now}", fix="leave its block first")
+        raise ProbeError("drop_sweep", expected="the model as it is", got=f"one under {now}", fix="leave it")
     if max_new_tokens < 1:
         raise ProbeError("drop_sweep", expected="at least one new token", got=str(max_new_tokens))

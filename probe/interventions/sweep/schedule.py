@@ -36,9 +36,16 @@ def _identity(picture: Picture) -> str:
 
 
 def estimate(
-    samples: Sequence[Sample], cases: int, layers: int, rows: int, length: int, shared: int, new: int, token_bytes: float,
+    samples: Sequence[Sample],
+    cases: int,
+    layers: int,
+    rows: int,
+    length: int,
+    shared: int,
+    new: int,
+    token_bytes: float,
     judged: Verdict,
-) -> str:  # fmt: skip
+) -> str:
     """Rows, time and memory of a sweep in a line; an upper bound, as answers end.
 
     Args:
@@ -52,5 +59,7 @@ def estimate(
     forwards = ((every * length if judged.reason else together) + every * new) / (length * layers)
     memory = token_bytes * (KEPT * shared + cases * (length - shared + new))
     how = f" (each case alone: {judged.reason})" if judged.reason else ""
-    return (f"drop_sweep: {len(samples)} samples, {pictures} pictures, {cases} cases: {computed} row-layers of {every}{how}; "
-            f"at most {forwards * judged.seconds:.0f} s and {memory / 2**20:.0f} MB of keys and values")  # fmt: skip
+    return (
+        f"drop_sweep: {len(samples)} samples, {pictures} pictures, {cases} cases: {computed} row-layers of {every}{how}"
+        f"; at most {forwards * judged.seconds:.0f} s and {memory / 2**20:.0f} MB of keys and values"
+    )

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from probe.interventions.sweep.rows import CaseRows
+from probe.calls import AttentionCall, AttentionWeights
 from probe.interventions.sweep.prefix import Prefix, Prompt
+from probe.interventions.sweep.rows import CaseRows
 from probe.locate import Stack
-from probe.tap import AttentionCall, tap
+from probe.tap import tap
 
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative; what leaks changes keys by far more
 ROUNDING_HALF = 0.1
@@ -31,22 +33,28 @@ class Verdict:
     seconds: float
 
 
-_verdicts: "weakref.WeakKeyDictionary[nn.Module, dict[tuple, Verdict]]" = weakref.WeakKeyDictionary()
+_verdicts: "weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple, Verdict]]" = weakref.WeakKeyDictionary()
 
 
-def verdict(model: nn.Module, stack: Stack, inputs: Mapping[str, Tensor], prompt: Prompt, prefix: Prefix) -> Verdict:
-    """The verdict on a model with its present dtype and kernels; one forward, the first time."""
+def verdict(
+    model: PreTrainedModel, stack: Stack, inputs: Mapping[str, Tensor], prompt: Prompt, prefix: Prefix
+) -> Verdict:
+    """The verdict on a model with its present dtype and kernels; one forward, the first time.
+
+    A prompt without vision says nothing about those with it.
+    """
     kernels = tuple(module.config._attn_implementation for module in stack.attention.values())
     known = _verdicts.setdefault(model, {})
-    if (setting := (next(model.parameters()).dtype, *kernels)) not in known:
+    if (setting := (prompt.embeddings.dtype, prefix.length > 0, *kernels)) not in known:
         known[setting] = _tried(model, stack, inputs, prompt, prefix)
     return known[setting]
 
 
-def _tried(model: nn.Module, stack: Stack, inputs: Mapping, prompt: Prompt, prefix: Prefix) -> Verdict:
+def _tried(model: PreTrainedModel, stack: Stack, inputs: Mapping, prompt: Prompt, prefix: Prefix) -> Verdict:
     differences: list[float] = []
 
-    def compare(call: AttentionCall):
+    def compare(call: AttentionCall | AttentionWeights):
+        assert isinstance(call, AttentionCall)  # what returns its weights has no keys
         for theirs, ours in zip((call.key, call.value), prefix.keys[call.name], strict=True):
             differences.append(_difference(ours, theirs[0, :, : prefix.length]))
 

@@ -1,6 +1,6 @@
 """The result of a sweep as a labelled dataset: what each case said, and how far it is from the untouched model.
 
-    table = tabulate(sample, names, outcome, ...)      # dims (sample=1, case)
+table = tabulate(sample, names, outcome, ...)      # dims (sample=1, case)
 """
 
 import re
@@ -71,8 +71,9 @@ def gold_logprob(logits: Float[Tensor, "case token vocabulary"], gold: Tensor) -
     """Σ log p(token | those before it), by case; NaN without a gold answer."""
     if not len(gold):
         return np.full(len(logits), np.nan, dtype=np.float32)
-    logprob = torch.log_softmax(logits.float(), -1).gather(-1, gold.to(logits.device)[None, :, None].expand(len(logits), -1, 1))
-    return logprob.sum((1, 2)).cpu().numpy()
+    logprob = torch.log_softmax(logits.float(), -1)
+    said = torch.arange(len(gold), device=logits.device), gold.to(logits.device)
+    return logprob[:, *said].sum(-1).cpu().numpy()
 
 
 def tabulate(

@@ -41,6 +41,7 @@ class Together:
         outcome = self._rows(question, question.inputs, *self._views(inside, known, question))
         if len(inside) == len(names):
             return outcome
+        assert question.other is not None  # else the case would not be among the names
         _, known = self.memory.of(question.other)
         view_of = torch.zeros(1, len(self.memory.stack.layers), dtype=torch.long)
         apart, place = self._rows(question, question.other, [known.prefix.seen()], view_of), names.index(ANOTHER_IMAGE)
@@ -50,7 +51,9 @@ class Together:
             outcome.row_layers + apart.row_layers,
         )
 
-    def _views(self, names: list[str], known: Known, question: Question) -> tuple[list[View], Int[Tensor, "case layer"]]:
+    def _views(
+        self, names: list[str], known: Known, question: Question
+    ) -> tuple[list[View], Int[Tensor, "case layer"]]:
         """The views among these cases, and the number of that of each case in each layer."""
         prefix = known.prefix
         if not prefix.vision.any():

@@ -1,7 +1,9 @@
 """LLaVA-Mini as a native transformers model: one vision token per image, fused with the text before the LLM.
 
-    model = from_original(state_dict, config, vision_config)     # or AutoModelForImageTextToText.from_pretrained(folder)
+    model = from_original(state_dict, config, vision_config)
     model(input_ids=ids, pixel_values=pixels)
+
+Importing it makes the model known to transformers' Auto classes, so `from_pretrained` works on a saved folder.
 
     configuration  what it is made of, and its variants
     vision         pixels -> patches -> compressed tokens
@@ -10,7 +12,9 @@
     reading        ... for every frame of a batch, averaged
     layout         whose images and frames these are
     encoding       what all questions about an image share
+    in_llm         the variant that does both inside the LLM
     modeling       the whole
+    generation     ... and its answers
     conversion     the authors' names and config
     folder         the authors' folder, shard by shard
     pixels         pictures and videos as views
@@ -31,3 +35,15 @@ AutoConfig.register("llava_mini", LlavaMiniConfig, exist_ok=True)
 AutoModel.register(LlavaMiniConfig, LlavaMiniModel, exist_ok=True)
 AutoModelForImageTextToText.register(LlavaMiniConfig, LlavaMiniForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(LlavaMiniConfig, LlavaMiniProcessor, exist_ok=True)
+
+__all__ = [
+    "LlavaMiniConfig",
+    "LlavaMiniModel",
+    "LlavaMiniForConditionalGeneration",
+    "LlavaMiniProcessor",
+    "EncodedVision",
+    "from_original",
+    "load_original",
+    "convert",
+    "is_original",
+]

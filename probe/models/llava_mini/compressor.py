@@ -20,7 +20,7 @@ from transformers.models.clip.modeling_clip import eager_attention_forward
 
 
 class CompressorAttention(nn.Module):
-    """Multi-head cross-attention through transformers' attention interface, so that every kernel and every tap applies."""
+    """Multi-head cross-attention through transformers' attention interface: every kernel and every tap applies."""
 
     is_causal = False
 

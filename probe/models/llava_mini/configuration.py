@@ -1,4 +1,4 @@
-"""What a LLaVA-Mini is made of: a LLaVA whose image is compressed to C x C tokens and fused with the text before the LLM.
+"""What a LLaVA-Mini is made of: a LLaVA whose image is compressed, and read by the text, before the LLM.
 
     config = LlavaMiniConfig(vision_config=clip, text_config=llama, compressor_size=1, num_prefusion_layers=4)
 
@@ -47,8 +47,8 @@ class LlavaMiniConfig(LlavaConfig):
             self.image_token_index = self.text_config.vocab_size
         if min(self.compressor_size, self.num_prefusion_layers) < 0 or self.frames_per_chunk < 1:
             raise ValueError(
-                "LlavaMiniConfig: expected compressor_size and num_prefusion_layers of at least 0 and frames_per_chunk of at "
-                f"least 1, got {self.compressor_size}, {self.num_prefusion_layers} and {self.frames_per_chunk}"
+                "LlavaMiniConfig: expected compressor_size and num_prefusion_layers of at least 0 and frames_per_chunk "
+                f"of at least 1, got {self.compressor_size}, {self.num_prefusion_layers} and {self.frames_per_chunk}"
             )
         self.image_seq_length = self.tokens_per_frame(views=1)
 

@@ -91,7 +91,14 @@ def native_config(config: dict[str, Any], vision_config: dict[str, Any]) -> Llav
 
 
 def _about_vision(field: str) -> bool:
-    others = ("model_type", "architectures", "compressor_size", "prefusion_layer_num", "resolution_ratio", "use_mm_proj")
+    others = (
+        "model_type",
+        "architectures",
+        "compressor_size",
+        "prefusion_layer_num",
+        "resolution_ratio",
+        "use_mm_proj",
+    )
     return field in others or re.search(r"mm_|tokenizer_|image_|transformers_version|torch_dtype", field) is not None
 
 

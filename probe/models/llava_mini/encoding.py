@@ -1,5 +1,7 @@
 """What is known of an image before any question: computed once, reused by all questions about it.
 
+It goes to `forward` and `generate` in the place of pixels.
+
     dog = model.encode_image(pixel_values)                 # [views, 3, H, W], or frames one after the other
     model.generate(ids_of_question_1, vision=[dog])
     model.generate(ids_of_question_2, vision=[dog])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 
@@ -39,6 +39,13 @@ class Words:
         """x with the words in their places; what is not valid must hold what stood there."""
         index = self.index.to(x.device)[..., None].expand(-1, -1, x.shape[-1])
         return x.scatter(1, index, words.to(x.device, x.dtype))
+
+
+def with_views(
+    images: Float[Tensor, "image *view 3 height width"] | None,
+) -> Float[Tensor, "image view 3 height width"] | None:
+    """Images of a single view may leave its axis out."""
+    return images[:, None] if images is not None and images.ndim == 4 else images
 
 
 def pack(is_word: Bool[Tensor, "row token"]) -> Words:
@@ -77,15 +84,17 @@ def place(
         fits = all(n % whole == 0 for _, n in runs)
     else:
         is_video = [not images or n != image_tokens for _, n in runs]
-        found = [(row, video, n // frame_tokens if video else 1) for (row, n), video in zip(runs, is_video, strict=True)]
+        found = [
+            (row, video, n // frame_tokens if video else 1) for (row, n), video in zip(runs, is_video, strict=True)
+        ]
         fits = all(n % frame_tokens == 0 and n <= frame_tokens * max_frames
                    for (_, n), video in zip(runs, is_video, strict=True) if video)  # fmt: skip
     given = {False: images, True: videos}
     if not fits or any(sum(video is kind for _, video, _ in found) != n for kind, n in given.items()):
         raise ValueError(
-            f"LLaVA-Mini: expected {image_tokens} image placeholders for each of {images} images and {frame_tokens} for each "
-            f"frame of {videos} videos (of up to {max_frames} frames), got runs of {[n for _, n in runs]}; let the "
-            "processor expand the prompt, put words between videos, and pass a video of one frame as an image"
+            f"LLaVA-Mini: expected {image_tokens} image placeholders for each of {images} images and {frame_tokens} "
+            f"for each frame of {videos} videos (of up to {max_frames} frames), got runs of {[n for _, n in runs]}; let "
+            "the processor expand the prompt, put words between videos, and pass a video of one frame as an image"
         )
     count = {False: iter(range(images)), True: iter(range(videos))}
     return [Visual(video, next(count[video]), row, frames) for row, video, frames in found]
@@ -125,7 +134,7 @@ def rows_of(placeholder: Bool[Tensor, "row token"], tokens: list[int]) -> list[i
         left[rows[-1]] -= n
     if any(left):
         raise ValueError(
-            f"LLaVA-Mini: expected {tokens} image placeholders for the encoded images, got {placeholder.sum(1).tolist()} in "
-            "the rows of input_ids; let the processor expand the prompt"
+            f"LLaVA-Mini: expected {tokens} image placeholders for the encoded images, got "
+            f"{placeholder.sum(1).tolist()} in the rows of input_ids; let the processor expand the prompt"
         )
     return rows

@@ -16,16 +16,18 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from . import in_llm
 from .compressor import LlavaMiniCompressor, sincos_table
 from .configuration import LlavaMiniConfig
 from .encoding import EncodedVision, Question, Seen
-from .layout import Visual, place, rows_of
+from .generation import LlavaMiniGeneration
+from .layout import Visual, place, rows_of, with_views
 from .prefusion import LlavaMiniPrefusion
 from .reading import Frame, Reading, Text, answered, average, chunks, fit, frames_of, text_of
 from .vision import LlavaMiniVision
@@ -41,8 +43,8 @@ class LlavaMiniPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["LlamaDecoderLayer", "PrefusionLayer", "CLIPEncoderLayer", "LlavaMiniCompressor"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules = ["LlamaDecoderLayer", "PrefusionLayer", "CLIPEncoderLayer", "LlavaMiniCompressor"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     @torch.no_grad()
@@ -59,7 +61,8 @@ class LlavaMiniModel(LlavaMiniVision, LlavaMiniPreTrainedModel):
     def __init__(self, config: LlavaMiniConfig):
         super().__init__(config)
         self.build_vision(config)
-        self.prefusion = LlavaMiniPrefusion(config.text_config, config.num_prefusion_layers)
+        layers = 0 if config.fusion == "in_llm" else config.num_prefusion_layers
+        self.prefusion = LlavaMiniPrefusion(config.text_config, layers)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -90,6 +93,10 @@ class LlavaMiniModel(LlavaMiniVision, LlavaMiniPreTrainedModel):
         """The LLM's hidden states. Arguments as in `LlavaMiniForConditionalGeneration.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("LLaVA-Mini: expected input_ids or inputs_embeds, and not both")
+        if self.config.fusion == "in_llm" and inputs_embeds is None:
+            return self._in_llm(
+                input_ids, pixel_values, pixel_values_videos, attention_mask, vision, past_key_values, **kwargs
+            )
         tokens = None
         if inputs_embeds is None:
             inputs_embeds, tokens = self.merge(
@@ -99,6 +106,20 @@ class LlavaMiniModel(LlavaMiniVision, LlavaMiniPreTrainedModel):
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
         )
         return LlavaModelOutputWithPast(**outputs, image_hidden_states=tokens)
+
+    def _in_llm(
+        self, input_ids, images, videos, attention_mask, vision, past_key_values, position_ids=None, use_cache=None, **_
+    ):
+        if vision:
+            raise ValueError(
+                "LLaVA-Mini in the LLM: expected pixel_values, got encoded images, which only pre-fusion can reuse"
+            )
+        frames = []
+        if images is not None or videos is not None:
+            frames = frames_of(self.visuals(input_ids, images, videos), len(input_ids), with_views(images), videos)
+        frames = [frame for frame in frames if frame[2] >= 0]  # the LLM needs no dummy
+        use_cache = self.config.text_config.use_cache if use_cache is None else use_cache
+        return in_llm.run(self, input_ids, frames, attention_mask, position_ids, past_key_values, use_cache)
 
     def merge(
         self,
@@ -229,10 +250,10 @@ class LlavaMiniModel(LlavaMiniVision, LlavaMiniPreTrainedModel):
         yield from self._read_frames([(vision[0].pixels.to(self.device), row, -1) for row in without], text)
 
 
-class LlavaMiniForConditionalGeneration(LlavaMiniPreTrainedModel, GenerationMixin):
+class LlavaMiniForConditionalGeneration(LlavaMiniPreTrainedModel, LlavaMiniGeneration):
     """LLaVA-Mini with the head that predicts words; registered with `AutoModelForImageTextToText`."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: LlavaMiniConfig):
         super().__init__(config)
@@ -296,63 +317,5 @@ class LlavaMiniForConditionalGeneration(LlavaMiniPreTrainedModel, GenerationMixi
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            image_hidden_states=outputs.image_hidden_states,
+            image_hidden_states=outputs.get("image_hidden_states"),
         )
-
-    @torch.no_grad()
-    def generate(self, inputs: Ids | None = None, **kwargs):
-        """`GenerationMixin.generate`; what is generated is never fused, with a cache or without.
-
-        Rows may be padded on either side: padding on the right is moved to the left, or the first word of a shorter row
-        would be predicted from padding.
-        """
-        input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
-        if input_ids is None:
-            return super().generate(**kwargs)
-        mask = kwargs.get("attention_mask")
-        fuse_mask = kwargs.get("fuse_mask")
-        aligned = {"input_ids": input_ids, "fuse_mask": torch.ones_like(input_ids, dtype=torch.bool)}
-        if fuse_mask is not None:
-            aligned["fuse_mask"] = fit(fuse_mask, input_ids)
-        if mask is not None and mask.ndim == 2 and mask.shape == input_ids.shape and not mask[:, -1].all():
-            order = mask.bool().byte().argsort(dim=1, stable=True)
-            aligned = {name: x.gather(1, order) for name, x in (aligned | {"attention_mask": mask}).items()}
-        return super().generate(**kwargs | aligned)
-
-    def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration=False, **kwargs):
-        """Images are read at the prompt, and again at every step only where there is no cache."""
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            kwargs |= dict.fromkeys(("pixel_values", "pixel_values_videos", "vision", "fuse_mask"))
-        return super().prepare_inputs_for_generation(input_ids, *args, is_first_iteration=is_first_iteration, **kwargs)
-
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
-        """Beams: a row's images are repeated as a block, for a row may have several or none."""
-        images, videos, vision = (kwargs.pop(key, None) for key in ("pixel_values", "pixel_values_videos", "vision"))
-        if expand_size > 1 and input_ids is not None:
-            if vision:
-                tokens = [encoded.num_tokens for encoded in vision]
-                owners = rows_of(input_ids == self.config.image_token_id, tokens)
-                vision = [vision[i] for i in _blocks(owners, expand_size)]
-            elif images is not None or videos is not None:
-                visuals = self.model.visuals(input_ids, images, videos)
-                owners = [[visual.row for visual in visuals if visual.video is video] for video in (False, True)]
-                images = images if images is None else images[_blocks(owners[0], expand_size)]
-                videos = videos if videos is None else videos[_blocks(owners[1], expand_size)]
-        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
-        given = {"pixel_values": images, "pixel_values_videos": videos, "vision": vision}
-        return input_ids, kwargs | {key: value for key, value in given.items() if value is not None}
-
-
-def with_views(images: Images | None) -> Float[Tensor, "image view 3 height width"] | None:
-    """Images of a single view may leave its axis out."""
-    return images[:, None] if images is not None and images.ndim == 4 else images
-
-
-def _blocks(owners: list[int], copies: int) -> list[int]:
-    """Indices that repeat what belongs to a row as a block.
-
-    >>> _blocks([0, 0, 1], 2)
-    [0, 1, 0, 1, 2, 2]
-    """
-    rows = sorted(set(owners))
-    return [i for row in rows for _ in range(copies) for i, owner in enumerate(owners) if owner == row]

@@ -17,7 +17,9 @@ from PIL import Image, ImageOps
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
-def views(image: Image.Image, ratio: int, pad: tuple[int, ...] | None = None, pad_first: bool = False) -> list[Image.Image]:
+def views(
+    image: Image.Image, ratio: int, pad: tuple[int, ...] | None = None, pad_first: bool = False
+) -> list[Image.Image]:
     """The ratio x ratio sub-images and, last, the whole image; a ratio of 1 is the image alone.
 
     pad: the colour that fills each view up to a square; None leaves it to the image processor to crop. The authors

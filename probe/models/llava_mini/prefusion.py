@@ -59,7 +59,9 @@ class LlavaMiniPrefusion(nn.Module):
     ) -> tuple[Prefix, Float[Tensor, "frame patch dim"] | None]:
         """What words need of the image, and (if asked for) the image's own rows after the last layer."""
         cache = DynamicCache()
-        hidden = self._run(vision, vision.new_ones(vision.shape[:2], dtype=torch.bool), cache, last_keys_only=not outputs)
+        hidden = self._run(
+            vision, vision.new_ones(vision.shape[:2], dtype=torch.bool), cache, last_keys_only=not outputs
+        )
         return tuple((layer.keys, layer.values) for layer in cache.layers), hidden if outputs else None
 
     def fuse(

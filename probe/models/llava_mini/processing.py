@@ -4,16 +4,17 @@
     inputs = processor(images=picture, text="USER: <image>\\nWhat is this? ASSISTANT:", return_tensors="pt")
     model(**inputs)
 
-`<image>` becomes as many placeholders as the LLM gets vision tokens: C x C, for a video C x C a frame. The text around it
-is tokenized piece by piece, as the authors do. Their prompts begin with the template's own begin-of-text behind the
+`<image>` becomes as many placeholders as the LLM gets vision tokens: C x C, for a video C x C a frame. The text around
+it is tokenized piece by piece, as the authors do. Their prompts begin with the template's own begin-of-text behind the
 tokenizer's, so twice: so do ours, unless `add_special_tokens=False`.
 
-Source: `tokenizer_image_token` and `process_images` of the authors' `llavamini/mm_utils.py`; `preprocess` of `train.py`.
+Source: `tokenizer_image_token` and `process_images` of the authors' `llavamini/mm_utils.py`; `preprocess` of theirs.
 """
 
 import inspect
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,8 +32,8 @@ END_OF_TURN = re.compile(r" ?(<\|eot_id\|>|<\|im_end\|>|</s>|###|\n)?")  # what 
 class LlavaMiniProcessor(ProcessorMixin):
     """CLIP's image processor, the LLM's tokenizer, and how an image is split.
 
-    compressor_size: the model's C. view_tokens: vision tokens of each view, for a model without compression; None: C x C
-    for an image. resolution_ratio: N; an image is looked at as N x N sub-images and as a whole (1: only as a whole).
+    compressor_size: the model's C. view_tokens: vision tokens of each view, for a model without compression; None: C x
+    C for an image. resolution_ratio: N; an image is looked at as N x N sub-images and as a whole (1: only as a whole).
     aspect: "square" crops the middle of each view, "pad" fills it up to a square.
     image_token_id: the model's id for a placeholder, if the tokenizer's own for `<image>` is another.
     """
@@ -101,9 +102,7 @@ class LlavaMiniProcessor(ProcessorMixin):
             data |= self._batch(self._tokenize(texts, tokens, **tokenizing), **tokenizing)
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def pixels(
-        self, picture: Image.Image, pad_first: bool = False
-    ) -> Float[Tensor, "view 3 height width"]:
+    def pixels(self, picture: Image.Image, pad_first: bool = False) -> Float[Tensor, "view 3 height width"]:
         """A picture as the vision tower sees it. `pad_first`: as in the authors' training, see `views`."""
         colour = tuple(int(255 * mean) for mean in self.image_processor.image_mean) if self.aspect == "pad" else None
         parts = views(picture.convert("RGB"), self.resolution_ratio, colour, pad_first)
@@ -131,7 +130,7 @@ class LlavaMiniProcessor(ProcessorMixin):
                 end = text.index(said := _words(message["content"]), start) + len(said)
                 spans.append((start, END_OF_TURN.match(text, end).end()))
         cuts = [0, *(edge for span in spans for edge in span), len(text)]
-        pieces = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]  # not learned, learned, not learned ...
+        pieces = [text[a:b] for a, b in pairwise(cuts)]  # not learned, learned, not learned ...
         bos = self.tokenizer.bos_token
         counts = iter(tokens or [self.tokens_per_frame] * text.count(self.image_token))
         ids, labels = [], []

@@ -16,12 +16,10 @@ HELPFUL = (
     "provides, and assist the user with a variety of tasks using natural language."
 )
 CHAT = (
-    "A chat between a curious {who} and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
-    "polite answers to the {who}'s questions."
+    "A chat between a curious {who} and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the {who}'s questions."
 )
-MPT = (
-    "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
-)
+MPT = "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,9 @@ TEMPLATE = """\
 {{- ASSISTANT_OPEN ~ words(message.content) | trim ~ ASSISTANT_CLOSE -}}
 {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt and (CLOSING_HEADER or not turns or turns[-1].role == 'user') -%}{{- GENERATION -}}{%- endif -%}
+{%- if add_generation_prompt and (CLOSING_HEADER or not turns or turns[-1].role == 'user') -%}
+{{- GENERATION -}}
+{%- endif -%}
 """
 
 

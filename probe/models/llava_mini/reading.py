@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from .encoding import EncodedVision, Seen
+from .encoding import EncodedVision
 from .layout import Visual, Words, pack
 
 Frame = tuple[Tensor, int, int]  # pixels (view, 3, height, width), row, place among all frames of the batch (-1: none)
@@ -72,14 +72,16 @@ def answered(encoded: EncodedVision, text: Text, row: int) -> Float[Tensor, "1 w
     n = 0 if question is None else len(question.ids)
     if question is None or not torch.equal(question.ids, ids[:n].cpu()) or visible[n:].any():
         raise ValueError(
-            "LLaVA-Mini: expected the prompt that a long video was encoded with, got another; its frames were let go of, so "
-            "call encode_image(frames, input_ids=prompt) for each prompt, or with a larger keep_frames"
+            "LLaVA-Mini: expected the prompt that a long video was encoded with, got another; its frames were let go of, "
+            "so call encode_image(frames, input_ids=prompt) for each prompt, or with a larger keep_frames"
         )
     fused = text.raw[row].float()
     return torch.cat([question.fused.to(fused), fused[n:]])[None]
 
 
-def average(readings: Iterable[Reading], text: Text) -> tuple[Float[Tensor, "token dim"], Float[Tensor, "row word dim"]]:
+def average(
+    readings: Iterable[Reading], text: Text
+) -> tuple[Float[Tensor, "token dim"], Float[Tensor, "row word dim"]]:
     """All vision tokens in order, and the text of each row averaged over its frames, raw where it is hidden."""
     tokens: dict[int, Tensor] = {}
     total, frames = torch.zeros_like(text.raw, dtype=torch.float32), text.raw.new_zeros(len(text.raw), 1, 1).float()
@@ -92,9 +94,7 @@ def average(readings: Iterable[Reading], text: Text) -> tuple[Float[Tensor, "tok
     return torch.cat([tokens[place] for place in sorted(tokens) if place >= 0] or [fused[0, :0]]), fused
 
 
-def frames_of(
-    visuals: Sequence[Visual], rows: int, images: Tensor | None, videos: Tensor | None
-) -> list[Frame]:
+def frames_of(visuals: Sequence[Visual], rows: int, images: Tensor | None, videos: Tensor | None) -> list[Frame]:
     """Every frame of a batch in order, and an all-zero one for each row without an image.
 
     The authors train text-only rows of an image batch with such a dummy, so their words are fused as well.

@@ -1,7 +1,7 @@
 """From pixels to what pre-fusion reads: patches of every view, joined tile by tile, compressed, projected.
 
-An image is one view, or N x N sub-images (row by row) and the whole image LAST. The sub-images' patches are put together
-to one large grid, and only that grid is compressed; pre-fusion also reads the whole image.
+An image is one view, or N x N sub-images (row by row) and the whole image LAST. The sub-images' patches are put
+together to one large grid, and only that grid is compressed; pre-fusion also reads the whole image.
 
 Source: `encode_images_mini` of the authors' `llavamini_arch.py`; arXiv 2501.03895, sections 4.2 and 4.3.
 """
@@ -15,10 +15,13 @@ from transformers import AutoModel
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from .compressor import LlavaMiniCompressor
+from .configuration import LlavaMiniConfig
 
 
 class LlavaMiniVision:
     """The part of the model that looks at pixels (a mixin: its modules are the model's own)."""
+
+    config: LlavaMiniConfig
 
     def build_vision(self, config) -> None:
         clip, size = config.vision_config, config.compressor_size
@@ -36,8 +39,7 @@ class LlavaMiniVision:
         """What pre-fusion reads of each frame, and its compressed tokens: both in the LLM's width."""
         patches = self.patches(pixel_values)
         grid = join_tiles(patches)
-        seen = cat([grid, patches[:, -1]], dim=1) if patches.shape[1] > 1 else grid
-        vision = self.multi_modal_projector(seen)
+        vision = self.multi_modal_projector(with_whole(grid, patches))
         if self.config.compression == "none":
             return vision, vision
         return vision, self.multi_modal_projector(self.compress(grid))
@@ -76,3 +78,10 @@ def join_tiles(patches: Float[Tensor, "frame view patch dim"]) -> Float[Tensor, 
     return rearrange(
         patches[:, :-1], "frame (N M) (row col) dim -> frame (N row M col) dim", N=side, row=inner, col=inner
     )
+
+
+def with_whole(
+    grid: Float[Tensor, "frame grid dim"], patches: Float[Tensor, "frame view patch dim"]
+) -> Float[Tensor, "frame row dim"]:
+    """The joined sub-images, and behind them the whole image."""
+    return cat([grid, patches[:, -1]], dim=1) if patches.shape[1] > 1 else grid

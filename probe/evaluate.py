@@ -1,0 +1,193 @@
+"""Subject x intervention x benchmark -> run: what is measured over many samples, resumable and crash-safe.
+
+    task = Task.read("gqa", "data/gqa", limit=500)
+    dropping = Dropping(subject, task, {"mask": windows(4), "swap": windows(4)})
+    print(dropping.estimate())
+    run = dropping.run("probe-out/drop")                  # the same line again goes on where it was interrupted
+    effects(results(run, task))                           # accuracy of every case, with intervals
+
+A part of such a run is a tree: a node for each reading of "dropped" (a table of `drop_sweep`), and one with the
+attention that text gives to vision, from the same samples. A part of an attention run is a record.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from probe.effects import ATTENTION
+from probe.errors import ProbeError
+from probe.fingerprint import Fingerprint, hash_files
+from probe.interventions.sweep import Sweep
+from probe.interventions.sweep.cases import Cases
+from probe.interventions.sweep.schedule import pictures_of
+from probe.measurement import measure
+from probe.run import Run, collect
+from probe.samples import Sample
+from probe.subject import Subject
+from probe.task import Task
+
+READINGS: dict[str, dict[str, Any]] = {
+    "mask": {"how": "mask"},
+    "freeze": {"how": "mask", "freeze": True},
+    "remove": {"how": "remove"},
+    "gone": {"how": "remove", "restore": False},
+    "zero": {"how": "zero"},
+    "swap": {"how": "swap"},
+}
+ATTENTION_VALUES = ("mass", "share", "lift")
+ATTENTION_BATCH = 16  # samples between two looks at the clock
+PER_SAMPLE = ("row_layers", "image_prefixes")  # counts, not settings
+Progress = Callable[[int], None]
+
+
+class Dropping:
+    """What `probe drop` measures of each sample: its answers in every case of every reading, and attention."""
+
+    def __init__(
+        self, subject: Subject, task: Task, readings: Mapping[str, Cases], *, max_new_tokens: int = 32,
+        attention: bool = True,
+    ):  # fmt: skip
+        """`readings`: names of `READINGS`, each with its cases as in `drop_sweep`. Raises ProbeError as that does."""
+        if unknown := [name for name in readings if name not in READINGS]:
+            raise ProbeError("drop", expected=f"readings of {', '.join(READINGS)}", got=repr(unknown[0]))
+        if not task.with_pictures:
+            raise ProbeError("drop", expected="questions about pictures", got=f"none in {task.benchmark.name}")
+        self.subject, self.task, self.max_new_tokens, self.attention = subject, task, max_new_tokens, attention
+        self.sweeps = {
+            name: Sweep(subject, cases, **READINGS[name], max_new_tokens=max_new_tokens, score=task.score)
+            for name, cases in readings.items()
+        }
+
+    def run(self, folder: str | Path, progress: Progress | None = None) -> Run:
+        """Measures what is still to do. Raises ProbeError where the folder holds another run; see `collect`."""
+        run = Run.open(folder, self.fingerprint())
+        collect(run, self.task.with_pictures, self, progress=progress)
+        return run
+
+    def fingerprint(self) -> Fingerprint:
+        """What must be equal to go on."""
+        readings = {
+            name: {**READINGS[name], "cases": {case: sorted(layers) for case, layers in sweep.cases.items()}}
+            for name, sweep in self.sweeps.items()
+        }
+        return fingerprint(
+            self.subject, self.task, {"verb": "drop", "readings": readings, "attention": self.attention},
+            {"max_new_tokens": self.max_new_tokens},
+        )  # fmt: skip
+
+    def estimate(self, samples: Sequence[Sample] | None = None) -> list[str]:
+        """What these samples (by default all) will cost, a line a reading. An upper bound, as answers end."""
+        samples = list(self.task.with_pictures if samples is None else samples)
+        readable = next((at for at, sample in enumerate(samples[:100]) if self._can_encode(sample)), None)
+        if readable is None:
+            return []
+        samples = [samples[readable], *samples[:readable], *samples[readable + 1 :]]
+        return [f"{name}: {sweep.estimate(samples).removeprefix('drop_sweep: ')}" for name, sweep in self.sweeps.items()]
+
+    def _can_encode(self, sample: Sample) -> bool:
+        try:
+            self.subject.encode(list(sample.images), sample.question)
+        except ProbeError:
+            return False
+        return True
+
+    def __call__(self, samples: list[Sample]) -> xr.DataTree:
+        """One sample (a list, as `collect` has it) in every case of every reading."""
+        (sample,) = samples
+        donor = self.task.donor(sample, same_size=self.subject.aspect == "anyres")
+        nodes = {name: _without_counts(sweep(sample, donor)) for name, sweep in self.sweeps.items()}
+        if self.attention:
+            record = measure(self.subject, sample, stacks=["llm"], rows="text", max_new_tokens=self.max_new_tokens)
+            nodes[ATTENTION] = attention_to_vision(record)
+        return xr.DataTree.from_dict({"/": _about(sample).assign_attrs(self.subject.describe()), **nodes})
+
+
+def attention_to_vision(record: xr.DataTree) -> xr.Dataset:
+    """Mass, share and lift of vision by layer and query type, mean over heads."""
+    llm = record["llm"].to_dataset()[list(ATTENTION_VALUES)]
+    averaged = llm.sel(key_type="vision", drop=True).mean("head", keep_attrs=True)
+    return averaged.assign_attrs(record.attrs)
+
+
+def results(run: Run, task: Task) -> xr.DataTree:
+    """All of a drop run, in the order of the benchmark. Raises ProbeError when no sample is finished."""
+    loaded = run.load([sample.id for sample in task.benchmark.samples])
+    assert isinstance(loaded, xr.DataTree)
+    return loaded
+
+
+def predictions(table: xr.Dataset, case: str) -> dict[str, str]:
+    """Sample id -> the answer in a case."""
+    return dict(zip(table["sample"].values.tolist(), table["answer"].sel(case=case).values.tolist(), strict=True))
+
+
+def attention_run(
+    subject: Subject, task: Task, folder: str | Path, *, progress: Progress | None = None, max_new_tokens: int = 32,
+    types: str = "paper", maps: bool = False,
+) -> Run:  # fmt: skip
+    """Records of a benchmark's samples in a run directory, as `measure` makes them, without pixels.
+
+    Where each patch is, and what it receives, is kept with `maps` only: it is most of a record.
+    """
+    options: dict[str, Any] = {"types": types, "maps": maps, "max_new_tokens": max_new_tokens}
+    run = Run.open(folder, fingerprint(subject, task, {"verb": "attention", "types": types, "maps": maps},
+                                       {"max_new_tokens": max_new_tokens}))  # fmt: skip
+    pictured = {bool(sample.images) for sample in task.samples}
+    stacks = ["llm"] if pictured == {True, False} else None  # a sample without a picture has no encoder
+
+    def measured(samples: list[Sample]) -> xr.DataTree:
+        record = measure(subject, samples, stacks=stacks, progress=False, **options)
+        return lean(record, {sample.id: sample for sample in samples}, keep_patches=maps)
+
+    collect(run, task.samples, measured, batch=ATTENTION_BATCH, progress=progress)
+    return run
+
+
+def lean(record: xr.DataTree, samples: Mapping[str, Sample], keep_patches: bool) -> xr.DataTree:
+    """A record as a run keeps it: pictures by path and hash, and without what grows with the sequence."""
+    root = record.to_dataset()
+    ids = [str(name) for name in root["sample"].values]
+    count = root.sizes.get("image", 0)
+    hashes = np.full((len(ids), count), "", dtype=object)
+    for at in range(len(ids)):
+        for number, (height, width) in enumerate(root["picture_size"].values[at] if count else ()):
+            pixels = root["picture"].values[at, number, :height, :width].tobytes()
+            hashes[at, number] = hashlib.sha256(pixels + bytes([height % 251])).hexdigest() if height else ""
+    paths = [" ".join(str(p) for p in samples[name].images if not hasattr(p, "tobytes")) for name in ids]
+    about = {"picture_path": ("sample", np.array(paths, dtype=object), {"long_name": "files of the pictures", "units": "text"})}
+    if count:
+        about["picture_sha256"] = (("sample", "image"), hashes, {"long_name": "SHA-256 of the pixels", "units": "text"})
+    root = root.drop_vars(["picture", "picture_size", "tokens", "token_type"], errors="ignore").assign(about)
+    root.attrs.pop("prompt_sha256", None)  # one sample's
+    drop = [] if keep_patches else ["received", "key_picture", "key_tile", "key_row", "key_col", "key_box", "edge"]
+    nodes = {name: node.to_dataset(inherit=False).drop_vars(drop, errors="ignore") for name, node in record.children.items()}
+    return xr.DataTree.from_dict({"/": root, **nodes})
+
+
+def fingerprint(subject: Subject, task: Task, plan: Mapping[str, Any], generation: Mapping[str, Any]) -> Fingerprint:
+    """What makes two runs over a benchmark the same; how many samples are asked does not."""
+    told = subject.describe()
+    template = hashlib.sha256(str(subject.processor.chat_template).encode()).hexdigest()[:16]
+    setting = {name: told[name] for name in ("quantization", "aspect", "image_processor")}
+    return Fingerprint(
+        told["model"], told["revision"], told["dtype"], told["attention"], template, {**plan, **setting},
+        {"benchmark": task.benchmark.name, "split": task.benchmark.split, **hash_files(task.benchmark.files)}, generation,
+    )  # fmt: skip
+
+
+def _without_counts(table: xr.Dataset) -> xr.Dataset:
+    table.attrs = {name: value for name, value in table.attrs.items() if name not in PER_SAMPLE}
+    return table
+
+
+def _about(sample: Sample) -> xr.Dataset:
+    """What figures and tables need to know of a sample."""
+    told = {"image": str(sample.meta["image"]), "kind": str(sample.meta["kind"]), "question": str(sample.question)}
+    return xr.Dataset(
+        {name: ("sample", np.array([text], dtype=object)) for name, text in told.items()},
+        coords={"sample": np.array([sample.id], dtype=object)},
+    )

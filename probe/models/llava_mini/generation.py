@@ -1,0 +1,71 @@
+"""Generating words: images are read once, at the prompt, and what is generated is never fused.
+
+Source: `generate` of the authors' `llava_llama.py`, which hands merged embeddings to the LLM's own `generate`.
+"""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import GenerationMixin
+
+from .layout import rows_of
+from .reading import fit
+
+Ids = Int[Tensor, "row token"]
+
+
+class LlavaMiniGeneration(GenerationMixin):
+    """`GenerationMixin` for a model whose prompt has images."""
+
+    @torch.no_grad()
+    def generate(self, inputs: Ids | None = None, **kwargs):
+        """`GenerationMixin.generate`; what is generated is never fused, with a cache or without.
+
+        Rows may be padded on either side: padding on the right is moved to the left, or the first word of a shorter row
+        would be predicted from padding.
+        """
+        input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        if input_ids is None:
+            return super().generate(**kwargs)
+        mask = kwargs.get("attention_mask")
+        fuse_mask = kwargs.get("fuse_mask")
+        aligned = {"input_ids": input_ids, "fuse_mask": torch.ones_like(input_ids, dtype=torch.bool)}
+        if fuse_mask is not None:
+            aligned["fuse_mask"] = fit(fuse_mask, input_ids)
+        if mask is not None and mask.ndim == 2 and mask.shape == input_ids.shape and not mask[:, -1].all():
+            order = mask.bool().byte().argsort(dim=1, stable=True)
+            aligned = {name: x.gather(1, order) for name, x in (aligned | {"attention_mask": mask}).items()}
+        return super().generate(**kwargs | aligned)
+
+    def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration=False, **kwargs):
+        """Images are read at the prompt, and again at every step only where there is no cache."""
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            kwargs |= dict.fromkeys(("pixel_values", "pixel_values_videos", "vision", "fuse_mask"))
+        return super().prepare_inputs_for_generation(input_ids, *args, is_first_iteration=is_first_iteration, **kwargs)
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
+        """Beams: a row's images are repeated as a block, for a row may have several or none."""
+        images, videos, vision = (kwargs.pop(key, None) for key in ("pixel_values", "pixel_values_videos", "vision"))
+        if expand_size > 1 and input_ids is not None:
+            if vision:
+                tokens = [encoded.num_tokens for encoded in vision]
+                owners = rows_of(input_ids == self.config.image_token_id, tokens)
+                vision = [vision[i] for i in _blocks(owners, expand_size)]
+            elif images is not None or videos is not None:
+                visuals = self.model.visuals(input_ids, images, videos)
+                owners = [[visual.row for visual in visuals if visual.video is video] for video in (False, True)]
+                images = images if images is None else images[_blocks(owners[0], expand_size)]
+                videos = videos if videos is None else videos[_blocks(owners[1], expand_size)]
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        given = {"pixel_values": images, "pixel_values_videos": videos, "vision": vision}
+        return input_ids, kwargs | {key: value for key, value in given.items() if value is not None}
+
+
+def _blocks(owners: list[int], copies: int) -> list[int]:
+    """Indices that repeat what belongs to a row as a block.
+
+    >>> _blocks([0, 0, 1], 2)
+    [0, 1, 0, 1, 2, 2]
+    """
+    rows = sorted(set(owners))
+    return [i for row in rows for _ in range(copies) for i, owner in enumerate(owners) if owner == row]
