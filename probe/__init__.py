@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from probe import plots
     from probe.errors import ProbeError
+    from probe.interventions import drop_vision, knockout, swap_vision
+    from probe.interventions.sweep import drop_sweep, from_layer, until_layer, windows
     from probe.measurement import measure
     from probe.record import open, save, to_dataframe
     from probe.samples import Sample
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
     from probe.verification import verify
 
 __version__ = "0.1.0"
-__all__ = ["load", "measure", "save", "open", "to_dataframe", "plots", "verify", "Sample", "ProbeError"]
+__all__ = [
+    "load", "measure", "save", "open", "to_dataframe", "plots", "verify", "Sample", "ProbeError",
+    "drop_vision", "knockout", "swap_vision", "drop_sweep", "windows", "from_layer", "until_layer",
+]  # fmt: skip
 
 _HOMES = {
     "load": "probe.subject",
@@ -30,6 +35,13 @@ _HOMES = {
     "open": "probe.record",
     "to_dataframe": "probe.record",
     "verify": "probe.verification",
+    "drop_vision": "probe.interventions",
+    "knockout": "probe.interventions",
+    "swap_vision": "probe.interventions",
+    "drop_sweep": "probe.interventions.sweep",
+    "windows": "probe.interventions.sweep",
+    "from_layer": "probe.interventions.sweep",
+    "until_layer": "probe.interventions.sweep",
     "Sample": "probe.samples",
     "ProbeError": "probe.errors",
 }

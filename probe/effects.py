@@ -32,6 +32,7 @@ VALUES = {
     "donor_answer_given": "the other image's answer is given",
 }
 ALL = "all"  # kinds of question
+ORDER = ("mask", "mask, freeze", "remove", "remove, no restore", "zero", "swap")  # of readings
 
 
 def tables_of(results: Any) -> dict[str, xr.Dataset]:
@@ -49,6 +50,7 @@ def tables_of(results: Any) -> dict[str, xr.Dataset]:
             for name, node in results.children.items()
             if name != ATTENTION and "case" in (table := node.to_dataset()).dims
         }
+        tables = dict(sorted(tables.items(), key=lambda pair: [*ORDER, pair[0]].index(pair[0])))
     else:
         tables = dict(results) if isinstance(results, Mapping) else {}
     if not tables or not all(isinstance(one, xr.Dataset) and "dropped" in one for one in tables.values()):
@@ -85,9 +87,9 @@ def dropped_layers(table: xr.Dataset) -> dict[str, tuple[int, ...]]:
 
 
 def window_cases(table: xr.Dataset, size: int | None = None) -> list[str]:
-    """Cases that are neighbouring windows of `size` layers; by default of the least size that they cover all layers with.
+    """Cases that are neighbouring windows of `size` layers; by default of the least size that covers all layers.
 
-    None where there are no such cases.
+    An empty list where there are no such cases.
     """
     names, layers = {chosen: name for name, chosen in dropped_layers(table).items()}, table.sizes["layer"]
     for tried in range(1, layers) if size is None else [size]:

@@ -23,8 +23,9 @@ from probe.errors import ProbeError
 from probe.fingerprint import Fingerprint, hash_files
 from probe.interventions.sweep import Sweep
 from probe.interventions.sweep.cases import Cases
-from probe.interventions.sweep.schedule import pictures_of
+from probe.lean import lean
 from probe.measurement import measure
+from probe.record import validate
 from probe.run import Run, collect
 from probe.samples import Sample
 from probe.subject import Subject
@@ -86,7 +87,8 @@ class Dropping:
         if readable is None:
             return []
         samples = [samples[readable], *samples[:readable], *samples[readable + 1 :]]
-        return [f"{name}: {sweep.estimate(samples).removeprefix('drop_sweep: ')}" for name, sweep in self.sweeps.items()]
+        costs = {name: sweep.estimate(samples).removeprefix("drop_sweep: ") for name, sweep in self.sweeps.items()}
+        return [f"{name}: {cost}" for name, cost in costs.items()]
 
     def _can_encode(self, sample: Sample) -> bool:
         try:
@@ -147,25 +149,10 @@ def attention_run(
     return run
 
 
-def lean(record: xr.DataTree, samples: Mapping[str, Sample], keep_patches: bool) -> xr.DataTree:
-    """A record as a run keeps it: pictures by path and hash, and without what grows with the sequence."""
-    root = record.to_dataset()
-    ids = [str(name) for name in root["sample"].values]
-    count = root.sizes.get("image", 0)
-    hashes = np.full((len(ids), count), "", dtype=object)
-    for at in range(len(ids)):
-        for number, (height, width) in enumerate(root["picture_size"].values[at] if count else ()):
-            pixels = root["picture"].values[at, number, :height, :width].tobytes()
-            hashes[at, number] = hashlib.sha256(pixels + bytes([height % 251])).hexdigest() if height else ""
-    paths = [" ".join(str(p) for p in samples[name].images if not hasattr(p, "tobytes")) for name in ids]
-    about = {"picture_path": ("sample", np.array(paths, dtype=object), {"long_name": "files of the pictures", "units": "text"})}
-    if count:
-        about["picture_sha256"] = (("sample", "image"), hashes, {"long_name": "SHA-256 of the pixels", "units": "text"})
-    root = root.drop_vars(["picture", "picture_size", "tokens", "token_type"], errors="ignore").assign(about)
-    root.attrs.pop("prompt_sha256", None)  # one sample's
-    drop = [] if keep_patches else ["received", "key_picture", "key_tile", "key_row", "key_col", "key_box", "edge"]
-    nodes = {name: node.to_dataset(inherit=False).drop_vars(drop, errors="ignore") for name, node in record.children.items()}
-    return xr.DataTree.from_dict({"/": root, **nodes})
+def merged(run: Run, task: Task) -> xr.DataTree:
+    """All of an attention run as one record, in the order of the benchmark."""
+    loaded = run.load([sample.id for sample in task.benchmark.samples])
+    return validate(loaded)
 
 
 def fingerprint(subject: Subject, task: Task, plan: Mapping[str, Any], generation: Mapping[str, Any]) -> Fingerprint:
@@ -173,10 +160,9 @@ def fingerprint(subject: Subject, task: Task, plan: Mapping[str, Any], generatio
     told = subject.describe()
     template = hashlib.sha256(str(subject.processor.chat_template).encode()).hexdigest()[:16]
     setting = {name: told[name] for name in ("quantization", "aspect", "image_processor")}
-    return Fingerprint(
-        told["model"], told["revision"], told["dtype"], told["attention"], template, {**plan, **setting},
-        {"benchmark": task.benchmark.name, "split": task.benchmark.split, **hash_files(task.benchmark.files)}, generation,
-    )  # fmt: skip
+    data = {"benchmark": task.benchmark.name, "split": task.benchmark.split, **hash_files(task.benchmark.files)}
+    named = (told["model"], told["revision"], told["dtype"], told["attention"])
+    return Fingerprint(*named, template, {**plan, **setting}, data, generation)
 
 
 def _without_counts(table: xr.Dataset) -> xr.Dataset:

@@ -106,11 +106,12 @@ class PartialLayer(DynamicLayer):
 
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)
-        if self.present is not None and self.is_initialized:
-            self.present = Present(self.present.index[:, : self.keys.shape[-2]], self.present.length + tokens_to_remove)
+        if self.present is not None and self.keys is not None:
+            stored = self.keys.shape[-2]
+            self.present = Present(self.present.index[:, :stored], self.present.length + tokens_to_remove)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(beam_idx)  # pyright: ignore[reportArgumentType]
         self._choose(lambda x: x[beam_idx.to(x.device)])
 
     def batch_repeat_interleave(self, repeats: int) -> None:

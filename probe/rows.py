@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from probe.errors import ProbeError
@@ -34,7 +35,7 @@ CACHE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, PartialLayer)  # exactl
 
 
 @contextmanager
-def without_vision(called: str, model: nn.Module, stack: Stack, layers: tuple[int, ...]) -> Iterator[None]:
+def without_vision(called: str, model: PreTrainedModel, stack: Stack, layers: tuple[int, ...]) -> Iterator[None]:
     """Runs these layers without vision rows, which come back behind each block of consecutive layers as they were
     before it.
 
@@ -51,7 +52,7 @@ def without_vision(called: str, model: nn.Module, stack: Stack, layers: tuple[in
         yield
 
 
-def _windows(called: str, model: nn.Module, layers: tuple[int, ...]) -> list[int | None]:
+def _windows(called: str, model: PreTrainedModel, layers: tuple[int, ...]) -> list[int | None]:
     """The sliding window of each layer, None for full attention."""
     kinds = DynamicCache(config=model.config).layers or [DynamicLayer()] * (max(layers) + 1)
     for layer in layers:
@@ -102,50 +103,51 @@ class _Block:
         layouts.pop(attention, None)
         if is_untouched():
             return None
-        sequence, cache = self.sequences.running(), kwargs.get("past_key_values")
-        if sequence.past:
-            return self._decode(index, attention, args, kwargs)
-        if not sequence.vision.any():
-            return None
-        if "present" not in sequence.memo:
-            sequence.memo["present"] = Present.without(sequence.vision)
-        present = sequence.memo["present"]
-        if cache is not None:
-            _store(cache, index, PartialLayer(present))
-        layout = Layout(present, present, kwargs.get("attention_mask"), _takes_2d(attention))
-        layouts[attention] = layout
-        ids, embeddings = kwargs.get("position_ids"), kwargs.get("position_embeddings")
-        kwargs = kwargs | {"attention_mask": layout.part_of_mask(layout.own_mask)}
-        if ids is not None:
-            parts = [present.take(x, 1) for x in (ids if ids.ndim == 3 else [ids])]  # three axes: temporal, row, column
-            kwargs["position_ids"] = torch.stack(parts) if ids.ndim == 3 else parts[0]
-        if embeddings is not None:
-            kwargs["position_embeddings"] = tuple(present.take(x, 1) for x in embeddings)
-        if index == self.first:
-            self.whole, named = (args[0], False) if args else (kwargs["hidden_states"], True)
-            hidden = present.take(self.whole, 1)
-            return (args, kwargs | {"hidden_states": hidden}) if named else ((hidden, *args[1:]), kwargs)
-        return args, kwargs
-
-    def _decode(self, index: int, attention: nn.Module, args: tuple, kwargs: dict) -> Any:
-        """All new tokens are present; of the mask's columns only the keys that the cache layer holds."""
-        stored = kwargs["past_key_values"].layers[index]
-        if not isinstance(stored, PartialLayer) or stored.present is None:
-            return None  # a prompt without pictures
         sequence = self.sequences.running()
+        if "present" not in sequence.memo:  # decided by the prompt, for the whole sequence
+            sequence.memo["present"] = Present.without(sequence.vision) if sequence.vision.any() else None
+        if sequence.memo["present"] is None:
+            return None
+        if sequence.past == 0:
+            return self._prompt(index, attention, sequence.memo["present"], args, kwargs)
+        present = kwargs["past_key_values"].layers[index].present
         new = sequence.length - sequence.past
-        queries = Present.all(len(sequence.vision), new, stored.present.index.device)
-        layout = Layout(queries, stored.present.then(new), kwargs.get("attention_mask"), _takes_2d(attention))
+        everything_new = Present.all(len(sequence.vision), new, present.index.device)
+        layout = Layout(everything_new, present.then(new), kwargs.get("attention_mask"), _takes_2d(attention))
+        return args, kwargs | self._shown(attention, layout)
+
+    def _prompt(self, index: int, attention: nn.Module, present: Present, args: tuple, kwargs: dict) -> Any:
+        """The same as `_enter`, for the forward that fills the cache: hidden states and positions are taken out too."""
+        if (cache := kwargs.get("past_key_values")) is not None:
+            _store(cache, index, PartialLayer(present))
+        taken = self._shown(attention, Layout(present, present, kwargs.get("attention_mask"), _takes_2d(attention)))
+        if (ids := kwargs.get("position_ids")) is not None:
+            parts = [present.take(x, 1) for x in (ids if ids.ndim == 3 else [ids])]  # time, row and column, or one
+            taken["position_ids"] = torch.stack(parts) if ids.ndim == 3 else parts[0]
+        if (embeddings := kwargs.get("position_embeddings")) is not None:
+            taken["position_embeddings"] = tuple(present.take(x, 1) for x in embeddings)
+        if index != self.first:
+            return args, kwargs | taken
+        self.whole = hidden = args[0] if args else kwargs["hidden_states"]
+        if args:
+            return (present.take(hidden, 1), *args[1:]), kwargs | taken
+        return args, kwargs | taken | {"hidden_states": present.take(hidden, 1)}
+
+    @staticmethod
+    def _shown(attention: nn.Module, layout: Layout) -> dict[str, Any]:
+        """Has the layer's attention calls shown over the whole sequence; returns the mask they get."""
         layouts[attention] = layout
-        return args, kwargs | {"attention_mask": layout.part_of_mask(layout.own_mask)}
+        return {"attention_mask": layout.part_of_mask(layout.own_mask)}
 
     def _leave(self, layer: nn.Module, args: tuple, output: Any) -> Any:
         """Behind the last layer: the rows that stayed, among the others as they were."""
-        whole, self.whole = self.whole, None
-        if whole is None or is_untouched():
+        if is_untouched():
+            return None
+        sequence, whole, self.whole = self.sequences.running(), self.whole, None
+        if whole is None or sequence.past or sequence.memo["present"] is None:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
-        hidden = self.sequences.running().memo["present"].put(hidden, whole.to(hidden.device), 1)
+        hidden = sequence.memo["present"].put(hidden, whole.to(hidden.device), 1)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
@@ -155,6 +157,6 @@ def _store(cache: Any, index: int, layer: PartialLayer) -> None:
     cache.layers[index] = layer
 
 
-def _takes_2d(attention: nn.Module) -> bool:
+def _takes_2d(attention: Any) -> bool:
     """Flash attention takes no mask over pairs, but one over keys."""
     return "flash" in (attention.config._attn_implementation or "")

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
 from probe.locate import image_token_id, vision_positions
@@ -59,7 +60,7 @@ class Sequences:
     def __init__(
         self,
         called: str,
-        model: nn.Module,
+        model: PreTrainedModel,
         first_layer: nn.Module,
         *,
         check: Callable[[Sequence, Any], None] = lambda sequence, cache: None,
@@ -101,7 +102,7 @@ class Sequences:
             self.now = Sequence(vision_positions(self.model, ids), 0)
         self.check(self.now, cache)
 
-    def _continued(self, cache: Any, past: int, ids: Tensor | None, embeds: Tensor | None) -> Sequence:
+    def _continued(self, cache: Any, past: int, ids: Tensor | None, embeds: Any) -> Sequence:
         before = self._known.get(cache)
         if before is None or before.length < past:
             raise ProbeError(
@@ -109,7 +110,7 @@ class Sequences:
                 got=f"a cache of {past} tokens from elsewhere", fix="run prompt and answer in the same block",
             )  # fmt: skip
         if ids is None or ids.shape[1] == 1:  # a single image token is no picture: the model has said it
-            new = before.vision.new_zeros((embeds if ids is None else ids).shape[:2])
+            new = before.vision.new_zeros(*(embeds if ids is None else ids).shape[:2])
         else:
             new = vision_positions(self.model, ids)
         if len(new) != len(before.vision):

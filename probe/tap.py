@@ -162,7 +162,7 @@ class _Route:
         returned = output[1] if isinstance(output, tuple) and len(output) > 1 else None
         if self.weights is None or not torch.is_tensor(returned) or returned.ndim != 4:
             raise ProbeError(
-                "probe", expected="attention through transformers' interface, or returned (batch, head, query, key) weights",
+                "probe", expected="attention through transformers' interface, or weights (batch, head, query, key)",
                 got=f"{self.name} ({type(module).__name__})", fix="leave it out of the stack",
             )  # fmt: skip
         self.weights(AttentionWeights(self.name, module, returned))

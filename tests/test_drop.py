@@ -60,7 +60,7 @@ def test_frozen_mask_is_remove_in_every_range_and_plain_mask_is_to_the_end(subje
             assert (plain - removed).abs().max() > 1e-3, "behind the block vision rows have evolved"
 
 
-@pytest.mark.parametrize(("kind", "ranges"), [("one", RANGES[::4]), ("left", RANGES)])
+@pytest.mark.parametrize(("kind", "ranges"), [("one", RANGES[::6]), ("left", RANGES[::3])])
 def test_the_same_while_decoding_16_tokens(subject, kind, ranges):
     inputs, run = prompt(subject, kind), partial(decoded, steps=16)
     for layers in ranges:
@@ -148,7 +148,7 @@ def test_decoding_with_a_cache_is_the_forward_over_everything(subject, sense):
 
 
 @pytest.mark.parametrize("sense", SENSES)
-@pytest.mark.parametrize("generate", [{"num_beams": 3}, {"do_sample": True}, {"do_sample": True, "num_return_sequences": 2}])
+@pytest.mark.parametrize("generate", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
 def test_beams_and_sampling(subject, sense, generate):
     inputs = prompt(subject, "left")
 
@@ -323,7 +323,7 @@ def test_measuring_inside_changes_nothing(subject, sense):
         ({"layers": 1, "how": "delete"}, "how='mask', 'remove', 'zero', got 'delete'"),
         ({"layers": 1, "how": "zero", "freeze": True}, "freeze with how='mask'"),
         ({"layers": 1, "restore": False}, "restore=False with how='remove'"),
-        ({"layers": 1, "stack": "vision"}, "stack='llm', got 'vision'"),
+        ({"layers": 1, "stack": "vision"}, "stack='llm', whose rows are text and vision, got 'vision'"),
     ],
 )
 def test_mistakes_are_told_in_one_line(subject, given, complaint):
@@ -349,7 +349,7 @@ def test_a_cache_from_outside_is_refused(subject):
     with torch.no_grad():
         cache = subject.model(**prompt(subject, "one")).past_key_values
     for sense in SENSES.values():
-        with drop_vision(subject, 1, **sense), pytest.raises(ProbeError, match="a cache of 2. tokens from elsewhere"):
+        with drop_vision(subject, 1, **sense), pytest.raises(ProbeError, match="tokens from elsewhere"):
             subject.model(input_ids=torch.tensor([[300]]), past_key_values=cache)
 
 

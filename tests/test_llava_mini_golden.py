@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from probe.models.llava_mini import from_original
+from probe.models.llava_mini.compressor import LlavaMiniCompressor, sincos_table
 from probe.models.llava_mini.conversion import renamed
 
 HERE = Path(__file__).parent / "golden" / "llava_mini"
 SHARED = Path(os.environ.get("PROBE_GOLDEN", Path(__file__).parents[2] / "shared" / "golden")) / "llava_mini"
 NOT_CASES = {"posembed", "preproc", "prompts", "full_layout_llama31_8b", "index"}
-TOLERANCE = 2e-4  # of numbers of order 10, in float32
+TOLERANCE = 1e-4  # of numbers of order 10, in float32
 
 
 def cases():
@@ -172,6 +173,20 @@ def test_what_happens_on_the_way(case):
             mine = ours[frame, : front + len(packed)]  # shorter, where the prompt is cut
             kept = torch.cat([shown.new_ones(front), shown])[: len(mine)]
             close(mine[kept], theirs(name)[frame][columns][: kept.sum()])
+
+
+def test_position_tables():
+    """The sine-cosine table, and its bicubic copies for the keys, up and down."""
+    path = next(folder / "posembed.safetensors" for folder in (SHARED, HERE) if folder.exists())
+    for name, table in load_file(path).items():
+        kind, dim, size, *keys = name.split(".")
+        dim, size = int(dim[1:]), int(size[1:])
+        if kind == "sincos":
+            close(sincos_table(dim, size), table, 1e-6)
+        elif kind == "abs_pos":
+            compressor = LlavaMiniCompressor(None, dim, size, 8)
+            compressor.pos_embed.data.copy_(sincos_table(dim, size))
+            close(compressor.positions(int(keys[0][2:])).detach(), table, 1e-5)
 
 
 def test_gradients(case):

@@ -97,6 +97,14 @@ def test_an_encoded_image_serves_many_questions(model):
     assert torch.equal(*generated)
 
 
+def test_a_single_view_may_leave_its_axis_out(model):
+    row, image = ids(1, 5, "image", 6), pixels(1, 1)
+    expected = logits(model, input_ids=row, pixel_values=image)
+    assert torch.equal(expected, logits(model, input_ids=row, pixel_values=image[:, 0]))
+    for given in (image[0], image[0, 0], iter([image[0, 0]])):
+        close(logits(model, input_ids=row, vision=[model.encode_image(given)]), expected)
+
+
 def test_a_long_video_keeps_only_its_tokens(model):
     frames, row = pixels(11, 1), ids(1, 5, ("video", 11), 6, 7)
     expected = logits(model, input_ids=row, pixel_values_videos=frames[None])
@@ -144,6 +152,12 @@ def test_a_batch_equals_its_rows_on_either_side(fusion):
             close(together[i][both["attention_mask"][i].bool()], alone)
             answer = model.generate(input_ids=row, pixel_values=images[i : i + 1], max_new_tokens=4, min_new_tokens=4)
             assert torch.equal(answers[i], answer[0, row.shape[1] :])
+
+
+def test_a_static_cache_generates_the_same(model):
+    both, images = batch(ids(1, 5, "image", 6), ids(1, "image", 7, 8, 9, 10)), pixels(2, 1)
+    options = {**both, "pixel_values": images, "max_new_tokens": 4, "min_new_tokens": 4}
+    assert torch.equal(model.generate(**options), model.generate(**options, cache_implementation="static"))
 
 
 def test_images_videos_and_words_in_one_batch(model):
@@ -310,6 +324,8 @@ def test_compressor_and_pre_fusion_can_be_tapped(model):
     assert torch.equal(before, after)
     shapes = [(call.name, call.query_count, call.key_count) for call in calls]
     assert shapes == [("compressor", 4, 64), ("prefusion.0", 80, 80), ("prefusion.0", 7, 87), ("prefusion.1", 7, 87)]
+    positions = model.model.prefusion_positions(row, views=5)[0].tolist()
+    assert positions == [-1] * 80 + [-2] * 4 + [0, 1, 6]
     assert {"vision", "llm"} <= stacks(model).keys()
     assert vision_positions(model, row).sum() == 4
 

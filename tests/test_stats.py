@@ -171,7 +171,10 @@ def test_equals_the_plain_computation(case, side):
 
 
 @given(
-    st.lists(st.integers(0, 2), min_size=2, max_size=60), st.integers(1, 4), st.integers(0, 100), st.sampled_from([1, 64])
+    st.lists(st.integers(0, 2), min_size=2, max_size=60),
+    st.integers(1, 4),
+    st.integers(0, 100),
+    st.sampled_from([1, 64]),
 )
 def test_any_layout(ids, heads, seed, block):
     """Types in any order, more runs than are summed as slices, and blocks of any size."""
@@ -280,6 +283,7 @@ def test_tables_of_several_rows_are_pooled_exactly():
 
 
 def test_merge_adds():
-    a, b = {"mass": np.ones((2, 2)), "received": np.zeros((2, 3))}, {"mass": np.ones((2, 2)), "received": np.ones((2, 4))}
+    a = {"mass": np.ones((2, 2)), "received": np.zeros((2, 3))}
+    b = {"mass": np.ones((2, 2)), "received": np.ones((2, 4))}
     assert merge({"mass": np.ones(2)}, {"mass": np.ones(2)})["mass"].tolist() == [2, 2]
     assert merge(dict(a), b, join=True)["received"].shape == (2, 7)

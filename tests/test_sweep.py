@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 from models import FACTORIES, llava15, llava_next_mistral, llava_next_vicuna, picture
+from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration, SiglipVisionConfig
 
 from probe.errors import ProbeError
 from probe.inputs import with_response
 from probe.interventions.sweep import Sweep, drop_sweep, from_layer, sweep_one, until_layer, windows
 from probe.interventions.sweep.cases import ALWAYS, ANOTHER_IMAGE, NO_VISION, UNTOUCHED, resolve
+from probe.interventions.sweep.prefix import Prefix, Prompt
 from probe.interventions.sweep.question import Question
 from probe.interventions.sweep.readings import Reading, row_layers
 from probe.interventions.sweep.schedule import schedule
+from probe.interventions.sweep.sharing import verdict
 from probe.locate import stacks
 from probe.samples import Sample
 from probe.subject import load
@@ -231,7 +234,7 @@ def test_the_context_managers_say_the_same(how):
     sample, donor = Sample("1", picture(1), QUESTION, answer="a red circle"), picture(2)
     sweep = Sweep(subject, random_sets(3), how, max_new_tokens=TOKENS)
     shared = sweep(sample, donor)
-    sweep.together = sweep.alone
+    sweep.together = sweep.alone  # pyright: ignore
     apart = sweep(sample, donor)
     assert (shared["answer"] == apart["answer"]).all()
     for name in ("gold_logprob", "kl", "total_variation", "first_token_changed"):
@@ -322,21 +325,36 @@ def test_donors_are_the_next_picture_s():
 def test_a_model_whose_picture_sees_the_question_shares_nothing(capsys):
     """Found out by trying: here layer 2 mixes the mean of all tokens into each."""
     subject = subject_of(seed=1)  # its own: a model is tried once
-    layer = subject.model.get_decoder().layers[1]
+    layer = stacks(subject.model)["llm"].layers[1]
     hook = layer.register_forward_hook(lambda module, args, output: output + output.mean(1, keepdim=True))
     samples = [Sample("1", picture(1), QUESTION, answer="a red circle"), Sample("2", picture(2), QUESTION)]
     table = drop_sweep(subject, samples, [{0}, {1, 2}], max_new_tokens=1)
     hook.remove()
-    assert "depends on the question" in table.attrs["sharing"]
+    assert "another one where a question follows" in table.attrs["sharing"]
     assert "each case alone" in capsys.readouterr().err
     assert (table["row_layers"] == LAYERS * table.sizes["case"]).all()
+
+
+@torch.no_grad()
+def test_attention_in_both_directions_is_found_out():
+    """PaliGemma's picture sees the question."""
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    text = GemmaConfig(vocab_size=50, num_key_value_heads=2, head_dim=8, initializer_range=0.3, **size)
+    vision = SiglipVisionConfig(image_size=32, patch_size=8, num_image_tokens=16, projection_dim=32, **size)
+    config = PaliGemmaConfig(text_config=text, vision_config=vision, image_token_index=49, projection_dim=32)
+    model = PaliGemmaForConditionalGeneration(config).eval()
+    ids = torch.tensor([[49] * 16 + [2, 5, 6, 7]])
+    inputs = {"input_ids": ids, "token_type_ids": ids * 0, "pixel_values": torch.randn(1, 3, 32, 32)}
+    stack, prompt = stacks(model)["llm"], Prompt.of(model, inputs)
+    judged = verdict(model, stack, inputs, prompt, Prefix.of(model, stack, prompt))
+    assert "another one where a question follows" in judged.reason
 
 
 def test_the_model_is_as_it_was_whatever_happens():
     subject, sample = subject_of(), Sample("1", picture(1), QUESTION)
     inputs = subject.encode(sample.image, sample.question)
     before = logits_alone(subject, inputs, ())
-    layer = subject.model.get_decoder().layers[2]
+    layer = stacks(subject.model)["llm"].layers[2]
 
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -113,7 +113,7 @@ def test_a_users_subclass_with_other_names(attn):
     subject = subject_of(attn=attn)
     inputs = subject.encode(models.picture(), "what is it?")
     plain = subject.model(**inputs).logits
-    for i, layer in enumerate(subject.model.get_decoder().layers):
+    for i, layer in enumerate(stacks(subject.model)["llm"].layers):
         own = UsersAttention(layer.self_attn.config, i).eval()
         own.load_state_dict(layer.self_attn.state_dict())
         layer.self_attn = None

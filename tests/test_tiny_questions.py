@@ -34,7 +34,7 @@ def read_answer(kind, question, layout):
             return ", ".join(f"{look(thing)} at the {ROWS[thing[2]]} {COLUMNS[thing[3]]}" for thing in layout)
     assert len(found) == 1, "the question must have one answer"
     c, s, row, column = found[0]
-    place = f"at the {ROWS[row]} {COLUMNS[column]}"
+    place = f"in the {ROWS[row]} {COLUMNS[column]}"
     return {"shape": f"it is a {s}", "colour": f"it is {c}", "where": place}[kind]
 
 

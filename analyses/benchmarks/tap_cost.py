@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,13 +39,14 @@ BARS = {
 }  # from the issue
 
 
-def llm(layers: int, dtype: torch.dtype, device: str, attn: str = "sdpa") -> LlamaModel:
+def llm(layers: int, dtype: torch.dtype, device: str) -> Any:
     config = LlamaConfig(
         vocab_size=8, hidden_size=HIDDEN, intermediate_size=INNER, num_attention_heads=HEADS,
         num_hidden_layers=layers, max_position_embeddings=4096,
     )  # fmt: skip
     torch.manual_seed(0)
-    return LlamaModel._from_config(config, attn_implementation=attn, dtype=dtype).to(device).eval()
+    model: Any = LlamaModel._from_config(config, attn_implementation="sdpa", dtype=dtype)
+    return model.to(device).eval()
 
 
 def layout(tokens: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +62,7 @@ def statistic(tokens: int, rows: str) -> Statistic:
     return Statistic(NAMES, ids, ~vision if rows == "text" else ids >= 0, vision)
 
 
-def variants(model: LlamaModel, tokens: int) -> dict[str, Callable[[], object]]:
+def variants(model: Any, tokens: int) -> dict[str, Callable[[], Any]]:
     """What is compared: each is one forward."""
     x = torch.randn(1, tokens, HIDDEN, dtype=model.dtype, device=model.device)
     attention = {f"layers.{i}": layer.self_attn for i, layer in enumerate(model.layers)}

@@ -2,6 +2,7 @@
 
     probe attention                       # the shipped tiny model looks at a sample picture
     probe attention --model llava-hf/llava-1.5-7b-hf --image cat.jpg --question "What is the cat doing?"
+    probe drop                            # take vision tokens away, layer by layer: what happens to the answers?
     probe verify                          # are the promises kept on this model?
     probe train tiny-llava                # make the shipped model again
 
@@ -12,7 +13,8 @@ them, so that help and mistakes answer at once. A mistake ends in one line and e
 |---|---|
 | `options.py` | options that several verbs have |
 | `output.py` | the terminal, and the folder of results: whole or not at all |
-| `looking.py`, `checking.py`, `making.py` | the verbs attention, verify, train |
+| `running.py` | what verbs over a benchmark share |
+| `looking.py`, `dropping.py`, `checking.py`, `making.py` | the verbs attention, drop, verify, train |
 """
 
 import sys
@@ -22,6 +24,7 @@ import typer
 from typer.exceptions import TyperException
 
 from probe.cli.checking import verify
+from probe.cli.dropping import drop
 from probe.cli.looking import attention
 from probe.cli.making import train
 from probe.errors import ProbeError
@@ -33,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (attention, verify, train):
+for verb in (attention, drop, verify, train):
     app.command()(verb)
 
 

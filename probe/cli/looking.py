@@ -8,11 +8,16 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from probe.cli.options import Aspect, Attn, Debug, Device, Dtype, Model
+from probe.cli.options import Aspect, Attn, Data, Debug, Device, Dtype, Limit, Model, Split
 from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
+from probe.cli.running import dealt_with, show_progress, task_of
+from probe.errors import ProbeError
 
 if TYPE_CHECKING:
     from xarray import DataTree
+
+    from probe.subject import Subject
+    from probe.task import Task
 
 Images = Annotated[
     list[Path] | None,
@@ -22,6 +27,9 @@ Question = Annotated[str | None, typer.Option(help="what to ask", show_default="
 Response = Annotated[str | None, typer.Option(help="the answer to measure", show_default="the model's own")]
 Types = Annotated[Literal["paper", "fine"], typer.Option(help="the paper's three token types, or six")]
 Maps = Annotated[bool, typer.Option("--maps", help="also keep token-by-patch maps of the answer's rows")]
+Benchmark = Annotated[
+    str | None, typer.Option(help="measure its questions: shapes, gqa, ...; resumes", show_default="none")
+]
 Longest = Annotated[int, typer.Option(min=1, help="longest answer, in tokens")]
 Out = Annotated[Path, typer.Option(help="folder of the results")]
 
@@ -33,6 +41,10 @@ def attention(
     response: Response = None,
     types: Types = "paper",
     maps: Maps = False,
+    benchmark: Benchmark = None,
+    data: Data = None,
+    split: Split = None,
+    limit: Limit = None,
     aspect: Aspect = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -42,19 +54,47 @@ def attention(
     debug: Debug = False,
 ) -> None:
     """Measure which kinds of token attend to which, and draw it: a record, figures, a CSV and a table."""
+    _check_one_source(benchmark, {"image": image, "question": question, "response": response},
+                      {"data": data, "split": split, "limit": limit})  # fmt: skip
+    options = {"types": types, "maps": maps, "max_new_tokens": max_new_tokens}
     with all_or_nothing(out) as folder:
+        task = task_of(benchmark, data, limit, split) if benchmark else None
         from probe.measurement import measure
         from probe.subject import load
 
         quieten_libraries(debug)
-        pictures, question = _what_to_ask(image, question)
-        subject = load(model, device=device, dtype=dtype, attn=attn, aspect=aspect)
-        options = {"types": types, "maps": maps, "max_new_tokens": max_new_tokens}
-        record = measure(subject, pictures, question, response, **options)
+        told = ""
+        if task is None:
+            pictures, question = _what_to_ask(image, question)
+            subject = load(model, device=device, dtype=dtype, attn=attn, aspect=aspect)
+            record = measure(subject, pictures, question, response, **options)
+        else:
+            subject = load(model, device=device, dtype=dtype, attn=attn, aspect=aspect)
+            record, told = _over(subject, task, out, folder, options)
         written = _write(record, folder)
     console.print(layer_table(record))
-    console.print(_provenance(record), highlight=False, soft_wrap=True)
+    console.print(told or _provenance(record), highlight=False, soft_wrap=True)
     console.print(f"[bold]written to[/] {out}/: {', '.join(written)}", highlight=False, soft_wrap=True)
+
+
+def _check_one_source(benchmark: str | None, of_one: dict, of_many: dict) -> None:
+    """Raises ProbeError where a benchmark and one question are asked for together."""
+    wrong = of_one if benchmark else of_many
+    given = [f"--{name}" for name, value in wrong.items() if value is not None and value != []]
+    if given:
+        expected = "no question of its own beside --benchmark" if benchmark else f"--benchmark with {given[0]}"
+        raise ProbeError("attention", expected=expected, got=given[0] if benchmark else "none")
+
+
+def _over(subject: "Subject", task: "Task", out: Path, folder: Path, options: dict) -> tuple["DataTree", str]:
+    """The record of a benchmark's samples, by way of a run directory; and what was left out."""
+    from probe.evaluate import attention_run, merged
+
+    console.print(f"[bold]{task.benchmark.name}[/]: {len(task.samples)} questions; Ctrl-C keeps what is finished")
+    with show_progress("attention", len(task.samples)) as progress:
+        run = attention_run(subject, task, out, progress=progress, **options)
+    problems = dealt_with(run, task, folder)
+    return merged(run, task), problems
 
 
 def layer_table(record: "DataTree") -> Table:

@@ -1,5 +1,6 @@
 """Options that several verbs have, so that they are called and explained the same everywhere."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -15,3 +16,6 @@ Aspect = Annotated[
     typer.Option(help="pad the picture to a square, as the paper, or crop it", show_default="the processor's own"),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks, and what the libraries log")]
+Data = Annotated[Path | None, typer.Option(help="folder with the benchmark's official files", show_default="none")]
+Limit = Annotated[int | None, typer.Option(min=1, help="ask so many questions", show_default="all; 90 of shapes")]
+Split = Annotated[str | None, typer.Option(help="split of the benchmark", show_default="the one that papers report")]

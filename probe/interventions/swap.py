@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from probe.calls import AttentionCall
@@ -42,6 +43,7 @@ def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
     the forward, before any layer, for pictures of another number of vision tokens.
     """
     target = Target.of("swap_vision", model, layers)
+    decoder: Any = target.model.get_decoder()
     sequences = target.sequences(whole_prompt=True)
     rows = vision_rows(target.model, _as_inputs(model, donor)) if target.layers else []
 
@@ -62,7 +64,7 @@ def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
     with target.at_work("swap"), ExitStack() as undo:
         if target.layers:
             undo.enter_context(sequences.followed())
-            hook = target.model.get_decoder().register_forward_pre_hook(before_decoder, with_kwargs=True)
+            hook = decoder.register_forward_pre_hook(before_decoder, with_kwargs=True)
             undo.callback(hook.remove)
             undo.enter_context(target.routed(around))
         yield
@@ -80,11 +82,12 @@ def _as_inputs(model: Any, donor: Any) -> Mapping[str, Tensor]:
 
 
 @torch.no_grad()
-def vision_rows(model: nn.Module, inputs: Mapping[str, Tensor]) -> Rows:
+def vision_rows(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Rows:
     """The vision tokens of each row as the language model is given them: encoded and projected."""
     given: list[Tensor] = []
     options = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    hook = model.get_decoder().register_forward_pre_hook(
+    decoder: Any = model.get_decoder()
+    hook = decoder.register_forward_pre_hook(
         lambda module, args, kwargs: given.append(kwargs["inputs_embeds"]), with_kwargs=True
     )
     try:
@@ -99,7 +102,7 @@ def _exchanged(embeds: Tensor, now: Sequence, rows: Rows) -> Tensor:
     """The embeddings of the prompt with the donor's vision tokens in the places of its own."""
     batch = len(embeds)
     if batch % len(rows):
-        raise ProbeError("swap_vision", expected=f"a donor of 1 row, or of as many as the {batch} here", got=str(len(rows)))
+        raise ProbeError("swap_vision", expected=f"a donor of 1 row or of {batch}, as the inputs", got=str(len(rows)))
     embeds = embeds.clone()
     for row, where in enumerate(now.vision.to(embeds.device)):
         donor = rows[row * len(rows) // batch]
@@ -118,7 +121,7 @@ def _keys_and_values(decoder: nn.Module, kwargs: dict, layers: tuple[int, ...]) 
 
     It runs in an empty context: a forward that collects hidden states does so in a context variable.
     """
-    cache = DynamicCache()  # without a config no layer forgets what has left its window
+    cache: Any = DynamicCache()  # without a config no layer forgets what has left its window
     kwargs = {name: value for name, value in kwargs.items() if not name.startswith("output_")}
     with untouched(), torch.no_grad():
         decoder(**kwargs | {"past_key_values": cache, "use_cache": True})

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from probe.active import Intervention, registered
 from probe.errors import ProbeError
@@ -23,7 +24,7 @@ class Target:
     """Chosen layers of one stack of a model, ascending. `called` is the public function, for error messages."""
 
     called: str
-    model: nn.Module
+    model: PreTrainedModel
     stack: Stack
     layers: tuple[int, ...]
 
@@ -32,11 +33,11 @@ class Target:
         """`model`: a model or a Subject. Raises ProbeError for a compiled model, a layer that does not exist, and a
         stack whose layers do not hold text and vision."""
         model = model.model if not isinstance(model, nn.Module) and hasattr(model, "model") else model
-        if not isinstance(model, nn.Module):
-            raise ProbeError(called, expected="a model or a Subject", got=type(model).__name__)
-        if any(map(_compiled, model.modules())):
+        if isinstance(model, nn.Module) and any(map(_compiled, model.modules())):
             raise ProbeError(called, expected="a model that is not compiled", got="one after torch.compile",
                              fix="intervene on the model as it was before")  # fmt: skip
+        if not isinstance(model, PreTrainedModel):
+            raise ProbeError(called, expected="a transformers model or a Subject", got=type(model).__name__)
         if stack != "llm":
             raise ProbeError(called, expected="stack='llm', whose rows are text and vision", got=repr(stack))
         chosen = stacks(model)[stack]
@@ -70,7 +71,7 @@ class Target:
     def refuse_flash(self, fix: str) -> None:
         """Raises ProbeError for kernels that take no mask over pairs of query and key."""
         for name, module in self.attention.items():
-            kernel = module.config._attn_implementation or "eager"
+            kernel = str(getattr(module.config, "_attn_implementation", None) or "eager")
             if "flash" in kernel or "flex" in kernel or "paged" in kernel:
                 raise ProbeError(self.called, expected="attention that takes a mask (sdpa or eager)",
                                  got=f"{kernel} in {name}", fix=fix)  # fmt: skip

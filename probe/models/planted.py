@@ -28,6 +28,7 @@ Rotary embeddings are as good as switched off by an enormous base. No layer has 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,11 +85,12 @@ def planted(
             raise ProbeError("planted", expected=f"{name} from 0 to {count - 1}, at least one", got=str(given))
     processor = build_processor()
     model = _blank(processor.tokenizer, layers)
+    decoder: Any = model.get_decoder()
     with torch.no_grad():
         _write_encoder(model.model.vision_tower, patches)
         _write_projector(model.model.multi_modal_projector)
         for layer in read_layers:
-            _write_reading(model.get_decoder().layers[layer].self_attn, 1 / len(read_layers))
+            _write_reading(decoder.layers[layer].self_attn, 1 / len(read_layers))
         _write_words(model, processor.tokenizer, most=max(len(read_layers), len(patches)))
     return Planted(model, processor, read_layers, patches)
 
@@ -108,7 +110,7 @@ def _blank(tokenizer, layers: int) -> LlavaForConditionalGeneration:
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=GRID * GRID, vision_feature_layer=-1, vision_feature_select_strategy="default",
-        tie_word_embeddings=False, probe_toy=True,
+        tie_word_embeddings=False, **{"probe_toy": True},  # figures made with this model say that it is a toy
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         model = LlavaForConditionalGeneration(config).eval()
@@ -121,7 +123,7 @@ def _blank(tokenizer, layers: int) -> LlavaForConditionalGeneration:
     return model
 
 
-def _write_encoder(encoder: nn.Module, patches: tuple[int, ...]) -> None:
+def _write_encoder(encoder: Any, patches: tuple[int, ...]) -> None:
     """Dimensions in pairs of opposite sign, so that LayerNorm has no mean to subtract and keeps every sign."""
     embeddings = encoder.embeddings
     for channel in range(3):
@@ -132,7 +134,7 @@ def _write_encoder(encoder: nn.Module, patches: tuple[int, ...]) -> None:
     embeddings.position_embedding.weight[1:, 6], embeddings.position_embedding.weight[1:, 7] = is_planted, -is_planted
 
 
-def _write_projector(projector: nn.Module) -> None:
+def _write_projector(projector: Any) -> None:
     """on = GELU(16 x + ½) - GELU(16 x - ½): 1 where x is well above 0, 0 where it is well below."""
     first, second = projector.linear_1, projector.linear_2
     constant = WIDTH - 1
@@ -147,7 +149,7 @@ def _write_projector(projector: nn.Module) -> None:
         second.weight[AT[name], constant] = 0.1
 
 
-def _write_reading(attention: nn.Module, part: float) -> None:
+def _write_reading(attention: Any, part: float) -> None:
     """Head 0: text finds planted patches and reads `part` of their colour; vision finds BOS and reads nothing."""
     to_bos, to_patches = SLOW
     attention.q_proj.weight[to_patches, AT["text"]] = SHARP
@@ -162,7 +164,8 @@ def _write_reading(attention: nn.Module, part: float) -> None:
 
 def _write_words(model: LlavaForConditionalGeneration, tokenizer, most: int) -> None:
     """A colour wins over "nothing" above 1 - 1/(4 most) of its evidence: one missing layer or patch takes 1/most."""
-    words, head = model.get_input_embeddings().weight, model.lm_head.weight
+    words: Any = model.get_input_embeddings().weight
+    head: Any = model.lm_head.weight
     ids = {word: tokenizer.convert_tokens_to_ids(word) for word in (*COLOURS, NOTHING)}
     words[:, AT["always"]] = words[:, AT["text"]] = 1.0
     words[tokenizer.bos_token_id, AT["bos"]] = 1.0

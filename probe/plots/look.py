@@ -146,7 +146,7 @@ def label(array: xr.DataArray) -> str:
     return f"{array.attrs['long_name']} ({array.attrs['units']})"
 
 
-def caption(axes: np.ndarray, lines: Sequence[str], records: Mapping[str, xr.DataTree], own: bool) -> None:
+def caption(axes: np.ndarray, lines: Sequence[str], records: Mapping[str, Any], own: bool) -> None:
     """Small print below a figure of ours, or below the user's first axes; says so where a model is a toy."""
     toys = [name for name, record in records.items() if str(record.attrs.get("toy")).lower() == "true"]
     only = f" ({', '.join(toys)})" if 0 < len(toys) < len(records) else ""

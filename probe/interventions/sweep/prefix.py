@@ -107,18 +107,17 @@ class Prefix:
 
     def swapped(self, donor: "Prefix") -> View:
         """Text sees the vision tokens of the donor, whose prefix reaches to its last one."""
-        here, vision = self.vision[:, None], donor.vision
-        behind = {
-            name: tuple(t[:, self.length :][:, vision[self.length :]] for t in kv) for name, kv in donor.keys.items()
-        }
-        keys = {
-            name: tuple(
-                torch.where(here, theirs[:, : self.length], ours)
-                for ours, theirs in zip(kv, donor.keys[name], strict=True)
+        here, behind = self.vision[:, None], donor.vision.clone()
+        behind[: self.length] = False
+        prefix, own = {}, {}
+        for name, (key, value) in self.keys.items():
+            their_key, their_value = donor.keys[name]
+            prefix[name] = (
+                torch.where(here, their_key[:, : self.length], key),
+                torch.where(here, their_value[:, : self.length], value),
             )
-            for name, kv in self.keys.items()
-        }
-        return View(keys, own=behind)
+            own[name] = their_key[:, behind], their_value[:, behind]
+        return View(prefix, own=own)
 
     def frozen(self, model: PreTrainedModel, stack: Stack, layers: frozenset[int]) -> View:
         """Vision as it is behind layers that it has skipped."""
@@ -175,7 +174,8 @@ def _keys_of(
     keys: dict[str, KeyValue] = {}
     names = list(stack.attention)
     if not length:
-        return dict.fromkeys(names, (prompt.embeddings.new_empty(1, 0, 1),) * 2)
+        nothing = prompt.embeddings.new_empty(1, 0, 1)
+        return dict.fromkeys(names, (nothing, nothing))
 
     def record(call: AttentionCall, kernel: Kernel):
         check_window(call, len(prompt.ids))

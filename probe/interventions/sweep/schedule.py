@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from probe.interventions.sweep.memory import KEPT
 from probe.interventions.sweep.sharing import Verdict
@@ -30,9 +31,9 @@ def pictures_of(sample: Sample) -> tuple[str, ...]:
 
 
 def _identity(picture: Picture) -> str:
-    if hasattr(picture, "tobytes"):
-        return hashlib.sha256(open_picture(picture).tobytes() + str(picture.size).encode()).hexdigest()
-    return str(picture)
+    if isinstance(picture, str | Path):
+        return str(picture)
+    return hashlib.sha256(open_picture(picture).tobytes() + str(picture.size).encode()).hexdigest()
 
 
 def estimate(

@@ -64,7 +64,7 @@ def _tried(model: PreTrainedModel, stack: Stack, inputs: Mapping, prompt: Prompt
     seconds = time.perf_counter() - start
     limit = ROUNDING.get(logits.dtype, ROUNDING_HALF)
     if prefix.length and not max(differences) <= limit:
-        return Verdict("its image prefix depends on the question", seconds)
+        return Verdict("its image prefix is another one where a question follows", seconds)
     view_of = torch.zeros(1, len(stack.layers), dtype=torch.long)
     rows = CaseRows(model, stack, [prefix.seen()], view_of, prompt, len(prompt.ids))
     if not _difference(rows.prefill(1)[:, 0], logits) <= limit:

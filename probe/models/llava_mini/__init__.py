@@ -10,6 +10,7 @@ Importing it makes the model known to transformers' Auto classes, so `from_pretr
     compressor     C x C queries look at the patches
     prefusion      the text reads the image, before the LLM
     reading        ... for every frame of a batch, averaged
+    fusing         a few frames at a time, up to the LLM
     layout         whose images and frames these are
     encoding       what all questions about an image share
     in_llm         the variant that does both inside the LLM

@@ -14,8 +14,8 @@ from .reading import fit
 Ids = Int[Tensor, "row token"]
 
 
-class LlavaMiniGeneration(GenerationMixin):
-    """`GenerationMixin` for a model whose prompt has images."""
+class LlavaMiniGenerationMixin(GenerationMixin):
+    """`GenerationMixin` for a model whose prompt has images (its name must contain that word for transformers)."""
 
     @torch.no_grad()
     def generate(self, inputs: Ids | None = None, **kwargs):
@@ -27,14 +27,14 @@ class LlavaMiniGeneration(GenerationMixin):
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if input_ids is None:
             return super().generate(**kwargs)
-        mask = kwargs.get("attention_mask")
-        fuse_mask = kwargs.get("fuse_mask")
-        aligned = {"input_ids": input_ids, "fuse_mask": torch.ones_like(input_ids, dtype=torch.bool)}
-        if fuse_mask is not None:
-            aligned["fuse_mask"] = fit(fuse_mask, input_ids)
-        if mask is not None and mask.ndim == 2 and mask.shape == input_ids.shape and not mask[:, -1].all():
+        mask, fuse_mask = kwargs.get("attention_mask"), kwargs.get("fuse_mask")
+        fuse_mask = torch.ones_like(input_ids, dtype=torch.bool) if fuse_mask is None else fit(fuse_mask, input_ids)
+        aligned = {"input_ids": input_ids, "fuse_mask": fuse_mask}
+        if mask is not None and mask.shape == input_ids.shape:
+            # A static cache turns the mask into another shape; padding stays hidden all the same.
+            aligned |= {"attention_mask": mask, "fuse_mask": fuse_mask & mask.bool()}
             order = mask.bool().byte().argsort(dim=1, stable=True)
-            aligned = {name: x.gather(1, order) for name, x in (aligned | {"attention_mask": mask}).items()}
+            aligned = {name: x.gather(1, order) for name, x in aligned.items()}
         return super().generate(**kwargs | aligned)
 
     def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration=False, **kwargs):

@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+# What a row of pre-fusion is, if it is not a word: see `LlavaMiniModel.prefusion_positions`.
+VISION, COMPRESSED, FILLED = -1, -2, -3
+
 
 @dataclass(frozen=True)
 class Visual:
@@ -93,8 +96,8 @@ def place(
     if not fits or any(sum(video is kind for _, video, _ in found) != n for kind, n in given.items()):
         raise ValueError(
             f"LLaVA-Mini: expected {image_tokens} image placeholders for each of {images} images and {frame_tokens} "
-            f"for each frame of {videos} videos (of up to {max_frames} frames), got runs of {[n for _, n in runs]}; let "
-            "the processor expand the prompt, put words between videos, and pass a video of one frame as an image"
+            f"for each frame of {videos} videos (of up to {max_frames} frames), got runs of {[n for _, n in runs]}; "
+            "let the processor expand the prompt, put words between videos, and pass a video of one frame as an image"
         )
     count = {False: iter(range(images)), True: iter(range(videos))}
     return [Visual(video, next(count[video]), row, frames) for row, video, frames in found]

@@ -11,7 +11,7 @@ which the published weights were trained.
 Source: arXiv 2501.03895; github.com/ictnlp/LLaVA-Mini.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,12 +25,12 @@ from transformers.utils.generic import can_return_tuple
 from . import in_llm
 from .compressor import LlavaMiniCompressor, sincos_table
 from .configuration import LlavaMiniConfig
-from .encoding import EncodedVision, Question, Seen
-from .generation import LlavaMiniGeneration
-from .layout import Visual, place, rows_of, with_views
+from .encoding import EncodedVision
+from .fusing import LlavaMiniFusing
+from .generation import LlavaMiniGenerationMixin
+from .layout import COMPRESSED, FILLED, VISION, Visual, pack, place, rows_of, with_views
 from .prefusion import LlavaMiniPrefusion
-from .reading import Frame, Reading, Text, answered, average, chunks, fit, frames_of, text_of
-from .vision import LlavaMiniVision
+from .reading import average, fit, frames_of, text_of
 
 Ids = Int[Tensor, "row token"]
 Mask = Bool[Tensor, "row covered"] | Int[Tensor, "row covered"]
@@ -55,7 +55,7 @@ class LlavaMiniPreTrainedModel(PreTrainedModel):
             init.copy_(module.pos_embed, sincos_table(module.pos_embed.shape[1], module.size))
 
 
-class LlavaMiniModel(LlavaMiniVision, LlavaMiniPreTrainedModel):
+class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
     """Vision tower, compressor, pre-fusion and LLM, without the head that predicts words."""
 
     def __init__(self, config: LlavaMiniConfig):
@@ -143,11 +143,11 @@ class LlavaMiniModel(LlavaMiniVision, LlavaMiniPreTrainedModel):
         embeds = embed(input_ids.masked_fill(placeholder, 0)) * real[..., None]  # padding is zero, as the authors' is
         text = text_of(input_ids, real & ~placeholder, embeds, fuse_mask)
         if vision:
-            readings = self._read_encoded(vision, rows_of(placeholder, [v.num_tokens for v in vision]), text)
+            readings = self.read_encoded(vision, rows_of(placeholder, [v.num_tokens for v in vision]), text)
         else:
             visuals = self.visuals(input_ids, pixel_values, pixel_values_videos)
             frames = frames_of(visuals, len(input_ids), with_views(pixel_values), pixel_values_videos)
-            readings = self._read_frames(frames, text)
+            readings = self.read_frames(frames, text)
         tokens, fused = average(readings, text)
         tokens = tokens.to(embeds.device, embeds.dtype)
         return text.words.put(embeds, fused).masked_scatter(placeholder[..., None], tokens), tokens
@@ -165,92 +165,22 @@ class LlavaMiniModel(LlavaMiniVision, LlavaMiniPreTrainedModel):
             max_frames=1 if videos is None else videos.shape[1],
         )
 
-    @torch.no_grad()
-    def encode_image(
-        self,
-        frames: Float[Tensor, "..."] | Iterable[Tensor],
-        input_ids: Int[Tensor, " token"] | Int[Tensor, "1 token"] | None = None,
-        keep_frames: int = 64,
-    ) -> EncodedVision:
-        """An image [view, 3, height, width] or frames (a tensor of them, or an iterator), once for all questions.
+    def prefusion_positions(
+        self, input_ids: Ids, views: int = 1, attention_mask: Tensor | None = None
+    ) -> Int[Tensor, "row key"]:
+        """What each row of pre-fusion is: a word's position in `input_ids`, or VISION, COMPRESSED or FILLED.
 
-        What later questions read of the image is kept for up to `keep_frames` frames. A longer video is let go of frame
-        by frame, except for its vision tokens: then pass the prompt (`input_ids` with any number of placeholders, not
-        padded) that is to read it on the way. Raises ValueError for a video without frames.
+        Pre-fusion runs once for each frame. The vision rows are the joined grid of the sub-images, row by row, and
+        behind it the whole image's patches; with one view only the latter.
         """
-        if isinstance(frames, Tensor) and frames.ndim == 4:
-            frames = frames[None]
-        ids = torch.empty(1, 0, dtype=torch.long) if input_ids is None else input_ids.reshape(1, -1)
-        placeholder = ids == self.config.image_token_id
-        embeds = self.get_input_embeddings()(ids.masked_fill(placeholder, 0).to(self.device))
-        text = text_of(ids, ~placeholder, embeds, None)
-        tokens, kept, total, count, example = [], [], 0.0, 0, None
-        for chunk in chunks(((frame, 0, i) for i, frame in enumerate(frames)), self.config.frames_per_chunk):
-            example = torch.zeros_like(chunk[0][0]) if example is None else example
-            seen = self.see(torch.stack([pixels for pixels, _, _ in chunk]).to(self.device))
-            reading = self.fuse(seen, text, [0] * len(chunk), range(len(chunk)))
-            tokens.append(reading.tokens)
-            total, count = total + reading.text.float().sum(0), count + len(chunk)
-            kept = [*kept, Seen(seen.tokens, None, seen.prefix)] if count <= keep_frames else []
-        if example is None:
-            raise ValueError("encode_image: expected an image or a video of at least one frame, got no frame")
-        question = None if input_ids is None else Question(text.row(0).cpu(), total / count)
-        return EncodedVision(torch.cat(tokens), example, kept if count <= keep_frames else [], question)
-
-    def see(self, pixel_values: Float[Tensor, "frame view 3 height width"]) -> Seen:
-        """A few frames, up to where the text comes in."""
-        vision, tokens = self.look(pixel_values)
-        # Gradient checkpointing runs a layer twice, which no cache survives.
-        recomputed = self.training and any(layer.gradient_checkpointing for layer in self.prefusion.layers)
-        if recomputed or not self.prefusion.layers:
-            return Seen(tokens, vision, None)
-        prefix, fused = self.prefusion.see(vision, outputs=self._vision_rows_are_tokens)
-        return Seen(tokens if fused is None else fused, vision, prefix)
-
-    @property
-    def _vision_rows_are_tokens(self) -> bool:
-        return self.config.compression == "none" and self.config.fusion == "released"
-
-    def fuse(self, seen: Seen, text: Text, rows: Sequence[int], places: Sequence[int]) -> Reading:
-        """The text of these rows reads these frames, each its own."""
-        raw, visible = text.raw[rows].to(seen.tokens), text.visible[rows].to(seen.tokens.device)
-        along = self.config.fusion == "released" and self.config.compression != "none"
-        n = seen.tokens.shape[1] if along else 0
-        if not self.prefusion.layers or not n + raw.shape[1]:
-            return Reading(seen.tokens, places, raw, rows)
-        words = torch.cat([seen.tokens[:, :n], raw], 1)
-        visible = nn.functional.pad(visible, (n, 0), value=True)
-        tokens = seen.tokens
-        if seen.prefix is not None:
-            words = self.prefusion.fuse(seen.prefix, words, visible)
-        else:
-            vision, words = self.prefusion(seen.vision, words, visible)
-            tokens = vision if self._vision_rows_are_tokens else tokens
-        return Reading(words[:, :n] if along else tokens, places, words[:, n:], rows)
-
-    def _read_frames(self, frames: Iterable[Frame], text: Text) -> Iterator[Reading]:
-        for chunk in chunks(frames, self.config.frames_per_chunk):
-            pixels, rows, places = zip(*chunk, strict=True)
-            yield self.fuse(self.see(torch.stack(pixels)), text, list(rows), places)
-
-    def _read_encoded(self, vision: Sequence[EncodedVision], rows: list[int], text: Text) -> Iterator[Reading]:
-        place = 0
-        for encoded, row in zip(vision, rows, strict=True):
-            places = range(place, place := place + len(encoded.tokens))
-            if not self.prefusion.layers:
-                yield Reading(encoded.tokens, places, text.raw[[row]], [row], len(places))
-            elif encoded.seen:
-                for seen in encoded.seen:
-                    n = len(seen.tokens)
-                    yield self.fuse(seen, text, [row] * n, places[:n])
-                    places = places[n:]
-            else:
-                yield Reading(encoded.tokens, places, answered(encoded, text, row), [row], len(places))
-        without = sorted(set(range(len(text.raw))) - set(rows))
-        yield from self._read_frames([(vision[0].pixels.to(self.device), row, -1) for row in without], text)
+        is_word = input_ids != self.config.image_token_id
+        words = pack(is_word if attention_mask is None else is_word & attention_mask.bool())
+        vision = words.index.new_full((len(input_ids), views * self.config.patches_per_side**2), VISION)
+        compressed = vision.new_full((len(vision), self.tokens_along), COMPRESSED)
+        return torch.cat([vision, compressed, words.index.masked_fill(~words.valid, FILLED)], dim=1)
 
 
-class LlavaMiniForConditionalGeneration(LlavaMiniPreTrainedModel, LlavaMiniGeneration):
+class LlavaMiniForConditionalGeneration(LlavaMiniPreTrainedModel, LlavaMiniGenerationMixin):
     """LLaVA-Mini with the head that predicts words; registered with `AutoModelForImageTextToText`."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012

@@ -72,8 +72,8 @@ def answered(encoded: EncodedVision, text: Text, row: int) -> Float[Tensor, "1 w
     n = 0 if question is None else len(question.ids)
     if question is None or not torch.equal(question.ids, ids[:n].cpu()) or visible[n:].any():
         raise ValueError(
-            "LLaVA-Mini: expected the prompt that a long video was encoded with, got another; its frames were let go of, "
-            "so call encode_image(frames, input_ids=prompt) for each prompt, or with a larger keep_frames"
+            "LLaVA-Mini: expected the prompt that a long video was encoded with, got another; its frames are gone, so "
+            "call encode_image(frames, input_ids=prompt) for each prompt, or with a larger keep_frames"
         )
     fused = text.raw[row].float()
     return torch.cat([question.fused.to(fused), fused[n:]])[None]

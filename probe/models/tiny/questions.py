@@ -8,7 +8,7 @@ a shortcut fails, and `evaluation` reports them apart.
     shape     What shape is the red object?         it is a circle
     colour    What colour is the circle?            it is red
     at        What is at the top left?              a red circle | nothing
-    where     Where is the red circle?              at the top left
+    where     Where is the red circle?              in the top left
     count     How many circles are there?           two
     exist     Is there a red circle?                yes | no
     caption   Describe the picture.                 a red circle at the top left, a blue ring at ...
@@ -18,7 +18,7 @@ a shortcut fails, and `evaluation` reports them apart.
 >>> rng = np.random.default_rng(7)
 >>> asked = ask(sample_scene(rng), "where", rng)
 >>> asked.question, asked.answer
-('In which place is the blue square?', 'at the middle right')
+('In which place is the blue square?', 'in the middle right')
 """
 
 from collections import Counter
@@ -115,7 +115,7 @@ def _where(scene: Scene, rng: np.random.Generator) -> Question:
     target = _pick([thing for thing in scene.things if looks[thing.colour, thing.shape] == 1], rng)
     keys = ["both", "both"] + [key for key in ("colour", "shape") if _alone(scene, target, key)]
     key = _pick(keys, rng)
-    return _question("where", scene, rng, target, key, f"at {_cell(target.cell)}", the=_the(target, key))
+    return _question("where", scene, rng, target, key, f"in {_cell(target.cell)}", the=_the(target, key))
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Question:

@@ -17,16 +17,12 @@ from probe.models.tiny.architecture import pixels
 from probe.models.tiny.drawing import Scene, sample_scene, stream
 from probe.models.tiny.evaluation import evaluate, summary
 from probe.models.tiny.packing import Packer, answer_logits
-from probe.models.tiny.pretraining import PatchWords, patch_labels
+from probe.models.tiny.pretraining import PatchWords, patch_labels, settle
 from probe.models.tiny.questions import Question, ask
 from probe.models.tiny.recipe import Recipe
 
-PATCHES = (
-    "patch colour",
-    "patch shape",
-    "patch row",
-    "patch column",
-)  # pretraining.GROUPS, in a learning curve
+# pretraining.GROUPS, as columns of the learning curve
+PATCHES = ("patch colour", "patch shape", "patch plural", "patch row", "patch column")
 VALIDATION = 128  # pictures
 
 
@@ -39,6 +35,7 @@ class Stage:
     loss: Callable[[int], Tensor]
     rate: Callable[[int], float]
     validate: Callable[[], dict[str, float]]  # accuracies by name
+    finish: Callable[[], None] = lambda: None  # done once, after the last step
 
 
 def vision_stage(model: LlavaForConditionalGeneration, processor: LlavaProcessor, recipe: Recipe) -> Stage:
@@ -63,11 +60,15 @@ def vision_stage(model: LlavaForConditionalGeneration, processor: LlavaProcessor
 
     parts = (model.model.vision_tower, model.model.multi_modal_projector, model.get_input_embeddings())
     parameters = [parameter for part in parts for parameter in part.parameters()]
-    return Stage(recipe.vision_steps, parameters, loss, rate, validate)
+
+    def finish() -> None:
+        settle(model, batch("validation", 0)[0], recipe.vision_length)
+
+    return Stage(recipe.vision_steps, parameters, loss, rate, validate, finish)
 
 
 def answer_stage(model: LlavaForConditionalGeneration, processor: LlavaProcessor, recipe: Recipe) -> Stage:
-    """Stage 1: all but the vision encoder learns to answer packed questions."""
+    """Stage 1: the language model learns to answer packed questions."""
     packer = Packer(processor)
 
     def loss(step: int) -> Tensor:
@@ -83,8 +84,8 @@ def answer_stage(model: LlavaForConditionalGeneration, processor: LlavaProcessor
         table = summary(evaluate(model, processor, VALIDATION, purpose="validation"), "kind")
         return dict(zip(table.index, table["right"], strict=True))
 
-    vision = set(model.model.vision_tower.parameters())
-    parameters = [parameter for parameter in model.parameters() if parameter not in vision]
+    # The word embeddings are also what predicts the next word (`lm_head`).
+    parameters = list(model.model.language_model.parameters())
     return Stage(recipe.steps, parameters, loss, rate, validate)
 
 

@@ -1,0 +1,175 @@
+"""`probe drop`: take vision tokens away, layer by layer, over a benchmark, and draw what it does to the answers."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from probe.cli.options import Aspect, Attn, Data, Debug, Device, Dtype, Limit, Model, Split
+from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
+from probe.cli.running import dealt_with, show_progress, task_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from xarray import DataTree
+
+    from probe.evaluate import Dropping
+    from probe.task import Task
+
+SHAPES_LIMIT = 90  # questions: about a minute
+
+Benchmark = Annotated[str, typer.Option(help="shapes (drawn, needs no files), gqa, mmbench, pope, textvqa, ...")]
+Windows = Annotated[
+    int | None, typer.Option(min=1, help="layers of a window", show_default="4, or a quarter of the layers if less")
+]
+How = Annotated[
+    Literal["all", "mask", "freeze", "remove", "gone", "zero", "swap"],
+    typer.Option(help="what dropped means; gone: removed for good; swap: another picture is read"),
+]
+Depth = Annotated[bool, typer.Option(help="also drop from each window on, and up to it")]
+Attention = Annotated[bool, typer.Option(help="also measure the attention on vision, in the same samples")]
+Export = Annotated[bool, typer.Option("--export", help="also write every case's answers in the official format")]
+Longest = Annotated[int, typer.Option(min=1, help="longest answer, in tokens")]
+Out = Annotated[Path, typer.Option(help="folder of the run; the same command goes on with it")]
+
+
+def drop(
+    model: Model = "tiny-llava",
+    benchmark: Benchmark = "shapes",
+    data: Data = None,
+    split: Split = None,
+    limit: Limit = None,
+    windows: Windows = None,
+    how: How = "all",
+    depth: Depth = True,
+    attention: Attention = True,
+    export: Export = False,
+    aspect: Aspect = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    attn: Attn = None,
+    max_new_tokens: Longest = 32,
+    out: Out = Path("probe-out/drop"),
+    debug: Debug = False,
+) -> None:
+    """Drop vision tokens in windows of layers and score the answers: Fig. 5, accuracy.csv, a dataset. It resumes."""
+    with all_or_nothing(out) as folder:
+        task = task_of(benchmark, data, limit or (SHAPES_LIMIT if benchmark == "shapes" else None), split)
+        from probe.evaluate import Dropping, results
+        from probe.subject import load
+
+        quieten_libraries(debug)
+        subject = load(model, device=device, dtype=dtype, attn=attn, aspect=aspect)
+        cases = readings_of(subject, windows, how, depth)
+        dropping = Dropping(subject, task, cases, max_new_tokens=max_new_tokens, attention=attention)
+        run = _measured(dropping, out)
+        problems = dealt_with(run, task, folder)
+        found = results(run, task)
+        run.compact([sample.id for sample in task.benchmark.samples])
+        table = accuracy(found, task)
+        _write(found, table, folder)
+        if export:
+            _export(found, task, folder.parent)
+    console.print(case_table(table, task))
+    console.print(problems, highlight=False, soft_wrap=True)
+    names = "final.zarr, accuracy.csv, run.json, figures: dropped, readings, depth, swaps (png, svg)"
+    console.print(f"[bold]written to[/] {out}/: {names}", highlight=False, soft_wrap=True)
+
+
+def readings_of(subject, size: int | None, how: str, depth: bool) -> dict:
+    """The cases of each reading. Raises ProbeError for a window of more layers than the model has."""
+    from probe.errors import ProbeError
+    from probe.evaluate import READINGS
+    from probe.interventions.sweep import from_layer, until_layer, windows
+    from probe.locate import stacks
+
+    layers = len(stacks(subject.model)["llm"].layers)
+    size = size or min(4, max(1, layers // 4))
+    if size > layers:
+        raise ProbeError("--windows", expected=f"1 to {layers}, the layers of {subject.name}", got=str(size))
+    chosen = list(READINGS) if how == "all" else [how]
+    readings: dict = {name: [windows(size)] for name in chosen}
+    if depth:  # from a layer to the last one all readings that hide vision are the same
+        readings[chosen[0]] += [from_layer(size), until_layer(size)]
+    return readings
+
+
+def _measured(dropping: "Dropping", out: Path):
+    """The run, finished; says first what it will cost."""
+    from probe.run import Run
+
+    samples = dropping.task.with_pictures
+    todo = Run.open(out, dropping.fingerprint()).todo(samples)
+    told = f"{len(samples)} questions, {len(samples) - len(todo)} done"
+    console.print(f"[bold]{escape(dropping.task.benchmark.name)}[/]: {told}; Ctrl-C keeps what is finished",
+                  highlight=False, soft_wrap=True)  # fmt: skip
+    for line in dropping.estimate(todo) if todo else ():
+        console.print(escape(line), highlight=False, soft_wrap=True)
+    with show_progress("drop", len(todo)) as progress:
+        return dropping.run(out, progress)
+
+
+def accuracy(found: "DataTree", task: "Task") -> "pd.DataFrame":
+    """`effects`, with the benchmark's official number (over all kinds) of each case."""
+    from probe.effects import ALL, effects, tables_of
+    from probe.evaluate import predictions
+
+    table = effects(found)
+    official = {
+        (reading, case): task.summarise(predictions(one, case))[task.module.HEADLINE]
+        for reading, one in tables_of(found).items()
+        for case in map(str, one["case"].values)
+    }
+    keys = zip(table["reading"], table["case"], table["kind"], strict=True)
+    numbers = [official[reading, case] if kind == ALL else float("nan") for reading, case, kind in keys]
+    return table.assign(**{f"official_{task.module.HEADLINE}": numbers})
+
+
+def case_table(table: "pd.DataFrame", task: "Task") -> Table:
+    """A row a case, a column a reading: accuracy over all questions, in percent."""
+    overall = table[table["kind"] == "all"]
+    title = f"Accuracy on {escape(task.benchmark.name)} with vision tokens dropped (%)"
+    shown = Table(title=title, box=box.SIMPLE_HEAD)
+    readings = list(dict.fromkeys(overall["reading"]))
+    for heading in ("layers", *readings):
+        shown.add_column(heading, justify="right" if heading in readings else "left")
+    for case in dict.fromkeys(overall["case"]):
+        rows = overall[overall["case"] == case].set_index("reading")
+        cells = [f"{rows.loc[r, 'accuracy']:.1f}" if r in rows.index else "" for r in readings]
+        shown.add_row(case, *("-" if cell == "nan" else cell for cell in cells))
+    first = overall.iloc[0]
+    shown.caption = f"{first['questions']} questions on {first['pictures']} pictures; intervals are in accuracy.csv"
+    return shown
+
+
+def _write(found: "DataTree", table: "pd.DataFrame", folder: Path) -> None:
+    import matplotlib
+
+    from probe import plots
+
+    matplotlib.use("Agg")  # files only: no window, whatever the display
+    try:
+        table.to_csv(folder / "accuracy.csv", index=False, float_format="%.6g")
+        for name, figure in plots.drop_figures(found).items():
+            for ending in ("png", "svg"):
+                figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches="tight")
+    except OSError as error:
+        raise not_writable(folder.parent, error) from error
+
+
+def _export(found: "DataTree", task: "Task", out: Path) -> None:
+    """predictions/<reading>/<case>/: the official answer file, and a list of what is where."""
+    from probe.effects import tables_of
+    from probe.evaluate import predictions
+
+    written = {}
+    for reading, table in tables_of(found).items():
+        for case in map(str, table["case"].values):
+            folder = out / "predictions" / reading.replace(", ", "-").replace(" ", "-") / case.replace(" ", "-")
+            folder.mkdir(parents=True, exist_ok=True)
+            written[f"{reading}: {case}"] = str(task.export(predictions(table, case), folder).relative_to(out))
+    (out / "predictions" / "index.json").write_text(json.dumps(written, indent=1), encoding="utf-8")
