@@ -92,7 +92,7 @@ def window_cases(table: xr.Dataset, size: int | None = None) -> list[str]:
     An empty list where there are no such cases.
     """
     names, layers = {chosen: name for name, chosen in dropped_layers(table).items()}, table.sizes["layer"]
-    for tried in range(1, layers) if size is None else [size]:
+    for tried in range(1, layers) if size is None else [size] * (size <= layers):
         windows = [tuple(range(start, min(start + tried, layers))) for start in range(0, layers, tried)]
         if all(window in names for window in windows):
             return [names[window] for window in windows]

@@ -63,10 +63,16 @@ class Dropping:
             for name, cases in readings.items()
         }
 
-    def run(self, folder: str | Path, progress: Progress | None = None) -> Run:
-        """Measures what is still to do. Raises ProbeError where the folder holds another run; see `collect`."""
-        run = Run.open(folder, self.fingerprint())
-        collect(run, self.task.with_pictures, self, progress=progress)
+    def run(
+        self, folder: str | Path, progress: Progress | None = None, *, samples: Sequence[Sample] | None = None,
+        worker: str = "0",
+    ) -> Run:  # fmt: skip
+        """Measures what is still to do. Raises ProbeError where the folder holds another run; see `collect`.
+
+        Several workers, each with a name, may share the folder: give each `samples` of its own.
+        """
+        run = Run.open(folder, self.fingerprint(), worker)
+        collect(run, self.task.with_pictures if samples is None else samples, self, progress=progress)
         return run
 
     def fingerprint(self) -> Fingerprint:

@@ -201,3 +201,19 @@ def test_save_and_load(processor, tmp_path):
     assert loaded.image_token_id == processor.image_token_id
     ours, theirs = (p(text="a <image> b", images=picture()) for p in (processor, loaded))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_video_file_is_read_at_one_frame_a_second(tmp_path):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(40):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), i * 6, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    shown = [round(np.array(frame).mean() / 6) for frame in video_frames(tmp_path / "v.mp4")]
+    assert shown == [4, 12, 19, 27, 35]
+    (tmp_path / "bad.mp4").write_text("no video")
+    with pytest.raises(ValueError, match="expected a video file"):
+        list(video_frames(tmp_path / "bad.mp4"))

@@ -25,7 +25,8 @@ def read_answer(kind, question, layout):
     ]
     match kind:
         case "count":
-            return NUMBERS[len(found)]
+            many = re.search(r"(?:many|the) ((?:\w+ )?\w+s)\b", question).group(1)
+            return f"the number of {many} is {NUMBERS[len(found)]}"
         case "exist":
             return "yes" if found else "no"
         case "at":
@@ -34,8 +35,9 @@ def read_answer(kind, question, layout):
             return ", ".join(f"{look(thing)} at the {ROWS[thing[2]]} {COLUMNS[thing[3]]}" for thing in layout)
     assert len(found) == 1, "the question must have one answer"
     c, s, row, column = found[0]
-    place = f"in the {ROWS[row]} {COLUMNS[column]}"
-    return {"shape": f"it is a {s}", "colour": f"it is {c}", "where": place}[kind]
+    the = "it" if place else f"the {' '.join(filter(None, [colour, shape or 'object']))}"
+    said = {"shape": f"a {s}", "colour": c, "where": f"in the {ROWS[row]} {COLUMNS[column]}"}[kind]
+    return f"{the} is {said}"
 
 
 def look(thing):
@@ -57,7 +59,7 @@ def test_distractors_are_counted_by_what_they_share():
         rng = stream("sample", 2, number)
         scene = sample_scene(rng)
         asked = ask(scene, "where", rng)
-        row, column = asked.answer.split()[2:]
+        row, column = asked.answer.split()[-2:]
         cell = (ROWS.index(row), COLUMNS.index(column))
         colour, shape = next((t[0], t[1]) for t in scene.layout if t[2:] == cell)
         assert asked.same_colour == sum(t[0] == colour and t[1] != shape for t in scene.layout)

@@ -107,10 +107,11 @@ def _blank(tokenizer, layers: int) -> LlavaForConditionalGeneration:
         hidden_size=WIDTH, intermediate_size=8, num_hidden_layers=2, num_attention_heads=HEADS, image_size=SIZE,
         patch_size=PATCH, projection_dim=8,
     )  # fmt: skip
+    toy: dict[str, Any] = {"probe_toy": True}  # figures made with this model say that it is a toy
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=GRID * GRID, vision_feature_layer=-1, vision_feature_select_strategy="default",
-        tie_word_embeddings=False, **{"probe_toy": True},  # figures made with this model say that it is a toy
+        tie_word_embeddings=False, **toy,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         model = LlavaForConditionalGeneration(config).eval()

@@ -24,15 +24,15 @@ READING_LOOKS = (
 )  # fmt: skip
 LABELS = {
     "correct": "accuracy (%)",
-    "kl": "KL from the untouched model (nat)",
-    "total_variation": "total variation from the untouched model",
+    "kl": "KL from untouched (nat)",
+    "total_variation": "total variation from untouched",
     "first_token_changed": "first token changed (%)",
     "gold_logprob": "log-probability of the gold answer (nat)",
     "donor_answer_given": "the other image's answer is given (%)",
 }
 PERCENT = ("correct", "first_token_changed", "donor_answer_given")
 PANEL = (5.4, 3.9)
-LEGEND = {"fontsize": 8, "frameon": False, "handlelength": 3.2, "loc": "upper left", "bbox_to_anchor": (0, -0.17)}
+LEGEND = {"fontsize": 8, "frameon": False, "handlelength": 3.2, "loc": "upper left", "bbox_to_anchor": (0, -0.2)}
 SIMULTANEOUS = "filled points: differs from the untouched model (paired; all windows at once)"
 
 

@@ -59,10 +59,13 @@ def swaps(results: Any, size: int | None = None, *, seed: int = 0, ax: Any = Non
         ("donor_answer_given", READING_LOOKS[0], "the answer given about the other picture"),
     ):
         points(axis, table, windows, value, seed, look, label, shaded=True)
-        untouched = np.nanmean(in_units(table, value)[:, 0])
-        axis.axhline(untouched, color=look[0], linewidth=1, linestyle=(0, (1, 1.5)), label="  the same, untouched")
+        untouched = in_units(table, value)[:, 0]
+        if not np.isnan(untouched).all():
+            dots = {"color": look[0], "linewidth": 1, "linestyle": (0, (1, 1.5))}
+            axis.axhline(np.nanmean(untouched), label="  the same, untouched", **dots)
     dress(axis, table, windows, "correct", "Text reads another picture in a window of layers")
     axis.set_ylabel("answers (%)")
+    axis.set_xlabel("layers that read another picture")
     axis.legend(**LEGEND)
     caption(np.array([axis]), [note(table, seed)], {"swap": table}, ax is None)
     return axis

@@ -5,7 +5,7 @@
 Source: arXiv 2501.03895, section 4; fields of the authors' config.json in `conversion.py`.
 """
 
-from typing import Literal, no_type_check
+from typing import Any, Literal, no_type_check
 
 from huggingface_hub.dataclasses import strict
 from transformers.models.llava.configuration_llava import LlavaConfig
@@ -33,6 +33,8 @@ class LlavaMiniConfig(LlavaConfig):
 
     model_type = "llava_mini"
 
+    vision_config: Any = None  # configs, or dicts of their fields
+    text_config: Any = None
     image_token_index: int | None = None
     compressor_size: int = 1
     compressor_num_heads: int = 8

@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +23,8 @@ class LlavaMiniFusing(LlavaMiniVision):
     """The part of the model in which the text reads the images (a mixin, like `LlavaMiniVision`)."""
 
     prefusion: LlavaMiniPrefusion
+    training: bool
+    device: Any
 
     @torch.no_grad()
     def encode_image(
@@ -32,9 +35,10 @@ class LlavaMiniFusing(LlavaMiniVision):
     ) -> EncodedVision:
         """An image [view, 3, height, width] or frames (a tensor of them, or an iterator), once for all questions.
 
-        A single view may leave its axis out. What later questions read of the image is kept for up to `keep_frames` frames. A longer video is let go of frame
-        by frame, except for its vision tokens: then pass the prompt (`input_ids` with any number of placeholders, not
-        padded) that is to read it on the way. Raises ValueError for a video without frames and in training.
+        A single view may leave its axis out. What later questions read of the image is kept for up to `keep_frames`
+        frames. A longer video is let go of frame by frame, except for its vision tokens: then pass the prompt
+        (`input_ids` with any number of placeholders, not padded) that is to read it on the way.
+        Raises ValueError for a video without frames and in training.
         """
         if self.training:
             raise ValueError("encode_image: expected a model in eval mode, got one in training; call model.eval()")
@@ -44,14 +48,14 @@ class LlavaMiniFusing(LlavaMiniVision):
         placeholder = ids == self.config.image_token_id
         embeds = self.get_input_embeddings()(ids.masked_fill(placeholder, 0).to(self.device))
         text = text_of(ids, ~placeholder, embeds, None)
-        tokens, kept, total, count, example = [], [], 0.0, 0, None
+        tokens, kept, total, count, example = [], [], torch.zeros(()), 0, None
         stream = ((frame if frame.ndim == 4 else frame[None], 0, i) for i, frame in enumerate(frames))
         for chunk in chunks(stream, self.config.frames_per_chunk):
             example = torch.zeros_like(chunk[0][0]) if example is None else example
             seen = self.see(torch.stack([pixels for pixels, _, _ in chunk]).to(self.device))
             reading = self.fuse(seen, text, [0] * len(chunk), range(len(chunk)))
-            tokens.append(reading.tokens)
-            total, count = total + reading.text.float().sum(0), count + len(chunk)
+            tokens.append(reading.tokens.clone())  # as a view it would keep the text of its frames alive
+            total, count = total.to(self.device) + reading.text.float().sum(0), count + len(chunk)
             kept = [*kept, Seen(seen.tokens, None, seen.prefix)] if count <= keep_frames else []
         if example is None:
             raise ValueError("encode_image: expected an image or a video of at least one frame, got no frame")

@@ -3,6 +3,8 @@
 Source: `generate` of the authors' `llava_llama.py`, which hands merged embeddings to the LLM's own `generate`.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -16,6 +18,9 @@ Ids = Int[Tensor, "row token"]
 
 class LlavaMiniGenerationMixin(GenerationMixin):
     """`GenerationMixin` for a model whose prompt has images (its name must contain that word for transformers)."""
+
+    config: Any
+    model: Any
 
     @torch.no_grad()
     def generate(self, inputs: Ids | None = None, **kwargs):

@@ -11,6 +11,7 @@ Source: arXiv 2501.03895, Table 12 (one sentence; there is no public code).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,12 +24,12 @@ from .vision import join_tiles, with_whole
 
 
 def run(
-    model: nn.Module,
+    model: Any,
     input_ids: Int[Tensor, "row token"],
     frames: Sequence[Frame],
     attention_mask: Tensor | None,
     position_ids: Tensor | None,
-    past_key_values: Cache | None,
+    past_key_values: Any,
     use_cache: bool | None,
 ) -> BaseModelOutputWithPast:
     """A prompt with its images (`frames`), or what follows it with the prompt's cache (no frames)."""
@@ -60,7 +61,7 @@ def run(
 
 
 def _vision(
-    model: nn.Module, frames: Sequence[Frame], text: Float[Tensor, "row token dim"]
+    model: Any, frames: Sequence[Frame], text: Float[Tensor, "row token dim"]
 ) -> tuple[Float[Tensor, "row patch dim"], Bool[Tensor, "row patch"]]:
     """The vision rows of each row's frames, one frame behind the other, and which of them are filled."""
     rows: list[list[Tensor]] = [[text[row, :0]] for row in range(len(text))]
@@ -74,7 +75,7 @@ def _vision(
     return nn.utils.rnn.pad_sequence(whole, batch_first=True), filled
 
 
-def _compress(model: nn.Module, frames: Sequence[Frame], hidden: Tensor, seen: Tensor) -> Float[Tensor, "token dim"]:
+def _compress(model: Any, frames: Sequence[Frame], hidden: Tensor, seen: Tensor) -> Float[Tensor, "token dim"]:
     """The tokens of every frame, in order, from its vision rows after the first layers."""
     side, tokens, used = model.config.patches_per_side, [], [0] * len(hidden)
     for pixels, row, _ in frames:
@@ -88,7 +89,7 @@ def _compress(model: nn.Module, frames: Sequence[Frame], hidden: Tensor, seen: T
 
 
 def _layers(
-    llm: nn.Module,
+    llm: Any,
     indices: range,
     hidden: Float[Tensor, "row token dim"],
     visible: Bool[Tensor, "row key"],

@@ -41,7 +41,7 @@ Videos = Float[Tensor, "video frame view 3 height width"]
 class LlavaMiniPreTrainedModel(PreTrainedModel):
     config: LlavaMiniConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "video", "text")
+    input_modalities = ["image", "video", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _no_split_modules = ["LlamaDecoderLayer", "PrefusionLayer", "CLIPEncoderLayer", "LlavaMiniCompressor"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
@@ -93,12 +93,12 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
         """The LLM's hidden states. Arguments as in `LlavaMiniForConditionalGeneration.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("LLaVA-Mini: expected input_ids or inputs_embeds, and not both")
-        if self.config.fusion == "in_llm" and inputs_embeds is None:
+        if self.config.fusion == "in_llm" and input_ids is not None:
             return self._in_llm(
                 input_ids, pixel_values, pixel_values_videos, attention_mask, vision, past_key_values, **kwargs
             )
         tokens = None
-        if inputs_embeds is None:
+        if input_ids is not None:
             inputs_embeds, tokens = self.merge(
                 input_ids, pixel_values, pixel_values_videos, attention_mask, fuse_mask, vision
             )

@@ -100,9 +100,8 @@ def _file(path: Path) -> Iterator[Image.Image]:
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            rate, total = float(stream.average_rate), sum(1 for _ in container.demux(stream))
-        with av.open(str(path)) as container:
-            total = container.streams.video[0].frames or sum(1 for _ in container.decode(video=0))
+            rate, total = float(stream.average_rate or 1), stream.frames
+            total = total or sum(1 for _ in container.decode(video=0))
         wanted = frame_indices(total, max(1, int(total // rate)))
         with av.open(str(path)) as container:
             for i, frame in enumerate(container.decode(video=0)):

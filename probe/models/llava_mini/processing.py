@@ -40,8 +40,8 @@ class LlavaMiniProcessor(ProcessorMixin):
 
     def __init__(
         self,
-        image_processor=None,
-        tokenizer=None,
+        image_processor: Any = None,
+        tokenizer: Any = None,
         compressor_size: int = 1,
         view_tokens: int | None = None,
         resolution_ratio: int = 1,

@@ -10,6 +10,7 @@ Source: `prepare_inputs_labels_for_multimodal` of the authors' `llavamini_arch.p
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -94,7 +95,7 @@ def average(
     return torch.cat([tokens[place] for place in sorted(tokens) if place >= 0] or [fused[0, :0]]), fused
 
 
-def frames_of(visuals: Sequence[Visual], rows: int, images: Tensor | None, videos: Tensor | None) -> list[Frame]:
+def frames_of(visuals: Sequence[Visual], rows: int, images: Any, videos: Any) -> list[Frame]:
     """Every frame of a batch in order, and an all-zero one for each row without an image.
 
     The authors train text-only rows of an image batch with such a dummy, so their words are fused as well.

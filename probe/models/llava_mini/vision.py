@@ -7,6 +7,7 @@ Source: `encode_images_mini` of the authors' `llavamini_arch.py`; arXiv 2501.038
 """
 
 import math
+from typing import Any
 
 from einops import rearrange
 from jaxtyping import Float
@@ -22,6 +23,7 @@ class LlavaMiniVision:
     """The part of the model that looks at pixels (a mixin: its modules are the model's own)."""
 
     config: LlavaMiniConfig
+    get_input_embeddings: Any
 
     def build_vision(self, config) -> None:
         clip, size = config.vision_config, config.compressor_size

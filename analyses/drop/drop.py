@@ -1,0 +1,147 @@
+"""What tiny-llava answers when vision tokens are taken away in some layers: Fig. 5 of the LLaVA-Mini paper, and more.
+
+    python analyses/drop/drop.py                     # 1,002 drawn questions, six readings of "dropped": 20 minutes
+    python analyses/drop/drop.py --shard 1/2         # half of the pictures: one of two processes that share the run
+    python analyses/drop/drop.py --draw              # only figures and tables, from the newest run
+
+The run is in probe-out/analyses/drop and resumes. Figures, accuracy.csv and attention.csv go beside this file, and the
+tables of README.md are written anew. A run with other weights is another run: the folder is named by their hash.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import probe
+from probe.effects import ALL, ATTENTION, effects, from_cases, tables_of, until_cases, window_cases
+from probe.evaluate import Dropping, results
+from probe.run import Run
+from probe.task import Task
+
+HERE = Path(__file__).parent
+RUNS = Path("probe-out/analyses/drop")
+WINDOW = 2  # of 8 layers, as the paper's 4 of 32
+READINGS = ("freeze", "remove", "gone", "zero", "swap")
+
+
+def measured(task: Task, shard: tuple[int, int]) -> Run:
+    """The run of the shipped weights, with this shard of the pictures done."""
+    subject = probe.load("tiny-llava")
+    everything = [probe.windows(WINDOW), probe.windows(1), probe.from_layer(), probe.until_layer()]
+    dropping = Dropping(subject, task, {"mask": everything} | dict.fromkeys(READINGS, probe.windows(WINDOW)))
+    folder = RUNS / subject.revision.removeprefix("sha256:")
+    number, count = shard
+    pictures = sorted({sample.meta["image"] for sample in task.samples})[number - 1 :: count]
+    mine = [sample for sample in task.samples if sample.meta["image"] in pictures]
+    todo = Run.open(folder, dropping.fingerprint()).todo(mine)
+    print("\n".join(dropping.estimate(todo) if todo else [f"all done in {folder}"]), flush=True)
+    with tqdm(total=len(todo), desc="drop", unit="sample", mininterval=20) as bar:
+        return dropping.run(folder, lambda count: bar.update(count) and None, samples=mine, worker=str(number))
+
+
+def figures(found: xr.DataTree) -> dict[str, Figure]:
+    return {
+        "dropped": probe.plots.dropped(found, "mask", WINDOW)[0].figure,
+        "dropped-by-layer": probe.plots.dropped(found, "mask", 1)[0].figure,
+        "readings": probe.plots.readings(found, WINDOW).figure,
+        "readings-kl": probe.plots.readings(found, WINDOW, "kl").figure,
+        "depth": probe.plots.depth(found, "mask")[0].figure,
+        "swaps": probe.plots.swaps(found, WINDOW).figure,
+    }
+
+
+def attention(found: xr.DataTree) -> pd.DataFrame:
+    """A row a layer: share and lift of vision, of the answer's and the instruction's tokens; mean over samples."""
+    node = found[ATTENTION].to_dataset()[["share", "lift"]].mean("sample")
+    table = {"layer": node["layer"].values + 1}
+    for query in ("response", "instruction"):
+        for value in ("share", "lift"):
+            table[f"{value} {query} → vision"] = node[value].sel(query_type=query).values
+    return pd.DataFrame(table).round(4)
+
+
+def tables(found: xr.DataTree, accuracy: pd.DataFrame) -> str:
+    """The tables of README.md."""
+    of_all = accuracy[accuracy["kind"] == ALL].set_index(["reading", "case"])
+    first, mask = of_all.iloc[0], tables_of(found)["mask"]
+    windows = window_cases(mask, WINDOW)
+    told = (
+        f"{first['questions']} questions on {first['pictures']} pictures; weights {found.attrs['revision']}. Accuracy "
+        "in percent, 95 % intervals from a bootstrap over pictures; differences to the untouched model are paired."
+    )
+    baselines = [[case, _with(of_all.loc["mask", case], "accuracy")] for case in mask["case"].values[:3]]
+    readings = [[r, *(_with(of_all.loc[r, case], "accuracy") for case in windows)] for r in tables_of(found)]
+    given = 100 * of_all.loc["swap"]["donor_answer_given"]
+    parts = [
+        told, _markdown(["", "accuracy"], baselines),
+        "One layer without vision (`mask`), beside the attention that the answer's tokens give to vision there:",
+        _layer_table(found, of_all.loc["mask"]),
+        "Each reading of “dropped”, window by window:", _markdown(["", *windows], readings),
+        f"`swap`: how often the answer is the one given about the other picture ({given['untouched']:.1f} untouched):",
+        _markdown(["", *windows], [["other picture's answer", *(f"{given[case]:.1f}" for case in windows)]]),
+        "Dropped from a layer to the last one, by kind of question:",
+        _depth_table(accuracy, {f"from {layer + 1}": case for layer, case in from_cases(mask).items()}),
+        "Dropped from the first layer to a layer:",
+        _depth_table(accuracy, {f"to {layer + 1}": case for layer, case in until_cases(mask).items()}),
+    ]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def _layer_table(found: xr.DataTree, of_all: pd.DataFrame) -> str:
+    seen, rows = attention(found).set_index("layer"), []
+    for layer, case in enumerate(window_cases(tables_of(found)["mask"], 1), 1):
+        shares = [f"{seen.loc[layer, f'{value} response → vision']:.2f}" for value in ("share", "lift")]
+        rows.append([case, *shares, _with(of_all.loc[case], "difference"), f"{of_all.loc[case, 'kl']:.3f}"])
+    return _markdown(["layer", "share of vision", "lift", "difference in accuracy", "KL (nat)"], rows)
+
+
+def _depth_table(accuracy: pd.DataFrame, cases: dict[str, str]) -> str:
+    grid = accuracy[accuracy["reading"] == "mask"].pivot(index="kind", columns="case", values="accuracy")
+    kinds = [ALL, *(kind for kind in grid.index if kind != ALL)]
+    rows = [[kind, *(f"{grid.loc[kind, case]:.1f}" for case in ("untouched", *cases.values()))] for kind in kinds]
+    return _markdown(["", "untouched", *cases], rows)
+
+
+def _with(row: pd.Series, name: str) -> str:
+    return f"{row[name]:.1f} [{row[f'{name}_low']:.1f}, {row[f'{name}_high']:.1f}]"
+
+
+def _markdown(headings: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [headings, ["---"] * len(headings), *rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=int, default=1002)
+    parser.add_argument("--draw", action="store_true", help="only draw the newest run")
+    parser.add_argument("--shard", default="1/1")
+    options = parser.parse_args()
+    task = Task.read("shapes", limit=options.questions)
+    number, count = map(int, options.shard.split("/"))
+    newest = max(RUNS.glob("*"), key=lambda folder: folder.stat().st_mtime, default=RUNS)
+    run = Run(newest) if options.draw else measured(task, (number, count))
+    if not run.todo(task.with_pictures):
+        write(results(run, task))
+
+
+def write(found: xr.DataTree) -> None:
+    """Figures, tables and the numbers in README.md."""
+    for name, figure in figures(found).items():
+        figure.savefig(HERE / f"{name}.png", dpi=120, bbox_inches="tight")
+    accuracy = effects(found)
+    accuracy.to_csv(HERE / "accuracy.csv", index=False, float_format="%.5g")
+    attention(found).to_csv(HERE / "attention.csv", index=False)
+    written = tables(found, accuracy)
+    readme = HERE / "README.md"
+    before, _, after = re.split(r"(?<=<!-- tables -->\n)(.*)(?=\n<!-- end -->)", readme.read_text(), flags=re.DOTALL)
+    readme.write_text(before + written + after)
+    print(written)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Figures of dropping: what they show is what was planted."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from planted_sweeps import planted_run, planted_sweep
+
+from probe import plots
+from probe.errors import ProbeError
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def points(axis, filled: bool) -> set[float]:
+    """x of the points that are filled, or hollow."""
+    found = set()
+    for line in axis.lines:
+        if line.get_linestyle() == "None" and len(line.get_xdata()) and line.get_marker() not in ("", "_"):
+            hollow = line.get_markerfacecolor() == "white"
+            found |= set(np.asarray(line.get_xdata(), float)) if hollow is not filled else set()
+    return found
+
+
+def test_fig_5_marks_exactly_the_layers_that_are_needed():
+    axis = plots.dropped(planted_sweep(needed=(1, 2), pictures=16), size=1)
+    assert points(axis, filled=True) == {2, 3}
+    assert points(axis, filled=False) == {1, 4}
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "2", "3", "4"]
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert labels == ["untouched", "no vision", "another image", "vision dropped (mask)"]
+
+
+def test_fig_5_has_attention_beside_it_where_a_run_has_it():
+    axes = plots.dropped(planted_run())
+    assert len(axes) == 3
+    assert axes[1].lines[0].get_ydata()[0] == pytest.approx(0.6)
+    assert isinstance(plots.dropped(planted_run(), ax=plt.subplots()[1]), plt.Axes)
+
+
+def test_every_reading_is_on_one_axis():
+    axis = plots.readings(planted_run())
+    labels = {text.get_text() for text in axis.get_legend().get_texts()}
+    assert {"mask", "zero", "swap", "untouched"} <= labels
+    assert "not a finding" in " ".join(text.get_text() for text in _texts(plots.readings(planted_run(toy="true"))))
+
+
+def _texts(axis):
+    return [axis.figure._supxlabel]
+
+
+def test_swaps_show_whose_answer_is_given():
+    axis = plots.swaps(planted_run(needed=(0,)), size=1)
+    assert points(axis, filled=True) == {1}
+
+
+def test_depth_has_a_line_a_kind_and_ends_untouched():
+    since, until = plots.depth(planted_sweep(needed=(2,)))
+    assert {line.get_label() for line in since.lines} == {"colour", "count", "all"}
+    everything = {axis: axis.lines[-1].get_ydata().tolist() for axis in (since, until)}
+    assert everything[since] == [25, 25, 25, 100, 100]
+    assert everything[until] == [100, 100, 100, 25, 25]
+
+
+def test_all_figures_of_a_run_and_none_that_it_has_no_cases_for():
+    assert set(plots.drop_figures(planted_run())) == {"dropped", "readings", "swaps", "depth"}
+    run = planted_run(cases=[[0, 1], [2, 3]])
+    assert set(plots.drop_figures(run)) == {"dropped", "readings", "swaps"}
+    assert plt.get_fignums() == []
+
+
+def test_without_scores_the_distance_is_drawn():
+    run = planted_run()
+    for name in ("mask", "zero", "swap"):
+        table = run[name].to_dataset()
+        table["correct"] = table["correct"] * np.nan
+        run[name] = table.assign(total_variation=table["kl"] / 2)
+    assert "variation" in plots.drop_figures(run)["dropped"].axes[0].get_ylabel()
+
+
+@pytest.mark.parametrize(
+    ("draw", "told"),
+    [
+        (lambda: plots.dropped(planted_sweep(cases=[[0, 2]])), "windows"),
+        (lambda: plots.readings(planted_sweep(), 7), "windows of 7 layers"),
+        (lambda: plots.dropped(planted_run(), "fog"), "a reading of mask, zero, swap"),
+        (lambda: plots.dropped(planted_run(), value="luck"), "a value of"),
+        (lambda: plots.swaps(planted_sweep()), "how='swap'"),
+        (lambda: plots.depth(planted_sweep(cases=[[1]])), "from_layer"),
+        (lambda: plots.dropped("run"), "drop_sweep"),
+    ],
+)
+def test_a_mistake_is_one_line(draw, told):
+    with pytest.raises(ProbeError, match=told):
+        draw()
