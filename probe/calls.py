@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from probe.errors import ProbeError
+
 HIDDEN = -1e30  # finite: a weight of exactly 0 times -inf would be NaN
 
 
@@ -61,6 +63,8 @@ def seen(
     """Which of the first `stop` keys the queries at `position` may attend to under `mask`."""
     key_count, query_count = call.key_count, call.query_count
     if mask is not None and mask.ndim == 4:
+        if mask.shape[1] != 1:
+            raise ProbeError("probe", expected="one mask for all heads", got=f"{mask.shape[1]} in {call.name}")
         own = mask[min(row, mask.shape[0] - 1), 0][position - (key_count - query_count), :stop]
         return own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
     key = torch.arange(stop, device=position.device)

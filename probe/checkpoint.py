@@ -5,6 +5,7 @@ Weights are safetensors only and no code of a checkpoint is ever run. The networ
 
 import copy
 import hashlib
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,7 +39,7 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    name: str,
+    name: str | os.PathLike[str],
     processor: Any = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
@@ -47,11 +48,11 @@ def open_checkpoint(
 ) -> Checkpoint:
     """A model by name. By default on the GPU in the checkpoint's own precision, or on the CPU in float32.
 
-    Raises ProbeError for a name that is none, a folder without a config, a model of text only, a missing
-    bitsandbytes, and for whatever transformers can't load, with its reason.
+    Raises ProbeError for a name that is none, a folder without a config, a model of text only, a device that the
+    machine lacks, a missing bitsandbytes, and for whatever transformers can't load, with its reason.
     """
     source, local, toy = _source(name)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options = {
         "dtype": as_dtype(dtype) or ("auto" if device.type == "cuda" else torch.float32),
         "attn_implementation": attn,
@@ -61,12 +62,12 @@ def open_checkpoint(
     try:
         processor = processor or AutoProcessor.from_pretrained(source, **where)
         model = AutoModelForImageTextToText.from_pretrained(source, use_safetensors=True, **options, **where)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _unreadable(name, error) from error
-    model = model if quantization else model.to(device)  # type: ignore[arg-type]
+        model = model if quantization else model.to(device)  # type: ignore[arg-type]
+    except Exception as error:  # safetensors, tokenizers, json and torch raise a dozen kinds, transformers the rest
+        raise _unreadable(str(name), error) from error
     image_token_id(model)
     revision = getattr(model.config, "_commit_hash", None) or (fingerprint(Path(source)) if local else "unknown")
-    return Checkpoint(model.eval(), _complete(processor, model), name, revision, toy)
+    return Checkpoint(model.eval(), _complete(processor, model), str(name), revision, toy)
 
 
 def adopt(
@@ -80,7 +81,7 @@ def adopt(
     """A model in memory: put in eval mode; moved, converted or switched only as far as the arguments say so.
 
     Raises ProbeError for what is no transformers model, has no image token, is compiled, or lacks its
-    processor.
+    processor, and for a device that the machine lacks.
     """
     if quantization is not None:
         raise ProbeError("load", expected="a name where quantization is asked for", got="a model in memory")
@@ -96,6 +97,7 @@ def adopt(
     image_token_id(model)
     processor = _complete(processor, model)
     if device is not None or dtype is not None:
+        device = None if device is None else as_device(device)
         model.to(device=device, dtype=as_dtype(dtype))  # type: ignore[call-overload]
     if attn is not None:
         try:
@@ -116,11 +118,25 @@ def _kind(model: Any) -> str:
     return type(getattr(model, "_orig_mod", model)).__name__
 
 
+def as_device(device: str | torch.device) -> torch.device:
+    """A device by its name, once a tensor could be made there."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # each backend has a kind of its own
+        there = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        there += ["mps"] * torch.backends.mps.is_available()
+        expected = f"a device of this machine ({', '.join(['cpu', *there])})"
+        raise ProbeError("load", expected=expected, got=repr(str(device))) from error
+    return found
+
+
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A dtype by its name: float32, bfloat16, float16 or their short forms."""
-    if isinstance(dtype, str) and dtype not in DTYPES:
+    named = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(named, torch.dtype) and named.is_floating_point):
         raise ProbeError("load", expected=f"a dtype of {', '.join(DTYPES)}", got=repr(dtype))
-    return DTYPES[dtype] if isinstance(dtype, str) else dtype
+    return named
 
 
 def fingerprint(folder: Path) -> str:
@@ -131,26 +147,27 @@ def fingerprint(folder: Path) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-def _source(name: str) -> tuple[str, bool, bool]:
+def _source(name: str | os.PathLike[str]) -> tuple[str, bool, bool]:
     """Where to load from, whether it is a folder, and whether it is one of the shipped toys."""
     from probe.models.tiny import FOLDERS
 
-    if name in FOLDERS:
+    place = os.path.expanduser(os.fspath(name))  # os.path, not Path: any text is a path that may not exist
+    if isinstance(name, str) and name in FOLDERS:
         folder = FOLDERS[name]
-    elif Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser()
-    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    elif os.path.isdir(place):
+        folder = Path(place)
+    elif isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name, False, False
     else:
-        what = "a file" if Path(name).expanduser().is_file() else "which is none of these"
+        what = "a file" if os.path.isfile(place) else "which is none of these"
         raise ProbeError(
             "load",
             expected=f"{', '.join(sorted(FOLDERS))}, a folder, or a hub id (llava-hf/llava-1.5-7b-hf)",
-            got=f"{name!r}, {what}",
+            got=f"{str(name)!r}, {what}",
         )
     if not (folder / "config.json").is_file():
         raise ProbeError("load", expected="a folder with config.json, weights and a processor", got=f"{str(folder)!r}")
-    return str(folder), True, name in FOLDERS
+    return str(folder), True, folder == FOLDERS.get(str(name))
 
 
 def _quantized(quantization: str | None, device: torch.device) -> dict[str, Any]:

@@ -36,12 +36,15 @@ class Rendering:
 def messages_of(question: str | Conversation, pictures: int, image_token: str) -> list[Message]:
     """A question, or a conversation, as messages whose contents are lists of text and image items.
 
-    Pictures stand before the words of a plain question. Raises ProbeError where the conversation is
-    malformed, has more or fewer image items than there are pictures, or contains the placeholder as text.
+    Pictures stand before the words of a plain question. Raises ProbeError for what is neither, and where the
+    conversation is malformed, has more or fewer image items than there are pictures, or contains the placeholder
+    as text.
     """
     if isinstance(question, str):
         images = [{"type": "image"}] * pictures
         question = [{"role": "user", "content": [*images, {"type": "text", "text": question}]}]
+    if not isinstance(question, Sequence) or not all(isinstance(message, Mapping) for message in question):
+        raise ProbeError("question", expected="words, or a conversation (a list of messages)", got=repr(question)[:60])
     messages = [_message(message) for message in question]
     roles = [message["role"] for message in messages]
     if "user" not in roles or "system" in roles[1:]:
@@ -52,13 +55,8 @@ def messages_of(question: str | Conversation, pictures: int, image_token: str) -
         )
     items = [item for message in messages for item in message["content"]]
     for item in items:
-        if image_token in item.get("text", ""):
-            raise ProbeError(
-                "question",
-                expected=f"words without {image_token}, which would be taken as a placeholder",
-                got=repr(item["text"][:60]),
-                fix='pass the picture as image=, or say where it goes with a {"type": "image"} item',
-            )
+        fix = 'pass the picture as image=, or say where it goes with a {"type": "image"} item'
+        refuse_placeholders("question", item.get("text", ""), image_token, fix)
     placeholders = sum(item["type"] == "image" for item in items)
     if placeholders != pictures:
         raise ProbeError(
@@ -69,11 +67,20 @@ def messages_of(question: str | Conversation, pictures: int, image_token: str) -
     return messages
 
 
+def refuse_placeholders(called: str, words: str, image_token: str, fix: str) -> None:
+    """Raises ProbeError for words that contain the image token."""
+    if image_token in words:
+        expected = f"words without {image_token}, which would be taken as a placeholder"
+        raise ProbeError(called, expected=expected, got=repr(words[:60]), fix=fix)
+
+
 def _message(message: Mapping[str, Any]) -> Message:
     role, content = message.get("role"), message.get("content")
     if role not in ("system", "user", "assistant"):
         raise ProbeError("conversation", expected="roles system, user and assistant", got=repr(role))
-    items = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
+    items = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+    if not isinstance(items, Sequence) or not all(isinstance(item, Mapping) for item in items):
+        raise ProbeError("conversation", expected="contents of words or a list of items", got=repr(content)[:60])
     for item in items:
         if item.get("type") == "text" and isinstance(item.get("text"), str):
             continue

@@ -10,7 +10,6 @@ A part of such a run is a tree: a node for each reading of "dropped" (a table of
 attention that text gives to vision, from the same samples. A part of an attention run is a record.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ import xarray as xr
 
 from probe.effects import ATTENTION
 from probe.errors import ProbeError
-from probe.fingerprint import Fingerprint, hash_files
+from probe.fingerprint import Fingerprint
+from probe.identity import digest, fingerprint
 from probe.interventions.sweep import Sweep
 from probe.interventions.sweep.cases import Cases
 from probe.lean import lean
@@ -58,6 +58,7 @@ class Dropping:
         if not task.with_pictures:
             raise ProbeError("drop", expected="questions about pictures", got=f"none in {task.benchmark.name}")
         self.subject, self.task, self.max_new_tokens, self.attention = subject, task, max_new_tokens, attention
+        self.weights = digest(subject.model)
         self.sweeps = {
             name: Sweep(subject, cases, **READINGS[name], max_new_tokens=max_new_tokens, score=task.score)
             for name, cases in readings.items()
@@ -111,7 +112,8 @@ class Dropping:
         if self.attention:
             record = measure(self.subject, sample, stacks=["llm"], rows="text", max_new_tokens=self.max_new_tokens)
             nodes[ATTENTION] = attention_to_vision(record)
-        return xr.DataTree.from_dict({"/": _about(sample).assign_attrs(self.subject.describe()), **nodes})
+        told = self.subject.describe() | {"weights": self.weights}
+        return xr.DataTree.from_dict({"/": _about(sample).assign_attrs(told), **nodes})
 
 
 def attention_to_vision(record: xr.DataTree) -> xr.Dataset:
@@ -159,16 +161,6 @@ def merged(run: Run, task: Task) -> xr.DataTree:
     """All of an attention run as one record, in the order of the benchmark."""
     loaded = run.load([sample.id for sample in task.benchmark.samples])
     return validate(loaded)
-
-
-def fingerprint(subject: Subject, task: Task, plan: Mapping[str, Any], generation: Mapping[str, Any]) -> Fingerprint:
-    """What makes two runs over a benchmark the same; how many samples are asked does not."""
-    told = subject.describe()
-    template = hashlib.sha256(str(subject.processor.chat_template).encode()).hexdigest()[:16]
-    setting = {name: told[name] for name in ("quantization", "aspect", "image_processor")}
-    data = {"benchmark": task.benchmark.name, "split": task.benchmark.split, **hash_files(task.benchmark.files)}
-    named = (told["model"], told["revision"], told["dtype"], told["attention"])
-    return Fingerprint(*named, template, {**plan, **setting}, data, generation)
 
 
 def _without_counts(table: xr.Dataset) -> xr.Dataset:

@@ -13,6 +13,7 @@ from functools import cache, cached_property
 from itertools import accumulate
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from PIL import Image
@@ -26,11 +27,14 @@ Ids = Sequence[int] | Int[torch.Tensor, "token"]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What ids mean: the tokenizer, the ids that end an answer, the id that pads."""
+    """What ids mean: the tokenizer, the ids that end an answer, the ids that pad and stand for pictures, and how
+    many ids the model embeds."""
 
     tokenizer: Any
     end_ids: tuple[int, ...]
     pad_id: int
+    image_id: int
+    size: int
 
 
 class Inputs(dict):
@@ -83,9 +87,11 @@ class Inputs(dict):
 
 def with_response(inputs: Inputs, ids: Ids) -> Inputs:
     """One row with a response behind it, id by id as it was generated; end-of-turn tokens at its end are
-    instruction. The words of the response are decoded from the ids."""
+    instruction. The words of the response are decoded from the ids.
+
+    Raises ProbeError for what is no ids, and for ids that the model does not embed or that stand for pictures."""
     _one_row(inputs, "with_response")
-    ids = torch.as_tensor(ids, dtype=torch.long, device=inputs["input_ids"].device).reshape(-1)
+    ids = _response_ids(ids, inputs.vocabulary).to(inputs["input_ids"].device)
     said = len(ids)
     while said and int(ids[said - 1]) in inputs.vocabulary.end_ids:
         said -= 1
@@ -103,6 +109,24 @@ def with_response(inputs: Inputs, ids: Ids) -> Inputs:
         types=inputs.types.with_response(said, len(ids) - said),
         response=[" ".join(filter(None, [inputs.response[0], words]))],
     )
+
+
+def _response_ids(ids: Ids, vocabulary: Vocabulary) -> Int[torch.Tensor, "token"]:
+    expected = "response ids (whole numbers, one after the other)"
+    try:
+        found = ids if isinstance(ids, torch.Tensor) else torch.as_tensor(np.asarray(ids))
+    except (TypeError, ValueError, OverflowError):  # words, lists of unequal length, numbers beyond 64 bits
+        raise ProbeError("response", expected=expected, got=repr(ids)[:60]) from None
+    whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+    if found.ndim == 0 or (found.numel() and not whole):
+        raise ProbeError("response", expected=expected, got=repr(ids)[:60])
+    found = found.to(torch.long).reshape(-1)
+    outside = found[(found < 0) | (found >= vocabulary.size) | (found == vocabulary.image_id)].tolist()
+    if outside:
+        image = outside[0] == vocabulary.image_id
+        expected = "ids without the image token" if image else f"ids from 0 to {vocabulary.size - 1}"
+        raise ProbeError("response", expected=expected, got=str(outside[0]))
+    return found
 
 
 def collate(rows: Sequence[Inputs], side: Literal["left", "right"] = "left") -> Inputs:

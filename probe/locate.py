@@ -67,15 +67,27 @@ def _attention(layer: nn.Module, name: str) -> nn.Module:
 
 
 def output_projection(attention: nn.Module) -> nn.Linear:
-    """The linear map that an attention module ends in (W_O), by its usual names or else the last one it
-    owns."""
-    linear = {name: module for name, module in attention.named_children() if isinstance(module, nn.Linear)}
-    for name in ("o_proj", "out_proj", "proj", "projection_layer", "dense"):
-        if name in linear:
-            return linear[name]
-    if not linear:
-        raise ProbeError("contribution", expected="a linear output projection", got=type(attention).__name__)
-    return list(linear.values())[-1]
+    """The linear map that an attention module ends in (W_O), by its usual names or else the last one it owns.
+
+    Raises ProbeError where it is no plain Linear (in an adapter, packed to 4 bits): its weight is not what acts.
+    """
+    children = dict(attention.named_children())
+    names = [name for name in ("o_proj", "out_proj", "proj", "projection_layer", "dense") if name in children]
+    linear = [child for child in children.values() if isinstance(child, nn.Linear)]
+    found = children[names[0]] if names else linear[-1] if linear else None
+    if not isinstance(found, nn.Linear) or not found.weight.is_floating_point():
+        raise ProbeError(
+            "contribution", expected="a plain linear output projection",
+            got=f"{type(found).__name__ if found is not None else 'none'} in {type(attention).__name__}",
+            fix="merge the adapter, or load the model without quantization",
+        )  # fmt: skip
+    return found
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether any part of a model went through torch.compile: what runs then can't be watched."""
+    parts = model.modules()
+    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in parts)
 
 
 def image_token_id(model: PreTrainedModel) -> int:

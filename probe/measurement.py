@@ -9,8 +9,10 @@ the tap, and every layer's statistic is taken on the way. By causality its respo
 
 import hashlib
 import inspect
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from probe import __version__
 from probe.active import active
 from probe.errors import ProbeError
 from probe.inputs import Ids, Inputs, collate, with_response
-from probe.locate import Stack, cls_tokens, output_projection
+from probe.locate import Stack, cls_tokens, is_compiled, output_projection
 from probe.locate import stacks as find_stacks
 from probe.record import EDGES, assemble, merge
 from probe.samples import Picture, Sample
@@ -76,10 +78,7 @@ def measure(
     Raises ProbeError for what `Subject.encode` refuses, maps above 1 GiB, a model in training mode or compiled, and
     modules whose attention can't be seen.
     """
-    if subject.model.training:
-        raise ProbeError("measure", expected="a model in eval mode", got="one in training mode", fix="model.eval()")
-    if rows not in ("all", "text"):
-        raise ProbeError("measure", expected="rows='all' or 'text'", got=repr(rows))
+    _check(subject, rows, maps, max_new_tokens)
     samples = _as_samples(samples, question)
     chosen = _chosen(subject, stacks, any(sample.images for sample in samples))
     responses = _responses(response, samples)
@@ -99,7 +98,9 @@ def measure(
     with bar, torch.no_grad():
         encoded = _encoded(subject, samples, responses, options)
         for batch in _batches(encoded, batch_tokens):
-            answered = _answered(subject, [inputs for _, inputs in batch], max_new_tokens, generate)
+            answered = [inputs for _, inputs in batch]
+            if response is None and max_new_tokens:
+                answered = _answered(subject, answered, max_new_tokens, generate)
             if maps:
                 _check_maps(chosen, answered, maps, len(samples))
             nodes = _forward(subject, collate(answered, side="right"), chosen, rows, maps, contribution, received_head)
@@ -109,6 +110,20 @@ def measure(
                 records.append(assemble(root, node, attrs))
             bar.update(len(batch))
     return merge(records)
+
+
+def _check(subject: Subject, rows: str, maps: bool | str, max_new_tokens: int) -> None:
+    if any(module.training for module in subject.model.modules()):
+        raise ProbeError("measure", expected="a model in eval mode", got="training mode", fix="call model.eval()")
+    if is_compiled(subject.model):
+        raise ProbeError("measure", expected="a model that is not compiled", got="one after torch.compile",
+                         fix="measure the model as it was before")  # fmt: skip
+    if rows not in ("all", "text"):
+        raise ProbeError("measure", expected="rows='all' or 'text'", got=repr(rows))
+    if maps not in (False, True, "heads"):
+        raise ProbeError("measure", expected="maps=False, True or 'heads'", got=repr(maps))
+    if max_new_tokens < 0:
+        raise ProbeError("measure", expected="max_new_tokens of 0 or more", got=str(max_new_tokens))
 
 
 def _as_samples(samples: Any, question: Any) -> list[Sample]:
@@ -121,15 +136,23 @@ def _as_samples(samples: Any, question: Any) -> list[Sample]:
     if not samples or not all(isinstance(sample, Sample) for sample in samples):
         raise ProbeError("measure", expected="at least one Sample", got="none" if not samples else "pictures alone",
                          fix="pass a question with a picture")  # fmt: skip
+    (id, times), *_ = Counter(sample.id for sample in samples).most_common(1)
+    if times > 1:
+        raise ProbeError("measure", expected="samples with different ids", got=f"{id!r} {times} times")
     return samples
 
 
 def _chosen(subject: Subject, names: Sequence[str] | None, pictures: bool) -> dict[str, Stack]:
     found = find_stacks(subject.model)
+    names = [names] if isinstance(names, str) else names
     if unknown := set(names or ()) - set(found):
         raise ProbeError("measure", expected=f"stacks of {', '.join(found)}", got=", ".join(sorted(unknown)))
-    return {name: stack for name, stack in found.items()
-            if (names is None or name in names) and (pictures or name != "vision")}  # fmt: skip
+    chosen = {name: stack for name, stack in found.items()
+              if (names is None or name in names) and (pictures or name != "vision")}  # fmt: skip
+    if not chosen:
+        raise ProbeError("measure", expected="at least one stack, and pictures for that of the encoder",
+                         got=f"stacks={list(names or [])} and {'' if pictures else 'no '}pictures")  # fmt: skip
+    return chosen
 
 
 def _responses(response: Response, samples: Sequence[Sample]) -> list[Any]:
@@ -143,7 +166,7 @@ def _responses(response: Response, samples: Sequence[Sample]) -> list[Any]:
             raise ProbeError("measure", expected="a record with the same samples", got=f"none for {missing[0]!r}")
         return [known[sample.id][known[sample.id] >= 0].tolist() for sample in samples]
     given: Any = response
-    several = isinstance(given, list | tuple) and not all(isinstance(item, int) for item in given)
+    several = isinstance(given, list | tuple) and not all(isinstance(item, Integral) for item in given)
     if several or (len(samples) > 1 and not isinstance(given, str | None)):
         if len(given) != len(samples):
             raise ProbeError("measure", expected=f"{len(samples)} responses", got=str(len(given)))
@@ -151,7 +174,9 @@ def _responses(response: Response, samples: Sequence[Sample]) -> list[Any]:
     return [given] * len(samples)
 
 
-def _encoded(subject: Subject, samples, responses, options) -> Iterator[tuple[Sample, Inputs]]:
+def _encoded(
+    subject: Subject, samples: Sequence[Sample], responses: Sequence[Any], options: dict[str, Any]
+) -> Iterator[tuple[Sample, Inputs]]:
     for sample, response in zip(samples, responses, strict=True):
         picture = sample.image if sample.images else None
         yield sample, subject.encode(list(picture) if isinstance(picture, tuple) else picture, sample.question,
@@ -172,9 +197,9 @@ def _batches(rows: Iterable[tuple[Sample, Inputs]], tokens: int) -> Iterator[lis
 
 
 def _answered(subject: Subject, rows: list[Inputs], max_new_tokens: int, generate: dict) -> list[Inputs]:
-    """The rows with a response behind each: the model's own where none was given."""
+    """The rows with the model's own response behind each, but for those that a conversation already answers."""
     open_rows = [i for i, inputs in enumerate(rows) if inputs.types.role[0, -1] == FINE.index("last")]
-    if open_rows and max_new_tokens > 0:
+    if open_rows:
         asked = collate([rows[i] for i in open_rows], side="left")
         for i, ids in zip(open_rows, subject.generate_ids(asked, max_new_tokens, **generate), strict=True):
             rows[i] = with_response(rows[i], ids)
@@ -207,7 +232,7 @@ def _forward(
 ) -> list[dict[str, dict[str, np.ndarray]]]:
     """One teacher-forced forward under the tap: {stack: {variable: array}} for each row of the batch."""
     project = output_projection if contribution else None
-    types, encoder = inputs.types, _encoder_rows(inputs)
+    types, encoder = inputs.types, encoder_rows(inputs)
     statistics: dict[str, Statistic] = {}
     if "llm" in chosen:
         statistics["llm"] = Statistic(
@@ -215,13 +240,14 @@ def _forward(
             received_head=per_head, contribution=project, map_heads=maps == "heads",
             map_positions=[_predicting(inputs, row) for row in range(len(types.ids))] if maps else (),
         )  # fmt: skip
-    if "vision" in chosen and encoder[-1]:
-        statistics["vision"] = _encoder_statistic(subject, inputs, encoder[-1], per_head, project)
+    if "vision" in chosen:
+        statistics["vision"] = encoder_statistic(subject, inputs, encoder[-1], per_head, project)
     model = subject.model
     options = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     with ExitStack() as taps:
         for name, statistic in statistics.items():
-            taps.enter_context(tap(chosen[name].attention, statistic))
+            if len(statistic.ids):
+                taps.enter_context(tap(chosen[name].attention, statistic))
         model(**inputs, use_cache=False, **options)
 
     nodes: list[dict[str, dict[str, np.ndarray]]] = []
@@ -240,15 +266,17 @@ def _forward(
     return nodes
 
 
-def _encoder_rows(inputs: Inputs) -> list[int]:
+def encoder_rows(inputs: Inputs) -> list[int]:
     """Where each sample's pictures and tiles begin among the rows of the encoder, and their number at the end."""
     tiles = [len({*zip(grid.picture.tolist(), grid.tile.tolist(), strict=True)}) for grid in inputs.encoder_grid]
     return [0, *np.cumsum(tiles).tolist()]
 
 
-def _encoder_statistic(subject: Subject, inputs: Inputs, row_count: int, per_head: bool, project: Any) -> Statistic:
+def encoder_statistic(
+    subject: Subject, inputs: Inputs, row_count: int, per_head: bool = False, project: Any = None
+) -> Statistic:
     """Every patch of every tile is a vision key; what the encoder puts before them is `cls`."""
-    patches = sum(map(len, inputs.encoder_grid)) // row_count
+    patches = sum(map(len, inputs.encoder_grid)) // max(1, row_count)
     before = cls_tokens(subject.model)
     ids = np.tile(np.repeat([0, 1], [before, patches]), (row_count, 1))
     everything = np.ones_like(ids, dtype=bool)
@@ -260,7 +288,7 @@ def _node(statistic: Statistic, stack: Stack, rows: list[int], grid: Grid) -> di
     if rows:
         tables = [statistic.table(name, rows) for name in stack.attention]
     else:  # a sample without pictures among others that have some
-        tables = [_nothing(statistic.table(name)) for name in stack.attention]
+        tables = [_nothing(statistic, module) for module in stack.attention.values()]
     per_sample = ("query_count", "share_count")  # the same in every layer that has all rows
     node = {name: np.stack([table[name] for table in tables])[None] for name in tables[0] if name not in per_sample}
     node |= {name: np.max([table[name] for table in tables], axis=0)[None] for name in per_sample}
@@ -272,11 +300,17 @@ def _node(statistic: Statistic, stack: Stack, rows: list[int], grid: Grid) -> di
     return node | {"edge": np.array(EDGES, dtype=object)}
 
 
-def _nothing(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    keyed = ("received", "received_head")
+def _nothing(statistic: Statistic, module: Any) -> dict[str, np.ndarray]:
+    """The table of a stack that a sample does not pass through."""
+    types, heads = len(statistic.names), module.config.num_attention_heads
+    pair = {"": (heads, types, types), "entropy": (types, types), "query_count": (types, types),
+            "entropy_count": (types, types), "share_count": (types,), "received": (types, 0),
+            "received_head": (heads, types, 0)}  # fmt: skip
+    names = ["mass", "share", "lift", "entropy", "head_entropy", "received", *(n for n in pair if n.endswith("_count"))]
+    names += ["head_entropy_count"]
+    names += [name for name in ("contribution", "received_head") if getattr(statistic, name)]
     return {
-        name: value[..., :0] if name in keyed else np.full_like(value, 0 if name.endswith("_count") else np.nan)
-        for name, value in table.items()
+        name: np.full(pair.get(name, pair[""]), 0 if name.endswith("_count") else np.nan, np.float32) for name in names
     }
 
 

@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probe.calls import AttentionCall, AttentionWeights
+from probe.errors import ProbeError
 from probe.streaming import Extras, Keys, QuerySums, query_sums, weight_sums
 
 NOTHING = 1e-30  # below this share of a type, how it spreads within the type is rounding
@@ -203,6 +204,9 @@ def merge(total: dict[str, np.ndarray], more: dict[str, np.ndarray], *, join: bo
 
 def gram(projection: nn.Linear, heads: int) -> Float[Tensor, "head dim dim"]:
     """W_Oᵀ W_O of each head, in float32: ‖W_O x‖² = xᵀ (W_Oᵀ W_O) x."""
+    if projection.in_features % heads:
+        raise ProbeError("contribution", expected=f"an output projection of {heads} heads",
+                         got=f"{projection.in_features} inputs")  # fmt: skip
     weight = projection.weight.detach().float()  # (hidden, head × dim)
     parts = weight.view(weight.shape[0], heads, -1).transpose(0, 1)
     return parts.transpose(1, 2) @ parts

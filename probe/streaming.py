@@ -191,12 +191,13 @@ class _Walk:
         average = torch.zeros_like(add)
         heads = max(1, self.limit // (self.group * add.numel()))
         for k in range(0, self.key_head_count, heads):
-            average += self._heads(block, add, clear, k, min(k + heads, self.key_head_count))
+            for p in self._heads(block, add, clear, k, min(k + heads, self.key_head_count)):
+                average += p  # one by one: half the time of a sum over the first axis
         pool(self.sums, block.rows, average.div_(self.head_count), own, block.position + self.first, self.keys,
              self.extras, block.start + self.first)  # fmt: skip
 
-    def _heads(self, block: _Block, add: Tensor, clear: int, k0: int, k1: int) -> Float[Tensor, "query key"]:
-        """Key heads k0 to k1 and the query heads that share them; returns the sum of their weights over heads."""
+    def _heads(self, block: _Block, add: Tensor, clear: int, k0: int, k1: int) -> Float[Tensor, "head query key"]:
+        """Key heads k0 to k1 and the query heads that share them; returns their weights, until the next call."""
         (n, width), (h0, h1), sums = add.shape, (k0 * self.group, k1 * self.group), self.sums
         at, start = slice(h0, h1), block.start + self.first
         s, p = (buffer[: (h1 - h0) * n * width].view(k1 - k0, self.group * n, width) for buffer in self.buffers)
@@ -215,7 +216,7 @@ class _Walk:
             sums.norm[at, block.rows] = contribution_norm(p, value, self.extras.gram[at], self.keys, start)
         if self.extras.received_head or self.extras.map_heads:
             per_head(sums, self.extras, p, at, block.position + self.first, self.keys, start)
-        return p.sum(0)
+        return p
 
 
 @torch.no_grad()

@@ -8,8 +8,10 @@ It answers, and it encodes a picture, a question and a response for one forward 
     subject.model(**inputs)
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from probe.checkpoint import adopt, open_checkpoint
-from probe.conversation import Conversation, messages_of, render
+from probe.conversation import Conversation, messages_of, refuse_placeholders, render
 from probe.errors import ProbeError
 from probe.grids import aspect_of, encoder_grid, padded_to_square, pixels_on_the_way, vision_grid
 from probe.inputs import Ids, Inputs, Vocabulary, with_response
@@ -73,13 +75,15 @@ class Subject:
         item for each picture; a conversation that ends with an answer has it as its response. A response of
         words is tokenized as the template puts it and closed with the model's end-of-turn token, as
         generating it would; one of ids is appended as it is. `types` and `turns`: see `TokenTypes.as_types`.
-        Raises ProbeError for unreadable pictures, more or fewer of them than placeholders, and a sequence
-        longer than the model's positions.
+        Raises ProbeError for unreadable pictures, more or fewer of them than placeholders, a question that is
+        neither words nor a conversation, a response with the image token or with ids that the model does not
+        embed, and a sequence longer than the model's positions.
         """
         pictures = tuple(open_picture(picture) for picture in as_pictures(image))
         messages = messages_of(question, len(pictures), self.processor.image_token)
         messages, response = _split_answer(messages, response)
         if isinstance(response, str):
+            refuse_placeholders("response", response, self.processor.image_token, "take it out")
             inputs = with_response(self._row(pictures, messages, response), self.vocabulary.end_ids[:1])
         else:
             inputs = self._row(pictures, messages, None)
@@ -149,7 +153,8 @@ class Subject:
         ends = [first, *configured] if first in configured or not configured else [*configured, first]
         ends = tuple(dict.fromkeys(id for id in ends if id is not None))
         pad = tokenizer.pad_token_id
-        return Vocabulary(tokenizer, ends, pad if pad is not None else ends[0])
+        embedded = self.model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+        return Vocabulary(tokenizer, ends, pad if pad is not None else ends[0], image_token_id(self.model), embedded)
 
     def answer(
         self,
@@ -158,7 +163,11 @@ class Subject:
         max_new_tokens: int = 32,
         **generate: Any,
     ) -> str:
-        """What the model says, greedily unless `generate`, the options of `model.generate`, says otherwise."""
+        """What the model says, greedily unless `generate`, the options of `model.generate`, says otherwise.
+
+        Raises ProbeError for what `encode` refuses, and for options that `model.generate` does not take or that
+        give more, or something else, than one answer.
+        """
         (ids,) = self.generate_ids(self.encode(image, question), max_new_tokens, **generate)
         return self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
@@ -168,8 +177,10 @@ class Subject:
         """The ids that each row is answered with, up to and with the end-of-turn token where it came.
 
         Fewer than `max_new_tokens` where the model's positions end. The image token is never answered: it would
-        be taken for a picture when the answer is read again.
+        be taken for a picture when the answer is read again. Raises ProbeError for inputs that end with a response,
+        and for the options that `answer` refuses.
         """
+        _check_options(max_new_tokens, generate)
         if (inputs.types.role[:, -1] != LAST).any():
             raise ProbeError(
                 "generate",
@@ -179,22 +190,40 @@ class Subject:
         width = inputs["input_ids"].shape[1]
         self._check_length(width + 1)
         limit = max_positions(self.model) or width + max_new_tokens
+        asked = ", ".join(generate)
         if not generate.get("do_sample"):
             # a checkpoint's own temperature would only make transformers warn that it isn't used
             generate = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **generate}
         generate = {"suppress_tokens": [image_token_id(self.model)], **generate}
-        with torch.no_grad():
-            generated = self.model.generate(  # type: ignore[operator]
-                **inputs,
-                max_new_tokens=min(max_new_tokens, limit - width),
-                pad_token_id=self.vocabulary.pad_id,
-                **generate,
-            )
+        try:
+            with torch.no_grad():
+                generated = self.model.generate(  # type: ignore[operator]
+                    **inputs,
+                    max_new_tokens=min(max_new_tokens, limit - width),
+                    pad_token_id=self.vocabulary.pad_id,
+                    **generate,
+                )
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            if isinstance(error, ProbeError) or not asked:
+                raise
+            expected, got = "options that model.generate takes", f"{asked}: {str(error)[:300]}"
+            raise ProbeError("generate", expected=expected, got=got) from error
         return [_until_end(row, self.vocabulary.end_ids) for row in generated[:, width:].cpu()]
 
 
+def _check_options(max_new_tokens: int, generate: Mapping[str, Any]) -> None:
+    """Raises ProbeError for no new tokens, and for what makes `generate` return more than a row of ids a prompt."""
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
+        raise ProbeError("generate", expected="max_new_tokens of 1 or more", got=repr(max_new_tokens))
+    single = {"num_return_sequences": (None, 1), "return_dict_in_generate": (None, False)}
+    for name, allowed in single.items():
+        if generate.get(name) not in allowed:
+            got = f"{name}={generate[name]!r}"
+            raise ProbeError("generate", expected="one answer a prompt, as ids", got=got, fix="leave it out")
+
+
 def load(
-    model: str | PreTrainedModel | Any = "tiny-llava",
+    model: str | os.PathLike[str] | PreTrainedModel | Any = "tiny-llava",
     processor: Any = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
@@ -202,13 +231,17 @@ def load(
     quantization: str | None = None,
     aspect: str | None = None,
 ) -> Subject:
-    """A subject from a name (a shipped model, a folder, a hub id), or from a model and its processor in memory.
+    """A subject from a name (a shipped model, a folder or its Path, a hub id), or from a model and its processor.
 
     A model in memory is put in eval mode, and is moved or switched only where `device`, `dtype` or `attn` say
-    so. `aspect` is for models with one square view: "pad" is how LLaVA-1.5 was trained, "crop" how Hugging
+    so. `quantization` ("4bit", "8bit") goes with a name only. `aspect` is for models with one square view: "pad" is how LLaVA-1.5 was trained, "crop" how Hugging
     Face's processor does it; by default the processor's own way, which `subject.aspect` names.
+
+    Raises ProbeError for a name that is none, a checkpoint that transformers can't load, a model without an image
+    token or a processor, a compiled one, a device, dtype or attn that there is not, quantization of a model in
+    memory or without its packages, and an aspect that the image processor can't have.
     """
-    if isinstance(model, str):
+    if isinstance(model, str | os.PathLike):
         opened = open_checkpoint(model, processor, device, dtype, attn, quantization)
     else:
         opened = adopt(model, processor, device, dtype, attn, quantization)

@@ -46,9 +46,8 @@ class Window:
         self.config: Any = module.config
         base = self.config._attn_implementation or "eager"
         register(PREFIX + base)
-        shadow = copy.copy(self.config)
-        shadow._attn_implementation_internal = PREFIX + base
-        module.config = shadow
+        self.shadow: Any = copy.copy(self.config)
+        self.shadow._attn_implementation_internal = PREFIX + base
 
     def kernel(self, call: AttentionCall) -> Output:
         """The user's own kernel, which finds the module's config as it was (flash attention reads it)."""
@@ -136,22 +135,28 @@ class _Route:
     def __init__(self, name: str, module: nn.Module, around: Around, innermost: bool, weights: Observer | None):
         self.name, self.module, self.around = name, module, around
         self.innermost, self.weights, self.called = innermost, weights, False
+        known = _windows.get(module)
+        self.config: Any = known.config if known else getattr(module, "config", None)  # the user's own
 
     def open(self, *_: Any) -> None:
         if hasattr(self.module, "config") and not is_untouched():
             window = _windows.get(self.module) or _windows.setdefault(self.module, Window(self.name, self.module))
-            window.routes.insert(len(window.routes) if self.innermost else 0, self.around)
+            if self.around not in window.routes:
+                window.routes.insert(len(window.routes) if self.innermost else 0, self.around)
+            self.module.config = window.shadow
 
     def close(self) -> bool:
-        """Whether the registered function was called in the window. Harmless where no window is open."""
+        """Whether the registered function was called in the window. Right from any state, and as often as you like."""
         window = _windows.get(self.module)
-        if window is None or self.around not in window.routes:
-            return False
-        window.routes.remove(self.around)
-        if not window.routes:
-            self.module.config = window.config
-            del _windows[self.module]
-        return window.called
+        others = [route for route in window.routes if route is not self.around] if window else []
+        if not others and self.config is not None:
+            self.module.config = self.config
+        called = window is not None and self.around in window.routes and window.called
+        if others and window:
+            window.routes[:] = others
+        else:
+            _windows.pop(self.module, None)
+        return called
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
         if is_untouched():
@@ -181,7 +186,7 @@ def routed(
 
     `innermost` routes see what the others made of the call. `weights` receives the attention of modules that call no
     registered function but return their weights. Undone on any exit; on an interrupt the hooks of a module may not have
-    run, so the exit restores every module itself.
+    run, so the exit restores every module itself, twice: another interrupt may hit the first time.
 
     Raises ProbeError for a compiled model, a module that was never called (where `required`), and one that offers
     neither way to be seen.
@@ -193,15 +198,19 @@ def routed(
                 "probe", expected="a model that is not compiled", got=f"a compiled {route.name}",
                 fix="probe the model before torch.compile",
             )  # fmt: skip
-    with ExitStack() as hooks:
+    undo = ExitStack()  # goes on with the others when one of its callbacks is interrupted
+    try:
         try:
+            for route in routes * 2:
+                undo.callback(route.close)
             for route in routes:
-                hooks.callback(route.module.register_forward_pre_hook(route.open).remove)
-                hooks.callback(route.module.register_forward_hook(route.after, always_call=True).remove)
+                undo.callback(route.module.register_forward_pre_hook(route.open).remove)
+                undo.callback(route.module.register_forward_hook(route.after, always_call=True).remove)
             yield
         finally:
-            for route in routes:
-                route.close()
+            undo.close()
+    finally:
+        undo.close()  # where the interrupt hit between the two: does nothing otherwise
     if required and (missing := [route.name for route in routes if not route.called]):
         raise ProbeError(
             "probe", expected="every tapped attention module to be called",

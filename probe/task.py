@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from probe.benchmarks import NAMES, named
+from probe.benchmarks import named
 from probe.benchmarks.reading import Benchmark
 from probe.errors import ProbeError
 from probe.samples import Sample, open_picture
@@ -110,8 +110,3 @@ class Task:
             if sample.images:
                 first.setdefault(sample.meta["image"], sample)
         return first
-
-
-def known_names() -> str:
-    """The benchmarks there are, for a help text."""
-    return ", ".join(NAMES)

@@ -67,8 +67,8 @@ class TokenTypes:
     def as_types(self, types: Types = "paper", turns: str = "last") -> "TokenTypes":
         """The same positions in other types.
 
-        `types`: "paper", "fine", one name for each position, or {name: mask} for the user's own, which come
-        first; positions these do not cover ("" or None in an array) keep the paper's type. An array as long
+        `types`: "paper", "fine", one name (or number) for each position, or {name: mask} for the user's own, which
+        come first; positions these do not cover ("" or None in an array) keep the paper's type. An array as long
         as the prompt leaves the response uncovered. `turns`: whether earlier answers are instruction ("last")
         or response ("all"). Raises ProbeError for an unknown name, a mask of another size, or masks that
         overlap.
@@ -78,7 +78,7 @@ class TokenTypes:
         fine = self._roles(turns)
         if isinstance(types, str):
             return replace(self, **_named(types, fine, self.vision))
-        own = dict(types) if isinstance(types, Mapping) else _masks_of_names(types)
+        own = {str(k): mask for k, mask in types.items()} if isinstance(types, Mapping) else _masks_of_names(types)
         return replace(self, **self._with_own(own, fine, given_as_names=not isinstance(types, Mapping)))
 
     def _roles(self, turns: str) -> np.ndarray:
@@ -188,9 +188,12 @@ def _named(types: str, fine: np.ndarray, vision: np.ndarray) -> dict:
 
 
 def _masks_of_names(types: Sequence[str] | np.ndarray) -> dict[str, np.ndarray]:
-    names = np.asarray(types, dtype=object)
-    order = dict.fromkeys(str(name) for name in names.ravel() if name not in ("", None))
-    return {name: names == name for name in order}
+    given = np.asarray(types, dtype=object)
+    words = ["" if name is None else str(name) for name in given.ravel()]  # numbers are names too: 0 is "0"
+    if words and all(isinstance(name, bool | np.bool_) for name in given.ravel()):
+        raise ProbeError("types", expected="a name for each position", got="booleans", fix="name the mask: {name: mask}")
+    names = np.array(words, dtype=object).reshape(given.shape)
+    return {name: names == name for name in dict.fromkeys(words) if name}
 
 
 @dataclass(frozen=True)

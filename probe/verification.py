@@ -7,8 +7,8 @@ The statistic is compared with the plain computation from whole attention maps (
 on a short prompt, in a model whose kernel is switched to eager for that comparison and back.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from probe.calls import AttentionCall, seen
 from probe.inputs import Inputs, collate, with_response
 from probe.locate import stacks
+from probe.measurement import encoder_rows, encoder_statistic
 from probe.samples import Picture
 from probe.stats import Statistic
 from probe.subject import Subject
@@ -82,8 +83,8 @@ def verify(subject: Subject, image: Picture | None = None, question: str = "what
     inputs = with_response(prompt, ids)
     before = state(subject.model)
     checks = [
-        *_unchanged(subject, inputs),
-        _exact(subject, inputs),
+        *_unchanged(subject, prompt, subject.encode(image, f"{question} {question}")),
+        *(_exact(subject, inputs, stack) for stack in stacks(subject.model)),
         _identity(subject, inputs),
         _decoding(subject, prompt, inputs, ids),
         _maps_not_kept(subject, inputs),
@@ -149,31 +150,28 @@ def difference(table: dict[str, np.ndarray], plain: dict[str, np.ndarray]) -> fl
     return worst
 
 
-def _statistics(inputs: Inputs) -> Statistic:
-    types = inputs.types
-    return Statistic(types.names, types.ids, types.is_query, types.vision)
-
-
-def _unchanged(subject: Subject, inputs: Inputs) -> list[Check]:
-    """Bit-identical logits, with and without the tap on every stack."""
+def _unchanged(subject: Subject, prompt: Inputs, longer: Inputs) -> list[Check]:
+    """Bit-identical logits while the statistic of every stack is taken, alone and in a padded batch."""
     checks = []
-    both = collate([inputs, inputs], side="left")
-    for name, batch in (("one sample", inputs), ("a batch of two", both)):
+    for name, batch in (("one sample", prompt), ("a padded batch", collate([prompt, longer], side="left"))):
         with torch.no_grad():
             plain = subject.model(**batch).logits
-            with _all_taps(subject, lambda call: None):
+            with ExitStack() as taps:
+                for stack, statistic in _statistics(subject, batch).items():
+                    taps.enter_context(tap(stacks(subject.model)[stack].attention, statistic))
                 seen_logits = subject.model(**batch).logits
         change = (plain.float() - seen_logits.float()).abs().max().item()
-        same = torch.equal(plain, seen_logits)
-        checks.append(Check(f"change of the logits, {name}", change, "exactly 0", same))
+        checks.append(Check(f"change of the logits, {name}", change, "exactly 0", torch.equal(plain, seen_logits)))
     return checks
 
 
-@contextmanager
-def _all_taps(subject: Subject, observe: Callable[[Any], None]) -> Iterator[None]:
-    modules = {name: module for stack in stacks(subject.model).values() for name, module in stack.attention.items()}
-    with tap(modules, observe):
-        yield
+def _statistics(subject: Subject, inputs: Inputs) -> dict[str, Statistic]:
+    """Of the LLM and of the encoder, as `measure` takes them."""
+    types, tiles = inputs.types, encoder_rows(inputs)[-1]
+    return {
+        "llm": Statistic(types.names, types.ids, types.is_query, types.vision),
+        "vision": encoder_statistic(subject, inputs, tiles),
+    }
 
 
 @contextmanager
@@ -189,37 +187,40 @@ def eager(model: Any) -> Iterator[None]:
             config._attn_implementation_internal = kernel
 
 
-def _exact(subject: Subject, inputs: Inputs) -> Check:
-    """The streaming statistic of the LLM against whole maps, layer by layer; only one map exists at a time."""
-    statistic, types, worst = _statistics(inputs), inputs.types, 0.0
+def _exact(subject: Subject, inputs: Inputs, stack: str) -> Check:
+    """The streaming statistic against whole maps, layer by layer; only one map exists at a time."""
+    statistic, worst = _statistics(subject, inputs)[stack], 0.0
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
         nonlocal worst
         output = kernel(call)
         statistic(call)
         position = torch.arange(call.key_count, device=call.query.device)
-        visible = seen(call.own_mask, call, 0, position, call.key_count)
-        own = output[1] if call.query.dtype == torch.float32 else None
-        weights = _whole_map(call, visible) if own is None else own[0]
-        plain = plain_table(weights, visible, types.names, types.ids[0], types.is_query[0], types.vision[0])
-        worst = max(worst, difference(statistic.table(call.name), plain))
+        for row in range(len(call.query)):
+            visible = seen(call.own_mask, call, row, position, call.key_count)
+            own = output[1] if call.query.dtype == torch.float32 else None
+            weights = _whole_map(call, row, visible) if own is None else own[row]
+            of_row = statistic.ids[row], statistic.asked[row] >= 0, statistic.vision[row]
+            plain = plain_table(weights, visible, statistic.names, *of_row)
+            worst = max(worst, difference(statistic.table(call.name, [row]), plain))
         return output
 
-    with torch.no_grad(), eager(subject.model), routed(stacks(subject.model)["llm"].attention, around, innermost=True):
+    with torch.no_grad(), eager(subject.model), routed(stacks(subject.model)[stack].attention, around, innermost=True):
         subject.model(**inputs, use_cache=False)
-    return Check("statistic against whole eager maps", worst, f"at most {TOLERANCE:g}", worst <= TOLERANCE)
+    name = {"llm": "the LLM", "vision": "the encoder"}[stack]
+    return Check(f"statistic of {name} against whole maps", worst, f"at most {TOLERANCE:g}", worst <= TOLERANCE)
 
 
-def _whole_map(call: AttentionCall, visible: Bool[Tensor, "query key"]) -> Float[Tensor, "head query key"]:
+def _whole_map(call: AttentionCall, row: int, visible: Bool[Tensor, "query key"]) -> Float[Tensor, "head query key"]:
     """The map in float32, for half precision: eager attention rounds its own to the model's dtype."""
-    key = call.key[0].float().repeat_interleave(call.query.shape[1] // call.key.shape[1], 0)
-    scores = call.query[0].float() @ key.transpose(1, 2) * call.scaling
+    key = call.key[row].float().repeat_interleave(call.query.shape[1] // call.key.shape[1], 0)
+    scores = call.query[row].float() @ key.transpose(1, 2) * call.scaling
     return scores.masked_fill(~visible, float("-inf")).softmax(-1).nan_to_num(0)  # a row of padding sees nothing
 
 
 def _identity(subject: Subject, inputs: Inputs) -> Check:
     """Σ_B mass · query_count = queries: all attention is accounted for."""
-    stack, statistic = stacks(subject.model)["llm"], _statistics(inputs)
+    stack, statistic = stacks(subject.model)["llm"], _statistics(subject, inputs)["llm"]
     with torch.no_grad(), tap(stack.attention, statistic):
         subject.model(**inputs, use_cache=False)
     types, worst = inputs.types, 0.0
@@ -234,7 +235,7 @@ def _identity(subject: Subject, inputs: Inputs) -> Check:
 def _decoding(subject: Subject, prompt: Inputs, inputs: Inputs, ids: Tensor) -> Check:
     """Rows of the response in the one forward against the rows of cached decoding, step by step."""
     stack = stacks(subject.model)["llm"]
-    whole, steps = _statistics(inputs), _statistics(inputs)
+    whole, steps = (_statistics(subject, inputs)["llm"] for _ in range(2))
     with torch.no_grad():
         with tap(stack.attention, whole):
             subject.model(**inputs, use_cache=False)
@@ -264,7 +265,7 @@ def _response_difference(whole: Statistic, steps: Statistic, name: str, inputs: 
 def _maps_not_kept(subject: Subject, inputs: Inputs) -> Check:
     """What the whole maps would have taken, and what the sums take."""
     stack, size = stacks(subject.model)["llm"], inputs["input_ids"].shape[1]
-    statistic = _statistics(inputs)
+    statistic = _statistics(subject, inputs)["llm"]
     with torch.no_grad(), tap(stack.attention, statistic):
         subject.model(**inputs, use_cache=False)
     kept = sum(value.nbytes for name in stack.attention for row in statistic.sums(name) for value in row.values())

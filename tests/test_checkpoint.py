@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import models
 import pytest
@@ -29,6 +30,12 @@ def test_a_folder_is_loaded_as_it_was_saved(folder):
     described = subject.describe()
     expected = {"model": str(folder), "dtype": "float32", "attention": "sdpa", "device": "cpu", "aspect": "crop"}
     assert described | expected | {"quantization": "none", "toy": "false"} == described
+
+
+def test_a_folder_may_be_a_path(folder):
+    assert load(folder).describe() == load(str(folder)).describe()
+    with pytest.raises(ProbeError, match="got 'nobody/nothing', which is none of these"):
+        load(Path("nobody/nothing"))  # a Path is never a hub id
 
 
 def test_the_revision_of_a_folder_follows_its_config_and_weights(folder):
@@ -110,9 +117,28 @@ def without(*names):
     return opened
 
 
+def cut_short(name):
+    def opened(tmp_path):
+        model, processor = models.llava15()
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-100])
+        return load(str(tmp_path))
+
+    return opened
+
+
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
+        (cut_short("model.safetensors"), "that transformers can load, got .* deserializing header"),
+        (cut_short("tokenizer.json"), "that transformers can load"),
+        (cut_short("config.json"), "that transformers can load"),
+        (lambda path: load("a" * 300), "got 'aaa.*which is none of these"),
+        (lambda path: load("tiny-llava", device="foo"), r"a device of this machine \(cpu.*\), got 'foo'"),
+        (lambda path: load("tiny-llava", device="cuda:99"), "a device of this machine .* got 'cuda:99'"),
+        (lambda path: load(*models.llava15(), device="xpu"), "a device of this machine .* got 'xpu'"),
+        (lambda path: load("tiny-llava", dtype=torch.int8), "expected a dtype of float32, .* got torch.int8"),
         (lambda path: load("tiny-lava"), "expected tiny-llava, a folder, or a hub id .* got 'tiny-lava'"),
         (lambda path: load("nobody/nothing-of-that-name"), "got 'nobody/nothing-of-that-name': "),
         (lambda path: load(str(path / "missing")), "got '.*missing', which is none of these"),

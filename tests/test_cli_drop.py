@@ -1,5 +1,8 @@
 """`probe drop` and `probe attention --benchmark`: what they write, that they go on, and that mistakes are one line."""
 
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
+
 import csv
 import json
 
@@ -107,13 +110,19 @@ def test_bad_rows_are_listed_and_answers_exported(run, gqa, tmp_path):
 
 
 def test_attention_over_a_benchmark_is_a_run_and_one_record(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("probe.plots.figures", lambda record: {})  # slow, and tested elsewhere
+    monkeypatch.setattr("probe.cli.looking.FEW", 5)
     code, said, error = run("attention", "--benchmark", "shapes", "--limit", "6")
     assert code == 0, error
     assert "6 questions" in said
     folder = tmp_path / "probe-out" / "attention"
     record = probe.open(folder / "record.zarr.zip")
     assert record.sizes["sample"] == 6
-    assert {"run.json", "parts", "problems.csv", "llm-mass.png"} <= {path.name for path in folder.iterdir()}
+    assert {"run.json", "parts", "problems.csv", "attention.csv"} <= {path.name for path in folder.iterdir()}
+    means = pd.read_csv(folder / "attention.csv").query("stack == 'llm' and value == 'share' and layer == 0")
+    of_one = means.query("query_type == 'response'")
+    assert of_one["mean"].sum() == pytest.approx(1, abs=1e-4)
+    assert (of_one["low"] <= of_one["mean"]).all()
     monkeypatch.setattr("probe.evaluate.measure", no_work)
     assert run("attention", "--benchmark", "shapes", "--limit", "6")[0] == 0
 

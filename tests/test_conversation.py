@@ -147,6 +147,10 @@ def test_a_conversation_that_the_template_refuses_is_one_line_with_its_reason():
         ([SYSTEM], 0, "at most one system message, first, and a user message, got roles .'system'."),
         ([user(text("a")), SYSTEM], 0, "at most one system message, first"),
         ([{"role": "tool", "content": "x"}], 0, "expected roles system, user and assistant, got 'tool'"),
+        (None, 0, "expected words, or a conversation .a list of messages., got None"),
+        ({"role": "user", "content": "hi"}, 0, "expected words, or a conversation"),
+        ([{"role": "user", "content": 5}], 0, "expected contents of words or a list of items, got 5"),
+        ([user("hi")], 0, "expected contents of words or a list of items, got .'hi'."),
         ([user({"type": "video"})], 0, "expected contents of type text or image"),
     ],
 )

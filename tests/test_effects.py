@@ -1,5 +1,8 @@
 """From tables of a sweep to numbers: which cases are windows, and what they do to the answers."""
 
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
+
 import numpy as np
 import pytest
 import xarray as xr

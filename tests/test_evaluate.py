@@ -1,5 +1,9 @@
 """Runs over a benchmark: on a model whose truth is planted; interrupted and resumed; with bad pictures."""
 
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
+
+import copy
 import itertools
 from pathlib import Path
 
@@ -67,7 +71,7 @@ def test_every_reading_finds_the_layer_that_reads_vision(subject, known, tmp_pat
     swap = tables_of(found)["swap"]
     assert swap["donor_answer_given"].mean("sample").sel(case=["1", "2", "3"]).values.tolist() == [0, 1, 0]
     share = found["attention"]["share"].sel(query_type="response").mean("sample")
-    assert int(share.argmax()) == READ
+    assert share.values.argmax() == READ
     assert predictions(swap, "untouched")["1a"] == "green"
     assert effects(found)["questions"].max() == 6
 
@@ -121,6 +125,16 @@ def test_another_plan_is_refused_by_name(subject, known, tmp_path):
         dropping(subject, task, ("zero",), attention=False).run(tmp_path)
     with pytest.raises(ProbeError, match="max_new_tokens"):
         Dropping(subject, task, {"mask": windows(1)}, max_new_tokens=4, attention=False).run(tmp_path)
+
+
+def test_other_weights_are_another_run(subject, known, tmp_path):
+    task = made_up(known, 2)
+    dropping(subject, task, attention=False).run(tmp_path)
+    trained = copy.deepcopy(known.model)
+    trained.lm_head.weight.data += 1e-3
+    other = load(trained, processor=known.processor)
+    with pytest.raises(ProbeError, match=r"plan\.weights"):
+        dropping(other, task, attention=False).run(tmp_path)
 
 
 def test_mistakes_are_told_before_any_work(subject, known):

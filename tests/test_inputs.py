@@ -65,6 +65,30 @@ def test_a_response_of_ids_is_appended_as_it_is_and_its_end_is_instruction():
     assert unfinished.types.is_query[0].tolist()[-2:] == [True, False]
 
 
+@pytest.mark.parametrize("ids", [(7, 9), [np.int64(7), np.int32(9)], np.array([7, 9], np.uint16), [torch.tensor(7), 9]])
+def test_ids_of_any_kind_of_whole_number(ids):
+    assert with_response(subject_of(models.llava15).encode(None, "why?"), ids)["input_ids"][0, -2:].tolist() == [7, 9]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([7, -3], "expected ids from 0 to 480, got -3"),
+        ([7, 481], "expected ids from 0 to 480, got 481"),
+        ([7, 2**70], "expected response ids"),
+        ([7, 480], "expected ids without the image token, got 480"),
+        ([0.5], "expected response ids .whole numbers, one after the other., got .0.5."),
+        (["a"], "expected response ids .*, got .'a'."),
+        (torch.ones(2), "expected response ids"),
+        (7, "expected response ids .*, got 7"),
+    ],
+)
+def test_what_cannot_be_ids_of_a_response_is_told_in_a_line(ids, message):
+    with pytest.raises(ProbeError, match=f"response: {message}") as error:
+        with_response(subject_of(models.llava15).encode(None, "why?"), ids)
+    assert "\n" not in str(error.value)
+
+
 def test_an_answer_that_is_nothing_but_its_end():
     subject = subject_of(models.llava15)
     answered = with_response(subject.encode(None, "why?"), [subject.processor.tokenizer.eos_token_id])

@@ -62,6 +62,7 @@ ORDER = [
     ("costs.py", ANYTHING),
     ("verification.py", ANYTHING),
     ("engine.py", ANYTHING),
+    ("identity.py", ANYTHING),
     ("evaluate.py", ANYTHING),
     ("plots/", TORCH_FREE),
     ("viewer/", TORCH_FREE),

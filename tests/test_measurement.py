@@ -224,6 +224,31 @@ def test_a_response_taken_from_another_record(subject):
     np.testing.assert_allclose(again["llm"]["mass"], first["llm"]["mass"], atol=1e-6)
 
 
+def test_samples_without_pictures_among_others(subject):
+    """Whether or not they share a batch with one that has a picture."""
+    together, apart = (measure(subject, samples(), response="a", batch_tokens=tokens) for tokens in (10**6, 1))
+    for stack in ("llm", "vision"):
+        for name, values in node_of(apart, stack).data_vars.items():
+            np.testing.assert_allclose(values.values, node_of(together, stack)[name].values, atol=TOLERANCE)
+    assert node_of(apart, "vision")["mass"].isel(sample=3).isnull().all()
+
+
+def test_an_empty_response_is_a_response(subject):
+    """Given or taken over, it is not replaced by one of the model's own."""
+    record = measure(subject, models.picture(), QUESTION, response=[])
+    assert record["response_ids"].size == 0
+    assert measure(subject, models.picture(), QUESTION, response=record)["response_ids"].size == 0
+    assert node_of(record, "llm")["query_count"].sel(query_type="response").sum() == 0
+
+
+def test_contribution_needs_a_plain_projection():
+    subject = subject_of(models.llava15)
+    module = subject.model.get_decoder().layers[0].self_attn
+    module.o_proj = torch.nn.Sequential(module.o_proj).eval()
+    with pytest.raises(ProbeError, match="plain linear output projection, got Sequential in LlamaAttention"):
+        measure(subject, models.picture(), QUESTION, response="a", contribution=True)
+
+
 def test_saved_and_opened(subject, tmp_path):
     record = measure(subject, samples(), max_new_tokens=3, maps=True)
     save(record, tmp_path / "record.zarr.zip")
@@ -276,12 +301,24 @@ def test_mistakes_are_one_line(subject):
         measure(subject, picture)
     with pytest.raises(ProbeError, match="at least one Sample"):
         measure(subject, [])
+    with pytest.raises(ProbeError, match="different ids, got 'one' 2 times"):
+        measure(subject, samples()[:1] * 2)
+    with pytest.raises(ProbeError, match="maps=False, True or 'heads', got 'head'"):
+        measure(subject, picture, QUESTION, maps="head")
+    with pytest.raises(ProbeError, match="0 or more"):
+        measure(subject, picture, QUESTION, max_new_tokens=-1)
+    with pytest.raises(ProbeError, match="at least one stack"):
+        measure(subject, None, QUESTION, stacks="vision")
     with pytest.raises(ProbeError, match="2 responses"):
         measure(subject, samples()[:2], response=["a"])
-    subject.model.train()
+    subject.model.get_decoder().train()
     with pytest.raises(ProbeError, match="eval mode"):
         measure(subject, picture, QUESTION)
     subject.model.eval()
+    compiled = subject_of(models.llava15)
+    compiled.model.get_decoder().layers[1].compile()
+    with pytest.raises(ProbeError, match="not compiled"):
+        measure(compiled, picture, QUESTION)
 
 
 def test_maps_above_the_limit_are_refused_with_the_number(subject, monkeypatch):

@@ -1,5 +1,8 @@
 """Figures of dropping: what they show is what was planted."""
 
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest

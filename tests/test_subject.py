@@ -154,11 +154,23 @@ def encode(image, question, response=None, **overrides):
     return lambda tmp_path: subject_of(**overrides).encode(image, question, response)
 
 
+def answer(*more, **options):
+    return lambda tmp_path: subject_of().answer(None, "why?", *more, **options)
+
+
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
         (encode("nothing.jpg", "why?"), "expected a picture file, got 'nothing.jpg' .no such file"),
         (encode(None, "what is <image>?"), "words without <image>"),
+        (encode(None, "what?", "a <image>"), "response: expected words without <image>.* got 'a <image>'"),
+        (encode(None, None), "expected words, or a conversation .a list of messages., got None"),
+        (encode(None, 5), "expected words, or a conversation .*, got 5"),
+        (encode(None, ["why?"]), "expected words, or a conversation .*, got .'why"),
+        (answer(temprature=0.5), "generate: expected options that model.generate takes, got temprature: "),
+        (answer(num_return_sequences=2, do_sample=True), "one answer a prompt, as ids, got num_return_sequences=2"),
+        (answer(return_dict_in_generate=True), "one answer a prompt, as ids, got return_dict_in_generate=True"),
+        (answer(0), "expected max_new_tokens of 1 or more, got 0"),
         (encode(None, [{"role": "user", "content": [IMAGE]}]), r"\(0 given\), got 1 image item"),
         (encode(models.picture(), "a " * 200, max_positions=64), "expected at most 64 tokens.* got 2.. tokens"),
         (encode(None, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "c"),
@@ -173,6 +185,12 @@ def test_mistakes_are_one_clear_line(mistake, message, tmp_path):
     with pytest.raises(ProbeError, match=message) as error:
         mistake(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_options_of_one_answer_are_passed_on():
+    subject = subject_of()
+    options = {"num_return_sequences": 1, "return_dict_in_generate": False, "num_beams": 2}
+    assert isinstance(subject.answer(None, "why?", np.int64(2), **options), str)
 
 
 def test_answers_stop_where_the_models_positions_end():

@@ -1,6 +1,7 @@
 """Looking changes nothing: bit-identical logits, and the model as it was after every kind of exit."""
 
 import copy
+import sys
 
 import models
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+import probe.tap
 from probe.calls import AttentionCall, AttentionWeights
 from probe.errors import ProbeError
 from probe.inputs import collate
@@ -101,6 +103,37 @@ def test_restored_after_an_error_inside_the_attention_call(subject, inputs, stac
     with pytest.raises(error, match="middle"), tap(stacks(subject.model)[stack].attention, stop):
         subject.model(**inputs)
     assert state(subject.model) == before
+    assert torch.equal(subject.model(**inputs).logits, plain)
+
+
+def test_restored_after_an_interrupt_at_any_line(subject, inputs):
+    """Ctrl-C before each single line of tap.py, one after the other."""
+    before, plain = state(subject.model), subject.model(**inputs).logits
+    modules, line = dict(list(attention_of(subject.model).items())[:1]), 0
+
+    def tracer(frame, event, argument):
+        nonlocal passed
+        if frame.f_code.co_filename != probe.tap.__file__:
+            return None
+        if event == "line":
+            passed += 1
+            if passed == line:
+                raise KeyboardInterrupt
+        return tracer
+
+    interrupted = True
+    while interrupted:
+        line, passed, interrupted = line + 1, 0, False
+        try:
+            sys.settrace(tracer)
+            with tap(modules, lambda call: None):
+                subject.model.model.vision_tower(inputs["pixel_values"])
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(None)
+        assert state(subject.model) == before, f"line {line}"
+    assert line > 50 and not probe.tap._windows
     assert torch.equal(subject.model(**inputs).logits, plain)
 
 

@@ -25,8 +25,7 @@ def read_answer(kind, question, layout):
     ]
     match kind:
         case "count":
-            many = re.search(r"(?:many|the) ((?:\w+ )?\w+s)\b", question).group(1)
-            return f"the number of {many} is {NUMBERS[len(found)]}"
+            return NUMBERS[len(found)]
         case "exist":
             return "yes" if found else "no"
         case "at":
@@ -35,9 +34,8 @@ def read_answer(kind, question, layout):
             return ", ".join(f"{look(thing)} at the {ROWS[thing[2]]} {COLUMNS[thing[3]]}" for thing in layout)
     assert len(found) == 1, "the question must have one answer"
     c, s, row, column = found[0]
-    the = "it" if place else f"the {' '.join(filter(None, [colour, shape or 'object']))}"
-    said = {"shape": f"a {s}", "colour": c, "where": f"in the {ROWS[row]} {COLUMNS[column]}"}[kind]
-    return f"{the} is {said}"
+    place = f"at the {ROWS[row]} {COLUMNS[column]}"
+    return {"shape": f"it is a {s}", "colour": f"it is {c}", "where": place}[kind]
 
 
 def look(thing):

@@ -80,9 +80,20 @@ def test_an_array_of_names_may_use_the_papers_and_leave_gaps():
     assert letters(types) == "iixxviriirri"
 
 
+@pytest.mark.parametrize("dtype", [object, np.int64, np.float32])
+def test_numbers_are_names_and_zero_is_one(dtype):
+    types = conversation(np.array([0, 0, 7, 7, 0, 0, 0, 0, 0], dtype=dtype))
+    zero, seven = ("0.0", "7.0") if dtype is np.float32 else ("0", "7")
+    assert types.names == (zero, seven, *PAPER)
+    assert letters(types) == "007700000rri"
+    assert conversation({7: VISION}).names == ("7", *PAPER)
+    assert letters(conversation([0, None, 1, "", 1, *[None] * 7])) == "0i1v1iiiirri"
+
+
 @pytest.mark.parametrize(
     ("types", "message"),
     [
+        (VISION, "expected a name for each position, got booleans; name the mask"),
         ("papre", "expected 'paper', 'fine', an array of names or {name: mask}, got 'papre'"),
         ({"dog": np.ones(5, dtype=bool)}, "expected 12 positions .or 9, the prompt., got 1 x 5 for 'dog'"),
         ({"a": np.ones(12, dtype=bool), "b": np.eye(12, dtype=bool)[3]}, "'b', which shares 1 .* first 3"),

@@ -16,7 +16,7 @@ def test_promises_are_kept(factory, dtype):
     model, processor = factory()
     report = verify(load(model, processor=processor, dtype=dtype), models.picture(0, 70, 50), "what is it?")
     assert report.passed, report.appendix
-    assert len(report.checks) == 7
+    assert len(report.checks) == 8
     assert dtype in report.appendix and "promised: exactly 0" in report.appendix
     assert model.config._attn_implementation == "sdpa", "switched to eager and back"
 
@@ -44,7 +44,7 @@ def test_a_broken_promise_is_told(monkeypatch):
 
     monkeypatch.setattr(probe.verification.Statistic, "table", off)
     failed = [check.name for check in verify(subject, models.picture(), "what is it?").checks if not check.passed]
-    assert "statistic against whole eager maps" in failed
+    assert "statistic of the LLM against whole maps" in failed
 
 
 def test_the_plain_computation_on_a_map_worked_out_by_hand():

@@ -11,13 +11,13 @@ tables of README.md are written anew. A run with other weights is another run: t
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import xarray as xr
-from matplotlib.figure import Figure
-from tqdm import tqdm
 
 import probe
+from probe.cli.running import show_progress
 from probe.effects import ALL, ATTENTION, effects, from_cases, tables_of, until_cases, window_cases
 from probe.evaluate import Dropping, results
 from probe.run import Run
@@ -34,17 +34,17 @@ def measured(task: Task, shard: tuple[int, int]) -> Run:
     subject = probe.load("tiny-llava")
     everything = [probe.windows(WINDOW), probe.windows(1), probe.from_layer(), probe.until_layer()]
     dropping = Dropping(subject, task, {"mask": everything} | dict.fromkeys(READINGS, probe.windows(WINDOW)))
-    folder = RUNS / subject.revision.removeprefix("sha256:")
+    folder = RUNS / dropping.weights
     number, count = shard
     pictures = sorted({sample.meta["image"] for sample in task.samples})[number - 1 :: count]
     mine = [sample for sample in task.samples if sample.meta["image"] in pictures]
     todo = Run.open(folder, dropping.fingerprint()).todo(mine)
     print("\n".join(dropping.estimate(todo) if todo else [f"all done in {folder}"]), flush=True)
-    with tqdm(total=len(todo), desc="drop", unit="sample", mininterval=20) as bar:
-        return dropping.run(folder, lambda count: bar.update(count) and None, samples=mine, worker=str(number))
+    with show_progress("drop", len(todo)) as progress:
+        return dropping.run(folder, progress, samples=mine, worker=str(number))
 
 
-def figures(found: xr.DataTree) -> dict[str, Figure]:
+def figures(found: xr.DataTree) -> dict[str, Any]:
     return {
         "dropped": probe.plots.dropped(found, "mask", WINDOW)[0].figure,
         "dropped-by-layer": probe.plots.dropped(found, "mask", 1)[0].figure,
@@ -71,7 +71,7 @@ def tables(found: xr.DataTree, accuracy: pd.DataFrame) -> str:
     first, mask = of_all.iloc[0], tables_of(found)["mask"]
     windows = window_cases(mask, WINDOW)
     told = (
-        f"{first['questions']} questions on {first['pictures']} pictures; weights {found.attrs['revision']}. Accuracy "
+        f"{first['questions']} questions on {first['pictures']} pictures; weights {found.attrs['weights']}. Accuracy "
         "in percent, 95 % intervals from a bootstrap over pictures; differences to the untouched model are paired."
     )
     baselines = [[case, _with(of_all.loc["mask", case], "accuracy")] for case in mask["case"].values[:3]]

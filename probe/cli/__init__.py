@@ -14,6 +14,7 @@ them, so that help and mistakes answer at once. A mistake ends in one line and e
 | `options.py` | options that several verbs have |
 | `output.py` | the terminal, and the folder of results: whole or not at all |
 | `running.py` | what verbs over a benchmark share |
+| `tables.py` | attention in rows |
 | `looking.py`, `dropping.py`, `checking.py`, `making.py` | the verbs attention, drop, verify, train |
 """
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from probe.evaluate import Dropping
     from probe.task import Task
 
-SHAPES_LIMIT = 90  # questions: about a minute
-
 Benchmark = Annotated[str, typer.Option(help="shapes (drawn, needs no files), gqa, mmbench, pope, textvqa, ...")]
 Windows = Annotated[
     int | None, typer.Option(min=1, help="layers of a window", show_default="4, or a quarter of the layers if less")
@@ -58,7 +56,7 @@ def drop(
 ) -> None:
     """Drop vision tokens in windows of layers and score the answers: Fig. 5, accuracy.csv, a dataset. It resumes."""
     with all_or_nothing(out) as folder:
-        task = task_of(benchmark, data, limit or (SHAPES_LIMIT if benchmark == "shapes" else None), split)
+        task = task_of(benchmark, data, limit, split)
         from probe.evaluate import Dropping, results
         from probe.subject import load
 
@@ -131,14 +129,14 @@ def accuracy(found: "DataTree", task: "Task") -> "pd.DataFrame":
 
 def case_table(table: "pd.DataFrame", task: "Task") -> Table:
     """A row a case, a column a reading: accuracy over all questions, in percent."""
-    overall = table[table["kind"] == "all"]
+    overall = table.query("kind == 'all'")
     title = f"Accuracy on {escape(task.benchmark.name)} with vision tokens dropped (%)"
     shown = Table(title=title, box=box.SIMPLE_HEAD)
     readings = list(dict.fromkeys(overall["reading"]))
     for heading in ("layers", *readings):
         shown.add_column(heading, justify="right" if heading in readings else "left")
     for case in dict.fromkeys(overall["case"]):
-        rows = overall[overall["case"] == case].set_index("reading")
+        rows = overall.query("case == @case").set_index("reading")
         cells = [f"{rows.loc[r, 'accuracy']:.1f}" if r in rows.index else "" for r in readings]
         shown.add_row(case, *("-" if cell == "nan" else cell for cell in cells))
     first = overall.iloc[0]

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
 from probe.cli.options import Aspect, Attn, Data, Debug, Device, Dtype, Limit, Model, Split
 from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
 from probe.cli.running import dealt_with, show_progress, task_of
+from probe.cli.tables import layer_table, mean_table
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
 
     from probe.subject import Subject
     from probe.task import Task
+
+FEW = 20  # samples: with more, attention.csv has means
 
 Images = Annotated[
     list[Path] | None,
@@ -89,36 +90,15 @@ def _check_one_source(benchmark: str | None, of_one: dict, of_many: dict) -> Non
 def _over(subject: "Subject", task: "Task", out: Path, folder: Path, options: dict) -> tuple["DataTree", str]:
     """The record of a benchmark's samples, by way of a run directory; and what was left out."""
     from probe.evaluate import attention_run, merged
+    from probe.run import Run
 
-    console.print(f"[bold]{task.benchmark.name}[/]: {len(task.samples)} questions; Ctrl-C keeps what is finished")
-    with show_progress("attention", len(task.samples)) as progress:
+    todo = {sample.id for sample in task.samples} - Run(out).done()
+    told = f"{len(task.samples)} questions, {len(task.samples) - len(todo)} done"
+    console.print(f"[bold]{task.benchmark.name}[/]: {told}; Ctrl-C keeps what is finished", highlight=False)
+    with show_progress("attention", len(todo)) as progress:
         run = attention_run(subject, task, out, progress=progress, **options)
     problems = dealt_with(run, task, folder)
     return merged(run, task), problems
-
-
-def layer_table(record: "DataTree") -> Table:
-    """A row a layer of the LLM: where the answer's tokens look, and how spread out; heads averaged.
-
-    Rows are those of response tokens; without a response, of the prompt's last token or the instruction.
-    """
-    llm = record["llm"].to_dataset()
-    names = [str(name) for name in llm.query_type.values]
-    asked = [name for name in ("response", "last", "instruction") if name in names] or names
-    query = next((name for name in asked if llm.query_count.sel(query_type=name).sum() > 0), asked[0])
-    rows = llm.sel(query_type=query).mean([dim for dim in ("sample", "head") if dim in llm.dims])
-    vision = rows.sel(key_type="vision") if "vision" in names else None
-    table = Table(title=f"Attention of {query} tokens, layer by layer", box=box.SIMPLE_HEAD, pad_edge=False)
-    spread = ("share", "entropy", "head entropy") if vision is not None else ()
-    for heading in ("layer", *(f"→ {name}" for name in names), *spread):
-        table.add_column(heading, justify="right", overflow="fold", min_width=5)
-    for at, layer in enumerate(llm.layer.values):
-        cells = [f"{value:.3f}" for value in rows.mass.isel(layer=at).values]
-        if vision is not None:
-            cells += [f"{float(vision[name][at]):.3f}" for name in ("share", "entropy", "head_entropy")]
-        table.add_row(str(int(layer) + 1), *("-" if cell == "nan" else cell for cell in cells))
-    table.caption = "→ B: attention on tokens of type B (mass). Of vision: share, and entropy in nats."
-    return table
 
 
 def _provenance(record: "DataTree") -> str:
@@ -153,7 +133,8 @@ def _write(record: "DataTree", folder: Path) -> list[str]:
     matplotlib.use("Agg")  # files only: no window, whatever the display
     try:
         save(record, folder / "record.zarr.zip")
-        to_dataframe(record).to_csv(folder / "attention.csv", index=False)
+        table = to_dataframe(record) if record.sizes["sample"] <= FEW else mean_table(record)
+        table.to_csv(folder / "attention.csv", index=False)
         for name, figure in plots.figures(record).items():
             for ending in ("png", "svg"):
                 figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches="tight")

@@ -3,7 +3,7 @@
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,8 @@ console = Console(width=None if sys.stdout.isatty() else 120)  # a file or pipe 
 def all_or_nothing(out: Path) -> Iterator[Path]:
     """A folder inside `out` to write into; its files move up to `out` together, once all are written.
 
-    It is made before any work, so that a folder that can't be written is told at once (ProbeError).
+    It is made before any work, so that a folder that can't be written is told at once (ProbeError). No file moves
+    where one of them can't: where `out` has a folder of its name.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -27,8 +28,18 @@ def all_or_nothing(out: Path) -> Iterator[Path]:
         raise not_writable(out, error) from error
     with unfinished as folder:
         yield Path(folder)
-        for file in Path(folder).iterdir():
-            os.replace(file, out / file.name)
+        moves = {file: out / file.name for file in Path(folder).iterdir()}
+        _check_targets(moves)
+        for file, target in moves.items():
+            os.replace(file, target)
+
+
+def _check_targets(moves: Mapping[Path, Path]) -> None:
+    for file, target in moves.items():
+        if target.is_dir() or (file.is_dir() and target.exists()):
+            got = f"a {'folder' if target.is_dir() else 'file'} '{target}'"
+            expected = f"no folder where the {'folder' if file.is_dir() else 'file'} {file.name} goes"
+            raise ProbeError("--out", expected=expected, got=got, fix="move it away or choose another folder")
 
 
 def not_writable(out: Path, error: OSError) -> ProbeError:

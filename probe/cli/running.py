@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from probe.run import Run
     from probe.task import Task
 
+SHAPES_LIMIT = 90  # questions: about a minute
 SHOWN = 3  # problems on the terminal; all are in problems.csv
 
 
@@ -23,7 +24,7 @@ def task_of(name: str, data: Path | None, limit: int | None, split: str | None) 
     from probe.task import Task
 
     try:
-        return Task.read(name, data, limit, split)
+        return Task.read(name, data, limit or (SHAPES_LIMIT if name == "shapes" else None), split)
     except OSError as error:  # a file that may not be read
         raise ProbeError("--data", expected="files that can be read", got=str(error)) from error
 
@@ -35,7 +36,11 @@ def show_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
     slow = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 120, "ascii": True}
     with tqdm(total=total, desc=label, unit="sample", disable=total == 0, file=sys.stderr, **slow) as bar:
-        yield lambda count: bar.update(count) and None
+
+        def step(count: int) -> None:
+            bar.update(count)
+
+        yield step
 
 
 def dealt_with(run: "Run", task: "Task", folder: Path) -> str:

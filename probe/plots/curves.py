@@ -54,7 +54,8 @@ def mass(
     value: "mass", "share", "lift" or "contribution". With several samples: their mean and a 95 % bootstrap
     band over pictures; weights: "sample" or "query_count". Returns Axes, an array for several records.
 
-    Source: arXiv 2501.03895, Fig. 2 and Eq. 4 (`value="mass"`).
+    Source: arXiv 2501.03895, Fig. 2 and Eq. 4 (`value="mass"`). Raises ProbeError for a value, stack, type or
+    weights that a record does not have, and for an `ax` of another number of Axes.
     """
     if value not in ("mass", "share", "lift", "contribution"):
         raise ProbeError("plots.mass", expected="value of mass, share, lift, contribution", got=repr(value))
@@ -87,7 +88,8 @@ def entropy(
     both, or pooled alone when `ax` is a single Axes. ratio: divided by ln(keys of the type), to compare
     models. Returns Axes, or an array of them: a panel a kind, and with several records a column a record.
 
-    Source: arXiv 2501.03895, Fig. 3 and Appendix A (`which="pooled"`).
+    Source: arXiv 2501.03895, Fig. 3 and Appendix A (`which="pooled"`). Raises ProbeError for a `which`, stack, type
+    or weights that there is not, for a record without entropies, and for an `ax` of another number of Axes.
     """
     kinds = {"pooled": ["entropy"], "head": ["head_entropy"], "both": ["entropy", "head_entropy"]}
     which = which or ("pooled" if isinstance(ax, Axes) else "both")

@@ -29,7 +29,7 @@ def depth(results: Any, reading: str | None = None, value: str = "correct", *, s
 
     A line a kind of question (the eight most frequent) and all of them in black, with a band over the whole curve. The
     end of each curve at which no layer is left is the untouched model. `reading`: by default "mask", the same as
-    "remove" from a layer on.
+    "remove" from a layer on. Raises ProbeError for a reading that `results` do not have, and without such cases.
     """
     name, table = chosen_reading(results, reading)
     layers = table.sizes["layer"]

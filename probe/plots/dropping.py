@@ -45,6 +45,9 @@ def dropped(
         reading: which one, of several; the first by default ("mask" in a run).
         size: layers of a window, where there are several sizes.
         value: any number of `probe.effects.VALUES`.
+
+    Raises:
+        ProbeError: a reading, a size of windows or a value that `results` do not have.
     """
     name, table = chosen_reading(results, reading)
     attention = _attention_in(results) if ax is None else None

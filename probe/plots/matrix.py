@@ -43,6 +43,9 @@ def heads(
     query_type: the response by default, else what comes nearest. value: "mass", "share", "lift" (log colours
     around 1), "contribution" or "head_entropy". Cells without a number are grey. Returns Axes, an array of
     them for several records.
+
+    Source: our own; the paper averages over heads. Raises ProbeError for a value without heads ("entropy"), and for
+    a value, stack, type or weights that a record does not have.
     """
     if value == "entropy":
         raise ProbeError("plots.heads", expected="a value of each head", got="'entropy'", fix="use 'head_entropy'")

@@ -36,7 +36,7 @@ def heatmaps(
     record: Records,
     sample: int | str = 0,
     query_type: str | None = None,
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
     stack: str = "llm",
     *,
     picture: int | None = None,
@@ -47,37 +47,46 @@ def heatmaps(
 ) -> np.ndarray:
     """The attention that each patch gets from the queries of a type, over the picture, a panel a layer.
 
-    sample: index or id. layers: indices from 0 (nine evenly spread by default). picture, tile: only that one
+    sample: index or id. layers: an index from 0 or several (nine evenly spread in each record by default; a record
+    with fewer than another leaves the last panels of its rows out). picture, tile: only that one
     (tile 0 is the whole picture). token: the map of that one token instead (its index on the axis `token` of a
     record measured with `maps`). Colours are logarithmic from `floor`, by default what 99 % of the patches reach, at
     most three decades below the top: it is written beside the scale, what is below looks like it. All panels share
     the scale.
     Returns Axes of shape (views, layers): a view is a record's picture, whole or in tiles.
 
-    Source: arXiv 2501.03895, Fig. 4.
+    Source: arXiv 2501.03895, Fig. 4. Raises ProbeError for a sample, query type, layer, picture, tile, token or
+    stack that a record does not have, for a record without numbers of patches, and for a floor above the top.
     """
     named = labelled(record, "plots.heatmaps")
     found: list[View] = []
-    shown: list[int] = []
+    shown: list[list[int]] = []  # the layers of each view
     for name, one in named.items():
         measured = node(one, stack)
         query_type = query_type or default_query(measured)
         chosen(query_type, measured["query_type"].values.tolist(), "plots.heatmaps")
-        shown = layers_of(measured, layers if layers is not None else shown or None)
+        drawn = layers_of(measured, layers)
         index = index_of(measured, sample)
-        values = attention_on(measured, index, query_type, token)[shown]
+        values = attention_on(measured, index, query_type, token)[drawn]
         for view in views(one, measured, index, values, picture, tile):
             title = ", ".join(text for text in (name if len(named) > 1 else "", view.title) if text)
             found.append(replace(view, title=title))
+            shown.append(drawn)
     norm = _norm(found, floor)
-    axes = _grid(found, len(shown)) if ax is None else panels(ax, len(found), len(shown), (0, 0), "plots.heatmaps")
-    for row, view in zip(axes, found, strict=True):
-        for axis, values, layer in zip(row, view.values, shown, strict=True):
+    columns = max(map(len, shown))
+    axes = _grid(found, columns) if ax is None else panels(ax, len(found), columns, (0, 0), "plots.heatmaps")
+    used: list[Axes] = []
+    for row, view, drawn in zip(axes, found, shown, strict=True):
+        for axis, values, layer in zip(row, view.values, drawn, strict=False):
             patches = _draw(axis, view, values, norm)
             axis.set_title(f"{layer_label(stack)} {layer + 1}", fontsize=9)
-    floor_text = f"attention received, head mean\n(fraction; log, floor {norm.vmin:.2g})"
+            used.append(axis)
+        for axis in row[len(drawn) :]:
+            axis.remove()
+    what = "attention received" if token is None else "attention of the token"
+    floor_text = f"{what}, head mean\n(fraction; log, floor {norm.vmin:.2g})"
     figure = axes.flat[0].figure
-    figure.colorbar(patches, ax=axes.ravel().tolist(), label=floor_text, extend="min", shrink=0.9, pad=0.02)
+    figure.colorbar(patches, ax=used, label=floor_text, extend="min", shrink=0.9, pad=0.02)
     if ax is None:
         what = f"{query_type} tokens look"
         if token is not None:

@@ -20,7 +20,8 @@ from probe.record import node
 def figures(record: xr.DataTree, sample: int | str = 0) -> dict[str, Figure]:
     """{"llm-mass": Figure, ...}: every figure that the record has numbers for; heat maps are of one `sample`.
 
-    They are for writing to files: pyplot does not keep them, so they do not pile up.
+    They are for writing to files: pyplot does not keep them, so they do not pile up. Raises ProbeError for what is no
+    record, and for a sample that it does not have.
     """
     labelled(record, "plots.figures")
     drawn = {}
@@ -46,7 +47,8 @@ def figures(record: xr.DataTree, sample: int | str = 0) -> dict[str, Figure]:
 def drop_figures(results: xr.DataTree, size: int | None = None) -> dict[str, Figure]:
     """{"dropped": Figure, ...}: every figure that a run of `probe drop` has cases for.
 
-    Where no answer has a score (a judge's benchmark), total variation from the untouched model is drawn.
+    Where no answer has a score (a judge's benchmark), total variation from the untouched model is drawn. Raises
+    ProbeError for what is no result of a sweep.
     """
     tables = tables_of(results)
     first = next(iter(tables.values()))

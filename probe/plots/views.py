@@ -4,8 +4,9 @@ A view is one picture of one record, seen whole (the base view) or in its tiles.
 in the picture, so they are in no view.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import xarray as xr
@@ -79,14 +80,15 @@ def index_of(measured: xr.Dataset, sample: int | str) -> int:
     return sample
 
 
-def layers_of(measured: xr.Dataset, layers: Sequence[int] | None) -> list[int]:
-    """The layers asked for, or nine of them evenly spread from the first to the last."""
+def layers_of(measured: xr.Dataset, layers: int | Sequence[int] | None) -> list[int]:
+    """The layers asked for (one or several), or nine of them evenly spread from the first to the last."""
     count = measured.sizes["layer"]
     if layers is None:
         return np.unique(np.linspace(0, count - 1, min(count, 9)).round().astype(int)).tolist()
-    if not len(layers) or not all(0 <= layer < count for layer in layers):
-        raise ProbeError(_CALLED, expected=f"layers from 0 to {count - 1}", got=str(list(layers)))
-    return [int(layer) for layer in layers]
+    asked = list(layers) if isinstance(layers, Iterable) else [layers]
+    if not asked or not all(isinstance(layer, Integral) and 0 <= layer < count for layer in asked):
+        raise ProbeError(_CALLED, expected=f"layers from 0 to {count - 1}", got=str(asked))
+    return [int(layer) for layer in asked]
 
 
 def attention_on(

@@ -20,6 +20,7 @@ def assemble(
 
     samples: {"sample": ids, "question": ..., "tokens": ...}; stacks: {"llm": {"query_type": names,
     "key_type": names, "mass": array, ...}}; `layer` and `head` count from 0 where not given.
+    Raises ProbeError that names the variable which is unknown, or whose dims, dtype or values break the contract.
 
     >>> node = {"query_type": ["text"], "key_type": ["text"], "mass": np.ones((1, 2, 4, 1, 1)),
     ...         "query_count": [[[3]]], "key_count": [[3]]}

@@ -30,13 +30,17 @@ def entropy_ratio(record: xr.DataTree, stack: str = "llm", value: str = "entropy
     return ratio.rename("entropy_ratio").assign_attrs(long_name="entropy ÷ ln(keys)", units="ratio")
 
 
-def to_dataframe(record: xr.DataTree, variables: Sequence[str] | None = None) -> pd.DataFrame:
+def to_dataframe(record: xr.DataTree, variables: str | Sequence[str] | None = None) -> pd.DataFrame:
     """A tidy table: one row a number, NaN left out. `layer` and `head` count from 0, as in code.
 
     Columns: stack, sample, layer, head, query_type, key_type, variable, value; empty where a variable has no
-    such axis. By default all of `MEASURED` that the record has; `variables` picks others, for instance
-    "query_count" or "received", whose further axes become columns.
+    such axis. By default all of `MEASURED` that the record has; `variables` picks others (one name or several), for
+    instance "query_count" or "received", whose further axes become columns.
+    Raises ProbeError for what is no record, and for variables that it does not have.
     """
+    if not isinstance(record, xr.DataTree):
+        raise ProbeError("to_dataframe", expected="a record (an xarray.DataTree)", got=type(record).__name__)
+    variables = [variables] if isinstance(variables, str) else variables
     chosen = variables or MEASURED
     there = {str(name) for measured in record.children.values() for name in measured.data_vars}
     if not there.intersection(chosen) or (variables and not there.issuperset(variables)):

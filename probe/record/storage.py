@@ -21,18 +21,24 @@ def save(record: xr.DataTree, path: str | os.PathLike[str]) -> Path:
     """Write the record as one file and return its path; a name without a suffix gets `.zarr.zip`.
 
     The file appears whole or not at all: it is written beside its place, synced and renamed.
+    Raises ProbeError for what is no record or breaks its contract, for a variable that a file can't hold, and for a
+    path that can't be written.
     """
     validate(record)
-    path = Path(path)
     fix = "choose a file in a folder that you can write to"
-    if path.is_dir():
+    if not isinstance(path, str | os.PathLike):
+        raise ProbeError("record.save", expected="a path of a file", got=repr(path)[:60], fix=fix)
+    path = Path(path)
+    if os.path.isdir(path):  # Path.is_dir raises for names that are too long
         raise ProbeError("record.save", expected="a path of a file", got=f"the folder {str(path)!r}", fix=fix)
     path = path if path.suffix else path.with_name(path.name + SUFFIX)
+    chunks = _chunks(record)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, _chunks(record))
-    except OSError as error:
-        reason = "its folder is a file" if isinstance(error, FileExistsError) else error.strerror or error
+        _write_whole(path, chunks)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        strerror = getattr(error, "strerror", None)
+        reason = "its folder is a file" if isinstance(error, FileExistsError) else strerror or error
         got = f"{str(path)!r} ({reason})"
         raise ProbeError("record.save", expected="a path that can be written", got=got, fix=fix) from None
     return path
@@ -78,11 +84,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def open(path: str | os.PathLike[str]) -> xr.DataTree:
-    """The record that `save` wrote, read into memory and validated."""
-    path = Path(path)
-    if not path.exists() and not path.suffix:
-        path = path.with_name(path.name + SUFFIX)
+    """The record that `save` wrote, read into memory and validated.
+
+    Raises ProbeError for a path where no record is, for a damaged file, and for one that breaks the contract.
+    """
     try:
+        path = Path(path)
+        if not path.suffix and not os.path.exists(path):
+            path = path.with_name(path.name + SUFFIX)
         opened = _read(path)
         nodes = {name: _restored(node, STACK) for name, node in opened.children.items()}
         return validate(tree_of(_restored(opened, ROOT), nodes, "record.open"))

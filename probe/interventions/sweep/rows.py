@@ -127,7 +127,7 @@ class CaseRows:
             yield
 
 
-def until_end(ids: Int[Tensor, " token"], end_ids: Sequence[int]) -> Int[Tensor, " token"]:
+def until_end(ids: Int[Tensor, " token"], end_ids: Sequence[int]) -> Int[Tensor, " said"]:
     """Ids up to the first that ends an answer, that one included."""
     ends = torch.isin(ids, torch.tensor(list(end_ids))).nonzero()
     return ids[: int(ends[0, 0]) + 1] if len(ends) else ids

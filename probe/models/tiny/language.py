@@ -48,7 +48,7 @@ def vocabulary() -> tuple[str, ...]:
         text = text.replace(blank, " ")
     words = set("".join(letter if letter.isalnum() else " " for letter in f"{text} {SYSTEM}".lower()).split())
     words |= {*COLOURS, *SHAPES, *ROWS, *COLUMNS, *NUMBERS, *map(plural, SHAPES)}
-    words |= {*"user assistant it is a an at the number object objects nothing yes no and in of".split()}  # noqa: SIM905
+    words |= {*"user assistant it is a an at the object objects nothing yes no and in of".split()}  # noqa: SIM905
     words |= {*"centre thing things picture pictures image images photo this that on to".split()}  # noqa: SIM905
     return (*SPECIAL, ".", ",", "?", "!", ":", ";", "'", '"', "-", *sorted(words))
 

@@ -1,10 +1,9 @@
 """Stage 0: each patch learns the words for what it shows.
 
 The projector's output for a patch is compared with the language model's own word embeddings: the patch of a
-red circle at the top left must be nearest to "red" among the colours, to "circle" among the shapes and to
-"circles" among their plurals, to "top" among the rows and "left" among the columns; a patch of an empty cell to
-"nothing". It is CLIP's alignment with words, patch by patch: all that can be asked of a patch reaches the
-language model in the form of words.
+red circle at the top left must be nearest to "red" among the colours, "circle" among the shapes, "top" among
+the rows and "left" among the columns, and patches of empty cells to "nothing". It is CLIP's alignment with
+words, patch by patch: all that can be asked of a patch reaches the language model in the form of words.
 """
 
 from typing import Any
@@ -19,11 +18,9 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from probe.models.tiny.architecture import patch_features
 from probe.models.tiny.drawing import COLOURS, COLUMNS, ROWS, SHAPES, SIZE, Scene
 from probe.models.tiny.language import PATCH
-from probe.models.tiny.questions import plural
 
 # What a patch is asked: one word of each group.
-PLURALS = tuple(map(plural, SHAPES))  # what is counted
-GROUPS = ((*COLOURS, "nothing"), (*SHAPES, "nothing"), (*PLURALS, "nothing"), ROWS, COLUMNS)
+GROUPS = ((*COLOURS, "nothing"), (*SHAPES, "nothing"), ROWS, COLUMNS)
 
 
 class PatchWords(nn.Module):
@@ -53,22 +50,9 @@ class PatchWords(nn.Module):
 def patch_labels(scene: Scene) -> Int[np.ndarray, "patch group"]:
     """Index of the right word in each of `GROUPS`, for every patch in reading order."""
     cells = np.full((3, 3, len(GROUPS)), -1)
-    cells[..., 0], cells[..., 1:3] = len(COLOURS), len(SHAPES)  # nothing
-    cells[..., 3], cells[..., 4] = np.arange(3)[:, None], np.arange(3)
+    cells[..., 0], cells[..., 1] = len(COLOURS), len(SHAPES)  # nothing
+    cells[..., 2], cells[..., 3] = np.arange(3)[:, None], np.arange(3)
     for thing in scene.things:
-        colour, shape = COLOURS.index(thing.colour), SHAPES.index(thing.shape)
-        cells[thing.row, thing.column, :3] = colour, shape, shape
+        cells[thing.row, thing.column, :2] = COLOURS.index(thing.colour), SHAPES.index(thing.shape)
     patches = SIZE // PATCH // 3
     return cells.repeat(patches, axis=0).repeat(patches, axis=1).reshape(-1, len(GROUPS))
-
-
-@torch.no_grad()
-def settle(model: LlavaForConditionalGeneration, pixels: Float[Tensor, "picture 3 height width"], length: float):
-    """Scales the projector so that vision tokens have this mean norm; their directions stay.
-
-    The loss sees only directions, so nothing keeps the norm from growing (to 80, where words have 1): in a
-    residual stream that long no layer could change a vision token.
-    """
-    scale = length / patch_features(model, pixels).norm(dim=-1).mean()
-    for parameter in model.model.multi_modal_projector.linear_2.parameters():
-        parameter.mul_(scale)

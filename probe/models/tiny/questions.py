@@ -5,11 +5,11 @@ how many other things in the picture share the colour or the shape that is named
 a shortcut fails, and `evaluation` reports them apart.
 
     kind      question                              answer
-    shape     What shape is the red object?         the red object is a circle
-    colour    What colour is the circle?            the circle is red
+    shape     What shape is the red object?         it is a circle
+    colour    What colour is the circle?            it is red
     at        What is at the top left?              a red circle | nothing
-    where     Where is the red circle?              the red circle is in the top left
-    count     How many circles are there?           the number of circles is two
+    where     Where is the red circle?              at the top left
+    count     How many circles are there?           two
     exist     Is there a red circle?                yes | no
     caption   Describe the picture.                 a red circle at the top left, a blue ring at ...
 
@@ -18,7 +18,7 @@ a shortcut fails, and `evaluation` reports them apart.
 >>> rng = np.random.default_rng(7)
 >>> asked = ask(sample_scene(rng), "where", rng)
 >>> asked.question, asked.answer
-('In which place is the blue square?', 'the blue square is in the middle right')
+('In which place is the blue square?', 'at the middle right')
 """
 
 from collections import Counter
@@ -92,14 +92,12 @@ def sample_picture(seed: int = 0, kind: str = "caption", size: int = 480) -> tup
 
 def _shape(scene: Scene, rng: np.random.Generator) -> Question:
     target, key = _target(scene, "colour", rng)
-    the = _the(target, key)
-    return _question("shape", scene, rng, target, key, f"{_it(the, key)} is a {target.shape}", the=the)
+    return _question("shape", scene, rng, target, key, f"it is a {target.shape}", the=_the(target, key))
 
 
 def _colour(scene: Scene, rng: np.random.Generator) -> Question:
     target, key = _target(scene, "shape", rng)
-    the = _the(target, key)
-    return _question("colour", scene, rng, target, key, f"{_it(the, key)} is {target.colour}", the=the)
+    return _question("colour", scene, rng, target, key, f"it is {target.colour}", the=_the(target, key))
 
 
 def _at(scene: Scene, rng: np.random.Generator) -> Question:
@@ -117,8 +115,7 @@ def _where(scene: Scene, rng: np.random.Generator) -> Question:
     target = _pick([thing for thing in scene.things if looks[thing.colour, thing.shape] == 1], rng)
     keys = ["both", "both"] + [key for key in ("colour", "shape") if _alone(scene, target, key)]
     key = _pick(keys, rng)
-    the = _the(target, key)
-    return _question("where", scene, rng, target, key, f"{the} is in {_cell(target.cell)}", the=the)
+    return _question("where", scene, rng, target, key, f"at {_cell(target.cell)}", the=_the(target, key))
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Question:
@@ -129,7 +126,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> Question:
     counts += [("all", "objects", len(scene.things))]
     number = _pick(sorted({count for _, _, count in counts}), rng)
     key, many, _ = _pick([entry for entry in counts if entry[2] == number], rng)
-    return _question("count", scene, rng, None, key, f"the number of {many} is {NUMBERS[number]}", many=many)
+    return _question("count", scene, rng, None, key, NUMBERS[number], many=many)
 
 
 def _exist(scene: Scene, rng: np.random.Generator) -> Question:
@@ -204,11 +201,6 @@ def _the(thing: Thing, key: str) -> str:
         case "colour":
             return f"the {thing.colour} object"
     return f"the object at {_cell(thing.cell)}"
-
-
-def _it(the: str, key: str) -> str:
-    """How an answer names what was asked about: again, or "it" where that would be long."""
-    return "it" if key == "cell" else the
 
 
 def _cell(cell: tuple[int, int]) -> str:

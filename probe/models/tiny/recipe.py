@@ -24,7 +24,7 @@ class Recipe:
         ("shape", 1.0), ("colour", 1.5), ("at", 1.0), ("where", 1.5), ("count", 1.5), ("exist", 1.5),
     )  # fmt: skip
     second_turn: float = 0.2  # share of questions asked as the second turn of a conversation
-    later: int = 800  # the step of stage 1 from which the mix is another one: less of what is learned early
+    later: int = 2750  # the step of stage 1 from which the mix is another one: less of what is learned early
     later_captions: float = 0.4  # share of pictures with a caption from then on; before, all
     later_weights: tuple[tuple[str, float], ...] = (
         ("shape", 0.7), ("colour", 1.5), ("at", 0.7), ("where", 2.5), ("count", 2.5), ("exist", 1.5),
@@ -42,19 +42,18 @@ class Recipe:
     initializer_range: float = 0.05
 
     # Stage 0: each patch learns the words for what it shows
-    vision_steps: int = 900
+    vision_steps: int = 2500
     vision_batch: int = 64
     vision_things: tuple[int, int] = (3, 9)
     vision_rate: float = 3e-3
-    word_scale: float = 1.0  # sharpness of patch-word similarity; the loss's inverse temperature
-    vision_length: float = 4.0  # mean norm of a vision token when stage 1 begins; a word's is about 1
+    word_scale: float = 4.0  # sharpness of patch-word similarity; the loss's inverse temperature
 
-    # Stage 1: the model learns to answer; vision encoder and projector keep what they have
-    steps: int = 2000
+    # Stage 1: the model learns to answer; the vision encoder keeps what it has
+    steps: int = 6200
     batch: int = 16
     rate: float = 2e-3
     warmup: int = 100
-    decay: int = 1000  # the last steps: the rate falls along a cosine
+    decay: int = 2000  # the last steps: the rate falls along a cosine
     last_rate: float = 0.02  # of `rate`, at the end
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.05

@@ -17,12 +17,16 @@ from probe.models.tiny.architecture import pixels
 from probe.models.tiny.drawing import Scene, sample_scene, stream
 from probe.models.tiny.evaluation import evaluate, summary
 from probe.models.tiny.packing import Packer, answer_logits
-from probe.models.tiny.pretraining import PatchWords, patch_labels, settle
+from probe.models.tiny.pretraining import PatchWords, patch_labels
 from probe.models.tiny.questions import Question, ask
 from probe.models.tiny.recipe import Recipe
 
-# pretraining.GROUPS, as columns of the learning curve
-PATCHES = ("patch colour", "patch shape", "patch plural", "patch row", "patch column")
+PATCHES = (
+    "patch colour",
+    "patch shape",
+    "patch row",
+    "patch column",
+)  # pretraining.GROUPS, in a learning curve
 VALIDATION = 128  # pictures
 
 
@@ -35,7 +39,6 @@ class Stage:
     loss: Callable[[int], Tensor]
     rate: Callable[[int], float]
     validate: Callable[[], dict[str, float]]  # accuracies by name
-    finish: Callable[[], None] = lambda: None  # done once, after the last step
 
 
 def vision_stage(model: LlavaForConditionalGeneration, processor: LlavaProcessor, recipe: Recipe) -> Stage:
@@ -60,15 +63,11 @@ def vision_stage(model: LlavaForConditionalGeneration, processor: LlavaProcessor
 
     parts = (model.model.vision_tower, model.model.multi_modal_projector, model.get_input_embeddings())
     parameters = [parameter for part in parts for parameter in part.parameters()]
-
-    def finish() -> None:
-        settle(model, batch("validation", 0)[0], recipe.vision_length)
-
-    return Stage(recipe.vision_steps, parameters, loss, rate, validate, finish)
+    return Stage(recipe.vision_steps, parameters, loss, rate, validate)
 
 
 def answer_stage(model: LlavaForConditionalGeneration, processor: LlavaProcessor, recipe: Recipe) -> Stage:
-    """Stage 1: the language model learns to answer packed questions."""
+    """Stage 1: all but the vision encoder learns to answer packed questions."""
     packer = Packer(processor)
 
     def loss(step: int) -> Tensor:
@@ -84,13 +83,16 @@ def answer_stage(model: LlavaForConditionalGeneration, processor: LlavaProcessor
         table = summary(evaluate(model, processor, VALIDATION, purpose="validation"), "kind")
         return dict(zip(table.index, table["right"], strict=True))
 
-    # The word embeddings are also what predicts the next word (`lm_head`).
-    parameters = list(model.model.language_model.parameters())
+    vision = set(model.model.vision_tower.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter not in vision]
     return Stage(recipe.steps, parameters, loss, rate, validate)
 
 
 def conversations(scene: Scene, recipe: Recipe, rng: np.random.Generator, step: int = 0) -> list[list[Question]]:
-    """A caption and `recipe.questions` others; some of them follow another one as its second turn."""
+    """`recipe.questions` questions and a caption (from step `recipe.later` on, not always a caption).
+
+    Some questions follow another one as the second turn of its conversation.
+    """
     late = step >= recipe.later
     kinds, weights = zip(*(recipe.later_weights if late else recipe.weights), strict=True)
     drawn = rng.choice(kinds, size=recipe.questions, p=np.array(weights) / sum(weights))

@@ -3,7 +3,7 @@
     from probe.models.tiny.training import train
     train("my-tiny-llava")        # an hour or two on one core; Ctrl-C, and call again to go on
 
-Stage 0 teaches every patch the words for what it shows. Stage 1 freezes what sees and teaches the language
+Stage 0 teaches every patch the words for what it shows. Stage 1 freezes the vision encoder and teaches the
 model to answer packed questions (`stages`). A run that was stopped and resumed equals one that was not, bit
 for bit on the same machine with the same number of threads.
 """
@@ -95,8 +95,6 @@ class Run:
         loss.backward()
         nn.utils.clip_grad_norm_(stage.parameters, self.recipe.clip)
         optimizer.step()
-        if step + 1 == stage.steps:
-            stage.finish()
         self.step += 1
         self.seconds += time.process_time() - started
         return loss.item()

@@ -1,0 +1,192 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Dropping vision tokens
+#
+# Which layers need the picture? The LLaVA-Mini paper ([arXiv 2501.03895](https://arxiv.org/abs/2501.03895), Fig. 5) drops all
+# vision tokens in four layers at a time and watches the accuracy: early layers matter, late ones hardly. Here is the same for
+# any model of the family, any layers, and each of the things that "dropped" can mean.
+#
+# It runs on the shipped toy model, `tiny-llava`. What the toy shows is about the toy: set
+# `PROBE_MODEL=llava-hf/llava-1.5-7b-hf` to look at the real thing with the same cells.
+
+# %%
+import os
+
+import probe
+from probe.models.tiny.questions import sample_picture
+
+MODEL = os.environ.get("PROBE_MODEL", "tiny-llava")
+subject = probe.load(MODEL)
+picture, question, right = sample_picture(seed=0)
+print(question, "->", subject.answer(picture, question), f"({right})")
+
+# %% [markdown]
+# ## One intervention
+#
+# An intervention is a context manager. Inside, text cannot see the vision tokens in these layers (0-based in code); behind it the
+# model is to the bit as it was.
+
+# %%
+layers = len(subject.model.get_decoder().layers)
+for name, chosen in {"first half": range(layers // 2), "second half": range(layers // 2, layers)}.items():
+    with probe.drop_vision(subject, chosen):
+        print(f"without vision in the {name}:", subject.answer(picture, question))
+print("untouched again:", subject.answer(picture, question))
+
+# %% [markdown]
+# It composes with `measure`: the record then shows no attention to vision in those layers.
+
+# %%
+with probe.drop_vision(subject, range(layers // 2, layers)):
+    record = probe.measure(subject, picture, question, stacks=["llm"])
+print(record.attrs["intervention"])
+record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head").isel(sample=0).to_series().round(3)
+
+# %% [markdown]
+# ## What "dropped" can mean
+#
+# The paper does not say which it used.
+#
+# | how | in the chosen layers | elsewhere |
+# |---|---|---|
+# | `mask` | text cannot see vision; vision rows go on among themselves | later layers see them as they evolved |
+# | `mask`, `freeze=True` | and vision rows skip these layers | equal to `remove` |
+# | `remove` | vision rows are physically gone | they come back as they were (`restore=False`: never) |
+# | `zero` | attention is untouched, the values of vision tokens count as zero | separates lost information from renormalised attention |
+# | `swap` | text reads another picture's vision tokens | keeps what is read realistic |
+
+# %%
+def told(context):
+    with context:
+        return subject.answer(picture, question)
+
+
+middle = range(layers // 4, layers // 2)
+other, *_ = sample_picture(seed=5)
+answers = {how: told(probe.drop_vision(subject, middle, how=how)) for how in ("mask", "remove", "zero")}
+answers["mask, freeze"] = told(probe.drop_vision(subject, middle, freeze=True))
+answers["swap"] = told(probe.swap_vision(subject, middle, other))
+answers["knockout: the answer alone"] = told(
+    probe.knockout(subject, "response", "vision", middle, types=subject.encode(picture, question).types)
+)
+answers
+
+# %% [markdown]
+# ## The sweep: many layer sets at once
+#
+# `drop_sweep` runs many cases over many samples, each exactly as if it ran alone. The picture is computed once for all cases and
+# all questions about it, the text only from the first dropped layer on. Three cases are always there: the untouched model and two
+# floors, no vision at all and another picture. A question that words alone answer stays right without vision, so the floor is not
+# zero.
+
+# %%
+from probe.benchmarks import named
+
+shapes = named("shapes")
+samples = shapes.read(questions=48).samples
+cases = [probe.windows(2), probe.from_layer(), probe.until_layer()]
+sweep = probe.drop_sweep(subject, samples, cases, score=shapes.score, progress=False)
+print(f"{sweep.attrs['row_layers']} rows × layers computed; each case alone: {sweep.sizes['case'] * layers * len(samples)}")
+sweep
+
+# %%
+sweep["correct"].mean("sample").to_series().round(2)
+
+# %% [markdown]
+# ## Fig. 5
+#
+# Several questions are about one picture, so they are no independent evidence: intervals come from drawing pictures again, all
+# cases with the same draws. The band holds at all windows at once. Filled points differ from the untouched model.
+
+# %%
+def with_pictures(table):
+    """The table with the picture and the kind of each question, which only the benchmark knows."""
+    meta = {sample.id: sample.meta for sample in samples}
+    return table.assign({what: ("sample", [meta[name][what] for name in table["sample"].values]) for what in ("image", "kind")})
+
+
+sweep = with_pictures(sweep)
+probe.plots.dropped(sweep, size=2);
+
+# %% [markdown]
+# From a layer on, and up to a layer, by kind of question:
+
+# %%
+probe.plots.depth(sweep);
+
+# %% [markdown]
+# Every reading on one axis. `mask`, `freeze` and `remove` are the same from a layer to the last one; in a window they are not.
+
+# %%
+few = samples[:24]
+readings = {"mask": {}, "mask, freeze": {"freeze": True}, "remove, no restore": {"how": "remove", "restore": False},
+            "zero": {"how": "zero"}, "swap": {"how": "swap"}}
+tables = {
+    name: with_pictures(probe.drop_sweep(subject, few, probe.windows(2), score=shapes.score, progress=False, **options))
+    for name, options in readings.items()
+}
+probe.plots.readings(tables)
+probe.plots.swaps(tables);
+
+# %% [markdown]
+# Accuracy is a coarse measure. The distance of the next-token distribution from the untouched model's shows effects that change no
+# answer.
+
+# %%
+probe.plots.readings(tables, value="kl");
+
+# %% [markdown]
+# As a table, with paired differences to the untouched model:
+
+# %%
+from probe.effects import effects
+
+table = effects(sweep)
+table.query("kind == 'all'")[["case", "accuracy", "accuracy_low", "accuracy_high", "difference", "difference_low", "difference_high"]].round(1)
+
+# %% [markdown]
+# ## Over a benchmark
+#
+# `probe drop` does all of this over a benchmark's official files, into a run directory that survives crashes and goes on when the
+# command is given again. From Python:
+
+# %%
+from tempfile import TemporaryDirectory
+
+from probe.evaluate import Dropping, results
+from probe.task import Task
+
+with TemporaryDirectory() as folder:
+    dropping = Dropping(subject, Task.read("shapes", limit=12), {"mask": probe.windows(2), "zero": probe.windows(2)})
+    print("\n".join(dropping.estimate()))
+    run = dropping.run(folder)
+    found = results(run, dropping.task)
+    print(len(run.done()), "samples in", len(run.parts()), "parts;", len(run.failures()), "failures")
+probe.plots.dropped(found);
+
+# %% [markdown]
+# ## Trust it: a planted truth
+#
+# `planted` makes a model in which vision can reach the answer in known layers only. A sweep has to find exactly these, although
+# other layers give vision just as much attention.
+
+# %%
+from probe.models.planted import planted
+
+known = planted(read_layers=(1, 4), layers=6)
+truth = probe.load(known.model, processor=known.processor)
+control = [probe.Sample(colour, known.picture(colour), known.question, answer=colour) for colour in ("red", "green", "blue")]
+found = probe.drop_sweep(truth, control, probe.windows(1), progress=False)
+accuracy = found["correct"].mean("sample").to_series()
+needed = [int(case) - 1 for case in accuracy.index[3:] if accuracy[case] == 0]
+assert needed == list(known.read_layers)
+accuracy
