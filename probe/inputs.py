@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch.nn import functional
 from probe.errors import ProbeError
 from probe.tokens import Grid, TokenTypes, stack
 
-Ids = Sequence[int] | Int[torch.Tensor, "token"]
+Ids = Sequence[SupportsIndex] | Int[np.ndarray, "token"] | Int[torch.Tensor, "token"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ types, in the fine ones, or in the user's own:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -22,7 +22,7 @@ FINE = ("bos", "system", "vision", "instruction", "last", "response")
 PADDING = -1
 BOS, SYSTEM, VISION, INSTRUCTION, LAST, RESPONSE = range(len(FINE))
 
-Types = str | Sequence[str] | np.ndarray | Mapping[str, object]
+Types = str | Sequence[object] | np.ndarray | Mapping[Any, object]
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _named(types: str, fine: np.ndarray, vision: np.ndarray) -> dict:
     return {"names": PAPER, "ids": np.where(fine == PADDING, PADDING, ids)}
 
 
-def _masks_of_names(types: Sequence[str] | np.ndarray) -> dict[str, np.ndarray]:
+def _masks_of_names(types: Sequence[object] | np.ndarray) -> dict[str, np.ndarray]:
     given = np.asarray(types, dtype=object)
     words = ["" if name is None else str(name) for name in given.ravel()]  # numbers are names too: 0 is "0"
     if words and all(isinstance(name, bool | np.bool_) for name in given.ravel()):

@@ -8,7 +8,8 @@ import os
 
 import hypothesis
 import matplotlib
-from jaxtyping import install_import_hook
+import pytest
+from jaxtyping import config, install_import_hook
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read once, when torch is first imported
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,3 +18,9 @@ install_import_hook("probe", "beartype.beartype(conf=beartype.BeartypeConf(is_pe
 matplotlib.use("Agg")
 hypothesis.settings.register_profile("probe", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("probe")
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Annotations are not checked, as for users: what a test gives of another type reaches the code."""
+    monkeypatch.setattr(config, "jaxtyping_disable", True)

@@ -197,6 +197,20 @@ def test_trouble_while_writing_leaves_the_last_results_whole(run, written, tmp_p
     assert (folder / "attention.csv").read_text() == "of the last run"
 
 
+def test_a_folder_named_like_a_result_is_told_before_any_file_is_moved(run, written, tmp_path, monkeypatch):
+    monkeypatch.setattr("probe.subject.load", lambda *_, **__: None)
+    monkeypatch.setattr("probe.measurement.measure", lambda *_, **__: probe.open(written[0] / "record.zarr.zip"))
+    monkeypatch.setattr("probe.plots.figures", lambda _: {})
+    folder = tmp_path / "results"
+    (folder / "record.zarr.zip").mkdir(parents=True)
+    (folder / "attention.csv").write_text("of the last run")
+    code, said, error = run("attention", "--out", "results")
+    assert (code, said) == (2, "")
+    assert "got a folder 'results/record.zarr.zip'; move it away" in one_line(error)
+    assert sorted(path.name for path in folder.iterdir()) == ["attention.csv", "record.zarr.zip"]
+    assert (folder / "attention.csv").read_text() == "of the last run"
+
+
 # The other verbs
 
 

@@ -154,6 +154,7 @@ def test_a_conversation_that_the_template_refuses_is_one_line_with_its_reason():
         ([user({"type": "video"})], 0, "expected contents of type text or image"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_mistakes_in_conversations_are_one_clear_line(conversation, pictures, message):
     with pytest.raises(ProbeError, match=message):
         messages_of(conversation, pictures, "<image>")

@@ -83,6 +83,7 @@ def test_ids_of_any_kind_of_whole_number(ids):
         (7, "expected response ids .*, got 7"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_what_cannot_be_ids_of_a_response_is_told_in_a_line(ids, message):
     with pytest.raises(ProbeError, match=f"response: {message}") as error:
         with_response(subject_of(models.llava15).encode(None, "why?"), ids)

@@ -308,8 +308,41 @@ def test_panels_are_the_layers_asked_for(record):
         plots.heatmaps(record, layers=[4])
 
 
+def test_one_layer_is_asked_for_by_its_number(record):
+    assert [axis.get_title() for axis in plots.heatmaps(record, layers=1).flat] == ["LLM layer 2"]
+    with pytest.raises(ProbeError, match=r"layers from 0 to 3, got \[9\]"):
+        plots.heatmaps(record, layers=9)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("layers", [[], "2", 1.5, [1, None]])
+def test_what_is_no_layer_is_told_in_a_line(record, layers):
+    with pytest.raises(ProbeError, match="layers from 0 to 3, got") as error:
+        plots.heatmaps(record, layers=layers)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("depths", [(3, 2), (2, 3), (2, 32)])
+@pytest.mark.parametrize("own", [True, False])
+def test_records_of_different_depth_each_show_their_own_layers(depths, own):
+    one, two = (planted_record(1, stacks=["llm"], layers=depth) for depth in depths)
+    columns = min(max(depths), 9)
+    ax = None if own else plt.subplots(2, columns)[1]
+    axes = plots.heatmaps({"one": one, "two": two}, ax=ax)
+    assert axes.shape == (2, columns)
+    axes.flat[0].figure.canvas.draw()
+    there = set(axes.flat[0].figure.axes)
+    for row, depth in zip(axes, depths, strict=True):
+        drawn = [axis.get_title() for axis in row if axis in there]
+        assert len(drawn) == min(depth, 9)
+        assert (drawn[0], drawn[-1]) == ("LLM layer 1", f"LLM layer {depth}")
+
+
 def test_the_map_of_one_token(record):
-    _, values = patches(plots.heatmaps(record, token=1, layers=[2])[0, 0])
+    axes = plots.heatmaps(record, token=1, layers=[2])
+    assert "attention of the token, head mean" in texts(axes[0, 0])
+    assert "attention received" not in texts(axes[0, 0])
+    _, values = patches(axes[0, 0])
     expected = record["llm"]["maps"].values[0, 2, 1]
     assert set(values) <= set(expected)
     with pytest.raises(ProbeError, match="measure with maps"):

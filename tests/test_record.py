@@ -179,6 +179,18 @@ def test_the_table_shows_other_variables_on_request(record):
         records.to_dataframe(record, variables=["attention"])
 
 
+def test_the_table_of_one_variable_is_asked_for_by_its_name(record):
+    pd.testing.assert_frame_equal(records.to_dataframe(record, "mass"), records.to_dataframe(record, ["mass"]))
+    with pytest.raises(ProbeError, match="got attention"):
+        records.to_dataframe(record, "attention")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_table_of_what_is_no_record_is_refused_in_a_line(record):
+    with pytest.raises(ProbeError, match="to_dataframe: expected a record .* got Dataset"):
+        records.to_dataframe(record["llm"].to_dataset())
+
+
 # merging
 
 
@@ -315,11 +327,24 @@ def test_where_nothing_can_be_written_is_told_in_a_line(record, tmp_path):
         tmp_path / "file" / "record",
         tmp_path / "file" / "deep" / "record",
         "/proc/record",
+        "a" * 300,
+        str(tmp_path / "deep" / ("a" * 300)) + ".zip",
     ):
         with pytest.raises(ProbeError, match=r"record\.save") as error:
             records.save(record, path)
         assert one_line(error)
         assert repr(str(path))[:-1] in str(error.value)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("path", ["a\0b", "a\0b/c.zip", None, 5, b"record"])
+def test_what_is_no_path_is_told_in_a_line(record, path):
+    with pytest.raises(ProbeError, match=r"record\.save") as error:
+        records.save(record, path)
+    assert one_line(error)
+    with pytest.raises(ProbeError, match=r"record\.open") as error:
+        records.open(path)
+    assert one_line(error)
 
 
 def test_a_failed_write_leaves_nothing_and_the_old_file(record, tmp_path, monkeypatch):

@@ -181,6 +181,7 @@ def answer(*more, **options):
             collate([s.encode(None, "a"), s.encode(None, "a b c")], side="right")), "got a response or padding"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
 def test_mistakes_are_one_clear_line(mistake, message, tmp_path):
     with pytest.raises(ProbeError, match=message) as error:
         mistake(tmp_path)

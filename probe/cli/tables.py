@@ -50,4 +50,4 @@ def mean_table(record: "DataTree") -> "DataFrame":
             frames.append(parts.to_dataframe().reset_index().assign(stack=stack, value=value))
     first = ["stack", "value", "layer", "query_type", "key_type"]
     table = pd.concat(frames)[[*first, "mean", "low", "high"]]
-    return table.loc[table["mean"].notna()]
+    return table.query("mean == mean")  # without those of nothing
