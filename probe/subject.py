@@ -234,8 +234,9 @@ def load(
     """A subject from a name (a shipped model, a folder or its Path, a hub id), or from a model and its processor.
 
     A model in memory is put in eval mode, and is moved or switched only where `device`, `dtype` or `attn` say
-    so. `quantization` ("4bit", "8bit") goes with a name only. `aspect` is for models with one square view: "pad" is how LLaVA-1.5 was trained, "crop" how Hugging
-    Face's processor does it; by default the processor's own way, which `subject.aspect` names.
+    so. `quantization` ("4bit", "8bit") goes with a name only. `aspect` is for models with one square view: "pad"
+    is how LLaVA-1.5 was trained, "crop" how Hugging Face's processor does it; by default the processor's own way,
+    which `subject.aspect` names.
 
     Raises ProbeError for a name that is none, a checkpoint that transformers can't load, a model without an image
     token or a processor, a compiled one, a device, dtype or attn that there is not, quantization of a model in

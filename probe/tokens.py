@@ -191,7 +191,7 @@ def _masks_of_names(types: Sequence[object] | np.ndarray) -> dict[str, np.ndarra
     given = np.asarray(types, dtype=object)
     words = ["" if name is None else str(name) for name in given.ravel()]  # numbers are names too: 0 is "0"
     if words and all(isinstance(name, bool | np.bool_) for name in given.ravel()):
-        raise ProbeError("types", expected="a name for each position", got="booleans", fix="name the mask: {name: mask}")
+        raise ProbeError("types", expected="a name for each position", got="booleans", fix="pass {name: mask}")
     names = np.array(words, dtype=object).reshape(given.shape)
     return {name: names == name for name in dict.fromkeys(words) if name}
 

@@ -83,7 +83,7 @@ def test_an_output_projection_of_another_name_is_the_last_linear_map():
 
     attention = Attention()
     assert output_projection(attention) is attention.mix
-    with pytest.raises(ProbeError, match="expected a linear output projection, got Identity"):
+    with pytest.raises(ProbeError, match="expected a plain linear output projection, got none in Identity"):
         output_projection(nn.Identity())
 
 

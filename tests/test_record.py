@@ -9,6 +9,7 @@ import warnings
 import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from planted_records import planted_record
@@ -187,7 +188,7 @@ def test_the_table_of_one_variable_is_asked_for_by_its_name(record):
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_table_of_what_is_no_record_is_refused_in_a_line(record):
-    with pytest.raises(ProbeError, match="to_dataframe: expected a record .* got Dataset"):
+    with pytest.raises(ProbeError, match=r"to_dataframe: expected a record .* got Dataset"):
         records.to_dataframe(record["llm"].to_dataset())
 
 
@@ -327,13 +328,19 @@ def test_where_nothing_can_be_written_is_told_in_a_line(record, tmp_path):
         tmp_path / "file" / "record",
         tmp_path / "file" / "deep" / "record",
         "/proc/record",
-        "a" * 300,
-        str(tmp_path / "deep" / ("a" * 300)) + ".zip",
     ):
         with pytest.raises(ProbeError, match=r"record\.save") as error:
             records.save(record, path)
         assert one_line(error)
         assert repr(str(path))[:-1] in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["a" * 300, "a" * 300 + ".zip"])
+def test_a_name_that_is_too_long_is_told_in_a_line(record, path):
+    for use in (lambda: records.save(record, path), lambda: records.open(path)):
+        with pytest.raises(ProbeError, match="File name too long") as error:
+            use()
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -191,7 +191,7 @@ def test_mistakes_are_one_clear_line(mistake, message, tmp_path):
 def test_options_of_one_answer_are_passed_on():
     subject = subject_of()
     options = {"num_return_sequences": 1, "return_dict_in_generate": False, "num_beams": 2}
-    assert isinstance(subject.answer(None, "why?", np.int64(2), **options), str)
+    assert isinstance(subject.answer(None, "why?", 2, **options), str)
 
 
 def test_answers_stop_where_the_models_positions_end():

@@ -93,7 +93,7 @@ def test_numbers_are_names_and_zero_is_one(dtype):
 @pytest.mark.parametrize(
     ("types", "message"),
     [
-        (VISION, "expected a name for each position, got booleans; name the mask"),
+        (VISION, "expected a name for each position, got booleans; pass .name: mask."),
         ("papre", "expected 'paper', 'fine', an array of names or {name: mask}, got 'papre'"),
         ({"dog": np.ones(5, dtype=bool)}, "expected 12 positions .or 9, the prompt., got 1 x 5 for 'dog'"),
         ({"a": np.ones(12, dtype=bool), "b": np.eye(12, dtype=bool)[3]}, "'b', which shares 1 .* first 3"),

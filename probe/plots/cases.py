@@ -83,11 +83,12 @@ def points(
     found = band(values[:, at], images, seed=seed)
     x = np.array([np.mean(layers) + 1 for layers in windows.values()]) + shift
     colour, marker = look
+    low, high = (bound.clip(0, 100) if value in PERCENT else bound for bound in (found.low, found.high))
     if shaded:
-        axis.fill_between(x, found.low, found.high, color=colour, alpha=0.16, linewidth=0)
+        axis.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
         axis.plot(x, found.estimate, color=colour, linewidth=1.6, zorder=3)
     else:
-        errors = np.abs(np.stack([found.estimate - found.low, found.high - found.estimate]))
+        errors = np.abs(np.stack([found.estimate - low, high - found.estimate]))
         axis.errorbar(x, found.estimate, errors, color=colour, linestyle="", linewidth=1.1, capsize=2, zorder=3)
     differs = _differs(values[:, at], values[:, 0], images, seed)
     for chosen, face in ((differs, colour), (~differs, "white")):
