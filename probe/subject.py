@@ -154,7 +154,7 @@ class Subject:
         ends = tuple(dict.fromkeys(id for id in ends if id is not None))
         pad = tokenizer.pad_token_id
         embedded = self.model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
-        return Vocabulary(tokenizer, ends, pad if pad is not None else ends[0], image_token_id(self.model), embedded)
+        return Vocabulary(tokenizer, ends, pad if pad is not None else ends[0], image_token_id(self.model), embedded)  # pyright: ignore[reportArgumentType]
 
     def answer(
         self,

@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -42,14 +43,15 @@ WIDTHS = {
 def build(widths: str, layers: int, dtype: torch.dtype) -> Subject:
     """LLaVA-1.5's shape with random weights, a small encoder, and the tiny model's words."""
     tokenizer = build_tokenizer()
-    image = tokenizer.convert_tokens_to_ids("<image>")
+    image: Any = tokenizer.convert_tokens_to_ids("<image>")
     vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
                               image_size=336, patch_size=14)  # fmt: skip
-    text = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=layers, initializer_range=0.05, **WIDTHS[widths])
+    size: dict[str, Any] = WIDTHS[widths]
+    text = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=layers, initializer_range=0.05, **size)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=image, image_seq_length=VISION)
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)  # never twice the memory of the wide model
-    model = LlavaForConditionalGeneration(config).eval()
+    model: Any = LlavaForConditionalGeneration(config).eval()
     torch.set_default_dtype(torch.float32)
     model.lm_head.weight.data[tokenizer.eos_token_id] = 0  # answers do not end early
     pictures = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})

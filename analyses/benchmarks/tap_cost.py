@@ -85,7 +85,7 @@ def variants(model: Any, tokens: int) -> dict[str, Callable[[], Any]]:
                 p = layer[0].float()
                 mass = p @ one_hot
                 entropy = -torch.xlogy(p, p) @ one_hot
-                p.mean(0), mass, entropy
+                p.mean(0), mass, entropy  # pyright: ignore[reportUnusedExpression]
         finally:
             model.set_attn_implementation("sdpa")
 

@@ -98,7 +98,7 @@ def _joined(parts: list, layers: int) -> dict[str, Layers]:
     joined: dict[str, Layers] = {}
     for part in parts:
         found = part(layers) if callable(part) else part if isinstance(part, Mapping) else _named([list(part)])
-        for name, chosen in found.items():
+        for name, chosen in found.items():  # pyright: ignore[reportAttributeAccessIssue]
             if name in joined and set(joined[name]) != set(chosen):
                 raise ProbeError("drop_sweep", expected="one set of layers for each name", got=f"two for {name!r}")
             joined[name] = chosen

@@ -51,7 +51,7 @@ class CaseRows:
         prompt = self.prompt
         with self._hooked(self._split):
             hidden = self._decoder(prompt.embeddings[:, prompt.shared :], prompt.positions[..., prompt.shared :])
-        logits = self.model.get_output_embeddings()(hidden[:, -kept:])
+        logits = self.model.get_output_embeddings()(hidden[:, -kept:])  # pyright: ignore[reportOptionalCall]
         return logits[self.row_of[-1].to(logits.device)]
 
     def decode(
@@ -68,7 +68,7 @@ class CaseRows:
             while len(chosen) < tokens and not done.all():
                 positions = positions + 1
                 hidden = self._decoder(self.model.get_input_embeddings()(chosen[-1][:, None]), positions)
-                chosen.append(self.model.get_output_embeddings()(hidden[:, -1]).argmax(-1))
+                chosen.append(self.model.get_output_embeddings()(hidden[:, -1]).argmax(-1))  # pyright: ignore[reportOptionalCall]
                 done |= torch.isin(chosen[-1], ends)
         answers = torch.stack(chosen, 1).cpu()
         return [until_end(answers[row], end_ids) for row in self.row_of[-1].tolist()]

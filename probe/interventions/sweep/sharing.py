@@ -43,7 +43,7 @@ def verdict(
 
     A prompt without vision says nothing about those with it.
     """
-    kernels = tuple(module.config._attn_implementation for module in stack.attention.values())
+    kernels = tuple(module.config._attn_implementation for module in stack.attention.values())  # pyright: ignore[reportAttributeAccessIssue]
     known = _verdicts.setdefault(model, {})
     if (setting := (prompt.embeddings.dtype, prefix.length > 0, *kernels)) not in known:
         known[setting] = _tried(model, stack, inputs, prompt, prefix)

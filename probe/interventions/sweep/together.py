@@ -63,7 +63,7 @@ class Together:
             for symbol in self.readings[name]:
                 numbers.setdefault(symbol, len(numbers))
         make = {SEEN: prefix.seen, MASKED: prefix.masked, ZEROED: prefix.zeroed,
-                SWAPPED: lambda: prefix.swapped(self.memory.donor(question.other))}  # fmt: skip
+                SWAPPED: lambda: prefix.swapped(self.memory.donor(question.other))}  # fmt: skip  # pyright: ignore[reportArgumentType]
         views = [make[s]() if isinstance(s, str) else self.memory.frozen(known, s) for s in numbers]
         return views, torch.tensor([[numbers[symbol] for symbol in self.readings[name]] for name in names])
 

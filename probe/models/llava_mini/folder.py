@@ -101,7 +101,7 @@ def examine(folder: str | Path, vision_tower: str | Path | None = None, base: st
     if vision_tower is not None and tower_folder is None:
         raise ValueError(f"convert: expected a folder with CLIP's weights as vision_tower, got {str(vision_tower)!r}")
     folders = [folder, *(Path(f) for f in (base, tower_folder) if f is not None)]
-    config = native_config(settings, _vision_config(tower_folder, tower))
+    config = native_config(settings, _vision_config(tower_folder, tower))  # pyright: ignore[reportArgumentType]
     with torch.device("meta"):
         model = LlavaMiniForConditionalGeneration(config)
     shapes, files, dtype = {}, {}, torch.float32

@@ -31,7 +31,7 @@ class LlavaMiniGenerationMixin(GenerationMixin):
         """
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if input_ids is None:
-            return super().generate(**kwargs)
+            return super().generate(**kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         mask, fuse_mask = kwargs.get("attention_mask"), kwargs.get("fuse_mask")
         fuse_mask = torch.ones_like(input_ids, dtype=torch.bool) if fuse_mask is None else fit(fuse_mask, input_ids)
         aligned = {"input_ids": input_ids, "fuse_mask": fuse_mask}
@@ -40,13 +40,13 @@ class LlavaMiniGenerationMixin(GenerationMixin):
             aligned |= {"attention_mask": mask, "fuse_mask": fuse_mask & mask.bool()}
             order = mask.bool().byte().argsort(dim=1, stable=True)
             aligned = {name: x.gather(1, order) for name, x in aligned.items()}
-        return super().generate(**kwargs | aligned)
+        return super().generate(**kwargs | aligned)  # pyright: ignore[reportAttributeAccessIssue]
 
     def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration=False, **kwargs):
         """Images are read at the prompt, and again at every step only where there is no cache."""
         if not is_first_iteration and kwargs.get("use_cache", True):
             kwargs |= dict.fromkeys(("pixel_values", "pixel_values_videos", "vision", "fuse_mask"))
-        return super().prepare_inputs_for_generation(input_ids, *args, is_first_iteration=is_first_iteration, **kwargs)
+        return super().prepare_inputs_for_generation(input_ids, *args, is_first_iteration=is_first_iteration, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
         """Beams: a row's images are repeated as a block, for a row may have several or none."""
@@ -61,7 +61,7 @@ class LlavaMiniGenerationMixin(GenerationMixin):
                 owners = [[visual.row for visual in visuals if visual.video is video] for video in (False, True)]
                 images = images if images is None else images[_blocks(owners[0], expand_size)]
                 videos = videos if videos is None else videos[_blocks(owners[1], expand_size)]
-        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         given = {"pixel_values": images, "pixel_values_videos": videos, "vision": vision}
         return input_ids, kwargs | {key: value for key, value in given.items() if value is not None}
 

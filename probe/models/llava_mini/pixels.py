@@ -92,7 +92,7 @@ def _folder(path: Path) -> Iterator[Image.Image]:
 def _file(path: Path) -> Iterator[Image.Image]:
     """About one frame a second. Decoded twice where the file does not say how many frames it has."""
     try:
-        import av
+        import av  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(
             f"LLaVA-Mini: expected PyAV to read the video {str(path)!r}, got none; pip install av, or pass frames"

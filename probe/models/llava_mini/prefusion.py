@@ -62,7 +62,7 @@ class LlavaMiniPrefusion(nn.Module):
         hidden = self._run(
             vision, vision.new_ones(vision.shape[:2], dtype=torch.bool), cache, last_keys_only=not outputs
         )
-        return tuple((layer.keys, layer.values) for layer in cache.layers), hidden if outputs else None
+        return tuple((layer.keys, layer.values) for layer in cache.layers), hidden if outputs else None  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
 
     def fuse(
         self, prefix: Prefix, words: Float[Tensor, "frame word dim"], visible: Bool[Tensor, "frame word"]

@@ -128,7 +128,7 @@ class LlavaMiniProcessor(ProcessorMixin):
             if message["role"] == "assistant":
                 start = _common(render(list(messages[:k]), add_generation_prompt=True), text)
                 end = text.index(said := _words(message["content"]), start) + len(said)
-                spans.append((start, END_OF_TURN.match(text, end).end()))
+                spans.append((start, END_OF_TURN.match(text, end).end()))  # pyright: ignore[reportOptionalMemberAccess]
         cuts = [0, *(edge for span in spans for edge in span), len(text)]
         pieces = [text[a:b] for a, b in pairwise(cuts)]  # not learned, learned, not learned ...
         bos = self.tokenizer.bos_token

@@ -61,7 +61,7 @@ class LlavaMiniVision:
         if not size or self.config.compression == "none":
             return grid[:, : grid.shape[1] * bool(size)]
         if self.config.compression == "query":
-            return self.compressor(grid)
+            return self.compressor(grid)  # pyright: ignore[reportOptionalCall]
         image = rearrange(grid, "frame (row col) width -> frame width row col", row=math.isqrt(grid.shape[1]))
         return rearrange(nn.functional.adaptive_avg_pool2d(image, size), "frame width row col -> frame (row col) width")
 
