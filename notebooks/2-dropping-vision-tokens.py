@@ -180,7 +180,7 @@ probe.plots.dropped(found);
 # other layers give vision just as much attention.
 
 # %%
-from probe.models.planted import planted
+from probe.models import planted
 
 known = planted(read_layers=(1, 4), layers=6)
 truth = probe.load(known.model, processor=known.processor)

@@ -50,7 +50,7 @@ _HOMES = {
 def __getattr__(name: str):
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name in __all__:
+    if name in ("plots", "models"):
         return import_module(f"probe.{name}")
     raise AttributeError(f"module 'probe' has no attribute {name!r}")
 

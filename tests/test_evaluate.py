@@ -20,7 +20,7 @@ from probe.errors import ProbeError
 from probe.evaluate import READINGS, Dropping, attention_run, merged, predictions, results
 from probe.interventions.sweep import windows
 from probe.interventions.sweep.cases import ALWAYS as THEIRS
-from probe.models.planted import COLOURS, planted
+from probe.models.known_truth import COLOURS, planted
 from probe.run import Run
 from probe.samples import Sample
 from probe.subject import load

@@ -45,7 +45,7 @@ ORDER = [
     ("task.py", TORCH_FREE),
     ("models/llava_mini/", PROBE_FREE),
     ("models/tiny/", ANYTHING),
-    ("models/planted.py", ANYTHING),
+    ("models/known_truth.py", ANYTHING),
     ("locate.py", ANYTHING),
     ("checkpoint.py", ANYTHING),
     ("grids.py", ANYTHING),

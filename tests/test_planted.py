@@ -9,7 +9,7 @@ import probe
 from probe.errors import ProbeError
 from probe.inputs import collate
 from probe.interventions import drop_vision, knockout, swap_vision
-from probe.models.planted import COLOURS, GRID, NOTHING, planted
+from probe.models.known_truth import COLOURS, GRID, NOTHING, planted
 
 CASES = [((3,), (0,)), ((1, 4), (14, 15, 20, 21)), ((0, 2, 5), (35, 7))]
 
