@@ -152,8 +152,7 @@ class _Walk:
 
     def __init__(self, call: AttentionCall, row: int, keys: Keys, extras: Extras, first: int):
         self.call, self.row, self.keys, self.extras, self.first = call, row, keys, extras, first
-        self.query, self.value = call.query[row], call.value[row]  # (head, query, dim)
-        self.key = call.key[row].float().transpose(1, 2)  # (key_head, dim, key)
+        self.query, self.key, self.value = call.query[row], call.key[row], call.value[row]  # (head, query, dim)
         self.head_count, self.key_head_count = len(self.query), len(self.key)
         self.group = self.head_count // self.key_head_count
         limit = BLOCK_ELEMENTS.get(self.key.device.type, 2_000_000)
@@ -202,8 +201,8 @@ class _Walk:
         at, start = slice(h0, h1), block.start + self.first
         s, p = (buffer[: (h1 - h0) * n * width].view(k1 - k0, self.group * n, width) for buffer in self.buffers)
         query = self.query[at, block.query].float().reshape(k1 - k0, self.group * n, -1)
-        key = self.key[k0:k1, :, block.start : block.stop]
-        torch.baddbmm(s, query, key, beta=0, alpha=self.call.scaling, out=s)
+        key = self.key[k0:k1, block.start : block.stop].float()  # here, so that no whole copy is ever kept
+        torch.baddbmm(s, query, key.transpose(1, 2), beta=0, alpha=self.call.scaling, out=s)
         s, p = s.view(h1 - h0, n, width), p.view(h1 - h0, n, width)
         s[..., clear:] += add[:, clear:]
         s -= s.amax(-1, keepdim=True)
