@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel
 
 from probe.errors import ProbeError
-from probe.locate import cls_tokens, image_token_id
+from probe.locate import cls_tokens, image_token_id, is_compiled
 
 DTYPES = {
     "float32": torch.float32,
@@ -86,7 +86,7 @@ def adopt(
     """
     if quantization is not None:
         raise ProbeError("load", expected="a name where quantization is asked for", got="a model in memory")
-    if getattr(model, "_orig_mod", None) is not None or _is_compiled(model):
+    if getattr(model, "_orig_mod", None) is not None or is_compiled(model):
         raise ProbeError(
             "load",
             expected="a model that is not compiled",
@@ -108,11 +108,6 @@ def adopt(
             raise ProbeError("load", expected=kernels, got=repr(attn)) from error
     name = getattr(model.config, "_name_or_path", "") or _kind(model)
     return Checkpoint(model.eval(), processor, name, getattr(model.config, "_commit_hash", None) or "in memory", False)
-
-
-def _is_compiled(model: Any) -> bool:
-    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
-    return any(getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod") for module in modules)
 
 
 def _kind(model: Any) -> str:

@@ -7,6 +7,7 @@ names is found as well. `grids.py` says where a vision token lies in the picture
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -84,9 +85,9 @@ def output_projection(attention: nn.Module) -> nn.Linear:
     return found
 
 
-def is_compiled(model: nn.Module) -> bool:
+def is_compiled(model: Any) -> bool:
     """Whether any part of a model went through torch.compile: what runs then can't be watched."""
-    parts = model.modules()
+    parts = model.modules() if isinstance(model, nn.Module) else ()
     return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in parts)
 
 

@@ -27,6 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 from probe.calls import AttentionCall, AttentionWeights
 from probe.errors import ProbeError
+from probe.locate import is_compiled
 
 PREFIX = "probe|"  # followed by the user's own choice, so that a check such as `"flash" in name` still holds
 
@@ -193,7 +194,7 @@ def routed(
     """
     routes = [_Route(name, module, around, innermost, weights) for name, module in modules.items()]
     for route in routes:
-        if isinstance(route.module, torch._dynamo.OptimizedModule) or route.module._compiled_call_impl is not None:
+        if is_compiled(route.module):
             raise ProbeError(
                 "probe", expected="a model that is not compiled", got=f"a compiled {route.name}",
                 fix="probe the model before torch.compile",

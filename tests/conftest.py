@@ -24,3 +24,20 @@ hypothesis.settings.load_profile("probe")
 def unchecked(monkeypatch):
     """Annotations are not checked, as for users: what a test gives of another type reaches the code."""
     monkeypatch.setattr(config, "jaxtyping_disable", True)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Runs `probe <words>` in an empty folder; gives exit code, stdout and stderr."""
+    from probe.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main(list(words))
+        said = capsys.readouterr()
+        return int(exit_.value.code or 0), said.out, said.err
+
+    return command

@@ -17,21 +17,6 @@ from probe.errors import ProbeError
 FIGURES = {"llm-mass", "llm-entropy", "llm-heatmaps", "vision-heatmaps"}
 
 
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Runs `probe <words>` in an empty folder; gives exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main(list(words))
-        said = capsys.readouterr()
-        return int(exit_.value.code or 0), said.out, said.err
-
-    return command
-
-
 def one_line(error: str) -> str:
     assert error.startswith("probe: ")
     assert error.count("\n") == 1, error

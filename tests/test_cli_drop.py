@@ -11,26 +11,10 @@ import pytest
 from PIL import Image
 
 import probe
-from probe.cli import main
 from probe.evaluate import Dropping
 
 QUICK = ("--limit", "6", "--how", "mask", "--windows", "4", "--no-attention")
 FIGURES = {f"{name}.{ending}" for name in ("dropped", "depth") for ending in ("png", "svg")}
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Runs `probe <words>` in an empty folder; gives exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main(list(words))
-        said = capsys.readouterr()
-        return int(exit_.value.code or 0), said.out, said.err
-
-    return command
 
 
 def no_work(*_, **__):

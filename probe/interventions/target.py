@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from probe.active import Intervention, registered
 from probe.errors import ProbeError
-from probe.locate import Stack, stacks
+from probe.locate import Stack, is_compiled, stacks
 from probe.sequences import Sequences
 from probe.tap import Around, routed
 
@@ -33,7 +32,7 @@ class Target:
         """`model`: a model or a Subject. Raises ProbeError for a compiled model, a layer that does not exist, and a
         stack whose layers do not hold text and vision."""
         model = model.model if not isinstance(model, nn.Module) and hasattr(model, "model") else model
-        if isinstance(model, nn.Module) and any(map(_compiled, model.modules())):
+        if is_compiled(model):
             raise ProbeError(called, expected="a model that is not compiled", got="one after torch.compile",
                              fix="intervene on the model as it was before")  # fmt: skip
         if not isinstance(model, PreTrainedModel):
@@ -75,10 +74,6 @@ class Target:
             if "flash" in kernel or "flex" in kernel or "paged" in kernel:
                 raise ProbeError(self.called, expected="attention that takes a mask (sdpa or eager)",
                                  got=f"{kernel} in {name}", fix=fix)  # fmt: skip
-
-
-def _compiled(module: nn.Module) -> bool:
-    return isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
 
 
 def _indices(called: str, layers: Layers, count: int) -> tuple[int, ...]:
