@@ -28,7 +28,8 @@ class Stack:
 
 
 def stacks(model: PreTrainedModel) -> dict[str, Stack]:
-    """The encoder ("vision", where there is one) and the decoder ("llm") of a model.
+    """What a model is made of, in the order in which it runs: the encoder ("vision", where there is one), what stands
+    between it and the LLM ("compressor" and "prefusion", LLaVA-Mini's), and the decoder ("llm").
 
     Layers behind the one that the LLM reads (`vision_feature_layer`) are in the stack too: they do run.
     Raises ProbeError where no stack of layers, or no attention in a layer, can be found.
@@ -39,7 +40,21 @@ def stacks(model: PreTrainedModel) -> dict[str, Stack]:
     encoder = vision_encoder(model)
     if encoder is not None:
         found["vision"] = _stack("vision", model, encoder)
+    found |= _between(model)
     found["llm"] = _stack("llm", model, model.get_decoder())
+    return found
+
+
+def _between(model: PreTrainedModel) -> dict[str, Stack]:
+    """The stacks between encoder and LLM: a compressor is one layer; pre-fusion may have none, and is left out then."""
+    names = {module: qualified for qualified, module in model.named_modules()}
+    found = {}
+    for name in ("compressor", "prefusion"):
+        part = getattr(model.base_model, name, None)
+        layers = tuple(getattr(part, "layers", [part])) if part is not None else ()
+        if layers:
+            attention = [_attention(layer, names[layer]) for layer in layers]
+            found[name] = Stack(name, layers, {names[module]: module for module in attention})
     return found
 
 

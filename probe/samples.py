@@ -69,10 +69,7 @@ def open_picture(picture: Picture) -> Image.Image:
         return _upright_rgb(picture, _describe(picture))
     if not isinstance(picture, str | Path):
         raise ProbeError("image", expected="a path or a PIL image", got=f"a {type(picture).__name__}")
-    path = Path(picture).expanduser()
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise ProbeError("image", expected="a picture file", got=f"{str(path)!r} ({what})")
+    path = _picture_file(picture)
     try:
         image = Image.open(path)
     except UnidentifiedImageError:
@@ -88,6 +85,17 @@ def open_picture(picture: Picture) -> Image.Image:
         raise ProbeError("image", expected="a readable picture file", got=f"{str(path)!r}: {error}") from error
     with image:
         return _upright_rgb(image, repr(str(path)))
+
+
+def _picture_file(picture: str | Path) -> Path:
+    try:
+        path = Path(picture).expanduser()
+        if path.is_file():
+            return path
+        what = "a folder" if path.is_dir() else "no such file"
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, ~nobody, a null byte
+        path, what = Path(picture), str(error).split(":")[0]
+    raise ProbeError("image", expected="a picture file", got=f"{str(path)[:200]!r} ({what})")
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:

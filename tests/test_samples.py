@@ -92,3 +92,10 @@ def test_an_unreadable_file_is_one_clear_line_that_names_it(tmp_path, index):
 def test_what_is_no_picture_at_all_is_refused():
     with pytest.raises(ProbeError, match="expected a path or a PIL image, got a int"):
         inspect.unwrap(open_picture)(3)  # without the tests' own type check
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~no-such-user-here/cat.jpg", "a\0b"])
+def test_a_name_that_no_file_can_have_is_one_line(name):
+    with pytest.raises(ProbeError, match="expected a picture file") as error:
+        open_picture(name)
+    assert "\n" not in str(error.value)
