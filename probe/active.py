@@ -1,10 +1,12 @@
-"""Which interventions are at work in a model right now.
+"""Which interventions and which reducers are at work in a model right now.
 
 So that two that contradict each other are refused before anything runs, and a record can name what was done to the
 model it was taken from.
 
     with registered(model, Intervention("drop_vision", "remove", (2, 3), "how=remove")):
         active(model)                        # 'drop_vision(layers=2-3, how=remove)'
+    with reducing(model, "FastV(layer=2, keep=0.5)", text_guided=True):
+        reducer(model)                       # 'FastV(layer=2, keep=0.5)'
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,6 +59,43 @@ def registered(model: nn.Module, intervention: Intervention) -> Iterator[None]:
         yield
     finally:
         entries.remove(intervention)
+
+
+@dataclass(frozen=True, eq=False)
+class Reducing:
+    """One reducer at work: its name with its options, and whether it chooses by the question."""
+
+    name: str
+    text_guided: bool
+
+
+_reducing: "WeakKeyDictionary[nn.Module, list[Reducing]]" = WeakKeyDictionary()
+
+
+def at_work(model: nn.Module) -> tuple[object, ...]:
+    """All that is done to the model, to be compared: equal as long as the same blocks last."""
+    return *_at_work.get(model, ()), *_reducing.get(model, ())
+
+
+def reducer(model: nn.Module) -> str:
+    """What leaves fewer vision tokens in the model, outermost first, as one string; "" for nothing."""
+    return "; ".join(entry.name for entry in _reducing.get(model, ()))
+
+
+def text_guided(model: nn.Module) -> str:
+    """Those of them that choose by the question: nothing that they left of a picture holds for another one."""
+    return "; ".join(entry.name for entry in _reducing.get(model, ()) if entry.text_guided)
+
+
+@contextmanager
+def reducing(model: nn.Module, name: str, text_guided: bool = False) -> Iterator[None]:
+    """Lists a reducer by its name and options while the block lasts."""
+    entries, entry = _reducing.setdefault(model, []), Reducing(name, text_guided)
+    entries.append(entry)
+    try:
+        yield
+    finally:
+        entries.remove(entry)
 
 
 def spans(layers: Sequence[int]) -> str:

@@ -37,6 +37,10 @@ class AttentionCall:
     asking: Bool[Tensor, "batch query"] | None = None  # whose output is used, None: all; some calls run in two parts
 
     @property
+    def row_count(self) -> int:
+        return self.query.shape[0]
+
+    @property
     def query_count(self) -> int:
         return self.query.shape[2]
 
@@ -55,6 +59,18 @@ class AttentionWeights:
     name: str
     module: nn.Module
     weights: Float[Tensor, "batch head query key"]
+
+    @property
+    def row_count(self) -> int:
+        return self.weights.shape[0]
+
+    @property
+    def query_count(self) -> int:
+        return self.weights.shape[2]
+
+    @property
+    def key_count(self) -> int:
+        return self.weights.shape[3]
 
 
 def seen(

@@ -1,4 +1,5 @@
-"""From a name to a model and its processor: the shipped tiny models, a local folder, or the Hugging Face hub.
+"""From a name to a model and its processor: the shipped tiny models, a local folder (also LLaVA-Mini's authors' own
+layout), or the Hugging Face hub.
 
 Weights are safetensors only and no code of a checkpoint is ever run. The network is asked for hub ids only.
 """
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel
 
 from probe.errors import ProbeError
 from probe.locate import cls_tokens, image_token_id, is_compiled
@@ -52,13 +53,16 @@ def open_checkpoint(
     Raises ProbeError for a name that is none, a folder without a config, a model of text only, a device that the
     machine lacks, a missing bitsandbytes, and for whatever transformers can't load, with its reason.
     """
+    from probe.models.llava_mini import is_original  # makes LLaVA-Mini known to transformers, too
+
     source, local, toy = _source(name)
     device = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    options = {
-        "dtype": as_dtype(dtype) or ("auto" if device.type == "cuda" else torch.float32),
-        "attn_implementation": attn,
-        **_quantized(quantization, device),
-    }
+    wanted = as_dtype(dtype) or (None if device.type == "cuda" else torch.float32)  # None: the checkpoint's own
+    if local and is_original(source):
+        model, processor = _of_the_authors(source, processor, wanted, quantization)
+        _switch(model.to(device), attn)
+        return Checkpoint(model, _complete(processor, model), str(name), fingerprint(Path(source)), toy)
+    options = {"dtype": wanted or "auto", "attn_implementation": attn, **_quantized(quantization, device)}
     where = {"local_files_only": local, "trust_remote_code": False}
     try:
         processor = processor or AutoProcessor.from_pretrained(source, **where)
@@ -69,6 +73,24 @@ def open_checkpoint(
     image_token_id(model)
     revision = getattr(model.config, "_commit_hash", None) or (fingerprint(Path(source)) if local else "unknown")
     return Checkpoint(model.eval(), _complete(processor, model), str(name), revision, toy)
+
+
+def read_config(name: str | os.PathLike[str]) -> tuple[Any, str]:
+    """The config of a model by name, and its revision; weights are neither read nor downloaded.
+
+    Raises ProbeError as `open_checkpoint` does.
+    """
+    from probe.models.llava_mini.folder import examine, is_original
+
+    source, local, _ = _source(name)
+    try:
+        if local and is_original(source):
+            config: Any = examine(source).config
+        else:
+            config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+    except Exception as error:  # as many kinds as of weights
+        raise _unreadable(str(name), error) from error
+    return config, getattr(config, "_commit_hash", None) or (fingerprint(Path(source)) if local else "unknown")
 
 
 def adopt(
@@ -100,14 +122,35 @@ def adopt(
     if device is not None or dtype is not None:
         device = None if device is None else as_device(device)
         model.to(device=device, dtype=as_dtype(dtype))  # type: ignore[call-overload]
-    if attn is not None:
-        try:
-            model.set_attn_implementation(attn)
-        except (ValueError, ImportError) as error:
-            kernels = "attn that transformers and the machine have (sdpa, eager, flash_attention_2 ...)"
-            raise ProbeError("load", expected=kernels, got=repr(attn)) from error
+    _switch(model, attn)
     name = getattr(model.config, "_name_or_path", "") or _kind(model)
     return Checkpoint(model.eval(), processor, name, getattr(model.config, "_commit_hash", None) or "in memory", False)
+
+
+def _switch(model: PreTrainedModel, attn: str | None) -> None:
+    if attn is None:
+        return
+    try:
+        model.set_attn_implementation(attn)
+    except (ValueError, ImportError) as error:
+        kernels = "attn that transformers and the machine have (sdpa, eager, flash_attention_2 ...)"
+        raise ProbeError("load", expected=kernels, got=repr(attn)) from error
+
+
+def _of_the_authors(
+    folder: str, processor: Any, dtype: torch.dtype | None, quantization: str | None
+) -> tuple[PreTrainedModel, Any]:
+    """A LLaVA-Mini in its authors' layout, as it lies there."""
+    from probe.models.llava_mini import CheckpointError, load_original
+
+    if quantization is not None:
+        fix = f"probe convert {folder} --out NATIVE, then load NATIVE"
+        raise ProbeError("load", expected="a native folder to quantize", got=f"the authors' {folder!r}", fix=fix)
+    try:
+        model, own = load_original(folder, dtype=dtype)
+    except CheckpointError as error:
+        raise ProbeError("load", expected=error.expected, got=error.got) from error
+    return model, processor or own
 
 
 def _kind(model: Any) -> str:
@@ -141,7 +184,7 @@ def fingerprint(folder: Path) -> str:
     Training moves every weight, so the ends tell two trainings apart without reading gigabytes.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for weights in sorted(folder.glob("*.safetensors")):
+    for weights in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         size = weights.stat().st_size
         digest.update(f"{weights.name} {size}\n".encode())
         with weights.open("rb") as file:
@@ -196,6 +239,11 @@ def _unreadable(name: str, error: Exception) -> ProbeError:
     reason = " ".join(str(error).split())
     if "Unrecognized configuration class" in reason:
         return ProbeError("load", expected="a vision-language model", got=f"{name!r}, a model of text only")
+    if "llava_mini_llama" in reason:  # LLaVA-Mini in its authors' layout, on the hub
+        fix = f"download it (hf download {name} --local-dir FOLDER) and load FOLDER"
+        return ProbeError(
+            "load", expected="a folder where the layout is LLaVA-Mini's authors'", got=repr(name), fix=fix
+        )
     return ProbeError("load", expected="a checkpoint that transformers can load", got=f"{name!r}: {reason[:300]}")
 
 

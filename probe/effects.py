@@ -22,7 +22,7 @@ from probe.intervals import Interval, bootstrap, paired
 
 BASELINES = 3  # untouched, no vision, another image
 ATTENTION = "attention"  # the node that is no reading
-OF_SAMPLES = ("image", "kind")  # what a run's root says of each sample
+OF_SAMPLES = ("image", "kind", "unit", "gold")  # what a run's root says of each sample
 VALUES = {
     "correct": "accuracy",
     "gold_logprob": "log-probability of the gold answer (nat)",
@@ -45,8 +45,9 @@ def tables_of(results: Any) -> dict[str, xr.Dataset]:
     elif isinstance(results, xr.DataTree):
         root = results.to_dataset()
         known = [name for name in OF_SAMPLES if name in root]
+        benchmark = {name: value for name, value in root.attrs.items() if name == "benchmark"}
         tables = {
-            reading_of(table): table.assign({name: root[name] for name in known})
+            reading_of(table): table.assign({name: root[name] for name in known}).assign_attrs(benchmark)
             for name, node in results.children.items()
             if name != ATTENTION and "case" in (table := node.to_dataset()).dims
         }

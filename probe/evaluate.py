@@ -23,6 +23,8 @@ from probe.fingerprint import Fingerprint
 from probe.identity import digest, fingerprint
 from probe.interventions.sweep import Sweep
 from probe.interventions.sweep.cases import Cases
+from probe.interventions.sweep.table import golden
+from probe.interventions.target import Names, as_names
 from probe.lean import lean
 from probe.measurement import measure
 from probe.record import validate
@@ -49,8 +51,8 @@ class Dropping:
     """What `probe drop` measures of each sample: its answers in every case of every reading, and attention."""
 
     def __init__(
-        self, subject: Subject, task: Task, readings: Mapping[str, Cases], *, max_new_tokens: int = 32,
-        attention: bool = True,
+        self, subject: Subject, task: Task, readings: Mapping[str, Cases], *, stack: str = "llm",
+        queries: Names | None = None, max_new_tokens: int = 32, attention: bool = True,
     ):  # fmt: skip
         """`readings`: names of `READINGS`, each with its cases as in `drop_sweep`. Raises ProbeError as that does."""
         if unknown := [name for name in readings if name not in READINGS]:
@@ -58,11 +60,13 @@ class Dropping:
         if not task.with_pictures:
             raise ProbeError("drop", expected="questions about pictures", got=f"none in {task.benchmark.name}")
         self.subject, self.task, self.max_new_tokens, self.attention = subject, task, max_new_tokens, attention
-        self.weights = digest(subject.model)
-        self.sweeps = {
-            name: Sweep(subject, cases, **READINGS[name], max_new_tokens=max_new_tokens, score=task.score)
-            for name, cases in readings.items()
-        }
+        self.weights, self.stack, self.queries = digest(subject.model), stack, queries
+        self.sweeps: dict[str, Sweep] = {}
+        memory = None  # the readings share their picture
+        for name, cases in readings.items():
+            sweep = Sweep(subject, cases, stack=stack, queries=queries, **READINGS[name],
+                          max_new_tokens=max_new_tokens, score=task.score, memory=memory)  # fmt: skip
+            self.sweeps[name], memory = sweep, sweep.memory
 
     def run(
         self, folder: str | Path, progress: Progress | None = None, *, samples: Sequence[Sample] | None = None,
@@ -82,10 +86,10 @@ class Dropping:
             name: {**READINGS[name], "cases": {case: sorted(layers) for case, layers in sweep.cases.items()}}
             for name, sweep in self.sweeps.items()
         }
-        return fingerprint(
-            self.subject, self.task, {"verb": "drop", "readings": readings, "attention": self.attention},
-            {"max_new_tokens": self.max_new_tokens},
-        )  # fmt: skip
+        plan: dict[str, Any] = {"verb": "drop", "readings": readings, "attention": self.attention}
+        if self.stack != "llm":
+            plan |= {"stack": self.stack, "queries": "+".join(as_names(self.queries or ()))}
+        return fingerprint(self.subject, self.task, plan, {"max_new_tokens": self.max_new_tokens})
 
     def estimate(self, samples: Sequence[Sample] | None = None) -> list[str]:
         """What these samples (by default all) will cost, a line a reading. An upper bound, as answers end."""
@@ -110,16 +114,16 @@ class Dropping:
         donor = self.task.donor(sample, same_size=self.subject.aspect == "anyres")
         nodes = {name: _without_counts(sweep(sample, donor)) for name, sweep in self.sweeps.items()}
         if self.attention:
-            record = measure(self.subject, sample, stacks=["llm"], rows="text", max_new_tokens=self.max_new_tokens)
-            nodes[ATTENTION] = attention_to_vision(record)
-        told = self.subject.describe() | {"weights": self.weights}
-        return xr.DataTree.from_dict({"/": _about(sample).assign_attrs(told), **nodes})
+            record = measure(self.subject, sample, stacks=[self.stack], rows="text", max_new_tokens=self.max_new_tokens)
+            nodes[ATTENTION] = attention_to_vision(record, self.stack)
+        told = self.subject.describe() | {"weights": self.weights, "benchmark": self.task.benchmark.name}
+        return xr.DataTree.from_dict({"/": about(sample).assign_attrs(told), **nodes})
 
 
-def attention_to_vision(record: xr.DataTree) -> xr.Dataset:
+def attention_to_vision(record: xr.DataTree, stack: str = "llm") -> xr.Dataset:
     """Mass, share and lift of vision by layer and query type, mean over heads."""
-    llm = record["llm"].to_dataset()[list(ATTENTION_VALUES)]
-    averaged = llm.sel(key_type="vision", drop=True).mean("head", keep_attrs=True)
+    measured = record[stack].to_dataset()[list(ATTENTION_VALUES)]
+    averaged = measured.sel(key_type="vision", drop=True).mean("head", keep_attrs=True)
     return averaged.assign_attrs(record.attrs)
 
 
@@ -168,9 +172,10 @@ def _without_counts(table: xr.Dataset) -> xr.Dataset:
     return table
 
 
-def _about(sample: Sample) -> xr.Dataset:
+def about(sample: Sample) -> xr.Dataset:
     """What figures and tables need to know of a sample."""
-    told = {"image": str(sample.meta["image"]), "kind": str(sample.meta["kind"]), "question": str(sample.question)}
+    told = {name: str(sample.meta[name]) for name in ("image", "kind", "unit")}
+    told |= {"question": str(sample.question), "gold": next(iter(golden(sample)), "")}
     return xr.Dataset(
         {name: ("sample", np.array([text], dtype=object)) for name, text in told.items()},
         coords={"sample": np.array([sample.id], dtype=object)},

@@ -9,8 +9,12 @@ it was padded:
     squash    the whole picture, stretched
     anyres    the whole picture, stretched, then tiles of the best resolution (Source: LLaVA-NeXT)
 
-Patches divide a view evenly. Which patches reach the LLM, and in which order, only the model knows:
-coordinates are pushed through its own packing in place of features.
+A processor with a `resolution_ratio` N shows N x N sub-images row by row, each fitted like a picture of its own, and
+the whole picture last (Source: LLaVA-Mini, `split_image`).
+
+Patches divide a view evenly. Which patches reach the LLM, and in which order, only the model knows: coordinates are
+pushed through its own packing in place of features. A model that compresses a picture to C x C tokens has cells in
+place of patches: they divide what is compressed evenly, though each token has looked at all of it.
 """
 
 import math
@@ -19,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import select_best_resolution
@@ -31,10 +35,14 @@ Size = tuple[int, int]  # width, height in pixels, as PIL has it
 WHOLE = np.array([0.0, 0.0, 1.0, 1.0])  # left, top, right, bottom
 
 
-def aspect_of(image_processor: Any) -> str:
-    """What a processor does with a picture that is not square: "crop", "pad", "squash" or "anyres"."""
+def aspect_of(processor: Any) -> str:
+    """What a processor (or its image processor alone) does with a picture that is not square: "crop", "pad", "squash"
+    or "anyres"."""
+    image_processor = getattr(processor, "image_processor", processor)
     if getattr(image_processor, "image_grid_pinpoints", None):
         return "anyres"
+    if getattr(processor, "aspect", None) == "pad":
+        return "pad"
     if getattr(image_processor, "do_pad", False) and hasattr(image_processor, "pad_to_square"):
         return "pad"
     if _edges(image_processor)[0] is None:
@@ -52,16 +60,35 @@ def padded_to_square(image: Image.Image, image_processor: Any) -> Image.Image:
 
 
 def views(image_processor: Any, size: Size, aspect: str) -> Float[np.ndarray, "tile edge=4"]:
-    """The rectangles of the original picture that the encoder is shown, in the order of `pixel_values`."""
+    """The rectangles of the picture that an image processor makes of it."""
     if aspect == "anyres":
         return np.stack([WHOLE, *_tiles(image_processor, size)])
     if aspect != "pad":
         return _processed(image_processor, size)[None]
+    return _within(_square(size), _processed(image_processor, (max(size), max(size))))[None]
+
+
+def _square(size: Size) -> np.ndarray:
+    """The square around a picture that is padded."""
     width, height = size
     side = max(size)
     left, top = (side - width) // 2, (side - height) // 2
-    square = np.array([-left / width, -top / height, (side - left) / width, (side - top) / height])
-    return _within(square, _processed(image_processor, (side, side)))[None]
+    return np.array([-left / width, -top / height, (side - left) / width, (side - top) / height])
+
+
+def _sub_images(processor: Any, size: Size, aspect: str, ratio: int) -> tuple[np.ndarray, np.ndarray]:
+    """The views of ratio x ratio sub-images, what they do not divide cut off, and of the whole picture. And what each
+    can show: a sub-image that is padded shows nothing of its neighbours."""
+    if aspect == "pad" and aspect_of(processor) != "pad":  # padded by ourselves, before it is split
+        found = _sub_images(processor, (max(size), max(size)), aspect_of(processor), ratio)
+        return _within(_square(size), found[0]), _within(_square(size), found[1])
+    width, height = size[0] // ratio, size[1] // ratio
+    corners = [(col * width, row * height) for row in range(ratio) for col in range(ratio)]
+    tiles = np.array([[x, y, x + width, y + height] for x, y in corners]) / [*size, *size]
+    fitted = _within(tiles, views(processor.image_processor, (width, height), aspect)[0])
+    everything = np.array([[-np.inf, -np.inf, np.inf, np.inf]])
+    shown = np.concatenate([fitted, views(processor.image_processor, size, aspect)])
+    return shown, np.concatenate([tiles, everything])
 
 
 def pixels_on_the_way(image_processor: Any, size: Size, aspect: str) -> int:
@@ -113,19 +140,29 @@ def _within(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
 
 
 def encoder_grid(model: PreTrainedModel, processor: Any, sizes: Sequence[Size], aspect: str) -> Grid:
-    """The encoder's patches, CLS left out: every tile of every picture in the order of `pixel_values`.
+    """The encoder's patches, CLS left out: every view of every picture in the order of `pixel_values`.
 
     `sizes` are the width and height of the original pictures.
     """
-    rects = [views(processor.image_processor, size, aspect) for size in sizes]
-    return Grid.join([_patches(model, rect, picture) for picture, rect in enumerate(rects)])
+    return Grid.join([_patches(model, processor, size, aspect, picture) for picture, size in enumerate(sizes)])
 
 
-def _patches(model: PreTrainedModel, rects: np.ndarray, picture: int) -> Grid:
+def _patches(model: PreTrainedModel, processor: Any, size: Size, aspect: str, picture: int) -> Grid:
+    ratio = getattr(processor, "resolution_ratio", 1)
+    limits = None
+    if ratio > 1:
+        rects, limits = _sub_images(processor, size, aspect, ratio)
+        tiles = np.array([*range(1, len(rects)), 0])  # the whole picture comes last, and is 0 everywhere
+    else:
+        rects = views(processor.image_processor, size, aspect)
+        tiles = np.arange(len(rects))
     side = patches_per_side(model)
-    tile, row, col = (axis.ravel() for axis in np.indices((len(rects), side, side)))
+    view, row, col = (axis.ravel() for axis in np.indices((len(rects), side, side)))
     inner = np.stack([col, row, col + 1, row + 1], axis=-1) / side
-    return Grid(np.full_like(tile, picture), tile, row, col, _within(rects[tile], inner))
+    box = _within(rects[view], inner)
+    if limits is not None:
+        box = np.clip(box, np.tile(limits[view, :2], 2), np.tile(limits[view, 2:], 2))
+    return Grid(np.full_like(view, picture), tiles[view], row, col, box)
 
 
 def patches_per_side(model: PreTrainedModel) -> int:
@@ -138,9 +175,44 @@ def vision_grid(model: PreTrainedModel, processor: Any, sizes: Sequence[Size], a
     """The vision tokens that the LLM gets, in the order of the sequence. `sizes`: width, height of the
     originals."""
     grids = []
+    compressed = getattr(model.config, "tokens_per_frame", None)
     for picture, size in enumerate(sizes):
-        patches = _patches(model, views(processor.image_processor, size, aspect), picture)
-        grids.append(_taken(patches, _packed(model, patches, size)))
+        patches = _patches(model, processor, size, aspect, picture)
+        if compressed is not None:
+            grids.append(_compressed(patches, compressed(views=len(np.unique(patches.tile)))))
+        else:
+            grids.append(_taken(patches, _packed(model, patches, size)))
+    return Grid.join(grids)
+
+
+def joined(patches: Grid) -> Grid:
+    """The sub-images of every picture as one grid row by row, and the patches of the whole picture behind it."""
+    ratio = max(1, math.isqrt(int(patches.tile.max(initial=0))))
+    row, col = np.divmod(np.maximum(patches.tile - 1, 0), ratio)  # of the sub-image
+    order = (patches.col, col, patches.row, row, (patches.tile == 0) & (ratio > 1), patches.picture)
+    return _taken(patches, np.lexsort(order))
+
+
+def sub_images(patches: Grid) -> Grid:
+    """What of `joined` patches is compressed: all but the whole picture, where that is not all there is."""
+    return _taken(patches, np.flatnonzero((patches.tile > 0) | (patches.tile.max(initial=0) == 0)))
+
+
+def _compressed(patches: Grid, tokens: int) -> Grid:
+    """The cells of one picture's C x C tokens, or all its patches where they are not compressed."""
+    if tokens == len(patches):
+        return joined(patches)
+    side, inner = math.isqrt(tokens), sub_images(patches)
+    edges = np.concatenate([inner.box[:, :2].min(axis=0), inner.box[:, 2:].max(axis=0)])
+    row, col = (axis.ravel() for axis in np.indices((side, side)))
+    box = _within(edges, np.stack([col, row, col + 1, row + 1], axis=-1) / max(side, 1))
+    return Grid(np.full_like(row, patches.picture[0]), np.zeros_like(row), row, col, box)
+
+
+def reduced_grid(patches: Grid, left: Sequence[Int[np.ndarray, "_"]]) -> Grid:
+    """The tokens that a reducer leaves. `left`: the patch that each stands for, counted in its picture; -1: none."""
+    numbers = [np.flatnonzero(patches.picture == picture) for picture in range(len(left))]
+    grids = [_taken(_taken(patches, own), index) for own, index in zip(numbers, left, strict=True)]
     return Grid.join(grids)
 
 

@@ -26,6 +26,8 @@ def fingerprint(subject: Subject, task: Task, plan: Mapping[str, Any], generatio
     template = hashlib.sha256(str(subject.processor.chat_template).encode()).hexdigest()[:16]
     setting = {name: told[name] for name in ("quantization", "aspect", "image_processor")}
     setting["weights"] = digest(subject.model)
+    if told["reducer"]:
+        setting["reducer"] = told["reducer"]
     data = {"benchmark": task.benchmark.name, "split": task.benchmark.split, **hash_files(task.benchmark.files)}
     named = (told["model"], told["revision"], told["dtype"], told["attention"])
     return Fingerprint(*named, template, {**plan, **setting}, data, generation)

@@ -20,7 +20,8 @@ from PIL import Image
 from torch.nn import functional
 
 from probe.errors import ProbeError
-from probe.tokens import Grid, TokenTypes, stack
+from probe.prompt_ends import remember
+from probe.tokens import LAST, Grid, TokenTypes, stack
 
 Ids = Sequence[SupportsIndex] | Int[np.ndarray, "token"] | Int[torch.Tensor, "token"]
 
@@ -43,7 +44,8 @@ class Inputs(dict):
     types          TokenTypes of the whole batch
     grid           where each vision token of the row lies in its pictures
     encoder_grid   where each of the encoder's patches lies, in the order of `pixel_values`
-    pictures       the pictures as they were opened, before any processing
+    pictures       the pictures (or frames) as they were opened, before any processing
+    frames         how many frames each picture has: 1, or those of a video, which is one
     prompt         the text given to the tokenizer, one placeholder a picture
     response       the words of the response, "" where there is none
     tokens         each position's piece of text, "" for padding
@@ -60,10 +62,14 @@ class Inputs(dict):
         prompt: list[str],
         response: list[str],
         vocabulary: Vocabulary,
+        frames: list[tuple[int, ...]] | None = None,
     ):
         super().__init__(tensors)
         self.types, self.grid, self.encoder_grid, self.pictures = types, grid, encoder_grid, pictures
         self.prompt, self.response, self.vocabulary = prompt, response, vocabulary
+        self.frames = frames or [(1,) * len(shown) for shown in pictures]
+        behind = np.argmax(types.role[:, ::-1] == LAST, axis=1)
+        remember(tensors["input_ids"], torch.from_numpy(types.role.shape[1] - 1 - behind))
 
     @cached_property
     def tokens(self) -> list[list[str]]:
@@ -153,7 +159,7 @@ def collate(rows: Sequence[Inputs], side: Literal["left", "right"] = "left") -> 
         vocabulary=first.vocabulary,
         **{
             name: [getattr(row, name)[0] for row in rows]
-            for name in ("grid", "encoder_grid", "pictures", "prompt", "response")
+            for name in ("grid", "encoder_grid", "pictures", "frames", "prompt", "response")
         },
     )
 

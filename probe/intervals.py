@@ -24,6 +24,8 @@ from jaxtyping import Bool, Float, Int
 
 from probe.errors import ProbeError
 
+Statistic = Callable[[Int[np.ndarray, "sample"]], "float | Float[np.ndarray, '*case']"]
+
 LEVEL = 0.95
 DRAWS = 2000
 BLOCK = 20_000_000  # numbers held at once: draws are made in blocks when there are many pictures
@@ -76,32 +78,59 @@ def band(
     """
     sums, counts = _by_image(values, images)
     estimate = _ratio(np.asarray(sums.sum(0)), np.asarray(counts.sum(0)))
-    drawn = np.concatenate(list(_draw(sums, counts, draws, seed)))
-    error = drawn.std(axis=0, ddof=1)
-    varies = error > 0
-    deviation = np.abs(drawn[:, varies] - estimate[varies]) / error[varies]
-    width = np.quantile(deviation.max(axis=1), level) * np.nan_to_num(error) if varies.any() else 0 * error
+    width = _max_t(np.concatenate(list(_draw(sums, counts, draws, seed))), estimate, level)
     return _bounded(sums, counts, np.stack([estimate - width, estimate + width]), level)
 
 
 def bootstrap_statistic(
-    statistic: Callable[[Int[np.ndarray, "sample"]], float], images: Sequence[str] | np.ndarray, *, seed: int,
-    level: float = LEVEL, draws: int = 500,
+    statistic: Statistic, images: Sequence[str] | np.ndarray, *, seed: int, level: float = LEVEL, draws: int = 500,
 ) -> Interval:  # fmt: skip
-    """Interval of any number: `statistic` gets how often each sample counts (all ones: the estimate).
+    """Interval of any number, or of one a case: `statistic` gets how often each sample counts (all ones: the estimate).
 
     For what is no mean over samples: F1, MMBench's circular accuracy, MME's points.
     """
+    estimate, drawn = _statistics(statistic, images, draws, seed)
+    if not len(drawn) or np.isnan(drawn).all():
+        return Interval(estimate, np.full_like(estimate, np.nan), np.full_like(estimate, np.nan), level)
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return Interval(estimate, np.array(low), np.array(high), level)
+
+
+def band_statistic(
+    statistic: Statistic, images: Sequence[str] | np.ndarray, *, seed: int, level: float = LEVEL, draws: int = 500,
+) -> Interval:  # fmt: skip
+    """As `band`, of any number that `statistic` gives for each case."""
+    estimate, drawn = _statistics(statistic, images, draws, seed)
+    width = _max_t(drawn, estimate, level) if len(drawn) else np.full_like(estimate, np.nan)
+    return Interval(estimate, estimate - width, estimate + width, level)
+
+
+def _statistics(
+    statistic: Statistic, images: Sequence[str] | np.ndarray, draws: int, seed: int
+) -> tuple[Float[np.ndarray, "*case"], Float[np.ndarray, "draw *case"]]:
+    """The estimate, and the values over the draws: of a single picture there are none."""
     _, member = np.unique(np.asarray(images), return_inverse=True)
     pictures, rng = int(member.max()) + 1, np.random.default_rng(seed)
-    estimate = np.array(float(statistic(np.ones(len(member), dtype=np.int64))))
-    if pictures < 2:
-        return Interval(estimate, np.full_like(estimate, np.nan), np.full_like(estimate, np.nan), level)
+    estimate = np.array(statistic(np.ones(len(member), dtype=np.int64)), dtype=float)
     drawn = [
-        statistic(np.bincount(rng.integers(pictures, size=pictures), minlength=pictures)[member]) for _ in range(draws)
+        statistic(np.bincount(rng.integers(pictures, size=pictures), minlength=pictures)[member])
+        for _ in range(draws if pictures > 1 else 0)
     ]
-    low, high = np.nanquantile(np.array(drawn, dtype=float), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, np.array(low), np.array(high), level)
+    return estimate, np.array(drawn, dtype=float).reshape(len(drawn), *estimate.shape)
+
+
+def _max_t(
+    drawn: Float[np.ndarray, "draw case"], estimate: Float[np.ndarray, "case"], level: float
+) -> Float[np.ndarray, "case"]:
+    """Half the width of a band that covers all cases at once; 0 where nothing varies over the draws. Draws without a
+    value (no picture of a category was drawn) are left out."""
+    drawn = np.ma.masked_invalid(drawn)
+    error = drawn.std(axis=0, ddof=1).filled(0.0)
+    varies = error > 0
+    if not varies.any():
+        return error
+    largest = (np.abs(drawn[:, varies] - estimate[varies]) / error[varies]).max(axis=1)
+    return np.quantile(largest.compressed(), level) * error
 
 
 def wilson(

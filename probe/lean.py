@@ -13,7 +13,7 @@ from probe.samples import Sample
 
 PIXELS = ("picture", "picture_size")
 POSITIONS = ("tokens", "token_type")
-PATCHES = ("received", "key_picture", "key_tile", "key_row", "key_col", "key_box", "edge")
+PATCHES = ("received", "key_picture", "key_tile", "key_row", "key_col", "key_box", "key_sink", "edge")
 
 
 def lean(record: xr.DataTree, samples: Mapping[str, Sample], keep_patches: bool) -> xr.DataTree:

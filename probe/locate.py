@@ -64,7 +64,17 @@ def vision_encoder(model: PreTrainedModel) -> nn.Module | None:
     return None if encoder is model or encoder is getattr(model, "base_model", None) else encoder
 
 
-def _stack(name: str, model: PreTrainedModel, part: nn.Module) -> Stack:
+def vision_towers(model: PreTrainedModel) -> list[nn.Module]:
+    """Every encoder of pixels that is a part of a model: two in Video-LLaVA, for pictures and for frames."""
+    return [part for part in model.base_model.children() if getattr(part, "main_input_name", None) == "pixel_values"]
+
+
+def layers_of(encoder: nn.Module, model: nn.Module | None = None) -> Stack:
+    """The layers of one vision encoder; qualified names begin in the model, or else in the encoder itself."""
+    return _stack("vision", model or encoder, encoder)
+
+
+def _stack(name: str, model: nn.Module, part: nn.Module) -> Stack:
     names = {module: qualified for qualified, module in model.named_modules()}
     lists = [module for module in part.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
@@ -129,8 +139,11 @@ def vision_positions(
 def cls_tokens(model: PreTrainedModel) -> int:
     """Tokens that the vision encoder puts before its patches: 1 for CLIP, 0 for SigLIP."""
     encoder = vision_encoder(model)
-    if encoder is None:
-        return 0
+    return 0 if encoder is None else first_patch(encoder)
+
+
+def first_patch(encoder: nn.Module) -> int:
+    """The position of an encoder's first patch: how many tokens of its own stand before them."""
     return sum(name.split(".")[-1] in ("class_embedding", "cls_token") for name, _ in encoder.named_parameters())
 
 

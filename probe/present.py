@@ -1,7 +1,7 @@
 """Which original positions of a sequence are there, and how tensors over them go back and forth.
 
-`Present` is the table; `PartialLayer` is a cache layer of only these positions; `Layout` shows an attention call over
-them as one over the whole sequence. `rows.py` runs layers with them.
+`Present` is the table; `Layout` shows an attention call over these positions as one over the whole sequence. `rows.py`
+runs layers with them, and `caches.py` keeps their keys and values.
 
 >>> import torch
 >>> present = Present.without(torch.tensor([[False, True, True, False], [False, False, True, False]]))
@@ -20,24 +20,27 @@ from functools import cached_property
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
 from probe.calls import AttentionCall
 
 
 @dataclass(frozen=True)
 class Present:
-    """The positions that are there, ascending in each row; -1, at the left, fills rows that have fewer."""
+    """The positions that are there, in the order in which they run; -1, at the left, fills rows that have fewer."""
 
     index: Int[Tensor, "batch row"]
     length: int  # positions of the whole sequence
+    ascending: bool = True  # whether they run in the order in which they stand
 
     @classmethod
-    def without(cls, absent: Bool[Tensor, "batch position"]) -> "Present":
-        """All positions but these."""
-        place = torch.arange(absent.shape[1], device=absent.device)
-        index = torch.where(absent, -1, place).sort(dim=1).values
-        return cls(index[:, int(absent.sum(1).min()) :], absent.shape[1])
+    def without(
+        cls, absent: Bool[Tensor, "batch position"], order: Int[Tensor, "batch position"] | None = None
+    ) -> "Present":
+        """All positions but these; `order` says what comes first, the positions themselves where there is none."""
+        place = torch.arange(absent.shape[1], device=absent.device).expand_as(absent)
+        first = torch.where(absent, -1, place if order is None else order).argsort(dim=1, stable=True)
+        index = torch.where(absent, -1, place).gather(1, first)
+        return cls(index[:, int(absent.sum(1).min()) :], absent.shape[1], order is None)
 
     @classmethod
     def all(cls, batch: int, length: int, device: torch.device | str) -> "Present":
@@ -46,7 +49,17 @@ class Present:
     def then(self, count: int) -> "Present":
         """With new positions behind the sequence, all of them there."""
         new = torch.arange(self.length, self.length + count, device=self.index.device)
-        return Present(torch.cat([self.index, new.expand(len(self.index), -1)], 1), self.length + count)
+        index = torch.cat([self.index, new.expand(len(self.index), -1)], 1)
+        return Present(index, self.length + count, self.ascending)
+
+    @cached_property
+    def sorted(self) -> "Present":
+        """The same in the order of positions."""
+        return self if self.ascending else replace(self, index=self.index.sort(dim=1).values, ascending=True)
+
+    def has_more_than(self, other: "Present") -> bool:
+        """Whether something is there that is absent in another table."""
+        return bool(((self.slot >= 0) & (other.slot < 0)).any())
 
     def rows(self, choose: Callable[[Tensor], Tensor]) -> "Present":
         """Another choice of the batch's rows."""
@@ -84,49 +97,6 @@ def _along(index: Int[Tensor, "batch row"], x: Tensor, dim: int) -> Tensor:
     return index.to(x.device).view(shape)
 
 
-class PartialLayer(DynamicLayer):
-    """Keys and values of the present positions only. It reports the length of the whole sequence."""
-
-    def __init__(self, present: Present):
-        super().__init__()
-        self.present: Present | None = present
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if self.is_initialized and self.present is not None:
-            self.present = self.present.then(key_states.shape[-2])
-        return super().update(key_states, value_states, *args, **kwargs)
-
-    def get_seq_length(self) -> int:
-        stored = super().get_seq_length()
-        return self.present.length if stored and self.present is not None else stored
-
-    def reset(self) -> None:
-        super().reset()
-        self.present = None
-
-    def crop(self, tokens_to_remove: int) -> None:
-        super().crop(tokens_to_remove)
-        if self.present is not None and self.keys is not None:
-            stored = self.keys.shape[-2]
-            self.present = Present(self.present.index[:, :stored], self.present.length + tokens_to_remove)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)  # pyright: ignore[reportArgumentType]
-        self._choose(lambda x: x[beam_idx.to(x.device)])
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        self._choose(lambda x: x.repeat_interleave(repeats, 0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        self._choose(lambda x: x[indices.to(x.device)])
-
-    def _choose(self, rows: Callable[[Tensor], Tensor]) -> None:
-        if self.present is not None:
-            self.present = self.present.rows(rows)
-
-
 @dataclass(frozen=True)
 class Layout:
     """Calls over some positions, shown as calls over the whole sequence (`tap.layouts`)."""
@@ -135,6 +105,36 @@ class Layout:
     keys: Present
     own_mask: Tensor | None  # the model's own, over the whole sequence
     mask_2d: bool  # whether the kernel takes a mask over keys instead of one over pairs
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """The model's own over the whole sequence; over pairs and by what runs first, where that is another order."""
+        own = self.own_mask
+        if self.keys.ascending or self.queries.length < self.keys.length:
+            return own
+        slot = self.keys.slot
+        mask = (slot[:, :, None] >= slot[:, None])[:, None]
+        if own is None:
+            return mask
+        if own.ndim == 2:
+            return mask & own.bool()[:, None, None]
+        real = own[..., -1:, :]  # the last query sees all that is not padding
+        return mask & real if own.dtype == torch.bool else real.masked_fill(~mask, torch.finfo(own.dtype).min)
+
+    @property
+    def _visible(self) -> Bool[Tensor, "batch 1 position position"]:
+        """What could be seen in the order in which rows run, and by the model's own mask where one is absent."""
+        assert self.mask is not None
+        there = self.keys.slot >= 0
+        both = (there[:, :, None] & there[:, None])[:, None]
+        own = self._causal(self.keys.length) if self.own_mask is None else self.own_mask
+        own = own.bool()[:, None, None] & self._causal(self.keys.length) if own.ndim == 2 else own
+        return torch.where(both, _seen(self.mask), _seen(own))
+
+    @property
+    def mask_of_part(self) -> Tensor | None:
+        """What the kernel gets."""
+        return self.part_of_mask(self.own_mask if self.mask_2d or self.own_mask is None else self.mask)
 
     def __call__(self, call: AttentionCall, routes: Callable, kernel: Callable) -> tuple[Tensor, Tensor | None]:
         """Runs the routes on the whole call and the kernel on what is present of it."""
@@ -154,16 +154,17 @@ class Layout:
     def whole(self, call: AttentionCall) -> AttentionCall:
         """The call in the positions of the whole sequence: nobody asks from the absent ones, nobody sees them."""
         zero = call.query.new_zeros(())
-        mask, there = self.own_mask, self.keys.slot >= 0
+        mask, there = self.mask, self.keys.slot >= 0
         if mask is None and not self.mask_2d:
             mask = self._causal(self.keys.length)
         if mask is None or mask.ndim == 2:
             mask = there if mask is None else mask.bool() & there
         else:
             mask = _hidden(mask, ~there[:, None, None])
+        own = self.own_mask if self.mask is self.own_mask else self._visible
         return replace(
             call, query=self.queries.put(call.query, zero, 2), key=self.keys.put(call.key, zero, 2),
-            value=self.keys.put(call.value, zero, 2), mask=mask, own_mask=self.own_mask,
+            value=self.keys.put(call.value, zero, 2), mask=mask, own_mask=own,
             causal=self.queries.length > 1, asking=self.queries.slot >= 0,
         )  # fmt: skip
 
@@ -183,7 +184,8 @@ class Layout:
         if mask is None:
             if not self.keys.ragged:
                 return None  # the order is kept: still causal
-            mask = self.keys.real.new_ones(1, self.keys.length) if self.mask_2d else self._causal(self.keys.length)
+            mask = self.keys.real.new_ones(1, self.keys.length) if self.mask_2d else self.mask
+            mask = self._causal(self.keys.length) if mask is None else mask
         if mask.ndim == 2:
             return self.keys.take(mask, 1).bool() & self.keys.real
         mask = self.queries.take(self.keys.take(mask, 3), 2)
@@ -198,6 +200,11 @@ class Layout:
         """The mask that None stands for."""
         key = torch.arange(length, device=self.keys.index.device)
         return (key <= key[length - self.queries.length :, None])[None, None]
+
+
+def _seen(mask: Tensor) -> Tensor:
+    """A bool or additive mask as a bool one."""
+    return mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask.bool()
 
 
 def _hidden(mask: Tensor, hidden: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 A tokenizer may merge the end of one role with the start of the next ("e" + " " before "USER:"): a token of
 two roles has the role of its last character. A processor replaces each image placeholder by as many as the
-picture has vision tokens and leaves all other tokens alone, which is checked, not assumed.
+picture has vision tokens and leaves all other tokens alone, which is checked, not assumed. Most tokenize the text as a
+whole; LLaVA-Mini's, like the authors' code, tokenizes the pieces between placeholders one by one.
 """
 
 from dataclasses import dataclass, replace
@@ -35,20 +36,41 @@ def roles_of(tokenizer: Any, rendering: Rendering) -> Roles:
 
     Raises ProbeError for a tokenizer that does not say which characters a token covers.
     """
+    return _labelled(*_tokenized(tokenizer, rendering.text), rendering, tokenizer.bos_token_id)
+
+
+def piecewise_roles(tokenizer: Any, rendering: Rendering, placeholder: str, image_token: int) -> Roles:
+    """The same for the pieces of text between placeholders, tokenized one by one; only the first may begin with BOS."""
+    ids, spans, at = [], [], 0
+    for i, piece in enumerate(rendering.text.split(placeholder)):
+        if i:
+            ids, spans = [*ids, image_token], [*spans, (at, at + len(placeholder))]
+            at += len(placeholder)
+        more, where = _tokenized(tokenizer, piece, i == 0 and adds_special_tokens(tokenizer, piece))
+        ids, spans, at = [*ids, *more], [*spans, *((at + a, at + b) for a, b in where)], at + len(piece)
+    return _labelled(ids, spans, rendering, tokenizer.bos_token_id)
+
+
+def _tokenized(tokenizer: Any, text: str, special: bool | None = None) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and the characters that each covers."""
     if not getattr(tokenizer, "is_fast", False):
         raise ProbeError(
             "tokenizer",
             expected="a fast one (tokenizer.json), which knows the characters of a token",
             got=type(tokenizer).__name__,
         )
-    text = rendering.text
-    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=adds_special_tokens(tokenizer, text))
-    ids = np.array(encoded["input_ids"], dtype=np.int64)
+    special = adds_special_tokens(tokenizer, text) if special is None else special
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
+    return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def _labelled(tokens: list[int], spans: list[tuple[int, int]], rendering: Rendering, bos: int | None) -> Roles:
+    ids = np.array(tokens, dtype=np.int64)
     role, turn = np.full(len(ids), INSTRUCTION), np.zeros(len(ids), dtype=np.int64)
-    for position, (start, end) in enumerate(encoded["offset_mapping"]):
+    for position, (start, end) in enumerate(spans):
         if end > start:  # tokens that the tokenizer itself adds cover no characters
             role[position], turn[position] = rendering.role[end - 1], rendering.turn[end - 1]
-    if ids[0] == tokenizer.bos_token_id:
+    if ids[0] == bos:
         role[0] = BOS
     current = int(rendering.turn.max())
     answer = np.flatnonzero((role == RESPONSE) & (turn == current))
@@ -58,9 +80,12 @@ def roles_of(tokenizer: Any, rendering: Rendering) -> Roles:
 
 
 def expanded(roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: int) -> Roles:
-    """The roles of the tokens that a processor made, where each placeholder has become many."""
+    """The roles of the tokens that a processor made, where each placeholder has become many.
+
+    Raises ProbeError where the other tokens are not the same.
+    """
     text = ids != image_token
-    if not np.array_equal(roles.ids[roles.ids != image_token], ids[text]):
+    if not same_words(roles, ids, image_token):
         raise ProbeError("processor", expected="one that changes nothing but the placeholders", got="other tokens")
     role, turn = np.full(len(ids), INSTRUCTION), np.zeros(len(ids), dtype=np.int64)
     role[text], turn[text] = roles.role[roles.ids != image_token], roles.turn[roles.ids != image_token]
@@ -70,3 +95,8 @@ def expanded(roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: 
     behind = (roles.ids[prompt_end + 1 :] != image_token).sum()
     role[len(ids) - behind - 1] = LAST
     return replace(roles, ids=ids, role=role, turn=turn[before])
+
+
+def same_words(roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: int) -> bool:
+    """Whether these are the same tokens, placeholders left out."""
+    return np.array_equal(roles.ids[roles.ids != image_token], ids[ids != image_token])

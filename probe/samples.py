@@ -18,7 +18,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from probe.conversation import Conversation
 from probe.errors import ProbeError
 
-Picture = str | Path | Image.Image
+
+@dataclass(frozen=True)
+class Video:
+    """A video in the place of a picture, for a model that takes them: a file, a folder of frames, or frames.
+
+    >>> str(Video("clip.mp4"))
+    'clip.mp4'
+    """
+
+    source: str | Path | tuple[Image.Image, ...]
+
+    def __str__(self) -> str:
+        return "frames" if isinstance(self.source, tuple) else str(self.source)
+
+
+Picture = str | Path | Image.Image | Video
 
 
 @dataclass(frozen=True)

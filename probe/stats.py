@@ -13,7 +13,7 @@ model's own windows, never by an intervention: what an intervention hides counts
 
 Sums and counts are kept, and divided at the end: `merge` adds those of calls, rows and tiles exactly.
 
-    statistic = Statistic(types.names, types.ids, types.is_query, types.vision)
+    statistic = Statistic(types.names, types.ids, np.where(types.is_query, types.ids, -1), types.vision)
     with tap(stack.attention, statistic):
         model(**inputs)
     statistic.table("model.language_model.layers.0.self_attn", rows=[0])["mass"]     # (head, query_type, key_type)
@@ -37,7 +37,7 @@ NOTHING = 1e-30  # below this share of a type, how it spreads within the type is
 
 def type_sums(sums: QuerySums, keys: Keys) -> dict[str, Tensor]:
     """Sums over the queries of each type, and the counts that divide them."""
-    asking = torch.nn.functional.one_hot(keys.query_ids[sums.position], keys.type_count).double()
+    asking = keys.of_queries(sums.position).double()
     vision = keys.vision
     mass, visible, pooled = sums.mass.double(), sums.visible.double(), sums.pooled
     sees = (visible > 0).double()
@@ -71,6 +71,9 @@ def type_sums(sums: QuerySums, keys: Keys) -> dict[str, Tensor]:
     for name in ("received", "received_head", "maps"):
         if getattr(sums, name).numel():
             out[name] = getattr(sums, name)[..., vision].double()
+    if "maps" in out:  # with an axis of keys, so that those of several pictures can stand side by side
+        count = sums.map_count.double()
+        out["map_count"] = count.view(-1, *[1] * (out["maps"].ndim - 1)).expand_as(out["maps"])
     if sums.norm.numel():
         out["contribution"] = per_type(sums.norm.double() * sees)
     return out
@@ -100,7 +103,7 @@ def means(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         counts = total["received_count"][:, None]
         out["received_head"] = divide(total["received_head"], counts).swapaxes(0, 1)  # (head, query_type, key)
     if "maps" in total:
-        maps = total["maps"].astype(np.float32)
+        maps = divide(total["maps"], total["map_count"])
         out["maps"] = maps if maps.ndim == 2 else maps.swapaxes(0, 1)  # ([head], token, key)
     return out
 
@@ -110,49 +113,69 @@ class Statistic:
 
     Args:
         names: the types.
-        ids: the type of every key, an index into `names`, -1 for padding; one row a row of the model's batch.
-        asked: which positions count as queries.
+        ids: the type of every key, an index into `names`, -1 for padding.
+        query_ids: the type under which each position is counted as a query, -1: not at all. As long as `ids`; longer
+            for cross-attention of more queries than keys (see `streaming.Keys`).
         vision: which positions are vision keys, whatever their type is called.
+        order: the row of each row of the model's batch, in the order in which calls go through them; by default their
+            own. What shares a row is pooled: the frames of a video.
         received_head, map_positions, map_heads, contribution: what is kept only on request; `map_positions` are the
             query positions of each row; `contribution` gives a module's output projection, a Linear.
 
-    A module that is called several times with fewer rows than there are (once an image) is taken to go through them in
-    order. Calls with fewer queries than keys are steps of cached decoding: the queries are the last positions.
+    A module that is called several times with fewer rows than there are (once a picture) is taken to go through them in
+    order, to the next when the keys have reached their end. Calls with fewer queries than keys go on behind those
+    before them, as steps of cached decoding do: the queries are the last positions.
     """
 
     def __init__(
         self,
         names: Sequence[str],
         ids: Int[np.ndarray, "row key"],
-        asked: Bool[np.ndarray, "row key"],
+        query_ids: Int[np.ndarray, "row position"],
         vision: Bool[np.ndarray, "row key"],
         *,
+        order: Sequence[int] | None = None,
         received_head: bool = False,
         map_positions: Sequence[Sequence[int]] = (),
         map_heads: bool = False,
         contribution: Callable[[nn.Module], nn.Linear] | None = None,
     ):
-        self.names, self.ids, self.vision = tuple(names), ids, vision
-        self.asked = np.where(asked, ids, -1)
+        self.names, self.ids, self.query_ids, self.vision = tuple(names), ids, query_ids, vision
+        self.order = list(range(len(ids))) if order is None else list(order)
         self.received_head, self.map_positions, self.map_heads = received_head, map_positions, map_heads
         self.contribution = contribution
         self._keys: dict[tuple[int, torch.device], Keys] = {}
         self._sums: dict[str, dict[int, dict[str, np.ndarray]]] = defaultdict(dict)
         self._next: dict[str, int] = defaultdict(int)
-        self._past: dict[tuple[str, int], int] = {}
+        self._past: dict[str, int] = {}  # keys that earlier calls of a module had, of the rows it is at
 
     def __call__(self, call: AttentionCall | AttentionWeights) -> None:
-        """Takes one call: what a `tap` hands over."""
-        batch = (call.weights if isinstance(call, AttentionWeights) else call.query).shape[0]
-        first = self._next[call.name]
-        self._next[call.name] = (first + batch) % len(self.ids)
-        for row in range(batch):
-            sums = self._row(call, row, first + row)
-            known = self._sums[call.name].setdefault(first + row, sums)
+        """Takes one call: what a `tap` hands over. Raises ProbeError for one with more keys than its row."""
+        first, indices = self.place(call)
+        for row, index in enumerate(indices):
+            sums = self._row(call, row, index, first)
+            known = self._sums[call.name].setdefault(index, sums)
             if known is not sums:
                 merge(known, sums)
 
-    def _row(self, call: AttentionCall | AttentionWeights, row: int, index: int) -> dict[str, np.ndarray]:
+    def place(self, call: AttentionCall | AttentionWeights) -> tuple[int, list[int]]:
+        """The position of the call's first key (above 0 where a sliding window has forgotten the ones before it), and
+        the row of each of its own. Moves on, so calls have to be shown once and in order."""
+        step = call.key_count > call.query_count and call.name in self._past
+        end = self._past[call.name] + call.query_count if step else call.key_count
+        width = self.ids.shape[1]
+        if end > width:
+            raise ProbeError("probe", expected=f"attention over the {width} tokens that were encoded",
+                             got=f"{end} keys in {call.name}", fix="leave its stack out")  # fmt: skip
+        start = self._next[call.name]
+        if end == width:  # nothing more comes behind these rows
+            self._next[call.name] = start + call.row_count
+            self._past.pop(call.name, None)
+        else:
+            self._past[call.name] = end
+        return end - call.key_count, [self.order[(start + row) % len(self.order)] for row in range(call.row_count)]
+
+    def _row(self, call: AttentionCall | AttentionWeights, row: int, index: int, first: int) -> dict[str, np.ndarray]:
         positions = tuple(self.map_positions[index]) if len(self.map_positions) else ()
         extras = Extras(self.received_head, None, positions, self.map_heads)
         if isinstance(call, AttentionWeights):
@@ -162,21 +185,14 @@ class Statistic:
             keys = self._keys_of(index, call.query.device)
             if self.contribution is not None:
                 extras = replace(extras, gram=gram(self.contribution(call.module), call.query.shape[1]))
-            sums = query_sums(call, row, keys, extras, first=self._first_key(call, index))
+            sums = query_sums(call, row, keys, extras, first=first)
         return {name: value.cpu().numpy() for name, value in type_sums(sums, keys).items()}
-
-    def _first_key(self, call: AttentionCall, index: int) -> int:
-        """The position of the call's first key: above 0 where a sliding window has forgotten the ones before it."""
-        where, step = (call.name, index), call.key_count > call.query_count
-        end = self._past[where] + call.query_count if step and where in self._past else call.key_count
-        self._past[where] = end
-        return end - call.key_count
 
     def _keys_of(self, index: int, device: torch.device) -> Keys:
         if (index, device) not in self._keys:
-            rows = (self.ids[index], self.asked[index], self.vision[index].nonzero()[0])
-            ids, asked, vision = (torch.as_tensor(x, dtype=torch.long, device=device) for x in rows)
-            self._keys[index, device] = Keys(ids, len(self.names), asked, vision)
+            rows = (self.ids[index], self.query_ids[index], self.vision[index].nonzero()[0])
+            ids, query_ids, vision = (torch.as_tensor(x, dtype=torch.long, device=device) for x in rows)
+            self._keys[index, device] = Keys(ids, len(self.names), query_ids, vision)
         return self._keys[index, device]
 
     def sums(self, name: str) -> list[dict[str, np.ndarray]]:
@@ -192,7 +208,7 @@ class Statistic:
         return means(total)
 
 
-KEYED = ("received", "received_count", "received_head", "maps")  # have an axis of keys
+KEYED = ("received", "received_count", "received_head", "maps", "map_count")  # have an axis of keys
 
 
 def merge(total: dict[str, np.ndarray], more: dict[str, np.ndarray], *, join: bool = False) -> dict[str, np.ndarray]:

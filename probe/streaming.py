@@ -30,11 +30,15 @@ SLICED_RUNS = 16  # up to so many runs of equal type, summing slices is faster t
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of one row: their types, which of them are vision, and which queries are asked about them."""
+    """The keys of one row: their types, which of them are vision, and which queries are asked about them.
+
+    Queries are the last of the positions that keys have. In cross-attention, where queries are no keys, they are lined
+    up with the keys at the end all the same; where there are more of them than keys, the first stand before the keys.
+    """
 
     ids: Int[Tensor, "key"]  # index of the key's type, -1 for padding
     type_count: int
-    query_ids: Int[Tensor, "key"]  # the type under which each position is counted as a query, -1: not at all
+    query_ids: Int[Tensor, "position"]  # the type under which each position is counted as a query, -1: not at all
     vision: Int[Tensor, "vision_key"]  # positions of the vision keys
     runs: tuple[tuple[int, int, int], ...] = field(init=False)  # (type, start, stop)
     one_hot: Float[Tensor, "key type"] = field(init=False)
@@ -53,6 +57,14 @@ class Keys:
     def to(self, device: torch.device) -> "Keys":
         moved = (self.ids.to(device), self.type_count, self.query_ids.to(device), self.vision.to(device))
         return self if self.ids.device == device else Keys(*moved)
+
+    def asking(self, position: Int[Tensor, "query"]) -> Int[Tensor, "query"]:
+        """The types under which the queries at these positions among the keys are counted."""
+        return self.query_ids[position + len(self.query_ids) - len(self.ids)]
+
+    def of_queries(self, position: Int[Tensor, "query"]) -> Float[Tensor, "query type"]:
+        """The same as a one-hot matrix."""
+        return torch.nn.functional.one_hot(self.asking(position), self.type_count).float()
 
     def sum(self, x: Float[Tensor, "*head query key"], start: int = 0) -> Float[Tensor, "*head query type"]:
         """Sum over the keys of each type; `x` begins at key `start`."""
@@ -93,6 +105,7 @@ class QuerySums:
     received_head: Float[Tensor, "_type head key"]
     norm: Float[Tensor, "_head query type"]  # ‖W_O Σ p v‖
     maps: Float[Tensor, "token *head key"]
+    map_count: Float[Tensor, "token"]  # 1 for the tokens of `maps` that are queries of this call
 
     @classmethod
     def empty(cls, position: Int[Tensor, "query"], head_count: int, keys: Keys, extras: Extras) -> "QuerySums":
@@ -116,13 +129,12 @@ class QuerySums:
             received_head=zeros(types if extras.received_head else 0, head_count, width),
             norm=zeros(head_count if extras.gram is not None else 0, count, types),
             maps=zeros(tokens, *([head_count] if extras.map_heads else []), width),
+            map_count=zeros(tokens),
         )
 
 
 @torch.no_grad()
-def query_sums(
-    call: AttentionCall, row: int, keys: Keys, extras: Extras = Extras(), *, first: int = 0
-) -> QuerySums:
+def query_sums(call: AttentionCall, row: int, keys: Keys, extras: Extras = Extras(), *, first: int = 0) -> QuerySums:
     """Walks through one row of an attention call, whose first key is at position `first` of `keys`.
 
     Float32 whatever the model's dtype: a half precision query or key is exactly representable in it. Scores of at most
@@ -168,7 +180,7 @@ class _Walk:
         """The queries that are asked about, some dozens at a time."""
         call, last = self.call, self.first + self.call.key_count
         offset = call.key_count - call.query_count
-        asked = self.keys.query_ids[self.first + offset : last] >= 0
+        asked = self.keys.asking(torch.arange(self.first + offset, last, device=call.key.device)) >= 0
         query = (asked if call.asking is None else asked & call.asking[self.row]).nonzero().squeeze(1)
         if not len(query):
             return []
@@ -225,7 +237,8 @@ def weight_sums(call: AttentionWeights, row: int, keys: Keys, extras: Extras = E
     keys = keys.to(weights.device)
     head_count, query_count, key_count = weights.shape
     offset = key_count - query_count
-    position = (keys.query_ids[offset:key_count] >= 0).nonzero().squeeze(1) + offset
+    position = torch.arange(offset, key_count, device=weights.device)
+    position = position[keys.asking(position) >= 0]
     sums = QuerySums.empty(position, head_count, keys, extras)
     p = weights[:, position - offset]
     own = (keys.ids[:key_count] >= 0).expand(len(position), -1)
@@ -246,8 +259,8 @@ def pool(sums: QuerySums, rows: slice, average: Tensor, own: Tensor, position: T
     if not extras.map_heads:
         for i, wanted in enumerate(extras.map_positions):
             if (at := (position == wanted).nonzero()).numel():
-                sums.maps[i, start:stop] = average[int(at[0])]
-    asking = torch.nn.functional.one_hot(keys.query_ids[position], keys.type_count).float().T
+                sums.maps[i, start:stop], sums.map_count[i] = average[int(at[0])], 1
+    asking = keys.of_queries(position).T
     sums.received[:, start:stop] += asking @ average
     sums.received_count[:, start:stop] += asking @ own.float()
     top = average.amax(-1, keepdim=True)  # relative to the largest: exact where the weights are even
@@ -262,12 +275,12 @@ def per_head(sums: QuerySums, extras: Extras, p: Tensor, heads: slice, position:
     """The heat maps and maps of single heads."""
     stop = start + p.shape[-1]
     if extras.received_head:
-        asking = torch.nn.functional.one_hot(keys.query_ids[position], keys.type_count).float().T
+        asking = keys.of_queries(position).T
         sums.received_head[:, heads, start:stop] += torch.einsum("aq,hqk->ahk", asking, p)
     if extras.map_heads:
         for i, wanted in enumerate(extras.map_positions):
             if (at := (position == wanted).nonzero()).numel():
-                sums.maps[i, heads, start:stop] = p[:, int(at[0])]
+                sums.maps[i, heads, start:stop], sums.map_count[i] = p[:, int(at[0])], 1
 
 
 def contribution_norm(

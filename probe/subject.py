@@ -8,27 +8,41 @@ It answers, and it encodes a picture, a question and a response for one forward 
     subject.model(**inputs)
 """
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from jaxtyping import Int
 from PIL import Image
 from transformers import PreTrainedModel
 
+from probe.active import reducer
+from probe.chat import Chat
 from probe.checkpoint import adopt, open_checkpoint
-from probe.conversation import Conversation, messages_of, refuse_placeholders, render
+from probe.conversation import Conversation, Rendering, messages_of, refuse_placeholders, render
 from probe.errors import ProbeError
-from probe.grids import aspect_of, encoder_grid, padded_to_square, pixels_on_the_way, vision_grid
+from probe.grids import (
+    Size,
+    aspect_of,
+    encoder_grid,
+    padded_to_square,
+    pixels_on_the_way,
+    reduced_grid,
+    vision_grid,
+)
 from probe.inputs import Ids, Inputs, Vocabulary, with_response
 from probe.locate import image_token_id, max_positions, stacks
-from probe.roles import adds_special_tokens, expanded, roles_of
-from probe.samples import Picture, as_pictures, open_picture
-from probe.tokens import LAST, Types, label
+from probe.models.llava_mini.pixels import video_frames
+from probe.placeholders import fitted, left_of
+from probe.roles import Roles, adds_special_tokens, expanded, piecewise_roles, roles_of, same_words
+from probe.samples import Picture, Video, as_pictures, open_picture
+from probe.tokens import LAST, Grid, Types, label
 
 MOST_PIXELS = 2**28  # a thin picture that is padded, or blown up before it is cropped, could fill the memory
 
@@ -46,6 +60,7 @@ class Subject:
 
     def describe(self) -> dict[str, str]:
         """What has to be known to make a measurement again, as plain strings."""
+        ratio = getattr(self.processor, "resolution_ratio", 1)
         return {
             "model": self.name,
             "revision": self.revision,
@@ -53,9 +68,10 @@ class Subject:
             "quantization": str(getattr(self.model, "quantization_method", None) or "none"),
             "attention": _attention_of(self.model),
             "device": str(self.model.device),
-            "aspect": self.aspect,
+            "aspect": self.aspect + (f", {ratio} x {ratio} sub-images and the whole" if ratio > 1 else ""),
             "image_processor": type(self.processor.image_processor).__name__,
             "toy": str(self.toy).lower(),
+            "reducer": reducer(self.model),
             "transformers_version": transformers.__version__,
             "torch_version": torch.__version__,
         }
@@ -71,6 +87,7 @@ class Subject:
     ) -> Inputs:
         """One row for `model(**inputs)`: the prompt, and the response behind it where there is one.
 
+        `image`: a picture, several, none, or a `Video`.
         `question`: the user's words, or a conversation of system, user and assistant messages with an image
         item for each picture; a conversation that ends with an answer has it as its response. A response of
         words is tokenized as the template puts it and closed with the model's end-of-turn token, as
@@ -79,47 +96,99 @@ class Subject:
         neither words nor a conversation, a response with the image token or with ids that the model does not
         embed, and a sequence longer than the model's positions.
         """
-        pictures = tuple(open_picture(picture) for picture in as_pictures(image))
-        messages = messages_of(question, len(pictures), self.processor.image_token)
+        given = as_pictures(image)
+        video = any(isinstance(picture, Video) for picture in given)
+        pictures = self._frames(given) if video else tuple(open_picture(picture) for picture in given)
+        messages = messages_of(question, len(given), self.processor.image_token)
         messages, response = _split_answer(messages, response)
         if isinstance(response, str):
             refuse_placeholders("response", response, self.processor.image_token, "take it out")
-            inputs = with_response(self._row(pictures, messages, response), self.vocabulary.end_ids[:1])
+            inputs = with_response(self._row(pictures, messages, response, video), self.vocabulary.end_ids[:1])
         else:
-            inputs = self._row(pictures, messages, None)
+            inputs = self._row(pictures, messages, None, video)
             inputs = inputs if response is None else with_response(inputs, response)
         self._check_length(inputs["input_ids"].shape[1])
         return inputs.to(self.model.device).as_types(types, turns)
 
-    def _row(self, pictures: tuple[Image.Image, ...], messages: list, words: str | None) -> Inputs:
+    def _frames(self, given: Sequence[Picture]) -> tuple[Image.Image, ...]:
+        """The frames of a video, which is alone in its prompt."""
+        if len(given) > 1 or "pixel_values_videos" not in inspect.signature(self.model.forward).parameters:
+            raise ProbeError("encode", expected="pictures, or one video for a model that takes videos",
+                             got=f"{len(given)} of which one is a video" if len(given) > 1 else "a video")  # fmt: skip
+        (video,) = given
+        source = video.source if isinstance(video, Video) else ()
+        try:
+            frames = tuple(video_frames(source))
+        except ValueError as error:
+            raise ProbeError("video", expected="a video of at least one frame", got=str(error)) from error
+        if not frames:
+            raise ProbeError("video", expected="at least one frame", got="none")
+        return frames
+
+    def _row(self, pictures: tuple[Image.Image, ...], messages: list, words: str | None, video: bool = False) -> Inputs:
         rendering = render(self.processor, messages, words)
-        tensors = self.processor(
-            text=[rendering.text],
-            images=[self._shown(picture) for picture in pictures] or None,
-            add_special_tokens=adds_special_tokens(self.processor.tokenizer, rendering.text),
-            return_tensors="pt",
-        )
-        ids, image_token = tensors["input_ids"][0].numpy(), image_token_id(self.model)
-        roles = expanded(roles_of(self.processor.tokenizer, rendering), ids, image_token)
-        sizes = [picture.size for picture in pictures]
-        grid = vision_grid(self.model, self.processor, sizes, self.aspect)
-        if len(grid) != (ids == image_token).sum():
-            raise ProbeError(
-                "processor",
-                expected=f"{len(grid)} placeholders, as many as the model makes vision tokens",
-                got=str((ids == image_token).sum()),
-                fix="check its patch_size, num_additional_image_tokens and vision_feature_select_strategy",
+        shown = [picture if video else self._shown(picture) for picture in pictures]
+        try:
+            tensors = self.processor(
+                text=[rendering.text],
+                **{"videos": [shown]} if video else {"images": shown or None},
+                add_special_tokens=adds_special_tokens(self.processor.tokenizer, rendering.text),
+                return_tensors="pt",
             )
+        except ValueError as error:
+            if isinstance(error, ProbeError):
+                raise
+            raise ProbeError("processor", expected="a picture that it takes", got=str(error)) from error
+        image_token = image_token_id(self.model)
+        tensors, grid, patches = self._located(tensors, [picture.size for picture in pictures], video)
+        ids = tensors["input_ids"][0].numpy()
+        roles = expanded(self._roles(rendering, ids, image_token), ids, image_token)
+        if "fuse_mask" in inspect.signature(self.model.forward).parameters:  # what is generated would not be fused
+            prompt = np.arange(len(ids)) <= np.flatnonzero(roles.role == LAST)[-1]
+            tensors["fuse_mask"] = torch.from_numpy(prompt)[None]
         return Inputs(
             dict(tensors),
             types=label(roles.role, roles.turn, ids == image_token),
             grid=[grid],
             pictures=[pictures],
             prompt=[rendering.prompt],
-            encoder_grid=[encoder_grid(self.model, self.processor, sizes, self.aspect)],
+            encoder_grid=[patches],
             response=[words or ""],
             vocabulary=self.vocabulary,
+            frames=[(len(pictures),) if video else (1,) * len(pictures)],
         )
+
+    def _located(
+        self, tensors: Mapping[str, Any], sizes: Sequence[Size], video: bool = False
+    ) -> tuple[dict[str, Any], Grid, Grid]:
+        """The processor's tensors with as many placeholders as vision tokens reach the LLM, and where these and the
+        encoder's patches lie: those of a video in one frame, for they are pooled over frames (`counting.py`)."""
+        image_token = image_token_id(self.model)
+        if video:
+            side = self.model.config.vision_config.image_size
+            sizes = [(side, side)] * len(sizes)  # frames are squashed to a square
+        grid = vision_grid(self.model, self.processor, sizes, self.aspect)
+        patches = encoder_grid(self.model, self.processor, sizes[:1] if video else sizes, self.aspect)
+        if len(grid) != (there := int((tensors["input_ids"] == image_token).sum())):
+            raise ProbeError(
+                "processor",
+                expected=f"{len(grid)} placeholders, as many as the model makes vision tokens",
+                got=str(there),
+                fix="check its patch_size, num_additional_image_tokens and vision_feature_select_strategy",
+            )
+        left = left_of(self.model, tensors)
+        if left is None:
+            return dict(tensors), grid, patches
+        counts = [(int((grid.picture == picture).sum()), len(kept)) for picture, kept in enumerate(left)]
+        return fitted(tensors, image_token, counts), reduced_grid(patches, left), patches
+
+    def _roles(self, rendering: Rendering, ids: np.ndarray, image_token: int) -> Roles:
+        """The roles of the text, tokenized in the way the processor did."""
+        tokenizer = self.processor.tokenizer
+        whole = roles_of(tokenizer, rendering)
+        if same_words(whole, ids, image_token):
+            return whole
+        return piecewise_roles(tokenizer, rendering, self.processor.image_token, image_token)
 
     def _shown(self, picture: Image.Image) -> Image.Image:
         """The picture as the processor gets it: padded by ourselves where it would not do so."""
@@ -131,7 +200,7 @@ class Subject:
                 got=f"{picture.width} x {picture.height} pixels",
                 fix="cut it into pieces",
             )
-        pads_itself = aspect_of(image_processor) == "pad"
+        pads_itself = aspect_of(self.processor) == "pad"
         return padded_to_square(picture, image_processor) if self.aspect == "pad" and not pads_itself else picture
 
     def _check_length(self, length: int) -> None:
@@ -170,6 +239,10 @@ class Subject:
         """
         (ids,) = self.generate_ids(self.encode(image, question), max_new_tokens, **generate)
         return self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def chat(self, image: Picture | Sequence[Picture] | None, keep: str = "exact") -> Chat:
+        """A conversation about pictures: `chat.ask(question)`. `keep`: when its cache serves later questions."""
+        return Chat(self, image, keep)
 
     def generate_ids(
         self, inputs: Inputs, max_new_tokens: int = 32, **generate: Any
@@ -246,17 +319,17 @@ def load(
         opened = open_checkpoint(model, processor, device, dtype, attn, quantization)
     else:
         opened = adopt(model, processor, device, dtype, attn, quantization)
-    aspect = _aspect(aspect, opened.processor.image_processor)
+    aspect = _aspect(aspect, opened.processor)
     return Subject(opened.model, opened.processor, opened.name, opened.revision, aspect, opened.toy)
 
 
-def _aspect(wanted: str | None, image_processor: Any) -> str:
-    native = aspect_of(image_processor)
+def _aspect(wanted: str | None, processor: Any) -> str:
+    native = aspect_of(processor)
     if wanted is None or wanted == native:
         return native
     if wanted == "pad" and native in ("crop", "squash"):
         return "pad"
-    kind = type(image_processor).__name__
+    kind = type(processor.image_processor).__name__
     raise ProbeError("load", expected=f"aspect=None or {native!r}, which is what {kind} does", got=repr(wanted))
 
 

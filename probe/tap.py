@@ -133,14 +133,16 @@ def dispatch(module, query, key, value, attention_mask=None, scaling=None, **opt
 class _Route:
     """One `around` at one module: opens the module's window before its forward and closes it behind."""
 
-    def __init__(self, name: str, module: nn.Module, around: Around, innermost: bool, weights: Observer | None):
+    def __init__(
+        self, name: str, module: nn.Module, around: Around, innermost: bool, weights: Observer | None, always: bool
+    ):
         self.name, self.module, self.around = name, module, around
-        self.innermost, self.weights, self.called = innermost, weights, False
+        self.innermost, self.weights, self.always, self.called = innermost, weights, always, False
         known = _windows.get(module)
         self.config: Any = known.config if known else getattr(module, "config", None)  # the user's own
 
     def open(self, *_: Any) -> None:
-        if hasattr(self.module, "config") and not is_untouched():
+        if hasattr(self.module, "config") and (self.always or not is_untouched()):
             window = _windows.get(self.module) or _windows.setdefault(self.module, Window(self.name, self.module))
             if self.around not in window.routes:
                 window.routes.insert(len(window.routes) if self.innermost else 0, self.around)
@@ -160,7 +162,7 @@ class _Route:
         return called
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        if is_untouched():
+        if is_untouched() and not self.always:
             return
         seen, self.called = self.close(), True
         if seen or output is None:  # None: the forward raised
@@ -182,17 +184,19 @@ def routed(
     innermost: bool = False,
     weights: Observer | None = None,
     required: bool = True,
+    always: bool = False,
 ) -> Iterator[None]:
     """Runs `around(call, kernel)` in place of the kernel in every attention call of these modules.
 
     `innermost` routes see what the others made of the call. `weights` receives the attention of modules that call no
-    registered function but return their weights. Undone on any exit; on an interrupt the hooks of a module may not have
+    registered function but return their weights. `always`: also in forwards that are the model's own (`untouched`), for
+    what has become a part of the model. Undone on any exit; on an interrupt the hooks of a module may not have
     run, so the exit restores every module itself, twice: another interrupt may hit the first time.
 
     Raises ProbeError for a compiled model, a module that was never called (where `required`), and one that offers
     neither way to be seen.
     """
-    routes = [_Route(name, module, around, innermost, weights) for name, module in modules.items()]
+    routes = [_Route(name, module, around, innermost, weights, always) for name, module in modules.items()]
     for route in routes:
         if is_compiled(route.module):
             raise ProbeError(

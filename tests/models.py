@@ -34,6 +34,8 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
+from probe.models.llava_mini import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+
 # What the templates of the checkpoints render, images first in every message as they do.
 IMAGES = "{% for c in m['content'] if c['type'] == 'image' %}<image>\n{% endfor %}"
 TEXTS = "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] + ' ' }}{% endfor %}"
@@ -225,6 +227,29 @@ def llava_next_mistral(**overrides):
     processor)."""
     overrides = {"num_key_value_heads": 2, "sliding_window": 64, **overrides}
     return _next(llama_tokenizer(), MISTRAL, MistralConfig, **overrides)
+
+
+def llava_mini(*, llama3=False, side=32, patch=8, layers=3, attn="sdpa", max_positions=2048, seed=0, ratio=1,
+               aspect="square", text=None, **fields):  # fmt: skip
+    """LLaVA-Mini: `ratio` is its processor's resolution_ratio; `fields` are those of its config (compressor_size,
+    num_prefusion_layers, compression, fusion, frames_per_chunk), `text` those of its text config. (model, processor)"""
+    torch.manual_seed(seed)
+    tokenizer = llama3_tokenizer() if llama3 else llama_tokenizer()
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    text_config = _text(LlamaConfig, tokenizer, layers, max_positions, **{"num_key_value_heads": 2, **(text or {})})
+    text_config.vocab_size = image if image == len(tokenizer) - 1 else len(tokenizer)  # the placeholder has no row
+    config = LlavaMiniConfig(
+        vision_config=_vision(side, patch, layers), text_config=text_config,
+        **{"compressor_size": 2, "num_prefusion_layers": 2, **fields},
+    )  # fmt: skip
+    model = LlavaMiniForConditionalGeneration._from_config(config, attn_implementation=attn).eval()
+    images = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    processor = LlavaMiniProcessor(
+        images, tokenizer, compressor_size=config.compressor_size, resolution_ratio=ratio, aspect=aspect,
+        view_tokens=config.patches_per_side**2 if config.compression == "none" else None,
+        image_token_id=config.image_token_id, chat_template=LLAMA3 if llama3 else VICUNA,
+    )  # fmt: skip
+    return model, processor
 
 
 FACTORIES = (llava15, llava_llama3, llava_next_vicuna, llava_next_mistral)

@@ -4,6 +4,7 @@ from pathlib import Path
 import models
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -45,6 +46,47 @@ def test_the_revision_of_a_folder_follows_its_config_and_weights(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"note": "changed"}))
     assert load(str(folder)).revision != before
+
+
+@pytest.fixture
+def original(tmp_path):
+    """LLaVA-Mini in its authors' layout, as a .bin file."""
+    case = Path(__file__).parent / "golden" / "llava_mini" / "hd_c8_p1_vicuna"
+    meta, tensors = json.loads(case.with_suffix(".json").read_text()), load_file(case.with_suffix(".safetensors"))
+    weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
+    folder = tmp_path / "original"
+    (folder / "clip").mkdir(parents=True)
+    (folder / "clip" / "config.json").write_text(json.dumps(meta["vision_config"]))
+    (folder / "config.json").write_text(json.dumps(meta["config"] | {"mm_vision_tower": str(folder / "clip")}))
+    torch.save(weights, folder / "pytorch_model.bin")
+    models.llama_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_the_authors_own_folder_is_loaded_as_it_is(original):
+    subject = load(original, dtype="bf16", attn="eager")
+    assert type(subject.model).__name__ == "LlavaMiniForConditionalGeneration" and not subject.model.training
+    assert (subject.model.dtype, subject.describe()["attention"]) == (torch.bfloat16, "eager")
+    assert subject.processor.compressor_size == 8 and subject.processor.image_token_id == 128
+    before = subject.revision
+    weights = torch.load(original / "pytorch_model.bin")
+    torch.save(weights | {"lm_head.weight": weights["lm_head.weight"] + 1}, original / "pytorch_model.bin")
+    assert load(original).revision != before  # .bin files count, too
+    with pytest.raises(ProbeError, match=r"a native folder to quantize, got .*; probe convert .* --out NATIVE, then"):
+        load(original, quantization="8bit")
+    for file in original.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ProbeError, match="expected a processor with a tokenizer"):
+        load(original)
+    (original / "pytorch_model.bin").write_bytes(b"PK")
+    with pytest.raises(ProbeError, match=r"load: expected a whole weight file, got pytorch_model.bin"):
+        load(original)
+
+
+def test_the_authors_layout_on_the_hub_says_what_to_do(original, monkeypatch):
+    monkeypatch.setattr("probe.models.llava_mini.is_original", lambda folder: False)  # as if it were not a folder
+    with pytest.raises(ProbeError, match=r"hf download .* --local-dir FOLDER\) and load FOLDER"):
+        load(original)
 
 
 def test_dtype_and_attention_are_as_asked(folder):
@@ -139,7 +181,7 @@ def cut_short(name):
         (lambda path: load("tiny-llava", device="cuda:99"), "a device of this machine .* got 'cuda:99'"),
         (lambda path: load(*models.llava15(), device="xpu"), "a device of this machine .* got 'xpu'"),
         (lambda path: load("tiny-llava", dtype=torch.int8), "expected a dtype of float32, .* got torch.int8"),
-        (lambda path: load("tiny-lava"), "expected tiny-llava, a folder, or a hub id .* got 'tiny-lava'"),
+        (lambda path: load("tiny-lava"), "expected tiny-llava, tiny-llava-mini, a folder, or a hub id .* got 'tiny-lava'"),
         (lambda path: load("nobody/nothing-of-that-name"), "got 'nobody/nothing-of-that-name': "),
         (lambda path: load(str(path / "missing")), "got '.*missing', which is none of these"),
         (lambda path: load(str(path)), "expected a folder with config.json"),

@@ -80,6 +80,25 @@ def test_ctrl_c_keeps_what_is_finished(run, tmp_path, monkeypatch):
     assert len(set(asked)) == 6
 
 
+def test_llava_mini_in_its_pre_fusion(run, tmp_path):
+    words = ("--limit", "2", "--how", "mask", "--windows", "1", "--no-depth", "--max-new-tokens", "4")
+    code, said, error = run("drop", "--model", "tiny-llava-mini", "--stack", "prefusion", "--queries", "text", *words)
+    assert code == 0, error
+    table = pd.read_csv(tmp_path / "probe-out" / "drop" / "accuracy.csv")
+    assert {"untouched", "no vision", "another image", "1"} <= set(table["case"])
+    assert "row-layers" in said
+    code, said, error = run("drop", "--stack", "prefusion", *words)
+    assert (code, said) == (2, "")
+    assert "a stack of tiny-llava: llm, got prefusion" in error and error.count("\n") == 1
+
+
+def test_only_a_judges_benchmark_is_judged(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("probe.subject.load", no_work)
+    code, said, error = run("drop", "--judged", "scores.json")
+    assert (code, said) == (2, "")
+    assert "llava_w or mm_vet, got shapes" in error and error.count("\n") == 1
+
+
 def test_bad_rows_are_listed_and_answers_exported(run, gqa, tmp_path):
     words = ("--benchmark", "gqa", "--data", str(gqa), "--how", "mask", "--no-depth", "--no-attention", "--export")
     code, said, error = run("drop", *words, "--max-new-tokens", "4", "--out", "out")

@@ -1,25 +1,30 @@
 """From the authors' checkpoint to ours: names, shards, what is missing, and nothing written when something is."""
 
+import gc
 import json
-import os
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from probe.models.llava_mini import (
+    CheckpointError,
     LlavaMiniConfig,
     LlavaMiniForConditionalGeneration,
     convert,
     from_original,
     load_original,
 )
-from probe.models.llava_mini.conversion import check, fitted, native_config, renamed
+from probe.models.llava_mini.conversion import check, empty_model, fitted, native_config, renamed
+from probe.models.llava_mini.folder import CLIP_L_336
 
-SHARED = Path(os.environ.get("PROBE_GOLDEN", Path(__file__).parents[2] / "shared" / "golden")) / "llava_mini"
-CASE = Path(__file__).parent / "golden" / "llava_mini" / "hd_c8_p1_vicuna.json"
+GOLDEN = Path(__file__).parent / "golden" / "llava_mini"
+CASE = GOLDEN / "hd_c8_p1_vicuna.json"
+LAYOUT = GOLDEN / "full_layout_llama31_8b.json"  # names of all layers together: [how many layers, shape]
 VISION = "model.vision_tower."
 
 
@@ -109,43 +114,106 @@ def test_every_misfit_is_named_and_nothing_is_written(folder, case, tmp_path):
     assert "\n" not in str(error.value) and not list(tmp_path.glob("*native*"))
 
 
-def damage_truncated(folder):
+def test_never_more_than_one_shard_is_in_memory(case, tmp_path, monkeypatch):
+    path = write(case, tmp_path / "original")
+    largest = max(file.stat().st_size for file in path.glob("*.safetensors"))
+    assert sum(tensor.nbytes for tensor in case[2].values()) > 1.5 * largest
+    alive = []
+
+    def save(tensors, *args, **kwargs):
+        alive.append(tensor_memory() - before)
+        save_file(tensors, *args, **kwargs)
+
+    monkeypatch.setattr("probe.models.llava_mini.folder.save_file", save)
+    before = tensor_memory()
+    convert(path, tmp_path / "native")
+    packed = sum(t.nbytes for name, t in case[2].items() if "in_proj" in name)  # q, k and v come apart as copies
+    assert len(alive) == 2 and max(alive) <= largest + packed
+
+
+def tensor_memory():
+    """Bytes of all tensors that are alive, whoever holds them."""
+    gc.collect()
+    with warnings.catch_warnings(action="ignore"):  # some modules warn when they are looked at
+        storages = [x.untyped_storage() for x in gc.get_objects() if isinstance(x, torch.Tensor) and not x.is_meta]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def edit(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def truncated(folder):
     shard = folder / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
 
 
-def damage_index(folder):
-    (folder / "model.safetensors.index.json").unlink()
+def without(name):
+    return lambda folder: (folder / name).unlink()
 
 
-def damage_shard(folder):
-    (folder / "model-00002-of-00002.safetensors").unlink()
+def with_text(name, text):
+    return lambda folder: (folder / name).write_text(text)
 
 
-def damage_width(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+def with_config(**fields):
+    return lambda folder: edit(folder / "config.json", **fields)
 
 
-def damage_config(folder):
-    (folder / "config.json").write_text("{")
-
-
-def damage_projector(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"mm_projector_type": "linear"}))
+INDEX = "model.safetensors.index.json"
 
 
 @pytest.mark.parametrize(("damage", "told"), [
-    (damage_truncated, "model-00002-of-00002.safetensors"), (damage_index, "expected an index file"),
-    (damage_shard, "got no model-00002"), (damage_width, "misshapen"), (damage_config, "readable config.json"),
-    (damage_projector, "mm_projector_type"),
+    (truncated, r"whole weight file, got model-00002-of-00002.safetensors \(.*incomplete"),
+    (without(INDEX), "expected an index file .* beside model-00001-of-00002.safetensors, got none"),
+    (without("model-00002-of-00002.safetensors"), f"files that {INDEX} lists, got no model-00002"),
+    (with_text(INDEX, '{"weight_map": 3}'), f"a weight_map in {INDEX}, got none"),
+    (with_text(INDEX, "[1]"), f"readable {INDEX} in .*, got a list"),
+    (with_text("config.json", "{"), "readable config.json in .*, got Expecting property name"),
+    (without("config.json"), "readable config.json in .*, got No such file"),
+    (with_config(hidden_size=64), r"misshapen: .*norm.weight \[48\] instead of \[64\]"),
+    (with_config(hidden_size=50), "got .*hidden size .50. is not a multiple of the number of attention heads"),
+    (with_config(hidden_size="x"), "config fields that a LLaVA-Mini can be built of, got .*'hidden_size' expected int"),
+    (with_config(num_attention_heads=0), "can be built of, got .*zero"),
+    (with_config(rope_scaling={"type": "strange"}), "can be built of, got 'strange'"),
+    (with_config(compressor_size=None), "can be built of, got .*'compressor_size' expected int"),
+    (with_config(mm_projector_type="linear"), "mm_projector_type to be 'mlp2x_gelu', got 'linear'"),
+    (with_config(mm_vision_tower="some/clip"), r"only its name 'some/clip'; give it \(vision= or --vision\)"),
+    (with_config(mm_vision_tower="openai/clip-vit-large-patch14-336"), r"missing: .*layers.{3-23}.mlp.fc1.weight, .*"),
+    (with_text("tokenizer.json", "{"), "a tokenizer that transformers can load in"),
 ])  # fmt: skip
 def test_a_damaged_folder_is_one_line(folder, tmp_path, damage, told):
     damage(folder)
-    with pytest.raises(ValueError, match=told) as error:
+    with pytest.raises(CheckpointError, match=told) as error:
         convert(folder, tmp_path / "native")
-    assert "\n" not in str(error.value) and not (tmp_path / "native").exists()
+    assert "\n" not in str(error.value) and not list(tmp_path.glob("*native*"))
+
+
+def test_a_bin_file_of_more_than_tensors_is_not_run(case, tmp_path):
+    folder = write(case, tmp_path / "original", binary=True)
+    shard = folder / "pytorch_model-00001-of-00002.bin"
+    for content, told in [({"model.x": Path("/")}, "no code of a checkpoint is run"), ([torch.zeros(1)], "by name")]:
+        torch.save(content, shard)
+        with pytest.raises(CheckpointError, match=told) as error:
+            convert(folder, tmp_path / "native")
+        assert "\n" not in str(error.value) and not (tmp_path / "native").exists()
+
+
+def test_bin_files_of_old_torch(case, tmp_path):
+    folder = write(case, tmp_path / "original", binary=True)
+    for file in folder.glob("*.bin"):
+        torch.save(torch.load(file), file, _use_new_zipfile_serialization=False)
+    assert same(load_original(folder)[0], from_original(case[2], case[0], case[1]))
+
+
+def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("probe.models.llava_mini.folder.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        convert(folder, tmp_path / "native")
+    assert not list(tmp_path.glob("*native*"))
 
 
 def test_a_truncated_bin_file_is_one_line(case, tmp_path):
@@ -159,30 +227,40 @@ def test_a_truncated_bin_file_is_one_line(case, tmp_path):
 
 def test_a_checkpoint_without_vision_tower_says_what_to_give(case):
     weights = {name: t for name, t in case[2].items() if VISION not in name}
-    with pytest.raises(ValueError, match="vision_tower="):
+    with pytest.raises(ValueError, match="vision= or --vision"):
         from_original(weights, case[0], case[1])
     clip = {name.replace("model.vision_tower.vision_tower.", ""): t for name, t in case[2].items() if VISION in name}
     assert same(from_original(weights, case[0], case[1], clip), from_original(case[2], case[0], case[1]))
 
 
-def test_the_full_size_layout_maps_completely():
-    path = SHARED / "full_layout_llama31_8b.json"
-    if not path.exists():
-        pytest.skip("the project's shared folder is not here")
-    keys = json.loads(path.read_text())["keys"]
+def released_layout():
+    """Name -> shape of the 9.2 billion parameters of the released model. Source: the authors' class, built on meta."""
+    layers = json.loads(LAYOUT.read_text())
+    return {name.format(i): shape for name, (count, shape) in layers.items() for i in range(count)}
+
+
+def test_the_released_layout_maps_completely():
+    keys = released_layout()
+    assert len(keys) == 732
     config = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
               "num_key_value_heads": 8, "vocab_size": 128256, "compressor_size": 1, "prefusion_layer_num": 4,
               "mm_projector_type": "mlp2x_gelu", "mm_vision_tower": "openai/clip-vit-large-patch14-336"}  # fmt: skip
-    clip = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-            "image_size": 336, "patch_size": 14}  # fmt: skip
-    with torch.device("meta"):
-        model = LlavaMiniForConditionalGeneration(native_config(config, clip))
+    model = empty_model(native_config(config, CLIP_L_336), torch.bfloat16, device="meta")
     ours = {}
     for name, shape in keys.items():
         ours |= renamed(name, torch.empty(shape, device="meta"))
-    check({name: tensor.shape for name, tensor in fitted(ours, model).items()}, model)
-    assert sum(tensor.numel() for tensor in ours.values()) == 9231400960
+    ours = fitted(ours, model)
+    check({name: tensor.shape for name, tensor in ours.items()}, model)
+    assert sum(tensor.numel() for tensor in ours.values()) == 9231400960 == sum(p.numel() for p in model.parameters())
     assert model.config.image_token_id == 128256
+    del ours["model.language_model.norm.weight"]
+    with pytest.raises(CheckpointError, match=r"1 missing: model.language_model.norm.weight$"):
+        check({name: tensor.shape for name, tensor in ours.items()}, model)
+
+
+def test_pre_fusion_has_four_layers_where_the_config_is_silent(case):
+    config = {name: value for name, value in case[0].items() if name != "prefusion_layer_num"}
+    assert native_config(config, case[1]).num_prefusion_layers == 4
 
 
 def test_config_of_an_unknown_kind_is_refused():

@@ -1,8 +1,15 @@
 """LLaVA-Mini against itself: every shortcut equals the plain way, every batch equals its rows, every variant runs."""
 
+import gc
+import warnings
+from contextlib import contextmanager
+
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from torch import nn
+from torch.func import functional_call
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForImageTextToText
+from transformers.masking_utils import flash_attention_mask
 
 from probe.locate import stacks, vision_positions
 from probe.models.llava_mini import LlavaMiniConfig, LlavaMiniForConditionalGeneration
@@ -124,10 +131,37 @@ def test_a_long_video_keeps_only_its_tokens(model):
     close(logits(model, input_ids=row, vision=[kept]), expected)
 
 
-def test_a_video_of_no_frame_and_of_one(model):
+def test_memory_grows_by_one_token_a_frame(model):
+    """Three hours at a frame a second are 10,800 frames; what is alive is measured on the way through a few hundred."""
+    row, alive = torch.tensor([1, 5, IMAGE, 6]), {}
+
+    def frames(count):
+        for i in range(count):
+            if i in (100, 300):
+                alive[i] = tensor_memory()
+            yield pixels(1, seed=i)
+
+    encoded = model.encode_image(frames(301), input_ids=row)
+    assert encoded.tokens.shape == (301, 4, 48)
+    assert (alive[300] - alive[100]) / 200 == pytest.approx(4 * 48 * 4, rel=0.02)  # bytes of a frame's four tokens
+
+
+def tensor_memory():
+    """Bytes of all tensors that are alive, whoever holds them."""
+    gc.collect()
+    with warnings.catch_warnings(action="ignore"):  # some modules warn when they are looked at
+        storages = [x.untyped_storage() for x in gc.get_objects() if isinstance(x, torch.Tensor) and not x.is_meta]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.parametrize("size", [0, 2])
+def test_a_video_of_no_frame_and_of_one(size):
+    model = build(compressor_size=size)
     with pytest.raises(ValueError, match="at least one frame"):
         model.encode_image(iter([]))
-    row = ids(1, "image", 6)
+    with pytest.raises(ValueError, match="videos of at least one frame, got none"):
+        model(input_ids=ids(1, 6), pixel_values_videos=pixels(1, 0, 1))
+    row = ids(1, "image", 6, model=model)
     close(
         logits(model, input_ids=row, pixel_values_videos=pixels(1, 1, 1)),
         logits(model, input_ids=row, pixel_values=pixels(1, 1)),
@@ -268,6 +302,69 @@ def test_variants_run_generate_and_reload(tmp_path, variant):
     assert torch.equal(first, logits(again, input_ids=row, pixel_values=pixels(1, 1)))
 
 
+@pytest.mark.parametrize("variant", [{}, *VARIANTS], ids=str)
+def test_padded_videos_in_hd_equal_each_alone(variant):
+    """Whatever the variant: rows padded on either side, sub-images, and a video shorter than the other."""
+    model = build(**variant)
+    tokens, videos = model.config.tokens_per_frame(views=5), pixels(2, 3, 5)
+    frames = (2, 3) if tokens else (3, 3)  # without tokens nothing in the prompt says how many frames are padding
+    rows = [ids(1, ("video", frames[0]), 6, tokens=tokens), ids(1, 7, ("video", 3), 8, 9, tokens=tokens)]
+    for left in (True, False):
+        both = batch(*rows, left=left)
+        together = logits(model, **both, pixel_values_videos=videos)
+        for i, row in enumerate(rows):
+            alone = logits(model, input_ids=row, pixel_values_videos=videos[i : i + 1, : frames[i]])[0]
+            close(together[i][both["attention_mask"][i].bool()], alone, 2e-5)
+
+
+@pytest.mark.parametrize("variant", [{}, *VARIANTS], ids=str)
+def test_no_module_reaches_for_the_weights_of_another(variant):
+    """Weights on no device but while their own module runs: what an offloading device_map does to a model."""
+    model, image = build(**variant), pixels(1, 1)
+    row = ids(1, 5, "image", 6, model=model)
+    expected = logits(model, input_ids=row, pixel_values=image)
+    answer = model.generate(input_ids=row, pixel_values=image, max_new_tokens=3)
+    with offloaded(model):
+        assert torch.equal(logits(model, input_ids=row, pixel_values=image), expected)
+        assert torch.equal(model.generate(input_ids=row, pixel_values=image, max_new_tokens=3), answer)
+        if model.config.fusion != "in_llm":
+            encoded = model.encode_image(image[0], input_ids=row[0])
+            close(logits(model, input_ids=row, vision=[encoded]), expected)
+
+
+@contextmanager
+def offloaded(model):
+    """Every module's own weights are on the meta device until it is called, and empty inputs of Linear are refused."""
+    weights, plain = dict(model.named_parameters()), {}
+
+    def called(name, module):
+        own = {part: weights[f"{name}.{part}"] for part, _ in module.named_parameters(recurse=False)}
+
+        def forward(*args, **kwargs):
+            assert not isinstance(module, nn.Linear) or args[0].numel()  # kernels of quantized layers crash
+            module.forward = plain[module]
+            try:
+                return functional_call(module, own, args, kwargs)
+            finally:
+                module.forward = forward
+
+        return forward
+
+    owners = [(n, m) for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
+    try:
+        for name, module in owners:
+            plain[module] = module.forward
+            module.forward = called(name, module)
+            for part, weight in list(module.named_parameters(recurse=False)):
+                setattr(module, part, nn.Parameter(weight.to("meta")))
+        yield
+    finally:
+        for name, module in owners:
+            del module.forward
+            for part in [part for part, _ in module.named_parameters(recurse=False)]:
+                setattr(module, part, weights[f"{name}.{part}"])
+
+
 def test_inside_the_llm_a_video_in_hd_and_its_decoding():
     model = build(fusion="in_llm")
     row = ids(1, 5, ("video", 2), 6)
@@ -290,6 +387,45 @@ def test_kernels_agree(model):
     assert kernels == {"eager"}
     close(sdpa, logits(model, input_ids=row, pixel_values=pixels(1, 5)))
     model.set_attn_implementation("sdpa")
+
+
+def flash(module, query, key, value, attention_mask, scaling=None, is_causal=None, **options):
+    """As flash attention does it: rows without their padding, causality counted from the last of what is left."""
+    assert attention_mask is None or attention_mask.ndim == 2
+    causal = module.is_causal if is_causal is None else is_causal
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    out = torch.zeros_like(query)
+    for row in range(len(query)):
+        kept = torch.ones(key.shape[2]) if attention_mask is None else attention_mask[row, -key.shape[2] :]
+        keys = kept.bool().nonzero()[:, 0]
+        asked = kept[-query.shape[2] :].bool() if len(kept) >= query.shape[2] else torch.ones(query.shape[2]).bool()
+        q, k, v = query[row, :, asked], key[row, :, keys], value[row, :, keys]
+        seen = torch.ones(q.shape[1], k.shape[1]).tril(k.shape[1] - q.shape[1]).bool() | (not causal)
+        scores = (q @ k.transpose(1, 2) * scaling).masked_fill(~seen, -torch.inf)
+        out[row, :, asked] = scores.softmax(-1) @ v
+    return out.transpose(1, 2), None
+
+
+@pytest.mark.parametrize("variant", [{}, {"fusion": "in_llm"}, {"compression": "none"}], ids=str)
+def test_flash_attention_agrees_where_it_takes_masks_over_keys_only(variant):
+    """Hidden words are holes in the middle of its keys, and padding at their ends."""
+    AttentionInterface.register("flash_double", flash)
+    AttentionMaskInterface.register("flash_double", flash_attention_mask)
+    found, model = [], build(**variant)
+    tokens, images = model.config.tokens_per_frame(views=5), pixels(2, 5)
+    rows = [ids(1, 5, "image", 0, 6, tokens=tokens), ids(1, "image", 7, 8, 9, 10, 11, tokens=tokens)]
+    for kernel in ("sdpa", "flash_double"):
+        model.set_attn_implementation({"text_config": kernel, "vision_config": kernel})
+        for left in (True, False):
+            both = batch(*rows, left=left)
+            hide = both["input_ids"] != 9
+            full = logits(model, **both, pixel_values=images, fuse_mask=hide)[both["attention_mask"].bool()]
+            answers = model.generate(**both, pixel_values=images, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+            found.append((kernel, full, answers))
+    close(found[0][1], found[2][1], 2e-5)
+    close(found[1][1], found[3][1], 2e-5)
+    assert torch.equal(found[0][2], found[2][2]) and torch.equal(found[1][2], found[3][2])
 
 
 def test_pre_fusion_can_start_from_the_llm():

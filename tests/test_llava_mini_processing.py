@@ -14,7 +14,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from probe.models.llava_mini import LlavaMiniProcessor
 from probe.models.llava_mini.pixels import frame_indices, video_frames, views
-from probe.models.llava_mini.prompts import STYLES, chat_template
+from probe.models.llava_mini.prompts import STYLES, chat_template, template_for
 
 SHARED = Path(os.environ.get("PROBE_GOLDEN", Path(__file__).parents[2] / "shared" / "golden")) / "llava_mini"
 QUESTION, SECOND = "What's the text on the cake?", "Which colour?"
@@ -92,6 +92,31 @@ def test_ids_equal_the_authors_with_begin_of_text_twice(processor):
         four = [processor.image_token_id] * 4
         theirs = [i for id_ in case["ids"] for i in (four if id_ == -200 else [id_])]
         assert ids == theirs
+
+
+def test_a_checkpoints_template_is_its_tokenizers_own(processor, tokenizer):
+    """Llama 3's own knows neither images nor LLaVA's system prompt; Vicuna's tokenizer has none at all."""
+    always = (
+        "{% for message in messages %}{{ (bos_token if loop.first else '') + '<|start_header_id|>' + message['role'] "
+        "+ '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    )
+    header = "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    first = [user(QUESTION, image=True)]
+    second = [*first, {"role": "assistant", "content": "Happy birthday."}, user(SECOND)]
+    for own in (always + header, always + "{% if add_generation_prompt %}" + header + "{% endif %}", None):
+        tokenizer.chat_template = own
+        ask = {"chat_template": template_for(tokenizer), "add_generation_prompt": True}
+        expected = golden("prompts")["prompts"]["llava_llama_3_1|template_always_gen_prompt"]
+        assert processor.apply_chat_template(first, **ask) == expected["first_turn"]
+        assert processor.apply_chat_template(second, **ask) == expected["second_turn"]
+    brief = [{"role": "system", "content": "Be brief."}, *first]
+    tokenizer.chat_template = {"default": always}
+    text = processor.apply_chat_template(brief, chat_template=template_for(tokenizer))
+    assert text.startswith("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>")
+    assert "helpful" not in text
+    tokenizer.chat_template = None
+    plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, [])))
+    assert template_for(plain) == chat_template("v1")
 
 
 def test_training_labels_equal_the_authors(processor):
@@ -182,8 +207,25 @@ def test_frames_from_a_folder(tmp_path, processor):
     assert torch.equal(next(processor.frames(tmp_path)), next(processor.frames([picture(seed=0)])))
 
 
+def test_frames_of_a_folder_come_in_the_order_of_their_numbers(tmp_path):
+    for i in (1, 2, 10):
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / f"frame{i}.png")
+    (tmp_path / "._frame1.png").write_bytes(b"what a Mac leaves behind")
+    assert [frame.getpixel((0, 0))[0] for frame in video_frames(tmp_path)] == [1, 2, 10]
+
+
+def test_videos_without_tokens_must_be_of_one_length(tokenizer, images):
+    processor = LlavaMiniProcessor(images, tokenizer, compressor_size=0)
+    with pytest.raises(ValueError, match=r"no token tells it, got videos of 1, 2 frames"):
+        processor(text=["<video>", "<video>"], videos=[[picture()], [picture(), picture()]])
+
+
 def test_mistakes_are_told_in_one_line(processor, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "1.jpg").write_text("no picture")
     for call, told in [
+        (lambda: list(video_frames(tmp_path / "broken")), "expected a picture as a frame, got .*1.jpg"),
+        (lambda: list(video_frames(tmp_path / "no.mp4")), "a video file or a folder of frames, got no .*no.mp4"),
         (lambda: processor(text="<image>", images=[picture()] * 2), "as many images as the texts have <image>"),
         (lambda: processor(text="<image>", videos=[[]]), "at least one frame"),
         (lambda: list(video_frames(tmp_path)), "expected frames"),

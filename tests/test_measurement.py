@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 
+import probe
 import probe.measurement
 from probe.errors import ProbeError
 from probe.inputs import collate, with_response
 from probe.measurement import measure
+from probe.record import merge, save
 from probe.record import node as node_of
 from probe.record import open as open_record
-from probe.record import save
 from probe.samples import Sample
 from probe.subject import load
 from probe.verification import difference, plain_table
@@ -67,7 +69,7 @@ def plain_tables(subject, inputs, row=0):
     window = getattr(subject.model.config.get_text_config(), "sliding_window", None)
     if window:
         visible &= position > position[:, None] - window
-    layout = types.ids[row], types.is_query[row], types.vision[row]
+    layout = types.ids[row], np.where(types.is_query, types.ids, -1)[row], types.vision[row]
     return [plain_table(layer[row], torch.tensor(visible), types.names, *layout) for layer in maps]
 
 
@@ -111,7 +113,7 @@ def test_padding_on_either_side(each, side):
     rows = [with_response(subject.encode(list(s.images) or None, s.question), [9, 8, 7]) for s in samples()[:2]]
     batch = collate(rows, side=side)
     stack = {"llm": probe.measurement.find_stacks(subject.model)["llm"]}
-    nodes = probe.measurement._forward(subject, batch, stack, "all", False, False, False)
+    nodes = probe.measurement._forward(subject, batch, stack)
     for row, inputs in enumerate(rows):
         for layer, expected in enumerate(plain_tables(subject, inputs)):
             got = {name: nodes[row]["llm"][name][0, layer] for name in expected}
@@ -139,7 +141,7 @@ def test_the_encoder_is_measured_the_same_way(factory):
     ids = np.array([0] + [1] * (maps[0].shape[-1] - 1))
     visible = torch.ones(maps[0].shape[-1], maps[0].shape[-1], dtype=torch.bool)
     for layer, batch in enumerate(maps):
-        each = [plain_table(tile, visible, ("cls", "vision"), ids, ids >= 0, ids == 1) for tile in batch]
+        each = [plain_table(tile, visible, ("cls", "vision"), ids, ids, ids == 1) for tile in batch]
         for name in ("mass", "share", "lift", "entropy", "head_entropy"):  # as many queries in every tile
             expected = np.mean([table[name] for table in each], 0)
             np.testing.assert_allclose(node[name].values[layer], expected, atol=TOLERANCE)
@@ -153,9 +155,7 @@ def test_response_rows_equal_cached_decoding(factory):
     subject = subject_of(factory, attn="eager")
     prompt = subject.encode(models.picture(0, 70, 50), QUESTION)
     generate: Any = subject.model.generate
-    steps = generate(
-        **prompt, max_new_tokens=6, do_sample=False, output_attentions=True, return_dict_in_generate=True
-    )
+    steps = generate(**prompt, max_new_tokens=6, do_sample=False, output_attentions=True, return_dict_in_generate=True)
     record = measure(subject, models.picture(0, 70, 50), QUESTION, max_new_tokens=6)
     types = np.append(prompt.types.ids[0], [2] * 6)
     for layer in range(3):
@@ -253,6 +253,59 @@ def test_saved_and_opened(subject, tmp_path):
     record = measure(subject, samples(), max_new_tokens=3, maps=True)
     save(record, tmp_path / "record.zarr.zip")
     assert open_record(tmp_path / "record.zarr.zip").identical(record)
+
+
+# Layers that differ
+
+
+def mixed(**options):
+    """LLaVA over Qwen2, whose second layer sees six tokens back and the others everything."""
+    model, processor = models.llava15()
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    text = models._text(Qwen2Config, processor.tokenizer, 3, 512, layer_types=kinds, use_sliding_window=True,
+                        sliding_window=6, max_window_layers=0)  # fmt: skip
+    config = LlavaConfig(vision_config=model.config.vision_config, text_config=text, image_seq_length=16,
+                         image_token_index=model.config.image_token_index)  # fmt: skip
+    torch.manual_seed(0)
+    return LlavaForConditionalGeneration._from_config(config, attn_implementation="eager").eval(), processor
+
+
+def test_counts_have_layers_where_layers_differ(tmp_path):
+    subject = subject_of(mixed)
+    record = measure(subject, samples()[:2], response="a red circle", stacks=["llm"])
+    node = node_of(record, "llm")
+    assert node["query_count"].dims == ("sample", "layer", "query_type", "key_type")
+    assert node["share_count"].dims == ("sample", "layer", "query_type")
+    counts = node["query_count"].isel(sample=0).sel(query_type="response", key_type="vision").values
+    assert counts[0] == counts[2] > counts[1] == 0, "six tokens back there is no picture"
+    inputs = subject.encode(samples()[0].images[0], QUESTION, "a red circle")
+    with torch.no_grad():
+        maps = subject.model(**inputs, output_attentions=True, use_cache=False).attentions
+    types, position = inputs.types, np.arange(inputs["input_ids"].shape[1])
+    alone = tables(measure(subject, samples()[:1], response="a red circle"), 0)
+    for layer, got in enumerate(alone):
+        visible = position <= position[:, None]
+        visible = visible & (position > position[:, None] - 6) if layer == 1 else visible
+        layout = types.ids[0], np.where(types.is_query, types.ids, -1)[0], types.vision[0]
+        assert difference(got, plain_table(maps[layer][0], torch.tensor(visible), types.names, *layout)) < TOLERANCE
+    save(record, tmp_path / "record.zarr.zip")
+    assert open_record(tmp_path / "record.zarr.zip").identical(record)
+    for weights in ("sample", "query_count"):
+        assert len(probe.plots.mass(record, weights=weights).lines) and probe.plots.heads(record, weights=weights)
+    frame = probe.to_dataframe(record, "query_count")
+    assert set(frame["layer"]) == {0, 1, 2} and frame["value"].min() >= 0
+
+
+def test_a_record_whose_layers_agree_merges_with_one_whose_layers_differ():
+    """A short text stays within the window."""
+    subject = subject_of(mixed)
+    short = measure(subject, [Sample("short", None, "a")], response=[], stacks=["llm"])
+    assert node_of(short, "llm")["share_count"].dims == ("sample", "query_type")
+    pictured = measure(subject, samples()[:1], response="a red circle", stacks=["llm"])
+    both = node_of(merge([short, pictured]), "llm")
+    assert both["query_count"].dims == ("sample", "layer", "query_type", "key_type")
+    expected = node_of(short, "llm")["query_count"].values[0]
+    assert (both["query_count"].values[0] == expected).all() and both["query_count"].dtype == np.int32
 
 
 # Memory

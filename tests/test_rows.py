@@ -10,11 +10,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import flash_attention_mask
 
 import probe
+from probe.caches import PartialLayer
 from probe.errors import ProbeError
 from probe.inputs import collate
 from probe.interventions import drop_vision, knockout, swap_vision
 from probe.locate import stacks
-from probe.present import PartialLayer, Present
+from probe.present import Present
 from probe.tap import tap
 
 absences = st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4)

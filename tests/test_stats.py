@@ -22,7 +22,7 @@ def layout(before=4, vision=12, after=6, response=5, padding=(0, 0)):
 
 def rows(*layouts):
     ids = np.stack(layouts)
-    return ids, ids >= 0, ids == 1
+    return ids, ids.copy(), ids == 1
 
 
 def visibility(ids, query_count=None, causal=True, window=None):
@@ -109,7 +109,7 @@ def test_heads_that_look_at_different_keys():
     """Four sharp heads: no entropy in any of them, ln 4 in their mean."""
     ids, asked, vision = rows(layout())
     size = ids.shape[1]
-    asked = asked & (ids == 2)  # the response, which sees every vision key
+    asked = np.where(ids == 2, ids, -1)  # the response, which sees every vision key
     out = table(one_hot_call([[4 + head] * size for head in range(4)], size), ids, asked, vision)
     assert out["head_entropy"][:, 2, 1] == pytest.approx(0, abs=1e-6)
     assert out["entropy"][2, 1] == pytest.approx(np.log(4), abs=1e-6)
@@ -157,7 +157,7 @@ def test_equals_the_plain_computation(case, side):
         "flash": torch.tensor(ids >= 0),
     }[kind]
     call = call_of(call.query, call.key, call.value, mask, causal, window)
-    asked[:, : ids.shape[1] - call.query_count] = False
+    asked[:, : ids.shape[1] - call.query_count] = -1
     weights = weights_of(call, visible)
     statistic = Statistic(NAMES, ids, asked, vision)
     statistic(call)
@@ -179,7 +179,7 @@ def test_equals_the_plain_computation(case, side):
 def test_any_layout(ids, heads, seed, block):
     """Types in any order, more runs than are summed as slices, and blocks of any size."""
     ids = np.array([ids])
-    asked, vision = ids >= 0, ids == 1
+    asked, vision = ids, ids == 1
     call = random_call(ids, heads=heads, key_heads=1, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("probe.streaming.BLOCK_QUERIES", block)

@@ -52,7 +52,7 @@ def test_the_plain_computation_on_a_map_worked_out_by_hand():
     weights = torch.tensor([[[1, 0, 0], [0.2, 0.8, 0], [0.5, 0.5, 0]], [[1, 0, 0], [0.6, 0.4, 0], [0.5, 0, 0.5]]])
     visible = torch.ones(3, 3, dtype=torch.bool).tril()
     ids = np.array([0, 1, 1])
-    table = probe.verification.plain_table(weights, visible, ("text", "vision"), ids, ids >= 0, ids == 1)
+    table = probe.verification.plain_table(weights, visible, ("text", "vision"), ids, ids, ids == 1)
     assert table["mass"][:, 1, 1] == pytest.approx([(0.8 + 0.5) / 2, (0.4 + 0.5) / 2])
     assert table["mass"][:, 1, 0] == pytest.approx([0.35, 0.55])
     assert table["share"][:, 1, 1] == pytest.approx([0.65, 0.45])

@@ -59,7 +59,7 @@ def layout(tokens: int) -> tuple[np.ndarray, np.ndarray]:
 
 def statistic(tokens: int, rows: str) -> Statistic:
     ids, vision = layout(tokens)
-    return Statistic(NAMES, ids, ~vision if rows == "text" else ids >= 0, vision)
+    return Statistic(NAMES, ids, np.where(vision, -1, ids) if rows == "text" else ids, vision)
 
 
 def variants(model: Any, tokens: int) -> dict[str, Callable[[], Any]]:

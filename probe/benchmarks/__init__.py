@@ -7,8 +7,9 @@
     gqa.export(benchmark.samples, predictions, "out/")     # what the official scorer reads
 
 Every module has these four functions, `HEADLINE` (the number that papers print) and `SPLITS` (the first is
-the default). `predictions` maps a sample's id to the generated text. This file is the map; nothing is loaded
-by it.
+the default). Where `HEADLINE` is no mean of `score` there is `weighted`, the same number when each sample counts so
+often, as a bootstrap needs it, and its `LABEL`. `predictions` maps a sample's id to the generated text. This file is
+the map; nothing is loaded by it.
 """
 
 from importlib import import_module

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from probe.samples import Sample
 
@@ -28,6 +29,18 @@ def percent(scores: Iterable[float]) -> float:
     values = np.asarray(list(scores), dtype=float)
     values = values[~np.isnan(values)]
     return float(100 * values.mean()) if len(values) else float("nan")
+
+
+def weighted_percent(values: Float[np.ndarray, "sample case"], times: Int[np.ndarray, "sample"]) -> np.ndarray:
+    """The mean of each case in percent when each sample counts so often; NaN is left out.
+
+    >>> weighted_percent(np.array([[1.0], [0.0], [np.nan]]), np.array([3, 1, 5]))
+    array([75.])
+    """
+    counts = times @ ~np.isnan(values)
+    return np.divide(
+        100.0 * (times @ np.nan_to_num(values)), counts, out=np.full(counts.shape, np.nan), where=counts > 0
+    )
 
 
 def counted(samples: Sequence[Sample], pairs: Sequence[tuple[Sample, str]]) -> dict[str, float]:

@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
-from probe.benchmarks.answers import answered, counted, write_llava
+from probe.benchmarks.answers import answered, counted, weighted_percent, write_llava
 from probe.benchmarks.official_files import DataFolder, json_line, lines
 from probe.benchmarks.reading import Benchmark, Reading, RowError, entry, identifier, question_text, shown
 from probe.errors import ProbeError
 from probe.samples import Sample
 
-HEADLINE = "relative"
+HEADLINE, LABEL = "relative", "score relative to GPT-4's (%)"
 SPLITS = ("all",)
 CATEGORIES = ("conv", "detail", "complex")
 Scores = Mapping[str, tuple[float, float]]  # question id -> GPT-4's score and the model's
@@ -84,6 +85,15 @@ def summarise(
     for category in CATEGORIES:
         numbers[category] = _relative([both for kind, both in scored if kind == category])
     return numbers | counted(samples, pairs) | {"unscored": float(len(pairs) - len(scored))}
+
+
+def weighted(
+    about: Mapping[str, np.ndarray], correct: Float[np.ndarray, "sample case"], times: Int[np.ndarray, "sample"]
+) -> Float[np.ndarray, "case"]:
+    """`HEADLINE` of each case when each sample counts so often; `about` has GPT-4's scores as "reference"."""
+    known = ~np.isnan(correct)
+    gpt4 = weighted_percent(np.where(known, about["reference"], np.nan), times)
+    return 100 * weighted_percent(correct, times) / gpt4
 
 
 def _relative(scored: Sequence[tuple[float, float]]) -> float:

@@ -25,7 +25,7 @@ from probe.benchmarks.reading import Benchmark, Reading, RowError, entry, questi
 from probe.errors import ProbeError
 from probe.samples import Sample
 
-HEADLINE = "total"
+HEADLINE, LABEL = "total", "judge's score (%)"
 SPLITS = ("all",)
 ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 

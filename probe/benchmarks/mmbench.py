@@ -19,7 +19,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from probe.benchmarks.answers import answered, counted, percent, write_llava
+import numpy as np
+from jaxtyping import Float, Int
+
+from probe.benchmarks.answers import answered, counted, percent, weighted_percent, write_llava
 from probe.benchmarks.embedded_pictures import cache_folder, stored_picture
 from probe.benchmarks.official_files import DataFolder, table, whole_row
 from probe.benchmarks.prompts import OPTION_LETTER, OPTION_LETTER_CN, multiple_choice
@@ -27,7 +30,7 @@ from probe.benchmarks.reading import Benchmark, Reading, RowError, question_text
 from probe.errors import ProbeError
 from probe.samples import Sample
 
-HEADLINE = "circular"
+HEADLINE, LABEL = "circular", "circular accuracy (%)"
 SPLITS = (
     "mmbench_dev_20230712",
     "mmbench_dev_cn_20231003",
@@ -164,6 +167,16 @@ def circular(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[
         text = predictions.get(sample.id)
         scores[sample.meta["unit"]].append(float("nan") if text is None else score(text, sample))
     return {unit: float(min(hits)) for unit, hits in scores.items() if not any(hit != hit for hit in hits)}
+
+
+def weighted(
+    about: Mapping[str, np.ndarray], correct: Float[np.ndarray, "sample case"], times: Int[np.ndarray, "sample"]
+) -> Float[np.ndarray, "case"]:
+    """`HEADLINE` of each case when each question counts so often: its rotations show one picture."""
+    _, first, unit = np.unique(about["unit"], return_index=True, return_inverse=True)
+    right = np.ones((len(first), correct.shape[1]))
+    np.minimum.at(right, unit, correct)  # with a rotation that has no score, NaN: left out
+    return weighted_percent(right, times[first])
 
 
 def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:

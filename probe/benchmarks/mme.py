@@ -18,14 +18,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from probe.benchmarks.answers import answered, counted, percent
+import numpy as np
+from jaxtyping import Float, Int
+
+from probe.benchmarks.answers import answered, counted, percent, weighted_percent
 from probe.benchmarks.official_files import DataFolder, lines
 from probe.benchmarks.prompts import SINGLE_WORD
 from probe.benchmarks.reading import Benchmark, Reading, RowError, shown
 from probe.errors import ProbeError
 from probe.samples import Sample
 
-HEADLINE = "perception"
+HEADLINE, LABEL, TOP = "perception", "perception (points of 2000)", 2000
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
 )  # fmt: skip
@@ -108,6 +111,23 @@ def _category(samples: Sequence[Sample], predictions: Mapping[str, str]) -> tupl
         scores[sample.meta["unit"]].append(score(text, sample))
     pairs = [all(hits) for hits in scores.values() if len(hits) == QUESTIONS_A_PICTURE]
     return percent(hit for hits in scores.values() for hit in hits), percent(pairs)
+
+
+def weighted(
+    about: Mapping[str, np.ndarray], correct: Float[np.ndarray, "sample case"], times: Int[np.ndarray, "sample"]
+) -> Float[np.ndarray, "case"]:
+    """`HEADLINE` of each case when each sample counts so often, a picture's two questions equally."""
+    total = np.zeros(correct.shape[1])
+    for name in PERCEPTION:
+        here = about["kind"] == name
+        _, first, pair, size = np.unique(
+            about["unit"][here], return_index=True, return_inverse=True, return_counts=True
+        )
+        right = np.ones((len(first), correct.shape[1]))
+        np.minimum.at(right, pair, correct[here])
+        whole = np.where(size == QUESTIONS_A_PICTURE, times[here][first], 0)
+        total += weighted_percent(correct[here], times[here]) + weighted_percent(right, whole)
+    return total
 
 
 def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:

@@ -8,7 +8,7 @@ used, and refused where they leave the folder.
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +42,30 @@ class DataFolder:
 
     def picture(self, *names: str) -> Path:
         """The first of these pictures that is there. Raises RowError: none is, or one lies outside the folder."""
+        return self._first("picture", names, Path.is_file)
+
+    def video(self, *names: str) -> Path:
+        """The first of these videos, files or folders of frames, that is there. Raises RowError as `picture` does."""
+        return self._first("video", names, Path.exists)
+
+    def _first(self, what: str, names: Sequence[str], there: Callable[[Path], bool]) -> Path:
         for name in names:
-            path = _inside(self.root, name)
+            path = _inside(self.root, name, what)
             try:
-                if path.is_file():
+                if there(path):
                     return path
             except OSError:  # a name longer than the file system takes
                 pass
-        raise RowError(f"the picture {shown(names[0])}", "no such file")
+        raise RowError(f"the {what} {shown(names[0])}", "no such file")
 
 
-def _inside(root: Path, name: str) -> Path:
+def _inside(root: Path, name: str, what: str) -> Path:
     try:
         path = (root / name).resolve()
     except (ValueError, OSError, RuntimeError):  # a NUL in the name, links in a circle
-        raise RowError("the name of a picture", shown(name)) from None
+        raise RowError(f"the name of a {what}", shown(name)) from None
     if Path(name).is_absolute() or not path.is_relative_to(root):
-        raise RowError("a picture inside the data folder", shown(name))
+        raise RowError(f"a {what} inside the data folder", shown(name))
     return path
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from probe.benchmarks.answers import answered, counted, write_lines, write_llava
 from probe.benchmarks.official_files import DataFolder, json_line, lines
@@ -23,7 +24,7 @@ from probe.benchmarks.reading import Benchmark, Reading, RowError, entry, identi
 from probe.errors import ProbeError
 from probe.samples import Sample
 
-HEADLINE = "f1"
+HEADLINE, LABEL = "f1", "F1 (%)"
 SETS = ("random", "popular", "adversarial")
 SPLITS = ("all", *SETS)
 LABELS = ("yes", "no")
@@ -91,6 +92,21 @@ def _numbers(pairs: Sequence[tuple[Sample, str]]) -> dict[str, float]:
         "precision": _share(hits, int(said.sum())), "recall": _share(hits, int(true.sum())),
         "yes": _share(int(said.sum()), len(pairs)),
     }  # fmt: skip
+
+
+def weighted(
+    about: Mapping[str, np.ndarray], correct: Float[np.ndarray, "sample case"], times: Int[np.ndarray, "sample"]
+) -> Float[np.ndarray, "case"]:
+    """`HEADLINE` of each case when each sample counts so often: what was said follows from what is right."""
+    yes, f1 = about["gold"] == "yes", []
+    for name in SETS:
+        here = np.where(about["kind"] == name, times, 0)
+        hits, wrong = (here * yes) @ (correct == 1), here @ (correct == 0)
+        if here.any():
+            f1.append(
+                100 * np.divide(2 * hits, 2 * hits + wrong, out=np.full(hits.shape, np.nan), where=hits + wrong > 0)
+            )
+    return np.mean(f1, axis=0)
 
 
 def _share(part: int, whole: int) -> float:

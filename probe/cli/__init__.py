@@ -3,8 +3,13 @@
     probe attention                       # the shipped tiny model looks at a sample picture
     probe attention --model llava-hf/llava-1.5-7b-hf --image cat.jpg --question "What is the cat doing?"
     probe drop                            # take vision tokens away, layer by layer: what happens to the answers?
+    probe reduce                          # fewer vision tokens: accuracy against tokens and time, by method
+    probe average out/gqa out/mme ...     # over benchmarks, as the paper prints it and as it was meant
+    probe attribute                       # what the answer owes to the picture, and whether attention says so
+    probe cost                            # operations, cache, time and memory of reading a prompt
     probe verify                          # are the promises kept on this model?
     probe train tiny-llava                # make the shipped model again
+    probe convert llava-mini --out native # LLaVA-Mini's authors' checkpoint, for transformers
 
 Verbs are thin: each reads its options, calls the Python of the same name and prints. Heavy imports stand inside
 them, so that help and mistakes answer at once. A mistake ends in one line and exit code 2.
@@ -16,6 +21,8 @@ them, so that help and mistakes answer at once. A mistake ends in one line and e
 | `running.py` | what verbs over a benchmark share |
 | `tables.py` | attention in rows |
 | `looking.py`, `dropping.py`, `checking.py`, `making.py` | the verbs attention, drop, verify, train |
+| `attributing.py` | the verb attribute |
+| `reducing.py`, `converting.py`, `costing.py`, `averaging.py` | the verbs reduce, convert, cost, average |
 """
 
 import sys
@@ -24,10 +31,15 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from probe.cli.attributing import attribute
+from probe.cli.averaging import average
 from probe.cli.checking import verify
+from probe.cli.converting import convert
+from probe.cli.costing import cost
 from probe.cli.dropping import drop
 from probe.cli.looking import attention
 from probe.cli.making import train
+from probe.cli.reducing import reduce
 from probe.errors import ProbeError
 
 app = typer.Typer(
@@ -37,7 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (attention, drop, verify, train):
+for verb in (attention, drop, reduce, attribute, average, cost, verify, train, convert):
     app.command()(verb)
 
 

@@ -28,9 +28,18 @@ How = Annotated[
     Literal["all", "mask", "freeze", "remove", "gone", "zero", "swap"],
     typer.Option(help="what dropped means; gone: removed for good; swap: another picture is read"),
 ]
+Where = Annotated[
+    Literal["llm", "prefusion"], typer.Option(help="the layers: the LLM's, or those of LLaVA-Mini's pre-fusion")
+]
+Queries = Annotated[
+    Literal["text", "compressed", "both"], typer.Option(help="who is cut off from vision in pre-fusion")
+]
 Depth = Annotated[bool, typer.Option(help="also drop from each window on, and up to it")]
 Attention = Annotated[bool, typer.Option(help="also measure the attention on vision, in the same samples")]
 Export = Annotated[bool, typer.Option("--export", help="also write every case's answers in the official format")]
+Judged = Annotated[
+    Path | None, typer.Option(help="a judge's scores (llava_w, mm_vet): a file, or a folder as predictions/")
+]
 Longest = Annotated[int, typer.Option(min=1, help="longest answer, in tokens")]
 Out = Annotated[Path, typer.Option(help="folder of the run; the same command goes on with it")]
 
@@ -43,9 +52,12 @@ def drop(
     limit: Limit = None,
     windows: Windows = None,
     how: How = "all",
+    stack: Where = "llm",
+    queries: Queries = "both",
     depth: Depth = True,
     attention: Attention = True,
     export: Export = False,
+    judged: Judged = None,
     aspect: Aspect = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -57,18 +69,24 @@ def drop(
     """Drop vision tokens in windows of layers and score the answers: Fig. 5, accuracy.csv, a dataset. It resumes."""
     with all_or_nothing(out) as folder:
         task = task_of(benchmark, data, limit, split)
+        from probe.judging import check_judged
+        from probe.judging import judged as with_scores
+
+        if judged is not None:
+            check_judged(task, judged)
         from probe.evaluate import Dropping, results
         from probe.subject import load
 
         quieten_libraries(debug)
         subject = load(model, device=device, dtype=dtype, attn=attn, aspect=aspect)
-        cases = readings_of(subject, windows, how, depth)
-        dropping = Dropping(subject, task, cases, max_new_tokens=max_new_tokens, attention=attention)
+        cases = readings_of(subject, windows, how, depth, stack)
+        dropping = Dropping(subject, task, cases, stack=stack, queries=None if queries == "both" else queries,
+                            max_new_tokens=max_new_tokens, attention=attention)  # fmt: skip
         run = _measured(dropping, out)
         problems = dealt_with(run, task, folder)
-        found = results(run, task)
+        found = results(run, task) if judged is None else with_scores(results(run, task), task, judged)
         run.compact([sample.id for sample in task.benchmark.samples])
-        table = accuracy(found, task)
+        table = accuracy(found)
         _write(found, table, folder)
         if export:
             _export(found, task, folder.parent)
@@ -78,18 +96,24 @@ def drop(
     console.print(f"[bold]written to[/] {out}/: {names}", highlight=False, soft_wrap=True)
 
 
-def readings_of(subject, size: int | None, how: str, depth: bool) -> dict:
-    """The cases of each reading. Raises ProbeError for a window of more layers than the model has."""
+def readings_of(subject, size: int | None, how: str, depth: bool, stack: str = "llm") -> dict:
+    """The cases of each reading: of all that are defined in the stack, or of one.
+
+    Raises ProbeError for a stack that the model does not have, and for a window of more layers than are in it.
+    """
     from probe.errors import ProbeError
     from probe.evaluate import READINGS
     from probe.interventions.sweep import from_layer, until_layer, windows
     from probe.locate import stacks
 
-    layers = len(stacks(subject.model)["llm"].layers)
+    if stack not in (found := stacks(subject.model)):
+        raise ProbeError("--stack", expected=f"a stack of {subject.name}: llm", got=stack, fix="take a LLaVA-Mini")
+    layers = len(found[stack].layers)
     size = size or min(4, max(1, layers // 4))
     if size > layers:
         raise ProbeError("--windows", expected=f"1 to {layers}, the layers of {subject.name}", got=str(size))
-    chosen = list(READINGS) if how == "all" else [how]
+    defined = [name for name in READINGS if stack == "llm" or READINGS[name]["how"] in ("mask", "zero")]
+    chosen = defined if how == "all" else [how]
     readings: dict = {name: [windows(size)] for name in chosen}
     if depth:  # from a layer to the last one all readings that hide vision are the same
         readings[chosen[0]] += [from_layer(size), until_layer(size)]
@@ -111,33 +135,32 @@ def _measured(dropping: "Dropping", out: Path):
         return dropping.run(out, progress)
 
 
-def accuracy(found: "DataTree", task: "Task") -> "pd.DataFrame":
-    """`effects`, with the benchmark's official number (over all kinds) of each case."""
-    from probe.effects import ALL, effects, tables_of
-    from probe.evaluate import predictions
+def accuracy(found: "DataTree", seed: int = 0) -> "pd.DataFrame":
+    """`effects`, with the benchmark's official number (over all kinds) of each case, and how sure it is."""
+    import pandas as pd
 
-    table = effects(found)
-    official = {
-        (reading, case): task.summarise(predictions(one, case))[task.module.HEADLINE]
-        for reading, one in tables_of(found).items()
-        for case in map(str, one["case"].values)
-    }
-    keys = zip(table["reading"], table["case"], table["kind"], strict=True)
-    numbers = [official[reading, case] if kind == ALL else float("nan") for reading, case, kind in keys]
-    return table.assign(**{f"official_{task.module.HEADLINE}": numbers})
+    from probe.effects import ALL, effects, tables_of
+    from probe.official import columns
+
+    official = [
+        pd.DataFrame({"reading": reading, "case": table["case"].values, "kind": ALL, **columns(table, seed)})
+        for reading, table in tables_of(found).items()
+    ]
+    return effects(found, seed=seed).merge(pd.concat(official), on=["reading", "case", "kind"], how="left")
 
 
 def case_table(table: "pd.DataFrame", task: "Task") -> Table:
-    """A row a case, a column a reading: accuracy over all questions, in percent."""
-    overall = table.query("kind == 'all'")
-    title = f"Accuracy on {escape(task.benchmark.name)} with vision tokens dropped (%)"
+    """A row a case, a column a reading: the benchmark's official number over all questions."""
+    overall, headline = table.query("kind == 'all'"), task.module.HEADLINE
+    unit = getattr(task.module, "LABEL", f"{headline.replace('_', ' ')} (%)")
+    title = f"{escape(task.benchmark.name)} with vision tokens dropped: {unit}"
     shown = Table(title=title, box=box.SIMPLE_HEAD)
     readings = list(dict.fromkeys(overall["reading"]))
     for heading in ("layers", *readings):
         shown.add_column(heading, justify="right" if heading in readings else "left")
     for case in dict.fromkeys(overall["case"]):
         rows = overall.query("case == @case").set_index("reading")
-        cells = [f"{rows.loc[r, 'accuracy']:.1f}" if r in rows.index else "" for r in readings]
+        cells = [f"{rows.loc[r, f'official_{headline}']:.1f}" if r in rows.index else "" for r in readings]
         shown.add_row(case, *("-" if cell == "nan" else cell for cell in cells))
     first = overall.iloc[0]
     shown.caption = f"{first['questions']} questions on {first['pictures']} pictures; intervals are in accuracy.csv"
@@ -163,11 +186,12 @@ def _export(found: "DataTree", task: "Task", out: Path) -> None:
     """predictions/<reading>/<case>/: the official answer file, and a list of what is where."""
     from probe.effects import tables_of
     from probe.evaluate import predictions
+    from probe.judging import folder_of
 
     written = {}
     for reading, table in tables_of(found).items():
         for case in map(str, table["case"].values):
-            folder = out / "predictions" / reading.replace(", ", "-").replace(" ", "-") / case.replace(" ", "-")
+            folder = out / "predictions" / folder_of(reading, case)
             folder.mkdir(parents=True, exist_ok=True)
             written[f"{reading}: {case}"] = str(task.export(predictions(table, case), folder).relative_to(out))
     (out / "predictions" / "index.json").write_text(json.dumps(written, indent=1), encoding="utf-8")

@@ -66,7 +66,7 @@ def attention(
         quieten_libraries(debug)
         told = ""
         if task is None:
-            pictures, question = _what_to_ask(image, question)
+            pictures, question = what_to_ask(image, question)
             subject = load(model, device=device, dtype=dtype, attn=attn, aspect=aspect)
             record = measure(subject, pictures, question, response, **options)
         else:
@@ -113,7 +113,7 @@ def _provenance(record: "DataTree") -> str:
     return "\n".join(f"[bold]{name}[/] {escape(text)}" for name, text in told.items())
 
 
-def _what_to_ask(images: list[Path] | None, question: str | None) -> tuple[list, str]:
+def what_to_ask(images: list[Path] | None, question: str | None) -> tuple[list, str]:
     """The user's pictures and question; what is missing comes from the drawn sample."""
     from probe.models.tiny.questions import sample_picture
 

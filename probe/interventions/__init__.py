@@ -1,10 +1,10 @@
 """What can be done to a model's layers while they run. Context managers, undone on any exit.
 
-    drop      drop_vision: take vision tokens away, in four exact senses
-    knockout  knockout: tokens of one type cannot see those of another
-    swap      swap_vision: text reads another picture's vision tokens
-    target    which model and which layers; what is at work right now
-    edits     the changes of one attention call that these are made of
+drop      drop_vision: take vision tokens away, in four exact senses
+knockout  knockout: tokens of one type cannot see those of another
+swap      swap_vision: text reads another picture's vision tokens
+target    which model and which layers; what is at work right now
+edits     the changes of one attention call that these are made of
 """
 
 from probe.active import active

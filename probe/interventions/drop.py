@@ -13,6 +13,10 @@ stays dropped. Position ids never change. Padding counts as text.
 
     with drop_vision(subject.model, range(8, 32)):
         subject.model.generate(**inputs)
+
+In the pre-fusion of LLaVA-Mini (`stack="prefusion"`) vision rows are the patches, and two kinds of rows read them: the
+text and the compressed tokens. `queries` says which of the two is cut off. There, mask, freeze and zero are defined;
+removed rows would save nothing that freezing does not say. In its LLM, vision is what the compressed tokens are.
 """
 
 from collections.abc import Iterator
@@ -23,12 +27,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probe.caches import check_partial, windows
 from probe.calls import AttentionCall
 from probe.errors import ProbeError
+from probe.fusions import Fusions
 from probe.interventions.edits import hide, read_otherwise
-from probe.interventions.target import Layers, Target
-from probe.rows import without_vision
-from probe.sequences import Sequences
+from probe.interventions.target import PREFUSION, Layers, Names, Target, as_names
+from probe.rows import Removal, present_in, removed
+from probe.sequences import Sequence, Sequences
 from probe.tap import Kernel, Output, is_untouched
 
 MODES = ("mask", "remove", "zero")
@@ -42,6 +48,7 @@ def drop_vision(
     freeze: bool = False,
     restore: bool = True,
     stack: str = "llm",
+    queries: Names | None = None,
 ) -> Iterator[None]:
     """Drops vision tokens in these layers (0-based, any set) of a model or Subject while the block lasts.
 
@@ -53,20 +60,25 @@ def drop_vision(
         freeze: with "mask", vision rows skip the layers.
         restore: with "remove", False: the rows never come back. Their rows of the output are then what they were
             before the first of the layers.
+        stack: "llm" or "prefusion".
+        queries: who is cut off from vision, in pre-fusion "text", "compressed" or both; by default all but vision.
 
     Raises ProbeError before anything runs for a layer outside, an unknown `how`, a compiled model; with "mask" for
-    flash attention; with "remove" for a static or quantized cache and a sliding window shorter than the sequence.
+    flash attention; with "remove" in pre-fusion, for a static or quantized cache and a sliding window shorter than the
+    sequence.
     """
     target = Target.of("drop_vision", model, layers, stack)
     _check(how, freeze, restore)
+    queries = _cut_off(target, how, queries)
     if how == "remove" and not restore and target.layers:
         everything_behind = tuple(range(target.layers[0], len(target.stack.layers)))
         target = Target(target.called, target.model, target.stack, everything_behind)
     options = f"how={how}" + ", freeze=True" * freeze + ", restore=False" * (not restore)
+    options += f", queries={'+'.join(queries)}" * (len(queries) < len(target.kinds) - 1)
     with target.at_work(how, options), ExitStack() as undo:
         if target.layers:
             dropping = {"mask": partial(_masked, freeze=freeze), "remove": _removed, "zero": _zeroed}[how]
-            undo.enter_context(dropping(target))
+            undo.enter_context(dropping(target, queries))
         yield
 
 
@@ -79,27 +91,59 @@ def _check(how: str, freeze: bool, restore: bool) -> None:
         raise ProbeError("drop_vision", expected="restore=False with how='remove'", got=f"with how={how!r}")
 
 
-def _removed(target: Target):
-    return without_vision(target.called, target.model, target.stack, target.layers)
+def _cut_off(target: Target, how: str, queries: Names | None) -> tuple[str, ...]:
+    """The kinds of rows that lose sight of vision. Raises ProbeError where the stack has not these, or can't do it."""
+    if how == "remove" and target.stack.name == PREFUSION:
+        raise ProbeError("drop_vision", expected="how='mask' or 'zero' in pre-fusion", got="'remove'",
+                         fix="use how='mask', freeze=True: what removing its vision rows would give")  # fmt: skip
+    possible = tuple(kind for kind in target.kinds if kind != "vision")
+    chosen = possible if queries is None else as_names(queries)
+    if not chosen or set(chosen) - set(possible):
+        known = " and ".join(map(repr, possible))
+        raise ProbeError("drop_vision", expected=f"queries of {known} in {target.stack.name}", got=repr(queries))
+    return chosen
 
 
 @contextmanager
-def _masked(target: Target, freeze: bool) -> Iterator[None]:
+def _removed(target: Target, queries: tuple[str, ...]) -> Iterator[None]:
+    limits = windows(target.called, target.model, target.layers)
+
+    def check(sequence: Sequence, cache: Any) -> None:
+        if sequence.vision.any():
+            check_partial(target.called, limits, sequence.length, cache, "use how='mask'")
+
+    sequences = Sequences(target.called, target.model, target.stack.layers[0], check=check, whole_prompt=True)
+    with sequences.followed(), removed(target.model, target.stack, _WithoutVision(sequences, target.layers)):
+        yield
+
+
+class _WithoutVision(Removal):
+    def __init__(self, sequences: Sequences, layers: tuple[int, ...]):
+        super().__init__(sequences)
+        self.layers = frozenset(layers)
+
+    def absent(self, layer: int) -> Tensor | None:
+        return self.sequences.running().vision if layer in self.layers else None
+
+
+@contextmanager
+def _masked(target: Target, queries: tuple[str, ...], freeze: bool) -> Iterator[None]:
     target.refuse_flash("load the model with attn='sdpa', or use how='remove'")
-    sequences = target.sequences()
+    sequences = target.sequences(changes_vision=freeze)
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
         now = sequences.running()
-        return kernel(hide(call, now, ~now.vision, now.vision))
+        return kernel(hide(call, now, now.named(queries), now.vision))
 
     with sequences.followed(), target.routed(around), ExitStack() as undo:
         for layer in target.layers if freeze else ():
-            hook = target.stack.layers[layer].register_forward_hook(partial(_skip, sequences), with_kwargs=True)
+            skip = partial(_skip, sequences)  # first: rows that come back behind the layer are not there yet
+            hook = target.stack.layers[layer].register_forward_hook(skip, with_kwargs=True, prepend=True)
             undo.callback(hook.remove)
         yield
 
 
-def _skip(sequences: Sequences, layer: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+def _skip(sequences: Sequences | Fusions, layer: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
     """The layer's output, with vision rows as they came in."""
     if is_untouched():
         return None
@@ -107,14 +151,16 @@ def _skip(sequences: Sequences, layer: nn.Module, args: tuple, kwargs: dict, out
     before: Tensor = args[0] if args else kwargs["hidden_states"]
     after = output[0] if isinstance(output, tuple) else output
     vision = now.of_queries(now.vision).to(after.device)
-    if not vision.any() or after.shape[1] < vision.shape[1]:  # none, or removed from this layer
+    if (there := present_in(layer)) is not None:  # a reducer, or another removal, is at work
+        vision = there.take(vision, 1) & there.real
+    if not vision.any():
         return None
     after = torch.where(vision[..., None], before, after)
     return (after, *output[1:]) if isinstance(output, tuple) else after
 
 
 @contextmanager
-def _zeroed(target: Target) -> Iterator[None]:
+def _zeroed(target: Target, queries: tuple[str, ...]) -> Iterator[None]:
     sequences = target.sequences()
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
@@ -123,7 +169,7 @@ def _zeroed(target: Target) -> Iterator[None]:
         if not vision.any():
             return kernel(call)
         value = call.value.masked_fill(vision[:, None, :, None], 0)
-        return read_otherwise(call, kernel, ~now.of_queries(now.vision), value=value)
+        return read_otherwise(call, kernel, now.of_queries(now.named(queries)), value=value)
 
     with sequences.followed(), target.routed(around):
         yield

@@ -18,18 +18,15 @@ from torch import Tensor
 from probe.calls import AttentionCall
 from probe.errors import ProbeError
 from probe.interventions.edits import hide
-from probe.interventions.target import Layers, Target
+from probe.interventions.target import Layers, Names, Target, as_names
 from probe.sequences import Sequence
 from probe.tap import Kernel, Output
 from probe.tokens import TokenTypes
 
-Names = str | tuple[str, ...] | list[str]
-WITHOUT_TYPES = ("vision", "text")
-
 
 @contextmanager
 def knockout(
-    model: Any, queries: Names, keys: Names, layers: Layers, types: TokenTypes | None = None
+    model: Any, queries: Names, keys: Names, layers: Layers, types: TokenTypes | None = None, stack: str = "llm"
 ) -> Iterator[None]:
     """Queries of these types cannot see keys of those types in these layers while the block lasts.
 
@@ -37,14 +34,19 @@ def knockout(
     types of the inputs that run in the block (`inputs.types`), one row for each of their rows; generated tokens are
     "response". With `types`, "vision" is what they call so. A query that would be left without any key keeps itself.
 
+    In pre-fusion (`stack="prefusion"`) "vision" are the patches, "compressed" the tokens that are made of them, "text"
+    is the rest, and `types` name words.
+
     Raises ProbeError before anything runs for unknown names, a layer outside, a compiled model and flash attention; in
     the forward, before any layer, for inputs of another shape than `types`.
     """
-    target = Target.of("knockout", model, layers)
-    queries, keys = _names(queries), _names(keys)
-    _check_names((*queries, *keys), types)
+    target = Target.of("knockout", model, layers, stack)
+    queries, keys = as_names(queries), as_names(keys)
+    _check_names((*queries, *keys), target.kinds, types)
     target.refuse_flash("load the model with attn='sdpa'")
-    sequences = target.sequences(check=lambda now, cache: types is None or _check_shape(now, types))
+    sequences = target.sequences(
+        changes_vision="vision" in queries, check=lambda now, cache: types is None or _check_fit(now, types)
+    )
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
         now = sequences.running()
@@ -57,43 +59,50 @@ def knockout(
         yield
 
 
-def _names(names: Names) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _check_names(names: tuple[str, ...], types: TokenTypes | None) -> None:
-    known = WITHOUT_TYPES if types is None else tuple(dict.fromkeys((*types.names, *WITHOUT_TYPES)))
+def _check_names(names: tuple[str, ...], kinds: tuple[str, ...], types: TokenTypes | None) -> None:
+    kinds = tuple(reversed(kinds))
+    known = kinds if types is None else tuple(dict.fromkeys((*types.names, *kinds)))
     for name in names:
         if name not in known:
             fix = "pass types=inputs.types" if types is None else "see inputs.types.names"
             raise ProbeError("knockout", expected=f"one of {', '.join(known)}", got=repr(name), fix=fix)
 
 
-def _check_shape(now: Sequence, types: TokenTypes) -> None:
+def _check_fit(now: Sequence, types: TokenTypes) -> None:
     (rows, width), (batch, length) = types.ids.shape, now.vision.shape
     if batch % rows or length < width or (now.past == 0 and length != width):
-        raise ProbeError(
-            "knockout", expected=f"inputs of {rows} x {width} tokens, as types=", got=f"{batch} x {length}",
-            fix="pass the types of the inputs that run in the block",
-        )  # fmt: skip
+        got = f"{batch} x {length}"
+    elif now.real is not None and (now.real.cpu().sum(1) != _repeated(types.ids >= 0, batch).sum(1)).any():
+        got = "other padding"
+    else:
+        return
+    raise ProbeError("knockout", expected=f"inputs of {rows} x {width} tokens, as types=", got=got,
+                     fix="pass the types of the inputs that run in the block")  # fmt: skip
 
 
 def positions(names: tuple[str, ...], now: Sequence, types: TokenTypes | None) -> Bool[Tensor, "batch position"]:
     """Which positions of the running sequence are of one of these types."""
-    which = torch.zeros_like(now.vision)
+    own = ("text", "compressed") if types is not None and now.fed is None else ("text", "compressed", "vision")
+    which = now.named(name for name in names if name in own)
     for name in names:
-        if name == "text":
-            which |= ~now.vision
-        elif types is None:
-            which |= now.vision
-        else:
-            which |= _of_type(name, now, types)
+        if name not in own:
+            assert types is not None  # else the name was refused
+            which |= now.spread(_of_type(name, now if now.fed is None else now.fed, types))
     return which
 
 
 def _of_type(name: str, now: Sequence, types: TokenTypes) -> Bool[Tensor, "batch position"]:
     """The prompt's positions from its types; what was generated since is response."""
-    (rows, width), (batch, length) = types.ids.shape, now.vision.shape
-    prompt = np.repeat(types.mask(name), batch // rows, axis=0)  # beams of a row stand together
-    generated = np.full((batch, length - width), name == "response")
-    return torch.as_tensor(np.concatenate([prompt, generated], 1), device=now.vision.device)
+    batch, length = now.vision.shape
+    prompt = _repeated(types.mask(name), batch)
+    if now.real is not None:  # padding may have been moved to the other side
+        theirs, ours = (torch.sort(~real, dim=1, stable=True).indices for real in
+                        (_repeated(types.ids >= 0, batch), now.real.cpu()))  # fmt: skip
+        prompt = torch.zeros_like(prompt).scatter(1, ours, prompt.gather(1, theirs))
+    generated = prompt.new_full((batch, length - prompt.shape[1]), name == "response")
+    return torch.cat([prompt, generated], 1).to(now.vision.device)
+
+
+def _repeated(mask: np.ndarray, batch: int) -> Bool[Tensor, "batch token"]:
+    """For each sequence of a batch: beams of a row stand together."""
+    return torch.from_numpy(np.repeat(mask, batch // len(mask), axis=0))

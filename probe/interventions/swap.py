@@ -1,9 +1,10 @@
 """Text reads another picture's vision tokens, in some layers. Unlike dropping, it keeps what is read realistic.
 
-What is read is defined so: the untouched model runs the same prompt with the donor's pictures in place of its own; in
-the chosen layers text queries attend to the keys and values that the vision tokens have in that run, at their
-positions, instead of those of their own run. Vision queries, and all other layers, read the own picture. Where donor
-and prompt are worded alike up to the last vision token, that run is the donor's own forward.
+What is read is defined so: the untouched language model runs the same prompt with the donor's vision tokens in place of
+its own; in the chosen layers text queries attend to the keys and values that the vision tokens have in that run, at
+their positions, instead of those of their own run. Vision queries, and all other layers, read the own picture. Where
+donor and prompt are worded alike up to the last vision token, that run is the donor's own forward; in LLaVA-Mini text
+that was fused with the own picture stays so.
 
     with swap_vision(subject.model, range(8, 16), subject.encode("another.jpg", question)):
         subject.model.generate(**inputs)
@@ -95,6 +96,8 @@ def vision_rows(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Rows:
             model(**inputs, use_cache=False, **options)
     finally:
         hook.remove()
+    if not given:
+        raise ProbeError("swap_vision", expected="an LLM that gets all its tokens at once", got=type(model).__name__)
     return [row[where] for row, where in zip(given[0], vision_positions(model, inputs["input_ids"]), strict=True)]
 
 

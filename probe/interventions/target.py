@@ -11,11 +11,16 @@ from transformers import PreTrainedModel
 
 from probe.active import Intervention, registered
 from probe.errors import ProbeError
+from probe.fusions import Fusions
 from probe.locate import Stack, is_compiled, stacks
 from probe.sequences import Sequences
 from probe.tap import Around, routed
 
 Layers = int | Iterable[Any]  # what is in it is checked, and told in one line
+Names = str | Iterable[str]  # kinds of rows, or types of tokens
+
+PREFUSION = "prefusion"
+FOLLOWED = {PREFUSION: ("text", "compressed", "vision"), "llm": ("text", "vision")}  # stacks -> kinds of their rows
 
 
 @dataclass(frozen=True)
@@ -30,17 +35,24 @@ class Target:
     @classmethod
     def of(cls, called: str, model: Any, layers: Layers, stack: str = "llm") -> "Target":
         """`model`: a model or a Subject. Raises ProbeError for a compiled model, a layer that does not exist, and a
-        stack whose layers do not hold text and vision."""
+        stack whose layers do not hold text and vision (those of the LLM and of pre-fusion do)."""
         model = model.model if not isinstance(model, nn.Module) and hasattr(model, "model") else model
         if is_compiled(model):
             raise ProbeError(called, expected="a model that is not compiled", got="one after torch.compile",
                              fix="intervene on the model as it was before")  # fmt: skip
         if not isinstance(model, PreTrainedModel):
             raise ProbeError(called, expected="a transformers model or a Subject", got=type(model).__name__)
-        if stack != "llm":
-            raise ProbeError(called, expected="stack='llm', whose rows are text and vision", got=repr(stack))
-        chosen = stacks(model)[stack]
-        return cls(called, model, chosen, _indices(called, layers, len(chosen.layers)))
+        found = {name: one for name, one in stacks(model).items() if name in FOLLOWED}
+        if stack not in found:
+            known = " or ".join(f"{name!r}" for name in reversed(found))
+            raise ProbeError(called, expected=f"stack={known}, whose rows are text and vision", got=repr(stack))
+        return cls(called, model, found[stack], _indices(called, layers, len(found[stack].layers)))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What the stack's rows are. Where the compressed tokens bypass pre-fusion, it has none of them."""
+        along = self.stack.name != PREFUSION or self.model.base_model.tokens_along
+        return tuple(kind for kind in FOLLOWED[self.stack.name] if along or kind != "compressed")
 
     @property
     def attention(self) -> dict[str, nn.Module]:
@@ -52,12 +64,17 @@ class Target:
         """The layer that an attention module belongs to."""
         return list(self.stack.attention).index(name)
 
-    def sequences(self, **options: Any) -> Sequences:
+    def sequences(self, changes_vision: bool = False, **options: Any) -> Sequences | Fusions:
+        """What follows the stack's rows. `changes_vision`: vision rows must run in the block."""
+        if self.stack.name == PREFUSION:
+            return Fusions(self.called, self.model, self.stack, from_pixels=changes_vision, **options)
         return Sequences(self.called, self.model, self.stack.layers[0], **options)
 
     @contextmanager
     def at_work(self, kind: str, options: str = "") -> Iterator[None]:
         """Listed as at work in the model (`probe.active`); refused where it contradicts another."""
+        where = "" if self.stack.name == "llm" else f"stack={self.stack.name}"
+        options = ", ".join(filter(None, [options, where]))
         with registered(self.model, Intervention(self.called, kind, self.layers, options)):
             yield
 
@@ -74,6 +91,11 @@ class Target:
             if "flash" in kernel or "flex" in kernel or "paged" in kernel:
                 raise ProbeError(self.called, expected="attention that takes a mask (sdpa or eager)",
                                  got=f"{kernel} in {name}", fix=fix)  # fmt: skip
+
+
+def as_names(names: Names) -> tuple[str, ...]:
+    """One name or several, as several."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _indices(called: str, layers: Layers, count: int) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Readings of "dropped" compared: each on one axis, and whose answer is given when text reads another picture.
 
-    plots.readings(results)          # mask, freeze, remove, zero, swap ... window by window
-    plots.swaps(results)
+plots.readings(results)          # mask, freeze, remove, zero, swap ... window by window
+plots.swaps(results)
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from probe.plots.cases import (
     SIMULTANEOUS,
     baselines,
     dress,
-    in_units,
+    estimates,
     no_windows,
     note,
     points,
@@ -59,10 +59,10 @@ def swaps(results: Any, size: int | None = None, *, seed: int = 0, ax: Any = Non
         ("donor_answer_given", READING_LOOKS[0], "the answer given about the other picture"),
     ):
         points(axis, table, windows, value, seed, look, label, shaded=True)
-        untouched = in_units(table, value)[:, 0]
-        if not np.isnan(untouched).all():
+        untouched = estimates(table, value)[0]
+        if not np.isnan(untouched):
             dots = {"color": look[0], "linewidth": 1, "linestyle": (0, (1, 1.5))}
-            axis.axhline(np.nanmean(untouched), label="  the same, untouched", **dots)
+            axis.axhline(untouched, label="  the same, untouched", **dots)
     dress(axis, table, windows, "correct", "Text reads another picture in a window of layers")
     axis.set_ylabel("answers (%)")
     axis.set_xlabel("layers that read another picture")

@@ -1,6 +1,6 @@
 """How deep vision is needed: accuracy when it is dropped from a layer on, and up to a layer, by kind of question.
 
-    plots.depth(results)             # needs cases of from_layer() and until_layer()
+plots.depth(results)             # needs cases of from_layer() and until_layer()
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 
 from probe.effects import ALL, from_cases, kinds_of, of_kind, until_cases
 from probe.errors import ProbeError
-from probe.intervals import band
-from probe.plots.cases import LABELS, LEGEND, PERCENT, chosen_reading, in_units, note
+from probe.official import Headline
+from probe.plots.cases import LEGEND, chosen_reading, curve, in_units, note, scale, stack_of
 from probe.plots.look import caption, count_from_one, panels, title
 
 KIND_LOOKS = (
@@ -55,10 +55,11 @@ def _curves(axis: Axes, table: xr.Dataset, cases: Mapping[int, str], value: str,
     """A line a kind and one of all, over the layers of these cases."""
     x, order = list(cases), table["case"].values.tolist()
     at = [order.index(case) for case in cases.values()]
-    for kind, (colour, marker, dash) in zip(kinds_of(table), KIND_LOOKS, strict=False):
+    kinds = kinds_of(table) if value != "correct" or Headline(table).is_mean else []
+    for kind, (colour, marker, dash) in zip(kinds, KIND_LOOKS, strict=False):
         mean = np.nanmean(in_units(of_kind(table, kind), value)[:, at], axis=0)
         axis.plot(x, mean, color=colour, marker=marker, linestyle=dash, markersize=4, linewidth=1.2, label=kind)
-    everything = band(in_units(table, value)[:, at], table["image"].values, seed=seed)
+    everything = curve(table, value, at, seed)
     axis.fill_between(x, everything.low, everything.high, color="black", alpha=0.13, linewidth=0)
     axis.plot(x, everything.estimate, color="black", linewidth=2.2, label=ALL, zorder=4)
 
@@ -69,8 +70,5 @@ def _dress(axis: Axes, table: xr.Dataset, value: str, above: str, ticks: range) 
     none = ticks[0] if ticks[0] == 0 else ticks[-1]
     shown = [tick for tick in axis.get_xticks() if abs(tick - none) > len(ticks) / 12]
     axis.set_xticks([*shown, none], [*(f"{tick:g}" for tick in shown), "none"])
-    axis.set_xlabel("LLM layer")
-    axis.set_ylabel(LABELS[value])
-    axis.spines[["top", "right"]].set_visible(False)
-    if value in PERCENT:
-        axis.set_ylim(-2, 102)
+    axis.set_xlabel(f"{stack_of(table)} layer")
+    scale(axis, table, value)

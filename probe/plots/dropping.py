@@ -24,10 +24,12 @@ from probe.plots.cases import (
     dress,
     note,
     points,
+    stack_of,
     windows_of,
 )
 from probe.plots.look import caption, count_from_one, panels, title
 
+ATTENTION_LOOKS = (("response", "#D55E00", "s"), ("instruction", "#0072B2", "o"), ("compressed", "#009E73", "^"))
 _SIDE = 3.6  # inches: attention beside Fig. 5
 
 
@@ -58,8 +60,8 @@ def dropped(
     dress(axes[0], table, windows, value, "Vision tokens dropped in a window of layers")
     axes[0].legend(**LEGEND, ncols=2)
     if attention is not None:
-        _attention(axes[1], attention, "share", table["image"].values, seed)
-        _attention(axes[2], attention, "lift", table["image"].values, seed)
+        for axis, shown in ((axes[1], "share"), (axes[2], "lift")):
+            _attention(axis, attention, shown, table["image"].values, seed, stack_of(table))
     lines = [note(table, seed), SIMULTANEOUS]
     caption(axes, lines, {name: table}, ax is None)
     return axes[0] if attention is None else axes
@@ -75,10 +77,10 @@ def _beside() -> np.ndarray:
     return np.array(list(figure.subplot_mosaic("AAB;AAC", width_ratios=(1.5, 1.5, 2)).values()), dtype=object)
 
 
-def _attention(axis: Axes, attention: xr.Dataset, value: str, images: np.ndarray, seed: int) -> None:
-    """Share or lift of vision, by layer, of the answer's tokens (of the instruction, where there is no answer)."""
+def _attention(axis: Axes, attention: xr.Dataset, value: str, images: np.ndarray, seed: int, stack: str) -> None:
+    """Share or lift of vision, by layer of the stack, of each type of query but vision."""
     numbers = attention[value].transpose("sample", "layer", "query_type")
-    for query, colour, marker in (("response", "#D55E00", "s"), ("instruction", "#0072B2", "o")):
+    for query, colour, marker in ATTENTION_LOOKS:
         if query not in numbers["query_type"].values:
             continue
         values = numbers.sel(query_type=query).values.astype(float)
@@ -100,4 +102,4 @@ def _attention(axis: Axes, attention: xr.Dataset, value: str, images: np.ndarray
     else:
         axis.axhline(1, color="0.6", linewidth=0.8, zorder=0)
         axis.set_ylim(bottom=0)
-        axis.set_xlabel("LLM layer")
+        axis.set_xlabel(f"{stack} layer")

@@ -50,7 +50,12 @@ _SPARE_COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#000000", "#F0E442", "#99999
 _SPARE_MARKERS = ("P", "*", "h", "<", ">", "d", "p", "8")
 _SPARE_DASHES = ((0, (3, 1, 1, 1, 1, 1)), (0, (12, 2)), (0, (2, 2)), (0, (8, 2, 2, 2)), (0, (4, 4)))
 
-_STACKS = {"llm": "LLM layer", "vision": "vision encoder layer", "prefusion": "pre-fusion layer"}
+_STACKS = {
+    "llm": "LLM layer",
+    "vision": "vision encoder layer",
+    "compressor": "compressor layer",
+    "prefusion": "pre-fusion layer",
+}
 _TOY = "toy model (tiny-llava): not a finding about LLaVA"
 _SMALL = {"fontsize": 8, "color": "0.35", "ha": "left", "parse_math": False}
 

@@ -15,11 +15,12 @@ import xarray as xr
 from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.patheffects import withStroke
 
 from probe.errors import ProbeError
 from probe.plots.look import Records, caption, chosen, default_query, labelled, layer_label, panels
-from probe.plots.views import View, attention_on, index_of, layers_of, views
+from probe.plots.views import View, attention_on, index_of, layers_of, sinks_of, views
 from probe.record import node
 
 _FITTED = {
@@ -43,6 +44,7 @@ def heatmaps(
     tile: int | None = None,
     token: int | None = None,
     floor: float | None = None,
+    sinks: str = "keep",
     ax: Any = None,
 ) -> np.ndarray:
     """The attention that each patch gets from the queries of a type, over the picture, a panel a layer.
@@ -53,11 +55,15 @@ def heatmaps(
     record measured with `maps`). Colours are logarithmic from `floor`, by default what 99 % of the patches reach, at
     most three decades below the top: it is written beside the scale, what is below looks like it. All panels share
     the scale.
+    sinks: attention sinks (`probe/sinks.py`) have a cross in any case, where the record knows them; with "drop" they
+    have no colour, so that they do not set the scale, and with "split" their value is written instead.
     Returns Axes of shape (views, layers): a view is a record's picture, whole or in tiles.
 
     Source: arXiv 2501.03895, Fig. 4. Raises ProbeError for a sample, query type, layer, picture, tile, token or
     stack that a record does not have, for a record without numbers of patches, and for a floor above the top.
     """
+    if sinks not in ("keep", "drop", "split"):
+        raise ProbeError("plots.heatmaps", expected="sinks of keep, drop, split", got=repr(sinks))
     named = labelled(record, "plots.heatmaps")
     found: list[View] = []
     shown: list[list[int]] = []  # the layers of each view
@@ -68,17 +74,21 @@ def heatmaps(
         drawn = layers_of(measured, layers)
         index = index_of(measured, sample)
         values = attention_on(measured, index, query_type, token)[drawn]
-        for view in views(one, measured, index, values, picture, tile):
+        marked = sinks_of(measured, index)
+        marked = marked if marked is None else marked[drawn]
+        for view in views(one, measured, index, values, picture, tile, marked):
             title = ", ".join(text for text in (name if len(named) > 1 else "", view.title) if text)
             found.append(replace(view, title=title))
             shown.append(drawn)
-    norm = _norm(found, floor)
+    norm = log_scale([_without_sinks(view) for view in found] if sinks != "keep" else found, floor)
     columns = max(map(len, shown))
     axes = _grid(found, columns) if ax is None else panels(ax, len(found), columns, (0, 0), "plots.heatmaps")
     used: list[Axes] = []
     for row, view, drawn in zip(axes, found, shown, strict=True):
-        for axis, values, layer in zip(row, view.values, drawn, strict=False):
-            patches = _draw(axis, view, values, norm)
+        coloured = view if sinks == "keep" else _without_sinks(view)
+        for place, (axis, layer) in enumerate(zip(row, drawn, strict=False)):
+            patches = draw_patches(axis, view, coloured.values[place], norm)
+            _mark_sinks(axis, view, place, with_value=sinks == "split")
             axis.set_title(f"{layer_label(stack)} {layer + 1}", fontsize=9)
             used.append(axis)
         for axis in row[len(drawn) :]:
@@ -93,11 +103,36 @@ def heatmaps(
             what = f"token {token} ({str(measured['map_token'].values[index, token])!r}) looks"
         name = str(measured["sample"].values[index])
         figure.suptitle(f"What {what} at · {name}", x=0.01, ha="left", fontsize=11, parse_math=False)
-    caption(axes, _notes(named), named, own=ax is None)
+    notes = fitted(named)
+    if any(view.sinks is not None and view.sinks.any() for view in found):
+        notes.append("× attention sink: outlying norm and attention, whatever the patch shows")
+    caption(axes, notes, named, own=ax is None)
     return axes
 
 
-def _norm(found: list[View], floor: float | None) -> LogNorm:
+def _without_sinks(view: View) -> View:
+    """Sinks as NaN."""
+    return view if view.sinks is None else replace(view, values=np.where(view.sinks, np.nan, view.values))
+
+
+def _mark_sinks(axis: Axes, view: View, layer: int, with_value: bool) -> None:
+    """A cross on each sink of the layer, or its value."""
+    if view.sinks is None or not view.sinks[layer].any():
+        return
+    height, width = view.pixels.shape[:2] if view.pixels.size else (1, 1)
+    left, top, right, bottom = view.boxes[view.sinks[layer]].T
+    x, y = (left + right) / 2 * width, (top + bottom) / 2 * height
+    outline = [withStroke(linewidth=2, foreground="black")]
+    if not with_value:
+        axis.plot(x, y, "x", color="#56B4E9", markersize=5, markeredgewidth=1.5, path_effects=outline)
+        return
+    for across, down, value in zip(x, y, view.values[layer][view.sinks[layer]], strict=True):
+        axis.text(across, down, f"×\n{value:.2g}", color="#56B4E9", fontsize=6, ha="center", va="center",
+                  path_effects=outline)  # fmt: skip
+
+
+def log_scale(found: list[View], floor: float | None) -> LogNorm:
+    """One scale for all views: from `floor`, by default as `heatmaps` says, to the highest value."""
     values = np.concatenate([view.values.ravel() for view in found])
     top = float(np.nanmax(values)) or 1.0
     low = _floor(values, top) if floor is None else floor
@@ -131,12 +166,12 @@ def _grid(found: list[View], layers: int) -> np.ndarray:
     for axis in blocks[:, layers + 1 :].flat:
         axis.remove()
     for axis, view in zip(blocks[:, 0], found, strict=True):
-        _show(axis, view.pixels)
+        show_picture(axis, view.pixels)
         axis.set_title(view.title or "picture", fontsize=9, parse_math=False)
     return blocks[:, 1 : layers + 1]
 
 
-def _show(axis: Axes, pixels: UInt8[np.ndarray, "height width channel"], grey: bool = False) -> tuple[int, int]:
+def show_picture(axis: Axes, pixels: UInt8[np.ndarray, "height width channel"], grey: bool = False) -> tuple[int, int]:
     """Draw the picture (nothing, if it was not kept) and return the width and height of the panel's coordinates."""
     height, width = pixels.shape[:2] if pixels.size else (1, 1)
     if pixels.size:
@@ -146,18 +181,22 @@ def _show(axis: Axes, pixels: UInt8[np.ndarray, "height width channel"], grey: b
     return width, height
 
 
-def _draw(axis: Axes, view: View, values: Float[np.ndarray, " key"], norm: LogNorm) -> PolyCollection:
-    width, height = _show(axis, view.pixels, grey=True)
+def draw_patches(
+    axis: Axes, view: View, values: Float[np.ndarray, " key"], norm: Normalize, colours: str = "inferno"
+) -> PolyCollection:
+    """The patches of a view in the colours of their values, over the picture in grey."""
+    width, height = show_picture(axis, view.pixels, grey=True)
     left, top, right, bottom = np.clip(view.boxes, 0, 1).T
     seen = (right > left) & (bottom > top) & ~np.isnan(values)
     corners = np.stack([left, top, right, top, right, bottom, left, bottom], -1).reshape(-1, 4, 2)[seen]
-    patches = PolyCollection([*(corners * (width, height))], cmap="inferno", norm=norm, alpha=0.7, linewidths=0)
+    patches = PolyCollection([*(corners * (width, height))], cmap=colours, norm=norm, alpha=0.7, linewidths=0)
     patches.set_array(values[seen])
     axis.add_collection(patches, autolim=False)
     return patches
 
 
-def _notes(named: Mapping[str, xr.DataTree]) -> list[str]:
+def fitted(named: Mapping[str, xr.DataTree]) -> list[str]:
+    """How pictures were fitted to the encoder, and whether they were kept, for a caption."""
     aspects = [str(each.attrs.get("aspect", "unknown")) for each in named.values()]
     notes = [_FITTED.get(aspect, f"preprocessing: {aspect}") for aspect in aspects]
     if not all("picture" in each.data_vars for each in named.values()):

@@ -1,5 +1,8 @@
 """All the figures a record, or a run of `probe drop`, can give: what the command line and reports write."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
@@ -7,6 +10,7 @@ from matplotlib.figure import Figure
 
 from probe.effects import from_cases, has_scores, tables_of, window_cases
 from probe.plots.comparing import readings, swaps
+from probe.plots.compression import compression
 from probe.plots.curves import entropy, mass
 from probe.plots.depths import depth
 from probe.plots.dropping import dropped
@@ -24,24 +28,32 @@ def figures(record: xr.DataTree, sample: int | str = 0) -> dict[str, Figure]:
     record, and for a sample that it does not have.
     """
     labelled(record, "plots.figures")
-    drawn = {}
+    found = {}
     for stack in record.children:
-        measured = node(record, stack)
-        for value in ("mass", "share", "lift", "contribution"):
-            if value in measured and bool(measured[value].notnull().any()):
-                drawn[f"{stack}-{value}"] = mass(record, stack, value)
-        if "entropy" in measured and "head_entropy" in measured:
-            drawn[f"{stack}-entropy"] = entropy(record, stack)
-            drawn[f"{stack}-entropy-ratio"] = entropy(record, stack, ratio=True)
-        query = default_query(measured)
-        if "vision" in measured["key_type"].values:
-            drawn[f"{stack}-heads"] = heads(record, query, "vision", stack)
-        if has_values(measured, sample, query):
-            drawn[f"{stack}-heatmaps"] = heatmaps(record, sample, query, stack=stack)
-    found = {name: np.ravel(axes)[0].figure for name, axes in drawn.items()}
-    for figure in found.values():
-        plt.close(figure)
+        for name, axes in _of_stack(record, sample, stack):
+            found[f"{stack}-{name}"] = figure = np.ravel(axes)[0].figure
+            plt.close(figure)
     return found
+
+
+def _of_stack(record: xr.DataTree, sample: int | str, stack: str) -> Iterator[tuple[str, Any]]:
+    """The Axes of each figure of a stack, one after the other."""
+    measured = node(record, stack)
+    query = default_query(measured)
+    if query == "compressed" and measured.sizes["key_type"] == 1:
+        if has_values(measured, sample, query):  # curves over one layer, with nothing but patches, would say nothing
+            yield "compression", compression(record, sample)
+        return
+    for value in ("mass", "share", "lift", "contribution"):
+        if value in measured and bool(measured[value].notnull().any()):
+            yield value, mass(record, stack, value)
+    if "entropy" in measured and "head_entropy" in measured:
+        yield "entropy", entropy(record, stack)
+        yield "entropy-ratio", entropy(record, stack, ratio=True)
+    if "vision" in measured["key_type"].values:
+        yield "heads", heads(record, query, "vision", stack)
+    if has_values(measured, sample, query):
+        yield "heatmaps", heatmaps(record, sample, query, stack=stack)
 
 
 def drop_figures(results: xr.DataTree, size: int | None = None) -> dict[str, Figure]:

@@ -10,7 +10,7 @@ from numbers import Integral
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from probe.errors import ProbeError
 
@@ -19,12 +19,14 @@ _CALLED = "plots.heatmaps"
 
 @dataclass(frozen=True)
 class View:
-    """A row of panels. `boxes` are left, top, right, bottom as fractions of the picture, which may be empty."""
+    """A row of panels. `boxes` are left, top, right, bottom as fractions of the picture, which may be empty; `sinks`
+    says which keys are attention sinks, where that is known."""
 
     title: str
     pixels: UInt8[np.ndarray, "height width channel"]
     boxes: Float[np.ndarray, "key 4"]
     values: Float[np.ndarray, "layer key"]
+    sinks: Bool[np.ndarray, "layer key"] | None = None
 
 
 def views(
@@ -34,6 +36,7 @@ def views(
     values: Float[np.ndarray, "layer key"],
     picture: int | None = None,
     tile: int | None = None,
+    sinks: Bool[np.ndarray, "layer key"] | None = None,
 ) -> list[View]:
     """The views of a sample, or those of one `picture` or `tile`; a picture without tiles has one."""
     keys = measured.isel(sample=sample)
@@ -47,7 +50,8 @@ def views(
             mask = placed & (owner == number) & inside
             title = ", ".join(text for text in (f"picture {number + 1}" if len(numbers) > 1 else "", part) if text)
             if mask.any() and picture in (None, number):
-                found.append(View(title, _pixels(record.to_dataset(), sample, number), boxes[mask], values[:, mask]))
+                pixels, marked = _pixels(record.to_dataset(), sample, number), None if sinks is None else sinks[:, mask]
+                found.append(View(title, pixels, boxes[mask], values[:, mask], marked))
     if not found:
         got = f"none in sample {measured['sample'].values[sample]!r}, picture {picture}, tile {tile}"
         raise ProbeError(_CALLED, expected="vision tokens that were attended to", got=got)
@@ -89,6 +93,11 @@ def layers_of(measured: xr.Dataset, layers: int | Sequence[int] | None) -> list[
     if not asked or not all(isinstance(layer, Integral) and 0 <= layer < count for layer in asked):
         raise ProbeError(_CALLED, expected=f"layers from 0 to {count - 1}", got=str(asked))
     return [int(layer) for layer in asked]
+
+
+def sinks_of(measured: xr.Dataset, sample: int) -> Bool[np.ndarray, "layer key"] | None:
+    """Which vision keys are attention sinks in each layer; None where the record does not say."""
+    return measured["key_sink"].values[sample] > 0 if "key_sink" in measured else None
 
 
 def attention_on(

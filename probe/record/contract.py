@@ -89,7 +89,7 @@ def validate(record: Any) -> xr.DataTree:
         got = ", ".join(map(str, record)) or "nothing"
         raise _broken("a record with the coordinate `sample` and at least one stack", got)
     _check_root(record.to_dataset())
-    hidden = any(record.attrs.get(name) for name in ("intervention", "reducer"))
+    hidden = any(record.attrs.get(name) for name in ("intervention", "reducer")) or record.attrs.get("sinks") == "drop"
     for name, child in record.children.items():
         _check_stack(name, child.to_dataset(), hidden)
     return record

@@ -42,6 +42,10 @@ def _merged_stack(stack: str, nodes: list[xr.DataTree]) -> xr.Dataset:
         alone = sorted(map(str, datasets[0].variables.keys() ^ other.variables.keys()))
         if alone:
             raise _different(f"{stack} variables", f"{', '.join(alone)} in only one")
+        for name in other.variables:
+            first, second = (each[name].dims for each in (datasets[0], other))
+            if (set(first) ^ set(second)) - {"layer"}:  # a count that is the same in all layers has none
+                raise _different(f"dims of {stack}/{name}", f"{first} and {second}")
     return _concatenated(datasets)
 
 
@@ -60,7 +64,10 @@ def _different(what: str, got: str) -> ProbeError:
 
 
 def _concatenated(datasets: list[xr.Dataset]) -> xr.Dataset:
-    templates = {name: variable for dataset in datasets for name, variable in dataset.variables.items()}
+    templates: dict[Any, xr.Variable] = {}
+    for name, variable in (item for dataset in datasets for item in dataset.variables.items()):
+        if name not in templates or variable.ndim > templates[name].ndim:  # the one whose layers differ, if any
+            templates[name] = variable
     coords = {name for dataset in datasets for name in dataset.coords}
     sizes: dict[Any, int] = {}
     for dataset in datasets:
@@ -80,7 +87,8 @@ def _grown(dataset: xr.Dataset, name: Any, template: xr.Variable, sizes: Mapping
     sizes = {**sizes, "sample": dataset.sizes["sample"]}
     grown = np.full([sizes[dim] for dim in template.dims], _PAD[template.dtype.kind], template.dtype)
     if name in dataset.variables:
-        array = dataset.variables[name].values
+        variable = dataset.variables[name]
+        array = variable.set_dims({dim: variable.sizes.get(dim, sizes[dim]) for dim in template.dims}).values
         grown[tuple(slice(size) for size in array.shape)] = array
     return grown
 

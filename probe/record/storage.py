@@ -17,14 +17,15 @@ from probe.record.variables import ROOT, STACK, Variable
 SUFFIX = ".zarr.zip"
 
 
-def save(record: xr.DataTree, path: str | os.PathLike[str]) -> Path:
+def save(record: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """Write the record as one file and return its path; a name without a suffix gets `.zarr.zip`.
 
+    A dataset that says what it is (`kind` in its attrs: an attribution, a logit lens) is written in the same way.
     The file appears whole or not at all: it is written beside its place, synced and renamed.
     Raises ProbeError for what is no record or breaks its contract, for a variable that a file can't hold, and for a
     path that can't be written.
     """
-    validate(record)
+    record = xr.DataTree(record) if isinstance(record, xr.Dataset) and "kind" in record.attrs else validate(record)
     fix = "choose a file in a folder that you can write to"
     if not isinstance(path, str | os.PathLike):
         raise ProbeError("record.save", expected="a path of a file", got=repr(path)[:60], fix=fix)
@@ -83,8 +84,8 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def open(path: str | os.PathLike[str]) -> xr.DataTree:
-    """The record that `save` wrote, read into memory and validated.
+def open(path: str | os.PathLike[str]) -> Any:
+    """The record (or the dataset) that `save` wrote, read into memory; a record is validated.
 
     Raises ProbeError for a path where no record is, for a damaged file, and for one that breaks the contract.
     """
@@ -93,6 +94,8 @@ def open(path: str | os.PathLike[str]) -> xr.DataTree:
         if not path.suffix and not os.path.exists(path):
             path = path.with_name(path.name + SUFFIX)
         opened = _read(path)
+        if "kind" in opened.attrs:
+            return _restored(opened, {})
         nodes = {name: _restored(node, STACK) for name, node in opened.children.items()}
         return validate(tree_of(_restored(opened, ROOT), nodes, "record.open"))
     except Exception as error:  # zipfile, zarr and xarray raise a dozen kinds, and all mean this one thing

@@ -63,9 +63,9 @@ STACK = {
     "head_entropy": Variable(f"sample layer head {_TYPES}", "nat", "entropy within each head", 0.0),
     "entropy_count": _count(f"sample layer {_TYPES}", "queries averaged in `entropy`"),
     "head_entropy_count": _count(f"sample layer head {_TYPES}", "queries averaged in `head_entropy`"),
-    "query_count": _count(f"sample {_TYPES}", "queries that see such a key"),
-    "share_count": _count("sample query_type", "queries that see a vision key"),
-    "key_count": _count("sample key_type", "keys of the type", units="keys"),
+    "query_count": _count(f"sample [layer] {_TYPES}", "queries that see such a key"),
+    "share_count": _count("sample [layer] query_type", "queries that see a vision key"),
+    "key_count": _count("sample key_type", "keys of the type, of one picture in the encoder", units="keys"),
     "received": Variable("sample layer query_type key", "fraction", "attention received, head mean", 0.0, 1.0),
     "received_head": Variable("sample layer head query_type key", "fraction", "attention received in a head", 0, 1),
     "key_picture": _index("sample key", "picture of the vision key"),
@@ -73,6 +73,7 @@ STACK = {
     "key_row": _index("sample key", "row within the tile; -1 = newline"),
     "key_col": _index("sample key", "column within the tile; -1 = newline"),
     "key_box": Variable("sample key edge", "fraction", "edges of the patch in the picture"),
+    "key_sink": Variable("sample layer key", "yes or no", "attention sink, by the rule of probe/sinks.py", 0.0, 1.0),
     "maps": Variable("sample layer [head] token key", "fraction", "attention of one token", 0.0, 1.0),
     "map_position": _index("sample token", "position of the query token"),
     "map_token": _text("sample token", "the query token"),
@@ -86,4 +87,4 @@ COUNT_OF = {"mass": "query_count", "entropy": "entropy_count", "head_entropy": "
 MEASURED = ("mass", "share", "lift", "contribution", "entropy", "head_entropy")
 # Records that differ in one of these attrs did not measure the same thing and cannot be merged.
 CONDITIONS = ("model", "revision", "dtype", "attention", "aspect", "types", "turns", "rows", "toy")
-CONDITIONS += ("intervention", "reducer")
+CONDITIONS += ("intervention", "reducer", "sinks")

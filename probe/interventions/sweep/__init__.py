@@ -12,6 +12,8 @@ together    all cases at once:
   rows        cases through the decoder, split where their histories differ
   attention   one shared prefix and each row's own keys
   sharing     whether that is exact for this model, tried out
+fused       all cases of pre-fusion at once: one reading of the image, then a batch of LLM rows
+pictures    pictures that a model reads once for many questions
 alone       each case by itself, for models where it is not
 table       answers and distances as a labelled dataset
 """

@@ -17,6 +17,7 @@ from probe.interventions.swap import swap_vision
 from probe.interventions.sweep.cases import ANOTHER_IMAGE, NO_VISION
 from probe.interventions.sweep.question import Question
 from probe.interventions.sweep.readings import Reading
+from probe.interventions.target import Names
 from probe.locate import Stack
 from probe.subject import Subject
 
@@ -35,13 +36,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Alone:
-    """`cases`: the layers that each names."""
+    """`cases`: the layers that each names. `queries`: who is cut off from vision, as `drop_vision` has it."""
 
     subject: Subject
     reading: Reading
     cases: Mapping[str, frozenset[int]]
     stack: Stack
     max_new_tokens: int
+    queries: Names | None = None
 
     def __call__(self, question: Question, names: Sequence[str]) -> Outcome:
         """One forward over prompt and gold answer, and one `generate`, for each of these cases."""
@@ -49,12 +51,13 @@ class Alone:
         for name in names:
             inputs = question.other if name == ANOTHER_IMAGE else question.inputs
             asked = with_response(inputs, gold[:-1]) if len(gold) > 1 else inputs  # pyright: ignore[reportArgumentType]
-            with self._intervention(name, question), torch.no_grad():
+            with self.intervention(name, question), torch.no_grad():
                 logits.append(self.subject.model(**asked, use_cache=False).logits[0, -max(len(gold), 1) :])  # pyright: ignore[reportCallIssue]
                 answers += self.subject.generate_ids(inputs, self.max_new_tokens)  # pyright: ignore[reportArgumentType]
         return Outcome(torch.stack(logits), answers, len(self.stack.layers) * len(names))
 
-    def _intervention(self, name: str, question: Question) -> AbstractContextManager:
+    def intervention(self, name: str, question: Question) -> AbstractContextManager:
+        """What is done to the model in a case."""
         model, layers, reading = self.subject.model, sorted(self.cases[name]), self.reading
         if not layers or not question.inputs.types.vision.any():
             return nullcontext()
@@ -62,4 +65,4 @@ class Alone:
             return drop_vision(model, layers, how="mask", stack=self.stack.name)
         if reading.how == "swap":
             return swap_vision(model, layers, question.other)
-        return drop_vision(model, layers, reading.how, reading.freeze, reading.restore, self.stack.name)
+        return drop_vision(model, layers, reading.how, reading.freeze, reading.restore, self.stack.name, self.queries)

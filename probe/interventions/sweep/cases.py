@@ -12,7 +12,9 @@ from itertools import groupby
 from probe.errors import ProbeError
 
 UNTOUCHED = "untouched"  # the model as it is
-NO_VISION = "no vision"  # vision masked in every layer: what the words alone give
+# Vision masked in every layer of the stack. In a LLaVA: what the words alone give; in LLaVA-Mini one stack still has
+# what the other passes on: compressed tokens, and words that have read the image.
+NO_VISION = "no vision"
 ANOTHER_IMAGE = "another image"  # the untouched model, asked about another picture
 ALWAYS = (UNTOUCHED, NO_VISION, ANOTHER_IMAGE)
 

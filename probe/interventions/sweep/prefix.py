@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from probe.calls import AttentionCall
+from probe.errors import ProbeError
 from probe.interventions.sweep.attention import KeyValue, View, check_window
 from probe.locate import Stack, vision_positions
 from probe.tap import Kernel, routed
@@ -45,6 +46,8 @@ class Prompt:
         """Runs the model up to its decoder: the encoder, the projector and whatever else it does before."""
         with _stopped_at(model.get_decoder()) as given:
             model(**inputs, use_cache=False)
+        if "inputs_embeds" not in given:
+            raise ProbeError("drop_sweep", expected="an LLM that gets all its tokens at once", got=type(model).__name__)
         ids, embeddings, positions = inputs["input_ids"], given["inputs_embeds"], given.get("position_ids")
         if positions is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]

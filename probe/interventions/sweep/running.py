@@ -13,6 +13,7 @@ each step of decoding, a batch of all cases. With 576 vision and 45 text tokens,
 """
 
 import sys
+import time
 from collections.abc import Sequence
 
 import torch
@@ -20,18 +21,21 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from probe import __version__
-from probe.active import active
+from probe.active import active, text_guided
 from probe.errors import ProbeError
 from probe.inputs import Inputs
+from probe.interventions.drop import drop_vision
 from probe.interventions.sweep.alone import Alone
 from probe.interventions.sweep.cases import ANOTHER_IMAGE, NO_VISION, UNTOUCHED, Cases, resolve
+from probe.interventions.sweep.fused import Fused
 from probe.interventions.sweep.memory import PrefixMemory
 from probe.interventions.sweep.question import Pictures, Question
 from probe.interventions.sweep.readings import Reading, row_layers
 from probe.interventions.sweep.schedule import estimate, schedule
-from probe.interventions.sweep.sharing import Verdict, verdict
+from probe.interventions.sweep.sharing import Verdict, verdict, verdict_of
 from probe.interventions.sweep.table import Score, exact_match, tabulate
 from probe.interventions.sweep.together import Together
+from probe.interventions.target import Names, as_names
 from probe.locate import stacks
 from probe.samples import Sample
 from probe.subject import Subject
@@ -46,6 +50,7 @@ def drop_sweep(
     *,
     freeze: bool = False,
     restore: bool = True,
+    queries: Names | None = None,
     donor: Pictures | None = None,
     max_new_tokens: int = 32,
     score: Score = exact_match,
@@ -58,6 +63,7 @@ def drop_sweep(
             list. The untouched model, no vision in any layer and another image are always cases.
         how: "mask", "remove" or "zero" as in `drop_vision` (with its `freeze` and `restore`), or "swap": text reads
             another image's vision tokens in these layers.
+        stack: "llm", or "prefusion" of LLaVA-Mini, where `queries` says who is cut off, as in `drop_vision`.
         donor: the other image. By default that of the next sample with another one.
         score: score(answer, sample) of a generated answer, NaN where nothing can be said.
         progress: whether to say on stderr what it will cost, and how far it is.
@@ -74,8 +80,8 @@ def drop_sweep(
     if not ids or len(set(ids)) < len(ids):
         got = f"{next(i for i in ids if ids.count(i) > 1)!r} twice" if ids else "none"
         raise ProbeError("drop_sweep", expected="samples, each with an id of its own", got=got)
-    options = {"freeze": freeze, "restore": restore, "max_new_tokens": max_new_tokens, "score": score}
-    sweep = Sweep(subject, cases, how, stack, **options)
+    options = {"freeze": freeze, "restore": restore, "queries": queries}
+    sweep = Sweep(subject, cases, how, stack, **options, max_new_tokens=max_new_tokens, score=score)
     order, donors = schedule(samples)
     donors = donors if donor is None else dict.fromkeys(donors, donor)
     if progress:
@@ -83,7 +89,7 @@ def drop_sweep(
     bar = tqdm(order, "drop_sweep", unit="sample", disable=not progress)
     tables = [sweep(sample, donors[sample.id]) for sample in bar]
     table = xr.concat(tables, "sample", data_vars="minimal", coords="minimal", combine_attrs="override")
-    table.attrs |= {"row_layers": int(table["row_layers"].sum()), "image_prefixes": sweep.memory.computed}
+    table.attrs |= {"row_layers": int(table["row_layers"].sum()), "image_prefixes": int(table["image_prefixes"].sum())}
     return table.sel(sample=ids)
 
 
@@ -95,7 +101,8 @@ def sweep_one(
 
 
 class Sweep:
-    """A sweep one sample at a time: `sweep(sample, donor)`. Arguments as in `drop_sweep`."""
+    """A sweep one sample at a time: `sweep(sample, donor)`. Arguments as in `drop_sweep`; sweeps of one model may share
+    the `memory` of another one."""
 
     def __init__(
         self,
@@ -106,34 +113,41 @@ class Sweep:
         *,
         freeze: bool = False,
         restore: bool = True,
+        queries: Names | None = None,
         max_new_tokens: int = 32,
         score: Score = exact_match,
+        memory: PrefixMemory | None = None,
     ):
         found = stacks(subject.model)
         _check(subject, stack, list(found), max_new_tokens)
         self.subject, self.stack, self.score = subject, found[stack], score
         self.reading, self.max_new_tokens = Reading(how, freeze, restore), max_new_tokens
+        self.queries = None if queries is None else as_names(queries)
+        _check_reading(self.reading, subject, stack, self.queries)
         layers = len(self.stack.layers)
         always = {UNTOUCHED: frozenset(), NO_VISION: frozenset(range(layers)), ANOTHER_IMAGE: frozenset()}
         self.cases = always | resolve(cases, layers)
         self.readings = self.reading.of_cases(self.cases, layers)
-        self.memory = PrefixMemory(subject.model, self.stack)
-        self.together = Together(subject, self.reading, self.readings, self.memory, max_new_tokens)
-        self.alone = Alone(subject, self.reading, self.cases, self.stack, max_new_tokens)
+        self.memory = PrefixMemory(subject.model, found["llm"]) if memory is None else memory
+        self.alone = Alone(subject, self.reading, self.cases, self.stack, max_new_tokens, self.queries)
+        self.together = (
+            Together(subject, self.reading, self.readings, self.memory, max_new_tokens) if stack == "llm"
+            else Fused(self.alone, self.memory.pictures)
+        )  # fmt: skip
 
     @torch.no_grad()
     def __call__(self, sample: Sample, donor: Pictures | None = None) -> xr.Dataset:
         """One sample in every case. Without a `donor` (its pictures) the case of another image is missing."""
         if self.reading.how == "swap" and donor is None:
             raise ProbeError("drop_sweep", expected="another image to swap with", got="none", fix="pass donor=")
-        before = self.memory.computed
+        before = self._prefixes()
         question = Question.of(self.subject, sample, donor)
         names = [name for name in self.cases if name != ANOTHER_IMAGE or donor is not None]
         judged = self.judged(question.inputs)
         outcome = (self.alone if judged.reason else self.together)(question, names)
         tokenizer = self.subject.processor.tokenizer
         answers = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in outcome.answers]
-        counts = {"row_layers": outcome.row_layers, "image_prefixes": self.memory.computed - before}
+        counts = {"row_layers": outcome.row_layers, "image_prefixes": self._prefixes() - before}
         table = tabulate(sample, self.cases, len(self.stack.layers), names, outcome.logits, answers, question.gold,
                          self.score, self.reading.how == "swap", counts)  # fmt: skip
         return table.assign_attrs(self._provenance(judged), **counts)
@@ -142,25 +156,56 @@ class Sweep:
     def estimate(self, samples: Sequence[Sample]) -> str:
         """What the samples will cost, in a line; from a forward on the first of them."""
         question = Question.of(self.subject, samples[0], None)
-        judged, (prompt, known) = self.judged(question.inputs), self.memory.of(question.inputs)
-        token_bytes = sum(t.nbytes for pair in known.prefix.keys.values() for t in pair) / max(prompt.shared, 1)
-        return estimate(samples, len(self.cases), len(self.stack.layers), row_layers(self.readings.values()),
-                        question.length, prompt.shared, self.max_new_tokens, token_bytes, judged)  # fmt: skip
+        judged, shared, token_bytes = self.judged(question.inputs), 0, 0.0
+        if not judged.seconds:
+            judged = Verdict(judged.reason, _seconds(self.subject, question.inputs))
+        rows = len(self.cases) * len(self.stack.layers)
+        if not judged.reason:
+            prompt, known = self.memory.of(question.inputs)
+            token_bytes = sum(t.nbytes for pair in known.prefix.keys.values() for t in pair) / max(prompt.shared, 1)
+            if self.stack.name == "llm":
+                shared, rows = prompt.shared, row_layers(self.readings.values())
+        return estimate(samples, len(self.cases), len(self.stack.layers), rows, question.length, shared,
+                        self.max_new_tokens, token_bytes, judged)  # fmt: skip
 
     def judged(self, inputs: Inputs) -> Verdict:
         """Whether sharing is exact."""
-        if self.stack.name != "llm":
-            return Verdict(f"{self.stack.name} comes before the LLM", 0.0)
+        if guided := text_guided(self.subject.model):
+            return Verdict(f"{guided} chooses vision tokens by the question", 0.0)
+        if isinstance(self.together, Fused):
+            return verdict_of(self.subject.model, self.stack, inputs, self.together.untouched)
         prompt, known = self.memory.of(inputs)
         return verdict(self.subject.model, self.stack, inputs, prompt, known.prefix)
+
+    def _prefixes(self) -> int:
+        """Passes over pictures so far: over their prefix in the LLM, or over their rows in pre-fusion."""
+        return self.memory.computed if self.stack.name == "llm" else self.memory.pictures.computed
 
     def _provenance(self, judged: Verdict) -> dict[str, str | int]:
         reading = self.reading
         return self.subject.describe() | {
             "how": reading.how, "freeze": str(reading.freeze).lower(), "restore": str(reading.restore).lower(),
-            "stack": self.stack.name, "max_new_tokens": self.max_new_tokens, "probe_version": __version__,
+            "stack": self.stack.name, "queries": "+".join(self.queries or ()),
+            "max_new_tokens": self.max_new_tokens, "probe_version": __version__,
             "sharing": judged.reason or "exact", "score": getattr(self.score, "__name__", type(self.score).__name__),
         }  # fmt: skip
+
+
+def _seconds(subject: Subject, inputs: Inputs) -> float:
+    """What one forward takes."""
+    start = time.perf_counter()
+    subject.model(**inputs, use_cache=False)  # pyright: ignore[reportCallIssue]
+    return time.perf_counter() - start
+
+
+def _check_reading(reading: Reading, subject: Subject, stack: str, queries: tuple[str, ...] | None) -> None:
+    """Raises ProbeError for what `drop_vision` refuses in this stack."""
+    if reading.how != "swap":
+        with drop_vision(subject.model, (), reading.how, reading.freeze, reading.restore, stack, queries):
+            return
+    if stack != "llm" or queries is not None:
+        raise ProbeError("drop_sweep", expected="how='swap' in the LLM, for all text", got=f"stack={stack!r}, "
+                         f"queries={queries!r}", fix="use another reading")  # fmt: skip
 
 
 def _check(subject: Subject, stack: str, found: list[str], max_new_tokens: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from probe.interventions.sweep.memory import KEPT
 from probe.interventions.sweep.sharing import Verdict
-from probe.samples import Picture, Sample, open_picture
+from probe.samples import Picture, Sample, Video, open_picture
 
 
 def schedule(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, tuple[Picture, ...] | None]]:
@@ -33,6 +33,8 @@ def pictures_of(sample: Sample) -> tuple[str, ...]:
 def _identity(picture: Picture) -> str:
     if isinstance(picture, str | Path):
         return str(picture)
+    if isinstance(picture, Video):
+        return "+".join(map(_identity, picture.source)) if isinstance(picture.source, tuple) else str(picture.source)
     return hashlib.sha256(open_picture(picture).tobytes() + str(picture.size).encode()).hexdigest()
 
 

@@ -3,12 +3,12 @@
 The model's own forward on a whole prompt, question included, is compared with what the sweep makes of it: the keys and
 values of the image prefix, which was computed without the question, and the logits of the untouched case. Attention
 that lets a picture see the question, state that isn't keys and values, or logits that are more than a linear map of
-the last hidden state all show here.
+the last hidden state all show here. What cases of pre-fusion share is tried in the same way, on the logits alone.
 """
 
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,11 +43,32 @@ def verdict(
 
     A prompt without vision says nothing about those with it.
     """
-    kernels = tuple(module.config._attn_implementation for module in stack.attention.values())  # pyright: ignore[reportAttributeAccessIssue]
     known = _verdicts.setdefault(model, {})
-    if (setting := (prompt.embeddings.dtype, prefix.length > 0, *kernels)) not in known:
+    if (setting := (prompt.embeddings.dtype, prefix.length > 0, *_kernels(stack))) not in known:
         known[setting] = _tried(model, stack, inputs, prompt, prefix)
     return known[setting]
+
+
+def verdict_of(
+    model: PreTrainedModel, stack: Stack, inputs: Mapping[str, Tensor], untouched: Callable[[Mapping], Tensor]
+) -> Verdict:
+    """The verdict on a way to get the untouched model's logits (1, vocabulary) of a prompt's last token, which cases of
+    another stack share. `seconds` is what one case takes."""
+    known = _verdicts.setdefault(model, {})
+    if (setting := (stack.name, model.dtype, *_kernels(stack))) not in known:
+        logits = model(**inputs, use_cache=False).logits[:, -1]
+        untouched(inputs)  # reads the picture
+        start = time.perf_counter()
+        ours = untouched(inputs)
+        seconds = time.perf_counter() - start
+        exact = _difference(ours, logits) <= ROUNDING.get(logits.dtype, ROUNDING_HALF)
+        reason = "" if exact else "its logits are others for a picture that it has read before"
+        known[setting] = Verdict(reason, seconds)
+    return known[setting]
+
+
+def _kernels(stack: Stack) -> tuple:
+    return tuple(module.config._attn_implementation for module in stack.attention.values())  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _tried(model: PreTrainedModel, stack: Stack, inputs: Mapping, prompt: Prompt, prefix: Prefix) -> Verdict:

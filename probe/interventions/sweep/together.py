@@ -32,12 +32,12 @@ class Together:
     max_new_tokens: int
 
     def __call__(self, question: Question, names: Sequence[str]) -> Outcome:
-        """These cases. Another image is one of the rows where its tokens stand in the same places, else apart."""
+        """These cases. Another image is one of the rows where its prompt differs in vision tokens only, else apart."""
         if self.reading.how == "swap" and not question.other_fits:
             raise ProbeError("drop_sweep", expected="a donor with vision tokens in the same places",
                              got="one with another prompt", fix="pass a donor= of the same size")  # fmt: skip
         _, known = self.memory.of(question.inputs)
-        inside = [name for name in names if question.other_fits or name != ANOTHER_IMAGE]
+        inside = [name for name in names if name != ANOTHER_IMAGE or self._same_words(question)]
         outcome = self._rows(question, question.inputs, *self._views(inside, known, question))
         if len(inside) == len(names):
             return outcome
@@ -51,6 +51,13 @@ class Together:
             outcome.row_layers + apart.row_layers,
         )
 
+    def _same_words(self, question: Question) -> bool:
+        """Whether text comes to the LLM the same about the other image: where it was fused with it, it does not."""
+        if question.other is None or not question.other_fits:
+            return False
+        own, other = self.memory.prompt(question.inputs), self.memory.prompt(question.other)
+        return torch.equal(own.embeddings[:, ~own.vision], other.embeddings[:, ~own.vision])
+
     def _views(
         self, names: list[str], known: Known, question: Question
     ) -> tuple[list[View], Int[Tensor, "case layer"]]:
@@ -63,7 +70,7 @@ class Together:
             for symbol in self.readings[name]:
                 numbers.setdefault(symbol, len(numbers))
         make = {SEEN: prefix.seen, MASKED: prefix.masked, ZEROED: prefix.zeroed,
-                SWAPPED: lambda: prefix.swapped(self.memory.donor(question.other))}  # fmt: skip  # pyright: ignore[reportArgumentType]
+                SWAPPED: lambda: prefix.swapped(self.memory.donor(question.inputs, question.other))}  # fmt: skip  # pyright: ignore[reportArgumentType]
         views = [make[s]() if isinstance(s, str) else self.memory.frozen(known, s) for s in numbers]
         return views, torch.tensor([[numbers[symbol] for symbol in self.readings[name]] for name in names])
 

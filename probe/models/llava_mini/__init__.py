@@ -16,8 +16,9 @@ Importing it makes the model known to transformers' Auto classes, so `from_pretr
     in_llm         the variant that does both inside the LLM
     modeling       the whole
     generation     ... and its answers
+    shards         weight files, one at a time
     conversion     the authors' names and config
-    folder         the authors' folder, shard by shard
+    folder         the authors' folder, as a native one
     pixels         pictures and videos as views
     prompts        chat templates
     processing     pictures, videos and words -> inputs
@@ -31,6 +32,7 @@ from .encoding import EncodedVision
 from .folder import convert, is_original, load_original
 from .modeling import LlavaMiniForConditionalGeneration, LlavaMiniModel
 from .processing import LlavaMiniProcessor
+from .shards import CheckpointError
 
 AutoConfig.register("llava_mini", LlavaMiniConfig, exist_ok=True)
 AutoModel.register(LlavaMiniConfig, LlavaMiniModel, exist_ok=True)
@@ -47,4 +49,5 @@ __all__ = [
     "load_original",
     "convert",
     "is_original",
+    "CheckpointError",
 ]

@@ -46,16 +46,16 @@ class LlavaMiniFusing(LlavaMiniVision):
             frames = [frames]
         ids = torch.empty(1, 0, dtype=torch.long) if input_ids is None else input_ids.reshape(1, -1)
         placeholder = ids == self.config.image_token_id
-        embeds = self.get_input_embeddings()(ids.masked_fill(placeholder, 0).to(self.device))
+        embeds = self.get_input_embeddings()(ids.masked_fill(placeholder, 0).to(self.entrance))
         text = text_of(ids, ~placeholder, embeds, None)
         tokens, kept, total, count, example = [], [], torch.zeros(()), 0, None
         stream = ((frame if frame.ndim == 4 else frame[None], 0, i) for i, frame in enumerate(frames))
         for chunk in chunks(stream, self.config.frames_per_chunk):
             example = torch.zeros_like(chunk[0][0]) if example is None else example
-            seen = self.see(torch.stack([pixels for pixels, _, _ in chunk]).to(self.device))
+            seen = self.see(torch.stack([pixels for pixels, _, _ in chunk]).to(self.entrance))
             reading = self.fuse(seen, text, [0] * len(chunk), range(len(chunk)))
             tokens.append(reading.tokens.clone())  # as a view it would keep the text of its frames alive
-            total, count = total.to(self.device) + reading.text.float().sum(0), count + len(chunk)
+            total, count = total + reading.text.float().sum(0), count + len(chunk)
             kept = [*kept, Seen(seen.tokens, None, seen.prefix)] if count <= keep_frames else []
         if example is None:
             raise ValueError("encode_image: expected an image or a video of at least one frame, got no frame")
@@ -71,6 +71,11 @@ class LlavaMiniFusing(LlavaMiniVision):
             return Seen(tokens, vision, None)
         prefix, fused = self.prefusion.see(vision, outputs=self._vision_rows_are_tokens)
         return Seen(tokens if fused is None else fused, vision, prefix)
+
+    @property
+    def entrance(self) -> torch.device:
+        """Where inputs are handed in. An offloaded model is nowhere ("meta"): its hooks fetch them themselves."""
+        return torch.device("cpu") if self.device.type == "meta" else self.device
 
     @property
     def _vision_rows_are_tokens(self) -> bool:
@@ -117,4 +122,4 @@ class LlavaMiniFusing(LlavaMiniVision):
             else:
                 yield Reading(encoded.tokens, places, answered(encoded, text, row), [row], len(places))
         without = sorted(set(range(len(text.raw))) - set(rows))
-        yield from self.read_frames([(vision[0].pixels.to(self.device), row, -1) for row in without], text)
+        yield from self.read_frames([(vision[0].pixels.to(self.entrance), row, -1) for row in without], text)

@@ -75,6 +75,8 @@ def place(
     Where images leave no token (C = 0) they are dealt evenly to the rows. Raises ValueError where the placeholders
     don't fit what was given.
     """
+    if videos and not max_frames:
+        raise ValueError("LLaVA-Mini: expected videos of at least one frame, got none")
     if not (image_tokens and frame_tokens):
         return _deal(len(placeholder), images, videos, max_frames)
     runs = _runs(placeholder)

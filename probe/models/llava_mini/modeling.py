@@ -165,6 +165,28 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
             max_frames=1 if videos is None else videos.shape[1],
         )
 
+    def frame_rows(
+        self,
+        input_ids: Ids,
+        pixel_values: Images | None = None,
+        pixel_values_videos: Videos | None = None,
+        vision: Sequence[EncodedVision] | None = None,
+    ) -> list[int]:
+        """The row of `input_ids` that each frame belongs to, in the order in which frames run through pre-fusion.
+
+        A row without an image among others has an all-zero frame, behind the others; without any image there is none.
+        """
+        if vision:
+            owners = rows_of(input_ids == self.config.image_token_id, [encoded.num_tokens for encoded in vision])
+            counts = [sum(len(seen.tokens) for seen in encoded.seen) for encoded in vision]
+        elif pixel_values is not None or pixel_values_videos is not None:
+            visuals = self.visuals(input_ids, pixel_values, pixel_values_videos)
+            owners, counts = [visual.row for visual in visuals], [visual.frames for visual in visuals]
+        else:
+            return []
+        frames = [row for row, count in zip(owners, counts, strict=True) for _ in range(count)]
+        return frames + sorted(set(range(len(input_ids))) - set(owners))
+
     def prefusion_positions(
         self, input_ids: Ids, views: int = 1, attention_mask: Tensor | None = None
     ) -> Int[Tensor, "row key"]:

@@ -6,7 +6,10 @@
 Source: `split_image`, `expand2square` and the video reading of the authors' `llavamini/mm_utils.py` and `eval/`.
 """
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -67,26 +70,35 @@ def video_frames(
 ) -> Iterator[Image.Image]:
     """The frames of a video, one after the other: a file (1 frame a second), a folder of frames, or frames.
 
-    Raises ValueError for a file or folder without frames.
+    A folder's pictures are taken all, in the order of the numbers in their names. Raises ValueError for a file or
+    folder without frames, and for what can't be read.
     """
     if isinstance(video, str | Path):
-        path = Path(video)
-        if path.is_dir():
-            yield from _folder(path)
-        else:
-            yield from _file(path)
+        path = Path(video).expanduser()
+        if not path.exists():
+            raise ValueError(f"LLaVA-Mini: expected a video file or a folder of frames, got no {str(video)!r}")
+        yield from _folder(path) if path.is_dir() else _file(path)
         return
     for frame in video:
         yield (frame if isinstance(frame, Image.Image) else Image.fromarray(np.asarray(frame))).convert("RGB")
 
 
 def _folder(path: Path) -> Iterator[Image.Image]:
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+    files = [file for file in path.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
     if not files:
         raise ValueError(f"LLaVA-Mini: expected frames (.jpg, .png ...) in the folder {str(path)!r}, got none")
-    for file in files:
-        with Image.open(file) as image:
-            yield ImageOps.exif_transpose(image).convert("RGB")
+    for file in sorted(files, key=_numbered):
+        try:
+            with Image.open(file) as image:
+                frame = ImageOps.exif_transpose(image).convert("RGB")
+        except OSError as error:
+            raise ValueError(f"LLaVA-Mini: expected a picture as a frame, got {str(file)!r} ({error})") from error
+        yield frame
+
+
+def _numbered(file: Path) -> list[tuple[int, str]]:
+    """A sorting key by which 2.png comes before 10.png."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", file.name)]
 
 
 def _file(path: Path) -> Iterator[Image.Image]:
@@ -102,11 +114,10 @@ def _file(path: Path) -> Iterator[Image.Image]:
             stream = container.streams.video[0]
             rate, total = float(stream.average_rate or 1), stream.frames
             total = total or sum(1 for _ in container.decode(video=0))
-        wanted = frame_indices(total, max(1, int(total // rate)))
+        wanted = Counter(frame_indices(total, max(1, int(total // rate))))
+        last = max(wanted)
         with av.open(str(path)) as container:
-            for i, frame in enumerate(container.decode(video=0)):
-                yield from [frame.to_image()] * wanted.count(i)
-                if i == wanted[-1]:
-                    return
+            for i, frame in zip(range(last + 1), container.decode(video=0), strict=False):
+                yield from repeat(frame.to_image(), wanted[i]) if wanted[i] else ()
     except (av.FFmpegError, IndexError, OSError) as error:
         raise ValueError(f"LLaVA-Mini: expected a video file, got {str(path)!r} ({error})") from error

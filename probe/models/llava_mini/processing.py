@@ -96,6 +96,9 @@ class LlavaMiniProcessor(ProcessorMixin):
         if clips:
             pixels = [torch.stack(list(self.frames(clip))) for clip in clips]
             tokens["video"] = [self.tokens_per_frame * len(frames) for frames in pixels]
+            if not self.tokens_per_frame and len(set(map(len, pixels))) > 1:
+                lengths = f"videos of {', '.join(str(len(frames)) for frames in pixels)} frames"
+                raise ValueError(f"LLaVA-Mini: expected videos of one length, for no token tells it, got {lengths}")
             data["pixel_values_videos"] = torch.nn.utils.rnn.pad_sequence(pixels, batch_first=True)
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)

@@ -3,13 +3,14 @@
     processor = LlavaMiniProcessor(..., chat_template=chat_template("llava_llama_3_1"))
     processor.apply_chat_template(conversation, add_generation_prompt=True)
 
-The released LLaVA-Mini is "llava_llama_3_1" (the same string as "llava_llama_3"). If its tokenizer brings a template of
-its own, that one was used in training.
+The released LLaVA-Mini is "llava_llama_3_1" (the same string as "llava_llama_3"). A template that its tokenizer brings
+along is what it was trained with: `template_for` keeps it.
 
 Source: `llavamini/conversation.py` of the authors.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 HELPFUL = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
@@ -66,7 +67,7 @@ STYLES = {
     "plain": Style(assistant=("", "\n"), generation="\n"),
 }
 
-TEMPLATE = """\
+WORDS = """\
 {%- macro words(content) -%}
 {%- if content is string -%}{{ content }}{%- else -%}
 {%- for item in content -%}
@@ -74,6 +75,16 @@ TEMPLATE = """\
 {%- endfor -%}
 {%- endif -%}
 {%- endmacro -%}
+"""
+OF_TOKENIZER = """\
+{%- set said = namespace(messages=[{'role': 'system', 'content': SYSTEM}]) -%}
+{%- if messages and messages[0].role == 'system' -%}{%- set said.messages = [] -%}{%- endif -%}
+{%- for message in messages -%}
+{%- set said.messages = said.messages + [{'role': message.role, 'content': words(message.content)}] -%}
+{%- endfor -%}
+{%- set messages = said.messages -%}
+"""
+TEMPLATE = """\
 {%- set given = messages and messages[0].role == 'system' -%}
 {{- START.replace('{system}', words(messages[0].content) | trim if given else SYSTEM) -}}
 {%- set turns = messages[1:] if given else messages -%}
@@ -110,7 +121,20 @@ def chat_template(style: str) -> str:
         "GENERATION": s.generation,
         "CLOSING_HEADER": s.closing_header,
     }
-    template = TEMPLATE
+    template = WORDS + TEMPLATE
     for name, value in values.items():
         template = template.replace(name, repr(value))  # the strings have no quotes that would need another form
     return template
+
+
+def template_for(tokenizer: Any) -> str:
+    """The chat template of an authors' checkpoint, told by its tokenizer.
+
+    With Llama 3's headers it is the tokenizer's own. That knows no images and has no system prompt of LLaVA's: it gets
+    "<image>" as words, and the authors' system prompt as a message where there is none. Others were trained as "v1".
+    """
+    if "<|start_header_id|>" not in tokenizer.get_vocab():
+        return chat_template("v1")
+    own = getattr(tokenizer, "chat_template", None)
+    own = own.get("default") if isinstance(own, dict) else own
+    return WORDS + OF_TOKENIZER.replace("SYSTEM", repr(HELPFUL)) + own if own else chat_template("llava_llama_3_1")

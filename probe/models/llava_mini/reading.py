@@ -105,8 +105,8 @@ def frames_of(visuals: Sequence[Visual], rows: int, images: Any, videos: Any) ->
         pixels = videos[visual.index, : visual.frames] if visual.video else images[visual.index : visual.index + 1]
         frames += [(frame, visual.row, len(frames) + i) for i, frame in enumerate(pixels)]
     without = sorted(set(range(rows)) - {visual.row for visual in visuals})
-    example = images if images is not None and len(images) else videos[0]
-    return frames + [(torch.zeros_like(example[0]), row, -1) for row in without]
+    example = videos[0] if images is None else images  # which may be none, and still say how large they are
+    return frames + [(example.new_zeros(example.shape[1:]), row, -1) for row in without]
 
 
 def chunks(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:

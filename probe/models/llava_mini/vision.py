@@ -44,6 +44,8 @@ class LlavaMiniVision:
         vision = self.multi_modal_projector(with_whole(grid, patches))
         if self.config.compression == "none":
             return vision, vision
+        if not self.config.compressor_size:
+            return vision, vision[:, :0]  # not projected: kernels of quantised layers crash on an empty input
         return vision, self.multi_modal_projector(self.compress(grid))
 
     def patches(

@@ -2,7 +2,8 @@
 
 `tiny-llava` is a `transformers.LlavaForConditionalGeneration` of 1.2 million parameters, trained from a seed
 on pictures of coloured shapes and questions about them. It loads offline in a second on any laptop, so every
-example, test and notebook runs on a model that has really learned to look.
+example, test and notebook runs on a model that has really learned to look. `tiny-llava-mini` is made of it: a
+LLaVA-Mini, which reads each picture before the language model does and leaves ONE vision token of it.
 
     drawing      what a picture is                       [numpy, PIL]
     questions    what is asked about it, and the answer  [numpy, PIL]
@@ -15,13 +16,16 @@ example, test and notebook runs on a model that has really learned to look.
     training     the run: progress, checkpoints, resume
     weights      the folder that is shipped
     evaluation   exact match on frozen pictures, by kind and by distractors
+    mini         tiny-llava-mini before its training: recipe, variants
+    packed_fusion  LLaVA-Mini on packed rows, exactly
+    mini_training  its run, on transformers' Trainer
 
 >>> sorted(FOLDERS)
-['tiny-llava']
->>> (FOLDERS["tiny-llava"] / "config.json").exists()
+['tiny-llava', 'tiny-llava-mini']
+>>> (FOLDERS["tiny-llava-mini"] / "config.json").exists()
 True
 """
 
 from pathlib import Path
 
-FOLDERS: dict[str, Path] = {"tiny-llava": Path(__file__).parent / "tiny-llava"}
+FOLDERS: dict[str, Path] = {name: Path(__file__).parent / name for name in ("tiny-llava", "tiny-llava-mini")}

@@ -22,7 +22,7 @@ SHAPES = ("circle", "square", "triangle", "cross", "ring")
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "center", "right")
 SIZE = 60  # pixels a side: what the models see
-PURPOSES = ("pretraining", "training", "validation", "frozen", "prior", "sample")  # only ever append
+PURPOSES = ("pretraining", "training", "validation", "frozen", "prior", "sample", "fusion")  # only ever append
 
 _HUE_JITTER = 6  # degrees: orange and yellow stay apart
 _SUPERSAMPLING = 3

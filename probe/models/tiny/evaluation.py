@@ -11,13 +11,15 @@ the best answer to the question's words alone.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import ProcessorMixin
 
 from probe.models.tiny.architecture import pixels
 from probe.models.tiny.drawing import Scene, sample_scene, stream
@@ -25,6 +27,7 @@ from probe.models.tiny.packing import Packed, Packer, answer_logits
 from probe.models.tiny.questions import KINDS, Question, ask
 
 BATCH = 16  # pictures
+Logits = Callable[[Any, Tensor, Packed], Tensor]  # (model, pixels, packed rows) -> logits where a label is
 
 
 def frozen(number: int, purpose: str = "frozen") -> tuple[Scene, tuple[Question, ...]]:
@@ -36,19 +39,21 @@ def frozen(number: int, purpose: str = "frozen") -> tuple[Scene, tuple[Question,
 
 @torch.no_grad()
 def evaluate(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
+    model: Any,
+    processor: ProcessorMixin,
     pictures: int = 2000,
     *,
     purpose: str = "frozen",
     controls: bool = False,
+    logits: Logits = answer_logits,
 ) -> pd.DataFrame:
     """One row a question: picture, kind, question, answer, key, things, distractors, right.
 
+    `logits` is how the model answers packed rows (a LLaVA-Mini: `packed_fusion.fused_logits`).
     `controls` adds `swapped` (right although asked about another picture, its neighbour in the batch) and
     `blind` (right by `blind_answers`).
     """
-    packer, tables = Packer(processor), []
+    packer, tables = Packer(processor, model.config.image_seq_length), []
     for start in range(0, pictures, BATCH):
         numbers = range(start, min(start + BATCH, pictures))
         scenes, asked = zip(*(frozen(number, purpose) for number in numbers), strict=True)
@@ -56,9 +61,9 @@ def evaluate(
         table = pd.DataFrame([vars(q) | {"distractors": q.distractors} for q in packed.questions])
         table.insert(0, "picture", [number for number in numbers for _ in KINDS])
         images = pixels(scenes)
-        table["right"] = exact(answer_logits(model, images, packed), packed).numpy()
+        table["right"] = exact(logits(model, images, packed), packed).numpy()
         if controls:
-            table["swapped"] = exact(answer_logits(model, images.roll(1, 0), packed), packed).numpy()
+            table["swapped"] = exact(logits(model, images.roll(1, 0), packed), packed).numpy()
             table["blind"] = [blind_answers().get(q.question) == q.answer for q in packed.questions]
         tables.append(table)
     return pd.concat(tables, ignore_index=True)

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaForConditionalGeneration, ProcessorMixin
 
 from probe.models.tiny.architecture import patch_features
+from probe.models.tiny.drawing import SIZE
+from probe.models.tiny.language import PATCH
 from probe.models.tiny.questions import Question
 
 Conversation = Sequence[Question]  # questions about one picture, asked one after the other
@@ -37,15 +39,17 @@ class Packed:
 
 
 class Packer:
-    """Tokenises questions and packs them. Holds the prefix, so it is made once."""
+    """Tokenises questions and packs them. Holds the prefix, so it is made once.
 
-    def __init__(self, processor: LlavaProcessor):
-        self._encode = processor.tokenizer.backend_tokenizer.encode
-        self._end = processor.tokenizer.eos_token_id
+    vision_tokens: what a picture is for the language model; a LLaVA-Mini has fewer.
+    """
+
+    def __init__(self, processor: ProcessorMixin, vision_tokens: int = (SIZE // PATCH) ** 2):
+        tokenizer: Any = processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+        self._encode, self._end = tokenizer.backend_tokenizer.encode, tokenizer.eos_token_id
         message: Any = {"role": "user", "content": [{"type": "image"}]}
-        prompt = processor.apply_chat_template([message])
-        side = processor.image_processor.crop_size["height"] // processor.patch_size
-        self.prefix = self._ids(prompt.replace("<image>", "<image>" * side**2), add_special_tokens=True)
+        prompt: Any = processor.apply_chat_template([message])
+        self.prefix = self._ids(prompt.replace("<image>", "<image>" * vision_tokens), add_special_tokens=True)
 
     def pack(self, pictures: Sequence[Sequence[Conversation]]) -> Packed:
         """One row a picture, each with its conversations. Rows are padded on the right."""

@@ -49,12 +49,12 @@ def train(
     end, so Ctrl-C loses no more than that. Raises ProbeError when the folder can't be written or holds a
     checkpoint of another recipe.
     """
-    run = Run(_folder(folder), recipe or Recipe())
+    run = Run(writable(folder), recipe or Recipe())
     if resume:
         run.restore()
     last = run.total if steps is None else min(steps, run.total)
     with (
-        _threads(threads),
+        torch_threads(threads),
         tqdm(total=run.total, initial=run.step, disable=not progress, desc="train") as bar,
     ):
         while run.step < last:
@@ -168,7 +168,8 @@ class Run:
         return torch.optim.AdamW(groups, betas=self.recipe.betas, weight_decay=0.0)
 
 
-def _folder(path: str | Path) -> Path:
+def writable(path: str | Path) -> Path:
+    """A folder that is there and can be written, or a ProbeError."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +184,8 @@ def _folder(path: str | Path) -> Path:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def torch_threads(number: int) -> Iterator[None]:
+    """Torch computes with so many threads inside the block: results depend on their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

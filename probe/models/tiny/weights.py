@@ -14,17 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from probe.models.tiny.recipe import Recipe
 
 
-def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, recipe: Recipe, folder: Path) -> None:
+def save(model: PreTrainedModel, processor: ProcessorMixin, recipe: Any, folder: Path) -> None:
     """Fills a folder that `AutoModelForImageTextToText` and `AutoProcessor` load; no file is half written."""
-    with tempfile.TemporaryDirectory(dir=folder) as name, _quiet():
+    with tempfile.TemporaryDirectory(dir=folder) as name, quiet():
         fresh = Path(name)
-        copy.deepcopy(model).half().save_pretrained(fresh)
+        half: Any = copy.deepcopy(model).half()
+        half.save_pretrained(fresh)
         processor.save_pretrained(fresh)
         config = json.loads((fresh / "config.json").read_text())
         (fresh / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
@@ -49,7 +50,7 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without `save_pretrained`'s progress bar, which would break up the training's own."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

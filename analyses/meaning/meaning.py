@@ -1,0 +1,163 @@
+"""Does attention mean anything? Attribution, logit lens and sinks beside it, on the tiny model and on models of known truth.
+
+    python analyses/meaning/meaning.py                      # 24 drawn questions: some minutes
+    python analyses/meaning/meaning.py --questions 8
+
+Writes numbers.csv, figures and the tables of README.md beside this file. Shuffled weights: the same model, which knows
+nothing, asked to say the same answer.
+"""
+
+import argparse
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+import probe
+from probe.attribution.randomised import randomised
+from probe.correlations import MEASURES, above_floor, rank_agreement
+from probe.models.known_truth import planted
+from probe.models.tiny.questions import sample_picture
+from probe.plots.fading import survey, trend
+
+HERE = Path(__file__).parent
+KINDS = ("colour", "at", "where", "exist")
+METHODS = ("ablation", "shapley", "integrated_gradients", "gradient_x_attention")
+QUIET: dict[str, Any] = {"progress": False}
+
+
+def one(subject: Any, blank: Any, seed: int) -> tuple[dict[str, Any], dict[str, xr.Dataset], xr.Dataset]:
+    """What is found about one question: numbers, attributions, deletion curves."""
+    picture, question, right = sample_picture(seed, KINDS[seed % len(KINDS)])
+    found = {"ablation": probe.attribute(subject, picture, question, **QUIET)}
+    said = found["ablation"]["token_id"].values.tolist()
+    found["integrated gradients"] = probe.attribute(
+        subject, picture, question, said, "integrated_gradients", attention=False, **QUIET
+    ).merge(found["ablation"][list(MEASURES)])
+    control = probe.attribute(blank, picture, question, said, **QUIET)
+    table, theirs = rank_agreement(found), rank_agreement({"ablation": control})
+    contribution = found["ablation"]["contribution"].mean("head")
+    scores = {"ablation": found["ablation"]["attribution"], "contribution": contribution.max("layer"),
+              "mass": found["ablation"]["mass"].mean(["head", "layer"])}  # fmt: skip
+    curves = probe.deletion_curves(subject, picture, question, scores, said, baseline="mean", seed=seed)
+    lens = probe.logit_lens(subject, picture, question, said)
+    row: dict[str, Any] = {
+        "seed": seed,
+        "question": question,
+        "right": str(found["ablation"].attrs["response"] == right),
+    }
+    for measure in MEASURES:
+        row[f"{measure}, best layer"] = float(table["by_layer"].sel(reference="ablation", measure=measure).max())
+        row[f"{measure}, shuffled weights"] = float(theirs["by_layer"].sel(measure=measure).max())
+    row["above the floor"] = any(above_floor(table, "ablation", measure) for measure in MEASURES)
+    row["above the floor, shuffled weights"] = any(above_floor(theirs, "ablation", measure) for measure in MEASURES)
+    row["floor"] = float(table["floor"].sel(reference="ablation"))
+    row["ceiling"] = float(table["ceiling"].sel(reference="ablation", other="integrated gradients"))
+    area = curves["logprob"].integrate("fraction")
+    for score in curves["score"].values:
+        row[f"deletion by {score}"] = float(area.sel(score=score, direction="deletion"))
+    row["sinks"] = int(probe.find_sinks(subject, picture, question, said)["sink"].any("layer").sum())
+    row["layers until said"] = int((lens["next"].min("answer_token") > 0.5).values.argmax()) + 1
+    return row | _by_layer(table), found, curves.assign_attrs(control=seed)
+
+
+def _by_layer(table: xr.Dataset) -> dict[str, float]:
+    values = table["by_layer"].sel(reference="ablation", measure="contribution").values
+    return {f"contribution, layer {layer}": float(value) for layer, value in enumerate(values, 1)}
+
+
+def known_truth() -> list[list[str]]:
+    """Whether each method names the planted patches and layers first, on three models."""
+    rows = []
+    for layers, patches in (((3,), (8,)), ((2, 4), (14, 15, 20, 21)), ((0, 2, 5), (35, 7))):
+        known = planted(layers, patches)
+        subject, picture = probe.load(known.model, processor=known.processor), known.picture("red", 1)
+        cells = []
+        for method in METHODS:
+            options: dict[str, Any] = {"method": method, "words": False, "attention": False, "batch": 36, **QUIET}
+            found = probe.attribute(subject, picture, known.question, **options)
+            where = set(np.argsort(-found["attribution"].values)[: len(patches)].tolist()) == set(patches)
+            if "layer_attribution" not in found:
+                deep = probe.attribute(subject, picture, known.question, over="layers", **options)["attribution"].values
+            else:
+                deep = found["layer_attribution"].sum("feature").values
+            when = set(np.argsort(-deep)[: len(layers)].tolist()) == set(layers)
+            cells.append(f"{'yes' if where else 'NO'}, {'yes' if when else 'NO'}")
+        rows.append([f"layers {', '.join(str(i + 1) for i in layers)}; {len(patches)} patches", *cells])
+    return rows
+
+
+def conventions(subject: Any, questions: int) -> list[list[str]]:
+    """How vision's part goes with depth, in every convention; and the figure."""
+    samples = [
+        probe.Sample(str(seed), *sample_picture(seed, KINDS[seed % len(KINDS)])[:2]) for seed in range(questions)
+    ]
+    record = probe.measure(subject, samples, types="fine", contribution=True, stacks=["llm"], progress=False)
+    probe.plots.conventions(record)[0, 0].figure.savefig(HERE / "conventions.png", dpi=100)
+    return [[*way, f"{float(trend(curve.mean(1))):+.2f}", f"{int((trend(curve) <= -0.5).sum())} of {curve.shape[1]}"]
+            for way, curve in survey(record).items()]  # fmt: skip
+
+
+def tables(numbers: pd.DataFrame, truth: list[list[str]], ways: list[list[str]]) -> str:
+    """The tables of README.md."""
+    mean = numbers.select_dtypes(["number", "bool"]).astype(float).mean()
+    agree = [
+        [name, f"{mean[f'{name}, best layer']:.2f}", f"{mean[f'{name}, shuffled weights']:.2f}"] for name in MEASURES
+    ]
+    layers = [name for name in numbers if str(name).startswith("contribution, layer")]
+    by_layer = [["contribution", *(f"{mean[name]:.2f}" for name in layers)]]
+    areas = [[name.removeprefix("deletion by "), f"{mean[name]:.1f}"] for name in numbers if "deletion by" in name]
+    told = (f"{len(numbers)} questions, one picture each. Floor {mean['floor']:.2f}; ceiling (ablation with integrated "
+            f"gradients) {mean['ceiling']:.2f}. Above the floor in some layer: {100 * mean['above the floor']:.0f} % of "
+            f"the questions; with shuffled weights {100 * mean['above the floor, shuffled weights']:.0f} %. Sinks found: "
+            f"{mean['sinks']:.1f} a question. Every word of the answer is above one half from layer "
+            f"{mean['layers until said']:.1f} on.")  # fmt: skip
+    return "\n\n".join([
+        told, _markdown(["rank correlation with ablation, best layer", "tiny-llava", "shuffled weights"], agree),
+        _markdown(["layer", *(name.split()[-1] for name in layers)], by_layer),
+        "Area under deletion (nat; lower is better), pixels taken away by:", _markdown(["score", "area"], areas),
+        "Planted models: are the planted patches, and the planted layers, named first?",
+        _markdown(["planted", *METHODS], truth),
+        "Vision over depth, tiny-llava (rank correlation with the layer; -0.5 and below fades):",
+        _markdown(["value", "rows", "first token", "trend", "heads that fade"], ways),
+    ])  # fmt: skip
+
+
+def _markdown(headings: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [headings, ["---"] * len(headings), *rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=int, default=24)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", message="attribute: ")  # deltas are in the datasets
+    subject = probe.load("tiny-llava")
+    blank, rows = randomised(subject), []
+    for seed in range(options.questions):
+        row, found, curves = one(subject, blank, seed)
+        rows.append(row)
+        print(seed, row["question"], f"{row['contribution, best layer']:.2f}", flush=True)
+        if seed == 0:
+            picture, question, _ = sample_picture(0, KINDS[0])
+            said = found["ablation"]["token_id"].values.tolist()
+            control = probe.attribute(blank, picture, question, said, **QUIET)
+            axes = probe.plots.agreement(found, curves=curves, control=control)
+            axes[0, 0].figure.savefig(HERE / "agreement.png", dpi=100)
+            lens = probe.logit_lens(subject, picture, question, said)
+            probe.plots.lens(lens, [0, 2, 4, 7])[0].figure.savefig(HERE / "lens.png", dpi=100)
+    numbers = pd.DataFrame(rows)
+    numbers.to_csv(HERE / "numbers.csv", index=False, float_format="%.4g")
+    written = tables(numbers, known_truth(), conventions(subject, options.questions))
+    readme = HERE / "README.md"
+    before, _, after = re.split(r"(?<=<!-- tables -->\n)(.*)(?=\n<!-- end -->)", readme.read_text(), flags=re.DOTALL)
+    readme.write_text(before + written + after)
+    print(written)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""`probe convert`: LLaVA-Mini's authors' checkpoint to a folder that transformers opens."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from probe.cli.options import Debug
+from probe.cli.output import console, not_writable, quieten_libraries
+from probe.errors import ProbeError
+
+Folder = Annotated[Path, typer.Argument(help="the authors' folder: config.json and weights, .safetensors or .bin")]
+Out = Annotated[Path, typer.Option(help="folder of the native model; new, or empty")]
+Vision = Annotated[
+    Path | None,
+    typer.Option(help="CLIP's folder, where the checkpoint is without it", show_default="as config.json says"),
+]
+Base = Annotated[
+    Path | None, typer.Option(help="the LLM's folder, for an adapter (mm_projector.bin)", show_default="none")
+]
+
+
+def convert(
+    folder: Folder,
+    out: Out = Path("probe-out/convert"),
+    vision: Vision = None,
+    base: Base = None,
+    debug: Debug = False,
+) -> None:
+    """Convert LLaVA-Mini's authors' checkpoint, shard by shard; what does not fit is told by name."""
+    from probe.models.llava_mini import CheckpointError
+    from probe.models.llava_mini import convert as convert_folder
+
+    quieten_libraries(debug)
+    try:
+        convert_folder(folder, out, vision, base)
+    except CheckpointError as error:
+        raise ProbeError("convert", expected=error.expected, got=error.got) from error
+    except OSError as error:
+        raise not_writable(out, error) from error
+    written = ", ".join(sorted(file.name for file in out.iterdir()))
+    console.print(f"[bold]written to[/] {escape(str(out))}/: {written}", highlight=False, soft_wrap=True)
+    if not (out / "processor_config.json").is_file():
+        told = "no tokenizer was there: copy its files into the authors' folder and convert again to ask questions"
+        console.print(told, highlight=False, soft_wrap=True)

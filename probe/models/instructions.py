@@ -1,0 +1,113 @@
+"""LLaVA's conversations and Video-ChatGPT's questions: the training data that people have, as `Instruction`s.
+
+    instructions, problems = read_instructions("llava_v1_5_mix665k.json", "images")
+
+    LLaVA          [{"image": "coco/train2017/0.jpg",                      also a list, or "video", or neither
+                     "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
+                                       {"from": "gpt", "value": "A cat."}]}, ...]
+    Video-ChatGPT  [{"video_id": "v_p1QGn0IzfW0", "q": "What happens?", "a": "A man sings."}, ...]
+
+Both may stand in one file. A video is a file, or a folder of its frames. As LLaVA does in training, an `<image>` goes
+to the front of its turn, and what the assistant says before the first question is left out. A row that can't be used is
+listed and left out. File names come from strangers: none may lead out of the folder.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from probe.benchmarks.official_files import DataFolder, json_list
+from probe.benchmarks.reading import Problem, Reading, RowError, entry, identifier, question_text, shown
+from probe.errors import ProbeError
+from probe.models.llava_mini.batches import Instruction, Visual
+
+MARKS = ("<image>", "<video>")
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+VIDEOS = ("", ".mp4", ".mkv", ".webm", ".avi", ".mov")  # what a video's id may lack
+
+
+def read_instructions(file: str | Path, folder: str | Path) -> tuple[list[Instruction], list[Problem]]:
+    """The rows of a file, their pictures and videos found in `folder`; and the rows that can't be used.
+
+    Raises ProbeError where file or folder can't be read, or no row can be used.
+    """
+    if not Path(folder).expanduser().is_dir():
+        expected = "the folder with the pictures and videos"
+        raise ProbeError("train", expected=expected, got=f"{str(folder)!r}, which is none")
+    path, data = Path(file).expanduser(), DataFolder("train", folder)
+    reading, found = Reading("train", path.stem), []
+    for number, row in enumerate(json_list("train", path), 1):
+        with reading.row(path, number):
+            found.append(_video_question(row, data) if _is_video_question(row) else _conversation(row, data))
+    if not found:
+        got = f"{reading.problems[0]}" if reading.problems else f"an empty list in {path.name}"
+        raise ProbeError("train", expected="at least one row that can be used", got=got)
+    return found, reading.problems
+
+
+def _is_video_question(row: Any) -> bool:
+    return isinstance(row, dict) and "video_id" in row
+
+
+def _video_question(row: dict[str, Any], data: DataFolder) -> Instruction:
+    question, answer = question_text(row, "q"), question_text(row, "a")
+    video = Visual("video", data.video(*(identifier(row, "video_id") + ending for ending in VIDEOS)))
+    return Instruction((_said("user", question, 1), _said("assistant", answer)), (video,))
+
+
+def _conversation(row: Any, data: DataFolder) -> Instruction:
+    turns = [(_role(turn), question_text(turn, "value")) for turn in entry(row, "conversations", list)]
+    if turns and turns[0][0] == "assistant":
+        turns = turns[1:]
+    roles = [role for role, _ in turns]
+    if not turns or roles != ["user", "assistant"] * (len(turns) // 2):
+        raise RowError("'conversations': human and gpt in turn, gpt last", shown(roles))
+    visuals = [Visual("image", _picture(data, name)) for name in _names(row, "image")]
+    visuals += [Visual("video", data.video(name)) for name in _names(row, "video")]
+    messages = [_message(role, text) for role, text in turns]
+    marks = sum(part["type"] == "image" for message in messages for part in message["content"])
+    if marks != len(visuals):
+        raise RowError(f"an <image> for each of {len(visuals)} pictures and videos", f"{marks}")
+    return Instruction(tuple(messages), tuple(visuals))
+
+
+def _role(turn: Any) -> Literal["user", "assistant"] | str:
+    said = entry(turn, "from")
+    if said not in ROLES:
+        raise RowError("'from': human or gpt", shown(said))
+    return ROLES[said]
+
+
+def _names(row: dict[str, Any], key: str) -> Sequence[str]:
+    """The files under a key: none, one, or a list of them."""
+    value = row.get(key) or []
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RowError(f"{key!r}: a file name, or a list of them", shown(value))
+    return names
+
+
+def _picture(data: DataFolder, name: str) -> Path:
+    """Its file, whose head is read: better a row is left out now than a training ends in its third hour."""
+    path = data.picture(name)
+    try:
+        with Image.open(path):
+            return path
+    except (OSError, Image.DecompressionBombError):
+        raise RowError(f"a picture in the file {shown(name)}", "something else") from None
+
+
+def _message(role: str, text: str) -> dict[str, Any]:
+    """A turn with its marks as image parts in front."""
+    marks = sum(text.count(mark) for mark in MARKS)
+    if marks and role == "assistant":
+        raise RowError("no <image> in what gpt says", shown(text))
+    for mark in MARKS:
+        text = text.replace(mark, "")
+    return _said(role, text.strip(), marks)
+
+
+def _said(role: str, text: str, images: int = 0) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}

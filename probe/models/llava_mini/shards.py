@@ -1,0 +1,104 @@
+"""Weight files on disk: which of them make up a checkpoint, what is in each, and one at a time in memory.
+
+    for file in weight_files(folder):
+        shapes = outline(file)          # on the meta device: names, shapes and dtypes
+        tensors = read(file)            # mapped from disk, not copied
+
+safetensors, or .bin with `weights_only`: no code of a checkpoint is ever run.
+"""
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+INDEX = "model.safetensors.index.json"
+# In the order in which they are preferred. The last is all that the authors' first stage saves.
+KINDS = (INDEX, "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin", "mm_projector.bin")
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not whole or no LLaVA-Mini. `str(error)` is one line."""
+
+    def __init__(self, expected: str, got: str):
+        self.expected, self.got = expected, got
+        super().__init__(f"LLaVA-Mini checkpoint: expected {expected}, got {got}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a folder. Raises CheckpointError if it has none, or not all of them."""
+    found = next((folder / name for name in KINDS if (folder / name).is_file()), None)
+    if found is None:
+        raise _lacking(folder)
+    return [found] if found.suffix != ".json" else _listed(found)
+
+
+def _listed(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"a weight_map in {index.name}", "none")
+    files = sorted({index.parent / str(name) for name in weight_map.values()})
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise CheckpointError(f"the files that {index.name} lists", f"no {', '.join(missing)}")
+    return files
+
+
+def _lacking(folder: Path) -> CheckpointError:
+    if shards := sorted(file.name for file in folder.glob("*-of-*.*")):
+        return CheckpointError(f"an index file ({INDEX} or {KINDS[2]}) beside {shards[0]}", "none")
+    if (folder / "adapter_config.json").is_file():
+        return CheckpointError("whole weights", f"a LoRA adapter in {str(folder)!r}; merge it into its model first")
+    return CheckpointError(f"weights ({KINDS[1]}, {KINDS[3]}, {KINDS[4]} or shards) in {str(folder)!r}", "none")
+
+
+def outline(file: Path) -> dict[str, Tensor]:
+    """What a file holds, as meta tensors. Raises CheckpointError, naming it, for a file that is not whole."""
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as opened:
+                return {name: _meta(opened.get_slice(name)) for name in opened.keys()}  # noqa: SIM118
+        tensors = torch.load(file, map_location="meta", weights_only=True)
+        if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+            raise TypeError("it holds something else than tensors by name")
+        return tensors
+    except pickle.UnpicklingError as error:
+        why = "cut short, or more than tensors in it: no code of a checkpoint is run"
+        raise CheckpointError("a whole weight file", f"{file.name} ({why})") from error
+    except Exception as error:  # safetensors, zipfile and torch each raise kinds of their own
+        raise CheckpointError("a whole weight file", f"{file.name} ({one_line(error)})") from error
+
+
+def _meta(part: Any) -> Tensor:
+    return torch.empty(part.get_shape(), device="meta", dtype=DTYPES.get(part.get_dtype(), torch.float32))
+
+
+def read(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file that `outline` has found whole; their pages come from disk as they are used."""
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    mapped = zipfile.is_zipfile(file)  # the format before torch 1.6 can't be
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of settings. Raises CheckpointError for one that is missing, damaged or something else."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise TypeError(f"a {type(settings).__name__}")
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"a readable {path.name} in {str(path.parent)!r}", one_line(error)) from error
+    return settings
+
+
+def one_line(error: BaseException) -> str:
+    """The reason that a library gives, on one line that is not too long."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split())[:200] or type(error).__name__
