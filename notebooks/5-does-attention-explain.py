@@ -89,7 +89,7 @@ planted_picture = known.picture("red", seed=1)
 there = probe.attribute(truth, planted_picture, known.question, progress=False)
 probe.plots.agreement(there)
 by_layer = probe.attribute(truth, planted_picture, known.question, over="layers", progress=False)
-print(by_layer["attribution"].to_series().round(1).to_dict())
+print(by_layer["attribution"].astype(float).round(1).to_series().to_dict())
 
 # %% [markdown]
 # ## What rows already say

@@ -9,8 +9,8 @@
     table["by_layer"].sel(reference="ablation", measure="mass")             # (layer): heads averaged first
 
 Attributions keep their sign: what speaks against the answer ranks below what says nothing. (Their size would not do: in
-any model, one of random weights too, what is attended to moves the answer, one way or the other.) A measure that is the
-same in all regions ranks nothing: NaN.
+any model, one of random weights too, what is attended to moves the answer, one way or the other.) Below 1 % of the
+largest they are ties. A measure that is the same in all regions ranks nothing: NaN.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +25,7 @@ from probe.errors import ProbeError
 MEASURES = ("mass", "lift", "received", "contribution")
 SHUFFLES = 1000
 CERTAIN = 0.99
+NEGLIGIBLE = 0.01  # of the largest: what is owed less is not ranked among itself
 FEWEST = 3  # regions: of fewer, every order is as good as any
 
 
@@ -101,12 +102,13 @@ def _moves(here: xr.Dataset) -> Int[np.ndarray, "order region"]:
 
 
 def _reached(maps: np.ndarray, owed: np.ndarray, orders: np.ndarray) -> float:
-    """What the largest correlation with any map stays below in 99 % of the orders."""
+    """What the largest correlation with any map stays below in 99 % of the orders; 0 where there are none."""
     ranked, own = _standard_ranks(maps.reshape(-1, maps.shape[-1])), _standard_ranks(owed)
     ranked = ranked[~np.isnan(ranked).any(-1)]
     if not len(ranked) or np.isnan(own).any() or len(own) < FEWEST:
         return float("nan")
-    return float(np.quantile((own[orders] @ ranked.T).max(-1), CERTAIN))
+    orders = orders[~np.isclose(own[orders] @ own, 1)]  # a flip of a map that is symmetric misplaces nothing
+    return float(np.quantile((own[orders] @ ranked.T).max(-1), CERTAIN)) if len(orders) else 0.0
 
 
 def regions_of(attribution: xr.Dataset) -> xr.Dataset:
@@ -123,7 +125,8 @@ def _signed(name: str, attribution: xr.Dataset) -> Float[np.ndarray, "region"]:
     if missing := [measure for measure in MEASURES if measure not in attribution]:
         raise ProbeError("agreement", expected=f"an attribution with {missing[0]}", got=f"{name!r} without",
                          fix="call attribute with attention=True")  # fmt: skip
-    return regions_of(attribution)["attribution"].values
+    owed = regions_of(attribution)["attribution"].values
+    return np.where(np.abs(owed) < NEGLIGIBLE * np.abs(owed).max(), 0.0, owed)
 
 
 def above_floor(table: xr.Dataset, reference: str, measure: str) -> Sequence[int]:

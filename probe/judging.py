@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from probe.benchmarks.official import REFERENCE
 from probe.effects import ATTENTION, reading_of
 from probe.errors import ProbeError
-from probe.official import REFERENCE
 from probe.task import Task
 
 FILES = ("judged.json", "judged.jsonl")

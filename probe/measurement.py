@@ -30,7 +30,7 @@ from probe.locate import stacks as find_stacks
 from probe.nodes import node, root
 from probe.record import assemble, merge
 from probe.samples import Picture, Sample
-from probe.sinks import HANDLED, key_sinks, norms_watched, set_apart
+from probe.sinks import HANDLED, key_sinks, left_out, norms_watched, set_apart
 from probe.subject import Subject
 from probe.tap import tap
 from probe.tokens import FINE, Types
@@ -108,10 +108,10 @@ def measure(
             if response is None and max_new_tokens:
                 answered = _answered(subject, answered, max_new_tokens, generate)
             if sinks != "keep":
-                answered = [set_apart(subject, inputs, sinks) for inputs in answered]
+                answered = [set_apart(subject, inputs) for inputs in answered]
             if maps:
                 _check_maps(chosen, answered, maps, len(samples))
-            nodes = _forward(subject, collate(answered, side="right"), chosen, wanted)
+            nodes = _forward(subject, collate(answered, side="right"), chosen, wanted, sinks == "drop")
             for (sample, _), inputs, of_sample in zip(batch, answered, nodes, strict=True):
                 about = root(sample, inputs)
                 attrs["prompt_sha256"] = hashlib.sha256(about["prompt"][0].encode()).hexdigest()[:16]
@@ -237,10 +237,11 @@ def _check_maps(chosen: dict[str, Stack], rows: list[Inputs], maps: Any, sample_
 
 
 def _forward(
-    subject: Subject, inputs: Inputs, chosen: dict[str, Stack], wanted: Wanted = NOTHING_MORE
+    subject: Subject, inputs: Inputs, chosen: dict[str, Stack], wanted: Wanted = NOTHING_MORE, drop_sinks: bool = False
 ) -> list[dict[str, dict[str, np.ndarray]]]:
     """One teacher-forced forward under the tap: {stack: {variable: array}} for each row of the batch."""
     counted = countings(subject, inputs, chosen, wanted)
+    counted = {name: left_out(each) if drop_sinks else each for name, each in counted.items()}
     model = subject.model
     options = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     norms: dict[int, np.ndarray] = {}

@@ -9,6 +9,7 @@ A sample's pictures, and their tiles, are rows of their own in a statistic; here
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 from PIL import Image
 
 from probe.counting import Counting
@@ -32,9 +33,10 @@ def node(counting: Counting, stack: Stack, sample: int) -> dict[str, np.ndarray]
     else:  # a sample without pictures among others that have some
         tables = [_nothing(counting, module) for module in stack.attention.values()]
     found = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
+    queries = np.diagonal(found["query_count"], axis1=1, axis2=2)  # every query sees itself
     for name in BY_LAYER:
-        if (found[name] == found[name][0]).all():
-            found[name] = found[name][0]
+        values = _with_those_gone(found[name], queries) if stack.name == "llm" else found[name]
+        found[name] = values[0] if (values == values[0]).all() else values
     found = {name: _chosen(name, values, counting)[None] for name, values in found.items()}
     # Pictures and tiles run through the encoder one at a time: the keys that one of their queries can see.
     counts = [(statistic.ids[rows] == statistic.names.index(name)).sum() for name in counting.key_types]
@@ -47,6 +49,15 @@ def node(counting: Counting, stack: Stack, sample: int) -> dict[str, np.ndarray]
         found["map_position"] = np.array([counting.mapped[sample].positions])
         found["map_token"] = np.array([counting.mapped[sample].words], dtype=object)
     return found | {"edge": np.array(EDGES, dtype=object)}
+
+
+def _with_those_gone(counts: np.ndarray, queries: Shaped[np.ndarray, "layer query_type"]) -> np.ndarray:
+    """Counts (layer, query_type, ...) of layers without some queries as if they were there: what an intervention or a
+    reducer takes away is still visible."""
+    fullest = queries.argmax(0)
+    whole = np.stack([counts[layer, kind] for kind, layer in enumerate(fullest)])
+    gone = queries < queries.max(0)
+    return np.where(gone.reshape(*gone.shape, *[1] * (counts.ndim - 2)), whole, counts)
 
 
 def _chosen(name: str, values: np.ndarray, counting: Counting) -> np.ndarray:

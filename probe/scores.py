@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from probe.benchmarks.official import Headline
 from probe.errors import ProbeError
-from probe.official import Headline
 
 
 def scores(answers: xr.Dataset, *, seed: int = 0) -> pd.DataFrame:

@@ -30,7 +30,7 @@ from probe.tap import is_untouched
 class Sequence:
     """The batch of sequences that a forward continues. `position` counts padding: it is the place in the tensors.
 
-    In pre-fusion (`fusions.py`) the batch is of frames, and its compressed tokens are neither vision nor text.
+    In pre-fusion (`interventions/fusions.py`) the batch is of frames; compressed tokens are neither vision nor text.
     """
 
     vision: Bool[Tensor, "batch position"]  # all that was fed so far, this forward included

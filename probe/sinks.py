@@ -163,10 +163,16 @@ def key_sinks(
     return np.stack(found).astype(np.float32)
 
 
-def set_apart(subject: Subject, inputs: Inputs, how: str) -> Inputs:
-    """One row whose sinks (in any layer) are a type of their own ("split"), or of none, as padding is ("drop")."""
+def set_apart(subject: Subject, inputs: Inputs) -> Inputs:
+    """One row whose sinks (in any layer) are a type of their own, whatever they are otherwise."""
     sinks, types = is_sink(*norms_and_attention(subject, inputs)).any(1), inputs.types
-    if how == "drop":
-        return inputs.having(dict(inputs), types=replace(types, ids=np.where(sinks, PADDING, types.ids)))
     ids = np.where(types.ids == PADDING, PADDING, types.ids + 1)
     return inputs.having(dict(inputs), types=replace(types, names=(SINK, *types.names), ids=np.where(sinks, 0, ids)))
+
+
+def left_out(counting: Counting) -> Counting:
+    """The same counts, of which the sinks that were set apart are not told."""
+    queries, keys = (
+        tuple(name for name in names if name != SINK) for names in (counting.query_types, counting.key_types)
+    )
+    return replace(counting, query_types=queries, key_types=keys)

@@ -247,6 +247,14 @@ def test_it_composes_with_interventions_and_says_so(llava):
     assert "drop_vision" in found.attrs["intervention"] and "drop_vision" in found.attrs["sharing"]
 
 
+def test_under_a_reducer_nothing_is_shared_and_what_it_took_gets_no_attention(llava):
+    with probe.reduced(llava, probe.reducers.VisionZip(dominant=2, contextual=0)):
+        found = attribute(llava, models.picture(1), "where is it?", ANSWER, progress=False)
+    gone = ~np.isin(np.arange(4), found["key_feature"])
+    assert "VisionZip" in found.attrs["reducer"] and gone.sum() == 2
+    assert bool((found["mass"][..., :4][..., gone] == 0).all()) and bool((found["mass"][..., :4][..., ~gone] > 0).all())
+
+
 def test_chosen_tokens_of_the_answer_add_up_to_the_whole(llava):
     inputs = asked(llava, "one")
     whole = attribute(llava, inputs, baseline="hidden", **QUIET)

@@ -12,10 +12,10 @@ import xarray as xr
 from planted_sweeps import planted_run
 
 from probe.benchmarks import named
+from probe.benchmarks.official import Headline
 from probe.effects import tables_of
 from probe.errors import ProbeError
 from probe.judging import check_judged, judged
-from probe.official import Headline
 
 
 def task_of(name):

@@ -362,7 +362,7 @@ def test_figures_gives_every_figure_the_record_can_make(record):
     drawn = plots.figures(record)
     kinds = ("mass", "share", "lift", "contribution", "entropy", "entropy-ratio", "heads", "heatmaps")
     assert set(drawn) == {f"{stack}-{kind}" for stack in ("llm", "vision") for kind in kinds}
-    assert all("toy model (tiny-llava): not a finding about LLaVA" in texts(f.axes[0]) for f in drawn.values())
+    assert all("toy model: not a finding about LLaVA" in texts(f.axes[0]) for f in drawn.values())
     assert not plt.get_fignums()
     less = without(planted_record(1, stacks=["llm"]), llm=["received", "head_entropy"])
     assert set(plots.figures(less)) == {"llm-mass", "llm-share", "llm-lift", "llm-heads"}

@@ -18,14 +18,15 @@ def blocks(language: str) -> list[str]:
 
 
 def tree() -> list[str]:
-    """Paths of the annotated tree: two spaces of indentation a level."""
+    """Paths of the annotated tree: two spaces of indentation a level. A file may be named in another one's line."""
     paths, folder = [], ""
     for line in blocks("")[-1].splitlines():
-        name = line.split()[0]
-        path = folder + name if line.startswith("  ") else name
-        if name.endswith("/") and not line.startswith(" "):
+        name, *words = line.split()
+        inside = line.startswith("  ")
+        paths.append(folder + name if inside else name)
+        if name.endswith("/") and not inside:
             folder = name
-        paths.append(path)
+        paths += [folder + file for word in words if inside for file in re.findall(r"\b(?<!<)[a-z_]+\.py\b", word)]
     return paths
 
 

@@ -334,7 +334,9 @@ def test_a_record_has_no_mass_on_what_left_and_some_on_what_stayed(subject, redu
         there = left.get(layer, there)
         received = node["received"].sel(query_type="instruction").values[0, layer]
         if there is not None:
-            is_kept = there[there.new_tensor(record["token_type"].values[0] == "vision")[: len(there)]].numpy()
+            is_kept = there[
+                there.new_tensor(record.to_dataset()["token_type"].values[0] == "vision")[: len(there)]
+            ].numpy()
             assert (received[is_kept] > 0).all()
             if not getattr(reducer, "recycle", False):
                 assert (received[~is_kept] == 0).all()

@@ -3,13 +3,14 @@
     python analyses/benchmarks/attribution_cost.py               # tiny widths, 16 layers: a minute or two
     python analyses/benchmarks/attribution_cost.py --wide        # 7B widths, 4 layers, bfloat16: long
 
-One picture of 576 vision tokens, 144 cells of 2 x 2, 40 tokens of text behind it and an answer of 4. Random weights. A
-plain loop takes each cell away and runs the whole model again: the median of a few is taken 145 times. Times are process
-times of one thread, so that their ratio holds on a busy machine. `rows` counts token rows through the decoder.
+One picture of 576 vision tokens, 144 cells of 2 x 2, 40 tokens of text behind it and an answer of 4. Random weights.
+A plain loop takes each cell away and runs the whole model again: the median of a few is taken 145 times. Times are
+process times of one thread, so that their ratio holds on a busy machine. `rows` counts token rows through the decoder.
 """
 
 import argparse
 import statistics
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,21 +45,17 @@ def compare(subject: Subject, widths: str, sampled: int) -> None:
     answer = Answer.of(subject, picture, question, ANSWER)
     features = Features.of(subject, answer.inputs, "grid", words=False)
     with torch.no_grad():
-        loop = [
-            seconds(lambda: alone(subject, answer, features, cell))
-            for cell in (0, *np.linspace(0, 143, sampled, dtype=int))
-        ]
+        cells = (0, *np.linspace(0, len(features) - 1, sampled, dtype=int).tolist())
+        loop = [seconds(partial(alone, subject, answer, features, cell)) for cell in cells]
     plain = statistics.median(loop[1:]) * (len(features) + 1)  # the first one warms up
     length = answer.inputs["input_ids"].shape[1]
-    print(
-        f"{widths} widths, {layers.num_hidden_layers} layers: {len(features)} cells, {length} tokens; plain loop {plain:.1f} s"
-    )
+    shape = f"{widths} widths, {layers.num_hidden_layers} layers, {len(features)} cells, {length} tokens"
+    print(f"{shape}: plain loop {plain:.1f} s")
     for baseline in BASELINES[: 3 if widths == "tiny" else 1]:
-        took = seconds(lambda: attribute(subject, picture, question, ANSWER, baseline=baseline, **options))
+        took = seconds(partial(attribute, subject, picture, question, ANSWER, baseline=baseline, **options))
         shared = SharedPrefix.of(subject, answer, Removal.of(subject, answer, features, baseline))
-        print(
-            f"  {baseline:7s} {took:6.1f} s, ratio {plain / took:5.1f}; rows {rows_run(shared, len(features), length)}"
-        )
+        rows = rows_run(shared, len(features), length)
+        print(f"  {baseline:7s} {took:6.1f} s, ratio {plain / took:5.1f}; rows {rows}")
 
 
 def rows_run(shared: SharedPrefix | str, cells: int, length: int) -> str:
@@ -66,12 +63,11 @@ def rows_run(shared: SharedPrefix | str, cells: int, length: int) -> str:
     plain = (cells + 1) * length
     if isinstance(shared, str):
         return f"{plain} of {plain} (nothing shared: {shared})"
-    before = shared.rows_run
     for start in range(0, cells, 8):
         z = torch.ones(min(8, cells - start), cells)
         z[range(len(z)), range(start, start + len(z))] = 0
         shared(z)
-    return f"{shared.rows_run} of {plain}" if before else "none"
+    return f"{shared.rows_run} of {plain}"
 
 
 def exact(subject: Subject) -> None:
@@ -83,8 +79,10 @@ def exact(subject: Subject) -> None:
     z[range(4), [0, 50, 100, 143]] = 0
     assert isinstance(shared, SharedPrefix)
     with torch.no_grad():
-        difference = (shared(z) - Perturbed(subject, answer, removal)(z)).abs().max()
-    print(f"largest difference to whole forwards: {float(difference):.1g} nat")
+        whole = Perturbed(subject, answer, removal)(z)
+        effect = (whole - shared(torch.ones(1, len(features)))).abs().max()
+        difference = (shared(z) - whole).abs().max()
+    print(f"largest difference to whole forwards: {float(difference):.1g} nat, of effects up to {float(effect):.1g}")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""Does attention mean anything? Attribution, logit lens and sinks beside it, on the tiny model and on models of known truth.
+"""Does attention mean anything? Attribution, logit lens and sinks beside it, on the tiny model and on known truth.
 
-    python analyses/meaning/meaning.py                      # 24 drawn questions: some minutes
-    python analyses/meaning/meaning.py --questions 8
+    python analyses/meaning/meaning.py                      # 16 drawn questions: some minutes
+    python analyses/meaning/meaning.py --questions 48
 
 Writes numbers.csv, figures and the tables of README.md beside this file. Shuffled weights: the same model, which knows
 nothing, asked to say the same answer.
@@ -111,11 +111,13 @@ def tables(numbers: pd.DataFrame, truth: list[list[str]], ways: list[list[str]])
     layers = [name for name in numbers if str(name).startswith("contribution, layer")]
     by_layer = [["contribution", *(f"{mean[name]:.2f}" for name in layers)]]
     areas = [[name.removeprefix("deletion by "), f"{mean[name]:.1f}"] for name in numbers if "deletion by" in name]
-    told = (f"{len(numbers)} questions, one picture each. Floor {mean['floor']:.2f}; ceiling (ablation with integrated "
-            f"gradients) {mean['ceiling']:.2f}. Above the floor in some layer: {100 * mean['above the floor']:.0f} % of "
-            f"the questions; with shuffled weights {100 * mean['above the floor, shuffled weights']:.0f} %. Sinks found: "
-            f"{mean['sinks']:.1f} a question. Every word of the answer is above one half from layer "
-            f"{mean['layers until said']:.1f} on.")  # fmt: skip
+    own, blank = (100 * mean[f"above the floor{of}"] for of in ("", ", shuffled weights"))
+    told = (
+        f"{len(numbers)} questions, one picture each. Floor {mean['floor']:.2f}; ceiling (ablation with integrated "
+        f"gradients) {mean['ceiling']:.2f}. Above the floor in some layer: {own:.0f} % of the questions; with shuffled "
+        f"weights {blank:.0f} %. Sinks found: {mean['sinks']:.1f} a question. Every word of the answer is above one "
+        f"half from layer {mean['layers until said']:.1f} on."
+    )
     return "\n\n".join([
         told, _markdown(["rank correlation with ablation, best layer", "tiny-llava", "shuffled weights"], agree),
         _markdown(["layer", *(name.split()[-1] for name in layers)], by_layer),
@@ -133,7 +135,7 @@ def _markdown(headings: list[str], rows: list[list[str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--questions", type=int, default=24)
+    parser.add_argument("--questions", type=int, default=16)
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="attribute: ")  # deltas are in the datasets
     subject = probe.load("tiny-llava")

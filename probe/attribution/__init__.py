@@ -14,6 +14,7 @@
 | `methods.py` | ablation, Shapley values, integrated gradients (captum), gradient x attention |
 | `attention.py` | mass, lift, received and contribution of the same features |
 | `curves.py` | deletion and insertion: features taken away, or given, in the order of a score |
+| `randomised.py` | the same model with shuffled weights, which knows nothing: the control |
 | `attributing.py`, `table.py` | `attribute`, and its dataset |
 """
 

@@ -35,7 +35,8 @@ MEASURES = ("mass", "lift", "received", "contribution")
 def attention_on(
     subject: Subject, answer: Answer, features: Features
 ) -> dict[str, Float[np.ndarray, "layer head feature"]]:
-    """The four measures; NaN for features that the LLM has no token of. ProbeError where q and k can't be seen."""
+    """The four measures: 0 for a region whose tokens a reducer has taken away, NaN where the LLM has none of any region
+    (LLaVA-Mini). Raises ProbeError where q and k can't be seen."""
     stack = stacks(subject.model)["llm"]
     found: dict[str, list[np.ndarray]] = defaultdict(list)
     member = torch.nn.functional.one_hot(features.tokens + 1, len(features) + 1)[:, 1:].float()  # (key, feature)
@@ -49,8 +50,8 @@ def attention_on(
 
     with tap(stack.attention, observe):
         subject.model(**answer.inputs, use_cache=False)
-    empty = member.sum(0).numpy() == 0
-    return {name: np.where(empty, np.nan, np.stack(values)).astype(np.float32) for name, values in found.items()}
+    unknown = (member.sum(0).numpy() == 0) & (not (features.keys >= 0).any())
+    return {name: np.where(unknown, np.nan, np.stack(values)).astype(np.float32) for name, values in found.items()}
 
 
 def _measures(call: AttentionCall, rows: list[int], member: Tensor) -> dict[str, Float[Tensor, "head feature"]]:

@@ -50,19 +50,19 @@ class Features:
         """Where the LLM's vision tokens are compressed (LLaVA-Mini's), each is made of the whole picture and lies in no
         region. Raises ProbeError for what `Regions.of` refuses, and where there is nothing to attribute to."""
         tokens, found = torch.full(inputs["input_ids"].shape[1:], NONE), stacks(subject.model)
-        nowhere = np.full(len(inputs.grid[0]), NONE), np.full(len(inputs.encoder_grid[0]), NONE)
+        keys, patches = np.full(len(inputs.grid[0]), NONE), np.full(len(inputs.encoder_grid[0]), NONE)
         if isinstance(over, str) and over == "layers":
             if not inputs.types.vision.any():
                 raise ProbeError("attribute", expected="vision tokens to read in each layer", got="none",
                                  fix="pass a picture, or use over='words'")  # fmt: skip
             named = tuple(f"layer {i + 1}" for i in range(len(found["llm"].layers)))
-            return cls(named, ("layer",) * len(named), tokens, None, *nowhere)
+            return cls(named, ("layer",) * len(named), tokens, None, keys, patches)
         names: tuple[str, ...] = ()
         pixels = None
         if not (isinstance(over, str) and over == "words"):
             regions = Regions.of(over, inputs)
-            keys = nowhere[0] if "compressor" in found else regions.of_grid(inputs.grid[0])
-            names, nowhere = regions.names, (keys, regions.of_grid(inputs.encoder_grid[0]))
+            names, patches = regions.names, regions.of_grid(inputs.encoder_grid[0])
+            keys = keys if "compressor" in found else regions.of_grid(inputs.grid[0])
             tokens[torch.from_numpy(inputs.types.vision[0])] = torch.from_numpy(keys)
             pixels = _pixels(inputs, regions)
         count, spoken = len(names), words_of(inputs) if words else []
@@ -72,7 +72,7 @@ class Features:
             raise ProbeError("attribute", expected="a prompt with words", got="none", fix="ask a question")
         names += tuple(_numbered([text for text, _ in spoken]))
         kind = ("region",) * count + ("word",) * len(spoken)
-        return cls(names, kind, tokens, pixels, *nowhere)
+        return cls(names, kind, tokens, pixels, keys, patches)
 
 
 def _numbered(words: Sequence[str]) -> list[str]:

@@ -124,4 +124,4 @@ def blend(
 
 def _between(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
     """In float32: half precision would round small steps away. `lerp` is exact at both ends."""
-    return torch.lerp(start.float().expand_as(share * end), end.float().expand_as(share * end), share).to(end.dtype)
+    return torch.lerp(*torch.broadcast_tensors(start.float(), end.float(), share)).to(end.dtype)

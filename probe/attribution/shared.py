@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from probe.active import active
+from probe.active import active, reducer
 from probe.answer import Answer
 from probe.attribution.baselines import Removal
 from probe.attribution.perturbing import blend, gate
@@ -52,7 +52,7 @@ class SharedPrefix:
     @torch.no_grad()
     def of(cls, subject: Subject, answer: Answer, removal: Removal) -> "SharedPrefix | str":
         """Or why nothing can be shared exactly."""
-        if now := active(subject.model):
+        if now := active(subject.model) or reducer(subject.model):
             return f"the model is under {now}"
         if removal.pixels is not None or removal.layers:
             return "the vision rows change" if removal.pixels is not None else "every layer changes"

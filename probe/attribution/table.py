@@ -38,8 +38,12 @@ SIDE = 672  # pixels, as in a record
 
 def tabulate(values: Mapping[str, Any], answer: Answer, features: Features, attrs: Mapping[str, Any]) -> xr.Dataset:
     """The dataset of one attribution from plain arrays named as in `VARIABLES`."""
-    given = {"token_id": answer.ids.cpu().numpy(),
-        "token_text": np.array(answer.tokens, object), "feature_kind": np.array(features.kind, object), **values}
+    given = {
+        "token_id": answer.ids.cpu().numpy(),
+        "token_text": np.array(answer.tokens, object),
+        "feature_kind": np.array(features.kind, object),
+        **values,
+    }
     variables = {}
     for name, (dims, long_name, units) in VARIABLES.items():
         if name in given:

@@ -110,12 +110,10 @@ def _figures(datasets: dict[str, "xr.Dataset"]) -> dict[str, "Figure"]:
 
     attributions = {name: one for name, one in datasets.items() if name not in ("curves", "control")}
     found = next(iter(attributions.values()))
-    if found.attrs["over"] == "words":
-        return {}
     drawn = {"attribution": plots.attribution(attributions)}
     if "curves" in datasets:
-        beside = {name: datasets.get(name) for name in ("curves", "control")}
-        drawn["agreement"] = plots.agreement(attributions, **beside)
+        control = datasets.get("control")
+        drawn["agreement"] = plots.agreement(attributions, curves=datasets["curves"], control=control)
     return {name: axes.flat[0].figure for name, axes in drawn.items()}
 
 

@@ -139,8 +139,8 @@ def accuracy(found: "DataTree", seed: int = 0) -> "pd.DataFrame":
     """`effects`, with the benchmark's official number (over all kinds) of each case, and how sure it is."""
     import pandas as pd
 
+    from probe.benchmarks.official import columns
     from probe.effects import ALL, effects, tables_of
-    from probe.official import columns
 
     official = [
         pd.DataFrame({"reading": reading, "case": table["case"].values, "kind": ALL, **columns(table, seed)})

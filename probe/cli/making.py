@@ -75,7 +75,7 @@ def _train_on(
     for problem in problems[:SHOWN]:
         console.print(f"left out: {problem}", highlight=False, markup=False)
     console.print(f"{len(instructions)} rows, {len(problems)} left out", highlight=False)
-    started = open_checkpoint(model, dtype="float32")  # updates of 1e-5 are lost in bfloat16
+    started = open_checkpoint(model, device="cpu", dtype="float32")  # Trainer places it; bfloat16 loses updates of 1e-5
     arguments = {"max_steps": steps or -1, "seed": seed, "per_device_train_batch_size": at_once}
     try:
         mini = STAGES[number].prepare(started.model, seed)

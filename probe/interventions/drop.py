@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from probe.caches import check_partial, windows
 from probe.calls import AttentionCall
 from probe.errors import ProbeError
-from probe.fusions import Fusions
 from probe.interventions.edits import hide, read_otherwise
+from probe.interventions.fusions import Fusions
 from probe.interventions.target import PREFUSION, Layers, Names, Target, as_names
 from probe.rows import Removal, present_in, removed
 from probe.sequences import Sequence, Sequences

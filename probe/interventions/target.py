@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from probe.active import Intervention, registered
 from probe.errors import ProbeError
-from probe.fusions import Fusions
+from probe.interventions.fusions import Fusions
 from probe.locate import Stack, is_compiled, stacks
 from probe.sequences import Sequences
 from probe.tap import Around, routed

@@ -29,13 +29,16 @@ def attribution(found: Any, picture: int = 0, *, ax: Any = None) -> np.ndarray:
     named = attributions(found, "plots.attribution")
     axes = panels(ax, len(named), 2, (4.2, 3.4), "plots.attribution")
     for (map_, bars), (name, one) in zip(axes, named.items(), strict=True):
+        _words(bars, one)
         regions = one["attribution"].values[one["feature_kind"].values == "region"]
+        if not len(regions):
+            map_.set_axis_off()
+            continue
         reach = float(np.abs(regions).max(initial=0)) or 1.0
         drawn = draw_regions(map_, one, one["attribution"].values, TwoSlopeNorm(0, -reach, reach), OWED, picture)
         map_.figure.colorbar(drawn, ax=map_, label=UNIT, shrink=0.85)
         title(map_, f"{name}: {one.attrs['method']}, baseline {one.attrs['baseline']}" if len(named) > 1 else
               f"{one.attrs['method']}, baseline {one.attrs['baseline']}")  # fmt: skip
-        _words(bars, one)
     caption(axes, [_told(one) for one in named.values()], named, own=ax is None)
     return axes
 

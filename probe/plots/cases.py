@@ -11,10 +11,10 @@ import xarray as xr
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
+from probe.benchmarks.official import Headline
 from probe.effects import BASELINES, dropped_layers, tables_of, values_of, window_cases
 from probe.errors import ProbeError
 from probe.intervals import Interval, band
-from probe.official import Headline
 from probe.plots.look import title
 
 Windows = Mapping[str, tuple[int, ...]]  # name of a case -> its layers, from 0

@@ -10,9 +10,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
+from probe.benchmarks.official import Headline
 from probe.effects import ALL, from_cases, kinds_of, of_kind, until_cases
 from probe.errors import ProbeError
-from probe.official import Headline
 from probe.plots.cases import LEGEND, chosen_reading, curve, in_units, note, scale, stack_of
 from probe.plots.look import caption, count_from_one, panels, title
 

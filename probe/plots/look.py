@@ -56,7 +56,7 @@ _STACKS = {
     "compressor": "compressor layer",
     "prefusion": "pre-fusion layer",
 }
-_TOY = "toy model (tiny-llava): not a finding about LLaVA"
+_TOY = "toy model: not a finding about LLaVA"
 _SMALL = {"fontsize": 8, "color": "0.35", "ha": "left", "parse_math": False}
 
 

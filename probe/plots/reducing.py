@@ -16,8 +16,8 @@ import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 
+from probe.benchmarks.official import Headline
 from probe.errors import ProbeError
-from probe.official import Headline
 from probe.plots.look import caption, panels, title
 from probe.scores import scores
 

@@ -7,6 +7,7 @@ seen          what a reducer is shown of the encoder: features, queries and keys
 vision_side   between encoder and projector of a model      packing   the order of a picture's tokens
 
 inequality    `concentration`: on how few patches the encoder's attention rests
+tuning        `tune`: the projector alone learns under a reducer, on transformers' Trainer
 
 before the projector
   visionzip   VisionZip: dominant tokens by attention, the rest merged by keys

@@ -8,8 +8,8 @@
 A pinch of noise on the density parts tokens that are equally dense; without it ties go to the first.
 
 >>> import torch
->>> clusters(torch.tensor([[0.0], [0.1], [0.05], [7.0], [7.2]]), 2).centre.tolist()
-[2, 3]
+>>> clusters(torch.tensor([[0.0], [0.1], [0.2], [7.0], [7.1], [7.3], [20.0]]), 2, seed=0).of.tolist()
+[0, 0, 0, 1, 1, 1, 1]
 
 Source: the method, Du et al. 2016 (doi 10.1016/j.knosys.2016.02.001); this form, `cluster_and_merge` of
 Gumpest/SparseVLMs at 26a5f48, `llava/model/language_model/utils.py`.

@@ -32,7 +32,9 @@ from probe.tokens import LAST
 IGNORED = -100  # a label that is not learned
 LLAVA = {
     "learning_rate": 2e-5, "lr_scheduler_type": "cosine", "warmup_steps": 0.03, "num_train_epochs": 1,
-    "per_device_train_batch_size": 1, "weight_decay": 0.0, "logging_steps": 10, "save_steps": 500, "save_total_limit": 1,
+    "per_device_train_batch_size": 1, "weight_decay": 0.0,
+    "logging_steps": 10, "save_steps": 500, "save_total_limit": 1,
+    "remove_unused_columns": False, "dataloader_pin_memory": False,
 }  # fmt: skip
 
 
@@ -51,22 +53,30 @@ def tune(
     """
     if not samples or any(not sample.images for sample in samples):
         raise ProbeError("tune", expected="samples with pictures", got="none" if not samples else "one without")
-    chosen = TrainingArguments(
-        str(folder), **LLAVA | arguments, remove_unused_columns=False, dataloader_pin_memory=False
-    )
+    chosen = TrainingArguments(str(folder), **LLAVA | arguments)
     at_once = chosen.train_batch_size * chosen.world_size
     if batch % at_once:
         raise ProbeError("tune", expected=f"a batch that {at_once} rows at once divide", got=str(batch))
     chosen.gradient_accumulation_steps = batch // at_once
     with only(subject.model, projector_of(subject.model)), _at_work(subject, reducers):
-        trainer = Trainer(
+        trainer = ProjectorTrainer(
             subject.model, chosen, Answers(subject), list(samples),  # pyright: ignore[reportArgumentType]
             processing_class=subject.processor,
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
-        trainer.save_model()
+    trainer.save_model()
     Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nobody reads
     return subject
+
+
+class ProjectorTrainer(Trainer):
+    """A Trainer that goes on with the projector of a checkpoint."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Trainer's own finds no weight of a LLaVA, which transformers stores under other names, and only warns."""
+        own: Any = self.model
+        saved = type(own).from_pretrained(resume_from_checkpoint, dtype=own.dtype)
+        projector_of(own).load_state_dict(projector_of(saved).state_dict())
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ def only(model: PreTrainedModel, part: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(learns)
             parameter.grad = None
         vars(model.config).clear()
-        vars(model.config).update(config)  # Trainer turns the cache off
+        vars(model.config).update(config)  # Trainer has turned the cache off
         model.eval()
 
 

@@ -63,7 +63,8 @@ class Fused:
     def _prompt(self, question: Question, name: str) -> Prompt:
         """What the LLM gets in a case: the prompt, and the gold answer but its last token."""
         inputs = question.other if name == ANOTHER_IMAGE else question.inputs
-        asked = with_response(inputs, question.gold[:-1]) if len(question.gold) > 1 else inputs  # pyright: ignore[reportArgumentType]
+        assert inputs is not None  # else the case would not be among the names
+        asked = with_response(inputs, question.gold[:-1]) if len(question.gold) > 1 else inputs
         given = asked if self.alone.reading.freeze and name not in ALWAYS else self.pictures.read(asked)
         with self.alone.intervention(name, question):
             return Prompt.of(self.alone.subject.model, given)

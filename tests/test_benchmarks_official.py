@@ -10,7 +10,7 @@ import xarray as xr
 from planted_sweeps import ALWAYS, planted_sweep
 
 from probe.benchmarks import named
-from probe.official import Headline, columns
+from probe.benchmarks.official import Headline, columns
 from probe.samples import Sample
 
 CASES = [*ALWAYS, "1"]

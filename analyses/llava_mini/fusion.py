@@ -1,0 +1,252 @@
+"""Where tiny-llava-mini fuses picture and words, beside tiny-llava, whose LLM reads every patch itself.
+
+    python analyses/llava_mini/fusion.py             # accuracy, attention, dropping in both stacks: 10 minutes of a core
+    python analyses/llava_mini/fusion.py --draw      # figures and tables again, without a model
+    python analyses/llava_mini/fusion.py --without probe-out/matched/no-pre-fusion
+
+What is measured goes to probe-out/analyses/llava_mini, a folder for each state of the weights, and is not measured
+again; figures, csv and the tables of README.md go beside this file. `--without` adds a model that was trained without
+pre-fusion (`matched.py` makes it).
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+
+import probe
+from probe.cli.running import show_progress
+from probe.effects import ALL, effects
+from probe.evaluate import Dropping, results
+from probe.identity import digest
+from probe.intervals import bootstrap, paired
+from probe.models.tiny.drawing import draw
+from probe.models.tiny.evaluation import evaluate, frozen
+from probe.models.tiny.packed_fusion import fused_logits
+from probe.models.tiny.packing import answer_logits
+from probe.plots.look import title
+from probe.run import Run
+from probe.task import Task
+
+HERE = Path(__file__).parent
+RUNS = Path("probe-out/analyses/llava_mini")
+LLAVA, MINI, WITHOUT = "tiny-llava", "tiny-llava-mini", "without pre-fusion"
+BY_TWO, BY_ONE = [probe.windows(2)], [probe.windows(1), probe.from_layer()]
+SWEEPS: dict[str, tuple[str, dict[str, Any], list]] = {  # name -> model, what is cut off from vision, cases
+    LLAVA: (LLAVA, {}, BY_TWO),
+    MINI: (MINI, {}, BY_TWO),
+    WITHOUT: (WITHOUT, {}, BY_TWO),
+    "words": (MINI, {"stack": "prefusion", "queries": "text"}, BY_ONE),
+    "compressed token": (MINI, {"stack": "prefusion", "queries": "compressed"}, BY_ONE),
+    "both": (MINI, {"stack": "prefusion"}, BY_ONE),
+}
+SHOWN = (2, 3, 5, 8)  # frozen pictures whose compression is drawn
+FLOOR = 0.005  # of their colours: an even spread is 1/36
+
+
+def measure(subjects: dict[str, Any], folder: Path, options: argparse.Namespace) -> None:
+    """Everything that is not in the folder yet."""
+    for name, subject in subjects.items():
+        if not (right := folder / f"right {name}.csv").exists():
+            logits = answer_logits if name == LLAVA else fused_logits
+            frame = evaluate(subject.model, subject.processor, options.pictures, logits=logits)
+            frame[["picture", "kind", "right"]].to_csv(right, index=False)
+        if not (record := folder / f"{name}.zarr.zip").exists():
+            probe.save(probe.measure(subject, _samples(), progress=False), record)
+    task = Task.read("shapes", limit=options.questions)
+    for name, (model, cut, cases) in SWEEPS.items():
+        if model in subjects:
+            dropping = Dropping(subjects[model], task, {"mask": cases}, attention=False, **cut)
+            with show_progress(name, len(task.samples)) as progress:
+                dropping.run(folder / "sweeps" / name, progress)
+
+
+def _samples() -> list[probe.Sample]:
+    """All seven kinds of question about the first nine frozen pictures."""
+    about = [(number, *frozen(number)) for number in range(9)]
+    return [probe.Sample(f"{number}-{asked.kind}", draw(scene), asked.question, answer=asked.answer)
+            for number, scene, questions in about for asked in questions]  # fmt: skip
+
+
+def accuracy(folder: Path) -> pd.DataFrame:
+    """A row for each model and kind of question, in percent; differences to tiny-llava on the same questions."""
+    frames = {name: pd.read_csv(path) for name in (LLAVA, MINI, WITHOUT) if (path := folder / f"right {name}.csv").exists()}
+    first, rows = frames[LLAVA], []
+    for kind in (ALL, *first["kind"].unique()):
+        chosen = np.ones(len(first), bool) if kind == ALL else (first["kind"] == kind).to_numpy()
+        pictures, base = first["picture"][chosen].to_numpy(), first["right"][chosen].to_numpy(float)
+        for name, frame in frames.items():
+            right = frame["right"][chosen].to_numpy(float)
+            row: dict[str, Any] = {"model": name, "kind": kind, "questions": len(right)}
+            intervals = {"accuracy": bootstrap(right, pictures, seed=0), "difference": paired(right, base, pictures, seed=0)}
+            for what, found in intervals.items():
+                bounds = {what: found.estimate, f"{what}_low": found.low, f"{what}_high": found.high}
+                row |= {column: 100 * float(value) for column, value in bounds.items()}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def attention(record: xr.DataTree, model: str) -> pd.DataFrame:
+    """A row for each stack, layer and type of query: means over heads and samples.
+
+    `things` is the lift of the patches that show something: what they get of all that patches get, over their number.
+    """
+    tables = []
+    for stack in [name for name in ("compressor", "prefusion", "llm") if name in record.children]:
+        node = record[stack].to_dataset()
+        values = node[["share", "lift"]].mean(["head", "sample"])
+        for query in node["query_type"].values:
+            table = {"model": model, "stack": stack, "layer": node["layer"].values + 1, "query": query}
+            shares = values["share"].sel(query_type=query)
+            table |= {f"share → {key}": shares.sel(key_type=key).values for key in node["key_type"].values}
+            table["lift of vision"] = values["lift"].sel(query_type=query, key_type="vision").values
+            if node.sizes["key"] > 1:
+                table["things"] = _on_things(node, query)
+            tables.append(pd.DataFrame(table))
+    found = pd.concat(tables, ignore_index=True)
+    return found[found["share → vision"].notna() & (found["query"] != "vision")]
+
+
+def _on_things(node: xr.Dataset, query: str) -> np.ndarray:
+    """Of each layer. A cell of the drawn pictures is two patches wide."""
+    received, lifts = node["received"].sel(query_type=query).values, []
+    for sample, values in zip(node["sample"].values, received, strict=True):
+        filled = {thing.cell for thing in frozen(int(sample.split("-")[0]))[0].things}
+        at = node.sel(sample=sample)
+        shown = [(row // 2, col // 2) in filled for row, col in zip(at["key_row"].values, at["key_col"].values, strict=True)]
+        lifts.append(values[:, shown].sum(1) / values.sum(1) / np.mean(shown))
+    return np.mean(lifts, axis=0)
+
+
+def figures(folder: Path, sweeps: dict[str, xr.DataTree]) -> dict[str, Figure]:
+    records = _records(folder)
+    both = {name: records[name] for name in (LLAVA, MINI)}
+    minis = {name: record for name, record in records.items() if name != LLAVA}
+    llm = {f"the LLM of {name}": (sweeps[name], 2) for name in (LLAVA, MINI)}
+    if WITHOUT in sweeps:
+        llm |= {"the LLM of a LLaVA-Mini without pre-fusion": (sweeps[WITHOUT], 2)}
+    cut = {f"{name} cut off from patches": (sweeps[name], 1) for name in ("words", "compressed token", "both")}
+    return {
+        "attention-llm": probe.plots.mass(both, value="share", query_types=["instruction", "response"])[0].figure,
+        "attention-prefusion": _both_values(records[MINI]),
+        "dropped-llm": _side_by_side(llm),
+        "dropped-prefusion": _side_by_side(cut),
+        "compression": _compression(minis),
+    }
+
+
+def _records(folder: Path) -> dict[str, xr.DataTree]:
+    return {name: probe.open(path) for name in (LLAVA, MINI, WITHOUT) if (path := folder / f"{name}.zarr.zip").exists()}
+
+
+def _both_values(record: xr.DataTree) -> Figure:
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    for axis, value in zip(axes, ("share", "lift"), strict=True):
+        probe.plots.mass(record, "prefusion", value, query_types=["instruction", "compressed"], ax=axis)
+    return figure
+
+
+def _side_by_side(panels: dict[str, tuple[xr.DataTree, int]]) -> Figure:
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.9), layout="constrained", sharey=True)
+    for axis, (told, (found, size)) in zip(axes, panels.items(), strict=True):
+        probe.plots.dropped(found, size=size, ax=axis)
+        title(axis, told)
+        axis.get_legend().remove()
+        axis.texts[0].remove()  # the caption, said once below
+    axes[0].legend(fontsize=8, frameon=False, loc="lower left")
+    table = next(iter(panels.values()))[0]["mask"]
+    told = f"{table.sizes['sample']} drawn questions, by mask; bands: 95 %, all windows at once, pictures redrawn; a toy"
+    figure.supxlabel(told, x=0.01, ha="left", fontsize=8, color="0.35")
+    return figure
+
+
+def _compression(minis: dict[str, xr.DataTree]) -> Figure:
+    """Pictures above, and where the one token of each looks, in each model."""
+    rows, columns = 1 + len(minis), len(SHOWN)
+    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 2.7 * rows), layout="constrained")
+    for number, column in zip(SHOWN, axes.T, strict=True):
+        column[0].imshow(draw(frozen(number)[0], size=240))
+        column[0].set_axis_off()
+        column[0].set_title(f"picture {number}", fontsize=9)
+        for axis, (name, record) in zip(column[1:], minis.items(), strict=True):
+            probe.plots.compression(record, sample=f"{number}-caption", floor=FLOOR, ax=axis)
+            axis.set_title(name, fontsize=9)
+            axis.texts[0].remove()
+    figure.suptitle("What the one vision token is made of (toy models)", x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def tables(scores: pd.DataFrame, dropped: dict[str, pd.DataFrame]) -> str:
+    """The tables of README.md."""
+    models = list(scores["model"].unique())
+    heads = ["", *(f"{name} (difference)" if name != LLAVA else name for name in models)]
+    rows = []
+    for kind, group in scores.groupby("kind", sort=False):
+        of = group.set_index("model")
+        rows.append([kind, *(_with(of.loc[name], "accuracy") + ("" if name == LLAVA else f"; {_with(of.loc[name], 'difference', '+')}")
+                             for name in models)])  # fmt: skip
+    first, parts = scores.iloc[0], []
+    parts.append(f"Frozen pictures: {first['questions']} questions, percent right with 95 % intervals over pictures, and "
+                 "the paired difference to tiny-llava:")  # fmt: skip
+    parts.append(_markdown(heads, rows))
+    for told, names in (("Vision dropped in layers of the LLM", (LLAVA, MINI, WITHOUT)),
+                        ("Cut off from the patches in layers of pre-fusion", ("words", "compressed token", "both"))):
+        chosen = {name: dropped[name] for name in names if name in dropped}
+        cases = list(next(iter(chosen.values())).index)
+        parts.append(f"{told} ({int(next(iter(chosen.values()))['questions'].iloc[0])} drawn questions):")
+        parts.append(_markdown(["", *cases], [[n, *(f"{t.loc[c, 'accuracy']:.1f}" for c in cases)] for n, t in chosen.items()]))
+    return "\n\n".join(parts)
+
+
+def _with(row: pd.Series, name: str, sign: str = "") -> str:
+    return f"{row[name]:{sign}.1f} [{row[f'{name}_low']:{sign}.1f}, {row[f'{name}_high']:{sign}.1f}]"
+
+
+def _markdown(headings: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [headings, ["---"] * len(headings), *rows])
+
+
+def write(folder: Path, questions: int) -> None:
+    """Figures, csv and the numbers in README.md."""
+    task = Task.read("shapes", limit=questions)
+    sweeps = {name: results(Run(folder / "sweeps" / name), task) for name in SWEEPS if (folder / "sweeps" / name).exists()}
+    for name, figure in figures(folder, sweeps).items():
+        figure.savefig(HERE / f"{name}.png", dpi=110, bbox_inches="tight")
+    scores = accuracy(folder)
+    scores.to_csv(HERE / "accuracy.csv", index=False, float_format="%.5g")
+    of_sweeps = pd.concat([effects(found).assign(sweep=name) for name, found in sweeps.items()])
+    of_sweeps.to_csv(HERE / "dropped.csv", index=False, float_format="%.5g")
+    kept = [attention(record, name) for name, record in _records(folder).items()]
+    pd.concat(kept).to_csv(HERE / "attention.csv", index=False, float_format="%.4f")
+    by_case = {name: table[table["kind"] == ALL].set_index("case") for name, table in of_sweeps.groupby("sweep")}
+    written, readme = tables(scores, by_case), HERE / "README.md"
+    before, _, after = re.split(r"(?<=<!-- tables -->\n)(.*)(?=\n<!-- end -->)", readme.read_text(), flags=re.DOTALL)
+    readme.write_text(before + written + after)
+    print(written)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=2000, help="frozen pictures, with seven questions each")
+    parser.add_argument("--questions", type=int, default=120, help="of the sweeps")
+    parser.add_argument("--without", type=Path, help="folder of a model trained without pre-fusion")
+    parser.add_argument("--draw", action="store_true", help="only figures and tables")
+    options = parser.parse_args()
+    subjects = {LLAVA: probe.load(LLAVA), MINI: probe.load(MINI)}
+    folder = RUNS / digest(subjects[MINI].model)
+    if not options.draw:
+        if options.without:
+            subjects[WITHOUT] = probe.load(options.without)
+        (folder / "sweeps").mkdir(parents=True, exist_ok=True)
+        measure(subjects, folder, options)
+    write(folder, options.questions)
+
+
+if __name__ == "__main__":
+    main()

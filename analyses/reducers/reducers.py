@@ -1,0 +1,96 @@
+"""Token reducers on tiny-llava, beside tiny-llava-mini: accuracy, tokens, time; what is kept, and what attention says.
+
+    python analyses/reducers/reducers.py                    # 150 drawn questions to 16 methods; resumes
+    python analyses/reducers/reducers.py --questions 1002
+
+The run is in probe-out/analyses/reducers. Figures and accuracy.csv go beside this file.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+import probe
+from probe.cli.reducing import REDUCERS, merged, methods_of
+from probe.cli.running import show_progress
+from probe.comparison import Comparison, compared
+from probe.models.tiny.questions import sample_picture
+from probe.reducers import VisionZip, concentration, encode
+from probe.run import Run
+from probe.scores import scores
+from probe.subject import Subject
+from probe.task import Task
+
+HERE = Path(__file__).parent
+RUN = Path("probe-out/analyses/reducers")
+KEPT = [0.25, 0.11]
+TOP = (1, 4, 9)  # of 36 patches
+
+
+def answered(subject: Subject, questions: int) -> tuple[xr.Dataset, xr.Dataset]:
+    """Answers and costs of every method. Goes on with what is there."""
+    methods = methods_of(subject, list(REDUCERS), KEPT, [probe.load("tiny-llava-mini")])
+    comparison = Comparison(methods, Task.read("shapes", limit=questions), max_new_tokens=16)
+    samples = comparison.task.with_pictures
+    todo = Run.open(RUN, comparison.fingerprint()).todo(samples)
+    with show_progress("reduce", len(todo)) as progress:
+        run = comparison.run(RUN, progress)
+    answers = compared(run, comparison.task)
+    return answers, comparison.costs(answers, repeats=5)
+
+
+def kept(subject: Subject, seed: int = 0) -> Any:
+    """The figure of what VisionZip leaves of one picture in nine tokens."""
+    picture, question, _ = sample_picture(seed)
+    inputs = subject.encode(picture, question)
+    layer = subject.model.config.vision_feature_layer
+    with torch.no_grad():
+        tower: Any = subject.model.base_model.vision_tower
+        reduction = encode(tower, inputs["pixel_values"], VisionZip(7, 2), layer)
+    return probe.plots.kept(reduction, picture, inputs.encoder_grid[0])
+
+
+def concentrated(subject: Subject, pictures: int = 100) -> xr.Dataset:
+    """The encoder's attention on this many pictures; prints the means that README.md tells."""
+    found = concentration(subject, [sample_picture(seed)[0] for seed in range(pictures)], top=TOP)
+    means = found[["top_share", "gini", "entropy", "kept_from_last"]].mean("view")
+    for layer in found["layer"].values:
+        here = means.sel(layer=layer)
+        held = ", ".join(f"{float(here['top_share'].sel(k=k)):.2f} in {k}" for k in TOP)
+        even = float(here["entropy"]) / np.log(found.attrs["patch_count"])
+        told = f"Gini {float(here['gini']):.2f}, entropy {even:.2f}, overlap {float(here['kept_from_last']):.2f}"
+        print(f"encoder layer {layer + 1}: {held}; {told}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=int, default=150)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    subject = probe.load("tiny-llava")
+    found = concentrated(subject)
+    figures = {
+        "kept": kept(subject),
+        "concentration": probe.plots.concentration(found),
+        "softmax-gradient": probe.plots.softmax_gradient(found),
+    }
+    answers, costs = answered(subject, options.questions)
+    figures["reductions"] = probe.plots.reductions(answers, costs)
+    for name, axes in figures.items():
+        axes.ravel()[0].figure.savefig(HERE / f"{name}.png", dpi=120, bbox_inches="tight")
+    table = merged(scores(answers), costs)
+    table.to_csv(HERE / "accuracy.csv", index=False, float_format="%.5g")
+    print(
+        table[["method", "vision_tokens", "accuracy", "accuracy_low", "accuracy_high", "difference"]]
+        .round(1)
+        .to_string()
+    )
+
+
+if __name__ == "__main__":
+    main()

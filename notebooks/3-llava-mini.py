@@ -1,0 +1,172 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Inside LLaVA-Mini
+#
+# LLaVA-Mini ([arXiv 2501.03895](https://arxiv.org/abs/2501.03895)) gives its LLM ONE vision token for an image. It can, because
+# the words have read the image before: in *pre-fusion*, a few layers in front of the LLM in which text sees all patches.
+#
+# ```
+# patches  ->  compressor  ->  1 token ─┐
+#    └──────>  pre-fusion: patches | token | words  ->  LLM: token | words that know the image
+# ```
+#
+# The authors' code throws the attention of compressor and pre-fusion away. Here both are stacks of the record like any other.
+#
+# It runs on the shipped toy, `tiny-llava-mini`, which was made of `tiny-llava`; what it shows is about the toy. With
+# `PROBE_MODEL=path/to/llava-mini-llama-3.1-8b` (the authors' folder) the same cells look at the real one.
+
+# %%
+import os
+
+import matplotlib.pyplot as plt
+import torch
+
+import probe
+from probe.models.tiny.questions import sample_picture
+
+MODEL = os.environ.get("PROBE_MODEL", "tiny-llava-mini")
+subject = probe.load(MODEL)
+picture, question, right = sample_picture(seed=0)
+print(question, "->", subject.answer(picture, question))
+inputs = subject.encode(picture, question)
+print("tokens that the LLM reads:", inputs["input_ids"].shape[1], "of which vision:", int(inputs.types.vision.sum()))
+
+# %% [markdown]
+# ## One record, four stacks
+#
+# In the compressor the queries are the compressed tokens. In pre-fusion there are patches (vision), compressed tokens and words
+# (instruction); a response never enters it. In the LLM, vision is what the compressed tokens are.
+
+# %%
+record = probe.measure(subject, picture, question)
+{name: (node.sizes["layer"], [*node["query_type"].values], [*node["key_type"].values]) for name, node in record.children.items()}
+
+# %% [markdown]
+# ## Fig. 12: what is compressed
+#
+# The compressor's attention to each patch, over the picture. It does not know the question.
+
+# %%
+probe.plots.compression(record);
+
+# %% [markdown]
+# ## Who attends to whom, before the LLM and in it
+#
+# Left in `share`: of all the attention that a word gives, how much goes to patches, compressed tokens and other words. Right in
+# `lift`: against an even spread. In the LLM one token is one among many, so its share is small whatever it is worth.
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
+for axis, value in zip(axes, ("share", "lift"), strict=True):
+    probe.plots.mass(record, "prefusion", value, query_types=["instruction", "compressed"], ax=axis)
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
+for axis, value in zip(axes, ("share", "lift"), strict=True):
+    probe.plots.mass(record, "llm", value, query_types=["instruction", "response"], ax=axis)
+
+# %% [markdown]
+# Where in the picture the words look, layer by layer of pre-fusion:
+
+# %%
+probe.plots.heatmaps(record, stack="prefusion", query_type="instruction");
+
+# %% [markdown]
+# ## Take vision away, in either stack
+#
+# `stack="prefusion"` cuts rows off from the patches in some of its layers; `queries` says which: the words, the compressed token or
+# (by default) both. With `stack="llm"` text cannot see the compressed token.
+
+# %%
+layers = {name: node.sizes["layer"] for name, node in record.children.items()}
+cuts = {
+    "untouched": {"layers": []},
+    "LLM: no vision token": {"layers": range(layers["llm"])},
+    "pre-fusion: words see no patch": {"layers": range(layers["prefusion"]), "stack": "prefusion", "queries": "text"},
+    "pre-fusion: the token sees no patch": {"layers": range(layers["prefusion"]), "stack": "prefusion", "queries": "compressed"},
+}
+for name, options in cuts.items():
+    with probe.drop_vision(subject, **options):
+        print(f"{name:<38}{subject.answer(picture, question)}")
+
+# %% [markdown]
+# Over many questions, every layer alone, each case exactly as if it ran alone. The image is read once for all of them.
+
+# %%
+from probe.benchmarks import named
+
+shapes = named("shapes")
+samples = shapes.read(questions=30).samples
+images = ("sample", [sample.meta["image"] for sample in samples])
+tables = {
+    f"{name} cut off": probe.drop_sweep(
+        subject, samples, [probe.windows(1)], stack="prefusion", queries=queries, score=shapes.score, progress=False
+    ).assign(image=images)
+    for name, queries in {"words": "text", "compressed token": "compressed", "both": None}.items()
+}
+axis = probe.plots.readings(tables, size=1)
+axis.set_title("Cut off from the patches in one layer of pre-fusion", loc="left", fontsize=10)
+{name: table["correct"].mean("sample").to_series().round(2).to_dict() for name, table in tables.items()}
+
+# %% [markdown]
+# The floor in these sweeps is not without any vision: with the words cut off in all of pre-fusion, the compressed token still
+# reaches the LLM. [analyses/llava_mini](../analyses/llava_mini) has the whole experiment, beside `tiny-llava` and a model that was
+# trained without pre-fusion.
+#
+# ## One image, many questions
+#
+# Patches see only patches, so the image side of pre-fusion is the same for every question: computed once, reused exactly.
+
+# %%
+seen = subject.model.encode_image(subject.processor.pixels(picture))
+read = subject.processor.tokenizer
+for asked in ("What is in the picture?", "How many objects are there?", "What shape is the yellow object?"):
+    ids = subject.encode(picture, asked)["input_ids"]
+    with torch.no_grad():
+        assert torch.allclose(
+            subject.model(ids, vision=[seen]).logits, subject.model(**subject.encode(picture, asked)).logits, atol=1e-4
+        )
+    print(asked, "->", read.decode(subject.model.generate(ids, vision=[seen], max_new_tokens=32)[0, ids.shape[1]:],
+                               skip_special_tokens=True))  # fmt: skip
+
+# %% [markdown]
+# ## Video
+#
+# A video is one vision token a frame; words read every frame in pre-fusion and are averaged. The toy has never been shown one, so
+# this shows the plumbing: a still video must say what its picture says.
+
+# %%
+from probe.samples import Video
+
+still = Video([picture] * 4)
+print(subject.encode(still, question).types.vision.sum(), "vision tokens:", subject.answer(still, question))
+assert subject.answer(still, question) == subject.answer(picture, question)
+
+# %% [markdown]
+# Long ones go through `encode_image` frame by frame, in memory that grows by one token a frame. Pass the prompt, so that words read
+# the frames on the way.
+
+# %%
+frames = (subject.processor.pixels(picture) for _ in range(200))  # an iterator: never all at once
+prompt = subject.encode(picture, question)["input_ids"]
+video = subject.model.encode_image(frames, input_ids=prompt, keep_frames=8)
+print(video.num_tokens, "vision tokens; frames kept:", len(video.seen))
+
+# %% [markdown]
+# ## Trust it
+#
+# The promises, checked on this model, its compressor and pre-fusion included.
+
+# %%
+report = probe.verify(subject)
+print(report.appendix)
+assert report.passed

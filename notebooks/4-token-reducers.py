@@ -1,0 +1,216 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Token reducers
+#
+# A picture is hundreds of tokens for the language model, and most of them can go. VisionZip
+# ([arXiv 2412.04467](https://arxiv.org/abs/2412.04467)) and its rivals decide which. Here they are on any LLaVA, exactly as their
+# authors' code does it, with the model's own attention kernel, and off again when the block ends.
+#
+# It runs on the shipped toy model, `tiny-llava`, which has 36 vision tokens. What the toy shows is about the toy: set
+# `PROBE_MODEL=llava-hf/llava-1.5-7b-hf` to look at the real thing with the same cells.
+
+# %%
+import os
+
+import probe
+from probe.models.tiny.questions import sample_picture
+from probe.reducers import FastV, Grid, Random, VisionZip
+
+MODEL = os.environ.get("PROBE_MODEL", "tiny-llava")
+subject = probe.load(MODEL)
+picture, question, right = sample_picture(seed=0, kind="where")
+patches = subject.encode(picture, question).types.vision.sum()
+print(f"{patches} vision tokens. {question} -> {subject.answer(picture, question)} (right: {right})")
+
+# %% [markdown]
+# ## One reducer
+#
+# VisionZip keeps the patches that the encoder's class token attends to most, and merges all others into a few. `dominant` counts the
+# class token too, as the authors do.
+
+# %%
+quarter = VisionZip(dominant=patches // 4 - 2, contextual=2)
+with probe.reduced(subject, quarter):
+    left = subject.encode(picture, question).types.vision.sum()
+    print(f"{left} vision tokens:", subject.answer(picture, question))
+print("untouched again:", subject.answer(picture, question))
+
+# %% [markdown]
+# What it kept, and what went into which token:
+
+# %%
+inputs = subject.encode(picture, question)
+reduction = probe.reducers.encode(
+    subject.model.model.vision_tower, inputs["pixel_values"], quarter, layer=subject.model.config.vision_feature_layer
+)
+probe.plots.kept(reduction, picture, inputs.encoder_grid[0])
+# %% [markdown]
+# `measure`, `drop_vision`, `drop_sweep` and `evaluate` work inside the block, on the tokens that are left. Reducers of the encoder's
+# output and those inside the LLM compose: here FastV drops half of what VisionZip leaves.
+
+# %%
+with probe.reduced(subject, quarter, FastV(layer=2, keep=0.5)) as stages:
+    record = probe.measure(subject, picture, question, stacks=["llm"])
+print(record.attrs["reducer"])
+print("vision tokens that FastV left from layer", stages[0].layer + 1, "on:", int(stages[0].left.sum()))
+record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head").isel(sample=0).to_series().round(3)
+
+# %% [markdown]
+# ## Why a few are enough
+#
+# The paper's reason is that the encoder's attention gathers on few patches from layer to layer. By its measure: the share that the
+# best patches hold, how uneven the distribution is, and whether the patches that are best where the LLM reads were so before.
+
+# %%
+pictures = [sample_picture(seed)[0] for seed in range(8)]
+found = probe.reducers.concentration(subject, pictures, top=(1, 4, 9))
+probe.plots.concentration(found)
+# %% [markdown]
+# Softmax pushes that way: the gradient of a weight by its own score, a (1 - a), is the larger the larger the weight is (up to a
+# half), so whoever is ahead is moved most.
+
+# %%
+probe.plots.softmax_gradient(found)
+# %% [markdown]
+# ## Write your own in 20 lines
+#
+# A reducer is a frozen dataclass with `reduce(seen) -> Reduction`. `seen` has the encoder's features, and queries and keys of the layer
+# they come from (`seen.made`) and of the one that reads them (`seen.read`); `seen.sought(seen.made)` is the attention that patches
+# get. Ours takes blocks of patches and averages each by that attention.
+
+# %%
+from dataclasses import dataclass
+from math import isqrt
+
+import torch
+
+from probe.reducers import Reduction, Seen
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """One token for each square of `by` x `by` patches: their mean, weighted by the attention that they get."""
+
+    by: int
+
+    def reduce(self, seen: Seen) -> Reduction:
+        first, side = seen.first_patch, isqrt(seen.patches)
+        row, column = torch.arange(side).div(self.by, rounding_mode="floor").expand(2, side)
+        block = (row[:, None] * (row.max() + 1) + column).flatten()  # the block of each patch
+        member = (block == torch.arange(int(block.max()) + 1)[:, None]).float().to(seen.features.device)
+        scores = seen.sought(seen.made).mean(1)  # (view, patch)
+        weight = member * scores[:, None]
+        tokens = weight @ seen.features[:, first:].float() / weight.sum(-1, keepdim=True)
+        source = weight.argmax(-1) + first  # a token stands for the patch that counts most in it
+        into = torch.full(seen.features.shape[:2], -1, device=source.device)
+        into[:, first:] = block.to(source.device)
+        count = (tokens.shape[1],) * len(tokens)
+        return Reduction(
+            tokens.to(seen.features.dtype), source, source[:, :0], into, scores, seen.made.layer, first, count
+        )
+
+
+mine = Blocks(by=isqrt(patches) // 3)
+with probe.reduced(subject, mine):
+    print(subject.encode(picture, question).types.vision.sum(), "vision tokens:", subject.answer(picture, question))
+reduction = probe.reducers.encode(
+    subject.model.model.vision_tower, inputs["pixel_values"], mine, layer=subject.model.config.vision_feature_layer
+)
+probe.plots.kept(reduction, picture, inputs.encoder_grid[0])
+# %% [markdown]
+# ## Side by side
+#
+# A comparison asks every method the same questions, counts the vision tokens that each LLM layer had, counts the operations and runs
+# the clock from pixels to the first token. It resumes. From the shell: `probe reduce`.
+
+# %%
+from tempfile import TemporaryDirectory
+
+from probe.comparison import Comparison, Method, compared
+from probe.scores import scores
+from probe.task import Task
+
+few, more = patches // 9, patches // 4
+methods = [
+    Method("all tokens", subject),
+    *(Method(f"VisionZip {n}", subject, (VisionZip(n - 1, 1),), "VisionZip") for n in (few, more)),
+    *(Method(f"grid {n}", subject, (Grid(int(n)),), "grid") for n in (few, more)),
+    *(Method(f"random {n}", subject, (Random(int(n)),), "random") for n in (few, more)),
+    *(Method(f"FastV {n}", subject, (FastV(2, n / patches),), "FastV") for n in (few, more)),
+    Method("blocks", subject, (mine,), "blocks"),
+]
+comparison = Comparison(methods, Task.read("shapes", limit=48))
+with TemporaryDirectory() as folder:
+    answers = compared(comparison.run(folder), comparison.task)
+costs = comparison.costs(answers, repeats=3)
+scores(answers)[
+    [
+        "method",
+        "vision_tokens",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "difference",
+        "difference_low",
+        "difference_high",
+    ]
+].round(1)
+
+# %% [markdown]
+# The toy was made to need its tokens: things lie on 2 x 2 patches, and nothing is redundant. On the paper's model 64 of 576 keep
+# 94 %. Intervals come from drawing pictures again.
+
+# %%
+probe.plots.reductions(answers, costs)
+# %% [markdown]
+# ## A second question
+#
+# VisionZip never sees the words, so what it leaves serves every later question: `subject.chat` keeps the cache. FastV chooses by the
+# question; the tokens that the first one left may not be those that the second one needs. `chat` knows, and starts anew;
+# `keep="always"` shows what would happen otherwise.
+
+# %%
+second, _ = sample_picture(seed=0, kind="count")[1:]
+for reducer in (quarter, FastV(2, 0.25)):
+    with probe.reduced(subject, reducer):
+        for keep in ("exact", "always"):
+            chat = subject.chat(picture, keep=keep)
+            chat.ask(question)
+            chat.restart()
+            print(
+                f"{type(reducer).__name__:9} keep={keep:8} {second} -> {chat.ask(second)} ({chat.reused} tokens from the cache)"
+            )
+
+# %% [markdown]
+# ## Get used to it
+#
+# The projector was trained for all tokens. Tuned under the reducer, with encoder and LLM frozen, it says more with few.
+# `tune` is a `transformers.Trainer` recipe; [analyses/reducers](../analyses/reducers) has a longer run.
+
+# %%
+import copy
+
+from probe.benchmarks import named
+from probe.reducers.tuning import tune
+
+lessons = named("shapes").read(questions=600, seed=1).samples  # other pictures than those above
+zipped = VisionZip(few - 1, 1)
+with TemporaryDirectory() as folder:
+    own = probe.load(copy.deepcopy(subject.model), processor=subject.processor)
+    tune(own, lessons, folder, zipped, batch=20, per_device_train_batch_size=20, learning_rate=2e-3, disable_tqdm=True)
+methods = [Method("as shipped", subject, (zipped,)), Method("tuned", own, (zipped,))]
+comparison = Comparison(methods, Task.read("shapes", limit=48))
+with TemporaryDirectory() as folder:
+    answers = compared(comparison.run(folder), comparison.task)
+scores(answers)[
+    ["method", "accuracy", "accuracy_low", "accuracy_high", "difference", "difference_low", "difference_high"]
+].round(1)
