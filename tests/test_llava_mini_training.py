@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from probe.models.llava_mini import LlavaMiniForConditionalGeneration
 from probe.models.llava_mini.batches import Collator, Instruction, Visual
-from probe.models.llava_mini.from_llava import from_llava, processor_for
+from probe.models.llava_mini.initialisation import from_llava, processor_for
 from probe.models.llava_mini.prompts import chat_template
 from probe.models.llava_mini.training import STAGES, Rates, Stage, parameter_groups, train
 from probe.models.tiny import FOLDERS

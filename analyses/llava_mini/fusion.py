@@ -1,7 +1,7 @@
 """Where tiny-llava-mini fuses picture and words, beside tiny-llava, whose LLM reads every patch itself.
 
-    python analyses/llava_mini/fusion.py             # accuracy, attention, dropping in both stacks: 10 minutes of a core
-    python analyses/llava_mini/fusion.py --draw      # figures and tables again, without a model
+    python analyses/llava_mini/fusion.py             # accuracy, attention, dropping in both stacks: ten minutes
+    python analyses/llava_mini/fusion.py --draw      # figures and tables again, from what was measured
     python analyses/llava_mini/fusion.py --without probe-out/matched/no-pre-fusion
 
 What is measured goes to probe-out/analyses/llava_mini, a folder for each state of the weights, and is not measured
@@ -25,7 +25,7 @@ from probe.cli.running import show_progress
 from probe.effects import ALL, effects
 from probe.evaluate import Dropping, results
 from probe.identity import digest
-from probe.intervals import bootstrap, paired
+from probe.intervals import Interval, bootstrap, paired
 from probe.models.tiny.drawing import draw
 from probe.models.tiny.evaluation import evaluate, frozen
 from probe.models.tiny.packed_fusion import fused_logits
@@ -46,7 +46,7 @@ SWEEPS: dict[str, tuple[str, dict[str, Any], list]] = {  # name -> model, what i
     "compressed token": (MINI, {"stack": "prefusion", "queries": "compressed"}, BY_ONE),
     "both": (MINI, {"stack": "prefusion"}, BY_ONE),
 }
-SHOWN = (2, 3, 5, 8)  # frozen pictures whose compression is drawn
+SHOWN = (2, 5, 6, 7)  # frozen pictures whose compression is drawn
 FLOOR = 0.005  # of their colours: an even spread is 1/36
 
 
@@ -75,21 +75,28 @@ def _samples() -> list[probe.Sample]:
 
 
 def accuracy(folder: Path) -> pd.DataFrame:
-    """A row for each model and kind of question, in percent; differences to tiny-llava on the same questions."""
-    frames = {name: pd.read_csv(path) for name in (LLAVA, MINI, WITHOUT) if (path := folder / f"right {name}.csv").exists()}
-    first, rows = frames[LLAVA], []
-    for kind in (ALL, *first["kind"].unique()):
-        chosen = np.ones(len(first), bool) if kind == ALL else (first["kind"] == kind).to_numpy()
-        pictures, base = first["picture"][chosen].to_numpy(), first["right"][chosen].to_numpy(float)
-        for name, frame in frames.items():
-            right = frame["right"][chosen].to_numpy(float)
-            row: dict[str, Any] = {"model": name, "kind": kind, "questions": len(right)}
-            intervals = {"accuracy": bootstrap(right, pictures, seed=0), "difference": paired(right, base, pictures, seed=0)}
-            for what, found in intervals.items():
-                bounds = {what: found.estimate, f"{what}_low": found.low, f"{what}_high": found.high}
-                row |= {column: 100 * float(value) for column, value in bounds.items()}
-            rows.append(row)
+    """A row for each kind of question and model, in percent; differences to tiny-llava on the same questions."""
+    frames = {name: pd.read_csv(path) for name, path in _measured(folder, "right {}.csv").items()}
+    rows = []
+    for kind in (ALL, *frames[LLAVA]["kind"].unique()):
+        of = {name: frame if kind == ALL else frame[frame["kind"] == kind] for name, frame in frames.items()}
+        pictures, base = of[LLAVA]["picture"].to_numpy(), of[LLAVA]["right"].to_numpy(float)
+        for name, frame in of.items():
+            right = frame["right"].to_numpy(float)
+            row: dict[str, Any] = {"kind": kind, "model": name, "questions": len(right)}
+            row |= _columns("accuracy", bootstrap(right, pictures, seed=0))
+            rows.append(row | _columns("difference", paired(right, base, pictures, seed=0)))
     return pd.DataFrame(rows)
+
+
+def _measured(folder: Path, pattern: str) -> dict[str, Path]:
+    """The models' files of this name that are there."""
+    return {name: path for name in (LLAVA, MINI, WITHOUT) if (path := folder / pattern.format(name)).exists()}
+
+
+def _columns(name: str, found: Interval) -> dict[str, float]:
+    bounds = {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
+    return {column: 100 * float(value) for column, value in bounds.items()}
 
 
 def attention(record: xr.DataTree, model: str) -> pd.DataFrame:
@@ -118,8 +125,8 @@ def _on_things(node: xr.Dataset, query: str) -> np.ndarray:
     received, lifts = node["received"].sel(query_type=query).values, []
     for sample, values in zip(node["sample"].values, received, strict=True):
         filled = {thing.cell for thing in frozen(int(sample.split("-")[0]))[0].things}
-        at = node.sel(sample=sample)
-        shown = [(row // 2, col // 2) in filled for row, col in zip(at["key_row"].values, at["key_col"].values, strict=True)]
+        cells = zip(*(node[at].sel(sample=sample).values // 2 for at in ("key_row", "key_col")), strict=True)
+        shown = [cell in filled for cell in cells]
         lifts.append(values[:, shown].sum(1) / values.sum(1) / np.mean(shown))
     return np.mean(lifts, axis=0)
 
@@ -142,7 +149,7 @@ def figures(folder: Path, sweeps: dict[str, xr.DataTree]) -> dict[str, Figure]:
 
 
 def _records(folder: Path) -> dict[str, xr.DataTree]:
-    return {name: probe.open(path) for name in (LLAVA, MINI, WITHOUT) if (path := folder / f"{name}.zarr.zip").exists()}
+    return {name: probe.open(path) for name, path in _measured(folder, "{}.zarr.zip").items()}
 
 
 def _both_values(record: xr.DataTree) -> Figure:
@@ -159,9 +166,9 @@ def _side_by_side(panels: dict[str, tuple[xr.DataTree, int]]) -> Figure:
         title(axis, told)
         axis.get_legend().remove()
         axis.texts[0].remove()  # the caption, said once below
-    axes[0].legend(fontsize=8, frameon=False, loc="lower left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=4, fontsize=8, frameon=False)
     table = next(iter(panels.values()))[0]["mask"]
-    told = f"{table.sizes['sample']} drawn questions, by mask; bands: 95 %, all windows at once, pictures redrawn; a toy"
+    told = f"{table.sizes['sample']} drawn questions; 95 % bands over all windows at once, pictures redrawn; toy models"
     figure.supxlabel(told, x=0.01, ha="left", fontsize=8, color="0.35")
     return figure
 
@@ -184,24 +191,24 @@ def _compression(minis: dict[str, xr.DataTree]) -> Figure:
 
 def tables(scores: pd.DataFrame, dropped: dict[str, pd.DataFrame]) -> str:
     """The tables of README.md."""
-    models = list(scores["model"].unique())
-    heads = ["", *(f"{name} (difference)" if name != LLAVA else name for name in models)]
+    others = [name for name in scores["model"].unique() if name != LLAVA]
     rows = []
     for kind, group in scores.groupby("kind", sort=False):
         of = group.set_index("model")
-        rows.append([kind, *(_with(of.loc[name], "accuracy") + ("" if name == LLAVA else f"; {_with(of.loc[name], 'difference', '+')}")
-                             for name in models)])  # fmt: skip
-    first, parts = scores.iloc[0], []
-    parts.append(f"Frozen pictures: {first['questions']} questions, percent right with 95 % intervals over pictures, and "
-                 "the paired difference to tiny-llava:")  # fmt: skip
-    parts.append(_markdown(heads, rows))
-    for told, names in (("Vision dropped in layers of the LLM", (LLAVA, MINI, WITHOUT)),
-                        ("Cut off from the patches in layers of pre-fusion", ("words", "compressed token", "both"))):
-        chosen = {name: dropped[name] for name in names if name in dropped}
-        cases = list(next(iter(chosen.values())).index)
-        parts.append(f"{told} ({int(next(iter(chosen.values()))['questions'].iloc[0])} drawn questions):")
-        parts.append(_markdown(["", *cases], [[n, *(f"{t.loc[c, 'accuracy']:.1f}" for c in cases)] for n, t in chosen.items()]))
-    return "\n\n".join(parts)
+        told = [[_with(of.loc[name], "accuracy"), _with(of.loc[name], "difference", "+")] for name in others]
+        rows.append([kind, _with(of.loc[LLAVA], "accuracy"), *(cell for pair in told for cell in pair)])
+    heads = ["", LLAVA, *(cell for name in others for cell in (name, "difference"))]
+    return "\n\n".join([
+        f"Percent right of {scores['questions'].iloc[0]} frozen questions; differences to {LLAVA} are paired:",
+        _markdown(heads, rows),
+        "Percent right when cut off from patches in layers of pre-fusion:", _case_table(dropped),
+    ])  # fmt: skip
+
+
+def _case_table(dropped: dict[str, pd.DataFrame]) -> str:
+    found = {name: dropped[name]["accuracy"] for name, (_, cut, _) in SWEEPS.items() if cut}
+    rows = [[name, *(f"{value:.1f}" for value in column)] for name, column in found.items()]
+    return _markdown(["", *next(iter(found.values())).index], rows)
 
 
 def _with(row: pd.Series, name: str, sign: str = "") -> str:
@@ -215,7 +222,8 @@ def _markdown(headings: list[str], rows: list[list[str]]) -> str:
 def write(folder: Path, questions: int) -> None:
     """Figures, csv and the numbers in README.md."""
     task = Task.read("shapes", limit=questions)
-    sweeps = {name: results(Run(folder / "sweeps" / name), task) for name in SWEEPS if (folder / "sweeps" / name).exists()}
+    done = {name: path for name in SWEEPS if (path := folder / "sweeps" / name).exists()}
+    sweeps = {name: results(Run(path), task) for name, path in done.items()}
     for name, figure in figures(folder, sweeps).items():
         figure.savefig(HERE / f"{name}.png", dpi=110, bbox_inches="tight")
     scores = accuracy(folder)

@@ -90,7 +90,7 @@ def _pixels(inputs: Inputs, regions: Regions) -> Int[Tensor, "..."]:
     values = inputs["pixel_values"]
     found = np.full((*values.shape[:-3], *values.shape[-2:]), NONE)
     for where, picture, (left, top, right, bottom) in _views(inputs.encoder_grid[0], values.ndim == 5):
-        height, width = found.shape[-2:]
+        height, width = values.shape[-2], values.shape[-1]
         x = left + (np.arange(width) + 0.5) / width * (right - left)
         y = top + (np.arange(height) + 0.5) / height * (bottom - top)
         found[where] = regions.at(picture, *np.meshgrid(x, y))

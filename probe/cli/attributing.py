@@ -138,7 +138,7 @@ def _write(datasets: dict[str, "xr.Dataset"], folder: Path) -> list[str]:
 
 def _table(found: "xr.Dataset") -> Table:
     """The features that the answer owes most to."""
-    table = Table(title="what the answer owes most to", box=box.SIMPLE, title_justify="left")
+    table = Table(title="what the answer owes most to", box=box.SIMPLE, title_justify="left", min_width=40)
     table.add_column("feature")
     table.add_column("nat", justify="right")
     order = found["attribution"].values.argsort()[::-1][:FIRST]

@@ -67,7 +67,7 @@ def _train_on(
 ) -> None:
     from probe.checkpoint import open_checkpoint
     from probe.models.instructions import read_instructions
-    from probe.models.llava_mini.from_llava import processor_for
+    from probe.models.llava_mini.initialisation import processor_for
     from probe.models.llava_mini.training import STAGES
     from probe.models.llava_mini.training import train as train_stage
 

@@ -22,6 +22,9 @@ Importing it makes the model known to transformers' Auto classes, so `from_pretr
     pixels         pictures and videos as views
     prompts        chat templates
     processing     pictures, videos and words -> inputs
+    initialisation a LLaVA-Mini made of a LLaVA
+    batches        training data -> batches
+    training       its two stages
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor

@@ -23,7 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .batches import Collator, Instruction
 from .configuration import LlavaMiniConfig
-from .from_llava import from_llava
+from .initialisation import from_llava
 from .modeling import LlavaMiniForConditionalGeneration
 from .processing import LlavaMiniProcessor
 

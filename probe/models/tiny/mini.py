@@ -11,7 +11,7 @@ from typing import Any
 from transformers import LlavaForConditionalGeneration
 
 from probe.models.llava_mini import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
-from probe.models.llava_mini.from_llava import from_llava
+from probe.models.llava_mini.initialisation import from_llava
 from probe.models.llava_mini.training import Rates
 from probe.models.tiny import FOLDERS
 from probe.models.tiny.language import build_processor
