@@ -28,6 +28,7 @@
 import os
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import torch
 
 import probe
@@ -48,7 +49,8 @@ print("tokens that the LLM reads:", inputs["input_ids"].shape[1], "of which visi
 
 # %%
 record = probe.measure(subject, picture, question)
-{name: (node.sizes["layer"], [*node["query_type"].values], [*node["key_type"].values]) for name, node in record.children.items()}
+stacks = record.children
+{name: (stack.sizes["layer"], [*stack["query_type"].values], [*stack["key_type"].values]) for name, stack in stacks.items()}
 
 # %% [markdown]
 # ## Fig. 12: what is compressed
@@ -61,8 +63,8 @@ probe.plots.compression(record);
 # %% [markdown]
 # ## Who attends to whom, before the LLM and in it
 #
-# Left in `share`: of all the attention that a word gives, how much goes to patches, compressed tokens and other words. Right in
-# `lift`: against an even spread. In the LLM one token is one among many, so its share is small whatever it is worth.
+# Left the `share` of the attention that goes to patches, compressed tokens and words; right the `lift`, against an even spread.
+# In the LLM one token is one among many, so its share is small whatever it is worth.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
@@ -87,12 +89,13 @@ probe.plots.heatmaps(record, stack="prefusion", query_type="instruction");
 # (by default) both. With `stack="llm"` text cannot see the compressed token.
 
 # %%
-layers = {name: node.sizes["layer"] for name, node in record.children.items()}
+layers = {name: range(stack.sizes["layer"]) for name, stack in stacks.items()}
+before = {"layers": layers["prefusion"], "stack": "prefusion"}
 cuts = {
     "untouched": {"layers": []},
-    "LLM: no vision token": {"layers": range(layers["llm"])},
-    "pre-fusion: words see no patch": {"layers": range(layers["prefusion"]), "stack": "prefusion", "queries": "text"},
-    "pre-fusion: the token sees no patch": {"layers": range(layers["prefusion"]), "stack": "prefusion", "queries": "compressed"},
+    "LLM: no vision token": {"layers": layers["llm"]},
+    "pre-fusion: words see no patch": {**before, "queries": "text"},
+    "pre-fusion: the token sees no patch": {**before, "queries": "compressed"},
 }
 for name, options in cuts.items():
     with probe.drop_vision(subject, **options):
@@ -115,12 +118,11 @@ tables = {
 }
 axis = probe.plots.readings(tables, size=1)
 axis.set_title("Cut off from the patches in one layer of pre-fusion", loc="left", fontsize=10)
-{name: table["correct"].mean("sample").to_series().round(2).to_dict() for name, table in tables.items()}
+pd.DataFrame({name: table["correct"].mean("sample").to_series() for name, table in tables.items()}).round(2)
 
 # %% [markdown]
-# The floor in these sweeps is not without any vision: with the words cut off in all of pre-fusion, the compressed token still
-# reaches the LLM. [analyses/llava_mini](../analyses/llava_mini) has the whole experiment, beside `tiny-llava` and a model that was
-# trained without pre-fusion.
+# `no vision` is here: words and token cut off in all of pre-fusion. What the compressor made of the picture still reaches the LLM.
+# [analyses/llava_mini](../analyses/llava_mini) has the whole experiment, beside `tiny-llava` and a model without pre-fusion.
 #
 # ## One image, many questions
 #
@@ -141,15 +143,20 @@ for asked in ("What is in the picture?", "How many objects are there?", "What sh
 # %% [markdown]
 # ## Video
 #
-# A video is one vision token a frame; words read every frame in pre-fusion and are averaged. The toy has never been shown one, so
-# this shows the plumbing: a still video must say what its picture says.
+# A video is one vision token a frame; words read every frame in pre-fusion and are averaged. Frames are brought to the encoder's
+# size without smoothing, as the authors do. The toy has never been shown one, so this shows the plumbing: the words of a still video
+# are those of its picture, and with one frame so is the answer. Four tokens in a row are new to its LLM, which its answer shows.
 
 # %%
 from probe.samples import Video
 
-still = Video([picture] * 4)
-print(subject.encode(still, question).types.vision.sum(), "vision tokens:", subject.answer(still, question))
-assert subject.answer(still, question) == subject.answer(picture, question)
+frame = picture.resize((subject.processor.image_processor.crop_size["width"],) * 2)
+alone, clip = subject.encode(frame, question), subject.encode(Video([frame] * 4), question)
+with torch.no_grad():
+    words, same = (subject.model.model.merge(**each)[0][~torch.tensor(each.types.vision)] for each in (clip, alone))
+assert torch.allclose(words, same, atol=1e-4)
+for shown in (frame, Video([frame]), Video([frame] * 4)):
+    print(subject.encode(shown, question).types.vision.sum(), "vision tokens:", subject.answer(shown, question))
 
 # %% [markdown]
 # Long ones go through `encode_image` frame by frame, in memory that grows by one token a frame. Pass the prompt, so that words read

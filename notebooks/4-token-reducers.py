@@ -28,7 +28,7 @@ from probe.reducers import FastV, Grid, Random, VisionZip
 MODEL = os.environ.get("PROBE_MODEL", "tiny-llava")
 subject = probe.load(MODEL)
 picture, question, right = sample_picture(seed=0, kind="where")
-patches = subject.encode(picture, question).types.vision.sum()
+patches = int(subject.encode(picture, question).types.vision.sum())
 print(f"{patches} vision tokens. {question} -> {subject.answer(picture, question)} (right: {right})")
 
 # %% [markdown]
@@ -52,7 +52,8 @@ inputs = subject.encode(picture, question)
 reduction = probe.reducers.encode(
     subject.model.model.vision_tower, inputs["pixel_values"], quarter, layer=subject.model.config.vision_feature_layer
 )
-probe.plots.kept(reduction, picture, inputs.encoder_grid[0])
+probe.plots.kept(reduction, picture, inputs.encoder_grid[0]);
+
 # %% [markdown]
 # `measure`, `drop_vision`, `drop_sweep` and `evaluate` work inside the block, on the tokens that are left. Reducers of the encoder's
 # output and those inside the LLM compose: here FastV drops half of what VisionZip leaves.
@@ -73,13 +74,15 @@ record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head")
 # %%
 pictures = [sample_picture(seed)[0] for seed in range(8)]
 found = probe.reducers.concentration(subject, pictures, top=(1, 4, 9))
-probe.plots.concentration(found)
+probe.plots.concentration(found);
+
 # %% [markdown]
 # Softmax pushes that way: the gradient of a weight by its own score, a (1 - a), is the larger the larger the weight is (up to a
 # half), so whoever is ahead is moved most.
 
 # %%
-probe.plots.softmax_gradient(found)
+probe.plots.softmax_gradient(found);
+
 # %% [markdown]
 # ## Write your own in 20 lines
 #
@@ -125,7 +128,8 @@ with probe.reduced(subject, mine):
 reduction = probe.reducers.encode(
     subject.model.model.vision_tower, inputs["pixel_values"], mine, layer=subject.model.config.vision_feature_layer
 )
-probe.plots.kept(reduction, picture, inputs.encoder_grid[0])
+probe.plots.kept(reduction, picture, inputs.encoder_grid[0]);
+
 # %% [markdown]
 # ## Side by side
 #
@@ -143,34 +147,27 @@ few, more = patches // 9, patches // 4
 methods = [
     Method("all tokens", subject),
     *(Method(f"VisionZip {n}", subject, (VisionZip(n - 1, 1),), "VisionZip") for n in (few, more)),
-    *(Method(f"grid {n}", subject, (Grid(int(n)),), "grid") for n in (few, more)),
-    *(Method(f"random {n}", subject, (Random(int(n)),), "random") for n in (few, more)),
+    *(Method(f"grid {n}", subject, (Grid(n),), "grid") for n in (few, more)),
+    *(Method(f"random {n}", subject, (Random(n),), "random") for n in (few, more)),
     *(Method(f"FastV {n}", subject, (FastV(2, n / patches),), "FastV") for n in (few, more)),
     Method("blocks", subject, (mine,), "blocks"),
 ]
-comparison = Comparison(methods, Task.read("shapes", limit=48))
+comparison = Comparison(methods, Task.read("shapes", limit=36))
 with TemporaryDirectory() as folder:
     answers = compared(comparison.run(folder), comparison.task)
-costs = comparison.costs(answers, repeats=3)
-scores(answers)[
-    [
-        "method",
-        "vision_tokens",
-        "accuracy",
-        "accuracy_low",
-        "accuracy_high",
-        "difference",
-        "difference_low",
-        "difference_high",
-    ]
-].round(1)
+costs = comparison.costs(answers, repeats=2)
+shown = ["method", "vision_tokens", "accuracy", "accuracy_low", "accuracy_high", "difference", "difference_low", "difference_high"]
+scores(answers)[shown].round(1)
 
 # %% [markdown]
-# The toy was made to need its tokens: things lie on 2 x 2 patches, and nothing is redundant. On the paper's model 64 of 576 keep
-# 94 %. Intervals come from drawing pictures again.
+# On the toy a plain grid is better than VisionZip: its things lie on 2 x 2 patches, so an even spread meets all of them, and nothing in
+# its training ever told the class token where to look. That is what controls are for. (On LLaVA-1.5-7B the paper reports 94 % of the
+# accuracy with 64 of 576 tokens.) Nor does a model this small get faster: its time is Python's. Intervals come from drawing pictures
+# again; there are few here.
 
 # %%
-probe.plots.reductions(answers, costs)
+probe.plots.reductions(answers, costs);
+
 # %% [markdown]
 # ## A second question
 #
@@ -179,16 +176,15 @@ probe.plots.reductions(answers, costs)
 # `keep="always"` shows what would happen otherwise.
 
 # %%
-second, _ = sample_picture(seed=0, kind="count")[1:]
+_, second, right = sample_picture(seed=0, kind="count")
+print(f"{second} (right: {right})")
 for reducer in (quarter, FastV(2, 0.25)):
     with probe.reduced(subject, reducer):
         for keep in ("exact", "always"):
             chat = subject.chat(picture, keep=keep)
             chat.ask(question)
             chat.restart()
-            print(
-                f"{type(reducer).__name__:9} keep={keep:8} {second} -> {chat.ask(second)} ({chat.reused} tokens from the cache)"
-            )
+            print(f"{type(reducer).__name__:9} keep={keep:8} {chat.ask(second)} ({chat.reused} tokens from the cache)")
 
 # %% [markdown]
 # ## Get used to it
@@ -206,11 +202,9 @@ lessons = named("shapes").read(questions=600, seed=1).samples  # other pictures 
 zipped = VisionZip(few - 1, 1)
 with TemporaryDirectory() as folder:
     own = probe.load(copy.deepcopy(subject.model), processor=subject.processor)
-    tune(own, lessons, folder, zipped, batch=20, per_device_train_batch_size=20, learning_rate=2e-3, disable_tqdm=True)
+    tune(own, lessons, folder, zipped, batch=20, per_device_train_batch_size=20, learning_rate=4e-3, disable_tqdm=True, logging_steps=100)
 methods = [Method("as shipped", subject, (zipped,)), Method("tuned", own, (zipped,))]
-comparison = Comparison(methods, Task.read("shapes", limit=48))
+comparison = Comparison(methods, Task.read("shapes", limit=36))
 with TemporaryDirectory() as folder:
     answers = compared(comparison.run(folder), comparison.task)
-scores(answers)[
-    ["method", "accuracy", "accuracy_low", "accuracy_high", "difference", "difference_low", "difference_high"]
-].round(1)
+scores(answers)[shown].round(1)

@@ -1,11 +1,10 @@
 """What a reducer saves of the time to the first token, beside what is counted; and what choosing the tokens costs.
 
-    python analyses/benchmarks/reducer_cost.py           # 7B widths, few layers, about 4.5 GB, some minutes
+    python analyses/benchmarks/reducer_cost.py           # 7B widths, few layers, about 3 GB, some minutes
     python analyses/benchmarks/reducer_cost.py --cuda    # all layers; also LLaVA-NeXT (2,880 -> 160) and 13B; 45 GB
 
-Random weights, 45 text tokens; float32 on the CPU, bfloat16 on CUDA. The clock runs from before the vision encoder to
-the logits of the first token; both sides get the same prompt, with a placeholder for every patch, so that all that a
-reducer does is timed.
+Random weights in bfloat16, 45 text tokens. The clock runs from before the vision encoder to the logits of the first
+token; both sides get the same prompt, with a placeholder for every patch, so that all that a reducer does is timed.
 Times are process times of one thread, the sides in turn in this process, so that their ratio holds on a busy machine;
 on CUDA they are wall times between synchronisations. Few layers are 4 of 32 in the LLM and 3 of 24 in the encoder, the
 same share of both. Choosing is timed behind a whole encoder (CLIP-L/336, 24 layers): it works on queries and keys of
@@ -29,7 +28,6 @@ from probe.reducers import VisionZip, reduced
 from probe.reducers.encoding import watched
 
 TEXT = 45
-DTYPE = torch.bfloat16 if torch.cuda.is_available() else torch.float32
 REDUCER, NEXT_REDUCER = VisionZip(54, 10), VisionZip(28, 4)  # 64 of 576; 160 of 2,880
 WIDTHS = {
     "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_hidden_layers": 32},
@@ -52,7 +50,7 @@ class Side:
 
     def __init__(self, config: Any, reducer: VisionZip, left: int, resolution: int | None = None):
         self.reducer = reducer
-        self.model: PreTrainedModel = with_random_weights(config, DTYPE)
+        self.model: PreTrainedModel = with_random_weights(config, torch.bfloat16)
         whole = cost(config, text_tokens=TEXT, rows="needed", resolution=resolution)
         fewer = cost(config, left, TEXT, rows="needed", resolution=resolution)
         self.flops = float(whole["flops"].sum()), float(fewer["flops"].sum())
@@ -80,7 +78,7 @@ def speed_up(name: str, side: Side, rounds: int, cuda: bool) -> None:
 def choosing(rounds: int, cuda: bool) -> None:
     """Prints the time that choosing and merging take behind a whole encoder, as a share of the encoder's."""
     torch.manual_seed(0)
-    tower: Any = CLIPVisionModel(CLIPVisionConfig(**CLIP_L_336)).to("cuda" if cuda else "cpu", DTYPE).eval()
+    tower: Any = CLIPVisionModel(CLIPVisionConfig(**CLIP_L_336)).to("cuda" if cuda else "cpu", torch.bfloat16).eval()
     pixels = torch.randn(1, 3, 336, 336, device=tower.device, dtype=tower.dtype)
     with watched(tower, -2) as watch:
         seen = watch.seen(tower(pixels, output_hidden_states=True).hidden_states)

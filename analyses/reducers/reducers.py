@@ -1,6 +1,6 @@
 """Token reducers on tiny-llava, beside tiny-llava-mini: accuracy, tokens, time; what is kept, and what attention says.
 
-    python analyses/reducers/reducers.py                    # 150 drawn questions to 16 methods; resumes
+    python analyses/reducers/reducers.py                    # 120 drawn questions to 16 methods; resumes
     python analyses/reducers/reducers.py --questions 1002
 
 The run is in probe-out/analyses/reducers. Figures and accuracy.csv go beside this file.
@@ -69,7 +69,7 @@ def concentrated(subject: Subject, pictures: int = 100) -> xr.Dataset:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--questions", type=int, default=150)
+    parser.add_argument("--questions", type=int, default=120)
     options = parser.parse_args()
     torch.set_num_threads(1)
     subject = probe.load("tiny-llava")

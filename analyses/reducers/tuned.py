@@ -1,6 +1,6 @@
 """What tuning the projector under VisionZip gains: tiny-llava with 4 and 9 of its 36 vision tokens, before and after.
 
-    python analyses/reducers/tuned.py                 # 2 x 300 steps of 20 questions: some minutes on one core
+    python analyses/reducers/tuned.py                 # 2 x 120 steps of 20 questions: some minutes on one core
 
 Held out are pictures of another seed. A question is right where the model's first choice is the answer's next token all
 the way, its end included: what greedy decoding says, from one forward. tuned.csv goes beside this file.
@@ -51,7 +51,7 @@ def gained(steps: int, held_out: int) -> pd.DataFrame:
         with probe.reduced(subject, reducer):
             before = right(subject, asked)
         with TemporaryDirectory() as folder:
-            options: dict[str, Any] = {"learning_rate": 2e-3, "per_device_train_batch_size": BATCH, "report_to": "none"}
+            options: dict[str, Any] = {"learning_rate": 4e-3, "per_device_train_batch_size": BATCH, "report_to": "none"}
             tune(subject, lessons, folder, reducer, batch=BATCH, logging_steps=50, **options)
         with probe.reduced(subject, reducer):
             after = right(subject, asked)
@@ -75,8 +75,8 @@ def gained(steps: int, held_out: int) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--held-out", type=int, default=600, help="questions")
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--held-out", type=int, default=480, help="questions")
     options = parser.parse_args()
     torch.set_num_threads(1)
     table = gained(options.steps, options.held_out)

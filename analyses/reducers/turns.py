@@ -1,6 +1,6 @@
 """A later question with the first one's cache: text-agnostic VisionZip beside text-guided FastV, on tiny-llava.
 
-    python analyses/reducers/turns.py                 # 40 pictures, 5 later questions each; some minutes on one core
+    python analyses/reducers/turns.py                 # 20 pictures, 5 later questions each; some minutes on one core
 
 Each picture gets one first question and then five others, each as a new conversation: once with everything computed
 anew, once with the cache that the first question left (`subject.chat(keep="always")`). turns.csv goes beside this file.
@@ -74,7 +74,7 @@ def measured(pictures: int) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=40)
+    parser.add_argument("--pictures", type=int, default=20)
     options = parser.parse_args()
     torch.set_num_threads(1)
     table = measured(options.pictures)

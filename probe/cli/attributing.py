@@ -109,7 +109,6 @@ def _figures(datasets: dict[str, "xr.Dataset"]) -> dict[str, "Figure"]:
     from probe import plots
 
     attributions = {name: one for name, one in datasets.items() if name not in ("curves", "control")}
-    found = next(iter(attributions.values()))
     drawn = {"attribution": plots.attribution(attributions)}
     if "curves" in datasets:
         control = datasets.get("control")

@@ -88,11 +88,12 @@ def drop(
         run.compact([sample.id for sample in task.benchmark.samples])
         table = accuracy(found)
         _write(found, table, folder)
+        drawn = ", ".join(sorted(figure.stem for figure in folder.glob("*.png")))
         if export:
             _export(found, task, folder.parent)
     console.print(case_table(table, task))
     console.print(problems, highlight=False, soft_wrap=True)
-    names = "final.zarr, accuracy.csv, run.json, figures: dropped, readings, depth, swaps (png, svg)"
+    names = f"final.zarr, accuracy.csv, run.json, figures: {drawn} (png, svg)"
     console.print(f"[bold]written to[/] {out}/: {names}", highlight=False, soft_wrap=True)
 
 
