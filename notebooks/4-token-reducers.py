@@ -172,8 +172,8 @@ probe.plots.reductions(answers, costs);
 # ## A second question
 #
 # VisionZip never sees the words, so what it leaves serves every later question: `subject.chat` keeps the cache. FastV chooses by the
-# question; the tokens that the first one left may not be those that the second one needs. `chat` knows, and starts anew;
-# `keep="always"` shows what would happen otherwise.
+# question, so with the first one's cache another answer may come out than without (which of the two is right is another matter).
+# `chat` knows, and starts anew; `keep="always"` shows what would happen otherwise.
 
 # %%
 _, second, right = sample_picture(seed=0, kind="count")
@@ -189,8 +189,9 @@ for reducer in (quarter, FastV(2, 0.25)):
 # %% [markdown]
 # ## Get used to it
 #
-# The projector was trained for all tokens. Tuned under the reducer, with encoder and LLM frozen, it says more with few.
-# `tune` is a `transformers.Trainer` recipe; [analyses/reducers](../analyses/reducers) has a longer run.
+# The projector was trained for all tokens. The paper tunes it under the reducer, with encoder and LLM frozen. `tune` is that on
+# `transformers.Trainer`. These thirty steps are an example of how, and too few to gain anything; a longer run with the gain and its
+# interval is in [analyses/reducers](../analyses/reducers).
 
 # %%
 import copy

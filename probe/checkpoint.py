@@ -60,7 +60,8 @@ def open_checkpoint(
     wanted = as_dtype(dtype) or (None if device.type == "cuda" else torch.float32)  # None: the checkpoint's own
     if local and is_original(source):
         model, processor = _of_the_authors(source, processor, wanted, quantization)
-        _switch(model.to(device), attn)
+        model.to(device)  # pyright: ignore[reportArgumentType]
+        _switch(model, attn)
         return Checkpoint(model, _complete(processor, model), str(name), fingerprint(Path(source)), toy)
     options = {"dtype": wanted or "auto", "attn_implementation": attn, **_quantized(quantization, device)}
     where = {"local_files_only": local, "trust_remote_code": False}

@@ -155,10 +155,10 @@ class Comparison:
         for method in self.methods:
             asked = answers.sel(case=method.name)
             tokens = asked["vision_tokens"].mean("sample").values[: method.depth].round().astype(int).tolist()
-            size = {"resolution": _median_size(self.task)} if tiles(method.subject.model.config) else {}
+            size = _median_size(self.task) if tiles(method.subject.model.config) else None
             reduces = None if not method.reducers else tokens
             words = round(float(asked["text_tokens"].median()))
-            found.append(cost(method.subject, reduces, words, rows="needed", name=method.name, **size))
+            found.append(cost(method.subject, reduces, words, rows="needed", name=method.name, resolution=size))
         counted = join(found)
         return counted if not repeats else counted.merge(self._measured(repeats)).assign_attrs(counted.attrs)
 

@@ -1,6 +1,6 @@
 """A record as a run of many samples keeps it: pictures by path and hash, and without what grows with the sequence.
 
-    small = lean(record, {sample.id: sample for sample in samples}, keep_patches=False)
+small = lean(record, {sample.id: sample for sample in samples}, keep_patches=False)
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """How right each method of a comparison was: from answers to a table.
 
-    scores(answers)                 # `answers`: what `comparison.compared` returns, the first method the one to beat
+scores(answers)                 # `answers`: what `comparison.compared` returns, the first method the one to beat
 """
 
 from typing import Any
@@ -19,7 +19,8 @@ def scores(answers: xr.Dataset, *, seed: int = 0) -> pd.DataFrame:
 
     Raises ProbeError for anything else than such answers.
     """
-    if not isinstance(answers, xr.Dataset) or not {"correct", "vision_tokens", "family"} <= {*map(str, answers.variables)}:
+    wanted = {"correct", "vision_tokens", "family"}
+    if not isinstance(answers, xr.Dataset) or not wanted <= {*map(str, answers.variables)}:
         raise ProbeError("scores", expected="the answers of a comparison", got=f"a {type(answers).__name__}")
     headline = Headline(answers)
     own, change = headline.interval(seed), headline.difference(seed)

@@ -1,9 +1,9 @@
 """A task: the questions of a benchmark that are to be asked, with their scorer, and another picture for each.
 
-    task = Task.read("gqa", "data/gqa", limit=500)
-    task.samples                                # in an order in which every picture comes once
-    task.donor(task.samples[0])                 # the pictures that stand in for its own
-    task.score("Yes.", task.samples[0])
+task = Task.read("gqa", "data/gqa", limit=500)
+task.samples                                # in an order in which every picture comes once
+task.donor(task.samples[0])                 # the pictures that stand in for its own
+task.score("Yes.", task.samples[0])
 """
 
 from collections.abc import Mapping, Sequence

@@ -23,7 +23,7 @@ def row(subject: Subject, pictures: int = 1, words: str = "what is in the pictur
 
 
 def prompt(subject: Subject, kind: str) -> Inputs:
-    """"one": a row; "left", "right": three rows of different lengths, one of them with two pictures."""
+    """ "one": a row; "left", "right": three rows of different lengths, one of them with two pictures."""
     if kind == "one":
         return row(subject)
     rows = [row(subject), row(subject, 2, "how many circles are there in both?", 1), row(subject, 1, "where?", 3)]

@@ -45,6 +45,8 @@ def test_it_writes_dataset_table_and_figures_and_goes_on_for_nothing(run, tmp_pa
     assert names == {"run.json", "parts", "failures", "final.zarr", "accuracy.csv", "problems.csv", *FIGURES}
     for told in ("row-layers", "6 questions", "untouched", "no vision", "another image", "1-4", "5-8", "accuracy.csv"):
         assert told in said, told
+    drawn = said.split("figures: ")[1].split(" (png")[0].split(", ")
+    assert set(drawn) == {name.split(".")[0] for name in FIGURES}
     table = pd.read_csv(folder / "accuracy.csv")
     of_all = table[table["kind"] == "all"].set_index("case")
     assert {"untouched", "no vision", "another image", "1-4", "5-8", "1-8"} == set(of_all.index)

@@ -57,7 +57,7 @@ def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, option, value, t
     assert not list((tmp_path / "probe-out" / "reduce").iterdir())
 
 
-@pytest.mark.parametrize("kind", (*REDUCERS, *MORE))
+@pytest.mark.parametrize("kind", [*REDUCERS, *MORE])
 @pytest.mark.parametrize("share", [0.9, 0.11, 0.01])
 def test_every_name_works_for_every_share(kind, share, subject):
     _, reducer = made(subject, kind, share)

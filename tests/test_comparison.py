@@ -104,7 +104,7 @@ def test_it_goes_on_and_refuses_other_methods(comparison, subject, tmp_path, mon
     run = comparison.run(tmp_path)
     assert compared(run, comparison.task).sizes["sample"] == 8
     others = [Method("all", subject), Method("VisionZip", subject, (VisionZip(8, 1),), "zip")]
-    with pytest.raises(ProbeError, match="plan.methods"):
+    with pytest.raises(ProbeError, match=r"plan\.methods"):
         Comparison(others, comparison.task, max_new_tokens=8).run(tmp_path)
     with pytest.raises(ProbeError, match="different names"):
         Comparison([Method("a", subject), Method("a", subject)], comparison.task)

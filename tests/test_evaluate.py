@@ -91,8 +91,11 @@ def test_interrupted_and_resumed_it_is_the_run_that_nobody_disturbed(subject, kn
         Interrupted(subject, task, {"mask": windows(1)}, max_new_tokens=3).run(tmp_path / "rough")
     assert Run(tmp_path / "rough").done() == {"0a", "0b", "1a"}
     rough = dropping(subject, task).run(tmp_path / "rough")
-    assert results(calm, task)["mask"].to_dataset().drop_vars("image_prefixes").identical(
-        results(rough, task)["mask"].to_dataset().drop_vars("image_prefixes")
+    assert (
+        results(calm, task)["mask"]
+        .to_dataset()
+        .drop_vars("image_prefixes")
+        .identical(results(rough, task)["mask"].to_dataset().drop_vars("image_prefixes"))
     )
 
 

@@ -29,7 +29,7 @@ from probe.models.llava_mini.folder import CLIP_L_336
 from probe.models.llava_mini.prefusion import LlavaMiniPrefusion
 
 PATCHES, TOKENS, TEXT = 576, 1, 45
-WIDE = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "vocab_size": 32000}
+WIDE: dict[str, Any] = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "vocab_size": 32000}
 
 
 def seconds(run: Callable[[], object], cuda: bool = False) -> float:
@@ -63,7 +63,9 @@ def told(name: str, over: list[float], under: list[float], bar: str = "") -> Non
 def shortcuts(frames: int, layers: int, rounds: int) -> None:
     """Prints by how much the shortcuts change the results, and their times beside the plain path's."""
     torch.manual_seed(0)
-    prefusion = LlavaMiniPrefusion(LlamaConfig(**WIDE, attn_implementation="sdpa"), layers).eval()
+    config: Any = LlamaConfig(**WIDE)
+    config._attn_implementation = "sdpa"
+    prefusion = LlavaMiniPrefusion(config, layers).eval()
     vision, words = torch.randn(frames, PATCHES, 4096), torch.randn(frames, TOKENS + TEXT, 4096)
     visible = torch.ones(frames, TOKENS + TEXT, dtype=torch.bool)
     _, plain = prefusion(vision, words, visible)

@@ -29,7 +29,7 @@ from probe.reducers.encoding import watched
 
 TEXT = 45
 REDUCER, NEXT_REDUCER = VisionZip(54, 10), VisionZip(28, 4)  # 64 of 576; 160 of 2,880
-WIDTHS = {
+WIDTHS: dict[str, dict[str, Any]] = {
     "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_hidden_layers": 32},
     "13B": {"hidden_size": 5120, "intermediate_size": 13824, "num_attention_heads": 40, "num_hidden_layers": 40},
 }
@@ -40,7 +40,7 @@ def config_of(kind: type, widths: str, share: float = 1.0, **options: Any) -> An
     size, clip = dict(WIDTHS[widths]), dict(CLIP_L_336)
     size["num_hidden_layers"] = round(share * size["num_hidden_layers"])
     clip["num_hidden_layers"] = round(share * clip["num_hidden_layers"])
-    tied = {"tie_word_embeddings": True}  # smaller, and no slower
+    tied: dict[str, Any] = {"tie_word_embeddings": True}  # smaller, and no slower
     text, vision = LlamaConfig(vocab_size=32064, **tied, **size), CLIPVisionConfig(**clip)
     return kind(vision_config=vision, text_config=text, image_token_index=32000, **tied, **options)
 
@@ -78,7 +78,8 @@ def speed_up(name: str, side: Side, rounds: int, cuda: bool) -> None:
 def choosing(rounds: int, cuda: bool) -> None:
     """Prints the time that choosing and merging take behind a whole encoder, as a share of the encoder's."""
     torch.manual_seed(0)
-    tower: Any = CLIPVisionModel(CLIPVisionConfig(**CLIP_L_336)).to("cuda" if cuda else "cpu", torch.bfloat16).eval()
+    tower: Any = CLIPVisionModel(CLIPVisionConfig(**CLIP_L_336))
+    tower.to("cuda" if cuda else "cpu", torch.bfloat16).eval()
     pixels = torch.randn(1, 3, 336, 336, device=tower.device, dtype=tower.dtype)
     with watched(tower, -2) as watch:
         seen = watch.seen(tower(pixels, output_hidden_states=True).hidden_states)

@@ -1,11 +1,11 @@
 """Where tiny-llava-mini fuses picture and words, beside tiny-llava, whose LLM reads every patch itself.
 
     python analyses/llava_mini/fusion.py             # accuracy, attention, dropping in both stacks: ten minutes
-    python analyses/llava_mini/fusion.py --draw      # figures and tables again, from what was measured
+    python analyses/llava_mini/fusion.py --draw      # figures and table again, from what was measured
     python analyses/llava_mini/fusion.py --without probe-out/matched/no-pre-fusion
 
 What is measured goes to probe-out/analyses/llava_mini, a folder for each state of the weights, and is not measured
-again; figures, csv and the tables of README.md go beside this file. `--without` adds a model that was trained without
+again; figures, csv and the table of README.md go beside this file. `--without` adds a model that was trained without
 pre-fusion (`matched.py` makes it).
 """
 
@@ -80,9 +80,9 @@ def accuracy(folder: Path) -> pd.DataFrame:
     rows = []
     for kind in (ALL, *frames[LLAVA]["kind"].unique()):
         of = {name: frame if kind == ALL else frame[frame["kind"] == kind] for name, frame in frames.items()}
-        pictures, base = of[LLAVA]["picture"].to_numpy(), of[LLAVA]["right"].to_numpy(float)
+        pictures, base = np.asarray(of[LLAVA]["picture"]), np.asarray(of[LLAVA]["right"], float)
         for name, frame in of.items():
-            right = frame["right"].to_numpy(float)
+            right = np.asarray(frame["right"], float)
             row: dict[str, Any] = {"kind": kind, "model": name, "questions": len(right)}
             row |= _columns("accuracy", bootstrap(right, pictures, seed=0))
             rows.append(row | _columns("difference", paired(right, base, pictures, seed=0)))
@@ -117,7 +117,7 @@ def attention(record: xr.DataTree, model: str) -> pd.DataFrame:
                 table["things"] = _on_things(node, query)
             tables.append(pd.DataFrame(table))
     found = pd.concat(tables, ignore_index=True)
-    return found[found["share → vision"].notna() & (found["query"] != "vision")]
+    return found.loc[found["share → vision"].notna() & (found["query"] != "vision")]
 
 
 def _on_things(node: xr.Dataset, query: str) -> np.ndarray:
@@ -189,34 +189,22 @@ def _compression(minis: dict[str, xr.DataTree]) -> Figure:
     return figure
 
 
-def tables(scores: pd.DataFrame, dropped: dict[str, pd.DataFrame]) -> str:
-    """The tables of README.md."""
+def tables(scores: pd.DataFrame) -> str:
+    """The table of README.md."""
     others = [name for name in scores["model"].unique() if name != LLAVA]
-    rows = []
+    lines = [["", LLAVA, *(cell for name in others for cell in (name, "difference"))]]
+    lines.append(["---"] * len(lines[0]))
     for kind, group in scores.groupby("kind", sort=False):
         of = group.set_index("model")
         told = [[_with(of.loc[name], "accuracy"), _with(of.loc[name], "difference", "+")] for name in others]
-        rows.append([kind, _with(of.loc[LLAVA], "accuracy"), *(cell for pair in told for cell in pair)])
-    heads = ["", LLAVA, *(cell for name in others for cell in (name, "difference"))]
-    return "\n\n".join([
-        f"Percent right of {scores['questions'].iloc[0]} frozen questions; differences to {LLAVA} are paired:",
-        _markdown(heads, rows),
-        "Percent right when cut off from patches in layers of pre-fusion:", _case_table(dropped),
-    ])  # fmt: skip
-
-
-def _case_table(dropped: dict[str, pd.DataFrame]) -> str:
-    found = {name: dropped[name]["accuracy"] for name, (_, cut, _) in SWEEPS.items() if cut}
-    rows = [[name, *(f"{value:.1f}" for value in column)] for name, column in found.items()]
-    return _markdown(["", *next(iter(found.values())).index], rows)
+        lines.append([str(kind), _with(of.loc[LLAVA], "accuracy"), *(cell for pair in told for cell in pair)])
+    above = f"Percent right of {scores['questions'].iloc[0]} frozen questions; differences to {LLAVA} are paired:"
+    return above + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _with(row: pd.Series, name: str, sign: str = "") -> str:
-    return f"{row[name]:{sign}.1f} [{row[f'{name}_low']:{sign}.1f}, {row[f'{name}_high']:{sign}.1f}]"
-
-
-def _markdown(headings: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [headings, ["---"] * len(headings), *rows])
+    value, low, high = (row[column] + 1e-9 for column in (name, f"{name}_low", f"{name}_high"))  # halves are rounded up
+    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 def write(folder: Path, questions: int) -> None:
@@ -232,8 +220,7 @@ def write(folder: Path, questions: int) -> None:
     of_sweeps.to_csv(HERE / "dropped.csv", index=False, float_format="%.5g")
     kept = [attention(record, name) for name, record in _records(folder).items()]
     pd.concat(kept).to_csv(HERE / "attention.csv", index=False, float_format="%.4f")
-    by_case = {name: table[table["kind"] == ALL].set_index("case") for name, table in of_sweeps.groupby("sweep")}
-    written, readme = tables(scores, by_case), HERE / "README.md"
+    written, readme = tables(scores), HERE / "README.md"
     before, _, after = re.split(r"(?<=<!-- tables -->\n)(.*)(?=\n<!-- end -->)", readme.read_text(), flags=re.DOTALL)
     readme.write_text(before + written + after)
     print(written)
@@ -244,7 +231,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=2000, help="frozen pictures, with seven questions each")
     parser.add_argument("--questions", type=int, default=120, help="of the sweeps")
     parser.add_argument("--without", type=Path, help="folder of a model trained without pre-fusion")
-    parser.add_argument("--draw", action="store_true", help="only figures and tables")
+    parser.add_argument("--draw", action="store_true", help="only figures and table")
     options = parser.parse_args()
     subjects = {LLAVA: probe.load(LLAVA), MINI: probe.load(MINI)}
     folder = RUNS / digest(subjects[MINI].model)

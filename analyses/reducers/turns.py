@@ -1,13 +1,15 @@
 """A later question with the first one's cache: text-agnostic VisionZip beside text-guided FastV, on tiny-llava.
 
-    python analyses/reducers/turns.py                 # 20 pictures, 5 later questions each; some minutes on one core
+    python analyses/reducers/turns.py                 # 16 pictures, 30 pairs of questions each; some minutes
 
-Each picture gets one first question and then five others, each as a new conversation: once with everything computed
-anew, once with the cache that the first question left (`subject.chat(keep="always")`). turns.csv goes beside this file.
+Each of a picture's six questions is the first one once, and then come the other five, each as a new conversation: with
+everything computed anew, and with the cache that the first question left (`subject.chat(keep="always")`). turns.csv
+goes beside this file.
 """
 
 import argparse
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +27,22 @@ from probe.subject import Subject
 HERE = Path(__file__).parent
 REDUCERS = {
     "VisionZip, 9 tokens": VisionZip(7, 2),
-    "VisionZip, 4 tokens": VisionZip(3, 1),
     "FastV, 9 tokens from layer 3": FastV(2, 0.25),
     "FastV, 4 tokens from layer 3": FastV(2, 4 / 36),
 }
 
 
-def asked_later(subject: Subject, questions: list[Sample]) -> list[tuple[str, str]]:
-    """The answers to all questions but the first: computed anew, and with the first one's cache."""
-    chat = subject.chat(questions[0].image, keep="always")
-    chat.ask(str(questions[0].question))
-    found = []
-    for sample in questions[1:]:
-        chat.restart()
-        anew = subject.answer(sample.image, sample.question)
-        found.append((anew, chat.ask(str(sample.question))))
-        assert chat.reused > 0
-    return found
+def pairs(subject: Subject, asked: list[Sample]) -> Iterator[tuple[Sample, str, str]]:
+    """Every question behind every other one about a picture, with its answers: computed anew, and with the cache."""
+    anew = {sample.id: subject.answer(sample.image, sample.question) for sample in asked}
+    for first in asked:
+        chat = subject.chat(first.image, keep="always")
+        chat.ask(str(first.question))
+        for sample in asked:
+            if sample is not first:
+                chat.restart()
+                yield sample, anew[sample.id], chat.ask(str(sample.question))
+                assert chat.reused > 0
 
 
 def measured(pictures: int) -> pd.DataFrame:
@@ -53,10 +54,8 @@ def measured(pictures: int) -> pd.DataFrame:
     for name, reducer in REDUCERS.items():
         scored, names, differ = [], [], []
         with probe.reduced(subject, reducer):
-            for number, (picture, samples) in enumerate(by_picture.items()):
-                first = number % len(samples)  # every kind of question is the first one of some pictures
-                turned = samples[first:] + samples[:first]
-                for sample, answers in zip(turned[1:], asked_later(subject, turned), strict=True):
+            for picture, asked in by_picture.items():
+                for sample, *answers in pairs(subject, asked):
                     scored.append([shapes.score(answer, sample) for answer in answers])
                     differ.append(answers[0] != answers[1])
                     names.append(picture)
@@ -74,7 +73,7 @@ def measured(pictures: int) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=20)
+    parser.add_argument("--pictures", type=int, default=16)
     options = parser.parse_args()
     torch.set_num_threads(1)
     table = measured(options.pictures)

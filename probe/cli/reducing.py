@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from probe.task import Task
 
 REDUCERS = ("visionzip", "prumerge", "random", "grid", "fastv", "pyramiddrop", "sparsevlm")
+BY_DEFAULT = ",".join(REDUCERS)
 MORE = ("dominant", "contextual", "prumerge+", "sparsevlm-recycling")
 KEEP = "0.5,0.25,0.11"
 CONTEXTUAL = 10 / 64  # of the tokens, as VisionZip's authors divide them
@@ -43,7 +44,7 @@ Out = Annotated[Path, typer.Option(help="folder of the run; the same command goe
 
 def reduce(
     model: Model = "tiny-llava",
-    reducers: Reducers = ",".join(REDUCERS),
+    reducers: Reducers = BY_DEFAULT,
     keep: Keep = KEEP,
     beside: Beside = None,
     benchmark: Benchmark = "shapes",
@@ -128,7 +129,7 @@ def methods_of(subject: "Subject", kinds: list[str], kept: list[float], others: 
 
 
 def made(subject: "Subject", kind: str, share: float) -> tuple[str, Any]:
-    """A reducer that leaves this share of the vision tokens before the LLM, or behind the layer inside it where it acts."""
+    """A reducer that leaves this share of the vision tokens: before the LLM, or behind the layer where it acts."""
     from probe import reducers
     from probe.costs.skeleton import own_view
     from probe.locate import stacks
@@ -154,7 +155,7 @@ def made(subject: "Subject", kind: str, share: float) -> tuple[str, Any]:
 
 
 def pyramid_at(share: float, depth: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """PyramidDrop's stages a quarter of the layers apart, each with the same part of the last; this share behind the second.
+    """PyramidDrop's stages a quarter of the layers apart, each with the same part of the last; the second with this.
 
     >>> pyramid_at(0.25, 32)
     ((8, 16, 24), (0.5, 0.25, 0.125))
@@ -206,7 +207,7 @@ def score_table(table: "pd.DataFrame", task: "Task") -> Table:
             f"{row['of_first']:.0f} %", f"{row['vision_tokens']:.1f}", f"{1e6 * row['total (TFLOP)']:.4g}",
             f"{1e6 * row['formula (TFLOP)']:.4g}", time, peak,
         )  # fmt: skip
-    shown.caption = ("tokens: vision tokens, mean over LLM layers; MFLOP: counted, of all components, up to the first token; "
+    shown.caption = ("tokens: vision tokens, mean over LLM layers; MFLOP: counted, all components, to the first token; "
                      "formula: of the reducers' papers, LLM only; ms: from pixels to the first token")  # fmt: skip
     return shown
 

@@ -72,9 +72,7 @@ class Planted:
         return Image.fromarray(patches.reshape(GRID, GRID, 3)).resize((SIZE, SIZE), Image.Resampling.NEAREST)
 
 
-def planted(
-    read_layers: Iterable[int] = (2, 4), patches: Iterable[int] = (14, 15, 20, 21), layers: int = 6
-) -> Planted:
+def planted(read_layers: Iterable[int] = (2, 4), patches: Iterable[int] = (14, 15, 20, 21), layers: int = 6) -> Planted:
     """A model of so many layers in which text reads vision only in `read_layers`, and there only `patches`.
 
     Raises ProbeError for none of either, a layer outside, and a patch outside of the 6 x 6 of the picture.

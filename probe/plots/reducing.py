@@ -51,7 +51,8 @@ def reductions(
     axes[0].set_xlabel("vision tokens of an LLM layer" + (" (% of all)" if relative else " (mean over layers)"))
     title(axes[0], "Accuracy against vision tokens")
     if timed:
-        milliseconds = 1e3 * costs["latency"].sel(case=table["method"].values)  # pyright: ignore[reportOptionalSubscript]
+        assert costs is not None
+        milliseconds = 1e3 * costs["latency"].sel(case=table["method"].values)
         _draw(axes[1], table, milliseconds.median("repeat").values, looks)
         axes[1].set_xlabel("time from pixels to the first token (ms, median)")
         title(axes[1], "and against time")
@@ -106,7 +107,7 @@ def _overlay(axis: Axes, published: pd.DataFrame, tokens: int, looks: dict[str, 
     for method, rows in published.groupby("method", sort=False):
         colour, marker = looks.get(str(method), ("0.45", "p"))
         axis.plot(100 * rows["vision_tokens"] / tokens, rows["percent_of_vanilla"], color=colour, marker=marker,
-                  markersize=6, markerfacecolor="white", linestyle=(0, (2, 2)), label=f"{method}, published")  # fmt: skip
+                  markersize=6, mfc="white", linestyle=(0, (2, 2)), label=f"{method}, published")  # fmt: skip
 
 
 def _note(axes: np.ndarray, answers: xr.Dataset, table: pd.DataFrame, costs: Any, published: Any, own: bool) -> None:
