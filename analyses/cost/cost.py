@@ -193,7 +193,9 @@ def draw(costs: xr.Dataset, sweeps: dict[str, xr.Dataset]) -> None:
     if (HERE / "measured.json").exists():
         figures["latency"] = probe.plots.latency(read(HERE / "measured.json"))
     for name, axis in figures.items():
-        axis.get_figure(root=True).savefig(HERE / f"{name}.png", dpi=120, bbox_inches="tight")
+        axis.get_figure(root=True).savefig(  # pyright: ignore[reportOptionalMemberAccess]
+            HERE / f"{name}.png", dpi=120, bbox_inches="tight"
+        )
 
 
 def markdown(rows: pd.DataFrame) -> str:
