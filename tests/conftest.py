@@ -8,6 +8,7 @@ import os
 
 import hypothesis
 import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 from jaxtyping import config, install_import_hook
 
@@ -18,6 +19,13 @@ install_import_hook("probe", "beartype.beartype(conf=beartype.BeartypeConf(is_pe
 matplotlib.use("Agg")
 hypothesis.settings.register_profile("probe", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("probe")
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    """No test finds the figures of another."""
+    yield
+    plt.close("all")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 # pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -59,7 +58,6 @@ def test_costs_follow_the_tokens_and_the_clock_runs(comparison, answers):
     assert costs["latency"].shape == (3, 6) and (costs["latency"] > 0).all()
     axes = plots.reductions(answers, costs)
     assert [axis.get_ylabel() for axis in axes] == ["accuracy (%)"] * 2
-    plt.close("all")
 
 
 def test_scores_are_of_the_answers_and_paired_with_the_first(answers):
@@ -82,7 +80,6 @@ def test_published_numbers_are_an_overlay_in_shares(answers, tmp_path):
     file.write_text("method,tokens\nzip,64\n")
     with pytest.raises(ProbeError, match="no vision_tokens"):
         plots.reductions(answers, published=file)
-    plt.close("all")
 
 
 def test_it_goes_on_and_refuses_other_methods(comparison, subject, tmp_path, monkeypatch):

@@ -12,12 +12,6 @@ from probe import plots
 from probe.errors import ProbeError
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
-
-
 def points(axis, filled: bool) -> set[float]:
     """x of the points that are filled, or hollow."""
     found = set()

@@ -13,12 +13,6 @@ from probe.models.known_truth import planted
 from probe.plots.fading import survey, trend
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture(scope="module")
 def known():
     return planted((2, 4), (14, 15))

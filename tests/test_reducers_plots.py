@@ -10,12 +10,6 @@ import probe
 from probe.reducers import PruMerge, Random, VisionZip, concentration, encode
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
-
-
 def reduced_picture(make, reducer):
     ours = probe.load(*make())
     inputs = ours.encode(picture(0, 60, 40), "is it red ?")

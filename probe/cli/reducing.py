@@ -215,6 +215,7 @@ def score_table(table: "pd.DataFrame", task: "Task") -> Table:
 def _write(answers: "xr.Dataset", costs: "xr.Dataset", table: "pd.DataFrame", folder: Path, published: Path | None,
            published_tokens: int) -> None:  # fmt: skip
     import matplotlib
+    import matplotlib.pyplot as plt
 
     from probe import plots
     from probe.costs import write
@@ -226,5 +227,6 @@ def _write(answers: "xr.Dataset", costs: "xr.Dataset", table: "pd.DataFrame", fo
         table.to_csv(folder / "reduce.csv", index=False, float_format="%.6g")
         for ending in ("png", "svg"):
             axes[0].figure.savefig(folder / f"reduce.{ending}", dpi=150, bbox_inches="tight")
+        plt.close(axes[0].figure)
     except OSError as error:
         raise not_writable(folder.parent, error) from error
