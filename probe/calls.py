@@ -73,6 +73,16 @@ class AttentionWeights:
         return self.weights.shape[3]
 
 
+def as_bool(mask: Tensor) -> Tensor:
+    """A bool or additive mask as a bool one: True for what is seen."""
+    return mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask.bool()
+
+
+def with_hidden(mask: Tensor, hidden: Bool[Tensor, "..."]) -> Tensor:
+    """A bool or additive mask with more pairs hidden."""
+    return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
+
+
 def seen(
     mask: Tensor | None, call: AttentionCall, row: int, position: Int[Tensor, "query"], stop: int
 ) -> Bool[Tensor, "query key"]:
@@ -82,7 +92,7 @@ def seen(
         if mask.shape[1] != 1:
             raise ProbeError("probe", expected="one mask for all heads", got=f"{mask.shape[1]} in {call.name}")
         own = mask[min(row, mask.shape[0] - 1), 0][position - (key_count - query_count), :stop]
-        return own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
+        return as_bool(own)
     key = torch.arange(stop, device=position.device)
     visible = torch.ones(len(position), stop, dtype=torch.bool, device=position.device)
     if call.causal:

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from probe.active import at_work, text_guided
-from probe.calls import AttentionCall, AttentionWeights
+from probe.calls import AttentionCall, AttentionWeights, as_bool
 from probe.conversation import Message, messages_of
 from probe.errors import ProbeError
 from probe.inputs import Inputs
@@ -84,7 +84,7 @@ class Chat:
             (ids,) = self.subject.generate_ids(inputs, max_new_tokens, **generate)
         else:
             ids = self._generated(inputs, max_new_tokens, generate)
-        answer = self.subject.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        answer = self.subject.vocabulary.words(ids)
         self.messages = [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
         return answer
 
@@ -134,7 +134,5 @@ class Chat:
         elif call.own_mask is None or call.own_mask.ndim != 4:
             ahead = torch.tensor(not call.causal)
         else:
-            mask = call.own_mask
-            seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-            ahead = seen.triu(1 + call.key_count - call.query_count)
+            ahead = as_bool(call.own_mask).triu(1 + call.key_count - call.query_count)
         self._looks_ahead = bool(ahead.any())

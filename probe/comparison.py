@@ -75,7 +75,7 @@ class Method:
         with self.at_work() as stages:
             inputs = self.encode(sample)
             (ids,) = self.subject.generate_ids(inputs, max_new_tokens)
-        text = self.subject.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        text = inputs.vocabulary.words(ids)
         return text, inputs, tokens_by_layer(int(inputs.types.vision.sum()), stages, self.depth)
 
 

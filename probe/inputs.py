@@ -37,6 +37,10 @@ class Vocabulary:
     image_id: int
     size: int
 
+    def words(self, ids: Any) -> str:
+        """What ids say, without the tokens that are no words."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
 
 class Inputs(dict):
     """The tensors of `model(**inputs)`; the attributes have one entry for each row.
@@ -109,7 +113,7 @@ def with_response(inputs: Inputs, ids: Ids) -> Inputs:
         for name, tensor in inputs.items()
     }
     tensors["input_ids"] = torch.cat([inputs["input_ids"], ids[None]], dim=1)
-    words = inputs.vocabulary.tokenizer.decode(ids[:said], skip_special_tokens=True).strip()
+    words = inputs.vocabulary.words(ids[:said])
     return inputs.having(
         tensors,
         types=inputs.types.with_response(said, len(ids) - said),

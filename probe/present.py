@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from probe.calls import AttentionCall
+from probe.calls import AttentionCall, as_bool, with_hidden
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Layout:
         if own.ndim == 2:
             return mask & own.bool()[:, None, None]
         real = own[..., -1:, :]  # the last query sees all that is not padding
-        return mask & real if own.dtype == torch.bool else real.masked_fill(~mask, torch.finfo(own.dtype).min)
+        return with_hidden(real, ~mask)
 
     @property
     def _visible(self) -> Bool[Tensor, "batch 1 position position"]:
@@ -129,7 +129,7 @@ class Layout:
         both = (there[:, :, None] & there[:, None])[:, None]
         own = self._causal(self.keys.length) if self.own_mask is None else self.own_mask
         own = own.bool()[:, None, None] & self._causal(self.keys.length) if own.ndim == 2 else own
-        return torch.where(both, _seen(self.mask), _seen(own))
+        return torch.where(both, as_bool(self.mask), as_bool(own))
 
     @property
     def mask_of_part(self) -> Tensor | None:
@@ -160,7 +160,7 @@ class Layout:
         if mask is None or mask.ndim == 2:
             mask = there if mask is None else mask.bool() & there
         else:
-            mask = _hidden(mask, ~there[:, None, None])
+            mask = with_hidden(mask, ~there[:, None, None])
         own = self.own_mask if self.mask is self.own_mask else self._visible
         return replace(
             call, query=self.queries.put(call.query, zero, 2), key=self.keys.put(call.key, zero, 2),
@@ -191,7 +191,7 @@ class Layout:
         mask = self.queries.take(self.keys.take(mask, 3), 2)
         if not self.keys.ragged:
             return mask
-        mask = _hidden(mask, ~self.keys.real[:, None, None])
+        mask = with_hidden(mask, ~self.keys.real[:, None, None])
         itself = torch.eye(*mask.shape[2:], dtype=torch.bool, device=mask.device)
         alone = ~self.queries.real[:, None, :, None] & itself
         return mask | alone if mask.dtype == torch.bool else mask.masked_fill(alone, 0)
@@ -200,13 +200,3 @@ class Layout:
         """The mask that None stands for."""
         key = torch.arange(length, device=self.keys.index.device)
         return (key <= key[length - self.queries.length :, None])[None, None]
-
-
-def _seen(mask: Tensor) -> Tensor:
-    """A bool or additive mask as a bool one."""
-    return mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask.bool()
-
-
-def _hidden(mask: Tensor, hidden: Tensor) -> Tensor:
-    """A bool or additive mask with more pairs hidden."""
-    return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, torch.finfo(mask.dtype).min)

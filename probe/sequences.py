@@ -152,9 +152,8 @@ class Sequences:
                 self.called, expected="a sequence that ran inside the block from its prompt on",
                 got=f"a cache of {past} tokens from elsewhere", fix="run prompt and answer in the same block",
             )  # fmt: skip
-        if (
-            ids is None or ids.shape[1] == 1 or self.vision is not None
-        ):  # a single image token is no picture: the model has said it
+        # a single image token is no picture: the model has said it
+        if ids is None or ids.shape[1] == 1 or self.vision is not None:
             new = before.vision.new_zeros(*(embeds if ids is None else ids).shape[:2])
         else:
             new = vision_positions(self.model, ids)

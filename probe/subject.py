@@ -238,7 +238,7 @@ class Subject:
         give more, or something else, than one answer.
         """
         (ids,) = self.generate_ids(self.encode(image, question), max_new_tokens, **generate)
-        return self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return self.vocabulary.words(ids)
 
     def chat(self, image: Picture | Sequence[Picture] | None, keep: str = "exact") -> Chat:
         """A conversation about pictures: `chat.ask(question)`. `keep`: when its cache serves later questions."""

@@ -55,3 +55,15 @@ def in_double(subject: Subject) -> Subject:
                 norm.weight = child.weight
                 setattr(parent, name, norm)
     return probe.load(model, processor=processor)
+
+
+def turns_of(conversation) -> list[dict]:
+    """Drawn questions and their answers as messages, the picture in the first."""
+    turns = []
+    for i, question in enumerate(conversation):
+        image = [{"type": "image"}] if i == 0 else []
+        turns += [
+            {"role": "user", "content": [*image, {"type": "text", "text": question.question}]},
+            {"role": "assistant", "content": question.answer},
+        ]
+    return turns

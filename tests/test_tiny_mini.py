@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from prompts import turns_of
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from probe.errors import ProbeError
@@ -32,13 +33,7 @@ def few_pictures(monkeypatch):
 
 def plain_logits(model, processor, scene, conversation):
     """Logits of every answer token of a conversation, from one ordinary forward with labels."""
-    turns = []
-    for i, question in enumerate(conversation):
-        image = [{"type": "image"}] if i == 0 else []
-        turns += [
-            {"role": "user", "content": [*image, {"type": "text", "text": question.question}]},
-            {"role": "assistant", "content": question.answer},
-        ]
+    turns = turns_of(conversation)
     example = {name: torch.tensor([row]) for name, row in processor.training_example(turns).items()}
     logits = model(**example, pixel_values=processor(images=draw(scene))["pixel_values"]).logits[0]
     learned = example["labels"][0, 1:] >= 0

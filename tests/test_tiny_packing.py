@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from prompts import turns_of
 
 from probe.models.tiny.architecture import build_model, pixels
 from probe.models.tiny.drawing import draw, sample_scene, stream
@@ -19,13 +20,7 @@ def subject():
 
 def plain_logits(model, processor, scene, conversation):
     """Logits of every answer token of a conversation, from one ordinary forward."""
-    turns = []
-    for i, question in enumerate(conversation):
-        image = [{"type": "image"}] if i == 0 else []
-        turns += [
-            {"role": "user", "content": [*image, {"type": "text", "text": question.question}]},
-            {"role": "assistant", "content": question.answer},
-        ]
+    turns = turns_of(conversation)
     rendered = processor.apply_chat_template(turns)
     inputs = processor(images=draw(scene), text=rendered, return_tensors="pt")
     logits, ids = model(**inputs).logits[0], inputs.input_ids[0].tolist()

@@ -10,8 +10,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from probe.cli.looking import Images, Longest, Question, Response, what_to_ask
-from probe.cli.options import Aspect, Attn, Debug, Device, Dtype, Model
+from probe.cli.looking import Images, Question, Response, what_to_ask
+from probe.cli.options import Aspect, Attn, Debug, Device, Dtype, Longest, Model
 from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
 
 if TYPE_CHECKING:

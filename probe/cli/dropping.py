@@ -9,7 +9,20 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from probe.cli.options import Aspect, Attn, Data, Debug, Device, Dtype, Limit, Model, Split
+from probe.cli.options import (
+    Aspect,
+    Attn,
+    Benchmark,
+    Data,
+    Debug,
+    Device,
+    Dtype,
+    Limit,
+    Longest,
+    Model,
+    RunFolder,
+    Split,
+)  # fmt: skip
 from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
 from probe.cli.running import dealt_with, show_progress, task_of
 
@@ -20,7 +33,6 @@ if TYPE_CHECKING:
     from probe.evaluate import Dropping
     from probe.task import Task
 
-Benchmark = Annotated[str, typer.Option(help="shapes (drawn, needs no files), gqa, mmbench, pope, textvqa, ...")]
 Windows = Annotated[
     int | None, typer.Option(min=1, help="layers of a window", show_default="4, or a quarter of the layers if less")
 ]
@@ -40,8 +52,6 @@ Export = Annotated[bool, typer.Option("--export", help="also write every case's 
 Judged = Annotated[
     Path | None, typer.Option(help="a judge's scores (llava_w, mm_vet): a file, or a folder as predictions/")
 ]
-Longest = Annotated[int, typer.Option(min=1, help="longest answer, in tokens")]
-Out = Annotated[Path, typer.Option(help="folder of the run; the same command goes on with it")]
 
 
 def drop(
@@ -63,7 +73,7 @@ def drop(
     device: Device = None,
     attn: Attn = None,
     max_new_tokens: Longest = 32,
-    out: Out = Path("probe-out/drop"),
+    out: RunFolder = Path("probe-out/drop"),
     debug: Debug = False,
 ) -> None:
     """Drop vision tokens in windows of layers and score the answers: Fig. 5, accuracy.csv, a dataset. It resumes."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
-from probe.cli.options import Aspect, Attn, Data, Debug, Device, Dtype, Limit, Model, Split
+from probe.cli.options import Aspect, Attn, Data, Debug, Device, Dtype, Limit, Longest, Model, Split
 from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
 from probe.cli.running import dealt_with, show_progress, task_of
 from probe.cli.tables import layer_table, mean_table
@@ -31,7 +31,6 @@ Maps = Annotated[bool, typer.Option("--maps", help="also keep token-by-patch map
 Benchmark = Annotated[
     str | None, typer.Option(help="measure its questions: shapes, gqa, ...; resumes", show_default="none")
 ]
-Longest = Annotated[int, typer.Option(min=1, help="longest answer, in tokens")]
 Out = Annotated[Path, typer.Option(help="folder of the results")]
 
 

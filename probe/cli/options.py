@@ -19,3 +19,6 @@ Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks, and what 
 Data = Annotated[Path | None, typer.Option(help="folder with the benchmark's official files", show_default="none")]
 Limit = Annotated[int | None, typer.Option(min=1, help="ask so many questions", show_default="all; 90 of shapes")]
 Split = Annotated[str | None, typer.Option(help="split of the benchmark", show_default="the one that papers report")]
+Benchmark = Annotated[str, typer.Option(help="shapes (drawn, needs no files), gqa, mmbench, pope, textvqa, ...")]
+Longest = Annotated[int, typer.Option(min=1, help="longest answer, in tokens")]
+RunFolder = Annotated[Path, typer.Option(help="folder of the run; the same command goes on with it")]

@@ -9,7 +9,20 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from probe.cli.options import Aspect, Attn, Data, Debug, Device, Dtype, Limit, Model, Split
+from probe.cli.options import (
+    Aspect,
+    Attn,
+    Benchmark,
+    Data,
+    Debug,
+    Device,
+    Dtype,
+    Limit,
+    Longest,
+    Model,
+    RunFolder,
+    Split,
+)  # fmt: skip
 from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
 from probe.cli.running import dealt_with, show_progress, task_of
 from probe.errors import ProbeError
@@ -36,10 +49,7 @@ Beside = Annotated[
 ]
 Published = Annotated[Path | None, typer.Option(help="CSV of method, vision_tokens, percent_of_vanilla to overlay")]
 PublishedTokens = Annotated[int, typer.Option(min=1, help="vision tokens of the published model without a reducer")]
-Benchmark = Annotated[str, typer.Option(help="shapes (drawn, needs no files), gqa, mmbench, pope, textvqa, ...")]
 Repeats = Annotated[int, typer.Option(min=0, help="of the time to the first token, on three pictures; 0: none")]
-Longest = Annotated[int, typer.Option(min=1, help="longest answer, in tokens")]
-Out = Annotated[Path, typer.Option(help="folder of the run; the same command goes on with it")]
 
 
 def reduce(
@@ -59,7 +69,7 @@ def reduce(
     device: Device = None,
     attn: Attn = None,
     max_new_tokens: Longest = 32,
-    out: Out = Path("probe-out/reduce"),
+    out: RunFolder = Path("probe-out/reduce"),
     debug: Debug = False,
 ) -> None:
     """Leave fewer vision tokens by several methods and score the answers: a table, a figure, a dataset. It resumes."""

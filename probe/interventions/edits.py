@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from probe.calls import AttentionCall
+from probe.calls import AttentionCall, as_bool, with_hidden
 from probe.sequences import Sequence
 from probe.tap import Kernel, Output
 
@@ -27,9 +27,8 @@ def hide(
     if not hidden.any():
         return call
     mask = causal_mask(call) if call.mask is None else call.mask[..., : call.key_count]
-    mask = mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
-    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-    bereft = hidden.any(-1, keepdim=True) & ~seen.any(-1, keepdim=True)
+    mask = with_hidden(mask, hidden)
+    bereft = hidden.any(-1, keepdim=True) & ~as_bool(mask).any(-1, keepdim=True)
     if bereft.any():
         place = torch.arange(call.key_count, device=mask.device)
         alone = bereft & (place == now.past - now.first_key(call.key_count) + place[: call.query_count, None])

@@ -145,8 +145,7 @@ class Sweep:
         names = [name for name in self.cases if name != ANOTHER_IMAGE or donor is not None]
         judged = self.judged(question.inputs)
         outcome = (self.alone if judged.reason else self.together)(question, names)
-        tokenizer = self.subject.processor.tokenizer
-        answers = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in outcome.answers]
+        answers = [question.inputs.vocabulary.words(ids) for ids in outcome.answers]
         counts = {"row_layers": outcome.row_layers, "image_prefixes": self._prefixes() - before}
         table = tabulate(sample, self.cases, len(self.stack.layers), names, outcome.logits, answers, question.gold,
                          self.score, self.reading.how == "swap", counts)  # fmt: skip
