@@ -130,8 +130,8 @@ halves["llm"]["mass"].sel(query_type="response", key_type=["upper half", "vision
 # independent evidence, so the bootstrap draws pictures.
 
 # %%
-from probe.models.tiny.drawing import draw
-from probe.models.tiny.evaluation import frozen
+from probe.models.tiny.scenes import draw
+from probe.models.tiny.training.evaluate import frozen
 
 samples = []
 for number in range(6):

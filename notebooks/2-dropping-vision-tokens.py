@@ -89,7 +89,7 @@ answers
 # zero.
 
 # %%
-from probe.benchmarks import named
+from probe.evaluation.benchmarks import named
 
 shapes = named("shapes")
 samples = shapes.read(questions=48).samples
@@ -148,7 +148,7 @@ probe.plots.readings(tables, value="kl");
 # As a table, with paired differences to the untouched model:
 
 # %%
-from probe.effects import effects
+from probe.evaluation.drop_effects import effects
 
 table = effects(sweep)
 table.query("kind == 'all'")[["case", "accuracy", "accuracy_low", "accuracy_high", "difference", "difference_low", "difference_high"]].round(1)
@@ -162,8 +162,8 @@ table.query("kind == 'all'")[["case", "accuracy", "accuracy_low", "accuracy_high
 # %%
 from tempfile import TemporaryDirectory
 
-from probe.evaluate import Dropping, results
-from probe.task import Task
+from probe.evaluation.drop_run import Dropping, results
+from probe.evaluation.task import Task
 
 with TemporaryDirectory() as folder:
     dropping = Dropping(subject, Task.read("shapes", limit=12), {"mask": probe.windows(2), "zero": probe.windows(2)})

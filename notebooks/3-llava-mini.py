@@ -58,7 +58,7 @@ stacks = record.children
 # The compressor's attention to each patch, over the picture. It does not know the question.
 
 # %%
-probe.plots.compression(record);
+probe.plots.compressor_map(record);
 
 # %% [markdown]
 # ## Who attends to whom, before the LLM and in it
@@ -105,7 +105,7 @@ for name, options in cuts.items():
 # Over many questions, every layer alone, each case exactly as if it ran alone. The image is read once for all of them.
 
 # %%
-from probe.benchmarks import named
+from probe.evaluation.benchmarks import named
 
 shapes = named("shapes")
 samples = shapes.read(questions=30).samples
@@ -148,7 +148,7 @@ for asked in ("What is in the picture?", "How many objects are there?", "What sh
 # are those of its picture, and with one frame so is the answer. Four tokens in a row are new to its LLM, which its answer shows.
 
 # %%
-from probe.samples import Video
+from probe.data.sample import Video
 
 frame = picture.resize((subject.processor.image_processor.crop_size["width"],) * 2)
 alone, clip = subject.encode(frame, question), subject.encode(Video([frame] * 4), question)

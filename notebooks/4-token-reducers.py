@@ -139,9 +139,9 @@ probe.plots.kept(reduction, picture, inputs.encoder_grid[0]);
 # %%
 from tempfile import TemporaryDirectory
 
-from probe.comparison import Comparison, Method, compared
-from probe.scores import scores
-from probe.task import Task
+from probe.evaluation.method_comparison import Comparison, Method, compared
+from probe.evaluation.scores import scores
+from probe.evaluation.task import Task
 
 few, more = patches // 9, patches // 4
 methods = [
@@ -196,8 +196,8 @@ for reducer in (quarter, FastV(2, 0.25)):
 # %%
 import copy
 
-from probe.benchmarks import named
-from probe.reducers.tuning import tune
+from probe.evaluation.benchmarks import named
+from probe.reducers.projector_tuning import tune
 
 lessons = named("shapes").read(questions=600, seed=1).samples  # other pictures than those above
 zipped = VisionZip(few - 1, 1)

@@ -23,7 +23,7 @@ import os
 import warnings
 
 import probe
-from probe.models.known_truth import planted
+from probe.models.planted import planted
 from probe.models.tiny.questions import sample_picture
 
 subject = probe.load(os.environ.get("PROBE_MODEL", "tiny-llava"))
@@ -67,7 +67,7 @@ print(f"worth {float(gradients['logprob'] - gradients['logprob_without']):.1f} n
 # taken away in the order of a score (solid) or given (dashed); and the heads of the same model with shuffled weights, which knows nothing.
 
 # %%
-from probe.attribution.randomised import randomised
+from probe.measures.attribution.weight_randomisation import randomised
 
 said = found["token_id"].values.tolist()
 attended = found["contribution"].mean("head").max("layer")
@@ -104,7 +104,7 @@ probe.plots.lens_curves(lens);
 # %% [markdown]
 # ## Sinks
 #
-# Some rows get attention for what they are: a massive norm, whatever they show. The rule is in `probe/sinks.py`; where a record has
+# Some rows get attention for what they are: a massive norm, whatever they show. The rule is in `probe/measures/attention/sinks.py`; where a record has
 # sinks, heat maps mark them, and `measure(sinks="split")` counts them apart.
 
 # %%

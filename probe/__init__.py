@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from probe import plots
-    from probe.attribution import attribute, deletion_curves
-    from probe.costs import cost
+    from probe.data.sample import Sample
     from probe.errors import ProbeError
     from probe.interventions import drop_vision, knockout, swap_vision
     from probe.interventions.sweep import drop_sweep, from_layer, until_layer, windows
-    from probe.lens import logit_lens
-    from probe.measurement import measure
-    from probe.record import open, save, to_dataframe
-    from probe.reducers.reducing import reduced
-    from probe.samples import Sample
-    from probe.sinks import find_sinks
-    from probe.subject import load
-    from probe.verification import verify
+    from probe.measures.attention.measure import measure
+    from probe.measures.attention.sinks import find_sinks
+    from probe.measures.attribution import attribute, deletion_curves
+    from probe.measures.cost import cost
+    from probe.measures.logit_lens import logit_lens
+    from probe.measures.verify import verify
+    from probe.records import open, save, to_dataframe
+    from probe.reducers.context import reduced
+    from probe.subject.subject import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,13 +35,13 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "load": "probe.subject",
-    "measure": "probe.measurement",
-    "save": "probe.record",
-    "open": "probe.record",
-    "to_dataframe": "probe.record",
-    "verify": "probe.verification",
-    "cost": "probe.costs",
+    "load": "probe.subject.subject",
+    "measure": "probe.measures.attention.measure",
+    "save": "probe.records",
+    "open": "probe.records",
+    "to_dataframe": "probe.records",
+    "verify": "probe.measures.verify",
+    "cost": "probe.measures.cost",
     "drop_vision": "probe.interventions",
     "knockout": "probe.interventions",
     "swap_vision": "probe.interventions",
@@ -50,11 +50,11 @@ _HOMES = {
     "from_layer": "probe.interventions.sweep",
     "until_layer": "probe.interventions.sweep",
     "reduced": "probe.reducers",
-    "attribute": "probe.attribution",
-    "deletion_curves": "probe.attribution",
-    "logit_lens": "probe.lens",
-    "find_sinks": "probe.sinks",
-    "Sample": "probe.samples",
+    "attribute": "probe.measures.attribution",
+    "deletion_curves": "probe.measures.attribution",
+    "logit_lens": "probe.measures.logit_lens",
+    "find_sinks": "probe.measures.attention.sinks",
+    "Sample": "probe.data.sample",
     "ProbeError": "probe.errors",
 }
 

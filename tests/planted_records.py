@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from probe.record import assemble
+from probe.records import assemble
 
 HEIGHT, WIDTH = 48, 72
 ATTRS = {

@@ -2,7 +2,7 @@
 
 import torch
 
-from probe.models.known_truth import AT, GRID, SHARP, Planted
+from probe.models.planted import AT, GRID, SHARP, Planted
 
 MASSIVE = 1000.0
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import probe
-from probe.inputs import Inputs, collate
-from probe.subject import Subject
+from probe.subject.inputs import Inputs, collate
+from probe.subject.subject import Subject
 
 
 @lru_cache

@@ -109,7 +109,7 @@ def imports(file: Path, package: Path) -> Iterator[str]:
 
 
 def file_of(name: str, package: Path) -> str | None:
-    """The file of the package that a dotted name leads to: `probe.subject.load` -> `subject.py`."""
+    """The file of the package that a dotted name leads to: `probe.subject.subject.load` -> `subject.py`."""
     parts = name.split(".")[1:]
     for end in range(len(parts), -1, -1):
         stem = package.joinpath(*parts[:end])
@@ -181,7 +181,7 @@ def test_every_public_name_leads_somewhere_and_hides_no_module():
 
 
 LAWFUL = {
-    "__init__.py": "from probe.subject import load",
+    "__init__.py": "from probe.subject.subject import load",
     "errors.py": "import sys",
     "record/storage.py": "import xarray\nfrom probe import __version__\nfrom probe.errors import ProbeError",
     "models/llava_mini/layout.py": "import torch",
@@ -206,12 +206,12 @@ def test_a_lawful_tree_passes(tmp_path):
 @pytest.mark.parametrize(
     ("path", "text", "complaint"),
     [
-        ("errors.py", "from probe.subject import load", "imports probe.subject.load, which comes later"),
-        ("errors.py", "from . import subject", "errors.py imports probe.subject, which comes later"),
+        ("errors.py", "from probe.subject.subject import load", "imports probe.subject.subject.load, which comes later"),
+        ("errors.py", "from . import subject", "errors.py imports probe.subject.subject, which comes later"),
         (
             "record/storage.py",
-            "def f():\n    import probe.subject",
-            "record/storage.py imports probe.subject, which comes later",
+            "def f():\n    import probe.subject.subject",
+            "record/storage.py imports probe.subject.subject, which comes later",
         ),
         (
             "record/storage.py",
@@ -219,7 +219,7 @@ def test_a_lawful_tree_passes(tmp_path):
             "record/storage.py imports probe.load, which comes later",
         ),
         ("record/storage.py", "import torch.nn", "record/storage.py must not import torch.nn"),
-        ("models/tiny/drawing.py", "from .recipe import x", "drawing.py imports probe.models.tiny.recipe.x"),
+        ("models/tiny/drawing.py", "from .recipe import x", "drawing.py imports probe.models.tiny.training.recipe.x"),
         ("models/llava_mini/layout.py", "from ...errors import ProbeError", "must not import probe.errors"),
         ("utils.py", "", "utils.py is not in ORDER"),
     ],

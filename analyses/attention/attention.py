@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 
 import probe
-from probe.record import entropy_ratio
+from probe.records import entropy_ratio
 
 HERE = Path(__file__).parent
 RECORD = Path("probe-out/analyses/attention.zarr.zip")
@@ -22,8 +22,8 @@ RECORD = Path("probe-out/analyses/attention.zarr.zip")
 
 def record_of(pictures: int) -> xr.DataTree:
     """All seven kinds of question about the first pictures of the frozen set, answered by the model itself."""
-    from probe.models.tiny.drawing import draw
-    from probe.models.tiny.evaluation import frozen
+    from probe.models.tiny.scenes import draw
+    from probe.models.tiny.training.evaluate import frozen
 
     samples = []
     for number in range(pictures):

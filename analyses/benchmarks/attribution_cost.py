@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 from sweep_cost import QUESTION, build, seconds
 
-from probe.answer import Answer
-from probe.attribution import attribute
-from probe.attribution.baselines import Removal
-from probe.attribution.features import Features
-from probe.attribution.perturbing import Perturbed
-from probe.attribution.shared import SharedPrefix
 from probe.interventions import knockout
-from probe.subject import Subject
+from probe.measures.attribution import attribute
+from probe.measures.attribution.baselines import Removal
+from probe.measures.attribution.features import Features
+from probe.measures.attribution.perturbed_model import Perturbed
+from probe.measures.attribution.shared_prefix import SharedPrefix
+from probe.subject.subject import Subject
+from probe.subject.target_response import Answer
 
 ANSWER = [40, 41, 42, 43]  # any four words
 BASELINES = ("hidden", "rows", "mean")

@@ -20,12 +20,12 @@ import torch
 from llava_mini_cost import in_turn, told
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlavaConfig, LlavaNextConfig, PreTrainedModel
 
-from probe.costs import cost
-from probe.costs.measuring import first_token, inputs_of, with_random_weights
-from probe.costs.prompt import prompt_of
+from probe.measures.cost import cost
+from probe.measures.cost.prompt_shape import prompt_of
+from probe.measures.cost.timing import first_token, inputs_of, with_random_weights
 from probe.models.llava_mini.folder import CLIP_L_336
 from probe.reducers import VisionZip, reduced
-from probe.reducers.encoding import watched
+from probe.reducers.encoder_reducer import watched
 
 TEXT = 45
 REDUCER, NEXT_REDUCER = VisionZip(54, 10), VisionZip(28, 4)  # 64 of 576; 160 of 2,880

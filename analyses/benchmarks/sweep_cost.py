@@ -20,14 +20,14 @@ from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from probe.inputs import Inputs
+from probe.data.sample import Sample
 from probe.interventions.drop import drop_vision
 from probe.interventions.sweep import Sweep
-from probe.interventions.sweep.cases import UNTOUCHED, Cases, from_layer, resolve, windows
-from probe.interventions.sweep.readings import MASKED, Reading, row_layers
-from probe.models.tiny.language import CHAT_TEMPLATE, build_tokenizer
-from probe.samples import Sample
-from probe.subject import Subject, load
+from probe.interventions.sweep.layer_sets import UNTOUCHED, Cases, from_layer, resolve, windows
+from probe.interventions.sweep.visibility import MASKED, Reading, row_layers
+from probe.models.tiny.processor import CHAT_TEMPLATE, build_tokenizer
+from probe.subject.inputs import Inputs
+from probe.subject.subject import Subject, load
 
 BEFORE, VISION, BEHIND = 5, 576, 40
 QUESTION = [

@@ -24,10 +24,10 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaModel
 
-from probe.calls import AttentionCall
-from probe.stats import Statistic
-from probe.streaming import query_sums
-from probe.tap import tap
+from probe.hooks.attention_call import AttentionCall
+from probe.hooks.attention_tap import tap
+from probe.measures.attention.statistic import Statistic
+from probe.measures.attention.streaming import query_sums
 
 HEADS, HIDDEN, INNER = 32, 4096, 11008
 BEFORE, AFTER = 5, 39  # tokens of text around the picture

@@ -18,7 +18,7 @@ import xarray as xr
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 import probe
-from probe.costs import cost, formula_flops, join, read, table, write
+from probe.measures.cost import cost, formula_flops, join, read, table, write
 from probe.models.llava_mini import LlavaMiniConfig
 
 HERE = Path(__file__).parent

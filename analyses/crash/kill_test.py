@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from probe.fingerprint import Fingerprint
-from probe.parts import read_ids
-from probe.run import Run, collect
+from probe.data.sample import Sample
+from probe.records.provenance import Fingerprint
+from probe.records.run_directory import Run, collect
+from probe.records.zarr_parts import read_ids
 from probe.running_mean import RunningMean
-from probe.samples import Sample
 
 PART = 4  # samples: small, so that kills often hit the writing of a part
 SECONDS = 0.003  # of work a sample

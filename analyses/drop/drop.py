@@ -17,11 +17,11 @@ import pandas as pd
 import xarray as xr
 
 import probe
-from probe.cli.running import show_progress
-from probe.effects import ALL, ATTENTION, effects, from_cases, tables_of, until_cases, window_cases
-from probe.evaluate import Dropping, results
-from probe.run import Run
-from probe.task import Task
+from probe.cli.benchmark_run import show_progress
+from probe.evaluation.drop_effects import ALL, ATTENTION, effects, from_cases, tables_of, until_cases, window_cases
+from probe.evaluation.drop_run import Dropping, results
+from probe.evaluation.task import Task
+from probe.records.run_directory import Run
 
 HERE = Path(__file__).parent
 RUNS = Path("probe-out/analyses/drop")

@@ -21,18 +21,18 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import probe
-from probe.cli.running import show_progress
-from probe.effects import ALL, effects
-from probe.evaluate import Dropping, results
-from probe.identity import digest
-from probe.intervals import Interval, bootstrap, paired
-from probe.models.tiny.drawing import draw
-from probe.models.tiny.evaluation import evaluate, frozen
-from probe.models.tiny.packed_fusion import fused_logits
-from probe.models.tiny.packing import answer_logits
-from probe.plots.look import title
-from probe.run import Run
-from probe.task import Task
+from probe.cli.benchmark_run import show_progress
+from probe.evaluation.drop_effects import ALL, effects
+from probe.evaluation.drop_run import Dropping, results
+from probe.evaluation.run_identity import digest
+from probe.evaluation.task import Task
+from probe.models.tiny.scenes import draw
+from probe.models.tiny.training.evaluate import evaluate, frozen
+from probe.models.tiny.training.packed_fusion import fused_logits
+from probe.models.tiny.training.packed_rows import answer_logits
+from probe.plots.style import title
+from probe.records.bootstrap import Interval, bootstrap, paired
+from probe.records.run_directory import Run
 
 HERE = Path(__file__).parent
 RUNS = Path("probe-out/analyses/llava_mini")
@@ -182,7 +182,7 @@ def _compression(minis: dict[str, xr.DataTree]) -> Figure:
         column[0].set_axis_off()
         column[0].set_title(f"picture {number}", fontsize=9)
         for axis, (name, record) in zip(column[1:], minis.items(), strict=True):
-            probe.plots.compression(record, sample=f"{number}-caption", floor=FLOOR, ax=axis)
+            probe.plots.compressor_map(record, sample=f"{number}-caption", floor=FLOOR, ax=axis)
             axis.set_title(name, fontsize=9)
             axis.texts[0].remove()
     figure.suptitle("What the one vision token is made of (toy models)", x=0.01, ha="left", fontsize=11)

@@ -19,11 +19,11 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from probe.models.tiny import FOLDERS
-from probe.models.tiny.evaluation import evaluate, summary
-from probe.models.tiny.mini import MiniRecipe
-from probe.models.tiny.mini_training import train_mini
-from probe.models.tiny.packed_fusion import fused_logits
-from probe.models.tiny.packing import answer_logits
+from probe.models.tiny.training.evaluate import evaluate, summary
+from probe.models.tiny.training.mini_recipe import MiniRecipe
+from probe.models.tiny.training.packed_fusion import fused_logits
+from probe.models.tiny.training.packed_rows import answer_logits
+from probe.models.tiny.training.train_mini import train_mini
 
 HERE = Path(__file__).parent
 LAYERS = MiniRecipe().prefusion_layers

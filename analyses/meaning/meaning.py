@@ -18,11 +18,11 @@ import pandas as pd
 import xarray as xr
 
 import probe
-from probe.attribution.randomised import randomised
-from probe.correlations import MEASURES, above_floor, rank_agreement
-from probe.models.known_truth import planted
+from probe.measures.attribution.weight_randomisation import randomised
+from probe.models.planted import planted
 from probe.models.tiny.questions import sample_picture
-from probe.plots.fading import survey, trend
+from probe.plots.conventions import survey, trend
+from probe.records.rank_agreement import MEASURES, above_floor, rank_agreement
 
 HERE = Path(__file__).parent
 KINDS = ("colour", "at", "where", "exist")

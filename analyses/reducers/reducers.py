@@ -15,15 +15,15 @@ import torch
 import xarray as xr
 
 import probe
-from probe.cli.reducing import REDUCERS, merged, methods_of
-from probe.cli.running import show_progress
-from probe.comparison import Comparison, compared
+from probe.cli.benchmark_run import show_progress
+from probe.cli.reduce import REDUCERS, merged, methods_of
+from probe.evaluation.method_comparison import Comparison, compared
+from probe.evaluation.scores import scores
+from probe.evaluation.task import Task
 from probe.models.tiny.questions import sample_picture
+from probe.records.run_directory import Run
 from probe.reducers import VisionZip, concentration, encode
-from probe.run import Run
-from probe.scores import scores
-from probe.subject import Subject
-from probe.task import Task
+from probe.subject.subject import Subject
 
 HERE = Path(__file__).parent
 RUN = Path("probe-out/analyses/reducers")

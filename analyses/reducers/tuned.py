@@ -16,12 +16,12 @@ import pandas as pd
 import torch
 
 import probe
-from probe.benchmarks import named
-from probe.intervals import bootstrap, paired
+from probe.data.sample import Sample
+from probe.evaluation.benchmarks import named
+from probe.records.bootstrap import bootstrap, paired
 from probe.reducers import VisionZip
-from probe.reducers.tuning import Answers, tune
-from probe.samples import Sample
-from probe.subject import Subject
+from probe.reducers.projector_tuning import Answers, tune
+from probe.subject.subject import Subject
 
 HERE = Path(__file__).parent
 BATCH = 20

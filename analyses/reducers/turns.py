@@ -18,11 +18,11 @@ import pandas as pd
 import torch
 
 import probe
-from probe.benchmarks import named
-from probe.intervals import bootstrap, paired
+from probe.data.sample import Sample
+from probe.evaluation.benchmarks import named
+from probe.records.bootstrap import bootstrap, paired
 from probe.reducers import FastV, VisionZip
-from probe.samples import Sample
-from probe.subject import Subject
+from probe.subject.subject import Subject
 
 HERE = Path(__file__).parent
 REDUCERS = {

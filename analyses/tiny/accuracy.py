@@ -16,10 +16,10 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from probe.models.tiny import FOLDERS
-from probe.models.tiny.drawing import sample_scene, stream
-from probe.models.tiny.evaluation import evaluate, frozen, summary
 from probe.models.tiny.questions import KINDS
-from probe.models.tiny.stages import PATCHES
+from probe.models.tiny.scenes import sample_scene, stream
+from probe.models.tiny.training.evaluate import evaluate, frozen, summary
+from probe.models.tiny.training.stages import PATCHES
 from probe.models.tiny.weights import recipe_of
 
 HERE = Path(__file__).parent

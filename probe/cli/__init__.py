@@ -31,15 +31,15 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from probe.cli.attributing import attribute
-from probe.cli.averaging import average
-from probe.cli.checking import verify
-from probe.cli.converting import convert
-from probe.cli.costing import cost
-from probe.cli.dropping import drop
-from probe.cli.looking import attention
-from probe.cli.making import train
-from probe.cli.reducing import reduce
+from probe.cli.attention import attention
+from probe.cli.attribute import attribute
+from probe.cli.average import average
+from probe.cli.convert import convert
+from probe.cli.cost import cost
+from probe.cli.drop import drop
+from probe.cli.reduce import reduce
+from probe.cli.train import train
+from probe.cli.verify import verify
 from probe.errors import ProbeError
 
 app = typer.Typer(

@@ -39,8 +39,8 @@ def mean_table(record: "DataTree") -> "DataFrame":
     import pandas as pd
     import xarray as xr
 
-    from probe.plots.averages import average
-    from probe.record.variables import MEASURED
+    from probe.plots.sample_mean import average
+    from probe.records.schema import MEASURED
 
     frames = []
     for stack, node in record.children.items():

@@ -8,7 +8,7 @@ fusions   which rows run through the pre-fusion of LLaVA-Mini
 edits     the changes of one attention call that these are made of
 """
 
-from probe.active import active
+from probe.hooks.model_state import active
 from probe.interventions.drop import drop_vision
 from probe.interventions.knockout import knockout
 from probe.interventions.swap import swap_vision

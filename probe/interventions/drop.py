@@ -27,15 +27,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probe.caches import check_partial, windows
-from probe.calls import AttentionCall
 from probe.errors import ProbeError
-from probe.interventions.edits import hide, read_otherwise
-from probe.interventions.fusions import Fusions
-from probe.interventions.target import PREFUSION, Layers, Names, Target, as_names
-from probe.rows import Removal, present_in, removed
-from probe.sequences import Sequence, Sequences
-from probe.tap import Kernel, Output, is_untouched
+from probe.hooks.attention_call import AttentionCall
+from probe.hooks.attention_tap import Kernel, Output, is_untouched
+from probe.hooks.partial_cache import check_partial, windows
+from probe.hooks.prefusion_tracker import Fusions
+from probe.hooks.sequence_tracker import Sequence, Sequences
+from probe.hooks.token_removal import Removal, present_in, removed
+from probe.interventions.attention_edits import hide, read_otherwise
+from probe.interventions.layer_target import PREFUSION, Layers, Names, Target, as_names
 
 MODES = ("mask", "remove", "zero")
 

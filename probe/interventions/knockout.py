@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from probe.calls import AttentionCall
+from probe.data.token_types import TokenTypes
 from probe.errors import ProbeError
-from probe.interventions.edits import hide
-from probe.interventions.target import Layers, Names, Target, as_names
-from probe.sequences import Sequence
-from probe.tap import Kernel, Output
-from probe.tokens import TokenTypes
+from probe.hooks.attention_call import AttentionCall
+from probe.hooks.attention_tap import Kernel, Output
+from probe.hooks.sequence_tracker import Sequence
+from probe.interventions.attention_edits import hide
+from probe.interventions.layer_target import Layers, Names, Target, as_names
 
 
 @contextmanager

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from probe.calls import AttentionCall
 from probe.errors import ProbeError
-from probe.interventions.edits import read_otherwise
-from probe.interventions.target import Layers, Target
-from probe.locate import vision_positions
-from probe.sequences import Sequence
-from probe.tap import Kernel, Output, is_untouched, untouched
+from probe.hooks.attention_call import AttentionCall
+from probe.hooks.attention_tap import Kernel, Output, is_untouched, untouched
+from probe.hooks.model_structure import vision_positions
+from probe.hooks.sequence_tracker import Sequence
+from probe.interventions.attention_edits import read_otherwise
+from probe.interventions.layer_target import Layers, Target
 
 Rows = list[Tensor]  # the vision tokens of each row, (key, hidden), as the language model gets them
 

@@ -9,5 +9,5 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     if name == "planted":  # not before it is used: it needs torch
-        return import_module("probe.models.known_truth").planted
+        return import_module("probe.models.planted").planted
     raise AttributeError(f"module 'probe.models' has no attribute {name!r}")

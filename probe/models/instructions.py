@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from probe.benchmarks.official_files import DataFolder, json_list
-from probe.benchmarks.reading import Problem, Reading, RowError, entry, identifier, question_text, shown
+from probe.data.files import DataFolder, json_list
+from probe.data.rows import Problem, Reading, RowError, entry, identifier, question_text, shown
 from probe.errors import ProbeError
-from probe.models.llava_mini.batches import Instruction, Visual
+from probe.models.llava_mini.training_data import Instruction, Visual
 
 MARKS = ("<image>", "<video>")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}

@@ -45,22 +45,22 @@ does; `layers=` and records count from 0, as code does.
 | `look.py` | colours, dashes, panels, captions |
 """
 
-from probe.plots.agreeing import agreement
-from probe.plots.attributed import attribution
+from probe.plots.all_figures import drop_figures, figures
+from probe.plots.attention_agreement import agreement
+from probe.plots.attribution_map import attribution
+from probe.plots.by_head import heads
+from probe.plots.by_layer import entropy, mass
 from probe.plots.comparing import readings, swaps
-from probe.plots.compression import compression
-from probe.plots.concentrating import concentration, softmax_gradient
-from probe.plots.costing import cost_figures, flops, latency, memory
-from probe.plots.curves import entropy, mass
+from probe.plots.compressor_map import compression
+from probe.plots.conventions import conventions
+from probe.plots.cost import cost_figures, flops, latency, memory
 from probe.plots.depths import depth
 from probe.plots.dropping import dropped
-from probe.plots.fading import conventions
-from probe.plots.matrix import heads
-from probe.plots.merging import kept
-from probe.plots.overlay import heatmaps
-from probe.plots.reducing import reductions
-from probe.plots.saying import lens, lens_curves
-from probe.plots.standard import drop_figures, figures
+from probe.plots.encoder_concentration import concentration, softmax_gradient
+from probe.plots.logit_lens import lens, lens_curves
+from probe.plots.on_image import heatmaps
+from probe.plots.reduced_patches import kept
+from probe.plots.reducer_tradeoff import reductions
 
 __all__ = ["mass", "entropy", "heatmaps", "heads", "figures", "dropped", "readings", "swaps", "depth", "drop_figures",
            "compression", "flops", "latency", "memory", "cost_figures", "kept", "concentration",

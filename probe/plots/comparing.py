@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from probe.effects import tables_of, window_cases
 from probe.errors import ProbeError
-from probe.plots.cases import (
+from probe.evaluation.drop_effects import tables_of, window_cases
+from probe.plots.style import caption, panels
+from probe.plots.sweep import (
     LEGEND,
     PANEL,
     READING_LOOKS,
@@ -24,7 +25,6 @@ from probe.plots.cases import (
     points,
     windows_of,
 )
-from probe.plots.look import caption, panels
 
 
 def readings(results: Any, size: int | None = None, value: str = "correct", *, seed: int = 0, ax: Any = None) -> Axes:

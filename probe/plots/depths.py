@@ -10,11 +10,11 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from probe.benchmarks.official import Headline
-from probe.effects import ALL, from_cases, kinds_of, of_kind, until_cases
 from probe.errors import ProbeError
-from probe.plots.cases import LEGEND, chosen_reading, curve, in_units, note, scale, stack_of
-from probe.plots.look import caption, count_from_one, panels, title
+from probe.evaluation.drop_effects import ALL, from_cases, kinds_of, of_kind, until_cases
+from probe.evaluation.headline import Headline
+from probe.plots.style import caption, count_from_one, panels, title
+from probe.plots.sweep import LEGEND, chosen_reading, curve, in_units, note, scale, stack_of
 
 KIND_LOOKS = (
     ("#0072B2", "o", "-"), ("#D55E00", "s", (0, (5, 2))), ("#009E73", "^", (0, (1, 1.2))), ("#CC79A7", "D", "-"),

@@ -12,9 +12,10 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from probe.effects import ATTENTION
-from probe.plots.averages import bootstrap
-from probe.plots.cases import (
+from probe.evaluation.drop_effects import ATTENTION
+from probe.plots.sample_mean import bootstrap
+from probe.plots.style import caption, count_from_one, panels, title
+from probe.plots.sweep import (
     LEGEND,
     PANEL,
     READING_LOOKS,
@@ -27,7 +28,6 @@ from probe.plots.cases import (
     stack_of,
     windows_of,
 )
-from probe.plots.look import caption, count_from_one, panels, title
 
 ATTENTION_LOOKS = (("response", "#D55E00", "s"), ("instruction", "#0072B2", "o"), ("compressed", "#009E73", "^"))
 _SIDE = 3.6  # inches: attention beside Fig. 5
@@ -46,7 +46,7 @@ def dropped(
     Args:
         reading: which one, of several; the first by default ("mask" in a run).
         size: layers of a window, where there are several sizes.
-        value: any number of `probe.effects.VALUES`.
+        value: any number of `probe.evaluation.drop_effects.VALUES`.
 
     Raises:
         ProbeError: a reading, a size of windows or a value that `results` do not have.

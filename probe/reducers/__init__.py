@@ -26,15 +26,15 @@ like any other for `encode`. What LLaVA-OneVision and LLaVA-NeXT-Video average o
 A method of your own is a frozen dataclass with `reduce(seen) -> Reduction`.
 """
 
-from probe.reducers.controls import ContextualOnly, DominantOnly, Grid, Random
-from probe.reducers.encoding import encode
+from probe.measures.encoder_concentration import concentration
+from probe.reducers.baselines import ContextualOnly, DominantOnly, Grid, Random
+from probe.reducers.context import reduced
+from probe.reducers.encoder_output import Seen
+from probe.reducers.encoder_reducer import encode
 from probe.reducers.fastv import FastV
-from probe.reducers.inequality import concentration
 from probe.reducers.prumerge import PruMerge
 from probe.reducers.pyramiddrop import PyramidDrop
-from probe.reducers.reducing import reduced
 from probe.reducers.reduction import Reduction
-from probe.reducers.seen import Seen
 from probe.reducers.sparsevlm import SparseVLM
 from probe.reducers.visionzip import VisionZip
 

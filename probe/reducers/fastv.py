@@ -21,10 +21,10 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from probe.calls import AttentionCall, AttentionWeights
-from probe.interventions.target import Target
-from probe.reducers.ranking import Stage, Watching, attention_of, fractions
-from probe.sequences import Sequence
+from probe.hooks.attention_call import AttentionCall, AttentionWeights
+from probe.hooks.sequence_tracker import Sequence
+from probe.interventions.layer_target import Target
+from probe.reducers.llm_reducer import Stage, Watching, attention_of, fractions
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from probe.errors import ProbeError
+from probe.reducers.encoder_output import Seen
 from probe.reducers.reduction import NONE, Reduction, joined
-from probe.reducers.seen import Seen
 
 NEIGHBOURS = 32
 

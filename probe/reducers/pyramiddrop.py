@@ -24,10 +24,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probe.errors import ProbeError
-from probe.interventions.target import Target
-from probe.reducers.ranking import Ranking, Stage, attention_of, fractions
-from probe.rows import Entrance
-from probe.sequences import Sequence as Prompt
+from probe.hooks.sequence_tracker import Sequence as Prompt
+from probe.hooks.token_removal import Entrance
+from probe.interventions.layer_target import Target
+from probe.reducers.llm_reducer import Ranking, Stage, attention_of, fractions
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probe.calls import AttentionCall, AttentionWeights
 from probe.errors import ProbeError
-from probe.interventions.target import Target
-from probe.reducers.clustering import clusters
-from probe.reducers.ranking import Counts, Mask, Stage, Watching, attention_of
-from probe.rows import Entrance
-from probe.sequences import Sequence as Prompt
+from probe.hooks.attention_call import AttentionCall, AttentionWeights
+from probe.hooks.sequence_tracker import Sequence as Prompt
+from probe.hooks.token_removal import Entrance
+from probe.interventions.layer_target import Target
+from probe.reducers.dpc_knn import clusters
+from probe.reducers.llm_reducer import Counts, Mask, Stage, Watching, attention_of
 
 TABLE = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}  # of OUT_OF, by layer
 OUT_OF, BEHIND, DEPTH = 576, (2, 6, 15), 32

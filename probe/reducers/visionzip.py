@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from probe.errors import ProbeError
+from probe.reducers.encoder_output import Seen
 from probe.reducers.reduction import NONE, Reduction
-from probe.reducers.seen import Seen
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ alone       each case by itself, for models where it is not
 table       answers and distances as a labelled dataset
 """
 
-from probe.interventions.sweep.cases import ANOTHER_IMAGE, NO_VISION, UNTOUCHED, from_layer, until_layer, windows
-from probe.interventions.sweep.running import Sweep, drop_sweep, sweep_one
+from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE, NO_VISION, UNTOUCHED, from_layer, until_layer, windows
+from probe.interventions.sweep.sweep import Sweep, drop_sweep, sweep_one
 
 __all__ = [
     "drop_sweep", "sweep_one", "Sweep", "windows", "from_layer", "until_layer",

@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from probe.interventions.sweep.memory import KEPT
-from probe.interventions.sweep.sharing import Verdict
-from probe.samples import Picture, Sample, Video, open_picture
+from probe.data.sample import Picture, Sample, Video, open_picture
+from probe.subject.prefix_cache import KEPT
+from probe.subject.prefix_check import Verdict
 
 
 def schedule(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, tuple[Picture, ...] | None]]:

@@ -29,13 +29,13 @@ Importing it makes the model known to transformers' Auto classes, so `from_pretr
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from .configuration import LlavaMiniConfig
-from .conversion import from_original
-from .encoding import EncodedVision
-from .folder import convert, is_original, load_original
-from .modeling import LlavaMiniForConditionalGeneration, LlavaMiniModel
-from .processing import LlavaMiniProcessor
-from .shards import CheckpointError
+from probe.models.llava_mini.configuration import LlavaMiniConfig
+from probe.models.llava_mini.conversion import from_original
+from probe.models.llava_mini.encoding import EncodedVision
+from probe.models.llava_mini.folder import convert, is_original, load_original
+from probe.models.llava_mini.modeling import LlavaMiniForConditionalGeneration, LlavaMiniModel
+from probe.models.llava_mini.processing import LlavaMiniProcessor
+from probe.models.llava_mini.weight_files import CheckpointError
 
 AutoConfig.register("llava_mini", LlavaMiniConfig, exist_ok=True)
 AutoModel.register(LlavaMiniConfig, LlavaMiniModel, exist_ok=True)

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig
 from transformers.initialization import no_init_weights
 
-from .configuration import LlavaMiniConfig
-from .modeling import LlavaMiniForConditionalGeneration
-from .shards import CheckpointError, one_line
+from probe.models.llava_mini.configuration import LlavaMiniConfig
+from probe.models.llava_mini.modeling import LlavaMiniForConditionalGeneration
+from probe.models.llava_mini.weight_files import CheckpointError, one_line
 
 Shapes = Mapping[str, torch.Size]
 

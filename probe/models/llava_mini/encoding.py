@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .prefusion import Prefix
+from probe.models.llava_mini.prefusion import Prefix
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,28 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from .configuration import LlavaMiniConfig
-from .conversion import buildable, check, empty_model, expected_shapes, fitted, native_config, renamed
-from .modeling import LlavaMiniForConditionalGeneration
-from .processing import LlavaMiniProcessor
-from .prompts import template_for
-from .shards import INDEX, CheckpointError, one_line, outline, read, read_json, weight_files
+from probe.models.llava_mini.chat_templates import template_for
+from probe.models.llava_mini.configuration import LlavaMiniConfig
+from probe.models.llava_mini.conversion import (
+    buildable,
+    check,
+    empty_model,
+    expected_shapes,
+    fitted,
+    native_config,
+    renamed,
+)
+from probe.models.llava_mini.modeling import LlavaMiniForConditionalGeneration
+from probe.models.llava_mini.processing import LlavaMiniProcessor
+from probe.models.llava_mini.weight_files import (
+    INDEX,
+    CheckpointError,
+    one_line,
+    outline,
+    read,
+    read_json,
+    weight_files,
+)
 
 # What the authors' folders call by name only. Source: config.json of openai/clip-vit-large-patch14-336.
 CLIP_L_336 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,

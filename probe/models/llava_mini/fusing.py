@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .encoding import EncodedVision, Question, Seen
-from .prefusion import LlavaMiniPrefusion
-from .reading import Frame, Reading, Text, answered, chunks, text_of
-from .vision import LlavaMiniVision
+from probe.models.llava_mini.encoding import EncodedVision, Question, Seen
+from probe.models.llava_mini.frame_fusion import Frame, Reading, Text, answered, chunks, text_of
+from probe.models.llava_mini.prefusion import LlavaMiniPrefusion
+from probe.models.llava_mini.vision import LlavaMiniVision
 
 
 class LlavaMiniFusing(LlavaMiniVision):

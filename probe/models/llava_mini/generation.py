@@ -10,8 +10,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationMixin
 
-from .layout import rows_of
-from .reading import fit
+from probe.models.llava_mini.frame_fusion import fit
+from probe.models.llava_mini.placeholder_layout import rows_of
 
 Ids = Int[Tensor, "row token"]
 

@@ -22,15 +22,24 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from . import in_llm
-from .compressor import LlavaMiniCompressor, sincos_table
-from .configuration import LlavaMiniConfig
-from .encoding import EncodedVision
-from .fusing import LlavaMiniFusing
-from .generation import LlavaMiniGenerationMixin
-from .layout import COMPRESSED, FILLED, VISION, Visual, pack, place, rows_of, with_views
-from .prefusion import LlavaMiniPrefusion
-from .reading import average, fit, frames_of, text_of
+from probe.models.llava_mini import fusion_in_llm
+from probe.models.llava_mini.compressor import LlavaMiniCompressor, sincos_table
+from probe.models.llava_mini.configuration import LlavaMiniConfig
+from probe.models.llava_mini.encoding import EncodedVision
+from probe.models.llava_mini.frame_fusion import average, fit, frames_of, text_of
+from probe.models.llava_mini.fusing import LlavaMiniFusing
+from probe.models.llava_mini.generation import LlavaMiniGenerationMixin
+from probe.models.llava_mini.placeholder_layout import (
+    COMPRESSED,
+    FILLED,
+    VISION,
+    Visual,
+    pack,
+    place,
+    rows_of,
+    with_views,
+)
+from probe.models.llava_mini.prefusion import LlavaMiniPrefusion
 
 Ids = Int[Tensor, "row token"]
 Mask = Bool[Tensor, "row covered"] | Int[Tensor, "row covered"]
@@ -119,7 +128,7 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
             frames = frames_of(self.visuals(input_ids, images, videos), len(input_ids), with_views(images), videos)
         frames = [frame for frame in frames if frame[2] >= 0]  # the LLM needs no dummy
         use_cache = self.config.text_config.use_cache if use_cache is None else use_cache
-        return in_llm.run(self, input_ids, frames, attention_mask, position_ids, past_key_values, use_cache)
+        return fusion_in_llm.run(self, input_ids, frames, attention_mask, position_ids, past_key_values, use_cache)
 
     def merge(
         self,

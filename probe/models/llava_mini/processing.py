@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
-from .pixels import squashed, video_frames, views
+from probe.models.llava_mini.image_processing import squashed, video_frames, views
 
 IGNORE = -100
 END_OF_TURN = re.compile(r" ?(<\|eot_id\|>|<\|im_end\|>|</s>|###|\n)?")  # what closes an answer, in `prompts.STYLES`

@@ -15,8 +15,8 @@ from torch import Tensor, cat, nn
 from transformers import AutoModel
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from .compressor import LlavaMiniCompressor
-from .configuration import LlavaMiniConfig
+from probe.models.llava_mini.compressor import LlavaMiniCompressor
+from probe.models.llava_mini.configuration import LlavaMiniConfig
 
 
 class LlavaMiniVision:

@@ -14,7 +14,7 @@ a shortcut fails, and `evaluation` reports them apart.
     caption   Describe the picture.                 a red circle at the top left, a blue ring at ...
 
 >>> import numpy as np
->>> from probe.models.tiny.drawing import sample_scene
+>>> from probe.models.tiny.scenes import sample_scene
 >>> rng = np.random.default_rng(7)
 >>> asked = ask(sample_scene(rng), "where", rng)
 >>> asked.question, asked.answer
@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from probe.errors import ProbeError
-from probe.models.tiny.drawing import COLOURS, COLUMNS, ROWS, SHAPES, Scene, Thing, draw, sample_scene, stream
+from probe.models.tiny.scenes import COLOURS, COLUMNS, ROWS, SHAPES, Scene, Thing, draw, sample_scene, stream
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

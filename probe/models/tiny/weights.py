@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
-from probe.models.tiny.recipe import Recipe
+from probe.models.tiny.training.recipe import Recipe
 
 
 def save(model: PreTrainedModel, processor: ProcessorMixin, recipe: Any, folder: Path) -> None:

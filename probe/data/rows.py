@@ -1,0 +1,148 @@
+"""What reading a benchmark gives: its samples, and the rows that could not be used.
+
+A bad row is listed and left out; it never ends a run. A reader walks through the rows of a file and adds
+samples:
+
+    reading = Reading("pope", "random")
+    for number, line in lines(path):
+        with reading.row(path, number):          # a RowError raised inside becomes a Problem
+            entry = json_line(line)
+            reading.add(Sample(identifier(entry, "question_id"), ...))
+    return reading.finish([path])
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from probe.data.sample import Sample
+from probe.errors import ProbeError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A row that could not be used. `row`: the line of a text file, the place (from 1) in a JSON list, or a key.
+
+    >>> print(Problem("coco_pope_random.json", 3, "'label': yes or no", "'maybe'"))
+    coco_pope_random.json, row 3: expected 'label': yes or no, got 'maybe'
+    """
+
+    file: str
+    row: int | str
+    expected: str
+    got: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, row {self.row}: expected {self.expected}, got {self.got}"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The samples of one split.
+
+    Every sample's `meta` has `image` (which picture: what the bootstrap draws), `kind` (the group it is
+    reported under), `unit` (samples that are scored together: MMBench's rotations, MME's pairs) and
+    `question_id` as in the official file. `files` are the data files that were read; their hashes belong into
+    a run's fingerprint.
+    """
+
+    name: str
+    split: str
+    samples: tuple[Sample, ...]
+    problems: tuple[Problem, ...]
+    files: tuple[Path, ...]
+
+    def limited(self, count: int) -> "Benchmark":
+        """The first samples, at least `count` of them: units that are scored together stay together."""
+        units: set[str] = set()
+        kept: list[Sample] = []
+        for sample in self.samples:
+            if sample.meta["unit"] in units or len(kept) < count:
+                units.add(sample.meta["unit"])
+                kept.append(sample)
+        return Benchmark(self.name, self.split, tuple(kept), self.problems, self.files)
+
+
+class RowError(Exception):
+    """One row cannot be used. Turned into a Problem by `Reading.row`; nobody else sees it."""
+
+    def __init__(self, expected: str, got: str):
+        super().__init__(f"expected {expected}, got {got}")
+        self.expected, self.got = expected, got
+
+
+class Reading:
+    """Samples and problems as they are collected."""
+
+    def __init__(self, name: str, split: str):
+        self.name, self.split = name, split
+        self.samples: dict[str, Sample] = {}
+        self.problems: list[Problem] = []
+
+    @contextmanager
+    def row(self, file: Path, row: int | str) -> Iterator[None]:
+        """A RowError raised inside is listed under this row of this file."""
+        try:
+            yield
+        except RowError as bad:
+            self.problems.append(Problem(file.name, row, bad.expected, bad.got))
+
+    def repeated(self, file: Path, keys: set[str]) -> None:
+        """Lists keys that a JSON object has more than once; the first of each was kept."""
+        self.problems += [Problem(file.name, key, "an id not used before", repr(key)) for key in sorted(keys)]
+
+    def add(self, sample: Sample) -> None:
+        """Raises RowError on an id that is taken: the first row keeps it."""
+        if sample.id in self.samples:
+            raise RowError("an id not used before", repr(sample.id))
+        self.samples[sample.id] = sample
+
+    def finish(self, files: Sequence[Path]) -> Benchmark:
+        """Raises ProbeError when the files had no rows at all."""
+        if not self.samples and not self.problems:
+            names = ", ".join(file.name for file in files)
+            raise ProbeError(self.name, expected="at least one question", got=f"none in {names}")
+        return Benchmark(self.name, self.split, tuple(self.samples.values()), tuple(self.problems), tuple(files))
+
+
+_KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object", bool: "true or false"}
+
+
+def entry(row: Any, name: str, kind: type = str) -> Any:
+    """`row[name]`, of that kind. Raises RowError.
+
+    >>> entry({"question": "Is it red?"}, "question")
+    'Is it red?'
+    """
+    if not isinstance(row, Mapping):
+        raise RowError(f"an object with {name!r}", shown(row))
+    if name not in row:
+        raise RowError(f"{name!r}: {_KINDS[kind]}", f"only {', '.join(map(repr, row)) or 'an empty object'}")
+    value = row[name]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise RowError(f"{name!r}: {_KINDS[kind]}", shown(value))
+    return value
+
+
+def question_text(row: Any, name: str = "question") -> str:
+    """Text that is not blank, as it stands in the file. Raises RowError."""
+    text = entry(row, name)
+    if not text.strip():
+        raise RowError(f"{name!r}: text", "nothing")
+    return text
+
+
+def identifier(row: Any, name: str) -> str:
+    """An id, which files write as a number or as text. Raises RowError."""
+    value = row.get(name) if isinstance(row, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
+        raise RowError(f"{name!r}: an id", shown(value) if isinstance(row, Mapping) and name in row else "none")
+    return str(value)
+
+
+def shown(value: Any, longest: int = 60) -> str:
+    """A value as an error message shows it: on one line, cut."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= longest else text[: longest - 3] + "..."

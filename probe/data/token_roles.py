@@ -1,0 +1,102 @@
+"""From the role of every character to the role of every token, and through the expansion of placeholders.
+
+A tokenizer may merge the end of one role with the start of the next ("e" + " " before "USER:"): a token of
+two roles has the role of its last character. A processor replaces each image placeholder by as many as the
+picture has vision tokens and leaves all other tokens alone, which is checked, not assumed. Most tokenize the text as a
+whole; LLaVA-Mini's, like the authors' code, tokenizes the pieces between placeholders one by one.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from probe.data.chat_template import Rendering
+from probe.data.token_types import BOS, INSTRUCTION, LAST, RESPONSE
+from probe.errors import ProbeError
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Tokens of one row with their fine role (index into FINE, vision not marked yet) and turn."""
+
+    ids: Int[np.ndarray, "token"]
+    role: Int[np.ndarray, "token"]
+    turn: Int[np.ndarray, "token"]
+
+
+def adds_special_tokens(tokenizer: Any, text: str) -> bool:
+    """Whether the tokenizer may add BOS: not where the template has already written it."""
+    return tokenizer.bos_token is None or not text.startswith(tokenizer.bos_token)
+
+
+def roles_of(tokenizer: Any, rendering: Rendering) -> Roles:
+    """The tokens of a rendering, its pictures still one placeholder each.
+
+    Raises ProbeError for a tokenizer that does not say which characters a token covers.
+    """
+    return _labelled(*_tokenized(tokenizer, rendering.text), rendering, tokenizer.bos_token_id)
+
+
+def piecewise_roles(tokenizer: Any, rendering: Rendering, placeholder: str, image_token: int) -> Roles:
+    """The same for the pieces of text between placeholders, tokenized one by one; only the first may begin with BOS."""
+    ids, spans, at = [], [], 0
+    for i, piece in enumerate(rendering.text.split(placeholder)):
+        if i:
+            ids, spans = [*ids, image_token], [*spans, (at, at + len(placeholder))]
+            at += len(placeholder)
+        more, where = _tokenized(tokenizer, piece, i == 0 and adds_special_tokens(tokenizer, piece))
+        ids, spans, at = [*ids, *more], [*spans, *((at + a, at + b) for a, b in where)], at + len(piece)
+    return _labelled(ids, spans, rendering, tokenizer.bos_token_id)
+
+
+def _tokenized(tokenizer: Any, text: str, special: bool | None = None) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and the characters that each covers."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ProbeError(
+            "tokenizer",
+            expected="a fast one (tokenizer.json), which knows the characters of a token",
+            got=type(tokenizer).__name__,
+        )
+    special = adds_special_tokens(tokenizer, text) if special is None else special
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
+    return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def _labelled(tokens: list[int], spans: list[tuple[int, int]], rendering: Rendering, bos: int | None) -> Roles:
+    ids = np.array(tokens, dtype=np.int64)
+    role, turn = np.full(len(ids), INSTRUCTION), np.zeros(len(ids), dtype=np.int64)
+    for position, (start, end) in enumerate(spans):
+        if end > start:  # tokens that the tokenizer itself adds cover no characters
+            role[position], turn[position] = rendering.role[end - 1], rendering.turn[end - 1]
+    if ids[0] == bos:
+        role[0] = BOS
+    current = int(rendering.turn.max())
+    answer = np.flatnonzero((role == RESPONSE) & (turn == current))
+    last = answer[0] - 1 if len(answer) else len(ids) - 1
+    role[last], turn[last:] = LAST, current
+    return Roles(ids, role, turn)
+
+
+def expanded(roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: int) -> Roles:
+    """The roles of the tokens that a processor made, where each placeholder has become many.
+
+    Raises ProbeError where the other tokens are not the same.
+    """
+    text = ids != image_token
+    if not same_words(roles, ids, image_token):
+        raise ProbeError("processor", expected="one that changes nothing but the placeholders", got="other tokens")
+    role, turn = np.full(len(ids), INSTRUCTION), np.zeros(len(ids), dtype=np.int64)
+    role[text], turn[text] = roles.role[roles.ids != image_token], roles.turn[roles.ids != image_token]
+    # a picture belongs to the turn of the text before it; the prompt ends where the text behind it begins
+    before = np.maximum.accumulate(np.where(text, np.arange(len(ids)), 0))
+    prompt_end = np.flatnonzero(roles.role == LAST)[0]
+    behind = (roles.ids[prompt_end + 1 :] != image_token).sum()
+    role[len(ids) - behind - 1] = LAST
+    return replace(roles, ids=ids, role=role, turn=turn[before])
+
+
+def same_words(roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: int) -> bool:
+    """Whether these are the same tokens, placeholders left out."""
+    return np.array_equal(roles.ids[roles.ids != image_token], ids[ids != image_token])

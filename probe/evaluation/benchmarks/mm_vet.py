@@ -1,0 +1,89 @@
+"""MM-Vet: 218 open questions that each need several abilities at once, scored by a language model.
+
+`mm-vet.json`, pictures in `images/`; one entry:
+
+    {"v1_0": {"imagename": "v1_0.png", "question": "What is x in the equation?", "answer": "-1<AND>-5",
+      "imagesource": "...", "capability": ["ocr", "math"]}, ...}
+
+The judge (MM-Vet's notebook) reads our export, {"v1_0": "x = -1 or x = -5", ...}, and writes one or more
+scores of 0 to 1 for each question, which `judged` reads:
+
+    {"v1_0": {"model": ["gpt-4"], "content": ["1.0"], "score": [1.0]}, ...}
+
+Rule: the mean over questions of the mean over the judge's runs, in percent; for an ability, over the
+questions that need it, alone or with others.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from probe.data.files import DataFolder, json_object
+from probe.data.rows import Benchmark, Reading, RowError, entry, question_text, shown
+from probe.data.sample import Sample
+from probe.errors import ProbeError
+from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_json
+
+HEADLINE, LABEL = "total", "judge's score (%)"
+SPLITS = ("all",)
+ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
+
+
+def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
+    """Reads `mm-vet.json`. Nothing is appended to the questions. Raises ProbeError."""
+    data, reading = DataFolder("mm_vet", folder), Reading("mm_vet", split)
+    file = data.find("mm-vet.json")
+    questions, repeated = json_object("mm_vet", file)
+    reading.repeated(file, repeated)
+    for key, row in questions.items():
+        with reading.row(file, key):
+            picture, abilities = entry(row, "imagename"), tuple(map(str, entry(row, "capability", list)))
+            meta = {
+                "question_id": key, "unit": key, "image": picture, "kind": "+".join(abilities),
+                "abilities": abilities,
+            }  # fmt: skip
+            path = data.picture(f"images/{picture}")
+            reading.add(Sample(key, path, question_text(row), answer=question_text(row, "answer"), meta=meta))
+    return reading.finish([file])
+
+
+def score(prediction: str, sample: Sample) -> float:
+    """NaN: only a judge can score an open answer. See `judged`."""
+    return float("nan")
+
+
+def judged(file: str | Path) -> dict[str, float]:
+    """The judge's score of each question, averaged over its runs. Raises ProbeError naming the question."""
+    rows, _ = json_object("mm_vet.judged", Path(file))
+    found = {}
+    for key, row in rows.items():
+        try:
+            found[key] = _mean_score(entry(row, "score", list))
+        except RowError as bad:
+            raise ProbeError("mm_vet.judged", expected=f"{bad.expected} for {key!r}", got=bad.got) from None
+    return found
+
+
+def _mean_score(given: list) -> float:
+    if not given or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in given):
+        raise RowError("'score': numbers from 0 to 1", shown(given))
+    return float(np.mean(given))
+
+
+def summarise(
+    samples: Sequence[Sample], predictions: Mapping[str, str], scores: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """The total and each ability in percent; NaN without the judge's `scores`."""
+    pairs, scores = answered(samples, predictions), scores or {}
+    scored = [(sample.meta["abilities"], scores[sample.id]) for sample, _ in pairs if sample.id in scores]
+    numbers = {"total": percent(points for _, points in scored)}
+    for ability in ABILITIES:
+        numbers[ability] = percent(points for needed, points in scored if ability in needed)
+    return numbers | counted(samples, pairs) | {"unscored": float(len(pairs) - len(scored))}
+
+
+def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
+    """Writes `mm_vet.json` for the judge."""
+    rows = {sample.meta["question_id"]: text for sample, text in answered(samples, predictions)}
+    return write_json(rows, Path(folder) / "mm_vet.json")

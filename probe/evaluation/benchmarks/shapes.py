@@ -1,0 +1,75 @@
+"""Shapes: the tiny models' own task, drawn from a seed. No files are needed.
+
+    Sample("shapes-0-00005", <60 x 60 picture>, "Is there a red circle?", answer="no", meta={...})
+
+Each scene is asked one question of every kind but the caption, so that questions share pictures as in GQA.
+Training draws from other seeds: these pictures are in no training set (`probe.models.tiny.training.recipe`).
+
+Rule: equal after stripping, lower-casing and dropping a full stop at the end.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from probe.data.rows import Benchmark
+from probe.data.sample import Sample
+from probe.errors import ProbeError
+from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_llava
+from probe.models.tiny.questions import KINDS, ask
+from probe.models.tiny.scenes import draw, sample_scene
+
+HEADLINE = "accuracy"
+SPLITS = ("test",)
+ASKED = tuple(kind for kind in KINDS if kind != "caption")
+STREAM = 1000  # first number of the seed; `drawing.stream` counts its purposes from 1
+
+
+def read(folder: str | Path | None = None, split: str = SPLITS[0], questions: int = 1200, seed: int = 0) -> Benchmark:
+    """Draws `questions` questions. `folder` is not used: every other benchmark needs one.
+
+    >>> read(questions=6).samples[0].meta["kind"]
+    'shape'
+    """
+    if questions < 1:
+        raise ProbeError("shapes", expected="at least one question", got=str(questions))
+    samples: list[Sample] = []
+    while len(samples) < questions:
+        samples += _scene(seed, len(samples) // len(ASKED))
+    return Benchmark("shapes", f"{split}-{seed}", tuple(samples[:questions]), (), ())
+
+
+def _scene(seed: int, number: int) -> list[Sample]:
+    rng = np.random.default_rng([STREAM, seed, number])
+    scene = sample_scene(rng)
+    picture = draw(scene)
+    samples = []
+    for place, kind in enumerate(ASKED):
+        asked = ask(scene, kind, rng)
+        key = f"shapes-{seed}-{number * len(ASKED) + place:05d}"
+        meta = {
+            "question_id": key, "unit": key, "image": f"scene-{seed}-{number:05d}", "kind": kind,
+            "key": asked.key, "distractors": asked.distractors,
+        }  # fmt: skip
+        samples.append(Sample(key, picture, asked.question, answer=asked.answer, meta=meta))
+    return samples
+
+
+def score(prediction: str, sample: Sample) -> float:
+    """1 where the words are the answer."""
+    return float(prediction.strip().rstrip(".").lower() == sample.answer)
+
+
+def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
+    """Accuracy in percent, all and by kind of question."""
+    pairs = answered(samples, predictions)
+    numbers = {"accuracy": percent(score(text, sample) for sample, text in pairs)}
+    for kind in ASKED:
+        numbers[f"kind/{kind}"] = percent(score(text, sample) for sample, text in pairs if sample.meta["kind"] == kind)
+    return numbers | counted(samples, pairs)
+
+
+def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
+    """Writes `shapes.jsonl` in LLaVA's answer format."""
+    return write_llava(samples, predictions, Path(folder) / "shapes.jsonl")

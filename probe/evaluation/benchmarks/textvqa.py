@@ -1,0 +1,98 @@
+"""TextVQA: questions that need the text in the picture to be read (validation: 5,000 questions).
+
+`TextVQA_0.5.1_val.json`, pictures in `train_images/`; one entry of its `data`:
+
+    {"question_id": 34602, "image_id": "003a8ae2ef43b901", "question": "what is the brand of this camera?",
+     "answers": ["nous les gosses", "dakota", ... ten in all]}
+
+LLaVA's number (58.2) is with an OCR system's words in the prompt ("Reference OCR token: DAKOTA, DIGITAL,
+..."). They are taken from `llava_textvqa_val_v051_ocr.jsonl` or `TextVQA_Rosetta_OCR_v0.2_val.json`,
+whichever is in the folder; with neither (or `ocr=False`) the question is asked alone, which is some 12 points
+harder. `meta["ocr"]` says.
+
+Rule: the soft score (`vqa_score`), as in LLaVA's llava/eval/eval_textvqa.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from probe.data.files import DataFolder, json_line, json_list, lines
+from probe.data.rows import Benchmark, Reading, RowError, entry, identifier, question_text, shown
+from probe.data.sample import Sample
+from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_llava
+from probe.evaluation.benchmarks.prompts import SINGLE_WORD
+from probe.evaluation.benchmarks.vqa_accuracy import soft_score
+
+HEADLINE = "accuracy"
+SPLITS = ("val",)
+PEOPLE = 10
+
+
+def read(folder: str | Path, split: str = SPLITS[0], ocr: bool = True) -> Benchmark:
+    """Reads the questions, and LLaVA's prompts or the OCR words where the folder has them. Raises ProbeError."""
+    data, reading = DataFolder("textvqa", folder), Reading("textvqa", split)
+    file = data.find(f"TextVQA_0.5.1_{split}.json")
+    prompts = data.look(f"llava_textvqa_{split}_v051_ocr.jsonl") if ocr else None
+    rosetta = data.look(f"TextVQA_Rosetta_OCR_v0.2_{split}.json") if ocr and not prompts else None
+    by_question = _llava_prompts(reading, prompts) if prompts else {}
+    by_picture = _ocr_words(reading, rosetta) if rosetta else {}
+    for number, row in enumerate(json_list("textvqa", file, "data"), 1):
+        with reading.row(file, number):
+            reading.add(_sample(data, row, by_question, by_picture))
+    return reading.finish([path for path in (file, prompts, rosetta) if path])
+
+
+def _llava_prompts(reading: Reading, file: Path) -> dict[tuple[str, str], str]:
+    """LLaVA's prompt of each (picture, question in lower case): the key by which its scorer joins."""
+    prompts = {}
+    for number, line in lines("textvqa", file):
+        with reading.row(file, number):
+            row = json_line(line)
+            text = question_text(row, "text")
+            prompts[identifier(row, "question_id"), text.split("\n")[0].lower()] = text
+    return prompts
+
+
+def _ocr_words(reading: Reading, file: Path) -> dict[str, str]:
+    words = {}
+    for number, row in enumerate(json_list("textvqa", file, "data"), 1):
+        with reading.row(file, number):
+            words[identifier(row, "image_id")] = ", ".join(map(str, entry(row, "ocr_tokens", list)))
+    return words
+
+
+def _sample(data: DataFolder, row: Any, prompts: dict[tuple[str, str], str], words: dict[str, str]) -> Sample:
+    picture, question, key = identifier(row, "image_id"), question_text(row), identifier(row, "question_id")
+    prompt, source = prompts.get((picture, question.lower())), "llava"
+    if prompt is None:
+        reference = f"\nReference OCR token: {words[picture]}" if picture in words else ""
+        prompt, source = question.capitalize() + reference + SINGLE_WORD, "rosetta" if reference else "none"
+    meta = {"question_id": picture, "unit": key, "image": picture, "kind": "all", "ocr": source}
+    path = data.picture(f"train_images/{picture}.jpg", f"train_val_images/train_images/{picture}.jpg")
+    return Sample(key, path, prompt, answer=ten_answers(entry(row, "answers", list)), meta=meta)
+
+
+def ten_answers(given: Sequence[object]) -> tuple[str, ...]:
+    """The ten people's answers, from a list of text or of {"answer": text}. Raises RowError."""
+    answers = [each.get("answer") if isinstance(each, Mapping) else each for each in given]
+    if len(answers) != PEOPLE or not all(isinstance(answer, str) for answer in answers):
+        raise RowError(f"'answers': {PEOPLE} texts", f"{len(answers)}: {shown(answers)}")
+    return tuple(map(str, answers))
+
+
+def score(prediction: str, sample: Sample) -> float:
+    """Agreement with the ten people, 0 to 1."""
+    return soft_score(prediction, sample.answer) if isinstance(sample.answer, tuple) else float("nan")
+
+
+def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
+    """Mean soft score in percent, and how many prompts had OCR words."""
+    pairs = answered(samples, predictions)
+    numbers = {"accuracy": percent(score(text, sample) for sample, text in pairs)}
+    return numbers | counted(samples, pairs) | {"with_ocr": float(sum(s.meta["ocr"] != "none" for s in samples))}
+
+
+def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
+    """Writes `textvqa.jsonl`, the --result-file of eval_textvqa.py (its question_id is the picture's)."""
+    return write_llava(samples, predictions, Path(folder) / "textvqa.jsonl")

@@ -1,0 +1,172 @@
+"""What dropping vision tokens does to the answers: from the tables of a sweep to numbers with intervals.
+
+`results` is what `drop_sweep` returned, several of those by name, or a run of `probe drop`: a tree with a node for each
+reading of "dropped", and one with attention. Every table's first three cases are the untouched model, no vision in any
+layer, and another image. Questions about one picture are no independent evidence, so pictures are drawn again
+(`intervals.py`), all cases with the same draws: differences are paired.
+
+    effects(results)                                  # a row for each reading, case and kind of question
+    window_cases(table, 4)                            # ["1-4", "5-8", ...]: those of Fig. 5
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jaxtyping import Float
+
+from probe.errors import ProbeError
+from probe.records.bootstrap import Interval, bootstrap, paired
+
+BASELINES = 3  # untouched, no vision, another image
+ATTENTION = "attention"  # the node that is no reading
+OF_SAMPLES = ("image", "kind", "unit", "gold")  # what a run's root says of each sample
+VALUES = {
+    "correct": "accuracy",
+    "gold_logprob": "log-probability of the gold answer (nat)",
+    "kl": "KL divergence from the untouched model (nat)",
+    "total_variation": "total variation from the untouched model",
+    "first_token_changed": "another first token than untouched",
+    "donor_answer_given": "the other image's answer is given",
+}
+ALL = "all"  # kinds of question
+ORDER = ("mask", "mask, freeze", "remove", "remove, no restore", "zero", "swap")  # of readings
+
+
+def tables_of(results: Any) -> dict[str, xr.Dataset]:
+    """The tables (sample, case) in `results`, by the name of their reading; with `image` and `kind` of each sample.
+
+    Raises ProbeError for anything that holds none.
+    """
+    if isinstance(results, xr.Dataset):
+        tables = {reading_of(results): results}
+    elif isinstance(results, xr.DataTree):
+        root = results.to_dataset()
+        known = [name for name in OF_SAMPLES if name in root]
+        benchmark = {name: value for name, value in root.attrs.items() if name == "benchmark"}
+        tables = {
+            reading_of(table): table.assign({name: root[name] for name in known}).assign_attrs(benchmark)
+            for name, node in results.children.items()
+            if name != ATTENTION and "case" in (table := node.to_dataset()).dims
+        }
+        tables = dict(sorted(tables.items(), key=lambda pair: [*ORDER, pair[0]].index(pair[0])))
+    else:
+        tables = dict(results) if isinstance(results, Mapping) else {}
+    if not tables or not all(isinstance(one, xr.Dataset) and "dropped" in one for one in tables.values()):
+        raise ProbeError("results", expected="what drop_sweep returned, or a run of probe drop", got=repr(results)[:60])
+    return {name: _with_samples(table) for name, table in tables.items()}
+
+
+def reading_of(table: xr.Dataset) -> str:
+    """How the tokens were dropped, in a word or two.
+
+    >>> reading_of(xr.Dataset(attrs={"how": "mask", "freeze": "true"}))
+    'mask, freeze'
+    """
+    options = [f"{table.attrs.get('how', 'dropped')}"]
+    options += ["freeze"] * (table.attrs.get("freeze") == "true")
+    options += ["no restore"] * (table.attrs.get("restore") == "false")
+    return ", ".join(options)
+
+
+def _with_samples(table: xr.Dataset) -> xr.Dataset:
+    """Without the picture of each sample, each counts as one of its own; without kinds there is one."""
+    if "image" not in table:
+        table = table.assign(image=("sample", table["sample"].values.astype(object)))
+    return table if "kind" in table else table.assign(kind=("sample", np.full(table.sizes["sample"], ALL, object)))
+
+
+def dropped_layers(table: xr.Dataset) -> dict[str, tuple[int, ...]]:
+    """The layers that each case names, from 0; without the cases that every sweep has."""
+    named = table["dropped"].isel(case=slice(BASELINES, None))
+    return {
+        str(name): tuple(np.flatnonzero(row).tolist())
+        for name, row in zip(named["case"].values, named.values, strict=True)
+    }
+
+
+def window_cases(table: xr.Dataset, size: int | None = None) -> list[str]:
+    """Cases that are neighbouring windows of `size` layers; by default of the least size that covers all layers.
+
+    An empty list where there are no such cases.
+    """
+    names, layers = {chosen: name for name, chosen in dropped_layers(table).items()}, table.sizes["layer"]
+    for tried in range(1, layers) if size is None else [size] * (size <= layers):
+        windows = [tuple(range(start, min(start + tried, layers))) for start in range(0, layers, tried)]
+        if all(window in names for window in windows):
+            return [names[window] for window in windows]
+    return []
+
+
+def from_cases(table: xr.Dataset) -> dict[int, str]:
+    """First dropped layer -> the case that drops from there to the last layer."""
+    last = table.sizes["layer"]
+    found = {c[0]: name for name, c in dropped_layers(table).items() if c and c == tuple(range(c[0], last))}
+    return dict(sorted(found.items()))
+
+
+def until_cases(table: xr.Dataset) -> dict[int, str]:
+    """Last dropped layer -> the case that drops from the first layer to there."""
+    found = {c[-1]: name for name, c in dropped_layers(table).items() if c and c == tuple(range(c[-1] + 1))}
+    return dict(sorted(found.items()))
+
+
+def kinds_of(table: xr.Dataset) -> list[str]:
+    """The kinds of question, the most frequent first; none where there is only one."""
+    kinds, counts = np.unique(table["kind"].values.astype(str), return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [str(kinds[at]) for at in order] if len(kinds) > 1 else []
+
+
+def of_kind(table: xr.Dataset, kind: str) -> xr.Dataset:
+    """The samples of a kind; `ALL` is all of them."""
+    return table if kind == ALL else table.isel(sample=np.flatnonzero(table["kind"].values == kind))
+
+
+def values_of(table: xr.Dataset, value: str = "correct") -> Float[np.ndarray, "sample case"]:
+    """One of `VALUES` as an array. Raises ProbeError where the table has it not."""
+    if value not in VALUES or value not in table:
+        there = ", ".join(name for name in VALUES if name in table)
+        raise ProbeError("results", expected=f"a value of {there}", got=repr(value))
+    return table[value].transpose("sample", "case").values.astype(float)
+
+
+def has_scores(table: xr.Dataset) -> bool:
+    """Whether any answer was scored; a judge's benchmark has none."""
+    return bool(table["correct"].notnull().any())
+
+
+def effects(results: Any, *, seed: int = 0) -> pd.DataFrame:
+    """A row for each reading, case and kind of question: accuracy and its difference to the untouched model.
+
+    Both in percent with 95 % intervals: bootstrap over pictures, the difference paired. Beside them the means of the
+    other values; distances to the untouched model are of the first answer token's distribution.
+    """
+    rows = []
+    for reading, table in tables_of(results).items():
+        for kind in (ALL, *kinds_of(table)):
+            rows += _effects(of_kind(table, kind), {"reading": reading, "kind": kind}, seed)
+    return pd.DataFrame(rows)
+
+
+def _effects(table: xr.Dataset, labels: Mapping[str, str], seed: int) -> list[dict[str, Any]]:
+    correct, images = values_of(table), table["image"].values
+    counts = {"questions": table.sizes["sample"], "pictures": len(np.unique(images.astype(str)))}
+    columns = _columns("accuracy", bootstrap(correct, images, seed=seed))
+    columns |= _columns("difference", paired(correct, correct[:, 0], images, seed=seed))
+    columns |= {
+        name: table[name].transpose("sample", "case").mean("sample").values
+        for name in VALUES if name != "correct" and name in table
+    }  # fmt: skip
+    layers = {**dict.fromkeys(table["case"].values[:BASELINES], ""), **dropped_layers(table)}
+    return [
+        {"reading": labels["reading"], "case": case, "layers": " ".join(str(layer + 1) for layer in chosen),
+         "kind": labels["kind"], **counts, **{name: float(column[at]) for name, column in columns.items()}}
+        for at, (case, chosen) in enumerate((case, layers[case] or ()) for case in map(str, table["case"].values))
+    ]  # fmt: skip
+
+
+def _columns(name: str, found: Interval) -> dict[str, np.ndarray]:
+    return {name: 100 * found.estimate, f"{name}_low": 100 * found.low, f"{name}_high": 100 * found.high}

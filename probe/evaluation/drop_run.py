@@ -1,0 +1,182 @@
+"""Subject x intervention x benchmark -> run: what is measured over many samples, resumable and crash-safe.
+
+    task = Task.read("gqa", "data/gqa", limit=500)
+    dropping = Dropping(subject, task, {"mask": windows(4), "swap": windows(4)})
+    print(dropping.estimate())
+    run = dropping.run("probe-out/drop")                  # the same line again goes on where it was interrupted
+    effects(results(run, task))                           # accuracy of every case, with intervals
+
+A part of such a run is a tree: a node for each reading of "dropped" (a table of `drop_sweep`), and one with the
+attention that text gives to vision, from the same samples. A part of an attention run is a record.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from probe.data.sample import Sample
+from probe.errors import ProbeError
+from probe.evaluation.drop_effects import ATTENTION
+from probe.evaluation.run_identity import digest, fingerprint
+from probe.evaluation.task import Task
+from probe.interventions.layer_target import Names, as_names
+from probe.interventions.sweep import Sweep
+from probe.interventions.sweep.layer_sets import Cases
+from probe.interventions.sweep.result_table import golden
+from probe.measures.attention.measure import measure
+from probe.records import validate
+from probe.records.compact import lean
+from probe.records.provenance import Fingerprint
+from probe.records.run_directory import Run, collect
+from probe.subject.subject import Subject
+
+READINGS: dict[str, dict[str, Any]] = {
+    "mask": {"how": "mask"},
+    "freeze": {"how": "mask", "freeze": True},
+    "remove": {"how": "remove"},
+    "gone": {"how": "remove", "restore": False},
+    "zero": {"how": "zero"},
+    "swap": {"how": "swap"},
+}
+ATTENTION_VALUES = ("mass", "share", "lift")
+ATTENTION_BATCH = 16  # samples between two looks at the clock
+PER_SAMPLE = ("row_layers", "image_prefixes")  # counts, not settings
+Progress = Callable[[int], None]
+
+
+class Dropping:
+    """What `probe drop` measures of each sample: its answers in every case of every reading, and attention."""
+
+    def __init__(
+        self, subject: Subject, task: Task, readings: Mapping[str, Cases], *, stack: str = "llm",
+        queries: Names | None = None, max_new_tokens: int = 32, attention: bool = True,
+    ):  # fmt: skip
+        """`readings`: names of `READINGS`, each with its cases as in `drop_sweep`. Raises ProbeError as that does."""
+        if unknown := [name for name in readings if name not in READINGS]:
+            raise ProbeError("drop", expected=f"readings of {', '.join(READINGS)}", got=repr(unknown[0]))
+        if not task.with_pictures:
+            raise ProbeError("drop", expected="questions about pictures", got=f"none in {task.benchmark.name}")
+        self.subject, self.task, self.max_new_tokens, self.attention = subject, task, max_new_tokens, attention
+        self.weights, self.stack, self.queries = digest(subject.model), stack, queries
+        self.sweeps: dict[str, Sweep] = {}
+        memory = None  # the readings share their picture
+        for name, cases in readings.items():
+            sweep = Sweep(subject, cases, stack=stack, queries=queries, **READINGS[name],
+                          max_new_tokens=max_new_tokens, score=task.score, memory=memory)  # fmt: skip
+            self.sweeps[name], memory = sweep, sweep.memory
+
+    def run(
+        self, folder: str | Path, progress: Progress | None = None, *, samples: Sequence[Sample] | None = None,
+        worker: str = "0",
+    ) -> Run:  # fmt: skip
+        """Measures what is still to do. Raises ProbeError where the folder holds another run; see `collect`.
+
+        Several workers, each with a name, may share the folder: give each `samples` of its own.
+        """
+        run = Run.open(folder, self.fingerprint(), worker)
+        collect(run, self.task.with_pictures if samples is None else samples, self, progress=progress)
+        return run
+
+    def fingerprint(self) -> Fingerprint:
+        """What must be equal to go on."""
+        readings = {
+            name: {**READINGS[name], "cases": {case: sorted(layers) for case, layers in sweep.cases.items()}}
+            for name, sweep in self.sweeps.items()
+        }
+        plan: dict[str, Any] = {"verb": "drop", "readings": readings, "attention": self.attention}
+        if self.stack != "llm":
+            plan |= {"stack": self.stack, "queries": "+".join(as_names(self.queries or ()))}
+        return fingerprint(self.subject, self.task, plan, {"max_new_tokens": self.max_new_tokens})
+
+    def estimate(self, samples: Sequence[Sample] | None = None) -> list[str]:
+        """What these samples (by default all) will cost, a line a reading. An upper bound, as answers end."""
+        samples = list(self.task.with_pictures if samples is None else samples)
+        readable = next((at for at, sample in enumerate(samples[:100]) if self._can_encode(sample)), None)
+        if readable is None:
+            return []
+        samples = [samples[readable], *samples[:readable], *samples[readable + 1 :]]
+        costs = {name: sweep.estimate(samples).removeprefix("drop_sweep: ") for name, sweep in self.sweeps.items()}
+        return [f"{name}: {cost}" for name, cost in costs.items()]
+
+    def _can_encode(self, sample: Sample) -> bool:
+        try:
+            self.subject.encode(list(sample.images), sample.question)
+        except ProbeError:
+            return False
+        return True
+
+    def __call__(self, samples: list[Sample]) -> xr.DataTree:
+        """One sample (a list, as `collect` has it) in every case of every reading."""
+        (sample,) = samples
+        donor = self.task.donor(sample, same_size=self.subject.aspect == "anyres")
+        nodes = {name: _without_counts(sweep(sample, donor)) for name, sweep in self.sweeps.items()}
+        if self.attention:
+            record = measure(self.subject, sample, stacks=[self.stack], rows="text", max_new_tokens=self.max_new_tokens)
+            nodes[ATTENTION] = attention_to_vision(record, self.stack)
+        told = self.subject.describe() | {"weights": self.weights, "benchmark": self.task.benchmark.name}
+        return xr.DataTree.from_dict({"/": about(sample).assign_attrs(told), **nodes})
+
+
+def attention_to_vision(record: xr.DataTree, stack: str = "llm") -> xr.Dataset:
+    """Mass, share and lift of vision by layer and query type, mean over heads."""
+    measured = record[stack].to_dataset()[list(ATTENTION_VALUES)]
+    averaged = measured.sel(key_type="vision", drop=True).mean("head", keep_attrs=True)
+    return averaged.assign_attrs(record.attrs)
+
+
+def results(run: Run, task: Task) -> xr.DataTree:
+    """All of a drop run, in the order of the benchmark. Raises ProbeError when no sample is finished."""
+    loaded = run.load([sample.id for sample in task.benchmark.samples])
+    assert isinstance(loaded, xr.DataTree)
+    return loaded
+
+
+def predictions(table: xr.Dataset, case: str) -> dict[str, str]:
+    """Sample id -> the answer in a case."""
+    return dict(zip(table["sample"].values.tolist(), table["answer"].sel(case=case).values.tolist(), strict=True))
+
+
+def attention_run(
+    subject: Subject, task: Task, folder: str | Path, *, progress: Progress | None = None, max_new_tokens: int = 32,
+    types: str = "paper", maps: bool = False,
+) -> Run:  # fmt: skip
+    """Records of a benchmark's samples in a run directory, as `measure` makes them, without pixels.
+
+    Where each patch is, and what it receives, is kept with `maps` only: it is most of a record.
+    """
+    options: dict[str, Any] = {"types": types, "maps": maps, "max_new_tokens": max_new_tokens}
+    run = Run.open(folder, fingerprint(subject, task, {"verb": "attention", "types": types, "maps": maps},
+                                       {"max_new_tokens": max_new_tokens}))  # fmt: skip
+    pictured = {bool(sample.images) for sample in task.samples}
+    stacks = ["llm"] if pictured == {True, False} else None  # a sample without a picture has no encoder
+
+    def measured(samples: list[Sample]) -> xr.DataTree:
+        record = measure(subject, samples, stacks=stacks, progress=False, **options)
+        return lean(record, {sample.id: sample for sample in samples}, keep_patches=maps)
+
+    collect(run, task.samples, measured, batch=ATTENTION_BATCH, progress=progress)
+    return run
+
+
+def merged(run: Run, task: Task) -> xr.DataTree:
+    """All of an attention run as one record, in the order of the benchmark."""
+    loaded = run.load([sample.id for sample in task.benchmark.samples])
+    return validate(loaded)
+
+
+def _without_counts(table: xr.Dataset) -> xr.Dataset:
+    table.attrs = {name: value for name, value in table.attrs.items() if name not in PER_SAMPLE}
+    return table
+
+
+def about(sample: Sample) -> xr.Dataset:
+    """What figures and tables need to know of a sample."""
+    told = {name: str(sample.meta[name]) for name in ("image", "kind", "unit")}
+    told |= {"question": str(sample.question), "gold": next(iter(golden(sample)), "")}
+    return xr.Dataset(
+        {name: ("sample", np.array([text], dtype=object)) for name, text in told.items()},
+        coords={"sample": np.array([sample.id], dtype=object)},
+    )

@@ -1,0 +1,80 @@
+"""Scores of a judge, for the benchmarks whose answers only a judge can score: into the tables of a finished run.
+
+`probe drop --export` writes every case's answers to `predictions/<reading>/<case>/`. The judge reads them, and what it
+writes goes beside them as `judged.json` (or `.jsonl`); the same command with `--judged` then draws and tabulates them.
+A single file is taken as the judge's word on the untouched model.
+
+    found = judged(results(run, task), task, "probe-out/drop/predictions")
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from probe.errors import ProbeError
+from probe.evaluation.drop_effects import ATTENTION, reading_of
+from probe.evaluation.headline import REFERENCE
+from probe.evaluation.task import Task
+
+FILES = ("judged.json", "judged.jsonl")
+TOP = 10  # a judge's best mark in LLaVA-Bench
+
+
+def folder_of(reading: str, case: str) -> Path:
+    """Where the answers of a case are, within `predictions/`.
+
+    >>> folder_of("mask, freeze", "no vision").as_posix()
+    'mask-freeze/no-vision'
+    """
+    return Path(reading.replace(", ", "-").replace(" ", "-")) / case.replace(" ", "-")
+
+
+def check_judged(task: Task, path: Path) -> None:
+    """Raises ProbeError for a benchmark that scores its own answers, and where there is nothing of a judge."""
+    if not hasattr(task.module, "judged"):
+        raise ProbeError("--judged", expected="a benchmark that a judge scores: llava_w or mm_vet",
+                         got=task.benchmark.name, fix="leave it out")  # fmt: skip
+    if not path.is_file() and not any(file for name in FILES for file in path.rglob(name)):
+        raise ProbeError("--judged", expected="a judge's file, or a folder laid out as predictions/ with judged.json "
+                         "(.jsonl) in it", got=str(path))  # fmt: skip
+
+
+def judged(found: xr.DataTree, task: Task, path: str | Path) -> xr.DataTree:
+    """The results with the scores of every case that was judged. Raises ProbeError for a file that is none."""
+    path = Path(path)
+    check_judged(task, path)
+    nodes = {name: node.to_dataset() for name, node in found.children.items()}
+    scored = {
+        name: table if name == ATTENTION or "case" not in table.dims else _scored(table, task, path)
+        for name, table in nodes.items()
+    }
+    return xr.DataTree.from_dict({"/": found.to_dataset(), **scored})
+
+
+def _scored(table: xr.Dataset, task: Task, path: Path) -> xr.Dataset:
+    correct = np.full((table.sizes["sample"], table.sizes["case"]), np.nan, dtype=np.float32)
+    reference = correct.copy()
+    for at, case in enumerate(map(str, table["case"].values)):
+        file = _file(path, reading_of(table), case, untouched=at == 0)
+        scores = {} if file is None else task.module.judged(file)
+        for row, sample in enumerate(map(str, table["sample"].values)):
+            correct[row, at], reference[row, at] = _two(scores, sample)
+    values = {"correct": correct} | ({} if np.isnan(reference).all() else {REFERENCE: reference})
+    return table.assign({name: (("sample", "case"), value) for name, value in values.items()})
+
+
+def _file(path: Path, reading: str, case: str, untouched: bool) -> Path | None:
+    if path.is_file():
+        return path if untouched else None
+    return next((file for name in FILES if (file := path / folder_of(reading, case) / name).is_file()), None)
+
+
+def _two(scores: Mapping[str, float | tuple[float, float]], sample: str) -> tuple[float, float]:
+    """The model's score, and the one of the reference where the judge gave two; in [0, 1], NaN where it gave none."""
+    found = scores.get(sample, float("nan"))
+    if not isinstance(found, tuple):
+        return found, float("nan")
+    reference, model = found
+    return (model / TOP, reference / TOP) if min(found) >= 0 else (float("nan"), float("nan"))

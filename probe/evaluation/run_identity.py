@@ -1,0 +1,43 @@
+"""What makes two runs over a benchmark the same run: model, weights, kernel, prompt, plan, data. Not how many samples.
+
+A name and a revision don't tell checkpoints of one architecture apart when a folder was trained further in place, or
+for a model in memory. A few values of each parameter do, at the cost of milliseconds.
+
+    fingerprint(subject, task, {"verb": "drop", ...}, {"max_new_tokens": 32})
+    digest(subject.model)                                 # "5d0c8f..."
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from probe.evaluation.task import Task
+from probe.records.provenance import Fingerprint, hash_files
+from probe.subject.subject import Subject
+
+VALUES = 64  # of each parameter, evenly spread
+
+
+def fingerprint(subject: Subject, task: Task, plan: Mapping[str, Any], generation: Mapping[str, Any]) -> Fingerprint:
+    """For `Run.open`: `plan` is what is done, `generation` the arguments of generate; plain values."""
+    told = subject.describe()
+    template = hashlib.sha256(str(subject.processor.chat_template).encode()).hexdigest()[:16]
+    setting = {name: told[name] for name in ("quantization", "aspect", "image_processor")}
+    setting["weights"] = digest(subject.model)
+    if told["reducer"]:
+        setting["reducer"] = told["reducer"]
+    data = {"benchmark": task.benchmark.name, "split": task.benchmark.split, **hash_files(task.benchmark.files)}
+    named = (told["model"], told["revision"], told["dtype"], told["attention"])
+    return Fingerprint(*named, template, {**plan, **setting}, data, generation)
+
+
+def digest(model: nn.Module) -> str:
+    """The same for equal weights, whatever the device."""
+    found = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        some = flat[:: max(1, flat.numel() // VALUES)][:VALUES].float().cpu().numpy()
+        found.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + some.tobytes())
+    return found.hexdigest()[:16]

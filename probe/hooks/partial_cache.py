@@ -1,0 +1,101 @@
+"""Caches of which a layer holds some positions of the sequence only, and which caches and windows can have that.
+
+A `PartialLayer` stands in a DynamicCache in the place of the layer that the model made. `rows.py` puts it there.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from probe.errors import ProbeError
+from probe.hooks.kept_positions import Present
+
+
+class PartialLayer(DynamicLayer):
+    """Keys and values of the present positions only. It reports the length of the whole sequence.
+
+    `closed`: by how much the positions behind it have moved up, where gaps were closed.
+    """
+
+    def __init__(self, present: Present, closed: Int[Tensor, " batch"] | None = None):
+        super().__init__()
+        self.present: Present | None = present
+        self.closed = closed
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if self.is_initialized and self.present is not None:
+            self.present = self.present.then(key_states.shape[-2])
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def get_seq_length(self) -> int:
+        stored = super().get_seq_length()
+        return self.present.length if stored and self.present is not None else stored
+
+    def reset(self) -> None:
+        super().reset()
+        self.present = self.closed = None
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)
+        if self.present is not None and self.keys is not None:
+            stored = self.keys.shape[-2]
+            index = self.present.index[:, :stored]
+            self.present = replace(self.present, index=index, length=self.present.length + tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)  # pyright: ignore[reportArgumentType]
+        self._choose(lambda x: x[beam_idx.to(x.device)])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._choose(lambda x: x.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._choose(lambda x: x[indices.to(x.device)])
+
+    def _choose(self, rows: Callable[[Tensor], Tensor]) -> None:
+        if self.present is not None:
+            self.present = self.present.rows(rows)
+        if self.closed is not None:
+            self.closed = rows(self.closed)
+
+
+def store(cache: Any, index: int, layer: PartialLayer) -> None:
+    """Puts a layer in the place of the one that a dynamic cache has for it."""
+    while len(cache.layers) <= index:  # a cache without a config grows as layers write to it
+        cache.layers.append(cache.layer_class_to_replicate())
+    cache.layers[index] = layer
+
+
+KINDS = (DynamicLayer, DynamicSlidingWindowLayer, PartialLayer)  # exactly these: subclasses store otherwise
+
+
+def windows(called: str, model: PreTrainedModel, layers: Sequence[int]) -> dict[int, int | None]:
+    """The sliding window of each of these layers, None for full attention. Raises ProbeError for layers that are not
+    of attention alone."""
+    kinds = DynamicCache(config=model.config).layers or [DynamicLayer()] * (max(layers) + 1)
+    for layer in layers:
+        if type(kinds[layer]) not in KINDS:
+            kind = type(kinds[layer]).__name__
+            raise ProbeError(called, expected="layers of attention alone", got=f"{kind} in layer {layer}")
+    return {layer: getattr(kinds[layer], "sliding_window", None) for layer in layers}
+
+
+def check_partial(called: str, windows: Mapping[int, int | None], length: int, cache: Any, fix: str) -> None:
+    """Refuses what would go wrong silently: a window that does not reach back over the sequence, and a cache that
+    can't hold some positions only."""
+    for layer, window in windows.items():
+        if window is not None and length > window:
+            raise ProbeError(called, expected=f"at most {window} tokens, the sliding window of layer {layer}",
+                             got=f"{length}", fix=fix)  # fmt: skip
+        kind = type(cache.layers[layer]) if cache is not None and layer < len(cache.layers) else DynamicLayer
+        kind = getattr(cache, "layer_class_to_replicate", None) or kind
+        if kind not in KINDS:
+            raise ProbeError(called, expected="a DynamicCache", got=f"{type(cache).__name__} of {kind.__name__}",
+                             fix=f"leave cache_implementation out{', or ' * bool(fix)}{fix}")  # fmt: skip

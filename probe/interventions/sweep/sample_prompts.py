@@ -1,0 +1,57 @@
+"""One sample of a sweep as tokens: its prompt, the same about the donor's pictures, and its gold answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from probe.data.sample import Picture, Sample
+from probe.interventions.sweep.result_table import golden
+from probe.subject.inputs import Inputs
+from probe.subject.subject import Subject
+
+Pictures = Picture | Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Question:
+    """`other` is the prompt about another image, None without one. `gold`: the tokens of the sample's first answer,
+    without the end of the turn; none where it has no answer."""
+
+    inputs: Inputs
+    other: Inputs | None
+    gold: Int[Tensor, " token"]
+
+    @classmethod
+    def of(cls, subject: Subject, sample: Sample, donor: Pictures | None) -> "Question":
+        inputs = _encode(subject, sample.image, sample)
+        other = None if donor is None else _encode(subject, donor, sample)
+        return cls(inputs, other, _gold(subject, sample, inputs["input_ids"][0]))
+
+    @property
+    def length(self) -> int:
+        return self.inputs["input_ids"].shape[1]
+
+    @property
+    def other_fits(self) -> bool:
+        """Whether the other image's vision tokens stand in the same places."""
+        return self.other is not None and torch.equal(self.inputs["input_ids"], self.other["input_ids"])
+
+
+def _encode(subject: Subject, image: Pictures | None, sample: Sample, answer: str | None = None) -> Inputs:
+    return subject.encode(list(image) if isinstance(image, tuple) else image, sample.question, answer)
+
+
+def _gold(subject: Subject, sample: Sample, prompt: Int[Tensor, " token"]) -> Int[Tensor, " gold_token"]:
+    answers = golden(sample)
+    if not answers:
+        return prompt[:0]
+    said = _encode(subject, sample.image, sample, answers[0])["input_ids"][0]
+    if torch.equal(said[: len(prompt)], prompt):
+        words = said[len(prompt) :]
+    else:  # the tokenizer merged the answer's start into the prompt, which generation does not do
+        ids = subject.processor.tokenizer(answers[0], add_special_tokens=False)["input_ids"]
+        words = torch.tensor(ids, device=prompt.device)
+    return words[~torch.isin(words, torch.tensor(subject.vocabulary.end_ids, device=prompt.device))]

@@ -1,0 +1,218 @@
+"""The sweep: many layer sets times many samples, each exactly as if it ran alone, for the price of a few.
+
+Three things are computed once: the image prefix (`prefix.py`) for all cases and all questions about a picture; text
+rows before the first dropped layer for all cases, which split into rows as their histories differ (`rows.py`); and
+each step of decoding, a batch of all cases. With 576 vision and 45 text tokens, 41 cases of 32 layers cost as much as
+2.3 forwards, not 41.
+
+    table = drop_sweep(subject, samples, windows(4))
+    table["correct"].mean("sample")                      # (case): Fig. 5
+    table.attrs["row_layers"]                            # what was computed
+
+`Sweep` is the same one sample at a time, for a run directory that resumes.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+import xarray as xr
+from tqdm.auto import tqdm
+
+from probe import __version__
+from probe.data.sample import Sample
+from probe.errors import ProbeError
+from probe.hooks.model_state import active, text_guided
+from probe.hooks.model_structure import stacks
+from probe.interventions.drop import drop_vision
+from probe.interventions.layer_target import Names, as_names
+from probe.interventions.sweep.batched import Together
+from probe.interventions.sweep.batched_prefusion import Fused
+from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE, NO_VISION, UNTOUCHED, Cases, resolve
+from probe.interventions.sweep.result_table import Score, exact_match, tabulate
+from probe.interventions.sweep.sample_prompts import Pictures, Question
+from probe.interventions.sweep.schedule import estimate, schedule
+from probe.interventions.sweep.sequential import Alone
+from probe.interventions.sweep.visibility import Reading, row_layers
+from probe.subject.inputs import Inputs
+from probe.subject.prefix_cache import PrefixMemory
+from probe.subject.prefix_check import Verdict, verdict, verdict_of
+from probe.subject.subject import Subject
+
+
+def drop_sweep(
+    subject: Subject,
+    samples: Sequence[Sample] | Sample,
+    cases: Cases,
+    how: str = "mask",
+    stack: str = "llm",
+    *,
+    freeze: bool = False,
+    restore: bool = True,
+    queries: Names | None = None,
+    donor: Pictures | None = None,
+    max_new_tokens: int = 32,
+    score: Score = exact_match,
+    progress: bool = True,
+) -> xr.Dataset:
+    """What each sample is answered when vision is dropped in each set of layers: dims (sample, case).
+
+    Args:
+        cases: sets of layers, named or not, or `windows(4)`, `from_layer()`, `until_layer()`, or several of these in a
+            list. The untouched model, no vision in any layer and another image are always cases.
+        how: "mask", "remove" or "zero" as in `drop_vision` (with its `freeze` and `restore`), or "swap": text reads
+            another image's vision tokens in these layers.
+        stack: "llm", or "prefusion" of LLaVA-Mini, where `queries` says who is cut off, as in `drop_vision`.
+        donor: the other image. By default that of the next sample with another one.
+        score: score(answer, sample) of a generated answer, NaN where nothing can be said.
+        progress: whether to say on stderr what it will cost, and how far it is.
+
+    Variables: answer, correct, gold_logprob, kl, total_variation, first_token_changed, for swaps donor_answer_given;
+    dropped (case, layer); row_layers and image_prefixes (sample), which count what was computed.
+    Samples that show the same picture are taken together, and returned in the order given. Answers are greedy.
+    Raises ProbeError for layers that are not there, a model that is compiled, in training mode or under an
+    intervention, a sliding window shorter than prompt and answer, and swaps between pictures with other numbers of
+    tokens.
+    """
+    samples = [samples] if isinstance(samples, Sample) else list(samples)
+    ids = [sample.id for sample in samples]
+    if not ids or len(set(ids)) < len(ids):
+        got = f"{next(i for i in ids if ids.count(i) > 1)!r} twice" if ids else "none"
+        raise ProbeError("drop_sweep", expected="samples, each with an id of its own", got=got)
+    options = {"freeze": freeze, "restore": restore, "queries": queries}
+    sweep = Sweep(subject, cases, how, stack, **options, max_new_tokens=max_new_tokens, score=score)
+    order, donors = schedule(samples)
+    donors = donors if donor is None else dict.fromkeys(donors, donor)
+    if progress:
+        print(sweep.estimate(order), file=sys.stderr)
+    bar = tqdm(order, "drop_sweep", unit="sample", disable=not progress)
+    tables = [sweep(sample, donors[sample.id]) for sample in bar]
+    table = xr.concat(tables, "sample", data_vars="minimal", coords="minimal", combine_attrs="override")
+    table.attrs |= {"row_layers": int(table["row_layers"].sum()), "image_prefixes": int(table["image_prefixes"].sum())}
+    return table.sel(sample=ids)
+
+
+def sweep_one(
+    subject: Subject, sample: Sample, cases: Cases, how: str = "mask", donor: Pictures | None = None, **options
+) -> xr.Dataset:
+    """One sample of `drop_sweep` (whose `options` it takes). For many, keep a `Sweep`: it remembers prefixes."""
+    return Sweep(subject, cases, how, **options)(sample, donor)
+
+
+class Sweep:
+    """A sweep one sample at a time: `sweep(sample, donor)`. Arguments as in `drop_sweep`; sweeps of one model may share
+    the `memory` of another one."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        cases: Cases,
+        how: str = "mask",
+        stack: str = "llm",
+        *,
+        freeze: bool = False,
+        restore: bool = True,
+        queries: Names | None = None,
+        max_new_tokens: int = 32,
+        score: Score = exact_match,
+        memory: PrefixMemory | None = None,
+    ):
+        found = stacks(subject.model)
+        _check(subject, stack, list(found), max_new_tokens)
+        self.subject, self.stack, self.score = subject, found[stack], score
+        self.reading, self.max_new_tokens = Reading(how, freeze, restore), max_new_tokens
+        self.queries = None if queries is None else as_names(queries)
+        _check_reading(self.reading, subject, stack, self.queries)
+        layers = len(self.stack.layers)
+        always = {UNTOUCHED: frozenset(), NO_VISION: frozenset(range(layers)), ANOTHER_IMAGE: frozenset()}
+        self.cases = always | resolve(cases, layers)
+        self.readings = self.reading.of_cases(self.cases, layers)
+        self.memory = PrefixMemory(subject.model, found["llm"]) if memory is None else memory
+        self.alone = Alone(subject, self.reading, self.cases, self.stack, max_new_tokens, self.queries)
+        self.together = (
+            Together(subject, self.reading, self.readings, self.memory, max_new_tokens) if stack == "llm"
+            else Fused(self.alone, self.memory.pictures)
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def __call__(self, sample: Sample, donor: Pictures | None = None) -> xr.Dataset:
+        """One sample in every case. Without a `donor` (its pictures) the case of another image is missing."""
+        if self.reading.how == "swap" and donor is None:
+            raise ProbeError("drop_sweep", expected="another image to swap with", got="none", fix="pass donor=")
+        before = self._prefixes()
+        question = Question.of(self.subject, sample, donor)
+        names = [name for name in self.cases if name != ANOTHER_IMAGE or donor is not None]
+        judged = self.judged(question.inputs)
+        outcome = (self.alone if judged.reason else self.together)(question, names)
+        answers = [question.inputs.vocabulary.words(ids) for ids in outcome.answers]
+        counts = {"row_layers": outcome.row_layers, "image_prefixes": self._prefixes() - before}
+        table = tabulate(sample, self.cases, len(self.stack.layers), names, outcome.logits, answers, question.gold,
+                         self.score, self.reading.how == "swap", counts)  # fmt: skip
+        return table.assign_attrs(self._provenance(judged), **counts)
+
+    @torch.no_grad()
+    def estimate(self, samples: Sequence[Sample]) -> str:
+        """What the samples will cost, in a line; from a forward on the first of them."""
+        question = Question.of(self.subject, samples[0], None)
+        judged, shared, token_bytes = self.judged(question.inputs), 0, 0.0
+        if not judged.seconds:
+            judged = Verdict(judged.reason, _seconds(self.subject, question.inputs))
+        rows = len(self.cases) * len(self.stack.layers)
+        if not judged.reason:
+            prompt, known = self.memory.of(question.inputs)
+            token_bytes = sum(t.nbytes for pair in known.prefix.keys.values() for t in pair) / max(prompt.shared, 1)
+            if self.stack.name == "llm":
+                shared, rows = prompt.shared, row_layers(self.readings.values())
+        return estimate(samples, len(self.cases), len(self.stack.layers), rows, question.length, shared,
+                        self.max_new_tokens, token_bytes, judged)  # fmt: skip
+
+    def judged(self, inputs: Inputs) -> Verdict:
+        """Whether sharing is exact."""
+        if guided := text_guided(self.subject.model):
+            return Verdict(f"{guided} chooses vision tokens by the question", 0.0)
+        if isinstance(self.together, Fused):
+            return verdict_of(self.subject.model, self.stack, inputs, self.together.untouched)
+        prompt, known = self.memory.of(inputs)
+        return verdict(self.subject.model, self.stack, inputs, prompt, known.prefix)
+
+    def _prefixes(self) -> int:
+        """Passes over pictures so far: over their prefix in the LLM, or over their rows in pre-fusion."""
+        return self.memory.computed if self.stack.name == "llm" else self.memory.pictures.computed
+
+    def _provenance(self, judged: Verdict) -> dict[str, str | int]:
+        reading = self.reading
+        return self.subject.describe() | {
+            "how": reading.how, "freeze": str(reading.freeze).lower(), "restore": str(reading.restore).lower(),
+            "stack": self.stack.name, "queries": "+".join(self.queries or ()),
+            "max_new_tokens": self.max_new_tokens, "probe_version": __version__,
+            "sharing": judged.reason or "exact", "score": getattr(self.score, "__name__", type(self.score).__name__),
+        }  # fmt: skip
+
+
+def _seconds(subject: Subject, inputs: Inputs) -> float:
+    """What one forward takes."""
+    start = time.perf_counter()
+    subject.model(**inputs, use_cache=False)  # pyright: ignore[reportCallIssue]
+    return time.perf_counter() - start
+
+
+def _check_reading(reading: Reading, subject: Subject, stack: str, queries: tuple[str, ...] | None) -> None:
+    """Raises ProbeError for what `drop_vision` refuses in this stack."""
+    if reading.how != "swap":
+        with drop_vision(subject.model, (), reading.how, reading.freeze, reading.restore, stack, queries):
+            return
+    if stack != "llm" or queries is not None:
+        raise ProbeError("drop_sweep", expected="how='swap' in the LLM, for all text", got=f"stack={stack!r}, "
+                         f"queries={queries!r}", fix="use another reading")  # fmt: skip
+
+
+def _check(subject: Subject, stack: str, found: list[str], max_new_tokens: int) -> None:
+    if stack not in found:
+        raise ProbeError("drop_sweep", expected=f"a stack of {', '.join(found)}", got=repr(stack))
+    if subject.model.training:
+        raise ProbeError("drop_sweep", expected="a model in eval mode", got="one in training mode", fix="model.eval()")
+    if now := active(subject.model):
+        raise ProbeError("drop_sweep", expected="the model as it is", got=f"one under {now}", fix="leave it")
+    if max_new_tokens < 1:
+        raise ProbeError("drop_sweep", expected="at least one new token", got=str(max_new_tokens))

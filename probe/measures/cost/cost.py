@@ -1,0 +1,138 @@
+"""`cost`: what one prompt costs a model, counted from its config and, if asked, measured on this machine.
+
+    cost("tiny-llava")                                    # or a hub id (its config only), a folder, a subject, a config
+    cost(config, vision_tokens=64, text_tokens=40)        # an encoder-side reducer; LLaVA-Mini: 8 x 8 compressed tokens
+    cost(config, vision_tokens=[36] * 2 + [9] * 6)        # tokens of each LLM layer: FastV and the like
+    cost(config, resolution=1000)                         # a larger picture, in views
+    cost(config, frames=100)                              # a video
+    cost(subject, measure=5)                              # with latency and memory, five times
+
+What is returned is described in `dataset.py`.
+"""
+
+import os
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from transformers import PreTrainedModel
+
+from probe.errors import ProbeError
+from probe.measures.cost.dataset import assemble
+from probe.measures.cost.flop_count import COMPONENTS, OPERATIONS, Counted, count
+from probe.measures.cost.formula import formula_flops
+from probe.measures.cost.meta_model import Described, described, parameters, skeleton
+from probe.measures.cost.prompt_shape import (
+    Prompt,
+    Resolution,
+    Tokens,
+    makes_to_order,
+    per_layer,
+    prompt_of,
+    with_tokens,
+)
+from probe.measures.cost.timing import MOMENTS, inputs_of, measure_prefill, with_random_weights
+from probe.subject.subject import load
+
+TEXT_TOKENS = 43  # a short system prompt and a short question
+
+
+def cost(
+    model: Any = "tiny-llava",
+    vision_tokens: Tokens | None = None,
+    text_tokens: int = TEXT_TOKENS,
+    *,
+    resolution: Resolution | None = None,
+    frames: int | None = None,
+    rows: Literal["all", "needed"] = "all",
+    dtype: str | torch.dtype | None = None,
+    measure: int = 0,
+    name: str | None = None,
+) -> xr.Dataset:
+    """Operations by component, cache, and on request time and memory, of reading one prompt: a dataset of one case.
+
+    model: a name (a shipped model, a folder, a hub id: of it only the config is read), a subject, a model, or a config.
+    vision_tokens: what the LLM gets, in all or in each of its layers; by default what the model makes of the picture.
+        LLaVA-Mini compresses to it, of other models a reducer is assumed to keep it before the projector.
+    resolution: pixels of the picture, a side or (height, width). frames: of a video instead.
+    rows: "all" counts as papers do, every row through every layer and the head; "needed" what `generate` runs.
+    dtype: of the cache; by default the model's, float16 for a config that names none.
+    measure: repeats of a measurement on this machine, 0 for none. A name is loaded with its weights; a config gets
+        random ones, on the GPU if there is one.
+    name: of the case.
+
+    Raises ProbeError for a model of text only, for numbers that are no sizes, for more vision tokens than the picture
+    makes, for a number that LLaVA-Mini can't compress to, and for a measurement of a model that would need a reducer.
+    """
+    if rows not in ("all", "needed"):
+        raise ProbeError("cost", expected="rows 'all' or 'needed'", got=repr(rows))
+    if not isinstance(measure, Integral) or measure < 0:
+        raise ProbeError("cost", expected="measure=0, or a number of repeats", got=repr(measure))
+    if measure and isinstance(model, str | os.PathLike):
+        model = load(model, dtype=dtype)
+    told = described(model, dtype)
+    layers = per_layer(vision_tokens, told.config.get_text_config().num_hidden_layers)
+    first = layers[0] if layers is not None else None
+    config = with_tokens(told.config, first, frames)
+    prompt = prompt_of(config, first, text_tokens, resolution, frames)
+    shapes = skeleton(config)
+    # One number is what a LLaVA-Mini's config makes by itself, and not always of all layers.
+    by_itself = makes_to_order(config) and isinstance(vision_tokens, Integral)
+    counted = count(shapes, prompt, None if by_itself else layers, rows)
+    values, device = _values(counted, shapes, told.dtype), "meta"
+    if measure:
+        runnable = _runnable(model, told, config, counted)
+        inputs = inputs_of(runnable, prompt, int(counted.tokens[-1, 0]))
+        values["latency"], values["memory"] = measure_prefill(runnable, inputs, measure)
+        device = str(runnable.device)
+    return assemble(name or told.name, _about(told, prompt, counted, device), _labels(counted, measure), values, rows)
+
+
+def _values(counted: Counted, shapes: PreTrainedModel, dtype: torch.dtype) -> dict[str, Any]:
+    text = shapes.config.get_text_config()
+    return {
+        "flops": np.stack([counted.flops[component] for component in COMPONENTS]),
+        "formula_flops": formula_flops(counted.tokens.sum(1).tolist(), text.hidden_size, text.intermediate_size),
+        "weights": dtype.itemsize * np.array([parameters(shapes)[component] for component in COMPONENTS], float),
+        "llm_tokens": counted.tokens.sum(1).astype(float),
+        "kv_cache": dtype.itemsize * counted.cache,
+        "prefix_cache": float(dtype.itemsize * counted.prefix),
+    }
+
+
+def _runnable(model: Any, told: Described, config: Any, counted: Counted) -> PreTrainedModel:
+    """The model to measure. Raises ProbeError where it would not run as it was counted."""
+    if counted.reduced:
+        raise ProbeError("cost", expected="as many vision tokens as the model makes, to be measured", got="fewer",
+                         fix="leave measure= out")  # fmt: skip
+    if model is told.config:
+        return with_random_weights(config, told.dtype)
+    if config is not told.config:
+        raise ProbeError("cost", expected="the number of vision tokens that its weights compress to, to be measured",
+                         got="another", fix="pass the config: it is measured with random weights")  # fmt: skip
+    return model if isinstance(model, PreTrainedModel) else model.model
+
+
+def _about(told: Described, prompt: Prompt, counted: Counted, device: str) -> dict[str, Any]:
+    return {
+        "model": told.name,
+        "revision": told.revision,
+        "dtype": str(told.dtype).removeprefix("torch."),
+        "device": device,
+        "toy": str(told.toy).lower(),
+        "vision_tokens": float(counted.tokens[:, 0].mean()),
+        "text_tokens": prompt.text_tokens,
+        "frames": prompt.frames or 1,
+        "views": prompt.views,
+        "height": prompt.height,
+        "width": prompt.width,
+    }
+
+
+def _labels(counted: Counted, repeats: int) -> dict[str, Sequence[Any]]:
+    measured = {"repeat": range(repeats), "moment": MOMENTS} if repeats else {}
+    return {"component": COMPONENTS, "operation": OPERATIONS, "token_type": ("vision", "text"),
+            "layer": range(len(counted.tokens)), **measured}  # fmt: skip

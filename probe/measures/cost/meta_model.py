@@ -1,0 +1,113 @@
+"""A model of a config without weights: every shape is there, nothing is computed, and 70 billion parameters fit.
+
+    model = skeleton(described("tiny-llava").config)
+
+It lives on torch's meta device.
+"""
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+
+from probe.errors import ProbeError
+from probe.hooks.model_structure import stacks, vision_encoder
+from probe.models.tiny import FOLDERS
+from probe.subject.loading import as_dtype, read_config
+
+UNSAID = torch.float16  # the precision of a config that names none: what models are run in
+
+
+@dataclass(frozen=True)
+class Described:
+    """A config, and what says whose it is."""
+
+    config: Any
+    name: str
+    revision: str
+    dtype: torch.dtype
+    toy: bool  # one of the shipped tiny models
+
+
+def described(source: Any, dtype: str | torch.dtype | None = None) -> Described:
+    """What a name, a subject, a model or a config stands for. Of a name only the config is read, no weights.
+
+    Raises ProbeError for anything else, for a name that is none and for a config of text only.
+    """
+    model: Any = source.model if hasattr(source, "processor") else source  # a subject has both
+    config: Any
+    if isinstance(source, str | os.PathLike):
+        config, revision = read_config(source)
+    elif isinstance(model, PretrainedConfig):
+        config, revision = model, "in memory"
+    elif isinstance(model, PreTrainedModel):
+        config, revision = model.config, getattr(source, "revision", None) or "in memory"
+    else:
+        expected = "a name, a subject, a transformers model or a config"
+        raise ProbeError("cost", expected=expected, got=f"a {type(source).__name__}")
+    if not hasattr(config, "vision_config"):
+        raise ProbeError("cost", expected="a vision-language model", got=f"a {type(config).__name__}, of text only")
+    square = config.vision_config
+    if not all(isinstance(getattr(square, size, None), int) for size in ("image_size", "patch_size")):
+        expected = "a vision encoder of one square size (CLIP, SigLIP)"
+        raise ProbeError("cost", expected=expected, got=f"{type(square).__name__}")
+    name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "") or config._name_or_path
+    native = model.dtype if isinstance(model, PreTrainedModel) else as_dtype(getattr(config, "dtype", None))
+    name = str(name) or type(config).__name__
+    return Described(config, name, revision, as_dtype(dtype) or native or UNSAID, name in FOLDERS)
+
+
+def skeleton(config: Any) -> PreTrainedModel:
+    """The model of a config on the meta device. ProbeError where transformers has none for it."""
+    try:
+        with torch.device("meta"):
+            # Eager: its products are plain ones, which every version of torch counts alike.
+            model = AutoModelForImageTextToText.from_config(copy.deepcopy(config), attn_implementation="eager")
+    except (ValueError, RuntimeError, AttributeError, TypeError, AssertionError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        got = f"a {type(config).__name__} ({reason})"
+        raise ProbeError("cost", expected="a config that a model can be built of", got=got) from error
+    return model.eval()
+
+
+def own_view(source: Any) -> tuple[int, int]:
+    """Pixels of a side of a view of a model, and the patches of a view. Raises ProbeError as `described` does."""
+    vision = described(source).config.vision_config
+    return vision.image_size, (vision.image_size // vision.patch_size) ** 2
+
+
+def parameters(model: PreTrainedModel) -> dict[str, int]:
+    """Weights of each component; those that belong to no other are the projector's."""
+    found = stacks(model)
+    parts: dict[str, Sequence[nn.Module]] = {
+        "vision_encoder": encoders(model),
+        "compressor": found["compressor"].layers if "compressor" in found else (),
+        "prefusion": found["prefusion"].layers if "prefusion" in found else (),
+        "llm": (model.get_decoder(), head_of(model)),
+    }
+    numbers = {name: _numbers(modules) for name, modules in parts.items()}
+    return {**numbers, "projector": _numbers([model]) - sum(numbers.values())}
+
+
+def encoders(model: PreTrainedModel) -> list[nn.Module]:
+    """The vision encoder, and that of videos where a model has two."""
+    towers = [vision_encoder(model), getattr(model.base_model, "video_tower", None)]
+    return [tower for tower in towers if tower is not None]
+
+
+def head_of(model: PreTrainedModel) -> nn.Module:
+    """What turns hidden states into words. Raises ProbeError for a model without it."""
+    head: Any = model.get_output_embeddings()
+    if not isinstance(head, nn.Module):
+        raise ProbeError("cost", expected="a model that predicts words", got=f"a {type(model).__name__}")
+    return head
+
+
+def _numbers(modules: Sequence[nn.Module]) -> int:
+    """Tied weights count once."""
+    return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())

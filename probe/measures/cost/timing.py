@@ -1,0 +1,103 @@
+"""Time and memory from pixels to the first token, on this machine.
+
+The clock starts before the vision encoder and stops once the first token's id is known on the host. Memory is the
+process's on the CPU (what the system has given it) and what torch has allocated on a GPU. Pixels are noise and words
+are one word: neither changes what is computed.
+"""
+
+import inspect
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+
+from probe.hooks.model_structure import image_token_id
+from probe.measures.cost.prefused import fuses
+from probe.measures.cost.prompt_shape import Prompt, side_of
+
+MOMENTS = ("before", "peak")
+
+
+def with_random_weights(config: Any, dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:
+    """A model of a config on the GPU, if there is one; it costs what a trained one does."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(seed)
+        return AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
+
+
+def measure_prefill(
+    model: PreTrainedModel, inputs: Mapping[str, Any], repeats: int
+) -> tuple[Float[np.ndarray, " repeat"], Float[np.ndarray, " moment"]]:
+    """Seconds of each repeat, and bytes at MOMENTS; after one prefill that warms up."""
+    first_token(model, inputs)
+    before = _memory(model.device)
+    _start_peak(model.device)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        first_token(model, inputs)
+        seconds.append(time.perf_counter() - start)
+    return np.array(seconds), np.array([before, max(before, _peak(model.device))])
+
+
+@torch.no_grad()
+def first_token(model: Any, inputs: Mapping[str, Any]) -> int:
+    """The id that greedy decoding begins with; the cache is filled on the way."""
+    return int(model(**inputs, use_cache=True, logits_to_keep=1).logits[0, -1].argmax())
+
+
+def inputs_of(model: PreTrainedModel, prompt: Prompt, vision_tokens: int, seed: int = 0) -> dict[str, Any]:
+    """Noise for pixels, and so many placeholders in the middle of the words."""
+    base, generator = model.base_model, torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(model.device, model.dtype)
+
+    video = hasattr(base, "get_video_features")
+    pixels = prompt.pixels(side_of(model.config), model.config, fuses(base), video, noise)
+    place = video_token_id(model) if "pixel_values_videos" in pixels else image_token_id(model)
+    word = next(id for id in range(1, 4) if id not in (image_token_id(model), video_token_id(model)))
+    before = prompt.text_tokens // 2
+    row = [word] * before + [place] * vision_tokens + [word] * (prompt.text_tokens - before)
+    ids = torch.tensor([row], device=model.device)
+    taken = inspect.signature(model.forward).parameters
+    named = {name if name in taken else f"{name}_images": value for name, value in pixels.items()}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **named}
+
+
+def video_token_id(model: nn.Module) -> int | None:
+    """The id that stands for vision tokens of a video, where a model tells them from an image's."""
+    config: Any = model.config
+    return getattr(config, "video_token_id", getattr(config, "video_token_index", None))
+
+
+def _memory(device: torch.device) -> float:
+    return float(torch.cuda.memory_allocated(device)) if device.type == "cuda" else _of_process("VmRSS")
+
+
+def _start_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
+
+
+def _peak(device: torch.device) -> float:
+    return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else _of_process("VmHWM")
+
+
+def _of_process(name: str) -> float:
+    """Bytes of a line of Linux's process status; NaN elsewhere."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if os.path.exists(status) else []
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), float("nan"))

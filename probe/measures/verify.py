@@ -1,0 +1,334 @@
+"""The promises, checked on the user's own model, each with its number.
+
+    report = verify(subject)
+    report.passed, report.checks, report.appendix        # the last: a block to paste into a paper's appendix
+
+The statistic is compared with the plain computation from whole attention maps (`plain_table`), one layer at a time and
+on a short prompt, in a model whose kernel is switched to eager for that comparison and back.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from probe.data.sample import Picture
+from probe.hooks.attention_call import AttentionCall, seen
+from probe.hooks.attention_tap import Kernel, Output, routed, tap
+from probe.hooks.model_structure import stacks
+from probe.measures.attention.stack_queries import countings
+from probe.measures.attention.statistic import Statistic
+from probe.subject.inputs import Inputs, collate, with_response
+from probe.subject.subject import Subject
+
+TOKENS = 8  # of the response that is decoded
+TOLERANCE = 1e-5
+STACKS = {"vision": "the encoder", "compressor": "the compressor", "prefusion": "pre-fusion", "llm": "the LLM"}
+HALF_TOLERANCE = 5e-2  # between two forwards of different shapes, whose half precision kernels round differently
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise: what was measured, what was promised, whether it was kept."""
+
+    name: str
+    value: float | str
+    expected: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """All checks of one subject, and what has to be said of it in a paper."""
+
+    checks: list[Check]
+    provenance: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    @property
+    def appendix(self) -> str:
+        """Plain text: how the attention was measured, on what, and how exact it was."""
+        about = self.provenance
+        versions = ", ".join(f"{name} {about[f'{name}_version']}" for name in ("probe", "transformers", "torch"))
+        where = ", ".join(about[name] for name in ("revision", "dtype", "device"))
+        lines = [
+            f"Attention was measured with {versions} on {about['model']} ({where}), beside the model's own",
+            f"{about['attention']} kernel; pictures: {about['aspect']}.",
+        ]
+        for check in self.checks:
+            value = check.value if isinstance(check.value, str) else f"{check.value:.2g}"
+            lines.append(f"  {check.name}: {value} (promised: {check.expected})")
+        return "\n".join(lines)
+
+
+def verify(subject: Subject, image: Picture | None = None, question: str = "what is in the picture ?") -> Report:
+    """Runs the promises on this model, with the picture and question given or a drawn one.
+
+    Every check is on a prompt with one picture and a response of at most 8 tokens. Nothing is changed: the kernel is
+    eager for the comparison with whole maps, and the model's own again afterwards.
+    """
+    from probe import __version__
+    from probe.models.tiny.questions import sample_picture
+
+    image = sample_picture(seed=0)[0] if image is None else image
+    prompt = subject.encode(image, question)
+    ids = subject.generate_ids(prompt, TOKENS)[0]
+    inputs = with_response(prompt, ids)
+    before = state(subject.model)
+    checks = [
+        *_unchanged(subject, prompt, subject.encode(image, f"{question} {question}")),
+        *(_exact(subject, inputs, stack) for stack in stacks(subject.model)),
+        _identity(subject, inputs),
+        _decoding(subject, prompt, inputs, ids),
+        _maps_not_kept(subject, inputs),
+    ]
+    restored = state(subject.model) == before
+    checks.append(Check("model restored", "yes" if restored else "no", "hooks, configs and mode as before", restored))
+    return Report(checks, subject.describe() | {"probe_version": __version__})
+
+
+def plain_table(
+    weights: Float[Tensor, "head query key"],
+    visible: Bool[Tensor, "query key"],
+    names: tuple[str, ...],
+    ids: Int[np.ndarray, "key"],
+    query_ids: Int[np.ndarray, "query"],
+    vision: Bool[np.ndarray, "key"],
+) -> dict[str, np.ndarray]:
+    """The table of `probe.measures.attention.statistic`, computed from a whole attention map, one pair of types at a time, in float64.
+
+    `query_ids`: the type under which each query is counted, -1: not at all.
+    """
+    a_ij, sees = weights.double().cpu().numpy(), visible.cpu().numpy()
+    heads, count = len(a_ij), len(names)
+    table = {name: np.full((heads, count, count), np.nan) for name in ("mass", "share", "lift", "head_entropy")}
+    table |= {"entropy": np.full((count, count), np.nan), "received": np.full((count, vision.sum()), np.nan)}
+    sees_vision = sees[:, vision].any(1)
+    for a in range(count):
+        queries = query_ids == a
+        with np.errstate(invalid="ignore"):  # a key that no query of A sees has received nothing: 0 / 0
+            got = a_ij[:, queries][:, :, vision].mean(0).sum(0)
+            table["received"][a] = got / sees[queries][:, vision].sum(0)
+        for b in range(count):
+            keys = ids == b
+            sum_of = a_ij[:, :, keys].sum(-1)  # (head, query)
+            number = sees[:, keys].sum(-1)
+            rows = queries & (number > 0)
+            if rows.any():
+                table["mass"][:, a, b] = sum_of[:, queries].sum(-1) / rows.sum()
+                even = number[rows] / sees[rows].sum(-1)
+                table["lift"][:, a, b] = (sum_of[:, rows] / even).mean(-1)
+            if (queries & sees_vision).any():
+                table["share"][:, a, b] = sum_of[:, queries & sees_vision].mean(-1)
+            rows = queries & (number >= 2)
+            table["entropy"][a, b] = _entropy(a_ij[:, rows][:, :, keys].mean(0))
+            for head in range(heads):
+                table["head_entropy"][head, a, b] = _entropy(a_ij[head, rows][:, keys])
+    return table
+
+
+def _entropy(p: Float[np.ndarray, "query key"]) -> float:
+    """Mean over the queries that give the type anything."""
+    total = p.sum(-1, keepdims=True)
+    p = (p / np.where(total > 1e-30, total, np.nan))[total[:, 0] > 1e-30]
+    return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1).mean() if len(p) else np.nan
+
+
+def difference(table: dict[str, np.ndarray], plain: dict[str, np.ndarray]) -> float:
+    """The largest difference between two tables; infinite where one has a number and the other none."""
+    worst = 0.0
+    for name, expected in plain.items():
+        if (np.isnan(table[name]) != np.isnan(expected)).any():
+            return float("inf")
+        scale = np.maximum(1, np.abs(expected)) if name == "lift" else 1  # lift has no upper bound: relative above 1
+        error = np.abs(table[name] - expected) / scale
+        worst = max(worst, float(np.nanmax(error, initial=0)))
+    return worst
+
+
+def _unchanged(subject: Subject, prompt: Inputs, longer: Inputs) -> list[Check]:
+    """Bit-identical logits while the statistic of every stack is taken, alone and in a padded batch."""
+    checks = []
+    for name, batch in (("one sample", prompt), ("a padded batch", collate([prompt, longer], side="left"))):
+        with torch.no_grad():
+            plain = subject.model(**batch).logits
+            with ExitStack() as taps:
+                for stack, statistic in _statistics(subject, batch).items():
+                    taps.enter_context(tap(stacks(subject.model)[stack].attention, statistic))
+                seen_logits = subject.model(**batch).logits
+        change = (plain.float() - seen_logits.float()).abs().max().item()
+        checks.append(Check(f"change of the logits, {name}", change, "exactly 0", torch.equal(plain, seen_logits)))
+    return checks
+
+
+def _statistics(subject: Subject, inputs: Inputs) -> dict[str, Statistic]:
+    """Of every stack, as `measure` takes them."""
+    counted = countings(subject, inputs, stacks(subject.model))
+    return {stack: counting.statistic for stack, counting in counted.items()}
+
+
+@contextmanager
+def eager(model: Any) -> Iterator[None]:
+    """The model with eager attention, and its own kernels again afterwards."""
+    configs = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
+    kernels = [config._attn_implementation_internal for config in configs]
+    try:
+        model.set_attn_implementation("eager")
+        yield
+    finally:
+        for config, kernel in zip(configs, kernels, strict=True):
+            config._attn_implementation_internal = kernel
+
+
+def _exact(subject: Subject, inputs: Inputs, stack: str) -> Check:
+    """The streaming statistic against whole maps, layer by layer; no map is kept longer than until it is whole."""
+    statistic, twin = (_statistics(subject, inputs)[stack] for _ in range(2))
+    unfinished: dict[tuple[str, int], _Map] = {}
+    worst = 0.0
+
+    def around(call: AttentionCall, kernel: Kernel) -> Output:
+        nonlocal worst
+        output = kernel(call)
+        statistic(call)
+        first, rows = twin.place(call)
+        position = torch.arange(call.key_count - call.query_count, call.key_count, device=call.query.device)
+        for i, row in enumerate(rows):
+            visible = seen(call.own_mask, call, i, position, call.key_count)
+            own = output[1] if call.query.dtype == torch.float32 else None
+            weights = _whole_map(call, i, visible) if own is None else own[i]
+            known = unfinished.setdefault((call.name, row), _Map.of(statistic, row, call.query.shape[1]))
+            known.put(weights, visible, first)
+            if first + call.key_count == len(known.ids):
+                plain = unfinished.pop((call.name, row)).table(statistic.names)
+                worst = max(worst, difference(statistic.table(call.name, [row]), plain))
+        return output
+
+    with torch.no_grad(), eager(subject.model), routed(stacks(subject.model)[stack].attention, around, innermost=True):
+        subject.model(**inputs, use_cache=False)
+    worst = float("inf") if unfinished else worst
+    return Check(f"statistic of {STACKS[stack]} against whole maps", worst, f"at most {TOLERANCE:g}",
+                 worst <= TOLERANCE)  # fmt: skip
+
+
+@dataclass
+class _Map:
+    """A whole attention map of one row, put together from calls: pre-fusion sees the picture first, then the words."""
+
+    weights: Float[Tensor, "head position key"]
+    visible: Bool[Tensor, "position key"]
+    asked: Int[np.ndarray, "position"]  # `query_ids` of the positions that were queries so far
+    ids: Int[np.ndarray, "key"]
+    query_ids: Int[np.ndarray, "position"]
+    vision: Bool[np.ndarray, "key"]
+
+    @classmethod
+    def of(cls, statistic: Statistic, row: int, heads: int) -> "_Map":
+        ids, query_ids = statistic.ids[row], statistic.query_ids[row]
+        shape = len(query_ids), len(ids)
+        return cls(torch.zeros(heads, *shape), torch.zeros(*shape, dtype=torch.bool), np.full_like(query_ids, -1), ids,
+                   query_ids, statistic.vision[row])  # fmt: skip
+
+    def put(self, weights: Float[Tensor, "head query key"], visible: Bool[Tensor, "query key"], first: int) -> None:
+        """The queries of a call, whose keys begin at `first` and end where the queries do."""
+        queries, keys = visible.shape
+        last = first + keys + len(self.query_ids) - len(self.ids)
+        at = slice(last - queries, last)
+        self.weights[:, at, first : first + keys] = weights.cpu()
+        self.visible[at, first : first + keys] = visible.cpu()
+        self.asked[at] = self.query_ids[at]
+
+    def table(self, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        return plain_table(self.weights, self.visible, names, self.ids, self.asked, self.vision)
+
+
+def _whole_map(call: AttentionCall, row: int, visible: Bool[Tensor, "query key"]) -> Float[Tensor, "head query key"]:
+    """The map in float32, for half precision: eager attention rounds its own to the model's dtype."""
+    key = call.key[row].float().repeat_interleave(call.query.shape[1] // call.key.shape[1], 0)
+    scores = call.query[row].float() @ key.transpose(1, 2) * call.scaling
+    return scores.masked_fill(~visible, float("-inf")).softmax(-1).nan_to_num(0)  # a row of padding sees nothing
+
+
+def _identity(subject: Subject, inputs: Inputs) -> Check:
+    """Σ_B mass · query_count = queries: all attention is accounted for."""
+    stack, statistic = stacks(subject.model)["llm"], _statistics(subject, inputs)["llm"]
+    with torch.no_grad(), tap(stack.attention, statistic):
+        subject.model(**inputs, use_cache=False)
+    types, worst = inputs.types, 0.0
+    queries = np.array([(types.is_query[0] & (types.ids[0] == t)).sum() for t in range(len(types.names))])
+    for name in stack.attention:
+        table = statistic.table(name)
+        total = np.nansum(table["mass"] * table["query_count"], -1)
+        worst = max(worst, float(np.abs(total - queries).max() / max(1, queries.max())))
+    return Check("Σ_B mass·query_count = queries of A", worst, "at most 1e-5 of the queries", worst <= 1e-5)
+
+
+def _decoding(subject: Subject, prompt: Inputs, inputs: Inputs, ids: Tensor) -> Check:
+    """Rows of the response in the one forward against the rows of cached decoding, step by step."""
+    stack = stacks(subject.model)["llm"]
+    whole, steps = (_statistics(subject, inputs)["llm"] for _ in range(2))
+    with torch.no_grad():
+        with tap(stack.attention, whole):
+            subject.model(**inputs, use_cache=False)
+        with tap(stack.attention, steps):
+            cache = subject.model(**prompt, use_cache=True).past_key_values
+            for n in range(len(ids) - 1):
+                width = prompt["input_ids"].shape[1] + n + 1
+                mask = torch.ones(1, width, dtype=torch.long, device=subject.model.device)
+                step = ids[n].view(1, 1).to(subject.model.device)
+                cache = subject.model(
+                    input_ids=step, attention_mask=mask, past_key_values=cache, use_cache=True
+                ).past_key_values
+    worst = max(_response_difference(whole, steps, name, inputs) for name in stack.attention)
+    bound = TOLERANCE if subject.model.dtype in (torch.float32, torch.float64) else HALF_TOLERANCE
+    return Check(f"{len(ids) - 1} steps of decoding against one forward", worst, f"at most {bound:g}", worst <= bound)
+
+
+def _response_difference(whole: Statistic, steps: Statistic, name: str, inputs: Inputs) -> float:
+    response = inputs.types.names.index("response")
+    rows = [
+        {name: table[name][..., response, :] for name in ("mass", "share", "lift", "entropy", "head_entropy")}
+        for table in (whole.table(name), steps.table(name))
+    ]
+    return difference(*rows)
+
+
+def _maps_not_kept(subject: Subject, inputs: Inputs) -> Check:
+    """What the whole maps would have taken, and what the sums take."""
+    stack, size = stacks(subject.model)["llm"], inputs["input_ids"].shape[1]
+    statistic = _statistics(subject, inputs)["llm"]
+    with torch.no_grad(), tap(stack.attention, statistic):
+        subject.model(**inputs, use_cache=False)
+    kept = sum(value.nbytes for name in stack.attention for row in statistic.sums(name) for value in row.values())
+    heads = statistic.sums(next(iter(stack.attention)))[0]["mass"].shape[0]
+    maps = len(stack.layers) * heads * size * size * torch.finfo(subject.model.dtype).bits // 8
+    return Check("memory of the maps not kept", f"{_bytes(maps)} (kept: {_bytes(kept)})", "less kept", kept < maps)
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} GB"
+
+
+def state(model: Any) -> dict[str, Any]:
+    """All that a probe could leave behind: hooks, configs, kernels and mode of every module."""
+    return {
+        name: (
+            id(module.__dict__.get("config")),
+            getattr(module.__dict__.get("config"), "_attn_implementation", None),
+            len(module._forward_hooks),
+            len(module._forward_pre_hooks),
+            module.training,
+        )
+        for name, module in model.named_modules()
+    }

@@ -1,0 +1,94 @@
+"""How often a tiny model is right, on pictures it has never seen.
+
+Exact match: every word of the answer and the closing `</s>` is the model's first choice, which is what
+greedy generation writes. One question of each kind about every picture. The frozen pictures come from random
+numbers that no training uses (`drawing.stream`). Two controls: the same questions about another picture, and
+the best answer to the question's words alone.
+
+    frame = evaluate(model, processor, controls=True)   # 2,000 pictures, 14,000 questions: a minute or two
+    summary(frame, "kind")                              # right, swapped, blind, questions
+    summary(frame, ["kind", "distractors"])
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from probe.models.tiny.questions import KINDS, Question, ask
+from probe.models.tiny.scenes import Scene, sample_scene, stream
+from probe.models.tiny.training.architecture import pixels
+from probe.models.tiny.training.packed_rows import Packed, Packer, answer_logits
+
+BATCH = 16  # pictures
+Logits = Callable[[Any, Tensor, Packed], Tensor]  # (model, pixels, packed rows) -> logits where a label is
+
+
+def frozen(number: int, purpose: str = "frozen") -> tuple[Scene, tuple[Question, ...]]:
+    """Picture `number` of the evaluation set, with a question of every kind. Always the same ones."""
+    rng = stream(purpose, number)
+    scene = sample_scene(rng)
+    return scene, tuple(ask(scene, kind, rng) for kind in KINDS)
+
+
+@torch.no_grad()
+def evaluate(
+    model: Any,
+    processor: ProcessorMixin,
+    pictures: int = 2000,
+    *,
+    purpose: str = "frozen",
+    controls: bool = False,
+    logits: Logits = answer_logits,
+) -> pd.DataFrame:
+    """One row a question: picture, kind, question, answer, key, things, distractors, right.
+
+    `logits` is how the model answers packed rows (a LLaVA-Mini: `packed_fusion.fused_logits`).
+    `controls` adds `swapped` (right although asked about another picture, its neighbour in the batch) and
+    `blind` (right by `blind_answers`).
+    """
+    packer, tables = Packer(processor, model.config.image_seq_length), []
+    for start in range(0, pictures, BATCH):
+        numbers = range(start, min(start + BATCH, pictures))
+        scenes, asked = zip(*(frozen(number, purpose) for number in numbers), strict=True)
+        packed = packer.pack([[[question] for question in questions] for questions in asked])
+        table = pd.DataFrame([vars(q) | {"distractors": q.distractors} for q in packed.questions])
+        table.insert(0, "picture", [number for number in numbers for _ in KINDS])
+        images = pixels(scenes)
+        table["right"] = exact(logits(model, images, packed), packed).numpy()
+        if controls:
+            table["swapped"] = exact(logits(model, images.roll(1, 0), packed), packed).numpy()
+            table["blind"] = [blind_answers().get(q.question) == q.answer for q in packed.questions]
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def summary(frame: pd.DataFrame, by: str | list[str]) -> pd.DataFrame:
+    """Mean of `right` (and of the controls) in each group, and how many questions that is."""
+    groups = frame.groupby(by, sort=False)
+    means = {name: groups[name].mean() for name in ("right", "swapped", "blind") if name in frame}
+    return pd.DataFrame(means | {"questions": groups.size()})
+
+
+def exact(logits: Tensor, packed: Packed) -> Bool[Tensor, " question"]:
+    """Whether all of a question's answer tokens, `</s>` included, are the first choice."""
+    labelled = packed.labels >= 0
+    wrong = (logits.argmax(-1) != packed.labels[labelled]).long()
+    mistakes = torch.zeros(len(packed.questions), dtype=torch.long).index_add(0, packed.turn[labelled], wrong)
+    return mistakes == 0
+
+
+@cache
+def blind_answers(pictures: int = 20_000) -> dict[str, str]:
+    """The most frequent answer to each question, over pictures of their own: the best blind guess."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for number in range(pictures):
+        for question in frozen(number, "prior")[1]:
+            answers[question.question][question.answer] += 1
+    return {question: counts.most_common(1)[0][0] for question, counts in answers.items()}

@@ -1,0 +1,98 @@
+"""What makes two runs the same run, and the file that says so.
+
+    same = Fingerprint(model="tiny-llava", revision="1", dtype="float32", kernel="sdpa", prompt="vicuna",
+                       plan={"how": "mask", "windows": [[0, 1], [2, 3]]}, data=hash_files(benchmark.files))
+
+A run may only go on with an equal fingerprint; the first entry that differs is named.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import reprlib
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from probe.errors import ProbeError
+from probe.records.zarr_parts import flush_folder
+
+SCHEMA = 1  # of the run directory; a change of it makes old runs incompatible
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What makes two runs the same run. Every field must be equal to go on with one."""
+
+    model: str
+    revision: str
+    dtype: str
+    kernel: str  # the attention implementation
+    prompt: str  # the prompt template, or its hash
+    plan: Any  # what is done: verb, interventions, layers, ...; plain values
+    data: Mapping[str, str]  # file -> hash: see `hash_files`
+    generation: Mapping[str, Any] = field(default_factory=dict)  # arguments of generate
+    schema: int = SCHEMA
+
+    def plain(self) -> dict[str, Any]:
+        """As it is read back from JSON. Raises ProbeError on values that JSON has no word for."""
+        try:
+            return json.loads(json.dumps(asdict(self), default=_as_json))
+        except TypeError as error:
+            raise ProbeError("run", expected="a fingerprint of plain values", got=str(error)) from None
+
+
+def hash_files(files: Iterable[Path]) -> dict[str, str]:
+    """Name and SHA-256 of each file, for `Fingerprint.data`."""
+    hashes = {}
+    for path in files:
+        with path.open("rb") as file:
+            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, str, str] | None:
+    """The first entry in which two values differ: its dotted name, and both values cut for a message."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            inner = f"{name}.{key}" if name else str(key)
+            found = first_difference(old.get(key), new.get(key), inner)
+            if found:
+                return found
+        return None
+    return None if old == new else (name, reprlib.repr(old), reprlib.repr(new))
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, range | set | frozenset):
+        return sorted(value)
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):  # a number of numpy's
+        return value.item()
+    raise TypeError(f"{type(value).__name__} {reprlib.repr(value)}")
+
+
+def write_once(path: Path, value: Any) -> None:
+    """Creates a file with all its content, unless it is there: of two workers that start, one wins."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)  # unlike a rename this fails when the name is taken
+    except OSError:  # a file system without hard links
+        _copy_once(temporary, path)
+    finally:
+        temporary.unlink()
+    flush_folder(path.parent)
+
+
+def _copy_once(source: Path, path: Path) -> None:
+    with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+        file.write(source.read_text(encoding="utf-8"))

@@ -1,0 +1,138 @@
+"""A conversation about pictures, question by question, which keeps what it has computed where that is right.
+
+By causality keys and values of a picture don't depend on what is asked about it later. So the cache of one question
+serves the next, up to the first token in which the two prompts differ: of a later turn everything, of another question
+about the picture all up to its words. It does not where vision tokens are chosen, or made, by the question: FastV,
+PyramidDrop and SparseVLM leave the tokens of the first one, LLaVA-Mini fuses the words into them.
+
+    chat = subject.chat("street.jpg")
+    chat.ask("what is on the left ?")          # as subject.answer says it
+    chat.ask("and behind it ?")                # as subject.answer of the whole conversation says it
+    chat.restart()                             # another first question; the picture is still in the cache
+
+What a cache that should not have been kept does to the second answer is measured with `keep="always"`:
+
+    with probe.reduced(subject, FastV(2, 0.25)):
+        chat = subject.chat(image, keep="always")
+        chat.ask(first), chat.restart()
+        chat.ask(second)                       # about the tokens that `first` has left
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from probe.data.chat_template import Message, messages_of
+from probe.data.sample import as_pictures
+from probe.errors import ProbeError
+from probe.hooks.attention_call import AttentionCall, AttentionWeights, as_bool
+from probe.hooks.attention_tap import tap
+from probe.hooks.model_state import at_work, text_guided
+from probe.hooks.model_structure import stacks, vision_positions
+from probe.subject.inputs import Inputs
+
+KEEPS = ("exact", "always", "never")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The tokens that a cache holds, and what was at work in the model when it was filled."""
+
+    cache: DynamicCache
+    ids: Tensor
+    at_work: tuple[object, ...]
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether its last tokens can be taken back: a full sliding window has forgotten what came before."""
+        windows = [getattr(layer, "sliding_window", None) for layer in self.cache.layers]
+        return all(window is None or len(self.ids) < window for window in windows)
+
+
+class Chat:
+    """`Subject.chat` makes one. `messages` is the conversation so far; `reused` says how many tokens of the last prompt
+    came from the cache.
+
+    keep: "exact", the cache serves later questions where that changes nothing but rounding; "always", also where
+    vision tokens in it were chosen by an earlier question; "never".
+    """
+
+    def __init__(self, subject: Any, image: Any, keep: str = "exact"):
+        if keep not in KEEPS:
+            raise ProbeError("chat", expected=f"keep={', '.join(map(repr, KEEPS))}", got=repr(keep))
+        self.subject, self.image, self.keep = subject, image, keep
+        self.pictures = len(as_pictures(image))
+        self.messages: list[Message] = []
+        self.reused = 0
+        self._memory: Memory | None = None
+        self._looks_ahead = False  # attention is not causal: seen in the first prompt
+
+    def ask(self, question: str, max_new_tokens: int = 32, **generate: Any) -> str:
+        """The answer to the next question of the conversation, which then are part of it.
+
+        `generate`: as in `Subject.answer`; with beams nothing is kept. Raises ProbeError for what that refuses.
+        """
+        pictures = 0 if self.messages else self.pictures
+        asked = [*self.messages, *messages_of(question, pictures, self.subject.processor.image_token)]
+        inputs = self.subject.encode(self.image, asked)
+        if self.keep == "never" or generate.get("num_beams") not in (None, 1):
+            self.reused, self._memory = 0, None
+            (ids,) = self.subject.generate_ids(inputs, max_new_tokens, **generate)
+        else:
+            ids = self._generated(inputs, max_new_tokens, generate)
+        answer = self.subject.vocabulary.words(ids)
+        self.messages = [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        return answer
+
+    def restart(self) -> None:
+        """Forgets what was said. What is known of the pictures stays."""
+        self.messages = []
+
+    def _generated(self, inputs: Inputs, max_new_tokens: int, generate: dict[str, Any]) -> Tensor:
+        model, ids = self.subject.model, inputs["input_ids"][0]
+        memory, self._memory = self._memory, None  # gone, should anything go wrong
+        self.reused = self._common(memory, ids)
+        watching: AbstractContextManager = nullcontext()
+        if memory is not None and self.reused:
+            cache = memory.cache
+            cache.crop(self.reused - len(memory.ids))
+            inputs = inputs.having({name: t for name, t in inputs.items() if t.shape == inputs["input_ids"].shape})
+        else:
+            cache = DynamicCache(config=model.config)
+            watching = tap(stacks(model)["llm"].attention, self._look)
+        with watching:
+            (said,) = self.subject.generate_ids(inputs, max_new_tokens, past_key_values=cache, **generate)
+        if self._may_keep():
+            held = torch.cat([ids, said.to(ids.device)])[: cache.get_seq_length()]
+            self._memory = Memory(cache, held, at_work(model))
+        return said
+
+    def _common(self, memory: Memory | None, ids: Tensor) -> int:
+        """How many tokens of this prompt are in the cache, 0 where it is of no use."""
+        model = self.subject.model
+        if memory is None or memory.at_work != at_work(model) or not memory.can_be_cut or not self._may_keep():
+            return 0
+        length = min(len(memory.ids), len(ids) - 1)
+        same = int((memory.ids[:length] == ids[:length]).long().cumprod(0).sum())
+        vision = vision_positions(model, ids[None])[0].nonzero()
+        return same if not len(vision) or same > int(vision[-1]) else 0
+
+    def _may_keep(self) -> bool:
+        model = self.subject.model
+        by_question = text_guided(model) or "prefusion" in stacks(model)
+        return self.keep == "always" or not (by_question or self._looks_ahead)
+
+    def _look(self, call: AttentionCall | AttentionWeights) -> None:
+        if self._looks_ahead or call.query_count == 1:
+            return
+        if isinstance(call, AttentionWeights):
+            ahead = call.weights.triu(1) > 0
+        elif call.own_mask is None or call.own_mask.ndim != 4:
+            ahead = torch.tensor(not call.causal)
+        else:
+            ahead = as_bool(call.own_mask).triu(1 + call.key_count - call.query_count)
+        self._looks_ahead = bool(ahead.any())

@@ -1,0 +1,187 @@
+"""A batch that goes unchanged into `model(**inputs)`, and what is known about each of its positions.
+
+Single rows come from `Subject.encode`; here they get their response and become a padded batch:
+
+    inputs = collate([subject.encode(image, question) for question in questions], side="left")
+    logits = subject.model(**inputs).logits
+    inputs.types.mask("vision")          # (batch, token)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import accumulate
+from typing import Any, Literal, SupportsIndex
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from PIL import Image
+from torch.nn import functional
+
+from probe.data.token_types import LAST, Grid, TokenTypes, stack
+from probe.errors import ProbeError
+from probe.hooks.prompt_ends import remember
+
+Ids = Sequence[SupportsIndex] | Int[np.ndarray, "token"] | Int[torch.Tensor, "token"]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What ids mean: the tokenizer, the ids that end an answer, the ids that pad and stand for pictures, and how
+    many ids the model embeds."""
+
+    tokenizer: Any
+    end_ids: tuple[int, ...]
+    pad_id: int
+    image_id: int
+    size: int
+
+    def words(self, ids: Any) -> str:
+        """What ids say, without the tokens that are no words."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+class Inputs(dict):
+    """The tensors of `model(**inputs)`; the attributes have one entry for each row.
+
+    types          TokenTypes of the whole batch
+    grid           where each vision token of the row lies in its pictures
+    encoder_grid   where each of the encoder's patches lies, in the order of `pixel_values`
+    pictures       the pictures (or frames) as they were opened, before any processing
+    frames         how many frames each picture has: 1, or those of a video, which is one
+    prompt         the text given to the tokenizer, one placeholder a picture
+    response       the words of the response, "" where there is none
+    tokens         each position's piece of text, "" for padding
+    """
+
+    def __init__(
+        self,
+        tensors: dict[str, torch.Tensor],
+        *,
+        types: TokenTypes,
+        grid: list[Grid],
+        encoder_grid: list[Grid],
+        pictures: list[tuple[Image.Image, ...]],
+        prompt: list[str],
+        response: list[str],
+        vocabulary: Vocabulary,
+        frames: list[tuple[int, ...]] | None = None,
+    ):
+        super().__init__(tensors)
+        self.types, self.grid, self.encoder_grid, self.pictures = types, grid, encoder_grid, pictures
+        self.prompt, self.response, self.vocabulary = prompt, response, vocabulary
+        self.frames = frames or [(1,) * len(shown) for shown in pictures]
+        behind = np.argmax(types.role[:, ::-1] == LAST, axis=1)
+        remember(tensors["input_ids"], torch.from_numpy(types.role.shape[1] - 1 - behind))
+
+    @cached_property
+    def tokens(self) -> list[list[str]]:
+        piece = cache(lambda id: self.vocabulary.tokenizer.decode([id]))
+        rows = zip(self["input_ids"].tolist(), self.types.role.tolist(), strict=True)
+        return [[piece(id) if role >= 0 else "" for id, role in zip(*row, strict=True)] for row in rows]
+
+    def having(self, tensors: dict[str, torch.Tensor], **changed: Any) -> "Inputs":
+        """A copy with other tensors and, where named, other attributes."""
+        known = {name: value for name, value in vars(self).items() if name != "tokens"}
+        return Inputs(tensors, **(known | changed))
+
+    def to(self, device: torch.device | str) -> "Inputs":
+        """A copy on another device."""
+        return self.having({name: tensor.to(device) for name, tensor in self.items()})
+
+    def as_types(self, types: Any = "paper", turns: str = "last") -> "Inputs":
+        """The same inputs with other token types (see `TokenTypes.as_types`)."""
+        return self.having(dict(self), types=self.types.as_types(types, turns))
+
+
+def with_response(inputs: Inputs, ids: Ids) -> Inputs:
+    """One row with a response behind it, id by id as it was generated; end-of-turn tokens at its end are
+    instruction. The words of the response are decoded from the ids.
+
+    Raises ProbeError for what is no ids, and for ids that the model does not embed or that stand for pictures."""
+    _one_row(inputs, "with_response")
+    ids = _response_ids(ids, inputs.vocabulary).to(inputs["input_ids"].device)
+    said = len(ids)
+    while said and int(ids[said - 1]) in inputs.vocabulary.end_ids:
+        said -= 1
+    width = inputs["input_ids"].shape[1]
+    tensors = {
+        name: functional.pad(tensor, (0, len(ids)), value=1 if name == "attention_mask" else 0)
+        if tensor.shape == (1, width)
+        else tensor
+        for name, tensor in inputs.items()
+    }
+    tensors["input_ids"] = torch.cat([inputs["input_ids"], ids[None]], dim=1)
+    words = inputs.vocabulary.words(ids[:said])
+    return inputs.having(
+        tensors,
+        types=inputs.types.with_response(said, len(ids) - said),
+        response=[" ".join(filter(None, [inputs.response[0], words]))],
+    )
+
+
+def _response_ids(ids: Ids, vocabulary: Vocabulary) -> Int[torch.Tensor, "token"]:
+    expected = "response ids (whole numbers, one after the other)"
+    try:
+        found = ids if isinstance(ids, torch.Tensor) else torch.as_tensor(np.asarray(ids))
+    except (TypeError, ValueError, OverflowError):  # words, lists of unequal length, numbers beyond 64 bits
+        raise ProbeError("response", expected=expected, got=repr(ids)[:60]) from None
+    whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+    if found.ndim == 0 or (found.numel() and not whole):
+        raise ProbeError("response", expected=expected, got=repr(ids)[:60])
+    found = found.to(torch.long).reshape(-1)
+    outside = found[(found < 0) | (found >= vocabulary.size) | (found == vocabulary.image_id)].tolist()
+    if outside:
+        image = outside[0] == vocabulary.image_id
+        expected = "ids without the image token" if image else f"ids from 0 to {vocabulary.size - 1}"
+        raise ProbeError("response", expected=expected, got=str(outside[0]))
+    return found
+
+
+def collate(rows: Sequence[Inputs], side: Literal["left", "right"] = "left") -> Inputs:
+    """Single rows as one batch, padded on one side. Generating needs the left one.
+
+    What is known of each position stays exact; pictures with fewer tiles are padded with empty ones, as the
+    processors do.
+    """
+    for row in rows:
+        _one_row(row, "collate")
+    first = rows[0]
+    widths = [row["input_ids"].shape[1] for row in rows]
+    tensors = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        parts = [(row[name], width) for row, width in zip(rows, widths, strict=True) if name in row]
+        if parts[0][0].shape == (1, parts[0][1]):
+            fill = first.vocabulary.pad_id if name == "input_ids" else 0
+            tensors[name] = torch.cat([_widened(part, max(widths), fill, side) for part, _ in parts])
+        else:
+            tensors[name] = _joined([part for part, _ in parts])
+    return Inputs(
+        tensors,
+        types=stack([row.types for row in rows], side),
+        vocabulary=first.vocabulary,
+        **{
+            name: [getattr(row, name)[0] for row in rows]
+            for name in ("grid", "encoder_grid", "pictures", "frames", "prompt", "response")
+        },
+    )
+
+
+def _one_row(inputs: Inputs, called: str) -> None:
+    if len(inputs.prompt) != 1:
+        raise ProbeError(called, expected="inputs of one row", got=f"{len(inputs.prompt)} rows")
+
+
+def _widened(row: torch.Tensor, width: int, fill: int, side: str) -> torch.Tensor:
+    missing = width - row.shape[1]
+    return functional.pad(row, (missing, 0) if side == "left" else (0, missing), value=fill)
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Tensors with one entry a picture, one after the other; a picture's missing tiles are zeros."""
+    shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    joined = parts[0].new_zeros(sum(len(part) for part in parts), *shape)
+    for start, part in zip(accumulate(map(len, parts), initial=0), parts, strict=False):
+        joined[(slice(start, start + len(part)), *map(slice, part.shape[1:]))] = part
+    return joined

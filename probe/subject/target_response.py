@@ -1,0 +1,113 @@
+"""The target: the log-probability of the answer, or of some of its tokens.
+
+answer = Answer.of(subject, subject.encode(image, question), response=None)
+answer.inputs                                   # prompt and answer, one row without padding
+answer.logprob(logits)                          # (batch, chosen token), in nats
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from probe.data.sample import Picture
+from probe.data.token_types import FINE, RESPONSE
+from probe.errors import ProbeError
+from probe.subject.inputs import Ids, Inputs, with_response
+from probe.subject.subject import Subject
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row whose last tokens are the answer, its closing left out. `positions`: of the chosen tokens."""
+
+    inputs: Inputs
+    positions: Int[Tensor, " chosen"]
+
+    @property
+    def kept(self) -> int:
+        """Logits that are needed, counted from the last: the row before a token predicts it."""
+        return self.inputs["input_ids"].shape[1] - int(self.positions.min()) + 1
+
+    @property
+    def rows(self) -> list[int]:
+        """The positions whose logits are the chosen tokens'."""
+        return (self.positions - 1).tolist()
+
+    @property
+    def ids(self) -> Int[Tensor, " chosen"]:
+        return self.inputs["input_ids"][0, self.positions]
+
+    @property
+    def tokens(self) -> list[str]:
+        return [self.inputs.tokens[0][i] for i in self.positions.tolist()]
+
+    def logprob(self, logits: Float[Tensor, "batch kept vocabulary"]) -> Float[Tensor, "batch chosen"]:
+        """log p of the chosen tokens from the last logits, in float32."""
+        last = self.inputs["input_ids"].shape[1]
+        said = logits[:, self.positions - 1 - (last - logits.shape[1])].float().log_softmax(-1)
+        return said.gather(-1, self.ids.to(said.device)[None, :, None].expand(len(said), -1, 1))[..., 0]
+
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,
+        image: Picture | Sequence[Picture] | Inputs | None,
+        question: Any = None,
+        response: str | Ids | None = None,
+        tokens: Sequence[int] | None = None,
+        max_new_tokens: int = 32,
+    ) -> "Answer":
+        """The model's own greedy answer, or the one given. `image` may be inputs that are encoded already (one row,
+        with the answer or without). `tokens`: which of the answer's tokens, counted from 0; all by default.
+
+        Raises ProbeError for an answer without tokens, and for tokens that it does not have.
+        """
+        if isinstance(image, Inputs):
+            if question is not None or len(image.prompt) != 1:
+                raise ProbeError("answer", expected="inputs of one row, without a question",
+                                 got=f"{len(image.prompt)} rows" if question is None else "both")  # fmt: skip
+            inputs = unpadded(image) if response is None else with_response(unpadded(image), response)  # pyright: ignore[reportArgumentType]
+        else:
+            if question is None:
+                raise ProbeError("answer", expected="a question", got="none", fix="pass it behind the picture")
+            inputs = subject.encode(image, question, response)
+        if inputs.types.role[0, -1] == FINE.index("last"):
+            (ids,) = subject.generate_ids(inputs, max_new_tokens)
+            inputs = with_response(inputs, ids)
+        inputs = _without_closing(inputs)
+        start = int(inputs.types.prompt_length[0])
+        count = inputs["input_ids"].shape[1] - start
+        if not count:
+            raise ProbeError("answer", expected="an answer of at least one token", got="none",
+                             fix="pass response=, what the model could have said")  # fmt: skip
+        chosen = list(range(count)) if tokens is None else list(tokens)
+        if not chosen or not all(0 <= token < count for token in chosen):
+            raise ProbeError("answer", expected=f"tokens of the answer, 0 to {count - 1}", got=str(chosen))
+        return cls(inputs, torch.tensor([start + token for token in chosen]))
+
+
+def unpadded(inputs: Inputs) -> Inputs:
+    """One row without its padding: alone it needs none, and attention goes by the distance of positions."""
+    return _at(inputs, np.flatnonzero(inputs.types.role[0] >= 0))
+
+
+def _without_closing(inputs: Inputs) -> Inputs:
+    """The row up to the last token of its answer; nothing before depends on what follows."""
+    prompt, said = int(inputs.types.prompt_length[0]), np.flatnonzero(inputs.types.role[0] == RESPONSE)
+    return _at(inputs, np.arange(max([prompt, *(said[-1:] + 1)])))
+
+
+def _at(inputs: Inputs, positions: np.ndarray) -> Inputs:
+    """The row at some of its positions."""
+    width = inputs["input_ids"].shape[1]
+    if len(positions) == width:
+        return inputs
+    chosen = torch.from_numpy(positions).to(inputs["input_ids"].device)
+    tensors = {name: t[:, chosen] if t.shape == (1, width) else t for name, t in inputs.items()}
+    arrays = {name: getattr(inputs.types, name)[:, positions] for name in ("ids", "vision", "role", "turn")}
+    return inputs.having(tensors, types=replace(inputs.types, **arrays))

@@ -1,0 +1,172 @@
+"""`probe drop` and `probe attention --benchmark`: what they write, that they go on, and that mistakes are one line."""
+
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
+
+import csv
+import json
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+import probe
+from probe.evaluation.drop_run import Dropping
+
+QUICK = ("--limit", "6", "--how", "mask", "--windows", "4", "--no-attention")
+FIGURES = {f"{name}.{ending}" for name in ("dropped", "depth") for ending in ("png", "svg")}
+
+
+def no_work(*_, **__):
+    raise AssertionError("something was computed")
+
+
+@pytest.fixture
+def gqa(tmp_path):
+    """Official files: three questions about two pictures, one row without a picture, one picture that is none."""
+    folder = tmp_path / "gqa"
+    (folder / "images").mkdir(parents=True)
+    for name, colour in (("one", "red"), ("two", "blue")):
+        Image.new("RGB", (60, 60), colour).save(folder / "images" / f"{name}.jpg")
+    (folder / "images" / "bad.jpg").write_text("no picture")
+    usual = {"question": "What colour is it?", "answer": "red", "isBalanced": True,
+             "types": {"structural": "query", "semantic": "attr", "detailed": "x"}}  # fmt: skip
+    rows = {"1": "one", "2": "one", "3": "two", "4": "missing", "5": "bad"}
+    questions = {key: usual | {"imageId": picture} for key, picture in rows.items()}
+    (folder / "testdev_balanced_questions.json").write_text(json.dumps(questions))
+    return folder
+
+
+def test_it_writes_dataset_table_and_figures_and_goes_on_for_nothing(run, tmp_path, monkeypatch):
+    code, said, error = run("drop", *QUICK)
+    assert code == 0, error
+    folder = tmp_path / "probe-out" / "drop"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"run.json", "parts", "failures", "final.zarr", "accuracy.csv", "problems.csv", *FIGURES}
+    for told in ("row-layers", "6 questions", "untouched", "no vision", "another image", "1-4", "5-8", "accuracy.csv"):
+        assert told in said, told
+    drawn = said.split("figures: ")[1].split(" (png")[0].split(", ")
+    assert set(drawn) == {name.split(".")[0] for name in FIGURES}
+    table = pd.read_csv(folder / "accuracy.csv")
+    of_all = table[table["kind"] == "all"].set_index("case")
+    assert {"untouched", "no vision", "another image", "1-4", "5-8", "1-8"} == set(of_all.index)
+    assert (of_all["accuracy"] == of_all["official_accuracy"]).all()
+    assert set(table["kind"]) > {"all", "colour", "count"}
+
+    monkeypatch.setattr(Dropping, "__call__", no_work)
+    code, said, error = run("drop", *QUICK)
+    assert code == 0, error
+    assert "6 done" in said
+    code, said, error = run("drop", *QUICK[:-1])
+    assert (code, said) == (2, "")
+    assert "plan.attention" in error and error.count("\n") == 1
+
+
+def test_ctrl_c_keeps_what_is_finished(run, tmp_path, monkeypatch):
+    measured, asked = Dropping.__call__, []
+
+    def interrupted(self, samples):
+        asked.append(samples[0].id)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return measured(self, samples)
+
+    monkeypatch.setattr(Dropping, "__call__", interrupted)
+    code, _, error = run("drop", *QUICK)
+    assert code == 130
+    assert "interrupted" in error
+    code, said, error = run("drop", *QUICK)
+    assert code == 0, error
+    assert "6 questions, 3 done" in said
+    assert len(asked) == 4 + 3
+    assert len(set(asked)) == 6
+
+
+def test_llava_mini_in_its_pre_fusion(run, tmp_path):
+    words = ("--limit", "2", "--how", "mask", "--windows", "1", "--no-depth", "--max-new-tokens", "4")
+    code, said, error = run("drop", "--model", "tiny-llava-mini", "--stack", "prefusion", "--queries", "text", *words)
+    assert code == 0, error
+    table = pd.read_csv(tmp_path / "probe-out" / "drop" / "accuracy.csv")
+    assert {"untouched", "no vision", "another image", "1"} <= set(table["case"])
+    assert "row-layers" in said
+    code, said, error = run("drop", "--stack", "prefusion", *words)
+    assert (code, said) == (2, "")
+    assert "a stack of tiny-llava: llm, got prefusion" in error and error.count("\n") == 1
+
+
+def test_only_a_judges_benchmark_is_judged(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("probe.subject.subject.load", no_work)
+    code, said, error = run("drop", "--judged", "scores.json")
+    assert (code, said) == (2, "")
+    assert "llava_w or mm_vet, got shapes" in error and error.count("\n") == 1
+
+
+def test_bad_rows_are_listed_and_answers_exported(run, gqa, tmp_path):
+    words = ("--benchmark", "gqa", "--data", str(gqa), "--how", "mask", "--no-depth", "--no-attention", "--export")
+    code, said, error = run("drop", *words, "--max-new-tokens", "4", "--out", "out")
+    assert code == 0, error
+    assert "1 bad rows left out, 1 samples failed" in said
+    problems = list(csv.reader((tmp_path / "out" / "problems.csv").open()))
+    assert [row[1] for row in problems] == ["row", "4", "5"]
+    assert "bad.jpg" in problems[2][2]
+    official = tmp_path / "out" / json.loads((tmp_path / "out" / "predictions" / "index.json").read_text())["mask: 1-2"]
+    assert [row["questionId"] for row in json.loads(official.read_text())] == ["1", "2", "3"]
+    assert pd.read_csv(tmp_path / "out" / "accuracy.csv")["questions"].iloc[0] == 3
+
+
+def test_attention_over_a_benchmark_is_a_run_and_one_record(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("probe.plots.figures", lambda record: {})  # slow, and tested elsewhere
+    monkeypatch.setattr("probe.cli.attention.FEW", 5)
+    code, said, error = run("attention", "--benchmark", "shapes", "--limit", "6")
+    assert code == 0, error
+    assert "6 questions" in said
+    folder = tmp_path / "probe-out" / "attention"
+    record = probe.open(folder / "record.zarr.zip")
+    assert record.sizes["sample"] == 6
+    assert {"run.json", "parts", "problems.csv", "attention.csv"} <= {path.name for path in folder.iterdir()}
+    means = pd.read_csv(folder / "attention.csv").query("stack == 'llm' and value == 'share' and layer == 0")
+    of_one = means.query("query_type == 'response'")
+    assert of_one["mean"].sum() == pytest.approx(1, abs=1e-4)
+    assert (of_one["low"] <= of_one["mean"]).all()
+    monkeypatch.setattr("probe.evaluation.drop_run.measure", no_work)
+    assert run("attention", "--benchmark", "shapes", "--limit", "6")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["drop", "--benchmark", "nope"], "shapes, gqa"),
+        (["drop", "--benchmark", "gqa"], "--data"),
+        (["drop", "--benchmark", "gqa", "--data", "nowhere"], "no such folder"),
+        (["drop", "--benchmark", "gqa", "--data", "file"], "a file"),
+        (["drop", "--benchmark", "pope", "--data", "."], "pope"),
+        (["drop", "--limit", "0"], "--limit"),
+        (["drop", "--windows", "0"], "--windows"),
+        (["drop", "--how", "fog"], "mask"),
+        (["drop", "--out", "file"], "folder that can be written"),
+        (["attention", "--benchmark", "gqa"], "--data"),
+        (["attention", "--limit", "3"], "--benchmark with --limit"),
+        (["attention", "--benchmark", "shapes", "--question", "why?"], "--question"),
+    ],
+)
+def test_a_mistake_is_told_before_any_model_is_loaded(run, tmp_path, monkeypatch, words, told):
+    monkeypatch.setattr("probe.subject.subject.load", no_work)
+    (tmp_path / "file").write_text("no folder")
+    code, said, error = run(*words)
+    assert (code, said) == (2, "")
+    assert told in error
+    assert error.startswith("probe: ") and error.count("\n") == 1
+
+
+def test_a_window_of_more_layers_than_the_model_has(run):
+    code, _, error = run("drop", "--windows", "9")
+    assert code == 2
+    assert "1 to 8" in error and error.count("\n") == 1
+
+
+def test_a_truncated_file_is_one_line(run, gqa):
+    file = gqa / "testdev_balanced_questions.json"
+    file.write_text(file.read_text()[:-20])
+    code, said, error = run("drop", "--benchmark", "gqa", "--data", str(gqa))
+    assert (code, said) == (2, "")
+    assert "testdev_balanced_questions.json" in error and error.count("\n") == 1

@@ -1,0 +1,72 @@
+"""`probe reduce`: what it writes, that it goes on, and that mistakes are one line."""
+
+import pandas as pd
+import pytest
+from models import picture
+
+import probe
+from probe.cli.reduce import MORE, REDUCERS, made, pyramid_at, sparse_at
+from probe.evaluation.method_comparison import Comparison
+
+QUICK = ("--limit", "6", "--reducers", "visionzip,fastv", "--keep", "0.25", "--beside", "tiny-llava", "--repeats", "2")
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return probe.load("tiny-llava")
+
+
+def test_it_writes_table_costs_and_figure_and_goes_on_for_nothing(run, tmp_path, monkeypatch):
+    code, said, error = run("reduce", *QUICK)
+    assert code == 0, error
+    folder = tmp_path / "probe-out" / "reduce"
+    made_files = {"run.json", "parts", "failures", "final.zarr", "problems.csv", "reduce.csv", "costs.json"}
+    assert {path.name for path in folder.iterdir()} == made_files | {"reduce.png", "reduce.svg"}
+    table = pd.read_csv(folder / "reduce.csv").set_index("method")
+    assert list(table.index) == ["all tokens", "VisionZip 25 %", "FastV 25 %", "tiny-llava"]
+    assert table["vision_tokens"].tolist() == [36, 9, (2 * 36 + 6 * 9) / 8, 36]
+    assert table.loc["tiny-llava", "difference"] == 0
+    assert table.loc["VisionZip 25 %", "total (TFLOP)"] < table.loc["all tokens", "total (TFLOP)"]
+    assert "6 questions to 4 methods" in said
+
+    def no_work(*_, **__):
+        raise AssertionError("something was computed")
+
+    monkeypatch.setattr(Comparison, "__call__", no_work)
+    code, said, error = run("reduce", *QUICK, "--repeats", "0")
+    assert code == 0, error
+    assert "6 done" in said
+    code, said, error = run("reduce", *QUICK, "--keep", "0.5")
+    assert (code, said) == (2, "") and "plan.methods" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--reducers", "visionzap", "visionzip"),
+        ("--keep", "64", "fractions between 0 and 1"),
+        ("--keep", "a,b", "fractions between 0 and 1"),
+        ("--beside", "no-such-model", "no-such-model"),
+        ("--benchmark", "gqq", "gqa"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, option, value, told):
+    code, said, error = run("reduce", "--limit", "2", option, value)
+    assert (code, said) == (2, "")
+    assert told in error and error.count("\n") == 1
+    assert not list((tmp_path / "probe-out" / "reduce").iterdir())
+
+
+@pytest.mark.parametrize("kind", [*REDUCERS, *MORE])
+@pytest.mark.parametrize("share", [0.9, 0.11, 0.01])
+def test_every_name_works_for_every_share(kind, share, subject):
+    _, reducer = made(subject, kind, share)
+    with probe.reduced(subject, reducer):
+        assert isinstance(subject.answer(picture(), "what is there ?", 3), str)
+
+
+def test_stages_are_spread_over_any_depth():
+    assert pyramid_at(0.25, 8) == ((2, 4, 6), (0.5, 0.25, 0.125))
+    assert pyramid_at(0.25, 2)[0] == (1,)
+    assert sparse_at(192 / 576) == (300, 200, 110)
+    assert sparse_at(1.0) == (576, 576, 330)

@@ -1,0 +1,101 @@
+import inspect
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from probe.data.sample import Sample, as_pictures, open_picture
+from probe.errors import ProbeError
+
+
+def red(mode="RGB", size=(8, 6)):
+    return Image.new("RGB", size, (250, 10, 10)).convert(mode)
+
+
+def test_images_of_a_sample_are_a_tuple_whatever_was_given():
+    assert Sample("a", None, "q").images == ()
+    assert Sample("a", "one.png", "q").images == ("one.png",)
+    assert Sample("a", ("one.png", "two.png"), "q").images == ("one.png", "two.png")
+    assert as_pictures(["one.png"]) == ("one.png",)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("RGB", "jpg"), ("CMYK", "jpg"), ("L", "jpg"), ("P", "png"), ("RGBA", "png"), ("1", "png")],
+)
+@pytest.mark.parametrize("size", [(8, 6), (1, 1)])
+def test_every_colour_mode_opens_as_rgb(tmp_path, mode, suffix, size):
+    path = tmp_path / f"picture.{suffix}"
+    red(mode, size).save(path)
+    image = open_picture(path)
+    assert (image.mode, image.size) == ("RGB", size)
+    if mode in ("RGB", "CMYK", "P", "RGBA"):
+        assert np.abs(np.asarray(image, dtype=int)[0, 0] - (250, 10, 10)).max() < 50
+
+
+def test_transparent_pixels_are_white_in_rgba_and_palette():
+    clear = Image.new("RGBA", (2, 2), (0, 0, 0, 0))
+    assert open_picture(clear).getpixel((0, 0)) == (255, 255, 255)
+    palette = io.BytesIO()
+    clear.convert("P").save(palette, "PNG", transparency=0)
+    assert open_picture(Image.open(palette)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bit_grey_keeps_its_grey():
+    deep = Image.fromarray(np.full((2, 2), 32768, dtype=np.uint16))
+    assert open_picture(deep).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_a_rotated_photograph_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees to show"
+    red(size=(8, 6)).save(tmp_path / "photo.jpg", exif=exif)
+    assert open_picture(tmp_path / "photo.jpg").size == (6, 8)
+
+
+def test_the_picture_given_is_not_changed():
+    given = red("P")
+    open_picture(given)
+    assert given.mode == "P"
+
+
+def png_header(width, height):
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+def bad_files(folder):
+    (folder / "notes.jpg").write_text("not a picture")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "bomb.png").write_bytes(png_header(20_000, 20_000) + b"\0" * 64)
+    (folder / "folder.png").mkdir()
+    rng = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for kind in ("jpg", "png"):
+        buffer = io.BytesIO()
+        Image.fromarray(rng).save(buffer, {"jpg": "JPEG", "png": "PNG"}[kind])
+        (folder / f"cut.{kind}").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    return ["notes.jpg", "empty.png", "bomb.png", "folder.png", "cut.jpg", "cut.png", "missing.png"]
+
+
+@pytest.mark.parametrize("index", range(7))
+def test_an_unreadable_file_is_one_clear_line_that_names_it(tmp_path, index):
+    name = bad_files(tmp_path)[index]
+    with pytest.raises(ProbeError) as error:
+        open_picture(tmp_path / name)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_picture_at_all_is_refused():
+    with pytest.raises(ProbeError, match="expected a path or a PIL image, got a int"):
+        inspect.unwrap(open_picture)(3)  # without the tests' own type check
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~no-such-user-here/cat.jpg", "a\0b"])
+def test_a_name_that_no_file_can_have_is_one_line(name):
+    with pytest.raises(ProbeError, match="expected a picture file") as error:
+        open_picture(name)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,167 @@
+"""Runs over a benchmark: on a model whose truth is planted; interrupted and resumed; with bad pictures."""
+
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
+
+import copy
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+from planted_sweeps import ALWAYS
+
+from probe.data.rows import Benchmark, Problem
+from probe.data.sample import Sample
+from probe.errors import ProbeError
+from probe.evaluation.benchmarks import shapes
+from probe.evaluation.drop_effects import effects, tables_of, window_cases
+from probe.evaluation.drop_run import READINGS, Dropping, attention_run, merged, predictions, results
+from probe.evaluation.task import Task
+from probe.interventions.sweep import windows
+from probe.interventions.sweep.layer_sets import ALWAYS as THEIRS
+from probe.models.planted import COLOURS, planted
+from probe.records.run_directory import Run
+from probe.subject.subject import load
+
+LAYERS, READ = 3, 1
+
+
+@pytest.fixture(scope="module")
+def known():
+    return planted(read_layers=(READ,), patches=(14,), layers=LAYERS)
+
+
+@pytest.fixture(scope="module")
+def subject(known):
+    return load(known.model, processor=known.processor)
+
+
+def made_up(known, count: int = 4, bad: tuple[int, ...] = (), folder: Path | None = None) -> Task:
+    """Two questions a picture, colours in turn; `bad` pictures are text files."""
+    samples = []
+    for number, colour in zip(range(count), itertools.cycle(COLOURS)):
+        picture: Image.Image | Path = known.picture(colour, seed=number)
+        if number in bad and folder is not None:
+            picture = folder / f"{number}.png"
+            picture.write_text("no picture")
+        for which in "ab":
+            meta = {"image": f"p{number}", "kind": which, "unit": f"{number}{which}", "question_id": f"{number}{which}"}
+            samples.append(Sample(f"{number}{which}", picture, known.question, answer=colour, meta=meta))
+    problem = Problem("made-up.json", 7, "an answer", "none")
+    return Task(shapes, Benchmark("made-up", "test", tuple(samples), (problem,), ()))
+
+
+def dropping(subject, task, readings=("mask",), **options) -> Dropping:
+    return Dropping(subject, task, dict.fromkeys(readings, windows(1)), max_new_tokens=3, **options)
+
+
+def test_every_reading_finds_the_layer_that_reads_vision(subject, known, tmp_path):
+    task = made_up(known, 3)
+    run = dropping(subject, task, READINGS, attention=True).run(tmp_path)
+    found = results(run, task)
+    assert found["sample"].values.tolist() == ["0a", "0b", "1a", "1b", "2a", "2b"]
+    for name, table in tables_of(found).items():
+        accuracy = table["correct"].mean("sample").to_series()
+        gone = name == "remove, no restore"  # everything from the first layer on
+        assert accuracy[["untouched", "no vision", "another image"]].tolist() == [1, 0, 0], name
+        assert accuracy[window_cases(table, 1)].tolist() == [0.0 if gone else 1.0, 0.0, 1.0], name
+    swap = tables_of(found)["swap"]
+    assert swap["donor_answer_given"].mean("sample").sel(case=["1", "2", "3"]).values.tolist() == [0, 1, 0]
+    share = found["attention"]["share"].sel(query_type="response").mean("sample")
+    assert share.values.argmax() == READ
+    assert predictions(swap, "untouched")["1a"] == "green"
+    assert effects(found)["questions"].max() == 6
+
+
+def test_interrupted_and_resumed_it_is_the_run_that_nobody_disturbed(subject, known, tmp_path):
+    task, asked = made_up(known, 3), []
+    calm = dropping(subject, task).run(tmp_path / "calm")
+
+    class Interrupted(Dropping):
+        def __call__(self, samples):
+            asked.extend(sample.id for sample in samples)
+            if len(asked) == 4:
+                raise KeyboardInterrupt
+            return super().__call__(samples)
+
+    with pytest.raises(KeyboardInterrupt):
+        Interrupted(subject, task, {"mask": windows(1)}, max_new_tokens=3).run(tmp_path / "rough")
+    assert Run(tmp_path / "rough").done() == {"0a", "0b", "1a"}
+    rough = dropping(subject, task).run(tmp_path / "rough")
+    assert (
+        results(calm, task)["mask"]
+        .to_dataset()
+        .drop_vars("image_prefixes")
+        .identical(results(rough, task)["mask"].to_dataset().drop_vars("image_prefixes"))
+    )
+
+
+def test_workers_share_a_folder(subject, known, tmp_path):
+    task = made_up(known)
+    work = dropping(subject, task, attention=False)
+    for worker in (0, 1):
+        run = work.run(tmp_path, samples=task.samples[4 * worker : 4 * worker + 4], worker=str(worker))
+    assert sorted(run.done()) == sorted(sample.id for sample in task.samples)  # pyright: ignore
+
+
+def test_a_bad_picture_is_listed_and_is_nobodys_donor(subject, known, tmp_path):
+    task = made_up(known, 3, bad=(1,), folder=tmp_path)
+    work = dropping(subject, task, ("swap",), attention=False)
+    assert work.estimate(), "the first picture that can be opened"
+    run = work.run(tmp_path / "run")
+    assert {failure.id for failure in run.failures()} == {"1a", "1b"}
+    assert all("1.png" in failure.reason for failure in run.failures())
+    assert results(run, task)["sample"].values.tolist() == ["0a", "0b", "2a", "2b"]
+    swapped = results(run, task)["swap"]["answer"].sel(case="another image").values.tolist()
+    assert swapped == ["blue", "blue", "red", "red"]
+
+
+def test_another_plan_is_refused_by_name(subject, known, tmp_path):
+    task = made_up(known, 2)
+    dropping(subject, task, attention=False).run(tmp_path)
+    with pytest.raises(ProbeError, match="attention"):
+        dropping(subject, task, attention=True).run(tmp_path)
+    with pytest.raises(ProbeError, match="readings"):
+        dropping(subject, task, ("zero",), attention=False).run(tmp_path)
+    with pytest.raises(ProbeError, match="max_new_tokens"):
+        Dropping(subject, task, {"mask": windows(1)}, max_new_tokens=4, attention=False).run(tmp_path)
+
+
+def test_other_weights_are_another_run(subject, known, tmp_path):
+    task = made_up(known, 2)
+    dropping(subject, task, attention=False).run(tmp_path)
+    trained = copy.deepcopy(known.model)
+    trained.lm_head.weight.data += 1e-3
+    other = load(trained, processor=known.processor)
+    with pytest.raises(ProbeError, match=r"plan\.weights"):
+        dropping(other, task, attention=False).run(tmp_path)
+
+
+def test_mistakes_are_told_before_any_work(subject, known):
+    with pytest.raises(ProbeError, match="readings of mask"):
+        Dropping(subject, made_up(known), {"fog": windows(1)})
+    with pytest.raises(ProbeError, match="about pictures"):
+        Dropping(subject, made_up(known, 0), {"mask": windows(1)})
+
+
+def test_attention_over_a_benchmark_is_one_record_without_pixels(subject, known, tmp_path):
+    task = made_up(known, 2, bad=(1,), folder=tmp_path)
+    run = attention_run(subject, task, tmp_path / "run", max_new_tokens=3)
+    assert {failure.id for failure in run.failures()} == {"1a", "1b"}
+    record = merged(run, task)
+    assert record["sample"].values.tolist() == ["0a", "0b"]
+    assert "picture" not in record and "received" not in record["llm"]
+    hashes = record["picture_sha256"].values[:, 0].tolist()
+    assert hashes[0] == hashes[1] and len(hashes[0]) == 64
+    share = record["llm"]["share"].sel(query_type="response", key_type="vision")
+    assert np.isfinite(share).all()
+    again = attention_run(subject, task, tmp_path / "run", max_new_tokens=3)
+    assert len(again.parts()) == len(run.parts())
+    assert isinstance(merged(again, task), xr.DataTree)
+
+
+def test_the_first_cases_are_those_that_every_sweep_has():
+    assert THEIRS == ALWAYS

@@ -1,0 +1,69 @@
+"""The promises are kept on every shape of model, and a broken one is told."""
+
+import models
+import numpy as np
+import pytest
+import torch
+
+import probe.measures.verify
+from probe.measures.verify import Report, verify
+from probe.subject.subject import load
+
+
+@pytest.mark.parametrize("factory", [models.llava15, models.llava_next_mistral])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_promises_are_kept(factory, dtype):
+    model, processor = factory()
+    report = verify(load(model, processor=processor, dtype=dtype), models.picture(0, 70, 50), "what is it?")
+    assert report.passed, report.appendix
+    assert len(report.checks) == 8
+    assert dtype in report.appendix and "promised: exactly 0" in report.appendix
+    assert model.config._attn_implementation == "sdpa", "switched to eager and back"
+
+
+def test_a_broken_promise_is_told(monkeypatch):
+    """A tap that changes the logits, and a statistic that is off."""
+    model, processor = models.llava15()
+    subject = load(model, processor=processor)
+    tap, table = probe.measures.verify.tap, probe.measures.verify.Statistic.table
+
+    def meddling(modules, observe):
+        def meddle(call):
+            call.value.mul_(1.5)
+            observe(call)
+
+        return probe.measures.verify.routed(modules, lambda call, kernel: (meddle(call), kernel(call))[1])
+
+    monkeypatch.setattr(probe.measures.verify, "tap", meddling)
+    report = verify(subject, models.picture(), "what is it?")
+    assert not report.passed and not report.checks[0].passed and float(report.checks[0].value) > 0
+    monkeypatch.setattr(probe.measures.verify, "tap", tap)
+
+    def off(self, *args):
+        return {name: value + 1e-3 for name, value in table(self, *args).items()}
+
+    monkeypatch.setattr(probe.measures.verify.Statistic, "table", off)
+    failed = [check.name for check in verify(subject, models.picture(), "what is it?").checks if not check.passed]
+    assert "statistic of the LLM against whole maps" in failed
+
+
+def test_the_plain_computation_on_a_map_worked_out_by_hand():
+    """Two heads, three keys: text, vision, vision; the last query gives (0.5, 0.5, 0) and (0.5, 0, 0.5)."""
+    weights = torch.tensor([[[1, 0, 0], [0.2, 0.8, 0], [0.5, 0.5, 0]], [[1, 0, 0], [0.6, 0.4, 0], [0.5, 0, 0.5]]])
+    visible = torch.ones(3, 3, dtype=torch.bool).tril()
+    ids = np.array([0, 1, 1])
+    table = probe.measures.verify.plain_table(weights, visible, ("text", "vision"), ids, ids, ids == 1)
+    assert table["mass"][:, 1, 1] == pytest.approx([(0.8 + 0.5) / 2, (0.4 + 0.5) / 2])
+    assert table["mass"][:, 1, 0] == pytest.approx([0.35, 0.55])
+    assert table["share"][:, 1, 1] == pytest.approx([0.65, 0.45])
+    assert np.isnan(table["mass"][:, 0, 1]).all() and np.isnan(table["share"][:, 0]).all()
+    assert table["lift"][:, 1, 1] == pytest.approx([(0.8 / (1 / 2) + 0.5 / (2 / 3)) / 2, (0.4 / 0.5 + 0.75) / 2])
+    assert table["entropy"][1, 1] == pytest.approx(np.log(2)), "the mean over heads is (0.25, 0.25)"
+    assert table["head_entropy"][:, 1, 1] == pytest.approx([0, 0])
+    assert table["received"][1] == pytest.approx([(0.6 + 0.25) / 2, 0.25])
+
+
+def test_a_report_passes_only_whole():
+    check = probe.measures.verify.Check
+    assert Report([check("a", 0.0, "0", True)]).passed
+    assert not Report([check("a", 0.0, "0", True), check("b", 1.0, "0", False)]).passed

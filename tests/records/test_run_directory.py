@@ -1,0 +1,345 @@
+"""A run keeps what is finished, does nothing twice, and refuses to become another run."""
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
+# pyright: reportIndexIssue=false
+# Fields of a sample and results of a run are unions; a test knows which it has.
+
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from probe.data.sample import Sample
+from probe.errors import ProbeError
+from probe.records.provenance import Fingerprint, hash_files
+from probe.records.run_directory import STALE_SECONDS, Run, Writer, collect
+from probe.records.zarr_parts import join, read_ids, read_part, select, write_part
+from probe.running_mean import RunningMean
+
+ROOT = Path(__file__).parents[2]
+SAME = Fingerprint(
+    model="tiny-llava", revision="1", dtype="float32", kernel="sdpa", prompt="vicuna",
+    plan={"how": "mask", "windows": [[0, 1], [2, 3]]}, data={"questions.json": "abc"},
+    generation={"max_new_tokens": 8},
+)  # fmt: skip
+SAMPLES = [Sample(f"q{number:02d}", None, "?") for number in range(10)]
+IDS = [sample.id for sample in SAMPLES]
+
+
+def dataset(group: list[Sample]) -> xr.Dataset:
+    """Numbers that follow from the id; as many tokens as the id's last digit says."""
+    digits = [int(sample.id[-1]) for sample in group]
+    values = np.full((len(group), 3), np.nan)
+    for row, digit in enumerate(digits):
+        values[row] = [digit, digit / 3, np.nan if digit % 2 else 1.0]
+    ids = np.array([sample.id for sample in group], dtype=object)
+    return xr.Dataset(
+        {
+            "value": (("sample", "case"), values, {"units": "1"}),
+            "answer": ("sample", np.array([f"é{digit}" for digit in digits], dtype=object)),
+            "tokens": (("sample", "position"), ragged(["x"] * digit for digit in digits).astype(object)),
+            "right": ("sample", np.array([digit > 4 for digit in digits])),
+        },
+        coords={"sample": ids, "case": [0, 1, 2]},
+        attrs={"model": "tiny-llava"},
+    )
+
+
+def tree(group: list[Sample]) -> xr.DataTree:
+    digits = [int(sample.id[-1]) for sample in group]
+    llm = xr.Dataset({
+        "mass": (("sample", "layer"), np.array([[digit, -digit] for digit in digits], dtype=np.float32)),
+        "received": (("sample", "key"), ragged([0.5] * (1 + digit) for digit in digits)),
+        "key_row": (("sample", "key"), ragged([3] * (1 + digit) for digit in digits)),
+    }, coords={"layer": [0, 1]})  # fmt: skip
+    return xr.DataTree.from_dict({"/": dataset(group), "/llm": llm})
+
+
+def ragged(rows: Iterable[list]) -> np.ndarray:
+    rows = list(rows)
+    longest = max(rows, key=len)
+    filler = {float: np.nan, int: -1, str: ""}[type(longest[0]) if longest else str]
+    return np.array([row + [filler] * (len(longest) - len(row)) for row in rows])
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run.open(tmp_path / "run", SAME)
+
+
+@pytest.mark.parametrize("measure", [dataset, tree])
+def test_what_was_collected_is_what_was_measured(run, measure):
+    collect(run, SAMPLES, measure, batch=3, size=4)
+    found = run.load(IDS)
+    assert type(found) is type(measure(SAMPLES))
+    assert found.identical(join([measure([sample]) for sample in SAMPLES]))
+    assert list(found["answer"].values[:2]) == ["é0", "é1"]
+    assert not list((run.folder / "parts").glob("*.tmp"))
+
+
+def test_a_second_command_computes_only_what_is_missing(run):
+    asked = []
+
+    def measure(group):
+        asked.extend(sample.id for sample in group)
+        return dataset(group)
+
+    collect(run, SAMPLES[:4], measure)
+    collect(Run.open(run.folder, SAME), SAMPLES, measure)
+    assert asked == IDS
+    assert run.done() == set(IDS)
+
+
+def test_ctrl_c_keeps_everything_finished(run):
+    def measure(group):
+        if group[0].id == "q06":
+            raise KeyboardInterrupt
+        return dataset(group)
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(run, SAMPLES, measure)
+    assert run.done() == set(IDS[:6])
+    assert not run.failures()
+    collect(run, SAMPLES, dataset)
+    assert run.load(IDS).identical(dataset_one_by_one())
+
+
+def dataset_one_by_one():
+    return join([dataset([sample]) for sample in SAMPLES])
+
+
+def test_an_interrupt_while_a_part_is_written_loses_nothing(run, monkeypatch):
+    replaced, interrupts = os.replace, iter([True])
+
+    def interrupted(*names):
+        if next(interrupts, False):
+            raise KeyboardInterrupt
+        replaced(*names)
+
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        collect(run, SAMPLES, dataset, size=4)
+    assert run.done() == set(IDS[:4])
+    assert not list((run.folder / "parts").glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"model": "llava-1.5"}, "model = 'tiny-llava'"),
+        ({"kernel": "eager"}, "kernel = 'sdpa'"),
+        ({"plan": {"how": "remove", "windows": [[0, 1], [2, 3]]}}, "plan.how = 'mask'"),
+        ({"data": {"questions.json": "abd"}}, "data.questions.json = 'abc'"),
+        ({"generation": {"max_new_tokens": 8, "num_beams": 2}}, "generation.num_beams = None"),
+        ({"schema": 2}, "schema = 1"),
+    ],
+)
+def test_another_run_is_refused_and_the_field_named(run, change, name):
+    with pytest.raises(ProbeError, match="expected " + name.replace(".", r"\.")):
+        Run.open(run.folder, replace(SAME, **change))
+
+
+def test_a_fingerprint_survives_json(tmp_path):
+    plan = {"layers": range(3), "kinds": {"b", "a"}, "share": np.float64(0.5), "path": Path("x"), "cases": ((1, 2),)}
+    Run.open(tmp_path, replace(SAME, plan=plan))
+    assert Run.open(tmp_path, replace(SAME, plan=plan)).fingerprint()["plan"]["layers"] == [0, 1, 2]
+    with pytest.raises(ProbeError, match="plain values"):
+        Run.open(tmp_path, replace(SAME, plan=object()))
+
+
+def test_hashes_follow_the_content(tmp_path):
+    (tmp_path / "a.json").write_text("1")
+    first = hash_files([tmp_path / "a.json"])
+    (tmp_path / "a.json").write_text("2")
+    assert first.keys() == {"a.json"}
+    assert hash_files([tmp_path / "a.json"]) != first
+
+
+def test_a_folder_that_is_no_run_is_told(tmp_path):
+    with pytest.raises(ProbeError, match="a run directory with"):
+        Run(tmp_path).fingerprint()
+    (tmp_path / "run.json").write_text('{"finger')
+    with pytest.raises(ProbeError, match="a run directory with"):
+        Run.open(tmp_path, SAME)
+
+
+def test_a_failure_is_listed_retried_and_given_up(run):
+    tries = []
+
+    def measure(group):
+        tries.append([sample.id for sample in group])
+        if any(sample.id == "q03" for sample in group):
+            raise ValueError("no picture\nin it")
+        return dataset(group)
+
+    for _ in range(3):
+        collect(Run.open(run.folder, SAME), SAMPLES, measure, batch=5)
+    assert tries == [IDS[:5], *[[name] for name in IDS[:5]], IDS[5:], ["q03"]]
+    assert [(f.id, f.attempt, f.reason) for f in run.failures()] == [("q03", 2, "ValueError: no picture in it")]
+    assert run.done() == set(IDS) - {"q03"}
+
+
+def test_a_failure_that_succeeds_later_is_none(run):
+    run.fail("q00", ValueError("once"))
+    with (run.folder / "failures" / "0.jsonl").open("a") as file:
+        file.write('{"id": "q0')  # its writer was killed here
+    run.fail("q00", ValueError("twice"))
+    assert [(failure.attempt, failure.reason) for failure in run.failures()] == [(2, "ValueError: twice")]
+    collect(run, SAMPLES, dataset, attempts=3)
+    assert run.failures() == []
+
+
+def test_a_run_stops_when_it_is_not_the_samples(run):
+    samples = [Sample(f"s{number}", None, "?") for number in range(100)]
+    with pytest.raises(ProbeError, match="20 failures in a row, the last out of memory"):
+        collect(run, samples, lambda group: (_ for _ in ()).throw(MemoryError("out of memory")))
+    assert len(run.failures()) == 20
+
+
+def test_results_for_other_samples_are_refused(run):
+    collect(run, SAMPLES[:1], lambda group: dataset(SAMPLES[1:2]))
+    assert "expected results for ['q00'], got ['q01']" in run.failures()[0].reason
+    with pytest.raises(ProbeError, match="a coordinate 'sample'"):
+        Writer(run).add(xr.Dataset({"x": 1}))
+    with pytest.raises(ProbeError, match="'q01' twice"):
+        Writer(run).add(dataset([SAMPLES[1], SAMPLES[1]]))
+
+
+def test_workers_share_a_directory_and_a_sample_done_twice_counts_once(run):
+    other = Run.open(run.folder, SAME, worker="1")
+    with Writer(run) as mine, Writer(other) as theirs:
+        mine.add(dataset(SAMPLES[:6]))
+        theirs.add(dataset(SAMPLES[4:]))
+    assert {path.name.split("-")[1] for path in run.parts()} == {"0", "1"}
+    assert run.load(IDS).sizes["sample"] == 10
+    assert sum(part.sizes["sample"] for part in run.stream()) == 10
+
+
+def test_unfinished_parts_are_ignored_and_old_ones_removed(run):
+    young, old = (run.folder / "parts" / f"part-9-{age}.zarr.zip.tmp" for age in ("young", "old"))
+    for path in (young, old):
+        path.write_bytes(b"PK half")
+    half = run.folder / "final-1.tmp"  # of a compaction
+    (half / "llm").mkdir(parents=True)
+    long_ago = time.time() - STALE_SECONDS - 60
+    for path in (old, half):
+        os.utime(path, (long_ago, long_ago))
+    Run.open(run.folder, SAME)
+    assert young.exists()
+    assert not old.exists()
+    assert not half.exists()
+    assert run.done() == set()
+
+
+def test_a_damaged_part_is_named(run):
+    (run.folder / "parts" / "part-0-1-x.zarr.zip").write_bytes(b"PK half")
+    with pytest.raises(ProbeError, match=r"part-0-1-x\.zarr\.zip, got no zip file; delete the file"):
+        run.done()
+
+
+@pytest.mark.parametrize("measure", [dataset, tree])
+def test_compaction_equals_loading_and_restores_the_order(run, measure):
+    collect(run, [*SAMPLES[7:], *SAMPLES[:7]], measure, size=3)
+    final = run.compact(IDS, block=4)
+    found = xr.open_datatree(final, engine="zarr", chunks=None).load()
+    expected = run.load(IDS)
+    assert list(found["sample"].values) == IDS
+    for node in expected.subtree if isinstance(expected, xr.DataTree) else [expected]:
+        path = getattr(node, "path", "/")
+        for name in node.data_vars:
+            np.testing.assert_array_equal(found[path][name].values, node[name].values)
+    assert found["value"].attrs == {"units": "1"}
+    assert run.compact(IDS) == final  # again: the old one is replaced
+    assert [path.name for path in run.folder.iterdir() if "tmp" in path.name] == []
+
+
+def test_a_run_without_results_cannot_be_loaded(run):
+    with pytest.raises(ProbeError, match="at least one finished sample"):
+        run.load()
+
+
+def test_samples_that_were_not_asked_for_come_last(run):
+    collect(run, SAMPLES[:4], dataset)
+    assert list(run.load(["q03", "unknown"])["sample"].values) == ["q03", "q00", "q01", "q02"]
+
+
+def test_ragged_dimensions_are_filled_up(tmp_path):
+    joined = join([tree(SAMPLES[1:2]), tree(SAMPLES[3:4])])
+    assert isinstance(joined, xr.DataTree)
+    assert np.isnan(joined["llm"]["received"].values[0]).tolist() == [False, False, True, True]
+    assert joined["llm"]["key_row"].values[0].tolist() == [3, 3, -1, -1]
+    assert joined["tokens"].values[0].tolist() == ["x", "", ""]
+    path = write_part(joined, tmp_path)
+    assert read_ids(path) == ["q01", "q03"]
+    assert read_part(path).identical(joined)
+    assert list(select(joined, [1])["sample"].values) == ["q03"]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda ds: ds.drop_vars("right"), "right only in some"),
+        (lambda ds: ds.assign_coords(case=[0, 1, 9]), "'case' alike in all parts"),
+        (lambda ds: xr.DataTree.from_dict({"/": ds, "/vision": xr.Dataset()}), "parts with the nodes"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(change, complaint):
+    with pytest.raises(ProbeError, match=complaint):
+        join([dataset(SAMPLES[:2]), change(dataset(SAMPLES[2:4]))])
+
+
+def values(rows: np.ndarray) -> xr.DataArray:
+    return xr.DataArray(rows, dims=("sample", "layer"), name="mass", attrs={"units": "1"})
+
+
+def test_a_running_mean_leaves_out_what_is_missing():
+    rows = np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.nan]])
+    mean = RunningMean()
+    mean.add(values(rows))
+    np.testing.assert_array_equal(mean.result(), [2.0, 5.0, np.nan])
+    np.testing.assert_array_equal(mean.weight(), [2, 1, 0])
+    assert mean.result().attrs == {"units": "1"}
+    weighted = RunningMean()
+    weighted.add(values(rows), xr.DataArray([3.0, 1.0], dims="sample"))
+    np.testing.assert_array_equal(weighted.result(), [1.5, 5.0, np.nan])
+    with pytest.raises(ProbeError, match=r"parts with {'layer': 3}, got {'layer': 2}"):
+        mean.add(values(rows[:, :2]))
+    with pytest.raises(ProbeError, match="at least one sample"):
+        RunningMean().result()
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 29), max_size=4))
+def test_a_running_mean_has_the_same_bits_however_it_is_split(seed, cuts):
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((30, 2)) * 10.0 ** rng.integers(-12, 12, (30, 1))
+    weights = xr.DataArray(rng.integers(0, 50, 30).astype(float), dims="sample")
+    whole, split = RunningMean(), RunningMean()
+    whole.add(values(rows), weights)
+    shuffled = rng.permutation(30)
+    for piece in np.split(shuffled, sorted(cuts)):
+        worker = RunningMean()
+        worker.add(values(rows[piece]), weights.isel(sample=piece))
+        split.merge(worker)
+    np.testing.assert_array_equal(whole.result(), split.result())
+    np.testing.assert_allclose(whole.result(), np.average(rows, axis=0, weights=weights), rtol=1e-9)
+
+
+def test_three_kills_lose_nothing(tmp_path):
+    script = ROOT / "analyses" / "crash" / "kill_test.py"
+    spec = importlib.util.spec_from_file_location("kill_test", script)
+    kill_test = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kill_test)
+    kill_test.work(tmp_path / "calm", 48)
+    hit = kill_test.disturbed(tmp_path / "rough", 48, kills=3, seconds=1.0)
+    assert hit >= 1
+    assert kill_test.differences(tmp_path / "calm", tmp_path / "rough", 48) == []
+    assert json.loads((tmp_path / "rough" / "run.json").read_text())["fingerprint"]["model"] == "none"
