@@ -41,4 +41,5 @@ def named(name: str) -> ModuleType:
     """
     if name not in NAMES:
         raise ProbeError("benchmark", expected=f"one of {', '.join(NAMES)}", got=repr(name))
-    return import_module(f"probe.evaluation.benchmarks.{name}")
+    module = {"seed": "seed_bench", "llava_w": "llava_bench"}.get(name, name)
+    return import_module(f"probe.evaluation.benchmarks.{module}")

@@ -19,13 +19,13 @@ from probe.data.rows import RowError
 from probe.errors import ProbeError
 from probe.evaluation.benchmarks import (
     gqa,
-    llava_w,
+    llava_bench,
     mm_vet,
     mmbench,
     mme,
     pope,
     scienceqa,
-    seed,
+    seed_bench,
     shapes,
     textvqa,
     vizwiz,
@@ -497,17 +497,17 @@ def test_seed_reads_pictures_and_frames(tmp_path):
         seed_row(4, data_type="audio"), seed_row(5, choice_d=None), seed_row(6, data_id="../../p1"), seed_row(1),
     ]  # fmt: skip
     write(tmp_path / "SEED-Bench.json", {"questions": rows, "question_type": {"Counting": 5}})
-    benchmark = seed.read(tmp_path)
+    benchmark = seed_bench.read(tmp_path)
     assert [s.id for s in benchmark.samples] == ["1", "v2"]
     assert benchmark.samples[0].question == "How many?\nA. aa\nB. bb\nC. cc\nD. dd" + OPTION
     assert [s.meta["kind"] for s in benchmark.samples] == ["Counting", "10"]
     assert [problem.row for problem in benchmark.problems] == [3, 4, 5, 6, 7]
-    assert [s.id for s in seed.read(tmp_path, "image").samples] == ["1"]
-    exported = seed.export(benchmark.samples, {"1": "A", "v2": "B"}, tmp_path).read_text().splitlines()
+    assert [s.id for s in seed_bench.read(tmp_path, "image").samples] == ["1"]
+    exported = seed_bench.export(benchmark.samples, {"1": "A", "v2": "B"}, tmp_path).read_text().splitlines()
     assert json.loads(exported[1]) == {"question_id": "v2", "prediction": "B"}
     write(tmp_path / "SEED-Bench.json", [])
     with pytest.raises(ProbeError, match="an object with a list of 'questions'"):
-        seed.read(tmp_path)
+        seed_bench.read(tmp_path)
 
 
 def test_mme_reads_both_layouts_and_exports_for_its_tool(tmp_path):
@@ -543,17 +543,17 @@ def test_llava_w_is_read_exported_and_judged(tmp_path):
     picture(tmp_path / "images/001.jpg")
     row = {"question_id": 0, "image": "001.jpg", "category": "conv", "text": "What is it?"}
     lines(tmp_path / "questions.jsonl", [row, row | {"question_id": 1, "image": "002.jpg"}])
-    benchmark = llava_w.read(tmp_path)
+    benchmark = llava_bench.read(tmp_path)
     (sample,) = benchmark.samples
     assert (sample.question, sample.answer, len(benchmark.problems)) == ("What is it?", None, 1)
-    assert json.loads(llava_w.export([sample], {"0": "A hill."}, tmp_path).read_text())["question_id"] == 0
+    assert json.loads(llava_bench.export([sample], {"0": "A hill."}, tmp_path).read_text())["question_id"] == 0
     reviews = lines(tmp_path / "reviews.jsonl", [{"question_id": 0, "category": "llava_bench_conv", "tuple": [8, 6]}])
-    assert llava_w.summarise([sample], {"0": "A hill."}, llava_w.judged(reviews))["relative"] == 75
+    assert llava_bench.summarise([sample], {"0": "A hill."}, llava_bench.judged(reviews))["relative"] == 75
     lines(reviews, [{"question_id": 0, "tuple": [8]}])
     with pytest.raises(
         ProbeError, match=r"the scores of GPT-4 and of the model in line 1 of reviews\.jsonl, got \[8\]"
     ):
-        llava_w.judged(reviews)
+        llava_bench.judged(reviews)
 
 
 def test_mm_vet_is_read_exported_and_judged(tmp_path):

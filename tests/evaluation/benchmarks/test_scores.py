@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from probe.evaluation.benchmarks import NAMES, gqa, llava_w, mm_vet, mmbench, mme, named, pope, scienceqa, seed, shapes
+from probe.evaluation.benchmarks import NAMES, gqa, llava_bench, mm_vet, mmbench, mme, named, pope, scienceqa, seed_bench, shapes
 
 from probe.evaluation.benchmarks import textvqa, vizwiz, vqav2  # isort: skip
 from probe.data.sample import Sample
@@ -270,19 +270,19 @@ def test_mme_sums_points_over_categories():
 @pytest.mark.parametrize(("text", "exact", "first"), [("A", 1, 1), ("A.", 0, 1), (" A", 1, 1), ("B", 0, 0), ("", 0, 0)])
 def test_seed_reads_the_whole_text_and_lmms_eval_the_first_character(text, exact, first):
     asked = sample("1", "A", medium="image")
-    assert (seed.score(text, asked), seed.first_character(text, asked)) == (exact, first)
-    assert seed.summarise([asked], {"1": text})["first_character"] == 100 * first
+    assert (seed_bench.score(text, asked), seed_bench.first_character(text, asked)) == (exact, first)
+    assert seed_bench.summarise([asked], {"1": text})["first_character"] == 100 * first
 
 
 def test_llava_w_is_relative_to_gpt4():
     samples = [sample(str(i), kind=kind) for i, kind in enumerate(("conv", "detail", "complex", "complex"))]
     answers = dict.fromkeys("0123", "text")
     scores = {"0": (8.0, 4.0), "1": (10.0, 10.0), "2": (6.0, 9.0), "3": (-1.0, -1.0)}
-    numbers = llava_w.summarise(samples, answers, scores)
+    numbers = llava_bench.summarise(samples, answers, scores)
     assert numbers["relative"] == pytest.approx(100 * 23 / 24)  # of means, not a mean of ratios
     assert (numbers["conv"], numbers["complex"], numbers["unscored"]) == (50, 150, 1)
-    assert math.isnan(llava_w.summarise(samples, answers)["relative"])
-    assert math.isnan(llava_w.score("text", samples[0]))
+    assert math.isnan(llava_bench.summarise(samples, answers)["relative"])
+    assert math.isnan(llava_bench.score("text", samples[0]))
 
 
 def test_mm_vet_averages_over_questions_that_need_an_ability():
