@@ -25,11 +25,11 @@ import numpy as np
 from IPython.display import display
 
 import probe
-from probe.models.tiny.questions import sample_picture
+from probe.models.tiny.questions import sample_image
 
 MODEL = os.environ.get("PROBE_MODEL", "tiny-llava")
 subject = probe.load(MODEL)
-picture, question, right = sample_picture(seed=0)
+picture, question, right = sample_image(seed=0)
 display(picture)
 print(question, "->", subject.answer(picture, question))
 
@@ -150,9 +150,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 with TemporaryDirectory() as folder:
-    path = probe.save(many, Path(folder) / "many.zarr.zip")
+    path = probe.save_record(many, Path(folder) / "many.zarr.zip")
     print(f"{path.stat().st_size / 1000:.0f} kB")
-    again = probe.open(path)
+    again = probe.open_record(path)
 assert again.identical(many)
 probe.to_dataframe(again).head()
 

@@ -22,11 +22,11 @@
 import os
 
 import probe
-from probe.models.tiny.questions import sample_picture
+from probe.models.tiny.questions import sample_image
 
 MODEL = os.environ.get("PROBE_MODEL", "tiny-llava")
 subject = probe.load(MODEL)
-picture, question, right = sample_picture(seed=0)
+picture, question, right = sample_image(seed=0)
 print(question, "->", subject.answer(picture, question), f"({right})")
 
 # %% [markdown]
@@ -71,7 +71,7 @@ def told(context):
 
 
 middle = range(layers // 4, layers // 2)
-other, *_ = sample_picture(seed=5)
+other, *_ = sample_image(seed=5)
 answers = {how: told(probe.drop_vision(subject, middle, how=how)) for how in ("mask", "remove", "zero")}
 answers["mask, freeze"] = told(probe.drop_vision(subject, middle, freeze=True))
 answers["swap"] = told(probe.swap_vision(subject, middle, other))
@@ -163,10 +163,10 @@ table.query("kind == 'all'")[["case", "accuracy", "accuracy_low", "accuracy_high
 from tempfile import TemporaryDirectory
 
 from probe.evaluation.drop_run import Dropping, results
-from probe.evaluation.task import Task
+from probe.evaluation.task import BenchmarkTask
 
 with TemporaryDirectory() as folder:
-    dropping = Dropping(subject, Task.read("shapes", limit=12), {"mask": probe.windows(2), "zero": probe.windows(2)})
+    dropping = Dropping(subject, BenchmarkTask.read("shapes", limit=12), {"mask": probe.windows(2), "zero": probe.windows(2)})
     print("\n".join(dropping.estimate()))
     run = dropping.run(folder)
     found = results(run, dropping.task)

@@ -32,11 +32,11 @@ import pandas as pd
 import torch
 
 import probe
-from probe.models.tiny.questions import sample_picture
+from probe.models.tiny.questions import sample_image
 
 MODEL = os.environ.get("PROBE_MODEL", "tiny-llava-mini")
 subject = probe.load(MODEL)
-picture, question, right = sample_picture(seed=0)
+picture, question, right = sample_image(seed=0)
 print(question, "->", subject.answer(picture, question))
 inputs = subject.encode(picture, question)
 print("tokens that the LLM reads:", inputs["input_ids"].shape[1], "of which vision:", int(inputs.types.vision.sum()))
@@ -58,7 +58,7 @@ stacks = record.children
 # The compressor's attention to each patch, over the picture. It does not know the question.
 
 # %%
-probe.plots.compressor_map(record);
+probe.plots.compression(record);
 
 # %% [markdown]
 # ## Who attends to whom, before the LLM and in it

@@ -22,12 +22,12 @@
 import os
 
 import probe
-from probe.models.tiny.questions import sample_picture
+from probe.models.tiny.questions import sample_image
 from probe.reducers import FastV, Grid, Random, VisionZip
 
 MODEL = os.environ.get("PROBE_MODEL", "tiny-llava")
 subject = probe.load(MODEL)
-picture, question, right = sample_picture(seed=0, kind="where")
+picture, question, right = sample_image(seed=0, kind="where")
 patches = int(subject.encode(picture, question).types.vision.sum())
 print(f"{patches} vision tokens. {question} -> {subject.answer(picture, question)} (right: {right})")
 
@@ -72,7 +72,7 @@ record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head")
 # best patches hold, how uneven the distribution is, and whether the patches that are best where the LLM reads were so before.
 
 # %%
-pictures = [sample_picture(seed)[0] for seed in range(8)]
+pictures = [sample_image(seed)[0] for seed in range(8)]
 found = probe.reducers.concentration(subject, pictures, top=(1, 4, 9))
 probe.plots.concentration(found);
 
@@ -96,7 +96,7 @@ from math import isqrt
 
 import torch
 
-from probe.reducers import Reduction, Seen
+from probe.reducers import EncoderOutput, Reduction
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Blocks:
 
     by: int
 
-    def reduce(self, seen: Seen) -> Reduction:
+    def reduce(self, seen: EncoderOutput) -> Reduction:
         first, side = seen.first_patch, isqrt(seen.patches)
         row, column = torch.arange(side).div(self.by, rounding_mode="floor").expand(2, side)
         block = (row[:, None] * (row.max() + 1) + column).flatten()  # the block of each patch
@@ -141,7 +141,7 @@ from tempfile import TemporaryDirectory
 
 from probe.evaluation.method_comparison import Comparison, Method, compared
 from probe.evaluation.scores import scores
-from probe.evaluation.task import Task
+from probe.evaluation.task import BenchmarkTask
 
 few, more = patches // 9, patches // 4
 methods = [
@@ -152,7 +152,7 @@ methods = [
     *(Method(f"FastV {n}", subject, (FastV(2, n / patches),), "FastV") for n in (few, more)),
     Method("blocks", subject, (mine,), "blocks"),
 ]
-comparison = Comparison(methods, Task.read("shapes", limit=36))
+comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=36))
 with TemporaryDirectory() as folder:
     answers = compared(comparison.run(folder), comparison.task)
 costs = comparison.costs(answers, repeats=2)
@@ -176,7 +176,7 @@ probe.plots.reductions(answers, costs);
 # `chat` knows, and starts anew; `keep="always"` shows what would happen otherwise.
 
 # %%
-_, second, right = sample_picture(seed=0, kind="count")
+_, second, right = sample_image(seed=0, kind="count")
 print(f"{second} (right: {right})")
 for reducer in (quarter, FastV(2, 0.25)):
     with probe.reduced(subject, reducer):
@@ -205,7 +205,7 @@ with TemporaryDirectory() as folder:
     own = probe.load(copy.deepcopy(subject.model), processor=subject.processor)
     tune(own, lessons, folder, zipped, batch=20, per_device_train_batch_size=20, learning_rate=4e-3, disable_tqdm=True, logging_steps=100)
 methods = [Method("as shipped", subject, (zipped,)), Method("tuned", own, (zipped,))]
-comparison = Comparison(methods, Task.read("shapes", limit=36))
+comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=36))
 with TemporaryDirectory() as folder:
     answers = compared(comparison.run(folder), comparison.task)
 scores(answers)[shown].round(1)

@@ -24,10 +24,10 @@ import warnings
 
 import probe
 from probe.models.planted import planted
-from probe.models.tiny.questions import sample_picture
+from probe.models.tiny.questions import sample_image
 
 subject = probe.load(os.environ.get("PROBE_MODEL", "tiny-llava"))
-picture, question, right = sample_picture(seed=0, kind="colour")
+picture, question, right = sample_image(seed=0, kind="colour")
 print(question, "->", subject.answer(picture, question), f"({right})")
 
 # %% [markdown]

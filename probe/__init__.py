@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from probe.measures.cost import cost
     from probe.measures.logit_lens import logit_lens
     from probe.measures.verify import verify
-    from probe.records import open, save, to_dataframe
+    from probe.records import open_record, save_record, to_dataframe
     from probe.reducers.context import reduced
     from probe.subject.subject import load
 
 __version__ = "0.1.0"
 __all__ = [
-    "load", "measure", "save", "open", "to_dataframe", "plots", "verify", "cost", "Sample", "ProbeError",
+    "load", "measure", "save_record", "open_record", "to_dataframe", "plots", "verify", "cost", "Sample", "ProbeError",
     "drop_vision", "knockout", "swap_vision", "drop_sweep", "windows", "from_layer", "until_layer", "reduced",
     "attribute", "deletion_curves", "logit_lens", "find_sinks",
 ]  # fmt: skip
@@ -37,8 +37,8 @@ __all__ = [
 _HOMES = {
     "load": "probe.subject.subject",
     "measure": "probe.measures.attention.measure",
-    "save": "probe.records",
-    "open": "probe.records",
+    "save_record": "probe.records",
+    "open_record": "probe.records",
     "to_dataframe": "probe.records",
     "verify": "probe.measures.verify",
     "cost": "probe.measures.cost",

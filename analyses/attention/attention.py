@@ -70,8 +70,8 @@ def main() -> None:
     options = parser.parse_args()
     if not options.draw:
         RECORD.parent.mkdir(parents=True, exist_ok=True)
-        probe.save(record_of(options.pictures), RECORD)
-    record = probe.open(RECORD)
+        probe.save_record(record_of(options.pictures), RECORD)
+    record = probe.open_record(RECORD)
     draw(record)
     table = numbers(record)
     table.to_csv(HERE / "numbers.csv", index=False, float_format="%.4f")

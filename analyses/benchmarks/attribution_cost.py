@@ -20,18 +20,18 @@ from sweep_cost import QUESTION, build, seconds
 
 from probe.interventions import knockout
 from probe.measures.attribution import attribute
-from probe.measures.attribution.baselines import Removal
+from probe.measures.attribution.baselines import Perturbation
 from probe.measures.attribution.features import Features
 from probe.measures.attribution.perturbed_model import Perturbed
 from probe.measures.attribution.shared_prefix import SharedPrefix
 from probe.subject.subject import Subject
-from probe.subject.target_response import Answer
+from probe.subject.target_response import TargetResponse
 
 ANSWER = [40, 41, 42, 43]  # any four words
 BASELINES = ("hidden", "rows", "mean")
 
 
-def alone(subject: Subject, answer: Answer, features: Features, cell: int) -> None:
+def alone(subject: Subject, answer: TargetResponse, features: Features, cell: int) -> None:
     """One turn of a plain loop: text cannot see the cell."""
     types = answer.inputs.as_types({"cell": (features.tokens == cell).numpy()}).types
     with knockout(subject.model, "text", "cell", range(subject.model.config.text_config.num_hidden_layers), types):
@@ -42,7 +42,7 @@ def compare(subject: Subject, widths: str, sampled: int) -> None:
     """Prints the time of the loop and of `attribute` for each baseline, and their ratio."""
     picture, question, layers = Image.new("RGB", (336, 336), "red"), QUESTION, subject.model.config.text_config
     options: dict[str, Any] = {"over": "grid", "words": False, "attention": False, "progress": False}
-    answer = Answer.of(subject, picture, question, ANSWER)
+    answer = TargetResponse.of(subject, picture, question, ANSWER)
     features = Features.of(subject, answer.inputs, "grid", words=False)
     with torch.no_grad():
         cells = (0, *np.linspace(0, len(features) - 1, sampled, dtype=int).tolist())
@@ -53,7 +53,7 @@ def compare(subject: Subject, widths: str, sampled: int) -> None:
     print(f"{shape}: plain loop {plain:.1f} s")
     for baseline in BASELINES[: 3 if widths == "tiny" else 1]:
         took = seconds(partial(attribute, subject, picture, question, ANSWER, baseline=baseline, **options))
-        shared = SharedPrefix.of(subject, answer, Removal.of(subject, answer, features, baseline))
+        shared = SharedPrefix.of(subject, answer, Perturbation.of(subject, answer, features, baseline))
         rows = rows_run(shared, len(features), length)
         print(f"  {baseline:7s} {took:6.1f} s, ratio {plain / took:5.1f}; rows {rows}")
 
@@ -72,9 +72,9 @@ def rows_run(shared: SharedPrefix | str, cells: int, length: int) -> str:
 
 def exact(subject: Subject) -> None:
     """The largest difference between shared and whole forwards, over a few cells."""
-    answer = Answer.of(subject, Image.new("RGB", (336, 336), "red"), QUESTION, ANSWER)
+    answer = TargetResponse.of(subject, Image.new("RGB", (336, 336), "red"), QUESTION, ANSWER)
     features = Features.of(subject, answer.inputs, "grid", words=False)
-    removal = Removal.of(subject, answer, features, "hidden")
+    removal = Perturbation.of(subject, answer, features, "hidden")
     shared, z = SharedPrefix.of(subject, answer, removal), torch.ones(4, len(features))
     z[range(4), [0, 50, 100, 143]] = 0
     assert isinstance(shared, SharedPrefix)

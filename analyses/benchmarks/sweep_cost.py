@@ -24,7 +24,7 @@ from probe.data.sample import Sample
 from probe.interventions.drop import drop_vision
 from probe.interventions.sweep import Sweep
 from probe.interventions.sweep.layer_sets import UNTOUCHED, Cases, from_layer, resolve, windows
-from probe.interventions.sweep.visibility import MASKED, Reading, row_layers
+from probe.interventions.sweep.visibility import MASKED, DropMode, row_layers
 from probe.models.tiny.processor import CHAT_TEMPLATE, build_tokenizer
 from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject, load
@@ -108,7 +108,7 @@ def counted(questions: int, layers: int = 32) -> float:
     width, inner = WIDTHS["wide"]["hidden_size"], WIDTHS["wide"]["intermediate_size"]
     linear, pair = 2 * (4 * width**2 + 3 * width * inner), 4 * width  # of a token; of a query with a key
     sets = {UNTOUCHED: frozenset()} | resolve([from_layer(), windows(4)], layers)
-    readings = Reading("mask").of_cases(sets, layers)
+    readings = DropMode("mask").of_cases(sets, layers)
     cases = 1 + layers + layers // 4
     prefix, total = BEFORE + VISION, BEFORE + VISION + BEHIND
 

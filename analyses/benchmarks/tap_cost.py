@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import tap
-from probe.measures.attention.statistic import Statistic
+from probe.measures.attention.statistic import AttentionStatistic
 from probe.measures.attention.streaming import query_sums
 
 HEADS, HIDDEN, INNER = 32, 4096, 11008
@@ -57,9 +57,9 @@ def layout(tokens: int) -> tuple[np.ndarray, np.ndarray]:
     return ids, ids == 1
 
 
-def statistic(tokens: int, rows: str) -> Statistic:
+def statistic(tokens: int, rows: str) -> AttentionStatistic:
     ids, vision = layout(tokens)
-    return Statistic(NAMES, ids, np.where(vision, -1, ids) if rows == "text" else ids, vision)
+    return AttentionStatistic(NAMES, ids, np.where(vision, -1, ids) if rows == "text" else ids, vision)
 
 
 def variants(model: Any, tokens: int) -> dict[str, Callable[[], Any]]:

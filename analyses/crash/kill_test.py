@@ -3,7 +3,7 @@
     python analyses/crash/kill_test.py --kills 50 --samples 500
 
 The run measures nothing real: each sample's numbers follow from its id, so that two runs can be compared to the bit.
-Everything else is what `probe drop` and `probe attention --benchmark` use: `collect`, parts, resume, compaction.
+Everything else is what `probe drop` and `probe attention --benchmark` use: `run_samples`, parts, resume, compaction.
 Exit code 0: every sample exactly once, all numbers identical, no stray file counted.
 """
 
@@ -20,14 +20,14 @@ import numpy as np
 import xarray as xr
 
 from probe.data.sample import Sample
-from probe.records.provenance import Fingerprint
-from probe.records.run_directory import Run, collect
+from probe.records.provenance import RunFingerprint
+from probe.records.run_directory import RunDirectory, run_samples
 from probe.records.zarr_parts import read_ids
 from probe.running_mean import RunningMean
 
 PART = 4  # samples: small, so that kills often hit the writing of a part
 SECONDS = 0.003  # of work a sample
-SAME = Fingerprint(model="none", revision="0", dtype="float64", kernel="none", prompt="none", plan=PART, data={})
+SAME = RunFingerprint(model="none", revision="0", dtype="float64", kernel="none", prompt="none", plan=PART, data={})
 
 
 def samples_of(count: int) -> list[Sample]:
@@ -49,10 +49,10 @@ def measured(group: list[Sample]) -> xr.DataTree:
 
 
 def work(folder: Path, count: int) -> None:
-    run, samples = Run.open(folder, SAME), samples_of(count)
+    run, samples = RunDirectory.open(folder, SAME), samples_of(count)
     run.todo(samples)
     print("working", flush=True)
-    collect(run, samples, measured, size=PART)
+    run_samples(run, samples, measured, size=PART)
     run.compact([sample.id for sample in samples])
 
 
@@ -80,7 +80,7 @@ def disturbed(folder: Path, count: int, kills: int, seconds: float, seed: int = 
 def differences(one: Path, other: Path, count: int) -> list[str]:
     """What is not as it should be: nothing, or one line each."""
     found, order = [], [sample.id for sample in samples_of(count)]
-    runs = [Run(one), Run(other)]
+    runs = [RunDirectory(one), RunDirectory(other)]
     for run in runs:
         names = [name for part in run.parts() for name in read_ids(part)]
         if sorted(names) != order:

@@ -20,8 +20,8 @@ import probe
 from probe.cli.benchmark_run import show_progress
 from probe.evaluation.drop_effects import ALL, ATTENTION, effects, from_cases, tables_of, until_cases, window_cases
 from probe.evaluation.drop_run import Dropping, results
-from probe.evaluation.task import Task
-from probe.records.run_directory import Run
+from probe.evaluation.task import BenchmarkTask
+from probe.records.run_directory import RunDirectory
 
 HERE = Path(__file__).parent
 RUNS = Path("probe-out/analyses/drop")
@@ -29,7 +29,7 @@ WINDOW = 2  # of 8 layers, as the paper's 4 of 32
 READINGS = ("freeze", "remove", "gone", "zero", "swap")
 
 
-def measured(task: Task, shard: tuple[int, int]) -> Run:
+def measured(task: BenchmarkTask, shard: tuple[int, int]) -> RunDirectory:
     """The run of the shipped weights, with this shard of the pictures done."""
     subject = probe.load("tiny-llava")
     everything = [probe.windows(WINDOW), probe.windows(1), probe.from_layer(), probe.until_layer()]
@@ -38,7 +38,7 @@ def measured(task: Task, shard: tuple[int, int]) -> Run:
     number, count = shard
     pictures = sorted({sample.meta["image"] for sample in task.samples})[number - 1 :: count]
     mine = [sample for sample in task.samples if sample.meta["image"] in pictures]
-    todo = Run.open(folder, dropping.fingerprint()).todo(mine)
+    todo = RunDirectory.open(folder, dropping.fingerprint()).todo(mine)
     print("\n".join(dropping.estimate(todo) if todo else [f"all done in {folder}"]), flush=True)
     with show_progress("drop", len(todo)) as progress:
         return dropping.run(folder, progress, samples=mine, worker=str(number))
@@ -121,10 +121,10 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="only draw the newest run")
     parser.add_argument("--shard", default="1/1")
     options = parser.parse_args()
-    task = Task.read("shapes", limit=options.questions)
+    task = BenchmarkTask.read("shapes", limit=options.questions)
     number, count = map(int, options.shard.split("/"))
     newest = max(RUNS.glob("*"), key=lambda folder: folder.stat().st_mtime, default=RUNS)
-    run = Run(newest) if options.draw else measured(task, (number, count))
+    run = RunDirectory(newest) if options.draw else measured(task, (number, count))
     if not run.todo(task.with_pictures):
         write(results(run, task))
 

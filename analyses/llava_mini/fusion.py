@@ -24,15 +24,15 @@ import probe
 from probe.cli.benchmark_run import show_progress
 from probe.evaluation.drop_effects import ALL, effects
 from probe.evaluation.drop_run import Dropping, results
-from probe.evaluation.run_identity import digest
-from probe.evaluation.task import Task
+from probe.evaluation.run_identity import weights_digest
+from probe.evaluation.task import BenchmarkTask
 from probe.models.tiny.scenes import draw
 from probe.models.tiny.training.evaluate import evaluate, frozen
 from probe.models.tiny.training.packed_fusion import fused_logits
 from probe.models.tiny.training.packed_rows import answer_logits
 from probe.plots.style import title
 from probe.records.bootstrap import Interval, bootstrap, paired
-from probe.records.run_directory import Run
+from probe.records.run_directory import RunDirectory
 
 HERE = Path(__file__).parent
 RUNS = Path("probe-out/analyses/llava_mini")
@@ -58,8 +58,8 @@ def measure(subjects: dict[str, Any], folder: Path, options: argparse.Namespace)
             frame = evaluate(subject.model, subject.processor, options.pictures, logits=logits)
             frame[["picture", "kind", "right"]].to_csv(right, index=False)
         if not (record := folder / f"{name}.zarr.zip").exists():
-            probe.save(probe.measure(subject, _samples(), progress=False), record)
-    task = Task.read("shapes", limit=options.questions)
+            probe.save_record(probe.measure(subject, _samples(), progress=False), record)
+    task = BenchmarkTask.read("shapes", limit=options.questions)
     for name, (model, cut, cases) in SWEEPS.items():
         if model in subjects:
             dropping = Dropping(subjects[model], task, {"mask": cases}, attention=False, **cut)
@@ -149,7 +149,7 @@ def figures(folder: Path, sweeps: dict[str, xr.DataTree]) -> dict[str, Figure]:
 
 
 def _records(folder: Path) -> dict[str, xr.DataTree]:
-    return {name: probe.open(path) for name, path in _measured(folder, "{}.zarr.zip").items()}
+    return {name: probe.open_record(path) for name, path in _measured(folder, "{}.zarr.zip").items()}
 
 
 def _both_values(record: xr.DataTree) -> Figure:
@@ -182,7 +182,7 @@ def _compression(minis: dict[str, xr.DataTree]) -> Figure:
         column[0].set_axis_off()
         column[0].set_title(f"picture {number}", fontsize=9)
         for axis, (name, record) in zip(column[1:], minis.items(), strict=True):
-            probe.plots.compressor_map(record, sample=f"{number}-caption", floor=FLOOR, ax=axis)
+            probe.plots.compression(record, sample=f"{number}-caption", floor=FLOOR, ax=axis)
             axis.set_title(name, fontsize=9)
             axis.texts[0].remove()
     figure.suptitle("What the one vision token is made of (toy models)", x=0.01, ha="left", fontsize=11)
@@ -209,9 +209,9 @@ def _with(row: pd.Series, name: str, sign: str = "") -> str:
 
 def write(folder: Path, questions: int) -> None:
     """Figures, csv and the numbers in README.md."""
-    task = Task.read("shapes", limit=questions)
+    task = BenchmarkTask.read("shapes", limit=questions)
     done = {name: path for name in SWEEPS if (path := folder / "sweeps" / name).exists()}
-    sweeps = {name: results(Run(path), task) for name, path in done.items()}
+    sweeps = {name: results(RunDirectory(path), task) for name, path in done.items()}
     for name, figure in figures(folder, sweeps).items():
         figure.savefig(HERE / f"{name}.png", dpi=110, bbox_inches="tight")
     scores = accuracy(folder)
@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="only figures and table")
     options = parser.parse_args()
     subjects = {LLAVA: probe.load(LLAVA), MINI: probe.load(MINI)}
-    folder = RUNS / digest(subjects[MINI].model)
+    folder = RUNS / weights_digest(subjects[MINI].model)
     if not options.draw:
         if options.without:
             subjects[WITHOUT] = probe.load(options.without)

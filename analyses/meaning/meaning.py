@@ -20,7 +20,7 @@ import xarray as xr
 import probe
 from probe.measures.attribution.weight_randomisation import randomised
 from probe.models.planted import planted
-from probe.models.tiny.questions import sample_picture
+from probe.models.tiny.questions import sample_image
 from probe.plots.conventions import survey, trend
 from probe.records.rank_agreement import MEASURES, above_floor, rank_agreement
 
@@ -32,7 +32,7 @@ QUIET: dict[str, Any] = {"progress": False}
 
 def one(subject: Any, blank: Any, seed: int) -> tuple[dict[str, Any], dict[str, xr.Dataset], xr.Dataset]:
     """What is found about one question: numbers, attributions, deletion curves."""
-    picture, question, right = sample_picture(seed, KINDS[seed % len(KINDS)])
+    picture, question, right = sample_image(seed, KINDS[seed % len(KINDS)])
     found = {"ablation": probe.attribute(subject, picture, question, **QUIET)}
     said = found["ablation"]["token_id"].values.tolist()
     found["integrated gradients"] = probe.attribute(
@@ -94,7 +94,7 @@ def known_truth() -> list[list[str]]:
 def conventions(subject: Any, questions: int) -> list[list[str]]:
     """How vision's part goes with depth, in every convention; and the figure."""
     samples = [
-        probe.Sample(str(seed), *sample_picture(seed, KINDS[seed % len(KINDS)])[:2]) for seed in range(questions)
+        probe.Sample(str(seed), *sample_image(seed, KINDS[seed % len(KINDS)])[:2]) for seed in range(questions)
     ]
     record = probe.measure(subject, samples, types="fine", contribution=True, stacks=["llm"], progress=False)
     probe.plots.conventions(record)[0, 0].figure.savefig(HERE / "conventions.png", dpi=100)
@@ -145,7 +145,7 @@ def main() -> None:
         rows.append(row)
         print(seed, row["question"], f"{row['contribution, best layer']:.2f}", flush=True)
         if seed == 0:
-            picture, question, _ = sample_picture(0, KINDS[0])
+            picture, question, _ = sample_image(0, KINDS[0])
             said = found["ablation"]["token_id"].values.tolist()
             control = probe.attribute(blank, picture, question, said, **QUIET)
             axes = probe.plots.agreement(found, curves=curves, control=control)

@@ -19,9 +19,9 @@ from probe.cli.benchmark_run import show_progress
 from probe.cli.reduce import REDUCERS, merged, methods_of
 from probe.evaluation.method_comparison import Comparison, compared
 from probe.evaluation.scores import scores
-from probe.evaluation.task import Task
-from probe.models.tiny.questions import sample_picture
-from probe.records.run_directory import Run
+from probe.evaluation.task import BenchmarkTask
+from probe.models.tiny.questions import sample_image
+from probe.records.run_directory import RunDirectory
 from probe.reducers import VisionZip, concentration, encode
 from probe.subject.subject import Subject
 
@@ -34,9 +34,9 @@ TOP = (1, 4, 9)  # of 36 patches
 def answered(subject: Subject, questions: int) -> tuple[xr.Dataset, xr.Dataset]:
     """Answers and costs of every method. Goes on with what is there."""
     methods = methods_of(subject, list(REDUCERS), KEPT, [probe.load("tiny-llava-mini")])
-    comparison = Comparison(methods, Task.read("shapes", limit=questions), max_new_tokens=16)
+    comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=questions), max_new_tokens=16)
     samples = comparison.task.with_pictures
-    todo = Run.open(RUN, comparison.fingerprint()).todo(samples)
+    todo = RunDirectory.open(RUN, comparison.fingerprint()).todo(samples)
     with show_progress("reduce", len(todo)) as progress:
         run = comparison.run(RUN, progress)
     answers = compared(run, comparison.task)
@@ -45,7 +45,7 @@ def answered(subject: Subject, questions: int) -> tuple[xr.Dataset, xr.Dataset]:
 
 def kept(subject: Subject, seed: int = 0) -> Any:
     """The figure of what VisionZip leaves of one picture in nine tokens."""
-    picture, question, _ = sample_picture(seed)
+    picture, question, _ = sample_image(seed)
     inputs = subject.encode(picture, question)
     layer = subject.model.config.vision_feature_layer
     with torch.no_grad():
@@ -56,7 +56,7 @@ def kept(subject: Subject, seed: int = 0) -> Any:
 
 def concentrated(subject: Subject, pictures: int = 100) -> xr.Dataset:
     """The encoder's attention on this many pictures; prints the means that README.md tells."""
-    found = concentration(subject, [sample_picture(seed)[0] for seed in range(pictures)], top=TOP)
+    found = concentration(subject, [sample_image(seed)[0] for seed in range(pictures)], top=TOP)
     means = found[["top_share", "gini", "entropy", "kept_from_last"]].mean("view")
     for layer in found["layer"].values:
         here = means.sel(layer=layer)

@@ -15,7 +15,7 @@ from probe.errors import ProbeError
 if TYPE_CHECKING:
     from xarray import DataTree
 
-    from probe.evaluation.task import Task
+    from probe.evaluation.task import BenchmarkTask
     from probe.subject.subject import Subject
 
 FEW = 20  # samples: with more, attention.csv has means
@@ -86,12 +86,12 @@ def _check_one_source(benchmark: str | None, of_one: dict, of_many: dict) -> Non
         raise ProbeError("attention", expected=expected, got=given[0] if benchmark else "none")
 
 
-def _over(subject: "Subject", task: "Task", out: Path, folder: Path, options: dict) -> tuple["DataTree", str]:
+def _over(subject: "Subject", task: "BenchmarkTask", out: Path, folder: Path, options: dict) -> tuple["DataTree", str]:
     """The record of a benchmark's samples, by way of a run directory; and what was left out."""
     from probe.evaluation.drop_run import attention_run, merged
-    from probe.records.run_directory import Run
+    from probe.records.run_directory import RunDirectory
 
-    todo = {sample.id for sample in task.samples} - Run(out).done()
+    todo = {sample.id for sample in task.samples} - RunDirectory(out).done()
     told = f"{len(task.samples)} questions, {len(task.samples) - len(todo)} done"
     console.print(f"[bold]{task.benchmark.name}[/]: {told}; Ctrl-C keeps what is finished", highlight=False)
     with show_progress("attention", len(todo)) as progress:
@@ -114,9 +114,9 @@ def _provenance(record: "DataTree") -> str:
 
 def what_to_ask(images: list[Path] | None, question: str | None) -> tuple[list, str]:
     """The user's pictures and question; what is missing comes from the drawn sample."""
-    from probe.models.tiny.questions import sample_picture
+    from probe.models.tiny.questions import sample_image
 
-    picture, sample_question, _ = sample_picture(seed=0)
+    picture, sample_question, _ = sample_image(seed=0)
     if question is None:
         question = "Describe the picture." if images else sample_question
     return list(images or [picture]), question
@@ -127,11 +127,11 @@ def _write(record: "DataTree", folder: Path) -> list[str]:
     import matplotlib
 
     from probe import plots
-    from probe.records import save, to_dataframe
+    from probe.records import save_record, to_dataframe
 
     matplotlib.use("Agg")  # files only: no window, whatever the display
     try:
-        save(record, folder / "record.zarr.zip")
+        save_record(record, folder / "record.zarr.zip")
         table = to_dataframe(record) if record.sizes["sample"] <= FEW else mean_table(record)
         table.to_csv(folder / "attention.csv", index=False)
         for name, figure in plots.figures(record).items():

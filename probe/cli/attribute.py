@@ -119,12 +119,12 @@ def _figures(datasets: dict[str, "xr.Dataset"]) -> dict[str, "Figure"]:
 def _write(datasets: dict[str, "xr.Dataset"], folder: Path) -> list[str]:
     import matplotlib
 
-    from probe.records import save
+    from probe.records import save_record
 
     matplotlib.use("Agg")  # files only: no window, whatever the display
     try:
         for name, dataset in datasets.items():
-            save(dataset, folder / f"{name}.zarr.zip")
+            save_record(dataset, folder / f"{name}.zarr.zip")
         first = next(iter(datasets.values()))
         first[["feature_kind", "attribution"]].to_dataframe().to_csv(folder / "attribution.csv")
         for name, figure in _figures(datasets).items():

@@ -12,19 +12,19 @@ from rich.markup import escape
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
-    from probe.evaluation.task import Task
-    from probe.records.run_directory import Run
+    from probe.evaluation.task import BenchmarkTask
+    from probe.records.run_directory import RunDirectory
 
 SHAPES_LIMIT = 90  # questions: about a minute
 SHOWN = 3  # problems on the terminal; all are in problems.csv
 
 
-def task_of(name: str, data: Path | None, limit: int | None, split: str | None) -> "Task":
+def task_of(name: str, data: Path | None, limit: int | None, split: str | None) -> "BenchmarkTask":
     """The questions of a benchmark. Mistakes are told before any model is loaded."""
-    from probe.evaluation.task import Task
+    from probe.evaluation.task import BenchmarkTask
 
     try:
-        return Task.read(name, data, limit or (SHAPES_LIMIT if name == "shapes" else None), split)
+        return BenchmarkTask.read(name, data, limit or (SHAPES_LIMIT if name == "shapes" else None), split)
     except OSError as error:  # a file that may not be read
         raise ProbeError("--data", expected="files that can be read", got=str(error)) from error
 
@@ -43,7 +43,7 @@ def show_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield step
 
 
-def dealt_with(run: "Run", task: "Task", folder: Path) -> str:
+def dealt_with(run: "RunDirectory", task: "BenchmarkTask", folder: Path) -> str:
     """Writes `problems.csv` (bad rows and failed samples) and says how many there are.
 
     Raises ProbeError where nothing at all could be measured.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from xarray import DataTree
 
     from probe.evaluation.drop_run import Dropping
-    from probe.evaluation.task import Task
+    from probe.evaluation.task import BenchmarkTask
 
 Windows = Annotated[
     int | None, typer.Option(min=1, help="layers of a window", show_default="4, or a quarter of the layers if less")
@@ -133,10 +133,10 @@ def readings_of(subject, size: int | None, how: str, depth: bool, stack: str = "
 
 def _measured(dropping: "Dropping", out: Path):
     """The run, finished; says first what it will cost."""
-    from probe.records.run_directory import Run
+    from probe.records.run_directory import RunDirectory
 
     samples = dropping.task.with_pictures
-    todo = Run.open(out, dropping.fingerprint()).todo(samples)
+    todo = RunDirectory.open(out, dropping.fingerprint()).todo(samples)
     told = f"{len(samples)} questions, {len(samples) - len(todo)} done"
     console.print(f"[bold]{escape(dropping.task.benchmark.name)}[/]: {told}; Ctrl-C keeps what is finished",
                   highlight=False, soft_wrap=True)  # fmt: skip
@@ -160,7 +160,7 @@ def accuracy(found: "DataTree", seed: int = 0) -> "pd.DataFrame":
     return effects(found, seed=seed).merge(pd.concat(official), on=["reading", "case", "kind"], how="left")
 
 
-def case_table(table: "pd.DataFrame", task: "Task") -> Table:
+def case_table(table: "pd.DataFrame", task: "BenchmarkTask") -> Table:
     """A row a case, a column a reading: the benchmark's official number over all questions."""
     overall, headline = table.query("kind == 'all'"), task.module.HEADLINE
     unit = getattr(task.module, "LABEL", f"{headline.replace('_', ' ')} (%)")
@@ -193,7 +193,7 @@ def _write(found: "DataTree", table: "pd.DataFrame", folder: Path) -> None:
         raise not_writable(folder.parent, error) from error
 
 
-def _export(found: "DataTree", task: "Task", out: Path) -> None:
+def _export(found: "DataTree", task: "BenchmarkTask", out: Path) -> None:
     """predictions/<reading>/<case>/: the official answer file, and a list of what is where."""
     from probe.evaluation.drop_effects import tables_of
     from probe.evaluation.drop_run import predictions

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from probe.evaluation.method_comparison import Comparison, Method
-    from probe.evaluation.task import Task
+    from probe.evaluation.task import BenchmarkTask
     from probe.subject.subject import Subject
 
 REDUCERS = ("visionzip", "prumerge", "random", "grid", "fastv", "pyramiddrop", "sparsevlm")
@@ -185,10 +185,10 @@ def sparse_at(share: float) -> tuple[int, int, int]:
 
 
 def _asked(comparison: "Comparison", out: Path):
-    from probe.records.run_directory import Run
+    from probe.records.run_directory import RunDirectory
 
     samples = comparison.task.with_pictures
-    todo = Run.open(out, comparison.fingerprint()).todo(samples)
+    todo = RunDirectory.open(out, comparison.fingerprint()).todo(samples)
     told = f"{len(samples)} questions to {len(comparison.methods)} methods, {len(samples) - len(todo)} done"
     console.print(f"[bold]{escape(comparison.task.benchmark.name)}[/]: {told}; Ctrl-C keeps what is finished",
                   highlight=False, soft_wrap=True)  # fmt: skip
@@ -204,7 +204,7 @@ def merged(table: "pd.DataFrame", costs: "xr.Dataset") -> "pd.DataFrame":
     return table.merge(rows, on="method", how="left", validate="one_to_one")
 
 
-def score_table(table: "pd.DataFrame", task: "Task") -> Table:
+def score_table(table: "pd.DataFrame", task: "BenchmarkTask") -> Table:
     shown = Table(title=f"{task.benchmark.name}: {task.module.HEADLINE} with fewer vision tokens", box=box.SIMPLE_HEAD)
     for heading in ("method", task.module.HEADLINE, "", "of all", "tokens", "MFLOP", "formula", "ms", "peak (MB)"):
         shown.add_column(heading, justify="left" if heading == "method" else "right")

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from probe.data.rows import RowError
-from probe.data.sample import open_picture
+from probe.data.sample import open_image
 from probe.errors import ProbeError
 
 
@@ -42,7 +42,7 @@ def stored_picture(cell: str, folder: Path) -> Path:
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp", delete=False) as file:
         file.write(content)
     try:
-        open_picture(file.name)
+        open_image(file.name)
     except ProbeError:
         os.unlink(file.name)
         raise RowError("a whole picture in base64", f"{len(content)} bytes that do not decode") from None

@@ -22,10 +22,10 @@ from probe.errors import ProbeError
 
 
 @dataclass(frozen=True)
-class Problem:
+class SkippedRow:
     """A row that could not be used. `row`: the line of a text file, the place (from 1) in a JSON list, or a key.
 
-    >>> print(Problem("coco_pope_random.json", 3, "'label': yes or no", "'maybe'"))
+    >>> print(SkippedRow("coco_pope_random.json", 3, "'label': yes or no", "'maybe'"))
     coco_pope_random.json, row 3: expected 'label': yes or no, got 'maybe'
     """
 
@@ -51,7 +51,7 @@ class Benchmark:
     name: str
     split: str
     samples: tuple[Sample, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[SkippedRow, ...]
     files: tuple[Path, ...]
 
     def limited(self, count: int) -> "Benchmark":
@@ -73,13 +73,13 @@ class RowError(Exception):
         self.expected, self.got = expected, got
 
 
-class Reading:
+class RowReader:
     """Samples and problems as they are collected."""
 
     def __init__(self, name: str, split: str):
         self.name, self.split = name, split
         self.samples: dict[str, Sample] = {}
-        self.problems: list[Problem] = []
+        self.problems: list[SkippedRow] = []
 
     @contextmanager
     def row(self, file: Path, row: int | str) -> Iterator[None]:
@@ -87,11 +87,11 @@ class Reading:
         try:
             yield
         except RowError as bad:
-            self.problems.append(Problem(file.name, row, bad.expected, bad.got))
+            self.problems.append(SkippedRow(file.name, row, bad.expected, bad.got))
 
     def repeated(self, file: Path, keys: set[str]) -> None:
         """Lists keys that a JSON object has more than once; the first of each was kept."""
-        self.problems += [Problem(file.name, key, "an id not used before", repr(key)) for key in sorted(keys)]
+        self.problems += [SkippedRow(file.name, key, "an id not used before", repr(key)) for key in sorted(keys)]
 
     def add(self, sample: Sample) -> None:
         """Raises RowError on an id that is taken: the first row keeps it."""

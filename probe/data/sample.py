@@ -33,7 +33,7 @@ class Video:
         return "frames" if isinstance(self.source, tuple) else str(self.source)
 
 
-Picture = str | Path | Image.Image | Video
+ImageSource = str | Path | Image.Image | Video
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,22 @@ class Sample:
     """
 
     id: str
-    image: Picture | tuple[Picture, ...] | None
+    image: ImageSource | tuple[ImageSource, ...] | None
     question: str | Conversation
     choices: tuple[str, ...] = ()
     answer: str | tuple[str, ...] | None = None
     meta: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
-    def images(self) -> tuple[Picture, ...]:
+    def images(self) -> tuple[ImageSource, ...]:
         """The pictures, in the order in which the conversation refers to them."""
-        return as_pictures(self.image)
+        return as_images(self.image)
 
 
-def as_pictures(image: Picture | Sequence[Picture] | None) -> tuple[Picture, ...]:
+def as_images(image: ImageSource | Sequence[ImageSource] | None) -> tuple[ImageSource, ...]:
     """One picture, several or none, as a tuple.
 
-    >>> as_pictures("cat.jpg"), as_pictures(["cat.jpg", "dog.jpg"]), as_pictures(None)
+    >>> as_pictures("cat.jpg"), as_pictures(["cat.jpg", "dog.jpg"]), as_images(None)
     (('cat.jpg',), ('cat.jpg', 'dog.jpg'), ())
     """
     if image is None:
@@ -73,7 +73,7 @@ def as_pictures(image: Picture | Sequence[Picture] | None) -> tuple[Picture, ...
     return (image,)  # type: ignore[return-value]
 
 
-def open_picture(picture: Picture) -> Image.Image:
+def open_image(picture: ImageSource) -> Image.Image:
     """The picture as it should be seen: upright, RGB, transparency over white, the first frame of an
     animation.
 

@@ -197,7 +197,7 @@ def _masks_of_names(types: Sequence[object] | np.ndarray) -> dict[str, np.ndarra
 
 
 @dataclass(frozen=True)
-class Grid:
+class PatchGrid:
     """Where the vision tokens of one sample lie, in the order of the sequence.
 
     `box` is left, top, right, bottom as fractions of the original picture; it leaves [0, 1] where a patch
@@ -215,7 +215,7 @@ class Grid:
         return len(self.row)
 
     @classmethod
-    def join(cls, grids: "Sequence[Grid]") -> "Grid":
+    def join(cls, grids: "Sequence[PatchGrid]") -> "PatchGrid":
         """The grids of a sample's pictures, one after the other (an empty one for none)."""
         empty = np.zeros(0, dtype=np.int64)
         grids = [cls(empty, empty, empty, empty, np.zeros((0, 4))), *grids]

@@ -20,17 +20,17 @@ import xarray as xr
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.evaluation.drop_effects import ATTENTION
-from probe.evaluation.run_identity import digest, fingerprint
-from probe.evaluation.task import Task
+from probe.evaluation.run_identity import fingerprint, weights_digest
+from probe.evaluation.task import BenchmarkTask
 from probe.interventions.layer_target import Names, as_names
 from probe.interventions.sweep import Sweep
 from probe.interventions.sweep.layer_sets import Cases
 from probe.interventions.sweep.result_table import golden
 from probe.measures.attention.measure import measure
 from probe.records import validate
-from probe.records.compact import lean
-from probe.records.provenance import Fingerprint
-from probe.records.run_directory import Run, collect
+from probe.records.compact import without_pixels
+from probe.records.provenance import RunFingerprint
+from probe.records.run_directory import RunDirectory, run_samples
 from probe.subject.subject import Subject
 
 READINGS: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ class Dropping:
     """What `probe drop` measures of each sample: its answers in every case of every reading, and attention."""
 
     def __init__(
-        self, subject: Subject, task: Task, readings: Mapping[str, Cases], *, stack: str = "llm",
+        self, subject: Subject, task: BenchmarkTask, readings: Mapping[str, Cases], *, stack: str = "llm",
         queries: Names | None = None, max_new_tokens: int = 32, attention: bool = True,
     ):  # fmt: skip
         """`readings`: names of `READINGS`, each with its cases as in `drop_sweep`. Raises ProbeError as that does."""
@@ -60,7 +60,7 @@ class Dropping:
         if not task.with_pictures:
             raise ProbeError("drop", expected="questions about pictures", got=f"none in {task.benchmark.name}")
         self.subject, self.task, self.max_new_tokens, self.attention = subject, task, max_new_tokens, attention
-        self.weights, self.stack, self.queries = digest(subject.model), stack, queries
+        self.weights, self.stack, self.queries = weights_digest(subject.model), stack, queries
         self.sweeps: dict[str, Sweep] = {}
         memory = None  # the readings share their picture
         for name, cases in readings.items():
@@ -71,16 +71,16 @@ class Dropping:
     def run(
         self, folder: str | Path, progress: Progress | None = None, *, samples: Sequence[Sample] | None = None,
         worker: str = "0",
-    ) -> Run:  # fmt: skip
-        """Measures what is still to do. Raises ProbeError where the folder holds another run; see `collect`.
+    ) -> RunDirectory:  # fmt: skip
+        """Measures what is still to do. Raises ProbeError where the folder holds another run; see `run_samples`.
 
         Several workers, each with a name, may share the folder: give each `samples` of its own.
         """
-        run = Run.open(folder, self.fingerprint(), worker)
-        collect(run, self.task.with_pictures if samples is None else samples, self, progress=progress)
+        run = RunDirectory.open(folder, self.fingerprint(), worker)
+        run_samples(run, self.task.with_pictures if samples is None else samples, self, progress=progress)
         return run
 
-    def fingerprint(self) -> Fingerprint:
+    def fingerprint(self) -> RunFingerprint:
         """What must be equal to go on."""
         readings = {
             name: {**READINGS[name], "cases": {case: sorted(layers) for case, layers in sweep.cases.items()}}
@@ -109,7 +109,7 @@ class Dropping:
         return True
 
     def __call__(self, samples: list[Sample]) -> xr.DataTree:
-        """One sample (a list, as `collect` has it) in every case of every reading."""
+        """One sample (a list, as `run_samples` has it) in every case of every reading."""
         (sample,) = samples
         donor = self.task.donor(sample, same_size=self.subject.aspect == "anyres")
         nodes = {name: _without_counts(sweep(sample, donor)) for name, sweep in self.sweeps.items()}
@@ -127,7 +127,7 @@ def attention_to_vision(record: xr.DataTree, stack: str = "llm") -> xr.Dataset:
     return averaged.assign_attrs(record.attrs)
 
 
-def results(run: Run, task: Task) -> xr.DataTree:
+def results(run: RunDirectory, task: BenchmarkTask) -> xr.DataTree:
     """All of a drop run, in the order of the benchmark. Raises ProbeError when no sample is finished."""
     loaded = run.load([sample.id for sample in task.benchmark.samples])
     assert isinstance(loaded, xr.DataTree)
@@ -140,28 +140,28 @@ def predictions(table: xr.Dataset, case: str) -> dict[str, str]:
 
 
 def attention_run(
-    subject: Subject, task: Task, folder: str | Path, *, progress: Progress | None = None, max_new_tokens: int = 32,
+    subject: Subject, task: BenchmarkTask, folder: str | Path, *, progress: Progress | None = None, max_new_tokens: int = 32,
     types: str = "paper", maps: bool = False,
-) -> Run:  # fmt: skip
+) -> RunDirectory:  # fmt: skip
     """Records of a benchmark's samples in a run directory, as `measure` makes them, without pixels.
 
     Where each patch is, and what it receives, is kept with `maps` only: it is most of a record.
     """
     options: dict[str, Any] = {"types": types, "maps": maps, "max_new_tokens": max_new_tokens}
-    run = Run.open(folder, fingerprint(subject, task, {"verb": "attention", "types": types, "maps": maps},
+    run = RunDirectory.open(folder, fingerprint(subject, task, {"verb": "attention", "types": types, "maps": maps},
                                        {"max_new_tokens": max_new_tokens}))  # fmt: skip
     pictured = {bool(sample.images) for sample in task.samples}
     stacks = ["llm"] if pictured == {True, False} else None  # a sample without a picture has no encoder
 
     def measured(samples: list[Sample]) -> xr.DataTree:
         record = measure(subject, samples, stacks=stacks, progress=False, **options)
-        return lean(record, {sample.id: sample for sample in samples}, keep_patches=maps)
+        return without_pixels(record, {sample.id: sample for sample in samples}, keep_patches=maps)
 
-    collect(run, task.samples, measured, batch=ATTENTION_BATCH, progress=progress)
+    run_samples(run, task.samples, measured, batch=ATTENTION_BATCH, progress=progress)
     return run
 
 
-def merged(run: Run, task: Task) -> xr.DataTree:
+def merged(run: RunDirectory, task: BenchmarkTask) -> xr.DataTree:
     """All of an attention run as one record, in the order of the benchmark."""
     loaded = run.load([sample.id for sample in task.benchmark.samples])
     return validate(loaded)

@@ -16,7 +16,7 @@ import xarray as xr
 from probe.errors import ProbeError
 from probe.evaluation.drop_effects import ATTENTION, reading_of
 from probe.evaluation.headline import REFERENCE
-from probe.evaluation.task import Task
+from probe.evaluation.task import BenchmarkTask
 
 FILES = ("judged.json", "judged.jsonl")
 TOP = 10  # a judge's best mark in LLaVA-Bench
@@ -31,7 +31,7 @@ def folder_of(reading: str, case: str) -> Path:
     return Path(reading.replace(", ", "-").replace(" ", "-")) / case.replace(" ", "-")
 
 
-def check_judged(task: Task, path: Path) -> None:
+def check_judged(task: BenchmarkTask, path: Path) -> None:
     """Raises ProbeError for a benchmark that scores its own answers, and where there is nothing of a judge."""
     if not hasattr(task.module, "judged"):
         raise ProbeError("--judged", expected="a benchmark that a judge scores: llava_w or mm_vet",
@@ -41,7 +41,7 @@ def check_judged(task: Task, path: Path) -> None:
                          "(.jsonl) in it", got=str(path))  # fmt: skip
 
 
-def judged(found: xr.DataTree, task: Task, path: str | Path) -> xr.DataTree:
+def judged(found: xr.DataTree, task: BenchmarkTask, path: str | Path) -> xr.DataTree:
     """The results with the scores of every case that was judged. Raises ProbeError for a file that is none."""
     path = Path(path)
     check_judged(task, path)
@@ -53,7 +53,7 @@ def judged(found: xr.DataTree, task: Task, path: str | Path) -> xr.DataTree:
     return xr.DataTree.from_dict({"/": found.to_dataset(), **scored})
 
 
-def _scored(table: xr.Dataset, task: Task, path: Path) -> xr.Dataset:
+def _scored(table: xr.Dataset, task: BenchmarkTask, path: Path) -> xr.Dataset:
     correct = np.full((table.sizes["sample"], table.sizes["case"]), np.nan, dtype=np.float32)
     reference = correct.copy()
     for at, case in enumerate(map(str, table["case"].values)):

@@ -26,17 +26,17 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Int
 
-from probe.data.sample import Sample, open_picture
+from probe.data.sample import Sample, open_image
 from probe.errors import ProbeError
 from probe.evaluation.drop_run import about
-from probe.evaluation.run_identity import digest, fingerprint
-from probe.evaluation.task import Task
+from probe.evaluation.run_identity import fingerprint, weights_digest
+from probe.evaluation.task import BenchmarkTask
 from probe.hooks.model_structure import stacks
 from probe.measures.cost import cost, join
 from probe.measures.cost.prompt_shape import tiles
 from probe.measures.cost.timing import measure_prefill
-from probe.records.provenance import Fingerprint
-from probe.records.run_directory import Run, collect
+from probe.records.provenance import RunFingerprint
+from probe.records.run_directory import RunDirectory, run_samples
 from probe.reducers import reduced
 from probe.reducers.llm_reducer import Stage
 from probe.subject.inputs import Inputs
@@ -93,7 +93,7 @@ def tokens_by_layer(before: int, stages: Sequence[Stage], depth: int) -> Int[np.
 class Comparison:
     """Methods, and the questions that all of them answer."""
 
-    def __init__(self, methods: Sequence[Method], task: Task, *, max_new_tokens: int = 32):
+    def __init__(self, methods: Sequence[Method], task: BenchmarkTask, *, max_new_tokens: int = 32):
         """Raises ProbeError for no method, two of one name, and questions without pictures."""
         names = [method.name for method in methods]
         if not names or len(set(names)) < len(names):
@@ -102,24 +102,24 @@ class Comparison:
             raise ProbeError("reduce", expected="questions about pictures", got=f"none in {task.benchmark.name}")
         self.methods, self.task, self.max_new_tokens = tuple(methods), task, max_new_tokens
 
-    def fingerprint(self) -> Fingerprint:
+    def fingerprint(self) -> RunFingerprint:
         """What must be equal to go on."""
         told = {}
         for method in self.methods:
             about = method.subject.describe()
-            weights = digest(method.subject.model)
+            weights = weights_digest(method.subject.model)
             told[method.name] = f"{about['model']} {weights} {about['dtype']} {about['attention']} {method.reducers}"
         return fingerprint(self.methods[0].subject, self.task, {"verb": "reduce", "methods": told},
                            {"max_new_tokens": self.max_new_tokens})  # fmt: skip
 
-    def run(self, folder: str | Path, progress: Callable[[int], None] | None = None) -> Run:
-        """Asks what is still to be asked. Raises ProbeError where the folder holds another run; see `collect`."""
-        run = Run.open(folder, self.fingerprint())
-        collect(run, self.task.with_pictures, self, progress=progress)
+    def run(self, folder: str | Path, progress: Callable[[int], None] | None = None) -> RunDirectory:
+        """Asks what is still to be asked. Raises ProbeError where the folder holds another run; see `run_samples`."""
+        run = RunDirectory.open(folder, self.fingerprint())
+        run_samples(run, self.task.with_pictures, self, progress=progress)
         return run
 
     def __call__(self, samples: list[Sample]) -> xr.Dataset:
-        """One sample (a list, as `collect` has it) by every method."""
+        """One sample (a list, as `run_samples` has it) by every method."""
         (sample,) = samples
         depth = max(method.depth for method in self.methods)
         answers, counts, words = [], np.full((len(self.methods), depth), np.nan, np.float32), []
@@ -177,15 +177,15 @@ class Comparison:
         )
 
 
-def compared(run: Run, task: Task) -> xr.Dataset:
+def compared(run: RunDirectory, task: BenchmarkTask) -> xr.Dataset:
     """All answers of a run, in the order of the benchmark. Raises ProbeError when no sample is finished."""
     loaded = run.load([sample.id for sample in task.benchmark.samples])
     assert isinstance(loaded, xr.Dataset)
     return loaded
 
 
-def _median_size(task: Task) -> tuple[int, int]:
-    sizes = [open_picture(sample.images[0]).size for sample in task.with_pictures[:TIMED]]
+def _median_size(task: BenchmarkTask) -> tuple[int, int]:
+    sizes = [open_image(sample.images[0]).size for sample in task.with_pictures[:TIMED]]
     width, height = sorted(sizes)[len(sizes) // 2]
     return height, width
 

@@ -13,27 +13,27 @@ from typing import Any
 
 from torch import nn
 
-from probe.evaluation.task import Task
-from probe.records.provenance import Fingerprint, hash_files
+from probe.evaluation.task import BenchmarkTask
+from probe.records.provenance import RunFingerprint, hash_files
 from probe.subject.subject import Subject
 
 VALUES = 64  # of each parameter, evenly spread
 
 
-def fingerprint(subject: Subject, task: Task, plan: Mapping[str, Any], generation: Mapping[str, Any]) -> Fingerprint:
+def fingerprint(subject: Subject, task: BenchmarkTask, plan: Mapping[str, Any], generation: Mapping[str, Any]) -> RunFingerprint:
     """For `Run.open`: `plan` is what is done, `generation` the arguments of generate; plain values."""
     told = subject.describe()
     template = hashlib.sha256(str(subject.processor.chat_template).encode()).hexdigest()[:16]
     setting = {name: told[name] for name in ("quantization", "aspect", "image_processor")}
-    setting["weights"] = digest(subject.model)
+    setting["weights"] = weights_digest(subject.model)
     if told["reducer"]:
         setting["reducer"] = told["reducer"]
     data = {"benchmark": task.benchmark.name, "split": task.benchmark.split, **hash_files(task.benchmark.files)}
     named = (told["model"], told["revision"], told["dtype"], told["attention"])
-    return Fingerprint(*named, template, {**plan, **setting}, data, generation)
+    return RunFingerprint(*named, template, {**plan, **setting}, data, generation)
 
 
-def digest(model: nn.Module) -> str:
+def weights_digest(model: nn.Module) -> str:
     """The same for equal weights, whatever the device."""
     found = hashlib.sha256()
     for name, parameter in model.named_parameters():

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from probe.data.rows import Benchmark
-from probe.data.sample import Sample, open_picture
+from probe.data.sample import Sample, open_image
 from probe.errors import ProbeError
 from probe.evaluation.benchmarks import named
 
@@ -26,7 +26,7 @@ TRIES = 20  # pictures that can't be opened, one after the other, before there i
 
 
 @dataclass(frozen=True)
-class Task:
+class BenchmarkTask:
     """`benchmark` is the whole split; `limit` of its questions are asked (None: all)."""
 
     module: ModuleType
@@ -36,7 +36,7 @@ class Task:
     @classmethod
     def read(
         cls, name: str, data: str | Path | None = None, limit: int | None = None, split: str | None = None
-    ) -> "Task":
+    ) -> "BenchmarkTask":
         """Reads a benchmark's official files from the folder `data`; "shapes" needs none.
 
         Raises ProbeError for an unknown name or split, a missing folder, files that can't be read, no usable row and a
@@ -84,8 +84,8 @@ class Task:
             found = self._pictures[other].images
             if len(found) == len(sample.images):
                 try:
-                    opened = [open_picture(picture) for picture in found]
-                    sizes = [open_picture(picture).size for picture in sample.images] if same_size else None
+                    opened = [open_image(picture) for picture in found]
+                    sizes = [open_image(picture).size for picture in sample.images] if same_size else None
                 except ProbeError:
                     continue
                 return tuple(opened if sizes is None else map(Image.Image.resize, opened, sizes))

@@ -83,7 +83,7 @@ def with_hidden(mask: Tensor, hidden: Bool[Tensor, "..."]) -> Tensor:
     return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
 
 
-def seen(
+def visible_keys(
     mask: Tensor | None, call: AttentionCall, row: int, position: Int[Tensor, "query"], stop: int
 ) -> Bool[Tensor, "query key"]:
     """Which of the first `stop` keys the queries at `position` may attend to under `mask`."""
@@ -110,5 +110,5 @@ def bias(call: AttentionCall, row: int, position: Tensor, stop: int) -> Float[Te
     if mask is not None and mask.ndim == 4 and mask.dtype != torch.bool:
         offset = call.key_count - call.query_count
         return mask[min(row, mask.shape[0] - 1), 0][position - offset, :stop].float().clamp(min=HIDDEN)
-    hidden = ~seen(mask, call, row, position, stop)
+    hidden = ~visible_keys(mask, call, row, position, stop)
     return hidden.float().mul_(HIDDEN)

@@ -39,7 +39,7 @@ Layout = Callable[[AttentionCall, Callable[[AttentionCall, Kernel], Output], Ker
 Observer = Callable[[AttentionCall | AttentionWeights], None]
 
 
-class Window:
+class TapState:
     """The state of one attention module while its forward runs."""
 
     def __init__(self, name: str, module: nn.Module):
@@ -61,7 +61,7 @@ class Window:
             module.config = shadow
 
 
-_windows: "weakref.WeakKeyDictionary[nn.Module, Window]" = weakref.WeakKeyDictionary()
+_windows: "weakref.WeakKeyDictionary[nn.Module, TapState]" = weakref.WeakKeyDictionary()
 # For modules that now run on some positions of the sequence only: shows their calls over all of it (`rows.py`)
 layouts: "weakref.WeakKeyDictionary[nn.Module, Layout]" = weakref.WeakKeyDictionary()
 _untouched: ContextVar[bool] = ContextVar("untouched", default=False)
@@ -130,7 +130,7 @@ def dispatch(module, query, key, value, attention_mask=None, scaling=None, **opt
     return proceed(call, window.kernel) if layout is None else layout(call, proceed, window.kernel)
 
 
-class _Route:
+class Tap:
     """One `around` at one module: opens the module's window before its forward and closes it behind."""
 
     def __init__(
@@ -143,7 +143,7 @@ class _Route:
 
     def open(self, *_: Any) -> None:
         if hasattr(self.module, "config") and (self.always or not is_untouched()):
-            window = _windows.get(self.module) or _windows.setdefault(self.module, Window(self.name, self.module))
+            window = _windows.get(self.module) or _windows.setdefault(self.module, TapState(self.name, self.module))
             if self.around not in window.routes:
                 window.routes.insert(len(window.routes) if self.innermost else 0, self.around)
             self.module.config = window.shadow
@@ -196,7 +196,7 @@ def routed(
     Raises ProbeError for a compiled model, a module that was never called (where `required`), and one that offers
     neither way to be seen.
     """
-    routes = [_Route(name, module, around, innermost, weights, always) for name, module in modules.items()]
+    routes = [Tap(name, module, around, innermost, weights, always) for name, module in modules.items()]
     for route in routes:
         if is_compiled(route.module):
             raise ProbeError(

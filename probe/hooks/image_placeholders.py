@@ -23,13 +23,13 @@ from probe.errors import ProbeError
 from probe.hooks.prompt_ends import prompt_end, remember
 
 # From the tensors of one row to the patch (in its picture, tiles one after the other) that each vision token stands for
-Left = Callable[[Mapping[str, Any]], list[Int[np.ndarray, "_"]]]
+KeptPatches = Callable[[Mapping[str, Any]], list[Int[np.ndarray, "_"]]]
 
-_counted: "WeakKeyDictionary[nn.Module, Left]" = WeakKeyDictionary()
+_counted: "WeakKeyDictionary[nn.Module, KeptPatches]" = WeakKeyDictionary()
 
 
 @contextmanager
-def counted(model: nn.Module, left: Left) -> Iterator[None]:
+def override_token_count(model: nn.Module, left: KeptPatches) -> Iterator[None]:
     """While the block lasts `left` says which vision tokens the model makes of a picture. Raises ProbeError where
     another says so already."""
     if model in _counted:
@@ -42,13 +42,13 @@ def counted(model: nn.Module, left: Left) -> Iterator[None]:
         _counted.pop(model, None)
 
 
-def left_of(model: nn.Module, tensors: Mapping[str, Any]) -> list[Int[np.ndarray, "_"]] | None:
+def kept_patches(model: nn.Module, tensors: Mapping[str, Any]) -> list[Int[np.ndarray, "_"]] | None:
     """What the vision tokens of each picture stand for, None where the model makes as many as its processor counts."""
     left = _counted.get(model)
     return None if left is None else left(tensors)
 
 
-def fitted(
+def resize_placeholders(
     tensors: Mapping[str, Any], image_token: int, counts: Sequence[tuple[int, int]], pad: int = 0
 ) -> dict[str, Any]:
     """The same batch with other numbers of placeholders: (there are, there shall be) for each picture, in order.

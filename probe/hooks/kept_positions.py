@@ -1,6 +1,6 @@
 """Which original positions of a sequence are there, and how tensors over them go back and forth.
 
-`Present` is the table; `Layout` shows an attention call over these positions as one over the whole sequence. `rows.py`
+`KeptPositions` is the table; `FullLengthView` shows an attention call over these positions as one over the whole sequence. `rows.py`
 runs layers with them, and `caches.py` keeps their keys and values.
 
 >>> import torch
@@ -25,7 +25,7 @@ from probe.hooks.attention_call import AttentionCall, as_bool, with_hidden
 
 
 @dataclass(frozen=True)
-class Present:
+class KeptPositions:
     """The positions that are there, in the order in which they run; -1, at the left, fills rows that have fewer."""
 
     index: Int[Tensor, "batch row"]
@@ -35,7 +35,7 @@ class Present:
     @classmethod
     def without(
         cls, absent: Bool[Tensor, "batch position"], order: Int[Tensor, "batch position"] | None = None
-    ) -> "Present":
+    ) -> "KeptPositions":
         """All positions but these; `order` says what comes first, the positions themselves where there is none."""
         place = torch.arange(absent.shape[1], device=absent.device).expand_as(absent)
         first = torch.where(absent, -1, place if order is None else order).argsort(dim=1, stable=True)
@@ -43,25 +43,25 @@ class Present:
         return cls(index[:, int(absent.sum(1).min()) :], absent.shape[1], order is None)
 
     @classmethod
-    def all(cls, batch: int, length: int, device: torch.device | str) -> "Present":
+    def all(cls, batch: int, length: int, device: torch.device | str) -> "KeptPositions":
         return cls(torch.arange(length, device=device).expand(batch, -1), length)
 
-    def then(self, count: int) -> "Present":
+    def then(self, count: int) -> "KeptPositions":
         """With new positions behind the sequence, all of them there."""
         new = torch.arange(self.length, self.length + count, device=self.index.device)
         index = torch.cat([self.index, new.expand(len(self.index), -1)], 1)
-        return Present(index, self.length + count, self.ascending)
+        return KeptPositions(index, self.length + count, self.ascending)
 
     @cached_property
-    def sorted(self) -> "Present":
+    def sorted(self) -> "KeptPositions":
         """The same in the order of positions."""
         return self if self.ascending else replace(self, index=self.index.sort(dim=1).values, ascending=True)
 
-    def has_more_than(self, other: "Present") -> bool:
+    def has_more_than(self, other: "KeptPositions") -> bool:
         """Whether something is there that is absent in another table."""
         return bool(((self.slot >= 0) & (other.slot < 0)).any())
 
-    def rows(self, choose: Callable[[Tensor], Tensor]) -> "Present":
+    def rows(self, choose: Callable[[Tensor], Tensor]) -> "KeptPositions":
         """Another choice of the batch's rows."""
         return replace(self, index=choose(self.index))
 
@@ -98,11 +98,11 @@ def _along(index: Int[Tensor, "batch row"], x: Tensor, dim: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Layout:
+class FullLengthView:
     """Calls over some positions, shown as calls over the whole sequence (`tap.layouts`)."""
 
-    queries: Present
-    keys: Present
+    queries: KeptPositions
+    keys: KeptPositions
     own_mask: Tensor | None  # the model's own, over the whole sequence
     mask_2d: bool  # whether the kernel takes a mask over keys instead of one over pairs
 

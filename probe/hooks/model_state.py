@@ -5,7 +5,7 @@ model it was taken from.
 
     with registered(model, Intervention("drop_vision", "remove", (2, 3), "how=remove")):
         active(model)                        # 'drop_vision(layers=2-3, how=remove)'
-    with reducing(model, "FastV(layer=2, keep=0.5)", text_guided=True):
+    with registered_reducer(model, "FastV(layer=2, keep=0.5)", text_guided=True):
         reducer(model)                       # 'FastV(layer=2, keep=0.5)'
 """
 
@@ -32,13 +32,13 @@ class Intervention:
     options: str = ""
 
     def __str__(self) -> str:
-        return f"{self.called}({', '.join(filter(None, [f'layers={spans(self.layers)}', self.options]))})"
+        return f"{self.called}({', '.join(filter(None, [f'layers={layer_ranges(self.layers)}', self.options]))})"
 
 
 _at_work: "WeakKeyDictionary[nn.Module, list[Intervention]]" = WeakKeyDictionary()
 
 
-def active(model: nn.Module) -> str:
+def active_interventions(model: nn.Module) -> str:
     """What is being done to the model, outermost first, as one string; "" for nothing."""
     return "; ".join(str(intervention) for intervention in _at_work.get(model, ()) if intervention.layers)
 
@@ -52,7 +52,7 @@ def registered(model: nn.Module, intervention: Intervention) -> Iterator[None]:
         if shared and {other.kind, intervention.kind} <= CONTRADICTING:
             raise ProbeError(
                 intervention.called, expected="layers whose vision rows are in place",
-                got=f"layers {spans(shared)}, already under {other}", fix="choose layers that do not overlap",
+                got=f"layers {layer_ranges(shared)}, already under {other}", fix="choose layers that do not overlap",
             )  # fmt: skip
     entries.append(intervention)
     try:
@@ -62,35 +62,35 @@ def registered(model: nn.Module, intervention: Intervention) -> Iterator[None]:
 
 
 @dataclass(frozen=True, eq=False)
-class Reducing:
+class ActiveReducer:
     """One reducer at work: its name with its options, and whether it chooses by the question."""
 
     name: str
     text_guided: bool
 
 
-_reducing: "WeakKeyDictionary[nn.Module, list[Reducing]]" = WeakKeyDictionary()
+_reducing: "WeakKeyDictionary[nn.Module, list[ActiveReducer]]" = WeakKeyDictionary()
 
 
-def at_work(model: nn.Module) -> tuple[object, ...]:
+def active_blocks(model: nn.Module) -> tuple[object, ...]:
     """All that is done to the model, to be compared: equal as long as the same blocks last."""
     return *_at_work.get(model, ()), *_reducing.get(model, ())
 
 
-def reducer(model: nn.Module) -> str:
+def active_reducers(model: nn.Module) -> str:
     """What leaves fewer vision tokens in the model, outermost first, as one string; "" for nothing."""
     return "; ".join(entry.name for entry in _reducing.get(model, ()))
 
 
-def text_guided(model: nn.Module) -> str:
+def active_text_guided_reducers(model: nn.Module) -> str:
     """Those of them that choose by the question: nothing that they left of a picture holds for another one."""
     return "; ".join(entry.name for entry in _reducing.get(model, ()) if entry.text_guided)
 
 
 @contextmanager
-def reducing(model: nn.Module, name: str, text_guided: bool = False) -> Iterator[None]:
+def registered_reducer(model: nn.Module, name: str, text_guided: bool = False) -> Iterator[None]:
     """Lists a reducer by its name and options while the block lasts."""
-    entries, entry = _reducing.setdefault(model, []), Reducing(name, text_guided)
+    entries, entry = _reducing.setdefault(model, []), ActiveReducer(name, text_guided)
     entries.append(entry)
     try:
         yield
@@ -98,7 +98,7 @@ def reducing(model: nn.Module, name: str, text_guided: bool = False) -> Iterator
         entries.remove(entry)
 
 
-def spans(layers: Sequence[int]) -> str:
+def layer_ranges(layers: Sequence[int]) -> str:
     """Layers in short: (0, 1, 2, 5) is '0-2,5'."""
     runs: list[list[int]] = []
     for layer in sorted(layers):

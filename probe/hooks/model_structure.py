@@ -18,7 +18,7 @@ from probe.errors import ProbeError
 
 
 @dataclass(frozen=True)
-class Stack:
+class LayerStack:
     """One group of layers; `attention` maps qualified names (as in `model.named_modules()`), in order of
     layers."""
 
@@ -27,7 +27,7 @@ class Stack:
     attention: dict[str, nn.Module]
 
 
-def stacks(model: PreTrainedModel) -> dict[str, Stack]:
+def stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
     """What a model is made of, in the order in which it runs: the encoder ("vision", where there is one), what stands
     between it and the LLM ("compressor" and "prefusion", LLaVA-Mini's), and the decoder ("llm").
 
@@ -45,7 +45,7 @@ def stacks(model: PreTrainedModel) -> dict[str, Stack]:
     return found
 
 
-def _between(model: PreTrainedModel) -> dict[str, Stack]:
+def _between(model: PreTrainedModel) -> dict[str, LayerStack]:
     """The stacks between encoder and LLM: a compressor is one layer; pre-fusion may have none, and is left out then."""
     names = {module: qualified for qualified, module in model.named_modules()}
     found = {}
@@ -54,7 +54,7 @@ def _between(model: PreTrainedModel) -> dict[str, Stack]:
         layers = tuple(getattr(part, "layers", [part])) if part is not None else ()
         if layers:
             attention = [_attention(layer, names[layer]) for layer in layers]
-            found[name] = Stack(name, layers, {names[module]: module for module in attention})
+            found[name] = LayerStack(name, layers, {names[module]: module for module in attention})
     return found
 
 
@@ -69,19 +69,19 @@ def vision_towers(model: PreTrainedModel) -> list[nn.Module]:
     return [part for part in model.base_model.children() if getattr(part, "main_input_name", None) == "pixel_values"]
 
 
-def layers_of(encoder: nn.Module, model: nn.Module | None = None) -> Stack:
+def layers_of(encoder: nn.Module, model: nn.Module | None = None) -> LayerStack:
     """The layers of one vision encoder; qualified names begin in the model, or else in the encoder itself."""
     return _stack("vision", model or encoder, encoder)
 
 
-def _stack(name: str, model: nn.Module, part: nn.Module) -> Stack:
+def _stack(name: str, model: nn.Module, part: nn.Module) -> LayerStack:
     names = {module: qualified for qualified, module in model.named_modules()}
     lists = [module for module in part.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         raise ProbeError("model", expected=f"layers in its {name} stack", got=type(part).__name__)
     layers = tuple(max(lists, key=lambda list_: sum(p.numel() for p in list_.parameters())))
     attention = [_attention(layer, names[layer]) for layer in layers]
-    return Stack(name, layers, {names[module]: module for module in attention})
+    return LayerStack(name, layers, {names[module]: module for module in attention})
 
 
 def _attention(layer: nn.Module, name: str) -> nn.Module:

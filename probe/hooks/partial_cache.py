@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from probe.errors import ProbeError
-from probe.hooks.kept_positions import Present
+from probe.hooks.kept_positions import KeptPositions
 
 
 class PartialLayer(DynamicLayer):
@@ -22,9 +22,9 @@ class PartialLayer(DynamicLayer):
     `closed`: by how much the positions behind it have moved up, where gaps were closed.
     """
 
-    def __init__(self, present: Present, closed: Int[Tensor, " batch"] | None = None):
+    def __init__(self, present: KeptPositions, closed: Int[Tensor, " batch"] | None = None):
         super().__init__()
-        self.present: Present | None = present
+        self.present: KeptPositions | None = present
         self.closed = closed
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:

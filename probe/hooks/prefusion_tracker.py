@@ -8,7 +8,7 @@ once for each of the two (the last only for the second, and all only for it wher
 
     fusions = Fusions("drop_vision", model, stack)
     with fusions.followed():
-        model(**inputs)                 # hooks inside see fusions.running(): a `Sequence` of frames
+        model(**inputs)                 # hooks inside see fusions.running(): a `TrackedSequence` of frames
 """
 
 from collections.abc import Callable, Iterator
@@ -23,13 +23,13 @@ from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import is_untouched
-from probe.hooks.model_structure import Stack, vision_positions
-from probe.hooks.sequence_tracker import Sequence, real_positions
+from probe.hooks.model_structure import LayerStack, vision_positions
+from probe.hooks.sequence_tracker import TrackedSequence, real_positions
 
 VISION, COMPRESSED = -1, -2  # as `prefusion_positions` of the model has it
 
 
-class Fusions:
+class PrefusionTracker:
     """Follows the frames that run through the pre-fusion of one model, as `Sequences` follows the LLM's rows.
 
     `check` is shown what is fed before any layer runs. `from_pixels`: images encoded before are refused, whose vision
@@ -40,18 +40,18 @@ class Fusions:
         self,
         called: str,
         model: PreTrainedModel,
-        stack: Stack,
+        stack: LayerStack,
         *,
-        check: Callable[[Sequence, Any], None] = lambda sequence, cache: None,
+        check: Callable[[TrackedSequence, Any], None] = lambda sequence, cache: None,
         from_pixels: bool = False,
     ):
         self.called, self.model, self.stack = called, model, stack
         self.check, self.from_pixels = check, from_pixels
-        self.now: Sequence | None = None
-        self._fed: Sequence | None = None
+        self.now: TrackedSequence | None = None
+        self._fed: TrackedSequence | None = None
 
     @contextmanager
-    def followed(self) -> Iterator["Fusions"]:
+    def followed(self) -> Iterator["PrefusionTracker"]:
         with ExitStack() as hooks:
             hooks.callback(self.model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
             for index, layer in enumerate(self.stack.layers):
@@ -59,7 +59,7 @@ class Fusions:
             hooks.callback(self.model.register_forward_hook(self._end, always_call=True).remove)
             yield self
 
-    def running(self) -> Sequence:
+    def running(self) -> TrackedSequence:
         """The frames in the layer that runs now. Raises ProbeError where only a part of the model was called."""
         if self.now is None:
             raise ProbeError(self.called, expected="a forward of the whole model", got="a call of its pre-fusion alone",
@@ -73,7 +73,7 @@ class Fusions:
         pictures = {name: kwargs.get(name) for name in ("pixel_values", "pixel_values_videos", "vision")}
         self._check_encoded(pictures["vision"] or ())
         real, base = real_positions(ids, kwargs), self.model.base_model
-        self._fed = Sequence(vision_positions(self.model, ids), 0, real=real)
+        self._fed = TrackedSequence(vision_positions(self.model, ids), 0, real=real)
         self._rows = torch.tensor(base.frame_rows(ids, **pictures), dtype=torch.long)  # pyright: ignore[reportCallIssue]
         self._words = base.prefusion_positions(ids, 0, real).cpu()  # pyright: ignore[reportCallIssue]
         self._done = [0] * len(self.stack.layers)
@@ -105,7 +105,7 @@ class Fusions:
         row = self._rows[done : done + frames]
         place = pad(words[row], (vision, 0), value=VISION).to(hidden.device)
         is_vision = (torch.arange(place.shape[1], device=hidden.device) < vision).expand(place.shape)
-        self.now = Sequence(is_vision, before, compressed=place == COMPRESSED, fed=self._fed,
+        self.now = TrackedSequence(is_vision, before, compressed=place == COMPRESSED, fed=self._fed,
                             row=row.to(hidden.device), token=place)  # fmt: skip
 
     def _end(self, module: nn.Module, args: tuple, output: Tensor | Any) -> None:

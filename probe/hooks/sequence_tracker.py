@@ -27,7 +27,7 @@ from probe.hooks.prompt_ends import prompt_end
 
 
 @dataclass(frozen=True)
-class Sequence:
+class TrackedSequence:
     """The batch of sequences that a forward continues. `position` counts padding: it is the place in the tensors.
 
     In pre-fusion (`interventions/fusions.py`) the batch is of frames; compressed tokens are neither vision nor text.
@@ -39,7 +39,7 @@ class Sequence:
     real: Bool[Tensor, "batch prompt"] | None = None  # not padding, in the prompt; None where the mask doesn't tell
     end: Int[Tensor, " batch"] | None = None  # the position of the prompt's last token, which a response may follow
     compressed: Bool[Tensor, "batch position"] | None = None
-    fed: "Sequence | None" = None  # the rows of `input_ids`, where the batch is another; then also
+    fed: "TrackedSequence | None" = None  # the rows of `input_ids`, where the batch is another; then also
     row: Int[Tensor, " batch"] | None = None  # the row that each belongs to
     token: Int[Tensor, "batch position"] | None = None  # the place in that row, negative where it is no word
 
@@ -72,7 +72,7 @@ class Sequence:
         return torch.nn.functional.pad(which[:, self.first_key(count) :], (0, max(count - self.length, 0)))
 
 
-class Sequences:
+class SequenceTracker:
     """Follows the sequences that are fed to one model. `now` is the one that runs, None outside of a forward.
 
     `check` is shown each sequence and its cache before any layer runs, to refuse what cannot be done. Image tokens
@@ -86,7 +86,7 @@ class Sequences:
         model: PreTrainedModel,
         first_layer: nn.Module,
         *,
-        check: Callable[[Sequence, Any], None] = lambda sequence, cache: None,
+        check: Callable[[TrackedSequence, Any], None] = lambda sequence, cache: None,
         whole_prompt: bool = False,
         vision: Bool[Tensor, "batch position"] | None = None,
     ):
@@ -95,11 +95,11 @@ class Sequences:
         self.vision = vision
         self.called, self.model, self.first_layer = called, model, first_layer
         self.check, self.whole_prompt = check, whole_prompt
-        self.now: Sequence | None = None
-        self._known: WeakKeyDictionary[Any, Sequence] = WeakKeyDictionary()
+        self.now: TrackedSequence | None = None
+        self._known: WeakKeyDictionary[Any, TrackedSequence] = WeakKeyDictionary()
 
     @contextmanager
-    def followed(self) -> Iterator["Sequences"]:
+    def followed(self) -> Iterator["SequenceTracker"]:
         with ExitStack() as hooks:
             for hook in (
                 self.model.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -109,7 +109,7 @@ class Sequences:
                 hooks.callback(hook.remove)
             yield self
 
-    def running(self) -> Sequence:
+    def running(self) -> TrackedSequence:
         """The sequence of the forward that runs now. Raises ProbeError where only a part of the model was called."""
         if self.now is None:
             raise ProbeError(self.called, expected="a forward of the whole model", got="a call of one of its parts")
@@ -126,7 +126,7 @@ class Sequences:
             self.now = self._prompt(ids, kwargs)
         self.check(self.now, cache)
 
-    def _prompt(self, ids: Tensor | None, kwargs: Mapping[str, Any]) -> Sequence:
+    def _prompt(self, ids: Tensor | None, kwargs: Mapping[str, Any]) -> TrackedSequence:
         fed = ids if ids is not None else kwargs.get("inputs_embeds")
         if fed is None or (ids is None and self.vision is None):
             raise ProbeError(self.called, expected="input_ids, which say where vision tokens are", got="none")
@@ -134,7 +134,7 @@ class Sequences:
         real, end = real_positions(vision, kwargs), None
         if self.vision is not None and self.vision.shape[1] < vision.shape[1]:
             end = self.vision.shape[1] - 1 + torch.zeros(len(vision), dtype=torch.long, device=vision.device)
-        return Sequence(vision, 0, real=real, end=prompt_end(fed, real) if end is None else end)
+        return TrackedSequence(vision, 0, real=real, end=prompt_end(fed, real) if end is None else end)
 
     def _given(self, fed: Tensor, vision: Bool[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
         """The user's mask over what is fed, each row of it for as many beams as there are."""
@@ -145,7 +145,7 @@ class Sequences:
         vision = vision.to(fed.device).repeat_interleave(rows // len(vision), 0)
         return torch.nn.functional.pad(vision, (0, length - vision.shape[1]))
 
-    def _continued(self, cache: Any, past: int, ids: Tensor | None, embeds: Any) -> Sequence:
+    def _continued(self, cache: Any, past: int, ids: Tensor | None, embeds: Any) -> TrackedSequence:
         before = self._known.get(cache)
         if before is None or before.length < past:
             raise ProbeError(

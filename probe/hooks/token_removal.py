@@ -30,10 +30,10 @@ from transformers import PreTrainedModel
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, is_untouched, layouts, routed
-from probe.hooks.kept_positions import Layout, Present
-from probe.hooks.model_structure import Stack
+from probe.hooks.kept_positions import FullLengthView, KeptPositions
+from probe.hooks.model_structure import LayerStack
 from probe.hooks.partial_cache import PartialLayer, store
-from probe.hooks.sequence_tracker import Sequences
+from probe.hooks.sequence_tracker import SequenceTracker
 
 Mask = Bool[Tensor, "batch position"]
 
@@ -43,14 +43,14 @@ class Removal(ABC):
 
     closes_gaps = False  # whether positions behind what is absent move up
 
-    def __init__(self, sequences: Sequences):
+    def __init__(self, sequences: SequenceTracker):
         self.sequences = sequences
 
     @abstractmethod
     def absent(self, layer: int) -> Mask | None:
         """The positions that a layer runs without, as far as it is decided; None for none."""
 
-    def before(self, entrance: "Entrance") -> None:  # noqa: B027  # most have decided before
+    def before(self, entrance: "LayerInput") -> None:  # noqa: B027  # most have decided before
         """Is shown every layer that a prompt comes to, and may decide now what is absent from it on."""
 
     def order(self) -> Int[Tensor, "batch position"] | None:
@@ -59,10 +59,10 @@ class Removal(ABC):
 
 
 @contextmanager
-def removed(model: PreTrainedModel, stack: Stack, removal: Removal) -> Iterator[None]:
+def removed(model: PreTrainedModel, stack: LayerStack, removal: Removal) -> Iterator[None]:
     """Runs the stack's layers without what the removal takes away, and what others that are at work do."""
     key = stack.layers[0]
-    flow = _flows.get(key) or _flows.setdefault(key, Flow(model, stack))
+    flow = _flows.get(key) or _flows.setdefault(key, HiddenStateFlow(model, stack))
     flow.removals.append(removal)
     try:
         if flow.hooked:
@@ -76,15 +76,15 @@ def removed(model: PreTrainedModel, stack: Stack, removal: Removal) -> Iterator[
             del _flows[key]  # it holds on to its key
 
 
-def present_in(layer: nn.Module) -> Present | None:
+def present_in(layer: nn.Module) -> KeptPositions | None:
     """The positions that are there in a layer of the prompt that runs now, None where nothing is absent."""
     return next((flow.current for flow in _flows.values() if layer in flow.layers), None)
 
 
-class Entrance:
+class LayerInput:
     """A layer that the prompt comes to, with the rows that are there now. `before` may give them other values."""
 
-    def __init__(self, flow: "Flow", index: int, layer: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]):
+    def __init__(self, flow: "HiddenStateFlow", index: int, layer: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]):
         self.index, self.hidden = index, hidden
         self._flow, self._layer, self._kwargs = flow, layer, kwargs
 
@@ -129,10 +129,10 @@ class _Enough(Exception):  # noqa: N818  # no error
     """Ends a layer that has shown its attention call."""
 
 
-class Flow:
+class HiddenStateFlow:
     """The rows on their way through the layers of one stack, under all removals that are at work."""
 
-    def __init__(self, model: PreTrainedModel, stack: Stack):
+    def __init__(self, model: PreTrainedModel, stack: LayerStack):
         self.model, self.layers, self.attention = model, stack.layers, list(stack.attention.items())
         self.removals: list[Removal] = []
         self.hooked = False
@@ -157,9 +157,9 @@ class Flow:
     def _start(self, *hooked: Any) -> None:
         """Before a forward: everything is there. One that was interrupted may have left something."""
         if not is_untouched():
-            self.current: Present | None = None  # None: everything
+            self.current: KeptPositions | None = None  # None: everything
             self.whole: Tensor | None = None  # (batch, position, hidden), as absent rows were when they left
-            self._known: tuple[list[Mask], Present | None] = ([], None)
+            self._known: tuple[list[Mask], KeptPositions | None] = ([], None)
             for _, attention in self.attention:
                 layouts.pop(attention, None)
 
@@ -181,7 +181,7 @@ class Flow:
         if sequence.past:
             changed = self._continued(index, hidden, sequence.length - sequence.past, kwargs)
             return None if changed is None else (args, kwargs | changed)
-        entrance = Entrance(self, index, layer, hidden, kwargs)
+        entrance = LayerInput(self, index, layer, hidden, kwargs)
         for removal in self.removals:
             removal.before(entrance)
         hidden = self._moved(entrance.hidden, self.present(index))
@@ -205,17 +205,17 @@ class Flow:
             self.whole = None
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    def present(self, index: int) -> Present | None:
+    def present(self, index: int) -> KeptPositions | None:
         """What is there in a layer, as far as it is decided."""
         absent = [mask for removal in self.removals if (mask := removal.absent(index)) is not None]
         known, present = self._known
         if len(known) != len(absent) or any(a is not b for a, b in zip(known, absent, strict=True)):
             gone = torch.stack(absent).any(0) if absent else None
-            present = Present.without(gone, self._order()) if gone is not None and gone.any() else None
+            present = KeptPositions.without(gone, self._order()) if gone is not None and gone.any() else None
             self._known = (absent, present)
         return present
 
-    def _moved(self, hidden: Tensor, present: Present | None) -> Tensor:
+    def _moved(self, hidden: Tensor, present: KeptPositions | None) -> Tensor:
         """The hidden states with these rows instead of the current ones."""
         if present is self.current:
             return hidden
@@ -233,11 +233,11 @@ class Flow:
 
     def _without_gaps(self, ids: Tensor, gaps: Mask) -> Int[Tensor, "batch position"]:
         """The positions' numbers when the rows beside the gaps are counted in the order in which they run."""
-        there = Present.without(gaps, self._order())
+        there = KeptPositions.without(gaps, self._order())
         moved = self._up(ids, gaps.long().cumsum(1))
         return there.put(there.sorted.take(moved, 1), moved, 1)
 
-    def arguments(self, index: int, present: Present | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def arguments(self, index: int, present: KeptPositions | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What a layer is handed besides these rows of a prompt. Has its attention shown over the whole sequence."""
         if present is None:
             return {}
@@ -259,17 +259,17 @@ class Flow:
         layer = kwargs["past_key_values"].layers[index]
         if not isinstance(layer, PartialLayer) or layer.present is None:
             return None
-        everything_new = Present.all(hidden.shape[0], new, hidden.device)
+        everything_new = KeptPositions.all(hidden.shape[0], new, hidden.device)
         taken = self._shown(index, everything_new, layer.present.then(new), kwargs)
         if layer.closed is not None and (ids := kwargs.get("position_ids")) is not None:
             ids = self._up(ids, layer.closed[:, None])
             taken |= {"position_ids": ids, "position_embeddings": self._rotary(kwargs.get("position_embeddings"), ids)}
         return taken
 
-    def _shown(self, index: int, queries: Present, keys: Present, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def _shown(self, index: int, queries: KeptPositions, keys: KeptPositions, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Has the layer's attention calls shown over the whole sequence; returns the mask they get."""
         _, attention = self.attention[index]
-        layouts[attention] = layout = Layout(queries, keys, kwargs.get("attention_mask"), _takes_2d(attention))
+        layouts[attention] = layout = FullLengthView(queries, keys, kwargs.get("attention_mask"), _takes_2d(attention))
         return {"attention_mask": layout.mask_of_part}
 
     def _up(self, ids: Tensor, closed: Tensor) -> Tensor:
@@ -283,7 +283,7 @@ class Flow:
         return None if embeddings is None else self.model.get_decoder().rotary_emb(embeddings[0], position_ids=ids)  # pyright: ignore
 
 
-_flows: WeakKeyDictionary[nn.Module, Flow] = WeakKeyDictionary()  # by the first layer of their stack
+_flows: WeakKeyDictionary[nn.Module, HiddenStateFlow] = WeakKeyDictionary()  # by the first layer of their stack
 
 
 def _takes_2d(attention: Any) -> bool:

@@ -8,9 +8,9 @@ fusions   which rows run through the pre-fusion of LLaVA-Mini
 edits     the changes of one attention call that these are made of
 """
 
-from probe.hooks.model_state import active
+from probe.hooks.model_state import active_interventions
 from probe.interventions.drop import drop_vision
 from probe.interventions.knockout import knockout
 from probe.interventions.swap import swap_vision
 
-__all__ = ["active", "drop_vision", "knockout", "swap_vision"]
+__all__ = ["active_interventions", "drop_vision", "knockout", "swap_vision"]

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from probe.hooks.attention_call import AttentionCall, as_bool, with_hidden
 from probe.hooks.attention_tap import Kernel, Output
-from probe.hooks.sequence_tracker import Sequence
+from probe.hooks.sequence_tracker import TrackedSequence
 
 
-def hide(
+def mask_keys(
     call: AttentionCall,
-    now: Sequence,
+    now: TrackedSequence,
     queries: Bool[Tensor, "batch position"],
     keys: Bool[Tensor, "batch position"],
 ) -> AttentionCall:
@@ -42,7 +42,7 @@ def causal_mask(call: AttentionCall) -> Bool[Tensor, "1 1 query key"]:
     return everything.tril() if call.causal else everything
 
 
-def read_otherwise(
+def replace_keys_values(
     call: AttentionCall, kernel: Kernel, queries: Bool[Tensor, "batch query"], **changed: Tensor
 ) -> Output:
     """Runs a call in which these queries find other keys or values (`key=`, `value=`), and all others their own.

@@ -31,11 +31,11 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, is_untouched
 from probe.hooks.partial_cache import check_partial, windows
-from probe.hooks.prefusion_tracker import Fusions
-from probe.hooks.sequence_tracker import Sequence, Sequences
+from probe.hooks.prefusion_tracker import PrefusionTracker
+from probe.hooks.sequence_tracker import SequenceTracker, TrackedSequence
 from probe.hooks.token_removal import Removal, present_in, removed
-from probe.interventions.attention_edits import hide, read_otherwise
-from probe.interventions.layer_target import PREFUSION, Layers, Names, Target, as_names
+from probe.interventions.attention_edits import mask_keys, replace_keys_values
+from probe.interventions.layer_target import PREFUSION, Layers, LayerTarget, Names, as_names
 
 MODES = ("mask", "remove", "zero")
 
@@ -67,12 +67,12 @@ def drop_vision(
     flash attention; with "remove" in pre-fusion, for a static or quantized cache and a sliding window shorter than the
     sequence.
     """
-    target = Target.of("drop_vision", model, layers, stack)
+    target = LayerTarget.of("drop_vision", model, layers, stack)
     _check(how, freeze, restore)
     queries = _cut_off(target, how, queries)
     if how == "remove" and not restore and target.layers:
         everything_behind = tuple(range(target.layers[0], len(target.stack.layers)))
-        target = Target(target.called, target.model, target.stack, everything_behind)
+        target = LayerTarget(target.called, target.model, target.stack, everything_behind)
     options = f"how={how}" + ", freeze=True" * freeze + ", restore=False" * (not restore)
     options += f", queries={'+'.join(queries)}" * (len(queries) < len(target.kinds) - 1)
     with target.at_work(how, options), ExitStack() as undo:
@@ -91,7 +91,7 @@ def _check(how: str, freeze: bool, restore: bool) -> None:
         raise ProbeError("drop_vision", expected="restore=False with how='remove'", got=f"with how={how!r}")
 
 
-def _cut_off(target: Target, how: str, queries: Names | None) -> tuple[str, ...]:
+def _cut_off(target: LayerTarget, how: str, queries: Names | None) -> tuple[str, ...]:
     """The kinds of rows that lose sight of vision. Raises ProbeError where the stack has not these, or can't do it."""
     if how == "remove" and target.stack.name == PREFUSION:
         raise ProbeError("drop_vision", expected="how='mask' or 'zero' in pre-fusion", got="'remove'",
@@ -105,20 +105,20 @@ def _cut_off(target: Target, how: str, queries: Names | None) -> tuple[str, ...]
 
 
 @contextmanager
-def _removed(target: Target, queries: tuple[str, ...]) -> Iterator[None]:
+def _removed(target: LayerTarget, queries: tuple[str, ...]) -> Iterator[None]:
     limits = windows(target.called, target.model, target.layers)
 
-    def check(sequence: Sequence, cache: Any) -> None:
+    def check(sequence: TrackedSequence, cache: Any) -> None:
         if sequence.vision.any():
             check_partial(target.called, limits, sequence.length, cache, "use how='mask'")
 
-    sequences = Sequences(target.called, target.model, target.stack.layers[0], check=check, whole_prompt=True)
+    sequences = SequenceTracker(target.called, target.model, target.stack.layers[0], check=check, whole_prompt=True)
     with sequences.followed(), removed(target.model, target.stack, _WithoutVision(sequences, target.layers)):
         yield
 
 
 class _WithoutVision(Removal):
-    def __init__(self, sequences: Sequences, layers: tuple[int, ...]):
+    def __init__(self, sequences: SequenceTracker, layers: tuple[int, ...]):
         super().__init__(sequences)
         self.layers = frozenset(layers)
 
@@ -127,13 +127,13 @@ class _WithoutVision(Removal):
 
 
 @contextmanager
-def _masked(target: Target, queries: tuple[str, ...], freeze: bool) -> Iterator[None]:
+def _masked(target: LayerTarget, queries: tuple[str, ...], freeze: bool) -> Iterator[None]:
     target.refuse_flash("load the model with attn='sdpa', or use how='remove'")
     sequences = target.sequences(changes_vision=freeze)
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
         now = sequences.running()
-        return kernel(hide(call, now, now.named(queries), now.vision))
+        return kernel(mask_keys(call, now, now.named(queries), now.vision))
 
     with sequences.followed(), target.routed(around), ExitStack() as undo:
         for layer in target.layers if freeze else ():
@@ -143,7 +143,7 @@ def _masked(target: Target, queries: tuple[str, ...], freeze: bool) -> Iterator[
         yield
 
 
-def _skip(sequences: Sequences | Fusions, layer: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+def _skip(sequences: SequenceTracker | PrefusionTracker, layer: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
     """The layer's output, with vision rows as they came in."""
     if is_untouched():
         return None
@@ -160,7 +160,7 @@ def _skip(sequences: Sequences | Fusions, layer: nn.Module, args: tuple, kwargs:
 
 
 @contextmanager
-def _zeroed(target: Target, queries: tuple[str, ...]) -> Iterator[None]:
+def _zeroed(target: LayerTarget, queries: tuple[str, ...]) -> Iterator[None]:
     sequences = target.sequences()
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
@@ -169,7 +169,7 @@ def _zeroed(target: Target, queries: tuple[str, ...]) -> Iterator[None]:
         if not vision.any():
             return kernel(call)
         value = call.value.masked_fill(vision[:, None, :, None], 0)
-        return read_otherwise(call, kernel, now.of_queries(now.named(queries)), value=value)
+        return replace_keys_values(call, kernel, now.of_queries(now.named(queries)), value=value)
 
     with sequences.followed(), target.routed(around):
         yield

@@ -19,9 +19,9 @@ from probe.data.token_types import TokenTypes
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
-from probe.hooks.sequence_tracker import Sequence
-from probe.interventions.attention_edits import hide
-from probe.interventions.layer_target import Layers, Names, Target, as_names
+from probe.hooks.sequence_tracker import TrackedSequence
+from probe.interventions.attention_edits import mask_keys
+from probe.interventions.layer_target import Layers, LayerTarget, Names, as_names
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def knockout(
     Raises ProbeError before anything runs for unknown names, a layer outside, a compiled model and flash attention; in
     the forward, before any layer, for inputs of another shape than `types`.
     """
-    target = Target.of("knockout", model, layers, stack)
+    target = LayerTarget.of("knockout", model, layers, stack)
     queries, keys = as_names(queries), as_names(keys)
     _check_names((*queries, *keys), target.kinds, types)
     target.refuse_flash("load the model with attn='sdpa'")
@@ -50,7 +50,7 @@ def knockout(
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
         now = sequences.running()
-        return kernel(hide(call, now, positions(queries, now, types), positions(keys, now, types)))
+        return kernel(mask_keys(call, now, positions(queries, now, types), positions(keys, now, types)))
 
     with target.at_work("knockout", f"{'+'.join(queries)} to {'+'.join(keys)}"), ExitStack() as undo:
         if target.layers:
@@ -68,7 +68,7 @@ def _check_names(names: tuple[str, ...], kinds: tuple[str, ...], types: TokenTyp
             raise ProbeError("knockout", expected=f"one of {', '.join(known)}", got=repr(name), fix=fix)
 
 
-def _check_fit(now: Sequence, types: TokenTypes) -> None:
+def _check_fit(now: TrackedSequence, types: TokenTypes) -> None:
     (rows, width), (batch, length) = types.ids.shape, now.vision.shape
     if batch % rows or length < width or (now.past == 0 and length != width):
         got = f"{batch} x {length}"
@@ -80,7 +80,7 @@ def _check_fit(now: Sequence, types: TokenTypes) -> None:
                      fix="pass the types of the inputs that run in the block")  # fmt: skip
 
 
-def positions(names: tuple[str, ...], now: Sequence, types: TokenTypes | None) -> Bool[Tensor, "batch position"]:
+def positions(names: tuple[str, ...], now: TrackedSequence, types: TokenTypes | None) -> Bool[Tensor, "batch position"]:
     """Which positions of the running sequence are of one of these types."""
     own = ("text", "compressed") if types is not None and now.fed is None else ("text", "compressed", "vision")
     which = now.named(name for name in names if name in own)
@@ -91,7 +91,7 @@ def positions(names: tuple[str, ...], now: Sequence, types: TokenTypes | None) -
     return which
 
 
-def _of_type(name: str, now: Sequence, types: TokenTypes) -> Bool[Tensor, "batch position"]:
+def _of_type(name: str, now: TrackedSequence, types: TokenTypes) -> Bool[Tensor, "batch position"]:
     """The prompt's positions from its types; what was generated since is response."""
     batch, length = now.vision.shape
     prompt = _repeated(types.mask(name), batch)

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import Around, routed
 from probe.hooks.model_state import Intervention, registered
-from probe.hooks.model_structure import Stack, is_compiled, stacks
-from probe.hooks.prefusion_tracker import Fusions
-from probe.hooks.sequence_tracker import Sequences
+from probe.hooks.model_structure import LayerStack, is_compiled, stacks
+from probe.hooks.prefusion_tracker import PrefusionTracker
+from probe.hooks.sequence_tracker import SequenceTracker
 
 Layers = int | Iterable[Any]  # what is in it is checked, and told in one line
 Names = str | Iterable[str]  # kinds of rows, or types of tokens
@@ -24,16 +24,16 @@ FOLLOWED = {PREFUSION: ("text", "compressed", "vision"), "llm": ("text", "vision
 
 
 @dataclass(frozen=True)
-class Target:
+class LayerTarget:
     """Chosen layers of one stack of a model, ascending. `called` is the public function, for error messages."""
 
     called: str
     model: PreTrainedModel
-    stack: Stack
+    stack: LayerStack
     layers: tuple[int, ...]
 
     @classmethod
-    def of(cls, called: str, model: Any, layers: Layers, stack: str = "llm") -> "Target":
+    def of(cls, called: str, model: Any, layers: Layers, stack: str = "llm") -> "LayerTarget":
         """`model`: a model or a Subject. Raises ProbeError for a compiled model, a layer that does not exist, and a
         stack whose layers do not hold text and vision (those of the LLM and of pre-fusion do)."""
         model = model.model if not isinstance(model, nn.Module) and hasattr(model, "model") else model
@@ -64,11 +64,11 @@ class Target:
         """The layer that an attention module belongs to."""
         return list(self.stack.attention).index(name)
 
-    def sequences(self, changes_vision: bool = False, **options: Any) -> Sequences | Fusions:
+    def sequences(self, changes_vision: bool = False, **options: Any) -> SequenceTracker | PrefusionTracker:
         """What follows the stack's rows. `changes_vision`: vision rows must run in the block."""
         if self.stack.name == PREFUSION:
-            return Fusions(self.called, self.model, self.stack, from_pixels=changes_vision, **options)
-        return Sequences(self.called, self.model, self.stack.layers[0], **options)
+            return PrefusionTracker(self.called, self.model, self.stack, from_pixels=changes_vision, **options)
+        return SequenceTracker(self.called, self.model, self.stack.layers[0], **options)
 
     @contextmanager
     def at_work(self, kind: str, options: str = "") -> Iterator[None]:

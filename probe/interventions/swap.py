@@ -25,9 +25,9 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, is_untouched, untouched
 from probe.hooks.model_structure import vision_positions
-from probe.hooks.sequence_tracker import Sequence
-from probe.interventions.attention_edits import read_otherwise
-from probe.interventions.layer_target import Layers, Target
+from probe.hooks.sequence_tracker import TrackedSequence
+from probe.interventions.attention_edits import replace_keys_values
+from probe.interventions.layer_target import Layers, LayerTarget
 
 Rows = list[Tensor]  # the vision tokens of each row, (key, hidden), as the language model gets them
 
@@ -43,7 +43,7 @@ def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
     Raises ProbeError for a layer outside, a compiled model, layers whose vision rows are removed or swapped already; in
     the forward, before any layer, for pictures of another number of vision tokens.
     """
-    target = Target.of("swap_vision", model, layers)
+    target = LayerTarget.of("swap_vision", model, layers)
     decoder: Any = target.model.get_decoder()
     sequences = target.sequences(whole_prompt=True)
     rows = vision_rows(target.model, _as_inputs(model, donor)) if target.layers else []
@@ -60,7 +60,7 @@ def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
             return kernel(call)
         donor = now.memo["donor"][target.layer_of(call.name)]
         key, value = (_with_donor(own, other, now) for own, other in zip((call.key, call.value), donor, strict=True))
-        return read_otherwise(call, kernel, ~now.of_queries(now.vision), key=key, value=value)
+        return replace_keys_values(call, kernel, ~now.of_queries(now.vision), key=key, value=value)
 
     with target.at_work("swap"), ExitStack() as undo:
         if target.layers:
@@ -101,7 +101,7 @@ def vision_rows(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Rows:
     return [row[where] for row, where in zip(given[0], vision_positions(model, inputs["input_ids"]), strict=True)]
 
 
-def _exchanged(embeds: Tensor, now: Sequence, rows: Rows) -> Tensor:
+def _exchanged(embeds: Tensor, now: TrackedSequence, rows: Rows) -> Tensor:
     """The embeddings of the prompt with the donor's vision tokens in the places of its own."""
     batch = len(embeds)
     if batch % len(rows):
@@ -131,7 +131,7 @@ def _keys_and_values(decoder: nn.Module, kwargs: dict, layers: tuple[int, ...]) 
     return {layer: (cache.layers[layer].keys, cache.layers[layer].values) for layer in layers}
 
 
-def _with_donor(own: Tensor, donor: Tensor, now: Sequence) -> Tensor:
+def _with_donor(own: Tensor, donor: Tensor, now: TrackedSequence) -> Tensor:
     """Keys (or values) of a call, (batch, head, key, dim), with those of vision positions from the donor's run."""
     donor = donor[:, :, now.first_key(own.shape[2]) :]
     count = min(donor.shape[2], own.shape[2])

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe import __version__
-from probe.data.sample import Picture, as_pictures
+from probe.data.sample import ImageSource, as_images
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import tap
@@ -31,7 +31,7 @@ BEST = 0.1  # of the patches: how many are compared between layers
 
 
 def concentration(
-    subject: Subject, images: Sequence[Picture] | Picture, top: Sequence[int] = (1, 4, 16, 64)
+    subject: Subject, images: Sequence[ImageSource] | ImageSource, top: Sequence[int] = (1, 4, 16, 64)
 ) -> xr.Dataset:
     """What each layer of the encoder does with each view of these pictures: dims (view, layer), and head or k.
 
@@ -46,7 +46,7 @@ def concentration(
 
     Raises ProbeError for what is no picture, numbers above that of the patches, and a model without an encoder.
     """
-    pictures = as_pictures(images)
+    pictures = as_images(images)
     stack = stacks(subject.model).get("vision")
     if stack is None:
         raise ProbeError("concentration", expected="a model with a vision encoder", got=subject.name)
@@ -104,7 +104,7 @@ def _read_by_llm(subject: Subject, layers: int) -> int:
     return max(max(index % (layers + 1) for index in several) - 1, 0)
 
 
-def _layers(subject: Subject, image: Picture, modules: dict, order: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+def _layers(subject: Subject, image: ImageSource, modules: dict, order: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each view of a picture: (layer, head, patch) over all patches 1, and (layer) to the class token."""
     first = cls_tokens(subject.model)
     found: dict[str, Tensor] = {}

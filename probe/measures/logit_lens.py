@@ -26,15 +26,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from probe import __version__
-from probe.data.sample import Picture
+from probe.data.sample import ImageSource
 from probe.errors import ProbeError
-from probe.hooks.model_state import active
+from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import stacks
 from probe.measures.attribution.dataset import pictures_of, places
 from probe.records import EDGES
 from probe.subject.inputs import Ids, Inputs
 from probe.subject.subject import Subject
-from probe.subject.target_response import Answer
+from probe.subject.target_response import TargetResponse
 
 BLOCK = 256  # rows of logits in memory at once
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
@@ -53,7 +53,7 @@ UNITS = {
 @torch.no_grad()
 def logit_lens(
     subject: Subject,
-    image: Picture | Sequence[Picture] | Inputs | None,
+    image: ImageSource | Sequence[ImageSource] | Inputs | None,
     question: Any = None,
     response: str | Ids | None = None,
     stack: str = "llm",
@@ -71,7 +71,7 @@ def logit_lens(
     if stack not in found or stack not in ("llm", "prefusion"):
         there = ", ".join(name for name in ("llm", "prefusion") if name in found)
         raise ProbeError("logit_lens", expected=f"a stack of {there}", got=repr(stack))
-    answer = Answer.of(subject, image, question, response, max_new_tokens=max_new_tokens)
+    answer = TargetResponse.of(subject, image, question, response, max_new_tokens=max_new_tokens)
     seen = _Seen(len(found[stack].layers))
     with ExitStack() as hooks:
         for number, layer in enumerate(found[stack].layers):
@@ -83,7 +83,7 @@ def logit_lens(
     values, last = _said(seen.layers(len(rows["row_type"])), says, ids, subject)
     attrs: dict[str, Any] = subject.describe() | {
         "kind": "logit lens", "probe_version": __version__, "stack": stack, "prompt": answer.inputs.prompt[0],
-        "response": answer.inputs.response[0], "intervention": active(subject.model),
+        "response": answer.inputs.response[0], "intervention": active_interventions(subject.model),
     }  # fmt: skip
     if stack == "llm":
         attrs["last_layer_difference"] = float((last[-len(logits) :] - logits.float().cpu()).abs().max())
@@ -147,7 +147,7 @@ def _said(
     return values, torch.cat(logits)
 
 
-def _rows(answer: Answer, stack: str, seen: _Seen) -> dict[str, np.ndarray]:
+def _rows(answer: TargetResponse, stack: str, seen: _Seen) -> dict[str, np.ndarray]:
     """What each row is: its token, its type, and which vision key it is."""
     types, tokens = answer.inputs.types, answer.inputs.tokens[0]
     if stack == "llm":
@@ -163,7 +163,7 @@ def _rows(answer: Answer, stack: str, seen: _Seen) -> dict[str, np.ndarray]:
     return {"row_text": np.array(tokens, object), "row_type": np.array(named, object), "row_key": key}
 
 
-def _tabulated(values: dict[str, Any], answer: Answer, stack: str, attrs: dict[str, Any]) -> xr.Dataset:
+def _tabulated(values: dict[str, Any], answer: TargetResponse, stack: str, attrs: dict[str, Any]) -> xr.Dataset:
     dims = dict.fromkeys(("word", "probability", "says_answer"), ("layer", "row"))
     dims |= dict.fromkeys(("row_text", "row_type", "row_key"), ("row",))
     dims |= {"next": ("layer", "answer_token"), "answer_text": ("answer_token",)}

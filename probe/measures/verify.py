@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probe.data.sample import Picture
-from probe.hooks.attention_call import AttentionCall, seen
+from probe.data.sample import ImageSource
+from probe.hooks.attention_call import AttentionCall, visible_keys
 from probe.hooks.attention_tap import Kernel, Output, routed, tap
 from probe.hooks.model_structure import stacks
 from probe.measures.attention.stack_queries import countings
-from probe.measures.attention.statistic import Statistic
+from probe.measures.attention.statistic import AttentionStatistic
 from probe.subject.inputs import Inputs, collate, with_response
 from probe.subject.subject import Subject
 
@@ -69,16 +69,16 @@ class Report:
         return "\n".join(lines)
 
 
-def verify(subject: Subject, image: Picture | None = None, question: str = "what is in the picture ?") -> Report:
+def verify(subject: Subject, image: ImageSource | None = None, question: str = "what is in the picture ?") -> Report:
     """Runs the promises on this model, with the picture and question given or a drawn one.
 
     Every check is on a prompt with one picture and a response of at most 8 tokens. Nothing is changed: the kernel is
     eager for the comparison with whole maps, and the model's own again afterwards.
     """
     from probe import __version__
-    from probe.models.tiny.questions import sample_picture
+    from probe.models.tiny.questions import sample_image
 
-    image = sample_picture(seed=0)[0] if image is None else image
+    image = sample_image(seed=0)[0] if image is None else image
     prompt = subject.encode(image, question)
     ids = subject.generate_ids(prompt, TOKENS)[0]
     inputs = with_response(prompt, ids)
@@ -169,7 +169,7 @@ def _unchanged(subject: Subject, prompt: Inputs, longer: Inputs) -> list[Check]:
     return checks
 
 
-def _statistics(subject: Subject, inputs: Inputs) -> dict[str, Statistic]:
+def _statistics(subject: Subject, inputs: Inputs) -> dict[str, AttentionStatistic]:
     """Of every stack, as `measure` takes them."""
     counted = countings(subject, inputs, stacks(subject.model))
     return {stack: counting.statistic for stack, counting in counted.items()}
@@ -201,7 +201,7 @@ def _exact(subject: Subject, inputs: Inputs, stack: str) -> Check:
         first, rows = twin.place(call)
         position = torch.arange(call.key_count - call.query_count, call.key_count, device=call.query.device)
         for i, row in enumerate(rows):
-            visible = seen(call.own_mask, call, i, position, call.key_count)
+            visible = visible_keys(call.own_mask, call, i, position, call.key_count)
             own = output[1] if call.query.dtype == torch.float32 else None
             weights = _whole_map(call, i, visible) if own is None else own[i]
             known = unfinished.setdefault((call.name, row), _Map.of(statistic, row, call.query.shape[1]))
@@ -230,7 +230,7 @@ class _Map:
     vision: Bool[np.ndarray, "key"]
 
     @classmethod
-    def of(cls, statistic: Statistic, row: int, heads: int) -> "_Map":
+    def of(cls, statistic: AttentionStatistic, row: int, heads: int) -> "_Map":
         ids, query_ids = statistic.ids[row], statistic.query_ids[row]
         shape = len(query_ids), len(ids)
         return cls(torch.zeros(heads, *shape), torch.zeros(*shape, dtype=torch.bool), np.full_like(query_ids, -1), ids,
@@ -291,7 +291,7 @@ def _decoding(subject: Subject, prompt: Inputs, inputs: Inputs, ids: Tensor) -> 
     return Check(f"{len(ids) - 1} steps of decoding against one forward", worst, f"at most {bound:g}", worst <= bound)
 
 
-def _response_difference(whole: Statistic, steps: Statistic, name: str, inputs: Inputs) -> float:
+def _response_difference(whole: AttentionStatistic, steps: AttentionStatistic, name: str, inputs: Inputs) -> float:
     response = inputs.types.names.index("response")
     rows = [
         {name: table[name][..., response, :] for name in ("mass", "share", "lift", "entropy", "head_entropy")}

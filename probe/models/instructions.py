@@ -19,7 +19,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from probe.data.files import DataFolder, json_list
-from probe.data.rows import Problem, Reading, RowError, entry, identifier, question_text, shown
+from probe.data.rows import RowError, RowReader, SkippedRow, entry, identifier, question_text, shown
 from probe.errors import ProbeError
 from probe.models.llava_mini.training_data import Instruction, Visual
 
@@ -28,7 +28,7 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 VIDEOS = ("", ".mp4", ".mkv", ".webm", ".avi", ".mov")  # what a video's id may lack
 
 
-def read_instructions(file: str | Path, folder: str | Path) -> tuple[list[Instruction], list[Problem]]:
+def read_instructions(file: str | Path, folder: str | Path) -> tuple[list[Instruction], list[SkippedRow]]:
     """The rows of a file, their pictures and videos found in `folder`; and the rows that can't be used.
 
     Raises ProbeError where file or folder can't be read, or no row can be used.
@@ -37,7 +37,7 @@ def read_instructions(file: str | Path, folder: str | Path) -> tuple[list[Instru
         expected = "the folder with the pictures and videos"
         raise ProbeError("train", expected=expected, got=f"{str(folder)!r}, which is none")
     path, data = Path(file).expanduser(), DataFolder("train", folder)
-    reading, found = Reading("train", path.stem), []
+    reading, found = RowReader("train", path.stem), []
     for number, row in enumerate(json_list("train", path), 1):
         with reading.row(path, number):
             found.append(_video_question(row, data) if _is_video_question(row) else _conversation(row, data))

@@ -15,8 +15,8 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from probe.data.sample import Picture, open_picture
-from probe.data.token_types import Grid
+from probe.data.sample import ImageSource, open_image
+from probe.data.token_types import PatchGrid
 from probe.errors import ProbeError
 from probe.plots.style import panels, title
 
@@ -27,7 +27,7 @@ _VEIL = (1.0, 1.0, 1.0, 0.78)  # over what has no token of its own
 _WIDTH = 3.1  # of a panel, in inches
 
 
-def kept(reduction: Any, image: Picture, grid: Grid | None = None, *, ax: Any = None) -> np.ndarray:
+def kept(reduction: Any, image: ImageSource, grid: PatchGrid | None = None, *, ax: Any = None) -> np.ndarray:
     """The picture where patches are kept, faded elsewhere; and beside it the groups of patches that share a token, each
     in a colour, with a dot on the patch that the token stands for. A row for the picture, one for its tiles together.
 
@@ -39,7 +39,7 @@ def kept(reduction: Any, image: Picture, grid: Grid | None = None, *, ax: Any = 
     Raises ProbeError for a picture that can't be read, and a grid of another picture or number of views.
     """
     views = _views(reduction)
-    pixels = np.asarray(open_picture(image))
+    pixels = np.asarray(open_image(image))
     boxes = _boxes(views, grid)
     rows = [[0], list(range(1, len(views)))] if len(views) > 1 else [[0]]
     grouped = any((view["group"] >= 0).any() for view in views)
@@ -78,7 +78,7 @@ def _plain(values: Any) -> np.ndarray:
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
-def _boxes(views: list[dict[str, Any]], grid: Grid | None) -> Float[np.ndarray, "view patch edge=4"]:
+def _boxes(views: list[dict[str, Any]], grid: PatchGrid | None) -> Float[np.ndarray, "view patch edge=4"]:
     patches = len(views[0]["kept"])
     if grid is None and len(views) == 1:
         side = isqrt(patches)

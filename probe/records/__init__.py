@@ -13,13 +13,13 @@ torch, so a record is read and drawn on any laptop.
 | `variables.py` | every variable: dims, units, meaning, range |
 | `contract.py` | `assemble` a record from plain arrays, `validate` one |
 | `merging.py` | `merge` records of the same kind |
-| `storage.py` | `save`, `open`: one file, whole or not at all |
+| `storage.py` | `save_record`, `open_record`: one file, whole or not at all |
 | `reading.py` | `to_dataframe`, `entropy_ratio`, `node` |
 """
 
 from probe.records.concat import merge
 from probe.records.frames import entropy_ratio, node, to_dataframe
-from probe.records.io import open, save
+from probe.records.io import open_record, save_record
 from probe.records.schema import EDGES, MEASURED, ROOT, STACK, Variable
 from probe.records.validate import assemble, validate
 
@@ -33,8 +33,8 @@ __all__ = [
     "entropy_ratio",
     "merge",
     "node",
-    "open",
-    "save",
+    "open_record",
+    "save_record",
     "to_dataframe",
     "validate",
 ]

@@ -16,7 +16,7 @@ POSITIONS = ("tokens", "token_type")
 PATCHES = ("received", "key_picture", "key_tile", "key_row", "key_col", "key_box", "key_sink", "edge")
 
 
-def lean(record: xr.DataTree, samples: Mapping[str, Sample], keep_patches: bool) -> xr.DataTree:
+def without_pixels(record: xr.DataTree, samples: Mapping[str, Sample], keep_patches: bool) -> xr.DataTree:
     """`samples`: those of the record, by id; `keep_patches`: what each patch receives too."""
     root = record.to_dataset()
     names = [str(name) for name in root["sample"].values]

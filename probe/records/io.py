@@ -17,7 +17,7 @@ from probe.records.validate import tree_of, validate
 SUFFIX = ".zarr.zip"
 
 
-def save(record: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) -> Path:
+def save_record(record: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """Write the record as one file and return its path; a name without a suffix gets `.zarr.zip`.
 
     A dataset that says what it is (`kind` in its attrs: an attribution, a logit lens) is written in the same way.
@@ -84,8 +84,8 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def open(path: str | os.PathLike[str]) -> Any:
-    """The record (or the dataset) that `save` wrote, read into memory; a record is validated.
+def open_record(path: str | os.PathLike[str]) -> Any:
+    """The record (or the dataset) that `save_record` wrote, read into memory; a record is validated.
 
     Raises ProbeError for a path where no record is, for a damaged file, and for one that breaks the contract.
     """

@@ -24,7 +24,7 @@ SCHEMA = 1  # of the run directory; a change of it makes old runs incompatible
 
 
 @dataclass(frozen=True)
-class Fingerprint:
+class RunFingerprint:
     """What makes two runs the same run. Every field must be equal to go on with one."""
 
     model: str

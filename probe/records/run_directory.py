@@ -33,7 +33,7 @@ import zarr
 
 from probe.data.sample import Sample
 from probe.errors import ProbeError
-from probe.records.provenance import Fingerprint, first_difference, write_once
+from probe.records.provenance import RunFingerprint, first_difference, write_once
 from probe.records.zarr_parts import (
     Labelled,
     ids_of,
@@ -61,14 +61,14 @@ class Failure:
     reason: str
 
 
-class Run:
+class RunDirectory:
     """A run directory as one worker sees it."""
 
     def __init__(self, folder: Path, worker: str = "0"):
         self.folder, self.worker = folder, worker
 
     @classmethod
-    def open(cls, folder: str | Path, fingerprint: Fingerprint, worker: str = "0") -> "Run":
+    def open(cls, folder: str | Path, fingerprint: RunFingerprint, worker: str = "0") -> "RunDirectory":
         """Starts a run, or goes on with it. Raises ProbeError naming the field in which it is another run."""
         run = cls(Path(folder).expanduser(), worker)
         for part in ("parts", "failures"):
@@ -192,7 +192,7 @@ class Writer:
         writer.add(data)
     """
 
-    def __init__(self, run: Run, size: int = PART_SAMPLES, seconds: float = PART_SECONDS):
+    def __init__(self, run: RunDirectory, size: int = PART_SAMPLES, seconds: float = PART_SECONDS):
         self.run, self.size, self.seconds = run, size, seconds
         self.waiting: list[Labelled] = []
         self.since = time.monotonic()
@@ -218,8 +218,8 @@ class Writer:
         self.flush()  # also after Ctrl-C: what is finished is kept
 
 
-def collect(
-    run: Run, samples: Sequence[Sample], measure: Callable[[list[Sample]], Labelled], *, batch: int = 1,
+def run_samples(
+    run: RunDirectory, samples: Sequence[Sample], measure: Callable[[list[Sample]], Labelled], *, batch: int = 1,
     attempts: int = 2, progress: Callable[[int], None] | None = None, size: int = PART_SAMPLES,
 ) -> None:  # fmt: skip
     """Measures what is still to do. `progress` gets the number of samples that have just been dealt with.

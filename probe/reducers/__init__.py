@@ -29,7 +29,7 @@ A method of your own is a frozen dataclass with `reduce(seen) -> Reduction`.
 from probe.measures.encoder_concentration import concentration
 from probe.reducers.baselines import ContextualOnly, DominantOnly, Grid, Random
 from probe.reducers.context import reduced
-from probe.reducers.encoder_output import Seen
+from probe.reducers.encoder_output import EncoderOutput
 from probe.reducers.encoder_reducer import encode
 from probe.reducers.fastv import FastV
 from probe.reducers.prumerge import PruMerge
@@ -39,7 +39,7 @@ from probe.reducers.sparsevlm import SparseVLM
 from probe.reducers.visionzip import VisionZip
 
 __all__ = [
-    "reduced", "encode", "Reduction", "Seen", "concentration",
+    "reduced", "encode", "Reduction", "EncoderOutput", "concentration",
     "VisionZip", "PruMerge", "Random", "Grid", "DominantOnly", "ContextualOnly",
     "FastV", "PyramidDrop", "SparseVLM",
 ]  # fmt: skip

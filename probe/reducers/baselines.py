@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from probe.errors import ProbeError
-from probe.reducers.encoder_output import Seen
+from probe.reducers.encoder_output import EncoderOutput
 from probe.reducers.reduction import NONE, Reduction
 from probe.reducers.visionzip import VisionZip
 
@@ -31,7 +31,7 @@ class Random:
     def __post_init__(self):
         check("Random", self.keep)
 
-    def reduce(self, seen: Seen) -> Reduction:
+    def reduce(self, seen: EncoderOutput) -> Reduction:
         generator = torch.Generator().manual_seed(self.seed)  # on the CPU: the same draw on every device
         count = tokens_of(self.keep, seen.patches)
         drawn = [torch.randperm(seen.patches, generator=generator)[:count].sort().values for _ in seen.features]
@@ -47,7 +47,7 @@ class Grid:
     def __post_init__(self):
         check("Grid", self.keep)
 
-    def reduce(self, seen: Seen) -> Reduction:
+    def reduce(self, seen: EncoderOutput) -> Reduction:
         side = isqrt(seen.patches)
         if side**2 != seen.patches:
             raise ProbeError("Grid", expected="an encoder with a square of patches", got=f"{seen.patches} patches")
@@ -64,7 +64,7 @@ class DominantOnly:
     def __post_init__(self):
         check("DominantOnly", self.keep)
 
-    def reduce(self, seen: Seen) -> Reduction:
+    def reduce(self, seen: EncoderOutput) -> Reduction:
         return VisionZip(tokens_of(self.keep, seen.patches), 0).reduce(seen)
 
 
@@ -77,7 +77,7 @@ class ContextualOnly:
     def __post_init__(self):
         check("ContextualOnly", self.keep)
 
-    def reduce(self, seen: Seen) -> Reduction:
+    def reduce(self, seen: EncoderOutput) -> Reduction:
         return VisionZip(0, tokens_of(self.keep, seen.patches)).reduce(seen)
 
 
@@ -118,7 +118,7 @@ def _middle(part: int, parts: int, side: int) -> int:
     return (2 * part + 1) * side // (2 * parts)
 
 
-def only(seen: Seen, patches: Int[Tensor, "view kept"]) -> Reduction:
+def only(seen: EncoderOutput, patches: Int[Tensor, "view kept"]) -> Reduction:
     """The reduction that keeps these patches (ascending) as they are and leaves out all else. Scores: 1 for kept."""
     kept = patches.to(seen.features.device) + seen.first_patch
     tokens = seen.features.gather(1, kept[..., None].expand(-1, -1, seen.features.shape[-1]))

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
-from probe.hooks.model_state import reducing
+from probe.hooks.model_state import registered_reducer
 from probe.hooks.model_structure import is_compiled
 from probe.reducers.image_features_hook import VisionSide
 from probe.reducers.llm_reducer import Stage
@@ -48,7 +48,7 @@ def reduced(model: Any, *reducers: Any, vision: Any = None) -> Iterator[list[Sta
     with ExitStack() as undo:
         for reducer in before:
             undo.enter_context(VisionSide(model, reducer).attached())
-            undo.enter_context(reducing(model, repr(reducer)))
+            undo.enter_context(registered_reducer(model, repr(reducer)))
         for reducer in inside:
             stages = undo.enter_context(reducer.attached(model, vision=vision))
         yield stages

@@ -48,7 +48,7 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class Seen:
+class EncoderOutput:
     """One forward of the encoder over some views."""
 
     features: Float[Tensor, "view position width"]  # what the LLM would read; the class token first where there is one
@@ -60,9 +60,9 @@ class Seen:
     def patches(self) -> int:
         return self.features.shape[1] - self.first_patch
 
-    def of_views(self, start: int, stop: int) -> "Seen":
+    def of_views(self, start: int, stop: int) -> "EncoderOutput":
         made, read = self.made.of_views(start, stop), self.read.of_views(start, stop)
-        return Seen(self.features[start:stop], made, read, self.first_patch)
+        return EncoderOutput(self.features[start:stop], made, read, self.first_patch)
 
     def sought(self, attention: Attention) -> Float[Tensor, "view head patch"]:
         """The attention that each patch gets in each head: from the class token, or from all where there is none."""

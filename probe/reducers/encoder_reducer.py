@@ -18,7 +18,7 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.model_structure import first_patch, layers_of
-from probe.reducers.encoder_output import Attention, Seen
+from probe.reducers.encoder_output import Attention, EncoderOutput
 from probe.reducers.reduction import Reduction
 
 Layer = int | Sequence[int]  # index into the encoder's hidden states, as `vision_feature_layer` of a config
@@ -28,7 +28,7 @@ Layer = int | Sequence[int]  # index into the encoder's hidden states, as `visio
 class EncoderReducer(Protocol):
     """What works on an encoder's output. Frozen dataclasses, so that their `repr` says what was done."""
 
-    def reduce(self, seen: Seen) -> Reduction: ...
+    def reduce(self, seen: EncoderOutput) -> Reduction: ...
 
 
 def encode(
@@ -55,7 +55,7 @@ def encode(
     return reducer.reduce(watch.seen(output.hidden_states))
 
 
-class Watch:
+class EncoderTap:
     """The attention calls of the layers on both sides of the features of one encoder."""
 
     def __init__(self, tower: nn.Module, layer: Layer, model: nn.Module | None = None):
@@ -82,17 +82,17 @@ class Watch:
         raise ProbeError("reduced", expected="an encoder whose queries and keys can be seen",
                          got=f"{type(seen.module).__name__}, which gives weights only")  # fmt: skip
 
-    def seen(self, hidden_states: Sequence[Any]) -> Seen:
+    def seen(self, hidden_states: Sequence[Any]) -> EncoderOutput:
         """What the forward that has just ended showed; it is kept no longer."""
         features = torch.cat([hidden_states[index] for index in self.chosen], -1)
         calls, self._calls = self._calls, {}
-        return Seen(features, calls[self.made], calls[self.read], self.first_patch)
+        return EncoderOutput(features, calls[self.made], calls[self.read], self.first_patch)
 
 
 @contextmanager
-def watched(tower: nn.Module, layer: Layer, model: nn.Module | None = None) -> Iterator[Watch]:
+def watched(tower: nn.Module, layer: Layer, model: nn.Module | None = None) -> Iterator[EncoderTap]:
     """Watches an encoder (of a model) while the block lasts, also in forwards that nobody else may look at."""
-    watch = Watch(tower, layer, model)
+    watch = EncoderTap(tower, layer, model)
     options: dict[str, Any] = {"required": False, "innermost": True, "always": True}
     with routed(watch.attention, watch.around, weights=watch.refuse, **options):
         yield watch

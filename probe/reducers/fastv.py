@@ -22,9 +22,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
-from probe.hooks.sequence_tracker import Sequence
-from probe.interventions.layer_target import Target
-from probe.reducers.llm_reducer import Stage, Watching, attention_of, fractions
+from probe.hooks.sequence_tracker import TrackedSequence
+from probe.interventions.layer_target import LayerTarget
+from probe.reducers.llm_reducer import PreviousLayerReducer, Stage, attention_of, fractions
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class FastV:
     def attached(self, model: Any, vision: Bool[Tensor, "batch token"] | None = None) -> Iterator[list[Stage]]:
         """At work in a model while the block lasts. `vision`: which tokens of the prompt are vision tokens, for a model
         without an image token. Yields what was left when the last prompt ran."""
-        target = Target.of("FastV", model, self.layer)
+        target = LayerTarget.of("FastV", model, self.layer)
         with _ByLastToken(target, {self.layer: lambda n: round(n * self.keep)}, vision).at_work(self) as stages:
             yield stages
 
 
-class _ByLastToken(Watching):
-    def rated(self, call: AttentionCall | AttentionWeights, row: int, now: Sequence) -> Float[Tensor, " position"]:
+class _ByLastToken(PreviousLayerReducer):
+    def rated(self, call: AttentionCall | AttentionWeights, row: int, now: TrackedSequence) -> Float[Tensor, " position"]:
         assert now.end is not None  # sequences of tokens have one
         return attention_of(call, row, now.end[row : row + 1]).mean(0)[0]

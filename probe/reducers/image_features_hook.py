@@ -22,10 +22,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from probe.errors import ProbeError
-from probe.hooks.image_placeholders import counted, fitted
+from probe.hooks.image_placeholders import override_token_count, resize_placeholders
 from probe.hooks.model_structure import image_token_id, vision_towers
-from probe.reducers.encoder_output import Seen
-from probe.reducers.encoder_reducer import EncoderReducer, Watch, watched
+from probe.reducers.encoder_output import EncoderOutput
+from probe.reducers.encoder_reducer import EncoderReducer, EncoderTap, watched
 from probe.reducers.reduction import Reduction
 from probe.reducers.tile_order import order, patches
 
@@ -37,7 +37,7 @@ MARK = 1000.0  # a stand-in's values are the number of the view above this; the 
 class Call:
     """One forward of an encoder, and how many tokens of each view the projector was then given."""
 
-    seen: Seen
+    seen: EncoderOutput
     tokens: int = 0
 
 
@@ -84,7 +84,7 @@ class VisionSide:
     @contextmanager
     def attached(self) -> Iterator[None]:
         with ExitStack() as undo:
-            undo.enter_context(counted(self.model, self.left_of))
+            undo.enter_context(override_token_count(self.model, self.left_of))
             for tower in self.towers:
                 watch = undo.enter_context(watched(tower, self.layer, self.model))
                 undo.callback(tower.register_forward_hook(partial(self._encoded, watch)).remove)
@@ -99,7 +99,7 @@ class VisionSide:
 
     # From pixels to tokens
 
-    def _encoded(self, watch: Watch, tower: nn.Module, args: tuple, output: Any) -> Encoded | None:
+    def _encoded(self, watch: EncoderTap, tower: nn.Module, args: tuple, output: Any) -> Encoded | None:
         states = getattr(output, "hidden_states", None)
         if states is None or any(states[index] is None for index in watch.chosen):
             return None  # somebody else's call, for other features
@@ -203,7 +203,7 @@ class VisionSide:
             raise ProbeError("reduced", expected=f"{left} placeholders, as many as vision tokens are left",
                              got=str(there), fix="encode inside the block")  # fmt: skip
         pad = getattr(self.model.config.get_text_config(), "pad_token_id", None) or 0
-        return fitted(kwargs, token, [*zip(encoded.full, encoded.left, strict=True)], pad)
+        return resize_placeholders(kwargs, token, [*zip(encoded.full, encoded.left, strict=True)], pad)
 
     @torch.no_grad()
     def left_of(self, tensors: Mapping[str, Any]) -> list[Int[np.ndarray, "_"]]:

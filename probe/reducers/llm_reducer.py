@@ -25,11 +25,11 @@ from torch import Tensor
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights, bias
 from probe.hooks.attention_tap import Kernel, Output, routed
-from probe.hooks.model_state import reducing
+from probe.hooks.model_state import registered_reducer
 from probe.hooks.partial_cache import check_partial, windows
-from probe.hooks.sequence_tracker import Sequence, Sequences
-from probe.hooks.token_removal import Entrance, Removal, removed
-from probe.interventions.layer_target import Target
+from probe.hooks.sequence_tracker import SequenceTracker, TrackedSequence
+from probe.hooks.token_removal import LayerInput, Removal, removed
+from probe.interventions.layer_target import LayerTarget
 
 Mask = Bool[Tensor, "batch position"]
 Counts = Mapping[int, Callable[[int], int]]  # before which layers tokens leave, and how many of so many stay
@@ -45,31 +45,31 @@ class Stage:
     left: Mask  # those, and the places of tokens that others were merged into
 
 
-class Ranking(Removal, ABC):
+class LLMReducer(Removal, ABC):
     """One reducer at work in one model."""
 
-    def __init__(self, target: Target, counts: Counts, vision: Mask | None = None):
+    def __init__(self, target: LayerTarget, counts: Counts, vision: Mask | None = None):
         limits = windows(target.called, target.model, range(min(counts), len(target.stack.layers)))
 
-        def check(sequence: Sequence, cache: Any) -> None:
+        def check(sequence: TrackedSequence, cache: Any) -> None:
             if sequence.vision.any():
                 check_partial(target.called, limits, sequence.length, cache, "")
 
         first = target.stack.layers[0]
         super().__init__(
-            Sequences(target.called, target.model, first, check=check, whole_prompt=True, vision=_mask(target, vision))
+            SequenceTracker(target.called, target.model, first, check=check, whole_prompt=True, vision=_mask(target, vision))
         )
         self.target, self.counts = target, counts
         self.stages: list[Stage] = []
 
     @abstractmethod
-    def scores(self, entrance: Entrance, now: Sequence) -> Float[Tensor, "batch position"]:
+    def scores(self, entrance: LayerInput, now: TrackedSequence) -> Float[Tensor, "batch position"]:
         """What the vision tokens that are there before a layer are ranked by; the higher the better."""
 
     def absent(self, layer: int) -> Mask | None:
         return self.sequences.running().memo.get("gone")
 
-    def before(self, entrance: Entrance) -> None:
+    def before(self, entrance: LayerInput) -> None:
         now = self.sequences.running()
         if entrance.index not in self.counts or not now.vision.any():
             return
@@ -83,7 +83,7 @@ class Ranking(Removal, ABC):
         now.memo["gone"] = now.vision & ~left
         self.stages.append(Stage(entrance.index, kept, scores.masked_fill(~there, torch.nan), left))
 
-    def recycled(self, entrance: Entrance, now: Sequence, there: Mask, kept: Mask, scores: Tensor) -> Mask:
+    def recycled(self, entrance: LayerInput, now: TrackedSequence, there: Mask, kept: Mask, scores: Tensor) -> Mask:
         """What stays when those that were not kept have been made use of."""
         return kept
 
@@ -91,21 +91,21 @@ class Ranking(Removal, ABC):
     def at_work(self, reducer: object) -> Iterator[list[Stage]]:
         target = self.target
         with (
-            reducing(target.model, repr(reducer), text_guided=True),
+            registered_reducer(target.model, repr(reducer), text_guided=True),
             self.sequences.followed(),
             removed(target.model, target.stack, self),
         ):
             yield self.stages
 
 
-class Watching(Ranking):
+class PreviousLayerReducer(LLMReducer):
     """Ranks by what some of the prompt's tokens attend to in the layer before."""
 
     @abstractmethod
-    def rated(self, call: AttentionCall | AttentionWeights, row: int, now: Sequence) -> Float[Tensor, " position"]:
+    def rated(self, call: AttentionCall | AttentionWeights, row: int, now: TrackedSequence) -> Float[Tensor, " position"]:
         """What every position of a row is worth by that layer's attention."""
 
-    def scores(self, entrance: Entrance, now: Sequence) -> Float[Tensor, "batch position"]:
+    def scores(self, entrance: LayerInput, now: TrackedSequence) -> Float[Tensor, "batch position"]:
         return now.memo.pop("scores")
 
     @contextmanager
@@ -170,7 +170,7 @@ def fractions(called: str, layers: tuple[Any, ...], keeps: tuple[Any, ...]) -> N
             raise ProbeError(called, expected="a fraction of vision tokens to keep, 0 to 1", got=repr(keep))
 
 
-def _mask(target: Target, vision: Any) -> Mask | None:
+def _mask(target: LayerTarget, vision: Any) -> Mask | None:
     if vision is None:
         return None
     if not torch.is_tensor(vision) or vision.ndim != 2 or vision.dtype != torch.bool or not len(vision):

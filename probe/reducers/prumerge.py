@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from probe.errors import ProbeError
-from probe.reducers.encoder_output import Seen
+from probe.reducers.encoder_output import EncoderOutput
 from probe.reducers.reduction import NONE, Reduction, joined
 
 NEIGHBOURS = 32
@@ -47,7 +47,7 @@ class PruMerge:
             expected = "keep='adaptive', or the fraction of patches that is kept"
             raise ProbeError("PruMerge", expected=expected, got=repr(self.keep))
 
-    def reduce(self, seen: Seen) -> Reduction:
+    def reduce(self, seen: EncoderOutput) -> Reduction:
         attention = seen.sought(seen.read.as_one_head())[:, 0]
         share = self._share(attention)
         views = [self._view(seen, view, scores, share) for view, scores in enumerate(attention)]
@@ -74,7 +74,7 @@ class PruMerge:
             spread = torch.arange(step // 2, patches, step, device=scores.device)[:wanted]
         return torch.cat([centres, spread])
 
-    def _view(self, seen: Seen, view: int, scores: Float[Tensor, " patch"], share: float) -> Reduction:
+    def _view(self, seen: EncoderOutput, view: int, scores: Float[Tensor, " patch"], share: float) -> Reduction:
         features = seen.features[view, seen.first_patch :].float()
         keys = normalize(seen.read.as_one_head().key[view, 0, seen.first_patch :].float(), dim=-1)
         centres = self._centres(scores, share)

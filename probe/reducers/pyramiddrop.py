@@ -24,10 +24,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probe.errors import ProbeError
-from probe.hooks.sequence_tracker import Sequence as Prompt
-from probe.hooks.token_removal import Entrance
-from probe.interventions.layer_target import Target
-from probe.reducers.llm_reducer import Ranking, Stage, attention_of, fractions
+from probe.hooks.sequence_tracker import TrackedSequence as Prompt
+from probe.hooks.token_removal import LayerInput
+from probe.interventions.layer_target import LayerTarget
+from probe.reducers.llm_reducer import LLMReducer, Stage, attention_of, fractions
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PyramidDrop:
     def attached(self, model: Any, vision: Bool[Tensor, "batch token"] | None = None) -> Iterator[list[Stage]]:
         """At work in a model while the block lasts. `vision`: which tokens of the prompt are vision tokens, for a model
         without an image token. Yields what was left before each stage when the last prompt ran."""
-        target = Target.of("PyramidDrop", model, self.layers)
+        target = LayerTarget.of("PyramidDrop", model, self.layers)
         counts = {
             layer: lambda n, keep=keep: int(n * keep) for layer, keep in zip(self.layers, self.keeps, strict=True)
         }
@@ -57,10 +57,10 @@ class PyramidDrop:
             yield stages
 
 
-class _ByNextLayer(Ranking):
+class _ByNextLayer(LLMReducer):
     closes_gaps = True
 
-    def scores(self, entrance: Entrance, now: Prompt) -> Float[Tensor, "batch position"]:
+    def scores(self, entrance: LayerInput, now: Prompt) -> Float[Tensor, "batch position"]:
         assert now.end is not None  # sequences of tokens have one
         call = entrance.attention_call()
         return torch.stack([attention_of(call, row, at).mean(0)[0] for row, at in enumerate(now.end[:, None])])

@@ -34,11 +34,11 @@ from torch import Tensor
 
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
-from probe.hooks.sequence_tracker import Sequence as Prompt
-from probe.hooks.token_removal import Entrance
-from probe.interventions.layer_target import Target
+from probe.hooks.sequence_tracker import TrackedSequence as Prompt
+from probe.hooks.token_removal import LayerInput
+from probe.interventions.layer_target import LayerTarget
 from probe.reducers.dpc_knn import clusters
-from probe.reducers.llm_reducer import Counts, Mask, Stage, Watching, attention_of
+from probe.reducers.llm_reducer import Counts, Mask, PreviousLayerReducer, Stage, attention_of
 
 TABLE = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}  # of OUT_OF, by layer
 OUT_OF, BEHIND, DEPTH = 576, (2, 6, 15), 32
@@ -95,11 +95,11 @@ class SparseVLM:
     def attached(self, model: Any, vision: Bool[Tensor, "batch token"] | None = None) -> Iterator[list[Stage]]:
         """At work in a model while the block lasts. `vision`: which tokens of the prompt are vision tokens, for a model
         without an image token. Yields what was left before each stage when the last prompt ran, merged ones apart."""
-        depth = len(Target.of("SparseVLM", model, ()).stack.layers)
+        depth = len(LayerTarget.of("SparseVLM", model, ()).stack.layers)
         before = [layer + 1 for layer in self.behind(depth)]
         counts = {layer: partial(_of, count) for layer, count in zip(before, self.counts, strict=True)}
         kind = _Recycling if self.recycle else _ByRaters
-        with kind(self, Target.of("SparseVLM", model, before), counts, vision).at_work(self) as stages:
+        with kind(self, LayerTarget.of("SparseVLM", model, before), counts, vision).at_work(self) as stages:
             yield stages
 
 
@@ -108,14 +108,14 @@ def _of(count: int, tokens: int) -> int:
     return round(count * tokens / OUT_OF)
 
 
-class _ByRaters(Watching):
+class _ByRaters(PreviousLayerReducer):
     """The second version."""
 
-    def __init__(self, reducer: SparseVLM, target: Target, counts: Counts, vision: Mask | None):
+    def __init__(self, reducer: SparseVLM, target: LayerTarget, counts: Counts, vision: Mask | None):
         super().__init__(target, counts, vision)
         self.reducer = reducer
 
-    def before(self, entrance: Entrance) -> None:
+    def before(self, entrance: LayerInput) -> None:
         now = self.sequences.running()
         if entrance.index == 0 and now.vision.any():
             rows = zip(entrance.hidden.detach(), range(len(now.vision)), strict=True)
@@ -140,7 +140,7 @@ class _Recycling(_ByRaters):
     def rated(self, call: AttentionCall | AttentionWeights, row: int, now: Prompt) -> Float[Tensor, " position"]:
         return attention_of(call, row, now.memo["raters"][row]).mean((0, 1))
 
-    def recycled(self, entrance: Entrance, now: Prompt, there: Mask, kept: Mask, scores: Tensor) -> Mask:
+    def recycled(self, entrance: LayerInput, now: Prompt, there: Mask, kept: Mask, scores: Tensor) -> Mask:
         whole, stay = entrance.whole().clone(), kept.clone()
         place = torch.arange(now.length, device=kept.device)
         order = now.memo.setdefault("order", (place * (now.length + 1)).repeat(len(kept), 1)).clone()

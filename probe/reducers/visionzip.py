@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from probe.errors import ProbeError
-from probe.reducers.encoder_output import Seen
+from probe.reducers.encoder_output import EncoderOutput
 from probe.reducers.reduction import NONE, Reduction
 
 
@@ -50,7 +50,7 @@ class VisionZip:
         if self.merge not in ("released", "mean"):
             raise ProbeError("VisionZip", expected="merge='released' or 'mean'", got=repr(self.merge))
 
-    def reduce(self, seen: Seen) -> Reduction:
+    def reduce(self, seen: EncoderOutput) -> Reduction:
         scores = seen.sought(seen.made)
         scores = scores.sum(1) if seen.first_patch else scores.mean(1)
         kept, rest = split(scores, seen, self.dominant)
@@ -65,7 +65,7 @@ class VisionZip:
         count = (tokens.shape[1],) * len(tokens)
         return Reduction(tokens, source, kept, merged_into, scores, seen.made.layer, seen.first_patch, count)
 
-    def _merged(self, seen: Seen, targets: Tensor, others: Tensor, nearest: Tensor) -> Tensor:
+    def _merged(self, seen: EncoderOutput, targets: Tensor, others: Tensor, nearest: Tensor) -> Tensor:
         """The contextual tokens, summed in float32: (view, target, width)."""
         target = _at(seen.features, targets)
         if not targets.shape[1] or not others.shape[1]:
@@ -78,7 +78,7 @@ class VisionZip:
         return (target + total / count.clamp(min=1)).to(target.dtype)
 
 
-def split(scores: Tensor, seen: Seen, dominant: int) -> tuple[Int[Tensor, "view kept"], Int[Tensor, "view rest"]]:
+def split(scores: Tensor, seen: EncoderOutput, dominant: int) -> tuple[Int[Tensor, "view kept"], Int[Tensor, "view rest"]]:
     """The positions that are kept, ascending, and all others. One of the kept is the class token."""
     first, whole = seen.first_patch, seen.features.shape[1]
     best = scores.argsort(dim=-1, descending=True, stable=True)[:, : max(dominant - first, 0)] + first
@@ -100,7 +100,7 @@ def split_rest(rest: Int[Tensor, "view rest"], contextual: int) -> tuple[Tensor,
     return rest[:, list(targets)], rest[:, others]
 
 
-def _nearest(seen: Seen, targets: Tensor, others: Tensor) -> Int[Tensor, "view other"]:
+def _nearest(seen: EncoderOutput, targets: Tensor, others: Tensor) -> Int[Tensor, "view other"]:
     """The target with the most similar key for each other position; all 0 where there is none to choose."""
     if not targets.shape[1] or not others.shape[1]:
         return torch.zeros_like(others)

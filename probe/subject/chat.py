@@ -27,11 +27,11 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from probe.data.chat_template import Message, messages_of
-from probe.data.sample import as_pictures
+from probe.data.sample import as_images
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights, as_bool
 from probe.hooks.attention_tap import tap
-from probe.hooks.model_state import at_work, text_guided
+from probe.hooks.model_state import active_blocks, active_text_guided_reducers
 from probe.hooks.model_structure import stacks, vision_positions
 from probe.subject.inputs import Inputs
 
@@ -39,12 +39,12 @@ KEEPS = ("exact", "always", "never")
 
 
 @dataclass(frozen=True)
-class Memory:
+class CachedPrompt:
     """The tokens that a cache holds, and what was at work in the model when it was filled."""
 
     cache: DynamicCache
     ids: Tensor
-    at_work: tuple[object, ...]
+    active_blocks: tuple[object, ...]
 
     @property
     def can_be_cut(self) -> bool:
@@ -65,10 +65,10 @@ class Chat:
         if keep not in KEEPS:
             raise ProbeError("chat", expected=f"keep={', '.join(map(repr, KEEPS))}", got=repr(keep))
         self.subject, self.image, self.keep = subject, image, keep
-        self.pictures = len(as_pictures(image))
+        self.pictures = len(as_images(image))
         self.messages: list[Message] = []
         self.reused = 0
-        self._memory: Memory | None = None
+        self._memory: CachedPrompt | None = None
         self._looks_ahead = False  # attention is not causal: seen in the first prompt
 
     def ask(self, question: str, max_new_tokens: int = 32, **generate: Any) -> str:
@@ -108,13 +108,13 @@ class Chat:
             (said,) = self.subject.generate_ids(inputs, max_new_tokens, past_key_values=cache, **generate)
         if self._may_keep():
             held = torch.cat([ids, said.to(ids.device)])[: cache.get_seq_length()]
-            self._memory = Memory(cache, held, at_work(model))
+            self._memory = CachedPrompt(cache, held, active_blocks(model))
         return said
 
-    def _common(self, memory: Memory | None, ids: Tensor) -> int:
+    def _common(self, memory: CachedPrompt | None, ids: Tensor) -> int:
         """How many tokens of this prompt are in the cache, 0 where it is of no use."""
         model = self.subject.model
-        if memory is None or memory.at_work != at_work(model) or not memory.can_be_cut or not self._may_keep():
+        if memory is None or memory.active_blocks != active_blocks(model) or not memory.can_be_cut or not self._may_keep():
             return 0
         length = min(len(memory.ids), len(ids) - 1)
         same = int((memory.ids[:length] == ids[:length]).long().cumprod(0).sum())
@@ -123,7 +123,7 @@ class Chat:
 
     def _may_keep(self) -> bool:
         model = self.subject.model
-        by_question = text_guided(model) or "prefusion" in stacks(model)
+        by_question = active_text_guided_reducers(model) or "prefusion" in stacks(model)
         return self.keep == "always" or not (by_question or self._looks_ahead)
 
     def _look(self, call: AttentionCall | AttentionWeights) -> None:

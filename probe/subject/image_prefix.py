@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, routed
-from probe.hooks.model_structure import Stack, vision_positions
-from probe.interventions.sweep.prefix_attention import KeyValue, View, check_window
+from probe.hooks.model_structure import LayerStack, vision_positions
+from probe.interventions.sweep.prefix_attention import KeyValue, VisionView, check_window
 
 
 class Enough(Exception):  # noqa: N818  # no error
@@ -32,7 +32,7 @@ class Enough(Exception):  # noqa: N818  # no error
 
 
 @dataclass(frozen=True)
-class Prompt:
+class EmbeddedPrompt:
     """One row as the decoder gets it. `shared` tokens come before the first text token behind a vision token."""
 
     ids: Int[Tensor, " token"]
@@ -42,7 +42,7 @@ class Prompt:
     shared: int
 
     @classmethod
-    def of(cls, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> "Prompt":
+    def of(cls, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> "EmbeddedPrompt":
         """Runs the model up to its decoder: the encoder, the projector and whatever else it does before."""
         with _stopped_at(model.get_decoder()) as given:
             model(**inputs, use_cache=False)
@@ -54,12 +54,12 @@ class Prompt:
         vision = vision_positions(model, ids)[0]
         return cls(ids[0], vision, embeddings, positions, shared_length(vision))
 
-    def starting(self, length: int) -> "Prompt":
+    def starting(self, length: int) -> "EmbeddedPrompt":
         """Its first tokens."""
         return replace(self, ids=self.ids[:length], vision=self.vision[:length],
                        embeddings=self.embeddings[:, :length], positions=self.positions[..., :length])  # fmt: skip
 
-    def followed(self, model: PreTrainedModel, ids: Int[Tensor, " more"]) -> "Prompt":
+    def followed(self, model: PreTrainedModel, ids: Int[Tensor, " more"]) -> "EmbeddedPrompt":
         """With more text behind it."""
         words = model.get_input_embeddings()(ids[None])
         last = self.positions[..., -1:] if len(self.ids) else self.positions.new_full((1, 1), -1)
@@ -74,19 +74,19 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Prefix:
+class ImagePrefix:
     """Keys and values (key_head, key, dim) of the first tokens of a prompt, by attention module."""
 
-    prompt: Prompt
+    prompt: EmbeddedPrompt
     length: int
     keys: Mapping[str, KeyValue]
 
     @classmethod
-    def of(cls, model: PreTrainedModel, stack: Stack, prompt: Prompt, length: int | None = None) -> "Prefix":
+    def of(cls, model: PreTrainedModel, stack: LayerStack, prompt: EmbeddedPrompt, length: int | None = None) -> "ImagePrefix":
         length = prompt.shared if length is None else length
         return cls(prompt, length, _keys_of(model, stack, prompt, length))
 
-    def fits(self, prompt: Prompt) -> bool:
+    def fits(self, prompt: EmbeddedPrompt) -> bool:
         """Whether the first tokens of another prompt are the same to the decoder."""
         ours, theirs = self.prompt.embeddings[:, : self.length], prompt.embeddings[:, : self.length]
         return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-6, atol=1e-6)
@@ -95,20 +95,20 @@ class Prefix:
     def vision(self) -> Bool[Tensor, " token"]:
         return self.prompt.vision[: self.length]
 
-    def seen(self) -> View:
-        return View(self.keys)
+    def seen(self) -> VisionView:
+        return VisionView(self.keys)
 
-    def masked(self) -> View:
+    def masked(self) -> VisionView:
         """Text does not see vision."""
         text = ~self.vision
-        return View({name: (k[:, text], v[:, text]) for name, (k, v) in self.keys.items()}, own="hidden")
+        return VisionView({name: (k[:, text], v[:, text]) for name, (k, v) in self.keys.items()}, own="hidden")
 
-    def zeroed(self) -> View:
+    def zeroed(self) -> VisionView:
         """Text sees vision, whose values are zero."""
         text = ~self.vision[:, None]
-        return View({name: (k, v * text) for name, (k, v) in self.keys.items()}, own="zero")
+        return VisionView({name: (k, v * text) for name, (k, v) in self.keys.items()}, own="zero")
 
-    def swapped(self, donor: "Prefix") -> View:
+    def swapped(self, donor: "ImagePrefix") -> VisionView:
         """Text sees the vision tokens of the donor, whose prefix reaches to its last one."""
         here, behind = self.vision[:, None], donor.vision.clone()
         behind[: self.length] = False
@@ -120,12 +120,12 @@ class Prefix:
                 torch.where(here, their_value[:, : self.length], value),
             )
             own[name] = their_key[:, behind], their_value[:, behind]
-        return View(prefix, own=own)
+        return VisionView(prefix, own=own)
 
-    def frozen(self, model: PreTrainedModel, stack: Stack, layers: frozenset[int]) -> View:
+    def frozen(self, model: PreTrainedModel, stack: LayerStack, layers: frozenset[int]) -> VisionView:
         """Vision as it is behind layers that it has skipped."""
         keys = _keys_of(model, stack, self.prompt, self.length, layers)
-        return View(keys, for_vision=True)
+        return VisionView(keys, for_vision=True)
 
 
 def shared_length(vision: Bool[Tensor, " token"]) -> int:
@@ -171,7 +171,7 @@ def _stopped_at(module: nn.Module):
 
 
 def _keys_of(
-    model: PreTrainedModel, stack: Stack, prompt: Prompt, length: int, skipped: frozenset[int] = frozenset()
+    model: PreTrainedModel, stack: LayerStack, prompt: EmbeddedPrompt, length: int, skipped: frozenset[int] = frozenset()
 ) -> dict[str, KeyValue]:
     """Keys and values of the first `length` tokens, of which vision tokens pass `skipped` layers unchanged."""
     keys: dict[str, KeyValue] = {}

@@ -19,7 +19,7 @@ from jaxtyping import Int
 from PIL import Image
 from torch.nn import functional
 
-from probe.data.token_types import LAST, Grid, TokenTypes, stack
+from probe.data.token_types import LAST, PatchGrid, TokenTypes, stack
 from probe.errors import ProbeError
 from probe.hooks.prompt_ends import remember
 
@@ -27,7 +27,7 @@ Ids = Sequence[SupportsIndex] | Int[np.ndarray, "token"] | Int[torch.Tensor, "to
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class TokenizerInfo:
     """What ids mean: the tokenizer, the ids that end an answer, the ids that pad and stand for pictures, and how
     many ids the model embeds."""
 
@@ -60,12 +60,12 @@ class Inputs(dict):
         tensors: dict[str, torch.Tensor],
         *,
         types: TokenTypes,
-        grid: list[Grid],
-        encoder_grid: list[Grid],
+        grid: list[PatchGrid],
+        encoder_grid: list[PatchGrid],
         pictures: list[tuple[Image.Image, ...]],
         prompt: list[str],
         response: list[str],
-        vocabulary: Vocabulary,
+        vocabulary: TokenizerInfo,
         frames: list[tuple[int, ...]] | None = None,
     ):
         super().__init__(tensors)
@@ -121,7 +121,7 @@ def with_response(inputs: Inputs, ids: Ids) -> Inputs:
     )
 
 
-def _response_ids(ids: Ids, vocabulary: Vocabulary) -> Int[torch.Tensor, "token"]:
+def _response_ids(ids: Ids, vocabulary: TokenizerInfo) -> Int[torch.Tensor, "token"]:
     expected = "response ids (whole numbers, one after the other)"
     try:
         found = ids if isinstance(ids, torch.Tensor) else torch.as_tensor(np.asarray(ids))

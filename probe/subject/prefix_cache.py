@@ -15,11 +15,11 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from probe.hooks.model_structure import Stack, vision_positions
+from probe.hooks.model_structure import LayerStack, vision_positions
 from probe.interventions.sweep.pictures import Pictures, content
-from probe.interventions.sweep.prefix_attention import View
+from probe.interventions.sweep.prefix_attention import VisionView
 from probe.interventions.sweep.visibility import Frozen
-from probe.subject.image_prefix import Prefix, Prompt, fingerprint, shared_length
+from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix, fingerprint, shared_length
 
 KEPT = 3  # this picture's, its donor's, and one that may come again
 PICTURES = 8  # the same where a prompt has several
@@ -29,63 +29,63 @@ PICTURES = 8  # the same where a prompt has several
 class Known:
     """A prefix; `plain_words`: text behind it is embedded by the embedding matrix and nothing else."""
 
-    prefix: Prefix
+    prefix: ImagePrefix
     plain_words: bool
-    frozen: dict[Frozen, View] = field(default_factory=dict)
+    frozen: dict[Frozen, VisionView] = field(default_factory=dict)
 
 
 class PrefixMemory:
     """The last few prefixes of a model's LLM. `computed` counts the passes over an image prefix."""
 
-    def __init__(self, model: PreTrainedModel, stack: Stack):
+    def __init__(self, model: PreTrainedModel, stack: LayerStack):
         self.model, self.stack, self.computed = model, stack, 0
         self.pictures = Pictures(model, PICTURES)
         self.known: OrderedDict[str, Known] = OrderedDict()
-        self.prompts: OrderedDict[str, Prompt] = OrderedDict()
+        self.prompts: OrderedDict[str, EmbeddedPrompt] = OrderedDict()
 
-    def of(self, inputs: Mapping[str, Tensor], more: Int[Tensor, " token"] | None = None) -> tuple[Prompt, Known]:
+    def of(self, inputs: Mapping[str, Tensor], more: Int[Tensor, " token"] | None = None) -> tuple[EmbeddedPrompt, Known]:
         """The prompt (and `more` text behind it) as the decoder gets it, and its shared prefix."""
         prompt = self.prompt(inputs)
         known = self._known(fingerprint(inputs, prompt.shared), prompt, prompt.shared)
         return prompt if more is None else prompt.followed(self.model, more), known
 
-    def donor(self, inputs: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Prefix:
+    def donor(self, inputs: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> ImagePrefix:
         """The untouched LLM's keys and values of this prompt up to its last vision token, with the other's vision."""
         own, theirs = self.prompt(inputs), self.prompt(other)
         length = int(own.vision.nonzero().max()) + 1
         exchanged = torch.where(own.vision[:, None], theirs.embeddings, own.embeddings)
         return self._known(fingerprint(other, length), replace(own, embeddings=exchanged), length).prefix
 
-    def frozen(self, known: Known, layers: Frozen) -> View:
+    def frozen(self, known: Known, layers: Frozen) -> VisionView:
         """The prefix whose vision tokens skipped these layers; a pass of its own, once for all questions."""
         if layers not in known.frozen:
             known.frozen[layers] = known.prefix.frozen(self.model, self.stack, layers)
             self.computed += 1
         return known.frozen[layers]
 
-    def prompt(self, inputs: Mapping[str, Tensor]) -> Prompt:
+    def prompt(self, inputs: Mapping[str, Tensor]) -> EmbeddedPrompt:
         """A prompt as the decoder gets it; the encoder runs once a picture where words don't depend on it."""
         key = "".join(content(inputs[name]) for name in sorted(inputs))
         if key not in self.prompts:
             self.prompts[key] = self._prompt(inputs)
         return _recent(self.prompts, key)
 
-    def _prompt(self, inputs: Mapping[str, Tensor]) -> Prompt:
+    def _prompt(self, inputs: Mapping[str, Tensor]) -> EmbeddedPrompt:
         vision = vision_positions(self.model, inputs["input_ids"])[0]
         shared = shared_length(vision)
         known = self.known.get(fingerprint(inputs, shared))
         if known is not None and known.plain_words and not vision[shared:].any():
             return known.prefix.prompt.starting(shared).followed(self.model, inputs["input_ids"][0, shared:])
-        return Prompt.of(self.model, self.pictures.read(inputs))
+        return EmbeddedPrompt.of(self.model, self.pictures.read(inputs))
 
-    def _known(self, key: str, prompt: Prompt, length: int) -> Known:
+    def _known(self, key: str, prompt: EmbeddedPrompt, length: int) -> Known:
         if key not in self.known or not self.known[key].prefix.fits(prompt):
-            prefix = Prefix.of(self.model, self.stack, prompt, length)
+            prefix = ImagePrefix.of(self.model, self.stack, prompt, length)
             self.known[key] = Known(prefix, self._plain(prompt))
             self.computed += 1
         return _recent(self.known, key)
 
-    def _plain(self, prompt: Prompt) -> bool:
+    def _plain(self, prompt: EmbeddedPrompt) -> bool:
         """Whether what follows the prefix are words that nothing but the embedding matrix has touched."""
         if prompt.vision[prompt.shared :].any():
             return False

@@ -17,28 +17,28 @@ from transformers import PreTrainedModel
 
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import tap
-from probe.hooks.model_structure import Stack
-from probe.interventions.sweep.case_batch import CaseRows
-from probe.subject.image_prefix import Prefix, Prompt
+from probe.hooks.model_structure import LayerStack
+from probe.interventions.sweep.case_batch import CaseBatch
+from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix
 
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative; what leaks changes keys by far more
 ROUNDING_HALF = 0.1
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SharingCheck:
     """`reason` is why nothing can be shared, "" where all is exact; `seconds` is what one forward took."""
 
     reason: str
     seconds: float
 
 
-_verdicts: "weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple, Verdict]]" = weakref.WeakKeyDictionary()
+_verdicts: "weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple, SharingCheck]]" = weakref.WeakKeyDictionary()
 
 
 def verdict(
-    model: PreTrainedModel, stack: Stack, inputs: Mapping[str, Tensor], prompt: Prompt, prefix: Prefix
-) -> Verdict:
+    model: PreTrainedModel, stack: LayerStack, inputs: Mapping[str, Tensor], prompt: EmbeddedPrompt, prefix: ImagePrefix
+) -> SharingCheck:
     """The verdict on a model with its present dtype and kernels; one forward, the first time.
 
     A prompt without vision says nothing about those with it.
@@ -50,8 +50,8 @@ def verdict(
 
 
 def verdict_of(
-    model: PreTrainedModel, stack: Stack, inputs: Mapping[str, Tensor], untouched: Callable[[Mapping], Tensor]
-) -> Verdict:
+    model: PreTrainedModel, stack: LayerStack, inputs: Mapping[str, Tensor], untouched: Callable[[Mapping], Tensor]
+) -> SharingCheck:
     """The verdict on a way to get the untouched model's logits (1, vocabulary) of a prompt's last token, which cases of
     another stack share. `seconds` is what one case takes."""
     known = _verdicts.setdefault(model, {})
@@ -63,15 +63,15 @@ def verdict_of(
         seconds = time.perf_counter() - start
         exact = _difference(ours, logits) <= ROUNDING.get(logits.dtype, ROUNDING_HALF)
         reason = "" if exact else "its logits are others for a picture that it has read before"
-        known[setting] = Verdict(reason, seconds)
+        known[setting] = SharingCheck(reason, seconds)
     return known[setting]
 
 
-def _kernels(stack: Stack) -> tuple:
+def _kernels(stack: LayerStack) -> tuple:
     return tuple(module.config._attn_implementation for module in stack.attention.values())  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _tried(model: PreTrainedModel, stack: Stack, inputs: Mapping, prompt: Prompt, prefix: Prefix) -> Verdict:
+def _tried(model: PreTrainedModel, stack: LayerStack, inputs: Mapping, prompt: EmbeddedPrompt, prefix: ImagePrefix) -> SharingCheck:
     differences: list[float] = []
 
     def compare(call: AttentionCall | AttentionWeights):
@@ -85,12 +85,12 @@ def _tried(model: PreTrainedModel, stack: Stack, inputs: Mapping, prompt: Prompt
     seconds = time.perf_counter() - start
     limit = ROUNDING.get(logits.dtype, ROUNDING_HALF)
     if prefix.length and not max(differences) <= limit:
-        return Verdict("its image prefix is another one where a question follows", seconds)
+        return SharingCheck("its image prefix is another one where a question follows", seconds)
     view_of = torch.zeros(1, len(stack.layers), dtype=torch.long)
-    rows = CaseRows(model, stack, [prefix.seen()], view_of, prompt, len(prompt.ids))
+    rows = CaseBatch(model, stack, [prefix.seen()], view_of, prompt, len(prompt.ids))
     if not _difference(rows.prefill(1)[:, 0], logits) <= limit:
-        return Verdict("its logits are not those of its layers alone", seconds)
-    return Verdict("", seconds)
+        return SharingCheck("its logits are not those of its layers alone", seconds)
+    return SharingCheck("", seconds)
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:

@@ -23,16 +23,16 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from probe.data.chat_template import Conversation, Rendering, messages_of, refuse_placeholders, render
-from probe.data.sample import Picture, Video, as_pictures, open_picture
+from probe.data.sample import ImageSource, Video, as_images, open_image
 from probe.data.token_roles import Roles, adds_special_tokens, expanded, piecewise_roles, roles_of, same_words
-from probe.data.token_types import LAST, Grid, Types, label
+from probe.data.token_types import LAST, PatchGrid, Types, label
 from probe.errors import ProbeError
-from probe.hooks.image_placeholders import fitted, left_of
-from probe.hooks.model_state import reducer
+from probe.hooks.image_placeholders import kept_patches, resize_placeholders
+from probe.hooks.model_state import active_reducers
 from probe.hooks.model_structure import image_token_id, max_positions, stacks
 from probe.models.llava_mini.image_processing import video_frames
 from probe.subject.chat import Chat
-from probe.subject.inputs import Ids, Inputs, Vocabulary, with_response
+from probe.subject.inputs import Ids, Inputs, TokenizerInfo, with_response
 from probe.subject.loading import adopt, open_checkpoint
 from probe.subject.token_grid import (
     Size,
@@ -71,14 +71,14 @@ class Subject:
             "aspect": self.aspect + (f", {ratio} x {ratio} sub-images and the whole" if ratio > 1 else ""),
             "image_processor": type(self.processor.image_processor).__name__,
             "toy": str(self.toy).lower(),
-            "reducer": reducer(self.model),
+            "reducer": active_reducers(self.model),
             "transformers_version": transformers.__version__,
             "torch_version": torch.__version__,
         }
 
     def encode(
         self,
-        image: Picture | Sequence[Picture] | None,
+        image: ImageSource | Sequence[ImageSource] | None,
         question: str | Conversation,
         response: str | Ids | None = None,
         *,
@@ -96,9 +96,9 @@ class Subject:
         neither words nor a conversation, a response with the image token or with ids that the model does not
         embed, and a sequence longer than the model's positions.
         """
-        given = as_pictures(image)
+        given = as_images(image)
         video = any(isinstance(picture, Video) for picture in given)
-        pictures = self._frames(given) if video else tuple(open_picture(picture) for picture in given)
+        pictures = self._frames(given) if video else tuple(open_image(picture) for picture in given)
         messages = messages_of(question, len(given), self.processor.image_token)
         messages, response = _split_answer(messages, response)
         if isinstance(response, str):
@@ -110,7 +110,7 @@ class Subject:
         self._check_length(inputs["input_ids"].shape[1])
         return inputs.to(self.model.device).as_types(types, turns)
 
-    def _frames(self, given: Sequence[Picture]) -> tuple[Image.Image, ...]:
+    def _frames(self, given: Sequence[ImageSource]) -> tuple[Image.Image, ...]:
         """The frames of a video, which is alone in its prompt."""
         if len(given) > 1 or "pixel_values_videos" not in inspect.signature(self.model.forward).parameters:
             raise ProbeError("encode", expected="pictures, or one video for a model that takes videos",
@@ -160,7 +160,7 @@ class Subject:
 
     def _located(
         self, tensors: Mapping[str, Any], sizes: Sequence[Size], video: bool = False
-    ) -> tuple[dict[str, Any], Grid, Grid]:
+    ) -> tuple[dict[str, Any], PatchGrid, PatchGrid]:
         """The processor's tensors with as many placeholders as vision tokens reach the LLM, and where these and the
         encoder's patches lie: those of a video in one frame, for they are pooled over frames (`counting.py`)."""
         image_token = image_token_id(self.model)
@@ -176,11 +176,11 @@ class Subject:
                 got=str(there),
                 fix="check its patch_size, num_additional_image_tokens and vision_feature_select_strategy",
             )
-        left = left_of(self.model, tensors)
+        left = kept_patches(self.model, tensors)
         if left is None:
             return dict(tensors), grid, patches
         counts = [(int((grid.picture == picture).sum()), len(kept)) for picture, kept in enumerate(left)]
-        return fitted(tensors, image_token, counts), reduced_grid(patches, left), patches
+        return resize_placeholders(tensors, image_token, counts), reduced_grid(patches, left), patches
 
     def _roles(self, rendering: Rendering, ids: np.ndarray, image_token: int) -> Roles:
         """The roles of the text, tokenized in the way the processor did."""
@@ -214,7 +214,7 @@ class Subject:
             )
 
     @property
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> TokenizerInfo:
         """The tokenizer with the ids that end an answer, the tokenizer's own first."""
         tokenizer, configured = self.processor.tokenizer, self.model.generation_config.eos_token_id
         configured = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
@@ -223,11 +223,11 @@ class Subject:
         ends = tuple(dict.fromkeys(id for id in ends if id is not None))
         pad = tokenizer.pad_token_id
         embedded = self.model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
-        return Vocabulary(tokenizer, ends, pad if pad is not None else ends[0], image_token_id(self.model), embedded)  # pyright: ignore[reportArgumentType]
+        return TokenizerInfo(tokenizer, ends, pad if pad is not None else ends[0], image_token_id(self.model), embedded)  # pyright: ignore[reportArgumentType]
 
     def answer(
         self,
-        image: Picture | Sequence[Picture] | None,
+        image: ImageSource | Sequence[ImageSource] | None,
         question: str | Conversation,
         max_new_tokens: int = 32,
         **generate: Any,
@@ -240,7 +240,7 @@ class Subject:
         (ids,) = self.generate_ids(self.encode(image, question), max_new_tokens, **generate)
         return self.vocabulary.words(ids)
 
-    def chat(self, image: Picture | Sequence[Picture] | None, keep: str = "exact") -> Chat:
+    def chat(self, image: ImageSource | Sequence[ImageSource] | None, keep: str = "exact") -> Chat:
         """A conversation about pictures: `chat.ask(question)`. `keep`: when its cache serves later questions."""
         return Chat(self, image, keep)
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probe.data.sample import Picture
+from probe.data.sample import ImageSource
 from probe.data.token_types import FINE, RESPONSE
 from probe.errors import ProbeError
 from probe.subject.inputs import Ids, Inputs, with_response
@@ -22,7 +22,7 @@ from probe.subject.subject import Subject
 
 
 @dataclass(frozen=True)
-class Answer:
+class TargetResponse:
     """One row whose last tokens are the answer, its closing left out. `positions`: of the chosen tokens."""
 
     inputs: Inputs
@@ -56,12 +56,12 @@ class Answer:
     def of(
         cls,
         subject: Subject,
-        image: Picture | Sequence[Picture] | Inputs | None,
+        image: ImageSource | Sequence[ImageSource] | Inputs | None,
         question: Any = None,
         response: str | Ids | None = None,
         tokens: Sequence[int] | None = None,
         max_new_tokens: int = 32,
-    ) -> "Answer":
+    ) -> "TargetResponse":
         """The model's own greedy answer, or the one given. `image` may be inputs that are encoded already (one row,
         with the answer or without). `tokens`: which of the answer's tokens, counted from 0; all by default.
 

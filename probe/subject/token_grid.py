@@ -28,7 +28,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import select_best_resolution
 
-from probe.data.token_types import Grid
+from probe.data.token_types import PatchGrid
 from probe.hooks.model_structure import cls_tokens
 
 Size = tuple[int, int]  # width, height in pixels, as PIL has it
@@ -139,15 +139,15 @@ def _within(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     return np.concatenate([corner + inner[..., :2] * extent, corner + inner[..., 2:] * extent], axis=-1)
 
 
-def encoder_grid(model: PreTrainedModel, processor: Any, sizes: Sequence[Size], aspect: str) -> Grid:
+def encoder_grid(model: PreTrainedModel, processor: Any, sizes: Sequence[Size], aspect: str) -> PatchGrid:
     """The encoder's patches, CLS left out: every view of every picture in the order of `pixel_values`.
 
     `sizes` are the width and height of the original pictures.
     """
-    return Grid.join([_patches(model, processor, size, aspect, picture) for picture, size in enumerate(sizes)])
+    return PatchGrid.join([_patches(model, processor, size, aspect, picture) for picture, size in enumerate(sizes)])
 
 
-def _patches(model: PreTrainedModel, processor: Any, size: Size, aspect: str, picture: int) -> Grid:
+def _patches(model: PreTrainedModel, processor: Any, size: Size, aspect: str, picture: int) -> PatchGrid:
     ratio = getattr(processor, "resolution_ratio", 1)
     limits = None
     if ratio > 1:
@@ -162,7 +162,7 @@ def _patches(model: PreTrainedModel, processor: Any, size: Size, aspect: str, pi
     box = _within(rects[view], inner)
     if limits is not None:
         box = np.clip(box, np.tile(limits[view, :2], 2), np.tile(limits[view, 2:], 2))
-    return Grid(np.full_like(view, picture), tiles[view], row, col, box)
+    return PatchGrid(np.full_like(view, picture), tiles[view], row, col, box)
 
 
 def patches_per_side(model: PreTrainedModel) -> int:
@@ -171,7 +171,7 @@ def patches_per_side(model: PreTrainedModel) -> int:
     return vision.image_size // vision.patch_size
 
 
-def vision_grid(model: PreTrainedModel, processor: Any, sizes: Sequence[Size], aspect: str) -> Grid:
+def vision_grid(model: PreTrainedModel, processor: Any, sizes: Sequence[Size], aspect: str) -> PatchGrid:
     """The vision tokens that the LLM gets, in the order of the sequence. `sizes`: width, height of the
     originals."""
     grids = []
@@ -182,10 +182,10 @@ def vision_grid(model: PreTrainedModel, processor: Any, sizes: Sequence[Size], a
             grids.append(_compressed(patches, compressed(views=len(np.unique(patches.tile)))))
         else:
             grids.append(_taken(patches, _packed(model, patches, size)))
-    return Grid.join(grids)
+    return PatchGrid.join(grids)
 
 
-def joined(patches: Grid) -> Grid:
+def joined(patches: PatchGrid) -> PatchGrid:
     """The sub-images of every picture as one grid row by row, and the patches of the whole picture behind it."""
     ratio = max(1, math.isqrt(int(patches.tile.max(initial=0))))
     row, col = np.divmod(np.maximum(patches.tile - 1, 0), ratio)  # of the sub-image
@@ -193,12 +193,12 @@ def joined(patches: Grid) -> Grid:
     return _taken(patches, np.lexsort(order))
 
 
-def sub_images(patches: Grid) -> Grid:
+def sub_images(patches: PatchGrid) -> PatchGrid:
     """What of `joined` patches is compressed: all but the whole picture, where that is not all there is."""
     return _taken(patches, np.flatnonzero((patches.tile > 0) | (patches.tile.max(initial=0) == 0)))
 
 
-def _compressed(patches: Grid, tokens: int) -> Grid:
+def _compressed(patches: PatchGrid, tokens: int) -> PatchGrid:
     """The cells of one picture's C x C tokens, or all its patches where they are not compressed."""
     if tokens == len(patches):
         return joined(patches)
@@ -206,24 +206,24 @@ def _compressed(patches: Grid, tokens: int) -> Grid:
     edges = np.concatenate([inner.box[:, :2].min(axis=0), inner.box[:, 2:].max(axis=0)])
     row, col = (axis.ravel() for axis in np.indices((side, side)))
     box = _within(edges, np.stack([col, row, col + 1, row + 1], axis=-1) / max(side, 1))
-    return Grid(np.full_like(row, patches.picture[0]), np.zeros_like(row), row, col, box)
+    return PatchGrid(np.full_like(row, patches.picture[0]), np.zeros_like(row), row, col, box)
 
 
-def reduced_grid(patches: Grid, left: Sequence[Int[np.ndarray, "_"]]) -> Grid:
+def reduced_grid(patches: PatchGrid, left: Sequence[Int[np.ndarray, "_"]]) -> PatchGrid:
     """The tokens that a reducer leaves. `left`: the patch that each stands for, counted in its picture; -1: none."""
     numbers = [np.flatnonzero(patches.picture == picture) for picture in range(len(left))]
     grids = [_taken(_taken(patches, own), index) for own, index in zip(numbers, left, strict=True)]
-    return Grid.join(grids)
+    return PatchGrid.join(grids)
 
 
-def _taken(patches: Grid, index: np.ndarray) -> Grid:
+def _taken(patches: PatchGrid, index: np.ndarray) -> PatchGrid:
     """The patches at `index`; -1 is a token that is no patch."""
     tile, row, col = (np.where(index < 0, -1, axis[index]) for axis in (patches.tile, patches.row, patches.col))
     box = np.where(index[:, None] < 0, np.nan, patches.box[index])
-    return Grid(patches.picture[index], tile, row, col, box)
+    return PatchGrid(patches.picture[index], tile, row, col, box)
 
 
-def _packed(model: PreTrainedModel, patches: Grid, size: Size) -> np.ndarray:
+def _packed(model: PreTrainedModel, patches: PatchGrid, size: Size) -> np.ndarray:
     """Which patch each of a picture's vision tokens is; -1 for a newline or a CLS."""
     tiles, extra = int(patches.tile.max()) + 1, cls_tokens(model)
     strategy = getattr(model.config, "vision_feature_select_strategy", "default")

@@ -56,7 +56,7 @@ def test_attention_alone_writes_record_figures_and_table(written):
 
 def test_attention_prints_a_row_a_layer_counted_from_one(written):
     folder, said = written
-    layers = probe.open(folder / "record.zarr.zip")["llm"].sizes["layer"]
+    layers = probe.open_record(folder / "record.zarr.zip")["llm"].sizes["layer"]
     rows = [line.split() for line in said.splitlines() if line.split()[:1] and line.split()[0].isdigit()]
     assert [int(row[0]) for row in rows] == list(range(1, layers + 1))
     assert all(len(row) == 1 + 3 + 3 for row in rows)
@@ -67,7 +67,7 @@ def test_attention_prints_a_row_a_layer_counted_from_one(written):
 
 def test_its_numbers_are_the_records(written):
     folder, said = written
-    mass = probe.open(folder / "record.zarr.zip")["llm"]["mass"].mean("head").isel(sample=0, layer=0)
+    mass = probe.open_record(folder / "record.zarr.zip")["llm"]["mass"].mean("head").isel(sample=0, layer=0)
     row = next(line.split() for line in said.splitlines() if line.split()[:1] == ["1"])
     np.testing.assert_allclose([float(x) for x in row[1:4]], mass.sel(query_type="response"), atol=6e-4)
 
@@ -92,7 +92,7 @@ def test_all_options_together(run, tmp_path):
     )
     assert code == 0, error
     assert "a red circle" in said
-    record = probe.open(tmp_path / "new" / "deep" / "record.zarr.zip")
+    record = probe.open_record(tmp_path / "new" / "deep" / "record.zarr.zip")
     assert record.attrs["aspect"] == "crop"
     assert "maps" in record["llm"]
     assert set(record["llm"].query_type.values) == {
@@ -170,7 +170,7 @@ def test_trouble_while_writing_leaves_the_last_results_whole(run, written, tmp_p
         raise trouble
 
     monkeypatch.setattr("probe.subject.subject.load", lambda *_, **__: None)
-    monkeypatch.setattr("probe.measures.attention.measure.measure", lambda *_, **__: probe.open(written[0] / "record.zarr.zip"))
+    monkeypatch.setattr("probe.measures.attention.measure.measure", lambda *_, **__: probe.open_record(written[0] / "record.zarr.zip"))
     monkeypatch.setattr("probe.plots.figures", figures)
     folder = tmp_path / "results"
     folder.mkdir()
@@ -184,7 +184,7 @@ def test_trouble_while_writing_leaves_the_last_results_whole(run, written, tmp_p
 
 def test_a_folder_named_like_a_result_is_told_before_any_file_is_moved(run, written, tmp_path, monkeypatch):
     monkeypatch.setattr("probe.subject.subject.load", lambda *_, **__: None)
-    monkeypatch.setattr("probe.measures.attention.measure.measure", lambda *_, **__: probe.open(written[0] / "record.zarr.zip"))
+    monkeypatch.setattr("probe.measures.attention.measure.measure", lambda *_, **__: probe.open_record(written[0] / "record.zarr.zip"))
     monkeypatch.setattr("probe.plots.figures", lambda _: {})
     folder = tmp_path / "results"
     (folder / "record.zarr.zip").mkdir(parents=True)

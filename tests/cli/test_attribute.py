@@ -14,7 +14,7 @@ def test_it_writes_datasets_figures_and_a_table(run, tmp_path, extra):
     assert {"ablation.zarr.zip", "curves.zarr.zip", "attribution.csv", "attribution.png", "agreement.svg"} <= names
     assert ("control.zarr.zip" in names) == (not extra)
     assert "attention says the same" in said and "what the answer owes most to" in said
-    assert probe.open(folder / "ablation.zarr.zip").attrs["method"] == "ablation"
+    assert probe.open_record(folder / "ablation.zarr.zip").attrs["method"] == "ablation"
 
 
 @pytest.mark.parametrize("words", [("--baseline", "black"), ("--image", "missing.jpg"), ("--response", "")])

@@ -121,7 +121,7 @@ def test_attention_over_a_benchmark_is_a_run_and_one_record(run, tmp_path, monke
     assert code == 0, error
     assert "6 questions" in said
     folder = tmp_path / "probe-out" / "attention"
-    record = probe.open(folder / "record.zarr.zip")
+    record = probe.open_record(folder / "record.zarr.zip")
     assert record.sizes["sample"] == 6
     assert {"run.json", "parts", "problems.csv", "attention.csv"} <= {path.name for path in folder.iterdir()}
     means = pd.read_csv(folder / "attention.csv").query("stack == 'llm' and value == 'share' and layer == 0")

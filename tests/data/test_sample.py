@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from probe.data.sample import Sample, as_pictures, open_picture
+from probe.data.sample import Sample, as_images, open_image
 from probe.errors import ProbeError
 
 
@@ -19,7 +19,7 @@ def test_images_of_a_sample_are_a_tuple_whatever_was_given():
     assert Sample("a", None, "q").images == ()
     assert Sample("a", "one.png", "q").images == ("one.png",)
     assert Sample("a", ("one.png", "two.png"), "q").images == ("one.png", "two.png")
-    assert as_pictures(["one.png"]) == ("one.png",)
+    assert as_images(["one.png"]) == ("one.png",)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_images_of_a_sample_are_a_tuple_whatever_was_given():
 def test_every_colour_mode_opens_as_rgb(tmp_path, mode, suffix, size):
     path = tmp_path / f"picture.{suffix}"
     red(mode, size).save(path)
-    image = open_picture(path)
+    image = open_image(path)
     assert (image.mode, image.size) == ("RGB", size)
     if mode in ("RGB", "CMYK", "P", "RGBA"):
         assert np.abs(np.asarray(image, dtype=int)[0, 0] - (250, 10, 10)).max() < 50
@@ -38,27 +38,27 @@ def test_every_colour_mode_opens_as_rgb(tmp_path, mode, suffix, size):
 
 def test_transparent_pixels_are_white_in_rgba_and_palette():
     clear = Image.new("RGBA", (2, 2), (0, 0, 0, 0))
-    assert open_picture(clear).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(clear).getpixel((0, 0)) == (255, 255, 255)
     palette = io.BytesIO()
     clear.convert("P").save(palette, "PNG", transparency=0)
-    assert open_picture(Image.open(palette)).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(Image.open(palette)).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_sixteen_bit_grey_keeps_its_grey():
     deep = Image.fromarray(np.full((2, 2), 32768, dtype=np.uint16))
-    assert open_picture(deep).getpixel((0, 0)) == (128, 128, 128)
+    assert open_image(deep).getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_a_rotated_photograph_is_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees to show"
     red(size=(8, 6)).save(tmp_path / "photo.jpg", exif=exif)
-    assert open_picture(tmp_path / "photo.jpg").size == (6, 8)
+    assert open_image(tmp_path / "photo.jpg").size == (6, 8)
 
 
 def test_the_picture_given_is_not_changed():
     given = red("P")
-    open_picture(given)
+    open_image(given)
     assert given.mode == "P"
 
 
@@ -84,18 +84,18 @@ def bad_files(folder):
 def test_an_unreadable_file_is_one_clear_line_that_names_it(tmp_path, index):
     name = bad_files(tmp_path)[index]
     with pytest.raises(ProbeError) as error:
-        open_picture(tmp_path / name)
+        open_image(tmp_path / name)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_what_is_no_picture_at_all_is_refused():
     with pytest.raises(ProbeError, match="expected a path or a PIL image, got a int"):
-        inspect.unwrap(open_picture)(3)  # without the tests' own type check
+        inspect.unwrap(open_image)(3)  # without the tests' own type check
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "~no-such-user-here/cat.jpg", "a\0b"])
 def test_a_name_that_no_file_can_have_is_one_line(name):
     with pytest.raises(ProbeError, match="expected a picture file") as error:
-        open_picture(name)
+        open_image(name)
     assert "\n" not in str(error.value)

@@ -12,7 +12,7 @@ from probe.data.token_types import (
     PAPER,
     RESPONSE,
     SYSTEM,
-    Grid,
+    PatchGrid,
     TokenTypes,
     Types,
     label,
@@ -163,6 +163,6 @@ def test_padding_never_gets_a_type_of_ones_own():
 
 
 def test_the_grids_of_no_pictures_are_an_empty_grid():
-    assert len(Grid.join([])) == 0
-    assert Grid.join([]).box.shape == (0, 4)
+    assert len(PatchGrid.join([])) == 0
+    assert PatchGrid.join([]).box.shape == (0, 4)
     assert FINE[LAST] == "last"

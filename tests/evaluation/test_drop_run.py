@@ -13,17 +13,17 @@ import xarray as xr
 from PIL import Image
 from planted_sweeps import ALWAYS
 
-from probe.data.rows import Benchmark, Problem
+from probe.data.rows import Benchmark, SkippedRow
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.evaluation.benchmarks import shapes
 from probe.evaluation.drop_effects import effects, tables_of, window_cases
 from probe.evaluation.drop_run import READINGS, Dropping, attention_run, merged, predictions, results
-from probe.evaluation.task import Task
+from probe.evaluation.task import BenchmarkTask
 from probe.interventions.sweep import windows
 from probe.interventions.sweep.layer_sets import ALWAYS as THEIRS
 from probe.models.planted import COLOURS, planted
-from probe.records.run_directory import Run
+from probe.records.run_directory import RunDirectory
 from probe.subject.subject import load
 
 LAYERS, READ = 3, 1
@@ -39,7 +39,7 @@ def subject(known):
     return load(known.model, processor=known.processor)
 
 
-def made_up(known, count: int = 4, bad: tuple[int, ...] = (), folder: Path | None = None) -> Task:
+def made_up(known, count: int = 4, bad: tuple[int, ...] = (), folder: Path | None = None) -> BenchmarkTask:
     """Two questions a picture, colours in turn; `bad` pictures are text files."""
     samples = []
     for number, colour in zip(range(count), itertools.cycle(COLOURS)):
@@ -50,8 +50,8 @@ def made_up(known, count: int = 4, bad: tuple[int, ...] = (), folder: Path | Non
         for which in "ab":
             meta = {"image": f"p{number}", "kind": which, "unit": f"{number}{which}", "question_id": f"{number}{which}"}
             samples.append(Sample(f"{number}{which}", picture, known.question, answer=colour, meta=meta))
-    problem = Problem("made-up.json", 7, "an answer", "none")
-    return Task(shapes, Benchmark("made-up", "test", tuple(samples), (problem,), ()))
+    problem = SkippedRow("made-up.json", 7, "an answer", "none")
+    return BenchmarkTask(shapes, Benchmark("made-up", "test", tuple(samples), (problem,), ()))
 
 
 def dropping(subject, task, readings=("mask",), **options) -> Dropping:
@@ -89,7 +89,7 @@ def test_interrupted_and_resumed_it_is_the_run_that_nobody_disturbed(subject, kn
 
     with pytest.raises(KeyboardInterrupt):
         Interrupted(subject, task, {"mask": windows(1)}, max_new_tokens=3).run(tmp_path / "rough")
-    assert Run(tmp_path / "rough").done() == {"0a", "0b", "1a"}
+    assert RunDirectory(tmp_path / "rough").done() == {"0a", "0b", "1a"}
     rough = dropping(subject, task).run(tmp_path / "rough")
     assert (
         results(calm, task)["mask"]

@@ -11,7 +11,7 @@ from probe import plots
 from probe.errors import ProbeError
 from probe.evaluation.method_comparison import Comparison, Method, compared, tokens_by_layer
 from probe.evaluation.scores import scores
-from probe.evaluation.task import Task
+from probe.evaluation.task import BenchmarkTask
 from probe.reducers import FastV, Grid, VisionZip
 
 ZIP, FAST = (VisionZip(3, 1),), (Grid(9), FastV(2, 1 / 3))
@@ -25,7 +25,7 @@ def subject():
 @pytest.fixture(scope="module")
 def comparison(subject):
     methods = [Method("all", subject), Method("VisionZip", subject, ZIP, "zip"), Method("both", subject, FAST, "both")]
-    return Comparison(methods, Task.read("shapes", limit=8), max_new_tokens=8)
+    return Comparison(methods, BenchmarkTask.read("shapes", limit=8), max_new_tokens=8)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from probe.errors import ProbeError
-from probe.evaluation.task import Task
+from probe.evaluation.task import BenchmarkTask
 
 
 def gqa(folder, rows: dict, pictures=("one", "two", "three")):
@@ -23,9 +23,9 @@ def gqa(folder, rows: dict, pictures=("one", "two", "three")):
 
 def test_questions_about_one_picture_come_together(tmp_path):
     rows = {"1": {"imageId": "one"}, "2": {"imageId": "two"}, "3": {"imageId": "one"}, "4": {"imageId": "three"}}
-    task = Task.read("gqa", gqa(tmp_path, rows))
+    task = BenchmarkTask.read("gqa", gqa(tmp_path, rows))
     assert [sample.id for sample in task.samples] == ["1", "3", "2", "4"]
-    assert [sample.id for sample in Task.read("gqa", tmp_path, limit=2).samples] == ["1", "2"]
+    assert [sample.id for sample in BenchmarkTask.read("gqa", tmp_path, limit=2).samples] == ["1", "2"]
     assert task.score("Red.", task.samples[0]) == 1
     assert task.summarise({"1": "red", "2": "blue"})["accuracy"] == 50
 
@@ -34,25 +34,25 @@ def test_the_donor_is_the_next_picture_whatever_the_limit(tmp_path):
     rows = {"1": {"imageId": "one"}, "2": {"imageId": "two"}, "3": {"imageId": "three"}}
     gqa(tmp_path, rows)
     for limit in (None, 1):
-        task = Task.read("gqa", tmp_path, limit=limit)
+        task = BenchmarkTask.read("gqa", tmp_path, limit=limit)
         donor = task.donor(task.samples[0])
         assert donor is not None and donor[0].size == (21, 20)
-    last = Task.read("gqa", tmp_path).samples[-1]
-    task = Task.read("gqa", tmp_path)
+    last = BenchmarkTask.read("gqa", tmp_path).samples[-1]
+    task = BenchmarkTask.read("gqa", tmp_path)
     assert [picture.size for picture in task.donor(last) or ()] == [(20, 20)]
     assert [picture.size for picture in task.donor(last, same_size=True) or ()] == [(22, 20)]
 
 
 def test_a_picture_that_cannot_be_opened_is_no_donor(tmp_path):
     rows = {"1": {"imageId": "one"}, "2": {"imageId": "two"}}
-    task = Task.read("gqa", gqa(tmp_path, rows, ("one", "two")))
+    task = BenchmarkTask.read("gqa", gqa(tmp_path, rows, ("one", "two")))
     (tmp_path / "images" / "two.jpg").write_text("no picture")
     assert task.donor(task.samples[0]) is None
     assert task.donor(task.samples[1]) is not None
 
 
 def test_bad_rows_are_listed_and_the_rest_is_asked(tmp_path):
-    task = Task.read("gqa", gqa(tmp_path, {"1": {"imageId": "one"}, "2": {"imageId": "../one"}, "3": {"answer": 4}}))
+    task = BenchmarkTask.read("gqa", gqa(tmp_path, {"1": {"imageId": "one"}, "2": {"imageId": "../one"}, "3": {"answer": 4}}))
     assert [sample.id for sample in task.samples] == ["1"]
     assert [problem.row for problem in task.benchmark.problems] == ["2", "3"]
 
@@ -68,16 +68,16 @@ def test_bad_rows_are_listed_and_the_rest_is_asked(tmp_path):
 )
 def test_a_mistake_is_one_line(name, data, limit, told):
     with pytest.raises(ProbeError, match=told):
-        Task.read(name, data, limit)
+        BenchmarkTask.read(name, data, limit)
 
 
 def test_a_file_without_one_usable_row_is_a_mistake(tmp_path):
     with pytest.raises(ProbeError, match=r"at least one row .* 1 bad"):
-        Task.read("gqa", gqa(tmp_path, {"1": {"imageId": "missing"}}))
+        BenchmarkTask.read("gqa", gqa(tmp_path, {"1": {"imageId": "missing"}}))
 
 
 def test_shapes_are_drawn_and_donors_do_not_depend_on_the_limit():
-    few, many = Task.read("shapes", limit=7), Task.read("shapes", limit=13)
+    few, many = BenchmarkTask.read("shapes", limit=7), BenchmarkTask.read("shapes", limit=13)
     assert [sample.id for sample in few.samples] == [sample.id for sample in many.samples][:7]
     last = few.samples[-1]
     assert few.donor(last) == many.donor(last)

@@ -13,7 +13,7 @@ from transformers.masking_utils import flash_attention_mask
 import probe
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import tap
-from probe.hooks.kept_positions import Present
+from probe.hooks.kept_positions import KeptPositions
 from probe.hooks.model_structure import stacks
 from probe.hooks.partial_cache import PartialLayer
 from probe.interventions import drop_vision, knockout, swap_vision
@@ -26,7 +26,7 @@ absences = st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1,
 @settings(max_examples=50, deadline=None)
 def test_take_and_put_are_each_other_s_inverse(rows):
     absent = torch.tensor([[False, *row] for row in rows])  # a prompt begins with text
-    present, x = Present.without(absent), torch.rand(len(rows), 6, 2)
+    present, x = KeptPositions.without(absent), torch.rand(len(rows), 6, 2)
     part = present.take(x, 1)
     assert part.shape[1] == (~absent).sum(1).max()
     assert torch.equal(present.put(part, torch.tensor(-1.0), 1), torch.where(absent[..., None], -1.0, x))
@@ -36,7 +36,7 @@ def test_take_and_put_are_each_other_s_inverse(rows):
 
 
 def test_a_partial_layer_holds_less_than_it_reports():
-    present = Present.without(torch.tensor([[False, True, True, False], [False, False, True, False]]))
+    present = KeptPositions.without(torch.tensor([[False, True, True, False], [False, False, True, False]]))
     layer = PartialLayer(present)
     assert layer.get_seq_length() == 0
     for count in (3, 2, 1):

@@ -12,7 +12,7 @@ from transformers import DynamicCache, StaticCache
 import probe
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import tap
-from probe.hooks.model_state import active
+from probe.hooks.model_state import active_interventions
 from probe.interventions import drop_vision
 from probe.subject.inputs import collate, with_response
 
@@ -258,13 +258,13 @@ def test_it_is_undone_on_any_exit(subject, sense, error):
     hook.remove()
     assert torch.equal(logits(subject, inputs), before)
     assert subject.model.get_decoder().layers[2].self_attn.config is config
-    assert active(subject.model) == ""
+    assert active_interventions(subject.model) == ""
     assert not any(module._forward_pre_hooks for module in subject.model.modules())
 
 
 def test_what_is_at_work_has_a_name(subject):
     with drop_vision(subject, (0, 2, 3, 4)), drop_vision(subject, 5, how="remove"):
-        said = active(subject.model)
+        said = active_interventions(subject.model)
     assert said == "drop_vision(layers=0,2-4, how=mask); drop_vision(layers=5, how=remove)"
 
 

@@ -9,7 +9,7 @@ from llava_mini_models import IMAGE, batch, build, ids, pixels
 from probe.data.token_types import INSTRUCTION, RESPONSE, label, stack
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import tap
-from probe.hooks.model_state import active
+from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import stacks
 from probe.interventions import drop_vision, knockout, swap_vision
 
@@ -211,7 +211,7 @@ def test_it_is_undone_on_any_exit(model, sense, error):
     hook.remove()
     assert torch.equal(logits(model, inputs), before)
     assert model.model.prefusion.layers[1].self_attn.config is config
-    assert active(model) == ""
+    assert active_interventions(model) == ""
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -238,7 +238,7 @@ def test_it_composes_with_dropping_in_the_llm(model):
         removed = [dropped(model, inputs, (0, 1), run) for run in (logits, said)]
         name = "drop_vision(layers=1-2, how=remove)"
         with drop_vision(model, 0, stack="prefusion", queries="text"):
-            assert active(model) == f"{name}; drop_vision(layers=0, how=mask, queries=text, stack=prefusion)"
+            assert active_interventions(model) == f"{name}; drop_vision(layers=0, how=mask, queries=text, stack=prefusion)"
     with drop_vision(model, (0, 1), stack="prefusion"), drop_vision(model, (1, 2), freeze=True):
         real = inputs["attention_mask"].bool()
         close(logits(model, inputs)[real], removed[0][real])

@@ -54,7 +54,7 @@ def test_padding_and_several_pictures_change_nothing():
 def test_it_is_saved_and_opened(tmp_path):
     known = planted()
     found = logit_lens(probe.load(known.model, processor=known.processor), known.picture("blue"), known.question)
-    assert probe.open(probe.save(found, tmp_path / "lens")).identical(found)
+    assert probe.open_record(probe.save_record(found, tmp_path / "lens")).identical(found)
 
 
 def test_mistakes_are_told_in_one_line():

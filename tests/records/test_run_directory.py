@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 
 from probe.data.sample import Sample
 from probe.errors import ProbeError
-from probe.records.provenance import Fingerprint, hash_files
-from probe.records.run_directory import STALE_SECONDS, Run, Writer, collect
+from probe.records.provenance import RunFingerprint, hash_files
+from probe.records.run_directory import STALE_SECONDS, RunDirectory, Writer, run_samples
 from probe.records.zarr_parts import join, read_ids, read_part, select, write_part
 from probe.running_mean import RunningMean
 
 ROOT = Path(__file__).parents[2]
-SAME = Fingerprint(
+SAME = RunFingerprint(
     model="tiny-llava", revision="1", dtype="float32", kernel="sdpa", prompt="vicuna",
     plan={"how": "mask", "windows": [[0, 1], [2, 3]]}, data={"questions.json": "abc"},
     generation={"max_new_tokens": 8},
@@ -73,12 +73,12 @@ def ragged(rows: Iterable[list]) -> np.ndarray:
 
 @pytest.fixture
 def run(tmp_path):
-    return Run.open(tmp_path / "run", SAME)
+    return RunDirectory.open(tmp_path / "run", SAME)
 
 
 @pytest.mark.parametrize("measure", [dataset, tree])
 def test_what_was_collected_is_what_was_measured(run, measure):
-    collect(run, SAMPLES, measure, batch=3, size=4)
+    run_samples(run, SAMPLES, measure, batch=3, size=4)
     found = run.load(IDS)
     assert type(found) is type(measure(SAMPLES))
     assert found.identical(join([measure([sample]) for sample in SAMPLES]))
@@ -93,8 +93,8 @@ def test_a_second_command_computes_only_what_is_missing(run):
         asked.extend(sample.id for sample in group)
         return dataset(group)
 
-    collect(run, SAMPLES[:4], measure)
-    collect(Run.open(run.folder, SAME), SAMPLES, measure)
+    run_samples(run, SAMPLES[:4], measure)
+    run_samples(RunDirectory.open(run.folder, SAME), SAMPLES, measure)
     assert asked == IDS
     assert run.done() == set(IDS)
 
@@ -106,10 +106,10 @@ def test_ctrl_c_keeps_everything_finished(run):
         return dataset(group)
 
     with pytest.raises(KeyboardInterrupt):
-        collect(run, SAMPLES, measure)
+        run_samples(run, SAMPLES, measure)
     assert run.done() == set(IDS[:6])
     assert not run.failures()
-    collect(run, SAMPLES, dataset)
+    run_samples(run, SAMPLES, dataset)
     assert run.load(IDS).identical(dataset_one_by_one())
 
 
@@ -127,7 +127,7 @@ def test_an_interrupt_while_a_part_is_written_loses_nothing(run, monkeypatch):
 
     monkeypatch.setattr("os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        collect(run, SAMPLES, dataset, size=4)
+        run_samples(run, SAMPLES, dataset, size=4)
     assert run.done() == set(IDS[:4])
     assert not list((run.folder / "parts").glob("*.tmp"))
 
@@ -145,15 +145,15 @@ def test_an_interrupt_while_a_part_is_written_loses_nothing(run, monkeypatch):
 )
 def test_another_run_is_refused_and_the_field_named(run, change, name):
     with pytest.raises(ProbeError, match="expected " + name.replace(".", r"\.")):
-        Run.open(run.folder, replace(SAME, **change))
+        RunDirectory.open(run.folder, replace(SAME, **change))
 
 
 def test_a_fingerprint_survives_json(tmp_path):
     plan = {"layers": range(3), "kinds": {"b", "a"}, "share": np.float64(0.5), "path": Path("x"), "cases": ((1, 2),)}
-    Run.open(tmp_path, replace(SAME, plan=plan))
-    assert Run.open(tmp_path, replace(SAME, plan=plan)).fingerprint()["plan"]["layers"] == [0, 1, 2]
+    RunDirectory.open(tmp_path, replace(SAME, plan=plan))
+    assert RunDirectory.open(tmp_path, replace(SAME, plan=plan)).fingerprint()["plan"]["layers"] == [0, 1, 2]
     with pytest.raises(ProbeError, match="plain values"):
-        Run.open(tmp_path, replace(SAME, plan=object()))
+        RunDirectory.open(tmp_path, replace(SAME, plan=object()))
 
 
 def test_hashes_follow_the_content(tmp_path):
@@ -166,10 +166,10 @@ def test_hashes_follow_the_content(tmp_path):
 
 def test_a_folder_that_is_no_run_is_told(tmp_path):
     with pytest.raises(ProbeError, match="a run directory with"):
-        Run(tmp_path).fingerprint()
+        RunDirectory(tmp_path).fingerprint()
     (tmp_path / "run.json").write_text('{"finger')
     with pytest.raises(ProbeError, match="a run directory with"):
-        Run.open(tmp_path, SAME)
+        RunDirectory.open(tmp_path, SAME)
 
 
 def test_a_failure_is_listed_retried_and_given_up(run):
@@ -182,7 +182,7 @@ def test_a_failure_is_listed_retried_and_given_up(run):
         return dataset(group)
 
     for _ in range(3):
-        collect(Run.open(run.folder, SAME), SAMPLES, measure, batch=5)
+        run_samples(RunDirectory.open(run.folder, SAME), SAMPLES, measure, batch=5)
     assert tries == [IDS[:5], *[[name] for name in IDS[:5]], IDS[5:], ["q03"]]
     assert [(f.id, f.attempt, f.reason) for f in run.failures()] == [("q03", 2, "ValueError: no picture in it")]
     assert run.done() == set(IDS) - {"q03"}
@@ -194,19 +194,19 @@ def test_a_failure_that_succeeds_later_is_none(run):
         file.write('{"id": "q0')  # its writer was killed here
     run.fail("q00", ValueError("twice"))
     assert [(failure.attempt, failure.reason) for failure in run.failures()] == [(2, "ValueError: twice")]
-    collect(run, SAMPLES, dataset, attempts=3)
+    run_samples(run, SAMPLES, dataset, attempts=3)
     assert run.failures() == []
 
 
 def test_a_run_stops_when_it_is_not_the_samples(run):
     samples = [Sample(f"s{number}", None, "?") for number in range(100)]
     with pytest.raises(ProbeError, match="20 failures in a row, the last out of memory"):
-        collect(run, samples, lambda group: (_ for _ in ()).throw(MemoryError("out of memory")))
+        run_samples(run, samples, lambda group: (_ for _ in ()).throw(MemoryError("out of memory")))
     assert len(run.failures()) == 20
 
 
 def test_results_for_other_samples_are_refused(run):
-    collect(run, SAMPLES[:1], lambda group: dataset(SAMPLES[1:2]))
+    run_samples(run, SAMPLES[:1], lambda group: dataset(SAMPLES[1:2]))
     assert "expected results for ['q00'], got ['q01']" in run.failures()[0].reason
     with pytest.raises(ProbeError, match="a coordinate 'sample'"):
         Writer(run).add(xr.Dataset({"x": 1}))
@@ -215,7 +215,7 @@ def test_results_for_other_samples_are_refused(run):
 
 
 def test_workers_share_a_directory_and_a_sample_done_twice_counts_once(run):
-    other = Run.open(run.folder, SAME, worker="1")
+    other = RunDirectory.open(run.folder, SAME, worker="1")
     with Writer(run) as mine, Writer(other) as theirs:
         mine.add(dataset(SAMPLES[:6]))
         theirs.add(dataset(SAMPLES[4:]))
@@ -233,7 +233,7 @@ def test_unfinished_parts_are_ignored_and_old_ones_removed(run):
     long_ago = time.time() - STALE_SECONDS - 60
     for path in (old, half):
         os.utime(path, (long_ago, long_ago))
-    Run.open(run.folder, SAME)
+    RunDirectory.open(run.folder, SAME)
     assert young.exists()
     assert not old.exists()
     assert not half.exists()
@@ -248,7 +248,7 @@ def test_a_damaged_part_is_named(run):
 
 @pytest.mark.parametrize("measure", [dataset, tree])
 def test_compaction_equals_loading_and_restores_the_order(run, measure):
-    collect(run, [*SAMPLES[7:], *SAMPLES[:7]], measure, size=3)
+    run_samples(run, [*SAMPLES[7:], *SAMPLES[:7]], measure, size=3)
     final = run.compact(IDS, block=4)
     found = xr.open_datatree(final, engine="zarr", chunks=None).load()
     expected = run.load(IDS)
@@ -268,7 +268,7 @@ def test_a_run_without_results_cannot_be_loaded(run):
 
 
 def test_samples_that_were_not_asked_for_come_last(run):
-    collect(run, SAMPLES[:4], dataset)
+    run_samples(run, SAMPLES[:4], dataset)
     assert list(run.load(["q03", "unknown"])["sample"].values) == ["q03", "q00", "q01", "q02"]
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from probe.data.token_types import Grid
+from probe.data.token_types import PatchGrid
 from probe.subject.token_grid import aspect_of, encoder_grid, padded_to_square, views, vision_grid
 
 SIZES = [(320, 200), (200, 330), (256, 256), (640, 120), (97, 401)]  # width, height
@@ -146,5 +146,5 @@ def test_tiles_of_next_cover_the_picture_once():
 
 def test_no_pictures_have_an_empty_grid():
     model, processor = models.llava15()
-    assert isinstance(vision_grid(model, processor, [], "crop"), Grid)
+    assert isinstance(vision_grid(model, processor, [], "crop"), PatchGrid)
     assert len(vision_grid(model, processor, [], "crop")) == 0

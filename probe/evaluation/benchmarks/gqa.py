@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from probe.data.files import DataFolder, json_object
-from probe.data.rows import Benchmark, Reading, entry, identifier, question_text
+from probe.data.rows import Benchmark, RowReader, entry, identifier, question_text
 from probe.data.sample import Sample
 from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_json
 from probe.evaluation.benchmarks.prompts import SINGLE_WORD
@@ -28,7 +28,7 @@ SPLITS = ("testdev_balanced", "val_balanced")
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads `<split>_questions.json` and finds each question's picture. Raises ProbeError on an unreadable file."""
-    data, reading = DataFolder("gqa", folder), Reading("gqa", split)
+    data, reading = DataFolder("gqa", folder), RowReader("gqa", split)
     file = data.find(f"{split}_questions.json", f"questions1.2/{split}_questions.json")
     questions, repeated = json_object("gqa", file)
     reading.repeated(file, repeated)

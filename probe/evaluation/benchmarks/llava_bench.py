@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from probe.data.files import DataFolder, json_line, lines
-from probe.data.rows import Benchmark, Reading, RowError, entry, identifier, question_text, shown
+from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text, shown
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.evaluation.benchmarks.answer_files import answered, counted, weighted_percent, write_llava
@@ -34,7 +34,7 @@ Scores = Mapping[str, tuple[float, float]]  # question id -> GPT-4's score and t
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads `questions.jsonl`. Nothing is appended to the questions. Raises ProbeError."""
-    data, reading = DataFolder("llava_w", folder), Reading("llava_w", split)
+    data, reading = DataFolder("llava_w", folder), RowReader("llava_w", split)
     file = data.find("questions.jsonl")
     for number, line in lines("llava_w", file):
         with reading.row(file, number):

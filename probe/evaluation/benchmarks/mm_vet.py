@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from probe.data.files import DataFolder, json_object
-from probe.data.rows import Benchmark, Reading, RowError, entry, question_text, shown
+from probe.data.rows import Benchmark, RowError, RowReader, entry, question_text, shown
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_json
@@ -32,7 +32,7 @@ ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads `mm-vet.json`. Nothing is appended to the questions. Raises ProbeError."""
-    data, reading = DataFolder("mm_vet", folder), Reading("mm_vet", split)
+    data, reading = DataFolder("mm_vet", folder), RowReader("mm_vet", split)
     file = data.find("mm-vet.json")
     questions, repeated = json_object("mm_vet", file)
     reading.repeated(file, repeated)

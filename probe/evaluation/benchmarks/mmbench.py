@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 
 from probe.data.files import DataFolder, table, whole_row
 from probe.data.image_cache import cache_folder, stored_picture
-from probe.data.rows import Benchmark, Reading, RowError, question_text, shown
+from probe.data.rows import Benchmark, RowError, RowReader, question_text, shown
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.evaluation.benchmarks.answer_files import answered, counted, percent, weighted_percent, write_llava
@@ -49,7 +49,7 @@ NOT_IN_WORDS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads `<split>.tsv`. Chinese instructions where the split's name has "cn". Raises ProbeError."""
-    data, reading = DataFolder("mmbench", folder), Reading("mmbench", split)
+    data, reading = DataFolder("mmbench", folder), RowReader("mmbench", split)
     file = data.find(f"{split}.tsv")
     pictures = _Pictures(file)
     suffix = OPTION_LETTER_CN if "_cn" in split.lower() else OPTION_LETTER

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from probe.data.files import DataFolder, lines
-from probe.data.rows import Benchmark, Reading, RowError, shown
+from probe.data.rows import Benchmark, RowError, RowReader, shown
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.evaluation.benchmarks.answer_files import answered, counted, percent, weighted_percent
@@ -43,7 +43,7 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads the categories that are there. Raises ProbeError when none is, or on a name that is no split."""
     if split not in SPLITS:
         raise ProbeError("mme", expected=f"a split among {', '.join(SPLITS)}", got=repr(split))
-    data, reading = DataFolder("mme", folder), Reading("mme", split)
+    data, reading = DataFolder("mme", folder), RowReader("mme", split)
     files = [file for name in CATEGORIES[split] for file in _files(data.root / name)]
     if not files:
         raise ProbeError("mme", expected=f"folders such as {PERCEPTION[0]}/ with .txt files", got=f"none in {folder}")

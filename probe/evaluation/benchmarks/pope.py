@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from probe.data.files import DataFolder, json_line, lines
-from probe.data.rows import Benchmark, Reading, RowError, entry, identifier, question_text, shown
+from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text, shown
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.evaluation.benchmarks.answer_files import answered, counted, write_lines, write_llava
@@ -34,7 +34,7 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads one set or all three. Raises ProbeError."""
     if split not in SPLITS:
         raise ProbeError("pope", expected=f"a split among {', '.join(SPLITS)}", got=repr(split))
-    data, reading = DataFolder("pope", folder), Reading("pope", split)
+    data, reading = DataFolder("pope", folder), RowReader("pope", split)
     names = {name: f"coco_pope_{name}.json" for name in (SETS if split == "all" else (split,))}
     files = {name: data.find(file, f"coco/{file}") for name, file in names.items()}
     for name, file in files.items():

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from probe.data.files import DataFolder, json_list, json_object
-from probe.data.rows import Benchmark, Reading, RowError, entry, identifier, question_text, shown
+from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text, shown
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_llava
@@ -34,7 +34,7 @@ _SAID = re.compile(r"The answer is ([A-Z]).")  # the original's last full stop t
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads the problems of a split. Raises ProbeError."""
-    data, reading = DataFolder("scienceqa", folder), Reading("scienceqa", split)
+    data, reading = DataFolder("scienceqa", folder), RowReader("scienceqa", split)
     file, splits_file = data.find("problems.json"), data.find("pid_splits.json")
     prompts_file = data.look(f"llava_{split}_CQM-A.json")
     problems, repeated = json_object("scienceqa", file)
@@ -51,7 +51,7 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     return reading.finish([path for path in (file, splits_file, prompts_file) if path])
 
 
-def _llava_prompts(reading: Reading, file: Path) -> dict[str, str]:
+def _llava_prompts(reading: RowReader, file: Path) -> dict[str, str]:
     prompts = {}
     for number, row in enumerate(json_list("scienceqa", file), 1):
         with reading.row(file, number):

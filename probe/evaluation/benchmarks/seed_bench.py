@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from probe.data.files import DataFolder, read_json
-from probe.data.rows import Benchmark, Reading, RowError, entry, identifier, question_text, shown
+from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text, shown
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_lines
@@ -32,7 +32,7 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads all questions, or those about pictures or videos. Raises ProbeError."""
     if split not in SPLITS:
         raise ProbeError("seed", expected=f"a split among {', '.join(SPLITS)}", got=repr(split))
-    data, reading = DataFolder("seed", folder), Reading("seed", split)
+    data, reading = DataFolder("seed", folder), RowReader("seed", split)
     file = data.find("SEED-Bench.json")
     content, _ = read_json("seed", file)
     if not isinstance(content, dict) or not isinstance(content.get("questions"), list):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from probe.data.files import DataFolder, json_line, json_list, lines
-from probe.data.rows import Benchmark, Reading, RowError, entry, identifier, question_text, shown
+from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text, shown
 from probe.data.sample import Sample
 from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_llava
 from probe.evaluation.benchmarks.prompts import SINGLE_WORD
@@ -31,7 +31,7 @@ PEOPLE = 10
 
 def read(folder: str | Path, split: str = SPLITS[0], ocr: bool = True) -> Benchmark:
     """Reads the questions, and LLaVA's prompts or the OCR words where the folder has them. Raises ProbeError."""
-    data, reading = DataFolder("textvqa", folder), Reading("textvqa", split)
+    data, reading = DataFolder("textvqa", folder), RowReader("textvqa", split)
     file = data.find(f"TextVQA_0.5.1_{split}.json")
     prompts = data.look(f"llava_textvqa_{split}_v051_ocr.jsonl") if ocr else None
     rosetta = data.look(f"TextVQA_Rosetta_OCR_v0.2_{split}.json") if ocr and not prompts else None
@@ -43,7 +43,7 @@ def read(folder: str | Path, split: str = SPLITS[0], ocr: bool = True) -> Benchm
     return reading.finish([path for path in (file, prompts, rosetta) if path])
 
 
-def _llava_prompts(reading: Reading, file: Path) -> dict[tuple[str, str], str]:
+def _llava_prompts(reading: RowReader, file: Path) -> dict[tuple[str, str], str]:
     """LLaVA's prompt of each (picture, question in lower case): the key by which its scorer joins."""
     prompts = {}
     for number, line in lines("textvqa", file):
@@ -54,7 +54,7 @@ def _llava_prompts(reading: Reading, file: Path) -> dict[tuple[str, str], str]:
     return prompts
 
 
-def _ocr_words(reading: Reading, file: Path) -> dict[str, str]:
+def _ocr_words(reading: RowReader, file: Path) -> dict[str, str]:
     words = {}
     for number, row in enumerate(json_list("textvqa", file, "data"), 1):
         with reading.row(file, number):

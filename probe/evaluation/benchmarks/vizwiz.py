@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from probe.data.files import DataFolder, json_list
-from probe.data.rows import Benchmark, Reading, entry, question_text
+from probe.data.rows import Benchmark, RowReader, entry, question_text
 from probe.data.sample import Sample
 from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_json
 from probe.evaluation.benchmarks.prompts import SINGLE_WORD, UNANSWERABLE
@@ -28,7 +28,7 @@ SPLITS = ("val", "test", "train")
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads `<split>.json`. Raises ProbeError."""
-    data, reading = DataFolder("vizwiz", folder), Reading("vizwiz", split)
+    data, reading = DataFolder("vizwiz", folder), RowReader("vizwiz", split)
     file = data.find(f"{split}.json", f"Annotations/{split}.json")
     for number, row in enumerate(json_list("vizwiz", file), 1):
         with reading.row(file, number):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from probe.data.files import DataFolder, json_list
-from probe.data.rows import Benchmark, Reading, RowError, entry, identifier, question_text
+from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text
 from probe.data.sample import Sample
 from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_json
 from probe.evaluation.benchmarks.prompts import SINGLE_WORD
@@ -29,7 +29,7 @@ SPLITS = ("val2014", "test-dev2015", "test2015")
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads the questions of a split and, except for tests, their annotations. Raises ProbeError."""
-    data, reading = DataFolder("vqav2", folder), Reading("vqav2", split)
+    data, reading = DataFolder("vqav2", folder), RowReader("vqav2", split)
     file = data.find(f"v2_OpenEnded_mscoco_{split}_questions.json")
     tested = split.startswith("test")
     annotations_file = None if tested else data.find(f"v2_mscoco_{split}_annotations.json")
@@ -40,7 +40,7 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     return reading.finish([path for path in (file, annotations_file) if path])
 
 
-def _annotations(reading: Reading, file: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
+def _annotations(reading: RowReader, file: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
     """The answer type and the ten answers of each question."""
     found = {}
     for number, row in enumerate(json_list("vqav2", file, "annotations"), 1):

@@ -10,28 +10,28 @@ from torch import Tensor
 
 from probe.errors import ProbeError
 from probe.hooks.model_structure import max_positions
-from probe.interventions.sweep.case_batch import CaseRows
+from probe.interventions.sweep.case_batch import CaseBatch
 from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE
-from probe.interventions.sweep.prefix_attention import View
-from probe.interventions.sweep.sample_prompts import Question
+from probe.interventions.sweep.prefix_attention import VisionView
+from probe.interventions.sweep.sample_prompts import SamplePrompts
 from probe.interventions.sweep.sequential import Outcome
-from probe.interventions.sweep.visibility import MASKED, SEEN, SWAPPED, ZEROED, Reading, Symbol
+from probe.interventions.sweep.visibility import MASKED, SEEN, SWAPPED, ZEROED, DropMode, Symbol
 from probe.subject.inputs import Inputs
 from probe.subject.prefix_cache import Known, PrefixMemory
 from probe.subject.subject import Subject
 
 
 @dataclass(frozen=True)
-class Together:
+class BatchedCases:
     """`readings`: the symbol of each layer, by case."""
 
     subject: Subject
-    reading: Reading
+    reading: DropMode
     readings: Mapping[str, tuple[Symbol, ...]]
     memory: PrefixMemory
     max_new_tokens: int
 
-    def __call__(self, question: Question, names: Sequence[str]) -> Outcome:
+    def __call__(self, question: SamplePrompts, names: Sequence[str]) -> Outcome:
         """These cases. Another image is one of the rows where its prompt differs in vision tokens only, else apart."""
         if self.reading.how == "swap" and not question.other_fits:
             raise ProbeError("drop_sweep", expected="a donor with vision tokens in the same places",
@@ -51,7 +51,7 @@ class Together:
             outcome.row_layers + apart.row_layers,
         )
 
-    def _same_words(self, question: Question) -> bool:
+    def _same_words(self, question: SamplePrompts) -> bool:
         """Whether text comes to the LLM the same about the other image: where it was fused with it, it does not."""
         if question.other is None or not question.other_fits:
             return False
@@ -59,8 +59,8 @@ class Together:
         return torch.equal(own.embeddings[:, ~own.vision], other.embeddings[:, ~own.vision])
 
     def _views(
-        self, names: list[str], known: Known, question: Question
-    ) -> tuple[list[View], Int[Tensor, "case layer"]]:
+        self, names: list[str], known: Known, question: SamplePrompts
+    ) -> tuple[list[VisionView], Int[Tensor, "case layer"]]:
         """The views among these cases, and the number of that of each case in each layer."""
         prefix = known.prefix
         if not prefix.vision.any():
@@ -74,12 +74,12 @@ class Together:
         views = [make[s]() if isinstance(s, str) else self.memory.frozen(known, s) for s in numbers]
         return views, torch.tensor([[numbers[symbol] for symbol in self.readings[name]] for name in names])
 
-    def _rows(self, question: Question, inputs: Inputs, views: list[View], view_of: Tensor) -> Outcome:
+    def _rows(self, question: SamplePrompts, inputs: Inputs, views: list[VisionView], view_of: Tensor) -> Outcome:
         prompt, _ = self.memory.of(inputs, question.gold[:-1])
         length, gold = inputs["input_ids"].shape[1], len(question.gold)
         tokens = min(self.max_new_tokens, (max_positions(self.memory.model) or sys.maxsize) - length)
         frozen = frozenset({1}) if self.reading.freezes else frozenset()  # the masked ones
-        rows = CaseRows(
+        rows = CaseBatch(
             self.memory.model, self.memory.stack, views, view_of, prompt, length + max(tokens, gold), frozen
         )
         logits = rows.prefill(max(gold, 1))

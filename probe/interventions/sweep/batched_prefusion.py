@@ -18,9 +18,9 @@ from probe.hooks.model_structure import max_positions
 from probe.interventions.sweep.case_batch import until_end
 from probe.interventions.sweep.layer_sets import ALWAYS, ANOTHER_IMAGE
 from probe.interventions.sweep.pictures import Pictures
-from probe.interventions.sweep.sample_prompts import Question
-from probe.interventions.sweep.sequential import Alone, Outcome
-from probe.subject.image_prefix import Prompt
+from probe.interventions.sweep.sample_prompts import SamplePrompts
+from probe.interventions.sweep.sequential import Outcome, SequentialCases
+from probe.subject.image_prefix import EmbeddedPrompt
 from probe.subject.inputs import with_response
 
 
@@ -28,10 +28,10 @@ from probe.subject.inputs import with_response
 class Fused:
     """`alone` knows the cases and what is done in each."""
 
-    alone: Alone
+    alone: SequentialCases
     pictures: Pictures
 
-    def __call__(self, question: Question, names: Sequence[str]) -> Outcome:
+    def __call__(self, question: SamplePrompts, names: Sequence[str]) -> Outcome:
         """These cases. Another image is one of the rows where its tokens stand in the same places, else alone."""
         inside = [name for name in names if question.other_fits or name != ANOTHER_IMAGE]
         logits, answers = self._batch(question, inside)
@@ -44,11 +44,11 @@ class Fused:
 
     def untouched(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "1 vocabulary"]:
         """Logits of a prompt's last token when nothing is done."""
-        prompt = Prompt.of(self.alone.subject.model, self.pictures.read(inputs))
+        prompt = EmbeddedPrompt.of(self.alone.subject.model, self.pictures.read(inputs))
         hidden = self._decoder(prompt.embeddings, prompt.positions, None)
         return self.alone.subject.model.get_output_embeddings()(hidden[:, -1])  # pyright: ignore[reportOptionalCall]
 
-    def _batch(self, question: Question, names: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+    def _batch(self, question: SamplePrompts, names: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
         """Logits as in `Outcome` and greedy answers, of prompts of one length."""
         model, gold = self.alone.subject.model, question.gold
         prompts = [self._prompt(question, name) for name in names]
@@ -60,14 +60,14 @@ class Fused:
             cache.crop(1 - len(gold))  # what is said does not know the gold answer
         return logits, self._decoded(logits[:, 0], cache, positions[..., question.length - 1 : question.length])
 
-    def _prompt(self, question: Question, name: str) -> Prompt:
+    def _prompt(self, question: SamplePrompts, name: str) -> EmbeddedPrompt:
         """What the LLM gets in a case: the prompt, and the gold answer but its last token."""
         inputs = question.other if name == ANOTHER_IMAGE else question.inputs
         assert inputs is not None  # else the case would not be among the names
         asked = with_response(inputs, question.gold[:-1]) if len(question.gold) > 1 else inputs
         given = asked if self.alone.reading.freeze and name not in ALWAYS else self.pictures.read(asked)
         with self.alone.intervention(name, question):
-            return Prompt.of(self.alone.subject.model, given)
+            return EmbeddedPrompt.of(self.alone.subject.model, given)
 
     def _decoder(self, embeds: Tensor, positions: Tensor, cache: DynamicCache | None) -> Tensor:
         return self.alone.subject.model.get_decoder()(

@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from probe.hooks.attention_tap import routed
-from probe.hooks.model_structure import Stack
-from probe.interventions.sweep.prefix_attention import SharedAttention, View
-from probe.subject.image_prefix import Prompt
+from probe.hooks.model_structure import LayerStack
+from probe.interventions.sweep.prefix_attention import SharedAttention, VisionView
+from probe.subject.image_prefix import EmbeddedPrompt
 
 
-class CaseRows:
+class CaseBatch:
     """The tokens behind the prefix of one prompt, in every case.
 
     `row_layers` counts the rows that each layer was run on for the prompt: the sum, over layers, of distinct histories.
@@ -33,10 +33,10 @@ class CaseRows:
     def __init__(
         self,
         model: PreTrainedModel,
-        stack: Stack,
-        views: Sequence[View],
+        stack: LayerStack,
+        views: Sequence[VisionView],
         view_of: Int[Tensor, "case layer"],
-        prompt: Prompt,
+        prompt: EmbeddedPrompt,
         longest: int,
         frozen: frozenset[int] = frozenset(),
     ):

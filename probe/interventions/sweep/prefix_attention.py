@@ -4,7 +4,7 @@ Every row attends to the keys of the image prefix and to its own keys behind it.
 they are merged by their normalisers:  out = w · prefix + (1 - w) · own,  w = sigmoid(lse_prefix - lse_own).
 So the prefix is one matrix product for all rows of all cases: nothing is copied for a row, and no mask is built.
 
-What a row sees of the vision tokens in a layer is a `View`; view 0 is the model's own.
+What a row sees of the vision tokens in a layer is a `VisionView`; view 0 is the model's own.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ Part = tuple[Tensor, Tensor]  # weighted mean of the values, and the log of the 
 
 
 @dataclass(frozen=True)
-class View:
+class VisionView:
     """What stands in for vision tokens: keys and values of the prefix by attention module, and the tokens behind it.
 
     `own`: vision tokens behind the prefix are "seen", "hidden", count as "zero", or are replaced by these keys and
@@ -47,7 +47,7 @@ class SharedAttention:
     `longest`: tokens of prompt and answer together.
     """
 
-    def __init__(self, views: list[View], vision: Bool[Tensor, " token"], longest: int):
+    def __init__(self, views: list[VisionView], vision: Bool[Tensor, " token"], longest: int):
         self.views, self.vision, self.longest = views, vision, longest
         self.several_pictures = bool(vision.any())
         self.own: dict[str, KeyValue] = {}

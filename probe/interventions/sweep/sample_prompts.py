@@ -7,16 +7,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from probe.data.sample import Picture, Sample
+from probe.data.sample import ImageSource, Sample
 from probe.interventions.sweep.result_table import golden
 from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
 
-Pictures = Picture | Sequence[Picture]
+Pictures = ImageSource | Sequence[ImageSource]
 
 
 @dataclass(frozen=True)
-class Question:
+class SamplePrompts:
     """`other` is the prompt about another image, None without one. `gold`: the tokens of the sample's first answer,
     without the end of the turn; none where it has no answer."""
 
@@ -25,7 +25,7 @@ class Question:
     gold: Int[Tensor, " token"]
 
     @classmethod
-    def of(cls, subject: Subject, sample: Sample, donor: Pictures | None) -> "Question":
+    def of(cls, subject: Subject, sample: Sample, donor: Pictures | None) -> "SamplePrompts":
         inputs = _encode(subject, sample.image, sample)
         other = None if donor is None else _encode(subject, donor, sample)
         return cls(inputs, other, _gold(subject, sample, inputs["input_ids"][0]))

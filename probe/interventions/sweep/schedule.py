@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from probe.data.sample import Picture, Sample, Video, open_picture
+from probe.data.sample import ImageSource, Sample, Video, open_image
 from probe.subject.prefix_cache import KEPT
-from probe.subject.prefix_check import Verdict
+from probe.subject.prefix_check import SharingCheck
 
 
-def schedule(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, tuple[Picture, ...] | None]]:
+def schedule(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, tuple[ImageSource, ...] | None]]:
     """Samples in an order in which every picture comes once, and the donor of each: the next one's pictures.
 
     A donor has as many pictures as the sample; None where there is no other.
@@ -17,7 +17,7 @@ def schedule(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, tuple[P
     groups: dict[tuple[str, ...], list[Sample]] = {}
     for sample in samples:
         groups.setdefault(pictures_of(sample), []).append(sample)
-    donors: dict[str, tuple[Picture, ...] | None] = {}
+    donors: dict[str, tuple[ImageSource, ...] | None] = {}
     for key, group in groups.items():
         ring = [other for other in groups if len(other) == len(key)]
         following = ring[(ring.index(key) + 1) % len(ring)]
@@ -30,12 +30,12 @@ def pictures_of(sample: Sample) -> tuple[str, ...]:
     return tuple(map(_identity, sample.images))
 
 
-def _identity(picture: Picture) -> str:
+def _identity(picture: ImageSource) -> str:
     if isinstance(picture, str | Path):
         return str(picture)
     if isinstance(picture, Video):
         return "+".join(map(_identity, picture.source)) if isinstance(picture.source, tuple) else str(picture.source)
-    return hashlib.sha256(open_picture(picture).tobytes() + str(picture.size).encode()).hexdigest()
+    return hashlib.sha256(open_image(picture).tobytes() + str(picture.size).encode()).hexdigest()
 
 
 def estimate(
@@ -47,7 +47,7 @@ def estimate(
     shared: int,
     new: int,
     token_bytes: float,
-    judged: Verdict,
+    judged: SharingCheck,
 ) -> str:
     """Rows, time and memory of a sweep in a line; an upper bound, as answers end.
 

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probe.hooks.model_structure import Stack
+from probe.hooks.model_structure import LayerStack
 from probe.interventions.drop import drop_vision
 from probe.interventions.layer_target import Names
 from probe.interventions.swap import swap_vision
 from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE, NO_VISION
-from probe.interventions.sweep.sample_prompts import Question
-from probe.interventions.sweep.visibility import Reading
+from probe.interventions.sweep.sample_prompts import SamplePrompts
+from probe.interventions.sweep.visibility import DropMode
 from probe.subject.inputs import with_response
 from probe.subject.subject import Subject
 
@@ -35,17 +35,17 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Alone:
+class SequentialCases:
     """`cases`: the layers that each names. `queries`: who is cut off from vision, as `drop_vision` has it."""
 
     subject: Subject
-    reading: Reading
+    reading: DropMode
     cases: Mapping[str, frozenset[int]]
-    stack: Stack
+    stack: LayerStack
     max_new_tokens: int
     queries: Names | None = None
 
-    def __call__(self, question: Question, names: Sequence[str]) -> Outcome:
+    def __call__(self, question: SamplePrompts, names: Sequence[str]) -> Outcome:
         """One forward over prompt and gold answer, and one `generate`, for each of these cases."""
         logits, answers, gold = [], [], question.gold
         for name in names:
@@ -56,7 +56,7 @@ class Alone:
                 answers += self.subject.generate_ids(inputs, self.max_new_tokens)  # pyright: ignore[reportArgumentType]
         return Outcome(torch.stack(logits), answers, len(self.stack.layers) * len(names))
 
-    def intervention(self, name: str, question: Question) -> AbstractContextManager:
+    def intervention(self, name: str, question: SamplePrompts) -> AbstractContextManager:
         """What is done to the model in a case."""
         model, layers, reading = self.subject.model, sorted(self.cases[name]), self.reading
         if not layers or not question.inputs.types.vision.any():

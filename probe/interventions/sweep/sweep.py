@@ -23,21 +23,21 @@ from tqdm.auto import tqdm
 from probe import __version__
 from probe.data.sample import Sample
 from probe.errors import ProbeError
-from probe.hooks.model_state import active, text_guided
+from probe.hooks.model_state import active_interventions, active_text_guided_reducers
 from probe.hooks.model_structure import stacks
 from probe.interventions.drop import drop_vision
 from probe.interventions.layer_target import Names, as_names
-from probe.interventions.sweep.batched import Together
+from probe.interventions.sweep.batched import BatchedCases
 from probe.interventions.sweep.batched_prefusion import Fused
 from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE, NO_VISION, UNTOUCHED, Cases, resolve
 from probe.interventions.sweep.result_table import Score, exact_match, tabulate
-from probe.interventions.sweep.sample_prompts import Pictures, Question
+from probe.interventions.sweep.sample_prompts import Pictures, SamplePrompts
 from probe.interventions.sweep.schedule import estimate, schedule
-from probe.interventions.sweep.sequential import Alone
-from probe.interventions.sweep.visibility import Reading, row_layers
+from probe.interventions.sweep.sequential import SequentialCases
+from probe.interventions.sweep.visibility import DropMode, row_layers
 from probe.subject.inputs import Inputs
 from probe.subject.prefix_cache import PrefixMemory
-from probe.subject.prefix_check import Verdict, verdict, verdict_of
+from probe.subject.prefix_check import SharingCheck, verdict, verdict_of
 from probe.subject.subject import Subject
 
 
@@ -121,7 +121,7 @@ class Sweep:
         found = stacks(subject.model)
         _check(subject, stack, list(found), max_new_tokens)
         self.subject, self.stack, self.score = subject, found[stack], score
-        self.reading, self.max_new_tokens = Reading(how, freeze, restore), max_new_tokens
+        self.reading, self.max_new_tokens = DropMode(how, freeze, restore), max_new_tokens
         self.queries = None if queries is None else as_names(queries)
         _check_reading(self.reading, subject, stack, self.queries)
         layers = len(self.stack.layers)
@@ -129,9 +129,9 @@ class Sweep:
         self.cases = always | resolve(cases, layers)
         self.readings = self.reading.of_cases(self.cases, layers)
         self.memory = PrefixMemory(subject.model, found["llm"]) if memory is None else memory
-        self.alone = Alone(subject, self.reading, self.cases, self.stack, max_new_tokens, self.queries)
+        self.alone = SequentialCases(subject, self.reading, self.cases, self.stack, max_new_tokens, self.queries)
         self.together = (
-            Together(subject, self.reading, self.readings, self.memory, max_new_tokens) if stack == "llm"
+            BatchedCases(subject, self.reading, self.readings, self.memory, max_new_tokens) if stack == "llm"
             else Fused(self.alone, self.memory.pictures)
         )  # fmt: skip
 
@@ -141,7 +141,7 @@ class Sweep:
         if self.reading.how == "swap" and donor is None:
             raise ProbeError("drop_sweep", expected="another image to swap with", got="none", fix="pass donor=")
         before = self._prefixes()
-        question = Question.of(self.subject, sample, donor)
+        question = SamplePrompts.of(self.subject, sample, donor)
         names = [name for name in self.cases if name != ANOTHER_IMAGE or donor is not None]
         judged = self.judged(question.inputs)
         outcome = (self.alone if judged.reason else self.together)(question, names)
@@ -154,10 +154,10 @@ class Sweep:
     @torch.no_grad()
     def estimate(self, samples: Sequence[Sample]) -> str:
         """What the samples will cost, in a line; from a forward on the first of them."""
-        question = Question.of(self.subject, samples[0], None)
+        question = SamplePrompts.of(self.subject, samples[0], None)
         judged, shared, token_bytes = self.judged(question.inputs), 0, 0.0
         if not judged.seconds:
-            judged = Verdict(judged.reason, _seconds(self.subject, question.inputs))
+            judged = SharingCheck(judged.reason, _seconds(self.subject, question.inputs))
         rows = len(self.cases) * len(self.stack.layers)
         if not judged.reason:
             prompt, known = self.memory.of(question.inputs)
@@ -167,10 +167,10 @@ class Sweep:
         return estimate(samples, len(self.cases), len(self.stack.layers), rows, question.length, shared,
                         self.max_new_tokens, token_bytes, judged)  # fmt: skip
 
-    def judged(self, inputs: Inputs) -> Verdict:
+    def judged(self, inputs: Inputs) -> SharingCheck:
         """Whether sharing is exact."""
-        if guided := text_guided(self.subject.model):
-            return Verdict(f"{guided} chooses vision tokens by the question", 0.0)
+        if guided := active_text_guided_reducers(self.subject.model):
+            return SharingCheck(f"{guided} chooses vision tokens by the question", 0.0)
         if isinstance(self.together, Fused):
             return verdict_of(self.subject.model, self.stack, inputs, self.together.untouched)
         prompt, known = self.memory.of(inputs)
@@ -180,7 +180,7 @@ class Sweep:
         """Passes over pictures so far: over their prefix in the LLM, or over their rows in pre-fusion."""
         return self.memory.computed if self.stack.name == "llm" else self.memory.pictures.computed
 
-    def _provenance(self, judged: Verdict) -> dict[str, str | int]:
+    def _provenance(self, judged: SharingCheck) -> dict[str, str | int]:
         reading = self.reading
         return self.subject.describe() | {
             "how": reading.how, "freeze": str(reading.freeze).lower(), "restore": str(reading.restore).lower(),
@@ -197,7 +197,7 @@ def _seconds(subject: Subject, inputs: Inputs) -> float:
     return time.perf_counter() - start
 
 
-def _check_reading(reading: Reading, subject: Subject, stack: str, queries: tuple[str, ...] | None) -> None:
+def _check_reading(reading: DropMode, subject: Subject, stack: str, queries: tuple[str, ...] | None) -> None:
     """Raises ProbeError for what `drop_vision` refuses in this stack."""
     if reading.how != "swap":
         with drop_vision(subject.model, (), reading.how, reading.freeze, reading.restore, stack, queries):
@@ -212,7 +212,7 @@ def _check(subject: Subject, stack: str, found: list[str], max_new_tokens: int) 
         raise ProbeError("drop_sweep", expected=f"a stack of {', '.join(found)}", got=repr(stack))
     if subject.model.training:
         raise ProbeError("drop_sweep", expected="a model in eval mode", got="one in training mode", fix="model.eval()")
-    if now := active(subject.model):
+    if now := active_interventions(subject.model):
         raise ProbeError("drop_sweep", expected="the model as it is", got=f"one under {now}", fix="leave it")
     if max_new_tokens < 1:
         raise ProbeError("drop_sweep", expected="at least one new token", got=str(max_new_tokens))

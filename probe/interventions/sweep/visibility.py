@@ -21,7 +21,7 @@ Symbol = str | Frozen
 
 
 @dataclass(frozen=True)
-class Reading:
+class DropMode:
     """One reading of "dropped", as `drop_vision` has it. Raises ProbeError for one that it doesn't have."""
 
     how: str = "mask"

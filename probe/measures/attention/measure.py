@@ -21,16 +21,16 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from probe import __version__
-from probe.data.sample import Picture, Sample
+from probe.data.sample import ImageSource, Sample
 from probe.data.token_types import FINE, Types
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import tap
-from probe.hooks.model_state import active
-from probe.hooks.model_structure import Stack, is_compiled
+from probe.hooks.model_state import active_interventions
+from probe.hooks.model_structure import LayerStack, is_compiled
 from probe.hooks.model_structure import stacks as find_stacks
 from probe.measures.attention.record_node import node, root
 from probe.measures.attention.sinks import HANDLED, key_sinks, left_out, norms_watched, set_apart
-from probe.measures.attention.stack_queries import NOTHING_MORE, Wanted, countings, predicting
+from probe.measures.attention.stack_queries import NOTHING_MORE, MeasureOptions, countings, predicting
 from probe.records import assemble, merge
 from probe.subject.inputs import Ids, Inputs, collate, with_response
 from probe.subject.subject import Subject
@@ -41,7 +41,7 @@ Response = str | Ids | xr.DataTree | Sequence[str | Ids | None] | None
 
 def measure(
     subject: Subject,
-    samples: Sample | Sequence[Sample] | Picture | Sequence[Picture] | None,
+    samples: Sample | Sequence[Sample] | ImageSource | Sequence[ImageSource] | None,
     question: str | Sequence[Mapping[str, Any]] | None = None,
     response: Response = None,
     *,
@@ -86,14 +86,14 @@ def measure(
     samples = _as_samples(samples, question)
     chosen = _chosen(subject, stacks, any(sample.images for sample in samples))
     responses = _responses(response, samples)
-    wanted = Wanted(rows, maps, contribution, received_head)
+    wanted = MeasureOptions(rows, maps, contribution, received_head)
     options = {"types": types, "turns": turns}
     attrs = subject.describe() | {
         "probe_version": __version__,
         "types": types if isinstance(types, str) else "own",
         "turns": turns,
         "rows": rows,
-        "intervention": active(subject.model),
+        "intervention": active_interventions(subject.model),
         "response_from": "generate" if response is None else "record" if isinstance(response, xr.DataTree) else "user",
         "generate": ", ".join(f"{k}={v}" for k, v in {"max_new_tokens": max_new_tokens, **generate}.items()),
     }
@@ -152,7 +152,7 @@ def _as_samples(samples: Any, question: Any) -> list[Sample]:
     return samples
 
 
-def _chosen(subject: Subject, names: Sequence[str] | None, pictures: bool) -> dict[str, Stack]:
+def _chosen(subject: Subject, names: Sequence[str] | None, pictures: bool) -> dict[str, LayerStack]:
     found = find_stacks(subject.model)
     names = [names] if isinstance(names, str) else names
     if unknown := set(names or ()) - set(found):
@@ -222,7 +222,7 @@ def _answered(subject: Subject, rows: list[Inputs], max_new_tokens: int, generat
     return rows
 
 
-def _check_maps(chosen: dict[str, Stack], rows: list[Inputs], maps: Any, sample_count: int) -> None:
+def _check_maps(chosen: dict[str, LayerStack], rows: list[Inputs], maps: Any, sample_count: int) -> None:
     stack = chosen.get("llm")
     if stack is None:
         raise ProbeError("measure", expected="the llm stack for maps", got=", ".join(chosen))
@@ -237,7 +237,7 @@ def _check_maps(chosen: dict[str, Stack], rows: list[Inputs], maps: Any, sample_
 
 
 def _forward(
-    subject: Subject, inputs: Inputs, chosen: dict[str, Stack], wanted: Wanted = NOTHING_MORE, drop_sinks: bool = False
+    subject: Subject, inputs: Inputs, chosen: dict[str, LayerStack], wanted: MeasureOptions = NOTHING_MORE, drop_sinks: bool = False
 ) -> list[dict[str, dict[str, np.ndarray]]]:
     """One teacher-forced forward under the tap: {stack: {variable: array}} for each row of the batch."""
     counted = countings(subject, inputs, chosen, wanted)

@@ -13,8 +13,8 @@ from jaxtyping import Shaped
 from PIL import Image
 
 from probe.data.sample import Sample
-from probe.hooks.model_structure import Stack
-from probe.measures.attention.stack_queries import Counting
+from probe.hooks.model_structure import LayerStack
+from probe.measures.attention.stack_queries import StackStatistic
 from probe.records import EDGES
 from probe.subject.inputs import Inputs
 
@@ -25,7 +25,7 @@ BY_LAYER = ("query_count", "share_count")  # have an axis of layers only where l
 QUERY_AXIS = {"received": -2, "received_head": -2, "share_count": -1}
 
 
-def node(counting: Counting, stack: Stack, sample: int) -> dict[str, np.ndarray]:
+def node(counting: StackStatistic, stack: LayerStack, sample: int) -> dict[str, np.ndarray]:
     """One sample's variables of one stack."""
     statistic, rows, grid = counting.statistic, counting.rows[sample], counting.grids[sample]
     if rows:
@@ -60,7 +60,7 @@ def _with_those_gone(counts: np.ndarray, queries: Shaped[np.ndarray, "layer quer
     return np.where(gone.reshape(*gone.shape, *[1] * (counts.ndim - 2)), whole, counts)
 
 
-def _chosen(name: str, values: np.ndarray, counting: Counting) -> np.ndarray:
+def _chosen(name: str, values: np.ndarray, counting: StackStatistic) -> np.ndarray:
     """The types of queries and keys that the stack has."""
     names = counting.statistic.names
     queries, keys = ([names.index(name) for name in types] for types in (counting.query_types, counting.key_types))
@@ -71,7 +71,7 @@ def _chosen(name: str, values: np.ndarray, counting: Counting) -> np.ndarray:
     return values.take(queries, -2).take(keys, -1)
 
 
-def _nothing(counting: Counting, module: Any) -> dict[str, np.ndarray]:
+def _nothing(counting: StackStatistic, module: Any) -> dict[str, np.ndarray]:
     """The table of a stack that a sample does not pass through."""
     statistic, types = counting.statistic, len(counting.statistic.names)
     heads = getattr(module, "num_heads", None) or module.config.num_attention_heads

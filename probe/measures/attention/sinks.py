@@ -30,16 +30,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from probe import __version__
-from probe.data.sample import Picture
+from probe.data.sample import ImageSource
 from probe.data.token_types import PADDING
 from probe.hooks.attention_tap import tap
-from probe.hooks.model_state import active
-from probe.hooks.model_structure import Stack, stacks
-from probe.measures.attention.stack_queries import Counting
-from probe.measures.attention.statistic import Statistic
+from probe.hooks.model_state import active_interventions
+from probe.hooks.model_structure import LayerStack, stacks
+from probe.measures.attention.stack_queries import StackStatistic
+from probe.measures.attention.statistic import AttentionStatistic
 from probe.subject.inputs import Ids, Inputs
 from probe.subject.subject import Subject
-from probe.subject.target_response import Answer
+from probe.subject.target_response import TargetResponse
 
 NORM = 8.0  # times the median norm of the rows
 ATTENTION = 4.0  # times an even spread
@@ -60,14 +60,14 @@ Numbers = Float[np.ndarray, "batch layer token"]
 
 def find_sinks(
     subject: Subject,
-    image: Picture | Sequence[Picture] | Inputs | None,
+    image: ImageSource | Sequence[ImageSource] | Inputs | None,
     question: Any = None,
     response: str | Ids | None = None,
     *,
     max_new_tokens: int = 32,
 ) -> xr.Dataset:
     """The sinks among prompt and answer, by the rule above: sink, norm, drawn (layer, row). Raises as `Answer.of`."""
-    answer = Answer.of(subject, image, question, response, max_new_tokens=max_new_tokens)
+    answer = TargetResponse.of(subject, image, question, response, max_new_tokens=max_new_tokens)
     types = answer.inputs.types
     norm, drawn = norms_and_attention(subject, answer.inputs)
     vision = types.vision[0]
@@ -81,7 +81,7 @@ def find_sinks(
     }
     attrs = subject.describe() | {
         "kind": "sinks", "probe_version": __version__, "rule": RULE, "prompt": answer.inputs.prompt[0],
-        "response": answer.inputs.response[0], "intervention": active(subject.model),
+        "response": answer.inputs.response[0], "intervention": active_interventions(subject.model),
     }  # fmt: skip
     variables = {
         name: xr.Variable(dims, array, dict(zip(("long_name", "units"), UNITS[name], strict=True)))
@@ -105,7 +105,7 @@ def norms_and_attention(subject: Subject, inputs: Inputs) -> tuple[Numbers, Numb
     """
     stack, real = stacks(subject.model)["llm"], inputs.types.role >= 0
     everything = np.where(real, 0, -1)
-    statistic = Statistic(("row",), everything, everything, real)
+    statistic = AttentionStatistic(("row",), everything, everything, real)
     with norms_watched(stack, real) as norms, tap(stack.attention, statistic):
         subject.model(**inputs, use_cache=False)
     drawn = np.full((len(real), len(stack.layers), real.shape[1]), np.nan, np.float32)
@@ -116,7 +116,7 @@ def norms_and_attention(subject: Subject, inputs: Inputs) -> tuple[Numbers, Numb
 
 
 @contextmanager
-def norms_watched(stack: Stack, real: Bool[np.ndarray, "batch token"]) -> Iterator[dict[int, np.ndarray]]:
+def norms_watched(stack: LayerStack, real: Bool[np.ndarray, "batch token"]) -> Iterator[dict[int, np.ndarray]]:
     """{layer: norm of each row ÷ the median of its sequence} of the forward that runs in the block."""
     norms: dict[int, np.ndarray] = {}
 
@@ -148,7 +148,7 @@ def even_spread(asked: Bool[np.ndarray, "token"]) -> Float[np.ndarray, "token"]:
 
 
 def key_sinks(
-    counting: Counting, stack: Stack, norms: Mapping[int, np.ndarray], inputs: Inputs, row: int
+    counting: StackStatistic, stack: LayerStack, norms: Mapping[int, np.ndarray], inputs: Inputs, row: int
 ) -> Float[np.ndarray, "layer key"]:
     """1 for the vision keys of a row that are a sink of the layer, else 0: from what a measurement has counted."""
     real, statistic = inputs.types.role[row] >= 0, counting.statistic
@@ -170,7 +170,7 @@ def set_apart(subject: Subject, inputs: Inputs) -> Inputs:
     return inputs.having(dict(inputs), types=replace(types, names=(SINK, *types.names), ids=np.where(sinks, 0, ids)))
 
 
-def left_out(counting: Counting) -> Counting:
+def left_out(counting: StackStatistic) -> StackStatistic:
     """The same counts, of which the sinks that were set apart are not told."""
     queries, keys = (
         tuple(name for name in names if name != SINK) for names in (counting.query_types, counting.key_types)

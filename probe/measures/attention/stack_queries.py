@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from probe.data.token_types import FINE, Grid
+from probe.data.token_types import FINE, PatchGrid
 from probe.hooks.model_structure import cls_tokens, output_projection
-from probe.measures.attention.statistic import Statistic
+from probe.measures.attention.statistic import AttentionStatistic
 from probe.models.llava_mini.placeholder_layout import COMPRESSED, VISION
 from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
@@ -45,20 +45,20 @@ class Mapped:
 
 
 @dataclass(frozen=True)
-class Counting:
+class StackStatistic:
     """The statistic of one stack over a batch, and what of it belongs to each sample."""
 
-    statistic: Statistic
+    statistic: AttentionStatistic
     rows: list[list[int]]  # of the statistic, for each sample
-    grids: list[Grid]  # where the vision keys of each sample lie
+    grids: list[PatchGrid]  # where the vision keys of each sample lie
     query_types: tuple[str, ...]
     key_types: tuple[str, ...]
     mapped: list[Mapped] | None = None
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is counted only on request: the options of `Statistic`, and which queries of the LLM."""
+class MeasureOptions:
+    """What is counted only on request: the options of `AttentionStatistic`, and which queries of the LLM."""
 
     rows: str = "all"
     maps: bool | str = False
@@ -71,12 +71,12 @@ class Wanted:
         return {"received_head": self.received_head, "contribution": project, "map_heads": self.maps == "heads"}
 
 
-NOTHING_MORE = Wanted()
+NOTHING_MORE = MeasureOptions()
 
 
 def countings(
-    subject: Subject, inputs: Inputs, stacks: Iterable[str], wanted: Wanted = NOTHING_MORE
-) -> dict[str, Counting]:
+    subject: Subject, inputs: Inputs, stacks: Iterable[str], wanted: MeasureOptions = NOTHING_MORE
+) -> dict[str, StackStatistic]:
     """What to count of a batch in these stacks. A stack that no sample of the batch runs through has no rows."""
     of_stack = {"vision": _encoder, "compressor": _compressor, "prefusion": _prefusion, "llm": _llm}
     return {stack: of_stack[stack](subject, inputs, wanted) for stack in stacks}
@@ -89,7 +89,7 @@ def predicting(inputs: Inputs, row: int = 0) -> list[int]:
     return [last, *(i for i in range(last + 1, len(role)) if role[i] >= 0 and inputs.types.is_query[row, i])]
 
 
-def _llm(subject: Subject, inputs: Inputs, wanted: Wanted) -> Counting:
+def _llm(subject: Subject, inputs: Inputs, wanted: MeasureOptions) -> StackStatistic:
     types = inputs.types
     asked = types.is_query & ~types.vision if wanted.rows == "text" else types.is_query
     samples, mapped = range(len(types.ids)), None
@@ -98,22 +98,22 @@ def _llm(subject: Subject, inputs: Inputs, wanted: Wanted) -> Counting:
         positions = [predicting(inputs, row) for row in samples]
         mapped = [Mapped([at - starts[row] for at in positions[row]], [inputs.tokens[row][at] for at in positions[row]])
                   for row in samples]  # fmt: skip
-    statistic = Statistic(types.names, types.ids, np.where(asked, types.ids, -1), types.vision,
+    statistic = AttentionStatistic(types.names, types.ids, np.where(asked, types.ids, -1), types.vision,
                           map_positions=positions if wanted.maps else (), **wanted.options)  # fmt: skip
-    return Counting(statistic, [[row] for row in samples], inputs.grid, types.names, types.names, mapped)
+    return StackStatistic(statistic, [[row] for row in samples], inputs.grid, types.names, types.names, mapped)
 
 
-def _encoder(subject: Subject, inputs: Inputs, wanted: Wanted) -> Counting:
+def _encoder(subject: Subject, inputs: Inputs, wanted: MeasureOptions) -> StackStatistic:
     """Every patch of every view is a vision key; what the encoder puts before them is `cls`."""
     rows, order = _rows(inputs, [_views(grid) for grid in inputs.encoder_grid])
     count = sum(map(len, rows))
     patches = sum(map(len, inputs.encoder_grid)) // max(1, count)
     ids = np.tile(np.repeat([0, 1], [cls_tokens(subject.model), patches]), (count, 1))
-    statistic = Statistic(ENCODER_TYPES, ids, ids, ids == 1, order=order, **wanted.options)
-    return Counting(statistic, rows, inputs.encoder_grid, ENCODER_TYPES, ENCODER_TYPES)
+    statistic = AttentionStatistic(ENCODER_TYPES, ids, ids, ids == 1, order=order, **wanted.options)
+    return StackStatistic(statistic, rows, inputs.encoder_grid, ENCODER_TYPES, ENCODER_TYPES)
 
 
-def _compressor(subject: Subject, inputs: Inputs, wanted: Wanted) -> Counting:
+def _compressor(subject: Subject, inputs: Inputs, wanted: MeasureOptions) -> StackStatistic:
     """Queries that are no keys, over the joined sub-images. The map of each query is kept: it is one token's view."""
     views = [_views(grid) for grid in inputs.encoder_grid]
     rows, order = _rows(inputs, [[1] * len(each) for each in views])
@@ -125,14 +125,14 @@ def _compressor(subject: Subject, inputs: Inputs, wanted: Wanted) -> Counting:
     query_ids = np.full((count, max(patches, tokens)), -1)
     query_ids[:, query_ids.shape[1] - tokens :] = COMPRESSION_TYPES.index("compressed")
     positions = [list(range(patches - tokens, patches))] * count
-    statistic = Statistic(COMPRESSION_TYPES, ids, query_ids, ids == 1, order=order, map_positions=positions,
+    statistic = AttentionStatistic(COMPRESSION_TYPES, ids, query_ids, ids == 1, order=order, map_positions=positions,
                           **wanted.options)  # fmt: skip
     names = [f"compressed {token + 1}" for token in range(tokens)]
     mapped = [Mapped(list(range(tokens)), names) if mine else Mapped([], []) for mine in rows]
-    return Counting(statistic, rows, grids, ("compressed",), ("vision",), mapped)
+    return StackStatistic(statistic, rows, grids, ("compressed",), ("vision",), mapped)
 
 
-def _prefusion(subject: Subject, inputs: Inputs, wanted: Wanted) -> Counting:
+def _prefusion(subject: Subject, inputs: Inputs, wanted: MeasureOptions) -> StackStatistic:
     """The patches of a picture, its compressed tokens and the words of its row."""
     model: Any = subject.model.base_model
     views = [_views(grid) for grid in inputs.encoder_grid]
@@ -146,8 +146,8 @@ def _prefusion(subject: Subject, inputs: Inputs, wanted: Wanted) -> Counting:
         visible &= inputs["fuse_mask"].bool().cpu().numpy()
     ids = _prefusion_types(inputs, names, positions, visible)
     owners = [sample for sample, mine in enumerate(rows) for _ in mine]
-    statistic = Statistic(names, ids[owners], ids[owners], positions[owners] == VISION, order=order, **wanted.options)
-    return Counting(statistic, rows, [joined(grid) for grid in inputs.encoder_grid], names, names)
+    statistic = AttentionStatistic(names, ids[owners], ids[owners], positions[owners] == VISION, order=order, **wanted.options)
+    return StackStatistic(statistic, rows, [joined(grid) for grid in inputs.encoder_grid], names, names)
 
 
 def _prefusion_types(
@@ -164,7 +164,7 @@ def _prefusion_types(
     return ids
 
 
-def _views(grid: Grid) -> list[int]:
+def _views(grid: PatchGrid) -> list[int]:
     """The number of views of each picture of a sample."""
     return [len(np.unique(grid.tile[grid.picture == picture])) for picture in np.unique(grid.picture)]
 

@@ -108,7 +108,7 @@ def means(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
-class Statistic:
+class AttentionStatistic:
     """A streaming accumulator: takes attention calls, yields the table above.
 
     Args:

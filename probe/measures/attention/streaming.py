@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probe.hooks.attention_call import AttentionCall, AttentionWeights, bias, seen
+from probe.hooks.attention_call import AttentionCall, AttentionWeights, bias, visible_keys
 
 TINY = 1e-38  # the logarithm of 0 is never needed: it is multiplied by 0
 BLOCK_QUERIES = 128
@@ -195,7 +195,7 @@ class _Walk:
 
     def step(self, block: _Block) -> None:
         """One block of queries, a few heads at a time; then what is made of the weights averaged over heads."""
-        own = seen(self.call.own_mask, self.call, self.row, block.position, block.stop)[:, block.start :]
+        own = visible_keys(self.call.own_mask, self.call, self.row, block.position, block.stop)[:, block.start :]
         add = bias(self.call, self.row, block.position, block.stop)[:, block.start :]
         hides = (add != 0).any(0)
         clear = int(hides.float().argmax()) if hides.any() else len(hides)  # keys before it are open to all

@@ -26,14 +26,14 @@ from probe.hooks.model_structure import output_projection, stacks
 from probe.measures.attention.statistic import gram
 from probe.measures.attribution.features import Features
 from probe.subject.subject import Subject
-from probe.subject.target_response import Answer
+from probe.subject.target_response import TargetResponse
 
 MEASURES = ("mass", "lift", "received", "contribution")
 
 
 @torch.no_grad()
 def attention_on(
-    subject: Subject, answer: Answer, features: Features
+    subject: Subject, answer: TargetResponse, features: Features
 ) -> dict[str, Float[np.ndarray, "layer head feature"]]:
     """The four measures: 0 for a region whose tokens a reducer has taken away, NaN where the LLM has none of any region
     (LLaVA-Mini). Raises ProbeError where q and k can't be seen."""

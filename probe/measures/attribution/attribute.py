@@ -17,13 +17,13 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from probe import __version__
-from probe.data.sample import Picture
+from probe.data.sample import ImageSource
 from probe.errors import ProbeError
-from probe.hooks.model_state import active
+from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import is_compiled
 from probe.measures.attribution import methods
 from probe.measures.attribution.attention_per_feature import attention_on
-from probe.measures.attribution.baselines import HIDDEN, Baseline, Removal
+from probe.measures.attribution.baselines import HIDDEN, Baseline, Perturbation
 from probe.measures.attribution.dataset import tabulate
 from probe.measures.attribution.features import Features
 from probe.measures.attribution.methods import COMPLETE, GRADIENT_X_ATTENTION, METHODS, Plan
@@ -32,7 +32,7 @@ from probe.measures.attribution.regions import Over
 from probe.measures.attribution.shared_prefix import SharedPrefix
 from probe.subject.inputs import Ids, Inputs
 from probe.subject.subject import Subject
-from probe.subject.target_response import Answer
+from probe.subject.target_response import TargetResponse
 
 SHARING = ("ablation", "shapley")  # methods without gradients, which can share a prefix
 TOLERATED = 0.05  # of what all features are worth: a larger delta is warned of
@@ -40,7 +40,7 @@ TOLERATED = 0.05  # of what all features are worth: a larger delta is warned of
 
 def attribute(
     subject: Subject,
-    image: Picture | Sequence[Picture] | Inputs | None,
+    image: ImageSource | Sequence[ImageSource] | Inputs | None,
     question: Any = None,
     response: str | Ids | None = None,
     method: str = "ablation",
@@ -81,10 +81,10 @@ def attribute(
     mode or compiled, and integrated gradients towards "hidden", which has no way between.
     """
     _check(subject, method, over, baseline, {"steps": steps, "samples": samples, "batch": batch})
-    answer = Answer.of(subject, image, question, response, tokens, max_new_tokens)
+    answer = TargetResponse.of(subject, image, question, response, tokens, max_new_tokens)
     features = Features.of(subject, answer.inputs, over, words)
     plan, by_gradient = Plan(batch, steps, samples, seed), method == GRADIENT_X_ATTENTION
-    removal = Removal.none(features, method) if by_gradient else Removal.of(subject, answer, features, baseline)
+    removal = Perturbation.none(features, method) if by_gradient else Perturbation.of(subject, answer, features, baseline)
     perturbed = Perturbed(subject, answer, removal)
     shared = SharedPrefix.of(subject, answer, removal) if share and method in SHARING else "not asked for"
     f = perturbed if isinstance(shared, str) else shared
@@ -103,7 +103,7 @@ def attribute(
     attrs = {
         **subject.describe(), "kind": "attribution", "probe_version": __version__, "method": method,
         "over": over if isinstance(over, str) else "mask", "baseline": removal.name, "steps": steps, "samples": samples,
-        "seed": seed, "batch": batch, "intervention": active(subject.model), "response": answer.inputs.response[0],
+        "seed": seed, "batch": batch, "intervention": active_interventions(subject.model), "response": answer.inputs.response[0],
         "prompt": answer.inputs.prompt[0], "sharing": shared if isinstance(shared, str) else "exact",
     }  # fmt: skip
     return tabulate(values, answer, features, attrs)

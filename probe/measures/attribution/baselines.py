@@ -18,21 +18,21 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from probe.data.sample import Picture, open_picture
+from probe.data.sample import ImageSource, open_image
 from probe.errors import ProbeError
 from probe.measures.attribution.features import Features
 from probe.subject.subject import Subject
-from probe.subject.target_response import Answer
+from probe.subject.target_response import TargetResponse
 
 PIXELS = ("mean", "blur")
 ROWS = ("rows", "zero")
 HIDDEN = "hidden"
 NAMES = (*PIXELS, *ROWS, HIDDEN)
-Baseline = str | Picture
+Baseline = str | ImageSource
 
 
 @dataclass(frozen=True)
-class Removal:
+class Perturbation:
     """Where a feature's z acts: each index says which feature a place belongs to, -1 for none.
 
     blended: embeddings that move from their own (z = 1) to their stand-in (0). hidden: positions that text cannot see
@@ -49,14 +49,14 @@ class Removal:
     layers: bool = False
 
     @classmethod
-    def none(cls, features: Features, called: str) -> "Removal":
+    def none(cls, features: Features, called: str) -> "Perturbation":
         """Nothing is taken away, whatever z: for a method that watches what the LLM reads of each region."""
         _check_rows(features, called)
         nothing = torch.full_like(features.tokens, -1)
         return cls("none", nothing, nothing)
 
     @classmethod
-    def of(cls, subject: Subject, answer: Answer, features: Features, baseline: Baseline) -> "Removal":
+    def of(cls, subject: Subject, answer: TargetResponse, features: Features, baseline: Baseline) -> "Perturbation":
         """Raises ProbeError for an unknown baseline, and for one of vision rows where a region has none of its own."""
         named = isinstance(baseline, str) and baseline in NAMES
         if not named and isinstance(baseline, str) and not os.path.exists(baseline):
@@ -90,7 +90,7 @@ def _check_rows(features: Features, what: str) -> None:
                          fix=f"use baseline='mean' or another of pixels in place of {what!r}")  # fmt: skip
 
 
-def _stand_in(subject: Subject, picture: Image.Image, baseline: Baseline, answer: Answer) -> Image.Image:
+def _stand_in(subject: Subject, picture: Image.Image, baseline: Baseline, answer: TargetResponse) -> Image.Image:
     """A picture of the same size, to be processed in the same way."""
     if baseline == "mean":
         colour = tuple(int(value * 255) for value in subject.processor.image_processor.image_mean)
@@ -98,4 +98,4 @@ def _stand_in(subject: Subject, picture: Image.Image, baseline: Baseline, answer
     if baseline == "blur":
         side = int(answer.inputs.encoder_grid[0].row.max()) + 1
         return picture.filter(ImageFilter.GaussianBlur(max(picture.size) / side))
-    return open_picture(baseline).resize(picture.size)
+    return open_image(baseline).resize(picture.size)

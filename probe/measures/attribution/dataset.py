@@ -12,10 +12,10 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
-from probe.data.token_types import Grid
+from probe.data.token_types import PatchGrid
 from probe.measures.attribution.features import Features
 from probe.records import EDGES
-from probe.subject.target_response import Answer
+from probe.subject.target_response import TargetResponse
 
 VARIABLES = {
     "attribution": (("feature",), "what the answer's log-probability owes to the feature", "nat"),
@@ -36,7 +36,7 @@ VARIABLES = {
 SIDE = 672  # pixels, as in a record
 
 
-def tabulate(values: Mapping[str, Any], answer: Answer, features: Features, attrs: Mapping[str, Any]) -> xr.Dataset:
+def tabulate(values: Mapping[str, Any], answer: TargetResponse, features: Features, attrs: Mapping[str, Any]) -> xr.Dataset:
     """The dataset of one attribution from plain arrays named as in `VARIABLES`."""
     given = {
         "token_id": answer.ids.cpu().numpy(),
@@ -58,7 +58,7 @@ def tabulate(values: Mapping[str, Any], answer: Answer, features: Features, attr
     return dataset.assign_coords(numbered).assign_attrs(attrs)
 
 
-def places(name: str, grid: Grid, feature: np.ndarray | None = None) -> dict[str, xr.Variable]:
+def places(name: str, grid: PatchGrid, feature: np.ndarray | None = None) -> dict[str, xr.Variable]:
     """Where tokens lie (and which feature they belong to); names as in a record."""
     ints = {axis: getattr(grid, axis) for axis in ("picture", "tile", "row", "col")}
     ints |= {} if feature is None else {"feature": feature}

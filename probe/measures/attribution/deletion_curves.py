@@ -19,17 +19,17 @@ import xarray as xr
 from jaxtyping import Float
 
 from probe import __version__
-from probe.data.sample import Picture
+from probe.data.sample import ImageSource
 from probe.errors import ProbeError
-from probe.hooks.model_state import active
-from probe.measures.attribution.baselines import Baseline, Removal
+from probe.hooks.model_state import active_interventions
+from probe.measures.attribution.baselines import Baseline, Perturbation
 from probe.measures.attribution.features import Features
 from probe.measures.attribution.perturbed_model import Perturbed
 from probe.measures.attribution.regions import Over
 from probe.measures.attribution.shared_prefix import SharedPrefix
 from probe.subject.inputs import Ids, Inputs
 from probe.subject.subject import Subject
-from probe.subject.target_response import Answer
+from probe.subject.target_response import TargetResponse
 
 RANDOM = "random"
 DIRECTIONS = ("deletion", "insertion")
@@ -38,7 +38,7 @@ DIRECTIONS = ("deletion", "insertion")
 @torch.no_grad()
 def deletion_curves(
     subject: Subject,
-    image: Picture | Sequence[Picture] | Inputs,
+    image: ImageSource | Sequence[ImageSource] | Inputs,
     question: Any,
     scores: Mapping[str, Any],
     response: str | Ids | None = None,
@@ -56,9 +56,9 @@ def deletion_curves(
     the mean over `orders` shuffles. points: fractions between 0 and 1.
     Returns a dataset: logprob (score, direction, fraction). Raises ProbeError for scores of another length.
     """
-    answer = Answer.of(subject, image, question, response)
+    answer = TargetResponse.of(subject, image, question, response)
     features = Features.of(subject, answer.inputs, over, words=False)
-    removal = Removal.of(subject, answer, features, baseline)
+    removal = Perturbation.of(subject, answer, features, baseline)
     shared = SharedPrefix.of(subject, answer, removal)
     f = Perturbed(subject, answer, removal) if isinstance(shared, str) else shared
     rng = np.random.default_rng(seed)
@@ -69,7 +69,7 @@ def deletion_curves(
     attrs = subject.describe() | {
         "kind": "deletion curves", "probe_version": __version__, "baseline": removal.name, "seed": seed,
         "over": over if isinstance(over, str) else "mask", "response": answer.inputs.response[0],
-        "intervention": active(subject.model),
+        "intervention": active_interventions(subject.model),
     }  # fmt: skip
     named = {"long_name": "log-probability of the answer", "units": "nat"}
     return xr.Dataset(

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from probe.data.token_types import Grid
+from probe.data.token_types import PatchGrid
 from probe.errors import ProbeError
 from probe.hooks.model_structure import stacks
 from probe.measures.attribution.regions import NONE, Over, Regions
@@ -97,7 +97,7 @@ def _pixels(inputs: Inputs, regions: Regions) -> Int[Tensor, "..."]:
     return torch.from_numpy(found)
 
 
-def _views(grid: Grid, tiled: bool) -> list[tuple[tuple[int, ...], int, Any]]:
+def _views(grid: PatchGrid, tiled: bool) -> list[tuple[tuple[int, ...], int, Any]]:
     """The index in `pixel_values`, the picture, and the edges of each view, in the order the encoder sees them."""
     found = []
     for picture in dict.fromkeys(grid.picture.tolist()):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
-from probe.interventions.attention_edits import read_otherwise
+from probe.interventions.attention_edits import replace_keys_values
 from probe.measures.attribution.features import Features
 from probe.measures.attribution.perturbed_model import Perturbed
 
@@ -79,7 +79,7 @@ def gradient_x_attention(perturbed: Perturbed, features: Features) -> Float[Tens
     def around(call: AttentionCall, kernel: Kernel) -> Output:
         now = perturbed.sequences.running()
         share = gates[target.layer_of(call.name)].to(call.value)[None, None, :, None]
-        return read_otherwise(call, kernel, ~now.vision, value=call.value * share)
+        return replace_keys_values(call, kernel, ~now.vision, value=call.value * share)
 
     with torch.enable_grad(), perturbed.sequences.followed(), target.routed(around):
         logprob = perturbed(torch.ones(1, len(features))).sum()

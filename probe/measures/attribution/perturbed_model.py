@@ -26,20 +26,20 @@ from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.model_structure import stacks
 from probe.hooks.prompt_ends import remember
-from probe.interventions.attention_edits import hide, read_otherwise
-from probe.interventions.layer_target import Target
-from probe.measures.attribution.baselines import Removal
+from probe.interventions.attention_edits import mask_keys, replace_keys_values
+from probe.interventions.layer_target import LayerTarget
+from probe.measures.attribution.baselines import Perturbation
 from probe.subject.subject import Subject
-from probe.subject.target_response import Answer
+from probe.subject.target_response import TargetResponse
 
 
 class Perturbed:
     """Whole forwards. `z` is that of the batch that runs."""
 
-    def __init__(self, subject: Subject, answer: Answer, removal: Removal):
+    def __init__(self, subject: Subject, answer: TargetResponse, removal: Perturbation):
         self.model, self.answer, self.removal = subject.model, answer, removal
         self.vision = torch.from_numpy(answer.inputs.types.vision[0])
-        self.target = Target.of("attribute", subject.model, range(len(stacks(subject.model)["llm"].layers)))
+        self.target = LayerTarget.of("attribute", subject.model, range(len(stacks(subject.model)["llm"].layers)))
         self.sequences = self.target.sequences()
         kept = "logits_to_keep" in inspect.signature(subject.model.forward).parameters
         self.options = {"logits_to_keep": answer.kept} if kept else {}
@@ -85,7 +85,7 @@ class Perturbed:
 
         def around(call: AttentionCall, kernel: Kernel) -> Output:
             now = self.sequences.running()
-            return kernel(hide(call, now, ~now.vision, gone.to(now.vision.device)))
+            return kernel(mask_keys(call, now, ~now.vision, gone.to(now.vision.device)))
 
         return around
 
@@ -97,7 +97,7 @@ class Perturbed:
             vision = now.vision.to(call.value.device)
             share = z[:, self.target.layer_of(call.name)].to(call.value)[:, None, None, None]
             value = torch.where(vision[:, None, :, None], call.value * share, call.value)
-            return read_otherwise(call, kernel, ~now.vision, value=value)
+            return replace_keys_values(call, kernel, ~now.vision, value=value)
 
         return around
 

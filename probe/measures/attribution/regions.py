@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from probe.data.token_types import Grid
+from probe.data.token_types import PatchGrid
 from probe.errors import ProbeError
 from probe.subject.inputs import Inputs
 
@@ -42,7 +42,7 @@ class Regions:
         found = self.lookups[picture](np.where(known, x, -9.0), np.where(known, y, -9.0))
         return np.where(known, found, NONE)
 
-    def of_grid(self, grid: Grid) -> Int[np.ndarray, "key"]:
+    def of_grid(self, grid: PatchGrid) -> Int[np.ndarray, "key"]:
         """The region that the middle of each patch or vision token lies in, -1 for newlines and the like."""
         x, y = (grid.box[:, 0] + grid.box[:, 2]) / 2, (grid.box[:, 1] + grid.box[:, 3]) / 2
         found = np.full(len(grid), NONE)
@@ -91,7 +91,7 @@ def _shifted(lookup: Lookup, by: int) -> Lookup:
     return at
 
 
-def _lattice(grid: Grid, picture: int, cell: int) -> tuple[list[str], Lookup]:
+def _lattice(grid: PatchGrid, picture: int, cell: int) -> tuple[list[str], Lookup]:
     """Cells of the picture's base view, named by row and column of their first patch, counted from 1."""
     base = (grid.picture == picture) & (grid.tile == 0)
     row, col, box = grid.row[base], grid.col[base], grid.box[base]

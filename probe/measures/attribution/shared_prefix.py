@@ -25,22 +25,22 @@ from torch.nn.functional import scaled_dot_product_attention
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, routed
-from probe.hooks.model_state import active, reducer
-from probe.hooks.model_structure import Stack, stacks
+from probe.hooks.model_state import active_interventions, active_reducers
+from probe.hooks.model_structure import LayerStack, stacks
 from probe.interventions.sweep.prefix_attention import KeyValue
-from probe.measures.attribution.baselines import Removal
+from probe.measures.attribution.baselines import Perturbation
 from probe.measures.attribution.perturbed_model import blend, gate
-from probe.subject.image_prefix import Prefix, Prompt
+from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix
 from probe.subject.prefix_check import verdict
 from probe.subject.subject import Subject
-from probe.subject.target_response import Answer
+from probe.subject.target_response import TargetResponse
 
 
 class SharedPrefix:
     """f(z) of `Perturbed`, without gradients. `rows_run` counts the token rows that went through the decoder."""
 
     def __init__(
-        self, subject: Subject, answer: Answer, removal: Removal, prompt: Prompt, keys: Mapping[str, KeyValue]
+        self, subject: Subject, answer: TargetResponse, removal: Perturbation, prompt: EmbeddedPrompt, keys: Mapping[str, KeyValue]
     ):
         self.model, self.answer, self.removal = subject.model, answer, removal
         self.prompt, self.keys = prompt, keys
@@ -50,13 +50,13 @@ class SharedPrefix:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, subject: Subject, answer: Answer, removal: Removal) -> "SharedPrefix | str":
+    def of(cls, subject: Subject, answer: TargetResponse, removal: Perturbation) -> "SharedPrefix | str":
         """Or why nothing can be shared exactly."""
-        if now := active(subject.model) or reducer(subject.model):
+        if now := active_interventions(subject.model) or active_reducers(subject.model):
             return f"the model is under {now}"
         if removal.pixels is not None or removal.layers:
             return "the vision rows change" if removal.pixels is not None else "every layer changes"
-        stack, prompt = stacks(subject.model)["llm"], Prompt.of(subject.model, answer.inputs)
+        stack, prompt = stacks(subject.model)["llm"], EmbeddedPrompt.of(subject.model, answer.inputs)
         if reason := _plain(subject, prompt):
             return reason
         reason = "its attention has a window shorter than the prompt"
@@ -64,7 +64,7 @@ class SharedPrefix:
             reason = _judged(subject, stack, answer, prompt)
         if reason:
             return reason
-        return cls(subject, answer, removal, prompt, Prefix.of(subject.model, stack, prompt, len(prompt.ids)).keys)
+        return cls(subject, answer, removal, prompt, ImagePrefix.of(subject.model, stack, prompt, len(prompt.ids)).keys)
 
     @torch.no_grad()
     def __call__(self, z: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch chosen"]:
@@ -112,7 +112,7 @@ def _attend(call: AttentionCall, visible: Bool[Tensor, "batch 1 query key"]) -> 
     return out.transpose(1, 2).contiguous()
 
 
-def _plain(subject: Subject, prompt: Prompt) -> str:
+def _plain(subject: Subject, prompt: EmbeddedPrompt) -> str:
     """LLaVA-Mini's words have read the picture before the decoder gets them: they cannot be changed there."""
     words: Any = subject.model.get_input_embeddings()
     text = ~prompt.vision
@@ -120,6 +120,6 @@ def _plain(subject: Subject, prompt: Prompt) -> str:
     return "" if same else "its decoder is given more than embedded words"
 
 
-def _judged(subject: Subject, stack: Stack, answer: Answer, prompt: Prompt) -> str:
-    prefix = Prefix.of(subject.model, stack, prompt)
+def _judged(subject: Subject, stack: LayerStack, answer: TargetResponse, prompt: EmbeddedPrompt) -> str:
+    prefix = ImagePrefix.of(subject.model, stack, prompt)
     return verdict(subject.model, stack, answer.inputs, prompt, prefix).reason

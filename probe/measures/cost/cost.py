@@ -26,7 +26,7 @@ from probe.measures.cost.flop_count import COMPONENTS, OPERATIONS, Counted, coun
 from probe.measures.cost.formula import formula_flops
 from probe.measures.cost.meta_model import Described, described, parameters, skeleton
 from probe.measures.cost.prompt_shape import (
-    Prompt,
+    PromptShape,
     Resolution,
     Tokens,
     makes_to_order,
@@ -116,7 +116,7 @@ def _runnable(model: Any, told: Described, config: Any, counted: Counted) -> Pre
     return model if isinstance(model, PreTrainedModel) else model.model
 
 
-def _about(told: Described, prompt: Prompt, counted: Counted, device: str) -> dict[str, Any]:
+def _about(told: Described, prompt: PromptShape, counted: Counted, device: str) -> dict[str, Any]:
     return {
         "model": told.name,
         "revision": told.revision,

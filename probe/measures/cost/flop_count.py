@@ -25,7 +25,7 @@ from probe.errors import ProbeError
 from probe.hooks.model_structure import stacks
 from probe.measures.cost.meta_model import encoders, head_of
 from probe.measures.cost.prefused import Prefused, fuses
-from probe.measures.cost.prompt_shape import Prompt, side_of
+from probe.measures.cost.prompt_shape import PromptShape, side_of
 
 COMPONENTS = ("vision_encoder", "projector", "compressor", "prefusion", "llm")
 OPERATIONS = ("linear", "attention")
@@ -75,7 +75,7 @@ def _so_far(counter: FlopCounterMode) -> Flops:
     return by_kind
 
 
-def count(model: PreTrainedModel, prompt: Prompt, wanted: Sequence[int] | None = None, rows: str = "all") -> Counted:
+def count(model: PreTrainedModel, prompt: PromptShape, wanted: Sequence[int] | None = None, rows: str = "all") -> Counted:
     """The cost of a prompt. `wanted`: the vision tokens of each LLM layer, by default what the model makes.
 
     rows: "all" counts every row of every layer and a head at every position, as papers do; "needed" what `generate`
@@ -96,7 +96,7 @@ def count(model: PreTrainedModel, prompt: Prompt, wanted: Sequence[int] | None =
     return Counted(flops, tokens, kinds, prefused.prefix if prefused is not None else 0, reduced)
 
 
-def _before_llm(model: PreTrainedModel, prompt: Prompt, rows: str) -> tuple[dict[str, Flops], int, Prefused | None]:
+def _before_llm(model: PreTrainedModel, prompt: PromptShape, rows: str) -> tuple[dict[str, Flops], int, Prefused | None]:
     """Operations up to the LLM, the vision tokens that are made, and what a LLaVA-Mini did."""
     base: Any = model.base_model
     found = stacks(model)

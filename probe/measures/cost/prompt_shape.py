@@ -21,7 +21,7 @@ Tokens = int | Sequence[int]  # in all, or in each LLM layer
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PromptShape:
     """One image, or a video of `frames`, and `text_tokens` words."""
 
     height: int
@@ -59,7 +59,7 @@ def side_of(config: Any) -> int:
 
 
 def prompt_of(config: Any, vision_tokens: int | None, text_tokens: int, resolution: Resolution | None,
-              frames: int | None) -> Prompt:  # fmt: skip
+              frames: int | None) -> PromptShape:  # fmt: skip
     """A prompt by resolution and frames. Without a resolution a view, or two tiles by two where there are tiles; and
     where more vision tokens are wanted than a view has patches, as many views as it takes.
 
@@ -75,7 +75,7 @@ def prompt_of(config: Any, vision_tokens: int | None, text_tokens: int, resoluti
     if uncut and vision_tokens is not None:
         patches = (side // config.vision_config.patch_size) ** 2
         views = max(views, math.ceil(vision_tokens / patches))
-    return Prompt(height, width, views, frames, text_tokens)
+    return PromptShape(height, width, views, frames, text_tokens)
 
 
 def _height_and_width(resolution: Any) -> tuple[int, int]:

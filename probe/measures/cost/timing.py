@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from probe.hooks.model_structure import image_token_id
 from probe.measures.cost.prefused import fuses
-from probe.measures.cost.prompt_shape import Prompt, side_of
+from probe.measures.cost.prompt_shape import PromptShape, side_of
 
 MOMENTS = ("before", "peak")
 
@@ -55,7 +55,7 @@ def first_token(model: Any, inputs: Mapping[str, Any]) -> int:
     return int(model(**inputs, use_cache=True, logits_to_keep=1).logits[0, -1].argmax())
 
 
-def inputs_of(model: PreTrainedModel, prompt: Prompt, vision_tokens: int, seed: int = 0) -> dict[str, Any]:
+def inputs_of(model: PreTrainedModel, prompt: PromptShape, vision_tokens: int, seed: int = 0) -> dict[str, Any]:
     """Noise for pixels, and so many placeholders in the middle of the words."""
     base, generator = model.base_model, torch.Generator().manual_seed(seed)
 

@@ -17,7 +17,7 @@ from probe.models.llava_mini.prefusion import Prefix
 
 
 @dataclass(frozen=True)
-class Seen:
+class FramePrefix:
     """A few frames on the doorstep of pre-fusion."""
 
     tokens: Float[Tensor, "frame token dim"]  # compressed, not yet fused
@@ -26,7 +26,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Question:
+class FusedPrompt:
     """A prompt's words after they have read a video whose frames are gone."""
 
     ids: Int[Tensor, " word"]
@@ -39,8 +39,8 @@ class EncodedVision:
 
     tokens: Float[Tensor, "frame token dim"]  # what the LLM reads
     pixels: Float[Tensor, "view 3 height width"]  # an all-zero frame of its shape, for rows without an image
-    seen: Sequence[Seen] = ()  # a few frames each; empty where a long video has let go of them
-    question: Question | None = None
+    seen: Sequence[FramePrefix] = ()  # a few frames each; empty where a long video has let go of them
+    question: FusedPrompt | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -36,7 +36,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Reading:
+class FusedText:
     """What came out for a few frames: their tokens, and the text of their rows."""
 
     tokens: Float[Tensor, "frame token dim"]
@@ -81,7 +81,7 @@ def answered(encoded: EncodedVision, text: Text, row: int) -> Float[Tensor, "1 w
 
 
 def average(
-    readings: Iterable[Reading], text: Text
+    readings: Iterable[FusedText], text: Text
 ) -> tuple[Float[Tensor, "token dim"], Float[Tensor, "row word dim"]]:
     """All vision tokens in order, and the text of each row averaged over its frames, raw where it is hidden."""
     tokens: dict[int, Tensor] = {}

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probe.models.llava_mini.encoding import EncodedVision, Question, Seen
-from probe.models.llava_mini.frame_fusion import Frame, Reading, Text, answered, chunks, text_of
+from probe.models.llava_mini.encoding import EncodedVision, FramePrefix, FusedPrompt
+from probe.models.llava_mini.frame_fusion import Frame, FusedText, Text, answered, chunks, text_of
 from probe.models.llava_mini.prefusion import LlavaMiniPrefusion
 from probe.models.llava_mini.vision import LlavaMiniVision
 
@@ -56,21 +56,21 @@ class LlavaMiniFusing(LlavaMiniVision):
             reading = self.fuse(seen, text, [0] * len(chunk), range(len(chunk)))
             tokens.append(reading.tokens.clone())  # as a view it would keep the text of its frames alive
             total, count = total + reading.text.float().sum(0), count + len(chunk)
-            kept = [*kept, Seen(seen.tokens, None, seen.prefix)] if count <= keep_frames else []
+            kept = [*kept, FramePrefix(seen.tokens, None, seen.prefix)] if count <= keep_frames else []
         if example is None:
             raise ValueError("encode_image: expected an image or a video of at least one frame, got no frame")
-        question = None if input_ids is None else Question(text.row(0).cpu(), total / count)
+        question = None if input_ids is None else FusedPrompt(text.row(0).cpu(), total / count)
         return EncodedVision(torch.cat(tokens), example, kept if count <= keep_frames else [], question)
 
-    def see(self, pixel_values: Float[Tensor, "frame view 3 height width"]) -> Seen:
+    def see(self, pixel_values: Float[Tensor, "frame view 3 height width"]) -> FramePrefix:
         """A few frames, up to where the text comes in."""
         vision, tokens = self.look(pixel_values)
         # Gradient checkpointing runs a layer twice, which no cache survives.
         recomputed = self.training and any(layer.gradient_checkpointing for layer in self.prefusion.layers)
         if recomputed or not self.prefusion.layers:
-            return Seen(tokens, vision, None)
+            return FramePrefix(tokens, vision, None)
         prefix, fused = self.prefusion.see(vision, outputs=self._vision_rows_are_tokens)
-        return Seen(tokens if fused is None else fused, vision, prefix)
+        return FramePrefix(tokens if fused is None else fused, vision, prefix)
 
     @property
     def entrance(self) -> torch.device:
@@ -87,12 +87,12 @@ class LlavaMiniFusing(LlavaMiniVision):
         along = self.config.fusion == "released" and self.config.compression != "none"
         return self.config.compressor_size**2 if along else 0
 
-    def fuse(self, seen: Seen, text: Text, rows: Sequence[int], places: Sequence[int]) -> Reading:
+    def fuse(self, seen: FramePrefix, text: Text, rows: Sequence[int], places: Sequence[int]) -> FusedText:
         """The text of these rows reads these frames, each its own."""
         raw, visible = text.raw[rows].to(seen.tokens), text.visible[rows].to(seen.tokens.device)
         n = self.tokens_along
         if not self.prefusion.layers or not n + raw.shape[1]:
-            return Reading(seen.tokens, places, raw, rows)
+            return FusedText(seen.tokens, places, raw, rows)
         words = torch.cat([seen.tokens[:, :n], raw], 1)
         visible = nn.functional.pad(visible, (n, 0), value=True)
         tokens = seen.tokens
@@ -101,25 +101,25 @@ class LlavaMiniFusing(LlavaMiniVision):
         else:
             vision, words = self.prefusion(seen.vision, words, visible)
             tokens = vision if self._vision_rows_are_tokens else tokens
-        return Reading(words[:, :n] if n else tokens, places, words[:, n:], rows)
+        return FusedText(words[:, :n] if n else tokens, places, words[:, n:], rows)
 
-    def read_frames(self, frames: Iterable[Frame], text: Text) -> Iterator[Reading]:
+    def read_frames(self, frames: Iterable[Frame], text: Text) -> Iterator[FusedText]:
         for chunk in chunks(frames, self.config.frames_per_chunk):
             pixels, rows, places = zip(*chunk, strict=True)
             yield self.fuse(self.see(torch.stack(pixels)), text, list(rows), places)
 
-    def read_encoded(self, vision: Sequence[EncodedVision], rows: list[int], text: Text) -> Iterator[Reading]:
+    def read_encoded(self, vision: Sequence[EncodedVision], rows: list[int], text: Text) -> Iterator[FusedText]:
         place = 0
         for encoded, row in zip(vision, rows, strict=True):
             places = range(place, place := place + len(encoded.tokens))
             if not self.prefusion.layers:
-                yield Reading(encoded.tokens, places, text.raw[[row]], [row], len(places))
+                yield FusedText(encoded.tokens, places, text.raw[[row]], [row], len(places))
             elif encoded.seen:
                 for seen in encoded.seen:
                     n = len(seen.tokens)
                     yield self.fuse(seen, text, [row] * n, places[:n])
                     places = places[n:]
             else:
-                yield Reading(encoded.tokens, places, answered(encoded, text, row), [row], len(places))
+                yield FusedText(encoded.tokens, places, answered(encoded, text, row), [row], len(places))
         without = sorted(set(range(len(text.raw))) - set(rows))
         yield from self.read_frames([(vision[0].pixels.to(self.entrance), row, -1) for row in without], text)

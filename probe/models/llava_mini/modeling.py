@@ -34,8 +34,8 @@ from probe.models.llava_mini.placeholder_layout import (
     FILLED,
     VISION,
     Visual,
+    assign_visuals,
     pack,
-    place,
     rows_of,
     with_views,
 )
@@ -165,7 +165,7 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
         """The images and videos of a batch in placeholder order, with their rows."""
         images, videos = with_views(pixel_values), pixel_values_videos
         tokens = [self.config.tokens_per_frame(x.shape[-4]) if x is not None else 1 for x in (images, videos)]
-        return place(
+        return assign_visuals(
             input_ids == self.config.image_token_id,
             images=0 if images is None else len(images),
             videos=0 if videos is None else len(videos),

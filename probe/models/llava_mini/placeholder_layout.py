@@ -62,7 +62,7 @@ def pack(is_word: Bool[Tensor, "row token"]) -> Words:
     return Words(index, is_word.gather(1, index))
 
 
-def place(
+def assign_visuals(
     placeholder: Bool[Tensor, "row token"],
     images: int,
     videos: int,
@@ -78,7 +78,7 @@ def place(
     if videos and not max_frames:
         raise ValueError("LLaVA-Mini: expected videos of at least one frame, got none")
     if not (image_tokens and frame_tokens):
-        return _deal(len(placeholder), images, videos, max_frames)
+        return _distribute(len(placeholder), images, videos, max_frames)
     runs = _runs(placeholder)
     if not videos:
         found = [(row, False, 1) for row, n in runs for _ in range(n // image_tokens)]
@@ -112,7 +112,7 @@ def _runs(placeholder: Tensor) -> list[tuple[int, int]]:
     ]
 
 
-def _deal(rows: int, images: int, videos: int, max_frames: int) -> list[Visual]:
+def _distribute(rows: int, images: int, videos: int, max_frames: int) -> list[Visual]:
     if images % rows or videos % rows:
         raise ValueError(
             f"LLaVA-Mini: without vision tokens in the prompt every row needs as many images, got {images} images and "
@@ -130,7 +130,7 @@ def rows_of(placeholder: Bool[Tensor, "row token"], tokens: list[int]) -> list[i
     [0, 0, 1]
     """
     if not any(tokens):
-        return [visual.row for visual in _deal(len(placeholder), len(tokens), 0, 1)]
+        return [visual.row for visual in _distribute(len(placeholder), len(tokens), 0, 1)]
     left, rows, row = placeholder.sum(1).tolist(), [], 0
     for n in tokens:
         while row < len(left) and not left[row]:

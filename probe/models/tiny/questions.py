@@ -78,7 +78,7 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question:
     return _ASK[kind](scene, rng)
 
 
-def sample_picture(seed: int = 0, kind: str = "caption", size: int = 480) -> tuple[Image.Image, str, str]:
+def sample_image(seed: int = 0, kind: str = "caption", size: int = 480) -> tuple[Image.Image, str, str]:
     """A picture to look at, a question about it and its answer: what the command line uses when given none.
 
     These pictures are in no training and no evaluation set; `tests/test_tiny_weights.py` holds that the

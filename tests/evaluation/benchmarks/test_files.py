@@ -345,7 +345,7 @@ def test_a_row_that_is_no_object_is_listed(tmp_path, row):
         "testdev_balanced_questions.json": {"1": row},
     }.items():  # fmt: skip
         write(tmp_path / file, value)
-    for module in (textvqa, vizwiz, seed, llava_w, mm_vet, scienceqa, vqav2, gqa):
+    for module in (textvqa, vizwiz, seed_bench, llava_bench, mm_vet, scienceqa, vqav2, gqa):
         benchmark = module.read(tmp_path)
         assert benchmark.samples == ()
         assert benchmark.problems, module

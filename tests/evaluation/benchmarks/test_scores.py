@@ -8,7 +8,19 @@ import math
 
 import pytest
 
-from probe.evaluation.benchmarks import NAMES, gqa, llava_bench, mm_vet, mmbench, mme, named, pope, scienceqa, seed_bench, shapes
+from probe.evaluation.benchmarks import (
+    NAMES,
+    gqa,
+    llava_bench,
+    mm_vet,
+    mmbench,
+    mme,
+    named,
+    pope,
+    scienceqa,
+    seed_bench,
+    shapes,
+)
 
 from probe.evaluation.benchmarks import textvqa, vizwiz, vqav2  # isort: skip
 from probe.data.sample import Sample

@@ -15,10 +15,10 @@ from probe.hooks.attention_tap import routed, tap
 from probe.hooks.model_structure import stacks
 from probe.interventions.sweep import Sweep, drop_sweep, from_layer, sweep_one, until_layer, windows
 from probe.interventions.sweep.layer_sets import ALWAYS, ANOTHER_IMAGE, NO_VISION, UNTOUCHED, resolve
-from probe.interventions.sweep.sample_prompts import Question
+from probe.interventions.sweep.sample_prompts import SamplePrompts
 from probe.interventions.sweep.schedule import schedule
-from probe.interventions.sweep.visibility import Reading, row_layers
-from probe.subject.image_prefix import Prefix, Prompt
+from probe.interventions.sweep.visibility import DropMode, row_layers
+from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix
 from probe.subject.inputs import with_response
 from probe.subject.prefix_check import verdict
 from probe.subject.subject import load
@@ -116,7 +116,7 @@ def outcomes(subject, sample, cases, donor=None, sweep=None, **options):
     """What the sweep got for each case: logits and ids, before they become text and distances."""
     sweep = sweep or Sweep(subject, cases, max_new_tokens=TOKENS, **options)
     with torch.no_grad():
-        question = Question.of(subject, sample, donor)
+        question = SamplePrompts.of(subject, sample, donor)
         assert sweep.judged(question.inputs).reason == ""
         names = [name for name in sweep.cases if name != ANOTHER_IMAGE or donor]
         outcome = sweep.together(question, names)
@@ -214,7 +214,7 @@ def test_distances_are_those_of_the_next_token():
     assert found["kl"].item() == pytest.approx((first.exp() * (first - case)).sum().item(), abs=1e-5)
     assert found["total_variation"].item() == pytest.approx((first.exp() - case.exp()).abs().sum().item() / 2, abs=1e-5)
     assert found["first_token_changed"].item() == (first.argmax() != case.argmax())
-    gold = Question.of(subject, sample, None).gold
+    gold = SamplePrompts.of(subject, sample, None).gold
     logits = logits_alone(subject, with_response(inputs, gold), {3, 4})[-len(gold) - 1 : -1].double().log_softmax(-1)
     assert len(gold) == 2 or subject.processor.tokenizer.decode(gold).strip() == "a red circle"
     assert found["gold_logprob"].item() == pytest.approx(logits.gather(-1, gold[:, None]).sum().item(), abs=1e-4)
@@ -260,7 +260,7 @@ def test_rows_are_computed_once_for_each_history():
 
 def test_row_layers_of_the_paper_s_size():
     cases = {UNTOUCHED: frozenset()} | resolve([from_layer(), windows(4)], 32)
-    assert row_layers(Reading().of_cases(cases, 32).values()) == 672  # of 41 x 32 = 1312
+    assert row_layers(DropMode().of_cases(cases, 32).values()) == 672  # of 41 x 32 = 1312
 
 
 def test_the_table():
@@ -345,8 +345,8 @@ def test_attention_in_both_directions_is_found_out():
     model = PaliGemmaForConditionalGeneration(config).eval()
     ids = torch.tensor([[49] * 16 + [2, 5, 6, 7]])
     inputs = {"input_ids": ids, "token_type_ids": ids * 0, "pixel_values": torch.randn(1, 3, 32, 32)}
-    stack, prompt = stacks(model)["llm"], Prompt.of(model, inputs)
-    judged = verdict(model, stack, inputs, prompt, Prefix.of(model, stack, prompt))
+    stack, prompt = stacks(model)["llm"], EmbeddedPrompt.of(model, inputs)
+    judged = verdict(model, stack, inputs, prompt, ImagePrefix.of(model, stack, prompt))
     assert "another one where a question follows" in judged.reason
 
 

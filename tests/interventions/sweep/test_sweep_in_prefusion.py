@@ -12,7 +12,7 @@ from probe.errors import ProbeError
 from probe.interventions import drop_vision, swap_vision
 from probe.interventions.sweep import Sweep, drop_sweep, windows
 from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE, NO_VISION, UNTOUCHED
-from probe.interventions.sweep.sample_prompts import Question
+from probe.interventions.sweep.sample_prompts import SamplePrompts
 from probe.models.llava_mini import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
 from probe.subject.inputs import with_response
 
@@ -46,7 +46,7 @@ def outcome(subject, asked, donor, **options):
     """Logits and ids of each case, as the sweep got them."""
     sweep = Sweep(subject, SETS, max_new_tokens=TOKENS, **options)
     with torch.no_grad():
-        question = Question.of(subject, asked, donor)
+        question = SamplePrompts.of(subject, asked, donor)
         assert sweep.judged(question.inputs).reason == ""
         names = [name for name in sweep.cases if name != ANOTHER_IMAGE or donor]
         found = sweep.together(question, names)

@@ -11,7 +11,7 @@ from PIL import Image
 
 import probe
 from probe.data.sample import Sample, Video
-from probe.data.token_types import FINE, INSTRUCTION, LAST, Grid, label
+from probe.data.token_types import FINE, INSTRUCTION, LAST, PatchGrid, label
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import tap
 from probe.hooks.model_structure import stacks
@@ -20,7 +20,7 @@ from probe.measures.attention.stack_queries import countings
 from probe.measures.verify import _exact, difference, plain_table, state, verify
 from probe.models.llava_mini.vision import join_tiles, with_whole
 from probe.records import node, validate
-from probe.subject.inputs import Inputs, Vocabulary, collate, with_response
+from probe.subject.inputs import Inputs, TokenizerInfo, collate, with_response
 from probe.subject.subject import Subject, load
 from probe.subject.token_grid import encoder_grid, joined, vision_grid
 
@@ -69,11 +69,11 @@ def golden():
     role[-1] = LAST
     side = case.model.config.patches_per_side
     row, col = (axis.ravel() for axis in np.indices((side, side)))
-    patches = Grid(0 * row, 0 * row, row, col, np.stack([col, row, col + 1, row + 1], -1) / side)
+    patches = PatchGrid(0 * row, 0 * row, row, col, np.stack([col, row, col + 1, row + 1], -1) / side)
     zero = np.zeros(1, int)
-    cell = Grid(zero, zero, zero, zero, np.array([[0.0, 0.0, 1.0, 1.0]]))
+    cell = PatchGrid(zero, zero, zero, zero, np.array([[0.0, 0.0, 1.0, 1.0]]))
     types = label(role, 0 * role, ids == case.model.config.image_token_id)
-    vocabulary = Vocabulary(None, (), 0, case.model.config.image_token_id, 128)
+    vocabulary = TokenizerInfo(None, (), 0, case.model.config.image_token_id, 128)
     inputs = Inputs(dict(case.inputs), types=types, grid=[cell], encoder_grid=[patches], pictures=[()],
                     frames=[(1,)], prompt=[""],
                     response=[""], vocabulary=vocabulary)  # fmt: skip
@@ -121,7 +121,7 @@ def test_hd_of_64_queries_equals_the_authors_compression_map():
     grid = encoder_grid(case.model, models.llava_mini(ratio=2)[1], sizes, "crop")
     inputs = Inputs(dict(case.inputs), types=label(np.array([LAST]), np.array([0]), np.array([False])), grid=[grid],
                     encoder_grid=[grid], pictures=[()], frames=[(1,) * len(sizes)], prompt=[""], response=[""],
-                    vocabulary=Vocabulary(None, (), 0, 0, 0))  # fmt: skip
+                    vocabulary=TokenizerInfo(None, (), 0, 0, 0))  # fmt: skip
     counted = countings(Subject(case.model, None, "", "", "crop"), inputs, ["compressor"])["compressor"]
     counted.statistic(seen[0])
     expected = case.tensors["enc0.compressor_attn_headmean"][0].numpy()
@@ -294,8 +294,8 @@ def test_variants(tmp_path):
         assert set(record.children) == expected
         if "prefusion" in expected:
             assert _exact(subject, subject.encode(picture(), QUESTION), "prefusion").passed
-    probe.save(record, tmp_path / "record.zarr.zip")
-    assert probe.open(tmp_path / "record.zarr.zip").identical(record)
+    probe.save_record(record, tmp_path / "record.zarr.zip")
+    assert probe.open_record(tmp_path / "record.zarr.zip").identical(record)
     assert len(probe.to_dataframe(record)) > 0
 
 
@@ -374,16 +374,16 @@ def test_words_are_tokenized_piece_by_piece(hd):
 
 def test_the_compression_map(hd, subject):
     record = measure(hd, picture(), QUESTION, "a")
-    axes = probe.plots.compressor_map(record)
+    axes = probe.plots.compression(record)
     assert axes.shape == (1, 5)
     drawn = axes[0, 0].collections[0].get_array()
     assert drawn.shape == (64,) and float(drawn.sum()) == pytest.approx(1, abs=1e-5), "sub-images together"
     assert axes.flat[0].figure.texts or axes.flat[0].figure._suptitle
     assert [axis.get_title() for axis in axes[0, :2]] == ["mean of 4 queries", "row 1, column 1"]
     two = measure(subject, [Sample("two", (picture(1), picture(2)), TWO)], response="a")
-    assert probe.plots.compressor_map(two).shape == (2, 5)
-    assert probe.plots.compressor_map(two, picture=1).shape == (1, 5)
+    assert probe.plots.compression(two).shape == (2, 5)
+    assert probe.plots.compression(two, picture=1).shape == (1, 5)
     alone = measure(hd, picture(), QUESTION, "a", stacks=["compressor"])
     assert list(probe.plots.figures(alone)) == ["compressor-compression"]
     with pytest.raises(ProbeError, match="stack of llm, got 'compressor'"):
-        probe.plots.compressor_map(measure(hd, picture(), QUESTION, "a", stacks=["llm"]))
+        probe.plots.compression(measure(hd, picture(), QUESTION, "a", stacks=["llm"]))

@@ -16,9 +16,9 @@ from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.measures.attention.measure import measure
 from probe.measures.verify import difference, plain_table
-from probe.records import merge, save
+from probe.records import merge, save_record
 from probe.records import node as node_of
-from probe.records import open as open_record
+from probe.records import open_record as open_record
 from probe.subject.inputs import collate, with_response
 from probe.subject.subject import load
 
@@ -251,7 +251,7 @@ def test_contribution_needs_a_plain_projection():
 
 def test_saved_and_opened(subject, tmp_path):
     record = measure(subject, samples(), max_new_tokens=3, maps=True)
-    save(record, tmp_path / "record.zarr.zip")
+    save_record(record, tmp_path / "record.zarr.zip")
     assert open_record(tmp_path / "record.zarr.zip").identical(record)
 
 
@@ -288,7 +288,7 @@ def test_counts_have_layers_where_layers_differ(tmp_path):
         visible = visible & (position > position[:, None] - 6) if layer == 1 else visible
         layout = types.ids[0], np.where(types.is_query, types.ids, -1)[0], types.vision[0]
         assert difference(got, plain_table(maps[layer][0], torch.tensor(visible), types.names, *layout)) < TOLERANCE
-    save(record, tmp_path / "record.zarr.zip")
+    save_record(record, tmp_path / "record.zarr.zip")
     assert open_record(tmp_path / "record.zarr.zip").identical(record)
     for weights in ("sample", "query_count"):
         assert len(probe.plots.mass(record, weights=weights).lines) and probe.plots.heads(record, weights=weights)

@@ -73,7 +73,7 @@ def test_a_record_marks_them_and_counts_them_as_it_is_told(tmp_path):
     np.testing.assert_allclose(drop.sum("key_type") + split.sel(key_type="sink"), 1, atol=1e-5)
     np.testing.assert_allclose(drop.sel(key_type="vision"), split.sel(key_type="vision"), atol=1e-6)
     assert float(keep.sel(key_type="vision")[0, 1]) > float(drop.sel(key_type="vision")[0, 1]) + 0.3
-    assert probe.open(probe.save(records["drop"], tmp_path / "drop")).attrs["sinks"] == "drop"
+    assert probe.open_record(probe.save_record(records["drop"], tmp_path / "drop")).attrs["sinks"] == "drop"
 
 
 @pytest.mark.parametrize("how", HANDLED)

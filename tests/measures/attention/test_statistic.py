@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
-from probe.measures.attention.statistic import Statistic, merge
+from probe.measures.attention.statistic import AttentionStatistic, merge
 from probe.measures.verify import difference, plain_table
 
 NAMES = ("instruction", "vision", "response")
@@ -53,7 +53,7 @@ def weights_of(call, visible):
 
 
 def table(call, ids, asked, vision, **options):
-    statistic = Statistic(NAMES, ids, asked, vision, **options)
+    statistic = AttentionStatistic(NAMES, ids, asked, vision, **options)
     statistic(call)
     return statistic.table("layer")
 
@@ -159,7 +159,7 @@ def test_equals_the_plain_computation(case, side):
     call = call_of(call.query, call.key, call.value, mask, causal, window)
     asked[:, : ids.shape[1] - call.query_count] = -1
     weights = weights_of(call, visible)
-    statistic = Statistic(NAMES, ids, asked, vision)
+    statistic = AttentionStatistic(NAMES, ids, asked, vision)
     statistic(call)
     for row in range(len(ids)):
         whole = torch.zeros(weights.shape[1], ids.shape[1], ids.shape[1], dtype=torch.float64)
@@ -261,7 +261,7 @@ def test_rows_called_one_by_one_equal_a_batch():
     """An encoder that loops over its pictures."""
     ids, asked, vision = rows(layout(), layout(before=2, after=8))
     call = random_call(ids, causal=False)
-    whole, parts = (Statistic(NAMES, ids, asked, vision) for _ in range(2))
+    whole, parts = (AttentionStatistic(NAMES, ids, asked, vision) for _ in range(2))
     whole(call)
     for row in range(2):
         parts(call_of(call.query[[row]], call.key[[row]], causal=False))
@@ -271,7 +271,7 @@ def test_rows_called_one_by_one_equal_a_batch():
 
 def test_tables_of_several_rows_are_pooled_exactly():
     ids, asked, vision = rows(layout(), layout(before=2, after=8))
-    statistic = Statistic(NAMES, ids, asked, vision)
+    statistic = AttentionStatistic(NAMES, ids, asked, vision)
     statistic(random_call(ids))
     one, other, both = (statistic.table("layer", which) for which in ([0], [1], [0, 1]))
     for name, count in (("mass", "query_count"), ("entropy", "entropy_count"), ("head_entropy", "head_entropy_count")):

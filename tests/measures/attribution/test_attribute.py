@@ -274,7 +274,7 @@ def test_the_model_is_as_it_was_and_the_seed_decides(llava):
 
 def test_it_is_saved_and_opened_like_a_record(llava, tmp_path):
     found = attribute(llava, asked(llava, "one"), over="grid", progress=False)
-    again = probe.open(probe.save(found, tmp_path / "attribution"))
+    again = probe.open_record(probe.save_record(found, tmp_path / "attribution"))
     assert again.identical(found)
 
 

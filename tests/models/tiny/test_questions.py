@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from probe.errors import ProbeError
-from probe.models.tiny.questions import KINDS, NUMBERS, ask, sample_picture
+from probe.models.tiny.questions import KINDS, NUMBERS, ask, sample_image
 from probe.models.tiny.scenes import COLOURS, COLUMNS, ROWS, SHAPES, sample_scene, stream
 
 
@@ -82,7 +82,7 @@ def test_an_unknown_kind_is_named():
 
 
 def test_sample_picture_is_large_and_repeatable():
-    picture, question, answer = sample_picture()
+    picture, question, answer = sample_image()
     assert picture.size == (480, 480)
-    assert (question, answer) == sample_picture()[1:]
-    assert sample_picture(1)[2] != answer
+    assert (question, answer) == sample_image()[1:]
+    assert sample_image(1)[2] != answer

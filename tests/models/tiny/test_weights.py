@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from probe.models.tiny import FOLDERS
-from probe.models.tiny.questions import KINDS, sample_picture
+from probe.models.tiny.questions import KINDS, sample_image
 from probe.models.tiny.scenes import draw
 from probe.models.tiny.training.evaluate import evaluate, frozen, summary
 from probe.models.tiny.training.recipe import Recipe
@@ -65,5 +65,5 @@ def test_generation_writes_what_exact_match_counts(subject):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_sample_pictures_are_answered_right(subject, kind):
-    picture, question, expected = sample_picture(kind=kind)
+    picture, question, expected = sample_image(kind=kind)
     assert answer(subject, picture, question) == expected
