@@ -12,7 +12,7 @@
 # # Attention by token type
 #
 # Which kinds of token does a LLaVA attend to, layer by layer: instruction, vision or its own response? How spread out is
-# that attention, and where in the picture does it fall? This is the analysis of the LLaVA-Mini paper
+# that attention, and where in the image does it fall? This is the analysis of the LLaVA-Mini paper
 # ([arXiv 2501.03895](https://arxiv.org/abs/2501.03895), Fig. 2-4), on any model of the family.
 #
 # It runs on the shipped toy model, `tiny-llava`, so it needs no download and no GPU. What the toy shows is about the toy:
@@ -29,9 +29,9 @@ from probe.models.tiny.questions import sample_image
 
 MODEL = os.environ.get("PROBE_MODEL", "tiny-llava")
 subject = probe.load(MODEL)
-picture, question, right = sample_image(seed=0)
-display(picture)
-print(question, "->", subject.answer(picture, question))
+image, question, right = sample_image(seed=0)
+display(image)
+print(question, "->", subject.answer(image, question))
 
 # %% [markdown]
 # ## One call
@@ -40,7 +40,7 @@ print(question, "->", subject.answer(picture, question))
 # beside the model's own kernel: the logits are bit-identical, and no query × key map is ever kept.
 
 # %%
-record = probe.measure(subject, picture, question, contribution=True, maps=True)
+record = probe.measure(subject, image, question, contribution=True, maps=True)
 record["llm"]["mass"].dims
 
 # %% [markdown]
@@ -62,8 +62,8 @@ probe.plots.mass(record);
 # %% [markdown]
 # Three other readings of the same attention:
 #
-# - `share` counts only queries that can see the picture, so that it sums to one. In `mass`, instruction → instruction is high
-#   by construction: the system prompt comes before the picture and has nothing else to look at.
+# - `share` counts only queries that can see the image, so that it sums to one. In `mass`, instruction → instruction is high
+#   by construction: the system prompt comes before the image and has nothing else to look at.
 # - `lift` divides by what an even spread over all visible keys would give. There are many vision tokens; above 1 means that
 #   they get more than their number alone explains.
 # - `contribution` is the size of what arrives in the residual stream. A token can have much weight and a tiny value.
@@ -85,9 +85,9 @@ probe.plots.entropy(record)
 probe.plots.entropy(record, ratio=True);
 
 # %% [markdown]
-# ## Fig. 4: where in the picture
+# ## Fig. 4: where in the image
 #
-# Each patch is drawn where it lies in the original picture, whatever the processor did to it (cropped, padded, cut to tiles).
+# Each patch is drawn where it lies in the original image, whatever the processor did to it (cropped, padded, cut to tiles).
 
 # %%
 probe.plots.heatmaps(record);
@@ -110,24 +110,24 @@ probe.plots.mass(record, stack="vision");
 # ## Other types
 #
 # `types="fine"` takes the instruction apart (first token, system prompt, question, and the prompt's last token, whose row
-# predicts the first word). A mask of your own takes the picture apart: here the patches in the upper half.
+# predicts the first word). A mask of your own takes the image apart: here the patches in the upper half.
 
 # %%
-fine = probe.measure(subject, picture, question, types="fine", stacks=["llm"])
+fine = probe.measure(subject, image, question, types="fine", stacks=["llm"])
 fine["llm"]["share"].sel(query_type="last").mean("head").isel(sample=0).to_pandas().round(3)
 
 # %%
-inputs = subject.encode(picture, question)
+inputs = subject.encode(image, question)
 upper = np.zeros(inputs["input_ids"].shape[1], dtype=bool)
 upper[np.flatnonzero(inputs.types.vision[0])[inputs.grid[0].box[:, 3] <= 0.5]] = True
-halves = probe.measure(subject, picture, question, types={"upper half": upper}, stacks=["llm"])
+halves = probe.measure(subject, image, question, types={"upper half": upper}, stacks=["llm"])
 halves["llm"]["mass"].sel(query_type="response", key_type=["upper half", "vision"]).mean("head").isel(sample=0).to_pandas().round(3)
 
 # %% [markdown]
 # ## Many samples
 #
-# A list of samples gives one record, with bands over samples in the figures. Questions about the same picture are no
-# independent evidence, so the bootstrap draws pictures.
+# A list of samples gives one record, with bands over samples in the figures. Questions about the same image are no
+# independent evidence, so the bootstrap draws images.
 
 # %%
 from probe.models.tiny.scenes import draw

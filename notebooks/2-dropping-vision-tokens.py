@@ -11,7 +11,7 @@
 # %% [markdown]
 # # Dropping vision tokens
 #
-# Which layers need the picture? The LLaVA-Mini paper ([arXiv 2501.03895](https://arxiv.org/abs/2501.03895), Fig. 5) drops all
+# Which layers need the image? The LLaVA-Mini paper ([arXiv 2501.03895](https://arxiv.org/abs/2501.03895), Fig. 5) drops all
 # vision tokens in four layers at a time and watches the accuracy: early layers matter, late ones hardly. Here is the same for
 # any model of the family, any layers, and each of the things that "dropped" can mean.
 #
@@ -26,8 +26,8 @@ from probe.models.tiny.questions import sample_image
 
 MODEL = os.environ.get("PROBE_MODEL", "tiny-llava")
 subject = probe.load(MODEL)
-picture, question, right = sample_image(seed=0)
-print(question, "->", subject.answer(picture, question), f"({right})")
+image, question, right = sample_image(seed=0)
+print(question, "->", subject.answer(image, question), f"({right})")
 
 # %% [markdown]
 # ## One intervention
@@ -39,15 +39,15 @@ print(question, "->", subject.answer(picture, question), f"({right})")
 layers = len(subject.model.get_decoder().layers)
 for name, chosen in {"first half": range(layers // 2), "second half": range(layers // 2, layers)}.items():
     with probe.drop_vision(subject, chosen):
-        print(f"without vision in the {name}:", subject.answer(picture, question))
-print("untouched again:", subject.answer(picture, question))
+        print(f"without vision in the {name}:", subject.answer(image, question))
+print("untouched again:", subject.answer(image, question))
 
 # %% [markdown]
 # It composes with `measure`: the record then shows no attention to vision in those layers.
 
 # %%
 with probe.drop_vision(subject, range(layers // 2, layers)):
-    record = probe.measure(subject, picture, question, stacks=["llm"])
+    record = probe.measure(subject, image, question, stacks=["llm"])
 print(record.attrs["intervention"])
 record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head").isel(sample=0).to_series().round(3)
 
@@ -62,12 +62,12 @@ record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head")
 # | `mask`, `freeze=True` | and vision rows skip these layers | equal to `remove` |
 # | `remove` | vision rows are physically gone | they come back as they were (`restore=False`: never) |
 # | `zero` | attention is untouched, the values of vision tokens count as zero | separates lost information from renormalised attention |
-# | `swap` | text reads another picture's vision tokens | keeps what is read realistic |
+# | `swap` | text reads another image's vision tokens | keeps what is read realistic |
 
 # %%
 def told(context):
     with context:
-        return subject.answer(picture, question)
+        return subject.answer(image, question)
 
 
 middle = range(layers // 4, layers // 2)
@@ -76,16 +76,16 @@ answers = {how: told(probe.drop_vision(subject, middle, how=how)) for how in ("m
 answers["mask, freeze"] = told(probe.drop_vision(subject, middle, freeze=True))
 answers["swap"] = told(probe.swap_vision(subject, middle, other))
 answers["knockout: the answer alone"] = told(
-    probe.knockout(subject, "response", "vision", middle, types=subject.encode(picture, question).types)
+    probe.knockout(subject, "response", "vision", middle, types=subject.encode(image, question).types)
 )
 answers
 
 # %% [markdown]
 # ## The sweep: many layer sets at once
 #
-# `drop_sweep` runs many cases over many samples, each exactly as if it ran alone. The picture is computed once for all cases and
+# `drop_sweep` runs many cases over many samples, each exactly as if it ran alone. The image is computed once for all cases and
 # all questions about it, the text only from the first dropped layer on. Three cases are always there: the untouched model and two
-# floors, no vision at all and another picture. A question that words alone answer stays right without vision, so the floor is not
+# floors, no vision at all and another image. A question that words alone answer stays right without vision, so the floor is not
 # zero.
 
 # %%
@@ -104,17 +104,17 @@ sweep["correct"].mean("sample").to_series().round(2)
 # %% [markdown]
 # ## Fig. 5
 #
-# Several questions are about one picture, so they are no independent evidence: intervals come from drawing pictures again, all
+# Several questions are about one image, so they are no independent evidence: intervals come from drawing images again, all
 # cases with the same draws. The band holds at all windows at once. Filled points differ from the untouched model.
 
 # %%
-def with_pictures(table):
-    """The table with the picture and the kind of each question, which only the benchmark knows."""
+def with_images(table):
+    """The table with the image and the kind of each question, which only the benchmark knows."""
     meta = {sample.id: sample.meta for sample in samples}
     return table.assign({what: ("sample", [meta[name][what] for name in table["sample"].values]) for what in ("image", "kind")})
 
 
-sweep = with_pictures(sweep)
+sweep = with_images(sweep)
 probe.plots.dropped(sweep, size=2);
 
 # %% [markdown]
@@ -131,7 +131,7 @@ few = samples[:24]
 readings = {"mask": {}, "mask, freeze": {"freeze": True}, "remove, no restore": {"how": "remove", "restore": False},
             "zero": {"how": "zero"}, "swap": {"how": "swap"}}
 tables = {
-    name: with_pictures(probe.drop_sweep(subject, few, probe.windows(2), score=shapes.score, progress=False, **options))
+    name: with_images(probe.drop_sweep(subject, few, probe.windows(2), score=shapes.score, progress=False, **options))
     for name, options in readings.items()
 }
 probe.plots.readings(tables)
@@ -184,7 +184,7 @@ from probe.models import planted
 
 known = planted(read_layers=(1, 4), layers=6)
 truth = probe.load(known.model, processor=known.processor)
-control = [probe.Sample(colour, known.picture(colour), known.question, answer=colour) for colour in ("red", "green", "blue")]
+control = [probe.Sample(colour, known.image(colour), known.question, answer=colour) for colour in ("red", "green", "blue")]
 found = probe.drop_sweep(truth, control, probe.windows(1), progress=False)
 accuracy = found["correct"].mean("sample").to_series()
 needed = [int(case) - 1 for case in accuracy.index[3:] if accuracy[case] == 0]

@@ -55,7 +55,7 @@ stacks = record.children
 # %% [markdown]
 # ## Fig. 12: what is compressed
 #
-# The compressor's attention to each patch, over the picture. It does not know the question.
+# The compressor's attention to each patch, over the image. It does not know the question.
 
 # %%
 probe.plots.compression(record);
@@ -77,7 +77,7 @@ for axis, value in zip(axes, ("share", "lift"), strict=True):
     probe.plots.mass(record, "llm", value, query_types=["instruction", "response"], ax=axis)
 
 # %% [markdown]
-# Where in the picture the words look, layer by layer of pre-fusion:
+# Where in the image the words look, layer by layer of pre-fusion:
 
 # %%
 probe.plots.heatmaps(record, stack="prefusion", query_type="instruction");
@@ -121,7 +121,7 @@ axis.set_title("Cut off from the patches in one layer of pre-fusion", loc="left"
 pd.DataFrame({name: table["correct"].mean("sample").to_series() for name, table in tables.items()}).round(2)
 
 # %% [markdown]
-# `no vision` is here: words and token cut off in all of pre-fusion. What the compressor made of the picture still reaches the LLM.
+# `no vision` is here: words and token cut off in all of pre-fusion. What the compressor made of the image still reaches the LLM.
 # [analyses/llava_mini](../analyses/llava_mini) has the whole experiment, beside `tiny-llava` and a model without pre-fusion.
 #
 # ## One image, many questions
@@ -145,10 +145,10 @@ for asked in ("What is in the picture?", "How many objects are there?", "What sh
 #
 # A video is one vision token a frame; words read every frame in pre-fusion and are averaged. Frames are brought to the encoder's
 # size without smoothing, as the authors do. The toy has never been shown one, so this shows the plumbing: the words of a still video
-# are those of its picture, and with one frame so is the answer. Four tokens in a row are new to its LLM, which its answer shows.
+# are those of its image, and with one frame so is the answer. Four tokens in a row are new to its LLM, which its answer shows.
 
 # %%
-from probe.data.sample import Video
+from probe.data.image import Video
 
 frame = picture.resize((subject.processor.image_processor.crop_size["width"],) * 2)
 alone, clip = subject.encode(frame, question), subject.encode(Video([frame] * 4), question)

@@ -11,7 +11,7 @@
 # %% [markdown]
 # # Token reducers
 #
-# A picture is hundreds of tokens for the language model, and most of them can go. VisionZip
+# An image is hundreds of tokens for the language model, and most of them can go. VisionZip
 # ([arXiv 2412.04467](https://arxiv.org/abs/2412.04467)) and its rivals decide which. Here they are on any LLaVA, exactly as their
 # authors' code does it, with the model's own attention kernel, and off again when the block ends.
 #
@@ -27,9 +27,9 @@ from probe.reducers import FastV, Grid, Random, VisionZip
 
 MODEL = os.environ.get("PROBE_MODEL", "tiny-llava")
 subject = probe.load(MODEL)
-picture, question, right = sample_image(seed=0, kind="where")
-patches = int(subject.encode(picture, question).types.vision.sum())
-print(f"{patches} vision tokens. {question} -> {subject.answer(picture, question)} (right: {right})")
+image, question, right = sample_image(seed=0, kind="where")
+patches = int(subject.encode(image, question).types.vision.sum())
+print(f"{patches} vision tokens. {question} -> {subject.answer(image, question)} (right: {right})")
 
 # %% [markdown]
 # ## One reducer
@@ -40,19 +40,19 @@ print(f"{patches} vision tokens. {question} -> {subject.answer(picture, question
 # %%
 quarter = VisionZip(dominant=patches // 4 - 2, contextual=2)
 with probe.reduced(subject, quarter):
-    left = subject.encode(picture, question).types.vision.sum()
-    print(f"{left} vision tokens:", subject.answer(picture, question))
-print("untouched again:", subject.answer(picture, question))
+    left = subject.encode(image, question).types.vision.sum()
+    print(f"{left} vision tokens:", subject.answer(image, question))
+print("untouched again:", subject.answer(image, question))
 
 # %% [markdown]
 # What it kept, and what went into which token:
 
 # %%
-inputs = subject.encode(picture, question)
+inputs = subject.encode(image, question)
 reduction = probe.reducers.encode(
     subject.model.model.vision_tower, inputs["pixel_values"], quarter, layer=subject.model.config.vision_feature_layer
 )
-probe.plots.kept(reduction, picture, inputs.encoder_grid[0]);
+probe.plots.kept(reduction, image, inputs.encoder_grid[0]);
 
 # %% [markdown]
 # `measure`, `drop_vision`, `drop_sweep` and `evaluate` work inside the block, on the tokens that are left. Reducers of the encoder's
@@ -60,7 +60,7 @@ probe.plots.kept(reduction, picture, inputs.encoder_grid[0]);
 
 # %%
 with probe.reduced(subject, quarter, FastV(layer=2, keep=0.5)) as stages:
-    record = probe.measure(subject, picture, question, stacks=["llm"])
+    record = probe.measure(subject, image, question, stacks=["llm"])
 print(record.attrs["reducer"])
 print("vision tokens that FastV left from layer", stages[0].layer + 1, "on:", int(stages[0].left.sum()))
 record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head").isel(sample=0).to_series().round(3)
@@ -72,8 +72,8 @@ record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head")
 # best patches hold, how uneven the distribution is, and whether the patches that are best where the LLM reads were so before.
 
 # %%
-pictures = [sample_image(seed)[0] for seed in range(8)]
-found = probe.reducers.concentration(subject, pictures, top=(1, 4, 9))
+images = [sample_image(seed)[0] for seed in range(8)]
+found = probe.reducers.concentration(subject, images, top=(1, 4, 9))
 probe.plots.concentration(found);
 
 # %% [markdown]
@@ -124,11 +124,11 @@ class Blocks:
 
 mine = Blocks(by=isqrt(patches) // 3)
 with probe.reduced(subject, mine):
-    print(subject.encode(picture, question).types.vision.sum(), "vision tokens:", subject.answer(picture, question))
+    print(subject.encode(image, question).types.vision.sum(), "vision tokens:", subject.answer(image, question))
 reduction = probe.reducers.encode(
     subject.model.model.vision_tower, inputs["pixel_values"], mine, layer=subject.model.config.vision_feature_layer
 )
-probe.plots.kept(reduction, picture, inputs.encoder_grid[0]);
+probe.plots.kept(reduction, image, inputs.encoder_grid[0]);
 
 # %% [markdown]
 # ## Side by side
@@ -162,7 +162,7 @@ scores(answers)[shown].round(1)
 # %% [markdown]
 # On the toy a plain grid is better than VisionZip: its things lie on 2 x 2 patches, so an even spread meets all of them, and nothing in
 # its training ever told the class token where to look. That is what controls are for. (On LLaVA-1.5-7B the paper reports 94 % of the
-# accuracy with 64 of 576 tokens.) Nor does a model this small get faster: its time is Python's. Intervals come from drawing pictures
+# accuracy with 64 of 576 tokens.) Nor does a model this small get faster: its time is Python's. Intervals come from drawing images
 # again; there are few here.
 
 # %%
@@ -181,7 +181,7 @@ print(f"{second} (right: {right})")
 for reducer in (quarter, FastV(2, 0.25)):
     with probe.reduced(subject, reducer):
         for keep in ("exact", "always"):
-            chat = subject.chat(picture, keep=keep)
+            chat = subject.chat(image, keep=keep)
             chat.ask(question)
             chat.restart()
             print(f"{type(reducer).__name__:9} keep={keep:8} {chat.ask(second)} ({chat.reused} tokens from the cache)")
@@ -199,7 +199,7 @@ import copy
 from probe.evaluation.benchmarks import named
 from probe.reducers.projector_tuning import tune
 
-lessons = named("shapes").read(questions=600, seed=1).samples  # other pictures than those above
+lessons = named("shapes").read(questions=600, seed=1).samples  # other images than those above
 zipped = VisionZip(few - 1, 1)
 with TemporaryDirectory() as folder:
     own = probe.load(copy.deepcopy(subject.model), processor=subject.processor)

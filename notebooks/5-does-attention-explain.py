@@ -12,7 +12,7 @@
 # # Does attention explain anything?
 #
 # A map of attention says where the weights went. Whether the answer *needed* what is there is another question, and it has other
-# instruments: take a part of the picture away and see what becomes of the answer. Here both are computed on the same picture,
+# instruments: take a part of the image away and see what becomes of the answer. Here both are computed on the same image,
 # patches and tokens, and held against each other.
 #
 # It runs on the shipped toy model, `tiny-llava`: what it shows is about the toy. Set
@@ -27,8 +27,8 @@ from probe.models.planted import planted
 from probe.models.tiny.questions import sample_image
 
 subject = probe.load(os.environ.get("PROBE_MODEL", "tiny-llava"))
-picture, question, right = sample_image(seed=0, kind="colour")
-print(question, "->", subject.answer(picture, question), f"({right})")
+image, question, right = sample_image(seed=0, kind="colour")
+print(question, "->", subject.answer(image, question), f"({right})")
 
 # %% [markdown]
 # ## What the answer owes to each patch, and to each word
@@ -37,14 +37,14 @@ print(question, "->", subject.answer(picture, question), f"({right})")
 # writes down what the answer loses, in nats; words of the prompt are features of the same vector.
 
 # %%
-found = probe.attribute(subject, picture, question, progress=False)
+found = probe.attribute(subject, image, question, progress=False)
 probe.plots.attribution(found);
 
 # %% [markdown]
-# No stand-in for "away" is neutral. The same with text unable to see the patch's vision token, which leaves the picture as it is:
+# No stand-in for "away" is neutral. The same with text unable to see the patch's vision token, which leaves the image as it is:
 
 # %%
-hidden = probe.attribute(subject, picture, question, baseline="hidden", progress=False)
+hidden = probe.attribute(subject, image, question, baseline="hidden", progress=False)
 probe.plots.attribution({"grey pixels": found, "hidden from text": hidden})
 print("one prefix for all of them:", hidden.attrs["sharing"])
 
@@ -55,7 +55,7 @@ print("one prefix for all of them:", hidden.attrs["sharing"])
 # %%
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    gradients = probe.attribute(subject, picture, question, method="integrated_gradients", progress=False)
+    gradients = probe.attribute(subject, image, question, method="integrated_gradients", progress=False)
 print(f"worth {float(gradients['logprob'] - gradients['logprob_without']):.1f} nat, off by {float(gradients['delta']):+.1f}")
 
 # %% [markdown]
@@ -72,8 +72,8 @@ from probe.measures.attribution.weight_randomisation import randomised
 said = found["token_id"].values.tolist()
 attended = found["contribution"].mean("head").max("layer")
 scores = {"ablation": found["attribution"], "attention (contribution)": attended}
-curves = probe.deletion_curves(subject, picture, question, scores, said, baseline="mean")
-control = probe.attribute(randomised(subject), picture, question, said, progress=False)
+curves = probe.deletion_curves(subject, image, question, scores, said, baseline="mean")
+control = probe.attribute(randomised(subject), image, question, said, progress=False)
 probe.plots.agreement({"ablation": found, "integrated gradients": gradients}, curves=curves, control=control);
 
 # %% [markdown]
@@ -85,10 +85,10 @@ probe.plots.agreement({"ablation": found, "integrated gradients": gradients}, cu
 # %%
 known = planted(read_layers=(2, 4), patches=(14, 15, 20, 21))
 truth = probe.load(known.model, processor=known.processor)
-planted_picture = known.picture("red", seed=1)
-there = probe.attribute(truth, planted_picture, known.question, progress=False)
+planted_image = known.image("red", seed=1)
+there = probe.attribute(truth, planted_image, known.question, progress=False)
 probe.plots.agreement(there)
-by_layer = probe.attribute(truth, planted_picture, known.question, over="layers", progress=False)
+by_layer = probe.attribute(truth, planted_image, known.question, over="layers", progress=False)
 print(by_layer["attribution"].astype(float).round(1).to_series().to_dict())
 
 # %% [markdown]
@@ -97,7 +97,7 @@ print(by_layer["attribution"].astype(float).round(1).to_series().to_dict())
 # The logit lens sends a layer's output through the model's own last norm and head. Vision rows have words, too.
 
 # %%
-lens = probe.logit_lens(subject, picture, question)
+lens = probe.logit_lens(subject, image, question)
 probe.plots.lens(lens, [0, lens.sizes["layer"] // 2, lens.sizes["layer"] - 1])
 probe.plots.lens_curves(lens);
 
@@ -108,7 +108,7 @@ probe.plots.lens_curves(lens);
 # sinks, heat maps mark them, and `measure(sinks="split")` counts them apart.
 
 # %%
-sinks = probe.find_sinks(subject, picture, question)
+sinks = probe.find_sinks(subject, image, question)
 print(sinks.attrs["rule"])
 print("sinks:", sinks["row_text"].values[sinks["sink"].any("layer").values].tolist() or "none in this model")
 
@@ -118,5 +118,5 @@ print("sinks:", sinks["row_text"].values[sinks["sink"].any("layer").values].toli
 # It depends on what is called attention on vision. Sixteen conventions, one record.
 
 # %%
-record = probe.measure(subject, picture, question, types="fine", contribution=True)
+record = probe.measure(subject, image, question, types="fine", contribution=True)
 probe.plots.conventions(record);

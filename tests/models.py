@@ -3,7 +3,7 @@
 Everything is built offline in well under a second: configurations shrunk to 3 layers, tokenizers trained here
 on a few sentences, the image processors and chat templates of the checkpoints.
 
-    model, processor = llava15()                    # LLaVA-1.5: USER / ASSISTANT, picture cropped to a square
+    model, processor = llava15()                    # LLaVA-1.5: USER / ASSISTANT, image cropped to a square
     model, processor = llava_next_mistral()         # any resolution, grouped queries, sliding window, [INST]
     model, processor = llava15(layers=2, side=48, attn="eager")
 
@@ -256,6 +256,6 @@ FACTORIES = (llava15, llava_llama3, llava_next_vicuna, llava_next_mistral)
 
 
 def picture(seed: int = 0, width: int = 40, height: int = 30) -> Image.Image:
-    """Smooth random colours: pictures that survive resizing and differ by seed."""
+    """Smooth random colours: images that survive resizing and differ by seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)

@@ -31,18 +31,18 @@ def planted_record(
     layers: int = 4,
     heads: int = 3,
     grid: int = 4,
-    pictures: int = 1,
+    images: int = 1,
     aspect: str = "pad",
     stacks: Sequence[str] = ("llm", "vision"),
     optional: bool = False,
-    shared_picture: bool = False,
+    shared_image: bool = False,
     prefix: str = "s",
     seed: int = 0,
     **attrs: str,
 ) -> xr.DataTree:
     """A valid record; `optional` adds contribution, received_head, maps. Responses grow with the sample."""
     rng = np.random.default_rng(seed)
-    keys = [patches(aspect, grid, picture) for picture in range(pictures)]
+    keys = [patches(aspect, grid, image) for image in range(images)]
     llm = np.concatenate(keys)
     encoder = llm[llm[:, 2] >= 0]
     rows: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in stacks}
@@ -63,7 +63,7 @@ def planted_record(
         | {variable: _stacked([row[variable] for row in found]) for variable in found[0]}
         for name, found in rows.items()
     }
-    shown = rng.integers(0, 256, (1 if shared_picture else samples, pictures, HEIGHT, WIDTH, 3), np.uint8)
+    shown = rng.integers(0, 256, (1 if shared_image else samples, images, HEIGHT, WIDTH, 3), np.uint8)
     root = {
         "sample": [f"{prefix}{i}" for i in range(samples)],
         "question": ["what is at the top ?"] * samples,
@@ -71,14 +71,14 @@ def planted_record(
         "response": [" ".join(["red"] * (3 + i)) for i in range(samples)],
         "tokens": _stacked([np.array([name[:2] for name in types], object) for types in texts]),
         "token_type": _stacked([np.array(types, object) for types in texts]),
-        "picture": np.broadcast_to(shown, (samples, *shown.shape[1:])).copy(),
-        "picture_size": np.broadcast_to([HEIGHT, WIDTH], (samples, pictures, 2)),
+        "images": np.broadcast_to(shown, (samples, *shown.shape[1:])).copy(),
+        "image_size": np.broadcast_to([HEIGHT, WIDTH], (samples, images, 2)),
     }
     return assemble(root, nodes, ATTRS | {"aspect": aspect} | attrs)
 
 
-def patches(aspect: str, grid: int, picture: int = 0) -> np.ndarray:
-    """(key, picture tile row col left top right bottom); the picture is 3:2 landscape."""
+def patches(aspect: str, grid: int, image: int = 0) -> np.ndarray:
+    """(key, image tile row col left top right bottom); the image is 3:2 landscape."""
     views = {
         "crop": [(0, (1 / 6, 0, 5 / 6, 1))],  # the centre square
         "pad": [(0, (0, -0.25, 1, 1.25))],  # bars above and below
@@ -88,9 +88,9 @@ def patches(aspect: str, grid: int, picture: int = 0) -> np.ndarray:
     for tile, (left, top, right, bottom) in views:
         for row in range(grid):
             x, y = np.linspace(left, right, grid + 1), np.linspace(top, bottom, grid + 1)
-            rows += [(picture, tile, row, c, x[c], y[row], x[c + 1], y[row + 1]) for c in range(grid)]
+            rows += [(image, tile, row, c, x[c], y[row], x[c + 1], y[row + 1]) for c in range(grid)]
             if aspect == "anyres" and tile:
-                rows.append((picture, tile, -1, -1, *[np.nan] * 4))
+                rows.append((image, tile, -1, -1, *[np.nan] * 4))
     return np.array(rows)
 
 
@@ -147,7 +147,7 @@ def numbers(
     seen = np.array(of == "vision")
     received = np.stack([maps[:, :, asks & (of == name)][..., seen].mean(2) for name in names], 2)
     made["received"] = received.mean(1)
-    made |= dict(zip(("key_picture", "key_tile", "key_row", "key_col"), keys[:, :4].astype(int).T, strict=True))
+    made |= dict(zip(("key_image", "key_tile", "key_row", "key_col"), keys[:, :4].astype(int).T, strict=True))
     made["key_box"] = keys[:, 4:]
     if optional:
         made |= {"contribution": made["mass"] * 3, "received_head": received}

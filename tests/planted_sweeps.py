@@ -15,7 +15,7 @@ KINDS = ("colour", "count")
 
 
 def planted_sweep(
-    pictures: int = 8,
+    images: int = 8,
     *,
     layers: int = 4,
     needed: Sequence[int] = (1,),
@@ -23,7 +23,7 @@ def planted_sweep(
     how: str = "mask",
     **attrs: str,
 ) -> xr.Dataset:
-    """Two questions a picture. Right unless a `needed` layer is dropped; then one picture in four is still right.
+    """Two questions an image. Right unless a `needed` layer is dropped; then one image in four is still right.
 
     By default every layer alone, from every layer on, and up to every layer.
     """
@@ -33,7 +33,7 @@ def planted_sweep(
     named = {_name(case): set(case) for case in cases}
     dropped = [set(), set(range(layers)), set(), *named.values()]
     hurt = [False, True, True, *(bool(chosen & set(needed)) for chosen in named.values())]
-    lucky = np.repeat(np.arange(pictures) % 4 == 0, len(KINDS))
+    lucky = np.repeat(np.arange(images) % 4 == 0, len(KINDS))
     correct = np.array([[float(not h or luck) for h in hurt] for luck in lucky], np.float32)
     kl = np.where(np.array(hurt), 1.0, 0.01).astype(np.float32) * np.ones_like(correct)
     kl[:, 0] = 0
@@ -44,7 +44,7 @@ def planted_sweep(
         "kl": (("sample", "case"), kl),
         "dropped": (("case", "layer"), np.array([[i in chosen for i in range(layers)] for chosen in dropped])),
         "image": ("sample", np.array([f"p{i // len(KINDS)}" for i in range(len(correct))], object)),
-        "kind": ("sample", np.array(KINDS * pictures, object)),
+        "kind": ("sample", np.array(KINDS * images, object)),
     }
     if how == "swap":
         table["donor_answer_given"] = (("sample", "case"), 1 - correct)

@@ -1,4 +1,4 @@
-"""Prompts for tests of interventions: one row, ragged batches, two pictures in a prompt; and what a model says."""
+"""Prompts for tests of interventions: one row, ragged batches, two images in a prompt; and what a model says."""
 
 from functools import lru_cache
 
@@ -13,17 +13,17 @@ from probe.subject.subject import Subject
 
 @lru_cache
 def six_layers(attn: str = "sdpa") -> Subject:
-    """LLaVA-1.5 with 6 layers; 9 vision tokens a picture, which no vector width divides."""
+    """LLaVA-1.5 with 6 layers; 9 vision tokens an image, which no vector width divides."""
     model, processor = models.llava15(layers=6, side=24, attn=attn)
     return probe.load(model, processor=processor)
 
 
-def row(subject: Subject, pictures: int = 1, words: str = "what is in the picture?", seed: int = 0) -> Inputs:
-    return subject.encode([models.picture(seed + i) for i in range(pictures)], words)
+def row(subject: Subject, images: int = 1, words: str = "what is in the picture?", seed: int = 0) -> Inputs:
+    return subject.encode([models.image(seed + i) for i in range(images)], words)
 
 
 def prompt(subject: Subject, kind: str) -> Inputs:
-    """ "one": a row; "left", "right": three rows of different lengths, one of them with two pictures."""
+    """ "one": a row; "left", "right": three rows of different lengths, one of them with two images."""
     if kind == "one":
         return row(subject)
     rows = [row(subject), row(subject, 2, "how many circles are there in both?", 1), row(subject, 1, "where?", 3)]
@@ -58,7 +58,7 @@ def in_double(subject: Subject) -> Subject:
 
 
 def turns_of(conversation) -> list[dict]:
-    """Drawn questions and their answers as messages, the picture in the first."""
+    """Drawn questions and their answers as messages, the image in the first."""
     turns = []
     for i, question in enumerate(conversation):
         image = [{"type": "image"}] if i == 0 else []

@@ -1,7 +1,7 @@
 """Fig. 2, 3 and 4 of the LLaVA-Mini paper for the shipped tiny model, over many questions.
 
-    python analyses/attention/attention.py                  # 40 frozen pictures, 7 questions each: about a minute
-    python analyses/attention/attention.py --pictures 200
+    python analyses/attention/attention.py                  # 40 frozen images, 7 questions each: about a minute
+    python analyses/attention/attention.py --images 200
 
 Writes the figures and `numbers.csv` beside this file, and the record (from which `--draw` makes the figures again,
 without model or torch) to probe-out/analyses/attention.zarr.zip.
@@ -20,16 +20,16 @@ HERE = Path(__file__).parent
 RECORD = Path("probe-out/analyses/attention.zarr.zip")
 
 
-def record_of(pictures: int) -> xr.DataTree:
-    """All seven kinds of question about the first pictures of the frozen set, answered by the model itself."""
+def record_of(images: int) -> xr.DataTree:
+    """All seven kinds of question about the first images of the frozen set, answered by the model itself."""
     from probe.models.tiny.scenes import draw
     from probe.models.tiny.training.evaluate import frozen
 
     samples = []
-    for number in range(pictures):
+    for number in range(images):
         scene, questions = frozen(number)
-        picture = draw(scene)
-        samples += [probe.Sample(f"{number:04d}-{q.kind}", picture, q.question, answer=q.answer) for q in questions]
+        image = draw(scene)
+        samples += [probe.Sample(f"{number:04d}-{q.kind}", image, q.question, answer=q.answer) for q in questions]
     return probe.measure(probe.load("tiny-llava"), samples, contribution=True, progress=True)
 
 
@@ -65,12 +65,12 @@ def draw(record: xr.DataTree) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=40)
+    parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--draw", action="store_true", help="only draw the record of an earlier run")
     options = parser.parse_args()
     if not options.draw:
         RECORD.parent.mkdir(parents=True, exist_ok=True)
-        probe.save_record(record_of(options.pictures), RECORD)
+        probe.save_record(record_of(options.images), RECORD)
     record = probe.open_record(RECORD)
     draw(record)
     table = numbers(record)

@@ -3,7 +3,7 @@
     python analyses/benchmarks/attribution_cost.py               # tiny widths, 16 layers: a minute or two
     python analyses/benchmarks/attribution_cost.py --wide        # 7B widths, 4 layers, bfloat16: long
 
-One picture of 576 vision tokens, 144 cells of 2 x 2, 40 tokens of text behind it and an answer of 4. Random weights.
+One image of 576 vision tokens, 144 cells of 2 x 2, 40 tokens of text behind it and an answer of 4. Random weights.
 A plain loop takes each cell away and runs the whole model again: the median of a few is taken 145 times. Times are
 process times of one thread, so that their ratio holds on a busy machine. `rows` counts token rows through the decoder.
 """
@@ -40,9 +40,9 @@ def alone(subject: Subject, answer: TargetResponse, features: Features, cell: in
 
 def compare(subject: Subject, widths: str, sampled: int) -> None:
     """Prints the time of the loop and of `attribute` for each baseline, and their ratio."""
-    picture, question, layers = Image.new("RGB", (336, 336), "red"), QUESTION, subject.model.config.text_config
+    image, question, layers = Image.new("RGB", (336, 336), "red"), QUESTION, subject.model.config.text_config
     options: dict[str, Any] = {"over": "grid", "words": False, "attention": False, "progress": False}
-    answer = TargetResponse.of(subject, picture, question, ANSWER)
+    answer = TargetResponse.of(subject, image, question, ANSWER)
     features = Features.of(subject, answer.inputs, "grid", words=False)
     with torch.no_grad():
         cells = (0, *np.linspace(0, len(features) - 1, sampled, dtype=int).tolist())
@@ -52,7 +52,7 @@ def compare(subject: Subject, widths: str, sampled: int) -> None:
     shape = f"{widths} widths, {layers.num_hidden_layers} layers, {len(features)} cells, {length} tokens"
     print(f"{shape}: plain loop {plain:.1f} s")
     for baseline in BASELINES[: 3 if widths == "tiny" else 1]:
-        took = seconds(partial(attribute, subject, picture, question, ANSWER, baseline=baseline, **options))
+        took = seconds(partial(attribute, subject, image, question, ANSWER, baseline=baseline, **options))
         shared = SharedPrefix.of(subject, answer, Perturbation.of(subject, answer, features, baseline))
         rows = rows_run(shared, len(features), length)
         print(f"  {baseline:7s} {took:6.1f} s, ratio {plain / took:5.1f}; rows {rows}")

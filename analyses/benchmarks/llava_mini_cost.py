@@ -89,7 +89,7 @@ def shortcuts(frames: int, layers: int, rounds: int) -> None:
 
 
 def models(layers: int, device: str) -> dict[str, tuple[Any, dict[str, torch.Tensor]]]:
-    """LLaVA-1.5 and LLaVA-Mini around the same encoder and LLM, each with a prompt of the same words and picture."""
+    """LLaVA-1.5 and LLaVA-Mini around the same encoder and LLM, each with a prompt of the same words and image."""
     text, clip = LlamaConfig(**WIDE, num_hidden_layers=layers), CLIPVisionConfig(**CLIP_L_336)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
@@ -116,7 +116,7 @@ def models(layers: int, device: str) -> dict[str, tuple[Any, dict[str, torch.Ten
 
 
 def prefill(layers: int, rounds: int, cuda: bool = False) -> None:
-    """Prints the time to the first token, picture to logits. On the CPU also what it comes to with all 32 layers."""
+    """Prints the time to the first token, image to logits. On the CPU also what it comes to with all 32 layers."""
     both = models(layers, "cuda" if cuda else "cpu")
     blocks = both["mini"][0].model.language_model.layers
 

@@ -31,7 +31,7 @@ from probe.subject.subject import Subject, load
 
 BEFORE, VISION, BEHIND = 5, 576, 40
 QUESTION = [
-    {"role": "system", "content": "picture this"},
+    {"role": "system", "content": "image this"},
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "thing " * 38}]},
 ]
 WIDTHS = {
@@ -54,8 +54,8 @@ def build(widths: str, layers: int, dtype: torch.dtype) -> Subject:
     model: Any = LlavaForConditionalGeneration(config).eval()
     torch.set_default_dtype(torch.float32)
     model.lm_head.weight.data[tokenizer.eos_token_id] = 0  # answers do not end early
-    pictures = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
-    processor = LlavaProcessor(pictures, tokenizer, patch_size=14, vision_feature_select_strategy="default",
+    images = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    processor = LlavaProcessor(images, tokenizer, patch_size=14, vision_feature_select_strategy="default",
                                num_additional_image_tokens=1, chat_template=CHAT_TEMPLATE)  # fmt: skip
     return load(model, processor)
 

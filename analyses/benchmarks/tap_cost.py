@@ -30,7 +30,7 @@ from probe.measures.attention.statistic import AttentionStatistic
 from probe.measures.attention.streaming import query_sums
 
 HEADS, HIDDEN, INNER = 32, 4096, 11008
-BEFORE, AFTER = 5, 39  # tokens of text around the picture
+BEFORE, AFTER = 5, 39  # tokens of text around the image
 NAMES = ("instruction", "vision", "response")
 BARS = {
     "tap": {620: 1.10, 2900: 1.25},
@@ -50,7 +50,7 @@ def llm(layers: int, dtype: torch.dtype, device: str) -> Any:
 
 
 def layout(tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Type ids, and which of them are vision: text, picture, question, answer."""
+    """Type ids, and which of them are vision: text, image, question, answer."""
     ids = np.zeros((1, tokens), int)
     ids[:, BEFORE : tokens - AFTER] = 1
     ids[:, -AFTER // 2 :] = 2

@@ -1,7 +1,7 @@
 """What tiny-llava answers when vision tokens are taken away in some layers: Fig. 5 of the LLaVA-Mini paper, and more.
 
     python analyses/drop/drop.py                     # 1,002 drawn questions, six readings of "dropped": 20 minutes
-    python analyses/drop/drop.py --shard 1/2         # half of the pictures: one of two processes that share the run
+    python analyses/drop/drop.py --shard 1/2         # half of the images: one of two processes that share the run
     python analyses/drop/drop.py --draw              # only figures and tables, from the newest run
 
 The run is in probe-out/analyses/drop and resumes. Figures, accuracy.csv and attention.csv go beside this file, and the
@@ -30,14 +30,14 @@ READINGS = ("freeze", "remove", "gone", "zero", "swap")
 
 
 def measured(task: BenchmarkTask, shard: tuple[int, int]) -> RunDirectory:
-    """The run of the shipped weights, with this shard of the pictures done."""
+    """The run of the shipped weights, with this shard of the images done."""
     subject = probe.load("tiny-llava")
     everything = [probe.windows(WINDOW), probe.windows(1), probe.from_layer(), probe.until_layer()]
     dropping = Dropping(subject, task, {"mask": everything} | dict.fromkeys(READINGS, probe.windows(WINDOW)))
     folder = RUNS / dropping.weights
     number, count = shard
-    pictures = sorted({sample.meta["image"] for sample in task.samples})[number - 1 :: count]
-    mine = [sample for sample in task.samples if sample.meta["image"] in pictures]
+    images = sorted({sample.meta["image"] for sample in task.samples})[number - 1 :: count]
+    mine = [sample for sample in task.samples if sample.meta["image"] in images]
     todo = RunDirectory.open(folder, dropping.fingerprint()).todo(mine)
     print("\n".join(dropping.estimate(todo) if todo else [f"all done in {folder}"]), flush=True)
     with show_progress("drop", len(todo)) as progress:
@@ -71,8 +71,8 @@ def tables(found: xr.DataTree, accuracy: pd.DataFrame) -> str:
     first, mask = of_all.iloc[0], tables_of(found)["mask"]
     windows = window_cases(mask, WINDOW)
     told = (
-        f"{first['questions']} questions on {first['pictures']} pictures; weights {found.attrs['weights']}. Accuracy "
-        "in percent, 95 % intervals from a bootstrap over pictures; differences to the untouched model are paired."
+        f"{first['questions']} questions on {first['images']} images; weights {found.attrs['weights']}. Accuracy "
+        "in percent, 95 % intervals from a bootstrap over images; differences to the untouched model are paired."
     )
     baselines = [[case, _with(of_all.loc["mask", case], "accuracy")] for case in mask["case"].values[:3]]
     readings = [[r, *(_with(of_all.loc[r, case], "accuracy") for case in windows)] for r in tables_of(found)]
@@ -82,8 +82,8 @@ def tables(found: xr.DataTree, accuracy: pd.DataFrame) -> str:
         "One layer without vision (`mask`), beside the attention that the answer's tokens give to vision there:",
         _layer_table(found, of_all.loc["mask"]),
         "Each reading of “dropped”, window by window:", _markdown(["", *windows], readings),
-        f"`swap`: how often the answer is the one given about the other picture ({given['untouched']:.1f} untouched):",
-        _markdown(["", *windows], [["other picture's answer", *(f"{given[case]:.1f}" for case in windows)]]),
+        f"`swap`: how often the answer is the one given about the other image ({given['untouched']:.1f} untouched):",
+        _markdown(["", *windows], [["other image's answer", *(f"{given[case]:.1f}" for case in windows)]]),
         "Dropped from a layer to the last one, by kind of question:",
         _depth_table(accuracy, {f"from {layer + 1}": case for layer, case in from_cases(mask).items()}),
         "Dropped from the first layer to a layer:",
@@ -125,7 +125,7 @@ def main() -> None:
     number, count = map(int, options.shard.split("/"))
     newest = max(RUNS.glob("*"), key=lambda folder: folder.stat().st_mtime, default=RUNS)
     run = RunDirectory(newest) if options.draw else measured(task, (number, count))
-    if not run.todo(task.with_pictures):
+    if not run.todo(task.with_images):
         write(results(run, task))
 
 

@@ -1,4 +1,4 @@
-"""Where tiny-llava-mini fuses picture and words, beside tiny-llava, whose LLM reads every patch itself.
+"""Where tiny-llava-mini fuses image and words, beside tiny-llava, whose LLM reads every patch itself.
 
     python analyses/llava_mini/fusion.py             # accuracy, attention, dropping in both stacks: ten minutes
     python analyses/llava_mini/fusion.py --draw      # figures and table again, from what was measured
@@ -46,7 +46,7 @@ SWEEPS: dict[str, tuple[str, dict[str, Any], list]] = {  # name -> model, what i
     "compressed token": (MINI, {"stack": "prefusion", "queries": "compressed"}, BY_ONE),
     "both": (MINI, {"stack": "prefusion"}, BY_ONE),
 }
-SHOWN = (2, 5, 6, 7)  # frozen pictures whose compression is drawn
+SHOWN = (2, 5, 6, 7)  # frozen images whose compression is drawn
 FLOOR = 0.005  # of their colours: an even spread is 1/36
 
 
@@ -55,8 +55,8 @@ def measure(subjects: dict[str, Any], folder: Path, options: argparse.Namespace)
     for name, subject in subjects.items():
         if not (right := folder / f"right {name}.csv").exists():
             logits = answer_logits if name == LLAVA else fused_logits
-            frame = evaluate(subject.model, subject.processor, options.pictures, logits=logits)
-            frame[["picture", "kind", "right"]].to_csv(right, index=False)
+            frame = evaluate(subject.model, subject.processor, options.images, logits=logits)
+            frame[["image", "kind", "right"]].to_csv(right, index=False)
         if not (record := folder / f"{name}.zarr.zip").exists():
             probe.save_record(probe.measure(subject, _samples(), progress=False), record)
     task = BenchmarkTask.read("shapes", limit=options.questions)
@@ -68,7 +68,7 @@ def measure(subjects: dict[str, Any], folder: Path, options: argparse.Namespace)
 
 
 def _samples() -> list[probe.Sample]:
-    """All seven kinds of question about the first nine frozen pictures."""
+    """All seven kinds of question about the first nine frozen images."""
     about = [(number, *frozen(number)) for number in range(9)]
     return [probe.Sample(f"{number}-{asked.kind}", draw(scene), asked.question, answer=asked.answer)
             for number, scene, questions in about for asked in questions]  # fmt: skip
@@ -80,12 +80,12 @@ def accuracy(folder: Path) -> pd.DataFrame:
     rows = []
     for kind in (ALL, *frames[LLAVA]["kind"].unique()):
         of = {name: frame if kind == ALL else frame[frame["kind"] == kind] for name, frame in frames.items()}
-        pictures, base = np.asarray(of[LLAVA]["picture"]), np.asarray(of[LLAVA]["right"], float)
+        images, base = np.asarray(of[LLAVA]["image"]), np.asarray(of[LLAVA]["right"], float)
         for name, frame in of.items():
             right = np.asarray(frame["right"], float)
             row: dict[str, Any] = {"kind": kind, "model": name, "questions": len(right)}
-            row |= _columns("accuracy", bootstrap(right, pictures, seed=0))
-            rows.append(row | _columns("difference", paired(right, base, pictures, seed=0)))
+            row |= _columns("accuracy", bootstrap(right, images, seed=0))
+            rows.append(row | _columns("difference", paired(right, base, images, seed=0)))
     return pd.DataFrame(rows)
 
 
@@ -121,7 +121,7 @@ def attention(record: xr.DataTree, model: str) -> pd.DataFrame:
 
 
 def _on_things(node: xr.Dataset, query: str) -> np.ndarray:
-    """Of each layer. A cell of the drawn pictures is two patches wide."""
+    """Of each layer. A cell of the drawn images is two patches wide."""
     received, lifts = node["received"].sel(query_type=query).values, []
     for sample, values in zip(node["sample"].values, received, strict=True):
         filled = {thing.cell for thing in frozen(int(sample.split("-")[0]))[0].things}
@@ -168,19 +168,19 @@ def _side_by_side(panels: dict[str, tuple[xr.DataTree, int]]) -> Figure:
         axis.texts[0].remove()  # the caption, said once below
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=4, fontsize=8, frameon=False)
     table = next(iter(panels.values()))[0]["mask"]
-    told = f"{table.sizes['sample']} drawn questions; 95 % bands over all windows at once, pictures redrawn; toy models"
+    told = f"{table.sizes['sample']} drawn questions; 95 % bands over all windows at once, images redrawn; toy models"
     figure.supxlabel(told, x=0.01, ha="left", fontsize=8, color="0.35")
     return figure
 
 
 def _compression(minis: dict[str, xr.DataTree]) -> Figure:
-    """Pictures above, and where the one token of each looks, in each model."""
+    """Images above, and where the one token of each looks, in each model."""
     rows, columns = 1 + len(minis), len(SHOWN)
     figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 2.7 * rows), layout="constrained")
     for number, column in zip(SHOWN, axes.T, strict=True):
         column[0].imshow(draw(frozen(number)[0], size=240))
         column[0].set_axis_off()
-        column[0].set_title(f"picture {number}", fontsize=9)
+        column[0].set_title(f"image {number}", fontsize=9)
         for axis, (name, record) in zip(column[1:], minis.items(), strict=True):
             probe.plots.compression(record, sample=f"{number}-caption", floor=FLOOR, ax=axis)
             axis.set_title(name, fontsize=9)
@@ -228,7 +228,7 @@ def write(folder: Path, questions: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=2000, help="frozen pictures, with seven questions each")
+    parser.add_argument("--images", type=int, default=2000, help="frozen images, with seven questions each")
     parser.add_argument("--questions", type=int, default=120, help="of the sweeps")
     parser.add_argument("--without", type=Path, help="folder of a model trained without pre-fusion")
     parser.add_argument("--draw", action="store_true", help="only figures and table")

@@ -4,8 +4,8 @@
     python analyses/llava_mini/matched.py --only no-pre-fusion  # one of them
     python analyses/llava_mini/matched.py --steps 2000 --out probe-out/matched-2000
 
-Same pictures, questions, steps, rates and seed; fp32, one thread. A run that was stopped goes on. Writes matched.csv
-(accuracy on the frozen pictures, in percent) and matched-curves.csv (accuracy on validation pictures while training)
+Same images, questions, steps, rates and seed; fp32, one thread. A run that was stopped goes on. Writes matched.csv
+(accuracy on the frozen images, in percent) and matched-curves.csv (accuracy on validation images while training)
 beside itself, of all runs that are finished.
 """
 
@@ -36,36 +36,36 @@ VARIANTS = {
 MADE = "made.json"  # in a variant's folder, once it is finished
 
 
-def accuracy(folder: Path, pictures: int) -> dict[str, float]:
-    """Percent right on the frozen pictures, in all and by kind, and the number of parameters."""
+def accuracy(folder: Path, images: int) -> dict[str, float]:
+    """Percent right on the frozen images, in all and by kind, and the number of parameters."""
     model: Any = AutoModelForImageTextToText.from_pretrained(folder).eval()
     logits = fused_logits if hasattr(model.model, "prefusion") else answer_logits
-    frame = evaluate(model, AutoProcessor.from_pretrained(folder), pictures, logits=logits)
+    frame = evaluate(model, AutoProcessor.from_pretrained(folder), images, logits=logits)
     right = 100 * summary(frame, "kind")["right"]
     total = sum(parameter.numel() for parameter in model.parameters())
     return {"parameters": total, "all": 100 * frame["right"].to_numpy().mean(), **right.to_dict()}
 
 
-def row(name: str, folder: Path, steps: int, pictures: int) -> pd.DataFrame:
+def row(name: str, folder: Path, steps: int, images: int) -> pd.DataFrame:
     """One line of matched.csv; computed once."""
     made = folder / MADE
     if not made.exists():
-        found = {"model": name, "steps": steps, **accuracy(folder, pictures)}
+        found = {"model": name, "steps": steps, **accuracy(folder, images)}
         pd.DataFrame([found]).to_json(made, orient="records")
     return pd.read_json(made)
 
 
-def main(steps: int, out: Path, only: str | None, pictures: int) -> None:
+def main(steps: int, out: Path, only: str | None, images: int) -> None:
     torch.set_num_threads(1)
     for name, recipe in VARIANTS.items():
         if only in (None, name) and not (out / name / MADE).exists():
             train_mini(out / name, recipe=replace(recipe, steps=steps))
-            print(row(name, out / name, steps, pictures).round(2).to_string(index=False), flush=True)
+            print(row(name, out / name, steps, images).round(2).to_string(index=False), flush=True)
     done = [name for name in VARIANTS if (out / name / MADE).exists()]
     shipped = [
-        pd.DataFrame([{"model": name, "steps": None, **accuracy(folder, pictures)}]) for name, folder in FOLDERS.items()
+        pd.DataFrame([{"model": name, "steps": None, **accuracy(folder, images)}]) for name, folder in FOLDERS.items()
     ]
-    table = pd.concat([*shipped, *(row(name, out / name, steps, pictures) for name in done)], ignore_index=True)
+    table = pd.concat([*shipped, *(row(name, out / name, steps, images) for name in done)], ignore_index=True)
     table["steps"] = table["steps"].astype("Int64")
     table.round(2).to_csv(HERE / "matched.csv", index=False)
     curves = [pd.read_csv(out / name / "log.csv").assign(model=name) for name in done]
@@ -79,6 +79,6 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path("probe-out/matched"))
     parser.add_argument("--only", choices=VARIANTS)
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     options = parser.parse_args()
-    main(options.steps, options.out, options.only, options.pictures)
+    main(options.steps, options.out, options.only, options.images)

@@ -32,19 +32,19 @@ QUIET: dict[str, Any] = {"progress": False}
 
 def one(subject: Any, blank: Any, seed: int) -> tuple[dict[str, Any], dict[str, xr.Dataset], xr.Dataset]:
     """What is found about one question: numbers, attributions, deletion curves."""
-    picture, question, right = sample_image(seed, KINDS[seed % len(KINDS)])
-    found = {"ablation": probe.attribute(subject, picture, question, **QUIET)}
+    image, question, right = sample_image(seed, KINDS[seed % len(KINDS)])
+    found = {"ablation": probe.attribute(subject, image, question, **QUIET)}
     said = found["ablation"]["token_id"].values.tolist()
     found["integrated gradients"] = probe.attribute(
-        subject, picture, question, said, "integrated_gradients", attention=False, **QUIET
+        subject, image, question, said, "integrated_gradients", attention=False, **QUIET
     ).merge(found["ablation"][list(MEASURES)])
-    control = probe.attribute(blank, picture, question, said, **QUIET)
+    control = probe.attribute(blank, image, question, said, **QUIET)
     table, theirs = rank_agreement(found), rank_agreement({"ablation": control})
     contribution = found["ablation"]["contribution"].mean("head")
     scores = {"ablation": found["ablation"]["attribution"], "contribution": contribution.max("layer"),
               "mass": found["ablation"]["mass"].mean(["head", "layer"])}  # fmt: skip
-    curves = probe.deletion_curves(subject, picture, question, scores, said, baseline="mean", seed=seed)
-    lens = probe.logit_lens(subject, picture, question, said)
+    curves = probe.deletion_curves(subject, image, question, scores, said, baseline="mean", seed=seed)
+    lens = probe.logit_lens(subject, image, question, said)
     row: dict[str, Any] = {
         "seed": seed,
         "question": question,
@@ -60,7 +60,7 @@ def one(subject: Any, blank: Any, seed: int) -> tuple[dict[str, Any], dict[str, 
     area = curves["logprob"].integrate("fraction")
     for score in curves["score"].values:
         row[f"deletion by {score}"] = float(area.sel(score=score, direction="deletion"))
-    row["sinks"] = int(probe.find_sinks(subject, picture, question, said)["sink"].any("layer").sum())
+    row["sinks"] = int(probe.find_sinks(subject, image, question, said)["sink"].any("layer").sum())
     row["layers until said"] = int((lens["next"].min("answer_token") > 0.5).values.argmax()) + 1
     return row | _by_layer(table), found, curves.assign_attrs(control=seed)
 
@@ -75,14 +75,14 @@ def known_truth() -> list[list[str]]:
     rows = []
     for layers, patches in (((3,), (8,)), ((2, 4), (14, 15, 20, 21)), ((0, 2, 5), (35, 7))):
         known = planted(layers, patches)
-        subject, picture = probe.load(known.model, processor=known.processor), known.picture("red", 1)
+        subject, image = probe.load(known.model, processor=known.processor), known.image("red", 1)
         cells = []
         for method in METHODS:
             options: dict[str, Any] = {"method": method, "words": False, "attention": False, "batch": 36, **QUIET}
-            found = probe.attribute(subject, picture, known.question, **options)
+            found = probe.attribute(subject, image, known.question, **options)
             where = set(np.argsort(-found["attribution"].values)[: len(patches)].tolist()) == set(patches)
             if "layer_attribution" not in found:
-                deep = probe.attribute(subject, picture, known.question, over="layers", **options)["attribution"].values
+                deep = probe.attribute(subject, image, known.question, over="layers", **options)["attribution"].values
             else:
                 deep = found["layer_attribution"].sum("feature").values
             when = set(np.argsort(-deep)[: len(layers)].tolist()) == set(layers)
@@ -113,7 +113,7 @@ def tables(numbers: pd.DataFrame, truth: list[list[str]], ways: list[list[str]])
     areas = [[name.removeprefix("deletion by "), f"{mean[name]:.1f}"] for name in numbers if "deletion by" in name]
     own, blank = (100 * mean[f"above the floor{of}"] for of in ("", ", shuffled weights"))
     told = (
-        f"{len(numbers)} questions, one picture each. Floor {mean['floor']:.2f}; ceiling (ablation with integrated "
+        f"{len(numbers)} questions, one image each. Floor {mean['floor']:.2f}; ceiling (ablation with integrated "
         f"gradients) {mean['ceiling']:.2f}. Above the floor in some layer: {own:.0f} % of the questions; with shuffled "
         f"weights {blank:.0f} %. Sinks found: {mean['sinks']:.1f} a question. Every word of the answer is above one "
         f"half from layer {mean['layers until said']:.1f} on."
@@ -145,12 +145,12 @@ def main() -> None:
         rows.append(row)
         print(seed, row["question"], f"{row['contribution, best layer']:.2f}", flush=True)
         if seed == 0:
-            picture, question, _ = sample_image(0, KINDS[0])
+            image, question, _ = sample_image(0, KINDS[0])
             said = found["ablation"]["token_id"].values.tolist()
-            control = probe.attribute(blank, picture, question, said, **QUIET)
+            control = probe.attribute(blank, image, question, said, **QUIET)
             axes = probe.plots.agreement(found, curves=curves, control=control)
             axes[0, 0].figure.savefig(HERE / "agreement.png", dpi=100)
-            lens = probe.logit_lens(subject, picture, question, said)
+            lens = probe.logit_lens(subject, image, question, said)
             probe.plots.lens(lens, [0, 2, 4, 7])[0].figure.savefig(HERE / "lens.png", dpi=100)
     numbers = pd.DataFrame(rows)
     numbers.to_csv(HERE / "numbers.csv", index=False, float_format="%.4g")

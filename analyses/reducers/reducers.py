@@ -35,7 +35,7 @@ def answered(subject: Subject, questions: int) -> tuple[xr.Dataset, xr.Dataset]:
     """Answers and costs of every method. Goes on with what is there."""
     methods = methods_of(subject, list(REDUCERS), KEPT, [probe.load("tiny-llava-mini")])
     comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=questions), max_new_tokens=16)
-    samples = comparison.task.with_pictures
+    samples = comparison.task.with_images
     todo = RunDirectory.open(RUN, comparison.fingerprint()).todo(samples)
     with show_progress("reduce", len(todo)) as progress:
         run = comparison.run(RUN, progress)
@@ -44,19 +44,19 @@ def answered(subject: Subject, questions: int) -> tuple[xr.Dataset, xr.Dataset]:
 
 
 def kept(subject: Subject, seed: int = 0) -> Any:
-    """The figure of what VisionZip leaves of one picture in nine tokens."""
-    picture, question, _ = sample_image(seed)
-    inputs = subject.encode(picture, question)
+    """The figure of what VisionZip leaves of one image in nine tokens."""
+    image, question, _ = sample_image(seed)
+    inputs = subject.encode(image, question)
     layer = subject.model.config.vision_feature_layer
     with torch.no_grad():
         tower: Any = subject.model.base_model.vision_tower
         reduction = encode(tower, inputs["pixel_values"], VisionZip(7, 2), layer)
-    return probe.plots.kept(reduction, picture, inputs.encoder_grid[0])
+    return probe.plots.kept(reduction, image, inputs.encoder_grid[0])
 
 
-def concentrated(subject: Subject, pictures: int = 100) -> xr.Dataset:
-    """The encoder's attention on this many pictures; prints the means that README.md tells."""
-    found = concentration(subject, [sample_image(seed)[0] for seed in range(pictures)], top=TOP)
+def concentrated(subject: Subject, images: int = 100) -> xr.Dataset:
+    """The encoder's attention on this many images; prints the means that README.md tells."""
+    found = concentration(subject, [sample_image(seed)[0] for seed in range(images)], top=TOP)
     means = found[["top_share", "gini", "entropy", "kept_from_last"]].mean("view")
     for layer in found["layer"].values:
         here = means.sel(layer=layer)

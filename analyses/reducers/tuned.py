@@ -2,7 +2,7 @@
 
     python analyses/reducers/tuned.py                 # 2 x 120 steps of 20 questions: some minutes on one core
 
-Held out are pictures of another seed. A question is right where the model's first choice is the answer's next token all
+Held out are images of another seed. A question is right where the model's first choice is the answer's next token all
 the way, its end included: what greedy decoding says, from one forward. tuned.csv goes beside this file.
 """
 
@@ -44,7 +44,7 @@ def gained(steps: int, held_out: int) -> pd.DataFrame:
     """A row a number of tokens: accuracy before and after, and the difference, in percent with 95 % intervals."""
     shapes = named("shapes")
     lessons, asked = (shapes.read(questions=n, seed=seed).samples for n, seed in ((steps * BATCH, 1), (held_out, 0)))
-    pictures = [sample.meta["image"] for sample in asked]
+    images = [sample.meta["image"] for sample in asked]
     whole, rows = right(probe.load("tiny-llava"), asked), []
     for tokens, reducer in REDUCERS.items():
         subject = probe.load("tiny-llava")
@@ -62,10 +62,10 @@ def gained(steps: int, held_out: int) -> pd.DataFrame:
             "all_tokens": 100 * whole.mean(),
         }
         intervals = {
-            "before": bootstrap(before, pictures, seed=0),
-            "after": bootstrap(after, pictures, seed=0),
-            "gain": paired(after, before, pictures, seed=0),
-            "with_all_tokens": paired(right(subject, asked), whole, pictures, seed=0),
+            "before": bootstrap(before, images, seed=0),
+            "after": bootstrap(after, images, seed=0),
+            "gain": paired(after, before, images, seed=0),
+            "with_all_tokens": paired(right(subject, asked), whole, images, seed=0),
         }
         for name, found in intervals.items():
             row |= {name: 100 * found.estimate, f"{name}_low": 100 * found.low, f"{name}_high": 100 * found.high}

@@ -1,8 +1,8 @@
 """A later question with the first one's cache: text-agnostic VisionZip beside text-guided FastV, on tiny-llava.
 
-    python analyses/reducers/turns.py                 # 16 pictures, 30 pairs of questions each; some minutes
+    python analyses/reducers/turns.py                 # 16 images, 30 pairs of questions each; some minutes
 
-Each of a picture's six questions is the first one once, and then come the other five, each as a new conversation: with
+Each of an image's six questions is the first one once, and then come the other five, each as a new conversation: with
 everything computed anew, and with the cache that the first question left (`subject.chat(keep="always")`). turns.csv
 goes beside this file.
 """
@@ -33,7 +33,7 @@ REDUCERS = {
 
 
 def pairs(subject: Subject, asked: list[Sample]) -> Iterator[tuple[Sample, str, str]]:
-    """Every question behind every other one about a picture, with its answers: computed anew, and with the cache."""
+    """Every question behind every other one about an image, with its answers: computed anew, and with the cache."""
     anew = {sample.id: subject.answer(sample.image, sample.question) for sample in asked}
     for first in asked:
         chat = subject.chat(first.image, keep="always")
@@ -45,16 +45,16 @@ def pairs(subject: Subject, asked: list[Sample]) -> Iterator[tuple[Sample, str, 
                 assert chat.reused > 0
 
 
-def measured(pictures: int) -> pd.DataFrame:
+def measured(images: int) -> pd.DataFrame:
     """A row a reducer: accuracy of later questions in percent, anew and with the cache, with 95 % intervals."""
     shapes, subject, rows = named("shapes"), probe.load("tiny-llava"), []
-    by_picture: dict[str, list[Sample]] = defaultdict(list)
-    for sample in shapes.read(questions=6 * pictures).samples:
-        by_picture[sample.meta["image"]].append(sample)
+    by_image: dict[str, list[Sample]] = defaultdict(list)
+    for sample in shapes.read(questions=6 * images).samples:
+        by_image[sample.meta["image"]].append(sample)
     for name, reducer in REDUCERS.items():
         scored, names, differ = [], [], []
         with probe.reduced(subject, reducer):
-            for picture, asked in by_picture.items():
+            for picture, asked in by_image.items():
                 for sample, *answers in pairs(subject, asked):
                     scored.append([shapes.score(answer, sample) for answer in answers])
                     differ.append(answers[0] != answers[1])
@@ -73,10 +73,10 @@ def measured(pictures: int) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--images", type=int, default=16)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    table = measured(options.pictures)
+    table = measured(options.images)
     table.to_csv(HERE / "turns.csv", index=False, float_format="%.4g")
     print(table.to_string(index=False))
 

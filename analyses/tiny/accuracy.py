@@ -1,7 +1,7 @@
 """How well tiny-llava answers, and how it learned to: the numbers and the figure of this folder.
 
-    python analyses/tiny/accuracy.py                        # the shipped weights, 2,000 frozen pictures
-    python analyses/tiny/accuracy.py my-tiny-llava --pictures 200
+    python analyses/tiny/accuracy.py                        # the shipped weights, 2,000 frozen images
+    python analyses/tiny/accuracy.py my-tiny-llava --images 200
 
 Writes accuracy-by-*.csv beside itself, and learning-curve.png and .svg from learning-curve.csv (the `log.csv`
 that the training wrote). About five minutes on one core.
@@ -42,19 +42,19 @@ def seen_layouts(folder: Path) -> set:
     return layouts
 
 
-def tables(folder: Path, pictures: int) -> dict[str, pd.DataFrame]:
+def tables(folder: Path, images: int) -> dict[str, pd.DataFrame]:
     """The accuracies, by each of `TABLES`."""
     model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
-    frame = evaluate(model, AutoProcessor.from_pretrained(folder), pictures, controls=True)
+    frame = evaluate(model, AutoProcessor.from_pretrained(folder), images, controls=True)
     seen = seen_layouts(folder)
-    new = [frozen(number)[0].layout not in seen for number in range(pictures)]
-    frame["layout"] = ["new" if new[number] else "seen in training" for number in frame["picture"]]
+    new = [frozen(number)[0].layout not in seen for number in range(images)]
+    frame["layout"] = ["new" if new[number] else "seen in training" for number in frame["image"]]
     frame["things"] = frame["things"].astype(str)
     return {name: summary(frame, by).sort_index(key=_order).round(4) for name, by in TABLES.items()}
 
 
 def learning_curve(log: pd.DataFrame) -> plt.Figure:
-    """Stage 0 on the left (patches), stage 1 on the right (validation pictures), over optimiser steps."""
+    """Stage 0 on the left (patches), stage 1 on the right (validation images), over optimiser steps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, width_ratios=(1, 2))
     markers = "osv^Dx*"
     for axes, stage, names in ((left, 0, PATCHES), (right, 1, KINDS)):
@@ -64,7 +64,7 @@ def learning_curve(log: pd.DataFrame) -> plt.Figure:
                       marker=markers[i], markersize=4)  # fmt: skip
         axes.set(xlabel="step", title=("0: patches learn words", "1: the model learns to answer")[stage])
         axes.legend(fontsize=8)
-    left.set_ylabel("accuracy on validation pictures")
+    left.set_ylabel("accuracy on validation images")
     figure.suptitle("tiny-llava (a toy model): learning curve")
     figure.tight_layout()
     return figure
@@ -77,11 +77,11 @@ def _order(index: pd.Index) -> pd.Index:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Accuracies and learning curve of a tiny model.")
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDERS["tiny-llava"])
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=HERE)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name, table in tables(options.folder, options.pictures).items():
+    for name, table in tables(options.folder, options.images).items():
         table.to_csv(options.out / f"accuracy-by-{name}.csv")
         print(table, end="\n\n")
     curve = learning_curve(pd.read_csv(HERE / "learning-curve.csv"))

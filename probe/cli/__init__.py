@@ -1,11 +1,11 @@
 """The command `probe`: the main jobs without writing Python.
 
-    probe attention                       # the shipped tiny model looks at a sample picture
+    probe attention                       # the shipped tiny model looks at a sample image
     probe attention --model llava-hf/llava-1.5-7b-hf --image cat.jpg --question "What is the cat doing?"
     probe drop                            # take vision tokens away, layer by layer: what happens to the answers?
     probe reduce                          # fewer vision tokens: accuracy against tokens and time, by method
     probe average out/gqa out/mme ...     # over benchmarks, as the paper prints it and as it was meant
-    probe attribute                       # what the answer owes to the picture, and whether attention says so
+    probe attribute                       # what the answer owes to the image, and whether attention says so
     probe cost                            # operations, cache, time and memory of reading a prompt
     probe verify                          # are the promises kept on this model?
     probe train tiny-llava                # make the shipped model again

@@ -22,7 +22,7 @@ FEW = 20  # samples: with more, attention.csv has means
 
 Images = Annotated[
     list[Path] | None,
-    typer.Option(help="a picture; give it again for several", show_default="a drawn sample picture"),
+    typer.Option(help="an image; give it again for several", show_default="a drawn sample image"),
 ]
 Question = Annotated[str | None, typer.Option(help="what to ask", show_default="one that fits")]
 Response = Annotated[str | None, typer.Option(help="the answer to measure", show_default="the model's own")]
@@ -88,7 +88,7 @@ def _check_one_source(benchmark: str | None, of_one: dict, of_many: dict) -> Non
 
 def _over(subject: "Subject", task: "BenchmarkTask", out: Path, folder: Path, options: dict) -> tuple["DataTree", str]:
     """The record of a benchmark's samples, by way of a run directory; and what was left out."""
-    from probe.evaluation.drop_run import attention_run, merged
+    from probe.evaluation.attention_run import attention_run, merged
     from probe.records.run_directory import RunDirectory
 
     todo = {sample.id for sample in task.samples} - RunDirectory(out).done()
@@ -101,24 +101,24 @@ def _over(subject: "Subject", task: "BenchmarkTask", out: Path, folder: Path, op
 
 
 def _provenance(record: "DataTree") -> str:
-    """Question and answer, and how the model saw the picture."""
+    """Question and answer, and how the model saw the image."""
     root = record.to_dataset()
     told = {
         "question": str(root["question"].values[0]).strip() or "(empty)",
         "answer": str(root["response"].values[0]).strip() or "(empty)",
-        "picture": f"{record.attrs['aspect']} (how it was fitted to the encoder)",
+        "image": f"{record.attrs['aspect']} (how it was fitted to the encoder)",
         "model": f"{record.attrs['model']}, {record.attrs['dtype']}, {record.attrs['attention']}",
     }
     return "\n".join(f"[bold]{name}[/] {escape(text)}" for name, text in told.items())
 
 
 def what_to_ask(images: list[Path] | None, question: str | None) -> tuple[list, str]:
-    """The user's pictures and question; what is missing comes from the drawn sample."""
+    """The user's images and question; what is missing comes from the drawn sample."""
     from probe.models.tiny.questions import sample_image
 
     picture, sample_question, _ = sample_image(seed=0)
     if question is None:
-        question = "Describe the picture." if images else sample_question
+        question = "Describe the image." if images else sample_question
     return list(images or [picture]), question
 
 

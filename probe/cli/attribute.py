@@ -1,4 +1,4 @@
-"""`probe attribute`: what an answer owes to the picture and the prompt, and whether attention says the same."""
+"""`probe attribute`: what an answer owes to the image and the prompt, and whether attention says the same."""
 
 import sys
 import warnings
@@ -28,7 +28,7 @@ Method = Annotated[
 ]
 Over = Annotated[Literal["patches", "grid", "words"], typer.Option(help="regions; grid: cells of 2 x 2 patches")]
 Baseline = Annotated[
-    str, typer.Option(help="what stands in: mean, blur, rows, zero, hidden, or a picture", show_default=True)
+    str, typer.Option(help="what stands in: mean, blur, rows, zero, hidden, or an image", show_default=True)
 ]
 Ceiling = Annotated[bool, typer.Option(help="also a second method, as the ceiling of agreement")]
 Control = Annotated[bool, typer.Option(help="also the model with shuffled weights (a copy of it in memory)")]
@@ -57,7 +57,7 @@ def attribute(
 ) -> None:
     """What the answer owes to each region and word, beside attention: datasets, figures, a CSV and a table."""
     with all_or_nothing(out) as folder:
-        pictures, question = what_to_ask(image, question)
+        images, question = what_to_ask(image, question)
         from probe.measures.attribution import attribute as attribute_
         from probe.subject.subject import load
 
@@ -67,10 +67,10 @@ def attribute(
         options["progress"] = sys.stderr.isatty()
         with warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always", UserWarning)
-            found = attribute_(subject, pictures, question, response, method, baseline=baseline, **options)
+            found = attribute_(subject, images, question, response, method, baseline=baseline, **options)
             datasets = {method: found}
             if over != "words":
-                datasets |= _beside(subject, pictures, question, found, baseline, options, ceiling, control)
+                datasets |= _beside(subject, images, question, found, baseline, options, ceiling, control)
         written = _write(datasets, folder)
     console.print(_table(found))
     console.print(_told(datasets), highlight=False, soft_wrap=True)
@@ -80,7 +80,7 @@ def attribute(
 
 
 def _beside(
-    subject: "Subject", pictures: list, question: str, found: "xr.Dataset", baseline: str, options: dict,
+    subject: "Subject", images: list, question: str, found: "xr.Dataset", baseline: str, options: dict,
     ceiling: bool, control: bool,
 ) -> dict[str, "xr.Dataset"]:  # fmt: skip
     """What agreement is held against: another method, deletion and insertion, the same of shuffled weights."""
@@ -92,15 +92,15 @@ def _beside(
     if ceiling:
         other = "integrated_gradients" if found.attrs["method"] != "integrated_gradients" else "ablation"
         way = "rows" if baseline == "hidden" else baseline
-        more[other] = attribute_(subject, pictures, question, said, other, baseline=way, **options)
+        more[other] = attribute_(subject, images, question, said, other, baseline=way, **options)
     attended = found["contribution"].mean("head").max("layer")
     scores = {found.attrs["method"]: found["attribution"], "attention (contribution)": attended}
     over = options["over"]
-    more["curves"] = deletion_curves(subject, pictures, question, scores, said, over, baseline, seed=options["seed"])
+    more["curves"] = deletion_curves(subject, images, question, scores, said, over, baseline, seed=options["seed"])
     if control:
         blank = randomised(subject, options["seed"])
         more["control"] = attribute_(
-            blank, pictures, question, said, found.attrs["method"], baseline=baseline, **options
+            blank, images, question, said, found.attrs["method"], baseline=baseline, **options
         )
     return more
 

@@ -15,7 +15,7 @@ from probe.errors import ProbeError
 if TYPE_CHECKING:
     import xarray as xr
 
-LARGEST = 25  # times the operations of the model's own picture: up to there prompts are measured
+LARGEST = 25  # times the operations of the model's own image: up to there prompts are measured
 UNIT = {"vision_tokens": "vision tokens", "resolution": "pixels", "frames": "frames"}
 
 Models = Annotated[
@@ -27,7 +27,7 @@ VisionTokens = Annotated[str | None, typer.Option(help=f"that the LLM reads; {Se
 TextTokens = Annotated[int | None, typer.Option(min=0, help="of the question", show_default="a short question's")]
 Frames = Annotated[str | None, typer.Option(help=f"of a video; {Several}", show_default="1, 10, 100, 1000")]
 Resolution = Annotated[
-    str | None, typer.Option(help=f"of the picture, px a side; {Several}", show_default="1 to 4 views along a side")
+    str | None, typer.Option(help=f"of the image, px a side; {Several}", show_default="1 to 4 views along a side")
 ]
 Measure = Annotated[
     int | None, typer.Option(min=0, help="repeats of the measurement, 0: only count", show_default="5; 0 for hub ids")
@@ -83,7 +83,7 @@ def _source(name: str, measure: int | None, dtype: str | None, device: str | Non
 
 
 def cases_of(name: str, source, wanted: dict, options: dict, measure: int) -> "list[xr.Dataset]":
-    """The model's own picture first; then what is wanted, or a range of everything where nothing is."""
+    """The model's own image first; then what is wanted, or a range of everything where nothing is."""
     from probe.measures.cost import cost as count
 
     base = count(source, **options, measure=measure, name=name)
@@ -99,7 +99,7 @@ def cases_of(name: str, source, wanted: dict, options: dict, measure: int) -> "l
 
 
 def ranges(source) -> dict[str, list[int]]:
-    """Powers of 4 up to the patches of a view; pictures of 2 to 4 views along a side; videos."""
+    """Powers of 4 up to the patches of a view; images of 2 to 4 views along a side; videos."""
     from probe.measures.cost import own_view
 
     side, patches = own_view(source)

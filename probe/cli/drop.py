@@ -38,7 +38,7 @@ Windows = Annotated[
 ]
 How = Annotated[
     Literal["all", "mask", "freeze", "remove", "gone", "zero", "swap"],
-    typer.Option(help="what dropped means; gone: removed for good; swap: another picture is read"),
+    typer.Option(help="what dropped means; gone: removed for good; swap: another image is read"),
 ]
 Where = Annotated[
     Literal["llm", "prefusion"], typer.Option(help="the layers: the LLM's, or those of LLaVA-Mini's pre-fusion")
@@ -135,7 +135,7 @@ def _measured(dropping: "Dropping", out: Path):
     """The run, finished; says first what it will cost."""
     from probe.records.run_directory import RunDirectory
 
-    samples = dropping.task.with_pictures
+    samples = dropping.task.with_images
     todo = RunDirectory.open(out, dropping.fingerprint()).todo(samples)
     told = f"{len(samples)} questions, {len(samples) - len(todo)} done"
     console.print(f"[bold]{escape(dropping.task.benchmark.name)}[/]: {told}; Ctrl-C keeps what is finished",
@@ -174,7 +174,7 @@ def case_table(table: "pd.DataFrame", task: "BenchmarkTask") -> Table:
         cells = [f"{rows.loc[r, f'official_{headline}']:.1f}" if r in rows.index else "" for r in readings]
         shown.add_row(case, *("-" if cell == "nan" else cell for cell in cells))
     first = overall.iloc[0]
-    shown.caption = f"{first['questions']} questions on {first['pictures']} pictures; intervals are in accuracy.csv"
+    shown.caption = f"{first['questions']} questions on {first['images']} images; intervals are in accuracy.csv"
     return shown
 
 

@@ -13,7 +13,7 @@ Dtype = Annotated[
 Attn = Annotated[str | None, typer.Option(help="sdpa, eager or flash_attention_2", show_default="the model's own")]
 Aspect = Annotated[
     Literal["pad", "crop"] | None,
-    typer.Option(help="pad the picture to a square, as the paper, or crop it", show_default="the processor's own"),
+    typer.Option(help="pad the image to a square, as the paper, or crop it", show_default="the processor's own"),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks, and what the libraries log")]
 Data = Annotated[Path | None, typer.Option(help="folder with the benchmark's official files", show_default="none")]

@@ -49,7 +49,7 @@ Beside = Annotated[
 ]
 Published = Annotated[Path | None, typer.Option(help="CSV of method, vision_tokens, percent_of_vanilla to overlay")]
 PublishedTokens = Annotated[int, typer.Option(min=1, help="vision tokens of the published model without a reducer")]
-Repeats = Annotated[int, typer.Option(min=0, help="of the time to the first token, on three pictures; 0: none")]
+Repeats = Annotated[int, typer.Option(min=0, help="of the time to the first token, on three images; 0: none")]
 
 
 def reduce(
@@ -187,7 +187,7 @@ def sparse_at(share: float) -> tuple[int, int, int]:
 def _asked(comparison: "Comparison", out: Path):
     from probe.records.run_directory import RunDirectory
 
-    samples = comparison.task.with_pictures
+    samples = comparison.task.with_images
     todo = RunDirectory.open(out, comparison.fingerprint()).todo(samples)
     told = f"{len(samples)} questions to {len(comparison.methods)} methods, {len(samples) - len(todo)} done"
     console.print(f"[bold]{escape(comparison.task.benchmark.name)}[/]: {told}; Ctrl-C keeps what is finished",

@@ -35,7 +35,7 @@ def layer_table(record: "DataTree") -> Table:
 
 
 def mean_table(record: "DataTree") -> "DataFrame":
-    """A row a number: means over samples and heads with 95 % intervals, pictures redrawn."""
+    """A row a number: means over samples and heads with 95 % intervals, images redrawn."""
     import pandas as pd
     import xarray as xr
 

@@ -14,14 +14,14 @@ What = Annotated[
     typer.Argument(help="the shipped model to make again", show_default="tiny-llava"),
 ]
 Data = Annotated[Path | None, typer.Option(help="instead: LLaVA's conversations or Video-ChatGPT's questions (JSON)")]
-Images = Annotated[Path | None, typer.Option(help="with --data: the folder that its pictures and videos are in")]
+Images = Annotated[Path | None, typer.Option(help="with --data: the folder that its images and videos are in")]
 Model = Annotated[str, typer.Option(help="with --data: the LLaVA or LLaVA-Mini to begin with")]
 Stage = Annotated[int, typer.Option(min=1, max=2, help="with --data: 1 the projector, 2 all but the vision encoder")]
 Batch = Annotated[int, typer.Option(min=1, help="with --data: rows a step")]
 AtOnce = Annotated[int, typer.Option(min=1, help="with --data: rows at once on each device")]
 Out = Annotated[Path, typer.Option(help="folder of the new model")]
 Steps = Annotated[int | None, typer.Option(min=1, help="stop after so many", show_default="the recipe's")]
-Seed = Annotated[int, typer.Option(help="of new weights, pictures and order")]
+Seed = Annotated[int, typer.Option(help="of new weights, images and order")]
 
 
 SHOWN = 3  # bad rows on the terminal

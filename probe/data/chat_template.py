@@ -36,8 +36,8 @@ class Rendering:
 def messages_of(question: str | Conversation, pictures: int, image_token: str) -> list[Message]:
     """A question, or a conversation, as messages whose contents are lists of text and image items.
 
-    Pictures stand before the words of a plain question. Raises ProbeError for what is neither, and where the
-    conversation is malformed, has more or fewer image items than there are pictures, or contains the placeholder
+    Images stand before the words of a plain question. Raises ProbeError for what is neither, and where the
+    conversation is malformed, has more or fewer image items than there are images, or contains the placeholder
     as text.
     """
     if isinstance(question, str):
@@ -55,13 +55,13 @@ def messages_of(question: str | Conversation, pictures: int, image_token: str) -
         )
     items = [item for message in messages for item in message["content"]]
     for item in items:
-        fix = 'pass the picture as image=, or say where it goes with a {"type": "image"} item'
+        fix = 'pass the image as image=, or say where it goes with a {"type": "image"} item'
         refuse_placeholders("question", item.get("text", ""), image_token, fix)
     placeholders = sum(item["type"] == "image" for item in items)
     if placeholders != pictures:
         raise ProbeError(
             "conversation",
-            expected=f"one image item for each picture ({pictures} given)",
+            expected=f"one image item for each image ({pictures} given)",
             got=f"{placeholders} image item{'s' * (placeholders != 1)}",
         )
     return messages

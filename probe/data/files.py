@@ -1,7 +1,7 @@
-"""Official files: JSON, JSON lines, tab separated tables, and pictures that stay inside the data folder.
+"""Official files: JSON, JSON lines, tab separated tables, and images that stay inside the data folder.
 
 A file that cannot be read at all is a ProbeError; a row that cannot, a RowError, which the reader lists.
-Picture names come from files that strangers wrote, so they are resolved (symbolic links too) before they are
+Image names come from files that strangers wrote, so they are resolved (symbolic links too) before they are
 used, and refused where they leave the folder.
 """
 
@@ -40,12 +40,12 @@ class DataFolder:
         """The first of these files that is there, or None."""
         return next((self.root / name for name in names if (self.root / name).is_file()), None)
 
-    def picture(self, *names: str) -> Path:
-        """The first of these pictures that is there. Raises RowError: none is, or one lies outside the folder."""
-        return self._first("picture", names, Path.is_file)
+    def image(self, *names: str) -> Path:
+        """The first of these images that is there. Raises RowError: none is, or one lies outside the folder."""
+        return self._first("image", names, Path.is_file)
 
     def video(self, *names: str) -> Path:
-        """The first of these videos, files or folders of frames, that is there. Raises RowError as `picture` does."""
+        """The first of these videos, files or folders of frames, that is there. Raises RowError as `image` does."""
         return self._first("video", names, Path.exists)
 
     def _first(self, what: str, names: Sequence[str], there: Callable[[Path], bool]) -> Path:
@@ -138,10 +138,10 @@ def json_line(line: bytes) -> Any:
 def table(called: str, path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str], dict[str, str]]]:
     """Rows of a tab separated file with a header: line number, the raw cells, and the cells by column.
 
-    Raises ProbeError when a column is missing. Cells may be as long as a picture and span lines when quoted.
+    Raises ProbeError when a column is missing. Cells may be as long as an image and span lines when quoted.
     What does not have a cell for each column is given with an empty dict: pass it to `whole_row`.
     """
-    limit = csv.field_size_limit(sys.maxsize)  # a setting of the process; pictures exceed its default of 128 kB
+    limit = csv.field_size_limit(sys.maxsize)  # a setting of the process; images exceed its default of 128 kB
     try:
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             reader = csv.reader(file, delimiter="\t")

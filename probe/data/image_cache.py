@@ -1,7 +1,7 @@
-"""Pictures that a table carries in base64: written to files once, so that samples hold a path and not the pixels.
+"""Images that a table carries in base64: written to files once, so that samples hold a path and not the pixels.
 
 The files lie in the cache folder ($PROBE_CACHE, else ~/.cache/probe), named by the hash of their content. A
-picture is decoded to its last row before it gets its name: a cell that was cut is found here and not in the
+image is decoded to its last row before it gets its name: a cell that was cut is found here and not in the
 middle of a run.
 """
 
@@ -12,13 +12,13 @@ import os
 import tempfile
 from pathlib import Path
 
+from probe.data.image import open_image
 from probe.data.rows import RowError
-from probe.data.sample import open_image
 from probe.errors import ProbeError
 
 
 def cache_folder() -> Path:
-    """Where pictures are kept; created. Falls back to the temporary folder where home cannot be written."""
+    """Where images are kept; created. Falls back to the temporary folder where home cannot be written."""
     home = os.environ.get("PROBE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "probe")
     for folder in (Path(home).expanduser() / "pictures", Path(tempfile.gettempdir(), "probe-pictures")):
         try:
@@ -30,12 +30,12 @@ def cache_folder() -> Path:
     raise ProbeError("pictures", expected="a folder that can be written", got=str(home), fix="set PROBE_CACHE")
 
 
-def stored_picture(cell: str, folder: Path) -> Path:
-    """The file with the picture of a base64 cell. Raises RowError unless the cell is a whole picture."""
+def stored_image(cell: str, folder: Path) -> Path:
+    """The file with the image of a base64 cell. Raises RowError unless the cell is a whole image."""
     try:
         content = base64.b64decode("".join(cell.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RowError("a picture in base64", f"{len(cell)} characters: {error}") from None
+        raise RowError("an image in base64", f"{len(cell)} characters: {error}") from None
     path = folder / hashlib.sha256(content).hexdigest()
     if path.exists():
         return path
@@ -45,6 +45,6 @@ def stored_picture(cell: str, folder: Path) -> Path:
         open_image(file.name)
     except ProbeError:
         os.unlink(file.name)
-        raise RowError("a whole picture in base64", f"{len(content)} bytes that do not decode") from None
+        raise RowError("a whole image in base64", f"{len(content)} bytes that do not decode") from None
     os.replace(file.name, path)
     return path

@@ -42,7 +42,7 @@ class SkippedRow:
 class Benchmark:
     """The samples of one split.
 
-    Every sample's `meta` has `image` (which picture: what the bootstrap draws), `kind` (the group it is
+    Every sample's `meta` has `image` (which image: what the bootstrap draws), `kind` (the group it is
     reported under), `unit` (samples that are scored together: MMBench's rotations, MME's pairs) and
     `question_id` as in the official file. `files` are the data files that were read; their hashes belong into
     a run's fingerprint.

@@ -2,7 +2,7 @@
 
 A tokenizer may merge the end of one role with the start of the next ("e" + " " before "USER:"): a token of
 two roles has the role of its last character. A processor replaces each image placeholder by as many as the
-picture has vision tokens and leaves all other tokens alone, which is checked, not assumed. Most tokenize the text as a
+image has vision tokens and leaves all other tokens alone, which is checked, not assumed. Most tokenize the text as a
 whole; LLaVA-Mini's, like the authors' code, tokenizes the pieces between placeholders one by one.
 """
 
@@ -32,7 +32,7 @@ def adds_special_tokens(tokenizer: Any, text: str) -> bool:
 
 
 def roles_of(tokenizer: Any, rendering: Rendering) -> Roles:
-    """The tokens of a rendering, its pictures still one placeholder each.
+    """The tokens of a rendering, its images still one placeholder each.
 
     Raises ProbeError for a tokenizer that does not say which characters a token covers.
     """
@@ -89,7 +89,7 @@ def expanded(roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: 
         raise ProbeError("processor", expected="one that changes nothing but the placeholders", got="other tokens")
     role, turn = np.full(len(ids), INSTRUCTION), np.zeros(len(ids), dtype=np.int64)
     role[text], turn[text] = roles.role[roles.ids != image_token], roles.turn[roles.ids != image_token]
-    # a picture belongs to the turn of the text before it; the prompt ends where the text behind it begins
+    # an image belongs to the turn of the text before it; the prompt ends where the text behind it begins
     before = np.maximum.accumulate(np.where(text, np.arange(len(ids)), 0))
     prompt_end = np.flatnonzero(roles.role == LAST)[0]
     behind = (roles.ids[prompt_end + 1 :] != image_token).sum()

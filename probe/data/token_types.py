@@ -1,4 +1,4 @@
-"""Which token is what: the type of every position of a batch, and where in the picture a vision token lies.
+"""Which token is what: the type of every position of a batch, and where in the image a vision token lies.
 
 Attention is summed by token type, so everything this package says rests on these two tables. `TokenTypes`
 keeps the fine role and the turn of each position, so that one encoded batch can be read in the paper's three
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from probe.errors import ProbeError
 
@@ -196,27 +196,3 @@ def _masks_of_names(types: Sequence[object] | np.ndarray) -> dict[str, np.ndarra
     return {name: names == name for name in dict.fromkeys(words) if name}
 
 
-@dataclass(frozen=True)
-class PatchGrid:
-    """Where the vision tokens of one sample lie, in the order of the sequence.
-
-    `box` is left, top, right, bottom as fractions of the original picture; it leaves [0, 1] where a patch
-    shows padding. A token that is no patch (NeXT's newlines, a CLS) has tile = row = col = -1 and a box of
-    NaN.
-    """
-
-    picture: Int[np.ndarray, "key"]  # which picture of the sample
-    tile: Int[np.ndarray, "key"]  # 0 is the whole picture, 1.. are the high-resolution tiles
-    row: Int[np.ndarray, "key"]  # in the tile's grid of patches
-    col: Int[np.ndarray, "key"]
-    box: Float[np.ndarray, "key edge=4"]
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-    @classmethod
-    def join(cls, grids: "Sequence[PatchGrid]") -> "PatchGrid":
-        """The grids of a sample's pictures, one after the other (an empty one for none)."""
-        empty = np.zeros(0, dtype=np.int64)
-        grids = [cls(empty, empty, empty, empty, np.zeros((0, 4))), *grids]
-        return cls(*(np.concatenate([getattr(grid, name) for grid in grids]) for name in cls.__dataclass_fields__))

@@ -2,7 +2,7 @@
 
 `results` is what `drop_sweep` returned, several of those by name, or a run of `probe drop`: a tree with a node for each
 reading of "dropped", and one with attention. Every table's first three cases are the untouched model, no vision in any
-layer, and another image. Questions about one picture are no independent evidence, so pictures are drawn again
+layer, and another image. Questions about one image are no independent evidence, so images are drawn again
 (`intervals.py`), all cases with the same draws: differences are paired.
 
     effects(results)                                  # a row for each reading, case and kind of question
@@ -72,7 +72,7 @@ def reading_of(table: xr.Dataset) -> str:
 
 
 def _with_samples(table: xr.Dataset) -> xr.Dataset:
-    """Without the picture of each sample, each counts as one of its own; without kinds there is one."""
+    """Without the image of each sample, each counts as one of its own; without kinds there is one."""
     if "image" not in table:
         table = table.assign(image=("sample", table["sample"].values.astype(object)))
     return table if "kind" in table else table.assign(kind=("sample", np.full(table.sizes["sample"], ALL, object)))
@@ -141,7 +141,7 @@ def has_scores(table: xr.Dataset) -> bool:
 def effects(results: Any, *, seed: int = 0) -> pd.DataFrame:
     """A row for each reading, case and kind of question: accuracy and its difference to the untouched model.
 
-    Both in percent with 95 % intervals: bootstrap over pictures, the difference paired. Beside them the means of the
+    Both in percent with 95 % intervals: bootstrap over images, the difference paired. Beside them the means of the
     other values; distances to the untouched model are of the first answer token's distribution.
     """
     rows = []
@@ -153,7 +153,7 @@ def effects(results: Any, *, seed: int = 0) -> pd.DataFrame:
 
 def _effects(table: xr.Dataset, labels: Mapping[str, str], seed: int) -> list[dict[str, Any]]:
     correct, images = values_of(table), table["image"].values
-    counts = {"questions": table.sizes["sample"], "pictures": len(np.unique(images.astype(str)))}
+    counts = {"questions": table.sizes["sample"], "images": len(np.unique(images.astype(str)))}
     columns = _columns("accuracy", bootstrap(correct, images, seed=seed))
     columns |= _columns("difference", paired(correct, correct[:, 0], images, seed=seed))
     columns |= {

@@ -14,21 +14,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from probe.data.sample import Sample
 from probe.errors import ProbeError
+from probe.evaluation.attention_run import _without_counts, about, attention_to_vision
 from probe.evaluation.drop_effects import ATTENTION
 from probe.evaluation.run_identity import fingerprint, weights_digest
 from probe.evaluation.task import BenchmarkTask
 from probe.interventions.layer_target import Names, as_names
 from probe.interventions.sweep import Sweep
 from probe.interventions.sweep.layer_sets import Cases
-from probe.interventions.sweep.result_table import golden
 from probe.measures.attention.measure import measure
-from probe.records import validate
-from probe.records.compact import without_pixels
 from probe.records.provenance import RunFingerprint
 from probe.records.run_directory import RunDirectory, run_samples
 from probe.subject.subject import Subject
@@ -41,8 +38,6 @@ READINGS: dict[str, dict[str, Any]] = {
     "zero": {"how": "zero"},
     "swap": {"how": "swap"},
 }
-ATTENTION_VALUES = ("mass", "share", "lift")
-ATTENTION_BATCH = 16  # samples between two looks at the clock
 PER_SAMPLE = ("row_layers", "image_prefixes")  # counts, not settings
 Progress = Callable[[int], None]
 
@@ -57,12 +52,12 @@ class Dropping:
         """`readings`: names of `READINGS`, each with its cases as in `drop_sweep`. Raises ProbeError as that does."""
         if unknown := [name for name in readings if name not in READINGS]:
             raise ProbeError("drop", expected=f"readings of {', '.join(READINGS)}", got=repr(unknown[0]))
-        if not task.with_pictures:
-            raise ProbeError("drop", expected="questions about pictures", got=f"none in {task.benchmark.name}")
+        if not task.with_images:
+            raise ProbeError("drop", expected="questions about images", got=f"none in {task.benchmark.name}")
         self.subject, self.task, self.max_new_tokens, self.attention = subject, task, max_new_tokens, attention
         self.weights, self.stack, self.queries = weights_digest(subject.model), stack, queries
         self.sweeps: dict[str, Sweep] = {}
-        memory = None  # the readings share their picture
+        memory = None  # the readings share their image
         for name, cases in readings.items():
             sweep = Sweep(subject, cases, stack=stack, queries=queries, **READINGS[name],
                           max_new_tokens=max_new_tokens, score=task.score, memory=memory)  # fmt: skip
@@ -77,7 +72,7 @@ class Dropping:
         Several workers, each with a name, may share the folder: give each `samples` of its own.
         """
         run = RunDirectory.open(folder, self.fingerprint(), worker)
-        run_samples(run, self.task.with_pictures if samples is None else samples, self, progress=progress)
+        run_samples(run, self.task.with_images if samples is None else samples, self, progress=progress)
         return run
 
     def fingerprint(self) -> RunFingerprint:
@@ -93,7 +88,7 @@ class Dropping:
 
     def estimate(self, samples: Sequence[Sample] | None = None) -> list[str]:
         """What these samples (by default all) will cost, a line a reading. An upper bound, as answers end."""
-        samples = list(self.task.with_pictures if samples is None else samples)
+        samples = list(self.task.with_images if samples is None else samples)
         readable = next((at for at, sample in enumerate(samples[:100]) if self._can_encode(sample)), None)
         if readable is None:
             return []
@@ -120,11 +115,6 @@ class Dropping:
         return xr.DataTree.from_dict({"/": about(sample).assign_attrs(told), **nodes})
 
 
-def attention_to_vision(record: xr.DataTree, stack: str = "llm") -> xr.Dataset:
-    """Mass, share and lift of vision by layer and query type, mean over heads."""
-    measured = record[stack].to_dataset()[list(ATTENTION_VALUES)]
-    averaged = measured.sel(key_type="vision", drop=True).mean("head", keep_attrs=True)
-    return averaged.assign_attrs(record.attrs)
 
 
 def results(run: RunDirectory, task: BenchmarkTask) -> xr.DataTree:
@@ -139,44 +129,9 @@ def predictions(table: xr.Dataset, case: str) -> dict[str, str]:
     return dict(zip(table["sample"].values.tolist(), table["answer"].sel(case=case).values.tolist(), strict=True))
 
 
-def attention_run(
-    subject: Subject, task: BenchmarkTask, folder: str | Path, *, progress: Progress | None = None, max_new_tokens: int = 32,
-    types: str = "paper", maps: bool = False,
-) -> RunDirectory:  # fmt: skip
-    """Records of a benchmark's samples in a run directory, as `measure` makes them, without pixels.
-
-    Where each patch is, and what it receives, is kept with `maps` only: it is most of a record.
-    """
-    options: dict[str, Any] = {"types": types, "maps": maps, "max_new_tokens": max_new_tokens}
-    run = RunDirectory.open(folder, fingerprint(subject, task, {"verb": "attention", "types": types, "maps": maps},
-                                       {"max_new_tokens": max_new_tokens}))  # fmt: skip
-    pictured = {bool(sample.images) for sample in task.samples}
-    stacks = ["llm"] if pictured == {True, False} else None  # a sample without a picture has no encoder
-
-    def measured(samples: list[Sample]) -> xr.DataTree:
-        record = measure(subject, samples, stacks=stacks, progress=False, **options)
-        return without_pixels(record, {sample.id: sample for sample in samples}, keep_patches=maps)
-
-    run_samples(run, task.samples, measured, batch=ATTENTION_BATCH, progress=progress)
-    return run
 
 
-def merged(run: RunDirectory, task: BenchmarkTask) -> xr.DataTree:
-    """All of an attention run as one record, in the order of the benchmark."""
-    loaded = run.load([sample.id for sample in task.benchmark.samples])
-    return validate(loaded)
 
 
-def _without_counts(table: xr.Dataset) -> xr.Dataset:
-    table.attrs = {name: value for name, value in table.attrs.items() if name not in PER_SAMPLE}
-    return table
 
 
-def about(sample: Sample) -> xr.Dataset:
-    """What figures and tables need to know of a sample."""
-    told = {name: str(sample.meta[name]) for name in ("image", "kind", "unit")}
-    told |= {"question": str(sample.question), "gold": next(iter(golden(sample)), "")}
-    return xr.Dataset(
-        {name: ("sample", np.array([text], dtype=object)) for name, text in told.items()},
-        coords={"sample": np.array([sample.id], dtype=object)},
-    )

@@ -1,7 +1,7 @@
 """The number that papers print of a benchmark, for every case of a sweep, with how sure it is.
 
 Mostly that is the mean of the scores. F1 (POPE), circular accuracy (MMBench), points (MME) and a ratio (LLaVA-Bench)
-are not: for them pictures are drawn again and the number is computed anew, in all cases from the same draws, so that
+are not: for them images are drawn again and the number is computed anew, in all cases from the same draws, so that
 differences to the untouched model are paired.
 
     headline = Headline(table)                       # of `effects.tables_of`, which says what benchmark it is

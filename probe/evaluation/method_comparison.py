@@ -9,7 +9,7 @@
     run = comparison.run("probe-out/reduce")               # resumable: the same line again goes on
     answers = compared(run, comparison.task)               # (sample, case): answer, correct, tokens in each LLM layer
     costs = comparison.costs(answers, repeats=5)           # operations, cache, time to the first token
-    scores(answers)                                        # `scores.py`: a row a method, with intervals over pictures
+    scores(answers)                                        # `scores.py`: a row a method, with intervals over images
     plots.reductions(answers, costs)
 
 The first method is what the others are compared with.
@@ -26,9 +26,10 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Int
 
-from probe.data.sample import Sample, open_image
+from probe.data.image import open_image
+from probe.data.sample import Sample
 from probe.errors import ProbeError
-from probe.evaluation.drop_run import about
+from probe.evaluation.attention_run import about
 from probe.evaluation.run_identity import fingerprint, weights_digest
 from probe.evaluation.task import BenchmarkTask
 from probe.hooks.model_structure import stacks
@@ -42,7 +43,7 @@ from probe.reducers.llm_reducer import Stage
 from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
 
-TIMED = 3  # pictures that the clock is run on
+TIMED = 3  # images that the clock is run on
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,12 @@ class Comparison:
     """Methods, and the questions that all of them answer."""
 
     def __init__(self, methods: Sequence[Method], task: BenchmarkTask, *, max_new_tokens: int = 32):
-        """Raises ProbeError for no method, two of one name, and questions without pictures."""
+        """Raises ProbeError for no method, two of one name, and questions without images."""
         names = [method.name for method in methods]
         if not names or len(set(names)) < len(names):
             raise ProbeError("reduce", expected="methods with different names", got=", ".join(names) or "none")
-        if not task.with_pictures:
-            raise ProbeError("reduce", expected="questions about pictures", got=f"none in {task.benchmark.name}")
+        if not task.with_images:
+            raise ProbeError("reduce", expected="questions about images", got=f"none in {task.benchmark.name}")
         self.methods, self.task, self.max_new_tokens = tuple(methods), task, max_new_tokens
 
     def fingerprint(self) -> RunFingerprint:
@@ -115,7 +116,7 @@ class Comparison:
     def run(self, folder: str | Path, progress: Callable[[int], None] | None = None) -> RunDirectory:
         """Asks what is still to be asked. Raises ProbeError where the folder holds another run; see `run_samples`."""
         run = RunDirectory.open(folder, self.fingerprint())
-        run_samples(run, self.task.with_pictures, self, progress=progress)
+        run_samples(run, self.task.with_images, self, progress=progress)
         return run
 
     def __call__(self, samples: list[Sample]) -> xr.Dataset:
@@ -148,7 +149,7 @@ class Comparison:
     def costs(self, answers: xr.Dataset, repeats: int = 5) -> xr.Dataset:
         """What a prompt of the usual length costs each method: counted, and with `repeats` also measured.
 
-        Counted with the mean number of vision tokens of each layer; the clock runs on the first `TIMED` pictures, from
+        Counted with the mean number of vision tokens of each layer; the clock runs on the first `TIMED` images, from
         pixels to the first token, the methods in turn so that a busy machine is busy for all of them.
         """
         found = []
@@ -165,7 +166,7 @@ class Comparison:
     def _measured(self, repeats: int) -> xr.Dataset:
         latency = np.full((len(self.methods), TIMED * repeats), np.nan)
         memory = np.zeros((len(self.methods), 2))
-        for at, sample in enumerate(self.task.with_pictures[:TIMED]):
+        for at, sample in enumerate(self.task.with_images[:TIMED]):
             for row, method in enumerate(self.methods):
                 with method.at_work():
                     seconds, most = measure_prefill(method.subject.model, method.encode(sample), repeats)  # pyright: ignore
@@ -185,7 +186,7 @@ def compared(run: RunDirectory, task: BenchmarkTask) -> xr.Dataset:
 
 
 def _median_size(task: BenchmarkTask) -> tuple[int, int]:
-    sizes = [open_image(sample.images[0]).size for sample in task.with_pictures[:TIMED]]
+    sizes = [open_image(sample.images[0]).size for sample in task.with_images[:TIMED]]
     width, height = sorted(sizes)[len(sizes) // 2]
     return height, width
 

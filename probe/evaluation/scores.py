@@ -15,7 +15,7 @@ from probe.evaluation.headline import Headline
 
 def scores(answers: xr.Dataset, *, seed: int = 0) -> pd.DataFrame:
     """A row a method: the benchmark's official number, its difference to the first method's (paired), both with 95 %
-    intervals over pictures; what is kept of the first's, in percent; mean vision tokens of an LLM layer.
+    intervals over images; what is kept of the first's, in percent; mean vision tokens of an LLM layer.
 
     Raises ProbeError for anything else than such answers.
     """
@@ -33,5 +33,5 @@ def scores(answers: xr.Dataset, *, seed: int = 0) -> pd.DataFrame:
     for name, found in ((headline.name, own), ("difference", change)):
         columns |= {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
     columns["of_first"] = 100 * own.estimate / first if first > 0 else np.nan
-    columns |= {"questions": answers.sizes["sample"], "pictures": len(np.unique(answers["image"].values.astype(str)))}
+    columns |= {"questions": answers.sizes["sample"], "images": len(np.unique(answers["image"].values.astype(str)))}
     return pd.DataFrame(columns)

@@ -1,8 +1,8 @@
-"""A task: the questions of a benchmark that are to be asked, with their scorer, and another picture for each.
+"""A task: the questions of a benchmark that are to be asked, with their scorer, and another image for each.
 
 task = Task.read("gqa", "data/gqa", limit=500)
-task.samples                                # in an order in which every picture comes once
-task.donor(task.samples[0])                 # the pictures that stand in for its own
+task.samples                                # in an order in which every image comes once
+task.donor(task.samples[0])                 # the images that stand in for its own
 task.score("Yes.", task.samples[0])
 """
 
@@ -15,14 +15,15 @@ from typing import Any
 
 from PIL import Image
 
+from probe.data.image import open_image
 from probe.data.rows import Benchmark
-from probe.data.sample import Sample, open_image
+from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.evaluation.benchmarks import named
 
 WITHOUT_DATA = "shapes"  # drawn, not read
 POOL = 1200  # drawn questions that donors are taken from, so that they don't depend on the limit
-TRIES = 20  # pictures that can't be opened, one after the other, before there is no donor
+TRIES = 20  # images that can't be opened, one after the other, before there is no donor
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,14 @@ class BenchmarkTask:
 
     @cached_property
     def samples(self) -> tuple[Sample, ...]:
-        """The questions that are asked, those about one picture together."""
+        """The questions that are asked, those about one image together."""
         asked = self.benchmark if self.limit is None else self.benchmark.limited(self.limit)
-        places = {picture: place for place, picture in enumerate(self._pictures)}
+        places = {image: place for place, image in enumerate(self._images)}
         return tuple(sorted(asked.samples, key=lambda sample: places.get(sample.meta["image"], -1)))
 
     @property
-    def with_pictures(self) -> tuple[Sample, ...]:
-        """The questions that come with a picture: without one there is no vision to drop."""
+    def with_images(self) -> tuple[Sample, ...]:
+        """The questions that come with an image: without one there is no vision to drop."""
         return tuple(sample for sample in self.samples if sample.images)
 
     def score(self, prediction: str, sample: Sample) -> float:
@@ -74,18 +75,18 @@ class BenchmarkTask:
         return float(self.module.score(prediction, sample))
 
     def donor(self, sample: Sample, same_size: bool = False) -> tuple[Image.Image, ...] | None:
-        """Another sample's pictures, as many: the next one's in the split that can be opened. None if there is none.
+        """Another sample's images, as many: the next one's in the split that can be opened. None if there is none.
 
         same_size: resized to the sample's own, as a model whose vision tokens depend on the size needs it.
         """
-        own, pictures = sample.meta["image"], list(self._pictures)
-        start = pictures.index(own)
-        for other in [*pictures[start + 1 :], *pictures[:start]][:TRIES]:
-            found = self._pictures[other].images
+        own, image_names = sample.meta["image"], list(self._images)
+        start = image_names.index(own)
+        for other in [*image_names[start + 1 :], *image_names[:start]][:TRIES]:
+            found = self._images[other].images
             if len(found) == len(sample.images):
                 try:
-                    opened = [open_image(picture) for picture in found]
-                    sizes = [open_image(picture).size for picture in sample.images] if same_size else None
+                    opened = [open_image(image) for image in found]
+                    sizes = [open_image(image).size for image in sample.images] if same_size else None
                 except ProbeError:
                     continue
                 return tuple(opened if sizes is None else map(Image.Image.resize, opened, sizes))
@@ -103,8 +104,8 @@ class BenchmarkTask:
         return [sample for sample in self.benchmark.samples if sample.id in predictions]
 
     @cached_property
-    def _pictures(self) -> dict[str, Sample]:
-        """What the benchmark calls each picture -> its first sample."""
+    def _images(self) -> dict[str, Sample]:
+        """What the benchmark calls each image -> its first sample."""
         first: dict[str, Sample] = {}
         for sample in self.benchmark.samples:
             if sample.images:

@@ -1,11 +1,11 @@
-"""How many placeholders a picture has in the prompt: as many as vision tokens reach the LLM.
+"""How many placeholders an image has in the prompt: as many as vision tokens reach the LLM.
 
-Processors count the patches of a picture. Where a reducer is at work in the model fewer tokens are left (and which ones
-may depend on the picture), so whoever encodes a prompt asks here, and the placeholders are made to fit.
+Processors count the patches of an image. Where a reducer is at work in the model fewer tokens are left (and which ones
+may depend on the image), so whoever encodes a prompt asks here, and the placeholders are made to fit.
 
     with counted(model, left):                  # what `probe.reduced` does
-        left_of(model, tensors)                 # [array of patches, -1 for what is no patch], one for each picture
-    fitted(tensors, image_token, [(576, 64)])   # 576 placeholders of the first picture have become 64
+        left_of(model, tensors)                 # [array of patches, -1 for what is no patch], one for each image
+    fitted(tensors, image_token, [(576, 64)])   # 576 placeholders of the first image have become 64
 """
 
 from bisect import bisect
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from probe.errors import ProbeError
 from probe.hooks.prompt_ends import prompt_end, remember
 
-# From the tensors of one row to the patch (in its picture, tiles one after the other) that each vision token stands for
+# From the tensors of one row to the patch (in its image, tiles one after the other) that each vision token stands for
 KeptPatches = Callable[[Mapping[str, Any]], list[Int[np.ndarray, "_"]]]
 
 _counted: "WeakKeyDictionary[nn.Module, KeptPatches]" = WeakKeyDictionary()
@@ -30,7 +30,7 @@ _counted: "WeakKeyDictionary[nn.Module, KeptPatches]" = WeakKeyDictionary()
 
 @contextmanager
 def override_token_count(model: nn.Module, left: KeptPatches) -> Iterator[None]:
-    """While the block lasts `left` says which vision tokens the model makes of a picture. Raises ProbeError where
+    """While the block lasts `left` says which vision tokens the model makes of an image. Raises ProbeError where
     another says so already."""
     if model in _counted:
         raise ProbeError("reduced", expected="one reducer of the encoder's output at a time", got="a second one",
@@ -43,7 +43,7 @@ def override_token_count(model: nn.Module, left: KeptPatches) -> Iterator[None]:
 
 
 def kept_patches(model: nn.Module, tensors: Mapping[str, Any]) -> list[Int[np.ndarray, "_"]] | None:
-    """What the vision tokens of each picture stand for, None where the model makes as many as its processor counts."""
+    """What the vision tokens of each image stand for, None where the model makes as many as its processor counts."""
     left = _counted.get(model)
     return None if left is None else left(tensors)
 
@@ -51,11 +51,11 @@ def kept_patches(model: nn.Module, tensors: Mapping[str, Any]) -> list[Int[np.nd
 def resize_placeholders(
     tensors: Mapping[str, Any], image_token: int, counts: Sequence[tuple[int, int]], pad: int = 0
 ) -> dict[str, Any]:
-    """The same batch with other numbers of placeholders: (there are, there shall be) for each picture, in order.
+    """The same batch with other numbers of placeholders: (there are, there shall be) for each image, in order.
 
     Every tensor of the shape of `input_ids` follows. Rows that come out shorter than others are padded on the side
     where there is padding already, on the right where there is none. Positions are left for the model to count.
-    Raises ProbeError where the placeholders are not those of the pictures.
+    Raises ProbeError where the placeholders are not those of the images.
     """
     ids: Tensor = tensors["input_ids"]
     mask = tensors.get("attention_mask")
@@ -78,7 +78,7 @@ def resize_placeholders(
 
 
 def _by_row(image: Tensor, counts: Sequence[tuple[int, int]]) -> Iterator[tuple[list[bool], list[int]]]:
-    """Each row's placeholders with the pictures that they belong to."""
+    """Each row's placeholders with the images that they belong to."""
     ends = np.cumsum([before for before, _ in counts]).tolist()
     picture, seen = 0, 0
     for row in image.tolist():
@@ -86,19 +86,19 @@ def _by_row(image: Tensor, counts: Sequence[tuple[int, int]]) -> Iterator[tuple[
         while picture < len(counts) and ends[picture] <= seen:
             picture += 1
         if seen != (ends[picture - 1] if picture else 0):
-            raise ProbeError("inputs", expected=f"placeholders of whole pictures ({counts[first][0]} of the next)",
+            raise ProbeError("inputs", expected=f"placeholders of whole images ({counts[first][0]} of the next)",
                              got=f"{sum(row)} in a row")  # fmt: skip
         yield row, list(range(first, picture))
     if picture < len(counts):
-        raise ProbeError("inputs", expected=f"placeholders for {len(counts)} pictures", got=f"for {picture}")
+        raise ProbeError("inputs", expected=f"placeholders for {len(counts)} images", got=f"for {picture}")
 
 
 def _columns(row: tuple[list[bool], list[int]], counts: Sequence[tuple[int, int]]) -> list[int]:
-    """Which columns stay; one is repeated where a picture has more tokens than placeholders."""
-    image, pictures = row
+    """Which columns stay; one is repeated where an image has more tokens than placeholders."""
+    image, images = row
     places = [column for column, here in enumerate(image) if here]
     stay = [column for column, here in enumerate(image) if not here]
-    for picture in pictures:
+    for picture in images:
         before, after = counts[picture]
         own, places = places[:before], places[before:]
         stay += own[:after] + own[-1:] * (after - before)

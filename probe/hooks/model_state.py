@@ -83,7 +83,7 @@ def active_reducers(model: nn.Module) -> str:
 
 
 def active_text_guided_reducers(model: nn.Module) -> str:
-    """Those of them that choose by the question: nothing that they left of a picture holds for another one."""
+    """Those of them that choose by the question: nothing that they left of an image holds for another one."""
     return "; ".join(entry.name for entry in _reducing.get(model, ()) if entry.text_guided)
 
 

@@ -1,7 +1,7 @@
 """Where things are in a model: its stacks of layers, their attention modules, its vision tokens.
 
 Found by what a module can do, never by the name of a family, so that a user's subclass with other module
-names is found as well. `grids.py` says where a vision token lies in the picture.
+names is found as well. `grids.py` says where a vision token lies in the image.
 
     stacks(model)["llm"].attention     # {"model.language_model.layers.0.self_attn": module, ...}
 """
@@ -65,7 +65,7 @@ def vision_encoder(model: PreTrainedModel) -> nn.Module | None:
 
 
 def vision_towers(model: PreTrainedModel) -> list[nn.Module]:
-    """Every encoder of pixels that is a part of a model: two in Video-LLaVA, for pictures and for frames."""
+    """Every encoder of pixels that is a part of a model: two in Video-LLaVA, for images and for frames."""
     return [part for part in model.base_model.children() if getattr(part, "main_input_name", None) == "pixel_values"]
 
 

@@ -70,11 +70,11 @@ class PrefusionTracker:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if is_untouched() or ids is None:  # embeddings go to the LLM as they are
             return
-        pictures = {name: kwargs.get(name) for name in ("pixel_values", "pixel_values_videos", "vision")}
-        self._check_encoded(pictures["vision"] or ())
+        images = {name: kwargs.get(name) for name in ("pixel_values", "pixel_values_videos", "vision")}
+        self._check_encoded(images["vision"] or ())
         real, base = real_positions(ids, kwargs), self.model.base_model
         self._fed = TrackedSequence(vision_positions(self.model, ids), 0, real=real)
-        self._rows = torch.tensor(base.frame_rows(ids, **pictures), dtype=torch.long)  # pyright: ignore[reportCallIssue]
+        self._rows = torch.tensor(base.frame_rows(ids, **images), dtype=torch.long)  # pyright: ignore[reportCallIssue]
         self._words = base.prefusion_positions(ids, 0, real).cpu()  # pyright: ignore[reportCallIssue]
         self._done = [0] * len(self.stack.layers)
         if len(self._rows):

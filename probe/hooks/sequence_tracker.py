@@ -2,7 +2,7 @@
 
 A decoding step brings one token, and what was before it is in the cache. So the positions of each cache are kept from
 its prompt on. A prompt is known by an empty cache and by the image tokens in `input_ids`, never by `pixel_values`:
-`generate` encodes pictures first and does not pass them on.
+`generate` encodes images first and does not pass them on.
 
     sequences = Sequences("drop_vision", model, stack.layers[0])
     with sequences.followed():
@@ -152,7 +152,7 @@ class SequenceTracker:
                 self.called, expected="a sequence that ran inside the block from its prompt on",
                 got=f"a cache of {past} tokens from elsewhere", fix="run prompt and answer in the same block",
             )  # fmt: skip
-        # a single image token is no picture: the model has said it
+        # a single image token is no image: the model has said it
         if ids is None or ids.shape[1] == 1 or self.vision is not None:
             new = before.vision.new_zeros(*(embeds if ids is None else ids).shape[:2])
         else:
@@ -161,7 +161,7 @@ class SequenceTracker:
             raise ProbeError(self.called, expected=f"{len(before.vision)} rows, as in the cache", got=str(len(new)))
         if self.whole_prompt and new.any():
             raise ProbeError(
-                self.called, expected="pictures in the first forward of a sequence", got="some behind a cached part",
+                self.called, expected="images in the first forward of a sequence", got="some behind a cached part",
                 fix="run the whole prompt at once",
             )  # fmt: skip
         return replace(before, vision=torch.cat([before.vision[:, :past], new], 1), past=past)

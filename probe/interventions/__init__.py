@@ -2,7 +2,7 @@
 
 drop      drop_vision: take vision tokens away, in four exact senses
 knockout  knockout: tokens of one type cannot see those of another
-swap      swap_vision: text reads another picture's vision tokens
+swap      swap_vision: text reads another image's vision tokens
 target    which model and which layers; what is at work right now
 fusions   which rows run through the pre-fusion of LLaVA-Mini
 edits     the changes of one attention call that these are made of

@@ -52,7 +52,7 @@ def drop_vision(
 ) -> Iterator[None]:
     """Drops vision tokens in these layers (0-based, any set) of a model or Subject while the block lasts.
 
-    Forward, `generate` with cache, batches padded on either side, several pictures. No layer: nothing changes, to the
+    Forward, `generate` with cache, batches padded on either side, several images. No layer: nothing changes, to the
     bit. Undone on any exit. A sequence must run in the block from its prompt on.
 
     Args:

@@ -1,10 +1,10 @@
-"""Text reads another picture's vision tokens, in some layers. Unlike dropping, it keeps what is read realistic.
+"""Text reads another image's vision tokens, in some layers. Unlike dropping, it keeps what is read realistic.
 
 What is read is defined so: the untouched language model runs the same prompt with the donor's vision tokens in place of
 its own; in the chosen layers text queries attend to the keys and values that the vision tokens have in that run, at
-their positions, instead of those of their own run. Vision queries, and all other layers, read the own picture. Where
+their positions, instead of those of their own run. Vision queries, and all other layers, read the own image. Where
 donor and prompt are worded alike up to the last vision token, that run is the donor's own forward; in LLaVA-Mini text
-that was fused with the own picture stays so.
+that was fused with the own image stays so.
 
     with swap_vision(subject.model, range(8, 16), subject.encode("another.jpg", question)):
         subject.model.generate(**inputs)
@@ -37,11 +37,11 @@ def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
     """Text queries read the donor's vision tokens in these layers of a model or Subject while the block lasts.
 
     `donor`: inputs with as many vision tokens in each row as the inputs that run in the block; one row for all, or one
-    for each of theirs (beams share). With a Subject, a picture will do. Costs one forward of the donor, and one of the
+    for each of theirs (beams share). With a Subject, an image will do. Costs one forward of the donor, and one of the
     language model for each prompt.
 
     Raises ProbeError for a layer outside, a compiled model, layers whose vision rows are removed or swapped already; in
-    the forward, before any layer, for pictures of another number of vision tokens.
+    the forward, before any layer, for images of another number of vision tokens.
     """
     target = LayerTarget.of("swap_vision", model, layers)
     decoder: Any = target.model.get_decoder()
@@ -76,7 +76,7 @@ def _as_inputs(model: Any, donor: Any) -> Mapping[str, Tensor]:
         if not hasattr(model, "encode"):
             raise ProbeError(
                 "swap_vision", expected="a donor's inputs", got=type(donor).__name__,
-                fix="pass subject.encode(picture, question), or the Subject in place of its model",
+                fix="pass subject.encode(image, question), or the Subject in place of its model",
             )  # fmt: skip
         donor = model.encode(donor, "?")
     return donor
@@ -112,7 +112,7 @@ def _exchanged(embeds: Tensor, now: TrackedSequence, rows: Rows) -> Tensor:
         if where.any() and len(donor) != int(where.sum()):
             raise ProbeError(
                 "swap_vision", expected=f"a donor with {int(where.sum())} vision tokens, as in row {row}",
-                got=str(len(donor)), fix="take pictures of the same number and, with any-resolution models, size",
+                got=str(len(donor)), fix="take images of the same number and, with any-resolution models, size",
             )  # fmt: skip
         if where.any():
             embeds[row, where] = donor.to(embeds)

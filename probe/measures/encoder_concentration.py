@@ -1,6 +1,6 @@
 """On how few patches the encoder's attention rests, layer by layer: why a reducer can keep so few of them.
 
-    found = concentration(subject, pictures, top=(1, 4, 16, 64))
+    found = concentration(subject, images, top=(1, 4, 16, 64))
     found["top_share"].mean("view")             # (layer, k): the share that the k best patches hold
     found["kept_from_last"].mean("view")        # (layer): how many of the best patches were the best in that layer
 
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe import __version__
-from probe.data.sample import ImageSource, as_images
+from probe.data.image import ImageSource, as_images
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import tap
@@ -33,7 +33,7 @@ BEST = 0.1  # of the patches: how many are compared between layers
 def concentration(
     subject: Subject, images: Sequence[ImageSource] | ImageSource, top: Sequence[int] = (1, 4, 16, 64)
 ) -> xr.Dataset:
-    """What each layer of the encoder does with each view of these pictures: dims (view, layer), and head or k.
+    """What each layer of the encoder does with each view of these images: dims (view, layer), and head or k.
 
     top_share        of the patches' attention, what the k best hold in the mean over heads, in [0, 1]; k as asked for
     gini             0 where all patches get the same, towards 1 where one gets all (mean over heads first)
@@ -44,7 +44,7 @@ def concentration(
     kept_from_last   of the best tenth of patches in the last layer that the LLM reads, the share that is among the best
                      tenth here, in [0, 1]
 
-    Raises ProbeError for what is no picture, numbers above that of the patches, and a model without an encoder.
+    Raises ProbeError for what is no image, numbers above that of the patches, and a model without an encoder.
     """
     pictures = as_images(images)
     stack = stacks(subject.model).get("vision")
@@ -105,7 +105,7 @@ def _read_by_llm(subject: Subject, layers: int) -> int:
 
 
 def _layers(subject: Subject, image: ImageSource, modules: dict, order: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each view of a picture: (layer, head, patch) over all patches 1, and (layer) to the class token."""
+    """For each view of an image: (layer, head, patch) over all patches 1, and (layer) to the class token."""
     first = cls_tokens(subject.model)
     found: dict[str, Tensor] = {}
 
@@ -118,7 +118,7 @@ def _layers(subject: Subject, image: ImageSource, modules: dict, order: list[str
 
     inputs = subject.encode(image, "?")
     with tap(modules, observe), torch.no_grad():
-        subject.model.get_image_features(**_of_pictures(inputs))  # pyright: ignore[reportCallIssue]
+        subject.model.get_image_features(**_of_images(inputs))  # pyright: ignore[reportCallIssue]
     weights = torch.stack([found[name] for name in order], 1).double().numpy()  # (view, layer, head, position)
     patches = weights[..., first:]
     return [
@@ -127,7 +127,7 @@ def _layers(subject: Subject, image: ImageSource, modules: dict, order: list[str
     ]
 
 
-def _of_pictures(inputs: dict) -> dict:
+def _of_images(inputs: dict) -> dict:
     return {name: inputs[name] for name in ("pixel_values", "image_sizes") if name in inputs}
 
 

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from probe import __version__
-from probe.data.sample import ImageSource
+from probe.data.image import ImageSource
 from probe.errors import ProbeError
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import stacks
-from probe.measures.attribution.dataset import pictures_of, places
+from probe.measures.attribution.dataset import images_of, places
 from probe.records import EDGES
 from probe.subject.inputs import Ids, Inputs
 from probe.subject.subject import Subject
@@ -108,7 +108,7 @@ class _Seen:
         whole = [torch.cat(calls) for calls in self.calls]
         if wrong := [str(len(each)) for each in whole if len(each) != rows]:
             raise ProbeError("logit_lens", expected=f"{rows} rows behind every layer", got=wrong[0],
-                             fix="use drop_vision(how='mask'), and one picture with pre-fusion")  # fmt: skip
+                             fix="use drop_vision(how='mask'), and one image with pre-fusion")  # fmt: skip
         return whole
 
 
@@ -173,6 +173,6 @@ def _tabulated(values: dict[str, Any], answer: TargetResponse, stack: str, attrs
         for name, array in values.items()
     }
     grid = answer.inputs.grid[0] if stack == "llm" else answer.inputs.encoder_grid[0]
-    variables |= places("key", grid) | pictures_of(answer.inputs.pictures[0])
+    variables |= places("key", grid) | images_of(answer.inputs.images[0])
     coords = {"edge": np.array(EDGES, object), "layer": np.arange(len(values["word"]))}
     return xr.Dataset(variables, coords, attrs)

@@ -29,12 +29,12 @@ VIDEOS = ("", ".mp4", ".mkv", ".webm", ".avi", ".mov")  # what a video's id may 
 
 
 def read_instructions(file: str | Path, folder: str | Path) -> tuple[list[Instruction], list[SkippedRow]]:
-    """The rows of a file, their pictures and videos found in `folder`; and the rows that can't be used.
+    """The rows of a file, their images and videos found in `folder`; and the rows that can't be used.
 
     Raises ProbeError where file or folder can't be read, or no row can be used.
     """
     if not Path(folder).expanduser().is_dir():
-        expected = "the folder with the pictures and videos"
+        expected = "the folder with the images and videos"
         raise ProbeError("train", expected=expected, got=f"{str(folder)!r}, which is none")
     path, data = Path(file).expanduser(), DataFolder("train", folder)
     reading, found = RowReader("train", path.stem), []
@@ -64,12 +64,12 @@ def _conversation(row: Any, data: DataFolder) -> Instruction:
     roles = [role for role, _ in turns]
     if not turns or roles != ["user", "assistant"] * (len(turns) // 2):
         raise RowError("'conversations': human and gpt in turn, gpt last", shown(roles))
-    visuals = [Visual("image", _picture(data, name)) for name in _names(row, "image")]
+    visuals = [Visual("image", _image(data, name)) for name in _names(row, "image")]
     visuals += [Visual("video", data.video(name)) for name in _names(row, "video")]
     messages = [_message(role, text) for role, text in turns]
     marks = sum(part["type"] == "image" for message in messages for part in message["content"])
     if marks != len(visuals):
-        raise RowError(f"an <image> for each of {len(visuals)} pictures and videos", f"{marks}")
+        raise RowError(f"an <image> for each of {len(visuals)} images and videos", f"{marks}")
     return Instruction(tuple(messages), tuple(visuals))
 
 
@@ -89,14 +89,14 @@ def _names(row: dict[str, Any], key: str) -> Sequence[str]:
     return names
 
 
-def _picture(data: DataFolder, name: str) -> Path:
+def _image(data: DataFolder, name: str) -> Path:
     """Its file, whose head is read: better a row is left out now than a training ends in its third hour."""
-    path = data.picture(name)
+    path = data.image(name)
     try:
         with Image.open(path):
             return path
     except (OSError, Image.DecompressionBombError):
-        raise RowError(f"a picture in the file {shown(name)}", "something else") from None
+        raise RowError(f"an image in the file {shown(name)}", "something else") from None
 
 
 def _message(role: str, text: str) -> dict[str, Any]:

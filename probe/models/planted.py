@@ -2,7 +2,7 @@
 
 The positive control of everything here that claims to say where a model looks and what it needs: a method that does not
 find these layers and patches is wrong. Nothing is trained. Each weight is written by hand, so that the answer can be
-read off the picture:
+read off the image:
 
     the colour (red, green, blue) that all the planted patches have, if all read layers could read it; else "nothing"
 
@@ -21,9 +21,9 @@ Rotary embeddings are as good as switched off by an enormous base. No layer has 
 
     known = planted(read_layers=(2, 4), patches=(14, 15))
     subject = probe.load(known.model, processor=known.processor)
-    subject.answer(known.picture("red"), known.question)                 # 'red'
+    subject.answer(known.image("red"), known.question)                 # 'red'
     with probe.drop_vision(subject, 4):
-        subject.answer(known.picture("red"), known.question)             # 'nothing'
+        subject.answer(known.image("red"), known.question)             # 'nothing'
 """
 
 from collections.abc import Iterable
@@ -64,7 +64,7 @@ class Planted:
     patches: tuple[int, ...]
     question: str = "what colour is it ?"
 
-    def picture(self, colour: str, seed: int = 0) -> Image.Image:
+    def image(self, colour: str, seed: int = 0) -> Image.Image:
         """The planted patches in one colour, each of the others in one drawn from the seed."""
         table = np.array(list(COLOURS.values()), dtype=np.uint8)
         patches = table[np.random.default_rng(seed).integers(len(table), size=GRID * GRID)]
@@ -75,7 +75,7 @@ class Planted:
 def planted(read_layers: Iterable[int] = (2, 4), patches: Iterable[int] = (14, 15, 20, 21), layers: int = 6) -> Planted:
     """A model of so many layers in which text reads vision only in `read_layers`, and there only `patches`.
 
-    Raises ProbeError for none of either, a layer outside, and a patch outside of the 6 x 6 of the picture.
+    Raises ProbeError for none of either, a layer outside, and a patch outside of the 6 x 6 of the image.
     """
     read_layers, patches = (tuple(sorted(set(given))) for given in (read_layers, patches))
     for name, given, count in (("read_layers", read_layers, layers), ("patches", patches, GRID * GRID)):

@@ -2,13 +2,13 @@
 
     plots.mass(record)                                   # the paper's Fig. 2: attention by type over layers
     plots.entropy(record)                                # Fig. 3: pooled as in the paper, per head beside it
-    plots.heatmaps(record, query_type="response")        # Fig. 4: where in the picture, log colours
+    plots.heatmaps(record, query_type="response")        # Fig. 4: where in the image, log colours
     plots.heads(record, "response", "vision")            # layer x head
     plots.compression(record)                            # Fig. 12: where LLaVA-Mini's compressed tokens look
     plots.mass({"crop": first, "pad": second})           # several records side by side, one scale
     plots.dropped(results)                               # Fig. 5: accuracy without vision in a window of layers
     plots.readings(results)                              # every reading of "dropped" on one axis
-    plots.swaps(results)                                 # whose answer is given when another picture is read
+    plots.swaps(results)                                 # whose answer is given when another image is read
     plots.depth(results)                                 # dropped from a layer on, and up to a layer
     plots.flops(costs)                                   # operations by component; also latency, memory
     plots.concentration(found)                           # on how few patches the encoder's attention rests
@@ -26,22 +26,22 @@ does; `layers=` and records count from 0, as code does.
 | file | what |
 |---|---|
 | `curves.py` | `mass`, `entropy`: lines over layers |
-| `overlay.py`, `views.py` | `heatmaps`: patches over the picture; which ones |
+| `overlay.py`, `views.py` | `heatmaps`: patches over the image; which ones |
 | `matrix.py` | `heads`: layer x head |
-| `compression.py` | `compression`: the compressor's queries over the picture |
+| `compression.py` | `compression`: the compressor's queries over the image |
 | `dropping.py` | `dropped`: Fig. 5, and attention beside it |
 | `comparing.py` | `readings`, `swaps` |
 | `depths.py` | `depth`: curves by kind of question |
 | `costing.py` | `flops`, `latency`, `memory`: Fig. 7-9, from `probe.cost` |
 | `concentrating.py` | `concentration`, `softmax_gradient`: the encoder's attention |
-| `merging.py` | `kept`: what a reducer leaves of a picture |
+| `merging.py` | `kept`: what a reducer leaves of an image |
 | `reducing.py` | `reductions`: accuracy of reducers against tokens and time |
 | `cases.py` | how a case of a sweep is drawn |
 | `attributed.py`, `agreeing.py` | `attribution`; `agreement` of attention with it |
 | `saying.py` | `lens`, `lens_curves`: the logit lens |
 | `fading.py` | `conventions` |
 | `standard.py` | `figures`, `drop_figures`: all of them, for the command line |
-| `averages.py` | over heads and samples, with a bootstrap over pictures |
+| `averages.py` | over heads and samples, with a bootstrap over images |
 | `look.py` | colours, dashes, panels, captions |
 """
 

@@ -1,4 +1,4 @@
-"""Does attention say what the answer owes to the picture? One figure with all that an answer needs.
+"""Does attention say what the answer owes to the image? One figure with all that an answer needs.
 
 The maps side by side; their rank correlation in every layer, between what misplaced regions reach (the floor) and what
 two methods of attribution reach with each other (the ceiling); every head; deletion and insertion; and the same of a
@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize, TwoSlopeNorm
 
 from probe.errors import ProbeError
 from probe.plots.attribution_map import OWED, UNIT, attributions, draw_regions
-from probe.plots.on_image import show_picture
+from probe.plots.on_image import show_image
 from probe.plots.style import caption, count_from_one, layer_label, title
 from probe.records.rank_agreement import FEWEST, MEASURES, above_floor, rank_agreement, regions_of
 
@@ -31,11 +31,11 @@ def agreement(
     found: Any, *, curves: xr.Dataset | None = None, control: xr.Dataset | None = None, measure: str = "contribution",
     picture: int = 0, seed: int = 0,
 ) -> np.ndarray:  # fmt: skip
-    """The figure for one picture. Attention is that of the rows that say the answer.
+    """The figure for one image. Attention is that of the rows that say the answer.
 
     found: an attribution (`probe.attribute`), or {label: attribution}: the first is what attention is held against, the
     others give the ceiling. curves: of `probe.deletion_curves`. control: the attribution of a model with shuffled
-    weights on the same picture (`probe.measures.attribution.weight_randomisation`), whose attention is held against the first, too.
+    weights on the same image (`probe.measures.attribution.weight_randomisation`), whose attention is held against the first, too.
     measure: of the map and of the heads. Returns Axes (2, 3). Raises ProbeError for attributions without attention or
     over different regions, and an unknown measure.
     """
@@ -53,7 +53,7 @@ def agreement(
     _deletion(axes[1, 1], curves)
     _control(axes[1, 2], table, measure, control, reference, first)
     figure = axes[0, 0].figure
-    figure.suptitle(f"Does attention say what the answer owes to the picture?  {verdict(table)}",
+    figure.suptitle(f"Does attention say what the answer owes to the image?  {verdict(table)}",
                     x=0.01, ha="left", fontsize=13)  # fmt: skip
     caption(axes, _notes(table, first, named), named, own=True)
     return axes
@@ -89,7 +89,7 @@ def _owed(axis: Axes, found: xr.Dataset, picture: int) -> None:
 def _attended(axis: Axes, found: xr.Dataset, measure: str, layer: int, picture: int) -> None:
     values = found[measure][layer].mean("head").values
     if np.isnan(regions_of(found)[measure].values).all():
-        show_picture(axis, np.zeros((0, 0, 3), np.uint8))
+        show_image(axis, np.zeros((0, 0, 3), np.uint8))
         title(axis, "the LLM has no token of these regions")
         return
     top = float(np.nanmax(values[found["feature_kind"].values == "region"])) or 1.0
@@ -177,7 +177,7 @@ def _control(
 def _notes(table: xr.Dataset, first: xr.Dataset, named: dict[str, xr.Dataset]) -> Sequence[str]:
     answer = "".join(letter if letter.isprintable() else "?" for letter in first.attrs["response"])
     return [
-        f"{table.attrs['model']}; {table.attrs['regions']} regions of one picture; attention of the rows that say the "
+        f"{table.attrs['model']}; {table.attrs['regions']} regions of one image; attention of the rows that say the "
         f"answer {answer[:60]!r}; attributions: {', '.join(named)}; floor: 99 % of "
         f"{table.attrs['shuffles']} shuffles of the regions (seed {table.attrs['seed']}), and of all shifts and flips "
         "of their grid, stay inside in all layers and measures at once",

@@ -1,4 +1,4 @@
-"""What the answer owes to each region of the picture and to each word, drawn where they are."""
+"""What the answer owes to each region of the image and to each word, drawn where they are."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,11 +20,11 @@ OWED = "PuOr_r"  # orange speaks for the answer, violet against it
 UNIT = "nat of the answer's log-probability"
 
 
-def attribution(found: Any, picture: int = 0, *, ax: Any = None) -> np.ndarray:
-    """The map of an attribution over its picture, and the words as bars beside it; a row a dataset.
+def attribution(found: Any, image: int = 0, *, ax: Any = None) -> np.ndarray:
+    """The map of an attribution over its image, and the words as bars beside it; a row a dataset.
 
     found: a dataset of `probe.attribute`, or {label: dataset}. Each map has a scale of its own, symmetric around zero.
-    Returns Axes (dataset, 2). Raises ProbeError for what is no attribution and a picture that it does not have.
+    Returns Axes (dataset, 2). Raises ProbeError for what is no attribution and an image that it does not have.
     """
     named = attributions(found, "plots.attribution")
     axes = panels(ax, len(named), 2, (4.2, 3.4), "plots.attribution")
@@ -35,7 +35,7 @@ def attribution(found: Any, picture: int = 0, *, ax: Any = None) -> np.ndarray:
             map_.set_axis_off()
             continue
         reach = float(np.abs(regions).max(initial=0)) or 1.0
-        drawn = draw_regions(map_, one, one["attribution"].values, TwoSlopeNorm(0, -reach, reach), OWED, picture)
+        drawn = draw_regions(map_, one, one["attribution"].values, TwoSlopeNorm(0, -reach, reach), OWED, image)
         map_.figure.colorbar(drawn, ax=map_, label=UNIT, shrink=0.85)
         title(map_, f"{name}: {one.attrs['method']}, baseline {one.attrs['baseline']}" if len(named) > 1 else
               f"{one.attrs['method']}, baseline {one.attrs['baseline']}")  # fmt: skip
@@ -55,18 +55,18 @@ def attributions(found: Any, called: str) -> dict[str, xr.Dataset]:
 
 
 def draw_regions(
-    axis: Axes, found: xr.Dataset, values: Float[np.ndarray, "feature"], norm: Normalize, colours: str, picture: int = 0
+    axis: Axes, found: xr.Dataset, values: Float[np.ndarray, "feature"], norm: Normalize, colours: str, image: int = 0
 ) -> PolyCollection:
-    """Values of the regions, each over the patches of the whole picture that lie in it."""
-    owner, tile, feature = (found[f"patch_{name}"].values for name in ("picture", "tile", "feature"))
-    here = (owner == picture) & (tile == 0) & (feature >= 0)
+    """Values of the regions, each over the patches of the whole image that lie in it."""
+    owner, tile, feature = (found[f"patch_{name}"].values for name in ("image", "tile", "feature"))
+    here = (owner == image) & (tile == 0) & (feature >= 0)
     if not here.any():
         raise ProbeError(
-            "plots", expected=f"a picture with regions, 0 to {int(owner.max(initial=0))}", got=str(picture)
+            "plots", expected=f"an image with regions, 0 to {int(owner.max(initial=0))}", got=str(image)
         )
     shown = values[feature[here]]
-    height, width = found["picture_size"].values[picture]
-    view = View("", found["picture"].values[picture, :height, :width], found["patch_box"].values[here], shown[None])
+    height, width = found["image_size"].values[image]
+    view = View("", found["images"].values[image, :height, :width], found["patch_box"].values[here], shown[None])
     return draw_patches(axis, view, shown, norm, colours)
 
 

@@ -27,7 +27,7 @@ from probe.plots.style import (
 
 _TITLES = {
     "mass": "Attention by token type",
-    "share": "Share of attention by token type (queries that see the picture)",
+    "share": "Share of attention by token type (queries that see the image)",
     "lift": "Attention against an even spread",
     "contribution": "What arrives from each token type",
     "entropy": "Entropy, heads averaged first (paper)",
@@ -52,7 +52,7 @@ def mass(
     """Attention of A → B over layers, mean over heads. Colour and marker tell the keys, the dash the queries.
 
     value: "mass", "share", "lift" or "contribution". With several samples: their mean and a 95 % bootstrap
-    band over pictures; weights: "sample" or "query_count". Returns Axes, an array for several records.
+    band over images; weights: "sample" or "query_count". Returns Axes, an array for several records.
 
     Source: arXiv 2501.03895, Fig. 2 and Eq. 4 (`value="mass"`). Raises ProbeError for a value, stack, type or
     weights that a record does not have, and for an `ax` of another number of Axes.

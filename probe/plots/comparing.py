@@ -1,4 +1,4 @@
-"""Readings of "dropped" compared: each on one axis, and whose answer is given when text reads another picture.
+"""Readings of "dropped" compared: each on one axis, and whose answer is given when text reads another image.
 
 plots.readings(results)          # mask, freeze, remove, zero, swap ... window by window
 plots.swaps(results)
@@ -48,7 +48,7 @@ def readings(results: Any, size: int | None = None, value: str = "correct", *, s
 
 
 def swaps(results: Any, size: int | None = None, *, seed: int = 0, ax: Any = None) -> Axes:
-    """Where text reads another picture in a window: how often the right answer is given, and the other picture's."""
+    """Where text reads another image in a window: how often the right answer is given, and the other image's."""
     found = [table for table in tables_of(results).values() if "donor_answer_given" in table]
     if not found:
         raise ProbeError("plots.swaps", expected="a sweep with how='swap'", got="none")
@@ -56,16 +56,16 @@ def swaps(results: Any, size: int | None = None, *, seed: int = 0, ax: Any = Non
     windows = windows_of(table, size)
     for value, look, label in (
         ("correct", READING_LOOKS[1], "the right answer"),
-        ("donor_answer_given", READING_LOOKS[0], "the answer given about the other picture"),
+        ("donor_answer_given", READING_LOOKS[0], "the answer given about the other image"),
     ):
         points(axis, table, windows, value, seed, look, label, shaded=True)
         untouched = estimates(table, value)[0]
         if not np.isnan(untouched):
             dots = {"color": look[0], "linewidth": 1, "linestyle": (0, (1, 1.5))}
             axis.axhline(untouched, label="  the same, untouched", **dots)
-    dress(axis, table, windows, "correct", "Text reads another picture in a window of layers")
+    dress(axis, table, windows, "correct", "Text reads another image in a window of layers")
     axis.set_ylabel("answers (%)")
-    axis.set_xlabel("layers that read another picture")
+    axis.set_xlabel("layers that read another image")
     axis.legend(**LEGEND)
     caption(np.array([axis]), [note(table, seed)], {"swap": table}, ax is None)
     return axis

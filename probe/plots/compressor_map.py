@@ -1,8 +1,8 @@
-"""Where compressed tokens look: what of a picture LLaVA-Mini puts into the few tokens that the LLM reads (Fig. 12).
+"""Where compressed tokens look: what of an image LLaVA-Mini puts into the few tokens that the LLM reads (Fig. 12).
 
     plots.compression(record, sample="cat-1")
 
-The patches of sub-images lie where they lie in the picture, so that HD is one map.
+The patches of sub-images lie where they lie in the image, so that HD is one map.
 """
 
 import math
@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from probe.errors import ProbeError
-from probe.plots.on_image import draw_patches, fitted, log_scale, show_picture
+from probe.plots.on_image import draw_patches, fitted, log_scale, show_image
 from probe.plots.style import caption, labelled, panels
 from probe.plots.views import View, index_of, views
 from probe.records import node
@@ -29,18 +29,18 @@ def compression(
     record: xr.DataTree,
     sample: int | str = 0,
     *,
-    picture: int | None = None,
+    image: int | None = None,
     floor: float | None = None,
     ax: Any = None,
 ) -> np.ndarray:
-    """The attention of the compressor's queries to each patch, over the picture: of all of them on average, and with
+    """The attention of the compressor's queries to each patch, over the image: of all of them on average, and with
     more than one query (C x C) each in its place of a C x C block.
 
-    sample: index or id. picture: only that one of several. Colours are logarithmic from `floor` as in `heatmaps`, and
-    shared. ax: as many Axes as there are pictures, for the averages alone. Returns Axes of shape (pictures, maps), the
+    sample: index or id. image: only that one of several. Colours are logarithmic from `floor` as in `heatmaps`, and
+    shared. ax: as many Axes as there are images, for the averages alone. Returns Axes of shape (images, maps), the
     average first.
 
-    Source: arXiv 2501.03895, Fig. 12. Raises ProbeError for a record without a compressor, and for a sample or picture
+    Source: arXiv 2501.03895, Fig. 12. Raises ProbeError for a record without a compressor, and for a sample or image
     that it does not have.
     """
     named = labelled(record, "plots.compression")
@@ -49,7 +49,7 @@ def compression(
     ((name, record),) = named.items()
     measured = node(record, "compressor")
     index = index_of(measured, sample)
-    found = list(views(record, measured, index, _values(measured, index), picture))
+    found = list(views(record, measured, index, _values(measured, index), image))
     norm = log_scale(found, floor)
     if ax is None:
         axes, bar = _grid(found)
@@ -89,7 +89,7 @@ def _titles(queries: int) -> Iterator[str]:
 
 
 def _grid(found: list[View]) -> tuple[np.ndarray, dict[str, Axes]]:
-    """(picture, map) Axes of a new figure: the picture itself, the average, and the queries as a block. And those of
+    """(image, map) Axes of a new figure: the image itself, the average, and the queries as a block. And those of
     the colour bar."""
     maps = len(found[0].values)
     side = math.isqrt(maps - 1)
@@ -102,8 +102,8 @@ def _grid(found: list[View]) -> tuple[np.ndarray, dict[str, Axes]]:
     rows = []
     for row, view in enumerate(found):
         original = figure.add_subplot(outer[row, 0])
-        show_picture(original, view.pixels)
-        original.set_title(view.title.removesuffix("tiles").rstrip(", ") or "picture", fontsize=9, parse_math=False)
+        show_image(original, view.pixels)
+        original.set_title(view.title.removesuffix("tiles").rstrip(", ") or "image", fontsize=9, parse_math=False)
         rows.append([figure.add_subplot(outer[row, 1]), *(_block(figure, outer[row, 2], side) if side else [])])
     return np.array(rows, dtype=object), {"cax": figure.add_subplot(outer[:, -1])}
 

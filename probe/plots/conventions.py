@@ -1,7 +1,7 @@
 """Does "vision fades with depth" survive the definition? The same record under every convention that papers use.
 
     rows        attention as mass, as share, against an even spread (lift), or as what arrives (contribution)
-    columns     all text rows that see the picture, or only those that say the answer; the first token in or out
+    columns     all text rows that see the image, or only those that say the answer; the first token in or out
     in a cell   every head (thin) and their mean (thick)
 
 "Fades" means: the rank correlation of layer and value is -0.5 or less.
@@ -45,7 +45,7 @@ def survey(record: xr.DataTree, stack: str = "llm") -> dict[Convention, Float[np
     measured = node(record, stack)
     if "vision" not in measured["key_type"].values:
         raise ProbeError("plots.conventions", expected="a record with vision keys", got=stack,
-                         fix="measure a sample with a picture")  # fmt: skip
+                         fix="measure a sample with an image")  # fmt: skip
     found = {}
     for value in (value for value in VALUES if value in measured):
         for rows, types in _queries(measured).items():

@@ -30,12 +30,12 @@ COMPONENTS = {  # name -> (label, colour, hatch)
 }
 LOOKS = (("#D55E00", "s", "-"), ("#0072B2", "o", (0, (5, 2))), ("#009E73", "^", (0, (1, 1.2))), ("#CC79A7", "D", "-"),
          ("#000000", "v", (0, (5, 2))), ("#E69F00", "P", "-"))  # fmt: skip
-PICTURE = ("height", "width")
+IMAGE = ("height", "width")
 AGAINST = {  # coordinate -> (label, what is the same in all points of a line)
-    "vision_tokens": ("vision tokens that the LLM reads", (*PICTURE, "frames", "text_tokens")),
-    "height": ("height of the picture (px)", ("frames", "text_tokens")),
-    "frames": ("frames of the video", (*PICTURE, "text_tokens")),
-    "text_tokens": ("text tokens", (*PICTURE, "frames")),
+    "vision_tokens": ("vision tokens that the LLM reads", (*IMAGE, "frames", "text_tokens")),
+    "height": ("height of the image (px)", ("frames", "text_tokens")),
+    "frames": ("frames of the video", (*IMAGE, "text_tokens")),
+    "text_tokens": ("text tokens", (*IMAGE, "frames")),
 }
 SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 _LEGEND = {"fontsize": 8, "frameon": False, "loc": "upper left", "bbox_to_anchor": (0, 0)}

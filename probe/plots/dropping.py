@@ -39,7 +39,7 @@ def dropped(
 ) -> Any:  # fmt: skip
     """Fig. 5: a point a window of layers, the untouched model and the two floors as lines. Returns Axes.
 
-    The band holds at all windows at once (95 %, pictures redrawn). A filled point differs from the untouched model: the
+    The band holds at all windows at once (95 %, images redrawn). A filled point differs from the untouched model: the
     band of the paired differences leaves out zero. Where `results` hold attention, share and lift of vision stand
     beside it (an array of three Axes), from the same samples; with `ax` they do not.
 

@@ -1,6 +1,6 @@
 """Why few patches are enough: how the encoder's attention gathers on them from layer to layer, and why softmax does so.
 
-    found = probe.reducers.concentration(subject, pictures)
+    found = probe.reducers.concentration(subject, images)
     plots.concentration(found)                  # share of the k best, Gini and entropy, and since when they are best
     plots.softmax_gradient(found)               # the gradient of a weight, and where the encoder's weights lie on it
 

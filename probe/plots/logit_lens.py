@@ -1,4 +1,4 @@
-"""The logit lens drawn: what vision rows already say, over the picture, and how probable the answer becomes by layer.
+"""The logit lens drawn: what vision rows already say, over the image, and how probable the answer becomes by layer.
 
 plots.lens(found)                 # a panel a layer: the word of each patch, coloured by the answer's probability
 plots.lens_curves(found)          # the answer's tokens over layers, and the patch that says it loudest
@@ -25,24 +25,24 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _SHOWN = 7  # tokens of the answer with a line of their own
 
 
-def lens(found: Any, layers: int | Sequence[int] | None = None, *, picture: int = 0, ax: Any = None) -> np.ndarray:
+def lens(found: Any, layers: int | Sequence[int] | None = None, *, image: int = 0, ax: Any = None) -> np.ndarray:
     """What the vision rows say behind these layers (from 0; up to nine, evenly spread, by default), a panel a layer.
 
     Colours: probability of the answer's likeliest word, one linear scale. Words where they can be read, up to 12
-    patches a side. Returns Axes (layer). Raises ProbeError for what is no logit lens, and a layer or picture that it
+    patches a side. Returns Axes (layer). Raises ProbeError for what is no logit lens, and a layer or image that it
     does not have.
     """
     _check(found, "plots.lens")
     drawn = layers_of(found, layers)
     row_of = {key: row for row, key in enumerate(found["row_key"].values.tolist()) if key >= 0}
-    owner, tile, boxes = (found[f"key_{name}"].values for name in ("picture", "tile", "box"))
-    keys = np.flatnonzero((owner == picture) & (tile == 0) & ~np.isnan(boxes).any(-1))
+    owner, tile, boxes = (found[f"key_{name}"].values for name in ("image", "tile", "box"))
+    keys = np.flatnonzero((owner == image) & (tile == 0) & ~np.isnan(boxes).any(-1))
     if not len(keys):
-        raise ProbeError("plots.lens", expected="a picture with vision rows", got=f"none in picture {picture}")
+        raise ProbeError("plots.lens", expected="an image with vision rows", got=f"none in image {image}")
     rows = [row_of[key] for key in keys.tolist()]
     values = found["says_answer"].values[:, rows]
-    height, width = found["picture_size"].values[picture].tolist()
-    view = View("", found["picture"].values[picture, :height, :width], boxes[keys], values)
+    height, width = found["image_size"].values[image].tolist()
+    view = View("", found["images"].values[image, :height, :width], boxes[keys], values)
     columns = min(3, len(drawn))
     axes = panels(ax, -(-len(drawn) // columns), columns, (3.5, 3.6), "plots.lens").ravel() if ax is None else panels(
         ax, 1, len(drawn), (0, 0), "plots.lens").ravel()  # fmt: skip
@@ -59,7 +59,7 @@ def lens(found: Any, layers: int | Sequence[int] | None = None, *, picture: int 
         patches, ax=list(axes[: len(drawn)]), label="probability of the answer's likeliest word", shrink=0.8
     )
     if ax is None:
-        figure.suptitle("What the picture's rows already say", x=0.01, ha="left", fontsize=11)
+        figure.suptitle("What the image's rows already say", x=0.01, ha="left", fontsize=11)
     caption(axes[: len(drawn), None], [_told(found)], {"": found}, own=ax is None)
     return axes[: len(drawn)]
 
@@ -105,4 +105,4 @@ def _check(found: Any, called: str) -> None:
 
 
 def _told(found: xr.Dataset) -> str:
-    return f"{found.attrs['model']}; answer {found.attrs['response'][:60]!r}; one picture, one question"
+    return f"{found.attrs['model']}; answer {found.attrs['response'][:60]!r}; one image, one question"

@@ -1,8 +1,8 @@
-"""Where in the picture attention falls: each patch drawn where it lies in the original picture.
+"""Where in the image attention falls: each patch drawn where it lies in the original image.
 
-The record has the edges of every patch as fractions of the picture, so it does not matter how the picture was
+The record has the edges of every patch as fractions of the image, so it does not matter how the image was
 fitted to the encoder: after a crop only the middle is covered, after padding the patches on the bars lie
-outside and are cut off, and NeXT's tiles get a row of their own below the whole picture.
+outside and are cut off, and NeXT's tiles get a row of their own below the whole image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ from probe.records import node
 
 _FITTED = {
     "crop": "preprocessing: crop (the model sees the square in the middle only)",
-    "pad": "preprocessing: pad (to a square; patches on the bars lie outside the picture)",
-    "anyres": "preprocessing: any-resolution (the whole picture, and tiles at a higher resolution)",
+    "pad": "preprocessing: pad (to a square; patches on the bars lie outside the image)",
+    "anyres": "preprocessing: any-resolution (the whole image, and tiles at a higher resolution)",
 }
 _COLUMNS = 5  # panels in a row of the figure
 _WIDTH = 1.9  # of a panel, in inches
@@ -40,26 +40,26 @@ def heatmaps(
     layers: int | Sequence[int] | None = None,
     stack: str = "llm",
     *,
-    picture: int | None = None,
+    image: int | None = None,
     tile: int | None = None,
     token: int | None = None,
     floor: float | None = None,
     sinks: str = "keep",
     ax: Any = None,
 ) -> np.ndarray:
-    """The attention that each patch gets from the queries of a type, over the picture, a panel a layer.
+    """The attention that each patch gets from the queries of a type, over the image, a panel a layer.
 
     sample: index or id. layers: an index from 0 or several (nine evenly spread in each record by default; a record
-    with fewer than another leaves the last panels of its rows out). picture, tile: only that one
-    (tile 0 is the whole picture). token: the map of that one token instead (its index on the axis `token` of a
+    with fewer than another leaves the last panels of its rows out). image, tile: only that one
+    (tile 0 is the whole image). token: the map of that one token instead (its index on the axis `token` of a
     record measured with `maps`). Colours are logarithmic from `floor`, by default what 99 % of the patches reach, at
     most three decades below the top: it is written beside the scale, what is below looks like it. All panels share
     the scale.
     sinks: attention sinks (`probe/measures/attention/sinks.py`) have a cross in any case, where the record knows them; with "drop" they
     have no colour, so that they do not set the scale, and with "split" their value is written instead.
-    Returns Axes of shape (views, layers): a view is a record's picture, whole or in tiles.
+    Returns Axes of shape (views, layers): a view is a record's image, whole or in tiles.
 
-    Source: arXiv 2501.03895, Fig. 4. Raises ProbeError for a sample, query type, layer, picture, tile, token or
+    Source: arXiv 2501.03895, Fig. 4. Raises ProbeError for a sample, query type, layer, image, tile, token or
     stack that a record does not have, for a record without numbers of patches, and for a floor above the top.
     """
     if sinks not in ("keep", "drop", "split"):
@@ -76,7 +76,7 @@ def heatmaps(
         values = attention_on(measured, index, query_type, token)[drawn]
         marked = sinks_of(measured, index)
         marked = marked if marked is None else marked[drawn]
-        for view in views(one, measured, index, values, picture, tile, marked):
+        for view in views(one, measured, index, values, image, tile, marked):
             title = ", ".join(text for text in (name if len(named) > 1 else "", view.title) if text)
             found.append(replace(view, title=title))
             shown.append(drawn)
@@ -152,7 +152,7 @@ def _floor(values: Float[np.ndarray, " value"], top: float) -> float:
 
 
 def _grid(found: list[View], layers: int) -> np.ndarray:
-    """(view, layer) Axes of a new figure, wrapped to rows; before each view's first one is the picture itself."""
+    """(view, layer) Axes of a new figure, wrapped to rows; before each view's first one is the image itself."""
     columns = min(_COLUMNS, layers + 1)
     rows = -(-(layers + 1) // columns)
     shapes = [view.pixels.shape if view.pixels.size else (1, 1) for view in found]
@@ -166,13 +166,13 @@ def _grid(found: list[View], layers: int) -> np.ndarray:
     for axis in blocks[:, layers + 1 :].flat:
         axis.remove()
     for axis, view in zip(blocks[:, 0], found, strict=True):
-        show_picture(axis, view.pixels)
-        axis.set_title(view.title or "picture", fontsize=9, parse_math=False)
+        show_image(axis, view.pixels)
+        axis.set_title(view.title or "image", fontsize=9, parse_math=False)
     return blocks[:, 1 : layers + 1]
 
 
-def show_picture(axis: Axes, pixels: UInt8[np.ndarray, "height width channel"], grey: bool = False) -> tuple[int, int]:
-    """Draw the picture (nothing, if it was not kept) and return the width and height of the panel's coordinates."""
+def show_image(axis: Axes, pixels: UInt8[np.ndarray, "height width channel"], grey: bool = False) -> tuple[int, int]:
+    """Draw the image (nothing, if it was not kept) and return the width and height of the panel's coordinates."""
     height, width = pixels.shape[:2] if pixels.size else (1, 1)
     if pixels.size:
         shown = 1 - (1 - pixels.mean(-1) / 255) * 0.85 if grey else pixels  # light, so that colours stand out
@@ -184,8 +184,8 @@ def show_picture(axis: Axes, pixels: UInt8[np.ndarray, "height width channel"], 
 def draw_patches(
     axis: Axes, view: View, values: Float[np.ndarray, " key"], norm: Normalize, colours: str = "inferno"
 ) -> PolyCollection:
-    """The patches of a view in the colours of their values, over the picture in grey."""
-    width, height = show_picture(axis, view.pixels, grey=True)
+    """The patches of a view in the colours of their values, over the image in grey."""
+    width, height = show_image(axis, view.pixels, grey=True)
     left, top, right, bottom = np.clip(view.boxes, 0, 1).T
     seen = (right > left) & (bottom > top) & ~np.isnan(values)
     corners = np.stack([left, top, right, top, right, bottom, left, bottom], -1).reshape(-1, 4, 2)[seen]
@@ -196,9 +196,9 @@ def draw_patches(
 
 
 def fitted(named: Mapping[str, xr.DataTree]) -> list[str]:
-    """How pictures were fitted to the encoder, and whether they were kept, for a caption."""
+    """How images were fitted to the encoder, and whether they were kept, for a caption."""
     aspects = [str(each.attrs.get("aspect", "unknown")) for each in named.values()]
     notes = [_FITTED.get(aspect, f"preprocessing: {aspect}") for aspect in aspects]
-    if not all("picture" in each.data_vars for each in named.values()):
+    if not all("images" in each.data_vars for each in named.values()):
         notes.append("a record holds no pixels: its patches are drawn on a blank square")
     return notes

@@ -1,4 +1,4 @@
-"""What a reducer leaves of a picture: the patches that are kept, and which of the others were merged into one token.
+"""What a reducer leaves of an image: the patches that are kept, and which of the others were merged into one token.
 
 inputs = subject.encode(image, question)
 reduction = probe.reducers.encode(tower, inputs["pixel_values"], reducer)
@@ -15,8 +15,8 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from probe.data.sample import ImageSource, open_image
-from probe.data.token_types import PatchGrid
+from probe.data.image import ImageSource, open_image
+from probe.data.patch_grid import PatchGrid
 from probe.errors import ProbeError
 from probe.plots.style import panels, title
 
@@ -28,15 +28,15 @@ _WIDTH = 3.1  # of a panel, in inches
 
 
 def kept(reduction: Any, image: ImageSource, grid: PatchGrid | None = None, *, ax: Any = None) -> np.ndarray:
-    """The picture where patches are kept, faded elsewhere; and beside it the groups of patches that share a token, each
-    in a colour, with a dot on the patch that the token stands for. A row for the picture, one for its tiles together.
+    """The image where patches are kept, faded elsewhere; and beside it the groups of patches that share a token, each
+    in a colour, with a dot on the patch that the token stands for. A row for the image, one for its tiles together.
 
-    reduction: of the views of one picture (`probe.reducers.encode`), on any device. grid: where the encoder's patches
-    lie in the picture (`inputs.encoder_grid[0]`); without it the picture is taken to be stretched to one view. Returns
+    reduction: of the views of one image (`probe.reducers.encode`), on any device. grid: where the encoder's patches
+    lie in the image (`inputs.encoder_grid[0]`); without it the image is taken to be stretched to one view. Returns
     Axes of shape (1 or 2 rows, 2), or (rows, 1) where nothing was merged. A class token, and a token for no patch, are
     not drawn but counted in the title.
 
-    Raises ProbeError for a picture that can't be read, and a grid of another picture or number of views.
+    Raises ProbeError for an image that can't be read, and a grid of another image or number of views.
     """
     views = _views(reduction)
     pixels = np.asarray(open_image(image))
@@ -46,7 +46,7 @@ def kept(reduction: Any, image: ImageSource, grid: PatchGrid | None = None, *, a
     height = _WIDTH * min(max(pixels.shape[0] / pixels.shape[1], 0.4), 2) + 0.35
     axes = panels(ax, len(rows), 1 + grouped, (_WIDTH, height), "plots.kept")
     for line, members, whole in zip(axes, rows, (True, False), strict=False):
-        name = "the picture" if whole else f"its {len(members)} tiles"
+        name = "the image" if whole else f"its {len(members)} tiles"
         _draw_kept(line[0], pixels, [(views[view], boxes[view]) for view in members], name)
         if grouped:
             _draw_groups(line[1], pixels, [(views[view], boxes[view]) for view in members])
@@ -84,11 +84,11 @@ def _boxes(views: list[dict[str, Any]], grid: PatchGrid | None) -> Float[np.ndar
         side = isqrt(patches)
         row, col = np.divmod(np.arange(patches), side)
         return (np.stack([col, row, col + 1, row + 1], -1) / side)[None]
-    there = 0 if grid is None else int((grid.picture == grid.picture[:1]).sum())
+    there = 0 if grid is None else int((grid.image == grid.image[:1]).sum())
     if grid is None or there != patches * len(views):
         got = "none" if grid is None else f"{there} patches"
         raise ProbeError("plots.kept", expected=f"the grid of {len(views)} views of {patches} patches", got=got,
-                         fix="pass inputs.encoder_grid[0] and one picture's reduction")  # fmt: skip
+                         fix="pass inputs.encoder_grid[0] and one image's reduction")  # fmt: skip
     return grid.box[:there].reshape(len(views), patches, 4)
 
 
@@ -126,7 +126,7 @@ def _draw_groups(axis: Axes, pixels: np.ndarray, views: list[tuple[dict, np.ndar
 
 
 def _borders(group: Int[np.ndarray, " patch"], boxes: Float[np.ndarray, "patch edge=4"]) -> list[np.ndarray]:
-    """The edges between patches of different groups, as fractions of the picture."""
+    """The edges between patches of different groups, as fractions of the image."""
     side = isqrt(len(group))
     square, corners = group.reshape(side, side), boxes.reshape(side, side, 4)
     right = corners[:, :-1][square[:, :-1] != square[:, 1:]][:, [2, 1, 2, 3]]

@@ -111,8 +111,8 @@ def _overlay(axis: Axes, published: pd.DataFrame, tokens: int, looks: dict[str, 
 
 
 def _note(axes: np.ndarray, answers: xr.Dataset, table: pd.DataFrame, costs: Any, published: Any, own: bool) -> None:
-    lines = [f"{answers.attrs.get('benchmark')}: {table['questions'].iloc[0]} questions on {table['pictures'].iloc[0]} "
-             "pictures; bars: 95 % bootstrap intervals over pictures"]  # fmt: skip
+    lines = [f"{answers.attrs.get('benchmark')}: {table['questions'].iloc[0]} questions on {table['images'].iloc[0]} "
+             "images; bars: 95 % bootstrap intervals over images"]  # fmt: skip
     if costs is not None:
         lines.append(f"time: median of {costs.sizes['repeat']}, methods in turn, on this machine")
     if published is not None:

@@ -1,7 +1,7 @@
-"""One number from many: over heads, then over samples, with a bootstrap band over pictures.
+"""One number from many: over heads, then over samples, with a bootstrap band over images.
 
-Questions about one picture are no independent evidence, so pictures are drawn with replacement, each with all
-of its samples. The band is the 95 % percentile interval; with fewer than two pictures there is none.
+Questions about one image are no independent evidence, so images are drawn with replacement, each with all
+of its samples. The band is the 95 % percentile interval; with fewer than two images there is none.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ def average(
     numbers = values.values.astype(float), weight.values.astype(float)
     template = values.isel(sample=0, drop=True).assign_attrs(attrs)
     visible = (measured["query_count"] > 0).any("sample")  # share is 0, not NaN, where causality hides all
-    clusters = pictures(record) if band else np.zeros(len(numbers[0]), int)
+    clusters = images(record) if band else np.zeros(len(numbers[0]), int)
     return Average(*(template.copy(data=part).where(visible) for part in bootstrap(*numbers, clusters, seed=seed)))
 
 
@@ -108,19 +108,19 @@ def bootstrap(
     return mean, low.reshape(shape), high.reshape(shape)
 
 
-def pictures(record: xr.DataTree) -> Int[np.ndarray, " sample"]:
-    """A number for each sample; samples that show the same pictures share it."""
+def images(record: xr.DataTree) -> Int[np.ndarray, " sample"]:
+    """A number for each sample; samples that show the same images share it."""
     root, seen = record.to_dataset(), {}
     return np.array([seen.setdefault(_shown(root, i), len(seen)) for i in range(record.sizes["sample"])])
 
 
 def _shown(root: xr.Dataset, sample: int) -> object:
-    """What tells a sample's pictures from others': hashes, else pixels, else the sample itself."""
+    """What tells a sample's images from others': hashes, else pixels, else the sample itself."""
     here = root.isel(sample=sample)
-    if "picture_sha256" in here and any(hashes := here["picture_sha256"].values.tolist()):
+    if "image_sha256" in here and any(hashes := here["image_sha256"].values.tolist()):
         return tuple(hashes)
-    if "picture" in here and here["picture_size"].values.any():
-        pixels = here["picture_size"].values.tobytes() + here["picture"].values.tobytes()
+    if "images" in here and here["image_size"].values.any():
+        pixels = here["image_size"].values.tobytes() + here["images"].values.tobytes()
         return hashlib.sha256(pixels).digest()
     return sample
 
@@ -135,8 +135,8 @@ def sampling(named: Mapping[str, xr.DataTree], stack: str, weights: str, seed: i
 def _sampling(record: xr.DataTree, stack: str, weights: str, seed: int | None) -> str:
     mass = node(record, stack)["mass"]
     entered = mass.notnull().any([dim for dim in mass.dims if dim != "sample"]).values
-    samples, shown = int(entered.sum()), len(np.unique(pictures(record)[entered]))
+    samples, shown = int(entered.sum()), len(np.unique(images(record)[entered]))
     if samples == 1:
         return "one sample"
-    band = f"band: 95 % bootstrap interval over {shown} pictures (seed {seed})" if shown > 1 else "one picture: no band"
+    band = f"band: 95 % bootstrap interval over {shown} images (seed {seed})" if shown > 1 else "one image: no band"
     return f"mean of {samples} samples ({WEIGHTS[weights]})" + (f"; {band}" if seed is not None else "")

@@ -146,8 +146,8 @@ def stack_of(table: xr.Dataset) -> str:
 
 def note(table: xr.Dataset, seed: int, over: str = "all windows") -> str:
     """How questions became points, for a caption."""
-    pictures = len(np.unique(table["image"].values.astype(str)))
+    images = len(np.unique(table["image"].values.astype(str)))
     headline = Headline(table)
     what = "mean" if headline.is_mean else headline.name
-    return (f"{what} of {table.sizes['sample']} questions on {pictures} pictures; 95 % bands over {over} at once, "
-            f"pictures redrawn (seed {seed})")  # fmt: skip
+    return (f"{what} of {table.sizes['sample']} questions on {images} images; 95 % bands over {over} at once, "
+            f"images redrawn (seed {seed})")  # fmt: skip

@@ -1,7 +1,7 @@
-"""Which patches of which picture a heat map shows, and their values: everything about it but the drawing.
+"""Which patches of which image a heat map shows, and their values: everything about it but the drawing.
 
-A view is one picture of one record, seen whole (the base view) or in its tiles. Newline tokens have no place
-in the picture, so they are in no view.
+A view is one image of one record, seen whole (the base view) or in its tiles. Newline tokens have no place
+in the image, so they are in no view.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ _CALLED = "plots.heatmaps"
 
 @dataclass(frozen=True)
 class View:
-    """A row of panels. `boxes` are left, top, right, bottom as fractions of the picture, which may be empty; `sinks`
+    """A row of panels. `boxes` are left, top, right, bottom as fractions of the image, which may be empty; `sinks`
     says which keys are attention sinks, where that is known."""
 
     title: str
@@ -34,13 +34,13 @@ def views(
     measured: xr.Dataset,
     sample: int,
     values: Float[np.ndarray, "layer key"],
-    picture: int | None = None,
+    image: int | None = None,
     tile: int | None = None,
     sinks: Bool[np.ndarray, "layer key"] | None = None,
 ) -> list[View]:
-    """The views of a sample, or those of one `picture` or `tile`; a picture without tiles has one."""
+    """The views of a sample, or those of one `image` or `tile`; an image without tiles has one."""
     keys = measured.isel(sample=sample)
-    boxes, owner, tiles = (keys[name].values for name in ("key_box", "key_picture", "key_tile"))
+    boxes, owner, tiles = (keys[name].values for name in ("key_box", "key_image", "key_tile"))
     placed = ~np.isnan(boxes).any(-1) & ~np.isnan(values).all(0)
     numbers = np.unique(owner[placed]).tolist()
     found = []
@@ -48,21 +48,21 @@ def views(
         parts = {"": tiles == 0, "tiles": tiles > 0} if tile is None else {f"tile {tile}": tiles == tile}
         for part, inside in parts.items():
             mask = placed & (owner == number) & inside
-            title = ", ".join(text for text in (f"picture {number + 1}" if len(numbers) > 1 else "", part) if text)
-            if mask.any() and picture in (None, number):
+            title = ", ".join(text for text in (f"image {number + 1}" if len(numbers) > 1 else "", part) if text)
+            if mask.any() and image in (None, number):
                 pixels, marked = _pixels(record.to_dataset(), sample, number), None if sinks is None else sinks[:, mask]
                 found.append(View(title, pixels, boxes[mask], values[:, mask], marked))
     if not found:
-        got = f"none in sample {measured['sample'].values[sample]!r}, picture {picture}, tile {tile}"
+        got = f"none in sample {measured['sample'].values[sample]!r}, image {image}, tile {tile}"
         raise ProbeError(_CALLED, expected="vision tokens that were attended to", got=got)
     return found
 
 
-def _pixels(root: xr.Dataset, sample: int, picture: int) -> UInt8[np.ndarray, "height width channel"]:
-    if "picture" not in root or picture >= root.sizes["image"]:
+def _pixels(root: xr.Dataset, sample: int, image: int) -> UInt8[np.ndarray, "height width channel"]:
+    if "images" not in root or image >= root.sizes["image"]:
         return np.empty((0, 0, 3), np.uint8)
-    height, width = root["picture_size"].values[sample, picture]
-    return root["picture"].values[sample, picture, :height, :width]
+    height, width = root["image_size"].values[sample, image]
+    return root["images"].values[sample, image, :height, :width]
 
 
 def has_values(measured: xr.Dataset, sample: int | str, query_type: str) -> bool:
@@ -106,7 +106,7 @@ def attention_on(
     """What each vision key gets: from the queries of a type on average, or from one token of `maps`."""
     name = "received" if token is None else "maps"
     if name not in measured:
-        fix = "measure a sample with a picture" if token is None else "measure with maps"
+        fix = "measure a sample with an image" if token is None else "measure with maps"
         raise ProbeError(_CALLED, expected=f"a record with {name!r}", got="one without", fix=fix)
     values = measured[name].isel(sample=sample)
     if token is None:

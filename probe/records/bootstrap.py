@@ -1,10 +1,10 @@
-"""How sure a number is, when many questions share a picture.
+"""How sure a number is, when many questions share an image.
 
-GQA asks 12,578 questions about 398 pictures, so questions are not independent and pictures are what is drawn
-again: each draw takes as many pictures as there are, with replacement, with all questions on them (a cluster
+GQA asks 12,578 questions about 398 images, so questions are not independent and images are what is drawn
+again: each draw takes as many images as there are, with replacement, with all questions on them (a cluster
 bootstrap). The value is then a mean over the questions drawn:
 
-    estimate* = sum_picture n_picture sum(values) / sum_picture n_picture count
+    estimate* = sum_image n_image sum(values) / sum_image n_image count
 
 Cases (the layers of a sweep) are drawn together, so that their differences are paired. A curve gets a band
 that holds at all its points at once: max-t, the largest deviation over the points in units of each point's
@@ -28,12 +28,12 @@ Statistic = Callable[[Int[np.ndarray, "sample"]], "float | Float[np.ndarray, '*c
 
 LEVEL = 0.95
 DRAWS = 2000
-BLOCK = 20_000_000  # numbers held at once: draws are made in blocks when there are many pictures
+BLOCK = 20_000_000  # numbers held at once: draws are made in blocks when there are many images
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Estimates with their bounds, all of the same shape. Bounds are NaN where one picture (or none) was seen."""
+    """Estimates with their bounds, all of the same shape. Bounds are NaN where one image (or none) was seen."""
 
     estimate: Float[np.ndarray, "*case"]
     low: Float[np.ndarray, "*case"]
@@ -45,9 +45,9 @@ def bootstrap(
     values: Float[np.ndarray, "sample *case"], images: Sequence[str] | np.ndarray, *, seed: int,
     level: float = LEVEL, draws: int = DRAWS,
 ) -> Interval:  # fmt: skip
-    """Mean over samples with a percentile interval, drawing pictures. NaN values are left out.
+    """Mean over samples with a percentile interval, drawing images. NaN values are left out.
 
-    `images` names the picture of each sample. Raises ProbeError when the lengths differ.
+    `images` names the image of each sample. Raises ProbeError when the lengths differ.
 
     >>> scores = np.array([1.0, 1.0, 0.0, 0.0])
     >>> interval = bootstrap(scores, ["a", "a", "b", "b"], seed=0)
@@ -108,7 +108,7 @@ def band_statistic(
 def _statistics(
     statistic: Statistic, images: Sequence[str] | np.ndarray, draws: int, seed: int
 ) -> tuple[Float[np.ndarray, "*case"], Float[np.ndarray, "draw *case"]]:
-    """The estimate, and the values over the draws: of a single picture there are none."""
+    """The estimate, and the values over the draws: of a single image there are none."""
     _, member = np.unique(np.asarray(images), return_inverse=True)
     pictures, rng = int(member.max()) + 1, np.random.default_rng(seed)
     estimate = np.array(statistic(np.ones(len(member), dtype=np.int64)), dtype=float)
@@ -123,7 +123,7 @@ def _max_t(
     drawn: Float[np.ndarray, "draw case"], estimate: Float[np.ndarray, "case"], level: float
 ) -> Float[np.ndarray, "case"]:
     """Half the width of a band that covers all cases at once; 0 where nothing varies over the draws. Draws without a
-    value (no picture of a category was drawn) are left out."""
+    value (no image of a category was drawn) are left out."""
     drawn = np.ma.masked_invalid(drawn)
     error = drawn.std(axis=0, ddof=1).filled(0.0)
     varies = error > 0
@@ -137,9 +137,9 @@ def wilson(
     correct: Float[np.ndarray, "sample"] | Bool[np.ndarray, "sample"], images: Sequence[str] | np.ndarray,
     *, level: float = LEVEL,
 ) -> Interval:  # fmt: skip
-    """Wilson's interval of a share. Only where every question has a picture of its own: else it is too narrow.
+    """Wilson's interval of a share. Only where every question has an image of its own: else it is too narrow.
 
-    Raises ProbeError when questions share pictures, or values are other than 0 and 1. NaN is left out.
+    Raises ProbeError when questions share images, or values are other than 0 and 1. NaN is left out.
     """
     values, names = np.asarray(correct, dtype=float), np.asarray(images)
     _check_lengths("wilson", len(values), names)
@@ -147,8 +147,8 @@ def wilson(
     pictures = len(np.unique(names))
     if pictures < len(names):
         raise ProbeError(
-            "wilson", expected="one question a picture", got=f"{len(names)} questions on {pictures} pictures",
-            fix="use bootstrap, which draws pictures",
+            "wilson", expected="one question an image", got=f"{len(names)} questions on {pictures} images",
+            fix="use bootstrap, which draws images",
         )  # fmt: skip
     if not np.isin(values, (0, 1)).all():
         raise ProbeError("wilson", expected="values of 0 and 1", got=f"{values[~np.isin(values, (0, 1))][0]}")
@@ -174,7 +174,7 @@ def wilson_bounds(successes: int, trials: int, level: float = LEVEL) -> tuple[fl
 def _by_image(
     values: Float[np.ndarray, "sample *case"], images: Sequence[str] | np.ndarray
 ) -> tuple[Float[np.ndarray, "image *case"], Float[np.ndarray, "image *case"]]:
-    """Sums and counts of the values on each picture."""
+    """Sums and counts of the values on each image."""
     _check_lengths("intervals", len(values), images)
     names, member = np.unique(np.asarray(images), return_inverse=True)
     known = ~np.isnan(values)
@@ -186,18 +186,18 @@ def _by_image(
 
 def _check_lengths(called: str, samples: int, images: Sequence[str] | np.ndarray) -> None:
     if samples != len(images) or not samples:
-        raise ProbeError(called, expected="a picture for each of at least one sample",
-                         got=f"{samples} samples, {len(images)} pictures")  # fmt: skip
+        raise ProbeError(called, expected="an image for each of at least one sample",
+                         got=f"{samples} samples, {len(images)} images")  # fmt: skip
 
 
 def _draw(
     sums: Float[np.ndarray, "image *case"], counts: Float[np.ndarray, "image *case"], draws: int, seed: int
 ) -> Iterator[Float[np.ndarray, "draw *case"]]:
-    """Means over pictures drawn with replacement, in blocks; the blocks do not change what is drawn."""
-    rng, pictures = np.random.default_rng(seed), len(sums)
-    block = max(1, min(draws, BLOCK // pictures))
+    """Means over images drawn with replacement, in blocks; the blocks do not change what is drawn."""
+    rng, image_count = np.random.default_rng(seed), len(sums)
+    block = max(1, min(draws, BLOCK // image_count))
     for start in range(0, draws, block):
-        times = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=min(block, draws - start)).astype(float)
+        times = rng.multinomial(image_count, np.full(image_count, 1 / image_count), size=min(block, draws - start)).astype(float)
         yield _ratio(np.tensordot(times, sums, axes=1), np.tensordot(times, counts, axes=1))
 
 
@@ -211,7 +211,7 @@ def _bounded(
     bounds: Float[np.ndarray, "2 *case"],
     level: float,
 ) -> Interval:
-    enough = (counts > 0).sum(axis=0) >= 2  # one picture says nothing about others
+    enough = (counts > 0).sum(axis=0) >= 2  # one image says nothing about others
     low_and_high = np.where(enough, bounds, np.nan)
     return Interval(
         _ratio(np.asarray(sums.sum(0)), np.asarray(counts.sum(0))), low_and_high[0, ...], low_and_high[1, ...], level

@@ -1,4 +1,4 @@
-"""A record as a run of many samples keeps it: pictures by path and hash, and without what grows with the sequence.
+"""A record as a run of many samples keeps it: images by path and hash, and without what grows with the sequence.
 
 small = lean(record, {sample.id: sample for sample in samples}, keep_patches=False)
 """
@@ -11,9 +11,9 @@ import xarray as xr
 
 from probe.data.sample import Sample
 
-PIXELS = ("picture", "picture_size")
+PIXELS = ("images", "image_size")
 POSITIONS = ("tokens", "token_type")
-PATCHES = ("received", "key_picture", "key_tile", "key_row", "key_col", "key_box", "key_sink", "edge")
+PATCHES = ("received", "key_image", "key_tile", "key_row", "key_col", "key_box", "key_sink", "edge")
 
 
 def without_pixels(record: xr.DataTree, samples: Mapping[str, Sample], keep_patches: bool) -> xr.DataTree:
@@ -21,10 +21,10 @@ def without_pixels(record: xr.DataTree, samples: Mapping[str, Sample], keep_patc
     root = record.to_dataset()
     names = [str(name) for name in root["sample"].values]
     files = [" ".join(str(p) for p in samples[name].images if not hasattr(p, "tobytes")) for name in names]
-    about = {"picture_path": ("sample", np.array(files, dtype=object), _said("files of the pictures"))}
-    if "picture" in root:
-        said = _said("SHA-256 of the picture, where its pixels are not kept")
-        about["picture_sha256"] = (("sample", "image"), _hashes(root), said)  # pyright: ignore
+    about = {"image_path": ("sample", np.array(files, dtype=object), _said("files of the images"))}
+    if "images" in root:
+        said = _said("SHA-256 of the image, where its pixels are not kept")
+        about["image_sha256"] = (("sample", "image"), _hashes(root), said)  # pyright: ignore
     root = root.drop_vars([*PIXELS, *POSITIONS], errors="ignore").assign(about)
     root.attrs.pop("prompt_sha256", None)  # one sample's
     nodes = {name: node.to_dataset(inherit=False) for name, node in record.children.items()}
@@ -37,11 +37,11 @@ def _said(long_name: str) -> dict[str, str]:
 
 
 def _hashes(root: xr.Dataset) -> np.ndarray:
-    """Of each picture as the record has it; "" where a sample has fewer."""
+    """Of each image as the record has it; "" where a sample has fewer."""
     found = np.full((root.sizes["sample"], root.sizes["image"]), "", dtype=object)
     for place in np.ndindex(*found.shape):
-        height, width = root["picture_size"].values[place]
+        height, width = root["image_size"].values[place]
         if height:
-            pixels = root["picture"].values[place][:height, :width]
+            pixels = root["images"].values[place][:height, :width]
             found[place] = hashlib.sha256(f"{height} x {width}".encode() + pixels.tobytes()).hexdigest()
     return found

@@ -83,7 +83,7 @@ def _concatenated(datasets: list[xr.Dataset]) -> xr.Dataset:
 
 
 def _grown(dataset: xr.Dataset, name: Any, template: xr.Variable, sizes: Mapping[Any, int]) -> np.ndarray:
-    """The variable padded to `sizes`; one that only other records have (a picture) is all padding."""
+    """The variable padded to `sizes`; one that only other records have (an image) is all padding."""
     sizes = {**sizes, "sample": dataset.sizes["sample"]}
     grown = np.full([sizes[dim] for dim in template.dims], _PAD[template.dtype.kind], template.dtype)
     if name in dataset.variables:

@@ -1,4 +1,4 @@
-"""Does attention rank the regions of a picture as attribution does? Rank correlations, and what to hold them against.
+"""Does attention rank the regions of an image as attribution does? Rank correlations, and what to hold them against.
 
     correlation    Spearman's rank correlation over the regions, between an attention measure and an attribution
     floor          what the same maps reach when they are misplaced: 99 % of shuffles of the regions, and 99 % of shifts
@@ -89,9 +89,9 @@ def _shuffles(regions: int, seed: int) -> Int[np.ndarray, "order region"]:
 
 
 def _moves(here: xr.Dataset) -> Int[np.ndarray, "order region"]:
-    """The grid of regions shifted around its edges, and flipped; none where regions are no grid of one picture."""
+    """The grid of regions shifted around its edges, and flipped; none where regions are no grid of one image."""
     count, side = here.sizes["feature"], {"patches": 1, "grid": 2}.get(str(here.attrs["over"]))
-    if side is None or int(here["patch_picture"].max()) > 0:
+    if side is None or int(here["patch_image"].max()) > 0:
         return np.empty((0, count), int)
     base = here["patch_tile"].values == 0
     columns = -(-(int(here["patch_col"].values[base].max()) + 1) // side)

@@ -4,7 +4,7 @@ reducing      `probe.reduced`: reducers at work in a model, and off again
 encoding      `encode`: one encoder, some views, one reducer -> what is left
 reduction     what is left, what it stands for, what went into it
 seen          what a reducer is shown of the encoder: features, queries and keys of two layers
-vision_side   between encoder and projector of a model      packing   the order of a picture's tokens
+vision_side   between encoder and projector of a model      packing   the order of an image's tokens
 
 inequality    `concentration`: on how few patches the encoder's attention rests
 tuning        `tune`: the projector alone learns under a reducer, on transformers' Trainer
@@ -17,7 +17,7 @@ before the projector
 inside the LLM, by the question
   fastv        FastV: before one layer, by the last token's attention
   pyramiddrop  PyramidDrop: in stages, by the next layer's queries and keys
-  sparsevlm    SparseVLM: by the words that look like the picture; what leaves may be merged
+  sparsevlm    SparseVLM: by the words that look like the image; what leaves may be merged
   ranking      what these share              clustering   DPC-kNN
 
 Mini-Gemini has no class in transformers, so `reduced` can't be put to work in it; its low-resolution CLIP is an encoder

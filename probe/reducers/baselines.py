@@ -23,7 +23,7 @@ Keep = int | float
 
 @dataclass(frozen=True)
 class Random:
-    """`keep` patches of each view, drawn without looking: the same ones for every picture, others for each tile."""
+    """`keep` patches of each view, drawn without looking: the same ones for every image, others for each tile."""
 
     keep: Keep
     seed: int = 0

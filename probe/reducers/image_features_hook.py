@@ -1,7 +1,7 @@
 """Between encoder and projector: what the projector gets is what a reducer leaves, and the prompt follows.
 
 The model's own `get_image_features` runs: the encoder under watch, then the projector on a single token, which gives a
-stand-in of the full shape whose values only say which view they belong to. However the model packs that, the picture
+stand-in of the full shape whose values only say which view they belong to. However the model packs that, the image
 that each view belongs to, the tiles in a row and the full number of tokens can be read off it. When the packed stand-in
 is assigned to the encoder's output, the reduced tokens are projected and take its place. Everything hangs on torch's
 hooks of one model's modules; no class and no method is exchanged.
@@ -42,8 +42,8 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture (or frame) of a call: where its views begin, tokens it would have, tiles in a row."""
+class Image:
+    """One image (or frame) of a call: where its views begin, tokens it would have, tiles in a row."""
 
     start: int
     full: int
@@ -53,7 +53,7 @@ class Picture:
 
 class Encoded(BaseModelOutputWithPooling):
     """An encoder's output. What is first assigned to `pooler_output`, which `get_image_features` does last, is packed
-    features: it is replaced. `full`, `left` and `patches` then say of each picture how many tokens it would have, has,
+    features: it is replaced. `full`, `left` and `patches` then say of each image how many tokens it would have, has,
     and what they stand for."""
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -127,20 +127,20 @@ class VisionSide:
         return view[:, None, None].expand(-1, call.tokens, output.shape[-1])
 
     def _replaced(self, call: Call, encoded: Encoded, packed: Any) -> Any:
-        """The reduced and projected tokens of each picture in place of its packed stand-in."""
+        """The reduced and projected tokens of each image in place of its packed stand-in."""
         seen = call.seen
-        pictures = [_read(row[:, 0], call.tokens) for row in packed]
-        starts = [picture.start for picture in pictures]
+        images = [_read(row[:, 0], call.tokens) for row in packed]
+        starts = [image.start for image in images]
         tokens, sources = [], []
-        for picture, stop in zip(pictures, [*starts[1:], len(seen.features)], strict=True):
-            reduction = self.reducer.reduce(seen.of_views(picture.start, stop))
-            chosen, source = self._chosen(reduction, picture)
+        for image, stop in zip(images, [*starts[1:], len(seen.features)], strict=True):
+            reduction = self.reducer.reduce(seen.of_views(image.start, stop))
+            chosen, source = self._chosen(reduction, image)
             tokens.append(chosen)
             sources.append(source)
         projected = self.projector(torch.cat(tokens)[None])[0].split([len(chosen) for chosen in tokens])
-        found = [self._with_newline(own, picture) for own, picture in zip(projected, pictures, strict=True)]
+        found = [self._with_newline(own, image) for own, image in zip(projected, images, strict=True)]
         for name, value in {
-            "full": [picture.full for picture in pictures],
+            "full": [image.full for image in images],
             "left": [len(own) for own in found],
             "patches": sources,
         }.items():
@@ -150,15 +150,15 @@ class VisionSide:
         same = len({len(own) for own in found}) == 1
         return torch.stack(found) if same else torch.cat(found)[None]
 
-    def _chosen(self, reduction: Reduction, picture: Picture) -> tuple[Tensor, Int[Tensor, " token"]]:
-        """A picture's tokens as they come from the encoder, in order, and what they and a newline stand for."""
-        which = order(reduction, picture.across)
+    def _chosen(self, reduction: Reduction, image: Image) -> tuple[Tensor, Int[Tensor, " token"]]:
+        """An image's tokens as they come from the encoder, in order, and what they and a newline stand for."""
+        which = order(reduction, image.across)
         source = patches(reduction, which)
-        newline = source.new_full((int(picture.newline),), -1)
+        newline = source.new_full((int(image.newline),), -1)
         return reduction.tokens.flatten(0, 1)[which], torch.cat([source, newline])
 
-    def _with_newline(self, tokens: Tensor, picture: Picture) -> Tensor:
-        return torch.cat([tokens, self.base.image_newline[None].to(tokens)]) if picture.newline else tokens
+    def _with_newline(self, tokens: Tensor, image: Image) -> Tensor:
+        return torch.cat([tokens, self.base.image_newline[None].to(tokens)]) if image.newline else tokens
 
     # From the prompt's placeholders to as many as tokens are left
 
@@ -174,7 +174,7 @@ class VisionSide:
                 kwargs["mm_encoder_outputs"] = outputs
         for modality, encoded in outputs.items():
             if not isinstance(encoded, Encoded):
-                raise ProbeError("reduced", expected="pictures encoded inside the block, by the model's own layer",
+                raise ProbeError("reduced", expected="images encoded inside the block, by the model's own layer",
                                  got=f"features of {type(encoded).__name__}")  # fmt: skip
             kwargs = self._fitted(kwargs, modality, encoded, generating=bool(given) or _has_cache(kwargs))
         return ((), kwargs) if outputs else None
@@ -207,27 +207,27 @@ class VisionSide:
 
     @torch.no_grad()
     def left_of(self, tensors: Mapping[str, Any]) -> list[Int[np.ndarray, "_"]]:
-        """For `Subject.encode`: what the tokens that are left of each picture stand for."""
+        """For `Subject.encode`: what the tokens that are left of each image stand for."""
         there = {n: value.to(self.model.device) if torch.is_tensor(value) else value for n, value in tensors.items()}
         outputs, _ = self._outputs(there)
         return [source.cpu().numpy() for encoded in outputs.values() for source in encoded.patches]
 
 
-def _read(values: Tensor, tokens: int) -> Picture:
-    """What a packed stand-in says about its picture. Raises ProbeError where a view has other than its own tokens."""
+def _read(values: Tensor, tokens: int) -> Image:
+    """What a packed stand-in says about its image. Raises ProbeError where a view has other than its own tokens."""
     views: Sequence[float] = (values - MARK).tolist()
     whole, rest = views[0], views[tokens:]
     if views[:tokens] != [whole] * tokens or whole in rest or whole != int(whole):
         _refuse_pooling("pooled features")
     if len(rest) <= 1:  # one view, and a newline behind it where the model puts one
-        return Picture(int(whole), len(views), 1, bool(rest))
+        return Image(int(whole), len(views), 1, bool(rest))
     width = next(i for i, view in enumerate(rest) if view < 0)  # up to the first newline
-    return Picture(int(whole), len(views), round(rest[width - 1] - whole), False)
+    return Image(int(whole), len(views), round(rest[width - 1] - whole), False)
 
 
 def _refuse_pooling(got: str) -> None:
     raise ProbeError("reduced", expected="features that are projected and handed to the LLM one by one", got=got,
-                     fix="use pictures: this model averages what it sees of frames")  # fmt: skip
+                     fix="use images: this model averages what it sees of frames")  # fmt: skip
 
 
 def _has_cache(kwargs: Mapping[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """Vision tokens leave between two layers of the LLM, the best ranked stay: what FastV, PyramidDrop and SparseVLM share.
 
 A row of the batch is ranked by its own prompt, never by padding or by words of a response. All its vision tokens, of
-one picture or several, are ranked together; equal scores: the first position wins. What has left is out of all layers
+one image or several, are ranked together; equal scores: the first position wins. What has left is out of all layers
 behind, in decoding too: shorter sequence, less compute, smaller cache. The rows of the output keep their places; those
 of tokens that left are as they were when they did.
 

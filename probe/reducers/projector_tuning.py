@@ -48,11 +48,11 @@ def tune(
     Trainer checkpoint is gone on from. Without reducers the projector is tuned for all tokens: the control. Updates
     are lost in half precision: load in float32, and pass bf16=True on a GPU.
 
-    Raises ProbeError for samples without picture or answer, a batch that the rows computed at once don't divide, a
+    Raises ProbeError for samples without image or answer, a batch that the rows computed at once don't divide, a
     model without a projector, and what `reduced` refuses.
     """
     if not samples or any(not sample.images for sample in samples):
-        raise ProbeError("tune", expected="samples with pictures", got="none" if not samples else "one without")
+        raise ProbeError("tune", expected="samples with images", got="none" if not samples else "one without")
     chosen = TrainingArguments(str(folder), **LLAVA | arguments)
     at_once = chosen.train_batch_size * chosen.world_size
     if batch % at_once:

@@ -4,12 +4,12 @@ Attention is of the layer behind the features, as if it had one head: a = softma
 projections, the class token's column left out. It is not what the model's own heads compute.
 
     centres      keep="adaptive": as many as a has outliers, a > Q3 + 1.5 (Q3 - Q1); keep=0.125: that fraction
-    plus         and patches spread evenly over the picture
+    plus         and patches spread evenly over the image
     token        F_centre + Σ a_j F_j over the 32 other patches whose keys are most similar to the centre's
     the last     Σ a_j F_j over all patches that are no centre
 
 The weights are the raw attention, whose sum is far below 1. Centres come in the order of their attention, evenly spread
-ones behind them in that of the picture. No outlier: the last token alone.
+ones behind them in that of the image. No outlier: the last token alone.
 
 Source: arXiv 2403.15388; 42Shawn/LLaVA-PruMerge at 097c041, `llava/model/multimodal_encoder/clip_encoder.py`.
 """
@@ -31,7 +31,7 @@ NEIGHBOURS = 32
 
 @dataclass(frozen=True)
 class PruMerge:
-    """One share of outliers for all views of a call, as in the authors' code: in `probe.reduced` those of one picture,
+    """One share of outliers for all views of a call, as in the authors' code: in `probe.reduced` those of one image,
     so that a row of a batch is what it is alone.
 
     Where the authors' code stops with an error: `plus` with several views or without an outlier (the last token alone);

@@ -9,7 +9,7 @@ without gaps (FastV keeps them). With 32 layers the authors use layers 8, 16, 24
     with probe.reduced(subject, PyramidDrop(layers=(8, 16, 24), keeps=(0.5, 0.25, 0.125))): ...
 
 Unlike the authors' code it has no trouble with grouped queries, padding on either side, eager attention and several
-pictures in a prompt, which share one budget.
+images in a prompt, which share one budget.
 
 Source: arXiv 2410.17247; Cooperx521/PyramidDrop at 6444f30.
 """

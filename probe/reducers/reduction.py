@@ -1,7 +1,7 @@
 """What a reducer made of the encoder's output: which tokens are left, what they stand for, what went into them.
 
 Positions count the encoder's own sequence: with a class token (CLIP) it is 0 and the patches are 1, 2, ... row by row;
-without one (SigLIP) the patches begin at 0. A view is one square the encoder was shown: a picture, one of its tiles,
+without one (SigLIP) the patches begin at 0. A view is one square the encoder was shown: an image, one of its tiles,
 one frame.
 
     reduction = encode(tower, pixel_values, VisionZip(54, 10))

@@ -1,6 +1,6 @@
 """SparseVLM: words of the question rate vision tokens in three layers; what leaves may come back, merged into a few.
 
-    raters      text behind the picture, up to the prompt's end, whose weight in softmax over that text of
+    raters      text behind the image, up to the prompt's end, whose weight in softmax over that text of
                 v · t (input embeddings, averaged over vision tokens v) is above the mean
     score       attention that a vision token gets from the raters in layers 2, 6 and 15 of 32, averaged over them and
                 over heads; behind each of these layers the best stay, so many as the authors' table says for 576
@@ -17,7 +17,7 @@ fraction stays. A merged token stands at the position of its cluster's centre in
     with probe.reduced(subject, SparseVLM(tokens=192, recycle=True)): ...
 
 Defined where the authors' code is not: batches (each row by itself, the noise starts anew in each), no rater above the
-mean (all text behind the picture rates), no text behind it (the last token does), several pictures (one budget).
+mean (all text behind the image rates), no text behind it (the last token does), several images (one budget).
 
 Source: arXiv 2410.04417; Gumpest/SparseVLMs at 26a5f48.
 """
@@ -166,7 +166,7 @@ class _Recycling(_ByRaters):
 
 @torch.no_grad()
 def raters(embeddings: Float[Tensor, "position width"], now: Prompt, row: int) -> Int[Tensor, " rater"]:
-    """The positions of the words that rate: what is behind the last picture and more like vision than the average."""
+    """The positions of the words that rate: what is behind the last image and more like vision than the average."""
     assert now.end is not None  # sequences of tokens have one
     vision, end = now.vision[row].nonzero()[:, 0], now.end[row : row + 1]
     if not len(vision) or int(vision[-1]) >= int(end):

@@ -1,7 +1,7 @@
-"""From the reduced views of one picture to its tokens in the prompt.
+"""From the reduced views of one image to its tokens in the prompt.
 
-One view: the tokens as the reducer orders them. A picture in tiles (LLaVA-NeXT): the whole picture first, in the
-reducer's order; then the kept patches of all tiles as they lie in the stitched picture, row by row; the class token of
+One view: the tokens as the reducer orders them. An image in tiles (LLaVA-NeXT): the whole image first, in the
+reducer's order; then the kept patches of all tiles as they lie in the stitched image, row by row; the class token of
 each tile; the merged tokens of each tile. No newline tokens, and nothing of the padding is cut off.
 
 Source: dvlab-research/VisionZip at 3151f6d, `visionzip/llava_arch.py`, the `unpad` branch.
@@ -28,7 +28,7 @@ def order(reduction: Reduction, across: int) -> Int[Tensor, " token"]:
 
 
 def _key(reduction: Reduction, across: int) -> Int[Tensor, "tile token"]:
-    """What the tokens of the tiles are sorted by: the place in the stitched picture, or behind all of it."""
+    """What the tokens of the tiles are sorted by: the place in the stitched image, or behind all of it."""
     side = isqrt(reduction.scores.shape[1])
     tile = torch.arange(len(reduction.source) - 1, device=reduction.source.device)[:, None]
     source, patch = reduction.source[1:], reduction.source[1:] - reduction.first_patch

@@ -1,14 +1,14 @@
-"""A conversation about pictures, question by question, which keeps what it has computed where that is right.
+"""A conversation about images, question by question, which keeps what it has computed where that is right.
 
-By causality keys and values of a picture don't depend on what is asked about it later. So the cache of one question
+By causality keys and values of an image don't depend on what is asked about it later. So the cache of one question
 serves the next, up to the first token in which the two prompts differ: of a later turn everything, of another question
-about the picture all up to its words. It does not where vision tokens are chosen, or made, by the question: FastV,
+about the image all up to its words. It does not where vision tokens are chosen, or made, by the question: FastV,
 PyramidDrop and SparseVLM leave the tokens of the first one, LLaVA-Mini fuses the words into them.
 
     chat = subject.chat("street.jpg")
     chat.ask("what is on the left ?")          # as subject.answer says it
     chat.ask("and behind it ?")                # as subject.answer of the whole conversation says it
-    chat.restart()                             # another first question; the picture is still in the cache
+    chat.restart()                             # another first question; the image is still in the cache
 
 What a cache that should not have been kept does to the second answer is measured with `keep="always"`:
 
@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from probe.data.chat_template import Message, messages_of
-from probe.data.sample import as_images
+from probe.data.image import as_images
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights, as_bool
 from probe.hooks.attention_tap import tap
@@ -65,7 +65,7 @@ class Chat:
         if keep not in KEEPS:
             raise ProbeError("chat", expected=f"keep={', '.join(map(repr, KEEPS))}", got=repr(keep))
         self.subject, self.image, self.keep = subject, image, keep
-        self.pictures = len(as_images(image))
+        self.images = len(as_images(image))
         self.messages: list[Message] = []
         self.reused = 0
         self._memory: CachedPrompt | None = None
@@ -76,8 +76,8 @@ class Chat:
 
         `generate`: as in `Subject.answer`; with beams nothing is kept. Raises ProbeError for what that refuses.
         """
-        pictures = 0 if self.messages else self.pictures
-        asked = [*self.messages, *messages_of(question, pictures, self.subject.processor.image_token)]
+        images = 0 if self.messages else self.images
+        asked = [*self.messages, *messages_of(question, images, self.subject.processor.image_token)]
         inputs = self.subject.encode(self.image, asked)
         if self.keep == "never" or generate.get("num_beams") not in (None, 1):
             self.reused, self._memory = 0, None
@@ -89,7 +89,7 @@ class Chat:
         return answer
 
     def restart(self) -> None:
-        """Forgets what was said. What is known of the pictures stays."""
+        """Forgets what was said. What is known of the images stays."""
         self.messages = []
 
     def _generated(self, inputs: Inputs, max_new_tokens: int, generate: dict[str, Any]) -> Tensor:

@@ -1,10 +1,10 @@
-"""The image prefix: what every case, and every question about a picture, has in common.
+"""The image prefix: what every case, and every question about an image, has in common.
 
 By causality nothing up to the first text token that follows a vision token depends on what text does with vision: not
 on the layers in which it is dropped, not on the question. So the keys and values of these positions are computed once.
 
     prompt = Prompt.of(model, inputs)                  # embeddings as the decoder gets them
-    prefix = Prefix.of(model, stack, prompt)           # once for each picture (and system prompt)
+    prefix = Prefix.of(model, stack, prompt)           # once for each image (and system prompt)
     prefix.masked(), prefix.zeroed(), prefix.swapped(donor), prefix.frozen(model, stack, {2, 3})
 
 That it holds for a model is checked, not assumed: see `sharing.py`.

@@ -19,7 +19,8 @@ from jaxtyping import Int
 from PIL import Image
 from torch.nn import functional
 
-from probe.data.token_types import LAST, PatchGrid, TokenTypes, stack
+from probe.data.patch_grid import PatchGrid
+from probe.data.token_types import LAST, TokenTypes, stack
 from probe.errors import ProbeError
 from probe.hooks.prompt_ends import remember
 
@@ -28,7 +29,7 @@ Ids = Sequence[SupportsIndex] | Int[np.ndarray, "token"] | Int[torch.Tensor, "to
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """What ids mean: the tokenizer, the ids that end an answer, the ids that pad and stand for pictures, and how
+    """What ids mean: the tokenizer, the ids that end an answer, the ids that pad and stand for images, and how
     many ids the model embeds."""
 
     tokenizer: Any
@@ -46,11 +47,11 @@ class Inputs(dict):
     """The tensors of `model(**inputs)`; the attributes have one entry for each row.
 
     types          TokenTypes of the whole batch
-    grid           where each vision token of the row lies in its pictures
+    grid           where each vision token of the row lies in its images
     encoder_grid   where each of the encoder's patches lies, in the order of `pixel_values`
-    pictures       the pictures (or frames) as they were opened, before any processing
-    frames         how many frames each picture has: 1, or those of a video, which is one
-    prompt         the text given to the tokenizer, one placeholder a picture
+    images       the images (or frames) as they were opened, before any processing
+    frames         how many frames each image has: 1, or those of a video, which is one
+    prompt         the text given to the tokenizer, one placeholder an image
     response       the words of the response, "" where there is none
     tokens         each position's piece of text, "" for padding
     """
@@ -62,16 +63,16 @@ class Inputs(dict):
         types: TokenTypes,
         grid: list[PatchGrid],
         encoder_grid: list[PatchGrid],
-        pictures: list[tuple[Image.Image, ...]],
+        images: list[tuple[Image.Image, ...]],
         prompt: list[str],
         response: list[str],
         vocabulary: TokenizerInfo,
         frames: list[tuple[int, ...]] | None = None,
     ):
         super().__init__(tensors)
-        self.types, self.grid, self.encoder_grid, self.pictures = types, grid, encoder_grid, pictures
+        self.types, self.grid, self.encoder_grid, self.images = types, grid, encoder_grid, images
         self.prompt, self.response, self.vocabulary = prompt, response, vocabulary
-        self.frames = frames or [(1,) * len(shown) for shown in pictures]
+        self.frames = frames or [(1,) * len(shown) for shown in images]
         behind = np.argmax(types.role[:, ::-1] == LAST, axis=1)
         remember(tensors["input_ids"], torch.from_numpy(types.role.shape[1] - 1 - behind))
 
@@ -99,7 +100,7 @@ def with_response(inputs: Inputs, ids: Ids) -> Inputs:
     """One row with a response behind it, id by id as it was generated; end-of-turn tokens at its end are
     instruction. The words of the response are decoded from the ids.
 
-    Raises ProbeError for what is no ids, and for ids that the model does not embed or that stand for pictures."""
+    Raises ProbeError for what is no ids, and for ids that the model does not embed or that stand for images."""
     _one_row(inputs, "with_response")
     ids = _response_ids(ids, inputs.vocabulary).to(inputs["input_ids"].device)
     said = len(ids)
@@ -142,7 +143,7 @@ def _response_ids(ids: Ids, vocabulary: TokenizerInfo) -> Int[torch.Tensor, "tok
 def collate(rows: Sequence[Inputs], side: Literal["left", "right"] = "left") -> Inputs:
     """Single rows as one batch, padded on one side. Generating needs the left one.
 
-    What is known of each position stays exact; pictures with fewer tiles are padded with empty ones, as the
+    What is known of each position stays exact; images with fewer tiles are padded with empty ones, as the
     processors do.
     """
     for row in rows:
@@ -163,7 +164,7 @@ def collate(rows: Sequence[Inputs], side: Literal["left", "right"] = "left") -> 
         vocabulary=first.vocabulary,
         **{
             name: [getattr(row, name)[0] for row in rows]
-            for name in ("grid", "encoder_grid", "pictures", "frames", "prompt", "response")
+            for name in ("grid", "encoder_grid", "images", "frames", "prompt", "response")
         },
     )
 
@@ -179,7 +180,7 @@ def _widened(row: torch.Tensor, width: int, fill: int, side: str) -> torch.Tenso
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Tensors with one entry a picture, one after the other; a picture's missing tiles are zeros."""
+    """Tensors with one entry an image, one after the other; an image's missing tiles are zeros."""
     shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
     joined = parts[0].new_zeros(sum(len(part) for part in parts), *shape)
     for start, part in zip(accumulate(map(len, parts), initial=0), parts, strict=False):

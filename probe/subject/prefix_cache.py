@@ -1,7 +1,7 @@
-"""What was computed of pictures and prompts, kept while it may be needed again.
+"""What was computed of images and prompts, kept while it may be needed again.
 
     memory = PrefixMemory(model, stack)
-    prompt, known = memory.of(inputs)          # computed once for all questions about a picture
+    prompt, known = memory.of(inputs)          # computed once for all questions about an image
 
 Sweeps of one model may share a memory: its readings of "dropped" have their prefixes in common.
 """
@@ -16,13 +16,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from probe.hooks.model_structure import LayerStack, vision_positions
-from probe.interventions.sweep.pictures import Pictures, content
 from probe.interventions.sweep.prefix_attention import VisionView
 from probe.interventions.sweep.visibility import Frozen
+from probe.subject.encoded_images import Images, content
 from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix, fingerprint, shared_length
 
-KEPT = 3  # this picture's, its donor's, and one that may come again
-PICTURES = 8  # the same where a prompt has several
+KEPT = 3  # this image's, its donor's, and one that may come again
+IMAGES = 8  # the same where a prompt has several
 
 
 @dataclass
@@ -39,7 +39,7 @@ class PrefixMemory:
 
     def __init__(self, model: PreTrainedModel, stack: LayerStack):
         self.model, self.stack, self.computed = model, stack, 0
-        self.pictures = Pictures(model, PICTURES)
+        self.images = Images(model, IMAGES)
         self.known: OrderedDict[str, Known] = OrderedDict()
         self.prompts: OrderedDict[str, EmbeddedPrompt] = OrderedDict()
 
@@ -64,7 +64,7 @@ class PrefixMemory:
         return known.frozen[layers]
 
     def prompt(self, inputs: Mapping[str, Tensor]) -> EmbeddedPrompt:
-        """A prompt as the decoder gets it; the encoder runs once a picture where words don't depend on it."""
+        """A prompt as the decoder gets it; the encoder runs once an image where words don't depend on it."""
         key = "".join(content(inputs[name]) for name in sorted(inputs))
         if key not in self.prompts:
             self.prompts[key] = self._prompt(inputs)
@@ -76,7 +76,7 @@ class PrefixMemory:
         known = self.known.get(fingerprint(inputs, shared))
         if known is not None and known.plain_words and not vision[shared:].any():
             return known.prefix.prompt.starting(shared).followed(self.model, inputs["input_ids"][0, shared:])
-        return EmbeddedPrompt.of(self.model, self.pictures.read(inputs))
+        return EmbeddedPrompt.of(self.model, self.images.read(inputs))
 
     def _known(self, key: str, prompt: EmbeddedPrompt, length: int) -> Known:
         if key not in self.known or not self.known[key].prefix.fits(prompt):

@@ -2,7 +2,7 @@
 
 The model's own forward on a whole prompt, question included, is compared with what the sweep makes of it: the keys and
 values of the image prefix, which was computed without the question, and the logits of the untouched case. Attention
-that lets a picture see the question, state that isn't keys and values, or logits that are more than a linear map of
+that lets an image see the question, state that isn't keys and values, or logits that are more than a linear map of
 the last hidden state all show here. What cases of pre-fusion share is tried in the same way, on the logits alone.
 """
 
@@ -57,12 +57,12 @@ def verdict_of(
     known = _verdicts.setdefault(model, {})
     if (setting := (stack.name, model.dtype, *_kernels(stack))) not in known:
         logits = model(**inputs, use_cache=False).logits[:, -1]
-        untouched(inputs)  # reads the picture
+        untouched(inputs)  # reads the image
         start = time.perf_counter()
         ours = untouched(inputs)
         seconds = time.perf_counter() - start
         exact = _difference(ours, logits) <= ROUNDING.get(logits.dtype, ROUNDING_HALF)
-        reason = "" if exact else "its logits are others for a picture that it has read before"
+        reason = "" if exact else "its logits are others for an image that it has read before"
         known[setting] = SharingCheck(reason, seconds)
     return known[setting]
 

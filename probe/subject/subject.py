@@ -1,6 +1,6 @@
 """A subject: a model with its processor, name and revision. What is probed.
 
-It answers, and it encodes a picture, a question and a response for one forward pass:
+It answers, and it encodes an image, a question and a response for one forward pass:
 
     subject = load("tiny-llava")                      # or a hub id, a folder, or a model in memory
     subject.answer("cat.jpg", "What is on the mat?")
@@ -23,9 +23,11 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from probe.data.chat_template import Conversation, Rendering, messages_of, refuse_placeholders, render
-from probe.data.sample import ImageSource, Video, as_images, open_image
+from probe.data.image import ImageSource, Video, as_images, open_image
+from probe.data.image_views import Size, aspect_of, padded_to_square, pixels_on_the_way
+from probe.data.patch_grid import PatchGrid
 from probe.data.token_roles import Roles, adds_special_tokens, expanded, piecewise_roles, roles_of, same_words
-from probe.data.token_types import LAST, PatchGrid, Types, label
+from probe.data.token_types import LAST, Types, label
 from probe.errors import ProbeError
 from probe.hooks.image_placeholders import kept_patches, resize_placeholders
 from probe.hooks.model_state import active_reducers
@@ -34,17 +36,9 @@ from probe.models.llava_mini.image_processing import video_frames
 from probe.subject.chat import Chat
 from probe.subject.inputs import Ids, Inputs, TokenizerInfo, with_response
 from probe.subject.loading import adopt, open_checkpoint
-from probe.subject.token_grid import (
-    Size,
-    aspect_of,
-    encoder_grid,
-    padded_to_square,
-    pixels_on_the_way,
-    reduced_grid,
-    vision_grid,
-)
+from probe.subject.token_grid import encoder_grid, reduced_grid, vision_grid
 
-MOST_PIXELS = 2**28  # a thin picture that is padded, or blown up before it is cropped, could fill the memory
+MOST_PIXELS = 2**28  # a thin image that is padded, or blown up before it is cropped, could fill the memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +49,7 @@ class Subject:
     processor: Any
     name: str
     revision: str
-    aspect: str  # what becomes of a picture that is not square: "crop", "pad", "squash" or "anyres"
+    aspect: str  # what becomes of an image that is not square: "crop", "pad", "squash" or "anyres"
     toy: bool = False
 
     def describe(self) -> dict[str, str]:
@@ -87,25 +81,25 @@ class Subject:
     ) -> Inputs:
         """One row for `model(**inputs)`: the prompt, and the response behind it where there is one.
 
-        `image`: a picture, several, none, or a `Video`.
+        `image`: an image, several, none, or a `Video`.
         `question`: the user's words, or a conversation of system, user and assistant messages with an image
-        item for each picture; a conversation that ends with an answer has it as its response. A response of
+        item for each image; a conversation that ends with an answer has it as its response. A response of
         words is tokenized as the template puts it and closed with the model's end-of-turn token, as
         generating it would; one of ids is appended as it is. `types` and `turns`: see `TokenTypes.as_types`.
-        Raises ProbeError for unreadable pictures, more or fewer of them than placeholders, a question that is
+        Raises ProbeError for unreadable images, more or fewer of them than placeholders, a question that is
         neither words nor a conversation, a response with the image token or with ids that the model does not
         embed, and a sequence longer than the model's positions.
         """
         given = as_images(image)
         video = any(isinstance(picture, Video) for picture in given)
-        pictures = self._frames(given) if video else tuple(open_image(picture) for picture in given)
+        images = self._frames(given) if video else tuple(open_image(picture) for picture in given)
         messages = messages_of(question, len(given), self.processor.image_token)
         messages, response = _split_answer(messages, response)
         if isinstance(response, str):
             refuse_placeholders("response", response, self.processor.image_token, "take it out")
-            inputs = with_response(self._row(pictures, messages, response, video), self.vocabulary.end_ids[:1])
+            inputs = with_response(self._row(images, messages, response, video), self.vocabulary.end_ids[:1])
         else:
-            inputs = self._row(pictures, messages, None, video)
+            inputs = self._row(images, messages, None, video)
             inputs = inputs if response is None else with_response(inputs, response)
         self._check_length(inputs["input_ids"].shape[1])
         return inputs.to(self.model.device).as_types(types, turns)
@@ -113,7 +107,7 @@ class Subject:
     def _frames(self, given: Sequence[ImageSource]) -> tuple[Image.Image, ...]:
         """The frames of a video, which is alone in its prompt."""
         if len(given) > 1 or "pixel_values_videos" not in inspect.signature(self.model.forward).parameters:
-            raise ProbeError("encode", expected="pictures, or one video for a model that takes videos",
+            raise ProbeError("encode", expected="images, or one video for a model that takes videos",
                              got=f"{len(given)} of which one is a video" if len(given) > 1 else "a video")  # fmt: skip
         (video,) = given
         source = video.source if isinstance(video, Video) else ()
@@ -125,9 +119,9 @@ class Subject:
             raise ProbeError("video", expected="at least one frame", got="none")
         return frames
 
-    def _row(self, pictures: tuple[Image.Image, ...], messages: list, words: str | None, video: bool = False) -> Inputs:
+    def _row(self, images: tuple[Image.Image, ...], messages: list, words: str | None, video: bool = False) -> Inputs:
         rendering = render(self.processor, messages, words)
-        shown = [picture if video else self._shown(picture) for picture in pictures]
+        shown = [picture if video else self._shown(picture) for picture in images]
         try:
             tensors = self.processor(
                 text=[rendering.text],
@@ -138,9 +132,9 @@ class Subject:
         except ValueError as error:
             if isinstance(error, ProbeError):
                 raise
-            raise ProbeError("processor", expected="a picture that it takes", got=str(error)) from error
+            raise ProbeError("processor", expected="an image that it takes", got=str(error)) from error
         image_token = image_token_id(self.model)
-        tensors, grid, patches = self._located(tensors, [picture.size for picture in pictures], video)
+        tensors, grid, patches = self._located(tensors, [picture.size for picture in images], video)
         ids = tensors["input_ids"][0].numpy()
         roles = expanded(self._roles(rendering, ids, image_token), ids, image_token)
         if "fuse_mask" in inspect.signature(self.model.forward).parameters:  # what is generated would not be fused
@@ -150,12 +144,12 @@ class Subject:
             dict(tensors),
             types=label(roles.role, roles.turn, ids == image_token),
             grid=[grid],
-            pictures=[pictures],
+            images=[images],
             prompt=[rendering.prompt],
             encoder_grid=[patches],
             response=[words or ""],
             vocabulary=self.vocabulary,
-            frames=[(len(pictures),) if video else (1,) * len(pictures)],
+            frames=[(len(images),) if video else (1,) * len(images)],
         )
 
     def _located(
@@ -179,7 +173,7 @@ class Subject:
         left = kept_patches(self.model, tensors)
         if left is None:
             return dict(tensors), grid, patches
-        counts = [(int((grid.picture == picture).sum()), len(kept)) for picture, kept in enumerate(left)]
+        counts = [(int((grid.image == picture).sum()), len(kept)) for picture, kept in enumerate(left)]
         return resize_placeholders(tensors, image_token, counts), reduced_grid(patches, left), patches
 
     def _roles(self, rendering: Rendering, ids: np.ndarray, image_token: int) -> Roles:
@@ -191,12 +185,12 @@ class Subject:
         return piecewise_roles(tokenizer, rendering, self.processor.image_token, image_token)
 
     def _shown(self, picture: Image.Image) -> Image.Image:
-        """The picture as the processor gets it: padded by ourselves where it would not do so."""
+        """The image as the processor gets it: padded by ourselves where it would not do so."""
         image_processor = self.processor.image_processor
         if pixels_on_the_way(image_processor, picture.size, self.aspect) > MOST_PIXELS:
             raise ProbeError(
                 "image",
-                expected="a picture that is less long and thin",
+                expected="an image that is less long and thin",
                 got=f"{picture.width} x {picture.height} pixels",
                 fix="cut it into pieces",
             )
@@ -210,7 +204,7 @@ class Subject:
                 "encode",
                 expected=f"at most {limit} tokens, the positions of the model",
                 got=f"{length} tokens",
-                fix="shorten the question or pass fewer pictures",
+                fix="shorten the question or pass fewer images",
             )
 
     @property
@@ -241,7 +235,7 @@ class Subject:
         return self.vocabulary.words(ids)
 
     def chat(self, image: ImageSource | Sequence[ImageSource] | None, keep: str = "exact") -> Chat:
-        """A conversation about pictures: `chat.ask(question)`. `keep`: when its cache serves later questions."""
+        """A conversation about images: `chat.ask(question)`. `keep`: when its cache serves later questions."""
         return Chat(self, image, keep)
 
     def generate_ids(
@@ -250,7 +244,7 @@ class Subject:
         """The ids that each row is answered with, up to and with the end-of-turn token where it came.
 
         Fewer than `max_new_tokens` where the model's positions end. The image token is never answered: it would
-        be taken for a picture when the answer is read again. Raises ProbeError for inputs that end with a response,
+        be taken for an image when the answer is read again. Raises ProbeError for inputs that end with a response,
         and for the options that `answer` refuses.
         """
         _check_options(max_new_tokens, generate)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probe.data.sample import ImageSource
+from probe.data.image import ImageSource
 from probe.data.token_types import FINE, RESPONSE
 from probe.errors import ProbeError
 from probe.subject.inputs import Ids, Inputs, with_response
@@ -74,7 +74,7 @@ class TargetResponse:
             inputs = unpadded(image) if response is None else with_response(unpadded(image), response)  # pyright: ignore[reportArgumentType]
         else:
             if question is None:
-                raise ProbeError("answer", expected="a question", got="none", fix="pass it behind the picture")
+                raise ProbeError("answer", expected="a question", got="none", fix="pass it behind the image")
             inputs = subject.encode(image, question, response)
         if inputs.types.role[0, -1] == FINE.index("last"):
             (ids,) = subject.generate_ids(inputs, max_new_tokens)

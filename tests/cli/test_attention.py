@@ -61,7 +61,7 @@ def test_attention_prints_a_row_a_layer_counted_from_one(written):
     assert [int(row[0]) for row in rows] == list(range(1, layers + 1))
     assert all(len(row) == 1 + 3 + 3 for row in rows)
     assert "…" not in said
-    for word in ("question", "answer", "picture", "tiny-llava", "record.zarr.zip"):
+    for word in ("question", "answer", "image", "tiny-llava", "record.zarr.zip"):
         assert word in said
 
 
@@ -143,7 +143,7 @@ def test_a_mistake_in_the_words_is_told_before_any_work(run, tmp_path, monkeypat
     ],
 )
 def test_a_mistake_in_the_input_is_one_line_and_leaves_no_file(run, tmp_path, words, told):
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     code, said, error = run("attention", *words)
     assert (code, said) == (2, "")
     assert told in one_line(error)

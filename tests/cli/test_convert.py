@@ -51,7 +51,7 @@ def test_a_converted_folder_answers_as_the_original_does(run, original, case, tm
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "why?"}]}]
     prompts = [subject.processor.apply_chat_template(chat, add_generation_prompt=True) for subject in (native, theirs)]
     assert prompts[0] == prompts[1] and "<image>\nwhy?<|eot_id|><|start_header_id|>assistant" in prompts[0]
-    inputs = [subject.processor(text=prompts[0], images=models.picture()) for subject in (native, theirs)]
+    inputs = [subject.processor(text=prompts[0], images=models.image()) for subject in (native, theirs)]
     assert all(torch.equal(inputs[0][name], inputs[1][name]) for name in inputs[0])
     assert (inputs[0]["input_ids"] == native.model.config.image_token_id).sum() == 64
 

@@ -23,16 +23,16 @@ def no_work(*_, **__):
 
 @pytest.fixture
 def gqa(tmp_path):
-    """Official files: three questions about two pictures, one row without a picture, one picture that is none."""
+    """Official files: three questions about two images, one row without an image, one image that is none."""
     folder = tmp_path / "gqa"
     (folder / "images").mkdir(parents=True)
     for name, colour in (("one", "red"), ("two", "blue")):
         Image.new("RGB", (60, 60), colour).save(folder / "images" / f"{name}.jpg")
-    (folder / "images" / "bad.jpg").write_text("no picture")
+    (folder / "images" / "bad.jpg").write_text("no image")
     usual = {"question": "What colour is it?", "answer": "red", "isBalanced": True,
              "types": {"structural": "query", "semantic": "attr", "detailed": "x"}}  # fmt: skip
     rows = {"1": "one", "2": "one", "3": "two", "4": "missing", "5": "bad"}
-    questions = {key: usual | {"imageId": picture} for key, picture in rows.items()}
+    questions = {key: usual | {"imageId": image} for key, image in rows.items()}
     (folder / "testdev_balanced_questions.json").write_text(json.dumps(questions))
     return folder
 

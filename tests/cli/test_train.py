@@ -16,7 +16,7 @@ def no_work(*_, **__):
 
 @pytest.fixture
 def data(tmp_path):
-    """Three rows that can be used and one that can't, and a picture."""
+    """Three rows that can be used and one that can't, and an image."""
     (tmp_path / "images").mkdir()
     Image.new("RGB", (80, 60), "teal").save(tmp_path / "images" / "a.jpg")
     turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "a ring"}]
@@ -44,7 +44,7 @@ def test_both_stages_on_ones_own_data(run, tmp_path, data):
     small = ("--batch", "2", "--at-once", "2", "--steps", "1")
     code, said, error = run("train", *data, "--stage", "1", *small, "--out", "one")
     assert code == 0, error
-    assert "data.json, row 4: expected a picture inside the data folder" in said
+    assert "data.json, row 4: expected an image inside the data folder" in said
     assert "3 rows, 1 left out" in said
     code, _, error = run("train", *data, "--model", "one", *small, "--out", "two")
     assert code == 0, error
@@ -60,7 +60,7 @@ def test_both_stages_on_ones_own_data(run, tmp_path, data):
         (["--images", "."], "got one of them"),
         (["tiny-llava", "--data", "x.json", "--images", "."], "got tiny-llava and --data"),
         (["--data", "x.json", "--images", "."], "a file that can be read"),
-        (["--data", "x.json", "--images", "nowhere"], "expected the folder with the pictures and videos"),
+        (["--data", "x.json", "--images", "nowhere"], "expected the folder with the images and videos"),
         (["--data", "x.json", "--images", ".", "--stage", "3"], "--stage"),
         (["--data", "x.json", "--images", ".", "--batch", "0"], "--batch"),
         (["large-llava"], "tiny-llava-mini"),

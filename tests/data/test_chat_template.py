@@ -30,9 +30,9 @@ def assistant(words):
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 
-def by_character(processor, conversation, pictures, response=None):
+def by_character(processor, conversation, images, response=None):
     """[(letter of the role, characters)] in order."""
-    rendering = render(processor, messages_of(conversation, pictures, "<image>"), response)
+    rendering = render(processor, messages_of(conversation, images, "<image>"), response)
     runs = []
     for letter, character in zip((LETTERS[role] for role in rendering.role), rendering.text, strict=True):
         if runs and runs[-1][0] == letter:
@@ -67,10 +67,10 @@ EXPECTED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("factory", "conversation", "pictures", "response", "expected"), EXPECTED)
-def test_roles_of_characters_are_those_written_by_hand(factory, conversation, pictures, response, expected):
+@pytest.mark.parametrize(("factory", "conversation", "images", "response", "expected"), EXPECTED)
+def test_roles_of_characters_are_those_written_by_hand(factory, conversation, images, response, expected):
     _, processor = factory()
-    assert by_character(processor, conversation, pictures, response) == expected
+    assert by_character(processor, conversation, images, response) == expected
 
 
 class Templated:
@@ -138,10 +138,10 @@ def test_a_conversation_that_the_template_refuses_is_one_line_with_its_reason():
 
 
 @pytest.mark.parametrize(
-    ("conversation", "pictures", "message"),
+    ("conversation", "images", "message"),
     [
         ("what is <image> ?", 1, "words without <image>.* got 'what is <image>"),
-        ([user(text("hi"))], 1, r"one image item for each picture \(1 given\), got 0 image items"),
+        ([user(text("hi"))], 1, r"one image item for each image \(1 given\), got 0 image items"),
         ([user(IMAGE, IMAGE, text("hi"))], 1, r"\(1 given\), got 2 image items"),
         ([user(IMAGE)], 0, r"\(0 given\), got 1 image item$"),
         ([SYSTEM], 0, "at most one system message, first, and a user message, got roles .'system'."),
@@ -155,9 +155,9 @@ def test_a_conversation_that_the_template_refuses_is_one_line_with_its_reason():
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_mistakes_in_conversations_are_one_clear_line(conversation, pictures, message):
+def test_mistakes_in_conversations_are_one_clear_line(conversation, images, message):
     with pytest.raises(ProbeError, match=message):
-        messages_of(conversation, pictures, "<image>")
+        messages_of(conversation, images, "<image>")
 
 
 def test_a_token_of_two_roles_belongs_to_the_later_one():
@@ -208,9 +208,9 @@ EARLIER = st.lists(st.tuples(WORDS, WORDS.filter(str.strip)), max_size=2)
 
 @settings(max_examples=30)
 @given(st.sampled_from(sorted(PROCESSORS)), EARLIER, WORDS, st.integers(0, 2), st.none() | WORDS)
-def test_whatever_is_said_is_found_again(name, earlier, question, pictures, response):
+def test_whatever_is_said_is_found_again(name, earlier, question, images, response):
     turns = [message for asked, said in earlier for message in (user(text(asked)), assistant(said))]
-    messages = messages_of([*turns, user(*[IMAGE] * pictures, text(question))], pictures, "<image>")
+    messages = messages_of([*turns, user(*[IMAGE] * images, text(question))], images, "<image>")
     rendering = render(PROCESSORS[name], messages, response)
     said = [""] * (len(earlier) + 1)
     for character, role, turn in zip(rendering.text, rendering.role, rendering.turn, strict=True):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from probe.data.sample import Sample, as_images, open_image
+from probe.data.image import as_images, open_image
+from probe.data.sample import Sample
 from probe.errors import ProbeError
 
 
@@ -28,7 +29,7 @@ def test_images_of_a_sample_are_a_tuple_whatever_was_given():
 )
 @pytest.mark.parametrize("size", [(8, 6), (1, 1)])
 def test_every_colour_mode_opens_as_rgb(tmp_path, mode, suffix, size):
-    path = tmp_path / f"picture.{suffix}"
+    path = tmp_path / f"image.{suffix}"
     red(mode, size).save(path)
     image = open_image(path)
     assert (image.mode, image.size) == ("RGB", size)
@@ -56,7 +57,7 @@ def test_a_rotated_photograph_is_turned_upright(tmp_path):
     assert open_image(tmp_path / "photo.jpg").size == (6, 8)
 
 
-def test_the_picture_given_is_not_changed():
+def test_the_image_given_is_not_changed():
     given = red("P")
     open_image(given)
     assert given.mode == "P"
@@ -68,7 +69,7 @@ def png_header(width, height):
 
 
 def bad_files(folder):
-    (folder / "notes.jpg").write_text("not a picture")
+    (folder / "notes.jpg").write_text("not an image")
     (folder / "empty.png").write_bytes(b"")
     (folder / "bomb.png").write_bytes(png_header(20_000, 20_000) + b"\0" * 64)
     (folder / "folder.png").mkdir()
@@ -89,13 +90,13 @@ def test_an_unreadable_file_is_one_clear_line_that_names_it(tmp_path, index):
     assert "\n" not in str(error.value)
 
 
-def test_what_is_no_picture_at_all_is_refused():
+def test_what_is_no_image_at_all_is_refused():
     with pytest.raises(ProbeError, match="expected a path or a PIL image, got a int"):
         inspect.unwrap(open_image)(3)  # without the tests' own type check
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "~no-such-user-here/cat.jpg", "a\0b"])
 def test_a_name_that_no_file_can_have_is_one_line(name):
-    with pytest.raises(ProbeError, match="expected a picture file") as error:
+    with pytest.raises(ProbeError, match="expected an image file") as error:
         open_image(name)
     assert "\n" not in str(error.value)

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from probe.data.patch_grid import PatchGrid
 from probe.data.token_types import (
     BOS,
     FINE,
@@ -12,7 +13,6 @@ from probe.data.token_types import (
     PAPER,
     RESPONSE,
     SYSTEM,
-    PatchGrid,
     TokenTypes,
     Types,
     label,
@@ -162,7 +162,7 @@ def test_padding_never_gets_a_type_of_ones_own():
     assert letters(types, 1) == "..." + "e" * 9
 
 
-def test_the_grids_of_no_pictures_are_an_empty_grid():
+def test_the_grids_of_no_images_are_an_empty_grid():
     assert len(PatchGrid.join([])) == 0
     assert PatchGrid.join([]).box.shape == (0, 4)
     assert FINE[LAST] == "last"

@@ -42,7 +42,7 @@ def test_accuracy_is_percent_and_differences_are_paired():
     assert of_all.loc["2", "difference_low"] < -75 < of_all.loc["2", "difference_high"] < 0
     assert of_all.loc["3", ["difference_low", "difference_high"]].tolist() == [0, 0]
     assert of_all.loc["2-4", "layers"] == "2 3 4"
-    assert (of_all["questions"] == 16).all() and (of_all["pictures"] == 8).all()
+    assert (of_all["questions"] == 16).all() and (of_all["images"] == 8).all()
     assert set(rows.kind) == {"all", "colour", "count"}
 
 
@@ -67,7 +67,7 @@ def test_a_reading_is_called_by_its_options(attrs, name):
     assert reading_of(xr.Dataset(attrs=attrs)) == name
 
 
-def test_a_table_without_pictures_and_kinds_counts_each_sample_alone():
+def test_a_table_without_images_and_kinds_counts_each_sample_alone():
     table = tables_of(planted_sweep().drop_vars(["image", "kind"]))["mask"]
     assert len(np.unique(table["image"])) == table.sizes["sample"]
     assert kinds_of(table) == []

@@ -1,4 +1,4 @@
-"""Runs over a benchmark: on a model whose truth is planted; interrupted and resumed; with bad pictures."""
+"""Runs over a benchmark: on a model whose truth is planted; interrupted and resumed; with bad images."""
 
 # pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
@@ -16,9 +16,10 @@ from planted_sweeps import ALWAYS
 from probe.data.rows import Benchmark, SkippedRow
 from probe.data.sample import Sample
 from probe.errors import ProbeError
+from probe.evaluation.attention_run import attention_run, merged
 from probe.evaluation.benchmarks import shapes
 from probe.evaluation.drop_effects import effects, tables_of, window_cases
-from probe.evaluation.drop_run import READINGS, Dropping, attention_run, merged, predictions, results
+from probe.evaluation.drop_run import READINGS, Dropping, predictions, results
 from probe.evaluation.task import BenchmarkTask
 from probe.interventions.sweep import windows
 from probe.interventions.sweep.layer_sets import ALWAYS as THEIRS
@@ -40,16 +41,16 @@ def subject(known):
 
 
 def made_up(known, count: int = 4, bad: tuple[int, ...] = (), folder: Path | None = None) -> BenchmarkTask:
-    """Two questions a picture, colours in turn; `bad` pictures are text files."""
+    """Two questions an image, colours in turn; `bad` images are text files."""
     samples = []
     for number, colour in zip(range(count), itertools.cycle(COLOURS)):
-        picture: Image.Image | Path = known.picture(colour, seed=number)
+        image: Image.Image | Path = known.image(colour, seed=number)
         if number in bad and folder is not None:
-            picture = folder / f"{number}.png"
-            picture.write_text("no picture")
+            image = folder / f"{number}.png"
+            image.write_text("no image")
         for which in "ab":
             meta = {"image": f"p{number}", "kind": which, "unit": f"{number}{which}", "question_id": f"{number}{which}"}
-            samples.append(Sample(f"{number}{which}", picture, known.question, answer=colour, meta=meta))
+            samples.append(Sample(f"{number}{which}", image, known.question, answer=colour, meta=meta))
     problem = SkippedRow("made-up.json", 7, "an answer", "none")
     return BenchmarkTask(shapes, Benchmark("made-up", "test", tuple(samples), (problem,), ()))
 
@@ -107,10 +108,10 @@ def test_workers_share_a_folder(subject, known, tmp_path):
     assert sorted(run.done()) == sorted(sample.id for sample in task.samples)  # pyright: ignore
 
 
-def test_a_bad_picture_is_listed_and_is_nobodys_donor(subject, known, tmp_path):
+def test_a_bad_image_is_listed_and_is_nobodys_donor(subject, known, tmp_path):
     task = made_up(known, 3, bad=(1,), folder=tmp_path)
     work = dropping(subject, task, ("swap",), attention=False)
-    assert work.estimate(), "the first picture that can be opened"
+    assert work.estimate(), "the first image that can be opened"
     run = work.run(tmp_path / "run")
     assert {failure.id for failure in run.failures()} == {"1a", "1b"}
     assert all("1.png" in failure.reason for failure in run.failures())
@@ -143,7 +144,7 @@ def test_other_weights_are_another_run(subject, known, tmp_path):
 def test_mistakes_are_told_before_any_work(subject, known):
     with pytest.raises(ProbeError, match="readings of mask"):
         Dropping(subject, made_up(known), {"fog": windows(1)})
-    with pytest.raises(ProbeError, match="about pictures"):
+    with pytest.raises(ProbeError, match="about images"):
         Dropping(subject, made_up(known, 0), {"mask": windows(1)})
 
 
@@ -153,8 +154,8 @@ def test_attention_over_a_benchmark_is_one_record_without_pixels(subject, known,
     assert {failure.id for failure in run.failures()} == {"1a", "1b"}
     record = merged(run, task)
     assert record["sample"].values.tolist() == ["0a", "0b"]
-    assert "picture" not in record and "received" not in record["llm"]
-    hashes = record["picture_sha256"].values[:, 0].tolist()
+    assert "images" not in record and "received" not in record["llm"]
+    hashes = record["image_sha256"].values[:, 0].tolist()
     assert hashes[0] == hashes[1] and len(hashes[0]) == 64
     share = record["llm"]["share"].sel(query_type="response", key_type="vision")
     assert np.isfinite(share).all()

@@ -30,7 +30,7 @@ def mme(rng):
 
     pairs = [(i, j) for i in range(40) for j in (0, 1)]
     samples = [question(2 * i + j, PERCEPTION[i % 10], f"{i}", ("yes", "no")[j]) for i, j in pairs]
-    return samples[:-1], "yes no maybe"  # of the last picture one question is missing
+    return samples[:-1], "yes no maybe"  # of the last image one question is missing
 
 
 def mmbench(rng):
@@ -55,7 +55,7 @@ def answered(request):
 
 
 def official(samples, said, case, times):
-    """The scorer's number of samples that stand so often in the file, each time as another picture's."""
+    """The scorer's number of samples that stand so often in the file, each time as another image's."""
     repeated, predictions = [], {}
     for sample, text, count in zip(samples, said[:, case], times, strict=True):
         for copy in range(count):
@@ -74,8 +74,8 @@ def named_of(samples):
 def test_it_is_the_scorers_number_of_repeated_samples(answered):
     samples, said, table = answered
     headline, rng = Headline(table), np.random.default_rng(1)
-    _, picture = np.unique(table["image"].values.astype(str), return_inverse=True)
-    for times in (np.ones(len(samples), int), rng.integers(0, 3, picture.max() + 1)[picture]):
+    _, image = np.unique(table["image"].values.astype(str), return_inverse=True)
+    for times in (np.ones(len(samples), int), rng.integers(0, 3, image.max() + 1)[image]):
         expected = [official(samples, said, case, times)[headline.name] for case in range(len(CASES))]
         np.testing.assert_allclose(headline(times), expected)
 

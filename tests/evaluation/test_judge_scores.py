@@ -24,7 +24,7 @@ def task_of(name):
 
 @pytest.fixture
 def found(unchecked):
-    run = planted_run(pictures=2)
+    run = planted_run(images=2)
     tables = {name: node.to_dataset() for name, node in run.children.items()}
     for name in ("mask", "zero", "swap"):
         tables[name]["correct"][:] = np.nan

@@ -35,7 +35,7 @@ def answers(comparison, tmp_path_factory):
 
 def test_every_method_answers_as_it_does_alone(subject, comparison, answers):
     for case, reducers in (("all", ()), ("VisionZip", ZIP), ("both", FAST)):
-        for sample in comparison.task.with_pictures:
+        for sample in comparison.task.with_images:
             with Method(case, subject, reducers).at_work():
                 alone = subject.answer(sample.image, sample.question, max_new_tokens=8)
             told = answers.sel(case=case, sample=sample.id)
@@ -83,7 +83,7 @@ def test_published_numbers_are_an_overlay_in_shares(answers, tmp_path):
 
 
 def test_it_goes_on_and_refuses_other_methods(comparison, subject, tmp_path, monkeypatch):
-    first = comparison.task.with_pictures[:3]
+    first = comparison.task.with_images[:3]
     stopped = Comparison(comparison.methods, comparison.task, max_new_tokens=8)
     asked, answer = [], Comparison.__call__
 

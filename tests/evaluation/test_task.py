@@ -1,4 +1,4 @@
-"""Questions that are asked, in which order, and whose picture stands in for another."""
+"""Questions that are asked, in which order, and whose image stands in for another."""
 
 import json
 
@@ -9,10 +9,10 @@ from probe.errors import ProbeError
 from probe.evaluation.task import BenchmarkTask
 
 
-def gqa(folder, rows: dict, pictures=("one", "two", "three")):
-    """A folder with official files: questions, and pictures of different sizes."""
+def gqa(folder, rows: dict, images=("one", "two", "three")):
+    """A folder with official files: questions, and images of different sizes."""
     (folder / "images").mkdir(exist_ok=True)
-    for size, name in enumerate(pictures, 20):
+    for size, name in enumerate(images, 20):
         Image.new("RGB", (size, 20), "teal").save(folder / "images" / f"{name}.jpg")
     kinds = {"structural": "query", "semantic": "attr", "detailed": "x"}
     usual = {"question": "What is it?", "answer": "red", "isBalanced": True, "types": kinds}
@@ -21,7 +21,7 @@ def gqa(folder, rows: dict, pictures=("one", "two", "three")):
     return folder
 
 
-def test_questions_about_one_picture_come_together(tmp_path):
+def test_questions_about_one_image_come_together(tmp_path):
     rows = {"1": {"imageId": "one"}, "2": {"imageId": "two"}, "3": {"imageId": "one"}, "4": {"imageId": "three"}}
     task = BenchmarkTask.read("gqa", gqa(tmp_path, rows))
     assert [sample.id for sample in task.samples] == ["1", "3", "2", "4"]
@@ -30,7 +30,7 @@ def test_questions_about_one_picture_come_together(tmp_path):
     assert task.summarise({"1": "red", "2": "blue"})["accuracy"] == 50
 
 
-def test_the_donor_is_the_next_picture_whatever_the_limit(tmp_path):
+def test_the_donor_is_the_next_image_whatever_the_limit(tmp_path):
     rows = {"1": {"imageId": "one"}, "2": {"imageId": "two"}, "3": {"imageId": "three"}}
     gqa(tmp_path, rows)
     for limit in (None, 1):
@@ -39,14 +39,14 @@ def test_the_donor_is_the_next_picture_whatever_the_limit(tmp_path):
         assert donor is not None and donor[0].size == (21, 20)
     last = BenchmarkTask.read("gqa", tmp_path).samples[-1]
     task = BenchmarkTask.read("gqa", tmp_path)
-    assert [picture.size for picture in task.donor(last) or ()] == [(20, 20)]
-    assert [picture.size for picture in task.donor(last, same_size=True) or ()] == [(22, 20)]
+    assert [image.size for image in task.donor(last) or ()] == [(20, 20)]
+    assert [image.size for image in task.donor(last, same_size=True) or ()] == [(22, 20)]
 
 
-def test_a_picture_that_cannot_be_opened_is_no_donor(tmp_path):
+def test_a_image_that_cannot_be_opened_is_no_donor(tmp_path):
     rows = {"1": {"imageId": "one"}, "2": {"imageId": "two"}}
     task = BenchmarkTask.read("gqa", gqa(tmp_path, rows, ("one", "two")))
-    (tmp_path / "images" / "two.jpg").write_text("no picture")
+    (tmp_path / "images" / "two.jpg").write_text("no image")
     assert task.donor(task.samples[0]) is None
     assert task.donor(task.samples[1]) is not None
 
@@ -81,4 +81,4 @@ def test_shapes_are_drawn_and_donors_do_not_depend_on_the_limit():
     assert [sample.id for sample in few.samples] == [sample.id for sample in many.samples][:7]
     last = few.samples[-1]
     assert few.donor(last) == many.donor(last)
-    assert few.with_pictures == few.samples
+    assert few.with_images == few.samples

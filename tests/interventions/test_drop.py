@@ -234,7 +234,7 @@ def test_other_families(factory):
 
 
 @pytest.mark.parametrize("sense", SENSES)
-def test_no_layer_changes_nothing_and_so_does_a_prompt_without_pictures(subject, sense):
+def test_no_layer_changes_nothing_and_so_does_a_prompt_without_images(subject, sense):
     inputs = prompt(subject, "left")
     assert torch.equal(logits(subject, inputs), dropped(subject, inputs, [], **SENSES[sense]))
     text = subject.encode(None, "where is the red square?")
@@ -273,10 +273,10 @@ def test_what_is_at_work_has_a_name(subject):
 
 @pytest.mark.parametrize("sense", ["mask", "freeze", "remove"])
 def test_a_record_shows_no_mass_and_no_entropy_where_vision_is_dropped(subject, sense):
-    picture = models.picture(0)
+    image = models.image(0)
     with drop_vision(subject, (1, 2), **SENSES[sense]):
-        node = probe.measure(subject, picture, "what is there?", "a red circle")["llm"].isel(sample=0)
-    untouched = probe.measure(subject, picture, "what is there?", "a red circle")["llm"].isel(sample=0)
+        node = probe.measure(subject, image, "what is there?", "a red circle")["llm"].isel(sample=0)
+    untouched = probe.measure(subject, image, "what is there?", "a red circle")["llm"].isel(sample=0)
     reads = node.sel(query_type="response", key_type="vision")
     assert (reads["mass"].isel(layer=[1, 2]) == 0).all()
     assert (reads["mass"].isel(layer=[0, 3, 4, 5]) > 0).all()
@@ -290,7 +290,7 @@ def test_a_record_shows_no_mass_and_no_entropy_where_vision_is_dropped(subject, 
 
 
 def test_a_record_counts_vision_queries_in_the_layers_that_have_them(subject):
-    given = (models.picture(0), "what is there?", "a red circle")
+    given = (models.image(0), "what is there?", "a red circle")
     counts = probe.measure(subject, *given)["llm"]["query_count"]
     with drop_vision(subject, range(2), how="remove"):
         record = probe.measure(subject, *given)

@@ -41,7 +41,7 @@ def test_the_rest_of_the_attention_is_renormalised(kind, queries, keys):
     subject = six_layers("eager")
     inputs = prompt(subject, kind)
     if kind == "one":
-        inputs = subject.encode(models.picture(0), "what is in the picture?", "a red circle")
+        inputs = subject.encode(models.image(0), "what is in the picture?", "a red circle")
     own = attention(subject, inputs)
     with knockout(subject, queries, keys, [0], types=inputs.types):
         found = attention(subject, inputs)
@@ -100,17 +100,17 @@ def test_a_query_without_any_key_keeps_itself(attn):
 
 
 def test_own_types_and_a_record(subject):
-    picture, question = models.picture(0), "what is there?"
-    inputs = subject.encode(picture, question, "a red circle")
+    image, question = models.image(0), "what is there?"
+    inputs = subject.encode(image, question, "a red circle")
     half = inputs.types.vision & (np.cumsum(inputs.types.vision, 1) <= 4)
     types = {"corner": half}
     own = inputs.as_types(types).types
     with knockout(subject, "response", "corner", [1], types=own):
-        node = probe.measure(subject, picture, question, "a red circle", types=types)["llm"].isel(sample=0)
+        node = probe.measure(subject, image, question, "a red circle", types=types)["llm"].isel(sample=0)
     mass = node["mass"].sel(query_type="response")
     assert (mass.sel(key_type="corner").isel(layer=1) == 0).all()
     assert (mass.sel(key_type="corner").isel(layer=[0, 2]) > 0).all()
-    assert (mass.sel(key_type="vision").isel(layer=1) > 0).all(), "the rest of the picture is still read"
+    assert (mass.sel(key_type="vision").isel(layer=1) > 0).all(), "the rest of the image is still read"
 
 
 def test_no_layer_is_the_untouched_model(subject):
@@ -124,7 +124,7 @@ def test_no_layer_is_the_untouched_model(subject):
     ("given", "complaint"),
     [
         (("response", "vision", 1), "one of vision, text, got 'response'; pass types=inputs.types"),
-        (("text", "picture", 1), "got 'picture'"),
+        (("text", "image", 1), "got 'image'"),
         (("text", "vision", 9), "layers from 0 to 5, got 9"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Reading another picture: where it must be the donor's own run it is, to the bit or to rounding."""
+"""Reading another image: where it must be the donor's own run it is, to the bit or to rounding."""
 
 import models
 import pytest
@@ -42,7 +42,7 @@ def test_in_all_layers_text_says_what_it_says_about_the_donor(attn):
     same(steps, donor_steps)
 
 
-def test_vision_rows_are_the_own_picture_s(subject):
+def test_vision_rows_are_the_own_image_s(subject):
     inputs, donor = row(subject, seed=0), row(subject, seed=7)
     vision = inputs["input_ids"][0] == subject.model.config.image_token_id
     same(swapped(subject, inputs, range(6), donor)[vision], logits(subject, inputs)[vision])
@@ -76,7 +76,7 @@ def test_one_layer_reads_the_donor_s_keys_and_values(subject):
 
 
 @pytest.mark.parametrize("kind", ["one", "left", "right"])
-def test_the_own_pictures_as_donor_change_nothing(subject, kind):
+def test_the_own_images_as_donor_change_nothing(subject, kind):
     inputs = prompt(subject, kind)
     same(swapped(subject, inputs, (1, 2, 4), inputs), logits(subject, inputs))
 
@@ -108,12 +108,12 @@ def test_decoding_with_a_cache_is_the_forward_over_everything(subject):
     same(swapped(subject, with_response(inputs, ids[0]), (1, 4), donor)[-5:-1], steps[:, 0])
 
 
-def test_a_picture_will_do_for_a_subject(subject):
+def test_a_image_will_do_for_a_subject(subject):
     inputs = row(subject)
-    found = swapped(subject, inputs, (1, 4), models.picture(7))
+    found = swapped(subject, inputs, (1, 4), models.image(7))
     with swap_vision(subject.model, (1, 4), row(subject, seed=7)):
         assert torch.equal(logits(subject, inputs), found)
-    with pytest.raises(ProbeError, match=r"pass subject\.encode"), swap_vision(subject.model, 1, models.picture(7)):
+    with pytest.raises(ProbeError, match=r"pass subject\.encode"), swap_vision(subject.model, 1, models.image(7)):
         pass
 
 
@@ -124,7 +124,7 @@ def test_any_resolution_and_a_sliding_window_that_bites(factory):
     inputs, donor = row(subject), row(subject, seed=7)
     ids, _ = swapped(subject, inputs, range(3), donor, lambda *x: decoded(*x, steps=8))
     assert torch.equal(ids, decoded(subject, donor, steps=8)[0])
-    wide = subject.encode(models.picture(7, 90, 20), WORDS)
+    wide = subject.encode(models.image(7, 90, 20), WORDS)
     with pytest.raises(ProbeError, match=r"a donor with \d+ vision tokens"):
         swapped(subject, inputs, 1, wide)
 
@@ -139,9 +139,9 @@ def test_it_composes(subject):
         dropped = logits(subject, inputs)
         text = inputs["input_ids"][0] != subject.model.config.image_token_id
         same(swapped(subject, inputs, (1, 2), donor)[text], dropped[text])
-    record = probe.measure(subject, models.picture(0), WORDS, "a circle")
+    record = probe.measure(subject, models.image(0), WORDS, "a circle")
     with swap_vision(subject, (1, 2), donor):
-        other = probe.measure(subject, models.picture(0), WORDS, "a circle")
+        other = probe.measure(subject, models.image(0), WORDS, "a circle")
     for name in ("query_count", "entropy_count"):
         assert (record["llm"][name] == other["llm"][name]).all(), "each query is counted once"
     before, after = record["llm"]["mass"].fillna(0), other["llm"]["mass"].fillna(0)

@@ -19,8 +19,8 @@ FACTORIES = (models.llava15, models.llava_next_mistral, models.llava_llama3)
 def test_behind_the_last_layer_it_is_the_models_own_logits(factory):
     model, processor = factory(side=16)
     subject = probe.load(model, processor=processor)
-    found = logit_lens(subject, models.picture(), "where is it?", "a red circle")
-    inputs = subject.encode(models.picture(), "where is it?", "a red circle")
+    found = logit_lens(subject, models.image(), "where is it?", "a red circle")
+    inputs = subject.encode(models.image(), "where is it?", "a red circle")
     with torch.no_grad():
         own = model(**inputs).logits[0, : found.sizes["row"]].softmax(-1)
     assert found.attrs["last_layer_difference"] == pytest.approx(0, abs=1e-5)
@@ -35,17 +35,17 @@ def test_behind_the_last_layer_it_is_the_models_own_logits(factory):
 def test_the_planted_answer_is_said_from_the_last_layer_that_reads():
     known = planted((2, 4), (14, 15))
     subject = probe.load(known.model, processor=known.processor)
-    found = logit_lens(subject, known.picture("red", 1), known.question)
+    found = logit_lens(subject, known.image("red", 1), known.question)
     assert (found["next"][:, 0] > 0.5).values.tolist() == [layer >= 4 for layer in range(6)]
 
 
-def test_padding_and_several_pictures_change_nothing():
+def test_padding_and_several_images_change_nothing():
     model, processor = models.llava15(side=16)
     subject = probe.load(model, processor=processor)
-    row = subject.encode([models.picture(1), models.picture(2)], "where is it?", "a red circle")
+    row = subject.encode([models.image(1), models.image(2)], "where is it?", "a red circle")
     found = logit_lens(subject, row)
     assert (found["row_key"].values >= 0).sum() == 8 == found.sizes["key"]
-    alone = logit_lens(subject, [models.picture(1), models.picture(2)], "where is it?", "a red circle")
+    alone = logit_lens(subject, [models.image(1), models.image(2)], "where is it?", "a red circle")
     np.testing.assert_allclose(found["probability"], alone["probability"], atol=1e-6)
     with pytest.raises(ProbeError, match="inputs of one row"):
         logit_lens(subject, collate([row, row]))
@@ -53,7 +53,7 @@ def test_padding_and_several_pictures_change_nothing():
 
 def test_it_is_saved_and_opened(tmp_path):
     known = planted()
-    found = logit_lens(probe.load(known.model, processor=known.processor), known.picture("blue"), known.question)
+    found = logit_lens(probe.load(known.model, processor=known.processor), known.image("blue"), known.question)
     assert probe.open_record(probe.save_record(found, tmp_path / "lens")).identical(found)
 
 
@@ -61,6 +61,6 @@ def test_mistakes_are_told_in_one_line():
     known = planted()
     subject = probe.load(known.model, processor=known.processor)
     with pytest.raises(ProbeError, match="a stack of llm"):
-        logit_lens(subject, known.picture("blue"), known.question, stack="prefusion")
+        logit_lens(subject, known.image("blue"), known.question, stack="prefusion")
     with drop_vision(subject, [2, 3], how="remove"), pytest.raises(ProbeError, match="rows behind every layer"):
-        logit_lens(subject, known.picture("blue"), known.question, "red")
+        logit_lens(subject, known.image("blue"), known.question, "red")

@@ -22,7 +22,7 @@ def talk(*said, **fields):
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads these rows; pictures a.jpg and sub/b.png, a video clip.mp4 and the frames of v_1 are there."""
+    """Reads these rows; images a.jpg and sub/b.png, a video clip.mp4 and the frames of v_1 are there."""
     folder = tmp_path / "images"
     for name in ("a.jpg", "sub/b.png", "v_1/1.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def read(tmp_path):
     return rows
 
 
-def test_a_conversation_about_a_picture(read):
+def test_a_conversation_about_a_image(read):
     messages, files, problems = read(talk("What is it?\n<image>", "A cat.", "Sure?", "Yes.", image="a.jpg"))
     assert problems == [] and files == [[("image", "a.jpg")]]
     assert [message["role"] for message in messages[0]] == ["user", "assistant", "user", "assistant"]
@@ -48,7 +48,7 @@ def test_a_conversation_about_a_picture(read):
     assert contents == [[IMAGE, text("What is it?")], [text("A cat.")], [text("Sure?")], [text("Yes.")]]
 
 
-def test_videos_several_pictures_and_none(read):
+def test_videos_several_images_and_none(read):
     messages, files, problems = read(
         {"video_id": "v_1", "q": "What happens?", "a": "Nothing."},
         {"video_id": "clip", "q": "What <now>?", "a": "Nothing."},
@@ -81,17 +81,17 @@ def test_what_gpt_says_before_any_question_is_left_out(read):
         (talk("Hello", "Hi.", "Bye"), "human and gpt in turn"),
         (talk("Hello", ""), "expected 'value': text, got nothing"),
         ({"conversations": [{"from": "system", "value": "x"}]}, "expected 'from': human or gpt, got 'system'"),
-        (talk("<image>", "Hi.", image="none.jpg"), "expected the picture 'none.jpg', got no such file"),
+        (talk("<image>", "Hi.", image="none.jpg"), "expected the image 'none.jpg', got no such file"),
         (
             talk("<image>", "Hi.", image="../secret.png"),
-            "expected a picture inside the data folder, got '../secret.png'",
+            "expected an image inside the data folder, got '../secret.png'",
         ),
-        (talk("<image>", "Hi.", image="out.png"), "expected a picture inside the data folder, got 'out.png'"),
-        (talk("<image>", "Hi.", image="/etc/passwd"), "expected a picture inside the data folder, got '/etc/passwd'"),
+        (talk("<image>", "Hi.", image="out.png"), "expected an image inside the data folder, got 'out.png'"),
+        (talk("<image>", "Hi.", image="/etc/passwd"), "expected an image inside the data folder, got '/etc/passwd'"),
         (talk("<image>", "Hi.", video=".."), "expected a video inside the data folder, got '..'"),
         (talk("<image>", "Hi.", image=3), "expected 'image': a file name, or a list of them, got 3"),
-        (talk("<image>", "Hi."), "expected an <image> for each of 0 pictures and videos, got 1"),
-        (talk("What?", "Hi.", image="a.jpg"), "expected an <image> for each of 1 pictures and videos, got 0"),
+        (talk("<image>", "Hi."), "expected an <image> for each of 0 images and videos, got 1"),
+        (talk("What?", "Hi.", image="a.jpg"), "expected an <image> for each of 1 images and videos, got 0"),
         (talk("What?", "<image>", image="a.jpg"), "expected no <image> in what gpt says, got '<image>'"),
         ({"video_id": "../secret", "q": "What?", "a": "So."}, "expected a video inside the data folder"),
         ({"video_id": "none", "q": "What?", "a": "So."}, "expected the video 'none', got no such file"),
@@ -114,5 +114,5 @@ def test_files_that_hold_nothing_usable(read, tmp_path):
     (tmp_path / "data.json").write_text('[{"id": ')
     with pytest.raises(ProbeError, match=r"train: expected whole JSON in data.json, got .* line 1"):
         read_instructions(tmp_path / "data.json", tmp_path)
-    with pytest.raises(ProbeError, match=r"expected the folder with the pictures .*nowhere', which is none"):
+    with pytest.raises(ProbeError, match=r"expected the folder with the images .*nowhere', which is none"):
         read_instructions(tmp_path / "data.json", tmp_path / "nowhere")

@@ -25,8 +25,8 @@ def subject(known):
 
 
 def painted(known, patch, colour, seed=0):
-    """A red picture with one patch in another colour."""
-    pixels = np.asarray(known.picture("red", seed)).copy()
+    """A red image with one patch in another colour."""
+    pixels = np.asarray(known.image("red", seed)).copy()
     y, x = patch // GRID * 10, patch % GRID * 10
     pixels[y : y + 10, x : x + 10] = colour
     return Image.fromarray(pixels)
@@ -35,18 +35,18 @@ def painted(known, patch, colour, seed=0):
 @pytest.mark.parametrize("colour", COLOURS)
 def test_it_says_the_colour_of_its_patches(known, subject, colour):
     for seed in range(3):
-        assert subject.answer(known.picture(colour, seed), known.question) == colour
+        assert subject.answer(known.image(colour, seed), known.question) == colour
 
 
 def test_other_patches_do_not_reach_the_answer_at_all(known, subject):
-    def logits(picture):
+    def logits(image):
         with torch.no_grad():
-            return subject.model(**subject.encode(picture, known.question)).logits[0, -1]
+            return subject.model(**subject.encode(image, known.question)).logits[0, -1]
 
-    own = logits(known.picture("red"))
+    own = logits(known.image("red"))
     for patch in range(GRID * GRID):
         same = torch.equal(logits(painted(known, patch, (0, 0, 255))), own)
-        is_blue = np.asarray(known.picture("red"))[patch // GRID * 10, patch % GRID * 10, 2] == 255
+        is_blue = np.asarray(known.image("red"))[patch // GRID * 10, patch % GRID * 10, 2] == 255
         assert same == (patch not in known.patches or is_blue)
     if len(known.patches) > 1:
         assert subject.answer(painted(known, known.patches[0], (0, 0, 0)), known.question) == NOTHING
@@ -54,36 +54,36 @@ def test_other_patches_do_not_reach_the_answer_at_all(known, subject):
 
 @pytest.mark.parametrize("how", ["mask", "zero", "remove"])
 def test_dropping_finds_the_read_layers(known, subject, how):
-    picture = known.picture("green", 1)
+    image = known.image("green", 1)
     for layer in range(6):
         with drop_vision(subject, layer, how=how):
-            said = subject.answer(picture, known.question)
+            said = subject.answer(image, known.question)
         assert said == (NOTHING if layer in known.read_layers else "green")
 
 
 def test_swapping_finds_them_too(known, subject):
-    picture, donor = known.picture("green", 1), subject.encode(known.picture("blue", 2), known.question)
+    image, donor = known.image("green", 1), subject.encode(known.image("blue", 2), known.question)
     for layer in range(6):
         with swap_vision(subject, layer, donor):
-            said = subject.answer(picture, known.question)
+            said = subject.answer(image, known.question)
         alone = len(known.read_layers) == 1
         assert said == ("green" if layer not in known.read_layers else "blue" if alone else NOTHING)
     with swap_vision(subject, known.read_layers, donor):
-        assert subject.answer(picture, known.question) == "blue"
+        assert subject.answer(image, known.question) == "blue"
 
 
 def test_knocking_out_the_patches_is_enough(known, subject):
-    picture = known.picture("green", 1)
-    inputs = subject.encode(picture, known.question)
+    image = known.image("green", 1)
+    inputs = subject.encode(image, known.question)
     planted_here = inputs.types.vision & np.isin(np.cumsum(inputs.types.vision, 1) - 1, known.patches)
     types = inputs.as_types({"planted": planted_here}).types
     for keys, expected in (("planted", NOTHING), ("vision", "green")):
         with knockout(subject, "text", keys, known.read_layers, types=types):
-            assert subject.answer(picture, known.question) == expected
+            assert subject.answer(image, known.question) == expected
 
 
 def test_attention_is_where_it_reads_and_even_elsewhere(known, subject):
-    node = probe.measure(subject, known.picture("red"), known.question)["llm"].isel(sample=0)
+    node = probe.measure(subject, known.image("red"), known.question)["llm"].isel(sample=0)
     mass = node["mass"].sel(query_type="response", key_type="vision")
     entropy = node["head_entropy"].sel(query_type="response", key_type="vision")
     for layer in range(6):
@@ -93,10 +93,10 @@ def test_attention_is_where_it_reads_and_even_elsewhere(known, subject):
         assert float(entropy.isel(layer=layer, head=0)) == pytest.approx(np.log(count), abs=1e-5)
 
 
-def test_batches_two_pictures_and_half_precision(known):
+def test_batches_two_images_and_half_precision(known):
     model = planted(known.read_layers, known.patches).model
     subject = probe.load(model.bfloat16(), processor=known.processor)
-    blue, red = known.picture("blue", 3), known.picture("red", 4)
+    blue, red = known.image("blue", 3), known.image("red", 4)
     prompts = [([blue], known.question), ([blue, blue], "and in these two ?"), ([blue, red], "what ?")]
     said = subject.generate_ids(collate([subject.encode(*given) for given in prompts]))
     words = [known.processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in said]

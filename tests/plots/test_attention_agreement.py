@@ -25,7 +25,7 @@ def subject(known):
 
 @pytest.fixture(scope="module")
 def found(known, subject):
-    return probe.attribute(subject, known.picture("red", 1), known.question, progress=False)
+    return probe.attribute(subject, known.image("red", 1), known.question, progress=False)
 
 
 def texts(figure) -> str:
@@ -40,12 +40,12 @@ def test_a_map_has_a_colour_for_each_patch_and_a_bar_for_each_word(found):
 
 
 def test_the_agreement_figure_says_what_it_found(known, subject, found):
-    other = probe.attribute(subject, known.picture("red", 1), known.question, method="gradient_x_attention",
+    other = probe.attribute(subject, known.image("red", 1), known.question, method="gradient_x_attention",
                             progress=False)  # fmt: skip
     said = found["token_id"].values.tolist()
-    curves = probe.deletion_curves(subject, known.picture("red", 1), known.question,
+    curves = probe.deletion_curves(subject, known.image("red", 1), known.question,
                                    {"ablation": found["attribution"]}, said, baseline="mean", points=4)  # fmt: skip
-    control = probe.attribute(randomised(subject), known.picture("red", 1), known.question, said, progress=False)
+    control = probe.attribute(randomised(subject), known.image("red", 1), known.question, said, progress=False)
     axes = plots.agreement({"ablation": found, "gradient": other}, curves=curves, control=control)
     told = texts(axes[0, 0].figure)
     assert axes.shape == (2, 3)
@@ -57,7 +57,7 @@ def test_the_agreement_figure_says_what_it_found(known, subject, found):
 
 
 def test_deletion_of_the_planted_patches_is_enough(known, subject, found):
-    curves = probe.deletion_curves(subject, known.picture("red", 1), known.question,
+    curves = probe.deletion_curves(subject, known.image("red", 1), known.question,
                                    {"ablation": found["attribution"]}, baseline="mean", points=18)  # fmt: skip
     deletion, insertion = (
         curves["logprob"].sel(score="ablation", direction=name) for name in ("deletion", "insertion")
@@ -67,11 +67,11 @@ def test_deletion_of_the_planted_patches_is_enough(known, subject, found):
     whole, nothing = float(deletion[0]), float(deletion[-1])
     assert float(insertion[-1]) == pytest.approx(whole, abs=1e-4) and float(insertion[0]) == pytest.approx(nothing)
     with pytest.raises(ProbeError, match="a score for each of 36 regions"):
-        probe.deletion_curves(subject, known.picture("red", 1), known.question, {"a": [1, 2]})
+        probe.deletion_curves(subject, known.image("red", 1), known.question, {"a": [1, 2]})
 
 
 def test_the_lens_writes_words_on_patches_and_a_line_for_each_token(known, subject):
-    lens = probe.logit_lens(subject, known.picture("red", 1), known.question)
+    lens = probe.logit_lens(subject, known.image("red", 1), known.question)
     axes = plots.lens(lens, [0, 5])
     assert len(axes) == 2 and len(axes[0].texts) == 36
     np.testing.assert_allclose(axes[1].collections[0].get_array(), lens["says_answer"][5, lens["row_key"] >= 0])
@@ -100,7 +100,7 @@ def test_conventions_are_counted_and_fading_is_found():
 
 
 def test_the_first_token_can_be_left_out_where_the_record_knows_it(known, subject):
-    record = probe.measure(subject, known.picture("red"), known.question, types="fine", contribution=True)
+    record = probe.measure(subject, known.image("red"), known.question, types="fine", contribution=True)
     axes = plots.conventions(record)
     assert axes.shape == (4, 4)
     assert "first token out" in texts(axes[0, 0].figure)

@@ -108,43 +108,43 @@ def test_bands_contain_the_mean_and_are_named(record):
         for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
             heights = edge[edge[:, 0] == x, 1]
             assert heights.min() <= y <= heights.max()
-    assert "95 % bootstrap interval over 3 pictures" in texts(axis)
+    assert "95 % bootstrap interval over 3 images" in texts(axis)
 
 
-def test_questions_about_one_picture_are_no_independent_evidence():
-    axis = plots.mass(planted_record(3, stacks=["llm"], shared_picture=True))
+def test_questions_about_one_image_are_no_independent_evidence():
+    axis = plots.mass(planted_record(3, stacks=["llm"], shared_image=True))
     assert not axis.collections
-    assert "one picture: no band" in texts(axis)
+    assert "one image: no band" in texts(axis)
     assert not plots.mass(planted_record(1, stacks=["llm"])).collections
 
 
 def test_a_caption_counts_the_samples_that_entered():
     record = planted_record(3)
     for name in ("mass", "share", "lift"):
-        record["vision"][name].values[2] = np.nan  # as for a sample without a picture
+        record["vision"][name].values[2] = np.nan  # as for a sample without an image
     assert "mean of 2 samples (each counts once); band: 95 % bootstrap interval over 2" in texts(
         plots.mass(record, "vision")
     )
 
 
-def test_pictures_are_told_apart_by_hash_then_pixels_then_sample(record):
+def test_images_are_told_apart_by_hash_then_pixels_then_sample(record):
     assert pictures(record).tolist() == [0, 1, 2]
-    assert pictures(planted_record(3, stacks=["llm"], shared_picture=True)).tolist() == [0, 0, 0]
-    assert pictures(without(record, root=["picture", "picture_size"])).tolist() == [0, 1, 2]
+    assert pictures(planted_record(3, stacks=["llm"], shared_image=True)).tolist() == [0, 0, 0]
+    assert pictures(without(record, root=["images", "image_size"])).tolist() == [0, 1, 2]
     hashed = record.copy()
-    hashed["picture_sha256"] = xr.DataArray(np.array([["a"], ["b"], ["a"]], object), dims=("sample", "image"))
+    hashed["image_sha256"] = xr.DataArray(np.array([["a"], ["b"], ["a"]], object), dims=("sample", "image"))
     assert pictures(hashed).tolist() == [0, 1, 0]
 
 
 @given(st.integers(2, 6), st.integers(0, 3), st.data())
-def test_the_bootstrap_redraws_whole_pictures(samples, seed, data):
+def test_the_bootstrap_redraws_whole_images(samples, seed, data):
     values = np.array(data.draw(st.lists(st.floats(0, 1, width=32), min_size=samples, max_size=samples)))
     shown = np.array(data.draw(st.lists(st.integers(0, 2), min_size=samples, max_size=samples)))
     shown = np.unique(shown, return_inverse=True)[1]
     mean, low, high = bootstrap(values, np.ones(samples), shown, seed=seed)
     np.testing.assert_allclose(mean, values.mean())
-    by_picture = [values[shown == each].mean() for each in set(shown)]
-    assert min(by_picture) - 1e-9 <= low <= high <= max(by_picture) + 1e-9
+    by_image = [values[shown == each].mean() for each in set(shown)]
+    assert min(by_image) - 1e-9 <= low <= high <= max(by_image) + 1e-9
     again = bootstrap(values, np.ones(samples), shown, seed=seed)
     assert (float(low), float(high)) == (float(again[1]), float(again[2]))
 
@@ -251,7 +251,7 @@ def patches(axis):
         ("anyres", [0, 0, 72, 48]),
     ],
 )
-def test_patches_lie_where_they_are_in_the_picture(aspect, expected):
+def test_patches_lie_where_they_are_in_the_image(aspect, expected):
     record = planted_record(1, stacks=["llm"], aspect=aspect)
     axis = plots.heatmaps(record, layers=[2])[0, 0]
     boxes, values = patches(axis)
@@ -267,7 +267,7 @@ def test_patches_lie_where_they_are_in_the_picture(aspect, expected):
     assert f"preprocessing: {aspect[:3]}" in texts(axis)
 
 
-def test_patches_on_the_bars_of_a_padded_picture_are_cut_off():
+def test_patches_on_the_bars_of_a_padded_image_are_cut_off():
     tall = planted_record(1, stacks=["llm"], grid=8, aspect="pad")
     boxes, _ = patches(plots.heatmaps(tall, layers=[0])[0, 0])
     assert len(boxes) == 8 * 6  # the bars take the first and the last of the eight rows, patch rows are 1.5/8 high
@@ -275,12 +275,12 @@ def test_patches_on_the_bars_of_a_padded_picture_are_cut_off():
 
 
 def test_tiles_have_a_row_of_their_own_and_newlines_no_place():
-    record = planted_record(1, stacks=["llm"], aspect="anyres", pictures=2)
+    record = planted_record(1, stacks=["llm"], aspect="anyres", images=2)
     axes = plots.heatmaps(record, layers=[0, 1, 2])
     assert axes.shape == (4, 3)
     assert [len(patches(row[0])[0]) for row in axes] == [16, 32, 16, 32]
-    assert plots.heatmaps(record, tile=0, picture=1).shape == (1, 4)
-    right, _ = patches(plots.heatmaps(record, tile=2, picture=0)[0, 0])
+    assert plots.heatmaps(record, tile=0, image=1).shape == (1, 4)
+    right, _ = patches(plots.heatmaps(record, tile=2, image=0)[0, 0])
     assert right[:, 0].min() == 36
     with pytest.raises(ProbeError, match="tile 9"):
         plots.heatmaps(record, tile=9)
@@ -350,7 +350,7 @@ def test_the_map_of_one_token(record):
 
 
 def test_without_pixels_patches_are_drawn_on_a_blank_square(record):
-    axes = plots.heatmaps(without(record, root=["picture", "picture_size"]), layers=[0])
+    axes = plots.heatmaps(without(record, root=["images", "image_size"]), layers=[0])
     assert axes[0, 0].get_xlim() == (0, 1)
     assert "holds no pixels" in texts(axes[0, 0])
 

@@ -23,7 +23,7 @@ def points(axis, filled: bool) -> set[float]:
 
 
 def test_fig_5_marks_exactly_the_layers_that_are_needed():
-    axis = plots.dropped(planted_sweep(needed=(1, 2), pictures=16), size=1)
+    axis = plots.dropped(planted_sweep(needed=(1, 2), images=16), size=1)
     assert points(axis, filled=True) == {2, 3}
     assert points(axis, filled=False) == {1, 4}
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "2", "3", "4"]

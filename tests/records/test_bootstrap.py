@@ -16,11 +16,11 @@ from probe.records.bootstrap import (
 )
 
 
-def questions(rng, pictures=60, each=8, cases=1, rate=0.6, spread=0.3):
-    """Right or wrong answers whose rate differs from picture to picture, and the picture of each."""
+def questions(rng, images=60, each=8, cases=1, rate=0.6, spread=0.3):
+    """Right or wrong answers whose rate differs from image to image, and the image of each."""
     rates = np.clip(rate + spread * rng.standard_normal((pictures, 1, 1)), 0, 1)
     right = (rng.random((pictures, each, cases)) < rates).astype(float)
-    return right.reshape(pictures * each, cases), np.repeat([f"picture-{i}" for i in range(pictures)], each)
+    return right.reshape(pictures * each, cases), np.repeat([f"image-{i}" for i in range(pictures)], each)
 
 
 def test_the_estimate_is_the_mean_and_the_bounds_lie_around_it():
@@ -40,7 +40,7 @@ def test_the_seed_decides_and_blocks_do_not(monkeypatch):
     assert bootstrap(right, images, seed=4).high != first.high
 
 
-def test_pictures_are_drawn_and_not_questions():
+def test_images_are_drawn_and_not_questions():
     """Ten copies of each question say no more than one: the interval must not shrink."""
     rng = np.random.default_rng(0)
     right = (rng.random(200) < 0.5).astype(float)
@@ -87,7 +87,7 @@ def test_missing_values_are_left_out_of_both_sides():
     values = np.array([[1.0, np.nan], [0.0, 1.0], [1.0, np.nan]])
     interval = bootstrap(values, ["a", "b", "c"], seed=0)
     np.testing.assert_allclose(interval.estimate, [2 / 3, 1.0])
-    assert np.isnan(interval.low).tolist() == [False, True]  # one picture says nothing about others
+    assert np.isnan(interval.low).tolist() == [False, True]  # one image says nothing about others
     difference = paired(values, np.array([1.0, np.nan, 0.0]), ["a", "b", "c"], seed=0)
     np.testing.assert_allclose(difference.estimate, [0.5, np.nan])
 
@@ -137,10 +137,10 @@ def test_wilson_bounds_enclose_the_share_and_mirror(trials, data):
     np.testing.assert_allclose((1 - high, 1 - low), wilson_bounds(trials - successes, trials), atol=1e-12)
 
 
-def test_wilson_is_refused_where_questions_share_pictures():
+def test_wilson_is_refused_where_questions_share_images():
     interval = wilson(np.array([1.0, 0.0, np.nan]), ["a", "b", "b"])
     assert interval.estimate == 0.5
-    with pytest.raises(ProbeError, match="one question a picture, got 3 questions on 2 pictures; use bootstrap"):
+    with pytest.raises(ProbeError, match="one question an image, got 3 questions on 2 images; use bootstrap"):
         wilson(np.array([True, False, True]), ["a", "b", "b"])
     with pytest.raises(ProbeError, match=r"values of 0 and 1, got 0\.3"):
         wilson(np.array([1.0, 0.3]), ["a", "b"])
@@ -148,7 +148,7 @@ def test_wilson_is_refused_where_questions_share_pictures():
 
 
 def test_lengths_must_agree():
-    with pytest.raises(ProbeError, match="got 3 samples, 2 pictures"):
+    with pytest.raises(ProbeError, match="got 3 samples, 2 images"):
         bootstrap(np.zeros(3), ["a", "b"], seed=0)
     with pytest.raises(ProbeError, match="got 0 samples"):
         bootstrap(np.zeros(0), [], seed=0)

@@ -27,8 +27,8 @@ def test_spearman_is_that_of_pandas(first, second):
     assert np.isnan(found) if constant else found == pytest.approx(np.corrcoef(ranks)[0, 1], abs=1e-9)
 
 
-def found_on(subject, picture, question, **options):
-    return attribute(subject, picture, question, words=False, progress=False, **options)
+def found_on(subject, image, question, **options):
+    return attribute(subject, image, question, words=False, progress=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def known():
 
 def test_attention_agrees_in_the_layers_that_read_and_nowhere_else(known):
     subject = probe.load(known.model, processor=known.processor)
-    found = found_on(subject, known.picture("red", 1), known.question)
+    found = found_on(subject, known.image("red", 1), known.question)
     table = rank_agreement({"ablation": found, "again": found})
     for measure in MEASURES:
         assert above_floor(table, "ablation", measure) == [2, 4]
@@ -50,15 +50,15 @@ def test_attention_agrees_in_the_layers_that_read_and_nowhere_else(known):
 def test_on_random_weights_agreement_is_noise_and_the_verdict_says_so(seed):
     model, processor = models.llava15(side=40, seed=seed)
     subject = probe.load(model, processor=processor)
-    table = rank_agreement({"ablation": found_on(subject, models.picture(seed), "where is it?", max_new_tokens=4)})
+    table = rank_agreement({"ablation": found_on(subject, models.image(seed), "where is it?", max_new_tokens=4)})
     assert "noise" in verdict(table)
 
 
 def test_shuffled_weights_are_another_model_and_leave_the_first_alone(known):
     subject = probe.load(known.model, processor=known.processor)
     control = randomised(subject)
-    assert subject.answer(known.picture("red"), known.question) == "red"
-    assert control.answer(known.picture("red"), known.question) != "red"
+    assert subject.answer(known.image("red"), known.question) == "red"
+    assert control.answer(known.image("red"), known.question) != "red"
     assert "shuffled" in control.describe()["model"]
     for own, theirs in zip(subject.model.parameters(), control.model.parameters(), strict=True):
         np.testing.assert_array_equal(np.sort(own.detach().ravel()), np.sort(theirs.detach().ravel()))
@@ -67,15 +67,15 @@ def test_shuffled_weights_are_another_model_and_leave_the_first_alone(known):
 def test_one_region_ranks_nothing():
     model, processor = models.llava15(side=8)
     subject = probe.load(model, processor=processor)
-    assert "cannot be said of 1 region" in verdict(rank_agreement({"a": found_on(subject, models.picture(), "where?")}))
+    assert "cannot be said of 1 region" in verdict(rank_agreement({"a": found_on(subject, models.image(), "where?")}))
 
 
 def test_what_cannot_be_compared_is_told(known):
     subject = probe.load(known.model, processor=known.processor)
-    words = attribute(subject, known.picture("red"), known.question, over="words", progress=False)
-    whole, without = (found_on(subject, known.picture("red"), known.question, over="grid", attention=there)
+    words = attribute(subject, known.image("red"), known.question, over="words", progress=False)
+    whole, without = (found_on(subject, known.image("red"), known.question, over="grid", attention=there)
                       for there in (True, False))  # fmt: skip
-    patches = found_on(subject, known.picture("red"), known.question)
+    patches = found_on(subject, known.image("red"), known.question)
     for wrong, told in (({"a": words}, "over regions"), ({"a": without}, "with mass"),
                         ({"a": whole, "b": patches}, "the same regions")):  # fmt: skip
         with pytest.raises(ProbeError, match=told):

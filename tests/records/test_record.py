@@ -212,22 +212,22 @@ def test_merging_copies_every_number_and_pads_the_rest():
 
 
 def test_merging_is_the_same_in_any_grouping():
-    a, b, c = (planted_record(1, stacks=["llm"], prefix=name, pictures=1 + (name == "b"), note=name) for name in "abc")
+    a, b, c = (planted_record(1, stacks=["llm"], prefix=name, images=1 + (name == "b"), note=name) for name in "abc")
     assert records.merge([records.merge([a, b]), c]).identical(records.merge([a, records.merge([b, c])]))
     assert records.merge([a, b, c]).attrs["note"] == "a, b, c"
     assert records.merge([a]).identical(a)
 
 
-def test_a_record_without_pictures_joins_one_with():
+def test_a_record_without_images_joins_one_with():
     text = planted_record(1, prefix="t")
     text = xr.DataTree.from_dict(
         {
-            "/": text.to_dataset().drop_vars(["picture", "picture_size"]),
+            "/": text.to_dataset().drop_vars(["images", "image_size"]),
             **{name: node.to_dataset(inherit=False) for name, node in text.children.items()},
         }
     )
     merged = records.merge([text, planted_record(1)])
-    assert merged["picture_size"].values.tolist() == [[[0, 0]], [[48, 72]]]
+    assert merged["image_size"].values.tolist() == [[[0, 0]], [[48, 72]]]
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_what_was_opened_can_be_saved_and_merged_again(tmp_path):
     assert records.open(records.save(merged, tmp_path / "d")).identical(merged)
 
 
-def test_no_pictures_and_no_tokens_survive_a_file(tmp_path):
+def test_no_images_and_no_tokens_survive_a_file(tmp_path):
     node = {"query_type": ["text"], "key_type": ["text"], "mass": np.ones((1, 2, 4, 1, 1))}
     node |= {
         "query_count": [[[3]]],
@@ -305,19 +305,19 @@ def test_no_pictures_and_no_tokens_survive_a_file(tmp_path):
         "received": np.zeros((1, 2, 1, 0)),
         "key_box": np.zeros((1, 0, 4)),
     }
-    root = {"sample": ["a"], "tokens": np.empty((1, 0), object), "picture": np.zeros((1, 0, 0, 0, 3))}
+    root = {"sample": ["a"], "tokens": np.empty((1, 0), object), "images": np.zeros((1, 0, 0, 0, 3))}
     record = records.assemble(root, {"llm": node}, {})
     back = records.open(records.save(record, tmp_path / "empty"))
     assert back.identical(record)
     assert back["tokens"].dtype == object
 
 
-def test_pictures_are_compressed(tmp_path):
+def test_images_are_compressed(tmp_path):
     record = planted_record(1, stacks=["llm"])
-    grown = record.to_dataset().drop_vars(["picture"])
+    grown = record.to_dataset().drop_vars(["images"])
     flat = xr.Variable(("sample", "image", "y", "x", "channel"), np.full((1, 1, 672, 672, 3), 9, "uint8"))
-    flat.attrs = record["picture"].attrs
-    tree = xr.DataTree.from_dict({"/": grown.assign(picture=flat), "llm": record["llm"].to_dataset(inherit=False)})
+    flat.attrs = record["images"].attrs
+    tree = xr.DataTree.from_dict({"/": grown.assign(image=flat), "llm": record["llm"].to_dataset(inherit=False)})
     assert records.save(tree, tmp_path / "flat").stat().st_size < 100_000
 
 

@@ -178,13 +178,13 @@ def test_a_failure_is_listed_retried_and_given_up(run):
     def measure(group):
         tries.append([sample.id for sample in group])
         if any(sample.id == "q03" for sample in group):
-            raise ValueError("no picture\nin it")
+            raise ValueError("no image\nin it")
         return dataset(group)
 
     for _ in range(3):
         run_samples(RunDirectory.open(run.folder, SAME), SAMPLES, measure, batch=5)
     assert tries == [IDS[:5], *[[name] for name in IDS[:5]], IDS[5:], ["q03"]]
-    assert [(f.id, f.attempt, f.reason) for f in run.failures()] == [("q03", 2, "ValueError: no picture in it")]
+    assert [(f.id, f.attempt, f.reason) for f in run.failures()] == [("q03", 2, "ValueError: no image in it")]
     assert run.done() == set(IDS) - {"q03"}
 
 

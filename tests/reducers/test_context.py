@@ -110,7 +110,7 @@ def test_grids_say_where_the_tokens_come_from():
     patches, grid = inputs.encoder_grid[0], inputs.grid[0]
     reduction = encode(ours.model.model.vision_tower, inputs["pixel_values"], ZIP)
     for number in (0, 1):
-        own = grid.picture == number
+        own = grid.image == number
         expected = reduction.source[number].numpy() - 1 + 16 * number
         assert np.isnan(grid.box[own][0]).all()  # the class token
         np.testing.assert_array_equal(grid.box[own][1:], patches.box[expected[1:]])
@@ -222,7 +222,7 @@ def test_the_projector_can_be_trained_under_a_reducer():
     assert gradient.abs().sum() > 0
 
 
-def test_a_text_without_pictures_passes():
+def test_a_text_without_images_passes():
     ours = subject()
     row = ours.encode(None, "is it red ?")
     with probe.reduced(ours, ZIP):
@@ -265,7 +265,7 @@ def test_video_llava_is_reduced_frame_by_frame():
     ("size", "tiles"), [((64, 64), (2, 2)), ((30, 64), (1, 2)), ((64, 30), (2, 1)), ((128, 160), (4, 5))]
 )
 def test_onevision_orders_tiles_as_they_lie(size, tiles):
-    """SigLIP, no class token; the largest picture is one that the model shrinks to nine tiles' worth of tokens."""
+    """SigLIP, no class token; the largest image is one that the model shrinks to nine tiles' worth of tokens."""
     torch.manual_seed(0)
     pinpoints = [[32 * rows, 32 * columns] for rows, columns in ((1, 2), (2, 1), (2, 2), (4, 5))]
     vision, text = SiglipVisionConfig(**VISION), Qwen2Config(**TEXT, num_key_value_heads=2)

@@ -49,7 +49,7 @@ each_reducer = pytest.mark.parametrize("reducer", REDUCERS, ids=["fastv", "pyram
 
 @lru_cache
 def four_layers(attn="sdpa"):
-    """9 vision tokens a picture, which no vector width divides."""
+    """9 vision tokens an image, which no vector width divides."""
     model, processor = models.llava15(layers=4, side=24, attn=attn)
     return probe.load(model, processor=processor)
 
@@ -274,7 +274,7 @@ def test_kernels_agree(reducer):
 def test_any_resolution_with_newlines_and_grouped_queries():
     model, processor = models.llava_next_mistral(layers=4, sliding_window=None)
     subject = probe.load(model, processor=processor)
-    inputs = subject.encode(models.picture(1, 90, 40), "what is there?")
+    inputs = subject.encode(models.image(1, 90, 40), "what is there?")
     vision = int(inputs.types.vision.sum())
     with probe.reduced(subject, PyramidDrop((1, 2), (0.5, 0.1))) as stages:
         cache = model(**inputs, use_cache=True).past_key_values
@@ -326,7 +326,7 @@ def test_survivors_are_what_the_last_token_attends_to_most(subject):
 @each_reducer
 def test_a_record_has_no_mass_on_what_left_and_some_on_what_stayed(subject, reducer):
     with probe.reduced(subject, reducer) as stages:
-        record = probe.measure(subject, models.picture(0), "what is in the picture?", max_new_tokens=3, stacks=["llm"])
+        record = probe.measure(subject, models.image(0), "what is in the picture?", max_new_tokens=3, stacks=["llm"])
         left = {stage.layer: stage.kept[0] for stage in stages}
     assert record.attrs["reducer"] == repr(reducer)
     node, there = node_of(record, "llm"), None
@@ -379,7 +379,7 @@ def test_dropping_in_the_block(subject, reducer):
 
 @pytest.mark.parametrize(("reducer", "how"), [(REDUCERS[0], "mask"), (REDUCERS[2], "remove")])
 def test_a_sweep_in_the_block_is_every_case_alone(subject, reducer, how):
-    sample = Sample("0", models.picture(0), "what is in the picture?", answer="a red circle")
+    sample = Sample("0", models.image(0), "what is in the picture?", answer="a red circle")
     layers, options = {"1-2": [0, 1], "4": [3]}, {"how": how, "max_new_tokens": 2}
     with probe.reduced(subject, reducer):
         table = probe.drop_sweep(subject, sample, layers, **options, progress=how == "mask")
@@ -534,7 +534,7 @@ def test_what_would_go_wrong_without_a_word_is_refused(subject):
         with pytest.raises(ProbeError, match="a forward of the whole model"):
             subject.model.get_decoder()(inputs_embeds=torch.rand(1, 4, 48))
         cache = subject.model(**inputs, use_cache=True).past_key_values
-        with pytest.raises(ProbeError, match="pictures in the first forward"):
+        with pytest.raises(ProbeError, match="images in the first forward"):
             subject.model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"], past_key_values=cache)
     small, processor = models.llava_next_mistral(layers=3, sliding_window=8)
     windowed = probe.load(small, processor=processor)

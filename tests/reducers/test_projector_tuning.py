@@ -124,7 +124,7 @@ def test_inside_the_llm(tmp_path):
 @pytest.mark.parametrize(
     ("given", "options", "told"),
     [
-        ((), {}, "expected samples with pictures, got none"),
+        ((), {}, "expected samples with images, got none"),
         ((Sample("1", None, "Hello", answer="hi"),), {}, "got one without"),
         ("no answer", {}, "expected an answer in words, got None"),
         ("all", {"batch": 7}, "expected a batch that 6 rows at once divide, got 7"),

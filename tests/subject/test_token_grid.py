@@ -1,4 +1,4 @@
-"""Where patches are: by painting the original picture, and by following features through the model."""
+"""Where patches are: by painting the original image, and by following features through the model."""
 
 import models
 import numpy as np
@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from probe.data.token_types import PatchGrid
-from probe.subject.token_grid import aspect_of, encoder_grid, padded_to_square, views, vision_grid
+from probe.data.image_views import aspect_of, padded_to_square, views
+from probe.data.patch_grid import PatchGrid
+from probe.subject.token_grid import encoder_grid, vision_grid
 
 SIZES = [(320, 200), (200, 330), (256, 256), (640, 120), (97, 401)]  # width, height
 INSIDE = 1e-9
@@ -17,7 +18,7 @@ INSIDE = 1e-9
 def pixels(processor, pictures, aspect) -> torch.Tensor:
     """What the encoder is shown: (view, 3, height, width), empty tiles left out."""
     if aspect == "pad" and aspect_of(processor.image_processor) != "pad":
-        pictures = [padded_to_square(picture, processor.image_processor) for picture in pictures]
+        pictures = [padded_to_square(image, processor.image_processor) for image in pictures]
     shown = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
     return shown if shown.ndim == 4 else shown.flatten(0, 1)
 
@@ -54,7 +55,7 @@ def test_painting_inside_a_box_changes_that_patch_most(aspect, factory, size):
     grid = encoder_grid(model, processor, [size], aspect)
     blank = Image.new("RGB", size, "black")
     before = pixels(processor, [blank], aspect)
-    seen = grid.box.clip(0, 1)  # of a patch at the edge only a part shows the picture
+    seen = grid.box.clip(0, 1)  # of a patch at the edge only a part shows the image
     visible = np.flatnonzero((area(seen) > 0.3 * area(grid.box)) & (area(seen) > 0))
     assert len(visible) >= 8
     for key in np.random.default_rng(0).permutation(visible)[:12]:
@@ -67,7 +68,7 @@ def test_painting_inside_a_box_changes_that_patch_most(aspect, factory, size):
 
 
 @pytest.mark.parametrize("size", [(320, 200), (200, 330)])
-def test_padding_is_outside_the_picture_and_of_the_processors_mean_colour(size):
+def test_padding_is_outside_the_image_and_of_the_processors_mean_colour(size):
     model, processor = models.llava15()
     grid = encoder_grid(model, processor, [size], "pad")
     shown = pixels(processor, [Image.new("RGB", size, "white")], "pad")[0]
@@ -83,9 +84,9 @@ def test_the_processor_that_pads_by_itself_does_what_we_do():
     own = processor.image_processor
     theirs = LlavaImageProcessorPil(size=own.size, crop_size=own.crop_size, do_pad=True)
     assert (aspect_of(own), aspect_of(theirs)) == ("crop", "pad")
-    picture = models.picture(0, 70, 30)
-    ours = own(padded_to_square(picture, own), return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(theirs(picture, return_tensors="pt")["pixel_values"], ours)
+    image = models.image(0, 70, 30)
+    ours = own(padded_to_square(image, own), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(theirs(image, return_tensors="pt")["pixel_values"], ours)
     np.testing.assert_array_equal(views(theirs, (70, 30), "pad"), views(own, (70, 30), "pad"))
 
 
@@ -102,7 +103,7 @@ def test_llava15_has_a_square_of_24_by_24():
 @pytest.mark.parametrize("sizes", [[(40, 30)], [(90, 20), (20, 100)], [(33, 32)], [(1, 1), (200, 60)], [(31, 95)]])
 def test_next_tokens_are_where_the_model_put_their_features(factory, sizes):
     model, processor = factory()
-    pictures = [models.picture(seed, *size) for seed, size in enumerate(sizes)]
+    pictures = [models.image(seed, *size) for seed, size in enumerate(sizes)]
     inputs = processor(text=["<image>" * len(sizes) + " a"], images=pictures, return_tensors="pt")
     caught = {}
     base = model.model
@@ -116,11 +117,11 @@ def test_next_tokens_are_where_the_model_put_their_features(factory, sizes):
     grid = vision_grid(model, processor, sizes, "anyres")
     assert len(grid) == len(embeds)
     patches = encoder_grid(model, processor, sizes, "anyres")
-    places = zip(patches.picture, patches.tile, patches.row, patches.col, strict=True)
+    places = zip(patches.image, patches.tile, patches.row, patches.col, strict=True)
     of_patch = {place: index for index, place in enumerate(places)}
     features = caught["features"].flatten(0, 1)
     assert len(features) == len(patches)
-    for key, place in enumerate(zip(grid.picture, grid.tile, grid.row, grid.col, strict=True)):
+    for key, place in enumerate(zip(grid.image, grid.tile, grid.row, grid.col, strict=True)):
         expected = base.image_newline if grid.row[key] < 0 else features[of_patch[place]]
         assert torch.equal(embeds[key], expected)
         if grid.row[key] >= 0:
@@ -133,10 +134,10 @@ def test_the_feature_strategy_full_starts_with_a_cls_token():
     model.config.vision_feature_select_strategy = "full"
     grid = vision_grid(model, processor, [(40, 30), (40, 30)], "crop")
     assert np.flatnonzero(grid.row < 0).tolist() == [0, 17]
-    assert grid.picture.tolist() == [0] * 17 + [1] * 17
+    assert grid.image.tolist() == [0] * 17 + [1] * 17
 
 
-def test_tiles_of_next_cover_the_picture_once():
+def test_tiles_of_next_cover_the_image_once():
     model, processor = models.llava_next_vicuna(side=64, patch=4)
     for width, height in SIZES:
         grid = vision_grid(model, processor, [(width, height)], "anyres")
@@ -144,7 +145,7 @@ def test_tiles_of_next_cover_the_picture_once():
         assert area(grid.box[grid.tile == 0]).sum() == pytest.approx(1)
 
 
-def test_no_pictures_have_an_empty_grid():
+def test_no_images_have_an_empty_grid():
     model, processor = models.llava15()
     assert isinstance(vision_grid(model, processor, [], "crop"), PatchGrid)
     assert len(vision_grid(model, processor, [], "crop")) == 0

@@ -25,7 +25,7 @@ NAMES = {
     "textvqa": "TextVQA, reading",
     "scienceqa": "ScienceQA, school science",
     "vqav2": "VQAv2",
-    "vizwiz": "VizWiz, blind people's pictures",
+    "vizwiz": "VizWiz, blind people's images",
     "mme": "MME, yes or no",
     "seed": "SEED-Bench, multiple choice",
     "llava_w": "LLaVA-Bench in the wild, scored by a judge",

@@ -1,6 +1,6 @@
-"""GQA: compositional questions about scenes (test-dev balanced: 12,578 questions about 398 pictures).
+"""GQA: compositional questions about scenes (test-dev balanced: 12,578 questions about 398 images).
 
-`testdev_balanced_questions.json`, pictures in `images/`; one entry:
+`testdev_balanced_questions.json`, images in `images/`; one entry:
 
     {"20602803": {"question": "Is the ground blue or brown?", "imageId": "n168412", "answer": "brown",
       "fullAnswer": "The ground is brown.", "isBalanced": true, "types": {"structural": "choose",
@@ -27,7 +27,7 @@ SPLITS = ("testdev_balanced", "val_balanced")
 
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
-    """Reads `<split>_questions.json` and finds each question's picture. Raises ProbeError on an unreadable file."""
+    """Reads `<split>_questions.json` and finds each question's image. Raises ProbeError on an unreadable file."""
     data, reading = DataFolder("gqa", folder), RowReader("gqa", split)
     file = data.find(f"{split}_questions.json", f"questions1.2/{split}_questions.json")
     questions, repeated = json_object("gqa", file)
@@ -40,13 +40,13 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
 
 
 def _sample(data: DataFolder, key: str, row: Any) -> Sample:
-    picture, types = identifier(row, "imageId"), entry(row, "types", dict)
+    image, types = identifier(row, "imageId"), entry(row, "types", dict)
     meta = {
-        "question_id": key, "unit": key, "image": picture,
+        "question_id": key, "unit": key, "image": image,
         "kind": entry(types, "semantic"), "structural": entry(types, "structural"),
     }  # fmt: skip
     return Sample(
-        key, data.picture(f"images/{picture}.jpg"), question_text(row) + SINGLE_WORD,
+        key, data.image(f"images/{image}.jpg"), question_text(row) + SINGLE_WORD,
         answer=question_text(row, "answer"), meta=meta,
     )  # fmt: skip
 

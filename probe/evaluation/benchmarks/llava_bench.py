@@ -1,6 +1,6 @@
-"""LLaVA-Bench in the wild: 60 open questions about 24 pictures, scored by a language model.
+"""LLaVA-Bench in the wild: 60 open questions about 24 images, scored by a language model.
 
-`questions.jsonl`, pictures in `images/`; one line:
+`questions.jsonl`, images in `images/`; one line:
 
     {"question_id": 0, "image": "001.jpg", "category": "conv", "text": "What is the name of this sight?"}
 
@@ -43,9 +43,9 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
 
 
 def _sample(data: DataFolder, row: Any) -> Sample:
-    key, picture, kind = identifier(row, "question_id"), entry(row, "image"), entry(row, "category")
-    meta = {"question_id": row["question_id"], "unit": key, "image": picture, "kind": kind}
-    return Sample(key, data.picture(f"images/{picture}", picture), question_text(row, "text"), meta=meta)
+    key, image, kind = identifier(row, "question_id"), entry(row, "image"), entry(row, "category")
+    meta = {"question_id": row["question_id"], "unit": key, "image": image, "kind": kind}
+    return Sample(key, data.image(f"images/{image}", image), question_text(row, "text"), meta=meta)
 
 
 def score(prediction: str, sample: Sample) -> float:

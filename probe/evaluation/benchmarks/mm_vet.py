@@ -1,6 +1,6 @@
 """MM-Vet: 218 open questions that each need several abilities at once, scored by a language model.
 
-`mm-vet.json`, pictures in `images/`; one entry:
+`mm-vet.json`, images in `images/`; one entry:
 
     {"v1_0": {"imagename": "v1_0.png", "question": "What is x in the equation?", "answer": "-1<AND>-5",
       "imagesource": "...", "capability": ["ocr", "math"]}, ...}
@@ -38,12 +38,12 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     reading.repeated(file, repeated)
     for key, row in questions.items():
         with reading.row(file, key):
-            picture, abilities = entry(row, "imagename"), tuple(map(str, entry(row, "capability", list)))
+            image, abilities = entry(row, "imagename"), tuple(map(str, entry(row, "capability", list)))
             meta = {
-                "question_id": key, "unit": key, "image": picture, "kind": "+".join(abilities),
+                "question_id": key, "unit": key, "image": image, "kind": "+".join(abilities),
                 "abilities": abilities,
             }  # fmt: skip
-            path = data.picture(f"images/{picture}")
+            path = data.image(f"images/{image}")
             reading.add(Sample(key, path, question_text(row), answer=question_text(row, "answer"), meta=meta))
     return reading.finish([file])
 

@@ -1,6 +1,6 @@
 """MMBench: multiple choice, each question asked once for every rotation of its options.
 
-A tab separated table, `mmbench_dev_20230712.tsv`, here with the picture cut short:
+A tab separated table, `mmbench_dev_20230712.tsv`, here with the image cut short:
 
     index   question            hint  A      B      C    D    answer  category          image
     241     Which is the dog?   nan   left   right  nan  nan  B       object_location   /9j/4AAQSkZJRg...
@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from probe.data.files import DataFolder, table, whole_row
-from probe.data.image_cache import cache_folder, stored_picture
+from probe.data.image_cache import cache_folder, stored_image
 from probe.data.rows import Benchmark, RowError, RowReader, question_text, shown
 from probe.data.sample import Sample
 from probe.errors import ProbeError
@@ -41,7 +41,7 @@ SPLITS = (
 COLUMNS = ("index", "question", "A", "B", "image")
 LETTERS = "ABCD"
 ROTATION = 1_000_000  # added to the index for each rotation
-LONGEST_REFERENCE = 64  # characters; an image cell that is longer is a picture
+LONGEST_REFERENCE = 64  # characters; an image cell that is longer is an image
 # what pandas, with which LLaVA reads the table, takes for "no value"; LLaVA adds nan and none in any case
 MISSING = frozenset({"", "#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "n/a", "null"})
 NOT_IN_WORDS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
@@ -51,18 +51,18 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads `<split>.tsv`. Chinese instructions where the split's name has "cn". Raises ProbeError."""
     data, reading = DataFolder("mmbench", folder), RowReader("mmbench", split)
     file = data.find(f"{split}.tsv")
-    pictures = _Pictures(file)
+    images = _Images(file)
     suffix = OPTION_LETTER_CN if "_cn" in split.lower() else OPTION_LETTER
     for number, cells, row in table("mmbench", file, COLUMNS):
         with reading.row(file, number):
             row = whole_row(cells, row)
             index = _index(row["index"])
-            reading.add(_sample(index, row, pictures.find(index, row["image"]), suffix))
+            reading.add(_sample(index, row, images.find(index, row["image"]), suffix))
     return reading.finish([file])
 
 
-class _Pictures:
-    """Where the picture of each row is kept. A row may refer to another's, also to one further down."""
+class _Images:
+    """Where the image of each row is kept. A row may refer to another's, also to one further down."""
 
     def __init__(self, file: Path):
         self.file, self.folder = file, cache_folder()
@@ -70,19 +70,19 @@ class _Pictures:
         self.ahead: dict[int, str] | None = None
 
     def find(self, index: int, cell: str) -> Path:
-        """Raises RowError when the cell is neither a picture nor the index of a row with one."""
+        """Raises RowError when the cell is neither an image nor the index of a row with one."""
         if len(cell) > LONGEST_REFERENCE:
-            self.stored[index] = stored_picture(cell, self.folder)
+            self.stored[index] = stored_image(cell, self.folder)
             return self.stored[index]
-        expected = f"'image': a picture in base64, or (at most {LONGEST_REFERENCE} characters) the index of its row"
+        expected = f"'image': an image in base64, or (at most {LONGEST_REFERENCE} characters) the index of its row"
         if not cell.strip().isdecimal():
             raise RowError(expected, shown(cell))
         owner = int(cell)
         if owner not in self.stored:
             self.ahead = self.ahead if self.ahead is not None else dict(_embedded(self.file))
             if owner not in self.ahead:
-                raise RowError(expected, f"{owner}, a row without a picture")
-            self.stored[owner] = stored_picture(self.ahead[owner], self.folder)
+                raise RowError(expected, f"{owner}, a row without an image")
+            self.stored[owner] = stored_image(self.ahead[owner], self.folder)
         return self.stored[owner]
 
 
@@ -98,7 +98,7 @@ def _index(cell: str) -> int:
     return int(cell)
 
 
-def _sample(index: int, row: dict[str, str], picture: Path, suffix: str) -> Sample:
+def _sample(index: int, row: dict[str, str], image: Path, suffix: str) -> Sample:
     options = options_of(row)
     if len(options) < 2:
         raise RowError("at least the options A and B", f"{len(options)}")
@@ -110,11 +110,11 @@ def _sample(index: int, row: dict[str, str], picture: Path, suffix: str) -> Samp
     hint = row.get("hint", "")
     question = question_text(row) if missing(hint) else f"{hint}\n{question_text(row)}"
     meta = {
-        "question_id": index, "unit": str(index % ROTATION), "image": picture.name, "base": index < ROTATION,
+        "question_id": index, "unit": str(index % ROTATION), "image": image.name, "base": index < ROTATION,
         "kind": row.get("category", ""), "l2-category": row.get("l2-category", ""),
         "split": row.get("split", ""), "question": row["question"],
     }  # fmt: skip
-    return Sample(str(index), picture, multiple_choice(question, options, suffix), options, answer or None, meta)
+    return Sample(str(index), image, multiple_choice(question, options, suffix), options, answer or None, meta)
 
 
 def missing(cell: str) -> bool:
@@ -172,7 +172,7 @@ def circular(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[
 def weighted(
     about: Mapping[str, np.ndarray], correct: Float[np.ndarray, "sample case"], times: Int[np.ndarray, "sample"]
 ) -> Float[np.ndarray, "case"]:
-    """`HEADLINE` of each case when each question counts so often: its rotations show one picture."""
+    """`HEADLINE` of each case when each question counts so often: its rotations show one image."""
     _, first, unit = np.unique(about["unit"], return_index=True, return_inverse=True)
     right = np.ones((len(first), correct.shape[1]))
     np.minimum.at(right, unit, correct)  # with a rotation that has no score, NaN: left out

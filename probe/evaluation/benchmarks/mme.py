@@ -1,16 +1,16 @@
-"""MME: two yes-or-no questions about each picture, one of each answer, in 14 categories.
+"""MME: two yes-or-no questions about each image, one of each answer, in 14 categories.
 
 A folder a category; `code_reasoning/0020.txt` beside `code_reasoning/0020.png` (or `questions_answers_YN/`
 and `images/` within the category):
 
-    Is a python code shown in the picture? Please answer yes or no.<TAB>Yes
-    Is a c++ code shown in the picture? Please answer yes or no.<TAB>No
+    Is a python code shown in the image? Please answer yes or no.<TAB>Yes
+    Is a c++ code shown in the image? Please answer yes or no.<TAB>No
 
 LLaVA asks without "Please answer yes or no." and with its own instruction (its llava_mme.jsonl), and so do
 we.
 
 Rule: MME's eval_tool/calculation.py. In lower case, "yes" or "no" within the first four characters, else
-"other", which is wrong. A category's score is 100 x (share of right answers) + 100 x (share of pictures with
+"other", which is wrong. A category's score is 100 x (share of right answers) + 100 x (share of images with
 both right). Perception sums ten categories (to 2000), cognition four (to 800); papers print perception.
 """
 
@@ -36,7 +36,7 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 SPLITS = ("all", "perception", "cognition")
 CATEGORIES = {"all": PERCEPTION + COGNITION, "perception": PERCEPTION, "cognition": COGNITION}
 THEIR_INSTRUCTION = "Please answer yes or no."
-QUESTIONS_A_PICTURE = 2
+QUESTIONS_A_IMAGE = 2
 
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
@@ -65,9 +65,9 @@ def _sample(data: DataFolder, file: Path, line: bytes, number: int) -> Sample:
         raise RowError("a question, a tab, and Yes or No", shown("\t".join(cells)))
     inside = file.relative_to(data.root)
     category = inside.parts[0]
-    pictures = f"{category}/images" if inside.parent.name == "questions_answers_YN" else category
-    path = data.picture(*(f"{pictures}/{file.stem}{suffix}" for suffix in (".jpg", ".png", ".jpeg")))
-    name = f"{pictures}/{path.name}"
+    images = f"{category}/images" if inside.parent.name == "questions_answers_YN" else category
+    path = data.image(*(f"{images}/{file.stem}{suffix}" for suffix in (".jpg", ".png", ".jpeg")))
+    name = f"{images}/{path.name}"
     meta = {
         "question_id": name, "unit": name, "image": name, "kind": category,
         "file": file.name, "question": cells[0], "label": cells[1].strip(),
@@ -105,18 +105,18 @@ def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict
 
 
 def _category(samples: Sequence[Sample], predictions: Mapping[str, str]) -> tuple[float, float]:
-    """acc and acc_plus. A picture without both of its questions and answers counts for acc alone."""
+    """acc and acc_plus. An image without both of its questions and answers counts for acc alone."""
     scores: dict[str, list[float]] = defaultdict(list)
     for sample, text in answered(samples, predictions):
         scores[sample.meta["unit"]].append(score(text, sample))
-    pairs = [all(hits) for hits in scores.values() if len(hits) == QUESTIONS_A_PICTURE]
+    pairs = [all(hits) for hits in scores.values() if len(hits) == QUESTIONS_A_IMAGE]
     return percent(hit for hits in scores.values() for hit in hits), percent(pairs)
 
 
 def weighted(
     about: Mapping[str, np.ndarray], correct: Float[np.ndarray, "sample case"], times: Int[np.ndarray, "sample"]
 ) -> Float[np.ndarray, "case"]:
-    """`HEADLINE` of each case when each sample counts so often, a picture's two questions equally."""
+    """`HEADLINE` of each case when each sample counts so often, an image's two questions equally."""
     total = np.zeros(correct.shape[1])
     for name in PERCEPTION:
         here = about["kind"] == name
@@ -125,7 +125,7 @@ def weighted(
         )
         right = np.ones((len(first), correct.shape[1]))
         np.minimum.at(right, pair, correct[here])
-        whole = np.where(size == QUESTIONS_A_PICTURE, times[here][first], 0)
+        whole = np.where(size == QUESTIONS_A_IMAGE, times[here][first], 0)
         total += weighted_percent(correct[here], times[here]) + weighted_percent(right, whole)
     return total
 

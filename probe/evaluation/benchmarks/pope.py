@@ -1,6 +1,6 @@
-"""POPE: does the model see things that are not there? Three sets of 3,000 yes-or-no questions about COCO pictures.
+"""POPE: does the model see things that are not there? Three sets of 3,000 yes-or-no questions about COCO images.
 
-`coco_pope_{random,popular,adversarial}.json` (JSON lines), pictures in `val2014/`; one line:
+`coco_pope_{random,popular,adversarial}.json` (JSON lines), images in `val2014/`; one line:
 
     {"question_id": 1, "image": "COCO_val2014_000000310196.jpg", "text": "Is there a snowboard in the image?",
      "label": "yes"}
@@ -45,13 +45,13 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
 
 
 def _sample(data: DataFolder, name: str, row: Any) -> Sample:
-    label, picture = entry(row, "label"), entry(row, "image")
+    label, image = entry(row, "label"), entry(row, "image")
     if label not in LABELS:
         raise RowError("'label': yes or no", shown(label))
     key = f"{name}/{identifier(row, 'question_id')}"  # each set counts from 1
-    meta = {"question_id": key, "unit": key, "image": picture, "kind": name}
+    meta = {"question_id": key, "unit": key, "image": image, "kind": name}
     return Sample(
-        key, data.picture(f"val2014/{picture}", picture), question_text(row, "text") + SINGLE_WORD,
+        key, data.image(f"val2014/{image}", image), question_text(row, "text") + SINGLE_WORD,
         choices=LABELS, answer=label, meta=meta,
     )  # fmt: skip
 

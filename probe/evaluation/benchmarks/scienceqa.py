@@ -1,6 +1,6 @@
-"""ScienceQA: multiple choice from school books; about half of the questions have a picture.
+"""ScienceQA: multiple choice from school books; about half of the questions have an image.
 
-`problems.json` and `pid_splits.json` ({"test": ["4", "5", ...]}), pictures in `images/test/<id>/image.png`;
+`problems.json` and `pid_splits.json` ({"test": ["4", "5", ...]}), images in `images/test/<id>/image.png`;
 an entry:
 
     {"11": {"question": "What is the name of the colony shown?", "choices": ["Maryland", "New Hampshire",
@@ -12,7 +12,7 @@ hint as "Context: ...", the question, one lettered option a line.
 
 Rule: LLaVA's llava/eval/eval_science_qa.py. The text is one letter, or starts with "X. ", or says "The answer
 is X." exactly once; else it is wrong. A letter beyond the options is wrong. Papers print the accuracy over
-questions with a picture.
+questions with an image.
 """
 
 import re
@@ -68,15 +68,15 @@ def _sample(data: DataFolder, key: str, row: Any, prompt: str | None) -> Sample:
         raise RowError("'answer': the place of one of 2 to 5 choices", f"{answer} of {shown(choices)}")
     options = tuple(map(str, choices))
     picture = row.get("image") or None
-    path = _picture(data, key, row, entry(row, "image")) if picture else None
+    path = _image(data, key, row, entry(row, "image")) if picture else None
     meta = {"question_id": key, "unit": key, "image": key, "kind": str(row.get("subject", ""))}
     asked = prompt + OPTION_LETTER if prompt else multiple_choice(_with_hint(row), options)
     return Sample(key, path, asked, options, LETTERS[answer], meta)
 
 
-def _picture(data: DataFolder, key: str, row: Any, name: str) -> Path:
+def _image(data: DataFolder, key: str, row: Any, name: str) -> Path:
     split = row.get("split", "test")
-    return data.picture(f"images/{split}/{key}/{name}", f"{split}/{key}/{name}")
+    return data.image(f"images/{split}/{key}/{name}", f"{split}/{key}/{name}")
 
 
 def _with_hint(row: Any) -> str:
@@ -105,7 +105,7 @@ def score(prediction: str, sample: Sample) -> float:
 
 
 def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
-    """Accuracy in percent: all questions, those with and without a picture, and by subject."""
+    """Accuracy in percent: all questions, those with and without an image, and by subject."""
     pairs = answered(samples, predictions)
     numbers = {
         "image_accuracy": percent(score(text, s) for s, text in pairs if s.images),
@@ -118,7 +118,7 @@ def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict
 
 
 def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
-    """Writes `scienceqa.jsonl`, the --result-file of eval_science_qa.py, which finds pictures by <image>."""
+    """Writes `scienceqa.jsonl`, the --result-file of eval_science_qa.py, which finds images by <image>."""
     marked = [
         Sample(s.id, s.image, f"<image>\n{s.question}" if s.images else s.question, s.choices, s.answer, s.meta)
         for s in samples

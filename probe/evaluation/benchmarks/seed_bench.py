@@ -1,6 +1,6 @@
-"""SEED-Bench: multiple choice about pictures (14,233 questions) and about the middle frame of videos (5,009).
+"""SEED-Bench: multiple choice about images (14,233 questions) and about the middle frame of videos (5,009).
 
-`SEED-Bench.json`, pictures in `SEED-Bench-image/`, frames in `SEED-Bench-video-image/<type>_<question>.png`
+`SEED-Bench.json`, images in `SEED-Bench-image/`, frames in `SEED-Bench-video-image/<type>_<question>.png`
 as LLaVA's extract_video_frames.py writes them:
 
     {"questions": [{"question_id": "101669", "question": "How many towels are in the image?",
@@ -29,7 +29,7 @@ LETTERS = "ABCD"
 
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
-    """Reads all questions, or those about pictures or videos. Raises ProbeError."""
+    """Reads all questions, or those about images or videos. Raises ProbeError."""
     if split not in SPLITS:
         raise ProbeError("seed", expected=f"a split among {', '.join(SPLITS)}", got=repr(split))
     data, reading = DataFolder("seed", folder), RowReader("seed", split)
@@ -57,7 +57,7 @@ def _sample(data: DataFolder, row: Any, types: dict[int, str]) -> Sample:
     if answer not in tuple(LETTERS):
         raise RowError("'answer': A, B, C or D", shown(answer))
     name = question_text(row, "data_id")
-    path = data.picture(f"SEED-Bench-image/{name}") if medium == "image" else _frame(data, medium, kind, key)
+    path = data.image(f"SEED-Bench-image/{name}") if medium == "image" else _frame(data, medium, kind, key)
     meta = {
         "question_id": row["question_id"], "unit": key, "image": name, "kind": str(types.get(kind, kind)),
         "medium": medium,
@@ -68,7 +68,7 @@ def _sample(data: DataFolder, row: Any, types: dict[int, str]) -> Sample:
 def _frame(data: DataFolder, medium: str, kind: int, key: str) -> Path:
     if medium != "video":
         raise RowError("'data_type': image or video", shown(medium))
-    return data.picture(f"SEED-Bench-video-image/{kind}_{key}.png")
+    return data.image(f"SEED-Bench-video-image/{kind}_{key}.png")
 
 
 def score(prediction: str, sample: Sample) -> float:
@@ -82,7 +82,7 @@ def first_character(prediction: str, sample: Sample) -> float:
 
 
 def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
-    """Accuracy in percent: all, pictures, videos, by question type; and by lmms-eval's rule."""
+    """Accuracy in percent: all, images, videos, by question type; and by lmms-eval's rule."""
     pairs = answered(samples, predictions)
     numbers = {"accuracy": percent(score(text, s) for s, text in pairs)}
     for medium in ("image", "video"):

@@ -1,9 +1,9 @@
 """Shapes: the tiny models' own task, drawn from a seed. No files are needed.
 
-    Sample("shapes-0-00005", <60 x 60 picture>, "Is there a red circle?", answer="no", meta={...})
+    Sample("shapes-0-00005", <60 x 60 image>, "Is there a red circle?", answer="no", meta={...})
 
-Each scene is asked one question of every kind but the caption, so that questions share pictures as in GQA.
-Training draws from other seeds: these pictures are in no training set (`probe.models.tiny.training.recipe`).
+Each scene is asked one question of every kind but the caption, so that questions share images as in GQA.
+Training draws from other seeds: these images are in no training set (`probe.models.tiny.training.recipe`).
 
 Rule: equal after stripping, lower-casing and dropping a full stop at the end.
 """
@@ -43,7 +43,7 @@ def read(folder: str | Path | None = None, split: str = SPLITS[0], questions: in
 def _scene(seed: int, number: int) -> list[Sample]:
     rng = np.random.default_rng([STREAM, seed, number])
     scene = sample_scene(rng)
-    picture = draw(scene)
+    image = draw(scene)
     samples = []
     for place, kind in enumerate(ASKED):
         asked = ask(scene, kind, rng)
@@ -52,7 +52,7 @@ def _scene(seed: int, number: int) -> list[Sample]:
             "question_id": key, "unit": key, "image": f"scene-{seed}-{number:05d}", "kind": kind,
             "key": asked.key, "distractors": asked.distractors,
         }  # fmt: skip
-        samples.append(Sample(key, picture, asked.question, answer=asked.answer, meta=meta))
+        samples.append(Sample(key, image, asked.question, answer=asked.answer, meta=meta))
     return samples
 
 

@@ -1,6 +1,6 @@
-"""TextVQA: questions that need the text in the picture to be read (validation: 5,000 questions).
+"""TextVQA: questions that need the text in the image to be read (validation: 5,000 questions).
 
-`TextVQA_0.5.1_val.json`, pictures in `train_images/`; one entry of its `data`:
+`TextVQA_0.5.1_val.json`, images in `train_images/`; one entry of its `data`:
 
     {"question_id": 34602, "image_id": "003a8ae2ef43b901", "question": "what is the brand of this camera?",
      "answers": ["nous les gosses", "dakota", ... ten in all]}
@@ -36,15 +36,15 @@ def read(folder: str | Path, split: str = SPLITS[0], ocr: bool = True) -> Benchm
     prompts = data.look(f"llava_textvqa_{split}_v051_ocr.jsonl") if ocr else None
     rosetta = data.look(f"TextVQA_Rosetta_OCR_v0.2_{split}.json") if ocr and not prompts else None
     by_question = _llava_prompts(reading, prompts) if prompts else {}
-    by_picture = _ocr_words(reading, rosetta) if rosetta else {}
+    by_image = _ocr_words(reading, rosetta) if rosetta else {}
     for number, row in enumerate(json_list("textvqa", file, "data"), 1):
         with reading.row(file, number):
-            reading.add(_sample(data, row, by_question, by_picture))
+            reading.add(_sample(data, row, by_question, by_image))
     return reading.finish([path for path in (file, prompts, rosetta) if path])
 
 
 def _llava_prompts(reading: RowReader, file: Path) -> dict[tuple[str, str], str]:
-    """LLaVA's prompt of each (picture, question in lower case): the key by which its scorer joins."""
+    """LLaVA's prompt of each (image, question in lower case): the key by which its scorer joins."""
     prompts = {}
     for number, line in lines("textvqa", file):
         with reading.row(file, number):
@@ -63,13 +63,13 @@ def _ocr_words(reading: RowReader, file: Path) -> dict[str, str]:
 
 
 def _sample(data: DataFolder, row: Any, prompts: dict[tuple[str, str], str], words: dict[str, str]) -> Sample:
-    picture, question, key = identifier(row, "image_id"), question_text(row), identifier(row, "question_id")
-    prompt, source = prompts.get((picture, question.lower())), "llava"
+    image, question, key = identifier(row, "image_id"), question_text(row), identifier(row, "question_id")
+    prompt, source = prompts.get((image, question.lower())), "llava"
     if prompt is None:
-        reference = f"\nReference OCR token: {words[picture]}" if picture in words else ""
+        reference = f"\nReference OCR token: {words[image]}" if image in words else ""
         prompt, source = question.capitalize() + reference + SINGLE_WORD, "rosetta" if reference else "none"
-    meta = {"question_id": picture, "unit": key, "image": picture, "kind": "all", "ocr": source}
-    path = data.picture(f"train_images/{picture}.jpg", f"train_val_images/train_images/{picture}.jpg")
+    meta = {"question_id": image, "unit": key, "image": image, "kind": "all", "ocr": source}
+    path = data.image(f"train_images/{image}.jpg", f"train_val_images/train_images/{image}.jpg")
     return Sample(key, path, prompt, answer=ten_answers(entry(row, "answers", list)), meta=meta)
 
 
@@ -94,5 +94,5 @@ def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict
 
 
 def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
-    """Writes `textvqa.jsonl`, the --result-file of eval_textvqa.py (its question_id is the picture's)."""
+    """Writes `textvqa.jsonl`, the --result-file of eval_textvqa.py (its question_id is the image's)."""
     return write_llava(samples, predictions, Path(folder) / "textvqa.jsonl")

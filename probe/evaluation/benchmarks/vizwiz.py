@@ -1,6 +1,6 @@
-"""VizWiz: what blind people asked about pictures they took (validation: 4,319; papers report test-dev).
+"""VizWiz: what blind people asked about images they took (validation: 4,319; papers report test-dev).
 
-`val.json`, pictures in `val/`; one entry:
+`val.json`, images in `val/`; one entry:
 
     {"image": "VizWiz_val_00000000.jpg", "question": "What is this, and what color is it?", "answers":
      [{"answer": "unanswerable", "answer_confidence": "yes"}, ... ten in all], "answer_type": "unanswerable",
@@ -37,12 +37,12 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
 
 
 def _sample(data: DataFolder, row: Any, split: str) -> Sample:
-    picture = question_text(row, "image")
+    image = question_text(row, "image")
     answers = None if split == "test" else ten_answers(entry(row, "answers", list))
     kind = "" if answers is None else "answerable" if entry(row, "answerable", int) else "unanswerable"
-    meta = {"question_id": picture, "unit": picture, "image": picture, "kind": kind}
+    meta = {"question_id": image, "unit": image, "image": image, "kind": kind}
     return Sample(
-        picture, data.picture(f"{split}/{picture}"), question_text(row) + UNANSWERABLE + SINGLE_WORD,
+        image, data.image(f"{split}/{image}"), question_text(row) + UNANSWERABLE + SINGLE_WORD,
         answer=answers, meta=meta,
     )  # fmt: skip
 

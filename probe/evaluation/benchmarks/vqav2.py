@@ -1,6 +1,6 @@
-"""VQAv2: open questions about COCO pictures (validation: 214,354 questions, 40,504 pictures).
+"""VQAv2: open questions about COCO images (validation: 214,354 questions, 40,504 images).
 
-`v2_OpenEnded_mscoco_val2014_questions.json` and `v2_mscoco_val2014_annotations.json`, pictures in `val2014/`:
+`v2_OpenEnded_mscoco_val2014_questions.json` and `v2_mscoco_val2014_annotations.json`, images in `val2014/`:
 
     {"questions":   [{"image_id": 262148, "question": "Where is he looking?", "question_id": 262148000}, ...]}
     {"annotations": [{"question_id": 262148000, "image_id": 262148, "answer_type": "other",
@@ -59,7 +59,7 @@ def _sample(data: DataFolder, row: Any, images: str, annotations: dict | None) -
     meta = {"question_id": row["question_id"], "unit": key, "image": name, "kind": kind}
     return Sample(
         key,
-        data.picture(f"{images}/{name}", name),
+        data.image(f"{images}/{name}", name),
         question_text(row) + SINGLE_WORD,
         answer=answers,
         meta=meta,

@@ -1,8 +1,8 @@
 """All cases of pre-fusion together: the words read the image once for each case, then the LLM runs them as one batch.
 
 What is shared is exact because vision rows of pre-fusion see nothing but vision: dropping them changes only who reads
-them, so they run once a picture (`pictures.py`) and each case costs its compressed tokens and words. Where they skip
-layers (`freeze`) they are others in each case, and the picture is read again.
+them, so they run once an image (`images.py`) and each case costs its compressed tokens and words. Where they skip
+layers (`freeze`) they are others in each case, and the image is read again.
 """
 
 import sys
@@ -17,9 +17,9 @@ from transformers import DynamicCache
 from probe.hooks.model_structure import max_positions
 from probe.interventions.sweep.case_batch import until_end
 from probe.interventions.sweep.layer_sets import ALWAYS, ANOTHER_IMAGE
-from probe.interventions.sweep.pictures import Pictures
 from probe.interventions.sweep.sample_prompts import SamplePrompts
 from probe.interventions.sweep.sequential import Outcome, SequentialCases
+from probe.subject.encoded_images import Images
 from probe.subject.image_prefix import EmbeddedPrompt
 from probe.subject.inputs import with_response
 
@@ -29,7 +29,7 @@ class Fused:
     """`alone` knows the cases and what is done in each."""
 
     alone: SequentialCases
-    pictures: Pictures
+    images: Images
 
     def __call__(self, question: SamplePrompts, names: Sequence[str]) -> Outcome:
         """These cases. Another image is one of the rows where its tokens stand in the same places, else alone."""
@@ -44,7 +44,7 @@ class Fused:
 
     def untouched(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "1 vocabulary"]:
         """Logits of a prompt's last token when nothing is done."""
-        prompt = EmbeddedPrompt.of(self.alone.subject.model, self.pictures.read(inputs))
+        prompt = EmbeddedPrompt.of(self.alone.subject.model, self.images.read(inputs))
         hidden = self._decoder(prompt.embeddings, prompt.positions, None)
         return self.alone.subject.model.get_output_embeddings()(hidden[:, -1])  # pyright: ignore[reportOptionalCall]
 
@@ -65,7 +65,7 @@ class Fused:
         inputs = question.other if name == ANOTHER_IMAGE else question.inputs
         assert inputs is not None  # else the case would not be among the names
         asked = with_response(inputs, question.gold[:-1]) if len(question.gold) > 1 else inputs
-        given = asked if self.alone.reading.freeze and name not in ALWAYS else self.pictures.read(asked)
+        given = asked if self.alone.reading.freeze and name not in ALWAYS else self.images.read(asked)
         with self.alone.intervention(name, question):
             return EmbeddedPrompt.of(self.alone.subject.model, given)
 

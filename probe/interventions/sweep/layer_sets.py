@@ -15,7 +15,7 @@ UNTOUCHED = "untouched"  # the model as it is
 # Vision masked in every layer of the stack. In a LLaVA: what the words alone give; in LLaVA-Mini one stack still has
 # what the other passes on: compressed tokens, and words that have read the image.
 NO_VISION = "no vision"
-ANOTHER_IMAGE = "another image"  # the untouched model, asked about another picture
+ANOTHER_IMAGE = "another image"  # the untouched model, asked about another image
 ALWAYS = (UNTOUCHED, NO_VISION, ANOTHER_IMAGE)
 
 Layers = Iterable[int]

@@ -43,13 +43,13 @@ class VisionView:
 class SharedAttention:
     """The attention function of a sweep, for `tap.routed`. `look` is called before each layer.
 
-    `vision`: which of the tokens behind the prefix are vision tokens (of further pictures); later tokens are text.
+    `vision`: which of the tokens behind the prefix are vision tokens (of further images); later tokens are text.
     `longest`: tokens of prompt and answer together.
     """
 
     def __init__(self, views: list[VisionView], vision: Bool[Tensor, " token"], longest: int):
         self.views, self.vision, self.longest = views, vision, longest
-        self.several_pictures = bool(vision.any())
+        self.several_images = bool(vision.any())
         self.own: dict[str, KeyValue] = {}
         self.look(torch.zeros(1, dtype=torch.long))
 
@@ -67,8 +67,8 @@ class SharedAttention:
         tokens, length = call.query_count, key.shape[2]
         visible = torch.ones(tokens, length, dtype=torch.bool, device=key.device).tril(length - tokens)
         own = attend(call.query, key, value, call.scaling, visible if tokens > 1 else None)
-        if self.several_pictures:
-            out = self._with_pictures_behind(call, key, value, visible, own)
+        if self.several_images:
+            out = self._with_images_behind(call, key, value, visible, own)
         else:
             out = _merged(self._of_prefix(call, call.query, self.groups), own)
         return out.to(call.query.dtype).transpose(1, 2).contiguous(), None
@@ -83,7 +83,7 @@ class SharedAttention:
             out[rows], lse[rows] = _over_shared(query[rows], *self.views[number].prefix[call.name], call.scaling)
         return out, lse
 
-    def _with_pictures_behind(
+    def _with_images_behind(
         self, call: AttentionCall, key: Tensor, value: Tensor, visible: Tensor, own: Part
     ) -> Tensor:
         """The whole, where vision tokens are queries and keys behind the prefix too: views are those of queries."""
@@ -135,7 +135,7 @@ def check_window(call: AttentionCall, length: int) -> None:
 
 
 def _replaced(key: Tensor, value: Tensor, vision: Tensor, own: str | Mapping, name: str) -> KeyValue:
-    """Keys and values of the own part in which vision tokens count as zero or are another picture's."""
+    """Keys and values of the own part in which vision tokens count as zero or are another image's."""
     if own == "zero":
         return key, value.masked_fill(vision[:, None], 0)
     if isinstance(own, Mapping):

@@ -1,4 +1,4 @@
-"""One sample of a sweep as tokens: its prompt, the same about the donor's pictures, and its gold answer."""
+"""One sample of a sweep as tokens: its prompt, the same about the donor's images, and its gold answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from probe.data.sample import ImageSource, Sample
+from probe.data.image import ImageSource
+from probe.data.sample import Sample
 from probe.interventions.sweep.result_table import golden
 from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
 
-Pictures = ImageSource | Sequence[ImageSource]
+Images = ImageSource | Sequence[ImageSource]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class SamplePrompts:
     gold: Int[Tensor, " token"]
 
     @classmethod
-    def of(cls, subject: Subject, sample: Sample, donor: Pictures | None) -> "SamplePrompts":
+    def of(cls, subject: Subject, sample: Sample, donor: Images | None) -> "SamplePrompts":
         inputs = _encode(subject, sample.image, sample)
         other = None if donor is None else _encode(subject, donor, sample)
         return cls(inputs, other, _gold(subject, sample, inputs["input_ids"][0]))
@@ -40,7 +41,7 @@ class SamplePrompts:
         return self.other is not None and torch.equal(self.inputs["input_ids"], self.other["input_ids"])
 
 
-def _encode(subject: Subject, image: Pictures | None, sample: Sample, answer: str | None = None) -> Inputs:
+def _encode(subject: Subject, image: Images | None, sample: Sample, answer: str | None = None) -> Inputs:
     return subject.encode(list(image) if isinstance(image, tuple) else image, sample.question, answer)
 
 

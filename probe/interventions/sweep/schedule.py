@@ -1,22 +1,23 @@
-"""In which order samples are taken, whose picture is whose donor, and what it will cost."""
+"""In which order samples are taken, whose image is whose donor, and what it will cost."""
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from probe.data.sample import ImageSource, Sample, Video, open_image
+from probe.data.image import ImageSource, Video, open_image
+from probe.data.sample import Sample
 from probe.subject.prefix_cache import KEPT
 from probe.subject.prefix_check import SharingCheck
 
 
 def schedule(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, tuple[ImageSource, ...] | None]]:
-    """Samples in an order in which every picture comes once, and the donor of each: the next one's pictures.
+    """Samples in an order in which every image comes once, and the donor of each: the next one's images.
 
-    A donor has as many pictures as the sample; None where there is no other.
+    A donor has as many images as the sample; None where there is no other.
     """
     groups: dict[tuple[str, ...], list[Sample]] = {}
     for sample in samples:
-        groups.setdefault(pictures_of(sample), []).append(sample)
+        groups.setdefault(images_of(sample), []).append(sample)
     donors: dict[str, tuple[ImageSource, ...] | None] = {}
     for key, group in groups.items():
         ring = [other for other in groups if len(other) == len(key)]
@@ -25,17 +26,17 @@ def schedule(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, tuple[I
     return [sample for group in groups.values() for sample in group], donors
 
 
-def pictures_of(sample: Sample) -> tuple[str, ...]:
-    """What tells a sample's pictures from others: paths, or hashes of those in memory."""
+def images_of(sample: Sample) -> tuple[str, ...]:
+    """What tells a sample's images from others: paths, or hashes of those in memory."""
     return tuple(map(_identity, sample.images))
 
 
-def _identity(picture: ImageSource) -> str:
-    if isinstance(picture, str | Path):
-        return str(picture)
-    if isinstance(picture, Video):
-        return "+".join(map(_identity, picture.source)) if isinstance(picture.source, tuple) else str(picture.source)
-    return hashlib.sha256(open_image(picture).tobytes() + str(picture.size).encode()).hexdigest()
+def _identity(image: ImageSource) -> str:
+    if isinstance(image, str | Path):
+        return str(image)
+    if isinstance(image, Video):
+        return "+".join(map(_identity, image.source)) if isinstance(image.source, tuple) else str(image.source)
+    return hashlib.sha256(open_image(image).tobytes() + str(image.size).encode()).hexdigest()
 
 
 def estimate(
@@ -56,13 +57,13 @@ def estimate(
         length, shared, new: tokens of a prompt, of its prefix, and of the longest answer.
         token_bytes: keys and values of one token.
     """
-    pictures, every = len({pictures_of(sample) for sample in samples}), cases * layers * len(samples)
+    pictures, every = len({images_of(sample) for sample in samples}), cases * layers * len(samples)
     together = pictures * layers * shared + len(samples) * rows * (length - shared)
     computed = every if judged.reason else len(samples) * rows
     forwards = ((every * length if judged.reason else together) + every * new) / (length * layers)
     memory = token_bytes * (KEPT * shared + cases * (length - shared + new))
     how = f" (each case alone: {judged.reason})" if judged.reason else ""
     return (
-        f"drop_sweep: {len(samples)} samples, {pictures} pictures, {cases} cases: {computed} row-layers of {every}{how}"
+        f"drop_sweep: {len(samples)} samples, {pictures} images, {cases} cases: {computed} row-layers of {every}{how}"
         f"; at most {forwards * judged.seconds:.0f} s and {memory / 2**20:.0f} MB of keys and values"
     )

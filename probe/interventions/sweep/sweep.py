@@ -1,6 +1,6 @@
 """The sweep: many layer sets times many samples, each exactly as if it ran alone, for the price of a few.
 
-Three things are computed once: the image prefix (`prefix.py`) for all cases and all questions about a picture; text
+Three things are computed once: the image prefix (`prefix.py`) for all cases and all questions about an image; text
 rows before the first dropped layer for all cases, which split into rows as their histories differ (`rows.py`); and
 each step of decoding, a batch of all cases. With 576 vision and 45 text tokens, 41 cases of 32 layers cost as much as
 2.3 forwards, not 41.
@@ -31,7 +31,7 @@ from probe.interventions.sweep.batched import BatchedCases
 from probe.interventions.sweep.batched_prefusion import Fused
 from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE, NO_VISION, UNTOUCHED, Cases, resolve
 from probe.interventions.sweep.result_table import Score, exact_match, tabulate
-from probe.interventions.sweep.sample_prompts import Pictures, SamplePrompts
+from probe.interventions.sweep.sample_prompts import Images, SamplePrompts
 from probe.interventions.sweep.schedule import estimate, schedule
 from probe.interventions.sweep.sequential import SequentialCases
 from probe.interventions.sweep.visibility import DropMode, row_layers
@@ -51,7 +51,7 @@ def drop_sweep(
     freeze: bool = False,
     restore: bool = True,
     queries: Names | None = None,
-    donor: Pictures | None = None,
+    donor: Images | None = None,
     max_new_tokens: int = 32,
     score: Score = exact_match,
     progress: bool = True,
@@ -70,9 +70,9 @@ def drop_sweep(
 
     Variables: answer, correct, gold_logprob, kl, total_variation, first_token_changed, for swaps donor_answer_given;
     dropped (case, layer); row_layers and image_prefixes (sample), which count what was computed.
-    Samples that show the same picture are taken together, and returned in the order given. Answers are greedy.
+    Samples that show the same image are taken together, and returned in the order given. Answers are greedy.
     Raises ProbeError for layers that are not there, a model that is compiled, in training mode or under an
-    intervention, a sliding window shorter than prompt and answer, and swaps between pictures with other numbers of
+    intervention, a sliding window shorter than prompt and answer, and swaps between images with other numbers of
     tokens.
     """
     samples = [samples] if isinstance(samples, Sample) else list(samples)
@@ -94,7 +94,7 @@ def drop_sweep(
 
 
 def sweep_one(
-    subject: Subject, sample: Sample, cases: Cases, how: str = "mask", donor: Pictures | None = None, **options
+    subject: Subject, sample: Sample, cases: Cases, how: str = "mask", donor: Images | None = None, **options
 ) -> xr.Dataset:
     """One sample of `drop_sweep` (whose `options` it takes). For many, keep a `Sweep`: it remembers prefixes."""
     return Sweep(subject, cases, how, **options)(sample, donor)
@@ -132,12 +132,12 @@ class Sweep:
         self.alone = SequentialCases(subject, self.reading, self.cases, self.stack, max_new_tokens, self.queries)
         self.together = (
             BatchedCases(subject, self.reading, self.readings, self.memory, max_new_tokens) if stack == "llm"
-            else Fused(self.alone, self.memory.pictures)
+            else Fused(self.alone, self.memory.images)
         )  # fmt: skip
 
     @torch.no_grad()
-    def __call__(self, sample: Sample, donor: Pictures | None = None) -> xr.Dataset:
-        """One sample in every case. Without a `donor` (its pictures) the case of another image is missing."""
+    def __call__(self, sample: Sample, donor: Images | None = None) -> xr.Dataset:
+        """One sample in every case. Without a `donor` (its images) the case of another image is missing."""
         if self.reading.how == "swap" and donor is None:
             raise ProbeError("drop_sweep", expected="another image to swap with", got="none", fix="pass donor=")
         before = self._prefixes()
@@ -177,8 +177,8 @@ class Sweep:
         return verdict(self.subject.model, self.stack, inputs, prompt, known.prefix)
 
     def _prefixes(self) -> int:
-        """Passes over pictures so far: over their prefix in the LLM, or over their rows in pre-fusion."""
-        return self.memory.computed if self.stack.name == "llm" else self.memory.pictures.computed
+        """Passes over images so far: over their prefix in the LLM, or over their rows in pre-fusion."""
+        return self.memory.computed if self.stack.name == "llm" else self.memory.images.computed
 
     def _provenance(self, judged: SharingCheck) -> dict[str, str | int]:
         reading = self.reading

@@ -21,7 +21,8 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from probe import __version__
-from probe.data.sample import ImageSource, Sample
+from probe.data.image import ImageSource
+from probe.data.sample import Sample
 from probe.data.token_types import FINE, Types
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import tap
@@ -58,10 +59,10 @@ def measure(
     progress: bool | None = None,
     **generate: Any,
 ) -> xr.DataTree:
-    """The record of one picture and question, or of many samples. Logits are bit-identical with and without it.
+    """The record of one image and question, or of many samples. Logits are bit-identical with and without it.
 
     Args:
-        samples: a picture (or several, or None) that goes with `question`; or samples that bring their own.
+        samples: an image (or several, or None) that goes with `question`; or samples that bring their own.
         response: what the model is taken to have said: words, token ids, one of them a sample, or a record whose
             answers are taken over. By default the model's own answer, `generate`d greedily.
         types: "paper" (instruction, vision, response), "fine", or masks of your own (`TokenTypes.as_types`).
@@ -141,11 +142,11 @@ def _as_samples(samples: Any, question: Any) -> list[Sample]:
         return [Sample("0", image=tuple(samples) if isinstance(samples, list) else samples, question=question)]
     samples = [samples] if isinstance(samples, Sample) else samples
     if not isinstance(samples, Iterable) or isinstance(samples, str):
-        raise ProbeError("measure", expected="a picture and a question, or samples", got=type(samples).__name__)
+        raise ProbeError("measure", expected="an image and a question, or samples", got=type(samples).__name__)
     samples = list(samples)
     if not samples or not all(isinstance(sample, Sample) for sample in samples):
-        raise ProbeError("measure", expected="at least one Sample", got="none" if not samples else "pictures alone",
-                         fix="pass a question with a picture")  # fmt: skip
+        raise ProbeError("measure", expected="at least one Sample", got="none" if not samples else "images alone",
+                         fix="pass a question with an image")  # fmt: skip
     (id, times), *_ = Counter(sample.id for sample in samples).most_common(1)
     if times > 1:
         raise ProbeError("measure", expected="samples with different ids", got=f"{id!r} {times} times")
@@ -160,8 +161,8 @@ def _chosen(subject: Subject, names: Sequence[str] | None, pictures: bool) -> di
     chosen = {name: stack for name, stack in found.items()
               if (names is None or name in names) and (pictures or name == "llm")}  # fmt: skip
     if not chosen:
-        raise ProbeError("measure", expected="at least one stack, and pictures for any but the llm",
-                         got=f"stacks={list(names or [])} and {'' if pictures else 'no '}pictures")  # fmt: skip
+        raise ProbeError("measure", expected="at least one stack, and images for any but the llm",
+                         got=f"stacks={list(names or [])} and {'' if pictures else 'no '}images")  # fmt: skip
     return chosen
 
 
@@ -194,8 +195,8 @@ def _encoded(
 
 
 def _batches(rows: Iterable[tuple[Sample, Inputs]], tokens: int) -> Iterator[list[tuple[Sample, Inputs]]]:
-    """Neighbours that fit into so many tokens after padding, at least one; with pictures, or all without: among others
-    with a picture, LLaVA-Mini fuses words without one as well."""
+    """Neighbours that fit into so many tokens after padding, at least one; with images, or all without: among others
+    with an image, LLaVA-Mini fuses words without one as well."""
     batch: list[tuple[Sample, Inputs]] = []
     for row in rows:
         widths = [inputs["input_ids"].shape[1] for _, inputs in (*batch, row)]
@@ -208,8 +209,8 @@ def _batches(rows: Iterable[tuple[Sample, Inputs]], tokens: int) -> Iterator[lis
 
 
 def _kind(inputs: Inputs) -> int:
-    """What rows of one batch have in common: some vision tokens; or, where there are none, the number of pictures."""
-    return -1 if inputs.types.vision.any() else len(inputs.pictures[0])
+    """What rows of one batch have in common: some vision tokens; or, where there are none, the number of images."""
+    return -1 if inputs.types.vision.any() else len(inputs.images[0])
 
 
 def _answered(subject: Subject, rows: list[Inputs], max_new_tokens: int, generate: dict) -> list[Inputs]:

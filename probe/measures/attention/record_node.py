@@ -1,9 +1,9 @@
 """From a statistic to the variables of a record: one sample's part of each stack, and what belongs to the sample.
 
     node(counting, stack, sample=0)      # {"mass": array, ...}, with a leading sample axis: a node of the record
-    root(sample, inputs)                 # texts, tokens and small pictures
+    root(sample, inputs)                 # texts, tokens and small images
 
-A sample's pictures, and their tiles, are rows of their own in a statistic; here they are taken together.
+A sample's images, and their tiles, are rows of their own in a statistic; here they are taken together.
 """
 
 from typing import Any
@@ -18,8 +18,8 @@ from probe.measures.attention.stack_queries import StackStatistic
 from probe.records import EDGES
 from probe.subject.inputs import Inputs
 
-PICTURE_SIDE = 672  # pixels: what a record keeps of a picture
-MOST_PICTURES = 16  # of them, for a video has thousands of frames
+IMAGE_SIDE = 672  # pixels: what a record keeps of an image
+MOST_IMAGES = 16  # of them, for a video has thousands of frames
 BY_LAYER = ("query_count", "share_count")  # have an axis of layers only where layers differ: windows, rows not computed
 # Which axes of a table are types; the others have both, last.
 QUERY_AXIS = {"received": -2, "received_head": -2, "share_count": -1}
@@ -30,7 +30,7 @@ def node(counting: StackStatistic, stack: LayerStack, sample: int) -> dict[str, 
     statistic, rows, grid = counting.statistic, counting.rows[sample], counting.grids[sample]
     if rows:
         tables = [statistic.table(name, rows) for name in stack.attention]
-    else:  # a sample without pictures among others that have some
+    else:  # a sample without images among others that have some
         tables = [_nothing(counting, module) for module in stack.attention.values()]
     found = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
     queries = np.diagonal(found["query_count"], axis1=1, axis2=2)  # every query sees itself
@@ -38,12 +38,12 @@ def node(counting: StackStatistic, stack: LayerStack, sample: int) -> dict[str, 
         values = _with_those_gone(found[name], queries) if stack.name == "llm" else found[name]
         found[name] = values[0] if (values == values[0]).all() else values
     found = {name: _chosen(name, values, counting)[None] for name, values in found.items()}
-    # Pictures and tiles run through the encoder one at a time: the keys that one of their queries can see.
+    # Images and tiles run through the encoder one at a time: the keys that one of their queries can see.
     counts = [(statistic.ids[rows] == statistic.names.index(name)).sum() for name in counting.key_types]
     found["key_count"] = np.array([counts]) // max(1, len(rows))
     found["query_type"] = np.array(counting.query_types, dtype=object)
     found["key_type"] = np.array(counting.key_types, dtype=object)
-    for name in ("picture", "tile", "row", "col", "box"):
+    for name in ("image", "tile", "row", "col", "box"):
         found[f"key_{name}"] = getattr(grid, name)[None]
     if counting.mapped is not None:
         found["map_position"] = np.array([counting.mapped[sample].positions])
@@ -87,7 +87,7 @@ def _nothing(counting: StackStatistic, module: Any) -> dict[str, np.ndarray]:
 
 
 def root(sample: Sample, inputs: Inputs) -> dict[str, Any]:
-    """What belongs to the sample: texts, tokens and small pictures, with a leading sample axis."""
+    """What belongs to the sample: texts, tokens and small images, with a leading sample axis."""
     types, real = inputs.types, inputs.types.role[0] >= 0
     answer = inputs["input_ids"][0].cpu().numpy()[real][types.prompt_length[0] :]
     root = {
@@ -99,13 +99,13 @@ def root(sample: Sample, inputs: Inputs) -> dict[str, Any]:
         "tokens": np.array([[token for token, is_real in zip(inputs.tokens[0], real, strict=True) if is_real]], object),
         "token_type": np.array([[types.names[i] for i in types.ids[0][real]]], dtype=object),
     }
-    pictures = [_small(picture) for picture in inputs.pictures[0][:MOST_PICTURES]]
-    if pictures:
-        height, width = (max(p.shape[axis] for p in pictures) for axis in (0, 1))
-        root["picture"] = np.stack(
-            [np.pad(p, ((0, height - p.shape[0]), (0, width - p.shape[1]), (0, 0))) for p in pictures]
+    images = [_small(image) for image in inputs.images[0][:MOST_IMAGES]]
+    if images:
+        height, width = (max(p.shape[axis] for p in images) for axis in (0, 1))
+        root["images"] = np.stack(
+            [np.pad(p, ((0, height - p.shape[0]), (0, width - p.shape[1]), (0, 0))) for p in images]
         )[None]
-        root["picture_size"] = np.array([[p.shape[:2] for p in pictures]])
+        root["image_size"] = np.array([[p.shape[:2] for p in images]])
     return root
 
 
@@ -121,7 +121,7 @@ def _words(question: Any) -> str:
     return "\n".join(lines)
 
 
-def _small(picture: Image.Image) -> np.ndarray:
-    picture = picture.copy()
-    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-    return np.asarray(picture, dtype=np.uint8)
+def _small(image: Image.Image) -> np.ndarray:
+    image = image.copy()
+    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+    return np.asarray(image, dtype=np.uint8)

@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from probe import __version__
-from probe.data.sample import ImageSource
+from probe.data.image import ImageSource
 from probe.data.token_types import PADDING
 from probe.hooks.attention_tap import tap
 from probe.hooks.model_state import active_interventions

@@ -1,11 +1,11 @@
 """What is counted in each stack: which sequences run through it, and what their tokens are.
 
-    vision       every view of every picture:   [cls | patches]
-    compressor   every picture:                 C x C queries over its patches
-    prefusion    every picture:                 [patches | compressed | words]
+    vision       every view of every image:   [cls | patches]
+    compressor   every image:                 C x C queries over its patches
+    prefusion    every image:                 [patches | compressed | words]
     llm          the sequence of `input_ids`
 
-Pictures and views have rows of their own in the statistic, and are taken together when a sample's numbers are read.
+Images and views have rows of their own in the statistic, and are taken together when a sample's numbers are read.
 Frames of a video share a row, so that memory does not grow with their number: its heat maps are means over frames.
 
 In pre-fusion, words are what they are in the LLM, but there is no response: what answers is hidden from it, and what
@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from probe.data.token_types import FINE, PatchGrid
+from probe.data.patch_grid import PatchGrid
+from probe.data.token_types import FINE
 from probe.hooks.model_structure import cls_tokens, output_projection
 from probe.measures.attention.statistic import AttentionStatistic
 from probe.models.llava_mini.placeholder_layout import COMPRESSED, VISION
@@ -133,7 +134,7 @@ def _compressor(subject: Subject, inputs: Inputs, wanted: MeasureOptions) -> Sta
 
 
 def _prefusion(subject: Subject, inputs: Inputs, wanted: MeasureOptions) -> StackStatistic:
-    """The patches of a picture, its compressed tokens and the words of its row."""
+    """The patches of an image, its compressed tokens and the words of its row."""
     model: Any = subject.model.base_model
     views = [_views(grid) for grid in inputs.encoder_grid]
     rows, order = _rows(inputs, [[1] * len(each) for each in views])
@@ -165,19 +166,19 @@ def _prefusion_types(
 
 
 def _views(grid: PatchGrid) -> list[int]:
-    """The number of views of each picture of a sample."""
-    return [len(np.unique(grid.tile[grid.picture == picture])) for picture in np.unique(grid.picture)]
+    """The number of views of each image of a sample."""
+    return [len(np.unique(grid.tile[grid.image == image])) for image in np.unique(grid.image)]
 
 
 def _rows(inputs: Inputs, each: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:
-    """Rows of a statistic for each sample, so many for `each` of its pictures; and the order in which calls go through
+    """Rows of a statistic for each sample, so many for `each` of its images; and the order in which calls go through
     them."""
     rows, order, at = [], [], 0
     for counts, frames in zip(each, inputs.frames, strict=True):
         rows.append([])
         for count, frame_count in zip(counts, frames, strict=True):
-            of_picture = list(range(at, at + count))
-            rows[-1] += of_picture
-            order += of_picture * frame_count
+            of_image = list(range(at, at + count))
+            rows[-1] += of_image
+            order += of_image * frame_count
             at += count
     return rows, order

@@ -71,7 +71,7 @@ def type_sums(sums: QuerySums, keys: Keys) -> dict[str, Tensor]:
     for name in ("received", "received_head", "maps"):
         if getattr(sums, name).numel():
             out[name] = getattr(sums, name)[..., vision].double()
-    if "maps" in out:  # with an axis of keys, so that those of several pictures can stand side by side
+    if "maps" in out:  # with an axis of keys, so that those of several images can stand side by side
         count = sums.map_count.double()
         out["map_count"] = count.view(-1, *[1] * (out["maps"].ndim - 1)).expand_as(out["maps"])
     if sums.norm.numel():
@@ -122,7 +122,7 @@ class AttentionStatistic:
         received_head, map_positions, map_heads, contribution: what is kept only on request; `map_positions` are the
             query positions of each row; `contribution` gives a module's output projection, a Linear.
 
-    A module that is called several times with fewer rows than there are (once a picture) is taken to go through them in
+    A module that is called several times with fewer rows than there are (once an image) is taken to go through them in
     order, to the next when the keys have reached their end. Calls with fewer queries than keys go on behind those
     before them, as steps of cached decoding do: the queries are the last positions.
     """
@@ -212,7 +212,7 @@ KEYED = ("received", "received_count", "received_head", "maps", "map_count")  # 
 
 
 def merge(total: dict[str, np.ndarray], more: dict[str, np.ndarray], *, join: bool = False) -> dict[str, np.ndarray]:
-    """Adds sums and counts in place, exactly. `join` puts the keys of different pictures side by side."""
+    """Adds sums and counts in place, exactly. `join` puts the keys of different images side by side."""
     for name, value in more.items():
         total[name] = np.concatenate([total[name], value], -1) if join and name in KEYED else total[name] + value
     return total

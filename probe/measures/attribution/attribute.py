@@ -1,4 +1,4 @@
-"""`attribute`: what an answer owes to each part of the picture and each word of the prompt.
+"""`attribute`: what an answer owes to each part of the image and each word of the prompt.
 
 found = attribute(subject, "street.jpg", "what is on the left ?", method="ablation", over="grid")
 found["attribution"].sel(feature="cell 1,1")            # nats of the answer's log-probability
@@ -17,7 +17,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from probe import __version__
-from probe.data.sample import ImageSource
+from probe.data.image import ImageSource
 from probe.errors import ProbeError
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import is_compiled
@@ -58,15 +58,15 @@ def attribute(
     max_new_tokens: int = 32,
     progress: bool = True,
 ) -> xr.Dataset:
-    """What the answer's log-probability owes to each region of the picture and each word of the prompt, in one vector.
+    """What the answer's log-probability owes to each region of the image and each word of the prompt, in one vector.
 
     Args:
-        image: a picture, several, or inputs of one row that are encoded already.
+        image: an image, several, or inputs of one row that are encoded already.
         response: the answer that is explained; by default the model's own, greedily.
         method: "ablation", "shapley", "integrated_gradients" or "gradient_x_attention" (`methods.py`).
-        over: "patches" (of the whole picture), "grid" (cells of 2 x 2 patches), a mask of the picture, {name: mask}, or
-            a list of masks, one a picture; "words" alone; "layers" for what text reads of vision in each layer.
-        baseline: what stands in for what is taken away: "mean", "blur", "rows", "zero", "hidden" or another picture
+        over: "patches" (of the whole image), "grid" (cells of 2 x 2 patches), a mask of the image, {name: mask}, or
+            a list of masks, one an image; "words" alone; "layers" for what text reads of vision in each layer.
+        baseline: what stands in for what is taken away: "mean", "blur", "rows", "zero", "hidden" or another image
             (`baselines.py`). "layers" and "gradient_x_attention" need none.
         words: the words of the prompt are features too.
         tokens: which tokens of the answer are explained, from 0; all by default.

@@ -1,9 +1,9 @@
 """What stands in for what is taken away. No stand-in is neutral, so a result is only as good as it is under two.
 
     "mean"      pixels of the processor's mean colour: the encoder sees a grey patch           (the default)
-    "blur"      the picture blurred by the size of a patch
-    a picture   the pixels of another picture, resized to this one
-    "rows"      the LLM gets the mean of the picture's vision rows in the place of these
+    "blur"      the image blurred by the size of a patch
+    an image   the pixels of another image, resized to this one
+    "rows"      the LLM gets the mean of the image's vision rows in the place of these
     "zero"      the LLM gets zeros. Integrated gradients do not converge from here: RMSNorm has no scale to start from
     "hidden"    the rows stay as they are, and no text can see them: what text reads of them, without moving the model
                 off the inputs it knows
@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from probe.data.sample import ImageSource, open_image
+from probe.data.image import ImageSource, open_image
 from probe.errors import ProbeError
 from probe.measures.attribution.features import Features
 from probe.subject.subject import Subject
@@ -60,9 +60,9 @@ class Perturbation:
         """Raises ProbeError for an unknown baseline, and for one of vision rows where a region has none of its own."""
         named = isinstance(baseline, str) and baseline in NAMES
         if not named and isinstance(baseline, str) and not os.path.exists(baseline):
-            expected = f"baseline of {', '.join(NAMES)} or a picture"
+            expected = f"baseline of {', '.join(NAMES)} or an image"
             raise ProbeError("attribute", expected=expected, got=repr(baseline))
-        name = str(baseline) if named else "another picture"
+        name = str(baseline) if named else "another image"
         nothing, tokens = torch.full_like(features.tokens, -1), features.tokens
         if "layer" in features.kind:
             return cls("zero values", nothing, nothing, layers=True)
@@ -75,7 +75,7 @@ class Perturbation:
         words = torch.where(torch.from_numpy(answer.inputs.types.vision[0]), -1, tokens)
         if features.pixels is None:
             return cls(name, words, nothing)
-        others = [_stand_in(subject, picture, baseline, answer) for picture in answer.inputs.pictures[0]]
+        others = [_stand_in(subject, image, baseline, answer) for image in answer.inputs.images[0]]
         other = subject.encode(others, "?")["pixel_values"]
         return cls(name, words, nothing, features.pixels, other)
 
@@ -90,12 +90,12 @@ def _check_rows(features: Features, what: str) -> None:
                          fix=f"use baseline='mean' or another of pixels in place of {what!r}")  # fmt: skip
 
 
-def _stand_in(subject: Subject, picture: Image.Image, baseline: Baseline, answer: TargetResponse) -> Image.Image:
-    """A picture of the same size, to be processed in the same way."""
+def _stand_in(subject: Subject, image: Image.Image, baseline: Baseline, answer: TargetResponse) -> Image.Image:
+    """An image of the same size, to be processed in the same way."""
     if baseline == "mean":
         colour = tuple(int(value * 255) for value in subject.processor.image_processor.image_mean)
-        return Image.new("RGB", picture.size, colour)  # pyright: ignore[reportArgumentType]
+        return Image.new("RGB", image.size, colour)  # pyright: ignore[reportArgumentType]
     if baseline == "blur":
         side = int(answer.inputs.encoder_grid[0].row.max()) + 1
-        return picture.filter(ImageFilter.GaussianBlur(max(picture.size) / side))
-    return open_image(baseline).resize(picture.size)
+        return image.filter(ImageFilter.GaussianBlur(max(image.size) / side))
+    return open_image(baseline).resize(image.size)

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
-from probe.data.token_types import PatchGrid
+from probe.data.patch_grid import PatchGrid
 from probe.measures.attribution.features import Features
 from probe.records import EDGES
 from probe.subject.target_response import TargetResponse
@@ -50,7 +50,7 @@ def tabulate(values: Mapping[str, Any], answer: TargetResponse, features: Featur
             array = np.asarray(given[name])
             array = array.astype(np.float32) if array.dtype.kind == "f" else array
             variables[name] = xr.Variable(dims, array, {"long_name": long_name, "units": units})
-    variables |= pictures_of(answer.inputs.pictures[0])
+    variables |= images_of(answer.inputs.images[0])
     variables |= places("key", answer.inputs.grid[0], features.keys)
     variables |= places("patch", answer.inputs.encoder_grid[0], features.patches)
     dataset = xr.Dataset(variables, {"feature": np.array(features.names, object), "edge": np.array(EDGES, object)})
@@ -60,7 +60,7 @@ def tabulate(values: Mapping[str, Any], answer: TargetResponse, features: Featur
 
 def places(name: str, grid: PatchGrid, feature: np.ndarray | None = None) -> dict[str, xr.Variable]:
     """Where tokens lie (and which feature they belong to); names as in a record."""
-    ints = {axis: getattr(grid, axis) for axis in ("picture", "tile", "row", "col")}
+    ints = {axis: getattr(grid, axis) for axis in ("image", "tile", "row", "col")}
     ints |= {} if feature is None else {"feature": feature}
     found = {
         f"{name}_{axis}": xr.Variable((name,), values.astype(np.int32), {"long_name": axis, "units": "index"})
@@ -70,19 +70,19 @@ def places(name: str, grid: PatchGrid, feature: np.ndarray | None = None) -> dic
     return found | {f"{name}_box": box}
 
 
-def pictures_of(pictures: tuple[Image.Image, ...]) -> dict[str, xr.Variable]:
-    """Small copies of the pictures, padded to one size, as in a record."""
-    small = [picture.copy() for picture in pictures]
-    for picture in small:
-        picture.thumbnail((SIDE, SIDE))
+def images_of(images: tuple[Image.Image, ...]) -> dict[str, xr.Variable]:
+    """Small copies of the images, padded to one size, as in a record."""
+    small = [image.copy() for image in images]
+    for image in small:
+        image.thumbnail((SIDE, SIDE))
     if not small:
         return {}
     stacked = np.zeros((len(small), max(p.height for p in small), max(p.width for p in small), 3), np.uint8)
-    for place, picture in zip(stacked, small, strict=True):
-        place[: picture.height, : picture.width] = np.asarray(picture)
-    size = np.array([(picture.height, picture.width) for picture in small], np.uint16)
-    rgb = {"long_name": "picture, longest side ≤ 672", "units": "8-bit RGB"}
+    for place, image in zip(stacked, small, strict=True):
+        place[: image.height, : image.width] = np.asarray(image)
+    size = np.array([(image.height, image.width) for image in small], np.uint16)
+    rgb = {"long_name": "image, longest side ≤ 672", "units": "8-bit RGB"}
     return {
-        "picture": xr.Variable(("image", "y", "x", "channel"), stacked, rgb),
-        "picture_size": xr.Variable(("image", "side"), size, {"long_name": "height and width", "units": "px"}),
+        "images": xr.Variable(("image", "y", "x", "channel"), stacked, rgb),
+        "image_size": xr.Variable(("image", "side"), size, {"long_name": "height and width", "units": "px"}),
     }

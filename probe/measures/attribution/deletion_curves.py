@@ -19,7 +19,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from probe import __version__
-from probe.data.sample import ImageSource
+from probe.data.image import ImageSource
 from probe.errors import ProbeError
 from probe.hooks.model_state import active_interventions
 from probe.measures.attribution.baselines import Baseline, Perturbation

@@ -1,4 +1,4 @@
-"""The features: regions of the picture and words of the prompt, as one vector.
+"""The features: regions of the image and words of the prompt, as one vector.
 
 features = Features.of(inputs, "patches")
 features.names                      # ("patch 1,1", ..., "patch 6,6", "what", "colour", ...)
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from probe.data.token_types import PatchGrid
+from probe.data.patch_grid import PatchGrid
 from probe.errors import ProbeError
 from probe.hooks.model_structure import stacks
 from probe.measures.attribution.regions import NONE, Over, Regions
@@ -47,14 +47,14 @@ class Features:
 
     @classmethod
     def of(cls, subject: Subject, inputs: Inputs, over: Over, words: bool = True) -> "Features":
-        """Where the LLM's vision tokens are compressed (LLaVA-Mini's), each is made of the whole picture and lies in no
+        """Where the LLM's vision tokens are compressed (LLaVA-Mini's), each is made of the whole image and lies in no
         region. Raises ProbeError for what `Regions.of` refuses, and where there is nothing to attribute to."""
         tokens, found = torch.full(inputs["input_ids"].shape[1:], NONE), stacks(subject.model)
         keys, patches = np.full(len(inputs.grid[0]), NONE), np.full(len(inputs.encoder_grid[0]), NONE)
         if isinstance(over, str) and over == "layers":
             if not inputs.types.vision.any():
                 raise ProbeError("attribute", expected="vision tokens to read in each layer", got="none",
-                                 fix="pass a picture, or use over='words'")  # fmt: skip
+                                 fix="pass an image, or use over='words'")  # fmt: skip
             named = tuple(f"layer {i + 1}" for i in range(len(found["llm"].layers)))
             return cls(named, ("layer",) * len(named), tokens, None, keys, patches)
         names: tuple[str, ...] = ()
@@ -89,20 +89,20 @@ def _pixels(inputs: Inputs, regions: Regions) -> Int[Tensor, "..."]:
     """The region of each pixel of `pixel_values`, the axis of colours left out; tiles that only pad have none."""
     values = inputs["pixel_values"]
     found = np.full((*values.shape[:-3], *values.shape[-2:]), NONE)
-    for where, picture, (left, top, right, bottom) in _views(inputs.encoder_grid[0], values.ndim == 5):
+    for where, image, (left, top, right, bottom) in _views(inputs.encoder_grid[0], values.ndim == 5):
         height, width = values.shape[-2], values.shape[-1]
         x = left + (np.arange(width) + 0.5) / width * (right - left)
         y = top + (np.arange(height) + 0.5) / height * (bottom - top)
-        found[where] = regions.at(picture, *np.meshgrid(x, y))
+        found[where] = regions.at(image, *np.meshgrid(x, y))
     return torch.from_numpy(found)
 
 
 def _views(grid: PatchGrid, tiled: bool) -> list[tuple[tuple[int, ...], int, Any]]:
-    """The index in `pixel_values`, the picture, and the edges of each view, in the order the encoder sees them."""
+    """The index in `pixel_values`, the image, and the edges of each view, in the order the encoder sees them."""
     found = []
-    for picture in dict.fromkeys(grid.picture.tolist()):
-        mine = grid.picture == picture
+    for image in dict.fromkeys(grid.image.tolist()):
+        mine = grid.image == image
         for place, tile in enumerate(dict.fromkeys(grid.tile[mine].tolist())):
             box = grid.box[mine & (grid.tile == tile)]
-            found.append(((picture, place) if tiled else (picture,), picture, [*box[:, :2].min(0), *box[:, 2:].max(0)]))
+            found.append(((image, place) if tiled else (image,), image, [*box[:, :2].min(0), *box[:, 2:].max(0)]))
     return found

@@ -5,7 +5,7 @@
     integrated_gradients    the gradient along the way from nothing to everything: sums to what everything is worth
     gradient_x_attention    Σ over text queries and heads of a_ij ∂f/∂a_ij, layer by layer: one backward pass
 
-captum's own multimodal path is not used: `LLMAttribution` never shows the picture to transformers 5, and says nothing.
+captum's own multimodal path is not used: `LLMAttribution` never shows the image to transformers 5, and says nothing.
 
 Source: captum (FeatureAblation, ShapleyValueSampling, IntegratedGradients); arXiv 1703.01365 (integrated gradients);
 arXiv 2103.15679 (gradient x attention; here with its sign, not clamped).

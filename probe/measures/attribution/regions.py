@@ -1,10 +1,10 @@
-"""Which part of the picture is one feature: a patch, a cell of patches, or what the user has masked.
+"""Which part of the image is one feature: a patch, a cell of patches, or what the user has masked.
 
-A region is known by the points it holds, as fractions of the original picture. So it is the same region for every view
-that the model has of the picture (the whole, tiles, padded or cropped) and for every vision token that lies in it.
+A region is known by the points it holds, as fractions of the original image. So it is the same region for every view
+that the model has of the image (the whole, tiles, padded or cropped) and for every vision token that lies in it.
 
     regions = Regions.of("grid", inputs)
-    regions.at(picture=0, x=np.array([0.5]), y=np.array([0.5]))      # the region in the middle
+    regions.at(image=0, x=np.array([0.5]), y=np.array([0.5]))      # the region in the middle
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from probe.data.token_types import PatchGrid
+from probe.data.patch_grid import PatchGrid
 from probe.errors import ProbeError
 from probe.subject.inputs import Inputs
 
@@ -24,54 +24,54 @@ NONE = -1
 
 Mask = np.ndarray | Mapping[str, Any]
 Over = str | Mask | Sequence[Any]
-Lookup = Callable[[np.ndarray, np.ndarray], np.ndarray]  # x, y -> region of its picture
+Lookup = Callable[[np.ndarray, np.ndarray], np.ndarray]  # x, y -> region of its image
 
 
 @dataclass(frozen=True)
 class Regions:
-    """The regions of a sample's pictures, numbered through; `lookups` has one function a picture."""
+    """The regions of a sample's images, numbered through; `lookups` has one function an image."""
 
     names: tuple[str, ...]
     lookups: tuple[Lookup, ...]
 
     def at(
-        self, picture: int, x: Float[np.ndarray, "*point"], y: Float[np.ndarray, "*point"]
+        self, image: int, x: Float[np.ndarray, "*point"], y: Float[np.ndarray, "*point"]
     ) -> Int[np.ndarray, "*point"]:
-        """The region of each point, -1 for none. Points are fractions of the picture; NaN lies nowhere."""
+        """The region of each point, -1 for none. Points are fractions of the image; NaN lies nowhere."""
         known = ~(np.isnan(x) | np.isnan(y))
-        found = self.lookups[picture](np.where(known, x, -9.0), np.where(known, y, -9.0))
+        found = self.lookups[image](np.where(known, x, -9.0), np.where(known, y, -9.0))
         return np.where(known, found, NONE)
 
     def of_grid(self, grid: PatchGrid) -> Int[np.ndarray, "key"]:
         """The region that the middle of each patch or vision token lies in, -1 for newlines and the like."""
         x, y = (grid.box[:, 0] + grid.box[:, 2]) / 2, (grid.box[:, 1] + grid.box[:, 3]) / 2
         found = np.full(len(grid), NONE)
-        for picture in range(len(self.lookups)):
-            mine = grid.picture == picture
-            found[mine] = self.at(picture, x[mine], y[mine])
+        for image in range(len(self.lookups)):
+            mine = grid.image == image
+            found[mine] = self.at(image, x[mine], y[mine])
         return found
 
     @classmethod
     def of(cls, over: Over, inputs: Inputs) -> "Regions":
-        """`over`: "patches", "grid" (cells of 2 x 2 patches), a mask, {name: mask}, or one of these a picture.
+        """`over`: "patches", "grid" (cells of 2 x 2 patches), a mask, {name: mask}, or one of these an image.
 
-        A mask has the height and width of its picture; of whole numbers, each above 0 is a region.
+        A mask has the height and width of its image; of whole numbers, each above 0 is a region.
         Raises ProbeError for an unknown name, another size, a mask without anything in it, and masks that overlap.
         """
-        pictures = inputs.pictures[0]
-        if not pictures:
-            raise ProbeError("attribute", expected="a picture to take regions of", got="none", fix="use over='words'")
+        images = inputs.images[0]
+        if not images:
+            raise ProbeError("attribute", expected="an image to take regions of", got="none", fix="use over='words'")
         if isinstance(over, str):
             if over not in CELL:
                 expected = "over='patches', 'grid', 'words', 'layers' or a mask"
                 raise ProbeError("attribute", expected=expected, got=repr(over))
-            parts = [_lattice(inputs.encoder_grid[0], picture, CELL[over]) for picture in range(len(pictures))]
+            parts = [_lattice(inputs.encoder_grid[0], image, CELL[over]) for image in range(len(images))]
         else:
             each = list(over) if isinstance(over, list | tuple) else [over]
-            if len(each) != len(pictures):
-                raise ProbeError("attribute", expected=f"a mask for each of {len(pictures)} pictures",
+            if len(each) != len(images):
+                raise ProbeError("attribute", expected=f"a mask for each of {len(images)} images",
                                  got=str(len(each)))  # fmt: skip
-            parts = [_masked(mask, picture.size) for mask, picture in zip(each, pictures, strict=True)]
+            parts = [_masked(mask, image.size) for mask, image in zip(each, images, strict=True)]
         return cls._joined(parts)
 
     @classmethod
@@ -79,7 +79,7 @@ class Regions:
         names, lookups = [], []
         for number, (own, lookup) in enumerate(parts, 1):
             lookups.append(_shifted(lookup, len(names)))
-            names += [f"picture {number}, {name}" if len(parts) > 1 else name for name in own]
+            names += [f"image {number}, {name}" if len(parts) > 1 else name for name in own]
         return cls(tuple(names), tuple(lookups))
 
 
@@ -91,9 +91,9 @@ def _shifted(lookup: Lookup, by: int) -> Lookup:
     return at
 
 
-def _lattice(grid: PatchGrid, picture: int, cell: int) -> tuple[list[str], Lookup]:
-    """Cells of the picture's base view, named by row and column of their first patch, counted from 1."""
-    base = (grid.picture == picture) & (grid.tile == 0)
+def _lattice(grid: PatchGrid, image: int, cell: int) -> tuple[list[str], Lookup]:
+    """Cells of the image's base view, named by row and column of their first patch, counted from 1."""
+    base = (grid.image == image) & (grid.tile == 0)
     row, col, box = grid.row[base], grid.col[base], grid.box[base]
     rows, columns = int(row.max()) + 1, int(col.max()) + 1
     left, top, right, bottom = *box[:, :2].min(0), *box[:, 2:].max(0)
@@ -137,7 +137,7 @@ def _fitting(mask: Any, width: int, height: int) -> np.ndarray:
     array = np.asarray(mask)
     if array.shape != (height, width) or array.dtype.kind not in "biu":
         raise ProbeError(
-            "attribute", expected=f"a mask of {height} x {width} (height x width of the picture), of booleans or "
+            "attribute", expected=f"a mask of {height} x {width} (height x width of the image), of booleans or "
             "whole numbers", got=f"{' x '.join(map(str, array.shape)) or type(mask).__name__} of {array.dtype}",
         )  # fmt: skip
     return array

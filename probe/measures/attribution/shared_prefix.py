@@ -113,7 +113,7 @@ def _attend(call: AttentionCall, visible: Bool[Tensor, "batch 1 query key"]) -> 
 
 
 def _plain(subject: Subject, prompt: EmbeddedPrompt) -> str:
-    """LLaVA-Mini's words have read the picture before the decoder gets them: they cannot be changed there."""
+    """LLaVA-Mini's words have read the image before the decoder gets them: they cannot be changed there."""
     words: Any = subject.model.get_input_embeddings()
     text = ~prompt.vision
     same = torch.equal(words(prompt.ids[text]), prompt.embeddings[0, text])

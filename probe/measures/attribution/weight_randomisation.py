@@ -1,6 +1,6 @@
 """A subject with the same architecture and no knowledge: the control of every map that claims to explain a model.
 
-What a map of the trained model and one of this model have in common comes from the picture or the architecture, not
+What a map of the trained model and one of this model have in common comes from the image or the architecture, not
 from what was learnt.
 
     control = randomised(subject, seed=0)

@@ -1,6 +1,6 @@
 """The words of a prompt, each with the tokens that it is made of.
 
-words_of(inputs)          # [("what", [40]), ("picture?", [44, 45, 46])]
+words_of(inputs)          # [("what", [40]), ("image?", [44, 45, 46])]
 """
 
 import numpy as np

@@ -3,7 +3,7 @@
     cost("tiny-llava")                                    # or a hub id (its config only), a folder, a subject, a config
     cost(config, vision_tokens=64, text_tokens=40)        # an encoder-side reducer; LLaVA-Mini: 8 x 8 compressed tokens
     cost(config, vision_tokens=[36] * 2 + [9] * 6)        # tokens of each LLM layer: FastV and the like
-    cost(config, resolution=1000)                         # a larger picture, in views
+    cost(config, resolution=1000)                         # a larger image, in views
     cost(config, frames=100)                              # a video
     cost(subject, measure=5)                              # with latency and memory, five times
 
@@ -55,16 +55,16 @@ def cost(
     """Operations by component, cache, and on request time and memory, of reading one prompt: a dataset of one case.
 
     model: a name (a shipped model, a folder, a hub id: of it only the config is read), a subject, a model, or a config.
-    vision_tokens: what the LLM gets, in all or in each of its layers; by default what the model makes of the picture.
+    vision_tokens: what the LLM gets, in all or in each of its layers; by default what the model makes of the image.
         LLaVA-Mini compresses to it, of other models a reducer is assumed to keep it before the projector.
-    resolution: pixels of the picture, a side or (height, width). frames: of a video instead.
+    resolution: pixels of the image, a side or (height, width). frames: of a video instead.
     rows: "all" counts as papers do, every row through every layer and the head; "needed" what `generate` runs.
     dtype: of the cache; by default the model's, float16 for a config that names none.
     measure: repeats of a measurement on this machine, 0 for none. A name is loaded with its weights; a config gets
         random ones, on the GPU if there is one.
     name: of the case.
 
-    Raises ProbeError for a model of text only, for numbers that are no sizes, for more vision tokens than the picture
+    Raises ProbeError for a model of text only, for numbers that are no sizes, for more vision tokens than the image
     makes, for a number that LLaVA-Mini can't compress to, and for a measurement of a model that would need a reducer.
     """
     if rows not in ("all", "needed"):

@@ -127,7 +127,7 @@ def _seen(base: Any, pixels: Mapping[str, Any]) -> int:
         seen = see(**pixels)
     except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
         got = f"{type(base).__name__} ({' '.join(str(error).split())[:200]})"
-        raise ProbeError("cost", expected="a model that takes square views of pictures", got=got) from error
+        raise ProbeError("cost", expected="a model that takes square views of images", got=got) from error
     features = getattr(seen, "pooler_output", seen)
     return sum(part[..., 0].numel() for part in (features if isinstance(features, list | tuple) else [features]))
 
@@ -140,7 +140,7 @@ def _vision_tokens(
         layers = len(stacks(model)["llm"].layers)
         return np.array(prefused.layers(layers) if prefused is not None else [made] * layers)
     if max(wanted) > made:
-        expected = f"0 to {made} vision tokens, which is what the model makes of this picture"
+        expected = f"0 to {made} vision tokens, which is what the model makes of this image"
         raise ProbeError(
             "cost", expected=expected, got=str(max(wanted)), fix="ask for a larger resolution= or more frames="
         )

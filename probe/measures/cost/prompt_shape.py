@@ -1,6 +1,6 @@
 """What a cost is of: one image or video and some words, as a model's config takes them apart.
 
-A view is a square that the encoder sees. A larger picture is cut into N x N views and shown whole beside them, as
+A view is a square that the encoder sees. A larger image is cut into N x N views and shown whole beside them, as
 LLaVA-Mini's HD (LLaVA-1.5 the same way), or into tiles of the best resolution where the config lists some (LLaVA-NeXT).
 """
 
@@ -49,7 +49,7 @@ class PromptShape:
 
 
 def tiles(config: Any) -> list | None:
-    """The resolutions that a picture is cut into tiles of, None for a model without them."""
+    """The resolutions that an image is cut into tiles of, None for a model without them."""
     return getattr(config, "image_grid_pinpoints", None)
 
 

@@ -19,9 +19,9 @@ Importing it makes the model known to transformers' Auto classes, so `from_pretr
     shards         weight files, one at a time
     conversion     the authors' names and config
     folder         the authors' folder, as a native one
-    pixels         pictures and videos as views
+    pixels         images and videos as views
     prompts        chat templates
-    processing     pictures, videos and words -> inputs
+    processing     images, videos and words -> inputs
     initialisation a LLaVA-Mini made of a LLaVA
     batches        training data -> batches
     training       its two stages

@@ -53,7 +53,7 @@ def from_llava(
 
 
 def processor_for(mini: LlavaMiniForConditionalGeneration, processor: Any) -> LlavaMiniProcessor:
-    """A LLaVA-Mini's processor with the pictures and words of another one, a LLaVA's for instance.
+    """A LLaVA-Mini's processor with the images and words of another one, a LLaVA's for instance.
 
     Its chat template is kept if it writes an end of turn behind an answer: without one, no end would be learned.
     """

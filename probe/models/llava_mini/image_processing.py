@@ -1,4 +1,4 @@
-"""Pictures and videos as the views that the vision tower looks at.
+"""Images and videos as the views that the vision tower looks at.
 
     views(image, 1)   [image]
     views(image, 2)   [four sub-images row by row, image]      HD; what N does not divide is cut off right and below
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
 def views(
@@ -32,14 +32,14 @@ def views(
         image = padded_to_square(image, pad)
     width, height = image.width // ratio, image.height // ratio
     if not (width and height):
-        raise ValueError(f"LLaVA-Mini: expected a picture of at least {ratio} x {ratio} pixels, got {image.size}")
+        raise ValueError(f"LLaVA-Mini: expected an image of at least {ratio} x {ratio} pixels, got {image.size}")
     corners = [(col * width, row * height) for row in range(ratio) for col in range(ratio)]
     tiles = [image.crop((left, top, left + width, top + height)) for left, top in corners] if ratio > 1 else []
     return [view if pad is None else padded_to_square(view, pad) for view in [*tiles, image]]
 
 
 def padded_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    """The picture in the middle of a square."""
+    """The image in the middle of a square."""
     side = max(image.size)
     square = Image.new(image.mode, (side, side), colour)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -70,7 +70,7 @@ def video_frames(
 ) -> Iterator[Image.Image]:
     """The frames of a video, one after the other: a file (1 frame a second), a folder of frames, or frames.
 
-    A folder's pictures are taken all, in the order of the numbers in their names. Raises ValueError for a file or
+    A folder's images are taken all, in the order of the numbers in their names. Raises ValueError for a file or
     folder without frames, and for what can't be read.
     """
     if isinstance(video, str | Path):
@@ -84,7 +84,7 @@ def video_frames(
 
 
 def _folder(path: Path) -> Iterator[Image.Image]:
-    files = [file for file in path.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
+    files = [file for file in path.iterdir() if file.suffix.lower() in IMAGES and not file.name.startswith(".")]
     if not files:
         raise ValueError(f"LLaVA-Mini: expected frames (.jpg, .png ...) in the folder {str(path)!r}, got none")
     for file in sorted(files, key=_numbered):
@@ -92,7 +92,7 @@ def _folder(path: Path) -> Iterator[Image.Image]:
             with Image.open(file) as image:
                 frame = ImageOps.exif_transpose(image).convert("RGB")
         except OSError as error:
-            raise ValueError(f"LLaVA-Mini: expected a picture as a frame, got {str(file)!r} ({error})") from error
+            raise ValueError(f"LLaVA-Mini: expected an image as a frame, got {str(file)!r} ({error})") from error
         yield frame
 
 

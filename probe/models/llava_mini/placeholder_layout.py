@@ -1,4 +1,4 @@
-"""Which picture stands where: the order of images and frames over a batch, and the words of each row packed together.
+"""Which image stands where: the order of images and frames over a batch, and the words of each row packed together.
 
 `input_ids` hold as many placeholders as the LLM gets vision tokens, so a row's placeholders say whose images it has.
 Index arithmetic only: nothing here knows a model.

@@ -1,7 +1,7 @@
-"""From pictures, videos and words to what the model takes.
+"""From images, videos and words to what the model takes.
 
     processor = LlavaMiniProcessor(image_processor, tokenizer, compressor_size=1)
-    inputs = processor(images=picture, text="USER: <image>\\nWhat is this? ASSISTANT:", return_tensors="pt")
+    inputs = processor(images=image, text="USER: <image>\\nWhat is this? ASSISTANT:", return_tensors="pt")
     model(**inputs)
 
 `<image>` becomes as many placeholders as the LLM gets vision tokens: C x C, for a video C x C a frame. The text around
@@ -83,9 +83,9 @@ class LlavaMiniProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """`input_ids`, `attention_mask` and what there is of `pixel_values` and `pixel_values_videos`.
 
-        images: pictures, in the order of `<image>` over the texts. videos: see `video_frames`; they stand at `<video>`,
+        images: images, in the order of `<image>` over the texts. videos: see `video_frames`; they stand at `<video>`,
         or at `<image>` where there are no images. vision: results of `encode_image` take the place of both.
-        Raises ValueError where texts and pictures don't match.
+        Raises ValueError where texts and images don't match.
         """
         pictures, clips = list(_flat(images)), _clips(videos)
         data: dict[str, Any] = {}
@@ -106,7 +106,7 @@ class LlavaMiniProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def pixels(self, picture: Image.Image, pad_first: bool = False) -> Float[Tensor, "view 3 height width"]:
-        """A picture as the vision tower sees it. `pad_first`: as in the authors' training, see `views`."""
+        """An image as the vision tower sees it. `pad_first`: as in the authors' training, see `views`."""
         colour = tuple(int(255 * mean) for mean in self.image_processor.image_mean) if self.aspect == "pad" else None
         parts = views(picture.convert("RGB"), self.resolution_ratio, colour, pad_first)
         return self.image_processor(parts, return_tensors="pt")["pixel_values"]

@@ -135,7 +135,7 @@ def train(
     """
     rows = [row for row in instructions if row.visuals or stage.rates.llm]  # words alone teach a projector nothing
     if not rows:
-        raise ValueError("train: expected rows with pictures or videos, got none")
+        raise ValueError("train: expected rows with images or videos, got none")
     chosen = TrainingArguments(str(folder), **_paper(stage) | arguments)
     at_once = chosen.train_batch_size * chosen.world_size
     if batch % at_once:

@@ -1,4 +1,4 @@
-"""Instructions (pictures, videos and a conversation about them) as batches that Trainer hands to the model.
+"""Instructions (images, videos and a conversation about them) as batches that Trainer hands to the model.
 
     collate = Collator(processor)
     model(**collate([instruction, another])).loss
@@ -23,7 +23,7 @@ from probe.models.llava_mini.processing import IGNORE, LlavaMiniProcessor
 
 @dataclass(frozen=True)
 class Visual:
-    """What stands at one image of a conversation: a file, a video's folder of frames, a picture, or frames."""
+    """What stands at one image of a conversation: a file, a video's folder of frames, an image, or frames."""
 
     kind: Literal["image", "video"]
     source: Any
@@ -41,7 +41,7 @@ class Instruction:
 class Collator:
     """Makes a batch of instructions. A video is read at one frame a second, of which `max_frames` are taken evenly.
 
-    max_length: tokens of a row; what is longer is cut off. Raises ValueError where that would cut a picture off.
+    max_length: tokens of a row; what is longer is cut off. Raises ValueError where that would cut an image off.
     """
 
     processor: LlavaMiniProcessor
@@ -79,7 +79,7 @@ class Collator:
         ids, labels = example["input_ids"], example["labels"]
         if self.processor.image_token_id in ids[self.max_length :] and self.max_length is not None:
             raise ValueError(
-                f"LLaVA-Mini: expected pictures and videos within the first max_length={self.max_length} tokens, got a "
+                f"LLaVA-Mini: expected images and videos within the first max_length={self.max_length} tokens, got a "
                 f"row of {len(ids)}; pass a larger max_length or fewer max_frames"
             )
         return ids[: self.max_length], labels[: self.max_length]
@@ -102,11 +102,11 @@ class Collator:
 
 
 def _opened(picture: str | Path | Image.Image) -> Image.Image:
-    """A picture, upright."""
+    """An image, upright."""
     if isinstance(picture, Image.Image):
         return picture
     try:
         with Image.open(picture) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"LLaVA-Mini: expected a picture, got {str(picture)!r} ({error})") from None
+        raise ValueError(f"LLaVA-Mini: expected an image, got {str(picture)!r} ({error})") from None

@@ -70,12 +70,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> LlavaProcessor:
-    """The processor that is shipped: 60 x 60 pixels (without torchvision), 36 vision tokens a picture."""
-    pictures = CLIPImageProcessorPil(
+    """The processor that is shipped: 60 x 60 pixels (without torchvision), 36 vision tokens an image."""
+    images = CLIPImageProcessorPil(
         size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE},
         image_mean=[0.5] * 3, image_std=[0.5] * 3,
     )  # fmt: skip
     return LlavaProcessor(
-        pictures, build_tokenizer(), patch_size=PATCH, vision_feature_select_strategy="default",
+        images, build_tokenizer(), patch_size=PATCH, vision_feature_select_strategy="default",
         num_additional_image_tokens=1, chat_template=CHAT_TEMPLATE,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Questions about a scene, with their answers: what the tiny models are asked.
 
 Seven kinds. Each question also says how it finds its thing (`key`: by colour, by shape, by both, by cell) and
-how many other things in the picture share the colour or the shape that is named: those are the pictures where
+how many other things in the image share the colour or the shape that is named: those are the images where
 a shortcut fails, and `evaluation` reports them apart.
 
     kind      question                              answer
@@ -11,7 +11,7 @@ a shortcut fails, and `evaluation` reports them apart.
     where     Where is the red circle?              at the top left
     count     How many circles are there?           two
     exist     Is there a red circle?                yes | no
-    caption   Describe the picture.                 a red circle at the top left, a blue ring at ...
+    caption   Describe the image.                 a red circle at the top left, a blue ring at ...
 
 >>> import numpy as np
 >>> from probe.models.tiny.scenes import sample_scene
@@ -52,7 +52,7 @@ KINDS = tuple(TEMPLATES)
 class Question:
     """A question about a scene and its one right answer.
 
-    `key` is what the thing is found by: "colour", "shape", "both", "cell", or "all" (the whole picture).
+    `key` is what the thing is found by: "colour", "shape", "both", "cell", or "all" (the whole image).
     `same_colour` and `same_shape` count the other things that share only the target's colour or shape.
     """
 
@@ -66,7 +66,7 @@ class Question:
 
     @property
     def distractors(self) -> str:
-        """Which shortcuts the picture defeats: "none", "same colour", "same shape" or "both"."""
+        """Which shortcuts the image defeats: "none", "same colour", "same shape" or "both"."""
         names = {(False, False): "none", (True, False): "same colour", (False, True): "same shape"}
         return names.get((self.same_colour > 0, self.same_shape > 0), "both")
 
@@ -79,9 +79,9 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question:
 
 
 def sample_image(seed: int = 0, kind: str = "caption", size: int = 480) -> tuple[Image.Image, str, str]:
-    """A picture to look at, a question about it and its answer: what the command line uses when given none.
+    """An image to look at, a question about it and its answer: what the command line uses when given none.
 
-    These pictures are in no training and no evaluation set; `tests/test_tiny_weights.py` holds that the
+    These images are in no training and no evaluation set; `tests/test_tiny_weights.py` holds that the
     shipped model answers the first of them right.
     """
     rng = stream("sample", seed)
@@ -119,7 +119,7 @@ def _where(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Question:
-    """First the number, evenly among those the picture offers, then something that occurs so often."""
+    """First the number, evenly among those the image offers, then something that occurs so often."""
     colours, shapes = Counter(t.colour for t in scene.things), Counter(t.shape for t in scene.things)
     counts = [("colour", f"{colour} objects", colours[colour]) for colour in COLOURS]
     counts += [("shape", plural(shape), shapes[shape]) for shape in SHAPES]
@@ -130,7 +130,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _exist(scene: Scene, rng: np.random.Generator) -> Question:
-    """Yes and no equally often. Three times in four a no names a colour or a shape that the picture has."""
+    """Yes and no equally often. Three times in four a no names a colour or a shape that the image has."""
     present = {(thing.colour, thing.shape) for thing in scene.things}
     colour, shape = _pick(sorted(present), rng)
     yes = rng.random() < 0.5

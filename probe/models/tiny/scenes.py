@@ -1,8 +1,8 @@
-"""Pictures of coloured shapes: what the tiny models see.
+"""Images of coloured shapes: what the tiny models see.
 
-A scene is one to four things in the nine cells of a square picture, each a shape in a colour, with jitter of
+A scene is one to four things in the nine cells of a square image, each a shape in a colour, with jitter of
 place, size and hue, a light or dark tinted background and a little noise. A scene says everything about its
-picture, so `draw` is a pure function, at any size: 60 pixels for the models, 480 for people.
+image, so `draw` is a pure function, at any size: 60 pixels for the models, 480 for people.
 
 >>> import numpy as np
 >>> scene = sample_scene(np.random.default_rng(0))
@@ -30,7 +30,7 @@ _SUPERSAMPLING = 3
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape. `x`, `y` and `radius` are fractions of the picture; `hue` and `value` are those of HSV."""
+    """One shape. `x`, `y` and `radius` are fractions of the image; `hue` and `value` are those of HSV."""
 
     colour: str
     shape: str
@@ -49,7 +49,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture before it is drawn. Things are in reading order, at most one a cell."""
+    """An image before it is drawn. Things are in reading order, at most one a cell."""
 
     things: tuple[Thing, ...]
     background: tuple[int, int, int]
@@ -71,7 +71,7 @@ def sample_scene(rng: np.random.Generator, *, things: tuple[int, int] = (1, 4), 
     """Draws a scene with `things` (fewest, most) things, at least one of them unlike all others.
 
     `alike` is the probability that all colours come from only one or two, and (independently) all shapes:
-    such pictures hold distractors of the same colour or shape, so that neither word alone finds a thing.
+    such images hold distractors of the same colour or shape, so that neither word alone finds a thing.
     """
     number = int(rng.integers(things[0], things[1] + 1))
     cells = sorted(rng.choice(9, size=number, replace=False).tolist())
@@ -88,7 +88,7 @@ def sample_scene(rng: np.random.Generator, *, things: tuple[int, int] = (1, 4), 
 
 
 def draw(scene: Scene, size: int = SIZE) -> Image.Image:
-    """The scene as an RGB picture of `size` x `size` pixels. The same scene gives the same pixels."""
+    """The scene as an RGB image of `size` x `size` pixels. The same scene gives the same pixels."""
     large = size * _SUPERSAMPLING
     canvas = Image.new("RGB", (large, large), scene.background)
     pen = ImageDraw.Draw(canvas)

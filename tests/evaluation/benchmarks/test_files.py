@@ -88,15 +88,15 @@ def test_gqa_reads_the_prompt_and_lists_bad_rows(tmp_path):
     assert benchmark.files == (file,)
     where = "testdev_balanced_questions.json, row "
     assert problems(benchmark) == [
-        where + "21: expected the picture 'images/n2.jpg', got no such file",
+        where + "21: expected the image 'images/n2.jpg', got no such file",
         where + "22: expected 'question': text, got None",
-        where + "24: expected a picture inside the data folder, got 'images/../../secret.jpg'",
-        where + "25: expected the picture 'images//etc/passwd.jpg', got no such file",
+        where + "24: expected an image inside the data folder, got 'images/../../secret.jpg'",
+        where + "25: expected the image 'images//etc/passwd.jpg', got no such file",
         where + "26: expected an object with 'isBalanced', got 'no object'",
         where + "27: expected 'isBalanced': true or false, got only 'question'",
         where + "28: expected 'types': an object, got []",
-        where + r"29: expected the name of a picture, got 'images/n1\x00.jpg'",
-        where + f"30: expected the picture 'images/{'n' * 49}..., got no such file",
+        where + r"29: expected the name of an image, got 'images/n1\x00.jpg'",
+        where + f"30: expected the image 'images/{'n' * 49}..., got no such file",
         where + "31: expected 'answer': text, got nothing",
     ]
 
@@ -155,13 +155,13 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path):
     assert read_json("x", tmp_path / "x.json") == ({"a": 1}, set())
 
 
-# pictures stay inside --------------------------------------------------------------------------------------
+# images stay inside --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "name", ["../outside.png", "/etc/hostname", "link.png", "dir/../../outside.png", "way/out.png"]
 )
-def test_pictures_outside_the_folder_are_refused(tmp_path, name):
+def test_images_outside_the_folder_are_refused(tmp_path, name):
     root = tmp_path / "data"
     picture(root / "in.png")
     picture(tmp_path / "outside.png")
@@ -170,24 +170,24 @@ def test_pictures_outside_the_folder_are_refused(tmp_path, name):
     (root / "link.png").symlink_to(tmp_path / "outside.png")
     (root / "way").symlink_to(tmp_path / "far")
     folder = DataFolder("test", root)
-    with pytest.raises(RowError, match="a picture inside the data folder"):
-        folder.picture(name)
-    assert folder.picture("dir/../in.png") == root.resolve() / "in.png"
+    with pytest.raises(RowError, match="an image inside the data folder"):
+        folder.image(name)
+    assert folder.image("dir/../in.png") == root.resolve() / "in.png"
 
 
-def test_links_in_a_circle_and_folders_are_no_pictures(tmp_path):
+def test_links_in_a_circle_and_folders_are_no_images(tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     (tmp_path / "folder.png").mkdir()
     for name in ("a", "folder.png"):
         with pytest.raises(RowError):
-            DataFolder("test", tmp_path).picture(name)
+            DataFolder("test", tmp_path).image(name)
 
 
 def test_the_folder_itself_may_be_a_link(tmp_path):
     picture(tmp_path / "real/in.png")
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert DataFolder("test", tmp_path / "link").picture("in.png").is_file()
+    assert DataFolder("test", tmp_path / "link").image("in.png").is_file()
 
 
 # MMBench ---------------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def mmbench_row(index, image, **change):
     return list((row | change).values())
 
 
-def test_mmbench_reads_pictures_references_options_and_hints(tmp_path):
+def test_mmbench_reads_images_references_options_and_hints(tmp_path):
     cell = encoded()
     table(tmp_path / "mmbench_dev_20230712.tsv", [
         mmbench_row(1_000_241, "241", A="right", B="left", answer="A"), mmbench_row(241, cell),
@@ -242,23 +242,23 @@ def test_mmbench_lists_bad_rows(tmp_path):
     assert [sample.id for sample in benchmark.samples] == ["1"]
     found = {problem.row: f"{problem.expected}, got {problem.got}" for problem in benchmark.problems}
     assert list(found) == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]
-    assert "a picture in base64" in found[3]
+    assert "an image in base64" in found[3]
     assert "characters: " in found[3]
-    assert "a whole picture in base64" in found[4]
-    assert "the index of its row, got 99, a row without a picture" in found[5]
+    assert "a whole image in base64" in found[4]
+    assert "the index of its row, got 99, a row without an image" in found[5]
     assert found[6].endswith("got 'short'")
     assert found[7] == "'index': a whole number, got 'six'"
     assert found[8] == "an id not used before, got '1'"
     assert "options A and B, got 0" in found[9]
     assert found[10] == "'answer': one of A, B, got 'C'"
     assert found[11] == "a cell for every column, got 2 cells, the first '10'"
-    assert "a picture in base64" in found[12]  # row 2's picture is as broken here
+    assert "an image in base64" in found[12]  # row 2's image is as broken here
     assert "UTF-8 text in column 'question'" in found[13]
     assert list(Path(os.environ["PROBE_CACHE"]).rglob("*.tmp")) == []
 
 
 def test_mmbench_names_a_missing_column(tmp_path):
-    table(tmp_path / "mmbench_dev_20230712.tsv", [], header=["index", "question", "A", "B", "picture"])
+    table(tmp_path / "mmbench_dev_20230712.tsv", [], header=["index", "question", "A", "B", "image"])
     with pytest.raises(ProbeError, match=r"with the columns index, question, A, B, image, got .* without image"):
         mmbench.read(tmp_path)
 
@@ -489,7 +489,7 @@ def seed_row(number=1, **change):
     return row | change
 
 
-def test_seed_reads_pictures_and_frames(tmp_path):
+def test_seed_reads_images_and_frames(tmp_path):
     picture(tmp_path / "SEED-Bench-image/p1")
     picture(tmp_path / "SEED-Bench-video-image/10_v2.png")
     rows = [
@@ -562,7 +562,7 @@ def test_mm_vet_is_read_exported_and_judged(tmp_path):
     write(tmp_path / "mm-vet.json", {"v1_0": row, "v1_1": row | {"imagename": "gone.png"}})
     benchmark = mm_vet.read(tmp_path)
     (sample,) = benchmark.samples
-    assert problems(benchmark) == ["mm-vet.json, row v1_1: expected the picture 'images/gone.png', got no such file"]
+    assert problems(benchmark) == ["mm-vet.json, row v1_1: expected the image 'images/gone.png', got no such file"]
     assert json.loads(mm_vet.export([sample], {"v1_0": "x"}, tmp_path / "out").read_text()) == {"v1_0": "x"}
     grades = write(tmp_path / "grades.json", {"v1_0": {"model": ["gpt-4"] * 2, "score": [0.5, 1.0]}})
     assert mm_vet.summarise([sample], {"v1_0": "x"}, mm_vet.judged(grades))["math"] == 75

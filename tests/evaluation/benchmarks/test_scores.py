@@ -235,11 +235,11 @@ def test_scienceqa_letters(text, letter):
     assert scienceqa.letter_of(text) == letter
 
 
-def test_scienceqa_counts_questions_with_a_picture_apart():
-    with_picture = Sample("1", "x.png", "?", ("p", "q"), "A", sample().meta)
-    numbers = scienceqa.summarise([with_picture, sample("2", "B")], {"1": "B", "2": "B"})
+def test_scienceqa_counts_questions_with_a_image_apart():
+    with_image = Sample("1", "x.png", "?", ("p", "q"), "A", sample().meta)
+    numbers = scienceqa.summarise([with_image, sample("2", "B")], {"1": "B", "2": "B"})
     assert (numbers["image_accuracy"], numbers["text_accuracy"], numbers["accuracy"]) == (0, 100, 50)
-    assert scienceqa.score("C", with_picture) == 0  # beyond its options
+    assert scienceqa.score("C", with_image) == 0  # beyond its options
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_mme_sums_points_over_categories():
     one_wrong = mme.summarise(samples, right | {"color/a/no": "Unsure"})
     assert (one_wrong["color"], one_wrong["color/acc"], one_wrong["color/acc_plus"]) == (125, 75, 50)
     half = {key: text for key, text in right.items() if key != "count/a/no"}
-    assert mme.summarise(samples, half)["count/acc_plus"] == 100  # a picture with one answer is no pair
+    assert mme.summarise(samples, half)["count/acc_plus"] == 100  # an image with one answer is no pair
     assert math.isnan(mme.summarise(samples[4:], right)["perception"])
 
 
@@ -305,7 +305,7 @@ def test_mm_vet_averages_over_questions_that_need_an_ability():
     assert mm_vet.summarise(samples, {"v1_0": "x"})["unscored"] == 1
 
 
-def test_shapes_share_pictures_and_follow_the_seed():
+def test_shapes_share_images_and_follow_the_seed():
     first, again, other = (shapes.read(questions=20, seed=seed).samples for seed in (0, 0, 1))
     assert [s.question for s in first] == [s.question for s in again]
     assert [s.image.tobytes() for s in first] == [s.image.tobytes() for s in again]

@@ -183,8 +183,8 @@ CONVERSATION = [
 
 @pytest.mark.parametrize("how", ["mask", "zero", "swap", "remove"])
 @pytest.mark.parametrize("factory", [llava15, llava_next_mistral])
-def test_text_between_two_pictures(factory, how):
-    """What the text between them becomes differs by case, and the second picture sees it."""
+def test_text_between_two_images(factory, how):
+    """What the text between them becomes differs by case, and the second image sees it."""
     subject, donor = subject_of(factory), [picture(3), picture(4)]
     sample = Sample("1", (picture(1), picture(2)), CONVERSATION, answer="a red circle")
     reference = {"how": how}
@@ -195,7 +195,7 @@ def test_text_between_two_pictures(factory, how):
     assert_as_alone(subject, sample, random_sets(3), donor=donor, how=how, reference=reference)
 
 
-def test_questions_and_system_prompts_of_one_picture():
+def test_questions_and_system_prompts_of_one_image():
     """Questions share a prefix; another system prompt is another prefix."""
     subject, cases = subject_of(), random_sets(2)
     system = {"role": "system", "content": [{"type": "text", "text": "You are a helpful assistant. "}]}
@@ -268,7 +268,7 @@ def test_the_table():
     given = (("a", 1, "a red circle"), ("b", 2, None), ("c", 1, ("x", "y", "y")))
     samples = [Sample(name, picture(seed), QUESTION, answer=answer) for name, seed, answer in given]
     table = drop_sweep(subject, samples, windows(2), "swap", max_new_tokens=TOKENS, progress=False)
-    assert table["sample"].values.tolist() == ["a", "b", "c"]  # although both questions about picture 1 ran together
+    assert table["sample"].values.tolist() == ["a", "b", "c"]  # although both questions about image 1 ran together
     assert table["case"].values.tolist() == [*ALWAYS, "1-2", "3-4", "5"]
     assert table["answer"].dtype == object
     assert table["dropped"].sel(case="3-4").values.tolist() == [False, False, True, True, False]
@@ -294,7 +294,7 @@ def test_correct_is_the_score():
     assert (halves["correct"].sel(case=[UNTOUCHED, NO_VISION]) == 0.5).all()
 
 
-def test_without_another_picture_that_case_is_missing():
+def test_without_another_image_that_case_is_missing():
     table = drop_sweep(subject_of(), Sample("1", picture(1), QUESTION), [{0}], max_new_tokens=1, progress=False)
     assert table["answer"].sel(case=ANOTHER_IMAGE).item() == ""
     assert table["kl"].sel(case=ANOTHER_IMAGE).isnull().all()
@@ -308,13 +308,13 @@ def test_another_image_may_have_another_size():
         sweep_one(subject, sample, [{1}], "swap", donor)
 
 
-def test_a_sample_without_a_picture_is_the_same_in_every_case():
+def test_a_sample_without_a_image_is_the_same_in_every_case():
     table = drop_sweep(subject_of(), Sample("1", None, QUESTION), windows(2), max_new_tokens=TOKENS, progress=False)
     assert table["row_layers"] == LAYERS
     assert (table["kl"].drop_sel(case=ANOTHER_IMAGE) == 0).all()
 
 
-def test_donors_are_the_next_picture_s():
+def test_donors_are_the_next_image_s():
     pictures = {"a": "x.png", "b": "y.png", "c": "x.png", "d": ("x.png", "y.png")}
     samples = [Sample(name, images, "?") for name, images in pictures.items()]
     order, donors = schedule(samples)
@@ -322,7 +322,7 @@ def test_donors_are_the_next_picture_s():
     assert donors == {"a": ("y.png",), "c": ("y.png",), "b": ("x.png",), "d": None}
 
 
-def test_a_model_whose_picture_sees_the_question_shares_nothing(capsys):
+def test_a_model_whose_image_sees_the_question_shares_nothing(capsys):
     """Found out by trying: here layer 2 mixes the mean of all tokens into each."""
     subject = subject_of(seed=1)  # its own: a model is tried once
     layer = stacks(subject.model)["llm"].layers[1]
@@ -337,7 +337,7 @@ def test_a_model_whose_picture_sees_the_question_shares_nothing(capsys):
 
 @torch.no_grad()
 def test_attention_in_both_directions_is_found_out():
-    """PaliGemma's picture sees the question."""
+    """PaliGemma's image sees the question."""
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
     text = GemmaConfig(vocab_size=50, num_key_value_heads=2, head_dim=8, initializer_range=0.3, **size)
     vision = SiglipVisionConfig(image_size=32, patch_size=8, num_image_tokens=16, projection_dim=32, **size)

@@ -37,8 +37,8 @@ def subject_of(**fields):
     return probe.load(model, processor=processor)
 
 
-def sample(seed=1, question=QUESTION, pictures=1):
-    shown = tuple(models.picture(seed + i) for i in range(pictures))
+def sample(seed=1, question=QUESTION, images=1):
+    shown = tuple(models.image(seed + i) for i in range(pictures))
     return Sample(str(seed), shown if pictures > 1 else shown[0], question, answer="a red circle")
 
 
@@ -76,21 +76,21 @@ LLM = [{}, {"how": "zero"}, {"freeze": True}, {"how": "remove"}, {"how": "remove
 
 
 @pytest.mark.parametrize("reading", LLM, ids=str)
-@pytest.mark.parametrize("pictures", [2])
+@pytest.mark.parametrize("images", [2])
 def test_in_the_llm_every_case_is_what_it_is_alone(reading, pictures):
-    subject, donor = subject_of(), [models.picture(7 + i) for i in range(pictures)]
+    subject, donor = subject_of(), [models.image(7 + i) for i in range(pictures)]
 
     def doing(question, layers):
         return drop_vision(subject, layers, **reading)
 
-    found = assert_as_alone(subject, sample(pictures=pictures), donor, doing, **reading)
+    found = assert_as_alone(subject, sample(images=pictures), donor, doing, **reading)
     assert (found["late"][0] - found[UNTOUCHED][0]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("pictures", [1, 2])
+@pytest.mark.parametrize("images", [1, 2])
 def test_swapping_in_the_llm_is_what_it_is_alone(pictures):
-    subject, donor = subject_of(), [models.picture(7 + i) for i in range(pictures)]
-    assert_as_alone(subject, sample(pictures=pictures), donor,
+    subject, donor = subject_of(), [models.image(7 + i) for i in range(pictures)]
+    assert_as_alone(subject, sample(images=pictures), donor,
                     lambda question, layers: swap_vision(subject, layers, question.other), how="swap")  # fmt: skip
 
 
@@ -98,19 +98,19 @@ PREFUSION = [{}, {"how": "zero"}, {"freeze": True}, {"queries": "text"}, {"queri
 
 
 @pytest.mark.parametrize("reading", PREFUSION, ids=str)
-@pytest.mark.parametrize("pictures", [1, 2])
+@pytest.mark.parametrize("images", [1, 2])
 def test_in_pre_fusion_every_case_is_what_it_is_alone(reading, pictures):
-    subject, donor = subject_of(), [models.picture(7 + i) for i in range(pictures)]
+    subject, donor = subject_of(), [models.image(7 + i) for i in range(pictures)]
     reading = reading | {"stack": "prefusion"}
 
     def doing(question, layers):
         return drop_vision(subject, layers, **reading)
 
-    found = assert_as_alone(subject, sample(pictures=pictures), donor, doing, **reading)
+    found = assert_as_alone(subject, sample(images=pictures), donor, doing, **reading)
     assert (found["late"][0] - found[UNTOUCHED][0]).abs().max() > 1e-3
 
 
-def test_a_picture_is_read_once_and_every_case_costs_its_words_alone():
+def test_a_image_is_read_once_and_every_case_costs_its_words_alone():
     subject = subject_of()
     patches = []
     hook = subject.model.model.prefusion.layers[0].register_forward_hook(lambda m, a, out: patches.append(out.shape[1]))
@@ -120,14 +120,14 @@ def test_a_picture_is_read_once_and_every_case_costs_its_words_alone():
     hook.remove()
     assert table.attrs["image_prefixes"] == 2
     assert table.attrs["row_layers"] == 4 * LAYERS * table.sizes["case"]
-    assert patches.count(16) <= 2 + 1, "once a picture, and once to try it out"
+    assert patches.count(16) <= 2 + 1, "once an image, and once to try it out"
     assert (table["dropped"].sel(case="no vision").sum() == LAYERS) and table.attrs["sharing"] == "exact"
     assert (table["kl"].sel(case=["1", "2", "3"]) > 0).any()
 
 
 def test_the_estimate_names_what_it_counts(capsys):
     drop_sweep(subject_of(), sample(), [{0}], stack="prefusion", max_new_tokens=1)
-    assert "1 samples, 1 pictures, 4 cases: 12 row-layers of 12; at most" in capsys.readouterr().err
+    assert "1 samples, 1 images, 4 cases: 12 row-layers of 12; at most" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,17 @@ from golden_cases import COPIES, Case
 from PIL import Image
 
 import probe
-from probe.data.sample import Sample, Video
-from probe.data.token_types import FINE, INSTRUCTION, LAST, PatchGrid, label
+from probe.data.image import Video
+from probe.data.patch_grid import PatchGrid
+from probe.data.sample import Sample
+from probe.data.token_types import FINE, INSTRUCTION, LAST, label
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import tap
 from probe.hooks.model_structure import stacks
 from probe.measures.attention.measure import _forward, measure
+from probe.measures.attention.reference import difference, plain_table
 from probe.measures.attention.stack_queries import countings
-from probe.measures.verify import _exact, difference, plain_table, state, verify
+from probe.measures.verify import _exact, state, verify
 from probe.models.llava_mini.vision import join_tiles, with_whole
 from probe.records import node, validate
 from probe.subject.inputs import Inputs, TokenizerInfo, collate, with_response
@@ -46,8 +49,8 @@ def hd():
     return subject_of(ratio=2, llama3=True)
 
 
-def picture(seed=0, width=70, height=50):
-    return models.picture(seed, width, height)
+def image(seed=0, width=70, height=50):
+    return models.image(seed, width, height)
 
 
 def tables(measured, names=NAMES):
@@ -61,7 +64,7 @@ def tables(measured, names=NAMES):
 
 @pytest.fixture(scope="module")
 def golden():
-    """The authors' probe case as a subject and inputs: it has ids and pixels, but neither words nor a picture."""
+    """The authors' probe case as a subject and inputs: it has ids and pixels, but neither words nor an image."""
     case = Case(GOLDEN / "std_c1_p4_llama3.json")
     subject = Subject(case.model, None, "authors", "golden", "crop")
     ids = case.inputs["input_ids"][0].numpy()
@@ -74,7 +77,7 @@ def golden():
     cell = PatchGrid(zero, zero, zero, zero, np.array([[0.0, 0.0, 1.0, 1.0]]))
     types = label(role, 0 * role, ids == case.model.config.image_token_id)
     vocabulary = TokenizerInfo(None, (), 0, case.model.config.image_token_id, 128)
-    inputs = Inputs(dict(case.inputs), types=types, grid=[cell], encoder_grid=[patches], pictures=[()],
+    inputs = Inputs(dict(case.inputs), types=types, grid=[cell], encoder_grid=[patches], images=[()],
                     frames=[(1,)], prompt=[""],
                     response=[""], vocabulary=vocabulary)  # fmt: skip
     return case.tensors, subject, inputs
@@ -120,7 +123,7 @@ def test_hd_of_64_queries_equals_the_authors_compression_map():
     sizes = [(56, 56)] * len(case.inputs["pixel_values"])
     grid = encoder_grid(case.model, models.llava_mini(ratio=2)[1], sizes, "crop")
     inputs = Inputs(dict(case.inputs), types=label(np.array([LAST]), np.array([0]), np.array([False])), grid=[grid],
-                    encoder_grid=[grid], pictures=[()], frames=[(1,) * len(sizes)], prompt=[""], response=[""],
+                    encoder_grid=[grid], images=[()], frames=[(1,) * len(sizes)], prompt=[""], response=[""],
                     vocabulary=TokenizerInfo(None, (), 0, 0, 0))  # fmt: skip
     counted = countings(Subject(case.model, None, "", "", "crop"), inputs, ["compressor"])["compressor"]
     counted.statistic(seen[0])
@@ -135,28 +138,28 @@ def test_hd_of_64_queries_equals_the_authors_compression_map():
 @pytest.mark.parametrize("options", [{"ratio": 2}, {"compressor_size": 5}], ids=str)
 def test_promises_are_kept(options):
     """C = 5 has more queries than there are patches."""
-    report = verify(subject_of(**options), picture(), "what?")
+    report = verify(subject_of(**options), image(), "what?")
     assert report.passed, report.appendix
     assert {"statistic of pre-fusion against whole maps"} <= {check.name for check in report.checks}
 
 
 def test_logits_are_bit_identical_and_the_model_is_restored(hd):
-    inputs = hd.encode(picture(), QUESTION, "a red circle")
+    inputs = hd.encode(image(), QUESTION, "a red circle")
     with torch.no_grad():
         plain = hd.model(**inputs, use_cache=False, logits_to_keep=1).logits
     before, found = state(hd.model), stacks(hd.model)
     seen = []
     handle = hd.model.register_forward_hook(lambda module, args, output: seen.append(output.logits))
-    record = measure(hd, picture(), QUESTION, "a red circle", maps="heads", contribution=True, received_head=True)
+    record = measure(hd, image(), QUESTION, "a red circle", maps="heads", contribution=True, received_head=True)
     handle.remove()
     assert torch.equal(seen[-1], plain) and state(hd.model) == before
     assert validate(record) is record and set(record.children) == set(found)
     assert node(record, "compressor")["maps"].shape == (1, 1, 8, 4, 64), "(sample, layer, head, query, patch)"
 
 
-def test_whole_maps_of_two_pictures_in_a_padded_batch(subject):
-    rows = [with_response(subject.encode([picture(1), picture(2)], TWO), [9, 8, 7]),
-            with_response(subject.encode(picture(3), QUESTION), [9])]  # fmt: skip
+def test_whole_maps_of_two_images_in_a_padded_batch(subject):
+    rows = [with_response(subject.encode([image(1), image(2)], TWO), [9, 8, 7]),
+            with_response(subject.encode(image(3), QUESTION), [9])]  # fmt: skip
     for side in ("left", "right"):
         batch = collate(rows, side=side)
         for stack in ("vision", "compressor", "prefusion", "llm"):
@@ -169,7 +172,7 @@ def test_whole_maps_of_two_pictures_in_a_padded_batch(subject):
 def test_response_rows_equal_cached_decoding():
     """The model's own generate, step by step, from the maps that it returns; and it needs the fuse mask for that."""
     subject = subject_of(attn="eager")
-    prompt = subject.encode(picture(), QUESTION)
+    prompt = subject.encode(image(), QUESTION)
     generate: Any = subject.model.generate
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     steps = generate(**prompt, **options, output_attentions=True, return_dict_in_generate=True)
@@ -193,10 +196,10 @@ def test_response_rows_equal_cached_decoding():
 
 
 def test_a_response_of_words_is_hidden_like_one_of_ids(subject):
-    words = subject.encode(picture(), QUESTION, "a red circle")
-    length = subject.encode(picture(), QUESTION)["input_ids"].shape[1]
+    words = subject.encode(image(), QUESTION, "a red circle")
+    length = subject.encode(image(), QUESTION)["input_ids"].shape[1]
     assert words["fuse_mask"][0].tolist() == [i < length for i in range(words["input_ids"].shape[1])]
-    record = measure(subject, picture(), QUESTION, "a red circle")
+    record = measure(subject, image(), QUESTION, "a red circle")
     assert "response" not in node(record, "prefusion")["key_type"] and "response" in node(record, "llm")["key_type"]
 
 
@@ -204,8 +207,8 @@ def test_a_response_of_words_is_hidden_like_one_of_ids(subject):
 
 
 def test_pre_fusion_counts_what_it_reads(subject):
-    record = measure(subject, picture(), QUESTION, "a red circle")
-    measured, words = node(record, "prefusion").isel(sample=0), subject.encode(picture(), QUESTION)
+    record = measure(subject, image(), QUESTION, "a red circle")
+    measured, words = node(record, "prefusion").isel(sample=0), subject.encode(image(), QUESTION)
     count = dict(zip(measured["key_type"].values, measured["key_count"].values, strict=True))
     assert count == {"instruction": int((~words.types.vision).sum()), "vision": 16, "compressed": 4}
     queries = measured["query_count"].max("key_type")
@@ -216,7 +219,7 @@ def test_pre_fusion_counts_what_it_reads(subject):
 
 
 def test_hidden_words_are_no_keys(subject):
-    inputs = subject.encode(picture(), QUESTION)
+    inputs = subject.encode(image(), QUESTION)
     ids = inputs["input_ids"].clone()
     ids[0, -2] = 0  # never fused, whatever it means
     hidden = inputs.having({**inputs, "input_ids": ids})
@@ -227,19 +230,19 @@ def test_hidden_words_are_no_keys(subject):
 
 
 def test_fine_types_and_types_of_ones_own(subject):
-    fine = node(measure(subject, picture(), QUESTION, "a", types="fine"), "prefusion")
+    fine = node(measure(subject, image(), QUESTION, "a", types="fine"), "prefusion")
     assert fine["key_type"].values.tolist() == [*(name for name in FINE if name != "response"), "compressed"]
     assert int(fine["query_count"].sel(query_type="last").max()) == 1
-    prompt = subject.encode(picture(), QUESTION)
+    prompt = subject.encode(image(), QUESTION)
     word = np.arange(prompt["input_ids"].shape[1]) == prompt["input_ids"].shape[1] - 2
-    own = node(measure(subject, picture(), QUESTION, "a", types={"word": word}), "prefusion")
+    own = node(measure(subject, image(), QUESTION, "a", types={"word": word}), "prefusion")
     assert int(own["key_count"].sel(key_type="word").item()) == 1
 
 
 def test_a_batch_equals_one_by_one_and_words_alone_are_not_fused(subject):
-    """With a text-only sample, and two pictures in a prompt; three frames to a batch of chunks of two."""
-    samples = [Sample("one", picture(), QUESTION), Sample("two", (picture(1), picture(2)), TWO),
-               Sample("none", None, "where is it?"), Sample("three", picture(3), "and what about this?")]  # fmt: skip
+    """With a text-only sample, and two images in a prompt; three frames to a batch of chunks of two."""
+    samples = [Sample("one", image(), QUESTION), Sample("two", (image(1), image(2)), TWO),
+               Sample("none", None, "where is it?"), Sample("three", image(3), "and what about this?")]  # fmt: skip
     together = measure(subject, samples, max_new_tokens=3, batch_tokens=10**6)
     for i, sample in enumerate(samples):
         alone = measure(subject, [sample], max_new_tokens=3)
@@ -254,14 +257,14 @@ def test_a_batch_equals_one_by_one_and_words_alone_are_not_fused(subject):
     both = node(together, "prefusion").isel(sample=1)
     words = int(both["key_count"].sel(key_type="instruction"))
     assert both["query_count"].sel(query_type="instruction", key_type="vision", layer=0) == 2 * words, "read twice"
-    assert (both["key_picture"].values[:32] == [0] * 16 + [1] * 16).all()
+    assert (both["key_image"].values[:32] == [0] * 16 + [1] * 16).all()
 
 
 def test_frames_of_a_video_are_pooled(subject):
-    """Three frames in chunks of two: as the pictures alone, on average; the LLM has cells of each."""
-    frames = tuple(picture(seed, 32, 32) for seed in range(3))
+    """Three frames in chunks of two: as the images alone, on average; the LLM has cells of each."""
+    frames = tuple(image(seed, 32, 32) for seed in range(3))
     inputs = subject.encode(Video(frames), QUESTION)
-    assert len(inputs.grid[0]) == 12 and inputs.grid[0].picture.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert len(inputs.grid[0]) == 12 and inputs.grid[0].image.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert len(inputs.encoder_grid[0]) == 16 and inputs.grid[0].box[4:8].tolist() == inputs.grid[0].box[:4].tolist()
     record = measure(subject, Video(frames), QUESTION, "a")
     alone = [measure(subject, frame, QUESTION, "a") for frame in frames]
@@ -289,11 +292,11 @@ def test_variants(tmp_path):
         ({"fusion": "paper"}, {"llm", "compressor", "prefusion", "vision"}),
         ({"compression": "none", "ratio": 2}, {"llm", "prefusion", "vision"}),
     ):
-        subject, samples = subject_of(**options), [Sample("a", picture(), QUESTION), Sample("b", None, "what?")]
+        subject, samples = subject_of(**options), [Sample("a", image(), QUESTION), Sample("b", None, "what?")]
         record = measure(subject, samples, response="a")
         assert set(record.children) == expected
         if "prefusion" in expected:
-            assert _exact(subject, subject.encode(picture(), QUESTION), "prefusion").passed
+            assert _exact(subject, subject.encode(image(), QUESTION), "prefusion").passed
     probe.save_record(record, tmp_path / "record.zarr.zip")
     assert probe.open_record(tmp_path / "record.zarr.zip").identical(record)
     assert len(probe.to_dataframe(record)) > 0
@@ -303,20 +306,20 @@ def test_fusion_inside_the_llm_is_refused_in_one_line():
     """The LLM's first layers read another sequence than the others; what comes before it is measured as ever."""
     subject = subject_of(fusion="in_llm")
     with pytest.raises(ProbeError, match=r"the \d+ tokens that were encoded, got \d+ keys in .*layers.0.self_attn"):
-        measure(subject, picture(), QUESTION, "a")
-    record = measure(subject, picture(), QUESTION, "a", stacks=["vision", "compressor"])
+        measure(subject, image(), QUESTION, "a")
+    record = measure(subject, image(), QUESTION, "a", stacks=["vision", "compressor"])
     assert set(record.children) == {"vision", "compressor"}
     with pytest.raises(ProbeError, match="stacks of vision, compressor, llm, got prefusion"):
-        measure(subject, picture(), QUESTION, stacks=["prefusion"])
+        measure(subject, image(), QUESTION, stacks=["prefusion"])
 
 
-# ------------------------------------------------------------------------------------------------------ the picture
+# ------------------------------------------------------------------------------------------------------ the image
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("crop", "square"), ("pad", "pad"), ("pad", "square")])
 @pytest.mark.parametrize("size", [(320, 200), (97, 401)])
 def test_painting_inside_a_box_changes_that_patch_most(ours, theirs, size):
-    """Padded view by view by the processor, or ("pad", "square") by ourselves before the picture is split."""
+    """Padded view by view by the processor, or ("pad", "square") by ourselves before the image is split."""
     model, processor = models.llava_mini(ratio=2, aspect=theirs)
     subject = load(model, processor=processor, aspect=ours)
 
@@ -354,14 +357,14 @@ def test_compressed_tokens_are_cells_of_what_is_compressed(hd):
     assert len(vision_grid(*none, [(100, 50)], "crop")) == 0
 
 
-def test_a_picture_too_small_to_split_is_refused_in_one_line(hd):
+def test_a_image_too_small_to_split_is_refused_in_one_line(hd):
     with pytest.raises(ProbeError, match="at least 2 x 2 pixels"):
-        hd.encode(picture(0, 1, 30), QUESTION)
+        hd.encode(image(0, 1, 30), QUESTION)
 
 
 def test_words_are_tokenized_piece_by_piece(hd):
     """The placeholder's id is no id of the tokenizer, and text behind it begins like a new text."""
-    inputs = hd.encode(picture(), QUESTION, types="fine")
+    inputs = hd.encode(image(), QUESTION, types="fine")
     assert hd.processor.image_token_id == len(hd.processor.tokenizer) == hd.model.config.text_config.vocab_size
     names = np.array(inputs.types.names)[inputs.types.ids[0]]
     assert names[0] == "bos" and names[-1] == "last" and (names == "vision").sum() == 4
@@ -373,17 +376,17 @@ def test_words_are_tokenized_piece_by_piece(hd):
 
 
 def test_the_compression_map(hd, subject):
-    record = measure(hd, picture(), QUESTION, "a")
+    record = measure(hd, image(), QUESTION, "a")
     axes = probe.plots.compression(record)
     assert axes.shape == (1, 5)
     drawn = axes[0, 0].collections[0].get_array()
     assert drawn.shape == (64,) and float(drawn.sum()) == pytest.approx(1, abs=1e-5), "sub-images together"
     assert axes.flat[0].figure.texts or axes.flat[0].figure._suptitle
     assert [axis.get_title() for axis in axes[0, :2]] == ["mean of 4 queries", "row 1, column 1"]
-    two = measure(subject, [Sample("two", (picture(1), picture(2)), TWO)], response="a")
+    two = measure(subject, [Sample("two", (image(1), image(2)), TWO)], response="a")
     assert probe.plots.compression(two).shape == (2, 5)
-    assert probe.plots.compression(two, picture=1).shape == (1, 5)
-    alone = measure(hd, picture(), QUESTION, "a", stacks=["compressor"])
+    assert probe.plots.compression(two, image=1).shape == (1, 5)
+    alone = measure(hd, image(), QUESTION, "a", stacks=["compressor"])
     assert list(probe.plots.figures(alone)) == ["compressor-compression"]
     with pytest.raises(ProbeError, match="stack of llm, got 'compressor'"):
-        probe.plots.compression(measure(hd, picture(), QUESTION, "a", stacks=["llm"]))
+        probe.plots.compression(measure(hd, image(), QUESTION, "a", stacks=["llm"]))

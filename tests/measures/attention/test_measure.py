@@ -15,7 +15,7 @@ import probe.measures.attention.measure
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.measures.attention.measure import measure
-from probe.measures.verify import difference, plain_table
+from probe.measures.attention.reference import difference, plain_table
 from probe.records import merge, save_record
 from probe.records import node as node_of
 from probe.records import open_record as open_record
@@ -24,7 +24,7 @@ from probe.subject.subject import load
 
 TOLERANCE = 1e-5
 QUESTION = "what is in the picture?"
-TWO_PICTURES = [
+TWO_IMAGES = [
     {"role": "user", "content": [{"type": "text", "text": "compare"}, {"type": "image"}, {"type": "image"}]},
 ]
 TURNS = [
@@ -50,11 +50,11 @@ def subject():
 
 
 def samples():
-    """One picture, two pictures, several turns, and none."""
+    """One image, two images, several turns, and none."""
     return [
-        Sample("one", models.picture(0, 70, 50), QUESTION),
-        Sample("two", (models.picture(1), models.picture(2, 30, 60)), TWO_PICTURES),
-        Sample("turns", models.picture(3, 33, 33), TURNS),
+        Sample("one", models.image(0, 70, 50), QUESTION),
+        Sample("two", (models.image(1), models.image(2, 30, 60)), TWO_IMAGES),
+        Sample("turns", models.image(3, 33, 33), TURNS),
         Sample("none", None, "where is the red square?"),
     ]
 
@@ -76,7 +76,7 @@ def plain_tables(subject, inputs, row=0):
 def tables(record, sample, stack="llm"):
     """The same, from a record; ragged ends are cut off."""
     node = node_of(record, stack).isel(sample=sample)
-    keys = int((node["key_picture"].values >= 0).sum()) or int(node["key_count"].sel(key_type="vision"))
+    keys = int((node["key_image"].values >= 0).sum()) or int(node["key_count"].sel(key_type="vision"))
     names = ("mass", "share", "lift", "entropy", "head_entropy", "received")
     return [
         {name: node[name].isel(layer=layer).values[..., : keys if name == "received" else None] for name in names}
@@ -127,10 +127,10 @@ def test_the_encoder_is_measured_the_same_way(factory):
     record = measure(subject, [sample], response="a red circle", stacks=["vision"])
     inputs = subject.encode(list(sample.images), sample.question)
     pixels = inputs["pixel_values"]
-    tiles = len(set(zip(inputs.encoder_grid[0].picture, inputs.encoder_grid[0].tile, strict=True)))
-    if pixels.ndim == 5:  # (picture, tile, channel, y, x), with empty tiles behind those of a picture with fewer
+    tiles = len(set(zip(inputs.encoder_grid[0].image, inputs.encoder_grid[0].tile, strict=True)))
+    if pixels.ndim == 5:  # (image, tile, channel, y, x), with empty tiles behind those of an image with fewer
         grid = inputs.encoder_grid[0]
-        count = [len(set(grid.tile[grid.picture == picture])) for picture in range(len(pixels))]
+        count = [len(set(grid.tile[grid.image == image])) for image in range(len(pixels))]
         pixels = torch.cat([tile[:n] for tile, n in zip(pixels, count, strict=True)])
     assert len(pixels) == tiles
     encoder = probe.measures.attention.measure.find_stacks(subject.model)["vision"]
@@ -153,10 +153,10 @@ def test_the_encoder_is_measured_the_same_way(factory):
 def test_response_rows_equal_cached_decoding(factory):
     """The model's own generate, step by step, from the maps that it returns."""
     subject = subject_of(factory, attn="eager")
-    prompt = subject.encode(models.picture(0, 70, 50), QUESTION)
+    prompt = subject.encode(models.image(0, 70, 50), QUESTION)
     generate: Any = subject.model.generate
     steps = generate(**prompt, max_new_tokens=6, do_sample=False, output_attentions=True, return_dict_in_generate=True)
-    record = measure(subject, models.picture(0, 70, 50), QUESTION, max_new_tokens=6)
+    record = measure(subject, models.image(0, 70, 50), QUESTION, max_new_tokens=6)
     types = np.append(prompt.types.ids[0], [2] * 6)
     for layer in range(3):
         rows = [step[layer][0, :, 0].double().numpy() for step in steps.attentions[1:]]  # (head, key) of each
@@ -170,10 +170,10 @@ def test_response_rows_equal_cached_decoding(factory):
 def test_logits_are_bit_identical_while_measuring(subject, monkeypatch):
     seen = []
     handle = subject.model.register_forward_hook(lambda module, args, output: seen.append(output.logits))
-    picture = models.picture(0, 70, 50)
-    record = measure(subject, picture, QUESTION, response="a red circle", maps=True, contribution=True)
+    image = models.image(0, 70, 50)
+    record = measure(subject, image, QUESTION, response="a red circle", maps=True, contribution=True)
     handle.remove()
-    inputs = subject.encode(models.picture(0, 70, 50), QUESTION, "a red circle")
+    inputs = subject.encode(models.image(0, 70, 50), QUESTION, "a red circle")
     with torch.no_grad():
         plain = subject.model(**inputs, use_cache=False, logits_to_keep=1).logits
     assert torch.equal(seen[-1], plain) and record["response"].item() == "a red circle"
@@ -183,8 +183,8 @@ def test_logits_are_bit_identical_while_measuring(subject, monkeypatch):
 
 
 def test_rows_of_text_only(subject):
-    whole = node_of(measure(subject, models.picture(), QUESTION, response="a red circle"), "llm")
-    text = node_of(measure(subject, models.picture(), QUESTION, response="a red circle", rows="text"), "llm")
+    whole = node_of(measure(subject, models.image(), QUESTION, response="a red circle"), "llm")
+    text = node_of(measure(subject, models.image(), QUESTION, response="a red circle", rows="text"), "llm")
     assert np.isnan(text["mass"].sel(query_type="vision")).all()
     for name in ("mass", "share", "lift", "entropy", "head_entropy", "received"):
         asked = {"query_type": ["instruction", "response"]}
@@ -192,20 +192,20 @@ def test_rows_of_text_only(subject):
 
 
 def test_own_types_keep_the_rest(subject):
-    inputs = subject.encode(models.picture(), QUESTION, "a red circle")
+    inputs = subject.encode(models.image(), QUESTION, "a red circle")
     mask = inputs.types.vision[0] & (np.cumsum(inputs.types.vision[0]) <= 3)
-    node = node_of(measure(subject, models.picture(), QUESTION, response="a red circle", types={"corner": mask}), "llm")
+    node = node_of(measure(subject, models.image(), QUESTION, response="a red circle", types={"corner": mask}), "llm")
     assert list(node["key_type"].values) == ["corner", "instruction", "vision", "response"]
     assert int(node["key_count"].sel(key_type="corner").item()) == 3
-    whole = node_of(measure(subject, models.picture(), QUESTION, response="a red circle"), "llm")["mass"]
+    whole = node_of(measure(subject, models.image(), QUESTION, response="a red circle"), "llm")["mass"]
     both = node["mass"].sel(query_type="response", key_type=["corner", "vision"]).sum("key_type")
     np.testing.assert_allclose(both, whole.sel(query_type="response", key_type="vision"), atol=1e-6)
     assert node["received"].sizes["key"] == len(inputs.grid[0]), "the corner's patches are still vision keys"
 
 
 def test_maps_are_the_rows_that_predict_the_response(subject):
-    inputs = subject.encode(models.picture(), QUESTION, "a red circle")
-    record = measure(subject, models.picture(), QUESTION, response="a red circle", maps="heads")
+    inputs = subject.encode(models.image(), QUESTION, "a red circle")
+    record = measure(subject, models.image(), QUESTION, response="a red circle", maps="heads")
     node = node_of(record, "llm").isel(sample=0)
     with torch.no_grad():
         maps = subject.model(**inputs, output_attentions=True).attentions
@@ -224,8 +224,8 @@ def test_a_response_taken_from_another_record(subject):
     np.testing.assert_allclose(again["llm"]["mass"], first["llm"]["mass"], atol=1e-6)
 
 
-def test_samples_without_pictures_among_others(subject):
-    """Whether or not they share a batch with one that has a picture."""
+def test_samples_without_images_among_others(subject):
+    """Whether or not they share a batch with one that has an image."""
     together, apart = (measure(subject, samples(), response="a", batch_tokens=tokens) for tokens in (10**6, 1))
     for stack in ("llm", "vision"):
         for name, values in node_of(apart, stack).data_vars.items():
@@ -235,9 +235,9 @@ def test_samples_without_pictures_among_others(subject):
 
 def test_an_empty_response_is_a_response(subject):
     """Given or taken over, it is not replaced by one of the model's own."""
-    record = measure(subject, models.picture(), QUESTION, response=[])
+    record = measure(subject, models.image(), QUESTION, response=[])
     assert record["response_ids"].size == 0
-    assert measure(subject, models.picture(), QUESTION, response=record)["response_ids"].size == 0
+    assert measure(subject, models.image(), QUESTION, response=record)["response_ids"].size == 0
     assert node_of(record, "llm")["query_count"].sel(query_type="response").sum() == 0
 
 
@@ -246,7 +246,7 @@ def test_contribution_needs_a_plain_projection():
     module = subject.model.get_decoder().layers[0].self_attn
     module.o_proj = torch.nn.Sequential(module.o_proj).eval()
     with pytest.raises(ProbeError, match="plain linear output projection, got Sequential in LlamaAttention"):
-        measure(subject, models.picture(), QUESTION, response="a", contribution=True)
+        measure(subject, models.image(), QUESTION, response="a", contribution=True)
 
 
 def test_saved_and_opened(subject, tmp_path):
@@ -277,7 +277,7 @@ def test_counts_have_layers_where_layers_differ(tmp_path):
     assert node["query_count"].dims == ("sample", "layer", "query_type", "key_type")
     assert node["share_count"].dims == ("sample", "layer", "query_type")
     counts = node["query_count"].isel(sample=0).sel(query_type="response", key_type="vision").values
-    assert counts[0] == counts[2] > counts[1] == 0, "six tokens back there is no picture"
+    assert counts[0] == counts[2] > counts[1] == 0, "six tokens back there is no image"
     inputs = subject.encode(samples()[0].images[0], QUESTION, "a red circle")
     with torch.no_grad():
         maps = subject.model(**inputs, output_attentions=True, use_cache=False).attentions
@@ -301,8 +301,8 @@ def test_a_record_whose_layers_agree_merges_with_one_whose_layers_differ():
     subject = subject_of(mixed)
     short = measure(subject, [Sample("short", None, "a")], response=[], stacks=["llm"])
     assert node_of(short, "llm")["share_count"].dims == ("sample", "query_type")
-    pictured = measure(subject, samples()[:1], response="a red circle", stacks=["llm"])
-    both = node_of(merge([short, pictured]), "llm")
+    imaged = measure(subject, samples()[:1], response="a red circle", stacks=["llm"])
+    both = node_of(merge([short, imaged]), "llm")
     assert both["query_count"].dims == ("sample", "layer", "query_type", "key_type")
     expected = node_of(short, "llm")["query_count"].values[0]
     assert (both["query_count"].values[0] == expected).all() and both["query_count"].dtype == np.int32
@@ -329,15 +329,15 @@ def test_no_map_is_ever_allocated(options):
     """Nothing of head·S·S/4 elements or more, of encoder or LLM, exists at any time."""
     subject = subject_of(models.llava15, side=96, patch=4, hidden_size=32, intermediate_size=32, num_attention_heads=8,
                          num_key_value_heads=8)  # fmt: skip
-    inputs = subject.encode(models.picture(), QUESTION, "a red circle")
+    inputs = subject.encode(models.image(), QUESTION, "a red circle")
     size = inputs["input_ids"].shape[1]
     with Allocations() as watch:
-        measure(subject, models.picture(), QUESTION, response="a red circle", **options)
+        measure(subject, models.image(), QUESTION, response="a red circle", **options)
     assert size > 500 and watch.largest < 8 * size * size // 4
     eager = subject_of(models.llava15, side=96, patch=4, hidden_size=32, intermediate_size=32, num_attention_heads=8,
                        num_key_value_heads=8, attn="eager")  # fmt: skip
     with Allocations() as watch:
-        measure(eager, models.picture(), QUESTION, response="a red circle")
+        measure(eager, models.image(), QUESTION, response="a red circle")
     assert watch.largest >= 8 * size * size // 4, "the watch can fail"
 
 
@@ -345,36 +345,36 @@ def test_no_map_is_ever_allocated(options):
 
 
 def test_mistakes_are_one_line(subject):
-    picture = models.picture()
+    image = models.image()
     with pytest.raises(ProbeError, match="stacks of vision, llm, got prefusion"):
-        measure(subject, picture, QUESTION, stacks=["prefusion"])
+        measure(subject, image, QUESTION, stacks=["prefusion"])
     with pytest.raises(ProbeError, match="'all' or 'text'"):
-        measure(subject, picture, QUESTION, rows="vision")
-    with pytest.raises(ProbeError, match="a picture and a question"):
-        measure(subject, picture)
+        measure(subject, image, QUESTION, rows="vision")
+    with pytest.raises(ProbeError, match="an image and a question"):
+        measure(subject, image)
     with pytest.raises(ProbeError, match="at least one Sample"):
         measure(subject, [])
     with pytest.raises(ProbeError, match="different ids, got 'one' 2 times"):
         measure(subject, samples()[:1] * 2)
     with pytest.raises(ProbeError, match="maps=False, True or 'heads', got 'head'"):
-        measure(subject, picture, QUESTION, maps="head")
+        measure(subject, image, QUESTION, maps="head")
     with pytest.raises(ProbeError, match="0 or more"):
-        measure(subject, picture, QUESTION, max_new_tokens=-1)
+        measure(subject, image, QUESTION, max_new_tokens=-1)
     with pytest.raises(ProbeError, match="at least one stack"):
         measure(subject, None, QUESTION, stacks="vision")
     with pytest.raises(ProbeError, match="2 responses"):
         measure(subject, samples()[:2], response=["a"])
     subject.model.get_decoder().train()
     with pytest.raises(ProbeError, match="eval mode"):
-        measure(subject, picture, QUESTION)
+        measure(subject, image, QUESTION)
     subject.model.eval()
     compiled = subject_of(models.llava15)
     compiled.model.get_decoder().layers[1].compile()
     with pytest.raises(ProbeError, match="not compiled"):
-        measure(compiled, picture, QUESTION)
+        measure(compiled, image, QUESTION)
 
 
 def test_maps_above_the_limit_are_refused_with_the_number(subject, monkeypatch):
     monkeypatch.setattr(probe.measures.attention.measure, "MAPS_LIMIT", 100)
     with pytest.raises(ProbeError, match=r"maps of at most 0 MB, got \d+ MB for 1 samples"):
-        measure(subject, models.picture(), QUESTION, response="a red circle", maps=True)
+        measure(subject, models.image(), QUESTION, response="a red circle", maps=True)

@@ -20,19 +20,19 @@ def subject_of(known):
 @pytest.mark.parametrize(("patches", "bos"), [((5,), True), ((0, 7), False), ((35, 17), True)])
 def test_planted_sinks_are_found_and_nothing_else(patches, bos):
     known = with_sinks(planted(), patches, bos)
-    found = find_sinks(subject_of(known), known.picture("red", 1), known.question)
+    found = find_sinks(subject_of(known), known.image("red", 1), known.question)
     sinks = found["sink"].any("layer").values
     assert sorted(found["row_key"].values[sinks & (found["row_key"].values >= 0)].tolist()) == sorted(patches)
     assert np.flatnonzero(sinks & (found["row_key"].values < 0)).tolist() == [0] * bos
-    assert subject_of(known).answer(known.picture("red", 1), known.question) == "red"
+    assert subject_of(known).answer(known.image("red", 1), known.question) == "red"
 
 
 def test_a_model_without_has_none():
     known = planted()
-    assert not find_sinks(subject_of(known), known.picture("red", 1), known.question)["sink"].any()
+    assert not find_sinks(subject_of(known), known.image("red", 1), known.question)["sink"].any()
     for factory in models.FACTORIES:
         model, processor = factory(side=16)
-        assert not find_sinks(probe.load(model, processor=processor), models.picture(), "where?", "a circle")[
+        assert not find_sinks(probe.load(model, processor=processor), models.image(), "where?", "a circle")[
             "sink"
         ].any()
 
@@ -40,7 +40,7 @@ def test_a_model_without_has_none():
 def test_outlying_norm_alone_or_attention_alone_is_no_sink():
     """The planted model looks at its patches and at the first token with all its weight: that is no sink."""
     known = planted()
-    found = find_sinks(subject_of(known), known.picture("red", 1), known.question)
+    found = find_sinks(subject_of(known), known.image("red", 1), known.question)
     assert float(found["drawn"].max()) > ATTENTION
     assert not is_sink(np.full((1, 1, 1), NORM), np.ones((1, 1, 1))).any()
 
@@ -48,7 +48,7 @@ def test_outlying_norm_alone_or_attention_alone_is_no_sink():
 def test_padding_and_batches_change_nothing():
     known = with_sinks(planted(), (5,))
     subject = subject_of(known)
-    rows = [subject.encode(known.picture("red"), known.question), subject.encode(known.picture("blue"), "what ?")]
+    rows = [subject.encode(known.image("red"), known.question), subject.encode(known.image("blue"), "what ?")]
     for side in ("left", "right"):
         norm, drawn = norms_and_attention(subject, collate(rows, side=side))
         for row, alone in enumerate(rows):
@@ -61,9 +61,9 @@ def test_padding_and_batches_change_nothing():
 
 def test_a_record_marks_them_and_counts_them_as_it_is_told(tmp_path):
     known = with_sinks(planted(), (5,))
-    subject, picture = subject_of(known), known.picture("red", 1)
-    records = {how: probe.measure(subject, picture, known.question, sinks=how, stacks=["llm"]) for how in HANDLED}
-    alone = find_sinks(subject, picture, known.question)
+    subject, image = subject_of(known), known.image("red", 1)
+    records = {how: probe.measure(subject, image, known.question, sinks=how, stacks=["llm"]) for how in HANDLED}
+    alone = find_sinks(subject, image, known.question)
     for record in records.values():
         marked = record["llm"]["key_sink"].isel(sample=0).values
         assert np.flatnonzero(marked.any(0)).tolist() == [5]
@@ -79,7 +79,7 @@ def test_a_record_marks_them_and_counts_them_as_it_is_told(tmp_path):
 @pytest.mark.parametrize("how", HANDLED)
 def test_heat_maps_mark_them(how):
     known = with_sinks(planted(), (5,))
-    record = probe.measure(subject_of(known), known.picture("red", 1), known.question, stacks=["llm"])
+    record = probe.measure(subject_of(known), known.image("red", 1), known.question, stacks=["llm"])
     axes = probe.plots.heatmaps(record, layers=[1, 2], sinks=how)
     axis = axes[0, 0]
     (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
@@ -96,4 +96,4 @@ def test_heat_maps_mark_them(how):
 def test_another_way_is_told_in_one_line():
     known = planted()
     with pytest.raises(ProbeError, match="sinks of keep"):
-        probe.measure(subject_of(known), known.picture("red"), known.question, sinks="hide")
+        probe.measure(subject_of(known), known.image("red"), known.question, sinks="hide")

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
+from probe.measures.attention.reference import difference, plain_table
 from probe.measures.attention.statistic import AttentionStatistic, merge
-from probe.measures.verify import difference, plain_table
 
 NAMES = ("instruction", "vision", "response")
 DIM = 8
@@ -258,7 +258,7 @@ def test_weights_that_a_module_returns():
 
 
 def test_rows_called_one_by_one_equal_a_batch():
-    """An encoder that loops over its pictures."""
+    """An encoder that loops over its images."""
     ids, asked, vision = rows(layout(), layout(before=2, after=8))
     call = random_call(ids, causal=False)
     whole, parts = (AttentionStatistic(NAMES, ids, asked, vision) for _ in range(2))

@@ -40,14 +40,14 @@ def anyres() -> Subject:
 
 
 def asked(subject: Subject, kind: str) -> Inputs:
-    """One row with its answer: alone, padded on the left, or about two pictures."""
-    pictures = [models.picture(1), models.picture(2)][: 2 if kind == "two" else 1]
-    inputs = subject.encode(pictures, "where is it?")
+    """One row with its answer: alone, padded on the left, or about two images."""
+    images = [models.image(1), models.image(2)][: 2 if kind == "two" else 1]
+    inputs = subject.encode(images, "where is it?")
     ids = subject.vocabulary.tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
     row = with_response(inputs, ids)
     if kind != "left":
         return row
-    longer = with_response(subject.encode(pictures, "where is the red circle in the picture?"), ids)
+    longer = with_response(subject.encode(images, "where is the red circle in the picture?"), ids)
     both = collate([row, longer], side="left")
     arrays = {name: getattr(both.types, name)[:1] for name in ("ids", "vision", "role", "turn")}
     return row.having({name: t[: len(t) // 2] for name, t in both.items()}, types=replace(both.types, **arrays))
@@ -66,12 +66,12 @@ def test_ablation_is_a_loop_over_grey_patches(llava, kind):
     inputs = asked(llava, kind)
     found = attribute(llava, inputs, **QUIET)
     colour = tuple(int(v * 255) for v in llava.processor.image_processor.image_mean)
-    grey = llava.encode([Image.new("RGB", p.size, colour) for p in inputs.pictures[0]], "?")["pixel_values"]
+    grey = llava.encode([Image.new("RGB", p.size, colour) for p in inputs.images[0]], "?")["pixel_values"]
     own = logprob(llava, inputs)
-    for feature in range(4 * len(inputs.pictures[0])):
-        picture, row, col = feature // 4, feature % 4 // 2, feature % 2
+    for feature in range(4 * len(inputs.images[0])):
+        image, row, col = feature // 4, feature % 4 // 2, feature % 2
         pixels = inputs["pixel_values"].clone()
-        patch = np.s_[picture, :, row * 8 : row * 8 + 8, col * 8 : col * 8 + 8]
+        patch = np.s_[image, :, row * 8 : row * 8 + 8, col * 8 : col * 8 + 8]
         pixels[patch] = grey[patch]
         assert float(found["attribution"][feature]) == pytest.approx(
             own - logprob(llava, inputs, pixel_values=pixels), abs=2e-5
@@ -124,18 +124,18 @@ def test_ablation_of_rows_is_a_loop_over_embeddings_and_words_are_features_like_
 )
 def test_a_shared_prefix_changes_nothing_on_any_resolution(anyres, baseline, method):
     options = {"over": "grid", "baseline": baseline, "method": method, "samples": 1, "response": ANSWER, **QUIET}
-    picture = models.picture(3, 40, 20)
-    shared, whole = (attribute(anyres, picture, "where?", share=share, **options) for share in (True, False))
+    image = models.image(3, 40, 20)
+    shared, whole = (attribute(anyres, image, "where?", share=share, **options) for share in (True, False))
     assert shared.attrs["sharing"] == "exact"
     np.testing.assert_allclose(shared["token_attribution"], whole["token_attribution"], atol=2e-5)
 
 
-def test_one_region_of_a_picture_is_the_same_region_in_all_of_its_views(anyres):
-    picture = models.picture(3, 40, 20)
+def test_one_region_of_a_image_is_the_same_region_in_all_of_its_views(anyres):
+    image = models.image(3, 40, 20)
     left = np.zeros((20, 40), bool)
     left[:, :20] = True
-    found = attribute(anyres, picture, "where?", ANSWER, over={"left": left, "right": ~left}, **QUIET)
-    grid = anyres.encode(picture, "where?").grid[0]
+    found = attribute(anyres, image, "where?", ANSWER, over={"left": left, "right": ~left}, **QUIET)
+    grid = anyres.encode(image, "where?").grid[0]
     middle = (grid.box[:, 0] + grid.box[:, 2]) / 2
     expected = np.where(np.isnan(middle), -1, middle >= 0.5)
     assert set(grid.tile.tolist()) > {0}
@@ -144,7 +144,7 @@ def test_one_region_of_a_picture_is_the_same_region_in_all_of_its_views(anyres):
 
 def test_where_a_window_forgets_the_prefix_nothing_is_shared():
     subject = loaded(models.llava_next_mistral, side=16, sliding_window=12)
-    found = attribute(subject, models.picture(3), "where?", ANSWER, over="grid", baseline="hidden", **QUIET)
+    found = attribute(subject, models.image(3), "where?", ANSWER, over="grid", baseline="hidden", **QUIET)
     assert "window" in found.attrs["sharing"]
 
 
@@ -215,29 +215,29 @@ def known(request):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_finds_the_planted_patches_and_layers_first(known, method):
     subject = probe.load(known.model, processor=known.processor)
-    picture = known.picture("red", 1)
+    image = known.image("red", 1)
     options = {"method": method, "words": False, "samples": 6, "batch": 36, **QUIET}
     side, over = (2, "grid") if method == "shapley" else (1, "patches")  # many orders of few regions
     there = {patch // 6 // side * (6 // side) + patch % 6 // side for patch in known.patches}
-    found = attribute(subject, picture, known.question, over=over, **options)["attribution"]
+    found = attribute(subject, image, known.question, over=over, **options)["attribution"]
     first = np.argsort(-found.values)[: len(there)]
     assert set(first.tolist()) == there and bool((found[first] > 0).all())
     if method == "gradient_x_attention":
-        found = attribute(subject, picture, known.question, **options)["layer_attribution"].sum("feature")
+        found = attribute(subject, image, known.question, **options)["layer_attribution"].sum("feature")
     else:
-        found = attribute(subject, picture, known.question, over="layers", **options)["attribution"]
+        found = attribute(subject, image, known.question, over="layers", **options)["attribution"]
     assert set(np.argsort(-found.values)[: len(known.read_layers)].tolist()) == set(known.read_layers)
 
 
 def test_attention_beside_it_is_what_measure_says_of_the_same_tokens(known):
     subject = probe.load(known.model, processor=known.processor)
-    picture = known.picture("red", 1)
-    found = attribute(subject, picture, known.question, method="gradient_x_attention", tokens=[0], progress=False)
-    inputs = subject.encode(picture, known.question)
+    image = known.image("red", 1)
+    found = attribute(subject, image, known.question, method="gradient_x_attention", tokens=[0], progress=False)
+    inputs = subject.encode(image, known.question)
     vision = np.flatnonzero(inputs.types.vision[0])
     last = inputs.types.role[0] == 4
     types = {"row": last, "patch": np.isin(np.arange(len(last)), vision[list(known.patches)[:1]])}
-    node = probe.measure(subject, inputs.pictures[0][0], known.question, "red", types=types, contribution=True,
+    node = probe.measure(subject, inputs.images[0][0], known.question, "red", types=types, contribution=True,
                          stacks=["llm"])["llm"].isel(sample=0).sel(query_type="row", key_type="patch")  # fmt: skip
     for name in ("mass", "lift", "contribution"):
         np.testing.assert_allclose(found[name][..., known.patches[0]], node[name], rtol=1e-5, atol=1e-6)
@@ -252,7 +252,7 @@ def test_it_composes_with_interventions_and_says_so(llava):
 
 def test_under_a_reducer_nothing_is_shared_and_what_it_took_gets_no_attention(llava):
     with probe.reduced(llava, probe.reducers.VisionZip(dominant=2, contextual=0)):
-        found = attribute(llava, models.picture(1), "where is it?", ANSWER, progress=False)
+        found = attribute(llava, models.image(1), "where is it?", ANSWER, progress=False)
     gone = ~np.isin(np.arange(4), found["key_feature"])
     assert "VisionZip" in found.attrs["reducer"] and 0 < gone.sum() < 4
     assert bool((found["mass"][..., :4][..., gone] == 0).all()) and bool((found["mass"][..., :4][..., ~gone] > 0).all())
@@ -279,13 +279,13 @@ def test_it_is_saved_and_opened_like_a_record(llava, tmp_path):
 
 
 def test_an_answer_the_model_would_never_give_has_its_numbers_too(llava):
-    found = attribute(llava, models.picture(), "where?", "picture picture picture picture", over="grid", **QUIET)
+    found = attribute(llava, models.image(), "where?", "image image image image", over="grid", **QUIET)
     assert float(found["logprob"]) < -5 and bool(found["attribution"].notnull().all())
 
 
-def test_a_picture_of_one_patch_is_one_region():
+def test_a_image_of_one_patch_is_one_region():
     subject = loaded(models.llava15, side=8)
-    found = attribute(subject, models.picture(), "where?", progress=False)
+    found = attribute(subject, models.image(), "where?", progress=False)
     assert found["feature_kind"].values.tolist().count("region") == 1
 
 
@@ -296,7 +296,7 @@ def test_a_picture_of_one_patch_is_one_region():
         ({"over": np.zeros((30, 40), bool)}, "something in it"),
         ({"over": {"a": np.ones((30, 40)), "b": np.ones((30, 40))}}, "30 x 40 .* of float64"),
         ({"over": {"a": np.ones((30, 40), int), "b": np.ones((30, 40), int)}}, "overlap"),
-        ({"over": [np.ones((30, 40), bool)] * 2}, "a mask for each of 1 pictures"),
+        ({"over": [np.ones((30, 40), bool)] * 2}, "a mask for each of 1 images"),
         ({"over": "pixels"}, "'patches', 'grid'"),
         ({"method": "lime"}, "a method of ablation"),
         ({"baseline": "black"}, "baseline of mean"),
@@ -304,12 +304,12 @@ def test_a_picture_of_one_patch_is_one_region():
         ({"response": ""}, "at least one token"),
         ({"tokens": [99]}, "tokens of the answer"),
         ({"batch": 0}, "batch of at least 1"),
-        ({"image": None}, "a picture"),
+        ({"image": None}, "an image"),
         ({"question": None}, "a question"),
     ],
 )
 def test_mistakes_are_told_in_one_line(llava, given, told):
-    options = {"image": models.picture(), "question": "where?", **QUIET} | given
+    options = {"image": models.image(), "question": "where?", **QUIET} | given
     with pytest.raises(ProbeError, match=told) as error:
         attribute(llava, options.pop("image"), options.pop("question"), **options)
     assert "\n" not in str(error.value)

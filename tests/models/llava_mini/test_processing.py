@@ -1,4 +1,4 @@
-"""Pictures, videos and prompts, as the authors' code makes them."""
+"""Images, videos and prompts, as the authors' code makes them."""
 
 import json
 
@@ -221,9 +221,9 @@ def test_videos_without_tokens_must_be_of_one_length(tokenizer, images):
 
 def test_mistakes_are_told_in_one_line(processor, tmp_path):
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "1.jpg").write_text("no picture")
+    (tmp_path / "broken" / "1.jpg").write_text("no image")
     for call, told in [
-        (lambda: list(video_frames(tmp_path / "broken")), "expected a picture as a frame, got .*1.jpg"),
+        (lambda: list(video_frames(tmp_path / "broken")), "expected an image as a frame, got .*1.jpg"),
         (lambda: list(video_frames(tmp_path / "no.mp4")), "a video file or a folder of frames, got no .*no.mp4"),
         (lambda: processor(text="<image>", images=[picture()] * 2), "as many images as the texts have <image>"),
         (lambda: processor(text="<image>", videos=[[]]), "at least one frame"),

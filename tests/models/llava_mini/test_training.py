@@ -46,22 +46,22 @@ def said(*turns, images=0):
     return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(parts)]
 
 
-def picture(seed):
+def image(seed):
     return draw(sample_scene(stream("sample", 100 + seed)), 60)
 
 
-def about_a_picture(seed):
+def about_a_image(seed):
     scene = sample_scene(stream("sample", 100 + seed))
     asked = ask(scene, "colour", stream("sample", 200 + seed))
     return Instruction(said(asked.question, asked.answer, images=1), (Visual("image", draw(scene)),))
 
 
 def about_a_video(frames):
-    visual = Visual("video", [picture(seed) for seed in range(frames)])
+    visual = Visual("video", [image(seed) for seed in range(frames)])
     return Instruction(said("What do you see in the image?", "a red ring", images=1), (visual,))
 
 
-IMAGES = [about_a_picture(seed) for seed in range(3)]
+IMAGES = [about_a_image(seed) for seed in range(3)]
 VIDEOS = [about_a_video(3), about_a_video(2)]
 MIXED = [VIDEOS[0], IMAGES[0], Instruction(said("What is it?", "nothing")), about_a_video(1)]
 
@@ -72,11 +72,11 @@ MIXED = [VIDEOS[0], IMAGES[0], Instruction(said("What is it?", "nothing")), abou
 def test_without_compression_and_prefusion_it_is_the_llava(processor):
     model = llava()
     text = processor.apply_chat_template(said("What can you see?", images=1), add_generation_prompt=True)
-    theirs = processor(images=picture(0), text=text, return_tensors="pt")
+    theirs = processor(images=image(0), text=text, return_tensors="pt")
     with torch.no_grad():
         expected = model(**theirs).logits
         plain = STAGES[1].prepare(model)
-        ours = processor_for(plain, processor)(images=picture(0), text=text)
+        ours = processor_for(plain, processor)(images=image(0), text=text)
         assert ours["input_ids"].shape == expected.shape[:2]
         torch.testing.assert_close(plain(**ours).logits, expected, atol=1e-5, rtol=1e-5)
 
@@ -166,7 +166,7 @@ def test_words_alone_are_fused_with_an_all_zero_image(processor):
                   for x in (batch, collate([MIXED[2], IMAGES[0]]))]  # fmt: skip
         torch.testing.assert_close(embeds[1][:1, : embeds[0].shape[1]], embeds[0], atol=1e-5, rtol=1e-5)
         assert not torch.equal(embeds[0], model.get_input_embeddings()(batch["input_ids"]))
-    with pytest.raises(ValueError, match="expected rows with pictures or videos, got none"):
+    with pytest.raises(ValueError, match="expected rows with images or videos, got none"):
         train(STAGES[1].prepare(model), collate.processor, [MIXED[2]], "nowhere", STAGES[1])
 
 
@@ -180,10 +180,10 @@ def test_a_long_video_is_read_evenly_and_a_long_row_cut(processor):
         Collator(mini_processor)([Instruction(said("What?", "nothing", images=1), (Visual("video", []),))])
 
 
-def test_a_file_that_is_no_picture_is_one_line(processor, tmp_path):
+def test_a_file_that_is_no_image_is_one_line(processor, tmp_path):
     (tmp_path / "a.png").write_text("none")
     row = Instruction(said("What?", "nothing", images=1), (Visual("image", tmp_path / "a.png"),))
-    with pytest.raises(ValueError, match=r"expected a picture, got .*a\.png") as error:
+    with pytest.raises(ValueError, match=r"expected an image, got .*a\.png") as error:
         Collator(processor_for(mini(), processor))([row])
     assert "\n" not in str(error.value)
     Image.new("RGB", (90, 40)).save(tmp_path / "a.png")

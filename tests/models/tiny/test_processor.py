@@ -65,7 +65,7 @@ def test_chat_template(processor, conversation, text):
     assert processor.apply_chat_template(conversation) == text.removesuffix(" ASSISTANT:")
 
 
-def test_a_picture_becomes_36_placeholders(processor):
+def test_a_image_becomes_36_placeholders(processor):
     pictures = [draw(sample_scene(stream("sample", seed)), size) for seed, size in [(0, 60), (1, 480)]]
     inputs = processor(images=pictures, text="<image> and <image>", return_tensors="pt")
     assert (inputs.input_ids == processor.image_token_id).sum() == 2 * 36

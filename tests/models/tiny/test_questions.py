@@ -81,8 +81,8 @@ def test_an_unknown_kind_is_named():
         ask(sample_scene(rng), "taste", rng)
 
 
-def test_sample_picture_is_large_and_repeatable():
-    picture, question, answer = sample_image()
-    assert picture.size == (480, 480)
+def test_sample_image_is_large_and_repeatable():
+    image, question, answer = sample_image()
+    assert image.size == (480, 480)
     assert (question, answer) == sample_image()[1:]
     assert sample_image(1)[2] != answer

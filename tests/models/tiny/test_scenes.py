@@ -16,8 +16,8 @@ def test_a_scene_is_drawn_the_same_every_time():
 
 @pytest.mark.parametrize("size", [60, 97, 480])
 def test_any_size(size):
-    picture = draw(sample_scene(stream("sample", 1)), size)
-    assert (picture.size, picture.mode) == ((size, size), "RGB")
+    image = draw(sample_scene(stream("sample", 1)), size)
+    assert (image.size, image.mode) == ((size, size), "RGB")
 
 
 def test_scenes_keep_their_promises():

@@ -1,4 +1,4 @@
-"""The shipped model, loaded as anybody would, answers pictures it has never seen."""
+"""The shipped model, loaded as anybody would, answers images it has never seen."""
 
 import pytest
 import torch
@@ -20,11 +20,11 @@ def subject():
     return AutoModelForImageTextToText.from_pretrained(FOLDER).eval(), AutoProcessor.from_pretrained(FOLDER)
 
 
-def answer(subject, picture, question):
+def answer(subject, image, question):
     model, processor = subject
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
     prompt = processor.apply_chat_template([message], add_generation_prompt=True)
-    inputs = processor(images=picture, text=prompt, return_tensors="pt")
+    inputs = processor(images=image, text=prompt, return_tensors="pt")
     written = model.generate(**inputs, max_new_tokens=60)[0, inputs.input_ids.shape[1] :]
     return processor.tokenizer.decode(written, skip_special_tokens=True)
 
@@ -41,29 +41,29 @@ def test_the_recipe_beside_the_weights_is_the_default():
     assert recipe_of(FOLDER) == Recipe()
 
 
-def test_it_answers_unseen_pictures(subject):
-    right = summary(evaluate(*subject, pictures=64), "kind")["right"].to_dict()
+def test_it_answers_unseen_images(subject):
+    right = summary(evaluate(*subject, images=64), "kind")["right"].to_dict()
     floors = {kind: FLOORS.get(kind, 0.9) for kind in right}
     assert {kind: right[kind] for kind in right if right[kind] < floors[kind]} == {}
 
 
-def test_it_looks_at_the_picture(subject, monkeypatch):
+def test_it_looks_at_the_image(subject, monkeypatch):
     monkeypatch.setattr("probe.models.tiny.training.evaluate.blind_answers", dict)  # 20,000 scenes: not here
-    swapped = summary(evaluate(*subject, pictures=64, controls=True), "kind")["swapped"].to_dict()
+    swapped = summary(evaluate(*subject, images=64, controls=True), "kind")["swapped"].to_dict()
     assert {kind: swapped[kind] for kind in swapped if swapped[kind] > (0.65 if kind == "exist" else 0.45)} == {}
 
 
 @torch.no_grad()
 def test_generation_writes_what_exact_match_counts(subject):
-    frame = evaluate(*subject, pictures=4)
+    frame = evaluate(*subject, images=4)
     for number in range(4):
         scene, questions = frozen(number)
         written = [answer(subject, draw(scene), question.question) for question in questions]
         right = [text == question.answer for text, question in zip(written, questions, strict=True)]
-        assert right == frame[frame.picture == number].right.tolist()
+        assert right == frame[frame.image == number].right.tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sample_pictures_are_answered_right(subject, kind):
-    picture, question, expected = sample_image(kind=kind)
-    assert answer(subject, picture, question) == expected
+def test_sample_images_are_answered_right(subject, kind):
+    image, question, expected = sample_image(kind=kind)
+    assert answer(subject, image, question) == expected

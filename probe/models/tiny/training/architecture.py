@@ -57,14 +57,14 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlavaForC
 
 
 def patch_features(
-    model: LlavaForConditionalGeneration, pixel_values: Float[Tensor, "picture 3 height width"]
-) -> Float[Tensor, "picture patch hidden"]:
+    model: LlavaForConditionalGeneration, pixel_values: Float[Tensor, "image 3 height width"]
+) -> Float[Tensor, "image patch hidden"]:
     """The vision tokens: what the projector hands to the language model."""
     output: Any = model.model.get_image_features(pixel_values)
     return torch.stack(list(output.pooler_output))
 
 
-def pixels(scenes: Sequence[Scene]) -> Float[Tensor, "picture 3 height width"]:
+def pixels(scenes: Sequence[Scene]) -> Float[Tensor, "image 3 height width"]:
     """What the shipped image processor makes of the drawn scenes, without its overhead."""
     drawn = np.stack([np.asarray(draw(scene)) for scene in scenes])
     return torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,11 +1,11 @@
-"""How often a tiny model is right, on pictures it has never seen.
+"""How often a tiny model is right, on images it has never seen.
 
 Exact match: every word of the answer and the closing `</s>` is the model's first choice, which is what
-greedy generation writes. One question of each kind about every picture. The frozen pictures come from random
-numbers that no training uses (`drawing.stream`). Two controls: the same questions about another picture, and
+greedy generation writes. One question of each kind about every image. The frozen images come from random
+numbers that no training uses (`drawing.stream`). Two controls: the same questions about another image, and
 the best answer to the question's words alone.
 
-    frame = evaluate(model, processor, controls=True)   # 2,000 pictures, 14,000 questions: a minute or two
+    frame = evaluate(model, processor, controls=True)   # 2,000 images, 14,000 questions: a minute or two
     summary(frame, "kind")                              # right, swapped, blind, questions
     summary(frame, ["kind", "distractors"])
 """
@@ -26,12 +26,12 @@ from probe.models.tiny.scenes import Scene, sample_scene, stream
 from probe.models.tiny.training.architecture import pixels
 from probe.models.tiny.training.packed_rows import Packed, Packer, answer_logits
 
-BATCH = 16  # pictures
+BATCH = 16  # images
 Logits = Callable[[Any, Tensor, Packed], Tensor]  # (model, pixels, packed rows) -> logits where a label is
 
 
 def frozen(number: int, purpose: str = "frozen") -> tuple[Scene, tuple[Question, ...]]:
-    """Picture `number` of the evaluation set, with a question of every kind. Always the same ones."""
+    """Image `number` of the evaluation set, with a question of every kind. Always the same ones."""
     rng = stream(purpose, number)
     scene = sample_scene(rng)
     return scene, tuple(ask(scene, kind, rng) for kind in KINDS)
@@ -47,10 +47,10 @@ def evaluate(
     controls: bool = False,
     logits: Logits = answer_logits,
 ) -> pd.DataFrame:
-    """One row a question: picture, kind, question, answer, key, things, distractors, right.
+    """One row a question: image, kind, question, answer, key, things, distractors, right.
 
     `logits` is how the model answers packed rows (a LLaVA-Mini: `packed_fusion.fused_logits`).
-    `controls` adds `swapped` (right although asked about another picture, its neighbour in the batch) and
+    `controls` adds `swapped` (right although asked about another image, its neighbour in the batch) and
     `blind` (right by `blind_answers`).
     """
     packer, tables = Packer(processor, model.config.image_seq_length), []
@@ -59,7 +59,7 @@ def evaluate(
         scenes, asked = zip(*(frozen(number, purpose) for number in numbers), strict=True)
         packed = packer.pack([[[question] for question in questions] for questions in asked])
         table = pd.DataFrame([vars(q) | {"distractors": q.distractors} for q in packed.questions])
-        table.insert(0, "picture", [number for number in numbers for _ in KINDS])
+        table.insert(0, "image", [number for number in numbers for _ in KINDS])
         images = pixels(scenes)
         table["right"] = exact(logits(model, images, packed), packed).numpy()
         if controls:
@@ -86,7 +86,7 @@ def exact(logits: Tensor, packed: Packed) -> Bool[Tensor, " question"]:
 
 @cache
 def blind_answers(pictures: int = 20_000) -> dict[str, str]:
-    """The most frequent answer to each question, over pictures of their own: the best blind guess."""
+    """The most frequent answer to each question, over images of their own: the best blind guess."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for number in range(pictures):
         for question in frozen(number, "prior")[1]:

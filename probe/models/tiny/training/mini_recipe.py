@@ -1,4 +1,4 @@
-"""tiny-llava-mini before its training: the shipped tiny-llava, of whose pictures ONE vision token is left.
+"""tiny-llava-mini before its training: the shipped tiny-llava, of whose images ONE vision token is left.
 
     model = starting_model(MiniRecipe())        # `mini_training` makes it as good as it was
 
@@ -35,7 +35,7 @@ class MiniRecipe:
     extra_layers: int = 0  # of the LLM, in front and copied from its first ones: the control for pre-fusion's depth
     steps: int = 2000
     warmup: int = 60
-    batch: int = 16  # pictures, with eight questions and a caption each
+    batch: int = 16  # images, with eight questions and a caption each
     llm_rate: float = 1e-3
     prefusion_rate: float = 1e-3
     compressor_rate: float = 1e-3
@@ -62,7 +62,7 @@ def starting_model(recipe: MiniRecipe) -> LlavaMiniForConditionalGeneration:
 
 
 def mini_processor(compressor_size: int = 1) -> LlavaMiniProcessor:
-    """tiny-llava's pictures, words and template."""
+    """tiny-llava's images, words and template."""
     old: Any = build_processor()
     return LlavaMiniProcessor(old.image_processor, old.tokenizer, compressor_size, chat_template=old.chat_template)
 

@@ -1,6 +1,6 @@
 """LLaVA-Mini on packed rows: each question fused and answered exactly as if it were asked alone.
 
-The picture and the prompt's first words are the same for all questions about it, so pre-fusion computes them once:
+The image and the prompt's first words are the same for all questions about it, so pre-fusion computes them once:
 
     vision | compressed | <s> A chat between ... USER: | question ASSISTANT: | question ASSISTANT: | ...
     `------------------ seen by all ----------------´   `- conversation 1 -´  `- conversation 2 -´
@@ -40,7 +40,7 @@ def fused_logits(
 
 
 def _read(packed: Packed, placeholder: Bool[Tensor, "row token"]) -> Bool[Tensor, "row token"]:
-    """Words that pre-fusion sees: no picture, no padding, and no answer, whose tokens are the labels one place on."""
+    """Words that pre-fusion sees: no image, no padding, and no answer, whose tokens are the labels one place on."""
     answer = torch.nn.functional.pad(packed.labels[:, :-1] >= 0, (1, 0))
     return (packed.input_ids > 0) & ~placeholder & ~answer
 

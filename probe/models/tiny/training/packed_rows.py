@@ -1,6 +1,6 @@
-"""Many questions about one picture in one row, each exactly as if it were asked alone.
+"""Many questions about one image in one row, each exactly as if it were asked alone.
 
-The prompt up to the picture is the same for all of them, so it is computed once:
+The prompt up to the image is the same for all of them, so it is computed once:
 
     <s> A chat between ... USER: <image> | question ASSISTANT: answer </s> | question ASSISTANT: ...
     `-------------- prefix ------------´   `------- conversation 1 ------´   `--- conversation 2 ---
@@ -23,7 +23,7 @@ from probe.models.tiny.questions import Question
 from probe.models.tiny.scenes import SIZE
 from probe.models.tiny.training.architecture import patch_features
 
-Conversation = Sequence[Question]  # questions about one picture, asked one after the other
+Conversation = Sequence[Question]  # questions about one image, asked one after the other
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Packed:
 class Packer:
     """Tokenises questions and packs them. Holds the prefix, so it is made once.
 
-    vision_tokens: what a picture is for the language model; a LLaVA-Mini has fewer.
+    vision_tokens: what an image is for the language model; a LLaVA-Mini has fewer.
     """
 
     def __init__(self, processor: ProcessorMixin, vision_tokens: int = (SIZE // PATCH) ** 2):
@@ -51,10 +51,10 @@ class Packer:
         prompt: Any = processor.apply_chat_template([message])
         self.prefix = self._ids(prompt.replace("<image>", "<image>" * vision_tokens), add_special_tokens=True)
 
-    def pack(self, pictures: Sequence[Sequence[Conversation]]) -> Packed:
-        """One row a picture, each with its conversations. Rows are padded on the right."""
+    def pack(self, images: Sequence[Sequence[Conversation]]) -> Packed:
+        """One row an image, each with its conversations. Rows are padded on the right."""
         questions: list[Question] = []
-        rows = [self._row(conversations, questions) for conversations in pictures]
+        rows = [self._row(conversations, questions) for conversations in images]
         length = max(len(row[0]) for row in rows)
         ids, positions, labels, turn, block = (
             torch.tensor([row[i] + [fill] * (length - len(row[i])) for row in rows])

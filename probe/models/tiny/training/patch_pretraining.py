@@ -31,14 +31,14 @@ class PatchWords(nn.Module):
         self.model, self.scale = model, scale
         self.words = [torch.tensor(tokenizer.convert_tokens_to_ids(list(group))) for group in GROUPS]
 
-    def forward(self, pixels: Float[Tensor, "picture 3 height width"]) -> list[Float[Tensor, "picture patch word"]]:
+    def forward(self, pixels: Float[Tensor, "image 3 height width"]) -> list[Float[Tensor, "image patch word"]]:
         features = patch_features(self.model, pixels)
         features = nn.functional.rms_norm(features, features.shape[-1:])  # as the language model's layers do
         embeddings: Any = self.model.get_input_embeddings().weight
         return [self.scale * features @ embeddings[words].T for words in self.words]
 
     def loss(
-        self, pixels: Float[Tensor, "picture 3 height width"], labels: Int[Tensor, "picture patch group"]
+        self, pixels: Float[Tensor, "image 3 height width"], labels: Int[Tensor, "image patch group"]
     ) -> tuple[Tensor, Float[Tensor, " group"]]:
         """The mean cross-entropy over groups, and each group's accuracy."""
         logits = list(zip(self(pixels), labels.unbind(-1), strict=True))

@@ -17,15 +17,15 @@ class Recipe:
     seed: int = 0
 
     # The task
-    things: tuple[int, int] = (1, 4)  # fewest and most things in a picture
-    alike: float = 0.4  # share of pictures whose colours (and, apart, shapes) come from only one or two
-    questions: int = 8  # asked about a picture, beside the caption
+    things: tuple[int, int] = (1, 4)  # fewest and most things in an image
+    alike: float = 0.4  # share of images whose colours (and, apart, shapes) come from only one or two
+    questions: int = 8  # asked about an image, beside the caption
     weights: tuple[tuple[str, float], ...] = (
         ("shape", 1.0), ("colour", 1.5), ("at", 1.0), ("where", 1.5), ("count", 1.5), ("exist", 1.5),
     )  # fmt: skip
     second_turn: float = 0.2  # share of questions asked as the second turn of a conversation
     later: int = 2750  # the step of stage 1 from which the mix is another one: less of what is learned early
-    later_captions: float = 0.4  # share of pictures with a caption from then on; before, all
+    later_captions: float = 0.4  # share of images with a caption from then on; before, all
     later_weights: tuple[tuple[str, float], ...] = (
         ("shape", 0.7), ("colour", 1.5), ("at", 0.7), ("where", 2.5), ("count", 2.5), ("exist", 1.5),
     )  # fmt: skip

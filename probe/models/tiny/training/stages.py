@@ -1,6 +1,6 @@
 """The two stages of the training: what is learned from what, at which rate.
 
-Each step draws its own pictures from (seed, step): a stage has no state but the model's.
+Each step draws its own images from (seed, step): a stage has no state but the model's.
 """
 
 import math
@@ -27,7 +27,7 @@ PATCHES = (
     "patch row",
     "patch column",
 )  # pretraining.GROUPS, in a learning curve
-VALIDATION = 128  # pictures
+VALIDATION = 128  # images
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class Run:
         return loss.item()
 
     def log(self, loss: float) -> None:
-        """Adds a line to the learning curve: loss and accuracies on validation pictures."""
+        """Adds a line to the learning curve: loss and accuracies on validation images."""
         number, step = self._stage_of(self.step - 1)
         stage, seconds = self.stages[number], round(self.seconds, 1)
         row = {"step": self.step, "stage": number, "cpu_seconds": seconds, "loss": round(loss, 5)}

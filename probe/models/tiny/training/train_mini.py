@@ -1,4 +1,4 @@
-"""The training of tiny-llava-mini: stage 2 of LLaVA-Mini's, on drawn pictures and packed questions.
+"""The training of tiny-llava-mini: stage 2 of LLaVA-Mini's, on drawn images and packed questions.
 
     from probe.models.tiny.training.train_mini import train_mini
     train_mini("my-tiny-llava-mini")        # about half an hour on one core; Ctrl-C, and call again to go on
@@ -62,7 +62,7 @@ def train_mini(
         with torch_threads(threads), quiet():
             trainer = MiniTrainer(
                 model, recipe.rates, args=_arguments(folder, recipe, every), data_collator=lambda rows: rows[0],
-                train_dataset=PackedPictures(recipe, Packer(processor, model.config.image_seq_length)),
+                train_dataset=PackedImages(recipe, Packer(processor, model.config.image_seq_length)),
                 callbacks=[Curve(folder, processor, stop, every, progress)],
             )  # fmt: skip
             trainer.remove_callback(PrinterCallback)
@@ -71,7 +71,7 @@ def train_mini(
     return model.eval()
 
 
-class PackedPictures(Dataset):
+class PackedImages(Dataset):
     """Step number -> its batch, drawn from (seed, step): any step can be made without those before it."""
 
     def __init__(self, recipe: MiniRecipe, packer: Packer):
@@ -98,7 +98,7 @@ class MiniTrainer(LlavaMiniTrainer):
 
 
 class Curve(TrainerCallback):
-    """Shows progress, writes accuracies on validation pictures to log.csv, and stops after so many steps."""
+    """Shows progress, writes accuracies on validation images to log.csv, and stops after so many steps."""
 
     def __init__(self, folder: Path, processor: LlavaMiniProcessor, stop: int, every: int, progress: bool):
         self.path, self.processor, self.stop, self.every = folder / LOG, processor, stop, every

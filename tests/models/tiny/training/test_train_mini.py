@@ -27,7 +27,7 @@ SMALL = MiniRecipe(prefusion_layers=1, steps=4, warmup=1, batch=2)
 
 
 @pytest.fixture
-def few_pictures(monkeypatch):
+def few_images(monkeypatch):
     monkeypatch.setattr(mini_training, "VALIDATION", 2)
 
 
@@ -69,7 +69,7 @@ def test_extra_layers_are_the_first_ones_again_in_front():
     assert [layer.self_attn.layer_idx for layer in layers] == list(range(10))
 
 
-def test_resuming_changes_nothing_and_a_run_has_a_curve(tmp_path, few_pictures):
+def test_resuming_changes_nothing_and_a_run_has_a_curve(tmp_path, few_images):
     whole = train_mini(tmp_path / "whole", recipe=SMALL, progress=False, every=2)
     train_mini(tmp_path / "parts", recipe=SMALL, steps=3, progress=False, every=2)
     parts = train_mini(tmp_path / "parts", recipe=SMALL, progress=False, every=2)
@@ -90,11 +90,11 @@ def shipped():
     return AutoModelForImageTextToText.from_pretrained(FOLDER).eval(), AutoProcessor.from_pretrained(FOLDER)
 
 
-def answer(subject, picture, question):
+def answer(subject, image, question):
     model, processor = subject
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
     prompt = processor.apply_chat_template([message], add_generation_prompt=True)
-    inputs = processor(images=picture, text=prompt)
+    inputs = processor(images=image, text=prompt)
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == 1
     written = model.generate(**inputs, max_new_tokens=60)[0, inputs["input_ids"].shape[1] :]
     return processor.tokenizer.decode(written, skip_special_tokens=True)
@@ -119,16 +119,16 @@ def test_with_one_vision_token_it_is_as_good_as_tiny_llava(shipped):
     assert (ours > theirs - 0.15).all(), "64 questions a kind: analyses/llava_mini has 2,000"
 
 
-def test_it_looks_at_the_picture(shipped, monkeypatch):
+def test_it_looks_at_the_image(shipped, monkeypatch):
     monkeypatch.setattr("probe.models.tiny.training.evaluate.blind_answers", dict)  # 20,000 scenes: not here
     swapped = summary(evaluate(*shipped, 64, controls=True, logits=fused_logits), "kind")["swapped"].to_dict()
     assert {kind: swapped[kind] for kind in swapped if swapped[kind] > (0.65 if kind == "exist" else 0.45)} == {}
 
 
 def test_generation_writes_what_exact_match_counts(shipped):
-    frame = evaluate(*shipped, pictures=4, logits=fused_logits)
+    frame = evaluate(*shipped, images=4, logits=fused_logits)
     for number in range(4):
         scene, questions = frozen(number)
         written = [answer(shipped, draw(scene), question.question) for question in questions]
         right = [text == question.answer for text, question in zip(written, questions, strict=True)]
-        assert right == frame[frame.picture == number].right.tolist()
+        assert right == frame[frame.image == number].right.tolist()

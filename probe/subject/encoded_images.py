@@ -1,7 +1,7 @@
-"""Pictures that a model reads once for many questions, where it has an `encode_image` for that (LLaVA-Mini).
+"""Images that a model reads once for many questions, where it has an `encode_image` for that (LLaVA-Mini).
 
-    pictures = Pictures(model)
-    model(**pictures.read(inputs))      # pixels are replaced by what the model keeps of them, computed once a picture
+    images = Images(model)
+    model(**images.read(inputs))      # pixels are replaced by what the model keeps of them, computed once an image
 
 Dropping vision leaves vision rows alone (unless they skip layers), so this holds in every case of a sweep. That the
 logits are those from pixels is tried out: see `sharing.py`.
@@ -18,19 +18,19 @@ from transformers import PreTrainedModel
 PIXELS = "pixel_values"
 
 
-class Pictures:
-    """The last few pictures of a model; `computed` counts those that were read."""
+class Images:
+    """The last few images of a model; `computed` counts those that were read."""
 
     def __init__(self, model: PreTrainedModel, kept: int):
         self.encode, self.kept, self.computed = getattr(model, "encode_image", None), kept, 0
         self.known: OrderedDict[str, Any] = OrderedDict()
 
     def read(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The same inputs; pictures as the model has read them, if it can. Videos stay as they are."""
+        """The same inputs; images as the model has read them, if it can. Videos stay as they are."""
         tensors = dict(inputs)
         if self.encode is None or PIXELS not in tensors or "pixel_values_videos" in tensors:
             return tensors
-        return tensors | {"vision": [self._of(picture) for picture in tensors.pop(PIXELS)]}
+        return tensors | {"vision": [self._of(image) for image in tensors.pop(PIXELS)]}
 
     def _of(self, pixels: Tensor) -> Any:
         key = content(pixels)

@@ -1,0 +1,108 @@
+"""Images and videos as users hand them over, and how they are opened: upright, RGB, 8 bits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from probe.errors import ProbeError
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video in the place of an image, for a model that takes them: a file, a folder of frames, or frames.
+
+    >>> str(Video("clip.mp4"))
+    'clip.mp4'
+    """
+
+    source: str | Path | tuple[Image.Image, ...]
+
+    def __str__(self) -> str:
+        return "frames" if isinstance(self.source, tuple) else str(self.source)
+
+
+ImageSource = str | Path | Image.Image | Video
+
+
+def as_images(image: ImageSource | Sequence[ImageSource] | None) -> tuple[ImageSource, ...]:
+    """One image, several or none, as a tuple.
+
+    >>> as_images("cat.jpg"), as_images(["cat.jpg", "dog.jpg"]), as_images(None)
+    (('cat.jpg',), ('cat.jpg', 'dog.jpg'), ())
+    """
+    if image is None:
+        return ()
+    if isinstance(image, list | tuple):
+        return tuple(image)
+    return (image,)  # type: ignore[return-value]
+
+
+def open_image(picture: ImageSource) -> Image.Image:
+    """The image as it should be seen: upright, RGB, transparency over white, the first frame of an
+    animation.
+
+    Raises ProbeError for a file that is missing, not an image, truncated, or that claims more pixels than
+    Pillow's limit against decompression bombs, and for anything that is neither a path nor a PIL image.
+    """
+    if isinstance(picture, Image.Image):
+        return _upright_rgb(picture, _describe(picture))
+    if not isinstance(picture, str | Path):
+        raise ProbeError("image", expected="a path or a PIL image", got=f"a {type(picture).__name__}")
+    path = _image_file(picture)
+    try:
+        image = Image.open(path)
+    except UnidentifiedImageError:
+        raise ProbeError(
+            "image",
+            expected="an image file",
+            got=f"{str(path)!r}, whose content is not an image",
+            fix="pass a JPEG, PNG, WebP, GIF, BMP or TIFF",
+        ) from None
+    except Image.DecompressionBombError as bomb:
+        raise ProbeError("image", got=f"{str(path)!r}: {bomb}", fix="pass a smaller image") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ProbeError("image", expected="a readable image file", got=f"{str(path)!r}: {error}") from error
+    with image:
+        return _upright_rgb(image, repr(str(path)))
+
+
+def _image_file(picture: str | Path) -> Path:
+    try:
+        path = Path(picture).expanduser()
+        if path.is_file():
+            return path
+        what = "a folder" if path.is_dir() else "no such file"
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, ~nobody, a null byte
+        path, what = Path(picture), str(error).split(":")[0]
+    raise ProbeError("image", expected="an image file", got=f"{str(path)[:200]!r} ({what})")
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, EOFError, struct.error ...
+        raise ProbeError("image", expected="a complete image", got=f"{name}: {error}") from error
+    if 0 in image.size:
+        raise ProbeError("image", expected="an image with at least one pixel", got=name)
+    if image.mode.startswith(("I", "F")):
+        return _from_deep_gray(image).convert("RGB")
+    if image.has_transparency_data:
+        # convert("RGB") would show the colours that the artist hid, mostly black
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _from_deep_gray(image: Image.Image) -> Image.Image:
+    """16- and 32-bit grey as 8-bit; Pillow's own conversion clips everything above 255 to white."""
+    values = np.asarray(image, dtype=np.float64)
+    top = 255.0 if values.max() <= 255 else max(65535.0, float(values.max()))
+    return Image.fromarray((values.clip(0, top) / top * 255).round().astype(np.uint8))
+
+
+def _describe(image: Image.Image) -> str:
+    return f"a {image.size[0]}x{image.size[1]} {image.mode} image"
