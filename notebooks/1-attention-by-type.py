@@ -57,8 +57,7 @@ llm["mass"].sel(query_type="response").mean("head").isel(sample=0).to_pandas().r
 # that can see at least one of them.
 
 # %%
-probe.plots.mass(record);
-
+probe.plots.mass(record)
 # %% [markdown]
 # Three other readings of the same attention:
 #
@@ -71,8 +70,7 @@ probe.plots.mass(record);
 # %%
 probe.plots.mass(record, value="share")
 probe.plots.mass(record, value="lift")
-probe.plots.mass(record, value="contribution");
-
+probe.plots.mass(record, value="contribution")
 # %% [markdown]
 # ## Fig. 3: how spread out
 #
@@ -82,30 +80,26 @@ probe.plots.mass(record, value="contribution");
 
 # %%
 probe.plots.entropy(record)
-probe.plots.entropy(record, ratio=True);
-
+probe.plots.entropy(record, ratio=True)
 # %% [markdown]
 # ## Fig. 4: where in the image
 #
 # Each patch is drawn where it lies in the original image, whatever the processor did to it (cropped, padded, cut to tiles).
 
 # %%
-probe.plots.heatmaps(record);
-
+probe.plots.heatmaps(record)
 # %% [markdown]
 # One token of the answer at a time (`maps=True`): the row that predicts the third word.
 
 # %%
 print(list(llm["map_token"].values[0]))
-probe.plots.heatmaps(record, token=2);
-
+probe.plots.heatmaps(record, token=2)
 # %% [markdown]
 # Every head of every layer, and the encoder's own attention:
 
 # %%
 probe.plots.heads(record, "response", "vision")
-probe.plots.mass(record, stack="vision");
-
+probe.plots.mass(record, stack="vision")
 # %% [markdown]
 # ## Other types
 #
@@ -121,7 +115,9 @@ inputs = subject.encode(image, question)
 upper = np.zeros(inputs["input_ids"].shape[1], dtype=bool)
 upper[np.flatnonzero(inputs.types.vision[0])[inputs.grid[0].box[:, 3] <= 0.5]] = True
 halves = probe.measure(subject, image, question, types={"upper half": upper}, stacks=["llm"])
-halves["llm"]["mass"].sel(query_type="response", key_type=["upper half", "vision"]).mean("head").isel(sample=0).to_pandas().round(3)
+halves["llm"]["mass"].sel(query_type="response", key_type=["upper half", "vision"]).mean(
+    "head"
+).isel(sample=0).to_pandas().round(3)
 
 # %% [markdown]
 # ## Many samples
@@ -136,10 +132,12 @@ from probe.models.tiny.training.evaluate import frozen
 samples = []
 for number in range(6):
     scene, questions = frozen(number)
-    samples += [probe.Sample(f"{number}-{q.kind}", draw(scene), q.question, answer=q.answer) for q in questions[:3]]
+    samples += [
+        probe.Sample(f"{number}-{q.kind}", draw(scene), q.question, answer=q.answer)
+        for q in questions[:3]
+    ]
 many = probe.measure(subject, samples, stacks=["llm"])
-probe.plots.mass(many, query_types=["response"]);
-
+probe.plots.mass(many, query_types=["response"])
 # %% [markdown]
 # ## Keep it
 #

@@ -37,7 +37,10 @@ print(question, "->", subject.answer(image, question), f"({right})")
 
 # %%
 layers = len(subject.model.get_decoder().layers)
-for name, chosen in {"first half": range(layers // 2), "second half": range(layers // 2, layers)}.items():
+for name, chosen in {
+    "first half": range(layers // 2),
+    "second half": range(layers // 2, layers),
+}.items():
     with probe.drop_vision(subject, chosen):
         print(f"without vision in the {name}:", subject.answer(image, question))
 print("untouched again:", subject.answer(image, question))
@@ -49,7 +52,9 @@ print("untouched again:", subject.answer(image, question))
 with probe.drop_vision(subject, range(layers // 2, layers)):
     record = probe.measure(subject, image, question, stacks=["llm"])
 print(record.attrs["intervention"])
-record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head").isel(sample=0).to_series().round(3)
+record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head").isel(
+    sample=0
+).to_series().round(3)
 
 # %% [markdown]
 # ## What "dropped" can mean
@@ -64,6 +69,7 @@ record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head")
 # | `zero` | attention is untouched, the values of vision tokens count as zero | separates lost information from renormalised attention |
 # | `swap` | text reads another image's vision tokens | keeps what is read realistic |
 
+
 # %%
 def told(context):
     with context:
@@ -72,11 +78,15 @@ def told(context):
 
 middle = range(layers // 4, layers // 2)
 other, *_ = sample_image(seed=5)
-answers = {how: told(probe.drop_vision(subject, middle, how=how)) for how in ("mask", "remove", "zero")}
+answers = {
+    how: told(probe.drop_vision(subject, middle, how=how)) for how in ("mask", "remove", "zero")
+}
 answers["mask, freeze"] = told(probe.drop_vision(subject, middle, freeze=True))
 answers["swap"] = told(probe.swap_vision(subject, middle, other))
 answers["knockout: the answer alone"] = told(
-    probe.knockout(subject, "response", "vision", middle, types=subject.encode(image, question).types)
+    probe.knockout(
+        subject, "response", "vision", middle, types=subject.encode(image, question).types
+    )
 )
 answers
 
@@ -95,7 +105,9 @@ shapes = named("shapes")
 samples = shapes.read(questions=48).samples
 cases = [probe.windows(2), probe.from_layer(), probe.until_layer()]
 sweep = probe.drop_sweep(subject, samples, cases, score=shapes.score, progress=False)
-print(f"{sweep.attrs['row_layers']} rows × layers computed; each case alone: {sweep.sizes['case'] * layers * len(samples)}")
+print(
+    f"{sweep.attrs['row_layers']} rows × layers computed; each case alone: {sweep.sizes['case'] * layers * len(samples)}"
+)
 sweep
 
 # %%
@@ -107,43 +119,54 @@ sweep["correct"].mean("sample").to_series().round(2)
 # Several questions are about one image, so they are no independent evidence: intervals come from drawing images again, all
 # cases with the same draws. The band holds at all windows at once. Filled points differ from the untouched model.
 
+
 # %%
 def with_images(table):
     """The table with the image and the kind of each question, which only the benchmark knows."""
     meta = {sample.id: sample.meta for sample in samples}
-    return table.assign({what: ("sample", [meta[name][what] for name in table["sample"].values]) for what in ("image", "kind")})
+    return table.assign(
+        {
+            what: ("sample", [meta[name][what] for name in table["sample"].values])
+            for what in ("image", "kind")
+        }
+    )
 
 
 sweep = with_images(sweep)
-probe.plots.dropped(sweep, size=2);
-
+probe.plots.dropped(sweep, size=2)
 # %% [markdown]
 # From a layer on, and up to a layer, by kind of question:
 
 # %%
-probe.plots.depth(sweep);
-
+probe.plots.depth(sweep)
 # %% [markdown]
 # Every reading on one axis. `mask`, `freeze` and `remove` are the same from a layer to the last one; in a window they are not.
 
 # %%
 few = samples[:24]
-readings = {"mask": {}, "mask, freeze": {"freeze": True}, "remove, no restore": {"how": "remove", "restore": False},
-            "zero": {"how": "zero"}, "swap": {"how": "swap"}}
+readings = {
+    "mask": {},
+    "mask, freeze": {"freeze": True},
+    "remove, no restore": {"how": "remove", "restore": False},
+    "zero": {"how": "zero"},
+    "swap": {"how": "swap"},
+}
 tables = {
-    name: with_images(probe.drop_sweep(subject, few, probe.windows(2), score=shapes.score, progress=False, **options))
+    name: with_images(
+        probe.drop_sweep(
+            subject, few, probe.windows(2), score=shapes.score, progress=False, **options
+        )
+    )
     for name, options in readings.items()
 }
 probe.plots.readings(tables)
-probe.plots.swaps(tables);
-
+probe.plots.swaps(tables)
 # %% [markdown]
 # Accuracy is a coarse measure. The distance of the next-token distribution from the untouched model's shows effects that change no
 # answer.
 
 # %%
-probe.plots.readings(tables, value="kl");
-
+probe.plots.readings(tables, value="kl")
 # %% [markdown]
 # As a table, with paired differences to the untouched model:
 
@@ -151,7 +174,17 @@ probe.plots.readings(tables, value="kl");
 from probe.evaluation.drop_effects import effects
 
 table = effects(sweep)
-table.query("kind == 'all'")[["case", "accuracy", "accuracy_low", "accuracy_high", "difference", "difference_low", "difference_high"]].round(1)
+table.query("kind == 'all'")[
+    [
+        "case",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "difference",
+        "difference_low",
+        "difference_high",
+    ]
+].round(1)
 
 # %% [markdown]
 # ## Over a benchmark
@@ -166,13 +199,18 @@ from probe.evaluation.drop_run import Dropping, results
 from probe.evaluation.task import BenchmarkTask
 
 with TemporaryDirectory() as folder:
-    dropping = Dropping(subject, BenchmarkTask.read("shapes", limit=12), {"mask": probe.windows(2), "zero": probe.windows(2)})
+    dropping = Dropping(
+        subject,
+        BenchmarkTask.read("shapes", limit=12),
+        {"mask": probe.windows(2), "zero": probe.windows(2)},
+    )
     print("\n".join(dropping.estimate()))
     run = dropping.run(folder)
     found = results(run, dropping.task)
-    print(len(run.done()), "samples in", len(run.parts()), "parts;", len(run.failures()), "failures")
-probe.plots.dropped(found);
-
+    print(
+        len(run.done()), "samples in", len(run.parts()), "parts;", len(run.failures()), "failures"
+    )
+probe.plots.dropped(found)
 # %% [markdown]
 # ## Trust it: a planted truth
 #
@@ -184,7 +222,10 @@ from probe.models import planted
 
 known = planted(read_layers=(1, 4), layers=6)
 truth = probe.load(known.model, processor=known.processor)
-control = [probe.Sample(colour, known.image(colour), known.question, answer=colour) for colour in ("red", "green", "blue")]
+control = [
+    probe.Sample(colour, known.image(colour), known.question, answer=colour)
+    for colour in ("red", "green", "blue")
+]
 found = probe.drop_sweep(truth, control, probe.windows(1), progress=False)
 accuracy = found["correct"].mean("sample").to_series()
 needed = [int(case) - 1 for case in accuracy.index[3:] if accuracy[case] == 0]

@@ -39,7 +39,12 @@ subject = probe.load(MODEL)
 picture, question, right = sample_image(seed=0)
 print(question, "->", subject.answer(picture, question))
 inputs = subject.encode(picture, question)
-print("tokens that the LLM reads:", inputs["input_ids"].shape[1], "of which vision:", int(inputs.types.vision.sum()))
+print(
+    "tokens that the LLM reads:",
+    inputs["input_ids"].shape[1],
+    "of which vision:",
+    int(inputs.types.vision.sum()),
+)
 
 # %% [markdown]
 # ## One record, four stacks
@@ -50,7 +55,10 @@ print("tokens that the LLM reads:", inputs["input_ids"].shape[1], "of which visi
 # %%
 record = probe.measure(subject, picture, question)
 stacks = record.children
-{name: (stack.sizes["layer"], [*stack["query_type"].values], [*stack["key_type"].values]) for name, stack in stacks.items()}
+{
+    name: (stack.sizes["layer"], [*stack["query_type"].values], [*stack["key_type"].values])
+    for name, stack in stacks.items()
+}
 
 # %% [markdown]
 # ## Fig. 12: what is compressed
@@ -58,8 +66,7 @@ stacks = record.children
 # The compressor's attention to each patch, over the image. It does not know the question.
 
 # %%
-probe.plots.compression(record);
-
+probe.plots.compression(record)
 # %% [markdown]
 # ## Who attends to whom, before the LLM and in it
 #
@@ -80,8 +87,7 @@ for axis, value in zip(axes, ("share", "lift"), strict=True):
 # Where in the image the words look, layer by layer of pre-fusion:
 
 # %%
-probe.plots.heatmaps(record, stack="prefusion", query_type="instruction");
-
+probe.plots.heatmaps(record, stack="prefusion", query_type="instruction")
 # %% [markdown]
 # ## Take vision away, in either stack
 #
@@ -112,13 +118,21 @@ samples = shapes.read(questions=30).samples
 images = ("sample", [sample.meta["image"] for sample in samples])
 tables = {
     f"{name} cut off": probe.drop_sweep(
-        subject, samples, [probe.windows(1)], stack="prefusion", queries=queries, score=shapes.score, progress=False
+        subject,
+        samples,
+        [probe.windows(1)],
+        stack="prefusion",
+        queries=queries,
+        score=shapes.score,
+        progress=False,
     ).assign(image=images)
     for name, queries in {"words": "text", "compressed token": "compressed", "both": None}.items()
 }
 axis = probe.plots.readings(tables, size=1)
 axis.set_title("Cut off from the patches in one layer of pre-fusion", loc="left", fontsize=10)
-pd.DataFrame({name: table["correct"].mean("sample").to_series() for name, table in tables.items()}).round(2)
+pd.DataFrame(
+    {name: table["correct"].mean("sample").to_series() for name, table in tables.items()}
+).round(2)
 
 # %% [markdown]
 # `no vision` is here: words and token cut off in all of pre-fusion. What the compressor made of the image still reaches the LLM.
@@ -131,11 +145,17 @@ pd.DataFrame({name: table["correct"].mean("sample").to_series() for name, table 
 # %%
 seen = subject.model.encode_image(subject.processor.pixels(picture))
 read = subject.processor.tokenizer
-for asked in ("What is in the picture?", "How many objects are there?", "What shape is the yellow object?"):
+for asked in (
+    "What is in the picture?",
+    "How many objects are there?",
+    "What shape is the yellow object?",
+):
     ids = subject.encode(picture, asked)["input_ids"]
     with torch.no_grad():
         assert torch.allclose(
-            subject.model(ids, vision=[seen]).logits, subject.model(**subject.encode(picture, asked)).logits, atol=1e-4
+            subject.model(ids, vision=[seen]).logits,
+            subject.model(**subject.encode(picture, asked)).logits,
+            atol=1e-4,
         )
     print(asked, "->", read.decode(subject.model.generate(ids, vision=[seen], max_new_tokens=32)[0, ids.shape[1]:],
                                skip_special_tokens=True))  # fmt: skip
@@ -153,10 +173,17 @@ from probe.data.image import Video
 frame = picture.resize((subject.processor.image_processor.crop_size["width"],) * 2)
 alone, clip = subject.encode(frame, question), subject.encode(Video([frame] * 4), question)
 with torch.no_grad():
-    words, same = (subject.model.model.merge(**each)[0][~torch.tensor(each.types.vision)] for each in (clip, alone))
+    words, same = (
+        subject.model.model.merge(**each)[0][~torch.tensor(each.types.vision)]
+        for each in (clip, alone)
+    )
 assert torch.allclose(words, same, atol=1e-4)
 for shown in (frame, Video([frame]), Video([frame] * 4)):
-    print(subject.encode(shown, question).types.vision.sum(), "vision tokens:", subject.answer(shown, question))
+    print(
+        subject.encode(shown, question).types.vision.sum(),
+        "vision tokens:",
+        subject.answer(shown, question),
+    )
 
 # %% [markdown]
 # Long ones go through `encode_image` frame by frame, in memory that grows by one token a frame. Pass the prompt, so that words read

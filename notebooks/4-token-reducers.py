@@ -50,10 +50,12 @@ print("untouched again:", subject.answer(image, question))
 # %%
 inputs = subject.encode(image, question)
 reduction = probe.reducers.encode(
-    subject.model.model.vision_tower, inputs["pixel_values"], quarter, layer=subject.model.config.vision_feature_layer
+    subject.model.model.vision_tower,
+    inputs["pixel_values"],
+    quarter,
+    layer=subject.model.config.vision_feature_layer,
 )
-probe.plots.kept(reduction, image, inputs.encoder_grid[0]);
-
+probe.plots.kept(reduction, image, inputs.encoder_grid[0])
 # %% [markdown]
 # `measure`, `drop_vision`, `drop_sweep` and `evaluate` work inside the block, on the tokens that are left. Reducers of the encoder's
 # output and those inside the LLM compose: here FastV drops half of what VisionZip leaves.
@@ -62,8 +64,15 @@ probe.plots.kept(reduction, image, inputs.encoder_grid[0]);
 with probe.reduced(subject, quarter, FastV(layer=2, keep=0.5)) as stages:
     record = probe.measure(subject, image, question, stacks=["llm"])
 print(record.attrs["reducer"])
-print("vision tokens that FastV left from layer", stages[0].layer + 1, "on:", int(stages[0].left.sum()))
-record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head").isel(sample=0).to_series().round(3)
+print(
+    "vision tokens that FastV left from layer",
+    stages[0].layer + 1,
+    "on:",
+    int(stages[0].left.sum()),
+)
+record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head").isel(
+    sample=0
+).to_series().round(3)
 
 # %% [markdown]
 # ## Why a few are enough
@@ -74,15 +83,13 @@ record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head")
 # %%
 images = [sample_image(seed)[0] for seed in range(8)]
 found = probe.reducers.concentration(subject, images, top=(1, 4, 9))
-probe.plots.concentration(found);
-
+probe.plots.concentration(found)
 # %% [markdown]
 # Softmax pushes that way: the gradient of a weight by its own score, a (1 - a), is the larger the larger the weight is (up to a
 # half), so whoever is ahead is moved most.
 
 # %%
-probe.plots.softmax_gradient(found);
-
+probe.plots.softmax_gradient(found)
 # %% [markdown]
 # ## Write your own in 20 lines
 #
@@ -109,7 +116,9 @@ class Blocks:
         first, side = seen.first_patch, isqrt(seen.patches)
         row, column = torch.arange(side).div(self.by, rounding_mode="floor").expand(2, side)
         block = (row[:, None] * (row.max() + 1) + column).flatten()  # the block of each patch
-        member = (block == torch.arange(int(block.max()) + 1)[:, None]).float().to(seen.features.device)
+        member = (
+            (block == torch.arange(int(block.max()) + 1)[:, None]).float().to(seen.features.device)
+        )
         scores = seen.sought(seen.made).mean(1)  # (view, patch)
         weight = member * scores[:, None]
         tokens = weight @ seen.features[:, first:].float() / weight.sum(-1, keepdim=True)
@@ -118,18 +127,31 @@ class Blocks:
         into[:, first:] = block.to(source.device)
         count = (tokens.shape[1],) * len(tokens)
         return Reduction(
-            tokens.to(seen.features.dtype), source, source[:, :0], into, scores, seen.made.layer, first, count
+            tokens.to(seen.features.dtype),
+            source,
+            source[:, :0],
+            into,
+            scores,
+            seen.made.layer,
+            first,
+            count,
         )
 
 
 mine = Blocks(by=isqrt(patches) // 3)
 with probe.reduced(subject, mine):
-    print(subject.encode(image, question).types.vision.sum(), "vision tokens:", subject.answer(image, question))
+    print(
+        subject.encode(image, question).types.vision.sum(),
+        "vision tokens:",
+        subject.answer(image, question),
+    )
 reduction = probe.reducers.encode(
-    subject.model.model.vision_tower, inputs["pixel_values"], mine, layer=subject.model.config.vision_feature_layer
+    subject.model.model.vision_tower,
+    inputs["pixel_values"],
+    mine,
+    layer=subject.model.config.vision_feature_layer,
 )
-probe.plots.kept(reduction, image, inputs.encoder_grid[0]);
-
+probe.plots.kept(reduction, image, inputs.encoder_grid[0])
 # %% [markdown]
 # ## Side by side
 #
@@ -156,7 +178,16 @@ comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=36))
 with TemporaryDirectory() as folder:
     answers = compared(comparison.run(folder), comparison.task)
 costs = comparison.costs(answers, repeats=2)
-shown = ["method", "vision_tokens", "accuracy", "accuracy_low", "accuracy_high", "difference", "difference_low", "difference_high"]
+shown = [
+    "method",
+    "vision_tokens",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "difference",
+    "difference_low",
+    "difference_high",
+]
 scores(answers)[shown].round(1)
 
 # %% [markdown]
@@ -166,8 +197,7 @@ scores(answers)[shown].round(1)
 # again; there are few here.
 
 # %%
-probe.plots.reductions(answers, costs);
-
+probe.plots.reductions(answers, costs)
 # %% [markdown]
 # ## A second question
 #
@@ -184,7 +214,9 @@ for reducer in (quarter, FastV(2, 0.25)):
             chat = subject.chat(image, keep=keep)
             chat.ask(question)
             chat.restart()
-            print(f"{type(reducer).__name__:9} keep={keep:8} {chat.ask(second)} ({chat.reused} tokens from the cache)")
+            print(
+                f"{type(reducer).__name__:9} keep={keep:8} {chat.ask(second)} ({chat.reused} tokens from the cache)"
+            )
 
 # %% [markdown]
 # ## Get used to it
@@ -203,7 +235,17 @@ lessons = named("shapes").read(questions=600, seed=1).samples  # other images th
 zipped = VisionZip(few - 1, 1)
 with TemporaryDirectory() as folder:
     own = probe.load(copy.deepcopy(subject.model), processor=subject.processor)
-    tune(own, lessons, folder, zipped, batch=20, per_device_train_batch_size=20, learning_rate=4e-3, disable_tqdm=True, logging_steps=100)
+    tune(
+        own,
+        lessons,
+        folder,
+        zipped,
+        batch=20,
+        per_device_train_batch_size=20,
+        learning_rate=4e-3,
+        disable_tqdm=True,
+        logging_steps=100,
+    )
 methods = [Method("as shipped", subject, (zipped,)), Method("tuned", own, (zipped,))]
 comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=36))
 with TemporaryDirectory() as folder:

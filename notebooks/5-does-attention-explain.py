@@ -38,8 +38,7 @@ print(question, "->", subject.answer(image, question), f"({right})")
 
 # %%
 found = probe.attribute(subject, image, question, progress=False)
-probe.plots.attribution(found);
-
+probe.plots.attribution(found)
 # %% [markdown]
 # No stand-in for "away" is neutral. The same with text unable to see the patch's vision token, which leaves the image as it is:
 
@@ -55,8 +54,12 @@ print("one prefix for all of them:", hidden.attrs["sharing"])
 # %%
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    gradients = probe.attribute(subject, image, question, method="integrated_gradients", progress=False)
-print(f"worth {float(gradients['logprob'] - gradients['logprob_without']):.1f} nat, off by {float(gradients['delta']):+.1f}")
+    gradients = probe.attribute(
+        subject, image, question, method="integrated_gradients", progress=False
+    )
+print(
+    f"worth {float(gradients['logprob'] - gradients['logprob_without']):.1f} nat, off by {float(gradients['delta']):+.1f}"
+)
 
 # %% [markdown]
 # ## Attention beside it
@@ -74,8 +77,9 @@ attended = found["contribution"].mean("head").max("layer")
 scores = {"ablation": found["attribution"], "attention (contribution)": attended}
 curves = probe.deletion_curves(subject, image, question, scores, said, baseline="mean")
 control = probe.attribute(randomised(subject), image, question, said, progress=False)
-probe.plots.agreement({"ablation": found, "integrated gradients": gradients}, curves=curves, control=control);
-
+probe.plots.agreement(
+    {"ablation": found, "integrated gradients": gradients}, curves=curves, control=control
+)
 # %% [markdown]
 # ## Would it have been noticed?
 #
@@ -99,8 +103,7 @@ print(by_layer["attribution"].astype(float).round(1).to_series().to_dict())
 # %%
 lens = probe.logit_lens(subject, image, question)
 probe.plots.lens(lens, [0, lens.sizes["layer"] // 2, lens.sizes["layer"] - 1])
-probe.plots.lens_curves(lens);
-
+probe.plots.lens_curves(lens)
 # %% [markdown]
 # ## Sinks
 #
@@ -110,7 +113,10 @@ probe.plots.lens_curves(lens);
 # %%
 sinks = probe.find_sinks(subject, image, question)
 print(sinks.attrs["rule"])
-print("sinks:", sinks["row_text"].values[sinks["sink"].any("layer").values].tolist() or "none in this model")
+print(
+    "sinks:",
+    sinks["row_text"].values[sinks["sink"].any("layer").values].tolist() or "none in this model",
+)
 
 # %% [markdown]
 # ## Does vision fade with depth?
@@ -119,4 +125,4 @@ print("sinks:", sinks["row_text"].values[sinks["sink"].any("layer").values].toli
 
 # %%
 record = probe.measure(subject, image, question, types="fine", contribution=True)
-probe.plots.conventions(record);
+probe.plots.conventions(record)

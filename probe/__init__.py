@@ -5,7 +5,8 @@
 >>> record = probe.measure(subject, "photo.jpg", "what is this ?")  # doctest: +SKIP
 >>> record["llm"]["mass"]                                     # doctest: +SKIP
 
-This file is the map: each public name and the file it lives in, which is loaded when the name is first used.
+This file is the map: each public name and the file it lives in, which is loaded when the name is
+first used.
 """
 
 from importlib import import_module
@@ -29,10 +30,29 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "load", "measure", "save_record", "open_record", "to_dataframe", "plots", "verify", "cost", "Sample", "ProbeError",
-    "drop_vision", "knockout", "swap_vision", "drop_sweep", "windows", "from_layer", "until_layer", "reduced",
-    "attribute", "deletion_curves", "logit_lens", "find_sinks",
-]  # fmt: skip
+    "load",
+    "measure",
+    "save_record",
+    "open_record",
+    "to_dataframe",
+    "plots",
+    "verify",
+    "cost",
+    "Sample",
+    "ProbeError",
+    "drop_vision",
+    "knockout",
+    "swap_vision",
+    "drop_sweep",
+    "windows",
+    "from_layer",
+    "until_layer",
+    "reduced",
+    "attribute",
+    "deletion_curves",
+    "logit_lens",
+    "find_sinks",
+]
 
 _HOMES = {
     "load": "probe.subject.subject",

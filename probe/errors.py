@@ -10,10 +10,14 @@ probe.errors.ProbeError: subject.encode: expected an image file, got 'notes.txt'
 
 
 class ProbeError(ValueError):
-    """A user's mistake. `str(error)` is one line; the command line prints it and exits with code 2."""
+    """A user's mistake. `str(error)` is one line; the command line prints it and exits with code
+    2.
+    """
 
     def __init__(self, called: str, *, expected: str = "", got: str = "", fix: str = ""):
         self.called, self.expected, self.got, self.fix = called, expected, got, fix
-        facts = ", ".join(part for part in (expected and f"expected {expected}", got and f"got {got}") if part)
+        facts = ", ".join(
+            part for part in (expected and f"expected {expected}", got and f"got {got}") if part
+        )
         message = "; ".join(part for part in (facts, fix) if part)
         super().__init__(" ".join(f"{called}: {message}".split()))

@@ -1,7 +1,8 @@
 """What every test shares: shapes and types checked at run time, no window, no network, one thread.
 
-The import hook makes every annotation of `probe` a check (jaxtyping for shapes, beartype for the rest),
-in tests only: users pay nothing for it. It must be installed before anything imports `probe`.
+The import hook makes every annotation of `probe` a check (jaxtyping for shapes, beartype for the
+rest), in tests only: users pay nothing for it. It must be installed before anything imports
+`probe`.
 """
 
 import os
@@ -15,7 +16,9 @@ from jaxtyping import config, install_import_hook
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read once, when torch is first imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-install_import_hook("probe", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")  # 0 is a float
+install_import_hook(
+    "probe", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)  # 0 is a float
 matplotlib.use("Agg")
 hypothesis.settings.register_profile("probe", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("probe")
@@ -30,7 +33,9 @@ def closed_figures():
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Annotations are not checked, as for users: what a test gives of another type reaches the code."""
+    """Annotations are not checked, as for users: what a test gives of another type reaches the
+    code.
+    """
     monkeypatch.setattr(config, "jaxtyping_disable", True)
 
 

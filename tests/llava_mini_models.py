@@ -4,18 +4,43 @@ import torch
 
 from probe.models.llava_mini import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 
-VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-          "image_size": 32, "patch_size": 8, "model_type": "clip_vision_model"}  # fmt: skip
-TEXT = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 90, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-        "max_position_embeddings": 512, "initializer_range": 0.2, "model_type": "llama"}  # fmt: skip
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "model_type": "clip_vision_model",
+}
+TEXT = {
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 90,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+    "model_type": "llama",
+}
 IMAGE = 90
 
 
 def build(**fields):
     torch.manual_seed(0)
-    config = LlavaMiniConfig(**{"vision_config": dict(VISION), "text_config": dict(TEXT), "compressor_size": 2,
-                                "num_prefusion_layers": 2, **fields})  # fmt: skip
+    config = LlavaMiniConfig(
+        **{
+            "vision_config": dict(VISION),
+            "text_config": dict(TEXT),
+            "compressor_size": 2,
+            "num_prefusion_layers": 2,
+            **fields,
+        }
+    )
     return LlavaMiniForConditionalGeneration(config).eval()
 
 

@@ -1,14 +1,14 @@
 """Random tiny models of the LLaVA family with processors of the same shape as the real checkpoints.
 
-Everything is built offline in well under a second: configurations shrunk to 3 layers, tokenizers trained here
-on a few sentences, the image processors and chat templates of the checkpoints.
+Everything is built offline in well under a second: configurations shrunk to 3 layers, tokenizers
+trained here on a few sentences, the image processors and chat templates of the checkpoints.
 
     model, processor = llava15()                    # LLaVA-1.5: USER / ASSISTANT, image cropped to a square
     model, processor = llava_next_mistral()         # any resolution, grouped queries, sliding window, [INST]
     model, processor = llava15(layers=2, side=48, attn="eager")
 
-The tokenizers keep what makes real ones awkward: the post-processor adds BOS, `<image>` is a special token,
-and the merges were learnt across role borders ("yes USER:" is one token).
+The tokenizers keep what makes real ones awkward: the post-processor adds BOS, `<image>` is a
+special token, and the merges were learnt across role borders ("yes USER:" is one token).
 """
 
 import json
@@ -17,7 +17,15 @@ from functools import lru_cache
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from tokenizers import models as algorithms
 from transformers import (
     CLIPVisionConfig,
@@ -32,9 +40,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import (
+    LlavaNextImageProcessorPil,
+)
 
-from probe.models.llava_mini import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+from probe.models.llava_mini import (
+    LlavaMiniConfig,
+    LlavaMiniForConditionalGeneration,
+    LlavaMiniProcessor,
+)
 
 # What the templates of the checkpoints render, images first in every message as they do.
 IMAGES = "{% for c in m['content'] if c['type'] == 'image' %}<image>\n{% endfor %}"
@@ -80,10 +94,16 @@ SENTENCES = [
 PINPOINTS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # in tiles, as in the checkpoints
 
 
-def _wrap(tokenizer: Tokenizer, bos: str, eos: str, pad: str, special: tuple[str, ...]) -> PreTrainedTokenizerFast:
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (bos, eos, pad, "<image>", *special)])
+def _wrap(
+    tokenizer: Tokenizer, bos: str, eos: str, pad: str, special: tuple[str, ...]
+) -> PreTrainedTokenizerFast:
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True) for token in (bos, eos, pad, "<image>", *special)]
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        single=f"{bos} $A",
+        pair=f"{bos} $A {bos} $B",
+        special_tokens=[(bos, tokenizer.token_to_id(bos))],
     )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad, padding_side="left"
@@ -94,14 +114,26 @@ def _wrap(tokenizer: Tokenizer, bos: str, eos: str, pad: str, special: tuple[str
 
 @lru_cache
 def sentencepiece_tokenizer() -> Tokenizer:
-    """Llama 2's and Mistral's kind: spaces are "▁" and nothing but the merges says where a token may end."""
+    """Llama 2's and Mistral's kind: spaces are "▁" and nothing but the merges says where a token
+    may end.
+    """
     tokenizer = Tokenizer(algorithms.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=264, special_tokens=["<unk>", "<s>", "</s>"], max_token_length=12, show_progress=False
+        vocab_size=264,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        max_token_length=12,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
     state = json.loads(tokenizer.to_str())
@@ -118,7 +150,8 @@ def bytelevel_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        SENTENCES, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+        SENTENCES,
+        trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False),
     )
     return tokenizer
 
@@ -136,8 +169,15 @@ def llama3_tokenizer() -> PreTrainedTokenizerFast:
     return _wrap(_copy(bytelevel_tokenizer()), "<|begin_of_text|>", "<|eot_id|>", "<pad>", special)
 
 
-def _text(config: type, tokenizer, layers: int, max_positions: int, **more) -> LlamaConfig | MistralConfig:
-    defaults = {"hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
+def _text(
+    config: type, tokenizer, layers: int, max_positions: int, **more
+) -> LlamaConfig | MistralConfig:
+    defaults = {
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+    }
     return config(
         vocab_size=len(tokenizer),
         num_hidden_layers=layers,
@@ -163,7 +203,18 @@ def _vision(side: int, patch: int, layers: int) -> CLIPVisionConfig:
     )
 
 
-def _llava(tokenizer, template, *, side=32, patch=8, layers=3, attn="sdpa", max_positions=2048, seed=0, **more):
+def _llava(
+    tokenizer,
+    template,
+    *,
+    side=32,
+    patch=8,
+    layers=3,
+    attn="sdpa",
+    max_positions=2048,
+    seed=0,
+    **more,
+):
     torch.manual_seed(seed)
     config = LlavaConfig(
         vision_config=_vision(side, patch, layers),
@@ -173,11 +224,25 @@ def _llava(tokenizer, template, *, side=32, patch=8, layers=3, attn="sdpa", max_
         image_seq_length=(side // patch) ** 2,
     )
     model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attn).eval()
-    images = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    )
     return model, LlavaProcessor(images, tokenizer, **_processing(patch, template))
 
 
-def _next(tokenizer, template, text, *, side=32, patch=8, layers=3, attn="sdpa", max_positions=4096, seed=0, **more):
+def _next(
+    tokenizer,
+    template,
+    text,
+    *,
+    side=32,
+    patch=8,
+    layers=3,
+    attn="sdpa",
+    max_positions=4096,
+    seed=0,
+    **more,
+):
     torch.manual_seed(seed)
     pinpoints = [[rows * side, columns * side] for rows, columns in PINPOINTS]
     config = LlavaNextConfig(
@@ -206,49 +271,79 @@ def _processing(patch: int, template: str) -> dict:
 
 
 def llava15(**overrides):
-    """LLaVA-1.5: CLIP, Llama, one square view of (side / patch)² tokens. `overrides`: side, patch, layers,
-    attn, max_positions, seed, and any field of the text configuration. Returns (model, processor)."""
+    """LLaVA-1.5: CLIP, Llama, one square view of (side / patch)² tokens. `overrides`: side, patch,
+    layers, attn, max_positions, seed, and any field of the text configuration. Returns (model,
+    processor).
+    """
     return _llava(llama_tokenizer(), LLAVA15, **overrides)
 
 
 def llava_llama3(**overrides):
-    """LLaVA-1.5's shape with Llama 3's tokenizer, headers and default system prompt. Returns (model,
-    processor)."""
+    """LLaVA-1.5's shape with Llama 3's tokenizer, headers and default system prompt. Returns
+    (model, processor)."""
     return _llava(llama3_tokenizer(), LLAMA3, **overrides)
 
 
 def llava_next_vicuna(**overrides):
-    """LLaVA-NeXT with Vicuna: base view and up to 4 tiles, newline tokens. Returns (model, processor)."""
+    """LLaVA-NeXT with Vicuna: base view and up to 4 tiles, newline tokens. Returns (model,
+    processor).
+    """
     return _next(llama_tokenizer(), VICUNA, LlamaConfig, **overrides)
 
 
 def llava_next_mistral(**overrides):
-    """LLaVA-NeXT with Mistral: grouped queries and a sliding window of 64, which bites here. (model,
-    processor)."""
+    """LLaVA-NeXT with Mistral: grouped queries and a sliding window of 64, which bites here.
+    (model, processor)."""
     overrides = {"num_key_value_heads": 2, "sliding_window": 64, **overrides}
     return _next(llama_tokenizer(), MISTRAL, MistralConfig, **overrides)
 
 
-def llava_mini(*, llama3=False, side=32, patch=8, layers=3, attn="sdpa", max_positions=2048, seed=0, ratio=1,
-               aspect="square", text=None, **fields):  # fmt: skip
-    """LLaVA-Mini: `ratio` is its processor's resolution_ratio; `fields` are those of its config (compressor_size,
-    num_prefusion_layers, compression, fusion, frames_per_chunk), `text` those of its text config. (model, processor)"""
+def llava_mini(
+    *,
+    llama3=False,
+    side=32,
+    patch=8,
+    layers=3,
+    attn="sdpa",
+    max_positions=2048,
+    seed=0,
+    ratio=1,
+    aspect="square",
+    text=None,
+    **fields,
+):
+    """LLaVA-Mini: `ratio` is its processor's resolution_ratio; `fields` are those of its config
+    (compressor_size, num_prefusion_layers, compression, fusion, frames_per_chunk), `text` those of
+    its text config. (model, processor)
+    """
     torch.manual_seed(seed)
     tokenizer = llama3_tokenizer() if llama3 else llama_tokenizer()
     image = tokenizer.convert_tokens_to_ids("<image>")
-    text_config = _text(LlamaConfig, tokenizer, layers, max_positions, **{"num_key_value_heads": 2, **(text or {})})
-    text_config.vocab_size = image if image == len(tokenizer) - 1 else len(tokenizer)  # the placeholder has no row
+    text_config = _text(
+        LlamaConfig, tokenizer, layers, max_positions, **{"num_key_value_heads": 2, **(text or {})}
+    )
+    text_config.vocab_size = (
+        image if image == len(tokenizer) - 1 else len(tokenizer)
+    )  # the placeholder has no row
     config = LlavaMiniConfig(
-        vision_config=_vision(side, patch, layers), text_config=text_config,
+        vision_config=_vision(side, patch, layers),
+        text_config=text_config,
         **{"compressor_size": 2, "num_prefusion_layers": 2, **fields},
-    )  # fmt: skip
+    )
     model = LlavaMiniForConditionalGeneration._from_config(config, attn_implementation=attn).eval()
-    images = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    )
     processor = LlavaMiniProcessor(
-        images, tokenizer, compressor_size=config.compressor_size, resolution_ratio=ratio, aspect=aspect,
+        images,
+        tokenizer,
+        compressor_size=config.compressor_size,
+        resolution_ratio=ratio,
+        aspect=aspect,
         view_tokens=config.patches_per_side**2 if config.compression == "none" else None,
-        image_token_id=config.image_token_id, chat_template=LLAMA3 if llama3 else VICUNA,
-    )  # fmt: skip
+        image_token_id=config.image_token_id,
+        chat_template=LLAMA3 if llama3 else VICUNA,
+    )
     return model, processor
 
 

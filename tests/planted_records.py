@@ -1,4 +1,5 @@
-"""Small records that a measurement could have made: every number is computed from explicit attention maps.
+"""Small records that a measurement could have made: every number is computed from explicit
+attention maps.
 
 >>> sorted(planted_record(samples=1).children)
 ['llm', 'vision']
@@ -40,7 +41,9 @@ def planted_record(
     seed: int = 0,
     **attrs: str,
 ) -> xr.DataTree:
-    """A valid record; `optional` adds contribution, received_head, maps. Responses grow with the sample."""
+    """A valid record; `optional` adds contribution, received_head, maps. Responses grow with the
+    sample.
+    """
     rng = np.random.default_rng(seed)
     keys = [patches(aspect, grid, image) for image in range(images)]
     llm = np.concatenate(keys)
@@ -48,22 +51,33 @@ def planted_record(
     rows: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in stacks}
     texts = []
     for sample in range(samples):
-        types = ["instruction"] * 3 + ["vision"] * len(llm) + ["instruction"] * 2 + ["response"] * (3 + sample)
+        types = (
+            ["instruction"] * 3
+            + ["vision"] * len(llm)
+            + ["instruction"] * 2
+            + ["response"] * (3 + sample)
+        )
         texts.append(types)
         if "llm" in stacks:
             maps = attention(rng, types, layers, heads, causal=True)
-            rows["llm"].append(numbers(maps, types, ("instruction", "vision", "response"), llm, optional))
+            rows["llm"].append(
+                numbers(maps, types, ("instruction", "vision", "response"), llm, optional)
+            )
         if "vision" in stacks:
             types = ["cls"] + ["vision"] * len(encoder)
             maps = attention(rng, types, layers + 1, heads, causal=False)
-            rows["vision"].append(numbers(maps, types, ("cls", "vision"), encoder, optional, drop_last=False))
+            rows["vision"].append(
+                numbers(maps, types, ("cls", "vision"), encoder, optional, drop_last=False)
+            )
     names = {"llm": ("instruction", "vision", "response"), "vision": ("cls", "vision")}
     nodes = {
         name: {"query_type": names[name], "key_type": names[name]}
         | {variable: _stacked([row[variable] for row in found]) for variable in found[0]}
         for name, found in rows.items()
     }
-    shown = rng.integers(0, 256, (1 if shared_image else samples, images, HEIGHT, WIDTH, 3), np.uint8)
+    shown = rng.integers(
+        0, 256, (1 if shared_image else samples, images, HEIGHT, WIDTH, 3), np.uint8
+    )
     root = {
         "sample": [f"{prefix}{i}" for i in range(samples)],
         "question": ["what is at the top ?"] * samples,
@@ -94,8 +108,12 @@ def patches(aspect: str, grid: int, image: int = 0) -> np.ndarray:
     return np.array(rows)
 
 
-def attention(rng: np.random.Generator, types: list[str], layers: int, heads: int, causal: bool) -> np.ndarray:
-    """(layer head query key): random; one vision key is sought in all layers, vision less with depth."""
+def attention(
+    rng: np.random.Generator, types: list[str], layers: int, heads: int, causal: bool
+) -> np.ndarray:
+    """(layer head query key): random; one vision key is sought in all layers, vision less with
+    depth.
+    """
     scores = rng.normal(0, 1.5, (layers, heads, len(types), len(types)))
     vision = np.flatnonzero(np.array(types) == "vision")
     scores[..., vision] -= np.linspace(0, 4, layers)[:, None, None, None]
@@ -118,7 +136,9 @@ def numbers(
     of = np.array(types)
     asks = np.arange(len(of)) < len(of) - drop_last
     shape = (*maps.shape[:2], len(names), len(names))
-    made: dict[str, np.ndarray] = {name: np.full(shape, np.nan) for name in ("mass", "share", "lift", "head_entropy")}
+    made: dict[str, np.ndarray] = {
+        name: np.full(shape, np.nan) for name in ("mass", "share", "lift", "head_entropy")
+    }
     made["entropy"] = np.full((shape[0], *shape[2:]), np.nan)
     made["head_entropy_count"] = np.zeros(shape, int)
     made["entropy_count"] = np.zeros_like(made["entropy"], int)
@@ -142,17 +162,25 @@ def numbers(
             if many.any():
                 made["entropy_count"][:, a, b] = made["head_entropy_count"][:, :, a, b] = many.sum()
                 made["entropy"][:, a, b] = _entropy(maps.mean(1)[:, many][..., of == key]).mean(-1)
-                made["head_entropy"][:, :, a, b] = _entropy(maps[:, :, many][..., of == key]).mean(-1)
+                made["head_entropy"][:, :, a, b] = _entropy(maps[:, :, many][..., of == key]).mean(
+                    -1
+                )
     made["key_count"] = np.array([(of == name).sum() for name in names])
     seen = np.array(of == "vision")
     received = np.stack([maps[:, :, asks & (of == name)][..., seen].mean(2) for name in names], 2)
     made["received"] = received.mean(1)
-    made |= dict(zip(("key_image", "key_tile", "key_row", "key_col"), keys[:, :4].astype(int).T, strict=True))
+    made |= dict(
+        zip(("key_image", "key_tile", "key_row", "key_col"), keys[:, :4].astype(int).T, strict=True)
+    )
     made["key_box"] = keys[:, 4:]
     if optional:
         made |= {"contribution": made["mass"] * 3, "received_head": received}
         chosen = np.flatnonzero(asks)[-2:]
-        made |= {"maps": maps.mean(1)[:, chosen][..., seen], "map_position": chosen, "map_token": of[chosen]}
+        made |= {
+            "maps": maps.mean(1)[:, chosen][..., seen],
+            "map_position": chosen,
+            "map_token": of[chosen],
+        }
     return made
 
 

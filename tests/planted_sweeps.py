@@ -23,12 +23,15 @@ def planted_sweep(
     how: str = "mask",
     **attrs: str,
 ) -> xr.Dataset:
-    """Two questions an image. Right unless a `needed` layer is dropped; then one image in four is still right.
+    """Two questions an image. Right unless a `needed` layer is dropped; then one image in four is
+    still right.
 
     By default every layer alone, from every layer on, and up to every layer.
     """
     if cases is None:
-        ends = [[*range(i, layers)] for i in range(layers)] + [[*range(i)] for i in range(2, layers)]
+        ends = [[*range(i, layers)] for i in range(layers)] + [
+            [*range(i)] for i in range(2, layers)
+        ]
         cases = [[i] for i in range(layers)] + ends
     named = {_name(case): set(case) for case in cases}
     dropped = [set(), set(range(layers)), set(), *named.values()]
@@ -42,15 +45,25 @@ def planted_sweep(
         "correct": (("sample", "case"), correct),
         "gold_logprob": (("sample", "case"), -kl),
         "kl": (("sample", "case"), kl),
-        "dropped": (("case", "layer"), np.array([[i in chosen for i in range(layers)] for chosen in dropped])),
+        "dropped": (
+            ("case", "layer"),
+            np.array([[i in chosen for i in range(layers)] for chosen in dropped]),
+        ),
         "image": ("sample", np.array([f"p{i // len(KINDS)}" for i in range(len(correct))], object)),
         "kind": ("sample", np.array(KINDS * images, object)),
     }
     if how == "swap":
         table["donor_answer_given"] = (("sample", "case"), 1 - correct)
-    coords = {"case": np.array([*ALWAYS, *named], object), "layer": np.arange(layers),
-              "sample": np.array([f"s{i}" for i in range(len(correct))], object)}  # fmt: skip
-    return xr.Dataset(table, coords, {"model": "planted", "how": how, "freeze": "false", "restore": "true"} | attrs)
+    coords = {
+        "case": np.array([*ALWAYS, *named], object),
+        "layer": np.arange(layers),
+        "sample": np.array([f"s{i}" for i in range(len(correct))], object),
+    }
+    return xr.Dataset(
+        table,
+        coords,
+        {"model": "planted", "how": how, "freeze": "false", "restore": "true"} | attrs,
+    )
 
 
 def planted_run(**options) -> xr.DataTree:
@@ -58,7 +71,9 @@ def planted_run(**options) -> xr.DataTree:
     tables = {how: planted_sweep(how=how, **options) for how in ("mask", "zero", "swap")}
     first = tables["mask"]
     shape = (first.sizes["sample"], first.sizes["layer"], 2)
-    values = np.broadcast_to(np.linspace(0.6, 0.2, shape[1])[None, :, None], shape).astype(np.float32)
+    values = np.broadcast_to(np.linspace(0.6, 0.2, shape[1])[None, :, None], shape).astype(
+        np.float32
+    )
     attention = xr.Dataset(
         dict.fromkeys(("mass", "share", "lift"), (("sample", "layer", "query_type"), values)),
         {"layer": np.arange(shape[1]), "query_type": np.array(["instruction", "response"], object)},

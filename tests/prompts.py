@@ -1,4 +1,6 @@
-"""Prompts for tests of interventions: one row, ragged batches, two images in a prompt; and what a model says."""
+"""Prompts for tests of interventions: one row, ragged batches, two images in a prompt; and what a
+model says.
+"""
 
 from functools import lru_cache
 
@@ -18,15 +20,23 @@ def six_layers(attn: str = "sdpa") -> Subject:
     return probe.load(model, processor=processor)
 
 
-def row(subject: Subject, images: int = 1, words: str = "what is in the picture?", seed: int = 0) -> Inputs:
+def row(
+    subject: Subject, images: int = 1, words: str = "what is in the picture?", seed: int = 0
+) -> Inputs:
     return subject.encode([models.image(seed + i) for i in range(images)], words)
 
 
 def prompt(subject: Subject, kind: str) -> Inputs:
-    """ "one": a row; "left", "right": three rows of different lengths, one of them with two images."""
+    """ "one": a row; "left", "right": three rows of different lengths, one of them with two
+    images.
+    """
     if kind == "one":
         return row(subject)
-    rows = [row(subject), row(subject, 2, "how many circles are there in both?", 1), row(subject, 1, "where?", 3)]
+    rows = [
+        row(subject),
+        row(subject, 2, "how many circles are there in both?", 1),
+        row(subject, 1, "where?", 3),
+    ]
     return collate(rows, side=kind)
 
 
@@ -37,14 +47,25 @@ def logits(subject: Subject, inputs: Inputs) -> Tensor:
 
 
 def decoded(subject: Subject, inputs: Inputs, steps: int = 4, **generate) -> tuple[Tensor, Tensor]:
-    """The ids of decoded tokens, (row, step), and the logits they were chosen by, (step, row, word)."""
-    options = {"do_sample": False, "max_new_tokens": steps, "min_new_tokens": steps, "pad_token_id": 0} | generate
-    said = subject.model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
+    """The ids of decoded tokens, (row, step), and the logits they were chosen by, (step, row,
+    word).
+    """
+    options = {
+        "do_sample": False,
+        "max_new_tokens": steps,
+        "min_new_tokens": steps,
+        "pad_token_id": 0,
+    } | generate
+    said = subject.model.generate(
+        **inputs, **options, output_logits=True, return_dict_in_generate=True
+    )
     return said.sequences[:, -steps:], torch.stack(said.logits)
 
 
 def in_double(subject: Subject) -> Subject:
-    """A copy in float64 whose norms are too: transformers' own compute in float32 whatever the weights."""
+    """A copy in float64 whose norms are too: transformers' own compute in float32 whatever the
+    weights.
+    """
     model, processor = models.llava15(layers=6, side=24)
     model.load_state_dict(subject.model.state_dict())
     model = model.double()

@@ -1,4 +1,6 @@
-"""The package is layers: a file imports only what ORDER lists before it. And the map loads nothing heavy."""
+"""The package is layers: a file imports only what ORDER lists before it. And the map loads nothing
+heavy.
+"""
 
 import ast
 import subprocess
@@ -43,11 +45,15 @@ def level(path: str) -> int | None:
     names = [name for name, _ in ORDER]
     if path in names:
         return names.index(path)
-    return next((i for i, name in enumerate(names) if name.endswith("/") and path.startswith(name)), None)
+    return next(
+        (i for i, name in enumerate(names) if name.endswith("/") and path.startswith(name)), None
+    )
 
 
 def imports(file: Path, package: Path) -> Iterator[str]:
-    """Dotted names that a file imports anywhere in it, functions included; relative ones made absolute."""
+    """Dotted names that a file imports anywhere in it, functions included; relative ones made
+    absolute.
+    """
     here = ["probe", *file.relative_to(package).parent.parts]
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -59,7 +65,9 @@ def imports(file: Path, package: Path) -> Iterator[str]:
 
 
 def file_of(name: str, package: Path) -> str | None:
-    """The file of the package that a dotted name leads to: `probe.subject.subject.load` -> `subject.py`."""
+    """The file of the package that a dotted name leads to: `probe.subject.subject.load` ->
+    `subject.py`.
+    """
     parts = name.split(".")[1:]
     for end in range(len(parts), -1, -1):
         stem = package.joinpath(*parts[:end])
@@ -70,7 +78,9 @@ def file_of(name: str, package: Path) -> str | None:
 
 
 def violations(package: Path) -> list[str]:
-    """One line for each import that goes the wrong way or brings in what its file must do without."""
+    """One line for each import that goes the wrong way or brings in what its file must do
+    without.
+    """
     found = []
     for file in sorted(package.rglob("*.py")):
         path = file.relative_to(package).as_posix()
@@ -93,7 +103,9 @@ def violations(package: Path) -> list[str]:
 
 def loaded_by(modules: list[str]) -> set[str]:
     """Top-level packages in memory after a fresh interpreter has imported these modules."""
-    code = f"import sys, {', '.join(modules)}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    code = (
+        f"import sys, {', '.join(modules)}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
@@ -103,7 +115,10 @@ def modules_without(package: str) -> list[str]:
     paths = [file.relative_to(PACKAGE) for file in PACKAGE.rglob("*.py")]
     levels = {path: level(path.as_posix()) for path in paths}
     bound = [path for path, at in levels.items() if at is not None and package in ORDER[at][1]]
-    return [".".join(["probe", *path.with_suffix("").parts]).removesuffix(".__init__") for path in sorted(bound)]
+    return [
+        ".".join(["probe", *path.with_suffix("").parts]).removesuffix(".__init__")
+        for path in sorted(bound)
+    ]
 
 
 def test_a_file_imports_only_what_is_listed_above_it():
@@ -116,7 +131,17 @@ def test_files_that_promise_to_do_without_do_without(heavy):
 
 
 def test_importing_probe_and_its_command_line_loads_nothing_heavy():
-    heavy = {"torch", "transformers", "captum", "numpy", "pandas", "xarray", "zarr", "matplotlib", "PIL"}
+    heavy = {
+        "torch",
+        "transformers",
+        "captum",
+        "numpy",
+        "pandas",
+        "xarray",
+        "zarr",
+        "matplotlib",
+        "PIL",
+    }
     assert not heavy & loaded_by(["probe", "probe.cli"])
 
 
@@ -124,7 +149,9 @@ def test_every_public_name_leads_somewhere_and_hides_no_module():
     modules = {path.stem for path in PACKAGE.iterdir()}
     for name in probe.__all__:
         assert getattr(probe, name) is not None
-        assert name == "plots" or name not in modules, f"probe.{name} would be hidden by its own module"
+        assert name == "plots" or name not in modules, (
+            f"probe.{name} would be hidden by its own module"
+        )
     assert set(probe.__all__) <= set(dir(probe))
     with pytest.raises(AttributeError, match="no attribute 'mesure'"):
         probe.mesure  # noqa: B018  # pyright: ignore
@@ -156,8 +183,16 @@ def test_a_lawful_tree_passes(tmp_path):
 @pytest.mark.parametrize(
     ("path", "text", "complaint"),
     [
-        ("errors.py", "from probe.subject.subject import load", "imports probe.subject.subject.load, which comes later"),
-        ("errors.py", "from . import subject", "errors.py imports probe.subject.subject, which comes later"),
+        (
+            "errors.py",
+            "from probe.subject.subject import load",
+            "imports probe.subject.subject.load, which comes later",
+        ),
+        (
+            "errors.py",
+            "from . import subject",
+            "errors.py imports probe.subject.subject, which comes later",
+        ),
         (
             "record/storage.py",
             "def f():\n    import probe.subject.subject",
@@ -169,8 +204,16 @@ def test_a_lawful_tree_passes(tmp_path):
             "record/storage.py imports probe.load, which comes later",
         ),
         ("record/storage.py", "import torch.nn", "record/storage.py must not import torch.nn"),
-        ("models/tiny/drawing.py", "from .recipe import x", "drawing.py imports probe.models.tiny.training.recipe.x"),
-        ("models/llava_mini/layout.py", "from ...errors import ProbeError", "must not import probe.errors"),
+        (
+            "models/tiny/drawing.py",
+            "from .recipe import x",
+            "drawing.py imports probe.models.tiny.training.recipe.x",
+        ),
+        (
+            "models/llava_mini/layout.py",
+            "from ...errors import ProbeError",
+            "must not import probe.errors",
+        ),
         ("utils.py", "", "utils.py is not in ORDER"),
     ],
 )

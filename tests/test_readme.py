@@ -1,4 +1,6 @@
-"""README keeps its word: short, its example runs, its tree and links lead to files, a command is one line."""
+"""README keeps its word: short, its example runs, its tree and links lead to files, a command is
+one line.
+"""
 
 import re
 import subprocess
@@ -18,7 +20,9 @@ def blocks(language: str) -> list[str]:
 
 
 def tree() -> list[str]:
-    """Paths of the annotated tree: two spaces of indentation a level. A file may be named in another one's line."""
+    """Paths of the annotated tree: two spaces of indentation a level. A file may be named in
+    another one's line.
+    """
     paths, folder = [], ""
     for line in blocks("")[-1].splitlines():
         name, *words = line.split()
@@ -26,7 +30,12 @@ def tree() -> list[str]:
         paths.append(folder + name if inside else name)
         if name.endswith("/") and not inside:
             folder = name
-        paths += [folder + file for word in words if inside for file in re.findall(r"\b(?<!<)[a-z_]+\.py\b", word)]
+        paths += [
+            folder + file
+            for word in words
+            if inside
+            for file in re.findall(r"\b(?<!<)[a-z_]+\.py\b", word)
+        ]
     return paths
 
 
@@ -49,9 +58,15 @@ def test_the_tree_names_what_is_there(path):
 
 
 def test_the_tree_names_every_file_behind_the_public_names():
-    code = "import sys, probe; [getattr(probe, name) for name in probe.__all__]; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    modules = {name for name in loaded.stdout.split() if re.fullmatch(r"probe\.[a-z_]+", name)} - {"probe.models"}
+    code = (
+        "import sys, probe; [getattr(probe, name) for name in probe.__all__]; print(*sys.modules)"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    modules = {name for name in loaded.stdout.split() if re.fullmatch(r"probe\.[a-z_]+", name)} - {
+        "probe.models"
+    }
     named = {path.rstrip("/").removesuffix(".py").replace("/", ".") for path in tree()}
     assert modules <= named
 

@@ -3,8 +3,8 @@
     python analyses/attention/attention.py                  # 40 frozen images, 7 questions each: about a minute
     python analyses/attention/attention.py --images 200
 
-Writes the figures and `numbers.csv` beside this file, and the record (from which `--draw` makes the figures again,
-without model or torch) to probe-out/analyses/attention.zarr.zip.
+Writes the figures and `numbers.csv` beside this file, and the record (from which `--draw` makes the
+figures again, without model or torch) to probe-out/analyses/attention.zarr.zip.
 """
 
 import argparse
@@ -21,7 +21,9 @@ RECORD = Path("probe-out/analyses/attention.zarr.zip")
 
 
 def record_of(images: int) -> xr.DataTree:
-    """All seven kinds of question about the first images of the frozen set, answered by the model itself."""
+    """All seven kinds of question about the first images of the frozen set, answered by the model
+    itself.
+    """
     from probe.models.tiny.scenes import draw
     from probe.models.tiny.training.evaluate import frozen
 
@@ -29,7 +31,10 @@ def record_of(images: int) -> xr.DataTree:
     for number in range(images):
         scene, questions = frozen(number)
         image = draw(scene)
-        samples += [probe.Sample(f"{number:04d}-{q.kind}", image, q.question, answer=q.answer) for q in questions]
+        samples += [
+            probe.Sample(f"{number:04d}-{q.kind}", image, q.question, answer=q.answer)
+            for q in questions
+        ]
     return probe.measure(probe.load("tiny-llava"), samples, contribution=True, progress=True)
 
 
@@ -41,10 +46,16 @@ def numbers(record: xr.DataTree) -> pd.DataFrame:
     for query in ("instruction", "response"):
         for key in ("instruction", "vision", "response"):
             for value in ("mass", "share", "lift", "contribution"):
-                table[f"{value} {query} → {key}"] = llm[value].sel(query_type=query, key_type=key).values
+                table[f"{value} {query} → {key}"] = (
+                    llm[value].sel(query_type=query, key_type=key).values
+                )
         for value in ("entropy", "head_entropy"):
-            table[f"{value} {query} → vision"] = llm[value].sel(query_type=query, key_type="vision").values
-        table[f"entropy_ratio {query} → vision"] = ratio.sel(query_type=query, key_type="vision").values
+            table[f"{value} {query} → vision"] = (
+                llm[value].sel(query_type=query, key_type="vision").values
+            )
+        table[f"entropy_ratio {query} → vision"] = ratio.sel(
+            query_type=query, key_type="vision"
+        ).values
     return pd.DataFrame(table).dropna(axis="columns", how="all")
 
 
@@ -64,9 +75,13 @@ def draw(record: xr.DataTree) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=40)
-    parser.add_argument("--draw", action="store_true", help="only draw the record of an earlier run")
+    parser.add_argument(
+        "--draw", action="store_true", help="only draw the record of an earlier run"
+    )
     options = parser.parse_args()
     if not options.draw:
         RECORD.parent.mkdir(parents=True, exist_ok=True)

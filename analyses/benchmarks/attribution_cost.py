@@ -3,9 +3,10 @@
     python analyses/benchmarks/attribution_cost.py               # tiny widths, 16 layers: a minute or two
     python analyses/benchmarks/attribution_cost.py --wide        # 7B widths, 4 layers, bfloat16: long
 
-One image of 576 vision tokens, 144 cells of 2 x 2, 40 tokens of text behind it and an answer of 4. Random weights.
-A plain loop takes each cell away and runs the whole model again: the median of a few is taken 145 times. Times are
-process times of one thread, so that their ratio holds on a busy machine. `rows` counts token rows through the decoder.
+One image of 576 vision tokens, 144 cells of 2 x 2, 40 tokens of text behind it and an answer of 4.
+Random weights. A plain loop takes each cell away and runs the whole model again: the median of a
+few is taken 145 times. Times are process times of one thread, so that their ratio holds on a busy
+machine. `rows` counts token rows through the decoder.
 """
 
 import argparse
@@ -34,14 +35,29 @@ BASELINES = ("hidden", "rows", "mean")
 def alone(subject: Subject, answer: TargetResponse, features: Features, cell: int) -> None:
     """One turn of a plain loop: text cannot see the cell."""
     types = answer.inputs.as_types({"cell": (features.tokens == cell).numpy()}).types
-    with knockout(subject.model, "text", "cell", range(subject.model.config.text_config.num_hidden_layers), types):
+    with knockout(
+        subject.model,
+        "text",
+        "cell",
+        range(subject.model.config.text_config.num_hidden_layers),
+        types,
+    ):
         subject.model(**answer.inputs, use_cache=False)
 
 
 def compare(subject: Subject, widths: str, sampled: int) -> None:
     """Prints the time of the loop and of `attribute` for each baseline, and their ratio."""
-    image, question, layers = Image.new("RGB", (336, 336), "red"), QUESTION, subject.model.config.text_config
-    options: dict[str, Any] = {"over": "grid", "words": False, "attention": False, "progress": False}
+    image, question, layers = (
+        Image.new("RGB", (336, 336), "red"),
+        QUESTION,
+        subject.model.config.text_config,
+    )
+    options: dict[str, Any] = {
+        "over": "grid",
+        "words": False,
+        "attention": False,
+        "progress": False,
+    }
     answer = TargetResponse.of(subject, image, question, ANSWER)
     features = Features.of(subject, answer.inputs, "grid", words=False)
     with torch.no_grad():
@@ -52,8 +68,12 @@ def compare(subject: Subject, widths: str, sampled: int) -> None:
     shape = f"{widths} widths, {layers.num_hidden_layers} layers, {len(features)} cells, {length} tokens"
     print(f"{shape}: plain loop {plain:.1f} s")
     for baseline in BASELINES[: 3 if widths == "tiny" else 1]:
-        took = seconds(partial(attribute, subject, image, question, ANSWER, baseline=baseline, **options))
-        shared = SharedPrefix.of(subject, answer, Perturbation.of(subject, answer, features, baseline))
+        took = seconds(
+            partial(attribute, subject, image, question, ANSWER, baseline=baseline, **options)
+        )
+        shared = SharedPrefix.of(
+            subject, answer, Perturbation.of(subject, answer, features, baseline)
+        )
         rows = rows_run(shared, len(features), length)
         print(f"  {baseline:7s} {took:6.1f} s, ratio {plain / took:5.1f}; rows {rows}")
 
@@ -82,12 +102,18 @@ def exact(subject: Subject) -> None:
         whole = Perturbed(subject, answer, removal)(z)
         effect = (whole - shared(torch.ones(1, len(features)))).abs().max()
         difference = (shared(z) - whole).abs().max()
-    print(f"largest difference to whole forwards: {float(difference):.1g} nat, of effects up to {float(effect):.1g}")
+    print(
+        f"largest difference to whole forwards: {float(difference):.1g} nat, of effects up to {float(effect):.1g}"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wide", action="store_true", help="also at 7B widths: 4 layers, bfloat16, about 2 GB")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--wide", action="store_true", help="also at 7B widths: 4 layers, bfloat16, about 2 GB"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     subject = build("tiny", 16, torch.float32)

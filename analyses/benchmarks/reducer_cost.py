@@ -1,14 +1,16 @@
-"""What a reducer saves of the time to the first token, beside what is counted; and what choosing the tokens costs.
+"""What a reducer saves of the time to the first token, beside what is counted; and what choosing
+the tokens costs.
 
     python analyses/benchmarks/reducer_cost.py           # 7B widths, few layers, about 3 GB, some minutes
     python analyses/benchmarks/reducer_cost.py --cuda    # all layers; also LLaVA-NeXT (2,880 -> 160) and 13B; 45 GB
 
-Random weights in bfloat16, 45 text tokens. The clock runs from before the vision encoder to the logits of the first
-token; both sides get the same prompt, with a placeholder for every patch, so that all that a reducer does is timed.
-Times are process times of one thread, the sides in turn in this process, so that their ratio holds on a busy machine;
-on CUDA they are wall times between synchronisations. Few layers are 4 of 32 in the LLM and 3 of 24 in the encoder, the
-same share of both. Choosing is timed behind a whole encoder (CLIP-L/336, 24 layers): it works on queries and keys of
-one layer and does not depend on how many there are.
+Random weights in bfloat16, 45 text tokens. The clock runs from before the vision encoder to the
+logits of the first token; both sides get the same prompt, with a placeholder for every patch, so
+that all that a reducer does is timed. Times are process times of one thread, the sides in turn in
+this process, so that their ratio holds on a busy machine; on CUDA they are wall times between
+synchronisations. Few layers are 4 of 32 in the LLM and 3 of 24 in the encoder, the same share of
+both. Choosing is timed behind a whole encoder (CLIP-L/336, 24 layers): it works on queries and keys
+of one layer and does not depend on how many there are.
 """
 
 import argparse
@@ -18,7 +20,14 @@ from typing import Any
 
 import torch
 from llava_mini_cost import in_turn, told
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlavaConfig, LlavaNextConfig, PreTrainedModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaNextConfig,
+    PreTrainedModel,
+)
 
 from probe.measures.cost import cost
 from probe.measures.cost.prompt_shape import prompt_of
@@ -30,8 +39,18 @@ from probe.reducers.encoder_reducer import watched
 TEXT = 45
 REDUCER, NEXT_REDUCER = VisionZip(54, 10), VisionZip(28, 4)  # 64 of 576; 160 of 2,880
 WIDTHS: dict[str, dict[str, Any]] = {
-    "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_hidden_layers": 32},
-    "13B": {"hidden_size": 5120, "intermediate_size": 13824, "num_attention_heads": 40, "num_hidden_layers": 40},
+    "7B": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+    },
+    "13B": {
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_attention_heads": 40,
+        "num_hidden_layers": 40,
+    },
 }
 
 
@@ -69,30 +88,54 @@ def speed_up(name: str, side: Side, rounds: int, cuda: bool) -> None:
     """Prints the measured and the counted speed-up, and the first as a share of the second."""
     times = in_turn({"all": side.plain, "fewer": side.fewer}, rounds, cuda)
     counted = side.flops[0] / side.flops[1]
-    print(f"\n{name}, {side.reducer}: " + ", ".join(f"{n} {statistics.median(t):.3f} s" for n, t in times.items()))
-    told("all tokens / fewer tokens, measured", times["all"], times["fewer"], f"counted: {counted:.2f}")
-    told("measured / counted", [t / counted for t in times["all"]], times["fewer"], "bar: at least 0.85")
+    print(
+        f"\n{name}, {side.reducer}: "
+        + ", ".join(f"{n} {statistics.median(t):.3f} s" for n, t in times.items())
+    )
+    told(
+        "all tokens / fewer tokens, measured",
+        times["all"],
+        times["fewer"],
+        f"counted: {counted:.2f}",
+    )
+    told(
+        "measured / counted",
+        [t / counted for t in times["all"]],
+        times["fewer"],
+        "bar: at least 0.85",
+    )
 
 
 @torch.no_grad()
 def choosing(rounds: int, cuda: bool) -> None:
-    """Prints the time that choosing and merging take behind a whole encoder, as a share of the encoder's."""
+    """Prints the time that choosing and merging take behind a whole encoder, as a share of the
+    encoder's.
+    """
     torch.manual_seed(0)
     tower: Any = CLIPVisionModel(CLIPVisionConfig(**CLIP_L_336))
     tower.to("cuda" if cuda else "cpu", torch.bfloat16).eval()
     pixels = torch.randn(1, 3, 336, 336, device=tower.device, dtype=tower.dtype)
     with watched(tower, -2) as watch:
         seen = watch.seen(tower(pixels, output_hidden_states=True).hidden_states)
-    sides: dict[str, Callable[[], object]] = {"encoder": lambda: tower(pixels), "choose": lambda: REDUCER.reduce(seen)}
+    sides: dict[str, Callable[[], object]] = {
+        "encoder": lambda: tower(pixels),
+        "choose": lambda: REDUCER.reduce(seen),
+    }
     times = in_turn(sides, rounds, cuda)
-    medians = ", ".join(f"{name} {1e3 * statistics.median(took):.1f} ms" for name, took in times.items())
+    medians = ", ".join(
+        f"{name} {1e3 * statistics.median(took):.1f} ms" for name, took in times.items()
+    )
     print(f"\nCLIP-L/336: {medians}")
     told("choosing / encoder", times["choose"], times["encoder"], "bar: below 0.03")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cuda", action="store_true", help="all layers, LLaVA-NeXT and 13B too, on the GPU")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cuda", action="store_true", help="all layers, LLaVA-NeXT and 13B too, on the GPU"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -4,10 +4,11 @@
     python analyses/benchmarks/tap_cost.py --dtype float32 --tokens 620 --layers 2 --rounds 7
     python analyses/benchmarks/tap_cost.py --device cuda --layers 32
 
-Every variant runs in every round of one process, in turn, and each number is the median of the ratios to the plain
-forward of the same round: what else the machine does cancels out. The LLM alone (no encoder, no head), random weights.
-Process CPU time is taken on the CPU, where threads of other programs would show up in the wall time.
-Peak memory is taken in a process of its own for each variant, over the loaded model.
+Every variant runs in every round of one process, in turn, and each number is the median of the
+ratios to the plain forward of the same round: what else the machine does cancels out. The LLM alone
+(no encoder, no head), random weights. Process CPU time is taken on the CPU, where threads of other
+programs would show up in the wall time. Peak memory is taken in a process of its own for each
+variant, over the loaded model.
 """
 
 import argparse
@@ -41,9 +42,13 @@ BARS = {
 
 def llm(layers: int, dtype: torch.dtype, device: str) -> Any:
     config = LlamaConfig(
-        vocab_size=8, hidden_size=HIDDEN, intermediate_size=INNER, num_attention_heads=HEADS,
-        num_hidden_layers=layers, max_position_embeddings=4096,
-    )  # fmt: skip
+        vocab_size=8,
+        hidden_size=HIDDEN,
+        intermediate_size=INNER,
+        num_attention_heads=HEADS,
+        num_hidden_layers=layers,
+        max_position_embeddings=4096,
+    )
     torch.manual_seed(0)
     model: Any = LlamaModel._from_config(config, attn_implementation="sdpa", dtype=dtype)
     return model.to(device).eval()
@@ -59,7 +64,9 @@ def layout(tokens: int) -> tuple[np.ndarray, np.ndarray]:
 
 def statistic(tokens: int, rows: str) -> AttentionStatistic:
     ids, vision = layout(tokens)
-    return AttentionStatistic(NAMES, ids, np.where(vision, -1, ids) if rows == "text" else ids, vision)
+    return AttentionStatistic(
+        NAMES, ids, np.where(vision, -1, ids) if rows == "text" else ids, vision
+    )
 
 
 def variants(model: Any, tokens: int) -> dict[str, Callable[[], Any]]:
@@ -89,8 +96,12 @@ def variants(model: Any, tokens: int) -> dict[str, Callable[[], Any]]:
         finally:
             model.set_attn_implementation("sdpa")
 
-    return {"plain": plain, "tap": lambda: tapped("all"), "tap, rows='text'": lambda: tapped("text"),
-            "output_attentions": output_attentions}  # fmt: skip
+    return {
+        "plain": plain,
+        "tap": lambda: tapped("all"),
+        "tap, rows='text'": lambda: tapped("text"),
+        "output_attentions": output_attentions,
+    }
 
 
 def seconds(run: Callable[[], object], device: str) -> float:
@@ -104,7 +115,9 @@ def seconds(run: Callable[[], object], device: str) -> float:
     return clock() - start
 
 
-def ratios(runs: dict[str, Callable[[], object]], base: str, rounds: int, device: str) -> dict[str, list[float]]:
+def ratios(
+    runs: dict[str, Callable[[], object]], base: str, rounds: int, device: str
+) -> dict[str, list[float]]:
     """Ratio to `base` in each round, after one round that warms up."""
     out: dict[str, list[float]] = {name: [] for name in runs}
     for at in range(rounds + 1):
@@ -118,7 +131,9 @@ def ratios(runs: dict[str, Callable[[], object]], base: str, rounds: int, device
 def kernels(tokens: int, dtype: torch.dtype, device: str) -> dict[str, Callable[[], object]]:
     """The statistic alone beside the sdpa call of the same layer, in float32."""
     q, k, v = (torch.randn(1, HEADS, tokens, HIDDEN // HEADS, device=device) for _ in range(3))
-    call = AttentionCall("layer", torch.nn.Identity(), q, k, v, None, None, (HIDDEN // HEADS) ** -0.5, True, None, {})
+    call = AttentionCall(
+        "layer", torch.nn.Identity(), q, k, v, None, None, (HIDDEN // HEADS) ** -0.5, True, None, {}
+    )
     of = {rows: statistic(tokens, rows)._keys_of(0, q.device) for rows in ("all", "text")}
     return {
         "sdpa call": lambda: scaled_dot_product_attention(q, k, v, is_causal=True),
@@ -128,7 +143,9 @@ def kernels(tokens: int, dtype: torch.dtype, device: str) -> dict[str, Callable[
 
 
 def peak_memory(name: str, layers: int, tokens: int, dtype: torch.dtype, device: str, pipe) -> None:
-    """Bytes above the loaded model at the highest point of one forward. Runs in a process of its own."""
+    """Bytes above the loaded model at the highest point of one forward. Runs in a process of its
+    own.
+    """
     model = llm(layers, dtype, device)
     run = variants(model, tokens)[name]
     with torch.no_grad():
@@ -145,7 +162,11 @@ def peak_memory(name: str, layers: int, tokens: int, dtype: torch.dtype, device:
 
 
 def status(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -162,11 +183,15 @@ def report(title: str, measured: dict[str, list[float]], bars: dict[str, float])
     print(f"\n{title}")
     for name, values in measured.items():
         bar = f"   bar {bars[name]:.2f}" if name in bars else ""
-        print(f"  {name:22s} {statistics.median(values):7.3f}   [{min(values):.3f}, {max(values):.3f}]{bar}")
+        print(
+            f"  {name:22s} {statistics.median(values):7.3f}   [{min(values):.3f}, {max(values):.3f}]{bar}"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, nargs="+", default=[620, 2900])
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -175,19 +200,30 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true")
     options = parser.parse_args()
     dtype, device = getattr(torch, options.dtype), options.device
-    print(f"{options.layers} layers of LLaVA-7B, {options.dtype}, {device}, torch {torch.__version__}, "
-          f"{torch.get_num_threads()} threads; ratios: median [min, max] of {options.rounds} rounds")  # fmt: skip
+    print(
+        f"{options.layers} layers of LLaVA-7B, {options.dtype}, {device}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads; ratios: median [min, max] of {options.rounds} rounds"
+    )
     with torch.no_grad():
         model = llm(options.layers, dtype, device)
         for tokens in options.tokens:
             runs = variants(model, tokens)
             same = torch.equal(runs["plain"](), runs["tap"]())
-            bars = {name: bar[tokens] for name, bar in BARS.items() if isinstance(bar, dict) and tokens in bar}
-            report(f"{tokens} tokens: forward / plain sdpa forward (hidden states bit-identical: {same})",
-                   ratios(runs, "plain", options.rounds, device), bars)  # fmt: skip
-            report(f"{tokens} tokens: kernel alone, float32 / sdpa call of the layer",
-                   ratios(kernels(tokens, dtype, device), "sdpa call", options.rounds, device),
-                   {"kernel": BARS["kernel"]})  # fmt: skip
+            bars = {
+                name: bar[tokens]
+                for name, bar in BARS.items()
+                if isinstance(bar, dict) and tokens in bar
+            }
+            report(
+                f"{tokens} tokens: forward / plain sdpa forward (hidden states bit-identical: {same})",
+                ratios(runs, "plain", options.rounds, device),
+                bars,
+            )
+            report(
+                f"{tokens} tokens: kernel alone, float32 / sdpa call of the layer",
+                ratios(kernels(tokens, dtype, device), "sdpa call", options.rounds, device),
+                {"kernel": BARS["kernel"]},
+            )
         del model
     if not options.no_memory:
         for tokens in options.tokens:

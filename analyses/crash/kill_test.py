@@ -1,10 +1,12 @@
-"""Kills a run at random times, again and again, and compares what it leaves with a run that nobody disturbed.
+"""Kills a run at random times, again and again, and compares what it leaves with a run that nobody
+disturbed.
 
     python analyses/crash/kill_test.py --kills 50 --samples 500
 
-The run measures nothing real: each sample's numbers follow from its id, so that two runs can be compared to the bit.
-Everything else is what `probe drop` and `probe attention --benchmark` use: `run_samples`, parts, resume, compaction.
-Exit code 0: every sample exactly once, all numbers identical, no stray file counted.
+The run measures nothing real: each sample's numbers follow from its id, so that two runs can be
+compared to the bit. Everything else is what `probe drop` and `probe attention --benchmark` use:
+`run_samples`, parts, resume, compaction. Exit code 0: every sample exactly once, all numbers
+identical, no stray file counted.
 """
 
 import argparse
@@ -27,7 +29,9 @@ from probe.running_mean import RunningMean
 
 PART = 4  # samples: small, so that kills often hit the writing of a part
 SECONDS = 0.003  # of work a sample
-SAME = RunFingerprint(model="none", revision="0", dtype="float64", kernel="none", prompt="none", plan=PART, data={})
+SAME = RunFingerprint(
+    model="none", revision="0", dtype="float64", kernel="none", prompt="none", plan=PART, data={}
+)
 
 
 def samples_of(count: int) -> list[Sample]:
@@ -40,11 +44,16 @@ def measured(group: list[Sample]) -> xr.DataTree:
     seeds = [np.random.default_rng(zlib.crc32(sample.id.encode())) for sample in group]
     ids = np.array([sample.id for sample in group], dtype=object)
     tokens = 3 + max(zlib.crc32(name.encode()) % 5 for name in ids)
-    llm = xr.Dataset({
-        "mass": (("sample", "layer"), np.stack([rng.random(6) for rng in seeds])),
-        "received": (("sample", "key"), np.stack([rng.random(tokens) for rng in seeds])),
-    })  # fmt: skip
-    root = xr.Dataset({"answer": ("sample", np.array([f"é{name}" for name in ids], dtype=object))}, {"sample": ids})
+    llm = xr.Dataset(
+        {
+            "mass": (("sample", "layer"), np.stack([rng.random(6) for rng in seeds])),
+            "received": (("sample", "key"), np.stack([rng.random(tokens) for rng in seeds])),
+        }
+    )
+    root = xr.Dataset(
+        {"answer": ("sample", np.array([f"é{name}" for name in ids], dtype=object))},
+        {"sample": ids},
+    )
     return xr.DataTree.from_dict({"/": root, "/llm": llm})
 
 
@@ -66,7 +75,9 @@ def started(folder: Path, count: int) -> subprocess.Popen:
 
 
 def disturbed(folder: Path, count: int, kills: int, seconds: float, seed: int = 0) -> int:
-    """Runs, kills, resumes; the last time to the end. Returns the kills that hit a worker which was not done."""
+    """Runs, kills, resumes; the last time to the end. Returns the kills that hit a worker which was
+    not done.
+    """
     chance, hit = random.Random(seed), 0
     for _ in range(kills):
         process = started(folder, count)
@@ -84,12 +95,19 @@ def differences(one: Path, other: Path, count: int) -> list[str]:
     for run in runs:
         names = [name for part in run.parts() for name in read_ids(part)]
         if sorted(names) != order:
-            found.append(f"{run.folder}: {len(names)} samples in parts, {len(set(names))} different ones")
+            found.append(
+                f"{run.folder}: {len(names)} samples in parts, {len(set(names))} different ones"
+            )
     first, second = (run.load(order) for run in runs)
     if not first.identical(second):  # pyright: ignore
         found.append("the results differ")
-    compacted = [xr.open_datatree(run.folder / "final.zarr", engine="zarr", chunks=None) for run in runs]
-    if not compacted[0].identical(compacted[1]) or compacted[0].coords["sample"].values.tolist() != order:
+    compacted = [
+        xr.open_datatree(run.folder / "final.zarr", engine="zarr", chunks=None) for run in runs
+    ]
+    if (
+        not compacted[0].identical(compacted[1])
+        or compacted[0].coords["sample"].values.tolist() != order
+    ):
         found.append("the compacted results differ, or are not in order")
     means = []
     for run in runs:
@@ -118,7 +136,9 @@ def main() -> int:
         hit = disturbed(rough, given.samples, given.kills, time.monotonic() - start)
         found = differences(calm, rough, given.samples)
         stray = len(list((rough / "parts").glob("*.tmp")))
-        print(f"{hit} of {given.kills} kills hit a worker at work; {stray} unfinished parts were left and ignored")
+        print(
+            f"{hit} of {given.kills} kills hit a worker at work; {stray} unfinished parts were left and ignored"
+        )
     print("\n".join(found) or f"{given.samples} samples, each exactly once; numbers identical")
     return 1 if found else 0
 

@@ -1,11 +1,13 @@
-"""What tiny-llava answers when vision tokens are taken away in some layers: Fig. 5 of the LLaVA-Mini paper, and more.
+"""What tiny-llava answers when vision tokens are taken away in some layers: Fig. 5 of the
+LLaVA-Mini paper, and more.
 
     python analyses/drop/drop.py                     # 1,002 drawn questions, six readings of "dropped": 20 minutes
     python analyses/drop/drop.py --shard 1/2         # half of the images: one of two processes that share the run
     python analyses/drop/drop.py --draw              # only figures and tables, from the newest run
 
-The run is in probe-out/analyses/drop and resumes. Figures, accuracy.csv and attention.csv go beside this file, and the
-tables of README.md are written anew. A run with other weights is another run: the folder is named by their hash.
+The run is in probe-out/analyses/drop and resumes. Figures, accuracy.csv and attention.csv go beside
+this file, and the tables of README.md are written anew. A run with other weights is another run:
+the folder is named by their hash.
 """
 
 import argparse
@@ -18,7 +20,15 @@ import xarray as xr
 
 import probe
 from probe.cli.benchmark_run import show_progress
-from probe.evaluation.drop_effects import ALL, ATTENTION, effects, from_cases, tables_of, until_cases, window_cases
+from probe.evaluation.drop_effects import (
+    ALL,
+    ATTENTION,
+    effects,
+    from_cases,
+    tables_of,
+    until_cases,
+    window_cases,
+)
 from probe.evaluation.drop_run import Dropping, results
 from probe.evaluation.task import BenchmarkTask
 from probe.records.run_directory import RunDirectory
@@ -33,7 +43,9 @@ def measured(task: BenchmarkTask, shard: tuple[int, int]) -> RunDirectory:
     """The run of the shipped weights, with this shard of the images done."""
     subject = probe.load("tiny-llava")
     everything = [probe.windows(WINDOW), probe.windows(1), probe.from_layer(), probe.until_layer()]
-    dropping = Dropping(subject, task, {"mask": everything} | dict.fromkeys(READINGS, probe.windows(WINDOW)))
+    dropping = Dropping(
+        subject, task, {"mask": everything} | dict.fromkeys(READINGS, probe.windows(WINDOW))
+    )
     folder = RUNS / dropping.weights
     number, count = shard
     images = sorted({sample.meta["image"] for sample in task.samples})[number - 1 :: count]
@@ -56,7 +68,9 @@ def figures(found: xr.DataTree) -> dict[str, Any]:
 
 
 def attention(found: xr.DataTree) -> pd.DataFrame:
-    """A row a layer: share and lift of vision, of the answer's and the instruction's tokens; mean over samples."""
+    """A row a layer: share and lift of vision, of the answer's and the instruction's tokens; mean
+    over samples.
+    """
     node = found[ATTENTION].to_dataset()[["share", "lift"]].mean("sample")
     table = {"layer": node["layer"].values + 1}
     for query in ("response", "instruction"):
@@ -74,36 +88,59 @@ def tables(found: xr.DataTree, accuracy: pd.DataFrame) -> str:
         f"{first['questions']} questions on {first['images']} images; weights {found.attrs['weights']}. Accuracy "
         "in percent, 95 % intervals from a bootstrap over images; differences to the untouched model are paired."
     )
-    baselines = [[case, _with(of_all.loc["mask", case], "accuracy")] for case in mask["case"].values[:3]]
-    readings = [[r, *(_with(of_all.loc[r, case], "accuracy") for case in windows)] for r in tables_of(found)]
+    baselines = [
+        [case, _with(of_all.loc["mask", case], "accuracy")] for case in mask["case"].values[:3]
+    ]
+    readings = [
+        [r, *(_with(of_all.loc[r, case], "accuracy") for case in windows)] for r in tables_of(found)
+    ]
     given = 100 * of_all.loc["swap"]["donor_answer_given"]
     parts = [
-        told, _markdown(["", "accuracy"], baselines),
+        told,
+        _markdown(["", "accuracy"], baselines),
         "One layer without vision (`mask`), beside the attention that the answer's tokens give to vision there:",
         _layer_table(found, of_all.loc["mask"]),
-        "Each reading of “dropped”, window by window:", _markdown(["", *windows], readings),
+        "Each reading of “dropped”, window by window:",
+        _markdown(["", *windows], readings),
         f"`swap`: how often the answer is the one given about the other image ({given['untouched']:.1f} untouched):",
-        _markdown(["", *windows], [["other image's answer", *(f"{given[case]:.1f}" for case in windows)]]),
+        _markdown(
+            ["", *windows], [["other image's answer", *(f"{given[case]:.1f}" for case in windows)]]
+        ),
         "Dropped from a layer to the last one, by kind of question:",
-        _depth_table(accuracy, {f"from {layer + 1}": case for layer, case in from_cases(mask).items()}),
+        _depth_table(
+            accuracy, {f"from {layer + 1}": case for layer, case in from_cases(mask).items()}
+        ),
         "Dropped from the first layer to a layer:",
-        _depth_table(accuracy, {f"to {layer + 1}": case for layer, case in until_cases(mask).items()}),
-    ]  # fmt: skip
+        _depth_table(
+            accuracy, {f"to {layer + 1}": case for layer, case in until_cases(mask).items()}
+        ),
+    ]
     return "\n\n".join(parts)
 
 
 def _layer_table(found: xr.DataTree, of_all: pd.DataFrame) -> str:
     seen, rows = attention(found).set_index("layer"), []
     for layer, case in enumerate(window_cases(tables_of(found)["mask"], 1), 1):
-        shares = [f"{seen.loc[layer, f'{value} response → vision']:.2f}" for value in ("share", "lift")]
-        rows.append([case, *shares, _with(of_all.loc[case], "difference"), f"{of_all.loc[case, 'kl']:.3f}"])
-    return _markdown(["layer", "share of vision", "lift", "difference in accuracy", "KL (nat)"], rows)
+        shares = [
+            f"{seen.loc[layer, f'{value} response → vision']:.2f}" for value in ("share", "lift")
+        ]
+        rows.append(
+            [case, *shares, _with(of_all.loc[case], "difference"), f"{of_all.loc[case, 'kl']:.3f}"]
+        )
+    return _markdown(
+        ["layer", "share of vision", "lift", "difference in accuracy", "KL (nat)"], rows
+    )
 
 
 def _depth_table(accuracy: pd.DataFrame, cases: dict[str, str]) -> str:
-    grid = accuracy[accuracy["reading"] == "mask"].pivot(index="kind", columns="case", values="accuracy")
+    grid = accuracy[accuracy["reading"] == "mask"].pivot(
+        index="kind", columns="case", values="accuracy"
+    )
     kinds = [ALL, *(kind for kind in grid.index if kind != ALL)]
-    rows = [[kind, *(f"{grid.loc[kind, case]:.1f}" for case in ("untouched", *cases.values()))] for kind in kinds]
+    rows = [
+        [kind, *(f"{grid.loc[kind, case]:.1f}" for case in ("untouched", *cases.values()))]
+        for kind in kinds
+    ]
     return _markdown(["", "untouched", *cases], rows)
 
 
@@ -112,11 +149,16 @@ def _with(row: pd.Series, name: str) -> str:
 
 
 def _markdown(headings: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [headings, ["---"] * len(headings), *rows])
+    return "\n".join(
+        "| " + " | ".join(map(str, row)) + " |"
+        for row in [headings, ["---"] * len(headings), *rows]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--questions", type=int, default=1002)
     parser.add_argument("--draw", action="store_true", help="only draw the newest run")
     parser.add_argument("--shard", default="1/1")
@@ -138,7 +180,9 @@ def write(found: xr.DataTree) -> None:
     attention(found).to_csv(HERE / "attention.csv", index=False)
     written = tables(found, accuracy)
     readme = HERE / "README.md"
-    before, _, after = re.split(r"(?<=<!-- tables -->\n)(.*)(?=\n<!-- end -->)", readme.read_text(), flags=re.DOTALL)
+    before, _, after = re.split(
+        r"(?<=<!-- tables -->\n)(.*)(?=\n<!-- end -->)", readme.read_text(), flags=re.DOTALL
+    )
     readme.write_text(before + written + after)
     print(written)
 

@@ -1,12 +1,13 @@
-"""Where tiny-llava-mini fuses image and words, beside tiny-llava, whose LLM reads every patch itself.
+"""Where tiny-llava-mini fuses image and words, beside tiny-llava, whose LLM reads every patch
+itself.
 
     python analyses/llava_mini/fusion.py             # accuracy, attention, dropping in both stacks: ten minutes
     python analyses/llava_mini/fusion.py --draw      # figures and table again, from what was measured
     python analyses/llava_mini/fusion.py --without probe-out/matched/no-pre-fusion
 
-What is measured goes to probe-out/analyses/llava_mini, a folder for each state of the weights, and is not measured
-again; figures, csv and the table of README.md go beside this file. `--without` adds a model that was trained without
-pre-fusion (`matched.py` makes it).
+What is measured goes to probe-out/analyses/llava_mini, a folder for each state of the weights, and
+is not measured again; figures, csv and the table of README.md go beside this file. `--without` adds
+a model that was trained without pre-fusion (`matched.py` makes it).
 """
 
 import argparse
@@ -38,7 +39,9 @@ HERE = Path(__file__).parent
 RUNS = Path("probe-out/analyses/llava_mini")
 LLAVA, MINI, WITHOUT = "tiny-llava", "tiny-llava-mini", "without pre-fusion"
 BY_TWO, BY_ONE = [probe.windows(2)], [probe.windows(1), probe.from_layer()]
-SWEEPS: dict[str, tuple[str, dict[str, Any], list]] = {  # name -> model, what is cut off from vision, cases
+SWEEPS: dict[
+    str, tuple[str, dict[str, Any], list]
+] = {  # name -> model, what is cut off from vision, cases
     LLAVA: (LLAVA, {}, BY_TWO),
     MINI: (MINI, {}, BY_TWO),
     WITHOUT: (WITHOUT, {}, BY_TWO),
@@ -70,16 +73,24 @@ def measure(subjects: dict[str, Any], folder: Path, options: argparse.Namespace)
 def _samples() -> list[probe.Sample]:
     """All seven kinds of question about the first nine frozen images."""
     about = [(number, *frozen(number)) for number in range(9)]
-    return [probe.Sample(f"{number}-{asked.kind}", draw(scene), asked.question, answer=asked.answer)
-            for number, scene, questions in about for asked in questions]  # fmt: skip
+    return [
+        probe.Sample(f"{number}-{asked.kind}", draw(scene), asked.question, answer=asked.answer)
+        for number, scene, questions in about
+        for asked in questions
+    ]
 
 
 def accuracy(folder: Path) -> pd.DataFrame:
-    """A row for each kind of question and model, in percent; differences to tiny-llava on the same questions."""
+    """A row for each kind of question and model, in percent; differences to tiny-llava on the same
+    questions.
+    """
     frames = {name: pd.read_csv(path) for name, path in _measured(folder, "right {}.csv").items()}
     rows = []
     for kind in (ALL, *frames[LLAVA]["kind"].unique()):
-        of = {name: frame if kind == ALL else frame[frame["kind"] == kind] for name, frame in frames.items()}
+        of = {
+            name: frame if kind == ALL else frame[frame["kind"] == kind]
+            for name, frame in frames.items()
+        }
         images, base = np.asarray(of[LLAVA]["image"]), np.asarray(of[LLAVA]["right"], float)
         for name, frame in of.items():
             right = np.asarray(frame["right"], float)
@@ -91,7 +102,11 @@ def accuracy(folder: Path) -> pd.DataFrame:
 
 def _measured(folder: Path, pattern: str) -> dict[str, Path]:
     """The models' files of this name that are there."""
-    return {name: path for name in (LLAVA, MINI, WITHOUT) if (path := folder / pattern.format(name)).exists()}
+    return {
+        name: path
+        for name in (LLAVA, MINI, WITHOUT)
+        if (path := folder / pattern.format(name)).exists()
+    }
 
 
 def _columns(name: str, found: Interval) -> dict[str, float]:
@@ -102,16 +117,24 @@ def _columns(name: str, found: Interval) -> dict[str, float]:
 def attention(record: xr.DataTree, model: str) -> pd.DataFrame:
     """A row for each stack, layer and type of query: means over heads and samples.
 
-    `things` is the lift of the patches that show something: what they get of all that patches get, over their number.
+    `things` is the lift of the patches that show something: what they get of all that patches get,
+    over their number.
     """
     tables = []
     for stack in [name for name in ("compressor", "prefusion", "llm") if name in record.children]:
         node = record[stack].to_dataset()
         values = node[["share", "lift"]].mean(["head", "sample"])
         for query in node["query_type"].values:
-            table = {"model": model, "stack": stack, "layer": node["layer"].values + 1, "query": query}
+            table = {
+                "model": model,
+                "stack": stack,
+                "layer": node["layer"].values + 1,
+                "query": query,
+            }
             shares = values["share"].sel(query_type=query)
-            table |= {f"share → {key}": shares.sel(key_type=key).values for key in node["key_type"].values}
+            table |= {
+                f"share → {key}": shares.sel(key_type=key).values for key in node["key_type"].values
+            }
             table["lift of vision"] = values["lift"].sel(query_type=query, key_type="vision").values
             if node.sizes["key"] > 1:
                 table["things"] = _on_things(node, query)
@@ -125,7 +148,9 @@ def _on_things(node: xr.Dataset, query: str) -> np.ndarray:
     received, lifts = node["received"].sel(query_type=query).values, []
     for sample, values in zip(node["sample"].values, received, strict=True):
         filled = {thing.cell for thing in frozen(int(sample.split("-")[0]))[0].things}
-        cells = zip(*(node[at].sel(sample=sample).values // 2 for at in ("key_row", "key_col")), strict=True)
+        cells = zip(
+            *(node[at].sel(sample=sample).values // 2 for at in ("key_row", "key_col")), strict=True
+        )
         shown = [cell in filled for cell in cells]
         lifts.append(values[:, shown].sum(1) / values.sum(1) / np.mean(shown))
     return np.mean(lifts, axis=0)
@@ -138,9 +163,14 @@ def figures(folder: Path, sweeps: dict[str, xr.DataTree]) -> dict[str, Figure]:
     llm = {f"the LLM of {name}": (sweeps[name], 2) for name in (LLAVA, MINI)}
     if WITHOUT in sweeps:
         llm |= {"the LLM of a LLaVA-Mini without pre-fusion": (sweeps[WITHOUT], 2)}
-    cut = {f"{name} cut off from patches": (sweeps[name], 1) for name in ("words", "compressed token", "both")}
+    cut = {
+        f"{name} cut off from patches": (sweeps[name], 1)
+        for name in ("words", "compressed token", "both")
+    }
     return {
-        "attention-llm": probe.plots.mass(both, value="share", query_types=["instruction", "response"])[0].figure,
+        "attention-llm": probe.plots.mass(
+            both, value="share", query_types=["instruction", "response"]
+        )[0].figure,
         "attention-prefusion": _both_values(records[MINI]),
         "dropped-llm": _side_by_side(llm),
         "dropped-prefusion": _side_by_side(cut),
@@ -149,24 +179,36 @@ def figures(folder: Path, sweeps: dict[str, xr.DataTree]) -> dict[str, Figure]:
 
 
 def _records(folder: Path) -> dict[str, xr.DataTree]:
-    return {name: probe.open_record(path) for name, path in _measured(folder, "{}.zarr.zip").items()}
+    return {
+        name: probe.open_record(path) for name, path in _measured(folder, "{}.zarr.zip").items()
+    }
 
 
 def _both_values(record: xr.DataTree) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for axis, value in zip(axes, ("share", "lift"), strict=True):
-        probe.plots.mass(record, "prefusion", value, query_types=["instruction", "compressed"], ax=axis)
+        probe.plots.mass(
+            record, "prefusion", value, query_types=["instruction", "compressed"], ax=axis
+        )
     return figure
 
 
 def _side_by_side(panels: dict[str, tuple[xr.DataTree, int]]) -> Figure:
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.9), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.6 * len(panels), 3.9), layout="constrained", sharey=True
+    )
     for axis, (told, (found, size)) in zip(axes, panels.items(), strict=True):
         probe.plots.dropped(found, size=size, ax=axis)
         title(axis, told)
         axis.get_legend().remove()
         axis.texts[0].remove()  # the caption, said once below
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=4, fontsize=8, frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower right",
+        ncols=4,
+        fontsize=8,
+        frameon=False,
+    )
     table = next(iter(panels.values()))[0]["mask"]
     told = f"{table.sizes['sample']} drawn questions; 95 % bands over all windows at once, images redrawn; toy models"
     figure.supxlabel(told, x=0.01, ha="left", fontsize=8, color="0.35")
@@ -176,7 +218,9 @@ def _side_by_side(panels: dict[str, tuple[xr.DataTree, int]]) -> Figure:
 def _compression(minis: dict[str, xr.DataTree]) -> Figure:
     """Images above, and where the one token of each looks, in each model."""
     rows, columns = 1 + len(minis), len(SHOWN)
-    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 2.7 * rows), layout="constrained")
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(3 * columns, 2.7 * rows), layout="constrained"
+    )
     for number, column in zip(SHOWN, axes.T, strict=True):
         column[0].imshow(draw(frozen(number)[0], size=240))
         column[0].set_axis_off()
@@ -185,7 +229,9 @@ def _compression(minis: dict[str, xr.DataTree]) -> Figure:
             probe.plots.compression(record, sample=f"{number}-caption", floor=FLOOR, ax=axis)
             axis.set_title(name, fontsize=9)
             axis.texts[0].remove()
-    figure.suptitle("What the one vision token is made of (toy models)", x=0.01, ha="left", fontsize=11)
+    figure.suptitle(
+        "What the one vision token is made of (toy models)", x=0.01, ha="left", fontsize=11
+    )
     return figure
 
 
@@ -196,14 +242,21 @@ def tables(scores: pd.DataFrame) -> str:
     lines.append(["---"] * len(lines[0]))
     for kind, group in scores.groupby("kind", sort=False):
         of = group.set_index("model")
-        told = [[_with(of.loc[name], "accuracy"), _with(of.loc[name], "difference", "+")] for name in others]
-        lines.append([str(kind), _with(of.loc[LLAVA], "accuracy"), *(cell for pair in told for cell in pair)])
+        told = [
+            [_with(of.loc[name], "accuracy"), _with(of.loc[name], "difference", "+")]
+            for name in others
+        ]
+        lines.append(
+            [str(kind), _with(of.loc[LLAVA], "accuracy"), *(cell for pair in told for cell in pair)]
+        )
     above = f"Percent right of {scores['questions'].iloc[0]} frozen questions; differences to {LLAVA} are paired:"
     return above + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _with(row: pd.Series, name: str, sign: str = "") -> str:
-    value, low, high = (row[column] + 1e-9 for column in (name, f"{name}_low", f"{name}_high"))  # halves are rounded up
+    value, low, high = (
+        row[column] + 1e-9 for column in (name, f"{name}_low", f"{name}_high")
+    )  # halves are rounded up
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
@@ -221,14 +274,20 @@ def write(folder: Path, questions: int) -> None:
     kept = [attention(record, name) for name, record in _records(folder).items()]
     pd.concat(kept).to_csv(HERE / "attention.csv", index=False, float_format="%.4f")
     written, readme = tables(scores), HERE / "README.md"
-    before, _, after = re.split(r"(?<=<!-- tables -->\n)(.*)(?=\n<!-- end -->)", readme.read_text(), flags=re.DOTALL)
+    before, _, after = re.split(
+        r"(?<=<!-- tables -->\n)(.*)(?=\n<!-- end -->)", readme.read_text(), flags=re.DOTALL
+    )
     readme.write_text(before + written + after)
     print(written)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000, help="frozen images, with seven questions each")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--images", type=int, default=2000, help="frozen images, with seven questions each"
+    )
     parser.add_argument("--questions", type=int, default=120, help="of the sweeps")
     parser.add_argument("--without", type=Path, help="folder of a model trained without pre-fusion")
     parser.add_argument("--draw", action="store_true", help="only figures and table")

@@ -1,12 +1,13 @@
-"""What pre-fusion brings, and what its start: four trainings that differ in one thing, beside the shipped models.
+"""What pre-fusion brings, and what its start: four trainings that differ in one thing, beside the
+shipped models.
 
     python analyses/llava_mini/matched.py                       # trains all four, 1,000 steps each: about an hour
     python analyses/llava_mini/matched.py --only no-pre-fusion  # one of them
     python analyses/llava_mini/matched.py --steps 2000 --out probe-out/matched-2000
 
-Same images, questions, steps, rates and seed; fp32, one thread. A run that was stopped goes on. Writes matched.csv
-(accuracy on the frozen images, in percent) and matched-curves.csv (accuracy on validation images while training)
-beside itself, of all runs that are finished.
+Same images, questions, steps, rates and seed; fp32, one thread. A run that was stopped goes on.
+Writes matched.csv (accuracy on the frozen images, in percent) and matched-curves.csv (accuracy on
+validation images while training) beside itself, of all runs that are finished.
 """
 
 import argparse
@@ -63,9 +64,12 @@ def main(steps: int, out: Path, only: str | None, images: int) -> None:
             print(row(name, out / name, steps, images).round(2).to_string(index=False), flush=True)
     done = [name for name in VARIANTS if (out / name / MADE).exists()]
     shipped = [
-        pd.DataFrame([{"model": name, "steps": None, **accuracy(folder, images)}]) for name, folder in FOLDERS.items()
+        pd.DataFrame([{"model": name, "steps": None, **accuracy(folder, images)}])
+        for name, folder in FOLDERS.items()
     ]
-    table = pd.concat([*shipped, *(row(name, out / name, steps, images) for name in done)], ignore_index=True)
+    table = pd.concat(
+        [*shipped, *(row(name, out / name, steps, images) for name in done)], ignore_index=True
+    )
     table["steps"] = table["steps"].astype("Int64")
     table.round(2).to_csv(HERE / "matched.csv", index=False)
     curves = [pd.read_csv(out / name / "log.csv").assign(model=name) for name in done]

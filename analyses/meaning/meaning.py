@@ -1,10 +1,11 @@
-"""Does attention mean anything? Attribution, logit lens and sinks beside it, on the tiny model and on known truth.
+"""Does attention mean anything? Attribution, logit lens and sinks beside it, on the tiny model and
+on known truth.
 
     python analyses/meaning/meaning.py                      # 16 drawn questions: some minutes
     python analyses/meaning/meaning.py --questions 48
 
-Writes numbers.csv, figures and the tables of README.md beside this file. Shuffled weights: the same model, which knows
-nothing, asked to say the same answer.
+Writes numbers.csv, figures and the tables of README.md beside this file. Shuffled weights: the same
+model, which knows nothing, asked to say the same answer.
 """
 
 import argparse
@@ -30,7 +31,9 @@ METHODS = ("ablation", "shapley", "integrated_gradients", "gradient_x_attention"
 QUIET: dict[str, Any] = {"progress": False}
 
 
-def one(subject: Any, blank: Any, seed: int) -> tuple[dict[str, Any], dict[str, xr.Dataset], xr.Dataset]:
+def one(
+    subject: Any, blank: Any, seed: int
+) -> tuple[dict[str, Any], dict[str, xr.Dataset], xr.Dataset]:
     """What is found about one question: numbers, attributions, deletion curves."""
     image, question, right = sample_image(seed, KINDS[seed % len(KINDS)])
     found = {"ablation": probe.attribute(subject, image, question, **QUIET)}
@@ -41,9 +44,14 @@ def one(subject: Any, blank: Any, seed: int) -> tuple[dict[str, Any], dict[str, 
     control = probe.attribute(blank, image, question, said, **QUIET)
     table, theirs = rank_agreement(found), rank_agreement({"ablation": control})
     contribution = found["ablation"]["contribution"].mean("head")
-    scores = {"ablation": found["ablation"]["attribution"], "contribution": contribution.max("layer"),
-              "mass": found["ablation"]["mass"].mean(["head", "layer"])}  # fmt: skip
-    curves = probe.deletion_curves(subject, image, question, scores, said, baseline="mean", seed=seed)
+    scores = {
+        "ablation": found["ablation"]["attribution"],
+        "contribution": contribution.max("layer"),
+        "mass": found["ablation"]["mass"].mean(["head", "layer"]),
+    }
+    curves = probe.deletion_curves(
+        subject, image, question, scores, said, baseline="mean", seed=seed
+    )
     lens = probe.logit_lens(subject, image, question, said)
     row: dict[str, Any] = {
         "seed": seed,
@@ -51,10 +59,14 @@ def one(subject: Any, blank: Any, seed: int) -> tuple[dict[str, Any], dict[str, 
         "right": str(found["ablation"].attrs["response"] == right),
     }
     for measure in MEASURES:
-        row[f"{measure}, best layer"] = float(table["by_layer"].sel(reference="ablation", measure=measure).max())
+        row[f"{measure}, best layer"] = float(
+            table["by_layer"].sel(reference="ablation", measure=measure).max()
+        )
         row[f"{measure}, shuffled weights"] = float(theirs["by_layer"].sel(measure=measure).max())
     row["above the floor"] = any(above_floor(table, "ablation", measure) for measure in MEASURES)
-    row["above the floor, shuffled weights"] = any(above_floor(theirs, "ablation", measure) for measure in MEASURES)
+    row["above the floor, shuffled weights"] = any(
+        above_floor(theirs, "ablation", measure) for measure in MEASURES
+    )
     row["floor"] = float(table["floor"].sel(reference="ablation"))
     row["ceiling"] = float(table["ceiling"].sel(reference="ablation", other="integrated gradients"))
     area = curves["logprob"].integrate("fraction")
@@ -78,39 +90,65 @@ def known_truth() -> list[list[str]]:
         subject, image = probe.load(known.model, processor=known.processor), known.image("red", 1)
         cells = []
         for method in METHODS:
-            options: dict[str, Any] = {"method": method, "words": False, "attention": False, "batch": 36, **QUIET}
+            options: dict[str, Any] = {
+                "method": method,
+                "words": False,
+                "attention": False,
+                "batch": 36,
+                **QUIET,
+            }
             found = probe.attribute(subject, image, known.question, **options)
-            where = set(np.argsort(-found["attribution"].values)[: len(patches)].tolist()) == set(patches)
+            where = set(np.argsort(-found["attribution"].values)[: len(patches)].tolist()) == set(
+                patches
+            )
             if "layer_attribution" not in found:
-                deep = probe.attribute(subject, image, known.question, over="layers", **options)["attribution"].values
+                deep = probe.attribute(subject, image, known.question, over="layers", **options)[
+                    "attribution"
+                ].values
             else:
                 deep = found["layer_attribution"].sum("feature").values
             when = set(np.argsort(-deep)[: len(layers)].tolist()) == set(layers)
             cells.append(f"{'yes' if where else 'NO'}, {'yes' if when else 'NO'}")
-        rows.append([f"layers {', '.join(str(i + 1) for i in layers)}; {len(patches)} patches", *cells])
+        rows.append(
+            [f"layers {', '.join(str(i + 1) for i in layers)}; {len(patches)} patches", *cells]
+        )
     return rows
 
 
 def conventions(subject: Any, questions: int) -> list[list[str]]:
     """How vision's part goes with depth, in every convention; and the figure."""
     samples = [
-        probe.Sample(str(seed), *sample_image(seed, KINDS[seed % len(KINDS)])[:2]) for seed in range(questions)
+        probe.Sample(str(seed), *sample_image(seed, KINDS[seed % len(KINDS)])[:2])
+        for seed in range(questions)
     ]
-    record = probe.measure(subject, samples, types="fine", contribution=True, stacks=["llm"], progress=False)
+    record = probe.measure(
+        subject, samples, types="fine", contribution=True, stacks=["llm"], progress=False
+    )
     probe.plots.conventions(record)[0, 0].figure.savefig(HERE / "conventions.png", dpi=100)
-    return [[*way, f"{float(trend(curve.mean(1))):+.2f}", f"{int((trend(curve) <= -0.5).sum())} of {curve.shape[1]}"]
-            for way, curve in survey(record).items()]  # fmt: skip
+    return [
+        [
+            *way,
+            f"{float(trend(curve.mean(1))):+.2f}",
+            f"{int((trend(curve) <= -0.5).sum())} of {curve.shape[1]}",
+        ]
+        for way, curve in survey(record).items()
+    ]
 
 
 def tables(numbers: pd.DataFrame, truth: list[list[str]], ways: list[list[str]]) -> str:
     """The tables of README.md."""
     mean = numbers.select_dtypes(["number", "bool"]).astype(float).mean()
     agree = [
-        [name, f"{mean[f'{name}, best layer']:.2f}", f"{mean[f'{name}, shuffled weights']:.2f}"] for name in MEASURES
+        [name, f"{mean[f'{name}, best layer']:.2f}", f"{mean[f'{name}, shuffled weights']:.2f}"]
+        for name in MEASURES
     ]
     layers = [name for name in numbers if str(name).startswith("contribution, layer")]
     by_layer = [["contribution", *(f"{mean[name]:.2f}" for name in layers)]]
-    areas = [[name.removeprefix("deletion by "), f"{mean[name]:.1f}"] for name in numbers if "deletion by" in name]
+    areas = [
+        [name.removeprefix("deletion by "), f"{mean[name]:.1f}"]
+        for name in numbers
+        if "deletion by" in name
+    ]
     own, blank = (100 * mean[f"above the floor{of}"] for of in ("", ", shuffled weights"))
     told = (
         f"{len(numbers)} questions, one image each. Floor {mean['floor']:.2f}; ceiling (ablation with integrated "
@@ -118,23 +156,35 @@ def tables(numbers: pd.DataFrame, truth: list[list[str]], ways: list[list[str]])
         f"weights {blank:.0f} %. Sinks found: {mean['sinks']:.1f} a question. Every word of the answer is above one "
         f"half from layer {mean['layers until said']:.1f} on."
     )
-    return "\n\n".join([
-        told, _markdown(["rank correlation with ablation, best layer", "tiny-llava", "shuffled weights"], agree),
-        _markdown(["layer", *(name.split()[-1] for name in layers)], by_layer),
-        "Area under deletion (nat; lower is better), pixels taken away by:", _markdown(["score", "area"], areas),
-        "Planted models: are the planted patches, and the planted layers, named first?",
-        _markdown(["planted", *METHODS], truth),
-        "Vision over depth, tiny-llava (rank correlation with the layer; -0.5 and below fades):",
-        _markdown(["value", "rows", "first token", "trend", "heads that fade"], ways),
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            told,
+            _markdown(
+                ["rank correlation with ablation, best layer", "tiny-llava", "shuffled weights"],
+                agree,
+            ),
+            _markdown(["layer", *(name.split()[-1] for name in layers)], by_layer),
+            "Area under deletion (nat; lower is better), pixels taken away by:",
+            _markdown(["score", "area"], areas),
+            "Planted models: are the planted patches, and the planted layers, named first?",
+            _markdown(["planted", *METHODS], truth),
+            "Vision over depth, tiny-llava (rank correlation with the layer; -0.5 and below fades):",
+            _markdown(["value", "rows", "first token", "trend", "heads that fade"], ways),
+        ]
+    )
 
 
 def _markdown(headings: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [headings, ["---"] * len(headings), *rows])
+    return "\n".join(
+        "| " + " | ".join(map(str, row)) + " |"
+        for row in [headings, ["---"] * len(headings), *rows]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--questions", type=int, default=16)
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="attribute: ")  # deltas are in the datasets
@@ -156,7 +206,9 @@ def main() -> None:
     numbers.to_csv(HERE / "numbers.csv", index=False, float_format="%.4g")
     written = tables(numbers, known_truth(), conventions(subject, options.questions))
     readme = HERE / "README.md"
-    before, _, after = re.split(r"(?<=<!-- tables -->\n)(.*)(?=\n<!-- end -->)", readme.read_text(), flags=re.DOTALL)
+    before, _, after = re.split(
+        r"(?<=<!-- tables -->\n)(.*)(?=\n<!-- end -->)", readme.read_text(), flags=re.DOTALL
+    )
     readme.write_text(before + written + after)
     print(written)
 

@@ -1,4 +1,5 @@
-"""Token reducers on tiny-llava, beside tiny-llava-mini: accuracy, tokens, time; what is kept, and what attention says.
+"""Token reducers on tiny-llava, beside tiny-llava-mini: accuracy, tokens, time; what is kept, and
+what attention says.
 
     python analyses/reducers/reducers.py                    # 120 drawn questions to 16 methods; resumes
     python analyses/reducers/reducers.py --questions 1002
@@ -34,7 +35,9 @@ TOP = (1, 4, 9)  # of 36 patches
 def answered(subject: Subject, questions: int) -> tuple[xr.Dataset, xr.Dataset]:
     """Answers and costs of every method. Goes on with what is there."""
     methods = methods_of(subject, list(REDUCERS), KEPT, [probe.load("tiny-llava-mini")])
-    comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=questions), max_new_tokens=16)
+    comparison = Comparison(
+        methods, BenchmarkTask.read("shapes", limit=questions), max_new_tokens=16
+    )
     samples = comparison.task.with_images
     todo = RunDirectory.open(RUN, comparison.fingerprint()).todo(samples)
     with show_progress("reduce", len(todo)) as progress:
@@ -68,7 +71,9 @@ def concentrated(subject: Subject, images: int = 100) -> xr.Dataset:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--questions", type=int, default=120)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -86,7 +91,9 @@ def main() -> None:
     table = merged(scores(answers), costs)
     table.to_csv(HERE / "accuracy.csv", index=False, float_format="%.5g")
     print(
-        table[["method", "vision_tokens", "accuracy", "accuracy_low", "accuracy_high", "difference"]]
+        table[
+            ["method", "vision_tokens", "accuracy", "accuracy_low", "accuracy_high", "difference"]
+        ]
         .round(1)
         .to_string()
     )

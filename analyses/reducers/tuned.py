@@ -1,9 +1,11 @@
-"""What tuning the projector under VisionZip gains: tiny-llava with 4 and 9 of its 36 vision tokens, before and after.
+"""What tuning the projector under VisionZip gains: tiny-llava with 4 and 9 of its 36 vision tokens,
+before and after.
 
     python analyses/reducers/tuned.py                 # 2 x 120 steps of 20 questions: some minutes on one core
 
-Held out are images of another seed. A question is right where the model's first choice is the answer's next token all
-the way, its end included: what greedy decoding says, from one forward. tuned.csv goes beside this file.
+Held out are images of another seed. A question is right where the model's first choice is the
+answer's next token all the way, its end included: what greedy decoding says, from one forward.
+tuned.csv goes beside this file.
 """
 
 import argparse
@@ -41,9 +43,14 @@ def right(subject: Subject, samples: tuple[Sample, ...]) -> np.ndarray:
 
 
 def gained(steps: int, held_out: int) -> pd.DataFrame:
-    """A row a number of tokens: accuracy before and after, and the difference, in percent with 95 % intervals."""
+    """A row a number of tokens: accuracy before and after, and the difference, in percent with 95 %
+    intervals.
+    """
     shapes = named("shapes")
-    lessons, asked = (shapes.read(questions=n, seed=seed).samples for n, seed in ((steps * BATCH, 1), (held_out, 0)))
+    lessons, asked = (
+        shapes.read(questions=n, seed=seed).samples
+        for n, seed in ((steps * BATCH, 1), (held_out, 0))
+    )
     images = [sample.meta["image"] for sample in asked]
     whole, rows = right(probe.load("tiny-llava"), asked), []
     for tokens, reducer in REDUCERS.items():
@@ -51,7 +58,11 @@ def gained(steps: int, held_out: int) -> pd.DataFrame:
         with probe.reduced(subject, reducer):
             before = right(subject, asked)
         with TemporaryDirectory() as folder:
-            options: dict[str, Any] = {"learning_rate": 4e-3, "per_device_train_batch_size": BATCH, "report_to": "none"}
+            options: dict[str, Any] = {
+                "learning_rate": 4e-3,
+                "per_device_train_batch_size": BATCH,
+                "report_to": "none",
+            }
             tune(subject, lessons, folder, reducer, batch=BATCH, logging_steps=50, **options)
         with probe.reduced(subject, reducer):
             after = right(subject, asked)
@@ -68,13 +79,19 @@ def gained(steps: int, held_out: int) -> pd.DataFrame:
             "with_all_tokens": paired(right(subject, asked), whole, images, seed=0),
         }
         for name, found in intervals.items():
-            row |= {name: 100 * found.estimate, f"{name}_low": 100 * found.low, f"{name}_high": 100 * found.high}
+            row |= {
+                name: 100 * found.estimate,
+                f"{name}_low": 100 * found.low,
+                f"{name}_high": 100 * found.high,
+            }
         rows.append(row)
     return pd.DataFrame(rows).astype(float)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--held-out", type=int, default=480, help="questions")
     options = parser.parse_args()

@@ -1,10 +1,11 @@
-"""A later question with the first one's cache: text-agnostic VisionZip beside text-guided FastV, on tiny-llava.
+"""A later question with the first one's cache: text-agnostic VisionZip beside text-guided FastV, on
+tiny-llava.
 
     python analyses/reducers/turns.py                 # 16 images, 30 pairs of questions each; some minutes
 
-Each of an image's six questions is the first one once, and then come the other five, each as a new conversation: with
-everything computed anew, and with the cache that the first question left (`subject.chat(keep="always")`). turns.csv
-goes beside this file.
+Each of an image's six questions is the first one once, and then come the other five, each as a new
+conversation: with everything computed anew, and with the cache that the first question left
+(`subject.chat(keep="always")`). turns.csv goes beside this file.
 """
 
 import argparse
@@ -33,7 +34,9 @@ REDUCERS = {
 
 
 def pairs(subject: Subject, asked: list[Sample]) -> Iterator[tuple[Sample, str, str]]:
-    """Every question behind every other one about an image, with its answers: computed anew, and with the cache."""
+    """Every question behind every other one about an image, with its answers: computed anew, and
+    with the cache.
+    """
     anew = {sample.id: subject.answer(sample.image, sample.question) for sample in asked}
     for first in asked:
         chat = subject.chat(first.image, keep="always")
@@ -46,7 +49,9 @@ def pairs(subject: Subject, asked: list[Sample]) -> Iterator[tuple[Sample, str, 
 
 
 def measured(images: int) -> pd.DataFrame:
-    """A row a reducer: accuracy of later questions in percent, anew and with the cache, with 95 % intervals."""
+    """A row a reducer: accuracy of later questions in percent, anew and with the cache, with 95 %
+    intervals.
+    """
     shapes, subject, rows = named("shapes"), probe.load("tiny-llava"), []
     by_image: dict[str, list[Sample]] = defaultdict(list)
     for sample in shapes.read(questions=6 * images).samples:
@@ -60,19 +65,29 @@ def measured(images: int) -> pd.DataFrame:
                     differ.append(answers[0] != answers[1])
                     names.append(picture)
         anew, cached = np.array(scored, float).T
-        row: dict[str, Any] = {"reducer": name, "questions": len(scored), "answers_changed": 100 * np.mean(differ)}
+        row: dict[str, Any] = {
+            "reducer": name,
+            "questions": len(scored),
+            "answers_changed": 100 * np.mean(differ),
+        }
         for column, found in {
             "anew": bootstrap(anew, names, seed=0),
             "cached": bootstrap(cached, names, seed=0),
             "difference": paired(cached, anew, names, seed=0),
         }.items():
-            row |= {column: 100 * found.estimate, f"{column}_low": 100 * found.low, f"{column}_high": 100 * found.high}
+            row |= {
+                column: 100 * found.estimate,
+                f"{column}_low": 100 * found.low,
+                f"{column}_high": 100 * found.high,
+            }
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=16)
     options = parser.parse_args()
     torch.set_num_threads(1)

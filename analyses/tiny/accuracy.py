@@ -3,8 +3,8 @@
     python analyses/tiny/accuracy.py                        # the shipped weights, 2,000 frozen images
     python analyses/tiny/accuracy.py my-tiny-llava --images 200
 
-Writes accuracy-by-*.csv beside itself, and learning-curve.png and .svg from learning-curve.csv (the `log.csv`
-that the training wrote). About five minutes on one core.
+Writes accuracy-by-*.csv beside itself, and learning-curve.png and .svg from learning-curve.csv (the
+`log.csv` that the training wrote). About five minutes on one core.
 """
 
 import argparse
@@ -54,15 +54,25 @@ def tables(folder: Path, images: int) -> dict[str, pd.DataFrame]:
 
 
 def learning_curve(log: pd.DataFrame) -> plt.Figure:
-    """Stage 0 on the left (patches), stage 1 on the right (validation images), over optimiser steps."""
+    """Stage 0 on the left (patches), stage 1 on the right (validation images), over optimiser
+    steps.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, width_ratios=(1, 2))
     markers = "osv^Dx*"
     for axes, stage, names in ((left, 0, PATCHES), (right, 1, KINDS)):
         part = log[log.stage == stage]
         for i, name in enumerate(names):
-            axes.plot(part.step, part[name], label=name, color=plt.cm.cividis(i / len(names)),
-                      marker=markers[i], markersize=4)  # fmt: skip
-        axes.set(xlabel="step", title=("0: patches learn words", "1: the model learns to answer")[stage])
+            axes.plot(
+                part.step,
+                part[name],
+                label=name,
+                color=plt.cm.cividis(i / len(names)),
+                marker=markers[i],
+                markersize=4,
+            )
+        axes.set(
+            xlabel="step", title=("0: patches learn words", "1: the model learns to answer")[stage]
+        )
         axes.legend(fontsize=8)
     left.set_ylabel("accuracy on validation images")
     figure.suptitle("tiny-llava (a toy model): learning curve")
@@ -71,7 +81,9 @@ def learning_curve(log: pd.DataFrame) -> plt.Figure:
 
 
 def _order(index: pd.Index) -> pd.Index:
-    return index.map({kind: i for i, kind in enumerate(KINDS)}.get) if index.name == "kind" else index
+    return (
+        index.map({kind: i for i, kind in enumerate(KINDS)}.get) if index.name == "kind" else index
+    )
 
 
 if __name__ == "__main__":

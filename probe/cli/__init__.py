@@ -11,8 +11,9 @@
     probe train tiny-llava                # make the shipped model again
     probe convert llava-mini --out native # LLaVA-Mini's authors' checkpoint, for transformers
 
-Verbs are thin: each reads its options, calls the Python of the same name and prints. Heavy imports stand inside
-them, so that help and mistakes answer at once. A mistake ends in one line and exit code 2.
+Verbs are thin: each reads its options, calls the Python of the same name and prints. Heavy imports
+stand inside them, so that help and mistakes answer at once. A mistake ends in one line and exit
+code 2.
 
 | file | what |
 |---|---|
@@ -88,7 +89,10 @@ def _tell_version(wanted: bool) -> bool:
 @app.callback()
 def _start(
     version: Annotated[
-        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_tell_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass

@@ -25,11 +25,18 @@ Images = Annotated[
     typer.Option(help="an image; give it again for several", show_default="a drawn sample image"),
 ]
 Question = Annotated[str | None, typer.Option(help="what to ask", show_default="one that fits")]
-Response = Annotated[str | None, typer.Option(help="the answer to measure", show_default="the model's own")]
-Types = Annotated[Literal["paper", "fine"], typer.Option(help="the paper's three token types, or six")]
-Maps = Annotated[bool, typer.Option("--maps", help="also keep token-by-patch maps of the answer's rows")]
+Response = Annotated[
+    str | None, typer.Option(help="the answer to measure", show_default="the model's own")
+]
+Types = Annotated[
+    Literal["paper", "fine"], typer.Option(help="the paper's three token types, or six")
+]
+Maps = Annotated[
+    bool, typer.Option("--maps", help="also keep token-by-patch maps of the answer's rows")
+]
 Benchmark = Annotated[
-    str | None, typer.Option(help="measure its questions: shapes, gqa, ...; resumes", show_default="none")
+    str | None,
+    typer.Option(help="measure its questions: shapes, gqa, ...; resumes", show_default="none"),
 ]
 Out = Annotated[Path, typer.Option(help="folder of the results")]
 
@@ -53,9 +60,14 @@ def attention(
     out: Out = Path("probe-out/attention"),
     debug: Debug = False,
 ) -> None:
-    """Measure which kinds of token attend to which, and draw it: a record, figures, a CSV and a table."""
-    _check_one_source(benchmark, {"image": image, "question": question, "response": response},
-                      {"data": data, "split": split, "limit": limit})  # fmt: skip
+    """Measure which kinds of token attend to which, and draw it: a record, figures, a CSV and a
+    table.
+    """
+    _check_one_source(
+        benchmark,
+        {"image": image, "question": question, "response": response},
+        {"data": data, "split": split, "limit": limit},
+    )
     options = {"types": types, "maps": maps, "max_new_tokens": max_new_tokens}
     with all_or_nothing(out) as folder:
         task = task_of(benchmark, data, limit, split) if benchmark else None
@@ -74,7 +86,9 @@ def attention(
         written = _write(record, folder)
     console.print(layer_table(record))
     console.print(told or _provenance(record), highlight=False, soft_wrap=True)
-    console.print(f"[bold]written to[/] {out}/: {', '.join(written)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]written to[/] {out}/: {', '.join(written)}", highlight=False, soft_wrap=True
+    )
 
 
 def _check_one_source(benchmark: str | None, of_one: dict, of_many: dict) -> None:
@@ -82,18 +96,26 @@ def _check_one_source(benchmark: str | None, of_one: dict, of_many: dict) -> Non
     wrong = of_one if benchmark else of_many
     given = [f"--{name}" for name, value in wrong.items() if value is not None and value != []]
     if given:
-        expected = "no question of its own beside --benchmark" if benchmark else f"--benchmark with {given[0]}"
+        expected = (
+            "no question of its own beside --benchmark"
+            if benchmark
+            else f"--benchmark with {given[0]}"
+        )
         raise ProbeError("attention", expected=expected, got=given[0] if benchmark else "none")
 
 
-def _over(subject: "Subject", task: "BenchmarkTask", out: Path, folder: Path, options: dict) -> tuple["DataTree", str]:
+def _over(
+    subject: "Subject", task: "BenchmarkTask", out: Path, folder: Path, options: dict
+) -> tuple["DataTree", str]:
     """The record of a benchmark's samples, by way of a run directory; and what was left out."""
     from probe.evaluation.attention_run import attention_run, merged
     from probe.records.run_directory import RunDirectory
 
     todo = {sample.id for sample in task.samples} - RunDirectory(out).done()
     told = f"{len(task.samples)} questions, {len(task.samples) - len(todo)} done"
-    console.print(f"[bold]{task.benchmark.name}[/]: {told}; Ctrl-C keeps what is finished", highlight=False)
+    console.print(
+        f"[bold]{task.benchmark.name}[/]: {told}; Ctrl-C keeps what is finished", highlight=False
+    )
     with show_progress("attention", len(todo)) as progress:
         run = attention_run(subject, task, out, progress=progress, **options)
     problems = dealt_with(run, task, folder)

@@ -1,4 +1,6 @@
-"""`probe attribute`: what an answer owes to the image and the prompt, and whether attention says the same."""
+"""`probe attribute`: what an answer owes to the image and the prompt, and whether attention says
+the same.
+"""
 
 import sys
 import warnings
@@ -26,12 +28,19 @@ Method = Annotated[
     Literal["ablation", "shapley", "integrated_gradients", "gradient_x_attention"],
     typer.Option(help="how attention is held against what the answer owes"),
 ]
-Over = Annotated[Literal["patches", "grid", "words"], typer.Option(help="regions; grid: cells of 2 x 2 patches")]
+Over = Annotated[
+    Literal["patches", "grid", "words"], typer.Option(help="regions; grid: cells of 2 x 2 patches")
+]
 Baseline = Annotated[
-    str, typer.Option(help="what stands in: mean, blur, rows, zero, hidden, or an image", show_default=True)
+    str,
+    typer.Option(
+        help="what stands in: mean, blur, rows, zero, hidden, or an image", show_default=True
+    ),
 ]
 Ceiling = Annotated[bool, typer.Option(help="also a second method, as the ceiling of agreement")]
-Control = Annotated[bool, typer.Option(help="also the model with shuffled weights (a copy of it in memory)")]
+Control = Annotated[
+    bool, typer.Option(help="also the model with shuffled weights (a copy of it in memory)")
+]
 Seed = Annotated[int, typer.Option(help="of Shapley orders, random orders and shuffled weights")]
 Out = Annotated[Path, typer.Option(help="folder of the results")]
 
@@ -55,7 +64,9 @@ def attribute(
     out: Out = Path("probe-out/attribute"),
     debug: Debug = False,
 ) -> None:
-    """What the answer owes to each region and word, beside attention: datasets, figures, a CSV and a table."""
+    """What the answer owes to each region and word, beside attention: datasets, figures, a CSV and
+    a table.
+    """
     with all_or_nothing(out) as folder:
         images, question = what_to_ask(image, question)
         from probe.measures.attribution import attribute as attribute_
@@ -67,36 +78,58 @@ def attribute(
         options["progress"] = sys.stderr.isatty()
         with warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always", UserWarning)
-            found = attribute_(subject, images, question, response, method, baseline=baseline, **options)
+            found = attribute_(
+                subject, images, question, response, method, baseline=baseline, **options
+            )
             datasets = {method: found}
             if over != "words":
-                datasets |= _beside(subject, images, question, found, baseline, options, ceiling, control)
+                datasets |= _beside(
+                    subject, images, question, found, baseline, options, ceiling, control
+                )
         written = _write(datasets, folder)
     console.print(_table(found))
     console.print(_told(datasets), highlight=False, soft_wrap=True)
-    for note in dict.fromkeys(str(each.message) for each in noted if "attribute:" in str(each.message)):
+    for note in dict.fromkeys(
+        str(each.message) for each in noted if "attribute:" in str(each.message)
+    ):
         console.print(f"[bold]note[/] {escape(note)}", highlight=False, soft_wrap=True)
-    console.print(f"[bold]written to[/] {out}/: {', '.join(written)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]written to[/] {out}/: {', '.join(written)}", highlight=False, soft_wrap=True
+    )
 
 
 def _beside(
-    subject: "Subject", images: list, question: str, found: "xr.Dataset", baseline: str, options: dict,
-    ceiling: bool, control: bool,
-) -> dict[str, "xr.Dataset"]:  # fmt: skip
-    """What agreement is held against: another method, deletion and insertion, the same of shuffled weights."""
+    subject: "Subject",
+    images: list,
+    question: str,
+    found: "xr.Dataset",
+    baseline: str,
+    options: dict,
+    ceiling: bool,
+    control: bool,
+) -> dict[str, "xr.Dataset"]:
+    """What agreement is held against: another method, deletion and insertion, the same of shuffled
+    weights.
+    """
     from probe.measures.attribution import attribute as attribute_
     from probe.measures.attribution import deletion_curves
     from probe.measures.attribution.weight_randomisation import randomised
 
     said, more = found["token_id"].values.tolist(), {}
     if ceiling:
-        other = "integrated_gradients" if found.attrs["method"] != "integrated_gradients" else "ablation"
+        other = (
+            "integrated_gradients"
+            if found.attrs["method"] != "integrated_gradients"
+            else "ablation"
+        )
         way = "rows" if baseline == "hidden" else baseline
         more[other] = attribute_(subject, images, question, said, other, baseline=way, **options)
     attended = found["contribution"].mean("head").max("layer")
     scores = {found.attrs["method"]: found["attribution"], "attention (contribution)": attended}
     over = options["over"]
-    more["curves"] = deletion_curves(subject, images, question, scores, said, over, baseline, seed=options["seed"])
+    more["curves"] = deletion_curves(
+        subject, images, question, scores, said, over, baseline, seed=options["seed"]
+    )
     if control:
         blank = randomised(subject, options["seed"])
         more["control"] = attribute_(
@@ -108,11 +141,15 @@ def _beside(
 def _figures(datasets: dict[str, "xr.Dataset"]) -> dict[str, "Figure"]:
     from probe import plots
 
-    attributions = {name: one for name, one in datasets.items() if name not in ("curves", "control")}
+    attributions = {
+        name: one for name, one in datasets.items() if name not in ("curves", "control")
+    }
     drawn = {"attribution": plots.attribution(attributions)}
     if "curves" in datasets:
         control = datasets.get("control")
-        drawn["agreement"] = plots.agreement(attributions, curves=datasets["curves"], control=control)
+        drawn["agreement"] = plots.agreement(
+            attributions, curves=datasets["curves"], control=control
+        )
     return {name: axes.flat[0].figure for name, axes in drawn.items()}
 
 
@@ -137,12 +174,16 @@ def _write(datasets: dict[str, "xr.Dataset"], folder: Path) -> list[str]:
 
 def _table(found: "xr.Dataset") -> Table:
     """The features that the answer owes most to."""
-    table = Table(title="what the answer owes most to", box=box.SIMPLE, title_justify="left", min_width=40)
+    table = Table(
+        title="what the answer owes most to", box=box.SIMPLE, title_justify="left", min_width=40
+    )
     table.add_column("feature")
     table.add_column("nat", justify="right")
     order = found["attribution"].values.argsort()[::-1][:FIRST]
     for index in order:
-        table.add_row(escape(str(found["feature"].values[index])), f"{found['attribution'].values[index]:.3f}")
+        table.add_row(
+            escape(str(found["feature"].values[index])), f"{found['attribution'].values[index]:.3f}"
+        )
     return table
 
 

@@ -1,4 +1,6 @@
-"""`probe average`: the average over benchmarks, as the paper prints it and as it was meant, from finished runs."""
+"""`probe average`: the average over benchmarks, as the paper prints it and as it was meant, from
+finished runs.
+"""
 
 import json
 from pathlib import Path
@@ -12,12 +14,16 @@ from rich.table import Table
 from probe.cli.output import console
 from probe.errors import ProbeError
 
-Runs = Annotated[list[Path], typer.Argument(help="folders that `probe drop` wrote, one a benchmark")]
+Runs = Annotated[
+    list[Path], typer.Argument(help="folders that `probe drop` wrote, one a benchmark")
+]
 
 
-def average(runs: Runs, reading: Annotated[str, typer.Option(help="which reading of dropped")] = "mask") -> None:
-    """Average benchmarks over finished runs of one model: MME as the paper counts it (of 2000, as one of eleven), and
-    in percent like the others."""
+def average(
+    runs: Runs, reading: Annotated[str, typer.Option(help="which reading of dropped")] = "mask"
+) -> None:
+    """Average benchmarks over finished runs of one model: MME as the paper counts it (of 2000, as
+    one of eleven), and in percent like the others."""
     from probe.evaluation.table_average import average as both
 
     numbers: dict[str, dict[str, float]] = {}
@@ -26,7 +32,11 @@ def average(runs: Runs, reading: Annotated[str, typer.Option(help="which reading
         if benchmark in numbers:
             raise ProbeError("average", expected="one run a benchmark", got=f"two of {benchmark}")
         numbers[benchmark] = found
-    cases = [case for case in next(iter(numbers.values())) if all(case in found for found in numbers.values())]
+    cases = [
+        case
+        for case in next(iter(numbers.values()))
+        if all(case in found for found in numbers.values())
+    ]
     shown = Table(title=f"Average over benchmarks ({escape(reading)})", box=box.SIMPLE_HEAD)
     for heading in ("layers", *numbers, "as printed", "rescaled"):
         shown.add_column(heading, justify="left" if heading == "layers" else "right")
@@ -41,17 +51,28 @@ def average(runs: Runs, reading: Annotated[str, typer.Option(help="which reading
 
 
 def headlines_of(folder: Path, reading: str = "mask") -> tuple[str, dict[str, float]]:
-    """The benchmark of a run and its official number in every case. Raises ProbeError for a folder that is none."""
+    """The benchmark of a run and its official number in every case. Raises ProbeError for a folder
+    that is none.
+    """
     import pandas as pd
 
     try:
-        benchmark = str(json.loads((folder / "run.json").read_text())["fingerprint"]["data"]["benchmark"])
+        benchmark = str(
+            json.loads((folder / "run.json").read_text())["fingerprint"]["data"]["benchmark"]
+        )
         table = pd.read_csv(folder / "accuracy.csv")
     except (OSError, ValueError, KeyError, TypeError):
-        raise ProbeError("average", expected="a folder that `probe drop` has finished", got=str(folder)) from None
+        raise ProbeError(
+            "average", expected="a folder that `probe drop` has finished", got=str(folder)
+        ) from None
     overall = table[(table["kind"] == "all") & (table["reading"] == reading)].set_index("case")
     if overall.empty:
-        raise ProbeError("average", expected=f"a reading of {', '.join(dict.fromkeys(table['reading']))}",
-                         got=f"{reading!r} in {folder}")  # fmt: skip
+        raise ProbeError(
+            "average",
+            expected=f"a reading of {', '.join(dict.fromkeys(table['reading']))}",
+            got=f"{reading!r} in {folder}",
+        )
     column = next(name for name in table.columns if name.startswith("official_"))
-    return benchmark, dict(zip(map(str, overall.index), overall[column].astype(float).tolist(), strict=True))
+    return benchmark, dict(
+        zip(map(str, overall.index), overall[column].astype(float).tolist(), strict=True)
+    )

@@ -1,4 +1,6 @@
-"""What verbs over a benchmark share: its questions, progress, and a list of what could not be used."""
+"""What verbs over a benchmark share: its questions, progress, and a list of what could not be
+used.
+"""
 
 import csv
 import sys
@@ -24,7 +26,9 @@ def task_of(name: str, data: Path | None, limit: int | None, split: str | None) 
     from probe.evaluation.task import BenchmarkTask
 
     try:
-        return BenchmarkTask.read(name, data, limit or (SHAPES_LIMIT if name == "shapes" else None), split)
+        return BenchmarkTask.read(
+            name, data, limit or (SHAPES_LIMIT if name == "shapes" else None), split
+        )
     except OSError as error:  # a file that may not be read
         raise ProbeError("--data", expected="files that can be read", got=str(error)) from error
 
@@ -35,7 +39,9 @@ def show_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     from tqdm.auto import tqdm
 
     slow = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 120, "ascii": True}
-    with tqdm(total=total, desc=label, unit="sample", disable=total == 0, file=sys.stderr, **slow) as bar:
+    with tqdm(
+        total=total, desc=label, unit="sample", disable=total == 0, file=sys.stderr, **slow
+    ) as bar:
 
         def step(count: int) -> None:
             bar.update(count)

@@ -10,14 +10,19 @@ from probe.cli.options import Debug
 from probe.cli.output import console, not_writable, quieten_libraries
 from probe.errors import ProbeError
 
-Folder = Annotated[Path, typer.Argument(help="the authors' folder: config.json and weights, .safetensors or .bin")]
+Folder = Annotated[
+    Path, typer.Argument(help="the authors' folder: config.json and weights, .safetensors or .bin")
+]
 Out = Annotated[Path, typer.Option(help="folder of the native model; new, or empty")]
 Vision = Annotated[
     Path | None,
-    typer.Option(help="CLIP's folder, where the checkpoint is without it", show_default="as config.json says"),
+    typer.Option(
+        help="CLIP's folder, where the checkpoint is without it", show_default="as config.json says"
+    ),
 ]
 Base = Annotated[
-    Path | None, typer.Option(help="the LLM's folder, for an adapter (mm_projector.bin)", show_default="none")
+    Path | None,
+    typer.Option(help="the LLM's folder, for an adapter (mm_projector.bin)", show_default="none"),
 ]
 
 
@@ -28,7 +33,9 @@ def convert(
     base: Base = None,
     debug: Debug = False,
 ) -> None:
-    """Convert LLaVA-Mini's authors' checkpoint, shard by shard; what does not fit is told by name."""
+    """Convert LLaVA-Mini's authors' checkpoint, shard by shard; what does not fit is told by
+    name.
+    """
     from probe.models.llava_mini import CheckpointError
     from probe.models.llava_mini import convert as convert_folder
 
@@ -40,7 +47,9 @@ def convert(
     except OSError as error:
         raise not_writable(out, error) from error
     written = ", ".join(sorted(file.name for file in out.iterdir()))
-    console.print(f"[bold]written to[/] {escape(str(out))}/: {written}", highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]written to[/] {escape(str(out))}/: {written}", highlight=False, soft_wrap=True
+    )
     if not (out / "processor_config.json").is_file():
         told = "no tokenizer was there: copy its files into the authors' folder and convert again to ask questions"
         console.print(told, highlight=False, soft_wrap=True)

@@ -23,14 +23,26 @@ Models = Annotated[
     typer.Option("--model", help="a name; again to compare", show_default="every shipped model"),
 ]
 Several = "several with commas"
-VisionTokens = Annotated[str | None, typer.Option(help=f"that the LLM reads; {Several}", show_default="powers of 4")]
-TextTokens = Annotated[int | None, typer.Option(min=0, help="of the question", show_default="a short question's")]
-Frames = Annotated[str | None, typer.Option(help=f"of a video; {Several}", show_default="1, 10, 100, 1000")]
+VisionTokens = Annotated[
+    str | None, typer.Option(help=f"that the LLM reads; {Several}", show_default="powers of 4")
+]
+TextTokens = Annotated[
+    int | None, typer.Option(min=0, help="of the question", show_default="a short question's")
+]
+Frames = Annotated[
+    str | None, typer.Option(help=f"of a video; {Several}", show_default="1, 10, 100, 1000")
+]
 Resolution = Annotated[
-    str | None, typer.Option(help=f"of the image, px a side; {Several}", show_default="1 to 4 views along a side")
+    str | None,
+    typer.Option(
+        help=f"of the image, px a side; {Several}", show_default="1 to 4 views along a side"
+    ),
 ]
 Measure = Annotated[
-    int | None, typer.Option(min=0, help="repeats of the measurement, 0: only count", show_default="5; 0 for hub ids")
+    int | None,
+    typer.Option(
+        min=0, help="repeats of the measurement, 0: only count", show_default="5; 0 for hub ids"
+    ),
 ]
 Out = Annotated[Path, typer.Option(help="folder of the results")]
 
@@ -47,7 +59,9 @@ def cost(
     out: Out = Path("probe-out/cost"),
     debug: Debug = False,
 ) -> None:
-    """Count what reading a prompt costs (operations, cache) and measure it (time, memory): a CSV, figures, a table."""
+    """Count what reading a prompt costs (operations, cache) and measure it (time, memory): a CSV,
+    figures, a table.
+    """
     given = {"vision_tokens": vision_tokens, "resolution": resolution, "frames": frames}
     wanted = {axis: numbers(f"--{axis.replace('_', '-')}", text) for axis, text in given.items()}
     with all_or_nothing(out) as folder:
@@ -59,11 +73,19 @@ def cost(
         costs = []
         for name in model or sorted(FOLDERS):
             source = _source(name, measure, dtype, device)
-            costs += cases_of(name, source, wanted, options, 0 if source is name else 5 if measure is None else measure)
+            costs += cases_of(
+                name,
+                source,
+                wanted,
+                options,
+                0 if source is name else 5 if measure is None else measure,
+            )
         found = join(costs)
         _write(found, folder)
     console.print(cost_table(found))
-    console.print(f"[bold]written to[/] {out}/: costs.csv, costs.json, figures (png, svg)", highlight=False)
+    console.print(
+        f"[bold]written to[/] {out}/: costs.csv, costs.json, figures (png, svg)", highlight=False
+    )
 
 
 def numbers(option: str, given: str | None) -> list[int] | None:
@@ -79,11 +101,17 @@ def _source(name: str, measure: int | None, dtype: str | None, device: str | Non
     from probe.models.tiny import FOLDERS
     from probe.subject.subject import load
 
-    return load(name, dtype=dtype, device=device) if measure or (measure is None and name in FOLDERS) else name
+    return (
+        load(name, dtype=dtype, device=device)
+        if measure or (measure is None and name in FOLDERS)
+        else name
+    )
 
 
 def cases_of(name: str, source, wanted: dict, options: dict, measure: int) -> "list[xr.Dataset]":
-    """The model's own image first; then what is wanted, or a range of everything where nothing is."""
+    """The model's own image first; then what is wanted, or a range of everything where nothing
+    is.
+    """
     from probe.measures.cost import cost as count
 
     base = count(source, **options, measure=measure, name=name)
@@ -104,7 +132,11 @@ def ranges(source) -> dict[str, list[int]]:
 
     side, patches = own_view(source)
     tokens = [4**power for power in range(8) if 4**power < patches]
-    return {"vision_tokens": tokens, "resolution": [side * along for along in (2, 3, 4)], "frames": [10, 100, 1000]}
+    return {
+        "vision_tokens": tokens,
+        "resolution": [side * along for along in (2, 3, 4)],
+        "frames": [10, 100, 1000],
+    }
 
 
 def cost_table(costs: "xr.Dataset") -> Table:
@@ -113,18 +145,32 @@ def cost_table(costs: "xr.Dataset") -> Table:
 
     rows = table(costs)
     shown = Table(title="What reading a prompt costs", box=box.SIMPLE_HEAD)
-    for heading in ("case", "vision tokens", "GFLOP", "of it LLM", "cache (MB)", "ms to first token", "peak (MB)"):
+    for heading in (
+        "case",
+        "vision tokens",
+        "GFLOP",
+        "of it LLM",
+        "cache (MB)",
+        "ms to first token",
+        "peak (MB)",
+    ):
         shown.add_column(heading, justify="left" if heading == "case" else "right")
     for _, row in rows.iterrows():
         measured = row.get("latency (ms)", float("nan"))
         time = f"{measured:.1f} ± {row['spread (ms)']:.1f}" if measured == measured else ""
         peak = f"{row['peak memory (MB)']:.0f}" if measured == measured else ""
         shown.add_row(
-            escape(str(row["case"])), f"{row['vision_tokens']:g}", f"{1e3 * row['total (TFLOP)']:.4g}",
+            escape(str(row["case"])),
+            f"{row['vision_tokens']:g}",
+            f"{1e3 * row['total (TFLOP)']:.4g}",
             f"{row['llm (TFLOP)'] / row['total (TFLOP)']:.0%}",
-            f"{row['cache of vision (MB)'] + row['cache of text (MB)']:.4g}", time, peak,
-        )  # fmt: skip
-    shown.caption = "operations of attention included; costs.csv has every component, with and without them"
+            f"{row['cache of vision (MB)'] + row['cache of text (MB)']:.4g}",
+            time,
+            peak,
+        )
+    shown.caption = (
+        "operations of attention included; costs.csv has every component, with and without them"
+    )
     return shown
 
 

@@ -1,4 +1,6 @@
-"""`probe drop`: take vision tokens away, layer by layer, over a benchmark, and draw what it does to the answers."""
+"""`probe drop`: take vision tokens away, layer by layer, over a benchmark, and draw what it does to
+the answers.
+"""
 
 import json
 from pathlib import Path
@@ -23,7 +25,7 @@ from probe.cli.options import (
     Model,
     RunFolder,
     Split,
-)  # fmt: skip
+)
 from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
 
 if TYPE_CHECKING:
@@ -34,23 +36,33 @@ if TYPE_CHECKING:
     from probe.evaluation.task import BenchmarkTask
 
 Windows = Annotated[
-    int | None, typer.Option(min=1, help="layers of a window", show_default="4, or a quarter of the layers if less")
+    int | None,
+    typer.Option(
+        min=1, help="layers of a window", show_default="4, or a quarter of the layers if less"
+    ),
 ]
 How = Annotated[
     Literal["all", "mask", "freeze", "remove", "gone", "zero", "swap"],
     typer.Option(help="what dropped means; gone: removed for good; swap: another image is read"),
 ]
 Where = Annotated[
-    Literal["llm", "prefusion"], typer.Option(help="the layers: the LLM's, or those of LLaVA-Mini's pre-fusion")
+    Literal["llm", "prefusion"],
+    typer.Option(help="the layers: the LLM's, or those of LLaVA-Mini's pre-fusion"),
 ]
 Queries = Annotated[
-    Literal["text", "compressed", "both"], typer.Option(help="who is cut off from vision in pre-fusion")
+    Literal["text", "compressed", "both"],
+    typer.Option(help="who is cut off from vision in pre-fusion"),
 ]
 Depth = Annotated[bool, typer.Option(help="also drop from each window on, and up to it")]
-Attention = Annotated[bool, typer.Option(help="also measure the attention on vision, in the same samples")]
-Export = Annotated[bool, typer.Option("--export", help="also write every case's answers in the official format")]
+Attention = Annotated[
+    bool, typer.Option(help="also measure the attention on vision, in the same samples")
+]
+Export = Annotated[
+    bool, typer.Option("--export", help="also write every case's answers in the official format")
+]
 Judged = Annotated[
-    Path | None, typer.Option(help="a judge's scores (llava_w, mm_vet): a file, or a folder as predictions/")
+    Path | None,
+    typer.Option(help="a judge's scores (llava_w, mm_vet): a file, or a folder as predictions/"),
 ]
 
 
@@ -76,7 +88,9 @@ def drop(
     out: RunFolder = Path("probe-out/drop"),
     debug: Debug = False,
 ) -> None:
-    """Drop vision tokens in windows of layers and score the answers: Fig. 5, accuracy.csv, a dataset. It resumes."""
+    """Drop vision tokens in windows of layers and score the answers: Fig. 5, accuracy.csv, a
+    dataset. It resumes.
+    """
     with all_or_nothing(out) as folder:
         task = task_of(benchmark, data, limit, split)
         from probe.evaluation.judge_scores import check_judged
@@ -90,11 +104,20 @@ def drop(
         quieten_libraries(debug)
         subject = load(model, device=device, dtype=dtype, attn=attn, aspect=aspect)
         cases = readings_of(subject, windows, how, depth, stack)
-        dropping = Dropping(subject, task, cases, stack=stack, queries=None if queries == "both" else queries,
-                            max_new_tokens=max_new_tokens, attention=attention)  # fmt: skip
+        dropping = Dropping(
+            subject,
+            task,
+            cases,
+            stack=stack,
+            queries=None if queries == "both" else queries,
+            max_new_tokens=max_new_tokens,
+            attention=attention,
+        )
         run = _measured(dropping, out)
         problems = dealt_with(run, task, folder)
-        found = results(run, task) if judged is None else with_scores(results(run, task), task, judged)
+        found = (
+            results(run, task) if judged is None else with_scores(results(run, task), task, judged)
+        )
         run.compact([sample.id for sample in task.benchmark.samples])
         table = accuracy(found)
         _write(found, table, folder)
@@ -110,7 +133,8 @@ def drop(
 def readings_of(subject, size: int | None, how: str, depth: bool, stack: str = "llm") -> dict:
     """The cases of each reading: of all that are defined in the stack, or of one.
 
-    Raises ProbeError for a stack that the model does not have, and for a window of more layers than are in it.
+    Raises ProbeError for a stack that the model does not have, and for a window of more layers than
+    are in it.
     """
     from probe.errors import ProbeError
     from probe.evaluation.drop_run import READINGS
@@ -118,12 +142,21 @@ def readings_of(subject, size: int | None, how: str, depth: bool, stack: str = "
     from probe.interventions.sweep import from_layer, until_layer, windows
 
     if stack not in (found := stacks(subject.model)):
-        raise ProbeError("--stack", expected=f"a stack of {subject.name}: llm", got=stack, fix="take a LLaVA-Mini")
+        raise ProbeError(
+            "--stack",
+            expected=f"a stack of {subject.name}: llm",
+            got=stack,
+            fix="take a LLaVA-Mini",
+        )
     layers = len(found[stack].layers)
     size = size or min(4, max(1, layers // 4))
     if size > layers:
-        raise ProbeError("--windows", expected=f"1 to {layers}, the layers of {subject.name}", got=str(size))
-    defined = [name for name in READINGS if stack == "llm" or READINGS[name]["how"] in ("mask", "zero")]
+        raise ProbeError(
+            "--windows", expected=f"1 to {layers}, the layers of {subject.name}", got=str(size)
+        )
+    defined = [
+        name for name in READINGS if stack == "llm" or READINGS[name]["how"] in ("mask", "zero")
+    ]
     chosen = defined if how == "all" else [how]
     readings: dict = {name: [windows(size)] for name in chosen}
     if depth:  # from a layer to the last one all readings that hide vision are the same
@@ -138,8 +171,11 @@ def _measured(dropping: "Dropping", out: Path):
     samples = dropping.task.with_images
     todo = RunDirectory.open(out, dropping.fingerprint()).todo(samples)
     told = f"{len(samples)} questions, {len(samples) - len(todo)} done"
-    console.print(f"[bold]{escape(dropping.task.benchmark.name)}[/]: {told}; Ctrl-C keeps what is finished",
-                  highlight=False, soft_wrap=True)  # fmt: skip
+    console.print(
+        f"[bold]{escape(dropping.task.benchmark.name)}[/]: {told}; Ctrl-C keeps what is finished",
+        highlight=False,
+        soft_wrap=True,
+    )
     for line in dropping.estimate(todo) if todo else ():
         console.print(escape(line), highlight=False, soft_wrap=True)
     with show_progress("drop", len(todo)) as progress:
@@ -147,17 +183,23 @@ def _measured(dropping: "Dropping", out: Path):
 
 
 def accuracy(found: "DataTree", seed: int = 0) -> "pd.DataFrame":
-    """`effects`, with the benchmark's official number (over all kinds) of each case, and how sure it is."""
+    """`effects`, with the benchmark's official number (over all kinds) of each case, and how sure
+    it is.
+    """
     import pandas as pd
 
     from probe.evaluation.drop_effects import ALL, effects, tables_of
     from probe.evaluation.headline import columns
 
     official = [
-        pd.DataFrame({"reading": reading, "case": table["case"].values, "kind": ALL, **columns(table, seed)})
+        pd.DataFrame(
+            {"reading": reading, "case": table["case"].values, "kind": ALL, **columns(table, seed)}
+        )
         for reading, table in tables_of(found).items()
     ]
-    return effects(found, seed=seed).merge(pd.concat(official), on=["reading", "case", "kind"], how="left")
+    return effects(found, seed=seed).merge(
+        pd.concat(official), on=["reading", "case", "kind"], how="left"
+    )
 
 
 def case_table(table: "pd.DataFrame", task: "BenchmarkTask") -> Table:
@@ -171,10 +213,15 @@ def case_table(table: "pd.DataFrame", task: "BenchmarkTask") -> Table:
         shown.add_column(heading, justify="right" if heading in readings else "left")
     for case in dict.fromkeys(overall["case"]):
         rows = overall.query("case == @case").set_index("reading")
-        cells = [f"{rows.loc[r, f'official_{headline}']:.1f}" if r in rows.index else "" for r in readings]
+        cells = [
+            f"{rows.loc[r, f'official_{headline}']:.1f}" if r in rows.index else ""
+            for r in readings
+        ]
         shown.add_row(case, *("-" if cell == "nan" else cell for cell in cells))
     first = overall.iloc[0]
-    shown.caption = f"{first['questions']} questions on {first['images']} images; intervals are in accuracy.csv"
+    shown.caption = (
+        f"{first['questions']} questions on {first['images']} images; intervals are in accuracy.csv"
+    )
     return shown
 
 
@@ -204,5 +251,7 @@ def _export(found: "DataTree", task: "BenchmarkTask", out: Path) -> None:
         for case in map(str, table["case"].values):
             folder = out / "predictions" / folder_of(reading, case)
             folder.mkdir(parents=True, exist_ok=True)
-            written[f"{reading}: {case}"] = str(task.export(predictions(table, case), folder).relative_to(out))
+            written[f"{reading}: {case}"] = str(
+                task.export(predictions(table, case), folder).relative_to(out)
+            )
     (out / "predictions" / "index.json").write_text(json.dumps(written, indent=1), encoding="utf-8")

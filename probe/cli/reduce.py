@@ -1,4 +1,6 @@
-"""`probe reduce`: token reducers (and other models) on a benchmark: accuracy beside vision tokens, work and time."""
+"""`probe reduce`: token reducers (and other models) on a benchmark: accuracy beside vision tokens,
+work and time.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +25,7 @@ from probe.cli.options import (
     Model,
     RunFolder,
     Split,
-)  # fmt: skip
+)
 from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
 from probe.errors import ProbeError
 
@@ -41,15 +43,29 @@ MORE = ("dominant", "contextual", "prumerge+", "sparsevlm-recycling")
 KEEP = "0.5,0.25,0.11"
 CONTEXTUAL = 10 / 64  # of the tokens, as VisionZip's authors divide them
 
-Reducers = Annotated[str, typer.Option(help=f"several with commas: {', '.join((*REDUCERS, *MORE))}")]
-Keep = Annotated[str, typer.Option(help="fractions of vision tokens that are left, several with commas")]
+Reducers = Annotated[
+    str, typer.Option(help=f"several with commas: {', '.join((*REDUCERS, *MORE))}")
+]
+Keep = Annotated[
+    str, typer.Option(help="fractions of vision tokens that are left, several with commas")
+]
 Beside = Annotated[
     list[str] | None,
-    typer.Option("--beside", help="another model on the same axes; again for more", show_default="tiny-llava-mini"),
+    typer.Option(
+        "--beside",
+        help="another model on the same axes; again for more",
+        show_default="tiny-llava-mini",
+    ),
 ]
-Published = Annotated[Path | None, typer.Option(help="CSV of method, vision_tokens, percent_of_vanilla to overlay")]
-PublishedTokens = Annotated[int, typer.Option(min=1, help="vision tokens of the published model without a reducer")]
-Repeats = Annotated[int, typer.Option(min=0, help="of the time to the first token, on three images; 0: none")]
+Published = Annotated[
+    Path | None, typer.Option(help="CSV of method, vision_tokens, percent_of_vanilla to overlay")
+]
+PublishedTokens = Annotated[
+    int, typer.Option(min=1, help="vision tokens of the published model without a reducer")
+]
+Repeats = Annotated[
+    int, typer.Option(min=0, help="of the time to the first token, on three images; 0: none")
+]
 
 
 def reduce(
@@ -72,7 +88,9 @@ def reduce(
     out: RunFolder = Path("probe-out/reduce"),
     debug: Debug = False,
 ) -> None:
-    """Leave fewer vision tokens by several methods and score the answers: a table, a figure, a dataset. It resumes."""
+    """Leave fewer vision tokens by several methods and score the answers: a table, a figure, a
+    dataset. It resumes.
+    """
     with all_or_nothing(out) as folder:
         kinds, kept = chosen(reducers), fractions(keep)
         task = task_of(benchmark, data, limit, split)
@@ -84,7 +102,9 @@ def reduce(
         options: dict[str, Any] = {"device": device, "dtype": dtype, "attn": attn}
         subject = load(model, aspect=aspect, **options)
         others = [load(name, **options) for name in _beside(model, beside)]
-        comparison = Comparison(methods_of(subject, kinds, kept, others), task, max_new_tokens=max_new_tokens)
+        comparison = Comparison(
+            methods_of(subject, kinds, kept, others), task, max_new_tokens=max_new_tokens
+        )
         run = _asked(comparison, out)
         problems = dealt_with(run, task, folder)
         answers = compared(run, task)
@@ -103,7 +123,9 @@ def chosen(reducers: str) -> list[str]:
     names = [name.strip().lower() for name in reducers.split(",") if name.strip()]
     for name in names:
         if name not in (*REDUCERS, *MORE):
-            raise ProbeError("--reducers", expected=f"names of {', '.join((*REDUCERS, *MORE))}", got=repr(name))
+            raise ProbeError(
+                "--reducers", expected=f"names of {', '.join((*REDUCERS, *MORE))}", got=repr(name)
+            )
     return list(dict.fromkeys(names))
 
 
@@ -114,7 +136,9 @@ def fractions(keep: str) -> list[float]:
     except ValueError:
         values = []
     if not values or not all(0 < value < 1 for value in values):
-        raise ProbeError("--keep", expected="fractions between 0 and 1 with commas between them", got=repr(keep))
+        raise ProbeError(
+            "--keep", expected="fractions between 0 and 1 with commas between them", got=repr(keep)
+        )
     return list(dict.fromkeys(values))
 
 
@@ -126,7 +150,9 @@ def _beside(model: str, names: list[str] | None) -> list[str]:
     return default if names is None else names
 
 
-def methods_of(subject: "Subject", kinds: list[str], kept: list[float], others: "list[Subject]") -> "list[Method]":
+def methods_of(
+    subject: "Subject", kinds: list[str], kept: list[float], others: "list[Subject]"
+) -> "list[Method]":
     """The subject as it is, under each reducer for each fraction, and the other models."""
     from probe.evaluation.method_comparison import Method
 
@@ -134,12 +160,16 @@ def methods_of(subject: "Subject", kinds: list[str], kept: list[float], others: 
     for kind in kinds:
         for share in kept:
             label, reducer = made(subject, kind, share)
-            methods.append(Method(f"{label} {100 * share:.3g} %", subject, (reducer,), family=label))
+            methods.append(
+                Method(f"{label} {100 * share:.3g} %", subject, (reducer,), family=label)
+            )
     return [*methods, *(Method(other.name, other, family=other.name) for other in others)]
 
 
 def made(subject: "Subject", kind: str, share: float) -> tuple[str, Any]:
-    """A reducer that leaves this share of the vision tokens: before the LLM, or behind the layer where it acts."""
+    """A reducer that leaves this share of the vision tokens: before the LLM, or behind the layer
+    where it acts.
+    """
     from probe import reducers
     from probe.hooks.model_structure import stacks
     from probe.measures.cost.meta_model import own_view
@@ -152,20 +182,27 @@ def made(subject: "Subject", kind: str, share: float) -> tuple[str, Any]:
         "dominant": ("dominant only", lambda: reducers.DominantOnly(tokens)),
         "contextual": ("contextual only", lambda: reducers.ContextualOnly(tokens)),
         "prumerge": ("PruMerge", lambda: reducers.PruMerge((tokens - 1) / patches)),
-        "prumerge+": ("PruMerge+", lambda: reducers.PruMerge((tokens - 1) / patches / 2, plus=True)),
+        "prumerge+": (
+            "PruMerge+",
+            lambda: reducers.PruMerge((tokens - 1) / patches / 2, plus=True),
+        ),
         "random": ("random", lambda: reducers.Random(tokens, seed=0)),
         "grid": ("grid", lambda: reducers.Grid(tokens)),
         "fastv": ("FastV", lambda: reducers.FastV(min(2, depth - 1), share)),
         "pyramiddrop": ("PyramidDrop", lambda: reducers.PyramidDrop(*pyramid_at(share, depth))),
         "sparsevlm": ("SparseVLM", lambda: reducers.SparseVLM(sparse_at(share))),
-        "sparsevlm-recycling": ("SparseVLM, recycling", lambda: reducers.SparseVLM(sparse_at(share), recycle=True)),
+        "sparsevlm-recycling": (
+            "SparseVLM, recycling",
+            lambda: reducers.SparseVLM(sparse_at(share), recycle=True),
+        ),
     }
     label, make = makers[kind]
     return label, make()
 
 
 def pyramid_at(share: float, depth: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """PyramidDrop's stages a quarter of the layers apart, each with the same part of the last; the second with this.
+    """PyramidDrop's stages a quarter of the layers apart, each with the same part of the last; the
+    second with this.
 
     >>> pyramid_at(0.25, 32)
     ((8, 16, 24), (0.5, 0.25, 0.125))
@@ -175,7 +212,8 @@ def pyramid_at(share: float, depth: int) -> tuple[tuple[int, ...], tuple[float, 
 
 
 def sparse_at(share: float) -> tuple[int, int, int]:
-    """SparseVLM's numbers of 576 behind its three layers: the shape of the authors' largest setting, scaled.
+    """SparseVLM's numbers of 576 behind its three layers: the shape of the authors' largest
+    setting, scaled.
 
     >>> sparse_at(192 / 576)
     (300, 200, 110)
@@ -190,8 +228,11 @@ def _asked(comparison: "Comparison", out: Path):
     samples = comparison.task.with_images
     todo = RunDirectory.open(out, comparison.fingerprint()).todo(samples)
     told = f"{len(samples)} questions to {len(comparison.methods)} methods, {len(samples) - len(todo)} done"
-    console.print(f"[bold]{escape(comparison.task.benchmark.name)}[/]: {told}; Ctrl-C keeps what is finished",
-                  highlight=False, soft_wrap=True)  # fmt: skip
+    console.print(
+        f"[bold]{escape(comparison.task.benchmark.name)}[/]: {told}; Ctrl-C keeps what is finished",
+        highlight=False,
+        soft_wrap=True,
+    )
     with show_progress("reduce", len(todo)) as progress:
         return comparison.run(out, progress)
 
@@ -205,25 +246,54 @@ def merged(table: "pd.DataFrame", costs: "xr.Dataset") -> "pd.DataFrame":
 
 
 def score_table(table: "pd.DataFrame", task: "BenchmarkTask") -> Table:
-    shown = Table(title=f"{task.benchmark.name}: {task.module.HEADLINE} with fewer vision tokens", box=box.SIMPLE_HEAD)
-    for heading in ("method", task.module.HEADLINE, "", "of all", "tokens", "MFLOP", "formula", "ms", "peak (MB)"):
+    shown = Table(
+        title=f"{task.benchmark.name}: {task.module.HEADLINE} with fewer vision tokens",
+        box=box.SIMPLE_HEAD,
+    )
+    for heading in (
+        "method",
+        task.module.HEADLINE,
+        "",
+        "of all",
+        "tokens",
+        "MFLOP",
+        "formula",
+        "ms",
+        "peak (MB)",
+    ):
         shown.add_column(heading, justify="left" if heading == "method" else "right")
     for _, row in table.iterrows():
         low, high = (row[f"{task.module.HEADLINE}_{end}"] for end in ("low", "high"))
-        time = f"{row['latency (ms)']:.1f} ± {row['spread (ms)']:.1f}" if "latency (ms)" in row else ""
+        time = (
+            f"{row['latency (ms)']:.1f} ± {row['spread (ms)']:.1f}" if "latency (ms)" in row else ""
+        )
         peak = f"{row['peak memory (MB)']:.0f}" if "latency (ms)" in row else ""
         shown.add_row(
-            escape(str(row["method"])), f"{row[task.module.HEADLINE]:.1f}", f"{low:.1f} to {high:.1f}",
-            f"{row['of_first']:.0f} %", f"{row['vision_tokens']:.1f}", f"{1e6 * row['total (TFLOP)']:.4g}",
-            f"{1e6 * row['formula (TFLOP)']:.4g}", time, peak,
-        )  # fmt: skip
-    shown.caption = ("tokens: vision tokens, mean over LLM layers; MFLOP: counted, all components, to the first token; "
-                     "formula: of the reducers' papers, LLM only; ms: from pixels to the first token")  # fmt: skip
+            escape(str(row["method"])),
+            f"{row[task.module.HEADLINE]:.1f}",
+            f"{low:.1f} to {high:.1f}",
+            f"{row['of_first']:.0f} %",
+            f"{row['vision_tokens']:.1f}",
+            f"{1e6 * row['total (TFLOP)']:.4g}",
+            f"{1e6 * row['formula (TFLOP)']:.4g}",
+            time,
+            peak,
+        )
+    shown.caption = (
+        "tokens: vision tokens, mean over LLM layers; MFLOP: counted, all components, to the first token; "
+        "formula: of the reducers' papers, LLM only; ms: from pixels to the first token"
+    )
     return shown
 
 
-def _write(answers: "xr.Dataset", costs: "xr.Dataset", table: "pd.DataFrame", folder: Path, published: Path | None,
-           published_tokens: int) -> None:  # fmt: skip
+def _write(
+    answers: "xr.Dataset",
+    costs: "xr.Dataset",
+    table: "pd.DataFrame",
+    folder: Path,
+    published: Path | None,
+    published_tokens: int,
+) -> None:
     import matplotlib
     import matplotlib.pyplot as plt
 

@@ -1,4 +1,6 @@
-"""What `probe attention` says in rows: on the terminal, and where many samples were measured, in attention.csv."""
+"""What `probe attention` says in rows: on the terminal, and where many samples were measured, in
+attention.csv.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -13,24 +15,33 @@ if TYPE_CHECKING:
 def layer_table(record: "DataTree") -> Table:
     """A row a layer of the LLM: where the answer's tokens look, and how spread out; heads averaged.
 
-    Rows are those of response tokens; without a response, of the prompt's last token or the instruction.
+    Rows are those of response tokens; without a response, of the prompt's last token or the
+    instruction.
     """
     llm = record["llm"].to_dataset()
     names = [str(name) for name in llm.query_type.values]
     asked = [name for name in ("response", "last", "instruction") if name in names] or names
-    query = next((name for name in asked if llm.query_count.sel(query_type=name).sum() > 0), asked[0])
+    query = next(
+        (name for name in asked if llm.query_count.sel(query_type=name).sum() > 0), asked[0]
+    )
     rows = llm.sel(query_type=query).mean([dim for dim in ("sample", "head") if dim in llm.dims])
     vision = rows.sel(key_type="vision") if "vision" in names else None
-    table = Table(title=f"Attention of {query} tokens, layer by layer", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=f"Attention of {query} tokens, layer by layer", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     spread = ("share", "entropy", "head entropy") if vision is not None else ()
     for heading in ("layer", *(f"→ {name}" for name in names), *spread):
         table.add_column(heading, justify="right", overflow="fold", min_width=5)
     for at, layer in enumerate(llm.layer.values):
         cells = [f"{value:.3f}" for value in rows.mass.isel(layer=at).values]
         if vision is not None:
-            cells += [f"{float(vision[name][at]):.3f}" for name in ("share", "entropy", "head_entropy")]
+            cells += [
+                f"{float(vision[name][at]):.3f}" for name in ("share", "entropy", "head_entropy")
+            ]
         table.add_row(str(int(layer) + 1), *("-" if cell == "nan" else cell for cell in cells))
-    table.caption = "→ B: attention on tokens of type B (mass). Of vision: share, and entropy in nats."
+    table.caption = (
+        "→ B: attention on tokens of type B (mass). Of vision: share, and entropy in nats."
+    )
     return table
 
 

@@ -13,14 +13,24 @@ What = Annotated[
     Literal["tiny-llava", "tiny-llava-mini"] | None,
     typer.Argument(help="the shipped model to make again", show_default="tiny-llava"),
 ]
-Data = Annotated[Path | None, typer.Option(help="instead: LLaVA's conversations or Video-ChatGPT's questions (JSON)")]
-Images = Annotated[Path | None, typer.Option(help="with --data: the folder that its images and videos are in")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="instead: LLaVA's conversations or Video-ChatGPT's questions (JSON)"),
+]
+Images = Annotated[
+    Path | None, typer.Option(help="with --data: the folder that its images and videos are in")
+]
 Model = Annotated[str, typer.Option(help="with --data: the LLaVA or LLaVA-Mini to begin with")]
-Stage = Annotated[int, typer.Option(min=1, max=2, help="with --data: 1 the projector, 2 all but the vision encoder")]
+Stage = Annotated[
+    int,
+    typer.Option(min=1, max=2, help="with --data: 1 the projector, 2 all but the vision encoder"),
+]
 Batch = Annotated[int, typer.Option(min=1, help="with --data: rows a step")]
 AtOnce = Annotated[int, typer.Option(min=1, help="with --data: rows at once on each device")]
 Out = Annotated[Path, typer.Option(help="folder of the new model")]
-Steps = Annotated[int | None, typer.Option(min=1, help="stop after so many", show_default="the recipe's")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="stop after so many", show_default="the recipe's")
+]
 Seed = Annotated[int, typer.Option(help="of new weights, images and order")]
 
 
@@ -40,10 +50,14 @@ def train(
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
-    """Make a shipped model again from a seed, or train LLaVA-Mini on your data; a run that was stopped goes on."""
+    """Make a shipped model again from a seed, or train LLaVA-Mini on your data; a run that was
+    stopped goes on.
+    """
     if (data is None) != (images is None) or (data is not None and what is not None):
         got = f"{what} and --data" if what else "one of them"
-        raise ProbeError("train", expected="the name of a shipped model, or both --data and --images", got=got)
+        raise ProbeError(
+            "train", expected="the name of a shipped model, or both --data and --images", got=got
+        )
     with all_or_nothing(out):
         pass  # hours of work must not end at a folder that cannot be written
     quieten_libraries(debug)
@@ -63,7 +77,15 @@ def train(
 
 
 def _train_on(
-    data: Path, images: Path, model: str, out: Path, number: int, steps: int | None, seed: int, batch: int, at_once: int
+    data: Path,
+    images: Path,
+    model: str,
+    out: Path,
+    number: int,
+    steps: int | None,
+    seed: int,
+    batch: int,
+    at_once: int,
 ) -> None:
     from probe.models.instructions import read_instructions
     from probe.models.llava_mini.from_llava import processor_for
@@ -75,10 +97,20 @@ def _train_on(
     for problem in problems[:SHOWN]:
         console.print(f"left out: {problem}", highlight=False, markup=False)
     console.print(f"{len(instructions)} rows, {len(problems)} left out", highlight=False)
-    started = open_checkpoint(model, device="cpu", dtype="float32")  # Trainer places it; bfloat16 loses updates of 1e-5
+    started = open_checkpoint(
+        model, device="cpu", dtype="float32"
+    )  # Trainer places it; bfloat16 loses updates of 1e-5
     arguments = {"max_steps": steps or -1, "seed": seed, "per_device_train_batch_size": at_once}
     try:
         mini = STAGES[number].prepare(started.model, seed)
-        train_stage(mini, processor_for(mini, started.processor), instructions, out, STAGES[number], batch, **arguments)
+        train_stage(
+            mini,
+            processor_for(mini, started.processor),
+            instructions,
+            out,
+            STAGES[number],
+            batch,
+            **arguments,
+        )
     except ValueError as error:  # the model's own package knows no ProbeError
         raise ProbeError("train", fix=str(error).removeprefix("train: ")) from error

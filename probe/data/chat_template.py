@@ -1,9 +1,10 @@
 """Who says what in a prompt: the role of every character, from the model's own chat template.
 
-Templates are programs; nothing here knows any of them. The conversation is rendered twice: as it is, and with
-every text replaced by a mark that can't occur in it. The second rendering shows which characters the template
-wrote itself and which are whose words, in whatever order, and however often, the template puts them. Where
-the user's header ("USER: ", "[INST] ") begins is seen from the same header at a second turn.
+Templates are programs; nothing here knows any of them. The conversation is rendered twice: as it
+is, and with every text replaced by a mark that can't occur in it. The second rendering shows which
+characters the template wrote itself and which are whose words, in whatever order, and however
+often, the template puts them. Where the user's header ("USER: ", "[INST] ") begins is seen from the
+same header at a second turn.
 """
 
 import re
@@ -18,14 +19,18 @@ from probe.data.token_types import INSTRUCTION, RESPONSE, SYSTEM
 from probe.errors import ProbeError
 
 Message = dict[str, Any]
-Conversation = Sequence[Mapping[str, Any]]  # [{"role": "user", "content": str | [{"type": "image"}, ...]}, ...]
+Conversation = Sequence[
+    Mapping[str, Any]
+]  # [{"role": "user", "content": str | [{"type": "image"}, ...]}, ...]
 
 _MARK = re.compile("\ue000([0-9]+)\ue001")  # private use: no template treats it as space or letter
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """A prompt (and, behind it, a response) as text, with the role and the turn of each of its characters."""
+    """A prompt (and, behind it, a response) as text, with the role and the turn of each of its
+    characters.
+    """
 
     text: str
     prompt: str
@@ -36,15 +41,21 @@ class Rendering:
 def messages_of(question: str | Conversation, pictures: int, image_token: str) -> list[Message]:
     """A question, or a conversation, as messages whose contents are lists of text and image items.
 
-    Images stand before the words of a plain question. Raises ProbeError for what is neither, and where the
-    conversation is malformed, has more or fewer image items than there are images, or contains the placeholder
-    as text.
+    Images stand before the words of a plain question. Raises ProbeError for what is neither, and
+    where the conversation is malformed, has more or fewer image items than there are images, or
+    contains the placeholder as text.
     """
     if isinstance(question, str):
         images = [{"type": "image"}] * pictures
         question = [{"role": "user", "content": [*images, {"type": "text", "text": question}]}]
-    if not isinstance(question, Sequence) or not all(isinstance(message, Mapping) for message in question):
-        raise ProbeError("question", expected="words, or a conversation (a list of messages)", got=repr(question)[:60])
+    if not isinstance(question, Sequence) or not all(
+        isinstance(message, Mapping) for message in question
+    ):
+        raise ProbeError(
+            "question",
+            expected="words, or a conversation (a list of messages)",
+            got=repr(question)[:60],
+        )
     messages = [_message(message) for message in question]
     roles = [message["role"] for message in messages]
     if "user" not in roles or "system" in roles[1:]:
@@ -77,20 +88,30 @@ def refuse_placeholders(called: str, words: str, image_token: str, fix: str) -> 
 def _message(message: Mapping[str, Any]) -> Message:
     role, content = message.get("role"), message.get("content")
     if role not in ("system", "user", "assistant"):
-        raise ProbeError("conversation", expected="roles system, user and assistant", got=repr(role))
+        raise ProbeError(
+            "conversation", expected="roles system, user and assistant", got=repr(role)
+        )
     items = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
     if not isinstance(items, Sequence) or not all(isinstance(item, Mapping) for item in items):
-        raise ProbeError("conversation", expected="contents of words or a list of items", got=repr(content)[:60])
+        raise ProbeError(
+            "conversation", expected="contents of words or a list of items", got=repr(content)[:60]
+        )
     for item in items:
         if item.get("type") == "text" and isinstance(item.get("text"), str):
             continue
         if item.get("type") != "image":
-            raise ProbeError("conversation", expected="contents of type text or image", got=repr(item)[:60])
-    return {"role": role, "content": [{k: item[k] for k in ("type", "text") if k in item} for item in items]}
+            raise ProbeError(
+                "conversation", expected="contents of type text or image", got=repr(item)[:60]
+            )
+    return {
+        "role": role,
+        "content": [{k: item[k] for k in ("type", "text") if k in item} for item in items],
+    }
 
 
 def render(processor: Any, messages: Sequence[Message], response: str | None = None) -> Rendering:
-    """The prompt up to the header of the next answer, and `response` behind it as the template would put it.
+    """The prompt up to the header of the next answer, and `response` behind it as the template
+    would put it.
 
     Raises ProbeError where the template refuses the conversation or leaves out what somebody says.
     """
@@ -105,11 +126,15 @@ def render(processor: Any, messages: Sequence[Message], response: str | None = N
             text = whole[:end]
         else:  # the header before a new answer is not the one before an old answer
             index, text = len(messages), prompt + response
-        spans.append((index, len(prompt), len(text)))  # from the prompt on: a space before the words is generated too
+        spans.append(
+            (index, len(prompt), len(text))
+        )  # from the prompt on: a space before the words is generated too
     return Rendering(text, prompt, *_roles(template, answered, text, spans))
 
 
-def _roles(template: Callable, messages: Sequence[Message], text: str, spans: list) -> tuple[np.ndarray, np.ndarray]:
+def _roles(
+    template: Callable, messages: Sequence[Message], text: str, spans: list
+) -> tuple[np.ndarray, np.ndarray]:
     """Role and turn of each character; `messages` ends with the answer that is asked for."""
     role = np.full(len(text), INSTRUCTION)
     turn = np.zeros(len(text), dtype=role.dtype)
@@ -127,9 +152,9 @@ def _roles(template: Callable, messages: Sequence[Message], text: str, spans: li
 def _end_of_system(template: Callable, messages: Sequence[Message], text: str) -> int:
     """Characters before the first user's header: the system message, or the template's default one.
 
-    A header is what stands before the words of both the first and a second user; what closes the answer
-    between them ("</s>") is not part of it. A system prompt that the template writes inside the first user's
-    message shares no header, and reaches to the first word.
+    A header is what stands before the words of both the first and a second user; what closes the
+    answer between them ("</s>") is not part of it. A system prompt that the template writes inside
+    the first user's message shares no header, and reaches to the first word.
     """
     system = list(messages[:1]) if messages[0]["role"] == "system" else []
     first, answer, second = (
@@ -151,7 +176,9 @@ def _end_of_system(template: Callable, messages: Sequence[Message], text: str) -
     return len(before) - shared
 
 
-def _aligned(template: Callable, messages: Sequence[Message], text: str, prompt: bool) -> list[tuple[int, int, int]]:
+def _aligned(
+    template: Callable, messages: Sequence[Message], text: str, prompt: bool
+) -> list[tuple[int, int, int]]:
     """(message, start, end) of every stretch of `text` that is somebody's words."""
     words: list[tuple[int, str]] = []
     marked: list[Message] = []
@@ -166,7 +193,9 @@ def _aligned(template: Callable, messages: Sequence[Message], text: str, prompt:
     missing = {index for number, (index, _) in enumerate(words) if str(number) not in pieces[1::2]}
     if missing:
         role = messages[min(missing)]["role"]
-        raise ProbeError("chat template", expected="every message in the prompt", got=f"no {role} message in it")
+        raise ProbeError(
+            "chat template", expected="every message in the prompt", got=f"no {role} message in it"
+        )
     spans, at = [], len(pieces[0])
     faithful = text.startswith(pieces[0])
     for number, follows in zip(pieces[1::2], pieces[2::2], strict=True):
@@ -179,7 +208,9 @@ def _aligned(template: Callable, messages: Sequence[Message], text: str, prompt:
         else:
             faithful = False
     if not faithful or at != len(text):
-        raise ProbeError("chat template", expected="one that keeps the words as they are", got="other text")
+        raise ProbeError(
+            "chat template", expected="one that keeps the words as they are", got="other text"
+        )
     return spans
 
 
@@ -195,9 +226,13 @@ def _template(processor: Any) -> Callable[[Sequence[Message], bool], str]:
 
     def template(messages: Sequence[Message], prompt: bool) -> str:
         try:
-            return processor.apply_chat_template([dict(m) for m in messages], add_generation_prompt=prompt)
+            return processor.apply_chat_template(
+                [dict(m) for m in messages], add_generation_prompt=prompt
+            )
         except Exception as error:  # jinja2's TemplateError, or whatever the template stumbles over
             roles = ", ".join(message["role"] for message in messages)
-            raise ProbeError("chat template", expected="a conversation it takes", got=f"{roles}: {error}") from error
+            raise ProbeError(
+                "chat template", expected="a conversation it takes", got=f"{roles}: {error}"
+            ) from error
 
     return template

@@ -1,8 +1,9 @@
-"""Official files: JSON, JSON lines, tab separated tables, and images that stay inside the data folder.
+"""Official files: JSON, JSON lines, tab separated tables, and images that stay inside the data
+folder.
 
-A file that cannot be read at all is a ProbeError; a row that cannot, a RowError, which the reader lists.
-Image names come from files that strangers wrote, so they are resolved (symbolic links too) before they are
-used, and refused where they leave the folder.
+A file that cannot be read at all is a ProbeError; a row that cannot, a RowError, which the reader
+lists. Image names come from files that strangers wrote, so they are resolved (symbolic links too)
+before they are used, and refused where they leave the folder.
 """
 
 import csv
@@ -24,16 +25,22 @@ class DataFolder:
         path = Path(folder).expanduser()
         if not path.is_dir():
             what = "a file" if path.exists() else "no such folder"
-            raise ProbeError(called, expected="a folder with the official files", got=f"{str(folder)!r} ({what})")
+            raise ProbeError(
+                called, expected="a folder with the official files", got=f"{str(folder)!r} ({what})"
+            )
         self.root = path.resolve()
 
     def find(self, *names: str) -> Path:
-        """The first of these files that is there. Raises ProbeError with what was looked for and what there is."""
+        """The first of these files that is there. Raises ProbeError with what was looked for and
+        what there is.
+        """
         found = self.look(*names)
         if found is None:
             there = sorted(path.name for path in self.root.iterdir())
             listed = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "") or "nothing"
-            raise ProbeError(self.called, expected=" or ".join(names), got=f"{listed} in {self.root}")
+            raise ProbeError(
+                self.called, expected=" or ".join(names), got=f"{listed} in {self.root}"
+            )
         return found
 
     def look(self, *names: str) -> Path | None:
@@ -41,11 +48,15 @@ class DataFolder:
         return next((self.root / name for name in names if (self.root / name).is_file()), None)
 
     def image(self, *names: str) -> Path:
-        """The first of these images that is there. Raises RowError: none is, or one lies outside the folder."""
+        """The first of these images that is there. Raises RowError: none is, or one lies outside
+        the folder.
+        """
         return self._first("image", names, Path.is_file)
 
     def video(self, *names: str) -> Path:
-        """The first of these videos, files or folders of frames, that is there. Raises RowError as `image` does."""
+        """The first of these videos, files or folders of frames, that is there. Raises RowError as
+        `image` does.
+        """
         return self._first("video", names, Path.exists)
 
     def _first(self, what: str, names: Sequence[str], there: Callable[[Path], bool]) -> Path:
@@ -70,7 +81,8 @@ def _inside(root: Path, name: str, what: str) -> Path:
 
 
 def read_json(called: str, path: Path) -> tuple[Any, set[str]]:
-    """What a JSON file holds, and the keys that one of its objects has twice (the first value is kept).
+    """What a JSON file holds, and the keys that one of its objects has twice (the first value is
+    kept).
 
     Raises ProbeError with the file, line and column at which it stops being JSON.
     """
@@ -90,11 +102,15 @@ def read_json(called: str, path: Path) -> tuple[Any, set[str]]:
     except json.JSONDecodeError as error:
         end = ", where the file ends" if error.pos >= len(text.rstrip()) else ""
         raise ProbeError(
-            called, expected=f"whole JSON in {path.name}", fix="download it again",
+            called,
+            expected=f"whole JSON in {path.name}",
+            fix="download it again",
             got=f"{error.msg.lower()} at line {error.lineno}, column {error.colno}{end}",
-        ) from None  # fmt: skip
+        ) from None
     except RecursionError:
-        raise ProbeError(called, expected=f"JSON in {path.name}", got="brackets nested without end") from None
+        raise ProbeError(
+            called, expected=f"JSON in {path.name}", got="brackets nested without end"
+        ) from None
 
 
 def json_list(called: str, path: Path, *keys: str) -> list[Any]:
@@ -118,7 +134,9 @@ def json_object(called: str, path: Path) -> tuple[dict[str, Any], set[str]]:
 
 def lines(called: str, path: Path) -> Iterator[tuple[int, bytes]]:
     """Numbers (from 1) and contents of the lines that are not blank."""
-    for number, line in enumerate(_bytes(called, path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+    for number, line in enumerate(
+        _bytes(called, path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1
+    ):
         if line.strip():
             yield number, line
 
@@ -132,16 +150,24 @@ def json_line(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
-        raise RowError("one JSON object on a line", shown(line.decode("utf-8", "replace").strip())) from None
+        raise RowError(
+            "one JSON object on a line", shown(line.decode("utf-8", "replace").strip())
+        ) from None
 
 
-def table(called: str, path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str], dict[str, str]]]:
-    """Rows of a tab separated file with a header: line number, the raw cells, and the cells by column.
+def table(
+    called: str, path: Path, columns: tuple[str, ...]
+) -> Iterator[tuple[int, list[str], dict[str, str]]]:
+    """Rows of a tab separated file with a header: line number, the raw cells, and the cells by
+    column.
 
-    Raises ProbeError when a column is missing. Cells may be as long as an image and span lines when quoted.
-    What does not have a cell for each column is given with an empty dict: pass it to `whole_row`.
+    Raises ProbeError when a column is missing. Cells may be as long as an image and span lines when
+    quoted. What does not have a cell for each column is given with an empty dict: pass it to
+    `whole_row`.
     """
-    limit = csv.field_size_limit(sys.maxsize)  # a setting of the process; images exceed its default of 128 kB
+    limit = csv.field_size_limit(
+        sys.maxsize
+    )  # a setting of the process; images exceed its default of 128 kB
     try:
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             reader = csv.reader(file, delimiter="\t")
@@ -149,9 +175,10 @@ def table(called: str, path: Path, columns: tuple[str, ...]) -> Iterator[tuple[i
             missing = [column for column in columns if column not in header]
             if missing:
                 raise ProbeError(
-                    called, expected=f"{path.name} with the columns {', '.join(columns)}",
+                    called,
+                    expected=f"{path.name} with the columns {', '.join(columns)}",
                     got=f"{shown(header, 200)} without {', '.join(missing)}",
-                )  # fmt: skip
+                )
             start = reader.line_num + 1
             for cells in reader:
                 if cells:
@@ -162,7 +189,9 @@ def table(called: str, path: Path, columns: tuple[str, ...]) -> Iterator[tuple[i
                     )
                 start = reader.line_num + 1
     except (OSError, csv.Error) as error:
-        raise ProbeError(called, expected=f"a tab separated table in {path.name}", got=str(error)) from None
+        raise ProbeError(
+            called, expected=f"a tab separated table in {path.name}", got=str(error)
+        ) from None
     finally:
         csv.field_size_limit(limit)
 
@@ -170,7 +199,9 @@ def table(called: str, path: Path, columns: tuple[str, ...]) -> Iterator[tuple[i
 def whole_row(cells: list[str], row: dict[str, str]) -> dict[str, str]:
     """The row, if it had a cell for each column and is UTF-8 text. Raises RowError."""
     if not row:
-        raise RowError("a cell for every column", f"{len(cells)} cells, the first {shown(cells[0])}")
+        raise RowError(
+            "a cell for every column", f"{len(cells)} cells, the first {shown(cells[0])}"
+        )
     broken = next((name for name, cell in row.items() if "\ufffd" in cell), None)
     if broken:
         raise RowError(f"UTF-8 text in column {broken!r}", shown(row[broken]))
@@ -181,11 +212,15 @@ def _text(called: str, path: Path) -> str:
     try:
         return _bytes(called, path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ProbeError(called, expected=f"UTF-8 text in {path.name}", got=f"byte {error.start}: not UTF-8") from None
+        raise ProbeError(
+            called, expected=f"UTF-8 text in {path.name}", got=f"byte {error.start}: not UTF-8"
+        ) from None
 
 
 def _bytes(called: str, path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ProbeError(called, expected=f"a file that can be read: {path}", got=str(error.strerror)) from None
+        raise ProbeError(
+            called, expected=f"a file that can be read: {path}", got=str(error.strerror)
+        ) from None

@@ -12,7 +12,8 @@ from probe.errors import ProbeError
 
 @dataclass(frozen=True)
 class Video:
-    """A video in the place of an image, for a model that takes them: a file, a folder of frames, or frames.
+    """A video in the place of an image, for a model that takes them: a file, a folder of frames, or
+    frames.
 
     >>> str(Video("clip.mp4"))
     'clip.mp4'
@@ -44,13 +45,16 @@ def open_image(picture: ImageSource) -> Image.Image:
     """The image as it should be seen: upright, RGB, transparency over white, the first frame of an
     animation.
 
-    Raises ProbeError for a file that is missing, not an image, truncated, or that claims more pixels than
-    Pillow's limit against decompression bombs, and for anything that is neither a path nor a PIL image.
+    Raises ProbeError for a file that is missing, not an image, truncated, or that claims more
+    pixels than Pillow's limit against decompression bombs, and for anything that is neither a path
+    nor a PIL image.
     """
     if isinstance(picture, Image.Image):
         return _upright_rgb(picture, _describe(picture))
     if not isinstance(picture, str | Path):
-        raise ProbeError("image", expected="a path or a PIL image", got=f"a {type(picture).__name__}")
+        raise ProbeError(
+            "image", expected="a path or a PIL image", got=f"a {type(picture).__name__}"
+        )
     path = _image_file(picture)
     try:
         image = Image.open(path)
@@ -62,9 +66,13 @@ def open_image(picture: ImageSource) -> Image.Image:
             fix="pass a JPEG, PNG, WebP, GIF, BMP or TIFF",
         ) from None
     except Image.DecompressionBombError as bomb:
-        raise ProbeError("image", got=f"{str(path)!r}: {bomb}", fix="pass a smaller image") from None
+        raise ProbeError(
+            "image", got=f"{str(path)!r}: {bomb}", fix="pass a smaller image"
+        ) from None
     except (OSError, ValueError, SyntaxError) as error:
-        raise ProbeError("image", expected="a readable image file", got=f"{str(path)!r}: {error}") from error
+        raise ProbeError(
+            "image", expected="a readable image file", got=f"{str(path)!r}: {error}"
+        ) from error
     with image:
         return _upright_rgb(image, repr(str(path)))
 
@@ -84,7 +92,9 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, EOFError, struct.error ...
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise OSError, SyntaxError, EOFError, struct.error ...
         raise ProbeError("image", expected="a complete image", got=f"{name}: {error}") from error
     if 0 in image.size:
         raise ProbeError("image", expected="an image with at least one pixel", got=name)

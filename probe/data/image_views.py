@@ -15,8 +15,8 @@ WHOLE = np.array([0.0, 0.0, 1.0, 1.0])  # left, top, right, bottom
 
 
 def aspect_of(processor: Any) -> str:
-    """What a processor (or its image processor alone) does with an image that is not square: "crop", "pad", "squash"
-    or "anyres"."""
+    """What a processor (or its image processor alone) does with an image that is not square:
+    "crop", "pad", "squash" or "anyres"."""
     image_processor = getattr(processor, "image_processor", processor)
     if getattr(image_processor, "image_grid_pinpoints", None):
         return "anyres"
@@ -30,7 +30,9 @@ def aspect_of(processor: Any) -> str:
 
 
 def padded_to_square(image: Image.Image, image_processor: Any) -> Image.Image:
-    """The image in the middle of a square of the processor's mean colour, as LLaVA-1.5 was trained."""
+    """The image in the middle of a square of the processor's mean colour, as LLaVA-1.5 was
+    trained.
+    """
     side = max(image.size)
     colour = tuple(int(value * 255) for value in image_processor.image_mean)
     square = Image.new("RGB", (side, side), colour)  # type: ignore[arg-type]
@@ -55,9 +57,11 @@ def _square(size: Size) -> np.ndarray:
     return np.array([-left / width, -top / height, (side - left) / width, (side - top) / height])
 
 
-def _sub_images(processor: Any, size: Size, aspect: str, ratio: int) -> tuple[np.ndarray, np.ndarray]:
-    """The views of ratio x ratio sub-images, what they do not divide cut off, and of the whole image. And what each
-    can show: a sub-image that is padded shows nothing of its neighbours."""
+def _sub_images(
+    processor: Any, size: Size, aspect: str, ratio: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The views of ratio x ratio sub-images, what they do not divide cut off, and of the whole
+    image. And what each can show: a sub-image that is padded shows nothing of its neighbours."""
     if aspect == "pad" and aspect_of(processor) != "pad":  # padded by ourselves, before it is split
         found = _sub_images(processor, (max(size), max(size)), aspect_of(processor), ratio)
         return _within(_square(size), found[0]), _within(_square(size), found[1])
@@ -83,14 +87,23 @@ def _processed(image_processor: Any, size: Size) -> np.ndarray:
     width, height = size
     shortest, _ = _edges(image_processor)
     if image_processor.do_resize and shortest is not None:
-        width, height = (shortest if edge == min(size) else int(shortest * edge / min(size)) for edge in size)
+        width, height = (
+            shortest if edge == min(size) else int(shortest * edge / min(size)) for edge in size
+        )
     elif image_processor.do_resize:
         _, (height, width) = _edges(image_processor)
     if not image_processor.do_center_crop:
         return WHOLE
     crop = image_processor.crop_size
     left, top = (width - crop["width"]) // 2, (height - crop["height"]) // 2
-    return np.array([left / width, top / height, (left + crop["width"]) / width, (top + crop["height"]) / height])
+    return np.array(
+        [
+            left / width,
+            top / height,
+            (left + crop["width"]) / width,
+            (top + crop["height"]) / height,
+        ]
+    )
 
 
 def _edges(image_processor: Any) -> tuple[int | None, tuple[int | None, int | None]]:
@@ -107,7 +120,9 @@ def _tiles(image_processor: Any, size: Size) -> list[np.ndarray]:
     else:
         inner = (min(math.ceil(width * (rows / height)), columns), rows)
     left, top = (columns - inner[0]) // 2, (rows - inner[1]) // 2
-    tile = int(dict(image_processor.crop_size or {}).get("height") or _edges(image_processor)[0] or rows)
+    tile = int(
+        dict(image_processor.crop_size or {}).get("height") or _edges(image_processor)[0] or rows
+    )
     corners = [(x - left, y - top) for y in range(0, rows, tile) for x in range(0, columns, tile)]
     return [np.array([x, y, x + tile, y + tile]) / np.array([*inner, *inner]) for x, y in corners]
 
@@ -115,4 +130,6 @@ def _tiles(image_processor: Any, size: Size) -> list[np.ndarray]:
 def _within(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     """A rectangle given in fractions of another one, in the other one's own units."""
     corner, extent = outer[..., :2], outer[..., 2:] - outer[..., :2]
-    return np.concatenate([corner + inner[..., :2] * extent, corner + inner[..., 2:] * extent], axis=-1)
+    return np.concatenate(
+        [corner + inner[..., :2] * extent, corner + inner[..., 2:] * extent], axis=-1
+    )

@@ -1,4 +1,6 @@
-"""Where the patches of an image lie: image, tile, row, column, and a box in fractions of the image."""
+"""Where the patches of an image lie: image, tile, row, column, and a box in fractions of the
+image.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +13,9 @@ from jaxtyping import Float, Int
 class PatchGrid:
     """Where the vision tokens of one sample lie, in the order of the sequence.
 
-    `box` is left, top, right, bottom as fractions of the original image; it leaves [0, 1] where a patch
-    shows padding. A token that is no patch (NeXT's newlines, a CLS) has tile = row = col = -1 and a box of
-    NaN.
+    `box` is left, top, right, bottom as fractions of the original image; it leaves [0, 1] where a
+    patch shows padding. A token that is no patch (NeXT's newlines, a CLS) has tile = row = col = -1
+    and a box of NaN.
     """
 
     image: Int[np.ndarray, "key"]  # which image of the sample
@@ -30,4 +32,9 @@ class PatchGrid:
         """The grids of a sample's images, one after the other (an empty one for none)."""
         empty = np.zeros(0, dtype=np.int64)
         grids = [cls(empty, empty, empty, empty, np.zeros((0, 4))), *grids]
-        return cls(*(np.concatenate([getattr(grid, name) for grid in grids]) for name in cls.__dataclass_fields__))
+        return cls(
+            *(
+                np.concatenate([getattr(grid, name) for grid in grids])
+                for name in cls.__dataclass_fields__
+            )
+        )

@@ -1,7 +1,7 @@
 """What reading a benchmark gives: its samples, and the rows that could not be used.
 
-A bad row is listed and left out; it never ends a run. A reader walks through the rows of a file and adds
-samples:
+A bad row is listed and left out; it never ends a run. A reader walks through the rows of a file and
+adds samples:
 
     reading = Reading("pope", "random")
     for number, line in lines(path):
@@ -23,7 +23,8 @@ from probe.errors import ProbeError
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """A row that could not be used. `row`: the line of a text file, the place (from 1) in a JSON list, or a key.
+    """A row that could not be used. `row`: the line of a text file, the place (from 1) in a JSON
+    list, or a key.
 
     >>> print(SkippedRow("coco_pope_random.json", 3, "'label': yes or no", "'maybe'"))
     coco_pope_random.json, row 3: expected 'label': yes or no, got 'maybe'
@@ -42,10 +43,10 @@ class SkippedRow:
 class Benchmark:
     """The samples of one split.
 
-    Every sample's `meta` has `image` (which image: what the bootstrap draws), `kind` (the group it is
-    reported under), `unit` (samples that are scored together: MMBench's rotations, MME's pairs) and
-    `question_id` as in the official file. `files` are the data files that were read; their hashes belong into
-    a run's fingerprint.
+    Every sample's `meta` has `image` (which image: what the bootstrap draws), `kind` (the group it
+    is reported under), `unit` (samples that are scored together: MMBench's rotations, MME's pairs)
+    and `question_id` as in the official file. `files` are the data files that were read; their
+    hashes belong into a run's fingerprint.
     """
 
     name: str
@@ -55,7 +56,9 @@ class Benchmark:
     files: tuple[Path, ...]
 
     def limited(self, count: int) -> "Benchmark":
-        """The first samples, at least `count` of them: units that are scored together stay together."""
+        """The first samples, at least `count` of them: units that are scored together stay
+        together.
+        """
         units: set[str] = set()
         kept: list[Sample] = []
         for sample in self.samples:
@@ -91,7 +94,9 @@ class RowReader:
 
     def repeated(self, file: Path, keys: set[str]) -> None:
         """Lists keys that a JSON object has more than once; the first of each was kept."""
-        self.problems += [SkippedRow(file.name, key, "an id not used before", repr(key)) for key in sorted(keys)]
+        self.problems += [
+            SkippedRow(file.name, key, "an id not used before", repr(key)) for key in sorted(keys)
+        ]
 
     def add(self, sample: Sample) -> None:
         """Raises RowError on an id that is taken: the first row keeps it."""
@@ -104,10 +109,18 @@ class RowReader:
         if not self.samples and not self.problems:
             names = ", ".join(file.name for file in files)
             raise ProbeError(self.name, expected="at least one question", got=f"none in {names}")
-        return Benchmark(self.name, self.split, tuple(self.samples.values()), tuple(self.problems), tuple(files))
+        return Benchmark(
+            self.name, self.split, tuple(self.samples.values()), tuple(self.problems), tuple(files)
+        )
 
 
-_KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object", bool: "true or false"}
+_KINDS = {
+    str: "text",
+    int: "a whole number",
+    list: "a list",
+    dict: "an object",
+    bool: "true or false",
+}
 
 
 def entry(row: Any, name: str, kind: type = str) -> Any:
@@ -119,7 +132,9 @@ def entry(row: Any, name: str, kind: type = str) -> Any:
     if not isinstance(row, Mapping):
         raise RowError(f"an object with {name!r}", shown(row))
     if name not in row:
-        raise RowError(f"{name!r}: {_KINDS[kind]}", f"only {', '.join(map(repr, row)) or 'an empty object'}")
+        raise RowError(
+            f"{name!r}: {_KINDS[kind]}", f"only {', '.join(map(repr, row)) or 'an empty object'}"
+        )
     value = row[name]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise RowError(f"{name!r}: {_KINDS[kind]}", shown(value))
@@ -138,7 +153,9 @@ def identifier(row: Any, name: str) -> str:
     """An id, which files write as a number or as text. Raises RowError."""
     value = row.get(name) if isinstance(row, Mapping) else None
     if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
-        raise RowError(f"{name!r}: an id", shown(value) if isinstance(row, Mapping) and name in row else "none")
+        raise RowError(
+            f"{name!r}: an id", shown(value) if isinstance(row, Mapping) and name in row else "none"
+        )
     return str(value)
 
 

@@ -2,8 +2,8 @@
 
     Sample("cat-1", image="cat.jpg", question="What is on the mat?", answer="a cat")
 
-Images stay paths until somebody looks at them, so that a hundred thousand samples cost nothing. No torch
-here: readers of benchmarks and the run directory use this file alone.
+Images stay paths until somebody looks at them, so that a hundred thousand samples cost nothing. No
+torch here: readers of benchmarks and the run directory use this file alone.
 """
 
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ from probe.data.image import ImageSource, as_images
 class Sample:
     """One question about one image, several, or none.
 
-    `question` is the user's words, or a whole conversation in Hugging Face's chat format; `meta` holds
-    whatever a benchmark wants to keep beside it (group, question type) as plain values.
+    `question` is the user's words, or a whole conversation in Hugging Face's chat format; `meta`
+    holds whatever a benchmark wants to keep beside it (group, question type) as plain values.
 
     >>> Sample("1", image=None, question="What is on the mat?", answer="a cat").images
     ()
@@ -37,15 +37,3 @@ class Sample:
     def images(self) -> tuple[ImageSource, ...]:
         """The images, in the order in which the conversation refers to them."""
         return as_images(self.image)
-
-
-
-
-
-
-
-
-
-
-
-

@@ -1,9 +1,11 @@
-"""From the role of every character to the role of every token, and through the expansion of placeholders.
+"""From the role of every character to the role of every token, and through the expansion of
+placeholders.
 
-A tokenizer may merge the end of one role with the start of the next ("e" + " " before "USER:"): a token of
-two roles has the role of its last character. A processor replaces each image placeholder by as many as the
-image has vision tokens and leaves all other tokens alone, which is checked, not assumed. Most tokenize the text as a
-whole; LLaVA-Mini's, like the authors' code, tokenizes the pieces between placeholders one by one.
+A tokenizer may merge the end of one role with the start of the next ("e" + " " before "USER:"): a
+token of two roles has the role of its last character. A processor replaces each image placeholder
+by as many as the image has vision tokens and leaves all other tokens alone, which is checked, not
+assumed. Most tokenize the text as a whole; LLaVA-Mini's, like the authors' code, tokenizes the
+pieces between placeholders one by one.
 """
 
 from dataclasses import dataclass, replace
@@ -39,19 +41,29 @@ def roles_of(tokenizer: Any, rendering: Rendering) -> Roles:
     return _labelled(*_tokenized(tokenizer, rendering.text), rendering, tokenizer.bos_token_id)
 
 
-def piecewise_roles(tokenizer: Any, rendering: Rendering, placeholder: str, image_token: int) -> Roles:
-    """The same for the pieces of text between placeholders, tokenized one by one; only the first may begin with BOS."""
+def piecewise_roles(
+    tokenizer: Any, rendering: Rendering, placeholder: str, image_token: int
+) -> Roles:
+    """The same for the pieces of text between placeholders, tokenized one by one; only the first
+    may begin with BOS.
+    """
     ids, spans, at = [], [], 0
     for i, piece in enumerate(rendering.text.split(placeholder)):
         if i:
             ids, spans = [*ids, image_token], [*spans, (at, at + len(placeholder))]
             at += len(placeholder)
         more, where = _tokenized(tokenizer, piece, i == 0 and adds_special_tokens(tokenizer, piece))
-        ids, spans, at = [*ids, *more], [*spans, *((at + a, at + b) for a, b in where)], at + len(piece)
+        ids, spans, at = (
+            [*ids, *more],
+            [*spans, *((at + a, at + b) for a, b in where)],
+            at + len(piece),
+        )
     return _labelled(ids, spans, rendering, tokenizer.bos_token_id)
 
 
-def _tokenized(tokenizer: Any, text: str, special: bool | None = None) -> tuple[list[int], list[tuple[int, int]]]:
+def _tokenized(
+    tokenizer: Any, text: str, special: bool | None = None
+) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids and the characters that each covers."""
     if not getattr(tokenizer, "is_fast", False):
         raise ProbeError(
@@ -64,7 +76,9 @@ def _tokenized(tokenizer: Any, text: str, special: bool | None = None) -> tuple[
     return encoded["input_ids"], encoded["offset_mapping"]
 
 
-def _labelled(tokens: list[int], spans: list[tuple[int, int]], rendering: Rendering, bos: int | None) -> Roles:
+def _labelled(
+    tokens: list[int], spans: list[tuple[int, int]], rendering: Rendering, bos: int | None
+) -> Roles:
     ids = np.array(tokens, dtype=np.int64)
     role, turn = np.full(len(ids), INSTRUCTION), np.zeros(len(ids), dtype=np.int64)
     for position, (start, end) in enumerate(spans):
@@ -86,10 +100,18 @@ def expanded(roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: 
     """
     text = ids != image_token
     if not same_words(roles, ids, image_token):
-        raise ProbeError("processor", expected="one that changes nothing but the placeholders", got="other tokens")
+        raise ProbeError(
+            "processor",
+            expected="one that changes nothing but the placeholders",
+            got="other tokens",
+        )
     role, turn = np.full(len(ids), INSTRUCTION), np.zeros(len(ids), dtype=np.int64)
-    role[text], turn[text] = roles.role[roles.ids != image_token], roles.turn[roles.ids != image_token]
-    # an image belongs to the turn of the text before it; the prompt ends where the text behind it begins
+    role[text], turn[text] = (
+        roles.role[roles.ids != image_token],
+        roles.turn[roles.ids != image_token],
+    )
+    # an image belongs to the turn of the text before it; the prompt ends where the text behind it
+    # begins
     before = np.maximum.accumulate(np.where(text, np.arange(len(ids)), 0))
     prompt_end = np.flatnonzero(roles.role == LAST)[0]
     behind = (roles.ids[prompt_end + 1 :] != image_token).sum()

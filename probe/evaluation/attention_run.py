@@ -31,18 +31,33 @@ def attention_to_vision(record: xr.DataTree, stack: str = "llm") -> xr.Dataset:
 
 
 def attention_run(
-    subject: Subject, task: BenchmarkTask, folder: str | Path, *, progress: Progress | None = None, max_new_tokens: int = 32,
-    types: str = "paper", maps: bool = False,
-) -> RunDirectory:  # fmt: skip
+    subject: Subject,
+    task: BenchmarkTask,
+    folder: str | Path,
+    *,
+    progress: Progress | None = None,
+    max_new_tokens: int = 32,
+    types: str = "paper",
+    maps: bool = False,
+) -> RunDirectory:
     """Records of a benchmark's samples in a run directory, as `measure` makes them, without pixels.
 
     Where each patch is, and what it receives, is kept with `maps` only: it is most of a record.
     """
     options: dict[str, Any] = {"types": types, "maps": maps, "max_new_tokens": max_new_tokens}
-    run = RunDirectory.open(folder, fingerprint(subject, task, {"verb": "attention", "types": types, "maps": maps},
-                                       {"max_new_tokens": max_new_tokens}))  # fmt: skip
+    run = RunDirectory.open(
+        folder,
+        fingerprint(
+            subject,
+            task,
+            {"verb": "attention", "types": types, "maps": maps},
+            {"max_new_tokens": max_new_tokens},
+        ),
+    )
     imaged = {bool(sample.images) for sample in task.samples}
-    stacks = ["llm"] if imaged == {True, False} else None  # a sample without an image has no encoder
+    stacks = (
+        ["llm"] if imaged == {True, False} else None
+    )  # a sample without an image has no encoder
 
     def measured(samples: list[Sample]) -> xr.DataTree:
         record = measure(subject, samples, stacks=stacks, progress=False, **options)

@@ -1,9 +1,11 @@
-"""What dropping vision tokens does to the answers: from the tables of a sweep to numbers with intervals.
+"""What dropping vision tokens does to the answers: from the tables of a sweep to numbers with
+intervals.
 
-`results` is what `drop_sweep` returned, several of those by name, or a run of `probe drop`: a tree with a node for each
-reading of "dropped", and one with attention. Every table's first three cases are the untouched model, no vision in any
-layer, and another image. Questions about one image are no independent evidence, so images are drawn again
-(`intervals.py`), all cases with the same draws: differences are paired.
+`results` is what `drop_sweep` returned, several of those by name, or a run of `probe drop`: a tree
+with a node for each reading of "dropped", and one with attention. Every table's first three cases
+are the untouched model, no vision in any layer, and another image. Questions about one image are no
+independent evidence, so images are drawn again (`intervals.py`), all cases with the same draws:
+differences are paired.
 
     effects(results)                                  # a row for each reading, case and kind of question
     window_cases(table, 4)                            # ["1-4", "5-8", ...]: those of Fig. 5
@@ -36,7 +38,8 @@ ORDER = ("mask", "mask, freeze", "remove", "remove, no restore", "zero", "swap")
 
 
 def tables_of(results: Any) -> dict[str, xr.Dataset]:
-    """The tables (sample, case) in `results`, by the name of their reading; with `image` and `kind` of each sample.
+    """The tables (sample, case) in `results`, by the name of their reading; with `image` and `kind`
+    of each sample.
 
     Raises ProbeError for anything that holds none.
     """
@@ -47,15 +50,23 @@ def tables_of(results: Any) -> dict[str, xr.Dataset]:
         known = [name for name in OF_SAMPLES if name in root]
         benchmark = {name: value for name, value in root.attrs.items() if name == "benchmark"}
         tables = {
-            reading_of(table): table.assign({name: root[name] for name in known}).assign_attrs(benchmark)
+            reading_of(table): table.assign({name: root[name] for name in known}).assign_attrs(
+                benchmark
+            )
             for name, node in results.children.items()
             if name != ATTENTION and "case" in (table := node.to_dataset()).dims
         }
         tables = dict(sorted(tables.items(), key=lambda pair: [*ORDER, pair[0]].index(pair[0])))
     else:
         tables = dict(results) if isinstance(results, Mapping) else {}
-    if not tables or not all(isinstance(one, xr.Dataset) and "dropped" in one for one in tables.values()):
-        raise ProbeError("results", expected="what drop_sweep returned, or a run of probe drop", got=repr(results)[:60])
+    if not tables or not all(
+        isinstance(one, xr.Dataset) and "dropped" in one for one in tables.values()
+    ):
+        raise ProbeError(
+            "results",
+            expected="what drop_sweep returned, or a run of probe drop",
+            got=repr(results)[:60],
+        )
     return {name: _with_samples(table) for name, table in tables.items()}
 
 
@@ -72,10 +83,16 @@ def reading_of(table: xr.Dataset) -> str:
 
 
 def _with_samples(table: xr.Dataset) -> xr.Dataset:
-    """Without the image of each sample, each counts as one of its own; without kinds there is one."""
+    """Without the image of each sample, each counts as one of its own; without kinds there is
+    one.
+    """
     if "image" not in table:
         table = table.assign(image=("sample", table["sample"].values.astype(object)))
-    return table if "kind" in table else table.assign(kind=("sample", np.full(table.sizes["sample"], ALL, object)))
+    return (
+        table
+        if "kind" in table
+        else table.assign(kind=("sample", np.full(table.sizes["sample"], ALL, object)))
+    )
 
 
 def dropped_layers(table: xr.Dataset) -> dict[str, tuple[int, ...]]:
@@ -88,13 +105,19 @@ def dropped_layers(table: xr.Dataset) -> dict[str, tuple[int, ...]]:
 
 
 def window_cases(table: xr.Dataset, size: int | None = None) -> list[str]:
-    """Cases that are neighbouring windows of `size` layers; by default of the least size that covers all layers.
+    """Cases that are neighbouring windows of `size` layers; by default of the least size that
+    covers all layers.
 
     An empty list where there are no such cases.
     """
-    names, layers = {chosen: name for name, chosen in dropped_layers(table).items()}, table.sizes["layer"]
+    names, layers = (
+        {chosen: name for name, chosen in dropped_layers(table).items()},
+        table.sizes["layer"],
+    )
     for tried in range(1, layers) if size is None else [size] * (size <= layers):
-        windows = [tuple(range(start, min(start + tried, layers))) for start in range(0, layers, tried)]
+        windows = [
+            tuple(range(start, min(start + tried, layers))) for start in range(0, layers, tried)
+        ]
         if all(window in names for window in windows):
             return [names[window] for window in windows]
     return []
@@ -103,13 +126,21 @@ def window_cases(table: xr.Dataset, size: int | None = None) -> list[str]:
 def from_cases(table: xr.Dataset) -> dict[int, str]:
     """First dropped layer -> the case that drops from there to the last layer."""
     last = table.sizes["layer"]
-    found = {c[0]: name for name, c in dropped_layers(table).items() if c and c == tuple(range(c[0], last))}
+    found = {
+        c[0]: name
+        for name, c in dropped_layers(table).items()
+        if c and c == tuple(range(c[0], last))
+    }
     return dict(sorted(found.items()))
 
 
 def until_cases(table: xr.Dataset) -> dict[int, str]:
     """Last dropped layer -> the case that drops from the first layer to there."""
-    found = {c[-1]: name for name, c in dropped_layers(table).items() if c and c == tuple(range(c[-1] + 1))}
+    found = {
+        c[-1]: name
+        for name, c in dropped_layers(table).items()
+        if c and c == tuple(range(c[-1] + 1))
+    }
     return dict(sorted(found.items()))
 
 
@@ -139,10 +170,12 @@ def has_scores(table: xr.Dataset) -> bool:
 
 
 def effects(results: Any, *, seed: int = 0) -> pd.DataFrame:
-    """A row for each reading, case and kind of question: accuracy and its difference to the untouched model.
+    """A row for each reading, case and kind of question: accuracy and its difference to the
+    untouched model.
 
-    Both in percent with 95 % intervals: bootstrap over images, the difference paired. Beside them the means of the
-    other values; distances to the untouched model are of the first answer token's distribution.
+    Both in percent with 95 % intervals: bootstrap over images, the difference paired. Beside them
+    the means of the other values; distances to the untouched model are of the first answer token's
+    distribution.
     """
     rows = []
     for reading, table in tables_of(results).items():
@@ -158,15 +191,28 @@ def _effects(table: xr.Dataset, labels: Mapping[str, str], seed: int) -> list[di
     columns |= _columns("difference", paired(correct, correct[:, 0], images, seed=seed))
     columns |= {
         name: table[name].transpose("sample", "case").mean("sample").values
-        for name in VALUES if name != "correct" and name in table
-    }  # fmt: skip
+        for name in VALUES
+        if name != "correct" and name in table
+    }
     layers = {**dict.fromkeys(table["case"].values[:BASELINES], ""), **dropped_layers(table)}
     return [
-        {"reading": labels["reading"], "case": case, "layers": " ".join(str(layer + 1) for layer in chosen),
-         "kind": labels["kind"], **counts, **{name: float(column[at]) for name, column in columns.items()}}
-        for at, (case, chosen) in enumerate((case, layers[case] or ()) for case in map(str, table["case"].values))
-    ]  # fmt: skip
+        {
+            "reading": labels["reading"],
+            "case": case,
+            "layers": " ".join(str(layer + 1) for layer in chosen),
+            "kind": labels["kind"],
+            **counts,
+            **{name: float(column[at]) for name, column in columns.items()},
+        }
+        for at, (case, chosen) in enumerate(
+            (case, layers[case] or ()) for case in map(str, table["case"].values)
+        )
+    ]
 
 
 def _columns(name: str, found: Interval) -> dict[str, np.ndarray]:
-    return {name: 100 * found.estimate, f"{name}_low": 100 * found.low, f"{name}_high": 100 * found.high}
+    return {
+        name: 100 * found.estimate,
+        f"{name}_low": 100 * found.low,
+        f"{name}_high": 100 * found.high,
+    }

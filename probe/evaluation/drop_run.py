@@ -1,4 +1,5 @@
-"""Subject x intervention x benchmark -> run: what is measured over many samples, resumable and crash-safe.
+"""Subject x intervention x benchmark -> run: what is measured over many samples, resumable and
+crash-safe.
 
     task = Task.read("gqa", "data/gqa", limit=500)
     dropping = Dropping(subject, task, {"mask": windows(4), "swap": windows(4)})
@@ -6,8 +7,9 @@
     run = dropping.run("probe-out/drop")                  # the same line again goes on where it was interrupted
     effects(results(run, task))                           # accuracy of every case, with intervals
 
-A part of such a run is a tree: a node for each reading of "dropped" (a table of `drop_sweep`), and one with the
-attention that text gives to vision, from the same samples. A part of an attention run is a record.
+A part of such a run is a tree: a node for each reading of "dropped" (a table of `drop_sweep`), and
+one with the attention that text gives to vision, from the same samples. A part of an attention run
+is a record.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,42 +45,80 @@ Progress = Callable[[int], None]
 
 
 class Dropping:
-    """What `probe drop` measures of each sample: its answers in every case of every reading, and attention."""
+    """What `probe drop` measures of each sample: its answers in every case of every reading, and
+    attention.
+    """
 
     def __init__(
-        self, subject: Subject, task: BenchmarkTask, readings: Mapping[str, Cases], *, stack: str = "llm",
-        queries: Names | None = None, max_new_tokens: int = 32, attention: bool = True,
-    ):  # fmt: skip
-        """`readings`: names of `READINGS`, each with its cases as in `drop_sweep`. Raises ProbeError as that does."""
+        self,
+        subject: Subject,
+        task: BenchmarkTask,
+        readings: Mapping[str, Cases],
+        *,
+        stack: str = "llm",
+        queries: Names | None = None,
+        max_new_tokens: int = 32,
+        attention: bool = True,
+    ):
+        """`readings`: names of `READINGS`, each with its cases as in `drop_sweep`. Raises
+        ProbeError as that does.
+        """
         if unknown := [name for name in readings if name not in READINGS]:
-            raise ProbeError("drop", expected=f"readings of {', '.join(READINGS)}", got=repr(unknown[0]))
+            raise ProbeError(
+                "drop", expected=f"readings of {', '.join(READINGS)}", got=repr(unknown[0])
+            )
         if not task.with_images:
-            raise ProbeError("drop", expected="questions about images", got=f"none in {task.benchmark.name}")
-        self.subject, self.task, self.max_new_tokens, self.attention = subject, task, max_new_tokens, attention
+            raise ProbeError(
+                "drop", expected="questions about images", got=f"none in {task.benchmark.name}"
+            )
+        self.subject, self.task, self.max_new_tokens, self.attention = (
+            subject,
+            task,
+            max_new_tokens,
+            attention,
+        )
         self.weights, self.stack, self.queries = weights_digest(subject.model), stack, queries
         self.sweeps: dict[str, Sweep] = {}
         memory = None  # the readings share their image
         for name, cases in readings.items():
-            sweep = Sweep(subject, cases, stack=stack, queries=queries, **READINGS[name],
-                          max_new_tokens=max_new_tokens, score=task.score, memory=memory)  # fmt: skip
+            sweep = Sweep(
+                subject,
+                cases,
+                stack=stack,
+                queries=queries,
+                **READINGS[name],
+                max_new_tokens=max_new_tokens,
+                score=task.score,
+                memory=memory,
+            )
             self.sweeps[name], memory = sweep, sweep.memory
 
     def run(
-        self, folder: str | Path, progress: Progress | None = None, *, samples: Sequence[Sample] | None = None,
+        self,
+        folder: str | Path,
+        progress: Progress | None = None,
+        *,
+        samples: Sequence[Sample] | None = None,
         worker: str = "0",
-    ) -> RunDirectory:  # fmt: skip
-        """Measures what is still to do. Raises ProbeError where the folder holds another run; see `run_samples`.
+    ) -> RunDirectory:
+        """Measures what is still to do. Raises ProbeError where the folder holds another run; see
+        `run_samples`.
 
         Several workers, each with a name, may share the folder: give each `samples` of its own.
         """
         run = RunDirectory.open(folder, self.fingerprint(), worker)
-        run_samples(run, self.task.with_images if samples is None else samples, self, progress=progress)
+        run_samples(
+            run, self.task.with_images if samples is None else samples, self, progress=progress
+        )
         return run
 
     def fingerprint(self) -> RunFingerprint:
         """What must be equal to go on."""
         readings = {
-            name: {**READINGS[name], "cases": {case: sorted(layers) for case, layers in sweep.cases.items()}}
+            name: {
+                **READINGS[name],
+                "cases": {case: sorted(layers) for case, layers in sweep.cases.items()},
+            }
             for name, sweep in self.sweeps.items()
         }
         plan: dict[str, Any] = {"verb": "drop", "readings": readings, "attention": self.attention}
@@ -87,13 +127,20 @@ class Dropping:
         return fingerprint(self.subject, self.task, plan, {"max_new_tokens": self.max_new_tokens})
 
     def estimate(self, samples: Sequence[Sample] | None = None) -> list[str]:
-        """What these samples (by default all) will cost, a line a reading. An upper bound, as answers end."""
+        """What these samples (by default all) will cost, a line a reading. An upper bound, as
+        answers end.
+        """
         samples = list(self.task.with_images if samples is None else samples)
-        readable = next((at for at, sample in enumerate(samples[:100]) if self._can_encode(sample)), None)
+        readable = next(
+            (at for at, sample in enumerate(samples[:100]) if self._can_encode(sample)), None
+        )
         if readable is None:
             return []
         samples = [samples[readable], *samples[:readable], *samples[readable + 1 :]]
-        costs = {name: sweep.estimate(samples).removeprefix("drop_sweep: ") for name, sweep in self.sweeps.items()}
+        costs = {
+            name: sweep.estimate(samples).removeprefix("drop_sweep: ")
+            for name, sweep in self.sweeps.items()
+        }
         return [f"{name}: {cost}" for name, cost in costs.items()]
 
     def _can_encode(self, sample: Sample) -> bool:
@@ -109,16 +156,25 @@ class Dropping:
         donor = self.task.donor(sample, same_size=self.subject.aspect == "anyres")
         nodes = {name: _without_counts(sweep(sample, donor)) for name, sweep in self.sweeps.items()}
         if self.attention:
-            record = measure(self.subject, sample, stacks=[self.stack], rows="text", max_new_tokens=self.max_new_tokens)
+            record = measure(
+                self.subject,
+                sample,
+                stacks=[self.stack],
+                rows="text",
+                max_new_tokens=self.max_new_tokens,
+            )
             nodes[ATTENTION] = attention_to_vision(record, self.stack)
-        told = self.subject.describe() | {"weights": self.weights, "benchmark": self.task.benchmark.name}
+        told = self.subject.describe() | {
+            "weights": self.weights,
+            "benchmark": self.task.benchmark.name,
+        }
         return xr.DataTree.from_dict({"/": about(sample).assign_attrs(told), **nodes})
 
 
-
-
 def results(run: RunDirectory, task: BenchmarkTask) -> xr.DataTree:
-    """All of a drop run, in the order of the benchmark. Raises ProbeError when no sample is finished."""
+    """All of a drop run, in the order of the benchmark. Raises ProbeError when no sample is
+    finished.
+    """
     loaded = run.load([sample.id for sample in task.benchmark.samples])
     assert isinstance(loaded, xr.DataTree)
     return loaded
@@ -126,12 +182,10 @@ def results(run: RunDirectory, task: BenchmarkTask) -> xr.DataTree:
 
 def predictions(table: xr.Dataset, case: str) -> dict[str, str]:
     """Sample id -> the answer in a case."""
-    return dict(zip(table["sample"].values.tolist(), table["answer"].sel(case=case).values.tolist(), strict=True))
-
-
-
-
-
-
-
-
+    return dict(
+        zip(
+            table["sample"].values.tolist(),
+            table["answer"].sel(case=case).values.tolist(),
+            strict=True,
+        )
+    )

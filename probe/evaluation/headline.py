@@ -1,8 +1,8 @@
 """The number that papers print of a benchmark, for every case of a sweep, with how sure it is.
 
-Mostly that is the mean of the scores. F1 (POPE), circular accuracy (MMBench), points (MME) and a ratio (LLaVA-Bench)
-are not: for them images are drawn again and the number is computed anew, in all cases from the same draws, so that
-differences to the untouched model are paired.
+Mostly that is the mean of the scores. F1 (POPE), circular accuracy (MMBench), points (MME) and a
+ratio (LLaVA-Bench) are not: for them images are drawn again and the number is computed anew, in all
+cases from the same draws, so that differences to the untouched model are paired.
 
     headline = Headline(table)                       # of `effects.tables_of`, which says what benchmark it is
     headline.curve([0, 3, 4], seed=0).estimate       # these cases, with a band over all of them at once
@@ -19,7 +19,14 @@ from jaxtyping import Float, Int
 from probe.evaluation.benchmarks import named
 from probe.evaluation.benchmarks.answer_files import weighted_percent
 from probe.evaluation.drop_effects import OF_SAMPLES, values_of
-from probe.records.bootstrap import Interval, band, band_statistic, bootstrap, bootstrap_statistic, paired
+from probe.records.bootstrap import (
+    Interval,
+    band,
+    band_statistic,
+    bootstrap,
+    bootstrap_statistic,
+    paired,
+)
 
 REFERENCE = "reference"  # GPT-4's scores, beside the model's
 
@@ -71,16 +78,22 @@ class Headline:
         """To the untouched model, paired, every case by itself."""
         if self.is_mean:
             return paired(100 * self._scores, 100 * self._scores[:, 0], self._images, seed=seed)
-        return bootstrap_statistic(lambda times: (found := self(times)) - found[0], self._images, seed=seed)
+        return bootstrap_statistic(
+            lambda times: (found := self(times)) - found[0], self._images, seed=seed
+        )
 
     def curve(self, cases: Sequence[int], seed: int, paired: bool = False) -> Interval:
-        """A band over these cases at once; `paired`: of their differences to the untouched model."""
+        """A band over these cases at once; `paired`: of their differences to the untouched
+        model.
+        """
         at = list(cases)
         if self.is_mean:
             base = 100 * self._scores[:, :1] if paired else 0.0
             return band(100 * self._scores[:, at] - base, self._images, seed=seed)
         return band_statistic(
-            lambda times: (found := self(times))[at] - (found[0] if paired else 0), self._images, seed=seed
+            lambda times: (found := self(times))[at] - (found[0] if paired else 0),
+            self._images,
+            seed=seed,
         )
 
     @cached_property
@@ -89,9 +102,13 @@ class Headline:
 
     @cached_property
     def _about(self) -> dict[str, np.ndarray]:
-        known = {name: self.table[name].values.astype(str) for name in OF_SAMPLES if name in self.table}
+        known = {
+            name: self.table[name].values.astype(str) for name in OF_SAMPLES if name in self.table
+        }
         if REFERENCE in self.table:
-            known[REFERENCE] = self.table[REFERENCE].transpose("sample", "case").values.astype(float)
+            known[REFERENCE] = (
+                self.table[REFERENCE].transpose("sample", "case").values.astype(float)
+            )
         return known
 
     @property
@@ -100,11 +117,20 @@ class Headline:
 
 
 def columns(table: xr.Dataset, seed: int) -> dict[str, np.ndarray]:
-    """Columns of a table of effects: the official number of each case and its difference to the untouched model."""
+    """Columns of a table of effects: the official number of each case and its difference to the
+    untouched model.
+    """
     headline = Headline(table)
-    found = {f"official_{headline.name}": headline.interval(seed), "official_difference": headline.difference(seed)}
+    found = {
+        f"official_{headline.name}": headline.interval(seed),
+        "official_difference": headline.difference(seed),
+    }
     return {
         name + suffix: values
         for name, interval in found.items()
-        for suffix, values in (("", interval.estimate), ("_low", interval.low), ("_high", interval.high))
+        for suffix, values in (
+            ("", interval.estimate),
+            ("_low", interval.low),
+            ("_high", interval.high),
+        )
     }

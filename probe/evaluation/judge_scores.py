@@ -1,8 +1,10 @@
-"""Scores of a judge, for the benchmarks whose answers only a judge can score: into the tables of a finished run.
+"""Scores of a judge, for the benchmarks whose answers only a judge can score: into the tables of a
+finished run.
 
-`probe drop --export` writes every case's answers to `predictions/<reading>/<case>/`. The judge reads them, and what it
-writes goes beside them as `judged.json` (or `.jsonl`); the same command with `--judged` then draws and tabulates them.
-A single file is taken as the judge's word on the untouched model.
+`probe drop --export` writes every case's answers to `predictions/<reading>/<case>/`. The judge
+reads them, and what it writes goes beside them as `judged.json` (or `.jsonl`); the same command
+with `--judged` then draws and tabulates them. A single file is taken as the judge's word on the
+untouched model.
 
     found = judged(results(run, task), task, "probe-out/drop/predictions")
 """
@@ -32,17 +34,29 @@ def folder_of(reading: str, case: str) -> Path:
 
 
 def check_judged(task: BenchmarkTask, path: Path) -> None:
-    """Raises ProbeError for a benchmark that scores its own answers, and where there is nothing of a judge."""
+    """Raises ProbeError for a benchmark that scores its own answers, and where there is nothing of
+    a judge.
+    """
     if not hasattr(task.module, "judged"):
-        raise ProbeError("--judged", expected="a benchmark that a judge scores: llava_w or mm_vet",
-                         got=task.benchmark.name, fix="leave it out")  # fmt: skip
+        raise ProbeError(
+            "--judged",
+            expected="a benchmark that a judge scores: llava_w or mm_vet",
+            got=task.benchmark.name,
+            fix="leave it out",
+        )
     if not path.is_file() and not any(file for name in FILES for file in path.rglob(name)):
-        raise ProbeError("--judged", expected="a judge's file, or a folder laid out as predictions/ with judged.json "
-                         "(.jsonl) in it", got=str(path))  # fmt: skip
+        raise ProbeError(
+            "--judged",
+            expected="a judge's file, or a folder laid out as predictions/ with judged.json "
+            "(.jsonl) in it",
+            got=str(path),
+        )
 
 
 def judged(found: xr.DataTree, task: BenchmarkTask, path: str | Path) -> xr.DataTree:
-    """The results with the scores of every case that was judged. Raises ProbeError for a file that is none."""
+    """The results with the scores of every case that was judged. Raises ProbeError for a file that
+    is none.
+    """
     path = Path(path)
     check_judged(task, path)
     nodes = {name: node.to_dataset() for name, node in found.children.items()}
@@ -68,11 +82,15 @@ def _scored(table: xr.Dataset, task: BenchmarkTask, path: Path) -> xr.Dataset:
 def _file(path: Path, reading: str, case: str, untouched: bool) -> Path | None:
     if path.is_file():
         return path if untouched else None
-    return next((file for name in FILES if (file := path / folder_of(reading, case) / name).is_file()), None)
+    return next(
+        (file for name in FILES if (file := path / folder_of(reading, case) / name).is_file()), None
+    )
 
 
 def _two(scores: Mapping[str, float | tuple[float, float]], sample: str) -> tuple[float, float]:
-    """The model's score, and the one of the reference where the judge gave two; in [0, 1], NaN where it gave none."""
+    """The model's score, and the one of the reference where the judge gave two; in [0, 1], NaN
+    where it gave none.
+    """
     found = scores.get(sample, float("nan"))
     if not isinstance(found, tuple):
         return found, float("nan")

@@ -1,4 +1,5 @@
-"""Models and token reducers side by side: on the same questions how right, with how many vision tokens, at what cost.
+"""Models and token reducers side by side: on the same questions how right, with how many vision
+tokens, at what cost.
 
     methods = [
         Method("all tokens", subject),
@@ -71,7 +72,9 @@ class Method:
     def encode(self, sample: Sample) -> Inputs:
         return self.subject.encode(list(sample.images), sample.question)
 
-    def answer(self, sample: Sample, max_new_tokens: int) -> tuple[str, Inputs, Int[np.ndarray, " layer"]]:
+    def answer(
+        self, sample: Sample, max_new_tokens: int
+    ) -> tuple[str, Inputs, Int[np.ndarray, " layer"]]:
         """What it says, the prompt, and the vision tokens that each LLM layer had."""
         with self.at_work() as stages:
             inputs = self.encode(sample)
@@ -81,7 +84,8 @@ class Method:
 
 
 def tokens_by_layer(before: int, stages: Sequence[Stage], depth: int) -> Int[np.ndarray, " layer"]:
-    """Vision tokens of one prompt in each layer: `before` of them, and after each stage what it left.
+    """Vision tokens of one prompt in each layer: `before` of them, and after each stage what it
+    left.
 
     >>> tokens_by_layer(36, [], depth=4)
     array([36, 36, 36, 36])
@@ -98,9 +102,13 @@ class Comparison:
         """Raises ProbeError for no method, two of one name, and questions without images."""
         names = [method.name for method in methods]
         if not names or len(set(names)) < len(names):
-            raise ProbeError("reduce", expected="methods with different names", got=", ".join(names) or "none")
+            raise ProbeError(
+                "reduce", expected="methods with different names", got=", ".join(names) or "none"
+            )
         if not task.with_images:
-            raise ProbeError("reduce", expected="questions about images", got=f"none in {task.benchmark.name}")
+            raise ProbeError(
+                "reduce", expected="questions about images", got=f"none in {task.benchmark.name}"
+            )
         self.methods, self.task, self.max_new_tokens = tuple(methods), task, max_new_tokens
 
     def fingerprint(self) -> RunFingerprint:
@@ -109,12 +117,22 @@ class Comparison:
         for method in self.methods:
             about = method.subject.describe()
             weights = weights_digest(method.subject.model)
-            told[method.name] = f"{about['model']} {weights} {about['dtype']} {about['attention']} {method.reducers}"
-        return fingerprint(self.methods[0].subject, self.task, {"verb": "reduce", "methods": told},
-                           {"max_new_tokens": self.max_new_tokens})  # fmt: skip
+            told[method.name] = (
+                f"{about['model']} {weights} {about['dtype']} {about['attention']} {method.reducers}"
+            )
+        return fingerprint(
+            self.methods[0].subject,
+            self.task,
+            {"verb": "reduce", "methods": told},
+            {"max_new_tokens": self.max_new_tokens},
+        )
 
-    def run(self, folder: str | Path, progress: Callable[[int], None] | None = None) -> RunDirectory:
-        """Asks what is still to be asked. Raises ProbeError where the folder holds another run; see `run_samples`."""
+    def run(
+        self, folder: str | Path, progress: Callable[[int], None] | None = None
+    ) -> RunDirectory:
+        """Asks what is still to be asked. Raises ProbeError where the folder holds another run; see
+        `run_samples`.
+        """
         run = RunDirectory.open(folder, self.fingerprint())
         run_samples(run, self.task.with_images, self, progress=progress)
         return run
@@ -147,21 +165,38 @@ class Comparison:
         }
 
     def costs(self, answers: xr.Dataset, repeats: int = 5) -> xr.Dataset:
-        """What a prompt of the usual length costs each method: counted, and with `repeats` also measured.
+        """What a prompt of the usual length costs each method: counted, and with `repeats` also
+        measured.
 
-        Counted with the mean number of vision tokens of each layer; the clock runs on the first `TIMED` images, from
-        pixels to the first token, the methods in turn so that a busy machine is busy for all of them.
+        Counted with the mean number of vision tokens of each layer; the clock runs on the first
+        `TIMED` images, from pixels to the first token, the methods in turn so that a busy machine
+        is busy for all of them.
         """
         found = []
         for method in self.methods:
             asked = answers.sel(case=method.name)
-            tokens = asked["vision_tokens"].mean("sample").values[: method.depth].round().astype(int).tolist()
+            tokens = (
+                asked["vision_tokens"]
+                .mean("sample")
+                .values[: method.depth]
+                .round()
+                .astype(int)
+                .tolist()
+            )
             size = _median_size(self.task) if tiles(method.subject.model.config) else None
             reduces = None if not method.reducers else tokens
             words = round(float(asked["text_tokens"].median()))
-            found.append(cost(method.subject, reduces, words, rows="needed", name=method.name, resolution=size))
+            found.append(
+                cost(
+                    method.subject, reduces, words, rows="needed", name=method.name, resolution=size
+                )
+            )
         counted = join(found)
-        return counted if not repeats else counted.merge(self._measured(repeats)).assign_attrs(counted.attrs)
+        return (
+            counted
+            if not repeats
+            else counted.merge(self._measured(repeats)).assign_attrs(counted.attrs)
+        )
 
     def _measured(self, repeats: int) -> xr.Dataset:
         latency = np.full((len(self.methods), TIMED * repeats), np.nan)
@@ -169,7 +204,9 @@ class Comparison:
         for at, sample in enumerate(self.task.with_images[:TIMED]):
             for row, method in enumerate(self.methods):
                 with method.at_work():
-                    seconds, most = measure_prefill(method.subject.model, method.encode(sample), repeats)  # pyright: ignore
+                    seconds, most = measure_prefill(
+                        method.subject.model, method.encode(sample), repeats
+                    )  # pyright: ignore
                 latency[row, at * repeats : (at + 1) * repeats] = seconds
                 memory[row] = np.maximum(memory[row], most)
         return xr.Dataset(
@@ -179,7 +216,9 @@ class Comparison:
 
 
 def compared(run: RunDirectory, task: BenchmarkTask) -> xr.Dataset:
-    """All answers of a run, in the order of the benchmark. Raises ProbeError when no sample is finished."""
+    """All answers of a run, in the order of the benchmark. Raises ProbeError when no sample is
+    finished.
+    """
     loaded = run.load([sample.id for sample in task.benchmark.samples])
     assert isinstance(loaded, xr.Dataset)
     return loaded

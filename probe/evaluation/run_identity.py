@@ -1,7 +1,9 @@
-"""What makes two runs over a benchmark the same run: model, weights, kernel, prompt, plan, data. Not how many samples.
+"""What makes two runs over a benchmark the same run: model, weights, kernel, prompt, plan, data.
+Not how many samples.
 
-A name and a revision don't tell checkpoints of one architecture apart when a folder was trained further in place, or
-for a model in memory. A few values of each parameter do, at the cost of milliseconds.
+A name and a revision don't tell checkpoints of one architecture apart when a folder was trained
+further in place, or for a model in memory. A few values of each parameter do, at the cost of
+milliseconds.
 
     fingerprint(subject, task, {"verb": "drop", ...}, {"max_new_tokens": 32})
     digest(subject.model)                                 # "5d0c8f..."
@@ -20,15 +22,23 @@ from probe.subject.subject import Subject
 VALUES = 64  # of each parameter, evenly spread
 
 
-def fingerprint(subject: Subject, task: BenchmarkTask, plan: Mapping[str, Any], generation: Mapping[str, Any]) -> RunFingerprint:
-    """For `Run.open`: `plan` is what is done, `generation` the arguments of generate; plain values."""
+def fingerprint(
+    subject: Subject, task: BenchmarkTask, plan: Mapping[str, Any], generation: Mapping[str, Any]
+) -> RunFingerprint:
+    """For `Run.open`: `plan` is what is done, `generation` the arguments of generate; plain
+    values.
+    """
     told = subject.describe()
     template = hashlib.sha256(str(subject.processor.chat_template).encode()).hexdigest()[:16]
     setting = {name: told[name] for name in ("quantization", "aspect", "image_processor")}
     setting["weights"] = weights_digest(subject.model)
     if told["reducer"]:
         setting["reducer"] = told["reducer"]
-    data = {"benchmark": task.benchmark.name, "split": task.benchmark.split, **hash_files(task.benchmark.files)}
+    data = {
+        "benchmark": task.benchmark.name,
+        "split": task.benchmark.split,
+        **hash_files(task.benchmark.files),
+    }
     named = (told["model"], told["revision"], told["dtype"], told["attention"])
     return RunFingerprint(*named, template, {**plan, **setting}, data, generation)
 

@@ -14,14 +14,17 @@ from probe.evaluation.headline import Headline
 
 
 def scores(answers: xr.Dataset, *, seed: int = 0) -> pd.DataFrame:
-    """A row a method: the benchmark's official number, its difference to the first method's (paired), both with 95 %
-    intervals over images; what is kept of the first's, in percent; mean vision tokens of an LLM layer.
+    """A row a method: the benchmark's official number, its difference to the first method's
+    (paired), both with 95 % intervals over images; what is kept of the first's, in percent; mean
+    vision tokens of an LLM layer.
 
     Raises ProbeError for anything else than such answers.
     """
     wanted = {"correct", "vision_tokens", "family"}
     if not isinstance(answers, xr.Dataset) or not wanted <= {*map(str, answers.variables)}:
-        raise ProbeError("scores", expected="the answers of a comparison", got=f"a {type(answers).__name__}")
+        raise ProbeError(
+            "scores", expected="the answers of a comparison", got=f"a {type(answers).__name__}"
+        )
     headline = Headline(answers)
     own, change = headline.interval(seed), headline.difference(seed)
     first = float(own.estimate[0])
@@ -33,5 +36,8 @@ def scores(answers: xr.Dataset, *, seed: int = 0) -> pd.DataFrame:
     for name, found in ((headline.name, own), ("difference", change)):
         columns |= {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
     columns["of_first"] = 100 * own.estimate / first if first > 0 else np.nan
-    columns |= {"questions": answers.sizes["sample"], "images": len(np.unique(answers["image"].values.astype(str)))}
+    columns |= {
+        "questions": answers.sizes["sample"],
+        "images": len(np.unique(answers["image"].values.astype(str))),
+    }
     return pd.DataFrame(columns)

@@ -1,4 +1,5 @@
-"""A task: the questions of a benchmark that are to be asked, with their scorer, and another image for each.
+"""A task: the questions of a benchmark that are to be asked, with their scorer, and another image
+for each.
 
 task = Task.read("gqa", "data/gqa", limit=500)
 task.samples                                # in an order in which every image comes once
@@ -36,12 +37,16 @@ class BenchmarkTask:
 
     @classmethod
     def read(
-        cls, name: str, data: str | Path | None = None, limit: int | None = None, split: str | None = None
+        cls,
+        name: str,
+        data: str | Path | None = None,
+        limit: int | None = None,
+        split: str | None = None,
     ) -> "BenchmarkTask":
         """Reads a benchmark's official files from the folder `data`; "shapes" needs none.
 
-        Raises ProbeError for an unknown name or split, a missing folder, files that can't be read, no usable row and a
-        limit below 1.
+        Raises ProbeError for an unknown name or split, a missing folder, files that can't be read,
+        no usable row and a limit below 1.
         """
         module = named(name)
         if limit is not None and limit < 1:
@@ -50,8 +55,12 @@ class BenchmarkTask:
         if name == WITHOUT_DATA:
             return cls(module, module.read(None, questions=max(limit or 0, POOL), **options), limit)
         if data is None:
-            raise ProbeError(name, expected="the folder with the official files", got="none",
-                             fix=f"pass --data; what is in it is said in probe/evaluation/benchmarks/{name}.py")  # fmt: skip
+            raise ProbeError(
+                name,
+                expected="the folder with the official files",
+                got="none",
+                fix=f"pass --data; what is in it is said in probe/evaluation/benchmarks/{name}.py",
+            )
         benchmark = module.read(data, **options)
         if not benchmark.samples:
             got = f"{len(benchmark.problems)} bad ones; the first: {benchmark.problems[0]}"
@@ -75,9 +84,11 @@ class BenchmarkTask:
         return float(self.module.score(prediction, sample))
 
     def donor(self, sample: Sample, same_size: bool = False) -> tuple[Image.Image, ...] | None:
-        """Another sample's images, as many: the next one's in the split that can be opened. None if there is none.
+        """Another sample's images, as many: the next one's in the split that can be opened. None if
+        there is none.
 
-        same_size: resized to the sample's own, as a model whose vision tokens depend on the size needs it.
+        same_size: resized to the sample's own, as a model whose vision tokens depend on the size
+        needs it.
         """
         own, image_names = sample.meta["image"], list(self._images)
         start = image_names.index(own)
@@ -86,14 +97,18 @@ class BenchmarkTask:
             if len(found) == len(sample.images):
                 try:
                     opened = [open_image(image) for image in found]
-                    sizes = [open_image(image).size for image in sample.images] if same_size else None
+                    sizes = (
+                        [open_image(image).size for image in sample.images] if same_size else None
+                    )
                 except ProbeError:
                     continue
                 return tuple(opened if sizes is None else map(Image.Image.resize, opened, sizes))
         return None
 
     def summarise(self, predictions: Mapping[str, str]) -> dict[str, float]:
-        """The benchmark's official numbers over the questions that have a prediction (sample id -> text)."""
+        """The benchmark's official numbers over the questions that have a prediction (sample id ->
+        text).
+        """
         return self.module.summarise(self._answered(predictions), predictions)
 
     def export(self, predictions: Mapping[str, str], folder: str | Path) -> Path:

@@ -1,7 +1,7 @@
 """One attention call, as a module makes it: what `tap` shows and `stats` measures.
 
-Which keys a query may see is read from the call's own mask, in whatever form the kernel wants it: None (causal or
-not), bool or additive (batch, 1, query, key), or (batch, key) for flash attention.
+Which keys a query may see is read from the call's own mask, in whatever form the kernel wants it:
+None (causal or not), bool or additive (batch, 1, query, key), or (batch, key) for flash attention.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,8 @@ HIDDEN = -1e30  # finite: a weight of exactly 0 times -inf would be NaN
 class AttentionCall:
     """The arguments of one attention call, as the model gave them to its kernel.
 
-    `mask` is in force in this call; `own_mask` is the model's own, which an intervention leaves as it was.
+    `mask` is in force in this call; `own_mask` is the model's own, which an intervention leaves as
+    it was.
     """
 
     name: str  # qualified name of the attention module
@@ -34,7 +35,9 @@ class AttentionCall:
     causal: bool  # meaningful where there is no mask
     window: int | None  # keys further back than this are not seen
     options: Mapping[str, object]  # what else the module passes to its kernel
-    asking: Bool[Tensor, "batch query"] | None = None  # whose output is used, None: all; some calls run in two parts
+    asking: Bool[Tensor, "batch query"] | None = (
+        None  # whose output is used, None: all; some calls run in two parts
+    )
 
     @property
     def row_count(self) -> int:
@@ -80,7 +83,11 @@ def as_bool(mask: Tensor) -> Tensor:
 
 def with_hidden(mask: Tensor, hidden: Bool[Tensor, "..."]) -> Tensor:
     """A bool or additive mask with more pairs hidden."""
-    return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
+    return (
+        mask & ~hidden
+        if mask.dtype == torch.bool
+        else mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
+    )
 
 
 def visible_keys(
@@ -90,7 +97,9 @@ def visible_keys(
     key_count, query_count = call.key_count, call.query_count
     if mask is not None and mask.ndim == 4:
         if mask.shape[1] != 1:
-            raise ProbeError("probe", expected="one mask for all heads", got=f"{mask.shape[1]} in {call.name}")
+            raise ProbeError(
+                "probe", expected="one mask for all heads", got=f"{mask.shape[1]} in {call.name}"
+            )
         own = mask[min(row, mask.shape[0] - 1), 0][position - (key_count - query_count), :stop]
         return as_bool(own)
     key = torch.arange(stop, device=position.device)
@@ -105,10 +114,14 @@ def visible_keys(
 
 
 def bias(call: AttentionCall, row: int, position: Tensor, stop: int) -> Float[Tensor, "query key"]:
-    """What is added to the scores: 0 or -1e30, or the model's own additive mask where it has one."""
+    """What is added to the scores: 0 or -1e30, or the model's own additive mask where it has
+    one.
+    """
     mask = call.mask
     if mask is not None and mask.ndim == 4 and mask.dtype != torch.bool:
         offset = call.key_count - call.query_count
-        return mask[min(row, mask.shape[0] - 1), 0][position - offset, :stop].float().clamp(min=HIDDEN)
+        return (
+            mask[min(row, mask.shape[0] - 1), 0][position - offset, :stop].float().clamp(min=HIDDEN)
+        )
     hidden = ~visible_keys(mask, call, row, position, stop)
     return hidden.float().mul_(HIDDEN)

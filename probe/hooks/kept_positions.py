@@ -1,7 +1,8 @@
 """Which original positions of a sequence are there, and how tensors over them go back and forth.
 
-`KeptPositions` is the table; `FullLengthView` shows an attention call over these positions as one over the whole sequence. `rows.py`
-runs layers with them, and `caches.py` keeps their keys and values.
+`KeptPositions` is the table; `FullLengthView` shows an attention call over these positions as one
+over the whole sequence. `rows.py` runs layers with them, and `caches.py` keeps their keys and
+values.
 
 >>> import torch
 >>> present = Present.without(torch.tensor([[False, True, True, False], [False, False, True, False]]))
@@ -26,7 +27,9 @@ from probe.hooks.attention_call import AttentionCall, as_bool, with_hidden
 
 @dataclass(frozen=True)
 class KeptPositions:
-    """The positions that are there, in the order in which they run; -1, at the left, fills rows that have fewer."""
+    """The positions that are there, in the order in which they run; -1, at the left, fills rows
+    that have fewer.
+    """
 
     index: Int[Tensor, "batch row"]
     length: int  # positions of the whole sequence
@@ -34,11 +37,17 @@ class KeptPositions:
 
     @classmethod
     def without(
-        cls, absent: Bool[Tensor, "batch position"], order: Int[Tensor, "batch position"] | None = None
+        cls,
+        absent: Bool[Tensor, "batch position"],
+        order: Int[Tensor, "batch position"] | None = None,
     ) -> "KeptPositions":
-        """All positions but these; `order` says what comes first, the positions themselves where there is none."""
+        """All positions but these; `order` says what comes first, the positions themselves where
+        there is none.
+        """
         place = torch.arange(absent.shape[1], device=absent.device).expand_as(absent)
-        first = torch.where(absent, -1, place if order is None else order).argsort(dim=1, stable=True)
+        first = torch.where(absent, -1, place if order is None else order).argsort(
+            dim=1, stable=True
+        )
         index = torch.where(absent, -1, place).gather(1, first)
         return cls(index[:, int(absent.sum(1).min()) :], absent.shape[1], order is None)
 
@@ -55,7 +64,11 @@ class KeptPositions:
     @cached_property
     def sorted(self) -> "KeptPositions":
         """The same in the order of positions."""
-        return self if self.ascending else replace(self, index=self.index.sort(dim=1).values, ascending=True)
+        return (
+            self
+            if self.ascending
+            else replace(self, index=self.index.sort(dim=1).values, ascending=True)
+        )
 
     def has_more_than(self, other: "KeptPositions") -> bool:
         """Whether something is there that is absent in another table."""
@@ -76,12 +89,16 @@ class KeptPositions:
     @cached_property
     def slot(self) -> Int[Tensor, "batch position"]:
         """Where each position of the sequence stands in `index`, -1 where it is absent."""
-        table = self.index.new_full((len(self.index), self.length + 1), -1)  # the first column swallows the filler
+        table = self.index.new_full(
+            (len(self.index), self.length + 1), -1
+        )  # the first column swallows the filler
         slots = torch.arange(self.index.shape[1], device=self.index.device).expand_as(self.index)
         return table.scatter(1, self.index + 1, slots)[:, 1:]
 
     def take(self, x: Tensor, dim: int) -> Tensor:
-        """The present positions of a tensor over the whole sequence, whose first axis is the batch (or 1)."""
+        """The present positions of a tensor over the whole sequence, whose first axis is the batch
+        (or 1).
+        """
         return x.take_along_dim(_along(self.index.clamp(min=0), x, dim), dim)
 
     def put(self, part: Tensor, whole: Tensor, dim: int) -> Tensor:
@@ -108,7 +125,9 @@ class FullLengthView:
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """The model's own over the whole sequence; over pairs and by what runs first, where that is another order."""
+        """The model's own over the whole sequence; over pairs and by what runs first, where that is
+        another order.
+        """
         own = self.own_mask
         if self.keys.ascending or self.queries.length < self.keys.length:
             return own
@@ -123,7 +142,9 @@ class FullLengthView:
 
     @property
     def _visible(self) -> Bool[Tensor, "batch 1 position position"]:
-        """What could be seen in the order in which rows run, and by the model's own mask where one is absent."""
+        """What could be seen in the order in which rows run, and by the model's own mask where one
+        is absent.
+        """
         assert self.mask is not None
         there = self.keys.slot >= 0
         both = (there[:, :, None] & there[:, None])[:, None]
@@ -134,16 +155,22 @@ class FullLengthView:
     @property
     def mask_of_part(self) -> Tensor | None:
         """What the kernel gets."""
-        return self.part_of_mask(self.own_mask if self.mask_2d or self.own_mask is None else self.mask)
+        return self.part_of_mask(
+            self.own_mask if self.mask_2d or self.own_mask is None else self.mask
+        )
 
-    def __call__(self, call: AttentionCall, routes: Callable, kernel: Callable) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, call: AttentionCall, routes: Callable, kernel: Callable
+    ) -> tuple[Tensor, Tensor | None]:
         """Runs the routes on the whole call and the kernel on what is present of it."""
         whole = self.whole(call)
 
         def on_part(edited: AttentionCall) -> tuple[Tensor, Tensor | None]:
             output, weights = kernel(self.part(edited, whole, call))
             if weights is not None:
-                weights = self.keys.put(self.queries.put(weights, weights.new_zeros(()), 2), weights.new_zeros(()), 3)
+                weights = self.keys.put(
+                    self.queries.put(weights, weights.new_zeros(()), 2), weights.new_zeros(()), 3
+                )
             return self.queries.put(output, output.new_zeros(()), 1), weights
 
         output, weights = routes(whole, on_part)
@@ -152,7 +179,9 @@ class FullLengthView:
         return self.queries.take(output, 1), weights
 
     def whole(self, call: AttentionCall) -> AttentionCall:
-        """The call in the positions of the whole sequence: nobody asks from the absent ones, nobody sees them."""
+        """The call in the positions of the whole sequence: nobody asks from the absent ones, nobody
+        sees them.
+        """
         zero = call.query.new_zeros(())
         mask, there = self.mask, self.keys.slot >= 0
         if mask is None and not self.mask_2d:
@@ -163,13 +192,22 @@ class FullLengthView:
             mask = with_hidden(mask, ~there[:, None, None])
         own = self.own_mask if self.mask is self.own_mask else self._visible
         return replace(
-            call, query=self.queries.put(call.query, zero, 2), key=self.keys.put(call.key, zero, 2),
-            value=self.keys.put(call.value, zero, 2), mask=mask, own_mask=own,
-            causal=self.queries.length > 1, asking=self.queries.slot >= 0,
-        )  # fmt: skip
+            call,
+            query=self.queries.put(call.query, zero, 2),
+            key=self.keys.put(call.key, zero, 2),
+            value=self.keys.put(call.value, zero, 2),
+            mask=mask,
+            own_mask=own,
+            causal=self.queries.length > 1,
+            asking=self.queries.slot >= 0,
+        )
 
-    def part(self, edited: AttentionCall, whole: AttentionCall, call: AttentionCall) -> AttentionCall:
-        """What is present of the whole call after the routes edited it; the module's own call where they did not."""
+    def part(
+        self, edited: AttentionCall, whole: AttentionCall, call: AttentionCall
+    ) -> AttentionCall:
+        """What is present of the whole call after the routes edited it; the module's own call where
+        they did not.
+        """
         if edited is whole:
             return call
         return replace(
@@ -180,7 +218,9 @@ class FullLengthView:
         )
 
     def part_of_mask(self, mask: Tensor | None) -> Tensor | None:
-        """The mask over present positions, in the form the kernel takes. The filler is seen by nobody but itself."""
+        """The mask over present positions, in the form the kernel takes. The filler is seen by
+        nobody but itself.
+        """
         if mask is None:
             if not self.keys.ragged:
                 return None  # the order is kept: still causal

@@ -1,7 +1,7 @@
 """Which interventions and which reducers are at work in a model right now.
 
-So that two that contradict each other are refused before anything runs, and a record can name what was done to the
-model it was taken from.
+So that two that contradict each other are refused before anything runs, and a record can name what
+was done to the model it was taken from.
 
     with registered(model, Intervention("drop_vision", "remove", (2, 3), "how=remove")):
         active(model)                        # 'drop_vision(layers=2-3, how=remove)'
@@ -24,7 +24,9 @@ CONTRADICTING = frozenset({"remove", "swap"})
 
 @dataclass(frozen=True, eq=False)
 class Intervention:
-    """One entry: the public function, what it does to the rows, in which layers, and its other options in words."""
+    """One entry: the public function, what it does to the rows, in which layers, and its other
+    options in words.
+    """
 
     called: str
     kind: str
@@ -40,20 +42,26 @@ _at_work: "WeakKeyDictionary[nn.Module, list[Intervention]]" = WeakKeyDictionary
 
 def active_interventions(model: nn.Module) -> str:
     """What is being done to the model, outermost first, as one string; "" for nothing."""
-    return "; ".join(str(intervention) for intervention in _at_work.get(model, ()) if intervention.layers)
+    return "; ".join(
+        str(intervention) for intervention in _at_work.get(model, ()) if intervention.layers
+    )
 
 
 @contextmanager
 def registered(model: nn.Module, intervention: Intervention) -> Iterator[None]:
-    """Lists an intervention while the block lasts. Raises ProbeError where it contradicts one that is at work."""
+    """Lists an intervention while the block lasts. Raises ProbeError where it contradicts one that
+    is at work.
+    """
     entries = _at_work.setdefault(model, [])
     for other in entries:
         shared = sorted(set(other.layers) & set(intervention.layers))
         if shared and {other.kind, intervention.kind} <= CONTRADICTING:
             raise ProbeError(
-                intervention.called, expected="layers whose vision rows are in place",
-                got=f"layers {layer_ranges(shared)}, already under {other}", fix="choose layers that do not overlap",
-            )  # fmt: skip
+                intervention.called,
+                expected="layers whose vision rows are in place",
+                got=f"layers {layer_ranges(shared)}, already under {other}",
+                fix="choose layers that do not overlap",
+            )
     entries.append(intervention)
     try:
         yield
@@ -78,12 +86,16 @@ def active_blocks(model: nn.Module) -> tuple[object, ...]:
 
 
 def active_reducers(model: nn.Module) -> str:
-    """What leaves fewer vision tokens in the model, outermost first, as one string; "" for nothing."""
+    """What leaves fewer vision tokens in the model, outermost first, as one string; "" for
+    nothing.
+    """
     return "; ".join(entry.name for entry in _reducing.get(model, ()))
 
 
 def active_text_guided_reducers(model: nn.Module) -> str:
-    """Those of them that choose by the question: nothing that they left of an image holds for another one."""
+    """Those of them that choose by the question: nothing that they left of an image holds for
+    another one.
+    """
     return "; ".join(entry.name for entry in _reducing.get(model, ()) if entry.text_guided)
 
 
@@ -106,4 +118,6 @@ def layer_ranges(layers: Sequence[int]) -> str:
             runs[-1].append(layer)
         else:
             runs.append([layer])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"
+    return (
+        ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"
+    )

@@ -1,7 +1,7 @@
 """Where things are in a model: its stacks of layers, their attention modules, its vision tokens.
 
-Found by what a module can do, never by the name of a family, so that a user's subclass with other module
-names is found as well. `grids.py` says where a vision token lies in the image.
+Found by what a module can do, never by the name of a family, so that a user's subclass with other
+module names is found as well. `grids.py` says where a vision token lies in the image.
 
     stacks(model)["llm"].attention     # {"model.language_model.layers.0.self_attn": module, ...}
 """
@@ -19,8 +19,8 @@ from probe.errors import ProbeError
 
 @dataclass(frozen=True)
 class LayerStack:
-    """One group of layers; `attention` maps qualified names (as in `model.named_modules()`), in order of
-    layers."""
+    """One group of layers; `attention` maps qualified names (as in `model.named_modules()`), in
+    order of layers."""
 
     name: str
     layers: tuple[nn.Module, ...]
@@ -28,11 +28,12 @@ class LayerStack:
 
 
 def stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
-    """What a model is made of, in the order in which it runs: the encoder ("vision", where there is one), what stands
-    between it and the LLM ("compressor" and "prefusion", LLaVA-Mini's), and the decoder ("llm").
+    """What a model is made of, in the order in which it runs: the encoder ("vision", where there is
+    one), what stands between it and the LLM ("compressor" and "prefusion", LLaVA-Mini's), and the
+    decoder ("llm").
 
-    Layers behind the one that the LLM reads (`vision_feature_layer`) are in the stack too: they do run.
-    Raises ProbeError where no stack of layers, or no attention in a layer, can be found.
+    Layers behind the one that the LLM reads (`vision_feature_layer`) are in the stack too: they do
+    run. Raises ProbeError where no stack of layers, or no attention in a layer, can be found.
     """
     if not hasattr(model, "get_decoder"):
         raise ProbeError("model", expected="a transformers model", got=type(model).__name__)
@@ -46,7 +47,9 @@ def stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
 
 
 def _between(model: PreTrainedModel) -> dict[str, LayerStack]:
-    """The stacks between encoder and LLM: a compressor is one layer; pre-fusion may have none, and is left out then."""
+    """The stacks between encoder and LLM: a compressor is one layer; pre-fusion may have none, and
+    is left out then.
+    """
     names = {module: qualified for qualified, module in model.named_modules()}
     found = {}
     for name in ("compressor", "prefusion"):
@@ -65,12 +68,20 @@ def vision_encoder(model: PreTrainedModel) -> nn.Module | None:
 
 
 def vision_towers(model: PreTrainedModel) -> list[nn.Module]:
-    """Every encoder of pixels that is a part of a model: two in Video-LLaVA, for images and for frames."""
-    return [part for part in model.base_model.children() if getattr(part, "main_input_name", None) == "pixel_values"]
+    """Every encoder of pixels that is a part of a model: two in Video-LLaVA, for images and for
+    frames.
+    """
+    return [
+        part
+        for part in model.base_model.children()
+        if getattr(part, "main_input_name", None) == "pixel_values"
+    ]
 
 
 def layers_of(encoder: nn.Module, model: nn.Module | None = None) -> LayerStack:
-    """The layers of one vision encoder; qualified names begin in the model, or else in the encoder itself."""
+    """The layers of one vision encoder; qualified names begin in the model, or else in the encoder
+    itself.
+    """
     return _stack("vision", model or encoder, encoder)
 
 
@@ -89,24 +100,35 @@ def _attention(layer: nn.Module, name: str) -> nn.Module:
         for module in layer.modules():
             if module is not layer and all(hasattr(module, attribute) for attribute in wanted):
                 return module
-    raise ProbeError("model", expected="an attention module (with a head_dim) in every layer", got=f"none in {name}")
+    raise ProbeError(
+        "model",
+        expected="an attention module (with a head_dim) in every layer",
+        got=f"none in {name}",
+    )
 
 
 def output_projection(attention: nn.Module) -> nn.Linear:
-    """The linear map that an attention module ends in (W_O), by its usual names or else the last one it owns.
+    """The linear map that an attention module ends in (W_O), by its usual names or else the last
+    one it owns.
 
-    Raises ProbeError where it is no plain Linear (in an adapter, packed to 4 bits): its weight is not what acts.
+    Raises ProbeError where it is no plain Linear (in an adapter, packed to 4 bits): its weight is
+    not what acts.
     """
     children = dict(attention.named_children())
-    names = [name for name in ("o_proj", "out_proj", "proj", "projection_layer", "dense") if name in children]
+    names = [
+        name
+        for name in ("o_proj", "out_proj", "proj", "projection_layer", "dense")
+        if name in children
+    ]
     linear = [child for child in children.values() if isinstance(child, nn.Linear)]
     found = children[names[0]] if names else linear[-1] if linear else None
     if not isinstance(found, nn.Linear) or not found.weight.is_floating_point():
         raise ProbeError(
-            "contribution", expected="a plain linear output projection",
+            "contribution",
+            expected="a plain linear output projection",
             got=f"{type(found).__name__ if found is not None else 'none'} in {type(attention).__name__}",
             fix="merge the adapter, or load the model without quantization",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -117,7 +139,9 @@ def is_compiled(model: Any) -> bool:
 
 
 def image_token_id(model: PreTrainedModel) -> int:
-    """The id that stands for vision tokens in `input_ids`. Raises ProbeError for a model that has none."""
+    """The id that stands for vision tokens in `input_ids`. Raises ProbeError for a model that has
+    none.
+    """
     config = getattr(model, "config", None)
     for name in ("image_token_id", "image_token_index"):
         if isinstance(found := getattr(config, name, None), int):
@@ -144,7 +168,10 @@ def cls_tokens(model: PreTrainedModel) -> int:
 
 def first_patch(encoder: nn.Module) -> int:
     """The position of an encoder's first patch: how many tokens of its own stand before them."""
-    return sum(name.split(".")[-1] in ("class_embedding", "cls_token") for name, _ in encoder.named_parameters())
+    return sum(
+        name.split(".")[-1] in ("class_embedding", "cls_token")
+        for name, _ in encoder.named_parameters()
+    )
 
 
 def max_positions(model: PreTrainedModel) -> int | None:

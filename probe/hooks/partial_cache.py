@@ -1,6 +1,8 @@
-"""Caches of which a layer holds some positions of the sequence only, and which caches and windows can have that.
+"""Caches of which a layer holds some positions of the sequence only, and which caches and windows
+can have that.
 
-A `PartialLayer` stands in a DynamicCache in the place of the layer that the model made. `rows.py` puts it there.
+A `PartialLayer` stands in a DynamicCache in the place of the layer that the model made. `rows.py`
+puts it there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +29,9 @@ class PartialLayer(DynamicLayer):
         self.present: KeptPositions | None = present
         self.closed = closed
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args, **kwargs
+    ) -> tuple[Tensor, Tensor]:
         if self.is_initialized and self.present is not None:
             self.present = self.present.then(key_states.shape[-2])
         return super().update(key_states, value_states, *args, **kwargs)
@@ -45,7 +49,9 @@ class PartialLayer(DynamicLayer):
         if self.present is not None and self.keys is not None:
             stored = self.keys.shape[-2]
             index = self.present.index[:, :stored]
-            self.present = replace(self.present, index=index, length=self.present.length + tokens_to_remove)
+            self.present = replace(
+                self.present, index=index, length=self.present.length + tokens_to_remove
+            )
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # pyright: ignore[reportArgumentType]
@@ -73,29 +79,49 @@ def store(cache: Any, index: int, layer: PartialLayer) -> None:
     cache.layers[index] = layer
 
 
-KINDS = (DynamicLayer, DynamicSlidingWindowLayer, PartialLayer)  # exactly these: subclasses store otherwise
+KINDS = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    PartialLayer,
+)  # exactly these: subclasses store otherwise
 
 
 def windows(called: str, model: PreTrainedModel, layers: Sequence[int]) -> dict[int, int | None]:
-    """The sliding window of each of these layers, None for full attention. Raises ProbeError for layers that are not
-    of attention alone."""
+    """The sliding window of each of these layers, None for full attention. Raises ProbeError for
+    layers that are not of attention alone."""
     kinds = DynamicCache(config=model.config).layers or [DynamicLayer()] * (max(layers) + 1)
     for layer in layers:
         if type(kinds[layer]) not in KINDS:
             kind = type(kinds[layer]).__name__
-            raise ProbeError(called, expected="layers of attention alone", got=f"{kind} in layer {layer}")
+            raise ProbeError(
+                called, expected="layers of attention alone", got=f"{kind} in layer {layer}"
+            )
     return {layer: getattr(kinds[layer], "sliding_window", None) for layer in layers}
 
 
-def check_partial(called: str, windows: Mapping[int, int | None], length: int, cache: Any, fix: str) -> None:
-    """Refuses what would go wrong silently: a window that does not reach back over the sequence, and a cache that
-    can't hold some positions only."""
+def check_partial(
+    called: str, windows: Mapping[int, int | None], length: int, cache: Any, fix: str
+) -> None:
+    """Refuses what would go wrong silently: a window that does not reach back over the sequence,
+    and a cache that can't hold some positions only."""
     for layer, window in windows.items():
         if window is not None and length > window:
-            raise ProbeError(called, expected=f"at most {window} tokens, the sliding window of layer {layer}",
-                             got=f"{length}", fix=fix)  # fmt: skip
-        kind = type(cache.layers[layer]) if cache is not None and layer < len(cache.layers) else DynamicLayer
+            raise ProbeError(
+                called,
+                expected=f"at most {window} tokens, the sliding window of layer {layer}",
+                got=f"{length}",
+                fix=fix,
+            )
+        kind = (
+            type(cache.layers[layer])
+            if cache is not None and layer < len(cache.layers)
+            else DynamicLayer
+        )
         kind = getattr(cache, "layer_class_to_replicate", None) or kind
         if kind not in KINDS:
-            raise ProbeError(called, expected="a DynamicCache", got=f"{type(cache).__name__} of {kind.__name__}",
-                             fix=f"leave cache_implementation out{', or ' * bool(fix)}{fix}")  # fmt: skip
+            raise ProbeError(
+                called,
+                expected="a DynamicCache",
+                got=f"{type(cache).__name__} of {kind.__name__}",
+                fix=f"leave cache_implementation out{', or ' * bool(fix)}{fix}",
+            )

@@ -1,10 +1,12 @@
-"""What runs through pre-fusion: which of its rows are vision, compressed tokens and words, frame by frame.
+"""What runs through pre-fusion: which of its rows are vision, compressed tokens and words, frame by
+frame.
 
     vision rows     ->  layers                       once for each image; later rows see their keys
     [compressed | words]  ->  the same layers        for each question
 
-Pre-fusion comes before the LLM, at the prompt only. Its batch is of frames, a few at a time, and a layer is called
-once for each of the two (the last only for the second, and all only for it where the image was encoded before).
+Pre-fusion comes before the LLM, at the prompt only. Its batch is of frames, a few at a time, and a
+layer is called once for each of the two (the last only for the second, and all only for it where
+the image was encoded before).
 
     fusions = Fusions("drop_vision", model, stack)
     with fusions.followed():
@@ -30,10 +32,11 @@ VISION, COMPRESSED = -1, -2  # as `prefusion_positions` of the model has it
 
 
 class PrefusionTracker:
-    """Follows the frames that run through the pre-fusion of one model, as `Sequences` follows the LLM's rows.
+    """Follows the frames that run through the pre-fusion of one model, as `Sequences` follows the
+    LLM's rows.
 
-    `check` is shown what is fed before any layer runs. `from_pixels`: images encoded before are refused, whose vision
-    rows have run already.
+    `check` is shown what is fed before any layer runs. `from_pixels`: images encoded before are
+    refused, whose vision rows have run already.
     """
 
     def __init__(
@@ -53,24 +56,38 @@ class PrefusionTracker:
     @contextmanager
     def followed(self) -> Iterator["PrefusionTracker"]:
         with ExitStack() as hooks:
-            hooks.callback(self.model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+            hooks.callback(
+                self.model.register_forward_pre_hook(self._begin, with_kwargs=True).remove
+            )
             for index, layer in enumerate(self.stack.layers):
-                hooks.callback(layer.register_forward_pre_hook(partial(self._enter, index), with_kwargs=True).remove)
+                hooks.callback(
+                    layer.register_forward_pre_hook(
+                        partial(self._enter, index), with_kwargs=True
+                    ).remove
+                )
             hooks.callback(self.model.register_forward_hook(self._end, always_call=True).remove)
             yield self
 
     def running(self) -> TrackedSequence:
-        """The frames in the layer that runs now. Raises ProbeError where only a part of the model was called."""
+        """The frames in the layer that runs now. Raises ProbeError where only a part of the model
+        was called.
+        """
         if self.now is None:
-            raise ProbeError(self.called, expected="a forward of the whole model", got="a call of its pre-fusion alone",
-                             fix="call encode_image before the block")  # fmt: skip
+            raise ProbeError(
+                self.called,
+                expected="a forward of the whole model",
+                got="a call of its pre-fusion alone",
+                fix="call encode_image before the block",
+            )
         return self.now
 
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if is_untouched() or ids is None:  # embeddings go to the LLM as they are
             return
-        images = {name: kwargs.get(name) for name in ("pixel_values", "pixel_values_videos", "vision")}
+        images = {
+            name: kwargs.get(name) for name in ("pixel_values", "pixel_values_videos", "vision")
+        }
         self._check_encoded(images["vision"] or ())
         real, base = real_positions(ids, kwargs), self.model.base_model
         self._fed = TrackedSequence(vision_positions(self.model, ids), 0, real=real)
@@ -82,14 +99,23 @@ class PrefusionTracker:
 
     def _check_encoded(self, encoded: Any) -> None:
         if encoded and self.from_pixels:
-            raise ProbeError(self.called, expected="pixels, whose vision rows run in the block",
-                             got="an image that was encoded before")  # fmt: skip
+            raise ProbeError(
+                self.called,
+                expected="pixels, whose vision rows run in the block",
+                got="an image that was encoded before",
+            )
         if not all(image.seen for image in encoded):
-            raise ProbeError(self.called, expected="frames that the text has still to read",
-                             got="an encoded video that has let go of them", fix="raise its keep_frames")  # fmt: skip
+            raise ProbeError(
+                self.called,
+                expected="frames that the text has still to read",
+                got="an encoded video that has let go of them",
+                fix="raise its keep_frames",
+            )
 
     def _enter(self, index: int, layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        """The frames of one call of a layer: their vision rows, the rows behind them, or (without a cache) both."""
+        """The frames of one call of a layer: their vision rows, the rows behind them, or (without a
+        cache) both.
+        """
         self.now = None
         if self._fed is None or is_untouched():
             return
@@ -104,9 +130,17 @@ class PrefusionTracker:
             vision = before or rows - words.shape[1]
         row = self._rows[done : done + frames]
         place = pad(words[row], (vision, 0), value=VISION).to(hidden.device)
-        is_vision = (torch.arange(place.shape[1], device=hidden.device) < vision).expand(place.shape)
-        self.now = TrackedSequence(is_vision, before, compressed=place == COMPRESSED, fed=self._fed,
-                            row=row.to(hidden.device), token=place)  # fmt: skip
+        is_vision = (torch.arange(place.shape[1], device=hidden.device) < vision).expand(
+            place.shape
+        )
+        self.now = TrackedSequence(
+            is_vision,
+            before,
+            compressed=place == COMPRESSED,
+            fed=self._fed,
+            row=row.to(hidden.device),
+            token=place,
+        )
 
     def _end(self, module: nn.Module, args: tuple, output: Tensor | Any) -> None:
         if not is_untouched():

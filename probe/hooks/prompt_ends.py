@@ -1,8 +1,8 @@
 """Where the prompt ends in ids that go on with a response.
 
-A model is handed ids, and nothing in them says which are its prompt. Whoever chooses by the prompt's last token, as
-FastV does, has to know: never by a word of the answer. `Inputs` tells it for its own tensor of ids, and the tensor is
-the key, so that `model(**inputs)` is all it takes.
+A model is handed ids, and nothing in them says which are its prompt. Whoever chooses by the
+prompt's last token, as FastV does, has to know: never by a word of the answer. `Inputs` tells it
+for its own tensor of ids, and the tensor is the key, so that `model(**inputs)` is all it takes.
 
 >>> import torch
 >>> ids = torch.tensor([[5, 6, 7, 8]])
@@ -26,8 +26,8 @@ def remember(ids: Int[Tensor, "batch token"], end: Int[Tensor, " batch"]) -> Non
 
 
 def prompt_end(rows: Tensor, real: Bool[Tensor, "batch token"] | None) -> Int[Tensor, " batch"]:
-    """The position of the last token of each row's prompt: as remembered for these ids (batch, token), else the last
-    one that is `real`. `rows` may be embeddings (batch, token, hidden)."""
+    """The position of the last token of each row's prompt: as remembered for these ids (batch,
+    token), else the last one that is `real`. `rows` may be embeddings (batch, token, hidden)."""
     if rows in _ends:
         return _ends[rows].to(rows.device)
     batch, length = rows.shape[:2]

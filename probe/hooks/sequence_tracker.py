@@ -1,8 +1,8 @@
 """What a model has been fed: which positions of the sequence that runs now hold vision tokens.
 
-A decoding step brings one token, and what was before it is in the cache. So the positions of each cache are kept from
-its prompt on. A prompt is known by an empty cache and by the image tokens in `input_ids`, never by `pixel_values`:
-`generate` encodes images first and does not pass them on.
+A decoding step brings one token, and what was before it is in the cache. So the positions of each
+cache are kept from its prompt on. A prompt is known by an empty cache and by the image tokens in
+`input_ids`, never by `pixel_values`: `generate` encodes images first and does not pass them on.
 
     sequences = Sequences("drop_vision", model, stack.layers[0])
     with sequences.followed():
@@ -28,29 +28,47 @@ from probe.hooks.prompt_ends import prompt_end
 
 @dataclass(frozen=True)
 class TrackedSequence:
-    """The batch of sequences that a forward continues. `position` counts padding: it is the place in the tensors.
+    """The batch of sequences that a forward continues. `position` counts padding: it is the place
+    in the tensors.
 
-    In pre-fusion (`interventions/fusions.py`) the batch is of frames; compressed tokens are neither vision nor text.
+    In pre-fusion (`interventions/fusions.py`) the batch is of frames; compressed tokens are neither
+    vision nor text.
     """
 
     vision: Bool[Tensor, "batch position"]  # all that was fed so far, this forward included
     past: int  # positions that were fed before
-    memo: dict[str, Any] = field(default_factory=dict)  # what an intervention keeps from the prompt for decoding
-    real: Bool[Tensor, "batch prompt"] | None = None  # not padding, in the prompt; None where the mask doesn't tell
-    end: Int[Tensor, " batch"] | None = None  # the position of the prompt's last token, which a response may follow
+    memo: dict[str, Any] = field(
+        default_factory=dict
+    )  # what an intervention keeps from the prompt for decoding
+    real: Bool[Tensor, "batch prompt"] | None = (
+        None  # not padding, in the prompt; None where the mask doesn't tell
+    )
+    end: Int[Tensor, " batch"] | None = (
+        None  # the position of the prompt's last token, which a response may follow
+    )
     compressed: Bool[Tensor, "batch position"] | None = None
-    fed: "TrackedSequence | None" = None  # the rows of `input_ids`, where the batch is another; then also
+    fed: "TrackedSequence | None" = (
+        None  # the rows of `input_ids`, where the batch is another; then also
+    )
     row: Int[Tensor, " batch"] | None = None  # the row that each belongs to
-    token: Int[Tensor, "batch position"] | None = None  # the place in that row, negative where it is no word
+    token: Int[Tensor, "batch position"] | None = (
+        None  # the place in that row, negative where it is no word
+    )
 
     @property
     def length(self) -> int:
         return self.vision.shape[1]
 
     def named(self, names: Iterable[str]) -> Bool[Tensor, "batch position"]:
-        """The positions of these kinds: "vision", "compressed", and "text", which is all else (padding included)."""
+        """The positions of these kinds: "vision", "compressed", and "text", which is all else
+        (padding included).
+        """
         compressed = torch.zeros_like(self.vision) if self.compressed is None else self.compressed
-        kinds = {"vision": self.vision, "compressed": compressed, "text": ~(self.vision | compressed)}
+        kinds = {
+            "vision": self.vision,
+            "compressed": compressed,
+            "text": ~(self.vision | compressed),
+        }
         return torch.stack([torch.zeros_like(self.vision), *(kinds[name] for name in names)]).any(0)
 
     def spread(self, which: Bool[Tensor, "row token"]) -> Bool[Tensor, "batch position"]:
@@ -64,20 +82,30 @@ class TrackedSequence:
         return which[:, self.past :]
 
     def first_key(self, count: int) -> int:
-        """The position of the first of `count` keys: above 0 where a sliding window has forgotten some."""
+        """The position of the first of `count` keys: above 0 where a sliding window has forgotten
+        some.
+        """
         return max(self.length - count, 0)
 
-    def of_keys(self, which: Bool[Tensor, "batch position"], count: int) -> Bool[Tensor, "batch key"]:
-        """The part of a mask over positions that `count` keys stand at: a static cache has room behind the sequence."""
-        return torch.nn.functional.pad(which[:, self.first_key(count) :], (0, max(count - self.length, 0)))
+    def of_keys(
+        self, which: Bool[Tensor, "batch position"], count: int
+    ) -> Bool[Tensor, "batch key"]:
+        """The part of a mask over positions that `count` keys stand at: a static cache has room
+        behind the sequence.
+        """
+        return torch.nn.functional.pad(
+            which[:, self.first_key(count) :], (0, max(count - self.length, 0))
+        )
 
 
 class SequenceTracker:
-    """Follows the sequences that are fed to one model. `now` is the one that runs, None outside of a forward.
+    """Follows the sequences that are fed to one model. `now` is the one that runs, None outside of
+    a forward.
 
-    `check` is shown each sequence and its cache before any layer runs, to refuse what cannot be done. Image tokens
-    behind a cached part are refused where `whole_prompt`, a sequence whose beginning was not seen always. `vision` says
-    which tokens of the prompt are vision tokens where the model has no image token; behind it is response.
+    `check` is shown each sequence and its cache before any layer runs, to refuse what cannot be
+    done. Image tokens behind a cached part are refused where `whole_prompt`, a sequence whose
+    beginning was not seen always. `vision` says which tokens of the prompt are vision tokens where
+    the model has no image token; behind it is response.
     """
 
     def __init__(
@@ -110,15 +138,24 @@ class SequenceTracker:
             yield self
 
     def running(self) -> TrackedSequence:
-        """The sequence of the forward that runs now. Raises ProbeError where only a part of the model was called."""
+        """The sequence of the forward that runs now. Raises ProbeError where only a part of the
+        model was called.
+        """
         if self.now is None:
-            raise ProbeError(self.called, expected="a forward of the whole model", got="a call of one of its parts")
+            raise ProbeError(
+                self.called,
+                expected="a forward of the whole model",
+                got="a call of one of its parts",
+            )
         return self.now
 
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if is_untouched():
             return
-        ids, cache = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
+        ids, cache = (
+            kwargs.get("input_ids", args[0] if args else None),
+            kwargs.get("past_key_values"),
+        )
         past = 0 if cache is None else int(cache.get_seq_length())
         if past:
             self.now = self._continued(cache, past, ids, kwargs.get("inputs_embeds"))
@@ -129,19 +166,36 @@ class SequenceTracker:
     def _prompt(self, ids: Tensor | None, kwargs: Mapping[str, Any]) -> TrackedSequence:
         fed = ids if ids is not None else kwargs.get("inputs_embeds")
         if fed is None or (ids is None and self.vision is None):
-            raise ProbeError(self.called, expected="input_ids, which say where vision tokens are", got="none")
-        vision = vision_positions(self.model, fed) if self.vision is None else self._given(fed, self.vision)
+            raise ProbeError(
+                self.called, expected="input_ids, which say where vision tokens are", got="none"
+            )
+        vision = (
+            vision_positions(self.model, fed)
+            if self.vision is None
+            else self._given(fed, self.vision)
+        )
         real, end = real_positions(vision, kwargs), None
         if self.vision is not None and self.vision.shape[1] < vision.shape[1]:
-            end = self.vision.shape[1] - 1 + torch.zeros(len(vision), dtype=torch.long, device=vision.device)
-        return TrackedSequence(vision, 0, real=real, end=prompt_end(fed, real) if end is None else end)
+            end = (
+                self.vision.shape[1]
+                - 1
+                + torch.zeros(len(vision), dtype=torch.long, device=vision.device)
+            )
+        return TrackedSequence(
+            vision, 0, real=real, end=prompt_end(fed, real) if end is None else end
+        )
 
-    def _given(self, fed: Tensor, vision: Bool[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
+    def _given(
+        self, fed: Tensor, vision: Bool[Tensor, "batch position"]
+    ) -> Bool[Tensor, "batch position"]:
         """The user's mask over what is fed, each row of it for as many beams as there are."""
         rows, length = fed.shape[:2]
         if rows % len(vision) or length < vision.shape[1]:
-            raise ProbeError(self.called, expected=f"a vision mask of {rows} x {length}, as the prompt",
-                             got=" x ".join(map(str, vision.shape)))  # fmt: skip
+            raise ProbeError(
+                self.called,
+                expected=f"a vision mask of {rows} x {length}, as the prompt",
+                got=" x ".join(map(str, vision.shape)),
+            )
         vision = vision.to(fed.device).repeat_interleave(rows // len(vision), 0)
         return torch.nn.functional.pad(vision, (0, length - vision.shape[1]))
 
@@ -149,31 +203,47 @@ class SequenceTracker:
         before = self._known.get(cache)
         if before is None or before.length < past:
             raise ProbeError(
-                self.called, expected="a sequence that ran inside the block from its prompt on",
-                got=f"a cache of {past} tokens from elsewhere", fix="run prompt and answer in the same block",
-            )  # fmt: skip
+                self.called,
+                expected="a sequence that ran inside the block from its prompt on",
+                got=f"a cache of {past} tokens from elsewhere",
+                fix="run prompt and answer in the same block",
+            )
         # a single image token is no image: the model has said it
         if ids is None or ids.shape[1] == 1 or self.vision is not None:
             new = before.vision.new_zeros(*(embeds if ids is None else ids).shape[:2])
         else:
             new = vision_positions(self.model, ids)
         if len(new) != len(before.vision):
-            raise ProbeError(self.called, expected=f"{len(before.vision)} rows, as in the cache", got=str(len(new)))
+            raise ProbeError(
+                self.called,
+                expected=f"{len(before.vision)} rows, as in the cache",
+                got=str(len(new)),
+            )
         if self.whole_prompt and new.any():
             raise ProbeError(
-                self.called, expected="images in the first forward of a sequence", got="some behind a cached part",
+                self.called,
+                expected="images in the first forward of a sequence",
+                got="some behind a cached part",
                 fix="run the whole prompt at once",
-            )  # fmt: skip
+            )
         return replace(before, vision=torch.cat([before.vision[:, :past], new], 1), past=past)
 
     def _remember(self, layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        """The model may have made the cache itself: its first layer is the first to be handed it."""
+        """The model may have made the cache itself: its first layer is the first to be handed
+        it.
+        """
         if self.now is None or is_untouched():
             return
-        rows, tokens = (args[0] if args else kwargs["hidden_states"]).shape[1], self.now.length - self.now.past
+        rows, tokens = (
+            (args[0] if args else kwargs["hidden_states"]).shape[1],
+            self.now.length - self.now.past,
+        )
         if rows > tokens:  # fewer where vision is removed from it
-            raise ProbeError(self.called, expected="an LLM whose first layer gets a row for each token of input_ids",
-                             got=f"{rows} rows for {tokens} tokens")  # fmt: skip
+            raise ProbeError(
+                self.called,
+                expected="an LLM whose first layer gets a row for each token of input_ids",
+                got=f"{rows} rows for {tokens} tokens",
+            )
         if (cache := kwargs.get("past_key_values")) is not None:
             self._known[cache] = self.now
 
@@ -182,7 +252,9 @@ class SequenceTracker:
             self.now = None
 
 
-def real_positions(ids: Shaped[Tensor, "row token"], kwargs: Mapping[str, Any]) -> Bool[Tensor, "row token"] | None:
+def real_positions(
+    ids: Shaped[Tensor, "row token"], kwargs: Mapping[str, Any]
+) -> Bool[Tensor, "row token"] | None:
     """What is not padding, from the arguments of a forward. A static cache's mask does not tell."""
     mask = kwargs.get("attention_mask")
     return mask.bool() if isinstance(mask, Tensor) and mask.shape == ids.shape else None

@@ -1,13 +1,15 @@
 """Run decoder layers on some positions of a sequence only, as if the others were not there.
 
-The rows that stay keep their original positions (or close the gaps, where a method does): their rotary embeddings, and
-their rows and columns of the mask, are taken out of the model's own. Their keys and values go to a cache layer that
-holds only them and answers with the length of the whole sequence, because the model sizes every mask and position by
-the length of one layer. What is absent when the prompt runs stays absent in decoding. A row that leaves keeps the value
-it had, and comes back with it: behind the last layer all of them are there again.
+The rows that stay keep their original positions (or close the gaps, where a method does): their
+rotary embeddings, and their rows and columns of the mask, are taken out of the model's own. Their
+keys and values go to a cache layer that holds only them and answers with the length of the whole
+sequence, because the model sizes every mask and position by the length of one layer. What is absent
+when the prompt runs stays absent in decoding. A row that leaves keeps the value it had, and comes
+back with it: behind the last layer all of them are there again.
 
-Several removals may work on a model at once: a layer runs on what none of them takes away. Whoever looks at such a
-layer through `tap` sees a call over the whole sequence, in which nobody asks from or sees the absent positions.
+Several removals may work on a model at once: a layer runs on what none of them takes away. Whoever
+looks at such a layer through `tap` sees a call over the whole sequence, in which nobody asks from
+or sees the absent positions.
 
     with removed(model, stack, removal):        # `interventions/drop.py`, how="remove"; `reducers/ranking.py`
         model.generate(**inputs)
@@ -39,7 +41,9 @@ Mask = Bool[Tensor, "batch position"]
 
 
 class Removal(ABC):
-    """What is taken away from the layers of a model. `sequences` has to be followed while it is at work."""
+    """What is taken away from the layers of a model. `sequences` has to be followed while it is at
+    work.
+    """
 
     closes_gaps = False  # whether positions behind what is absent move up
 
@@ -51,7 +55,9 @@ class Removal(ABC):
         """The positions that a layer runs without, as far as it is decided; None for none."""
 
     def before(self, entrance: "LayerInput") -> None:  # noqa: B027  # most have decided before
-        """Is shown every layer that a prompt comes to, and may decide now what is absent from it on."""
+        """Is shown every layer that a prompt comes to, and may decide now what is absent from it
+        on.
+        """
 
     def order(self) -> Int[Tensor, "batch position"] | None:
         """What runs first, where that is not the order of positions."""
@@ -60,7 +66,9 @@ class Removal(ABC):
 
 @contextmanager
 def removed(model: PreTrainedModel, stack: LayerStack, removal: Removal) -> Iterator[None]:
-    """Runs the stack's layers without what the removal takes away, and what others that are at work do."""
+    """Runs the stack's layers without what the removal takes away, and what others that are at work
+    do.
+    """
     key = stack.layers[0]
     flow = _flows.get(key) or _flows.setdefault(key, HiddenStateFlow(model, stack))
     flow.removals.append(removal)
@@ -77,14 +85,25 @@ def removed(model: PreTrainedModel, stack: LayerStack, removal: Removal) -> Iter
 
 
 def present_in(layer: nn.Module) -> KeptPositions | None:
-    """The positions that are there in a layer of the prompt that runs now, None where nothing is absent."""
+    """The positions that are there in a layer of the prompt that runs now, None where nothing is
+    absent.
+    """
     return next((flow.current for flow in _flows.values() if layer in flow.layers), None)
 
 
 class LayerInput:
-    """A layer that the prompt comes to, with the rows that are there now. `before` may give them other values."""
+    """A layer that the prompt comes to, with the rows that are there now. `before` may give them
+    other values.
+    """
 
-    def __init__(self, flow: "HiddenStateFlow", index: int, layer: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]):
+    def __init__(
+        self,
+        flow: "HiddenStateFlow",
+        index: int,
+        layer: nn.Module,
+        hidden: Tensor,
+        kwargs: Mapping[str, Any],
+    ):
         self.index, self.hidden = index, hidden
         self._flow, self._layer, self._kwargs = flow, layer, kwargs
 
@@ -99,12 +118,14 @@ class LayerInput:
         self._flow.whole = whole
 
     def positions(self) -> tuple[Tensor, ...] | None:
-        """The rotary embeddings of all positions, as they would be if none were absent: cosines and sines."""
+        """The rotary embeddings of all positions, as they would be if none were absent: cosines and
+        sines.
+        """
         return self._kwargs.get("position_embeddings")
 
     def attention_call(self) -> AttentionCall:
-        """The call that this layer's attention would make of the rows that would be there, as far as that is decided.
-        Nothing comes of it."""
+        """The call that this layer's attention would make of the rows that would be there, as far
+        as that is decided. Nothing comes of it."""
         flow, found = self._flow, []
         present, hidden = flow.present(self.index), self.hidden
         if present is not flow.current:
@@ -117,11 +138,19 @@ class LayerInput:
 
         kwargs = {**self._kwargs, "past_key_values": None, "use_cache": False}
         kwargs |= flow.arguments(self.index, present, kwargs)
-        with torch.no_grad(), suppress(_Enough), routed({name: attention}, keep, innermost=True, required=False):
+        with (
+            torch.no_grad(),
+            suppress(_Enough),
+            routed({name: attention}, keep, innermost=True, required=False),
+        ):
             self._layer.forward(hidden, **kwargs)
         layouts.pop(attention, None)
         if not found:
-            raise ProbeError(flow.called, expected="attention through transformers' interface", got=f"other in {name}")
+            raise ProbeError(
+                flow.called,
+                expected="attention through transformers' interface",
+                got=f"other in {name}",
+            )
         return found[0]
 
 
@@ -130,7 +159,9 @@ class _Enough(Exception):  # noqa: N818  # no error
 
 
 class HiddenStateFlow:
-    """The rows on their way through the layers of one stack, under all removals that are at work."""
+    """The rows on their way through the layers of one stack, under all removals that are at
+    work.
+    """
 
     def __init__(self, model: PreTrainedModel, stack: LayerStack):
         self.model, self.layers, self.attention = model, stack.layers, list(stack.attention.items())
@@ -155,10 +186,14 @@ class HiddenStateFlow:
         return self.removals[-1].sequences.called
 
     def _start(self, *hooked: Any) -> None:
-        """Before a forward: everything is there. One that was interrupted may have left something."""
+        """Before a forward: everything is there. One that was interrupted may have left
+        something.
+        """
         if not is_untouched():
             self.current: KeptPositions | None = None  # None: everything
-            self.whole: Tensor | None = None  # (batch, position, hidden), as absent rows were when they left
+            self.whole: Tensor | None = (
+                None  # (batch, position, hidden), as absent rows were when they left
+            )
             self._known: tuple[list[Mask], KeptPositions | None] = ([], None)
             for _, attention in self.attention:
                 layouts.pop(attention, None)
@@ -173,7 +208,9 @@ class HiddenStateFlow:
         return self.current.put(hidden, self.whole.to(hidden.device), 1)
 
     def _enter(self, index: int, layer: nn.Module, args: tuple, kwargs: dict) -> Any:
-        """Arguments of the layer over the positions that are present, None to leave them as they are."""
+        """Arguments of the layer over the positions that are present, None to leave them as they
+        are.
+        """
         if is_untouched():
             return None
         sequence = self.removals[0].sequences.running()
@@ -198,7 +235,9 @@ class HiddenStateFlow:
         if is_untouched() or self.current is None:
             return None
         following = self.present(index + 1) if index + 1 < len(self.layers) else None
-        if following is self.current or (following is not None and not following.has_more_than(self.current)):
+        if following is self.current or (
+            following is not None and not following.has_more_than(self.current)
+        ):
             return None
         hidden = self._moved(output[0] if isinstance(output, tuple) else output, following)
         if following is None:
@@ -211,7 +250,11 @@ class HiddenStateFlow:
         known, present = self._known
         if len(known) != len(absent) or any(a is not b for a, b in zip(known, absent, strict=True)):
             gone = torch.stack(absent).any(0) if absent else None
-            present = KeptPositions.without(gone, self._order()) if gone is not None and gone.any() else None
+            present = (
+                KeptPositions.without(gone, self._order())
+                if gone is not None and gone.any()
+                else None
+            )
             self._known = (absent, present)
         return present
 
@@ -225,36 +268,56 @@ class HiddenStateFlow:
 
     def _gaps(self, index: int) -> Mask | None:
         """The absent positions whose place others take, None where all keep their own."""
-        gone = [mask for one in self.removals if one.closes_gaps and (mask := one.absent(index)) is not None]
+        gone = [
+            mask
+            for one in self.removals
+            if one.closes_gaps and (mask := one.absent(index)) is not None
+        ]
         return torch.stack(gone).any(0) if gone else None
 
     def _order(self) -> Int[Tensor, "batch position"] | None:
-        return next((order for removal in self.removals if (order := removal.order()) is not None), None)
+        return next(
+            (order for removal in self.removals if (order := removal.order()) is not None), None
+        )
 
     def _without_gaps(self, ids: Tensor, gaps: Mask) -> Int[Tensor, "batch position"]:
-        """The positions' numbers when the rows beside the gaps are counted in the order in which they run."""
+        """The positions' numbers when the rows beside the gaps are counted in the order in which
+        they run.
+        """
         there = KeptPositions.without(gaps, self._order())
         moved = self._up(ids, gaps.long().cumsum(1))
         return there.put(there.sorted.take(moved, 1), moved, 1)
 
-    def arguments(self, index: int, present: KeptPositions | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """What a layer is handed besides these rows of a prompt. Has its attention shown over the whole sequence."""
+    def arguments(
+        self, index: int, present: KeptPositions | None, kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What a layer is handed besides these rows of a prompt. Has its attention shown over the
+        whole sequence.
+        """
         if present is None:
             return {}
         taken = self._shown(index, present, present, kwargs)
-        ids, embeddings, gaps = kwargs.get("position_ids"), kwargs.get("position_embeddings"), self._gaps(index)
+        ids, embeddings, gaps = (
+            kwargs.get("position_ids"),
+            kwargs.get("position_embeddings"),
+            self._gaps(index),
+        )
         if gaps is not None and ids is not None:
             taken["position_ids"] = ids = present.take(self._without_gaps(ids, gaps), 1)
             taken["position_embeddings"] = self._rotary(embeddings, ids)
             return taken
         if ids is not None:
-            parts = [present.take(x, 1) for x in (ids if ids.ndim == 3 else [ids])]  # time, row and column, or one
+            parts = [
+                present.take(x, 1) for x in (ids if ids.ndim == 3 else [ids])
+            ]  # time, row and column, or one
             taken["position_ids"] = torch.stack(parts) if ids.ndim == 3 else parts[0]
         if embeddings is not None:
             taken["position_embeddings"] = tuple(present.take(x, 1) for x in embeddings)
         return taken
 
-    def _continued(self, index: int, hidden: Tensor, new: int, kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _continued(
+        self, index: int, hidden: Tensor, new: int, kwargs: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
         """The same for new rows behind what is in the cache."""
         layer = kwargs["past_key_values"].layers[index]
         if not isinstance(layer, PartialLayer) or layer.present is None:
@@ -263,27 +326,47 @@ class HiddenStateFlow:
         taken = self._shown(index, everything_new, layer.present.then(new), kwargs)
         if layer.closed is not None and (ids := kwargs.get("position_ids")) is not None:
             ids = self._up(ids, layer.closed[:, None])
-            taken |= {"position_ids": ids, "position_embeddings": self._rotary(kwargs.get("position_embeddings"), ids)}
+            taken |= {
+                "position_ids": ids,
+                "position_embeddings": self._rotary(kwargs.get("position_embeddings"), ids),
+            }
         return taken
 
-    def _shown(self, index: int, queries: KeptPositions, keys: KeptPositions, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Has the layer's attention calls shown over the whole sequence; returns the mask they get."""
+    def _shown(
+        self, index: int, queries: KeptPositions, keys: KeptPositions, kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Has the layer's attention calls shown over the whole sequence; returns the mask they
+        get.
+        """
         _, attention = self.attention[index]
-        layouts[attention] = layout = FullLengthView(queries, keys, kwargs.get("attention_mask"), _takes_2d(attention))
+        layouts[attention] = layout = FullLengthView(
+            queries, keys, kwargs.get("attention_mask"), _takes_2d(attention)
+        )
         return {"attention_mask": layout.mask_of_part}
 
     def _up(self, ids: Tensor, closed: Tensor) -> Tensor:
         if ids.ndim != 2:
-            raise ProbeError(self.called, expected="one position a token, to number them anew",
-                             got=f"{len(ids)} (time, row and column)")  # fmt: skip
+            raise ProbeError(
+                self.called,
+                expected="one position a token, to number them anew",
+                got=f"{len(ids)} (time, row and column)",
+            )
         return ids - closed.to(ids.device)
 
-    def _rotary(self, embeddings: tuple[Tensor, ...] | None, ids: Tensor) -> tuple[Tensor, ...] | None:
+    def _rotary(
+        self, embeddings: tuple[Tensor, ...] | None, ids: Tensor
+    ) -> tuple[Tensor, ...] | None:
         """The rotary embeddings of other positions than the model's own."""
-        return None if embeddings is None else self.model.get_decoder().rotary_emb(embeddings[0], position_ids=ids)  # pyright: ignore
+        return (
+            None
+            if embeddings is None
+            else self.model.get_decoder().rotary_emb(embeddings[0], position_ids=ids)
+        )  # pyright: ignore
 
 
-_flows: WeakKeyDictionary[nn.Module, HiddenStateFlow] = WeakKeyDictionary()  # by the first layer of their stack
+_flows: WeakKeyDictionary[nn.Module, HiddenStateFlow] = (
+    WeakKeyDictionary()
+)  # by the first layer of their stack
 
 
 def _takes_2d(attention: Any) -> bool:

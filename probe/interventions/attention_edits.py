@@ -1,6 +1,8 @@
-"""The two ways to change what a query reads in one attention call: hide keys from it, or let it read others.
+"""The two ways to change what a query reads in one attention call: hide keys from it, or let it
+read others.
 
-Both keep the model's own mask beside the new one, so that a measurement still knows what would have been visible.
+Both keep the model's own mask beside the new one, so that a measurement still knows what would have
+been visible.
 """
 
 from dataclasses import replace
@@ -20,8 +22,8 @@ def mask_keys(
     queries: Bool[Tensor, "batch position"],
     keys: Bool[Tensor, "batch position"],
 ) -> AttentionCall:
-    """The call in which these queries cannot see these keys. A query that would be left with no key at all keeps
-    itself: an average over nothing has no value."""
+    """The call in which these queries cannot see these keys. A query that would be left with no key
+    at all keeps itself: an average over nothing has no value."""
     queries, keys = now.of_queries(queries), now.of_keys(keys, call.key_count)
     hidden = (queries[:, :, None] & keys[:, None])[:, None].to(call.key.device)
     if not hidden.any():
@@ -31,21 +33,26 @@ def mask_keys(
     bereft = hidden.any(-1, keepdim=True) & ~as_bool(mask).any(-1, keepdim=True)
     if bereft.any():
         place = torch.arange(call.key_count, device=mask.device)
-        alone = bereft & (place == now.past - now.first_key(call.key_count) + place[: call.query_count, None])
+        alone = bereft & (
+            place == now.past - now.first_key(call.key_count) + place[: call.query_count, None]
+        )
         mask = mask | alone if mask.dtype == torch.bool else mask.masked_fill(alone, 0)
     return call.with_mask(mask)
 
 
 def causal_mask(call: AttentionCall) -> Bool[Tensor, "1 1 query key"]:
     """What a call without a mask sees."""
-    everything = torch.ones(1, 1, call.query_count, call.key_count, dtype=torch.bool, device=call.key.device)
+    everything = torch.ones(
+        1, 1, call.query_count, call.key_count, dtype=torch.bool, device=call.key.device
+    )
     return everything.tril() if call.causal else everything
 
 
 def replace_keys_values(
     call: AttentionCall, kernel: Kernel, queries: Bool[Tensor, "batch query"], **changed: Tensor
 ) -> Output:
-    """Runs a call in which these queries find other keys or values (`key=`, `value=`), and all others their own.
+    """Runs a call in which these queries find other keys or values (`key=`, `value=`), and all
+    others their own.
 
     Where both kinds ask, the kernel runs twice, and each time `asking` says whose output is used.
     """

@@ -8,15 +8,16 @@
     zero            the softmax is untouched, but the values of vision keys count as zero for text queries: loss of
                     information without attention being given to other tokens instead
 
-`freeze` equals `remove` to rounding, and to the end of the stack so does `mask`. In cached decoding what is dropped
-stays dropped. Position ids never change. Padding counts as text.
+`freeze` equals `remove` to rounding, and to the end of the stack so does `mask`. In cached decoding
+what is dropped stays dropped. Position ids never change. Padding counts as text.
 
     with drop_vision(subject.model, range(8, 32)):
         subject.model.generate(**inputs)
 
-In the pre-fusion of LLaVA-Mini (`stack="prefusion"`) vision rows are the patches, and two kinds of rows read them: the
-text and the compressed tokens. `queries` says which of the two is cut off. There, mask, freeze and zero are defined;
-removed rows would save nothing that freezing does not say. In its LLM, vision is what the compressed tokens are.
+In the pre-fusion of LLaVA-Mini (`stack="prefusion"`) vision rows are the patches, and two kinds of
+rows read them: the text and the compressed tokens. `queries` says which of the two is cut off.
+There, mask, freeze and zero are defined; removed rows would save nothing that freezing does not
+say. In its LLM, vision is what the compressed tokens are.
 """
 
 from collections.abc import Iterator
@@ -50,10 +51,11 @@ def drop_vision(
     stack: str = "llm",
     queries: Names | None = None,
 ) -> Iterator[None]:
-    """Drops vision tokens in these layers (0-based, any set) of a model or Subject while the block lasts.
+    """Drops vision tokens in these layers (0-based, any set) of a model or Subject while the block
+    lasts.
 
-    Forward, `generate` with cache, batches padded on either side, several images. No layer: nothing changes, to the
-    bit. Undone on any exit. A sequence must run in the block from its prompt on.
+    Forward, `generate` with cache, batches padded on either side, several images. No layer: nothing
+    changes, to the bit. Undone on any exit. A sequence must run in the block from its prompt on.
 
     Args:
         how: "mask", "remove" or "zero", as above.
@@ -63,9 +65,9 @@ def drop_vision(
         stack: "llm" or "prefusion".
         queries: who is cut off from vision, in pre-fusion "text", "compressed" or both; by default all but vision.
 
-    Raises ProbeError before anything runs for a layer outside, an unknown `how`, a compiled model; with "mask" for
-    flash attention; with "remove" in pre-fusion, for a static or quantized cache and a sliding window shorter than the
-    sequence.
+    Raises ProbeError before anything runs for a layer outside, an unknown `how`, a compiled model;
+    with "mask" for flash attention; with "remove" in pre-fusion, for a static or quantized cache
+    and a sliding window shorter than the sequence.
     """
     target = LayerTarget.of("drop_vision", model, layers, stack)
     _check(how, freeze, restore)
@@ -77,30 +79,46 @@ def drop_vision(
     options += f", queries={'+'.join(queries)}" * (len(queries) < len(target.kinds) - 1)
     with target.at_work(how, options), ExitStack() as undo:
         if target.layers:
-            dropping = {"mask": partial(_masked, freeze=freeze), "remove": _removed, "zero": _zeroed}[how]
+            dropping = {
+                "mask": partial(_masked, freeze=freeze),
+                "remove": _removed,
+                "zero": _zeroed,
+            }[how]
             undo.enter_context(dropping(target, queries))
         yield
 
 
 def _check(how: str, freeze: bool, restore: bool) -> None:
     if how not in MODES:
-        raise ProbeError("drop_vision", expected=f"how={', '.join(map(repr, MODES))}", got=repr(how))
+        raise ProbeError(
+            "drop_vision", expected=f"how={', '.join(map(repr, MODES))}", got=repr(how)
+        )
     if freeze and how != "mask":
         raise ProbeError("drop_vision", expected="freeze with how='mask'", got=f"with how={how!r}")
     if not restore and how != "remove":
-        raise ProbeError("drop_vision", expected="restore=False with how='remove'", got=f"with how={how!r}")
+        raise ProbeError(
+            "drop_vision", expected="restore=False with how='remove'", got=f"with how={how!r}"
+        )
 
 
 def _cut_off(target: LayerTarget, how: str, queries: Names | None) -> tuple[str, ...]:
-    """The kinds of rows that lose sight of vision. Raises ProbeError where the stack has not these, or can't do it."""
+    """The kinds of rows that lose sight of vision. Raises ProbeError where the stack has not these,
+    or can't do it.
+    """
     if how == "remove" and target.stack.name == PREFUSION:
-        raise ProbeError("drop_vision", expected="how='mask' or 'zero' in pre-fusion", got="'remove'",
-                         fix="use how='mask', freeze=True: what removing its vision rows would give")  # fmt: skip
+        raise ProbeError(
+            "drop_vision",
+            expected="how='mask' or 'zero' in pre-fusion",
+            got="'remove'",
+            fix="use how='mask', freeze=True: what removing its vision rows would give",
+        )
     possible = tuple(kind for kind in target.kinds if kind != "vision")
     chosen = possible if queries is None else as_names(queries)
     if not chosen or set(chosen) - set(possible):
         known = " and ".join(map(repr, possible))
-        raise ProbeError("drop_vision", expected=f"queries of {known} in {target.stack.name}", got=repr(queries))
+        raise ProbeError(
+            "drop_vision", expected=f"queries of {known} in {target.stack.name}", got=repr(queries)
+        )
     return chosen
 
 
@@ -112,8 +130,13 @@ def _removed(target: LayerTarget, queries: tuple[str, ...]) -> Iterator[None]:
         if sequence.vision.any():
             check_partial(target.called, limits, sequence.length, cache, "use how='mask'")
 
-    sequences = SequenceTracker(target.called, target.model, target.stack.layers[0], check=check, whole_prompt=True)
-    with sequences.followed(), removed(target.model, target.stack, _WithoutVision(sequences, target.layers)):
+    sequences = SequenceTracker(
+        target.called, target.model, target.stack.layers[0], check=check, whole_prompt=True
+    )
+    with (
+        sequences.followed(),
+        removed(target.model, target.stack, _WithoutVision(sequences, target.layers)),
+    ):
         yield
 
 
@@ -137,13 +160,23 @@ def _masked(target: LayerTarget, queries: tuple[str, ...], freeze: bool) -> Iter
 
     with sequences.followed(), target.routed(around), ExitStack() as undo:
         for layer in target.layers if freeze else ():
-            skip = partial(_skip, sequences)  # first: rows that come back behind the layer are not there yet
-            hook = target.stack.layers[layer].register_forward_hook(skip, with_kwargs=True, prepend=True)
+            skip = partial(
+                _skip, sequences
+            )  # first: rows that come back behind the layer are not there yet
+            hook = target.stack.layers[layer].register_forward_hook(
+                skip, with_kwargs=True, prepend=True
+            )
             undo.callback(hook.remove)
         yield
 
 
-def _skip(sequences: SequenceTracker | PrefusionTracker, layer: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+def _skip(
+    sequences: SequenceTracker | PrefusionTracker,
+    layer: nn.Module,
+    args: tuple,
+    kwargs: dict,
+    output: Any,
+) -> Any:
     """The layer's output, with vision rows as they came in."""
     if is_untouched():
         return None

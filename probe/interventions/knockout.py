@@ -1,9 +1,11 @@
-"""Tokens of one type cannot see those of another, in some layers: the general form of dropping by mask.
+"""Tokens of one type cannot see those of another, in some layers: the general form of dropping by
+mask.
 
     with knockout(subject.model, "response", "vision", range(16, 32), types=inputs.types):
         subject.model.generate(**inputs)
 
-Source: "attention knockout", Geva et al. 2023 (arXiv 2304.14767) section 4.1; here with a cache, padding and any types.
+Source: "attention knockout", Geva et al. 2023 (arXiv 2304.14767) section 4.1; here with a cache,
+padding and any types.
 """
 
 from collections.abc import Iterator
@@ -26,33 +28,45 @@ from probe.interventions.layer_target import Layers, LayerTarget, Names, as_name
 
 @contextmanager
 def knockout(
-    model: Any, queries: Names, keys: Names, layers: Layers, types: TokenTypes | None = None, stack: str = "llm"
+    model: Any,
+    queries: Names,
+    keys: Names,
+    layers: Layers,
+    types: TokenTypes | None = None,
+    stack: str = "llm",
 ) -> Iterator[None]:
     """Queries of these types cannot see keys of those types in these layers while the block lasts.
 
-    "vision" and "text" (all that is not vision, padding included) need no types. Other names are those of `types`, the
-    types of the inputs that run in the block (`inputs.types`), one row for each of their rows; generated tokens are
-    "response". With `types`, "vision" is what they call so. A query that would be left without any key keeps itself.
+    "vision" and "text" (all that is not vision, padding included) need no types. Other names are
+    those of `types`, the types of the inputs that run in the block (`inputs.types`), one row for
+    each of their rows; generated tokens are "response". With `types`, "vision" is what they call
+    so. A query that would be left without any key keeps itself.
 
-    In pre-fusion (`stack="prefusion"`) "vision" are the patches, "compressed" the tokens that are made of them, "text"
-    is the rest, and `types` name words.
+    In pre-fusion (`stack="prefusion"`) "vision" are the patches, "compressed" the tokens that are
+    made of them, "text" is the rest, and `types` name words.
 
-    Raises ProbeError before anything runs for unknown names, a layer outside, a compiled model and flash attention; in
-    the forward, before any layer, for inputs of another shape than `types`.
+    Raises ProbeError before anything runs for unknown names, a layer outside, a compiled model and
+    flash attention; in the forward, before any layer, for inputs of another shape than `types`.
     """
     target = LayerTarget.of("knockout", model, layers, stack)
     queries, keys = as_names(queries), as_names(keys)
     _check_names((*queries, *keys), target.kinds, types)
     target.refuse_flash("load the model with attn='sdpa'")
     sequences = target.sequences(
-        changes_vision="vision" in queries, check=lambda now, cache: types is None or _check_fit(now, types)
+        changes_vision="vision" in queries,
+        check=lambda now, cache: types is None or _check_fit(now, types),
     )
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
         now = sequences.running()
-        return kernel(mask_keys(call, now, positions(queries, now, types), positions(keys, now, types)))
+        return kernel(
+            mask_keys(call, now, positions(queries, now, types), positions(keys, now, types))
+        )
 
-    with target.at_work("knockout", f"{'+'.join(queries)} to {'+'.join(keys)}"), ExitStack() as undo:
+    with (
+        target.at_work("knockout", f"{'+'.join(queries)} to {'+'.join(keys)}"),
+        ExitStack() as undo,
+    ):
         if target.layers:
             undo.enter_context(sequences.followed())
             undo.enter_context(target.routed(around))
@@ -65,24 +79,39 @@ def _check_names(names: tuple[str, ...], kinds: tuple[str, ...], types: TokenTyp
     for name in names:
         if name not in known:
             fix = "pass types=inputs.types" if types is None else "see inputs.types.names"
-            raise ProbeError("knockout", expected=f"one of {', '.join(known)}", got=repr(name), fix=fix)
+            raise ProbeError(
+                "knockout", expected=f"one of {', '.join(known)}", got=repr(name), fix=fix
+            )
 
 
 def _check_fit(now: TrackedSequence, types: TokenTypes) -> None:
     (rows, width), (batch, length) = types.ids.shape, now.vision.shape
     if batch % rows or length < width or (now.past == 0 and length != width):
         got = f"{batch} x {length}"
-    elif now.real is not None and (now.real.cpu().sum(1) != _repeated(types.ids >= 0, batch).sum(1)).any():
+    elif (
+        now.real is not None
+        and (now.real.cpu().sum(1) != _repeated(types.ids >= 0, batch).sum(1)).any()
+    ):
         got = "other padding"
     else:
         return
-    raise ProbeError("knockout", expected=f"inputs of {rows} x {width} tokens, as types=", got=got,
-                     fix="pass the types of the inputs that run in the block")  # fmt: skip
+    raise ProbeError(
+        "knockout",
+        expected=f"inputs of {rows} x {width} tokens, as types=",
+        got=got,
+        fix="pass the types of the inputs that run in the block",
+    )
 
 
-def positions(names: tuple[str, ...], now: TrackedSequence, types: TokenTypes | None) -> Bool[Tensor, "batch position"]:
+def positions(
+    names: tuple[str, ...], now: TrackedSequence, types: TokenTypes | None
+) -> Bool[Tensor, "batch position"]:
     """Which positions of the running sequence are of one of these types."""
-    own = ("text", "compressed") if types is not None and now.fed is None else ("text", "compressed", "vision")
+    own = (
+        ("text", "compressed")
+        if types is not None and now.fed is None
+        else ("text", "compressed", "vision")
+    )
     which = now.named(name for name in names if name in own)
     for name in names:
         if name not in own:
@@ -96,8 +125,10 @@ def _of_type(name: str, now: TrackedSequence, types: TokenTypes) -> Bool[Tensor,
     batch, length = now.vision.shape
     prompt = _repeated(types.mask(name), batch)
     if now.real is not None:  # padding may have been moved to the other side
-        theirs, ours = (torch.sort(~real, dim=1, stable=True).indices for real in
-                        (_repeated(types.ids >= 0, batch), now.real.cpu()))  # fmt: skip
+        theirs, ours = (
+            torch.sort(~real, dim=1, stable=True).indices
+            for real in (_repeated(types.ids >= 0, batch), now.real.cpu())
+        )
         prompt = torch.zeros_like(prompt).scatter(1, ours, prompt.gather(1, theirs))
     generated = prompt.new_full((batch, length - prompt.shape[1]), name == "response")
     return torch.cat([prompt, generated], 1).to(now.vision.device)

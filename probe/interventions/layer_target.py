@@ -1,4 +1,6 @@
-"""Where an intervention works: which model, which stack, which layers. Checked before anything runs."""
+"""Where an intervention works: which model, which stack, which layers. Checked before anything
+runs.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,12 +22,17 @@ Layers = int | Iterable[Any]  # what is in it is checked, and told in one line
 Names = str | Iterable[str]  # kinds of rows, or types of tokens
 
 PREFUSION = "prefusion"
-FOLLOWED = {PREFUSION: ("text", "compressed", "vision"), "llm": ("text", "vision")}  # stacks -> kinds of their rows
+FOLLOWED = {
+    PREFUSION: ("text", "compressed", "vision"),
+    "llm": ("text", "vision"),
+}  # stacks -> kinds of their rows
 
 
 @dataclass(frozen=True)
 class LayerTarget:
-    """Chosen layers of one stack of a model, ascending. `called` is the public function, for error messages."""
+    """Chosen layers of one stack of a model, ascending. `called` is the public function, for error
+    messages.
+    """
 
     called: str
     model: PreTrainedModel
@@ -34,23 +41,37 @@ class LayerTarget:
 
     @classmethod
     def of(cls, called: str, model: Any, layers: Layers, stack: str = "llm") -> "LayerTarget":
-        """`model`: a model or a Subject. Raises ProbeError for a compiled model, a layer that does not exist, and a
-        stack whose layers do not hold text and vision (those of the LLM and of pre-fusion do)."""
-        model = model.model if not isinstance(model, nn.Module) and hasattr(model, "model") else model
+        """`model`: a model or a Subject. Raises ProbeError for a compiled model, a layer that does
+        not exist, and a stack whose layers do not hold text and vision (those of the LLM and of
+        pre-fusion do).
+        """
+        model = (
+            model.model if not isinstance(model, nn.Module) and hasattr(model, "model") else model
+        )
         if is_compiled(model):
-            raise ProbeError(called, expected="a model that is not compiled", got="one after torch.compile",
-                             fix="intervene on the model as it was before")  # fmt: skip
+            raise ProbeError(
+                called,
+                expected="a model that is not compiled",
+                got="one after torch.compile",
+                fix="intervene on the model as it was before",
+            )
         if not isinstance(model, PreTrainedModel):
-            raise ProbeError(called, expected="a transformers model or a Subject", got=type(model).__name__)
+            raise ProbeError(
+                called, expected="a transformers model or a Subject", got=type(model).__name__
+            )
         found = {name: one for name, one in stacks(model).items() if name in FOLLOWED}
         if stack not in found:
             known = " or ".join(f"{name!r}" for name in reversed(found))
-            raise ProbeError(called, expected=f"stack={known}, whose rows are text and vision", got=repr(stack))
+            raise ProbeError(
+                called, expected=f"stack={known}, whose rows are text and vision", got=repr(stack)
+            )
         return cls(called, model, found[stack], _indices(called, layers, len(found[stack].layers)))
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What the stack's rows are. Where the compressed tokens bypass pre-fusion, it has none of them."""
+        """What the stack's rows are. Where the compressed tokens bypass pre-fusion, it has none of
+        them.
+        """
         along = self.stack.name != PREFUSION or self.model.base_model.tokens_along
         return tuple(kind for kind in FOLLOWED[self.stack.name] if along or kind != "compressed")
 
@@ -64,15 +85,21 @@ class LayerTarget:
         """The layer that an attention module belongs to."""
         return list(self.stack.attention).index(name)
 
-    def sequences(self, changes_vision: bool = False, **options: Any) -> SequenceTracker | PrefusionTracker:
+    def sequences(
+        self, changes_vision: bool = False, **options: Any
+    ) -> SequenceTracker | PrefusionTracker:
         """What follows the stack's rows. `changes_vision`: vision rows must run in the block."""
         if self.stack.name == PREFUSION:
-            return PrefusionTracker(self.called, self.model, self.stack, from_pixels=changes_vision, **options)
+            return PrefusionTracker(
+                self.called, self.model, self.stack, from_pixels=changes_vision, **options
+            )
         return SequenceTracker(self.called, self.model, self.stack.layers[0], **options)
 
     @contextmanager
     def at_work(self, kind: str, options: str = "") -> Iterator[None]:
-        """Listed as at work in the model (`probe.hooks.model_state`); refused where it contradicts another."""
+        """Listed as at work in the model (`probe.hooks.model_state`); refused where it contradicts
+        another.
+        """
         where = "" if self.stack.name == "llm" else f"stack={self.stack.name}"
         options = ", ".join(filter(None, [options, where]))
         with registered(self.model, Intervention(self.called, kind, self.layers, options)):
@@ -80,7 +107,9 @@ class LayerTarget:
 
     @contextmanager
     def routed(self, around: Around) -> Iterator[None]:
-        """`around` in the attention calls of the chosen layers. The block may run no forward at all."""
+        """`around` in the attention calls of the chosen layers. The block may run no forward at
+        all.
+        """
         with routed(self.attention, around, required=False):
             yield
 
@@ -89,8 +118,12 @@ class LayerTarget:
         for name, module in self.attention.items():
             kernel = str(getattr(module.config, "_attn_implementation", None) or "eager")
             if "flash" in kernel or "flex" in kernel or "paged" in kernel:
-                raise ProbeError(self.called, expected="attention that takes a mask (sdpa or eager)",
-                                 got=f"{kernel} in {name}", fix=fix)  # fmt: skip
+                raise ProbeError(
+                    self.called,
+                    expected="attention that takes a mask (sdpa or eager)",
+                    got=f"{kernel} in {name}",
+                    fix=fix,
+                )
 
 
 def as_names(names: Names) -> tuple[str, ...]:
@@ -100,7 +133,11 @@ def as_names(names: Names) -> tuple[str, ...]:
 
 def _indices(called: str, layers: Layers, count: int) -> tuple[int, ...]:
     try:
-        given = [index(layers)] if not isinstance(layers, Iterable) else [index(layer) for layer in layers]
+        given = (
+            [index(layers)]
+            if not isinstance(layers, Iterable)
+            else [index(layer) for layer in layers]
+        )
     except TypeError:
         raise ProbeError(called, expected="layers as whole numbers", got=repr(layers)) from None
     if outside := [layer for layer in given if not 0 <= layer < count]:

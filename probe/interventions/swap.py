@@ -1,10 +1,12 @@
-"""Text reads another image's vision tokens, in some layers. Unlike dropping, it keeps what is read realistic.
+"""Text reads another image's vision tokens, in some layers. Unlike dropping, it keeps what is read
+realistic.
 
-What is read is defined so: the untouched language model runs the same prompt with the donor's vision tokens in place of
-its own; in the chosen layers text queries attend to the keys and values that the vision tokens have in that run, at
-their positions, instead of those of their own run. Vision queries, and all other layers, read the own image. Where
-donor and prompt are worded alike up to the last vision token, that run is the donor's own forward; in LLaVA-Mini text
-that was fused with the own image stays so.
+What is read is defined so: the untouched language model runs the same prompt with the donor's
+vision tokens in place of its own; in the chosen layers text queries attend to the keys and values
+that the vision tokens have in that run, at their positions, instead of those of their own run.
+Vision queries, and all other layers, read the own image. Where donor and prompt are worded alike up
+to the last vision token, that run is the donor's own forward; in LLaVA-Mini text that was fused
+with the own image stays so.
 
     with swap_vision(subject.model, range(8, 16), subject.encode("another.jpg", question)):
         subject.model.generate(**inputs)
@@ -34,14 +36,16 @@ Rows = list[Tensor]  # the vision tokens of each row, (key, hidden), as the lang
 
 @contextmanager
 def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
-    """Text queries read the donor's vision tokens in these layers of a model or Subject while the block lasts.
+    """Text queries read the donor's vision tokens in these layers of a model or Subject while the
+    block lasts.
 
-    `donor`: inputs with as many vision tokens in each row as the inputs that run in the block; one row for all, or one
-    for each of theirs (beams share). With a Subject, an image will do. Costs one forward of the donor, and one of the
-    language model for each prompt.
+    `donor`: inputs with as many vision tokens in each row as the inputs that run in the block; one
+    row for all, or one for each of theirs (beams share). With a Subject, an image will do. Costs
+    one forward of the donor, and one of the language model for each prompt.
 
-    Raises ProbeError for a layer outside, a compiled model, layers whose vision rows are removed or swapped already; in
-    the forward, before any layer, for images of another number of vision tokens.
+    Raises ProbeError for a layer outside, a compiled model, layers whose vision rows are removed or
+    swapped already; in the forward, before any layer, for images of another number of vision
+    tokens.
     """
     target = LayerTarget.of("swap_vision", model, layers)
     decoder: Any = target.model.get_decoder()
@@ -59,7 +63,10 @@ def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
         if "donor" not in now.memo:
             return kernel(call)
         donor = now.memo["donor"][target.layer_of(call.name)]
-        key, value = (_with_donor(own, other, now) for own, other in zip((call.key, call.value), donor, strict=True))
+        key, value = (
+            _with_donor(own, other, now)
+            for own, other in zip((call.key, call.value), donor, strict=True)
+        )
         return replace_keys_values(call, kernel, ~now.of_queries(now.vision), key=key, value=value)
 
     with target.at_work("swap"), ExitStack() as undo:
@@ -75,9 +82,11 @@ def _as_inputs(model: Any, donor: Any) -> Mapping[str, Tensor]:
     if not isinstance(donor, Mapping):
         if not hasattr(model, "encode"):
             raise ProbeError(
-                "swap_vision", expected="a donor's inputs", got=type(donor).__name__,
+                "swap_vision",
+                expected="a donor's inputs",
+                got=type(donor).__name__,
                 fix="pass subject.encode(image, question), or the Subject in place of its model",
-            )  # fmt: skip
+            )
         donor = model.encode(donor, "?")
     return donor
 
@@ -86,7 +95,11 @@ def _as_inputs(model: Any, donor: Any) -> Mapping[str, Tensor]:
 def vision_rows(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Rows:
     """The vision tokens of each row as the language model is given them: encoded and projected."""
     given: list[Tensor] = []
-    options = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    options = (
+        {"logits_to_keep": 1}
+        if "logits_to_keep" in inspect.signature(model.forward).parameters
+        else {}
+    )
     decoder: Any = model.get_decoder()
     hook = decoder.register_forward_pre_hook(
         lambda module, args, kwargs: given.append(kwargs["inputs_embeds"]), with_kwargs=True
@@ -97,32 +110,48 @@ def vision_rows(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Rows:
     finally:
         hook.remove()
     if not given:
-        raise ProbeError("swap_vision", expected="an LLM that gets all its tokens at once", got=type(model).__name__)
-    return [row[where] for row, where in zip(given[0], vision_positions(model, inputs["input_ids"]), strict=True)]
+        raise ProbeError(
+            "swap_vision",
+            expected="an LLM that gets all its tokens at once",
+            got=type(model).__name__,
+        )
+    return [
+        row[where]
+        for row, where in zip(given[0], vision_positions(model, inputs["input_ids"]), strict=True)
+    ]
 
 
 def _exchanged(embeds: Tensor, now: TrackedSequence, rows: Rows) -> Tensor:
     """The embeddings of the prompt with the donor's vision tokens in the places of its own."""
     batch = len(embeds)
     if batch % len(rows):
-        raise ProbeError("swap_vision", expected=f"a donor of 1 row or of {batch}, as the inputs", got=str(len(rows)))
+        raise ProbeError(
+            "swap_vision",
+            expected=f"a donor of 1 row or of {batch}, as the inputs",
+            got=str(len(rows)),
+        )
     embeds = embeds.clone()
     for row, where in enumerate(now.vision.to(embeds.device)):
         donor = rows[row * len(rows) // batch]
         if where.any() and len(donor) != int(where.sum()):
             raise ProbeError(
-                "swap_vision", expected=f"a donor with {int(where.sum())} vision tokens, as in row {row}",
-                got=str(len(donor)), fix="take images of the same number and, with any-resolution models, size",
-            )  # fmt: skip
+                "swap_vision",
+                expected=f"a donor with {int(where.sum())} vision tokens, as in row {row}",
+                got=str(len(donor)),
+                fix="take images of the same number and, with any-resolution models, size",
+            )
         if where.any():
             embeds[row, where] = donor.to(embeds)
     return embeds
 
 
-def _keys_and_values(decoder: nn.Module, kwargs: dict, layers: tuple[int, ...]) -> dict[int, tuple[Tensor, Tensor]]:
+def _keys_and_values(
+    decoder: nn.Module, kwargs: dict, layers: tuple[int, ...]
+) -> dict[int, tuple[Tensor, Tensor]]:
     """Keys and values of the chosen layers in a run that nobody sees.
 
-    It runs in an empty context: a forward that collects hidden states does so in a context variable.
+    It runs in an empty context: a forward that collects hidden states does so in a context
+    variable.
     """
     cache: Any = DynamicCache()  # without a config no layer forgets what has left its window
     kwargs = {name: value for name, value in kwargs.items() if not name.startswith("output_")}
@@ -132,7 +161,9 @@ def _keys_and_values(decoder: nn.Module, kwargs: dict, layers: tuple[int, ...]) 
 
 
 def _with_donor(own: Tensor, donor: Tensor, now: TrackedSequence) -> Tensor:
-    """Keys (or values) of a call, (batch, head, key, dim), with those of vision positions from the donor's run."""
+    """Keys (or values) of a call, (batch, head, key, dim), with those of vision positions from the
+    donor's run.
+    """
     donor = donor[:, :, now.first_key(own.shape[2]) :]
     count = min(donor.shape[2], own.shape[2])
     vision = now.of_keys(now.vision, own.shape[2])[:, None, :count, None].to(own.device)

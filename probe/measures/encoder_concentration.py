@@ -1,13 +1,16 @@
-"""On how few patches the encoder's attention rests, layer by layer: why a reducer can keep so few of them.
+"""On how few patches the encoder's attention rests, layer by layer: why a reducer can keep so few
+of them.
 
     found = concentration(subject, images, top=(1, 4, 16, 64))
     found["top_share"].mean("view")             # (layer, k): the share that the k best patches hold
     found["kept_from_last"].mean("view")        # (layer): how many of the best patches were the best in that layer
 
-The attention that patches get is that by which VisionZip chooses: from the class token (CLIP), or from all positions on
-average (SigLIP); of each head, over patches only, in float32, without whole maps.
+The attention that patches get is that by which VisionZip chooses: from the class token (CLIP), or
+from all positions on average (SigLIP); of each head, over patches only, in float32, without whole
+maps.
 
-Source: arXiv 2412.04467, section 3 and its figures on redundancy; the Gini coefficient and entropy are ours.
+Source: arXiv 2412.04467, section 3 and its figures on redundancy; the Gini coefficient and entropy
+are ours.
 """
 
 from collections.abc import Sequence
@@ -31,9 +34,12 @@ BEST = 0.1  # of the patches: how many are compared between layers
 
 
 def concentration(
-    subject: Subject, images: Sequence[ImageSource] | ImageSource, top: Sequence[int] = (1, 4, 16, 64)
+    subject: Subject,
+    images: Sequence[ImageSource] | ImageSource,
+    top: Sequence[int] = (1, 4, 16, 64),
 ) -> xr.Dataset:
-    """What each layer of the encoder does with each view of these images: dims (view, layer), and head or k.
+    """What each layer of the encoder does with each view of these images: dims (view, layer), and
+    head or k.
 
     top_share        of the patches' attention, what the k best hold in the mean over heads, in [0, 1]; k as asked for
     gini             0 where all patches get the same, towards 1 where one gets all (mean over heads first)
@@ -44,19 +50,26 @@ def concentration(
     kept_from_last   of the best tenth of patches in the last layer that the LLM reads, the share that is among the best
                      tenth here, in [0, 1]
 
-    Raises ProbeError for what is no image, numbers above that of the patches, and a model without an encoder.
+    Raises ProbeError for what is no image, numbers above that of the patches, and a model without
+    an encoder.
     """
     pictures = as_images(images)
     stack = stacks(subject.model).get("vision")
     if stack is None:
-        raise ProbeError("concentration", expected="a model with a vision encoder", got=subject.name)
+        raise ProbeError(
+            "concentration", expected="a model with a vision encoder", got=subject.name
+        )
     order = list(stack.attention)
     views = [_layers(subject, image, stack.attention, order) for image in pictures]
     pieces = [piece for picture in views for piece in picture]
     received = np.stack([piece[0] for piece in pieces])  # (view, layer, head, patch)
     patches = received.shape[-1]
     if wrong := [k for k in top if not 1 <= k <= patches]:
-        raise ProbeError("concentration", expected=f"top of 1 to {patches}, the patches of a view", got=str(wrong[0]))
+        raise ProbeError(
+            "concentration",
+            expected=f"top of 1 to {patches}, the patches of a view",
+            got=str(wrong[0]),
+        )
     pooled = received.mean(2)
     pooled /= pooled.sum(-1, keepdims=True)
     falling = -np.sort(-pooled, -1)
@@ -71,14 +84,17 @@ def concentration(
             "kept_from_last": (("view", "layer"), _kept(pooled, _read_by_llm(subject, len(order)))),
         },
         coords={"k": list(top), "layer": np.arange(len(order))},
-        attrs=subject.describe() | {
+        attrs=subject.describe()
+        | {
             "probe_version": __version__,
             "patch_count": patches,
             "best": BEST,
             "read_layer": _read_by_llm(subject, len(order)),
-            "weights": "from the class token" if cls_tokens(subject.model) else "received, mean over positions",
+            "weights": "from the class token"
+            if cls_tokens(subject.model)
+            else "received, mean over positions",
         },
-    )  # fmt: skip
+    )
     units = {"entropy": "nats", "head_gini": "1", "gini": "1"}
     for name, variable in found.data_vars.items():
         variable.attrs["units"] = units.get(str(name), "fraction")
@@ -104,22 +120,31 @@ def _read_by_llm(subject: Subject, layers: int) -> int:
     return max(max(index % (layers + 1) for index in several) - 1, 0)
 
 
-def _layers(subject: Subject, image: ImageSource, modules: dict, order: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each view of an image: (layer, head, patch) over all patches 1, and (layer) to the class token."""
+def _layers(
+    subject: Subject, image: ImageSource, modules: dict, order: list[str]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each view of an image: (layer, head, patch) over all patches 1, and (layer) to the class
+    token.
+    """
     first = cls_tokens(subject.model)
     found: dict[str, Tensor] = {}
 
     def observe(call: AttentionCall | AttentionWeights) -> None:
         if isinstance(call, AttentionWeights):
-            raise ProbeError("concentration", expected="an encoder whose queries and keys can be seen",
-                             got=type(call.module).__name__)  # fmt: skip
+            raise ProbeError(
+                "concentration",
+                expected="an encoder whose queries and keys can be seen",
+                got=type(call.module).__name__,
+            )
         attention = Attention(call.query, call.key, call.scaling, order.index(call.name))
         found[call.name] = (attention.given_by(0) if first else attention.received()).cpu()
 
     inputs = subject.encode(image, "?")
     with tap(modules, observe), torch.no_grad():
         subject.model.get_image_features(**_of_images(inputs))  # pyright: ignore[reportCallIssue]
-    weights = torch.stack([found[name] for name in order], 1).double().numpy()  # (view, layer, head, position)
+    weights = (
+        torch.stack([found[name] for name in order], 1).double().numpy()
+    )  # (view, layer, head, position)
     patches = weights[..., first:]
     return [
         (view / view.sum(-1, keepdims=True), own)
@@ -131,7 +156,9 @@ def _of_images(inputs: dict) -> dict:
     return {name: inputs[name] for name in ("pixel_values", "image_sizes") if name in inputs}
 
 
-def _kept(pooled: Float[np.ndarray, "view layer patch"], last: int) -> Float[np.ndarray, "view layer"]:
+def _kept(
+    pooled: Float[np.ndarray, "view layer patch"], last: int
+) -> Float[np.ndarray, "view layer"]:
     """The overlap of each layer's best patches with those of the layer that the LLM reads."""
     best = max(1, round(BEST * pooled.shape[-1]))
     place = (-pooled).argsort(-1, kind="stable").argsort(-1)

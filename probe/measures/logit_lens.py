@@ -4,8 +4,9 @@ A layer's output goes through the model's own last norm and head, as if no layer
 
     p_l(word | row i) = softmax(head(norm(h_l,i)))
 
-Behind the last layer these are the model's own logits, which is checked. Rows are vision tokens and text alike; of
-LLaVA-Mini also those of pre-fusion (`stack="prefusion"`), whose layers are the LLM's in shape and in origin.
+Behind the last layer these are the model's own logits, which is checked. Rows are vision tokens and
+text alike; of LLaVA-Mini also those of pre-fusion (`stack="prefusion"`), whose layers are the LLM's
+in shape and in origin.
 
     found = logit_lens(subject, "street.jpg", "what is on the left ?")
     found["next"]              # (layer, answer_token): probability of each token of the answer where it is said next
@@ -62,10 +63,11 @@ def logit_lens(
 ) -> xr.Dataset:
     """What every row says behind every layer of a stack, and how probable it holds the answer.
 
-    `response`: the model's own by default. Dims: layer, row (positions of the sequence; of pre-fusion: the image's
-    patches, the compressed tokens, the words), answer_token, key. `says_answer` takes the likeliest of the answer's
-    words in each row, `next` the one that the row is to say. Raises ProbeError for a stack whose rows are not the
-    LLM's, layers that ran without some of the rows, and what `Answer.of` refuses.
+    `response`: the model's own by default. Dims: layer, row (positions of the sequence; of
+    pre-fusion: the image's patches, the compressed tokens, the words), answer_token, key.
+    `says_answer` takes the likeliest of the answer's words in each row, `next` the one that the row
+    is to say. Raises ProbeError for a stack whose rows are not the LLM's, layers that ran without
+    some of the rows, and what `Answer.of` refuses.
     """
     found = stacks(subject.model)
     if stack not in found or stack not in ("llm", "prefusion"):
@@ -82,18 +84,26 @@ def logit_lens(
     ids = answer.ids
     values, last = _said(seen.layers(len(rows["row_type"])), says, ids, subject)
     attrs: dict[str, Any] = subject.describe() | {
-        "kind": "logit lens", "probe_version": __version__, "stack": stack, "prompt": answer.inputs.prompt[0],
-        "response": answer.inputs.response[0], "intervention": active_interventions(subject.model),
-    }  # fmt: skip
+        "kind": "logit lens",
+        "probe_version": __version__,
+        "stack": stack,
+        "prompt": answer.inputs.prompt[0],
+        "response": answer.inputs.response[0],
+        "intervention": active_interventions(subject.model),
+    }
     if stack == "llm":
-        attrs["last_layer_difference"] = float((last[-len(logits) :] - logits.float().cpu()).abs().max())
+        attrs["last_layer_difference"] = float(
+            (last[-len(logits) :] - logits.float().cpu()).abs().max()
+        )
         values["next"] = values.pop("of_ids")[:, answer.rows, torch.arange(len(ids))]
     values.pop("of_ids", None)
     return _tabulated(values | rows, answer, stack, attrs)
 
 
 class _Seen:
-    """The outputs of each layer, call by call: pre-fusion runs the image's rows first and the words' rows then."""
+    """The outputs of each layer, call by call: pre-fusion runs the image's rows first and the
+    words' rows then.
+    """
 
     def __init__(self, layers: int):
         self.calls: list[list[Tensor]] = [[] for _ in range(layers)]
@@ -107,8 +117,12 @@ class _Seen:
     def layers(self, rows: int) -> list[Float[Tensor, "row width"]]:
         whole = [torch.cat(calls) for calls in self.calls]
         if wrong := [str(len(each)) for each in whole if len(each) != rows]:
-            raise ProbeError("logit_lens", expected=f"{rows} rows behind every layer", got=wrong[0],
-                             fix="use drop_vision(how='mask'), and one image with pre-fusion")  # fmt: skip
+            raise ProbeError(
+                "logit_lens",
+                expected=f"{rows} rows behind every layer",
+                got=wrong[0],
+                fix="use drop_vision(how='mask'), and one image with pre-fusion",
+            )
         return whole
 
 
@@ -118,7 +132,11 @@ def _head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     norm = next((getattr(decoder, name) for name in NORMS if hasattr(decoder, name)), None)
     head: Any = model.get_output_embeddings()
     if norm is None or head is None:
-        raise ProbeError("logit_lens", expected="a decoder with a last norm and a head", got=type(decoder).__name__)
+        raise ProbeError(
+            "logit_lens",
+            expected="a decoder with a last norm and a head",
+            got=type(decoder).__name__,
+        )
     return lambda hidden: head(norm(hidden)).float()
 
 
@@ -158,18 +176,30 @@ def _rows(answer: TargetResponse, stack: str, seen: _Seen) -> dict[str, np.ndarr
         words = [i for i in range(len(tokens)) if not types.vision[0, i]]
         between = sum(map(len, seen.calls[0])) - patches - len(words)
         key = np.array([*range(patches), *[-1] * (between + len(words))])
-        named = ["vision"] * patches + ["compressed"] * between + [types.names[types.ids[0, i]] for i in words]
+        named = (
+            ["vision"] * patches
+            + ["compressed"] * between
+            + [types.names[types.ids[0, i]] for i in words]
+        )
         tokens = [""] * (patches + between) + [tokens[i] for i in words]
-    return {"row_text": np.array(tokens, object), "row_type": np.array(named, object), "row_key": key}
+    return {
+        "row_text": np.array(tokens, object),
+        "row_type": np.array(named, object),
+        "row_key": key,
+    }
 
 
-def _tabulated(values: dict[str, Any], answer: TargetResponse, stack: str, attrs: dict[str, Any]) -> xr.Dataset:
+def _tabulated(
+    values: dict[str, Any], answer: TargetResponse, stack: str, attrs: dict[str, Any]
+) -> xr.Dataset:
     dims = dict.fromkeys(("word", "probability", "says_answer"), ("layer", "row"))
     dims |= dict.fromkeys(("row_text", "row_type", "row_key"), ("row",))
     dims |= {"next": ("layer", "answer_token"), "answer_text": ("answer_token",)}
     values["answer_text"] = np.array(answer.tokens, object)
     variables = {
-        name: xr.Variable(dims[name], array, dict(zip(("long_name", "units"), UNITS[name], strict=True)))
+        name: xr.Variable(
+            dims[name], array, dict(zip(("long_name", "units"), UNITS[name], strict=True))
+        )
         for name, array in values.items()
     }
     grid = answer.inputs.grid[0] if stack == "llm" else answer.inputs.encoder_grid[0]

@@ -3,8 +3,9 @@
     report = verify(subject)
     report.passed, report.checks, report.appendix        # the last: a block to paste into a paper's appendix
 
-The statistic is compared with the plain computation from whole attention maps (`plain_table`), one layer at a time and
-on a short prompt, in a model whose kernel is switched to eager for that comparison and back.
+The statistic is compared with the plain computation from whole attention maps (`plain_table`), one
+layer at a time and on a short prompt, in a model whose kernel is switched to eager for that
+comparison and back.
 """
 
 from collections.abc import Iterator
@@ -28,8 +29,15 @@ from probe.subject.subject import Subject
 
 TOKENS = 8  # of the response that is decoded
 TOLERANCE = 1e-5
-STACKS = {"vision": "the encoder", "compressor": "the compressor", "prefusion": "pre-fusion", "llm": "the LLM"}
-HALF_TOLERANCE = 5e-2  # between two forwards of different shapes, whose half precision kernels round differently
+STACKS = {
+    "vision": "the encoder",
+    "compressor": "the compressor",
+    "prefusion": "pre-fusion",
+    "llm": "the LLM",
+}
+HALF_TOLERANCE = (
+    5e-2  # between two forwards of different shapes, whose half precision kernels round differently
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,9 @@ class Report:
     def appendix(self) -> str:
         """Plain text: how the attention was measured, on what, and how exact it was."""
         about = self.provenance
-        versions = ", ".join(f"{name} {about[f'{name}_version']}" for name in ("probe", "transformers", "torch"))
+        versions = ", ".join(
+            f"{name} {about[f'{name}_version']}" for name in ("probe", "transformers", "torch")
+        )
         where = ", ".join(about[name] for name in ("revision", "dtype", "device"))
         lines = [
             f"Attention was measured with {versions} on {about['model']} ({where}), beside the model's own",
@@ -69,11 +79,14 @@ class Report:
         return "\n".join(lines)
 
 
-def verify(subject: Subject, image: ImageSource | None = None, question: str = "what is in the image ?") -> Report:
+def verify(
+    subject: Subject, image: ImageSource | None = None, question: str = "what is in the image ?"
+) -> Report:
     """Runs the promises on this model, with the image and question given or a drawn one.
 
-    Every check is on a prompt with one image and a response of at most 8 tokens. Nothing is changed: the kernel is
-    eager for the comparison with whole maps, and the model's own again afterwards.
+    Every check is on a prompt with one image and a response of at most 8 tokens. Nothing is
+    changed: the kernel is eager for the comparison with whole maps, and the model's own again
+    afterwards.
     """
     from probe import __version__
     from probe.models.tiny.questions import sample_image
@@ -91,20 +104,26 @@ def verify(subject: Subject, image: ImageSource | None = None, question: str = "
         _maps_not_kept(subject, inputs),
     ]
     restored = state(subject.model) == before
-    checks.append(Check("model restored", "yes" if restored else "no", "hooks, configs and mode as before", restored))
+    checks.append(
+        Check(
+            "model restored",
+            "yes" if restored else "no",
+            "hooks, configs and mode as before",
+            restored,
+        )
+    )
     return Report(checks, subject.describe() | {"probe_version": __version__})
 
 
-
-
-
-
-
-
 def _unchanged(subject: Subject, prompt: Inputs, longer: Inputs) -> list[Check]:
-    """Bit-identical logits while the statistic of every stack is taken, alone and in a padded batch."""
+    """Bit-identical logits while the statistic of every stack is taken, alone and in a padded
+    batch.
+    """
     checks = []
-    for name, batch in (("one sample", prompt), ("a padded batch", collate([prompt, longer], side="left"))):
+    for name, batch in (
+        ("one sample", prompt),
+        ("a padded batch", collate([prompt, longer], side="left")),
+    ):
         with torch.no_grad():
             plain = subject.model(**batch).logits
             with ExitStack() as taps:
@@ -112,7 +131,14 @@ def _unchanged(subject: Subject, prompt: Inputs, longer: Inputs) -> list[Check]:
                     taps.enter_context(tap(stacks(subject.model)[stack].attention, statistic))
                 seen_logits = subject.model(**batch).logits
         change = (plain.float() - seen_logits.float()).abs().max().item()
-        checks.append(Check(f"change of the logits, {name}", change, "exactly 0", torch.equal(plain, seen_logits)))
+        checks.append(
+            Check(
+                f"change of the logits, {name}",
+                change,
+                "exactly 0",
+                torch.equal(plain, seen_logits),
+            )
+        )
     return checks
 
 
@@ -125,7 +151,9 @@ def _statistics(subject: Subject, inputs: Inputs) -> dict[str, AttentionStatisti
 @contextmanager
 def eager(model: Any) -> Iterator[None]:
     """The model with eager attention, and its own kernels again afterwards."""
-    configs = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
+    configs = list(
+        {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values()
+    )
     kernels = [config._attn_implementation_internal for config in configs]
     try:
         model.set_attn_implementation("eager")
@@ -136,7 +164,9 @@ def eager(model: Any) -> Iterator[None]:
 
 
 def _exact(subject: Subject, inputs: Inputs, stack: str) -> Check:
-    """The streaming statistic against whole maps, layer by layer; no map is kept longer than until it is whole."""
+    """The streaming statistic against whole maps, layer by layer; no map is kept longer than until
+    it is whole.
+    """
     statistic, twin = (_statistics(subject, inputs)[stack] for _ in range(2))
     unfinished: dict[tuple[str, int], _Map] = {}
     worst = 0.0
@@ -146,27 +176,35 @@ def _exact(subject: Subject, inputs: Inputs, stack: str) -> Check:
         output = kernel(call)
         statistic(call)
         first, rows = twin.place(call)
-        position = torch.arange(call.key_count - call.query_count, call.key_count, device=call.query.device)
+        position = torch.arange(
+            call.key_count - call.query_count, call.key_count, device=call.query.device
+        )
         for i, row in enumerate(rows):
             visible = visible_keys(call.own_mask, call, i, position, call.key_count)
             own = output[1] if call.query.dtype == torch.float32 else None
             weights = _whole_map(call, i, visible) if own is None else own[i]
-            known = unfinished.setdefault((call.name, row), _Map.of(statistic, row, call.query.shape[1]))
+            known = unfinished.setdefault(
+                (call.name, row), _Map.of(statistic, row, call.query.shape[1])
+            )
             known.put(weights, visible, first)
             if first + call.key_count == len(known.ids):
                 plain = unfinished.pop((call.name, row)).table(statistic.names)
                 worst = max(worst, difference(statistic.table(call.name, [row]), plain))
         return output
 
-    with torch.no_grad(), eager(subject.model), routed(stacks(subject.model)[stack].attention, around, innermost=True):
+    with (
+        torch.no_grad(),
+        eager(subject.model),
+        routed(stacks(subject.model)[stack].attention, around, innermost=True),
+    ):
         subject.model(**inputs, use_cache=False)
     worst = float("inf") if unfinished else worst
-    return Check(f"statistic of {STACKS[stack]} against whole maps", worst, f"at most {TOLERANCE:g}",
-                 worst <= TOLERANCE)  # fmt: skip
-
-
-
-
+    return Check(
+        f"statistic of {STACKS[stack]} against whole maps",
+        worst,
+        f"at most {TOLERANCE:g}",
+        worst <= TOLERANCE,
+    )
 
 
 def _identity(subject: Subject, inputs: Inputs) -> Check:
@@ -175,12 +213,16 @@ def _identity(subject: Subject, inputs: Inputs) -> Check:
     with torch.no_grad(), tap(stack.attention, statistic):
         subject.model(**inputs, use_cache=False)
     types, worst = inputs.types, 0.0
-    queries = np.array([(types.is_query[0] & (types.ids[0] == t)).sum() for t in range(len(types.names))])
+    queries = np.array(
+        [(types.is_query[0] & (types.ids[0] == t)).sum() for t in range(len(types.names))]
+    )
     for name in stack.attention:
         table = statistic.table(name)
         total = np.nansum(table["mass"] * table["query_count"], -1)
         worst = max(worst, float(np.abs(total - queries).max() / max(1, queries.max())))
-    return Check("Σ_B mass·query_count = queries of A", worst, "at most 1e-5 of the queries", worst <= 1e-5)
+    return Check(
+        "Σ_B mass·query_count = queries of A", worst, "at most 1e-5 of the queries", worst <= 1e-5
+    )
 
 
 def _decoding(subject: Subject, prompt: Inputs, inputs: Inputs, ids: Tensor) -> Check:
@@ -201,13 +243,23 @@ def _decoding(subject: Subject, prompt: Inputs, inputs: Inputs, ids: Tensor) -> 
                 ).past_key_values
     worst = max(_response_difference(whole, steps, name, inputs) for name in stack.attention)
     bound = TOLERANCE if subject.model.dtype in (torch.float32, torch.float64) else HALF_TOLERANCE
-    return Check(f"{len(ids) - 1} steps of decoding against one forward", worst, f"at most {bound:g}", worst <= bound)
+    return Check(
+        f"{len(ids) - 1} steps of decoding against one forward",
+        worst,
+        f"at most {bound:g}",
+        worst <= bound,
+    )
 
 
-def _response_difference(whole: AttentionStatistic, steps: AttentionStatistic, name: str, inputs: Inputs) -> float:
+def _response_difference(
+    whole: AttentionStatistic, steps: AttentionStatistic, name: str, inputs: Inputs
+) -> float:
     response = inputs.types.names.index("response")
     rows = [
-        {name: table[name][..., response, :] for name in ("mass", "share", "lift", "entropy", "head_entropy")}
+        {
+            name: table[name][..., response, :]
+            for name in ("mass", "share", "lift", "entropy", "head_entropy")
+        }
         for table in (whole.table(name), steps.table(name))
     ]
     return difference(*rows)
@@ -219,10 +271,20 @@ def _maps_not_kept(subject: Subject, inputs: Inputs) -> Check:
     statistic = _statistics(subject, inputs)["llm"]
     with torch.no_grad(), tap(stack.attention, statistic):
         subject.model(**inputs, use_cache=False)
-    kept = sum(value.nbytes for name in stack.attention for row in statistic.sums(name) for value in row.values())
+    kept = sum(
+        value.nbytes
+        for name in stack.attention
+        for row in statistic.sums(name)
+        for value in row.values()
+    )
     heads = statistic.sums(next(iter(stack.attention)))[0]["mass"].shape[0]
     maps = len(stack.layers) * heads * size * size * torch.finfo(subject.model.dtype).bits // 8
-    return Check("memory of the maps not kept", f"{_bytes(maps)} (kept: {_bytes(kept)})", "less kept", kept < maps)
+    return Check(
+        "memory of the maps not kept",
+        f"{_bytes(maps)} (kept: {_bytes(kept)})",
+        "less kept",
+        kept < maps,
+    )
 
 
 def _bytes(n: float) -> str:

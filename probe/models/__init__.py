@@ -1,4 +1,5 @@
-"""Models that ship with the package: the tiny trained ones, the ones with a known truth, LLaVA-Mini.
+"""Models that ship with the package: the tiny trained ones, the ones with a known truth,
+LLaVA-Mini.
 
 probe.models.planted(read_layers=(2, 3))     # vision can reach the answer in these layers only
 """

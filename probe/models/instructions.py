@@ -1,4 +1,5 @@
-"""LLaVA's conversations and Video-ChatGPT's questions: the training data that people have, as `Instruction`s.
+"""LLaVA's conversations and Video-ChatGPT's questions: the training data that people have, as
+`Instruction`s.
 
     instructions, problems = read_instructions("llava_v1_5_mix665k.json", "images")
 
@@ -7,9 +8,10 @@
                                        {"from": "gpt", "value": "A cat."}]}, ...]
     Video-ChatGPT  [{"video_id": "v_p1QGn0IzfW0", "q": "What happens?", "a": "A man sings."}, ...]
 
-Both may stand in one file. A video is a file, or a folder of its frames. As LLaVA does in training, an `<image>` goes
-to the front of its turn, and what the assistant says before the first question is left out. A row that can't be used is
-listed and left out. File names come from strangers: none may lead out of the folder.
+Both may stand in one file. A video is a file, or a folder of its frames. As LLaVA does in training,
+an `<image>` goes to the front of its turn, and what the assistant says before the first question is
+left out. A row that can't be used is listed and left out. File names come from strangers: none may
+lead out of the folder.
 """
 
 from collections.abc import Sequence
@@ -28,8 +30,11 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 VIDEOS = ("", ".mp4", ".mkv", ".webm", ".avi", ".mov")  # what a video's id may lack
 
 
-def read_instructions(file: str | Path, folder: str | Path) -> tuple[list[Instruction], list[SkippedRow]]:
-    """The rows of a file, their images and videos found in `folder`; and the rows that can't be used.
+def read_instructions(
+    file: str | Path, folder: str | Path
+) -> tuple[list[Instruction], list[SkippedRow]]:
+    """The rows of a file, their images and videos found in `folder`; and the rows that can't be
+    used.
 
     Raises ProbeError where file or folder can't be read, or no row can be used.
     """
@@ -40,7 +45,9 @@ def read_instructions(file: str | Path, folder: str | Path) -> tuple[list[Instru
     reading, found = RowReader("train", path.stem), []
     for number, row in enumerate(json_list("train", path), 1):
         with reading.row(path, number):
-            found.append(_video_question(row, data) if _is_video_question(row) else _conversation(row, data))
+            found.append(
+                _video_question(row, data) if _is_video_question(row) else _conversation(row, data)
+            )
     if not found:
         got = f"{reading.problems[0]}" if reading.problems else f"an empty list in {path.name}"
         raise ProbeError("train", expected="at least one row that can be used", got=got)
@@ -53,12 +60,16 @@ def _is_video_question(row: Any) -> bool:
 
 def _video_question(row: dict[str, Any], data: DataFolder) -> Instruction:
     question, answer = question_text(row, "q"), question_text(row, "a")
-    video = Visual("video", data.video(*(identifier(row, "video_id") + ending for ending in VIDEOS)))
+    video = Visual(
+        "video", data.video(*(identifier(row, "video_id") + ending for ending in VIDEOS))
+    )
     return Instruction((_said("user", question, 1), _said("assistant", answer)), (video,))
 
 
 def _conversation(row: Any, data: DataFolder) -> Instruction:
-    turns = [(_role(turn), question_text(turn, "value")) for turn in entry(row, "conversations", list)]
+    turns = [
+        (_role(turn), question_text(turn, "value")) for turn in entry(row, "conversations", list)
+    ]
     if turns and turns[0][0] == "assistant":
         turns = turns[1:]
     roles = [role for role, _ in turns]
@@ -90,7 +101,9 @@ def _names(row: dict[str, Any], key: str) -> Sequence[str]:
 
 
 def _image(data: DataFolder, name: str) -> Path:
-    """Its file, whose head is read: better a row is left out now than a training ends in its third hour."""
+    """Its file, whose head is read: better a row is left out now than a training ends in its third
+    hour.
+    """
     path = data.image(name)
     try:
         with Image.open(path):
@@ -110,4 +123,7 @@ def _message(role: str, text: str) -> dict[str, Any]:
 
 
 def _said(role: str, text: str, images: int = 0) -> dict[str, Any]:
-    return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
+    return {
+        "role": role,
+        "content": [{"type": "image"}] * images + [{"type": "text", "text": text}],
+    }

@@ -20,8 +20,8 @@
     plots.lens(found); plots.lens_curves(found)          # what rows say in the middle of the model
     plots.conventions(record)                            # does "vision fades with depth" survive its definition?
 
-Each takes `ax=`, returns Axes, and leaves matplotlib's settings alone. Axes count layers from 1, as the paper
-does; `layers=` and records count from 0, as code does.
+Each takes `ax=`, returns Axes, and leaves matplotlib's settings alone. Axes count layers from 1, as
+the paper does; `layers=` and records count from 0, as code does.
 
 | file | what |
 |---|---|
@@ -62,7 +62,29 @@ from probe.plots.on_image import heatmaps
 from probe.plots.reduced_patches import kept
 from probe.plots.reducer_tradeoff import reductions
 
-__all__ = ["mass", "entropy", "heatmaps", "heads", "figures", "dropped", "readings", "swaps", "depth", "drop_figures",
-           "compression", "flops", "latency", "memory", "cost_figures", "kept", "concentration",
-           "softmax_gradient", "reductions",
-           "attribution", "agreement", "lens", "lens_curves", "conventions"]  # fmt: skip
+__all__ = [
+    "mass",
+    "entropy",
+    "heatmaps",
+    "heads",
+    "figures",
+    "dropped",
+    "readings",
+    "swaps",
+    "depth",
+    "drop_figures",
+    "compression",
+    "flops",
+    "latency",
+    "memory",
+    "cost_figures",
+    "kept",
+    "concentration",
+    "softmax_gradient",
+    "reductions",
+    "attribution",
+    "agreement",
+    "lens",
+    "lens_curves",
+    "conventions",
+]

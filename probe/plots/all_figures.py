@@ -1,4 +1,6 @@
-"""All the figures a record, or a run of `probe drop`, can give: what the command line and reports write."""
+"""All the figures a record, or a run of `probe drop`, can give: what the command line and reports
+write.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,10 +24,11 @@ from probe.records import node
 
 
 def figures(record: xr.DataTree, sample: int | str = 0) -> dict[str, Figure]:
-    """{"llm-mass": Figure, ...}: every figure that the record has numbers for; heat maps are of one `sample`.
+    """{"llm-mass": Figure, ...}: every figure that the record has numbers for; heat maps are of one
+    `sample`.
 
-    They are for writing to files: pyplot does not keep them, so they do not pile up. Raises ProbeError for what is no
-    record, and for a sample that it does not have.
+    They are for writing to files: pyplot does not keep them, so they do not pile up. Raises
+    ProbeError for what is no record, and for a sample that it does not have.
     """
     labelled(record, "plots.figures")
     found = {}
@@ -41,7 +44,9 @@ def _of_stack(record: xr.DataTree, sample: int | str, stack: str) -> Iterator[tu
     measured = node(record, stack)
     query = default_query(measured)
     if query == "compressed" and measured.sizes["key_type"] == 1:
-        if has_values(measured, sample, query):  # curves over one layer, with nothing but patches, would say nothing
+        if has_values(
+            measured, sample, query
+        ):  # curves over one layer, with nothing but patches, would say nothing
             yield "compression", compression(record, sample)
         return
     for value in ("mass", "share", "lift", "contribution"):
@@ -59,8 +64,8 @@ def _of_stack(record: xr.DataTree, sample: int | str, stack: str) -> Iterator[tu
 def drop_figures(results: xr.DataTree, size: int | None = None) -> dict[str, Figure]:
     """{"dropped": Figure, ...}: every figure that a run of `probe drop` has cases for.
 
-    Where no answer has a score (a judge's benchmark), total variation from the untouched model is drawn. Raises
-    ProbeError for what is no result of a sweep.
+    Where no answer has a score (a judge's benchmark), total variation from the untouched model is
+    drawn. Raises ProbeError for what is no result of a sweep.
     """
     tables = tables_of(results)
     first = next(iter(tables.values()))
@@ -70,7 +75,9 @@ def drop_figures(results: xr.DataTree, size: int | None = None) -> dict[str, Fig
         drawn["dropped"] = dropped(results, size=size, value=value)
         if len(tables) > 1:
             drawn["readings"] = readings(results, size, value)
-    if any("donor_answer_given" in table and window_cases(table, size) for table in tables.values()):
+    if any(
+        "donor_answer_given" in table and window_cases(table, size) for table in tables.values()
+    ):
         drawn["swaps"] = swaps(results, size)
     if len(from_cases(first)) > 1:
         drawn["depth"] = depth(results, value=value)

@@ -40,15 +40,20 @@ def heads(
 ) -> Any:
     """An image of layer x head for one A → B, mean over samples; one colour scale for all records.
 
-    query_type: the response by default, else what comes nearest. value: "mass", "share", "lift" (log colours
-    around 1), "contribution" or "head_entropy". Cells without a number are grey. Returns Axes, an array of
-    them for several records.
+    query_type: the response by default, else what comes nearest. value: "mass", "share", "lift"
+    (log colours around 1), "contribution" or "head_entropy". Cells without a number are grey.
+    Returns Axes, an array of them for several records.
 
-    Source: our own; the paper averages over heads. Raises ProbeError for a value without heads ("entropy"), and for
-    a value, stack, type or weights that a record does not have.
+    Source: our own; the paper averages over heads. Raises ProbeError for a value without heads
+    ("entropy"), and for a value, stack, type or weights that a record does not have.
     """
     if value == "entropy":
-        raise ProbeError("plots.heads", expected="a value of each head", got="'entropy'", fix="use 'head_entropy'")
+        raise ProbeError(
+            "plots.heads",
+            expected="a value of each head",
+            got="'entropy'",
+            fix="use 'head_entropy'",
+        )
     named = labelled(record, "plots.heads")
     found = {}
     for name, one in named.items():
@@ -65,7 +70,9 @@ def heads(
         image = _image(axis, mean.values, norm, "PuOr_r" if value == "lift" else "viridis")
         axis.set(xlabel="head", ylabel=layer_label(stack))
         title(axis, f"{query_type} → {key_type}\n{name}")
-        bar = axis.figure.colorbar(image, ax=axis, label=label(mean), **_TICKS if value == "lift" else {})
+        bar = axis.figure.colorbar(
+            image, ax=axis, label=label(mean), **_TICKS if value == "lift" else {}
+        )
         bar.minorticks_off()
     caption(axes, sampling(named, stack, weights), named, own=ax is None)
     return axes[0] if len(axes) == 1 else axes
@@ -84,7 +91,9 @@ def _image(axis: Axes, values: np.ndarray, norm: Normalize, colours: str) -> Axe
     layers, heads_ = values.shape
     extent = (0.5, heads_ + 0.5, layers + 0.5, 0.5)  # the first layer on top; both count from 1
     colourmap = matplotlib.colormaps[colours].with_extremes(bad="0.8")
-    image = axis.imshow(values, colourmap, norm, aspect="auto", interpolation="nearest", extent=extent)
+    image = axis.imshow(
+        values, colourmap, norm, aspect="auto", interpolation="nearest", extent=extent
+    )
     count_from_one(axis.xaxis, heads_)
     count_from_one(axis.yaxis, layers)
     return image

@@ -1,4 +1,6 @@
-"""Lines over layers, one for each A → B: attention by type (the paper's Fig. 2) and its entropy (Fig. 3)."""
+"""Lines over layers, one for each A → B: attention by type (the paper's Fig. 2) and its entropy
+(Fig. 3).
+"""
 
 from collections.abc import Sequence
 from copy import copy
@@ -49,18 +51,24 @@ def mass(
     seed: int = 0,
     ax: Any = None,
 ) -> Any:
-    """Attention of A → B over layers, mean over heads. Colour and marker tell the keys, the dash the queries.
+    """Attention of A → B over layers, mean over heads. Colour and marker tell the keys, the dash
+    the queries.
 
-    value: "mass", "share", "lift" or "contribution". With several samples: their mean and a 95 % bootstrap
-    band over images; weights: "sample" or "query_count". Returns Axes, an array for several records.
+    value: "mass", "share", "lift" or "contribution". With several samples: their mean and a 95 %
+    bootstrap band over images; weights: "sample" or "query_count". Returns Axes, an array for
+    several records.
 
-    Source: arXiv 2501.03895, Fig. 2 and Eq. 4 (`value="mass"`). Raises ProbeError for a value, stack, type or
-    weights that a record does not have, and for an `ax` of another number of Axes.
+    Source: arXiv 2501.03895, Fig. 2 and Eq. 4 (`value="mass"`). Raises ProbeError for a value,
+    stack, type or weights that a record does not have, and for an `ax` of another number of Axes.
     """
     if value not in ("mass", "share", "lift", "contribution"):
-        raise ProbeError("plots.mass", expected="value of mass, share, lift, contribution", got=repr(value))
+        raise ProbeError(
+            "plots.mass", expected="value of mass, share, lift, contribution", got=repr(value)
+        )
     named = labelled(record, "plots.mass")
-    averages = {name: average(one, stack, value, weights=weights, seed=seed) for name, one in named.items()}
+    averages = {
+        name: average(one, stack, value, weights=weights, seed=seed) for name, one in named.items()
+    }
     axes = _axes(ax, 1, len(named), "plots.mass")
     for axis, (name, found) in zip(axes.flat, averages.items(), strict=True):
         _draw(axis, found, query_types, key_types)
@@ -82,14 +90,17 @@ def entropy(
     seed: int = 0,
     ax: Any = None,
 ) -> Any:
-    """How spread out the attention of A over the tokens of B is: pooled as in the paper, and per head.
+    """How spread out the attention of A over the tokens of B is: pooled as in the paper, and per
+    head.
 
-    which: "pooled" (heads averaged first), "head" (entropy in each head, then averaged) or "both"; by default
-    both, or pooled alone when `ax` is a single Axes. ratio: divided by ln(keys of the type), to compare
-    models. Returns Axes, or an array of them: a panel a kind, and with several records a column a record.
+    which: "pooled" (heads averaged first), "head" (entropy in each head, then averaged) or "both";
+    by default both, or pooled alone when `ax` is a single Axes. ratio: divided by ln(keys of the
+    type), to compare models. Returns Axes, or an array of them: a panel a kind, and with several
+    records a column a record.
 
-    Source: arXiv 2501.03895, Fig. 3 and Appendix A (`which="pooled"`). Raises ProbeError for a `which`, stack, type
-    or weights that there is not, for a record without entropies, and for an `ax` of another number of Axes.
+    Source: arXiv 2501.03895, Fig. 3 and Appendix A (`which="pooled"`). Raises ProbeError for a
+    `which`, stack, type or weights that there is not, for a record without entropies, and for an
+    `ax` of another number of Axes.
     """
     kinds = {"pooled": ["entropy"], "head": ["head_entropy"], "both": ["entropy", "head_entropy"]}
     which = which or ("pooled" if isinstance(ax, Axes) else "both")
@@ -125,14 +136,28 @@ def _draw(axis: Axes, found: Average, query_types: Any, key_types: Any) -> None:
             look = line_style(query, key, *there)
             layers = found.mean["layer"].values + 1
             every = max(1, len(layers) // 12)
-            axis.plot(layers, mean, label=f"{query} → {key}", markersize=4, linewidth=1.6, markevery=every, **look)
+            axis.plot(
+                layers,
+                mean,
+                label=f"{query} → {key}",
+                markersize=4,
+                linewidth=1.6,
+                markevery=every,
+                **look,
+            )
             if not np.array_equal(low, high, equal_nan=True):
                 axis.fill_between(layers, low, high, color=look["color"], alpha=0.16, linewidth=0)
     if not axis.lines:
-        raise ProbeError("plots", expected="a pair of types that was measured", got=f"{query_types} → {key_types}")
+        raise ProbeError(
+            "plots",
+            expected="a pair of types that was measured",
+            got=f"{query_types} → {key_types}",
+        )
 
 
-def _dress(axis: Axes, stack: str, value: str, name: str, array: xr.DataArray, several: bool) -> None:
+def _dress(
+    axis: Axes, stack: str, value: str, name: str, array: xr.DataArray, several: bool
+) -> None:
     title(axis, name if several else f"{_TITLES[value]}\n{name}")
     axis.set_xlabel(layer_label(stack))
     axis.set_ylabel(label(array))
@@ -157,14 +182,30 @@ def _scale(axes: np.ndarray, value: str) -> None:
         axis.set_ylim(low, high)
 
 
-def _finish(axes: np.ndarray, named: dict, stack: str, weights: str, seed: int, own: bool, above: str = "") -> None:
-    lines = {text: line for axis in axes.flat for line in axis.lines if (text := str(line.get_label()))[0] != "_"}
+def _finish(
+    axes: np.ndarray, named: dict, stack: str, weights: str, seed: int, own: bool, above: str = ""
+) -> None:
+    lines = {
+        text: line
+        for axis in axes.flat
+        for line in axis.lines
+        if (text := str(line.get_label()))[0] != "_"
+    }
     handles, heading = (
-        (lines, "query → key") if len(lines) <= _PAIRS else (_parts(lines), "key by colour,\nquery by dash")
+        (lines, "query → key")
+        if len(lines) <= _PAIRS
+        else (_parts(lines), "key by colour,\nquery by dash")
     )
-    outside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False, "handlelength": 4}
+    outside = {
+        "loc": "upper left",
+        "bbox_to_anchor": (1.01, 1),
+        "frameon": False,
+        "handlelength": 4,
+    }
     small = {"fontsize": 8, "title_fontsize": 8}
-    legend = axes[0, -1].legend(list(handles.values()), list(handles), title=heading, **small, **outside)
+    legend = axes[0, -1].legend(
+        list(handles.values()), list(handles), title=heading, **small, **outside
+    )
     for text in legend.texts:
         text.set_parse_math(False)
     if own and above and len(named) > 1:
@@ -177,7 +218,9 @@ def _parts(lines: dict[str, Line2D]) -> dict[str, Line2D]:
     keys, queries = {}, {}
     for text, line in lines.items():
         query, key = text.split(" → ")
-        keys[f"→ {key}"] = Line2D([], [], color=line.get_color(), marker=line.get_marker(), markersize=4, linestyle="")
+        keys[f"→ {key}"] = Line2D(
+            [], [], color=line.get_color(), marker=line.get_marker(), markersize=4, linestyle=""
+        )
         queries[f"{query} →"] = copy(line)
         queries[f"{query} →"].set(color="0.3", marker="", label="")
     return keys | queries

@@ -1,4 +1,5 @@
-"""Readings of "dropped" compared: each on one axis, and whose answer is given when text reads another image.
+"""Readings of "dropped" compared: each on one axis, and whose answer is given when text reads
+another image.
 
 plots.readings(results)          # mask, freeze, remove, zero, swap ... window by window
 plots.swaps(results)
@@ -27,9 +28,15 @@ from probe.plots.sweep import (
 )
 
 
-def readings(results: Any, size: int | None = None, value: str = "correct", *, seed: int = 0, ax: Any = None) -> Axes:
-    """Every reading of "dropped" on one axis, side by side within each window; bars hold at all windows at once."""
-    tables = {name: table for name, table in tables_of(results).items() if window_cases(table, size)}
+def readings(
+    results: Any, size: int | None = None, value: str = "correct", *, seed: int = 0, ax: Any = None
+) -> Axes:
+    """Every reading of "dropped" on one axis, side by side within each window; bars hold at all
+    windows at once.
+    """
+    tables = {
+        name: table for name, table in tables_of(results).items() if window_cases(table, size)
+    }
     if not tables:
         raise no_windows(size)
     axis = panels(ax, 1, 1, (PANEL[0] + 1.4, PANEL[1]), "plots.readings")[0, 0]
@@ -48,7 +55,9 @@ def readings(results: Any, size: int | None = None, value: str = "correct", *, s
 
 
 def swaps(results: Any, size: int | None = None, *, seed: int = 0, ax: Any = None) -> Axes:
-    """Where text reads another image in a window: how often the right answer is given, and the other image's."""
+    """Where text reads another image in a window: how often the right answer is given, and the
+    other image's.
+    """
     found = [table for table in tables_of(results).values() if "donor_answer_given" in table]
     if not found:
         raise ProbeError("plots.swaps", expected="a sweep with how='swap'", got="none")

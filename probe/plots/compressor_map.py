@@ -1,4 +1,5 @@
-"""Where compressed tokens look: what of an image LLaVA-Mini puts into the few tokens that the LLM reads (Fig. 12).
+"""Where compressed tokens look: what of an image LLaVA-Mini puts into the few tokens that the LLM
+reads (Fig. 12).
 
     plots.compression(record, sample="cat-1")
 
@@ -33,19 +34,24 @@ def compression(
     floor: float | None = None,
     ax: Any = None,
 ) -> np.ndarray:
-    """The attention of the compressor's queries to each patch, over the image: of all of them on average, and with
-    more than one query (C x C) each in its place of a C x C block.
+    """The attention of the compressor's queries to each patch, over the image: of all of them on
+    average, and with more than one query (C x C) each in its place of a C x C block.
 
-    sample: index or id. image: only that one of several. Colours are logarithmic from `floor` as in `heatmaps`, and
-    shared. ax: as many Axes as there are images, for the averages alone. Returns Axes of shape (images, maps), the
-    average first.
+    sample: index or id. image: only that one of several. Colours are logarithmic from `floor` as in
+    `heatmaps`, and shared. ax: as many Axes as there are images, for the averages alone. Returns
+    Axes of shape (images, maps), the average first.
 
-    Source: arXiv 2501.03895, Fig. 12. Raises ProbeError for a record without a compressor, and for a sample or image
-    that it does not have.
+    Source: arXiv 2501.03895, Fig. 12. Raises ProbeError for a record without a compressor, and for
+    a sample or image that it does not have.
     """
     named = labelled(record, "plots.compression")
     if len(named) > 1:
-        raise ProbeError("plots.compression", expected="one record", got=str(len(named)), fix="draw them one by one")
+        raise ProbeError(
+            "plots.compression",
+            expected="one record",
+            got=str(len(named)),
+            fix="draw them one by one",
+        )
     ((name, record),) = named.items()
     measured = node(record, "compressor")
     index = index_of(measured, sample)
@@ -66,8 +72,12 @@ def compression(
     figure.colorbar(patches, extend="min", **bar).set_label(scale, fontsize=8)
     if ax is None:
         called = str(measured["sample"].values[index])
-        figure.suptitle(f"What is compressed · {called}", x=0.01, ha="left", fontsize=11, parse_math=False)
-    caption(axes, [_spread(measured, index), *fitted({name: record})], {name: record}, own=ax is None)
+        figure.suptitle(
+            f"What is compressed · {called}", x=0.01, ha="left", fontsize=11, parse_math=False
+        )
+    caption(
+        axes, [_spread(measured, index), *fitted({name: record})], {name: record}, own=ax is None
+    )
     return axes
 
 
@@ -89,8 +99,8 @@ def _titles(queries: int) -> Iterator[str]:
 
 
 def _grid(found: list[View]) -> tuple[np.ndarray, dict[str, Axes]]:
-    """(image, map) Axes of a new figure: the image itself, the average, and the queries as a block. And those of
-    the colour bar."""
+    """(image, map) Axes of a new figure: the image itself, the average, and the queries as a block.
+    And those of the colour bar."""
     maps = len(found[0].values)
     side = math.isqrt(maps - 1)
     widths = [1, 1, *([max(1.0, 0.6 * side)] if side else [])]
@@ -98,13 +108,22 @@ def _grid(found: list[View]) -> tuple[np.ndarray, dict[str, Axes]]:
     heights = [widths[-1] * min(height / width, 2) for height, width, *_ in shapes]
     size = (sum(widths) * _SIDE + 1.1, max(sum(heights) * _SIDE + 0.9, 3.2))
     figure = plt.figure(figsize=size, layout="constrained")
-    outer = figure.add_gridspec(len(found), len(widths) + 1, width_ratios=[*widths, 0.06], height_ratios=heights)
+    outer = figure.add_gridspec(
+        len(found), len(widths) + 1, width_ratios=[*widths, 0.06], height_ratios=heights
+    )
     rows = []
     for row, view in enumerate(found):
         original = figure.add_subplot(outer[row, 0])
         show_image(original, view.pixels)
-        original.set_title(view.title.removesuffix("tiles").rstrip(", ") or "image", fontsize=9, parse_math=False)
-        rows.append([figure.add_subplot(outer[row, 1]), *(_block(figure, outer[row, 2], side) if side else [])])
+        original.set_title(
+            view.title.removesuffix("tiles").rstrip(", ") or "image", fontsize=9, parse_math=False
+        )
+        rows.append(
+            [
+                figure.add_subplot(outer[row, 1]),
+                *(_block(figure, outer[row, 2], side) if side else []),
+            ]
+        )
     return np.array(rows, dtype=object), {"cax": figure.add_subplot(outer[:, -1])}
 
 

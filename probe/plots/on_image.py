@@ -1,8 +1,9 @@
 """Where in the image attention falls: each patch drawn where it lies in the original image.
 
-The record has the edges of every patch as fractions of the image, so it does not matter how the image was
-fitted to the encoder: after a crop only the middle is covered, after padding the patches on the bars lie
-outside and are cut off, and NeXT's tiles get a row of their own below the whole image.
+The record has the edges of every patch as fractions of the image, so it does not matter how the
+image was fitted to the encoder: after a crop only the middle is covered, after padding the patches
+on the bars lie outside and are cut off, and NeXT's tiles get a row of their own below the whole
+image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,20 +48,23 @@ def heatmaps(
     sinks: str = "keep",
     ax: Any = None,
 ) -> np.ndarray:
-    """The attention that each patch gets from the queries of a type, over the image, a panel a layer.
+    """The attention that each patch gets from the queries of a type, over the image, a panel a
+    layer.
 
-    sample: index or id. layers: an index from 0 or several (nine evenly spread in each record by default; a record
-    with fewer than another leaves the last panels of its rows out). image, tile: only that one
-    (tile 0 is the whole image). token: the map of that one token instead (its index on the axis `token` of a
-    record measured with `maps`). Colours are logarithmic from `floor`, by default what 99 % of the patches reach, at
-    most three decades below the top: it is written beside the scale, what is below looks like it. All panels share
-    the scale.
-    sinks: attention sinks (`probe/measures/attention/sinks.py`) have a cross in any case, where the record knows them; with "drop" they
-    have no colour, so that they do not set the scale, and with "split" their value is written instead.
-    Returns Axes of shape (views, layers): a view is a record's image, whole or in tiles.
+    sample: index or id. layers: an index from 0 or several (nine evenly spread in each record by
+    default; a record with fewer than another leaves the last panels of its rows out). image, tile:
+    only that one (tile 0 is the whole image). token: the map of that one token instead (its index
+    on the axis `token` of a record measured with `maps`). Colours are logarithmic from `floor`, by
+    default what 99 % of the patches reach, at most three decades below the top: it is written
+    beside the scale, what is below looks like it. All panels share the scale. sinks: attention
+    sinks (`probe/measures/attention/sinks.py`) have a cross in any case, where the record knows
+    them; with "drop" they have no colour, so that they do not set the scale, and with "split" their
+    value is written instead. Returns Axes of shape (views, layers): a view is a record's image,
+    whole or in tiles.
 
-    Source: arXiv 2501.03895, Fig. 4. Raises ProbeError for a sample, query type, layer, image, tile, token or
-    stack that a record does not have, for a record without numbers of patches, and for a floor above the top.
+    Source: arXiv 2501.03895, Fig. 4. Raises ProbeError for a sample, query type, layer, image,
+    tile, token or stack that a record does not have, for a record without numbers of patches, and
+    for a floor above the top.
     """
     if sinks not in ("keep", "drop", "split"):
         raise ProbeError("plots.heatmaps", expected="sinks of keep, drop, split", got=repr(sinks))
@@ -82,7 +86,11 @@ def heatmaps(
             shown.append(drawn)
     norm = log_scale([_without_sinks(view) for view in found] if sinks != "keep" else found, floor)
     columns = max(map(len, shown))
-    axes = _grid(found, columns) if ax is None else panels(ax, len(found), columns, (0, 0), "plots.heatmaps")
+    axes = (
+        _grid(found, columns)
+        if ax is None
+        else panels(ax, len(found), columns, (0, 0), "plots.heatmaps")
+    )
     used: list[Axes] = []
     for row, view, drawn in zip(axes, found, shown, strict=True):
         coloured = view if sinks == "keep" else _without_sinks(view)
@@ -102,7 +110,9 @@ def heatmaps(
         if token is not None:
             what = f"token {token} ({str(measured['map_token'].values[index, token])!r}) looks"
         name = str(measured["sample"].values[index])
-        figure.suptitle(f"What {what} at · {name}", x=0.01, ha="left", fontsize=11, parse_math=False)
+        figure.suptitle(
+            f"What {what} at · {name}", x=0.01, ha="left", fontsize=11, parse_math=False
+        )
     notes = fitted(named)
     if any(view.sinks is not None and view.sinks.any() for view in found):
         notes.append("× attention sink: outlying norm and attention, whatever the patch shows")
@@ -112,7 +122,11 @@ def heatmaps(
 
 def _without_sinks(view: View) -> View:
     """Sinks as NaN."""
-    return view if view.sinks is None else replace(view, values=np.where(view.sinks, np.nan, view.values))
+    return (
+        view
+        if view.sinks is None
+        else replace(view, values=np.where(view.sinks, np.nan, view.values))
+    )
 
 
 def _mark_sinks(axis: Axes, view: View, layer: int, with_value: bool) -> None:
@@ -124,15 +138,27 @@ def _mark_sinks(axis: Axes, view: View, layer: int, with_value: bool) -> None:
     x, y = (left + right) / 2 * width, (top + bottom) / 2 * height
     outline = [withStroke(linewidth=2, foreground="black")]
     if not with_value:
-        axis.plot(x, y, "x", color="#56B4E9", markersize=5, markeredgewidth=1.5, path_effects=outline)
+        axis.plot(
+            x, y, "x", color="#56B4E9", markersize=5, markeredgewidth=1.5, path_effects=outline
+        )
         return
     for across, down, value in zip(x, y, view.values[layer][view.sinks[layer]], strict=True):
-        axis.text(across, down, f"×\n{value:.2g}", color="#56B4E9", fontsize=6, ha="center", va="center",
-                  path_effects=outline)  # fmt: skip
+        axis.text(
+            across,
+            down,
+            f"×\n{value:.2g}",
+            color="#56B4E9",
+            fontsize=6,
+            ha="center",
+            va="center",
+            path_effects=outline,
+        )
 
 
 def log_scale(found: list[View], floor: float | None) -> LogNorm:
-    """One scale for all views: from `floor`, by default as `heatmaps` says, to the highest value."""
+    """One scale for all views: from `floor`, by default as `heatmaps` says, to the highest
+    value.
+    """
     values = np.concatenate([view.values.ravel() for view in found])
     top = float(np.nanmax(values)) or 1.0
     low = _floor(values, top) if floor is None else floor
@@ -152,7 +178,9 @@ def _floor(values: Float[np.ndarray, " value"], top: float) -> float:
 
 
 def _grid(found: list[View], layers: int) -> np.ndarray:
-    """(view, layer) Axes of a new figure, wrapped to rows; before each view's first one is the image itself."""
+    """(view, layer) Axes of a new figure, wrapped to rows; before each view's first one is the
+    image itself.
+    """
     columns = min(_COLUMNS, layers + 1)
     rows = -(-(layers + 1) // columns)
     shapes = [view.pixels.shape if view.pixels.size else (1, 1) for view in found]
@@ -160,7 +188,12 @@ def _grid(found: list[View], layers: int) -> np.ndarray:
     size = (columns * _WIDTH + 1.1, sum(rows * (_WIDTH * each + 0.3) for each in tall) + 0.8)
     ratios = np.repeat(tall, rows).tolist()
     _, axes = plt.subplots(
-        len(ratios), columns, figsize=size, layout="constrained", squeeze=False, height_ratios=ratios
+        len(ratios),
+        columns,
+        figsize=size,
+        layout="constrained",
+        squeeze=False,
+        height_ratios=ratios,
     )
     blocks = axes.reshape(len(found), rows * columns)
     for axis in blocks[:, layers + 1 :].flat:
@@ -171,25 +204,39 @@ def _grid(found: list[View], layers: int) -> np.ndarray:
     return blocks[:, 1 : layers + 1]
 
 
-def show_image(axis: Axes, pixels: UInt8[np.ndarray, "height width channel"], grey: bool = False) -> tuple[int, int]:
-    """Draw the image (nothing, if it was not kept) and return the width and height of the panel's coordinates."""
+def show_image(
+    axis: Axes, pixels: UInt8[np.ndarray, "height width channel"], grey: bool = False
+) -> tuple[int, int]:
+    """Draw the image (nothing, if it was not kept) and return the width and height of the panel's
+    coordinates.
+    """
     height, width = pixels.shape[:2] if pixels.size else (1, 1)
     if pixels.size:
-        shown = 1 - (1 - pixels.mean(-1) / 255) * 0.85 if grey else pixels  # light, so that colours stand out
+        shown = (
+            1 - (1 - pixels.mean(-1) / 255) * 0.85 if grey else pixels
+        )  # light, so that colours stand out
         axis.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
     axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect="equal")
     return width, height
 
 
 def draw_patches(
-    axis: Axes, view: View, values: Float[np.ndarray, " key"], norm: Normalize, colours: str = "inferno"
+    axis: Axes,
+    view: View,
+    values: Float[np.ndarray, " key"],
+    norm: Normalize,
+    colours: str = "inferno",
 ) -> PolyCollection:
     """The patches of a view in the colours of their values, over the image in grey."""
     width, height = show_image(axis, view.pixels, grey=True)
     left, top, right, bottom = np.clip(view.boxes, 0, 1).T
     seen = (right > left) & (bottom > top) & ~np.isnan(values)
-    corners = np.stack([left, top, right, top, right, bottom, left, bottom], -1).reshape(-1, 4, 2)[seen]
-    patches = PolyCollection([*(corners * (width, height))], cmap=colours, norm=norm, alpha=0.7, linewidths=0)
+    corners = np.stack([left, top, right, top, right, bottom, left, bottom], -1).reshape(-1, 4, 2)[
+        seen
+    ]
+    patches = PolyCollection(
+        [*(corners * (width, height))], cmap=colours, norm=norm, alpha=0.7, linewidths=0
+    )
     patches.set_array(values[seen])
     axis.add_collection(patches, autolim=False)
     return patches

@@ -1,4 +1,5 @@
-"""What a reducer leaves of an image: the patches that are kept, and which of the others were merged into one token.
+"""What a reducer leaves of an image: the patches that are kept, and which of the others were merged
+into one token.
 
 inputs = subject.encode(image, question)
 reduction = probe.reducers.encode(tower, inputs["pixel_values"], reducer)
@@ -21,22 +22,37 @@ from probe.errors import ProbeError
 from probe.plots.style import panels, title
 
 _KEPT = "#0072B2"
-# Tol's muted scheme, told apart by colour-blind readers; groups beyond these begin again, with a border between them
-_COLOURS = ("#332288", "#DDCC77", "#88CCEE", "#CC6677", "#117733", "#AA4499", "#44AA99", "#882255", "#999933")
+# Tol's muted scheme, told apart by colour-blind readers; groups beyond these begin again, with a
+# border between them
+_COLOURS = (
+    "#332288",
+    "#DDCC77",
+    "#88CCEE",
+    "#CC6677",
+    "#117733",
+    "#AA4499",
+    "#44AA99",
+    "#882255",
+    "#999933",
+)
 _VEIL = (1.0, 1.0, 1.0, 0.78)  # over what has no token of its own
 _WIDTH = 3.1  # of a panel, in inches
 
 
-def kept(reduction: Any, image: ImageSource, grid: PatchGrid | None = None, *, ax: Any = None) -> np.ndarray:
-    """The image where patches are kept, faded elsewhere; and beside it the groups of patches that share a token, each
-    in a colour, with a dot on the patch that the token stands for. A row for the image, one for its tiles together.
+def kept(
+    reduction: Any, image: ImageSource, grid: PatchGrid | None = None, *, ax: Any = None
+) -> np.ndarray:
+    """The image where patches are kept, faded elsewhere; and beside it the groups of patches that
+    share a token, each in a colour, with a dot on the patch that the token stands for. A row for
+    the image, one for its tiles together.
 
-    reduction: of the views of one image (`probe.reducers.encode`), on any device. grid: where the encoder's patches
-    lie in the image (`inputs.encoder_grid[0]`); without it the image is taken to be stretched to one view. Returns
-    Axes of shape (1 or 2 rows, 2), or (rows, 1) where nothing was merged. A class token, and a token for no patch, are
-    not drawn but counted in the title.
+    reduction: of the views of one image (`probe.reducers.encode`), on any device. grid: where the
+    encoder's patches lie in the image (`inputs.encoder_grid[0]`); without it the image is taken to
+    be stretched to one view. Returns Axes of shape (1 or 2 rows, 2), or (rows, 1) where nothing was
+    merged. A class token, and a token for no patch, are not drawn but counted in the title.
 
-    Raises ProbeError for an image that can't be read, and a grid of another image or number of views.
+    Raises ProbeError for an image that can't be read, and a grid of another image or number of
+    views.
     """
     views = _views(reduction)
     pixels = np.asarray(open_image(image))
@@ -56,8 +72,13 @@ def kept(reduction: Any, image: ImageSource, grid: PatchGrid | None = None, *, a
 
 
 def _views(reduction: Any) -> list[dict[str, Any]]:
-    """For each view: which patches are kept, the group that each other one is in (-1: none), the dots' patches."""
-    values = {name: _plain(getattr(reduction, name)) for name in ("source", "kept", "merged_into", "scores")}
+    """For each view: which patches are kept, the group that each other one is in (-1: none), the
+    dots' patches.
+    """
+    values = {
+        name: _plain(getattr(reduction, name))
+        for name in ("source", "kept", "merged_into", "scores")
+    }
     first, patches = int(reduction.first_patch), values["scores"].shape[1]
     found = []
     for source, kept_, into, count in zip(
@@ -78,7 +99,9 @@ def _plain(values: Any) -> np.ndarray:
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
-def _boxes(views: list[dict[str, Any]], grid: PatchGrid | None) -> Float[np.ndarray, "view patch edge=4"]:
+def _boxes(
+    views: list[dict[str, Any]], grid: PatchGrid | None
+) -> Float[np.ndarray, "view patch edge=4"]:
     patches = len(views[0]["kept"])
     if grid is None and len(views) == 1:
         side = isqrt(patches)
@@ -87,20 +110,31 @@ def _boxes(views: list[dict[str, Any]], grid: PatchGrid | None) -> Float[np.ndar
     there = 0 if grid is None else int((grid.image == grid.image[:1]).sum())
     if grid is None or there != patches * len(views):
         got = "none" if grid is None else f"{there} patches"
-        raise ProbeError("plots.kept", expected=f"the grid of {len(views)} views of {patches} patches", got=got,
-                         fix="pass inputs.encoder_grid[0] and one image's reduction")  # fmt: skip
+        raise ProbeError(
+            "plots.kept",
+            expected=f"the grid of {len(views)} views of {patches} patches",
+            got=got,
+            fix="pass inputs.encoder_grid[0] and one image's reduction",
+        )
     return grid.box[:there].reshape(len(views), patches, 4)
 
 
-def _draw_kept(axis: Axes, pixels: np.ndarray, views: list[tuple[dict, np.ndarray]], name: str) -> None:
+def _draw_kept(
+    axis: Axes, pixels: np.ndarray, views: list[tuple[dict, np.ndarray]], name: str
+) -> None:
     _show(axis, pixels)
     for view, boxes in views:
         _fill(axis, pixels, boxes[~view["kept"]], facecolors=[_VEIL], linewidths=0)
-        _fill(axis, pixels, boxes[view["kept"]], facecolors="none", edgecolors=_KEPT, linewidths=0.9)
+        _fill(
+            axis, pixels, boxes[view["kept"]], facecolors="none", edgecolors=_KEPT, linewidths=0.9
+        )
         if len(views) > 1:
             tile = np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])[None]
             _fill(axis, pixels, tile, facecolors="none", edgecolors="0.4", linewidths=0.8)
-    number, total = sum(view["tokens"] for view, _ in views), sum(len(view["kept"]) for view, _ in views)
+    number, total = (
+        sum(view["tokens"] for view, _ in views),
+        sum(len(view["kept"]) for view, _ in views),
+    )
     count = sum(int(view["kept"].sum()) for view, _ in views)
     title(axis, f"{name}: {number} tokens\n{count} of {total} patches kept")
 
@@ -110,7 +144,9 @@ def _draw_groups(axis: Axes, pixels: np.ndarray, views: list[tuple[dict, np.ndar
     groups = sum(len(np.unique(view["group"][view["group"] >= 0])) for view, _ in views)
     merged = 0
     for view, boxes in views:
-        colours = {token: _COLOURS[i % len(_COLOURS)] for i, token in enumerate(np.unique(view["group"]))}
+        colours = {
+            token: _COLOURS[i % len(_COLOURS)] for i, token in enumerate(np.unique(view["group"]))
+        }
         merged += int((view["group"] >= 0).sum())
         inside = view["group"] >= 0
         shown = [colours[group] for group in view["group"][inside]]
@@ -125,7 +161,9 @@ def _draw_groups(axis: Axes, pixels: np.ndarray, views: list[tuple[dict, np.ndar
     title(axis, f"{merged} patches merged\ninto {groups} tokens")
 
 
-def _borders(group: Int[np.ndarray, " patch"], boxes: Float[np.ndarray, "patch edge=4"]) -> list[np.ndarray]:
+def _borders(
+    group: Int[np.ndarray, " patch"], boxes: Float[np.ndarray, "patch edge=4"]
+) -> list[np.ndarray]:
     """The edges between patches of different groups, as fractions of the image."""
     side = isqrt(len(group))
     square, corners = group.reshape(side, side), boxes.reshape(side, side, 4)
@@ -141,7 +179,9 @@ def _show(axis: Axes, pixels: np.ndarray, grey: bool = False) -> None:
     axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect="equal")
 
 
-def _fill(axis: Axes, pixels: np.ndarray, boxes: Float[np.ndarray, "patch edge=4"], **look: Any) -> None:
+def _fill(
+    axis: Axes, pixels: np.ndarray, boxes: Float[np.ndarray, "patch edge=4"], **look: Any
+) -> None:
     left, top, right, bottom = (np.clip(boxes, 0, 1) * np.tile(pixels.shape[1::-1], 2)).T
     corners = np.stack([left, top, right, top, right, bottom, left, bottom], -1).reshape(-1, 4, 2)
     axis.add_collection(PolyCollection([*corners], **look))
@@ -152,6 +192,17 @@ def _legend(axes: np.ndarray, grouped: bool) -> None:
     if grouped:
         entries += [
             Patch(facecolor="#88CCEE", label="merged: one colour, one token; white: kept"),
-            Line2D([], [], ls="", marker="o", ms=5, mfc="white", mec="black", label="where the merged token stands"),
+            Line2D(
+                [],
+                [],
+                ls="",
+                marker="o",
+                ms=5,
+                mfc="white",
+                mec="black",
+                label="where the merged token stands",
+            ),
         ]
-    axes.flat[0].figure.legend(handles=entries, loc="outside lower left", ncols=2, fontsize=8, frameon=False)
+    axes.flat[0].figure.legend(
+        handles=entries, loc="outside lower left", ncols=2, fontsize=8, frameon=False
+    )

@@ -1,7 +1,8 @@
 """One number from many: over heads, then over samples, with a bootstrap band over images.
 
-Questions about one image are no independent evidence, so images are drawn with replacement, each with all
-of its samples. The band is the 95 % percentile interval; with fewer than two images there is none.
+Questions about one image are no independent evidence, so images are drawn with replacement, each
+with all of its samples. The band is the 95 % percentile interval; with fewer than two images there
+is none.
 """
 
 import hashlib
@@ -45,9 +46,11 @@ def average(
     seed: int = 0,
     band: bool = True,
 ) -> Average:
-    """`value` over samples, and over heads unless `per_head`: (layer, [head], query_type, key_type).
+    """`value` over samples, and over heads unless `per_head`: (layer, [head], query_type,
+    key_type).
 
-    weights: "sample" (every sample, and every head in it, counts once) or "query_count" (every query does).
+    weights: "sample" (every sample, and every head in it, counts once) or "query_count" (every
+    query does).
     """
     measured = node(record, stack)
     _check(measured, value, weights)
@@ -58,19 +61,30 @@ def average(
         values = values.weighted(weight).mean("head")
         weight = weight.sum("head") if "head" in weight.dims else weight
     values, weight = xr.broadcast(values, weight)
-    dims = [dim for dim in ("sample", "layer", "head", "query_type", "key_type") if dim in values.dims]
+    dims = [
+        dim for dim in ("sample", "layer", "head", "query_type", "key_type") if dim in values.dims
+    ]
     values, weight = values.transpose(*dims), weight.transpose(*dims)
     numbers = values.values.astype(float), weight.values.astype(float)
     template = values.isel(sample=0, drop=True).assign_attrs(attrs)
-    visible = (measured["query_count"] > 0).any("sample")  # share is 0, not NaN, where causality hides all
+    visible = (measured["query_count"] > 0).any(
+        "sample"
+    )  # share is 0, not NaN, where causality hides all
     clusters = images(record) if band else np.zeros(len(numbers[0]), int)
-    return Average(*(template.copy(data=part).where(visible) for part in bootstrap(*numbers, clusters, seed=seed)))
+    return Average(
+        *(
+            template.copy(data=part).where(visible)
+            for part in bootstrap(*numbers, clusters, seed=seed)
+        )
+    )
 
 
 def _check(measured: xr.Dataset, value: str, weights: str) -> None:
     if value not in COUNT_OF or value not in measured:
         there = ", ".join(name for name in COUNT_OF if name in measured)
-        raise ProbeError("plots", expected=f"a value that the record holds ({there})", got=repr(value))
+        raise ProbeError(
+            "plots", expected=f"a value that the record holds ({there})", got=repr(value)
+        )
     if weights not in WEIGHTS:
         raise ProbeError("plots", expected=f"weights of {', '.join(WEIGHTS)}", got=repr(weights))
 
@@ -83,7 +97,8 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
-    """Weighted mean over samples, and the 2.5 % and 97.5 % quantiles when whole clusters are redrawn.
+    """Weighted mean over samples, and the 2.5 % and 97.5 % quantiles when whole clusters are
+    redrawn.
 
     NaN values carry no weight; a mean of nothing is NaN.
 
@@ -99,7 +114,9 @@ def bootstrap(
         groups = clusters.max() + 1
         if groups < 2:
             return mean, mean, mean
-        drawn = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), resamples)
+        drawn = np.random.default_rng(seed).multinomial(
+            groups, np.full(groups, 1 / groups), resamples
+        )
         times = drawn[:, clusters].astype(float)
         redrawn = (times @ sums) / (times @ weights)
     low, high = mean.copy().reshape(-1), mean.copy().reshape(-1)
@@ -111,7 +128,9 @@ def bootstrap(
 def images(record: xr.DataTree) -> Int[np.ndarray, " sample"]:
     """A number for each sample; samples that show the same images share it."""
     root, seen = record.to_dataset(), {}
-    return np.array([seen.setdefault(_shown(root, i), len(seen)) for i in range(record.sizes["sample"])])
+    return np.array(
+        [seen.setdefault(_shown(root, i), len(seen)) for i in range(record.sizes["sample"])]
+    )
 
 
 def _shown(root: xr.Dataset, sample: int) -> object:
@@ -125,8 +144,12 @@ def _shown(root: xr.Dataset, sample: int) -> object:
     return sample
 
 
-def sampling(named: Mapping[str, xr.DataTree], stack: str, weights: str, seed: int | None = None) -> list[str]:
-    """How samples became one line, for a caption; once where it is the same for all. No seed: no band."""
+def sampling(
+    named: Mapping[str, xr.DataTree], stack: str, weights: str, seed: int | None = None
+) -> list[str]:
+    """How samples became one line, for a caption; once where it is the same for all. No seed: no
+    band.
+    """
     notes = {name: _sampling(record, stack, weights, seed) for name, record in named.items()}
     same = len(set(notes.values())) == 1
     return [*notes.values()][:1] if same else [f"{name}: {note}" for name, note in notes.items()]
@@ -138,5 +161,11 @@ def _sampling(record: xr.DataTree, stack: str, weights: str, seed: int | None) -
     samples, shown = int(entered.sum()), len(np.unique(images(record)[entered]))
     if samples == 1:
         return "one sample"
-    band = f"band: 95 % bootstrap interval over {shown} images (seed {seed})" if shown > 1 else "one image: no band"
-    return f"mean of {samples} samples ({WEIGHTS[weights]})" + (f"; {band}" if seed is not None else "")
+    band = (
+        f"band: 95 % bootstrap interval over {shown} images (seed {seed})"
+        if shown > 1
+        else "one image: no band"
+    )
+    return f"mean of {samples} samples ({WEIGHTS[weights]})" + (
+        f"; {band}" if seed is not None else ""
+    )

@@ -1,7 +1,8 @@
-"""What all figures share: which colour is which type, panels for several records, labels and captions.
+"""What all figures share: which colour is which type, panels for several records, labels and
+captions.
 
-Keys have a colour (Okabe and Ito's, safe for colour-blind readers) and a marker, queries a dash: A → B can be
-told apart in grey.
+Keys have a colour (Okabe and Ito's, safe for colour-blind readers) and a marker, queries a dash: A
+→ B can be told apart in grey.
 """
 
 import textwrap
@@ -60,7 +61,9 @@ _TOY = "toy model: not a finding about LLaVA"
 _SMALL = {"fontsize": 8, "color": "0.35", "ha": "left", "parse_math": False}
 
 
-def line_style(query_type: str, key_type: str, query_types: Sequence[str], key_types: Sequence[str]) -> dict:
+def line_style(
+    query_type: str, key_type: str, query_types: Sequence[str], key_types: Sequence[str]
+) -> dict:
     """matplotlib's settings for the line of A → B; the same type looks the same in every figure."""
     return {
         "color": _assigned(key_types, _COLOURS, _SPARE_COLOURS)[key_type],
@@ -69,7 +72,9 @@ def line_style(query_type: str, key_type: str, query_types: Sequence[str], key_t
     }
 
 
-def _assigned(names: Sequence[str], known: Mapping[str, Any], spare: Sequence[Any]) -> dict[str, Any]:
+def _assigned(
+    names: Sequence[str], known: Mapping[str, Any], spare: Sequence[Any]
+) -> dict[str, Any]:
     taken = [known[name] for name in names if name in known]
     free = [look for look in spare if look not in taken]
     new = [name for name in names if name not in known]
@@ -86,15 +91,28 @@ def labelled(record: Records, called: str) -> dict[str, xr.DataTree]:
         found = dict(zip(_labels(record), record, strict=True))
     else:
         found = {}
-    if not found or not all(isinstance(one, xr.DataTree) and one.children for one in found.values()):
-        got = ", ".join(type(one).__name__ for one in found.values()) if found else repr(record)[:60]
+    if not found or not all(
+        isinstance(one, xr.DataTree) and one.children for one in found.values()
+    ):
+        got = (
+            ", ".join(type(one).__name__ for one in found.values()) if found else repr(record)[:60]
+        )
         raise ProbeError(called, expected="a record, a list of records or {label: record}", got=got)
     return found
 
 
 def _labels(records: Sequence[Any]) -> list[str]:
     attrs = [getattr(record, "attrs", {}) for record in records]
-    names = ("model", "revision", "aspect", "types", "intervention", "reducer", "dtype", "attention")
+    names = (
+        "model",
+        "revision",
+        "aspect",
+        "types",
+        "intervention",
+        "reducer",
+        "dtype",
+        "attention",
+    )
     differ = [name for name in names if len({str(each.get(name)) for each in attrs}) > 1]
     labels = [", ".join(str(each.get(name)) for name in differ) for each in attrs]
     unique = len(set(labels)) == len(labels)
@@ -106,14 +124,20 @@ def chosen(names: str | Sequence[str] | None, there: Sequence[str], called: str)
     asked = list(there) if names is None else [names] if isinstance(names, str) else list(names)
     wrong = [name for name in asked if name not in there]
     if wrong:
-        raise ProbeError(called, expected=f"types of {', '.join(there)}", got=", ".join(map(repr, wrong)))
+        raise ProbeError(
+            called, expected=f"types of {', '.join(there)}", got=", ".join(map(repr, wrong))
+        )
     return asked
 
 
 def default_query(measured: xr.Dataset) -> str:
-    """Whose attention to draw unless told: the response's, or of what comes nearest and was measured."""
+    """Whose attention to draw unless told: the response's, or of what comes nearest and was
+    measured.
+    """
     there = measured["query_type"].values.tolist()
-    asked = measured["query_count"].max([dim for dim in measured["query_count"].dims if dim != "query_type"])
+    asked = measured["query_count"].max(
+        [dim for dim in measured["query_count"].dims if dim != "query_type"]
+    )
     order = [name for name in ("response", "last", "instruction", "cls") if name in there] + there
     return next((name for name in order if asked.sel(query_type=name) > 0), there[0])
 
@@ -152,12 +176,18 @@ def label(array: xr.DataArray) -> str:
 
 
 def caption(axes: np.ndarray, lines: Sequence[str], records: Mapping[str, Any], own: bool) -> None:
-    """Small print below a figure of ours, or below the user's first axes; says so where a model is a toy."""
-    toys = [name for name, record in records.items() if str(record.attrs.get("toy")).lower() == "true"]
+    """Small print below a figure of ours, or below the user's first axes; says so where a model is
+    a toy.
+    """
+    toys = [
+        name for name, record in records.items() if str(record.attrs.get("toy")).lower() == "true"
+    ]
     only = f" ({', '.join(toys)})" if 0 < len(toys) < len(records) else ""
     lines = [*dict.fromkeys(lines), *([_TOY + only] if toys else [])]
     figure = axes.flat[0].figure
-    width = figure.get_figwidth() if own else figure.get_figwidth() * axes.flat[0].get_position().width
+    width = (
+        figure.get_figwidth() if own else figure.get_figwidth() * axes.flat[0].get_position().width
+    )
     text = "\n".join(wrapped for line in lines for wrapped in textwrap.wrap(line, int(width * 17)))
     if own:
         figure.supxlabel(text, x=0.01, va="bottom", **_SMALL)

@@ -12,7 +12,13 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from probe.errors import ProbeError
-from probe.evaluation.drop_effects import BASELINES, dropped_layers, tables_of, values_of, window_cases
+from probe.evaluation.drop_effects import (
+    BASELINES,
+    dropped_layers,
+    tables_of,
+    values_of,
+    window_cases,
+)
 from probe.evaluation.headline import Headline
 from probe.plots.style import title
 from probe.records.bootstrap import Interval, band
@@ -21,8 +27,13 @@ Windows = Mapping[str, tuple[int, ...]]  # name of a case -> its layers, from 0
 
 BASELINE_LOOKS = (("#000000", "-"), ("#009E73", (0, (1, 1.2))), ("#CC79A7", (0, (6, 1.5, 1, 1.5))))
 READING_LOOKS = (
-    ("#D55E00", "o"), ("#0072B2", "s"), ("#56B4E9", "D"), ("#999999", "v"), ("#E69F00", "^"), ("#CC79A7", "P"),
-)  # fmt: skip
+    ("#D55E00", "o"),
+    ("#0072B2", "s"),
+    ("#56B4E9", "D"),
+    ("#999999", "v"),
+    ("#E69F00", "^"),
+    ("#CC79A7", "P"),
+)
 LABELS = {
     "kl": "KL from untouched (nat)",
     "total_variation": "total variation from untouched",
@@ -32,7 +43,13 @@ LABELS = {
 }
 PERCENT = ("correct", "first_token_changed", "donor_answer_given")
 PANEL = (5.4, 3.9)
-LEGEND = {"fontsize": 8, "frameon": False, "handlelength": 3.2, "loc": "upper left", "bbox_to_anchor": (0, -0.2)}
+LEGEND = {
+    "fontsize": 8,
+    "frameon": False,
+    "handlelength": 3.2,
+    "loc": "upper left",
+    "bbox_to_anchor": (0, -0.2),
+}
 SIMULTANEOUS = "filled points: differs from the untouched model (paired; all windows at once)"
 
 
@@ -57,7 +74,9 @@ def windows_of(table: xr.Dataset, size: int | None) -> dict[str, tuple[int, ...]
 def no_windows(size: int | None) -> ProbeError:
     """What to say to a sweep over other cases."""
     expected = "a sweep over windows" + (f" of {size} layers" if size else "")
-    return ProbeError("plots", expected=expected, got="other cases", fix="add windows(4) to its cases")
+    return ProbeError(
+        "plots", expected=expected, got="other cases", fix="add windows(4) to its cases"
+    )
 
 
 def in_units(table: xr.Dataset, value: str) -> Float[np.ndarray, "sample case"]:
@@ -73,12 +92,20 @@ def estimates(table: xr.Dataset, value: str) -> Float[np.ndarray, "case"]:
     return np.array([np.nanmean(case) if not np.isnan(case).all() else np.nan for case in values.T])
 
 
-def curve(table: xr.Dataset, value: str, cases: Sequence[int], seed: int, paired: bool = False) -> Interval:
-    """`estimates` of these cases, with a band over all; `paired`: of their differences to the untouched model."""
+def curve(
+    table: xr.Dataset, value: str, cases: Sequence[int], seed: int, paired: bool = False
+) -> Interval:
+    """`estimates` of these cases, with a band over all; `paired`: of their differences to the
+    untouched model.
+    """
     if value == "correct":
         return Headline(table).curve(cases, seed, paired)
     values = in_units(table, value)
-    return band(values[:, list(cases)] - (values[:, :1] if paired else 0.0), table["image"].values, seed=seed)
+    return band(
+        values[:, list(cases)] - (values[:, :1] if paired else 0.0),
+        table["image"].values,
+        seed=seed,
+    )
 
 
 def top_of(table: xr.Dataset, value: str) -> float | None:
@@ -93,15 +120,27 @@ def label_of(table: xr.Dataset, value: str) -> str:
 def baselines(axis: Axes, table: xr.Dataset, value: str) -> None:
     """The untouched model and the two floors, as lines."""
     numbers = estimates(table, value)[:BASELINES]
-    for name, number, (colour, dash) in zip(table["case"].values, numbers, BASELINE_LOOKS, strict=False):
+    for name, number, (colour, dash) in zip(
+        table["case"].values, numbers, BASELINE_LOOKS, strict=False
+    ):
         if not np.isnan(number):
-            axis.axhline(number, color=colour, linestyle=dash, linewidth=1.3, label=str(name), zorder=1)
+            axis.axhline(
+                number, color=colour, linestyle=dash, linewidth=1.3, label=str(name), zorder=1
+            )
 
 
 def points(
-    axis: Axes, table: xr.Dataset, windows: Windows, value: str, seed: int, look: tuple[str, str],
-    label: str, *, shift: float = 0.0, shaded: bool = False,
-) -> None:  # fmt: skip
+    axis: Axes,
+    table: xr.Dataset,
+    windows: Windows,
+    value: str,
+    seed: int,
+    look: tuple[str, str],
+    label: str,
+    *,
+    shift: float = 0.0,
+    shaded: bool = False,
+) -> None:
     """Estimates at the middle of each window, with their simultaneous band (a shade, or bars)."""
     at = [table["case"].values.tolist().index(name) for name in windows]
     found, top = curve(table, value, at, seed), top_of(table, value)
@@ -113,12 +152,39 @@ def points(
         axis.plot(x, found.estimate, color=colour, linewidth=1.6, zorder=3)
     else:
         errors = np.abs(np.stack([found.estimate - low, high - found.estimate]))
-        axis.errorbar(x, found.estimate, errors, color=colour, linestyle="", linewidth=1.1, capsize=2, zorder=3)
+        axis.errorbar(
+            x,
+            found.estimate,
+            errors,
+            color=colour,
+            linestyle="",
+            linewidth=1.1,
+            capsize=2,
+            zorder=3,
+        )
     difference = curve(table, value, at, seed, paired=True)
-    differs = (difference.low > 0) | (difference.high < 0)  # the band over all windows at once leaves out zero
+    differs = (difference.low > 0) | (
+        difference.high < 0
+    )  # the band over all windows at once leaves out zero
     for chosen, face in ((differs, colour), (~differs, "white")):
-        axis.plot(x[chosen], found.estimate[chosen], marker, color=colour, markerfacecolor=face, markersize=5, zorder=4)
-    axis.plot([], [], color=colour, marker=marker, markersize=5, linestyle="-" if shaded else "", label=label)
+        axis.plot(
+            x[chosen],
+            found.estimate[chosen],
+            marker,
+            color=colour,
+            markerfacecolor=face,
+            markersize=5,
+            zorder=4,
+        )
+    axis.plot(
+        [],
+        [],
+        color=colour,
+        marker=marker,
+        markersize=5,
+        linestyle="-" if shaded else "",
+        label=label,
+    )
 
 
 def dress(axis: Axes, table: xr.Dataset, windows: Windows, value: str, above: str) -> None:
@@ -149,5 +215,7 @@ def note(table: xr.Dataset, seed: int, over: str = "all windows") -> str:
     images = len(np.unique(table["image"].values.astype(str)))
     headline = Headline(table)
     what = "mean" if headline.is_mean else headline.name
-    return (f"{what} of {table.sizes['sample']} questions on {images} images; 95 % bands over {over} at once, "
-            f"images redrawn (seed {seed})")  # fmt: skip
+    return (
+        f"{what} of {table.sizes['sample']} questions on {images} images; 95 % bands over {over} at once, "
+        f"images redrawn (seed {seed})"
+    )

@@ -1,7 +1,8 @@
-"""Which patches of which image a heat map shows, and their values: everything about it but the drawing.
+"""Which patches of which image a heat map shows, and their values: everything about it but the
+drawing.
 
-A view is one image of one record, seen whole (the base view) or in its tiles. Newline tokens have no place
-in the image, so they are in no view.
+A view is one image of one record, seen whole (the base view) or in its tiles. Newline tokens have
+no place in the image, so they are in no view.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,8 +20,8 @@ _CALLED = "plots.heatmaps"
 
 @dataclass(frozen=True)
 class View:
-    """A row of panels. `boxes` are left, top, right, bottom as fractions of the image, which may be empty; `sinks`
-    says which keys are attention sinks, where that is known."""
+    """A row of panels. `boxes` are left, top, right, bottom as fractions of the image, which may be
+    empty; `sinks` says which keys are attention sinks, where that is known."""
 
     title: str
     pixels: UInt8[np.ndarray, "height width channel"]
@@ -45,12 +46,21 @@ def views(
     numbers = np.unique(owner[placed]).tolist()
     found = []
     for number in numbers:
-        parts = {"": tiles == 0, "tiles": tiles > 0} if tile is None else {f"tile {tile}": tiles == tile}
+        parts = (
+            {"": tiles == 0, "tiles": tiles > 0}
+            if tile is None
+            else {f"tile {tile}": tiles == tile}
+        )
         for part, inside in parts.items():
             mask = placed & (owner == number) & inside
-            title = ", ".join(text for text in (f"image {number + 1}" if len(numbers) > 1 else "", part) if text)
+            title = ", ".join(
+                text for text in (f"image {number + 1}" if len(numbers) > 1 else "", part) if text
+            )
             if mask.any() and image in (None, number):
-                pixels, marked = _pixels(record.to_dataset(), sample, number), None if sinks is None else sinks[:, mask]
+                pixels, marked = (
+                    _pixels(record.to_dataset(), sample, number),
+                    None if sinks is None else sinks[:, mask],
+                )
                 found.append(View(title, pixels, boxes[mask], values[:, mask], marked))
     if not found:
         got = f"none in sample {measured['sample'].values[sample]!r}, image {image}, tile {tile}"
@@ -70,7 +80,12 @@ def has_values(measured: xr.Dataset, sample: int | str, query_type: str) -> bool
     if "received" not in measured or "key_box" not in measured:
         return False
     here = measured.isel(sample=index_of(measured, sample))
-    return bool((here["received"].sel(query_type=query_type).notnull() & here["key_box"].notnull().any("edge")).any())
+    return bool(
+        (
+            here["received"].sel(query_type=query_type).notnull()
+            & here["key_box"].notnull().any("edge")
+        ).any()
+    )
 
 
 def index_of(measured: xr.Dataset, sample: int | str) -> int:
@@ -85,7 +100,9 @@ def index_of(measured: xr.Dataset, sample: int | str) -> int:
 
 
 def layers_of(measured: xr.Dataset, layers: int | Sequence[int] | None) -> list[int]:
-    """The layers asked for (one or several), or nine of them evenly spread from the first to the last."""
+    """The layers asked for (one or several), or nine of them evenly spread from the first to the
+    last.
+    """
     count = measured.sizes["layer"]
     if layers is None:
         return np.unique(np.linspace(0, count - 1, min(count, 9)).round().astype(int)).tolist()
@@ -103,7 +120,9 @@ def sinks_of(measured: xr.Dataset, sample: int) -> Bool[np.ndarray, "layer key"]
 def attention_on(
     measured: xr.Dataset, sample: int, query_type: str, token: int | None
 ) -> Float[np.ndarray, "layer key"]:
-    """What each vision key gets: from the queries of a type on average, or from one token of `maps`."""
+    """What each vision key gets: from the queries of a type on average, or from one token of
+    `maps`.
+    """
     name = "received" if token is None else "maps"
     if name not in measured:
         fix = "measure a sample with an image" if token is None else "measure with maps"
@@ -112,6 +131,8 @@ def attention_on(
     if token is None:
         return values.sel(query_type=query_type).values
     if not 0 <= token < values.sizes["token"]:
-        raise ProbeError(_CALLED, expected=f"a token from 0 to {values.sizes['token'] - 1}", got=str(token))
+        raise ProbeError(
+            _CALLED, expected=f"a token from 0 to {values.sizes['token'] - 1}", got=str(token)
+        )
     values = values.isel(token=token)
     return (values.mean("head") if "head" in values.dims else values).values

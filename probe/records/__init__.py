@@ -1,8 +1,8 @@
 """The record: what a measurement returns, and the only thing that figures, tables and reports read.
 
-An `xarray.DataTree`. The root holds what belongs to a sample (texts, tokens, images), with the provenance
-in `attrs`; below it is one node a stack of layers (`llm`, `vision`, ...), which holds the numbers. Needs no
-torch, so a record is read and drawn on any laptop.
+An `xarray.DataTree`. The root holds what belongs to a sample (texts, tokens, images), with the
+provenance in `attrs`; below it is one node a stack of layers (`llm`, `vision`, ...), which holds
+the numbers. Needs no torch, so a record is read and drawn on any laptop.
 
     record = probe.open("run.zarr.zip")
     record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head")   # (sample, layer)

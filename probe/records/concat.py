@@ -14,11 +14,12 @@ _PAD = {"f": np.nan, "i": -1, "u": 0, "b": False, "O": ""}
 
 
 def merge(records: Sequence[xr.DataTree]) -> xr.DataTree:
-    """One record with the samples of all, in order. Values are copied bit for bit; ragged axes are padded.
+    """One record with the samples of all, in order. Values are copied bit for bit; ragged axes are
+    padded.
 
-    Records that measured different things (another model, layers, types, variables, or a condition of
-    `CONDITIONS`) are refused with the name of what differs: give those to a plot side by side instead.
-    Other attrs that differ (a prompt's hash) become a list "a, b".
+    Records that measured different things (another model, layers, types, variables, or a condition
+    of `CONDITIONS`) are refused with the name of what differs: give those to a plot side by side
+    instead. Other attrs that differ (a prompt's hash) become a list "a, b".
     """
     records = [validate(record) for record in records]
     if not records:
@@ -29,7 +30,10 @@ def merge(records: Sequence[xr.DataTree]) -> xr.DataTree:
             _same(f"attrs[{name!r}]", first.attrs.get(name), record.attrs.get(name))
         _same("stacks", sorted(first.children), sorted(record.children))
     root = _concatenated([record.to_dataset(inherit=False) for record in records])
-    stacks = {name: _merged_stack(name, [record.children[name] for record in records]) for name in first.children}
+    stacks = {
+        name: _merged_stack(name, [record.children[name] for record in records])
+        for name in first.children
+    }
     return validate(tree_of(root.assign_attrs(_joined_attrs(records)), stacks, "record.merge"))
 
 
@@ -44,7 +48,9 @@ def _merged_stack(stack: str, nodes: list[xr.DataTree]) -> xr.Dataset:
             raise _different(f"{stack} variables", f"{', '.join(alone)} in only one")
         for name in other.variables:
             first, second = (each[name].dims for each in (datasets[0], other))
-            if (set(first) ^ set(second)) - {"layer"}:  # a count that is the same in all layers has none
+            if (set(first) ^ set(second)) - {
+                "layer"
+            }:  # a count that is the same in all layers has none
                 raise _different(f"dims of {stack}/{name}", f"{first} and {second}")
     return _concatenated(datasets)
 
@@ -66,7 +72,9 @@ def _different(what: str, got: str) -> ProbeError:
 def _concatenated(datasets: list[xr.Dataset]) -> xr.Dataset:
     templates: dict[Any, xr.Variable] = {}
     for name, variable in (item for dataset in datasets for item in dataset.variables.items()):
-        if name not in templates or variable.ndim > templates[name].ndim:  # the one whose layers differ, if any
+        if (
+            name not in templates or variable.ndim > templates[name].ndim
+        ):  # the one whose layers differ, if any
             templates[name] = variable
     coords = {name for dataset in datasets for name in dataset.coords}
     sizes: dict[Any, int] = {}
@@ -82,13 +90,21 @@ def _concatenated(datasets: list[xr.Dataset]) -> xr.Dataset:
     return xr.Dataset(merged).set_coords(coords)
 
 
-def _grown(dataset: xr.Dataset, name: Any, template: xr.Variable, sizes: Mapping[Any, int]) -> np.ndarray:
-    """The variable padded to `sizes`; one that only other records have (an image) is all padding."""
+def _grown(
+    dataset: xr.Dataset, name: Any, template: xr.Variable, sizes: Mapping[Any, int]
+) -> np.ndarray:
+    """The variable padded to `sizes`; one that only other records have (an image) is all
+    padding.
+    """
     sizes = {**sizes, "sample": dataset.sizes["sample"]}
-    grown = np.full([sizes[dim] for dim in template.dims], _PAD[template.dtype.kind], template.dtype)
+    grown = np.full(
+        [sizes[dim] for dim in template.dims], _PAD[template.dtype.kind], template.dtype
+    )
     if name in dataset.variables:
         variable = dataset.variables[name]
-        array = variable.set_dims({dim: variable.sizes.get(dim, sizes[dim]) for dim in template.dims}).values
+        array = variable.set_dims(
+            {dim: variable.sizes.get(dim, sizes[dim]) for dim in template.dims}
+        ).values
         grown[tuple(slice(size) for size in array.shape)] = array
     return grown
 

@@ -13,7 +13,9 @@ from probe.records.schema import MEASURED
 def node(record: xr.DataTree, stack: str) -> xr.Dataset:
     """The numbers of a stack; `ProbeError` says which stacks there are."""
     if stack not in record.children:
-        raise ProbeError("record", expected=f"a stack of {', '.join(record.children)}", got=repr(stack))
+        raise ProbeError(
+            "record", expected=f"a stack of {', '.join(record.children)}", got=repr(stack)
+        )
     return record.children[stack].to_dataset()
 
 
@@ -24,7 +26,11 @@ def entropy_ratio(record: xr.DataTree, stack: str = "llm", value: str = "entropy
     """
     measured = node(record, stack)
     if value not in measured:
-        raise ProbeError("entropy_ratio", expected=f"a variable of {', '.join(map(str, measured))}", got=repr(value))
+        raise ProbeError(
+            "entropy_ratio",
+            expected=f"a variable of {', '.join(map(str, measured))}",
+            got=repr(value),
+        )
     keys = measured["key_count"]
     ratio = measured[value] / np.log(keys.where(keys >= 2))
     return ratio.rename("entropy_ratio").assign_attrs(long_name="entropy ÷ ln(keys)", units="ratio")
@@ -33,19 +39,24 @@ def entropy_ratio(record: xr.DataTree, stack: str = "llm", value: str = "entropy
 def to_dataframe(record: xr.DataTree, variables: str | Sequence[str] | None = None) -> pd.DataFrame:
     """A tidy table: one row a number, NaN left out. `layer` and `head` count from 0, as in code.
 
-    Columns: stack, sample, layer, head, query_type, key_type, variable, value; empty where a variable has no
-    such axis. By default all of `MEASURED` that the record has; `variables` picks others (one name or several), for
-    instance "query_count" or "received", whose further axes become columns.
-    Raises ProbeError for what is no record, and for variables that it does not have.
+    Columns: stack, sample, layer, head, query_type, key_type, variable, value; empty where a
+    variable has no such axis. By default all of `MEASURED` that the record has; `variables` picks
+    others (one name or several), for instance "query_count" or "received", whose further axes
+    become columns. Raises ProbeError for what is no record, and for variables that it does not
+    have.
     """
     if not isinstance(record, xr.DataTree):
-        raise ProbeError("to_dataframe", expected="a record (an xarray.DataTree)", got=type(record).__name__)
+        raise ProbeError(
+            "to_dataframe", expected="a record (an xarray.DataTree)", got=type(record).__name__
+        )
     variables = [variables] if isinstance(variables, str) else variables
     chosen = variables or MEASURED
     there = {str(name) for measured in record.children.values() for name in measured.data_vars}
     if not there.intersection(chosen) or (variables and not there.issuperset(variables)):
         got = ", ".join(name for name in chosen if name not in there)
-        raise ProbeError("to_dataframe", expected=f"variables of {', '.join(sorted(there))}", got=got)
+        raise ProbeError(
+            "to_dataframe", expected=f"variables of {', '.join(sorted(there))}", got=got
+        )
     columns = ["stack", "sample", "layer", "head", "query_type", "key_type", "variable", "value"]
     frames = [
         _rows(measured.dataset[name]).assign(stack=stack, variable=name)

@@ -20,18 +20,24 @@ SUFFIX = ".zarr.zip"
 def save_record(record: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """Write the record as one file and return its path; a name without a suffix gets `.zarr.zip`.
 
-    A dataset that says what it is (`kind` in its attrs: an attribution, a logit lens) is written in the same way.
-    The file appears whole or not at all: it is written beside its place, synced and renamed.
-    Raises ProbeError for what is no record or breaks its contract, for a variable that a file can't hold, and for a
-    path that can't be written.
+    A dataset that says what it is (`kind` in its attrs: an attribution, a logit lens) is written in
+    the same way. The file appears whole or not at all: it is written beside its place, synced and
+    renamed. Raises ProbeError for what is no record or breaks its contract, for a variable that a
+    file can't hold, and for a path that can't be written.
     """
-    record = xr.DataTree(record) if isinstance(record, xr.Dataset) and "kind" in record.attrs else validate(record)
+    record = (
+        xr.DataTree(record)
+        if isinstance(record, xr.Dataset) and "kind" in record.attrs
+        else validate(record)
+    )
     fix = "choose a file in a folder that you can write to"
     if not isinstance(path, str | os.PathLike):
         raise ProbeError("record.save", expected="a path of a file", got=repr(path)[:60], fix=fix)
     path = Path(path)
     if os.path.isdir(path):  # Path.is_dir raises for names that are too long
-        raise ProbeError("record.save", expected="a path of a file", got=f"the folder {str(path)!r}", fix=fix)
+        raise ProbeError(
+            "record.save", expected="a path of a file", got=f"the folder {str(path)!r}", fix=fix
+        )
     path = path if path.suffix else path.with_name(path.name + SUFFIX)
     chunks = _chunks(record)
     try:
@@ -41,20 +47,32 @@ def save_record(record: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) 
         strerror = getattr(error, "strerror", None)
         reason = "its folder is a file" if isinstance(error, FileExistsError) else strerror or error
         got = f"{str(path)!r} ({reason})"
-        raise ProbeError("record.save", expected="a path that can be written", got=got, fix=fix) from None
+        raise ProbeError(
+            "record.save", expected="a path that can be written", got=got, fix=fix
+        ) from None
     return path
 
 
 def _chunks(record: xr.DataTree) -> dict[str, bytes]:
-    """The zarr store as bytes. Not into a zip directly: zarr writes its metadata twice, a zip keeps both."""
+    """The zarr store as bytes. Not into a zip directly: zarr writes its metadata twice, a zip keeps
+    both.
+    """
     chunks: dict[str, Any] = {}
-    plain = {path: node.to_dataset(inherit=False).drop_encoding() for path, node in record.subtree_with_keys}
+    plain = {
+        path: node.to_dataset(inherit=False).drop_encoding()
+        for path, node in record.subtree_with_keys
+    }
     store = MemoryStore(chunks)
     try:
         xr.DataTree.from_dict(plain).to_zarr(store, zarr_format=3, consolidated=False)
-    except (TypeError, ValueError) as error:  # a variable of the user's own, which xarray names in a note
+    except (
+        TypeError,
+        ValueError,
+    ) as error:  # a variable of the user's own, which xarray names in a note
         note = next(iter(getattr(error, "__notes__", [])), "").split(" with value")[0]
-        raise ProbeError("record.save", expected="numbers or strings", got=f"{error}", fix=note) from None
+        raise ProbeError(
+            "record.save", expected="numbers or strings", got=f"{error}", fix=note
+        ) from None
     return {key: chunk.to_bytes() for key, chunk in sorted(chunks.items())}
 
 
@@ -63,9 +81,14 @@ def _write_whole(path: Path, chunks: Mapping[str, bytes]) -> None:
     try:
         with partial.open("xb") as file:
             with zipfile.ZipFile(file, "w") as archive:
-                for key, content in chunks.items():  # the chunks are compressed already, the metadata is not
+                for (
+                    key,
+                    content,
+                ) in chunks.items():  # the chunks are compressed already, the metadata is not
                     packed = zipfile.ZIP_DEFLATED if key.endswith(".json") else zipfile.ZIP_STORED
-                    archive.writestr(zipfile.ZipInfo(key), content, packed)  # no clock: equal records, equal bytes
+                    archive.writestr(
+                        zipfile.ZipInfo(key), content, packed
+                    )  # no clock: equal records, equal bytes
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -85,9 +108,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 def open_record(path: str | os.PathLike[str]) -> Any:
-    """The record (or the dataset) that `save_record` wrote, read into memory; a record is validated.
+    """The record (or the dataset) that `save_record` wrote, read into memory; a record is
+    validated.
 
-    Raises ProbeError for a path where no record is, for a damaged file, and for one that breaks the contract.
+    Raises ProbeError for a path where no record is, for a damaged file, and for one that breaks the
+    contract.
     """
     try:
         path = Path(path)
@@ -98,7 +123,9 @@ def open_record(path: str | os.PathLike[str]) -> Any:
             return _restored(opened, {})
         nodes = {name: _restored(node, STACK) for name, node in opened.children.items()}
         return validate(tree_of(_restored(opened, ROOT), nodes, "record.open"))
-    except Exception as error:  # zipfile, zarr and xarray raise a dozen kinds, and all mean this one thing
+    except (
+        Exception
+    ) as error:  # zipfile, zarr and xarray raise a dozen kinds, and all mean this one thing
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         got, fix = f"{str(path)!r} ({reason})", "pass a file that probe.save wrote"
         raise ProbeError("record.open", expected="a record (.zarr.zip)", got=got, fix=fix) from None
@@ -115,7 +142,9 @@ def _read(path: Path) -> xr.DataTree:
 
 
 def _restored(node: xr.DataTree, table: Mapping[str, Variable]) -> xr.Dataset:
-    """As it was saved: zarr keeps no order, has strings of its own type, and knows no type of empty arrays."""
+    """As it was saved: zarr keeps no order, has strings of its own type, and knows no type of empty
+    arrays.
+    """
     dataset = node.to_dataset(inherit=False).drop_encoding()
     for name, variable in dataset.variables.items():
         if name in table:

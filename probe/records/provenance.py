@@ -42,7 +42,9 @@ class RunFingerprint:
         try:
             return json.loads(json.dumps(asdict(self), default=_as_json))
         except TypeError as error:
-            raise ProbeError("run", expected="a fingerprint of plain values", got=str(error)) from None
+            raise ProbeError(
+                "run", expected="a fingerprint of plain values", got=str(error)
+            ) from None
 
 
 def hash_files(files: Iterable[Path]) -> dict[str, str]:
@@ -55,7 +57,9 @@ def hash_files(files: Iterable[Path]) -> dict[str, str]:
 
 
 def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, str, str] | None:
-    """The first entry in which two values differ: its dotted name, and both values cut for a message."""
+    """The first entry in which two values differ: its dotted name, and both values cut for a
+    message.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             inner = f"{name}.{key}" if name else str(key)
@@ -77,7 +81,9 @@ def _as_json(value: Any) -> Any:
 
 
 def write_once(path: Path, value: Any) -> None:
-    """Creates a file with all its content, unless it is there: of two workers that start, one wins."""
+    """Creates a file with all its content, unless it is there: of two workers that start, one
+    wins.
+    """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, ensure_ascii=False)

@@ -6,9 +6,9 @@
       failures/<worker>.jsonl                 # samples that could not be computed, with the reason
       final.zarr/                             # all as one dataset, in order; from `compact`; may be deleted
 
-What is done is what is in the parts: there is no list beside them that could disagree. So a run that was
-interrupted, or killed, goes on when the same command is given again; several workers may write into one
-directory. What differs from `run.json` is refused by name.
+What is done is what is in the parts: there is no list beside them that could disagree. So a run
+that was interrupted, or killed, goes on when the same command is given again; several workers may
+write into one directory. What differs from `run.json` is refused by name.
 
     run = Run.open("probe-out/drop", Fingerprint(model="tiny-llava", ...))
     collect(run, samples, measure)            # measure(samples) -> Dataset or DataTree with those sample ids
@@ -68,29 +68,42 @@ class RunDirectory:
         self.folder, self.worker = folder, worker
 
     @classmethod
-    def open(cls, folder: str | Path, fingerprint: RunFingerprint, worker: str = "0") -> "RunDirectory":
-        """Starts a run, or goes on with it. Raises ProbeError naming the field in which it is another run."""
+    def open(
+        cls, folder: str | Path, fingerprint: RunFingerprint, worker: str = "0"
+    ) -> "RunDirectory":
+        """Starts a run, or goes on with it. Raises ProbeError naming the field in which it is
+        another run.
+        """
         run = cls(Path(folder).expanduser(), worker)
         for part in ("parts", "failures"):
             (run.folder / part).mkdir(parents=True, exist_ok=True)
         given = fingerprint.plain()
-        write_once(run.folder / "run.json", {"fingerprint": given, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+        write_once(
+            run.folder / "run.json",
+            {"fingerprint": given, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
+        )
         difference = first_difference(run.fingerprint(), given)
         if difference:
             name, old, new = difference
             raise ProbeError(
-                "run", expected=f"{name} = {old}, with which {run.folder} was started", got=new,
+                "run",
+                expected=f"{name} = {old}, with which {run.folder} was started",
+                got=new,
                 fix="use another --out, or the same settings",
-            )  # fmt: skip
+            )
         run._clean()
         return run
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the run was started with. Raises ProbeError when `run.json` is missing or damaged."""
+        """What the run was started with. Raises ProbeError when `run.json` is missing or
+        damaged.
+        """
         try:
             return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError):
-            raise ProbeError("run", expected=f"a run directory with run.json in {self.folder}", got="none") from None
+            raise ProbeError(
+                "run", expected=f"a run directory with run.json in {self.folder}", got="none"
+            ) from None
 
     def parts(self) -> list[Path]:
         """The finished parts, in order of their names."""
@@ -103,22 +116,30 @@ class RunDirectory:
     def todo(self, samples: Sequence[Sample], attempts: int = 2) -> list[Sample]:
         """What is neither done nor has failed `attempts` times."""
         done, failed = self.done(), Counter(failure.id for failure in self._failed())
-        return [sample for sample in samples if sample.id not in done and failed[sample.id] < attempts]
+        return [
+            sample for sample in samples if sample.id not in done and failed[sample.id] < attempts
+        ]
 
     def fail(self, sample: str, error: BaseException) -> None:
         """Notes that a sample could not be computed."""
         attempt = 1 + sum(failure.id == sample for failure in self._failed())
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         line = json.dumps({"id": sample, "attempt": attempt, "reason": reason})
-        with (self.folder / "failures" / f"{self.worker}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(f"\n{line}\n")  # the line before may be half a line, of a writer that was killed
+        with (self.folder / "failures" / f"{self.worker}.jsonl").open(
+            "a", encoding="utf-8"
+        ) as file:
+            file.write(
+                f"\n{line}\n"
+            )  # the line before may be half a line, of a writer that was killed
             file.flush()
             os.fsync(file.fileno())
 
     def failures(self) -> list[Failure]:
         """Samples that failed and are not done, each with its last attempt."""
         done = self.done()
-        return list({failure.id: failure for failure in self._failed() if failure.id not in done}.values())
+        return list(
+            {failure.id: failure for failure in self._failed() if failure.id not in done}.values()
+        )
 
     def stream(self) -> Iterator[Labelled]:
         """One part after the other; a sample that is in two of them comes once."""
@@ -136,17 +157,30 @@ class RunDirectory:
 
     def compact(self, order: Iterable[str] = (), block: int = 256) -> Path:
         """Writes all of it to `final.zarr`, `block` samples at a time, and returns its path."""
-        final, temporary = self.folder / "final.zarr", self.folder / f"final-{secrets.token_hex(4)}.tmp"
+        final, temporary = (
+            self.folder / "final.zarr",
+            self.folder / f"final-{secrets.token_hex(4)}.tmp",
+        )
         try:
             for number, data in enumerate(self._blocks(order, block)):
                 for node, dataset in to_nodes(data).items():
                     if number:
-                        fixed = [name for name, variable in dataset.variables.items() if "sample" not in variable.dims]
-                        dataset.drop_vars(fixed).to_zarr(temporary, group=node, append_dim="sample", consolidated=False)
+                        fixed = [
+                            name
+                            for name, variable in dataset.variables.items()
+                            if "sample" not in variable.dims
+                        ]
+                        dataset.drop_vars(fixed).to_zarr(
+                            temporary, group=node, append_dim="sample", consolidated=False
+                        )
                     else:
-                        dataset.to_zarr(temporary, group=node, mode="a", zarr_format=3, consolidated=False)
+                        dataset.to_zarr(
+                            temporary, group=node, mode="a", zarr_format=3, consolidated=False
+                        )
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # zarr: consolidated metadata is not in its specification yet
+                warnings.simplefilter(
+                    "ignore"
+                )  # zarr: consolidated metadata is not in its specification yet
                 zarr.consolidate_metadata(temporary)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
@@ -155,11 +189,17 @@ class RunDirectory:
         return final
 
     def _blocks(self, order: Iterable[str], block: int) -> Iterator[Labelled]:
-        """The samples in order, `block` at a time, all with the same lengths along ragged dimensions."""
+        """The samples in order, `block` at a time, all with the same lengths along ragged
+        dimensions.
+        """
         paths = self.parts()
-        where = {name: (path, row) for path in reversed(paths) for row, name in enumerate(read_ids(path))}
+        where = {
+            name: (path, row) for path in reversed(paths) for row, name in enumerate(read_ids(path))
+        }
         if not where:
-            raise ProbeError("run", expected="at least one finished sample", got=f"none in {self.folder}")
+            raise ProbeError(
+                "run", expected="at least one finished sample", got=f"none in {self.folder}"
+            )
         finished = (name for path in paths for name in read_ids(path))
         wanted = [name for name in dict.fromkeys([*order, *finished]) if name in where]
         skeleton = join([read_skeleton(path) for path in paths])
@@ -186,7 +226,8 @@ class RunDirectory:
 
 
 class Writer:
-    """Gathers finished samples and writes them as a part when there are enough, or time is up, or the work ends.
+    """Gathers finished samples and writes them as a part when there are enough, or time is up, or
+    the work ends.
 
     with Writer(run) as writer:
         writer.add(data)
@@ -219,14 +260,21 @@ class Writer:
 
 
 def run_samples(
-    run: RunDirectory, samples: Sequence[Sample], measure: Callable[[list[Sample]], Labelled], *, batch: int = 1,
-    attempts: int = 2, progress: Callable[[int], None] | None = None, size: int = PART_SAMPLES,
-) -> None:  # fmt: skip
-    """Measures what is still to do. `progress` gets the number of samples that have just been dealt with.
+    run: RunDirectory,
+    samples: Sequence[Sample],
+    measure: Callable[[list[Sample]], Labelled],
+    *,
+    batch: int = 1,
+    attempts: int = 2,
+    progress: Callable[[int], None] | None = None,
+    size: int = PART_SAMPLES,
+) -> None:
+    """Measures what is still to do. `progress` gets the number of samples that have just been dealt
+    with.
 
-    A batch that fails is measured one by one; a sample that fails is listed, tried again by the next command,
-    and given up after `attempts`. Ctrl-C keeps everything finished. Raises ProbeError after 20 failures in a
-    row.
+    A batch that fails is measured one by one; a sample that fails is listed, tried again by the
+    next command, and given up after `attempts`. Ctrl-C keeps everything finished. Raises ProbeError
+    after 20 failures in a row.
     """
     todo, in_a_row = run.todo(samples, attempts), 0
     with Writer(run, size) as writer:
@@ -240,8 +288,11 @@ def run_samples(
                     writer.add(outcome)
                     in_a_row = 0
                 if in_a_row >= HOPELESS:
-                    raise ProbeError("run", expected="samples that can be measured",
-                                     got=f"{HOPELESS} failures in a row, the last {outcome}")  # fmt: skip
+                    raise ProbeError(
+                        "run",
+                        expected="samples that can be measured",
+                        got=f"{HOPELESS} failures in a row, the last {outcome}",
+                    )
                 if progress:
                     progress(len(some))
 

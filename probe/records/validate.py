@@ -16,11 +16,13 @@ _SUM_SLACK = 1e-4
 def assemble(
     samples: Mapping[str, Any], stacks: Mapping[str, Mapping[str, Any]], attrs: Mapping[str, Any]
 ) -> xr.DataTree:
-    """A validated record from plain arrays: dims, dtypes, units and names come from `ROOT` and `STACK`.
+    """A validated record from plain arrays: dims, dtypes, units and names come from `ROOT` and
+    `STACK`.
 
     samples: {"sample": ids, "question": ..., "tokens": ...}; stacks: {"llm": {"query_type": names,
-    "key_type": names, "mass": array, ...}}; `layer` and `head` count from 0 where not given.
-    Raises ProbeError that names the variable which is unknown, or whose dims, dtype or values break the contract.
+    "key_type": names, "mass": array, ...}}; `layer` and `head` count from 0 where not given. Raises
+    ProbeError that names the variable which is unknown, or whose dims, dtype or values break the
+    contract.
 
     >>> node = {"query_type": ["text"], "key_type": ["text"], "mass": np.ones((1, 2, 4, 1, 1)),
     ...         "query_count": [[[3]]], "key_count": [[3]]}
@@ -28,12 +30,19 @@ def assemble(
     ('sample', 'layer', 'head', 'query_type', 'key_type')
     """
     root = _dataset("root", samples, ROOT, ("sample",))
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in attrs.items()}
-    nodes = {name: _numbered(_dataset(name, values, STACK, LABELS)) for name, values in stacks.items()}
+    plain = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in attrs.items()
+    }
+    nodes = {
+        name: _numbered(_dataset(name, values, STACK, LABELS)) for name, values in stacks.items()
+    }
     return validate(tree_of(root.assign_attrs(plain), nodes, "record.assemble"))
 
 
-def _dataset(where: str, values: Mapping[str, Any], table: Mapping[str, Variable], labels: Iterable[str]) -> xr.Dataset:
+def _dataset(
+    where: str, values: Mapping[str, Any], table: Mapping[str, Variable], labels: Iterable[str]
+) -> xr.Dataset:
     coords = {name: (name, _labels(values[name])) for name in labels if name in values}
     if "key_box" in values:
         coords["edge"] = ("edge", _labels(EDGES))
@@ -41,7 +50,11 @@ def _dataset(where: str, values: Mapping[str, Any], table: Mapping[str, Variable
     if unknown:
         expected = f"{where} variables of {', '.join(table)}"
         raise ProbeError("record.assemble", expected=expected, got=", ".join(sorted(unknown)))
-    variables = {name: _variable(f"{where}/{name}", values[name], table[name]) for name in table if name in values}
+    variables = {
+        name: _variable(f"{where}/{name}", values[name], table[name])
+        for name in table
+        if name in values
+    }
     try:
         return xr.Dataset(variables, coords)
     except ValueError as error:  # xarray names the dimension whose sizes disagree
@@ -52,7 +65,9 @@ def _dataset(where: str, values: Mapping[str, Any], table: Mapping[str, Variable
 def _variable(path: str, values: Any, kind: Variable) -> xr.Variable:
     array = np.asarray(values, kind.dtype)
     if kind.dtype == "object":  # numpy's own strings among Python's cannot be written
-        array = np.vectorize(lambda value: str(value) if isinstance(value, str) else value, "O")(array)
+        array = np.vectorize(lambda value: str(value) if isinstance(value, str) else value, "O")(
+            array
+        )
     dims = kind.dims_of(array.ndim)
     if len(dims) != array.ndim:
         raise _mismatch("record.assemble", path, kind, f"shape {array.shape}")
@@ -60,7 +75,9 @@ def _variable(path: str, values: Any, kind: Variable) -> xr.Variable:
 
 
 def _labels(values: Any) -> np.ndarray:
-    """Names as objects (numpy's fixed-width strings would grow with the longest), numbers as they are."""
+    """Names as objects (numpy's fixed-width strings would grow with the longest), numbers as they
+    are.
+    """
     return np.asarray(values, None if np.asarray(values).dtype.kind in "iu" else object)
 
 
@@ -70,7 +87,9 @@ def _numbered(node: xr.Dataset) -> xr.Dataset:
 
 
 def tree_of(root: xr.Dataset, nodes: Mapping[Any, xr.Dataset], called: str) -> xr.DataTree:
-    """Root and stacks (by name: a file keeps no order) as one tree; `called` is named if their samples disagree."""
+    """Root and stacks (by name: a file keeps no order) as one tree; `called` is named if their
+    samples disagree.
+    """
     try:
         return xr.DataTree.from_dict({"/": root, **dict(sorted(nodes.items()))})
     except ValueError as error:
@@ -79,7 +98,8 @@ def tree_of(root: xr.Dataset, nodes: Mapping[Any, xr.Dataset], called: str) -> x
 
 
 def validate(record: Any) -> xr.DataTree:
-    """The record itself if it keeps the contract; otherwise `ProbeError` names the variable that breaks it.
+    """The record itself if it keeps the contract; otherwise `ProbeError` names the variable that
+    breaks it.
 
     Variables that the tables do not know are a user's own: they pass unchecked.
     """
@@ -89,7 +109,10 @@ def validate(record: Any) -> xr.DataTree:
         got = ", ".join(map(str, record)) or "nothing"
         raise _broken("a record with the coordinate `sample` and at least one stack", got)
     _check_root(record.to_dataset())
-    hidden = any(record.attrs.get(name) for name in ("intervention", "reducer")) or record.attrs.get("sinks") == "drop"
+    hidden = (
+        any(record.attrs.get(name) for name in ("intervention", "reducer"))
+        or record.attrs.get("sinks") == "drop"
+    )
     for name, child in record.children.items():
         _check_stack(name, child.to_dataset(), hidden)
     return record
@@ -101,7 +124,9 @@ def _broken(expected: str, got: str) -> ProbeError:
 
 def _mismatch(called: str, path: str, kind: Variable, got: str) -> ProbeError:
     limits = "" if np.isinf(kind.low) else f", {kind.low:g} to {kind.high:g}"
-    return ProbeError(called, expected=f"{path} ({kind.dims}) {kind.dtype} in {kind.units!r}{limits}", got=got)
+    return ProbeError(
+        called, expected=f"{path} ({kind.dims}) {kind.dtype} in {kind.units!r}{limits}", got=got
+    )
 
 
 def _check_root(root: xr.Dataset) -> None:
@@ -139,25 +164,37 @@ def _check_variable(path: str, array: xr.DataArray, kind: Variable) -> None:
             raise _broken(f"only strings in {path}", "something else")
         return
     known = values[~np.isnan(values)]
-    if known.size and not (kind.low - _SLACK <= known.min() and known.max() <= min(kind.high + _SLACK, 3e38)):
-        raise _mismatch("record.validate", path, kind, f"values from {known.min():g} to {known.max():g}")
+    if known.size and not (
+        kind.low - _SLACK <= known.min() and known.max() <= min(kind.high + _SLACK, 3e38)
+    ):
+        raise _mismatch(
+            "record.validate", path, kind, f"values from {known.min():g} to {known.max():g}"
+        )
 
 
 def _check_counts(stack: str, node: xr.Dataset) -> None:
     for variable, count in COUNT_OF.items():
-        if variable in node and count in node and bool((node[variable].notnull() & (node[count] == 0)).any()):
+        if (
+            variable in node
+            and count in node
+            and bool((node[variable].notnull() & (node[count] == 0)).any())
+        ):
             raise _broken(f"{stack}/{variable} to be NaN where {count} is 0", "a number")
 
 
 def _check_sums(stack: str, node: xr.Dataset, hidden: bool) -> None:
-    """Σ_B mass·query_count = queries of A, and Σ_B share = 1: every query spends all of its attention.
+    """Σ_B mass·query_count = queries of A, and Σ_B share = 1: every query spends all of its
+    attention.
 
-    A query sees itself, so the queries of A are the largest query_count(A → B) over B. Where an intervention or
-    a reducer has `hidden` some of it, it is at most that much.
+    A query sees itself, so the queries of A are the largest query_count(A → B) over B. Where an
+    intervention or a reducer has `hidden` some of it, it is at most that much.
     """
     counts = node["query_count"]
     queries = counts.max("key_type")
-    sums = {"mass·query_count ÷ queries": (node["mass"] * counts).sum("key_type") / queries.where(queries > 0)}
+    sums = {
+        "mass·query_count ÷ queries": (node["mass"] * counts).sum("key_type")
+        / queries.where(queries > 0)
+    }
     if "share" in node:
         sums["share"] = node["share"].sum("key_type", min_count=1)
     measured = node["mass"].notnull().any("key_type")

@@ -1,4 +1,5 @@
-"""Reducers: fewer vision tokens in the LLM, exactly as their papers' code does it, undoable, on any LLaVA.
+"""Reducers: fewer vision tokens in the LLM, exactly as their papers' code does it, undoable, on any
+LLaVA.
 
 reducing      `probe.reduced`: reducers at work in a model, and off again
 encoding      `encode`: one encoder, some views, one reducer -> what is left
@@ -20,8 +21,9 @@ inside the LLM, by the question
   sparsevlm    SparseVLM: by the words that look like the image; what leaves may be merged
   ranking      what these share              clustering   DPC-kNN
 
-Mini-Gemini has no class in transformers, so `reduced` can't be put to work in it; its low-resolution CLIP is an encoder
-like any other for `encode`. What LLaVA-OneVision and LLaVA-NeXT-Video average of frames is refused.
+Mini-Gemini has no class in transformers, so `reduced` can't be put to work in it; its
+low-resolution CLIP is an encoder like any other for `encode`. What LLaVA-OneVision and
+LLaVA-NeXT-Video average of frames is refused.
 
 A method of your own is a frozen dataclass with `reduce(seen) -> Reduction`.
 """
@@ -39,7 +41,18 @@ from probe.reducers.sparsevlm import SparseVLM
 from probe.reducers.visionzip import VisionZip
 
 __all__ = [
-    "reduced", "encode", "Reduction", "EncoderOutput", "concentration",
-    "VisionZip", "PruMerge", "Random", "Grid", "DominantOnly", "ContextualOnly",
-    "FastV", "PyramidDrop", "SparseVLM",
-]  # fmt: skip
+    "reduced",
+    "encode",
+    "Reduction",
+    "EncoderOutput",
+    "concentration",
+    "VisionZip",
+    "PruMerge",
+    "Random",
+    "Grid",
+    "DominantOnly",
+    "ContextualOnly",
+    "FastV",
+    "PyramidDrop",
+    "SparseVLM",
+]

@@ -23,7 +23,9 @@ Keep = int | float
 
 @dataclass(frozen=True)
 class Random:
-    """`keep` patches of each view, drawn without looking: the same ones for every image, others for each tile."""
+    """`keep` patches of each view, drawn without looking: the same ones for every image, others for
+    each tile.
+    """
 
     keep: Keep
     seed: int = 0
@@ -32,15 +34,22 @@ class Random:
         check("Random", self.keep)
 
     def reduce(self, seen: EncoderOutput) -> Reduction:
-        generator = torch.Generator().manual_seed(self.seed)  # on the CPU: the same draw on every device
+        generator = torch.Generator().manual_seed(
+            self.seed
+        )  # on the CPU: the same draw on every device
         count = tokens_of(self.keep, seen.patches)
-        drawn = [torch.randperm(seen.patches, generator=generator)[:count].sort().values for _ in seen.features]
+        drawn = [
+            torch.randperm(seen.patches, generator=generator)[:count].sort().values
+            for _ in seen.features
+        ]
         return only(seen, torch.stack(drawn))
 
 
 @dataclass(frozen=True)
 class Grid:
-    """`keep` patches of each view, spread evenly: rows as far apart as columns, a row more or less where needed."""
+    """`keep` patches of each view, spread evenly: rows as far apart as columns, a row more or less
+    where needed.
+    """
 
     keep: Keep
 
@@ -50,14 +59,20 @@ class Grid:
     def reduce(self, seen: EncoderOutput) -> Reduction:
         side = isqrt(seen.patches)
         if side**2 != seen.patches:
-            raise ProbeError("Grid", expected="an encoder with a square of patches", got=f"{seen.patches} patches")
+            raise ProbeError(
+                "Grid",
+                expected="an encoder with a square of patches",
+                got=f"{seen.patches} patches",
+            )
         chosen = torch.tensor(spread(tokens_of(self.keep, seen.patches), side))
         return only(seen, chosen.expand(len(seen.features), -1))
 
 
 @dataclass(frozen=True)
 class DominantOnly:
-    """VisionZip without its contextual tokens: `keep` tokens, the class token among them, the rest left out."""
+    """VisionZip without its contextual tokens: `keep` tokens, the class token among them, the rest
+    left out.
+    """
 
     keep: Keep
 
@@ -70,7 +85,9 @@ class DominantOnly:
 
 @dataclass(frozen=True)
 class ContextualOnly:
-    """VisionZip without its dominant tokens: all patches merged into `keep`, nothing chosen by attention."""
+    """VisionZip without its dominant tokens: all patches merged into `keep`, nothing chosen by
+    attention.
+    """
 
     keep: Keep
 
@@ -119,7 +136,9 @@ def _middle(part: int, parts: int, side: int) -> int:
 
 
 def only(seen: EncoderOutput, patches: Int[Tensor, "view kept"]) -> Reduction:
-    """The reduction that keeps these patches (ascending) as they are and leaves out all else. Scores: 1 for kept."""
+    """The reduction that keeps these patches (ascending) as they are and leaves out all else.
+    Scores: 1 for kept.
+    """
     kept = patches.to(seen.features.device) + seen.first_patch
     tokens = seen.features.gather(1, kept[..., None].expand(-1, -1, seen.features.shape[-1]))
     into = torch.full(seen.features.shape[:2], NONE, device=kept.device)

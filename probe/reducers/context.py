@@ -4,8 +4,9 @@
         inputs = subject.encode(image, question)     # as many placeholders as tokens are left
         subject.model.generate(**inputs)             # and measure, drop_vision, drop_sweep, evaluate
 
-Reducers of the encoder's output (with a method `reduce`) come first; those that work inside the LLM (with a method
-`attached`) find what is left. See `vision_side.py` for how the first are put between encoder and projector.
+Reducers of the encoder's output (with a method `reduce`) come first; those that work inside the LLM
+(with a method `attached`) find what is left. See `vision_side.py` for how the first are put between
+encoder and projector.
 """
 
 from collections.abc import Iterator
@@ -24,26 +25,35 @@ from probe.reducers.llm_reducer import Stage
 
 @contextmanager
 def reduced(model: Any, *reducers: Any, vision: Any = None) -> Iterator[list[Stage]]:
-    """Fewer vision tokens in a model or Subject while the block lasts: forward, `generate`, `Subject.encode`.
+    """Fewer vision tokens in a model or Subject while the block lasts: forward, `generate`,
+    `Subject.encode`.
 
-    Inputs that were encoded outside have their surplus placeholders removed in a forward (the logits have as many rows
-    as tokens are left), and are refused in `generate`. Encoding runs the encoder once more, to know what is left where.
-    Other models, and other encoders in the process, are not touched. Undone on any exit. Blocks can be nested, with one
-    reducer of the encoder's output among them.
+    Inputs that were encoded outside have their surplus placeholders removed in a forward (the
+    logits have as many rows as tokens are left), and are refused in `generate`. Encoding runs the
+    encoder once more, to know what is left where. Other models, and other encoders in the process,
+    are not touched. Undone on any exit. Blocks can be nested, with one reducer of the encoder's
+    output among them.
 
-    Yields what the last of those in the LLM left of the last prompt, stage by stage; nothing for the encoder's.
+    Yields what the last of those in the LLM left of the last prompt, stage by stage; nothing for
+    the encoder's.
 
-    vision: for a plain decoder, the mask (batch, token) of its vision positions, which is handed to LLM-side reducers.
+    vision: for a plain decoder, the mask (batch, token) of its vision positions, which is handed to
+    LLM-side reducers.
 
-    Raises ProbeError before anything runs for what is no reducer, a second one of the encoder's output, a compiled
-    model, and a model whose encoder they can't be put behind (LLaVA-Mini compresses a whole grid of patches).
+    Raises ProbeError before anything runs for what is no reducer, a second one of the encoder's
+    output, a compiled model, and a model whose encoder they can't be put behind (LLaVA-Mini
+    compresses a whole grid of patches).
     """
     model = model.model if not isinstance(model, nn.Module) and hasattr(model, "model") else model
     _check(model, reducers)
     before = [reducer for reducer in reducers if hasattr(reducer, "reduce")]
     inside = [reducer for reducer in reducers if not hasattr(reducer, "reduce")]
     if len(before) > 1:
-        raise ProbeError("reduced", expected="one reducer of the encoder's output", got=" and ".join(map(repr, before)))
+        raise ProbeError(
+            "reduced",
+            expected="one reducer of the encoder's output",
+            got=" and ".join(map(repr, before)),
+        )
     stages: list[Stage] = []
     with ExitStack() as undo:
         for reducer in before:
@@ -56,12 +66,24 @@ def reduced(model: Any, *reducers: Any, vision: Any = None) -> Iterator[list[Sta
 
 def _check(model: Any, reducers: tuple) -> None:
     if is_compiled(model):
-        raise ProbeError("reduced", expected="a model that is not compiled", got="one after torch.compile",
-                         fix="reduce the model as it was before")  # fmt: skip
+        raise ProbeError(
+            "reduced",
+            expected="a model that is not compiled",
+            got="one after torch.compile",
+            fix="reduce the model as it was before",
+        )
     if not isinstance(model, PreTrainedModel):
-        raise ProbeError("reduced", expected="a transformers model or a Subject", got=type(model).__name__)
+        raise ProbeError(
+            "reduced", expected="a transformers model or a Subject", got=type(model).__name__
+        )
     for reducer in reducers:
-        if isinstance(reducer, type) or not (hasattr(reducer, "reduce") or hasattr(reducer, "attached")):
-            raise ProbeError("reduced", expected="reducers, as VisionZip(54, 10) or FastV(2, 0.5)", got=repr(reducer))
+        if isinstance(reducer, type) or not (
+            hasattr(reducer, "reduce") or hasattr(reducer, "attached")
+        ):
+            raise ProbeError(
+                "reduced",
+                expected="reducers, as VisionZip(54, 10) or FastV(2, 0.5)",
+                got=repr(reducer),
+            )
     if not reducers:
         raise ProbeError("reduced", expected="at least one reducer", got="none")

@@ -1,18 +1,20 @@
-"""DPC-kNN: density peak clustering. Centres are tokens in dense places, far from any that lies in a denser one.
+"""DPC-kNN: density peak clustering. Centres are tokens in dense places, far from any that lies in a
+denser one.
 
     distance d_ij = ‖x_i - x_j‖ / √width
     density  ρ_i  = exp(-mean of d_ij² over the k nearest j, itself included)
     gap      δ_i  = the smallest d_ij to a j with ρ_j > ρ_i; the largest of all distances where there is none
     centres       = the k tokens with the largest ρ_i · δ_i; each other token goes to the nearest centre
 
-A pinch of noise on the density parts tokens that are equally dense; without it ties go to the first.
+A pinch of noise on the density parts tokens that are equally dense; without it ties go to the
+first.
 
 >>> import torch
 >>> clusters(torch.tensor([[0.0], [0.1], [0.2], [7.0], [7.1], [7.3], [20.0]]), 2, seed=0).of.tolist()
 [0, 0, 0, 1, 1, 1, 1]
 
-Source: the method, Du et al. 2016 (doi 10.1016/j.knosys.2016.02.001); this form, `cluster_and_merge` of
-Gumpest/SparseVLMs at 26a5f48, `llava/model/language_model/utils.py`.
+Source: the method, Du et al. 2016 (doi 10.1016/j.knosys.2016.02.001); this form,
+`cluster_and_merge` of Gumpest/SparseVLMs at 26a5f48, `llava/model/language_model/utils.py`.
 """
 
 from dataclasses import dataclass
@@ -34,13 +36,19 @@ class Clusters:
     def mean(self, x: Float[Tensor, "token width"]) -> Float[Tensor, "cluster width"]:
         """The average of each cluster's tokens, in float32."""
         count = torch.bincount(self.of, minlength=len(self.centre))
-        total = x.new_zeros(len(self.centre), x.shape[1], dtype=torch.float32).index_add_(0, self.of, x.float())
+        total = x.new_zeros(len(self.centre), x.shape[1], dtype=torch.float32).index_add_(
+            0, self.of, x.float()
+        )
         return total / count[:, None]
 
 
 def clusters(x: Float[Tensor, "token width"], count: int, seed: int | None = None) -> Clusters:
-    """`count` clusters of at least as many tokens, computed in float32. `seed`: of the noise; None for none."""
-    distance = torch.cdist(x.float()[None], x.float()[None], compute_mode="donot_use_mm_for_euclid_dist")[0]
+    """`count` clusters of at least as many tokens, computed in float32. `seed`: of the noise; None
+    for none.
+    """
+    distance = torch.cdist(
+        x.float()[None], x.float()[None], compute_mode="donot_use_mm_for_euclid_dist"
+    )[0]
     distance = distance / x.shape[1] ** 0.5
     nearest = distance.topk(count, dim=1, largest=False).values
     density = (-nearest.square().mean(1)).exp()

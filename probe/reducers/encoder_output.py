@@ -1,4 +1,5 @@
-"""What a reducer sees of the encoder: its features, and queries and keys of two layers. Never a whole attention map.
+"""What a reducer sees of the encoder: its features, and queries and keys of two layers. Never a
+whole attention map.
 
 A reducer is any frozen dataclass with a method `reduce(seen) -> Reduction`.
 """
@@ -25,7 +26,9 @@ class Attention:
         return Attention(self.query[start:stop], self.key[start:stop], self.scaling, self.layer)
 
     def as_one_head(self) -> "Attention":
-        """The outputs of the query and key projections as they were before they were split into heads."""
+        """The outputs of the query and key projections as they were before they were split into
+        heads.
+        """
         query, key = (x.transpose(1, 2).flatten(2)[:, None] for x in (self.query, self.key))
         return Attention(query, key, query.shape[-1] ** -0.5, self.layer)
 
@@ -37,7 +40,9 @@ class Attention:
 
     @torch.no_grad()
     def received(self) -> Float[Tensor, "view head position"]:
-        """The attention that each position gets from one on average, itself included; in float32, rows in chunks."""
+        """The attention that each position gets from one on average, itself included; in float32,
+        rows in chunks.
+        """
         views, heads, positions, _ = self.query.shape
         key = self.key.float().transpose(-1, -2)
         total = key.new_zeros(views, heads, positions)
@@ -51,7 +56,9 @@ class Attention:
 class EncoderOutput:
     """One forward of the encoder over some views."""
 
-    features: Float[Tensor, "view position width"]  # what the LLM would read; the class token first where there is one
+    features: Float[
+        Tensor, "view position width"
+    ]  # what the LLM would read; the class token first where there is one
     made: Attention  # of the layer whose output the features are
     read: Attention  # of the layer behind, that reads them; of the same one where there is none
     first_patch: int  # 1 behind a class token, else 0
@@ -65,6 +72,8 @@ class EncoderOutput:
         return EncoderOutput(self.features[start:stop], made, read, self.first_patch)
 
     def sought(self, attention: Attention) -> Float[Tensor, "view head patch"]:
-        """The attention that each patch gets in each head: from the class token, or from all where there is none."""
+        """The attention that each patch gets in each head: from the class token, or from all where
+        there is none.
+        """
         found = attention.given_by(0) if self.first_patch else attention.received()
         return found[:, :, self.first_patch :]

@@ -1,10 +1,12 @@
-"""Between encoder and projector: what the projector gets is what a reducer leaves, and the prompt follows.
+"""Between encoder and projector: what the projector gets is what a reducer leaves, and the prompt
+follows.
 
-The model's own `get_image_features` runs: the encoder under watch, then the projector on a single token, which gives a
-stand-in of the full shape whose values only say which view they belong to. However the model packs that, the image
-that each view belongs to, the tiles in a row and the full number of tokens can be read off it. When the packed stand-in
-is assigned to the encoder's output, the reduced tokens are projected and take its place. Everything hangs on torch's
-hooks of one model's modules; no class and no method is exchanged.
+The model's own `get_image_features` runs: the encoder under watch, then the projector on a single
+token, which gives a stand-in of the full shape whose values only say which view they belong to.
+However the model packs that, the image that each view belongs to, the tiles in a row and the full
+number of tokens can be read off it. When the packed stand-in is assigned to the encoder's output,
+the reduced tokens are projected and take its place. Everything hangs on torch's hooks of one
+model's modules; no class and no method is exchanged.
 """
 
 import inspect
@@ -43,7 +45,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Image:
-    """One image (or frame) of a call: where its views begin, tokens it would have, tiles in a row."""
+    """One image (or frame) of a call: where its views begin, tokens it would have, tiles in a
+    row.
+    """
 
     start: int
     full: int
@@ -52,9 +56,9 @@ class Image:
 
 
 class Encoded(BaseModelOutputWithPooling):
-    """An encoder's output. What is first assigned to `pooler_output`, which `get_image_features` does last, is packed
-    features: it is replaced. `full`, `left` and `patches` then say of each image how many tokens it would have, has,
-    and what they stand for."""
+    """An encoder's output. What is first assigned to `pooler_output`, which `get_image_features`
+    does last, is packed features: it is replaced. `full`, `left` and `patches` then say of each
+    image how many tokens it would have, has, and what they stand for."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         replace = self.__dict__.get("replace")
@@ -74,11 +78,17 @@ class VisionSide:
         self.projector: Any = getattr(self.base, "multi_modal_projector", None)
         self.layer: Any = getattr(model.config, "vision_feature_layer", None)
         if hasattr(self.base, "compressor"):
-            raise ProbeError("reduced", expected="a model whose LLM reads the encoder's patches",
-                             got=f"{type(model).__name__}, whose compressor reads the whole grid of them")  # fmt: skip
+            raise ProbeError(
+                "reduced",
+                expected="a model whose LLM reads the encoder's patches",
+                got=f"{type(model).__name__}, whose compressor reads the whole grid of them",
+            )
         if not self.towers or self.projector is None or self.layer is None:
-            raise ProbeError("reduced", expected="a LLaVA-like model: encoder, multi_modal_projector, LLM",
-                             got=type(model).__name__)  # fmt: skip
+            raise ProbeError(
+                "reduced",
+                expected="a LLaVA-like model: encoder, multi_modal_projector, LLM",
+                got=type(model).__name__,
+            )
         self._call: Call | None = None  # from the encoder's end to the projector's
 
     @contextmanager
@@ -91,15 +101,20 @@ class VisionSide:
             for hook in (
                 self.projector.register_forward_pre_hook(self._single_token),
                 self.projector.register_forward_hook(self._stand_in),
-                # before the hooks of interventions, whichever came first: they count the tokens that are left
-                self.model.register_forward_pre_hook(self._before_model, with_kwargs=True, prepend=True),
+                # before the hooks of interventions, whichever came first: they count the tokens
+                # that are left
+                self.model.register_forward_pre_hook(
+                    self._before_model, with_kwargs=True, prepend=True
+                ),
             ):
                 undo.callback(hook.remove)
             yield
 
     # From pixels to tokens
 
-    def _encoded(self, watch: EncoderTap, tower: nn.Module, args: tuple, output: Any) -> Encoded | None:
+    def _encoded(
+        self, watch: EncoderTap, tower: nn.Module, args: tuple, output: Any
+    ) -> Encoded | None:
         states = getattr(output, "hidden_states", None)
         if states is None or any(states[index] is None for index in watch.chosen):
             return None  # somebody else's call, for other features
@@ -115,7 +130,10 @@ class VisionSide:
         if call is None:
             return None
         views, call.tokens = args[0].shape[:2]
-        if views != len(call.seen.features) or call.tokens not in (call.seen.patches, call.seen.features.shape[1]):
+        if views != len(call.seen.features) or call.tokens not in (
+            call.seen.patches,
+            call.seen.features.shape[1],
+        ):
             _refuse_pooling(f"{call.tokens} of {call.seen.patches} patches")
         return (args[0][:1, :1],)
 
@@ -123,7 +141,9 @@ class VisionSide:
         if self._call is None:
             return None
         call, self._call = self._call, None
-        view = torch.arange(len(call.seen.features), dtype=torch.float32, device=output.device) + MARK
+        view = (
+            torch.arange(len(call.seen.features), dtype=torch.float32, device=output.device) + MARK
+        )
         return view[:, None, None].expand(-1, call.tokens, output.shape[-1])
 
     def _replaced(self, call: Call, encoded: Encoded, packed: Any) -> Any:
@@ -137,8 +157,12 @@ class VisionSide:
             chosen, source = self._chosen(reduction, image)
             tokens.append(chosen)
             sources.append(source)
-        projected = self.projector(torch.cat(tokens)[None])[0].split([len(chosen) for chosen in tokens])
-        found = [self._with_newline(own, image) for own, image in zip(projected, images, strict=True)]
+        projected = self.projector(torch.cat(tokens)[None])[0].split(
+            [len(chosen) for chosen in tokens]
+        )
+        found = [
+            self._with_newline(own, image) for own, image in zip(projected, images, strict=True)
+        ]
         for name, value in {
             "full": [image.full for image in images],
             "left": [len(own) for own in found],
@@ -151,18 +175,26 @@ class VisionSide:
         return torch.stack(found) if same else torch.cat(found)[None]
 
     def _chosen(self, reduction: Reduction, image: Image) -> tuple[Tensor, Int[Tensor, " token"]]:
-        """An image's tokens as they come from the encoder, in order, and what they and a newline stand for."""
+        """An image's tokens as they come from the encoder, in order, and what they and a newline
+        stand for.
+        """
         which = order(reduction, image.across)
         source = patches(reduction, which)
         newline = source.new_full((int(image.newline),), -1)
         return reduction.tokens.flatten(0, 1)[which], torch.cat([source, newline])
 
     def _with_newline(self, tokens: Tensor, image: Image) -> Tensor:
-        return torch.cat([tokens, self.base.image_newline[None].to(tokens)]) if image.newline else tokens
+        return (
+            torch.cat([tokens, self.base.image_newline[None].to(tokens)])
+            if image.newline
+            else tokens
+        )
 
     # From the prompt's placeholders to as many as tokens are left
 
-    def _before_model(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def _before_model(
+        self, model: nn.Module, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict] | None:
         kwargs = dict(inspect.signature(self.model.forward).bind_partial(*args).arguments) | kwargs
         given = kwargs.get("mm_encoder_outputs")
         if given:
@@ -174,19 +206,32 @@ class VisionSide:
                 kwargs["mm_encoder_outputs"] = outputs
         for modality, encoded in outputs.items():
             if not isinstance(encoded, Encoded):
-                raise ProbeError("reduced", expected="images encoded inside the block, by the model's own layer",
-                                 got=f"features of {type(encoded).__name__}")  # fmt: skip
-            kwargs = self._fitted(kwargs, modality, encoded, generating=bool(given) or _has_cache(kwargs))
+                raise ProbeError(
+                    "reduced",
+                    expected="images encoded inside the block, by the model's own layer",
+                    got=f"features of {type(encoded).__name__}",
+                )
+            kwargs = self._fitted(
+                kwargs, modality, encoded, generating=bool(given) or _has_cache(kwargs)
+            )
         return ((), kwargs) if outputs else None
 
     def _outputs(self, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
-        """What the model's own methods make of the pixels, by modality, and the arguments that went into it."""
+        """What the model's own methods make of the pixels, by modality, and the arguments that went
+        into it.
+        """
         outputs, used = {}, set()
         for modality, pixels in PIXELS.items():
             if kwargs.get(pixels) is not None and len(kwargs[pixels]):
                 method = getattr(self.base, f"get_{modality}_features")
-                names = [name for name in inspect.signature(method).parameters if kwargs.get(name) is not None]
-                outputs[modality] = method(**{name: kwargs[name] for name in names}, return_dict=True)
+                names = [
+                    name
+                    for name in inspect.signature(method).parameters
+                    if kwargs.get(name) is not None
+                ]
+                outputs[modality] = method(
+                    **{name: kwargs[name] for name in names}, return_dict=True
+                )
                 used |= {*names, pixels}
         return outputs, used
 
@@ -194,27 +239,40 @@ class VisionSide:
         ids = kwargs.get("input_ids")
         if ids is None:  # embeddings: the model itself checks their number
             return kwargs
-        token = image_token_id(self.model) if modality == "image" else self.model.config.video_token_id
+        token = (
+            image_token_id(self.model) if modality == "image" else self.model.config.video_token_id
+        )
         there = int((ids == token).sum())
         left = sum(row.shape[:-1].numel() for row in encoded.pooler_output)  # beams repeat them
         if there == left:
             return kwargs
         if there != sum(encoded.full) or generating:
-            raise ProbeError("reduced", expected=f"{left} placeholders, as many as vision tokens are left",
-                             got=str(there), fix="encode inside the block")  # fmt: skip
+            raise ProbeError(
+                "reduced",
+                expected=f"{left} placeholders, as many as vision tokens are left",
+                got=str(there),
+                fix="encode inside the block",
+            )
         pad = getattr(self.model.config.get_text_config(), "pad_token_id", None) or 0
-        return resize_placeholders(kwargs, token, [*zip(encoded.full, encoded.left, strict=True)], pad)
+        return resize_placeholders(
+            kwargs, token, [*zip(encoded.full, encoded.left, strict=True)], pad
+        )
 
     @torch.no_grad()
     def left_of(self, tensors: Mapping[str, Any]) -> list[Int[np.ndarray, "_"]]:
         """For `Subject.encode`: what the tokens that are left of each image stand for."""
-        there = {n: value.to(self.model.device) if torch.is_tensor(value) else value for n, value in tensors.items()}
+        there = {
+            n: value.to(self.model.device) if torch.is_tensor(value) else value
+            for n, value in tensors.items()
+        }
         outputs, _ = self._outputs(there)
         return [source.cpu().numpy() for encoded in outputs.values() for source in encoded.patches]
 
 
 def _read(values: Tensor, tokens: int) -> Image:
-    """What a packed stand-in says about its image. Raises ProbeError where a view has other than its own tokens."""
+    """What a packed stand-in says about its image. Raises ProbeError where a view has other than
+    its own tokens.
+    """
     views: Sequence[float] = (values - MARK).tolist()
     whole, rest = views[0], views[tokens:]
     if views[:tokens] != [whole] * tokens or whole in rest or whole != int(whole):
@@ -226,8 +284,12 @@ def _read(values: Tensor, tokens: int) -> Image:
 
 
 def _refuse_pooling(got: str) -> None:
-    raise ProbeError("reduced", expected="features that are projected and handed to the LLM one by one", got=got,
-                     fix="use images: this model averages what it sees of frames")  # fmt: skip
+    raise ProbeError(
+        "reduced",
+        expected="features that are projected and handed to the LLM one by one",
+        got=got,
+        fix="use images: this model averages what it sees of frames",
+    )
 
 
 def _has_cache(kwargs: Mapping[str, Any]) -> bool:

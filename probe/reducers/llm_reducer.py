@@ -1,15 +1,18 @@
-"""Vision tokens leave between two layers of the LLM, the best ranked stay: what FastV, PyramidDrop and SparseVLM share.
+"""Vision tokens leave between two layers of the LLM, the best ranked stay: what FastV, PyramidDrop
+and SparseVLM share.
 
-A row of the batch is ranked by its own prompt, never by padding or by words of a response. All its vision tokens, of
-one image or several, are ranked together; equal scores: the first position wins. What has left is out of all layers
-behind, in decoding too: shorter sequence, less compute, smaller cache. The rows of the output keep their places; those
-of tokens that left are as they were when they did.
+A row of the batch is ranked by its own prompt, never by padding or by words of a response. All its
+vision tokens, of one image or several, are ranked together; equal scores: the first position wins.
+What has left is out of all layers behind, in decoding too: shorter sequence, less compute, smaller
+cache. The rows of the output keep their places; those of tokens that left are as they were when
+they did.
 
     with FastV(layer=2, keep=0.5).attached(model) as stages:
         model.generate(**inputs)
     stages[0].kept                        # (batch, position): the vision tokens that stayed
 
-Scores come from a few rows of q·k of one layer, in float32, beside the model's own kernel (sdpa, flash, eager).
+Scores come from a few rows of q·k of one layer, in float32, beside the model's own kernel (sdpa,
+flash, eager).
 """
 
 from abc import ABC, abstractmethod
@@ -32,7 +35,9 @@ from probe.hooks.token_removal import LayerInput, Removal, removed
 from probe.interventions.layer_target import LayerTarget
 
 Mask = Bool[Tensor, "batch position"]
-Counts = Mapping[int, Callable[[int], int]]  # before which layers tokens leave, and how many of so many stay
+Counts = Mapping[
+    int, Callable[[int], int]
+]  # before which layers tokens leave, and how many of so many stay
 
 
 @dataclass(frozen=True)
@@ -57,14 +62,23 @@ class LLMReducer(Removal, ABC):
 
         first = target.stack.layers[0]
         super().__init__(
-            SequenceTracker(target.called, target.model, first, check=check, whole_prompt=True, vision=_mask(target, vision))
+            SequenceTracker(
+                target.called,
+                target.model,
+                first,
+                check=check,
+                whole_prompt=True,
+                vision=_mask(target, vision),
+            )
         )
         self.target, self.counts = target, counts
         self.stages: list[Stage] = []
 
     @abstractmethod
     def scores(self, entrance: LayerInput, now: TrackedSequence) -> Float[Tensor, "batch position"]:
-        """What the vision tokens that are there before a layer are ranked by; the higher the better."""
+        """What the vision tokens that are there before a layer are ranked by; the higher the
+        better.
+        """
 
     def absent(self, layer: int) -> Mask | None:
         return self.sequences.running().memo.get("gone")
@@ -83,7 +97,9 @@ class LLMReducer(Removal, ABC):
         now.memo["gone"] = now.vision & ~left
         self.stages.append(Stage(entrance.index, kept, scores.masked_fill(~there, torch.nan), left))
 
-    def recycled(self, entrance: LayerInput, now: TrackedSequence, there: Mask, kept: Mask, scores: Tensor) -> Mask:
+    def recycled(
+        self, entrance: LayerInput, now: TrackedSequence, there: Mask, kept: Mask, scores: Tensor
+    ) -> Mask:
         """What stays when those that were not kept have been made use of."""
         return kept
 
@@ -102,7 +118,9 @@ class PreviousLayerReducer(LLMReducer):
     """Ranks by what some of the prompt's tokens attend to in the layer before."""
 
     @abstractmethod
-    def rated(self, call: AttentionCall | AttentionWeights, row: int, now: TrackedSequence) -> Float[Tensor, " position"]:
+    def rated(
+        self, call: AttentionCall | AttentionWeights, row: int, now: TrackedSequence
+    ) -> Float[Tensor, " position"]:
         """What every position of a row is worth by that layer's attention."""
 
     def scores(self, entrance: LayerInput, now: TrackedSequence) -> Float[Tensor, "batch position"]:
@@ -111,7 +129,9 @@ class PreviousLayerReducer(LLMReducer):
     @contextmanager
     def at_work(self, reducer: object) -> Iterator[list[Stage]]:
         names = list(self.target.stack.attention)
-        watched = {names[layer - 1]: self.target.stack.attention[names[layer - 1]] for layer in self.counts}
+        watched = {
+            names[layer - 1]: self.target.stack.attention[names[layer - 1]] for layer in self.counts
+        }
         # innermost: it sees what interventions make of the call
         route = routed(watched, self._around, innermost=True, weights=self._look, required=False)
         with super().at_work(reducer) as stages, route:
@@ -125,11 +145,16 @@ class PreviousLayerReducer(LLMReducer):
     def _look(self, call: AttentionCall | AttentionWeights) -> None:
         now = self.sequences.running()
         if now.past == 0 and now.vision.any():
-            now.memo["scores"] = torch.stack([self.rated(call, row, now) for row in range(len(now.vision))])
+            now.memo["scores"] = torch.stack(
+                [self.rated(call, row, now) for row in range(len(now.vision))]
+            )
 
 
-def best(scores: Float[Tensor, "batch position"], among: Mask, count: Int[Tensor, " batch"]) -> Mask:
-    """The `count` positions of each row with the highest scores; the first ones where scores are equal.
+def best(
+    scores: Float[Tensor, "batch position"], among: Mask, count: Int[Tensor, " batch"]
+) -> Mask:
+    """The `count` positions of each row with the highest scores; the first ones where scores are
+    equal.
 
     >>> best(torch.tensor([[3., 9., 1., 3., 2.]]), torch.tensor([[True, False, True, True, True]]), torch.tensor([2]))
     tensor([[ True, False, False,  True, False]])
@@ -151,29 +176,54 @@ def attention_of(
     query, key = call.query[row], call.key[row]
     position = position.to(query.device)
     with torch.autocast(query.device.type, enabled=False):
-        queries = query[:, position].float().reshape(key.shape[0], -1, query.shape[-1])  # heads that share a key
-        scores = torch.matmul(queries * call.scaling, key.float().mT).view(len(query), len(position), -1)
+        queries = (
+            query[:, position].float().reshape(key.shape[0], -1, query.shape[-1])
+        )  # heads that share a key
+        scores = torch.matmul(queries * call.scaling, key.float().mT).view(
+            len(query), len(position), -1
+        )
         return torch.softmax(scores + bias(call, row, position, call.key_count), -1)
 
 
 def fractions(called: str, layers: tuple[Any, ...], keeps: tuple[Any, ...]) -> None:
-    """Raises ProbeError where a method can't reduce with these: before which layers, and what share then stays."""
+    """Raises ProbeError where a method can't reduce with these: before which layers, and what share
+    then stays.
+    """
     if not layers or len(layers) != len(keeps):
-        raise ProbeError(called, expected="as many layers as fractions, at least one",
-                         got=f"{len(layers)} and {len(keeps)}")  # fmt: skip
+        raise ProbeError(
+            called,
+            expected="as many layers as fractions, at least one",
+            got=f"{len(layers)} and {len(keeps)}",
+        )
     whole = all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers)
     if not whole or min(layers) < 1 or list(layers) != sorted(set(layers)):
-        raise ProbeError(called, expected="layers from 1 on, ascending: it ranks by what runs before them",
-                         got=", ".join(map(repr, layers)))  # fmt: skip
+        raise ProbeError(
+            called,
+            expected="layers from 1 on, ascending: it ranks by what runs before them",
+            got=", ".join(map(repr, layers)),
+        )
     for keep in keeps:
         if not isinstance(keep, int | float) or isinstance(keep, bool) or not 0 <= keep <= 1:
-            raise ProbeError(called, expected="a fraction of vision tokens to keep, 0 to 1", got=repr(keep))
+            raise ProbeError(
+                called, expected="a fraction of vision tokens to keep, 0 to 1", got=repr(keep)
+            )
 
 
 def _mask(target: LayerTarget, vision: Any) -> Mask | None:
     if vision is None:
         return None
-    if not torch.is_tensor(vision) or vision.ndim != 2 or vision.dtype != torch.bool or not len(vision):
-        got = f"{vision.dtype} of {tuple(vision.shape)}" if torch.is_tensor(vision) else type(vision).__name__
-        raise ProbeError(target.called, expected="vision as a bool tensor of (batch, token)", got=got)
+    if (
+        not torch.is_tensor(vision)
+        or vision.ndim != 2
+        or vision.dtype != torch.bool
+        or not len(vision)
+    ):
+        got = (
+            f"{vision.dtype} of {tuple(vision.shape)}"
+            if torch.is_tensor(vision)
+            else type(vision).__name__
+        )
+        raise ProbeError(
+            target.called, expected="vision as a bool tensor of (batch, token)", got=got
+        )
     return vision

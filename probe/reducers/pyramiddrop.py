@@ -1,15 +1,17 @@
-"""PyramidDrop: vision tokens leave in stages; before each, the next layer's own queries and keys rank what is left.
+"""PyramidDrop: vision tokens leave in stages; before each, the next layer's own queries and keys
+rank what is left.
 
     score of token j = mean over heads of a_ij, i the last token of the prompt, in the attention that layer `layers[s]`
                        would make of the tokens that are still there
 
-The int(keeps[s] * n) best of the prompt's n vision tokens stay, and the positions of all tokens are numbered anew
-without gaps (FastV keeps them). With 32 layers the authors use layers 8, 16, 24 and fractions 0.5, 0.25, 0.125.
+The int(keeps[s] * n) best of the prompt's n vision tokens stay, and the positions of all tokens are
+numbered anew without gaps (FastV keeps them). With 32 layers the authors use layers 8, 16, 24 and
+fractions 0.5, 0.25, 0.125.
 
     with probe.reduced(subject, PyramidDrop(layers=(8, 16, 24), keeps=(0.5, 0.25, 0.125))): ...
 
-Unlike the authors' code it has no trouble with grouped queries, padding on either side, eager attention and several
-images in a prompt, which share one budget.
+Unlike the authors' code it has no trouble with grouped queries, padding on either side, eager
+attention and several images in a prompt, which share one budget.
 
 Source: arXiv 2410.17247; Cooperx521/PyramidDrop at 6444f30.
 """
@@ -32,7 +34,8 @@ from probe.reducers.llm_reducer import LLMReducer, Stage, attention_of, fraction
 
 @dataclass(frozen=True)
 class PyramidDrop:
-    """`layers`: before which vision tokens leave, ascending from 1; `keeps`: what fraction of all is left then.
+    """`layers`: before which vision tokens leave, ascending from 1; `keeps`: what fraction of all
+    is left then.
 
     Raises ProbeError for fractions that grow, and layers and fractions that don't go together.
     """
@@ -43,15 +46,22 @@ class PyramidDrop:
     def __post_init__(self):
         fractions("PyramidDrop", tuple(self.layers), tuple(self.keeps))
         if list(self.keeps) != sorted(self.keeps, reverse=True):
-            raise ProbeError("PyramidDrop", expected="fractions that do not grow", got=str(tuple(self.keeps)))
+            raise ProbeError(
+                "PyramidDrop", expected="fractions that do not grow", got=str(tuple(self.keeps))
+            )
 
     @contextmanager
-    def attached(self, model: Any, vision: Bool[Tensor, "batch token"] | None = None) -> Iterator[list[Stage]]:
-        """At work in a model while the block lasts. `vision`: which tokens of the prompt are vision tokens, for a model
-        without an image token. Yields what was left before each stage when the last prompt ran."""
+    def attached(
+        self, model: Any, vision: Bool[Tensor, "batch token"] | None = None
+    ) -> Iterator[list[Stage]]:
+        """At work in a model while the block lasts. `vision`: which tokens of the prompt are vision
+        tokens, for a model without an image token. Yields what was left before each stage when the
+        last prompt ran.
+        """
         target = LayerTarget.of("PyramidDrop", model, self.layers)
         counts = {
-            layer: lambda n, keep=keep: int(n * keep) for layer, keep in zip(self.layers, self.keeps, strict=True)
+            layer: lambda n, keep=keep: int(n * keep)
+            for layer, keep in zip(self.layers, self.keeps, strict=True)
         }
         with _ByNextLayer(target, counts, vision).at_work(self) as stages:
             yield stages
@@ -63,4 +73,6 @@ class _ByNextLayer(LLMReducer):
     def scores(self, entrance: LayerInput, now: Prompt) -> Float[Tensor, "batch position"]:
         assert now.end is not None  # sequences of tokens have one
         call = entrance.attention_call()
-        return torch.stack([attention_of(call, row, at).mean(0)[0] for row, at in enumerate(now.end[:, None])])
+        return torch.stack(
+            [attention_of(call, row, at).mean(0)[0] for row, at in enumerate(now.end[:, None])]
+        )

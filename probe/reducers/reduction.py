@@ -1,8 +1,9 @@
-"""What a reducer made of the encoder's output: which tokens are left, what they stand for, what went into them.
+"""What a reducer made of the encoder's output: which tokens are left, what they stand for, what
+went into them.
 
-Positions count the encoder's own sequence: with a class token (CLIP) it is 0 and the patches are 1, 2, ... row by row;
-without one (SigLIP) the patches begin at 0. A view is one square the encoder was shown: an image, one of its tiles,
-one frame.
+Positions count the encoder's own sequence: with a class token (CLIP) it is 0 and the patches are 1,
+2, ... row by row; without one (SigLIP) the patches begin at 0. A view is one square the encoder was
+shown: an image, one of its tiles, one frame.
 
     reduction = encode(tower, pixel_values, VisionZip(54, 10))
     reduction.tokens.shape                       # (view, 64, width)
@@ -21,11 +22,15 @@ NONE = -1  # no position, no token
 
 @dataclass(frozen=True)
 class Reduction:
-    """The tokens left of each view. Where views keep different numbers, `count` says how many are real: behind them
-    tokens are zeros, and `source` and `kept` are -1."""
+    """The tokens left of each view. Where views keep different numbers, `count` says how many are
+    real: behind them tokens are zeros, and `source` and `kept` are -1."""
 
-    tokens: Float[Tensor, "view token width"]  # what the projector gets, in the order of the reducer
-    source: Int[Tensor, "view token"]  # the position that a token stands for (a merged one: its target), -1: none
+    tokens: Float[
+        Tensor, "view token width"
+    ]  # what the projector gets, in the order of the reducer
+    source: Int[
+        Tensor, "view token"
+    ]  # the position that a token stands for (a merged one: its target), -1: none
     kept: Int[Tensor, "view kept"]  # positions that have a token of their own, ascending
     merged_into: Int[Tensor, "view position"]  # the token that a position went into, -1: left out
     scores: Float[Tensor, "view patch"]  # what the choice was made by, higher is better
@@ -49,9 +54,15 @@ class Reduction:
 def joined(reductions: Sequence[Reduction]) -> Reduction:
     """The views of several, one after the other."""
     count = tuple(number for reduction in reductions for number in reduction.count)
-    values = {"count": count, "layer": reductions[0].layer, "first_patch": reductions[0].first_patch}
+    values = {
+        "count": count,
+        "layer": reductions[0].layer,
+        "first_patch": reductions[0].first_patch,
+    }
     for name in ("tokens", "source", "kept", "merged_into", "scores"):
-        values[name] = _stacked([getattr(each, name) for each in reductions], 0 if name == "tokens" else NONE)
+        values[name] = _stacked(
+            [getattr(each, name) for each in reductions], 0 if name == "tokens" else NONE
+        )
     return Reduction(**values)
 
 
@@ -59,4 +70,6 @@ def _stacked(parts: Sequence[Tensor], fill: int) -> Tensor:
     """One below the other, the shorter ones filled up."""
     width = max(part.shape[1] for part in parts)
     behind = [(0, 0) * (part.ndim - 2) + (0, width - part.shape[1]) for part in parts]
-    return torch.cat([torch.nn.functional.pad(p, pad, value=fill) for p, pad in zip(parts, behind, strict=True)])
+    return torch.cat(
+        [torch.nn.functional.pad(p, pad, value=fill) for p, pad in zip(parts, behind, strict=True)]
+    )

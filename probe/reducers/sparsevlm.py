@@ -1,4 +1,5 @@
-"""SparseVLM: words of the question rate vision tokens in three layers; what leaves may come back, merged into a few.
+"""SparseVLM: words of the question rate vision tokens in three layers; what leaves may come back,
+merged into a few.
 
     raters      text behind the image, up to the prompt's end, whose weight in softmax over that text of
                 v · t (input embeddings, averaged over vision tokens v) is above the mean
@@ -11,13 +12,15 @@
     recycle=False   the second ("SparseVLM+"): nothing is merged, positions stay, scores are divided by what the rotary
                     embedding alone would make of the distance, and only the `heads` that look at vision most count
 
-In other depths the layers are at the same fraction of the stack, with other numbers of vision tokens the same
-fraction stays. A merged token stands at the position of its cluster's centre in what a measurement sees.
+In other depths the layers are at the same fraction of the stack, with other numbers of vision
+tokens the same fraction stays. A merged token stands at the position of its cluster's centre in
+what a measurement sees.
 
     with probe.reduced(subject, SparseVLM(tokens=192, recycle=True)): ...
 
-Defined where the authors' code is not: batches (each row by itself, the noise starts anew in each), no rater above the
-mean (all text behind the image rates), no text behind it (the last token does), several images (one budget).
+Defined where the authors' code is not: batches (each row by itself, the noise starts anew in each),
+no rater above the mean (all text behind the image rates), no text behind it (the last token does),
+several images (one budget).
 
 Source: arXiv 2410.04417; Gumpest/SparseVLMs at 26a5f48.
 """
@@ -40,7 +43,12 @@ from probe.interventions.layer_target import LayerTarget
 from probe.reducers.dpc_knn import clusters
 from probe.reducers.llm_reducer import Counts, Mask, PreviousLayerReducer, Stage, attention_of
 
-TABLE = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}  # of OUT_OF, by layer
+TABLE = {
+    192: (300, 200, 110),
+    128: (303, 110, 36),
+    96: (238, 48, 26),
+    64: (66, 30, 17),
+}  # of OUT_OF, by layer
 OUT_OF, BEHIND, DEPTH = 576, (2, 6, 15), 32
 RECYCLED = 0.3  # of those that leave, the best ranked
 PER_CLUSTER = 10
@@ -48,10 +56,11 @@ PER_CLUSTER = 10
 
 @dataclass(frozen=True)
 class SparseVLM:
-    """`tokens`: 192, 128, 96 or 64, the authors' settings; or own numbers of 576, one for each of `layers`, behind
-    which vision tokens leave (by default 2, 6, 15 of 32).
+    """`tokens`: 192, 128, 96 or 64, the authors' settings; or own numbers of 576, one for each of
+    `layers`, behind which vision tokens leave (by default 2, 6, 15 of 32).
 
-    Raises ProbeError for other settings, and in `attached` for a stack with fewer than 4 layers or without these.
+    Raises ProbeError for other settings, and in `attached` for a stack with fewer than 4 layers or
+    without these.
     """
 
     tokens: int | Sequence[int] = 192
@@ -62,12 +71,21 @@ class SparseVLM:
 
     def __post_init__(self):
         if isinstance(self.tokens, int) and self.tokens not in TABLE:
-            raise ProbeError("SparseVLM", expected=f"tokens of {', '.join(map(str, TABLE))}, or numbers of {OUT_OF}",
-                             got=str(self.tokens))  # fmt: skip
+            raise ProbeError(
+                "SparseVLM",
+                expected=f"tokens of {', '.join(map(str, TABLE))}, or numbers of {OUT_OF}",
+                got=str(self.tokens),
+            )
         if not all(isinstance(n, int) and 0 <= n <= OUT_OF for n in self.counts):
-            raise ProbeError("SparseVLM", expected=f"numbers of vision tokens, 0 to {OUT_OF}", got=str(self.counts))
+            raise ProbeError(
+                "SparseVLM",
+                expected=f"numbers of vision tokens, 0 to {OUT_OF}",
+                got=str(self.counts),
+            )
         if len(self.counts) != len(BEHIND if self.layers is None else self.layers):
-            raise ProbeError("SparseVLM", expected="as many numbers of tokens as layers", got=str(self.counts))
+            raise ProbeError(
+                "SparseVLM", expected="as many numbers of tokens as layers", got=str(self.counts)
+            )
         if self.heads < 1:
             raise ProbeError("SparseVLM", expected="at least one head", got=str(self.heads))
 
@@ -87,19 +105,30 @@ class SparseVLM:
             scaled = [round((layer + 1) * depth / DEPTH) - 1 for layer in BEHIND]
             layers = tuple(max(layer, stage) for stage, layer in enumerate(scaled))
         if list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] > depth - 2:
-            raise ProbeError("SparseVLM", expected=f"ascending layers from 0 to {depth - 2}, with others behind them",
-                             got=", ".join(map(str, layers)))  # fmt: skip
+            raise ProbeError(
+                "SparseVLM",
+                expected=f"ascending layers from 0 to {depth - 2}, with others behind them",
+                got=", ".join(map(str, layers)),
+            )
         return layers
 
     @contextmanager
-    def attached(self, model: Any, vision: Bool[Tensor, "batch token"] | None = None) -> Iterator[list[Stage]]:
-        """At work in a model while the block lasts. `vision`: which tokens of the prompt are vision tokens, for a model
-        without an image token. Yields what was left before each stage when the last prompt ran, merged ones apart."""
+    def attached(
+        self, model: Any, vision: Bool[Tensor, "batch token"] | None = None
+    ) -> Iterator[list[Stage]]:
+        """At work in a model while the block lasts. `vision`: which tokens of the prompt are vision
+        tokens, for a model without an image token. Yields what was left before each stage when the
+        last prompt ran, merged ones apart.
+        """
         depth = len(LayerTarget.of("SparseVLM", model, ()).stack.layers)
         before = [layer + 1 for layer in self.behind(depth)]
-        counts = {layer: partial(_of, count) for layer, count in zip(before, self.counts, strict=True)}
+        counts = {
+            layer: partial(_of, count) for layer, count in zip(before, self.counts, strict=True)
+        }
         kind = _Recycling if self.recycle else _ByRaters
-        with kind(self, LayerTarget.of("SparseVLM", model, before), counts, vision).at_work(self) as stages:
+        with kind(self, LayerTarget.of("SparseVLM", model, before), counts, vision).at_work(
+            self
+        ) as stages:
             yield stages
 
 
@@ -111,7 +140,9 @@ def _of(count: int, tokens: int) -> int:
 class _ByRaters(PreviousLayerReducer):
     """The second version."""
 
-    def __init__(self, reducer: SparseVLM, target: LayerTarget, counts: Counts, vision: Mask | None):
+    def __init__(
+        self, reducer: SparseVLM, target: LayerTarget, counts: Counts, vision: Mask | None
+    ):
         super().__init__(target, counts, vision)
         self.reducer = reducer
 
@@ -123,7 +154,9 @@ class _ByRaters(PreviousLayerReducer):
             now.memo["rotary"] = entrance.positions()
         super().before(entrance)
 
-    def rated(self, call: AttentionCall | AttentionWeights, row: int, now: Prompt) -> Float[Tensor, " position"]:
+    def rated(
+        self, call: AttentionCall | AttentionWeights, row: int, now: Prompt
+    ) -> Float[Tensor, " position"]:
         weights = attention_of(call, row, now.memo["raters"][row])
         if (rotary := now.memo["rotary"]) is not None:
             weights = weights / by_distance(call, rotary, row, now.memo["raters"][row])
@@ -137,18 +170,26 @@ class _Recycling(_ByRaters):
 
     closes_gaps = True
 
-    def rated(self, call: AttentionCall | AttentionWeights, row: int, now: Prompt) -> Float[Tensor, " position"]:
+    def rated(
+        self, call: AttentionCall | AttentionWeights, row: int, now: Prompt
+    ) -> Float[Tensor, " position"]:
         return attention_of(call, row, now.memo["raters"][row]).mean((0, 1))
 
-    def recycled(self, entrance: LayerInput, now: Prompt, there: Mask, kept: Mask, scores: Tensor) -> Mask:
+    def recycled(
+        self, entrance: LayerInput, now: Prompt, there: Mask, kept: Mask, scores: Tensor
+    ) -> Mask:
         whole, stay = entrance.whole().clone(), kept.clone()
         place = torch.arange(now.length, device=kept.device)
-        order = now.memo.setdefault("order", (place * (now.length + 1)).repeat(len(kept), 1)).clone()
+        order = now.memo.setdefault(
+            "order", (place * (now.length + 1)).repeat(len(kept), 1)
+        ).clone()
         for row, leaving in enumerate((there & ~kept).to(scores.device)):
             found = leaving.nonzero()[:, 0]
             if not len(found):
                 continue
-            found = found[scores[row, found].argsort(descending=True, stable=True)][: int(len(found) * RECYCLED) + 1]
+            found = found[scores[row, found].argsort(descending=True, stable=True)][
+                : int(len(found) * RECYCLED) + 1
+            ]
             x = whole[row, found.to(whole.device)]
             merged = clusters(x.detach(), len(found) // PER_CLUSTER + 1, self.reducer.seed)
             host = found[merged.centre.to(found.device)]
@@ -165,26 +206,41 @@ class _Recycling(_ByRaters):
 
 
 @torch.no_grad()
-def raters(embeddings: Float[Tensor, "position width"], now: Prompt, row: int) -> Int[Tensor, " rater"]:
-    """The positions of the words that rate: what is behind the last image and more like vision than the average."""
+def raters(
+    embeddings: Float[Tensor, "position width"], now: Prompt, row: int
+) -> Int[Tensor, " rater"]:
+    """The positions of the words that rate: what is behind the last image and more like vision than
+    the average.
+    """
     assert now.end is not None  # sequences of tokens have one
     vision, end = now.vision[row].nonzero()[:, 0], now.end[row : row + 1]
     if not len(vision) or int(vision[-1]) >= int(end):
         return end
     text = torch.arange(int(vision[-1]) + 1, int(end) + 1, device=end.device)
     x = embeddings.float()
-    weight = torch.softmax(x[vision.to(x.device)] @ x[text.to(x.device)].T, -1).mean(0).to(text.device)
+    weight = (
+        torch.softmax(x[vision.to(x.device)] @ x[text.to(x.device)].T, -1).mean(0).to(text.device)
+    )
     above = text[weight > weight.mean()]
     return above if len(above) else text
 
 
 def by_distance(
-    call: AttentionCall | AttentionWeights, rotary: tuple[Tensor, ...], row: int, position: Int[Tensor, " query"]
+    call: AttentionCall | AttentionWeights,
+    rotary: tuple[Tensor, ...],
+    row: int,
+    position: Int[Tensor, " query"],
 ) -> Float[Tensor, "query key"]:
-    """The scaled product that a query and a key of ones only would have, turned by their positions."""
+    """The scaled product that a query and a key of ones only would have, turned by their
+    positions.
+    """
     cos, sin = (x[min(row, len(x) - 1)].float() for x in rotary)
     width = getattr(call.module, "head_dim", cos.shape[-1])
     half = cos.shape[-1] // 2
     turned = cos + torch.cat([-sin[:, :half], sin[:, half:]], -1)
-    product = turned[position.to(turned.device)] @ turned.T + (width - cos.shape[-1])  # where only a part is turned
-    return (product / width**0.5).to(call.weights.device if isinstance(call, AttentionWeights) else call.query.device)
+    product = turned[position.to(turned.device)] @ turned.T + (
+        width - cos.shape[-1]
+    )  # where only a part is turned
+    return (product / width**0.5).to(
+        call.weights.device if isinstance(call, AttentionWeights) else call.query.device
+    )

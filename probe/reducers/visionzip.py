@@ -1,4 +1,5 @@
-"""VisionZip: keep the patches that the encoder attends to most, merge the rest into a few by the likeness of keys.
+"""VisionZip: keep the patches that the encoder attends to most, merge the rest into a few by the
+likeness of keys.
 
     dominant      the class token and the `dominant` - 1 patches with most attention from it, summed over heads; without
                   a class token the `dominant` patches that all positions attend to most on average (appendix A.2)
@@ -8,7 +9,8 @@
     contextual token = target + mean of those that came to it         merge="released", the authors' code
                      = mean of target and those that came to it       merge="mean", the paper's Algorithm 2
 
-Attention, keys and features are all of the layer that the LLM reads. Equal scores: the first position wins.
+Attention, keys and features are all of the layer that the LLM reads. Equal scores: the first
+position wins.
 
     with probe.reduced(subject, VisionZip(dominant=54, contextual=10)): ...
 
@@ -32,8 +34,9 @@ from probe.reducers.reduction import NONE, Reduction
 class VisionZip:
     """`dominant` (class token included, as the authors count) + `contextual` tokens of each view.
 
-    Where the authors' code stops with an error: without contextual tokens the rest is left out; at most as many tokens
-    as there are positions are made; 0 dominant tokens leave the class token out, too. Any number of layers and views.
+    Where the authors' code stops with an error: without contextual tokens the rest is left out; at
+    most as many tokens as there are positions are made; 0 dominant tokens leave the class token
+    out, too. Any number of layers and views.
     """
 
     dominant: int
@@ -44,11 +47,19 @@ class VisionZip:
         for name in ("dominant", "contextual"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ProbeError("VisionZip", expected=f"{name} as a number of tokens, 0 or more", got=repr(value))
+                raise ProbeError(
+                    "VisionZip",
+                    expected=f"{name} as a number of tokens, 0 or more",
+                    got=repr(value),
+                )
         if self.dominant + self.contextual == 0:
-            raise ProbeError("VisionZip", expected="at least one token", got="0 dominant and 0 contextual")
+            raise ProbeError(
+                "VisionZip", expected="at least one token", got="0 dominant and 0 contextual"
+            )
         if self.merge not in ("released", "mean"):
-            raise ProbeError("VisionZip", expected="merge='released' or 'mean'", got=repr(self.merge))
+            raise ProbeError(
+                "VisionZip", expected="merge='released' or 'mean'", got=repr(self.merge)
+            )
 
     def reduce(self, seen: EncoderOutput) -> Reduction:
         scores = seen.sought(seen.made)
@@ -56,16 +67,24 @@ class VisionZip:
         kept, rest = split(scores, seen, self.dominant)
         targets, others = split_rest(rest, self.contextual)
         nearest = _nearest(seen, targets, others)
-        tokens = torch.cat([_at(seen.features, kept), self._merged(seen, targets, others, nearest)], 1)
+        tokens = torch.cat(
+            [_at(seen.features, kept), self._merged(seen, targets, others, nearest)], 1
+        )
         source = torch.cat([kept, targets], 1)
         merged_into = torch.full(seen.features.shape[:2], NONE, device=kept.device)
-        merged_into.scatter_(1, source, torch.arange(source.shape[1], device=kept.device).expand_as(source))
+        merged_into.scatter_(
+            1, source, torch.arange(source.shape[1], device=kept.device).expand_as(source)
+        )
         if targets.shape[1]:
             merged_into.scatter_(1, others, nearest + kept.shape[1])
         count = (tokens.shape[1],) * len(tokens)
-        return Reduction(tokens, source, kept, merged_into, scores, seen.made.layer, seen.first_patch, count)
+        return Reduction(
+            tokens, source, kept, merged_into, scores, seen.made.layer, seen.first_patch, count
+        )
 
-    def _merged(self, seen: EncoderOutput, targets: Tensor, others: Tensor, nearest: Tensor) -> Tensor:
+    def _merged(
+        self, seen: EncoderOutput, targets: Tensor, others: Tensor, nearest: Tensor
+    ) -> Tensor:
         """The contextual tokens, summed in float32: (view, target, width)."""
         target = _at(seen.features, targets)
         if not targets.shape[1] or not others.shape[1]:
@@ -78,17 +97,26 @@ class VisionZip:
         return (target + total / count.clamp(min=1)).to(target.dtype)
 
 
-def split(scores: Tensor, seen: EncoderOutput, dominant: int) -> tuple[Int[Tensor, "view kept"], Int[Tensor, "view rest"]]:
-    """The positions that are kept, ascending, and all others. One of the kept is the class token."""
+def split(
+    scores: Tensor, seen: EncoderOutput, dominant: int
+) -> tuple[Int[Tensor, "view kept"], Int[Tensor, "view rest"]]:
+    """The positions that are kept, ascending, and all others. One of the kept is the class
+    token.
+    """
     first, whole = seen.first_patch, seen.features.shape[1]
-    best = scores.argsort(dim=-1, descending=True, stable=True)[:, : max(dominant - first, 0)] + first
+    best = (
+        scores.argsort(dim=-1, descending=True, stable=True)[:, : max(dominant - first, 0)] + first
+    )
     chosen = torch.zeros(len(scores), whole, dtype=torch.bool, device=scores.device)
     chosen.scatter_(1, best, True)
     chosen[:, :first] = dominant > 0
-    # a stable sort of a mask lists the chosen, then the others, both ascending, with no size to wait for
+    # a stable sort of a mask lists the chosen, then the others, both ascending, with no size to
+    # wait for
     order = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)
     kept = min(dominant, whole)
-    return order[:, :kept], order[:, kept if dominant else first :]  # 0 dominant: nobody wants the class token
+    return order[:, :kept], order[
+        :, kept if dominant else first :
+    ]  # 0 dominant: nobody wants the class token
 
 
 def split_rest(rest: Int[Tensor, "view rest"], contextual: int) -> tuple[Tensor, Tensor]:
@@ -101,7 +129,9 @@ def split_rest(rest: Int[Tensor, "view rest"], contextual: int) -> tuple[Tensor,
 
 
 def _nearest(seen: EncoderOutput, targets: Tensor, others: Tensor) -> Int[Tensor, "view other"]:
-    """The target with the most similar key for each other position; all 0 where there is none to choose."""
+    """The target with the most similar key for each other position; all 0 where there is none to
+    choose.
+    """
     if not targets.shape[1] or not others.shape[1]:
         return torch.zeros_like(others)
     with torch.no_grad():

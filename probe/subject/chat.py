@@ -1,16 +1,19 @@
-"""A conversation about images, question by question, which keeps what it has computed where that is right.
+"""A conversation about images, question by question, which keeps what it has computed where that is
+right.
 
-By causality keys and values of an image don't depend on what is asked about it later. So the cache of one question
-serves the next, up to the first token in which the two prompts differ: of a later turn everything, of another question
-about the image all up to its words. It does not where vision tokens are chosen, or made, by the question: FastV,
-PyramidDrop and SparseVLM leave the tokens of the first one, LLaVA-Mini fuses the words into them.
+By causality keys and values of an image don't depend on what is asked about it later. So the cache
+of one question serves the next, up to the first token in which the two prompts differ: of a later
+turn everything, of another question about the image all up to its words. It does not where vision
+tokens are chosen, or made, by the question: FastV, PyramidDrop and SparseVLM leave the tokens of
+the first one, LLaVA-Mini fuses the words into them.
 
     chat = subject.chat("street.jpg")
     chat.ask("what is on the left ?")          # as subject.answer says it
     chat.ask("and behind it ?")                # as subject.answer of the whole conversation says it
     chat.restart()                             # another first question; the image is still in the cache
 
-What a cache that should not have been kept does to the second answer is measured with `keep="always"`:
+What a cache that should not have been kept does to the second answer is measured with
+`keep="always"`:
 
     with probe.reduced(subject, FastV(2, 0.25)):
         chat = subject.chat(image, keep="always")
@@ -48,17 +51,19 @@ class CachedPrompt:
 
     @property
     def can_be_cut(self) -> bool:
-        """Whether its last tokens can be taken back: a full sliding window has forgotten what came before."""
+        """Whether its last tokens can be taken back: a full sliding window has forgotten what came
+        before.
+        """
         windows = [getattr(layer, "sliding_window", None) for layer in self.cache.layers]
         return all(window is None or len(self.ids) < window for window in windows)
 
 
 class Chat:
-    """`Subject.chat` makes one. `messages` is the conversation so far; `reused` says how many tokens of the last prompt
-    came from the cache.
+    """`Subject.chat` makes one. `messages` is the conversation so far; `reused` says how many
+    tokens of the last prompt came from the cache.
 
-    keep: "exact", the cache serves later questions where that changes nothing but rounding; "always", also where
-    vision tokens in it were chosen by an earlier question; "never".
+    keep: "exact", the cache serves later questions where that changes nothing but rounding;
+    "always", also where vision tokens in it were chosen by an earlier question; "never".
     """
 
     def __init__(self, subject: Any, image: Any, keep: str = "exact"):
@@ -74,7 +79,8 @@ class Chat:
     def ask(self, question: str, max_new_tokens: int = 32, **generate: Any) -> str:
         """The answer to the next question of the conversation, which then are part of it.
 
-        `generate`: as in `Subject.answer`; with beams nothing is kept. Raises ProbeError for what that refuses.
+        `generate`: as in `Subject.answer`; with beams nothing is kept. Raises ProbeError for what
+        that refuses.
         """
         images = 0 if self.messages else self.images
         asked = [*self.messages, *messages_of(question, images, self.subject.processor.image_token)]
@@ -85,7 +91,10 @@ class Chat:
         else:
             ids = self._generated(inputs, max_new_tokens, generate)
         answer = self.subject.vocabulary.words(ids)
-        self.messages = [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        self.messages = [
+            *asked,
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
         return answer
 
     def restart(self) -> None:
@@ -100,12 +109,16 @@ class Chat:
         if memory is not None and self.reused:
             cache = memory.cache
             cache.crop(self.reused - len(memory.ids))
-            inputs = inputs.having({name: t for name, t in inputs.items() if t.shape == inputs["input_ids"].shape})
+            inputs = inputs.having(
+                {name: t for name, t in inputs.items() if t.shape == inputs["input_ids"].shape}
+            )
         else:
             cache = DynamicCache(config=model.config)
             watching = tap(stacks(model)["llm"].attention, self._look)
         with watching:
-            (said,) = self.subject.generate_ids(inputs, max_new_tokens, past_key_values=cache, **generate)
+            (said,) = self.subject.generate_ids(
+                inputs, max_new_tokens, past_key_values=cache, **generate
+            )
         if self._may_keep():
             held = torch.cat([ids, said.to(ids.device)])[: cache.get_seq_length()]
             self._memory = CachedPrompt(cache, held, active_blocks(model))
@@ -114,7 +127,12 @@ class Chat:
     def _common(self, memory: CachedPrompt | None, ids: Tensor) -> int:
         """How many tokens of this prompt are in the cache, 0 where it is of no use."""
         model = self.subject.model
-        if memory is None or memory.active_blocks != active_blocks(model) or not memory.can_be_cut or not self._may_keep():
+        if (
+            memory is None
+            or memory.active_blocks != active_blocks(model)
+            or not memory.can_be_cut
+            or not self._may_keep()
+        ):
             return 0
         length = min(len(memory.ids), len(ids) - 1)
         same = int((memory.ids[:length] == ids[:length]).long().cumprod(0).sum())

@@ -1,10 +1,11 @@
-"""Images that a model reads once for many questions, where it has an `encode_image` for that (LLaVA-Mini).
+"""Images that a model reads once for many questions, where it has an `encode_image` for that
+(LLaVA-Mini).
 
     images = Images(model)
     model(**images.read(inputs))      # pixels are replaced by what the model keeps of them, computed once an image
 
-Dropping vision leaves vision rows alone (unless they skip layers), so this holds in every case of a sweep. That the
-logits are those from pixels is tried out: see `sharing.py`.
+Dropping vision leaves vision rows alone (unless they skip layers), so this holds in every case of a
+sweep. That the logits are those from pixels is tried out: see `sharing.py`.
 """
 
 import hashlib
@@ -26,7 +27,9 @@ class Images:
         self.known: OrderedDict[str, Any] = OrderedDict()
 
     def read(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The same inputs; images as the model has read them, if it can. Videos stay as they are."""
+        """The same inputs; images as the model has read them, if it can. Videos stay as they
+        are.
+        """
         tensors = dict(inputs)
         if self.encode is None or PIXELS not in tensors or "pixel_values_videos" in tensors:
             return tensors
@@ -47,4 +50,6 @@ def content(tensor: Tensor) -> str:
     """What tells a tensor from another: a hash of its shape and values."""
     values = tensor.detach().cpu()
     values = values.float() if values.is_floating_point() else values
-    return hashlib.sha256(str(values.shape).encode() + values.contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(
+        str(values.shape).encode() + values.contiguous().numpy().tobytes()
+    ).hexdigest()

@@ -1,7 +1,8 @@
 """The image prefix: what every case, and every question about an image, has in common.
 
-By causality nothing up to the first text token that follows a vision token depends on what text does with vision: not
-on the layers in which it is dropped, not on the question. So the keys and values of these positions are computed once.
+By causality nothing up to the first text token that follows a vision token depends on what text
+does with vision: not on the layers in which it is dropped, not on the question. So the keys and
+values of these positions are computed once.
 
     prompt = Prompt.of(model, inputs)                  # embeddings as the decoder gets them
     prefix = Prefix.of(model, stack, prompt)           # once for each image (and system prompt)
@@ -33,7 +34,9 @@ class Enough(Exception):  # noqa: N818  # no error
 
 @dataclass(frozen=True)
 class EmbeddedPrompt:
-    """One row as the decoder gets it. `shared` tokens come before the first text token behind a vision token."""
+    """One row as the decoder gets it. `shared` tokens come before the first text token behind a
+    vision token.
+    """
 
     ids: Int[Tensor, " token"]
     vision: Bool[Tensor, " token"]
@@ -43,12 +46,22 @@ class EmbeddedPrompt:
 
     @classmethod
     def of(cls, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> "EmbeddedPrompt":
-        """Runs the model up to its decoder: the encoder, the projector and whatever else it does before."""
+        """Runs the model up to its decoder: the encoder, the projector and whatever else it does
+        before.
+        """
         with _stopped_at(model.get_decoder()) as given:
             model(**inputs, use_cache=False)
         if "inputs_embeds" not in given:
-            raise ProbeError("drop_sweep", expected="an LLM that gets all its tokens at once", got=type(model).__name__)
-        ids, embeddings, positions = inputs["input_ids"], given["inputs_embeds"], given.get("position_ids")
+            raise ProbeError(
+                "drop_sweep",
+                expected="an LLM that gets all its tokens at once",
+                got=type(model).__name__,
+            )
+        ids, embeddings, positions = (
+            inputs["input_ids"],
+            given["inputs_embeds"],
+            given.get("position_ids"),
+        )
         if positions is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
         vision = vision_positions(model, ids)[0]
@@ -56,8 +69,13 @@ class EmbeddedPrompt:
 
     def starting(self, length: int) -> "EmbeddedPrompt":
         """Its first tokens."""
-        return replace(self, ids=self.ids[:length], vision=self.vision[:length],
-                       embeddings=self.embeddings[:, :length], positions=self.positions[..., :length])  # fmt: skip
+        return replace(
+            self,
+            ids=self.ids[:length],
+            vision=self.vision[:length],
+            embeddings=self.embeddings[:, :length],
+            positions=self.positions[..., :length],
+        )
 
     def followed(self, model: PreTrainedModel, ids: Int[Tensor, " more"]) -> "EmbeddedPrompt":
         """With more text behind it."""
@@ -82,7 +100,13 @@ class ImagePrefix:
     keys: Mapping[str, KeyValue]
 
     @classmethod
-    def of(cls, model: PreTrainedModel, stack: LayerStack, prompt: EmbeddedPrompt, length: int | None = None) -> "ImagePrefix":
+    def of(
+        cls,
+        model: PreTrainedModel,
+        stack: LayerStack,
+        prompt: EmbeddedPrompt,
+        length: int | None = None,
+    ) -> "ImagePrefix":
         length = prompt.shared if length is None else length
         return cls(prompt, length, _keys_of(model, stack, prompt, length))
 
@@ -101,7 +125,9 @@ class ImagePrefix:
     def masked(self) -> VisionView:
         """Text does not see vision."""
         text = ~self.vision
-        return VisionView({name: (k[:, text], v[:, text]) for name, (k, v) in self.keys.items()}, own="hidden")
+        return VisionView(
+            {name: (k[:, text], v[:, text]) for name, (k, v) in self.keys.items()}, own="hidden"
+        )
 
     def zeroed(self) -> VisionView:
         """Text sees vision, whose values are zero."""
@@ -122,14 +148,17 @@ class ImagePrefix:
             own[name] = their_key[:, behind], their_value[:, behind]
         return VisionView(prefix, own=own)
 
-    def frozen(self, model: PreTrainedModel, stack: LayerStack, layers: frozenset[int]) -> VisionView:
+    def frozen(
+        self, model: PreTrainedModel, stack: LayerStack, layers: frozenset[int]
+    ) -> VisionView:
         """Vision as it is behind layers that it has skipped."""
         keys = _keys_of(model, stack, self.prompt, self.length, layers)
         return VisionView(keys, for_vision=True)
 
 
 def shared_length(vision: Bool[Tensor, " token"]) -> int:
-    """Tokens before the first text that follows a vision token, 0 without vision; the last token is never shared.
+    """Tokens before the first text that follows a vision token, 0 without vision; the last token is
+    never shared.
 
     >>> shared_length(torch.tensor([0, 1, 1, 0, 1, 0]).bool())
     3
@@ -142,14 +171,18 @@ def shared_length(vision: Bool[Tensor, " token"]) -> int:
 
 
 def fingerprint(inputs: Mapping[str, Tensor], length: int) -> str:
-    """What a prefix of so many tokens depends on: its ids and every tensor that is not one value a token."""
+    """What a prefix of so many tokens depends on: its ids and every tensor that is not one value a
+    token.
+    """
     ids = inputs["input_ids"]
     digest = hashlib.sha256(ids[0, :length].cpu().numpy().tobytes())
     for name in sorted(inputs):
         if inputs[name].shape != ids.shape:
             values = inputs[name].cpu()
             values = values.float() if values.is_floating_point() else values
-            digest.update(name.encode() + str(values.shape).encode() + values.contiguous().numpy().tobytes())
+            digest.update(
+                name.encode() + str(values.shape).encode() + values.contiguous().numpy().tobytes()
+            )
     return digest.hexdigest()
 
 
@@ -171,9 +204,15 @@ def _stopped_at(module: nn.Module):
 
 
 def _keys_of(
-    model: PreTrainedModel, stack: LayerStack, prompt: EmbeddedPrompt, length: int, skipped: frozenset[int] = frozenset()
+    model: PreTrainedModel,
+    stack: LayerStack,
+    prompt: EmbeddedPrompt,
+    length: int,
+    skipped: frozenset[int] = frozenset(),
 ) -> dict[str, KeyValue]:
-    """Keys and values of the first `length` tokens, of which vision tokens pass `skipped` layers unchanged."""
+    """Keys and values of the first `length` tokens, of which vision tokens pass `skipped` layers
+    unchanged.
+    """
     keys: dict[str, KeyValue] = {}
     names = list(stack.attention)
     if not length:
@@ -196,6 +235,8 @@ def _keys_of(
             hooks.callback(stack.layers[layer].register_forward_hook(keep, with_kwargs=True).remove)
         hooks.enter_context(routed(stack.attention, record))
         model.get_decoder()(
-            inputs_embeds=prompt.embeddings[:, :length], position_ids=prompt.positions[..., :length], use_cache=False
+            inputs_embeds=prompt.embeddings[:, :length],
+            position_ids=prompt.positions[..., :length],
+            use_cache=False,
         )
     return keys

@@ -1,4 +1,5 @@
-"""A batch that goes unchanged into `model(**inputs)`, and what is known about each of its positions.
+"""A batch that goes unchanged into `model(**inputs)`, and what is known about each of its
+positions.
 
 Single rows come from `Subject.encode`; here they get their response and become a padded batch:
 
@@ -29,8 +30,8 @@ Ids = Sequence[SupportsIndex] | Int[np.ndarray, "token"] | Int[torch.Tensor, "to
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """What ids mean: the tokenizer, the ids that end an answer, the ids that pad and stand for images, and how
-    many ids the model embeds."""
+    """What ids mean: the tokenizer, the ids that end an answer, the ids that pad and stand for
+    images, and how many ids the model embeds."""
 
     tokenizer: Any
     end_ids: tuple[int, ...]
@@ -80,7 +81,9 @@ class Inputs(dict):
     def tokens(self) -> list[list[str]]:
         piece = cache(lambda id: self.vocabulary.tokenizer.decode([id]))
         rows = zip(self["input_ids"].tolist(), self.types.role.tolist(), strict=True)
-        return [[piece(id) if role >= 0 else "" for id, role in zip(*row, strict=True)] for row in rows]
+        return [
+            [piece(id) if role >= 0 else "" for id, role in zip(*row, strict=True)] for row in rows
+        ]
 
     def having(self, tensors: dict[str, torch.Tensor], **changed: Any) -> "Inputs":
         """A copy with other tensors and, where named, other attributes."""
@@ -97,10 +100,12 @@ class Inputs(dict):
 
 
 def with_response(inputs: Inputs, ids: Ids) -> Inputs:
-    """One row with a response behind it, id by id as it was generated; end-of-turn tokens at its end are
-    instruction. The words of the response are decoded from the ids.
+    """One row with a response behind it, id by id as it was generated; end-of-turn tokens at its
+    end are instruction. The words of the response are decoded from the ids.
 
-    Raises ProbeError for what is no ids, and for ids that the model does not embed or that stand for images."""
+    Raises ProbeError for what is no ids, and for ids that the model does not embed or that stand
+    for images.
+    """
     _one_row(inputs, "with_response")
     ids = _response_ids(ids, inputs.vocabulary).to(inputs["input_ids"].device)
     said = len(ids)
@@ -126,16 +131,24 @@ def _response_ids(ids: Ids, vocabulary: TokenizerInfo) -> Int[torch.Tensor, "tok
     expected = "response ids (whole numbers, one after the other)"
     try:
         found = ids if isinstance(ids, torch.Tensor) else torch.as_tensor(np.asarray(ids))
-    except (TypeError, ValueError, OverflowError):  # words, lists of unequal length, numbers beyond 64 bits
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+    ):  # words, lists of unequal length, numbers beyond 64 bits
         raise ProbeError("response", expected=expected, got=repr(ids)[:60]) from None
     whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
     if found.ndim == 0 or (found.numel() and not whole):
         raise ProbeError("response", expected=expected, got=repr(ids)[:60])
     found = found.to(torch.long).reshape(-1)
-    outside = found[(found < 0) | (found >= vocabulary.size) | (found == vocabulary.image_id)].tolist()
+    outside = found[
+        (found < 0) | (found >= vocabulary.size) | (found == vocabulary.image_id)
+    ].tolist()
     if outside:
         image = outside[0] == vocabulary.image_id
-        expected = "ids without the image token" if image else f"ids from 0 to {vocabulary.size - 1}"
+        expected = (
+            "ids without the image token" if image else f"ids from 0 to {vocabulary.size - 1}"
+        )
         raise ProbeError("response", expected=expected, got=str(outside[0]))
     return found
 
@@ -143,8 +156,8 @@ def _response_ids(ids: Ids, vocabulary: TokenizerInfo) -> Int[torch.Tensor, "tok
 def collate(rows: Sequence[Inputs], side: Literal["left", "right"] = "left") -> Inputs:
     """Single rows as one batch, padded on one side. Generating needs the left one.
 
-    What is known of each position stays exact; images with fewer tiles are padded with empty ones, as the
-    processors do.
+    What is known of each position stays exact; images with fewer tiles are padded with empty ones,
+    as the processors do.
     """
     for row in rows:
         _one_row(row, "collate")
@@ -155,7 +168,9 @@ def collate(rows: Sequence[Inputs], side: Literal["left", "right"] = "left") -> 
         parts = [(row[name], width) for row, width in zip(rows, widths, strict=True) if name in row]
         if parts[0][0].shape == (1, parts[0][1]):
             fill = first.vocabulary.pad_id if name == "input_ids" else 0
-            tensors[name] = torch.cat([_widened(part, max(widths), fill, side) for part, _ in parts])
+            tensors[name] = torch.cat(
+                [_widened(part, max(widths), fill, side) for part, _ in parts]
+            )
         else:
             tensors[name] = _joined([part for part, _ in parts])
     return Inputs(

@@ -1,7 +1,8 @@
-"""From a name to a model and its processor: the shipped tiny models, a local folder (also LLaVA-Mini's authors' own
-layout), or the Hugging Face hub.
+"""From a name to a model and its processor: the shipped tiny models, a local folder (also
+LLaVA-Mini's authors' own layout), or the Hugging Face hub.
 
-Weights are safetensors only and no code of a checkpoint is ever run. The network is asked for hub ids only.
+Weights are safetensors only and no code of a checkpoint is ever run. The network is asked for hub
+ids only.
 """
 
 import copy
@@ -13,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
 
 from probe.errors import ProbeError
 from probe.hooks.model_structure import cls_tokens, image_token_id, is_compiled
@@ -48,31 +55,45 @@ def open_checkpoint(
     attn: str | None = None,
     quantization: str | None = None,
 ) -> Checkpoint:
-    """A model by name. By default on the GPU in the checkpoint's own precision, or on the CPU in float32.
+    """A model by name. By default on the GPU in the checkpoint's own precision, or on the CPU in
+    float32.
 
-    Raises ProbeError for a name that is none, a folder without a config, a model of text only, a device that the
-    machine lacks, a missing bitsandbytes, and for whatever transformers can't load, with its reason.
+    Raises ProbeError for a name that is none, a folder without a config, a model of text only, a
+    device that the machine lacks, a missing bitsandbytes, and for whatever transformers can't load,
+    with its reason.
     """
     from probe.models.llava_mini import is_original  # makes LLaVA-Mini known to transformers, too
 
     source, local, toy = _source(name)
     device = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    wanted = as_dtype(dtype) or (None if device.type == "cuda" else torch.float32)  # None: the checkpoint's own
+    wanted = as_dtype(dtype) or (
+        None if device.type == "cuda" else torch.float32
+    )  # None: the checkpoint's own
     if local and is_original(source):
         model, processor = _of_the_authors(source, processor, wanted, quantization)
         model.to(device)  # pyright: ignore[reportArgumentType]
         _switch(model, attn)
-        return Checkpoint(model, _complete(processor, model), str(name), fingerprint(Path(source)), toy)
-    options = {"dtype": wanted or "auto", "attn_implementation": attn, **_quantized(quantization, device)}
+        return Checkpoint(
+            model, _complete(processor, model), str(name), fingerprint(Path(source)), toy
+        )
+    options = {
+        "dtype": wanted or "auto",
+        "attn_implementation": attn,
+        **_quantized(quantization, device),
+    }
     where = {"local_files_only": local, "trust_remote_code": False}
     try:
         processor = processor or AutoProcessor.from_pretrained(source, **where)
-        model = AutoModelForImageTextToText.from_pretrained(source, use_safetensors=True, **options, **where)
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, use_safetensors=True, **options, **where
+        )
         model = model if quantization else model.to(device)  # type: ignore[arg-type]
     except Exception as error:  # safetensors, tokenizers, json and torch raise a dozen kinds, transformers the rest
         raise _unreadable(str(name), error) from error
     image_token_id(model)
-    revision = getattr(model.config, "_commit_hash", None) or (fingerprint(Path(source)) if local else "unknown")
+    revision = getattr(model.config, "_commit_hash", None) or (
+        fingerprint(Path(source)) if local else "unknown"
+    )
     return Checkpoint(model.eval(), _complete(processor, model), str(name), revision, toy)
 
 
@@ -88,10 +109,14 @@ def read_config(name: str | os.PathLike[str]) -> tuple[Any, str]:
         if local and is_original(source):
             config: Any = examine(source).config
         else:
-            config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(
+                source, local_files_only=local, trust_remote_code=False
+            )
     except Exception as error:  # as many kinds as of weights
         raise _unreadable(str(name), error) from error
-    return config, getattr(config, "_commit_hash", None) or (fingerprint(Path(source)) if local else "unknown")
+    return config, getattr(config, "_commit_hash", None) or (
+        fingerprint(Path(source)) if local else "unknown"
+    )
 
 
 def adopt(
@@ -102,13 +127,16 @@ def adopt(
     attn: str | None = None,
     quantization: str | None = None,
 ) -> Checkpoint:
-    """A model in memory: put in eval mode; moved, converted or switched only as far as the arguments say so.
+    """A model in memory: put in eval mode; moved, converted or switched only as far as the
+    arguments say so.
 
-    Raises ProbeError for what is no transformers model, has no image token, is compiled, or lacks its
-    processor, and for a device that the machine lacks.
+    Raises ProbeError for what is no transformers model, has no image token, is compiled, or lacks
+    its processor, and for a device that the machine lacks.
     """
     if quantization is not None:
-        raise ProbeError("load", expected="a name where quantization is asked for", got="a model in memory")
+        raise ProbeError(
+            "load", expected="a name where quantization is asked for", got="a model in memory"
+        )
     if getattr(model, "_orig_mod", None) is not None or is_compiled(model):
         raise ProbeError(
             "load",
@@ -125,7 +153,13 @@ def adopt(
         model.to(device=device, dtype=as_dtype(dtype))  # type: ignore[call-overload]
     _switch(model, attn)
     name = getattr(model.config, "_name_or_path", "") or _kind(model)
-    return Checkpoint(model.eval(), processor, name, getattr(model.config, "_commit_hash", None) or "in memory", False)
+    return Checkpoint(
+        model.eval(),
+        processor,
+        name,
+        getattr(model.config, "_commit_hash", None) or "in memory",
+        False,
+    )
 
 
 def _switch(model: PreTrainedModel, attn: str | None) -> None:
@@ -146,7 +180,9 @@ def _of_the_authors(
 
     if quantization is not None:
         fix = f"probe convert {folder} --out NATIVE, then load NATIVE"
-        raise ProbeError("load", expected="a native folder to quantize", got=f"the authors' {folder!r}", fix=fix)
+        raise ProbeError(
+            "load", expected="a native folder to quantize", got=f"the authors' {folder!r}", fix=fix
+        )
     try:
         model, own = load_original(folder, dtype=dtype)
     except CheckpointError as error:
@@ -163,7 +199,12 @@ def as_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # each backend has a kind of its own
+    except (
+        RuntimeError,
+        AssertionError,
+        ImportError,
+        TypeError,
+    ) as error:  # each backend has a kind of its own
         there = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
         there += ["mps"] * torch.backends.mps.is_available()
         expected = f"a device of this machine ({', '.join(['cpu', *there])})"
@@ -180,7 +221,8 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def fingerprint(folder: Path) -> str:
-    """A folder's stand-in for a revision: its config's text, and name, size and both ends of each file of weights.
+    """A folder's stand-in for a revision: its config's text, and name, size and both ends of each
+    file of weights.
 
     Training moves every weight, so the ends tell two trainings apart without reading gigabytes.
     """
@@ -199,7 +241,9 @@ def _source(name: str | os.PathLike[str]) -> tuple[str, bool, bool]:
     """Where to load from, whether it is a folder, and whether it is one of the shipped toys."""
     from probe.models.tiny import FOLDERS
 
-    place = os.path.expanduser(os.fspath(name))  # os.path, not Path: any text is a path that may not exist
+    place = os.path.expanduser(
+        os.fspath(name)
+    )  # os.path, not Path: any text is a path that may not exist
     if isinstance(name, str) and name in FOLDERS:
         folder = FOLDERS[name]
     elif os.path.isdir(place):
@@ -214,7 +258,11 @@ def _source(name: str | os.PathLike[str]) -> tuple[str, bool, bool]:
             got=f"{str(name)!r}, {what}",
         )
     if not (folder / "config.json").is_file():
-        raise ProbeError("load", expected="a folder with config.json, weights and a processor", got=f"{str(folder)!r}")
+        raise ProbeError(
+            "load",
+            expected="a folder with config.json, weights and a processor",
+            got=f"{str(folder)!r}",
+        )
     return str(folder), True, folder == FOLDERS.get(str(name))
 
 
@@ -239,13 +287,20 @@ def _quantized(quantization: str | None, device: torch.device) -> dict[str, Any]
 def _unreadable(name: str, error: Exception) -> ProbeError:
     reason = " ".join(str(error).split())
     if "Unrecognized configuration class" in reason:
-        return ProbeError("load", expected="a vision-language model", got=f"{name!r}, a model of text only")
+        return ProbeError(
+            "load", expected="a vision-language model", got=f"{name!r}, a model of text only"
+        )
     if "llava_mini_llama" in reason:  # LLaVA-Mini in its authors' layout, on the hub
         fix = f"download it (hf download {name} --local-dir FOLDER) and load FOLDER"
         return ProbeError(
-            "load", expected="a folder where the layout is LLaVA-Mini's authors'", got=repr(name), fix=fix
+            "load",
+            expected="a folder where the layout is LLaVA-Mini's authors'",
+            got=repr(name),
+            fix=fix,
         )
-    return ProbeError("load", expected="a checkpoint that transformers can load", got=f"{name!r}: {reason[:300]}")
+    return ProbeError(
+        "load", expected="a checkpoint that transformers can load", got=f"{name!r}: {reason[:300]}"
+    )
 
 
 def _complete(processor: Any, model: PreTrainedModel) -> Any:

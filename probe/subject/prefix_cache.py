@@ -27,7 +27,9 @@ IMAGES = 8  # the same where a prompt has several
 
 @dataclass
 class Known:
-    """A prefix; `plain_words`: text behind it is embedded by the embedding matrix and nothing else."""
+    """A prefix; `plain_words`: text behind it is embedded by the embedding matrix and nothing
+    else.
+    """
 
     prefix: ImagePrefix
     plain_words: bool
@@ -43,28 +45,38 @@ class PrefixMemory:
         self.known: OrderedDict[str, Known] = OrderedDict()
         self.prompts: OrderedDict[str, EmbeddedPrompt] = OrderedDict()
 
-    def of(self, inputs: Mapping[str, Tensor], more: Int[Tensor, " token"] | None = None) -> tuple[EmbeddedPrompt, Known]:
+    def of(
+        self, inputs: Mapping[str, Tensor], more: Int[Tensor, " token"] | None = None
+    ) -> tuple[EmbeddedPrompt, Known]:
         """The prompt (and `more` text behind it) as the decoder gets it, and its shared prefix."""
         prompt = self.prompt(inputs)
         known = self._known(fingerprint(inputs, prompt.shared), prompt, prompt.shared)
         return prompt if more is None else prompt.followed(self.model, more), known
 
     def donor(self, inputs: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> ImagePrefix:
-        """The untouched LLM's keys and values of this prompt up to its last vision token, with the other's vision."""
+        """The untouched LLM's keys and values of this prompt up to its last vision token, with the
+        other's vision.
+        """
         own, theirs = self.prompt(inputs), self.prompt(other)
         length = int(own.vision.nonzero().max()) + 1
         exchanged = torch.where(own.vision[:, None], theirs.embeddings, own.embeddings)
-        return self._known(fingerprint(other, length), replace(own, embeddings=exchanged), length).prefix
+        return self._known(
+            fingerprint(other, length), replace(own, embeddings=exchanged), length
+        ).prefix
 
     def frozen(self, known: Known, layers: Frozen) -> VisionView:
-        """The prefix whose vision tokens skipped these layers; a pass of its own, once for all questions."""
+        """The prefix whose vision tokens skipped these layers; a pass of its own, once for all
+        questions.
+        """
         if layers not in known.frozen:
             known.frozen[layers] = known.prefix.frozen(self.model, self.stack, layers)
             self.computed += 1
         return known.frozen[layers]
 
     def prompt(self, inputs: Mapping[str, Tensor]) -> EmbeddedPrompt:
-        """A prompt as the decoder gets it; the encoder runs once an image where words don't depend on it."""
+        """A prompt as the decoder gets it; the encoder runs once an image where words don't depend
+        on it.
+        """
         key = "".join(content(inputs[name]) for name in sorted(inputs))
         if key not in self.prompts:
             self.prompts[key] = self._prompt(inputs)
@@ -75,7 +87,9 @@ class PrefixMemory:
         shared = shared_length(vision)
         known = self.known.get(fingerprint(inputs, shared))
         if known is not None and known.plain_words and not vision[shared:].any():
-            return known.prefix.prompt.starting(shared).followed(self.model, inputs["input_ids"][0, shared:])
+            return known.prefix.prompt.starting(shared).followed(
+                self.model, inputs["input_ids"][0, shared:]
+            )
         return EmbeddedPrompt.of(self.model, self.images.read(inputs))
 
     def _known(self, key: str, prompt: EmbeddedPrompt, length: int) -> Known:
@@ -86,7 +100,9 @@ class PrefixMemory:
         return _recent(self.known, key)
 
     def _plain(self, prompt: EmbeddedPrompt) -> bool:
-        """Whether what follows the prefix are words that nothing but the embedding matrix has touched."""
+        """Whether what follows the prefix are words that nothing but the embedding matrix has
+        touched.
+        """
         if prompt.vision[prompt.shared :].any():
             return False
         embedded = self.model.get_input_embeddings()(prompt.ids[prompt.shared :])

@@ -1,9 +1,10 @@
 """Whether what a sweep shares is exact for a model: tried out once, never looked up by name.
 
-The model's own forward on a whole prompt, question included, is compared with what the sweep makes of it: the keys and
-values of the image prefix, which was computed without the question, and the logits of the untouched case. Attention
-that lets an image see the question, state that isn't keys and values, or logits that are more than a linear map of
-the last hidden state all show here. What cases of pre-fusion share is tried in the same way, on the logits alone.
+The model's own forward on a whole prompt, question included, is compared with what the sweep makes
+of it: the keys and values of the image prefix, which was computed without the question, and the
+logits of the untouched case. Attention that lets an image see the question, state that isn't keys
+and values, or logits that are more than a linear map of the last hidden state all show here. What
+cases of pre-fusion share is tried in the same way, on the logits alone.
 """
 
 import time
@@ -21,23 +22,34 @@ from probe.hooks.model_structure import LayerStack
 from probe.interventions.sweep.case_batch import CaseBatch
 from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix
 
-ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative; what leaks changes keys by far more
+ROUNDING = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-3,
+}  # relative; what leaks changes keys by far more
 ROUNDING_HALF = 0.1
 
 
 @dataclass(frozen=True)
 class SharingCheck:
-    """`reason` is why nothing can be shared, "" where all is exact; `seconds` is what one forward took."""
+    """`reason` is why nothing can be shared, "" where all is exact; `seconds` is what one forward
+    took.
+    """
 
     reason: str
     seconds: float
 
 
-_verdicts: "weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple, SharingCheck]]" = weakref.WeakKeyDictionary()
+_verdicts: "weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple, SharingCheck]]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def verdict(
-    model: PreTrainedModel, stack: LayerStack, inputs: Mapping[str, Tensor], prompt: EmbeddedPrompt, prefix: ImagePrefix
+    model: PreTrainedModel,
+    stack: LayerStack,
+    inputs: Mapping[str, Tensor],
+    prompt: EmbeddedPrompt,
+    prefix: ImagePrefix,
 ) -> SharingCheck:
     """The verdict on a model with its present dtype and kernels; one forward, the first time.
 
@@ -50,10 +62,13 @@ def verdict(
 
 
 def verdict_of(
-    model: PreTrainedModel, stack: LayerStack, inputs: Mapping[str, Tensor], untouched: Callable[[Mapping], Tensor]
+    model: PreTrainedModel,
+    stack: LayerStack,
+    inputs: Mapping[str, Tensor],
+    untouched: Callable[[Mapping], Tensor],
 ) -> SharingCheck:
-    """The verdict on a way to get the untouched model's logits (1, vocabulary) of a prompt's last token, which cases of
-    another stack share. `seconds` is what one case takes."""
+    """The verdict on a way to get the untouched model's logits (1, vocabulary) of a prompt's last
+    token, which cases of another stack share. `seconds` is what one case takes."""
     known = _verdicts.setdefault(model, {})
     if (setting := (stack.name, model.dtype, *_kernels(stack))) not in known:
         logits = model(**inputs, use_cache=False).logits[:, -1]
@@ -71,7 +86,13 @@ def _kernels(stack: LayerStack) -> tuple:
     return tuple(module.config._attn_implementation for module in stack.attention.values())  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _tried(model: PreTrainedModel, stack: LayerStack, inputs: Mapping, prompt: EmbeddedPrompt, prefix: ImagePrefix) -> SharingCheck:
+def _tried(
+    model: PreTrainedModel,
+    stack: LayerStack,
+    inputs: Mapping,
+    prompt: EmbeddedPrompt,
+    prefix: ImagePrefix,
+) -> SharingCheck:
     differences: list[float] = []
 
     def compare(call: AttentionCall | AttentionWeights):

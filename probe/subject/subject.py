@@ -22,11 +22,24 @@ from jaxtyping import Int
 from PIL import Image
 from transformers import PreTrainedModel
 
-from probe.data.chat_template import Conversation, Rendering, messages_of, refuse_placeholders, render
+from probe.data.chat_template import (
+    Conversation,
+    Rendering,
+    messages_of,
+    refuse_placeholders,
+    render,
+)
 from probe.data.image import ImageSource, Video, as_images, open_image
 from probe.data.image_views import Size, aspect_of, padded_to_square, pixels_on_the_way
 from probe.data.patch_grid import PatchGrid
-from probe.data.token_roles import Roles, adds_special_tokens, expanded, piecewise_roles, roles_of, same_words
+from probe.data.token_roles import (
+    Roles,
+    adds_special_tokens,
+    expanded,
+    piecewise_roles,
+    roles_of,
+    same_words,
+)
 from probe.data.token_types import LAST, Types, label
 from probe.errors import ProbeError
 from probe.hooks.image_placeholders import kept_patches, resize_placeholders
@@ -38,7 +51,9 @@ from probe.subject.inputs import Ids, Inputs, TokenizerInfo, with_response
 from probe.subject.loading import adopt, open_checkpoint
 from probe.subject.token_grid import encoder_grid, reduced_grid, vision_grid
 
-MOST_PIXELS = 2**28  # a thin image that is padded, or blown up before it is cropped, could fill the memory
+MOST_PIXELS = (
+    2**28
+)  # a thin image that is padded, or blown up before it is cropped, could fill the memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +77,8 @@ class Subject:
             "quantization": str(getattr(self.model, "quantization_method", None) or "none"),
             "attention": _attention_of(self.model),
             "device": str(self.model.device),
-            "aspect": self.aspect + (f", {ratio} x {ratio} sub-images and the whole" if ratio > 1 else ""),
+            "aspect": self.aspect
+            + (f", {ratio} x {ratio} sub-images and the whole" if ratio > 1 else ""),
             "image_processor": type(self.processor.image_processor).__name__,
             "toy": str(self.toy).lower(),
             "reducer": active_reducers(self.model),
@@ -81,14 +97,15 @@ class Subject:
     ) -> Inputs:
         """One row for `model(**inputs)`: the prompt, and the response behind it where there is one.
 
-        `image`: an image, several, none, or a `Video`.
-        `question`: the user's words, or a conversation of system, user and assistant messages with an image
-        item for each image; a conversation that ends with an answer has it as its response. A response of
-        words is tokenized as the template puts it and closed with the model's end-of-turn token, as
-        generating it would; one of ids is appended as it is. `types` and `turns`: see `TokenTypes.as_types`.
-        Raises ProbeError for unreadable images, more or fewer of them than placeholders, a question that is
-        neither words nor a conversation, a response with the image token or with ids that the model does not
-        embed, and a sequence longer than the model's positions.
+        `image`: an image, several, none, or a `Video`. `question`: the user's words, or a
+        conversation of system, user and assistant messages with an image item for each image; a
+        conversation that ends with an answer has it as its response. A response of words is
+        tokenized as the template puts it and closed with the model's end-of-turn token, as
+        generating it would; one of ids is appended as it is. `types` and `turns`: see
+        `TokenTypes.as_types`. Raises ProbeError for unreadable images, more or fewer of them than
+        placeholders, a question that is neither words nor a conversation, a response with the image
+        token or with ids that the model does not embed, and a sequence longer than the model's
+        positions.
         """
         given = as_images(image)
         video = any(isinstance(picture, Video) for picture in given)
@@ -97,7 +114,9 @@ class Subject:
         messages, response = _split_answer(messages, response)
         if isinstance(response, str):
             refuse_placeholders("response", response, self.processor.image_token, "take it out")
-            inputs = with_response(self._row(images, messages, response, video), self.vocabulary.end_ids[:1])
+            inputs = with_response(
+                self._row(images, messages, response, video), self.vocabulary.end_ids[:1]
+            )
         else:
             inputs = self._row(images, messages, None, video)
             inputs = inputs if response is None else with_response(inputs, response)
@@ -106,20 +125,34 @@ class Subject:
 
     def _frames(self, given: Sequence[ImageSource]) -> tuple[Image.Image, ...]:
         """The frames of a video, which is alone in its prompt."""
-        if len(given) > 1 or "pixel_values_videos" not in inspect.signature(self.model.forward).parameters:
-            raise ProbeError("encode", expected="images, or one video for a model that takes videos",
-                             got=f"{len(given)} of which one is a video" if len(given) > 1 else "a video")  # fmt: skip
+        if (
+            len(given) > 1
+            or "pixel_values_videos" not in inspect.signature(self.model.forward).parameters
+        ):
+            raise ProbeError(
+                "encode",
+                expected="images, or one video for a model that takes videos",
+                got=f"{len(given)} of which one is a video" if len(given) > 1 else "a video",
+            )
         (video,) = given
         source = video.source if isinstance(video, Video) else ()
         try:
             frames = tuple(video_frames(source))
         except ValueError as error:
-            raise ProbeError("video", expected="a video of at least one frame", got=str(error)) from error
+            raise ProbeError(
+                "video", expected="a video of at least one frame", got=str(error)
+            ) from error
         if not frames:
             raise ProbeError("video", expected="at least one frame", got="none")
         return frames
 
-    def _row(self, images: tuple[Image.Image, ...], messages: list, words: str | None, video: bool = False) -> Inputs:
+    def _row(
+        self,
+        images: tuple[Image.Image, ...],
+        messages: list,
+        words: str | None,
+        video: bool = False,
+    ) -> Inputs:
         rendering = render(self.processor, messages, words)
         shown = [picture if video else self._shown(picture) for picture in images]
         try:
@@ -132,12 +165,16 @@ class Subject:
         except ValueError as error:
             if isinstance(error, ProbeError):
                 raise
-            raise ProbeError("processor", expected="an image that it takes", got=str(error)) from error
+            raise ProbeError(
+                "processor", expected="an image that it takes", got=str(error)
+            ) from error
         image_token = image_token_id(self.model)
         tensors, grid, patches = self._located(tensors, [picture.size for picture in images], video)
         ids = tensors["input_ids"][0].numpy()
         roles = expanded(self._roles(rendering, ids, image_token), ids, image_token)
-        if "fuse_mask" in inspect.signature(self.model.forward).parameters:  # what is generated would not be fused
+        if (
+            "fuse_mask" in inspect.signature(self.model.forward).parameters
+        ):  # what is generated would not be fused
             prompt = np.arange(len(ids)) <= np.flatnonzero(roles.role == LAST)[-1]
             tensors["fuse_mask"] = torch.from_numpy(prompt)[None]
         return Inputs(
@@ -155,14 +192,18 @@ class Subject:
     def _located(
         self, tensors: Mapping[str, Any], sizes: Sequence[Size], video: bool = False
     ) -> tuple[dict[str, Any], PatchGrid, PatchGrid]:
-        """The processor's tensors with as many placeholders as vision tokens reach the LLM, and where these and the
-        encoder's patches lie: those of a video in one frame, for they are pooled over frames (`counting.py`)."""
+        """The processor's tensors with as many placeholders as vision tokens reach the LLM, and
+        where these and the encoder's patches lie: those of a video in one frame, for they are
+        pooled over frames (`counting.py`).
+        """
         image_token = image_token_id(self.model)
         if video:
             side = self.model.config.vision_config.image_size
             sizes = [(side, side)] * len(sizes)  # frames are squashed to a square
         grid = vision_grid(self.model, self.processor, sizes, self.aspect)
-        patches = encoder_grid(self.model, self.processor, sizes[:1] if video else sizes, self.aspect)
+        patches = encoder_grid(
+            self.model, self.processor, sizes[:1] if video else sizes, self.aspect
+        )
         if len(grid) != (there := int((tensors["input_ids"] == image_token).sum())):
             raise ProbeError(
                 "processor",
@@ -173,8 +214,14 @@ class Subject:
         left = kept_patches(self.model, tensors)
         if left is None:
             return dict(tensors), grid, patches
-        counts = [(int((grid.image == picture).sum()), len(kept)) for picture, kept in enumerate(left)]
-        return resize_placeholders(tensors, image_token, counts), reduced_grid(patches, left), patches
+        counts = [
+            (int((grid.image == picture).sum()), len(kept)) for picture, kept in enumerate(left)
+        ]
+        return (
+            resize_placeholders(tensors, image_token, counts),
+            reduced_grid(patches, left),
+            patches,
+        )
 
     def _roles(self, rendering: Rendering, ids: np.ndarray, image_token: int) -> Roles:
         """The roles of the text, tokenized in the way the processor did."""
@@ -195,7 +242,11 @@ class Subject:
                 fix="cut it into pieces",
             )
         pads_itself = aspect_of(self.processor) == "pad"
-        return padded_to_square(picture, image_processor) if self.aspect == "pad" and not pads_itself else picture
+        return (
+            padded_to_square(picture, image_processor)
+            if self.aspect == "pad" and not pads_itself
+            else picture
+        )
 
     def _check_length(self, length: int) -> None:
         limit = max_positions(self.model)
@@ -211,13 +262,27 @@ class Subject:
     def vocabulary(self) -> TokenizerInfo:
         """The tokenizer with the ids that end an answer, the tokenizer's own first."""
         tokenizer, configured = self.processor.tokenizer, self.model.generation_config.eos_token_id
-        configured = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
+        configured = (
+            []
+            if configured is None
+            else [configured]
+            if isinstance(configured, int)
+            else list(configured)
+        )
         first = tokenizer.eos_token_id
-        ends = [first, *configured] if first in configured or not configured else [*configured, first]
+        ends = (
+            [first, *configured] if first in configured or not configured else [*configured, first]
+        )
         ends = tuple(dict.fromkeys(id for id in ends if id is not None))
         pad = tokenizer.pad_token_id
         embedded = self.model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
-        return TokenizerInfo(tokenizer, ends, pad if pad is not None else ends[0], image_token_id(self.model), embedded)  # pyright: ignore[reportArgumentType]
+        return TokenizerInfo(
+            tokenizer,
+            ends,
+            pad if pad is not None else ends[0],
+            image_token_id(self.model),
+            embedded,
+        )  # pyright: ignore[reportArgumentType]
 
     def answer(
         self,
@@ -226,26 +291,30 @@ class Subject:
         max_new_tokens: int = 32,
         **generate: Any,
     ) -> str:
-        """What the model says, greedily unless `generate`, the options of `model.generate`, says otherwise.
+        """What the model says, greedily unless `generate`, the options of `model.generate`, says
+        otherwise.
 
-        Raises ProbeError for what `encode` refuses, and for options that `model.generate` does not take or that
-        give more, or something else, than one answer.
+        Raises ProbeError for what `encode` refuses, and for options that `model.generate` does not
+        take or that give more, or something else, than one answer.
         """
         (ids,) = self.generate_ids(self.encode(image, question), max_new_tokens, **generate)
         return self.vocabulary.words(ids)
 
     def chat(self, image: ImageSource | Sequence[ImageSource] | None, keep: str = "exact") -> Chat:
-        """A conversation about images: `chat.ask(question)`. `keep`: when its cache serves later questions."""
+        """A conversation about images: `chat.ask(question)`. `keep`: when its cache serves later
+        questions.
+        """
         return Chat(self, image, keep)
 
     def generate_ids(
         self, inputs: Inputs, max_new_tokens: int = 32, **generate: Any
     ) -> list[Int[torch.Tensor, "token"]]:
-        """The ids that each row is answered with, up to and with the end-of-turn token where it came.
+        """The ids that each row is answered with, up to and with the end-of-turn token where it
+        came.
 
-        Fewer than `max_new_tokens` where the model's positions end. The image token is never answered: it would
-        be taken for an image when the answer is read again. Raises ProbeError for inputs that end with a response,
-        and for the options that `answer` refuses.
+        Fewer than `max_new_tokens` where the model's positions end. The image token is never
+        answered: it would be taken for an image when the answer is read again. Raises ProbeError
+        for inputs that end with a response, and for the options that `answer` refuses.
         """
         _check_options(max_new_tokens, generate)
         if (inputs.types.role[:, -1] != LAST).any():
@@ -260,7 +329,13 @@ class Subject:
         asked = ", ".join(generate)
         if not generate.get("do_sample"):
             # a checkpoint's own temperature would only make transformers warn that it isn't used
-            generate = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **generate}
+            generate = {
+                "do_sample": False,
+                "temperature": None,
+                "top_p": None,
+                "top_k": None,
+                **generate,
+            }
         generate = {"suppress_tokens": [image_token_id(self.model)], **generate}
         try:
             with torch.no_grad():
@@ -279,14 +354,20 @@ class Subject:
 
 
 def _check_options(max_new_tokens: int, generate: Mapping[str, Any]) -> None:
-    """Raises ProbeError for no new tokens, and for what makes `generate` return more than a row of ids a prompt."""
+    """Raises ProbeError for no new tokens, and for what makes `generate` return more than a row of
+    ids a prompt.
+    """
     if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
-        raise ProbeError("generate", expected="max_new_tokens of 1 or more", got=repr(max_new_tokens))
+        raise ProbeError(
+            "generate", expected="max_new_tokens of 1 or more", got=repr(max_new_tokens)
+        )
     single = {"num_return_sequences": (None, 1), "return_dict_in_generate": (None, False)}
     for name, allowed in single.items():
         if generate.get(name) not in allowed:
             got = f"{name}={generate[name]!r}"
-            raise ProbeError("generate", expected="one answer a prompt, as ids", got=got, fix="leave it out")
+            raise ProbeError(
+                "generate", expected="one answer a prompt, as ids", got=got, fix="leave it out"
+            )
 
 
 def load(
@@ -298,16 +379,18 @@ def load(
     quantization: str | None = None,
     aspect: str | None = None,
 ) -> Subject:
-    """A subject from a name (a shipped model, a folder or its Path, a hub id), or from a model and its processor.
+    """A subject from a name (a shipped model, a folder or its Path, a hub id), or from a model and
+    its processor.
 
-    A model in memory is put in eval mode, and is moved or switched only where `device`, `dtype` or `attn` say
-    so. `quantization` ("4bit", "8bit") goes with a name only. `aspect` is for models with one square view: "pad"
-    is how LLaVA-1.5 was trained, "crop" how Hugging Face's processor does it; by default the processor's own way,
-    which `subject.aspect` names.
+    A model in memory is put in eval mode, and is moved or switched only where `device`, `dtype` or
+    `attn` say so. `quantization` ("4bit", "8bit") goes with a name only. `aspect` is for models
+    with one square view: "pad" is how LLaVA-1.5 was trained, "crop" how Hugging Face's processor
+    does it; by default the processor's own way, which `subject.aspect` names.
 
-    Raises ProbeError for a name that is none, a checkpoint that transformers can't load, a model without an image
-    token or a processor, a compiled one, a device, dtype or attn that there is not, quantization of a model in
-    memory or without its packages, and an aspect that the image processor can't have.
+    Raises ProbeError for a name that is none, a checkpoint that transformers can't load, a model
+    without an image token or a processor, a compiled one, a device, dtype or attn that there is
+    not, quantization of a model in memory or without its packages, and an aspect that the image
+    processor can't have.
     """
     if isinstance(model, str | os.PathLike):
         opened = open_checkpoint(model, processor, device, dtype, attn, quantization)
@@ -324,7 +407,9 @@ def _aspect(wanted: str | None, processor: Any) -> str:
     if wanted == "pad" and native in ("crop", "squash"):
         return "pad"
     kind = type(processor.image_processor).__name__
-    raise ProbeError("load", expected=f"aspect=None or {native!r}, which is what {kind} does", got=repr(wanted))
+    raise ProbeError(
+        "load", expected=f"aspect=None or {native!r}, which is what {kind} does", got=repr(wanted)
+    )
 
 
 def _attention_of(model: PreTrainedModel) -> str:
@@ -335,15 +420,25 @@ def _attention_of(model: PreTrainedModel) -> str:
     }
     kernels = {name: str(config._attn_implementation) for name, config in configs.items()}
     same = len(set(kernels.values())) == 1
-    return kernels["llm"] if same else ", ".join(f"{name} {kernel}" for name, kernel in kernels.items())
+    return (
+        kernels["llm"]
+        if same
+        else ", ".join(f"{name} {kernel}" for name, kernel in kernels.items())
+    )
 
 
 def _split_answer(messages: list, response: str | Ids | None) -> tuple[list, str | Ids | None]:
-    """Messages up to the answer that is asked for, and that answer where the conversation has it."""
+    """Messages up to the answer that is asked for, and that answer where the conversation has
+    it.
+    """
     if messages[-1]["role"] != "assistant":
         return messages, response
     if response is not None:
-        raise ProbeError("encode", expected="one response", got="a conversation that ends with one, and response=")
+        raise ProbeError(
+            "encode",
+            expected="one response",
+            got="a conversation that ends with one, and response=",
+        )
     return messages[:-1], "".join(item.get("text", "") for item in messages[-1]["content"])
 
 

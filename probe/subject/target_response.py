@@ -23,7 +23,9 @@ from probe.subject.subject import Subject
 
 @dataclass(frozen=True)
 class TargetResponse:
-    """One row whose last tokens are the answer, its closing left out. `positions`: of the chosen tokens."""
+    """One row whose last tokens are the answer, its closing left out. `positions`: of the chosen
+    tokens.
+    """
 
     inputs: Inputs
     positions: Int[Tensor, " chosen"]
@@ -46,11 +48,15 @@ class TargetResponse:
     def tokens(self) -> list[str]:
         return [self.inputs.tokens[0][i] for i in self.positions.tolist()]
 
-    def logprob(self, logits: Float[Tensor, "batch kept vocabulary"]) -> Float[Tensor, "batch chosen"]:
+    def logprob(
+        self, logits: Float[Tensor, "batch kept vocabulary"]
+    ) -> Float[Tensor, "batch chosen"]:
         """log p of the chosen tokens from the last logits, in float32."""
         last = self.inputs["input_ids"].shape[1]
         said = logits[:, self.positions - 1 - (last - logits.shape[1])].float().log_softmax(-1)
-        return said.gather(-1, self.ids.to(said.device)[None, :, None].expand(len(said), -1, 1))[..., 0]
+        return said.gather(-1, self.ids.to(said.device)[None, :, None].expand(len(said), -1, 1))[
+            ..., 0
+        ]
 
     @classmethod
     def of(
@@ -62,19 +68,27 @@ class TargetResponse:
         tokens: Sequence[int] | None = None,
         max_new_tokens: int = 32,
     ) -> "TargetResponse":
-        """The model's own greedy answer, or the one given. `image` may be inputs that are encoded already (one row,
-        with the answer or without). `tokens`: which of the answer's tokens, counted from 0; all by default.
+        """The model's own greedy answer, or the one given. `image` may be inputs that are encoded
+        already (one row, with the answer or without). `tokens`: which of the answer's tokens,
+        counted from 0; all by default.
 
         Raises ProbeError for an answer without tokens, and for tokens that it does not have.
         """
         if isinstance(image, Inputs):
             if question is not None or len(image.prompt) != 1:
-                raise ProbeError("answer", expected="inputs of one row, without a question",
-                                 got=f"{len(image.prompt)} rows" if question is None else "both")  # fmt: skip
-            inputs = unpadded(image) if response is None else with_response(unpadded(image), response)  # pyright: ignore[reportArgumentType]
+                raise ProbeError(
+                    "answer",
+                    expected="inputs of one row, without a question",
+                    got=f"{len(image.prompt)} rows" if question is None else "both",
+                )
+            inputs = (
+                unpadded(image) if response is None else with_response(unpadded(image), response)
+            )  # pyright: ignore[reportArgumentType]
         else:
             if question is None:
-                raise ProbeError("answer", expected="a question", got="none", fix="pass it behind the image")
+                raise ProbeError(
+                    "answer", expected="a question", got="none", fix="pass it behind the image"
+                )
             inputs = subject.encode(image, question, response)
         if inputs.types.role[0, -1] == FINE.index("last"):
             (ids,) = subject.generate_ids(inputs, max_new_tokens)
@@ -83,22 +97,33 @@ class TargetResponse:
         start = int(inputs.types.prompt_length[0])
         count = inputs["input_ids"].shape[1] - start
         if not count:
-            raise ProbeError("answer", expected="an answer of at least one token", got="none",
-                             fix="pass response=, what the model could have said")  # fmt: skip
+            raise ProbeError(
+                "answer",
+                expected="an answer of at least one token",
+                got="none",
+                fix="pass response=, what the model could have said",
+            )
         chosen = list(range(count)) if tokens is None else list(tokens)
         if not chosen or not all(0 <= token < count for token in chosen):
-            raise ProbeError("answer", expected=f"tokens of the answer, 0 to {count - 1}", got=str(chosen))
+            raise ProbeError(
+                "answer", expected=f"tokens of the answer, 0 to {count - 1}", got=str(chosen)
+            )
         return cls(inputs, torch.tensor([start + token for token in chosen]))
 
 
 def unpadded(inputs: Inputs) -> Inputs:
-    """One row without its padding: alone it needs none, and attention goes by the distance of positions."""
+    """One row without its padding: alone it needs none, and attention goes by the distance of
+    positions.
+    """
     return _at(inputs, np.flatnonzero(inputs.types.role[0] >= 0))
 
 
 def _without_closing(inputs: Inputs) -> Inputs:
     """The row up to the last token of its answer; nothing before depends on what follows."""
-    prompt, said = int(inputs.types.prompt_length[0]), np.flatnonzero(inputs.types.role[0] == RESPONSE)
+    prompt, said = (
+        int(inputs.types.prompt_length[0]),
+        np.flatnonzero(inputs.types.role[0] == RESPONSE),
+    )
     return _at(inputs, np.arange(max([prompt, *(said[-1:] + 1)])))
 
 
@@ -109,5 +134,8 @@ def _at(inputs: Inputs, positions: np.ndarray) -> Inputs:
         return inputs
     chosen = torch.from_numpy(positions).to(inputs["input_ids"].device)
     tensors = {name: t[:, chosen] if t.shape == (1, width) else t for name, t in inputs.items()}
-    arrays = {name: getattr(inputs.types, name)[:, positions] for name in ("ids", "vision", "role", "turn")}
+    arrays = {
+        name: getattr(inputs.types, name)[:, positions]
+        for name in ("ids", "vision", "role", "turn")
+    }
     return inputs.having(tensors, types=replace(inputs.types, **arrays))

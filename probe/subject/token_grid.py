@@ -1,20 +1,21 @@
 """Where in the image a vision token lies: from the image to the pixels, to patches, to tokens.
 
 A processor shows the encoder one view of the image, or several (LLaVA-NeXT: the whole image and its
-tiles). A view is a rectangle of the original image, in fractions of it, which may reach over the edge where
-it was padded:
+tiles). A view is a rectangle of the original image, in fractions of it, which may reach over the
+edge where it was padded:
 
     crop      the middle square of the image, as Hugging Face's processor takes it
     pad       a square around the image, as LLaVA-1.5 was trained (Source: haotian-liu/LLaVA, expand2square)
     squash    the whole image, stretched
     anyres    the whole image, stretched, then tiles of the best resolution (Source: LLaVA-NeXT)
 
-A processor with a `resolution_ratio` N shows N x N sub-images row by row, each fitted like an image of its own, and
-the whole image last (Source: LLaVA-Mini, `split_image`).
+A processor with a `resolution_ratio` N shows N x N sub-images row by row, each fitted like an image
+of its own, and the whole image last (Source: LLaVA-Mini, `split_image`).
 
-Patches divide a view evenly. Which patches reach the LLM, and in which order, only the model knows: coordinates are
-pushed through its own packing in place of features. A model that compresses an image to C x C tokens has cells in
-place of patches: they divide what is compressed evenly, though each token has looked at all of it.
+Patches divide a view evenly. Which patches reach the LLM, and in which order, only the model knows:
+coordinates are pushed through its own packing in place of features. A model that compresses an
+image to C x C tokens has cells in place of patches: they divide what is compressed evenly, though
+each token has looked at all of it.
 """
 
 import math
@@ -31,20 +32,29 @@ from probe.data.patch_grid import PatchGrid
 from probe.hooks.model_structure import cls_tokens
 
 
-def encoder_grid(model: PreTrainedModel, processor: Any, sizes: Sequence[Size], aspect: str) -> PatchGrid:
-    """The encoder's patches, CLS left out: every view of every image in the order of `pixel_values`.
+def encoder_grid(
+    model: PreTrainedModel, processor: Any, sizes: Sequence[Size], aspect: str
+) -> PatchGrid:
+    """The encoder's patches, CLS left out: every view of every image in the order of
+    `pixel_values`.
 
     `sizes` are the width and height of the original images.
     """
-    return PatchGrid.join([_patches(model, processor, size, aspect, picture) for picture, size in enumerate(sizes)])
+    return PatchGrid.join(
+        [_patches(model, processor, size, aspect, picture) for picture, size in enumerate(sizes)]
+    )
 
 
-def _patches(model: PreTrainedModel, processor: Any, size: Size, aspect: str, picture: int) -> PatchGrid:
+def _patches(
+    model: PreTrainedModel, processor: Any, size: Size, aspect: str, picture: int
+) -> PatchGrid:
     ratio = getattr(processor, "resolution_ratio", 1)
     limits = None
     if ratio > 1:
         rects, limits = _sub_images(processor, size, aspect, ratio)
-        tiles = np.array([*range(1, len(rects)), 0])  # the whole image comes last, and is 0 everywhere
+        tiles = np.array(
+            [*range(1, len(rects)), 0]
+        )  # the whole image comes last, and is 0 everywhere
     else:
         rects = views(processor.image_processor, size, aspect)
         tiles = np.arange(len(rects))
@@ -63,9 +73,11 @@ def patches_per_side(model: PreTrainedModel) -> int:
     return vision.image_size // vision.patch_size
 
 
-def vision_grid(model: PreTrainedModel, processor: Any, sizes: Sequence[Size], aspect: str) -> PatchGrid:
-    """The vision tokens that the LLM gets, in the order of the sequence. `sizes`: width, height of the
-    originals."""
+def vision_grid(
+    model: PreTrainedModel, processor: Any, sizes: Sequence[Size], aspect: str
+) -> PatchGrid:
+    """The vision tokens that the LLM gets, in the order of the sequence. `sizes`: width, height of
+    the originals."""
     grids = []
     compressed = getattr(model.config, "tokens_per_frame", None)
     for picture, size in enumerate(sizes):
@@ -78,7 +90,9 @@ def vision_grid(model: PreTrainedModel, processor: Any, sizes: Sequence[Size], a
 
 
 def joined(patches: PatchGrid) -> PatchGrid:
-    """The sub-images of every image as one grid row by row, and the patches of the whole image behind it."""
+    """The sub-images of every image as one grid row by row, and the patches of the whole image
+    behind it.
+    """
     ratio = max(1, math.isqrt(int(patches.tile.max(initial=0))))
     row, col = np.divmod(np.maximum(patches.tile - 1, 0), ratio)  # of the sub-image
     order = (patches.col, col, patches.row, row, (patches.tile == 0) & (ratio > 1), patches.image)
@@ -86,7 +100,9 @@ def joined(patches: PatchGrid) -> PatchGrid:
 
 
 def sub_images(patches: PatchGrid) -> PatchGrid:
-    """What of `joined` patches is compressed: all but the whole image, where that is not all there is."""
+    """What of `joined` patches is compressed: all but the whole image, where that is not all there
+    is.
+    """
     return _taken(patches, np.flatnonzero((patches.tile > 0) | (patches.tile.max(initial=0) == 0)))
 
 
@@ -102,7 +118,9 @@ def _compressed(patches: PatchGrid, tokens: int) -> PatchGrid:
 
 
 def reduced_grid(patches: PatchGrid, left: Sequence[Int[np.ndarray, "_"]]) -> PatchGrid:
-    """The tokens that a reducer leaves. `left`: the patch that each stands for, counted in its image; -1: none."""
+    """The tokens that a reducer leaves. `left`: the patch that each stands for, counted in its
+    image; -1: none.
+    """
     numbers = [np.flatnonzero(patches.image == picture) for picture in range(len(left))]
     grids = [_taken(_taken(patches, own), index) for own, index in zip(numbers, left, strict=True)]
     return PatchGrid.join(grids)
@@ -110,7 +128,9 @@ def reduced_grid(patches: PatchGrid, left: Sequence[Int[np.ndarray, "_"]]) -> Pa
 
 def _taken(patches: PatchGrid, index: np.ndarray) -> PatchGrid:
     """The patches at `index`; -1 is a token that is no patch."""
-    tile, row, col = (np.where(index < 0, -1, axis[index]) for axis in (patches.tile, patches.row, patches.col))
+    tile, row, col = (
+        np.where(index < 0, -1, axis[index]) for axis in (patches.tile, patches.row, patches.col)
+    )
     box = np.where(index[:, None] < 0, np.nan, patches.box[index])
     return PatchGrid(patches.image[index], tile, row, col, box)
 
@@ -121,7 +141,9 @@ def _packed(model: PreTrainedModel, patches: PatchGrid, size: Size) -> np.ndarra
     strategy = getattr(model.config, "vision_feature_select_strategy", "default")
     base = getattr(model, "base_model", model)
     if not hasattr(base, "pack_image_features"):
-        return np.concatenate([np.full(extra if strategy == "full" else 0, -1), np.arange(len(patches))])
+        return np.concatenate(
+            [np.full(extra if strategy == "full" else 0, -1), np.arange(len(patches))]
+        )
     features = torch.arange(len(patches), dtype=torch.float64).view(tiles, -1, 1)
     packed, _ = base.pack_image_features(  # type: ignore[operator]
         [features],

@@ -1,4 +1,6 @@
-"""The command line: what it writes and prints, and that every mistake is one line with exit code 2."""
+"""The command line: what it writes and prints, and that every mistake is one line with exit code
+2.
+"""
 
 import os
 import subprocess
@@ -36,7 +38,9 @@ def interrupted(*_, **__):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The folder that a plain `probe attention`, in a process of its own, leaves; and what it printed."""
+    """The folder that a plain `probe attention`, in a process of its own, leaves; and what it
+    printed.
+    """
     folder = tmp_path_factory.mktemp("plain")
     environment = {**os.environ, "PYTHONPATH": str(Path(probe.__file__).parent.parent)}
     command = [sys.executable, "-m", "probe", "attention"]
@@ -57,7 +61,9 @@ def test_attention_alone_writes_record_figures_and_table(written):
 def test_attention_prints_a_row_a_layer_counted_from_one(written):
     folder, said = written
     layers = probe.open_record(folder / "record.zarr.zip")["llm"].sizes["layer"]
-    rows = [line.split() for line in said.splitlines() if line.split()[:1] and line.split()[0].isdigit()]
+    rows = [
+        line.split() for line in said.splitlines() if line.split()[:1] and line.split()[0].isdigit()
+    ]
     assert [int(row[0]) for row in rows] == list(range(1, layers + 1))
     assert all(len(row) == 1 + 3 + 3 for row in rows)
     assert "…" not in said
@@ -67,9 +73,15 @@ def test_attention_prints_a_row_a_layer_counted_from_one(written):
 
 def test_its_numbers_are_the_records(written):
     folder, said = written
-    mass = probe.open_record(folder / "record.zarr.zip")["llm"]["mass"].mean("head").isel(sample=0, layer=0)
+    mass = (
+        probe.open_record(folder / "record.zarr.zip")["llm"]["mass"]
+        .mean("head")
+        .isel(sample=0, layer=0)
+    )
     row = next(line.split() for line in said.splitlines() if line.split()[:1] == ["1"])
-    np.testing.assert_allclose([float(x) for x in row[1:4]], mass.sel(query_type="response"), atol=6e-4)
+    np.testing.assert_allclose(
+        [float(x) for x in row[1:4]], mass.sel(query_type="response"), atol=6e-4
+    )
 
 
 def test_all_options_together(run, tmp_path):
@@ -164,13 +176,20 @@ def test_ctrl_c_is_one_line(run, tmp_path, monkeypatch):
     assert not list((tmp_path / "probe-out" / "attention").iterdir())
 
 
-@pytest.mark.parametrize(("trouble", "code"), [(OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130)])
-def test_trouble_while_writing_leaves_the_last_results_whole(run, written, tmp_path, monkeypatch, trouble, code):
+@pytest.mark.parametrize(
+    ("trouble", "code"), [(OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130)]
+)
+def test_trouble_while_writing_leaves_the_last_results_whole(
+    run, written, tmp_path, monkeypatch, trouble, code
+):
     def figures(_):
         raise trouble
 
     monkeypatch.setattr("probe.subject.subject.load", lambda *_, **__: None)
-    monkeypatch.setattr("probe.measures.attention.measure.measure", lambda *_, **__: probe.open_record(written[0] / "record.zarr.zip"))
+    monkeypatch.setattr(
+        "probe.measures.attention.measure.measure",
+        lambda *_, **__: probe.open_record(written[0] / "record.zarr.zip"),
+    )
     monkeypatch.setattr("probe.plots.figures", figures)
     folder = tmp_path / "results"
     folder.mkdir()
@@ -182,9 +201,14 @@ def test_trouble_while_writing_leaves_the_last_results_whole(run, written, tmp_p
     assert (folder / "attention.csv").read_text() == "of the last run"
 
 
-def test_a_folder_named_like_a_result_is_told_before_any_file_is_moved(run, written, tmp_path, monkeypatch):
+def test_a_folder_named_like_a_result_is_told_before_any_file_is_moved(
+    run, written, tmp_path, monkeypatch
+):
     monkeypatch.setattr("probe.subject.subject.load", lambda *_, **__: None)
-    monkeypatch.setattr("probe.measures.attention.measure.measure", lambda *_, **__: probe.open_record(written[0] / "record.zarr.zip"))
+    monkeypatch.setattr(
+        "probe.measures.attention.measure.measure",
+        lambda *_, **__: probe.open_record(written[0] / "record.zarr.zip"),
+    )
     monkeypatch.setattr("probe.plots.figures", lambda _: {})
     folder = tmp_path / "results"
     (folder / "record.zarr.zip").mkdir(parents=True)
@@ -211,7 +235,9 @@ def test_version(run):
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_verify_prints_each_promise_with_its_number_and_fails_with_one(run, monkeypatch, kept):
-    check = SimpleNamespace(name="logits unchanged", value=0.0 if kept else 0.125, expected="0", passed=kept)
+    check = SimpleNamespace(
+        name="logits unchanged", value=0.0 if kept else 0.125, expected="0", passed=kept
+    )
     report = SimpleNamespace(checks=[check], appendix="Measured with probe [v1].")
     monkeypatch.setattr("probe.subject.subject.load", lambda *_, **__: None)
     monkeypatch.setattr("probe.measures.verify.verify", lambda _: report)
@@ -224,7 +250,10 @@ def test_verify_prints_each_promise_with_its_number_and_fails_with_one(run, monk
 
 def test_train_hands_its_words_to_the_recipe(run, monkeypatch):
     asked = {}
-    monkeypatch.setattr("probe.models.tiny.training.train.train", lambda out, **options: asked.update(options, out=out))
+    monkeypatch.setattr(
+        "probe.models.tiny.training.train.train",
+        lambda out, **options: asked.update(options, out=out),
+    )
     code, _, error = run("train", "tiny-llava", "--out", "made", "--steps", "3", "--seed", "7")
     assert code == 0, error
     assert (asked["out"].name, asked["steps"], asked["recipe"].seed) == ("made", 3, 7)

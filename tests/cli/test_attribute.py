@@ -5,19 +5,29 @@ import pytest
 import probe
 
 
-@pytest.mark.parametrize("extra", [(), ("--no-ceiling", "--no-control", "--baseline", "hidden", "--over", "grid")])
+@pytest.mark.parametrize(
+    "extra", [(), ("--no-ceiling", "--no-control", "--baseline", "hidden", "--over", "grid")]
+)
 def test_it_writes_datasets_figures_and_a_table(run, tmp_path, extra):
     code, said, _ = run("attribute", "--max-new-tokens", "3", *extra)
     assert code == 0, said
     folder = tmp_path / "probe-out" / "attribute"
     names = {path.name for path in folder.iterdir()}
-    assert {"ablation.zarr.zip", "curves.zarr.zip", "attribution.csv", "attribution.png", "agreement.svg"} <= names
+    assert {
+        "ablation.zarr.zip",
+        "curves.zarr.zip",
+        "attribution.csv",
+        "attribution.png",
+        "agreement.svg",
+    } <= names
     assert ("control.zarr.zip" in names) == (not extra)
     assert "attention says the same" in said and "what the answer owes most to" in said
     assert probe.open_record(folder / "ablation.zarr.zip").attrs["method"] == "ablation"
 
 
-@pytest.mark.parametrize("words", [("--baseline", "black"), ("--image", "missing.jpg"), ("--response", "")])
+@pytest.mark.parametrize(
+    "words", [("--baseline", "black"), ("--image", "missing.jpg"), ("--response", "")]
+)
 def test_mistakes_are_one_line(run, words):
     code, _, error = run("attribute", *words)
     assert code == 2 and error.splitlines()[-1].startswith("probe: ")

@@ -6,15 +6,28 @@ import pytest
 
 from probe.evaluation.table_average import COLUMNS
 
-LLAVA = {"vqav2": 78.5, "gqa": 62.0, "vizwiz": 50.0, "scienceqa": 66.8, "textvqa": 58.2, "pope": 85.9, "mme": 1510.7,
-         "mmbench": 64.3, "seed": 58.6, "llava_w": 63.4, "mm_vet": 30.5}  # fmt: skip
+LLAVA = {
+    "vqav2": 78.5,
+    "gqa": 62.0,
+    "vizwiz": 50.0,
+    "scienceqa": 66.8,
+    "textvqa": 58.2,
+    "pope": 85.9,
+    "mme": 1510.7,
+    "mmbench": 64.3,
+    "seed": 58.6,
+    "llava_w": 63.4,
+    "mm_vet": 30.5,
+}
 
 
 @pytest.fixture
 def runs(tmp_path):
     for name, number in LLAVA.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "run.json").write_text(json.dumps({"fingerprint": {"data": {"benchmark": name}}}))
+        (tmp_path / name / "run.json").write_text(
+            json.dumps({"fingerprint": {"data": {"benchmark": name}}})
+        )
         rows = [
             "mask,untouched,all,1," + str(number),
             "mask,1-4,all,1,10",
@@ -36,8 +49,11 @@ def test_the_paper_s_average_and_the_rescaled_one(run, runs):
 
 
 def test_mistakes_are_told_in_one_line(run, runs, tmp_path):
-    for words, told in [((runs[0], runs[0]), "two of vqav2"), ((str(tmp_path),), "has finished"),
-                        ((runs[0], "--reading", "swap"), "a reading of mask, zero")]:  # fmt: skip
+    for words, told in [
+        ((runs[0], runs[0]), "two of vqav2"),
+        ((str(tmp_path),), "has finished"),
+        ((runs[0], "--reading", "swap"), "a reading of mask, zero"),
+    ]:
         code, said, error = run("average", *words)
         assert (code, said) == (2, "")
         assert told in error and error.count("\n") == 1

@@ -14,16 +14,30 @@ from probe.measures.cost import cost, join, read, table
 @pytest.fixture(scope="module")
 def costs():
     """Two models over three of everything; counts only."""
-    clip = CLIPVisionConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-                            image_size=16, patch_size=4, projection_dim=8)  # fmt: skip
+    clip = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
+        projection_dim=8,
+    )
     cases = []
     for name, width in (("small", 16), ("wide", 32)):
-        llm = LlamaConfig(hidden_size=width, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-                          vocab_size=50)  # fmt: skip
+        llm = LlamaConfig(
+            hidden_size=width,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            vocab_size=50,
+        )
         config = LlavaConfig(vision_config=clip, text_config=llm)
         asked = [{}, {"vision_tokens": 4}, {"resolution": 32}, {"frames": 4}, {"frames": 64}]
-        cases += [cost(config, name=f"{name} {n}", **one).assign_coords(model=("case", [name]))
-                  for n, one in enumerate(asked)]  # fmt: skip
+        cases += [
+            cost(config, name=f"{name} {n}", **one).assign_coords(model=("case", [name]))
+            for n, one in enumerate(asked)
+        ]
     return join(cases)
 
 
@@ -47,7 +61,19 @@ def test_one_command_writes_a_table_figures_and_the_numbers(run, tmp_path):
     [
         (["--vision-tokens", "a"], "numbers with commas"),
         (["--frames", "0"], "frames of 1 or more"),
-        (["--vision-tokens", "37", "--resolution", "60", "--measure", "0", "--model", "tiny-lava"], "tiny-llava"),
+        (
+            [
+                "--vision-tokens",
+                "37",
+                "--resolution",
+                "60",
+                "--measure",
+                "0",
+                "--model",
+                "tiny-lava",
+            ],
+            "tiny-llava",
+        ),
         (["--text-tokens", "-1"], "--text-tokens"),
         (["--out", "file"], "folder that can be written"),
     ],
@@ -79,7 +105,9 @@ def test_bars_are_as_long_as_the_costs(costs):
     pyplot.close(axis.figure)
 
 
-@pytest.mark.parametrize(("against", "x"), [("vision_tokens", [4, 16]), ("height", [16, 32]), ("frames", [1, 4, 64])])
+@pytest.mark.parametrize(
+    ("against", "x"), [("vision_tokens", [4, 16]), ("height", [16, 32]), ("frames", [1, 4, 64])]
+)
 def test_lines_have_what_differs_in_nothing_else(costs, against, x):
     axis = plots.flops(costs, against)
     lines = [line for line in axis.get_lines() if len(line.get_xdata()) > 1]
@@ -89,7 +117,10 @@ def test_lines_have_what_differs_in_nothing_else(costs, against, x):
 
 
 def test_memory_has_a_limit_and_weights_or_not(costs):
-    with_weights, cache = plots.memory(costs, "frames", limit=1e6), plots.memory(costs, "frames", weights=False)
+    with_weights, cache = (
+        plots.memory(costs, "frames", limit=1e6),
+        plots.memory(costs, "frames", weights=False),
+    )
     assert any("MB" in text.get_text() or "kB" in text.get_text() for text in with_weights.texts)
     first = costs.isel(case=0)
     low = cache.get_lines()[0].get_ydata()[0]
@@ -100,8 +131,14 @@ def test_memory_has_a_limit_and_weights_or_not(costs):
 
 def test_every_figure_there_are_numbers_for(unchecked, costs):
     drawn = plots.cost_figures(costs)
-    assert set(drawn) == {"flops", *(f"{what}-{axis}" for what in ("flops", "memory")
-                                     for axis in ("vision_tokens", "height", "frames"))}  # fmt: skip
+    assert set(drawn) == {
+        "flops",
+        *(
+            f"{what}-{axis}"
+            for what in ("flops", "memory")
+            for axis in ("vision_tokens", "height", "frames")
+        ),
+    }
     with pytest.raises(ProbeError, match="with a measurement"):
         plots.latency(costs)
     with pytest.raises(ProbeError, match="against vision_tokens"):

@@ -1,4 +1,6 @@
-"""`probe drop` and `probe attention --benchmark`: what they write, that they go on, and that mistakes are one line."""
+"""`probe drop` and `probe attention --benchmark`: what they write, that they go on, and that
+mistakes are one line.
+"""
 
 # pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
@@ -23,14 +25,20 @@ def no_work(*_, **__):
 
 @pytest.fixture
 def gqa(tmp_path):
-    """Official files: three questions about two images, one row without an image, one image that is none."""
+    """Official files: three questions about two images, one row without an image, one image that is
+    none.
+    """
     folder = tmp_path / "gqa"
     (folder / "images").mkdir(parents=True)
     for name, colour in (("one", "red"), ("two", "blue")):
         Image.new("RGB", (60, 60), colour).save(folder / "images" / f"{name}.jpg")
     (folder / "images" / "bad.jpg").write_text("no image")
-    usual = {"question": "What colour is it?", "answer": "red", "isBalanced": True,
-             "types": {"structural": "query", "semantic": "attr", "detailed": "x"}}  # fmt: skip
+    usual = {
+        "question": "What colour is it?",
+        "answer": "red",
+        "isBalanced": True,
+        "types": {"structural": "query", "semantic": "attr", "detailed": "x"},
+    }
     rows = {"1": "one", "2": "one", "3": "two", "4": "missing", "5": "bad"}
     questions = {key: usual | {"imageId": image} for key, image in rows.items()}
     (folder / "testdev_balanced_questions.json").write_text(json.dumps(questions))
@@ -42,8 +50,25 @@ def test_it_writes_dataset_table_and_figures_and_goes_on_for_nothing(run, tmp_pa
     assert code == 0, error
     folder = tmp_path / "probe-out" / "drop"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"run.json", "parts", "failures", "final.zarr", "accuracy.csv", "problems.csv", *FIGURES}
-    for told in ("row-layers", "6 questions", "untouched", "no vision", "another image", "1-4", "5-8", "accuracy.csv"):
+    assert names == {
+        "run.json",
+        "parts",
+        "failures",
+        "final.zarr",
+        "accuracy.csv",
+        "problems.csv",
+        *FIGURES,
+    }
+    for told in (
+        "row-layers",
+        "6 questions",
+        "untouched",
+        "no vision",
+        "another image",
+        "1-4",
+        "5-8",
+        "accuracy.csv",
+    ):
         assert told in said, told
     drawn = said.split("figures: ")[1].split(" (png")[0].split(", ")
     assert set(drawn) == {name.split(".")[0] for name in FIGURES}
@@ -83,8 +108,20 @@ def test_ctrl_c_keeps_what_is_finished(run, tmp_path, monkeypatch):
 
 
 def test_llava_mini_in_its_pre_fusion(run, tmp_path):
-    words = ("--limit", "2", "--how", "mask", "--windows", "1", "--no-depth", "--max-new-tokens", "4")
-    code, said, error = run("drop", "--model", "tiny-llava-mini", "--stack", "prefusion", "--queries", "text", *words)
+    words = (
+        "--limit",
+        "2",
+        "--how",
+        "mask",
+        "--windows",
+        "1",
+        "--no-depth",
+        "--max-new-tokens",
+        "4",
+    )
+    code, said, error = run(
+        "drop", "--model", "tiny-llava-mini", "--stack", "prefusion", "--queries", "text", *words
+    )
     assert code == 0, error
     table = pd.read_csv(tmp_path / "probe-out" / "drop" / "accuracy.csv")
     assert {"untouched", "no vision", "another image", "1"} <= set(table["case"])
@@ -102,14 +139,28 @@ def test_only_a_judges_benchmark_is_judged(run, tmp_path, monkeypatch):
 
 
 def test_bad_rows_are_listed_and_answers_exported(run, gqa, tmp_path):
-    words = ("--benchmark", "gqa", "--data", str(gqa), "--how", "mask", "--no-depth", "--no-attention", "--export")
+    words = (
+        "--benchmark",
+        "gqa",
+        "--data",
+        str(gqa),
+        "--how",
+        "mask",
+        "--no-depth",
+        "--no-attention",
+        "--export",
+    )
     code, said, error = run("drop", *words, "--max-new-tokens", "4", "--out", "out")
     assert code == 0, error
     assert "1 bad rows left out, 1 samples failed" in said
     problems = list(csv.reader((tmp_path / "out" / "problems.csv").open()))
     assert [row[1] for row in problems] == ["row", "4", "5"]
     assert "bad.jpg" in problems[2][2]
-    official = tmp_path / "out" / json.loads((tmp_path / "out" / "predictions" / "index.json").read_text())["mask: 1-2"]
+    official = (
+        tmp_path
+        / "out"
+        / json.loads((tmp_path / "out" / "predictions" / "index.json").read_text())["mask: 1-2"]
+    )
     assert [row["questionId"] for row in json.loads(official.read_text())] == ["1", "2", "3"]
     assert pd.read_csv(tmp_path / "out" / "accuracy.csv")["questions"].iloc[0] == 3
 
@@ -123,8 +174,12 @@ def test_attention_over_a_benchmark_is_a_run_and_one_record(run, tmp_path, monke
     folder = tmp_path / "probe-out" / "attention"
     record = probe.open_record(folder / "record.zarr.zip")
     assert record.sizes["sample"] == 6
-    assert {"run.json", "parts", "problems.csv", "attention.csv"} <= {path.name for path in folder.iterdir()}
-    means = pd.read_csv(folder / "attention.csv").query("stack == 'llm' and value == 'share' and layer == 0")
+    assert {"run.json", "parts", "problems.csv", "attention.csv"} <= {
+        path.name for path in folder.iterdir()
+    }
+    means = pd.read_csv(folder / "attention.csv").query(
+        "stack == 'llm' and value == 'share' and layer == 0"
+    )
     of_one = means.query("query_type == 'response'")
     assert of_one["mean"].sum() == pytest.approx(1, abs=1e-4)
     assert (of_one["low"] <= of_one["mean"]).all()

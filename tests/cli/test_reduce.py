@@ -8,7 +8,18 @@ import probe
 from probe.cli.reduce import MORE, REDUCERS, made, pyramid_at, sparse_at
 from probe.evaluation.method_comparison import Comparison
 
-QUICK = ("--limit", "6", "--reducers", "visionzip,fastv", "--keep", "0.25", "--beside", "tiny-llava", "--repeats", "2")
+QUICK = (
+    "--limit",
+    "6",
+    "--reducers",
+    "visionzip,fastv",
+    "--keep",
+    "0.25",
+    "--beside",
+    "tiny-llava",
+    "--repeats",
+    "2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +31,15 @@ def test_it_writes_table_costs_and_figure_and_goes_on_for_nothing(run, tmp_path,
     code, said, error = run("reduce", *QUICK)
     assert code == 0, error
     folder = tmp_path / "probe-out" / "reduce"
-    made_files = {"run.json", "parts", "failures", "final.zarr", "problems.csv", "reduce.csv", "costs.json"}
+    made_files = {
+        "run.json",
+        "parts",
+        "failures",
+        "final.zarr",
+        "problems.csv",
+        "reduce.csv",
+        "costs.json",
+    }
     assert {path.name for path in folder.iterdir()} == made_files | {"reduce.png", "reduce.svg"}
     table = pd.read_csv(folder / "reduce.csv").set_index("method")
     assert list(table.index) == ["all tokens", "VisionZip 25 %", "FastV 25 %", "tiny-llava"]

@@ -1,4 +1,6 @@
-"""`probe train`: which training it is that runs, one's own data end to end, and mistakes told before any work."""
+"""`probe train`: which training it is that runs, one's own data end to end, and mistakes told
+before any work.
+"""
 
 import json
 
@@ -20,18 +22,28 @@ def data(tmp_path):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (80, 60), "teal").save(tmp_path / "images" / "a.jpg")
     turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "a ring"}]
-    rows = [{"image": "a.jpg", "conversations": turns}] * 3 + [{"image": "../a.jpg", "conversations": turns}]
+    rows = [{"image": "a.jpg", "conversations": turns}] * 3 + [
+        {"image": "../a.jpg", "conversations": turns}
+    ]
     (tmp_path / "data.json").write_text(json.dumps(rows))
     return "--data", str(tmp_path / "data.json"), "--images", str(tmp_path / "images")
 
 
 def test_a_shipped_model_by_its_name(run, monkeypatch):
     asked = []
-    monkeypatch.setattr("probe.models.tiny.training.train.train", lambda out, **given: asked.append((out.name, given)))
     monkeypatch.setattr(
-        "probe.models.tiny.training.train_mini.train_mini", lambda out, **given: asked.append((out.name, given))
+        "probe.models.tiny.training.train.train",
+        lambda out, **given: asked.append((out.name, given)),
     )
-    for words in ([], ["tiny-llava", "--steps", "3", "--out", "a"], ["tiny-llava-mini", "--seed", "7"]):
+    monkeypatch.setattr(
+        "probe.models.tiny.training.train_mini.train_mini",
+        lambda out, **given: asked.append((out.name, given)),
+    )
+    for words in (
+        [],
+        ["tiny-llava", "--steps", "3", "--out", "a"],
+        ["tiny-llava-mini", "--seed", "7"],
+    ):
         assert run("train", *words)[0] == 0
     assert asked == [
         ("train", {"recipe": Recipe(), "steps": None}),
@@ -50,17 +62,27 @@ def test_both_stages_on_ones_own_data(run, tmp_path, data):
     assert code == 0, error
     first, second = (probe.load(tmp_path / name).model.config for name in ("one", "two"))
     assert (first.compression, first.num_prefusion_layers) == ("none", 0)
-    assert (second.compression, second.compressor_size, second.num_prefusion_layers) == ("query", 1, 4)
+    assert (second.compression, second.compressor_size, second.num_prefusion_layers) == (
+        "query",
+        1,
+        4,
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--data", "x.json"], "expected the name of a shipped model, or both --data and --images, got one of them"),
+        (
+            ["--data", "x.json"],
+            "expected the name of a shipped model, or both --data and --images, got one of them",
+        ),
         (["--images", "."], "got one of them"),
         (["tiny-llava", "--data", "x.json", "--images", "."], "got tiny-llava and --data"),
         (["--data", "x.json", "--images", "."], "a file that can be read"),
-        (["--data", "x.json", "--images", "nowhere"], "expected the folder with the images and videos"),
+        (
+            ["--data", "x.json", "--images", "nowhere"],
+            "expected the folder with the images and videos",
+        ),
         (["--data", "x.json", "--images", ".", "--stage", "3"], "--stage"),
         (["--data", "x.json", "--images", ".", "--batch", "0"], "--batch"),
         (["large-llava"], "tiny-llava-mini"),

@@ -21,7 +21,9 @@ from probe.data.token_types import (
 from probe.errors import ProbeError
 
 #        bos  system  user  image  image  user  answer  user  last  answer  answer  eos
-ROLE = np.array([BOS, SYSTEM, *[INSTRUCTION] * 4, RESPONSE, INSTRUCTION, LAST, RESPONSE, RESPONSE, INSTRUCTION])
+ROLE = np.array(
+    [BOS, SYSTEM, *[INSTRUCTION] * 4, RESPONSE, INSTRUCTION, LAST, RESPONSE, RESPONSE, INSTRUCTION]
+)
 TURN = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
 VISION = np.isin(np.arange(12), [3, 4])
 SIDES = st.sampled_from(["left", "right"])
@@ -95,12 +97,18 @@ def test_numbers_are_names_and_zero_is_one(dtype):
     [
         (VISION, "expected a name for each position, got booleans; pass .name: mask."),
         ("papre", "expected 'paper', 'fine', an array of names or {name: mask}, got 'papre'"),
-        ({"dog": np.ones(5, dtype=bool)}, "expected 12 positions .or 9, the prompt., got 1 x 5 for 'dog'"),
-        ({"a": np.ones(12, dtype=bool), "b": np.eye(12, dtype=bool)[3]}, "'b', which shares 1 .* first 3"),
+        (
+            {"dog": np.ones(5, dtype=bool)},
+            "expected 12 positions .or 9, the prompt., got 1 x 5 for 'dog'",
+        ),
+        (
+            {"a": np.ones(12, dtype=bool), "b": np.eye(12, dtype=bool)[3]},
+            "'b', which shares 1 .* first 3",
+        ),
         ({"vision": np.ones(12, dtype=bool)}, "expected names of your own, got 'vision'"),
         ({"dog": np.full(12, 7)}, "expected a mask of booleans for 'dog'"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_in_types_are_one_clear_line(types, message):
     with pytest.raises(ProbeError, match=message):
         conversation(types)
@@ -109,7 +117,9 @@ def test_mistakes_in_types_are_one_clear_line(types, message):
 def test_unknown_turns_and_unknown_names_are_refused():
     with pytest.raises(ProbeError, match="expected 'last' or 'all', got 'first'"):
         conversation(turns="first")
-    with pytest.raises(ProbeError, match="expected one of instruction, vision, response, got 'dog'"):
+    with pytest.raises(
+        ProbeError, match="expected one of instruction, vision, response, got 'dog'"
+    ):
         conversation().mask("dog")
 
 
@@ -124,7 +134,9 @@ def test_a_response_appended_later_is_the_same_as_one_labelled_at_once(types):
 
 @given(st.lists(st.integers(0, 11), min_size=1, max_size=4), SIDES, st.booleans())
 def test_stacked_rows_are_the_rows_and_types_partition_what_is_not_padding(cuts, side, fine):
-    rows = [label(ROLE[cut:], TURN[cut:], VISION[cut:], "fine" if fine else "paper") for cut in cuts]
+    rows = [
+        label(ROLE[cut:], TURN[cut:], VISION[cut:], "fine" if fine else "paper") for cut in cuts
+    ]
     batch = stack(rows, side)
     real = batch.ids != PADDING
     assert (sum(batch.mask(name).astype(int) for name in batch.names) == real).all()

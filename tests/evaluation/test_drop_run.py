@@ -1,4 +1,6 @@
-"""Runs over a benchmark: on a model whose truth is planted; interrupted and resumed; with bad images."""
+"""Runs over a benchmark: on a model whose truth is planted; interrupted and resumed; with bad
+images.
+"""
 
 # pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
@@ -40,7 +42,9 @@ def subject(known):
     return load(known.model, processor=known.processor)
 
 
-def made_up(known, count: int = 4, bad: tuple[int, ...] = (), folder: Path | None = None) -> BenchmarkTask:
+def made_up(
+    known, count: int = 4, bad: tuple[int, ...] = (), folder: Path | None = None
+) -> BenchmarkTask:
     """Two questions an image, colours in turn; `bad` images are text files."""
     samples = []
     for number, colour in zip(range(count), itertools.cycle(COLOURS)):
@@ -49,8 +53,15 @@ def made_up(known, count: int = 4, bad: tuple[int, ...] = (), folder: Path | Non
             image = folder / f"{number}.png"
             image.write_text("no image")
         for which in "ab":
-            meta = {"image": f"p{number}", "kind": which, "unit": f"{number}{which}", "question_id": f"{number}{which}"}
-            samples.append(Sample(f"{number}{which}", image, known.question, answer=colour, meta=meta))
+            meta = {
+                "image": f"p{number}",
+                "kind": which,
+                "unit": f"{number}{which}",
+                "question_id": f"{number}{which}",
+            }
+            samples.append(
+                Sample(f"{number}{which}", image, known.question, answer=colour, meta=meta)
+            )
     problem = SkippedRow("made-up.json", 7, "an answer", "none")
     return BenchmarkTask(shapes, Benchmark("made-up", "test", tuple(samples), (problem,), ()))
 
@@ -70,7 +81,11 @@ def test_every_reading_finds_the_layer_that_reads_vision(subject, known, tmp_pat
         assert accuracy[["untouched", "no vision", "another image"]].tolist() == [1, 0, 0], name
         assert accuracy[window_cases(table, 1)].tolist() == [0.0 if gone else 1.0, 0.0, 1.0], name
     swap = tables_of(found)["swap"]
-    assert swap["donor_answer_given"].mean("sample").sel(case=["1", "2", "3"]).values.tolist() == [0, 1, 0]
+    assert swap["donor_answer_given"].mean("sample").sel(case=["1", "2", "3"]).values.tolist() == [
+        0,
+        1,
+        0,
+    ]
     share = found["attention"]["share"].sel(query_type="response").mean("sample")
     assert share.values.argmax() == READ
     assert predictions(swap, "untouched")["1a"] == "green"
@@ -104,7 +119,9 @@ def test_workers_share_a_folder(subject, known, tmp_path):
     task = made_up(known)
     work = dropping(subject, task, attention=False)
     for worker in (0, 1):
-        run = work.run(tmp_path, samples=task.samples[4 * worker : 4 * worker + 4], worker=str(worker))
+        run = work.run(
+            tmp_path, samples=task.samples[4 * worker : 4 * worker + 4], worker=str(worker)
+        )
     assert sorted(run.done()) == sorted(sample.id for sample in task.samples)  # pyright: ignore
 
 
@@ -128,7 +145,9 @@ def test_another_plan_is_refused_by_name(subject, known, tmp_path):
     with pytest.raises(ProbeError, match="readings"):
         dropping(subject, task, ("zero",), attention=False).run(tmp_path)
     with pytest.raises(ProbeError, match="max_new_tokens"):
-        Dropping(subject, task, {"mask": windows(1)}, max_new_tokens=4, attention=False).run(tmp_path)
+        Dropping(subject, task, {"mask": windows(1)}, max_new_tokens=4, attention=False).run(
+            tmp_path
+        )
 
 
 def test_other_weights_are_another_run(subject, known, tmp_path):

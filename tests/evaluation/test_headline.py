@@ -1,4 +1,6 @@
-"""The official number of a benchmark, when samples count several times: what the scorer says of samples repeated."""
+"""The official number of a benchmark, when samples count several times: what the scorer says of
+samples repeated.
+"""
 
 # pyright: reportArgumentType=false
 
@@ -17,12 +19,21 @@ CASES = [*ALWAYS, "1"]
 
 
 def question(i, kind, unit, gold, choices=()):
-    return Sample(f"{i}", "p.png", "?", choices, gold, {"image": f"p{unit}", "kind": kind, "unit": unit, "base": True})
+    return Sample(
+        f"{i}",
+        "p.png",
+        "?",
+        choices,
+        gold,
+        {"image": f"p{unit}", "kind": kind, "unit": unit, "base": True},
+    )
 
 
 def pope(rng):
     kinds = ("random", "popular", "adversarial")
-    return [question(i, kinds[i % 3], f"{i // 6}", ("yes", "no")[rng.integers(2)]) for i in range(48)], "yes no"
+    return [
+        question(i, kinds[i % 3], f"{i // 6}", ("yes", "no")[rng.integers(2)]) for i in range(48)
+    ], "yes no"
 
 
 def mme(rng):
@@ -34,7 +45,9 @@ def mme(rng):
 
 
 def mmbench(rng):
-    return [question(i, "x", f"{i // 3}", "AB"[rng.integers(2)], ("left", "right")) for i in range(48)], "A B"
+    return [
+        question(i, "x", f"{i // 3}", "AB"[rng.integers(2)], ("left", "right")) for i in range(48)
+    ], "A B"
 
 
 @pytest.fixture(params=["pope", "mme", "mmbench"])
@@ -42,11 +55,18 @@ def answered(request):
     """Samples, what is said of each in every case, and the table of a run."""
     rng = np.random.default_rng(0)
     samples, words = {"pope": pope, "mme": mme, "mmbench": mmbench}[request.param](rng)
-    said = np.array([[rng.choice([*words.split(), s.answer, s.answer]) for _ in CASES] for s in samples], object)
+    said = np.array(
+        [[rng.choice([*words.split(), s.answer, s.answer]) for _ in CASES] for s in samples], object
+    )
     score = named(request.param).score
-    correct = np.array([[score(text, s) for text in row] for row, s in zip(said, samples, strict=True)], np.float32)
+    correct = np.array(
+        [[score(text, s) for text in row] for row, s in zip(said, samples, strict=True)], np.float32
+    )
     about = {"image": "image", "kind": "kind", "unit": "unit"}
-    values = {name: ("sample", np.array([s.meta[key] for s in samples], object)) for name, key in about.items()}
+    values = {
+        name: ("sample", np.array([s.meta[key] for s in samples], object))
+        for name, key in about.items()
+    }
     values |= {
         "gold": ("sample", np.array([s.answer for s in samples], object)),
         "correct": (("sample", "case"), correct),
@@ -55,7 +75,9 @@ def answered(request):
 
 
 def official(samples, said, case, times):
-    """The scorer's number of samples that stand so often in the file, each time as another image's."""
+    """The scorer's number of samples that stand so often in the file, each time as another
+    image's.
+    """
     repeated, predictions = [], {}
     for sample, text, count in zip(samples, said[:, case], times, strict=True):
         for copy in range(count):
@@ -76,7 +98,9 @@ def test_it_is_the_scorers_number_of_repeated_samples(answered):
     headline, rng = Headline(table), np.random.default_rng(1)
     _, image = np.unique(table["image"].values.astype(str), return_inverse=True)
     for times in (np.ones(len(samples), int), rng.integers(0, 3, image.max() + 1)[image]):
-        expected = [official(samples, said, case, times)[headline.name] for case in range(len(CASES))]
+        expected = [
+            official(samples, said, case, times)[headline.name] for case in range(len(CASES))
+        ]
         np.testing.assert_allclose(headline(times), expected)
 
 
@@ -85,12 +109,16 @@ def test_differences_are_paired_and_bands_are_wider(answered):
     headline = Headline(table)
     same = table.assign(correct=table["correct"].isel(case=[0, 0, 0, 0]).drop_vars("case"))
     found = columns(same, seed=0)
-    assert (found["official_difference_low"] == 0).all() and (found["official_difference_high"] == 0).all()
+    assert (found["official_difference_low"] == 0).all() and (
+        found["official_difference_high"] == 0
+    ).all()
     assert (found[f"official_{headline.name}_low"] < found[f"official_{headline.name}"]).all()
     alone, together = headline.interval(0), headline.curve(range(len(CASES)), 0)
     assert (together.estimate == alone.estimate).all()
     assert (together.high - together.low > 0.9 * (alone.high - alone.low)).all()
-    assert headline.curve([1, 3], 0, paired=True).estimate == pytest.approx(alone.estimate[[1, 3]] - alone.estimate[0])
+    assert headline.curve([1, 3], 0, paired=True).estimate == pytest.approx(
+        alone.estimate[[1, 3]] - alone.estimate[0]
+    )
 
 
 def test_without_a_number_of_its_own_it_is_the_mean():
@@ -111,7 +139,13 @@ def test_without_a_number_of_its_own_it_is_the_mean():
 def test_a_ratio_to_gpt4_counts_judged_answers_only():
     correct = np.array([[0.5, 0.6], [0.7, np.nan]], np.float32)
     reference = np.array([[1.0, 1.0], [0.5, 0.8]], np.float32)
-    table = xr.Dataset({"correct": (("sample", "case"), correct), "reference": (("sample", "case"), reference),
-                        "image": ("sample", ["a", "b"])}, attrs={"benchmark": "llava_w"})  # fmt: skip
+    table = xr.Dataset(
+        {
+            "correct": (("sample", "case"), correct),
+            "reference": (("sample", "case"), reference),
+            "image": ("sample", ["a", "b"]),
+        },
+        attrs={"benchmark": "llava_w"},
+    )
     np.testing.assert_allclose(Headline(table)(np.array([1, 1])), [100 * 1.2 / 1.5, 60], rtol=1e-6)
     np.testing.assert_allclose(Headline(table)(np.array([3, 0])), [50, 60], rtol=1e-6)

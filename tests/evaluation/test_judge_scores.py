@@ -55,7 +55,9 @@ def test_llava_bench_is_relative_to_gpt4(found, tmp_path):
     file = tmp_path / "mask" / "untouched" / "judged.jsonl"
     file.parent.mkdir(parents=True)
     rows = [("s0", [8, 6]), ("s1", [10, 3]), ("s2", [-1, -1])]
-    file.write_text("\n".join(json.dumps({"question_id": key, "tuple": pair}) for key, pair in rows))
+    file.write_text(
+        "\n".join(json.dumps({"question_id": key, "tuple": pair}) for key, pair in rows)
+    )
     scored = judged(found, task_of("llava_w"), tmp_path)
     scored.attrs["benchmark"] = "llava_w"
     table = tables_of(scored)["mask"]

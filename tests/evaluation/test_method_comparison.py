@@ -1,4 +1,6 @@
-"""Methods side by side: each answers as it does alone, counts its own tokens, and goes on where it was stopped."""
+"""Methods side by side: each answers as it does alone, counts its own tokens, and goes on where it
+was stopped.
+"""
 
 # pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
@@ -24,7 +26,11 @@ def subject():
 
 @pytest.fixture(scope="module")
 def comparison(subject):
-    methods = [Method("all", subject), Method("VisionZip", subject, ZIP, "zip"), Method("both", subject, FAST, "both")]
+    methods = [
+        Method("all", subject),
+        Method("VisionZip", subject, ZIP, "zip"),
+        Method("both", subject, FAST, "both"),
+    ]
     return Comparison(methods, BenchmarkTask.read("shapes", limit=8), max_new_tokens=8)
 
 
@@ -54,7 +60,15 @@ def test_costs_follow_the_tokens_and_the_clock_runs(comparison, answers):
     costs = comparison.costs(answers, repeats=2)
     total = costs["flops"].sum(["component", "operation"])
     assert total.sel(case="VisionZip") < total.sel(case="both") < total.sel(case="all")
-    assert costs.sel(case="both")["llm_tokens"].diff("layer").values.tolist() == [0, -6, 0, 0, 0, 0, 0]
+    assert costs.sel(case="both")["llm_tokens"].diff("layer").values.tolist() == [
+        0,
+        -6,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]
     assert costs["latency"].shape == (3, 6) and (costs["latency"] > 0).all()
     axes = plots.reductions(answers, costs)
     assert [axis.get_ylabel() for axis in axes] == ["accuracy (%)"] * 2

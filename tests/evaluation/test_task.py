@@ -22,10 +22,18 @@ def gqa(folder, rows: dict, images=("one", "two", "three")):
 
 
 def test_questions_about_one_image_come_together(tmp_path):
-    rows = {"1": {"imageId": "one"}, "2": {"imageId": "two"}, "3": {"imageId": "one"}, "4": {"imageId": "three"}}
+    rows = {
+        "1": {"imageId": "one"},
+        "2": {"imageId": "two"},
+        "3": {"imageId": "one"},
+        "4": {"imageId": "three"},
+    }
     task = BenchmarkTask.read("gqa", gqa(tmp_path, rows))
     assert [sample.id for sample in task.samples] == ["1", "3", "2", "4"]
-    assert [sample.id for sample in BenchmarkTask.read("gqa", tmp_path, limit=2).samples] == ["1", "2"]
+    assert [sample.id for sample in BenchmarkTask.read("gqa", tmp_path, limit=2).samples] == [
+        "1",
+        "2",
+    ]
     assert task.score("Red.", task.samples[0]) == 1
     assert task.summarise({"1": "red", "2": "blue"})["accuracy"] == 50
 
@@ -52,7 +60,10 @@ def test_a_image_that_cannot_be_opened_is_no_donor(tmp_path):
 
 
 def test_bad_rows_are_listed_and_the_rest_is_asked(tmp_path):
-    task = BenchmarkTask.read("gqa", gqa(tmp_path, {"1": {"imageId": "one"}, "2": {"imageId": "../one"}, "3": {"answer": 4}}))
+    task = BenchmarkTask.read(
+        "gqa",
+        gqa(tmp_path, {"1": {"imageId": "one"}, "2": {"imageId": "../one"}, "3": {"answer": 4}}),
+    )
     assert [sample.id for sample in task.samples] == ["1"]
     assert [problem.row for problem in task.benchmark.problems] == ["2", "3"]
 

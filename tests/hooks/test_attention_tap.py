@@ -1,4 +1,6 @@
-"""Looking changes nothing: bit-identical logits, and the model as it was after every kind of exit."""
+"""Looking changes nothing: bit-identical logits, and the model as it was after every kind of
+exit.
+"""
 
 import copy
 import sys
@@ -25,7 +27,9 @@ def subject_of(factory=models.llava15, **options):
 
 
 def attention_of(model):
-    return {name: module for stack in stacks(model).values() for name, module in stack.attention.items()}
+    return {
+        name: module for stack in stacks(model).values() for name, module in stack.attention.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,10 @@ def test_logits_are_bit_identical(factory, attn, dtype):
     subject = subject_of(factory, attn=attn)
     subject.model.to(dtype)
     one = subject.encode(models.image(), "what is in the picture?")
-    two = collate([one, subject.encode(models.image(1, 50, 20), "and what is it that you see here?")], side="left")
+    two = collate(
+        [one, subject.encode(models.image(1, 50, 20), "and what is it that you see here?")],
+        side="left",
+    )
     for batch in (one, two):
         calls = []
         with torch.no_grad():
@@ -63,7 +70,9 @@ def test_generate_is_unchanged_and_every_step_is_seen(subject, inputs):
         seen = subject.generate_ids(prompt, 4)
     assert torch.equal(plain[0], seen[0])
     width = prompt["input_ids"].shape[1]
-    assert [(c.query_count, c.key_count) for c in calls[::3]] == [(width, width)] + [(1, width + n) for n in (1, 2, 3)]
+    assert [(c.query_count, c.key_count) for c in calls[::3]] == [(width, width)] + [
+        (1, width + n) for n in (1, 2, 3)
+    ]
 
 
 def test_two_models_in_one_process(subject, inputs):
@@ -75,7 +84,9 @@ def test_two_models_in_one_process(subject, inputs):
         subject.model(**inputs)
         count = len(calls)
         assert torch.equal(other.model(**inputs).logits, untouched)
-    assert len(calls) == count and {id(call.module) for call in calls} <= {id(m) for m in subject.model.modules()}
+    assert len(calls) == count and {id(call.module) for call in calls} <= {
+        id(m) for m in subject.model.modules()
+    }
 
 
 def test_nested_with_itself_and_with_other_hooks(subject, inputs):
@@ -151,16 +162,22 @@ def test_a_users_subclass_with_other_names(attn):
         own.load_state_dict(layer.self_attn.state_dict())
         layer.self_attn = None
         layer.mixer = own
-        layer.__class__ = type("UsersLayer", (type(layer),), {"self_attn": property(lambda self: self.mixer)})
+        layer.__class__ = type(
+            "UsersLayer", (type(layer),), {"self_attn": property(lambda self: self.mixer)}
+        )
         del layer._modules["self_attn"]
     calls = []
     with torch.no_grad(), tap(stacks(subject.model)["llm"].attention, calls.append):
         assert torch.equal(subject.model(**inputs).logits, plain)
-    assert [call.name for call in calls] == [f"model.language_model.layers.{i}.mixer" for i in range(3)]
+    assert [call.name for call in calls] == [
+        f"model.language_model.layers.{i}.mixer" for i in range(3)
+    ]
 
 
 def test_no_library_class_is_patched(subject, inputs):
-    functions = {cls: dict(vars(cls)) for cls in {type(module) for module in subject.model.modules()}}
+    functions = {
+        cls: dict(vars(cls)) for cls in {type(module) for module in subject.model.modules()}
+    }
     with tap(attention_of(subject.model), lambda call: None):
         subject.model(**inputs)
         assert all(dict(vars(cls)) == functions[cls] for cls in functions)
@@ -189,7 +206,10 @@ def test_what_cannot_be_seen_is_named(subject, inputs):
     module = Returning(weights=False)
     with pytest.raises(ProbeError, match=r"got mine \(Returning\)"), tap({"mine": module}, print):
         module(torch.randn(1, 5, 8))
-    with pytest.raises(ProbeError, match="no call of model"), tap(stacks(subject.model)["llm"].attention, print):
+    with (
+        pytest.raises(ProbeError, match="no call of model"),
+        tap(stacks(subject.model)["llm"].attention, print),
+    ):
         pass
     compiled = copy.deepcopy(subject.model)
     next(iter(stacks(compiled)["llm"].attention.values())).compile()

@@ -38,8 +38,12 @@ def test_stacks_name_every_attention_module_in_the_order_of_layers(factory):
     model, _ = factory(layers=3)
     found = stacks(model)
     assert list(found) == ["vision", "llm"]
-    assert list(found["llm"].attention) == [f"model.language_model.layers.{i}.self_attn" for i in range(3)]
-    assert list(found["vision"].attention) == [f"model.vision_tower.encoder.layers.{i}.self_attn" for i in range(3)]
+    assert list(found["llm"].attention) == [
+        f"model.language_model.layers.{i}.self_attn" for i in range(3)
+    ]
+    assert list(found["vision"].attention) == [
+        f"model.vision_tower.encoder.layers.{i}.self_attn" for i in range(3)
+    ]
     modules = dict(model.named_modules())
     for stack in found.values():
         assert len(stack.layers) == 3
@@ -90,19 +94,25 @@ def test_an_output_projection_of_another_name_is_the_last_linear_map():
 
     attention = Attention()
     assert output_projection(attention) is attention.mix
-    with pytest.raises(ProbeError, match="expected a plain linear output projection, got none in Identity"):
+    with pytest.raises(
+        ProbeError, match="expected a plain linear output projection, got none in Identity"
+    ):
         output_projection(nn.Identity())
 
 
 def test_vision_positions_are_the_image_tokens():
     model, _ = models.llava15()
     image = model.config.image_token_id
-    assert vision_positions(model, torch.tensor([[1, image, 2, image]])).tolist() == [[False, True, False, True]]
+    assert vision_positions(model, torch.tensor([[1, image, 2, image]])).tolist() == [
+        [False, True, False, True]
+    ]
 
 
 def test_clip_has_a_cls_token_and_siglip_none():
     assert cls_tokens(models.llava15()[0]) == 1
-    vision = SiglipVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
     config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(**TEXT), image_token_index=5)
     assert cls_tokens(AutoModelForImageTextToText.from_config(config)) == 0
     assert cls_tokens(LlamaForCausalLM(LlamaConfig(**TEXT))) == 0

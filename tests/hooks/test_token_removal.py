@@ -1,4 +1,6 @@
-"""Layers on a subset of positions: the table of what is present, its cache layer, and calls shown over the whole."""
+"""Layers on a subset of positions: the table of what is present, its cache layer, and calls shown
+over the whole.
+"""
 
 import models
 import pytest
@@ -29,14 +31,18 @@ def test_take_and_put_are_each_other_s_inverse(rows):
     present, x = KeptPositions.without(absent), torch.rand(len(rows), 6, 2)
     part = present.take(x, 1)
     assert part.shape[1] == (~absent).sum(1).max()
-    assert torch.equal(present.put(part, torch.tensor(-1.0), 1), torch.where(absent[..., None], -1.0, x))
+    assert torch.equal(
+        present.put(part, torch.tensor(-1.0), 1), torch.where(absent[..., None], -1.0, x)
+    )
     for i in range(len(rows)):
         assert torch.equal(part[i][present.real[i]], x[i][~absent[i]])
         assert present.index[i].tolist() == sorted(present.index[i].tolist())
 
 
 def test_a_partial_layer_holds_less_than_it_reports():
-    present = KeptPositions.without(torch.tensor([[False, True, True, False], [False, False, True, False]]))
+    present = KeptPositions.without(
+        torch.tensor([[False, True, True, False], [False, False, True, False]])
+    )
     layer = PartialLayer(present)
     assert layer.get_seq_length() == 0
     for count in (3, 2, 1):
@@ -70,7 +76,9 @@ def test_a_cache_without_a_config_grows_into_it():
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ["one", "left", "right"])
 def test_calls_over_some_positions_are_shown_as_calls_over_all(attn, kind):
-    """What `tap` shows of a layer without vision rows is what it shows of one that hides them, where somebody asks."""
+    """What `tap` shows of a layer without vision rows is what it shows of one that hides them,
+    where somebody asks.
+    """
     model, processor = models.llava15(layers=3, side=24, attn=attn)
     subject = probe.load(model, processor=processor)
     inputs, seen = prompt(subject, kind), {}
@@ -86,8 +94,13 @@ def test_calls_over_some_positions_are_shown_as_calls_over_all(attn, kind):
         ours, theirs = (getattr(call, name).transpose(1, 2)[text] for call in (removed, hidden))
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     real = text & inputs["attention_mask"].bool()
-    ours, theirs = (call.mask if call.mask.dtype == torch.bool else call.mask == 0 for call in (removed, hidden))
-    assert torch.equal(ours.expand(len(text), -1, -1, -1)[:, 0][real], theirs.expand(len(text), -1, -1, -1)[:, 0][real])
+    ours, theirs = (
+        call.mask if call.mask.dtype == torch.bool else call.mask == 0 for call in (removed, hidden)
+    )
+    assert torch.equal(
+        ours.expand(len(text), -1, -1, -1)[:, 0][real],
+        theirs.expand(len(text), -1, -1, -1)[:, 0][real],
+    )
 
 
 def test_an_intervention_on_a_layer_without_vision_rows_works_in_the_positions_of_the_whole():
@@ -97,13 +110,19 @@ def test_an_intervention_on_a_layer_without_vision_rows_works_in_the_positions_o
     inputs = collate([answered, row(subject, 2, "how many?")])
     found = []
     for how in ({"how": "remove"}, {"freeze": True}):
-        with drop_vision(subject, 1, **how), knockout(subject, "response", "instruction", (0, 1), types=inputs.types):
+        with (
+            drop_vision(subject, 1, **how),
+            knockout(subject, "response", "instruction", (0, 1), types=inputs.types),
+        ):
             found.append(logits(subject, inputs))
     torch.testing.assert_close(*found, atol=1e-5, rtol=0)
     prompts = prompt(subject, "left")
     found = []
     for how in ({"how": "remove"}, {"freeze": True}):
-        with drop_vision(subject, 1, **how), knockout(subject, "response", "instruction", (0, 1), types=prompts.types):
+        with (
+            drop_vision(subject, 1, **how),
+            knockout(subject, "response", "instruction", (0, 1), types=prompts.types),
+        ):
             found.append(decoded(subject, prompts)[1])
     torch.testing.assert_close(*found, atol=1e-5, rtol=0)
 
@@ -118,7 +137,9 @@ def test_flash_attention_takes_masks_over_keys_only(kind):
         model.set_attn_implementation({"text_config": attn})
         subject = probe.load(model, processor=processor)
         inputs, given = prompt(subject, kind), []
-        donors = collate([row(subject, 1 + (i == 1), "why?", 9 + i) for i in range(len(inputs.prompt))])
+        donors = collate(
+            [row(subject, 1 + (i == 1), "why?", 9 + i) for i in range(len(inputs.prompt))]
+        )
         for intervention, options in (
             (drop_vision, {"layers": (0, 2), "how": "remove"}),
             (drop_vision, {"layers": (0, 2), "how": "zero"}),

@@ -1,4 +1,6 @@
-"""Dropping vision tokens: the senses equal where they must, nothing stays behind, what cannot be done is refused."""
+"""Dropping vision tokens: the senses equal where they must, nothing stays behind, what cannot be
+done is refused.
+"""
 
 from functools import partial
 
@@ -41,7 +43,8 @@ def same(x, y, tolerance=1e-5):
     torch.testing.assert_close(x, y, atol=tolerance * y.abs().max().clamp(min=1).item(), rtol=0)
 
 
-# -- the senses equal where they must ---------------------------------------------------------------------------------
+# -- the senses equal where they must
+# ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["one", "left", "right"])
@@ -51,10 +54,14 @@ def test_frozen_mask_is_remove_in_every_range_and_plain_mask_is_to_the_end(subje
     for layers in RANGES:
         removed = dropped(subject, inputs, layers, how="remove")
         same(dropped(subject, inputs, layers, freeze=True), removed)
-        assert (removed - untouched).abs().max() > 0.1, "an intervention that does nothing proves nothing"
+        assert (removed - untouched).abs().max() > 0.1, (
+            "an intervention that does nothing proves nothing"
+        )
         plain = dropped(subject, inputs, layers)
         if layers.stop == 6:
-            text = (inputs["input_ids"] != subject.model.config.image_token_id)[inputs["attention_mask"].bool()]
+            text = (inputs["input_ids"] != subject.model.config.image_token_id)[
+                inputs["attention_mask"].bool()
+            ]
             same(plain[text], removed[text])
         else:
             assert (plain - removed).abs().max() > 1e-3, "behind the block vision rows have evolved"
@@ -76,11 +83,15 @@ def test_the_same_while_decoding_16_tokens(subject, kind, ranges):
 def test_in_double_precision_they_are_equal_to_1e_12(subject, kind):
     double = in_double(subject)
     inputs = prompt(double, kind)
-    inputs = inputs.having({k: v.double() if v.is_floating_point() else v for k, v in inputs.items()})
+    inputs = inputs.having(
+        {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
+    )
     for layers in RANGES[::6]:
         for run in (logits, lambda *given: decoded(*given)[1]):
             removed = dropped(double, inputs, layers, run, how="remove")
-            torch.testing.assert_close(dropped(double, inputs, layers, run, freeze=True), removed, atol=1e-12, rtol=0)
+            torch.testing.assert_close(
+                dropped(double, inputs, layers, run, freeze=True), removed, atol=1e-12, rtol=0
+            )
 
 
 @pytest.mark.parametrize("layers", [(0, 1, 4), (1, 3, 5), (0, 2, 3)])
@@ -88,7 +99,10 @@ def test_disjoint_layers_are_blocks_of_their_own(subject, layers):
     inputs = prompt(subject, "left")
     removed = dropped(subject, inputs, layers, how="remove")
     same(dropped(subject, inputs, layers, freeze=True), removed)
-    with drop_vision(subject, layers[:1], how="remove"), drop_vision(subject.model, layers[1:], how="remove"):
+    with (
+        drop_vision(subject, layers[:1], how="remove"),
+        drop_vision(subject.model, layers[1:], how="remove"),
+    ):
         assert torch.equal(logits(subject, inputs), removed), "nested blocks add up"
 
 
@@ -101,7 +115,9 @@ def test_without_restoring_the_rows_never_come_back(subject):
 
 def test_zero_leaves_the_softmax_and_takes_what_vision_says(subject):
     inputs, calls, said = prompt(subject, "one"), [], []
-    (name, module), *_ = list(probe.hooks.model_structure.stacks(subject.model)["llm"].attention.items())[2:]
+    (name, module), *_ = list(
+        probe.hooks.model_structure.stacks(subject.model)["llm"].attention.items()
+    )[2:]
     hook = module.o_proj.register_forward_pre_hook(lambda module, args: said.append(args[0]))
     with drop_vision(subject, 2, how="zero"), tap({name: module}, calls.append):
         logits(subject, inputs)
@@ -109,9 +125,13 @@ def test_zero_leaves_the_softmax_and_takes_what_vision_says(subject):
     call = next(call for call in calls if call.asking is not None and call.asking[0, -1])
     own = next(call for call in calls if call.asking is not None and not call.asking[0, -1])
     hidden = torch.ones(call.query_count, call.key_count).triu(1) * -1e9
-    weights = torch.softmax(call.query[0] @ call.key[0].transpose(-1, -2) * call.scaling + hidden, -1)
+    weights = torch.softmax(
+        call.query[0] @ call.key[0].transpose(-1, -2) * call.scaling + hidden, -1
+    )
     vision = inputs["input_ids"][0] == subject.model.config.image_token_id
-    expected = (weights @ own.value[0]) - (weights[..., vision] @ own.value[0][:, vision]) * (~vision)[:, None]
+    expected = (weights @ own.value[0]) - (weights[..., vision] @ own.value[0][:, vision]) * (
+        ~vision
+    )[:, None]
     torch.testing.assert_close(said[0][0], expected.transpose(0, 1).flatten(1), atol=1e-5, rtol=0)
 
 
@@ -121,16 +141,29 @@ def test_eager_and_sdpa_agree(sense, kind):
     outputs = []
     for attn in ("sdpa", "eager"):
         subject = six_layers(attn)
-        outputs.append(dropped(subject, prompt(subject, kind), (1, 2, 4), lambda *x: decoded(*x)[1], **SENSES[sense]))
+        outputs.append(
+            dropped(
+                subject,
+                prompt(subject, kind),
+                (1, 2, 4),
+                lambda *x: decoded(*x)[1],
+                **SENSES[sense],
+            )
+        )
     same(*outputs)
 
 
-# -- batches, caches, beams -------------------------------------------------------------------------------------------
+# -- batches, caches, beams
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sense", SENSES)
 def test_a_row_of_a_batch_is_the_row_alone(subject, sense):
-    rows = [row(subject), row(subject, 2, "how many circles are there in both?", 1), row(subject, 1, "where?", 3)]
+    rows = [
+        row(subject),
+        row(subject, 2, "how many circles are there in both?", 1),
+        row(subject, 1, "where?", 3),
+    ]
     together = dropped(subject, collate(rows), (1, 2, 4), decoded, **SENSES[sense])
     for i, alone in enumerate(rows):
         ids, steps = dropped(subject, alone, (1, 2, 4), decoded, **SENSES[sense])
@@ -148,13 +181,21 @@ def test_decoding_with_a_cache_is_the_forward_over_everything(subject, sense):
 
 
 @pytest.mark.parametrize("sense", SENSES)
-@pytest.mark.parametrize("generate", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
+@pytest.mark.parametrize(
+    "generate", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}]
+)
 def test_beams_and_sampling(subject, sense, generate):
     inputs = prompt(subject, "left")
 
     def said(how):
         torch.manual_seed(0)
-        options = {"max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0, "do_sample": False, **generate}
+        options = {
+            "max_new_tokens": 6,
+            "min_new_tokens": 6,
+            "pad_token_id": 0,
+            "do_sample": False,
+            **generate,
+        }
         with drop_vision(subject, (1, 2), **how):
             return subject.model.generate(**inputs, **options)
 
@@ -167,7 +208,9 @@ def test_beams_of_a_batch_are_those_of_its_rows(subject):
 
     def said(inputs):
         with drop_vision(subject, range(2, 5), how="remove"):
-            return subject.model.generate(**inputs, num_beams=3, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+            return subject.model.generate(
+                **inputs, num_beams=3, max_new_tokens=6, min_new_tokens=6, do_sample=False
+            )
 
     together = said(collate(rows))[:, -6:]
     assert all(torch.equal(said(alone)[0, -6:], together[i]) for i, alone in enumerate(rows))
@@ -176,7 +219,10 @@ def test_beams_of_a_batch_are_those_of_its_rows(subject):
 def test_removed_rows_are_not_computed_and_not_stored(subject):
     inputs, cache, widths = prompt(subject, "one"), DynamicCache(config=subject.model.config), []
     layers = subject.model.get_decoder().layers
-    hooks = [layer.mlp.register_forward_hook(lambda module, args, out: widths.append(out.shape[1])) for layer in layers]
+    hooks = [
+        layer.mlp.register_forward_hook(lambda module, args, out: widths.append(out.shape[1]))
+        for layer in layers
+    ]
     with torch.no_grad(), drop_vision(subject, (1, 2, 4), how="remove"):
         subject.model(**inputs, past_key_values=cache)
     for hook in hooks:
@@ -214,7 +260,9 @@ def test_half_precision(sense):
     assert decoded(subject, inputs)[1].isfinite().all()
 
 
-@pytest.mark.parametrize("factory", [models.llava_llama3, models.llava_next_vicuna, models.llava_next_mistral])
+@pytest.mark.parametrize(
+    "factory", [models.llava_llama3, models.llava_next_vicuna, models.llava_next_mistral]
+)
 def test_other_families(factory):
     wide = {"sliding_window": 512} if factory is models.llava_next_mistral else {}
     model, processor = factory(layers=3, **wide)
@@ -230,7 +278,8 @@ def test_other_families(factory):
             dropped(bitten, inputs, [1], how="remove")
 
 
-# -- nothing stays behind ---------------------------------------------------------------------------------------------
+# -- nothing stays behind
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sense", SENSES)
@@ -239,7 +288,9 @@ def test_no_layer_changes_nothing_and_so_does_a_prompt_without_images(subject, s
     assert torch.equal(logits(subject, inputs), dropped(subject, inputs, [], **SENSES[sense]))
     text = subject.encode(None, "where is the red square?")
     for run in (logits, lambda *given: decoded(*given)[1]):
-        assert torch.equal(run(subject, text), dropped(subject, text, range(6), run, **SENSES[sense]))
+        assert torch.equal(
+            run(subject, text), dropped(subject, text, range(6), run, **SENSES[sense])
+        )
 
 
 @pytest.mark.parametrize("sense", SENSES)
@@ -252,7 +303,9 @@ def test_it_is_undone_on_any_exit(subject, sense, error):
     def interrupt(module, args):
         raise error
 
-    hook = subject.model.get_decoder().layers[2].self_attn.o_proj.register_forward_pre_hook(interrupt)
+    hook = (
+        subject.model.get_decoder().layers[2].self_attn.o_proj.register_forward_pre_hook(interrupt)
+    )
     with pytest.raises(error):
         dropped(subject, inputs, (1, 2, 4), **SENSES[sense])
     hook.remove()
@@ -268,7 +321,8 @@ def test_what_is_at_work_has_a_name(subject):
     assert said == "drop_vision(layers=0,2-4, how=mask); drop_vision(layers=5, how=remove)"
 
 
-# -- measured ---------------------------------------------------------------------------------------------------------
+# -- measured
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sense", ["mask", "freeze", "remove"])
@@ -276,13 +330,17 @@ def test_a_record_shows_no_mass_and_no_entropy_where_vision_is_dropped(subject, 
     image = models.image(0)
     with drop_vision(subject, (1, 2), **SENSES[sense]):
         node = probe.measure(subject, image, "what is there?", "a red circle")["llm"].isel(sample=0)
-    untouched = probe.measure(subject, image, "what is there?", "a red circle")["llm"].isel(sample=0)
+    untouched = probe.measure(subject, image, "what is there?", "a red circle")["llm"].isel(
+        sample=0
+    )
     reads = node.sel(query_type="response", key_type="vision")
     assert (reads["mass"].isel(layer=[1, 2]) == 0).all()
     assert (reads["mass"].isel(layer=[0, 3, 4, 5]) > 0).all()
     assert reads["entropy"].isel(layer=[1, 2]).isnull().all()
     assert reads["entropy"].isel(layer=[0, 3]).notnull().all()
-    assert (node["query_count"] == untouched["query_count"]).all(), "hidden keys are still visible by causality"
+    assert (node["query_count"] == untouched["query_count"]).all(), (
+        "hidden keys are still visible by causality"
+    )
     rest = node["mass"].sel(query_type="response").sum("key_type")
     np.testing.assert_allclose(rest.values, 1, atol=1e-5)
     looking = node["mass"].sel(query_type="vision", key_type="vision").isel(layer=[1, 2])
@@ -308,10 +366,13 @@ def test_measuring_inside_changes_nothing(subject, sense):
     stack = probe.hooks.model_structure.stacks(subject.model)["llm"]
     with drop_vision(subject, (0, 1, 3), **SENSES[sense]), tap(stack.attention, calls.append):
         assert torch.equal(logits(subject, inputs), bare)
-    assert {call.key_count for call in calls} == {inputs["input_ids"].shape[1]}, "calls are shown over the whole"
+    assert {call.key_count for call in calls} == {inputs["input_ids"].shape[1]}, (
+        "calls are shown over the whole"
+    )
 
 
-# -- what cannot be done ----------------------------------------------------------------------------------------------
+# -- what cannot be done
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -323,7 +384,10 @@ def test_measuring_inside_changes_nothing(subject, sense):
         ({"layers": 1, "how": "delete"}, "how='mask', 'remove', 'zero', got 'delete'"),
         ({"layers": 1, "how": "zero", "freeze": True}, "freeze with how='mask'"),
         ({"layers": 1, "restore": False}, "restore=False with how='remove'"),
-        ({"layers": 1, "stack": "vision"}, "stack='llm', whose rows are text and vision, got 'vision'"),
+        (
+            {"layers": 1, "stack": "vision"},
+            "stack='llm', whose rows are text and vision, got 'vision'",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(subject, given, complaint):
@@ -337,19 +401,28 @@ def test_caches_that_cannot_shrink_are_refused_before_anything_runs(subject):
     inputs, ran = prompt(subject, "one"), []
     hook = subject.model.get_decoder().layers[0].register_forward_hook(lambda *_: ran.append(1))
     static = StaticCache(config=subject.model.config, max_cache_len=64)
-    with drop_vision(subject, 1, how="remove"), pytest.raises(ProbeError, match="a DynamicCache, got StaticCache"):
+    with (
+        drop_vision(subject, 1, how="remove"),
+        pytest.raises(ProbeError, match="a DynamicCache, got StaticCache"),
+    ):
         subject.model(**inputs, past_key_values=static)
     hook.remove()
     assert not ran
     masked = dropped(subject, inputs, (1, 2), lambda *x: decoded(*x)[1])
-    same(dropped(subject, inputs, (1, 2), lambda *x: decoded(*x, cache_implementation="static")[1]), masked)
+    same(
+        dropped(subject, inputs, (1, 2), lambda *x: decoded(*x, cache_implementation="static")[1]),
+        masked,
+    )
 
 
 def test_a_cache_from_outside_is_refused(subject):
     with torch.no_grad():
         cache = subject.model(**prompt(subject, "one")).past_key_values
     for sense in SENSES.values():
-        with drop_vision(subject, 1, **sense), pytest.raises(ProbeError, match="tokens from elsewhere"):
+        with (
+            drop_vision(subject, 1, **sense),
+            pytest.raises(ProbeError, match="tokens from elsewhere"),
+        ):
             subject.model(input_ids=torch.tensor([[300]]), past_key_values=cache)
 
 
@@ -360,5 +433,8 @@ def test_overlapping_removals_and_compiled_models_are_refused(subject):
         drop_vision(subject, (2, 3), how="remove"),
     ):
         pass
-    with pytest.raises(ProbeError, match="not compiled"), drop_vision(torch.compile(subject.model), 1):
+    with (
+        pytest.raises(ProbeError, match="not compiled"),
+        drop_vision(torch.compile(subject.model), 1),
+    ):
         pass

@@ -1,6 +1,9 @@
-"""Dropping vision in LLaVA-Mini: in its pre-fusion against layers written out by hand, and in its LLM."""
+"""Dropping vision in LLaVA-Mini: in its pre-fusion against layers written out by hand, and in its
+LLM.
+"""
 
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false,
+# reportArgumentType=false
 
 import pytest
 import torch
@@ -57,7 +60,8 @@ def close(a, b, tolerance=1e-5):
     torch.testing.assert_close(a, b, atol=tolerance * max(1.0, b.abs().max().item()), rtol=0)
 
 
-# ------------------------------------------------------------------------------------- pre-fusion, written out by hand
+# ------------------------------------------------------------------------------------- pre-fusion,
+# written out by hand
 
 
 def rotated(x, position, base=10000.0):
@@ -68,16 +72,22 @@ def rotated(x, position, base=10000.0):
 
 
 def one_layer(layer, hidden, position, seen, zeroed):
-    """A decoder layer of one frame; `zeroed` (query, key): the value of the key counts as nothing."""
+    """A decoder layer of one frame; `zeroed` (query, key): the value of the key counts as
+    nothing.
+    """
     attention, normed = layer.self_attn, layer.input_layernorm(hidden)
 
     def heads(x):
         return x.view(len(x), -1, attention.head_dim).transpose(0, 1)
 
-    q, k, v = (heads(each(normed)) for each in (attention.q_proj, attention.k_proj, attention.v_proj))
+    q, k, v = (
+        heads(each(normed)) for each in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
     q, k = rotated(q, position), rotated(k, position)
     k, v = (x.repeat_interleave(len(q) // len(x), 0) for x in (k, v))
-    weights = torch.softmax((q @ k.mT * attention.head_dim**-0.5).masked_fill(~seen, -torch.inf), -1)
+    weights = torch.softmax(
+        (q @ k.mT * attention.head_dim**-0.5).masked_fill(~seen, -torch.inf), -1
+    )
     mixed = (weights.masked_fill(zeroed, 0) @ v).transpose(0, 1).flatten(1)
     hidden = hidden + attention.o_proj(mixed)
     return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
@@ -100,7 +110,9 @@ def by_hand(model, inputs, layers, queries=("text", "compressed"), how="mask", f
     for number, layer in enumerate(inner.prefusion.layers):
         chosen = cut if number in layers else torch.zeros_like(cut)
         before = hidden
-        hidden = one_layer(layer, hidden, position, causal & ~(chosen & (how == "mask")), chosen & (how == "zero"))
+        hidden = one_layer(
+            layer, hidden, position, causal & ~(chosen & (how == "mask")), chosen & (how == "zero")
+        )
         if freeze and number in layers:
             hidden = torch.where((kind == 0)[:, None], before, hidden)
     embeds = torch.empty(len(row), hidden.shape[1])
@@ -117,24 +129,35 @@ def test_dropping_is_what_the_layers_give_without_those_keys(model, sense, queri
     for layers in ((0, 1, 2), (0, 2)) if kind == "one" else ((1,),):
         expected = by_hand(model, inputs, layers, queries, **SENSES[sense])
         close(dropped(model, inputs, layers, queries=queries, **SENSES[sense]), expected)
-        assert (expected - logits(model, inputs)).abs().max() > 1e-3, "what does nothing proves nothing"
+        assert (expected - logits(model, inputs)).abs().max() > 1e-3, (
+            "what does nothing proves nothing"
+        )
 
 
 def test_by_default_everybody_is_cut_off(model):
     inputs = prompt("batch")
-    assert torch.equal(dropped(model, inputs), dropped(model, inputs, queries=("text", "compressed")))
+    assert torch.equal(
+        dropped(model, inputs), dropped(model, inputs, queries=("text", "compressed"))
+    )
 
 
 @pytest.mark.parametrize("sense", SENSES)
 def test_a_row_of_a_batch_is_the_row_alone(model, sense):
     images = pixels(3, 1)
-    rows = [({"input_ids": ids(1, 5, "image", 6, "image", 7)}, images[:2]),
-            ({"input_ids": ids(1, "image", 9, 8, 4, 3)}, images[2:])]  # fmt: skip
+    rows = [
+        ({"input_ids": ids(1, 5, "image", 6, "image", 7)}, images[:2]),
+        ({"input_ids": ids(1, "image", 9, 8, 4, 3)}, images[2:]),
+    ]
     both = prompt("batch")
-    together, answers = (dropped(model, both, (0, 2), run, **SENSES[sense]) for run in (logits, said))
+    together, answers = (
+        dropped(model, both, (0, 2), run, **SENSES[sense]) for run in (logits, said)
+    )
     for i, (row, image) in enumerate(rows):
         alone = row | {"pixel_values": image}
-        close(together[i][both["attention_mask"][i].bool()], dropped(model, alone, (0, 2), **SENSES[sense])[0])
+        close(
+            together[i][both["attention_mask"][i].bool()],
+            dropped(model, alone, (0, 2), **SENSES[sense])[0],
+        )
         close(answers[:, i], dropped(model, alone, (0, 2), said, **SENSES[sense])[:, 0])
 
 
@@ -153,22 +176,37 @@ def test_an_encoded_image_is_dropped_as_its_pixels_are(model, how):
     encoded = [model.encode_image(image) for image in images]
     given = {name: both[name] for name in ("input_ids", "attention_mask")} | {"vision": encoded}
     for run in (logits, said):
-        close(dropped(model, given, (0, 2), run, how=how), dropped(model, both, (0, 2), run, how=how))
+        close(
+            dropped(model, given, (0, 2), run, how=how), dropped(model, both, (0, 2), run, how=how)
+        )
 
 
-@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"cache_implementation": "static"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"use_cache": False}, {"cache_implementation": "static"}], ids=str
+)
 def test_what_is_decoded_is_what_a_forward_predicts(model, options):
     inputs = prompt()
     with drop_vision(model, (0, 2), stack="prefusion"):
         out = generated(model, inputs, **options)
-        given = inputs | {"input_ids": out.sequences, "fuse_mask": torch.ones_like(inputs["input_ids"])}
+        given = inputs | {
+            "input_ids": out.sequences,
+            "fuse_mask": torch.ones_like(inputs["input_ids"]),
+        }
         forced = logits(model, given)[0, inputs["input_ids"].shape[1] - 1 : -1]
     steps = torch.stack(out.logits)[:, 0]
     close(forced.where(steps.isfinite(), steps), steps)
 
 
-@pytest.mark.parametrize("variant", [{"compressor_size": 0}, {"compression": "average"}, {"compression": "none"},
-                                     {"fusion": "paper"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"compressor_size": 0},
+        {"compression": "average"},
+        {"compression": "none"},
+        {"fusion": "paper"},
+    ],
+    ids=str,
+)
 def test_variants(variant):
     model = build(**variant)
     inputs = {"input_ids": ids(1, 5, "image", 6, 7, model=model), "pixel_values": pixels(1, 1)}
@@ -183,7 +221,8 @@ def test_variants(variant):
             dropped(model, inputs, 0, queries="compressed")
 
 
-# ------------------------------------------------------------------------------------------------- nothing stays behind
+# -------------------------------------------------------------------------------------------------
+# nothing stays behind
 
 
 @pytest.mark.parametrize("sense", SENSES)
@@ -217,7 +256,10 @@ def test_it_is_undone_on_any_exit(model, sense, error):
 
 def test_attention_shows_no_mass_on_vision_where_it_is_dropped(model):
     inputs, calls = prompt("hd"), []
-    with drop_vision(model, (0, 2), stack="prefusion"), tap(stacks(model)["prefusion"].attention, calls.append):
+    with (
+        drop_vision(model, (0, 2), stack="prefusion"),
+        tap(stacks(model)["prefusion"].attention, calls.append),
+    ):
         bare = logits(model, inputs)
         words = [call for call in calls if call.query_count < call.key_count]
     assert torch.equal(bare, dropped(model, inputs, (0, 2)))
@@ -238,7 +280,10 @@ def test_it_composes_with_dropping_in_the_llm(model):
         removed = [dropped(model, inputs, (0, 1), run) for run in (logits, said)]
         name = "drop_vision(layers=1-2, how=remove)"
         with drop_vision(model, 0, stack="prefusion", queries="text"):
-            assert active_interventions(model) == f"{name}; drop_vision(layers=0, how=mask, queries=text, stack=prefusion)"
+            assert (
+                active_interventions(model)
+                == f"{name}; drop_vision(layers=0, how=mask, queries=text, stack=prefusion)"
+            )
     with drop_vision(model, (0, 1), stack="prefusion"), drop_vision(model, (1, 2), freeze=True):
         real = inputs["attention_mask"].bool()
         close(logits(model, inputs)[real], removed[0][real])
@@ -246,7 +291,8 @@ def test_it_composes_with_dropping_in_the_llm(model):
     assert (removed[0] - alone[0]).abs().max() > 1e-3
 
 
-# ----------------------------------------------------------------------------------------------------------- knockout
+# -----------------------------------------------------------------------------------------------------------
+# knockout
 
 
 def types_of(inputs, response=0):
@@ -268,7 +314,9 @@ def test_words_of_a_type_and_the_compressed_tokens(model):
     """Hidden from some words only: those before them are as they were."""
     inputs = prompt()
     types = types_of(inputs).as_types({"last two": inputs["input_ids"][0].numpy() == 7})
-    with knockout(model, "last two", ("vision", "compressed"), range(3), types=types, stack="prefusion"):
+    with knockout(
+        model, "last two", ("vision", "compressed"), range(3), types=types, stack="prefusion"
+    ):
         found = logits(model, inputs)
     expected = logits(model, inputs)
     close(found[:, :-1], expected[:, :-1])
@@ -279,7 +327,10 @@ def test_words_that_see_neither_patches_nor_compressed_tokens_are_blind(model):
     """What reaches the LLM as text is then the same for every image; else it is not."""
     one, other = prompt(), prompt() | {"pixel_values": pixels(1, 1, seed=9)}
     assert (fused(model, one) - fused(model, other)).abs().max() > 1e-2
-    for queries, keys, blind in (("text", ("compressed", "vision"), True), ("text", "vision", False)):
+    for queries, keys, blind in (
+        ("text", ("compressed", "vision"), True),
+        ("text", "vision", False),
+    ):
         with knockout(model, queries, keys, range(3), stack="prefusion"):
             difference = (fused(model, one) - fused(model, other)).abs().max()
         assert (difference == 0) == blind
@@ -288,27 +339,39 @@ def test_words_that_see_neither_patches_nor_compressed_tokens_are_blind(model):
 def fused(model, inputs):
     """The words as the LLM gets them."""
     given = []
-    hook = model.get_decoder().register_forward_pre_hook(lambda m, a, kwargs: given.append(kwargs), with_kwargs=True)
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda m, a, kwargs: given.append(kwargs), with_kwargs=True
+    )
     logits(model, inputs)
     hook.remove()
     return given[0]["inputs_embeds"][inputs["input_ids"] != IMAGE]
 
 
 def test_types_find_the_words_of_each_row():
-    """In a batch that mixes numbers of images, frame by frame, while beams and moved padding move rows."""
+    """In a batch that mixes numbers of images, frame by frame, while beams and moved padding move
+    rows.
+    """
     model = build(num_prefusion_layers=2, frames_per_chunk=1)
     images = pixels(3, 1)
-    rows = [({"input_ids": ids(1, 5, "image", 6, "image", 7)}, images[:2]),
-            ({"input_ids": ids(1, "image", 9, 8, 4, 3)}, images[2:])]  # fmt: skip
-    types = [types_of(row).as_types({"marked": (row["input_ids"][0] > 5).numpy() & (row["input_ids"][0] < 90).numpy()})
-             for row, _ in rows]  # fmt: skip
+    rows = [
+        ({"input_ids": ids(1, 5, "image", 6, "image", 7)}, images[:2]),
+        ({"input_ids": ids(1, "image", 9, 8, 4, 3)}, images[2:]),
+    ]
+    types = [
+        types_of(row).as_types(
+            {"marked": (row["input_ids"][0] > 5).numpy() & (row["input_ids"][0] < 90).numpy()}
+        )
+        for row, _ in rows
+    ]
 
     def found(inputs, types, run):
         with knockout(model, "marked", "vision", (0, 1), types=types, stack="prefusion"):
             return run(model, inputs)
 
     def beams(model, inputs):
-        return model.generate(**inputs, num_beams=2, max_new_tokens=4, min_new_tokens=4, do_sample=False)[:, -4:]
+        return model.generate(
+            **inputs, num_beams=2, max_new_tokens=4, min_new_tokens=4, do_sample=False
+        )[:, -4:]
 
     both = batch(*(row["input_ids"] for row, _ in rows), left=False) | {"pixel_values": images}
     together = [found(both, stack(types, "right"), run) for run in (logits, said, beams)]
@@ -322,8 +385,13 @@ def test_types_find_the_words_of_each_row():
 
 
 def test_padding_that_generate_moves_does_not_move_types_in_the_llm(model):
-    images, rows = pixels(2, 1), [{"input_ids": ids(1, 5, "image", 6)}, {"input_ids": ids(1, "image", 9, 8, 4, 3)}]
-    types = [types_of(row).as_types({"marked": row["input_ids"][0].numpy() % 2 == 1}) for row in rows]
+    images, rows = (
+        pixels(2, 1),
+        [{"input_ids": ids(1, 5, "image", 6)}, {"input_ids": ids(1, "image", 9, 8, 4, 3)}],
+    )
+    types = [
+        types_of(row).as_types({"marked": row["input_ids"][0].numpy() % 2 == 1}) for row in rows
+    ]
     both = batch(*(row["input_ids"] for row in rows), left=False) | {"pixel_values": images}
     with knockout(model, "marked", "vision", (0, 1), types=stack(types, "right")):
         together = said(model, both)
@@ -332,11 +400,17 @@ def test_padding_that_generate_moves_does_not_move_types_in_the_llm(model):
             close(together[:, i], said(model, row | {"pixel_values": images[i : i + 1]})[:, 0])
 
 
-# --------------------------------------------------------------------------------- in the LLM it is as in any other one
+# --------------------------------------------------------------------------------- in the LLM it is
+# as in any other one
 
 
-LLM = {"mask": {}, "freeze": {"freeze": True}, "remove": {"how": "remove"}, "zero": {"how": "zero"},
-       "gone": {"how": "remove", "restore": False}}  # fmt: skip
+LLM = {
+    "mask": {},
+    "freeze": {"freeze": True},
+    "remove": {"how": "remove"},
+    "zero": {"how": "zero"},
+    "gone": {"how": "remove", "restore": False},
+}
 
 
 @pytest.mark.parametrize("sense", LLM)
@@ -365,7 +439,9 @@ def test_dropping_in_the_llm_leaves_what_the_text_was_fused_with(model):
 def test_swapping_in_the_llm_reads_the_other_image_s_tokens(model):
     one, other = prompt(), {"input_ids": ids(1, "image", 9), "pixel_values": pixels(1, 1, seed=9)}
     given = []
-    hook = model.get_decoder().register_forward_pre_hook(lambda m, a, kwargs: given.append(kwargs), with_kwargs=True)
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda m, a, kwargs: given.append(kwargs), with_kwargs=True
+    )
     for inputs in (one, other):
         logits(model, inputs)
     hook.remove()
@@ -381,7 +457,8 @@ def test_swapping_in_the_llm_reads_the_other_image_s_tokens(model):
         assert torch.equal(logits(model, one), logits(model, one))
 
 
-# ------------------------------------------------------------------------------------------------- what cannot be done
+# -------------------------------------------------------------------------------------------------
+# what cannot be done
 
 
 @pytest.mark.parametrize(
@@ -392,24 +469,38 @@ def test_swapping_in_the_llm_reads_the_other_image_s_tokens(model):
         ({"queries": "vision"}, "queries of 'text' and 'compressed' in prefusion, got 'vision'"),
         ({"queries": ()}, "queries of 'text' and 'compressed'"),
         ({"stack": "llm", "queries": "compressed"}, "queries of 'text' in llm, got 'compressed'"),
-        ({"stack": "compressor"}, "stack='llm' or 'prefusion', whose rows are text and vision, got 'compressor'"),
+        (
+            {"stack": "compressor"},
+            "stack='llm' or 'prefusion', whose rows are text and vision, got 'compressor'",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(model, given, told):
-    with pytest.raises(ProbeError) as error, drop_vision(model, **({"layers": 1, "stack": "prefusion"} | given)):
+    with (
+        pytest.raises(ProbeError) as error,
+        drop_vision(model, **({"layers": 1, "stack": "prefusion"} | given)),
+    ):
         pass
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
 def test_names_that_a_stack_has_not(model):
-    with pytest.raises(ProbeError, match="one of vision, compressed, text, got 'response'; pass types="), \
-         knockout(model, "response", "vision", 1, stack="prefusion"):  # fmt: skip
+    with (
+        pytest.raises(
+            ProbeError, match="one of vision, compressed, text, got 'response'; pass types="
+        ),
+        knockout(model, "response", "vision", 1, stack="prefusion"),
+    ):
         pass
-    with pytest.raises(ProbeError, match="one of vision, text, got 'compressed'"), \
-         knockout(model, "compressed", "vision", 1):  # fmt: skip
+    with (
+        pytest.raises(ProbeError, match="one of vision, text, got 'compressed'"),
+        knockout(model, "compressed", "vision", 1),
+    ):
         pass
-    with knockout(model, "instruction", "vision", 1, types=types_of(prompt()), stack="prefusion"), \
-         pytest.raises(ProbeError, match="as types="):  # fmt: skip
+    with (
+        knockout(model, "instruction", "vision", 1, types=types_of(prompt()), stack="prefusion"),
+        pytest.raises(ProbeError, match="as types="),
+    ):
         logits(model, prompt("batch"))
 
 
@@ -417,21 +508,33 @@ def test_images_that_were_read_before_are_refused_where_their_rows_count(model):
     inputs = {"input_ids": prompt()["input_ids"], "vision": [model.encode_image(pixels(1))]}
     with pytest.raises(ProbeError, match="pixels, whose vision rows run in the block"):
         dropped(model, inputs, freeze=True)
-    with drop_vision(model, 1, stack="prefusion"), pytest.raises(ProbeError, match="call encode_image before"):
+    with (
+        drop_vision(model, 1, stack="prefusion"),
+        pytest.raises(ProbeError, match="call encode_image before"),
+    ):
         model.encode_image(pixels(1))
-    video = model.encode_image(iter(pixels(5, 1)), input_ids=torch.tensor([[1, 5, IMAGE, 6]]), keep_frames=2)
+    video = model.encode_image(
+        iter(pixels(5, 1)), input_ids=torch.tensor([[1, 5, IMAGE, 6]]), keep_frames=2
+    )
     with pytest.raises(ProbeError, match="let go of them"):
         dropped(model, {"input_ids": ids(1, 5, ("video", 5), 6), "vision": [video]})
 
 
 def test_an_llm_that_fuses_by_itself_is_refused_before_any_layer_runs():
     model, ran = build(fusion="in_llm"), []
-    hook = model.get_decoder().layers[0].self_attn.register_forward_pre_hook(lambda *_: ran.append(1))
-    with pytest.raises(ProbeError, match="a row for each token of input_ids, got 24 rows for 8 tokens"):
+    hook = (
+        model.get_decoder().layers[0].self_attn.register_forward_pre_hook(lambda *_: ran.append(1))
+    )
+    with pytest.raises(
+        ProbeError, match="a row for each token of input_ids, got 24 rows for 8 tokens"
+    ):
         dropped(model, prompt(), 1, stack="llm")
     with pytest.raises(ProbeError, match="stack='llm', whose rows"):
         dropped(model, prompt(), 1)
-    with pytest.raises(ProbeError, match="gets all its tokens at once"), swap_vision(model, 1, prompt()):
+    with (
+        pytest.raises(ProbeError, match="gets all its tokens at once"),
+        swap_vision(model, 1, prompt()),
+    ):
         pass
     hook.remove()
     assert len(ran) <= 1

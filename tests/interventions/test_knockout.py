@@ -1,4 +1,6 @@
-"""Knocking out one type of token for another: as attention with those weights taken out, and nothing else."""
+"""Knocking out one type of token for another: as attention with those weights taken out, and
+nothing else.
+"""
 
 import models
 import numpy as np
@@ -29,13 +31,20 @@ def of_type(inputs, names):
     """(batch, token), from the inputs' own table."""
     if names == "text":
         return ~inputs.types.vision & (inputs.types.ids >= 0)
-    return np.logical_or.reduce([inputs.types.mask(name) for name in ([names] if isinstance(names, str) else names)])
+    return np.logical_or.reduce(
+        [inputs.types.mask(name) for name in ([names] if isinstance(names, str) else names)]
+    )
 
 
 @pytest.mark.parametrize("kind", ["one", "left", "right"])
 @pytest.mark.parametrize(
     ("queries", "keys"),
-    [("text", "vision"), ("vision", "vision"), ("instruction", "vision"), ("response", ("instruction", "vision"))],
+    [
+        ("text", "vision"),
+        ("vision", "vision"),
+        ("instruction", "vision"),
+        ("response", ("instruction", "vision")),
+    ],
 )
 def test_the_rest_of_the_attention_is_renormalised(kind, queries, keys):
     subject = six_layers("eager")
@@ -45,7 +54,9 @@ def test_the_rest_of_the_attention_is_renormalised(kind, queries, keys):
     own = attention(subject, inputs)
     with knockout(subject, queries, keys, [0], types=inputs.types):
         found = attention(subject, inputs)
-    hidden = torch.as_tensor(of_type(inputs, queries)[:, :, None] & of_type(inputs, keys)[:, None])[:, None]
+    hidden = torch.as_tensor(of_type(inputs, queries)[:, :, None] & of_type(inputs, keys)[:, None])[
+        :, None
+    ]
     expected = own.masked_fill(hidden, 0)
     left = expected.sum(-1, keepdim=True)
     expected = torch.where(left > 0, expected / left, expected)
@@ -68,7 +79,11 @@ def test_generated_tokens_are_response(subject):
     with knockout(subject, "response", "vision", range(6), types=inputs.types):
         ids, steps = decoded(subject, inputs)
     assert torch.equal(steps[0], untouched[0]), "the prompt sees everything"
-    rows = [row(subject), row(subject, 2, "how many circles are there in both?", 1), row(subject, 1, "where?", 3)]
+    rows = [
+        row(subject),
+        row(subject, 2, "how many circles are there in both?", 1),
+        row(subject, 1, "where?", 3),
+    ]
     for i, alone in enumerate(with_response(inputs, ids[i]) for i, inputs in enumerate(rows)):
         with knockout(subject, "response", "vision", range(6), types=alone.types):
             over = logits(subject, alone)[-5:-1]
@@ -80,7 +95,9 @@ def test_beams_share_the_types_of_their_row(subject):
 
     def said(inputs):
         with knockout(subject, "last", "vision", range(6), types=inputs.types.as_types("fine")):
-            return subject.model.generate(**inputs, num_beams=3, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+            return subject.model.generate(
+                **inputs, num_beams=3, max_new_tokens=5, min_new_tokens=5, do_sample=False
+            )
 
     together = said(collate(rows))[:, -5:]
     assert all(torch.equal(said(alone)[0, -5:], together[i]) for i, alone in enumerate(rows))
@@ -91,7 +108,10 @@ def test_a_query_without_any_key_keeps_itself(attn):
     subject = six_layers(attn)
     inputs, calls = prompt(subject, "left"), []
     everything = ("text", "vision")
-    with knockout(subject, everything, everything, [2]), tap(stacks(subject.model)["llm"].attention, calls.append):
+    with (
+        knockout(subject, everything, everything, [2]),
+        tap(stacks(subject.model)["llm"].attention, calls.append),
+    ):
         assert logits(subject, inputs).isfinite().all()
     mask = calls[2].mask if attn == "sdpa" else calls[2].mask == 0
     real = inputs["attention_mask"].bool()
@@ -106,11 +126,15 @@ def test_own_types_and_a_record(subject):
     types = {"corner": half}
     own = inputs.as_types(types).types
     with knockout(subject, "response", "corner", [1], types=own):
-        node = probe.measure(subject, image, question, "a red circle", types=types)["llm"].isel(sample=0)
+        node = probe.measure(subject, image, question, "a red circle", types=types)["llm"].isel(
+            sample=0
+        )
     mass = node["mass"].sel(query_type="response")
     assert (mass.sel(key_type="corner").isel(layer=1) == 0).all()
     assert (mass.sel(key_type="corner").isel(layer=[0, 2]) > 0).all()
-    assert (mass.sel(key_type="vision").isel(layer=1) > 0).all(), "the rest of the image is still read"
+    assert (mass.sel(key_type="vision").isel(layer=1) > 0).all(), (
+        "the rest of the image is still read"
+    )
 
 
 def test_no_layer_is_the_untouched_model(subject):
@@ -138,7 +162,10 @@ def test_types_of_other_inputs_are_refused_before_any_layer_runs(subject):
     ran = []
     hook = subject.model.get_decoder().layers[0].register_forward_hook(lambda *_: ran.append(1))
     types = prompt(subject, "one").types
-    with knockout(subject, "instruction", "vision", 3, types=types), pytest.raises(ProbeError, match="as types="):
+    with (
+        knockout(subject, "instruction", "vision", 3, types=types),
+        pytest.raises(ProbeError, match="as types="),
+    ):
         logits(subject, prompt(subject, "left"))
     hook.remove()
     assert not ran

@@ -113,7 +113,10 @@ def test_a_image_will_do_for_a_subject(subject):
     found = swapped(subject, inputs, (1, 4), models.image(7))
     with swap_vision(subject.model, (1, 4), row(subject, seed=7)):
         assert torch.equal(logits(subject, inputs), found)
-    with pytest.raises(ProbeError, match=r"pass subject\.encode"), swap_vision(subject.model, 1, models.image(7)):
+    with (
+        pytest.raises(ProbeError, match=r"pass subject\.encode"),
+        swap_vision(subject.model, 1, models.image(7)),
+    ):
         pass
 
 
@@ -132,7 +135,10 @@ def test_any_resolution_and_a_sliding_window_that_bites(factory):
 def test_it_composes(subject):
     inputs, donor, calls = prompt(subject, "one"), row(subject, seed=7), []
     bare = swapped(subject, inputs, (1, 2), donor)
-    with swap_vision(subject, (1, 2), donor), tap(stacks(subject.model)["llm"].attention, calls.append):
+    with (
+        swap_vision(subject, (1, 2), donor),
+        tap(stacks(subject.model)["llm"].attention, calls.append),
+    ):
         assert torch.equal(logits(subject, inputs), bare)
     assert len(calls) == 6 + 2, "the donor's run is not observed; two layers are read in two ways"
     with drop_vision(subject, (1, 2)):
@@ -157,7 +163,9 @@ def test_it_is_undone_on_any_exit(subject):
     def interrupt(module, args):
         raise KeyboardInterrupt
 
-    hook = subject.model.get_decoder().layers[2].self_attn.o_proj.register_forward_pre_hook(interrupt)
+    hook = (
+        subject.model.get_decoder().layers[2].self_attn.o_proj.register_forward_pre_hook(interrupt)
+    )
     with pytest.raises(KeyboardInterrupt), swap_vision(subject, 2, inputs):
         pass  # the donor's forward is interrupted
     hook.remove()
@@ -168,9 +176,15 @@ def test_it_is_undone_on_any_exit(subject):
 
 def test_overlapping_swaps_and_removed_layers_are_refused(subject):
     donor = row(subject, seed=7)
-    with swap_vision(subject, (1, 2), donor), pytest.raises(ProbeError, match="layers 2, already under swap_vision"):
+    with (
+        swap_vision(subject, (1, 2), donor),
+        pytest.raises(ProbeError, match="layers 2, already under swap_vision"),
+    ):
         swapped(subject, donor, (2, 3), donor)
-    with drop_vision(subject, (1, 2), how="remove"), pytest.raises(ProbeError, match="layers 1, already under drop"):
+    with (
+        drop_vision(subject, (1, 2), how="remove"),
+        pytest.raises(ProbeError, match="layers 1, already under drop"),
+    ):
         swapped(subject, donor, 1, donor)
     with pytest.raises(ProbeError, match="a donor with 18 vision tokens, as in row 0, got 9"):
         swapped(subject, row(subject, 2), 1, donor)

@@ -1,4 +1,6 @@
-"""Behind the last layer the lens is the model; in front of it, it finds where a planted answer comes from."""
+"""Behind the last layer the lens is the model; in front of it, it finds where a planted answer
+comes from.
+"""
 
 import models
 import numpy as np
@@ -53,7 +55,9 @@ def test_padding_and_several_images_change_nothing():
 
 def test_it_is_saved_and_opened(tmp_path):
     known = planted()
-    found = logit_lens(probe.load(known.model, processor=known.processor), known.image("blue"), known.question)
+    found = logit_lens(
+        probe.load(known.model, processor=known.processor), known.image("blue"), known.question
+    )
     assert probe.open_record(probe.save_record(found, tmp_path / "lens")).identical(found)
 
 
@@ -62,5 +66,8 @@ def test_mistakes_are_told_in_one_line():
     subject = probe.load(known.model, processor=known.processor)
     with pytest.raises(ProbeError, match="a stack of llm"):
         logit_lens(subject, known.image("blue"), known.question, stack="prefusion")
-    with drop_vision(subject, [2, 3], how="remove"), pytest.raises(ProbeError, match="rows behind every layer"):
+    with (
+        drop_vision(subject, [2, 3], how="remove"),
+        pytest.raises(ProbeError, match="rows behind every layer"),
+    ):
         logit_lens(subject, known.image("blue"), known.question, "red")

@@ -14,7 +14,9 @@ from probe.subject.subject import load
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_promises_are_kept(factory, dtype):
     model, processor = factory()
-    report = verify(load(model, processor=processor, dtype=dtype), models.image(0, 70, 50), "what is it?")
+    report = verify(
+        load(model, processor=processor, dtype=dtype), models.image(0, 70, 50), "what is it?"
+    )
     assert report.passed, report.appendix
     assert len(report.checks) == 8
     assert dtype in report.appendix and "promised: exactly 0" in report.appendix
@@ -32,7 +34,9 @@ def test_a_broken_promise_is_told(monkeypatch):
             call.value.mul_(1.5)
             observe(call)
 
-        return probe.measures.verify.routed(modules, lambda call, kernel: (meddle(call), kernel(call))[1])
+        return probe.measures.verify.routed(
+            modules, lambda call, kernel: (meddle(call), kernel(call))[1]
+        )
 
     monkeypatch.setattr(probe.measures.verify, "tap", meddling)
     report = verify(subject, models.image(), "what is it?")
@@ -43,21 +47,33 @@ def test_a_broken_promise_is_told(monkeypatch):
         return {name: value + 1e-3 for name, value in table(self, *args).items()}
 
     monkeypatch.setattr(probe.measures.verify.Statistic, "table", off)
-    failed = [check.name for check in verify(subject, models.image(), "what is it?").checks if not check.passed]
+    failed = [
+        check.name
+        for check in verify(subject, models.image(), "what is it?").checks
+        if not check.passed
+    ]
     assert "statistic of the LLM against whole maps" in failed
 
 
 def test_the_plain_computation_on_a_map_worked_out_by_hand():
-    """Two heads, three keys: text, vision, vision; the last query gives (0.5, 0.5, 0) and (0.5, 0, 0.5)."""
-    weights = torch.tensor([[[1, 0, 0], [0.2, 0.8, 0], [0.5, 0.5, 0]], [[1, 0, 0], [0.6, 0.4, 0], [0.5, 0, 0.5]]])
+    """Two heads, three keys: text, vision, vision; the last query gives (0.5, 0.5, 0) and (0.5, 0,
+    0.5).
+    """
+    weights = torch.tensor(
+        [[[1, 0, 0], [0.2, 0.8, 0], [0.5, 0.5, 0]], [[1, 0, 0], [0.6, 0.4, 0], [0.5, 0, 0.5]]]
+    )
     visible = torch.ones(3, 3, dtype=torch.bool).tril()
     ids = np.array([0, 1, 1])
-    table = probe.measures.attention.reference.plain_table(weights, visible, ("text", "vision"), ids, ids, ids == 1)
+    table = probe.measures.attention.reference.plain_table(
+        weights, visible, ("text", "vision"), ids, ids, ids == 1
+    )
     assert table["mass"][:, 1, 1] == pytest.approx([(0.8 + 0.5) / 2, (0.4 + 0.5) / 2])
     assert table["mass"][:, 1, 0] == pytest.approx([0.35, 0.55])
     assert table["share"][:, 1, 1] == pytest.approx([0.65, 0.45])
     assert np.isnan(table["mass"][:, 0, 1]).all() and np.isnan(table["share"][:, 0]).all()
-    assert table["lift"][:, 1, 1] == pytest.approx([(0.8 / (1 / 2) + 0.5 / (2 / 3)) / 2, (0.4 / 0.5 + 0.75) / 2])
+    assert table["lift"][:, 1, 1] == pytest.approx(
+        [(0.8 / (1 / 2) + 0.5 / (2 / 3)) / 2, (0.4 / 0.5 + 0.75) / 2]
+    )
     assert table["entropy"][1, 1] == pytest.approx(np.log(2)), "the mean over heads is (0.25, 0.25)"
     assert table["head_entropy"][:, 1, 1] == pytest.approx([0, 0])
     assert table["received"][1] == pytest.approx([(0.6 + 0.25) / 2, 0.25])

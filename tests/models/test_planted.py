@@ -49,7 +49,9 @@ def test_other_patches_do_not_reach_the_answer_at_all(known, subject):
         is_blue = np.asarray(known.image("red"))[patch // GRID * 10, patch % GRID * 10, 2] == 255
         assert same == (patch not in known.patches or is_blue)
     if len(known.patches) > 1:
-        assert subject.answer(painted(known, known.patches[0], (0, 0, 0)), known.question) == NOTHING
+        assert (
+            subject.answer(painted(known, known.patches[0], (0, 0, 0)), known.question) == NOTHING
+        )
 
 
 @pytest.mark.parametrize("how", ["mask", "zero", "remove"])
@@ -75,7 +77,9 @@ def test_swapping_finds_them_too(known, subject):
 def test_knocking_out_the_patches_is_enough(known, subject):
     image = known.image("green", 1)
     inputs = subject.encode(image, known.question)
-    planted_here = inputs.types.vision & np.isin(np.cumsum(inputs.types.vision, 1) - 1, known.patches)
+    planted_here = inputs.types.vision & np.isin(
+        np.cumsum(inputs.types.vision, 1) - 1, known.patches
+    )
     types = inputs.as_types({"planted": planted_here}).types
     for keys, expected in (("planted", NOTHING), ("vision", "green")):
         with knockout(subject, "text", keys, known.read_layers, types=types):
@@ -88,7 +92,9 @@ def test_attention_is_where_it_reads_and_even_elsewhere(known, subject):
     entropy = node["head_entropy"].sel(query_type="response", key_type="vision")
     for layer in range(6):
         reads = layer in known.read_layers
-        assert float(mass.isel(layer=layer, head=0)) == pytest.approx(1.0 if reads else mass.isel(layer=layer, head=1))
+        assert float(mass.isel(layer=layer, head=0)) == pytest.approx(
+            1.0 if reads else mass.isel(layer=layer, head=1)
+        )
         count = len(known.patches) if reads else GRID * GRID
         assert float(entropy.isel(layer=layer, head=0)) == pytest.approx(np.log(count), abs=1e-5)
 
@@ -97,13 +103,19 @@ def test_batches_two_images_and_half_precision(known):
     model = planted(known.read_layers, known.patches).model
     subject = probe.load(model.bfloat16(), processor=known.processor)
     blue, red = known.image("blue", 3), known.image("red", 4)
-    prompts = [([blue], known.question), ([blue, blue], "and in these two ?"), ([blue, red], "what ?")]
+    prompts = [
+        ([blue], known.question),
+        ([blue, blue], "and in these two ?"),
+        ([blue, red], "what ?"),
+    ]
     said = subject.generate_ids(collate([subject.encode(*given) for given in prompts]))
     words = [known.processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in said]
     assert words == ["blue", "blue", NOTHING]
 
 
-@pytest.mark.parametrize("given", [{"read_layers": ()}, {"read_layers": [6]}, {"patches": [36]}, {"patches": [-1]}])
+@pytest.mark.parametrize(
+    "given", [{"read_layers": ()}, {"read_layers": [6]}, {"patches": [36]}, {"patches": [-1]}]
+)
 def test_a_truth_that_cannot_be_planted_is_refused(given):
     with pytest.raises(ProbeError, match="planted: expected"):
         planted(**given)

@@ -1,4 +1,6 @@
-"""Figures of attribution, logit lens and conventions hold the numbers that they were given, and say what they are."""
+"""Figures of attribution, logit lens and conventions hold the numbers that they were given, and say
+what they are.
+"""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -40,16 +42,37 @@ def test_a_map_has_a_colour_for_each_patch_and_a_bar_for_each_word(found):
 
 
 def test_the_agreement_figure_says_what_it_found(known, subject, found):
-    other = probe.attribute(subject, known.image("red", 1), known.question, method="gradient_x_attention",
-                            progress=False)  # fmt: skip
+    other = probe.attribute(
+        subject,
+        known.image("red", 1),
+        known.question,
+        method="gradient_x_attention",
+        progress=False,
+    )
     said = found["token_id"].values.tolist()
-    curves = probe.deletion_curves(subject, known.image("red", 1), known.question,
-                                   {"ablation": found["attribution"]}, said, baseline="mean", points=4)  # fmt: skip
-    control = probe.attribute(randomised(subject), known.image("red", 1), known.question, said, progress=False)
+    curves = probe.deletion_curves(
+        subject,
+        known.image("red", 1),
+        known.question,
+        {"ablation": found["attribution"]},
+        said,
+        baseline="mean",
+        points=4,
+    )
+    control = probe.attribute(
+        randomised(subject), known.image("red", 1), known.question, said, progress=False
+    )
     axes = plots.agreement({"ablation": found, "gradient": other}, curves=curves, control=control)
     told = texts(axes[0, 0].figure)
     assert axes.shape == (2, 3)
-    for words in ("Yes in layers 3, 5", "ceiling", "floor", "weights shuffled", "random", "rank correlation"):
+    for words in (
+        "Yes in layers 3, 5",
+        "ceiling",
+        "floor",
+        "weights shuffled",
+        "random",
+        "rank correlation",
+    ):
         assert words in told
     (line,) = [line for line in axes[0, 2].lines if str(line.get_label()).startswith("mass")]
     assert np.flatnonzero(~np.isnan(line.get_ydata())).tolist() == [2, 4]
@@ -57,15 +80,26 @@ def test_the_agreement_figure_says_what_it_found(known, subject, found):
 
 
 def test_deletion_of_the_planted_patches_is_enough(known, subject, found):
-    curves = probe.deletion_curves(subject, known.image("red", 1), known.question,
-                                   {"ablation": found["attribution"]}, baseline="mean", points=18)  # fmt: skip
+    curves = probe.deletion_curves(
+        subject,
+        known.image("red", 1),
+        known.question,
+        {"ablation": found["attribution"]},
+        baseline="mean",
+        points=18,
+    )
     deletion, insertion = (
-        curves["logprob"].sel(score="ablation", direction=name) for name in ("deletion", "insertion")
+        curves["logprob"].sel(score="ablation", direction=name)
+        for name in ("deletion", "insertion")
     )
     assert curves["fraction"][1] == pytest.approx(2 / 36)
-    assert float(deletion[0]) > -0.1 > -5 > float(deletion[1]) and float(insertion[0]) < -5 < -0.1 < float(insertion[1])
+    assert float(deletion[0]) > -0.1 > -5 > float(deletion[1]) and float(
+        insertion[0]
+    ) < -5 < -0.1 < float(insertion[1])
     whole, nothing = float(deletion[0]), float(deletion[-1])
-    assert float(insertion[-1]) == pytest.approx(whole, abs=1e-4) and float(insertion[0]) == pytest.approx(nothing)
+    assert float(insertion[-1]) == pytest.approx(whole, abs=1e-4) and float(
+        insertion[0]
+    ) == pytest.approx(nothing)
     with pytest.raises(ProbeError, match="a score for each of 36 regions"):
         probe.deletion_curves(subject, known.image("red", 1), known.question, {"a": [1, 2]})
 
@@ -74,14 +108,18 @@ def test_the_lens_writes_words_on_patches_and_a_line_for_each_token(known, subje
     lens = probe.logit_lens(subject, known.image("red", 1), known.question)
     axes = plots.lens(lens, [0, 5])
     assert len(axes) == 2 and len(axes[0].texts) == 36
-    np.testing.assert_allclose(axes[1].collections[0].get_array(), lens["says_answer"][5, lens["row_key"] >= 0])
+    np.testing.assert_allclose(
+        axes[1].collections[0].get_array(), lens["says_answer"][5, lens["row_key"] >= 0]
+    )
     axis = plots.lens_curves(lens)
     assert axis.lines[0].get_ydata().tolist() == lens["next"].values[:, 0].tolist()
     with pytest.raises(ProbeError, match="layers from 0 to 5"):
         plots.lens(lens, 6)
 
 
-@pytest.mark.parametrize("draw", [plots.attribution, plots.agreement, plots.lens, plots.lens_curves])
+@pytest.mark.parametrize(
+    "draw", [plots.attribution, plots.agreement, plots.lens, plots.lens_curves]
+)
 def test_what_is_none_is_refused_in_a_line(draw):
     with pytest.raises(ProbeError, match="expected"):
         draw(planted_record())
@@ -94,13 +132,17 @@ def test_conventions_are_counted_and_fading_is_found():
     assert "Under 8 of 8 conventions" in axes[0, 0].figure.get_suptitle()
     one_sample = survey(record.isel(sample=[0]))
     mass = record["llm"]["mass"].isel(sample=0).sel(query_type="response", key_type="vision")
-    by_hand = next(curve for way, curve in one_sample.items() if way.value == "mass" and "answer" in way.rows)
+    by_hand = next(
+        curve for way, curve in one_sample.items() if way.value == "mass" and "answer" in way.rows
+    )
     np.testing.assert_allclose(by_hand, mass, rtol=1e-6)
     assert trend(np.array([3.0, 2.0, 1.0])) == pytest.approx(-1)
 
 
 def test_the_first_token_can_be_left_out_where_the_record_knows_it(known, subject):
-    record = probe.measure(subject, known.image("red"), known.question, types="fine", contribution=True)
+    record = probe.measure(
+        subject, known.image("red"), known.question, types="fine", contribution=True
+    )
     axes = plots.conventions(record)
     assert axes.shape == (4, 4)
     assert "first token out" in texts(axes[0, 0].figure)

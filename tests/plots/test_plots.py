@@ -65,7 +65,9 @@ def test_lines_are_head_means_over_layers_from_one(record, value):
     expected = record["llm"][value].mean("head").mean("sample")
     for name, line in drawn.items():
         query, key = name.split(" → ")
-        np.testing.assert_allclose(line.get_ydata(), expected.sel(query_type=query, key_type=key), rtol=1e-6)
+        np.testing.assert_allclose(
+            line.get_ydata(), expected.sel(query_type=query, key_type=key), rtol=1e-6
+        )
         np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3, 4])
     assert len(drawn) == 7  # of 9 pairs, those that causality lets see
 
@@ -132,13 +134,17 @@ def test_images_are_told_apart_by_hash_then_pixels_then_sample(record):
     assert pictures(planted_record(3, stacks=["llm"], shared_image=True)).tolist() == [0, 0, 0]
     assert pictures(without(record, root=["images", "image_size"])).tolist() == [0, 1, 2]
     hashed = record.copy()
-    hashed["image_sha256"] = xr.DataArray(np.array([["a"], ["b"], ["a"]], object), dims=("sample", "image"))
+    hashed["image_sha256"] = xr.DataArray(
+        np.array([["a"], ["b"], ["a"]], object), dims=("sample", "image")
+    )
     assert pictures(hashed).tolist() == [0, 1, 0]
 
 
 @given(st.integers(2, 6), st.integers(0, 3), st.data())
 def test_the_bootstrap_redraws_whole_images(samples, seed, data):
-    values = np.array(data.draw(st.lists(st.floats(0, 1, width=32), min_size=samples, max_size=samples)))
+    values = np.array(
+        data.draw(st.lists(st.floats(0, 1, width=32), min_size=samples, max_size=samples))
+    )
     shown = np.array(data.draw(st.lists(st.integers(0, 2), min_size=samples, max_size=samples)))
     shown = np.unique(shown, return_inverse=True)[1]
     mean, low, high = bootstrap(values, np.ones(samples), shown, seed=seed)
@@ -150,19 +156,25 @@ def test_the_bootstrap_redraws_whole_images(samples, seed, data):
 
 
 def test_a_missing_number_has_no_weight():
-    mean, low, high = bootstrap(np.array([[1.0, np.nan], [np.nan, np.nan]]), np.ones((2, 2)), np.array([0, 1]))
+    mean, low, high = bootstrap(
+        np.array([[1.0, np.nan], [np.nan, np.nan]]), np.ones((2, 2)), np.array([0, 1])
+    )
     np.testing.assert_array_equal([mean, low, high], [[1, np.nan]] * 3)
 
 
 def test_types_can_be_chosen(record):
-    assert set(lines(plots.mass(record, query_types="response", key_types=["vision"]))) == {"response → vision"}
+    assert set(lines(plots.mass(record, query_types="response", key_types=["vision"]))) == {
+        "response → vision"
+    }
     with pytest.raises(ProbeError, match="types of instruction, vision, response, got 'image'"):
         plots.mass(record, key_types="image")
     with pytest.raises(ProbeError, match="a pair of types that was measured"):
         plots.mass(record, query_types="vision", key_types="response")
 
 
-@pytest.mark.parametrize("types", [TYPES, FINE, ("cls", "vision"), ("cat", "dog", "vision", "instruction", "response")])
+@pytest.mark.parametrize(
+    "types", [TYPES, FINE, ("cls", "vision"), ("cat", "dog", "vision", "instruction", "response")]
+)
 def test_lines_can_be_told_apart_in_grey(types):
     looks = [line_style(query, key, types, types) for query in types for key in types]
     grey = {(look["marker"], str(look["linestyle"])) for look in looks}
@@ -188,7 +200,10 @@ def test_several_records_stand_side_by_side_on_one_scale(record):
         axes = draw({"pad": record, "crop": other})
         assert [axis.get_title(loc="left").split("\n")[-1] for axis in axes] == ["pad", "crop"]
     first, second = plots.mass([record, other], value="lift")
-    assert [axis.get_title(loc="left") for axis in (first, second)] == ["pad", "crop"]  # by what differs
+    assert [axis.get_title(loc="left") for axis in (first, second)] == [
+        "pad",
+        "crop",
+    ]  # by what differs
     assert first.get_ylim() == second.get_ylim()
     assert plots.entropy([record, other]).shape == (2, 2)
     assert "not a finding about LLaVA (pad)" in texts(plots.mass({"pad": record, "crop": other})[0])
@@ -270,7 +285,9 @@ def test_patches_lie_where_they_are_in_the_image(aspect, expected):
 def test_patches_on_the_bars_of_a_padded_image_are_cut_off():
     tall = planted_record(1, stacks=["llm"], grid=8, aspect="pad")
     boxes, _ = patches(plots.heatmaps(tall, layers=[0])[0, 0])
-    assert len(boxes) == 8 * 6  # the bars take the first and the last of the eight rows, patch rows are 1.5/8 high
+    assert (
+        len(boxes) == 8 * 6
+    )  # the bars take the first and the last of the eight rows, patch rows are 1.5/8 high
     np.testing.assert_allclose(boxes[0], [0, 0, 9, 6], atol=1e-5)
 
 
@@ -303,7 +320,17 @@ def test_panels_are_the_layers_asked_for(record):
     axes = plots.heatmaps(record, layers=[3, 0])
     assert [axis.get_title() for axis in axes[0]] == ["LLM layer 4", "LLM layer 1"]
     deep = plots.heatmaps(planted_record(1, stacks=["llm"], layers=32))
-    assert [axis.get_title().split()[-1] for axis in deep[0]] == ["1", "5", "9", "13", "17", "20", "24", "28", "32"]
+    assert [axis.get_title().split()[-1] for axis in deep[0]] == [
+        "1",
+        "5",
+        "9",
+        "13",
+        "17",
+        "20",
+        "24",
+        "28",
+        "32",
+    ]
     with pytest.raises(ProbeError, match=r"layers from 0 to 3, got \[4\]"):
         plots.heatmaps(record, layers=[4])
 
@@ -360,7 +387,16 @@ def test_without_pixels_patches_are_drawn_on_a_blank_square(record):
 
 def test_figures_gives_every_figure_the_record_can_make(record):
     drawn = plots.figures(record)
-    kinds = ("mass", "share", "lift", "contribution", "entropy", "entropy-ratio", "heads", "heatmaps")
+    kinds = (
+        "mass",
+        "share",
+        "lift",
+        "contribution",
+        "entropy",
+        "entropy-ratio",
+        "heads",
+        "heatmaps",
+    )
     assert set(drawn) == {f"{stack}-{kind}" for stack in ("llm", "vision") for kind in kinds}
     assert all("toy model: not a finding about LLaVA" in texts(f.axes[0]) for f in drawn.values())
     assert not plt.get_fignums()
@@ -371,7 +407,10 @@ def test_figures_gives_every_figure_the_record_can_make(record):
 def test_what_the_record_lacks_is_told_in_a_line(record):
     less = without(record, llm=["received", "contribution"])
     for draw, complaint in [
-        (lambda: plots.mass(less, value="contribution"), r"that the record holds \(mass, share, lift, entropy"),
+        (
+            lambda: plots.mass(less, value="contribution"),
+            r"that the record holds \(mass, share, lift, entropy",
+        ),
         (lambda: plots.heatmaps(less), "expected a record with 'received'"),
         (lambda: plots.mass(less, value="entropy"), "value of mass, share"),
         (lambda: plots.mass(less, "encoder"), "a stack of llm, vision, got 'encoder'"),
@@ -379,17 +418,24 @@ def test_what_the_record_lacks_is_told_in_a_line(record):
         (lambda: plots.entropy(less, "llm", "heads"), "which of pooled, head, both"),
         (lambda: plots.heatmaps(record, sample=9), r"one of 3 samples \(s0, s1, s2\), got 9"),
         (lambda: plots.heatmaps(record, sample="dog"), "got 'dog'"),
-        (lambda: plots.heads(record, "answer"), "types of instruction, vision, response, got 'answer'"),
+        (
+            lambda: plots.heads(record, "answer"),
+            "types of instruction, vision, response, got 'answer'",
+        ),
     ]:
         with pytest.raises(ProbeError, match=complaint) as error:
             draw()
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("thing", [None, 3, "record.zarr.zip", [], {}, [3], {"a": None}, xr.DataTree(), xr.Dataset()])
+@pytest.mark.parametrize(
+    "thing", [None, 3, "record.zarr.zip", [], {}, [3], {"a": None}, xr.DataTree(), xr.Dataset()]
+)
 @pytest.mark.parametrize("draw", [plots.mass, plots.entropy, plots.heatmaps, plots.heads])
 def test_what_is_no_record_is_told_in_a_line(draw, thing):
-    with pytest.raises(ProbeError, match=f"plots.{draw.__name__}: expected a record, a list of records or"):
+    with pytest.raises(
+        ProbeError, match=f"plots.{draw.__name__}: expected a record, a list of records or"
+    ):
         draw(thing)
 
 
@@ -397,4 +443,6 @@ def test_the_table_and_the_figure_agree(record):
     table = to_dataframe(record).query("stack == 'llm' and variable == 'mass'")
     means = table.groupby(["query_type", "key_type", "layer"])["value"].mean()
     for name, line in lines(plots.mass(record)).items():
-        np.testing.assert_allclose(line.get_ydata(), means.loc[tuple(name.split(" → "))].to_numpy(), rtol=1e-5)
+        np.testing.assert_allclose(
+            line.get_ydata(), means.loc[tuple(name.split(" → "))].to_numpy(), rtol=1e-5
+        )

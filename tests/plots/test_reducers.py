@@ -25,7 +25,10 @@ def test_kept_patches_and_groups_are_counted_and_placed():
     reduction, inputs = reduced_image(llava15, VisionZip(5, 3))
     axes = probe.plots.kept(reduction, image(0, 60, 40), inputs.encoder_grid[0])
     assert axes.shape == (1, 2)
-    assert titles(axes) == ["the image: 8 tokens\n4 of 16 patches kept", "12 patches merged\ninto 3 tokens"]
+    assert titles(axes) == [
+        "the image: 8 tokens\n4 of 16 patches kept",
+        "12 patches merged\ninto 3 tokens",
+    ]
     veiled, framed = axes[0, 0].collections
     assert (len(veiled.get_paths()), len(framed.get_paths())) == (12, 4)
     dots = np.concatenate([line.get_xydata() for line in axes[0, 1].lines])
@@ -64,11 +67,17 @@ def test_concentration_is_what_whole_maps_say():
                 pooled = heads.mean(0)
                 got = found.isel(view=view, layer=layer)
                 np.testing.assert_allclose(got["received"], pooled, atol=1e-6)
-                np.testing.assert_allclose(got["top_share"], [pooled.max(), np.sort(pooled)[-4:].sum(), 1], atol=1e-6)
-                np.testing.assert_allclose(got["entropy"], -(pooled * np.log(pooled)).sum(), atol=1e-5)
+                np.testing.assert_allclose(
+                    got["top_share"], [pooled.max(), np.sort(pooled)[-4:].sum(), 1], atol=1e-6
+                )
+                np.testing.assert_allclose(
+                    got["entropy"], -(pooled * np.log(pooled)).sum(), atol=1e-5
+                )
                 np.testing.assert_allclose(got["class_share"], row[:, 0].mean(), atol=1e-6)
                 differences = np.abs(pooled[:, None] - pooled[None]).mean()  # Gini's own definition
-                np.testing.assert_allclose(got["gini"], differences / (2 * pooled.mean()), atol=1e-6)
+                np.testing.assert_allclose(
+                    got["gini"], differences / (2 * pooled.mean()), atol=1e-6
+                )
     assert (found["kept_from_last"].sel(layer=found.attrs["read_layer"]) == 1).all()
 
 
@@ -91,7 +100,9 @@ def test_mistakes_are_one_line(unchecked):
     ours = probe.load(*llava15())
     with pytest.raises(probe.ProbeError, match=r"top of 1 to 16, the patches of a view, got 17"):
         concentration(ours, image(), top=(17,))
-    with pytest.raises(probe.ProbeError, match=r"what probe.reducers.concentration returns, got str"):
+    with pytest.raises(
+        probe.ProbeError, match=r"what probe.reducers.concentration returns, got str"
+    ):
         probe.plots.concentration("x")
     found = concentration(ours, image(), top=(1,))
     with pytest.raises(probe.ProbeError, match="layers from 0 to 2, got 3"):

@@ -16,7 +16,11 @@ def points(axis, filled: bool) -> set[float]:
     """x of the points that are filled, or hollow."""
     found = set()
     for line in axis.lines:
-        if line.get_linestyle() == "None" and len(line.get_xdata()) and line.get_marker() not in ("", "_"):
+        if (
+            line.get_linestyle() == "None"
+            and len(line.get_xdata())
+            and line.get_marker() not in ("", "_")
+        ):
             hollow = line.get_markerfacecolor() == "white"
             found |= set(np.asarray(line.get_xdata(), float)) if hollow is not filled else set()
     return found
@@ -42,7 +46,9 @@ def test_every_reading_is_on_one_axis():
     axis = plots.readings(planted_run())
     labels = {text.get_text() for text in axis.get_legend().get_texts()}
     assert {"mask", "zero", "swap", "untouched"} <= labels
-    assert "not a finding" in " ".join(text.get_text() for text in _texts(plots.readings(planted_run(toy="true"))))
+    assert "not a finding" in " ".join(
+        text.get_text() for text in _texts(plots.readings(planted_run(toy="true")))
+    )
 
 
 def _texts(axis):

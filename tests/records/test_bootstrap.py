@@ -20,7 +20,9 @@ def questions(rng, images=60, each=8, cases=1, rate=0.6, spread=0.3):
     """Right or wrong answers whose rate differs from image to image, and the image of each."""
     rates = np.clip(rate + spread * rng.standard_normal((pictures, 1, 1)), 0, 1)
     right = (rng.random((pictures, each, cases)) < rates).astype(float)
-    return right.reshape(pictures * each, cases), np.repeat([f"image-{i}" for i in range(pictures)], each)
+    return right.reshape(pictures * each, cases), np.repeat(
+        [f"image-{i}" for i in range(pictures)], each
+    )
 
 
 def test_the_estimate_is_the_mean_and_the_bounds_lie_around_it():
@@ -45,7 +47,10 @@ def test_images_are_drawn_and_not_questions():
     rng = np.random.default_rng(0)
     right = (rng.random(200) < 0.5).astype(float)
     images = np.array([f"p{i}" for i in range(200)])
-    once, tenfold = bootstrap(right, images, seed=0), bootstrap(right.repeat(10), images.repeat(10), seed=0)
+    once, tenfold = (
+        bootstrap(right, images, seed=0),
+        bootstrap(right.repeat(10), images.repeat(10), seed=0),
+    )
     np.testing.assert_allclose([once.low, once.high], [tenfold.low, tenfold.high])
     naive = bootstrap(right.repeat(10), [str(i) for i in range(2000)], seed=0)
     assert (naive.high - naive.low) < 0.4 * (once.high - once.low)
@@ -64,7 +69,10 @@ def test_a_band_covers_the_whole_curve_as_often_as_it_says():
     rng, whole, pointwise = np.random.default_rng(0), 0, 0
     for seed in range(200):
         right, images = questions(rng, cases=8, spread=0.0)
-        wide, narrow = band(right, images, seed=seed, draws=400), bootstrap(right, images, seed=seed, draws=400)
+        wide, narrow = (
+            band(right, images, seed=seed, draws=400),
+            bootstrap(right, images, seed=seed, draws=400),
+        )
         whole += ((wide.low <= 0.6) & (wide.high >= 0.6)).all()
         pointwise += ((narrow.low <= 0.6) & (narrow.high >= 0.6)).all()
     assert 0.90 <= whole / 200 <= 0.99
@@ -106,7 +114,9 @@ def test_a_point_without_spread_has_no_width_and_leaves_the_others_alone():
 def test_any_statistic_can_be_drawn():
     right, images = questions(np.random.default_rng(0))
     right = right[:, 0]
-    mean = bootstrap_statistic(lambda times: float(np.average(right, weights=times)), images, seed=0)
+    mean = bootstrap_statistic(
+        lambda times: float(np.average(right, weights=times)), images, seed=0
+    )
     direct = bootstrap(right, images, seed=0)
     assert mean.estimate == direct.estimate
     np.testing.assert_allclose([mean.low, mean.high], [direct.low, direct.high], atol=0.02)
@@ -134,13 +144,17 @@ def test_wilson_bounds_enclose_the_share_and_mirror(trials, data):
     successes = data.draw(st.integers(0, trials))
     low, high = wilson_bounds(successes, trials)
     assert 0 <= low <= successes / trials <= high <= 1
-    np.testing.assert_allclose((1 - high, 1 - low), wilson_bounds(trials - successes, trials), atol=1e-12)
+    np.testing.assert_allclose(
+        (1 - high, 1 - low), wilson_bounds(trials - successes, trials), atol=1e-12
+    )
 
 
 def test_wilson_is_refused_where_questions_share_images():
     interval = wilson(np.array([1.0, 0.0, np.nan]), ["a", "b", "b"])
     assert interval.estimate == 0.5
-    with pytest.raises(ProbeError, match="one question an image, got 3 questions on 2 images; use bootstrap"):
+    with pytest.raises(
+        ProbeError, match="one question an image, got 3 questions on 2 images; use bootstrap"
+    ):
         wilson(np.array([True, False, True]), ["a", "b", "b"])
     with pytest.raises(ProbeError, match=r"values of 0 and 1, got 0\.3"):
         wilson(np.array([1.0, 0.3]), ["a", "b"])

@@ -1,4 +1,6 @@
-"""Rank correlations against what they must be; attention beside attribution on known and on random models."""
+"""Rank correlations against what they must be; attention beside attribution on known and on random
+models.
+"""
 
 import models
 import numpy as np
@@ -24,7 +26,9 @@ def test_spearman_is_that_of_pandas(first, second):
     ranks = [pd.Series(values).rank().to_numpy() for values in (first, second)]
     constant = any(np.ptp(rank) == 0 for rank in ranks)
     found = float(spearman(first, second))
-    assert np.isnan(found) if constant else found == pytest.approx(np.corrcoef(ranks)[0, 1], abs=1e-9)
+    assert (
+        np.isnan(found) if constant else found == pytest.approx(np.corrcoef(ranks)[0, 1], abs=1e-9)
+    )
 
 
 def found_on(subject, image, question, **options):
@@ -50,7 +54,9 @@ def test_attention_agrees_in_the_layers_that_read_and_nowhere_else(known):
 def test_on_random_weights_agreement_is_noise_and_the_verdict_says_so(seed):
     model, processor = models.llava15(side=40, seed=seed)
     subject = probe.load(model, processor=processor)
-    table = rank_agreement({"ablation": found_on(subject, models.image(seed), "where is it?", max_new_tokens=4)})
+    table = rank_agreement(
+        {"ablation": found_on(subject, models.image(seed), "where is it?", max_new_tokens=4)}
+    )
     assert "noise" in verdict(table)
 
 
@@ -61,22 +67,31 @@ def test_shuffled_weights_are_another_model_and_leave_the_first_alone(known):
     assert control.answer(known.image("red"), known.question) != "red"
     assert "shuffled" in control.describe()["model"]
     for own, theirs in zip(subject.model.parameters(), control.model.parameters(), strict=True):
-        np.testing.assert_array_equal(np.sort(own.detach().ravel()), np.sort(theirs.detach().ravel()))
+        np.testing.assert_array_equal(
+            np.sort(own.detach().ravel()), np.sort(theirs.detach().ravel())
+        )
 
 
 def test_one_region_ranks_nothing():
     model, processor = models.llava15(side=8)
     subject = probe.load(model, processor=processor)
-    assert "cannot be said of 1 region" in verdict(rank_agreement({"a": found_on(subject, models.image(), "where?")}))
+    assert "cannot be said of 1 region" in verdict(
+        rank_agreement({"a": found_on(subject, models.image(), "where?")})
+    )
 
 
 def test_what_cannot_be_compared_is_told(known):
     subject = probe.load(known.model, processor=known.processor)
     words = attribute(subject, known.image("red"), known.question, over="words", progress=False)
-    whole, without = (found_on(subject, known.image("red"), known.question, over="grid", attention=there)
-                      for there in (True, False))  # fmt: skip
+    whole, without = (
+        found_on(subject, known.image("red"), known.question, over="grid", attention=there)
+        for there in (True, False)
+    )
     patches = found_on(subject, known.image("red"), known.question)
-    for wrong, told in (({"a": words}, "over regions"), ({"a": without}, "with mass"),
-                        ({"a": whole, "b": patches}, "the same regions")):  # fmt: skip
+    for wrong, told in (
+        ({"a": words}, "over regions"),
+        ({"a": without}, "with mass"),
+        ({"a": whole, "b": patches}, "the same regions"),
+    ):
         with pytest.raises(ProbeError, match=told):
             rank_agreement(wrong)

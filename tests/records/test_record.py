@@ -1,4 +1,6 @@
-"""A record keeps its contract, comes back from its file as it was, and is refused when it is not one."""
+"""A record keeps its contract, comes back from its file as it was, and is refused when it is not
+one.
+"""
 
 # pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportArgumentType=false
 # pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
@@ -101,7 +103,9 @@ def test_attrs_are_plain_and_samples_unique(record):
         records.validate(with_attrs(record, kept=[1, 2]))
     twice = record.to_dataset().assign_coords(sample=np.array(["a", "a"], object))
     with pytest.raises(ProbeError, match="'a' 2 times"):
-        records.validate(xr.DataTree.from_dict({"/": twice, "llm": record["llm"].to_dataset(inherit=False)}))
+        records.validate(
+            xr.DataTree.from_dict({"/": twice, "llm": record["llm"].to_dataset(inherit=False)})
+        )
 
 
 def test_an_intervention_may_hide_attention_but_not_add_some(record):
@@ -132,7 +136,11 @@ def test_a_users_own_variable_passes():
     [
         ({"sample": ["a"], "qestion": ["?"]}, {}, "qestion"),
         ({"sample": ["a"]}, {"llm": {"mass": np.zeros((1, 2))}}, "llm/mass"),
-        ({"sample": ["a"]}, {"llm": {"key_count": [[1], [2]], "key_type": ["text"]}}, "as many samples"),
+        (
+            {"sample": ["a"]},
+            {"llm": {"key_count": [[1], [2]], "key_type": ["text"]}},
+            "as many samples",
+        ),
         ({"sample": ["a"], "tokens": [["x", None]]}, {"llm": {}}, "only strings in tokens"),
         ({"sample": ["a"], "tokens": [["x"]], "token_type": [["x", "y"]]}, {}, "equal sizes"),
     ],
@@ -160,12 +168,27 @@ def test_entropy_ratio_is_entropy_over_the_log_of_the_keys(record):
 
 def test_the_table_has_a_row_for_every_number(record):
     table = records.to_dataframe(record)
-    assert [*table] == ["stack", "sample", "layer", "head", "query_type", "key_type", "variable", "value"]
+    assert [*table] == [
+        "stack",
+        "sample",
+        "layer",
+        "head",
+        "query_type",
+        "key_type",
+        "variable",
+        "value",
+    ]
     assert set(table["variable"]) == set(records.MEASURED)
     assert table["value"].notna().all()
-    numbers = sum(int(node[name].notnull().sum()) for node in record.children.values() for name in records.MEASURED)
+    numbers = sum(
+        int(node[name].notnull().sum())
+        for node in record.children.values()
+        for name in records.MEASURED
+    )
     assert len(table) == numbers
-    row = table.query("stack == 'llm' and variable == 'mass' and layer == 2 and head == 1 and sample == 's1'")
+    row = table.query(
+        "stack == 'llm' and variable == 'mass' and layer == 2 and head == 1 and sample == 's1'"
+    )
     value = row.set_index(["query_type", "key_type"])["value"]["response", "vision"]
     place = {"sample": "s1", "layer": 2, "head": 1, "query_type": "response", "key_type": "vision"}
     assert value == float(record["llm"]["mass"].sel(place))
@@ -181,7 +204,9 @@ def test_the_table_shows_other_variables_on_request(record):
 
 
 def test_the_table_of_one_variable_is_asked_for_by_its_name(record):
-    pd.testing.assert_frame_equal(records.to_dataframe(record, "mass"), records.to_dataframe(record, ["mass"]))
+    pd.testing.assert_frame_equal(
+        records.to_dataframe(record, "mass"), records.to_dataframe(record, ["mass"])
+    )
     with pytest.raises(ProbeError, match="got attention"):
         records.to_dataframe(record, "attention")
 
@@ -196,7 +221,10 @@ def test_a_table_of_what_is_no_record_is_refused_in_a_line(record):
 
 
 def test_merging_copies_every_number_and_pads_the_rest():
-    short, long = planted_record(1, grid=3, prefix="a"), planted_record(3, grid=4, prefix="b", seed=1)
+    short, long = (
+        planted_record(1, grid=3, prefix="a"),
+        planted_record(3, grid=4, prefix="b", seed=1),
+    )
     merged = records.merge([short, long])
     assert merged["sample"].values.tolist() == ["a0", "b0", "b1", "b2"]
     for name, node in {"": merged, **merged.children}.items():
@@ -212,8 +240,13 @@ def test_merging_copies_every_number_and_pads_the_rest():
 
 
 def test_merging_is_the_same_in_any_grouping():
-    a, b, c = (planted_record(1, stacks=["llm"], prefix=name, images=1 + (name == "b"), note=name) for name in "abc")
-    assert records.merge([records.merge([a, b]), c]).identical(records.merge([a, records.merge([b, c])]))
+    a, b, c = (
+        planted_record(1, stacks=["llm"], prefix=name, images=1 + (name == "b"), note=name)
+        for name in "abc"
+    )
+    assert records.merge([records.merge([a, b]), c]).identical(
+        records.merge([a, records.merge([b, c])])
+    )
     assert records.merge([a, b, c]).attrs["note"] == "a, b, c"
     assert records.merge([a]).identical(a)
 
@@ -292,7 +325,9 @@ def test_what_was_opened_can_be_saved_and_merged_again(tmp_path):
     again = records.save(records.open(path), tmp_path / "b.anything")
     assert again.name == "b.anything"
     assert again.read_bytes() == path.read_bytes()
-    other = records.open(records.save(planted_record(1, stacks=["llm"], prefix="x"), tmp_path / "c"))
+    other = records.open(
+        records.save(planted_record(1, stacks=["llm"], prefix="x"), tmp_path / "c")
+    )
     merged = records.merge([records.open(path), other])
     assert records.open(records.save(merged, tmp_path / "d")).identical(merged)
 
@@ -305,7 +340,11 @@ def test_no_images_and_no_tokens_survive_a_file(tmp_path):
         "received": np.zeros((1, 2, 1, 0)),
         "key_box": np.zeros((1, 0, 4)),
     }
-    root = {"sample": ["a"], "tokens": np.empty((1, 0), object), "images": np.zeros((1, 0, 0, 0, 3))}
+    root = {
+        "sample": ["a"],
+        "tokens": np.empty((1, 0), object),
+        "images": np.zeros((1, 0, 0, 0, 3)),
+    }
     record = records.assemble(root, {"llm": node}, {})
     back = records.open(records.save(record, tmp_path / "empty"))
     assert back.identical(record)
@@ -315,9 +354,13 @@ def test_no_images_and_no_tokens_survive_a_file(tmp_path):
 def test_images_are_compressed(tmp_path):
     record = planted_record(1, stacks=["llm"])
     grown = record.to_dataset().drop_vars(["images"])
-    flat = xr.Variable(("sample", "image", "y", "x", "channel"), np.full((1, 1, 672, 672, 3), 9, "uint8"))
+    flat = xr.Variable(
+        ("sample", "image", "y", "x", "channel"), np.full((1, 1, 672, 672, 3), 9, "uint8")
+    )
     flat.attrs = record["images"].attrs
-    tree = xr.DataTree.from_dict({"/": grown.assign(image=flat), "llm": record["llm"].to_dataset(inherit=False)})
+    tree = xr.DataTree.from_dict(
+        {"/": grown.assign(image=flat), "llm": record["llm"].to_dataset(inherit=False)}
+    )
     assert records.save(tree, tmp_path / "flat").stat().st_size < 100_000
 
 
@@ -408,4 +451,6 @@ def test_the_planted_numbers_are_what_they_claim(record):
     """The factory is an oracle for others, so bounds that any attention keeps are checked on it."""
     pooled, single = record["llm"]["entropy"], record["llm"]["head_entropy"].mean("head")
     assert float(pooled.sel(query_type="response", key_type="instruction").max()) <= math.log(5)
-    assert bool((single <= pooled + 1e-5).where(pooled.notnull(), True).mean() > 0.9)  # pooling spreads
+    assert bool(
+        (single <= pooled + 1e-5).where(pooled.notnull(), True).mean() > 0.9
+    )  # pooling spreads

@@ -1,8 +1,8 @@
 """A run keeps what is finished, does nothing twice, and refuses to become another run."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
-# pyright: reportIndexIssue=false
-# Fields of a sample and results of a run are unions; a test knows which it has.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false,
+# reportOptionalMemberAccess=false pyright: reportIndexIssue=false Fields of a sample and results of
+# a run are unions; a test knows which it has.
 
 import importlib.util
 import json
@@ -27,10 +27,15 @@ from probe.running_mean import RunningMean
 
 ROOT = Path(__file__).parents[2]
 SAME = RunFingerprint(
-    model="tiny-llava", revision="1", dtype="float32", kernel="sdpa", prompt="vicuna",
-    plan={"how": "mask", "windows": [[0, 1], [2, 3]]}, data={"questions.json": "abc"},
+    model="tiny-llava",
+    revision="1",
+    dtype="float32",
+    kernel="sdpa",
+    prompt="vicuna",
+    plan={"how": "mask", "windows": [[0, 1], [2, 3]]},
+    data={"questions.json": "abc"},
     generation={"max_new_tokens": 8},
-)  # fmt: skip
+)
 SAMPLES = [Sample(f"q{number:02d}", None, "?") for number in range(10)]
 IDS = [sample.id for sample in SAMPLES]
 
@@ -46,7 +51,10 @@ def dataset(group: list[Sample]) -> xr.Dataset:
         {
             "value": (("sample", "case"), values, {"units": "1"}),
             "answer": ("sample", np.array([f"é{digit}" for digit in digits], dtype=object)),
-            "tokens": (("sample", "position"), ragged(["x"] * digit for digit in digits).astype(object)),
+            "tokens": (
+                ("sample", "position"),
+                ragged(["x"] * digit for digit in digits).astype(object),
+            ),
             "right": ("sample", np.array([digit > 4 for digit in digits])),
         },
         coords={"sample": ids, "case": [0, 1, 2]},
@@ -56,11 +64,17 @@ def dataset(group: list[Sample]) -> xr.Dataset:
 
 def tree(group: list[Sample]) -> xr.DataTree:
     digits = [int(sample.id[-1]) for sample in group]
-    llm = xr.Dataset({
-        "mass": (("sample", "layer"), np.array([[digit, -digit] for digit in digits], dtype=np.float32)),
-        "received": (("sample", "key"), ragged([0.5] * (1 + digit) for digit in digits)),
-        "key_row": (("sample", "key"), ragged([3] * (1 + digit) for digit in digits)),
-    }, coords={"layer": [0, 1]})  # fmt: skip
+    llm = xr.Dataset(
+        {
+            "mass": (
+                ("sample", "layer"),
+                np.array([[digit, -digit] for digit in digits], dtype=np.float32),
+            ),
+            "received": (("sample", "key"), ragged([0.5] * (1 + digit) for digit in digits)),
+            "key_row": (("sample", "key"), ragged([3] * (1 + digit) for digit in digits)),
+        },
+        coords={"layer": [0, 1]},
+    )
     return xr.DataTree.from_dict({"/": dataset(group), "/llm": llm})
 
 
@@ -149,9 +163,17 @@ def test_another_run_is_refused_and_the_field_named(run, change, name):
 
 
 def test_a_fingerprint_survives_json(tmp_path):
-    plan = {"layers": range(3), "kinds": {"b", "a"}, "share": np.float64(0.5), "path": Path("x"), "cases": ((1, 2),)}
+    plan = {
+        "layers": range(3),
+        "kinds": {"b", "a"},
+        "share": np.float64(0.5),
+        "path": Path("x"),
+        "cases": ((1, 2),),
+    }
     RunDirectory.open(tmp_path, replace(SAME, plan=plan))
-    assert RunDirectory.open(tmp_path, replace(SAME, plan=plan)).fingerprint()["plan"]["layers"] == [0, 1, 2]
+    assert RunDirectory.open(tmp_path, replace(SAME, plan=plan)).fingerprint()["plan"][
+        "layers"
+    ] == [0, 1, 2]
     with pytest.raises(ProbeError, match="plain values"):
         RunDirectory.open(tmp_path, replace(SAME, plan=object()))
 
@@ -184,7 +206,9 @@ def test_a_failure_is_listed_retried_and_given_up(run):
     for _ in range(3):
         run_samples(RunDirectory.open(run.folder, SAME), SAMPLES, measure, batch=5)
     assert tries == [IDS[:5], *[[name] for name in IDS[:5]], IDS[5:], ["q03"]]
-    assert [(f.id, f.attempt, f.reason) for f in run.failures()] == [("q03", 2, "ValueError: no image in it")]
+    assert [(f.id, f.attempt, f.reason) for f in run.failures()] == [
+        ("q03", 2, "ValueError: no image in it")
+    ]
     assert run.done() == set(IDS) - {"q03"}
 
 
@@ -193,7 +217,9 @@ def test_a_failure_that_succeeds_later_is_none(run):
     with (run.folder / "failures" / "0.jsonl").open("a") as file:
         file.write('{"id": "q0')  # its writer was killed here
     run.fail("q00", ValueError("twice"))
-    assert [(failure.attempt, failure.reason) for failure in run.failures()] == [(2, "ValueError: twice")]
+    assert [(failure.attempt, failure.reason) for failure in run.failures()] == [
+        (2, "ValueError: twice")
+    ]
     run_samples(run, SAMPLES, dataset, attempts=3)
     assert run.failures() == []
 
@@ -242,7 +268,9 @@ def test_unfinished_parts_are_ignored_and_old_ones_removed(run):
 
 def test_a_damaged_part_is_named(run):
     (run.folder / "parts" / "part-0-1-x.zarr.zip").write_bytes(b"PK half")
-    with pytest.raises(ProbeError, match=r"part-0-1-x\.zarr\.zip, got no zip file; delete the file"):
+    with pytest.raises(
+        ProbeError, match=r"part-0-1-x\.zarr\.zip, got no zip file; delete the file"
+    ):
         run.done()
 
 
@@ -289,7 +317,10 @@ def test_ragged_dimensions_are_filled_up(tmp_path):
     [
         (lambda ds: ds.drop_vars("right"), "right only in some"),
         (lambda ds: ds.assign_coords(case=[0, 1, 9]), "'case' alike in all parts"),
-        (lambda ds: xr.DataTree.from_dict({"/": ds, "/vision": xr.Dataset()}), "parts with the nodes"),
+        (
+            lambda ds: xr.DataTree.from_dict({"/": ds, "/vision": xr.Dataset()}),
+            "parts with the nodes",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(change, complaint):
@@ -342,4 +373,6 @@ def test_three_kills_lose_nothing(tmp_path):
     hit = kill_test.disturbed(tmp_path / "rough", 48, kills=3, seconds=1.0)
     assert hit >= 1
     assert kill_test.differences(tmp_path / "calm", tmp_path / "rough", 48) == []
-    assert json.loads((tmp_path / "rough" / "run.json").read_text())["fingerprint"]["model"] == "none"
+    assert (
+        json.loads((tmp_path / "rough" / "run.json").read_text())["fingerprint"]["model"] == "none"
+    )

@@ -1,4 +1,6 @@
-"""`probe.reduced`: fewer tokens in a whole model, for all that can be done with it, and none of it left afterwards."""
+"""`probe.reduced`: fewer tokens in a whole model, for all that can be done with it, and none of it
+left afterwards.
+"""
 
 from contextlib import ExitStack
 
@@ -66,9 +68,15 @@ def test_the_llm_reads_the_projected_tokens_and_nothing_else_changes(reducer):
 @pytest.mark.parametrize("reducer", EACH, ids=repr)
 def test_inputs_from_outside_lose_their_surplus_placeholders(make, reducer):
     ours = subject(make)
-    outside = [ours.encode(picture(), QUESTION), ours.encode([picture(1, 20, 60), picture(2)], "is it red ?")]
+    outside = [
+        ours.encode(picture(), QUESTION),
+        ours.encode([picture(1, 20, 60), picture(2)], "is it red ?"),
+    ]
     with probe.reduced(ours, reducer):
-        inside = [ours.encode(picture(), QUESTION), ours.encode([picture(1, 20, 60), picture(2)], "is it red ?")]
+        inside = [
+            ours.encode(picture(), QUESTION),
+            ours.encode([picture(1, 20, 60), picture(2)], "is it red ?"),
+        ]
         for one, other in zip(outside, inside, strict=True):
             assert torch.equal(logits(ours, one), logits(ours, other))
         torch.testing.assert_close(logits(ours, collate(outside)), logits(ours, collate(inside)))
@@ -80,7 +88,10 @@ def test_inputs_from_outside_lose_their_surplus_placeholders(make, reducer):
 def test_a_padded_row_is_what_it_is_alone(make, side, reducer):
     ours = subject(make)
     with probe.reduced(ours, reducer):
-        rows = [ours.encode(picture(), QUESTION), ours.encode([picture(1, 20, 60), picture(2)], "is it red ?")]
+        rows = [
+            ours.encode(picture(), QUESTION),
+            ours.encode([picture(1, 20, 60), picture(2)], "is it red ?"),
+        ]
         together = logits(ours, collate(rows, side=side))
         for row, alone in zip(together, rows, strict=True):
             width = alone["input_ids"].shape[1]
@@ -99,7 +110,9 @@ def test_generate_answers_as_the_forward_does_with_beams_too(make):
         assert answers[0][0] == logits(ours, rows[0])[0, -1].argmax()
         beams = [ours.generate_ids(row, 4, num_beams=2)[0].tolist() for row in rows]
         assert [ids.tolist() for ids in ours.generate_ids(collate(rows), 4, num_beams=2)] == beams
-        with pytest.raises(probe.ProbeError, match=r"placeholders, as many as vision tokens.*inside the block"):
+        with pytest.raises(
+            probe.ProbeError, match=r"placeholders, as many as vision tokens.*inside the block"
+        ):
             ours.generate_ids(outside, 4)
 
 
@@ -152,7 +165,10 @@ def test_a_sweep_is_each_case_alone():
                     said = logits(ours, inputs)[0, places - 1].log_softmax(-1)
                 alone = said.gather(1, inputs["input_ids"][0, places][:, None]).sum().item()
                 if case != "another image":
-                    assert abs(table["gold_logprob"].sel(sample=sample.id, case=case).item() - alone) < 1e-5
+                    assert (
+                        abs(table["gold_logprob"].sel(sample=sample.id, case=case).item() - alone)
+                        < 1e-5
+                    )
 
 
 def test_two_models_in_one_process():
@@ -177,7 +193,8 @@ def test_after_an_exception_the_model_is_what_it_was(error):
 
     def hooks():
         return [
-            (*module._forward_hooks.values(), *module._forward_pre_hooks.values()) for module in ours.model.modules()
+            (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+            for module in ours.model.modules()
         ]
 
     there = hooks()
@@ -229,10 +246,22 @@ def test_a_text_without_images_passes():
         assert torch.equal(logits(ours, ours.encode(None, "is it red ?")), logits(ours, row))
 
 
-VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-          "image_size": 32, "patch_size": 8}  # fmt: skip
-TEXT = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "initializer_range": 0.2}  # fmt: skip
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+TEXT = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.2,
+}
 IMAGE, VIDEO = 90, 91
 
 
@@ -253,23 +282,39 @@ def test_video_llava_is_reduced_frame_by_frame():
         fitting = model(input_ids=prompt(4 * 8, VIDEO), pixel_values_videos=frames[:1]).logits
         assert both.shape[1] == 4 + 4 * 8
         torch.testing.assert_close(both[:1], fitting, atol=1e-4, rtol=1e-5)
-        assert model(input_ids=prompt(16, IMAGE), pixel_values=frames[0, :1]).logits.shape[1] == 4 + 8
-        model.generate(input_ids=prompt(32, VIDEO), pixel_values_videos=frames[:1], max_new_tokens=2, do_sample=False)
+        assert (
+            model(input_ids=prompt(16, IMAGE), pixel_values=frames[0, :1]).logits.shape[1] == 4 + 8
+        )
+        model.generate(
+            input_ids=prompt(32, VIDEO),
+            pixel_values_videos=frames[:1],
+            max_new_tokens=2,
+            do_sample=False,
+        )
         features = model.model.get_video_features(frames[:1]).pooler_output
     with torch.no_grad():
         tokens = encode(model.model.video_tower, frames[0], ZIP).tokens
-        torch.testing.assert_close(features, model.model.multi_modal_projector(tokens), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            features, model.model.multi_modal_projector(tokens), atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize(
-    ("size", "tiles"), [((64, 64), (2, 2)), ((30, 64), (1, 2)), ((64, 30), (2, 1)), ((128, 160), (4, 5))]
+    ("size", "tiles"),
+    [((64, 64), (2, 2)), ((30, 64), (1, 2)), ((64, 30), (2, 1)), ((128, 160), (4, 5))],
 )
 def test_onevision_orders_tiles_as_they_lie(size, tiles):
-    """SigLIP, no class token; the largest image is one that the model shrinks to nine tiles' worth of tokens."""
+    """SigLIP, no class token; the largest image is one that the model shrinks to nine tiles' worth
+    of tokens.
+    """
     torch.manual_seed(0)
     pinpoints = [[32 * rows, 32 * columns] for rows, columns in ((1, 2), (2, 1), (2, 2), (4, 5))]
     vision, text = SiglipVisionConfig(**VISION), Qwen2Config(**TEXT, num_key_value_heads=2)
-    tokens = {"image_token_index": IMAGE, "video_token_index": VIDEO, "image_grid_pinpoints": pinpoints}
+    tokens = {
+        "image_token_index": IMAGE,
+        "video_token_index": VIDEO,
+        "image_grid_pinpoints": pinpoints,
+    }
     config = LlavaOnevisionConfig(vision_config=vision, text_config=text, **tokens)
     model = LlavaOnevisionForConditionalGeneration(config).eval()
     views = 1 + tiles[0] * tiles[1]
@@ -278,16 +323,29 @@ def test_onevision_orders_tiles_as_they_lie(size, tiles):
         found = model.model.get_image_features(pixels, sizes)
         reduction = encode(model.model.vision_tower, pixels, VisionZip(4, 2), layer=-1)
         kept = [(reduction.kept[view] + 16 * view).tolist() for view in range(views)]
-        places = [(tile // tiles[1] * 4 + patch // 4, tile % tiles[1] * 4 + patch % 4, patch + 16 * (tile + 1))
-                  for tile in range(views - 1) for patch in reduction.kept[tile + 1].tolist()]  # fmt: skip
+        places = [
+            (
+                tile // tiles[1] * 4 + patch // 4,
+                tile % tiles[1] * 4 + patch % 4,
+                patch + 16 * (tile + 1),
+            )
+            for tile in range(views - 1)
+            for patch in reduction.kept[tile + 1].tolist()
+        ]
         merged = [(reduction.source[view, 4:] + 16 * view).tolist() for view in range(views)]
         expected = (
-            kept[0] + merged[0] + [patch for *_, patch in sorted(places)] + [p for own in merged[1:] for p in own]
+            kept[0]
+            + merged[0]
+            + [patch for *_, patch in sorted(places)]
+            + [p for own in merged[1:] for p in own]
         )
         assert found.patches[0].tolist() == expected
         assert len(found.pooler_output[0]) == 6 * views
         full = prompt(found.full[0], IMAGE)
-        assert model(input_ids=full, pixel_values=pixels, image_sizes=sizes).logits.shape[1] == 4 + 6 * views
+        assert (
+            model(input_ids=full, pixel_values=pixels, image_sizes=sizes).logits.shape[1]
+            == 4 + 6 * views
+        )
         with pytest.raises(probe.ProbeError, match="this model averages what it sees of frames"):
             model(input_ids=prompt(17, VIDEO), pixel_values_videos=torch.randn(1, 4, 3, 32, 32))
 

@@ -1,6 +1,8 @@
-"""Reducers inside the LLM: the authors' numbers, padded rows as single ones, and all else that works in the block.
+"""Reducers inside the LLM: the authors' numbers, padded rows as single ones, and all else that
+works in the block.
 
-The cases under tests/golden/reducers are small ones; where the project's shared folder is present, all are read.
+The cases under tests/golden/reducers are small ones; where the project's shared folder is present,
+all are read.
 """
 
 import json
@@ -35,7 +37,12 @@ from probe.subject.inputs import collate, with_response
 HERE = COPIES / "reducers"
 SHARED = golden_cases.SHARED / "reducers"
 CASES = sorted(
-    {file.stem for folder in (HERE, SHARED) for kind in ("fastv", "pdrop") for file in folder.glob(f"{kind}*.json")}
+    {
+        file.stem
+        for folder in (HERE, SHARED)
+        for kind in ("fastv", "pdrop")
+        for file in folder.glob(f"{kind}*.json")
+    }
 )
 REDUCERS = [
     FastV(2, 0.5),
@@ -44,7 +51,9 @@ REDUCERS = [
     SparseVLM((400, 300, 150), recycle=False),
 ]
 hardest = pytest.mark.parametrize("reducer", [REDUCERS[0], REDUCERS[2]], ids=["fastv", "recycling"])
-each_reducer = pytest.mark.parametrize("reducer", REDUCERS, ids=["fastv", "pyramiddrop", "recycling", "sparsevlm"])
+each_reducer = pytest.mark.parametrize(
+    "reducer", REDUCERS, ids=["fastv", "pyramiddrop", "recycling", "sparsevlm"]
+)
 
 
 @lru_cache
@@ -61,7 +70,11 @@ def subject():
 
 def rows(subject):
     """The rows that `prompt(subject, "left")` and "right" pad."""
-    return [row(subject), row(subject, 2, "how many circles are there in both?", 1), row(subject, 1, "where?", 3)]
+    return [
+        row(subject),
+        row(subject, 2, "how many circles are there in both?", 1),
+        row(subject, 1, "where?", 3),
+    ]
 
 
 def near(ours, theirs, tolerance=3e-5):
@@ -73,9 +86,18 @@ def near(ours, theirs, tolerance=3e-5):
 
 def golden(case, attn):
     folder = HERE if (HERE / f"{case}.json").exists() else SHARED
-    told, tensors = json.loads((folder / f"{case}.json").read_text()), load_file(folder / f"{case}.safetensors")
-    model = LlamaForCausalLM._from_config(LlamaConfig(**told["config"]), attn_implementation=attn).eval()
-    weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
+    told, tensors = (
+        json.loads((folder / f"{case}.json").read_text()),
+        load_file(folder / f"{case}.safetensors"),
+    )
+    model = LlamaForCausalLM._from_config(
+        LlamaConfig(**told["config"]), attn_implementation=attn
+    ).eval()
+    weights = {
+        name.removeprefix("weights."): t
+        for name, t in tensors.items()
+        if name.startswith("weights.")
+    }
     model.load_state_dict({name: t for name, t in weights.items() if not name.endswith("inv_freq")})
     vision = torch.zeros(1, told["seq_len"], dtype=torch.bool)
     vision[:, told["image_start"] : told["image_start"] + told["image_len"]] = True
@@ -97,30 +119,46 @@ def test_survivors_logits_and_cache_are_the_authors(case, attn):
         left = [(~vision | stage.kept)[0].nonzero()[:, 0] for stage in stages]
         for ours, theirs in zip(left, expected, strict=True):
             assert torch.equal(ours, theirs)
-        theirs = tensors["logits"] if tensors["logits"].shape[1] == len(left[-1]) else tensors["logits"][:, left[-1]]
+        theirs = (
+            tensors["logits"]
+            if tensors["logits"].shape[1] == len(left[-1])
+            else tensors["logits"][:, left[-1]]
+        )
         near(out.logits[:, left[-1]], theirs, 1e-4)
         lengths = [layer.keys.shape[2] for layer in out.past_key_values.layers]
-        before = [max([0, *(i for i, s in enumerate(stages, 1) if s.layer <= layer)]) for layer in range(len(lengths))]
+        before = [
+            max([0, *(i for i, s in enumerate(stages, 1) if s.layer <= layer)])
+            for layer in range(len(lengths))
+        ]
         assert lengths == [len(left[i - 1]) if i else told["seq_len"] for i in before]
         if "decode_logits" in tensors:
             assert lengths == tensors["cache_lengths_after_prefill"].tolist()
             for step, embeddings in enumerate(tensors["decode_inputs_embeds"].unbind(1)):
-                said = model(inputs_embeds=embeddings[:, None], past_key_values=out.past_key_values).logits
+                said = model(
+                    inputs_embeds=embeddings[:, None], past_key_values=out.past_key_values
+                ).logits
                 near(said[:, 0], tensors["decode_logits"][:, step], 1e-4)
 
 
 def llama(heads=4, layers=5, attn="eager"):
     torch.manual_seed(1)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=2, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+    )
     return LlamaForCausalLM._from_config(config, attn_implementation=attn).eval()
 
 
 @torch.no_grad()
 def by_hand(model, embeddings, start, count, reducer):
-    """SparseVLM as the authors write it down: one row, whole maps of an eager model, lists of rows that are cut."""
+    """SparseVLM as the authors write it down: one row, whole maps of an eager model, lists of rows
+    that are cut.
+    """
     decoder, first_text = model.model, start + count
     vision, text = embeddings[0, start:first_text], embeddings[0, first_text:]
     weight = (vision @ text.T).softmax(-1).mean(0)
@@ -129,7 +167,9 @@ def by_hand(model, embeddings, start, count, reducer):
     for index, layer in enumerate(decoder.layers):
         rotary = decoder.rotary_emb(x, ids)
         mask = torch.full((x.shape[1], x.shape[1]), torch.finfo(x.dtype).min).triu(1)[None, None]
-        maps = layer.self_attn(layer.input_layernorm(x), position_embeddings=rotary, attention_mask=mask)[1][0]
+        maps = layer.self_attn(
+            layer.input_layernorm(x), position_embeddings=rotary, attention_mask=mask
+        )[1][0]
         x = layer(x, attention_mask=mask, position_embeddings=rotary, position_ids=ids)
         if index not in reducer.layers:
             continue
@@ -137,7 +177,9 @@ def by_hand(model, embeddings, start, count, reducer):
         if not reducer.recycle:
             one = torch.ones(x.shape[1], rotary[0].shape[-1])
             half = one.shape[1] // 2
-            turned = one * rotary[0][0] + torch.cat([-one[:, :half], one[:, :half]], 1) * rotary[1][0]
+            turned = (
+                one * rotary[0][0] + torch.cat([-one[:, :half], one[:, :half]], 1) * rotary[1][0]
+            )
             maps = maps / (turned @ turned.T / one.shape[1] ** 0.5)
             looks = maps[:, asking, start : start + left].sum((1, 2))
             maps = maps[looks.topk(min(reducer.heads, len(maps))).indices]
@@ -163,10 +205,15 @@ def merge(x, count):
     distance = [[float((a - b).norm()) / x.shape[1] ** 0.5 for b in x] for a in x]
     density = [float(np.exp(-np.mean([d * d for d in sorted(row)[:count]]))) for row in distance]
     top = max(map(max, distance))
-    gap = [min([top, *(d for j, d in enumerate(row) if density[j] > density[i])]) for i, row in enumerate(distance)]
+    gap = [
+        min([top, *(d for j, d in enumerate(row) if density[j] > density[i])])
+        for i, row in enumerate(distance)
+    ]
     centres = sorted(range(len(x)), key=lambda i: -gap[i] * density[i])[:count]
     nearest = [min(range(count), key=lambda c: distance[i][centres[c]]) for i in range(len(x))]
-    return torch.stack([x[[i for i, c in enumerate(nearest) if c == cluster]].mean(0) for cluster in range(count)])
+    return torch.stack(
+        [x[[i for i, c in enumerate(nearest) if c == cluster]].mean(0) for cluster in range(count)]
+    )
 
 
 @pytest.mark.parametrize("recycle", [True, False])
@@ -204,7 +251,9 @@ def test_clusters_are_the_same_with_loops_and_noise_is_seeded():
 @each_reducer
 @torch.no_grad()
 def test_a_padded_row_is_a_single_row(subject, reducer):
-    """Forward with padding on either side, and cached decoding, which is the teacher-forced forward."""
+    """Forward with padding on either side, and cached decoding, which is the teacher-forced
+    forward.
+    """
     with probe.reduced(subject, reducer) as stages:
         alone, survivors = [], []
         for inputs in rows(subject):
@@ -217,7 +266,10 @@ def test_a_padded_row_is_a_single_row(subject, reducer):
             said = subject.model(**inputs).logits
             for i, real in enumerate(inputs["attention_mask"].bool()):
                 near(said[i][real], alone[i][0])
-                assert all(torch.equal(s.kept[i][real], kept) for s, kept in zip(stages, survivors[i], strict=True))
+                assert all(
+                    torch.equal(s.kept[i][real], kept)
+                    for s, kept in zip(stages, survivors[i], strict=True)
+                )
         inputs = prompt(subject, "left")
         ids, steps = decoded(subject, inputs)
         for i, (_, own, its) in enumerate(alone):
@@ -264,7 +316,12 @@ def test_kernels_agree(reducer):
         model.set_attn_implementation({"text_config": attn})
         subject = probe.load(model, processor=processor)
         with probe.reduced(subject, reducer):
-            found.append([logits(subject, prompt(subject, "right")), decoded(subject, prompt(subject, "left"))[1]])
+            found.append(
+                [
+                    logits(subject, prompt(subject, "right")),
+                    decoded(subject, prompt(subject, "left"))[1],
+                ]
+            )
     for other in found[1:]:
         for ours, theirs in zip(found[0], other, strict=True):
             near(ours, theirs, 1e-4)
@@ -326,7 +383,9 @@ def test_survivors_are_what_the_last_token_attends_to_most(subject):
 @each_reducer
 def test_a_record_has_no_mass_on_what_left_and_some_on_what_stayed(subject, reducer):
     with probe.reduced(subject, reducer) as stages:
-        record = probe.measure(subject, models.image(0), "what is in the picture?", max_new_tokens=3, stacks=["llm"])
+        record = probe.measure(
+            subject, models.image(0), "what is in the picture?", max_new_tokens=3, stacks=["llm"]
+        )
         left = {stage.layer: stage.kept[0] for stage in stages}
     assert record.attrs["reducer"] == repr(reducer)
     node, there = node_of(record, "llm"), None
@@ -335,15 +394,24 @@ def test_a_record_has_no_mass_on_what_left_and_some_on_what_stayed(subject, redu
         received = node["received"].sel(query_type="instruction").values[0, layer]
         if there is not None:
             is_kept = there[
-                there.new_tensor(record.to_dataset()["token_type"].values[0] == "vision")[: len(there)]
+                there.new_tensor(record.to_dataset()["token_type"].values[0] == "vision")[
+                    : len(there)
+                ]
             ].numpy()
             assert (received[is_kept] > 0).all()
             if not getattr(reducer, "recycle", False):
                 assert (received[~is_kept] == 0).all()
-        total = (node["mass"] * node["query_count"]).sum("key_type").sel(query_type="instruction").values[0, layer]
+        total = (
+            (node["mass"] * node["query_count"])
+            .sum("key_type")
+            .sel(query_type="instruction")
+            .values[0, layer]
+        )
         np.testing.assert_allclose(total, total.mean(), rtol=1e-4)
     with tap(stacks(subject.model)["llm"].attention, lambda call: None):
-        assert torch.equal(*(inside(subject, reducer, row(subject), looked) for looked in (False, True)))
+        assert torch.equal(
+            *(inside(subject, reducer, row(subject), looked) for looked in (False, True))
+        )
 
 
 def inside(subject, reducer, inputs, looked):
@@ -356,9 +424,13 @@ def inside(subject, reducer, inputs, looked):
 @each_reducer
 @torch.no_grad()
 def test_dropping_in_the_block(subject, reducer):
-    """To the last layer removing is masking, everywhere it is freezing: among what the reducer has left."""
+    """To the last layer removing is masking, everywhere it is freezing: among what the reducer has
+    left.
+    """
     inputs = prompt(subject, "left")
-    text = (inputs["input_ids"] != subject.model.config.image_token_id)[inputs["attention_mask"].bool()]
+    text = (inputs["input_ids"] != subject.model.config.image_token_id)[
+        inputs["attention_mask"].bool()
+    ]
     with probe.reduced(subject, reducer):
         reduced = logits(subject, inputs)
         remove, mask, frozen = ({"how": "remove"}, {"how": "mask"}, {"freeze": True})
@@ -408,13 +480,19 @@ def test_behind_a_reducer_of_the_encoder(subject):
     with probe.reduced(subject, zip_):
         embeddings = []
         hook = subject.model.get_decoder().register_forward_pre_hook(
-            lambda module, args, kwargs: embeddings.append(kwargs["inputs_embeds"]), with_kwargs=True
+            lambda module, args, kwargs: embeddings.append(kwargs["inputs_embeds"]),
+            with_kwargs=True,
         )
         subject.model(**inputs)
         hook.remove()
     vision = inputs["input_ids"] == subject.model.config.image_token_id
     with probe.reduced(subject, fastv, vision=vision):
-        near(subject.model(inputs_embeds=embeddings[0], attention_mask=inputs["attention_mask"]).logits, said)
+        near(
+            subject.model(
+                inputs_embeds=embeddings[0], attention_mask=inputs["attention_mask"]
+            ).logits,
+            said,
+        )
 
 
 # Undone
@@ -447,7 +525,10 @@ def test_two_models_and_nested_blocks(reducer):
             decoded(ours, inputs)
         assert torch.equal(logits(ours, inputs), one)
         assert torch.equal(logits(other, inputs), before[1])
-    assert [torch.equal(logits(s, inputs), b) for s, b in zip(subjects, before, strict=True)] == [True, True]
+    assert [torch.equal(logits(s, inputs), b) for s, b in zip(subjects, before, strict=True)] == [
+        True,
+        True,
+    ]
     assert [hooks(s.model) for s in subjects] == hooked
 
 
@@ -472,7 +553,9 @@ def test_after_an_exception_the_model_is_as_it_was(reducer, error):
             with pytest.raises(error):
                 logits(subject, inputs)
             hook.remove()
-            assert torch.equal(logits(subject, inputs), reduced), "the next forward in the block is not touched"
+            assert torch.equal(logits(subject, inputs), reduced), (
+                "the next forward in the block is not touched"
+            )
         with pytest.raises(error), probe.reduced(subject, reducer):
             raise error
     assert hooks(model) == hooked
@@ -516,8 +599,13 @@ def test_reducers_that_say_nothing_are_refused(make, message, unchecked):
         (FastV(2, 0.5), {"vision": torch.ones(1, 99, dtype=torch.bool)}, "a vision mask of 1 x 20"),
     ],
 )
-def test_models_and_masks_that_do_not_fit_are_refused(subject, reducer, options, message, unchecked):
-    with pytest.raises(ProbeError, match=message) as error, probe.reduced(subject, reducer, **options):
+def test_models_and_masks_that_do_not_fit_are_refused(
+    subject, reducer, options, message, unchecked
+):
+    with (
+        pytest.raises(ProbeError, match=message) as error,
+        probe.reduced(subject, reducer, **options),
+    ):
         logits(subject, row(subject))
     assert "\n" not in str(error.value)
 
@@ -525,7 +613,10 @@ def test_models_and_masks_that_do_not_fit_are_refused(subject, reducer, options,
 @torch.no_grad()
 def test_what_would_go_wrong_without_a_word_is_refused(subject):
     inputs = row(subject)
-    for model, message in ((llama(), "a vision-language model"), (nn.Linear(2, 2), "a transformers model")):
+    for model, message in (
+        (llama(), "a vision-language model"),
+        (nn.Linear(2, 2), "a transformers model"),
+    ):
         with pytest.raises(ProbeError, match=message), probe.reduced(model, FastV(2, 0.5)):
             pass
     with probe.reduced(subject, FastV(2, 0.5)):
@@ -535,7 +626,11 @@ def test_what_would_go_wrong_without_a_word_is_refused(subject):
             subject.model.get_decoder()(inputs_embeds=torch.rand(1, 4, 48))
         cache = subject.model(**inputs, use_cache=True).past_key_values
         with pytest.raises(ProbeError, match="images in the first forward"):
-            subject.model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"], past_key_values=cache)
+            subject.model(
+                input_ids=inputs["input_ids"],
+                pixel_values=inputs["pixel_values"],
+                past_key_values=cache,
+            )
     small, processor = models.llava_next_mistral(layers=3, sliding_window=8)
     windowed = probe.load(small, processor=processor)
     with (

@@ -22,8 +22,14 @@ from probe.reducers import (
     seen,
 )
 
-SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-         "image_size": 48, "patch_size": 8}  # fmt: skip
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 48,
+    "patch_size": 8,
+}
 PATCHES = 36
 
 
@@ -35,7 +41,9 @@ def clip(attn="sdpa"):
 
 def siglip(attn="sdpa"):
     torch.manual_seed(0)
-    return SiglipVisionModel._from_config(SiglipVisionConfig(**SHAPE), attn_implementation=attn).eval()
+    return SiglipVisionModel._from_config(
+        SiglipVisionConfig(**SHAPE), attn_implementation=attn
+    ).eval()
 
 
 def pixels(views=2):
@@ -44,7 +52,9 @@ def pixels(views=2):
 
 @torch.no_grad()
 def shown(tower, layer=-2):
-    """Features, whole attention maps and head-mean keys of the layer whose output they are, the plain way."""
+    """Features, whole attention maps and head-mean keys of the layer whose output they are, the
+    plain way.
+    """
     eager = type(tower)._from_config(tower.config, attn_implementation="eager").eval()
     eager.load_state_dict(tower.state_dict())
     out = eager(pixels(), output_attentions=True, output_hidden_states=True)
@@ -57,7 +67,9 @@ def shown(tower, layer=-2):
 @pytest.mark.parametrize("merge", ["released", "mean"])
 @pytest.mark.parametrize(("tower", "first"), [(clip, 1), (siglip, 0)])
 def test_visionzip_is_its_definition(tower, first, merge):
-    """Selection, merging and both senses of a merged token, in loops; with and without a class token."""
+    """Selection, merging and both senses of a merged token, in loops; with and without a class
+    token.
+    """
     features, attention, keys = shown(tower())
     with torch.no_grad():
         found = encode(tower(), pixels(), VisionZip(9, 4, merge))
@@ -71,7 +83,9 @@ def test_visionzip_is_its_definition(tower, first, merge):
         groups = {target: [] for target in targets}
         for p in rest:
             if p not in targets:
-                likeness = [torch.cosine_similarity(keys[view, p], keys[view, t], 0) for t in targets]
+                likeness = [
+                    torch.cosine_similarity(keys[view, p], keys[view, t], 0) for t in targets
+                ]
                 groups[targets[int(torch.stack(likeness).argmax())]].append(p)
         merged = []
         for target, others in groups.items():
@@ -91,7 +105,10 @@ def test_visionzip_is_its_definition(tower, first, merge):
 def test_nothing_depends_on_the_kernel_or_on_the_other_views():
     for reducer in (VisionZip(9, 4), PruMerge(0.2), PruMerge(0.2, plus=True)):
         with torch.no_grad():
-            found, eager = encode(clip(), pixels(), reducer), encode(clip("eager"), pixels(), reducer)
+            found, eager = (
+                encode(clip(), pixels(), reducer),
+                encode(clip("eager"), pixels(), reducer),
+            )
             alone = encode(clip(), pixels()[1:], reducer)
         assert torch.equal(found.source, eager.source)
         torch.testing.assert_close(found.tokens, eager.tokens, atol=1e-5, rtol=1e-5)
@@ -102,18 +119,35 @@ def test_nothing_depends_on_the_kernel_or_on_the_other_views():
 def test_looking_changes_nothing():
     tower = clip()
     with torch.no_grad():
-        before = tower(pixels(), output_hidden_states=True).last_hidden_state  # transformers adds hooks of its own
-        hooks = [{**module._forward_hooks, **module._forward_pre_hooks} for module in tower.modules()]
+        before = tower(
+            pixels(), output_hidden_states=True
+        ).last_hidden_state  # transformers adds hooks of its own
+        hooks = [
+            {**module._forward_hooks, **module._forward_pre_hooks} for module in tower.modules()
+        ]
         configs = [vars(module.config) for module in tower.modules() if hasattr(module, "config")]
         encode(tower, pixels(), VisionZip(9, 4))
         assert torch.equal(tower(pixels()).last_hidden_state, before)
-    assert [{**module._forward_hooks, **module._forward_pre_hooks} for module in tower.modules()] == hooks
-    assert [vars(module.config) for module in tower.modules() if hasattr(module, "config")] == configs
+    assert [
+        {**module._forward_hooks, **module._forward_pre_hooks} for module in tower.modules()
+    ] == hooks
+    assert [
+        vars(module.config) for module in tower.modules() if hasattr(module, "config")
+    ] == configs
 
 
 @pytest.mark.parametrize(
     ("dominant", "contextual", "tokens"),
-    [(9, 0, 9), (1, 0, 1), (0, 4, 4), (30, 20, 37), (37, 5, 37), (100, 100, 37), (0, 100, 36), (36, 1, 37)],
+    [
+        (9, 0, 9),
+        (1, 0, 1),
+        (0, 4, 4),
+        (30, 20, 37),
+        (37, 5, 37),
+        (100, 100, 37),
+        (0, 100, 36),
+        (36, 1, 37),
+    ],
 )
 def test_visionzip_where_the_authors_code_stops(dominant, contextual, tokens):
     with torch.no_grad():
@@ -123,7 +157,10 @@ def test_visionzip_where_the_authors_code_stops(dominant, contextual, tokens):
     assert torch.isfinite(found.tokens).all()
     assert (found.source[:, 0] == 0).all() == (dominant > 0)  # the class token
     left_out = (found.merged_into < 0).sum(1)
-    assert left_out.tolist() == [0 if contextual and dominant else 1 if contextual else 37 - tokens] * 2
+    assert (
+        left_out.tolist()
+        == [0 if contextual and dominant else 1 if contextual else 37 - tokens] * 2
+    )
 
 
 def test_equal_scores_take_the_first_patch():
@@ -150,7 +187,9 @@ def test_prumerge_is_its_definition():
         assert found.source[view].tolist() == [centre + 1 for centre in centres] + [-1]
         for number, centre in enumerate(centres):
             others = [p for p in range(PATCHES) if p != centre]
-            likeness = [float(torch.cosine_similarity(patch_keys[centre], patch_keys[p], 0)) for p in others]
+            likeness = [
+                float(torch.cosine_similarity(patch_keys[centre], patch_keys[p], 0)) for p in others
+            ]
             near = [p for _, p in sorted(zip(likeness, others, strict=True), reverse=True)[:32]]
             expected = values[centre] + sum(weights[p] * values[p] for p in near)
             torch.testing.assert_close(found.tokens[view, number], expected, atol=1e-5, rtol=0)
@@ -170,7 +209,9 @@ def test_prumerge_without_an_outlier_leaves_one_token():
             found = encode(tower, pixels(), PruMerge(plus=plus))
             features, _, _ = shown(tower)
             assert found.count == (1, 1)
-            torch.testing.assert_close(found.tokens[:, 0], features[:, 1:].sum(1) / 37, atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                found.tokens[:, 0], features[:, 1:].sum(1) / 37, atol=1e-5, rtol=0
+            )
 
 
 @pytest.mark.parametrize("keep", [0.001, 0.34, 0.5, 1.0])
@@ -203,11 +244,18 @@ def test_controls_keep_what_they_say():
             assert (found.source >= 1).all()
             chosen = found.source[..., None].expand(-1, -1, 32)
             assert torch.equal(found.tokens, features.gather(1, chosen))
-        assert torch.equal(encode(clip(), pixels(), Random(9, 3)).kept, encode(clip(), pixels(), Random(9, 3)).kept)
-        assert not torch.equal(encode(clip(), pixels(), Random(9, 4)).kept, encode(clip(), pixels(), Random(9, 3)).kept)
+        assert torch.equal(
+            encode(clip(), pixels(), Random(9, 3)).kept, encode(clip(), pixels(), Random(9, 3)).kept
+        )
+        assert not torch.equal(
+            encode(clip(), pixels(), Random(9, 4)).kept, encode(clip(), pixels(), Random(9, 3)).kept
+        )
         grid = encode(clip(), pixels(), Grid(9)).kept - 1
         assert grid[0].tolist() == [row * 6 + column for row in (1, 3, 5) for column in (1, 3, 5)]
-        whole, dominant = encode(clip(), pixels(), VisionZip(9, 4)), encode(clip(), pixels(), DominantOnly(9))
+        whole, dominant = (
+            encode(clip(), pixels(), VisionZip(9, 4)),
+            encode(clip(), pixels(), DominantOnly(9)),
+        )
         assert torch.equal(dominant.tokens, whole.tokens[:, :9])
         contextual = encode(clip(), pixels(), ContextualOnly(6))
         assert contextual.source[0].tolist() == [1, 7, 13, 19, 25, 31]
@@ -260,9 +308,15 @@ def test_examples(module):
         (lambda: Random(0), "keep as a number of tokens"),
         (lambda: Grid(1.5), "keep as a number of tokens"),
         (lambda: DominantOnly(True), "keep as a number of tokens"),
-        (lambda: encode(clip(), [1], Random(3)), "pixel_values of (view, channel, height, width), got list"),
+        (
+            lambda: encode(clip(), [1], Random(3)),
+            "pixel_values of (view, channel, height, width), got list",
+        ),
         (lambda: encode(clip(), pixels()[0], Random(3)), "got (3, 48, 48)"),
-        (lambda: encode(clip(), pixels(), Random(3), layer=7), "4 hidden states of the encoder, got 7"),
+        (
+            lambda: encode(clip(), pixels(), Random(3), layer=7),
+            "4 hidden states of the encoder, got 7",
+        ),
         (lambda: encode(clip(), pixels(), "VisionZip"), "a reducer of the encoder's output"),
     ],
 )

@@ -1,4 +1,6 @@
-"""Tuning the projector under a reducer: what learns, from what, with how many tokens; and what stays as it was."""
+"""Tuning the projector under a reducer: what learns, from what, with how many tokens; and what
+stays as it was.
+"""
 
 import copy
 from functools import cache
@@ -15,8 +17,14 @@ from probe.reducers import FastV, VisionZip
 from probe.reducers.projector_tuning import Answers, tune
 
 ZIP = VisionZip(3, 1)
-FAST = {"learning_rate": 1e-2, "lr_scheduler_type": "constant", "per_device_train_batch_size": 6,
-        "disable_tqdm": True, "report_to": "none", "logging_steps": 1}  # fmt: skip
+FAST = {
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "constant",
+    "per_device_train_batch_size": 6,
+    "disable_tqdm": True,
+    "report_to": "none",
+    "logging_steps": 1,
+}
 
 
 @cache
@@ -52,10 +60,14 @@ def told(labels):
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
-    """A subject after three steps, the weights it had before, the tokens that the projector was given, the folder."""
+    """A subject after three steps, the weights it had before, the tokens that the projector was
+    given, the folder.
+    """
     own, folder = subject(), tmp_path_factory.mktemp("tuned")
     before, given = weights(own), []
-    hook = own.model.model.multi_modal_projector.register_forward_hook(lambda m, args, out: given.append(out))
+    hook = own.model.model.multi_modal_projector.register_forward_hook(
+        lambda m, args, out: given.append(out)
+    )
     tune(own, samples(), folder, ZIP, batch=6, max_steps=3, **FAST)
     hook.remove()
     return own, before, given, folder
@@ -70,13 +82,17 @@ def test_only_the_projector_learns(tuned):
 
 def test_the_reducer_is_at_work_while_it_learns(tuned):
     _, _, given, _ = tuned
-    learned = [tokens for tokens in given if tokens.requires_grad and tokens.shape[1] > 1]  # the others are stand-ins
+    learned = [
+        tokens for tokens in given if tokens.requires_grad and tokens.shape[1] > 1
+    ]  # the others are stand-ins
     assert len(learned) == 3 and all(tokens.shape[:2] == (1, 6 * 4) for tokens in learned)
 
 
 def test_nothing_else_is_left_behind(tuned):
     own, _, _, folder = tuned
-    assert not own.model.training and all(p.requires_grad and p.grad is None for p in own.model.parameters())
+    assert not own.model.training and all(
+        p.requires_grad and p.grad is None for p in own.model.parameters()
+    )
     assert own.model.config.to_dict() == shipped().model.config.to_dict()
     assert own.model.generation_config.to_dict() == shipped().model.generation_config.to_dict()
     assert own.encode(samples()[0].image, "Is there a red circle?").types.vision.sum() == 36
@@ -100,8 +116,10 @@ def test_learned_are_the_answers_and_their_ends():
 
 def test_a_conversation_ends_with_what_is_learned():
     said = ["Is there a red circle?", "no", "How many circles are there?", "two"]
-    talk = [{"role": ("user", "assistant")[i % 2], "content": [{"type": "text", "text": words}]}
-            for i, words in enumerate(said)]  # fmt: skip
+    talk = [
+        {"role": ("user", "assistant")[i % 2], "content": [{"type": "text", "text": words}]}
+        for i, words in enumerate(said)
+    ]
     talk[0]["content"].insert(0, {"type": "image"})
     row = Answers(shipped())([Sample("1", samples()[0].image, talk)])["labels"][0]
     assert told(row) == "two"
@@ -132,7 +150,9 @@ def test_inside_the_llm(tmp_path):
 )
 def test_what_cannot_be_learned_from_is_one_line(given, options, told, tmp_path):
     bare = tuple(Sample(s.id, s.image, s.question) for s in samples())
-    given = {"no answer": bare, "all": samples()}.get(given, given) if isinstance(given, str) else given
+    given = (
+        {"no answer": bare, "all": samples()}.get(given, given) if isinstance(given, str) else given
+    )
     own = subject()
     with pytest.raises(ProbeError, match=told) as error:
         tune(own, given, tmp_path, ZIP, **{"batch": 6, "max_steps": 1} | FAST | options)

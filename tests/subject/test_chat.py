@@ -1,4 +1,6 @@
-"""A conversation with its cache says what the whole one says without; and where a cache would not do, it has none."""
+"""A conversation with its cache says what the whole one says without; and where a cache would not
+do, it has none.
+"""
 
 import models
 import pytest
@@ -80,7 +82,11 @@ def test_another_question_about_the_image_reuses_it(subject):
 
 @pytest.mark.parametrize("reducer", [Grid(0.5), None])
 def test_what_does_not_look_at_the_question_keeps_the_cache(subject, reducer):
-    block = drop_vision(subject, (2, 3), how="remove") if reducer is None else probe.reduced(subject, reducer)
+    block = (
+        drop_vision(subject, (2, 3), how="remove")
+        if reducer is None
+        else probe.reduced(subject, reducer)
+    )
     with block:
         chat = subject.chat(models.image(0))
         same(chat, subject, QUESTIONS[0])
@@ -94,7 +100,8 @@ def test_what_does_not_look_at_the_question_keeps_the_cache(subject, reducer):
 
 
 @pytest.mark.parametrize(
-    "reducer", [FastV(2, 0.4), PyramidDrop((1, 3), (0.7, 0.3)), SparseVLM(64, recycle=True, layers=(0, 1, 3))]
+    "reducer",
+    [FastV(2, 0.4), PyramidDrop((1, 3), (0.7, 0.3)), SparseVLM(64, recycle=True, layers=(0, 1, 3))],
 )
 def test_what_chooses_by_the_question_begins_anew(subject, reducer):
     with probe.reduced(subject, reducer) as stages:
@@ -109,7 +116,9 @@ def test_what_chooses_by_the_question_begins_anew(subject, reducer):
         kept.restart()
         kept.ask(QUESTIONS[2], max_new_tokens=4)
         assert kept.reused > 9
-        assert all(torch.equal(a, stage.kept) for a, stage in zip(chosen, stages, strict=True)), "nothing was ranked"
+        assert all(torch.equal(a, stage.kept) for a, stage in zip(chosen, stages, strict=True)), (
+            "nothing was ranked"
+        )
 
 
 @torch.no_grad()
@@ -139,7 +148,9 @@ class Logits:
         self.model, self.logits = model, []
 
     def __enter__(self):
-        self.hook = self.model.register_forward_hook(lambda model, args, out: self.logits.append(out.logits[:, -1]))
+        self.hook = self.model.register_forward_hook(
+            lambda model, args, out: self.logits.append(out.logits[:, -1])
+        )
         return self
 
     def __exit__(self, *_):
@@ -161,11 +172,15 @@ def test_never_beams_and_sampling(subject):
         sampled = chat.ask(QUESTIONS[2], max_new_tokens=4, do_sample=True)
         assert chat.reused > 0
         torch.manual_seed(seed)
-        assert sampled == subject.answer(chat.image, chat.messages[:-1], max_new_tokens=4, do_sample=True)
+        assert sampled == subject.answer(
+            chat.image, chat.messages[:-1], max_new_tokens=4, do_sample=True
+        )
         chat.messages = before
 
 
-def test_a_window_that_has_forgotten_and_attention_that_looks_ahead_begin_anew(subject, monkeypatch):
+def test_a_window_that_has_forgotten_and_attention_that_looks_ahead_begin_anew(
+    subject, monkeypatch
+):
     model, processor = models.llava_next_mistral(layers=3, sliding_window=24)
     windowed = probe.load(model, processor=processor)
     chat = windowed.chat(models.image(0))
@@ -195,7 +210,9 @@ def test_an_interrupted_question_leaves_nothing_wrong(subject):
 
 
 def test_mistakes_are_told_in_a_line(subject):
-    with pytest.raises(ProbeError, match=r"chat: expected keep='exact', 'always', 'never', got 'sometimes'"):
+    with pytest.raises(
+        ProbeError, match=r"chat: expected keep='exact', 'always', 'never', got 'sometimes'"
+    ):
         subject.chat(models.image(0), keep="sometimes")
     with pytest.raises(ProbeError, match=r"options that model\.generate takes"):
         subject.chat(models.image(0)).ask("why?", wrong=1)

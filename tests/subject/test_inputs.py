@@ -7,7 +7,12 @@ from probe.errors import ProbeError
 from probe.subject.inputs import collate, with_response
 from probe.subject.subject import load
 
-QUESTIONS = [("what is in the picture?", 1), ("why?", 2), ("", 1), ("how many circles are there in the picture?", 0)]
+QUESTIONS = [
+    ("what is in the picture?", 1),
+    ("why?", 2),
+    ("", 1),
+    ("how many circles are there in the picture?", 0),
+]
 
 
 def subject_of(factory):
@@ -18,7 +23,9 @@ def subject_of(factory):
 def rows_of(subject, response=None):
     sizes = [(40, 30), (90, 20), (20, 70)]
     return [
-        subject.encode([models.image(seed, *sizes[seed + row]) for seed in range(count)], question, response)
+        subject.encode(
+            [models.image(seed, *sizes[seed + row]) for seed in range(count)], question, response
+        )
         for row, (question, count) in enumerate(QUESTIONS)
         if row + count <= len(sizes) or count == 0
     ]
@@ -35,7 +42,9 @@ def test_a_batch_computes_and_knows_what_its_rows_do(factory, side):
         for index, row in enumerate(rows):
             width = row["input_ids"].shape[1]
             place = slice(-width, None) if side == "left" else slice(width)
-            torch.testing.assert_close(together[index, place], subject.model(**row).logits[0], atol=3e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                together[index, place], subject.model(**row).logits[0], atol=3e-5, rtol=1e-4
+            )
             assert batch["input_ids"][index, place].tolist() == row["input_ids"][0].tolist()
             for name in ("ids", "vision", "role", "turn", "is_query"):
                 ours = getattr(batch.types, name)[index, place]
@@ -54,20 +63,31 @@ def test_a_response_of_ids_is_appended_as_it_is_and_its_end_is_instruction():
     assert answered["attention_mask"].shape == answered["input_ids"].shape
     assert answered["attention_mask"].all()
     assert [answered.types.names[id] for id in answered.types.ids[0, -5:]] == [
-        "last", "response", "response", "response", "instruction"
-    ]  # fmt: skip
+        "last",
+        "response",
+        "response",
+        "response",
+        "instruction",
+    ]
     assert answered.types.is_query[0].tolist()[-2:] == [True, False]
     assert answered.response == [subject.processor.tokenizer.decode([7, 300, 7]).strip()]
     assert prompt.response == [""]
     assert prompt["input_ids"].shape[1] == answered["input_ids"].shape[1] - 4
     unfinished = with_response(prompt, torch.tensor([7, 300]))
-    assert [unfinished.types.names[id] for id in unfinished.types.ids[0, -2:]] == ["response", "response"]
+    assert [unfinished.types.names[id] for id in unfinished.types.ids[0, -2:]] == [
+        "response",
+        "response",
+    ]
     assert unfinished.types.is_query[0].tolist()[-2:] == [True, False]
 
 
-@pytest.mark.parametrize("ids", [(7, 9), [np.int64(7), np.int32(9)], np.array([7, 9], np.int32), [torch.tensor(7), 9]])
+@pytest.mark.parametrize(
+    "ids", [(7, 9), [np.int64(7), np.int32(9)], np.array([7, 9], np.int32), [torch.tensor(7), 9]]
+)
 def test_ids_of_any_kind_of_whole_number(ids):
-    assert with_response(subject_of(models.llava15).encode(None, "why?"), ids)["input_ids"][0, -2:].tolist() == [7, 9]
+    assert with_response(subject_of(models.llava15).encode(None, "why?"), ids)["input_ids"][
+        0, -2:
+    ].tolist() == [7, 9]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +112,9 @@ def test_what_cannot_be_ids_of_a_response_is_told_in_a_line(ids, message):
 
 def test_an_answer_that_is_nothing_but_its_end():
     subject = subject_of(models.llava15)
-    answered = with_response(subject.encode(None, "why?"), [subject.processor.tokenizer.eos_token_id])
+    answered = with_response(
+        subject.encode(None, "why?"), [subject.processor.tokenizer.eos_token_id]
+    )
     assert not answered.types.mask("response").any()
     assert answered.types.is_query[0].tolist()[-2:] == [True, False]
 

@@ -27,10 +27,18 @@ def test_a_folder_is_loaded_as_it_was_saved(folder):
     model, _ = models.llava15()
     inputs = subject.encode(models.image(), "what?")
     with torch.no_grad():
-        torch.testing.assert_close(subject.model(**inputs).logits, model(**inputs).logits, atol=0, rtol=0)
+        torch.testing.assert_close(
+            subject.model(**inputs).logits, model(**inputs).logits, atol=0, rtol=0
+        )
     assert not subject.model.training
     described = subject.describe()
-    expected = {"model": str(folder), "dtype": "float32", "attention": "sdpa", "device": "cpu", "aspect": "crop"}
+    expected = {
+        "model": str(folder),
+        "dtype": "float32",
+        "attention": "sdpa",
+        "device": "cpu",
+        "aspect": "crop",
+    }
     assert described | expected | {"quantization": "none", "toy": "false"} == described
 
 
@@ -53,12 +61,21 @@ def test_the_revision_of_a_folder_follows_its_config_and_weights(folder):
 def original(tmp_path):
     """LLaVA-Mini in its authors' layout, as a .bin file."""
     case = COPIES / "llava_mini" / "hd_c8_p1_vicuna"
-    meta, tensors = json.loads(case.with_suffix(".json").read_text()), load_file(case.with_suffix(".safetensors"))
-    weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
+    meta, tensors = (
+        json.loads(case.with_suffix(".json").read_text()),
+        load_file(case.with_suffix(".safetensors")),
+    )
+    weights = {
+        name.removeprefix("weights."): t
+        for name, t in tensors.items()
+        if name.startswith("weights.")
+    }
     folder = tmp_path / "original"
     (folder / "clip").mkdir(parents=True)
     (folder / "clip" / "config.json").write_text(json.dumps(meta["vision_config"]))
-    (folder / "config.json").write_text(json.dumps(meta["config"] | {"mm_vision_tower": str(folder / "clip")}))
+    (folder / "config.json").write_text(
+        json.dumps(meta["config"] | {"mm_vision_tower": str(folder / "clip")})
+    )
     torch.save(weights, folder / "pytorch_model.bin")
     models.llama_tokenizer().save_pretrained(folder)
     return folder
@@ -66,26 +83,38 @@ def original(tmp_path):
 
 def test_the_authors_own_folder_is_loaded_as_it_is(original):
     subject = load(original, dtype="bf16", attn="eager")
-    assert type(subject.model).__name__ == "LlavaMiniForConditionalGeneration" and not subject.model.training
+    assert (
+        type(subject.model).__name__ == "LlavaMiniForConditionalGeneration"
+        and not subject.model.training
+    )
     assert (subject.model.dtype, subject.describe()["attention"]) == (torch.bfloat16, "eager")
     assert subject.processor.compressor_size == 8 and subject.processor.image_token_id == 128
     before = subject.revision
     weights = torch.load(original / "pytorch_model.bin")
-    torch.save(weights | {"lm_head.weight": weights["lm_head.weight"] + 1}, original / "pytorch_model.bin")
+    torch.save(
+        weights | {"lm_head.weight": weights["lm_head.weight"] + 1}, original / "pytorch_model.bin"
+    )
     assert load(original).revision != before  # .bin files count, too
-    with pytest.raises(ProbeError, match=r"a native folder to quantize, got .*; probe convert .* --out NATIVE, then"):
+    with pytest.raises(
+        ProbeError,
+        match=r"a native folder to quantize, got .*; probe convert .* --out NATIVE, then",
+    ):
         load(original, quantization="8bit")
     for file in original.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(ProbeError, match="expected a processor with a tokenizer"):
         load(original)
     (original / "pytorch_model.bin").write_bytes(b"PK")
-    with pytest.raises(ProbeError, match=r"load: expected a whole weight file, got pytorch_model.bin"):
+    with pytest.raises(
+        ProbeError, match=r"load: expected a whole weight file, got pytorch_model.bin"
+    ):
         load(original)
 
 
 def test_the_authors_layout_on_the_hub_says_what_to_do(original, monkeypatch):
-    monkeypatch.setattr("probe.models.llava_mini.is_original", lambda folder: False)  # as if it were not a folder
+    monkeypatch.setattr(
+        "probe.models.llava_mini.is_original", lambda folder: False
+    )  # as if it were not a folder
     with pytest.raises(ProbeError, match=r"hf download .* --local-dir FOLDER\) and load FOLDER"):
         load(original)
 
@@ -120,7 +149,9 @@ def test_what_old_processors_leave_out_comes_from_the_config_without_touching_th
 def test_a_processor_that_disagrees_with_the_model_is_named_with_numbers():
     model, processor = models.llava15()
     processor.num_additional_image_tokens = 0
-    with pytest.raises(ProbeError, match=r"expected 16 placeholders, .* got 15; check its patch_size"):
+    with pytest.raises(
+        ProbeError, match=r"expected 16 placeholders, .* got 15; check its patch_size"
+    ):
         load(model, processor=processor).encode(models.image(), "what?")
 
 
@@ -130,7 +161,13 @@ def in_memory(model):
 
 def text_only():
     return LlamaForCausalLM(
-        LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)
+        LlamaConfig(
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            vocab_size=9,
+        )
     )
 
 
@@ -178,31 +215,79 @@ def cut_short(name):
         (cut_short("tokenizer.json"), "that transformers can load"),
         (cut_short("config.json"), "that transformers can load"),
         (lambda path: load("a" * 300), "got 'aaa.*which is none of these"),
-        (lambda path: load("tiny-llava", device="foo"), r"a device of this machine \(cpu.*\), got 'foo'"),
-        (lambda path: load("tiny-llava", device="cuda:99"), "a device of this machine .* got 'cuda:99'"),
-        (lambda path: load(*models.llava15(), device="xpu"), "a device of this machine .* got 'xpu'"),
-        (lambda path: load("tiny-llava", dtype=torch.int8), "expected a dtype of float32, .* got torch.int8"),
-        (lambda path: load("tiny-lava"), "expected tiny-llava, tiny-llava-mini, a folder, or .* got 'tiny-lava'"),
+        (
+            lambda path: load("tiny-llava", device="foo"),
+            r"a device of this machine \(cpu.*\), got 'foo'",
+        ),
+        (
+            lambda path: load("tiny-llava", device="cuda:99"),
+            "a device of this machine .* got 'cuda:99'",
+        ),
+        (
+            lambda path: load(*models.llava15(), device="xpu"),
+            "a device of this machine .* got 'xpu'",
+        ),
+        (
+            lambda path: load("tiny-llava", dtype=torch.int8),
+            "expected a dtype of float32, .* got torch.int8",
+        ),
+        (
+            lambda path: load("tiny-lava"),
+            "expected tiny-llava, tiny-llava-mini, a folder, or .* got 'tiny-lava'",
+        ),
         (lambda path: load("nobody/nothing-of-that-name"), "got 'nobody/nothing-of-that-name': "),
         (lambda path: load(str(path / "missing")), "got '.*missing', which is none of these"),
         (lambda path: load(str(path)), "expected a folder with config.json"),
         (without("model.safetensors"), "expected a checkpoint that transformers can load"),
-        (without("tokenizer.json", "tokenizer_config.json"), "expected a checkpoint that transformers can load"),
+        (
+            without("tokenizer.json", "tokenizer_config.json"),
+            "expected a checkpoint that transformers can load",
+        ),
         (saved(text_only), "expected a vision-language model, got '.*', a model of text only"),
         (in_memory(text_only), "names an image token, got LlamaForCausalLM without one"),
-        (in_memory(lambda: nn.Linear(1, 1)), "expected a name or a transformers model, got a Linear"),
-        (in_memory(compiled_in_place), "not compiled, got a compiled LlavaForConditionalGeneration"),
-        (in_memory(lambda: torch.compile(models.llava15()[0])), "got a compiled LlavaForConditionalGeneration"),
-        (lambda path: load(models.llava15()[0]), "expected a processor .* got none; pass processor="),
-        (lambda path: load(models.llava15()[0], processor=models.llama_tokenizer()), "image processor, got Tok"),
-        (lambda path: load("tiny-llava", dtype="int3"), "expected a dtype of float32, .* got 'int3'"),
-        (lambda path: load("tiny-llava", quantization="2bit"), "expected quantization '4bit' or '8bit'"),
+        (
+            in_memory(lambda: nn.Linear(1, 1)),
+            "expected a name or a transformers model, got a Linear",
+        ),
+        (
+            in_memory(compiled_in_place),
+            "not compiled, got a compiled LlavaForConditionalGeneration",
+        ),
+        (
+            in_memory(lambda: torch.compile(models.llava15()[0])),
+            "got a compiled LlavaForConditionalGeneration",
+        ),
+        (
+            lambda path: load(models.llava15()[0]),
+            "expected a processor .* got none; pass processor=",
+        ),
+        (
+            lambda path: load(models.llava15()[0], processor=models.llama_tokenizer()),
+            "image processor, got Tok",
+        ),
+        (
+            lambda path: load("tiny-llava", dtype="int3"),
+            "expected a dtype of float32, .* got 'int3'",
+        ),
+        (
+            lambda path: load("tiny-llava", quantization="2bit"),
+            "expected quantization '4bit' or '8bit'",
+        ),
         (lambda path: load(*models.llava15(), quantization="4bit"), "got a model in memory"),
-        (lambda path: load(*models.llava15(), attn="nonsense"), "expected attn .*sdpa.* got 'nonsense'"),
-        (lambda path: load(*models.llava15(), aspect="stretch"), "expected aspect=None or 'crop'.* got 'stretch'"),
-        (lambda path: load(*models.llava_next_vicuna(), aspect="pad"), "aspect=None or 'anyres'.* got 'pad'"),
+        (
+            lambda path: load(*models.llava15(), attn="nonsense"),
+            "expected attn .*sdpa.* got 'nonsense'",
+        ),
+        (
+            lambda path: load(*models.llava15(), aspect="stretch"),
+            "expected aspect=None or 'crop'.* got 'stretch'",
+        ),
+        (
+            lambda path: load(*models.llava_next_vicuna(), aspect="pad"),
+            "aspect=None or 'anyres'.* got 'pad'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_one_clear_line(mistake, message, tmp_path):
     with pytest.raises(ProbeError, match=message) as error:
         mistake(tmp_path)
@@ -211,13 +296,20 @@ def test_mistakes_are_one_clear_line(mistake, message, tmp_path):
 
 def test_quantization_without_its_packages_says_how_to_get_them(monkeypatch):
     monkeypatch.setattr(checkpoint, "find_spec", lambda name: None)
-    with pytest.raises(ProbeError, match=r"got no bitsandbytes and no accelerate; pip install 'probe-llava\[quant"):
+    with pytest.raises(
+        ProbeError, match=r"got no bitsandbytes and no accelerate; pip install 'probe-llava\[quant"
+    ):
         load("tiny-llava", quantization="4bit")
 
 
 def test_quantized_weights_are_asked_for_on_the_device(monkeypatch):
     monkeypatch.setattr(checkpoint, "find_spec", lambda name: name)
-    monkeypatch.setattr(checkpoint, "BitsAndBytesConfig", dict)  # the real one looks for the package
+    monkeypatch.setattr(
+        checkpoint, "BitsAndBytesConfig", dict
+    )  # the real one looks for the package
     options = checkpoint._quantized("4bit", torch.device("cuda:0"))
     assert options["device_map"] == {"": torch.device("cuda:0")}
-    assert options["quantization_config"] == {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.bfloat16}
+    assert options["quantization_config"] == {
+        "load_in_4bit": True,
+        "bnb_4bit_compute_dtype": torch.bfloat16,
+    }

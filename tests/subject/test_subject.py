@@ -24,14 +24,18 @@ def subject_of(factory=models.llava15, **overrides):
 
 def said(subject, inputs, name):
     """The text of a type, special tokens too."""
-    return subject.processor.tokenizer.decode(inputs["input_ids"][0][torch.from_numpy(inputs.types.mask(name)[0])])
+    return subject.processor.tokenizer.decode(
+        inputs["input_ids"][0][torch.from_numpy(inputs.types.mask(name)[0])]
+    )
 
 
 @pytest.mark.parametrize("factory", models.FACTORIES)
 def test_what_is_encoded_is_what_the_processor_encodes(factory):
     subject = subject_of(factory)
     pictures = [models.image(0), models.image(1, 80, 20)]
-    conversation = [{"role": "user", "content": [IMAGE, {"type": "text", "text": "which is red?"}, IMAGE]}]
+    conversation = [
+        {"role": "user", "content": [IMAGE, {"type": "text", "text": "which is red?"}, IMAGE]}
+    ]
     inputs = subject.encode(pictures, conversation)
     prompt = subject.processor.apply_chat_template(conversation, add_generation_prompt=True)
     plain = subject.processor(text=prompt, images=pictures, return_tensors="pt")
@@ -74,13 +78,18 @@ def test_a_generated_answer_encoded_again_is_itself(factory):
     with torch.no_grad():
         logits = subject.model(**answered).logits[0]
     start = prompt["input_ids"].shape[1] - 1
-    assert logits[start:-1].argmax(-1).tolist() == ids.tolist()  # greedy: each row predicts what followed
+    assert (
+        logits[start:-1].argmax(-1).tolist() == ids.tolist()
+    )  # greedy: each row predicts what followed
 
 
 @pytest.mark.parametrize("factory", models.FACTORIES)
 def test_a_padded_batch_generates_what_its_rows_do(factory):
     subject = subject_of(factory)
-    rows = [subject.encode(models.image(0), "why?"), subject.encode(None, "what is in the picture?")]
+    rows = [
+        subject.encode(models.image(0), "why?"),
+        subject.encode(None, "what is in the picture?"),
+    ]
     together = subject.generate_ids(collate(rows), 5)
     for ids, row in zip(together, rows, strict=True):
         assert ids.tolist() == subject.generate_ids(row, 5)[0].tolist()
@@ -90,7 +99,10 @@ def test_generated_ids_end_with_the_end_of_turn_and_without_padding():
     subject = subject_of()
     rows = [subject.encode(None, question) for question in ("why?", "what is it?", "a")]
     (free, *_) = subject.generate_ids(collate(rows), 4)
-    subject.model.generation_config.eos_token_id = [int(free[1]), 2]  # the first row now ends at its second token
+    subject.model.generation_config.eos_token_id = [
+        int(free[1]),
+        2,
+    ]  # the first row now ends at its second token
     ended = subject.generate_ids(collate(rows), 4)
     assert ended[0].tolist() == free[:2].tolist()
     assert subject.encode(None, "why?", ended[0]).types.mask("response").sum() == 1
@@ -101,12 +113,16 @@ def test_answers_are_greedy_unless_asked_otherwise_and_nothing_is_warned_of(capl
     subject.model.generation_config.update(do_sample=True, temperature=0.2, top_p=0.9)
     transformers_logging.enable_propagation()
     with caplog.at_level(logging.WARNING):
-        answers = {subject.answer(models.image(), "what is it?", max_new_tokens=5) for _ in range(3)}
+        answers = {
+            subject.answer(models.image(), "what is it?", max_new_tokens=5) for _ in range(3)
+        }
     transformers_logging.disable_propagation()
     assert len(answers) == 1
     assert caplog.records == []
     torch.manual_seed(0)
-    sampled = {subject.answer(None, "hi", 5, do_sample=True, temperature=3.0, top_p=1.0) for _ in range(4)}
+    sampled = {
+        subject.answer(None, "hi", 5, do_sample=True, temperature=3.0, top_p=1.0) for _ in range(4)
+    }
     assert len(sampled) > 1
 
 
@@ -120,7 +136,9 @@ def test_padding_the_image_is_a_choice_that_is_kept_and_shown():
     assert cropped.grid[0].box[0].tolist() == [0.375, 0, 0.4375, 0.25]
     assert padded.grid[0].box[0].tolist() == [0, -1.5, 0.25, -0.5]
     square = models.image(0, 40, 40)
-    assert torch.equal(crop.encode(square, "what?")["pixel_values"], pad.encode(square, "what?")["pixel_values"])
+    assert torch.equal(
+        crop.encode(square, "what?")["pixel_values"], pad.encode(square, "what?")["pixel_values"]
+    )
 
 
 @pytest.mark.parametrize("factory", [models.llava15, models.llava_next_mistral])
@@ -163,24 +181,50 @@ def answer(*more, **options):
     [
         (encode("nothing.jpg", "why?"), "expected an image file, got 'nothing.jpg' .no such file"),
         (encode(None, "what is <image>?"), "words without <image>"),
-        (encode(None, "what?", "a <image>"), "response: expected words without <image>.* got 'a <image>'"),
+        (
+            encode(None, "what?", "a <image>"),
+            "response: expected words without <image>.* got 'a <image>'",
+        ),
         (encode(None, None), "expected words, or a conversation .a list of messages., got None"),
         (encode(None, 5), "expected words, or a conversation .*, got 5"),
         (encode(None, ["why?"]), "expected words, or a conversation .*, got .'why"),
-        (answer(temprature=0.5), "generate: expected options that model.generate takes, got temprature: "),
-        (answer(num_return_sequences=2, do_sample=True), "one answer a prompt, as ids, got num_return_sequences=2"),
-        (answer(return_dict_in_generate=True), "one answer a prompt, as ids, got return_dict_in_generate=True"),
+        (
+            answer(temprature=0.5),
+            "generate: expected options that model.generate takes, got temprature: ",
+        ),
+        (
+            answer(num_return_sequences=2, do_sample=True),
+            "one answer a prompt, as ids, got num_return_sequences=2",
+        ),
+        (
+            answer(return_dict_in_generate=True),
+            "one answer a prompt, as ids, got return_dict_in_generate=True",
+        ),
         (answer(0), "expected max_new_tokens of 1 or more, got 0"),
         (encode(None, [{"role": "user", "content": [IMAGE]}]), r"\(0 given\), got 1 image item"),
-        (encode(models.image(), "a " * 200, max_positions=64), "expected at most 64 tokens.* got 2.. tokens"),
-        (encode(None, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "c"),
-         "expected one response, got a conversation that ends with one"),
+        (
+            encode(models.image(), "a " * 200, max_positions=64),
+            "expected at most 64 tokens.* got 2.. tokens",
+        ),
+        (
+            encode(
+                None, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "c"
+            ),
+            "expected one response, got a conversation that ends with one",
+        ),
         (encode(models.image(0, 1, 300_000), "why?"), "less long and thin, got 1 x 300000 pixels"),
-        (lambda _: (s := subject_of()).generate_ids(s.encode(None, "a", "b")), "rows that end with their prompt"),
-        (lambda _: (s := subject_of()).generate_ids(
-            collate([s.encode(None, "a"), s.encode(None, "a b c")], side="right")), "got a response or padding"),
+        (
+            lambda _: (s := subject_of()).generate_ids(s.encode(None, "a", "b")),
+            "rows that end with their prompt",
+        ),
+        (
+            lambda _: (s := subject_of()).generate_ids(
+                collate([s.encode(None, "a"), s.encode(None, "a b c")], side="right")
+            ),
+            "got a response or padding",
+        ),
     ],
-)  # fmt: skip
+)
 @pytest.mark.usefixtures("unchecked")
 def test_mistakes_are_one_clear_line(mistake, message, tmp_path):
     with pytest.raises(ProbeError, match=message) as error:
@@ -216,9 +260,14 @@ TURNS = st.lists(st.tuples(WORDS, WORDS), max_size=2)
     st.sampled_from(["last", "all"]),
 )
 def test_types_partition_whatever_is_said(name, earlier, question, pictures, response, turns):
-    messages = [{"role": role, "content": words} for pair in earlier
-                for role, words in zip(("user", "assistant"), pair, strict=True)]  # fmt: skip
-    messages.append({"role": "user", "content": [*[IMAGE] * pictures, {"type": "text", "text": question}]})
+    messages = [
+        {"role": role, "content": words}
+        for pair in earlier
+        for role, words in zip(("user", "assistant"), pair, strict=True)
+    ]
+    messages.append(
+        {"role": "user", "content": [*[IMAGE] * pictures, {"type": "text", "text": question}]}
+    )
     shown = [models.image(seed, 30 + 20 * seed, 40) for seed in range(pictures)]
     inputs = SUBJECTS[name].encode(shown, messages, response, types="fine", turns=turns)
     masks = np.stack([inputs.types.mask(fine) for fine in FINE])

@@ -1,4 +1,6 @@
-"""Where patches are: by painting the original image, and by following features through the model."""
+"""Where patches are: by painting the original image, and by following features through the
+model.
+"""
 
 import models
 import numpy as np
@@ -61,7 +63,9 @@ def test_painting_inside_a_box_changes_that_patch_most(aspect, factory, size):
     for key in np.random.default_rng(0).permutation(visible)[:12]:
         left, top, right, bottom = np.round(seen[key] * [*size, *size]).astype(int)
         painted = blank.copy()
-        painted.paste("white", (int(left), int(top), max(int(right), left + 1), max(int(bottom), top + 1)))
+        painted.paste(
+            "white", (int(left), int(top), max(int(right), left + 1), max(int(bottom), top + 1))
+        )
         after = pixels(processor, [painted], aspect)
         tile = int(grid.tile[key])
         assert brightest_patch(after[tile] - before[tile], 4) == (grid.row[key], grid.col[key])
@@ -76,7 +80,9 @@ def test_padding_is_outside_the_image_and_of_the_processors_mean_colour(size):
     for row, col in zip(grid.row[~outside], grid.col[~outside], strict=True):
         assert shown[:, row * 8 : row * 8 + 8, col * 8 : col * 8 + 8].max() > 1
     mean = shown[:, 0, 0]
-    assert mean.abs().max() < 0.02  # a whole number of 255 near the mean, which the processor takes away
+    assert (
+        mean.abs().max() < 0.02
+    )  # a whole number of 255 near the mean, which the processor takes away
 
 
 def test_the_processor_that_pads_by_itself_does_what_we_do():
@@ -94,20 +100,33 @@ def test_llava15_has_a_square_of_24_by_24():
     model, processor = models.llava15(side=336, patch=14)
     grid = vision_grid(model, processor, [(640, 480)], "crop")
     assert len(grid) == 576
-    assert [grid.row[0], grid.col[1], grid.row[24], grid.col[24], grid.row[575], grid.col[575]] == [0, 1, 1, 0, 23, 23]
-    np.testing.assert_allclose(grid.box[0, :2], [80 / 640, 0], atol=2e-3)  # the middle 480 of 640 columns
+    assert [grid.row[0], grid.col[1], grid.row[24], grid.col[24], grid.row[575], grid.col[575]] == [
+        0,
+        1,
+        1,
+        0,
+        23,
+        23,
+    ]
+    np.testing.assert_allclose(
+        grid.box[0, :2], [80 / 640, 0], atol=2e-3
+    )  # the middle 480 of 640 columns
     np.testing.assert_allclose(grid.box[575, 2:], [560 / 640, 1], atol=2e-3)
 
 
 @pytest.mark.parametrize("factory", [models.llava_next_vicuna, models.llava_next_mistral])
-@pytest.mark.parametrize("sizes", [[(40, 30)], [(90, 20), (20, 100)], [(33, 32)], [(1, 1), (200, 60)], [(31, 95)]])
+@pytest.mark.parametrize(
+    "sizes", [[(40, 30)], [(90, 20), (20, 100)], [(33, 32)], [(1, 1), (200, 60)], [(31, 95)]]
+)
 def test_next_tokens_are_where_the_model_put_their_features(factory, sizes):
     model, processor = factory()
     pictures = [models.image(seed, *size) for seed, size in enumerate(sizes)]
     inputs = processor(text=["<image>" * len(sizes) + " a"], images=pictures, return_tensors="pt")
     caught = {}
     base = model.model
-    base.multi_modal_projector.register_forward_hook(lambda m, args, out: caught.update(features=out))
+    base.multi_modal_projector.register_forward_hook(
+        lambda m, args, out: caught.update(features=out)
+    )
     base.language_model.register_forward_pre_hook(
         lambda m, args, kwargs: caught.update(embeds=kwargs["inputs_embeds"]), with_kwargs=True
     )
@@ -141,7 +160,9 @@ def test_tiles_of_next_cover_the_image_once():
     model, processor = models.llava_next_vicuna(side=64, patch=4)
     for width, height in SIZES:
         grid = vision_grid(model, processor, [(width, height)], "anyres")
-        assert area(grid.box[grid.tile > 0].clip(0, 1)).sum() == pytest.approx(1, abs=0.15)  # in whole patches
+        assert area(grid.box[grid.tile > 0].clip(0, 1)).sum() == pytest.approx(
+            1, abs=0.15
+        )  # in whole patches
         assert area(grid.box[grid.tile == 0]).sum() == pytest.approx(1)
 
 

@@ -1,4 +1,5 @@
-"""Benchmarks: official local files in, samples out; a scorer; and the official answer format back out.
+"""Benchmarks: official local files in, samples out; a scorer; and the official answer format back
+out.
 
     gqa = named("gqa")
     benchmark = gqa.read("data/gqa")                       # .samples; .problems: rows that can't be used
@@ -6,10 +7,10 @@
     gqa.summarise(benchmark.samples, predictions)          # {"accuracy": 61.9, ...}, in percent
     gqa.export(benchmark.samples, predictions, "out/")     # what the official scorer reads
 
-Every module has these four functions, `HEADLINE` (the number that papers print) and `SPLITS` (the first is
-the default). Where `HEADLINE` is no mean of `score` there is `weighted`, the same number when each sample counts so
-often, as a bootstrap needs it, and its `LABEL`. `predictions` maps a sample's id to the generated text. This file is
-the map; nothing is loaded by it.
+Every module has these four functions, `HEADLINE` (the number that papers print) and `SPLITS` (the
+first is the default). Where `HEADLINE` is no mean of `score` there is `weighted`, the same number
+when each sample counts so often, as a bootstrap needs it, and its `LABEL`. `predictions` maps a
+sample's id to the generated text. This file is the map; nothing is loaded by it.
 """
 
 from importlib import import_module

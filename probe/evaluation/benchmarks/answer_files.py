@@ -1,6 +1,7 @@
 """Answers: which samples have one, and LLaVA's answer file.
 
-{"question_id": "20602803", "prompt": "Is the ground blue or brown?\\nAnswer the ...", "text": "Brown",
+{"question_id": "20602803", "prompt": "Is the ground blue or brown?\\nAnswer the ...", "text":
+"Brown",
  "answer_id": "20602803", "model_id": "tiny-llava", "metadata": {}}
 """
 
@@ -16,12 +17,15 @@ from probe.data.sample import Sample
 
 
 def answered(samples: Iterable[Sample], predictions: Mapping[str, str]) -> list[tuple[Sample, str]]:
-    """The samples that have a prediction. A failed sample has none: it is counted apart, not as wrong."""
+    """The samples that have a prediction. A failed sample has none: it is counted apart, not as
+    wrong.
+    """
     return [(sample, predictions[sample.id]) for sample in samples if sample.id in predictions]
 
 
 def percent(scores: Iterable[float]) -> float:
-    """The mean in percent; scores that are NaN (no answer is known) are left out, and of nothing it is NaN.
+    """The mean in percent; scores that are NaN (no answer is known) are left out, and of nothing it
+    is NaN.
 
     >>> percent([1, 0, float("nan")]), percent([])
     (50.0, nan)
@@ -31,7 +35,9 @@ def percent(scores: Iterable[float]) -> float:
     return float(100 * values.mean()) if len(values) else float("nan")
 
 
-def weighted_percent(values: Float[np.ndarray, "sample case"], times: Int[np.ndarray, "sample"]) -> np.ndarray:
+def weighted_percent(
+    values: Float[np.ndarray, "sample case"], times: Int[np.ndarray, "sample"]
+) -> np.ndarray:
     """The mean of each case in percent when each sample counts so often; NaN is left out.
 
     >>> weighted_percent(np.array([[1.0], [0.0], [np.nan]]), np.array([3, 1, 5]))
@@ -39,7 +45,10 @@ def weighted_percent(values: Float[np.ndarray, "sample case"], times: Int[np.nda
     """
     counts = times @ ~np.isnan(values)
     return np.divide(
-        100.0 * (times @ np.nan_to_num(values)), counts, out=np.full(counts.shape, np.nan), where=counts > 0
+        100.0 * (times @ np.nan_to_num(values)),
+        counts,
+        out=np.full(counts.shape, np.nan),
+        where=counts > 0,
     )
 
 
@@ -49,16 +58,25 @@ def counted(samples: Sequence[Sample], pairs: Sequence[tuple[Sample, str]]) -> d
 
 
 def write_llava(
-    samples: Iterable[Sample], predictions: Mapping[str, str], path: str | Path, model: str = "probe"
+    samples: Iterable[Sample],
+    predictions: Mapping[str, str],
+    path: str | Path,
+    model: str = "probe",
 ) -> Path:
-    """LLaVA's answer file (JSON lines), which its scripts and the official scorers behind them read."""
+    """LLaVA's answer file (JSON lines), which its scripts and the official scorers behind them
+    read.
+    """
     rows = (
         {
-            "question_id": sample.meta["question_id"], "prompt": sample.question, "text": text,
-            "answer_id": sample.id, "model_id": model, "metadata": {},
+            "question_id": sample.meta["question_id"],
+            "prompt": sample.question,
+            "text": text,
+            "answer_id": sample.id,
+            "model_id": model,
+            "metadata": {},
         }
         for sample, text in answered(samples, predictions)
-    )  # fmt: skip
+    )
     return write_lines(rows, path)
 
 

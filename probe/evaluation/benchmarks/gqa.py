@@ -7,8 +7,9 @@
       "semantic": "attr", "detailed": "chooseAttr"}, "groups": {...}, "semantic": [...], "entailed": [],
       "equivalent": [...]}}
 
-Rule: LLaVA's scripts/convert_gqa_for_eval.py strips full stops at the end and lower-cases; GQA's eval.py
-compares with `==`. No article, number or punctuation rule. Questions that are not balanced are not asked.
+Rule: LLaVA's scripts/convert_gqa_for_eval.py strips full stops at the end and lower-cases; GQA's
+eval.py compares with `==`. No article, number or punctuation rule. Questions that are not balanced
+are not asked.
 """
 
 from collections import defaultdict
@@ -27,7 +28,9 @@ SPLITS = ("testdev_balanced", "val_balanced")
 
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
-    """Reads `<split>_questions.json` and finds each question's image. Raises ProbeError on an unreadable file."""
+    """Reads `<split>_questions.json` and finds each question's image. Raises ProbeError on an
+    unreadable file.
+    """
     data, reading = DataFolder("gqa", folder), RowReader("gqa", split)
     file = data.find(f"{split}_questions.json", f"questions1.2/{split}_questions.json")
     questions, repeated = json_object("gqa", file)
@@ -42,13 +45,19 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
 def _sample(data: DataFolder, key: str, row: Any) -> Sample:
     image, types = identifier(row, "imageId"), entry(row, "types", dict)
     meta = {
-        "question_id": key, "unit": key, "image": image,
-        "kind": entry(types, "semantic"), "structural": entry(types, "structural"),
-    }  # fmt: skip
+        "question_id": key,
+        "unit": key,
+        "image": image,
+        "kind": entry(types, "semantic"),
+        "structural": entry(types, "structural"),
+    }
     return Sample(
-        key, data.image(f"images/{image}.jpg"), question_text(row) + SINGLE_WORD,
-        answer=question_text(row, "answer"), meta=meta,
-    )  # fmt: skip
+        key,
+        data.image(f"images/{image}.jpg"),
+        question_text(row) + SINGLE_WORD,
+        answer=question_text(row, "answer"),
+        meta=meta,
+    )
 
 
 def submitted(prediction: str) -> str:
@@ -71,15 +80,23 @@ def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict
     groups: dict[str, list[float]] = defaultdict(list)
     for sample, text in pairs:
         structural = sample.meta["structural"]
-        for group in ("accuracy", "open" if structural == "query" else "binary",
-                      f"structural/{structural}", f"semantic/{sample.meta['kind']}"):  # fmt: skip
+        for group in (
+            "accuracy",
+            "open" if structural == "query" else "binary",
+            f"structural/{structural}",
+            f"semantic/{sample.meta['kind']}",
+        ):
             groups[group].append(score(text, sample))
     numbers = {name: percent(groups[name]) for name in ("accuracy", "open", "binary")}
-    return numbers | {name: percent(groups[name]) for name in sorted(groups)} | counted(samples, pairs)
+    return (
+        numbers | {name: percent(groups[name]) for name in sorted(groups)} | counted(samples, pairs)
+    )
 
 
 def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
-    """Writes `testdev_balanced_predictions.json` for GQA's eval.py, which needs an answer to every question."""
+    """Writes `testdev_balanced_predictions.json` for GQA's eval.py, which needs an answer to every
+    question.
+    """
     rows = [
         {"questionId": sample.meta["question_id"], "prediction": submitted(text)}
         for sample, text in answered(samples, predictions)

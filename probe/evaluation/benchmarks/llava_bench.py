@@ -4,13 +4,13 @@
 
     {"question_id": 0, "image": "001.jpg", "category": "conv", "text": "What is the name of this sight?"}
 
-The judge (LLaVA's llava/eval/eval_gpt_review_bench.py) reads our exported answers beside GPT-4's and gives
-both a score of 1 to 10; `judged` reads what it writes, one line a question:
+The judge (LLaVA's llava/eval/eval_gpt_review_bench.py) reads our exported answers beside GPT-4's
+and gives both a score of 1 to 10; `judged` reads what it writes, one line a question:
 
     {"question_id": 0, "category": "llava_bench_conv", "content": "7 9\\n...", "tuple": [7.0, 9.0]}
 
-Rule: llava/eval/summarize_gpt_review.py, 100 x mean score of the model / mean score of GPT-4. We leave out
-reviews in which the judge gave no scores (-1), which the original averages in.
+Rule: llava/eval/summarize_gpt_review.py, 100 x mean score of the model / mean score of GPT-4. We
+leave out reviews in which the judge gave no scores (-1), which the original averages in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,12 @@ from probe.data.files import DataFolder, json_line, lines
 from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text, shown
 from probe.data.sample import Sample
 from probe.errors import ProbeError
-from probe.evaluation.benchmarks.answer_files import answered, counted, weighted_percent, write_llava
+from probe.evaluation.benchmarks.answer_files import (
+    answered,
+    counted,
+    weighted_percent,
+    write_llava,
+)
 
 HEADLINE, LABEL = "relative", "score relative to GPT-4's (%)"
 SPLITS = ("all",)
@@ -80,7 +85,11 @@ def summarise(
 ) -> dict[str, float]:
     """The relative score in percent, all and by category; NaN without the judge's `scores`."""
     pairs = answered(samples, predictions)
-    scored = [(s.meta["kind"], scores[s.id]) for s, _ in pairs if scores and s.id in scores and min(scores[s.id]) >= 0]
+    scored = [
+        (s.meta["kind"], scores[s.id])
+        for s, _ in pairs
+        if scores and s.id in scores and min(scores[s.id]) >= 0
+    ]
     numbers = {"relative": _relative([both for _, both in scored])}
     for category in CATEGORIES:
         numbers[category] = _relative([both for kind, both in scored if kind == category])
@@ -88,9 +97,13 @@ def summarise(
 
 
 def weighted(
-    about: Mapping[str, np.ndarray], correct: Float[np.ndarray, "sample case"], times: Int[np.ndarray, "sample"]
+    about: Mapping[str, np.ndarray],
+    correct: Float[np.ndarray, "sample case"],
+    times: Int[np.ndarray, "sample"],
 ) -> Float[np.ndarray, "case"]:
-    """`HEADLINE` of each case when each sample counts so often; `about` has GPT-4's scores as "reference"."""
+    """`HEADLINE` of each case when each sample counts so often; `about` has GPT-4's scores as
+    "reference".
+    """
     known = ~np.isnan(correct)
     gpt4 = weighted_percent(np.where(known, about["reference"], np.nan), times)
     return 100 * weighted_percent(correct, times) / gpt4

@@ -5,13 +5,13 @@
     {"v1_0": {"imagename": "v1_0.png", "question": "What is x in the equation?", "answer": "-1<AND>-5",
       "imagesource": "...", "capability": ["ocr", "math"]}, ...}
 
-The judge (MM-Vet's notebook) reads our export, {"v1_0": "x = -1 or x = -5", ...}, and writes one or more
-scores of 0 to 1 for each question, which `judged` reads:
+The judge (MM-Vet's notebook) reads our export, {"v1_0": "x = -1 or x = -5", ...}, and writes one or
+more scores of 0 to 1 for each question, which `judged` reads:
 
     {"v1_0": {"model": ["gpt-4"], "content": ["1.0"], "score": [1.0]}, ...}
 
-Rule: the mean over questions of the mean over the judge's runs, in percent; for an ability, over the
-questions that need it, alone or with others.
+Rule: the mean over questions of the mean over the judge's runs, in percent; for an ability, over
+the questions that need it, alone or with others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,13 +38,23 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     reading.repeated(file, repeated)
     for key, row in questions.items():
         with reading.row(file, key):
-            image, abilities = entry(row, "imagename"), tuple(map(str, entry(row, "capability", list)))
+            image, abilities = (
+                entry(row, "imagename"),
+                tuple(map(str, entry(row, "capability", list))),
+            )
             meta = {
-                "question_id": key, "unit": key, "image": image, "kind": "+".join(abilities),
+                "question_id": key,
+                "unit": key,
+                "image": image,
+                "kind": "+".join(abilities),
                 "abilities": abilities,
-            }  # fmt: skip
+            }
             path = data.image(f"images/{image}")
-            reading.add(Sample(key, path, question_text(row), answer=question_text(row, "answer"), meta=meta))
+            reading.add(
+                Sample(
+                    key, path, question_text(row), answer=question_text(row, "answer"), meta=meta
+                )
+            )
     return reading.finish([file])
 
 
@@ -54,14 +64,18 @@ def score(prediction: str, sample: Sample) -> float:
 
 
 def judged(file: str | Path) -> dict[str, float]:
-    """The judge's score of each question, averaged over its runs. Raises ProbeError naming the question."""
+    """The judge's score of each question, averaged over its runs. Raises ProbeError naming the
+    question.
+    """
     rows, _ = json_object("mm_vet.judged", Path(file))
     found = {}
     for key, row in rows.items():
         try:
             found[key] = _mean_score(entry(row, "score", list))
         except RowError as bad:
-            raise ProbeError("mm_vet.judged", expected=f"{bad.expected} for {key!r}", got=bad.got) from None
+            raise ProbeError(
+                "mm_vet.judged", expected=f"{bad.expected} for {key!r}", got=bad.got
+            ) from None
     return found
 
 
@@ -72,11 +86,15 @@ def _mean_score(given: list) -> float:
 
 
 def summarise(
-    samples: Sequence[Sample], predictions: Mapping[str, str], scores: Mapping[str, float] | None = None
+    samples: Sequence[Sample],
+    predictions: Mapping[str, str],
+    scores: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """The total and each ability in percent; NaN without the judge's `scores`."""
     pairs, scores = answered(samples, predictions), scores or {}
-    scored = [(sample.meta["abilities"], scores[sample.id]) for sample, _ in pairs if sample.id in scores]
+    scored = [
+        (sample.meta["abilities"], scores[sample.id]) for sample, _ in pairs if sample.id in scores
+    ]
     numbers = {"total": percent(points for _, points in scored)}
     for ability in ABILITIES:
         numbers[ability] = percent(points for needed, points in scored if ability in needed)

@@ -6,13 +6,14 @@ A tab separated table, `mmbench_dev_20230712.tsv`, here with the image cut short
     241     Which is the dog?   nan   left   right  nan  nan  B       object_location   /9j/4AAQSkZJRg...
     1000241 Which is the dog?   nan   right  left   nan  nan  A       object_location   241
 
-`image` is base64, or (64 characters or fewer) the index of the row that has it. The first option that is
-empty, nan or none ends the list. Rows with equal `index % 1,000,000` are one question.
+`image` is base64, or (64 characters or fewer) the index of the row that has it. The first option
+that is empty, nan or none ends the list. Rows with equal `index % 1,000,000` are one question.
 
-Rule, circular: a question counts only if every rotation is right. Vanilla: the unrotated rows alone. The
-letter is read as VLMEvalKit's vlmeval/utils/matching_util.py does without a language model: the one option
-letter that stands as a word of its own, else the one option whose text occurs, else none. LLaVA itself only
-writes the table for the server (llava/eval/model_vqa_mmbench.py, scripts/convert_mmbench_for_submission.py).
+Rule, circular: a question counts only if every rotation is right. Vanilla: the unrotated rows
+alone. The letter is read as VLMEvalKit's vlmeval/utils/matching_util.py does without a language
+model: the one option letter that stands as a word of its own, else the one option whose text
+occurs, else none. LLaVA itself only writes the table for the server
+(llava/eval/model_vqa_mmbench.py, scripts/convert_mmbench_for_submission.py).
 """
 
 from collections import defaultdict
@@ -27,7 +28,13 @@ from probe.data.image_cache import cache_folder, stored_image
 from probe.data.rows import Benchmark, RowError, RowReader, question_text, shown
 from probe.data.sample import Sample
 from probe.errors import ProbeError
-from probe.evaluation.benchmarks.answer_files import answered, counted, percent, weighted_percent, write_llava
+from probe.evaluation.benchmarks.answer_files import (
+    answered,
+    counted,
+    percent,
+    weighted_percent,
+    write_llava,
+)
 from probe.evaluation.benchmarks.prompts import OPTION_LETTER, OPTION_LETTER_CN, multiple_choice
 
 HEADLINE, LABEL = "circular", "circular accuracy (%)"
@@ -42,13 +49,18 @@ COLUMNS = ("index", "question", "A", "B", "image")
 LETTERS = "ABCD"
 ROTATION = 1_000_000  # added to the index for each rotation
 LONGEST_REFERENCE = 64  # characters; an image cell that is longer is an image
-# what pandas, with which LLaVA reads the table, takes for "no value"; LLaVA adds nan and none in any case
-MISSING = frozenset({"", "#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "n/a", "null"})
+# what pandas, with which LLaVA reads the table, takes for "no value"; LLaVA adds nan and none in
+# any case
+MISSING = frozenset(
+    {"", "#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "n/a", "null"}
+)
 NOT_IN_WORDS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
-    """Reads `<split>.tsv`. Chinese instructions where the split's name has "cn". Raises ProbeError."""
+    """Reads `<split>.tsv`. Chinese instructions where the split's name has "cn". Raises
+    ProbeError.
+    """
     data, reading = DataFolder("mmbench", folder), RowReader("mmbench", split)
     file = data.find(f"{split}.tsv")
     images = _Images(file)
@@ -62,7 +74,9 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
 
 
 class _Images:
-    """Where the image of each row is kept. A row may refer to another's, also to one further down."""
+    """Where the image of each row is kept. A row may refer to another's, also to one further
+    down.
+    """
 
     def __init__(self, file: Path):
         self.file, self.folder = file, cache_folder()
@@ -110,11 +124,18 @@ def _sample(index: int, row: dict[str, str], image: Path, suffix: str) -> Sample
     hint = row.get("hint", "")
     question = question_text(row) if missing(hint) else f"{hint}\n{question_text(row)}"
     meta = {
-        "question_id": index, "unit": str(index % ROTATION), "image": image.name, "base": index < ROTATION,
-        "kind": row.get("category", ""), "l2-category": row.get("l2-category", ""),
-        "split": row.get("split", ""), "question": row["question"],
-    }  # fmt: skip
-    return Sample(str(index), image, multiple_choice(question, options, suffix), options, answer or None, meta)
+        "question_id": index,
+        "unit": str(index % ROTATION),
+        "image": image.name,
+        "base": index < ROTATION,
+        "kind": row.get("category", ""),
+        "l2-category": row.get("l2-category", ""),
+        "split": row.get("split", ""),
+        "question": row["question"],
+    }
+    return Sample(
+        str(index), image, multiple_choice(question, options, suffix), options, answer or None, meta
+    )
 
 
 def missing(cell: str) -> bool:
@@ -146,12 +167,18 @@ def letter_of(prediction: str, options: Sequence[str]) -> str | None:
     named = [letter for letter in letters if letter in words]
     if not named:
         text = prediction.lower()
-        named = [letter for letter, option in zip(letters, options, strict=True) if option.lower() in text]
+        named = [
+            letter
+            for letter, option in zip(letters, options, strict=True)
+            if option.lower() in text
+        ]
     return named[0] if len(named) == 1 else None
 
 
 def score(prediction: str, sample: Sample) -> float:
-    """1 where the chosen letter is the answer, of this rotation alone; NaN where the file has no answers."""
+    """1 where the chosen letter is the answer, of this rotation alone; NaN where the file has no
+    answers.
+    """
     if sample.answer is None:
         return float("nan")
     return float(letter_of(prediction, sample.choices) == sample.answer)
@@ -166,11 +193,17 @@ def circular(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[
     for sample in samples:
         text = predictions.get(sample.id)
         scores[sample.meta["unit"]].append(float("nan") if text is None else score(text, sample))
-    return {unit: float(min(hits)) for unit, hits in scores.items() if not any(hit != hit for hit in hits)}
+    return {
+        unit: float(min(hits))
+        for unit, hits in scores.items()
+        if not any(hit != hit for hit in hits)
+    }
 
 
 def weighted(
-    about: Mapping[str, np.ndarray], correct: Float[np.ndarray, "sample case"], times: Int[np.ndarray, "sample"]
+    about: Mapping[str, np.ndarray],
+    correct: Float[np.ndarray, "sample case"],
+    times: Int[np.ndarray, "sample"],
 ) -> Float[np.ndarray, "case"]:
     """`HEADLINE` of each case when each question counts so often: its rotations show one image."""
     _, first, unit = np.unique(about["unit"], return_index=True, return_inverse=True)
@@ -185,27 +218,39 @@ def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict
     kinds: dict[str, list[float]] = defaultdict(list)
     for unit, kind in {sample.meta["unit"]: sample.meta["kind"] for sample in samples}.items():
         kinds[f"circular/{kind}"] += [hits[unit]] if unit in hits else []
-    return {
-        "circular": percent(hits.values()),
-        "vanilla": percent(score(text, sample) for sample, text in pairs if sample.meta["base"]),
-    } | {kind: percent(kinds[kind]) for kind in sorted(kinds)} | counted(samples, pairs)  # fmt: skip
+    return (
+        {
+            "circular": percent(hits.values()),
+            "vanilla": percent(
+                score(text, sample) for sample, text in pairs if sample.meta["base"]
+            ),
+        }
+        | {kind: percent(kinds[kind]) for kind in sorted(kinds)}
+        | counted(samples, pairs)
+    )
 
 
 def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
-    """Writes the server's `mmbench.xlsx`, and LLaVA's answers beside it. Raises ProbeError without openpyxl."""
+    """Writes the server's `mmbench.xlsx`, and LLaVA's answers beside it. Raises ProbeError without
+    openpyxl.
+    """
     lines = write_llava(samples, predictions, Path(folder) / "mmbench.jsonl")
     try:
         from openpyxl import Workbook  # pyright: ignore
     except ImportError:
         raise ProbeError(
-            "mmbench.export", expected="openpyxl, to write the server's .xlsx", got="no such package",
+            "mmbench.export",
+            expected="openpyxl, to write the server's .xlsx",
+            got="no such package",
             fix=f"pip install openpyxl; the answers are in {lines}",
-        ) from None  # fmt: skip
+        ) from None
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
     sheet.append(["index", "question", *LETTERS, "prediction", "answer"])
     for sample, text in answered(samples, predictions):
         options = [*sample.choices, *[None] * (len(LETTERS) - len(sample.choices))]
-        sheet.append([sample.meta["question_id"], sample.meta["question"], *options, text, sample.answer])
+        sheet.append(
+            [sample.meta["question_id"], sample.meta["question"], *options, text, sample.answer]
+        )
     book.save(lines.with_suffix(".xlsx"))
     return lines.with_suffix(".xlsx")

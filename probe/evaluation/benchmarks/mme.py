@@ -1,17 +1,18 @@
 """MME: two yes-or-no questions about each image, one of each answer, in 14 categories.
 
-A folder a category; `code_reasoning/0020.txt` beside `code_reasoning/0020.png` (or `questions_answers_YN/`
-and `images/` within the category):
+A folder a category; `code_reasoning/0020.txt` beside `code_reasoning/0020.png` (or
+`questions_answers_YN/` and `images/` within the category):
 
     Is a python code shown in the image? Please answer yes or no.<TAB>Yes
     Is a c++ code shown in the image? Please answer yes or no.<TAB>No
 
-LLaVA asks without "Please answer yes or no." and with its own instruction (its llava_mme.jsonl), and so do
-we.
+LLaVA asks without "Please answer yes or no." and with its own instruction (its llava_mme.jsonl),
+and so do we.
 
-Rule: MME's eval_tool/calculation.py. In lower case, "yes" or "no" within the first four characters, else
-"other", which is wrong. A category's score is 100 x (share of right answers) + 100 x (share of images with
-both right). Perception sums ten categories (to 2000), cognition four (to 800); papers print perception.
+Rule: MME's eval_tool/calculation.py. In lower case, "yes" or "no" within the first four characters,
+else "other", which is wrong. A category's score is 100 x (share of right answers) + 100 x (share of
+images with both right). Perception sums ten categories (to 2000), cognition four (to 800); papers
+print perception.
 """
 
 from collections import defaultdict
@@ -30,8 +31,17 @@ from probe.evaluation.benchmarks.prompts import SINGLE_WORD
 
 HEADLINE, LABEL, TOP = "perception", "perception (points of 2000)", 2000
 PERCEPTION = (
-    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
-)  # fmt: skip
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 SPLITS = ("all", "perception", "cognition")
 CATEGORIES = {"all": PERCEPTION + COGNITION, "perception": PERCEPTION, "cognition": COGNITION}
@@ -40,13 +50,19 @@ QUESTIONS_A_IMAGE = 2
 
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
-    """Reads the categories that are there. Raises ProbeError when none is, or on a name that is no split."""
+    """Reads the categories that are there. Raises ProbeError when none is, or on a name that is no
+    split.
+    """
     if split not in SPLITS:
         raise ProbeError("mme", expected=f"a split among {', '.join(SPLITS)}", got=repr(split))
     data, reading = DataFolder("mme", folder), RowReader("mme", split)
     files = [file for name in CATEGORIES[split] for file in _files(data.root / name)]
     if not files:
-        raise ProbeError("mme", expected=f"folders such as {PERCEPTION[0]}/ with .txt files", got=f"none in {folder}")
+        raise ProbeError(
+            "mme",
+            expected=f"folders such as {PERCEPTION[0]}/ with .txt files",
+            got=f"none in {folder}",
+        )
     for file in files:
         for number, line in lines("mme", file):
             with reading.row(file, number):
@@ -69,9 +85,14 @@ def _sample(data: DataFolder, file: Path, line: bytes, number: int) -> Sample:
     path = data.image(*(f"{images}/{file.stem}{suffix}" for suffix in (".jpg", ".png", ".jpeg")))
     name = f"{images}/{path.name}"
     meta = {
-        "question_id": name, "unit": name, "image": name, "kind": category,
-        "file": file.name, "question": cells[0], "label": cells[1].strip(),
-    }  # fmt: skip
+        "question_id": name,
+        "unit": name,
+        "image": name,
+        "kind": category,
+        "file": file.name,
+        "question": cells[0],
+        "label": cells[1].strip(),
+    }
     question = cells[0].replace(THEIR_INSTRUCTION, "").strip() + SINGLE_WORD
     return Sample(f"{name}/{number}", path, question, ("yes", "no"), cells[1].strip().lower(), meta)
 
@@ -92,15 +113,21 @@ def score(prediction: str, sample: Sample) -> float:
 
 
 def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
-    """Points: perception (of 2000), cognition (of 800), and each category (of 200), its acc and acc_plus.
+    """Points: perception (of 2000), cognition (of 800), and each category (of 200), its acc and
+    acc_plus.
 
     A category that was not read at all is NaN, and with it the sum it belongs to.
     """
     numbers: dict[str, float] = {}
     for name in PERCEPTION + COGNITION:
-        acc, plus = _category([sample for sample in samples if sample.meta["kind"] == name], predictions)
+        acc, plus = _category(
+            [sample for sample in samples if sample.meta["kind"] == name], predictions
+        )
         numbers |= {name: acc + plus, f"{name}/acc": acc, f"{name}/acc_plus": plus}
-    sums = {split: sum(numbers[name] for name in CATEGORIES[split]) for split in ("perception", "cognition")}
+    sums = {
+        split: sum(numbers[name] for name in CATEGORIES[split])
+        for split in ("perception", "cognition")
+    }
     return sums | numbers | counted(samples, answered(samples, predictions))
 
 
@@ -114,9 +141,13 @@ def _category(samples: Sequence[Sample], predictions: Mapping[str, str]) -> tupl
 
 
 def weighted(
-    about: Mapping[str, np.ndarray], correct: Float[np.ndarray, "sample case"], times: Int[np.ndarray, "sample"]
+    about: Mapping[str, np.ndarray],
+    correct: Float[np.ndarray, "sample case"],
+    times: Int[np.ndarray, "sample"],
 ) -> Float[np.ndarray, "case"]:
-    """`HEADLINE` of each case when each sample counts so often, an image's two questions equally."""
+    """`HEADLINE` of each case when each sample counts so often, an image's two questions
+    equally.
+    """
     total = np.zeros(correct.shape[1])
     for name in PERCEPTION:
         here = about["kind"] == name
@@ -131,13 +162,17 @@ def weighted(
 
 
 def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
-    """Writes a `<category>.txt` each (file, question, label, answer) into `mme/`: calculation.py's --results_dir."""
+    """Writes a `<category>.txt` each (file, question, label, answer) into `mme/`: calculation.py's
+    --results_dir.
+    """
     out = Path(folder) / "mme"
     out.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[str]] = defaultdict(list)
     for sample, text in answered(samples, predictions):
         meta = sample.meta
-        rows[meta["kind"]].append("\t".join((meta["file"], meta["question"], meta["label"], " ".join(text.split()))))
+        rows[meta["kind"]].append(
+            "\t".join((meta["file"], meta["question"], meta["label"], " ".join(text.split())))
+        )
     for category, written in rows.items():
         (out / f"{category}.txt").write_text("\n".join(written) + "\n", encoding="utf-8")
     return out

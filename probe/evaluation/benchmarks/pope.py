@@ -1,13 +1,14 @@
-"""POPE: does the model see things that are not there? Three sets of 3,000 yes-or-no questions about COCO images.
+"""POPE: does the model see things that are not there? Three sets of 3,000 yes-or-no questions about
+COCO images.
 
 `coco_pope_{random,popular,adversarial}.json` (JSON lines), images in `val2014/`; one line:
 
     {"question_id": 1, "image": "COCO_val2014_000000310196.jpg", "text": "Is there a snowboard in the image?",
      "label": "yes"}
 
-Rule: LLaVA's llava/eval/eval_pope.py. Of the text up to the first full stop, commas dropped: "No", "no" or
-"not" as a word between spaces means no, anything else yes. Accuracy, precision, recall, F1 and the share of
-yes in each set; papers print the mean F1 of the three.
+Rule: LLaVA's llava/eval/eval_pope.py. Of the text up to the first full stop, commas dropped: "No",
+"no" or "not" as a word between spaces means no, anything else yes. Accuracy, precision, recall, F1
+and the share of yes in each set; papers print the mean F1 of the three.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,9 +52,13 @@ def _sample(data: DataFolder, name: str, row: Any) -> Sample:
     key = f"{name}/{identifier(row, 'question_id')}"  # each set counts from 1
     meta = {"question_id": key, "unit": key, "image": image, "kind": name}
     return Sample(
-        key, data.image(f"val2014/{image}", image), question_text(row, "text") + SINGLE_WORD,
-        choices=LABELS, answer=label, meta=meta,
-    )  # fmt: skip
+        key,
+        data.image(f"val2014/{image}", image),
+        question_text(row, "text") + SINGLE_WORD,
+        choices=LABELS,
+        answer=label,
+        meta=meta,
+    )
 
 
 def reading_of(prediction: str) -> str:
@@ -72,12 +77,23 @@ def score(prediction: str, sample: Sample) -> float:
 
 
 def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
-    """Five numbers in percent for each set that was asked (`random/f1`, ...), and their means over the sets."""
+    """Five numbers in percent for each set that was asked (`random/f1`, ...), and their means over
+    the sets.
+    """
     pairs = answered(samples, predictions)
-    by_set = {name: _numbers([pair for pair in pairs if pair[0].meta["kind"] == name]) for name in SETS}
+    by_set = {
+        name: _numbers([pair for pair in pairs if pair[0].meta["kind"] == name]) for name in SETS
+    }
     asked = {name: numbers for name, numbers in by_set.items() if numbers}
-    means = {name: float(np.mean([numbers[name] for numbers in asked.values()])) for name in _numbers(pairs)}
-    detail = {f"{name}/{what}": value for name, numbers in asked.items() for what, value in numbers.items()}
+    means = {
+        name: float(np.mean([numbers[name] for numbers in asked.values()]))
+        for name in _numbers(pairs)
+    }
+    detail = {
+        f"{name}/{what}": value
+        for name, numbers in asked.items()
+        for what, value in numbers.items()
+    }
     return means | detail | counted(samples, pairs)
 
 
@@ -88,23 +104,35 @@ def _numbers(pairs: Sequence[tuple[Sample, str]]) -> dict[str, float]:
     true = np.array([sample.answer == "yes" for sample, _ in pairs])
     hits, wrong = int((said & true).sum()), int((said != true).sum())
     return {
-        "f1": _share(2 * hits, 2 * hits + wrong), "accuracy": _share(len(pairs) - wrong, len(pairs)),
-        "precision": _share(hits, int(said.sum())), "recall": _share(hits, int(true.sum())),
+        "f1": _share(2 * hits, 2 * hits + wrong),
+        "accuracy": _share(len(pairs) - wrong, len(pairs)),
+        "precision": _share(hits, int(said.sum())),
+        "recall": _share(hits, int(true.sum())),
         "yes": _share(int(said.sum()), len(pairs)),
-    }  # fmt: skip
+    }
 
 
 def weighted(
-    about: Mapping[str, np.ndarray], correct: Float[np.ndarray, "sample case"], times: Int[np.ndarray, "sample"]
+    about: Mapping[str, np.ndarray],
+    correct: Float[np.ndarray, "sample case"],
+    times: Int[np.ndarray, "sample"],
 ) -> Float[np.ndarray, "case"]:
-    """`HEADLINE` of each case when each sample counts so often: what was said follows from what is right."""
+    """`HEADLINE` of each case when each sample counts so often: what was said follows from what is
+    right.
+    """
     yes, f1 = about["gold"] == "yes", []
     for name in SETS:
         here = np.where(about["kind"] == name, times, 0)
         hits, wrong = (here * yes) @ (correct == 1), here @ (correct == 0)
         if here.any():
             f1.append(
-                100 * np.divide(2 * hits, 2 * hits + wrong, out=np.full(hits.shape, np.nan), where=hits + wrong > 0)
+                100
+                * np.divide(
+                    2 * hits,
+                    2 * hits + wrong,
+                    out=np.full(hits.shape, np.nan),
+                    where=hits + wrong > 0,
+                )
             )
     return np.mean(f1, axis=0)
 
@@ -114,7 +142,9 @@ def _share(part: int, whole: int) -> float:
 
 
 def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
-    """Writes `pope.jsonl` (--result-file of eval_pope.py) and `pope_questions.jsonl` (--question-file)."""
+    """Writes `pope.jsonl` (--result-file of eval_pope.py) and `pope_questions.jsonl`
+    (--question-file).
+    """
     asked = (
         {
             "question_id": s.meta["question_id"],

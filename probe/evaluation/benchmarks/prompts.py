@@ -1,4 +1,5 @@
-"""What LLaVA appends to a question, and how it lists options. Source: LLaVA, docs/Evaluation.md and its jsonl files.
+"""What LLaVA appends to a question, and how it lists options. Source: LLaVA, docs/Evaluation.md and
+its jsonl files.
 
 >>> print(multiple_choice("What is it?", ("a cat", "a dog")))
 What is it?

@@ -1,18 +1,18 @@
 """ScienceQA: multiple choice from school books; about half of the questions have an image.
 
-`problems.json` and `pid_splits.json` ({"test": ["4", "5", ...]}), images in `images/test/<id>/image.png`;
-an entry:
+`problems.json` and `pid_splits.json` ({"test": ["4", "5", ...]}), images in
+`images/test/<id>/image.png`; an entry:
 
     {"11": {"question": "What is the name of the colony shown?", "choices": ["Maryland", "New Hampshire",
      "Rhode Island", "Vermont"], "answer": 1, "hint": "", "image": "image.png", "split": "test",
      "subject": "social science", ...}}
 
-LLaVA's own prompts (`llava_test_CQM-A.json`) are used where the folder has them, else built the same way: the
-hint as "Context: ...", the question, one lettered option a line.
+LLaVA's own prompts (`llava_test_CQM-A.json`) are used where the folder has them, else built the
+same way: the hint as "Context: ...", the question, one lettered option a line.
 
-Rule: LLaVA's llava/eval/eval_science_qa.py. The text is one letter, or starts with "X. ", or says "The answer
-is X." exactly once; else it is wrong. A letter beyond the options is wrong. Papers print the accuracy over
-questions with an image.
+Rule: LLaVA's llava/eval/eval_science_qa.py. The text is one letter, or starts with "X. ", or says
+"The answer is X." exactly once; else it is wrong. A letter beyond the options is wrong. Papers
+print the accuracy over questions with an image.
 """
 
 import re
@@ -41,7 +41,9 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     reading.repeated(file, repeated)
     splits, _ = json_object("scienceqa", splits_file)
     if not isinstance(splits.get(split), list):
-        raise ProbeError("scienceqa", expected=f"a split among {', '.join(splits)}", got=repr(split))
+        raise ProbeError(
+            "scienceqa", expected=f"a split among {', '.join(splits)}", got=repr(split)
+        )
     prompts = _llava_prompts(reading, prompts_file) if prompts_file else {}
     for key in map(str, splits[split]):
         with reading.row(file, key):
@@ -58,14 +60,18 @@ def _llava_prompts(reading: RowReader, file: Path) -> dict[str, str]:
             turns = entry(row, "conversations", list)
             if not turns:
                 raise RowError("'conversations': a question", "an empty list")
-            prompts[identifier(row, "id")] = question_text(turns[0], "value").replace("<image>", "").strip()
+            prompts[identifier(row, "id")] = (
+                question_text(turns[0], "value").replace("<image>", "").strip()
+            )
     return prompts
 
 
 def _sample(data: DataFolder, key: str, row: Any, prompt: str | None) -> Sample:
     choices, answer = entry(row, "choices", list), entry(row, "answer", int)
     if not 2 <= len(choices) <= len(LETTERS) or not 0 <= answer < len(choices):
-        raise RowError("'answer': the place of one of 2 to 5 choices", f"{answer} of {shown(choices)}")
+        raise RowError(
+            "'answer': the place of one of 2 to 5 choices", f"{answer} of {shown(choices)}"
+        )
     options = tuple(map(str, choices))
     picture = row.get("image") or None
     path = _image(data, key, row, entry(row, "image")) if picture else None
@@ -113,14 +119,25 @@ def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict
         "accuracy": percent(score(text, s) for s, text in pairs),
     }
     for kind in sorted({sample.meta["kind"] for sample in samples}):
-        numbers[f"subject/{kind}"] = percent(score(text, s) for s, text in pairs if s.meta["kind"] == kind)
+        numbers[f"subject/{kind}"] = percent(
+            score(text, s) for s, text in pairs if s.meta["kind"] == kind
+        )
     return numbers | counted(samples, pairs)
 
 
 def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
-    """Writes `scienceqa.jsonl`, the --result-file of eval_science_qa.py, which finds images by <image>."""
+    """Writes `scienceqa.jsonl`, the --result-file of eval_science_qa.py, which finds images by
+    <image>.
+    """
     marked = [
-        Sample(s.id, s.image, f"<image>\n{s.question}" if s.images else s.question, s.choices, s.answer, s.meta)
+        Sample(
+            s.id,
+            s.image,
+            f"<image>\n{s.question}" if s.images else s.question,
+            s.choices,
+            s.answer,
+            s.meta,
+        )
         for s in samples
     ]
     return write_llava(marked, predictions, Path(folder) / "scienceqa.jsonl")

@@ -1,15 +1,16 @@
-"""SEED-Bench: multiple choice about images (14,233 questions) and about the middle frame of videos (5,009).
+"""SEED-Bench: multiple choice about images (14,233 questions) and about the middle frame of videos
+(5,009).
 
-`SEED-Bench.json`, images in `SEED-Bench-image/`, frames in `SEED-Bench-video-image/<type>_<question>.png`
-as LLaVA's extract_video_frames.py writes them:
+`SEED-Bench.json`, images in `SEED-Bench-image/`, frames in
+`SEED-Bench-video-image/<type>_<question>.png` as LLaVA's extract_video_frames.py writes them:
 
     {"questions": [{"question_id": "101669", "question": "How many towels are in the image?",
       "choice_a": "One", "choice_b": "Two", "choice_c": "Three", "choice_d": "Four", "answer": "A",
       "data_type": "image", "data_id": "1454426_2591111986", "question_type_id": 5}, ...],
      "question_type": {"Instances Counting": 5, ...}}
 
-Rule: LLaVA's scripts/convert_seed_for_submission.py, text equals letter. lmms-eval takes the first character
-instead; both are reported.
+Rule: LLaVA's scripts/convert_seed_for_submission.py, text equals letter. lmms-eval takes the first
+character instead; both are reported.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,11 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     file = data.find("SEED-Bench.json")
     content, _ = read_json("seed", file)
     if not isinstance(content, dict) or not isinstance(content.get("questions"), list):
-        raise ProbeError("seed", expected=f"an object with a list of 'questions' in {file.name}", got=shown(content))
+        raise ProbeError(
+            "seed",
+            expected=f"an object with a list of 'questions' in {file.name}",
+            got=shown(content),
+        )
     types = content.get("question_type")
     names = {number: name for name, number in types.items()} if isinstance(types, dict) else {}
     for number, row in enumerate(content["questions"], 1):
@@ -57,11 +62,18 @@ def _sample(data: DataFolder, row: Any, types: dict[int, str]) -> Sample:
     if answer not in tuple(LETTERS):
         raise RowError("'answer': A, B, C or D", shown(answer))
     name = question_text(row, "data_id")
-    path = data.image(f"SEED-Bench-image/{name}") if medium == "image" else _frame(data, medium, kind, key)
+    path = (
+        data.image(f"SEED-Bench-image/{name}")
+        if medium == "image"
+        else _frame(data, medium, kind, key)
+    )
     meta = {
-        "question_id": row["question_id"], "unit": key, "image": name, "kind": str(types.get(kind, kind)),
+        "question_id": row["question_id"],
+        "unit": key,
+        "image": name,
+        "kind": str(types.get(kind, kind)),
         "medium": medium,
-    }  # fmt: skip
+    }
     return Sample(key, path, multiple_choice(question_text(row), options), options, answer, meta)
 
 
@@ -89,7 +101,9 @@ def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict
         numbers[medium] = percent(score(text, s) for s, text in pairs if s.meta["medium"] == medium)
     numbers["first_character"] = percent(first_character(text, s) for s, text in pairs)
     for kind in sorted({sample.meta["kind"] for sample in samples}):
-        numbers[f"type/{kind}"] = percent(score(text, s) for s, text in pairs if s.meta["kind"] == kind)
+        numbers[f"type/{kind}"] = percent(
+            score(text, s) for s, text in pairs if s.meta["kind"] == kind
+        )
     return numbers | counted(samples, pairs)
 
 

@@ -2,8 +2,9 @@
 
     Sample("shapes-0-00005", <60 x 60 image>, "Is there a red circle?", answer="no", meta={...})
 
-Each scene is asked one question of every kind but the caption, so that questions share images as in GQA.
-Training draws from other seeds: these images are in no training set (`probe.models.tiny.training.recipe`).
+Each scene is asked one question of every kind but the caption, so that questions share images as in
+GQA. Training draws from other seeds: these images are in no training set
+(`probe.models.tiny.training.recipe`).
 
 Rule: equal after stripping, lower-casing and dropping a full stop at the end.
 """
@@ -26,7 +27,9 @@ ASKED = tuple(kind for kind in KINDS if kind != "caption")
 STREAM = 1000  # first number of the seed; `drawing.stream` counts its purposes from 1
 
 
-def read(folder: str | Path | None = None, split: str = SPLITS[0], questions: int = 1200, seed: int = 0) -> Benchmark:
+def read(
+    folder: str | Path | None = None, split: str = SPLITS[0], questions: int = 1200, seed: int = 0
+) -> Benchmark:
     """Draws `questions` questions. `folder` is not used: every other benchmark needs one.
 
     >>> read(questions=6).samples[0].meta["kind"]
@@ -49,9 +52,13 @@ def _scene(seed: int, number: int) -> list[Sample]:
         asked = ask(scene, kind, rng)
         key = f"shapes-{seed}-{number * len(ASKED) + place:05d}"
         meta = {
-            "question_id": key, "unit": key, "image": f"scene-{seed}-{number:05d}", "kind": kind,
-            "key": asked.key, "distractors": asked.distractors,
-        }  # fmt: skip
+            "question_id": key,
+            "unit": key,
+            "image": f"scene-{seed}-{number:05d}",
+            "kind": kind,
+            "key": asked.key,
+            "distractors": asked.distractors,
+        }
         samples.append(Sample(key, image, asked.question, answer=asked.answer, meta=meta))
     return samples
 
@@ -66,7 +73,9 @@ def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict
     pairs = answered(samples, predictions)
     numbers = {"accuracy": percent(score(text, sample) for sample, text in pairs)}
     for kind in ASKED:
-        numbers[f"kind/{kind}"] = percent(score(text, sample) for sample, text in pairs if sample.meta["kind"] == kind)
+        numbers[f"kind/{kind}"] = percent(
+            score(text, sample) for sample, text in pairs if sample.meta["kind"] == kind
+        )
     return numbers | counted(samples, pairs)
 
 

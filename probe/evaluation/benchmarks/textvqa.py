@@ -30,7 +30,9 @@ PEOPLE = 10
 
 
 def read(folder: str | Path, split: str = SPLITS[0], ocr: bool = True) -> Benchmark:
-    """Reads the questions, and LLaVA's prompts or the OCR words where the folder has them. Raises ProbeError."""
+    """Reads the questions, and LLaVA's prompts or the OCR words where the folder has them. Raises
+    ProbeError.
+    """
     data, reading = DataFolder("textvqa", folder), RowReader("textvqa", split)
     file = data.find(f"TextVQA_0.5.1_{split}.json")
     prompts = data.look(f"llava_textvqa_{split}_v051_ocr.jsonl") if ocr else None
@@ -62,12 +64,21 @@ def _ocr_words(reading: RowReader, file: Path) -> dict[str, str]:
     return words
 
 
-def _sample(data: DataFolder, row: Any, prompts: dict[tuple[str, str], str], words: dict[str, str]) -> Sample:
-    image, question, key = identifier(row, "image_id"), question_text(row), identifier(row, "question_id")
+def _sample(
+    data: DataFolder, row: Any, prompts: dict[tuple[str, str], str], words: dict[str, str]
+) -> Sample:
+    image, question, key = (
+        identifier(row, "image_id"),
+        question_text(row),
+        identifier(row, "question_id"),
+    )
     prompt, source = prompts.get((image, question.lower())), "llava"
     if prompt is None:
         reference = f"\nReference OCR token: {words[image]}" if image in words else ""
-        prompt, source = question.capitalize() + reference + SINGLE_WORD, "rosetta" if reference else "none"
+        prompt, source = (
+            question.capitalize() + reference + SINGLE_WORD,
+            "rosetta" if reference else "none",
+        )
     meta = {"question_id": image, "unit": key, "image": image, "kind": "all", "ocr": source}
     path = data.image(f"train_images/{image}.jpg", f"train_val_images/train_images/{image}.jpg")
     return Sample(key, path, prompt, answer=ten_answers(entry(row, "answers", list)), meta=meta)
@@ -83,16 +94,24 @@ def ten_answers(given: Sequence[object]) -> tuple[str, ...]:
 
 def score(prediction: str, sample: Sample) -> float:
     """Agreement with the ten people, 0 to 1."""
-    return soft_score(prediction, sample.answer) if isinstance(sample.answer, tuple) else float("nan")
+    return (
+        soft_score(prediction, sample.answer) if isinstance(sample.answer, tuple) else float("nan")
+    )
 
 
 def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
     """Mean soft score in percent, and how many prompts had OCR words."""
     pairs = answered(samples, predictions)
     numbers = {"accuracy": percent(score(text, sample) for sample, text in pairs)}
-    return numbers | counted(samples, pairs) | {"with_ocr": float(sum(s.meta["ocr"] != "none" for s in samples))}
+    return (
+        numbers
+        | counted(samples, pairs)
+        | {"with_ocr": float(sum(s.meta["ocr"] != "none" for s in samples))}
+    )
 
 
 def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
-    """Writes `textvqa.jsonl`, the --result-file of eval_textvqa.py (its question_id is the image's)."""
+    """Writes `textvqa.jsonl`, the --result-file of eval_textvqa.py (its question_id is the
+    image's).
+    """
     return write_llava(samples, predictions, Path(folder) / "textvqa.jsonl")

@@ -1,4 +1,5 @@
-"""VizWiz: what blind people asked about images they took (validation: 4,319; papers report test-dev).
+"""VizWiz: what blind people asked about images they took (validation: 4,319; papers report
+test-dev).
 
 `val.json`, images in `val/`; one entry:
 
@@ -6,8 +7,8 @@
      [{"answer": "unanswerable", "answer_confidence": "yes"}, ... ten in all], "answer_type": "unanswerable",
      "answerable": 0}
 
-Rule: the soft score (`vqa_score`). The test split has no answers: it is exported for the server (LLaVA's
-scripts/convert_vizwiz_for_submission.py: normalised answers).
+Rule: the soft score (`vqa_score`). The test split has no answers: it is exported for the server
+(LLaVA's scripts/convert_vizwiz_for_submission.py: normalised answers).
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,17 +40,24 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
 def _sample(data: DataFolder, row: Any, split: str) -> Sample:
     image = question_text(row, "image")
     answers = None if split == "test" else ten_answers(entry(row, "answers", list))
-    kind = "" if answers is None else "answerable" if entry(row, "answerable", int) else "unanswerable"
+    kind = (
+        "" if answers is None else "answerable" if entry(row, "answerable", int) else "unanswerable"
+    )
     meta = {"question_id": image, "unit": image, "image": image, "kind": kind}
     return Sample(
-        image, data.image(f"{split}/{image}"), question_text(row) + UNANSWERABLE + SINGLE_WORD,
-        answer=answers, meta=meta,
-    )  # fmt: skip
+        image,
+        data.image(f"{split}/{image}"),
+        question_text(row) + UNANSWERABLE + SINGLE_WORD,
+        answer=answers,
+        meta=meta,
+    )
 
 
 def score(prediction: str, sample: Sample) -> float:
     """Agreement with the ten people, 0 to 1; NaN in the test split."""
-    return soft_score(prediction, sample.answer) if isinstance(sample.answer, tuple) else float("nan")
+    return (
+        soft_score(prediction, sample.answer) if isinstance(sample.answer, tuple) else float("nan")
+    )
 
 
 def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
@@ -57,13 +65,16 @@ def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict
     pairs = answered(samples, predictions)
     numbers = {"accuracy": percent(score(text, sample) for sample, text in pairs)}
     for kind in ("answerable", "unanswerable"):
-        numbers[kind] = percent(score(text, sample) for sample, text in pairs if sample.meta["kind"] == kind)
+        numbers[kind] = percent(
+            score(text, sample) for sample, text in pairs if sample.meta["kind"] == kind
+        )
     return numbers | counted(samples, pairs)
 
 
 def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
     """Writes `vizwiz.json` for the server."""
     rows = [
-        {"image": sample.meta["image"], "answer": normalise(text)} for sample, text in answered(samples, predictions)
+        {"image": sample.meta["image"], "answer": normalise(text)}
+        for sample, text in answered(samples, predictions)
     ]
     return write_json(rows, Path(folder) / "vizwiz.json")

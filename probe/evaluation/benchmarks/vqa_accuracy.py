@@ -1,49 +1,144 @@
 """The soft score of VQAv2, TextVQA and VizWiz: agreement with ten people.
 
-Answer and reference answers are normalised alike. An answer is compared with the other nine people, leaving
-each out in turn, and three who agree are enough:
+Answer and reference answers are normalised alike. An answer is compared with the other nine people,
+leaving each out in turn, and three who agree are enough:
 
     score = mean over i of  min(1, |{j != i : reference_j = answer}| / 3)        0 if nobody gave the answer
 
 >>> soft_score("Two.", ["2"] * 3 + ["3"] * 7)  # 3 x min(1, 2/3) + 7 x min(1, 3/3), over 10
 0.9
 
-Source: EvalAI's VQA scorer as LLaVA uses it (llava/eval/m4c_evaluator.py), quirks included: "'s" becomes a
-word of its own, and at most 32 full stops are removed.
+Source: EvalAI's VQA scorer as LLaVA uses it (llava/eval/m4c_evaluator.py), quirks included: "'s"
+becomes a word of its own, and at most 32 full stops are removed.
 """
 
 import re
 from collections.abc import Sequence
 
 NUMBERS = {
-    "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5",
-    "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
-}  # fmt: skip
+    "none": "0",
+    "zero": "0",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
 ARTICLES = frozenset({"a", "an", "the"})
 PUNCTUATION = ';/[]"{}()=+\\_-><@`!'  # commas and question marks are gone before it is their turn
 CONTRACTIONS = (
-    "ain't", "aren't", "can't", "could've", "couldn't", "couldn't've", "didn't", "doesn't", "don't",
-    "hadn't", "hadn't've", "hasn't", "haven't", "he'd", "he'd've", "he's", "how'd", "how'll", "how's",
-    "isn't", "it'd", "it'd've", "it'll", "ma'am", "mightn't", "mightn't've", "might've", "mustn't",
-    "must've", "needn't", "not've", "o'clock", "oughtn't", "'ow's'at", "shan't", "she'd've", "should've",
-    "shouldn't", "shouldn't've", "somebody'd've", "somebody'll", "somebody's", "someone'd",
-    "someone'd've", "someone'll", "someone's", "something'd", "something'd've", "something'll", "that's",
-    "there'd", "there'd've", "there're", "there's", "they'd", "they'd've", "they'll", "they're",
-    "they've", "'twas", "wasn't", "we'd've", "we've", "weren't", "what'll", "what're", "what's",
-    "what've", "when's", "where'd", "where's", "where've", "who'd", "who'd've", "who'll", "who's",
-    "who've", "why'll", "why're", "why's", "won't", "would've", "wouldn't", "wouldn't've", "y'all",
-    "y'all'll", "y'all'd've", "you'd", "you'd've", "you'll", "you're", "you've",
-)  # fmt: skip
+    "ain't",
+    "aren't",
+    "can't",
+    "could've",
+    "couldn't",
+    "couldn't've",
+    "didn't",
+    "doesn't",
+    "don't",
+    "hadn't",
+    "hadn't've",
+    "hasn't",
+    "haven't",
+    "he'd",
+    "he'd've",
+    "he's",
+    "how'd",
+    "how'll",
+    "how's",
+    "isn't",
+    "it'd",
+    "it'd've",
+    "it'll",
+    "ma'am",
+    "mightn't",
+    "mightn't've",
+    "might've",
+    "mustn't",
+    "must've",
+    "needn't",
+    "not've",
+    "o'clock",
+    "oughtn't",
+    "'ow's'at",
+    "shan't",
+    "she'd've",
+    "should've",
+    "shouldn't",
+    "shouldn't've",
+    "somebody'd've",
+    "somebody'll",
+    "somebody's",
+    "someone'd",
+    "someone'd've",
+    "someone'll",
+    "someone's",
+    "something'd",
+    "something'd've",
+    "something'll",
+    "that's",
+    "there'd",
+    "there'd've",
+    "there're",
+    "there's",
+    "they'd",
+    "they'd've",
+    "they'll",
+    "they're",
+    "they've",
+    "'twas",
+    "wasn't",
+    "we'd've",
+    "we've",
+    "weren't",
+    "what'll",
+    "what're",
+    "what's",
+    "what've",
+    "when's",
+    "where'd",
+    "where's",
+    "where've",
+    "who'd",
+    "who'd've",
+    "who'll",
+    "who's",
+    "who've",
+    "why'll",
+    "why're",
+    "why's",
+    "won't",
+    "would've",
+    "wouldn't",
+    "wouldn't've",
+    "y'all",
+    "y'all'll",
+    "y'all'd've",
+    "you'd",
+    "you'd've",
+    "you'll",
+    "you're",
+    "you've",
+)
 
 # A contraction is put right when exactly one of its apostrophes is missing.
 _REPAIRED = {
-    word[:at] + word[at + 1 :]: word for word in CONTRACTIONS for at, letter in enumerate(word) if letter == "'"
+    word[:at] + word[at + 1 :]: word
+    for word in CONTRACTIONS
+    for at, letter in enumerate(word)
+    if letter == "'"
 } | {"somebody'd": "somebodyd"}  # the original's slip
 _FULL_STOP = re.compile(r"\.(?!\d)")
 
 
 def normalise(answer: str) -> str:
-    """The answer as it is compared: lower case, no articles, digits for number words, little punctuation.
+    """The answer as it is compared: lower case, no articles, digits for number words, little
+    punctuation.
 
     >>> normalise("The two Cats!"), normalise("well-known"), normalise("1,000 dollars."), normalise("3.5")
     ('2 cats', 'well known', '1000 dollars', '3.5')
@@ -64,9 +159,13 @@ def soft_score(answer: str, references: Sequence[str]) -> float:
 
 
 def _without_punctuation(text: str) -> str:
-    """A mark that stands beside a space anywhere in the text is dropped; else it becomes a space."""
+    """A mark that stands beside a space anywhere in the text is dropped; else it becomes a
+    space.
+    """
     cleaned = text
     for mark in PUNCTUATION:
         beside_space = f"{mark} " in text or f" {mark}" in text
         cleaned = cleaned.replace(mark, "" if beside_space else " ")
-    return _FULL_STOP.sub("", cleaned, count=32)  # the original passes a flag where the count belongs
+    return _FULL_STOP.sub(
+        "", cleaned, count=32
+    )  # the original passes a flag where the count belongs

@@ -1,14 +1,15 @@
 """VQAv2: open questions about COCO images (validation: 214,354 questions, 40,504 images).
 
-`v2_OpenEnded_mscoco_val2014_questions.json` and `v2_mscoco_val2014_annotations.json`, images in `val2014/`:
+`v2_OpenEnded_mscoco_val2014_questions.json` and `v2_mscoco_val2014_annotations.json`, images in
+`val2014/`:
 
     {"questions":   [{"image_id": 262148, "question": "Where is he looking?", "question_id": 262148000}, ...]}
     {"annotations": [{"question_id": 262148000, "image_id": 262148, "answer_type": "other",
       "question_type": "none of the above", "multiple_choice_answer": "down", "answers":
       [{"answer": "down", "answer_confidence": "yes", "answer_id": 1}, ... ten in all]}, ...]}
 
-Rule: the soft score (`vqa_score`). Test splits have no annotations: they are answered and exported for the
-server (LLaVA's scripts/convert_vqav2_for_submission.py: normalised answers).
+Rule: the soft score (`vqa_score`). Test splits have no annotations: they are answered and exported
+for the server (LLaVA's scripts/convert_vqav2_for_submission.py: normalised answers).
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,9 @@ SPLITS = ("val2014", "test-dev2015", "test2015")
 
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
-    """Reads the questions of a split and, except for tests, their annotations. Raises ProbeError."""
+    """Reads the questions of a split and, except for tests, their annotations. Raises
+    ProbeError.
+    """
     data, reading = DataFolder("vqav2", folder), RowReader("vqav2", split)
     file = data.find(f"v2_OpenEnded_mscoco_{split}_questions.json")
     tested = split.startswith("test")
@@ -68,12 +71,17 @@ def _sample(data: DataFolder, row: Any, images: str, annotations: dict | None) -
 
 def score(prediction: str, sample: Sample) -> float:
     """Agreement with the ten people, 0 to 1; NaN in test splits."""
-    return soft_score(prediction, sample.answer) if isinstance(sample.answer, tuple) else float("nan")
+    return (
+        soft_score(prediction, sample.answer) if isinstance(sample.answer, tuple) else float("nan")
+    )
 
 
 def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
     """Mean soft score in percent: all, and by answer type (yes/no, number, other)."""
-    pairs = [(sample.meta["kind"], score(text, sample)) for sample, text in answered(samples, predictions)]
+    pairs = [
+        (sample.meta["kind"], score(text, sample))
+        for sample, text in answered(samples, predictions)
+    ]
     numbers = {"accuracy": percent(points for _, points in pairs)}
     for kind in sorted({sample.meta["kind"] for sample in samples} - {""}):
         numbers[f"type/{kind}"] = percent(points for each, points in pairs if each == kind)
@@ -81,9 +89,14 @@ def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict
 
 
 def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
-    """Writes `vqav2.json` for the server: every question, normalised, "" where there is no answer."""
+    """Writes `vqav2.json` for the server: every question, normalised, "" where there is no
+    answer.
+    """
     rows = [
-        {"question_id": sample.meta["question_id"], "answer": normalise(predictions.get(sample.id, ""))}
+        {
+            "question_id": sample.meta["question_id"],
+            "answer": normalise(predictions.get(sample.id, "")),
+        }
         for sample in samples
     ]
     return write_json(rows, Path(folder) / "vqav2.json")

@@ -1,4 +1,5 @@
-"""Many layer sets times many samples, each exactly as if it ran alone. What is shared, and what is counted.
+"""Many layer sets times many samples, each exactly as if it ran alone. What is shared, and what is
+counted.
 
 running     drop_sweep, sweep_one, Sweep: samples in, a dataset (sample, case) out
 cases       windows, from_layer, until_layer; the cases that every sweep has
@@ -18,10 +19,24 @@ alone       each case by itself, for models where it is not
 table       answers and distances as a labelled dataset
 """
 
-from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE, NO_VISION, UNTOUCHED, from_layer, until_layer, windows
+from probe.interventions.sweep.layer_sets import (
+    ANOTHER_IMAGE,
+    NO_VISION,
+    UNTOUCHED,
+    from_layer,
+    until_layer,
+    windows,
+)
 from probe.interventions.sweep.sweep import Sweep, drop_sweep, sweep_one
 
 __all__ = [
-    "drop_sweep", "sweep_one", "Sweep", "windows", "from_layer", "until_layer",
-    "UNTOUCHED", "NO_VISION", "ANOTHER_IMAGE",
-]  # fmt: skip
+    "drop_sweep",
+    "sweep_one",
+    "Sweep",
+    "windows",
+    "from_layer",
+    "until_layer",
+    "UNTOUCHED",
+    "NO_VISION",
+    "ANOTHER_IMAGE",
+]

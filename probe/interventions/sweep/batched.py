@@ -32,10 +32,16 @@ class BatchedCases:
     max_new_tokens: int
 
     def __call__(self, question: SamplePrompts, names: Sequence[str]) -> Outcome:
-        """These cases. Another image is one of the rows where its prompt differs in vision tokens only, else apart."""
+        """These cases. Another image is one of the rows where its prompt differs in vision tokens
+        only, else apart.
+        """
         if self.reading.how == "swap" and not question.other_fits:
-            raise ProbeError("drop_sweep", expected="a donor with vision tokens in the same places",
-                             got="one with another prompt", fix="pass a donor= of the same size")  # fmt: skip
+            raise ProbeError(
+                "drop_sweep",
+                expected="a donor with vision tokens in the same places",
+                got="one with another prompt",
+                fix="pass a donor= of the same size",
+            )
         _, known = self.memory.of(question.inputs)
         inside = [name for name in names if name != ANOTHER_IMAGE or self._same_words(question)]
         outcome = self._rows(question, question.inputs, *self._views(inside, known, question))
@@ -44,7 +50,10 @@ class BatchedCases:
         assert question.other is not None  # else the case would not be among the names
         _, known = self.memory.of(question.other)
         view_of = torch.zeros(1, len(self.memory.stack.layers), dtype=torch.long)
-        apart, place = self._rows(question, question.other, [known.prefix.seen()], view_of), names.index(ANOTHER_IMAGE)
+        apart, place = (
+            self._rows(question, question.other, [known.prefix.seen()], view_of),
+            names.index(ANOTHER_IMAGE),
+        )
         return Outcome(
             torch.cat([outcome.logits[:place], apart.logits, outcome.logits[place:]]),
             [*outcome.answers[:place], *apart.answers, *outcome.answers[place:]],
@@ -52,7 +61,9 @@ class BatchedCases:
         )
 
     def _same_words(self, question: SamplePrompts) -> bool:
-        """Whether text comes to the LLM the same about the other image: where it was fused with it, it does not."""
+        """Whether text comes to the LLM the same about the other image: where it was fused with it,
+        it does not.
+        """
         if question.other is None or not question.other_fits:
             return False
         own, other = self.memory.prompt(question.inputs), self.memory.prompt(question.other)
@@ -64,7 +75,9 @@ class BatchedCases:
         """The views among these cases, and the number of that of each case in each layer."""
         prefix = known.prefix
         if not prefix.vision.any():
-            return [prefix.seen()], torch.zeros(len(names), len(self.memory.stack.layers), dtype=torch.long)
+            return [prefix.seen()], torch.zeros(
+                len(names), len(self.memory.stack.layers), dtype=torch.long
+            )
         numbers: dict[Symbol, int] = {SEEN: 0, MASKED: 1}
         for name in names:
             for symbol in self.readings[name]:
@@ -72,17 +85,31 @@ class BatchedCases:
         make = {SEEN: prefix.seen, MASKED: prefix.masked, ZEROED: prefix.zeroed,
                 SWAPPED: lambda: prefix.swapped(self.memory.donor(question.inputs, question.other))}  # fmt: skip  # pyright: ignore[reportArgumentType]
         views = [make[s]() if isinstance(s, str) else self.memory.frozen(known, s) for s in numbers]
-        return views, torch.tensor([[numbers[symbol] for symbol in self.readings[name]] for name in names])
+        return views, torch.tensor(
+            [[numbers[symbol] for symbol in self.readings[name]] for name in names]
+        )
 
-    def _rows(self, question: SamplePrompts, inputs: Inputs, views: list[VisionView], view_of: Tensor) -> Outcome:
+    def _rows(
+        self, question: SamplePrompts, inputs: Inputs, views: list[VisionView], view_of: Tensor
+    ) -> Outcome:
         prompt, _ = self.memory.of(inputs, question.gold[:-1])
         length, gold = inputs["input_ids"].shape[1], len(question.gold)
-        tokens = min(self.max_new_tokens, (max_positions(self.memory.model) or sys.maxsize) - length)
+        tokens = min(
+            self.max_new_tokens, (max_positions(self.memory.model) or sys.maxsize) - length
+        )
         frozen = frozenset({1}) if self.reading.freezes else frozenset()  # the masked ones
         rows = CaseBatch(
-            self.memory.model, self.memory.stack, views, view_of, prompt, length + max(tokens, gold), frozen
+            self.memory.model,
+            self.memory.stack,
+            views,
+            view_of,
+            prompt,
+            length + max(tokens, gold),
+            frozen,
         )
         logits = rows.prefill(max(gold, 1))
         return Outcome(
-            logits, rows.decode(logits[:, 0], length, tokens, self.subject.vocabulary.end_ids), rows.row_layers
+            logits,
+            rows.decode(logits[:, 0], length, tokens, self.subject.vocabulary.end_ids),
+            rows.row_layers,
         )

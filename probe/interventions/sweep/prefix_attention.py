@@ -1,8 +1,9 @@
 """Attention of many cases at once: one prefix that they share, and what each row has of its own.
 
-Every row attends to the keys of the image prefix and to its own keys behind it. Each part is a softmax of its own, and
-they are merged by their normalisers:  out = w · prefix + (1 - w) · own,  w = sigmoid(lse_prefix - lse_own).
-So the prefix is one matrix product for all rows of all cases: nothing is copied for a row, and no mask is built.
+Every row attends to the keys of the image prefix and to its own keys behind it. Each part is a
+softmax of its own, and they are merged by their normalisers:  out = w · prefix + (1 - w) · own,  w
+= sigmoid(lse_prefix - lse_own). So the prefix is one matrix product for all rows of all cases:
+nothing is copied for a row, and no mask is built.
 
 What a row sees of the vision tokens in a layer is a `VisionView`; view 0 is the model's own.
 """
@@ -29,10 +30,12 @@ Part = tuple[Tensor, Tensor]  # weighted mean of the values, and the log of the 
 
 @dataclass(frozen=True)
 class VisionView:
-    """What stands in for vision tokens: keys and values of the prefix by attention module, and the tokens behind it.
+    """What stands in for vision tokens: keys and values of the prefix by attention module, and the
+    tokens behind it.
 
-    `own`: vision tokens behind the prefix are "seen", "hidden", count as "zero", or are replaced by these keys and
-    values. `for_vision`: whether vision rows behind the prefix see it so too; else they see view 0.
+    `own`: vision tokens behind the prefix are "seen", "hidden", count as "zero", or are replaced by
+    these keys and values. `for_vision`: whether vision rows behind the prefix see it so too; else
+    they see view 0.
     """
 
     prefix: Mapping[str, KeyValue]
@@ -43,8 +46,8 @@ class VisionView:
 class SharedAttention:
     """The attention function of a sweep, for `tap.routed`. `look` is called before each layer.
 
-    `vision`: which of the tokens behind the prefix are vision tokens (of further images); later tokens are text.
-    `longest`: tokens of prompt and answer together.
+    `vision`: which of the tokens behind the prefix are vision tokens (of further images); later
+    tokens are text. `longest`: tokens of prompt and answer together.
     """
 
     def __init__(self, views: list[VisionView], vision: Bool[Tensor, " token"], longest: int):
@@ -62,10 +65,14 @@ class SharedAttention:
         check_window(call, self.longest)
         key, value = call.key, call.value
         if call.name in self.own:  # decoding
-            key, value = (torch.cat(pair, 2) for pair in zip(self.own[call.name], (key, value), strict=True))
+            key, value = (
+                torch.cat(pair, 2) for pair in zip(self.own[call.name], (key, value), strict=True)
+            )
         self.own[call.name] = key, value
         tokens, length = call.query_count, key.shape[2]
-        visible = torch.ones(tokens, length, dtype=torch.bool, device=key.device).tril(length - tokens)
+        visible = torch.ones(tokens, length, dtype=torch.bool, device=key.device).tril(
+            length - tokens
+        )
         own = attend(call.query, key, value, call.scaling, visible if tokens > 1 else None)
         if self.several_images:
             out = self._with_images_behind(call, key, value, visible, own)
@@ -73,20 +80,26 @@ class SharedAttention:
             out = _merged(self._of_prefix(call, call.query, self.groups), own)
         return out.to(call.query.dtype).transpose(1, 2).contiguous(), None
 
-    def _of_prefix(self, call: AttentionCall, query: Tensor, groups: list[tuple[int, Tensor]]) -> Part:
+    def _of_prefix(
+        self, call: AttentionCall, query: Tensor, groups: list[tuple[int, Tensor]]
+    ) -> Part:
         """Queries (row, head, query, dim) over the prefix that each row sees."""
         if len(groups) == 1:
             return _over_shared(query, *self.views[groups[0][0]].prefix[call.name], call.scaling)
         out = torch.empty_like(query, dtype=_precise(query))
         lse = torch.empty_like(out[..., 0])
         for number, rows in groups:
-            out[rows], lse[rows] = _over_shared(query[rows], *self.views[number].prefix[call.name], call.scaling)
+            out[rows], lse[rows] = _over_shared(
+                query[rows], *self.views[number].prefix[call.name], call.scaling
+            )
         return out, lse
 
     def _with_images_behind(
         self, call: AttentionCall, key: Tensor, value: Tensor, visible: Tensor, own: Part
     ) -> Tensor:
-        """The whole, where vision tokens are queries and keys behind the prefix too: views are those of queries."""
+        """The whole, where vision tokens are queries and keys behind the prefix too: views are
+        those of queries.
+        """
         rows, heads, tokens, dim = call.query.shape
         vision = pad(self.vision, (0, key.shape[2] - len(self.vision)))
         for_vision = torch.tensor([view.for_vision for view in self.views], device=key.device)
@@ -118,8 +131,12 @@ def _over_shared(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> P
     if not key.shape[1]:
         out = torch.zeros_like(query, dtype=_precise(query))
         return out, torch.full_like(out[..., 0], -torch.inf)
-    out, lse = attend(query.transpose(0, 1).reshape(1, heads, rows * tokens, dim), key[None], value[None], scaling)
-    return out.view(heads, rows, tokens, dim).transpose(0, 1), lse.view(heads, rows, tokens).transpose(0, 1)
+    out, lse = attend(
+        query.transpose(0, 1).reshape(1, heads, rows * tokens, dim), key[None], value[None], scaling
+    )
+    return out.view(heads, rows, tokens, dim).transpose(0, 1), lse.view(
+        heads, rows, tokens
+    ).transpose(0, 1)
 
 
 def _merged(prefix: Part, own: Part) -> Tensor:
@@ -127,15 +144,24 @@ def _merged(prefix: Part, own: Part) -> Tensor:
 
 
 def check_window(call: AttentionCall, length: int) -> None:
-    """Refuses a sliding window that doesn't reach back over so many tokens: shared keys would not be seen by all."""
+    """Refuses a sliding window that doesn't reach back over so many tokens: shared keys would not
+    be seen by all.
+    """
     if call.window is not None and call.window < length:
-        raise ProbeError("drop_sweep", expected=f"a sliding window of at least {length} tokens (prompt and answer)",
-                         got=f"{call.window} in {call.name}", fix="ask for fewer new tokens, or load the model with "
-                         "a longer sliding_window")  # fmt: skip
+        raise ProbeError(
+            "drop_sweep",
+            expected=f"a sliding window of at least {length} tokens (prompt and answer)",
+            got=f"{call.window} in {call.name}",
+            fix="ask for fewer new tokens, or load the model with a longer sliding_window",
+        )
 
 
-def _replaced(key: Tensor, value: Tensor, vision: Tensor, own: str | Mapping, name: str) -> KeyValue:
-    """Keys and values of the own part in which vision tokens count as zero or are another image's."""
+def _replaced(
+    key: Tensor, value: Tensor, vision: Tensor, own: str | Mapping, name: str
+) -> KeyValue:
+    """Keys and values of the own part in which vision tokens count as zero or are another
+    image's.
+    """
     if own == "zero":
         return key, value.masked_fill(vision[:, None], 0)
     if isinstance(own, Mapping):
@@ -151,16 +177,20 @@ def attend(
     scaling: float,
     visible: Bool[Tensor, "query key"] | None = None,
 ) -> Part:
-    """Softmax attention and its normaliser: (batch, head, query, dim) and (batch, head, query), in float32 at least.
+    """Softmax attention and its normaliser: (batch, head, query, dim) and (batch, head, query), in
+    float32 at least.
 
-    In blocks of queries; with fewer key heads than heads, the queries that share one are rows of one product.
+    In blocks of queries; with fewer key heads than heads, the queries that share one are rows of
+    one product.
     """
     batch, heads, _, dim = query.shape
     precise, key_heads = _precise(query), key.shape[1]
     queries = query.reshape(batch, key_heads, -1, dim).to(precise) * scaling
     keys = key.to(precise).mT
     hidden = None if visible is None else ~visible.repeat(heads // key_heads, 1)
-    size = max(1, SCORES.get(query.device.type, SCORES_ELSEWHERE) // (batch * key_heads * key.shape[2]))
+    size = max(
+        1, SCORES.get(query.device.type, SCORES_ELSEWHERE) // (batch * key_heads * key.shape[2])
+    )
     parts = []
     for start in range(0, queries.shape[2], size):
         scores = torch.matmul(queries[:, :, start : start + size], keys)
@@ -169,7 +199,9 @@ def attend(
         weights = torch.softmax(scores, -1)
         lse = scores.amax(-1) - weights.amax(-1).log()
         parts.append((torch.matmul(weights.to(value.dtype), value).to(precise), lse))
-    out, lse = parts[0] if len(parts) == 1 else (torch.cat(each, 2) for each in zip(*parts, strict=True))
+    out, lse = (
+        parts[0] if len(parts) == 1 else (torch.cat(each, 2) for each in zip(*parts, strict=True))
+    )
     return out.reshape(query.shape), lse.reshape(query.shape[:3])
 
 

@@ -1,4 +1,5 @@
-"""The result of a sweep as a labelled dataset: what each case said, and how far it is from the untouched model.
+"""The result of a sweep as a labelled dataset: what each case said, and how far it is from the
+untouched model.
 
 table = tabulate(sample, names, outcome, ...)      # dims (sample=1, case)
 """
@@ -23,8 +24,14 @@ UNITS = {
     "correct": ("score of the answer, NaN where no gold answer is known", "1"),
     "gold_logprob": ("log-probability of the gold answer's tokens", "nat"),
     "kl": ("KL divergence of the next-token distribution from the untouched model's", "nat"),
-    "total_variation": ("total variation between the next-token distribution and the untouched model's", "1"),
-    "first_token_changed": ("the most likely first token is another one than the untouched model's", "1"),
+    "total_variation": (
+        "total variation between the next-token distribution and the untouched model's",
+        "1",
+    ),
+    "first_token_changed": (
+        "the most likely first token is another one than the untouched model's",
+        "1",
+    ),
     "donor_answer_given": ("the answer is the one given about the other image", "1"),
     "dropped": ("layers that the case names", "1"),
     "row_layers": ("rows times layers computed for all cases", "1"),
@@ -54,7 +61,9 @@ def golden(sample: Sample) -> list[str]:
 
 
 def distances(logits: Float[Tensor, "case vocabulary"]) -> dict[str, np.ndarray]:
-    """How far each next-token distribution is from the first one: KL(first ‖ case), total variation, other argmax."""
+    """How far each next-token distribution is from the first one: KL(first ‖ case), total
+    variation, other argmax.
+    """
     logprob = torch.log_softmax(logits.double(), -1)
     first, probability = logprob[:1], logprob.exp()
     kl = (first.exp() * (first - logprob)).sum(-1).clamp_min(0)
@@ -88,7 +97,9 @@ def tabulate(
     swaps: bool,
     counts: Mapping[str, int],
 ) -> xr.Dataset:
-    """One sample's results, dims (sample=1, case). Cases that are not `present` (no other image) are NaN and ""."""
+    """One sample's results, dims (sample=1, case). Cases that are not `present` (no other image)
+    are NaN and "".
+    """
     values: dict[str, np.ndarray] = {
         "correct": np.array([score(answer, sample) for answer in answers], dtype=np.float32),
         "gold_logprob": gold_logprob(logits, gold),
@@ -96,17 +107,24 @@ def tabulate(
     }
     if swaps:
         theirs = normalised(answers[present.index(ANOTHER_IMAGE)])
-        values["donor_answer_given"] = np.array([normalised(a) == theirs for a in answers], dtype=np.float32)
+        values["donor_answer_given"] = np.array(
+            [normalised(a) == theirs for a in answers], dtype=np.float32
+        )
     places = [present.index(name) if name in present else -1 for name in cases]
     row = {
-        name: (("sample", "case"), np.array([[v[i] if i >= 0 else np.nan for i in places]], dtype=np.float32))
+        name: (
+            ("sample", "case"),
+            np.array([[v[i] if i >= 0 else np.nan for i in places]], dtype=np.float32),
+        )
         for name, v in values.items()
     }
     texts = np.array([[answers[i] if i >= 0 else "" for i in places]], dtype=object)
     dropped = np.array([[layer in chosen for layer in range(layers)] for chosen in cases.values()])
     dataset = xr.Dataset(
         {"answer": (("sample", "case"), texts), **row, "dropped": (("case", "layer"), dropped)}
-        | {name: (("sample",), np.array([count], dtype=np.int64)) for name, count in counts.items()},
+        | {
+            name: (("sample",), np.array([count], dtype=np.int64)) for name, count in counts.items()
+        },
         coords={
             "sample": np.array([sample.id], dtype=object),
             "case": np.array(list(cases), dtype=object),

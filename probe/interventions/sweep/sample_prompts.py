@@ -1,4 +1,6 @@
-"""One sample of a sweep as tokens: its prompt, the same about the donor's images, and its gold answer."""
+"""One sample of a sweep as tokens: its prompt, the same about the donor's images, and its gold
+answer.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +20,8 @@ Images = ImageSource | Sequence[ImageSource]
 
 @dataclass(frozen=True)
 class SamplePrompts:
-    """`other` is the prompt about another image, None without one. `gold`: the tokens of the sample's first answer,
-    without the end of the turn; none where it has no answer."""
+    """`other` is the prompt about another image, None without one. `gold`: the tokens of the
+    sample's first answer, without the end of the turn; none where it has no answer."""
 
     inputs: Inputs
     other: Inputs | None
@@ -38,14 +40,22 @@ class SamplePrompts:
     @property
     def other_fits(self) -> bool:
         """Whether the other image's vision tokens stand in the same places."""
-        return self.other is not None and torch.equal(self.inputs["input_ids"], self.other["input_ids"])
+        return self.other is not None and torch.equal(
+            self.inputs["input_ids"], self.other["input_ids"]
+        )
 
 
-def _encode(subject: Subject, image: Images | None, sample: Sample, answer: str | None = None) -> Inputs:
-    return subject.encode(list(image) if isinstance(image, tuple) else image, sample.question, answer)
+def _encode(
+    subject: Subject, image: Images | None, sample: Sample, answer: str | None = None
+) -> Inputs:
+    return subject.encode(
+        list(image) if isinstance(image, tuple) else image, sample.question, answer
+    )
 
 
-def _gold(subject: Subject, sample: Sample, prompt: Int[Tensor, " token"]) -> Int[Tensor, " gold_token"]:
+def _gold(
+    subject: Subject, sample: Sample, prompt: Int[Tensor, " token"]
+) -> Int[Tensor, " gold_token"]:
     answers = golden(sample)
     if not answers:
         return prompt[:0]

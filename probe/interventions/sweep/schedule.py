@@ -10,8 +10,11 @@ from probe.subject.prefix_cache import KEPT
 from probe.subject.prefix_check import SharingCheck
 
 
-def schedule(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, tuple[ImageSource, ...] | None]]:
-    """Samples in an order in which every image comes once, and the donor of each: the next one's images.
+def schedule(
+    samples: Sequence[Sample],
+) -> tuple[list[Sample], dict[str, tuple[ImageSource, ...] | None]]:
+    """Samples in an order in which every image comes once, and the donor of each: the next one's
+    images.
 
     A donor has as many images as the sample; None where there is no other.
     """
@@ -22,7 +25,9 @@ def schedule(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, tuple[I
     for key, group in groups.items():
         ring = [other for other in groups if len(other) == len(key)]
         following = ring[(ring.index(key) + 1) % len(ring)]
-        donors |= dict.fromkeys((s.id for s in group), None if following == key else groups[following][0].images)
+        donors |= dict.fromkeys(
+            (s.id for s in group), None if following == key else groups[following][0].images
+        )
     return [sample for group in groups.values() for sample in group], donors
 
 
@@ -35,7 +40,11 @@ def _identity(image: ImageSource) -> str:
     if isinstance(image, str | Path):
         return str(image)
     if isinstance(image, Video):
-        return "+".join(map(_identity, image.source)) if isinstance(image.source, tuple) else str(image.source)
+        return (
+            "+".join(map(_identity, image.source))
+            if isinstance(image.source, tuple)
+            else str(image.source)
+        )
     return hashlib.sha256(open_image(image).tobytes() + str(image.size).encode()).hexdigest()
 
 

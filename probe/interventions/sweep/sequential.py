@@ -1,4 +1,5 @@
-"""Every case of a sweep on its own: the whole model for each, under the intervention's context manager.
+"""Every case of a sweep on its own: the whole model for each, under the intervention's context
+manager.
 
 What a sweep falls back to where nothing can be shared exactly.
 """
@@ -36,7 +37,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class SequentialCases:
-    """`cases`: the layers that each names. `queries`: who is cut off from vision, as `drop_vision` has it."""
+    """`cases`: the layers that each names. `queries`: who is cut off from vision, as `drop_vision`
+    has it.
+    """
 
     subject: Subject
     reading: DropMode
@@ -52,7 +55,9 @@ class SequentialCases:
             inputs = question.other if name == ANOTHER_IMAGE else question.inputs
             asked = with_response(inputs, gold[:-1]) if len(gold) > 1 else inputs  # pyright: ignore[reportArgumentType]
             with self.intervention(name, question), torch.no_grad():
-                logits.append(self.subject.model(**asked, use_cache=False).logits[0, -max(len(gold), 1) :])  # pyright: ignore[reportCallIssue]
+                logits.append(
+                    self.subject.model(**asked, use_cache=False).logits[0, -max(len(gold), 1) :]
+                )  # pyright: ignore[reportCallIssue]
                 answers += self.subject.generate_ids(inputs, self.max_new_tokens)  # pyright: ignore[reportArgumentType]
         return Outcome(torch.stack(logits), answers, len(self.stack.layers) * len(names))
 
@@ -65,4 +70,12 @@ class SequentialCases:
             return drop_vision(model, layers, how="mask", stack=self.stack.name)
         if reading.how == "swap":
             return swap_vision(model, layers, question.other)
-        return drop_vision(model, layers, reading.how, reading.freeze, reading.restore, self.stack.name, self.queries)
+        return drop_vision(
+            model,
+            layers,
+            reading.how,
+            reading.freeze,
+            reading.restore,
+            self.stack.name,
+            self.queries,
+        )

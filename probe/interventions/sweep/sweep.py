@@ -1,9 +1,10 @@
-"""The sweep: many layer sets times many samples, each exactly as if it ran alone, for the price of a few.
+"""The sweep: many layer sets times many samples, each exactly as if it ran alone, for the price of
+a few.
 
-Three things are computed once: the image prefix (`prefix.py`) for all cases and all questions about an image; text
-rows before the first dropped layer for all cases, which split into rows as their histories differ (`rows.py`); and
-each step of decoding, a batch of all cases. With 576 vision and 45 text tokens, 41 cases of 32 layers cost as much as
-2.3 forwards, not 41.
+Three things are computed once: the image prefix (`prefix.py`) for all cases and all questions about
+an image; text rows before the first dropped layer for all cases, which split into rows as their
+histories differ (`rows.py`); and each step of decoding, a batch of all cases. With 576 vision and
+45 text tokens, 41 cases of 32 layers cost as much as 2.3 forwards, not 41.
 
     table = drop_sweep(subject, samples, windows(4))
     table["correct"].mean("sample")                      # (case): Fig. 5
@@ -56,7 +57,8 @@ def drop_sweep(
     score: Score = exact_match,
     progress: bool = True,
 ) -> xr.Dataset:
-    """What each sample is answered when vision is dropped in each set of layers: dims (sample, case).
+    """What each sample is answered when vision is dropped in each set of layers: dims (sample,
+    case).
 
     Args:
         cases: sets of layers, named or not, or `windows(4)`, `from_layer()`, `until_layer()`, or several of these in a
@@ -68,12 +70,12 @@ def drop_sweep(
         score: score(answer, sample) of a generated answer, NaN where nothing can be said.
         progress: whether to say on stderr what it will cost, and how far it is.
 
-    Variables: answer, correct, gold_logprob, kl, total_variation, first_token_changed, for swaps donor_answer_given;
-    dropped (case, layer); row_layers and image_prefixes (sample), which count what was computed.
-    Samples that show the same image are taken together, and returned in the order given. Answers are greedy.
-    Raises ProbeError for layers that are not there, a model that is compiled, in training mode or under an
-    intervention, a sliding window shorter than prompt and answer, and swaps between images with other numbers of
-    tokens.
+    Variables: answer, correct, gold_logprob, kl, total_variation, first_token_changed, for swaps
+    donor_answer_given; dropped (case, layer); row_layers and image_prefixes (sample), which count
+    what was computed. Samples that show the same image are taken together, and returned in the
+    order given. Answers are greedy. Raises ProbeError for layers that are not there, a model that
+    is compiled, in training mode or under an intervention, a sliding window shorter than prompt and
+    answer, and swaps between images with other numbers of tokens.
     """
     samples = [samples] if isinstance(samples, Sample) else list(samples)
     ids = [sample.id for sample in samples]
@@ -88,21 +90,33 @@ def drop_sweep(
         print(sweep.estimate(order), file=sys.stderr)
     bar = tqdm(order, "drop_sweep", unit="sample", disable=not progress)
     tables = [sweep(sample, donors[sample.id]) for sample in bar]
-    table = xr.concat(tables, "sample", data_vars="minimal", coords="minimal", combine_attrs="override")
-    table.attrs |= {"row_layers": int(table["row_layers"].sum()), "image_prefixes": int(table["image_prefixes"].sum())}
+    table = xr.concat(
+        tables, "sample", data_vars="minimal", coords="minimal", combine_attrs="override"
+    )
+    table.attrs |= {
+        "row_layers": int(table["row_layers"].sum()),
+        "image_prefixes": int(table["image_prefixes"].sum()),
+    }
     return table.sel(sample=ids)
 
 
 def sweep_one(
-    subject: Subject, sample: Sample, cases: Cases, how: str = "mask", donor: Images | None = None, **options
+    subject: Subject,
+    sample: Sample,
+    cases: Cases,
+    how: str = "mask",
+    donor: Images | None = None,
+    **options,
 ) -> xr.Dataset:
-    """One sample of `drop_sweep` (whose `options` it takes). For many, keep a `Sweep`: it remembers prefixes."""
+    """One sample of `drop_sweep` (whose `options` it takes). For many, keep a `Sweep`: it remembers
+    prefixes.
+    """
     return Sweep(subject, cases, how, **options)(sample, donor)
 
 
 class Sweep:
-    """A sweep one sample at a time: `sweep(sample, donor)`. Arguments as in `drop_sweep`; sweeps of one model may share
-    the `memory` of another one."""
+    """A sweep one sample at a time: `sweep(sample, donor)`. Arguments as in `drop_sweep`; sweeps of
+    one model may share the `memory` of another one."""
 
     def __init__(
         self,
@@ -125,21 +139,32 @@ class Sweep:
         self.queries = None if queries is None else as_names(queries)
         _check_reading(self.reading, subject, stack, self.queries)
         layers = len(self.stack.layers)
-        always = {UNTOUCHED: frozenset(), NO_VISION: frozenset(range(layers)), ANOTHER_IMAGE: frozenset()}
+        always = {
+            UNTOUCHED: frozenset(),
+            NO_VISION: frozenset(range(layers)),
+            ANOTHER_IMAGE: frozenset(),
+        }
         self.cases = always | resolve(cases, layers)
         self.readings = self.reading.of_cases(self.cases, layers)
         self.memory = PrefixMemory(subject.model, found["llm"]) if memory is None else memory
-        self.alone = SequentialCases(subject, self.reading, self.cases, self.stack, max_new_tokens, self.queries)
+        self.alone = SequentialCases(
+            subject, self.reading, self.cases, self.stack, max_new_tokens, self.queries
+        )
         self.together = (
-            BatchedCases(subject, self.reading, self.readings, self.memory, max_new_tokens) if stack == "llm"
+            BatchedCases(subject, self.reading, self.readings, self.memory, max_new_tokens)
+            if stack == "llm"
             else Fused(self.alone, self.memory.images)
-        )  # fmt: skip
+        )
 
     @torch.no_grad()
     def __call__(self, sample: Sample, donor: Images | None = None) -> xr.Dataset:
-        """One sample in every case. Without a `donor` (its images) the case of another image is missing."""
+        """One sample in every case. Without a `donor` (its images) the case of another image is
+        missing.
+        """
         if self.reading.how == "swap" and donor is None:
-            raise ProbeError("drop_sweep", expected="another image to swap with", got="none", fix="pass donor=")
+            raise ProbeError(
+                "drop_sweep", expected="another image to swap with", got="none", fix="pass donor="
+            )
         before = self._prefixes()
         question = SamplePrompts.of(self.subject, sample, donor)
         names = [name for name in self.cases if name != ANOTHER_IMAGE or donor is not None]
@@ -147,8 +172,18 @@ class Sweep:
         outcome = (self.alone if judged.reason else self.together)(question, names)
         answers = [question.inputs.vocabulary.words(ids) for ids in outcome.answers]
         counts = {"row_layers": outcome.row_layers, "image_prefixes": self._prefixes() - before}
-        table = tabulate(sample, self.cases, len(self.stack.layers), names, outcome.logits, answers, question.gold,
-                         self.score, self.reading.how == "swap", counts)  # fmt: skip
+        table = tabulate(
+            sample,
+            self.cases,
+            len(self.stack.layers),
+            names,
+            outcome.logits,
+            answers,
+            question.gold,
+            self.score,
+            self.reading.how == "swap",
+            counts,
+        )
         return table.assign_attrs(self._provenance(judged), **counts)
 
     @torch.no_grad()
@@ -161,11 +196,22 @@ class Sweep:
         rows = len(self.cases) * len(self.stack.layers)
         if not judged.reason:
             prompt, known = self.memory.of(question.inputs)
-            token_bytes = sum(t.nbytes for pair in known.prefix.keys.values() for t in pair) / max(prompt.shared, 1)
+            token_bytes = sum(t.nbytes for pair in known.prefix.keys.values() for t in pair) / max(
+                prompt.shared, 1
+            )
             if self.stack.name == "llm":
                 shared, rows = prompt.shared, row_layers(self.readings.values())
-        return estimate(samples, len(self.cases), len(self.stack.layers), rows, question.length, shared,
-                        self.max_new_tokens, token_bytes, judged)  # fmt: skip
+        return estimate(
+            samples,
+            len(self.cases),
+            len(self.stack.layers),
+            rows,
+            question.length,
+            shared,
+            self.max_new_tokens,
+            token_bytes,
+            judged,
+        )
 
     def judged(self, inputs: Inputs) -> SharingCheck:
         """Whether sharing is exact."""
@@ -177,17 +223,24 @@ class Sweep:
         return verdict(self.subject.model, self.stack, inputs, prompt, known.prefix)
 
     def _prefixes(self) -> int:
-        """Passes over images so far: over their prefix in the LLM, or over their rows in pre-fusion."""
+        """Passes over images so far: over their prefix in the LLM, or over their rows in
+        pre-fusion.
+        """
         return self.memory.computed if self.stack.name == "llm" else self.memory.images.computed
 
     def _provenance(self, judged: SharingCheck) -> dict[str, str | int]:
         reading = self.reading
         return self.subject.describe() | {
-            "how": reading.how, "freeze": str(reading.freeze).lower(), "restore": str(reading.restore).lower(),
-            "stack": self.stack.name, "queries": "+".join(self.queries or ()),
-            "max_new_tokens": self.max_new_tokens, "probe_version": __version__,
-            "sharing": judged.reason or "exact", "score": getattr(self.score, "__name__", type(self.score).__name__),
-        }  # fmt: skip
+            "how": reading.how,
+            "freeze": str(reading.freeze).lower(),
+            "restore": str(reading.restore).lower(),
+            "stack": self.stack.name,
+            "queries": "+".join(self.queries or ()),
+            "max_new_tokens": self.max_new_tokens,
+            "probe_version": __version__,
+            "sharing": judged.reason or "exact",
+            "score": getattr(self.score, "__name__", type(self.score).__name__),
+        }
 
 
 def _seconds(subject: Subject, inputs: Inputs) -> float:
@@ -197,22 +250,37 @@ def _seconds(subject: Subject, inputs: Inputs) -> float:
     return time.perf_counter() - start
 
 
-def _check_reading(reading: DropMode, subject: Subject, stack: str, queries: tuple[str, ...] | None) -> None:
+def _check_reading(
+    reading: DropMode, subject: Subject, stack: str, queries: tuple[str, ...] | None
+) -> None:
     """Raises ProbeError for what `drop_vision` refuses in this stack."""
     if reading.how != "swap":
-        with drop_vision(subject.model, (), reading.how, reading.freeze, reading.restore, stack, queries):
+        with drop_vision(
+            subject.model, (), reading.how, reading.freeze, reading.restore, stack, queries
+        ):
             return
     if stack != "llm" or queries is not None:
-        raise ProbeError("drop_sweep", expected="how='swap' in the LLM, for all text", got=f"stack={stack!r}, "
-                         f"queries={queries!r}", fix="use another reading")  # fmt: skip
+        raise ProbeError(
+            "drop_sweep",
+            expected="how='swap' in the LLM, for all text",
+            got=f"stack={stack!r}, queries={queries!r}",
+            fix="use another reading",
+        )
 
 
 def _check(subject: Subject, stack: str, found: list[str], max_new_tokens: int) -> None:
     if stack not in found:
         raise ProbeError("drop_sweep", expected=f"a stack of {', '.join(found)}", got=repr(stack))
     if subject.model.training:
-        raise ProbeError("drop_sweep", expected="a model in eval mode", got="one in training mode", fix="model.eval()")
+        raise ProbeError(
+            "drop_sweep",
+            expected="a model in eval mode",
+            got="one in training mode",
+            fix="model.eval()",
+        )
     if now := active_interventions(subject.model):
-        raise ProbeError("drop_sweep", expected="the model as it is", got=f"one under {now}", fix="leave it")
+        raise ProbeError(
+            "drop_sweep", expected="the model as it is", got=f"one under {now}", fix="leave it"
+        )
     if max_new_tokens < 1:
         raise ProbeError("drop_sweep", expected="at least one new token", got=str(max_new_tokens))

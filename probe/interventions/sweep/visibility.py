@@ -4,8 +4,9 @@
     # {"untouched": (SEEN, SEEN, SEEN, SEEN), "3-4": (SEEN, SEEN, MASKED, MASKED)}
     row_layers(readings.values())        # 4 + 2: rows are shared up to the first layer in which cases differ
 
-`"remove"` is `"mask"` where vision does not come back (to the last layer, or `restore=False`). Where it does, it comes
-back as it was before its first dropped layer: "mask" with `freeze`, a prefix of its own in the layers behind.
+`"remove"` is `"mask"` where vision does not come back (to the last layer, or `restore=False`).
+Where it does, it comes back as it was before its first dropped layer: "mask" with `freeze`, a
+prefix of its own in the layers behind.
 """
 
 from collections.abc import Collection, Mapping
@@ -22,7 +23,9 @@ Symbol = str | Frozen
 
 @dataclass(frozen=True)
 class DropMode:
-    """One reading of "dropped", as `drop_vision` has it. Raises ProbeError for one that it doesn't have."""
+    """One reading of "dropped", as `drop_vision` has it. Raises ProbeError for one that it doesn't
+    have.
+    """
 
     how: str = "mask"
     freeze: bool = False
@@ -32,15 +35,21 @@ class DropMode:
         if self.how not in HOWS:
             raise ProbeError("drop_sweep", expected=f"how of {', '.join(HOWS)}", got=repr(self.how))
         if self.freeze and self.how != "mask":
-            raise ProbeError("drop_sweep", expected="freeze with how='mask'", got=f"how={self.how!r}")
+            raise ProbeError(
+                "drop_sweep", expected="freeze with how='mask'", got=f"how={self.how!r}"
+            )
         if not self.restore and self.how != "remove":
-            raise ProbeError("drop_sweep", expected="restore=False with how='remove'", got=f"how={self.how!r}")
+            raise ProbeError(
+                "drop_sweep", expected="restore=False with how='remove'", got=f"how={self.how!r}"
+            )
 
     @property
     def freezes(self) -> bool:
         return self.freeze or (self.how == "remove" and self.restore)
 
-    def of_cases(self, cases: Mapping[str, frozenset[int]], layers: int) -> dict[str, tuple[Symbol, ...]]:
+    def of_cases(
+        self, cases: Mapping[str, frozenset[int]], layers: int
+    ) -> dict[str, tuple[Symbol, ...]]:
         """The symbol of each layer, by case; the cases that every sweep has by their names."""
         always = {UNTOUCHED: SEEN, NO_VISION: MASKED, ANOTHER_IMAGE: SWAPPED}
         return {
@@ -54,7 +63,8 @@ class DropMode:
             chosen = frozenset(range(first, layers))
         behind = chosen if self.freezes else SEEN
         return tuple(
-            HOWS[self.how] if layer in chosen else behind if layer > first else SEEN for layer in range(layers)
+            HOWS[self.how] if layer in chosen else behind if layer > first else SEEN
+            for layer in range(layers)
         )
 
 

@@ -1,7 +1,8 @@
 """Measure: samples in, record out.
 
-The model answers first (or the answer is given), then one teacher-forced forward over prompt and response runs under
-the tap, and every layer's statistic is taken on the way. By causality its response rows are those of decoding.
+The model answers first (or the answer is given), then one teacher-forced forward over prompt and
+response runs under the tap, and every layer's statistic is taken on the way. By causality its
+response rows are those of decoding.
 
     record = measure(subject, "street.jpg", "what is on the left ?")
     record["llm"]["mass"]                     # (sample, layer, head, query_type, key_type)
@@ -31,7 +32,12 @@ from probe.hooks.model_structure import LayerStack, is_compiled
 from probe.hooks.model_structure import stacks as find_stacks
 from probe.measures.attention.record_node import node, root
 from probe.measures.attention.sinks import HANDLED, key_sinks, left_out, norms_watched, set_apart
-from probe.measures.attention.stack_queries import NOTHING_MORE, MeasureOptions, countings, predicting
+from probe.measures.attention.stack_queries import (
+    NOTHING_MORE,
+    MeasureOptions,
+    countings,
+    predicting,
+)
 from probe.records import assemble, merge
 from probe.subject.inputs import Ids, Inputs, collate, with_response
 from probe.subject.subject import Subject
@@ -59,7 +65,8 @@ def measure(
     progress: bool | None = None,
     **generate: Any,
 ) -> xr.DataTree:
-    """The record of one image and question, or of many samples. Logits are bit-identical with and without it.
+    """The record of one image and question, or of many samples. Logits are bit-identical with and
+    without it.
 
     Args:
         samples: an image (or several, or None) that goes with `question`; or samples that bring their own.
@@ -80,8 +87,8 @@ def measure(
         batch_tokens: samples are padded into one forward up to so many tokens.
         generate: options of `model.generate`, as do_sample=True.
 
-    Raises ProbeError for what `Subject.encode` refuses, maps above 1 GiB, a model in training mode or compiled, and
-    modules whose attention can't be seen.
+    Raises ProbeError for what `Subject.encode` refuses, maps above 1 GiB, a model in training mode
+    or compiled, and modules whose attention can't be seen.
     """
     _check(subject, rows, maps, max_new_tokens, sinks)
     samples = _as_samples(samples, question)
@@ -95,8 +102,14 @@ def measure(
         "turns": turns,
         "rows": rows,
         "intervention": active_interventions(subject.model),
-        "response_from": "generate" if response is None else "record" if isinstance(response, xr.DataTree) else "user",
-        "generate": ", ".join(f"{k}={v}" for k, v in {"max_new_tokens": max_new_tokens, **generate}.items()),
+        "response_from": "generate"
+        if response is None
+        else "record"
+        if isinstance(response, xr.DataTree)
+        else "user",
+        "generate": ", ".join(
+            f"{k}={v}" for k, v in {"max_new_tokens": max_new_tokens, **generate}.items()
+        ),
     }
     attrs |= {} if sinks == "keep" else {"sinks": sinks}
     records = []
@@ -112,10 +125,14 @@ def measure(
                 answered = [set_apart(subject, inputs) for inputs in answered]
             if maps:
                 _check_maps(chosen, answered, maps, len(samples))
-            nodes = _forward(subject, collate(answered, side="right"), chosen, wanted, sinks == "drop")
+            nodes = _forward(
+                subject, collate(answered, side="right"), chosen, wanted, sinks == "drop"
+            )
             for (sample, _), inputs, of_sample in zip(batch, answered, nodes, strict=True):
                 about = root(sample, inputs)
-                attrs["prompt_sha256"] = hashlib.sha256(about["prompt"][0].encode()).hexdigest()[:16]
+                attrs["prompt_sha256"] = hashlib.sha256(about["prompt"][0].encode()).hexdigest()[
+                    :16
+                ]
                 records.append(assemble(about, of_sample, attrs))
             bar.update(len(batch))
     return merge(records)
@@ -123,10 +140,16 @@ def measure(
 
 def _check(subject: Subject, rows: str, maps: bool | str, max_new_tokens: int, sinks: str) -> None:
     if any(module.training for module in subject.model.modules()):
-        raise ProbeError("measure", expected="a model in eval mode", got="training mode", fix="call model.eval()")
+        raise ProbeError(
+            "measure", expected="a model in eval mode", got="training mode", fix="call model.eval()"
+        )
     if is_compiled(subject.model):
-        raise ProbeError("measure", expected="a model that is not compiled", got="one after torch.compile",
-                         fix="measure the model as it was before")  # fmt: skip
+        raise ProbeError(
+            "measure",
+            expected="a model that is not compiled",
+            got="one after torch.compile",
+            fix="measure the model as it was before",
+        )
     if rows not in ("all", "text"):
         raise ProbeError("measure", expected="rows='all' or 'text'", got=repr(rows))
     if sinks not in HANDLED:
@@ -139,17 +162,31 @@ def _check(subject: Subject, rows: str, maps: bool | str, max_new_tokens: int, s
 
 def _as_samples(samples: Any, question: Any) -> list[Sample]:
     if question is not None:
-        return [Sample("0", image=tuple(samples) if isinstance(samples, list) else samples, question=question)]
+        return [
+            Sample(
+                "0",
+                image=tuple(samples) if isinstance(samples, list) else samples,
+                question=question,
+            )
+        ]
     samples = [samples] if isinstance(samples, Sample) else samples
     if not isinstance(samples, Iterable) or isinstance(samples, str):
-        raise ProbeError("measure", expected="an image and a question, or samples", got=type(samples).__name__)
+        raise ProbeError(
+            "measure", expected="an image and a question, or samples", got=type(samples).__name__
+        )
     samples = list(samples)
     if not samples or not all(isinstance(sample, Sample) for sample in samples):
-        raise ProbeError("measure", expected="at least one Sample", got="none" if not samples else "images alone",
-                         fix="pass a question with an image")  # fmt: skip
+        raise ProbeError(
+            "measure",
+            expected="at least one Sample",
+            got="none" if not samples else "images alone",
+            fix="pass a question with an image",
+        )
     (id, times), *_ = Counter(sample.id for sample in samples).most_common(1)
     if times > 1:
-        raise ProbeError("measure", expected="samples with different ids", got=f"{id!r} {times} times")
+        raise ProbeError(
+            "measure", expected="samples with different ids", got=f"{id!r} {times} times"
+        )
     return samples
 
 
@@ -157,12 +194,20 @@ def _chosen(subject: Subject, names: Sequence[str] | None, pictures: bool) -> di
     found = find_stacks(subject.model)
     names = [names] if isinstance(names, str) else names
     if unknown := set(names or ()) - set(found):
-        raise ProbeError("measure", expected=f"stacks of {', '.join(found)}", got=", ".join(sorted(unknown)))
-    chosen = {name: stack for name, stack in found.items()
-              if (names is None or name in names) and (pictures or name == "llm")}  # fmt: skip
+        raise ProbeError(
+            "measure", expected=f"stacks of {', '.join(found)}", got=", ".join(sorted(unknown))
+        )
+    chosen = {
+        name: stack
+        for name, stack in found.items()
+        if (names is None or name in names) and (pictures or name == "llm")
+    }
     if not chosen:
-        raise ProbeError("measure", expected="at least one stack, and images for any but the llm",
-                         got=f"stacks={list(names or [])} and {'' if pictures else 'no '}images")  # fmt: skip
+        raise ProbeError(
+            "measure",
+            expected="at least one stack, and images for any but the llm",
+            got=f"stacks={list(names or [])} and {'' if pictures else 'no '}images",
+        )
     return chosen
 
 
@@ -174,10 +219,14 @@ def _responses(response: Response, samples: Sequence[Sample]) -> list[Any]:
             raise ProbeError("measure", expected="a record with response_ids", got="one without")
         known = dict(zip(root["sample"].values.tolist(), root["response_ids"].values, strict=True))
         if missing := [sample.id for sample in samples if sample.id not in known]:
-            raise ProbeError("measure", expected="a record with the same samples", got=f"none for {missing[0]!r}")
+            raise ProbeError(
+                "measure", expected="a record with the same samples", got=f"none for {missing[0]!r}"
+            )
         return [known[sample.id][known[sample.id] >= 0].tolist() for sample in samples]
     given: Any = response
-    several = isinstance(given, list | tuple) and not all(isinstance(item, Integral) for item in given)
+    several = isinstance(given, list | tuple) and not all(
+        isinstance(item, Integral) for item in given
+    )
     if several or (len(samples) > 1 and not isinstance(given, str | None)):
         if len(given) != len(samples):
             raise ProbeError("measure", expected=f"{len(samples)} responses", got=str(len(given)))
@@ -190,13 +239,22 @@ def _encoded(
 ) -> Iterator[tuple[Sample, Inputs]]:
     for sample, response in zip(samples, responses, strict=True):
         picture = sample.image if sample.images else None
-        yield sample, subject.encode(list(picture) if isinstance(picture, tuple) else picture, sample.question,
-                                     response, **options)  # fmt: skip
+        yield (
+            sample,
+            subject.encode(
+                list(picture) if isinstance(picture, tuple) else picture,
+                sample.question,
+                response,
+                **options,
+            ),
+        )
 
 
-def _batches(rows: Iterable[tuple[Sample, Inputs]], tokens: int) -> Iterator[list[tuple[Sample, Inputs]]]:
-    """Neighbours that fit into so many tokens after padding, at least one; with images, or all without: among others
-    with an image, LLaVA-Mini fuses words without one as well."""
+def _batches(
+    rows: Iterable[tuple[Sample, Inputs]], tokens: int
+) -> Iterator[list[tuple[Sample, Inputs]]]:
+    """Neighbours that fit into so many tokens after padding, at least one; with images, or all
+    without: among others with an image, LLaVA-Mini fuses words without one as well."""
     batch: list[tuple[Sample, Inputs]] = []
     for row in rows:
         widths = [inputs["input_ids"].shape[1] for _, inputs in (*batch, row)]
@@ -209,21 +267,33 @@ def _batches(rows: Iterable[tuple[Sample, Inputs]], tokens: int) -> Iterator[lis
 
 
 def _kind(inputs: Inputs) -> int:
-    """What rows of one batch have in common: some vision tokens; or, where there are none, the number of images."""
+    """What rows of one batch have in common: some vision tokens; or, where there are none, the
+    number of images.
+    """
     return -1 if inputs.types.vision.any() else len(inputs.images[0])
 
 
-def _answered(subject: Subject, rows: list[Inputs], max_new_tokens: int, generate: dict) -> list[Inputs]:
-    """The rows with the model's own response behind each, but for those that a conversation already answers."""
-    open_rows = [i for i, inputs in enumerate(rows) if inputs.types.role[0, -1] == FINE.index("last")]
+def _answered(
+    subject: Subject, rows: list[Inputs], max_new_tokens: int, generate: dict
+) -> list[Inputs]:
+    """The rows with the model's own response behind each, but for those that a conversation already
+    answers.
+    """
+    open_rows = [
+        i for i, inputs in enumerate(rows) if inputs.types.role[0, -1] == FINE.index("last")
+    ]
     if open_rows:
         asked = collate([rows[i] for i in open_rows], side="left")
-        for i, ids in zip(open_rows, subject.generate_ids(asked, max_new_tokens, **generate), strict=True):
+        for i, ids in zip(
+            open_rows, subject.generate_ids(asked, max_new_tokens, **generate), strict=True
+        ):
             rows[i] = with_response(rows[i], ids)
     return rows
 
 
-def _check_maps(chosen: dict[str, LayerStack], rows: list[Inputs], maps: Any, sample_count: int) -> None:
+def _check_maps(
+    chosen: dict[str, LayerStack], rows: list[Inputs], maps: Any, sample_count: int
+) -> None:
     stack = chosen.get("llm")
     if stack is None:
         raise ProbeError("measure", expected="the llm stack for maps", got=", ".join(chosen))
@@ -232,19 +302,32 @@ def _check_maps(chosen: dict[str, LayerStack], rows: list[Inputs], maps: Any, sa
     cells = max(len(predicting(inputs)) * inputs.types.vision.sum() for inputs in rows)
     size = int(4 * len(stack.layers) * heads * cells) * sample_count
     if size > MAPS_LIMIT:
-        raise ProbeError("measure", expected=f"maps of at most {MAPS_LIMIT / 2**20:.0f} MB",
-                         got=f"{size / 2**20:.0f} MB for {sample_count} samples",
-                         fix="measure fewer samples, a shorter response, or maps=True instead of 'heads'")  # fmt: skip
+        raise ProbeError(
+            "measure",
+            expected=f"maps of at most {MAPS_LIMIT / 2**20:.0f} MB",
+            got=f"{size / 2**20:.0f} MB for {sample_count} samples",
+            fix="measure fewer samples, a shorter response, or maps=True instead of 'heads'",
+        )
 
 
 def _forward(
-    subject: Subject, inputs: Inputs, chosen: dict[str, LayerStack], wanted: MeasureOptions = NOTHING_MORE, drop_sinks: bool = False
+    subject: Subject,
+    inputs: Inputs,
+    chosen: dict[str, LayerStack],
+    wanted: MeasureOptions = NOTHING_MORE,
+    drop_sinks: bool = False,
 ) -> list[dict[str, dict[str, np.ndarray]]]:
-    """One teacher-forced forward under the tap: {stack: {variable: array}} for each row of the batch."""
+    """One teacher-forced forward under the tap: {stack: {variable: array}} for each row of the
+    batch.
+    """
     counted = countings(subject, inputs, chosen, wanted)
     counted = {name: left_out(each) if drop_sinks else each for name, each in counted.items()}
     model = subject.model
-    options = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    options = (
+        {"logits_to_keep": 1}
+        if "logits_to_keep" in inspect.signature(model.forward).parameters
+        else {}
+    )
     norms: dict[int, np.ndarray] = {}
     with ExitStack() as taps:
         for name, counting in counted.items():
@@ -254,10 +337,15 @@ def _forward(
             norms = taps.enter_context(norms_watched(chosen["llm"], inputs.types.role >= 0))
         model(**inputs, use_cache=False, **options)
     samples = range(len(inputs.prompt))
-    nodes = [{name: node(counted[name], stack, sample) for name, stack in chosen.items()} for sample in samples]
+    nodes = [
+        {name: node(counted[name], stack, sample) for name, stack in chosen.items()}
+        for sample in samples
+    ]
     for sample, found in enumerate(nodes):
         if "llm" in found and not inputs.types.vision[sample].any():
             found["llm"]["key_sink"] = np.empty((1, len(chosen["llm"].layers), 0), np.float32)
         elif "llm" in found:
-            found["llm"]["key_sink"] = key_sinks(counted["llm"], chosen["llm"], norms, inputs, sample)[None]
+            found["llm"]["key_sink"] = key_sinks(
+                counted["llm"], chosen["llm"], norms, inputs, sample
+            )[None]
     return nodes

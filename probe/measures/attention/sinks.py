@@ -1,20 +1,21 @@
 """Attention sinks: rows that get attention for what they are, not for what they show.
 
-The rule, for a row and a layer (the first token of nearly every model, and some vision tokens, satisfy it):
+The rule, for a row and a layer (the first token of nearly every model, and some vision tokens,
+satisfy it):
 
     1. its norm is outlying     the hidden state that enters the layer has at least 8 times the median norm of all rows
     2. it draws attention       it receives at least 4 times an even spread, mean over heads and the queries that see it
 
-The outlying norm is the massive activation that sinks are made of; attention alone would also find what is truly looked
-at. A token is a sink where both hold in any layer.
+The outlying norm is the massive activation that sinks are made of; attention alone would also find
+what is truly looked at. A token is a sink where both hold in any layer.
 
     found = find_sinks(subject, "street.jpg", "what is on the left ?")
     found["sink"]                  # (layer, row)
     found["row_text"][found["sink"].any("layer")]
 
-Source: arXiv 2503.03321 (visual attention sinks; there by the activation of a few dimensions that are found from the
-first token, above 20 times the row's root mean square) and arXiv 2402.17762 (massive activations). The two numbers
-here are ours.
+Source: arXiv 2503.03321 (visual attention sinks; there by the activation of a few dimensions that
+are found from the first token, above 20 times the row's root mean square) and arXiv 2402.17762
+(massive activations). The two numbers here are ours.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,7 +67,9 @@ def find_sinks(
     *,
     max_new_tokens: int = 32,
 ) -> xr.Dataset:
-    """The sinks among prompt and answer, by the rule above: sink, norm, drawn (layer, row). Raises as `Answer.of`."""
+    """The sinks among prompt and answer, by the rule above: sink, norm, drawn (layer, row). Raises
+    as `Answer.of`.
+    """
     answer = TargetResponse.of(subject, image, question, response, max_new_tokens=max_new_tokens)
     types = answer.inputs.types
     norm, drawn = norms_and_attention(subject, answer.inputs)
@@ -80,9 +83,13 @@ def find_sinks(
         "row_key": (("row",), np.where(vision, np.cumsum(vision) - 1, -1)),
     }
     attrs = subject.describe() | {
-        "kind": "sinks", "probe_version": __version__, "rule": RULE, "prompt": answer.inputs.prompt[0],
-        "response": answer.inputs.response[0], "intervention": active_interventions(subject.model),
-    }  # fmt: skip
+        "kind": "sinks",
+        "probe_version": __version__,
+        "rule": RULE,
+        "prompt": answer.inputs.prompt[0],
+        "response": answer.inputs.response[0],
+        "intervention": active_interventions(subject.model),
+    }
     variables = {
         name: xr.Variable(dims, array, dict(zip(("long_name", "units"), UNITS[name], strict=True)))
         for name, (dims, array) in values.items()
@@ -99,7 +106,8 @@ def is_sink(
 
 @torch.no_grad()
 def norms_and_attention(subject: Subject, inputs: Inputs) -> tuple[Numbers, Numbers]:
-    """Norm ÷ median norm, and attention received ÷ an even spread, of every row before and in every layer.
+    """Norm ÷ median norm, and attention received ÷ an even spread, of every row before and in every
+    layer.
 
     Rows that a layer runs without (removed, or padding) are NaN.
     """
@@ -111,13 +119,19 @@ def norms_and_attention(subject: Subject, inputs: Inputs) -> tuple[Numbers, Numb
     drawn = np.full((len(real), len(stack.layers), real.shape[1]), np.nan, np.float32)
     for row, there in enumerate(real):
         for layer, name in enumerate(stack.attention):
-            drawn[row, layer, there] = statistic.table(name, [row])["received"][0] / even_spread(there[there])
+            drawn[row, layer, there] = statistic.table(name, [row])["received"][0] / even_spread(
+                there[there]
+            )
     return np.stack([norms[layer] for layer in sorted(norms)], 1), drawn
 
 
 @contextmanager
-def norms_watched(stack: LayerStack, real: Bool[np.ndarray, "batch token"]) -> Iterator[dict[int, np.ndarray]]:
-    """{layer: norm of each row ÷ the median of its sequence} of the forward that runs in the block."""
+def norms_watched(
+    stack: LayerStack, real: Bool[np.ndarray, "batch token"]
+) -> Iterator[dict[int, np.ndarray]]:
+    """{layer: norm of each row ÷ the median of its sequence} of the forward that runs in the
+    block.
+    """
     norms: dict[int, np.ndarray] = {}
 
     def measure(layer: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -141,16 +155,24 @@ def _relative(
 
 
 def even_spread(asked: Bool[np.ndarray, "token"]) -> Float[np.ndarray, "token"]:
-    """What each token would receive if the queries that are `asked` spread themselves evenly over what they see."""
+    """What each token would receive if the queries that are `asked` spread themselves evenly over
+    what they see.
+    """
     share = asked / np.arange(1, len(asked) + 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.cumsum(share[::-1])[::-1] / np.cumsum(asked[::-1])[::-1]
 
 
 def key_sinks(
-    counting: StackStatistic, stack: LayerStack, norms: Mapping[int, np.ndarray], inputs: Inputs, row: int
+    counting: StackStatistic,
+    stack: LayerStack,
+    norms: Mapping[int, np.ndarray],
+    inputs: Inputs,
+    row: int,
 ) -> Float[np.ndarray, "layer key"]:
-    """1 for the vision keys of a row that are a sink of the layer, else 0: from what a measurement has counted."""
+    """1 for the vision keys of a row that are a sink of the layer, else 0: from what a measurement
+    has counted.
+    """
     real, statistic = inputs.types.role[row] >= 0, counting.statistic
     vision = inputs.types.vision[row][real]
     even = even_spread(statistic.query_ids[row][real] >= 0)[vision]
@@ -167,12 +189,15 @@ def set_apart(subject: Subject, inputs: Inputs) -> Inputs:
     """One row whose sinks (in any layer) are a type of their own, whatever they are otherwise."""
     sinks, types = is_sink(*norms_and_attention(subject, inputs)).any(1), inputs.types
     ids = np.where(types.ids == PADDING, PADDING, types.ids + 1)
-    return inputs.having(dict(inputs), types=replace(types, names=(SINK, *types.names), ids=np.where(sinks, 0, ids)))
+    return inputs.having(
+        dict(inputs), types=replace(types, names=(SINK, *types.names), ids=np.where(sinks, 0, ids))
+    )
 
 
 def left_out(counting: StackStatistic) -> StackStatistic:
     """The same counts, of which the sinks that were set apart are not told."""
     queries, keys = (
-        tuple(name for name in names if name != SINK) for names in (counting.query_types, counting.key_types)
+        tuple(name for name in names if name != SINK)
+        for names in (counting.query_types, counting.key_types)
     )
     return replace(counting, query_types=queries, key_types=keys)

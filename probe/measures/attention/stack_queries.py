@@ -5,12 +5,14 @@
     prefusion    every image:                 [patches | compressed | words]
     llm          the sequence of `input_ids`
 
-Images and views have rows of their own in the statistic, and are taken together when a sample's numbers are read.
-Frames of a video share a row, so that memory does not grow with their number: its heat maps are means over frames.
+Images and views have rows of their own in the statistic, and are taken together when a sample's
+numbers are read. Frames of a video share a row, so that memory does not grow with their number: its
+heat maps are means over frames.
 
-In pre-fusion, words are what they are in the LLM, but there is no response: what answers is hidden from it, and what
-an earlier turn answered is part of the prompt, an instruction. Hidden words (a response, id 0) are no keys and no
-queries. Rows that the model never computes (vision as queries in its last layer) have a count of 0.
+In pre-fusion, words are what they are in the LLM, but there is no response: what answers is hidden
+from it, and what an earlier turn answered is part of the prompt, an instruction. Hidden words (a
+response, id 0) are no keys and no queries. Rows that the model never computes (vision as queries in
+its last layer) have a count of 0.
 
     counted = countings(subject, inputs, ["llm", "vision"])
     with tap(stacks(model)["llm"].attention, counted["llm"].statistic):
@@ -59,7 +61,9 @@ class StackStatistic:
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """What is counted only on request: the options of `AttentionStatistic`, and which queries of the LLM."""
+    """What is counted only on request: the options of `AttentionStatistic`, and which queries of
+    the LLM.
+    """
 
     rows: str = "all"
     maps: bool | str = False
@@ -69,7 +73,11 @@ class MeasureOptions:
     @property
     def options(self) -> dict[str, Any]:
         project = output_projection if self.contribution else None
-        return {"received_head": self.received_head, "contribution": project, "map_heads": self.maps == "heads"}
+        return {
+            "received_head": self.received_head,
+            "contribution": project,
+            "map_heads": self.maps == "heads",
+        }
 
 
 NOTHING_MORE = MeasureOptions()
@@ -78,16 +86,23 @@ NOTHING_MORE = MeasureOptions()
 def countings(
     subject: Subject, inputs: Inputs, stacks: Iterable[str], wanted: MeasureOptions = NOTHING_MORE
 ) -> dict[str, StackStatistic]:
-    """What to count of a batch in these stacks. A stack that no sample of the batch runs through has no rows."""
+    """What to count of a batch in these stacks. A stack that no sample of the batch runs through
+    has no rows.
+    """
     of_stack = {"vision": _encoder, "compressor": _compressor, "prefusion": _prefusion, "llm": _llm}
     return {stack: of_stack[stack](subject, inputs, wanted) for stack in stacks}
 
 
 def predicting(inputs: Inputs, row: int = 0) -> list[int]:
-    """Positions of the queries whose outputs are the words of the response, from the prompt's last token on."""
+    """Positions of the queries whose outputs are the words of the response, from the prompt's last
+    token on.
+    """
     role = inputs.types.role[row]
     last = int(np.flatnonzero(role == FINE.index("last"))[-1])
-    return [last, *(i for i in range(last + 1, len(role)) if role[i] >= 0 and inputs.types.is_query[row, i])]
+    return [
+        last,
+        *(i for i in range(last + 1, len(role)) if role[i] >= 0 and inputs.types.is_query[row, i]),
+    ]
 
 
 def _llm(subject: Subject, inputs: Inputs, wanted: MeasureOptions) -> StackStatistic:
@@ -97,11 +112,24 @@ def _llm(subject: Subject, inputs: Inputs, wanted: MeasureOptions) -> StackStati
     if wanted.maps:
         starts = (types.role >= 0).argmax(axis=1).tolist()
         positions = [predicting(inputs, row) for row in samples]
-        mapped = [Mapped([at - starts[row] for at in positions[row]], [inputs.tokens[row][at] for at in positions[row]])
-                  for row in samples]  # fmt: skip
-    statistic = AttentionStatistic(types.names, types.ids, np.where(asked, types.ids, -1), types.vision,
-                          map_positions=positions if wanted.maps else (), **wanted.options)  # fmt: skip
-    return StackStatistic(statistic, [[row] for row in samples], inputs.grid, types.names, types.names, mapped)
+        mapped = [
+            Mapped(
+                [at - starts[row] for at in positions[row]],
+                [inputs.tokens[row][at] for at in positions[row]],
+            )
+            for row in samples
+        ]
+    statistic = AttentionStatistic(
+        types.names,
+        types.ids,
+        np.where(asked, types.ids, -1),
+        types.vision,
+        map_positions=positions if wanted.maps else (),
+        **wanted.options,
+    )
+    return StackStatistic(
+        statistic, [[row] for row in samples], inputs.grid, types.names, types.names, mapped
+    )
 
 
 def _encoder(subject: Subject, inputs: Inputs, wanted: MeasureOptions) -> StackStatistic:
@@ -115,19 +143,30 @@ def _encoder(subject: Subject, inputs: Inputs, wanted: MeasureOptions) -> StackS
 
 
 def _compressor(subject: Subject, inputs: Inputs, wanted: MeasureOptions) -> StackStatistic:
-    """Queries that are no keys, over the joined sub-images. The map of each query is kept: it is one token's view."""
+    """Queries that are no keys, over the joined sub-images. The map of each query is kept: it is
+    one token's view.
+    """
     views = [_views(grid) for grid in inputs.encoder_grid]
     rows, order = _rows(inputs, [[1] * len(each) for each in views])
     grids = [sub_images(joined(grid)) for grid in inputs.encoder_grid]
     count = sum(map(len, rows))
     patches = sum(map(len, grids)) // max(1, count)
-    tokens = subject.model.config.tokens_per_frame(views=max(map(max, filter(None, views)), default=1))
+    tokens = subject.model.config.tokens_per_frame(
+        views=max(map(max, filter(None, views)), default=1)
+    )
     ids = np.full((count, patches), COMPRESSION_TYPES.index("vision"))
     query_ids = np.full((count, max(patches, tokens)), -1)
     query_ids[:, query_ids.shape[1] - tokens :] = COMPRESSION_TYPES.index("compressed")
     positions = [list(range(patches - tokens, patches))] * count
-    statistic = AttentionStatistic(COMPRESSION_TYPES, ids, query_ids, ids == 1, order=order, map_positions=positions,
-                          **wanted.options)  # fmt: skip
+    statistic = AttentionStatistic(
+        COMPRESSION_TYPES,
+        ids,
+        query_ids,
+        ids == 1,
+        order=order,
+        map_positions=positions,
+        **wanted.options,
+    )
     names = [f"compressed {token + 1}" for token in range(tokens)]
     mapped = [Mapped(list(range(tokens)), names) if mine else Mapped([], []) for mine in rows]
     return StackStatistic(statistic, rows, grids, ("compressed",), ("vision",), mapped)
@@ -141,14 +180,20 @@ def _prefusion(subject: Subject, inputs: Inputs, wanted: MeasureOptions) -> Stac
     names = (*(name for name in inputs.types.names if name != "response"), "compressed")
     input_ids = inputs["input_ids"]
     count = max(map(max, filter(None, views)), default=1)
-    positions = model.prefusion_positions(input_ids, count, inputs.get("attention_mask")).cpu().numpy()
+    positions = (
+        model.prefusion_positions(input_ids, count, inputs.get("attention_mask")).cpu().numpy()
+    )
     visible = (input_ids > 0).cpu().numpy()
     if "fuse_mask" in inputs:
         visible &= inputs["fuse_mask"].bool().cpu().numpy()
     ids = _prefusion_types(inputs, names, positions, visible)
     owners = [sample for sample, mine in enumerate(rows) for _ in mine]
-    statistic = AttentionStatistic(names, ids[owners], ids[owners], positions[owners] == VISION, order=order, **wanted.options)
-    return StackStatistic(statistic, rows, [joined(grid) for grid in inputs.encoder_grid], names, names)
+    statistic = AttentionStatistic(
+        names, ids[owners], ids[owners], positions[owners] == VISION, order=order, **wanted.options
+    )
+    return StackStatistic(
+        statistic, rows, [joined(grid) for grid in inputs.encoder_grid], names, names
+    )
 
 
 def _prefusion_types(
@@ -157,8 +202,13 @@ def _prefusion_types(
     positions: Int[np.ndarray, "sample position"],
     visible: Bool[np.ndarray, "sample token"],
 ) -> Int[np.ndarray, "sample position"]:
-    renamed = np.array([names.index(name if name in names else "instruction") for name in inputs.types.names] + [-1])
-    of_word = np.where(visible, renamed[inputs.types.ids], -1)  # padding is -1, which the last entry serves
+    renamed = np.array(
+        [names.index(name if name in names else "instruction") for name in inputs.types.names]
+        + [-1]
+    )
+    of_word = np.where(
+        visible, renamed[inputs.types.ids], -1
+    )  # padding is -1, which the last entry serves
     ids = np.where(positions >= 0, np.take_along_axis(of_word, positions.clip(0), axis=1), -1)
     ids[positions == VISION] = names.index("vision")
     ids[positions == COMPRESSED] = names.index("compressed")
@@ -171,8 +221,8 @@ def _views(grid: PatchGrid) -> list[int]:
 
 
 def _rows(inputs: Inputs, each: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:
-    """Rows of a statistic for each sample, so many for `each` of its images; and the order in which calls go through
-    them."""
+    """Rows of a statistic for each sample, so many for `each` of its images; and the order in which
+    calls go through them."""
     rows, order, at = [], [], 0
     for counts, frames in zip(each, inputs.frames, strict=True):
         rows.append([])

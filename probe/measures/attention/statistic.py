@@ -1,7 +1,9 @@
-"""The statistic: what each kind of token gives to each kind of token, in numbers whose definitions are here.
+"""The statistic: what each kind of token gives to each kind of token, in numbers whose definitions
+are here.
 
-a_ij is the softmax weight of query i on key j in one head, in float32. j is visible to i by causality, padding and the
-model's own windows, never by an intervention: what an intervention hides counts as a_ij = 0. A and B are token types.
+a_ij is the softmax weight of query i on key j in one head, in float32. j is visible to i by
+causality, padding and the model's own windows, never by an intervention: what an intervention hides
+counts as a_ij = 0. A and B are token types.
 
     mass          Σ_{i∈A} Σ_{j∈B} a_ij / queries of A that can see a key of B         (LLaVA-Mini paper, Eq. 4)
     share         the same, over only those queries of A that can see a vision key: sums to 1 over B
@@ -11,7 +13,8 @@ model's own windows, never by an intervention: what an intervention hides counts
     received      mean of the head-averaged a_ij that a vision key gets from the queries of A that can see it
     contribution  mean over queries of ‖W_O Σ_{j∈B} a_ij v_j‖, of each head
 
-Sums and counts are kept, and divided at the end: `merge` adds those of calls, rows and tiles exactly.
+Sums and counts are kept, and divided at the end: `merge` adds those of calls, rows and tiles
+exactly.
 
     statistic = Statistic(types.names, types.ids, np.where(types.is_query, types.ids, -1), types.vision)
     with tap(stack.attention, statistic):
@@ -42,9 +45,13 @@ def type_sums(sums: QuerySums, keys: Keys) -> dict[str, Tensor]:
     mass, visible, pooled = sums.mass.double(), sums.visible.double(), sums.pooled
     sees = (visible > 0).double()
     total = visible.sum(-1, keepdim=True)
-    even = torch.where(visible > 0, total / visible.clamp(min=1), 0.0)  # 1 ÷ the type's part of all visible keys
+    even = torch.where(
+        visible > 0, total / visible.clamp(min=1), 0.0
+    )  # 1 ÷ the type's part of all visible keys
 
-    def per_type(x: Float[Tensor, "*head query type"]) -> Float[Tensor, "*head query_type key_type"]:
+    def per_type(
+        x: Float[Tensor, "*head query type"],
+    ) -> Float[Tensor, "*head query_type key_type"]:
         return torch.einsum("qa,...qb->...ab", asking, x)
 
     def spread(part: Tensor, plogp: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,7 +60,9 @@ def type_sums(sums: QuerySums, keys: Keys) -> dict[str, Tensor]:
         entropy = part.clamp(min=NOTHING).log() - plogp / part.clamp(min=NOTHING)
         return per_type(torch.where(has, entropy.clamp(min=0), 0.0)), per_type(has.double())
 
-    image = asking * (sums.vision_visible > 0)[:, None]  # only the queries that can see a vision key
+    image = (
+        asking * (sums.vision_visible > 0)[:, None]
+    )  # only the queries that can see a vision key
     entropy, entropy_count = spread(pooled, sums.pooled_plogp)
     head_entropy, head_entropy_count = spread(mass, sums.plogp)
     out = {
@@ -71,7 +80,9 @@ def type_sums(sums: QuerySums, keys: Keys) -> dict[str, Tensor]:
     for name in ("received", "received_head", "maps"):
         if getattr(sums, name).numel():
             out[name] = getattr(sums, name)[..., vision].double()
-    if "maps" in out:  # with an axis of keys, so that those of several images can stand side by side
+    if (
+        "maps" in out
+    ):  # with an axis of keys, so that those of several images can stand side by side
         count = sums.map_count.double()
         out["map_count"] = count.view(-1, *[1] * (out["maps"].ndim - 1)).expand_as(out["maps"])
     if sums.norm.numel():
@@ -101,7 +112,9 @@ def means(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         out["contribution"] = divide(total["contribution"], queries)
     if "received_head" in total:
         counts = total["received_count"][:, None]
-        out["received_head"] = divide(total["received_head"], counts).swapaxes(0, 1)  # (head, query_type, key)
+        out["received_head"] = divide(total["received_head"], counts).swapaxes(
+            0, 1
+        )  # (head, query_type, key)
     if "maps" in total:
         maps = divide(total["maps"], total["map_count"])
         out["maps"] = maps if maps.ndim == 2 else maps.swapaxes(0, 1)  # ([head], token, key)
@@ -122,9 +135,10 @@ class AttentionStatistic:
         received_head, map_positions, map_heads, contribution: what is kept only on request; `map_positions` are the
             query positions of each row; `contribution` gives a module's output projection, a Linear.
 
-    A module that is called several times with fewer rows than there are (once an image) is taken to go through them in
-    order, to the next when the keys have reached their end. Calls with fewer queries than keys go on behind those
-    before them, as steps of cached decoding do: the queries are the last positions.
+    A module that is called several times with fewer rows than there are (once an image) is taken to
+    go through them in order, to the next when the keys have reached their end. Calls with fewer
+    queries than keys go on behind those before them, as steps of cached decoding do: the queries
+    are the last positions.
     """
 
     def __init__(
@@ -142,15 +156,23 @@ class AttentionStatistic:
     ):
         self.names, self.ids, self.query_ids, self.vision = tuple(names), ids, query_ids, vision
         self.order = list(range(len(ids))) if order is None else list(order)
-        self.received_head, self.map_positions, self.map_heads = received_head, map_positions, map_heads
+        self.received_head, self.map_positions, self.map_heads = (
+            received_head,
+            map_positions,
+            map_heads,
+        )
         self.contribution = contribution
         self._keys: dict[tuple[int, torch.device], Keys] = {}
         self._sums: dict[str, dict[int, dict[str, np.ndarray]]] = defaultdict(dict)
         self._next: dict[str, int] = defaultdict(int)
-        self._past: dict[str, int] = {}  # keys that earlier calls of a module had, of the rows it is at
+        self._past: dict[
+            str, int
+        ] = {}  # keys that earlier calls of a module had, of the rows it is at
 
     def __call__(self, call: AttentionCall | AttentionWeights) -> None:
-        """Takes one call: what a `tap` hands over. Raises ProbeError for one with more keys than its row."""
+        """Takes one call: what a `tap` hands over. Raises ProbeError for one with more keys than
+        its row.
+        """
         first, indices = self.place(call)
         for row, index in enumerate(indices):
             sums = self._row(call, row, index, first)
@@ -159,23 +181,33 @@ class AttentionStatistic:
                 merge(known, sums)
 
     def place(self, call: AttentionCall | AttentionWeights) -> tuple[int, list[int]]:
-        """The position of the call's first key (above 0 where a sliding window has forgotten the ones before it), and
-        the row of each of its own. Moves on, so calls have to be shown once and in order."""
+        """The position of the call's first key (above 0 where a sliding window has forgotten the
+        ones before it), and the row of each of its own. Moves on, so calls have to be shown once
+        and in order.
+        """
         step = call.key_count > call.query_count and call.name in self._past
         end = self._past[call.name] + call.query_count if step else call.key_count
         width = self.ids.shape[1]
         if end > width:
-            raise ProbeError("probe", expected=f"attention over the {width} tokens that were encoded",
-                             got=f"{end} keys in {call.name}", fix="leave its stack out")  # fmt: skip
+            raise ProbeError(
+                "probe",
+                expected=f"attention over the {width} tokens that were encoded",
+                got=f"{end} keys in {call.name}",
+                fix="leave its stack out",
+            )
         start = self._next[call.name]
         if end == width:  # nothing more comes behind these rows
             self._next[call.name] = start + call.row_count
             self._past.pop(call.name, None)
         else:
             self._past[call.name] = end
-        return end - call.key_count, [self.order[(start + row) % len(self.order)] for row in range(call.row_count)]
+        return end - call.key_count, [
+            self.order[(start + row) % len(self.order)] for row in range(call.row_count)
+        ]
 
-    def _row(self, call: AttentionCall | AttentionWeights, row: int, index: int, first: int) -> dict[str, np.ndarray]:
+    def _row(
+        self, call: AttentionCall | AttentionWeights, row: int, index: int, first: int
+    ) -> dict[str, np.ndarray]:
         positions = tuple(self.map_positions[index]) if len(self.map_positions) else ()
         extras = Extras(self.received_head, None, positions, self.map_heads)
         if isinstance(call, AttentionWeights):
@@ -184,14 +216,18 @@ class AttentionStatistic:
         else:
             keys = self._keys_of(index, call.query.device)
             if self.contribution is not None:
-                extras = replace(extras, gram=gram(self.contribution(call.module), call.query.shape[1]))
+                extras = replace(
+                    extras, gram=gram(self.contribution(call.module), call.query.shape[1])
+                )
             sums = query_sums(call, row, keys, extras, first=first)
         return {name: value.cpu().numpy() for name, value in type_sums(sums, keys).items()}
 
     def _keys_of(self, index: int, device: torch.device) -> Keys:
         if (index, device) not in self._keys:
             rows = (self.ids[index], self.query_ids[index], self.vision[index].nonzero()[0])
-            ids, query_ids, vision = (torch.as_tensor(x, dtype=torch.long, device=device) for x in rows)
+            ids, query_ids, vision = (
+                torch.as_tensor(x, dtype=torch.long, device=device) for x in rows
+            )
             self._keys[index, device] = Keys(ids, len(self.names), query_ids, vision)
         return self._keys[index, device]
 
@@ -200,7 +236,9 @@ class AttentionStatistic:
         return [self._sums[name][row] for row in sorted(self._sums[name])]
 
     def table(self, name: str, rows: Sequence[int] = (0,)) -> dict[str, np.ndarray]:
-        """The table of one module over these rows taken together: heat maps side by side, everything else pooled."""
+        """The table of one module over these rows taken together: heat maps side by side,
+        everything else pooled.
+        """
         total: dict[str, np.ndarray] = {}
         for row in rows:
             sums = self._sums[name][row]
@@ -211,18 +249,29 @@ class AttentionStatistic:
 KEYED = ("received", "received_count", "received_head", "maps", "map_count")  # have an axis of keys
 
 
-def merge(total: dict[str, np.ndarray], more: dict[str, np.ndarray], *, join: bool = False) -> dict[str, np.ndarray]:
-    """Adds sums and counts in place, exactly. `join` puts the keys of different images side by side."""
+def merge(
+    total: dict[str, np.ndarray], more: dict[str, np.ndarray], *, join: bool = False
+) -> dict[str, np.ndarray]:
+    """Adds sums and counts in place, exactly. `join` puts the keys of different images side by
+    side.
+    """
     for name, value in more.items():
-        total[name] = np.concatenate([total[name], value], -1) if join and name in KEYED else total[name] + value
+        total[name] = (
+            np.concatenate([total[name], value], -1)
+            if join and name in KEYED
+            else total[name] + value
+        )
     return total
 
 
 def gram(projection: nn.Linear, heads: int) -> Float[Tensor, "head dim dim"]:
     """W_Oᵀ W_O of each head, in float32: ‖W_O x‖² = xᵀ (W_Oᵀ W_O) x."""
     if projection.in_features % heads:
-        raise ProbeError("contribution", expected=f"an output projection of {heads} heads",
-                         got=f"{projection.in_features} inputs")  # fmt: skip
+        raise ProbeError(
+            "contribution",
+            expected=f"an output projection of {heads} heads",
+            got=f"{projection.in_features} inputs",
+        )
     weight = projection.weight.detach().float()  # (hidden, head × dim)
     parts = weight.view(weight.shape[0], heads, -1).transpose(0, 1)
     return parts.transpose(1, 2) @ parts

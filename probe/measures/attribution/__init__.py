@@ -1,4 +1,5 @@
-"""What an answer owes to parts of the image and words of the prompt, beside the attention that they got.
+"""What an answer owes to parts of the image and words of the prompt, beside the attention that they
+got.
 
     found = probe.attribute(subject, "cat.jpg", "What is on the mat?", over="grid")
     found["attribution"]                       # (feature): nats of the answer's log-probability

@@ -58,7 +58,8 @@ def attribute(
     max_new_tokens: int = 32,
     progress: bool = True,
 ) -> xr.Dataset:
-    """What the answer's log-probability owes to each region of the image and each word of the prompt, in one vector.
+    """What the answer's log-probability owes to each region of the image and each word of the
+    prompt, in one vector.
 
     Args:
         image: an image, several, or inputs of one row that are encoded already.
@@ -75,18 +76,27 @@ def attribute(
         steps, samples: of integrated gradients; orders of Shapley values. batch: perturbed rows in one forward.
         progress: say on stderr what it will cost, and how far it is.
 
-    Returns a dataset: attribution (feature), for ablation and shapley token_attribution (token, feature), delta, and
-    what `table.py` lists. Warns where the delta of a method that promises completeness is above 5 % of the total.
-    Raises ProbeError for an unknown method, what `Regions.of`, `Removal.of` and `Answer.of` refuse, a model in training
-    mode or compiled, and integrated gradients towards "hidden", which has no way between.
+    Returns a dataset: attribution (feature), for ablation and shapley token_attribution (token,
+    feature), delta, and what `table.py` lists. Warns where the delta of a method that promises
+    completeness is above 5 % of the total. Raises ProbeError for an unknown method, what
+    `Regions.of`, `Removal.of` and `Answer.of` refuse, a model in training mode or compiled, and
+    integrated gradients towards "hidden", which has no way between.
     """
     _check(subject, method, over, baseline, {"steps": steps, "samples": samples, "batch": batch})
     answer = TargetResponse.of(subject, image, question, response, tokens, max_new_tokens)
     features = Features.of(subject, answer.inputs, over, words)
     plan, by_gradient = Plan(batch, steps, samples, seed), method == GRADIENT_X_ATTENTION
-    removal = Perturbation.none(features, method) if by_gradient else Perturbation.of(subject, answer, features, baseline)
+    removal = (
+        Perturbation.none(features, method)
+        if by_gradient
+        else Perturbation.of(subject, answer, features, baseline)
+    )
     perturbed = Perturbed(subject, answer, removal)
-    shared = SharedPrefix.of(subject, answer, removal) if share and method in SHARING else "not asked for"
+    shared = (
+        SharedPrefix.of(subject, answer, removal)
+        if share and method in SHARING
+        else "not asked for"
+    )
     f = perturbed if isinstance(shared, str) else shared
     values, seconds = _ends(f, len(features))
     told = _estimate(method, len(features), plan, seconds, isinstance(shared, SharedPrefix))
@@ -96,36 +106,69 @@ def attribute(
             values["logprob_without"] = np.array(np.nan)  # it takes nothing away
         else:
             values |= _by_token(METHODS[method](watched, len(features), plan), method)
-            values["delta"] = values["attribution"].sum() - (values["logprob"] - values["logprob_without"])
+            values["delta"] = values["attribution"].sum() - (
+                values["logprob"] - values["logprob_without"]
+            )
     _warn(method, values)
     if attention and "layer" not in features.kind:
         values |= attention_on(subject, answer, features)
     attrs = {
-        **subject.describe(), "kind": "attribution", "probe_version": __version__, "method": method,
-        "over": over if isinstance(over, str) else "mask", "baseline": removal.name, "steps": steps, "samples": samples,
-        "seed": seed, "batch": batch, "intervention": active_interventions(subject.model), "response": answer.inputs.response[0],
-        "prompt": answer.inputs.prompt[0], "sharing": shared if isinstance(shared, str) else "exact",
-    }  # fmt: skip
+        **subject.describe(),
+        "kind": "attribution",
+        "probe_version": __version__,
+        "method": method,
+        "over": over if isinstance(over, str) else "mask",
+        "baseline": removal.name,
+        "steps": steps,
+        "samples": samples,
+        "seed": seed,
+        "batch": batch,
+        "intervention": active_interventions(subject.model),
+        "response": answer.inputs.response[0],
+        "prompt": answer.inputs.prompt[0],
+        "sharing": shared if isinstance(shared, str) else "exact",
+    }
     return tabulate(values, answer, features, attrs)
 
 
-def _check(subject: Subject, method: str, over: Over, baseline: Baseline, counts: dict[str, int]) -> None:
+def _check(
+    subject: Subject, method: str, over: Over, baseline: Baseline, counts: dict[str, int]
+) -> None:
     if any(module.training for module in subject.model.modules()):
-        raise ProbeError("attribute", expected="a model in eval mode", got="training mode", fix="call model.eval()")
+        raise ProbeError(
+            "attribute",
+            expected="a model in eval mode",
+            got="training mode",
+            fix="call model.eval()",
+        )
     if is_compiled(subject.model):
-        raise ProbeError("attribute", expected="a model that is not compiled", got="one after torch.compile",
-                         fix="use the model as it was before")  # fmt: skip
+        raise ProbeError(
+            "attribute",
+            expected="a model that is not compiled",
+            got="one after torch.compile",
+            fix="use the model as it was before",
+        )
     known = (*METHODS, GRADIENT_X_ATTENTION)
     if method not in known:
         raise ProbeError("attribute", expected=f"a method of {', '.join(known)}", got=repr(method))
     if method == GRADIENT_X_ATTENTION and isinstance(over, str) and over == "layers":
-        raise ProbeError("attribute", expected="over= regions or words", got="'layers'",
-                         fix="its layer_attribution has the layers already")  # fmt: skip
+        raise ProbeError(
+            "attribute",
+            expected="over= regions or words",
+            got="'layers'",
+            fix="its layer_attribution has the layers already",
+        )
     if method == "integrated_gradients" and isinstance(baseline, str) and baseline == HIDDEN:
-        raise ProbeError("attribute", expected="a baseline with a way to it", got="'hidden'",
-                         fix="use baseline='mean' or 'rows', or method='ablation'")  # fmt: skip
+        raise ProbeError(
+            "attribute",
+            expected="a baseline with a way to it",
+            got="'hidden'",
+            fix="use baseline='mean' or 'rows', or method='ablation'",
+        )
     if wrong := [f"{name}={count}" for name, count in counts.items() if count < 1]:
-        raise ProbeError("attribute", expected=f"{wrong[0].split('=')[0]} of at least 1", got=wrong[0])
+        raise ProbeError(
+            "attribute", expected=f"{wrong[0].split('=')[0]} of at least 1", got=wrong[0]
+        )
 
 
 @torch.no_grad()
@@ -142,9 +185,7 @@ def _estimate(method: str, features: int, plan: Plan, seconds: float, shared: bo
     rows = methods.forwards(method, features, plan)
     backward = 3 if method not in SHARING else 1  # a backward pass costs about two forward ones
     how = ", on a shared prefix" if shared else ""
-    return (
-        f"attribute: {features} features by {method}: {rows} forwards{how}; at most {rows * seconds * backward:.0f} s"
-    )
+    return f"attribute: {features} features by {method}: {rows} forwards{how}; at most {rows * seconds * backward:.0f} s"
 
 
 @contextmanager
@@ -173,9 +214,13 @@ def _by_layer(found: torch.Tensor) -> dict[str, Any]:
 
 def _warn(method: str, values: dict[str, Any]) -> None:
     """A method that promises to be complete, and is not."""
-    total, delta = abs(float(values["logprob"] - values["logprob_without"])), abs(float(values["delta"]))
+    total, delta = (
+        abs(float(values["logprob"] - values["logprob_without"])),
+        abs(float(values["delta"])),
+    )
     if method in COMPLETE and delta > max(TOLERATED * total, 1e-4):
         warnings.warn(
             f"attribute: {method} is off by {delta:.3g} nat of {total:.3g} (its convergence delta); "
-            "use more steps, or another baseline", stacklevel=3,
-        )  # fmt: skip
+            "use more steps, or another baseline",
+            stacklevel=3,
+        )

@@ -1,4 +1,5 @@
-"""What stands in for what is taken away. No stand-in is neutral, so a result is only as good as it is under two.
+"""What stands in for what is taken away. No stand-in is neutral, so a result is only as good as it
+is under two.
 
     "mean"      pixels of the processor's mean colour: the encoder sees a grey patch           (the default)
     "blur"      the image blurred by the size of a patch
@@ -35,9 +36,10 @@ Baseline = str | ImageSource
 class Perturbation:
     """Where a feature's z acts: each index says which feature a place belongs to, -1 for none.
 
-    blended: embeddings that move from their own (z = 1) to their stand-in (0). hidden: positions that text cannot see
-    below one half. pixels: the same as blended for `pixel_values`, whose stand-ins are `other`. zeros: whether the
-    stand-in of an embedding is 0 rather than a mean. layers: whether features are what text reads in each layer.
+    blended: embeddings that move from their own (z = 1) to their stand-in (0). hidden: positions
+    that text cannot see below one half. pixels: the same as blended for `pixel_values`, whose
+    stand-ins are `other`. zeros: whether the stand-in of an embedding is 0 rather than a mean.
+    layers: whether features are what text reads in each layer.
     """
 
     name: str
@@ -50,14 +52,20 @@ class Perturbation:
 
     @classmethod
     def none(cls, features: Features, called: str) -> "Perturbation":
-        """Nothing is taken away, whatever z: for a method that watches what the LLM reads of each region."""
+        """Nothing is taken away, whatever z: for a method that watches what the LLM reads of each
+        region.
+        """
         _check_rows(features, called)
         nothing = torch.full_like(features.tokens, -1)
         return cls("none", nothing, nothing)
 
     @classmethod
-    def of(cls, subject: Subject, answer: TargetResponse, features: Features, baseline: Baseline) -> "Perturbation":
-        """Raises ProbeError for an unknown baseline, and for one of vision rows where a region has none of its own."""
+    def of(
+        cls, subject: Subject, answer: TargetResponse, features: Features, baseline: Baseline
+    ) -> "Perturbation":
+        """Raises ProbeError for an unknown baseline, and for one of vision rows where a region has
+        none of its own.
+        """
         named = isinstance(baseline, str) and baseline in NAMES
         if not named and isinstance(baseline, str) and not os.path.exists(baseline):
             expected = f"baseline of {', '.join(NAMES)} or an image"
@@ -81,16 +89,23 @@ class Perturbation:
 
 
 def _check_rows(features: Features, what: str) -> None:
-    """A region without a vision token of its own can't be told apart at the LLM: LLaVA-Mini's, or small masks."""
+    """A region without a vision token of its own can't be told apart at the LLM: LLaVA-Mini's, or
+    small masks.
+    """
     owned = set(features.keys.tolist())
     missing = [features.names[i] for i in range(features.regions) if i not in owned]
     if missing:
-        raise ProbeError("attribute", expected="vision tokens of the LLM in every region",
-                         got=f"none in {missing[0]!r} ({len(missing)} of {features.regions})",
-                         fix=f"use baseline='mean' or another of pixels in place of {what!r}")  # fmt: skip
+        raise ProbeError(
+            "attribute",
+            expected="vision tokens of the LLM in every region",
+            got=f"none in {missing[0]!r} ({len(missing)} of {features.regions})",
+            fix=f"use baseline='mean' or another of pixels in place of {what!r}",
+        )
 
 
-def _stand_in(subject: Subject, image: Image.Image, baseline: Baseline, answer: TargetResponse) -> Image.Image:
+def _stand_in(
+    subject: Subject, image: Image.Image, baseline: Baseline, answer: TargetResponse
+) -> Image.Image:
     """An image of the same size, to be processed in the same way."""
     if baseline == "mean":
         colour = tuple(int(value * 255) for value in subject.processor.image_processor.image_mean)

@@ -1,8 +1,9 @@
-"""An attribution as a labelled dataset: numbers with units, and what has to be known to make them again.
+"""An attribution as a labelled dataset: numbers with units, and what has to be known to make them
+again.
 
-Dims: `feature` (regions, then words), `token` (the chosen tokens of the answer), `layer`, `head`; `key` (vision tokens
-of the LLM) and `patch` (the encoder's), with the feature that each lies in, as in a record. `kind` in attrs tells what
-a file holds; `probe.save` and `probe.open` take it.
+Dims: `feature` (regions, then words), `token` (the chosen tokens of the answer), `layer`, `head`;
+`key` (vision tokens of the LLM) and `patch` (the encoder's), with the feature that each lies in, as
+in a record. `kind` in attrs tells what a file holds; `probe.save` and `probe.open` take it.
 """
 
 from collections.abc import Mapping
@@ -36,7 +37,9 @@ VARIABLES = {
 SIDE = 672  # pixels, as in a record
 
 
-def tabulate(values: Mapping[str, Any], answer: TargetResponse, features: Features, attrs: Mapping[str, Any]) -> xr.Dataset:
+def tabulate(
+    values: Mapping[str, Any], answer: TargetResponse, features: Features, attrs: Mapping[str, Any]
+) -> xr.Dataset:
     """The dataset of one attribution from plain arrays named as in `VARIABLES`."""
     given = {
         "token_id": answer.ids.cpu().numpy(),
@@ -53,8 +56,12 @@ def tabulate(values: Mapping[str, Any], answer: TargetResponse, features: Featur
     variables |= images_of(answer.inputs.images[0])
     variables |= places("key", answer.inputs.grid[0], features.keys)
     variables |= places("patch", answer.inputs.encoder_grid[0], features.patches)
-    dataset = xr.Dataset(variables, {"feature": np.array(features.names, object), "edge": np.array(EDGES, object)})
-    numbered = {name: np.arange(dataset.sizes[name]) for name in ("layer", "head") if name in dataset.dims}
+    dataset = xr.Dataset(
+        variables, {"feature": np.array(features.names, object), "edge": np.array(EDGES, object)}
+    )
+    numbered = {
+        name: np.arange(dataset.sizes[name]) for name in ("layer", "head") if name in dataset.dims
+    }
     return dataset.assign_coords(numbered).assign_attrs(attrs)
 
 
@@ -63,10 +70,14 @@ def places(name: str, grid: PatchGrid, feature: np.ndarray | None = None) -> dic
     ints = {axis: getattr(grid, axis) for axis in ("image", "tile", "row", "col")}
     ints |= {} if feature is None else {"feature": feature}
     found = {
-        f"{name}_{axis}": xr.Variable((name,), values.astype(np.int32), {"long_name": axis, "units": "index"})
+        f"{name}_{axis}": xr.Variable(
+            (name,), values.astype(np.int32), {"long_name": axis, "units": "index"}
+        )
         for axis, values in ints.items()
     }
-    box = xr.Variable((name, "edge"), grid.box.astype(np.float32), {"long_name": "edges", "units": "fraction"})
+    box = xr.Variable(
+        (name, "edge"), grid.box.astype(np.float32), {"long_name": "edges", "units": "fraction"}
+    )
     return found | {f"{name}_box": box}
 
 
@@ -77,12 +88,16 @@ def images_of(images: tuple[Image.Image, ...]) -> dict[str, xr.Variable]:
         image.thumbnail((SIDE, SIDE))
     if not small:
         return {}
-    stacked = np.zeros((len(small), max(p.height for p in small), max(p.width for p in small), 3), np.uint8)
+    stacked = np.zeros(
+        (len(small), max(p.height for p in small), max(p.width for p in small), 3), np.uint8
+    )
     for place, image in zip(stacked, small, strict=True):
         place[: image.height, : image.width] = np.asarray(image)
     size = np.array([(image.height, image.width) for image in small], np.uint16)
     rgb = {"long_name": "image, longest side ≤ 672", "units": "8-bit RGB"}
     return {
         "images": xr.Variable(("image", "y", "x", "channel"), stacked, rgb),
-        "image_size": xr.Variable(("image", "side"), size, {"long_name": "height and width", "units": "px"}),
+        "image_size": xr.Variable(
+            ("image", "side"), size, {"long_name": "height and width", "units": "px"}
+        ),
     }

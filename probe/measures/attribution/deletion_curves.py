@@ -1,11 +1,13 @@
-"""Deletion and insertion: does the order that a score gives take the answer away, or bring it back, fastest?
+"""Deletion and insertion: does the order that a score gives take the answer away, or bring it back,
+fastest?
 
     curves = deletion_curves(subject, image, question, {"attention": lift, "ablation": found["attribution"]})
     curves["logprob"].sel(score="attention", direction="deletion")          # (fraction of the features)
 
-Deletion takes away the highest scores first, insertion starts from nothing and gives the highest first. The area under
-deletion is small, and that under insertion large, where a score knows what the answer needs. A random order is the
-floor. With `baseline="hidden"` or "rows" vision tokens are taken away, with "mean" or "blur" pixels.
+Deletion takes away the highest scores first, insertion starts from nothing and gives the highest
+first. The area under deletion is small, and that under insertion large, where a score knows what
+the answer needs. A random order is the floor. With `baseline="hidden"` or "rows" vision tokens are
+taken away, with "mean" or "blur" pixels.
 
 Source: arXiv 1806.07421 (RISE), which introduced the two; here of log-probabilities.
 """
@@ -50,11 +52,12 @@ def deletion_curves(
     batch: int = 8,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Log-probability of the answer with a fraction of the regions taken away (or given), in the order of each score.
+    """Log-probability of the answer with a fraction of the regions taken away (or given), in the
+    order of each score.
 
-    scores: {name: a number for each region}; attributions with words too are cut to their regions. "random" is added:
-    the mean over `orders` shuffles. points: fractions between 0 and 1.
-    Returns a dataset: logprob (score, direction, fraction). Raises ProbeError for scores of another length.
+    scores: {name: a number for each region}; attributions with words too are cut to their regions.
+    "random" is added: the mean over `orders` shuffles. points: fractions between 0 and 1. Returns a
+    dataset: logprob (score, direction, fraction). Raises ProbeError for scores of another length.
     """
     answer = TargetResponse.of(subject, image, question, response)
     features = Features.of(subject, answer.inputs, over, words=False)
@@ -67,16 +70,24 @@ def deletion_curves(
     counts = np.unique(np.linspace(0, len(features), points + 1).round().astype(int))
     found = np.stack([_both(f, orders, counts, batch) for orders in ranked.values()])
     attrs = subject.describe() | {
-        "kind": "deletion curves", "probe_version": __version__, "baseline": removal.name, "seed": seed,
-        "over": over if isinstance(over, str) else "mask", "response": answer.inputs.response[0],
+        "kind": "deletion curves",
+        "probe_version": __version__,
+        "baseline": removal.name,
+        "seed": seed,
+        "over": over if isinstance(over, str) else "mask",
+        "response": answer.inputs.response[0],
         "intervention": active_interventions(subject.model),
-    }  # fmt: skip
+    }
     named = {"long_name": "log-probability of the answer", "units": "nat"}
     return xr.Dataset(
         {"logprob": (("score", "direction", "fraction"), found.astype(np.float32), named)},
-        {"score": np.array(list(ranked), object), "direction": np.array(DIRECTIONS, object),
-         "fraction": counts / len(features)}, attrs,
-    )  # fmt: skip
+        {
+            "score": np.array(list(ranked), object),
+            "direction": np.array(DIRECTIONS, object),
+            "fraction": counts / len(features),
+        },
+        attrs,
+    )
 
 
 def _order(name: str, values: Any, regions: int) -> np.ndarray:
@@ -88,7 +99,9 @@ def _order(name: str, values: Any, regions: int) -> np.ndarray:
     return np.argsort(-np.nan_to_num(array[:regions], nan=-np.inf), kind="stable")
 
 
-def _both(f: Any, orders: Sequence[np.ndarray], counts: np.ndarray, batch: int) -> Float[np.ndarray, "direction point"]:
+def _both(
+    f: Any, orders: Sequence[np.ndarray], counts: np.ndarray, batch: int
+) -> Float[np.ndarray, "direction point"]:
     """(deletion, insertion): mean over orders."""
     rows = []
     for order in orders:

@@ -28,8 +28,10 @@ KINDS = ("region", "word", "layer")
 
 @dataclass(frozen=True)
 class Features:
-    """What is attributed to; `patches` and `keys` say which region the encoder's patches and the LLM's vision tokens
-    lie in. A feature of kind "layer" is what text reads of vision in that layer."""
+    """What is attributed to; `patches` and `keys` say which region the encoder's patches and the
+    LLM's vision tokens lie in. A feature of kind "layer" is what text reads of vision in that
+    layer.
+    """
 
     names: tuple[str, ...]
     kind: tuple[str, ...]
@@ -47,14 +49,23 @@ class Features:
 
     @classmethod
     def of(cls, subject: Subject, inputs: Inputs, over: Over, words: bool = True) -> "Features":
-        """Where the LLM's vision tokens are compressed (LLaVA-Mini's), each is made of the whole image and lies in no
-        region. Raises ProbeError for what `Regions.of` refuses, and where there is nothing to attribute to."""
+        """Where the LLM's vision tokens are compressed (LLaVA-Mini's), each is made of the whole
+        image and lies in no region. Raises ProbeError for what `Regions.of` refuses, and where
+        there is nothing to attribute to.
+        """
         tokens, found = torch.full(inputs["input_ids"].shape[1:], NONE), stacks(subject.model)
-        keys, patches = np.full(len(inputs.grid[0]), NONE), np.full(len(inputs.encoder_grid[0]), NONE)
+        keys, patches = (
+            np.full(len(inputs.grid[0]), NONE),
+            np.full(len(inputs.encoder_grid[0]), NONE),
+        )
         if isinstance(over, str) and over == "layers":
             if not inputs.types.vision.any():
-                raise ProbeError("attribute", expected="vision tokens to read in each layer", got="none",
-                                 fix="pass an image, or use over='words'")  # fmt: skip
+                raise ProbeError(
+                    "attribute",
+                    expected="vision tokens to read in each layer",
+                    got="none",
+                    fix="pass an image, or use over='words'",
+                )
             named = tuple(f"layer {i + 1}" for i in range(len(found["llm"].layers)))
             return cls(named, ("layer",) * len(named), tokens, None, keys, patches)
         names: tuple[str, ...] = ()
@@ -69,7 +80,9 @@ class Features:
         for number, (_, positions) in enumerate(spoken, count):
             tokens[positions] = number
         if not count + len(spoken):
-            raise ProbeError("attribute", expected="a prompt with words", got="none", fix="ask a question")
+            raise ProbeError(
+                "attribute", expected="a prompt with words", got="none", fix="ask a question"
+            )
         names += tuple(_numbered([text for text, _ in spoken]))
         kind = ("region",) * count + ("word",) * len(spoken)
         return cls(names, kind, tokens, pixels, keys, patches)
@@ -86,10 +99,14 @@ def _numbered(words: Sequence[str]) -> list[str]:
 
 
 def _pixels(inputs: Inputs, regions: Regions) -> Int[Tensor, "..."]:
-    """The region of each pixel of `pixel_values`, the axis of colours left out; tiles that only pad have none."""
+    """The region of each pixel of `pixel_values`, the axis of colours left out; tiles that only pad
+    have none.
+    """
     values = inputs["pixel_values"]
     found = np.full((*values.shape[:-3], *values.shape[-2:]), NONE)
-    for where, image, (left, top, right, bottom) in _views(inputs.encoder_grid[0], values.ndim == 5):
+    for where, image, (left, top, right, bottom) in _views(
+        inputs.encoder_grid[0], values.ndim == 5
+    ):
         height, width = values.shape[-2], values.shape[-1]
         x = left + (np.arange(width) + 0.5) / width * (right - left)
         y = top + (np.arange(height) + 0.5) / height * (bottom - top)
@@ -98,11 +115,19 @@ def _pixels(inputs: Inputs, regions: Regions) -> Int[Tensor, "..."]:
 
 
 def _views(grid: PatchGrid, tiled: bool) -> list[tuple[tuple[int, ...], int, Any]]:
-    """The index in `pixel_values`, the image, and the edges of each view, in the order the encoder sees them."""
+    """The index in `pixel_values`, the image, and the edges of each view, in the order the encoder
+    sees them.
+    """
     found = []
     for image in dict.fromkeys(grid.image.tolist()):
         mine = grid.image == image
         for place, tile in enumerate(dict.fromkeys(grid.tile[mine].tolist())):
             box = grid.box[mine & (grid.tile == tile)]
-            found.append(((image, place) if tiled else (image,), image, [*box[:, :2].min(0), *box[:, 2:].max(0)]))
+            found.append(
+                (
+                    (image, place) if tiled else (image,),
+                    image,
+                    [*box[:, :2].min(0), *box[:, 2:].max(0)],
+                )
+            )
     return found

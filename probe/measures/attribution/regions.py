@@ -1,7 +1,8 @@
 """Which part of the image is one feature: a patch, a cell of patches, or what the user has masked.
 
-A region is known by the points it holds, as fractions of the original image. So it is the same region for every view
-that the model has of the image (the whole, tiles, padded or cropped) and for every vision token that lies in it.
+A region is known by the points it holds, as fractions of the original image. So it is the same
+region for every view that the model has of the image (the whole, tiles, padded or cropped) and for
+every vision token that lies in it.
 
     regions = Regions.of("grid", inputs)
     regions.at(image=0, x=np.array([0.5]), y=np.array([0.5]))      # the region in the middle
@@ -37,13 +38,17 @@ class Regions:
     def at(
         self, image: int, x: Float[np.ndarray, "*point"], y: Float[np.ndarray, "*point"]
     ) -> Int[np.ndarray, "*point"]:
-        """The region of each point, -1 for none. Points are fractions of the image; NaN lies nowhere."""
+        """The region of each point, -1 for none. Points are fractions of the image; NaN lies
+        nowhere.
+        """
         known = ~(np.isnan(x) | np.isnan(y))
         found = self.lookups[image](np.where(known, x, -9.0), np.where(known, y, -9.0))
         return np.where(known, found, NONE)
 
     def of_grid(self, grid: PatchGrid) -> Int[np.ndarray, "key"]:
-        """The region that the middle of each patch or vision token lies in, -1 for newlines and the like."""
+        """The region that the middle of each patch or vision token lies in, -1 for newlines and the
+        like.
+        """
         x, y = (grid.box[:, 0] + grid.box[:, 2]) / 2, (grid.box[:, 1] + grid.box[:, 3]) / 2
         found = np.full(len(grid), NONE)
         for image in range(len(self.lookups)):
@@ -53,24 +58,36 @@ class Regions:
 
     @classmethod
     def of(cls, over: Over, inputs: Inputs) -> "Regions":
-        """`over`: "patches", "grid" (cells of 2 x 2 patches), a mask, {name: mask}, or one of these an image.
+        """`over`: "patches", "grid" (cells of 2 x 2 patches), a mask, {name: mask}, or one of these
+        an image.
 
         A mask has the height and width of its image; of whole numbers, each above 0 is a region.
-        Raises ProbeError for an unknown name, another size, a mask without anything in it, and masks that overlap.
+        Raises ProbeError for an unknown name, another size, a mask without anything in it, and
+        masks that overlap.
         """
         images = inputs.images[0]
         if not images:
-            raise ProbeError("attribute", expected="an image to take regions of", got="none", fix="use over='words'")
+            raise ProbeError(
+                "attribute",
+                expected="an image to take regions of",
+                got="none",
+                fix="use over='words'",
+            )
         if isinstance(over, str):
             if over not in CELL:
                 expected = "over='patches', 'grid', 'words', 'layers' or a mask"
                 raise ProbeError("attribute", expected=expected, got=repr(over))
-            parts = [_lattice(inputs.encoder_grid[0], image, CELL[over]) for image in range(len(images))]
+            parts = [
+                _lattice(inputs.encoder_grid[0], image, CELL[over]) for image in range(len(images))
+            ]
         else:
             each = list(over) if isinstance(over, list | tuple) else [over]
             if len(each) != len(images):
-                raise ProbeError("attribute", expected=f"a mask for each of {len(images)} images",
-                                 got=str(len(each)))  # fmt: skip
+                raise ProbeError(
+                    "attribute",
+                    expected=f"a mask for each of {len(images)} images",
+                    got=str(len(each)),
+                )
             parts = [_masked(mask, image.size) for mask, image in zip(each, images, strict=True)]
         return cls._joined(parts)
 
@@ -92,13 +109,17 @@ def _shifted(lookup: Lookup, by: int) -> Lookup:
 
 
 def _lattice(grid: PatchGrid, image: int, cell: int) -> tuple[list[str], Lookup]:
-    """Cells of the image's base view, named by row and column of their first patch, counted from 1."""
+    """Cells of the image's base view, named by row and column of their first patch, counted from
+    1.
+    """
     base = (grid.image == image) & (grid.tile == 0)
     row, col, box = grid.row[base], grid.col[base], grid.box[base]
     rows, columns = int(row.max()) + 1, int(col.max()) + 1
     left, top, right, bottom = *box[:, :2].min(0), *box[:, 2:].max(0)
     across, down = -(-columns // cell), -(-rows // cell)
-    names = [f"{kind_of(cell)} {r * cell + 1},{c * cell + 1}" for r in range(down) for c in range(across)]
+    names = [
+        f"{kind_of(cell)} {r * cell + 1},{c * cell + 1}" for r in range(down) for c in range(across)
+    ]
 
     def at(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         r = np.floor((y - top) / (bottom - top) * rows).astype(int)
@@ -120,9 +141,15 @@ def _masked(mask: Any, size: tuple[int, int]) -> tuple[list[str], Lookup]:
     for number, (name, part) in zip(count(), named.items(), strict=False):
         inside = _fitting(part, width, height).astype(bool)
         if not inside.any():
-            raise ProbeError("attribute", expected="a mask with something in it", got=f"an empty one for {name!r}")
+            raise ProbeError(
+                "attribute",
+                expected="a mask with something in it",
+                got=f"an empty one for {name!r}",
+            )
         if (labels[inside] != NONE).any():
-            raise ProbeError("attribute", expected="masks that do not overlap", got=f"{name!r} over another")
+            raise ProbeError(
+                "attribute", expected="masks that do not overlap", got=f"{name!r} over another"
+            )
         labels[inside] = number
 
     def at(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -137,9 +164,11 @@ def _fitting(mask: Any, width: int, height: int) -> np.ndarray:
     array = np.asarray(mask)
     if array.shape != (height, width) or array.dtype.kind not in "biu":
         raise ProbeError(
-            "attribute", expected=f"a mask of {height} x {width} (height x width of the image), of booleans or "
-            "whole numbers", got=f"{' x '.join(map(str, array.shape)) or type(mask).__name__} of {array.dtype}",
-        )  # fmt: skip
+            "attribute",
+            expected=f"a mask of {height} x {width} (height x width of the image), of booleans or "
+            "whole numbers",
+            got=f"{' x '.join(map(str, array.shape)) or type(mask).__name__} of {array.dtype}",
+        )
     return array
 
 

@@ -1,12 +1,13 @@
-"""A subject with the same architecture and no knowledge: the control of every map that claims to explain a model.
+"""A subject with the same architecture and no knowledge: the control of every map that claims to
+explain a model.
 
-What a map of the trained model and one of this model have in common comes from the image or the architecture, not
-from what was learnt.
+What a map of the trained model and one of this model have in common comes from the image or the
+architecture, not from what was learnt.
 
     control = randomised(subject, seed=0)
 
-Weights are shuffled within each matrix, which keeps their size. Source: arXiv 1810.03292 (sanity checks for saliency
-maps).
+Weights are shuffled within each matrix, which keeps their size. Source: arXiv 1810.03292 (sanity
+checks for saliency maps).
 """
 
 import copy
@@ -19,7 +20,9 @@ from probe.subject.subject import Subject
 
 @torch.no_grad()
 def randomised(subject: Subject, seed: int = 0) -> Subject:
-    """A copy of the subject, in memory beside it, with the entries of every weight matrix shuffled; norms stay."""
+    """A copy of the subject, in memory beside it, with the entries of every weight matrix shuffled;
+    norms stay.
+    """
     model = copy.deepcopy(subject.model)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -27,5 +30,8 @@ def randomised(subject: Subject, seed: int = 0) -> Subject:
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
     return replace(
-        subject, model=model, name=f"{subject.name}, weights shuffled", revision=f"{subject.revision}-{seed}"
+        subject,
+        model=model,
+        name=f"{subject.name}, weights shuffled",
+        revision=f"{subject.revision}-{seed}",
     )

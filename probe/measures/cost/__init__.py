@@ -1,12 +1,13 @@
-"""What a model costs: floating-point operations by component, cache, and (measured) time and memory.
+"""What a model costs: floating-point operations by component, cache, and (measured) time and
+memory.
 
     costs = probe.cost("tiny-llava", vision_tokens=9)          # counted from shapes: no weights, no kernel, any config
     costs["flops"].sum("operation")                            # by component
     probe.cost(subject, measure=5)["latency"]                  # seconds to the first token, on this machine
     table(join([probe.cost(config, frames=n) for n in (1, 10, 100)]))
 
-One call is one case; `join` puts cases side by side, `table` makes rows of them, `probe.plots.flops`, `latency` and
-`memory` draw them.
+One call is one case; `join` puts cases side by side, `table` makes rows of them,
+`probe.plots.flops`, `latency` and `memory` draw them.
 
 | file | what |
 |---|---|

@@ -1,4 +1,5 @@
-"""`cost`: what one prompt costs a model, counted from its config and, if asked, measured on this machine.
+"""`cost`: what one prompt costs a model, counted from its config and, if asked, measured on this
+machine.
 
     cost("tiny-llava")                                    # or a hub id (its config only), a folder, a subject, a config
     cost(config, vision_tokens=64, text_tokens=40)        # an encoder-side reducer; LLaVA-Mini: 8 x 8 compressed tokens
@@ -52,20 +53,24 @@ def cost(
     measure: int = 0,
     name: str | None = None,
 ) -> xr.Dataset:
-    """Operations by component, cache, and on request time and memory, of reading one prompt: a dataset of one case.
+    """Operations by component, cache, and on request time and memory, of reading one prompt: a
+    dataset of one case.
 
-    model: a name (a shipped model, a folder, a hub id: of it only the config is read), a subject, a model, or a config.
-    vision_tokens: what the LLM gets, in all or in each of its layers; by default what the model makes of the image.
+    model: a name (a shipped model, a folder, a hub id: of it only the config is read), a subject, a
+    model, or a config. vision_tokens: what the LLM gets, in all or in each of its layers; by
+    default what the model makes of the image.
         LLaVA-Mini compresses to it, of other models a reducer is assumed to keep it before the projector.
-    resolution: pixels of the image, a side or (height, width). frames: of a video instead.
-    rows: "all" counts as papers do, every row through every layer and the head; "needed" what `generate` runs.
-    dtype: of the cache; by default the model's, float16 for a config that names none.
-    measure: repeats of a measurement on this machine, 0 for none. A name is loaded with its weights; a config gets
+    resolution: pixels of the image, a side or (height, width). frames: of a video instead. rows:
+    "all" counts as papers do, every row through every layer and the head; "needed" what `generate`
+    runs. dtype: of the cache; by default the model's, float16 for a config that names none.
+    measure: repeats of a measurement on this machine, 0 for none. A name is loaded with its
+    weights; a config gets
         random ones, on the GPU if there is one.
     name: of the case.
 
-    Raises ProbeError for a model of text only, for numbers that are no sizes, for more vision tokens than the image
-    makes, for a number that LLaVA-Mini can't compress to, and for a measurement of a model that would need a reducer.
+    Raises ProbeError for a model of text only, for numbers that are no sizes, for more vision
+    tokens than the image makes, for a number that LLaVA-Mini can't compress to, and for a
+    measurement of a model that would need a reducer.
     """
     if rows not in ("all", "needed"):
         raise ProbeError("cost", expected="rows 'all' or 'needed'", got=repr(rows))
@@ -88,15 +93,24 @@ def cost(
         inputs = inputs_of(runnable, prompt, int(counted.tokens[-1, 0]))
         values["latency"], values["memory"] = measure_prefill(runnable, inputs, measure)
         device = str(runnable.device)
-    return assemble(name or told.name, _about(told, prompt, counted, device), _labels(counted, measure), values, rows)
+    return assemble(
+        name or told.name,
+        _about(told, prompt, counted, device),
+        _labels(counted, measure),
+        values,
+        rows,
+    )
 
 
 def _values(counted: Counted, shapes: PreTrainedModel, dtype: torch.dtype) -> dict[str, Any]:
     text = shapes.config.get_text_config()
     return {
         "flops": np.stack([counted.flops[component] for component in COMPONENTS]),
-        "formula_flops": formula_flops(counted.tokens.sum(1).tolist(), text.hidden_size, text.intermediate_size),
-        "weights": dtype.itemsize * np.array([parameters(shapes)[component] for component in COMPONENTS], float),
+        "formula_flops": formula_flops(
+            counted.tokens.sum(1).tolist(), text.hidden_size, text.intermediate_size
+        ),
+        "weights": dtype.itemsize
+        * np.array([parameters(shapes)[component] for component in COMPONENTS], float),
         "llm_tokens": counted.tokens.sum(1).astype(float),
         "kv_cache": dtype.itemsize * counted.cache,
         "prefix_cache": float(dtype.itemsize * counted.prefix),
@@ -106,13 +120,21 @@ def _values(counted: Counted, shapes: PreTrainedModel, dtype: torch.dtype) -> di
 def _runnable(model: Any, told: Described, config: Any, counted: Counted) -> PreTrainedModel:
     """The model to measure. Raises ProbeError where it would not run as it was counted."""
     if counted.reduced:
-        raise ProbeError("cost", expected="as many vision tokens as the model makes, to be measured", got="fewer",
-                         fix="leave measure= out")  # fmt: skip
+        raise ProbeError(
+            "cost",
+            expected="as many vision tokens as the model makes, to be measured",
+            got="fewer",
+            fix="leave measure= out",
+        )
     if model is told.config:
         return with_random_weights(config, told.dtype)
     if config is not told.config:
-        raise ProbeError("cost", expected="the number of vision tokens that its weights compress to, to be measured",
-                         got="another", fix="pass the config: it is measured with random weights")  # fmt: skip
+        raise ProbeError(
+            "cost",
+            expected="the number of vision tokens that its weights compress to, to be measured",
+            got="another",
+            fix="pass the config: it is measured with random weights",
+        )
     return model if isinstance(model, PreTrainedModel) else model.model
 
 
@@ -134,5 +156,10 @@ def _about(told: Described, prompt: PromptShape, counted: Counted, device: str) 
 
 def _labels(counted: Counted, repeats: int) -> dict[str, Sequence[Any]]:
     measured = {"repeat": range(repeats), "moment": MOMENTS} if repeats else {}
-    return {"component": COMPONENTS, "operation": OPERATIONS, "token_type": ("vision", "text"),
-            "layer": range(len(counted.tokens)), **measured}  # fmt: skip
+    return {
+        "component": COMPONENTS,
+        "operation": OPERATIONS,
+        "token_type": ("vision", "text"),
+        "layer": range(len(counted.tokens)),
+        **measured,
+    }

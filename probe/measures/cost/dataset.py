@@ -23,32 +23,70 @@ from probe.errors import ProbeError
 
 UNITS = {  # variable -> dims, unit, what it is
     "flops": ("component operation", "FLOP", "operations of a prefill (a multiply-add is two)"),
-    "formula_flops": ("", "FLOP of the formula", "cost formula of the token reducers' papers, of the LLM only"),
+    "formula_flops": (
+        "",
+        "FLOP of the formula",
+        "cost formula of the token reducers' papers, of the LLM only",
+    ),
     "weights": ("component", "byte", "weights of the model"),
     "llm_tokens": ("layer", "tokens", "tokens in each LLM layer, text included"),
     "kv_cache": ("token_type", "byte", "keys and values that the LLM keeps"),
-    "prefix_cache": ("", "byte", "keys and values of the image in pre-fusion, which later questions reuse"),
+    "prefix_cache": (
+        "",
+        "byte",
+        "keys and values of the image in pre-fusion, which later questions reuse",
+    ),
     "latency": ("repeat", "s", "time from pixels to the first token"),
-    "memory": ("moment", "byte", "memory with the model loaded, and the highest on the way to the first token"),
+    "memory": (
+        "moment",
+        "byte",
+        "memory with the model loaded, and the highest on the way to the first token",
+    ),
 }
 ABOUT = {  # what is said of a case -> unit
-    "model": "text", "revision": "text", "dtype": "text", "device": "text", "toy": "text",
-    "vision_tokens": "tokens", "text_tokens": "tokens", "frames": "frames", "views": "views a frame",
-    "height": "px", "width": "px",
-}  # fmt: skip
+    "model": "text",
+    "revision": "text",
+    "dtype": "text",
+    "device": "text",
+    "toy": "text",
+    "vision_tokens": "tokens",
+    "text_tokens": "tokens",
+    "frames": "frames",
+    "views": "views a frame",
+    "height": "px",
+    "width": "px",
+}
 
 
-def assemble(case: str, about: Mapping[str, Any], labels: Mapping[str, Sequence[Any]], values: Mapping[str, Any],
-             rows: str) -> xr.Dataset:  # fmt: skip
-    """A dataset of one case. `values`: some of UNITS; `labels`: coordinates of their dims; `about`: all of ABOUT."""
+def assemble(
+    case: str,
+    about: Mapping[str, Any],
+    labels: Mapping[str, Sequence[Any]],
+    values: Mapping[str, Any],
+    rows: str,
+) -> xr.Dataset:
+    """A dataset of one case. `values`: some of UNITS; `labels`: coordinates of their dims; `about`:
+    all of ABOUT.
+    """
     variables = {}
     for name, value in values.items():
         dims, unit, meaning = UNITS[name]
-        variables[name] = (("case", *dims.split()), np.asarray(value)[None], {"units": unit, "long_name": meaning})
-    coords: dict[str, Any] = {"case": _text([case]), **{name: _labels(values) for name, values in labels.items()}}
+        variables[name] = (
+            ("case", *dims.split()),
+            np.asarray(value)[None],
+            {"units": unit, "long_name": meaning},
+        )
+    coords: dict[str, Any] = {
+        "case": _text([case]),
+        **{name: _labels(values) for name, values in labels.items()},
+    }
     for name, unit in ABOUT.items():
         value = about[name]
-        coords[name] = ("case", _text([value]) if isinstance(value, str) else np.array([value]), {"units": unit})
+        coords[name] = (
+            "case",
+            _text([value]) if isinstance(value, str) else np.array([value]),
+            {"units": unit},
+        )
     versions = {f"{package}_version": version(package) for package in ("torch", "transformers")}
     return xr.Dataset(variables, coords, {"rows": rows, "probe_version": __version__, **versions})
 
@@ -65,8 +103,15 @@ def join(costs: Sequence[xr.Dataset]) -> xr.Dataset:
     """Cases side by side; what a case has not is NaN. Raises ProbeError for none."""
     if not costs:
         raise ProbeError("costs.join", expected="at least one cost", got="none")
-    joined = xr.concat(costs, "case", join="outer", coords="minimal", compat="override", data_vars="all",
-                       combine_attrs="drop_conflicts")  # fmt: skip
+    joined = xr.concat(
+        costs,
+        "case",
+        join="outer",
+        coords="minimal",
+        compat="override",
+        data_vars="all",
+        combine_attrs="drop_conflicts",
+    )
     order = next(one["component"].values for one in costs)  # an outer join sorts labels
     return joined.sel(component=order)
 
@@ -85,17 +130,23 @@ def read(path: str | Path) -> xr.Dataset:
     try:
         return xr.Dataset.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ProbeError("costs.read", expected="a file that costs.write wrote", got=f"'{path}' ({error})") from error
+        raise ProbeError(
+            "costs.read", expected="a file that costs.write wrote", got=f"'{path}' ({error})"
+        ) from error
 
 
 def table(costs: xr.Dataset) -> pd.DataFrame:
-    """A row a case: tera-operations by component with attention's own beside them, megabytes, milliseconds."""
+    """A row a case: tera-operations by component with attention's own beside them, megabytes,
+    milliseconds.
+    """
     rows = {"case": costs["case"].values, **{name: costs[name].values for name in ABOUT}}
     tera = costs["flops"] / 1e12
     for component in tera["component"].values:
         rows[f"{component} (TFLOP)"] = tera.sel(component=component).sum("operation").values
     rows["total (TFLOP)"] = tera.sum(["component", "operation"]).values
-    rows["without attention's products (TFLOP)"] = tera.sel(operation="linear").sum("component").values
+    rows["without attention's products (TFLOP)"] = (
+        tera.sel(operation="linear").sum("component").values
+    )
     rows["formula (TFLOP)"] = costs["formula_flops"].values / 1e12
     for kind in costs["token_type"].values:
         rows[f"cache of {kind} (MB)"] = costs["kv_cache"].sel(token_type=kind).values / 1e6

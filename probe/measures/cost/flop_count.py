@@ -1,12 +1,14 @@
-"""Operations and cache of each component, counted by running it on the meta device: shapes go through, no numbers.
+"""Operations and cache of each component, counted by running it on the meta device: shapes go
+through, no numbers.
 
     counted = count(skeleton(config), prompt)
     counted.flops["llm"]                       # [in products with weights, in products of queries, keys and values]
 
-A multiply-add is two operations, as everywhere in this package. Products with weights and attention's own are kept
-apart: papers often count only the former, as counters do that don't know the fused kernel. Attention is counted over
-all pairs of tokens, the masked ones included, as counters do that do know it; a causal kernel gets by with half.
-Norms, activations, softmax and interpolations are not counted.
+A multiply-add is two operations, as everywhere in this package. Products with weights and
+attention's own are kept apart: papers often count only the former, as counters do that don't know
+the fused kernel. Attention is counted over all pairs of tokens, the masked ones included, as
+counters do that do know it; a causal kernel gets by with half. Norms, activations, softmax and
+interpolations are not counted.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +31,11 @@ from probe.measures.cost.prompt_shape import PromptShape, side_of
 
 COMPONENTS = ("vision_encoder", "projector", "compressor", "prefusion", "llm")
 OPERATIONS = ("linear", "attention")
-WITH_WEIGHTS = ("aten.mm", "aten.addmm", "aten.convolution")  # all others are products of activations
+WITH_WEIGHTS = (
+    "aten.mm",
+    "aten.addmm",
+    "aten.convolution",
+)  # all others are products of activations
 
 Flops = Float[np.ndarray, " operation"]
 Parts = Mapping[str, Sequence[nn.Module]]
@@ -37,7 +43,9 @@ Parts = Mapping[str, Sequence[nn.Module]]
 
 @dataclass(frozen=True)
 class Counted:
-    """What a prefill takes. `tokens` and `cache` are of the LLM's layers, vision first and text behind it."""
+    """What a prefill takes. `tokens` and `cache` are of the LLM's layers, vision first and text
+    behind it.
+    """
 
     flops: dict[str, Flops]
     tokens: Int[np.ndarray, "layer kind"]
@@ -75,19 +83,32 @@ def _so_far(counter: FlopCounterMode) -> Flops:
     return by_kind
 
 
-def count(model: PreTrainedModel, prompt: PromptShape, wanted: Sequence[int] | None = None, rows: str = "all") -> Counted:
-    """The cost of a prompt. `wanted`: the vision tokens of each LLM layer, by default what the model makes.
+def count(
+    model: PreTrainedModel,
+    prompt: PromptShape,
+    wanted: Sequence[int] | None = None,
+    rows: str = "all",
+) -> Counted:
+    """The cost of a prompt. `wanted`: the vision tokens of each LLM layer, by default what the
+    model makes.
 
-    rows: "all" counts every row of every layer and a head at every position, as papers do; "needed" what `generate`
-    runs: the head at the last position, and only keys and values of vision rows in the last layer of pre-fusion.
+    rows: "all" counts every row of every layer and a head at every position, as papers do; "needed"
+    what `generate` runs: the head at the last position, and only keys and values of vision rows in
+    the last layer of pre-fusion.
     """
     flops, made, prefused = _before_llm(model, prompt, rows)
     vision = _vision_tokens(model, made, wanted, prefused)
     layers = [int(tokens) + prompt.text_tokens for tokens in vision]
     if min(layers) < 1:
-        raise ProbeError("cost", expected="at least one token in every LLM layer", got="no vision token and no text")
+        raise ProbeError(
+            "cost",
+            expected="at least one token in every LLM layer",
+            got="no vision token and no text",
+        )
     if wanted is not None and prefused is None:
-        flops["projector"] *= vision[0] / max(made, 1)  # an encoder-side reducer selects before the projector
+        flops["projector"] *= vision[0] / max(
+            made, 1
+        )  # an encoder-side reducer selects before the projector
     flops["llm"], cache = _llm(model, layers, 1 if rows == "needed" else layers[-1])
     share = vision / np.array(layers)
     tokens = np.stack([vision, np.array(layers) - vision], axis=1)
@@ -96,11 +117,16 @@ def count(model: PreTrainedModel, prompt: PromptShape, wanted: Sequence[int] | N
     return Counted(flops, tokens, kinds, prefused.prefix if prefused is not None else 0, reduced)
 
 
-def _before_llm(model: PreTrainedModel, prompt: PromptShape, rows: str) -> tuple[dict[str, Flops], int, Prefused | None]:
+def _before_llm(
+    model: PreTrainedModel, prompt: PromptShape, rows: str
+) -> tuple[dict[str, Flops], int, Prefused | None]:
     """Operations up to the LLM, the vision tokens that are made, and what a LLaVA-Mini did."""
     base: Any = model.base_model
     found = stacks(model)
-    parts = {"vision_encoder": encoders(model), **{name: found[name].layers for name in found if name in COMPONENTS}}
+    parts = {
+        "vision_encoder": encoders(model),
+        **{name: found[name].layers for name in found if name in COMPONENTS},
+    }
     del parts["llm"]
     video = hasattr(base, "get_video_features")
     pixels = prompt.pixels(side_of(model.config), model.config, fuses(base), video, _empty)
@@ -121,15 +147,22 @@ def _empty(*shape: int) -> torch.Tensor:
 
 
 def _seen(base: Any, pixels: Mapping[str, Any]) -> int:
-    """Encoder and projector, run; the vision tokens that come out. ProbeError for a model that takes other pixels."""
+    """Encoder and projector, run; the vision tokens that come out. ProbeError for a model that
+    takes other pixels.
+    """
     see = base.get_video_features if "pixel_values_videos" in pixels else base.get_image_features
     try:
         seen = see(**pixels)
     except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
         got = f"{type(base).__name__} ({' '.join(str(error).split())[:200]})"
-        raise ProbeError("cost", expected="a model that takes square views of images", got=got) from error
+        raise ProbeError(
+            "cost", expected="a model that takes square views of images", got=got
+        ) from error
     features = getattr(seen, "pooler_output", seen)
-    return sum(part[..., 0].numel() for part in (features if isinstance(features, list | tuple) else [features]))
+    return sum(
+        part[..., 0].numel()
+        for part in (features if isinstance(features, list | tuple) else [features])
+    )
 
 
 def _vision_tokens(
@@ -142,20 +175,29 @@ def _vision_tokens(
     if max(wanted) > made:
         expected = f"0 to {made} vision tokens, which is what the model makes of this image"
         raise ProbeError(
-            "cost", expected=expected, got=str(max(wanted)), fix="ask for a larger resolution= or more frames="
+            "cost",
+            expected=expected,
+            got=str(max(wanted)),
+            fix="ask for a larger resolution= or more frames=",
         )
     return np.array(wanted)
 
 
-def _llm(model: PreTrainedModel, layers: Sequence[int], head: int) -> tuple[Flops, Float[np.ndarray, " layer"]]:
-    """Operations of the LLM and its head, and what each layer's cache holds; each layer with tokens of its own."""
+def _llm(
+    model: PreTrainedModel, layers: Sequence[int], head: int
+) -> tuple[Flops, Float[np.ndarray, " layer"]]:
+    """Operations of the LLM and its head, and what each layer's cache holds; each layer with tokens
+    of its own.
+    """
     decoder: Any = model.get_decoder()
     parts = {str(at): [layer] for at, layer in enumerate(stacks(model)["llm"].layers)}
     width = model.config.get_text_config().hidden_size
     total, cache = np.zeros(len(OPERATIONS)), np.zeros(len(layers))
     for tokens in set(layers):
         with metered(parts) as flops:
-            kept = decoder(inputs_embeds=_empty(1, tokens, width), use_cache=True).past_key_values.layers
+            kept = decoder(
+                inputs_embeds=_empty(1, tokens, width), use_cache=True
+            ).past_key_values.layers
         for at in [at for at, those in enumerate(layers) if those == tokens]:
             total += flops[str(at)]
             cache[at] = kept[at].keys.numel() + kept[at].values.numel()

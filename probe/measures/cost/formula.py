@@ -1,10 +1,11 @@
-"""The cost formula that papers on token reducers print: one line, of the LLM's sizes and the tokens of each layer.
+"""The cost formula that papers on token reducers print: one line, of the LLM's sizes and the tokens
+of each layer.
 
     layer = 4 n d² + 2 n² d + 2 n d m         n tokens, d hidden size, m feed-forward size
 
-It counts a multiply-add as one, two feed-forward matrices (Llama has three), four square projections (grouped queries
-have smaller ones), and neither the vision encoder nor the head. So compare its ratios, never its value, with counted
-operations.
+It counts a multiply-add as one, two feed-forward matrices (Llama has three), four square
+projections (grouped queries have smaller ones), and neither the vision encoder nor the head. So
+compare its ratios, never its value, with counted operations.
 
 Source: VisionZip (arXiv 2412.04467); FastV (arXiv 2403.06764) has the same.
 """

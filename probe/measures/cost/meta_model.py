@@ -1,4 +1,5 @@
-"""A model of a config without weights: every shape is there, nothing is computed, and 70 billion parameters fit.
+"""A model of a config without weights: every shape is there, nothing is computed, and 70 billion
+parameters fit.
 
     model = skeleton(described("tiny-llava").config)
 
@@ -35,7 +36,8 @@ class Described:
 
 
 def described(source: Any, dtype: str | torch.dtype | None = None) -> Described:
-    """What a name, a subject, a model or a config stands for. Of a name only the config is read, no weights.
+    """What a name, a subject, a model or a config stands for. Of a name only the config is read, no
+    weights.
 
     Raises ProbeError for anything else, for a name that is none and for a config of text only.
     """
@@ -51,13 +53,27 @@ def described(source: Any, dtype: str | torch.dtype | None = None) -> Described:
         expected = "a name, a subject, a transformers model or a config"
         raise ProbeError("cost", expected=expected, got=f"a {type(source).__name__}")
     if not hasattr(config, "vision_config"):
-        raise ProbeError("cost", expected="a vision-language model", got=f"a {type(config).__name__}, of text only")
+        raise ProbeError(
+            "cost",
+            expected="a vision-language model",
+            got=f"a {type(config).__name__}, of text only",
+        )
     square = config.vision_config
-    if not all(isinstance(getattr(square, size, None), int) for size in ("image_size", "patch_size")):
+    if not all(
+        isinstance(getattr(square, size, None), int) for size in ("image_size", "patch_size")
+    ):
         expected = "a vision encoder of one square size (CLIP, SigLIP)"
         raise ProbeError("cost", expected=expected, got=f"{type(square).__name__}")
-    name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "") or config._name_or_path
-    native = model.dtype if isinstance(model, PreTrainedModel) else as_dtype(getattr(config, "dtype", None))
+    name = (
+        source
+        if isinstance(source, str | os.PathLike)
+        else getattr(source, "name", "") or config._name_or_path
+    )
+    native = (
+        model.dtype
+        if isinstance(model, PreTrainedModel)
+        else as_dtype(getattr(config, "dtype", None))
+    )
     name = str(name) or type(config).__name__
     return Described(config, name, revision, as_dtype(dtype) or native or UNSAID, name in FOLDERS)
 
@@ -67,16 +83,29 @@ def skeleton(config: Any) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             # Eager: its products are plain ones, which every version of torch counts alike.
-            model = AutoModelForImageTextToText.from_config(copy.deepcopy(config), attn_implementation="eager")
-    except (ValueError, RuntimeError, AttributeError, TypeError, AssertionError, ZeroDivisionError) as error:
+            model = AutoModelForImageTextToText.from_config(
+                copy.deepcopy(config), attn_implementation="eager"
+            )
+    except (
+        ValueError,
+        RuntimeError,
+        AttributeError,
+        TypeError,
+        AssertionError,
+        ZeroDivisionError,
+    ) as error:
         reason = " ".join(str(error).split())[:300]
         got = f"a {type(config).__name__} ({reason})"
-        raise ProbeError("cost", expected="a config that a model can be built of", got=got) from error
+        raise ProbeError(
+            "cost", expected="a config that a model can be built of", got=got
+        ) from error
     return model.eval()
 
 
 def own_view(source: Any) -> tuple[int, int]:
-    """Pixels of a side of a view of a model, and the patches of a view. Raises ProbeError as `described` does."""
+    """Pixels of a side of a view of a model, and the patches of a view. Raises ProbeError as
+    `described` does.
+    """
     vision = described(source).config.vision_config
     return vision.image_size, (vision.image_size // vision.patch_size) ** 2
 
@@ -104,7 +133,9 @@ def head_of(model: PreTrainedModel) -> nn.Module:
     """What turns hidden states into words. Raises ProbeError for a model without it."""
     head: Any = model.get_output_embeddings()
     if not isinstance(head, nn.Module):
-        raise ProbeError("cost", expected="a model that predicts words", got=f"a {type(model).__name__}")
+        raise ProbeError(
+            "cost", expected="a model that predicts words", got=f"a {type(model).__name__}"
+        )
     return head
 
 

@@ -1,4 +1,5 @@
-"""What a LLaVA-Mini does between encoder and LLM, run on shapes: compression, and text that reads the image.
+"""What a LLaVA-Mini does between encoder and LLM, run on shapes: compression, and text that reads
+the image.
 
     Prefused.run(model.base_model, views, words=40, rows="all")
 
@@ -24,11 +25,15 @@ class Prefused:
     """What reaches the LLM, and what later questions reuse."""
 
     tokens: int  # vision tokens that the LLM gets
-    inside: tuple[int, int]  # its first layers that see all patches, and those patches ("in_llm"), else (0, 0)
+    inside: tuple[
+        int, int
+    ]  # its first layers that see all patches, and those patches ("in_llm"), else (0, 0)
     prefix: int  # numbers in the keys and values of the vision rows
 
     def layers(self, count: int) -> list[int]:
-        """Vision tokens in each LLM layer. Placeholders of the compressed ones run through the first layers, too."""
+        """Vision tokens in each LLM layer. Placeholders of the compressed ones run through the
+        first layers, too.
+        """
         first, patches = self.inside
         return [patches + self.tokens] * first + [self.tokens] * (count - first)
 
@@ -66,4 +71,6 @@ class Prefused:
 def _keys_and_values(base: Any) -> int:
     """Numbers that all layers of pre-fusion keep of one row."""
     attentions = [layer.self_attn for layer in base.prefusion.layers]
-    return sum(attention.k_proj.out_features + attention.v_proj.out_features for attention in attentions)
+    return sum(
+        attention.k_proj.out_features + attention.v_proj.out_features for attention in attentions
+    )

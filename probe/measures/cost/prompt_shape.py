@@ -1,7 +1,8 @@
 """What a cost is of: one image or video and some words, as a model's config takes them apart.
 
-A view is a square that the encoder sees. A larger image is cut into N x N views and shown whole beside them, as
-LLaVA-Mini's HD (LLaVA-1.5 the same way), or into tiles of the best resolution where the config lists some (LLaVA-NeXT).
+A view is a square that the encoder sees. A larger image is cut into N x N views and shown whole
+beside them, as LLaVA-Mini's HD (LLaVA-1.5 the same way), or into tiles of the best resolution where
+the config lists some (LLaVA-NeXT).
 """
 
 import copy
@@ -30,10 +31,13 @@ class PromptShape:
     frames: int | None  # None: an image
     text_tokens: int
 
-    def pixels(self, side: int, config: Any, fuses: bool, video: bool, make: Callable[..., Any]) -> dict[str, Any]:
+    def pixels(
+        self, side: int, config: Any, fuses: bool, video: bool, make: Callable[..., Any]
+    ) -> dict[str, Any]:
         """What a model is given beside token ids. `make` makes a tensor of a shape.
 
-        fuses: the model takes views of images apart, as LLaVA-Mini does. video: it takes videos, not only images.
+        fuses: the model takes views of images apart, as LLaVA-Mini does. video: it takes videos,
+        not only images.
         """
         view = (3, side, side)
         if self.frames is not None and video:
@@ -58,10 +62,16 @@ def side_of(config: Any) -> int:
     return config.vision_config.image_size
 
 
-def prompt_of(config: Any, vision_tokens: int | None, text_tokens: int, resolution: Resolution | None,
-              frames: int | None) -> PromptShape:  # fmt: skip
-    """A prompt by resolution and frames. Without a resolution a view, or two tiles by two where there are tiles; and
-    where more vision tokens are wanted than a view has patches, as many views as it takes.
+def prompt_of(
+    config: Any,
+    vision_tokens: int | None,
+    text_tokens: int,
+    resolution: Resolution | None,
+    frames: int | None,
+) -> PromptShape:
+    """A prompt by resolution and frames. Without a resolution a view, or two tiles by two where
+    there are tiles; and where more vision tokens are wanted than a view has patches, as many views
+    as it takes.
 
     Raises ProbeError for numbers that are no sizes.
     """
@@ -69,9 +79,16 @@ def prompt_of(config: Any, vision_tokens: int | None, text_tokens: int, resoluti
         if number is not None and not _is_count(number, least):
             raise ProbeError("cost", expected=f"{called} of {least} or more", got=repr(number))
     side = side_of(config)
-    height, width = _height_and_width(resolution if resolution is not None else side * (2 if tiles(config) else 1))
+    height, width = _height_and_width(
+        resolution if resolution is not None else side * (2 if tiles(config) else 1)
+    )
     views = 1 if frames is not None and tiles(config) else _views(config, side, height, width)
-    uncut = resolution is None and frames is None and not tiles(config) and not hasattr(config, "compressor_size")
+    uncut = (
+        resolution is None
+        and frames is None
+        and not tiles(config)
+        and not hasattr(config, "compressor_size")
+    )
     if uncut and vision_tokens is not None:
         patches = (side // config.vision_config.patch_size) ** 2
         views = max(views, math.ceil(vision_tokens / patches))
@@ -81,13 +98,17 @@ def prompt_of(config: Any, vision_tokens: int | None, text_tokens: int, resoluti
 def _height_and_width(resolution: Any) -> tuple[int, int]:
     sides = tuple(resolution) if isinstance(resolution, tuple | list) else (resolution, resolution)
     if len(sides) != 2 or not all(_is_count(side, 1) for side in sides):
-        raise ProbeError("cost", expected="a resolution in pixels, or (height, width)", got=repr(resolution))
+        raise ProbeError(
+            "cost", expected="a resolution in pixels, or (height, width)", got=repr(resolution)
+        )
     return int(sides[0]), int(sides[1])
 
 
 def _views(config: Any, side: int, height: int, width: int) -> int:
     if pinpoints := tiles(config):
-        rows, columns = (edge // side for edge in select_best_resolution((height, width), pinpoints))
+        rows, columns = (
+            edge // side for edge in select_best_resolution((height, width), pinpoints)
+        )
         return rows * columns + 1
     along = math.ceil(max(height, width) / side)
     return 1 if along == 1 else along**2 + 1
@@ -99,7 +120,9 @@ def makes_to_order(config: Any) -> bool:
 
 
 def per_layer(vision_tokens: Any, layers: int) -> list[int] | None:
-    """Vision tokens of each of so many layers. Raises ProbeError for what is no number of them, nor one for each."""
+    """Vision tokens of each of so many layers. Raises ProbeError for what is no number of them, nor
+    one for each.
+    """
     if vision_tokens is None:
         return None
     many = isinstance(vision_tokens, list | tuple | range | np.ndarray)
@@ -115,7 +138,8 @@ def _is_count(number: Any, least: int) -> bool:
 
 
 def with_tokens(config: Any, vision_tokens: int | None, frames: int | None) -> Any:
-    """The config that makes so many vision tokens, where a config says it (LLaVA-Mini's C x C a frame), else itself.
+    """The config that makes so many vision tokens, where a config says it (LLaVA-Mini's C x C a
+    frame), else itself.
 
     Raises ProbeError for a number that no square gives.
     """
@@ -125,7 +149,9 @@ def with_tokens(config: Any, vision_tokens: int | None, frames: int | None) -> A
     size = math.isqrt(int(a_frame))
     if size**2 != a_frame:
         expected = f"vision_tokens that are C x C for each of {frames or 1} frames"
-        raise ProbeError("cost", expected=expected, got=str(vision_tokens), fix="try 1, 4, 16, 64 ... a frame")
+        raise ProbeError(
+            "cost", expected=expected, got=str(vision_tokens), fix="try 1, 4, 16, 64 ... a frame"
+        )
     if size == config.compressor_size:
         return config
     changed = copy.deepcopy(config)

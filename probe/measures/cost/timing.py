@@ -1,8 +1,8 @@
 """Time and memory from pixels to the first token, on this machine.
 
-The clock starts before the vision encoder and stops once the first token's id is known on the host. Memory is the
-process's on the CPU (what the system has given it) and what torch has allocated on a GPU. Pixels are noise and words
-are one word: neither changes what is computed.
+The clock starts before the vision encoder and stops once the first token's id is known on the host.
+Memory is the process's on the CPU (what the system has given it) and what torch has allocated on a
+GPU. Pixels are noise and words are one word: neither changes what is computed.
 """
 
 import inspect
@@ -55,7 +55,9 @@ def first_token(model: Any, inputs: Mapping[str, Any]) -> int:
     return int(model(**inputs, use_cache=True, logits_to_keep=1).logits[0, -1].argmax())
 
 
-def inputs_of(model: PreTrainedModel, prompt: PromptShape, vision_tokens: int, seed: int = 0) -> dict[str, Any]:
+def inputs_of(
+    model: PreTrainedModel, prompt: PromptShape, vision_tokens: int, seed: int = 0
+) -> dict[str, Any]:
     """Noise for pixels, and so many placeholders in the middle of the words."""
     base, generator = model.base_model, torch.Generator().manual_seed(seed)
 
@@ -65,7 +67,9 @@ def inputs_of(model: PreTrainedModel, prompt: PromptShape, vision_tokens: int, s
     video = hasattr(base, "get_video_features")
     pixels = prompt.pixels(side_of(model.config), model.config, fuses(base), video, noise)
     place = video_token_id(model) if "pixel_values_videos" in pixels else image_token_id(model)
-    word = next(id for id in range(1, 4) if id not in (image_token_id(model), video_token_id(model)))
+    word = next(
+        id for id in range(1, 4) if id not in (image_token_id(model), video_token_id(model))
+    )
     before = prompt.text_tokens // 2
     row = [word] * before + [place] * vision_tokens + [word] * (prompt.text_tokens - before)
     ids = torch.tensor([row], device=model.device)
@@ -81,7 +85,11 @@ def video_token_id(model: nn.Module) -> int | None:
 
 
 def _memory(device: torch.device) -> float:
-    return float(torch.cuda.memory_allocated(device)) if device.type == "cuda" else _of_process("VmRSS")
+    return (
+        float(torch.cuda.memory_allocated(device))
+        if device.type == "cuda"
+        else _of_process("VmRSS")
+    )
 
 
 def _start_peak(device: torch.device) -> None:
@@ -93,11 +101,18 @@ def _start_peak(device: torch.device) -> None:
 
 
 def _peak(device: torch.device) -> float:
-    return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else _of_process("VmHWM")
+    return (
+        float(torch.cuda.max_memory_allocated(device))
+        if device.type == "cuda"
+        else _of_process("VmHWM")
+    )
 
 
 def _of_process(name: str) -> float:
     """Bytes of a line of Linux's process status; NaN elsewhere."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if os.path.exists(status) else []
-    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), float("nan"))
+    return next(
+        (1024.0 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")),
+        float("nan"),
+    )

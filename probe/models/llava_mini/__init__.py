@@ -1,9 +1,11 @@
-"""LLaVA-Mini as a native transformers model: one vision token per image, fused with the text before the LLM.
+"""LLaVA-Mini as a native transformers model: one vision token per image, fused with the text before
+the LLM.
 
     model = from_original(state_dict, config, vision_config)
     model(input_ids=ids, pixel_values=pixels)
 
-Importing it makes the model known to transformers' Auto classes, so `from_pretrained` works on a saved folder.
+Importing it makes the model known to transformers' Auto classes, so `from_pretrained` works on a
+saved folder.
 
     configuration  what it is made of, and its variants
     vision         pixels -> patches -> compressed tokens
@@ -39,7 +41,9 @@ from probe.models.llava_mini.weight_files import CheckpointError
 
 AutoConfig.register("llava_mini", LlavaMiniConfig, exist_ok=True)
 AutoModel.register(LlavaMiniConfig, LlavaMiniModel, exist_ok=True)
-AutoModelForImageTextToText.register(LlavaMiniConfig, LlavaMiniForConditionalGeneration, exist_ok=True)
+AutoModelForImageTextToText.register(
+    LlavaMiniConfig, LlavaMiniForConditionalGeneration, exist_ok=True
+)
 AutoProcessor.register(LlavaMiniConfig, LlavaMiniProcessor, exist_ok=True)
 
 __all__ = [

@@ -3,8 +3,8 @@
     processor = LlavaMiniProcessor(..., chat_template=chat_template("llava_llama_3_1"))
     processor.apply_chat_template(conversation, add_generation_prompt=True)
 
-The released LLaVA-Mini is "llava_llama_3_1" (the same string as "llava_llama_3"). A template that its tokenizer brings
-along is what it was trained with: `template_for` keeps it.
+The released LLaVA-Mini is "llava_llama_3_1" (the same string as "llava_llama_3"). A template that
+its tokenizer brings along is what it was trained with: `template_for` keeps it.
 
 Source: `llavamini/conversation.py` of the authors.
 """
@@ -44,18 +44,30 @@ LLAMA_3 = Style(
     "<|start_header_id|>assistant<|end_header_id|>\n\n",
     closing_header=True,
 )
-VICUNA = Style(CHAT.format(who="user"), "{system} ", ("USER: ", " "), ("ASSISTANT: ", "</s>"), "ASSISTANT:")
+VICUNA = Style(
+    CHAT.format(who="user"), "{system} ", ("USER: ", " "), ("ASSISTANT: ", "</s>"), "ASSISTANT:"
+)
 STYLES = {
     "llava_llama_3_1": LLAMA_3,
     "llava_llama_3": LLAMA_3,
     "v1": VICUNA,
     "vicuna_v1": VICUNA,
-    "llava_v1": Style(CHAT.format(who="human"), "{system} ", VICUNA.user, VICUNA.assistant, VICUNA.generation),
+    "llava_v1": Style(
+        CHAT.format(who="human"), "{system} ", VICUNA.user, VICUNA.assistant, VICUNA.generation
+    ),
     "llava_v0": Style(
-        CHAT.format(who="human"), "{system}###", ("Human: ", "###"), ("Assistant: ", "###"), "Assistant:"
+        CHAT.format(who="human"),
+        "{system}###",
+        ("Human: ", "###"),
+        ("Assistant: ", "###"),
+        "Assistant:",
     ),
     "llava_llama_2": Style(
-        HELPFUL, "[INST] <<SYS>>\n{system}\n<</SYS>>\n\n", ("", " [/INST]"), (" ", " </s>"), later_user="<s>[INST] "
+        HELPFUL,
+        "[INST] <<SYS>>\n{system}\n<</SYS>>\n\n",
+        ("", " [/INST]"),
+        (" ", " </s>"),
+        later_user="<s>[INST] ",
     ),
     "mpt": Style(
         MPT,
@@ -123,18 +135,25 @@ def chat_template(style: str) -> str:
     }
     template = WORDS + TEMPLATE
     for name, value in values.items():
-        template = template.replace(name, repr(value))  # the strings have no quotes that would need another form
+        template = template.replace(
+            name, repr(value)
+        )  # the strings have no quotes that would need another form
     return template
 
 
 def template_for(tokenizer: Any) -> str:
     """The chat template of an authors' checkpoint, told by its tokenizer.
 
-    With Llama 3's headers it is the tokenizer's own. That knows no images and has no system prompt of LLaVA's: it gets
-    "<image>" as words, and the authors' system prompt as a message where there is none. Others were trained as "v1".
+    With Llama 3's headers it is the tokenizer's own. That knows no images and has no system prompt
+    of LLaVA's: it gets "<image>" as words, and the authors' system prompt as a message where there
+    is none. Others were trained as "v1".
     """
     if "<|start_header_id|>" not in tokenizer.get_vocab():
         return chat_template("v1")
     own = getattr(tokenizer, "chat_template", None)
     own = own.get("default") if isinstance(own, dict) else own
-    return WORDS + OF_TOKENIZER.replace("SYSTEM", repr(HELPFUL)) + own if own else chat_template("llava_llama_3_1")
+    return (
+        WORDS + OF_TOKENIZER.replace("SYSTEM", repr(HELPFUL)) + own
+        if own
+        else chat_template("llava_llama_3_1")
+    )

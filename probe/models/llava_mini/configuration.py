@@ -1,4 +1,5 @@
-"""What a LLaVA-Mini is made of: a LLaVA whose image is compressed, and read by the text, before the LLM.
+"""What a LLaVA-Mini is made of: a LLaVA whose image is compressed, and read by the text, before the
+LLM.
 
     config = LlavaMiniConfig(vision_config=clip, text_config=llama, compressor_size=1, num_prefusion_layers=4)
 
@@ -19,11 +20,13 @@ Fusion = Literal["released", "paper", "in_llm"]
 class LlavaMiniConfig(LlavaConfig):
     """A LLaVA config and what LLaVA-Mini adds.
 
-    compressor_size: C; an image (or frame) becomes C x C tokens. 0: no vision token reaches the LLM, only fused text.
-    num_prefusion_layers: layers of pre-fusion, each like a layer of the LLM. 0: the text stays as it is.
-    compression: "query" (learned queries attend to the patches), "average" (mean of blocks of patches) or "none" (all
+    compressor_size: C; an image (or frame) becomes C x C tokens. 0: no vision token reaches the
+    LLM, only fused text. num_prefusion_layers: layers of pre-fusion, each like a layer of the LLM.
+    0: the text stays as it is. compression: "query" (learned queries attend to the patches),
+    "average" (mean of blocks of patches) or "none" (all
         patches reach the LLM): the paper's Tables 8 and 11.
-    fusion: "released": the compressed tokens travel through pre-fusion between image and text, and what comes out goes
+    fusion: "released": the compressed tokens travel through pre-fusion between image and text, and
+    what comes out goes
         to the LLM. "paper": they bypass it. "in_llm": the LLM's own first layers see image and text, compression
         comes after them (Table 12).
     frames_per_chunk: how many images or frames run through vision tower and pre-fusion at a time.
@@ -60,5 +63,11 @@ class LlavaMiniConfig(LlavaConfig):
         return self.vision_config.image_size // self.vision_config.patch_size
 
     def tokens_per_frame(self, views: int) -> int:
-        """Vision tokens that the LLM gets for one image or frame of `views` views (N x N sub-images and the whole)."""
-        return views * self.patches_per_side**2 if self.compression == "none" else self.compressor_size**2
+        """Vision tokens that the LLM gets for one image or frame of `views` views (N x N sub-images
+        and the whole).
+        """
+        return (
+            views * self.patches_per_side**2
+            if self.compression == "none"
+            else self.compressor_size**2
+        )

@@ -1,8 +1,10 @@
-"""The authors' names and config fields, and a model from a checkpoint in memory. `folder.py` does it on disk.
+"""The authors' names and config fields, and a model from a checkpoint in memory. `folder.py` does
+it on disk.
 
     model = from_original(state_dict, config, vision_config)      # what torch.load and json.load gave
 
-Source: github.com/ictnlp/LLaVA-Mini, `llavamini/model/`; the key list of the full-size model is in the golden files.
+Source: github.com/ictnlp/LLaVA-Mini, `llavamini/model/`; the key list of the full-size model is in
+the golden files.
 """
 
 import re
@@ -56,9 +58,10 @@ def from_original(
 ) -> LlavaMiniForConditionalGeneration:
     """The authors' model, in eval mode and the dtype of its word embeddings.
 
-    config: their config.json (model_type "llava_mini_llama"). vision_config: the CLIP vision tower's.
-    vision_state_dict: CLIP's own weights, for a checkpoint that has none (the authors load the tower by its name).
-    Raises CheckpointError that names missing, surplus and misshapen tensors, and fields that this model does not know.
+    config: their config.json (model_type "llava_mini_llama"). vision_config: the CLIP vision
+    tower's. vision_state_dict: CLIP's own weights, for a checkpoint that has none (the authors load
+    the tower by its name). Raises CheckpointError that names missing, surplus and misshapen
+    tensors, and fields that this model does not know.
     """
     native = {}
     for source in (vision_state_dict or {}, state_dict):
@@ -73,14 +76,18 @@ def from_original(
     return model.eval()
 
 
-def empty_model(config: LlavaMiniConfig, dtype: torch.dtype, device: str = "cpu") -> LlavaMiniForConditionalGeneration:
+def empty_model(
+    config: LlavaMiniConfig, dtype: torch.dtype, device: str = "cpu"
+) -> LlavaMiniForConditionalGeneration:
     """A model whose weights are still to be read."""
     with torch.device(device), no_init_weights():
         return LlavaMiniForConditionalGeneration._from_config(config, dtype=dtype)
 
 
 def native_config(config: dict[str, Any], vision_config: dict[str, Any]) -> LlavaMiniConfig:
-    """Our config for theirs. Raises CheckpointError for a field that is missing or not supported."""
+    """Our config for theirs. Raises CheckpointError for a field that is missing or not
+    supported.
+    """
     if missing := [field for field in REQUIRED if field not in config]:
         raise CheckpointError("a LLaVA-Mini config.json", f"one without {', '.join(missing)}")
     for field, values in SUPPORTED.items():
@@ -94,18 +101,26 @@ def native_config(config: dict[str, Any], vision_config: dict[str, Any]) -> Llav
             text_config=LlamaConfig(**text),
             vision_feature_layer=config.get("mm_vision_select_layer", -2),
             compressor_size=config["compressor_size"],
-            num_prefusion_layers=config.get("prefusion_layer_num", 4),  # as the authors' code has it
+            num_prefusion_layers=config.get(
+                "prefusion_layer_num", 4
+            ),  # as the authors' code has it
             tie_word_embeddings=config.get("tie_word_embeddings", False),
         )
 
 
 @contextmanager
 def buildable() -> Iterator[None]:
-    """Turns whatever a config's fields make transformers and torch stumble over into one line (CheckpointError)."""
+    """Turns whatever a config's fields make transformers and torch stumble over into one line
+    (CheckpointError).
+    """
     try:
         yield
-    except Exception as error:  # of their own, TypeError, KeyError, ZeroDivisionError, RuntimeError ...
-        raise CheckpointError("config fields that a LLaVA-Mini can be built of", one_line(error)) from error
+    except (
+        Exception
+    ) as error:  # of their own, TypeError, KeyError, ZeroDivisionError, RuntimeError ...
+        raise CheckpointError(
+            "config fields that a LLaVA-Mini can be built of", one_line(error)
+        ) from error
 
 
 def _about_vision(field: str) -> bool:
@@ -117,38 +132,53 @@ def _about_vision(field: str) -> bool:
         "resolution_ratio",
         "use_mm_proj",
     )
-    return field in others or re.search(r"mm_|tokenizer_|image_|transformers_version|torch_dtype", field) is not None
+    return (
+        field in others
+        or re.search(r"mm_|tokenizer_|image_|transformers_version|torch_dtype", field) is not None
+    )
 
 
 def renamed(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Our names for one of the authors' tensors (meta tensors will do), whatever prefix the file was saved with.
+    """Our names for one of the authors' tensors (meta tensors will do), whatever prefix the file
+    was saved with.
 
     torch's packed q, k and v of the compressor come apart; what no model of today has is left out.
 
     >>> [name for name, _ in renamed("base_model.model.model.mm_projector.2.bias", torch.zeros(1))]
     ['model.multi_modal_projector.linear_2.bias']
     """
-    name = re.sub(r"^(base_model\.|model\.|module\.)*", "model.", name).replace("model.lm_head.", "lm_head.")
+    name = re.sub(r"^(base_model\.|model\.|module\.)*", "model.", name).replace(
+        "model.lm_head.", "lm_head."
+    )
     if IGNORED.search(name):
         return
     for pattern, ours in RENAMES.items():
         name = re.sub(pattern, ours, name)
     if "compressor.attention.in_proj_" in name:
         for part, rows in zip("qkv", tensor.chunk(3), strict=True):
-            yield name.replace("in_proj_", f"{part}_proj."), rows.clone()  # a part alone can be saved
+            yield (
+                name.replace("in_proj_", f"{part}_proj."),
+                rows.clone(),
+            )  # a part alone can be saved
     else:
         yield name, tensor
 
 
 def fitted(tensors: Mapping[str, Any], model: LlavaMiniForConditionalGeneration) -> dict[str, Any]:
-    """Names for this version of transformers (before 5.6, CLIP had one more level), without a head that is tied."""
+    """Names for this version of transformers (before 5.6, CLIP had one more level), without a head
+    that is tied.
+    """
     names = model.state_dict().keys()
     flat = not any(name.startswith("model.vision_tower.vision_model.") for name in names)
     if flat:
         level = "model.vision_tower.vision_model."
-        tensors = {name.replace(level, "model.vision_tower."): tensor for name, tensor in tensors.items()}
+        tensors = {
+            name.replace(level, "model.vision_tower."): tensor for name, tensor in tensors.items()
+        }
     tied = model.config.tie_word_embeddings
-    return {name: tensor for name, tensor in tensors.items() if not (tied and name == "lm_head.weight")}
+    return {
+        name: tensor for name, tensor in tensors.items() if not (tied and name == "lm_head.weight")
+    }
 
 
 def expected_shapes(model: LlavaMiniForConditionalGeneration) -> Shapes:
@@ -158,7 +188,9 @@ def expected_shapes(model: LlavaMiniForConditionalGeneration) -> Shapes:
 
 
 def check(found: Shapes, model: LlavaMiniForConditionalGeneration) -> None:
-    """Raises CheckpointError that names every tensor that is missing, surplus or of another shape."""
+    """Raises CheckpointError that names every tensor that is missing, surplus or of another
+    shape.
+    """
     expected = expected_shapes(model)
     problems = {
         "missing": [name for name in expected if name not in found],
@@ -170,9 +202,17 @@ def check(found: Shapes, model: LlavaMiniForConditionalGeneration) -> None:
         ],
     }
     if any(problems.values()):
-        told = [f"{len(names)} {kind}: {_grouped(names)}" for kind, names in problems.items() if names]
-        absent = [part for part in HINTS if all(n in problems["missing"] for n in expected if n.startswith(part))]
-        raise CheckpointError("the tensors of its config", "; ".join([*told, *(HINTS[part] for part in absent)]))
+        told = [
+            f"{len(names)} {kind}: {_grouped(names)}" for kind, names in problems.items() if names
+        ]
+        absent = [
+            part
+            for part in HINTS
+            if all(n in problems["missing"] for n in expected if n.startswith(part))
+        ]
+        raise CheckpointError(
+            "the tensors of its config", "; ".join([*told, *(HINTS[part] for part in absent)])
+        )
 
 
 def _grouped(names: list[str]) -> str:
@@ -192,6 +232,8 @@ def _grouped(names: list[str]) -> str:
 def _ranges(numbers: list[int]) -> str:
     if len(numbers) == 1:
         return str(numbers[0])
-    runs = [list(run) for _, run in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0])]
+    runs = [
+        list(run) for _, run in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0])
+    ]
     told = ",".join(f"{run[0][1]}-{run[-1][1]}" if len(run) > 1 else str(run[0][1]) for run in runs)
     return f"{{{told}}}"

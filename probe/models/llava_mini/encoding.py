@@ -35,11 +35,17 @@ class FusedPrompt:
 
 @dataclass(frozen=True)
 class EncodedVision:
-    """An image or a video that `forward` and `generate` take as `vision=[...]`, one for each `<image>` of the batch."""
+    """An image or a video that `forward` and `generate` take as `vision=[...]`, one for each
+    `<image>` of the batch.
+    """
 
     tokens: Float[Tensor, "frame token dim"]  # what the LLM reads
-    pixels: Float[Tensor, "view 3 height width"]  # an all-zero frame of its shape, for rows without an image
-    seen: Sequence[FramePrefix] = ()  # a few frames each; empty where a long video has let go of them
+    pixels: Float[
+        Tensor, "view 3 height width"
+    ]  # an all-zero frame of its shape, for rows without an image
+    seen: Sequence[
+        FramePrefix
+    ] = ()  # a few frames each; empty where a long video has let go of them
     question: FusedPrompt | None = None
 
     @property

@@ -3,9 +3,10 @@
     convert("llava-mini-llama-3.1-8b", "llava-mini-native")            # memory: one shard
     model, processor = load_original("llava-mini-llama-3.1-8b")
 
-Whatever is missing, surplus or misshapen is told by name before anything is written. The vision tower's weights come
-from the checkpoint if it has them, otherwise from CLIP's folder (`vision`); what a folder with an adapter only
-(`mm_projector.bin`) leaves out comes from the LLM's folder (`base`).
+Whatever is missing, surplus or misshapen is told by name before anything is written. The vision
+tower's weights come from the checkpoint if it has them, otherwise from CLIP's folder (`vision`);
+what a folder with an adapter only (`mm_projector.bin`) leaves out comes from the LLM's folder
+(`base`).
 """
 
 import json
@@ -46,14 +47,25 @@ from probe.models.llava_mini.weight_files import (
     weight_files,
 )
 
-# What the authors' folders call by name only. Source: config.json of openai/clip-vit-large-patch14-336.
-CLIP_L_336 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-              "image_size": 336, "patch_size": 14, "projection_dim": 768, "hidden_act": "quick_gelu"}  # fmt: skip
+# What the authors' folders call by name only. Source: config.json of
+# openai/clip-vit-large-patch14-336.
+CLIP_L_336 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+    "hidden_act": "quick_gelu",
+}
 
 
 @dataclass(frozen=True)
 class Original:
-    """An authors' checkpoint on disk: its config, and what of each file becomes part of the model."""
+    """An authors' checkpoint on disk: its config, and what of each file becomes part of the
+    model.
+    """
 
     config: LlavaMiniConfig
     settings: dict[str, Any]  # the authors' config.json
@@ -71,12 +83,15 @@ def is_original(folder: str | Path) -> bool:
 
 
 def convert(
-    folder: str | Path, output: str | Path, vision: str | Path | None = None, base: str | Path | None = None
+    folder: str | Path,
+    output: str | Path,
+    vision: str | Path | None = None,
+    base: str | Path | None = None,
 ) -> Path:
     """Writes a folder that `from_pretrained` and `probe.load` open. Returns it.
 
-    Raises CheckpointError where the checkpoint is not whole or the output folder is not empty, and OSError where that
-    can't be written, both with nothing written.
+    Raises CheckpointError where the checkpoint is not whole or the output folder is not empty, and
+    OSError where that can't be written, both with nothing written.
     """
     output = Path(output).absolute()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
@@ -84,7 +99,9 @@ def convert(
     original = examine(folder, vision, base)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as unfinished:
-        path = Path(unfinished) / "model"  # with the rights of a new folder, which a temporary one has not
+        path = (
+            Path(unfinished) / "model"
+        )  # with the rights of a new folder, which a temporary one has not
         _write_config(original, path)
         _write_weights(original, path)
         if output.exists():
@@ -99,7 +116,8 @@ def load_original(
     base: str | Path | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor | None]:
-    """The authors' folder as a model in eval mode, and its processor (None without tokenizer files).
+    """The authors' folder as a model in eval mode, and its processor (None without tokenizer
+    files).
 
     dtype: the checkpoint's own by default. Raises CheckpointError as `convert` does.
     """
@@ -111,8 +129,12 @@ def load_original(
     return model.eval(), _processor(original)
 
 
-def examine(folder: str | Path, vision: str | Path | None = None, base: str | Path | None = None) -> Original:
-    """Reads names and shapes only. Raises CheckpointError for everything that would keep the model from being whole."""
+def examine(
+    folder: str | Path, vision: str | Path | None = None, base: str | Path | None = None
+) -> Original:
+    """Reads names and shapes only. Raises CheckpointError for everything that would keep the model
+    from being whole.
+    """
     folder = Path(folder)
     settings = read_json(folder / "config.json")
     for name, given in {"vision": vision, "base": base}.items():
@@ -129,7 +151,9 @@ def examine(folder: str | Path, vision: str | Path | None = None, base: str | Pa
             break  # the vision tower's folder may be there without its weights
         for file in weight_files(source):
             tensors = fitted(dict(_renamed(outline(file))), model)
-            files[file] = [name for name in tensors if name not in shapes]  # the first folder that has a tensor wins
+            files[file] = [
+                name for name in tensors if name not in shapes
+            ]  # the first folder that has a tensor wins
             shapes |= {name: tensors[name].shape for name in files[file]}
             dtype = next((t.dtype for name, t in tensors.items() if "embed_tokens" in name), dtype)
     check(shapes, model)
@@ -142,7 +166,9 @@ def _vision_config(tower: str) -> dict[str, Any]:
         return config.get("vision_config", config)
     if "clip-vit-large-patch14-336" in tower:
         return CLIP_L_336
-    raise CheckpointError("the vision tower's folder", f"only its name {tower!r}; give it (vision= or --vision)")
+    raise CheckpointError(
+        "the vision tower's folder", f"only its name {tower!r}; give it (vision= or --vision)"
+    )
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -150,7 +176,9 @@ def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         yield from renamed(name, tensor)
 
 
-def _taken(file: Path, names: list[str], model: LlavaMiniForConditionalGeneration) -> dict[str, Tensor]:
+def _taken(
+    file: Path, names: list[str], model: LlavaMiniForConditionalGeneration
+) -> dict[str, Tensor]:
     """The tensors of one file that become part of the model, under our names."""
     native = fitted(dict(_renamed(read(file))), model)
     return {name: native[name].contiguous() for name in names}
@@ -190,13 +218,19 @@ def _processor(original: Original) -> LlavaMiniProcessor | None:
     if not sources:
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(sources[0], config=original.config.text_config, local_files_only=True)
-    except Exception as error:  # tokenizers, json, sentencepiece and transformers each raise kinds of their own
+        tokenizer = AutoTokenizer.from_pretrained(
+            sources[0], config=original.config.text_config, local_files_only=True
+        )
+    except (
+        Exception
+    ) as error:  # tokenizers, json, sentencepiece and transformers each raise kinds of their own
         expected = f"a tokenizer that transformers can load in {str(sources[0])!r}"
         raise CheckpointError(expected, one_line(error)) from error
     side = original.config.vision_config.image_size
     return LlavaMiniProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),
+        CLIPImageProcessorPil(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        ),
         tokenizer,
         compressor_size=original.config.compressor_size,
         resolution_ratio=original.settings.get("resolution_ratio", 1),

@@ -1,11 +1,13 @@
-"""Compression and fusion inside the LLM: its first layers see the whole image, the others only its compressed tokens.
+"""Compression and fusion inside the LLM: its first layers see the whole image, the others only its
+compressed tokens.
 
     layers 1 .. K:    [vision rows of all frames | text]        K = num_prefusion_layers
     compression:      each frame's vision rows -> C x C tokens, in the place of <image>
     layers K+1 .. :   [text with C x C tokens]
 
-So the first layers' cache is longer than the others'. What is generated also runs through the first layers and sees all
-vision rows there. There is no pre-fusion stack, nothing is averaged over frames, and `fuse_mask` has no meaning.
+So the first layers' cache is longer than the others'. What is generated also runs through the first
+layers and sees all vision rows there. There is no pre-fusion stack, nothing is averaged over
+frames, and `fuse_mask` has no meaning.
 
 Source: arXiv 2501.03895, Table 12 (one sentence; there is no public code).
 """
@@ -32,7 +34,9 @@ def run(
     past_key_values: Any,
     use_cache: bool | None,
 ) -> BaseModelOutputWithPast:
-    """A prompt with its images (`frames`), or what follows it with the prompt's cache (no frames)."""
+    """A prompt with its images (`frames`), or what follows it with the prompt's cache (no
+    frames).
+    """
     llm, first = model.language_model, model.config.num_prefusion_layers
     if use_cache and past_key_values is None:
         past_key_values = DynamicCache()
@@ -44,11 +48,15 @@ def run(
     text = model.get_input_embeddings()(input_ids.masked_fill(placeholder, 0))
     vision, seen = _vision(model, frames, text)
     none = seen.new_zeros(len(seen), 0)
-    columns, words = getattr(past_key_values, "llava_mini_columns", (none, none))  # of the first layers and the others
+    columns, words = getattr(
+        past_key_values, "llava_mini_columns", (none, none)
+    )  # of the first layers and the others
     words = torch.cat([words, torch.ones_like(placeholder)], dim=1)
     words = words if attention_mask is None else attention_mask.bool()
     columns = torch.cat([columns, seen, words[:, -input_ids.shape[1] :] & ~placeholder], dim=1)
-    hidden = _layers(llm, range(first), torch.cat([vision, text], dim=1), columns, None, past_key_values)
+    hidden = _layers(
+        llm, range(first), torch.cat([vision, text], dim=1), columns, None, past_key_values
+    )
     if past_key_values is not None:
         past_key_values.llava_mini_columns = columns, words
 
@@ -57,13 +65,17 @@ def run(
         tokens = _compress(model, frames, hidden, seen)
         text = text.masked_scatter(placeholder[..., None], tokens.to(text.dtype))
     text = _layers(llm, range(first, len(llm.layers)), text, words, position_ids, past_key_values)
-    return BaseModelOutputWithPast(last_hidden_state=llm.norm(text), past_key_values=past_key_values)
+    return BaseModelOutputWithPast(
+        last_hidden_state=llm.norm(text), past_key_values=past_key_values
+    )
 
 
 def _vision(
     model: Any, frames: Sequence[Frame], text: Float[Tensor, "row token dim"]
 ) -> tuple[Float[Tensor, "row patch dim"], Bool[Tensor, "row patch"]]:
-    """The vision rows of each row's frames, one frame behind the other, and which of them are filled."""
+    """The vision rows of each row's frames, one frame behind the other, and which of them are
+    filled.
+    """
     rows: list[list[Tensor]] = [[text[row, :0]] for row in range(len(text))]
     for chunk in chunks(frames, model.config.frames_per_chunk):
         patches = model.patches(torch.stack([pixels for pixels, _, _ in chunk]))
@@ -71,11 +83,15 @@ def _vision(
         for (_, row, _), patch in zip(chunk, projected, strict=True):
             rows[row].append(patch.to(text))
     whole = [torch.cat(row) for row in rows]
-    filled = nn.utils.rnn.pad_sequence([row.new_ones(len(row), dtype=torch.bool) for row in whole], batch_first=True)
+    filled = nn.utils.rnn.pad_sequence(
+        [row.new_ones(len(row), dtype=torch.bool) for row in whole], batch_first=True
+    )
     return nn.utils.rnn.pad_sequence(whole, batch_first=True), filled
 
 
-def _compress(model: Any, frames: Sequence[Frame], hidden: Tensor, seen: Tensor) -> Float[Tensor, "token dim"]:
+def _compress(
+    model: Any, frames: Sequence[Frame], hidden: Tensor, seen: Tensor
+) -> Float[Tensor, "token dim"]:
     """The tokens of every frame, in order, from its vision rows after the first layers."""
     side, tokens, used = model.config.patches_per_side, [], [0] * len(hidden)
     for pixels, row, _ in frames:
@@ -103,17 +119,26 @@ def _layers(
     embedded = llm.rotary_emb(hidden, position_ids=position_ids)
     for i in indices:
         hidden = llm.layers[i](
-            hidden, attention_mask=mask, position_embeddings=embedded, past_key_values=past_key_values
+            hidden,
+            attention_mask=mask,
+            position_embeddings=embedded,
+            past_key_values=past_key_values,
         )
     return hidden
 
 
 def _causal(implementation: str | None, visible: Bool[Tensor, "row key"], hidden: Tensor) -> Tensor:
-    """Keys that each query sees: those up to itself that are visible. (row, key) for flash, else additive."""
+    """Keys that each query sees: those up to itself that are visible. (row, key) for flash, else
+    additive.
+    """
     if "flash" in (implementation or ""):
         return visible
     queries, keys = hidden.shape[1], visible.shape[1]
     seen = torch.ones(queries, keys, dtype=torch.bool, device=hidden.device).tril(keys - queries)
-    itself = torch.eye(keys, dtype=torch.bool, device=hidden.device)[-queries:]  # so that every query sees a key
+    itself = torch.eye(keys, dtype=torch.bool, device=hidden.device)[
+        -queries:
+    ]  # so that every query sees a key
     seen = seen & (visible[:, None, None, :] | itself)
-    return torch.zeros_like(seen, dtype=hidden.dtype).masked_fill(~seen, torch.finfo(hidden.dtype).min)
+    return torch.zeros_like(seen, dtype=hidden.dtype).masked_fill(
+        ~seen, torch.finfo(hidden.dtype).min
+    )

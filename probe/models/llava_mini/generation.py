@@ -1,6 +1,7 @@
 """Generating words: images are read once, at the prompt, and what is generated is never fused.
 
-Source: `generate` of the authors' `llava_llama.py`, which hands merged embeddings to the LLM's own `generate`.
+Source: `generate` of the authors' `llava_llama.py`, which hands merged embeddings to the LLM's own
+`generate`.
 """
 
 from typing import Any
@@ -17,7 +18,9 @@ Ids = Int[Tensor, "row token"]
 
 
 class LlavaMiniGenerationMixin(GenerationMixin):
-    """`GenerationMixin` for a model whose prompt has images (its name must contain that word for transformers)."""
+    """`GenerationMixin` for a model whose prompt has images (its name must contain that word for
+    transformers).
+    """
 
     config: Any
     model: Any
@@ -26,14 +29,18 @@ class LlavaMiniGenerationMixin(GenerationMixin):
     def generate(self, inputs: Ids | None = None, **kwargs):
         """`GenerationMixin.generate`; what is generated is never fused, with a cache or without.
 
-        Rows may be padded on either side: padding on the right is moved to the left, or the first word of a shorter row
-        would be predicted from padding.
+        Rows may be padded on either side: padding on the right is moved to the left, or the first
+        word of a shorter row would be predicted from padding.
         """
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if input_ids is None:
             return super().generate(**kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         mask, fuse_mask = kwargs.get("attention_mask"), kwargs.get("fuse_mask")
-        fuse_mask = torch.ones_like(input_ids, dtype=torch.bool) if fuse_mask is None else fit(fuse_mask, input_ids)
+        fuse_mask = (
+            torch.ones_like(input_ids, dtype=torch.bool)
+            if fuse_mask is None
+            else fit(fuse_mask, input_ids)
+        )
         aligned = {"input_ids": input_ids, "fuse_mask": fuse_mask}
         if mask is not None and mask.shape == input_ids.shape:
             # A static cache turns the mask into another shape; padding stays hidden all the same.
@@ -46,11 +53,17 @@ class LlavaMiniGenerationMixin(GenerationMixin):
         """Images are read at the prompt, and again at every step only where there is no cache."""
         if not is_first_iteration and kwargs.get("use_cache", True):
             kwargs |= dict.fromkeys(("pixel_values", "pixel_values_videos", "vision", "fuse_mask"))
-        return super().prepare_inputs_for_generation(input_ids, *args, is_first_iteration=is_first_iteration, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        return super().prepare_inputs_for_generation(
+            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+        )  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
+    def _expand_inputs_for_generation(
+        self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs
+    ):
         """Beams: a row's images are repeated as a block, for a row may have several or none."""
-        images, videos, vision = (kwargs.pop(key, None) for key in ("pixel_values", "pixel_values_videos", "vision"))
+        images, videos, vision = (
+            kwargs.pop(key, None) for key in ("pixel_values", "pixel_values_videos", "vision")
+        )
         if expand_size > 1 and input_ids is not None:
             if vision:
                 tokens = [encoded.num_tokens for encoded in vision]
@@ -58,10 +71,15 @@ class LlavaMiniGenerationMixin(GenerationMixin):
                 vision = [vision[i] for i in _blocks(owners, expand_size)]
             elif images is not None or videos is not None:
                 visuals = self.model.visuals(input_ids, images, videos)
-                owners = [[visual.row for visual in visuals if visual.video is video] for video in (False, True)]
+                owners = [
+                    [visual.row for visual in visuals if visual.video is video]
+                    for video in (False, True)
+                ]
                 images = images if images is None else images[_blocks(owners[0], expand_size)]
                 videos = videos if videos is None else videos[_blocks(owners[1], expand_size)]
-        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **kwargs
+        )  # pyright: ignore[reportAttributeAccessIssue]
         given = {"pixel_values": images, "pixel_values_videos": videos, "vision": vision}
         return input_ids, kwargs | {key: value for key, value in given.items() if value is not None}
 
@@ -73,4 +91,6 @@ def _blocks(owners: list[int], copies: int) -> list[int]:
     [0, 1, 0, 1, 2, 2]
     """
     rows = sorted(set(owners))
-    return [i for row in rows for _ in range(copies) for i, owner in enumerate(owners) if owner == row]
+    return [
+        i for row in rows for _ in range(copies) for i, owner in enumerate(owners) if owner == row
+    ]

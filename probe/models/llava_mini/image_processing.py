@@ -3,7 +3,8 @@
     views(image, 1)   [image]
     views(image, 2)   [four sub-images row by row, image]      HD; what N does not divide is cut off right and below
 
-Source: `split_image`, `expand2square` and the video reading of the authors' `llavamini/mm_utils.py` and `eval/`.
+Source: `split_image`, `expand2square` and the video reading of the authors' `llavamini/mm_utils.py`
+and `eval/`.
 """
 
 import re
@@ -25,16 +26,23 @@ def views(
 ) -> list[Image.Image]:
     """The ratio x ratio sub-images and, last, the whole image; a ratio of 1 is the image alone.
 
-    pad: the colour that fills each view up to a square; None leaves it to the image processor to crop. The authors
-    fill up each view at inference, but the whole image before it is split in training (`pad_first`).
+    pad: the colour that fills each view up to a square; None leaves it to the image processor to
+    crop. The authors fill up each view at inference, but the whole image before it is split in
+    training (`pad_first`).
     """
     if pad is not None and pad_first:
         image = padded_to_square(image, pad)
     width, height = image.width // ratio, image.height // ratio
     if not (width and height):
-        raise ValueError(f"LLaVA-Mini: expected an image of at least {ratio} x {ratio} pixels, got {image.size}")
+        raise ValueError(
+            f"LLaVA-Mini: expected an image of at least {ratio} x {ratio} pixels, got {image.size}"
+        )
     corners = [(col * width, row * height) for row in range(ratio) for col in range(ratio)]
-    tiles = [image.crop((left, top, left + width, top + height)) for left, top in corners] if ratio > 1 else []
+    tiles = (
+        [image.crop((left, top, left + width, top + height)) for left, top in corners]
+        if ratio > 1
+        else []
+    )
     return [view if pad is None else padded_to_square(view, pad) for view in [*tiles, image]]
 
 
@@ -66,43 +74,65 @@ def frame_indices(total: int, count: int) -> list[int]:
 
 
 def video_frames(
-    video: str | Path | Sequence[Image.Image] | Iterable[Image.Image] | UInt8[np.ndarray, "frame height width 3"],
+    video: str
+    | Path
+    | Sequence[Image.Image]
+    | Iterable[Image.Image]
+    | UInt8[np.ndarray, "frame height width 3"],
 ) -> Iterator[Image.Image]:
-    """The frames of a video, one after the other: a file (1 frame a second), a folder of frames, or frames.
+    """The frames of a video, one after the other: a file (1 frame a second), a folder of frames, or
+    frames.
 
-    A folder's images are taken all, in the order of the numbers in their names. Raises ValueError for a file or
-    folder without frames, and for what can't be read.
+    A folder's images are taken all, in the order of the numbers in their names. Raises ValueError
+    for a file or folder without frames, and for what can't be read.
     """
     if isinstance(video, str | Path):
         path = Path(video).expanduser()
         if not path.exists():
-            raise ValueError(f"LLaVA-Mini: expected a video file or a folder of frames, got no {str(video)!r}")
+            raise ValueError(
+                f"LLaVA-Mini: expected a video file or a folder of frames, got no {str(video)!r}"
+            )
         yield from _folder(path) if path.is_dir() else _file(path)
         return
     for frame in video:
-        yield (frame if isinstance(frame, Image.Image) else Image.fromarray(np.asarray(frame))).convert("RGB")
+        yield (
+            frame if isinstance(frame, Image.Image) else Image.fromarray(np.asarray(frame))
+        ).convert("RGB")
 
 
 def _folder(path: Path) -> Iterator[Image.Image]:
-    files = [file for file in path.iterdir() if file.suffix.lower() in IMAGES and not file.name.startswith(".")]
+    files = [
+        file
+        for file in path.iterdir()
+        if file.suffix.lower() in IMAGES and not file.name.startswith(".")
+    ]
     if not files:
-        raise ValueError(f"LLaVA-Mini: expected frames (.jpg, .png ...) in the folder {str(path)!r}, got none")
+        raise ValueError(
+            f"LLaVA-Mini: expected frames (.jpg, .png ...) in the folder {str(path)!r}, got none"
+        )
     for file in sorted(files, key=_numbered):
         try:
             with Image.open(file) as image:
                 frame = ImageOps.exif_transpose(image).convert("RGB")
         except OSError as error:
-            raise ValueError(f"LLaVA-Mini: expected an image as a frame, got {str(file)!r} ({error})") from error
+            raise ValueError(
+                f"LLaVA-Mini: expected an image as a frame, got {str(file)!r} ({error})"
+            ) from error
         yield frame
 
 
 def _numbered(file: Path) -> list[tuple[int, str]]:
     """A sorting key by which 2.png comes before 10.png."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", file.name)]
+    return [
+        (int(part), "") if part.isdigit() else (-1, part)
+        for part in re.split(r"([0-9]+)", file.name)
+    ]
 
 
 def _file(path: Path) -> Iterator[Image.Image]:
-    """About one frame a second. Decoded twice where the file does not say how many frames it has."""
+    """About one frame a second. Decoded twice where the file does not say how many frames it
+    has.
+    """
     try:
         import av  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -120,4 +150,6 @@ def _file(path: Path) -> Iterator[Image.Image]:
             for i, frame in zip(range(last + 1), container.decode(video=0), strict=False):
                 yield from repeat(frame.to_image(), wanted[i]) if wanted[i] else ()
     except (av.FFmpegError, IndexError, OSError) as error:
-        raise ValueError(f"LLaVA-Mini: expected a video file, got {str(path)!r} ({error})") from error
+        raise ValueError(
+            f"LLaVA-Mini: expected a video file, got {str(path)!r} ({error})"
+        ) from error

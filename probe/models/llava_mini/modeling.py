@@ -1,12 +1,13 @@
-"""LLaVA-Mini: an image as one vision token, because the text has read the image before the LLM reads the text.
+"""LLaVA-Mini: an image as one vision token, because the text has read the image before the LLM
+reads the text.
 
     patches  = vision_tower(image)                              576 for 336 pixels
     tokens   = projector(compressor(patches))                   C x C learned queries
     tokens, text = prefusion([projector(patches) | tokens | text])
     answer   = llm(text with `tokens` in the place of <image>)
 
-Where the released code differs from the paper (`facts/llava_mini.md`, section 10) the model follows the code, with
-which the published weights were trained.
+Where the released code differs from the paper (`facts/llava_mini.md`, section 10) the model follows
+the code, with which the published weights were trained.
 
 Source: arXiv 2501.03895; github.com/ictnlp/LLaVA-Mini.
 """
@@ -19,7 +20,10 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaModelOutputWithPast
+from transformers.models.llava.modeling_llava import (
+    LlavaCausalLMOutputWithPast,
+    LlavaModelOutputWithPast,
+)
 from transformers.utils.generic import can_return_tuple
 
 from probe.models.llava_mini import fusion_in_llm
@@ -52,7 +56,12 @@ class LlavaMiniPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ["image", "video", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
-    _no_split_modules = ["LlamaDecoderLayer", "PrefusionLayer", "CLIPEncoderLayer", "LlavaMiniCompressor"]  # noqa: RUF012
+    _no_split_modules = [
+        "LlamaDecoderLayer",
+        "PrefusionLayer",
+        "CLIPEncoderLayer",
+        "LlavaMiniCompressor",
+    ]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
@@ -82,7 +91,9 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     def copy_llm_to_prefusion(self) -> None:
-        """Starts the pre-fusion layers from the LLM's first layers; otherwise they start at random."""
+        """Starts the pre-fusion layers from the LLM's first layers; otherwise they start at
+        random.
+        """
         for layer, source in zip(self.prefusion.layers, self.language_model.layers, strict=False):
             layer.load_state_dict(source.state_dict())
 
@@ -104,7 +115,13 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
             raise ValueError("LLaVA-Mini: expected input_ids or inputs_embeds, and not both")
         if self.config.fusion == "in_llm" and input_ids is not None:
             return self._in_llm(
-                input_ids, pixel_values, pixel_values_videos, attention_mask, vision, past_key_values, **kwargs
+                input_ids,
+                pixel_values,
+                pixel_values_videos,
+                attention_mask,
+                vision,
+                past_key_values,
+                **kwargs,
             )
         tokens = None
         if input_ids is not None:
@@ -112,12 +129,24 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
                 input_ids, pixel_values, pixel_values_videos, attention_mask, fuse_mask, vision
             )
         outputs = self.language_model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **kwargs,
         )
         return LlavaModelOutputWithPast(**outputs, image_hidden_states=tokens)
 
     def _in_llm(
-        self, input_ids, images, videos, attention_mask, vision, past_key_values, position_ids=None, use_cache=None, **_
+        self,
+        input_ids,
+        images,
+        videos,
+        attention_mask,
+        vision,
+        past_key_values,
+        position_ids=None,
+        use_cache=None,
+        **_,
     ):
         if vision:
             raise ValueError(
@@ -125,10 +154,14 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
             )
         frames = []
         if images is not None or videos is not None:
-            frames = frames_of(self.visuals(input_ids, images, videos), len(input_ids), with_views(images), videos)
+            frames = frames_of(
+                self.visuals(input_ids, images, videos), len(input_ids), with_views(images), videos
+            )
         frames = [frame for frame in frames if frame[2] >= 0]  # the LLM needs no dummy
         use_cache = self.config.text_config.use_cache if use_cache is None else use_cache
-        return fusion_in_llm.run(self, input_ids, frames, attention_mask, position_ids, past_key_values, use_cache)
+        return fusion_in_llm.run(
+            self, input_ids, frames, attention_mask, position_ids, past_key_values, use_cache
+        )
 
     def merge(
         self,
@@ -139,32 +172,47 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
         fuse_mask: Mask | None = None,
         vision: Sequence[EncodedVision] | None = None,
     ) -> tuple[Float[Tensor, "row token dim"], Float[Tensor, "seen dim"] | None]:
-        """What the LLM reads: fused words, and vision tokens in the place of placeholders (also returned alone)."""
+        """What the LLM reads: fused words, and vision tokens in the place of placeholders (also
+        returned alone).
+        """
         placeholder = input_ids == self.config.image_token_id
         embed = self.get_input_embeddings()
         if pixel_values is None and pixel_values_videos is None and not vision:
             if placeholder.any():
-                raise ValueError("LLaVA-Mini: expected pixel_values for the image placeholders in input_ids, got none")
+                raise ValueError(
+                    "LLaVA-Mini: expected pixel_values for the image placeholders in input_ids, got none"
+                )
             return embed(input_ids), None  # without any image nothing is fused
         real = torch.ones_like(placeholder)
         if attention_mask is not None and attention_mask.ndim == 2:
             real = attention_mask[:, -input_ids.shape[1] :].bool()
-        embeds = embed(input_ids.masked_fill(placeholder, 0)) * real[..., None]  # padding is zero, as the authors' is
+        embeds = (
+            embed(input_ids.masked_fill(placeholder, 0)) * real[..., None]
+        )  # padding is zero, as the authors' is
         text = text_of(input_ids, real & ~placeholder, embeds, fuse_mask)
         if vision:
-            readings = self.read_encoded(vision, rows_of(placeholder, [v.num_tokens for v in vision]), text)
+            readings = self.read_encoded(
+                vision, rows_of(placeholder, [v.num_tokens for v in vision]), text
+            )
         else:
             visuals = self.visuals(input_ids, pixel_values, pixel_values_videos)
-            frames = frames_of(visuals, len(input_ids), with_views(pixel_values), pixel_values_videos)
+            frames = frames_of(
+                visuals, len(input_ids), with_views(pixel_values), pixel_values_videos
+            )
             readings = self.read_frames(frames, text)
         tokens, fused = average(readings, text)
         tokens = tokens.to(embeds.device, embeds.dtype)
         return text.words.put(embeds, fused).masked_scatter(placeholder[..., None], tokens), tokens
 
-    def visuals(self, input_ids: Ids, pixel_values: Images | None, pixel_values_videos: Videos | None) -> list[Visual]:
+    def visuals(
+        self, input_ids: Ids, pixel_values: Images | None, pixel_values_videos: Videos | None
+    ) -> list[Visual]:
         """The images and videos of a batch in placeholder order, with their rows."""
         images, videos = with_views(pixel_values), pixel_values_videos
-        tokens = [self.config.tokens_per_frame(x.shape[-4]) if x is not None else 1 for x in (images, videos)]
+        tokens = [
+            self.config.tokens_per_frame(x.shape[-4]) if x is not None else 1
+            for x in (images, videos)
+        ]
         return assign_visuals(
             input_ids == self.config.image_token_id,
             images=0 if images is None else len(images),
@@ -181,16 +229,23 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
         pixel_values_videos: Videos | None = None,
         vision: Sequence[EncodedVision] | None = None,
     ) -> list[int]:
-        """The row of `input_ids` that each frame belongs to, in the order in which frames run through pre-fusion.
+        """The row of `input_ids` that each frame belongs to, in the order in which frames run
+        through pre-fusion.
 
-        A row without an image among others has an all-zero frame, behind the others; without any image there is none.
+        A row without an image among others has an all-zero frame, behind the others; without any
+        image there is none.
         """
         if vision:
-            owners = rows_of(input_ids == self.config.image_token_id, [encoded.num_tokens for encoded in vision])
+            owners = rows_of(
+                input_ids == self.config.image_token_id, [encoded.num_tokens for encoded in vision]
+            )
             counts = [sum(len(seen.tokens) for seen in encoded.seen) for encoded in vision]
         elif pixel_values is not None or pixel_values_videos is not None:
             visuals = self.visuals(input_ids, pixel_values, pixel_values_videos)
-            owners, counts = [visual.row for visual in visuals], [visual.frames for visual in visuals]
+            owners, counts = (
+                [visual.row for visual in visuals],
+                [visual.frames for visual in visuals],
+            )
         else:
             return []
         frames = [row for row, count in zip(owners, counts, strict=True) for _ in range(count)]
@@ -199,27 +254,34 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
     def prefusion_positions(
         self, input_ids: Ids, views: int = 1, attention_mask: Tensor | None = None
     ) -> Int[Tensor, "row key"]:
-        """What each row of pre-fusion is: a word's position in `input_ids`, or VISION, COMPRESSED or FILLED.
+        """What each row of pre-fusion is: a word's position in `input_ids`, or VISION, COMPRESSED
+        or FILLED.
 
-        Pre-fusion runs once for each frame. The vision rows are the joined grid of the sub-images, row by row, and
-        behind it the whole image's patches; with one view only the latter.
+        Pre-fusion runs once for each frame. The vision rows are the joined grid of the sub-images,
+        row by row, and behind it the whole image's patches; with one view only the latter.
         """
         is_word = input_ids != self.config.image_token_id
         words = pack(is_word if attention_mask is None else is_word & attention_mask.bool())
-        vision = words.index.new_full((len(input_ids), views * self.config.patches_per_side**2), VISION)
+        vision = words.index.new_full(
+            (len(input_ids), views * self.config.patches_per_side**2), VISION
+        )
         compressed = vision.new_full((len(vision), self.tokens_along), COMPRESSED)
         return torch.cat([vision, compressed, words.index.masked_fill(~words.valid, FILLED)], dim=1)
 
 
 class LlavaMiniForConditionalGeneration(LlavaMiniPreTrainedModel, LlavaMiniGenerationMixin):
-    """LLaVA-Mini with the head that predicts words; registered with `AutoModelForImageTextToText`."""
+    """LLaVA-Mini with the head that predicts words; registered with
+    `AutoModelForImageTextToText`.
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: LlavaMiniConfig):
         super().__init__(config)
         self.model = LlavaMiniModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(
+            config.text_config.hidden_size, config.text_config.vocab_size, bias=False
+        )
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -246,12 +308,15 @@ class LlavaMiniForConditionalGeneration(LlavaMiniPreTrainedModel, LlavaMiniGener
     ):
         """Logits, and the loss if there are labels.
 
-        input_ids: as long as the LLM's sequence: an image has C x C placeholders, a video C x C for each frame.
-        pixel_values, pixel_values_videos: images and videos in placeholder order over the batch. Surplus frames of a
+        input_ids: as long as the LLM's sequence: an image has C x C placeholders, a video C x C for
+        each frame. pixel_values, pixel_values_videos: images and videos in placeholder order over
+        the batch. Surplus frames of a
             video are padding. `vision` takes their place: the results of `encode_image`, one for each.
-        fuse_mask: False hides a word from pre-fusion, so that it enters the LLM as it is, and so does a position past
+        fuse_mask: False hides a word from pre-fusion, so that it enters the LLM as it is, and so
+        does a position past
             the mask's end. Responses must be hidden: while they are generated nothing fuses them.
-        labels: -100 where nothing is to be learned; whatever is to be learned is a response, and hidden.
+        labels: -100 where nothing is to be learned; whatever is to be learned is a response, and
+        hidden.
         """
         if labels is not None:
             unlearned = labels == -100

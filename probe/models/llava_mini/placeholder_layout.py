@@ -1,7 +1,8 @@
-"""Which image stands where: the order of images and frames over a batch, and the words of each row packed together.
+"""Which image stands where: the order of images and frames over a batch, and the words of each row
+packed together.
 
-`input_ids` hold as many placeholders as the LLM gets vision tokens, so a row's placeholders say whose images it has.
-Index arithmetic only: nothing here knows a model.
+`input_ids` hold as many placeholders as the LLM gets vision tokens, so a row's placeholders say
+whose images it has. Index arithmetic only: nothing here knows a model.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ class Visual:
 
 @dataclass(frozen=True)
 class Words:
-    """The positions of a batch that are words (no placeholder, no padding), row by row, packed to the left."""
+    """The positions of a batch that are words (no placeholder, no padding), row by row, packed to
+    the left.
+    """
 
     index: Int[Tensor, "row word"]  # position in the sequence
     valid: Bool[Tensor, "row word"]  # False: filled up, to the longest row
@@ -70,10 +73,11 @@ def assign_visuals(
     frame_tokens: int,
     max_frames: int,
 ) -> list[Visual]:
-    """Whose images and videos these are, in placeholder order. A video shorter than `max_frames` is padded with frames.
+    """Whose images and videos these are, in placeholder order. A video shorter than `max_frames` is
+    padded with frames.
 
-    Where images leave no token (C = 0) they are dealt evenly to the rows. Raises ValueError where the placeholders
-    don't fit what was given.
+    Where images leave no token (C = 0) they are dealt evenly to the rows. Raises ValueError where
+    the placeholders don't fit what was given.
     """
     if videos and not max_frames:
         raise ValueError("LLaVA-Mini: expected videos of at least one frame, got none")
@@ -90,12 +94,18 @@ def assign_visuals(
     else:
         is_video = [not images or n != image_tokens for _, n in runs]
         found = [
-            (row, video, n // frame_tokens if video else 1) for (row, n), video in zip(runs, is_video, strict=True)
+            (row, video, n // frame_tokens if video else 1)
+            for (row, n), video in zip(runs, is_video, strict=True)
         ]
-        fits = all(n % frame_tokens == 0 and n <= frame_tokens * max_frames
-                   for (_, n), video in zip(runs, is_video, strict=True) if video)  # fmt: skip
+        fits = all(
+            n % frame_tokens == 0 and n <= frame_tokens * max_frames
+            for (_, n), video in zip(runs, is_video, strict=True)
+            if video
+        )
     given = {False: images, True: videos}
-    if not fits or any(sum(video is kind for _, video, _ in found) != n for kind, n in given.items()):
+    if not fits or any(
+        sum(video is kind for _, video, _ in found) != n for kind, n in given.items()
+    ):
         raise ValueError(
             f"LLaVA-Mini: expected {image_tokens} image placeholders for each of {images} images and {frame_tokens} "
             f"for each frame of {videos} videos (of up to {max_frames} frames), got runs of {[n for _, n in runs]}; "
@@ -108,7 +118,10 @@ def assign_visuals(
 def _runs(placeholder: Tensor) -> list[tuple[int, int]]:
     """(row, length) of every unbroken run of placeholders."""
     return [
-        (row, len(list(run))) for row, line in enumerate(placeholder.tolist()) for here, run in groupby(line) if here
+        (row, len(list(run)))
+        for row, line in enumerate(placeholder.tolist())
+        for here, run in groupby(line)
+        if here
     ]
 
 

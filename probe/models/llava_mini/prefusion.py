@@ -1,10 +1,12 @@
-"""Modality pre-fusion: layers like the LLM's, before the LLM, in which the text reads the whole image.
+"""Modality pre-fusion: layers like the LLM's, before the LLM, in which the text reads the whole
+image.
 
     [vision | compressed | text]  ->  N decoder layers, causal  ->  [        | compressed | text]
 
-Only the compressed tokens and the text are used afterwards, and vision rows see nothing that comes after them. So they
-are a prefix whose keys and values are all that the rest needs: computed once per image, shared by every question about
-it, and in the last layer never computed further than that. This is exact, not an approximation.
+Only the compressed tokens and the text are used afterwards, and vision rows see nothing that comes
+after them. So they are a prefix whose keys and values are all that the rest needs: computed once
+per image, shared by every question about it, and in the last layer never computed further than
+that. This is exact, not an approximation.
 
 Hidden words (the response, placeholders, padding) are seen by nobody and take no position.
 
@@ -16,7 +18,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.masking_utils import create_causal_mask
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+)
 
 Prefix = tuple[tuple[Tensor, Tensor], ...]  # keys and values of the vision rows, one pair a layer
 
@@ -29,14 +35,19 @@ class PrefusionLayer(LlamaDecoderLayer):
             return super().forward(hidden_states, **kwargs)
         attention, normed = self.self_attn, self.input_layernorm(hidden_states)
         heads = (*normed.shape[:-1], -1, attention.head_dim)
-        key, value = (map_(normed).view(heads).transpose(1, 2) for map_ in (attention.k_proj, attention.v_proj))
+        key, value = (
+            map_(normed).view(heads).transpose(1, 2)
+            for map_ in (attention.k_proj, attention.v_proj)
+        )
         key, _ = apply_rotary_pos_emb(key, key, *kwargs["position_embeddings"])
         kwargs["past_key_values"].update(key, value, attention.layer_idx)
         return hidden_states
 
 
 class LlavaMiniPrefusion(nn.Module):
-    """The pre-fusion layers. Like the LLM's in everything, but there is no norm after the last one."""
+    """The pre-fusion layers. Like the LLM's in everything, but there is no norm after the last
+    one.
+    """
 
     def __init__(self, config, num_layers: int):
         super().__init__()
@@ -50,38 +61,59 @@ class LlavaMiniPrefusion(nn.Module):
         words: Float[Tensor, "frame word dim"],
         visible: Bool[Tensor, "frame word"],
     ) -> tuple[Float[Tensor, "frame patch dim"], Float[Tensor, "frame word dim"]]:
-        """All rows through all layers: what `see` and `fuse` must equal, and what gradient checkpointing needs."""
+        """All rows through all layers: what `see` and `fuse` must equal, and what gradient
+        checkpointing needs.
+        """
         hidden = self._run(torch.cat([vision, words], 1), visible, None)
         return hidden[:, : vision.shape[1]], hidden[:, vision.shape[1] :]
 
     def see(
         self, vision: Float[Tensor, "frame patch dim"], outputs: bool = False
     ) -> tuple[Prefix, Float[Tensor, "frame patch dim"] | None]:
-        """What words need of the image, and (if asked for) the image's own rows after the last layer."""
+        """What words need of the image, and (if asked for) the image's own rows after the last
+        layer.
+        """
         cache = DynamicCache()
         hidden = self._run(
-            vision, vision.new_ones(vision.shape[:2], dtype=torch.bool), cache, last_keys_only=not outputs
+            vision,
+            vision.new_ones(vision.shape[:2], dtype=torch.bool),
+            cache,
+            last_keys_only=not outputs,
         )
-        return tuple((layer.keys, layer.values) for layer in cache.layers), hidden if outputs else None  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
+        return tuple(
+            (layer.keys, layer.values) for layer in cache.layers
+        ), hidden if outputs else None  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
 
     def fuse(
-        self, prefix: Prefix, words: Float[Tensor, "frame word dim"], visible: Bool[Tensor, "frame word"]
+        self,
+        prefix: Prefix,
+        words: Float[Tensor, "frame word dim"],
+        visible: Bool[Tensor, "frame word"],
     ) -> Float[Tensor, "frame word dim"]:
-        """The words (compressed tokens, then text) after they have read the image of their frame."""
+        """The words (compressed tokens, then text) after they have read the image of their
+        frame.
+        """
         cache = DynamicCache()
         for i, (key, value) in enumerate(prefix):
             cache.update(key, value, i)
         return self._run(words, visible, cache)
 
     def _run(self, hidden, visible, cache: DynamicCache | None, last_keys_only: bool = False):
-        """Rows behind those of the cache. `visible` is about the last of them; all before is vision and visible."""
+        """Rows behind those of the cache. `visible` is about the last of them; all before is vision
+        and visible.
+        """
         before = cache.get_seq_length() if cache is not None else 0
         front = before + hidden.shape[1] - visible.shape[1]
         visible = torch.cat([visible.new_ones(len(visible), front), visible], dim=1)
-        position = (visible.long().cumsum(1) - 1)[:, before:]  # not passed on: flash would see packed sequences in it
+        position = (visible.long().cumsum(1) - 1)[
+            :, before:
+        ]  # not passed on: flash would see packed sequences in it
         options = {
             "attention_mask": create_causal_mask(
-                config=self.config, inputs_embeds=hidden, attention_mask=visible.long(), past_key_values=cache
+                config=self.config,
+                inputs_embeds=hidden,
+                attention_mask=visible.long(),
+                past_key_values=cache,
             ),
             "position_embeddings": self.rotary_emb(hidden, position_ids=position),
             "past_key_values": cache,

@@ -4,11 +4,13 @@
     inputs = processor(images=image, text="USER: <image>\\nWhat is this? ASSISTANT:", return_tensors="pt")
     model(**inputs)
 
-`<image>` becomes as many placeholders as the LLM gets vision tokens: C x C, for a video C x C a frame. The text around
-it is tokenized piece by piece, as the authors do. Their prompts begin with the template's own begin-of-text behind the
-tokenizer's, so twice: so do ours, unless `add_special_tokens=False`.
+`<image>` becomes as many placeholders as the LLM gets vision tokens: C x C, for a video C x C a
+frame. The text around it is tokenized piece by piece, as the authors do. Their prompts begin with
+the template's own begin-of-text behind the tokenizer's, so twice: so do ours, unless
+`add_special_tokens=False`.
 
-Source: `tokenizer_image_token` and `process_images` of the authors' `llavamini/mm_utils.py`; `preprocess` of theirs.
+Source: `tokenizer_image_token` and `process_images` of the authors' `llavamini/mm_utils.py`;
+`preprocess` of theirs.
 """
 
 import inspect
@@ -26,16 +28,19 @@ from transformers import BatchFeature, ProcessorMixin
 from probe.models.llava_mini.image_processing import squashed, video_frames, views
 
 IGNORE = -100
-END_OF_TURN = re.compile(r" ?(<\|eot_id\|>|<\|im_end\|>|</s>|###|\n)?")  # what closes an answer, in `prompts.STYLES`
+END_OF_TURN = re.compile(
+    r" ?(<\|eot_id\|>|<\|im_end\|>|</s>|###|\n)?"
+)  # what closes an answer, in `prompts.STYLES`
 
 
 class LlavaMiniProcessor(ProcessorMixin):
     """CLIP's image processor, the LLM's tokenizer, and how an image is split.
 
-    compressor_size: the model's C. view_tokens: vision tokens of each view, for a model without compression; None: C x
-    C for an image. resolution_ratio: N; an image is looked at as N x N sub-images and as a whole (1: only as a whole).
-    aspect: "square" crops the middle of each view, "pad" fills it up to a square.
-    image_token_id: the model's id for a placeholder, if the tokenizer's own for `<image>` is another.
+    compressor_size: the model's C. view_tokens: vision tokens of each view, for a model without
+    compression; None: C x C for an image. resolution_ratio: N; an image is looked at as N x N
+    sub-images and as a whole (1: only as a whole). aspect: "square" crops the middle of each view,
+    "pad" fills it up to a square. image_token_id: the model's id for a placeholder, if the
+    tokenizer's own for `<image>` is another.
     """
 
     def __init__(
@@ -51,7 +56,9 @@ class LlavaMiniProcessor(ProcessorMixin):
         chat_template: str | None = None,
     ):
         if aspect not in ("square", "pad"):
-            raise ValueError(f"LlavaMiniProcessor: expected aspect 'square' or 'pad', got {aspect!r}")
+            raise ValueError(
+                f"LlavaMiniProcessor: expected aspect 'square' or 'pad', got {aspect!r}"
+            )
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.compressor_size, self.view_tokens = compressor_size, view_tokens
         self.resolution_ratio, self.aspect, self.image_token = resolution_ratio, aspect, image_token
@@ -66,8 +73,12 @@ class LlavaMiniProcessor(ProcessorMixin):
         return self.compressor_size**2 if self.view_tokens is None else parts * self.view_tokens
 
     @staticmethod
-    def validate_init_kwargs(processor_config: dict[str, Any], valid_kwargs: Any) -> tuple[dict, dict]:
-        """By signature: transformers reads the code object, in which a decorated `__init__` has no names."""
+    def validate_init_kwargs(
+        processor_config: dict[str, Any], valid_kwargs: Any
+    ) -> tuple[dict, dict]:
+        """By signature: transformers reads the code object, in which a decorated `__init__` has no
+        names.
+        """
         names = inspect.signature(LlavaMiniProcessor.__init__).parameters
         return ProcessorMixin.validate_init_kwargs(processor_config, names)
 
@@ -81,15 +92,19 @@ class LlavaMiniProcessor(ProcessorMixin):
         return_tensors: str | None = "pt",
         **tokenizing: Any,
     ) -> BatchFeature:
-        """`input_ids`, `attention_mask` and what there is of `pixel_values` and `pixel_values_videos`.
+        """`input_ids`, `attention_mask` and what there is of `pixel_values` and
+        `pixel_values_videos`.
 
-        images: images, in the order of `<image>` over the texts. videos: see `video_frames`; they stand at `<video>`,
-        or at `<image>` where there are no images. vision: results of `encode_image` take the place of both.
-        Raises ValueError where texts and images don't match.
+        images: images, in the order of `<image>` over the texts. videos: see `video_frames`; they
+        stand at `<video>`, or at `<image>` where there are no images. vision: results of
+        `encode_image` take the place of both. Raises ValueError where texts and images don't match.
         """
         pictures, clips = list(_flat(images)), _clips(videos)
         data: dict[str, Any] = {}
-        tokens: dict[str, list[int]] = {"image": [encoded.num_tokens for encoded in vision or ()], "video": []}
+        tokens: dict[str, list[int]] = {
+            "image": [encoded.num_tokens for encoded in vision or ()],
+            "video": [],
+        }
         if pictures:
             data["pixel_values"] = torch.stack([self.pixels(picture) for picture in pictures])
             tokens["image"] = [self.tokens_per_frame] * len(pictures)
@@ -98,21 +113,33 @@ class LlavaMiniProcessor(ProcessorMixin):
             tokens["video"] = [self.tokens_per_frame * len(frames) for frames in pixels]
             if not self.tokens_per_frame and len(set(map(len, pixels))) > 1:
                 lengths = f"videos of {', '.join(str(len(frames)) for frames in pixels)} frames"
-                raise ValueError(f"LLaVA-Mini: expected videos of one length, for no token tells it, got {lengths}")
+                raise ValueError(
+                    f"LLaVA-Mini: expected videos of one length, for no token tells it, got {lengths}"
+                )
             data["pixel_values_videos"] = torch.nn.utils.rnn.pad_sequence(pixels, batch_first=True)
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
             data |= self._batch(self._tokenize(texts, tokens, **tokenizing), **tokenizing)
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def pixels(self, picture: Image.Image, pad_first: bool = False) -> Float[Tensor, "view 3 height width"]:
-        """An image as the vision tower sees it. `pad_first`: as in the authors' training, see `views`."""
-        colour = tuple(int(255 * mean) for mean in self.image_processor.image_mean) if self.aspect == "pad" else None
+    def pixels(
+        self, picture: Image.Image, pad_first: bool = False
+    ) -> Float[Tensor, "view 3 height width"]:
+        """An image as the vision tower sees it. `pad_first`: as in the authors' training, see
+        `views`.
+        """
+        colour = (
+            tuple(int(255 * mean) for mean in self.image_processor.image_mean)
+            if self.aspect == "pad"
+            else None
+        )
         parts = views(picture.convert("RGB"), self.resolution_ratio, colour, pad_first)
         return self.image_processor(parts, return_tensors="pt")["pixel_values"]
 
     def frames(self, video: Any) -> Iterator[Float[Tensor, "view 3 height width"]]:
-        """The frames of a video as the vision tower sees them, one at a time: what `encode_image` takes."""
+        """The frames of a video as the vision tower sees them, one at a time: what `encode_image`
+        takes.
+        """
         side, empty = dict(self.image_processor.crop_size)["height"], True
         for frame in video_frames(video):
             empty = False
@@ -120,8 +147,11 @@ class LlavaMiniProcessor(ProcessorMixin):
         if empty:
             raise ValueError("LLaVA-Mini: expected a video of at least one frame, got none")
 
-    def training_example(self, messages: Sequence[dict[str, Any]], tokens: Sequence[int] = ()) -> dict[str, list[int]]:
-        """`input_ids` and `labels` of a conversation: only what the assistant says, with its end of turn, is learned.
+    def training_example(
+        self, messages: Sequence[dict[str, Any]], tokens: Sequence[int] = ()
+    ) -> dict[str, list[int]]:
+        """`input_ids` and `labels` of a conversation: only what the assistant says, with its end of
+        turn, is learned.
 
         tokens: placeholders of each `<image>`; by default those of an image.
         """
@@ -138,15 +168,23 @@ class LlavaMiniProcessor(ProcessorMixin):
         counts = iter(tokens or [self.tokens_per_frame] * text.count(self.image_token))
         ids, labels = [], []
         for i, piece in enumerate(pieces):
-            special = i == 0 and not (bos and piece.startswith(bos))  # in training there is one begin-of-text
+            special = i == 0 and not (
+                bos and piece.startswith(bos)
+            )  # in training there is one begin-of-text
             new = self._pieces(piece, counts, add_special_tokens=special)
             ids += new
             labels += new if i % 2 else [IGNORE] * len(new)
         return {"input_ids": ids, "labels": labels}
 
-    def _tokenize(self, texts: list[str], tokens: dict[str, list[int]], **tokenizing: Any) -> list[list[int]]:
+    def _tokenize(
+        self, texts: list[str], tokens: dict[str, list[int]], **tokenizing: Any
+    ) -> list[list[int]]:
         """Ids of each text, with the placeholders of each image."""
-        marks = [mark for text in texts for mark in re.findall(f"{re.escape(self.image_token)}|<video>", text)]
+        marks = [
+            mark
+            for text in texts
+            for mark in re.findall(f"{re.escape(self.image_token)}|<video>", text)
+        ]
         at_image = "image" if tokens["image"] or not tokens["video"] else "video"
         kinds = ["video" if mark == "<video>" else at_image for mark in marks]
         for kind, counts in tokens.items():
@@ -161,17 +199,25 @@ class LlavaMiniProcessor(ProcessorMixin):
         return [self._pieces(text, counts, add_special_tokens=special) for text in texts]
 
     def _pieces(self, text: str, counts: Iterator[int], add_special_tokens: bool) -> list[int]:
-        """The pieces between images are tokenized on their own, and only the first begins the text."""
+        """The pieces between images are tokenized on their own, and only the first begins the
+        text.
+        """
         ids: list[int] = []
         for i, piece in enumerate(re.split(f"{re.escape(self.image_token)}|<video>", text)):
             ids += [self.image_token_id] * next(counts) if i else []
-            ids += self.tokenizer(piece, add_special_tokens=add_special_tokens and i == 0)["input_ids"]
+            ids += self.tokenizer(piece, add_special_tokens=add_special_tokens and i == 0)[
+                "input_ids"
+            ]
         return ids
 
     def _batch(
-        self, rows: list[list[int]], padding_side: str | None = None, max_length: int | None = None,
-        truncation: bool = False, **_: Any,
-    ) -> dict[str, Tensor]:  # fmt: skip
+        self,
+        rows: list[list[int]],
+        padding_side: str | None = None,
+        max_length: int | None = None,
+        truncation: bool = False,
+        **_: Any,
+    ) -> dict[str, Tensor]:
         rows = [row[:max_length] for row in rows] if truncation else rows
         length, pad = max(map(len, rows)), self.tokenizer.pad_token_id or 0
         left = (padding_side or self.tokenizer.padding_side) == "left"
@@ -188,7 +234,9 @@ class LlavaMiniProcessor(ProcessorMixin):
 
 def _words(content: str | Sequence[dict[str, Any]]) -> str:
     """What a message says, as templates write it."""
-    return (content if isinstance(content, str) else "".join(item.get("text", "") for item in content)).strip()
+    return (
+        content if isinstance(content, str) else "".join(item.get("text", "") for item in content)
+    ).strip()
 
 
 def _flat(images: Any) -> Iterator[Any]:
@@ -203,9 +251,13 @@ def _clips(videos: Any) -> list[Any]:
     """A list of videos; a single one may be a path, an array, or a list of frames."""
     if videos is None:
         return []
-    one = not isinstance(videos, list | tuple) or (len(videos) > 0 and isinstance(videos[0], Image.Image))
+    one = not isinstance(videos, list | tuple) or (
+        len(videos) > 0 and isinstance(videos[0], Image.Image)
+    )
     return [videos] if one else list(videos)
 
 
 def _common(a: str, b: str) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )

@@ -1,4 +1,5 @@
-"""Instructions (images, videos and a conversation about them) as batches that Trainer hands to the model.
+"""Instructions (images, videos and a conversation about them) as batches that Trainer hands to the
+model.
 
     collate = Collator(processor)
     model(**collate([instruction, another])).loss
@@ -23,7 +24,9 @@ from probe.models.llava_mini.processing import IGNORE, LlavaMiniProcessor
 
 @dataclass(frozen=True)
 class Visual:
-    """What stands at one image of a conversation: a file, a video's folder of frames, an image, or frames."""
+    """What stands at one image of a conversation: a file, a video's folder of frames, an image, or
+    frames.
+    """
 
     kind: Literal["image", "video"]
     source: Any
@@ -31,7 +34,9 @@ class Visual:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One row of training data. `messages` hold an image part for each of `visuals`, videos too, in their order."""
+    """One row of training data. `messages` hold an image part for each of `visuals`, videos too, in
+    their order.
+    """
 
     messages: Sequence[dict[str, Any]]
     visuals: tuple[Visual, ...] = ()
@@ -39,9 +44,11 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a batch of instructions. A video is read at one frame a second, of which `max_frames` are taken evenly.
+    """Makes a batch of instructions. A video is read at one frame a second, of which `max_frames`
+    are taken evenly.
 
-    max_length: tokens of a row; what is longer is cut off. Raises ValueError where that would cut an image off.
+    max_length: tokens of a row; what is longer is cut off. Raises ValueError where that would cut
+    an image off.
     """
 
     processor: LlavaMiniProcessor
@@ -56,8 +63,12 @@ class Collator:
         pad = self.processor.tokenizer.pad_token_id or 0
         batch = {
             "input_ids": torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in rows]),
-            "labels": torch.tensor([labels + [IGNORE] * (length - len(labels)) for _, labels in rows]),
-            "attention_mask": torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows]),
+            "labels": torch.tensor(
+                [labels + [IGNORE] * (length - len(labels)) for _, labels in rows]
+            ),
+            "attention_mask": torch.tensor(
+                [[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows]
+            ),
         }
         if images or not videos:
             batch["pixel_values"] = torch.stack(images) if images else self._no_image()
@@ -65,7 +76,9 @@ class Collator:
             batch["pixel_values_videos"] = torch.nn.utils.rnn.pad_sequence(videos, batch_first=True)
         return batch
 
-    def _row(self, instruction: Instruction, images: list[Tensor], videos: list[Tensor]) -> tuple[list[int], list[int]]:
+    def _row(
+        self, instruction: Instruction, images: list[Tensor], videos: list[Tensor]
+    ) -> tuple[list[int], list[int]]:
         """Ids and labels; the pixels go to `images` and `videos`."""
         tokens, each = [], self.processor.tokens_per_frame
         for visual in instruction.visuals:
@@ -85,7 +98,9 @@ class Collator:
         return ids[: self.max_length], labels[: self.max_length]
 
     def _no_image(self) -> Tensor:
-        """Where there are words only: the model then reads them beside an all-zero image, as the authors train them."""
+        """Where there are words only: the model then reads them beside an all-zero image, as the
+        authors train them.
+        """
         side = dict(self.processor.image_processor.crop_size)["height"]
         parts = self.processor.resolution_ratio
         return torch.zeros(0, parts**2 + 1 if parts > 1 else 1, 3, side, side)

@@ -1,9 +1,12 @@
-"""From pixels to what pre-fusion reads: patches of every view, joined tile by tile, compressed, projected.
+"""From pixels to what pre-fusion reads: patches of every view, joined tile by tile, compressed,
+projected.
 
-An image is one view, or N x N sub-images (row by row) and the whole image LAST. The sub-images' patches are put
-together to one large grid, and only that grid is compressed; pre-fusion also reads the whole image.
+An image is one view, or N x N sub-images (row by row) and the whole image LAST. The sub-images'
+patches are put together to one large grid, and only that grid is compressed; pre-fusion also reads
+the whole image.
 
-Source: `encode_images_mini` of the authors' `llavamini_arch.py`; arXiv 2501.03895, sections 4.2 and 4.3.
+Source: `encode_images_mini` of the authors' `llavamini_arch.py`; arXiv 2501.03895, sections 4.2 and
+4.3.
 """
 
 import math
@@ -38,34 +41,51 @@ class LlavaMiniVision:
     def look(
         self, pixel_values: Float[Tensor, "frame view 3 height width"]
     ) -> tuple[Float[Tensor, "frame patch dim"], Float[Tensor, "frame token dim"]]:
-        """What pre-fusion reads of each frame, and its compressed tokens: both in the LLM's width."""
+        """What pre-fusion reads of each frame, and its compressed tokens: both in the LLM's
+        width.
+        """
         patches = self.patches(pixel_values)
         grid = join_tiles(patches)
         vision = self.multi_modal_projector(with_whole(grid, patches))
         if self.config.compression == "none":
             return vision, vision
         if not self.config.compressor_size:
-            return vision, vision[:, :0]  # not projected: kernels of quantised layers crash on an empty input
+            return vision, vision[
+                :, :0
+            ]  # not projected: kernels of quantised layers crash on an empty input
         return vision, self.multi_modal_projector(self.compress(grid))
 
     def patches(
         self, pixel_values: Float[Tensor, "frame view 3 height width"]
     ) -> Float[Tensor, "frame view patch dim"]:
-        """The encoder's patches of every view, at the layer that the LLM reads, without the class token."""
-        views = rearrange(pixel_values, "frame view ... -> (frame view) ...").to(self.vision_tower.dtype)
-        hidden = self.vision_tower(views, output_hidden_states=True).hidden_states[self.config.vision_feature_layer]
+        """The encoder's patches of every view, at the layer that the LLM reads, without the class
+        token.
+        """
+        views = rearrange(pixel_values, "frame view ... -> (frame view) ...").to(
+            self.vision_tower.dtype
+        )
+        hidden = self.vision_tower(views, output_hidden_states=True).hidden_states[
+            self.config.vision_feature_layer
+        ]
         features = hidden[:, 1:].to(self.get_input_embeddings().weight.dtype)
         return rearrange(features, "(frame view) ... -> frame view ...", view=pixel_values.shape[1])
 
-    def compress(self, grid: Float[Tensor, "frame patch width"]) -> Float[Tensor, "frame token width"]:
+    def compress(
+        self, grid: Float[Tensor, "frame patch width"]
+    ) -> Float[Tensor, "frame token width"]:
         """A square grid of patches -> C x C tokens."""
         size = self.config.compressor_size
         if not size or self.config.compression == "none":
             return grid[:, : grid.shape[1] * bool(size)]
         if self.config.compression == "query":
             return self.compressor(grid)  # pyright: ignore[reportOptionalCall]
-        image = rearrange(grid, "frame (row col) width -> frame width row col", row=math.isqrt(grid.shape[1]))
-        return rearrange(nn.functional.adaptive_avg_pool2d(image, size), "frame width row col -> frame (row col) width")
+        image = rearrange(
+            grid, "frame (row col) width -> frame width row col", row=math.isqrt(grid.shape[1])
+        )
+        return rearrange(
+            nn.functional.adaptive_avg_pool2d(image, size),
+            "frame width row col -> frame (row col) width",
+        )
 
 
 def join_tiles(patches: Float[Tensor, "frame view patch dim"]) -> Float[Tensor, "frame grid dim"]:
@@ -80,7 +100,11 @@ def join_tiles(patches: Float[Tensor, "frame view patch dim"]) -> Float[Tensor, 
         )
     inner = math.isqrt(patches.shape[2])
     return rearrange(
-        patches[:, :-1], "frame (N M) (row col) dim -> frame (N row M col) dim", N=side, row=inner, col=inner
+        patches[:, :-1],
+        "frame (N M) (row col) dim -> frame (N row M col) dim",
+        N=side,
+        row=inner,
+        col=inner,
     )
 
 

@@ -1,4 +1,5 @@
-"""Weight files on disk: which of them make up a checkpoint, what is in each, and one at a time in memory.
+"""Weight files on disk: which of them make up a checkpoint, what is in each, and one at a time in
+memory.
 
     for file in weight_files(folder):
         shapes = outline(file)          # on the meta device: names, shapes and dtypes
@@ -20,7 +21,13 @@ from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 # In the order in which they are preferred. The last is all that the authors' first stage saves.
-KINDS = (INDEX, "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin", "mm_projector.bin")
+KINDS = (
+    INDEX,
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+    "mm_projector.bin",
+)
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -54,18 +61,26 @@ def _lacking(folder: Path) -> CheckpointError:
     if shards := sorted(file.name for file in folder.glob("*-of-*.*")):
         return CheckpointError(f"an index file ({INDEX} or {KINDS[2]}) beside {shards[0]}", "none")
     if (folder / "adapter_config.json").is_file():
-        return CheckpointError("whole weights", f"a LoRA adapter in {str(folder)!r}; merge it into its model first")
-    return CheckpointError(f"weights ({KINDS[1]}, {KINDS[3]}, {KINDS[4]} or shards) in {str(folder)!r}", "none")
+        return CheckpointError(
+            "whole weights", f"a LoRA adapter in {str(folder)!r}; merge it into its model first"
+        )
+    return CheckpointError(
+        f"weights ({KINDS[1]}, {KINDS[3]}, {KINDS[4]} or shards) in {str(folder)!r}", "none"
+    )
 
 
 def outline(file: Path) -> dict[str, Tensor]:
-    """What a file holds, as meta tensors. Raises CheckpointError, naming it, for a file that is not whole."""
+    """What a file holds, as meta tensors. Raises CheckpointError, naming it, for a file that is not
+    whole.
+    """
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
                 return {name: _meta(opened.get_slice(name)) for name in opened.keys()}  # noqa: SIM118
         tensors = torch.load(file, map_location="meta", weights_only=True)
-        if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        if not isinstance(tensors, dict) or not all(
+            isinstance(tensor, Tensor) for tensor in tensors.values()
+        ):
             raise TypeError("it holds something else than tensors by name")
         return tensors
     except pickle.UnpicklingError as error:
@@ -76,11 +91,15 @@ def outline(file: Path) -> dict[str, Tensor]:
 
 
 def _meta(part: Any) -> Tensor:
-    return torch.empty(part.get_shape(), device="meta", dtype=DTYPES.get(part.get_dtype(), torch.float32))
+    return torch.empty(
+        part.get_shape(), device="meta", dtype=DTYPES.get(part.get_dtype(), torch.float32)
+    )
 
 
 def read(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file that `outline` has found whole; their pages come from disk as they are used."""
+    """The tensors of a file that `outline` has found whole; their pages come from disk as they are
+    used.
+    """
     if file.suffix == ".safetensors":
         return load_file(file)
     mapped = zipfile.is_zipfile(file)  # the format before torch 1.6 can't be
@@ -88,13 +107,17 @@ def read(file: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file of settings. Raises CheckpointError for one that is missing, damaged or something else."""
+    """A file of settings. Raises CheckpointError for one that is missing, damaged or something
+    else.
+    """
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
             raise TypeError(f"a {type(settings).__name__}")
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"a readable {path.name} in {str(path.parent)!r}", one_line(error)) from error
+        raise CheckpointError(
+            f"a readable {path.name} in {str(path.parent)!r}", one_line(error)
+        ) from error
     return settings
 
 

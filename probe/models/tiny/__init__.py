@@ -1,9 +1,10 @@
 """Tiny trained models on drawn images: small enough to ship, real enough to be probed.
 
-`tiny-llava` is a `transformers.LlavaForConditionalGeneration` of 1.2 million parameters, trained from a seed
-on images of coloured shapes and questions about them. It loads offline in a second on any laptop, so every
-example, test and notebook runs on a model that has really learned to look. `tiny-llava-mini` is made of it: a
-LLaVA-Mini, which reads each image before the language model does and leaves ONE vision token of it.
+`tiny-llava` is a `transformers.LlavaForConditionalGeneration` of 1.2 million parameters, trained
+from a seed on images of coloured shapes and questions about them. It loads offline in a second on
+any laptop, so every example, test and notebook runs on a model that has really learned to look.
+`tiny-llava-mini` is made of it: a LLaVA-Mini, which reads each image before the language model does
+and leaves ONE vision token of it.
 
     drawing      what an image is                       [numpy, PIL]
     questions    what is asked about it, and the answer  [numpy, PIL]
@@ -28,4 +29,6 @@ True
 
 from pathlib import Path
 
-FOLDERS: dict[str, Path] = {name: Path(__file__).parent / name for name in ("tiny-llava", "tiny-llava-mini")}
+FOLDERS: dict[str, Path] = {
+    name: Path(__file__).parent / name for name in ("tiny-llava", "tiny-llava-mini")
+}

@@ -1,7 +1,7 @@
 """What the tiny models read and write: vocabulary, tokenizer, chat template, processor.
 
-Whole words, lower-cased, punctuation apart; other words are `<unk>`. The chat template is Vicuna's, as in
-LLaVA-1.5, with a default system prompt where the conversation brings none:
+Whole words, lower-cased, punctuation apart; other words are `<unk>`. The chat template is Vicuna's,
+as in LLaVA-1.5, with a default system prompt where the conversation brings none:
 
     A chat between a user and an assistant. USER: <image>
     What colour is the circle? ASSISTANT: it is red</s>
@@ -42,11 +42,17 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Special tokens, then every word of the questions, answers and template, then some a user may type."""
+    """Special tokens, then every word of the questions, answers and template, then some a user may
+    type.
+    """
     text = " ".join(template for templates in TEMPLATES.values() for template in templates)
     for blank in ("{the}", "{cell}", "{many}", "{a}"):
         text = text.replace(blank, " ")
-    words = set("".join(letter if letter.isalnum() else " " for letter in f"{text} {SYSTEM}".lower()).split())
+    words = set(
+        "".join(
+            letter if letter.isalnum() else " " for letter in f"{text} {SYSTEM}".lower()
+        ).split()
+    )
     words |= {*COLOURS, *SHAPES, *ROWS, *COLUMNS, *NUMBERS, *map(plural, SHAPES)}
     words |= {*"user assistant it is a an at the object objects nothing yes no and in of".split()}  # noqa: SIM905
     words |= {*"centre thing things picture pictures image images photo this that on to".split()}  # noqa: SIM905
@@ -61,21 +67,37 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
     )
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", words["<s>"])])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", words["<s>"])]
+    )
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # "a , b ." reads "a, b."
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>",
-        extra_special_tokens={"image_token": "<image>"}, padding_side="left", model_max_length=4096,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="left",
+        model_max_length=4096,
+    )
 
 
 def build_processor() -> LlavaProcessor:
-    """The processor that is shipped: 60 x 60 pixels (without torchvision), 36 vision tokens an image."""
+    """The processor that is shipped: 60 x 60 pixels (without torchvision), 36 vision tokens an
+    image.
+    """
     images = CLIPImageProcessorPil(
-        size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE},
-        image_mean=[0.5] * 3, image_std=[0.5] * 3,
-    )  # fmt: skip
+        size={"shortest_edge": SIZE},
+        crop_size={"height": SIZE, "width": SIZE},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
     return LlavaProcessor(
-        images, build_tokenizer(), patch_size=PATCH, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=CHAT_TEMPLATE,
-    )  # fmt: skip
+        images,
+        build_tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )

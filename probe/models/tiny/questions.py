@@ -1,8 +1,8 @@
 """Questions about a scene, with their answers: what the tiny models are asked.
 
-Seven kinds. Each question also says how it finds its thing (`key`: by colour, by shape, by both, by cell) and
-how many other things in the image share the colour or the shape that is named: those are the images where
-a shortcut fails, and `evaluation` reports them apart.
+Seven kinds. Each question also says how it finds its thing (`key`: by colour, by shape, by both, by
+cell) and how many other things in the image share the colour or the shape that is named: those are
+the images where a shortcut fails, and `evaluation` reports them apart.
 
     kind      question                              answer
     shape     What shape is the red object?         it is a circle
@@ -29,22 +29,49 @@ import numpy as np
 from PIL import Image
 
 from probe.errors import ProbeError
-from probe.models.tiny.scenes import COLOURS, COLUMNS, ROWS, SHAPES, Scene, Thing, draw, sample_scene, stream
+from probe.models.tiny.scenes import (
+    COLOURS,
+    COLUMNS,
+    ROWS,
+    SHAPES,
+    Scene,
+    Thing,
+    draw,
+    sample_scene,
+    stream,
+)
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 TEMPLATES = {
-    "shape": ("What shape is {the}?", "What is the shape of {the}?", "Which shape does {the} have?"),
-    "colour": ("What colour is {the}?", "What color is {the}?", "What is the color of {the}?",
-               "Which colour does {the} have?"),
+    "shape": (
+        "What shape is {the}?",
+        "What is the shape of {the}?",
+        "Which shape does {the} have?",
+    ),
+    "colour": (
+        "What colour is {the}?",
+        "What color is {the}?",
+        "What is the color of {the}?",
+        "Which colour does {the} have?",
+    ),
     "at": ("What is at {cell}?", "What do you see at {cell}?", "Which object is at {cell}?"),
     "where": ("Where is {the}?", "Where can you see {the}?", "In which place is {the}?"),
-    "count": ("How many {many} are there?", "How many {many} are in the picture?",
-              "How many {many} do you see?", "Count the {many}."),
+    "count": (
+        "How many {many} are there?",
+        "How many {many} are in the picture?",
+        "How many {many} do you see?",
+        "Count the {many}.",
+    ),
     "exist": ("Is there {a}?", "Is there {a} in the image?", "Can you see {a}?", "Do you see {a}?"),
-    "caption": ("Describe the picture.", "Describe the image.", "What is in the picture?",
-                "What do you see in the image?", "What can you see?"),
-}  # fmt: skip
+    "caption": (
+        "Describe the picture.",
+        "Describe the image.",
+        "What is in the picture?",
+        "What do you see in the image?",
+        "What can you see?",
+    ),
+}
 KINDS = tuple(TEMPLATES)
 
 
@@ -52,8 +79,9 @@ KINDS = tuple(TEMPLATES)
 class Question:
     """A question about a scene and its one right answer.
 
-    `key` is what the thing is found by: "colour", "shape", "both", "cell", or "all" (the whole image).
-    `same_colour` and `same_shape` count the other things that share only the target's colour or shape.
+    `key` is what the thing is found by: "colour", "shape", "both", "cell", or "all" (the whole
+    image). `same_colour` and `same_shape` count the other things that share only the target's
+    colour or shape.
     """
 
     kind: str
@@ -72,17 +100,24 @@ class Question:
 
 
 def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question:
-    """One question of that kind about the scene. Raises ProbeError on a kind that is not in `KINDS`."""
+    """One question of that kind about the scene. Raises ProbeError on a kind that is not in
+    `KINDS`.
+    """
     if kind not in _ASK:
-        raise ProbeError("questions.ask", expected=f"a kind among {', '.join(KINDS)}", got=repr(kind))
+        raise ProbeError(
+            "questions.ask", expected=f"a kind among {', '.join(KINDS)}", got=repr(kind)
+        )
     return _ASK[kind](scene, rng)
 
 
-def sample_image(seed: int = 0, kind: str = "caption", size: int = 480) -> tuple[Image.Image, str, str]:
-    """An image to look at, a question about it and its answer: what the command line uses when given none.
+def sample_image(
+    seed: int = 0, kind: str = "caption", size: int = 480
+) -> tuple[Image.Image, str, str]:
+    """An image to look at, a question about it and its answer: what the command line uses when
+    given none.
 
-    These images are in no training and no evaluation set; `tests/test_tiny_weights.py` holds that the
-    shipped model answers the first of them right.
+    These images are in no training and no evaluation set; `tests/test_tiny_weights.py` holds that
+    the shipped model answers the first of them right.
     """
     rng = stream("sample", seed)
     scene = sample_scene(rng, things=(3, 4), alike=0.0)
@@ -92,18 +127,24 @@ def sample_image(seed: int = 0, kind: str = "caption", size: int = 480) -> tuple
 
 def _shape(scene: Scene, rng: np.random.Generator) -> Question:
     target, key = _target(scene, "colour", rng)
-    return _question("shape", scene, rng, target, key, f"it is a {target.shape}", the=_the(target, key))
+    return _question(
+        "shape", scene, rng, target, key, f"it is a {target.shape}", the=_the(target, key)
+    )
 
 
 def _colour(scene: Scene, rng: np.random.Generator) -> Question:
     target, key = _target(scene, "shape", rng)
-    return _question("colour", scene, rng, target, key, f"it is {target.colour}", the=_the(target, key))
+    return _question(
+        "colour", scene, rng, target, key, f"it is {target.colour}", the=_the(target, key)
+    )
 
 
 def _at(scene: Scene, rng: np.random.Generator) -> Question:
     """A filled cell four times in five, else an empty one."""
     filled = {thing.cell: thing for thing in scene.things}
-    empty = [(row, column) for row in range(3) for column in range(3) if (row, column) not in filled]
+    empty = [
+        (row, column) for row in range(3) for column in range(3) if (row, column) not in filled
+    ]
     cell = _pick(list(filled), rng) if rng.random() < 0.8 else _pick(empty, rng)
     target = filled.get(cell)
     answer = _a(target.colour, target.shape) if target else "nothing"
@@ -115,12 +156,19 @@ def _where(scene: Scene, rng: np.random.Generator) -> Question:
     target = _pick([thing for thing in scene.things if looks[thing.colour, thing.shape] == 1], rng)
     keys = ["both", "both"] + [key for key in ("colour", "shape") if _alone(scene, target, key)]
     key = _pick(keys, rng)
-    return _question("where", scene, rng, target, key, f"at {_cell(target.cell)}", the=_the(target, key))
+    return _question(
+        "where", scene, rng, target, key, f"at {_cell(target.cell)}", the=_the(target, key)
+    )
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Question:
-    """First the number, evenly among those the image offers, then something that occurs so often."""
-    colours, shapes = Counter(t.colour for t in scene.things), Counter(t.shape for t in scene.things)
+    """First the number, evenly among those the image offers, then something that occurs so
+    often.
+    """
+    colours, shapes = (
+        Counter(t.colour for t in scene.things),
+        Counter(t.shape for t in scene.things),
+    )
     counts = [("colour", f"{colour} objects", colours[colour]) for colour in COLOURS]
     counts += [("shape", plural(shape), shapes[shape]) for shape in SHAPES]
     counts += [("all", "objects", len(scene.things))]
@@ -130,7 +178,9 @@ def _count(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _exist(scene: Scene, rng: np.random.Generator) -> Question:
-    """Yes and no equally often. Three times in four a no names a colour or a shape that the image has."""
+    """Yes and no equally often. Three times in four a no names a colour or a shape that the image
+    has.
+    """
     present = {(thing.colour, thing.shape) for thing in scene.things}
     colour, shape = _pick(sorted(present), rng)
     yes = rng.random() < 0.5
@@ -152,18 +202,31 @@ def _caption(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 _ASK: dict[str, Callable[[Scene, np.random.Generator], Question]] = {
-    "shape": _shape, "colour": _colour, "at": _at, "where": _where,
-    "count": _count, "exist": _exist, "caption": _caption,
-}  # fmt: skip
+    "shape": _shape,
+    "colour": _colour,
+    "at": _at,
+    "where": _where,
+    "count": _count,
+    "exist": _exist,
+    "caption": _caption,
+}
 
 
 def _question(
-    kind: str, scene: Scene, rng: np.random.Generator, target: Thing | None, key: str, answer: str, **words
+    kind: str,
+    scene: Scene,
+    rng: np.random.Generator,
+    target: Thing | None,
+    key: str,
+    answer: str,
+    **words,
 ) -> Question:
     text = _pick(TEMPLATES[kind], rng).format(**words)
     if target is None:
         return Question(kind, text, answer, key, len(scene.things))
-    return Question(kind, text, answer, key, len(scene.things), *_sharing(scene, target.colour, target.shape))
+    return Question(
+        kind, text, answer, key, len(scene.things), *_sharing(scene, target.colour, target.shape)
+    )
 
 
 def _sharing(scene: Scene, colour: str, shape: str) -> tuple[int, int]:
@@ -173,7 +236,9 @@ def _sharing(scene: Scene, colour: str, shape: str) -> tuple[int, int]:
 
 
 def _target(scene: Scene, key: str, rng: np.random.Generator) -> tuple[Thing, str]:
-    """A thing that its colour (or shape) alone finds; one in five, and where there is none, by its cell."""
+    """A thing that its colour (or shape) alone finds; one in five, and where there is none, by its
+    cell.
+    """
     found = [thing for thing in scene.things if _alone(scene, thing, key)]
     if found and rng.random() < 0.8:
         return _pick(found, rng), key
@@ -181,7 +246,9 @@ def _target(scene: Scene, key: str, rng: np.random.Generator) -> tuple[Thing, st
 
 
 def _alone(scene: Scene, thing: Thing, attribute: str) -> bool:
-    return [getattr(other, attribute) for other in scene.things].count(getattr(thing, attribute)) == 1
+    return [getattr(other, attribute) for other in scene.things].count(
+        getattr(thing, attribute)
+    ) == 1
 
 
 def _pick(options, rng: np.random.Generator):

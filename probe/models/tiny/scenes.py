@@ -1,8 +1,9 @@
 """Images of coloured shapes: what the tiny models see.
 
-A scene is one to four things in the nine cells of a square image, each a shape in a colour, with jitter of
-place, size and hue, a light or dark tinted background and a little noise. A scene says everything about its
-image, so `draw` is a pure function, at any size: 60 pixels for the models, 480 for people.
+A scene is one to four things in the nine cells of a square image, each a shape in a colour, with
+jitter of place, size and hue, a light or dark tinted background and a little noise. A scene says
+everything about its image, so `draw` is a pure function, at any size: 60 pixels for the models, 480
+for people.
 
 >>> import numpy as np
 >>> scene = sample_scene(np.random.default_rng(0))
@@ -22,7 +23,15 @@ SHAPES = ("circle", "square", "triangle", "cross", "ring")
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "center", "right")
 SIZE = 60  # pixels a side: what the models see
-PURPOSES = ("pretraining", "training", "validation", "frozen", "prior", "sample", "fusion")  # only ever append
+PURPOSES = (
+    "pretraining",
+    "training",
+    "validation",
+    "frozen",
+    "prior",
+    "sample",
+    "fusion",
+)  # only ever append
 
 _HUE_JITTER = 6  # degrees: orange and yellow stay apart
 _SUPERSAMPLING = 3
@@ -30,7 +39,9 @@ _SUPERSAMPLING = 3
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape. `x`, `y` and `radius` are fractions of the image; `hue` and `value` are those of HSV."""
+    """One shape. `x`, `y` and `radius` are fractions of the image; `hue` and `value` are those of
+    HSV.
+    """
 
     colour: str
     shape: str
@@ -67,16 +78,25 @@ def stream(purpose: str, *numbers: int) -> np.random.Generator:
     return np.random.default_rng([1 + PURPOSES.index(purpose), *numbers])
 
 
-def sample_scene(rng: np.random.Generator, *, things: tuple[int, int] = (1, 4), alike: float = 0.4) -> Scene:
+def sample_scene(
+    rng: np.random.Generator, *, things: tuple[int, int] = (1, 4), alike: float = 0.4
+) -> Scene:
     """Draws a scene with `things` (fewest, most) things, at least one of them unlike all others.
 
-    `alike` is the probability that all colours come from only one or two, and (independently) all shapes:
-    such images hold distractors of the same colour or shape, so that neither word alone finds a thing.
+    `alike` is the probability that all colours come from only one or two, and (independently) all
+    shapes: such images hold distractors of the same colour or shape, so that neither word alone
+    finds a thing.
     """
     number = int(rng.integers(things[0], things[1] + 1))
     cells = sorted(rng.choice(9, size=number, replace=False).tolist())
     while True:
-        looks = list(zip(_palette(COLOURS, number, alike, rng), _palette(SHAPES, number, alike, rng), strict=True))
+        looks = list(
+            zip(
+                _palette(COLOURS, number, alike, rng),
+                _palette(SHAPES, number, alike, rng),
+                strict=True,
+            )
+        )
         if any(looks.count(look) == 1 for look in looks):
             break
     return Scene(
@@ -99,10 +119,14 @@ def draw(scene: Scene, size: int = SIZE) -> Image.Image:
     return Image.fromarray(np.clip(pixels + scene.noise * grain, 0, 255).round().astype(np.uint8))
 
 
-def _palette(names: tuple[str, ...], number: int, alike: float, rng: np.random.Generator) -> list[str]:
+def _palette(
+    names: tuple[str, ...], number: int, alike: float, rng: np.random.Generator
+) -> list[str]:
     """`number` names, drawn from all of them or from only one or two."""
     if rng.random() < alike:
-        names = tuple(names[i] for i in rng.choice(len(names), size=rng.integers(1, 3), replace=False))
+        names = tuple(
+            names[i] for i in rng.choice(len(names), size=rng.integers(1, 3), replace=False)
+        )
     return [names[i] for i in rng.integers(len(names), size=number)]
 
 
@@ -129,7 +153,9 @@ def _background(rng: np.random.Generator) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, size: int, background: tuple[int, int, int]) -> None:
+def _draw_thing(
+    pen: ImageDraw.ImageDraw, thing: Thing, size: int, background: tuple[int, int, int]
+) -> None:
     levels = colorsys.hsv_to_rgb(thing.hue / 360, 0.85, thing.value)
     colour = (round(255 * levels[0]), round(255 * levels[1]), round(255 * levels[2]))
     x, y, r = thing.x * size, thing.y * size, thing.radius * size

@@ -1,7 +1,7 @@
 """The folder a tiny model is shipped in: fp16 weights, configuration, processor and recipe.
 
-Weights are stored in half precision and loaded in single (`config.dtype`): half the package, and no surprise
-from half-precision arithmetic on a CPU.
+Weights are stored in half precision and loaded in single (`config.dtype`): half the package, and no
+surprise from half-precision arithmetic on a CPU.
 """
 
 import copy
@@ -21,14 +21,18 @@ from probe.models.tiny.training.recipe import Recipe
 
 
 def save(model: PreTrainedModel, processor: ProcessorMixin, recipe: Any, folder: Path) -> None:
-    """Fills a folder that `AutoModelForImageTextToText` and `AutoProcessor` load; no file is half written."""
+    """Fills a folder that `AutoModelForImageTextToText` and `AutoProcessor` load; no file is half
+    written.
+    """
     with tempfile.TemporaryDirectory(dir=folder) as name, quiet():
         fresh = Path(name)
         half: Any = copy.deepcopy(model).half()
         half.save_pretrained(fresh)
         processor.save_pretrained(fresh)
         config = json.loads((fresh / "config.json").read_text())
-        (fresh / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
+        (fresh / "config.json").write_text(
+            json.dumps(config | {"dtype": "float32"}, indent=2) + "\n"
+        )
         (fresh / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2) + "\n")
         for file in fresh.iterdir():
             os.replace(file, folder / file.name)

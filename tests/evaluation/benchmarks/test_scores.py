@@ -1,8 +1,8 @@
 """Every scoring rule against cases written by hand from the official scorers' source."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
-# pyright: reportIndexIssue=false
-# Fields of a sample and results of a run are unions; a test knows which it has.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false,
+# reportOptionalMemberAccess=false pyright: reportIndexIssue=false Fields of a sample and results of
+# a run are unions; a test knows which it has.
 
 import math
 
@@ -104,7 +104,14 @@ def rotations(base, answers):
     """One question in as many rotations as answers, with the right letter of each."""
     for turn, answer in enumerate(answers):
         index = turn * mmbench.ROTATION + base
-        yield sample(str(index), answer, ("p", "q", "r"), unit=str(base), base=turn == 0, kind=f"kind{base % 2}")
+        yield sample(
+            str(index),
+            answer,
+            ("p", "q", "r"),
+            unit=str(base),
+            base=turn == 0,
+            kind=f"kind{base % 2}",
+        )
 
 
 def test_mmbench_counts_a_question_only_if_all_rotations_are_right():
@@ -152,11 +159,25 @@ def test_pope_readings(text, said):
 
 
 def test_pope_reports_five_numbers_a_set_and_their_mean():
-    labels = {"random/1": "yes", "random/2": "yes", "random/3": "no", "random/4": "no", "popular/1": "yes"}
+    labels = {
+        "random/1": "yes",
+        "random/2": "yes",
+        "random/3": "no",
+        "random/4": "no",
+        "popular/1": "yes",
+    }
     samples = [sample(key, label, kind=key.split("/")[0]) for key, label in labels.items()]
-    said = {"random/1": "Yes", "random/2": "No", "random/3": "Yes", "random/4": "No", "popular/1": "Yes"}
+    said = {
+        "random/1": "Yes",
+        "random/2": "No",
+        "random/3": "Yes",
+        "random/4": "No",
+        "popular/1": "Yes",
+    }
     numbers = pope.summarise(samples, said)
-    assert [numbers[f"random/{name}"] for name in ("accuracy", "precision", "recall", "f1", "yes")] == [50] * 5
+    assert [
+        numbers[f"random/{name}"] for name in ("accuracy", "precision", "recall", "f1", "yes")
+    ] == [50] * 5
     assert numbers["popular/f1"] == 100
     assert numbers["f1"] == 75
     assert "adversarial/f1" not in numbers
@@ -200,10 +221,14 @@ def test_vqa_normalisation(answer, normal):
     assert normalise(answer) == normal
 
 
-@pytest.mark.parametrize(("agreeing", "score"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (5, 1.0), (10, 1.0)])
+@pytest.mark.parametrize(
+    ("agreeing", "score"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (5, 1.0), (10, 1.0)]
+)
 def test_the_soft_score_leaves_each_person_out_in_turn(agreeing, score):
     """With 1: nine others see 1 of 3, the tenth sees none: 9/10 x 1/3 = 0.3, and so on."""
-    references = ("two",) * agreeing + tuple(f"other {letter}" for letter in "bcdefghijk"[: 10 - agreeing])
+    references = ("two",) * agreeing + tuple(
+        f"other {letter}" for letter in "bcdefghijk"[: 10 - agreeing]
+    )
     assert soft_score("2.", references) == pytest.approx(score)
     for module in (textvqa, vqav2, vizwiz):
         assert module.score("The Two", sample(answer=references)) == pytest.approx(score)
@@ -238,7 +263,11 @@ def test_scienceqa_letters(text, letter):
 def test_scienceqa_counts_questions_with_a_image_apart():
     with_image = Sample("1", "x.png", "?", ("p", "q"), "A", sample().meta)
     numbers = scienceqa.summarise([with_image, sample("2", "B")], {"1": "B", "2": "B"})
-    assert (numbers["image_accuracy"], numbers["text_accuracy"], numbers["accuracy"]) == (0, 100, 50)
+    assert (numbers["image_accuracy"], numbers["text_accuracy"], numbers["accuracy"]) == (
+        0,
+        100,
+        50,
+    )
     assert scienceqa.score("C", with_image) == 0  # beyond its options
 
 
@@ -273,21 +302,34 @@ def test_mme_sums_points_over_categories():
     yes = mme.summarise(samples, dict.fromkeys(right, "Yes"))
     assert (yes["perception"], yes["existence/acc"], yes["existence/acc_plus"]) == (500, 50, 0)
     one_wrong = mme.summarise(samples, right | {"color/a/no": "Unsure"})
-    assert (one_wrong["color"], one_wrong["color/acc"], one_wrong["color/acc_plus"]) == (125, 75, 50)
+    assert (one_wrong["color"], one_wrong["color/acc"], one_wrong["color/acc_plus"]) == (
+        125,
+        75,
+        50,
+    )
     half = {key: text for key, text in right.items() if key != "count/a/no"}
-    assert mme.summarise(samples, half)["count/acc_plus"] == 100  # an image with one answer is no pair
+    assert (
+        mme.summarise(samples, half)["count/acc_plus"] == 100
+    )  # an image with one answer is no pair
     assert math.isnan(mme.summarise(samples[4:], right)["perception"])
 
 
-@pytest.mark.parametrize(("text", "exact", "first"), [("A", 1, 1), ("A.", 0, 1), (" A", 1, 1), ("B", 0, 0), ("", 0, 0)])
+@pytest.mark.parametrize(
+    ("text", "exact", "first"), [("A", 1, 1), ("A.", 0, 1), (" A", 1, 1), ("B", 0, 0), ("", 0, 0)]
+)
 def test_seed_reads_the_whole_text_and_lmms_eval_the_first_character(text, exact, first):
     asked = sample("1", "A", medium="image")
-    assert (seed_bench.score(text, asked), seed_bench.first_character(text, asked)) == (exact, first)
+    assert (seed_bench.score(text, asked), seed_bench.first_character(text, asked)) == (
+        exact,
+        first,
+    )
     assert seed_bench.summarise([asked], {"1": text})["first_character"] == 100 * first
 
 
 def test_llava_w_is_relative_to_gpt4():
-    samples = [sample(str(i), kind=kind) for i, kind in enumerate(("conv", "detail", "complex", "complex"))]
+    samples = [
+        sample(str(i), kind=kind) for i, kind in enumerate(("conv", "detail", "complex", "complex"))
+    ]
     answers = dict.fromkeys("0123", "text")
     scores = {"0": (8.0, 4.0), "1": (10.0, 10.0), "2": (6.0, 9.0), "3": (-1.0, -1.0)}
     numbers = llava_bench.summarise(samples, answers, scores)
@@ -334,7 +376,9 @@ def test_the_average_is_the_papers(model):
     found = average(dict(zip(COLUMNS, numbers, strict=True)))
     assert found.as_printed == pytest.approx(printed, abs=0.051)
     mme_column = list(COLUMNS).index("mme")
-    scaled = [number / 20 if column == mme_column else number for column, number in enumerate(numbers)]
+    scaled = [
+        number / 20 if column == mme_column else number for column, number in enumerate(numbers)
+    ]
     assert found.rescaled == pytest.approx(sum(scaled) / 11, abs=0.01)
 
 

@@ -1,4 +1,6 @@
-"""The sweep against every case alone: a dense reference that runs one case at a time, without cache or sharing."""
+"""The sweep against every case alone: a dense reference that runs one case at a time, without cache
+or sharing.
+"""
 
 from contextlib import ExitStack
 from functools import lru_cache
@@ -7,14 +9,25 @@ import numpy as np
 import pytest
 import torch
 from models import FACTORIES, llava15, llava_next_mistral, llava_next_vicuna, picture
-from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration, SiglipVisionConfig
+from transformers import (
+    GemmaConfig,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    SiglipVisionConfig,
+)
 
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import routed, tap
 from probe.hooks.model_structure import stacks
 from probe.interventions.sweep import Sweep, drop_sweep, from_layer, sweep_one, until_layer, windows
-from probe.interventions.sweep.layer_sets import ALWAYS, ANOTHER_IMAGE, NO_VISION, UNTOUCHED, resolve
+from probe.interventions.sweep.layer_sets import (
+    ALWAYS,
+    ANOTHER_IMAGE,
+    NO_VISION,
+    UNTOUCHED,
+    resolve,
+)
 from probe.interventions.sweep.sample_prompts import SamplePrompts
 from probe.interventions.sweep.schedule import schedule
 from probe.interventions.sweep.visibility import DropMode, row_layers
@@ -24,7 +37,10 @@ from probe.subject.prefix_check import verdict
 from probe.subject.subject import load
 
 LAYERS, TOKENS = 5, 4
-QUESTION, OTHER_QUESTION = "what is in the picture?", "how many circles are there? is a red square above it?"
+QUESTION, OTHER_QUESTION = (
+    "what is in the picture?",
+    "how many circles are there? is a red square above it?",
+)
 
 
 @lru_cache
@@ -38,7 +54,10 @@ def subject_of(factory=llava15, **options):
 
 def random_sets(count, layers=LAYERS, seed=0):
     rng = np.random.default_rng(seed)
-    return {f"set {i}": set(np.flatnonzero(rng.random(layers) < 0.5).tolist()) or {0} for i in range(count)}
+    return {
+        f"set {i}": set(np.flatnonzero(rng.random(layers) < 0.5).tolist()) or {0}
+        for i in range(count)
+    }
 
 
 def keys_of(subject, inputs):
@@ -102,10 +121,14 @@ def logits_alone(subject, inputs, layers, how="mask", freeze=False, donor=None):
 
 
 def alone(subject, sample, layers, said, gold=(), **options):
-    """Logits of the prompt's end and the gold answer, and what greedy decoding says where it has said `said` so far."""
+    """Logits of the prompt's end and the gold answer, and what greedy decoding says where it has
+    said `said` so far.
+    """
     inputs = subject.encode(list(sample.images), sample.question)
     length = inputs["input_ids"].shape[1]
-    forced = logits_alone(subject, with_response(inputs, said[:-1]) if len(said) > 1 else inputs, layers, **options)
+    forced = logits_alone(
+        subject, with_response(inputs, said[:-1]) if len(said) > 1 else inputs, layers, **options
+    )
     if len(gold) <= 1:
         return forced[length - 1 : length], forced[length - 1 :].argmax(-1).tolist()
     logits = logits_alone(subject, with_response(inputs, gold[:-1]), layers, **options)
@@ -121,10 +144,14 @@ def outcomes(subject, sample, cases, donor=None, sweep=None, **options):
         names = [name for name in sweep.cases if name != ANOTHER_IMAGE or donor]
         outcome = sweep.together(question, names)
     answers = [ids.tolist() for ids in outcome.answers]
-    return question.gold.tolist(), dict(zip(names, zip(outcome.logits, answers, strict=True), strict=True))
+    return question.gold.tolist(), dict(
+        zip(names, zip(outcome.logits, answers, strict=True), strict=True)
+    )
 
 
-def assert_as_alone(subject, sample, cases, *, donor=None, reference=None, layers=LAYERS, **reading):
+def assert_as_alone(
+    subject, sample, cases, *, donor=None, reference=None, layers=LAYERS, **reading
+):
     gold, found = outcomes(subject, sample, cases, donor, **reading)
 
     def compare(name, asked, dropped, options):
@@ -156,14 +183,23 @@ def test_zero_and_swap_are_what_they_are_alone(factory, how):
     subject = subject_of(factory)
     sample, donor = Sample("1", picture(1), QUESTION, answer="a red circle"), [picture(2)]
     theirs = keys_of(subject, subject.encode(donor, QUESTION)) if how == "swap" else None
-    assert_as_alone(subject, sample, random_sets(4), donor=donor, how=how, reference={"how": how, "donor": theirs})
+    assert_as_alone(
+        subject,
+        sample,
+        random_sets(4),
+        donor=donor,
+        how=how,
+        reference={"how": how, "donor": theirs},
+    )
 
 
 @pytest.mark.parametrize("reading", [{"how": "mask", "freeze": True}, {"how": "remove"}])
 def test_freezing_and_removing_are_masking_while_vision_rows_skip_the_layers(reading):
     sample = Sample("1", picture(1), QUESTION, answer="a red circle")
     sets = {"all": range(LAYERS), "late": {3, 4}, "middle": {1, 2}, "two blocks": {0, 3}}
-    assert_as_alone(subject_of(), sample, sets, reference={"how": "mask", "freeze": True}, **reading)
+    assert_as_alone(
+        subject_of(), sample, sets, reference={"how": "mask", "freeze": True}, **reading
+    )
 
 
 def test_what_is_removed_for_good_is_masked_from_its_first_layer_on():
@@ -175,7 +211,10 @@ def test_what_is_removed_for_good_is_masked_from_its_first_layer_on():
 
 
 CONVERSATION = [
-    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "where is the red square?"}]},
+    {
+        "role": "user",
+        "content": [{"type": "image"}, {"type": "text", "text": "where is the red square?"}],
+    },
     {"role": "assistant", "content": [{"type": "text", "text": "above it"}]},
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a circle?"}]},
 ]
@@ -198,11 +237,21 @@ def test_text_between_two_images(factory, how):
 def test_questions_and_system_prompts_of_one_image():
     """Questions share a prefix; another system prompt is another prefix."""
     subject, cases = subject_of(), random_sets(2)
-    system = {"role": "system", "content": [{"type": "text", "text": "You are a helpful assistant. "}]}
+    system = {
+        "role": "system",
+        "content": [{"type": "text", "text": "You are a helpful assistant. "}],
+    }
     asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
     sweep = Sweep(subject, cases, max_new_tokens=TOKENS)
-    for question, prefixes in ((QUESTION, 1), (OTHER_QUESTION, 1), ([system, asked], 2), ("a circle?", 2)):
-        assert_as_alone(subject, Sample("1", picture(1), question, answer="a red circle"), cases, sweep=sweep)
+    for question, prefixes in (
+        (QUESTION, 1),
+        (OTHER_QUESTION, 1),
+        ([system, asked], 2),
+        ("a circle?", 2),
+    ):
+        assert_as_alone(
+            subject, Sample("1", picture(1), question, answer="a red circle"), cases, sweep=sweep
+        )
         assert sweep.memory.computed == prefixes
 
 
@@ -210,21 +259,36 @@ def test_distances_are_those_of_the_next_token():
     subject, sample = subject_of(), Sample("1", picture(1), QUESTION, answer="a red circle")
     found = sweep_one(subject, sample, {"late": {3, 4}}, max_new_tokens=1).sel(case="late")
     inputs = subject.encode(sample.image, sample.question)
-    first, case = (logits_alone(subject, inputs, layers)[-1].double().log_softmax(-1) for layers in ((), {3, 4}))
-    assert found["kl"].item() == pytest.approx((first.exp() * (first - case)).sum().item(), abs=1e-5)
-    assert found["total_variation"].item() == pytest.approx((first.exp() - case.exp()).abs().sum().item() / 2, abs=1e-5)
+    first, case = (
+        logits_alone(subject, inputs, layers)[-1].double().log_softmax(-1)
+        for layers in ((), {3, 4})
+    )
+    assert found["kl"].item() == pytest.approx(
+        (first.exp() * (first - case)).sum().item(), abs=1e-5
+    )
+    assert found["total_variation"].item() == pytest.approx(
+        (first.exp() - case.exp()).abs().sum().item() / 2, abs=1e-5
+    )
     assert found["first_token_changed"].item() == (first.argmax() != case.argmax())
     gold = SamplePrompts.of(subject, sample, None).gold
-    logits = logits_alone(subject, with_response(inputs, gold), {3, 4})[-len(gold) - 1 : -1].double().log_softmax(-1)
+    logits = (
+        logits_alone(subject, with_response(inputs, gold), {3, 4})[-len(gold) - 1 : -1]
+        .double()
+        .log_softmax(-1)
+    )
     assert len(gold) == 2 or subject.processor.tokenizer.decode(gold).strip() == "a red circle"
-    assert found["gold_logprob"].item() == pytest.approx(logits.gather(-1, gold[:, None]).sum().item(), abs=1e-4)
+    assert found["gold_logprob"].item() == pytest.approx(
+        logits.gather(-1, gold[:, None]).sum().item(), abs=1e-4
+    )
 
 
 def test_the_shipped_model():
     subject = load("tiny-llava")
     layers = len(stacks(subject.model)["llm"].layers)
     sample = Sample("1", picture(1, 60, 60), "what colour is the circle ?", answer="it is red")
-    assert_as_alone(subject, sample, random_sets(4, layers), donor=[picture(2, 60, 60)], layers=layers)
+    assert_as_alone(
+        subject, sample, random_sets(4, layers), donor=[picture(2, 60, 60)], layers=layers
+    )
 
 
 @pytest.mark.parametrize("how", ["mask", "zero", "remove", "swap"])
@@ -244,15 +308,23 @@ def test_the_context_managers_say_the_same(how):
 
 def formula(sets):
     """Rows of a layer: the distinct histories of dropped or not, up to it."""
-    return sum(len({tuple(layer in s for layer in range(depth + 1)) for s in sets}) for depth in range(LAYERS))
+    return sum(
+        len({tuple(layer in s for layer in range(depth + 1)) for s in sets})
+        for depth in range(LAYERS)
+    )
 
 
 def test_rows_are_computed_once_for_each_history():
     """A loop over cases would compute cases x layers, and one prefix for each."""
-    cases, samples = [windows(2), from_layer(), {0, 3}], [Sample(str(i), picture(i // 2), QUESTION) for i in range(4)]
+    cases, samples = (
+        [windows(2), from_layer(), {0, 3}],
+        [Sample(str(i), picture(i // 2), QUESTION) for i in range(4)],
+    )
     table = drop_sweep(subject_of(), samples, cases, max_new_tokens=1, progress=False)
     sets = [frozenset(), frozenset(range(LAYERS)), *resolve(cases, LAYERS).values()]
-    assert (table["row_layers"] == formula(sets) + LAYERS).all()  # + another image, a row of its own
+    assert (
+        table["row_layers"] == formula(sets) + LAYERS
+    ).all()  # + another image, a row of its own
     assert formula(sets) + LAYERS < 0.75 * LAYERS * table.sizes["case"]
     assert table.attrs["image_prefixes"] == 2
     assert table.attrs["row_layers"] == 4 * (formula(sets) + LAYERS)
@@ -268,7 +340,11 @@ def test_the_table():
     given = (("a", 1, "a red circle"), ("b", 2, None), ("c", 1, ("x", "y", "y")))
     samples = [Sample(name, picture(seed), QUESTION, answer=answer) for name, seed, answer in given]
     table = drop_sweep(subject, samples, windows(2), "swap", max_new_tokens=TOKENS, progress=False)
-    assert table["sample"].values.tolist() == ["a", "b", "c"]  # although both questions about image 1 ran together
+    assert table["sample"].values.tolist() == [
+        "a",
+        "b",
+        "c",
+    ]  # although both questions about image 1 ran together
     assert table["case"].values.tolist() == [*ALWAYS, "1-2", "3-4", "5"]
     assert table["answer"].dtype == object
     assert table["dropped"].sel(case="3-4").values.tolist() == [False, False, True, True, False]
@@ -286,16 +362,24 @@ def test_the_table():
 def test_correct_is_the_score():
     subject = subject_of()
     sample = Sample("1", picture(1), QUESTION)
-    said = sweep_one(subject, sample, [{0}], max_new_tokens=TOKENS)["answer"].sel(case=UNTOUCHED).item()
+    said = (
+        sweep_one(subject, sample, [{0}], max_new_tokens=TOKENS)["answer"]
+        .sel(case=UNTOUCHED)
+        .item()
+    )
     answered = Sample("1", picture(1), QUESTION, answer=(f" {said.upper()}.", "no"))
     table = sweep_one(subject, answered, [{0}], max_new_tokens=TOKENS)
     assert table["correct"].sel(case=UNTOUCHED) == 1
-    halves = sweep_one(subject, sample, [{0}], max_new_tokens=TOKENS, score=lambda answer, sample: 0.5)
+    halves = sweep_one(
+        subject, sample, [{0}], max_new_tokens=TOKENS, score=lambda answer, sample: 0.5
+    )
     assert (halves["correct"].sel(case=[UNTOUCHED, NO_VISION]) == 0.5).all()
 
 
 def test_without_another_image_that_case_is_missing():
-    table = drop_sweep(subject_of(), Sample("1", picture(1), QUESTION), [{0}], max_new_tokens=1, progress=False)
+    table = drop_sweep(
+        subject_of(), Sample("1", picture(1), QUESTION), [{0}], max_new_tokens=1, progress=False
+    )
     assert table["answer"].sel(case=ANOTHER_IMAGE).item() == ""
     assert table["kl"].sel(case=ANOTHER_IMAGE).isnull().all()
 
@@ -309,7 +393,9 @@ def test_another_image_may_have_another_size():
 
 
 def test_a_sample_without_a_image_is_the_same_in_every_case():
-    table = drop_sweep(subject_of(), Sample("1", None, QUESTION), windows(2), max_new_tokens=TOKENS, progress=False)
+    table = drop_sweep(
+        subject_of(), Sample("1", None, QUESTION), windows(2), max_new_tokens=TOKENS, progress=False
+    )
     assert table["row_layers"] == LAYERS
     assert (table["kl"].drop_sel(case=ANOTHER_IMAGE) == 0).all()
 
@@ -326,8 +412,13 @@ def test_a_model_whose_image_sees_the_question_shares_nothing(capsys):
     """Found out by trying: here layer 2 mixes the mean of all tokens into each."""
     subject = subject_of(seed=1)  # its own: a model is tried once
     layer = stacks(subject.model)["llm"].layers[1]
-    hook = layer.register_forward_hook(lambda module, args, output: output + output.mean(1, keepdim=True))
-    samples = [Sample("1", picture(1), QUESTION, answer="a red circle"), Sample("2", picture(2), QUESTION)]
+    hook = layer.register_forward_hook(
+        lambda module, args, output: output + output.mean(1, keepdim=True)
+    )
+    samples = [
+        Sample("1", picture(1), QUESTION, answer="a red circle"),
+        Sample("2", picture(2), QUESTION),
+    ]
     table = drop_sweep(subject, samples, [{0}, {1, 2}], max_new_tokens=1)
     hook.remove()
     assert "another one where a question follows" in table.attrs["sharing"]
@@ -338,13 +429,28 @@ def test_a_model_whose_image_sees_the_question_shares_nothing(capsys):
 @torch.no_grad()
 def test_attention_in_both_directions_is_found_out():
     """PaliGemma's image sees the question."""
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
-    text = GemmaConfig(vocab_size=50, num_key_value_heads=2, head_dim=8, initializer_range=0.3, **size)
-    vision = SiglipVisionConfig(image_size=32, patch_size=8, num_image_tokens=16, projection_dim=32, **size)
-    config = PaliGemmaConfig(text_config=text, vision_config=vision, image_token_index=49, projection_dim=32)
+    size = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
+    text = GemmaConfig(
+        vocab_size=50, num_key_value_heads=2, head_dim=8, initializer_range=0.3, **size
+    )
+    vision = SiglipVisionConfig(
+        image_size=32, patch_size=8, num_image_tokens=16, projection_dim=32, **size
+    )
+    config = PaliGemmaConfig(
+        text_config=text, vision_config=vision, image_token_index=49, projection_dim=32
+    )
     model = PaliGemmaForConditionalGeneration(config).eval()
     ids = torch.tensor([[49] * 16 + [2, 5, 6, 7]])
-    inputs = {"input_ids": ids, "token_type_ids": ids * 0, "pixel_values": torch.randn(1, 3, 32, 32)}
+    inputs = {
+        "input_ids": ids,
+        "token_type_ids": ids * 0,
+        "pixel_values": torch.randn(1, 3, 32, 32),
+    }
     stack, prompt = stacks(model)["llm"], EmbeddedPrompt.of(model, inputs)
     judged = verdict(model, stack, inputs, prompt, ImagePrefix.of(model, stack, prompt))
     assert "another one where a question follows" in judged.reason
@@ -391,12 +497,18 @@ def test_mistakes_are_told_in_a_line(cases, options, complaint):
 
 def test_samples_need_ids_of_their_own():
     with pytest.raises(ProbeError, match="'1' twice"):
-        drop_sweep(subject_of(), [Sample("1", picture(1), "a"), Sample("1", picture(1), "b")], [{0}])
+        drop_sweep(
+            subject_of(), [Sample("1", picture(1), "a"), Sample("1", picture(1), "b")], [{0}]
+        )
 
 
 def test_a_window_shorter_than_the_prompt_is_refused():
     with pytest.raises(ProbeError, match="a sliding window of at least"):
-        sweep_one(subject_of(llava_next_mistral, sliding_window=16), Sample("1", picture(1), QUESTION), [{0}])
+        sweep_one(
+            subject_of(llava_next_mistral, sliding_window=16),
+            Sample("1", picture(1), QUESTION),
+            [{0}],
+        )
 
 
 def test_helpers_make_cases():

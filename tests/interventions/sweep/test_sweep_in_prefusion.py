@@ -13,7 +13,11 @@ from probe.interventions import drop_vision, swap_vision
 from probe.interventions.sweep import Sweep, drop_sweep, windows
 from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE, NO_VISION, UNTOUCHED
 from probe.interventions.sweep.sample_prompts import SamplePrompts
-from probe.models.llava_mini import LlavaMiniConfig, LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+from probe.models.llava_mini import (
+    LlavaMiniConfig,
+    LlavaMiniForConditionalGeneration,
+    LlavaMiniProcessor,
+)
 from probe.subject.inputs import with_response
 
 LAYERS, TOKENS = 3, 3
@@ -27,13 +31,22 @@ def subject_of(**fields):
     torch.manual_seed(0)
     tokenizer = models.llama_tokenizer()
     config = LlavaMiniConfig(
-        vision_config=models._vision(32, 8, 3), text_config=models._text(models.LlamaConfig, tokenizer, LAYERS, 512),
-        num_prefusion_layers=LAYERS, **{"compressor_size": 2, "compressor_num_heads": 4, **fields},
-    )  # fmt: skip
+        vision_config=models._vision(32, 8, 3),
+        text_config=models._text(models.LlamaConfig, tokenizer, LAYERS, 512),
+        num_prefusion_layers=LAYERS,
+        **{"compressor_size": 2, "compressor_num_heads": 4, **fields},
+    )
     model = LlavaMiniForConditionalGeneration(config).eval()
-    images = models.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    processor = LlavaMiniProcessor(images, tokenizer, compressor_size=config.compressor_size,
-                                   image_token_id=config.image_token_index, chat_template=models.LLAVA15)  # fmt: skip
+    images = models.CLIPImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
+    processor = LlavaMiniProcessor(
+        images,
+        tokenizer,
+        compressor_size=config.compressor_size,
+        image_token_id=config.image_token_index,
+        chat_template=models.LLAVA15,
+    )
     return probe.load(model, processor=processor)
 
 
@@ -60,19 +73,30 @@ def assert_as_alone(subject, asked, donor, doing, **options):
         UNTOUCHED: (question.inputs, lambda: drop_vision(subject, ())),
         NO_VISION: (question.inputs, lambda: drop_vision(subject, range(LAYERS), stack=stack)),
         ANOTHER_IMAGE: (question.other, lambda: drop_vision(subject, ())),
-        **{name: (question.inputs, lambda layers=layers: doing(question, layers)) for name, layers in SETS.items()},
+        **{
+            name: (question.inputs, lambda layers=layers: doing(question, layers))
+            for name, layers in SETS.items()
+        },
     }
     for name, (logits, said) in found.items():
         inputs, done = expected[name]
         with torch.no_grad(), done():
-            forced = subject.model(**with_response(inputs, question.gold[:-1]), use_cache=False).logits
+            forced = subject.model(
+                **with_response(inputs, question.gold[:-1]), use_cache=False
+            ).logits
             greedy = subject.generate_ids(inputs, TOKENS)[0]
         torch.testing.assert_close(logits, forced[0, -len(question.gold) :], rtol=1e-5, atol=1e-5)
         assert said.tolist() == greedy.tolist(), name
     return found
 
 
-LLM = [{}, {"how": "zero"}, {"freeze": True}, {"how": "remove"}, {"how": "remove", "restore": False}]
+LLM = [
+    {},
+    {"how": "zero"},
+    {"freeze": True},
+    {"how": "remove"},
+    {"how": "remove", "restore": False},
+]
 
 
 @pytest.mark.parametrize("reading", LLM, ids=str)
@@ -90,11 +114,22 @@ def test_in_the_llm_every_case_is_what_it_is_alone(reading, pictures):
 @pytest.mark.parametrize("images", [1, 2])
 def test_swapping_in_the_llm_is_what_it_is_alone(pictures):
     subject, donor = subject_of(), [models.image(7 + i) for i in range(pictures)]
-    assert_as_alone(subject, sample(images=pictures), donor,
-                    lambda question, layers: swap_vision(subject, layers, question.other), how="swap")  # fmt: skip
+    assert_as_alone(
+        subject,
+        sample(images=pictures),
+        donor,
+        lambda question, layers: swap_vision(subject, layers, question.other),
+        how="swap",
+    )
 
 
-PREFUSION = [{}, {"how": "zero"}, {"freeze": True}, {"queries": "text"}, {"queries": "compressed", "how": "zero"}]
+PREFUSION = [
+    {},
+    {"how": "zero"},
+    {"freeze": True},
+    {"queries": "text"},
+    {"queries": "compressed", "how": "zero"},
+]
 
 
 @pytest.mark.parametrize("reading", PREFUSION, ids=str)
@@ -113,15 +148,21 @@ def test_in_pre_fusion_every_case_is_what_it_is_alone(reading, pictures):
 def test_a_image_is_read_once_and_every_case_costs_its_words_alone():
     subject = subject_of()
     patches = []
-    hook = subject.model.model.prefusion.layers[0].register_forward_hook(lambda m, a, out: patches.append(out.shape[1]))
+    hook = subject.model.model.prefusion.layers[0].register_forward_hook(
+        lambda m, a, out: patches.append(out.shape[1])
+    )
     samples = [sample(i // 2, f"{QUESTION} {i}") for i in range(4)]
     samples = [Sample(str(i), one.image, one.question) for i, one in enumerate(samples)]
-    table = drop_sweep(subject, samples, windows(1), stack="prefusion", max_new_tokens=1, progress=False)
+    table = drop_sweep(
+        subject, samples, windows(1), stack="prefusion", max_new_tokens=1, progress=False
+    )
     hook.remove()
     assert table.attrs["image_prefixes"] == 2
     assert table.attrs["row_layers"] == 4 * LAYERS * table.sizes["case"]
     assert patches.count(16) <= 2 + 1, "once an image, and once to try it out"
-    assert (table["dropped"].sel(case="no vision").sum() == LAYERS) and table.attrs["sharing"] == "exact"
+    assert (table["dropped"].sel(case="no vision").sum() == LAYERS) and table.attrs[
+        "sharing"
+    ] == "exact"
     assert (table["kl"].sel(case=["1", "2", "3"]) > 0).any()
 
 

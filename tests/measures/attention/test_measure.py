@@ -1,4 +1,6 @@
-"""Every number of the record against a plain computation from eager maps, on the shapes of real checkpoints."""
+"""Every number of the record against a plain computation from eager maps, on the shapes of real
+checkpoints.
+"""
 
 from typing import Any
 
@@ -25,10 +27,16 @@ from probe.subject.subject import load
 TOLERANCE = 1e-5
 QUESTION = "what is in the picture?"
 TWO_IMAGES = [
-    {"role": "user", "content": [{"type": "text", "text": "compare"}, {"type": "image"}, {"type": "image"}]},
+    {
+        "role": "user",
+        "content": [{"type": "text", "text": "compare"}, {"type": "image"}, {"type": "image"}],
+    },
 ]
 TURNS = [
-    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "how many circles are there?"}]},
+    {
+        "role": "user",
+        "content": [{"type": "image"}, {"type": "text", "text": "how many circles are there?"}],
+    },
     {"role": "assistant", "content": "there are three circles"},
     {"role": "user", "content": "and where is the red square?"},
 ]
@@ -76,10 +84,15 @@ def plain_tables(subject, inputs, row=0):
 def tables(record, sample, stack="llm"):
     """The same, from a record; ragged ends are cut off."""
     node = node_of(record, stack).isel(sample=sample)
-    keys = int((node["key_image"].values >= 0).sum()) or int(node["key_count"].sel(key_type="vision"))
+    keys = int((node["key_image"].values >= 0).sum()) or int(
+        node["key_count"].sel(key_type="vision")
+    )
     names = ("mass", "share", "lift", "entropy", "head_entropy", "received")
     return [
-        {name: node[name].isel(layer=layer).values[..., : keys if name == "received" else None] for name in names}
+        {
+            name: node[name].isel(layer=layer).values[..., : keys if name == "received" else None]
+            for name in names
+        }
         for layer in range(node.sizes["layer"])
     ]
 
@@ -88,7 +101,9 @@ def tables(record, sample, stack="llm"):
 def test_every_number_equals_eager_maps(each, types, turns):
     subject = each
     for sample in samples():
-        inputs = subject.encode(list(sample.images) or None, sample.question, "a red circle", types=types, turns=turns)
+        inputs = subject.encode(
+            list(sample.images) or None, sample.question, "a red circle", types=types, turns=turns
+        )
         record = measure(subject, [sample], response="a red circle", types=types, turns=turns)
         for got, expected in zip(tables(record, 0), plain_tables(subject, inputs), strict=True):
             assert difference(got, expected) < TOLERANCE, sample.id
@@ -102,7 +117,9 @@ def test_a_padded_batch_equals_one_by_one(factory):
         alone = measure(subject, [sample], max_new_tokens=5)
         assert alone["response"].values[0] == together["response"].values[i]
         for stack in ("llm", "vision") if sample.images else ("llm",):
-            for got, expected in zip(tables(together, i, stack), tables(alone, 0, stack), strict=True):
+            for got, expected in zip(
+                tables(together, i, stack), tables(alone, 0, stack), strict=True
+            ):
                 assert difference(got, expected) < TOLERANCE
 
 
@@ -110,7 +127,10 @@ def test_a_padded_batch_equals_one_by_one(factory):
 def test_padding_on_either_side(each, side):
     """The statistic of a batch that is padded by hand."""
     subject = each
-    rows = [with_response(subject.encode(list(s.images) or None, s.question), [9, 8, 7]) for s in samples()[:2]]
+    rows = [
+        with_response(subject.encode(list(s.images) or None, s.question), [9, 8, 7])
+        for s in samples()[:2]
+    ]
     batch = collate(rows, side=side)
     stack = {"llm": probe.measures.attention.measure.find_stacks(subject.model)["llm"]}
     nodes = probe.measures.attention.measure._forward(subject, batch, stack)
@@ -128,21 +148,31 @@ def test_the_encoder_is_measured_the_same_way(factory):
     inputs = subject.encode(list(sample.images), sample.question)
     pixels = inputs["pixel_values"]
     tiles = len(set(zip(inputs.encoder_grid[0].image, inputs.encoder_grid[0].tile, strict=True)))
-    if pixels.ndim == 5:  # (image, tile, channel, y, x), with empty tiles behind those of an image with fewer
+    if (
+        pixels.ndim == 5
+    ):  # (image, tile, channel, y, x), with empty tiles behind those of an image with fewer
         grid = inputs.encoder_grid[0]
         count = [len(set(grid.tile[grid.image == image])) for image in range(len(pixels))]
         pixels = torch.cat([tile[:n] for tile, n in zip(pixels, count, strict=True)])
     assert len(pixels) == tiles
     encoder = probe.measures.attention.measure.find_stacks(subject.model)["vision"]
     with torch.no_grad():
-        maps = subject.model.get_encoder(modality="image")(pixels, output_attentions=True).attentions
+        maps = subject.model.get_encoder(modality="image")(
+            pixels, output_attentions=True
+        ).attentions
     node = node_of(record, "vision").isel(sample=0)
     assert len(maps) == len(encoder.layers) == node.sizes["layer"]
     ids = np.array([0] + [1] * (maps[0].shape[-1] - 1))
     visible = torch.ones(maps[0].shape[-1], maps[0].shape[-1], dtype=torch.bool)
     for layer, batch in enumerate(maps):
         each = [plain_table(tile, visible, ("cls", "vision"), ids, ids, ids == 1) for tile in batch]
-        for name in ("mass", "share", "lift", "entropy", "head_entropy"):  # as many queries in every tile
+        for name in (
+            "mass",
+            "share",
+            "lift",
+            "entropy",
+            "head_entropy",
+        ):  # as many queries in every tile
             expected = np.mean([table[name] for table in each], 0)
             np.testing.assert_allclose(node[name].values[layer], expected, atol=TOLERANCE)
         expected = np.concatenate([table["received"] for table in each], -1)
@@ -155,23 +185,50 @@ def test_response_rows_equal_cached_decoding(factory):
     subject = subject_of(factory, attn="eager")
     prompt = subject.encode(models.image(0, 70, 50), QUESTION)
     generate: Any = subject.model.generate
-    steps = generate(**prompt, max_new_tokens=6, do_sample=False, output_attentions=True, return_dict_in_generate=True)
+    steps = generate(
+        **prompt,
+        max_new_tokens=6,
+        do_sample=False,
+        output_attentions=True,
+        return_dict_in_generate=True,
+    )
     record = measure(subject, models.image(0, 70, 50), QUESTION, max_new_tokens=6)
     types = np.append(prompt.types.ids[0], [2] * 6)
     for layer in range(3):
-        rows = [step[layer][0, :, 0].double().numpy() for step in steps.attentions[1:]]  # (head, key) of each
-        known = [types[width - row.shape[-1] : width] for row, width in
-                 zip(rows, range(prompt["input_ids"].shape[1] + 1, 10**6), strict=False)]  # fmt: skip
-        mass = np.mean([[row[:, ids == b].sum(-1) for b in range(3)] for row, ids in zip(rows, known, strict=True)], 0)
-        got = node_of(record, "llm")["mass"].isel(sample=0, layer=layer).sel(query_type="response").values
+        rows = [
+            step[layer][0, :, 0].double().numpy() for step in steps.attentions[1:]
+        ]  # (head, key) of each
+        known = [
+            types[width - row.shape[-1] : width]
+            for row, width in zip(
+                rows, range(prompt["input_ids"].shape[1] + 1, 10**6), strict=False
+            )
+        ]
+        mass = np.mean(
+            [
+                [row[:, ids == b].sum(-1) for b in range(3)]
+                for row, ids in zip(rows, known, strict=True)
+            ],
+            0,
+        )
+        got = (
+            node_of(record, "llm")["mass"]
+            .isel(sample=0, layer=layer)
+            .sel(query_type="response")
+            .values
+        )
         np.testing.assert_allclose(np.nan_to_num(got), mass.T, atol=TOLERANCE)
 
 
 def test_logits_are_bit_identical_while_measuring(subject, monkeypatch):
     seen = []
-    handle = subject.model.register_forward_hook(lambda module, args, output: seen.append(output.logits))
+    handle = subject.model.register_forward_hook(
+        lambda module, args, output: seen.append(output.logits)
+    )
     image = models.image(0, 70, 50)
-    record = measure(subject, image, QUESTION, response="a red circle", maps=True, contribution=True)
+    record = measure(
+        subject, image, QUESTION, response="a red circle", maps=True, contribution=True
+    )
     handle.remove()
     inputs = subject.encode(models.image(0, 70, 50), QUESTION, "a red circle")
     with torch.no_grad():
@@ -184,7 +241,9 @@ def test_logits_are_bit_identical_while_measuring(subject, monkeypatch):
 
 def test_rows_of_text_only(subject):
     whole = node_of(measure(subject, models.image(), QUESTION, response="a red circle"), "llm")
-    text = node_of(measure(subject, models.image(), QUESTION, response="a red circle", rows="text"), "llm")
+    text = node_of(
+        measure(subject, models.image(), QUESTION, response="a red circle", rows="text"), "llm"
+    )
     assert np.isnan(text["mass"].sel(query_type="vision")).all()
     for name in ("mass", "share", "lift", "entropy", "head_entropy", "received"):
         asked = {"query_type": ["instruction", "response"]}
@@ -194,13 +253,20 @@ def test_rows_of_text_only(subject):
 def test_own_types_keep_the_rest(subject):
     inputs = subject.encode(models.image(), QUESTION, "a red circle")
     mask = inputs.types.vision[0] & (np.cumsum(inputs.types.vision[0]) <= 3)
-    node = node_of(measure(subject, models.image(), QUESTION, response="a red circle", types={"corner": mask}), "llm")
+    node = node_of(
+        measure(subject, models.image(), QUESTION, response="a red circle", types={"corner": mask}),
+        "llm",
+    )
     assert list(node["key_type"].values) == ["corner", "instruction", "vision", "response"]
     assert int(node["key_count"].sel(key_type="corner").item()) == 3
-    whole = node_of(measure(subject, models.image(), QUESTION, response="a red circle"), "llm")["mass"]
+    whole = node_of(measure(subject, models.image(), QUESTION, response="a red circle"), "llm")[
+        "mass"
+    ]
     both = node["mass"].sel(query_type="response", key_type=["corner", "vision"]).sum("key_type")
     np.testing.assert_allclose(both, whole.sel(query_type="response", key_type="vision"), atol=1e-6)
-    assert node["received"].sizes["key"] == len(inputs.grid[0]), "the corner's patches are still vision keys"
+    assert node["received"].sizes["key"] == len(inputs.grid[0]), (
+        "the corner's patches are still vision keys"
+    )
 
 
 def test_maps_are_the_rows_that_predict_the_response(subject):
@@ -226,10 +292,14 @@ def test_a_response_taken_from_another_record(subject):
 
 def test_samples_without_images_among_others(subject):
     """Whether or not they share a batch with one that has an image."""
-    together, apart = (measure(subject, samples(), response="a", batch_tokens=tokens) for tokens in (10**6, 1))
+    together, apart = (
+        measure(subject, samples(), response="a", batch_tokens=tokens) for tokens in (10**6, 1)
+    )
     for stack in ("llm", "vision"):
         for name, values in node_of(apart, stack).data_vars.items():
-            np.testing.assert_allclose(values.values, node_of(together, stack)[name].values, atol=TOLERANCE)
+            np.testing.assert_allclose(
+                values.values, node_of(together, stack)[name].values, atol=TOLERANCE
+            )
     assert node_of(apart, "vision")["mass"].isel(sample=3).isnull().all()
 
 
@@ -245,7 +315,9 @@ def test_contribution_needs_a_plain_projection():
     subject = subject_of(models.llava15)
     module = subject.model.get_decoder().layers[0].self_attn
     module.o_proj = torch.nn.Sequential(module.o_proj).eval()
-    with pytest.raises(ProbeError, match="plain linear output projection, got Sequential in LlamaAttention"):
+    with pytest.raises(
+        ProbeError, match="plain linear output projection, got Sequential in LlamaAttention"
+    ):
         measure(subject, models.image(), QUESTION, response="a", contribution=True)
 
 
@@ -262,12 +334,26 @@ def mixed(**options):
     """LLaVA over Qwen2, whose second layer sees six tokens back and the others everything."""
     model, processor = models.llava15()
     kinds = ["full_attention", "sliding_attention", "full_attention"]
-    text = models._text(Qwen2Config, processor.tokenizer, 3, 512, layer_types=kinds, use_sliding_window=True,
-                        sliding_window=6, max_window_layers=0)  # fmt: skip
-    config = LlavaConfig(vision_config=model.config.vision_config, text_config=text, image_seq_length=16,
-                         image_token_index=model.config.image_token_index)  # fmt: skip
+    text = models._text(
+        Qwen2Config,
+        processor.tokenizer,
+        3,
+        512,
+        layer_types=kinds,
+        use_sliding_window=True,
+        sliding_window=6,
+        max_window_layers=0,
+    )
+    config = LlavaConfig(
+        vision_config=model.config.vision_config,
+        text_config=text,
+        image_seq_length=16,
+        image_token_index=model.config.image_token_index,
+    )
     torch.manual_seed(0)
-    return LlavaForConditionalGeneration._from_config(config, attn_implementation="eager").eval(), processor
+    return LlavaForConditionalGeneration._from_config(
+        config, attn_implementation="eager"
+    ).eval(), processor
 
 
 def test_counts_have_layers_where_layers_differ(tmp_path):
@@ -287,11 +373,18 @@ def test_counts_have_layers_where_layers_differ(tmp_path):
         visible = position <= position[:, None]
         visible = visible & (position > position[:, None] - 6) if layer == 1 else visible
         layout = types.ids[0], np.where(types.is_query, types.ids, -1)[0], types.vision[0]
-        assert difference(got, plain_table(maps[layer][0], torch.tensor(visible), types.names, *layout)) < TOLERANCE
+        assert (
+            difference(
+                got, plain_table(maps[layer][0], torch.tensor(visible), types.names, *layout)
+            )
+            < TOLERANCE
+        )
     save_record(record, tmp_path / "record.zarr.zip")
     assert open_record(tmp_path / "record.zarr.zip").identical(record)
     for weights in ("sample", "query_count"):
-        assert len(probe.plots.mass(record, weights=weights).lines) and probe.plots.heads(record, weights=weights)
+        assert len(probe.plots.mass(record, weights=weights).lines) and probe.plots.heads(
+            record, weights=weights
+        )
     frame = probe.to_dataframe(record, "query_count")
     assert set(frame["layer"]) == {0, 1, 2} and frame["value"].min() >= 0
 
@@ -305,7 +398,9 @@ def test_a_record_whose_layers_agree_merges_with_one_whose_layers_differ():
     both = node_of(merge([short, imaged]), "llm")
     assert both["query_count"].dims == ("sample", "layer", "query_type", "key_type")
     expected = node_of(short, "llm")["query_count"].values[0]
-    assert (both["query_count"].values[0] == expected).all() and both["query_count"].dtype == np.int32
+    assert (both["query_count"].values[0] == expected).all() and both[
+        "query_count"
+    ].dtype == np.int32
 
 
 # Memory
@@ -320,22 +415,41 @@ class Allocations(TorchDispatchMode):
         out = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if torch.is_tensor(tensor):
-                self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.element_size())
+                self.largest = max(
+                    self.largest, tensor.untyped_storage().nbytes() // tensor.element_size()
+                )
         return out
 
 
-@pytest.mark.parametrize("options", [{}, {"maps": "heads", "contribution": True, "received_head": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"maps": "heads", "contribution": True, "received_head": True}]
+)
 def test_no_map_is_ever_allocated(options):
     """Nothing of head·S·S/4 elements or more, of encoder or LLM, exists at any time."""
-    subject = subject_of(models.llava15, side=96, patch=4, hidden_size=32, intermediate_size=32, num_attention_heads=8,
-                         num_key_value_heads=8)  # fmt: skip
+    subject = subject_of(
+        models.llava15,
+        side=96,
+        patch=4,
+        hidden_size=32,
+        intermediate_size=32,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+    )
     inputs = subject.encode(models.image(), QUESTION, "a red circle")
     size = inputs["input_ids"].shape[1]
     with Allocations() as watch:
         measure(subject, models.image(), QUESTION, response="a red circle", **options)
     assert size > 500 and watch.largest < 8 * size * size // 4
-    eager = subject_of(models.llava15, side=96, patch=4, hidden_size=32, intermediate_size=32, num_attention_heads=8,
-                       num_key_value_heads=8, attn="eager")  # fmt: skip
+    eager = subject_of(
+        models.llava15,
+        side=96,
+        patch=4,
+        hidden_size=32,
+        intermediate_size=32,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        attn="eager",
+    )
     with Allocations() as watch:
         measure(eager, models.image(), QUESTION, response="a red circle")
     assert watch.largest >= 8 * size * size // 4, "the watch can fail"

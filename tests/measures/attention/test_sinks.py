@@ -8,7 +8,14 @@ from planted_sinks import with_sinks
 
 import probe
 from probe.errors import ProbeError
-from probe.measures.attention.sinks import ATTENTION, HANDLED, NORM, find_sinks, is_sink, norms_and_attention
+from probe.measures.attention.sinks import (
+    ATTENTION,
+    HANDLED,
+    NORM,
+    find_sinks,
+    is_sink,
+    norms_and_attention,
+)
 from probe.models.planted import planted
 from probe.subject.inputs import collate
 
@@ -22,7 +29,9 @@ def test_planted_sinks_are_found_and_nothing_else(patches, bos):
     known = with_sinks(planted(), patches, bos)
     found = find_sinks(subject_of(known), known.image("red", 1), known.question)
     sinks = found["sink"].any("layer").values
-    assert sorted(found["row_key"].values[sinks & (found["row_key"].values >= 0)].tolist()) == sorted(patches)
+    assert sorted(
+        found["row_key"].values[sinks & (found["row_key"].values >= 0)].tolist()
+    ) == sorted(patches)
     assert np.flatnonzero(sinks & (found["row_key"].values < 0)).tolist() == [0] * bos
     assert subject_of(known).answer(known.image("red", 1), known.question) == "red"
 
@@ -32,13 +41,15 @@ def test_a_model_without_has_none():
     assert not find_sinks(subject_of(known), known.image("red", 1), known.question)["sink"].any()
     for factory in models.FACTORIES:
         model, processor = factory(side=16)
-        assert not find_sinks(probe.load(model, processor=processor), models.image(), "where?", "a circle")[
-            "sink"
-        ].any()
+        assert not find_sinks(
+            probe.load(model, processor=processor), models.image(), "where?", "a circle"
+        )["sink"].any()
 
 
 def test_outlying_norm_alone_or_attention_alone_is_no_sink():
-    """The planted model looks at its patches and at the first token with all its weight: that is no sink."""
+    """The planted model looks at its patches and at the first token with all its weight: that is no
+    sink.
+    """
     known = planted()
     found = find_sinks(subject_of(known), known.image("red", 1), known.question)
     assert float(found["drawn"].max()) > ATTENTION
@@ -48,7 +59,10 @@ def test_outlying_norm_alone_or_attention_alone_is_no_sink():
 def test_padding_and_batches_change_nothing():
     known = with_sinks(planted(), (5,))
     subject = subject_of(known)
-    rows = [subject.encode(known.image("red"), known.question), subject.encode(known.image("blue"), "what ?")]
+    rows = [
+        subject.encode(known.image("red"), known.question),
+        subject.encode(known.image("blue"), "what ?"),
+    ]
     for side in ("left", "right"):
         norm, drawn = norms_and_attention(subject, collate(rows, side=side))
         for row, alone in enumerate(rows):
@@ -62,18 +76,26 @@ def test_padding_and_batches_change_nothing():
 def test_a_record_marks_them_and_counts_them_as_it_is_told(tmp_path):
     known = with_sinks(planted(), (5,))
     subject, image = subject_of(known), known.image("red", 1)
-    records = {how: probe.measure(subject, image, known.question, sinks=how, stacks=["llm"]) for how in HANDLED}
+    records = {
+        how: probe.measure(subject, image, known.question, sinks=how, stacks=["llm"])
+        for how in HANDLED
+    }
     alone = find_sinks(subject, image, known.question)
     for record in records.values():
         marked = record["llm"]["key_sink"].isel(sample=0).values
         assert np.flatnonzero(marked.any(0)).tolist() == [5]
     np.testing.assert_array_equal(marked, alone["sink"].values[:, alone["row_key"] >= 0])
-    keep, drop, split = (records[how]["llm"]["mass"].isel(sample=0).sel(query_type="response") for how in HANDLED)
+    keep, drop, split = (
+        records[how]["llm"]["mass"].isel(sample=0).sel(query_type="response") for how in HANDLED
+    )
     np.testing.assert_allclose(split.sum("key_type"), 1, atol=1e-5)
     np.testing.assert_allclose(drop.sum("key_type") + split.sel(key_type="sink"), 1, atol=1e-5)
     np.testing.assert_allclose(drop.sel(key_type="vision"), split.sel(key_type="vision"), atol=1e-6)
     assert float(keep.sel(key_type="vision")[0, 1]) > float(drop.sel(key_type="vision")[0, 1]) + 0.3
-    assert probe.open_record(probe.save_record(records["drop"], tmp_path / "drop")).attrs["sinks"] == "drop"
+    assert (
+        probe.open_record(probe.save_record(records["drop"], tmp_path / "drop")).attrs["sinks"]
+        == "drop"
+    )
 
 
 @pytest.mark.parametrize("how", HANDLED)
@@ -85,11 +107,15 @@ def test_heat_maps_mark_them(how):
     (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
     middle = ((left + right) * 5.5 / 6, (top + bottom) * 0.5 / 6)
     if how == "split":
-        assert "×" in axis.texts[0].get_text() and axis.texts[0].get_position() == pytest.approx(middle)
+        assert "×" in axis.texts[0].get_text() and axis.texts[0].get_position() == pytest.approx(
+            middle
+        )
     else:
         assert (axis.lines[0].get_xdata()[0], axis.lines[0].get_ydata()[0]) == pytest.approx(middle)
     assert len(axis.collections[0].get_array()) == (36 if how == "keep" else 35)
-    assert "attention sink" in " ".join(text.get_text() for text in axis.figure.findobj(type(axis.title)))
+    assert "attention sink" in " ".join(
+        text.get_text() for text in axis.figure.findobj(type(axis.title))
+    )
     plt.close(axis.figure)
 
 

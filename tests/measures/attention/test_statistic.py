@@ -1,4 +1,6 @@
-"""The statistic against attention known by construction, and against the plain computation from whole maps."""
+"""The statistic against attention known by construction, and against the plain computation from
+whole maps.
+"""
 
 import numpy as np
 import pytest
@@ -41,9 +43,18 @@ def visibility(ids, query_count=None, causal=True, window=None):
 def call_of(query, key, value=None, mask=None, causal=True, window=None, scaling=DIM**-0.5):
     value = key if value is None else value
     return AttentionCall(
-        name="layer", module=torch.nn.Identity(), query=query, key=key, value=value, mask=mask, own_mask=mask,
-        scaling=scaling, causal=causal, window=window, options={},
-    )  # fmt: skip
+        name="layer",
+        module=torch.nn.Identity(),
+        query=query,
+        key=key,
+        value=value,
+        mask=mask,
+        own_mask=mask,
+        scaling=scaling,
+        causal=causal,
+        window=window,
+        options={},
+    )
 
 
 def weights_of(call, visible):
@@ -62,7 +73,9 @@ def random_call(ids, heads=4, key_heads=4, queries=None, seed=0, scale=1.0, **op
     generator = torch.Generator().manual_seed(seed)
     batch, size = ids.shape
     draw = lambda n, length: torch.randn(batch, n, length, DIM, generator=generator) * scale  # noqa: E731
-    return call_of(draw(heads, queries or size), draw(key_heads, size), draw(key_heads, size), **options)
+    return call_of(
+        draw(heads, queries or size), draw(key_heads, size), draw(key_heads, size), **options
+    )
 
 
 # Attention known by construction
@@ -72,7 +85,9 @@ def test_uniform_attention():
     """Every score is 0, so a query at i gives 1 / (i + 1) to each key it can see."""
     ids, asked, vision = rows(layout())
     size = ids.shape[1]
-    out = table(call_of(torch.zeros(1, 2, size, DIM), torch.randn(1, 2, size, DIM)), ids, asked, vision)
+    out = table(
+        call_of(torch.zeros(1, 2, size, DIM), torch.randn(1, 2, size, DIM)), ids, asked, vision
+    )
     i = np.arange(size)
     seen_vision = np.clip(i - 3, 0, 12)
     for a, name in enumerate(NAMES):
@@ -82,7 +97,9 @@ def test_uniform_attention():
         assert out["lift"][:, a, 1] == pytest.approx(1, abs=1e-6)
         two = (ids[0] == a) & (seen_vision >= 2)
         assert out["entropy"][a, 1] == pytest.approx(np.log(seen_vision[two]).mean(), abs=1e-6)
-        assert out["head_entropy"][:, a, 1] == pytest.approx(np.log(seen_vision[two]).mean(), abs=1e-6)
+        assert out["head_entropy"][:, a, 1] == pytest.approx(
+            np.log(seen_vision[two]).mean(), abs=1e-6
+        )
 
 
 def one_hot_call(targets, size, strength=300.0):
@@ -115,7 +132,9 @@ def test_heads_that_look_at_different_keys():
     assert out["entropy"][2, 1] == pytest.approx(np.log(4), abs=1e-6)
     assert out["received"][2, :4] == pytest.approx(0.25, abs=1e-6)
     assert out["received"][2, 4:] == pytest.approx(0, abs=1e-6)
-    assert out["lift"][:, 2, 1] == pytest.approx(np.mean([(i + 1) / 12 for i in range(22, 27)]), abs=1e-5)
+    assert out["lift"][:, 2, 1] == pytest.approx(
+        np.mean([(i + 1) / 12 for i in range(22, 27)]), abs=1e-5
+    )
 
 
 # Against whole maps
@@ -139,21 +158,34 @@ CASES = {
 
 
 PADDINGS = {"one row": ((0, 0),), "left": ((0, 0), (3, 0)), "right": ((0, 0), (0, 3))}
-PADDED = [(case, side) for case in CASES for side in PADDINGS if side == "one row" or "mask" in CASES[case]]
+PADDED = [
+    (case, side)
+    for case in CASES
+    for side in PADDINGS
+    if side == "one row" or "mask" in CASES[case]
+]
 
 
 @pytest.mark.parametrize(("case", "side"), PADDED)
 def test_equals_the_plain_computation(case, side):
     options = dict(CASES[case])
-    kind, dtype, window = options.pop("mask", None), options.pop("dtype", torch.float32), options.pop("window", None)
+    kind, dtype, window = (
+        options.pop("mask", None),
+        options.pop("dtype", torch.float32),
+        options.pop("window", None),
+    )
     causal, queries = options.pop("causal", True), options.get("queries")
-    ids, asked, vision = rows(*(layout(padding=padding, after=9 - sum(padding)) for padding in PADDINGS[side]))
+    ids, asked, vision = rows(
+        *(layout(padding=padding, after=9 - sum(padding)) for padding in PADDINGS[side])
+    )
     visible = visibility(ids, queries, causal, window)
     call = random_call(ids, causal=causal, **options)
     mask = {
         None: None,
         "bool": visible[:, None],
-        "additive": torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[:, None],
+        "additive": torch.zeros(visible.shape, dtype=dtype).masked_fill(
+            ~visible, torch.finfo(dtype).min
+        )[:, None],
         "flash": torch.tensor(ids >= 0),
     }[kind]
     call = call_of(call.query, call.key, call.value, mask, causal, window)
@@ -185,7 +217,9 @@ def test_any_layout(ids, heads, seed, block):
         patch.setattr("probe.measures.attention.streaming.BLOCK_QUERIES", block)
         out = table(call, ids, asked, vision)
     visible = visibility(ids)
-    expected = plain_table(weights_of(call, visible)[0], visible[0], NAMES, ids[0], asked[0], vision[0])
+    expected = plain_table(
+        weights_of(call, visible)[0], visible[0], NAMES, ids[0], asked[0], vision[0]
+    )
     assert difference(out, expected) < 1e-5
 
 
@@ -206,7 +240,9 @@ def test_what_an_intervention_hides_counts_as_zero_but_stays_visible():
     text = torch.tensor(ids != 1)[:, :, None]
     hidden = visible & ~(text & torch.tensor(vision)[:, None])
     out = table(call.with_mask(hidden[:, None]), ids, asked, vision)
-    expected = plain_table(weights_of(call, hidden)[0], visible[0], NAMES, ids[0], asked[0], vision[0])
+    expected = plain_table(
+        weights_of(call, hidden)[0], visible[0], NAMES, ids[0], asked[0], vision[0]
+    )
     assert difference(out, expected) < 1e-5
     assert (out["mass"][:, 2, 1] == 0).all() and (out["lift"][:, 2, 1] == 0).all()
     assert np.isnan(out["entropy"][2, 1]) and out["query_count"][2, 1] == 5
@@ -233,12 +269,17 @@ def test_contribution_is_the_norm_of_what_arrives():
     call = random_call(ids, key_heads=2)
     project = torch.nn.Linear(4 * DIM, 24)
     out = table(call, ids, asked, vision, contribution=lambda module: project)
-    weights, value = weights_of(call, visibility(ids))[0], call.value[0].double().repeat_interleave(2, 0)
+    weights, value = (
+        weights_of(call, visibility(ids))[0],
+        call.value[0].double().repeat_interleave(2, 0),
+    )
     for head in range(4):
         part = project.weight[:, head * DIM : (head + 1) * DIM].double()
         for a in range(3):
             for b in range(3):
-                arrives = weights[head][ids[0] == a][:, ids[0] == b] @ value[head][ids[0] == b] @ part.T
+                arrives = (
+                    weights[head][ids[0] == a][:, ids[0] == b] @ value[head][ids[0] == b] @ part.T
+                )
                 if out["query_count"][a, b]:
                     expected = arrives.norm(dim=-1).sum().item() / out["query_count"][a, b]
                     assert out["contribution"][head, a, b] == pytest.approx(expected, rel=1e-4)
@@ -274,7 +315,11 @@ def test_tables_of_several_rows_are_pooled_exactly():
     statistic = AttentionStatistic(NAMES, ids, asked, vision)
     statistic(random_call(ids))
     one, other, both = (statistic.table("layer", which) for which in ([0], [1], [0, 1]))
-    for name, count in (("mass", "query_count"), ("entropy", "entropy_count"), ("head_entropy", "head_entropy_count")):
+    for name, count in (
+        ("mass", "query_count"),
+        ("entropy", "entropy_count"),
+        ("head_entropy", "head_entropy_count"),
+    ):
         n, m = one[count], other[count]
         with np.errstate(invalid="ignore"):
             expected = (np.nan_to_num(one[name]) * n + np.nan_to_num(other[name]) * m) / (n + m)

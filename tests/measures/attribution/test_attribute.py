@@ -1,4 +1,6 @@
-"""Every method against what it claims to compute, written out by hand; and against models whose truth is known."""
+"""Every method against what it claims to compute, written out by hand; and against models whose
+truth is known.
+"""
 
 from dataclasses import replace
 
@@ -50,14 +52,18 @@ def asked(subject: Subject, kind: str) -> Inputs:
     longer = with_response(subject.encode(images, "where is the red circle in the picture?"), ids)
     both = collate([row, longer], side="left")
     arrays = {name: getattr(both.types, name)[:1] for name in ("ids", "vision", "role", "turn")}
-    return row.having({name: t[: len(t) // 2] for name, t in both.items()}, types=replace(both.types, **arrays))
+    return row.having(
+        {name: t[: len(t) // 2] for name, t in both.items()}, types=replace(both.types, **arrays)
+    )
 
 
 @torch.no_grad()
 def logprob(subject: Subject, inputs: Inputs, **changed) -> float:
     """log p of the answer, from a plain forward."""
     count = int((inputs.types.role[0] == 5).sum())
-    logits = subject.model(**{**inputs, **changed}).logits[0, -count - 1 : -1].float().log_softmax(-1)
+    logits = (
+        subject.model(**{**inputs, **changed}).logits[0, -count - 1 : -1].float().log_softmax(-1)
+    )
     return float(logits[torch.arange(count), inputs["input_ids"][0, -count:]].sum())
 
 
@@ -66,7 +72,9 @@ def test_ablation_is_a_loop_over_grey_patches(llava, kind):
     inputs = asked(llava, kind)
     found = attribute(llava, inputs, **QUIET)
     colour = tuple(int(v * 255) for v in llava.processor.image_processor.image_mean)
-    grey = llava.encode([Image.new("RGB", p.size, colour) for p in inputs.images[0]], "?")["pixel_values"]
+    grey = llava.encode([Image.new("RGB", p.size, colour) for p in inputs.images[0]], "?")[
+        "pixel_values"
+    ]
     own = logprob(llava, inputs)
     for feature in range(4 * len(inputs.images[0])):
         image, row, col = feature // 4, feature % 4 // 2, feature % 2
@@ -93,17 +101,25 @@ def test_ablation_of_hidden_tokens_is_a_loop_over_knockouts(llava, kind, share):
 
 
 @pytest.mark.parametrize("baseline", ["rows", "zero"])
-def test_ablation_of_rows_is_a_loop_over_embeddings_and_words_are_features_like_patches(llava, baseline):
+def test_ablation_of_rows_is_a_loop_over_embeddings_and_words_are_features_like_patches(
+    llava, baseline
+):
     inputs = asked(llava, "one")
     with torch.no_grad():
         vision = inputs.types.vision[0]
         embeds = llava.model.get_input_embeddings()(inputs["input_ids"])
-        embeds[0, vision] = llava.model.model.get_image_features(inputs["pixel_values"]).pooler_output[0]
+        embeds[0, vision] = llava.model.model.get_image_features(
+            inputs["pixel_values"]
+        ).pooler_output[0]
         found = attribute(llava, inputs, baseline=baseline, **QUIET)
         positions = [[i] for i in np.flatnonzero(vision)]
         tokens = [inputs.tokens[0][i] for i in range(len(vision))]
-        for name, kind in zip(found["feature"].values[4:], found["feature_kind"].values[4:], strict=True):
-            assert kind == "word" and name.split(" (")[0].replace(" ", "") in "".join(tokens).replace(" ", "")
+        for name, kind in zip(
+            found["feature"].values[4:], found["feature_kind"].values[4:], strict=True
+        ):
+            assert kind == "word" and name.split(" (")[0].replace(" ", "") in "".join(
+                tokens
+            ).replace(" ", "")
         words = probe.measures.attribution.words.words_of(inputs)
         positions += [word for _, word in words]
         text = sorted(i for _, word in words for i in word)
@@ -114,18 +130,32 @@ def test_ablation_of_rows_is_a_loop_over_embeddings_and_words_are_features_like_
             changed[0, places] = mean if baseline == "rows" else 0.0
             rest = {name: inputs[name] for name in ("attention_mask",)}
             count = len(inputs["input_ids"][0]) - int(inputs.types.prompt_length[0])
-            logits = llava.model(inputs_embeds=changed, **rest).logits[0, -count - 1 : -1].log_softmax(-1)
+            logits = (
+                llava.model(inputs_embeds=changed, **rest)
+                .logits[0, -count - 1 : -1]
+                .log_softmax(-1)
+            )
             without = float(logits[torch.arange(count), inputs["input_ids"][0, -count:]].sum())
             assert float(found["attribution"][feature]) == pytest.approx(own - without, abs=2e-5)
 
 
 @pytest.mark.parametrize(
-    ("method", "baseline"), [("ablation", "rows"), ("ablation", "zero"), ("ablation", "hidden"), ("shapley", "hidden")]
+    ("method", "baseline"),
+    [("ablation", "rows"), ("ablation", "zero"), ("ablation", "hidden"), ("shapley", "hidden")],
 )
 def test_a_shared_prefix_changes_nothing_on_any_resolution(anyres, baseline, method):
-    options = {"over": "grid", "baseline": baseline, "method": method, "samples": 1, "response": ANSWER, **QUIET}
+    options = {
+        "over": "grid",
+        "baseline": baseline,
+        "method": method,
+        "samples": 1,
+        "response": ANSWER,
+        **QUIET,
+    }
     image = models.image(3, 40, 20)
-    shared, whole = (attribute(anyres, image, "where?", share=share, **options) for share in (True, False))
+    shared, whole = (
+        attribute(anyres, image, "where?", share=share, **options) for share in (True, False)
+    )
     assert shared.attrs["sharing"] == "exact"
     np.testing.assert_allclose(shared["token_attribution"], whole["token_attribution"], atol=2e-5)
 
@@ -144,7 +174,9 @@ def test_one_region_of_a_image_is_the_same_region_in_all_of_its_views(anyres):
 
 def test_where_a_window_forgets_the_prefix_nothing_is_shared():
     subject = loaded(models.llava_next_mistral, side=16, sliding_window=12)
-    found = attribute(subject, models.image(3), "where?", ANSWER, over="grid", baseline="hidden", **QUIET)
+    found = attribute(
+        subject, models.image(3), "where?", ANSWER, over="grid", baseline="hidden", **QUIET
+    )
     assert "window" in found.attrs["sharing"]
 
 
@@ -152,7 +184,9 @@ def test_integrated_gradients_are_captums_over_the_embeddings_summed_over_each_f
     inputs = asked(llava, "one")
     vision = inputs.types.vision[0]
     embeds = llava.model.get_input_embeddings()(inputs["input_ids"]).detach()
-    embeds[0, vision] = llava.model.model.get_image_features(inputs["pixel_values"]).pooler_output[0].detach()
+    embeds[0, vision] = (
+        llava.model.model.get_image_features(inputs["pixel_values"]).pooler_output[0].detach()
+    )
     start = embeds.clone()
     start[0, vision] = embeds[0, vision].mean(0)
     count = len(inputs["input_ids"][0]) - int(inputs.types.prompt_length[0])
@@ -162,26 +196,45 @@ def test_integrated_gradients_are_captums_over_the_embeddings_summed_over_each_f
         return logits[:, torch.arange(count), inputs["input_ids"][0, -count:]].sum(-1)
 
     by_hand = IntegratedGradients(answer).attribute(embeds, start, n_steps=20).sum(-1)[0, vision]
-    options = {"method": "integrated_gradients", "baseline": "rows", "words": False, "steps": 20, **QUIET}
+    options = {
+        "method": "integrated_gradients",
+        "baseline": "rows",
+        "words": False,
+        "steps": 20,
+        **QUIET,
+    }
     found = attribute(llava, inputs, **options)
     np.testing.assert_allclose(found["attribution"], by_hand.detach(), atol=2e-5)
 
 
-@pytest.mark.filterwarnings("ignore:attribute. integrated_gradients is off")  # of pixels through a random encoder
+@pytest.mark.filterwarnings(
+    "ignore:attribute. integrated_gradients is off"
+)  # of pixels through a random encoder
 @pytest.mark.parametrize("kind", ["one", "left", "two"])
 @pytest.mark.parametrize("baseline", ["rows", "mean"])
 def test_complete_methods_are_complete_up_to_the_delta_they_report(llava, kind, baseline):
     inputs, limit = asked(llava, kind), {"shapley": 1e-4, "integrated_gradients": 0.05}
     for method in limit:
-        found = attribute(llava, inputs, method=method, baseline=baseline, samples=1, over="grid", **QUIET)
+        found = attribute(
+            llava, inputs, method=method, baseline=baseline, samples=1, over="grid", **QUIET
+        )
         total = float(found["logprob"] - found["logprob_without"])
-        assert float(found["attribution"].sum()) == pytest.approx(total + float(found["delta"]), abs=1e-4)
+        assert float(found["attribution"].sum()) == pytest.approx(
+            total + float(found["delta"]), abs=1e-4
+        )
         assert baseline == "mean" or abs(float(found["delta"])) < limit[method]
 
 
 def test_a_way_that_does_not_converge_is_warned_of(llava):
     with pytest.warns(UserWarning, match="convergence delta"):
-        attribute(llava, asked(llava, "one"), method="integrated_gradients", baseline="zero", steps=1, **QUIET)
+        attribute(
+            llava,
+            asked(llava, "one"),
+            method="integrated_gradients",
+            baseline="zero",
+            steps=1,
+            **QUIET,
+        )
 
 
 def test_gradient_x_attention_is_that_of_the_whole_maps(llava):
@@ -190,7 +243,9 @@ def test_gradient_x_attention_is_that_of_the_whole_maps(llava):
 
     def explicit(call, kernel):
         scores = call.query @ call.key.mT * call.scaling
-        scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -torch.inf)
+        scores = scores.masked_fill(
+            ~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -torch.inf
+        )
         maps.append(scores.softmax(-1).requires_grad_())
         maps[-1].retain_grad()
         return (maps[-1] @ call.value).transpose(1, 2), None
@@ -211,36 +266,59 @@ def known(request):
     return planted(*request.param)
 
 
-@pytest.mark.filterwarnings("ignore:attribute. integrated_gradients is off")  # steps of weights in the hundreds
+@pytest.mark.filterwarnings(
+    "ignore:attribute. integrated_gradients is off"
+)  # steps of weights in the hundreds
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_finds_the_planted_patches_and_layers_first(known, method):
     subject = probe.load(known.model, processor=known.processor)
     image = known.image("red", 1)
     options = {"method": method, "words": False, "samples": 6, "batch": 36, **QUIET}
-    side, over = (2, "grid") if method == "shapley" else (1, "patches")  # many orders of few regions
+    side, over = (
+        (2, "grid") if method == "shapley" else (1, "patches")
+    )  # many orders of few regions
     there = {patch // 6 // side * (6 // side) + patch % 6 // side for patch in known.patches}
     found = attribute(subject, image, known.question, over=over, **options)["attribution"]
     first = np.argsort(-found.values)[: len(there)]
     assert set(first.tolist()) == there and bool((found[first] > 0).all())
     if method == "gradient_x_attention":
-        found = attribute(subject, image, known.question, **options)["layer_attribution"].sum("feature")
+        found = attribute(subject, image, known.question, **options)["layer_attribution"].sum(
+            "feature"
+        )
     else:
         found = attribute(subject, image, known.question, over="layers", **options)["attribution"]
-    assert set(np.argsort(-found.values)[: len(known.read_layers)].tolist()) == set(known.read_layers)
+    assert set(np.argsort(-found.values)[: len(known.read_layers)].tolist()) == set(
+        known.read_layers
+    )
 
 
 def test_attention_beside_it_is_what_measure_says_of_the_same_tokens(known):
     subject = probe.load(known.model, processor=known.processor)
     image = known.image("red", 1)
-    found = attribute(subject, image, known.question, method="gradient_x_attention", tokens=[0], progress=False)
+    found = attribute(
+        subject, image, known.question, method="gradient_x_attention", tokens=[0], progress=False
+    )
     inputs = subject.encode(image, known.question)
     vision = np.flatnonzero(inputs.types.vision[0])
     last = inputs.types.role[0] == 4
     types = {"row": last, "patch": np.isin(np.arange(len(last)), vision[list(known.patches)[:1]])}
-    node = probe.measure(subject, inputs.images[0][0], known.question, "red", types=types, contribution=True,
-                         stacks=["llm"])["llm"].isel(sample=0).sel(query_type="row", key_type="patch")  # fmt: skip
+    node = (
+        probe.measure(
+            subject,
+            inputs.images[0][0],
+            known.question,
+            "red",
+            types=types,
+            contribution=True,
+            stacks=["llm"],
+        )["llm"]
+        .isel(sample=0)
+        .sel(query_type="row", key_type="patch")
+    )
     for name in ("mass", "lift", "contribution"):
-        np.testing.assert_allclose(found[name][..., known.patches[0]], node[name], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            found[name][..., known.patches[0]], node[name], rtol=1e-5, atol=1e-6
+        )
 
 
 def test_it_composes_with_interventions_and_says_so(llava):
@@ -255,20 +333,30 @@ def test_under_a_reducer_nothing_is_shared_and_what_it_took_gets_no_attention(ll
         found = attribute(llava, models.image(1), "where is it?", ANSWER, progress=False)
     gone = ~np.isin(np.arange(4), found["key_feature"])
     assert "VisionZip" in found.attrs["reducer"] and 0 < gone.sum() < 4
-    assert bool((found["mass"][..., :4][..., gone] == 0).all()) and bool((found["mass"][..., :4][..., ~gone] > 0).all())
+    assert bool((found["mass"][..., :4][..., gone] == 0).all()) and bool(
+        (found["mass"][..., :4][..., ~gone] > 0).all()
+    )
 
 
 def test_chosen_tokens_of_the_answer_add_up_to_the_whole(llava):
     inputs = asked(llava, "one")
     whole = attribute(llava, inputs, baseline="hidden", **QUIET)
-    parts = [attribute(llava, inputs, baseline="hidden", tokens=[i], **QUIET) for i in range(whole.sizes["token"])]
-    np.testing.assert_allclose(sum(part["attribution"] for part in parts), whole["attribution"], atol=2e-5)
+    parts = [
+        attribute(llava, inputs, baseline="hidden", tokens=[i], **QUIET)
+        for i in range(whole.sizes["token"])
+    ]
+    np.testing.assert_allclose(
+        sum(part["attribution"] for part in parts), whole["attribution"], atol=2e-5
+    )
 
 
 def test_the_model_is_as_it_was_and_the_seed_decides(llava):
     inputs = asked(llava, "one")
     before = logprob(llava, inputs)
-    first, again = (attribute(llava, inputs, method="shapley", samples=2, over="grid", **QUIET) for _ in range(2))
+    first, again = (
+        attribute(llava, inputs, method="shapley", samples=2, over="grid", **QUIET)
+        for _ in range(2)
+    )
     assert first.equals(again) and logprob(llava, inputs) == before
 
 
@@ -279,7 +367,9 @@ def test_it_is_saved_and_opened_like_a_record(llava, tmp_path):
 
 
 def test_an_answer_the_model_would_never_give_has_its_numbers_too(llava):
-    found = attribute(llava, models.image(), "where?", "image image image image", over="grid", **QUIET)
+    found = attribute(
+        llava, models.image(), "where?", "image image image image", over="grid", **QUIET
+    )
     assert float(found["logprob"]) < -5 and bool(found["attribution"].notnull().all())
 
 

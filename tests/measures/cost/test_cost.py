@@ -1,4 +1,6 @@
-"""Counts against formulas by hand, against what real models run, and against what the LLaVA-Mini paper prints."""
+"""Counts against formulas by hand, against what real models run, and against what the LLaVA-Mini
+paper prints.
+"""
 
 import importlib.util
 import math
@@ -37,12 +39,24 @@ WORDS = 7
 
 
 def vision(**fields) -> CLIPVisionConfig:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return CLIPVisionConfig(**{**sizes, "image_size": 32, "patch_size": 8, "projection_dim": 16, **fields})
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    return CLIPVisionConfig(
+        **{**sizes, "image_size": 32, "patch_size": 8, "projection_dim": 16, **fields}
+    )
 
 
 def text(**fields) -> LlamaConfig:
-    sizes = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    sizes = {
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
     return LlamaConfig(**{**sizes, "num_key_value_heads": 2, "vocab_size": 90, **fields})
 
 
@@ -92,12 +106,25 @@ def same(a: xr.Dataset, b: xr.Dataset) -> bool:
 
 @settings(max_examples=8)
 @given(
-    depth=st.integers(1, 4), heads=st.integers(1, 3), groups=st.booleans(), width=st.sampled_from([24, 48]),
-    inner=st.integers(8, 80), words=st.integers(0, 60), side=st.sampled_from([16, 32]), kept=st.integers(1, 4),
-)  # fmt: skip
-def test_a_llava_of_any_shape_costs_what_its_formula_says(depth, heads, groups, width, inner, words, side, kept):
-    llm = text(num_hidden_layers=depth, hidden_size=width, num_attention_heads=2 * heads if width % (2 * heads) == 0
-               else 2, num_key_value_heads=1 if groups else None, intermediate_size=inner)  # fmt: skip
+    depth=st.integers(1, 4),
+    heads=st.integers(1, 3),
+    groups=st.booleans(),
+    width=st.sampled_from([24, 48]),
+    inner=st.integers(8, 80),
+    words=st.integers(0, 60),
+    side=st.sampled_from([16, 32]),
+    kept=st.integers(1, 4),
+)
+def test_a_llava_of_any_shape_costs_what_its_formula_says(
+    depth, heads, groups, width, inner, words, side, kept
+):
+    llm = text(
+        num_hidden_layers=depth,
+        hidden_size=width,
+        num_attention_heads=2 * heads if width % (2 * heads) == 0 else 2,
+        num_key_value_heads=1 if groups else None,
+        intermediate_size=inner,
+    )
     clip = vision(image_size=side, num_hidden_layers=depth)
     config = LlavaConfig(vision_config=clip, text_config=llm)
     costs = cost(config, kept, words)
@@ -107,7 +134,9 @@ def test_a_llava_of_any_shape_costs_what_its_formula_says(depth, heads, groups, 
     assert not costs["flops"].sel(component=["compressor", "prefusion"]).any()
 
 
-@pytest.mark.parametrize(("size", "layers", "views"), [(1, 1, 1), (2, 3, 1), (3, 2, 5), (0, 1, 1), (2, 0, 1)])
+@pytest.mark.parametrize(
+    ("size", "layers", "views"), [(1, 1, 1), (2, 3, 1), (3, 2, 5), (0, 1, 1), (2, 0, 1)]
+)
 def test_a_llava_mini_costs_what_its_formula_says(size, layers, views):
     config = mini(compressor_size=size, num_prefusion_layers=layers)
     costs = cost(config, text_tokens=WORDS, resolution=32 if views == 1 else 64)
@@ -130,7 +159,9 @@ def test_variants_of_llava_mini():
     everything = cost(mini(compression="none"), text_tokens=WORDS)
     inside = cost(mini(fusion="in_llm", num_prefusion_layers=1), text_tokens=WORDS)
     llm = mini().text_config
-    assert counted(average, "compressor") == (0, 0) and counted(average, "llm") == counted(plain, "llm")
+    assert counted(average, "compressor") == (0, 0) and counted(average, "llm") == counted(
+        plain, "llm"
+    )
     assert counted(paper, "prefusion") == tuple(2 * one for one in llm_layer(llm, 16 + WORDS))
     assert counted(everything, "llm") == by_hand(llm, [16 + WORDS] * 3)
     assert counted(inside, "llm") == by_hand(llm, [16 + 4 + WORDS, 4 + WORDS, 4 + WORDS])
@@ -167,12 +198,18 @@ def test_more_vision_tokens_than_a_view_has_take_more_views():
 
 
 def run_on_cpu(model, inputs) -> dict[str, float]:
-    """What torch counts of a real forward: products with weights, and of queries, keys and values."""
+    """What torch counts of a real forward: products with weights, and of queries, keys and
+    values.
+    """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(**inputs)
     found = {"linear": 0, "attention": 0}
     for operator, flops in counter.get_flop_counts()["Global"].items():
-        kind = "linear" if str(operator) in ("aten.mm", "aten.addmm", "aten.convolution") else "attention"
+        kind = (
+            "linear"
+            if str(operator) in ("aten.mm", "aten.addmm", "aten.convolution")
+            else "attention"
+        )
         found[kind] += flops
     return found
 
@@ -186,14 +223,26 @@ def test_the_count_is_that_of_a_real_forward(rows):
     assert {kind: float(costs.sel(operation=kind)) for kind in real} == real
 
 
-@pytest.mark.parametrize("fields", [{}, {"fusion": "paper"}, {"compression": "none"}, {"compressor_size": 0},
-                                    {"fusion": "in_llm", "num_prefusion_layers": 1}])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"fusion": "paper"},
+        {"compression": "none"},
+        {"compressor_size": 0},
+        {"fusion": "in_llm", "num_prefusion_layers": 1},
+    ],
+)
 def test_the_rows_that_are_needed_are_those_that_llava_mini_runs(fields):
     config = mini(**fields)
-    model = LlavaMiniForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+    model = LlavaMiniForConditionalGeneration._from_config(
+        config, attn_implementation="eager"
+    ).eval()
     costs = cost(model, text_tokens=WORDS, rows="needed")
     prompt = prompt_of(config, None, WORDS, None, None)
-    real = run_on_cpu(model, {**inputs_of(model, prompt, config.image_seq_length), "logits_to_keep": 1})
+    real = run_on_cpu(
+        model, {**inputs_of(model, prompt, config.image_seq_length), "logits_to_keep": 1}
+    )
     assert {kind: float(costs["flops"].sel(operation=kind).sum()) for kind in real} == real
     assert costs["flops"].sum() <= cost(model, text_tokens=WORDS)["flops"].sum()
 
@@ -206,7 +255,9 @@ def test_the_cache_is_that_of_a_real_forward():
     real = sum(layer.keys.nbytes + layer.values.nbytes for layer in kept)
     costs = cost(model, text_tokens=WORDS)
     assert costs["kv_cache"].sum() == real
-    assert costs["kv_cache"].sel(token_type="vision").item() == pytest.approx(real * 16 / (16 + WORDS))
+    assert costs["kv_cache"].sel(token_type="vision").item() == pytest.approx(
+        real * 16 / (16 + WORDS)
+    )
     assert costs["weights"].sum() == sum(p.nbytes for p in model.parameters())
     assert cost(model, text_tokens=WORDS, dtype="bfloat16")["kv_cache"].sum() == real / 2
 
@@ -224,16 +275,32 @@ def test_tiles_make_as_many_tokens_as_the_processor_says(size):
     height, width = size
     inputs = load(model, processor).encode(picture(width=width, height=height), "what is it?")
     costs = cost(model, resolution=size)
-    assert costs["vision_tokens"] == (inputs["input_ids"] == model.config.image_token_id).sum().item()
+    assert (
+        costs["vision_tokens"] == (inputs["input_ids"] == model.config.image_token_id).sum().item()
+    )
     assert costs["views"] == inputs["pixel_values"].shape[1]
 
 
 def test_models_that_read_videos():
-    qwen = Qwen2Config(hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                       num_key_value_heads=2, vocab_size=90)  # fmt: skip
-    siglip = SiglipVisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                                image_size=32, patch_size=8)  # fmt: skip
-    onevision = LlavaOnevisionConfig(vision_config=siglip, text_config=qwen, image_grid_pinpoints=[[32, 64], [64, 64]])
+    qwen = Qwen2Config(
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=90,
+    )
+    siglip = SiglipVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+    )
+    onevision = LlavaOnevisionConfig(
+        vision_config=siglip, text_config=qwen, image_grid_pinpoints=[[32, 64], [64, 64]]
+    )
     image, video = cost(onevision), cost(onevision, frames=6)
     assert image["views"] == 5
     assert video["vision_tokens"] == 6 * 4 + 1  # pooled to a quarter, and a newline
@@ -279,7 +346,9 @@ def test_cases_side_by_side_and_in_a_file(tmp_path):
     assert np.isnan(costs["latency"].sel(case="b")).all()
     assert all("units" in costs[name].attrs for name in costs.data_vars)
     rows = table(costs)
-    assert rows["total (TFLOP)"].tolist() == pytest.approx(costs["flops"].sum(["component", "operation"]) / 1e12)
+    assert rows["total (TFLOP)"].tolist() == pytest.approx(
+        costs["flops"].sum(["component", "operation"]) / 1e12
+    )
     write(costs, tmp_path / "costs.json")
     xr.testing.assert_equal(read(tmp_path / "costs.json"), costs)
     with pytest.raises(ProbeError, match=r"costs\.read"):
@@ -357,13 +426,21 @@ def test_the_papers_numbers_follow_from_the_configs(analysis):
     assert teraflops(cost(analysis.llava(), text_tokens=43)) == pytest.approx(8.55, abs=0.01)
     whole = cost(analysis.mini(), text_tokens=43)
     assert teraflops(whole) == pytest.approx(1.96, abs=0.01)
-    assert float(whole["flops"].sel(component="compressor").sum()) == pytest.approx(2.42e9, abs=0.01e9)
+    assert float(whole["flops"].sel(component="compressor").sum()) == pytest.approx(
+        2.42e9, abs=0.01e9
+    )
 
 
 def test_no_number_of_the_paper_is_in_the_package(analysis):
-    printed = [line.split(",")[4] for line in (analysis.HERE / "published.csv").read_text().splitlines()[1:]]
+    printed = [
+        line.split(",")[4]
+        for line in (analysis.HERE / "published.csv").read_text().splitlines()[1:]
+    ]
     printed += re.findall(r"\d+\.\d{3}", (analysis.HERE / "components.csv").read_text())
     assert len(printed) > 25 and not any(math.isnan(float(number)) for number in printed)
     for file in (Path(probe.__file__).parent / "measures" / "cost").glob("*.py"):
         for number in printed:
-            assert not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", file.read_text()), (file, number)
+            assert not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", file.read_text()), (
+                file,
+                number,
+            )

@@ -1,4 +1,6 @@
-"""From the authors' checkpoint to ours: names, shards, what is missing, and nothing written when something is."""
+"""From the authors' checkpoint to ours: names, shards, what is missing, and nothing written when
+something is.
+"""
 
 import gc
 import json
@@ -25,7 +27,9 @@ from probe.models.llava_mini.folder import CLIP_L_336
 
 GOLDEN = COPIES / "llava_mini"
 CASE = GOLDEN / "hd_c8_p1_vicuna.json"
-LAYOUT = GOLDEN / "full_layout_llama31_8b.json"  # names of all layers together: [how many layers, shape]
+LAYOUT = (
+    GOLDEN / "full_layout_llama31_8b.json"
+)  # names of all layers together: [how many layers, shape]
 VISION = "model.vision_tower."
 
 
@@ -34,7 +38,11 @@ def case():
     """The authors' config, the vision tower's config and the weights of a small case."""
     meta = json.loads(CASE.read_text())
     tensors = load_file(CASE.with_suffix(".safetensors"))
-    weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
+    weights = {
+        name.removeprefix("weights."): t
+        for name, t in tensors.items()
+        if name.startswith("weights.")
+    }
     return meta["config"], meta["vision_config"], weights
 
 
@@ -49,11 +57,17 @@ def write(case, path, binary=False, vision=True):
     (path / "clip").mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(config | {"mm_vision_tower": str(path / "clip")}))
     (path / "clip" / "config.json").write_text(json.dumps({"vision_config": vision_config}))
-    clip = {name.replace("model.vision_tower.vision_tower.", ""): t for name, t in weights.items() if VISION in name}
+    clip = {
+        name.replace("model.vision_tower.vision_tower.", ""): t
+        for name, t in weights.items()
+        if VISION in name
+    }
     save_file(clip | {"text_model.x": torch.zeros(1)}, path / "clip" / "model.safetensors")
     own = {name: t for name, t in weights.items() if vision or VISION not in name}
     names, suffix = list(own), "bin" if binary else "safetensors"
-    stem, index = ("pytorch_model", "pytorch_model.bin") if binary else ("model", "model.safetensors")
+    stem, index = (
+        ("pytorch_model", "pytorch_model.bin") if binary else ("model", "model.safetensors")
+    )
     weight_map = {}
     for i, part in enumerate((names[::2], names[1::2]), 1):
         shard = f"{stem}-{i:05}-of-00002.{suffix}"
@@ -92,9 +106,16 @@ def test_adapter_only_on_top_of_its_llm(case, tmp_path):
     for file in path.glob("model*"):
         file.unlink()
     base.mkdir()
-    own = [name for name in case[2] if any(part in name for part in ("mm_projector", "compressor", "prefusion"))]
+    own = [
+        name
+        for name in case[2]
+        if any(part in name for part in ("mm_projector", "compressor", "prefusion"))
+    ]
     torch.save({f"base_model.{name}": case[2][name] for name in own}, path / "mm_projector.bin")
-    save_file({n: t for n, t in case[2].items() if n not in own and VISION not in n}, base / "model.safetensors")
+    save_file(
+        {n: t for n, t in case[2].items() if n not in own and VISION not in n},
+        base / "model.safetensors",
+    )
     loaded, _ = load_original(path, base=base)
     assert same(loaded, from_original(case[2], case[0], case[1]))
     with pytest.raises(ValueError, match=r"missing: .*embed_tokens"):
@@ -128,7 +149,9 @@ def test_never_more_than_one_shard_is_in_memory(case, tmp_path, monkeypatch):
     monkeypatch.setattr("probe.models.llava_mini.folder.save_file", save)
     before = tensor_memory()
     convert(path, tmp_path / "native")
-    packed = sum(t.nbytes for name, t in case[2].items() if "in_proj" in name)  # q, k and v come apart as copies
+    packed = sum(
+        t.nbytes for name, t in case[2].items() if "in_proj" in name
+    )  # q, k and v come apart as copies
     assert len(alive) == 2 and max(alive) <= largest + packed
 
 
@@ -136,7 +159,11 @@ def tensor_memory():
     """Bytes of all tensors that are alive, whoever holds them."""
     gc.collect()
     with warnings.catch_warnings(action="ignore"):  # some modules warn when they are looked at
-        storages = [x.untyped_storage() for x in gc.get_objects() if isinstance(x, torch.Tensor) and not x.is_meta]
+        storages = [
+            x.untyped_storage()
+            for x in gc.get_objects()
+            if isinstance(x, torch.Tensor) and not x.is_meta
+        ]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
@@ -164,25 +191,52 @@ def with_config(**fields):
 INDEX = "model.safetensors.index.json"
 
 
-@pytest.mark.parametrize(("damage", "told"), [
-    (truncated, r"whole weight file, got model-00002-of-00002.safetensors \(.*incomplete"),
-    (without(INDEX), "expected an index file .* beside model-00001-of-00002.safetensors, got none"),
-    (without("model-00002-of-00002.safetensors"), f"files that {INDEX} lists, got no model-00002"),
-    (with_text(INDEX, '{"weight_map": 3}'), f"a weight_map in {INDEX}, got none"),
-    (with_text(INDEX, "[1]"), f"readable {INDEX} in .*, got a list"),
-    (with_text("config.json", "{"), "readable config.json in .*, got Expecting property name"),
-    (without("config.json"), "readable config.json in .*, got No such file"),
-    (with_config(hidden_size=64), r"misshapen: .*norm.weight \[48\] instead of \[64\]"),
-    (with_config(hidden_size=50), "got .*hidden size .50. is not a multiple of the number of attention heads"),
-    (with_config(hidden_size="x"), "config fields that a LLaVA-Mini can be built of, got .*'hidden_size' expected int"),
-    (with_config(num_attention_heads=0), "can be built of, got .*zero"),
-    (with_config(rope_scaling={"type": "strange"}), "can be built of, got 'strange'"),
-    (with_config(compressor_size=None), "can be built of, got .*'compressor_size' expected int"),
-    (with_config(mm_projector_type="linear"), "mm_projector_type to be 'mlp2x_gelu', got 'linear'"),
-    (with_config(mm_vision_tower="some/clip"), r"only its name 'some/clip'; give it \(vision= or --vision\)"),
-    (with_config(mm_vision_tower="openai/clip-vit-large-patch14-336"), r"missing: .*layers.{3-23}.mlp.fc1.weight, .*"),
-    (with_text("tokenizer.json", "{"), "a tokenizer that transformers can load in"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (truncated, r"whole weight file, got model-00002-of-00002.safetensors \(.*incomplete"),
+        (
+            without(INDEX),
+            "expected an index file .* beside model-00001-of-00002.safetensors, got none",
+        ),
+        (
+            without("model-00002-of-00002.safetensors"),
+            f"files that {INDEX} lists, got no model-00002",
+        ),
+        (with_text(INDEX, '{"weight_map": 3}'), f"a weight_map in {INDEX}, got none"),
+        (with_text(INDEX, "[1]"), f"readable {INDEX} in .*, got a list"),
+        (with_text("config.json", "{"), "readable config.json in .*, got Expecting property name"),
+        (without("config.json"), "readable config.json in .*, got No such file"),
+        (with_config(hidden_size=64), r"misshapen: .*norm.weight \[48\] instead of \[64\]"),
+        (
+            with_config(hidden_size=50),
+            "got .*hidden size .50. is not a multiple of the number of attention heads",
+        ),
+        (
+            with_config(hidden_size="x"),
+            "config fields that a LLaVA-Mini can be built of, got .*'hidden_size' expected int",
+        ),
+        (with_config(num_attention_heads=0), "can be built of, got .*zero"),
+        (with_config(rope_scaling={"type": "strange"}), "can be built of, got 'strange'"),
+        (
+            with_config(compressor_size=None),
+            "can be built of, got .*'compressor_size' expected int",
+        ),
+        (
+            with_config(mm_projector_type="linear"),
+            "mm_projector_type to be 'mlp2x_gelu', got 'linear'",
+        ),
+        (
+            with_config(mm_vision_tower="some/clip"),
+            r"only its name 'some/clip'; give it \(vision= or --vision\)",
+        ),
+        (
+            with_config(mm_vision_tower="openai/clip-vit-large-patch14-336"),
+            r"missing: .*layers.{3-23}.mlp.fc1.weight, .*",
+        ),
+        (with_text("tokenizer.json", "{"), "a tokenizer that transformers can load in"),
+    ],
+)
 def test_a_damaged_folder_is_one_line(folder, tmp_path, damage, told):
     damage(folder)
     with pytest.raises(CheckpointError, match=told) as error:
@@ -193,7 +247,10 @@ def test_a_damaged_folder_is_one_line(folder, tmp_path, damage, told):
 def test_a_bin_file_of_more_than_tensors_is_not_run(case, tmp_path):
     folder = write(case, tmp_path / "original", binary=True)
     shard = folder / "pytorch_model-00001-of-00002.bin"
-    for content, told in [({"model.x": Path("/")}, "no code of a checkpoint is run"), ([torch.zeros(1)], "by name")]:
+    for content, told in [
+        ({"model.x": Path("/")}, "no code of a checkpoint is run"),
+        ([torch.zeros(1)], "by name"),
+    ]:
         torch.save(content, shard)
         with pytest.raises(CheckpointError, match=told) as error:
             convert(folder, tmp_path / "native")
@@ -230,12 +287,20 @@ def test_a_checkpoint_without_vision_tower_says_what_to_give(case):
     weights = {name: t for name, t in case[2].items() if VISION not in name}
     with pytest.raises(ValueError, match="vision= or --vision"):
         from_original(weights, case[0], case[1])
-    clip = {name.replace("model.vision_tower.vision_tower.", ""): t for name, t in case[2].items() if VISION in name}
-    assert same(from_original(weights, case[0], case[1], clip), from_original(case[2], case[0], case[1]))
+    clip = {
+        name.replace("model.vision_tower.vision_tower.", ""): t
+        for name, t in case[2].items()
+        if VISION in name
+    }
+    assert same(
+        from_original(weights, case[0], case[1], clip), from_original(case[2], case[0], case[1])
+    )
 
 
 def released_layout():
-    """Name -> shape of the 9.2 billion parameters of the released model. Source: the authors' class, built on meta."""
+    """Name -> shape of the 9.2 billion parameters of the released model. Source: the authors'
+    class, built on meta.
+    """
     layers = json.loads(LAYOUT.read_text())
     return {name.format(i): shape for name, (count, shape) in layers.items() for i in range(count)}
 
@@ -243,16 +308,29 @@ def released_layout():
 def test_the_released_layout_maps_completely():
     keys = released_layout()
     assert len(keys) == 732
-    config = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-              "num_key_value_heads": 8, "vocab_size": 128256, "compressor_size": 1, "prefusion_layer_num": 4,
-              "mm_projector_type": "mlp2x_gelu", "mm_vision_tower": "openai/clip-vit-large-patch14-336"}  # fmt: skip
+    config = {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "compressor_size": 1,
+        "prefusion_layer_num": 4,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+    }
     model = empty_model(native_config(config, CLIP_L_336), torch.bfloat16, device="meta")
     ours = {}
     for name, shape in keys.items():
         ours |= renamed(name, torch.empty(shape, device="meta"))
     ours = fitted(ours, model)
     check({name: tensor.shape for name, tensor in ours.items()}, model)
-    assert sum(tensor.numel() for tensor in ours.values()) == 9231400960 == sum(p.numel() for p in model.parameters())
+    assert (
+        sum(tensor.numel() for tensor in ours.values())
+        == 9231400960
+        == sum(p.numel() for p in model.parameters())
+    )
     assert model.config.image_token_id == 128256
     del ours["model.language_model.norm.weight"]
     with pytest.raises(CheckpointError, match=r"1 missing: model.language_model.norm.weight$"):

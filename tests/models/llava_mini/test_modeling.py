@@ -1,4 +1,6 @@
-"""LLaVA-Mini against itself: every shortcut equals the plain way, every batch equals its rows, every variant runs."""
+"""LLaVA-Mini against itself: every shortcut equals the plain way, every batch equals its rows,
+every variant runs.
+"""
 
 import gc
 import warnings
@@ -17,9 +19,17 @@ from probe.hooks.model_structure import stacks, vision_positions
 from probe.models.llava_mini.compressor import sincos_table
 from probe.models.llava_mini.vision import join_tiles
 
-VARIANTS = [{"compressor_size": 0}, {"num_prefusion_layers": 0}, {"compression": "average"}, {"compression": "none"},
-            {"fusion": "in_llm"}, {"fusion": "in_llm", "compression": "average"}, {"fusion": "paper"},
-            {"compression": "none", "fusion": "paper"}, {"compressor_size": 4}]  # fmt: skip
+VARIANTS = [
+    {"compressor_size": 0},
+    {"num_prefusion_layers": 0},
+    {"compression": "average"},
+    {"compression": "none"},
+    {"fusion": "in_llm"},
+    {"fusion": "in_llm", "compression": "average"},
+    {"fusion": "paper"},
+    {"compression": "none", "fusion": "paper"},
+    {"compressor_size": 4},
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +47,8 @@ def close(a, b, tolerance=1e-5):
     assert (a - b).abs().max().item() <= tolerance
 
 
-# -------------------------------------------------------------------------------------------- shortcuts are exact
+# --------------------------------------------------------------------------------------------
+# shortcuts are exact
 
 
 @pytest.mark.parametrize("views", [1, 5])
@@ -56,11 +67,19 @@ def test_an_encoded_image_serves_many_questions(model):
     assert encoded[0].num_tokens == 4
     rows = ids(1, 5, "image", 6), ids(1, "image", 7, 8, 9, 10), ids(1, 4, 4)
     for row in rows[:2]:
-        close(logits(model, input_ids=row, vision=encoded[:1]), logits(model, input_ids=row, pixel_values=image[None]))
+        close(
+            logits(model, input_ids=row, vision=encoded[:1]),
+            logits(model, input_ids=row, pixel_values=image[None]),
+        )
     both = batch(*rows)
-    close(logits(model, **both, vision=encoded), logits(model, **both, pixel_values=torch.stack([image, other])))
-    generated = [model.generate(**both, **given, max_new_tokens=4) for given in
-                 ({"vision": encoded}, {"pixel_values": torch.stack([image, other])})]  # fmt: skip
+    close(
+        logits(model, **both, vision=encoded),
+        logits(model, **both, pixel_values=torch.stack([image, other])),
+    )
+    generated = [
+        model.generate(**both, **given, max_new_tokens=4)
+        for given in ({"vision": encoded}, {"pixel_values": torch.stack([image, other])})
+    ]
     assert torch.equal(*generated)
 
 
@@ -80,11 +99,15 @@ def test_a_long_video_keeps_only_its_tokens(model):
     assert not encoded.seen and encoded.num_tokens == 44
     close(logits(model, input_ids=row, vision=[encoded]), expected)
     answer = model.generate(input_ids=row, vision=[encoded], max_new_tokens=3)
-    assert torch.equal(answer, model.generate(input_ids=row, pixel_values_videos=frames[None], max_new_tokens=3))
+    assert torch.equal(
+        answer, model.generate(input_ids=row, pixel_values_videos=frames[None], max_new_tokens=3)
+    )
     longer = torch.cat([row, torch.tensor([[8, 9]])], 1)
     hide = torch.ones_like(row)
-    close(logits(model, input_ids=longer, vision=[encoded], fuse_mask=hide),
-          logits(model, input_ids=longer, pixel_values_videos=frames[None], fuse_mask=hide))  # fmt: skip
+    close(
+        logits(model, input_ids=longer, vision=[encoded], fuse_mask=hide),
+        logits(model, input_ids=longer, pixel_values_videos=frames[None], fuse_mask=hide),
+    )
     with pytest.raises(ValueError, match="expected the prompt that a long video was encoded with"):
         logits(model, input_ids=ids(1, 9, ("video", 11), 6), vision=[encoded])
     kept = model.encode_image(iter(frames))
@@ -92,7 +115,9 @@ def test_a_long_video_keeps_only_its_tokens(model):
 
 
 def test_memory_grows_by_one_token_a_frame(model):
-    """Three hours at a frame a second are 10,800 frames; what is alive is measured on the way through a few hundred."""
+    """Three hours at a frame a second are 10,800 frames; what is alive is measured on the way
+    through a few hundred.
+    """
     row, alive = torch.tensor([1, 5, IMAGE, 6]), {}
 
     def frames(count):
@@ -103,14 +128,20 @@ def test_memory_grows_by_one_token_a_frame(model):
 
     encoded = model.encode_image(frames(301), input_ids=row)
     assert encoded.tokens.shape == (301, 4, 48)
-    assert (alive[300] - alive[100]) / 200 == pytest.approx(4 * 48 * 4, rel=0.02)  # bytes of a frame's four tokens
+    assert (alive[300] - alive[100]) / 200 == pytest.approx(
+        4 * 48 * 4, rel=0.02
+    )  # bytes of a frame's four tokens
 
 
 def tensor_memory():
     """Bytes of all tensors that are alive, whoever holds them."""
     gc.collect()
     with warnings.catch_warnings(action="ignore"):  # some modules warn when they are looked at
-        storages = [x.untyped_storage() for x in gc.get_objects() if isinstance(x, torch.Tensor) and not x.is_meta]
+        storages = [
+            x.untyped_storage()
+            for x in gc.get_objects()
+            if isinstance(x, torch.Tensor) and not x.is_meta
+        ]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
@@ -128,7 +159,8 @@ def test_a_video_of_no_frame_and_of_one(size):
     )
 
 
-# ------------------------------------------------------------------------------------------------ batches and rows
+# ------------------------------------------------------------------------------------------------
+# batches and rows
 
 
 @pytest.mark.parametrize("fusion", ["released", "in_llm"])
@@ -144,14 +176,18 @@ def test_a_batch_equals_its_rows_on_either_side(fusion):
         for i, row in enumerate(rows):
             alone = logits(model, input_ids=row, pixel_values=images[i : i + 1])[0]
             close(together[i][both["attention_mask"][i].bool()], alone)
-            answer = model.generate(input_ids=row, pixel_values=images[i : i + 1], max_new_tokens=4, min_new_tokens=4)
+            answer = model.generate(
+                input_ids=row, pixel_values=images[i : i + 1], max_new_tokens=4, min_new_tokens=4
+            )
             assert torch.equal(answers[i], answer[0, row.shape[1] :])
 
 
 def test_a_static_cache_generates_the_same(model):
     both, images = batch(ids(1, 5, "image", 6), ids(1, "image", 7, 8, 9, 10)), pixels(2, 1)
     options = {**both, "pixel_values": images, "max_new_tokens": 4, "min_new_tokens": 4}
-    assert torch.equal(model.generate(**options), model.generate(**options, cache_implementation="static"))
+    assert torch.equal(
+        model.generate(**options), model.generate(**options, cache_implementation="static")
+    )
 
 
 def test_images_videos_and_words_in_one_batch(model):
@@ -161,7 +197,9 @@ def test_images_videos_and_words_in_one_batch(model):
     together = logits(model, **both, pixel_values=image, pixel_values_videos=videos)
     changed = videos.clone()
     changed[0, 2] = 9.0  # padding: the first video has two frames
-    assert torch.equal(together, logits(model, **both, pixel_values=image, pixel_values_videos=changed))
+    assert torch.equal(
+        together, logits(model, **both, pixel_values=image, pixel_values_videos=changed)
+    )
     inputs = [
         {"pixel_values_videos": videos[:1, :2]},
         {"pixel_values": image},
@@ -169,7 +207,9 @@ def test_images_videos_and_words_in_one_batch(model):
         {"pixel_values_videos": videos[1:]},
     ]
     for i, (row, given) in enumerate(zip(rows, inputs, strict=True)):
-        if given is None:  # words among images are fused with an all-zero image; the model needs one to do so
+        if (
+            given is None
+        ):  # words among images are fused with an all-zero image; the model needs one to do so
             other = batch(row, ids(1, "image", 5))
             alone = logits(model, **other, pixel_values=image)[0][other["attention_mask"][0].bool()]
         else:
@@ -190,20 +230,31 @@ def test_several_images_in_a_prompt_are_averaged(model):
     words = [0, 1, 6, 11]
     close(merged[0, words], (alone[0][0] + alone[1][0])[0, [0, 1, 6, 7]] / 2)
     close(tokens, torch.cat([alone[0][1], alone[1][1]]))
-    beams = model.generate(**batch(row, ids(1, "image", 3)), pixel_values=pixels(3, 1), num_beams=2, max_new_tokens=3)
-    single = model.generate(input_ids=row, pixel_values=pixels(3, 1)[:2], num_beams=2, max_new_tokens=3)
+    beams = model.generate(
+        **batch(row, ids(1, "image", 3)), pixel_values=pixels(3, 1), num_beams=2, max_new_tokens=3
+    )
+    single = model.generate(
+        input_ids=row, pixel_values=pixels(3, 1)[:2], num_beams=2, max_new_tokens=3
+    )
     assert torch.equal(beams[0], single[0])
 
 
-# ------------------------------------------------------------------------------------------------------- responses
+# -------------------------------------------------------------------------------------------------------
+# responses
 
 
 def test_a_hidden_response_equals_decoding(model):
     row, image = ids(1, 5, "image", 6, 7), pixels(1, 1)
     out = model.generate(
-        input_ids=row, pixel_values=image, max_new_tokens=5, output_logits=True, return_dict_in_generate=True
+        input_ids=row,
+        pixel_values=image,
+        max_new_tokens=5,
+        output_logits=True,
+        return_dict_in_generate=True,
     )
-    forced = logits(model, input_ids=out.sequences, pixel_values=image, fuse_mask=torch.ones_like(row))
+    forced = logits(
+        model, input_ids=out.sequences, pixel_values=image, fuse_mask=torch.ones_like(row)
+    )
     close(forced[0, row.shape[1] - 1 : -1], torch.stack(out.logits, 1)[0])
     slow = model.generate(input_ids=row, pixel_values=image, max_new_tokens=5, use_cache=False)
     assert torch.equal(slow, out.sequences)
@@ -233,8 +284,11 @@ def test_gradients_reach_everything(video, checkpointing):
     labels = torch.where(torch.arange(row.shape[1]) == row.shape[1] - 1, row, -100)
     model(input_ids=row, labels=labels, **images).loss.backward()
     unused = ("vision_tower.post_layernorm", "vision_tower.encoder.layers.2", "k_proj.bias")
-    dead = [name for name, p in model.named_parameters()
-            if not any(part in name for part in unused) and (p.grad is None or not p.grad.any())]  # fmt: skip
+    dead = [
+        name
+        for name, p in model.named_parameters()
+        if not any(part in name for part in unused) and (p.grad is None or not p.grad.any())
+    ]
     assert not dead
     reference = build()
     reference(input_ids=row, labels=labels, **images).loss.backward()
@@ -243,7 +297,8 @@ def test_gradients_reach_everything(video, checkpointing):
             assert torch.allclose(ours.grad, theirs.grad, atol=1e-5), name
 
 
-# -------------------------------------------------------------------------------------------------------- variants
+# --------------------------------------------------------------------------------------------------------
+# variants
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -252,11 +307,16 @@ def test_variants_run_generate_and_reload(tmp_path, variant):
     tokens = model.config.image_seq_length
     row = ids(1, 5, "image", 6, tokens=tokens)
     first = logits(model, input_ids=row, pixel_values=pixels(1, 1))
-    assert (first - logits(model, input_ids=row, pixel_values=pixels(1, 1, seed=5))).abs().max() > 1e-4  # it looks
+    assert (
+        first - logits(model, input_ids=row, pixel_values=pixels(1, 1, seed=5))
+    ).abs().max() > 1e-4  # it looks
     if model.config.fusion != "in_llm":
         close(first, logits(model, input_ids=row, vision=[model.encode_image(pixels(1))]))
     out = model.generate(input_ids=row, pixel_values=pixels(1, 1), max_new_tokens=3)
-    assert torch.equal(out, model.generate(input_ids=row, pixel_values=pixels(1, 1), max_new_tokens=3, use_cache=False))
+    assert torch.equal(
+        out,
+        model.generate(input_ids=row, pixel_values=pixels(1, 1), max_new_tokens=3, use_cache=False),
+    )
     model.save_pretrained(tmp_path)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert torch.equal(first, logits(again, input_ids=row, pixel_values=pixels(1, 1)))
@@ -264,29 +324,42 @@ def test_variants_run_generate_and_reload(tmp_path, variant):
 
 @pytest.mark.parametrize("variant", [{}, *VARIANTS], ids=str)
 def test_padded_videos_in_hd_equal_each_alone(variant):
-    """Whatever the variant: rows padded on either side, sub-images, and a video shorter than the other."""
+    """Whatever the variant: rows padded on either side, sub-images, and a video shorter than the
+    other.
+    """
     model = build(**variant)
     tokens, videos = model.config.tokens_per_frame(views=5), pixels(2, 3, 5)
-    frames = (2, 3) if tokens else (3, 3)  # without tokens nothing in the prompt says how many frames are padding
-    rows = [ids(1, ("video", frames[0]), 6, tokens=tokens), ids(1, 7, ("video", 3), 8, 9, tokens=tokens)]
+    frames = (
+        (2, 3) if tokens else (3, 3)
+    )  # without tokens nothing in the prompt says how many frames are padding
+    rows = [
+        ids(1, ("video", frames[0]), 6, tokens=tokens),
+        ids(1, 7, ("video", 3), 8, 9, tokens=tokens),
+    ]
     for left in (True, False):
         both = batch(*rows, left=left)
         together = logits(model, **both, pixel_values_videos=videos)
         for i, row in enumerate(rows):
-            alone = logits(model, input_ids=row, pixel_values_videos=videos[i : i + 1, : frames[i]])[0]
+            alone = logits(
+                model, input_ids=row, pixel_values_videos=videos[i : i + 1, : frames[i]]
+            )[0]
             close(together[i][both["attention_mask"][i].bool()], alone, 2e-5)
 
 
 @pytest.mark.parametrize("variant", [{}, *VARIANTS], ids=str)
 def test_no_module_reaches_for_the_weights_of_another(variant):
-    """Weights on no device but while their own module runs: what an offloading device_map does to a model."""
+    """Weights on no device but while their own module runs: what an offloading device_map does to a
+    model.
+    """
     model, image = build(**variant), pixels(1, 1)
     row = ids(1, 5, "image", 6, model=model)
     expected = logits(model, input_ids=row, pixel_values=image)
     answer = model.generate(input_ids=row, pixel_values=image, max_new_tokens=3)
     with offloaded(model):
         assert torch.equal(logits(model, input_ids=row, pixel_values=image), expected)
-        assert torch.equal(model.generate(input_ids=row, pixel_values=image, max_new_tokens=3), answer)
+        assert torch.equal(
+            model.generate(input_ids=row, pixel_values=image, max_new_tokens=3), answer
+        )
         if model.config.fusion != "in_llm":
             encoded = model.encode_image(image[0], input_ids=row[0])
             close(logits(model, input_ids=row, vision=[encoded]), expected)
@@ -294,14 +367,20 @@ def test_no_module_reaches_for_the_weights_of_another(variant):
 
 @contextmanager
 def offloaded(model):
-    """Every module's own weights are on the meta device until it is called, and empty inputs of Linear are refused."""
+    """Every module's own weights are on the meta device until it is called, and empty inputs of
+    Linear are refused.
+    """
     weights, plain = dict(model.named_parameters()), {}
 
     def called(name, module):
-        own = {part: weights[f"{name}.{part}"] for part, _ in module.named_parameters(recurse=False)}
+        own = {
+            part: weights[f"{name}.{part}"] for part, _ in module.named_parameters(recurse=False)
+        }
 
         def forward(*args, **kwargs):
-            assert not isinstance(module, nn.Linear) or args[0].numel()  # kernels of quantized layers crash
+            assert (
+                not isinstance(module, nn.Linear) or args[0].numel()
+            )  # kernels of quantized layers crash
             module.forward = plain[module]
             try:
                 return functional_call(module, own, args, kwargs)
@@ -310,7 +389,9 @@ def offloaded(model):
 
         return forward
 
-    owners = [(n, m) for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
+    owners = [
+        (n, m) for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))
+    ]
     try:
         for name, module in owners:
             plain[module] = module.forward
@@ -328,12 +409,19 @@ def offloaded(model):
 def test_inside_the_llm_a_video_in_hd_and_its_decoding():
     model = build(fusion="in_llm")
     row = ids(1, 5, ("video", 2), 6)
-    out = model.generate(input_ids=row, pixel_values_videos=pixels(1, 2, 5), max_new_tokens=4, min_new_tokens=4,
-                         output_logits=True, return_dict_in_generate=True)  # fmt: skip
+    out = model.generate(
+        input_ids=row,
+        pixel_values_videos=pixels(1, 2, 5),
+        max_new_tokens=4,
+        min_new_tokens=4,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
     forced = logits(model, input_ids=out.sequences, pixel_values_videos=pixels(1, 2, 5))
     close(forced[0, row.shape[1] - 1 : -1], torch.stack(out.logits, 1)[0])
     close(
-        logits(model, input_ids=ids(1, 5, 6)), logits(model, inputs_embeds=model.get_input_embeddings()(ids(1, 5, 6)))
+        logits(model, input_ids=ids(1, 5, 6)),
+        logits(model, inputs_embeds=model.get_input_embeddings()(ids(1, 5, 6))),
     )
 
 
@@ -342,7 +430,9 @@ def test_kernels_agree(model):
     sdpa = logits(model, input_ids=row, pixel_values=pixels(1, 5))
     model.set_attn_implementation("eager")
     kernels = {
-        m.config._attn_implementation for m in model.modules() if hasattr(m, "config") and hasattr(m, "head_dim")
+        m.config._attn_implementation
+        for m in model.modules()
+        if hasattr(m, "config") and hasattr(m, "head_dim")
     }
     assert kernels == {"eager"}
     close(sdpa, logits(model, input_ids=row, pixel_values=pixels(1, 5)))
@@ -350,18 +440,30 @@ def test_kernels_agree(model):
 
 
 def flash(module, query, key, value, attention_mask, scaling=None, is_causal=None, **options):
-    """As flash attention does it: rows without their padding, causality counted from the last of what is left."""
+    """As flash attention does it: rows without their padding, causality counted from the last of
+    what is left.
+    """
     assert attention_mask is None or attention_mask.ndim == 2
     causal = module.is_causal if is_causal is None else is_causal
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     out = torch.zeros_like(query)
     for row in range(len(query)):
-        kept = torch.ones(key.shape[2]) if attention_mask is None else attention_mask[row, -key.shape[2] :]
+        kept = (
+            torch.ones(key.shape[2])
+            if attention_mask is None
+            else attention_mask[row, -key.shape[2] :]
+        )
         keys = kept.bool().nonzero()[:, 0]
-        asked = kept[-query.shape[2] :].bool() if len(kept) >= query.shape[2] else torch.ones(query.shape[2]).bool()
+        asked = (
+            kept[-query.shape[2] :].bool()
+            if len(kept) >= query.shape[2]
+            else torch.ones(query.shape[2]).bool()
+        )
         q, k, v = query[row, :, asked], key[row, :, keys], value[row, :, keys]
-        seen = torch.ones(q.shape[1], k.shape[1]).tril(k.shape[1] - q.shape[1]).bool() | (not causal)
+        seen = torch.ones(q.shape[1], k.shape[1]).tril(k.shape[1] - q.shape[1]).bool() | (
+            not causal
+        )
         scores = (q @ k.transpose(1, 2) * scaling).masked_fill(~seen, -torch.inf)
         out[row, :, asked] = scores.softmax(-1) @ v
     return out.transpose(1, 2), None
@@ -374,14 +476,21 @@ def test_flash_attention_agrees_where_it_takes_masks_over_keys_only(variant):
     AttentionMaskInterface.register("flash_double", flash_attention_mask)
     found, model = [], build(**variant)
     tokens, images = model.config.tokens_per_frame(views=5), pixels(2, 5)
-    rows = [ids(1, 5, "image", 0, 6, tokens=tokens), ids(1, "image", 7, 8, 9, 10, 11, tokens=tokens)]
+    rows = [
+        ids(1, 5, "image", 0, 6, tokens=tokens),
+        ids(1, "image", 7, 8, 9, 10, 11, tokens=tokens),
+    ]
     for kernel in ("sdpa", "flash_double"):
         model.set_attn_implementation({"text_config": kernel, "vision_config": kernel})
         for left in (True, False):
             both = batch(*rows, left=left)
             hide = both["input_ids"] != 9
-            full = logits(model, **both, pixel_values=images, fuse_mask=hide)[both["attention_mask"].bool()]
-            answers = model.generate(**both, pixel_values=images, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+            full = logits(model, **both, pixel_values=images, fuse_mask=hide)[
+                both["attention_mask"].bool()
+            ]
+            answers = model.generate(
+                **both, pixel_values=images, max_new_tokens=3, min_new_tokens=3, do_sample=False
+            )
             found.append((kernel, full, answers))
     close(found[0][1], found[2][1], 2e-5)
     close(found[1][1], found[3][1], 2e-5)
@@ -391,7 +500,10 @@ def test_flash_attention_agrees_where_it_takes_masks_over_keys_only(variant):
 def test_pre_fusion_can_start_from_the_llm():
     model = build()
     model.model.copy_llm_to_prefusion()
-    ours, theirs = model.model.prefusion.layers[1].state_dict(), model.model.language_model.layers[1].state_dict()
+    ours, theirs = (
+        model.model.prefusion.layers[1].state_dict(),
+        model.model.language_model.layers[1].state_dict(),
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -401,25 +513,35 @@ def test_the_position_table_starts_as_sines(model):
 
 def test_tiles_are_joined_to_one_grid():
     whole = torch.arange(16.0).reshape(4, 4)
-    tiles = torch.stack([whole[r : r + 2, c : c + 2].reshape(4) for r in (0, 2) for c in (0, 2)] + [torch.zeros(4)])
+    tiles = torch.stack(
+        [whole[r : r + 2, c : c + 2].reshape(4) for r in (0, 2) for c in (0, 2)] + [torch.zeros(4)]
+    )
     assert torch.equal(join_tiles(tiles[None, ..., None])[0, :, 0], whole.flatten())
     with pytest.raises(ValueError, match="5, 10, 17"):
         join_tiles(torch.zeros(1, 4, 4, 1))
 
 
-# --------------------------------------------------------------------------------------------------------- probing
+# ---------------------------------------------------------------------------------------------------------
+# probing
 
 
 def test_compressor_and_pre_fusion_can_be_tapped(model):
     row, image = ids(1, 5, "image", 6), pixels(1, 5)
     before, calls = logits(model, input_ids=row, pixel_values=image), []
     layers = enumerate(model.model.prefusion.layers)
-    modules = {"compressor": model.model.compressor.attention} | {f"prefusion.{i}": x.self_attn for i, x in layers}
+    modules = {"compressor": model.model.compressor.attention} | {
+        f"prefusion.{i}": x.self_attn for i, x in layers
+    }
     with tap(modules, calls.append):
         after = logits(model, input_ids=row, pixel_values=image)
     assert torch.equal(before, after)
     shapes = [(call.name, call.query_count, call.key_count) for call in calls]
-    assert shapes == [("compressor", 4, 64), ("prefusion.0", 80, 80), ("prefusion.0", 7, 87), ("prefusion.1", 7, 87)]
+    assert shapes == [
+        ("compressor", 4, 64),
+        ("prefusion.0", 80, 80),
+        ("prefusion.0", 7, 87),
+        ("prefusion.1", 7, 87),
+    ]
     positions = model.model.prefusion_positions(row, views=5)[0].tolist()
     assert positions == [-1] * 80 + [-2] * 4 + [0, 1, 6]
     assert {"vision", "llm"} <= stacks(model).keys()
@@ -430,14 +552,29 @@ def test_mistakes_are_told_in_one_line(model):
     image = pixels(1, 1)
     for inputs, told in [
         ({"input_ids": ids(1, "image", 2)}, "expected pixel_values"),
-        ({"input_ids": torch.tensor([[1, IMAGE, 2]]), "pixel_values": image}, "4 image placeholders for each of 1"),
+        (
+            {"input_ids": torch.tensor([[1, IMAGE, 2]]), "pixel_values": image},
+            "4 image placeholders for each of 1",
+        ),
         ({"input_ids": ids(1, "image", 2), "pixel_values": pixels(2, 1)}, "each of 2 images"),
         ({"input_ids": ids(1, "image", 2), "pixel_values": pixels(1, 4)}, "N x N sub-images"),
-        ({"input_ids": ids(1, ("video", 3), 2), "pixel_values_videos": pixels(1, 2, 1)}, "up to 2 frames"),
-        ({"input_ids": ids(1, ("video", 1), 2, "image"), "pixel_values": image, "pixel_values_videos": image[None]},
-         "a video of one frame as an image"),
-        ({"input_ids": ids(1, 2), "vision": [model.encode_image(image[0])]}, "for the encoded images"),
-    ]:  # fmt: skip
+        (
+            {"input_ids": ids(1, ("video", 3), 2), "pixel_values_videos": pixels(1, 2, 1)},
+            "up to 2 frames",
+        ),
+        (
+            {
+                "input_ids": ids(1, ("video", 1), 2, "image"),
+                "pixel_values": image,
+                "pixel_values_videos": image[None],
+            },
+            "a video of one frame as an image",
+        ),
+        (
+            {"input_ids": ids(1, 2), "vision": [model.encode_image(image[0])]},
+            "for the encoded images",
+        ),
+    ]:
         with pytest.raises(ValueError, match=told) as error:
             model(**inputs)
         assert "\n" not in str(error.value)

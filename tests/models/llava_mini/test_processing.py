@@ -17,8 +17,14 @@ from probe.models.llava_mini.image_processing import frame_indices, video_frames
 
 PREPROCESSED = SHARED / "llava_mini"
 QUESTION, SECOND = "What's the text on the cake?", "Which colour?"
-SPECIAL = ["<|begin_of_text|>", "<unused>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
-           "<|finetune_right_pad_id|>"]  # fmt: skip
+SPECIAL = [
+    "<|begin_of_text|>",
+    "<unused>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|finetune_right_pad_id|>",
+]
 
 
 def golden(name):
@@ -30,7 +36,9 @@ def golden(name):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """The goldens' toy tokenizer: bytes in GPT-2's order, then special tokens; it begins with begin-of-text, once."""
+    """The goldens' toy tokenizer: bytes in GPT-2's order, then special tokens; it begins with
+    begin-of-text, once.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=_gpt2_order)
     tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
     tokenizer.add_special_tokens(SPECIAL)
@@ -39,8 +47,13 @@ def tokenizer():
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], 256)]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=SPECIAL[0], eos_token=SPECIAL[4],
-                                   pad_token=SPECIAL[5], padding_side="left")  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=SPECIAL[0],
+        eos_token=SPECIAL[4],
+        pad_token=SPECIAL[5],
+        padding_side="left",
+    )
 
 
 def _gpt2_order(char):
@@ -56,18 +69,26 @@ def images():
 
 @pytest.fixture
 def processor(tokenizer, images):
-    return LlavaMiniProcessor(images, tokenizer, compressor_size=2, chat_template=chat_template("llava_llama_3_1"))
+    return LlavaMiniProcessor(
+        images, tokenizer, compressor_size=2, chat_template=chat_template("llava_llama_3_1")
+    )
 
 
 def picture(width=50, height=33, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def user(text, image=False):
-    return {"role": "user", "content": [{"type": "image"}] * image + [{"type": "text", "text": text}]}
+    return {
+        "role": "user",
+        "content": [{"type": "image"}] * image + [{"type": "text", "text": text}],
+    }
 
 
-# ---------------------------------------------------------------------------------------------------------- prompts
+# ----------------------------------------------------------------------------------------------------------
+# prompts
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -84,17 +105,23 @@ def test_prompts_equal_the_authors(processor, style):
 
 def test_ids_equal_the_authors_with_begin_of_text_twice(processor):
     expected = golden("prompts")["tokenizer_image_token"]
-    prompt = golden("prompts")["prompts"]["llava_llama_3_1|template_always_gen_prompt"]["first_turn"]
+    prompt = golden("prompts")["prompts"]["llava_llama_3_1|template_always_gen_prompt"][
+        "first_turn"
+    ]
     for case in expected.values():
         text = case.get("text", prompt)
-        ids = processor(text=text, images=[picture()] * text.count("<image>"))["input_ids"][0].tolist()
+        ids = processor(text=text, images=[picture()] * text.count("<image>"))["input_ids"][
+            0
+        ].tolist()
         four = [processor.image_token_id] * 4
         theirs = [i for id_ in case["ids"] for i in (four if id_ == -200 else [id_])]
         assert ids == theirs
 
 
 def test_a_checkpoints_template_is_its_tokenizers_own(processor, tokenizer):
-    """Llama 3's own knows neither images nor LLaVA's system prompt; Vicuna's tokenizer has none at all."""
+    """Llama 3's own knows neither images nor LLaVA's system prompt; Vicuna's tokenizer has none at
+    all.
+    """
     always = (
         "{% for message in messages %}{{ (bos_token if loop.first else '') + '<|start_header_id|>' + message['role'] "
         "+ '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
@@ -102,7 +129,11 @@ def test_a_checkpoints_template_is_its_tokenizers_own(processor, tokenizer):
     header = "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
     first = [user(QUESTION, image=True)]
     second = [*first, {"role": "assistant", "content": "Happy birthday."}, user(SECOND)]
-    for own in (always + header, always + "{% if add_generation_prompt %}" + header + "{% endif %}", None):
+    for own in (
+        always + header,
+        always + "{% if add_generation_prompt %}" + header + "{% endif %}",
+        None,
+    ):
         tokenizer.chat_template = own
         ask = {"chat_template": template_for(tokenizer), "add_generation_prompt": True}
         expected = golden("prompts")["prompts"]["llava_llama_3_1|template_always_gen_prompt"]
@@ -111,7 +142,9 @@ def test_a_checkpoints_template_is_its_tokenizers_own(processor, tokenizer):
     brief = [{"role": "system", "content": "Be brief."}, *first]
     tokenizer.chat_template = {"default": always}
     text = processor.apply_chat_template(brief, chat_template=template_for(tokenizer))
-    assert text.startswith("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>")
+    assert text.startswith(
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+    )
     assert "helpful" not in text
     tokenizer.chat_template = None
     plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, [])))
@@ -120,10 +153,16 @@ def test_a_checkpoints_template_is_its_tokenizers_own(processor, tokenizer):
 
 def test_training_labels_equal_the_authors(processor):
     expected = golden("prompts")["train_labels_llama_3_1"]["always_gen"]
-    messages = [user("Hi?", image=True), {"role": "assistant", "content": "Yes."}, user("Why?"),
-                {"role": "assistant", "content": "No."}]  # fmt: skip
+    messages = [
+        user("Hi?", image=True),
+        {"role": "assistant", "content": "Yes."},
+        user("Why?"),
+        {"role": "assistant", "content": "No."},
+    ]
     example = processor.training_example(messages, tokens=[1])
-    assert [-200 if i == processor.image_token_id else i for i in example["input_ids"]] == expected["input_ids"]
+    assert [-200 if i == processor.image_token_id else i for i in example["input_ids"]] == expected[
+        "input_ids"
+    ]
     assert example["labels"] == expected["labels"]
 
 
@@ -132,15 +171,19 @@ def test_plain_training_labels_equal_the_authors(processor):
     processor.chat_template = chat_template("plain")
     messages = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "a cake"}]
     example = processor.training_example(messages, tokens=[1])
-    assert [-200 if i == processor.image_token_id else i for i in example["input_ids"]] == expected["input_ids"]
+    assert [-200 if i == processor.image_token_id else i for i in example["input_ids"]] == expected[
+        "input_ids"
+    ]
     assert example["labels"] == expected["labels"]
 
 
-# ----------------------------------------------------------------------------------------------------------- pixels
+# -----------------------------------------------------------------------------------------------------------
+# pixels
 
 
 @pytest.mark.parametrize(
-    ("ratio", "sizes"), [(1, "standard"), (2, "hd_sub_image_sizes_wh"), (3, "hd3_sub_image_sizes_wh")]
+    ("ratio", "sizes"),
+    [(1, "standard"), (2, "hd_sub_image_sizes_wh"), (3, "hd3_sub_image_sizes_wh")],
 )
 def test_views(ratio, sizes):
     expected = golden("preproc").get(sizes, [[500, 333]])
@@ -179,7 +222,8 @@ def test_a_panorama_in_hd(tokenizer, images):
         processor.pixels(picture(700, 1))
 
 
-# --------------------------------------------------------------------------------------------------------- processor
+# ---------------------------------------------------------------------------------------------------------
+# processor
 
 
 def test_placeholders_padding_and_pixels(processor):
@@ -223,9 +267,18 @@ def test_mistakes_are_told_in_one_line(processor, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "1.jpg").write_text("no image")
     for call, told in [
-        (lambda: list(video_frames(tmp_path / "broken")), "expected an image as a frame, got .*1.jpg"),
-        (lambda: list(video_frames(tmp_path / "no.mp4")), "a video file or a folder of frames, got no .*no.mp4"),
-        (lambda: processor(text="<image>", images=[picture()] * 2), "as many images as the texts have <image>"),
+        (
+            lambda: list(video_frames(tmp_path / "broken")),
+            "expected an image as a frame, got .*1.jpg",
+        ),
+        (
+            lambda: list(video_frames(tmp_path / "no.mp4")),
+            "a video file or a folder of frames, got no .*no.mp4",
+        ),
+        (
+            lambda: processor(text="<image>", images=[picture()] * 2),
+            "as many images as the texts have <image>",
+        ),
         (lambda: processor(text="<image>", videos=[[]]), "at least one frame"),
         (lambda: list(video_frames(tmp_path)), "expected frames"),
         (lambda: frame_indices(0, 1), "at least one frame"),
@@ -250,7 +303,9 @@ def test_a_video_file_is_read_at_one_frame_a_second(tmp_path):
         stream = container.add_stream("mpeg4", rate=8)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for i in range(40):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), i * 6, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.full((48, 64, 3), i * 6, np.uint8), format="rgb24"
+            )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     shown = [round(np.array(frame).mean() / 6) for frame in video_frames(tmp_path / "v.mp4")]

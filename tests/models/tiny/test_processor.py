@@ -66,7 +66,9 @@ def test_chat_template(processor, conversation, text):
 
 
 def test_a_image_becomes_36_placeholders(processor):
-    pictures = [draw(sample_scene(stream("sample", seed)), size) for seed, size in [(0, 60), (1, 480)]]
+    pictures = [
+        draw(sample_scene(stream("sample", seed)), size) for seed, size in [(0, 60), (1, 480)]
+    ]
     inputs = processor(images=pictures, text="<image> and <image>", return_tensors="pt")
     assert (inputs.input_ids == processor.image_token_id).sum() == 2 * 36
     assert inputs.pixel_values.shape == (2, 3, 60, 60)

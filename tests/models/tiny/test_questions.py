@@ -1,4 +1,6 @@
-"""Every answer is right: read again from the question's words, by another route than the one that made it."""
+"""Every answer is right: read again from the question's words, by another route than the one that
+made it.
+"""
 
 import re
 from collections import Counter
@@ -11,10 +13,14 @@ from probe.models.tiny.scenes import COLOURS, COLUMNS, ROWS, SHAPES, sample_scen
 
 
 def read_answer(kind, question, layout):
-    """The answer, from the words of the question and the layout: an oracle that shares no code with `ask`."""
+    """The answer, from the words of the question and the layout: an oracle that shares no code with
+    `ask`.
+    """
     words = re.findall(r"[a-z]+", question.lower())
     colour = next((word for word in words if word in COLOURS), None)
-    shape = next((name for name in SHAPES if name in words or any(w.startswith(name) for w in words)), None)
+    shape = next(
+        (name for name in SHAPES if name in words or any(w.startswith(name) for w in words)), None
+    )
     place = re.search(rf"({'|'.join(ROWS)}) ({'|'.join(COLUMNS)})", question)
     found = [
         (c, s, row, column)
@@ -31,7 +37,9 @@ def read_answer(kind, question, layout):
         case "at":
             return look(found[0]) if found else "nothing"
         case "caption":
-            return ", ".join(f"{look(thing)} at the {ROWS[thing[2]]} {COLUMNS[thing[3]]}" for thing in layout)
+            return ", ".join(
+                f"{look(thing)} at the {ROWS[thing[2]]} {COLUMNS[thing[3]]}" for thing in layout
+            )
     assert len(found) == 1, "the question must have one answer"
     c, s, row, column = found[0]
     place = f"at the {ROWS[row]} {COLUMNS[column]}"
@@ -77,7 +85,9 @@ def test_yes_and_no_are_balanced():
 
 def test_an_unknown_kind_is_named():
     rng = stream("sample", 0)
-    with pytest.raises(ProbeError, match=r"questions.ask: expected a kind among shape, .* got 'taste'"):
+    with pytest.raises(
+        ProbeError, match=r"questions.ask: expected a kind among shape, .* got 'taste'"
+    ):
         ask(sample_scene(rng), "taste", rng)
 
 

@@ -38,7 +38,9 @@ def test_scenes_keep_their_promises():
 def test_a_thing_changes_only_its_own_cell():
     scene = sample_scene(stream("sample", 8), things=(2, 4))
     with_all = np.asarray(draw(scene)).astype(int)
-    without = np.asarray(draw(type(scene)(scene.things[1:], scene.background, scene.noise, scene.noise_seed)))
+    without = np.asarray(
+        draw(type(scene)(scene.things[1:], scene.background, scene.noise, scene.noise_seed))
+    )
     changed = np.abs(with_all - without).max(-1).reshape(3, 20, 3, 20).max((1, 3)) > 30
     assert [tuple(cell) for cell in np.argwhere(changed)] == [scene.things[0].cell]
 

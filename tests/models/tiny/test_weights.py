@@ -17,7 +17,9 @@ FLOORS = {"colour": 0.75, "where": 0.5, "exist": 0.6}  # what it has not learned
 
 @pytest.fixture(scope="module")
 def subject():
-    return AutoModelForImageTextToText.from_pretrained(FOLDER).eval(), AutoProcessor.from_pretrained(FOLDER)
+    return AutoModelForImageTextToText.from_pretrained(
+        FOLDER
+    ).eval(), AutoProcessor.from_pretrained(FOLDER)
 
 
 def answer(subject, image, question):
@@ -33,7 +35,13 @@ def test_it_is_a_plain_llava_and_small(subject):
     assert type(subject[0]) is LlavaForConditionalGeneration
     assert subject[0].config.probe_toy is True
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 10e6
-    for name in ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "recipe.json"):
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "recipe.json",
+    ):
         assert (FOLDER / name).exists()
 
 
@@ -48,9 +56,15 @@ def test_it_answers_unseen_images(subject):
 
 
 def test_it_looks_at_the_image(subject, monkeypatch):
-    monkeypatch.setattr("probe.models.tiny.training.evaluate.blind_answers", dict)  # 20,000 scenes: not here
+    monkeypatch.setattr(
+        "probe.models.tiny.training.evaluate.blind_answers", dict
+    )  # 20,000 scenes: not here
     swapped = summary(evaluate(*subject, images=64, controls=True), "kind")["swapped"].to_dict()
-    assert {kind: swapped[kind] for kind in swapped if swapped[kind] > (0.65 if kind == "exist" else 0.45)} == {}
+    assert {
+        kind: swapped[kind]
+        for kind in swapped
+        if swapped[kind] > (0.65 if kind == "exist" else 0.45)
+    } == {}
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The tiny LLaVA: CLIP's encoder, a two-layer projector and Llama, as `transformers` builds them.
 
-The last encoder layer's patches go to the projector (`vision_feature_layer=-1`; LLaVA-1.5 uses the last but
-one), so that every encoder layer is trained and none is dead weight.
+The last encoder layer's patches go to the projector (`vision_feature_layer=-1`; LLaVA-1.5 uses the
+last but one), so that every encoder layer is trained and none is dead weight.
 """
 
 from collections.abc import Sequence
@@ -24,31 +24,51 @@ from probe.models.tiny.scenes import SIZE, Scene, draw
 from probe.models.tiny.training.recipe import Recipe
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGeneration:
-    """A model with random weights drawn from the recipe's seed (the global seed is left as it was)."""
-    ends: dict[str, Any] = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+def build_model(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase
+) -> LlavaForConditionalGeneration:
+    """A model with random weights drawn from the recipe's seed (the global seed is left as it
+    was).
+    """
+    ends: dict[str, Any] = {
+        name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")
+    }
     text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=recipe.hidden, intermediate_size=recipe.intermediate,
-        num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads,
-        max_position_embeddings=4096, initializer_range=recipe.initializer_range, tie_word_embeddings=True,
-        **ends,
-    )  # fmt: skip
-    vision = CLIPVisionConfig(
-        hidden_size=recipe.vision_hidden, intermediate_size=recipe.vision_intermediate,
-        num_hidden_layers=recipe.vision_layers, num_attention_heads=recipe.vision_heads,
-        image_size=SIZE, patch_size=PATCH, projection_dim=recipe.vision_hidden,
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=4096,
         initializer_range=recipe.initializer_range,
-    )  # fmt: skip
+        tie_word_embeddings=True,
+        **ends,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=recipe.vision_hidden,
+        intermediate_size=recipe.vision_intermediate,
+        num_hidden_layers=recipe.vision_layers,
+        num_attention_heads=recipe.vision_heads,
+        image_size=SIZE,
+        patch_size=PATCH,
+        projection_dim=recipe.vision_hidden,
+        initializer_range=recipe.initializer_range,
+    )
     extra: dict[str, Any] = {
         "initializer_range": recipe.initializer_range,
         "probe_toy": True,  # figures made with this model say that it is a toy
     }
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=tokenizer.get_vocab()["<image>"],
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.get_vocab()["<image>"],
         image_seq_length=(SIZE // PATCH) ** 2,
-        vision_feature_layer=-1, vision_feature_select_strategy="default",
-        tie_word_embeddings=True, **extra,
-    )  # fmt: skip
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+        **extra,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = LlavaForConditionalGeneration(config)

@@ -1,9 +1,9 @@
 """How often a tiny model is right, on images it has never seen.
 
-Exact match: every word of the answer and the closing `</s>` is the model's first choice, which is what
-greedy generation writes. One question of each kind about every image. The frozen images come from random
-numbers that no training uses (`drawing.stream`). Two controls: the same questions about another image, and
-the best answer to the question's words alone.
+Exact match: every word of the answer and the closing `</s>` is the model's first choice, which is
+what greedy generation writes. One question of each kind about every image. The frozen images come
+from random numbers that no training uses (`drawing.stream`). Two controls: the same questions about
+another image, and the best answer to the question's words alone.
 
     frame = evaluate(model, processor, controls=True)   # 2,000 images, 14,000 questions: a minute or two
     summary(frame, "kind")                              # right, swapped, blind, questions
@@ -27,7 +27,9 @@ from probe.models.tiny.training.architecture import pixels
 from probe.models.tiny.training.packed_rows import Packed, Packer, answer_logits
 
 BATCH = 16  # images
-Logits = Callable[[Any, Tensor, Packed], Tensor]  # (model, pixels, packed rows) -> logits where a label is
+Logits = Callable[
+    [Any, Tensor, Packed], Tensor
+]  # (model, pixels, packed rows) -> logits where a label is
 
 
 def frozen(number: int, purpose: str = "frozen") -> tuple[Scene, tuple[Question, ...]]:
@@ -50,8 +52,8 @@ def evaluate(
     """One row a question: image, kind, question, answer, key, things, distractors, right.
 
     `logits` is how the model answers packed rows (a LLaVA-Mini: `packed_fusion.fused_logits`).
-    `controls` adds `swapped` (right although asked about another image, its neighbour in the batch) and
-    `blind` (right by `blind_answers`).
+    `controls` adds `swapped` (right although asked about another image, its neighbour in the batch)
+    and `blind` (right by `blind_answers`).
     """
     packer, tables = Packer(processor, model.config.image_seq_length), []
     for start in range(0, pictures, BATCH):
@@ -80,7 +82,9 @@ def exact(logits: Tensor, packed: Packed) -> Bool[Tensor, " question"]:
     """Whether all of a question's answer tokens, `</s>` included, are the first choice."""
     labelled = packed.labels >= 0
     wrong = (logits.argmax(-1) != packed.labels[labelled]).long()
-    mistakes = torch.zeros(len(packed.questions), dtype=torch.long).index_add(0, packed.turn[labelled], wrong)
+    mistakes = torch.zeros(len(packed.questions), dtype=torch.long).index_add(
+        0, packed.turn[labelled], wrong
+    )
     return mistakes == 0
 
 

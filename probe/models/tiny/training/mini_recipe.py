@@ -1,4 +1,5 @@
-"""tiny-llava-mini before its training: the shipped tiny-llava, of whose images ONE vision token is left.
+"""tiny-llava-mini before its training: the shipped tiny-llava, of whose images ONE vision token is
+left.
 
     model = starting_model(MiniRecipe())        # `mini_training` makes it as good as it was
 
@@ -21,7 +22,8 @@ START = "tiny-llava"  # what it is made from
 
 @dataclass(frozen=True)
 class MiniRecipe:
-    """How tiny-llava-mini is made. Rates are AdamW's; they rise over the warm-up and fall along a cosine.
+    """How tiny-llava-mini is made. Rates are AdamW's; they rise over the warm-up and fall along a
+    cosine.
 
     >>> MiniRecipe(prefusion_layers=0).rates.prefusion      # the rate stands; there is nothing it is for
     0.001
@@ -32,7 +34,9 @@ class MiniRecipe:
     compressor_heads: int = 4
     prefusion_layers: int = 4
     copied: bool = True  # pre-fusion starts as the LLM's first layers; False: at random
-    extra_layers: int = 0  # of the LLM, in front and copied from its first ones: the control for pre-fusion's depth
+    extra_layers: int = (
+        0  # of the LLM, in front and copied from its first ones: the control for pre-fusion's depth
+    )
     steps: int = 2000
     warmup: int = 60
     batch: int = 16  # images, with eight questions and a caption each
@@ -56,15 +60,22 @@ def starting_model(recipe: MiniRecipe) -> LlavaMiniForConditionalGeneration:
         _deepen(llava, recipe.extra_layers)
     extra: dict[str, Any] = {"initializer_range": llava.config.initializer_range, "probe_toy": True}
     return from_llava(
-        llava, copy_prefusion=recipe.copied, seed=recipe.seed, compressor_size=recipe.compressor_size,
-        compressor_num_heads=recipe.compressor_heads, num_prefusion_layers=recipe.prefusion_layers, **extra,
-    )  # fmt: skip
+        llava,
+        copy_prefusion=recipe.copied,
+        seed=recipe.seed,
+        compressor_size=recipe.compressor_size,
+        compressor_num_heads=recipe.compressor_heads,
+        num_prefusion_layers=recipe.prefusion_layers,
+        **extra,
+    )
 
 
 def mini_processor(compressor_size: int = 1) -> LlavaMiniProcessor:
     """tiny-llava's images, words and template."""
     old: Any = build_processor()
-    return LlavaMiniProcessor(old.image_processor, old.tokenizer, compressor_size, chat_template=old.chat_template)
+    return LlavaMiniProcessor(
+        old.image_processor, old.tokenizer, compressor_size, chat_template=old.chat_template
+    )
 
 
 def _deepen(llava: LlavaForConditionalGeneration, number: int) -> None:

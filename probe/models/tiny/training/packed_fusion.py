@@ -1,11 +1,13 @@
 """LLaVA-Mini on packed rows: each question fused and answered exactly as if it were asked alone.
 
-The image and the prompt's first words are the same for all questions about it, so pre-fusion computes them once:
+The image and the prompt's first words are the same for all questions about it, so pre-fusion
+computes them once:
 
     vision | compressed | <s> A chat between ... USER: | question ASSISTANT: | question ASSISTANT: | ...
     `------------------ seen by all ----------------´   `- conversation 1 -´  `- conversation 2 -´
 
-Answers are left out: pre-fusion never sees them. The LLM's row is that of `packing`, with one vision token for 36.
+Answers are left out: pre-fusion never sees them. The LLM's row is that of `packing`, with one
+vision token for 36.
 """
 
 from typing import Any
@@ -20,7 +22,9 @@ from probe.models.tiny.training.packed_rows import Packed
 
 
 def fused_logits(
-    model: LlavaMiniForConditionalGeneration, pixels: Float[Tensor, "row 3 height width"], packed: Packed
+    model: LlavaMiniForConditionalGeneration,
+    pixels: Float[Tensor, "row 3 height width"],
+    packed: Packed,
 ) -> Float[Tensor, "label word"]:
     """Logits where a label is: the rows of `packed.labels` that are not -100, in order."""
     inner: Any = model.model
@@ -34,13 +38,17 @@ def fused_logits(
         embedded = words.put(embedded, torch.where(words.valid[..., None], fused, raw))
     hidden = inner.language_model(
         inputs_embeds=embedded.masked_scatter(placeholder[..., None], tokens),
-        attention_mask=packed.attention_mask, position_ids=packed.position_ids, use_cache=False,
-    ).last_hidden_state  # fmt: skip
+        attention_mask=packed.attention_mask,
+        position_ids=packed.position_ids,
+        use_cache=False,
+    ).last_hidden_state
     return model.lm_head(hidden[packed.labels >= 0])
 
 
 def _read(packed: Packed, placeholder: Bool[Tensor, "row token"]) -> Bool[Tensor, "row token"]:
-    """Words that pre-fusion sees: no image, no padding, and no answer, whose tokens are the labels one place on."""
+    """Words that pre-fusion sees: no image, no padding, and no answer, whose tokens are the labels
+    one place on.
+    """
     answer = torch.nn.functional.pad(packed.labels[:, :-1] >= 0, (1, 0))
     return (packed.input_ids > 0) & ~placeholder & ~answer
 
@@ -59,7 +67,9 @@ def _fuse(
     words: Float[Tensor, "row word dim"],
     sees: Bool[Tensor, "row word key"],
 ) -> tuple[Float[Tensor, "row token dim"], Float[Tensor, "row word dim"]]:
-    """Tokens and words after pre-fusion. A position counts what is seen from it, as in a row of its own."""
+    """Tokens and words after pre-fusion. A position counts what is seen from it, as in a row of its
+    own.
+    """
     patches, front = vision.shape[1], vision.shape[1] + tokens.shape[1]
     hidden = torch.cat([vision, tokens, words], 1)
     length = hidden.shape[1]
@@ -68,5 +78,7 @@ def _fuse(
     position = mask.sum(-1) - 1
     turned = prefusion.rotary_emb(hidden, position_ids=position)
     for layer in prefusion.layers:
-        hidden = layer(hidden, attention_mask=mask[:, None], position_embeddings=turned, past_key_values=None)
+        hidden = layer(
+            hidden, attention_mask=mask[:, None], position_embeddings=turned, past_key_values=None
+        )
     return hidden[:, patches:front], hidden[:, front:]

@@ -5,8 +5,9 @@ The prompt up to the image is the same for all of them, so it is computed once:
     <s> A chat between ... USER: <image> | question ASSISTANT: answer </s> | question ASSISTANT: ...
     `-------------- prefix ------------´   `------- conversation 1 ------´   `--- conversation 2 ---
 
-A conversation sees the prefix and itself (a block-diagonal mask), and its positions go on from the prefix.
-Training and evaluation run on packed rows; `tests/test_tiny_packing.py` holds them equal to plain ones.
+A conversation sees the prefix and itself (a block-diagonal mask), and its positions go on from the
+prefix. Training and evaluation run on packed rows; `tests/test_tiny_packing.py` holds them equal to
+plain ones.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,9 @@ Conversation = Sequence[Question]  # questions about one image, asked one after 
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch of packed rows. Labels are -100 wherever no answer token (or closing `</s>`) is predicted."""
+    """A batch of packed rows. Labels are -100 wherever no answer token (or closing `</s>`) is
+    predicted.
+    """
 
     input_ids: Int[Tensor, "row token"]
     position_ids: Int[Tensor, "row token"]
@@ -49,7 +52,9 @@ class Packer:
         self._encode, self._end = tokenizer.backend_tokenizer.encode, tokenizer.eos_token_id
         message: Any = {"role": "user", "content": [{"type": "image"}]}
         prompt: Any = processor.apply_chat_template([message])
-        self.prefix = self._ids(prompt.replace("<image>", "<image>" * vision_tokens), add_special_tokens=True)
+        self.prefix = self._ids(
+            prompt.replace("<image>", "<image>" * vision_tokens), add_special_tokens=True
+        )
 
     def pack(self, images: Sequence[Sequence[Conversation]]) -> Packed:
         """One row an image, each with its conversations. Rows are padded on the right."""
@@ -62,7 +67,9 @@ class Packer:
         )
         return Packed(ids, positions, _mask(block), labels, turn, tuple(questions))
 
-    def _row(self, conversations: Sequence[Conversation], questions: list[Question]) -> tuple[list[int], ...]:
+    def _row(
+        self, conversations: Sequence[Conversation], questions: list[Question]
+    ) -> tuple[list[int], ...]:
         start = len(self.prefix)
         ids, positions = list(self.prefix), list(range(start))
         labels, turn, block = [-100] * start, [-1] * start, [0] * start
@@ -85,7 +92,9 @@ class Packer:
 
 
 def answer_logits(
-    model: LlavaForConditionalGeneration, pixels: Float[Tensor, "row 3 height width"], packed: Packed
+    model: LlavaForConditionalGeneration,
+    pixels: Float[Tensor, "row 3 height width"],
+    packed: Packed,
 ) -> Float[Tensor, "label word"]:
     """Logits where a label is: the rows of `packed.labels` that are not -100, in order."""
     features = patch_features(model, pixels)
@@ -93,13 +102,17 @@ def answer_logits(
     places = (packed.input_ids == model.config.image_token_id).unsqueeze(-1)
     hidden = model.model.language_model(
         inputs_embeds=embedded.masked_scatter(places, features.to(embedded.dtype)),
-        attention_mask=packed.attention_mask, position_ids=packed.position_ids, use_cache=False,
-    ).last_hidden_state  # fmt: skip
+        attention_mask=packed.attention_mask,
+        position_ids=packed.position_ids,
+        use_cache=False,
+    ).last_hidden_state
     return model.lm_head(hidden[packed.labels >= 0])
 
 
 def _mask(block: Int[Tensor, "row token"]) -> Bool[Tensor, "row 1 query key"]:
-    """Causal, within the own block and the prefix (block 0). Padding (block -1) sees padding only."""
+    """Causal, within the own block and the prefix (block 0). Padding (block -1) sees padding
+    only.
+    """
     query, key = block.unsqueeze(-1), block.unsqueeze(-2)
     causal = torch.ones(block.shape[1], block.shape[1], dtype=torch.bool).tril()
     return (causal & ((query == key) | ((key == 0) & (query > 0)))).unsqueeze(1)

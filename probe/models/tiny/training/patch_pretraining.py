@@ -1,9 +1,10 @@
 """Stage 0: each patch learns the words for what it shows.
 
-The projector's output for a patch is compared with the language model's own word embeddings: the patch of a
-red circle at the top left must be nearest to "red" among the colours, "circle" among the shapes, "top" among
-the rows and "left" among the columns, and patches of empty cells to "nothing". It is CLIP's alignment with
-words, patch by patch: all that can be asked of a patch reaches the language model in the form of words.
+The projector's output for a patch is compared with the language model's own word embeddings: the
+patch of a red circle at the top left must be nearest to "red" among the colours, "circle" among the
+shapes, "top" among the rows and "left" among the columns, and patches of empty cells to "nothing".
+It is CLIP's alignment with words, patch by patch: all that can be asked of a patch reaches the
+language model in the form of words.
 """
 
 from typing import Any
@@ -24,21 +25,33 @@ GROUPS = ((*COLOURS, "nothing"), (*SHAPES, "nothing"), ROWS, COLUMNS)
 
 
 class PatchWords(nn.Module):
-    """How near every patch is to every word of `GROUPS`, by the model's own projector and embeddings."""
+    """How near every patch is to every word of `GROUPS`, by the model's own projector and
+    embeddings.
+    """
 
-    def __init__(self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, scale: float):
+    def __init__(
+        self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, scale: float
+    ):
         super().__init__()
         self.model, self.scale = model, scale
-        self.words = [torch.tensor(tokenizer.convert_tokens_to_ids(list(group))) for group in GROUPS]
+        self.words = [
+            torch.tensor(tokenizer.convert_tokens_to_ids(list(group))) for group in GROUPS
+        ]
 
-    def forward(self, pixels: Float[Tensor, "image 3 height width"]) -> list[Float[Tensor, "image patch word"]]:
+    def forward(
+        self, pixels: Float[Tensor, "image 3 height width"]
+    ) -> list[Float[Tensor, "image patch word"]]:
         features = patch_features(self.model, pixels)
-        features = nn.functional.rms_norm(features, features.shape[-1:])  # as the language model's layers do
+        features = nn.functional.rms_norm(
+            features, features.shape[-1:]
+        )  # as the language model's layers do
         embeddings: Any = self.model.get_input_embeddings().weight
         return [self.scale * features @ embeddings[words].T for words in self.words]
 
     def loss(
-        self, pixels: Float[Tensor, "image 3 height width"], labels: Int[Tensor, "image patch group"]
+        self,
+        pixels: Float[Tensor, "image 3 height width"],
+        labels: Int[Tensor, "image patch group"],
     ) -> tuple[Tensor, Float[Tensor, " group"]]:
         """The mean cross-entropy over groups, and each group's accuracy."""
         logits = list(zip(self(pixels), labels.unbind(-1), strict=True))

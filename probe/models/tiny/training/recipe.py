@@ -10,25 +10,40 @@ from dataclasses import dataclass
 class Recipe:
     """How a tiny LLaVA is drawn for, sized and trained. Learning rates are those of AdamW.
 
-    `steps` may be changed while a run is still before its decay (the last `decay` steps): until then the
-    learning rate does not depend on it, so the run stays what the new recipe gives from the start.
+    `steps` may be changed while a run is still before its decay (the last `decay` steps): until
+    then the learning rate does not depend on it, so the run stays what the new recipe gives from
+    the start.
     """
 
     seed: int = 0
 
     # The task
     things: tuple[int, int] = (1, 4)  # fewest and most things in an image
-    alike: float = 0.4  # share of images whose colours (and, apart, shapes) come from only one or two
+    alike: float = (
+        0.4  # share of images whose colours (and, apart, shapes) come from only one or two
+    )
     questions: int = 8  # asked about an image, beside the caption
     weights: tuple[tuple[str, float], ...] = (
-        ("shape", 1.0), ("colour", 1.5), ("at", 1.0), ("where", 1.5), ("count", 1.5), ("exist", 1.5),
-    )  # fmt: skip
+        ("shape", 1.0),
+        ("colour", 1.5),
+        ("at", 1.0),
+        ("where", 1.5),
+        ("count", 1.5),
+        ("exist", 1.5),
+    )
     second_turn: float = 0.2  # share of questions asked as the second turn of a conversation
-    later: int = 2750  # the step of stage 1 from which the mix is another one: less of what is learned early
+    later: int = (
+        2750  # the step of stage 1 from which the mix is another one: less of what is learned early
+    )
     later_captions: float = 0.4  # share of images with a caption from then on; before, all
     later_weights: tuple[tuple[str, float], ...] = (
-        ("shape", 0.7), ("colour", 1.5), ("at", 0.7), ("where", 2.5), ("count", 2.5), ("exist", 1.5),
-    )  # fmt: skip
+        ("shape", 0.7),
+        ("colour", 1.5),
+        ("at", 0.7),
+        ("where", 2.5),
+        ("count", 2.5),
+        ("exist", 1.5),
+    )
 
     # The model
     hidden: int = 96

@@ -32,7 +32,9 @@ VALIDATION = 128  # images
 
 @dataclass(frozen=True)
 class Stage:
-    """One optimiser over some of the parameters. `loss` and `rate` are functions of the stage's own step."""
+    """One optimiser over some of the parameters. `loss` and `rate` are functions of the stage's own
+    step.
+    """
 
     steps: int
     parameters: list[nn.Parameter]
@@ -41,8 +43,12 @@ class Stage:
     validate: Callable[[], dict[str, float]]  # accuracies by name
 
 
-def vision_stage(model: LlavaForConditionalGeneration, processor: LlavaProcessor, recipe: Recipe) -> Stage:
-    """Stage 0: the vision encoder, the projector and the word embeddings learn to agree (`pretraining`)."""
+def vision_stage(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, recipe: Recipe
+) -> Stage:
+    """Stage 0: the vision encoder, the projector and the word embeddings learn to agree
+    (`pretraining`).
+    """
     words = PatchWords(model, processor.tokenizer, recipe.word_scale)
 
     def batch(purpose: str, step: int) -> tuple[Tensor, Tensor]:
@@ -54,27 +60,41 @@ def vision_stage(model: LlavaForConditionalGeneration, processor: LlavaProcessor
         return words.loss(*batch("pretraining", step))[0]
 
     def rate(step: int) -> float:
-        return recipe.vision_rate * _schedule(step, recipe.vision_steps, recipe.vision_steps, recipe)
+        return recipe.vision_rate * _schedule(
+            step, recipe.vision_steps, recipe.vision_steps, recipe
+        )
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
-        accuracy = torch.stack([words.loss(*batch("validation", step))[1] for step in range(8)]).mean(0)
+        accuracy = torch.stack(
+            [words.loss(*batch("validation", step))[1] for step in range(8)]
+        ).mean(0)
         return dict(zip(PATCHES, accuracy.tolist(), strict=True))
 
-    parts = (model.model.vision_tower, model.model.multi_modal_projector, model.get_input_embeddings())
+    parts = (
+        model.model.vision_tower,
+        model.model.multi_modal_projector,
+        model.get_input_embeddings(),
+    )
     parameters = [parameter for part in parts for parameter in part.parameters()]
     return Stage(recipe.vision_steps, parameters, loss, rate, validate)
 
 
-def answer_stage(model: LlavaForConditionalGeneration, processor: LlavaProcessor, recipe: Recipe) -> Stage:
+def answer_stage(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, recipe: Recipe
+) -> Stage:
     """Stage 1: all but the vision encoder learns to answer packed questions."""
     packer = Packer(processor)
 
     def loss(step: int) -> Tensor:
         rng = stream("training", recipe.seed, step)
-        scenes = [sample_scene(rng, things=recipe.things, alike=recipe.alike) for _ in range(recipe.batch)]
+        scenes = [
+            sample_scene(rng, things=recipe.things, alike=recipe.alike) for _ in range(recipe.batch)
+        ]
         packed = packer.pack([conversations(scene, recipe, rng, step) for scene in scenes])
-        return cross_entropy(answer_logits(model, pixels(scenes), packed), packed.labels[packed.labels >= 0])
+        return cross_entropy(
+            answer_logits(model, pixels(scenes), packed), packed.labels[packed.labels >= 0]
+        )
 
     def rate(step: int) -> float:
         return recipe.rate * _schedule(step, recipe.steps, recipe.decay, recipe)
@@ -88,8 +108,11 @@ def answer_stage(model: LlavaForConditionalGeneration, processor: LlavaProcessor
     return Stage(recipe.steps, parameters, loss, rate, validate)
 
 
-def conversations(scene: Scene, recipe: Recipe, rng: np.random.Generator, step: int = 0) -> list[list[Question]]:
-    """`recipe.questions` questions and a caption (from step `recipe.later` on, not always a caption).
+def conversations(
+    scene: Scene, recipe: Recipe, rng: np.random.Generator, step: int = 0
+) -> list[list[Question]]:
+    """`recipe.questions` questions and a caption (from step `recipe.later` on, not always a
+    caption).
 
     Some questions follow another one as the second turn of its conversation.
     """

@@ -3,9 +3,9 @@
     from probe.models.tiny.training.train import train
     train("my-tiny-llava")        # an hour or two on one core; Ctrl-C, and call again to go on
 
-Stage 0 teaches every patch the words for what it shows. Stage 1 freezes the vision encoder and teaches the
-model to answer packed questions (`stages`). A run that was stopped and resumed equals one that was not, bit
-for bit on the same machine with the same number of threads.
+Stage 0 teaches every patch the words for what it shows. Stage 1 freezes the vision encoder and
+teaches the model to answer packed questions (`stages`). A run that was stopped and resumed equals
+one that was not, bit for bit on the same machine with the same number of threads.
 """
 
 import csv
@@ -44,10 +44,10 @@ def train(
 ) -> LlavaForConditionalGeneration:
     """Trains into `folder`: weights, processor, `recipe.json`, `log.csv` and `checkpoint.pt`.
 
-    `recipe` is `Recipe()` unless given. `steps` stops early, after so many steps of both stages together;
-    calling again goes on from there. A checkpoint and loadable weights are written every 50 steps and at the
-    end, so Ctrl-C loses no more than that. Raises ProbeError when the folder can't be written or holds a
-    checkpoint of another recipe.
+    `recipe` is `Recipe()` unless given. `steps` stops early, after so many steps of both stages
+    together; calling again goes on from there. A checkpoint and loadable weights are written every
+    50 steps and at the end, so Ctrl-C loses no more than that. Raises ProbeError when the folder
+    can't be written or holds a checkpoint of another recipe.
     """
     run = Run(writable(folder), recipe or Recipe())
     if resume:
@@ -69,13 +69,17 @@ def train(
 
 
 class Run:
-    """A training under way: the model, its optimiser, and the step it has come to (over both stages)."""
+    """A training under way: the model, its optimiser, and the step it has come to (over both
+    stages).
+    """
 
     def __init__(self, folder: Path, recipe: Recipe):
         self.folder, self.recipe = folder, recipe
         self.processor: LlavaProcessor = build_processor()
         self.model = build_model(recipe, self.processor.tokenizer)
-        self.stages = tuple(stage(self.model, self.processor, recipe) for stage in (vision_stage, answer_stage))
+        self.stages = tuple(
+            stage(self.model, self.processor, recipe) for stage in (vision_stage, answer_stage)
+        )
         self.total = sum(stage.steps for stage in self.stages)
         self.step, self.seconds = 0, 0.0
         self.optimizer: torch.optim.AdamW | None = None
@@ -117,7 +121,11 @@ class Run:
 
     def save(self) -> None:
         """Writes checkpoint and weights, each file whole or not at all."""
-        state = {"recipe": dataclasses.asdict(self.recipe), "step": self.step, "seconds": self.seconds}
+        state = {
+            "recipe": dataclasses.asdict(self.recipe),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
         state |= {"model": self.model.state_dict()}
         state |= {"optimizer": self.optimizer.state_dict() if self.optimizer else None}
         partial = self.folder / f"{CHECKPOINT}.partial"
@@ -140,7 +148,9 @@ class Run:
             self.optimizer = optimizer
 
     def _refuse_other_recipe(self, saved: dict, step: int) -> None:
-        """A run may only be made longer or shorter, and only before its decay, where that changes nothing."""
+        """A run may only be made longer or shorter, and only before its decay, where that changes
+        nothing.
+        """
         mine = dataclasses.asdict(self.recipe)
         other = [name for name in mine if mine[name] != saved.get(name)]
         decay = self.recipe.vision_steps + min(mine["steps"], saved["steps"]) - self.recipe.decay
@@ -164,7 +174,10 @@ class Run:
             parameter.requires_grad_(True)
         matrices = [parameter for parameter in stage.parameters if parameter.ndim >= 2]
         vectors = [parameter for parameter in stage.parameters if parameter.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": self.recipe.weight_decay}, {"params": vectors}]
+        groups = [
+            {"params": matrices, "weight_decay": self.recipe.weight_decay},
+            {"params": vectors},
+        ]
         return torch.optim.AdamW(groups, betas=self.recipe.betas, weight_decay=0.0)
 
 

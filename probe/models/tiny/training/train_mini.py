@@ -3,8 +3,8 @@
     from probe.models.tiny.training.train_mini import train_mini
     train_mini("my-tiny-llava-mini")        # about half an hour on one core; Ctrl-C, and call again to go on
 
-Stage 1 is behind: tiny-llava's projector and LLM know each other. A run that was stopped and resumed equals one that
-was not, bit for bit on the same machine with the same number of threads.
+Stage 1 is behind: tiny-llava's projector and LLM know each other. A run that was stopped and
+resumed equals one that was not, bit for bit on the same machine with the same number of threads.
 """
 
 import csv
@@ -47,10 +47,11 @@ def train_mini(
     threads: int = 1,
     every: int = 200,
 ) -> LlavaMiniForConditionalGeneration:
-    """Trains into `folder`: weights, processor, `recipe.json`, `log.csv` and the Trainer's last checkpoint.
+    """Trains into `folder`: weights, processor, `recipe.json`, `log.csv` and the Trainer's last
+    checkpoint.
 
-    `steps` stops early; calling again goes on from the checkpoint, which is written `every` so many steps.
-    Raises ProbeError when the folder can't be written or was begun with another recipe.
+    `steps` stops early; calling again goes on from the checkpoint, which is written `every` so many
+    steps. Raises ProbeError when the folder can't be written or was begun with another recipe.
     """
     recipe, folder = recipe or MiniRecipe(), writable(folder)
     _refuse_other_recipe(folder, recipe)
@@ -61,10 +62,15 @@ def train_mini(
     else:
         with torch_threads(threads), quiet():
             trainer = MiniTrainer(
-                model, recipe.rates, args=_arguments(folder, recipe, every), data_collator=lambda rows: rows[0],
-                train_dataset=PackedImages(recipe, Packer(processor, model.config.image_seq_length)),
+                model,
+                recipe.rates,
+                args=_arguments(folder, recipe, every),
+                data_collator=lambda rows: rows[0],
+                train_dataset=PackedImages(
+                    recipe, Packer(processor, model.config.image_seq_length)
+                ),
                 callbacks=[Curve(folder, processor, stop, every, progress)],
-            )  # fmt: skip
+            )
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=last)
     save(model, processor, recipe, folder)
@@ -72,7 +78,9 @@ def train_mini(
 
 
 class PackedImages(Dataset):
-    """Step number -> its batch, drawn from (seed, step): any step can be made without those before it."""
+    """Step number -> its batch, drawn from (seed, step): any step can be made without those before
+    it.
+    """
 
     def __init__(self, recipe: MiniRecipe, packer: Packer):
         self.recipe, self.packer, self.task = recipe, packer, Recipe()
@@ -82,15 +90,22 @@ class PackedImages(Dataset):
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         rng, task = stream("fusion", self.recipe.seed, step), self.task
-        scenes = [sample_scene(rng, things=task.things, alike=task.alike) for _ in range(self.recipe.batch)]
+        scenes = [
+            sample_scene(rng, things=task.things, alike=task.alike)
+            for _ in range(self.recipe.batch)
+        ]
         packed = vars(self.packer.pack([conversations(scene, task, rng) for scene in scenes]))
-        return {"pixels": pixels(scenes)} | {name: x for name, x in packed.items() if name != "questions"}
+        return {"pixels": pixels(scenes)} | {
+            name: x for name, x in packed.items() if name != "questions"
+        }
 
 
 class MiniTrainer(LlavaMiniTrainer):
     """Trains on packed rows."""
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+    ) -> Any:
         packed = Packed(**{name: x for name, x in inputs.items() if name != "pixels"}, questions=())
         logits = fused_logits(model, inputs["pixels"], packed)
         loss = cross_entropy(logits, packed.labels[packed.labels >= 0])
@@ -98,11 +113,18 @@ class MiniTrainer(LlavaMiniTrainer):
 
 
 class Curve(TrainerCallback):
-    """Shows progress, writes accuracies on validation images to log.csv, and stops after so many steps."""
+    """Shows progress, writes accuracies on validation images to log.csv, and stops after so many
+    steps.
+    """
 
-    def __init__(self, folder: Path, processor: LlavaMiniProcessor, stop: int, every: int, progress: bool):
+    def __init__(
+        self, folder: Path, processor: LlavaMiniProcessor, stop: int, every: int, progress: bool
+    ):
         self.path, self.processor, self.stop, self.every = folder / LOG, processor, stop, every
-        self.bar, self.started = tqdm(total=stop, desc="train", disable=not progress), time.process_time()
+        self.bar, self.started = (
+            tqdm(total=stop, desc="train", disable=not progress),
+            time.process_time(),
+        )
 
     def on_train_begin(self, args, state, control, **_):
         self.bar.update(state.global_step)
@@ -116,9 +138,14 @@ class Curve(TrainerCallback):
             self.bar.close()
 
     def _write(self, step: int, model: Any) -> None:
-        frame = evaluate(model, self.processor, VALIDATION, purpose="validation", logits=fused_logits)
+        frame = evaluate(
+            model, self.processor, VALIDATION, purpose="validation", logits=fused_logits
+        )
         right = summary(frame, "kind")["right"]
-        row = {"step": step, "cpu_seconds": round(time.process_time() - self.started, 1)}  # of this process
+        row = {
+            "step": step,
+            "cpu_seconds": round(time.process_time() - self.started, 1),
+        }  # of this process
         row |= {"all": round(frame["right"].mean(), 4), **right.round(4).to_dict()}
         new = not self.path.exists()
         with self.path.open("a", newline="") as file:
@@ -130,12 +157,24 @@ class Curve(TrainerCallback):
 
 def _arguments(folder: Path, recipe: MiniRecipe, every: int) -> TrainingArguments:
     return TrainingArguments(
-        output_dir=str(folder), max_steps=recipe.steps, seed=recipe.seed, use_cpu=True,
-        per_device_train_batch_size=1, train_sampling_strategy="sequential", remove_unused_columns=False,
-        adam_beta1=recipe.betas[0], adam_beta2=recipe.betas[1], weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.clip, lr_scheduler_type="cosine", warmup_steps=recipe.warmup,
-        save_steps=every, save_total_limit=1, logging_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=recipe.steps,
+        seed=recipe.seed,
+        use_cpu=True,
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        adam_beta1=recipe.betas[0],
+        adam_beta2=recipe.betas[1],
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.clip,
+        lr_scheduler_type="cosine",
+        warmup_steps=recipe.warmup,
+        save_steps=every,
+        save_total_limit=1,
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
 
 
 def _refuse_other_recipe(folder: Path, recipe: MiniRecipe) -> None:
@@ -144,7 +183,9 @@ def _refuse_other_recipe(folder: Path, recipe: MiniRecipe) -> None:
     if theirs != mine:
         other = [name for name in mine if mine[name] != theirs.get(name)]
         raise ProbeError(
-            "train", expected=f"the recipe that {folder} was begun with",
-            got=f"another {', '.join(other) or 'model'}", fix="train into another folder",
-        )  # fmt: skip
+            "train",
+            expected=f"the recipe that {folder} was begun with",
+            got=f"another {', '.join(other) or 'model'}",
+            fix="train into another folder",
+        )
     path.write_text(json.dumps(mine, indent=2) + "\n")

@@ -1,4 +1,6 @@
-"""A packed row gives the logits that its questions give alone, by the processor and the plain forward."""
+"""A packed row gives the logits that its questions give alone, by the processor and the plain
+forward.
+"""
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ from probe.models.tiny.training.stages import conversations
 @pytest.fixture(scope="module")
 def subject():
     processor = build_processor()
-    return build_model(Recipe(layers=3, initializer_range=0.2), processor.tokenizer).eval(), processor
+    return build_model(
+        Recipe(layers=3, initializer_range=0.2), processor.tokenizer
+    ).eval(), processor
 
 
 def plain_logits(model, processor, scene, conversation):
@@ -41,9 +45,15 @@ def test_packed_equals_plain(subject):
     packed = Packer(processor).pack(talks)
     logits = answer_logits(model, pixels(scenes), packed)
 
-    alone = [plain_logits(model, processor, s, t) for s, row in zip(scenes, talks, strict=True) for t in row]
+    alone = [
+        plain_logits(model, processor, s, t)
+        for s, row in zip(scenes, talks, strict=True)
+        for t in row
+    ]
     assert any(len(talk) == 2 for row in talks for talk in row)
-    assert packed.labels[packed.labels >= 0].tolist() == [label for _, labels in alone for label in labels]
+    assert packed.labels[packed.labels >= 0].tolist() == [
+        label for _, labels in alone for label in labels
+    ]
     torch.testing.assert_close(logits, torch.cat([rows for rows, _ in alone]), atol=1e-5, rtol=1e-5)
 
 

@@ -1,4 +1,6 @@
-"""Training is a function of the seed: stopped and resumed equals never stopped. Other recipes are refused."""
+"""Training is a function of the seed: stopped and resumed equals never stopped. Other recipes are
+refused.
+"""
 
 import csv
 from dataclasses import replace
@@ -17,9 +19,22 @@ from probe.models.tiny.training.stages import conversations
 from probe.models.tiny.training.train import train
 
 SMALL = Recipe(
-    hidden=16, intermediate=16, layers=1, heads=2, vision_hidden=16, vision_intermediate=16, vision_layers=1,
-    vision_heads=2, vision_steps=2, vision_batch=4, batch=2, questions=2, steps=6, warmup=1, decay=2,
-)  # fmt: skip
+    hidden=16,
+    intermediate=16,
+    layers=1,
+    heads=2,
+    vision_hidden=16,
+    vision_intermediate=16,
+    vision_layers=1,
+    vision_heads=2,
+    vision_steps=2,
+    vision_batch=4,
+    batch=2,
+    questions=2,
+    steps=6,
+    warmup=1,
+    decay=2,
+)
 
 
 def same(first, second):
@@ -65,7 +80,9 @@ def test_the_mix_of_questions_changes_once():
 
 def test_another_recipe_is_refused_and_a_longer_one_is_not(tmp_path):
     train(tmp_path, recipe=SMALL, steps=4, progress=False)
-    with pytest.raises(ProbeError, match=r"train: expected the recipe that .* got another layers; train"):
+    with pytest.raises(
+        ProbeError, match=r"train: expected the recipe that .* got another layers; train"
+    ):
         train(tmp_path, recipe=replace(SMALL, layers=2), progress=False)
     train(tmp_path, recipe=replace(SMALL, steps=8), steps=9, progress=False)
     with pytest.raises(ProbeError, match="another steps"):  # the decay has begun
@@ -93,8 +110,15 @@ def test_the_learning_curve_has_a_line_for_each_stage(tmp_path, monkeypatch):
 def test_patch_labels_say_what_is_in_the_cell():
     scene = sample_scene(stream("sample", 7), things=(3, 9))
     labels = patch_labels(scene).reshape(6, 6, 4)
-    words = np.array([[[GROUPS[g][labels[r, c, g]] for g in range(4)] for c in range(6)] for r in range(6)])
+    words = np.array(
+        [[[GROUPS[g][labels[r, c, g]] for g in range(4)] for c in range(6)] for r in range(6)]
+    )
     for colour, shape, row, column in scene.layout:
-        expected = [colour, shape, ("top", "middle", "bottom")[row], ("left", "center", "right")[column]]
+        expected = [
+            colour,
+            shape,
+            ("top", "middle", "bottom")[row],
+            ("left", "center", "right")[column],
+        ]
         assert (words[2 * row : 2 * row + 2, 2 * column : 2 * column + 2] == expected).all()
     assert (words[..., 0] != "nothing").sum() == 4 * len(scene.things)

@@ -1,4 +1,6 @@
-"""tiny-llava-mini: packed rows are exact, training is a function of the seed, and what is shipped is as good."""
+"""tiny-llava-mini: packed rows are exact, training is a function of the seed, and what is shipped
+is as good.
+"""
 
 import csv
 import json
@@ -40,19 +42,30 @@ def plain_logits(model, processor, scene, conversation):
     return logits[:-1][learned], example["labels"][0, 1:][learned].tolist()
 
 
-@pytest.mark.parametrize("fields", [{}, {"compressor_size": 2}, {"prefusion_layers": 0}, {"extra_layers": 2}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"compressor_size": 2}, {"prefusion_layers": 0}, {"extra_layers": 2}]
+)
 @torch.no_grad()
 def test_packed_equals_plain(fields):
-    model, processor = starting_model(MiniRecipe(**fields)).eval(), mini_processor(fields.get("compressor_size", 1))
+    model, processor = (
+        starting_model(MiniRecipe(**fields)).eval(),
+        mini_processor(fields.get("compressor_size", 1)),
+    )
     recipe, rng = Recipe(questions=4, second_turn=0.5), stream("sample", 5)
     scenes = [sample_scene(rng) for _ in range(3)]
     talks = [conversations(scene, recipe, rng) for scene in scenes]
     packed = Packer(processor, model.config.image_seq_length).pack(talks)
     logits = fused_logits(model, pixels(scenes), packed)
 
-    alone = [plain_logits(model, processor, s, t) for s, row in zip(scenes, talks, strict=True) for t in row]
+    alone = [
+        plain_logits(model, processor, s, t)
+        for s, row in zip(scenes, talks, strict=True)
+        for t in row
+    ]
     assert any(len(talk) == 2 for row in talks for talk in row)
-    assert packed.labels[packed.labels >= 0].tolist() == [label for _, labels in alone for label in labels]
+    assert packed.labels[packed.labels >= 0].tolist() == [
+        label for _, labels in alone for label in labels
+    ]
     torch.testing.assert_close(logits, torch.cat([rows for rows, _ in alone]), atol=2e-5, rtol=1e-5)
 
 
@@ -61,9 +74,9 @@ def test_extra_layers_are_the_first_ones_again_in_front():
     layers = model.model.language_model.layers
     assert len(layers) == model.config.text_config.num_hidden_layers == 10
     weights = [layer.mlp.up_proj.weight for layer in layers]
-    assert [any(torch.equal(weights[i], weights[j]) for j in range(10) if j != i) for i in range(5)] == [True] * 4 + [
-        False
-    ]
+    assert [
+        any(torch.equal(weights[i], weights[j]) for j in range(10) if j != i) for i in range(5)
+    ] == [True] * 4 + [False]
     assert torch.equal(weights[0], weights[2]) and weights[0] is not weights[2]
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert [layer.self_attn.layer_idx for layer in layers] == list(range(10))
@@ -73,21 +86,32 @@ def test_resuming_changes_nothing_and_a_run_has_a_curve(tmp_path, few_images):
     whole = train_mini(tmp_path / "whole", recipe=SMALL, progress=False, every=2)
     train_mini(tmp_path / "parts", recipe=SMALL, steps=3, progress=False, every=2)
     parts = train_mini(tmp_path / "parts", recipe=SMALL, progress=False, every=2)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
-    again = train_mini(tmp_path / "whole", recipe=SMALL, steps=2, progress=False, every=2)  # there is nothing to do
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True)
+    )
+    again = train_mini(
+        tmp_path / "whole", recipe=SMALL, steps=2, progress=False, every=2
+    )  # there is nothing to do
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True)
+    )
     with (tmp_path / "whole" / "log.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["2", "4"]
-    with pytest.raises(ProbeError, match=r"train: expected the recipe that .* got another seed; train into another"):
+    with pytest.raises(
+        ProbeError, match=r"train: expected the recipe that .* got another seed; train into another"
+    ):
         train_mini(tmp_path / "whole", recipe=replace(SMALL, seed=1), progress=False)
 
 
-# ---------------------------------------------------------------------------------------------- the shipped weights
+# ---------------------------------------------------------------------------------------------- the
+# shipped weights
 
 
 @pytest.fixture(scope="module")
 def shipped():
-    return AutoModelForImageTextToText.from_pretrained(FOLDER).eval(), AutoProcessor.from_pretrained(FOLDER)
+    return AutoModelForImageTextToText.from_pretrained(
+        FOLDER
+    ).eval(), AutoProcessor.from_pretrained(FOLDER)
 
 
 def answer(subject, image, question):
@@ -103,16 +127,25 @@ def answer(subject, image, question):
 def test_it_is_a_llava_mini_from_the_default_recipe(shipped):
     assert type(shipped[0]) is LlavaMiniForConditionalGeneration
     assert shipped[0].config.probe_toy is True
-    assert json.loads((FOLDER / "recipe.json").read_text()) == json.loads(json.dumps(asdict(MiniRecipe())))
-    assert sum(file.stat().st_size for folder in FOLDERS.values() for file in folder.iterdir()) < 12e6
+    assert json.loads((FOLDER / "recipe.json").read_text()) == json.loads(
+        json.dumps(asdict(MiniRecipe()))
+    )
+    assert (
+        sum(file.stat().st_size for folder in FOLDERS.values() for file in folder.iterdir()) < 12e6
+    )
     start = starting_model(MiniRecipe()).state_dict()
-    tower = {name: tensor for name, tensor in shipped[0].state_dict().items() if "vision_tower" in name}
+    tower = {
+        name: tensor for name, tensor in shipped[0].state_dict().items() if "vision_tower" in name
+    }
     assert all(torch.equal(tensor, start[name]) for name, tensor in tower.items())
 
 
 def test_with_one_vision_token_it_is_as_good_as_tiny_llava(shipped):
     whole = FOLDERS["tiny-llava"]
-    llava = AutoModelForImageTextToText.from_pretrained(whole).eval(), AutoProcessor.from_pretrained(whole)
+    llava = (
+        AutoModelForImageTextToText.from_pretrained(whole).eval(),
+        AutoProcessor.from_pretrained(whole),
+    )
     theirs = summary(evaluate(*llava, 64), "kind")["right"]
     ours = summary(evaluate(*shipped, 64, logits=fused_logits), "kind")["right"]
     assert ours.mean() > theirs.mean() - 0.06
@@ -120,9 +153,17 @@ def test_with_one_vision_token_it_is_as_good_as_tiny_llava(shipped):
 
 
 def test_it_looks_at_the_image(shipped, monkeypatch):
-    monkeypatch.setattr("probe.models.tiny.training.evaluate.blind_answers", dict)  # 20,000 scenes: not here
-    swapped = summary(evaluate(*shipped, 64, controls=True, logits=fused_logits), "kind")["swapped"].to_dict()
-    assert {kind: swapped[kind] for kind in swapped if swapped[kind] > (0.65 if kind == "exist" else 0.45)} == {}
+    monkeypatch.setattr(
+        "probe.models.tiny.training.evaluate.blind_answers", dict
+    )  # 20,000 scenes: not here
+    swapped = summary(evaluate(*shipped, 64, controls=True, logits=fused_logits), "kind")[
+        "swapped"
+    ].to_dict()
+    assert {
+        kind: swapped[kind]
+        for kind in swapped
+        if swapped[kind] > (0.65 if kind == "exist" else 0.45)
+    } == {}
 
 
 def test_generation_writes_what_exact_match_counts(shipped):
