@@ -23,7 +23,7 @@ def six_layers(attn: str = "sdpa") -> Subject:
 def row(
     subject: Subject, images: int = 1, words: str = "what is in the picture?", seed: int = 0
 ) -> Inputs:
-    return subject.encode([models.image(seed + i) for i in range(images)], words)
+    return subject.encode([models.picture(seed + i) for i in range(images)], words)
 
 
 def prompt(subject: Subject, kind: str) -> Inputs:

@@ -74,9 +74,9 @@ def _inside(root: Path, name: str, what: str) -> Path:
     try:
         path = (root / name).resolve()
     except (ValueError, OSError, RuntimeError):  # a NUL in the name, links in a circle
-        raise RowError(f"the name of a {what}", shown(name)) from None
+        raise RowError(f"the name of {_a(what)}", shown(name)) from None
     if Path(name).is_absolute() or not path.is_relative_to(root):
-        raise RowError(f"a {what} inside the data folder", shown(name))
+        raise RowError(f"{_a(what)} inside the data folder", shown(name))
     return path
 
 
@@ -224,3 +224,8 @@ def _bytes(called: str, path: Path) -> bytes:
         raise ProbeError(
             called, expected=f"a file that can be read: {path}", got=str(error.strerror)
         ) from None
+
+
+def _a(what: str) -> str:
+    """The word with its article."""
+    return f"an {what}" if what[0] in "aeiou" else f"a {what}"

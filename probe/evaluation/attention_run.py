@@ -1,5 +1,6 @@
 """A measurement of attention over the samples of a benchmark, as a resumable run."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,6 @@ import numpy as np
 import xarray as xr
 
 from probe.data.sample import Sample
-from probe.evaluation.drop_run import PER_SAMPLE, Progress
 from probe.evaluation.run_identity import fingerprint
 from probe.evaluation.task import BenchmarkTask
 from probe.interventions.sweep.result_table import golden
@@ -17,6 +17,8 @@ from probe.records.compact import without_pixels
 from probe.records.run_directory import RunDirectory, run_samples
 from probe.subject.subject import Subject
 
+PER_SAMPLE = ("row_layers", "image_prefixes")  # counts, not settings
+Progress = Callable[[int], None]
 ATTENTION_VALUES = ("mass", "share", "lift")
 
 

@@ -12,7 +12,7 @@ one with the attention that text gives to vision, from the same samples. A part 
 is a record.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import xarray as xr
 
 from probe.data.sample import Sample
 from probe.errors import ProbeError
-from probe.evaluation.attention_run import _without_counts, about, attention_to_vision
+from probe.evaluation.attention_run import Progress, _without_counts, about, attention_to_vision
 from probe.evaluation.drop_effects import ATTENTION
 from probe.evaluation.run_identity import fingerprint, weights_digest
 from probe.evaluation.task import BenchmarkTask
@@ -40,8 +40,6 @@ READINGS: dict[str, dict[str, Any]] = {
     "zero": {"how": "zero"},
     "swap": {"how": "swap"},
 }
-PER_SAMPLE = ("row_layers", "image_prefixes")  # counts, not settings
-Progress = Callable[[int], None]
 
 
 class Dropping:

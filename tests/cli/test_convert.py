@@ -77,7 +77,7 @@ def test_a_converted_folder_answers_as_the_original_does(run, original, case, tm
         and "<image>\nwhy?<|eot_id|><|start_header_id|>assistant" in prompts[0]
     )
     inputs = [
-        subject.processor(text=prompts[0], images=models.image()) for subject in (native, theirs)
+        subject.processor(text=prompts[0], images=models.picture()) for subject in (native, theirs)
     ]
     assert all(torch.equal(inputs[0][name], inputs[1][name]) for name in inputs[0])
     assert (inputs[0]["input_ids"] == native.model.config.image_token_id).sum() == 64

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from models import image
+from models import picture
 
 import probe
 from probe.cli.reduce import MORE, REDUCERS, made, pyramid_at, sparse_at
@@ -81,7 +81,7 @@ def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, option, value, t
 def test_every_name_works_for_every_share(kind, share, subject):
     _, reducer = made(subject, kind, share)
     with probe.reduced(subject, reducer):
-        assert isinstance(subject.answer(image(), "what is there ?", 3), str)
+        assert isinstance(subject.answer(picture(), "what is there ?", 3), str)
 
 
 def test_stages_are_spread_over_any_depth():

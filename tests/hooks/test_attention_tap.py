@@ -39,7 +39,7 @@ def subject():
 
 @pytest.fixture(scope="module")
 def inputs(subject):
-    return subject.encode(models.image(), "what is in the picture?", response="a red circle")
+    return subject.encode(models.picture(), "what is in the picture?", response="a red circle")
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
@@ -48,9 +48,9 @@ def inputs(subject):
 def test_logits_are_bit_identical(factory, attn, dtype):
     subject = subject_of(factory, attn=attn)
     subject.model.to(dtype)
-    one = subject.encode(models.image(), "what is in the picture?")
+    one = subject.encode(models.picture(), "what is in the picture?")
     two = collate(
-        [one, subject.encode(models.image(1, 50, 20), "and what is it that you see here?")],
+        [one, subject.encode(models.picture(1, 50, 20), "and what is it that you see here?")],
         side="left",
     )
     for batch in (one, two):
@@ -64,7 +64,7 @@ def test_logits_are_bit_identical(factory, attn, dtype):
 
 
 def test_generate_is_unchanged_and_every_step_is_seen(subject, inputs):
-    prompt = subject.encode(models.image(), "what is in the picture?")
+    prompt = subject.encode(models.picture(), "what is in the picture?")
     plain, calls = subject.generate_ids(prompt, 4), []
     with tap(stacks(subject.model)["llm"].attention, calls.append):
         seen = subject.generate_ids(prompt, 4)
@@ -155,7 +155,7 @@ class UsersAttention(LlamaAttention):
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_a_users_subclass_with_other_names(attn):
     subject = subject_of(attn=attn)
-    inputs = subject.encode(models.image(), "what is it?")
+    inputs = subject.encode(models.picture(), "what is it?")
     plain = subject.model(**inputs).logits
     for i, layer in enumerate(stacks(subject.model)["llm"].layers):
         own = UsersAttention(layer.self_attn.config, i).eval()

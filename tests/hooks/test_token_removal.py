@@ -106,7 +106,7 @@ def test_calls_over_some_positions_are_shown_as_calls_over_all(attn, kind):
 def test_an_intervention_on_a_layer_without_vision_rows_works_in_the_positions_of_the_whole():
     model, processor = models.llava15(layers=3, side=24)
     subject = probe.load(model, processor=processor)
-    answered = subject.encode(models.image(0), "what is there?", "a red circle")
+    answered = subject.encode(models.picture(0), "what is there?", "a red circle")
     inputs = collate([answered, row(subject, 2, "how many?")])
     found = []
     for how in ({"how": "remove"}, {"freeze": True}):

@@ -327,7 +327,7 @@ def test_what_is_at_work_has_a_name(subject):
 
 @pytest.mark.parametrize("sense", ["mask", "freeze", "remove"])
 def test_a_record_shows_no_mass_and_no_entropy_where_vision_is_dropped(subject, sense):
-    image = models.image(0)
+    image = models.picture(0)
     with drop_vision(subject, (1, 2), **SENSES[sense]):
         node = probe.measure(subject, image, "what is there?", "a red circle")["llm"].isel(sample=0)
     untouched = probe.measure(subject, image, "what is there?", "a red circle")["llm"].isel(
@@ -348,7 +348,7 @@ def test_a_record_shows_no_mass_and_no_entropy_where_vision_is_dropped(subject, 
 
 
 def test_a_record_counts_vision_queries_in_the_layers_that_have_them(subject):
-    given = (models.image(0), "what is there?", "a red circle")
+    given = (models.picture(0), "what is there?", "a red circle")
     counts = probe.measure(subject, *given)["llm"]["query_count"]
     with drop_vision(subject, range(2), how="remove"):
         record = probe.measure(subject, *given)

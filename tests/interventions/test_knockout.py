@@ -50,7 +50,7 @@ def test_the_rest_of_the_attention_is_renormalised(kind, queries, keys):
     subject = six_layers("eager")
     inputs = prompt(subject, kind)
     if kind == "one":
-        inputs = subject.encode(models.image(0), "what is in the picture?", "a red circle")
+        inputs = subject.encode(models.picture(0), "what is in the picture?", "a red circle")
     own = attention(subject, inputs)
     with knockout(subject, queries, keys, [0], types=inputs.types):
         found = attention(subject, inputs)
@@ -120,7 +120,7 @@ def test_a_query_without_any_key_keeps_itself(attn):
 
 
 def test_own_types_and_a_record(subject):
-    image, question = models.image(0), "what is there?"
+    image, question = models.picture(0), "what is there?"
     inputs = subject.encode(image, question, "a red circle")
     half = inputs.types.vision & (np.cumsum(inputs.types.vision, 1) <= 4)
     types = {"corner": half}

@@ -110,12 +110,12 @@ def test_decoding_with_a_cache_is_the_forward_over_everything(subject):
 
 def test_a_image_will_do_for_a_subject(subject):
     inputs = row(subject)
-    found = swapped(subject, inputs, (1, 4), models.image(7))
+    found = swapped(subject, inputs, (1, 4), models.picture(7))
     with swap_vision(subject.model, (1, 4), row(subject, seed=7)):
         assert torch.equal(logits(subject, inputs), found)
     with (
         pytest.raises(ProbeError, match=r"pass subject\.encode"),
-        swap_vision(subject.model, 1, models.image(7)),
+        swap_vision(subject.model, 1, models.picture(7)),
     ):
         pass
 
@@ -127,7 +127,7 @@ def test_any_resolution_and_a_sliding_window_that_bites(factory):
     inputs, donor = row(subject), row(subject, seed=7)
     ids, _ = swapped(subject, inputs, range(3), donor, lambda *x: decoded(*x, steps=8))
     assert torch.equal(ids, decoded(subject, donor, steps=8)[0])
-    wide = subject.encode(models.image(7, 90, 20), WORDS)
+    wide = subject.encode(models.picture(7, 90, 20), WORDS)
     with pytest.raises(ProbeError, match=r"a donor with \d+ vision tokens"):
         swapped(subject, inputs, 1, wide)
 
@@ -145,9 +145,9 @@ def test_it_composes(subject):
         dropped = logits(subject, inputs)
         text = inputs["input_ids"][0] != subject.model.config.image_token_id
         same(swapped(subject, inputs, (1, 2), donor)[text], dropped[text])
-    record = probe.measure(subject, models.image(0), WORDS, "a circle")
+    record = probe.measure(subject, models.picture(0), WORDS, "a circle")
     with swap_vision(subject, (1, 2), donor):
-        other = probe.measure(subject, models.image(0), WORDS, "a circle")
+        other = probe.measure(subject, models.picture(0), WORDS, "a circle")
     for name in ("query_count", "entropy_count"):
         assert (record["llm"][name] == other["llm"][name]).all(), "each query is counted once"
     before, after = record["llm"]["mass"].fillna(0), other["llm"]["mass"].fillna(0)

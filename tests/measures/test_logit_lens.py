@@ -21,8 +21,8 @@ FACTORIES = (models.llava15, models.llava_next_mistral, models.llava_llama3)
 def test_behind_the_last_layer_it_is_the_models_own_logits(factory):
     model, processor = factory(side=16)
     subject = probe.load(model, processor=processor)
-    found = logit_lens(subject, models.image(), "where is it?", "a red circle")
-    inputs = subject.encode(models.image(), "where is it?", "a red circle")
+    found = logit_lens(subject, models.picture(), "where is it?", "a red circle")
+    inputs = subject.encode(models.picture(), "where is it?", "a red circle")
     with torch.no_grad():
         own = model(**inputs).logits[0, : found.sizes["row"]].softmax(-1)
     assert found.attrs["last_layer_difference"] == pytest.approx(0, abs=1e-5)
@@ -44,10 +44,12 @@ def test_the_planted_answer_is_said_from_the_last_layer_that_reads():
 def test_padding_and_several_images_change_nothing():
     model, processor = models.llava15(side=16)
     subject = probe.load(model, processor=processor)
-    row = subject.encode([models.image(1), models.image(2)], "where is it?", "a red circle")
+    row = subject.encode([models.picture(1), models.picture(2)], "where is it?", "a red circle")
     found = logit_lens(subject, row)
     assert (found["row_key"].values >= 0).sum() == 8 == found.sizes["key"]
-    alone = logit_lens(subject, [models.image(1), models.image(2)], "where is it?", "a red circle")
+    alone = logit_lens(
+        subject, [models.picture(1), models.picture(2)], "where is it?", "a red circle"
+    )
     np.testing.assert_allclose(found["probability"], alone["probability"], atol=1e-6)
     with pytest.raises(ProbeError, match="inputs of one row"):
         logit_lens(subject, collate([row, row]))

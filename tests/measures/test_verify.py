@@ -15,7 +15,7 @@ from probe.subject.subject import load
 def test_promises_are_kept(factory, dtype):
     model, processor = factory()
     report = verify(
-        load(model, processor=processor, dtype=dtype), models.image(0, 70, 50), "what is it?"
+        load(model, processor=processor, dtype=dtype), models.picture(0, 70, 50), "what is it?"
     )
     assert report.passed, report.appendix
     assert len(report.checks) == 8
@@ -39,7 +39,7 @@ def test_a_broken_promise_is_told(monkeypatch):
         )
 
     monkeypatch.setattr(probe.measures.verify, "tap", meddling)
-    report = verify(subject, models.image(), "what is it?")
+    report = verify(subject, models.picture(), "what is it?")
     assert not report.passed and not report.checks[0].passed and float(report.checks[0].value) > 0
     monkeypatch.setattr(probe.measures.verify, "tap", tap)
 
@@ -49,7 +49,7 @@ def test_a_broken_promise_is_told(monkeypatch):
     monkeypatch.setattr(probe.measures.verify.Statistic, "table", off)
     failed = [
         check.name
-        for check in verify(subject, models.image(), "what is it?").checks
+        for check in verify(subject, models.picture(), "what is it?").checks
         if not check.passed
     ]
     assert "statistic of the LLM against whole maps" in failed

@@ -16,7 +16,7 @@ from planted_records import planted_record
 
 from probe import plots
 from probe.errors import ProbeError
-from probe.plots.sample_mean import bootstrap, pictures
+from probe.plots.sample_mean import bootstrap, images
 from probe.plots.style import line_style
 from probe.records import assemble, entropy_ratio, to_dataframe
 
@@ -130,14 +130,14 @@ def test_a_caption_counts_the_samples_that_entered():
 
 
 def test_images_are_told_apart_by_hash_then_pixels_then_sample(record):
-    assert pictures(record).tolist() == [0, 1, 2]
-    assert pictures(planted_record(3, stacks=["llm"], shared_image=True)).tolist() == [0, 0, 0]
-    assert pictures(without(record, root=["images", "image_size"])).tolist() == [0, 1, 2]
+    assert images(record).tolist() == [0, 1, 2]
+    assert images(planted_record(3, stacks=["llm"], shared_image=True)).tolist() == [0, 0, 0]
+    assert images(without(record, root=["images", "image_size"])).tolist() == [0, 1, 2]
     hashed = record.copy()
     hashed["image_sha256"] = xr.DataArray(
         np.array([["a"], ["b"], ["a"]], object), dims=("sample", "image")
     )
-    assert pictures(hashed).tolist() == [0, 1, 0]
+    assert images(hashed).tolist() == [0, 1, 0]
 
 
 @given(st.integers(2, 6), st.integers(0, 3), st.data())

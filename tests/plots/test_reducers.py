@@ -4,15 +4,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from models import image, llava15, llava_next_vicuna
+from models import llava15, llava_next_vicuna, picture
 
 import probe
 from probe.reducers import PruMerge, Random, VisionZip, concentration, encode
 
 
-def reduced_image(make, reducer):
+def reduced_picture(make, reducer):
     ours = probe.load(*make())
-    inputs = ours.encode(image(0, 60, 40), "is it red ?")
+    inputs = ours.encode(picture(0, 60, 40), "is it red ?")
     with torch.no_grad():
         return encode(ours.model.model.vision_tower, inputs["pixel_values"], reducer), inputs
 
@@ -22,8 +22,8 @@ def titles(axes):
 
 
 def test_kept_patches_and_groups_are_counted_and_placed():
-    reduction, inputs = reduced_image(llava15, VisionZip(5, 3))
-    axes = probe.plots.kept(reduction, image(0, 60, 40), inputs.encoder_grid[0])
+    reduction, inputs = reduced_picture(llava15, VisionZip(5, 3))
+    axes = probe.plots.kept(reduction, picture(0, 60, 40), inputs.encoder_grid[0])
     assert axes.shape == (1, 2)
     assert titles(axes) == [
         "the image: 8 tokens\n4 of 16 patches kept",
@@ -37,29 +37,29 @@ def test_kept_patches_and_groups_are_counted_and_placed():
 
 
 def test_tiles_have_a_row_of_their_own_and_need_their_grid():
-    reduction, inputs = reduced_image(llava_next_vicuna, PruMerge(0.25))
-    axes = probe.plots.kept(reduction, image(0, 60, 40), inputs.encoder_grid[0])
+    reduction, inputs = reduced_picture(llava_next_vicuna, PruMerge(0.25))
+    axes = probe.plots.kept(reduction, picture(0, 60, 40), inputs.encoder_grid[0])
     assert axes.shape == (2, 2)
     assert f"its {len(reduction.count) - 1} tiles" in titles(axes)[2]
     with pytest.raises(probe.ProbeError, match=r"the grid of . views of 16 patches, got none"):
-        probe.plots.kept(reduction, image(0, 60, 40))
+        probe.plots.kept(reduction, picture(0, 60, 40))
 
 
 def test_nothing_merged_is_one_panel_and_a_view_needs_no_grid():
-    reduction, _ = reduced_image(llava15, Random(4))
-    axes = probe.plots.kept(reduction, image(0, 40, 40))
+    reduction, _ = reduced_picture(llava15, Random(4))
+    axes = probe.plots.kept(reduction, picture(0, 40, 40))
     assert titles(axes) == ["the image: 4 tokens\n4 of 16 patches kept"]
     mine = plt.subplots()[1]
-    assert probe.plots.kept(reduction, image(0, 40, 40), ax=mine)[0, 0] is mine
+    assert probe.plots.kept(reduction, picture(0, 40, 40), ax=mine)[0, 0] is mine
 
 
 def test_concentration_is_what_whole_maps_say():
     ours = probe.load(*llava15(attn="eager"))
-    found = concentration(ours, [image(0), image(1)], top=(1, 4, 16))
+    found = concentration(ours, [picture(0), picture(1)], top=(1, 4, 16))
     tower = ours.model.model.vision_tower
     with torch.no_grad():
         for view in (0, 1):
-            pixels = ours.encode(image(view), "?")["pixel_values"]
+            pixels = ours.encode(picture(view), "?")["pixel_values"]
             maps = tower(pixels, output_attentions=True).attentions
             for layer, weights in enumerate(maps):
                 row = weights[0, :, 0].double().numpy()
@@ -83,7 +83,7 @@ def test_concentration_is_what_whole_maps_say():
 
 def test_figures_of_concentration():
     ours = probe.load(*llava15())
-    found = concentration(ours, [image(0), image(1)], top=(1, 4))
+    found = concentration(ours, [picture(0), picture(1)], top=(1, 4))
     axes = probe.plots.concentration(found)
     assert axes.shape == (1, 3)
     top = axes[0, 0].lines[0].get_ydata()
@@ -99,11 +99,11 @@ def test_figures_of_concentration():
 def test_mistakes_are_one_line(unchecked):
     ours = probe.load(*llava15())
     with pytest.raises(probe.ProbeError, match=r"top of 1 to 16, the patches of a view, got 17"):
-        concentration(ours, image(), top=(17,))
+        concentration(ours, picture(), top=(17,))
     with pytest.raises(
         probe.ProbeError, match=r"what probe.reducers.concentration returns, got str"
     ):
         probe.plots.concentration("x")
-    found = concentration(ours, image(), top=(1,))
+    found = concentration(ours, picture(), top=(1,))
     with pytest.raises(probe.ProbeError, match="layers from 0 to 2, got 3"):
         probe.plots.softmax_gradient(found, layers=[3])

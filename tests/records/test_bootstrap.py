@@ -18,10 +18,10 @@ from probe.records.bootstrap import (
 
 def questions(rng, images=60, each=8, cases=1, rate=0.6, spread=0.3):
     """Right or wrong answers whose rate differs from image to image, and the image of each."""
-    rates = np.clip(rate + spread * rng.standard_normal((pictures, 1, 1)), 0, 1)
-    right = (rng.random((pictures, each, cases)) < rates).astype(float)
-    return right.reshape(pictures * each, cases), np.repeat(
-        [f"image-{i}" for i in range(pictures)], each
+    rates = np.clip(rate + spread * rng.standard_normal((images, 1, 1)), 0, 1)
+    right = (rng.random((images, each, cases)) < rates).astype(float)
+    return right.reshape(images * each, cases), np.repeat(
+        [f"image-{i}" for i in range(images)], each
     )
 
 

@@ -55,7 +55,7 @@ def test_on_random_weights_agreement_is_noise_and_the_verdict_says_so(seed):
     model, processor = models.llava15(side=40, seed=seed)
     subject = probe.load(model, processor=processor)
     table = rank_agreement(
-        {"ablation": found_on(subject, models.image(seed), "where is it?", max_new_tokens=4)}
+        {"ablation": found_on(subject, models.picture(seed), "where is it?", max_new_tokens=4)}
     )
     assert "noise" in verdict(table)
 
@@ -76,7 +76,7 @@ def test_one_region_ranks_nothing():
     model, processor = models.llava15(side=8)
     subject = probe.load(model, processor=processor)
     assert "cannot be said of 1 region" in verdict(
-        rank_agreement({"a": found_on(subject, models.image(), "where?")})
+        rank_agreement({"a": found_on(subject, models.picture(), "where?")})
     )
 
 

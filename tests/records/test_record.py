@@ -16,7 +16,7 @@ import pytest
 import xarray as xr
 from planted_records import planted_record
 
-from probe import record as records
+from probe import records
 from probe.errors import ProbeError
 
 
@@ -304,8 +304,8 @@ def test_a_file_gives_back_the_same_record_without_a_warning(record, tmp_path):
     odd["llm"]["mine"] = xr.DataArray(np.array(["a", "", "ü", "d"], object), dims="layer")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        path = records.save(odd, tmp_path / "new" / "record")
-        back = records.open(path)
+        path = records.save_record(odd, tmp_path / "new" / "record")
+        back = records.open_record(path)
     assert path.name == "record.zarr.zip"
     assert back.identical(odd)
     assert list(back["llm"].data_vars) == list(odd["llm"].data_vars)
@@ -314,22 +314,22 @@ def test_a_file_gives_back_the_same_record_without_a_warning(record, tmp_path):
             name: array.dtype for name, array in old.variables.items()
         }
     assert all(type(text) is str for text in back["tokens"].values.flat)
-    assert records.open(tmp_path / "new" / "record").identical(odd)
+    assert records.open_record(tmp_path / "new" / "record").identical(odd)
     path.unlink()  # it is in memory
     assert back["llm"]["mass"].notnull().any()
 
 
 def test_what_was_opened_can_be_saved_and_merged_again(tmp_path):
     record = planted_record(1, stacks=["llm"])
-    path = records.save(record, tmp_path / "a.zarr.zip")
-    again = records.save(records.open(path), tmp_path / "b.anything")
+    path = records.save_record(record, tmp_path / "a.zarr.zip")
+    again = records.save_record(records.open_record(path), tmp_path / "b.anything")
     assert again.name == "b.anything"
     assert again.read_bytes() == path.read_bytes()
-    other = records.open(
-        records.save(planted_record(1, stacks=["llm"], prefix="x"), tmp_path / "c")
+    other = records.open_record(
+        records.save_record(planted_record(1, stacks=["llm"], prefix="x"), tmp_path / "c")
     )
-    merged = records.merge([records.open(path), other])
-    assert records.open(records.save(merged, tmp_path / "d")).identical(merged)
+    merged = records.merge([records.open_record(path), other])
+    assert records.open_record(records.save_record(merged, tmp_path / "d")).identical(merged)
 
 
 def test_no_images_and_no_tokens_survive_a_file(tmp_path):
@@ -346,7 +346,7 @@ def test_no_images_and_no_tokens_survive_a_file(tmp_path):
         "images": np.zeros((1, 0, 0, 0, 3)),
     }
     record = records.assemble(root, {"llm": node}, {})
-    back = records.open(records.save(record, tmp_path / "empty"))
+    back = records.open_record(records.save_record(record, tmp_path / "empty"))
     assert back.identical(record)
     assert back["tokens"].dtype == object
 
@@ -361,7 +361,7 @@ def test_images_are_compressed(tmp_path):
     tree = xr.DataTree.from_dict(
         {"/": grown.assign(image=flat), "llm": record["llm"].to_dataset(inherit=False)}
     )
-    assert records.save(tree, tmp_path / "flat").stat().st_size < 100_000
+    assert records.save_record(tree, tmp_path / "flat").stat().st_size < 100_000
 
 
 def test_where_nothing_can_be_written_is_told_in_a_line(record, tmp_path):
@@ -373,14 +373,14 @@ def test_where_nothing_can_be_written_is_told_in_a_line(record, tmp_path):
         "/proc/record",
     ):
         with pytest.raises(ProbeError, match=r"record\.save") as error:
-            records.save(record, path)
+            records.save_record(record, path)
         assert one_line(error)
         assert repr(str(path))[:-1] in str(error.value)
 
 
 @pytest.mark.parametrize("path", ["a" * 300, "a" * 300 + ".zip"])
 def test_a_name_that_is_too_long_is_told_in_a_line(record, path):
-    for use in (lambda: records.save(record, path), lambda: records.open(path)):
+    for use in (lambda: records.save_record(record, path), lambda: records.open_record(path)):
         with pytest.raises(ProbeError, match="File name too long") as error:
             use()
         assert "\n" not in str(error.value)
@@ -390,15 +390,15 @@ def test_a_name_that_is_too_long_is_told_in_a_line(record, path):
 @pytest.mark.parametrize("path", ["a\0b", "a\0b/c.zip", None, 5, b"record"])
 def test_what_is_no_path_is_told_in_a_line(record, path):
     with pytest.raises(ProbeError, match=r"record\.save") as error:
-        records.save(record, path)
+        records.save_record(record, path)
     assert one_line(error)
     with pytest.raises(ProbeError, match=r"record\.open") as error:
-        records.open(path)
+        records.open_record(path)
     assert one_line(error)
 
 
 def test_a_failed_write_leaves_nothing_and_the_old_file(record, tmp_path, monkeypatch):
-    path = records.save(record, tmp_path / "record")
+    path = records.save_record(record, tmp_path / "record")
     before = path.read_bytes()
 
     def interrupted(*_):
@@ -406,14 +406,14 @@ def test_a_failed_write_leaves_nothing_and_the_old_file(record, tmp_path, monkey
 
     monkeypatch.setattr(zipfile.ZipFile, "writestr", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        records.save(planted_record(1), path)
+        records.save_record(planted_record(1), path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["record.zarr.zip"]
 
 
 def test_a_record_that_breaks_its_contract_is_not_saved(record, tmp_path):
     with pytest.raises(ProbeError, match="llm/mass"):
-        records.save(changed(record, "llm", mass=lambda old: old + 2), tmp_path / "bad")
+        records.save_record(changed(record, "llm", mass=lambda old: old + 2), tmp_path / "bad")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -421,13 +421,13 @@ def test_what_a_file_cannot_hold_is_told_in_a_line(tmp_path):
     record = planted_record(1, stacks=["llm"])
     record["llm"]["mine"] = xr.DataArray(np.array([{}, 1, "a", None], object), dims="layer")
     with pytest.raises(ProbeError, match="mine") as error:
-        records.save(record, tmp_path / "bad")
+        records.save_record(record, tmp_path / "bad")
     assert one_line(error)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_no_record_file_is_told_in_a_line(record, tmp_path):
-    whole = records.save(record, tmp_path / "record").read_bytes()
+    whole = records.save_record(record, tmp_path / "record").read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
     files = {
@@ -442,7 +442,7 @@ def test_what_is_no_record_file_is_told_in_a_line(record, tmp_path):
         archive.writestr("readme.txt", "not zarr")
     for name in [*files, "other.zip", "missing.zarr.zip", "."]:
         with pytest.raises(ProbeError, match=r"record\.open: expected a record") as error:
-            records.open(tmp_path / name)
+            records.open_record(tmp_path / name)
         assert one_line(error)
         assert str(tmp_path / name) in str(error.value)
 

@@ -331,7 +331,7 @@ def test_kernels_agree(reducer):
 def test_any_resolution_with_newlines_and_grouped_queries():
     model, processor = models.llava_next_mistral(layers=4, sliding_window=None)
     subject = probe.load(model, processor=processor)
-    inputs = subject.encode(models.image(1, 90, 40), "what is there?")
+    inputs = subject.encode(models.picture(1, 90, 40), "what is there?")
     vision = int(inputs.types.vision.sum())
     with probe.reduced(subject, PyramidDrop((1, 2), (0.5, 0.1))) as stages:
         cache = model(**inputs, use_cache=True).past_key_values
@@ -384,7 +384,7 @@ def test_survivors_are_what_the_last_token_attends_to_most(subject):
 def test_a_record_has_no_mass_on_what_left_and_some_on_what_stayed(subject, reducer):
     with probe.reduced(subject, reducer) as stages:
         record = probe.measure(
-            subject, models.image(0), "what is in the picture?", max_new_tokens=3, stacks=["llm"]
+            subject, models.picture(0), "what is in the picture?", max_new_tokens=3, stacks=["llm"]
         )
         left = {stage.layer: stage.kept[0] for stage in stages}
     assert record.attrs["reducer"] == repr(reducer)
@@ -451,7 +451,7 @@ def test_dropping_in_the_block(subject, reducer):
 
 @pytest.mark.parametrize(("reducer", "how"), [(REDUCERS[0], "mask"), (REDUCERS[2], "remove")])
 def test_a_sweep_in_the_block_is_every_case_alone(subject, reducer, how):
-    sample = Sample("0", models.image(0), "what is in the picture?", answer="a red circle")
+    sample = Sample("0", models.picture(0), "what is in the picture?", answer="a red circle")
     layers, options = {"1-2": [0, 1], "4": [3]}, {"how": how, "max_new_tokens": 2}
     with probe.reduced(subject, reducer):
         table = probe.drop_sweep(subject, sample, layers, **options, progress=how == "mask")

@@ -263,7 +263,7 @@ def test_controls_keep_what_they_say():
 
 @pytest.mark.parametrize("count", range(1, 37))
 def test_a_grid_of_any_number_has_that_many_patches(count):
-    chosen = controls.spread(count, 6)
+    chosen = baselines.spread(count, 6)
     assert len(set(chosen)) == count == len(chosen)
     assert chosen == sorted(chosen)
 
@@ -279,7 +279,7 @@ class Brightest:
 
     def reduce(self, seen):
         length = seen.features[:, seen.first_patch :].norm(dim=-1)
-        return controls.only(seen, length.topk(5).indices.sort().values)
+        return baselines.only(seen, length.topk(5).indices.sort().values)
 
 
 def test_a_reducer_of_ones_own():

@@ -60,7 +60,7 @@ def same(chat, subject, question, **generate):
 def test_it_says_what_the_whole_conversation_says_and_runs_the_image_once(make):
     model, processor = make(layers=3, side=24)
     subject = probe.load(model, processor=processor)
-    chat = subject.chat(models.image(0))
+    chat = subject.chat(models.picture(0))
     for turn, question in enumerate(QUESTIONS):
         with Prefills(model) as prefills:
             answer = chat.ask(question, max_new_tokens=4)
@@ -73,7 +73,7 @@ def test_it_says_what_the_whole_conversation_says_and_runs_the_image_once(make):
 
 
 def test_another_question_about_the_image_reuses_it(subject):
-    chat = subject.chat([models.image(0), models.image(1)])
+    chat = subject.chat([models.picture(0), models.picture(1)])
     for question in QUESTIONS:
         same(chat, subject, question)
         chat.restart()
@@ -88,7 +88,7 @@ def test_what_does_not_look_at_the_question_keeps_the_cache(subject, reducer):
         else probe.reduced(subject, reducer)
     )
     with block:
-        chat = subject.chat(models.image(0))
+        chat = subject.chat(models.picture(0))
         same(chat, subject, QUESTIONS[0])
         assert chat.reused == 0
         same(chat, subject, QUESTIONS[1])
@@ -105,12 +105,12 @@ def test_what_does_not_look_at_the_question_keeps_the_cache(subject, reducer):
 )
 def test_what_chooses_by_the_question_begins_anew(subject, reducer):
     with probe.reduced(subject, reducer) as stages:
-        chat = subject.chat(models.image(0))
+        chat = subject.chat(models.picture(0))
         for question in QUESTIONS[:2]:
             same(chat, subject, question)
             assert chat.reused == 0
 
-        kept = subject.chat(models.image(0), keep="always")
+        kept = subject.chat(models.picture(0), keep="always")
         same(kept, subject, QUESTIONS[0])
         chosen = [stage.kept.clone() for stage in stages]
         kept.restart()
@@ -124,11 +124,11 @@ def test_what_chooses_by_the_question_begins_anew(subject, reducer):
 @torch.no_grad()
 def test_the_cache_of_another_question_answers_about_the_tokens_that_it_left(subject):
     """Against the second prompt with the survivors of the first: what `keep="always"` is."""
-    first, second = (subject.encode(models.image(0), question) for question in QUESTIONS[::2])
+    first, second = (subject.encode(models.picture(0), question) for question in QUESTIONS[::2])
     with probe.reduced(subject, FastV(2, 0.4)) as stages:
         subject.model(**first)
         gone = (first["input_ids"] == subject.model.config.image_token_id) & ~stages[0].kept
-        chat = subject.chat(models.image(0), keep="always")
+        chat = subject.chat(models.picture(0), keep="always")
         chat.ask(QUESTIONS[0], max_new_tokens=4)
         chat.restart()
         with Logits(subject.model) as last:
@@ -158,11 +158,11 @@ class Logits:
 
 
 def test_never_beams_and_sampling(subject):
-    chat = subject.chat(models.image(0), keep="never")
+    chat = subject.chat(models.picture(0), keep="never")
     for question in QUESTIONS[:2]:
         same(chat, subject, question)
         assert chat.reused == 0
-    chat = subject.chat(models.image(0))
+    chat = subject.chat(models.picture(0))
     same(chat, subject, QUESTIONS[0], num_beams=2)
     same(chat, subject, QUESTIONS[1])
     assert chat.reused == 0
@@ -183,11 +183,11 @@ def test_a_window_that_has_forgotten_and_attention_that_looks_ahead_begin_anew(
 ):
     model, processor = models.llava_next_mistral(layers=3, sliding_window=24)
     windowed = probe.load(model, processor=processor)
-    chat = windowed.chat(models.image(0))
+    chat = windowed.chat(models.picture(0))
     for question in QUESTIONS[:2]:
         same(chat, windowed, question)
         assert chat.reused == 0
-    chat = subject.chat(models.image(0))
+    chat = subject.chat(models.picture(0))
     monkeypatch.setattr(chat, "_looks_ahead", True)
     for question in QUESTIONS[:2]:
         same(chat, subject, question)
@@ -195,7 +195,7 @@ def test_a_window_that_has_forgotten_and_attention_that_looks_ahead_begin_anew(
 
 
 def test_an_interrupted_question_leaves_nothing_wrong(subject):
-    chat = subject.chat(models.image(0))
+    chat = subject.chat(models.picture(0))
     same(chat, subject, QUESTIONS[0])
 
     def fail(*_):
@@ -213,9 +213,9 @@ def test_mistakes_are_told_in_a_line(subject):
     with pytest.raises(
         ProbeError, match=r"chat: expected keep='exact', 'always', 'never', got 'sometimes'"
     ):
-        subject.chat(models.image(0), keep="sometimes")
+        subject.chat(models.picture(0), keep="sometimes")
     with pytest.raises(ProbeError, match=r"options that model\.generate takes"):
-        subject.chat(models.image(0)).ask("why?", wrong=1)
+        subject.chat(models.picture(0)).ask("why?", wrong=1)
     words = subject.chat(None)
     same(words, subject, QUESTIONS[0])
     same(words, subject, QUESTIONS[1])

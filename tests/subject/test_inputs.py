@@ -24,7 +24,7 @@ def rows_of(subject, response=None):
     sizes = [(40, 30), (90, 20), (20, 70)]
     return [
         subject.encode(
-            [models.image(seed, *sizes[seed + row]) for seed in range(count)], question, response
+            [models.picture(seed, *sizes[seed + row]) for seed in range(count)], question, response
         )
         for row, (question, count) in enumerate(QUESTIONS)
         if row + count <= len(sizes) or count == 0
@@ -56,7 +56,7 @@ def test_a_batch_computes_and_knows_what_its_rows_do(factory, side):
 
 def test_a_response_of_ids_is_appended_as_it_is_and_its_end_is_instruction():
     subject = subject_of(models.llava15)
-    prompt = subject.encode(models.image(), "why?", types="fine")
+    prompt = subject.encode(models.picture(), "why?", types="fine")
     end = subject.processor.tokenizer.eos_token_id
     answered = with_response(prompt, [7, 300, 7, end])
     assert answered["input_ids"][0, -4:].tolist() == [7, 300, 7, end]
@@ -130,7 +130,7 @@ def test_only_single_rows_are_collated_or_answered():
 
 def test_copies_leave_the_original_alone():
     subject = subject_of(models.llava15)
-    inputs = subject.encode(models.image(), "why?")
+    inputs = subject.encode(models.picture(), "why?")
     fine = inputs.to("cpu").as_types("fine")
     assert (inputs.types.names[0], fine.types.names[0]) == ("instruction", "bos")
     assert fine["input_ids"].tolist() == inputs["input_ids"].tolist()

@@ -25,7 +25,7 @@ def folder(tmp_path):
 def test_a_folder_is_loaded_as_it_was_saved(folder):
     subject = load(str(folder))
     model, _ = models.llava15()
-    inputs = subject.encode(models.image(), "what?")
+    inputs = subject.encode(models.picture(), "what?")
     with torch.no_grad():
         torch.testing.assert_close(
             subject.model(**inputs).logits, model(**inputs).logits, atol=0, rtol=0
@@ -142,7 +142,7 @@ def test_what_old_processors_leave_out_comes_from_the_config_without_touching_th
     processor.patch_size = processor.vision_feature_select_strategy = None
     processor.num_additional_image_tokens = 0
     subject = load(model, processor=processor)
-    assert subject.encode(models.image(), "what?").types.vision.sum() == 16
+    assert subject.encode(models.picture(), "what?").types.vision.sum() == 16
     assert processor.patch_size is None
 
 
@@ -152,7 +152,7 @@ def test_a_processor_that_disagrees_with_the_model_is_named_with_numbers():
     with pytest.raises(
         ProbeError, match=r"expected 16 placeholders, .* got 15; check its patch_size"
     ):
-        load(model, processor=processor).encode(models.image(), "what?")
+        load(model, processor=processor).encode(models.picture(), "what?")
 
 
 def in_memory(model):

@@ -32,7 +32,7 @@ def said(subject, inputs, name):
 @pytest.mark.parametrize("factory", models.FACTORIES)
 def test_what_is_encoded_is_what_the_processor_encodes(factory):
     subject = subject_of(factory)
-    pictures = [models.image(0), models.image(1, 80, 20)]
+    pictures = [models.picture(0), models.picture(1, 80, 20)]
     conversation = [
         {"role": "user", "content": [IMAGE, {"type": "text", "text": "which is red?"}, IMAGE]}
     ]
@@ -53,7 +53,7 @@ def test_what_is_encoded_is_what_the_processor_encodes(factory):
 @pytest.mark.parametrize("factory", models.FACTORIES)
 def test_words_given_as_response_are_response_and_are_closed(factory):
     subject = subject_of(factory)
-    inputs = subject.encode(models.image(), "is it red?", response="yes it is", types="fine")
+    inputs = subject.encode(models.picture(), "is it red?", response="yes it is", types="fine")
     assert said(subject, inputs, "response").strip() == "yes it is"
     assert inputs["input_ids"][0, -1] == subject.processor.tokenizer.eos_token_id
     assert inputs.types.is_query[0].tolist().count(False) == 1
@@ -63,7 +63,7 @@ def test_words_given_as_response_are_response_and_are_closed(factory):
         {"role": "user", "content": [IMAGE, {"type": "text", "text": "is it red?"}]},
         {"role": "assistant", "content": "yes it is"},
     ]
-    same = subject.encode(models.image(), conversation, types="fine")
+    same = subject.encode(models.picture(), conversation, types="fine")
     assert same["input_ids"].tolist() == inputs["input_ids"].tolist()
     np.testing.assert_array_equal(same.types.ids, inputs.types.ids)
 
@@ -71,9 +71,9 @@ def test_words_given_as_response_are_response_and_are_closed(factory):
 @pytest.mark.parametrize("factory", models.FACTORIES)
 def test_a_generated_answer_encoded_again_is_itself(factory):
     subject = subject_of(factory)
-    prompt = subject.encode(models.image(), "what is in the picture?")
+    prompt = subject.encode(models.picture(), "what is in the picture?")
     (ids,) = subject.generate_ids(prompt, 6)
-    answered = subject.encode(models.image(), "what is in the picture?", ids)
+    answered = subject.encode(models.picture(), "what is in the picture?", ids)
     assert answered["input_ids"][0].tolist() == [*prompt["input_ids"][0].tolist(), *ids.tolist()]
     with torch.no_grad():
         logits = subject.model(**answered).logits[0]
@@ -87,7 +87,7 @@ def test_a_generated_answer_encoded_again_is_itself(factory):
 def test_a_padded_batch_generates_what_its_rows_do(factory):
     subject = subject_of(factory)
     rows = [
-        subject.encode(models.image(0), "why?"),
+        subject.encode(models.picture(0), "why?"),
         subject.encode(None, "what is in the picture?"),
     ]
     together = subject.generate_ids(collate(rows), 5)
@@ -114,7 +114,7 @@ def test_answers_are_greedy_unless_asked_otherwise_and_nothing_is_warned_of(capl
     transformers_logging.enable_propagation()
     with caplog.at_level(logging.WARNING):
         answers = {
-            subject.answer(models.image(), "what is it?", max_new_tokens=5) for _ in range(3)
+            subject.answer(models.picture(), "what is it?", max_new_tokens=5) for _ in range(3)
         }
     transformers_logging.disable_propagation()
     assert len(answers) == 1
@@ -130,12 +130,12 @@ def test_padding_the_image_is_a_choice_that_is_kept_and_shown():
     model, processor = models.llava15()
     crop, pad = load(model, processor=processor), load(model, processor=processor, aspect="pad")
     assert (crop.describe()["aspect"], pad.describe()["aspect"]) == ("crop", "pad")
-    wide = models.image(0, 80, 20)
+    wide = models.picture(0, 80, 20)
     cropped, padded = crop.encode(wide, "what?"), pad.encode(wide, "what?")
     assert not torch.equal(cropped["pixel_values"], padded["pixel_values"])
     assert cropped.grid[0].box[0].tolist() == [0.375, 0, 0.4375, 0.25]
     assert padded.grid[0].box[0].tolist() == [0, -1.5, 0.25, -0.5]
-    square = models.image(0, 40, 40)
+    square = models.picture(0, 40, 40)
     assert torch.equal(
         crop.encode(square, "what?")["pixel_values"], pad.encode(square, "what?")["pixel_values"]
     )
@@ -160,10 +160,10 @@ def test_a_question_about_no_image_has_no_vision():
 
 def test_types_of_ones_own_cover_the_prompt_and_leave_the_response():
     subject = subject_of()
-    prompt = subject.encode(models.image(), "why?")
+    prompt = subject.encode(models.picture(), "why?")
     left = np.zeros(prompt["input_ids"].shape[1], dtype=bool)
     left[np.flatnonzero(prompt.types.vision[0])[prompt.grid[0].col < 2]] = True
-    inputs = subject.encode(models.image(), "why?", response="yes", types={"left": left})
+    inputs = subject.encode(models.picture(), "why?", response="yes", types={"left": left})
     assert inputs.types.names == ("left", *PAPER)
     assert [int(inputs.types.mask(name).sum()) for name in ("left", "vision")] == [8, 8]
 
@@ -203,7 +203,7 @@ def answer(*more, **options):
         (answer(0), "expected max_new_tokens of 1 or more, got 0"),
         (encode(None, [{"role": "user", "content": [IMAGE]}]), r"\(0 given\), got 1 image item"),
         (
-            encode(models.image(), "a " * 200, max_positions=64),
+            encode(models.picture(), "a " * 200, max_positions=64),
             "expected at most 64 tokens.* got 2.. tokens",
         ),
         (
@@ -212,7 +212,10 @@ def answer(*more, **options):
             ),
             "expected one response, got a conversation that ends with one",
         ),
-        (encode(models.image(0, 1, 300_000), "why?"), "less long and thin, got 1 x 300000 pixels"),
+        (
+            encode(models.picture(0, 1, 300_000), "why?"),
+            "less long and thin, got 1 x 300000 pixels",
+        ),
         (
             lambda _: (s := subject_of()).generate_ids(s.encode(None, "a", "b")),
             "rows that end with their prompt",
@@ -268,7 +271,7 @@ def test_types_partition_whatever_is_said(name, earlier, question, pictures, res
     messages.append(
         {"role": "user", "content": [*[IMAGE] * pictures, {"type": "text", "text": question}]}
     )
-    shown = [models.image(seed, 30 + 20 * seed, 40) for seed in range(pictures)]
+    shown = [models.picture(seed, 30 + 20 * seed, 40) for seed in range(pictures)]
     inputs = SUBJECTS[name].encode(shown, messages, response, types="fine", turns=turns)
     masks = np.stack([inputs.types.mask(fine) for fine in FINE])
     assert (masks.sum(axis=0) == 1).all()

@@ -90,7 +90,7 @@ def test_the_processor_that_pads_by_itself_does_what_we_do():
     own = processor.image_processor
     theirs = LlavaImageProcessorPil(size=own.size, crop_size=own.crop_size, do_pad=True)
     assert (aspect_of(own), aspect_of(theirs)) == ("crop", "pad")
-    image = models.image(0, 70, 30)
+    image = models.picture(0, 70, 30)
     ours = own(padded_to_square(image, own), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(theirs(image, return_tensors="pt")["pixel_values"], ours)
     np.testing.assert_array_equal(views(theirs, (70, 30), "pad"), views(own, (70, 30), "pad"))
@@ -120,7 +120,7 @@ def test_llava15_has_a_square_of_24_by_24():
 )
 def test_next_tokens_are_where_the_model_put_their_features(factory, sizes):
     model, processor = factory()
-    pictures = [models.image(seed, *size) for seed, size in enumerate(sizes)]
+    pictures = [models.picture(seed, *size) for seed, size in enumerate(sizes)]
     inputs = processor(text=["<image>" * len(sizes) + " a"], images=pictures, return_tensors="pt")
     caught = {}
     base = model.model

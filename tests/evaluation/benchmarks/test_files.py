@@ -340,7 +340,7 @@ def test_mmbench_lists_bad_rows(tmp_path):
 
 def test_mmbench_names_a_missing_column(tmp_path):
     table(
-        tmp_path / "mmbench_dev_20230712.tsv", [], header=["index", "question", "A", "B", "image"]
+        tmp_path / "mmbench_dev_20230712.tsv", [], header=["index", "question", "A", "B", "picture"]
     )
     with pytest.raises(
         ProbeError, match=r"with the columns index, question, A, B, image, got .* without image"

@@ -51,8 +51,8 @@ def subject_of(**fields):
 
 
 def sample(seed=1, question=QUESTION, images=1):
-    shown = tuple(models.image(seed + i) for i in range(pictures))
-    return Sample(str(seed), shown if pictures > 1 else shown[0], question, answer="a red circle")
+    shown = tuple(models.picture(seed + i) for i in range(images))
+    return Sample(str(seed), shown if images > 1 else shown[0], question, answer="a red circle")
 
 
 def outcome(subject, asked, donor, **options):
@@ -101,22 +101,22 @@ LLM = [
 
 @pytest.mark.parametrize("reading", LLM, ids=str)
 @pytest.mark.parametrize("images", [2])
-def test_in_the_llm_every_case_is_what_it_is_alone(reading, pictures):
-    subject, donor = subject_of(), [models.image(7 + i) for i in range(pictures)]
+def test_in_the_llm_every_case_is_what_it_is_alone(reading, images):
+    subject, donor = subject_of(), [models.picture(7 + i) for i in range(images)]
 
     def doing(question, layers):
         return drop_vision(subject, layers, **reading)
 
-    found = assert_as_alone(subject, sample(images=pictures), donor, doing, **reading)
+    found = assert_as_alone(subject, sample(images=images), donor, doing, **reading)
     assert (found["late"][0] - found[UNTOUCHED][0]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("images", [1, 2])
-def test_swapping_in_the_llm_is_what_it_is_alone(pictures):
-    subject, donor = subject_of(), [models.image(7 + i) for i in range(pictures)]
+def test_swapping_in_the_llm_is_what_it_is_alone(images):
+    subject, donor = subject_of(), [models.picture(7 + i) for i in range(images)]
     assert_as_alone(
         subject,
-        sample(images=pictures),
+        sample(images=images),
         donor,
         lambda question, layers: swap_vision(subject, layers, question.other),
         how="swap",
@@ -134,14 +134,14 @@ PREFUSION = [
 
 @pytest.mark.parametrize("reading", PREFUSION, ids=str)
 @pytest.mark.parametrize("images", [1, 2])
-def test_in_pre_fusion_every_case_is_what_it_is_alone(reading, pictures):
-    subject, donor = subject_of(), [models.image(7 + i) for i in range(pictures)]
+def test_in_pre_fusion_every_case_is_what_it_is_alone(reading, images):
+    subject, donor = subject_of(), [models.picture(7 + i) for i in range(images)]
     reading = reading | {"stack": "prefusion"}
 
     def doing(question, layers):
         return drop_vision(subject, layers, **reading)
 
-    found = assert_as_alone(subject, sample(images=pictures), donor, doing, **reading)
+    found = assert_as_alone(subject, sample(images=images), donor, doing, **reading)
     assert (found["late"][0] - found[UNTOUCHED][0]).abs().max() > 1e-3
 
 

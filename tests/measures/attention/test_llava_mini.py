@@ -57,7 +57,7 @@ def hd():
 
 
 def image(seed=0, width=70, height=50):
-    return models.image(seed, width, height)
+    return models.picture(seed, width, height)
 
 
 def tables(measured, names=NAMES):

@@ -60,9 +60,9 @@ def subject():
 def samples():
     """One image, two images, several turns, and none."""
     return [
-        Sample("one", models.image(0, 70, 50), QUESTION),
-        Sample("two", (models.image(1), models.image(2, 30, 60)), TWO_IMAGES),
-        Sample("turns", models.image(3, 33, 33), TURNS),
+        Sample("one", models.picture(0, 70, 50), QUESTION),
+        Sample("two", (models.picture(1), models.picture(2, 30, 60)), TWO_IMAGES),
+        Sample("turns", models.picture(3, 33, 33), TURNS),
         Sample("none", None, "where is the red square?"),
     ]
 
@@ -183,7 +183,7 @@ def test_the_encoder_is_measured_the_same_way(factory):
 def test_response_rows_equal_cached_decoding(factory):
     """The model's own generate, step by step, from the maps that it returns."""
     subject = subject_of(factory, attn="eager")
-    prompt = subject.encode(models.image(0, 70, 50), QUESTION)
+    prompt = subject.encode(models.picture(0, 70, 50), QUESTION)
     generate: Any = subject.model.generate
     steps = generate(
         **prompt,
@@ -192,7 +192,7 @@ def test_response_rows_equal_cached_decoding(factory):
         output_attentions=True,
         return_dict_in_generate=True,
     )
-    record = measure(subject, models.image(0, 70, 50), QUESTION, max_new_tokens=6)
+    record = measure(subject, models.picture(0, 70, 50), QUESTION, max_new_tokens=6)
     types = np.append(prompt.types.ids[0], [2] * 6)
     for layer in range(3):
         rows = [
@@ -225,12 +225,12 @@ def test_logits_are_bit_identical_while_measuring(subject, monkeypatch):
     handle = subject.model.register_forward_hook(
         lambda module, args, output: seen.append(output.logits)
     )
-    image = models.image(0, 70, 50)
+    image = models.picture(0, 70, 50)
     record = measure(
         subject, image, QUESTION, response="a red circle", maps=True, contribution=True
     )
     handle.remove()
-    inputs = subject.encode(models.image(0, 70, 50), QUESTION, "a red circle")
+    inputs = subject.encode(models.picture(0, 70, 50), QUESTION, "a red circle")
     with torch.no_grad():
         plain = subject.model(**inputs, use_cache=False, logits_to_keep=1).logits
     assert torch.equal(seen[-1], plain) and record["response"].item() == "a red circle"
@@ -240,9 +240,9 @@ def test_logits_are_bit_identical_while_measuring(subject, monkeypatch):
 
 
 def test_rows_of_text_only(subject):
-    whole = node_of(measure(subject, models.image(), QUESTION, response="a red circle"), "llm")
+    whole = node_of(measure(subject, models.picture(), QUESTION, response="a red circle"), "llm")
     text = node_of(
-        measure(subject, models.image(), QUESTION, response="a red circle", rows="text"), "llm"
+        measure(subject, models.picture(), QUESTION, response="a red circle", rows="text"), "llm"
     )
     assert np.isnan(text["mass"].sel(query_type="vision")).all()
     for name in ("mass", "share", "lift", "entropy", "head_entropy", "received"):
@@ -251,15 +251,17 @@ def test_rows_of_text_only(subject):
 
 
 def test_own_types_keep_the_rest(subject):
-    inputs = subject.encode(models.image(), QUESTION, "a red circle")
+    inputs = subject.encode(models.picture(), QUESTION, "a red circle")
     mask = inputs.types.vision[0] & (np.cumsum(inputs.types.vision[0]) <= 3)
     node = node_of(
-        measure(subject, models.image(), QUESTION, response="a red circle", types={"corner": mask}),
+        measure(
+            subject, models.picture(), QUESTION, response="a red circle", types={"corner": mask}
+        ),
         "llm",
     )
     assert list(node["key_type"].values) == ["corner", "instruction", "vision", "response"]
     assert int(node["key_count"].sel(key_type="corner").item()) == 3
-    whole = node_of(measure(subject, models.image(), QUESTION, response="a red circle"), "llm")[
+    whole = node_of(measure(subject, models.picture(), QUESTION, response="a red circle"), "llm")[
         "mass"
     ]
     both = node["mass"].sel(query_type="response", key_type=["corner", "vision"]).sum("key_type")
@@ -270,8 +272,8 @@ def test_own_types_keep_the_rest(subject):
 
 
 def test_maps_are_the_rows_that_predict_the_response(subject):
-    inputs = subject.encode(models.image(), QUESTION, "a red circle")
-    record = measure(subject, models.image(), QUESTION, response="a red circle", maps="heads")
+    inputs = subject.encode(models.picture(), QUESTION, "a red circle")
+    record = measure(subject, models.picture(), QUESTION, response="a red circle", maps="heads")
     node = node_of(record, "llm").isel(sample=0)
     with torch.no_grad():
         maps = subject.model(**inputs, output_attentions=True).attentions
@@ -305,9 +307,9 @@ def test_samples_without_images_among_others(subject):
 
 def test_an_empty_response_is_a_response(subject):
     """Given or taken over, it is not replaced by one of the model's own."""
-    record = measure(subject, models.image(), QUESTION, response=[])
+    record = measure(subject, models.picture(), QUESTION, response=[])
     assert record["response_ids"].size == 0
-    assert measure(subject, models.image(), QUESTION, response=record)["response_ids"].size == 0
+    assert measure(subject, models.picture(), QUESTION, response=record)["response_ids"].size == 0
     assert node_of(record, "llm")["query_count"].sel(query_type="response").sum() == 0
 
 
@@ -318,7 +320,7 @@ def test_contribution_needs_a_plain_projection():
     with pytest.raises(
         ProbeError, match="plain linear output projection, got Sequential in LlamaAttention"
     ):
-        measure(subject, models.image(), QUESTION, response="a", contribution=True)
+        measure(subject, models.picture(), QUESTION, response="a", contribution=True)
 
 
 def test_saved_and_opened(subject, tmp_path):
@@ -435,10 +437,10 @@ def test_no_map_is_ever_allocated(options):
         num_attention_heads=8,
         num_key_value_heads=8,
     )
-    inputs = subject.encode(models.image(), QUESTION, "a red circle")
+    inputs = subject.encode(models.picture(), QUESTION, "a red circle")
     size = inputs["input_ids"].shape[1]
     with Allocations() as watch:
-        measure(subject, models.image(), QUESTION, response="a red circle", **options)
+        measure(subject, models.picture(), QUESTION, response="a red circle", **options)
     assert size > 500 and watch.largest < 8 * size * size // 4
     eager = subject_of(
         models.llava15,
@@ -451,7 +453,7 @@ def test_no_map_is_ever_allocated(options):
         attn="eager",
     )
     with Allocations() as watch:
-        measure(eager, models.image(), QUESTION, response="a red circle")
+        measure(eager, models.picture(), QUESTION, response="a red circle")
     assert watch.largest >= 8 * size * size // 4, "the watch can fail"
 
 
@@ -459,7 +461,7 @@ def test_no_map_is_ever_allocated(options):
 
 
 def test_mistakes_are_one_line(subject):
-    image = models.image()
+    image = models.picture()
     with pytest.raises(ProbeError, match="stacks of vision, llm, got prefusion"):
         measure(subject, image, QUESTION, stacks=["prefusion"])
     with pytest.raises(ProbeError, match="'all' or 'text'"):
@@ -491,4 +493,4 @@ def test_mistakes_are_one_line(subject):
 def test_maps_above_the_limit_are_refused_with_the_number(subject, monkeypatch):
     monkeypatch.setattr(probe.measures.attention.measure, "MAPS_LIMIT", 100)
     with pytest.raises(ProbeError, match=r"maps of at most 0 MB, got \d+ MB for 1 samples"):
-        measure(subject, models.image(), QUESTION, response="a red circle", maps=True)
+        measure(subject, models.picture(), QUESTION, response="a red circle", maps=True)

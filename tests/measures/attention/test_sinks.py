@@ -42,7 +42,7 @@ def test_a_model_without_has_none():
     for factory in models.FACTORIES:
         model, processor = factory(side=16)
         assert not find_sinks(
-            probe.load(model, processor=processor), models.image(), "where?", "a circle"
+            probe.load(model, processor=processor), models.picture(), "where?", "a circle"
         )["sink"].any()
 
 

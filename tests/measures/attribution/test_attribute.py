@@ -43,7 +43,7 @@ def anyres() -> Subject:
 
 def asked(subject: Subject, kind: str) -> Inputs:
     """One row with its answer: alone, padded on the left, or about two images."""
-    images = [models.image(1), models.image(2)][: 2 if kind == "two" else 1]
+    images = [models.picture(1), models.picture(2)][: 2 if kind == "two" else 1]
     inputs = subject.encode(images, "where is it?")
     ids = subject.vocabulary.tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
     row = with_response(inputs, ids)
@@ -152,7 +152,7 @@ def test_a_shared_prefix_changes_nothing_on_any_resolution(anyres, baseline, met
         "response": ANSWER,
         **QUIET,
     }
-    image = models.image(3, 40, 20)
+    image = models.picture(3, 40, 20)
     shared, whole = (
         attribute(anyres, image, "where?", share=share, **options) for share in (True, False)
     )
@@ -161,7 +161,7 @@ def test_a_shared_prefix_changes_nothing_on_any_resolution(anyres, baseline, met
 
 
 def test_one_region_of_a_image_is_the_same_region_in_all_of_its_views(anyres):
-    image = models.image(3, 40, 20)
+    image = models.picture(3, 40, 20)
     left = np.zeros((20, 40), bool)
     left[:, :20] = True
     found = attribute(anyres, image, "where?", ANSWER, over={"left": left, "right": ~left}, **QUIET)
@@ -175,7 +175,7 @@ def test_one_region_of_a_image_is_the_same_region_in_all_of_its_views(anyres):
 def test_where_a_window_forgets_the_prefix_nothing_is_shared():
     subject = loaded(models.llava_next_mistral, side=16, sliding_window=12)
     found = attribute(
-        subject, models.image(3), "where?", ANSWER, over="grid", baseline="hidden", **QUIET
+        subject, models.picture(3), "where?", ANSWER, over="grid", baseline="hidden", **QUIET
     )
     assert "window" in found.attrs["sharing"]
 
@@ -330,7 +330,7 @@ def test_it_composes_with_interventions_and_says_so(llava):
 
 def test_under_a_reducer_nothing_is_shared_and_what_it_took_gets_no_attention(llava):
     with probe.reduced(llava, probe.reducers.VisionZip(dominant=2, contextual=0)):
-        found = attribute(llava, models.image(1), "where is it?", ANSWER, progress=False)
+        found = attribute(llava, models.picture(1), "where is it?", ANSWER, progress=False)
     gone = ~np.isin(np.arange(4), found["key_feature"])
     assert "VisionZip" in found.attrs["reducer"] and 0 < gone.sum() < 4
     assert bool((found["mass"][..., :4][..., gone] == 0).all()) and bool(
@@ -368,14 +368,14 @@ def test_it_is_saved_and_opened_like_a_record(llava, tmp_path):
 
 def test_an_answer_the_model_would_never_give_has_its_numbers_too(llava):
     found = attribute(
-        llava, models.image(), "where?", "image image image image", over="grid", **QUIET
+        llava, models.picture(), "where?", "image image image image", over="grid", **QUIET
     )
     assert float(found["logprob"]) < -5 and bool(found["attribution"].notnull().all())
 
 
 def test_a_image_of_one_patch_is_one_region():
     subject = loaded(models.llava15, side=8)
-    found = attribute(subject, models.image(), "where?", progress=False)
+    found = attribute(subject, models.picture(), "where?", progress=False)
     assert found["feature_kind"].values.tolist().count("region") == 1
 
 
@@ -399,7 +399,7 @@ def test_a_image_of_one_patch_is_one_region():
     ],
 )
 def test_mistakes_are_told_in_one_line(llava, given, told):
-    options = {"image": models.image(), "question": "where?", **QUIET} | given
+    options = {"image": models.picture(), "question": "where?", **QUIET} | given
     with pytest.raises(ProbeError, match=told) as error:
         attribute(llava, options.pop("image"), options.pop("question"), **options)
     assert "\n" not in str(error.value)

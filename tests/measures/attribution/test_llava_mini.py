@@ -41,10 +41,10 @@ def logprob(subject, inputs, **changed) -> float:
 
 
 def test_ablation_is_a_loop_over_grey_patches(mini):
-    inputs = mini.encode(models.image(1), "where is it?", ANSWER)
-    found = attribute(mini, models.image(1), "where is it?", ANSWER, **QUIET)
+    inputs = mini.encode(models.picture(1), "where is it?", ANSWER)
+    found = attribute(mini, models.picture(1), "where is it?", ANSWER, **QUIET)
     colour = tuple(int(v * 255) for v in mini.processor.image_processor.image_mean)
-    grey = mini.encode(Image.new("RGB", models.image(1).size, colour), "?")["pixel_values"]
+    grey = mini.encode(Image.new("RGB", models.picture(1).size, colour), "?")["pixel_values"]
     own = logprob(mini, inputs)
     assert float(found["logprob"]) == pytest.approx(own, abs=1e-5)
     for feature in range(4):
@@ -62,7 +62,7 @@ def test_sub_images_and_the_whole_lose_the_same_region():
     subject = probe.load(model, processor=processor)
     everything = {"all": np.ones((30, 40), bool)}
     found = attribute(
-        subject, models.image(1), "where is it?", ANSWER, over=everything, words=False, **QUIET
+        subject, models.picture(1), "where is it?", ANSWER, over=everything, words=False, **QUIET
     )
     assert float(found["attribution"][0]) == pytest.approx(
         float(found["logprob"] - found["logprob_without"]), abs=1e-5
@@ -75,16 +75,16 @@ def test_what_needs_tokens_of_the_llm_is_refused_in_a_line(mini):
         with pytest.raises(
             ProbeError, match=r"vision tokens of the LLM in every region.*baseline='mean'"
         ):
-            attribute(mini, models.image(1), "where is it?", ANSWER, **options, **QUIET)
+            attribute(mini, models.picture(1), "where is it?", ANSWER, **options, **QUIET)
     words = attribute(
-        mini, models.image(1), "where is it?", ANSWER, over="words", baseline="zero", **QUIET
+        mini, models.picture(1), "where is it?", ANSWER, over="words", baseline="zero", **QUIET
     )
     assert bool((words["attribution"] != 0).all()) and "embedded words" in words.attrs["sharing"]
 
 
 def test_the_lens_reads_pre_fusion_too(mini):
-    whole = logit_lens(mini, models.image(1), "where is it?", ANSWER)
-    before = logit_lens(mini, models.image(1), "where is it?", ANSWER, stack="prefusion")
+    whole = logit_lens(mini, models.picture(1), "where is it?", ANSWER)
+    before = logit_lens(mini, models.picture(1), "where is it?", ANSWER, stack="prefusion")
     assert whole.attrs["last_layer_difference"] == pytest.approx(0, abs=1e-5)
     assert (
         before["row_type"].values.tolist()[:4] == ["vision"] * 4
@@ -95,7 +95,7 @@ def test_the_lens_reads_pre_fusion_too(mini):
         lambda m, a, out: fused.update(last=out)
     )
     with torch.no_grad():
-        mini.model(**mini.encode(models.image(1), "where is it?", ANSWER))
+        mini.model(**mini.encode(models.picture(1), "where is it?", ANSWER))
         head = (
             mini.model.lm_head(mini.model.model.language_model.norm(fused["last"][0]))
             .softmax(-1)

@@ -43,7 +43,7 @@ def frozen(number: int, purpose: str = "frozen") -> tuple[Scene, tuple[Question,
 def evaluate(
     model: Any,
     processor: ProcessorMixin,
-    pictures: int = 2000,
+    images: int = 2000,
     *,
     purpose: str = "frozen",
     controls: bool = False,
@@ -56,16 +56,16 @@ def evaluate(
     and `blind` (right by `blind_answers`).
     """
     packer, tables = Packer(processor, model.config.image_seq_length), []
-    for start in range(0, pictures, BATCH):
-        numbers = range(start, min(start + BATCH, pictures))
+    for start in range(0, images, BATCH):
+        numbers = range(start, min(start + BATCH, images))
         scenes, asked = zip(*(frozen(number, purpose) for number in numbers), strict=True)
         packed = packer.pack([[[question] for question in questions] for questions in asked])
         table = pd.DataFrame([vars(q) | {"distractors": q.distractors} for q in packed.questions])
         table.insert(0, "image", [number for number in numbers for _ in KINDS])
-        images = pixels(scenes)
-        table["right"] = exact(logits(model, images, packed), packed).numpy()
+        pixel_values = pixels(scenes)
+        table["right"] = exact(logits(model, pixel_values, packed), packed).numpy()
         if controls:
-            table["swapped"] = exact(logits(model, images.roll(1, 0), packed), packed).numpy()
+            table["swapped"] = exact(logits(model, pixel_values.roll(1, 0), packed), packed).numpy()
             table["blind"] = [blind_answers().get(q.question) == q.answer for q in packed.questions]
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
@@ -89,10 +89,10 @@ def exact(logits: Tensor, packed: Packed) -> Bool[Tensor, " question"]:
 
 
 @cache
-def blind_answers(pictures: int = 20_000) -> dict[str, str]:
+def blind_answers(image_count: int = 20_000) -> dict[str, str]:
     """The most frequent answer to each question, over images of their own: the best blind guess."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
-    for number in range(pictures):
+    for number in range(image_count):
         for question in frozen(number, "prior")[1]:
             answers[question.question][question.answer] += 1
     return {question: counts.most_common(1)[0][0] for question, counts in answers.items()}
