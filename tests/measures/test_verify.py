@@ -27,7 +27,7 @@ def test_a_broken_promise_is_told(monkeypatch):
     """A tap that changes the logits, and a statistic that is off."""
     model, processor = models.llava15()
     subject = load(model, processor=processor)
-    tap, table = probe.measures.verify.tap, probe.measures.verify.Statistic.table
+    tap, table = probe.measures.verify.tap, probe.measures.verify.AttentionStatistic.table
 
     def meddling(modules, observe):
         def meddle(call):
@@ -46,7 +46,7 @@ def test_a_broken_promise_is_told(monkeypatch):
     def off(self, *args):
         return {name: value + 1e-3 for name, value in table(self, *args).items()}
 
-    monkeypatch.setattr(probe.measures.verify.Statistic, "table", off)
+    monkeypatch.setattr(probe.measures.verify.AttentionStatistic, "table", off)
     failed = [
         check.name
         for check in verify(subject, models.picture(), "what is it?").checks

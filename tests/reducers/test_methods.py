@@ -16,10 +16,9 @@ from probe.reducers import (
     Random,
     Reduction,
     VisionZip,
-    controls,
+    baselines,
     encode,
-    inequality,
-    seen,
+    encoder_output,
 )
 
 SHAPE = {
@@ -278,7 +277,7 @@ class Brightest:
     """A reducer of one's own: the patches with the longest features."""
 
     def reduce(self, seen):
-        length = seen.features[:, seen.first_patch :].norm(dim=-1)
+        length = encoder_output.features[:, encoder_output.first_patch :].norm(dim=-1)
         return baselines.only(seen, length.topk(5).indices.sort().values)
 
 

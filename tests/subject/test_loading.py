@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from probe import checkpoint
 from probe.errors import ProbeError
+from probe.subject import loading
 from probe.subject.subject import load
 
 
@@ -307,7 +307,7 @@ def test_quantized_weights_are_asked_for_on_the_device(monkeypatch):
     monkeypatch.setattr(
         checkpoint, "BitsAndBytesConfig", dict
     )  # the real one looks for the package
-    options = checkpoint._quantized("4bit", torch.device("cuda:0"))
+    options = loading._quantized("4bit", torch.device("cuda:0"))
     assert options["device_map"] == {"": torch.device("cuda:0")}
     assert options["quantization_config"] == {
         "load_in_4bit": True,

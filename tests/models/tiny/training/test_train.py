@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from probe.errors import ProbeError
-from probe.models.tiny import stages, training
 from probe.models.tiny.scenes import sample_scene, stream
+from probe.models.tiny.training import stages
+from probe.models.tiny.training import train as training
 from probe.models.tiny.training.patch_pretraining import GROUPS, patch_labels
 from probe.models.tiny.training.recipe import Recipe
 from probe.models.tiny.training.stages import conversations

@@ -13,8 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from probe.errors import ProbeError
 from probe.models.llava_mini import LlavaMiniForConditionalGeneration
-from probe.models.tiny import FOLDERS, mini_training
+from probe.models.tiny import FOLDERS
 from probe.models.tiny.scenes import draw, sample_scene, stream
+from probe.models.tiny.training import train_mini as mini_training
 from probe.models.tiny.training.architecture import pixels
 from probe.models.tiny.training.evaluate import evaluate, frozen, summary
 from probe.models.tiny.training.mini_recipe import MiniRecipe, mini_processor, starting_model
