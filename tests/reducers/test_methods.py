@@ -18,7 +18,6 @@ from probe.reducers import (
     VisionZip,
     baselines,
     encode,
-    encoder_output,
 )
 
 SHAPE = {
@@ -277,7 +276,7 @@ class Brightest:
     """A reducer of one's own: the patches with the longest features."""
 
     def reduce(self, seen):
-        length = encoder_output.features[:, encoder_output.first_patch :].norm(dim=-1)
+        length = seen.features[:, seen.first_patch :].norm(dim=-1)
         return baselines.only(seen, length.topk(5).indices.sort().values)
 
 
@@ -288,7 +287,7 @@ def test_a_reducer_of_ones_own():
     assert found.tokens.shape == (2, 5, 32)
 
 
-@pytest.mark.parametrize("module", [controls, inequality])
+@pytest.mark.parametrize("module", [baselines, encoder_concentration])
 def test_examples(module):
     result = doctest.testmod(module)
     assert result.attempted
