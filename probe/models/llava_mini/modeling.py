@@ -61,7 +61,7 @@ class LlavaMiniPreTrainedModel(PreTrainedModel):
         "PrefusionLayer",
         "CLIPEncoderLayer",
         "LlavaMiniCompressor",
-    ]  # noqa: RUF012
+    ]
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
