@@ -56,7 +56,7 @@ class LlavaMiniPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ["image", "video", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
-    _no_split_modules = [
+    _no_split_modules = [  # noqa: RUF012
         "LlamaDecoderLayer",
         "PrefusionLayer",
         "CLIPEncoderLayer",
