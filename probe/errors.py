@@ -1,6 +1,6 @@
-"""The one error that a user of `probe` ever has to read.
+"""The one error that a user of `probe` has to read, and the checks of arguments that all rooms share.
 
-A mistake is told in one line: what was called, what it expected, what it got, what to do.
+A mistake is reported in one line: what was called, what it expected, what it got, what to do.
 
 >>> raise ProbeError("subject.encode", expected="an image file", got="'notes.txt'", fix="pass a JPEG or PNG")
 Traceback (most recent call last):
@@ -8,16 +8,71 @@ Traceback (most recent call last):
 probe.errors.ProbeError: subject.encode: expected an image file, got 'notes.txt'; pass a JPEG or PNG
 """
 
+import operator
+from collections.abc import Collection, Iterable
+from typing import Any
+
 
 class ProbeError(ValueError):
-    """A user's mistake. `str(error)` is one line; the command line prints it and exits with code
-    2.
-    """
+    """A user's mistake. `str(error)` is one line; the command line prints it, exits with code 2."""
 
     def __init__(self, called: str, *, expected: str = "", got: str = "", fix: str = ""):
         self.called, self.expected, self.got, self.fix = called, expected, got, fix
-        facts = ", ".join(
-            part for part in (expected and f"expected {expected}", got and f"got {got}") if part
-        )
-        message = "; ".join(part for part in (facts, fix) if part)
+        facts = [f"expected {expected}"] if expected else []
+        facts += [f"got {got}"] if got else []
+        message = "; ".join(part for part in (", ".join(facts), fix) if part)
         super().__init__(" ".join(f"{called}: {message}".split()))
+
+
+def one_of(
+    called: str, name: str, value: object, allowed: Iterable[object], *, fix: str = ""
+) -> None:
+    """Raises ProbeError unless `value` is among `allowed`. `name` is what comes before the list.
+
+    >>> one_of("drop_vision", "a mode of", "maks", ("mask", "remove"))
+    Traceback (most recent call last):
+    ...
+    probe.errors.ProbeError: drop_vision: expected a mode of mask, remove, got 'maks'
+    """
+    allowed = list(allowed)
+    if value not in allowed:
+        expected = f"{name} {', '.join(map(str, allowed))}"
+        raise ProbeError(called, expected=expected, got=shown(value), fix=fix)
+
+
+def at_least(called: str, name: str, value: Any, least: int, *, fix: str = "") -> None:
+    """Raises ProbeError unless `value` is a whole number (Python's or numpy's) of `least` or more.
+
+    >>> at_least("cost", "frames", 0, 1)
+    Traceback (most recent call last):
+    ...
+    probe.errors.ProbeError: cost: expected frames of 1 or more, got 0
+    """
+    try:
+        valid = not isinstance(value, bool) and operator.index(value) >= least
+    except TypeError:
+        valid = False
+    if not valid:
+        raise ProbeError(called, expected=f"{name} of {least} or more", got=shown(value), fix=fix)
+
+
+def not_empty(called: str, name: str, values: Collection[object], *, fix: str = "") -> None:
+    """Raises ProbeError for an empty collection; `name` says in the singular what it holds.
+
+    >>> not_empty("record.merge", "record", [])
+    Traceback (most recent call last):
+    ...
+    probe.errors.ProbeError: record.merge: expected at least one record, got none
+    """
+    if len(values) == 0:
+        raise ProbeError(called, expected=f"at least one {name}", got="none", fix=fix)
+
+
+def shown(value: object, longest: int = 60) -> str:
+    """A value as an error message shows it: its `repr` on one line, cut at `longest` characters.
+
+    >>> shown("a" * 100, longest=10)
+    "'aaaaaa..."
+    """
+    text = " ".join(repr(value).split())
+    return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -1,5 +1,5 @@
-"""The package is layers: a file imports only what ORDER lists before it. And the map loads nothing
-heavy.
+"""The package is a house of rooms: a file imports only from its own room and from those that ORDER
+lists above it. And the map (`import probe`) loads nothing heavy.
 """
 
 import ast
@@ -18,55 +18,73 @@ HEAVY = frozenset({"torch", "transformers", "captum"})
 NO_TRANSFORMERS = frozenset({"transformers", "captum"})
 ANYTHING = frozenset[str]()
 
-# The rooms of the house (files of one room may import each other), and what each must do without.
-ORDER = [
-    ("errors.py", HEAVY),
-    ("data/", NO_TRANSFORMERS),
-    ("records/", HEAVY),
-    ("models/", ANYTHING),
-    ("hooks/", ANYTHING),
-    ("subject/", ANYTHING),
-    ("interventions/", ANYTHING),
-    ("reducers/", ANYTHING),
-    ("measures/", ANYTHING),
-    ("evaluation/", ANYTHING),
-    ("plots/", HEAVY),
-    ("viewer/", HEAVY),
-    ("accessor.py", HEAVY),
-    ("__init__.py", ANYTHING),
-    ("cli/", ANYTHING),
-    ("__main__.py", ANYTHING),
-]
-VERSION = "probe.__version__"  # provenance: the one name of the map that files below it may read
+# Rooms and top-level files in order, each with the packages that it must not import.
+ORDER = {
+    "errors.py": HEAVY,
+    "data/": NO_TRANSFORMERS,
+    "records/": HEAVY,
+    "models/": ANYTHING,
+    "hooks/": ANYTHING,
+    "subject/": ANYTHING,
+    "interventions/": ANYTHING,
+    "reducers/": ANYTHING,
+    "measures/": ANYTHING,
+    "evaluation/": ANYTHING,
+    "plots/": HEAVY,
+    "viewer/": HEAVY,
+    "accessor.py": HEAVY,
+    "__init__.py": ANYTHING,
+    "cli/": ANYTHING,
+    "__main__.py": ANYTHING,
+}
+# Files and folders that promise more than their room does. "probe": nothing outside the folder.
+PROMISES = {
+    "models/__init__.py": HEAVY | {"probe"},
+    "models/llava_mini/": frozenset({"probe"}),
+    "models/tiny/__init__.py": HEAVY,
+    "models/tiny/scenes.py": HEAVY,
+    "models/tiny/questions.py": HEAVY,
+    "evaluation/benchmarks/": HEAVY,
+    "evaluation/drop_effects.py": HEAVY,
+    "evaluation/judge_scores.py": HEAVY,
+    "evaluation/task.py": HEAVY,
+}
+VERSION = "probe.__version__"  # provenance: the one name of the map that rooms may import
 
 
-def level(path: str) -> int | None:
-    """The place of a file (relative to the package) in ORDER: its own entry, else its folder's."""
-    names = [name for name, _ in ORDER]
-    if path in names:
-        return names.index(path)
-    return next(
-        (i for i, name in enumerate(names) if name.endswith("/") and path.startswith(name)), None
-    )
+def covers(entry: str, path: str) -> bool:
+    """Whether an entry of the tables is this file, or a folder that contains it."""
+    return path == entry or (entry.endswith("/") and path.startswith(entry))
+
+
+def room_of(path: str) -> int | None:
+    """The place in ORDER of a file (relative to the package)."""
+    return next((i for i, entry in enumerate(ORDER) if covers(entry, path)), None)
+
+
+def forbidden_to(path: str) -> frozenset[str]:
+    """The packages that a file must not import."""
+    entries = [banned for entry, banned in (ORDER | PROMISES).items() if covers(entry, path)]
+    return frozenset().union(*entries)
 
 
 def imports(file: Path, package: Path) -> Iterator[str]:
     """Dotted names that a file imports anywhere in it, functions included; relative ones made
     absolute.
     """
-    here = ["probe", *file.relative_to(package).parent.parts]
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = here[: len(here) + 1 - node.level] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+    folder = ["probe", *file.relative_to(package).parent.parts]
+    for statement in ast.walk(ast.parse(file.read_text())):
+        if isinstance(statement, ast.Import):
+            yield from (alias.name for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom):
+            base = folder[: len(folder) + 1 - statement.level] if statement.level else []
+            module = ".".join([*base, *([statement.module] if statement.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in statement.names)
 
 
 def file_of(name: str, package: Path) -> str | None:
-    """The file of the package that a dotted name leads to: `probe.subject.subject.load` ->
-    `subject.py`.
+    """The file of the package that a dotted name leads to: `probe.subject.loading.load` ->
+    `subject/loading.py`.
     """
     parts = name.split(".")[1:]
     for end in range(len(parts), -1, -1):
@@ -81,24 +99,34 @@ def violations(package: Path) -> list[str]:
     """One line for each import that goes the wrong way or brings in what its file must do
     without.
     """
-    found = []
+    lines = []
     for file in sorted(package.rglob("*.py")):
         path = file.relative_to(package).as_posix()
-        mine = level(path)
-        if mine is None:
-            found.append(f"{path} is not in ORDER")
+        if room_of(path) is None:
+            lines.append(f"{path} is not in ORDER")
             continue
-        for name in imports(file, package):
-            package_name = name.split(".")[0]
-            target = file_of(name, package) if package_name == "probe" and name != VERSION else None
-            theirs = level(target) if target else None
-            if theirs == mine:
-                continue  # a file of the same folder
-            if package_name in ORDER[mine][1]:
-                found.append(f"{path} must not import {name}")
-            elif theirs is not None and theirs > mine:
-                found.append(f"{path} imports {name}, which comes later")
-    return found
+        lines += [
+            f"{path} {complaint}"
+            for name in imports(file, package)
+            if (complaint := complaint_about(path, name, package))
+        ]
+    return lines
+
+
+def complaint_about(path: str, name: str, package: Path) -> str | None:
+    """What is wrong with importing `name` into the file at `path`, if anything."""
+    forbidden = name.split(".")[0] in forbidden_to(path)
+    if not name.startswith("probe") or name == VERSION:
+        return f"must not import {name}" if forbidden else None
+    target = file_of(name, package)
+    if target is None:
+        return None
+    same_promise = any(covers(entry, path) and covers(entry, target) for entry in PROMISES)
+    if forbidden and not same_promise:
+        return f"must not import {name}"
+    room, target_room = room_of(path), room_of(target)
+    later = room is not None and target_room is not None and target_room > room
+    return f"imports {name}, which comes later" if later else None
 
 
 def loaded_by(modules: list[str]) -> set[str]:
@@ -111,13 +139,11 @@ def loaded_by(modules: list[str]) -> set[str]:
 
 
 def modules_without(package: str) -> list[str]:
-    """Existing modules of probe whose entry in ORDER forbids `package`."""
-    paths = [file.relative_to(PACKAGE) for file in PACKAGE.rglob("*.py")]
-    levels = {path: level(path.as_posix()) for path in paths}
-    bound = [path for path, at in levels.items() if at is not None and package in ORDER[at][1]]
+    """Existing modules of probe that must not import `package`."""
+    paths = sorted(file.relative_to(PACKAGE) for file in PACKAGE.rglob("*.py"))
+    bound = [path for path in paths if package in forbidden_to(path.as_posix())]
     return [
-        ".".join(["probe", *path.with_suffix("").parts]).removesuffix(".__init__")
-        for path in sorted(bound)
+        ".".join(["probe", *path.with_suffix("").parts]).removesuffix(".__init__") for path in bound
     ]
 
 
@@ -158,14 +184,18 @@ def test_every_public_name_leads_somewhere_and_hides_no_module():
 
 
 LAWFUL = {
-    "__init__.py": "from probe.subject.subject import load",
+    "__init__.py": "from probe.subject.loading import load",
     "errors.py": "import sys",
-    "record/storage.py": "import xarray\nfrom probe import __version__\nfrom probe.errors import ProbeError",
-    "models/llava_mini/layout.py": "import torch",
-    "models/llava_mini/modeling.py": "from .layout import pack",
-    "models/tiny/drawing.py": "import numpy",
-    "models/tiny/recipe.py": "import torch\nfrom .drawing import scene\nfrom ...errors import ProbeError",
-    "subject.py": "import torch\nfrom probe.models.tiny import recipe",
+    "data/image.py": "import numpy\nfrom probe.errors import ProbeError",
+    "records/io.py": "import xarray\nfrom probe import __version__\nfrom ..data import image",
+    "models/llava_mini/compressor.py": "import torch",
+    "models/llava_mini/modeling.py": "from .compressor import Compressor",
+    "models/tiny/scenes.py": "import numpy\nfrom ...errors import ProbeError",
+    "models/tiny/weights.py": "import torch\nfrom .scenes import scene",
+    "hooks/attention_tap.py": "import torch\nfrom probe.models.tiny import weights",
+    "subject/__init__.py": "",
+    "subject/loading.py": "import transformers\nfrom ..hooks.attention_tap import tap",
+    "plots/style.py": "import matplotlib\nfrom probe.records.io import open_record",
 }
 
 
@@ -185,39 +215,51 @@ def test_a_lawful_tree_passes(tmp_path):
     [
         (
             "errors.py",
-            "from probe.subject.subject import load",
-            "imports probe.subject.subject.load, which comes later",
+            "from probe.subject.loading import load",
+            "errors.py imports probe.subject.loading.load, which comes later",
         ),
         (
             "errors.py",
             "from . import subject",
-            "errors.py imports probe.subject.subject, which comes later",
+            "errors.py imports probe.subject, which comes later",
         ),
         (
-            "record/storage.py",
-            "def f():\n    import probe.subject.subject",
-            "record/storage.py imports probe.subject.subject, which comes later",
+            "records/io.py",
+            "def f():\n    import probe.subject.loading",
+            "records/io.py imports probe.subject.loading, which comes later",
         ),
         (
-            "record/storage.py",
+            "records/io.py",
             "from probe import load",
-            "record/storage.py imports probe.load, which comes later",
-        ),
-        ("record/storage.py", "import torch.nn", "record/storage.py must not import torch.nn"),
-        (
-            "models/tiny/drawing.py",
-            "from .recipe import x",
-            "drawing.py imports probe.models.tiny.training.recipe.x",
+            "records/io.py imports probe.load, which comes later",
         ),
         (
-            "models/llava_mini/layout.py",
+            "hooks/attention_tap.py",
+            "from ..subject.loading import load",
+            "hooks/attention_tap.py imports probe.subject.loading.load, which comes later",
+        ),
+        ("records/io.py", "import torch.nn", "records/io.py must not import torch.nn"),
+        (
+            "data/image.py",
+            "from transformers.image_processing_utils import select_best_resolution",
+            "data/image.py must not import transformers.image_processing_utils",
+        ),
+        ("plots/style.py", "def f():\n    import torch", "plots/style.py must not import torch"),
+        ("models/tiny/scenes.py", "import torch", "models/tiny/scenes.py must not import torch"),
+        (
+            "models/llava_mini/compressor.py",
             "from ...errors import ProbeError",
-            "must not import probe.errors",
+            "models/llava_mini/compressor.py must not import probe.errors.ProbeError",
+        ),
+        (
+            "models/llava_mini/compressor.py",
+            "from ..tiny import scenes",
+            "models/llava_mini/compressor.py must not import probe.models.tiny.scenes",
         ),
         ("utils.py", "", "utils.py is not in ORDER"),
     ],
 )
 def test_the_test_can_fail(tmp_path, path, text, complaint):
-    found = violations(made_up(tmp_path, **{path: text}))
-    assert len(found) == 1
-    assert complaint in found[0]
+    lines = violations(made_up(tmp_path, **{path: text}))
+    assert len(lines) == 1
+    assert complaint in lines[0]

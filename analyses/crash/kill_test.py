@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from running_mean import RunningMean
 
 from probe.data.sample import Sample
 from probe.records.provenance import RunFingerprint
 from probe.records.run_directory import RunDirectory, run_samples
 from probe.records.zarr_parts import read_ids
-from probe.running_mean import RunningMean
 
 PART = 4  # samples: small, so that kills often hit the writing of a part
 SECONDS = 0.003  # of work a sample

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from probe.data.rows import RowError, shown
-from probe.errors import ProbeError
+from probe.data.rows import RowError
+from probe.errors import ProbeError, shown
 
 
 class DataFolder:

@@ -1,12 +1,12 @@
 """Which parts of an image a processor cuts it into: crop, pad, tiles. Geometry only, no model."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
-from transformers.image_processing_utils import select_best_resolution
 
 Size = tuple[int, int]  # width, height in pixels, as PIL has it
 
@@ -114,7 +114,7 @@ def _edges(image_processor: Any) -> tuple[int | None, tuple[int | None, int | No
 def _tiles(image_processor: Any, size: Size) -> list[np.ndarray]:
     """LLaVA-NeXT: resized to fit the best resolution, padded evenly, cut into tiles row by row."""
     width, height = size
-    rows, columns = select_best_resolution((height, width), image_processor.image_grid_pinpoints)
+    rows, columns = best_resolution((height, width), image_processor.image_grid_pinpoints)
     if columns / width < rows / height:
         inner = (columns, min(math.ceil(height * (columns / width)), rows))
     else:
@@ -125,6 +125,26 @@ def _tiles(image_processor: Any, size: Size) -> list[np.ndarray]:
     )
     corners = [(x - left, y - top) for y in range(0, rows, tile) for x in range(0, columns, tile)]
     return [np.array([x, y, x + tile, y + tile]) / np.array([*inner, *inner]) for x, y in corners]
+
+
+def best_resolution(size: tuple[int, int], resolutions: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """LLaVA-NeXT's choice among canvas resolutions for an image; all are (height, width) in pixels.
+
+    The canvas that shows most pixels of the image wins, and of equal ones the smallest.
+    Source: `select_best_resolution` of transformers.
+    """
+    image_height, image_width = size
+
+    def fitness(resolution: Sequence[int]) -> tuple[int, int]:
+        height, width = resolution
+        scale = min(width / image_width, height / image_height)
+        shown = min(
+            int(image_width * scale) * int(image_height * scale), image_height * image_width
+        )
+        return shown, shown - height * width
+
+    height, width = max(resolutions, key=fitness)
+    return height, width
 
 
 def _within(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:

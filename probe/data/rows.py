@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from probe.data.sample import Sample
-from probe.errors import ProbeError
+from probe.errors import ProbeError, shown
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,3 @@ def identifier(row: Any, name: str) -> str:
             f"{name!r}: an id", shown(value) if isinstance(row, Mapping) and name in row else "none"
         )
     return str(value)
-
-
-def shown(value: Any, longest: int = 60) -> str:
-    """A value as an error message shows it: on one line, cut."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -21,8 +21,8 @@ from typing import Any, Literal
 from PIL import Image
 
 from probe.data.files import DataFolder, json_list
-from probe.data.rows import RowError, RowReader, SkippedRow, entry, identifier, question_text, shown
-from probe.errors import ProbeError
+from probe.data.rows import RowError, RowReader, SkippedRow, entry, identifier, question_text
+from probe.errors import ProbeError, shown
 from probe.models.llava_mini.training_data import Instruction, Visual
 
 MARKS = ("<image>", "<video>")

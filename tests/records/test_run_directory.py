@@ -1,8 +1,8 @@
 """A run keeps what is finished, does nothing twice, and refuses to become another run."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false,
-# reportOptionalMemberAccess=false pyright: reportIndexIssue=false Fields of a sample and results of
-# a run are unions; a test knows which it has.
+# Fields of a sample and results of a run are unions; a test knows which it has.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportOptionalMemberAccess=false, reportIndexIssue=false
 
 import importlib.util
 import json
@@ -17,13 +17,13 @@ import pytest
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
+from running_mean import RunningMean
 
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.records.provenance import RunFingerprint, hash_files
 from probe.records.run_directory import STALE_SECONDS, RunDirectory, Writer, run_samples
 from probe.records.zarr_parts import join, read_ids, read_part, select, write_part
-from probe.running_mean import RunningMean
 
 ROOT = Path(__file__).parents[2]
 SAME = RunFingerprint(

@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from probe.data.files import DataFolder, json_line, lines
-from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text, shown
+from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text
 from probe.data.sample import Sample
-from probe.errors import ProbeError
+from probe.errors import ProbeError, shown
 from probe.evaluation.benchmarks.answer_files import (
     answered,
     counted,

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from probe.data.files import DataFolder, json_object
-from probe.data.rows import Benchmark, RowError, RowReader, entry, question_text, shown
+from probe.data.rows import Benchmark, RowError, RowReader, entry, question_text
 from probe.data.sample import Sample
-from probe.errors import ProbeError
+from probe.errors import ProbeError, shown
 from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_json
 
 HEADLINE, LABEL = "total", "judge's score (%)"

@@ -25,9 +25,9 @@ from jaxtyping import Float, Int
 
 from probe.data.files import DataFolder, table, whole_row
 from probe.data.image_cache import cache_folder, stored_image
-from probe.data.rows import Benchmark, RowError, RowReader, question_text, shown
+from probe.data.rows import Benchmark, RowError, RowReader, question_text
 from probe.data.sample import Sample
-from probe.errors import ProbeError
+from probe.errors import ProbeError, shown
 from probe.evaluation.benchmarks.answer_files import (
     answered,
     counted,

@@ -23,9 +23,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from probe.data.files import DataFolder, lines
-from probe.data.rows import Benchmark, RowError, RowReader, shown
+from probe.data.rows import Benchmark, RowError, RowReader
 from probe.data.sample import Sample
-from probe.errors import ProbeError
+from probe.errors import ProbeError, shown
 from probe.evaluation.benchmarks.answer_files import answered, counted, percent, weighted_percent
 from probe.evaluation.benchmarks.prompts import SINGLE_WORD
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from probe.data.files import DataFolder, json_list, json_object
-from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text, shown
+from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text
 from probe.data.sample import Sample
-from probe.errors import ProbeError
+from probe.errors import ProbeError, shown
 from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_llava
 from probe.evaluation.benchmarks.prompts import LETTERS, OPTION_LETTER, multiple_choice
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from probe.data.files import DataFolder, read_json
-from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text, shown
+from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text
 from probe.data.sample import Sample
-from probe.errors import ProbeError
+from probe.errors import ProbeError, shown
 from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_lines
 from probe.evaluation.benchmarks.prompts import multiple_choice
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from probe.data.files import DataFolder, json_line, json_list, lines
-from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text, shown
+from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text
 from probe.data.sample import Sample
+from probe.errors import shown
 from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_llava
 from probe.evaluation.benchmarks.prompts import SINGLE_WORD
 from probe.evaluation.benchmarks.vqa_accuracy import soft_score
