@@ -16,7 +16,7 @@ def test_an_error_is_one_line_of_what_is_known():
 def test_one_of_accepts_what_is_listed():
     one_of("drop", "a mode of", "mask", ("mask", "zero"))
     one_of("drop", "a mode of", "mask", (name for name in ("mask", "zero")))
-    with pytest.raises(ProbeError, match="^drop: expected a mode of mask, zero, got 'maks'; fix$"):
+    with pytest.raises(ProbeError, match=r"^drop: expected a mode of mask, zero, got 'maks'; fix$"):
         one_of("drop", "a mode of", "maks", {"mask": 1, "zero": 2}, fix="fix")
     with pytest.raises(ProbeError, match=r"got \['mask'\]"):
         one_of("drop", "a mode of", ["mask"], ("mask", "zero"))
@@ -29,14 +29,14 @@ def test_at_least_accepts_whole_numbers(value):
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.0, 1.5, np.nan, "1", None, np.float32(2)])
 def test_at_least_refuses_what_is_smaller_or_not_a_whole_number(value):
-    with pytest.raises(ProbeError, match="^cost: expected frames of 1 or more, got "):
+    with pytest.raises(ProbeError, match=r"^cost: expected frames of 1 or more, got "):
         at_least("cost", "frames", value, 1)
 
 
 @pytest.mark.parametrize("values", [[], (), {}, np.empty((0, 2))])
 def test_not_empty(values):
     not_empty("merge", "record", [1])
-    with pytest.raises(ProbeError, match="^merge: expected at least one record, got none$"):
+    with pytest.raises(ProbeError, match=r"^merge: expected at least one record, got none$"):
         not_empty("merge", "record", values)
 
 
