@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from probe.models.llava_mini.cache_argument import cache_keyword
 from probe.models.llava_mini.frame_fusion import Frame, chunks
 from probe.models.llava_mini.vision import join_tiles, with_whole
 
@@ -31,15 +32,15 @@ def run(
     frames: Sequence[Frame],
     attention_mask: Tensor | None,
     position_ids: Tensor | None,
-    past_key_values: Any,
+    cache: Cache | None,
     use_cache: bool | None,
 ) -> BaseModelOutputWithPast:
     """A prompt with its images (`frames`), or what follows it with the prompt's cache (no
     frames).
     """
     llm, first = model.language_model, model.config.num_prefusion_layers
-    if use_cache and past_key_values is None:
-        past_key_values = DynamicCache()
+    if use_cache and cache is None:
+        cache = DynamicCache()
     if attention_mask is not None and attention_mask.ndim != 2:
         raise ValueError(
             "LLaVA-Mini in the LLM: expected a mask (row, token), got a static cache's; use a dynamic cache"
@@ -49,24 +50,22 @@ def run(
     vision, seen = _vision(model, frames, text)
     none = seen.new_zeros(len(seen), 0)
     columns, words = getattr(
-        past_key_values, "llava_mini_columns", (none, none)
+        cache, "llava_mini_columns", (none, none)
     )  # of the first layers and the others
     words = torch.cat([words, torch.ones_like(placeholder)], dim=1)
     words = words if attention_mask is None else attention_mask.bool()
     columns = torch.cat([columns, seen, words[:, -input_ids.shape[1] :] & ~placeholder], dim=1)
-    hidden = _layers(
-        llm, range(first), torch.cat([vision, text], dim=1), columns, None, past_key_values
-    )
-    if past_key_values is not None:
-        past_key_values.llava_mini_columns = columns, words
+    hidden = _layers(llm, range(first), torch.cat([vision, text], dim=1), columns, None, cache)
+    if cache is not None:
+        cache.llava_mini_columns = columns, words
 
     text = hidden[:, vision.shape[1] :]
     if frames:
         tokens = _compress(model, frames, hidden, seen)
         text = text.masked_scatter(placeholder[..., None], tokens.to(text.dtype))
-    text = _layers(llm, range(first, len(llm.layers)), text, words, position_ids, past_key_values)
+    text = _layers(llm, range(first, len(llm.layers)), text, words, position_ids, cache)
     return BaseModelOutputWithPast(
-        last_hidden_state=llm.norm(text), past_key_values=past_key_values
+        last_hidden_state=llm.norm(text), **cache_keyword(BaseModelOutputWithPast, cache)
     )
 
 
@@ -110,7 +109,7 @@ def _layers(
     hidden: Float[Tensor, "row token dim"],
     visible: Bool[Tensor, "row key"],
     position_ids: Tensor | None,
-    past_key_values: Cache | None,
+    cache: Cache | None,
 ) -> Float[Tensor, "row token dim"]:
     """Some layers of the LLM, whose cache may be longer than other layers'."""
     if position_ids is None:
@@ -122,7 +121,7 @@ def _layers(
             hidden,
             attention_mask=mask,
             position_embeddings=embedded,
-            past_key_values=past_key_values,
+            **cache_keyword(type(llm.layers[i]).forward, cache),
         )
     return hidden
 

@@ -13,20 +13,18 @@ Source: arXiv 2501.03895; github.com/ictnlp/LLaVA-Mini.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, Cache, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_utils import slice_logits_to_keep
-from transformers.models.llava.modeling_llava import (
-    LlavaCausalLMOutputWithPast,
-    LlavaModelOutputWithPast,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from probe.models.llava_mini import fusion_in_llm
+from probe.models.llava_mini.cache_argument import cache_keyword, pop_cache
 from probe.models.llava_mini.compressor import LlavaMiniCompressor, sincos_table
 from probe.models.llava_mini.configuration import LlavaMiniConfig
 from probe.models.llava_mini.encoding import EncodedVision
@@ -51,6 +49,20 @@ Images = Float[Tensor, "image view 3 height width"] | Float[Tensor, "image 3 hei
 Videos = Float[Tensor, "video frame view 3 height width"]
 
 
+@dataclass
+class LlavaMiniModelOutput(BaseModelOutputWithPast):
+    """The LLM's output, and the vision tokens (token, dim) that it read."""
+
+    image_hidden_states: Tensor | None = None
+
+
+@dataclass
+class LlavaMiniCausalLMOutput(CausalLMOutputWithPast):
+    """The same with logits instead of the last hidden state."""
+
+    image_hidden_states: Tensor | None = None
+
+
 class LlavaMiniPreTrainedModel(PreTrainedModel):
     config: LlavaMiniConfig
     base_model_prefix = "model"
@@ -62,7 +74,7 @@ class LlavaMiniPreTrainedModel(PreTrainedModel):
         "CLIPEncoderLayer",
         "LlavaMiniCompressor",
     ]
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     @torch.no_grad()
@@ -106,13 +118,14 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
         attention_mask: Tensor | None = None,
         fuse_mask: Mask | None = None,
         vision: Sequence[EncodedVision] | None = None,
-        past_key_values=None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "row token dim"] | None = None,
         **kwargs,
     ):
         """The LLM's hidden states. Arguments as in `LlavaMiniForConditionalGeneration.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("LLaVA-Mini: expected input_ids or inputs_embeds, and not both")
+        cache = pop_cache(kwargs) if past_key_values is None else past_key_values
         if self.config.fusion == "in_llm" and input_ids is not None:
             return self._in_llm(
                 input_ids,
@@ -120,7 +133,7 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
                 pixel_values_videos,
                 attention_mask,
                 vision,
-                past_key_values,
+                cache,
                 **kwargs,
             )
         tokens = None
@@ -131,10 +144,9 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            **kwargs,
+            **kwargs | cache_keyword(type(self.language_model).forward, cache),
         )
-        return LlavaModelOutputWithPast(**outputs, image_hidden_states=tokens)
+        return LlavaMiniModelOutput(**outputs, image_hidden_states=tokens)
 
     def _in_llm(
         self,
@@ -143,7 +155,7 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
         videos,
         attention_mask,
         vision,
-        past_key_values,
+        cache,
         position_ids=None,
         use_cache=None,
         **_,
@@ -160,7 +172,7 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
         frames = [frame for frame in frames if frame[2] >= 0]  # the LLM needs no dummy
         use_cache = self.config.text_config.use_cache if use_cache is None else use_cache
         return fusion_in_llm.run(
-            self, input_ids, frames, attention_mask, position_ids, past_key_values, use_cache
+            self, input_ids, frames, attention_mask, position_ids, cache, use_cache
         )
 
     def merge(
@@ -301,7 +313,7 @@ class LlavaMiniForConditionalGeneration(LlavaMiniPreTrainedModel, LlavaMiniGener
         fuse_mask: Mask | None = None,
         labels: Ids | None = None,
         vision: Sequence[EncodedVision] | None = None,
-        past_key_values=None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "row token dim"] | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs,
@@ -332,16 +344,27 @@ class LlavaMiniForConditionalGeneration(LlavaMiniPreTrainedModel, LlavaMiniGener
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        others = dict(outputs)
+        logits = self.lm_head(_kept(others.pop("last_hidden_state"), logits_to_keep))
         loss = None
         if labels is not None:
             vocab = self.config.text_config.vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab, **kwargs)
-        return LlavaCausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=outputs.get("image_hidden_states"),
-        )
+        return LlavaMiniCausalLMOutput(loss=loss, logits=logits, **others)
+
+
+def _kept(
+    hidden: Float[Tensor, "row token dim"], logits_to_keep: int | Tensor
+) -> Float[Tensor, "*kept dim"]:
+    """The positions whose logits are asked for, as transformers' models read `logits_to_keep`.
+
+    An integer keeps the last positions (0: all), one axis of positions serves every row, two axes
+    are positions of each row or, if boolean, a mask, whose result has no row axis.
+    """
+    if isinstance(logits_to_keep, int):
+        return hidden[:, -logits_to_keep:]
+    if logits_to_keep.ndim == 1:
+        return hidden[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return hidden[logits_to_keep]
+    return hidden.take_along_dim(logits_to_keep[..., None], dim=1)

@@ -13,6 +13,8 @@ Hidden words (the response, placeholders, padding) are seen by nobody and take n
 Source: arXiv 2501.03895, Eq. 3; `encode_images_mini` of the authors' `llavamini_arch.py`.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -23,6 +25,8 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
     apply_rotary_pos_emb,
 )
+
+from probe.models.llava_mini.cache_argument import cache_keyword, pop_cache
 
 Prefix = tuple[tuple[Tensor, Tensor], ...]  # keys and values of the vision rows, one pair a layer
 
@@ -40,7 +44,8 @@ class PrefusionLayer(LlamaDecoderLayer):
             for map_ in (attention.k_proj, attention.v_proj)
         )
         key, _ = apply_rotary_pos_emb(key, key, *kwargs["position_embeddings"])
-        kwargs["past_key_values"].update(key, value, attention.layer_idx)
+        cache: Any = pop_cache(kwargs)
+        cache.update(key, value, attention.layer_idx)
         return hidden_states
 
 
@@ -113,10 +118,10 @@ class LlavaMiniPrefusion(nn.Module):
                 config=self.config,
                 inputs_embeds=hidden,
                 attention_mask=visible.long(),
-                past_key_values=cache,
+                **cache_keyword(create_causal_mask, cache),
             ),
             "position_embeddings": self.rotary_emb(hidden, position_ids=position),
-            "past_key_values": cache,
+            **cache_keyword(LlamaDecoderLayer.forward, cache),
         }
         for layer in self.layers:
             hidden = layer(hidden, keys_only=last_keys_only and layer is self.layers[-1], **options)

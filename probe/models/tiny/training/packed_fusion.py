@@ -78,7 +78,5 @@ def _fuse(
     position = mask.sum(-1) - 1
     turned = prefusion.rotary_emb(hidden, position_ids=position)
     for layer in prefusion.layers:
-        hidden = layer(
-            hidden, attention_mask=mask[:, None], position_embeddings=turned, past_key_values=None
-        )
+        hidden = layer(hidden, attention_mask=mask[:, None], position_embeddings=turned)
     return hidden[:, patches:front], hidden[:, front:]
