@@ -34,7 +34,8 @@ from probe.interventions.sweep.layer_sets import UNTOUCHED, Cases, from_layer, r
 from probe.interventions.sweep.visibility import MASKED, DropMode, row_layers
 from probe.models.tiny.processor import CHAT_TEMPLATE, build_tokenizer
 from probe.subject.inputs import Inputs
-from probe.subject.subject import Subject, load
+from probe.subject.loading import load
+from probe.subject.subject import Subject
 
 BEFORE, VISION, BEHIND = 5, 576, 40
 QUESTION = [

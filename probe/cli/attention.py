@@ -7,7 +7,20 @@ import typer
 from rich.markup import escape
 
 from probe.cli.benchmark_run import dealt_with, show_progress, task_of
-from probe.cli.options import Aspect, Attn, Data, Debug, Device, Dtype, Limit, Longest, Model, Split
+from probe.cli.options import (
+    Aspect,
+    Attn,
+    Data,
+    Debug,
+    Device,
+    Dtype,
+    Limit,
+    Longest,
+    Model,
+    Quantization,
+    Split,
+    load_subject,
+)
 from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
 from probe.cli.tables import layer_table, mean_table
 from probe.errors import ProbeError
@@ -56,6 +69,7 @@ def attention(
     dtype: Dtype = None,
     device: Device = None,
     attn: Attn = None,
+    quantization: Quantization = None,
     max_new_tokens: Longest = 32,
     out: Out = Path("probe-out/attention"),
     debug: Debug = False,
@@ -72,16 +86,16 @@ def attention(
     with all_or_nothing(out) as folder:
         task = task_of(benchmark, data, limit, split) if benchmark else None
         from probe.measures.attention.measure import measure
-        from probe.subject.subject import load
 
         quieten_libraries(debug)
+        loading = {"dtype": dtype, "device": device, "attn": attn, "quantization": quantization}
         told = ""
         if task is None:
             pictures, question = what_to_ask(image, question)
-            subject = load(model, device=device, dtype=dtype, attn=attn, aspect=aspect)
+            subject = load_subject(model, aspect=aspect, **loading)
             record = measure(subject, pictures, question, response, **options)
         else:
-            subject = load(model, device=device, dtype=dtype, attn=attn, aspect=aspect)
+            subject = load_subject(model, aspect=aspect, **loading)
             record, told = _over(subject, task, out, folder, options)
         written = _write(record, folder)
     console.print(layer_table(record))

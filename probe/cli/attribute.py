@@ -13,7 +13,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from probe.cli.attention import Images, Question, Response, what_to_ask
-from probe.cli.options import Aspect, Attn, Debug, Device, Dtype, Longest, Model
+from probe.cli.options import (
+    Aspect,
+    Attn,
+    Debug,
+    Device,
+    Dtype,
+    Longest,
+    Model,
+    Quantization,
+    load_subject,
+)
 from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
 
 if TYPE_CHECKING:
@@ -60,6 +70,7 @@ def attribute(
     dtype: Dtype = None,
     device: Device = None,
     attn: Attn = None,
+    quantization: Quantization = None,
     max_new_tokens: Longest = 32,
     out: Out = Path("probe-out/attribute"),
     debug: Debug = False,
@@ -70,10 +81,10 @@ def attribute(
     with all_or_nothing(out) as folder:
         images, question = what_to_ask(image, question)
         from probe.measures.attribution import attribute as attribute_
-        from probe.subject.subject import load
 
         quieten_libraries(debug)
-        subject = load(model, device=device, dtype=dtype, attn=attn, aspect=aspect)
+        loading = {"dtype": dtype, "device": device, "attn": attn, "quantization": quantization}
+        subject = load_subject(model, aspect=aspect, **loading)
         options = {"over": over, "seed": seed, "max_new_tokens": max_new_tokens}
         options["progress"] = sys.stderr.isatty()
         with warnings.catch_warnings(record=True) as noted:

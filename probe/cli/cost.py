@@ -99,7 +99,7 @@ def numbers(option: str, given: str | None) -> list[int] | None:
 def _source(name: str, measure: int | None, dtype: str | None, device: str | None):
     """The model with its weights where it is to be measured, else only its name."""
     from probe.models.tiny import FOLDERS
-    from probe.subject.subject import load
+    from probe.subject.loading import load
 
     return (
         load(name, dtype=dtype, device=device)

@@ -23,8 +23,10 @@ from probe.cli.options import (
     Limit,
     Longest,
     Model,
+    Quantization,
     RunFolder,
     Split,
+    load_subject,
 )
 from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
 
@@ -84,6 +86,7 @@ def drop(
     dtype: Dtype = None,
     device: Device = None,
     attn: Attn = None,
+    quantization: Quantization = None,
     max_new_tokens: Longest = 32,
     out: RunFolder = Path("probe-out/drop"),
     debug: Debug = False,
@@ -99,10 +102,10 @@ def drop(
         if judged is not None:
             check_judged(task, judged)
         from probe.evaluation.drop_run import Dropping, results
-        from probe.subject.subject import load
 
         quieten_libraries(debug)
-        subject = load(model, device=device, dtype=dtype, attn=attn, aspect=aspect)
+        loading = {"dtype": dtype, "device": device, "attn": attn, "quantization": quantization}
+        subject = load_subject(model, aspect=aspect, **loading)
         cases = readings_of(subject, windows, how, depth, stack)
         dropping = Dropping(
             subject,

@@ -23,8 +23,10 @@ from probe.cli.options import (
     Limit,
     Longest,
     Model,
+    Quantization,
     RunFolder,
     Split,
+    load_subject,
 )
 from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
 from probe.errors import ProbeError
@@ -84,6 +86,7 @@ def reduce(
     dtype: Dtype = None,
     device: Device = None,
     attn: Attn = None,
+    quantization: Quantization = None,
     max_new_tokens: Longest = 32,
     out: RunFolder = Path("probe-out/reduce"),
     debug: Debug = False,
@@ -96,12 +99,11 @@ def reduce(
         task = task_of(benchmark, data, limit, split)
         from probe.evaluation.method_comparison import Comparison, compared
         from probe.evaluation.scores import scores
-        from probe.subject.subject import load
 
         quieten_libraries(debug)
-        options: dict[str, Any] = {"device": device, "dtype": dtype, "attn": attn}
-        subject = load(model, aspect=aspect, **options)
-        others = [load(name, **options) for name in _beside(model, beside)]
+        loading = {"dtype": dtype, "device": device, "attn": attn, "quantization": quantization}
+        subject = load_subject(model, aspect=aspect, **loading)
+        others = [load_subject(name, **loading) for name in _beside(model, beside)]
         comparison = Comparison(
             methods_of(subject, kinds, kept, others), task, max_new_tokens=max_new_tokens
         )

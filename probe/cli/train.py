@@ -91,15 +91,14 @@ def _train_on(
     from probe.models.llava_mini.from_llava import processor_for
     from probe.models.llava_mini.training import STAGES
     from probe.models.llava_mini.training import train as train_stage
-    from probe.subject.loading import open_checkpoint
+    from probe.subject.loading import load
 
     instructions, problems = read_instructions(data, images)
     for problem in problems[:SHOWN]:
         console.print(f"left out: {problem}", highlight=False, markup=False)
     console.print(f"{len(instructions)} rows, {len(problems)} left out", highlight=False)
-    started = open_checkpoint(
-        model, device="cpu", dtype="float32"
-    )  # Trainer places it; bfloat16 loses updates of 1e-5
+    # Trainer moves it to its device; bfloat16 would lose updates of 1e-5
+    started = load(model, device="cpu", dtype="float32")
     arguments = {"max_steps": steps or -1, "seed": seed, "per_device_train_batch_size": at_once}
     try:
         mini = STAGES[number].prepare(started.model, seed)

@@ -5,7 +5,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from probe.cli.options import Attn, Debug, Device, Dtype, Model
+from probe.cli.options import Attn, Debug, Device, Dtype, Model, Quantization, load_subject
 from probe.cli.output import console, quieten_libraries
 
 
@@ -14,14 +14,15 @@ def verify(
     dtype: Dtype = None,
     device: Device = None,
     attn: Attn = None,
+    quantization: Quantization = None,
     debug: Debug = False,
 ) -> None:
     """Check the promises on a model, each with its number; exit code 1 if one is broken."""
     from probe.measures.verify import verify as run_checks
-    from probe.subject.subject import load
 
     quieten_libraries(debug)
-    report = run_checks(load(model, device=device, dtype=dtype, attn=attn))
+    loading = {"dtype": dtype, "device": device, "attn": attn, "quantization": quantization}
+    report = run_checks(load_subject(model, **loading))
     title = f"What probe promises, on {escape(model)}"
     table = Table("", "check", "measured", "promised", title=title, box=box.SIMPLE_HEAD)
     for check in report.checks:

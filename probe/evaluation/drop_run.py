@@ -162,7 +162,7 @@ class Dropping:
                 max_new_tokens=self.max_new_tokens,
             )
             nodes[ATTENTION] = attention_to_vision(record, self.stack)
-        told = self.subject.describe() | {
+        told = self.subject.provenance() | {
             "weights": self.weights,
             "benchmark": self.task.benchmark.name,
         }

@@ -115,7 +115,7 @@ class Comparison:
         """What must be equal to go on."""
         told = {}
         for method in self.methods:
-            about = method.subject.describe()
+            about = method.subject.provenance()
             weights = weights_digest(method.subject.model)
             told[method.name] = (
                 f"{about['model']} {weights} {about['dtype']} {about['attention']} {method.reducers}"

@@ -28,7 +28,7 @@ def fingerprint(
     """For `Run.open`: `plan` is what is done, `generation` the arguments of generate; plain
     values.
     """
-    told = subject.describe()
+    told = subject.provenance()
     template = hashlib.sha256(str(subject.processor.chat_template).encode()).hexdigest()[:16]
     setting = {name: told[name] for name in ("quantization", "aspect", "image_processor")}
     setting["weights"] = weights_digest(subject.model)

@@ -151,7 +151,7 @@ class _WithoutVision(Removal):
 
 @contextmanager
 def _masked(target: LayerTarget, queries: tuple[str, ...], freeze: bool) -> Iterator[None]:
-    target.refuse_flash("load the model with attn='sdpa', or use how='remove'")
+    target.refuse_flash("load the model with attn_implementation='sdpa', or use how='remove'")
     sequences = target.sequences(changes_vision=freeze)
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:

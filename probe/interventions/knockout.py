@@ -51,7 +51,7 @@ def knockout(
     target = LayerTarget.of("knockout", model, layers, stack)
     queries, keys = as_names(queries), as_names(keys)
     _check_names((*queries, *keys), target.kinds, types)
-    target.refuse_flash("load the model with attn='sdpa'")
+    target.refuse_flash("load the model with attn_implementation='sdpa'")
     sequences = target.sequences(
         changes_vision="vision" in queries,
         check=lambda now, cache: types is None or _check_fit(now, types),

@@ -84,7 +84,7 @@ def concentration(
             "kept_from_last": (("view", "layer"), _kept(pooled, _read_by_llm(subject, len(order)))),
         },
         coords={"k": list(top), "layer": np.arange(len(order))},
-        attrs=subject.describe()
+        attrs=subject.provenance()
         | {
             "probe_version": __version__,
             "patch_count": patches,

@@ -83,7 +83,7 @@ def logit_lens(
     rows = _rows(answer, stack, seen)
     ids = answer.ids
     values, last = _said(seen.layers(len(rows["row_type"])), says, ids, subject)
-    attrs: dict[str, Any] = subject.describe() | {
+    attrs: dict[str, Any] = subject.provenance() | {
         "kind": "logit lens",
         "probe_version": __version__,
         "stack": stack,

@@ -112,7 +112,7 @@ def verify(
             restored,
         )
     )
-    return Report(checks, subject.describe() | {"probe_version": __version__})
+    return Report(checks, subject.provenance() | {"probe_version": __version__})
 
 
 def _unchanged(subject: Subject, prompt: Inputs, longer: Inputs) -> list[Check]:

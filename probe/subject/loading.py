@@ -1,29 +1,26 @@
-"""From a name to a model and its processor: the shipped tiny models, a local folder (also
-LLaVA-Mini's authors' own layout), or the Hugging Face hub.
+"""`load`: a Subject from the name of a model, or from a model in memory.
 
-Weights are safetensors only and no code of a checkpoint is ever run. The network is asked for hub
-ids only.
+    load("tiny-llava")                                       # a shipped model
+    load("llava-hf/llava-1.5-7b-hf", revision="8c85e9a", device_map="auto")
+    load("llava-mini-llama-3.1-8b")                          # a folder, also in LLaVA-Mini's original layout
+    load(model, processor=processor)                         # in memory
+
+Weights are read from safetensors only, and no code of a checkpoint is ever run. (LLaVA-Mini's
+original .bin files are read without unpickling code.) The network is used for hub ids only.
 """
 
 import copy
-import hashlib
 import os
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
+from probe.data.image_views import aspect_of
 from probe.errors import ProbeError
 from probe.hooks.model_structure import cls_tokens, image_token_id, is_compiled
+from probe.subject.model_source import ModelSource, load_error
+from probe.subject.subject import Subject
 
 DTYPES = {
     "float32": torch.float32,
@@ -33,278 +30,175 @@ DTYPES = {
     "float16": torch.float16,
     "fp16": torch.float16,
 }
-END = 2**20  # bytes of a file of weights
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model in eval mode with what says exactly which one it is."""
-
-    model: PreTrainedModel
-    processor: Any
-    name: str
-    revision: str
-    toy: bool
-
-
-def open_checkpoint(
-    name: str | os.PathLike[str],
+def load(
+    model: str | os.PathLike[str] | PreTrainedModel | Any = "tiny-llava",
     processor: Any = None,
+    *,
+    revision: str | None = None,
     device: str | torch.device | None = None,
+    device_map: str | dict[str, Any] | None = None,
     dtype: str | torch.dtype | None = None,
-    attn: str | None = None,
-    quantization: str | None = None,
-) -> Checkpoint:
-    """A model by name. By default on the GPU in the checkpoint's own precision, or on the CPU in
-    float32.
+    attn_implementation: str | dict[str, str] | None = None,
+    quantization_config: Any = None,
+    aspect: str | None = None,
+) -> Subject:
+    """A subject from a name (a shipped model, a folder, a hub id), or from a model and its
+    processor.
 
-    Raises ProbeError for a name that is none, a folder without a config, a model of text only, a
-    device that the machine lacks, a missing bitsandbytes, and for whatever transformers can't load,
-    with its reason.
+    `revision`, `device_map`, `dtype`, `attn_implementation` and `quantization_config` have the
+    names and the meaning of `from_pretrained`, to which they are passed; the first, second and last
+    need a name. By default a model by name goes to the GPU in the checkpoint's own precision, or
+    to the CPU in float32. A model in memory is put in eval mode, and is otherwise changed only as
+    the arguments say.
+
+    Args:
+        device: one device for the whole model; not together with `device_map`.
+        aspect: for models with one square view, "pad" as LLaVA-1.5 was trained or "crop" as
+            Hugging Face's processor does it; by default the processor's own (`subject.aspect`).
+
+    Raises ProbeError for an unknown name, a checkpoint that transformers cannot load, a model
+    without an image token or a processor, a compiled model, an unknown dtype, a device or an
+    attention implementation that is not available, and an aspect that the image processor cannot
+    produce.
     """
-    from probe.models.llava_mini import is_original  # makes LLaVA-Mini known to transformers, too
-
-    source, local, toy = _source(name)
-    device = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    wanted = as_dtype(dtype) or (
-        None if device.type == "cuda" else torch.float32
-    )  # None: the checkpoint's own
-    if local and is_original(source):
-        model, processor = _of_the_authors(source, processor, wanted, quantization)
-        model.to(device)  # pyright: ignore[reportArgumentType]
-        _switch(model, attn)
-        return Checkpoint(
-            model, _complete(processor, model), str(name), fingerprint(Path(source)), toy
-        )
-    options = {
-        "dtype": wanted or "auto",
-        "attn_implementation": attn,
-        **_quantized(quantization, device),
+    if device is not None and device_map is not None:
+        raise ProbeError("load", expected="device= or device_map=", got="both")
+    while_loading = {
+        "revision": revision,
+        "device_map": device_map,
+        "quantization_config": quantization_config,
     }
-    where = {"local_files_only": local, "trust_remote_code": False}
-    try:
-        processor = processor or AutoProcessor.from_pretrained(source, **where)
-        model = AutoModelForImageTextToText.from_pretrained(
-            source, use_safetensors=True, **options, **where
-        )
-        model = model if quantization else model.to(device)  # type: ignore[arg-type]
-    except Exception as error:  # safetensors, tokenizers, json and torch raise a dozen kinds, transformers the rest
-        raise _unreadable(str(name), error) from error
-    image_token_id(model)
-    revision = getattr(model.config, "_commit_hash", None) or (
-        fingerprint(Path(source)) if local else "unknown"
-    )
-    return Checkpoint(model.eval(), _complete(processor, model), str(name), revision, toy)
+    if isinstance(model, str | os.PathLike):
+        opened = _from_name(model, processor, device, dtype, attn_implementation, while_loading)
+    else:
+        for name, value in while_loading.items():
+            if value is not None:
+                raise ProbeError(
+                    "load", expected=f"a name where {name} is given", got="a model in memory"
+                )
+        opened = _from_memory(model, processor, device, dtype, attn_implementation)
+    model, processor, name, revision, toy = opened
+    return Subject(model, processor, name, revision, _aspect(aspect, processor), toy)
 
 
-def read_config(name: str | os.PathLike[str]) -> tuple[Any, str]:
-    """The config of a model by name, and its revision; weights are neither read nor downloaded.
+Opened = tuple[PreTrainedModel, Any, str, str, bool]  # the fields of a Subject without `aspect`
 
-    Raises ProbeError as `open_checkpoint` does.
-    """
-    from probe.models.llava_mini.folder import examine, is_original
 
-    source, local, _ = _source(name)
-    try:
-        if local and is_original(source):
-            config: Any = examine(source).config
-        else:
-            config = AutoConfig.from_pretrained(
-                source, local_files_only=local, trust_remote_code=False
+def _from_name(
+    name: str | os.PathLike[str],
+    processor: Any,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    attn_implementation: str | dict[str, str] | None,
+    options: dict[str, Any],
+) -> Opened:
+    from probe.models.llava_mini import is_original  # registers LLaVA-Mini with transformers
+
+    source = ModelSource.of(name)
+    target = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    precision = None if dtype == "auto" else as_dtype(dtype)
+    if dtype is None and target.type != "cuda":
+        precision = torch.float32
+    if source.is_folder and is_original(source.location):
+        model, processor = _from_original(source.location, processor, precision, options)
+        model.to(target)  # pyright: ignore[reportArgumentType]
+        _set_attention(model, attn_implementation)
+    else:
+        if options["quantization_config"] is not None and options["device_map"] is None:
+            options = options | {"device_map": {"": target}}
+        where = {
+            "revision": options.pop("revision") or "main",
+            "local_files_only": source.is_folder,
+            "trust_remote_code": False,
+        }
+        try:
+            if processor is None:
+                processor = AutoProcessor.from_pretrained(source.location, **where)
+            model = AutoModelForImageTextToText.from_pretrained(
+                source.location,
+                use_safetensors=True,
+                dtype=precision or "auto",
+                attn_implementation=attn_implementation,
+                **options,
+                **where,
             )
-    except Exception as error:  # as many kinds as of weights
-        raise _unreadable(str(name), error) from error
-    return config, getattr(config, "_commit_hash", None) or (
-        fingerprint(Path(source)) if local else "unknown"
-    )
+            if options["device_map"] is None and not getattr(model, "is_quantized", False):
+                model = model.to(target)  # type: ignore[arg-type]
+        except Exception as error:  # transformers, safetensors and json raise many kinds
+            raise load_error(str(name), error) from error
+        image_token_id(model)
+    processor = _complete(processor, model)
+    return model.eval(), processor, str(name), source.revision(model.config), source.toy
 
 
-def adopt(
+def _from_memory(
     model: Any,
     processor: Any,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    attn: str | None = None,
-    quantization: str | None = None,
-) -> Checkpoint:
-    """A model in memory: put in eval mode; moved, converted or switched only as far as the
-    arguments say so.
-
-    Raises ProbeError for what is no transformers model, has no image token, is compiled, or lacks
-    its processor, and for a device that the machine lacks.
-    """
-    if quantization is not None:
-        raise ProbeError(
-            "load", expected="a name where quantization is asked for", got="a model in memory"
-        )
-    if getattr(model, "_orig_mod", None) is not None or is_compiled(model):
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    attn_implementation: str | dict[str, str] | None,
+) -> Opened:
+    uncompiled = getattr(model, "_orig_mod", model)
+    kind = type(uncompiled).__name__
+    if uncompiled is not model or is_compiled(model):
         raise ProbeError(
             "load",
             expected="a model that is not compiled",
-            got=f"a compiled {_kind(model)}",
-            fix="pass the model as it was before torch.compile: a compiled one can't be watched",
+            got=f"a compiled {kind}",
+            fix="pass the model as it was before torch.compile: a compiled one cannot be observed",
         )
     if not isinstance(model, PreTrainedModel):
-        raise ProbeError("load", expected="a name or a transformers model", got=f"a {_kind(model)}")
+        raise ProbeError("load", expected="a name or a transformers model", got=f"a {kind}")
     image_token_id(model)
     processor = _complete(processor, model)
+    if device is not None:
+        device = as_device(device)
     if device is not None or dtype is not None:
-        device = None if device is None else as_device(device)
         model.to(device=device, dtype=as_dtype(dtype))  # type: ignore[call-overload]
-    _switch(model, attn)
-    name = getattr(model.config, "_name_or_path", "") or _kind(model)
-    return Checkpoint(
-        model.eval(),
-        processor,
-        name,
-        getattr(model.config, "_commit_hash", None) or "in memory",
-        False,
-    )
+    _set_attention(model, attn_implementation)
+    name = getattr(model.config, "_name_or_path", "") or kind
+    revision = getattr(model.config, "_commit_hash", None) or "in memory"
+    return model.eval(), processor, name, revision, False
 
 
-def _switch(model: PreTrainedModel, attn: str | None) -> None:
-    if attn is None:
-        return
-    try:
-        model.set_attn_implementation(attn)
-    except (ValueError, ImportError) as error:
-        kernels = "attn that transformers and the machine have (sdpa, eager, flash_attention_2 ...)"
-        raise ProbeError("load", expected=kernels, got=repr(attn)) from error
-
-
-def _of_the_authors(
-    folder: str, processor: Any, dtype: torch.dtype | None, quantization: str | None
+def _from_original(
+    folder: str, processor: Any, dtype: torch.dtype | None, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, Any]:
-    """A LLaVA-Mini in its authors' layout, as it lies there."""
+    """A LLaVA-Mini in its original layout, converted in memory."""
     from probe.models.llava_mini import CheckpointError, load_original
 
-    if quantization is not None:
-        fix = f"probe convert {folder} --out NATIVE, then load NATIVE"
-        raise ProbeError(
-            "load", expected="a native folder to quantize", got=f"the authors' {folder!r}", fix=fix
-        )
+    for name in ("quantization_config", "device_map"):
+        if options[name] is not None:
+            raise ProbeError(
+                "load",
+                expected=f"a folder in transformers' layout to load with {name}",
+                got=f"LLaVA-Mini's original layout in {folder!r}",
+                fix=f"probe convert {folder} --out NATIVE, then load NATIVE",
+            )
     try:
-        model, own = load_original(folder, dtype=dtype)
+        model, own_processor = load_original(folder, dtype=dtype)
     except CheckpointError as error:
         raise ProbeError("load", expected=error.expected, got=error.got) from error
-    return model, processor or own
+    return model, processor or own_processor
 
 
-def _kind(model: Any) -> str:
-    return type(getattr(model, "_orig_mod", model)).__name__
-
-
-def as_device(device: str | torch.device) -> torch.device:
-    """A device by its name, once a tensor could be made there."""
+def _set_attention(model: PreTrainedModel, implementation: str | dict[str, str] | None) -> None:
+    if implementation is None:
+        return
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (
-        RuntimeError,
-        AssertionError,
-        ImportError,
-        TypeError,
-    ) as error:  # each backend has a kind of its own
-        there = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        there += ["mps"] * torch.backends.mps.is_available()
-        expected = f"a device of this machine ({', '.join(['cpu', *there])})"
-        raise ProbeError("load", expected=expected, got=repr(str(device))) from error
-    return found
-
-
-def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A dtype by its name: float32, bfloat16, float16 or their short forms."""
-    named = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if dtype is not None and not (isinstance(named, torch.dtype) and named.is_floating_point):
-        raise ProbeError("load", expected=f"a dtype of {', '.join(DTYPES)}", got=repr(dtype))
-    return named
-
-
-def fingerprint(folder: Path) -> str:
-    """A folder's stand-in for a revision: its config's text, and name, size and both ends of each
-    file of weights.
-
-    Training moves every weight, so the ends tell two trainings apart without reading gigabytes.
-    """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for weights in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        size = weights.stat().st_size
-        digest.update(f"{weights.name} {size}\n".encode())
-        with weights.open("rb") as file:
-            digest.update(file.read(END))
-            file.seek(max(0, size - END))
-            digest.update(file.read(END))
-    return f"sha256:{digest.hexdigest()[:16]}"
-
-
-def _source(name: str | os.PathLike[str]) -> tuple[str, bool, bool]:
-    """Where to load from, whether it is a folder, and whether it is one of the shipped toys."""
-    from probe.models.tiny import FOLDERS
-
-    place = os.path.expanduser(
-        os.fspath(name)
-    )  # os.path, not Path: any text is a path that may not exist
-    if isinstance(name, str) and name in FOLDERS:
-        folder = FOLDERS[name]
-    elif os.path.isdir(place):
-        folder = Path(place)
-    elif isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return name, False, False
-    else:
-        what = "a file" if os.path.isfile(place) else "which is none of these"
+        model.set_attn_implementation(implementation)
+    except (ValueError, ImportError) as error:
         raise ProbeError(
             "load",
-            expected=f"{', '.join(sorted(FOLDERS))}, a folder, or a hub id (llava-hf/llava-1.5-7b-hf)",
-            got=f"{str(name)!r}, {what}",
-        )
-    if not (folder / "config.json").is_file():
-        raise ProbeError(
-            "load",
-            expected="a folder with config.json, weights and a processor",
-            got=f"{str(folder)!r}",
-        )
-    return str(folder), True, folder == FOLDERS.get(str(name))
-
-
-def _quantized(quantization: str | None, device: torch.device) -> dict[str, Any]:
-    if quantization is None:
-        return {}
-    if quantization not in ("4bit", "8bit"):
-        raise ProbeError("load", expected="quantization '4bit' or '8bit'", got=repr(quantization))
-    missing = [package for package in ("bitsandbytes", "accelerate") if find_spec(package) is None]
-    if missing:
-        raise ProbeError(
-            "load",
-            expected=f"the packages that quantization={quantization!r} needs",
-            got=f"no {' and no '.join(missing)}",
-            fix="pip install 'probe-llava[quantization]'",
-        )
-    four: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.bfloat16}
-    bits: dict[str, Any] = four if quantization == "4bit" else {"load_in_8bit": True}
-    return {"quantization_config": BitsAndBytesConfig(**bits), "device_map": {"": device}}
-
-
-def _unreadable(name: str, error: Exception) -> ProbeError:
-    reason = " ".join(str(error).split())
-    if "Unrecognized configuration class" in reason:
-        return ProbeError(
-            "load", expected="a vision-language model", got=f"{name!r}, a model of text only"
-        )
-    if "llava_mini_llama" in reason:  # LLaVA-Mini in its authors' layout, on the hub
-        fix = f"download it (hf download {name} --local-dir FOLDER) and load FOLDER"
-        return ProbeError(
-            "load",
-            expected="a folder where the layout is LLaVA-Mini's authors'",
-            got=repr(name),
-            fix=fix,
-        )
-    return ProbeError(
-        "load", expected="a checkpoint that transformers can load", got=f"{name!r}: {reason[:300]}"
-    )
+            expected="an available attn_implementation (sdpa, eager, flash_attention_2 ...)",
+            got=repr(implementation),
+        ) from error
 
 
 def _complete(processor: Any, model: PreTrainedModel) -> Any:
-    """The processor, with what older checkpoints leave for the model's config to say."""
+    """The processor, with the fields that older checkpoints store only in the model's config."""
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise ProbeError(
             "load",
@@ -313,8 +207,41 @@ def _complete(processor: Any, model: PreTrainedModel) -> Any:
             fix="pass processor=AutoProcessor.from_pretrained(...)",
         )
     if getattr(processor, "patch_size", 0) is None:
-        processor = copy.copy(processor)  # the user's own stays as it is
+        processor = copy.copy(processor)  # the caller's object stays unchanged
         processor.patch_size = model.config.vision_config.patch_size
         processor.vision_feature_select_strategy = model.config.vision_feature_select_strategy
         processor.num_additional_image_tokens = cls_tokens(model)
     return processor
+
+
+def _aspect(aspect: str | None, processor: Any) -> str:
+    native = aspect_of(processor)
+    if aspect is None or aspect == native:
+        return native
+    if aspect == "pad" and native in ("crop", "squash"):
+        return "pad"
+    kind = type(processor.image_processor).__name__
+    raise ProbeError(
+        "load", expected=f"aspect=None or {native!r}, which is what {kind} does", got=repr(aspect)
+    )
+
+
+def as_device(device: str | torch.device) -> torch.device:
+    """A device on which a tensor can be made. Raises ProbeError for any other."""
+    try:
+        parsed = torch.device(device)
+        torch.empty(0, device=parsed)
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # depends on backend
+        available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        available += ["mps"] * torch.backends.mps.is_available()
+        expected = f"a device of this machine ({', '.join(available)})"
+        raise ProbeError("load", expected=expected, got=repr(str(device))) from error
+    return parsed
+
+
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A dtype by its name: float32, bfloat16, float16 or their short forms; None stays None."""
+    parsed = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(parsed, torch.dtype) and parsed.is_floating_point):
+        raise ProbeError("load", expected=f"a dtype of {', '.join(DTYPES)}", got=repr(dtype))
+    return parsed

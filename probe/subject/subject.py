@@ -9,7 +9,6 @@ It answers, and it encodes an image, a question and a response for one forward p
 """
 
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -48,7 +47,6 @@ from probe.hooks.model_structure import image_token_id, max_positions, stacks
 from probe.models.llava_mini.image_processing import video_frames
 from probe.subject.chat import Chat
 from probe.subject.inputs import Ids, Inputs, TokenizerInfo, with_response
-from probe.subject.loading import adopt, open_checkpoint
 from probe.subject.token_grid import encoder_grid, reduced_grid, vision_grid
 
 MOST_PIXELS = (
@@ -67,8 +65,8 @@ class Subject:
     aspect: str  # what becomes of an image that is not square: "crop", "pad", "squash" or "anyres"
     toy: bool = False
 
-    def describe(self) -> dict[str, str]:
-        """What has to be known to make a measurement again, as plain strings."""
+    def provenance(self) -> dict[str, Any]:
+        """What is needed to repeat a measurement, as attributes of its dataset."""
         ratio = getattr(self.processor, "resolution_ratio", 1)
         return {
             "model": self.name,
@@ -80,7 +78,7 @@ class Subject:
             "aspect": self.aspect
             + (f", {ratio} x {ratio} sub-images and the whole" if ratio > 1 else ""),
             "image_processor": type(self.processor.image_processor).__name__,
-            "toy": str(self.toy).lower(),
+            "toy": self.toy,
             "reducer": active_reducers(self.model),
             "transformers_version": transformers.__version__,
             "torch_version": torch.__version__,
@@ -368,48 +366,6 @@ def _check_options(max_new_tokens: int, generate: Mapping[str, Any]) -> None:
             raise ProbeError(
                 "generate", expected="one answer a prompt, as ids", got=got, fix="leave it out"
             )
-
-
-def load(
-    model: str | os.PathLike[str] | PreTrainedModel | Any = "tiny-llava",
-    processor: Any = None,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    attn: str | None = None,
-    quantization: str | None = None,
-    aspect: str | None = None,
-) -> Subject:
-    """A subject from a name (a shipped model, a folder or its Path, a hub id), or from a model and
-    its processor.
-
-    A model in memory is put in eval mode, and is moved or switched only where `device`, `dtype` or
-    `attn` say so. `quantization` ("4bit", "8bit") goes with a name only. `aspect` is for models
-    with one square view: "pad" is how LLaVA-1.5 was trained, "crop" how Hugging Face's processor
-    does it; by default the processor's own way, which `subject.aspect` names.
-
-    Raises ProbeError for a name that is none, a checkpoint that transformers can't load, a model
-    without an image token or a processor, a compiled one, a device, dtype or attn that there is
-    not, quantization of a model in memory or without its packages, and an aspect that the image
-    processor can't have.
-    """
-    if isinstance(model, str | os.PathLike):
-        opened = open_checkpoint(model, processor, device, dtype, attn, quantization)
-    else:
-        opened = adopt(model, processor, device, dtype, attn, quantization)
-    aspect = _aspect(aspect, opened.processor)
-    return Subject(opened.model, opened.processor, opened.name, opened.revision, aspect, opened.toy)
-
-
-def _aspect(wanted: str | None, processor: Any) -> str:
-    native = aspect_of(processor)
-    if wanted is None or wanted == native:
-        return native
-    if wanted == "pad" and native in ("crop", "squash"):
-        return "pad"
-    kind = type(processor.image_processor).__name__
-    raise ProbeError(
-        "load", expected=f"aspect=None or {native!r}, which is what {kind} does", got=repr(wanted)
-    )
 
 
 def _attention_of(model: PreTrainedModel) -> str:

@@ -89,7 +89,7 @@ def test_both_stages_on_ones_own_data(run, tmp_path, data):
     ],
 )
 def test_a_mistake_is_one_line_before_any_work(run, monkeypatch, words, told):
-    monkeypatch.setattr("probe.subject.loading.open_checkpoint", no_work)
+    monkeypatch.setattr("probe.subject.loading.load", no_work)
     code, said, error = run("train", *words)
     assert (code, said) == (2, "")
     assert told in error and error.count("\n") == 1

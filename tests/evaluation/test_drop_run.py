@@ -27,7 +27,7 @@ from probe.interventions.sweep import windows
 from probe.interventions.sweep.layer_sets import ALWAYS as THEIRS
 from probe.models.planted import COLOURS, planted
 from probe.records.run_directory import RunDirectory
-from probe.subject.subject import load
+from probe.subject.loading import load
 
 LAYERS, READ = 3, 1
 

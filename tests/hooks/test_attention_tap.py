@@ -18,7 +18,7 @@ from probe.hooks.attention_tap import routed, tap
 from probe.hooks.model_structure import stacks
 from probe.measures.verify import state
 from probe.subject.inputs import collate
-from probe.subject.subject import load
+from probe.subject.loading import load
 
 
 def subject_of(factory=models.llava15, **options):

@@ -7,7 +7,7 @@ import torch
 
 import probe.measures.verify
 from probe.measures.verify import Report, verify
-from probe.subject.subject import load
+from probe.subject.loading import load
 
 
 @pytest.mark.parametrize("factory", [models.llava15, models.llava_next_mistral])

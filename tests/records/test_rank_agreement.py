@@ -65,7 +65,7 @@ def test_shuffled_weights_are_another_model_and_leave_the_first_alone(known):
     control = randomised(subject)
     assert subject.answer(known.image("red"), known.question) == "red"
     assert control.answer(known.image("red"), known.question) != "red"
-    assert "shuffled" in control.describe()["model"]
+    assert "shuffled" in control.provenance()["model"]
     for own, theirs in zip(subject.model.parameters(), control.model.parameters(), strict=True):
         np.testing.assert_array_equal(
             np.sort(own.detach().ravel()), np.sort(theirs.detach().ravel())

@@ -212,7 +212,7 @@ def test_after_an_exception_the_model_is_what_it_was(error):
     assert hooks() == there
     assert torch.equal(logits(ours, row), before)
     assert ours.encode(picture(), QUESTION)["input_ids"].shape == row["input_ids"].shape
-    assert ours.describe()["reducer"] == ""
+    assert ours.provenance()["reducer"] == ""
 
 
 def test_blocks_nest_with_one_reducer_before_the_llm():
@@ -220,7 +220,7 @@ def test_blocks_nest_with_one_reducer_before_the_llm():
     with probe.reduced(ours, ZIP, inside):
         row = ours.encode(picture(), QUESTION)
         both = logits(ours, row)
-        assert ours.describe()["reducer"] == f"{ZIP!r}; {inside!r}"
+        assert ours.provenance()["reducer"] == f"{ZIP!r}; {inside!r}"
     with probe.reduced(ours, inside), probe.reduced(ours, ZIP):
         assert torch.equal(logits(ours, row), both)
     with probe.reduced(ours, ZIP):

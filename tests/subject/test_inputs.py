@@ -5,7 +5,7 @@ import torch
 
 from probe.errors import ProbeError
 from probe.subject.inputs import collate, with_response
-from probe.subject.subject import load
+from probe.subject.loading import load
 
 QUESTIONS = [
     ("what is in the picture?", 1),

@@ -4,14 +4,16 @@ from pathlib import Path
 import models
 import pytest
 import torch
+import transformers
 from golden_cases import COPIES
 from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from probe.cli import options as cli_options
 from probe.errors import ProbeError
 from probe.subject import loading
-from probe.subject.subject import load
+from probe.subject.loading import load
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def test_a_folder_is_loaded_as_it_was_saved(folder):
             subject.model(**inputs).logits, model(**inputs).logits, atol=0, rtol=0
         )
     assert not subject.model.training
-    described = subject.describe()
+    described = subject.provenance()
     expected = {
         "model": str(folder),
         "dtype": "float32",
@@ -39,11 +41,11 @@ def test_a_folder_is_loaded_as_it_was_saved(folder):
         "device": "cpu",
         "aspect": "crop",
     }
-    assert described | expected | {"quantization": "none", "toy": "false"} == described
+    assert described | expected | {"quantization": "none", "toy": False} == described
 
 
 def test_a_folder_may_be_a_path(folder):
-    assert load(folder).describe() == load(str(folder)).describe()
+    assert load(folder).provenance() == load(str(folder)).provenance()
     with pytest.raises(ProbeError, match="got 'nobody/nothing', which is none of these"):
         load(Path("nobody/nothing"))  # a Path is never a hub id
 
@@ -82,12 +84,12 @@ def original(tmp_path):
 
 
 def test_the_authors_own_folder_is_loaded_as_it_is(original):
-    subject = load(original, dtype="bf16", attn="eager")
+    subject = load(original, dtype="bf16", attn_implementation="eager")
     assert (
         type(subject.model).__name__ == "LlavaMiniForConditionalGeneration"
         and not subject.model.training
     )
-    assert (subject.model.dtype, subject.describe()["attention"]) == (torch.bfloat16, "eager")
+    assert (subject.model.dtype, subject.provenance()["attention"]) == (torch.bfloat16, "eager")
     assert subject.processor.compressor_size == 8 and subject.processor.image_token_id == 128
     before = subject.revision
     weights = torch.load(original / "pytorch_model.bin")
@@ -97,9 +99,9 @@ def test_the_authors_own_folder_is_loaded_as_it_is(original):
     assert load(original).revision != before  # .bin files count, too
     with pytest.raises(
         ProbeError,
-        match=r"a native folder to quantize, got .*; probe convert .* --out NATIVE, then",
+        match=r"a folder in transformers' layout .*, got .*; probe convert .* --out NATIVE, then",
     ):
-        load(original, quantization="8bit")
+        load(original, quantization_config={"load_in_8bit": True})
     for file in original.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(ProbeError, match="expected a processor with a tokenizer"):
@@ -120,21 +122,21 @@ def test_the_authors_layout_on_the_hub_says_what_to_do(original, monkeypatch):
 
 
 def test_dtype_and_attention_are_as_asked(folder):
-    subject = load(str(folder), dtype="bf16", attn="eager")
-    assert subject.describe()["dtype"] == "bfloat16"
-    assert subject.describe()["attention"] == "eager"
+    subject = load(str(folder), dtype="bf16", attn_implementation="eager")
+    assert subject.provenance()["dtype"] == "bfloat16"
+    assert subject.provenance()["attention"] == "eager"
     assert load(str(folder), dtype=torch.float16).model.dtype == torch.float16
 
 
 def test_a_model_in_memory_is_changed_only_as_asked():
     model, processor = models.llava15()
-    subject = load(model.train(), processor=processor, attn="eager", dtype="float32")
+    subject = load(model.train(), processor=processor, attn_implementation="eager", dtype="float32")
     assert subject.model is model
     assert not model.training
-    assert subject.describe()["attention"] == "eager"
+    assert subject.provenance()["attention"] == "eager"
     assert (subject.name, subject.revision) == ("LlavaForConditionalGeneration", "in memory")
     model.set_attn_implementation({"text_config": "sdpa"})
-    assert subject.describe()["attention"] == "vision eager, llm sdpa"
+    assert subject.provenance()["attention"] == "vision eager, llm sdpa"
 
 
 def test_what_old_processors_leave_out_comes_from_the_config_without_touching_them():
@@ -270,13 +272,20 @@ def cut_short(name):
             "expected a dtype of float32, .* got 'int3'",
         ),
         (
-            lambda path: load("tiny-llava", quantization="2bit"),
-            "expected quantization '4bit' or '8bit'",
+            lambda path: load(*models.llava15(), quantization_config={"load_in_4bit": True}),
+            "a name where quantization_config is given, got a model in memory",
         ),
-        (lambda path: load(*models.llava15(), quantization="4bit"), "got a model in memory"),
         (
-            lambda path: load(*models.llava15(), attn="nonsense"),
-            "expected attn .*sdpa.* got 'nonsense'",
+            lambda path: load(*models.llava15(), revision="main"),
+            "a name where revision is given, got a model in memory",
+        ),
+        (
+            lambda path: load("tiny-llava", device="cpu", device_map="auto"),
+            "expected device= or device_map=, got both",
+        ),
+        (
+            lambda path: load(*models.llava15(), attn_implementation="nonsense"),
+            "expected an available attn_implementation .*sdpa.* got 'nonsense'",
         ),
         (
             lambda path: load(*models.llava15(), aspect="stretch"),
@@ -294,22 +303,54 @@ def test_mistakes_are_one_clear_line(mistake, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.fixture
+def from_pretrained(monkeypatch):
+    """What `load` passes to AutoModelForImageTextToText.from_pretrained."""
+    passed = {}
+
+    def record(name, **options):
+        passed.update(options)
+        return models.llava15()[0]
+
+    monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained", record)
+    return passed
+
+
+def test_options_of_from_pretrained_are_passed_on(folder, from_pretrained):
+    load(folder, revision="v2", device_map="auto", dtype="bf16", attn_implementation="eager")
+    expected = {
+        "revision": "v2",
+        "device_map": "auto",
+        "dtype": torch.bfloat16,
+        "attn_implementation": "eager",
+        "quantization_config": None,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "local_files_only": True,
+    }
+    assert from_pretrained == expected
+
+
+def test_quantized_weights_are_loaded_on_the_device(folder, from_pretrained):
+    load(folder, device="cpu", quantization_config={"load_in_4bit": True})
+    assert from_pretrained["device_map"] == {"": torch.device("cpu")}
+    assert from_pretrained["quantization_config"] == {"load_in_4bit": True}
+
+
 def test_quantization_without_its_packages_says_how_to_get_them(monkeypatch):
-    monkeypatch.setattr(checkpoint, "find_spec", lambda name: None)
+    monkeypatch.setattr(cli_options, "find_spec", lambda name: None)
     with pytest.raises(
         ProbeError, match=r"got no bitsandbytes and no accelerate; pip install 'probe-llava\[quant"
     ):
-        load("tiny-llava", quantization="4bit")
+        cli_options.quantization_config("4bit")
 
 
-def test_quantized_weights_are_asked_for_on_the_device(monkeypatch):
-    monkeypatch.setattr(checkpoint, "find_spec", lambda name: name)
-    monkeypatch.setattr(
-        checkpoint, "BitsAndBytesConfig", dict
-    )  # the real one looks for the package
-    options = loading._quantized("4bit", torch.device("cuda:0"))
-    assert options["device_map"] == {"": torch.device("cuda:0")}
-    assert options["quantization_config"] == {
+def test_the_command_lines_quantization(monkeypatch):
+    monkeypatch.setattr(cli_options, "find_spec", lambda name: name)
+    monkeypatch.setattr(transformers, "BitsAndBytesConfig", dict)  # the real one needs the package
+    assert cli_options.quantization_config("4bit") == {
         "load_in_4bit": True,
         "bnb_4bit_compute_dtype": torch.bfloat16,
     }
+    assert cli_options.quantization_config("8bit") == {"load_in_8bit": True}
+    assert cli_options.quantization_config(None) is None

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from probe.data.token_types import FINE, PAPER
 from probe.errors import ProbeError
 from probe.subject.inputs import collate
-from probe.subject.subject import load
+from probe.subject.loading import load
 
 IMAGE = {"type": "image"}
 
@@ -129,7 +129,7 @@ def test_answers_are_greedy_unless_asked_otherwise_and_nothing_is_warned_of(capl
 def test_padding_the_image_is_a_choice_that_is_kept_and_shown():
     model, processor = models.llava15()
     crop, pad = load(model, processor=processor), load(model, processor=processor, aspect="pad")
-    assert (crop.describe()["aspect"], pad.describe()["aspect"]) == ("crop", "pad")
+    assert (crop.provenance()["aspect"], pad.provenance()["aspect"]) == ("crop", "pad")
     wide = models.picture(0, 80, 20)
     cropped, padded = crop.encode(wide, "what?"), pad.encode(wide, "what?")
     assert not torch.equal(cropped["pixel_values"], padded["pixel_values"])

@@ -230,7 +230,7 @@ class Sweep:
 
     def _provenance(self, judged: SharingCheck) -> dict[str, str | int]:
         reading = self.reading
-        return self.subject.describe() | {
+        return self.subject.provenance() | {
             "how": reading.how,
             "freeze": str(reading.freeze).lower(),
             "restore": str(reading.restore).lower(),

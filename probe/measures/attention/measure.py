@@ -96,7 +96,7 @@ def measure(
     responses = _responses(response, samples)
     wanted = MeasureOptions(rows, maps, contribution, received_head)
     options = {"types": types, "turns": turns}
-    attrs = subject.describe() | {
+    attrs = subject.provenance() | {
         "probe_version": __version__,
         "types": types if isinstance(types, str) else "own",
         "turns": turns,

@@ -82,7 +82,7 @@ def find_sinks(
         "row_type": (("row",), np.array([types.names[i] for i in types.ids[0]], object)),
         "row_key": (("row",), np.where(vision, np.cumsum(vision) - 1, -1)),
     }
-    attrs = subject.describe() | {
+    attrs = subject.provenance() | {
         "kind": "sinks",
         "probe_version": __version__,
         "rule": RULE,

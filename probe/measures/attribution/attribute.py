@@ -113,7 +113,7 @@ def attribute(
     if attention and "layer" not in features.kind:
         values |= attention_on(subject, answer, features)
     attrs = {
-        **subject.describe(),
+        **subject.provenance(),
         "kind": "attribution",
         "probe_version": __version__,
         "method": method,

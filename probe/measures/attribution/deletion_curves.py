@@ -69,7 +69,7 @@ def deletion_curves(
     ranked[RANDOM] = [rng.permutation(len(features)) for _ in range(orders)]
     counts = np.unique(np.linspace(0, len(features), points + 1).round().astype(int))
     found = np.stack([_both(f, orders, counts, batch) for orders in ranked.values()])
-    attrs = subject.describe() | {
+    attrs = subject.provenance() | {
         "kind": "deletion curves",
         "probe_version": __version__,
         "baseline": removal.name,

@@ -93,7 +93,7 @@ class Perturbed:
             if (rows >= 0).any():
                 undo.callback(decoder.register_forward_pre_hook(given, with_kwargs=True).remove)
             if removal.layers or (removal.hidden >= 0).any():
-                self.target.refuse_flash("load the model with attn='sdpa'")
+                self.target.refuse_flash("load the model with attn_implementation='sdpa'")
                 undo.enter_context(self.sequences.followed())
                 undo.enter_context(
                     self.target.routed(self._layer(z) if removal.layers else self._hidden(z))

@@ -36,7 +36,7 @@ from probe.measures.cost.prompt_shape import (
     with_tokens,
 )
 from probe.measures.cost.timing import MOMENTS, inputs_of, measure_prefill, with_random_weights
-from probe.subject.subject import load
+from probe.subject.loading import load
 
 TEXT_TOKENS = 43  # a short system prompt and a short question
 

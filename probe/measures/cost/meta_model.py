@@ -19,7 +19,8 @@ from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrain
 from probe.errors import ProbeError
 from probe.hooks.model_structure import stacks, vision_encoder
 from probe.models.tiny import FOLDERS
-from probe.subject.loading import as_dtype, read_config
+from probe.subject.loading import as_dtype
+from probe.subject.model_source import read_config
 
 UNSAID = torch.float16  # the precision of a config that names none: what models are run in
 

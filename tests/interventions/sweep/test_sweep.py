@@ -33,8 +33,8 @@ from probe.interventions.sweep.schedule import schedule
 from probe.interventions.sweep.visibility import DropMode, row_layers
 from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix
 from probe.subject.inputs import with_response
+from probe.subject.loading import load
 from probe.subject.prefix_check import verdict
-from probe.subject.subject import load
 
 LAYERS, TOKENS = 5, 4
 QUESTION, OTHER_QUESTION = (

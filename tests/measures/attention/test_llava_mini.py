@@ -26,7 +26,8 @@ from probe.measures.verify import _exact, state, verify
 from probe.models.llava_mini.vision import join_tiles, with_whole
 from probe.records import node, validate
 from probe.subject.inputs import Inputs, TokenizerInfo, collate, with_response
-from probe.subject.subject import Subject, load
+from probe.subject.loading import load
+from probe.subject.subject import Subject
 from probe.subject.token_grid import encoder_grid, joined, vision_grid
 
 GOLDEN = COPIES / "llava_mini"

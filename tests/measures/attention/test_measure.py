@@ -22,7 +22,7 @@ from probe.records import merge, save_record
 from probe.records import node as node_of
 from probe.records import open_record as open_record
 from probe.subject.inputs import collate, with_response
-from probe.subject.subject import load
+from probe.subject.loading import load
 
 TOLERANCE = 1e-5
 QUESTION = "what is in the picture?"

@@ -33,7 +33,7 @@ from probe.measures.cost.prompt_shape import prompt_of
 from probe.measures.cost.timing import inputs_of
 from probe.models.llava_mini import LlavaMiniConfig, LlavaMiniForConditionalGeneration
 from probe.models.tiny import FOLDERS
-from probe.subject.subject import load
+from probe.subject.loading import load
 
 WORDS = 7
 

@@ -1,0 +1,32 @@
+"""The public names and their modules: read by type checkers, and by `__init__.py`, which imports a
+module when one of its names is first used.
+"""
+
+from . import models as models
+from . import plots as plots
+from . import reducers as reducers
+from probe.data.sample import Sample as Sample
+from probe.errors import ProbeError as ProbeError
+from probe.interventions import drop_vision as drop_vision
+from probe.interventions import knockout as knockout
+from probe.interventions import swap_vision as swap_vision
+from probe.interventions.sweep import drop_sweep as drop_sweep
+from probe.interventions.sweep import from_layer as from_layer
+from probe.interventions.sweep import until_layer as until_layer
+from probe.interventions.sweep import windows as windows
+from probe.measures.attention.measure import measure as measure
+from probe.measures.attention.sinks import find_sinks as find_sinks
+from probe.measures.attribution import attribute as attribute
+from probe.measures.attribution import deletion_curves as deletion_curves
+from probe.measures.cost import cost as cost
+from probe.measures.logit_lens import logit_lens as logit_lens
+from probe.measures.verify import verify as verify
+from probe.records import open_record as open_record
+from probe.records import save_record as save_record
+from probe.records import to_dataframe as to_dataframe
+from probe.reducers.context import reduced as reduced
+from probe.subject.loading import load as load
+from probe.subject.subject import Subject as Subject
+
+__version__: str
+__all__: list[str]

@@ -1,0 +1,122 @@
+"""What the name of a model refers to: a shipped tiny model, a local folder or a hub id.
+
+source = ModelSource.of("tiny-llava")        # ModelSource(".../tiny/llava", is_folder=True, toy=True)
+config, revision = read_config("llava-hf/llava-1.5-7b-hf")
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from probe.errors import ProbeError
+
+END_BYTES = 2**20  # read from both ends of each weight file
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """`location` is a path or a hub id. `toy`: one of the shipped tiny models."""
+
+    location: str
+    is_folder: bool
+    toy: bool
+
+    @classmethod
+    def of(cls, name: str | os.PathLike[str]) -> "ModelSource":
+        """Raises ProbeError for what is neither a shipped model, a folder with a config, nor a hub
+        id.
+        """
+        from probe.models.tiny import FOLDERS
+
+        # os.path, not Path: any text may be a path, even if no such file can exist
+        path = os.path.expanduser(os.fspath(name))
+        if isinstance(name, str) and name in FOLDERS:
+            folder = FOLDERS[name]
+        elif os.path.isdir(path):
+            folder = Path(path)
+        elif _is_hub_id(name):
+            return cls(str(name), is_folder=False, toy=False)
+        else:
+            kind = "a file" if os.path.isfile(path) else "which is none of these"
+            known = ", ".join(sorted(FOLDERS))
+            raise ProbeError(
+                "load",
+                expected=f"{known}, a folder, or a hub id (llava-hf/llava-1.5-7b-hf)",
+                got=f"{str(name)!r}, {kind}",
+            )
+        if not (folder / "config.json").is_file():
+            raise ProbeError(
+                "load",
+                expected="a folder with config.json, weights and a processor",
+                got=repr(str(folder)),
+            )
+        return cls(str(folder), is_folder=True, toy=folder == FOLDERS.get(str(name)))
+
+    def revision(self, config: Any) -> str:
+        """The hub's commit, or a hash of the folder's files."""
+        commit = getattr(config, "_commit_hash", None)
+        return commit or (folder_hash(Path(self.location)) if self.is_folder else "unknown")
+
+
+def _is_hub_id(name: str | os.PathLike[str]) -> bool:
+    is_text = isinstance(name, str)
+    return is_text and name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def read_config(name: str | os.PathLike[str], revision: str | None = None) -> tuple[Any, str]:
+    """The config of a model by name, and its revision; weights are neither read nor downloaded.
+
+    Raises ProbeError as `load` does.
+    """
+    from probe.models.llava_mini.folder import examine, is_original
+
+    source = ModelSource.of(name)
+    try:
+        if source.is_folder and is_original(source.location):
+            config: Any = examine(source.location).config
+        else:
+            config = AutoConfig.from_pretrained(
+                source.location,
+                revision=revision or "main",
+                local_files_only=source.is_folder,
+                trust_remote_code=False,
+            )
+    except Exception as error:  # transformers, safetensors and json raise many kinds
+        raise load_error(str(name), error) from error
+    return config, source.revision(config)
+
+
+def folder_hash(folder: Path) -> str:
+    """The revision of a folder: a hash of its config, and of the name, the size and both ends of
+    each weight file.
+
+    Training changes every weight, so the ends distinguish two trainings without reading gigabytes.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for weights in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        size = weights.stat().st_size
+        digest.update(f"{weights.name} {size}\n".encode())
+        with weights.open("rb") as file:
+            digest.update(file.read(END_BYTES))
+            file.seek(max(0, size - END_BYTES))
+            digest.update(file.read(END_BYTES))
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def load_error(name: str, error: Exception) -> ProbeError:
+    """What transformers could not load, in one line."""
+    reason = " ".join(str(error).split())
+    expected, got, fix = "a checkpoint that transformers can load", f"{name!r}: {reason[:300]}", ""
+    if "Unrecognized configuration class" in reason:
+        expected, got = "a vision-language model", f"{name!r}, a model of text only"
+    elif "llava_mini_llama" in reason:  # the original LLaVA-Mini layout, on the hub
+        expected, got = (
+            "a local folder for a checkpoint in LLaVA-Mini's original layout",
+            repr(name),
+        )
+        fix = f"download it (hf download {name} --local-dir FOLDER) and load FOLDER"
+    return ProbeError("load", expected=expected, got=got, fix=fix)
