@@ -2,9 +2,6 @@
 module when one of its names is first used.
 """
 
-from . import models as models
-from . import plots as plots
-from . import reducers as reducers
 from probe.data.sample import Sample as Sample
 from probe.errors import ProbeError as ProbeError
 from probe.interventions import drop_vision as drop_vision
@@ -27,6 +24,10 @@ from probe.records import to_dataframe as to_dataframe
 from probe.reducers.context import reduced as reduced
 from probe.subject.loading import load as load
 from probe.subject.subject import Subject as Subject
+
+from . import models as models
+from . import plots as plots
+from . import reducers as reducers
 
 __version__: str
 __all__: list[str]

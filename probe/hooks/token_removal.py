@@ -357,11 +357,10 @@ class HiddenStateFlow:
         self, embeddings: tuple[Tensor, ...] | None, ids: Tensor
     ) -> tuple[Tensor, ...] | None:
         """The rotary embeddings of other positions than the model's own."""
-        return (
-            None
-            if embeddings is None
-            else self.model.get_decoder().rotary_emb(embeddings[0], position_ids=ids)
-        )  # pyright: ignore
+        if embeddings is None:
+            return None
+        rotary: Any = self.model.get_decoder().rotary_emb
+        return rotary(embeddings[0], position_ids=ids)
 
 
 _flows: WeakKeyDictionary[nn.Module, HiddenStateFlow] = (

@@ -259,28 +259,22 @@ class Subject:
     @property
     def vocabulary(self) -> TokenizerInfo:
         """The tokenizer with the ids that end an answer, the tokenizer's own first."""
-        tokenizer, configured = self.processor.tokenizer, self.model.generation_config.eos_token_id
-        configured = (
-            []
-            if configured is None
-            else [configured]
-            if isinstance(configured, int)
-            else list(configured)
-        )
-        first = tokenizer.eos_token_id
-        ends = (
-            [first, *configured] if first in configured or not configured else [*configured, first]
-        )
+        tokenizer = self.processor.tokenizer
+        configured = self.model.generation_config.eos_token_id
+        configured = configured if isinstance(configured, list) else [configured]
+        own = tokenizer.eos_token_id
+        own_first = own in configured or configured == [None]
+        ends = [own, *configured] if own_first else [*configured, own]
         ends = tuple(dict.fromkeys(id for id in ends if id is not None))
         pad = tokenizer.pad_token_id
-        embedded = self.model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+        embeddings: Any = self.model.get_input_embeddings()
         return TokenizerInfo(
             tokenizer,
             ends,
             pad if pad is not None else ends[0],
             image_token_id(self.model),
-            embedded,
-        )  # pyright: ignore[reportArgumentType]
+            len(embeddings.weight),
+        )
 
     def answer(
         self,

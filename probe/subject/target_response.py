@@ -81,9 +81,9 @@ class TargetResponse:
                     expected="inputs of one row, without a question",
                     got=f"{len(image.prompt)} rows" if question is None else "both",
                 )
-            inputs = (
-                unpadded(image) if response is None else with_response(unpadded(image), response)
-            )  # pyright: ignore[reportArgumentType]
+            inputs = unpadded(image)
+            if response is not None:
+                inputs = with_response(inputs, response)  # pyright: ignore[reportArgumentType]
         else:
             if question is None:
                 raise ProbeError(

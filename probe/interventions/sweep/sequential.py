@@ -55,9 +55,8 @@ class SequentialCases:
             inputs = question.other if name == ANOTHER_IMAGE else question.inputs
             asked = with_response(inputs, gold[:-1]) if len(gold) > 1 else inputs  # pyright: ignore[reportArgumentType]
             with self.intervention(name, question), torch.no_grad():
-                logits.append(
-                    self.subject.model(**asked, use_cache=False).logits[0, -max(len(gold), 1) :]
-                )  # pyright: ignore[reportCallIssue]
+                output = self.subject.model(**asked, use_cache=False)  # pyright: ignore[reportCallIssue]
+                logits.append(output.logits[0, -max(len(gold), 1) :])
                 answers += self.subject.generate_ids(inputs, self.max_new_tokens)  # pyright: ignore[reportArgumentType]
         return Outcome(torch.stack(logits), answers, len(self.stack.layers) * len(names))
 
