@@ -1,9 +1,13 @@
-"""What makes two runs the same run, and the file that says so.
+"""What has to be known to make a result again: the attrs of a dataset, hashes of contents, and what
+makes two runs the same run.
 
-    same = Fingerprint(model="tiny-llava", revision="1", dtype="float32", kernel="sdpa", prompt="vicuna",
-                       plan={"how": "mask", "windows": [[0, 1], [2, 3]]}, data=hash_files(benchmark.files))
+    attrs = provenance(subject, kind="sinks", rule=RULE)
+    fingerprint = RunFingerprint(
+        model="tiny-llava", revision="1", dtype="float32", kernel="sdpa", prompt="vicuna",
+        plan={"mode": "mask", "layers": [[0, 1], [2, 3]]}, data=hash_files(benchmark.files),
+    )
 
-A run may only go on with an equal fingerprint; the first entry that differs is named.
+A run may only be resumed with an equal fingerprint; the first entry that differs is named.
 """
 
 import contextlib
@@ -15,10 +19,47 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from probe import __version__
 from probe.errors import ProbeError
+from probe.records.schema import plain_attrs
 from probe.records.zarr_parts import flush_folder
+
+Content = bytes | str | Path
+
+
+class _Subject(Protocol):
+    def provenance(self) -> dict[str, Any]: ...
+
+
+def provenance(subject: _Subject, **more: Any) -> dict[str, Any]:
+    """The attrs of a dataset that was measured on `subject`: what the subject says of itself (model,
+    revision, dtype, kernel, versions ...), the version of this package, and `more`.
+    """
+    return plain_attrs(subject.provenance() | {"probe_version": __version__} | more)
+
+
+def content_hash(content: Content | Iterable[Content], length: int = 64) -> str:
+    """SHA-256 of bytes, of text (as UTF-8), of a file, or of several of them one after the other.
+
+    `length`: hexadecimal digits that are kept. A file is read in pieces.
+
+    >>> content_hash("abc", length=16)
+    'ba7816bf8f01cfea'
+    >>> content_hash(["a", b"bc"]) == content_hash("abc")
+    True
+    """
+    digest = hashlib.sha256()
+    for part in [content] if isinstance(content, Content) else content:
+        if isinstance(part, Path):
+            with part.open("rb") as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+        else:
+            digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()[:length]
+
 
 SCHEMA = 1  # of the run directory; a change of it makes old runs incompatible
 
@@ -38,7 +79,7 @@ class RunFingerprint:
     schema: int = SCHEMA
 
     def plain(self) -> dict[str, Any]:
-        """As it is read back from JSON. Raises ProbeError on values that JSON has no word for."""
+        """JSON-compatible copy. Raises ProbeError for values that JSON cannot represent."""
         try:
             return json.loads(json.dumps(asdict(self), default=_as_json))
         except TypeError as error:
@@ -48,12 +89,8 @@ class RunFingerprint:
 
 
 def hash_files(files: Iterable[Path]) -> dict[str, str]:
-    """Name and SHA-256 of each file, for `Fingerprint.data`."""
-    hashes = {}
-    for path in files:
-        with path.open("rb") as file:
-            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
+    """Name and SHA-256 of each file, for `RunFingerprint.data`."""
+    return {path.name: content_hash(path) for path in files}
 
 
 def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, str, str] | None:

@@ -1,33 +1,141 @@
-"""Every variable of a record: dims, units, meaning, range and dtype. The contract, as two literal
-tables.
+"""The schema of labelled datasets: what each variable is. Every dataset of this package is made by
+`dataset` from a literal table of `Variable`s.
 
-How each number is defined: `probe/measures/attention/statistic.py`. Axes of unequal length
-(`position`, `image`, `y`, `x`, `key`, `token`) are padded at the end: NaN in floats, -1 in signed
-and 0 in unsigned integers, "" in strings.
+    SCHEMA = {"gini": Variable("view layer", "1", "Gini coefficient of the attention received")}
+    dataset("concentration", {"gini": array}, SCHEMA, coords={"layer": range(32)}, attrs=...)
+
+`ROOT` and `STACK` are the tables of a record. How each number is defined:
+`probe/measures/attention/statistic.py`. Axes of unequal length (`position`, `image`, `y`, `x`,
+`key`, `token`) are padded at the end: NaN in floats, -1 in signed and 0 in unsigned integers, "" in
+strings.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import xarray as xr
+
+from probe.errors import ProbeError
 
 
 @dataclass(frozen=True)
 class Variable:
-    """What one variable of a record is. A dimension in [brackets] may be left out."""
+    """What one variable is. A dimension in [brackets] may be left out.
+
+    `dtype`: "object" is text; None keeps what is given, but for floats, which become float32.
+    `low`, `high`: the range of its values.
+    """
 
     dims: str
     units: str
     long_name: str
     low: float = -np.inf
     high: float = np.inf
-    dtype: str = "float32"
+    dtype: str | None = "float32"
+
+    @property
+    def attrs(self) -> dict[str, str]:
+        return {"long_name": self.long_name, "units": self.units}
 
     def dims_of(self, ndim: int) -> tuple[str, ...]:
-        """The names of the dims of an array with so many."""
+        """The names of the dims of an array with `ndim` axes."""
         names = self.dims.split()
         if ndim < len(names):
             names = [name for name in names if not name.startswith("[")]
         return tuple(name.strip("[]") for name in names)
+
+    def mismatch(self, called: str, path: str, got: str) -> ProbeError:
+        """The error for an array that is not this variable."""
+        limits = "" if np.isinf(self.low) else f", {self.low:g} to {self.high:g}"
+        expected = f"{path} ({self.dims}) {self.dtype or 'array'} in {self.units!r}{limits}"
+        return ProbeError(called, expected=expected, got=got)
+
+    def labelled(self, called: str, path: str, values: Any) -> xr.Variable:
+        """The array with its dims and attrs. Raises ProbeError for another number of axes."""
+        array = self._array(values)
+        dims = self.dims_of(array.ndim)
+        if len(dims) != array.ndim:
+            raise self.mismatch(called, path, f"shape {array.shape}")
+        return xr.Variable(dims, array, self.attrs)
+
+    def _array(self, values: Any) -> np.ndarray:
+        if self.dtype is None:
+            array = np.asarray(values)
+            kept = {"f": np.float32, "U": object}.get(array.dtype.kind, array.dtype)
+            return array.astype(kept, copy=False)
+        array = np.asarray(values, self.dtype)
+        if self.dtype != "object":
+            return array
+        # numpy's own strings among Python's cannot be written
+        plain = [str(value) if isinstance(value, str) else value for value in array.flat]
+        texts = np.empty(array.shape, object)
+        texts.flat = plain
+        return texts
+
+
+def dataset(
+    called: str,
+    values: Mapping[str, Any],
+    schema: Mapping[str, Variable],
+    coords: Mapping[str, Any] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+    *,
+    path: str = "",
+) -> xr.Dataset:
+    """A dataset from plain arrays: dims, dtypes, units and meanings come from `schema`.
+
+    `coords`: labels of dims ({"layer": range(32)}), or coordinates that the schema describes;
+    `edge`, `layer` and `head` (counted from 0) are added where a variable has them. Raises
+    ProbeError that names the variable (below `path`) which the schema does not know, or whose shape
+    does not fit.
+
+    >>> schema = {"gini": Variable("view layer", "1", "Gini coefficient")}
+    >>> dataset("concentration", {"gini": np.ones((1, 2))}, schema)["layer"].values.tolist()
+    [0, 1]
+    """
+    unknown = sorted(map(str, values.keys() - schema.keys()))
+    if unknown:
+        expected = f"{path.strip('/')} variables of {', '.join(schema)}".strip()
+        raise ProbeError(called, expected=expected, got=", ".join(unknown))
+    variables = {
+        name: variable.labelled(called, path + name, values[name])
+        for name, variable in schema.items()
+        if name in values
+    }
+    labels: dict[str, Any] = {
+        name: schema[name].labelled(called, path + name, given)
+        if name in schema
+        else (name, axis_labels(given))
+        for name, given in (coords or {}).items()
+    }
+    dims = {dim: size for each in variables.values() for dim, size in each.sizes.items()}
+    counted = {name: range(dims[name]) for name in ("layer", "head") if name in dims}
+    standard = counted | ({"edge": EDGES} if "edge" in dims else {})
+    labels = {name: (name, axis_labels(given)) for name, given in standard.items()} | labels
+    try:
+        return xr.Dataset(variables, labels, plain_attrs(attrs or {}))
+    except ValueError as error:  # xarray names the dimension whose sizes disagree
+        where = f"in {path.strip('/')} " if path else ""
+        expected = f"equal sizes {where}on shared dims"
+        raise ProbeError(called, expected=expected, got=str(error)) from None
+
+
+def axis_labels(values: Any) -> np.ndarray:
+    """Names as objects (numpy's fixed-width strings would grow with the longest), numbers as they
+    are.
+    """
+    array = np.asarray(values)
+    return array if array.dtype.kind in "iuf" else np.asarray(values, object)
+
+
+def plain_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attrs with Python's own numbers and booleans for numpy's."""
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in attrs.items()
+    }
 
 
 def _text(dims: str, long_name: str) -> Variable:
@@ -55,7 +163,7 @@ ROOT = {
         "sample image y x channel", "8-bit RGB", "image, longest side ≤ 672", dtype="uint8"
     ),
     "image_size": Variable(
-        "sample image side", "px", "height and width of `image`", dtype="uint16"
+        "sample image side", "px", "height and width of the image", dtype="uint16"
     ),
     "image_sha256": _text("sample image", "SHA-256 of the image, where its pixels are not kept"),
 }

@@ -1,14 +1,26 @@
 """Make a record from plain arrays, and check that one keeps the contract of `variables.py`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from probe.errors import ProbeError
-from probe.records.schema import COUNT_OF, EDGES, LABELS, REQUIRED, ROOT, STACK, Variable
+from probe.records.schema import (
+    COUNT_OF,
+    LABELS,
+    REQUIRED,
+    ROOT,
+    STACK,
+    Variable,
+    dataset,
+    plain_attrs,
+)
 
+ACCESSOR = "probe.accessor"
 _SLACK = 1e-5  # float32 sums of thousands of probabilities overshoot 1 by less
 _SUM_SLACK = 1e-4
 
@@ -29,61 +41,18 @@ def assemble(
     >>> assemble({"sample": ["a"]}, {"llm": node}, {"model": "none"})["llm"]["mass"].dims
     ('sample', 'layer', 'head', 'query_type', 'key_type')
     """
-    root = _dataset("root", samples, ROOT, ("sample",))
-    plain = {
-        name: value.item() if isinstance(value, np.generic) else value
-        for name, value in attrs.items()
-    }
-    nodes = {
-        name: _numbered(_dataset(name, values, STACK, LABELS)) for name, values in stacks.items()
-    }
-    return validate(tree_of(root.assign_attrs(plain), nodes, "record.assemble"))
+    root = _dataset("root", samples, ROOT, ["sample"]).assign_attrs(plain_attrs(attrs))
+    nodes = {name: _dataset(name, values, STACK, LABELS) for name, values in stacks.items()}
+    return validate(tree_of(root, nodes, "record.assemble"))
 
 
 def _dataset(
-    where: str, values: Mapping[str, Any], table: Mapping[str, Variable], labels: Iterable[str]
+    path: str, values: Mapping[str, Any], schema: Mapping[str, Variable], labels: Sequence[str]
 ) -> xr.Dataset:
-    coords = {name: (name, _labels(values[name])) for name in labels if name in values}
-    if "key_box" in values:
-        coords["edge"] = ("edge", _labels(EDGES))
-    unknown = values.keys() - table.keys() - coords.keys()
-    if unknown:
-        expected = f"{where} variables of {', '.join(table)}"
-        raise ProbeError("record.assemble", expected=expected, got=", ".join(sorted(unknown)))
-    variables = {
-        name: _variable(f"{where}/{name}", values[name], table[name])
-        for name in table
-        if name in values
-    }
-    try:
-        return xr.Dataset(variables, coords)
-    except ValueError as error:  # xarray names the dimension whose sizes disagree
-        expected = f"equal sizes in {where} on shared dims"
-        raise ProbeError("record.assemble", expected=expected, got=str(error)) from None
-
-
-def _variable(path: str, values: Any, kind: Variable) -> xr.Variable:
-    array = np.asarray(values, kind.dtype)
-    if kind.dtype == "object":  # numpy's own strings among Python's cannot be written
-        array = np.vectorize(lambda value: str(value) if isinstance(value, str) else value, "O")(
-            array
-        )
-    dims = kind.dims_of(array.ndim)
-    if len(dims) != array.ndim:
-        raise _mismatch("record.assemble", path, kind, f"shape {array.shape}")
-    return xr.Variable(dims, array, {"long_name": kind.long_name, "units": kind.units})
-
-
-def _labels(values: Any) -> np.ndarray:
-    """Names as objects (numpy's fixed-width strings would grow with the longest), numbers as they
-    are.
-    """
-    return np.asarray(values, None if np.asarray(values).dtype.kind in "iu" else object)
-
-
-def _numbered(node: xr.Dataset) -> xr.Dataset:
-    missing = [name for name in ("layer", "head") if name in node.dims and name not in node.coords]
-    return node.assign_coords({name: np.arange(node.sizes[name]) for name in missing})
+    """The dataset of the root or of a stack from plain arrays, of which `labels` are coordinates."""
+    coords = {name: values[name] for name in labels if name in values}
+    arrays = {name: array for name, array in values.items() if name not in coords}
+    return dataset("record.assemble", arrays, schema, coords, path=f"{path}/")
 
 
 def tree_of(root: xr.Dataset, nodes: Mapping[Any, xr.Dataset], called: str) -> xr.DataTree:
@@ -103,6 +72,7 @@ def validate(record: Any) -> xr.DataTree:
 
     Variables that the tables do not know are a user's own: they pass unchecked.
     """
+    _register_accessor()
     if not isinstance(record, xr.DataTree):
         raise _broken("a record (an xarray.DataTree)", type(record).__name__)
     if "sample" not in record.coords or not record.children:
@@ -118,15 +88,18 @@ def validate(record: Any) -> xr.DataTree:
     return record
 
 
+def _register_accessor() -> None:
+    """Makes `record.probe` available, the first time that a record is made or opened.
+
+    The accessor lies above all rooms and registers itself with xarray when it is imported, so it is
+    named here and not imported: nothing in this room depends on it.
+    """
+    if find_spec(ACCESSOR):
+        import_module(ACCESSOR)
+
+
 def _broken(expected: str, got: str) -> ProbeError:
     return ProbeError("record.validate", expected=expected, got=got)
-
-
-def _mismatch(called: str, path: str, kind: Variable, got: str) -> ProbeError:
-    limits = "" if np.isinf(kind.low) else f", {kind.low:g} to {kind.high:g}"
-    return ProbeError(
-        called, expected=f"{path} ({kind.dims}) {kind.dtype} in {kind.units!r}{limits}", got=got
-    )
 
 
 def _check_root(root: xr.Dataset) -> None:
@@ -151,25 +124,28 @@ def _check_stack(stack: str, node: xr.Dataset, hidden: bool) -> None:
     _check_sums(stack, node, hidden)
 
 
-def _check_variable(path: str, array: xr.DataArray, kind: Variable) -> None:
+def _check_variable(path: str, array: xr.DataArray, variable: Variable) -> None:
+    def broken(got: str) -> ProbeError:
+        return variable.mismatch("record.validate", path, got)
+
     values = array.values
-    if array.dims != kind.dims_of(array.ndim):
-        raise _mismatch("record.validate", path, kind, f"dims ({' '.join(map(str, array.dims))})")
-    if values.dtype != kind.dtype:
-        raise _mismatch("record.validate", path, kind, f"dtype {values.dtype}")
-    if array.attrs.get("units") != kind.units or "long_name" not in array.attrs:
-        raise _mismatch("record.validate", path, kind, f"attrs {dict(array.attrs)}")
-    if kind.dtype == "object":
+    if array.dims != variable.dims_of(array.ndim):
+        raise broken(f"dims ({' '.join(map(str, array.dims))})")
+    if values.dtype != variable.dtype:
+        raise broken(f"dtype {values.dtype}")
+    if array.attrs.get("units") != variable.units or "long_name" not in array.attrs:
+        raise broken(f"attrs {dict(array.attrs)}")
+    if variable.dtype == "object":
         if not all(type(value) is str for value in values.flat):
             raise _broken(f"only strings in {path}", "something else")
         return
     known = values[~np.isnan(values)]
-    if known.size and not (
-        kind.low - _SLACK <= known.min() and known.max() <= min(kind.high + _SLACK, 3e38)
-    ):
-        raise _mismatch(
-            "record.validate", path, kind, f"values from {known.min():g} to {known.max():g}"
-        )
+    if not known.size:
+        return
+    low, high = known.min(), known.max()
+    largest = min(variable.high + _SLACK, 3e38)  # infinity is never a value
+    if low < variable.low - _SLACK or high > largest:
+        raise broken(f"values from {low:g} to {high:g}")
 
 
 def _check_counts(stack: str, node: xr.Dataset) -> None:
