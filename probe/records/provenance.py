@@ -19,7 +19,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from probe import __version__
 from probe.errors import ProbeError
@@ -29,13 +29,9 @@ from probe.records.zarr_parts import flush_folder
 Content = bytes | str | Path
 
 
-class _Subject(Protocol):
-    def provenance(self) -> dict[str, Any]: ...
-
-
-def provenance(subject: _Subject, **more: Any) -> dict[str, Any]:
-    """The attrs of a dataset that was measured on `subject`: what the subject says of itself (model,
-    revision, dtype, kernel, versions ...), the version of this package, and `more`.
+def provenance(subject: Any, **more: Any) -> dict[str, Any]:
+    """The attrs of a dataset that was measured on `subject`: what `subject.provenance()`
+    returns (model, revision, dtype, kernel, versions ...), the version of this package, and `more`.
     """
     return plain_attrs(subject.provenance() | {"probe_version": __version__} | more)
 

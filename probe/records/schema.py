@@ -69,10 +69,8 @@ class Variable:
         if self.dtype != "object":
             return array
         # numpy's own strings among Python's cannot be written
-        plain = [str(value) if isinstance(value, str) else value for value in array.flat]
-        texts = np.empty(array.shape, object)
-        texts.flat = plain
-        return texts
+        plain = np.vectorize(lambda value: str(value) if isinstance(value, str) else value, "O")
+        return plain(array)
 
 
 def dataset(
