@@ -136,7 +136,7 @@ for number in range(6):
         probe.Sample(f"{number}-{q.kind}", draw(scene), q.question, answer=q.answer)
         for q in questions[:3]
     ]
-many = probe.measure(subject, samples, stacks=["llm"])
+many = probe.measure_samples(subject, samples, stacks=["llm"])
 probe.plots.mass(many, query_types=["response"])
 # %% [markdown]
 # ## Keep it

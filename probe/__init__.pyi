@@ -12,6 +12,7 @@ from probe.interventions.sweep import from_layer as from_layer
 from probe.interventions.sweep import until_layer as until_layer
 from probe.interventions.sweep import windows as windows
 from probe.measures.attention.measure import measure as measure
+from probe.measures.attention.measure import measure_samples as measure_samples
 from probe.measures.attention.sinks import find_sinks as find_sinks
 from probe.measures.attribution import attribute as attribute
 from probe.measures.attribution import deletion_curves as deletion_curves

@@ -35,7 +35,9 @@ def record_of(images: int) -> xr.DataTree:
             probe.Sample(f"{number:04d}-{q.kind}", image, q.question, answer=q.answer)
             for q in questions
         ]
-    return probe.measure(probe.load("tiny-llava"), samples, contribution=True, progress=True)
+    return probe.measure_samples(
+        probe.load("tiny-llava"), samples, contribution=True, progress=True
+    )
 
 
 def numbers(record: xr.DataTree) -> pd.DataFrame:

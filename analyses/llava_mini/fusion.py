@@ -61,7 +61,7 @@ def measure(subjects: dict[str, Any], folder: Path, options: argparse.Namespace)
             frame = evaluate(subject.model, subject.processor, options.images, logits=logits)
             frame[["image", "kind", "right"]].to_csv(right, index=False)
         if not (record := folder / f"{name}.zarr.zip").exists():
-            probe.save_record(probe.measure(subject, _samples(), progress=False), record)
+            probe.save_record(probe.measure_samples(subject, _samples(), progress=False), record)
     task = BenchmarkTask.read("shapes", limit=options.questions)
     for name, (model, cut, cases) in SWEEPS.items():
         if model in subjects:

@@ -121,7 +121,7 @@ def conventions(subject: Any, questions: int) -> list[list[str]]:
         probe.Sample(str(seed), *sample_image(seed, KINDS[seed % len(KINDS)])[:2])
         for seed in range(questions)
     ]
-    record = probe.measure(
+    record = probe.measure_samples(
         subject, samples, types="fine", contribution=True, stacks=["llm"], progress=False
     )
     probe.plots.conventions(record)[0, 0].figure.savefig(HERE / "conventions.png", dpi=100)

@@ -11,7 +11,7 @@ from probe.data.sample import Sample
 from probe.evaluation.run_identity import fingerprint
 from probe.evaluation.task import BenchmarkTask
 from probe.interventions.sweep.result_table import golden
-from probe.measures.attention.measure import measure
+from probe.measures.attention.measure import measure_samples
 from probe.records import validate
 from probe.records.compact import without_pixels
 from probe.records.run_directory import RunDirectory, run_samples
@@ -62,7 +62,7 @@ def attention_run(
     )  # a sample without an image has no encoder
 
     def measured(samples: list[Sample]) -> xr.DataTree:
-        record = measure(subject, samples, stacks=stacks, progress=False, **options)
+        record = measure_samples(subject, samples, stacks=stacks, progress=False, **options)
         return without_pixels(record, {sample.id: sample for sample in samples}, keep_patches=maps)
 
     run_samples(run, task.samples, measured, batch=ATTENTION_BATCH, progress=progress)

@@ -27,7 +27,7 @@ from probe.evaluation.task import BenchmarkTask
 from probe.interventions.layer_target import Names, as_names
 from probe.interventions.sweep import Sweep
 from probe.interventions.sweep.layer_sets import Cases
-from probe.measures.attention.measure import measure
+from probe.measures.attention.measure import measure_samples
 from probe.records.provenance import RunFingerprint
 from probe.records.run_directory import RunDirectory, run_samples
 from probe.subject.subject import Subject
@@ -154,9 +154,9 @@ class Dropping:
         donor = self.task.donor(sample, same_size=self.subject.aspect == "anyres")
         nodes = {name: _without_counts(sweep(sample, donor)) for name, sweep in self.sweeps.items()}
         if self.attention:
-            record = measure(
+            record = measure_samples(
                 self.subject,
-                sample,
+                [sample],
                 stacks=[self.stack],
                 rows="text",
                 max_new_tokens=self.max_new_tokens,

@@ -8,8 +8,7 @@ layer at a time and on a short prompt, in a model whose kernel is switched to ea
 comparison and back.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +17,10 @@ import torch
 from torch import Tensor
 
 from probe.data.image import ImageSource
-from probe.hooks.attention_call import AttentionCall, visible_keys
-from probe.hooks.attention_tap import Kernel, Output, routed, tap
+from probe.hooks.attention_tap import tap
 from probe.hooks.model_structure import stacks
-from probe.measures.attention.reference import _Map, _whole_map, difference
-from probe.measures.attention.stack_queries import countings
+from probe.measures.attention.reference import difference, largest_difference
+from probe.measures.attention.stack_queries import stack_statistics
 from probe.measures.attention.statistic import AttentionStatistic
 from probe.subject.inputs import Inputs, collate, with_response
 from probe.subject.subject import Subject
@@ -144,67 +142,15 @@ def _unchanged(subject: Subject, prompt: Inputs, longer: Inputs) -> list[Check]:
 
 def _statistics(subject: Subject, inputs: Inputs) -> dict[str, AttentionStatistic]:
     """Of every stack, as `measure` takes them."""
-    counted = countings(subject, inputs, stacks(subject.model))
-    return {stack: counting.statistic for stack, counting in counted.items()}
-
-
-@contextmanager
-def eager(model: Any) -> Iterator[None]:
-    """The model with eager attention, and its own kernels again afterwards."""
-    configs = list(
-        {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values()
-    )
-    kernels = [config._attn_implementation_internal for config in configs]
-    try:
-        model.set_attn_implementation("eager")
-        yield
-    finally:
-        for config, kernel in zip(configs, kernels, strict=True):
-            config._attn_implementation_internal = kernel
+    counted = stack_statistics(subject, inputs, stacks(subject.model))
+    return {stack: counts.statistic for stack, counts in counted.items()}
 
 
 def _exact(subject: Subject, inputs: Inputs, stack: str) -> Check:
-    """The streaming statistic against whole maps, layer by layer; no map is kept longer than until
-    it is whole.
-    """
-    statistic, twin = (_statistics(subject, inputs)[stack] for _ in range(2))
-    unfinished: dict[tuple[str, int], _Map] = {}
-    worst = 0.0
-
-    def around(call: AttentionCall, kernel: Kernel) -> Output:
-        nonlocal worst
-        output = kernel(call)
-        statistic(call)
-        first, rows = twin.place(call)
-        position = torch.arange(
-            call.key_count - call.query_count, call.key_count, device=call.query.device
-        )
-        for i, row in enumerate(rows):
-            visible = visible_keys(call.own_mask, call, i, position, call.key_count)
-            own = output[1] if call.query.dtype == torch.float32 else None
-            weights = _whole_map(call, i, visible) if own is None else own[i]
-            known = unfinished.setdefault(
-                (call.name, row), _Map.of(statistic, row, call.query.shape[1])
-            )
-            known.put(weights, visible, first)
-            if first + call.key_count == len(known.ids):
-                plain = unfinished.pop((call.name, row)).table(statistic.names)
-                worst = max(worst, difference(statistic.table(call.name, [row]), plain))
-        return output
-
-    with (
-        torch.no_grad(),
-        eager(subject.model),
-        routed(stacks(subject.model)[stack].attention, around, innermost=True),
-    ):
-        subject.model(**inputs, use_cache=False)
-    worst = float("inf") if unfinished else worst
-    return Check(
-        f"statistic of {STACKS[stack]} against whole maps",
-        worst,
-        f"at most {TOLERANCE:g}",
-        worst <= TOLERANCE,
-    )
+    """The streaming statistic against the naive reference."""
+    worst = largest_difference(subject, inputs, stack)
+    name = f"statistic of {STACKS[stack]} against whole maps"
+    return Check(name, worst, f"at most {TOLERANCE:g}", worst <= TOLERANCE)
 
 
 def _identity(subject: Subject, inputs: Inputs) -> Check:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import probe.measures.verify
+from probe.hooks.attention_tap import routed
+from probe.measures.attention.statistic import AttentionStatistic
 from probe.measures.verify import Report, verify
 from probe.subject.loading import load
 
@@ -27,16 +29,14 @@ def test_a_broken_promise_is_told(monkeypatch):
     """A tap that changes the logits, and a statistic that is off."""
     model, processor = models.llava15()
     subject = load(model, processor=processor)
-    tap, table = probe.measures.verify.tap, probe.measures.verify.AttentionStatistic.table
+    tap, table = probe.measures.verify.tap, AttentionStatistic.table
 
     def meddling(modules, observe):
         def meddle(call):
             call.value.mul_(1.5)
             observe(call)
 
-        return probe.measures.verify.routed(
-            modules, lambda call, kernel: (meddle(call), kernel(call))[1]
-        )
+        return routed(modules, lambda call, kernel: (meddle(call), kernel(call))[1])
 
     monkeypatch.setattr(probe.measures.verify, "tap", meddling)
     report = verify(subject, models.picture(), "what is it?")
@@ -46,7 +46,7 @@ def test_a_broken_promise_is_told(monkeypatch):
     def off(self, *args):
         return {name: value + 1e-3 for name, value in table(self, *args).items()}
 
-    monkeypatch.setattr(probe.measures.verify.AttentionStatistic, "table", off)
+    monkeypatch.setattr(AttentionStatistic, "table", off)
     failed = [
         check.name
         for check in verify(subject, models.picture(), "what is it?").checks

@@ -1,17 +1,19 @@
 """Measure: samples in, record out.
 
 The model answers first (or the answer is given), then one teacher-forced forward over prompt and
-response runs under the tap, and every layer's statistic is taken on the way. By causality its
-response rows are those of decoding.
+response runs under the tap, which computes every layer's statistic. By causality the response rows
+of that forward are those of decoding.
 
     record = measure(subject, "street.jpg", "what is on the left ?")
     record["llm"]["mass"]                     # (sample, layer, head, query_type, key_type)
+
+    record = measure_samples(subject, [Sample("a", "a.jpg", "what is this ?"), ...])
 """
 
 import hashlib
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from numbers import Integral
 from typing import Any
@@ -24,22 +26,29 @@ from tqdm.auto import tqdm
 from probe import __version__
 from probe.data.image import ImageSource
 from probe.data.sample import Sample
-from probe.data.token_types import FINE, Types
+from probe.data.token_types import Types
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import tap
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import LayerStack, is_compiled
 from probe.hooks.model_structure import stacks as find_stacks
+from probe.measures.attention.batches import answered, batches, encoded
 from probe.measures.attention.record_node import node, root
-from probe.measures.attention.sinks import HANDLED, key_sinks, left_out, norms_watched, set_apart
+from probe.measures.attention.sinks import (
+    SINK_MODES,
+    hide_sink_type,
+    key_sinks,
+    relative_norms,
+    with_sink_type,
+)
 from probe.measures.attention.stack_queries import (
-    NOTHING_MORE,
+    DEFAULT_OPTIONS,
     MeasureOptions,
-    countings,
     predicting,
+    stack_statistics,
 )
 from probe.records import assemble, merge
-from probe.subject.inputs import Ids, Inputs, collate, with_response
+from probe.subject.inputs import Ids, Inputs, collate
 from probe.subject.subject import Subject
 
 MAPS_LIMIT = 2**30  # bytes
@@ -48,8 +57,31 @@ Response = str | Ids | xr.DataTree | Sequence[str | Ids | None] | None
 
 def measure(
     subject: Subject,
-    samples: Sample | Sequence[Sample] | ImageSource | Sequence[ImageSource] | None,
-    question: str | Sequence[Mapping[str, Any]] | None = None,
+    image: ImageSource | Sequence[ImageSource] | None,
+    question: str | Sequence[Mapping[str, Any]],
+    response: str | Ids | xr.DataTree | None = None,
+    **options: Any,
+) -> xr.DataTree:
+    """The record of one question about an image (several, a video, or None). Logits are
+    bit-identical with and without the measurement.
+
+    Args:
+        question: the words, or a conversation as a list of messages.
+        response: what the model is taken to have answered: text, token ids, or a record whose
+            answer is taken over. By default the model's own answer, generated greedily.
+        options: those of `measure_samples`: types=, turns=, rows=, sinks=, stacks=, maps=,
+            contribution=, received_head=, max_new_tokens=, and options of `model.generate`.
+
+    Raises ProbeError as `measure_samples` does.
+    """
+    images: Any = tuple(image) if isinstance(image, list) else image
+    sample = Sample("0", image=images, question=question)
+    return measure_samples(subject, [sample], response, **options)
+
+
+def measure_samples(
+    subject: Subject,
+    samples: Sequence[Sample],
     response: Response = None,
     *,
     types: Types = "paper",
@@ -65,75 +97,74 @@ def measure(
     progress: bool | None = None,
     **generate: Any,
 ) -> xr.DataTree:
-    """The record of one image and question, or of many samples. Logits are bit-identical with and
-    without it.
+    """The record of many samples, in their order. Logits are bit-identical with and without the
+    measurement.
 
     Args:
-        samples: an image (or several, or None) that goes with `question`; or samples that bring their own.
-        response: what the model is taken to have said: words, token ids, one of them a sample, or a record whose
-            answers are taken over. By default the model's own answer, `generate`d greedily.
-        types: "paper" (instruction, vision, response), "fine", or masks of your own (`TokenTypes.as_types`).
-        turns: whether earlier answers of a conversation are "response" too ("all"), or instruction ("last").
-        rows: "text" leaves out vision tokens as queries: vision → * is then NaN, and the measure nearly free.
-        sinks: attention sinks (`probe/measures/attention/sinks.py`) are counted as what they are ("keep"), as a type "sink" of their own
-            ("split"), or left out ("drop"): what is given to them is then missing from sums, not spread over the rest.
-            Other than "keep" costs another forward. Sinks among vision keys are marked in any case.
-        stacks: of "vision" (the encoder), "compressor" and "prefusion" (LLaVA-Mini's) and "llm"; all that the model
-            has by default.
-        maps: also keep the attention of the tokens that predict the response to each vision key, averaged over heads
-            (True) or for each of them ("heads").
-        contribution: also how much of what a type says arrives in the residual stream.
+        samples: questions with their images; ids must differ.
+        response: one for all, one a sample, or a record with the same samples (see `measure`).
+        types: "paper" (instruction, vision, response), "fine", or masks of your own
+            (`TokenTypes.as_types`).
+        turns: whether earlier answers of a conversation are "response" too ("all"), or
+            instruction ("last").
+        rows: "text" leaves out vision tokens as queries: vision → * is then NaN, and measuring
+            costs next to nothing.
+        sinks: attention sinks (`find_sinks`) are counted under their own types ("keep"), as a
+            type "sink" ("split"), or left out ("drop"): what they receive is then missing from
+            sums, not redistributed. Other than "keep" costs another forward. Sinks among vision
+            keys are marked (`key_sink`) in any case.
+        stacks: of "vision" (the encoder), "compressor" and "prefusion" (LLaVA-Mini's) and "llm";
+            all that the model has by default.
+        maps: also keep the attention of the tokens that predict the response to each vision key,
+            averaged over heads (True) or for each head ("heads").
+        contribution: also the norm of what each type adds to the residual stream.
         received_head: also what each vision key receives in each head.
-        batch_tokens: samples are padded into one forward up to so many tokens.
-        generate: options of `model.generate`, as do_sample=True.
+        max_new_tokens: of the model's own answers.
+        batch_tokens: samples are padded into one forward up to this number of tokens.
+        progress: show a bar; by default for more than one sample.
+        generate: options of `model.generate`, such as do_sample=True.
 
     Raises ProbeError for what `Subject.encode` refuses, maps above 1 GiB, a model in training mode
-    or compiled, and modules whose attention can't be seen.
+    or compiled, and modules whose attention cannot be observed.
     """
     _check(subject, rows, maps, max_new_tokens, sinks)
-    samples = _as_samples(samples, question)
-    chosen = _chosen(subject, stacks, any(sample.images for sample in samples))
+    samples = _as_samples(samples)
+    any_images = any(sample.images for sample in samples)
+    measured_stacks = _select_stacks(subject, stacks, any_images)
     responses = _responses(response, samples)
-    wanted = MeasureOptions(rows, maps, contribution, received_head)
-    options = {"types": types, "turns": turns}
+    options = MeasureOptions(rows, maps, contribution, received_head)
+    generate_options = {"max_new_tokens": max_new_tokens, **generate}
     attrs = subject.provenance() | {
         "probe_version": __version__,
         "types": types if isinstance(types, str) else "own",
         "turns": turns,
         "rows": rows,
         "intervention": active_interventions(subject.model),
-        "response_from": "generate"
-        if response is None
-        else "record"
-        if isinstance(response, xr.DataTree)
-        else "user",
-        "generate": ", ".join(
-            f"{k}={v}" for k, v in {"max_new_tokens": max_new_tokens, **generate}.items()
-        ),
+        "response_from": _source_of(response),
+        "generate": ", ".join(f"{name}={value}" for name, value in generate_options.items()),
     }
-    attrs |= {} if sinks == "keep" else {"sinks": sinks}
+    if sinks != "keep":
+        attrs["sinks"] = sinks
     records = []
     quiet = len(samples) == 1 if progress is None else not progress
     bar = tqdm(total=len(samples), desc="measure", unit="sample", disable=quiet)
     with bar, torch.no_grad():
-        encoded = _encoded(subject, samples, responses, options)
-        for batch in _batches(encoded, batch_tokens):
-            answered = [inputs for _, inputs in batch]
+        rows_of_samples = encoded(subject, samples, responses, types=types, turns=turns)
+        for batch in batches(rows_of_samples, batch_tokens):
+            inputs = [row for _, row in batch]
             if response is None and max_new_tokens:
-                answered = _answered(subject, answered, max_new_tokens, generate)
+                inputs = answered(subject, inputs, generate_options)
             if sinks != "keep":
-                answered = [set_apart(subject, inputs) for inputs in answered]
+                inputs = [with_sink_type(subject, row) for row in inputs]
             if maps:
-                _check_maps(chosen, answered, maps, len(samples))
-            nodes = _forward(
-                subject, collate(answered, side="right"), chosen, wanted, sinks == "drop"
-            )
-            for (sample, _), inputs, of_sample in zip(batch, answered, nodes, strict=True):
-                about = root(sample, inputs)
-                attrs["prompt_sha256"] = hashlib.sha256(about["prompt"][0].encode()).hexdigest()[
-                    :16
-                ]
-                records.append(assemble(about, of_sample, attrs))
+                _check_maps(measured_stacks, inputs, maps, len(samples))
+            padded = collate(inputs, side="right")
+            nodes = _forward(subject, padded, measured_stacks, options, sinks == "drop")
+            for (sample, _), row, sample_nodes in zip(batch, inputs, nodes, strict=True):
+                sample_root = root(sample, row)
+                prompt = sample_root["prompt"][0].encode()
+                attrs["prompt_sha256"] = hashlib.sha256(prompt).hexdigest()[:16]
+                records.append(assemble(sample_root, sample_nodes, attrs))
             bar.update(len(batch))
     return merge(records)
 
@@ -152,151 +183,110 @@ def _check(subject: Subject, rows: str, maps: bool | str, max_new_tokens: int, s
         )
     if rows not in ("all", "text"):
         raise ProbeError("measure", expected="rows='all' or 'text'", got=repr(rows))
-    if sinks not in HANDLED:
-        raise ProbeError("measure", expected=f"sinks of {', '.join(HANDLED)}", got=repr(sinks))
+    if sinks not in SINK_MODES:
+        raise ProbeError("measure", expected=f"sinks of {', '.join(SINK_MODES)}", got=repr(sinks))
     if maps not in (False, True, "heads"):
         raise ProbeError("measure", expected="maps=False, True or 'heads'", got=repr(maps))
     if max_new_tokens < 0:
         raise ProbeError("measure", expected="max_new_tokens of 0 or more", got=str(max_new_tokens))
 
 
-def _as_samples(samples: Any, question: Any) -> list[Sample]:
-    if question is not None:
-        return [
-            Sample(
-                "0",
-                image=tuple(samples) if isinstance(samples, list) else samples,
-                question=question,
-            )
-        ]
+def _as_samples(samples: Any) -> list[Sample]:
     samples = [samples] if isinstance(samples, Sample) else samples
     if not isinstance(samples, Iterable) or isinstance(samples, str):
         raise ProbeError(
-            "measure", expected="an image and a question, or samples", got=type(samples).__name__
+            "measure_samples",
+            expected="samples",
+            got=type(samples).__name__,
+            fix="use measure(subject, image, question) for one question",
         )
     samples = list(samples)
     if not samples or not all(isinstance(sample, Sample) for sample in samples):
         raise ProbeError(
-            "measure",
+            "measure_samples",
             expected="at least one Sample",
             got="none" if not samples else "images alone",
-            fix="pass a question with an image",
+            fix="use measure(subject, image, question) for one question",
         )
-    (id, times), *_ = Counter(sample.id for sample in samples).most_common(1)
+    (sample_id, times), *_ = Counter(sample.id for sample in samples).most_common(1)
     if times > 1:
         raise ProbeError(
-            "measure", expected="samples with different ids", got=f"{id!r} {times} times"
+            "measure_samples",
+            expected="samples with different ids",
+            got=f"{sample_id!r} {times} times",
         )
     return samples
 
 
-def _chosen(subject: Subject, names: Sequence[str] | None, pictures: bool) -> dict[str, LayerStack]:
-    found = find_stacks(subject.model)
+def _select_stacks(
+    subject: Subject, names: Sequence[str] | None, any_images: bool
+) -> dict[str, LayerStack]:
+    """The stacks to measure; without any image only the LLM runs."""
+    existing = find_stacks(subject.model)
     names = [names] if isinstance(names, str) else names
-    if unknown := set(names or ()) - set(found):
+    if unknown := set(names or ()) - set(existing):
         raise ProbeError(
-            "measure", expected=f"stacks of {', '.join(found)}", got=", ".join(sorted(unknown))
+            "measure", expected=f"stacks of {', '.join(existing)}", got=", ".join(sorted(unknown))
         )
-    chosen = {
+    selected = {
         name: stack
-        for name, stack in found.items()
-        if (names is None or name in names) and (pictures or name == "llm")
+        for name, stack in existing.items()
+        if (names is None or name in names) and (any_images or name == "llm")
     }
-    if not chosen:
+    if not selected:
         raise ProbeError(
             "measure",
             expected="at least one stack, and images for any but the llm",
-            got=f"stacks={list(names or [])} and {'' if pictures else 'no '}images",
+            got=f"stacks={list(names or [])} and {'' if any_images else 'no '}images",
         )
-    return chosen
+    return selected
 
 
 def _responses(response: Response, samples: Sequence[Sample]) -> list[Any]:
     """One for each sample; from a record by the samples' ids."""
     if isinstance(response, xr.DataTree):
-        root = response.to_dataset()
-        if "response_ids" not in root:
-            raise ProbeError("measure", expected="a record with response_ids", got="one without")
-        known = dict(zip(root["sample"].values.tolist(), root["response_ids"].values, strict=True))
-        if missing := [sample.id for sample in samples if sample.id not in known]:
+        return _recorded_responses(response, samples)
+    is_list = isinstance(response, list | tuple)
+    is_ids = is_list and all(isinstance(item, Integral) for item in response)
+    one_each = len(samples) > 1 and not isinstance(response, str | None)
+    if one_each or (is_list and not is_ids):
+        responses: Any = list(response)  # pyright: ignore[reportArgumentType]
+        if len(responses) != len(samples):
             raise ProbeError(
-                "measure", expected="a record with the same samples", got=f"none for {missing[0]!r}"
+                "measure", expected=f"{len(samples)} responses", got=str(len(responses))
             )
-        return [known[sample.id][known[sample.id] >= 0].tolist() for sample in samples]
-    given: Any = response
-    several = isinstance(given, list | tuple) and not all(
-        isinstance(item, Integral) for item in given
-    )
-    if several or (len(samples) > 1 and not isinstance(given, str | None)):
-        if len(given) != len(samples):
-            raise ProbeError("measure", expected=f"{len(samples)} responses", got=str(len(given)))
-        return list(given)
-    return [given] * len(samples)
+        return responses
+    return [response] * len(samples)
 
 
-def _encoded(
-    subject: Subject, samples: Sequence[Sample], responses: Sequence[Any], options: dict[str, Any]
-) -> Iterator[tuple[Sample, Inputs]]:
-    for sample, response in zip(samples, responses, strict=True):
-        picture = sample.image if sample.images else None
-        yield (
-            sample,
-            subject.encode(
-                list(picture) if isinstance(picture, tuple) else picture,
-                sample.question,
-                response,
-                **options,
-            ),
+def _recorded_responses(record: xr.DataTree, samples: Sequence[Sample]) -> list[list[int]]:
+    dataset = record.to_dataset()
+    if "response_ids" not in dataset:
+        raise ProbeError("measure", expected="a record with response_ids", got="one without")
+    sample_ids, padded_ids = dataset["sample"].values.tolist(), dataset["response_ids"].values
+    recorded = dict(zip(sample_ids, padded_ids, strict=True))
+    if missing := [sample.id for sample in samples if sample.id not in recorded]:
+        raise ProbeError(
+            "measure", expected="a record with the same samples", got=f"none for {missing[0]!r}"
         )
+    return [[token for token in recorded[sample.id].tolist() if token >= 0] for sample in samples]
 
 
-def _batches(
-    rows: Iterable[tuple[Sample, Inputs]], tokens: int
-) -> Iterator[list[tuple[Sample, Inputs]]]:
-    """Neighbours that fit into so many tokens after padding, at least one; with images, or all
-    without: among others with an image, LLaVA-Mini fuses words without one as well."""
-    batch: list[tuple[Sample, Inputs]] = []
-    for row in rows:
-        widths = [inputs["input_ids"].shape[1] for _, inputs in (*batch, row)]
-        if batch and (max(widths) * len(widths) > tokens or _kind(row[1]) != _kind(batch[-1][1])):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
-def _kind(inputs: Inputs) -> int:
-    """What rows of one batch have in common: some vision tokens; or, where there are none, the
-    number of images.
-    """
-    return -1 if inputs.types.vision.any() else len(inputs.images[0])
-
-
-def _answered(
-    subject: Subject, rows: list[Inputs], max_new_tokens: int, generate: dict
-) -> list[Inputs]:
-    """The rows with the model's own response behind each, but for those that a conversation already
-    answers.
-    """
-    open_rows = [
-        i for i, inputs in enumerate(rows) if inputs.types.role[0, -1] == FINE.index("last")
-    ]
-    if open_rows:
-        asked = collate([rows[i] for i in open_rows], side="left")
-        for i, ids in zip(
-            open_rows, subject.generate_ids(asked, max_new_tokens, **generate), strict=True
-        ):
-            rows[i] = with_response(rows[i], ids)
-    return rows
+def _source_of(response: Response) -> str:
+    if response is None:
+        return "generate"
+    return "record" if isinstance(response, xr.DataTree) else "user"
 
 
 def _check_maps(
-    chosen: dict[str, LayerStack], rows: list[Inputs], maps: Any, sample_count: int
+    measured_stacks: dict[str, LayerStack], rows: list[Inputs], maps: Any, sample_count: int
 ) -> None:
-    stack = chosen.get("llm")
+    """Raises ProbeError where the maps of all samples would not fit the limit."""
+    stack = measured_stacks.get("llm")
     if stack is None:
-        raise ProbeError("measure", expected="the llm stack for maps", got=", ".join(chosen))
+        raise ProbeError(
+            "measure", expected="the llm stack for maps", got=", ".join(measured_stacks)
+        )
     config: Any = next(iter(stack.attention.values())).config
     heads = config.num_attention_heads if maps == "heads" else 1
     cells = max(len(predicting(inputs)) * inputs.types.vision.sum() for inputs in rows)
@@ -313,39 +303,33 @@ def _check_maps(
 def _forward(
     subject: Subject,
     inputs: Inputs,
-    chosen: dict[str, LayerStack],
-    wanted: MeasureOptions = NOTHING_MORE,
+    measured_stacks: dict[str, LayerStack],
+    options: MeasureOptions = DEFAULT_OPTIONS,
     drop_sinks: bool = False,
 ) -> list[dict[str, dict[str, np.ndarray]]]:
     """One teacher-forced forward under the tap: {stack: {variable: array}} for each row of the
     batch.
     """
-    counted = countings(subject, inputs, chosen, wanted)
-    counted = {name: left_out(each) if drop_sinks else each for name, each in counted.items()}
     model = subject.model
-    options = (
-        {"logits_to_keep": 1}
-        if "logits_to_keep" in inspect.signature(model.forward).parameters
-        else {}
-    )
-    norms: dict[int, np.ndarray] = {}
+    statistics = stack_statistics(subject, inputs, measured_stacks, options)
+    if drop_sinks:
+        statistics = {name: hide_sink_type(each) for name, each in statistics.items()}
+    has_option = "logits_to_keep" in inspect.signature(model.forward).parameters
+    forward_options = {"logits_to_keep": 1} if has_option else {}
+    llm, norms = measured_stacks.get("llm"), {}
     with ExitStack() as taps:
-        for name, counting in counted.items():
-            if len(counting.statistic.ids):
-                taps.enter_context(tap(chosen[name].attention, counting.statistic))
-        if "llm" in chosen:
-            norms = taps.enter_context(norms_watched(chosen["llm"], inputs.types.role >= 0))
-        model(**inputs, use_cache=False, **options)
-    samples = range(len(inputs.prompt))
-    nodes = [
-        {name: node(counted[name], stack, sample) for name, stack in chosen.items()}
-        for sample in samples
-    ]
-    for sample, found in enumerate(nodes):
-        if "llm" in found and not inputs.types.vision[sample].any():
-            found["llm"]["key_sink"] = np.empty((1, len(chosen["llm"].layers), 0), np.float32)
-        elif "llm" in found:
-            found["llm"]["key_sink"] = key_sinks(
-                counted["llm"], chosen["llm"], norms, inputs, sample
-            )[None]
+        for name, each in statistics.items():
+            if len(each.statistic.ids):
+                taps.enter_context(tap(measured_stacks[name].attention, each.statistic))
+        if llm is not None:
+            norms = taps.enter_context(relative_norms(llm, inputs.types.role >= 0))
+        model(**inputs, use_cache=False, **forward_options)
+    nodes = []
+    for sample in range(len(inputs.prompt)):
+        nodes.append(
+            {name: node(statistics[name], stack, sample) for name, stack in measured_stacks.items()}
+        )
+        if llm is not None:
+            marked = key_sinks(statistics["llm"], llm, norms, inputs, sample)
+            nodes[-1]["llm"]["key_sink"] = marked[None]
     return nodes

@@ -1,165 +1,172 @@
 """From a statistic to the variables of a record: one sample's part of each stack, and what belongs
-to the sample.
+to the sample itself.
 
-    node(counting, stack, sample=0)      # {"mass": array, ...}, with a leading sample axis: a node of the record
-    root(sample, inputs)                 # texts, tokens and small images
+    node(stack_statistic, stack, sample=0)    # {"mass": array, ...}: a node of the record
+    root(sample, inputs)                      # texts, tokens and small images
 
-A sample's images, and their tiles, are rows of their own in a statistic; here they are taken
-together.
+All arrays have a leading axis of one sample. A sample's images and their tiles are rows of their
+own in a statistic; here they are pooled.
 """
 
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
-from PIL import Image
+from jaxtyping import Float, Shaped
+from torch import nn
 
 from probe.data.sample import Sample
+from probe.data.token_types import PADDING
 from probe.hooks.model_structure import LayerStack
 from probe.measures.attention.stack_queries import StackStatistic
 from probe.records import EDGES
+from probe.records.thumbnails import thumbnails
 from probe.subject.inputs import Inputs
 
-IMAGE_SIDE = 672  # pixels: what a record keeps of an image
-MOST_IMAGES = 16  # of them, for a video has thousands of frames
-BY_LAYER = (
-    "query_count",
-    "share_count",
-)  # have an axis of layers only where layers differ: windows, rows not computed
-# Which axes of a table are types; the others have both, last.
+MAX_IMAGES = 16  # kept of a sample: a video has thousands of frames
+# These have an axis of layers only where layers differ (windows, queries that are not computed).
+COUNTS = ("query_count", "share_count")
+# The axis of query types in variables that have no axis of key types; all others end in both.
 QUERY_AXIS = {"received": -2, "received_head": -2, "share_count": -1}
 
 
-def node(counting: StackStatistic, stack: LayerStack, sample: int) -> dict[str, np.ndarray]:
-    """One sample's variables of one stack."""
-    statistic, rows, grid = counting.statistic, counting.rows[sample], counting.grids[sample]
-    if rows:
-        tables = [statistic.table(name, rows) for name in stack.attention]
-    else:  # a sample without images among others that have some
-        tables = [_nothing(counting, module) for module in stack.attention.values()]
-    found = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
-    queries = np.diagonal(found["query_count"], axis1=1, axis2=2)  # every query sees itself
-    for name in BY_LAYER:
-        values = _with_those_gone(found[name], queries) if stack.name == "llm" else found[name]
-        found[name] = values[0] if (values == values[0]).all() else values
-    found = {name: _chosen(name, values, counting)[None] for name, values in found.items()}
-    # Images and tiles run through the encoder one at a time: the keys that one of their queries can
-    # see.
-    counts = [
-        (statistic.ids[rows] == statistic.names.index(name)).sum() for name in counting.key_types
-    ]
-    found["key_count"] = np.array([counts]) // max(1, len(rows))
-    found["query_type"] = np.array(counting.query_types, dtype=object)
-    found["key_type"] = np.array(counting.key_types, dtype=object)
+def node(
+    stack_statistic: StackStatistic, stack: LayerStack, sample: int
+) -> dict[str, Shaped[np.ndarray, "sample=1 *axes"] | np.ndarray]:
+    """One sample's variables of one stack, named and shaped as in `probe.records.schema.STACK`."""
+    values = _layers(stack_statistic, stack, sample)
+    # Every query sees itself, so the diagonal counts the queries that the layer ran with.
+    queries = np.diagonal(values["query_count"], axis1=1, axis2=2)  # (layer, query_type)
+    for name in COUNTS:
+        counts = values[name]
+        if stack.name == "llm":
+            counts = _with_removed_queries(counts, queries)
+        same_in_all = (counts == counts[0]).all()
+        values[name] = counts[0] if same_in_all else counts
+    variables = {
+        name: _select_types(name, array, stack_statistic)[None] for name, array in values.items()
+    }
+    variables["key_count"] = _key_count(stack_statistic, sample)[None]
+    grid = stack_statistic.grids[sample]
     for name in ("image", "tile", "row", "col", "box"):
-        found[f"key_{name}"] = getattr(grid, name)[None]
-    if counting.mapped is not None:
-        found["map_position"] = np.array([counting.mapped[sample].positions])
-        found["map_token"] = np.array([counting.mapped[sample].words], dtype=object)
-    return found | {"edge": np.array(EDGES, dtype=object)}
+        variables[f"key_{name}"] = getattr(grid, name)[None]
+    if stack_statistic.map_queries is not None:
+        queries_of_maps = stack_statistic.map_queries[sample]
+        variables["map_position"] = np.array([queries_of_maps.positions])
+        variables["map_token"] = np.array([queries_of_maps.tokens], dtype=object)
+    labels = {
+        "query_type": stack_statistic.query_types,
+        "key_type": stack_statistic.key_types,
+        "edge": EDGES,
+    }
+    return variables | {name: np.array(texts, dtype=object) for name, texts in labels.items()}
 
 
-def _with_those_gone(
-    counts: np.ndarray, queries: Shaped[np.ndarray, "layer query_type"]
-) -> np.ndarray:
-    """Counts (layer, query_type, ...) of layers without some queries as if they were there: what an
-    intervention or a reducer takes away is still visible."""
-    fullest = queries.argmax(0)
-    whole = np.stack([counts[layer, kind] for kind, layer in enumerate(fullest)])
-    gone = queries < queries.max(0)
-    return np.where(gone.reshape(*gone.shape, *[1] * (counts.ndim - 2)), whole, counts)
+def _layers(
+    stack_statistic: StackStatistic, stack: LayerStack, sample: int
+) -> dict[str, Float[np.ndarray, "layer *axes"]]:
+    """The sample's table of each layer, stacked."""
+    rows = stack_statistic.rows[sample]
+    if rows:
+        tables = [stack_statistic.statistic.table(name, rows) for name in stack.attention]
+    else:  # a sample without images in a batch of which other samples have some
+        tables = [_empty_table(stack_statistic, module) for module in stack.attention.values()]
+    return {name: np.stack([table[name] for table in tables]) for name in tables[0]}
 
 
-def _chosen(name: str, values: np.ndarray, counting: StackStatistic) -> np.ndarray:
-    """The types of queries and keys that the stack has."""
-    names = counting.statistic.names
-    queries, keys = (
-        [names.index(name) for name in types]
-        for types in (counting.query_types, counting.key_types)
-    )
+def _with_removed_queries(
+    counts: Float[np.ndarray, "layer query_type *axes"],
+    queries: Float[np.ndarray, "layer query_type"],
+) -> Float[np.ndarray, "layer query_type *axes"]:
+    """Fills in counts for layers where queries were removed: removed tokens still count as
+    visible.
+
+    They are taken from a layer that ran with all queries of the type.
+    """
+    complete_layer = queries.argmax(0)  # (query_type)
+    query_type = np.arange(counts.shape[1])
+    is_incomplete = queries < queries.max(0)
+    is_incomplete = is_incomplete.reshape(*queries.shape, *[1] * (counts.ndim - 2))
+    return np.where(is_incomplete, counts[complete_layer, query_type], counts)
+
+
+def _select_types(name: str, values: np.ndarray, stack_statistic: StackStatistic) -> np.ndarray:
+    """The types that queries and keys of this stack can have, in the stack's order."""
     if name == "maps":
         return values
+    names = stack_statistic.statistic.names
+    queries = [names.index(query_type) for query_type in stack_statistic.query_types]
+    keys = [names.index(key_type) for key_type in stack_statistic.key_types]
     if name in QUERY_AXIS:
         return values.take(queries, QUERY_AXIS[name])
     return values.take(queries, -2).take(keys, -1)
 
 
-def _nothing(counting: StackStatistic, module: Any) -> dict[str, np.ndarray]:
-    """The table of a stack that a sample does not pass through."""
-    statistic, types = counting.statistic, len(counting.statistic.names)
-    heads = getattr(module, "num_heads", None) or module.config.num_attention_heads
-    pair = {
-        "": (heads, types, types),
-        "entropy": (types, types),
-        "query_count": (types, types),
-        "entropy_count": (types, types),
+def _key_count(stack_statistic: StackStatistic, sample: int) -> Shaped[np.ndarray, "key_type"]:
+    """Keys of each type that one query could see. Images and tiles run through an encoder one at a
+    time, so of several the mean.
+    """
+    statistic, rows = stack_statistic.statistic, stack_statistic.rows[sample]
+    ids = statistic.ids[rows]
+    counts = [(ids == statistic.names.index(name)).sum() for name in stack_statistic.key_types]
+    return np.array(counts) // max(1, len(rows))
+
+
+def _empty_table(stack_statistic: StackStatistic, module: nn.Module) -> dict[str, np.ndarray]:
+    """The table of a stack that a sample does not pass through: counts of 0 and NaN."""
+    statistic = stack_statistic.statistic
+    config: Any = getattr(module, "config", None)
+    heads: Any = getattr(module, "num_heads", None) or config.num_attention_heads
+    types = len(statistic.names)
+    by_head, by_type = (heads, types, types), (types, types)
+    shapes: dict[str, tuple[int, ...]] = {
+        **dict.fromkeys(("mass", "share", "lift", "head_entropy", "head_entropy_count"), by_head),
+        **dict.fromkeys(("entropy", "entropy_count", "query_count"), by_type),
         "share_count": (types,),
         "received": (types, 0),
-        "received_head": (heads, types, 0),
-        "maps": (heads, 0, 0) if statistic.map_heads else (0, 0),
     }
-    names = [
-        "mass",
-        "share",
-        "lift",
-        "entropy",
-        "head_entropy",
-        "received",
-        *(n for n in pair if n.endswith("_count")),
-    ]
-    names += ["head_entropy_count", *(["maps"] if counting.mapped is not None else [])]
-    names += [name for name in ("contribution", "received_head") if getattr(statistic, name)]
+    if statistic.contribution is not None:
+        shapes["contribution"] = by_head
+    if statistic.received_head:
+        shapes["received_head"] = (heads, types, 0)
+    if stack_statistic.map_queries is not None:
+        shapes["maps"] = (heads, 0, 0) if statistic.map_heads else (0, 0)
     return {
-        name: np.full(
-            pair.get(name, pair[""]), 0 if name.endswith("_count") else np.nan, np.float32
-        )
-        for name in names
+        name: np.full(shape, 0 if name.endswith("_count") else np.nan, np.float32)
+        for name, shape in shapes.items()
     }
 
 
 def root(sample: Sample, inputs: Inputs) -> dict[str, Any]:
-    """What belongs to the sample: texts, tokens and small images, with a leading sample axis."""
-    types, real = inputs.types, inputs.types.role[0] >= 0
-    answer = inputs["input_ids"][0].cpu().numpy()[real][types.prompt_length[0] :]
-    root = {
+    """What belongs to the sample: texts, tokens and small images, as in
+    `probe.records.schema.ROOT`. `inputs`: of one row.
+    """
+    types, is_real = inputs.types, inputs.types.role[0] != PADDING
+    ids = inputs["input_ids"][0].cpu().numpy()[is_real]
+    tokens = np.array(inputs.tokens[0], dtype=object)[is_real]
+    type_names = np.array(types.names, dtype=object)[types.ids[0][is_real]]
+    variables: dict[str, Any] = {
         "sample": np.array([sample.id], dtype=object),
-        "question": np.array([_words(sample.question)], dtype=object),
+        "question": np.array([_question_text(sample.question)], dtype=object),
         "prompt": np.array([inputs.prompt[0]], dtype=object),
         "response": np.array([inputs.response[0]], dtype=object),
-        "response_ids": answer[None].astype(np.int32),
-        "tokens": np.array(
-            [[token for token, is_real in zip(inputs.tokens[0], real, strict=True) if is_real]],
-            object,
-        ),
-        "token_type": np.array([[types.names[i] for i in types.ids[0][real]]], dtype=object),
+        "response_ids": ids[None, types.prompt_length[0] :].astype(np.int32),
+        "tokens": tokens[None],
+        "token_type": type_names[None],
     }
-    images = [_small(image) for image in inputs.images[0][:MOST_IMAGES]]
-    if images:
-        height, width = (max(p.shape[axis] for p in images) for axis in (0, 1))
-        root["images"] = np.stack(
-            [np.pad(p, ((0, height - p.shape[0]), (0, width - p.shape[1]), (0, 0))) for p in images]
-        )[None]
-        root["image_size"] = np.array([[p.shape[:2] for p in images]])
-    return root
+    if images := inputs.images[0][:MAX_IMAGES]:
+        pixels, size = thumbnails(images)
+        variables |= {"images": pixels[None], "image_size": size[None]}
+    return variables
 
 
-def _words(question: Any) -> str:
-    """A question as one string; a conversation as its texts, a line a message."""
+def _question_text(question: Any) -> str:
+    """A question as one string; a conversation with one line a message."""
     if isinstance(question, str):
         return question
     lines = []
     for message in question:
         content = message["content"]
-        text = (
-            content
-            if isinstance(content, str)
-            else " ".join(item.get("text", "<image>") for item in content)
-        )
-        lines.append(f"{message['role']}: {text}")
+        if not isinstance(content, str):
+            content = " ".join(item.get("text", "<image>") for item in content)
+        lines.append(f"{message['role']}: {content}")
     return "\n".join(lines)
-
-
-def _small(image: Image.Image) -> np.ndarray:
-    image = image.copy()
-    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-    return np.asarray(image, dtype=np.uint8)

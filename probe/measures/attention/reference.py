@@ -1,16 +1,28 @@
-"""The naive reference: the whole attention maps, and every number of the record computed from them
-in the open.
+"""The naive reference: whole attention maps, and every number of a record computed from them in the
+open.
+
+    table = plain_table(weights, visible, types.names, ids, query_ids, vision)   # one module, one row
+    largest_difference(subject, inputs, "llm")       # between the streaming statistic and this one
+
+Needs (head, query, key) in memory; for tests and `probe.verify`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from probe.hooks.attention_call import AttentionCall
-from probe.measures.attention.statistic import AttentionStatistic
+from probe.hooks.attention_call import AttentionCall, visible_keys
+from probe.hooks.attention_tap import Kernel, Output, routed
+from probe.hooks.model_structure import stacks
+from probe.measures.attention.stack_queries import stack_statistics
+from probe.measures.attention.statistic import NOTHING, AttentionStatistic
+from probe.subject.inputs import Inputs
+from probe.subject.subject import Subject
 
 
 def plain_table(
@@ -24,94 +36,119 @@ def plain_table(
     """The table of `probe.measures.attention.statistic`, computed from a whole attention map, one
     pair of types at a time, in float64.
 
-    `query_ids`: the type under which each query is counted, -1: not at all.
+    ids: the type of each key, an index into `names`. query_ids: the type that each query counts as,
+    -1: not counted. vision: which keys are vision.
     """
-    a_ij, sees = weights.double().cpu().numpy(), visible.cpu().numpy()
-    heads, count = len(a_ij), len(names)
-    table = {
-        name: np.full((heads, count, count), np.nan)
-        for name in ("mass", "share", "lift", "head_entropy")
+    a_ij, can_see = weights.double().cpu().numpy(), visible.cpu().numpy()
+    heads, types = len(a_ij), len(names)
+    by_head = ("mass", "share", "lift", "head_entropy")
+    table: dict[str, np.ndarray] = {
+        name: np.full((heads, types, types), np.nan) for name in by_head
     }
-    table |= {
-        "entropy": np.full((count, count), np.nan),
-        "received": np.full((count, vision.sum()), np.nan),
-    }
-    sees_vision = sees[:, vision].any(1)
-    for a in range(count):
-        queries = query_ids == a
-        with np.errstate(
-            invalid="ignore"
-        ):  # a key that no query of A sees has received nothing: 0 / 0
-            got = a_ij[:, queries][:, :, vision].mean(0).sum(0)
-            table["received"][a] = got / sees[queries][:, vision].sum(0)
-        for b in range(count):
-            keys = ids == b
-            sum_of = a_ij[:, :, keys].sum(-1)  # (head, query)
-            number = sees[:, keys].sum(-1)
-            rows = queries & (number > 0)
-            if rows.any():
-                table["mass"][:, a, b] = sum_of[:, queries].sum(-1) / rows.sum()
-                even = number[rows] / sees[rows].sum(-1)
-                table["lift"][:, a, b] = (sum_of[:, rows] / even).mean(-1)
-            if (queries & sees_vision).any():
-                table["share"][:, a, b] = sum_of[:, queries & sees_vision].mean(-1)
-            rows = queries & (number >= 2)
-            table["entropy"][a, b] = _entropy(a_ij[:, rows][:, :, keys].mean(0))
-            for head in range(heads):
-                table["head_entropy"][head, a, b] = _entropy(a_ij[head, rows][:, keys])
+    table["entropy"] = np.full((types, types), np.nan)
+    table["received"] = np.full((types, vision.sum()), np.nan)
+    sees_vision = can_see[:, vision].any(1)
+    for a in range(types):
+        is_a = query_ids == a
+        received = a_ij[:, is_a][:, :, vision].mean(0).sum(0)
+        with np.errstate(invalid="ignore"):  # 0 / 0 for a key that no query of A sees
+            table["received"][a] = received / can_see[is_a][:, vision].sum(0)
+        for b in range(types):
+            is_b = ids == b
+            on_b = a_ij[:, :, is_b].sum(-1)  # (head, query)
+            visible_b = can_see[:, is_b].sum(-1)  # (query)
+            queries = is_a & (visible_b > 0)
+            if queries.any():
+                table["mass"][:, a, b] = on_b[:, is_a].sum(-1) / queries.sum()
+                even = visible_b[queries] / can_see[queries].sum(-1)
+                table["lift"][:, a, b] = (on_b[:, queries] / even).mean(-1)
+            queries = is_a & sees_vision
+            if queries.any():
+                table["share"][:, a, b] = on_b[:, queries].mean(-1)
+            queries = is_a & (visible_b >= 2)
+            within_b = a_ij[:, queries][:, :, is_b]
+            table["entropy"][a, b] = _mean_entropy(within_b.mean(0))
+            table["head_entropy"][:, a, b] = [_mean_entropy(head) for head in within_b]
     return table
 
 
-def _entropy(p: Float[np.ndarray, "query key"]) -> float:
-    """Mean over the queries that give the type anything."""
+def _mean_entropy(p: Float[np.ndarray, "query key"]) -> float:
+    """Mean in nats over the queries that give these keys any weight; NaN where none does."""
     total = p.sum(-1, keepdims=True)
-    p = (p / np.where(total > 1e-30, total, np.nan))[total[:, 0] > 1e-30]
-    return (
-        -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1).mean() if len(p) else np.nan
-    )
+    has_weight = total[:, 0] > NOTHING
+    if not has_weight.any():
+        return np.nan
+    p = p[has_weight] / total[has_weight]
+    log_p = np.log(p, where=p > 0, out=np.zeros_like(p))
+    return -(p * log_p).sum(-1).mean()
 
 
 def difference(table: dict[str, np.ndarray], plain: dict[str, np.ndarray]) -> float:
-    """The largest difference between two tables; infinite where one has a number and the other
-    none.
+    """The largest absolute difference between two tables (relative for lift above 1, which has no
+    upper bound); infinite where only one of them is NaN.
     """
     worst = 0.0
     for name, expected in plain.items():
         if (np.isnan(table[name]) != np.isnan(expected)).any():
             return float("inf")
-        scale = (
-            np.maximum(1, np.abs(expected)) if name == "lift" else 1
-        )  # lift has no upper bound: relative above 1
+        scale = np.maximum(1, np.abs(expected)) if name == "lift" else 1
         error = np.abs(table[name] - expected) / scale
         worst = max(worst, float(np.nanmax(error, initial=0)))
     return worst
 
 
-@dataclass
-class _Map:
-    """A whole attention map of one row, put together from calls: pre-fusion sees the image first,
+def largest_difference(subject: Subject, inputs: Inputs, stack: str) -> float:
+    """Between the streaming statistic of a stack and `plain_table`, over all layers and rows of one
+    forward with eager attention. Each whole map is dropped as soon as it is compared; infinite
+    where one was never completed.
+    """
+    statistic, placement = (
+        stack_statistics(subject, inputs, [stack])[stack].statistic for _ in range(2)
+    )
+    incomplete: dict[tuple[str, int], _WholeMap] = {}
+    worst = 0.0
+
+    def compare(call: AttentionCall, kernel: Kernel) -> Output:
+        nonlocal worst
+        output = kernel(call)
+        statistic(call)
+        first, rows = placement.place(call)
+        offset = call.key_count - call.query_count
+        position = torch.arange(offset, call.key_count, device=call.query.device)
+        for element, row in enumerate(rows):
+            visible = visible_keys(call.own_mask, call, element, position, call.key_count)
+            eager_rounds = call.query.dtype != torch.float32  # its weights, to the model's dtype
+            if output[1] is None or eager_rounds:
+                weights = _weights(call, element, visible)
+            else:
+                weights = output[1][element]
+            key = call.name, row
+            if key not in incomplete:
+                incomplete[key] = _WholeMap(statistic, row, call.query.shape[1])
+            incomplete[key].put(weights, visible, first)
+            if first + call.key_count == statistic.ids.shape[1]:
+                plain = incomplete.pop(key).table()
+                worst = max(worst, difference(statistic.table(call.name, [row]), plain))
+        return output
+
+    attention = stacks(subject.model)[stack].attention
+    with torch.no_grad(), _eager(subject.model), routed(attention, compare, innermost=True):
+        subject.model(**inputs, use_cache=False)
+    return float("inf") if incomplete else worst
+
+
+class _WholeMap:
+    """The whole attention map of one row, filled call by call: pre-fusion sees the image first,
     then the words.
     """
 
-    weights: Float[Tensor, "head position key"]
-    visible: Bool[Tensor, "position key"]
-    asked: Int[np.ndarray, "position"]  # `query_ids` of the positions that were queries so far
-    ids: Int[np.ndarray, "key"]
-    query_ids: Int[np.ndarray, "position"]
-    vision: Bool[np.ndarray, "key"]
-
-    @classmethod
-    def of(cls, statistic: AttentionStatistic, row: int, heads: int) -> "_Map":
-        ids, query_ids = statistic.ids[row], statistic.query_ids[row]
-        shape = len(query_ids), len(ids)
-        return cls(
-            torch.zeros(heads, *shape),
-            torch.zeros(*shape, dtype=torch.bool),
-            np.full_like(query_ids, -1),
-            ids,
-            query_ids,
-            statistic.vision[row],
-        )
+    def __init__(self, statistic: AttentionStatistic, row: int, heads: int):
+        self.names, self.ids = statistic.names, statistic.ids[row]
+        self.query_ids, self.vision = statistic.query_ids[row], statistic.vision[row]
+        shape = len(self.query_ids), len(self.ids)
+        self.weights = torch.zeros(heads, *shape)
+        self.visible = torch.zeros(*shape, dtype=torch.bool)
+        self.computed_query_ids = np.full_like(self.query_ids, -1)
 
     def put(
         self,
@@ -119,26 +156,47 @@ class _Map:
         visible: Bool[Tensor, "query key"],
         first: int,
     ) -> None:
-        """The queries of a call, whose keys begin at `first` and end where the queries do."""
-        queries, keys = visible.shape
-        last = first + keys + len(self.query_ids) - len(self.ids)
-        at = slice(last - queries, last)
-        self.weights[:, at, first : first + keys] = weights.cpu()
-        self.visible[at, first : first + keys] = visible.cpu()
-        self.asked[at] = self.query_ids[at]
+        """Adds the queries of a call, whose keys begin at `first` and end where the queries do."""
+        query_count, key_count = visible.shape
+        keys = slice(first, first + key_count)
+        end = keys.stop + len(self.query_ids) - len(self.ids)
+        queries = slice(end - query_count, end)
+        self.weights[:, queries, keys] = weights.cpu()
+        self.visible[queries, keys] = visible.cpu()
+        self.computed_query_ids[queries] = self.query_ids[queries]
 
-    def table(self, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        return plain_table(self.weights, self.visible, names, self.ids, self.asked, self.vision)
+    def table(self) -> dict[str, np.ndarray]:
+        return plain_table(
+            self.weights,
+            self.visible,
+            self.names,
+            self.ids,
+            self.computed_query_ids,
+            self.vision,
+        )
 
 
-def _whole_map(
-    call: AttentionCall, row: int, visible: Bool[Tensor, "query key"]
+def _weights(
+    call: AttentionCall, element: int, visible: Bool[Tensor, "query key"]
 ) -> Float[Tensor, "head query key"]:
-    """The map in float32, for half precision: eager attention rounds its own to the model's
-    dtype.
+    """The softmax weights of one batch element in float32; 0 in rows of padding, which see
+    nothing.
     """
-    key = call.key[row].float().repeat_interleave(call.query.shape[1] // call.key.shape[1], 0)
-    scores = call.query[row].float() @ key.transpose(1, 2) * call.scaling
-    return (
-        scores.masked_fill(~visible, float("-inf")).softmax(-1).nan_to_num(0)
-    )  # a row of padding sees nothing
+    groups = call.query.shape[1] // call.key.shape[1]
+    key = call.key[element].float().repeat_interleave(groups, 0)
+    scores = call.query[element].float() @ key.mT * call.scaling
+    return scores.masked_fill(~visible, float("-inf")).softmax(-1).nan_to_num(0)
+
+
+@contextmanager
+def _eager(model: Any) -> Iterator[None]:
+    """The model with eager attention in the block, and with its own kernels afterwards."""
+    modules: Iterator[nn.Module] = model.modules()
+    configs: Any = {id(m.config): m.config for m in modules if hasattr(m, "config")}.values()
+    kernels = [config._attn_implementation_internal for config in configs]
+    try:
+        model.set_attn_implementation("eager")
+        yield
+    finally:
+        for config, kernel in zip(configs, kernels, strict=True):
+            config._attn_implementation_internal = kernel

@@ -1,21 +1,23 @@
-"""Attention sinks: rows that get attention for what they are, not for what they show.
+"""Attention sinks: tokens that receive attention whatever they show.
 
-The rule, for a row and a layer (the first token of nearly every model, and some vision tokens,
-satisfy it):
+A token is a sink of a layer where both conditions hold (the first token of nearly every model, and
+some vision tokens):
 
-    1. its norm is outlying     the hidden state that enters the layer has at least 8 times the median norm of all rows
-    2. it draws attention       it receives at least 4 times an even spread, mean over heads and the queries that see it
+    1. outlying norm        the hidden state that enters the layer has at least 8 times the median
+                            norm of all tokens
+    2. draws attention      it receives at least 4 times an even spread (mean over heads and over
+                            the queries that see it)
 
-The outlying norm is the massive activation that sinks are made of; attention alone would also find
-what is truly looked at. A token is a sink where both hold in any layer.
+The outlying norm is the massive activation that characterises sinks; attention alone would also
+select tokens that the model reads. A token is a sink if it is one in any layer.
 
     found = find_sinks(subject, "street.jpg", "what is on the left ?")
     found["sink"]                  # (layer, row)
     found["row_text"][found["sink"].any("layer")]
 
-Source: arXiv 2503.03321 (visual attention sinks; there by the activation of a few dimensions that
-are found from the first token, above 20 times the row's root mean square) and arXiv 2402.17762
-(massive activations). The two numbers here are ours.
+Source: arXiv 2503.03321 (visual attention sinks; there defined by the activation of a few
+dimensions, found from the first token, above 20 times the token's root mean square) and
+arXiv 2402.17762 (massive activations). The two thresholds here are ours.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,26 +39,26 @@ from probe.hooks.attention_tap import tap
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import LayerStack, stacks
 from probe.measures.attention.stack_queries import StackStatistic
-from probe.measures.attention.statistic import AttentionStatistic
+from probe.measures.attention.statistic import AttentionStatistic, divide
 from probe.subject.inputs import Ids, Inputs
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
 
-NORM = 8.0  # times the median norm of the rows
+NORM = 8.0  # times the median norm of the tokens
 ATTENTION = 4.0  # times an even spread
 RULE = f"norm ≥ {NORM:g} x the median, attention received ≥ {ATTENTION:g} x an even spread"
 UNITS = {
-    "sink": ("whether the row is a sink of the layer", "yes or no"),
-    "norm": ("norm of the row ÷ the median of all rows", "ratio"),
+    "sink": ("whether the token is a sink of the layer", "yes or no"),
+    "norm": ("norm of the hidden state ÷ the median of all tokens", "ratio"),
     "drawn": ("attention received ÷ an even spread", "ratio"),
-    "row_text": ("token of the row", "text"),
-    "row_type": ("type of the row", "text"),
-    "row_key": ("vision key of the row, -1 for text", "index"),
+    "row_text": ("token", "text"),
+    "row_type": ("type of the token", "text"),
+    "row_key": ("vision key of the token, -1 for text", "index"),
 }
 
-SINK = "sink"  # the type of sinks that are set apart
-HANDLED = ("keep", "drop", "split")
-Numbers = Float[np.ndarray, "batch layer token"]
+SINK = "sink"  # the token type of sinks that are counted apart
+SINK_MODES = ("keep", "drop", "split")
+PerLayer = Float[np.ndarray, "batch layer token"]
 
 
 def find_sinks(
@@ -67,27 +69,30 @@ def find_sinks(
     *,
     max_new_tokens: int = 32,
 ) -> xr.Dataset:
-    """The sinks among prompt and answer, by the rule above: sink, norm, drawn (layer, row). Raises
-    as `Answer.of`.
+    """The sinks among the tokens of prompt and answer, by the rule above.
+
+    Returns a dataset: sink, norm and drawn (layer, row), where a row is a position of the sequence;
+    row_text, row_type and row_key (row). Raises ProbeError as `TargetResponse.of` does.
     """
     answer = TargetResponse.of(subject, image, question, response, max_new_tokens=max_new_tokens)
-    types = answer.inputs.types
-    norm, drawn = norms_and_attention(subject, answer.inputs)
+    inputs, types = answer.inputs, answer.inputs.types
+    norm, attraction = norms_and_attention(subject, inputs)
     vision = types.vision[0]
+    type_names = [types.names[i] for i in types.ids[0]]
     values = {
-        "sink": (("layer", "row"), is_sink(norm, drawn)[0]),
+        "sink": (("layer", "row"), is_sink(norm, attraction)[0]),
         "norm": (("layer", "row"), norm[0]),
-        "drawn": (("layer", "row"), drawn[0]),
-        "row_text": (("row",), np.array(answer.inputs.tokens[0], object)),
-        "row_type": (("row",), np.array([types.names[i] for i in types.ids[0]], object)),
+        "drawn": (("layer", "row"), attraction[0]),
+        "row_text": (("row",), np.array(inputs.tokens[0], object)),
+        "row_type": (("row",), np.array(type_names, object)),
         "row_key": (("row",), np.where(vision, np.cumsum(vision) - 1, -1)),
     }
     attrs = subject.provenance() | {
         "kind": "sinks",
         "probe_version": __version__,
         "rule": RULE,
-        "prompt": answer.inputs.prompt[0],
-        "response": answer.inputs.response[0],
+        "prompt": inputs.prompt[0],
+        "response": inputs.response[0],
         "intervention": active_interventions(subject.model),
     }
     variables = {
@@ -98,106 +103,109 @@ def find_sinks(
 
 
 def is_sink(
-    norm: Float[np.ndarray, "*axes token"], drawn: Float[np.ndarray, "*axes token"]
+    norm: Float[np.ndarray, "*axes token"], attraction: Float[np.ndarray, "*axes token"]
 ) -> Bool[np.ndarray, "*axes token"]:
-    """The rule. NaN (padding) is none."""
-    return (norm >= NORM) & (drawn >= ATTENTION)
+    """The rule. NaN (padding) is not a sink."""
+    return (norm >= NORM) & (attraction >= ATTENTION)
 
 
 @torch.no_grad()
-def norms_and_attention(subject: Subject, inputs: Inputs) -> tuple[Numbers, Numbers]:
-    """Norm ÷ median norm, and attention received ÷ an even spread, of every row before and in every
-    layer.
+def norms_and_attention(subject: Subject, inputs: Inputs) -> tuple[PerLayer, PerLayer]:
+    """Norm ÷ median norm of each token that enters a layer, and the attention it receives there ÷
+    an even spread.
 
-    Rows that a layer runs without (removed, or padding) are NaN.
+    NaN for padding, and the norm of tokens in layers that run without some (removed ones).
     """
-    stack, real = stacks(subject.model)["llm"], inputs.types.role >= 0
-    everything = np.where(real, 0, -1)
-    statistic = AttentionStatistic(("row",), everything, everything, real)
-    with norms_watched(stack, real) as norms, tap(stack.attention, statistic):
+    stack, is_real = stacks(subject.model)["llm"], inputs.types.role != PADDING
+    ids = np.where(is_real, 0, PADDING)
+    statistic = AttentionStatistic(("token",), ids, ids, is_real)
+    with relative_norms(stack, is_real) as norms, tap(stack.attention, statistic):
         subject.model(**inputs, use_cache=False)
-    drawn = np.full((len(real), len(stack.layers), real.shape[1]), np.nan, np.float32)
-    for row, there in enumerate(real):
+    attraction = np.full((len(is_real), len(stack.layers), is_real.shape[1]), np.nan, np.float32)
+    for row, real in enumerate(is_real):
+        even = even_spread(real[real])
         for layer, name in enumerate(stack.attention):
-            drawn[row, layer, there] = statistic.table(name, [row])["received"][0] / even_spread(
-                there[there]
-            )
-    return np.stack([norms[layer] for layer in sorted(norms)], 1), drawn
+            attraction[row, layer, real] = statistic.table(name, [row])["received"][0] / even
+    return np.stack([norms[layer] for layer in sorted(norms)], 1), attraction
 
 
 @contextmanager
-def norms_watched(
-    stack: LayerStack, real: Bool[np.ndarray, "batch token"]
-) -> Iterator[dict[int, np.ndarray]]:
-    """{layer: norm of each row ÷ the median of its sequence} of the forward that runs in the
-    block.
+def relative_norms(
+    stack: LayerStack, is_real: Bool[np.ndarray, "batch token"]
+) -> Iterator[dict[int, Float[np.ndarray, "batch token"]]]:
+    """{layer, from 0: norm of each hidden state that enters it ÷ the median of its sequence},
+    filled by the forward that runs in the block. NaN for padding, and throughout a layer that runs
+    without some tokens.
     """
     norms: dict[int, np.ndarray] = {}
 
-    def measure(layer: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        norms[layer] = _relative(args[0] if args else kwargs["hidden_states"], real)
+    def keep_norm(layer: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        norms[layer] = _relative_norm(hidden, is_real)
 
     with ExitStack() as hooks:
         for number, layer in enumerate(stack.layers):
-            hook = layer.register_forward_pre_hook(partial(measure, number), with_kwargs=True)
+            hook = layer.register_forward_pre_hook(partial(keep_norm, number), with_kwargs=True)
             hooks.callback(hook.remove)
         yield norms
 
 
-def _relative(
-    hidden: Float[Tensor, "batch present width"], real: Bool[np.ndarray, "batch token"]
+def _relative_norm(
+    hidden: Float[Tensor, "batch present width"], is_real: Bool[np.ndarray, "batch token"]
 ) -> Float[np.ndarray, "batch token"]:
-    if hidden.shape[1] != real.shape[1]:
-        return np.full(real.shape, np.nan, np.float32)
+    if hidden.shape[1] != is_real.shape[1]:
+        return np.full(is_real.shape, np.nan, np.float32)
     norm = hidden.detach().float().norm(dim=-1).cpu().numpy()
-    norm[~real] = np.nan
+    norm[~is_real] = np.nan
     return norm / np.maximum(np.nanmedian(norm, 1, keepdims=True), 1e-30)
 
 
-def even_spread(asked: Bool[np.ndarray, "token"]) -> Float[np.ndarray, "token"]:
-    """What each token would receive if the queries that are `asked` spread themselves evenly over
-    what they see.
+def even_spread(is_query: Bool[np.ndarray, "token"]) -> Float[np.ndarray, "token"]:
+    """What each token of a causal sequence would receive, in the mean over the queries that see it,
+    if every query spread its attention evenly over what it sees.
+
+    Query i (from 0) sees i + 1 keys, so key j receives the mean of 1 / (i + 1) over the queries
+    i ≥ j.
     """
-    share = asked / np.arange(1, len(asked) + 1)
+    weight = is_query / np.arange(1, len(is_query) + 1)
+    received = np.cumsum(weight[::-1])[::-1]  # sum over the queries from each position on
+    queries = np.cumsum(is_query[::-1])[::-1]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.cumsum(share[::-1])[::-1] / np.cumsum(asked[::-1])[::-1]
+        return received / queries
 
 
 def key_sinks(
-    counting: StackStatistic,
+    stack_statistic: StackStatistic,
     stack: LayerStack,
     norms: Mapping[int, np.ndarray],
     inputs: Inputs,
     row: int,
 ) -> Float[np.ndarray, "layer key"]:
-    """1 for the vision keys of a row that are a sink of the layer, else 0: from what a measurement
-    has counted.
+    """1 for the vision keys of a row that are sinks of the layer, else 0: computed from a
+    measurement's own statistic and `relative_norms`.
     """
-    real, statistic = inputs.types.role[row] >= 0, counting.statistic
-    vision = inputs.types.vision[row][real]
-    even = even_spread(statistic.query_ids[row][real] >= 0)[vision]
-    found = []
+    statistic = stack_statistic.statistic
+    is_real = inputs.types.role[row] != PADDING
+    vision = inputs.types.vision[row][is_real]
+    even = even_spread(statistic.query_ids[row][is_real] >= 0)[vision]
+    marked = np.zeros((len(stack.layers), vision.sum()), np.float32)
     for layer, name in enumerate(stack.attention):
         sums = statistic.sums(name)[row]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            received = sums["received"].sum(0) / sums["received_count"].sum(0)
-        found.append(is_sink(norms[layer][row][real][vision], received / even))
-    return np.stack(found).astype(np.float32)
+        received = divide(sums["received"].sum(0), sums["received_count"].sum(0))
+        marked[layer] = is_sink(norms[layer][row][is_real][vision], received / even)
+    return marked
 
 
-def set_apart(subject: Subject, inputs: Inputs) -> Inputs:
-    """One row whose sinks (in any layer) are a type of their own, whatever they are otherwise."""
+def with_sink_type(subject: Subject, inputs: Inputs) -> Inputs:
+    """One row whose sinks (in any layer) have the type "sink", whatever their type was."""
     sinks, types = is_sink(*norms_and_attention(subject, inputs)).any(1), inputs.types
-    ids = np.where(types.ids == PADDING, PADDING, types.ids + 1)
-    return inputs.having(
-        dict(inputs), types=replace(types, names=(SINK, *types.names), ids=np.where(sinks, 0, ids))
-    )
+    shifted = np.where(types.ids == PADDING, PADDING, types.ids + 1)
+    ids = np.where(sinks, 0, shifted)
+    return inputs.having(dict(inputs), types=replace(types, names=(SINK, *types.names), ids=ids))
 
 
-def left_out(counting: StackStatistic) -> StackStatistic:
-    """The same counts, of which the sinks that were set apart are not told."""
-    queries, keys = (
-        tuple(name for name in names if name != SINK)
-        for names in (counting.query_types, counting.key_types)
-    )
-    return replace(counting, query_types=queries, key_types=keys)
+def hide_sink_type(stack_statistic: StackStatistic) -> StackStatistic:
+    """The same statistic, from which the type "sink" is not read."""
+    query_types = tuple(name for name in stack_statistic.query_types if name != SINK)
+    key_types = tuple(name for name in stack_statistic.key_types if name != SINK)
+    return replace(stack_statistic, query_types=query_types, key_types=key_types)

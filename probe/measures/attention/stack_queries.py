@@ -1,21 +1,21 @@
-"""What is counted in each stack: which sequences run through it, and what their tokens are.
+"""What is counted in each stack: which sequences run through it, and the type of each position.
 
-    vision       every view of every image:   [cls | patches]
-    compressor   every image:                 C x C queries over its patches
-    prefusion    every image:                 [patches | compressed | words]
-    llm          the sequence of `input_ids`
+    vision       one sequence a view of an image:   [cls | patches]
+    compressor   one sequence an image:             C x C queries over the image's patches
+    prefusion    one sequence an image:             [patches | compressed | words]
+    llm          one sequence a sample:             `input_ids`
 
-Images and views have rows of their own in the statistic, and are taken together when a sample's
-numbers are read. Frames of a video share a row, so that memory does not grow with their number: its
-heat maps are means over frames.
+Images and views are rows of their own in a statistic; a sample's rows are pooled when its numbers
+are read. The frames of a video share their rows, so that memory does not grow with their number:
+their heat maps are means over frames.
 
-In pre-fusion, words are what they are in the LLM, but there is no response: what answers is hidden
-from it, and what an earlier turn answered is part of the prompt, an instruction. Hidden words (a
-response, id 0) are no keys and no queries. Rows that the model never computes (vision as queries in
-its last layer) have a count of 0.
+Pre-fusion uses the LLM's token types, without "response": response tokens are masked there, and
+earlier answers are part of the prompt, hence instruction. Masked words (a response, id 0) count
+neither as keys nor as queries. Queries that the model never computes (vision in pre-fusion's last
+layer) have a count of 0.
 
-    counted = countings(subject, inputs, ["llm", "vision"])
-    with tap(stacks(model)["llm"].attention, counted["llm"].statistic):
+    statistics = stack_statistics(subject, inputs, ["llm", "vision"])
+    with tap(stacks(model)["llm"].attention, statistics["llm"].statistic):
         model(**inputs)
 """
 
@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from probe.data.patch_grid import PatchGrid
-from probe.data.token_types import FINE
+from probe.data.token_types import FINE, PADDING
 from probe.hooks.model_structure import cls_tokens, output_projection
 from probe.measures.attention.statistic import AttentionStatistic
 from probe.models.llava_mini.placeholder_layout import COMPRESSED, VISION
@@ -36,34 +36,32 @@ from probe.subject.subject import Subject
 from probe.subject.token_grid import joined, sub_images
 
 ENCODER_TYPES = ("cls", "vision")
-COMPRESSION_TYPES = ("compressed", "vision")
+COMPRESSOR_TYPES = ("compressed", "vision")
 
 
 @dataclass(frozen=True)
-class Mapped:
-    """The queries of one sample whose attention is kept one by one."""
+class MapQueries:
+    """The queries of one sample whose attention is kept one by one (`maps`)."""
 
-    positions: list[int]
-    words: list[str]
+    positions: list[int]  # without padding
+    tokens: list[str]
 
 
 @dataclass(frozen=True)
 class StackStatistic:
-    """The statistic of one stack over a batch, and what of it belongs to each sample."""
+    """The statistic of one stack over a batch, and which part of it belongs to each sample."""
 
     statistic: AttentionStatistic
-    rows: list[list[int]]  # of the statistic, for each sample
-    grids: list[PatchGrid]  # where the vision keys of each sample lie
+    rows: list[list[int]]  # for each sample: its rows of the statistic
+    grids: list[PatchGrid]  # for each sample: where its vision keys lie
     query_types: tuple[str, ...]
     key_types: tuple[str, ...]
-    mapped: list[Mapped] | None = None
+    map_queries: list[MapQueries] | None = None
 
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """What is counted only on request: the options of `AttentionStatistic`, and which queries of
-    the LLM.
-    """
+    """What is counted only on request (see `measure_samples`)."""
 
     rows: str = "all"
     maps: bool | str = False
@@ -71,164 +69,197 @@ class MeasureOptions:
     received_head: bool = False
 
     @property
-    def options(self) -> dict[str, Any]:
-        project = output_projection if self.contribution else None
+    def of_statistic(self) -> dict[str, Any]:
+        """The keyword arguments of `AttentionStatistic`."""
         return {
             "received_head": self.received_head,
-            "contribution": project,
+            "contribution": output_projection if self.contribution else None,
             "map_heads": self.maps == "heads",
         }
 
 
-NOTHING_MORE = MeasureOptions()
+DEFAULT_OPTIONS = MeasureOptions()
 
 
-def countings(
-    subject: Subject, inputs: Inputs, stacks: Iterable[str], wanted: MeasureOptions = NOTHING_MORE
+def stack_statistics(
+    subject: Subject,
+    inputs: Inputs,
+    stacks: Iterable[str],
+    options: MeasureOptions = DEFAULT_OPTIONS,
 ) -> dict[str, StackStatistic]:
-    """What to count of a batch in these stacks. A stack that no sample of the batch runs through
+    """An empty statistic for each of these stacks. A stack that no sample of the batch runs through
     has no rows.
     """
-    of_stack = {"vision": _encoder, "compressor": _compressor, "prefusion": _prefusion, "llm": _llm}
-    return {stack: of_stack[stack](subject, inputs, wanted) for stack in stacks}
+    makers = {"vision": _encoder, "compressor": _compressor, "prefusion": _prefusion, "llm": _llm}
+    return {stack: makers[stack](subject, inputs, options) for stack in stacks}
 
 
 def predicting(inputs: Inputs, row: int = 0) -> list[int]:
-    """Positions of the queries whose outputs are the words of the response, from the prompt's last
-    token on.
+    """Positions of the queries whose outputs predict the response, from the prompt's last token
+    on.
     """
     role = inputs.types.role[row]
     last = int(np.flatnonzero(role == FINE.index("last"))[-1])
-    return [
-        last,
-        *(i for i in range(last + 1, len(role)) if role[i] >= 0 and inputs.types.is_query[row, i]),
-    ]
+    is_query = inputs.types.is_query[row] & (role != PADDING)
+    later = np.flatnonzero(is_query[last + 1 :]) + last + 1
+    return [last, *later.tolist()]
 
 
-def _llm(subject: Subject, inputs: Inputs, wanted: MeasureOptions) -> StackStatistic:
+def _llm(subject: Subject, inputs: Inputs, options: MeasureOptions) -> StackStatistic:
     types = inputs.types
-    asked = types.is_query & ~types.vision if wanted.rows == "text" else types.is_query
-    samples, mapped = range(len(types.ids)), None
-    if wanted.maps:
-        starts = (types.role >= 0).argmax(axis=1).tolist()
+    is_query = types.is_query & ~types.vision if options.rows == "text" else types.is_query
+    samples = range(len(types.ids))
+    positions, map_queries = [], None
+    if options.maps:
         positions = [predicting(inputs, row) for row in samples]
-        mapped = [
-            Mapped(
-                [at - starts[row] for at in positions[row]],
-                [inputs.tokens[row][at] for at in positions[row]],
-            )
-            for row in samples
-        ]
+        map_queries = [_map_queries(inputs, row, positions[row]) for row in samples]
     statistic = AttentionStatistic(
         types.names,
         types.ids,
-        np.where(asked, types.ids, -1),
+        np.where(is_query, types.ids, PADDING),
         types.vision,
-        map_positions=positions if wanted.maps else (),
-        **wanted.options,
+        map_positions=positions,
+        **options.of_statistic,
     )
-    return StackStatistic(
-        statistic, [[row] for row in samples], inputs.grid, types.names, types.names, mapped
-    )
+    rows = [[row] for row in samples]
+    return StackStatistic(statistic, rows, inputs.grid, types.names, types.names, map_queries)
 
 
-def _encoder(subject: Subject, inputs: Inputs, wanted: MeasureOptions) -> StackStatistic:
-    """Every patch of every view is a vision key; what the encoder puts before them is `cls`."""
-    rows, order = _rows(inputs, [_views(grid) for grid in inputs.encoder_grid])
+def _map_queries(inputs: Inputs, row: int, positions: list[int]) -> MapQueries:
+    left_padding = int((inputs.types.role[row] != PADDING).argmax())
+    tokens = [inputs.tokens[row][position] for position in positions]
+    return MapQueries([position - left_padding for position in positions], tokens)
+
+
+def _encoder(subject: Subject, inputs: Inputs, options: MeasureOptions) -> StackStatistic:
+    """Every patch of every view is a vision key; the encoder's own tokens before them are `cls`."""
+    rows, call_order = _assign_rows(inputs, _view_counts(inputs))
     count = sum(map(len, rows))
-    patches = sum(map(len, inputs.encoder_grid)) // max(1, count)
-    ids = np.tile(np.repeat([0, 1], [cls_tokens(subject.model), patches]), (count, 1))
-    statistic = AttentionStatistic(ENCODER_TYPES, ids, ids, ids == 1, order=order, **wanted.options)
+    patches = sum(map(len, inputs.encoder_grid)) // max(1, count)  # of one view
+    type_of_position = np.repeat([0, 1], [cls_tokens(subject.model), patches])
+    ids = np.tile(type_of_position, (count, 1))
+    statistic = AttentionStatistic(
+        ENCODER_TYPES, ids, ids, ids == 1, order=call_order, **options.of_statistic
+    )
     return StackStatistic(statistic, rows, inputs.encoder_grid, ENCODER_TYPES, ENCODER_TYPES)
 
 
-def _compressor(subject: Subject, inputs: Inputs, wanted: MeasureOptions) -> StackStatistic:
-    """Queries that are no keys, over the joined sub-images. The map of each query is kept: it is
-    one token's view.
+def _compressor(subject: Subject, inputs: Inputs, options: MeasureOptions) -> StackStatistic:
+    """Learned queries, which are not keys, over the joined sub-images. The map of each query is
+    kept: it shows what its compressed token is made of.
     """
-    views = [_views(grid) for grid in inputs.encoder_grid]
-    rows, order = _rows(inputs, [[1] * len(each) for each in views])
+    rows, call_order = _assign_rows(inputs, _one_per_image(inputs))
     grids = [sub_images(joined(grid)) for grid in inputs.encoder_grid]
     count = sum(map(len, rows))
-    patches = sum(map(len, grids)) // max(1, count)
-    tokens = subject.model.config.tokens_per_frame(
-        views=max(map(max, filter(None, views)), default=1)
-    )
-    ids = np.full((count, patches), COMPRESSION_TYPES.index("vision"))
-    query_ids = np.full((count, max(patches, tokens)), -1)
-    query_ids[:, query_ids.shape[1] - tokens :] = COMPRESSION_TYPES.index("compressed")
-    positions = [list(range(patches - tokens, patches))] * count
+    patches = sum(map(len, grids)) // max(1, count)  # of one image
+    tokens = subject.model.config.tokens_per_frame(views=_most_views(inputs))
+    compressed, vision = range(len(COMPRESSOR_TYPES))
+    ids = np.full((count, patches), vision)
+    # A statistic lines queries up with the keys at the end (see `streaming.Keys`).
+    query_ids = np.full((count, max(patches, tokens)), PADDING)
+    query_ids[:, query_ids.shape[1] - tokens :] = compressed
     statistic = AttentionStatistic(
-        COMPRESSION_TYPES,
+        COMPRESSOR_TYPES,
         ids,
         query_ids,
-        ids == 1,
-        order=order,
-        map_positions=positions,
-        **wanted.options,
+        ids == vision,
+        order=call_order,
+        map_positions=[list(range(patches - tokens, patches))] * count,
+        **options.of_statistic,
     )
-    names = [f"compressed {token + 1}" for token in range(tokens)]
-    mapped = [Mapped(list(range(tokens)), names) if mine else Mapped([], []) for mine in rows]
-    return StackStatistic(statistic, rows, grids, ("compressed",), ("vision",), mapped)
+    every_token = MapQueries(
+        list(range(tokens)), [f"compressed {token + 1}" for token in range(tokens)]
+    )
+    map_queries = [every_token if sample_rows else MapQueries([], []) for sample_rows in rows]
+    return StackStatistic(
+        statistic, rows, grids, COMPRESSOR_TYPES[:1], COMPRESSOR_TYPES[1:], map_queries
+    )
 
 
-def _prefusion(subject: Subject, inputs: Inputs, wanted: MeasureOptions) -> StackStatistic:
-    """The patches of an image, its compressed tokens and the words of its row."""
+def _prefusion(subject: Subject, inputs: Inputs, options: MeasureOptions) -> StackStatistic:
+    """The patches of an image, its compressed tokens and the words of its sample."""
     model: Any = subject.model.base_model
-    views = [_views(grid) for grid in inputs.encoder_grid]
-    rows, order = _rows(inputs, [[1] * len(each) for each in views])
-    names = (*(name for name in inputs.types.names if name != "response"), "compressed")
+    rows, call_order = _assign_rows(inputs, _one_per_image(inputs))
     input_ids = inputs["input_ids"]
-    count = max(map(max, filter(None, views)), default=1)
-    positions = (
-        model.prefusion_positions(input_ids, count, inputs.get("attention_mask")).cpu().numpy()
+    content = model.prefusion_positions(
+        input_ids, _most_views(inputs), inputs.get("attention_mask")
     )
+    content = content.cpu().numpy()
     visible = (input_ids > 0).cpu().numpy()
     if "fuse_mask" in inputs:
         visible &= inputs["fuse_mask"].bool().cpu().numpy()
-    ids = _prefusion_types(inputs, names, positions, visible)
-    owners = [sample for sample, mine in enumerate(rows) for _ in mine]
+    names = (*(name for name in inputs.types.names if name != "response"), "compressed")
+    ids = _prefusion_types(inputs, names, content, visible)
+    sample_of_row = np.repeat(np.arange(len(rows)), [len(sample_rows) for sample_rows in rows])
     statistic = AttentionStatistic(
-        names, ids[owners], ids[owners], positions[owners] == VISION, order=order, **wanted.options
+        names,
+        ids[sample_of_row],
+        ids[sample_of_row],
+        content[sample_of_row] == VISION,
+        order=call_order,
+        **options.of_statistic,
     )
-    return StackStatistic(
-        statistic, rows, [joined(grid) for grid in inputs.encoder_grid], names, names
-    )
+    grids = [joined(grid) for grid in inputs.encoder_grid]
+    return StackStatistic(statistic, rows, grids, names, names)
 
 
 def _prefusion_types(
     inputs: Inputs,
     names: Sequence[str],
-    positions: Int[np.ndarray, "sample position"],
+    content: Int[np.ndarray, "sample position"],
     visible: Bool[np.ndarray, "sample token"],
 ) -> Int[np.ndarray, "sample position"]:
-    renamed = np.array(
-        [names.index(name if name in names else "instruction") for name in inputs.types.names]
-        + [-1]
-    )
-    of_word = np.where(
-        visible, renamed[inputs.types.ids], -1
-    )  # padding is -1, which the last entry serves
-    ids = np.where(positions >= 0, np.take_along_axis(of_word, positions.clip(0), axis=1), -1)
-    ids[positions == VISION] = names.index("vision")
-    ids[positions == COMPRESSED] = names.index("compressed")
+    """The type of each position of pre-fusion, an index into `names`.
+
+    `content`: the word's position in `input_ids`, or VISION, COMPRESSED or another negative number
+    for padding.
+    """
+    in_prefusion = [name if name in names else "instruction" for name in inputs.types.names]
+    new_index = np.array([names.index(name) for name in in_prefusion])
+    known = visible & (inputs.types.ids != PADDING)
+    word_types = np.where(known, new_index[inputs.types.ids], PADDING)
+    ids = np.take_along_axis(word_types, content.clip(min=0), axis=1)
+    ids[content < 0] = PADDING
+    ids[content == VISION] = names.index("vision")
+    ids[content == COMPRESSED] = names.index("compressed")
     return ids
 
 
-def _views(grid: PatchGrid) -> list[int]:
-    """The number of views of each image of a sample."""
-    return [len(np.unique(grid.tile[grid.image == image])) for image in np.unique(grid.image)]
+def _view_counts(inputs: Inputs) -> list[list[int]]:
+    """For each sample and each of its images: the number of views (the whole image and tiles)."""
+    return [
+        [len(np.unique(grid.tile[grid.image == image])) for image in np.unique(grid.image)]
+        for grid in inputs.encoder_grid
+    ]
 
 
-def _rows(inputs: Inputs, each: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:
-    """Rows of a statistic for each sample, so many for `each` of its images; and the order in which
-    calls go through them."""
-    rows, order, at = [], [], 0
-    for counts, frames in zip(each, inputs.frames, strict=True):
-        rows.append([])
-        for count, frame_count in zip(counts, frames, strict=True):
-            of_image = list(range(at, at + count))
-            rows[-1] += of_image
-            order += of_image * frame_count
-            at += count
-    return rows, order
+def _one_per_image(inputs: Inputs) -> list[list[int]]:
+    return [[1] * len(views) for views in _view_counts(inputs)]
+
+
+def _most_views(inputs: Inputs) -> int:
+    return max((count for views in _view_counts(inputs) for count in views), default=1)
+
+
+def _assign_rows(
+    inputs: Inputs, sequences: Sequence[Sequence[int]]
+) -> tuple[list[list[int]], list[int]]:
+    """Numbers the rows of a statistic. Returns the rows of each sample, and the row of each
+    sequence in the order in which sequences run through the stack.
+
+    `sequences`: for each sample and each of its images, the sequences that a frame of it makes. A
+    video's frames run one after the other through the same rows: one sample with a picture of 2
+    views and a video of 3 frames with 1 view has rows [[0, 1, 2]], called as [0, 1, 2, 2, 2].
+    """
+    rows: list[list[int]] = []
+    call_order: list[int] = []
+    next_row = 0
+    for counts, frame_counts in zip(sequences, inputs.frames, strict=True):
+        sample_rows = []
+        for count, frame_count in zip(counts, frame_counts, strict=True):
+            image_rows = list(range(next_row, next_row + count))
+            sample_rows += image_rows
+            call_order += image_rows * frame_count
+            next_row += count
+        rows.append(sample_rows)
+    return rows, call_order

@@ -19,9 +19,9 @@ from probe.data.token_types import FINE, INSTRUCTION, LAST, label
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import tap
 from probe.hooks.model_structure import stacks
-from probe.measures.attention.measure import _forward, measure
+from probe.measures.attention.measure import _forward, measure, measure_samples
 from probe.measures.attention.reference import difference, plain_table
-from probe.measures.attention.stack_queries import countings
+from probe.measures.attention.stack_queries import stack_statistics
 from probe.measures.verify import _exact, state, verify
 from probe.models.llava_mini.vision import join_tiles, with_whole
 from probe.records import node, validate
@@ -195,7 +195,7 @@ def test_hd_of_64_queries_equals_the_authors_compression_map():
         response=[""],
         vocabulary=TokenizerInfo(None, (), 0, 0, 0),
     )
-    counted = countings(Subject(case.model, None, "", "", "crop"), inputs, ["compressor"])[
+    counted = stack_statistics(Subject(case.model, None, "", "", "crop"), inputs, ["compressor"])[
         "compressor"
     ]
     counted.statistic(seen[0])
@@ -347,9 +347,9 @@ def test_a_batch_equals_one_by_one_and_words_alone_are_not_fused(subject):
         Sample("none", None, "where is it?"),
         Sample("three", image(3), "and what about this?"),
     ]
-    together = measure(subject, samples, max_new_tokens=3, batch_tokens=10**6)
+    together = measure_samples(subject, samples, max_new_tokens=3, batch_tokens=10**6)
     for i, sample in enumerate(samples):
-        alone = measure(subject, [sample], max_new_tokens=3)
+        alone = measure_samples(subject, [sample], max_new_tokens=3)
         assert (
             alone.to_dataset()["response"].values[0] == together.to_dataset()["response"].values[i]
         )
@@ -402,7 +402,7 @@ def test_frames_of_a_video_are_pooled(subject):
     )
     both = collate([inputs, subject.encode(Video(frames[:2]), "where?")])
     assert _exact(subject, both, "llm").passed
-    rows = countings(subject, both, ["prefusion"])["prefusion"]
+    rows = stack_statistics(subject, both, ["prefusion"])["prefusion"]
     assert (rows.rows, rows.statistic.order) == ([[0], [1]], [0, 0, 0, 1, 1])
     plain, processor = models.llava15()
     with pytest.raises(ProbeError, match="model that takes videos"):
@@ -422,7 +422,7 @@ def test_variants(tmp_path):
             subject_of(**options),
             [Sample("a", image(), QUESTION), Sample("b", None, "what?")],
         )
-        record = measure(subject, samples, response="a")
+        record = measure_samples(subject, samples, response="a")
         assert set(record.children) == expected
         if "prefusion" in expected:
             assert _exact(subject, subject.encode(image(), QUESTION), "prefusion").passed
@@ -534,7 +534,7 @@ def test_the_compression_map(hd, subject):
     )
     assert axes.flat[0].figure.texts or axes.flat[0].figure._suptitle
     assert [axis.get_title() for axis in axes[0, :2]] == ["mean of 4 queries", "row 1, column 1"]
-    two = measure(subject, [Sample("two", (image(1), image(2)), TWO)], response="a")
+    two = measure_samples(subject, [Sample("two", (image(1), image(2)), TWO)], response="a")
     assert probe.plots.compression(two).shape == (2, 5)
     assert probe.plots.compression(two, image=1).shape == (1, 5)
     alone = measure(hd, image(), QUESTION, "a", stacks=["compressor"])

@@ -16,7 +16,7 @@ import probe
 import probe.measures.attention.measure
 from probe.data.sample import Sample
 from probe.errors import ProbeError
-from probe.measures.attention.measure import measure
+from probe.measures.attention.measure import measure, measure_samples
 from probe.measures.attention.reference import difference, plain_table
 from probe.records import merge, save_record
 from probe.records import node as node_of
@@ -104,7 +104,9 @@ def test_every_number_equals_eager_maps(each, types, turns):
         inputs = subject.encode(
             list(sample.images) or None, sample.question, "a red circle", types=types, turns=turns
         )
-        record = measure(subject, [sample], response="a red circle", types=types, turns=turns)
+        record = measure_samples(
+            subject, [sample], response="a red circle", types=types, turns=turns
+        )
         for got, expected in zip(tables(record, 0), plain_tables(subject, inputs), strict=True):
             assert difference(got, expected) < TOLERANCE, sample.id
 
@@ -112,9 +114,9 @@ def test_every_number_equals_eager_maps(each, types, turns):
 @pytest.mark.parametrize("factory", [models.llava15, models.llava_next_mistral])
 def test_a_padded_batch_equals_one_by_one(factory):
     subject = subject_of(factory)
-    together = measure(subject, samples(), batch_tokens=10**6, max_new_tokens=5)
+    together = measure_samples(subject, samples(), batch_tokens=10**6, max_new_tokens=5)
     for i, sample in enumerate(samples()):
-        alone = measure(subject, [sample], max_new_tokens=5)
+        alone = measure_samples(subject, [sample], max_new_tokens=5)
         assert alone["response"].values[0] == together["response"].values[i]
         for stack in ("llm", "vision") if sample.images else ("llm",):
             for got, expected in zip(
@@ -144,7 +146,7 @@ def test_padding_on_either_side(each, side):
 def test_the_encoder_is_measured_the_same_way(factory):
     subject = subject_of(factory, attn="eager")
     sample = samples()[1]
-    record = measure(subject, [sample], response="a red circle", stacks=["vision"])
+    record = measure_samples(subject, [sample], response="a red circle", stacks=["vision"])
     inputs = subject.encode(list(sample.images), sample.question)
     pixels = inputs["pixel_values"]
     tiles = len(set(zip(inputs.encoder_grid[0].image, inputs.encoder_grid[0].tile, strict=True)))
@@ -286,8 +288,8 @@ def test_maps_are_the_rows_that_predict_the_response(subject):
 
 
 def test_a_response_taken_from_another_record(subject):
-    first = measure(subject, samples(), max_new_tokens=4)
-    again = measure(subject, samples(), response=first)
+    first = measure_samples(subject, samples(), max_new_tokens=4)
+    again = measure_samples(subject, samples(), response=first)
     np.testing.assert_array_equal(again["response_ids"], first["response_ids"])
     np.testing.assert_allclose(again["llm"]["mass"], first["llm"]["mass"], atol=1e-6)
 
@@ -295,7 +297,8 @@ def test_a_response_taken_from_another_record(subject):
 def test_samples_without_images_among_others(subject):
     """Whether or not they share a batch with one that has an image."""
     together, apart = (
-        measure(subject, samples(), response="a", batch_tokens=tokens) for tokens in (10**6, 1)
+        measure_samples(subject, samples(), response="a", batch_tokens=tokens)
+        for tokens in (10**6, 1)
     )
     for stack in ("llm", "vision"):
         for name, values in node_of(apart, stack).data_vars.items():
@@ -324,7 +327,7 @@ def test_contribution_needs_a_plain_projection():
 
 
 def test_saved_and_opened(subject, tmp_path):
-    record = measure(subject, samples(), max_new_tokens=3, maps=True)
+    record = measure_samples(subject, samples(), max_new_tokens=3, maps=True)
     save_record(record, tmp_path / "record.zarr.zip")
     assert open_record(tmp_path / "record.zarr.zip").identical(record)
 
@@ -360,7 +363,7 @@ def mixed(**options):
 
 def test_counts_have_layers_where_layers_differ(tmp_path):
     subject = subject_of(mixed)
-    record = measure(subject, samples()[:2], response="a red circle", stacks=["llm"])
+    record = measure_samples(subject, samples()[:2], response="a red circle", stacks=["llm"])
     node = node_of(record, "llm")
     assert node["query_count"].dims == ("sample", "layer", "query_type", "key_type")
     assert node["share_count"].dims == ("sample", "layer", "query_type")
@@ -370,7 +373,7 @@ def test_counts_have_layers_where_layers_differ(tmp_path):
     with torch.no_grad():
         maps = subject.model(**inputs, output_attentions=True, use_cache=False).attentions
     types, position = inputs.types, np.arange(inputs["input_ids"].shape[1])
-    alone = tables(measure(subject, samples()[:1], response="a red circle"), 0)
+    alone = tables(measure_samples(subject, samples()[:1], response="a red circle"), 0)
     for layer, got in enumerate(alone):
         visible = position <= position[:, None]
         visible = visible & (position > position[:, None] - 6) if layer == 1 else visible
@@ -394,9 +397,9 @@ def test_counts_have_layers_where_layers_differ(tmp_path):
 def test_a_record_whose_layers_agree_merges_with_one_whose_layers_differ():
     """A short text stays within the window."""
     subject = subject_of(mixed)
-    short = measure(subject, [Sample("short", None, "a")], response=[], stacks=["llm"])
+    short = measure_samples(subject, [Sample("short", None, "a")], response=[], stacks=["llm"])
     assert node_of(short, "llm")["share_count"].dims == ("sample", "query_type")
-    imaged = measure(subject, samples()[:1], response="a red circle", stacks=["llm"])
+    imaged = measure_samples(subject, samples()[:1], response="a red circle", stacks=["llm"])
     both = node_of(merge([short, imaged]), "llm")
     assert both["query_count"].dims == ("sample", "layer", "query_type", "key_type")
     expected = node_of(short, "llm")["query_count"].values[0]
@@ -466,12 +469,12 @@ def test_mistakes_are_one_line(subject):
         measure(subject, image, QUESTION, stacks=["prefusion"])
     with pytest.raises(ProbeError, match="'all' or 'text'"):
         measure(subject, image, QUESTION, rows="vision")
-    with pytest.raises(ProbeError, match="an image and a question"):
-        measure(subject, image)
+    with pytest.raises(ProbeError, match="expected samples"):
+        probe.measures.attention.measure._as_samples(image)
     with pytest.raises(ProbeError, match="at least one Sample"):
-        measure(subject, [])
+        measure_samples(subject, [])
     with pytest.raises(ProbeError, match="different ids, got 'one' 2 times"):
-        measure(subject, samples()[:1] * 2)
+        measure_samples(subject, samples()[:1] * 2)
     with pytest.raises(ProbeError, match="maps=False, True or 'heads', got 'head'"):
         measure(subject, image, QUESTION, maps="head")
     with pytest.raises(ProbeError, match="0 or more"):
@@ -479,7 +482,7 @@ def test_mistakes_are_one_line(subject):
     with pytest.raises(ProbeError, match="at least one stack"):
         measure(subject, None, QUESTION, stacks="vision")
     with pytest.raises(ProbeError, match="2 responses"):
-        measure(subject, samples()[:2], response=["a"])
+        measure_samples(subject, samples()[:2], response=["a"])
     subject.model.get_decoder().train()
     with pytest.raises(ProbeError, match="eval mode"):
         measure(subject, image, QUESTION)

@@ -10,8 +10,8 @@ import probe
 from probe.errors import ProbeError
 from probe.measures.attention.sinks import (
     ATTENTION,
-    HANDLED,
     NORM,
+    SINK_MODES,
     find_sinks,
     is_sink,
     norms_and_attention,
@@ -78,7 +78,7 @@ def test_a_record_marks_them_and_counts_them_as_it_is_told(tmp_path):
     subject, image = subject_of(known), known.image("red", 1)
     records = {
         how: probe.measure(subject, image, known.question, sinks=how, stacks=["llm"])
-        for how in HANDLED
+        for how in SINK_MODES
     }
     alone = find_sinks(subject, image, known.question)
     for record in records.values():
@@ -86,7 +86,7 @@ def test_a_record_marks_them_and_counts_them_as_it_is_told(tmp_path):
         assert np.flatnonzero(marked.any(0)).tolist() == [5]
     np.testing.assert_array_equal(marked, alone["sink"].values[:, alone["row_key"] >= 0])
     keep, drop, split = (
-        records[how]["llm"]["mass"].isel(sample=0).sel(query_type="response") for how in HANDLED
+        records[how]["llm"]["mass"].isel(sample=0).sel(query_type="response") for how in SINK_MODES
     )
     np.testing.assert_allclose(split.sum("key_type"), 1, atol=1e-5)
     np.testing.assert_allclose(drop.sum("key_type") + split.sel(key_type="sink"), 1, atol=1e-5)
@@ -98,7 +98,7 @@ def test_a_record_marks_them_and_counts_them_as_it_is_told(tmp_path):
     )
 
 
-@pytest.mark.parametrize("how", HANDLED)
+@pytest.mark.parametrize("how", SINK_MODES)
 def test_heat_maps_mark_them(how):
     known = with_sinks(planted(), (5,))
     record = probe.measure(subject_of(known), known.image("red", 1), known.question, stacks=["llm"])

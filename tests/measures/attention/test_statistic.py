@@ -331,4 +331,4 @@ def test_merge_adds():
     a = {"mass": np.ones((2, 2)), "received": np.zeros((2, 3))}
     b = {"mass": np.ones((2, 2)), "received": np.ones((2, 4))}
     assert merge({"mass": np.ones(2)}, {"mass": np.ones(2)})["mass"].tolist() == [2, 2]
-    assert merge(dict(a), b, join=True)["received"].shape == (2, 7)
+    assert merge(dict(a), b, concatenate_keys=True)["received"].shape == (2, 7)
