@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import is_untouched
+from probe.hooks.layer_arguments import find_cache, hidden_states
 from probe.hooks.model_structure import LayerStack, vision_positions
 from probe.hooks.sequence_tracker import TrackedSequence, real_positions
 
@@ -95,7 +96,7 @@ class PrefusionTracker:
         self._words = base.prefusion_positions(ids, 0, real).cpu()  # pyright: ignore[reportCallIssue]
         self._done = [0] * len(self.stack.layers)
         if len(self._rows):
-            self.check(self._fed, kwargs.get("past_key_values"))
+            self.check(self._fed, find_cache(self.called, args, kwargs))
 
     def _check_encoded(self, encoded: Any) -> None:
         if encoded and self.from_pixels:
@@ -119,7 +120,7 @@ class PrefusionTracker:
         self.now = None
         if self._fed is None or is_untouched():
             return
-        hidden, cache = args[0] if args else kwargs["hidden_states"], kwargs.get("past_key_values")
+        hidden, cache = hidden_states(args, kwargs), find_cache(self.called, args, kwargs)
         frames, rows = hidden.shape[:2]
         before = 0 if cache is None else int(cache.get_seq_length(index))
         done, words = self._done[index], self._words

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import is_untouched
+from probe.hooks.layer_arguments import by_name, find_cache, hidden_states, output_cache
 from probe.hooks.model_structure import image_token_id, vision_positions
 from probe.hooks.prompt_ends import prompt_end
 
@@ -152,16 +153,26 @@ class SequenceTracker:
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if is_untouched():
             return
-        ids, cache = (
-            kwargs.get("input_ids", args[0] if args else None),
-            kwargs.get("past_key_values"),
-        )
+        cache = find_cache(self.called, args, kwargs)
+        kwargs = by_name(module, args, kwargs)
+        ids = kwargs.get("input_ids")
         past = 0 if cache is None else int(cache.get_seq_length())
+        if cache is None:
+            self._check_mask(ids, kwargs.get("attention_mask"))
         if past:
             self.now = self._continued(cache, past, ids, kwargs.get("inputs_embeds"))
         else:
             self.now = self._prompt(ids, kwargs)
         self.check(self.now, cache)
+
+    def _check_mask(self, ids: Tensor | None, mask: Any) -> None:
+        """Without a cache there is a mask over the tokens of this forward, and over no others."""
+        if ids is not None and isinstance(mask, Tensor) and mask.shape[-1] > ids.shape[1]:
+            raise ProbeError(
+                self.called,
+                expected="a cache, or a mask as long as the tokens",
+                got=f"a mask over {mask.shape[-1]} for {ids.shape[1]} tokens and no cache",
+            )
 
     def _prompt(self, ids: Tensor | None, kwargs: Mapping[str, Any]) -> TrackedSequence:
         fed = ids if ids is not None else kwargs.get("inputs_embeds")
@@ -234,22 +245,27 @@ class SequenceTracker:
         """
         if self.now is None or is_untouched():
             return
-        rows, tokens = (
-            (args[0] if args else kwargs["hidden_states"]).shape[1],
-            self.now.length - self.now.past,
-        )
+        rows, tokens = hidden_states(args, kwargs).shape[1], self.now.length - self.now.past
         if rows > tokens:  # fewer where vision is removed from it
             raise ProbeError(
                 self.called,
                 expected="an LLM whose first layer gets a row for each token of input_ids",
                 got=f"{rows} rows for {tokens} tokens",
             )
-        if (cache := kwargs.get("past_key_values")) is not None:
+        if (cache := find_cache(self.called, args, kwargs)) is not None:
             self._known[cache] = self.now
 
     def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if not is_untouched():
-            self.now = None
+        if is_untouched():
+            return
+        self.now, cache = None, output_cache(output)
+        if cache is not None and cache not in self._known and cache.get_seq_length():
+            raise ProbeError(
+                self.called,
+                expected="the model's cache among the arguments of its first layer",
+                got=f"a {type(cache).__name__} that the layer was not seen to get",
+                fix="pass use_cache=False, or report this version of transformers",
+            )
 
 
 def real_positions(

@@ -33,6 +33,12 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, is_untouched, layouts, routed
 from probe.hooks.kept_positions import FullLengthView, KeptPositions
+from probe.hooks.layer_arguments import (
+    find_cache,
+    hidden_states,
+    replace_hidden_states,
+    without_cache,
+)
 from probe.hooks.model_structure import LayerStack
 from probe.hooks.partial_cache import PartialLayer, store
 from probe.hooks.sequence_tracker import SequenceTracker
@@ -136,7 +142,7 @@ class LayerInput:
             found.append(call)
             raise _Enough
 
-        kwargs = {**self._kwargs, "past_key_values": None, "use_cache": False}
+        kwargs = without_cache(self._kwargs)
         kwargs |= flow.arguments(self.index, present, kwargs)
         with (
             torch.no_grad(),
@@ -214,21 +220,23 @@ class HiddenStateFlow:
         if is_untouched():
             return None
         sequence = self.removals[0].sequences.running()
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = hidden_states(args, kwargs)
+        cache = find_cache(self.called, args, kwargs)
         if sequence.past:
-            changed = self._continued(index, hidden, sequence.length - sequence.past, kwargs)
+            new = sequence.length - sequence.past
+            changed = self._continued(index, hidden, new, cache, kwargs)
             return None if changed is None else (args, kwargs | changed)
         entrance = LayerInput(self, index, layer, hidden, kwargs)
         for removal in self.removals:
             removal.before(entrance)
         hidden = self._moved(entrance.hidden, self.present(index))
-        if self.current is None and hidden is (args[0] if args else kwargs["hidden_states"]):
+        if self.current is None and hidden is hidden_states(args, kwargs):
             return None
         kwargs = kwargs | self.arguments(index, self.current, kwargs)
-        if (cache := kwargs.get("past_key_values")) is not None and self.current is not None:
+        if cache is not None and self.current is not None:
             gaps = self._gaps(index)
             store(cache, index, PartialLayer(self.current, None if gaps is None else gaps.sum(1)))
-        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+        return replace_hidden_states(args, kwargs, hidden)
 
     def _leave(self, index: int, layer: nn.Module, args: tuple, output: Any) -> Any:
         """Behind a layer: rows that come back, among the others."""
@@ -316,10 +324,16 @@ class HiddenStateFlow:
         return taken
 
     def _continued(
-        self, index: int, hidden: Tensor, new: int, kwargs: Mapping[str, Any]
+        self, index: int, hidden: Tensor, new: int, cache: Any, kwargs: Mapping[str, Any]
     ) -> dict[str, Any] | None:
         """The same for new rows behind what is in the cache."""
-        layer = kwargs["past_key_values"].layers[index]
+        if cache is None:
+            raise ProbeError(
+                self.called,
+                expected="the cache among a layer's arguments",
+                got="none while decoding",
+            )
+        layer = cache.layers[index]
         if not isinstance(layer, PartialLayer) or layer.present is None:
             return None
         everything_new = KeptPositions.all(hidden.shape[0], new, hidden.device)

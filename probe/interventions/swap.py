@@ -26,6 +26,7 @@ from transformers.cache_utils import DynamicCache
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, is_untouched, untouched
+from probe.hooks.layer_arguments import cache_argument, without_cache
 from probe.hooks.model_structure import vision_positions
 from probe.hooks.sequence_tracker import TrackedSequence
 from probe.interventions.attention_edits import replace_keys_values
@@ -156,7 +157,7 @@ def _keys_and_values(
     cache: Any = DynamicCache()  # without a config no layer forgets what has left its window
     kwargs = {name: value for name, value in kwargs.items() if not name.startswith("output_")}
     with untouched(), torch.no_grad():
-        decoder(**kwargs | {"past_key_values": cache, "use_cache": True})
+        decoder(**without_cache(kwargs) | cache_argument(decoder, cache) | {"use_cache": True})
     return {layer: (cache.layers[layer].keys, cache.layers[layer].values) for layer in layers}
 
 

@@ -25,6 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from probe.errors import ProbeError
 from probe.hooks.image_placeholders import override_token_count, resize_placeholders
+from probe.hooks.layer_arguments import find_cache
 from probe.hooks.model_structure import image_token_id, vision_towers
 from probe.reducers.encoder_output import EncoderOutput
 from probe.reducers.encoder_reducer import EncoderReducer, EncoderTap, watched
@@ -212,7 +213,10 @@ class VisionSide:
                     got=f"features of {type(encoded).__name__}",
                 )
             kwargs = self._fitted(
-                kwargs, modality, encoded, generating=bool(given) or _has_cache(kwargs)
+                kwargs,
+                modality,
+                encoded,
+                generating=bool(given) or find_cache("reduced", (), kwargs) is not None,
             )
         return ((), kwargs) if outputs else None
 
@@ -290,7 +294,3 @@ def _refuse_pooling(got: str) -> None:
         got=got,
         fix="use images: this model averages what it sees of frames",
     )
-
-
-def _has_cache(kwargs: Mapping[str, Any]) -> bool:
-    return kwargs.get("past_key_values") is not None

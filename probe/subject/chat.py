@@ -34,6 +34,7 @@ from probe.data.image import as_images
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights, as_bool
 from probe.hooks.attention_tap import tap
+from probe.hooks.layer_arguments import cache_argument
 from probe.hooks.model_state import active_blocks, active_text_guided_reducers
 from probe.hooks.model_structure import stacks, vision_positions
 from probe.subject.inputs import Inputs
@@ -117,7 +118,7 @@ class Chat:
             watching = tap(stacks(model)["llm"].attention, self._look)
         with watching:
             (said,) = self.subject.generate_ids(
-                inputs, max_new_tokens, past_key_values=cache, **generate
+                inputs, max_new_tokens, **cache_argument(model, cache), **generate
             )
         if self._may_keep():
             held = torch.cat([ids, said.to(ids.device)])[: cache.get_seq_length()]

@@ -10,12 +10,14 @@ image is read again.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from probe.hooks.layer_arguments import cache_argument
 from probe.hooks.model_structure import max_positions
 from probe.interventions.sweep.case_batch import until_end
 from probe.interventions.sweep.layer_sets import ALWAYS, ANOTHER_IMAGE
@@ -81,11 +83,12 @@ class Fused:
             return EmbeddedPrompt.of(self.alone.subject.model, given)
 
     def _decoder(self, embeds: Tensor, positions: Tensor, cache: DynamicCache | None) -> Tensor:
-        return self.alone.subject.model.get_decoder()(
+        decoder: Any = self.alone.subject.model.get_decoder()
+        return decoder(
             inputs_embeds=embeds,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **cache_argument(decoder, cache),
         ).last_hidden_state
 
     def _decoded(

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
+from probe.hooks.layer_arguments import output_cache
 from probe.hooks.model_structure import stacks
 from probe.measures.cost.meta_model import encoders, head_of
 from probe.measures.cost.prefused import Prefused, fuses
@@ -195,12 +196,11 @@ def _llm(
     total, cache = np.zeros(len(OPERATIONS)), np.zeros(len(layers))
     for tokens in set(layers):
         with metered(parts) as flops:
-            kept = decoder(
-                inputs_embeds=_empty(1, tokens, width), use_cache=True
-            ).past_key_values.layers
+            output = decoder(inputs_embeds=_empty(1, tokens, width), use_cache=True)
+        kept: Any = output_cache(output)
         for at in [at for at, those in enumerate(layers) if those == tokens]:
             total += flops[str(at)]
-            cache[at] = kept[at].keys.numel() + kept[at].values.numel()
+            cache[at] = kept.layers[at].keys.numel() + kept.layers[at].values.numel()
     with metered({}) as flops:
         head_of(model)(_empty(1, head, width))
     return total + flops["everything"], cache

@@ -1,0 +1,103 @@
+"""The arguments of a call of a decoder layer or of a whole model, as a forward pre-hook gets them.
+
+The key/value cache is found by its class and not by its name, which changes between releases of
+transformers: `past_key_values` up to 5.23, `cache` from 5.24 on. A cache that is missed would make
+each decoding step look like a new prompt, so what looks like a cache of another class is an error.
+
+    cache = find_cache("drop_vision", args, kwargs)          # in a hook: the Cache, or None
+    model(**inputs, **cache_argument(model, cache))          # in a call: by the callee's own name
+    cache = output_cache(model(**inputs, use_cache=True))
+"""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from functools import cache as cached
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
+
+from probe.errors import ProbeError
+
+CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past", "cache_params")
+
+
+def find_cache(called: str, args: Iterable[Any], kwargs: Mapping[str, Any]) -> Cache | None:
+    """The cache among the arguments of a call, None where there is none. Raises ProbeError for a
+    cache that is not a transformers `Cache`, such as the tuples of older releases.
+
+    >>> from transformers import DynamicCache
+    >>> find_cache("probe", (), {"use_cache": True, "any_name": DynamicCache()})
+    DynamicCache(layers=[])
+    >>> find_cache("drop_vision", (), {"past_key_values": ((), ())})
+    Traceback (most recent call last):
+    ...
+    probe.errors.ProbeError: drop_vision: expected a transformers Cache, got past_key_values of type tuple
+    """
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Cache):
+            return value
+    for name in CACHE_NAMES:
+        if kwargs.get(name) is not None:
+            kind = type(kwargs[name]).__name__
+            raise ProbeError(called, expected="a transformers Cache", got=f"{name} of type {kind}")
+    return None
+
+
+def output_cache(output: Any) -> Cache | None:
+    """The cache that a forward returns, None where it returns none."""
+    if isinstance(output, ModelOutput):
+        output = output.to_tuple()
+    values = output if isinstance(output, tuple) else ()
+    return next((value for value in values if isinstance(value, Cache)), None)
+
+
+def cache_argument(callee: nn.Module, cache: Cache | None) -> dict[str, Cache | None]:
+    """The cache as a keyword argument, by the name that the callee's signature gives it.
+
+    >>> class Layer(nn.Module):
+    ...     def forward(self, hidden_states, past_key_values=None): ...
+    >>> cache_argument(Layer(), None)
+    {'past_key_values': None}
+    """
+    return {_cache_name(type(callee)): cache}
+
+
+@cached
+def _cache_name(callee: type[nn.Module]) -> str:
+    parameters = inspect.signature(callee.forward).parameters
+    for name, parameter in parameters.items():
+        if name in CACHE_NAMES or "Cache" in str(parameter.annotation):
+            return name
+    raise ProbeError(
+        "probe", expected="a forward that takes a cache", got=f"{callee.__name__} without one"
+    )
+
+
+def without_cache(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same keyword arguments for a call that stores no keys and values."""
+    kept = {name: value for name, value in kwargs.items() if not isinstance(value, Cache)}
+    return kept | {"use_cache": False}
+
+
+def hidden_states(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+    """The hidden states that a layer is called with."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def replace_hidden_states(
+    args: tuple, kwargs: Mapping[str, Any], hidden: Tensor
+) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a layer with other hidden states, passed in the same way."""
+    if args:
+        return (hidden, *args[1:]), dict(kwargs)
+    return args, {**kwargs, "hidden_states": hidden}
+
+
+def by_name(callee: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """All arguments of a call of a model by their names."""
+    if not args:
+        return kwargs
+    names = list(inspect.signature(type(callee).forward).parameters)[1:]  # without self
+    return {**dict(zip(names, args, strict=False)), **kwargs}
