@@ -154,15 +154,15 @@ class SequenceTracker:
         if is_untouched():
             return
         cache = find_cache(self.called, args, kwargs)
-        kwargs = by_name(module, args, kwargs)
-        ids = kwargs.get("input_ids")
+        named = by_name(module, args, kwargs)
+        ids = named.get("input_ids")
         past = 0 if cache is None else int(cache.get_seq_length())
         if cache is None:
-            self._check_mask(ids, kwargs.get("attention_mask"))
+            self._check_mask(ids, named.get("attention_mask"))
         if past:
-            self.now = self._continued(cache, past, ids, kwargs.get("inputs_embeds"))
+            self.now = self._continued(cache, past, ids, named.get("inputs_embeds"))
         else:
-            self.now = self._prompt(ids, kwargs)
+            self.now = self._prompt(ids, named)
         self.check(self.now, cache)
 
     def _check_mask(self, ids: Tensor | None, mask: Any) -> None:
