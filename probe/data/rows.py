@@ -3,17 +3,18 @@
 A bad row is listed and left out; it never ends a run. A reader walks through the rows of a file and
 adds samples:
 
-    reading = Reading("pope", "random")
+    reader = RowReader("pope", "random")
     for number, line in lines(path):
-        with reading.row(path, number):          # a RowError raised inside becomes a Problem
+        with reader.row(path, number) as official:   # a RowError raised inside becomes a SkippedRow
             entry = json_line(line)
-            reading.add(Sample(identifier(entry, "question_id"), ...))
-    return reading.finish([path])
+            official.update(question_id=entry["question_id"])   # what an export needs in any case
+            reader.add(Sample(identifier(entry, "question_id"), ...))
+    return reader.finish([path])
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ class SkippedRow:
     row: int | str
     expected: str
     got: str
+    official: Mapping[str, Any] = field(default_factory=dict)
+    """What an export writes of it; empty where the row is no question of the benchmark."""
 
     def __str__(self) -> str:
         return f"{self.file}, row {self.row}: expected {self.expected}, got {self.got}"
@@ -54,6 +57,16 @@ class Benchmark:
     samples: tuple[Sample, ...]
     problems: tuple[SkippedRow, ...]
     files: tuple[Path, ...]
+    rows: tuple["Sample | SkippedRow", ...] = ()
+    """Every official row in the order of the files, those that could not be used included: what an
+    export writes. Empty where it equals `samples`."""
+    note: str = ""
+    """Which edition of the official files was read, where there are several."""
+
+    @property
+    def official_rows(self) -> tuple["Sample | SkippedRow", ...]:
+        """The rows that an official scorer expects an answer to, in its order."""
+        return self.rows or self.samples
 
     def limited(self, count: int) -> "Benchmark":
         """The first samples, at least `count` of them: units that are scored together stay
@@ -65,11 +78,11 @@ class Benchmark:
             if sample.meta["unit"] in units or len(kept) < count:
                 units.add(sample.meta["unit"])
                 kept.append(sample)
-        return Benchmark(self.name, self.split, tuple(kept), self.problems, self.files)
+        return replace(self, samples=tuple(kept), rows=tuple(kept))
 
 
 class RowError(Exception):
-    """One row cannot be used. Turned into a Problem by `Reading.row`; nobody else sees it."""
+    """One row cannot be used. `RowReader.row` turns it into a SkippedRow."""
 
     def __init__(self, expected: str, got: str):
         super().__init__(f"expected {expected}, got {got}")
@@ -77,20 +90,30 @@ class RowError(Exception):
 
 
 class RowReader:
-    """Samples and problems as they are collected."""
+    """Collects the samples of a split, and the rows that can't be used."""
 
     def __init__(self, name: str, split: str):
         self.name, self.split = name, split
         self.samples: dict[str, Sample] = {}
         self.problems: list[SkippedRow] = []
+        self.rows: list[Sample | SkippedRow] = []
 
     @contextmanager
-    def row(self, file: Path, row: int | str) -> Iterator[None]:
-        """A RowError raised inside is listed under this row of this file."""
+    def row(self, file: Path, row: int | str) -> Iterator[dict[str, Any]]:
+        """A RowError raised inside is listed under this row of this file.
+
+        Yields a dictionary for what the official file says of the row. It is filled before anything
+        can fail: a row that asks a question is exported, with an empty answer, even if it can't be
+        used.
+        """
+        official: dict[str, Any] = {}
         try:
-            yield
+            yield official
         except RowError as bad:
-            self.problems.append(SkippedRow(file.name, row, bad.expected, bad.got))
+            skipped = SkippedRow(file.name, row, bad.expected, bad.got, official)
+            self.problems.append(skipped)
+            if official:
+                self.rows.append(skipped)
 
     def repeated(self, file: Path, keys: set[str]) -> None:
         """Lists keys that a JSON object has more than once; the first of each was kept."""
@@ -103,14 +126,21 @@ class RowReader:
         if sample.id in self.samples:
             raise RowError("an id not used before", repr(sample.id))
         self.samples[sample.id] = sample
+        self.rows.append(sample)
 
-    def finish(self, files: Sequence[Path]) -> Benchmark:
+    def finish(self, files: Sequence[Path], note: str = "") -> Benchmark:
         """Raises ProbeError when the files had no rows at all."""
         if not self.samples and not self.problems:
             names = ", ".join(file.name for file in files)
             raise ProbeError(self.name, expected="at least one question", got=f"none in {names}")
         return Benchmark(
-            self.name, self.split, tuple(self.samples.values()), tuple(self.problems), tuple(files)
+            name=self.name,
+            split=self.split,
+            samples=tuple(self.samples.values()),
+            problems=tuple(self.problems),
+            files=tuple(files),
+            rows=tuple(self.rows),
+            note=note,
         )
 
 

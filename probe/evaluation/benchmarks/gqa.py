@@ -12,15 +12,19 @@ eval.py compares with `==`. No article, number or punctuation rule. Questions th
 are not asked.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from probe.data.files import DataFolder, json_object
 from probe.data.rows import Benchmark, RowReader, entry, identifier, question_text
 from probe.data.sample import Sample
-from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_json
+from probe.evaluation.benchmarks.answer_files import (
+    Answers,
+    Predictions,
+    Rows,
+    official_answers,
+    write_json,
+)
 from probe.evaluation.benchmarks.prompts import SINGLE_WORD
 
 HEADLINE = "accuracy"
@@ -31,15 +35,16 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads `<split>_questions.json` and finds each question's image. Raises ProbeError on an
     unreadable file.
     """
-    data, reading = DataFolder("gqa", folder), RowReader("gqa", split)
+    data, reader = DataFolder("gqa", folder), RowReader("gqa", split)
     file = data.find(f"{split}_questions.json", f"questions1.2/{split}_questions.json")
     questions, repeated = json_object("gqa", file)
-    reading.repeated(file, repeated)
+    reader.repeated(file, repeated)
     for key, row in questions.items():
-        with reading.row(file, key):
+        with reader.row(file, key) as official:
             if entry(row, "isBalanced", bool):
-                reading.add(_sample(data, key, row))
-    return reading.finish([file])
+                official.update(question_id=key)
+                reader.add(_sample(data, key, row))
+    return reader.finish([file])
 
 
 def _sample(data: DataFolder, key: str, row: Any) -> Sample:
@@ -74,31 +79,27 @@ def score(prediction: str, sample: Sample) -> float:
     return float(submitted(prediction) == sample.answer)
 
 
-def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
-    """Accuracy in percent: all, open and binary questions, and by structural and semantic type."""
-    pairs = answered(samples, predictions)
-    groups: dict[str, list[float]] = defaultdict(list)
-    for sample, text in pairs:
-        structural = sample.meta["structural"]
-        for group in (
-            "accuracy",
-            "open" if structural == "query" else "binary",
-            f"structural/{structural}",
-            f"semantic/{sample.meta['kind']}",
-        ):
-            groups[group].append(score(text, sample))
-    numbers = {name: percent(groups[name]) for name in ("accuracy", "open", "binary")}
-    return (
-        numbers | {name: percent(groups[name]) for name in sorted(groups)} | counted(samples, pairs)
-    )
+def summarise(rows: Rows, predictions: Predictions) -> dict[str, float]:
+    """Accuracy in percent: all, open and binary questions, and by structural and semantic type.
 
-
-def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
-    """Writes `testdev_balanced_predictions.json` for GQA's eval.py, which needs an answer to every
-    question.
+    GQA's eval.py stops where an answer is missing; `accuracy_missing_as_wrong` counts it as wrong.
     """
-    rows = [
-        {"questionId": sample.meta["question_id"], "prediction": submitted(text)}
-        for sample, text in answered(samples, predictions)
+    answers = Answers(rows, predictions, score)
+    return {
+        "accuracy": answers.percent(),
+        "open": answers.percent(lambda sample: sample.meta["structural"] == "query"),
+        "binary": answers.percent(lambda sample: sample.meta["structural"] != "query"),
+        "accuracy_missing_as_wrong": answers.missing_as_wrong(),
+        **answers.by("semantic"),
+        **answers.by("structural", "structural"),
+        **answers.counts(),
+    }
+
+
+def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
+    """Writes `testdev_balanced_predictions.json` for GQA's eval.py, which needs every question."""
+    submission = [
+        {"questionId": row["question_id"], "prediction": submitted(text)}
+        for row, text in official_answers(rows, predictions)
     ]
-    return write_json(rows, Path(folder) / "testdev_balanced_predictions.json")
+    return write_json(submission, Path(folder) / "testdev_balanced_predictions.json")

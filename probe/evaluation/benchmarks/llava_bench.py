@@ -9,8 +9,10 @@ and gives both a score of 1 to 10; `judged` reads what it writes, one line a que
 
     {"question_id": 0, "category": "llava_bench_conv", "content": "7 9\\n...", "tuple": [7.0, 9.0]}
 
-Rule: llava/eval/summarize_gpt_review.py, 100 x mean score of the model / mean score of GPT-4. We
-leave out reviews in which the judge gave no scores (-1), which the original averages in.
+Rule: llava/eval/summarize_gpt_review.py, 100 x mean score of the model / mean score of GPT-4, both
+rounded to three decimals first. We leave out reviews in which the judge gave no scores (-1), which
+the original averages in. The review script reads questions, answers and GPT-4's answers in parallel,
+by position, so every question is exported.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,30 +27,37 @@ from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, q
 from probe.data.sample import Sample
 from probe.errors import ProbeError, shown
 from probe.evaluation.benchmarks.answer_files import (
-    answered,
-    counted,
+    Answers,
+    Predictions,
+    Rows,
     weighted_percent,
     write_llava,
 )
 
 HEADLINE, LABEL = "relative", "score relative to GPT-4's (%)"
 SPLITS = ("all",)
+DECIMALS = 3  # to which summarize_gpt_review.py rounds the two means
 CATEGORIES = ("conv", "detail", "complex")
 Scores = Mapping[str, tuple[float, float]]  # question id -> GPT-4's score and the model's
 
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads `questions.jsonl`. Nothing is appended to the questions. Raises ProbeError."""
-    data, reading = DataFolder("llava_w", folder), RowReader("llava_w", split)
+    data, reader = DataFolder("llava_w", folder), RowReader("llava_w", split)
     file = data.find("questions.jsonl")
     for number, line in lines("llava_w", file):
-        with reading.row(file, number):
-            reading.add(_sample(data, json_line(line)))
-    return reading.finish([file])
+        with reader.row(file, number) as official:
+            official.update(question_id=number - 1)
+            row = json_line(line)
+            identifier(row, "question_id")
+            official.update(question_id=row["question_id"], prompt=str(row.get("text", "")))
+            reader.add(_sample(data, row))
+    return reader.finish([file])
 
 
 def _sample(data: DataFolder, row: Any) -> Sample:
-    key, image, kind = identifier(row, "question_id"), entry(row, "image"), entry(row, "category")
+    key = identifier(row, "question_id")
+    image, kind = entry(row, "image"), entry(row, "category")
     meta = {"question_id": row["question_id"], "unit": key, "image": image, "kind": kind}
     return Sample(key, data.image(f"images/{image}", image), question_text(row, "text"), meta=meta)
 
@@ -81,41 +90,43 @@ def _two_scores(given: list) -> tuple[float, float]:
 
 
 def summarise(
-    samples: Sequence[Sample], predictions: Mapping[str, str], scores: Scores | None = None
+    rows: Rows, predictions: Predictions, scores: Scores | None = None
 ) -> dict[str, float]:
     """The relative score in percent, all and by category; NaN without the judge's `scores`."""
-    pairs = answered(samples, predictions)
-    scored = [
-        (s.meta["kind"], scores[s.id])
-        for s, _ in pairs
-        if scores and s.id in scores and min(scores[s.id]) >= 0
+    answers, scores = Answers(rows, predictions, score), scores or {}
+    judged_pairs = [
+        (sample.meta["kind"], scores[sample.id])
+        for sample, _ in answers.pairs
+        if min(scores.get(sample.id, (-1,))) >= 0
     ]
-    numbers = {"relative": _relative([both for _, both in scored])}
+    numbers = {"relative": _relative([pair for _, pair in judged_pairs])}
     for category in CATEGORIES:
-        numbers[category] = _relative([both for kind, both in scored if kind == category])
-    return numbers | counted(samples, pairs) | {"unscored": float(len(pairs) - len(scored))}
+        numbers[category] = _relative([pair for kind, pair in judged_pairs if kind == category])
+    unscored = len(answers.pairs) - len(judged_pairs)
+    return numbers | answers.counts() | {"unscored": float(unscored)}
+
+
+def _relative(pairs: Sequence[tuple[float, float]]) -> float:
+    if not pairs:
+        return float("nan")
+    gpt4, model = np.mean(pairs, axis=0).round(DECIMALS)
+    return float(100 * model / gpt4)
 
 
 def weighted(
     about: Mapping[str, np.ndarray],
     correct: Float[np.ndarray, "sample case"],
-    times: Int[np.ndarray, "sample"],
-) -> Float[np.ndarray, "case"]:
-    """`HEADLINE` of each case when each sample counts so often; `about` has GPT-4's scores as
-    "reference".
+    times: Int[np.ndarray, " sample"],
+) -> Float[np.ndarray, " case"]:
+    """`HEADLINE` of each case when each sample counts `times` times; `about` has GPT-4's scores as
+    "reference". Both are fractions of the best mark, 10.
     """
-    known = ~np.isnan(correct)
-    gpt4 = weighted_percent(np.where(known, about["reference"], np.nan), times)
-    return 100 * weighted_percent(correct, times) / gpt4
+    scored = ~np.isnan(correct)
+    gpt4 = weighted_percent(np.where(scored, about["reference"], np.nan), times)
+    model = weighted_percent(correct, times)
+    return 100 * (model / 10).round(DECIMALS) / (gpt4 / 10).round(DECIMALS)
 
 
-def _relative(scored: Sequence[tuple[float, float]]) -> float:
-    if not scored:
-        return float("nan")
-    gpt4, model = np.mean(scored, axis=0)
-    return float(100 * model / gpt4)
-
-
-def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
+def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
     """Writes `llava_w.jsonl`, the second --answer-list of the judge."""
-    return write_llava(samples, predictions, Path(folder) / "llava_w.jsonl")
+    return write_llava(rows, predictions, Path(folder) / "llava_w.jsonl")

@@ -14,8 +14,9 @@ Rule: the mean over questions of the mean over the judge's runs, in percent; for
 the questions that need it, alone or with others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,14 @@ from probe.data.files import DataFolder, json_object
 from probe.data.rows import Benchmark, RowError, RowReader, entry, question_text
 from probe.data.sample import Sample
 from probe.errors import ProbeError, shown
-from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_json
+from probe.evaluation.benchmarks.answer_files import (
+    Answers,
+    Predictions,
+    Rows,
+    official_answers,
+    percent,
+    write_json,
+)
 
 HEADLINE, LABEL = "total", "judge's score (%)"
 SPLITS = ("all",)
@@ -32,30 +40,24 @@ ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads `mm-vet.json`. Nothing is appended to the questions. Raises ProbeError."""
-    data, reading = DataFolder("mm_vet", folder), RowReader("mm_vet", split)
+    data, reader = DataFolder("mm_vet", folder), RowReader("mm_vet", split)
     file = data.find("mm-vet.json")
     questions, repeated = json_object("mm_vet", file)
-    reading.repeated(file, repeated)
+    reader.repeated(file, repeated)
     for key, row in questions.items():
-        with reading.row(file, key):
-            image, abilities = (
-                entry(row, "imagename"),
-                tuple(map(str, entry(row, "capability", list))),
-            )
-            meta = {
-                "question_id": key,
-                "unit": key,
-                "image": image,
-                "kind": "+".join(abilities),
-                "abilities": abilities,
-            }
-            path = data.image(f"images/{image}")
-            reading.add(
-                Sample(
-                    key, path, question_text(row), answer=question_text(row, "answer"), meta=meta
-                )
-            )
-    return reading.finish([file])
+        with reader.row(file, key) as official:
+            official.update(question_id=key)
+            reader.add(_sample(data, key, row))
+    return reader.finish([file])
+
+
+def _sample(data: DataFolder, key: str, row: Any) -> Sample:
+    image = entry(row, "imagename")
+    abilities = tuple(map(str, entry(row, "capability", list)))
+    kinds = {"kind": "+".join(abilities), "abilities": abilities}
+    meta = {"question_id": key, "unit": key, "image": image, **kinds}
+    path = data.image(f"images/{image}")
+    return Sample(key, path, question_text(row), answer=question_text(row, "answer"), meta=meta)
 
 
 def score(prediction: str, sample: Sample) -> float:
@@ -86,22 +88,23 @@ def _mean_score(given: list) -> float:
 
 
 def summarise(
-    samples: Sequence[Sample],
-    predictions: Mapping[str, str],
-    scores: Mapping[str, float] | None = None,
+    rows: Rows, predictions: Predictions, scores: Mapping[str, float] | None = None
 ) -> dict[str, float]:
     """The total and each ability in percent; NaN without the judge's `scores`."""
-    pairs, scores = answered(samples, predictions), scores or {}
+    answers, scores = Answers(rows, predictions, score), scores or {}
     scored = [
-        (sample.meta["abilities"], scores[sample.id]) for sample, _ in pairs if sample.id in scores
+        (sample.meta["abilities"], scores[sample.id])
+        for sample, _ in answers.pairs
+        if sample.id in scores
     ]
     numbers = {"total": percent(points for _, points in scored)}
     for ability in ABILITIES:
         numbers[ability] = percent(points for needed, points in scored if ability in needed)
-    return numbers | counted(samples, pairs) | {"unscored": float(len(pairs) - len(scored))}
+    unscored = len(answers.pairs) - len(scored)
+    return numbers | answers.counts() | {"unscored": float(unscored)}
 
 
-def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
+def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
     """Writes `mm_vet.json` for the judge."""
-    rows = {sample.meta["question_id"]: text for sample, text in answered(samples, predictions)}
-    return write_json(rows, Path(folder) / "mm_vet.json")
+    answers = {row["question_id"]: text for row, text in official_answers(rows, predictions)}
+    return write_json(answers, Path(folder) / "mm_vet.json")

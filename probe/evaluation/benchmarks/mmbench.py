@@ -9,16 +9,19 @@ A tab separated table, `mmbench_dev_20230712.tsv`, here with the image cut short
 `image` is base64, or (64 characters or fewer) the index of the row that has it. The first option
 that is empty, nan or none ends the list. Rows with equal `index % 1,000,000` are one question.
 
-Rule, circular: a question counts only if every rotation is right. Vanilla: the unrotated rows
-alone. The letter is read as VLMEvalKit's vlmeval/utils/matching_util.py does without a language
-model: the one option letter that stands as a word of its own, else the one option whose text
-occurs, else none. LLaVA itself only writes the table for the server
+Rule, circular: a question counts as right only if every rotation is; one with a rotation that was
+not answered, or could not be read, is left out. Vanilla: the unrotated rows alone. The letter is
+read as VLMEvalKit's vlmeval/utils/matching_util.py does without a language model (`letter_of`), by
+the rule of 2024-03 or, by name, of 2026-06. LLaVA itself only writes the table for the server
 (llava/eval/model_vqa_mmbench.py, scripts/convert_mmbench_for_submission.py).
 """
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -27,10 +30,12 @@ from probe.data.files import DataFolder, table, whole_row
 from probe.data.image_cache import cache_folder, stored_image
 from probe.data.rows import Benchmark, RowError, RowReader, question_text
 from probe.data.sample import Sample
-from probe.errors import ProbeError, shown
+from probe.errors import ProbeError, one_of, shown
 from probe.evaluation.benchmarks.answer_files import (
-    answered,
-    counted,
+    Answers,
+    Predictions,
+    Rows,
+    official_answers,
     percent,
     weighted_percent,
     write_llava,
@@ -54,6 +59,15 @@ LONGEST_REFERENCE = 64  # characters; an image cell that is longer is an image
 MISSING = frozenset(
     {"", "#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "n/a", "null"}
 )
+RULES = ("2024-03", "2026-06")  # of VLMEvalKit; the first is the default
+REFUSALS = (
+    "Failed to obtain answer via API",
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+_STATED = re.compile(r"answer is \**([A-D])\**", re.IGNORECASE)
 NOT_IN_WORDS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 
 
@@ -61,16 +75,48 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads `<split>.tsv`. Chinese instructions where the split's name has "cn". Raises
     ProbeError.
     """
-    data, reading = DataFolder("mmbench", folder), RowReader("mmbench", split)
+    data, reader = DataFolder("mmbench", folder), RowReader("mmbench", split)
     file = data.find(f"{split}.tsv")
     images = _Images(file)
     suffix = OPTION_LETTER_CN if "_cn" in split.lower() else OPTION_LETTER
     for number, cells, row in table("mmbench", file, COLUMNS):
-        with reading.row(file, number):
+        with reader.row(file, number) as official:
+            official.update(question_id=row.get("index", f"row {number}"), question="", unit="")
             row = whole_row(cells, row)
             index = _index(row["index"])
-            reading.add(_sample(index, row, images.find(index, row["image"]), suffix))
-    return reading.finish([file])
+            official.update(_official(index, row))
+            reader.add(_sample(index, row, images.find(index, row["image"]), suffix))
+    return _with_rotations(reader.finish([file]))
+
+
+def _official(index: int, row: Mapping[str, str]) -> dict[str, Any]:
+    """What the official file says of a row, whether or not it can be used."""
+    answer = row.get("answer", "").strip()
+    return {
+        "question_id": index,
+        "unit": str(index % ROTATION),
+        "question": row["question"],
+        "choices": options_of(row),
+        "answer": None if missing(answer) else answer,
+    }
+
+
+def _with_rotations(benchmark: Benchmark) -> Benchmark:
+    """Each sample with the number of rotations that its question has in the file, as text in
+    `meta["rotations"]`: rows that could not be read count.
+    """
+    fields = [
+        row.meta if isinstance(row, Sample) else row.official for row in benchmark.official_rows
+    ]
+    counts = Counter(row["unit"] for row in fields)
+
+    def counted(sample: Sample) -> Sample:
+        rotations = str(counts[sample.meta["unit"]])
+        return replace(sample, meta={**sample.meta, "rotations": rotations})
+
+    rows = [counted(row) if isinstance(row, Sample) else row for row in benchmark.official_rows]
+    samples = tuple(row for row in rows if isinstance(row, Sample))
+    return replace(benchmark, samples=samples, rows=tuple(rows))
 
 
 class _Images:
@@ -154,103 +200,142 @@ def options_of(row: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(given[:end])
 
 
-def letter_of(prediction: str, options: Sequence[str]) -> str | None:
-    """The option that a text chooses, or None.
+def letter_of(prediction: str, options: Sequence[str], rule: str = RULES[0]) -> str | None:
+    """The option that a text chooses, or None. By the rule of 2024-03:
+
+    1. where exactly one option letter stands as a word of its own, it;
+    2. else, where the text of exactly one option occurs, its letter.
+
+    That of 2026-06 takes the letter only among the last four words, then looks for "answer is X",
+    and reads options' texts only in an answer of at most twice their length together.
 
     >>> letter_of("(B).", ("left", "right")), letter_of("It is on the right", ("left", "right"))
     ('B', 'B')
     >>> letter_of("left or right", ("left", "right")), letter_of("C", ("left", "right"))
     (None, None)
+    >>> bus = "A picture of a blue bus, C", ("a red car", "a blue bus", "two dogs")
+    >>> letter_of(*bus)  # two letters, so the text decides
+    'B'
+    >>> long = "B, because the animal on the left of the picture barks", ("a cat", "a dog")
+    >>> letter_of(*long), letter_of(*long, rule="2026-06")
+    ('B', None)
     """
-    words = prediction.strip().translate(NOT_IN_WORDS).split()
+    one_of("mmbench", "a rule of", rule, RULES)
+    newer = rule == "2026-06"
+    if any(refusal in prediction for refusal in REFUSALS):
+        return None
     letters = LETTERS[: len(options)]
+    words = prediction.strip().translate(NOT_IN_WORDS).split()
     named = [letter for letter in letters if letter in words]
-    if not named:
-        text = prediction.lower()
-        named = [
-            letter
-            for letter, option in zip(letters, options, strict=True)
-            if option.lower() in text
-        ]
-    return named[0] if len(named) == 1 else None
+    if len(named) == 1 and (not newer or words.index(named[0]) > len(words) - 5):
+        return named[0]
+    if not named and "Z" in words:  # the original's own letter for "none of them"
+        return None
+    stated = _STATED.search(prediction) if newer else None
+    if stated and stated[1].upper() in letters:
+        return stated[1].upper()
+    if newer and len(prediction) > 2 * sum(map(len, options)):
+        return None
+    text = prediction.lower()
+    spelled = [
+        letter for letter, option in zip(letters, options, strict=True) if option.lower() in text
+    ]
+    return spelled[0] if len(spelled) == 1 else None
 
 
-def score(prediction: str, sample: Sample) -> float:
+def score(prediction: str, sample: Sample, rule: str = RULES[0]) -> float:
     """1 where the chosen letter is the answer, of this rotation alone; NaN where the file has no
     answers.
     """
     if sample.answer is None:
         return float("nan")
-    return float(letter_of(prediction, sample.choices) == sample.answer)
+    return float(letter_of(prediction, sample.choices, rule) == sample.answer)
 
 
-def circular(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
-    """For each question (its base index): 1 if all rotations that were read are right.
+def circular(rows: Rows, predictions: Predictions, rule: str = RULES[0]) -> dict[str, float]:
+    """For each question (its base index): 1 if all its rotations are right, else 0.
 
-    A question with a rotation that was not answered is left out.
+    A question with a rotation that was not answered, or could not be read, is left out.
     """
     scores: dict[str, list[float]] = defaultdict(list)
-    for sample in samples:
-        text = predictions.get(sample.id)
-        scores[sample.meta["unit"]].append(float("nan") if text is None else score(text, sample))
+    rotations: dict[str, int] = {}
+    for sample in rows:
+        if isinstance(sample, Sample):
+            unit, text = sample.meta["unit"], predictions.get(sample.id)
+            scores[unit].append(float("nan") if text is None else score(text, sample, rule))
+            rotations[unit] = int(sample.meta.get("rotations", 0))
     return {
         unit: float(min(hits))
         for unit, hits in scores.items()
-        if not any(hit != hit for hit in hits)
+        if len(hits) >= rotations[unit] and not np.isnan(hits).any()
     }
 
 
 def weighted(
     about: Mapping[str, np.ndarray],
     correct: Float[np.ndarray, "sample case"],
-    times: Int[np.ndarray, "sample"],
-) -> Float[np.ndarray, "case"]:
-    """`HEADLINE` of each case when each question counts so often: its rotations show one image."""
-    _, first, unit = np.unique(about["unit"], return_index=True, return_inverse=True)
+    times: Int[np.ndarray, " sample"],
+) -> Float[np.ndarray, " case"]:
+    """`HEADLINE` of each case when each question counts `times` times: its rotations show one
+    image.
+    """
+    _, first, unit, size = np.unique(
+        about["unit"], return_index=True, return_inverse=True, return_counts=True
+    )
     right = np.ones((len(first), correct.shape[1]))
     np.minimum.at(right, unit, correct)  # with a rotation that has no score, NaN: left out
+    if "rotations" in about:
+        expected = about["rotations"][first].astype(int)
+        right[size < expected] = np.nan
     return weighted_percent(right, times[first])
 
 
-def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
-    """Circular and vanilla accuracy in percent, and circular accuracy by category."""
-    pairs, hits = answered(samples, predictions), circular(samples, predictions)
-    kinds: dict[str, list[float]] = defaultdict(list)
-    for unit, kind in {sample.meta["unit"]: sample.meta["kind"] for sample in samples}.items():
-        kinds[f"circular/{kind}"] += [hits[unit]] if unit in hits else []
-    return (
-        {
-            "circular": percent(hits.values()),
-            "vanilla": percent(
-                score(text, sample) for sample, text in pairs if sample.meta["base"]
-            ),
-        }
-        | {kind: percent(kinds[kind]) for kind in sorted(kinds)}
-        | counted(samples, pairs)
-    )
-
-
-def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
-    """Writes the server's `mmbench.xlsx`, and LLaVA's answers beside it. Raises ProbeError without
-    openpyxl.
+def summarise(rows: Rows, predictions: Predictions) -> dict[str, float]:
+    """Circular and vanilla accuracy in percent, circular accuracy by category and by the newer rule,
+    and how many answers choose no option.
     """
-    lines = write_llava(samples, predictions, Path(folder) / "mmbench.jsonl")
+    answers = Answers(rows, predictions, score)
+    hits = circular(rows, predictions)
+    newer = circular(rows, predictions, RULES[1])
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for unit, kind in {s.meta["unit"]: s.meta["kind"] for s in answers.samples}.items():
+        kinds[f"circular/{kind}"] += [hits[unit]] if unit in hits else []
+    return {
+        "circular": percent(hits.values()),
+        "vanilla": answers.percent(lambda sample: sample.meta["base"]),
+        f"circular_by_rule_{RULES[1]}": percent(newer.values()),
+        **{kind: percent(kinds[kind]) for kind in sorted(kinds)},
+        **answers.counts(),
+        "no_letter": answers.count(lambda text, s: letter_of(text, s.choices) is None),
+    }
+
+
+def check_export() -> None:
+    """Raises ProbeError without openpyxl, which the server's table is written with."""
     try:
-        from openpyxl import Workbook  # pyright: ignore
+        import openpyxl  # noqa: F401  # pyright: ignore
     except ImportError:
         raise ProbeError(
             "mmbench.export",
             expected="openpyxl, to write the server's .xlsx",
             got="no such package",
-            fix=f"pip install openpyxl; the answers are in {lines}",
+            fix="pip install openpyxl",
         ) from None
+
+
+def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
+    """Writes the server's `mmbench.xlsx`, and LLaVA's answer file. Raises ProbeError without
+    openpyxl.
+    """
+    answer_file = write_llava(rows, predictions, Path(folder) / "mmbench.jsonl")
+    check_export()
+    from openpyxl import Workbook  # pyright: ignore
+
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
     sheet.append(["index", "question", *LETTERS, "prediction", "answer"])
-    for sample, text in answered(samples, predictions):
-        options = [*sample.choices, *[None] * (len(LETTERS) - len(sample.choices))]
-        sheet.append(
-            [sample.meta["question_id"], sample.meta["question"], *options, text, sample.answer]
-        )
-    book.save(lines.with_suffix(".xlsx"))
-    return lines.with_suffix(".xlsx")
+    for row, text in official_answers(rows, predictions):
+        options = [*row["choices"], *[None] * (len(LETTERS) - len(row["choices"]))]
+        sheet.append([row["question_id"], row["question"], *options, text, row["answer"]])
+    book.save(answer_file.with_suffix(".xlsx"))
+    return answer_file.with_suffix(".xlsx")

@@ -16,7 +16,7 @@ print perception.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,16 @@ from jaxtyping import Float, Int
 from probe.data.files import DataFolder, lines
 from probe.data.rows import Benchmark, RowError, RowReader
 from probe.data.sample import Sample
-from probe.errors import ProbeError, shown
-from probe.evaluation.benchmarks.answer_files import answered, counted, percent, weighted_percent
+from probe.errors import ProbeError, one_of, shown
+from probe.evaluation.benchmarks.answer_files import (
+    Answers,
+    Predictions,
+    Rows,
+    official_answers,
+    percent,
+    weighted_percent,
+    write_text,
+)
 from probe.evaluation.benchmarks.prompts import SINGLE_WORD
 
 HEADLINE, LABEL, TOP = "perception", "perception (points of 2000)", 2000
@@ -53,9 +61,8 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads the categories that are there. Raises ProbeError when none is, or on a name that is no
     split.
     """
-    if split not in SPLITS:
-        raise ProbeError("mme", expected=f"a split among {', '.join(SPLITS)}", got=repr(split))
-    data, reading = DataFolder("mme", folder), RowReader("mme", split)
+    one_of("mme", "a split among", split, SPLITS)
+    data, reader = DataFolder("mme", folder), RowReader("mme", split)
     files = [file for name in CATEGORIES[split] for file in _files(data.root / name)]
     if not files:
         raise ProbeError(
@@ -65,9 +72,11 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
         )
     for file in files:
         for number, line in lines("mme", file):
-            with reading.row(file, number):
-                reading.add(_sample(data, file, line, number))
-    return reading.finish(files)
+            with reader.row(file, number) as official:
+                cells = line.decode("utf-8", "replace").strip().split("\t")
+                official.update(_official(data, file, cells))
+                reader.add(_sample(data, file, cells, number))
+    return reader.finish(files)
 
 
 def _files(category: Path) -> list[Path]:
@@ -75,8 +84,14 @@ def _files(category: Path) -> list[Path]:
     return sorted((folder if folder.is_dir() else category).glob("*.txt"))
 
 
-def _sample(data: DataFolder, file: Path, line: bytes, number: int) -> Sample:
-    cells = line.decode("utf-8", "replace").strip().split("\t")
+def _official(data: DataFolder, file: Path, cells: list[str]) -> dict[str, str]:
+    """What the official file says of a row: the columns of calculation.py, and the category."""
+    category = file.relative_to(data.root).parts[0]
+    question, label = [*cells, ""][:2]
+    return {"kind": category, "file": file.name, "question": question, "label": label.strip()}
+
+
+def _sample(data: DataFolder, file: Path, cells: list[str], number: int) -> Sample:
     if len(cells) != 2 or cells[1].strip().lower() not in ("yes", "no"):
         raise RowError("a question, a tab, and Yes or No", shown("\t".join(cells)))
     inside = file.relative_to(data.root)
@@ -84,15 +99,7 @@ def _sample(data: DataFolder, file: Path, line: bytes, number: int) -> Sample:
     images = f"{category}/images" if inside.parent.name == "questions_answers_YN" else category
     path = data.image(*(f"{images}/{file.stem}{suffix}" for suffix in (".jpg", ".png", ".jpeg")))
     name = f"{images}/{path.name}"
-    meta = {
-        "question_id": name,
-        "unit": name,
-        "image": name,
-        "kind": category,
-        "file": file.name,
-        "question": cells[0],
-        "label": cells[1].strip(),
-    }
+    meta = {"question_id": name, "unit": name, "image": name, **_official(data, file, cells)}
     question = cells[0].replace(THEIR_INSTRUCTION, "").strip() + SINGLE_WORD
     return Sample(f"{name}/{number}", path, question, ("yes", "no"), cells[1].strip().lower(), meta)
 
@@ -112,67 +119,65 @@ def score(prediction: str, sample: Sample) -> float:
     return float(reading_of(prediction) == sample.answer)
 
 
-def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
+def summarise(rows: Rows, predictions: Predictions) -> dict[str, float]:
     """Points: perception (of 2000), cognition (of 800), and each category (of 200), its acc and
-    acc_plus.
+    acc_plus; and how many answers are neither yes nor no.
 
     A category that was not read at all is NaN, and with it the sum it belongs to.
     """
+    answers = Answers(rows, predictions, score)
     numbers: dict[str, float] = {}
     for name in PERCEPTION + COGNITION:
-        acc, plus = _category(
-            [sample for sample in samples if sample.meta["kind"] == name], predictions
-        )
+        acc, plus = _category(answers, name)
         numbers |= {name: acc + plus, f"{name}/acc": acc, f"{name}/acc_plus": plus}
     sums = {
         split: sum(numbers[name] for name in CATEGORIES[split])
         for split in ("perception", "cognition")
     }
-    return sums | numbers | counted(samples, answered(samples, predictions))
+    neither = answers.count(lambda text, sample: reading_of(text) == "other")
+    return sums | numbers | answers.counts() | {"neither_yes_nor_no": neither}
 
 
-def _category(samples: Sequence[Sample], predictions: Mapping[str, str]) -> tuple[float, float]:
+def _category(answers: Answers, name: str) -> tuple[float, float]:
     """acc and acc_plus. An image without both of its questions and answers counts for acc alone."""
-    scores: dict[str, list[float]] = defaultdict(list)
-    for sample, text in answered(samples, predictions):
-        scores[sample.meta["unit"]].append(score(text, sample))
-    pairs = [all(hits) for hits in scores.values() if len(hits) == QUESTIONS_A_IMAGE]
-    return percent(hit for hits in scores.values() for hit in hits), percent(pairs)
+    hits: dict[str, list[float]] = defaultdict(list)
+    for (sample, _), hit in zip(answers.pairs, answers.scores, strict=True):
+        if sample.meta["kind"] == name:
+            hits[sample.meta["unit"]].append(hit)
+    both_right = [all(pair) for pair in hits.values() if len(pair) == QUESTIONS_A_IMAGE]
+    return percent(hit for pair in hits.values() for hit in pair), percent(both_right)
 
 
 def weighted(
     about: Mapping[str, np.ndarray],
     correct: Float[np.ndarray, "sample case"],
-    times: Int[np.ndarray, "sample"],
-) -> Float[np.ndarray, "case"]:
-    """`HEADLINE` of each case when each sample counts so often, an image's two questions
+    times: Int[np.ndarray, " sample"],
+) -> Float[np.ndarray, " case"]:
+    """`HEADLINE` of each case when each sample counts `times` times, an image's two questions
     equally.
     """
     total = np.zeros(correct.shape[1])
     for name in PERCEPTION:
-        here = about["kind"] == name
+        rows = about["kind"] == name
         _, first, pair, size = np.unique(
-            about["unit"][here], return_index=True, return_inverse=True, return_counts=True
+            about["unit"][rows], return_index=True, return_inverse=True, return_counts=True
         )
         right = np.ones((len(first), correct.shape[1]))
-        np.minimum.at(right, pair, correct[here])
-        whole = np.where(size == QUESTIONS_A_IMAGE, times[here][first], 0)
-        total += weighted_percent(correct[here], times[here]) + weighted_percent(right, whole)
+        np.minimum.at(right, pair, correct[rows])
+        whole = np.where(size == QUESTIONS_A_IMAGE, times[rows][first], 0)
+        total += weighted_percent(correct[rows], times[rows]) + weighted_percent(right, whole)
     return total
 
 
-def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
+def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
     """Writes a `<category>.txt` each (file, question, label, answer) into `mme/`: calculation.py's
-    --results_dir.
+    --results_dir. It pairs neighbouring lines, so every official row has one.
     """
+    categories: dict[str, list[str]] = defaultdict(list)
+    for row, text in official_answers(rows, predictions):
+        cells = (row["file"], row["question"], row["label"], " ".join(text.split()))
+        categories[row["kind"]].append("\t".join(cells) + "\n")
     out = Path(folder) / "mme"
-    out.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list[str]] = defaultdict(list)
-    for sample, text in answered(samples, predictions):
-        meta = sample.meta
-        rows[meta["kind"]].append(
-            "\t".join((meta["file"], meta["question"], meta["label"], " ".join(text.split())))
-        )
-    for category, written in rows.items():
-        (out / f"{category}.txt").write_text("\n".join(written) + "\n", encoding="utf-8")
+    for category, written in categories.items():
+        write_text("".join(written), out / f"{category}.txt")
     return out

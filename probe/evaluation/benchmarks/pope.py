@@ -1,5 +1,5 @@
-"""POPE: does the model see things that are not there? Three sets of 3,000 yes-or-no questions about
-COCO images.
+"""POPE: does the model see things that are not there? Three sets of yes-or-no questions about COCO
+images.
 
 `coco_pope_{random,popular,adversarial}.json` (JSON lines), images in `val2014/`; one line:
 
@@ -8,7 +8,12 @@ COCO images.
 
 Rule: LLaVA's llava/eval/eval_pope.py. Of the text up to the first full stop, commas dropped: "No",
 "no" or "not" as a word between spaces means no, anything else yes. Accuracy, precision, recall, F1
-and the share of yes in each set; papers print the mean F1 of the three.
+and the share of yes in each set; papers print the mean F1 of the three. The script joins answers to
+labels by position within a set.
+
+Papers use the files of POPE's commit e3e3926 (2,910 random questions, and "imange" for "image" in
+some); today's repository has 3,000 in each set. Both are read, and `Benchmark.note` says which it
+was: their numbers are not comparable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,28 +26,56 @@ from jaxtyping import Float, Int
 from probe.data.files import DataFolder, json_line, lines
 from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text
 from probe.data.sample import Sample
-from probe.errors import ProbeError, shown
-from probe.evaluation.benchmarks.answer_files import answered, counted, write_lines, write_llava
+from probe.errors import one_of, shown
+from probe.evaluation.benchmarks.answer_files import (
+    Answers,
+    Predictions,
+    Rows,
+    official_answers,
+    write_lines,
+    write_llava,
+)
 from probe.evaluation.benchmarks.prompts import SINGLE_WORD
 
 HEADLINE, LABEL = "f1", "F1 (%)"
 SETS = ("random", "popular", "adversarial")
 SPLITS = ("all", *SETS)
 LABELS = ("yes", "no")
+EDITIONS = {
+    2910: "the files of commit e3e3926, which papers use (2,910 random questions)",
+    3000: "today's files (3,000 random questions): not comparable with the 2,910 of papers",
+}
+NUMBERS = ("f1", "accuracy", "precision", "recall", "yes")
+NEGATIONS = frozenset({"No", "no", "not"})
 
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads one set or all three. Raises ProbeError."""
-    if split not in SPLITS:
-        raise ProbeError("pope", expected=f"a split among {', '.join(SPLITS)}", got=repr(split))
-    data, reading = DataFolder("pope", folder), RowReader("pope", split)
+    one_of("pope", "a split among", split, SPLITS)
+    data, reader = DataFolder("pope", folder), RowReader("pope", split)
     names = {name: f"coco_pope_{name}.json" for name in (SETS if split == "all" else (split,))}
     files = {name: data.find(file, f"coco/{file}") for name, file in names.items()}
     for name, file in files.items():
         for number, line in lines("pope", file):
-            with reading.row(file, number):
-                reading.add(_sample(data, name, json_line(line)))
-    return reading.finish(list(files.values()))
+            with reader.row(file, number) as official:
+                official.update(question_id=f"{name}/{number}", image="", kind=name)
+                row = json_line(line)
+                official.update(_official(name, row))
+                reader.add(_sample(data, name, row))
+    return reader.finish(list(files.values()), _edition(reader.rows))
+
+
+def _official(name: str, row: Any) -> dict[str, Any]:
+    """What the official file says of a row, whether or not it can be used."""
+    key = f"{name}/{identifier(row, 'question_id')}"  # each set counts from 1
+    image, text = str(row.get("image", "")), str(row.get("text", ""))
+    return {"question_id": key, "image": image, "prompt": text + SINGLE_WORD}
+
+
+def _edition(rows: Rows) -> str:
+    """Which of the two editions was read; "" where it is neither, or the random set was not read."""
+    kinds = [row.meta["kind"] if isinstance(row, Sample) else row.official["kind"] for row in rows]
+    return EDITIONS.get(kinds.count("random"), "")
 
 
 def _sample(data: DataFolder, name: str, row: Any) -> Sample:
@@ -67,8 +100,9 @@ def reading_of(prediction: str) -> str:
     >>> [reading_of(text) for text in ("No, there is none.", "Yes. No dog though.", "nothing", "NO")]
     ['no', 'yes', 'yes', 'yes']
     """
-    words = prediction.strip().split(".")[0].replace(",", "").split(" ")
-    return "no" if {"No", "no", "not"} & set(words) else "yes"
+    sentence = prediction.strip().split(".")[0]
+    words = sentence.replace(",", "").split(" ")
+    return "yes" if NEGATIONS.isdisjoint(words) else "no"
 
 
 def score(prediction: str, sample: Sample) -> float:
@@ -76,83 +110,74 @@ def score(prediction: str, sample: Sample) -> float:
     return float(reading_of(prediction) == sample.answer)
 
 
-def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
+def summarise(rows: Rows, predictions: Predictions) -> dict[str, float]:
     """Five numbers in percent for each set that was asked (`random/f1`, ...), and their means over
     the sets.
     """
-    pairs = answered(samples, predictions)
-    by_set = {
-        name: _numbers([pair for pair in pairs if pair[0].meta["kind"] == name]) for name in SETS
-    }
-    asked = {name: numbers for name, numbers in by_set.items() if numbers}
+    answers = Answers(rows, predictions, score)
+    sets = {name: [pair for pair in answers.pairs if pair[0].meta["kind"] == name] for name in SETS}
+    by_set = {name: _numbers(pairs) for name, pairs in sets.items() if pairs}
     means = {
-        name: float(np.mean([numbers[name] for numbers in asked.values()]))
-        for name in _numbers(pairs)
+        name: float(np.mean([numbers[name] for numbers in by_set.values()]))
+        for name in NUMBERS
+        if by_set
     }
-    detail = {
-        f"{name}/{what}": value
-        for name, numbers in asked.items()
-        for what, value in numbers.items()
-    }
-    return means | detail | counted(samples, pairs)
+    detail = {f"{s}/{name}": number for s in by_set for name, number in by_set[s].items()}
+    return means | detail | answers.counts()
 
 
 def _numbers(pairs: Sequence[tuple[Sample, str]]) -> dict[str, float]:
-    if not pairs:
-        return {}
-    said = np.array([reading_of(text) == "yes" for _, text in pairs])
+    predicted = np.array([reading_of(text) == "yes" for _, text in pairs])
     true = np.array([sample.answer == "yes" for sample, _ in pairs])
-    hits, wrong = int((said & true).sum()), int((said != true).sum())
-    return {
-        "f1": _share(2 * hits, 2 * hits + wrong),
-        "accuracy": _share(len(pairs) - wrong, len(pairs)),
-        "precision": _share(hits, int(said.sum())),
-        "recall": _share(hits, int(true.sum())),
-        "yes": _share(int(said.sum()), len(pairs)),
-    }
-
-
-def weighted(
-    about: Mapping[str, np.ndarray],
-    correct: Float[np.ndarray, "sample case"],
-    times: Int[np.ndarray, "sample"],
-) -> Float[np.ndarray, "case"]:
-    """`HEADLINE` of each case when each sample counts so often: what was said follows from what is
-    right.
-    """
-    yes, f1 = about["gold"] == "yes", []
-    for name in SETS:
-        here = np.where(about["kind"] == name, times, 0)
-        hits, wrong = (here * yes) @ (correct == 1), here @ (correct == 0)
-        if here.any():
-            f1.append(
-                100
-                * np.divide(
-                    2 * hits,
-                    2 * hits + wrong,
-                    out=np.full(hits.shape, np.nan),
-                    where=hits + wrong > 0,
-                )
-            )
-    return np.mean(f1, axis=0)
+    hits, wrong = int((predicted & true).sum()), int((predicted != true).sum())
+    shares = (
+        _share(2 * hits, 2 * hits + wrong),
+        _share(len(pairs) - wrong, len(pairs)),
+        _share(hits, int(predicted.sum())),
+        _share(hits, int(true.sum())),
+        _share(int(predicted.sum()), len(pairs)),
+    )
+    return dict(zip(NUMBERS, shares, strict=True))
 
 
 def _share(part: int, whole: int) -> float:
     return float(100 * part / whole) if whole else float("nan")
 
 
-def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
+def weighted(
+    about: Mapping[str, np.ndarray],
+    correct: Float[np.ndarray, "sample case"],
+    times: Int[np.ndarray, " sample"],
+) -> Float[np.ndarray, " case"]:
+    """`HEADLINE` of each case when each sample counts `times` times: what was answered follows from
+    what is right.
+    """
+    is_yes = about["gold"] == "yes"
+    scores = []
+    for name in SETS:
+        counts = np.where(about["kind"] == name, times, 0)
+        if not counts.any():
+            continue
+        hits = (counts * is_yes) @ (correct == 1)
+        wrong = counts @ (correct == 0)
+        nothing = np.full(hits.shape, np.nan)
+        f1 = np.divide(2 * hits, 2 * hits + wrong, out=nothing, where=hits + wrong > 0)
+        scores.append(100 * f1)
+    return np.mean(scores, axis=0)
+
+
+def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
     """Writes `pope.jsonl` (--result-file of eval_pope.py) and `pope_questions.jsonl`
     (--question-file).
     """
-    asked = (
+    questions = (
         {
-            "question_id": s.meta["question_id"],
-            "image": s.meta["image"],
-            "text": s.question,
-            "category": s.meta["kind"],
+            "question_id": row["question_id"],
+            "image": row["image"],
+            "text": row["prompt"],
+            "category": row["kind"],
         }
-        for s in samples
+        for row, _ in official_answers(rows, predictions)
     )
-    write_lines(asked, Path(folder) / "pope_questions.jsonl")
-    return write_llava(samples, predictions, Path(folder) / "pope.jsonl")
+    write_lines(questions, Path(folder) / "pope_questions.jsonl")
+    return write_llava(rows, predictions, Path(folder) / "pope.jsonl")

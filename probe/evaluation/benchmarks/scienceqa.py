@@ -12,19 +12,26 @@ same way: the hint as "Context: ...", the question, one lettered option a line.
 
 Rule: LLaVA's llava/eval/eval_science_qa.py. The text is one letter, or starts with "X. ", or says
 "The answer is X." exactly once; else it is wrong. A letter beyond the options is wrong. Papers
-print the accuracy over questions with an image.
+print the accuracy over questions with an image. The script counts a missing answer as wrong.
+LLaVA-Mini's own scripts feed each image twice; ours is fed once.
 """
 
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from probe.data.files import DataFolder, json_list, json_object
 from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text
 from probe.data.sample import Sample
-from probe.errors import ProbeError, shown
-from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_llava
+from probe.errors import one_of, shown
+from probe.evaluation.benchmarks.answer_files import (
+    Answers,
+    Predictions,
+    Rows,
+    llava_line,
+    official_answers,
+    write_lines,
+)
 from probe.evaluation.benchmarks.prompts import LETTERS, OPTION_LETTER, multiple_choice
 
 HEADLINE = "image_accuracy"
@@ -34,29 +41,28 @@ _SAID = re.compile(r"The answer is ([A-Z]).")  # the original's last full stop t
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads the problems of a split. Raises ProbeError."""
-    data, reading = DataFolder("scienceqa", folder), RowReader("scienceqa", split)
+    data, reader = DataFolder("scienceqa", folder), RowReader("scienceqa", split)
     file, splits_file = data.find("problems.json"), data.find("pid_splits.json")
     prompts_file = data.look(f"llava_{split}_CQM-A.json")
     problems, repeated = json_object("scienceqa", file)
-    reading.repeated(file, repeated)
+    reader.repeated(file, repeated)
     splits, _ = json_object("scienceqa", splits_file)
-    if not isinstance(splits.get(split), list):
-        raise ProbeError(
-            "scienceqa", expected=f"a split among {', '.join(splits)}", got=repr(split)
-        )
-    prompts = _llava_prompts(reading, prompts_file) if prompts_file else {}
+    there = [name for name, ids in splits.items() if isinstance(ids, list)]
+    one_of("scienceqa", "a split among", split, there)
+    prompts = _llava_prompts(reader, prompts_file) if prompts_file else {}
     for key in map(str, splits[split]):
-        with reading.row(file, key):
+        with reader.row(file, key) as official:
+            official.update(question_id=key)
             if key not in problems:
                 raise RowError(f"a problem for the id in {splits_file.name}", "none")
-            reading.add(_sample(data, key, problems[key], prompts.get(key)))
-    return reading.finish([path for path in (file, splits_file, prompts_file) if path])
+            reader.add(_sample(data, key, problems[key], prompts.get(key)))
+    return reader.finish([path for path in (file, splits_file, prompts_file) if path])
 
 
-def _llava_prompts(reading: RowReader, file: Path) -> dict[str, str]:
+def _llava_prompts(reader: RowReader, file: Path) -> dict[str, str]:
     prompts = {}
     for number, row in enumerate(json_list("scienceqa", file), 1):
-        with reading.row(file, number):
+        with reader.row(file, number):
             turns = entry(row, "conversations", list)
             if not turns:
                 raise RowError("'conversations': a question", "an empty list")
@@ -110,34 +116,30 @@ def score(prediction: str, sample: Sample) -> float:
     return float(letter_of(prediction) == sample.answer)
 
 
-def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
-    """Accuracy in percent: all questions, those with and without an image, and by subject."""
-    pairs = answered(samples, predictions)
-    numbers = {
-        "image_accuracy": percent(score(text, s) for s, text in pairs if s.images),
-        "text_accuracy": percent(score(text, s) for s, text in pairs if not s.images),
-        "accuracy": percent(score(text, s) for s, text in pairs),
-    }
-    for kind in sorted({sample.meta["kind"] for sample in samples}):
-        numbers[f"subject/{kind}"] = percent(
-            score(text, s) for s, text in pairs if s.meta["kind"] == kind
-        )
-    return numbers | counted(samples, pairs)
-
-
-def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
-    """Writes `scienceqa.jsonl`, the --result-file of eval_science_qa.py, which finds images by
-    <image>.
+def summarise(rows: Rows, predictions: Predictions) -> dict[str, float]:
+    """Accuracy in percent: questions with an image, without one, all, and by subject; the same with
+    missing answers as wrong, as the official script counts; and how many answers name no letter.
     """
-    marked = [
-        Sample(
-            s.id,
-            s.image,
-            f"<image>\n{s.question}" if s.images else s.question,
-            s.choices,
-            s.answer,
-            s.meta,
-        )
-        for s in samples
-    ]
-    return write_llava(marked, predictions, Path(folder) / "scienceqa.jsonl")
+    answers = Answers(rows, predictions, score)
+    return {
+        "image_accuracy": answers.percent(lambda sample: bool(sample.images)),
+        "text_accuracy": answers.percent(lambda sample: not sample.images),
+        "accuracy": answers.percent(),
+        "image_accuracy_missing_as_wrong": answers.missing_as_wrong(lambda s: bool(s.images)),
+        "accuracy_missing_as_wrong": answers.missing_as_wrong(),
+        **answers.by("subject"),
+        **answers.counts(),
+        "no_letter": answers.count(lambda text, sample: letter_of(text) is None),
+    }
+
+
+def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
+    """Writes `scienceqa.jsonl`, the --result-file of eval_science_qa.py, which finds questions with
+    an image by <image> in their prompt.
+    """
+    with_image = {row.id for row in rows if isinstance(row, Sample) and row.images}
+    answers = []
+    for row, text in official_answers(rows, predictions):
+        prompt = f"<image>\n{row['prompt']}" if row["answer_id"] in with_image else row["prompt"]
+        answers.append(llava_line({**row, "prompt": prompt}, text))
+    return write_lines(answers, Path(folder) / "scienceqa.jsonl")

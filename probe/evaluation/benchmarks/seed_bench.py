@@ -9,19 +9,24 @@
       "data_type": "image", "data_id": "1454426_2591111986", "question_type_id": 5}, ...],
      "question_type": {"Instances Counting": 5, ...}}
 
-Rule: LLaVA's scripts/convert_seed_for_submission.py, text equals letter. lmms-eval takes the first
-character instead; both are reported.
+Rule: LLaVA's scripts/convert_seed_for_submission.py, text equals letter, a missing answer is wrong.
+lmms-eval takes the first character instead, in upper or lower case; both are reported.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from probe.data.files import DataFolder, read_json
 from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text
 from probe.data.sample import Sample
-from probe.errors import ProbeError, shown
-from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_lines
+from probe.errors import ProbeError, one_of, shown
+from probe.evaluation.benchmarks.answer_files import (
+    Answers,
+    Predictions,
+    Rows,
+    official_answers,
+    write_lines,
+)
 from probe.evaluation.benchmarks.prompts import multiple_choice
 
 HEADLINE = "accuracy"
@@ -31,9 +36,8 @@ LETTERS = "ABCD"
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads all questions, or those about images or videos. Raises ProbeError."""
-    if split not in SPLITS:
-        raise ProbeError("seed", expected=f"a split among {', '.join(SPLITS)}", got=repr(split))
-    data, reading = DataFolder("seed", folder), RowReader("seed", split)
+    one_of("seed", "a split among", split, SPLITS)
+    data, reader = DataFolder("seed", folder), RowReader("seed", split)
     file = data.find("SEED-Bench.json")
     content, _ = read_json("seed", file)
     if not isinstance(content, dict) or not isinstance(content.get("questions"), list):
@@ -45,28 +49,25 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     types = content.get("question_type")
     names = {number: name for name, number in types.items()} if isinstance(types, dict) else {}
     for number, row in enumerate(content["questions"], 1):
-        with reading.row(file, number):
+        with reader.row(file, number) as official:
             if split in ("all", entry(row, "data_type")):
-                reading.add(_sample(data, row, names))
-    return reading.finish([file])
+                identifier(row, "question_id")
+                official.update(question_id=row["question_id"])
+                reader.add(_sample(data, row, names))
+    return reader.finish([file])
 
 
 def _sample(data: DataFolder, row: Any, types: dict[int, str]) -> Sample:
-    key, medium, kind = (
-        identifier(row, "question_id"),
-        entry(row, "data_type"),
-        entry(row, "question_type_id", int),
-    )
+    key = identifier(row, "question_id")
+    medium = entry(row, "data_type")
+    kind = entry(row, "question_type_id", int)
     options = tuple(question_text(row, f"choice_{letter.lower()}") for letter in LETTERS)
     answer = entry(row, "answer")
     if answer not in tuple(LETTERS):
         raise RowError("'answer': A, B, C or D", shown(answer))
     name = question_text(row, "data_id")
-    path = (
-        data.image(f"SEED-Bench-image/{name}")
-        if medium == "image"
-        else _frame(data, medium, kind, key)
-    )
+    is_image = medium == "image"
+    path = data.image(f"SEED-Bench-image/{name}") if is_image else _frame(data, medium, kind, key)
     meta = {
         "question_id": row["question_id"],
         "unit": key,
@@ -89,28 +90,35 @@ def score(prediction: str, sample: Sample) -> float:
 
 
 def first_character(prediction: str, sample: Sample) -> float:
-    """1 where the text starts with the letter: lmms-eval's rule."""
-    return float(prediction.strip()[:1] == sample.answer)
+    """1 where the text starts with the letter, in upper or lower case: lmms-eval's rule.
+
+    >>> first_character("b) three", Sample("1", None, "?", answer="B"))
+    1.0
+    """
+    return float(prediction.strip()[:1].upper() == sample.answer)
 
 
-def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
-    """Accuracy in percent: all, images, videos, by question type; and by lmms-eval's rule."""
-    pairs = answered(samples, predictions)
-    numbers = {"accuracy": percent(score(text, s) for s, text in pairs)}
-    for medium in ("image", "video"):
-        numbers[medium] = percent(score(text, s) for s, text in pairs if s.meta["medium"] == medium)
-    numbers["first_character"] = percent(first_character(text, s) for s, text in pairs)
-    for kind in sorted({sample.meta["kind"] for sample in samples}):
-        numbers[f"type/{kind}"] = percent(
-            score(text, s) for s, text in pairs if s.meta["kind"] == kind
-        )
-    return numbers | counted(samples, pairs)
+def summarise(rows: Rows, predictions: Predictions) -> dict[str, float]:
+    """Accuracy in percent: all, images, videos, by question type; with missing answers as wrong, as
+    the official script counts; by lmms-eval's rule; and how many answers are no single letter.
+    """
+    answers = Answers(rows, predictions, score)
+    return {
+        "accuracy": answers.percent(),
+        "image": answers.percent(lambda sample: sample.meta["medium"] == "image"),
+        "video": answers.percent(lambda sample: sample.meta["medium"] == "video"),
+        "accuracy_missing_as_wrong": answers.missing_as_wrong(),
+        "first_character": Answers(rows, predictions, first_character).percent(),
+        **answers.by("type"),
+        **answers.counts(),
+        "no_letter": answers.count(lambda text, sample: text.strip() not in tuple(LETTERS)),
+    }
 
 
-def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
+def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
     """Writes `seed.jsonl` for the leaderboard."""
-    rows = (
-        {"question_id": sample.meta["question_id"], "prediction": text}
-        for sample, text in answered(samples, predictions)
+    answers = (
+        {"question_id": row["question_id"], "prediction": text}
+        for row, text in official_answers(rows, predictions)
     )
-    return write_lines(rows, Path(folder) / "seed.jsonl")
+    return write_lines(answers, Path(folder) / "seed.jsonl")

@@ -9,15 +9,14 @@ GQA. Training draws from other seeds: these images are in no training set
 Rule: equal after stripping, lower-casing and dropping a full stop at the end.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from probe.data.rows import Benchmark
 from probe.data.sample import Sample
-from probe.errors import ProbeError
-from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_llava
+from probe.errors import at_least, one_of
+from probe.evaluation.benchmarks.answer_files import Answers, Predictions, Rows, write_llava
 from probe.models.tiny.questions import KINDS, ask
 from probe.models.tiny.scenes import draw, sample_scene
 
@@ -35,8 +34,8 @@ def read(
     >>> read(questions=6).samples[0].meta["kind"]
     'shape'
     """
-    if questions < 1:
-        raise ProbeError("shapes", expected="at least one question", got=str(questions))
+    one_of("shapes", "a split among", split, SPLITS)
+    at_least("shapes", "a number of questions", questions, 1)
     samples: list[Sample] = []
     while len(samples) < questions:
         samples += _scene(seed, len(samples) // len(ASKED))
@@ -68,17 +67,13 @@ def score(prediction: str, sample: Sample) -> float:
     return float(prediction.strip().rstrip(".").lower() == sample.answer)
 
 
-def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
+def summarise(rows: Rows, predictions: Predictions) -> dict[str, float]:
     """Accuracy in percent, all and by kind of question."""
-    pairs = answered(samples, predictions)
-    numbers = {"accuracy": percent(score(text, sample) for sample, text in pairs)}
-    for kind in ASKED:
-        numbers[f"kind/{kind}"] = percent(
-            score(text, sample) for sample, text in pairs if sample.meta["kind"] == kind
-        )
-    return numbers | counted(samples, pairs)
+    answers = Answers(rows, predictions, score)
+    kinds = {f"kind/{k}": answers.percent(lambda s, k=k: s.meta["kind"] == k) for k in ASKED}
+    return {"accuracy": answers.percent(), **kinds, **answers.counts()}
 
 
-def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
+def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
     """Writes `shapes.jsonl` in LLaVA's answer format."""
-    return write_llava(samples, predictions, Path(folder) / "shapes.jsonl")
+    return write_llava(rows, predictions, Path(folder) / "shapes.jsonl")

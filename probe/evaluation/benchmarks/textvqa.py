@@ -21,9 +21,9 @@ from probe.data.files import DataFolder, json_line, json_list, lines
 from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text
 from probe.data.sample import Sample
 from probe.errors import shown
-from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_llava
+from probe.evaluation.benchmarks.answer_files import Answers, Predictions, Rows, write_llava
 from probe.evaluation.benchmarks.prompts import SINGLE_WORD
-from probe.evaluation.benchmarks.vqa_accuracy import soft_score
+from probe.evaluation.benchmarks.vqa_accuracy import score_of_people
 
 HEADLINE = "accuracy"
 SPLITS = ("val",)
@@ -34,33 +34,35 @@ def read(folder: str | Path, split: str = SPLITS[0], ocr: bool = True) -> Benchm
     """Reads the questions, and LLaVA's prompts or the OCR words where the folder has them. Raises
     ProbeError.
     """
-    data, reading = DataFolder("textvqa", folder), RowReader("textvqa", split)
+    data, reader = DataFolder("textvqa", folder), RowReader("textvqa", split)
     file = data.find(f"TextVQA_0.5.1_{split}.json")
     prompts = data.look(f"llava_textvqa_{split}_v051_ocr.jsonl") if ocr else None
     rosetta = data.look(f"TextVQA_Rosetta_OCR_v0.2_{split}.json") if ocr and not prompts else None
-    by_question = _llava_prompts(reading, prompts) if prompts else {}
-    by_image = _ocr_words(reading, rosetta) if rosetta else {}
+    by_question = _llava_prompts(reader, prompts) if prompts else {}
+    by_image = _ocr_words(reader, rosetta) if rosetta else {}
     for number, row in enumerate(json_list("textvqa", file, "data"), 1):
-        with reading.row(file, number):
-            reading.add(_sample(data, row, by_question, by_image))
-    return reading.finish([path for path in (file, prompts, rosetta) if path])
+        with reader.row(file, number) as official:
+            official.update(question_id=identifier(row, "image_id"))
+            official.update(answer_id=identifier(row, "question_id"))
+            reader.add(_sample(data, row, by_question, by_image))
+    return reader.finish([path for path in (file, prompts, rosetta) if path])
 
 
-def _llava_prompts(reading: RowReader, file: Path) -> dict[tuple[str, str], str]:
+def _llava_prompts(reader: RowReader, file: Path) -> dict[tuple[str, str], str]:
     """LLaVA's prompt of each (image, question in lower case): the key by which its scorer joins."""
     prompts = {}
     for number, line in lines("textvqa", file):
-        with reading.row(file, number):
+        with reader.row(file, number):
             row = json_line(line)
             text = question_text(row, "text")
             prompts[identifier(row, "question_id"), text.split("\n")[0].lower()] = text
     return prompts
 
 
-def _ocr_words(reading: RowReader, file: Path) -> dict[str, str]:
+def _ocr_words(reader: RowReader, file: Path) -> dict[str, str]:
     words = {}
     for number, row in enumerate(json_list("textvqa", file, "data"), 1):
-        with reading.row(file, number):
+        with reader.row(file, number):
             words[identifier(row, "image_id")] = ", ".join(map(str, entry(row, "ocr_tokens", list)))
     return words
 
@@ -68,18 +70,14 @@ def _ocr_words(reading: RowReader, file: Path) -> dict[str, str]:
 def _sample(
     data: DataFolder, row: Any, prompts: dict[tuple[str, str], str], words: dict[str, str]
 ) -> Sample:
-    image, question, key = (
-        identifier(row, "image_id"),
-        question_text(row),
-        identifier(row, "question_id"),
-    )
+    image = identifier(row, "image_id")
+    question = question_text(row)
+    key = identifier(row, "question_id")
     prompt, source = prompts.get((image, question.lower())), "llava"
     if prompt is None:
         reference = f"\nReference OCR token: {words[image]}" if image in words else ""
-        prompt, source = (
-            question.capitalize() + reference + SINGLE_WORD,
-            "rosetta" if reference else "none",
-        )
+        prompt = question.capitalize() + reference + SINGLE_WORD
+        source = "rosetta" if reference else "none"
     meta = {"question_id": image, "unit": key, "image": image, "kind": "all", "ocr": source}
     path = data.image(f"train_images/{image}.jpg", f"train_val_images/train_images/{image}.jpg")
     return Sample(key, path, prompt, answer=ten_answers(entry(row, "answers", list)), meta=meta)
@@ -95,24 +93,18 @@ def ten_answers(given: Sequence[object]) -> tuple[str, ...]:
 
 def score(prediction: str, sample: Sample) -> float:
     """Agreement with the ten people, 0 to 1."""
-    return (
-        soft_score(prediction, sample.answer) if isinstance(sample.answer, tuple) else float("nan")
-    )
+    return score_of_people(prediction, sample)
 
 
-def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
+def summarise(rows: Rows, predictions: Predictions) -> dict[str, float]:
     """Mean soft score in percent, and how many prompts had OCR words."""
-    pairs = answered(samples, predictions)
-    numbers = {"accuracy": percent(score(text, sample) for sample, text in pairs)}
-    return (
-        numbers
-        | counted(samples, pairs)
-        | {"with_ocr": float(sum(s.meta["ocr"] != "none" for s in samples))}
-    )
+    answers = Answers(rows, predictions, score)
+    with_ocr = sum(sample.meta["ocr"] != "none" for sample in answers.samples)
+    return {"accuracy": answers.percent(), **answers.counts(), "with_ocr": float(with_ocr)}
 
 
-def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
+def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
     """Writes `textvqa.jsonl`, the --result-file of eval_textvqa.py (its question_id is the
     image's).
     """
-    return write_llava(samples, predictions, Path(folder) / "textvqa.jsonl")
+    return write_llava(rows, predictions, Path(folder) / "textvqa.jsonl")

@@ -11,17 +11,22 @@ Rule: the soft score (`vqa_score`). The test split has no answers: it is exporte
 (LLaVA's scripts/convert_vizwiz_for_submission.py: normalised answers).
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from probe.data.files import DataFolder, json_list
 from probe.data.rows import Benchmark, RowReader, entry, question_text
 from probe.data.sample import Sample
-from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_json
+from probe.evaluation.benchmarks.answer_files import (
+    Answers,
+    Predictions,
+    Rows,
+    official_answers,
+    write_json,
+)
 from probe.evaluation.benchmarks.prompts import SINGLE_WORD, UNANSWERABLE
 from probe.evaluation.benchmarks.textvqa import ten_answers
-from probe.evaluation.benchmarks.vqa_accuracy import normalise, soft_score
+from probe.evaluation.benchmarks.vqa_accuracy import normalise, score_of_people
 
 HEADLINE = "accuracy"
 SPLITS = ("val", "test", "train")
@@ -29,20 +34,21 @@ SPLITS = ("val", "test", "train")
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads `<split>.json`. Raises ProbeError."""
-    data, reading = DataFolder("vizwiz", folder), RowReader("vizwiz", split)
+    data, reader = DataFolder("vizwiz", folder), RowReader("vizwiz", split)
     file = data.find(f"{split}.json", f"Annotations/{split}.json")
     for number, row in enumerate(json_list("vizwiz", file), 1):
-        with reading.row(file, number):
-            reading.add(_sample(data, row, split))
-    return reading.finish([file])
+        with reader.row(file, number) as official:
+            official.update(question_id=question_text(row, "image"))
+            reader.add(_sample(data, row, split))
+    return reader.finish([file])
 
 
 def _sample(data: DataFolder, row: Any, split: str) -> Sample:
     image = question_text(row, "image")
     answers = None if split == "test" else ten_answers(entry(row, "answers", list))
-    kind = (
-        "" if answers is None else "answerable" if entry(row, "answerable", int) else "unanswerable"
-    )
+    kind = ""
+    if answers is not None:
+        kind = "answerable" if entry(row, "answerable", int) else "unanswerable"
     meta = {"question_id": image, "unit": image, "image": image, "kind": kind}
     return Sample(
         image,
@@ -55,26 +61,21 @@ def _sample(data: DataFolder, row: Any, split: str) -> Sample:
 
 def score(prediction: str, sample: Sample) -> float:
     """Agreement with the ten people, 0 to 1; NaN in the test split."""
-    return (
-        soft_score(prediction, sample.answer) if isinstance(sample.answer, tuple) else float("nan")
-    )
+    return score_of_people(prediction, sample)
 
 
-def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
+def summarise(rows: Rows, predictions: Predictions) -> dict[str, float]:
     """Mean soft score in percent: all, answerable and unanswerable questions."""
-    pairs = answered(samples, predictions)
-    numbers = {"accuracy": percent(score(text, sample) for sample, text in pairs)}
-    for kind in ("answerable", "unanswerable"):
-        numbers[kind] = percent(
-            score(text, sample) for sample, text in pairs if sample.meta["kind"] == kind
-        )
-    return numbers | counted(samples, pairs)
+    answers = Answers(rows, predictions, score)
+    kinds = ("answerable", "unanswerable")
+    by_kind = {kind: answers.percent(lambda s, k=kind: s.meta["kind"] == k) for kind in kinds}
+    return {"accuracy": answers.percent(), **by_kind, **answers.counts()}
 
 
-def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
-    """Writes `vizwiz.json` for the server."""
-    rows = [
-        {"image": sample.meta["image"], "answer": normalise(text)}
-        for sample, text in answered(samples, predictions)
+def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
+    """Writes `vizwiz.json` for the server, which refuses a file that lacks a question."""
+    submission = [
+        {"image": row["question_id"], "answer": normalise(text)}
+        for row, text in official_answers(rows, predictions)
     ]
-    return write_json(rows, Path(folder) / "vizwiz.json")
+    return write_json(submission, Path(folder) / "vizwiz.json")

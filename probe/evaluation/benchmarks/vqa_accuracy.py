@@ -15,116 +15,24 @@ becomes a word of its own, and at most 32 full stops are removed.
 import re
 from collections.abc import Sequence
 
-NUMBERS = {
-    "none": "0",
-    "zero": "0",
-    "one": "1",
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "seven": "7",
-    "eight": "8",
-    "nine": "9",
-    "ten": "10",
+from probe.data.sample import Sample
+
+NUMBERS = {"none": "0", "zero": "0"} | {
+    word: str(number)
+    for number, word in enumerate("one two three four five six seven eight nine ten".split(), 1)
 }
 ARTICLES = frozenset({"a", "an", "the"})
 PUNCTUATION = ';/[]"{}()=+\\_-><@`!'  # commas and question marks are gone before it is their turn
-CONTRACTIONS = (
-    "ain't",
-    "aren't",
-    "can't",
-    "could've",
-    "couldn't",
-    "couldn't've",
-    "didn't",
-    "doesn't",
-    "don't",
-    "hadn't",
-    "hadn't've",
-    "hasn't",
-    "haven't",
-    "he'd",
-    "he'd've",
-    "he's",
-    "how'd",
-    "how'll",
-    "how's",
-    "isn't",
-    "it'd",
-    "it'd've",
-    "it'll",
-    "ma'am",
-    "mightn't",
-    "mightn't've",
-    "might've",
-    "mustn't",
-    "must've",
-    "needn't",
-    "not've",
-    "o'clock",
-    "oughtn't",
-    "'ow's'at",
-    "shan't",
-    "she'd've",
-    "should've",
-    "shouldn't",
-    "shouldn't've",
-    "somebody'd've",
-    "somebody'll",
-    "somebody's",
-    "someone'd",
-    "someone'd've",
-    "someone'll",
-    "someone's",
-    "something'd",
-    "something'd've",
-    "something'll",
-    "that's",
-    "there'd",
-    "there'd've",
-    "there're",
-    "there's",
-    "they'd",
-    "they'd've",
-    "they'll",
-    "they're",
-    "they've",
-    "'twas",
-    "wasn't",
-    "we'd've",
-    "we've",
-    "weren't",
-    "what'll",
-    "what're",
-    "what's",
-    "what've",
-    "when's",
-    "where'd",
-    "where's",
-    "where've",
-    "who'd",
-    "who'd've",
-    "who'll",
-    "who's",
-    "who've",
-    "why'll",
-    "why're",
-    "why's",
-    "won't",
-    "would've",
-    "wouldn't",
-    "wouldn't've",
-    "y'all",
-    "y'all'll",
-    "y'all'd've",
-    "you'd",
-    "you'd've",
-    "you'll",
-    "you're",
-    "you've",
-)
+CONTRACTIONS = """
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
+haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've
+might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've
+shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll
+someone's something'd something'd've something'll that's there'd there'd've there're there's
+they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
+what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's
+won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+""".split()
 
 # A contraction is put right when exactly one of its apostrophes is missing.
 _REPAIRED = {
@@ -151,11 +59,19 @@ def normalise(answer: str) -> str:
 
 def soft_score(answer: str, references: Sequence[str]) -> float:
     """Agreement of an answer with the reference answers (ten in the official files), 0 to 1."""
-    given, people = normalise(answer), [normalise(reference) for reference in references]
-    agreeing = people.count(given)
+    normalised = normalise(answer)
+    people = [normalise(reference) for reference in references]
+    agreeing = people.count(normalised)
     if not agreeing:
         return 0.0
-    return sum(min(1.0, (agreeing - (person == given)) / 3) for person in people) / len(people)
+    others = [agreeing - (person == normalised) for person in people]
+    return sum(min(1.0, count / 3) for count in others) / len(people)
+
+
+def score_of_people(prediction: str, sample: Sample) -> float:
+    """`soft_score` of a prediction, NaN where the split has no answers."""
+    known = isinstance(sample.answer, tuple)
+    return soft_score(prediction, sample.answer) if known else float("nan")
 
 
 def _without_punctuation(text: str) -> str:
@@ -166,6 +82,5 @@ def _without_punctuation(text: str) -> str:
     for mark in PUNCTUATION:
         beside_space = f"{mark} " in text or f" {mark}" in text
         cleaned = cleaned.replace(mark, "" if beside_space else " ")
-    return _FULL_STOP.sub(
-        "", cleaned, count=32
-    )  # the original passes a flag where the count belongs
+    # The original passes a flag (of value 32) where the count belongs.
+    return _FULL_STOP.sub("", cleaned, count=32)

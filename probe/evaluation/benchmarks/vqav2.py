@@ -12,17 +12,22 @@ Rule: the soft score (`vqa_score`). Test splits have no annotations: they are an
 for the server (LLaVA's scripts/convert_vqav2_for_submission.py: normalised answers).
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from probe.data.files import DataFolder, json_list
 from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text
 from probe.data.sample import Sample
-from probe.evaluation.benchmarks.answer_files import answered, counted, percent, write_json
+from probe.evaluation.benchmarks.answer_files import (
+    Answers,
+    Predictions,
+    Rows,
+    official_answers,
+    write_json,
+)
 from probe.evaluation.benchmarks.prompts import SINGLE_WORD
 from probe.evaluation.benchmarks.textvqa import ten_answers
-from probe.evaluation.benchmarks.vqa_accuracy import normalise, soft_score
+from probe.evaluation.benchmarks.vqa_accuracy import normalise, score_of_people
 
 HEADLINE = "accuracy"
 SPLITS = ("val2014", "test-dev2015", "test2015")
@@ -32,22 +37,24 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads the questions of a split and, except for tests, their annotations. Raises
     ProbeError.
     """
-    data, reading = DataFolder("vqav2", folder), RowReader("vqav2", split)
+    data, reader = DataFolder("vqav2", folder), RowReader("vqav2", split)
     file = data.find(f"v2_OpenEnded_mscoco_{split}_questions.json")
     tested = split.startswith("test")
     annotations_file = None if tested else data.find(f"v2_mscoco_{split}_annotations.json")
-    annotations = _annotations(reading, annotations_file) if annotations_file else None
+    annotations = _annotations(reader, annotations_file) if annotations_file else None
     for number, row in enumerate(json_list("vqav2", file, "questions"), 1):
-        with reading.row(file, number):
-            reading.add(_sample(data, row, "test2015" if tested else split, annotations))
-    return reading.finish([path for path in (file, annotations_file) if path])
+        with reader.row(file, number) as official:
+            identifier(row, "question_id")
+            official.update(question_id=row["question_id"])
+            reader.add(_sample(data, row, "test2015" if tested else split, annotations))
+    return reader.finish([path for path in (file, annotations_file) if path])
 
 
-def _annotations(reading: RowReader, file: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
+def _annotations(reader: RowReader, file: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
     """The answer type and the ten answers of each question."""
     found = {}
     for number, row in enumerate(json_list("vqav2", file, "annotations"), 1):
-        with reading.row(file, number):
+        with reader.row(file, number):
             answers = ten_answers(entry(row, "answers", list))
             found[identifier(row, "question_id")] = str(row.get("answer_type", "")), answers
     return found
@@ -71,32 +78,19 @@ def _sample(data: DataFolder, row: Any, images: str, annotations: dict | None) -
 
 def score(prediction: str, sample: Sample) -> float:
     """Agreement with the ten people, 0 to 1; NaN in test splits."""
-    return (
-        soft_score(prediction, sample.answer) if isinstance(sample.answer, tuple) else float("nan")
-    )
+    return score_of_people(prediction, sample)
 
 
-def summarise(samples: Sequence[Sample], predictions: Mapping[str, str]) -> dict[str, float]:
+def summarise(rows: Rows, predictions: Predictions) -> dict[str, float]:
     """Mean soft score in percent: all, and by answer type (yes/no, number, other)."""
-    pairs = [
-        (sample.meta["kind"], score(text, sample))
-        for sample, text in answered(samples, predictions)
-    ]
-    numbers = {"accuracy": percent(points for _, points in pairs)}
-    for kind in sorted({sample.meta["kind"] for sample in samples} - {""}):
-        numbers[f"type/{kind}"] = percent(points for each, points in pairs if each == kind)
-    return numbers | counted(samples, answered(samples, predictions))
+    answers = Answers(rows, predictions, score)
+    return {"accuracy": answers.percent(), **answers.by("type"), **answers.counts()}
 
 
-def export(samples: Sequence[Sample], predictions: Mapping[str, str], folder: str | Path) -> Path:
-    """Writes `vqav2.json` for the server: every question, normalised, "" where there is no
-    answer.
-    """
-    rows = [
-        {
-            "question_id": sample.meta["question_id"],
-            "answer": normalise(predictions.get(sample.id, "")),
-        }
-        for sample in samples
+def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
+    """Writes `vqav2.json` for the server, which refuses a file that lacks a question."""
+    submission = [
+        {"question_id": row["question_id"], "answer": normalise(text)}
+        for row, text in official_answers(rows, predictions)
     ]
-    return write_json(rows, Path(folder) / "vqav2.json")
+    return write_json(submission, Path(folder) / "vqav2.json")
