@@ -7,7 +7,7 @@ task.donor(task.samples[0])                 # the images that stand in for its o
 task.score("Yes.", task.samples[0])
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from probe.data.rows import Benchmark
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.evaluation.benchmarks import named
+from probe.evaluation.benchmarks.answer_files import missing_answers
 
 WITHOUT_DATA = "shapes"  # drawn, not read
 POOL = 1200  # drawn questions that donors are taken from, so that they don't depend on the limit
@@ -106,17 +107,25 @@ class BenchmarkTask:
         return None
 
     def summarise(self, predictions: Mapping[str, str]) -> dict[str, float]:
-        """The benchmark's official numbers over the questions that have a prediction (sample id ->
-        text).
-        """
-        return self.module.summarise(self._answered(predictions), predictions)
+        """The benchmark's official numbers over the questions that were asked (sample id -> text)."""
+        asked = self.benchmark if self.limit is None else self.benchmark.limited(self.limit)
+        return self.module.summarise(asked.official_rows, predictions)
+
+    def check_export(self) -> None:
+        """Raises ProbeError where `export` would: before a long run and not after it."""
+        check = getattr(self.module, "check_export", None)
+        if check is not None:
+            check()
 
     def export(self, predictions: Mapping[str, str], folder: str | Path) -> Path:
-        """Writes the predictions as the official scorer reads them."""
-        return self.module.export(self._answered(predictions), predictions, folder)
+        """Writes what the official scorer reads: every official row in order, with an empty text
+        where there is no answer.
+        """
+        return self.module.export(self.benchmark.official_rows, predictions, folder)
 
-    def _answered(self, predictions: Mapping[str, str]) -> Sequence[Sample]:
-        return [sample for sample in self.benchmark.samples if sample.id in predictions]
+    def missing_answers(self, predictions: Mapping[str, str]) -> str:
+        """One line on the official rows that an export leaves empty; "" where none is."""
+        return missing_answers(self.benchmark.official_rows, predictions)
 
     @cached_property
     def _images(self) -> dict[str, Sample]:

@@ -501,6 +501,7 @@ def test_pope_exports_questions_and_answers_that_fit_each_other(tmp_path):
     assert [(row["question_id"], row["text"]) for row in answers] == [
         ("random/1", "Yes"),
         ("popular/1", "No"),
+        ("adversarial/1", ""),
     ]
     assert answers[0].keys() == {
         "question_id",
