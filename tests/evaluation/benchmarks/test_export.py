@@ -18,7 +18,7 @@ READ_FROM_FILES = [name for name in NAMES if name != "shapes"]
 def exported(name, folder, out):
     """The export of a run in which the first usable question was not answered."""
     task = BenchmarkTask.read(name, folder)
-    first, *rest = task.benchmark.samples
+    _, *rest = task.benchmark.samples
     texts = {sample.id: f"answer to {sample.id}" for sample in rest}
     assert task.benchmark.problems, "the case needs a row that can't be used"
     return task, texts, task.export(texts, out)
@@ -28,7 +28,7 @@ def exported(name, folder, out):
 def test_every_official_row_is_there_in_the_order_of_the_file(name, tmp_path):
     pytest.importorskip("openpyxl") if name == "mmbench" else None
     official_ids, read_export = FOLDERS[name](tmp_path)
-    task, texts, path = exported(name, tmp_path, tmp_path / "out")
+    _, texts, path = exported(name, tmp_path, tmp_path / "out")
     rows = read_export(path)
     assert [key for key, _ in rows] == official_ids
     empty = [place for place, (_, text) in enumerate(rows) if not text.strip()]
@@ -40,7 +40,7 @@ def test_every_official_row_is_there_in_the_order_of_the_file(name, tmp_path):
 def test_what_is_missing_is_said_in_a_line(name, tmp_path):
     official_ids, _ = FOLDERS[name](tmp_path)
     task = BenchmarkTask.read(name, tmp_path)
-    first, *rest = task.benchmark.samples
+    _, *rest = task.benchmark.samples
     line = task.missing_answers({sample.id: "x" for sample in rest})
     missing = len(official_ids) - len(rest)
     assert line.startswith(f"{missing} of {len(official_ids)} official rows have no answer")
