@@ -3,7 +3,7 @@ image.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -27,14 +27,14 @@ class PatchGrid:
     def __len__(self) -> int:
         return len(self.row)
 
+    def variables(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays as variables of a dataset: `key_image`, ..., `key_box` for the name "key"."""
+        return {f"{name}_{field.name}": getattr(self, field.name) for field in fields(self)}
+
     @classmethod
     def join(cls, grids: "Sequence[PatchGrid]") -> "PatchGrid":
         """The grids of a sample's images, one after the other (an empty one for none)."""
         empty = np.zeros(0, dtype=np.int64)
         grids = [cls(empty, empty, empty, empty, np.zeros((0, 4))), *grids]
-        return cls(
-            *(
-                np.concatenate([getattr(grid, name) for grid in grids])
-                for name in cls.__dataclass_fields__
-            )
-        )
+        names = [field.name for field in fields(cls)]
+        return cls(*(np.concatenate([getattr(grid, name) for grid in grids]) for name in names))

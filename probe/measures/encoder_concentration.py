@@ -21,15 +21,32 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from probe import __version__
 from probe.data.image import ImageSource, as_images
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import tap
 from probe.hooks.model_structure import cls_tokens, stacks
+from probe.records.provenance import provenance
+from probe.records.schema import Variable, dataset
 from probe.reducers.encoder_output import Attention
 from probe.subject.subject import Subject
 
+
+def _number(dims: str, units: str, long_name: str) -> Variable:
+    return Variable(dims, units, long_name, dtype="float64")
+
+
+SCHEMA = {
+    "top_share": _number("view layer k", "fraction", "attention that the k best patches hold"),
+    "gini": _number("view layer", "1", "Gini coefficient of the heads' mean"),
+    "head_gini": _number("view layer head", "1", "Gini coefficient of each head"),
+    "entropy": _number("view layer", "nats", "entropy over patches of the heads' mean"),
+    "class_share": _number("view layer", "fraction", "attention on the class token"),
+    "received": _number("view layer patch", "fraction", "attention over patches, head mean"),
+    "kept_from_last": _number(
+        "view layer", "fraction", "of the last layer's best patches, those among the best here"
+    ),
+}
 BEST = 0.1  # of the patches: how many are compared between layers
 
 
@@ -73,32 +90,26 @@ def concentration(
     pooled = received.mean(2)
     pooled /= pooled.sum(-1, keepdims=True)
     falling = -np.sort(-pooled, -1)
-    found = xr.Dataset(
-        {
-            "top_share": (("view", "layer", "k"), falling.cumsum(-1)[..., np.array(top) - 1]),
-            "gini": (("view", "layer"), gini(pooled)),
-            "head_gini": (("view", "layer", "head"), gini(received)),
-            "entropy": (("view", "layer"), -(pooled * np.log(np.maximum(pooled, 1e-30))).sum(-1)),
-            "class_share": (("view", "layer"), np.stack([piece[1] for piece in pieces])),
-            "received": (("view", "layer", "patch"), pooled),
-            "kept_from_last": (("view", "layer"), _kept(pooled, _read_by_llm(subject, len(order)))),
-        },
-        coords={"k": list(top), "layer": np.arange(len(order))},
-        attrs=subject.provenance()
-        | {
-            "probe_version": __version__,
-            "patch_count": patches,
-            "best": BEST,
-            "read_layer": _read_by_llm(subject, len(order)),
-            "weights": "from the class token"
-            if cls_tokens(subject.model)
-            else "received, mean over positions",
-        },
+    read_layer = _read_by_llm(subject, len(order))
+    arrays = {
+        "top_share": falling.cumsum(-1)[..., np.array(top) - 1],
+        "gini": gini(pooled),
+        "head_gini": gini(received),
+        "entropy": -(pooled * np.log(np.maximum(pooled, 1e-30))).sum(-1),
+        "class_share": np.stack([piece[1] for piece in pieces]),
+        "received": pooled,
+        "kept_from_last": _kept(pooled, read_layer),
+    }
+    attrs = provenance(
+        subject,
+        patch_count=patches,
+        best=BEST,
+        read_layer=read_layer,
+        weights="from the class token"
+        if cls_tokens(subject.model)
+        else "received, mean over positions",
     )
-    units = {"entropy": "nats", "head_gini": "1", "gini": "1"}
-    for name, variable in found.data_vars.items():
-        variable.attrs["units"] = units.get(str(name), "fraction")
-    return found
+    return dataset("concentration", arrays, SCHEMA, {"k": list(top)}, attrs)
 
 
 def gini(weights: Float[np.ndarray, "... patch"]) -> Float[np.ndarray, "..."]:

@@ -26,28 +26,30 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from probe import __version__
 from probe.data.image import ImageSource
 from probe.errors import ProbeError
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import stacks
-from probe.measures.attribution.dataset import images_of, places
-from probe.records import EDGES
+from probe.measures.attribution.dataset import images_of
+from probe.records.provenance import provenance
+from probe.records.schema import Variable, dataset, image_variables, patch_variables
 from probe.subject.inputs import Ids, Inputs
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
 
 BLOCK = 256  # rows of logits in memory at once
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
-UNITS = {
-    "word": ("word that the row says", "text"),
-    "probability": ("its probability", "fraction"),
-    "says_answer": ("probability of the answer's likeliest word", "fraction"),
-    "next": ("probability of the answer's next token", "fraction"),
-    "answer_text": ("token of the answer", "text"),
-    "row_text": ("token of the row", "text"),
-    "row_type": ("type of the row", "text"),
-    "row_key": ("vision key of the row, -1 for text", "index"),
+SCHEMA = {
+    "word": Variable("layer row", "text", "word that the row says", dtype="object"),
+    "probability": Variable("layer row", "fraction", "its probability"),
+    "says_answer": Variable("layer row", "fraction", "probability of the answer's likeliest word"),
+    "next": Variable("layer answer_token", "fraction", "probability of the answer's next token"),
+    "answer_text": Variable("answer_token", "text", "token of the answer", dtype="object"),
+    "row_text": Variable("row", "text", "token of the row", dtype="object"),
+    "row_type": Variable("row", "text", "type of the row", dtype="object"),
+    "row_key": Variable("row", "index", "vision key of the row, -1 for text", dtype="int64"),
+    **image_variables(),
+    **patch_variables("key"),
 }
 
 
@@ -83,21 +85,24 @@ def logit_lens(
     rows = _rows(answer, stack, seen)
     ids = answer.ids
     values, last = _said(seen.layers(len(rows["row_type"])), says, ids, subject)
-    attrs: dict[str, Any] = subject.provenance() | {
-        "kind": "logit lens",
-        "probe_version": __version__,
-        "stack": stack,
-        "prompt": answer.inputs.prompt[0],
-        "response": answer.inputs.response[0],
-        "intervention": active_interventions(subject.model),
-    }
+    attrs = provenance(
+        subject,
+        kind="logit lens",
+        stack=stack,
+        prompt=answer.inputs.prompt[0],
+        response=answer.inputs.response[0],
+        intervention=active_interventions(subject.model),
+    )
     if stack == "llm":
         attrs["last_layer_difference"] = float(
             (last[-len(logits) :] - logits.float().cpu()).abs().max()
         )
         values["next"] = values.pop("of_ids")[:, answer.rows, torch.arange(len(ids))]
     values.pop("of_ids", None)
-    return _tabulated(values | rows, answer, stack, attrs)
+    grid = answer.inputs.grid[0] if stack == "llm" else answer.inputs.encoder_grid[0]
+    values |= rows | {"answer_text": answer.tokens} | grid.variables("key")
+    values |= images_of(answer.inputs.images[0])
+    return dataset("logit_lens", values, SCHEMA, attrs=attrs)
 
 
 class _Seen:
@@ -187,22 +192,3 @@ def _rows(answer: TargetResponse, stack: str, seen: _Seen) -> dict[str, np.ndarr
         "row_type": np.array(named, object),
         "row_key": key,
     }
-
-
-def _tabulated(
-    values: dict[str, Any], answer: TargetResponse, stack: str, attrs: dict[str, Any]
-) -> xr.Dataset:
-    dims = dict.fromkeys(("word", "probability", "says_answer"), ("layer", "row"))
-    dims |= dict.fromkeys(("row_text", "row_type", "row_key"), ("row",))
-    dims |= {"next": ("layer", "answer_token"), "answer_text": ("answer_token",)}
-    values["answer_text"] = np.array(answer.tokens, object)
-    variables = {
-        name: xr.Variable(
-            dims[name], array, dict(zip(("long_name", "units"), UNITS[name], strict=True))
-        )
-        for name, array in values.items()
-    }
-    grid = answer.inputs.grid[0] if stack == "llm" else answer.inputs.encoder_grid[0]
-    variables |= places("key", grid) | images_of(answer.inputs.images[0])
-    coords = {"edge": np.array(EDGES, object), "layer": np.arange(len(values["word"]))}
-    return xr.Dataset(variables, coords, attrs)

@@ -24,8 +24,8 @@ from probe.errors import ProbeError
 class Variable:
     """What one variable is. A dimension in [brackets] may be left out.
 
-    `dtype`: "object" is text; None keeps what is given, but for floats, which become float32.
-    `low`, `high`: the range of its values.
+    `dtype`: "object" is text; None keeps the dtype of what is given. `low`, `high`: the range of its
+    values.
     """
 
     dims: str
@@ -62,9 +62,7 @@ class Variable:
 
     def _array(self, values: Any) -> np.ndarray:
         if self.dtype is None:
-            array = np.asarray(values)
-            kept = {"f": np.float32, "U": object}.get(array.dtype.kind, array.dtype)
-            return array.astype(kept, copy=False)
+            return np.asarray(values)
         array = np.asarray(values, self.dtype)
         if self.dtype != "object":
             return array
@@ -148,6 +146,30 @@ def _index(dims: str, long_name: str) -> Variable:
     return Variable(dims, "index", long_name, dtype="int32")
 
 
+def image_variables(dims: str = "") -> dict[str, Variable]:
+    """Small copies of images, padded to one size, below the given leading dims."""
+    return {
+        "images": Variable(
+            f"{dims} image y x channel", "8-bit RGB", "image, longest side ≤ 672", dtype="uint8"
+        ),
+        "image_size": Variable(
+            f"{dims} image side", "px", "height and width of the image", dtype="uint16"
+        ),
+    }
+
+
+def patch_variables(name: str, dims: str = "") -> dict[str, Variable]:
+    """Where the patches along the dim `name` lie: the arrays of `PatchGrid.variables`."""
+    dims = f"{dims} {name}".strip()
+    return {
+        f"{name}_image": _index(dims, "image of the patch"),
+        f"{name}_tile": _index(dims, "tile of the image; 0 = the whole image"),
+        f"{name}_row": _index(dims, "row within the tile; -1 = newline"),
+        f"{name}_col": _index(dims, "column within the tile; -1 = newline"),
+        f"{name}_box": Variable(f"{dims} edge", "fraction", "edges of the patch in the image"),
+    }
+
+
 _TYPES = "query_type key_type"
 
 ROOT = {
@@ -157,12 +179,7 @@ ROOT = {
     "tokens": _text("sample position", "decoded token"),
     "token_type": _text("sample position", "token type"),
     "response_ids": _index("sample answer", "token ids of the response, its closing included"),
-    "images": Variable(
-        "sample image y x channel", "8-bit RGB", "image, longest side ≤ 672", dtype="uint8"
-    ),
-    "image_size": Variable(
-        "sample image side", "px", "height and width of the image", dtype="uint16"
-    ),
+    **image_variables("sample"),
     "image_sha256": _text("sample image", "SHA-256 of the image, where its pixels are not kept"),
 }
 
@@ -190,11 +207,7 @@ STACK = {
     "received_head": Variable(
         "sample layer head query_type key", "fraction", "attention received in a head", 0, 1
     ),
-    "key_image": _index("sample key", "image of the vision key"),
-    "key_tile": _index("sample key", "tile of the image; 0 = the whole image"),
-    "key_row": _index("sample key", "row within the tile; -1 = newline"),
-    "key_col": _index("sample key", "column within the tile; -1 = newline"),
-    "key_box": Variable("sample key edge", "fraction", "edges of the patch in the image"),
+    **patch_variables("key", "sample"),
     "key_sink": Variable(
         "sample layer key",
         "yes or no",

@@ -16,7 +16,6 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from probe import __version__
 from probe.data.image import ImageSource
 from probe.errors import ProbeError
 from probe.hooks.model_state import active_interventions
@@ -30,6 +29,7 @@ from probe.measures.attribution.methods import COMPLETE, GRADIENT_X_ATTENTION, M
 from probe.measures.attribution.perturbed_model import Perturbed
 from probe.measures.attribution.regions import Over
 from probe.measures.attribution.shared_prefix import SharedPrefix
+from probe.records.provenance import provenance
 from probe.subject.inputs import Ids, Inputs
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
@@ -113,9 +113,7 @@ def attribute(
     if attention and "layer" not in features.kind:
         values |= attention_on(subject, answer, features)
     attrs = {
-        **subject.provenance(),
-        "kind": "attribution",
-        "probe_version": __version__,
+        **provenance(subject, kind="attribution"),
         "method": method,
         "over": over if isinstance(over, str) else "mask",
         "baseline": removal.name,

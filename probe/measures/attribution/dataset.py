@@ -13,26 +13,34 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
-from probe.data.patch_grid import PatchGrid
 from probe.measures.attribution.features import Features
-from probe.records import EDGES
+from probe.records.schema import Variable, dataset, image_variables, patch_variables
 from probe.subject.target_response import TargetResponse
 
-VARIABLES = {
-    "attribution": (("feature",), "what the answer's log-probability owes to the feature", "nat"),
-    "token_attribution": (("token", "feature"), "the same for each token of the answer", "nat"),
-    "layer_attribution": (("layer", "feature"), "the same in each layer", "nat"),
-    "logprob": ((), "log-probability of the answer", "nat"),
-    "logprob_without": ((), "the same with every feature taken away", "nat"),
-    "delta": ((), "sum of the attributions minus what all features together are worth", "nat"),
-    "token_logprob": (("token",), "log-probability of the token", "nat"),
-    "token_id": (("token",), "id of the token", "index"),
-    "token_text": (("token",), "token of the answer", "text"),
-    "feature_kind": (("feature",), "region, word or layer", "text"),
-    "mass": (("layer", "head", "feature"), "attention per query", "fraction"),
-    "lift": (("layer", "head", "feature"), "attention ÷ an even spread", "ratio"),
-    "received": (("layer", "head", "feature"), "attention received by a key", "fraction"),
-    "contribution": (("layer", "head", "feature"), "contribution to the residual stream", "norm"),
+SCHEMA = {
+    "attribution": Variable(
+        "feature", "nat", "what the answer's log-probability owes to the feature"
+    ),
+    "token_attribution": Variable("token feature", "nat", "the same for each token of the answer"),
+    "layer_attribution": Variable("layer feature", "nat", "the same in each layer"),
+    "logprob": Variable("", "nat", "log-probability of the answer"),
+    "logprob_without": Variable("", "nat", "the same with every feature taken away"),
+    "delta": Variable(
+        "", "nat", "sum of the attributions minus what all features together are worth"
+    ),
+    "token_logprob": Variable("token", "nat", "log-probability of the token"),
+    "token_id": Variable("token", "index", "id of the token", dtype=None),
+    "token_text": Variable("token", "text", "token of the answer", dtype="object"),
+    "feature_kind": Variable("feature", "text", "region, word or layer", dtype="object"),
+    "mass": Variable("layer head feature", "fraction", "attention per query"),
+    "lift": Variable("layer head feature", "ratio", "attention ÷ an even spread"),
+    "received": Variable("layer head feature", "fraction", "attention received by a key"),
+    "contribution": Variable("layer head feature", "norm", "contribution to the residual stream"),
+    "key_feature": Variable("key", "index", "feature of the vision key", dtype="int32"),
+    "patch_feature": Variable("patch", "index", "feature of the patch", dtype="int32"),
+    **image_variables(),
+    **patch_variables("key"),
+    **patch_variables("patch"),
 }
 SIDE = 672  # pixels, as in a record
 
@@ -40,48 +48,23 @@ SIDE = 672  # pixels, as in a record
 def tabulate(
     values: Mapping[str, Any], answer: TargetResponse, features: Features, attrs: Mapping[str, Any]
 ) -> xr.Dataset:
-    """The dataset of one attribution from plain arrays named as in `VARIABLES`."""
-    given = {
+    """The dataset of one attribution from plain arrays named as in `SCHEMA`."""
+    inputs = answer.inputs
+    arrays = {
         "token_id": answer.ids.cpu().numpy(),
-        "token_text": np.array(answer.tokens, object),
-        "feature_kind": np.array(features.kind, object),
+        "token_text": answer.tokens,
+        "feature_kind": features.kind,
+        "key_feature": features.keys,
+        "patch_feature": features.patches,
         **values,
+        **images_of(inputs.images[0]),
+        **inputs.grid[0].variables("key"),
+        **inputs.encoder_grid[0].variables("patch"),
     }
-    variables = {}
-    for name, (dims, long_name, units) in VARIABLES.items():
-        if name in given:
-            array = np.asarray(given[name])
-            array = array.astype(np.float32) if array.dtype.kind == "f" else array
-            variables[name] = xr.Variable(dims, array, {"long_name": long_name, "units": units})
-    variables |= images_of(answer.inputs.images[0])
-    variables |= places("key", answer.inputs.grid[0], features.keys)
-    variables |= places("patch", answer.inputs.encoder_grid[0], features.patches)
-    dataset = xr.Dataset(
-        variables, {"feature": np.array(features.names, object), "edge": np.array(EDGES, object)}
-    )
-    numbered = {
-        name: np.arange(dataset.sizes[name]) for name in ("layer", "head") if name in dataset.dims
-    }
-    return dataset.assign_coords(numbered).assign_attrs(attrs)
+    return dataset("attribute", arrays, SCHEMA, {"feature": features.names}, attrs)
 
 
-def places(name: str, grid: PatchGrid, feature: np.ndarray | None = None) -> dict[str, xr.Variable]:
-    """Where tokens lie (and which feature they belong to); names as in a record."""
-    ints = {axis: getattr(grid, axis) for axis in ("image", "tile", "row", "col")}
-    ints |= {} if feature is None else {"feature": feature}
-    found = {
-        f"{name}_{axis}": xr.Variable(
-            (name,), values.astype(np.int32), {"long_name": axis, "units": "index"}
-        )
-        for axis, values in ints.items()
-    }
-    box = xr.Variable(
-        (name, "edge"), grid.box.astype(np.float32), {"long_name": "edges", "units": "fraction"}
-    )
-    return found | {f"{name}_box": box}
-
-
-def images_of(images: tuple[Image.Image, ...]) -> dict[str, xr.Variable]:
+def images_of(images: tuple[Image.Image, ...]) -> dict[str, np.ndarray]:
     """Small copies of the images, padded to one size, as in a record."""
     small = [image.copy() for image in images]
     for image in small:
@@ -94,10 +77,4 @@ def images_of(images: tuple[Image.Image, ...]) -> dict[str, xr.Variable]:
     for place, image in zip(stacked, small, strict=True):
         place[: image.height, : image.width] = np.asarray(image)
     size = np.array([(image.height, image.width) for image in small], np.uint16)
-    rgb = {"long_name": "image, longest side ≤ 672", "units": "8-bit RGB"}
-    return {
-        "images": xr.Variable(("image", "y", "x", "channel"), stacked, rgb),
-        "image_size": xr.Variable(
-            ("image", "side"), size, {"long_name": "height and width", "units": "px"}
-        ),
-    }
+    return {"images": stacked, "image_size": size}

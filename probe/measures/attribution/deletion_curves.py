@@ -20,7 +20,6 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 
-from probe import __version__
 from probe.data.image import ImageSource
 from probe.errors import ProbeError
 from probe.hooks.model_state import active_interventions
@@ -29,11 +28,14 @@ from probe.measures.attribution.features import Features
 from probe.measures.attribution.perturbed_model import Perturbed
 from probe.measures.attribution.regions import Over
 from probe.measures.attribution.shared_prefix import SharedPrefix
+from probe.records.provenance import provenance
+from probe.records.schema import Variable, dataset
 from probe.subject.inputs import Ids, Inputs
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
 
 RANDOM = "random"
+SCHEMA = {"logprob": Variable("score direction fraction", "nat", "log-probability of the answer")}
 DIRECTIONS = ("deletion", "insertion")
 
 
@@ -69,25 +71,17 @@ def deletion_curves(
     ranked[RANDOM] = [rng.permutation(len(features)) for _ in range(orders)]
     counts = np.unique(np.linspace(0, len(features), points + 1).round().astype(int))
     found = np.stack([_both(f, orders, counts, batch) for orders in ranked.values()])
-    attrs = subject.provenance() | {
-        "kind": "deletion curves",
-        "probe_version": __version__,
-        "baseline": removal.name,
-        "seed": seed,
-        "over": over if isinstance(over, str) else "mask",
-        "response": answer.inputs.response[0],
-        "intervention": active_interventions(subject.model),
-    }
-    named = {"long_name": "log-probability of the answer", "units": "nat"}
-    return xr.Dataset(
-        {"logprob": (("score", "direction", "fraction"), found.astype(np.float32), named)},
-        {
-            "score": np.array(list(ranked), object),
-            "direction": np.array(DIRECTIONS, object),
-            "fraction": counts / len(features),
-        },
-        attrs,
+    attrs = provenance(
+        subject,
+        kind="deletion curves",
+        baseline=removal.name,
+        seed=seed,
+        over=over if isinstance(over, str) else "mask",
+        response=answer.inputs.response[0],
+        intervention=active_interventions(subject.model),
     )
+    coords = {"score": list(ranked), "direction": DIRECTIONS, "fraction": counts / len(features)}
+    return dataset("deletion_curves", {"logprob": found}, SCHEMA, coords, attrs)
 
 
 def _order(name: str, values: Any, regions: int) -> np.ndarray:

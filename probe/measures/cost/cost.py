@@ -144,7 +144,7 @@ def _about(told: Described, prompt: PromptShape, counted: Counted, device: str) 
         "revision": told.revision,
         "dtype": str(told.dtype).removeprefix("torch."),
         "device": device,
-        "toy": str(told.toy).lower(),
+        "toy": told.toy,
         "vision_tokens": float(counted.tokens[:, 0].mean()),
         "text_tokens": prompt.text_tokens,
         "frames": prompt.frames or 1,

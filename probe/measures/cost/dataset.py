@@ -5,7 +5,7 @@
     table(costs)                                               # a row a case
     write(costs, "costs.json"); read("costs.json")
 
-`UNITS` and `ABOUT` say what is in it.
+`SCHEMA` and `ABOUT` say what is in it.
 """
 
 import json
@@ -20,41 +20,53 @@ import xarray as xr
 
 from probe import __version__
 from probe.errors import ProbeError
+from probe.records.schema import Variable, dataset
 
-UNITS = {  # variable -> dims, unit, what it is
-    "flops": ("component operation", "FLOP", "operations of a prefill (a multiply-add is two)"),
-    "formula_flops": (
-        "",
+
+def _number(dims: str, units: str, long_name: str) -> Variable:
+    return Variable(dims, units, long_name, dtype=None)  # counts stay whole, sizes 64 bits
+
+
+def _text(long_name: str) -> Variable:
+    return Variable("case", "text", long_name, dtype="object")
+
+
+SCHEMA = {
+    "flops": _number(
+        "case component operation", "FLOP", "operations of a prefill (a multiply-add is two)"
+    ),
+    "formula_flops": _number(
+        "case",
         "FLOP of the formula",
         "cost formula of the token reducers' papers, of the LLM only",
     ),
-    "weights": ("component", "byte", "weights of the model"),
-    "llm_tokens": ("layer", "tokens", "tokens in each LLM layer, text included"),
-    "kv_cache": ("token_type", "byte", "keys and values that the LLM keeps"),
-    "prefix_cache": (
-        "",
+    "weights": _number("case component", "byte", "weights of the model"),
+    "llm_tokens": _number("case layer", "tokens", "tokens in each LLM layer, text included"),
+    "kv_cache": _number("case token_type", "byte", "keys and values that the LLM keeps"),
+    "prefix_cache": _number(
+        "case",
         "byte",
         "keys and values of the image in pre-fusion, which later questions reuse",
     ),
-    "latency": ("repeat", "s", "time from pixels to the first token"),
-    "memory": (
-        "moment",
+    "latency": _number("case repeat", "s", "time from pixels to the first token"),
+    "memory": _number(
+        "case moment",
         "byte",
         "memory with the model loaded, and the highest on the way to the first token",
     ),
 }
-ABOUT = {  # what is said of a case -> unit
-    "model": "text",
-    "revision": "text",
-    "dtype": "text",
-    "device": "text",
-    "toy": "text",
-    "vision_tokens": "tokens",
-    "text_tokens": "tokens",
-    "frames": "frames",
-    "views": "views a frame",
-    "height": "px",
-    "width": "px",
+ABOUT = {  # coordinates that describe a case
+    "model": _text("name of the model"),
+    "revision": _text("revision of the model"),
+    "dtype": _text("dtype of the weights"),
+    "device": _text("device of the model"),
+    "toy": Variable("case", "yes or no", "a shipped toy model", dtype="bool"),
+    "vision_tokens": _number("case", "tokens", "vision tokens in the LLM"),
+    "text_tokens": _number("case", "tokens", "text tokens of the prompt"),
+    "frames": _number("case", "frames", "frames of a video; 1 for an image"),
+    "views": _number("case", "views a frame", "views of a frame"),
+    "height": _number("case", "px", "height of a frame"),
+    "width": _number("case", "px", "width of a frame"),
 }
 
 
@@ -65,38 +77,15 @@ def assemble(
     values: Mapping[str, Any],
     rows: str,
 ) -> xr.Dataset:
-    """A dataset of one case. `values`: some of UNITS; `labels`: coordinates of their dims; `about`:
-    all of ABOUT.
+    """A dataset of one case. `values`: some of SCHEMA, without the axis `case`; `labels`:
+    coordinates of their dims; `about`: all of ABOUT.
     """
-    variables = {}
-    for name, value in values.items():
-        dims, unit, meaning = UNITS[name]
-        variables[name] = (
-            ("case", *dims.split()),
-            np.asarray(value)[None],
-            {"units": unit, "long_name": meaning},
-        )
-    coords: dict[str, Any] = {
-        "case": _text([case]),
-        **{name: _labels(values) for name, values in labels.items()},
-    }
-    for name, unit in ABOUT.items():
-        value = about[name]
-        coords[name] = (
-            "case",
-            _text([value]) if isinstance(value, str) else np.array([value]),
-            {"units": unit},
-        )
+    arrays = {name: np.asarray(value)[None] for name, value in values.items()}
+    described = {name: [about[name]] for name in ABOUT}
     versions = {f"{package}_version": version(package) for package in ("torch", "transformers")}
-    return xr.Dataset(variables, coords, {"rows": rows, "probe_version": __version__, **versions})
-
-
-def _labels(values: Sequence[Any]) -> np.ndarray:
-    return _text(values) if isinstance(values[0], str) else np.array(values)
-
-
-def _text(values: Sequence[str]) -> np.ndarray:
-    return np.array(list(values), dtype=object)
+    attrs = {"rows": rows, "probe_version": __version__, **versions}
+    coords = {"case": [case], **labels, **described}
+    return dataset("cost", arrays, SCHEMA | ABOUT, coords, attrs)
 
 
 def join(costs: Sequence[xr.Dataset]) -> xr.Dataset:
