@@ -1,87 +1,79 @@
-"""All the figures a record, or a run of `probe drop`, can give: what the command line and reports
-write.
-"""
+"""All figures that a record, or a run of `probe drop`, has numbers for: what the command line and
+reports write."""
 
-from collections.abc import Iterator
-from typing import Any
-
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from probe.evaluation.drop_effects import from_cases, has_scores, tables_of, window_cases
+from probe.plots.arguments import default_query, labelled
 from probe.plots.by_head import heads
 from probe.plots.by_layer import entropy, mass
-from probe.plots.comparing import readings, swaps
 from probe.plots.compressor_map import compression
-from probe.plots.depths import depth
-from probe.plots.dropping import dropped
-from probe.plots.on_image import heatmaps
-from probe.plots.style import default_query, labelled
-from probe.plots.views import has_values
+from probe.plots.on_image import has_values, heatmaps
+from probe.plots.style import unmanaged
+from probe.plots.sweep import depth, dropped, readings, swaps
 from probe.records import node
 
 
 def figures(record: xr.DataTree, sample: int | str = 0) -> dict[str, Figure]:
-    """{"llm-mass": Figure, ...}: every figure that the record has numbers for; heat maps are of one
-    `sample`.
+    """{"llm-mass": Figure, ...}: every figure that the record has numbers for.
 
-    They are for writing to files: pyplot does not keep them, so they do not pile up. Raises
-    ProbeError for what is no record, and for a sample that it does not have.
+    sample: of the heat maps. The figures are for writing to files: pyplot does not keep them. Raises
+    ProbeError for anything but a record, and for a sample that it does not have.
     """
     labelled(record, "plots.figures")
-    found = {}
-    for stack in record.children:
-        for name, axes in _of_stack(record, sample, stack):
-            found[f"{stack}-{name}"] = figure = np.ravel(axes)[0].figure
-            plt.close(figure)
-    return found
+    return {
+        f"{stack}-{name}": unmanaged(_figure(drawn))
+        for stack in record.children
+        for name, drawn in _of_stack(record, sample, stack).items()
+    }
 
 
-def _of_stack(record: xr.DataTree, sample: int | str, stack: str) -> Iterator[tuple[str, Any]]:
-    """The Axes of each figure of a stack, one after the other."""
+def _of_stack(record: xr.DataTree, sample: int | str, stack: str) -> dict[str, Axes | Figure]:
     measured = node(record, stack)
     query = default_query(measured)
+    on_image = has_values(measured, sample, query)
     if query == "compressed" and measured.sizes["key_type"] == 1:
-        if has_values(
-            measured, sample, query
-        ):  # curves over one layer, with nothing but patches, would say nothing
-            yield "compression", compression(record, sample)
-        return
+        # one layer and only patches: lines over layers and types would say nothing
+        return {"compression": compression(record, sample)} if on_image else {}
+    drawn: dict[str, Axes | Figure] = {}
     for value in ("mass", "share", "lift", "contribution"):
         if value in measured and bool(measured[value].notnull().any()):
-            yield value, mass(record, stack, value)
+            drawn[value] = mass(record, stack, value)
     if "entropy" in measured and "head_entropy" in measured:
-        yield "entropy", entropy(record, stack)
-        yield "entropy-ratio", entropy(record, stack, ratio=True)
+        drawn["entropy"] = entropy(record, stack)
+        drawn["entropy-ratio"] = entropy(record, stack, ratio=True)
     if "vision" in measured["key_type"].values:
-        yield "heads", heads(record, query, "vision", stack)
-    if has_values(measured, sample, query):
-        yield "heatmaps", heatmaps(record, sample, query, stack=stack)
+        drawn["heads"] = heads(record, query, "vision", stack)
+    if on_image:
+        drawn["heatmaps"] = heatmaps(record, sample, query, stack=stack)
+    return drawn
 
 
 def drop_figures(results: xr.DataTree, size: int | None = None) -> dict[str, Figure]:
     """{"dropped": Figure, ...}: every figure that a run of `probe drop` has cases for.
 
-    Where no answer has a score (a judge's benchmark), total variation from the untouched model is
-    drawn. Raises ProbeError for what is no result of a sweep.
+    size: of the windows of layers. Where no answer has a score (a judge's benchmark), total
+    variation from the untouched model is drawn. pyplot does not keep the figures. Raises ProbeError
+    for anything but the results of a sweep.
     """
     tables = tables_of(results)
     first = next(iter(tables.values()))
     value = "correct" if has_scores(first) else "total_variation"
-    drawn = {}
+    drawn: dict[str, Axes | Figure] = {}
     if window_cases(first, size):
         drawn["dropped"] = dropped(results, size=size, value=value)
         if len(tables) > 1:
             drawn["readings"] = readings(results, size, value)
-    if any(
-        "donor_answer_given" in table and window_cases(table, size) for table in tables.values()
-    ):
+    swapped = [table for table in tables.values() if "donor_answer_given" in table]
+    if any(window_cases(table, size) for table in swapped):
         drawn["swaps"] = swaps(results, size)
     if len(from_cases(first)) > 1:
         drawn["depth"] = depth(results, value=value)
-    found = {name: np.ravel(axes)[0].figure for name, axes in drawn.items()}
-    for figure in found.values():
-        plt.close(figure)
-    return found
+    return {name: unmanaged(_figure(one)) for name, one in drawn.items()}
+
+
+def _figure(drawn: Axes | Figure) -> Figure:
+    return np.ravel(drawn)[0].figure

@@ -1,180 +1,175 @@
-"""Does attention say what the answer owes to the image? One figure with all that an answer needs.
+"""Does attention agree with attribution on which regions of the image an answer depends on?
 
-The maps side by side; their rank correlation in every layer, between what misplaced regions reach
+One figure: both maps; their rank correlation in each layer, between what misplaced regions reach
 (the floor) and what two methods of attribution reach with each other (the ceiling); every head;
-deletion and insertion; and the same of a model that knows nothing. The verdict stands above.
+deletion and insertion; and the same for a model with shuffled weights. The verdict is its title.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 
 from probe.errors import ProbeError
-from probe.plots.attribution_map import OWED, UNIT, attributions, draw_regions
-from probe.plots.on_image import show_image
-from probe.plots.style import caption, count_from_one, layer_label, title
+from probe.plots.attribution_map import attributions, draw_attribution, draw_regions
+from probe.plots.by_head import layer_by_head
+from probe.plots.patches import show_image
+from probe.plots.style import (
+    DASHED,
+    GREEN,
+    GREY,
+    LIGHT_GREY,
+    PURPLE,
+    caption,
+    figure_of,
+    finish,
+    heading,
+    label,
+    layer_label,
+    legend,
+    looks,
+    styled,
+    title,
+)
 from probe.records.rank_agreement import FEWEST, MEASURES, above_floor, rank_agreement, regions_of
 
-_LOOKS = {
-    "mass": ("#0072B2", "o", "-"),
-    "lift": ("#56B4E9", "s", (0, (5, 2))),
-    "received": ("#E69F00", "^", (0, (1, 1.2))),
-    "contribution": ("#D55E00", "D", "-"),
-}
-_CONTROL, _CEILING = "#CC79A7", "#009E73"
-_CURVES = ("#D55E00", "#0072B2", "#009E73", "#56B4E9", "#E69F00", "#CC79A7")
-_ALIKE = 0.005  # measures whose correlations differ by less everywhere are one line
+_EQUAL = 0.005  # measures whose correlations differ by less in all layers are drawn as one line
 
 
+@styled()
 def agreement(
-    found: Any,
+    dataset: Any,
     *,
     curves: xr.Dataset | None = None,
     control: xr.Dataset | None = None,
     measure: str = "contribution",
-    picture: int = 0,
+    image: int = 0,
     seed: int = 0,
-) -> np.ndarray:
-    """The figure for one image. Attention is that of the rows that say the answer.
+) -> Figure:
+    """Six panels on one image; attention is that of the queries that predict the answer.
 
-    found: an attribution (`probe.attribute`), or {label: attribution}: the first is what attention
-    is held against, the others give the ceiling. curves: of `probe.deletion_curves`. control: the
-    attribution of a model with shuffled weights on the same image
-    (`probe.measures.attribution.weight_randomisation`), whose attention is held against the first,
-    too. measure: of the map and of the heads. Returns Axes (2, 3). Raises ProbeError for
-    attributions without attention or over different regions, and an unknown measure.
+    How to read it: attention agrees with attribution in the layers whose line (top right) leaves
+    the grey floor. The closer it comes to the ceiling, the better: methods of attribution do not
+    agree with each other more than that. Below, every head; what deleting the highest regions does
+    to the answer; and how many heads reach which correlation, also with shuffled weights.
+
+    Args:
+        dataset: an attribution (`probe.attribute`), or {label: attribution}: attention is compared
+            with the first, the others give the ceiling.
+        curves: of `probe.deletion_curves`.
+        control: the attribution of a model with shuffled weights on the same image
+            (`probe.measures.attribution.weight_randomisation`); its attention is compared with
+            the first attribution.
+        measure: of attention, for the map and the heads.
+        image: which image of the maps, from 0.
+
+    Raises ProbeError for attributions without attention or over different regions, and for an
+    unknown measure.
     """
-    named = attributions(found, "plots.agreement")
+    named = attributions(dataset, "plots.agreement")
     if measure not in MEASURES:
-        raise ProbeError(
-            "plots.agreement", expected=f"a measure of {', '.join(MEASURES)}", got=repr(measure)
-        )
-    table, first = rank_agreement(named, seed), next(iter(named.values()))
-    reference = next(iter(named))
-    axes = plt.subplots(2, 3, figsize=(13.5, 8), layout="constrained", width_ratios=(1, 1, 1.5))[1]
-    layer = _best(table, measure)
-    _owed(axes[0, 0], first, picture)
-    _attended(axes[0, 1], first, measure, layer, picture)
-    _layers(axes[0, 2], table, control, reference, seed)
+        expected = f"a measure of {', '.join(MEASURES)}"
+        raise ProbeError("plots.agreement", expected=expected, got=repr(measure))
+    table = rank_agreement(named, seed)
+    reference, first = next(iter(named.items()))
+    axes = plt.subplots(2, 3, figsize=(13.5, 8), width_ratios=(1, 1, 1.5))[1]
+    draw_attribution(axes[0, 0], first, image)
+    method = f"{first.attrs['method']}, baseline {first.attrs['baseline']}"
+    title(axes[0, 0], f"what each region contributes to the answer\n{method}")
+    _attention_map(axes[0, 1], first, measure, _best_layer(table, measure), image)
+    _layers(axes[0, 2], table.sel(reference=reference), reference)
     _heads(axes[1, 0], table, measure)
     _deletion(axes[1, 1], curves)
-    _control(axes[1, 2], table, measure, control, reference, first)
-    figure = axes[0, 0].figure
-    figure.suptitle(
-        f"Does attention say what the answer owes to the image?  {verdict(table)}",
-        x=0.01,
-        ha="left",
-        fontsize=13,
-    )
-    caption(axes, _notes(table, first, named), named, own=True)
-    return axes
+    shuffled = None
+    if control is not None:
+        control = control.assign(attribution=first["attribution"])
+        shuffled = rank_agreement({reference: control})
+    _correlations_of_heads(axes[1, 2], table, shuffled, measure)
+    figure = figure_of(axes)
+    heading(figure, f"Does attention agree with attribution on the image?  {verdict(table)}")
+    caption(axes, [_note(table, first, list(named))], named, own=True)
+    return figure
 
 
 def verdict(table: xr.Dataset) -> str:
-    """One sentence: in which layers any measure, heads averaged, is above the floor for the first
-    attribution.
+    """One sentence: the layers (from 1) in which any measure, heads averaged, is above the floor for
+    the first attribution.
+
+    table: of `probe.records.rank_agreement.rank_agreement`.
     """
-    reference = str(table["reference"].values[0])
-    if table.attrs["regions"] < FEWEST:
-        return f"It cannot be said of {table.attrs['regions']} region{'s' * (table.attrs['regions'] > 1)}."
+    reference, regions = str(table["reference"].values[0]), table.attrs["regions"]
+    if regions < FEWEST:
+        return f"It cannot be said of {regions} region{'s' * (regions > 1)}."
     if bool(table["by_layer"].sel(reference=reference).isnull().all()):
         return "It cannot be said: one of the two is the same everywhere."
-    layers = sorted(
-        {layer + 1 for name in MEASURES for layer in above_floor(table, reference, name)}
-    )
-    if not layers:
+    above = {layer + 1 for name in MEASURES for layer in above_floor(table, reference, name)}
+    if not above:
         return "No: agreement is noise, no more than misplaced regions give."
-    return f"Yes in layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}, more than misplaced regions do."
+    layers = ", ".join(map(str, sorted(above)))
+    return f"Yes in layer{'s' * (len(above) > 1)} {layers}, more than misplaced regions do."
 
 
-def _best(table: xr.Dataset, measure: str) -> int:
+def _best_layer(table: xr.Dataset, measure: str) -> int:
     """The layer whose heads, averaged, agree most; the middle one where none can be compared."""
     values = table["by_layer"].sel(measure=measure)[0].values
     return len(values) // 2 if np.isnan(values).all() else int(np.nanargmax(values))
 
 
-def _owed(axis: Axes, found: xr.Dataset, picture: int) -> None:
-    values = found["attribution"].values
-    reach = float(np.abs(values[found["feature_kind"].values == "region"]).max()) or 1.0
-    drawn = draw_regions(axis, found, values, TwoSlopeNorm(0, -reach, reach), OWED, picture)
-    axis.figure.colorbar(drawn, ax=axis, label=UNIT, shrink=0.8)
-    title(
-        axis,
-        f"what the answer owes to each region\n{found.attrs['method']}, baseline {found.attrs['baseline']}",
-    )
-
-
-def _attended(axis: Axes, found: xr.Dataset, measure: str, layer: int, picture: int) -> None:
-    values = found[measure][layer].mean("head").values
-    if np.isnan(regions_of(found)[measure].values).all():
+def _attention_map(axis: Axes, dataset: xr.Dataset, measure: str, layer: int, image: int) -> None:
+    if np.isnan(regions_of(dataset)[measure].values).all():
         show_image(axis, np.zeros((0, 0, 3), np.uint8))
         title(axis, "the LLM has no token of these regions")
         return
-    top = float(np.nanmax(values[found["feature_kind"].values == "region"])) or 1.0
-    drawn = draw_regions(axis, found, values, Normalize(0, top), "inferno", picture)
-    label = f"{found[measure].attrs['long_name']} ({found[measure].attrs['units']})"
-    axis.figure.colorbar(drawn, ax=axis, label=label, shrink=0.8)
-    title(
-        axis,
-        f"what it attends to: {measure}\n{layer_label('llm')} {layer + 1}, where they agree most, head mean",
-    )
+    values = dataset[measure][layer].mean("head").values
+    top = float(np.nanmax(values[dataset["feature_kind"].values == "region"])) or 1.0
+    drawn = draw_regions(axis, dataset, values, Normalize(0, top), "inferno", image)
+    axis.figure.colorbar(drawn, ax=axis, label=label(dataset[measure]), shrink=0.8)
+    where = f"{layer_label('llm')} {layer + 1}, where they agree most, head mean"
+    title(axis, f"what it attends to: {measure}\n{where}")
 
 
-def _layers(
-    axis: Axes, table: xr.Dataset, control: xr.Dataset | None, reference: str, seed: int
-) -> None:
-    one, layers = table.sel(reference=reference), table["layer"].values + 1
-    drawn: dict[str, np.ndarray] = {}
+def _layers(axis: Axes, table: xr.Dataset, reference: str) -> None:
+    """A line a measure between floor and ceiling; measures that are equal share a line."""
+    layers = table["layer"].values + 1
+    lines: dict[str, np.ndarray] = {}  # label -> values
     for name in MEASURES:
-        values = one["by_layer"].sel(measure=name).values
-        twin = next(
-            (o for o, v in drawn.items() if np.allclose(v, values, atol=_ALIKE, equal_nan=True)),
-            None,
-        )
-        if twin is not None and not np.isnan(values).all():
-            line = next(line for line in axis.lines if str(line.get_label()).split(" =")[0] == twin)
-            line.set_label(f"{line.get_label()} = {name}")
-            continue
-        colour, marker, dash = _LOOKS[name]
-        axis.plot(
-            layers, values, color=colour, marker=marker, linestyle=dash, markersize=5, label=name
-        )
-        drawn[name] = values
-    floor = float(one["floor"])
+        values = table["by_layer"].sel(measure=name).values
+        equal = [other for other, drawn in lines.items() if _same(drawn, values)]
+        if equal:
+            lines[f"{equal[0]} = {name}"] = lines.pop(equal[0])
+        else:
+            lines[name] = values
+    for name, values in lines.items():
+        look = looks(MEASURES)[name.split(" =")[0]]
+        axis.plot(layers, values, label=name, **look._asdict())
+    floor = float(table["floor"])
     if not np.isnan(floor):
-        axis.axhspan(-floor, floor, color="0.88", zorder=0, label="floor: misplaced regions")
-    ceiling = table["ceiling"].sel(reference=reference).drop_sel(other=reference)
+        axis.axhspan(-floor, floor, color=LIGHT_GREY, zorder=0, label="floor: misplaced regions")
+    ceiling = table["ceiling"].drop_sel(other=reference)
     if ceiling.size and not bool(ceiling.isnull().all()):
-        label = (
-            "ceiling: another attribution"
-            if ceiling.size == 1
-            else "ceiling: mean of other attributions"
-        )
-        axis.axhline(float(ceiling.mean()), color=_CEILING, linestyle=(0, (6, 2)), label=label)
-    axis.axhline(0, color="0.5", linewidth=0.8)
-    axis.set(ylim=(-1.05, 1.05), xlabel=layer_label("llm"), ylabel="Spearman's rank correlation")
-    count_from_one(axis.xaxis, len(layers))
-    axis.legend(fontsize=8, frameon=False, loc="lower right")
-    axis.spines[["top", "right"]].set_visible(False)
-    title(axis, "agreement in each layer, heads averaged\n(even attention ranks nothing: no point)")
+        others = "another attribution" if ceiling.size == 1 else "mean of other attributions"
+        height = float(ceiling.mean())
+        axis.axhline(height, color=GREEN, linestyle=DASHED, label=f"ceiling: {others}")
+    axis.axhline(0, color=GREY, linewidth=0.8)
+    text = "agreement in each layer, heads averaged\n(even attention ranks nothing: no point)"
+    labels = {"xlabel": layer_label("llm"), "ylabel": "Spearman's rank correlation"}
+    finish(axis, text, layers=len(layers), ylim=(-1.05, 1.05), **labels)
+    legend(axis, loc="lower right")
+
+
+def _same(drawn: np.ndarray, values: np.ndarray) -> bool:
+    return not np.isnan(values).all() and np.allclose(drawn, values, atol=_EQUAL, equal_nan=True)
 
 
 def _heads(axis: Axes, table: xr.Dataset, measure: str) -> None:
     values = table["correlation"][0].sel(measure=measure).values
-    extent = (0.5, values.shape[1] + 0.5, values.shape[0] + 0.5, 0.5)
-    colours = plt.get_cmap("PuOr_r").with_extremes(bad="0.8")
-    image = axis.imshow(
-        values, colours, Normalize(-1, 1), aspect="auto", interpolation="nearest", extent=extent
-    )
+    image = layer_by_head(axis, values, Normalize(-1, 1), "PuOr_r", "llm")
     axis.figure.colorbar(image, ax=axis, label="rank correlation", shrink=0.8)
-    axis.set(xlabel="head", ylabel=layer_label("llm"))
-    count_from_one(axis.xaxis, values.shape[1])
-    count_from_one(axis.yaxis, values.shape[0])
     title(axis, f"every head: {measure}\n(grey: even over the regions)")
 
 
@@ -182,78 +177,43 @@ def _deletion(axis: Axes, curves: xr.Dataset | None) -> None:
     if curves is None:
         axis.set_axis_off()
         return
-    for direction, dash in (("deletion", "-"), ("insertion", (0, (4, 1.5)))):
-        for number, score in enumerate(curves["score"].values):
-            colour = "0.45" if score == "random" else _CURVES[number % len(_CURVES)]
-            values = curves["logprob"].sel(score=score, direction=direction)
-            axis.plot(
-                curves["fraction"].values * 100,
-                values,
-                color=colour,
-                linestyle=dash,
-                linewidth=1.5,
-                label=str(score) if direction == "deletion" else None,
-            )
-    axis.set(
-        xlabel="regions taken away, or given (%)", ylabel="log-probability of the answer (nat)"
-    )
-    axis.legend(fontsize=8, frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
-    title(
-        axis,
-        f"highest first: taken away (solid), given (dashed)\nbaseline {curves.attrs['baseline']}",
-    )
+    percent = curves["fraction"].values * 100
+    for score, look in looks(curves["score"].values.tolist()).items():
+        logprob = curves["logprob"].sel(score=score)
+        axis.plot(percent, logprob.sel(direction="deletion"), color=look.color, label=score)
+        inserted = logprob.sel(direction="insertion")
+        axis.plot(percent, inserted, color=look.color, linestyle=DASHED)
+    text = f"highest first: removed (solid), inserted (dashed)\nbaseline {curves.attrs['baseline']}"
+    ylabel = "log-probability of the answer (nat)"
+    finish(axis, text, xlabel="regions removed or inserted (%)", ylabel=ylabel)
+    legend(axis)
 
 
-def _control(
-    axis: Axes,
-    table: xr.Dataset,
-    measure: str,
-    control: xr.Dataset | None,
-    reference: str,
-    first: xr.Dataset,
+def _correlations_of_heads(
+    axis: Axes, table: xr.Dataset, shuffled: xr.Dataset | None, measure: str
 ) -> None:
-    """How the heads' correlations are spread: this model's, and those of one that knows nothing."""
-    bins = np.linspace(-1, 1, 21).tolist()
-    groups = {
-        "this model": (table["correlation"][0].sel(measure=measure).values, _LOOKS[measure][0])
-    }
-    if control is not None:
-        theirs = rank_agreement({reference: control.assign(attribution=first["attribution"])})
-        groups["weights shuffled"] = (
-            theirs["correlation"][0].sel(measure=measure).values,
-            _CONTROL,
-        )
-    for name, (values, colour) in groups.items():
+    """How many heads reach which correlation, in this model and with shuffled weights."""
+    groups = {"this model": (table, looks(MEASURES)[measure].color)}
+    if shuffled is not None:
+        groups["weights shuffled"] = (shuffled, PURPLE)
+    for name, (one, colour) in groups.items():
+        values = one["correlation"][0].sel(measure=measure).values
         known = values[~np.isnan(values)]
-        axis.hist(
-            known,
-            bins,
-            color=colour,
-            alpha=0.6,
-            label=f"{name} ({len(known)} heads)",
-            edgecolor="white",
-        )
-    axis.axvline(0, color="0.5", linewidth=0.8)
-    axis.set(
-        xlabel=f"rank correlation of a head's {measure} with the attribution",
-        ylabel="heads",
-        xlim=(-1, 1),
-    )
-    axis.legend(fontsize=8, frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
-    title(
-        axis,
-        "all heads of all layers"
-        + (", and of a model that knows nothing" if control is not None else ""),
-    )
+        settings = {"color": colour, "alpha": 0.6, "label": f"{name} ({len(known)} heads)"}
+        sns.histplot(x=known, binrange=(-1, 1), bins=20, ax=axis, **settings)
+    axis.axvline(0, color=GREY, linewidth=0.8)
+    text = "all heads of all layers" + (", also with shuffled weights" if len(groups) > 1 else "")
+    xlabel = f"rank correlation of a head's {measure} with the attribution"
+    finish(axis, text, xlabel=xlabel, ylabel="heads", xlim=(-1, 1))
+    legend(axis)
 
 
-def _notes(table: xr.Dataset, first: xr.Dataset, named: dict[str, xr.Dataset]) -> Sequence[str]:
+def _note(table: xr.Dataset, first: xr.Dataset, names: list[str]) -> str:
     answer = "".join(letter if letter.isprintable() else "?" for letter in first.attrs["response"])
-    return [
-        f"{table.attrs['model']}; {table.attrs['regions']} regions of one image; attention of the rows that say the "
-        f"answer {answer[:60]!r}; attributions: {', '.join(named)}; floor: 99 % of "
-        f"{table.attrs['shuffles']} shuffles of the regions (seed {table.attrs['seed']}), and of all shifts and flips "
-        "of their grid, stay inside in all layers and measures at once",
-    ]
+    attrs = table.attrs
+    return (
+        f"{attrs['model']}; {attrs['regions']} regions of one image; attention of the queries that "
+        f"predict the answer {answer[:60]!r}; attributions: {', '.join(names)}; floor: 99 % of "
+        f"{attrs['shuffles']} shuffles of the regions (seed {attrs['seed']}), and of all shifts "
+        "and flips of their grid, stay inside it in all layers and measures at once"
+    )

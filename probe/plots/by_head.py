@@ -1,33 +1,65 @@
 """Layer x head: which heads carry A → B, and where."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
 
 import matplotlib
 import numpy as np
+import xarray as xr
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator
 
 from probe.errors import ProbeError
+from probe.plots.arguments import Records, chosen, default_query, labelled
 from probe.plots.sample_mean import average, sampling
 from probe.plots.style import (
-    Records,
+    LIGHT_GREY,
     caption,
-    chosen,
     count_from_one,
-    default_query,
+    figure_of,
     label,
-    labelled,
     layer_label,
     panels,
+    styled,
     title,
 )
 from probe.records import node
 
-_TICKS = {"ticks": LogLocator(subs=(1, 2, 5)), "format": "{x:g}"}
+_CALLED = "plots.heads"
+_PANEL = (5.2, 4.2)
 
 
+@overload
+def heads(
+    record: xr.DataTree,
+    query_type: str | None = None,
+    key_type: str = "vision",
+    stack: str = "llm",
+    *,
+    value: str = "mass",
+    weights: str = "sample",
+    ax: Any = None,
+) -> Axes: ...
+
+
+@overload
+def heads(
+    record: Mapping[str, xr.DataTree] | Sequence[xr.DataTree],
+    query_type: str | None = None,
+    key_type: str = "vision",
+    stack: str = "llm",
+    *,
+    value: str = "mass",
+    weights: str = "sample",
+    ax: Any = None,
+) -> Figure: ...
+
+
+@styled()
 def heads(
     record: Records,
     query_type: str | None = None,
@@ -38,62 +70,65 @@ def heads(
     weights: str = "sample",
     ax: Any = None,
 ) -> Any:
-    """An image of layer x head for one A → B, mean over samples; one colour scale for all records.
+    """A cell for each head of each layer: one A → B, mean over samples.
 
-    query_type: the response by default, else what comes nearest. value: "mass", "share", "lift"
-    (log colours around 1), "contribution" or "head_entropy". Cells without a number are grey.
-    Returns Axes, an array of them for several records.
+    How to read it: the first layer is on top; a bright cell is a head that gives much of its
+    attention to B. Cells without a number are grey. All records share one colour scale.
 
-    Source: our own; the paper averages over heads. Raises ProbeError for a value without heads
-    ("entropy"), and for a value, stack, type or weights that a record does not have.
+    Args:
+        query_type: by default the response, or what comes nearest to it and was measured.
+        value: "mass", "share", "lift" (logarithmic colours around 1), "contribution" or
+            "head_entropy".
+        weights: "sample" or "query_count", as in `mass`.
+
+    Returns Axes for one record, a Figure for several (a list, or {label: record}). Source: our
+    own; the paper averages over heads. Raises ProbeError for a value without heads ("entropy"),
+    and for a value, stack, type or weights that a record does not have.
     """
     if value == "entropy":
-        raise ProbeError(
-            "plots.heads",
-            expected="a value of each head",
-            got="'entropy'",
-            fix="use 'head_entropy'",
-        )
-    named = labelled(record, "plots.heads")
-    found = {}
+        expected, fix = "a value of each head", "use 'head_entropy'"
+        raise ProbeError(_CALLED, expected=expected, got="'entropy'", fix=fix)
+    named = labelled(record, _CALLED)
+    means = {}
     for name, one in named.items():
         measured = node(one, stack)
-        types = {dim: measured[dim].values.tolist() for dim in ("query_type", "key_type")}
         query_type = query_type or default_query(measured)
-        chosen(query_type, types["query_type"], "plots.heads")
-        chosen(key_type, types["key_type"], "plots.heads")
+        chosen(query_type, measured["query_type"].values.tolist(), _CALLED)
+        chosen(key_type, measured["key_type"].values.tolist(), _CALLED)
         mean = average(one, stack, value, weights=weights, per_head=True, band=False).mean
-        found[name] = mean.sel(query_type=query_type, key_type=key_type)
-    axes = panels(ax, 1, len(named), (5.2, 4.2), "plots.heads")[0]
-    norm = _norm(np.concatenate([mean.values.ravel() for mean in found.values()]), value)
-    for axis, (name, mean) in zip(axes, found.items(), strict=True):
-        image = _image(axis, mean.values, norm, "PuOr_r" if value == "lift" else "viridis")
-        axis.set(xlabel="head", ylabel=layer_label(stack))
+        means[name] = mean.sel(query_type=query_type, key_type=key_type)
+    axes = panels(ax, 1, len(named), _PANEL, _CALLED)
+    norm = _norm(np.concatenate([mean.values.ravel() for mean in means.values()]), value)
+    colours = "PuOr_r" if value == "lift" else "viridis"
+    ticks = {"ticks": LogLocator(subs=(1, 2, 5)), "format": "{x:g}"} if value == "lift" else {}
+    for axis, (name, mean) in zip(axes.flat, means.items(), strict=True):
+        image = layer_by_head(axis, mean.values, norm, colours, stack)
         title(axis, f"{query_type} → {key_type}\n{name}")
-        bar = axis.figure.colorbar(
-            image, ax=axis, label=label(mean), **_TICKS if value == "lift" else {}
-        )
+        bar = axis.figure.colorbar(image, ax=axis, label=label(mean), **ticks)
         bar.minorticks_off()
     caption(axes, sampling(named, stack, weights), named, own=ax is None)
-    return axes[0] if len(axes) == 1 else axes
+    return axes[0, 0] if isinstance(record, xr.DataTree) else figure_of(axes)
 
 
-def _norm(values: np.ndarray, value: str) -> Normalize:
+def _norm(values: Float[np.ndarray, " value"], value: str) -> Normalize:
     known = values[~np.isnan(values)]
-    if value == "lift":  # as far below 1 as above it, at most a hundredfold
-        positive = known[known > 0]
-        reach = np.clip(np.abs(np.log(positive)).max(initial=np.log(1.1)), None, np.log(100))
-        return LogNorm(np.exp(-reach), np.exp(reach), clip=True)
-    return Normalize(0, known.max(initial=0) or 1)
+    if value != "lift":
+        return Normalize(0, known.max(initial=0) or 1)
+    # as far below 1 as above it, at most a hundredfold
+    distances = np.abs(np.log(known[known > 0]))
+    reach = min(distances.max(initial=np.log(1.1)), np.log(100))
+    return LogNorm(np.exp(-reach), np.exp(reach), clip=True)
 
 
-def _image(axis: Axes, values: np.ndarray, norm: Normalize, colours: str) -> AxesImage:
+def layer_by_head(
+    axis: Axes, values: Float[np.ndarray, "layer head"], norm: Normalize, colours: str, stack: str
+) -> AxesImage:
+    """A coloured cell for each head, the first layer on top; both are counted from 1."""
     layers, heads_ = values.shape
-    extent = (0.5, heads_ + 0.5, layers + 0.5, 0.5)  # the first layer on top; both count from 1
-    colourmap = matplotlib.colormaps[colours].with_extremes(bad="0.8")
-    image = axis.imshow(
-        values, colourmap, norm, aspect="auto", interpolation="nearest", extent=extent
-    )
+    extent = (0.5, heads_ + 0.5, layers + 0.5, 0.5)
+    colourmap = matplotlib.colormaps[colours].with_extremes(bad=LIGHT_GREY)
+    image = axis.imshow(values, colourmap, norm, aspect="auto", extent=extent)
+    axis.set(xlabel="head", ylabel=layer_label(stack))
     count_from_one(axis.xaxis, heads_)
     count_from_one(axis.yaxis, layers)
     return image

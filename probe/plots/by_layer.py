@@ -1,31 +1,38 @@
 """Lines over layers, one for each A → B: attention by type (the paper's Fig. 2) and its entropy
-(Fig. 3).
-"""
+(Fig. 3)."""
 
-from collections.abc import Sequence
-from copy import copy
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 from probe.errors import ProbeError
+from probe.plots.arguments import Records, chosen, labelled
 from probe.plots.sample_mean import Average, average, sampling
 from probe.plots.style import (
-    Records,
+    DARK_GREY,
+    GREY,
+    RIGHT,
     caption,
-    chosen,
-    count_from_one,
+    figure_of,
+    finish,
+    heading,
     label,
-    labelled,
     layer_label,
+    legend,
     line_style,
     panels,
-    title,
+    shade,
+    styled,
 )
+
+Several = Mapping[str, xr.DataTree] | Sequence[xr.DataTree]
+Types = str | Sequence[str] | None
 
 _TITLES = {
     "mass": "Attention by token type",
@@ -35,142 +42,215 @@ _TITLES = {
     "entropy": "Entropy, heads averaged first (paper)",
     "head_entropy": "Entropy, mean of single heads",
 }
+_VALUES = ("mass", "share", "lift", "contribution")
+_ENTROPIES = {"pooled": ["entropy"], "head": ["head_entropy"], "both": ["entropy", "head_entropy"]}
 _PANEL = (5.2, 3.9)
-_LEGEND = 1.9  # inches beside the panels
+_LEGEND = 1.9  # inches to the right of the panels
 _PAIRS = 10  # with more, the legend names types instead of pairs
 
 
+@overload
+def mass(
+    record: xr.DataTree,
+    stack: str = "llm",
+    value: str = "mass",
+    *,
+    query_types: Types = None,
+    key_types: Types = None,
+    weights: str = "sample",
+    seed: int = 0,
+    ax: Any = None,
+) -> Axes: ...
+
+
+@overload
+def mass(
+    record: Several,
+    stack: str = "llm",
+    value: str = "mass",
+    *,
+    query_types: Types = None,
+    key_types: Types = None,
+    weights: str = "sample",
+    seed: int = 0,
+    ax: Any = None,
+) -> Figure: ...
+
+
+@styled()
 def mass(
     record: Records,
     stack: str = "llm",
     value: str = "mass",
     *,
-    query_types: str | Sequence[str] | None = None,
-    key_types: str | Sequence[str] | None = None,
+    query_types: Types = None,
+    key_types: Types = None,
     weights: str = "sample",
     seed: int = 0,
     ax: Any = None,
 ) -> Any:
-    """Attention of A → B over layers, mean over heads. Colour and marker tell the keys, the dash
-    the queries.
+    """Attention of A → B over layers, mean over heads.
 
-    value: "mass", "share", "lift" or "contribution". With several samples: their mean and a 95 %
-    bootstrap band over images; weights: "sample" or "query_count". Returns Axes, an array for
-    several records.
+    How to read it: a line is what the queries of type A give to the keys of type B in each layer.
+    Colour and marker are those of B, the dash is that of A. With several samples a line is their
+    mean and its band the 95 % bootstrap interval over images, layer by layer.
 
-    Source: arXiv 2501.03895, Fig. 2 and Eq. 4 (`value="mass"`). Raises ProbeError for a value,
-    stack, type or weights that a record does not have, and for an `ax` of another number of Axes.
+    Args:
+        value: "mass", "share", "lift" (1 is an even spread) or "contribution".
+        query_types, key_types: the types A and B to draw; all by default.
+        weights: "sample" (every sample counts once) or "query_count" (every query does).
+        ax: one Axes for each record.
+
+    Returns Axes for one record, and for several (a list, or {label: record}) a Figure with a panel
+    a record on one scale. Source: arXiv 2501.03895, Fig. 2 and Eq. 4 (`value="mass"`). Raises
+    ProbeError for a value, stack, type or weights that a record does not have, and for an `ax` of
+    another number of Axes.
     """
-    if value not in ("mass", "share", "lift", "contribution"):
-        raise ProbeError(
-            "plots.mass", expected="value of mass, share, lift, contribution", got=repr(value)
-        )
-    named = labelled(record, "plots.mass")
-    averages = {
-        name: average(one, stack, value, weights=weights, seed=seed) for name, one in named.items()
-    }
-    axes = _axes(ax, 1, len(named), "plots.mass")
-    for axis, (name, found) in zip(axes.flat, averages.items(), strict=True):
-        _draw(axis, found, query_types, key_types)
-        _dress(axis, stack, value, name, found.mean, several=len(named) > 1)
-    _scale(axes, value)
-    _finish(axes, named, stack, weights, seed, own=ax is None, above=_TITLES[value])
-    return axes[0, 0] if axes.size == 1 else axes[0]
+    called = "plots.mass"
+    if value not in _VALUES:
+        raise ProbeError(called, expected=f"value of {', '.join(_VALUES)}", got=repr(value))
+    named = labelled(record, called)
+    averages = [
+        average(one, stack, value, weights=weights, seed=seed) for one in named.values()
+    ]
+    axes = _panels(ax, 1, len(named), called)
+    single = isinstance(record, xr.DataTree)
+    for axis, name, averaged in zip(axes.flat, named, averages, strict=True):
+        text = f"{_TITLES[value]}\n{name}" if single else name
+        _draw(axis, averaged, query_types, key_types, text, stack)
+        if value == "lift":
+            _lift_axis(axis)
+    _same_scale(axes, value)
+    if ax is None and not single:
+        heading(figure_of(axes), _TITLES[value])
+    _legend_of(axes)
+    caption(axes, sampling(named, stack, weights, seed), named, own=ax is None)
+    return axes[0, 0] if single else figure_of(axes)
 
 
+@overload
+def entropy(
+    record: xr.DataTree,
+    stack: str = "llm",
+    which: str | None = None,
+    *,
+    ratio: bool = False,
+    query_types: Types = None,
+    key_types: Types = None,
+    weights: str = "sample",
+    seed: int = 0,
+    ax: Axes,
+) -> Axes: ...
+
+
+@overload
 def entropy(
     record: Records,
     stack: str = "llm",
     which: str | None = None,
     *,
     ratio: bool = False,
-    query_types: str | Sequence[str] | None = None,
-    key_types: str | Sequence[str] | None = None,
+    query_types: Types = None,
+    key_types: Types = None,
+    weights: str = "sample",
+    seed: int = 0,
+    ax: Any = None,
+) -> Figure: ...
+
+
+@styled()
+def entropy(
+    record: Records,
+    stack: str = "llm",
+    which: str | None = None,
+    *,
+    ratio: bool = False,
+    query_types: Types = None,
+    key_types: Types = None,
     weights: str = "sample",
     seed: int = 0,
     ax: Any = None,
 ) -> Any:
-    """How spread out the attention of A over the tokens of B is: pooled as in the paper, and per
-    head.
+    """How spread out the attention of A over the tokens of B is: pooled as in the paper, and in
+    each head.
 
-    which: "pooled" (heads averaged first), "head" (entropy in each head, then averaged) or "both";
-    by default both, or pooled alone when `ax` is a single Axes. ratio: divided by ln(keys of the
-    type), to compare models. Returns Axes, or an array of them: a panel a kind, and with several
-    records a column a record.
+    How to read it: 0 nat is attention to a single token; the highest possible value is the
+    logarithm of the number of tokens of B. Low entropy in each head with a high pooled one means
+    that heads look at different places. Lines and bands are those of `mass`.
 
-    Source: arXiv 2501.03895, Fig. 3 and Appendix A (`which="pooled"`). Raises ProbeError for a
-    `which`, stack, type or weights that there is not, for a record without entropies, and for an
-    `ax` of another number of Axes.
+    Args:
+        which: "pooled" (heads averaged first), "head" (entropy in each head, then averaged) or
+            "both"; by default both, or pooled alone when `ax` is a single Axes.
+        ratio: divide by ln(keys of the type), so that models with different numbers of vision
+            tokens can be compared: 1 is an even spread.
+
+    Returns a Figure, with a panel for each kind of entropy and, for several records, a column for
+    each; the Axes when `ax` is a single one. Source: arXiv 2501.03895, Fig. 3 and Appendix A
+    (`which="pooled"`). Raises ProbeError for an unknown `which`, for a stack, type, entropy or
+    weights that a record does not have, and for an `ax` of another number of Axes.
     """
-    kinds = {"pooled": ["entropy"], "head": ["head_entropy"], "both": ["entropy", "head_entropy"]}
+    called = "plots.entropy"
     which = which or ("pooled" if isinstance(ax, Axes) else "both")
-    if which not in kinds:
-        raise ProbeError("plots.entropy", expected=f"which of {', '.join(kinds)}", got=repr(which))
-    named = labelled(record, "plots.entropy")
-    values = kinds[which]
-    flat = len(named) == 1  # one record: its panels side by side; several: a column a record
-    axes = _axes(ax, *((1, len(values)) if flat else (len(values), len(named))), "plots.entropy")
-    for row, value in zip(axes.T if flat else axes, values, strict=True):
-        for axis, (name, one) in zip(row, named.items(), strict=True):
-            found = average(one, stack, value, weights=weights, ratio=ratio, seed=seed)
-            _draw(axis, found, query_types, key_types)
-            _dress(axis, stack, value, name, found.mean, several=not flat)
-            title(axis, f"{_TITLES[value]}\n{name}")
-    _scale(axes, "entropy")
-    _finish(axes, named, stack, weights, seed, own=ax is None)
-    return axes[0, 0] if axes.size == 1 else axes[0] if min(axes.shape) == 1 else axes
+    if which not in _ENTROPIES:
+        expected = f"which of {', '.join(_ENTROPIES)}"
+        raise ProbeError(called, expected=expected, got=repr(which))
+    named, values = labelled(record, called), _ENTROPIES[which]
+    averages = [
+        [average(one, stack, value, weights=weights, ratio=ratio, seed=seed) for value in values]
+        for one in named.values()
+    ]
+    if len(named) == 1:  # the panels of one record are next to each other
+        axes = _panels(ax, 1, len(values), called)
+        columns = axes
+    else:
+        axes = _panels(ax, len(values), len(named), called)
+        columns = axes.T
+    for column, name, of_record in zip(columns, named, averages, strict=True):
+        for axis, value, averaged in zip(column, values, of_record, strict=True):
+            _draw(axis, averaged, query_types, key_types, f"{_TITLES[value]}\n{name}", stack)
+    _same_scale(axes, "entropy")
+    _legend_of(axes)
+    caption(axes, sampling(named, stack, weights, seed), named, own=ax is None)
+    return ax if isinstance(ax, Axes) else figure_of(axes)
 
 
-def _axes(ax: Any, rows: int, columns: int, called: str) -> np.ndarray:
+def _panels(ax: Any, rows: int, columns: int, called: str) -> np.ndarray:
     return panels(ax, rows, columns, (_PANEL[0] + _LEGEND / columns, _PANEL[1]), called)
 
 
-def _draw(axis: Axes, found: Average, query_types: Any, key_types: Any) -> None:
-    """A line for each A → B that has numbers (what causality hides has none)."""
-    there = [found.mean[dim].values.tolist() for dim in ("query_type", "key_type")]
-    for query in chosen(query_types, there[0], "plots"):
-        for key in chosen(key_types, there[1], "plots"):
-            mean, low, high = (part.sel(query_type=query, key_type=key).values for part in found)
+def _draw(
+    axis: Axes, averaged: Average, query_types: Types, key_types: Types, text: str, stack: str
+) -> None:
+    """A line for each A → B that has numbers: where causality hides B, there are none."""
+    known = [averaged.mean[dim].values.tolist() for dim in ("query_type", "key_type")]
+    layers = averaged.mean["layer"].values + 1
+    for query in chosen(query_types, known[0], "plots"):
+        for key in chosen(key_types, known[1], "plots"):
+            pair = [part.sel(query_type=query, key_type=key).values for part in averaged]
+            mean, low, high = pair
             if np.isnan(mean).all():
                 continue
-            look = line_style(query, key, *there)
-            layers = found.mean["layer"].values + 1
+            style = line_style(query, key, *known)
             every = max(1, len(layers) // 12)
-            axis.plot(
-                layers,
-                mean,
-                label=f"{query} → {key}",
-                markersize=4,
-                linewidth=1.6,
-                markevery=every,
-                **look,
-            )
+            axis.plot(layers, mean, label=f"{query} → {key}", markevery=every, **style)
             if not np.array_equal(low, high, equal_nan=True):
-                axis.fill_between(layers, low, high, color=look["color"], alpha=0.16, linewidth=0)
+                shade(axis, layers, low, high, style["color"])
     if not axis.lines:
-        raise ProbeError(
-            "plots",
-            expected="a pair of types that was measured",
-            got=f"{query_types} → {key_types}",
-        )
+        expected, got = "a pair of types that was measured", f"{query_types} → {key_types}"
+        raise ProbeError("plots", expected=expected, got=got)
+    labels = {"xlabel": layer_label(stack), "ylabel": label(averaged.mean)}
+    finish(axis, text, layers=len(layers), **labels)
 
 
-def _dress(
-    axis: Axes, stack: str, value: str, name: str, array: xr.DataArray, several: bool
-) -> None:
-    title(axis, name if several else f"{_TITLES[value]}\n{name}")
-    axis.set_xlabel(layer_label(stack))
-    axis.set_ylabel(label(array))
-    count_from_one(axis.xaxis, array.sizes["layer"])
-    axis.spines[["top", "right"]].set_visible(False)
-    if value == "lift":
-        axis.set_yscale("log", nonpositive="mask", subs=[])
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.axhline(1, color="0.6", linewidth=0.8, zorder=0)
+def _lift_axis(axis: Axes) -> None:
+    """Logarithmic, with a line at 1: an even spread."""
+    axis.set_yscale("log", nonpositive="mask", subs=[])
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.axhline(1, color=GREY, linewidth=0.8, zorder=0)
 
 
-def _scale(axes: np.ndarray, value: str) -> None:
+def _same_scale(axes: np.ndarray, value: str) -> None:
     """One scale for all panels, so that they can be compared."""
     limits = np.array([axis.get_ylim() for axis in axes.flat])
     low, high = limits[:, 0].min(), limits[:, 1].max()
@@ -182,45 +262,22 @@ def _scale(axes: np.ndarray, value: str) -> None:
         axis.set_ylim(low, high)
 
 
-def _finish(
-    axes: np.ndarray, named: dict, stack: str, weights: str, seed: int, own: bool, above: str = ""
-) -> None:
-    lines = {
-        text: line
-        for axis in axes.flat
-        for line in axis.lines
-        if (text := str(line.get_label()))[0] != "_"
-    }
-    handles, heading = (
-        (lines, "query → key")
-        if len(lines) <= _PAIRS
-        else (_parts(lines), "key by colour,\nquery by dash")
-    )
-    outside = {
-        "loc": "upper left",
-        "bbox_to_anchor": (1.01, 1),
-        "frameon": False,
-        "handlelength": 4,
-    }
-    small = {"fontsize": 8, "title_fontsize": 8}
-    legend = axes[0, -1].legend(
-        list(handles.values()), list(handles), title=heading, **small, **outside
-    )
-    for text in legend.texts:
-        text.set_parse_math(False)
-    if own and above and len(named) > 1:
-        axes.flat[0].figure.suptitle(above, x=0.01, ha="left", fontsize=11)
-    caption(axes, sampling(named, stack, weights, seed), named, own)
+def _legend_of(axes: np.ndarray) -> None:
+    """One legend of the lines in all panels, to the right of the first row."""
+    lines = {str(line.get_label()): line for axis in axes.flat for line in axis.lines}
+    lines = {name: line for name, line in lines.items() if not name.startswith("_")}
+    text = "query → key"
+    if len(lines) > _PAIRS:
+        lines, text = _by_type(lines), "key by colour,\nquery by dash"
+    legend(axes[0, -1], lines, title=text, handlelength=4, **RIGHT)
 
 
-def _parts(lines: dict[str, Line2D]) -> dict[str, Line2D]:
-    """For many pairs: one entry a key type and one a query type, instead of one a pair."""
+def _by_type(lines: Mapping[str, Line2D]) -> dict[str, Line2D]:
+    """Entries for key types and for query types, where entries for all pairs would be too many."""
     keys, queries = {}, {}
-    for text, line in lines.items():
-        query, key = text.split(" → ")
-        keys[f"→ {key}"] = Line2D(
-            [], [], color=line.get_color(), marker=line.get_marker(), markersize=4, linestyle=""
-        )
-        queries[f"{query} →"] = copy(line)
-        queries[f"{query} →"].set(color="0.3", marker="", label="")
+    for name, line in lines.items():
+        query, key = name.split(" → ")
+        look = {"color": line.get_color(), "marker": line.get_marker()}
+        keys[f"→ {key}"] = Line2D([], [], linestyle="", **look)
+        queries[f"{query} →"] = Line2D([], [], color=DARK_GREY, linestyle=line.get_linestyle())
     return keys | queries

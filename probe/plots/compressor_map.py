@@ -3,11 +3,10 @@ reads (Fig. 12).
 
     plots.compression(record, sample="cat-1")
 
-The patches of sub-images lie where they lie in the image, so that HD is one map.
+Patches of sub-images are drawn where they lie in the image, so that LLaVA-Mini-HD has one map.
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,123 +15,119 @@ import xarray as xr
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 
-from probe.errors import ProbeError
-from probe.plots.on_image import draw_patches, fitted, log_scale, show_image
-from probe.plots.style import caption, labelled, panels
-from probe.plots.views import View, index_of, views
+from probe.plots.arguments import Records, one_record, sample_index
+from probe.plots.on_image import views
+from probe.plots.patches import View, draw_patches, log_scale, preprocessing, show_image
+from probe.plots.style import SMALL_TITLE, caption, figure_of, heading, panels, styled
 from probe.records import node
 
+_CALLED = "plots.compression"
 _SIDE = 2.6  # inches of a panel
 
 
+@styled()
 def compression(
-    record: xr.DataTree,
+    record: Records,
     sample: int | str = 0,
     *,
     image: int | None = None,
     floor: float | None = None,
     ax: Any = None,
-) -> np.ndarray:
-    """The attention of the compressor's queries to each patch, over the image: of all of them on
-    average, and with more than one query (C x C) each in its place of a C x C block.
+) -> Figure:
+    """The attention of the compressor's queries to each patch, over the image.
 
-    sample: index or id. image: only that one of several. Colours are logarithmic from `floor` as in
-    `heatmaps`, and shared. ax: as many Axes as there are images, for the averages alone. Returns
-    Axes of shape (images, maps), the average first.
+    How to read it: bright patches have the largest part in the compressed tokens. From left to
+    right: the image, the mean over all queries and, with C x C queries, the map of each at its
+    place in a C x C block. Colours are logarithmic as in `heatmaps` and shared by all maps; the
+    caption has the entropy of the attention.
+
+    Args:
+        sample: index or id.
+        image: only that one of several, from 0.
+        floor: of the colours.
+        ax: one Axes for each image, for the means alone.
 
     Source: arXiv 2501.03895, Fig. 12. Raises ProbeError for a record without a compressor, and for
     a sample or image that it does not have.
     """
-    named = labelled(record, "plots.compression")
-    if len(named) > 1:
-        raise ProbeError(
-            "plots.compression",
-            expected="one record",
-            got=str(len(named)),
-            fix="draw them one by one",
-        )
-    ((name, record),) = named.items()
-    measured = node(record, "compressor")
-    index = index_of(measured, sample)
-    found = list(views(record, measured, index, _values(measured, index), image))
-    norm = log_scale(found, floor)
+    name, one = one_record(record, _CALLED)
+    measured = node(one, "compressor")
+    index = sample_index(measured, sample, _CALLED)
+    found = views(one, measured, index, _maps(measured, index), image)
+    norm = log_scale(found, floor, _CALLED)
     if ax is None:
-        axes, bar = _grid(found)
+        axes, bar_axis = _grid(found)
+        place = {"cax": bar_axis}
     else:
-        axes = panels(ax, len(found), 1, (0, 0), "plots.compression")
-        bar = {"ax": list(axes.flat), "shrink": 0.9, "pad": 0.02}
+        axes = panels(ax, len(found), 1, (0, 0), _CALLED)
+        place = {"ax": list(axes.flat), "shrink": 0.9, "pad": 0.02}
     for row, view in zip(axes, found, strict=True):
-        queries = len(view.values) - 1
-        for axis, values, title in zip(row, view.values, _titles(queries), strict=False):
-            patches = draw_patches(axis, view, values, norm)
-            axis.set_title(title, fontsize=9 if title.startswith(("mean", "the")) else 7)
-    figure: Any = axes.flat[0].figure
+        titles = _titles(len(view.values) - 1)
+        for number, (axis, text) in enumerate(zip(row, titles, strict=False)):
+            draw_patches(axis, view, view.values[number], norm)
+            axis.set_title(text, fontsize=7 if number else SMALL_TITLE)
+    figure = figure_of(axes)
     scale = f"attention to a patch, head mean\n(fraction; log, floor {norm.vmin:.2g})"
-    figure.colorbar(patches, extend="min", **bar).set_label(scale, fontsize=8)
+    bar = figure.colorbar(axes[0, 0].collections[0], extend="min", **place)
+    bar.set_label(scale, fontsize=8)
     if ax is None:
-        called = str(measured["sample"].values[index])
-        figure.suptitle(
-            f"What is compressed · {called}", x=0.01, ha="left", fontsize=11, parse_math=False
-        )
-    caption(
-        axes, [_spread(measured, index), *fitted({name: record})], {name: record}, own=ax is None
-    )
-    return axes
+        heading(figure, f"What is compressed · {measured['sample'].values[index]}")
+    notes = [_spread(measured, index), *preprocessing({name: one})]
+    caption(axes, notes, {name: one}, own=ax is None)
+    return figure
 
 
-def _values(measured: xr.Dataset, sample: int) -> Float[np.ndarray, "map key"]:
-    """The average, and behind it the map of each query where there are several."""
-    here = measured.isel(sample=sample, layer=0)
-    average = here["received"].sel(query_type="compressed").values[None]
-    if "maps" not in here or here.sizes["token"] < 2:
-        return average
-    maps = here["maps"].mean("head") if "head" in here["maps"].dims else here["maps"]
-    return np.concatenate([average, maps.transpose("token", "key").values])
+def _maps(measured: xr.Dataset, sample: int) -> Float[np.ndarray, "map key"]:
+    """The mean over queries and, where there are several, the map of each after it."""
+    compressor = measured.isel(sample=sample, layer=0)
+    mean = compressor["received"].sel(query_type="compressed").values[None]
+    if "maps" not in compressor or compressor.sizes["token"] < 2:
+        return mean
+    maps = compressor["maps"]
+    maps = maps.mean("head") if "head" in maps.dims else maps
+    return np.concatenate([mean, maps.transpose("token", "key").values])
 
 
-def _titles(queries: int) -> Iterator[str]:
+def _titles(queries: int) -> list[str]:
     side = math.isqrt(queries)
-    yield f"mean of {queries} queries" if queries else "the compressed token"
-    for query in range(queries):
-        yield f"row {query // side + 1}, column {query % side + 1}"
+    mean = f"mean of {queries} queries" if queries else "the compressed token"
+    places = (divmod(query, side) for query in range(queries))
+    return [mean, *(f"row {row + 1}, column {column + 1}" for row, column in places)]
 
 
-def _grid(found: list[View]) -> tuple[np.ndarray, dict[str, Axes]]:
-    """(image, map) Axes of a new figure: the image itself, the average, and the queries as a block.
-    And those of the colour bar."""
-    maps = len(found[0].values)
-    side = math.isqrt(maps - 1)
-    widths = [1, 1, *([max(1.0, 0.6 * side)] if side else [])]
-    shapes = [view.pixels.shape if view.pixels.size else (1, 1) for view in found]
-    heights = [widths[-1] * min(height / width, 2) for height, width, *_ in shapes]
+def _grid(found: list[View]) -> tuple[np.ndarray, Axes]:
+    """(image, map) Axes of a new figure, and those of the colour bar.
+
+    A row has the image itself, the mean, and a block for the queries.
+    """
+    side = math.isqrt(len(found[0].values) - 1)
+    block_width = max(1.0, 0.6 * side)
+    widths = [1, 1, block_width] if side else [1, 1]
+    heights = [widths[-1] * view.aspect for view in found]
     size = (sum(widths) * _SIDE + 1.1, max(sum(heights) * _SIDE + 0.9, 3.2))
-    figure = plt.figure(figsize=size, layout="constrained")
+    figure = plt.figure(figsize=size)
     outer = figure.add_gridspec(
         len(found), len(widths) + 1, width_ratios=[*widths, 0.06], height_ratios=heights
     )
     rows = []
     for row, view in enumerate(found):
-        original = figure.add_subplot(outer[row, 0])
+        original, mean = figure.add_subplot(outer[row, 0]), figure.add_subplot(outer[row, 1])
         show_image(original, view.pixels)
-        original.set_title(
-            view.title.removesuffix("tiles").rstrip(", ") or "image", fontsize=9, parse_math=False
-        )
-        rows.append(
-            [
-                figure.add_subplot(outer[row, 1]),
-                *(_block(figure, outer[row, 2], side) if side else []),
-            ]
-        )
-    return np.array(rows, dtype=object), {"cax": figure.add_subplot(outer[:, -1])}
+        text = view.title.removesuffix("tiles").rstrip(", ") or "image"
+        original.set_title(text, fontsize=SMALL_TITLE, parse_math=False)
+        rows.append([mean, *(_block(figure, outer[row, 2], side) if side else [])])
+    return np.array(rows, dtype=object), figure.add_subplot(outer[:, -1])
 
 
-def _block(figure: Figure, place: Any, side: int) -> list[Axes]:
+def _block(figure: Figure, place: SubplotSpec, side: int) -> list[Axes]:
     inner = place.subgridspec(side, side)
     return [figure.add_subplot(inner[row, col]) for row in range(side) for col in range(side)]
 
 
 def _spread(measured: xr.Dataset, sample: int) -> str:
-    here = measured.isel(sample=sample, layer=0)
-    entropy, keys = float(here["entropy"].squeeze()), int(here["key_count"].squeeze())
-    return f"entropy {entropy:.2f} nat of at most {math.log(max(keys, 1)):.2f}, heads averaged first; {keys} patches"
+    compressor = measured.isel(sample=sample, layer=0)
+    entropy, keys = float(compressor["entropy"].squeeze()), int(compressor["key_count"].squeeze())
+    most = math.log(max(keys, 1))
+    return f"entropy {entropy:.2f} nat of at most {most:.2f}, heads averaged first; {keys} patches"

@@ -1,151 +1,139 @@
-"""What a model costs: operations, time and memory, by component and against what one gives it.
+"""What a model costs: operations, time and memory, by component or against the size of the input.
 
-    plots.flops(costs)                            # a bar a case, a colour a component (the paper's Fig. 7)
-    plots.flops(costs, "height")                  # a line a model (Fig. 8); also "vision_tokens", "frames"
-    plots.latency(costs, "vision_tokens")         # measured
-    plots.memory(costs, "frames", limit=24e9)     # weights and cache (Fig. 9), and the memory of a GPU
+    plots.flops(costs)                         # a bar a case, a colour a component (the paper's Fig. 7)
+    plots.flops(costs, "height")               # a line a model (Fig. 8); also "vision_tokens", "frames"
+    plots.latency(costs, "vision_tokens")      # measured
+    plots.memory(costs, "frames", limit=24e9)  # weights and cache (Fig. 9), and the memory of a GPU
 
 `costs` is what `probe.cost` returned, or several of them joined. Source: arXiv 2501.03895, Fig.
 7-9.
 """
 
-from itertools import cycle
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from probe.errors import ProbeError
-from probe.plots.style import caption, panels, title
-
-COMPONENTS = {  # name -> (label, colour, hatch)
-    "vision_encoder": ("vision encoder", "#0072B2", ""),
-    "projector": ("projector", "#56B4E9", "////"),
-    "compressor": ("compressor", "#000000", ""),
-    "prefusion": ("pre-fusion", "#E69F00", "...."),
-    "llm": ("LLM", "#009E73", ""),
-}
-LOOKS = (
-    ("#D55E00", "s", "-"),
-    ("#0072B2", "o", (0, (5, 2))),
-    ("#009E73", "^", (0, (1, 1.2))),
-    ("#CC79A7", "D", "-"),
-    ("#000000", "v", (0, (5, 2))),
-    ("#E69F00", "P", "-"),
+from probe.plots.arguments import require
+from probe.plots.style import (
+    BLACK,
+    DARK_GREY,
+    DASHED,
+    LOOKS,
+    SKY,
+    caption,
+    figure_of,
+    finish,
+    legend,
+    looks,
+    panels,
+    styled,
+    unmanaged,
 )
-IMAGE = ("height", "width")
-AGAINST = {  # coordinate -> (label, what is the same in all points of a line)
-    "vision_tokens": ("vision tokens that the LLM reads", (*IMAGE, "frames", "text_tokens")),
-    "height": ("height of the image (px)", ("frames", "text_tokens")),
-    "frames": ("frames of the video", (*IMAGE, "text_tokens")),
-    "text_tokens": ("text tokens", (*IMAGE, "frames")),
+
+COMPONENTS = {  # name -> (label, hatch)
+    "vision_encoder": ("vision encoder", ""),
+    "projector": ("projector", "////"),
+    "compressor": ("compressor", ""),
+    "prefusion": ("pre-fusion", "...."),
+    "llm": ("LLM", ""),
 }
-SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
-_LEGEND = {"fontsize": 8, "frameon": False, "loc": "upper left", "bbox_to_anchor": (0, 0)}
+_IMAGE = ("height", "width")
+AGAINST = {  # coordinate -> (label, unit, what is the same in all points of a line)
+    "vision_tokens": ("vision tokens that the LLM reads", "", (*_IMAGE, "frames", "text_tokens")),
+    "height": ("height of the image", " (px)", ("frames", "text_tokens")),
+    "frames": ("frames of the video", "", (*_IMAGE, "text_tokens")),
+    "text_tokens": ("text tokens", "", (*_IMAGE, "frames")),
+}
+_UNITS = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
+_BAR = 0.68  # height
 
 
+@styled()
 def flops(
     costs: xr.Dataset, against: str | None = None, *, attention: bool = True, ax: Any = None
 ) -> Axes:
-    """Operations of reading one prompt: stacked bars, a case each; `against` something, a line a
-    model.
+    """Operations of reading one prompt: a bar a case, or, `against` something, a line a model.
 
-    attention: with the products of queries, keys and values, which papers often leave out; a tick
-    on each bar tells
-        where it would end without them. A line has the cases that differ from the model's first in nothing else.
+    How to read it: the colours of a bar are the model's components in the order in which they run;
+    its number is their sum. A tick marks where the bar would end without the products of queries,
+    keys and values. A line has the cases that differ from the model's first in nothing else.
+
+    Args:
+        against: "vision_tokens", "height", "frames" or "text_tokens".
+        attention: count the products of queries, keys and values, which papers often leave out.
+
     Raises ProbeError for something that costs are not labelled with.
     """
     costs = _checked(costs, "plots.flops")
     counted = costs["flops"] if attention else costs["flops"].sel(operation=["linear"])
-    label = "FLOP a prompt" + ("" if attention else ", attention's own products left out")
+    unit = "FLOP a prompt" + ("" if attention else ", attention's own products left out")
     if against is not None:
-        return _lines(
-            costs, counted.sum(["component", "operation"]), against, label, "Operations", ax
-        )
+        total = counted.sum(["component", "operation"])
+        return _lines(costs, total, against, unit, "Operations", ax)
     by_component = counted.sum("operation")
     scale, letter = _scale(by_component.sum("component").values)
-    axis = _bars(costs, letter + label, "Operations by component", ax, "plots.flops")
+    axis = _bars(costs, letter + unit, "Operations by component", ax, "plots.flops")
     _stack(axis, by_component / scale)
     if attention:
         linear = costs["flops"].sel(operation="linear").sum("component").values / scale
-        axis.plot(
-            linear,
-            axis.get_yticks(),
-            "|",
-            color="black",
-            markersize=13,
-            label="without attention's own products",
-        )
-    below = ScaledTranslation(
-        0, -0.55, axis.figure.dpi_scale_trans
-    )  # of the axis' label, however high the axes are
-    axis.legend(**_LEGEND, bbox_transform=axis.transAxes + below, ncols=3)
-    _note(costs, axis, ax is None)
+        tick = {"color": BLACK, "markersize": 13, "label": "without attention's own products"}
+        axis.plot(linear, axis.get_yticks(), "|", **tick)
+    # a fixed distance below the axis' label, however high the axes are
+    below = ScaledTranslation(0, -0.55, figure_of(np.array([axis])).dpi_scale_trans)
+    place = {"loc": "upper left", "bbox_to_anchor": (0, 0)}
+    legend(axis, bbox_transform=axis.transAxes + below, ncols=3, **place)
+    _caption(costs, axis, ax is None)
     return axis
 
 
 def _stack(axis: Axes, by_component: xr.DataArray) -> None:
-    """A bar a case, of its components in the order in which they run; its end in figures."""
-    at, left = axis.get_yticks(), np.zeros(by_component.sizes["case"])
+    """A bar a case, of its components; its end in figures."""
+    heights, left = axis.get_yticks(), np.zeros(by_component.sizes["case"])
     for component in by_component["component"].values:
-        name, colour, hatch = COMPONENTS[component]
+        name, hatch = COMPONENTS[component]
         width = by_component.sel(component=component).values
+        style = {"color": LOOKS[component].color, "edgecolor": "white", "linewidth": 0.5}
         if width.any():
-            axis.barh(
-                at,
-                width,
-                0.68,
-                left,
-                label=name,
-                color=colour,
-                hatch=hatch,
-                edgecolor="white",
-                linewidth=0.5,
-            )
+            axis.barh(heights, width, _BAR, left, label=name, hatch=hatch, **style)
         left = left + width
-    for y, end in zip(at, left, strict=True):
-        axis.annotate(
-            f"{end:.3g}",
-            (end, y),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
+    for y, end in zip(heights, left, strict=True):
+        place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        axis.annotate(f"{end:.3g}", (end, y), fontsize=8, **place)
     axis.set_xlim(0, 1.12 * left.max())
 
 
+@styled()
 def latency(costs: xr.Dataset, against: str | None = None, *, ax: Any = None) -> Axes:
-    """Measured time from pixels to the first token: mean of the repeats, bars of one standard
-    deviation.
+    """Measured time from pixels to the first token.
 
-    Raises ProbeError where nothing was measured.
+    How to read it: a bar (or point) is the mean of the repeats, its error bar one standard
+    deviation. Times are of the machine that the caption names. Raises ProbeError where nothing was
+    measured, and for something that costs are not labelled with.
     """
     costs = _checked(costs, "plots.latency")
     if "latency" not in costs:
-        raise ProbeError(
-            "plots.latency",
-            expected="costs with a measurement",
-            got="counted ones only",
-            fix="cost(..., measure=5)",
-        )
+        expected, fix = "costs with a measurement", "cost(..., measure=5)"
+        raise ProbeError("plots.latency", expected=expected, got="counted ones only", fix=fix)
     costs = costs.isel(case=np.flatnonzero(costs["latency"].notnull().any("repeat").values))
     milliseconds = 1e3 * costs["latency"]
     mean, spread = milliseconds.mean("repeat"), milliseconds.std("repeat", ddof=1)
-    above = "Time to the first token"
+    text = "Time to the first token"
     if against is not None:
-        return _lines(costs, mean, against, "ms", above, ax, spread)
-    axis = _bars(costs, "ms", above, ax, "plots.latency")
-    errors = {"ecolor": "0.2", "capsize": 3, "linewidth": 1}
-    axis.barh(axis.get_yticks(), mean, 0.68, xerr=spread, color="#56B4E9", error_kw=errors)
-    _note(costs, axis, ax is None, measured=True)
+        return _lines(costs, mean, against, "ms", text, ax, spread)
+    axis = _bars(costs, "ms", text, ax, "plots.latency")
+    errors = {"ecolor": DARK_GREY, "capsize": 3, "linewidth": 1}
+    axis.barh(axis.get_yticks(), mean, _BAR, xerr=spread, color=SKY, error_kw=errors)
+    _caption(costs, axis, ax is None, measured=True)
     return axis
 
 
+@styled()
 def memory(
     costs: xr.Dataset,
     against: str = "frames",
@@ -155,38 +143,32 @@ def memory(
     ax: Any = None,
 ) -> Axes:
     """Counted memory of a prompt: the LLM's cache of vision and text, with the model's weights or
-    without.
+    without. Activations, which come and go, are not included.
 
-    limit: bytes that there are, drawn as a line. Activations, which come and go, are not in it.
+    How to read it: where a line crosses `limit` (bytes, drawn as a dashed line), the prompt no
+    longer fits. Raises ProbeError for something that costs are not labelled with.
     """
     costs = _checked(costs, "plots.memory")
-    total = costs["kv_cache"].sum("token_type") + (
-        costs["weights"].sum("component") if weights else 0
-    )
-    axis = _lines(
-        costs, total, against, "B of " + ("weights and cache" if weights else "cache"), "Memory", ax
-    )
+    total = costs["kv_cache"].sum("token_type")
+    if weights:
+        total = total + costs["weights"].sum("component")
+    unit = "B of weights and cache" if weights else "B of cache"
+    axis = _lines(costs, total, against, unit, "Memory", ax)
     if limit is not None:
-        scale, letter = next(pair for pair in SCALES if axis.get_ylabel().startswith(pair[1]))
-        axis.axhline(limit / scale, color="0.4", linestyle=(0, (6, 2)), linewidth=1)
-        axis.annotate(
-            f"{limit / scale:g} {letter}B",
-            (0.01, limit / scale),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            fontsize=8,
-            color="0.3",
-        )
+        letter = axis.get_ylabel().removesuffix(unit)
+        height = limit / _UNITS[letter]
+        axis.axhline(height, color=DARK_GREY, linestyle=DASHED, linewidth=1)
+        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        text = f"{height:g} {letter}B"
+        axis.annotate(text, (0.01, height), (0, 3), color=DARK_GREY, fontsize=8, **place)
     return axis
 
 
-def cost_figures(costs: xr.Dataset) -> dict[str, Any]:
-    """{"flops": Figure, ...}: every figure that these costs have the numbers for; pyplot does not
-    keep them.
+def cost_figures(costs: xr.Dataset) -> dict[str, Figure]:
+    """{"flops": Figure, ...}: every figure that these costs have the numbers for.
 
-    Bars are of cases with as many frames as the first: a long video leaves nothing to see of the
-    others.
+    Bars are of cases with as many frames as the first: next to a long video the others could not be
+    seen. pyplot does not keep the figures.
     """
     images = costs.isel(case=np.flatnonzero(costs["frames"] == costs["frames"][0]))
     drawn = {"flops": flops(images)}
@@ -196,34 +178,27 @@ def cost_figures(costs: xr.Dataset) -> dict[str, Any]:
             drawn[f"memory-{against}"] = memory(costs, against)
     if "latency" in costs:
         drawn["latency"] = latency(costs)
-    found = {name: axis.figure for name, axis in drawn.items()}
-    for figure in found.values():
-        plt.close(figure)  # pyright: ignore[reportArgumentType]
-    return found
+    return {name: unmanaged(figure_of(np.array([axis]))) for name, axis in drawn.items()}
 
 
 def _checked(costs: Any, called: str) -> xr.Dataset:
-    if not isinstance(costs, xr.Dataset) or "flops" not in costs or "case" not in costs.dims:
-        raise ProbeError(
-            called, expected="what probe.cost returns", got=f"a {type(costs).__name__}"
-        )
-    return costs
+    return require(costs, "flops", called, "what probe.cost returns")
 
 
-def _scale(values: np.ndarray) -> tuple[float, str]:
-    """The largest unit of which there is at least one."""
+def _scale(values: Float[np.ndarray, "..."]) -> tuple[float, str]:
+    """The largest unit that the highest value reaches, and its letter."""
     most = float(np.nanmax(values))
-    return next(((scale, letter) for scale, letter in SCALES if most >= scale), SCALES[-1])
+    reached = ((scale, letter) for letter, scale in _UNITS.items() if most >= scale)
+    return next(reached, (1.0, ""))
 
 
-def _bars(costs: xr.Dataset, label: str, above: str, ax: Any, called: str) -> Axes:
+def _bars(costs: xr.Dataset, label: str, text: str, ax: Any, called: str) -> Axes:
     """Axes with a place for each case, the first on top."""
-    axis = panels(ax, 1, 1, (6.4, 1.7 + 0.42 * costs.sizes["case"]), called)[0, 0]
-    axis.set_yticks(np.arange(costs.sizes["case"]), costs["case"].values, parse_math=False)
-    axis.set_ylim(costs.sizes["case"] - 0.4, -0.6)
-    axis.set_xlabel(label)
-    title(axis, above)
-    axis.spines[["top", "right"]].set_visible(False)
+    cases = costs["case"].values
+    axis = panels(ax, 1, 1, (6.4, 1.7 + 0.42 * len(cases)), called)[0, 0]
+    axis.set_yticks(np.arange(len(cases)), cases, parse_math=False)
+    axis.set_ylim(len(cases) - 0.4, -0.6)
+    finish(axis, text, xlabel=label)
     return axis
 
 
@@ -231,45 +206,34 @@ def _lines(
     costs: xr.Dataset,
     values: xr.DataArray,
     against: str,
-    label: str,
-    above: str,
+    unit: str,
+    text: str,
     ax: Any,
     spread: xr.DataArray | None = None,
 ) -> Axes:
     """A line a model over a coordinate; logarithmic where it spans more than a factor of 20.
-    `spread`: milliseconds.
+
+    spread: of measured values, which keep their unit; counted ones get the largest that fits.
     """
     if against not in AGAINST:
         raise ProbeError("plots", expected=f"against {', '.join(AGAINST)}", got=repr(against))
     axis = panels(ax, 1, 1, (5.4, 3.9), "plots")[0, 0]
     lines = _series(costs, against)
-    shown = values.isel(case=np.concatenate(list(lines.values()))).values
-    scale, letter = _scale(shown) if spread is None else (1.0, "")
-    for (model, cases), (colour, marker, dash) in zip(lines.items(), cycle(LOOKS)):
+    every = np.concatenate(list(lines.values()))
+    x, y = costs[against].values, values.values
+    scale, letter = _scale(y[every]) if spread is None else (1.0, "")
+    for (model, cases), look in zip(lines.items(), looks(lines).values(), strict=True):
         errors = None if spread is None else spread.values[cases]
-        axis.errorbar(
-            costs[against].values[cases],
-            values.values[cases] / scale,
-            errors,
-            color=colour,
-            marker=marker,
-            markersize=4.5,
-            linestyle=dash,
-            linewidth=1.4,
-            capsize=2,
-            label=model,
-        )
-    _scales(axis, np.concatenate([costs[against].values[cases] for cases in lines.values()]), shown)
-    axis.set_xlabel(AGAINST[against][0])
-    axis.set_ylabel(letter + label)
-    title(axis, f"{above} against {AGAINST[against][0].split(' (')[0]}")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False)
-    _note(costs, axis, ax is None, measured=spread is not None)
+        axis.errorbar(x[cases], y[cases] / scale, errors, label=model, **look._asdict())
+    _logarithmic_if_wide(axis, x[every], y[every])
+    name, x_unit, _ = AGAINST[against]
+    finish(axis, f"{text} against {name}", xlabel=name + x_unit, ylabel=letter + unit)
+    legend(axis)
+    _caption(costs, axis, ax is None, measured=spread is not None)
     return axis
 
 
-def _scales(axis: Axes, x: np.ndarray, y: np.ndarray) -> None:
+def _logarithmic_if_wide(axis: Axes, x: np.ndarray, y: np.ndarray) -> None:
     if x.max() > 20 * x.min() > 0:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
@@ -280,34 +244,32 @@ def _scales(axis: Axes, x: np.ndarray, y: np.ndarray) -> None:
         axis.set_ylim(bottom=0)
 
 
-def _note(costs: xr.Dataset, axis: Axes, own: bool, measured: bool = False) -> None:
+def _caption(costs: xr.Dataset, axis: Axes, own: bool, measured: bool = False) -> None:
     """What was counted or measured, in small print."""
-    words = ", ".join(str(n) for n in np.unique(costs["text_tokens"].values))
     if measured:
         devices = ", ".join(dict.fromkeys(map(str, costs["device"].values)))
-        line = f"measured on {devices}: mean and standard deviation of {costs.sizes['repeat']}; {words} text tokens"
+        repeats = costs.sizes["repeat"]
+        how = f"measured on {devices}: mean and standard deviation of {repeats}"
     else:
-        line = f"counted from shapes (rows: {costs.attrs['rows']}), a multiply-add is two; {words} text tokens"
-    toys = zip(map(str, costs["model"].values), map(str, costs["toy"].values), strict=True)
-    caption(
-        np.array([axis]),
-        [line],
-        {model: xr.Dataset(attrs={"toy": toy}) for model, toy in toys},
-        own,
-    )
+        how = f"counted from shapes (rows: {costs.attrs['rows']}), a multiply-add is two"
+    tokens = ", ".join(map(str, np.unique(costs["text_tokens"].values)))
+    toys = zip(costs["model"].values, costs["toy"].values, strict=True)
+    models = {str(model): xr.Dataset(attrs={"toy": toy}) for model, toy in toys}
+    caption(np.array([axis]), [f"{how}; {tokens} text tokens"], models, own)
 
 
 def _series(costs: xr.Dataset, against: str) -> dict[str, Int[np.ndarray, " case"]]:
-    """The cases of each model's line, in order of the axis: those that are like its first in all
-    that is held.
+    """The cases of each model's line, in the order of the axis.
 
-    Of several at one place the first counts.
+    They equal the model's first case in all that is held fixed; of several at one place the first
+    counts.
     """
-    found = {}
-    for model in dict.fromkeys(map(str, costs["model"].values)):
+    fixed = AGAINST[against][2]
+    series = {}
+    for model in dict.fromkeys(costs["model"].values):
         cases = np.flatnonzero(costs["model"].values == model)
-        held = np.stack([costs[name].values[cases] for name in AGAINST[against][1]])
-        alike = cases[(held == held[:, :1]).all(0)]
-        _, first = np.unique(costs[against].values[alike], return_index=True)
-        found[model] = alike[first]
-    return found
+        settings = np.stack([costs[name].values[cases] for name in fixed])
+        comparable = cases[(settings == settings[:, :1]).all(0)]
+        _, first = np.unique(costs[against].values[comparable], return_index=True)
+        series[str(model)] = comparable[first]
+    return series

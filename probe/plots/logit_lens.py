@@ -1,153 +1,138 @@
-"""The logit lens drawn: what vision rows already say, over the image, and how probable the answer
-becomes by layer.
+"""The logit lens: which words the vision tokens predict, over the image, and how probable the answer
+becomes from layer to layer.
 
-plots.lens(found)                 # a panel a layer: the word of each patch, coloured by the answer's probability
-plots.lens_curves(found)          # the answer's tokens over layers, and the patch that says it loudest
+    plots.lens(dataset)          # a panel a layer: the word of each patch
+    plots.lens_curves(dataset)   # a line a token of the answer, over layers
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
-from matplotlib.patheffects import withStroke
+from matplotlib.figure import Figure
 
 from probe.errors import ProbeError
-from probe.plots.on_image import draw_patches
-from probe.plots.style import caption, count_from_one, layer_label, panels, title
-from probe.plots.views import View, layers_of
+from probe.plots.arguments import layer_indices, require
+from probe.plots.patches import View, draw_patches, middles, outlined
+from probe.plots.style import (
+    DARK_GREY,
+    DASHED,
+    RIGHT,
+    SMALL_TITLE,
+    caption,
+    figure_of,
+    finish,
+    heading,
+    layer_label,
+    legend,
+    looks,
+    panels,
+    styled,
+)
 
-_LEGIBLE = 12  # patches along a side: in more, words can't be read and are left out
+_MADE_BY = "a logit lens (of probe.logit_lens)"
+_LEGIBLE = 12  # patches along a side: with more, words cannot be read and are left out
 _LETTERS = 7
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_SHOWN = 7  # tokens of the answer with a line of their own
+_SHOWN = 7  # tokens of the answer that have a line
 
 
+@styled()
 def lens(
-    found: Any, layers: int | Sequence[int] | None = None, *, image: int = 0, ax: Any = None
-) -> np.ndarray:
-    """What the vision rows say behind these layers (from 0; up to nine, evenly spread, by default),
-    a panel a layer.
+    dataset: Any, layers: int | Sequence[int] | None = None, *, image: int = 0, ax: Any = None
+) -> Figure:
+    """What the vision tokens predict after each of these layers, a panel a layer.
 
-    Colours: probability of the answer's likeliest word, one linear scale. Words where they can be
-    read, up to 12 patches a side. Returns Axes (layer). Raises ProbeError for what is no logit
+    How to read it: the word on a patch is the most probable one when the model's norm and head are
+    applied to the patch's hidden state; the brighter the patch, the more probable is the likeliest
+    word of the answer. All panels share one linear scale.
+
+    Args:
+        layers: counted from 0; by default up to nine, evenly spread.
+        image: which image, from 0.
+        ax: one Axes for each layer.
+
+    Words are drawn for up to 12 patches a side. Raises ProbeError for anything that is not a logit
     lens, and a layer or image that it does not have.
     """
-    _check(found, "plots.lens")
-    drawn = layers_of(found, layers)
-    row_of = {key: row for row, key in enumerate(found["row_key"].values.tolist()) if key >= 0}
-    owner, tile, boxes = (found[f"key_{name}"].values for name in ("image", "tile", "box"))
+    called = "plots.lens"
+    dataset = require(dataset, "says_answer", called, _MADE_BY)
+    drawn = layer_indices(dataset, layers, called)
+    owner, tile, boxes = (dataset[f"key_{name}"].values for name in ("image", "tile", "box"))
     keys = np.flatnonzero((owner == image) & (tile == 0) & ~np.isnan(boxes).any(-1))
     if not len(keys):
-        raise ProbeError(
-            "plots.lens", expected="an image with vision rows", got=f"none in image {image}"
-        )
-    rows = [row_of[key] for key in keys.tolist()]
-    values = found["says_answer"].values[:, rows]
-    height, width = found["image_size"].values[image].tolist()
-    view = View("", found["images"].values[image, :height, :width], boxes[keys], values)
+        expected = "an image with vision tokens"
+        raise ProbeError(called, expected=expected, got=f"none in image {image}")
+    row_of_key = {key: row for row, key in enumerate(dataset["row_key"].values.tolist())}
+    rows = [row_of_key[key] for key in keys.tolist()]
+    height, width = dataset["image_size"].values[image].tolist()
+    pixels = dataset["images"].values[image, :height, :width]
+    view = View("", pixels, boxes[keys], dataset["says_answer"].values[:, rows])
+    legible = int(dataset["key_col"].values[keys].max()) < _LEGIBLE
     columns = min(3, len(drawn))
-    axes = (
-        panels(ax, -(-len(drawn) // columns), columns, (3.5, 3.6), "plots.lens").ravel()
-        if ax is None
-        else panels(ax, 1, len(drawn), (0, 0), "plots.lens").ravel()
-    )
-    scale = Normalize(0, float(values[drawn].max()) or 1.0)
+    shape = (-(-len(drawn) // columns), columns) if ax is None else (1, len(drawn))
+    axes = panels(ax, *shape, (3.5, 3.6), called).ravel()
+    norm = Normalize(0, float(view.values[drawn].max()) or 1.0)
     for axis, layer in zip(axes, drawn, strict=False):
-        patches = draw_patches(axis, view, values[layer], scale)
-        axis.set_title(f"{layer_label(found.attrs['stack'])} {layer + 1}", fontsize=9)
-        if int(found["key_col"].values[keys].max()) < _LEGIBLE:
-            _words(axis, found["word"].values[layer, rows], boxes[keys], (width, height))
+        draw_patches(axis, view, view.values[layer], norm)
+        axis.set_title(f"{layer_label(dataset.attrs['stack'])} {layer + 1}", fontsize=SMALL_TITLE)
+        if legible:
+            _words(axis, view, dataset["word"].values[layer, rows])
     for axis in axes[len(drawn) :]:
         axis.remove()
-    figure = axes[0].figure
-    figure.colorbar(
-        patches,
-        ax=list(axes[: len(drawn)]),
-        label="probability of the answer's likeliest word",
-        shrink=0.8,
-    )
+    axes, figure = axes[: len(drawn)], figure_of(axes)
+    scale = "probability of the answer's likeliest word"
+    figure.colorbar(axes[0].collections[0], ax=list(axes), label=scale, shrink=0.8)
     if ax is None:
-        figure.suptitle("What the image's rows already say", x=0.01, ha="left", fontsize=11)
-    caption(axes[: len(drawn), None], [_told(found)], {"": found}, own=ax is None)
-    return axes[: len(drawn)]
+        heading(figure, "What the vision tokens predict")
+    caption(axes, [_note(dataset)], {"": dataset}, own=ax is None)
+    return figure
 
 
-def _words(axis: Axes, words: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> None:
-    for word, (left, top, right, bottom) in zip(words, boxes, strict=True):
-        if 0 <= (left + right) / 2 <= 1 and 0 <= (top + bottom) / 2 <= 1:
+def _words(axis: Axes, view: View, words: np.ndarray) -> None:
+    """The word of each patch whose middle lies in the image."""
+    width, height = view.size
+    centred = {"fontsize": 5.5, "color": "white", "ha": "center", "va": "center"}
+    for word, (x, y) in zip(words, middles(view.boxes, view.size), strict=True):
+        if 0 <= x <= width and 0 <= y <= height:
             text = " ".join(str(word).split())[:_LETTERS] or "·"
-            axis.text(
-                (left + right) / 2 * size[0],
-                (top + bottom) / 2 * size[1],
-                text,
-                fontsize=5.5,
-                color="white",
-                ha="center",
-                va="center",
-                parse_math=False,
-                path_effects=[withStroke(linewidth=1.2, foreground="black")],
-            )
+            axis.text(x, y, text, parse_math=False, path_effects=outlined(1.2), **centred)
 
 
-def lens_curves(found: Any, *, ax: Any = None) -> Axes:
-    """Probability of each token of the answer behind each layer, in the row that is to say it; and
-    of the likeliest of its words in the vision row that says it loudest. Of pre-fusion only the
-    latter: its rows predict nothing yet.
+@styled()
+def lens_curves(dataset: Any, *, ax: Any = None) -> Axes:
+    """How probable each token of the answer is after each layer.
+
+    How to read it: a coloured line is a token of the answer (the first seven), at the position that
+    predicts it; where it rises, the model has settled on it. The grey line is the maximum, over
+    vision tokens, of the probability of any answer token. For pre-fusion only the latter: its
+    tokens predict nothing yet. Raises ProbeError for anything that is not a logit lens.
     """
-    _check(found, "plots.lens_curves")
-    axis = plt.subplots(figsize=(6.6, 3.9), layout="constrained")[1] if ax is None else ax
-    layers = found["layer"].values + 1
-    if "next" in found:
-        for number, text in enumerate(found["answer_text"].values[:_SHOWN].tolist()):
-            axis.plot(
-                layers,
-                found["next"].values[:, number],
-                color=_COLOURS[number % len(_COLOURS)],
-                marker="o",
-                markersize=4,
-                label=f"{number + 1}. {text.strip() or text!r}",
-            )
-    vision = found["row_key"].values >= 0
+    dataset = require(dataset, "says_answer", "plots.lens_curves", _MADE_BY)
+    axis = panels(ax, 1, 1, (6.6, 3.9), "plots.lens_curves")[0, 0]
+    layers = dataset["layer"].values + 1
+    if "next" in dataset:
+        tokens = dataset["answer_text"].values[:_SHOWN].tolist()
+        names = [f"{i}. {token.strip() or token!r}" for i, token in enumerate(tokens, 1)]
+        for name, values, look in zip(
+            names, dataset["next"].values.T, looks(names).values(), strict=False
+        ):
+            axis.plot(layers, values, color=look.color, marker="o", label=name)
+    vision = dataset["row_key"].values >= 0
     if vision.any():
-        axis.plot(
-            layers,
-            found["says_answer"].values[:, vision].max(1),
-            color="0.4",
-            linestyle=(0, (5, 2)),
-            marker="s",
-            markersize=4,
-            label="loudest vision row, any of them",
-        )
-    axis.set(xlabel=layer_label(found.attrs["stack"]), ylabel="probability", ylim=(-0.02, 1.02))
-    count_from_one(axis.xaxis, len(layers))
-    axis.spines[["top", "right"]].set_visible(False)
-    legend = axis.legend(
-        fontsize=8,
-        frameon=False,
-        title="token of the answer",
-        title_fontsize=8,
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1),
-    )
-    for text in legend.texts:
-        text.set_parse_math(False)
-    title(axis, "When is the answer there? Layer outputs through the model's own norm and head")
-    caption(np.array([[axis]]), [_told(found)], {"": found}, own=ax is None)
+        highest = dataset["says_answer"].values[:, vision].max(1)
+        style = {"color": DARK_GREY, "linestyle": DASHED, "marker": "s"}
+        axis.plot(layers, highest, label="highest vision token, any of them", **style)
+    text = "When is the answer there? Layer outputs through the model's own norm and head"
+    labels = {"xlabel": layer_label(dataset.attrs["stack"]), "ylabel": "probability"}
+    finish(axis, text, layers=len(layers), ylim=(-0.02, 1.02), **labels)
+    legend(axis, title="token of the answer", **RIGHT)
+    caption(np.array([axis]), [_note(dataset)], {"": dataset}, own=ax is None)
     return axis
 
 
-def _check(found: Any, called: str) -> None:
-    if not isinstance(found, xr.Dataset) or "says_answer" not in found:
-        raise ProbeError(
-            called, expected="a logit lens (of probe.logit_lens)", got=type(found).__name__
-        )
-
-
-def _told(found: xr.Dataset) -> str:
-    return (
-        f"{found.attrs['model']}; answer {found.attrs['response'][:60]!r}; one image, one question"
-    )
+def _note(dataset: xr.Dataset) -> str:
+    attrs = dataset.attrs
+    return f"{attrs['model']}; answer {attrs['response'][:60]!r}; one image, one question"

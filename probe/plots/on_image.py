@@ -1,39 +1,59 @@
 """Where in the image attention falls: each patch drawn where it lies in the original image.
 
-The record has the edges of every patch as fractions of the image, so it does not matter how the
-image was fitted to the encoder: after a crop only the middle is covered, after padding the patches
-on the bars lie outside and are cut off, and NeXT's tiles get a row of their own below the whole
-image.
+After a crop only the middle of the image is covered, after padding the patches on the bars are cut
+off, and the tiles of LLaVA-NeXT get a row of their own below the whole image. Newline tokens have no
+place in the image, so they are not drawn.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
-from matplotlib.colors import LogNorm, Normalize
-from matplotlib.patheffects import withStroke
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 
 from probe.errors import ProbeError
-from probe.plots.style import Records, caption, chosen, default_query, labelled, layer_label, panels
-from probe.plots.views import View, attention_on, index_of, layers_of, sinks_of, views
+from probe.plots.arguments import (
+    Records,
+    chosen,
+    default_query,
+    labelled,
+    layer_indices,
+    sample_index,
+)
+from probe.plots.patches import (
+    View,
+    draw_patches,
+    log_scale,
+    middles,
+    outlined,
+    preprocessing,
+    show_image,
+)
+from probe.plots.style import (
+    SKY,
+    SMALL_TITLE,
+    caption,
+    figure_of,
+    heading,
+    layer_label,
+    panels,
+    styled,
+)
 from probe.records import node
 
-_FITTED = {
-    "crop": "preprocessing: crop (the model sees the square in the middle only)",
-    "pad": "preprocessing: pad (to a square; patches on the bars lie outside the image)",
-    "anyres": "preprocessing: any-resolution (the whole image, and tiles at a higher resolution)",
-}
+_CALLED = "plots.heatmaps"
 _COLUMNS = 5  # panels in a row of the figure
 _WIDTH = 1.9  # of a panel, in inches
-_DECADES = 3  # of the colour scale at most, unless its floor is told
+_SINKS = ("keep", "drop", "split")
 
 
+@styled()
 def heatmaps(
     record: Records,
     sample: int | str = 0,
@@ -47,205 +67,205 @@ def heatmaps(
     floor: float | None = None,
     sinks: str = "keep",
     ax: Any = None,
-) -> np.ndarray:
-    """The attention that each patch gets from the queries of a type, over the image, a panel a
-    layer.
+) -> Figure:
+    """The attention that each patch receives from the queries of a type, a panel a layer.
 
-    sample: index or id. layers: an index from 0 or several (nine evenly spread in each record by
-    default; a record with fewer than another leaves the last panels of its rows out). image, tile:
-    only that one (tile 0 is the whole image). token: the map of that one token instead (its index
-    on the axis `token` of a record measured with `maps`). Colours are logarithmic from `floor`, by
-    default what 99 % of the patches reach, at most three decades below the top: it is written
-    beside the scale, what is below looks like it. All panels share the scale. sinks: attention
-    sinks (`probe/measures/attention/sinks.py`) have a cross in any case, where the record knows
-    them; with "drop" they have no colour, so that they do not set the scale, and with "split" their
-    value is written instead. Returns Axes of shape (views, layers): a view is a record's image,
-    whole or in tiles.
+    How to read it: bright patches receive most. Colours are logarithmic and shared by all panels;
+    whatever is below the floor, which is written beside the scale, has the darkest colour. A row is
+    a view of a record: an image as a whole, or all of its tiles.
+
+    Args:
+        sample: index or id.
+        query_type: by default the response, or what comes nearest to it and was measured.
+        layers: an index from 0 or several; by default nine evenly spread in each record.
+        image, tile: only that one (from 0; tile 0 is the whole image).
+        token: the map of that one token instead (its index on the axis `token` of a record that
+            was measured with `maps`).
+        floor: of the colours; by default what 99 % of the patches reach, at most three decades
+            below the highest value.
+        sinks: attention sinks (`probe.find_sinks`) always have a cross where the record knows
+            them. With "drop" they have no colour and do not set the scale; with "split" their
+            value is written on them as well.
+        ax: the Axes to draw on, (views x layers) of them.
 
     Source: arXiv 2501.03895, Fig. 4. Raises ProbeError for a sample, query type, layer, image,
     tile, token or stack that a record does not have, for a record without numbers of patches, and
-    for a floor above the top.
+    for a floor above the highest value.
     """
-    if sinks not in ("keep", "drop", "split"):
-        raise ProbeError("plots.heatmaps", expected="sinks of keep, drop, split", got=repr(sinks))
-    named = labelled(record, "plots.heatmaps")
+    if sinks not in _SINKS:
+        raise ProbeError(_CALLED, expected=f"sinks of {', '.join(_SINKS)}", got=repr(sinks))
+    named = labelled(record, _CALLED)
+    first = node(next(iter(named.values())), stack)
+    query_type = query_type or default_query(first)
     found: list[View] = []
     shown: list[list[int]] = []  # the layers of each view
     for name, one in named.items():
         measured = node(one, stack)
-        query_type = query_type or default_query(measured)
-        chosen(query_type, measured["query_type"].values.tolist(), "plots.heatmaps")
-        drawn = layers_of(measured, layers)
-        index = index_of(measured, sample)
-        values = attention_on(measured, index, query_type, token)[drawn]
-        marked = sinks_of(measured, index)
-        marked = marked if marked is None else marked[drawn]
-        for view in views(one, measured, index, values, image, tile, marked):
-            title = ", ".join(text for text in (name if len(named) > 1 else "", view.title) if text)
-            found.append(replace(view, title=title))
-            shown.append(drawn)
-    norm = log_scale([_without_sinks(view) for view in found] if sinks != "keep" else found, floor)
+        chosen(query_type, measured["query_type"].values.tolist(), _CALLED)
+        drawn_layers = layer_indices(measured, layers, _CALLED)
+        index = sample_index(measured, sample, _CALLED)
+        values = _attention_on(measured, index, query_type, token)[drawn_layers]
+        known_sinks = _sinks_of(measured, index, drawn_layers)
+        for view in views(one, measured, index, values, image, tile, known_sinks):
+            parts = [name, view.title] if len(named) > 1 else [view.title]
+            found.append(replace(view, title=", ".join(filter(None, parts))))
+            shown.append(drawn_layers)
+    coloured = found if sinks == "keep" else [view.without_sinks() for view in found]
+    norm = log_scale(coloured, floor, _CALLED)
     columns = max(map(len, shown))
-    axes = (
-        _grid(found, columns)
-        if ax is None
-        else panels(ax, len(found), columns, (0, 0), "plots.heatmaps")
+    axes = _grid(found, columns) if ax is None else panels(ax, len(found), columns, (0, 0), _CALLED)
+    for row, view, colours, drawn_layers in zip(axes, found, coloured, shown, strict=True):
+        titles = [f"{layer_label(stack)} {layer + 1}" for layer in drawn_layers]
+        _draw_row(row, view, colours.values, titles, norm, with_value=sinks == "split")
+    used = [axis for row, layer in zip(axes, shown, strict=True) for axis in row[: len(layer)]]
+    received = "attention received" if token is None else "attention of the token"
+    scale = f"{received}, head mean\n(fraction; log, floor {norm.vmin:.2g})"
+    figure = figure_of(axes)
+    figure.colorbar(
+        used[0].collections[0], ax=used, label=scale, extend="min", shrink=0.9, pad=0.02
     )
-    used: list[Axes] = []
-    for row, view, drawn in zip(axes, found, shown, strict=True):
-        coloured = view if sinks == "keep" else _without_sinks(view)
-        for place, (axis, layer) in enumerate(zip(row, drawn, strict=False)):
-            patches = draw_patches(axis, view, coloured.values[place], norm)
-            _mark_sinks(axis, view, place, with_value=sinks == "split")
-            axis.set_title(f"{layer_label(stack)} {layer + 1}", fontsize=9)
-            used.append(axis)
-        for axis in row[len(drawn) :]:
-            axis.remove()
-    what = "attention received" if token is None else "attention of the token"
-    floor_text = f"{what}, head mean\n(fraction; log, floor {norm.vmin:.2g})"
-    figure = axes.flat[0].figure
-    figure.colorbar(patches, ax=used, label=floor_text, extend="min", shrink=0.9, pad=0.02)
     if ax is None:
-        what = f"{query_type} tokens look"
-        if token is not None:
-            what = f"token {token} ({str(measured['map_token'].values[index, token])!r}) looks"
-        name = str(measured["sample"].values[index])
-        figure.suptitle(
-            f"What {what} at · {name}", x=0.01, ha="left", fontsize=11, parse_math=False
-        )
-    notes = fitted(named)
+        heading(figure, _heading(first, sample_index(first, sample, _CALLED), query_type, token))
+    notes = preprocessing(named)
     if any(view.sinks is not None and view.sinks.any() for view in found):
         notes.append("× attention sink: outlying norm and attention, whatever the patch shows")
     caption(axes, notes, named, own=ax is None)
-    return axes
+    return figure
 
 
-def _without_sinks(view: View) -> View:
-    """Sinks as NaN."""
-    return (
-        view
-        if view.sinks is None
-        else replace(view, values=np.where(view.sinks, np.nan, view.values))
-    )
+def _heading(measured: xr.Dataset, sample: int, query_type: str, token: int | None) -> str:
+    if token is None:
+        who = f"{query_type} tokens look"
+    else:
+        who = f"token {token} ({str(measured['map_token'].values[sample, token])!r}) looks"
+    return f"What {who} at · {measured['sample'].values[sample]}"
 
 
-def _mark_sinks(axis: Axes, view: View, layer: int, with_value: bool) -> None:
-    """A cross on each sink of the layer, or its value."""
-    if view.sinks is None or not view.sinks[layer].any():
-        return
-    height, width = view.pixels.shape[:2] if view.pixels.size else (1, 1)
-    left, top, right, bottom = view.boxes[view.sinks[layer]].T
-    x, y = (left + right) / 2 * width, (top + bottom) / 2 * height
-    outline = [withStroke(linewidth=2, foreground="black")]
-    if not with_value:
-        axis.plot(
-            x, y, "x", color="#56B4E9", markersize=5, markeredgewidth=1.5, path_effects=outline
-        )
-        return
-    for across, down, value in zip(x, y, view.values[layer][view.sinks[layer]], strict=True):
-        axis.text(
-            across,
-            down,
-            f"×\n{value:.2g}",
-            color="#56B4E9",
-            fontsize=6,
-            ha="center",
-            va="center",
-            path_effects=outline,
-        )
+def _attention_on(
+    measured: xr.Dataset, sample: int, query_type: str, token: int | None
+) -> Float[np.ndarray, "layer key"]:
+    """What each vision key receives: from a query type on average, or from one token of `maps`."""
+    name = "received" if token is None else "maps"
+    if name not in measured:
+        fix = "measure a sample with an image" if token is None else "measure with maps"
+        raise ProbeError(_CALLED, expected=f"a record with {name!r}", got="one without", fix=fix)
+    values = measured[name].isel(sample=sample)
+    if token is None:
+        return values.sel(query_type=query_type).values
+    tokens = values.sizes["token"]
+    if not 0 <= token < tokens:
+        raise ProbeError(_CALLED, expected=f"a token from 0 to {tokens - 1}", got=str(token))
+    values = values.isel(token=token)
+    return (values.mean("head") if "head" in values.dims else values).values
 
 
-def log_scale(found: list[View], floor: float | None) -> LogNorm:
-    """One scale for all views: from `floor`, by default as `heatmaps` says, to the highest
-    value.
+def _sinks_of(
+    measured: xr.Dataset, sample: int, layers: list[int]
+) -> Bool[np.ndarray, "layer key"] | None:
+    """Which vision keys are attention sinks; None where the record does not say."""
+    return measured["key_sink"].values[sample, layers] > 0 if "key_sink" in measured else None
+
+
+def views(
+    record: xr.DataTree,
+    measured: xr.Dataset,
+    sample: int,
+    values: Float[np.ndarray, "map key"],
+    image: int | None = None,
+    tile: int | None = None,
+    sinks: Bool[np.ndarray, "map key"] | None = None,
+) -> list[View]:
+    """The views of a sample: each image as a whole, and its tiles together where it has any.
+
+    `image` and `tile` choose one. Raises ProbeError where nothing is left.
     """
-    values = np.concatenate([view.values.ravel() for view in found])
-    top = float(np.nanmax(values)) or 1.0
-    low = _floor(values, top) if floor is None else floor
-    if not 0 < low < top:
-        expected = f"a floor between 0 and the highest value ({top:.2g})"
-        raise ProbeError("plots.heatmaps", expected=expected, got=f"{low:g}")
-    return LogNorm(low, top, clip=True)
+    keys = measured.isel(sample=sample)
+    boxes, owner, tiles = (keys[name].values for name in ("key_box", "key_image", "key_tile"))
+    placed = ~np.isnan(boxes).any(-1) & ~np.isnan(values).all(0)
+    parts = {"": tiles == 0, "tiles": tiles > 0}
+    if tile is not None:
+        parts = {f"tile {tile}": tiles == tile}
+    images = np.unique(owner[placed]).tolist()
+    found = []
+    for number in images if image is None else [image]:
+        pixels = _pixels(record.to_dataset(), sample, number)
+        image_title = f"image {number + 1}" if len(images) > 1 else ""
+        for part, inside in parts.items():
+            mask = placed & (owner == number) & inside
+            if mask.any():
+                title = ", ".join(filter(None, [image_title, part]))
+                marked = None if sinks is None else sinks[:, mask]
+                found.append(View(title, pixels, boxes[mask], values[:, mask], marked))
+    if not found:
+        got = f"none in sample {measured['sample'].values[sample]!r}, image {image}, tile {tile}"
+        raise ProbeError(_CALLED, expected="vision tokens that were attended to", got=got)
+    return found
 
 
-def _floor(values: Float[np.ndarray, " value"], top: float) -> float:
-    """What 99 % of the values reach, with one digit; between a half and a thousandth of the top."""
-    positive = values[values > 0]
-    reached = float(np.quantile(positive, 0.01)) if positive.size else top
-    reached = min(max(reached, top * 10.0**-_DECADES), top / 2)
-    digit = 10.0 ** np.floor(np.log10(reached))
-    return float(np.floor(reached / digit) * digit)
+def _pixels(root: xr.Dataset, sample: int, image: int) -> UInt8[np.ndarray, "height width channel"]:
+    if "images" not in root or not 0 <= image < root.sizes["image"]:
+        return np.empty((0, 0, 3), np.uint8)
+    height, width = root["image_size"].values[sample, image]
+    return root["images"].values[sample, image, :height, :width]
+
+
+def has_values(measured: xr.Dataset, sample: int | str, query_type: str) -> bool:
+    """Whether `heatmaps` has something to draw for this sample and these queries."""
+    if "received" not in measured or "key_box" not in measured:
+        return False
+    keys = measured.isel(sample=sample_index(measured, sample, _CALLED))
+    received = keys["received"].sel(query_type=query_type).notnull()
+    return bool((received & keys["key_box"].notnull().any("edge")).any())
+
+
+def _draw_row(
+    row: np.ndarray,
+    view: View,
+    values: Float[np.ndarray, "layer key"],
+    titles: list[str],
+    norm: Normalize,
+    with_value: bool,
+) -> None:
+    """A view in each of its layers; panels for more layers than it has are removed."""
+    for number, (axis, title) in enumerate(zip(row, titles, strict=False)):
+        draw_patches(axis, view, values[number], norm)
+        _mark_sinks(axis, view, number, with_value)
+        axis.set_title(title, fontsize=SMALL_TITLE)
+    for axis in row[len(titles) :]:
+        axis.remove()
+
+
+def _mark_sinks(axis: Axes, view: View, number: int, with_value: bool) -> None:
+    """A cross on each sink of the layer, or its value."""
+    if view.sinks is None or not view.sinks[number].any():
+        return
+    marked = view.sinks[number]
+    places = middles(view.boxes[marked], view.size)
+    mark = {"color": SKY, "path_effects": outlined(2)}
+    if not with_value:
+        axis.plot(*places.T, "x", markersize=5, markeredgewidth=1.5, **mark)
+        return
+    centred = {"fontsize": 6, "ha": "center", "va": "center"}
+    for (x, y), value in zip(places, view.values[number][marked], strict=True):
+        axis.text(x, y, f"×\n{value:.2g}", **centred, **mark)
 
 
 def _grid(found: list[View], layers: int) -> np.ndarray:
-    """(view, layer) Axes of a new figure, wrapped to rows; before each view's first one is the
-    image itself.
+    """(view, layer) Axes of a new figure, wrapped to several lines a view.
+
+    The first panel of each view is the image itself, which is not among the Axes returned.
     """
     columns = min(_COLUMNS, layers + 1)
-    rows = -(-(layers + 1) // columns)
-    shapes = [view.pixels.shape if view.pixels.size else (1, 1) for view in found]
-    tall = [min(height / width, 2) for height, width, *_ in shapes]
-    size = (columns * _WIDTH + 1.1, sum(rows * (_WIDTH * each + 0.3) for each in tall) + 0.8)
-    ratios = np.repeat(tall, rows).tolist()
+    lines = -(-(layers + 1) // columns)
+    aspects = np.repeat([view.aspect for view in found], lines)
+    size = (columns * _WIDTH + 1.1, float((_WIDTH * aspects + 0.3).sum()) + 0.8)
     _, axes = plt.subplots(
-        len(ratios),
-        columns,
-        figsize=size,
-        layout="constrained",
-        squeeze=False,
-        height_ratios=ratios,
+        len(aspects), columns, figsize=size, squeeze=False, height_ratios=aspects.tolist()
     )
-    blocks = axes.reshape(len(found), rows * columns)
+    blocks = axes.reshape(len(found), lines * columns)
     for axis in blocks[:, layers + 1 :].flat:
         axis.remove()
     for axis, view in zip(blocks[:, 0], found, strict=True):
         show_image(axis, view.pixels)
-        axis.set_title(view.title or "image", fontsize=9, parse_math=False)
+        axis.set_title(view.title or "image", fontsize=SMALL_TITLE, parse_math=False)
     return blocks[:, 1 : layers + 1]
-
-
-def show_image(
-    axis: Axes, pixels: UInt8[np.ndarray, "height width channel"], grey: bool = False
-) -> tuple[int, int]:
-    """Draw the image (nothing, if it was not kept) and return the width and height of the panel's
-    coordinates.
-    """
-    height, width = pixels.shape[:2] if pixels.size else (1, 1)
-    if pixels.size:
-        shown = (
-            1 - (1 - pixels.mean(-1) / 255) * 0.85 if grey else pixels
-        )  # light, so that colours stand out
-        axis.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
-    axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect="equal")
-    return width, height
-
-
-def draw_patches(
-    axis: Axes,
-    view: View,
-    values: Float[np.ndarray, " key"],
-    norm: Normalize,
-    colours: str = "inferno",
-) -> PolyCollection:
-    """The patches of a view in the colours of their values, over the image in grey."""
-    width, height = show_image(axis, view.pixels, grey=True)
-    left, top, right, bottom = np.clip(view.boxes, 0, 1).T
-    seen = (right > left) & (bottom > top) & ~np.isnan(values)
-    corners = np.stack([left, top, right, top, right, bottom, left, bottom], -1).reshape(-1, 4, 2)[
-        seen
-    ]
-    patches = PolyCollection(
-        [*(corners * (width, height))], cmap=colours, norm=norm, alpha=0.7, linewidths=0
-    )
-    patches.set_array(values[seen])
-    axis.add_collection(patches, autolim=False)
-    return patches
-
-
-def fitted(named: Mapping[str, xr.DataTree]) -> list[str]:
-    """How images were fitted to the encoder, and whether they were kept, for a caption."""
-    aspects = [str(each.attrs.get("aspect", "unknown")) for each in named.values()]
-    notes = [_FITTED.get(aspect, f"preprocessing: {aspect}") for aspect in aspects]
-    if not all("images" in each.data_vars for each in named.values()):
-        notes.append("a record holds no pixels: its patches are drawn on a blank square")
-    return notes

@@ -1,14 +1,13 @@
-"""Fewer vision tokens: what is still answered, against their number and against the time to the
+"""Fewer vision tokens: which accuracy is left, against their number and against the time to the
 first token.
 
-    plots.reductions(answers, costs)                       # of `Comparison`; costs without a measurement: one panel
+    plots.reductions(answers, costs)      # of `Comparison`; without measured costs one panel
     plots.reductions(answers, costs, published="visionzip_llava15_7b.csv")
 
-With published numbers both axes are shares of the first method's (another model on other questions:
-only the shape of the curves can be compared).
+With published numbers both axes are in percent of the first method: they are of another model and
+other questions, so that only the shape of the curves can be compared.
 """
 
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,31 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from probe.errors import ProbeError
 from probe.evaluation.headline import Headline
 from probe.evaluation.scores import scores
-from probe.plots.style import caption, panels, title
+from probe.plots.style import (
+    BLACK,
+    DASHED,
+    DOTTED,
+    GREY,
+    Look,
+    caption,
+    figure_of,
+    finish,
+    legend,
+    looks,
+    panels,
+    styled,
+)
 
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#999999", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
-FIRST = {"color": "#000000", "marker": "*", "markersize": 11, "linestyle": "none"}
 COLUMNS = ("method", "vision_tokens", "percent_of_vanilla")
 PUBLISHED_TOKENS = 576  # of LLaVA-1.5
 
 
+@styled()
 def reductions(
     answers: xr.Dataset,
     costs: xr.Dataset | None = None,
@@ -37,90 +48,62 @@ def reductions(
     published_tokens: int = PUBLISHED_TOKENS,
     seed: int = 0,
     ax: Any = None,
-) -> np.ndarray:
-    """A line a family of methods, accuracy against vision tokens; with measured `costs` a second
+) -> Figure:
+    """Accuracy against vision tokens, a line a family of methods; with measured `costs` a second
     panel against time.
 
-    published: a CSV of method, vision_tokens (of `published_tokens`) and percent_of_vanilla, drawn
-    hollow and dashed. Raises ProbeError for other than a comparison's answers and such a file.
+    How to read it: the star is the first method (all tokens), the dashed line its accuracy. The
+    further left a method stays near that line, the better. Bars are 95 % intervals, images redrawn.
+
+    Args:
+        answers: of a comparison of methods.
+        costs: of the same methods.
+        published: a CSV of method, vision_tokens (of `published_tokens`) and percent_of_vanilla,
+            drawn hollow and dotted.
+        ax: one Axes for each panel.
+
+    Raises ProbeError for anything but a comparison's answers and such a file.
     """
-    table = scores(answers, seed=seed)
-    timed = costs is not None and "latency" in costs
-    axes = panels(ax, 1, 1 + timed, (5.6, 4.4), "plots.reductions").ravel()
-    relative = published is not None
-    table = (
-        _relative(table, Headline(answers).name)
-        if relative
-        else _absolute(table, Headline(answers).name)
-    )
-    whole = float(table["vision_tokens"].iloc[0])
-    looks = dict(zip(_families(table), zip(cycle(COLOURS), cycle(MARKERS)), strict=False))
-    tokens = 100 * table["vision_tokens"] / whole if relative else table["vision_tokens"]
-    _draw(axes[0], table, tokens, looks)
+    headline = Headline(answers)
+    columns = {headline.name: "y", f"{headline.name}_low": "low", f"{headline.name}_high": "high"}
+    table = scores(answers, seed=seed).rename(columns=columns)
+    latency = None if costs is None else costs.get("latency")
+    axes = panels(ax, 1, 1 if latency is None else 2, (5.6, 4.4), "plots.reductions").ravel()
+    ylabel, unit, tokens = headline.label, "mean over layers", table["vision_tokens"]
     if published is not None:
-        _overlay(axes[0], _read(published), published_tokens, looks)
-    axes[0].set_xlabel(
-        "vision tokens of an LLM layer" + (" (% of all)" if relative else " (mean over layers)")
-    )
-    title(axes[0], "Accuracy against vision tokens")
-    if timed:
-        assert costs is not None
-        milliseconds = 1e3 * costs["latency"].sel(case=table["method"].values)
-        _draw(axes[1], table, milliseconds.median("repeat").values, looks)
-        axes[1].set_xlabel("time from pixels to the first token (ms, median)")
-        title(axes[1], "and against time")
-    label = Headline(answers).label
+        shares = 100 / table["y"].iloc[0]
+        table = table.assign(**{name: shares * table[name] for name in ("low", "high", "y")})
+        tokens = 100 * tokens / tokens.iloc[0]
+        ylabel, unit = f"accuracy (% of “{table['method'].iloc[0]}”)", "% of all"
+    families = looks(table["family"].iloc[1:])
+    _draw(axes[0], table.assign(x=tokens), families)
+    if published is not None:
+        _draw_published(axes[0], _read(published), published_tokens, families)
+    labels = {"xlabel": f"vision tokens of an LLM layer ({unit})", "ylabel": ylabel}
+    finish(axes[0], "Accuracy against vision tokens", **labels)
+    legend(axes[0], loc="upper left", bbox_to_anchor=(0, -0.16), ncols=3)
+    if latency is not None:
+        median = 1e3 * latency.sel(case=table["method"].values).median("repeat").values
+        _draw(axes[1], table.assign(x=median), families)
+        xlabel = "time from pixels to the first token (ms, median)"
+        finish(axes[1], "and against time", xlabel=xlabel, ylabel=ylabel)
     for axis in axes:
-        axis.set_ylabel(f"accuracy (% of “{table['method'].iloc[0]}”)" if relative else label)
-        axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.06)
-    axes[0].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=3)
-    _note(axes, answers, table, costs if timed else None, published, ax is None)
-    return axes
+    caption(axes, _notes(answers, table, latency, published), {"": answers}, ax is None)
+    return figure_of(axes)
 
 
-def _absolute(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    return table.rename(columns={name: "y", f"{name}_low": "low", f"{name}_high": "high"})
-
-
-def _relative(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """In percent of the first method's number."""
-    table = _absolute(table, name)
-    return table.assign(
-        **{column: 100 * table[column] / table["y"].iloc[0] for column in ("low", "high", "y")}
-    )
-
-
-def _families(table: pd.DataFrame) -> list[str]:
-    return list(dict.fromkeys(table["family"].iloc[1:]))
-
-
-def _draw(axis: Axes, table: pd.DataFrame, x: Any, looks: dict[str, tuple[str, str]]) -> None:
-    """The first method as a star with its level, the others with their intervals, a line a
-    family.
-    """
-    table = table.assign(x=np.asarray(x))
+def _draw(axis: Axes, table: pd.DataFrame, families: dict[str, Look]) -> None:
+    """The first method as a star, the others with their intervals, a line a family."""
     first = table.iloc[0]
-    axis.axhline(first["y"], color="0.6", linewidth=0.8, linestyle=(0, (4, 3)))
-    axis.plot(first["x"], first["y"], label=str(first["method"]), **FIRST)
-    for family, (colour, marker) in looks.items():
+    axis.axhline(first["y"], color=GREY, linewidth=0.8, linestyle=DASHED)
+    star = {"color": BLACK, "marker": "*", "markersize": 11, "linestyle": "none"}
+    axis.plot(first["x"], first["y"], label=str(first["method"]), **star)
+    for family, look in families.items():
         rows = table.iloc[1:].query("family == @family").sort_values("x")
-        below, above = (
-            (rows["y"] - rows["low"]).clip(lower=0),
-            (rows["high"] - rows["y"]).clip(lower=0),
-        )
-        axis.errorbar(
-            rows["x"],
-            rows["y"],
-            [below, above],
-            color=colour,
-            marker=marker,
-            markersize=5,
-            linewidth=1.3,
-            elinewidth=0.8,
-            capsize=2,
-            label=family,
-        )
+        bars = [(rows["y"] - rows["low"]).clip(lower=0), (rows["high"] - rows["y"]).clip(lower=0)]
+        style = {"color": look.color, "marker": look.marker, "elinewidth": 0.8}
+        axis.errorbar(rows["x"], rows["y"], bars, label=family, **style)
 
 
 def _read(path: str | Path) -> pd.DataFrame:
@@ -129,45 +112,33 @@ def _read(path: str | Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise ProbeError("--published", expected="a CSV file", got=f"'{path}' ({error})") from error
     if missing := [name for name in COLUMNS if name not in table]:
-        raise ProbeError(
-            "--published",
-            expected=f"columns {', '.join(COLUMNS)}",
-            got=f"no {missing[0]} in '{path}'",
-        )
+        expected, got = f"columns {', '.join(COLUMNS)}", f"no {missing[0]} in '{path}'"
+        raise ProbeError("--published", expected=expected, got=got)
     return table
 
 
-def _overlay(
-    axis: Axes, published: pd.DataFrame, tokens: int, looks: dict[str, tuple[str, str]]
+def _draw_published(
+    axis: Axes, table: pd.DataFrame, tokens: int, families: dict[str, Look]
 ) -> None:
-    for method, rows in published.groupby("method", sort=False):
-        colour, marker = looks.get(str(method), ("0.45", "p"))
-        axis.plot(
-            100 * rows["vision_tokens"] / tokens,
-            rows["percent_of_vanilla"],
-            color=colour,
-            marker=marker,
-            markersize=6,
-            mfc="white",
-            linestyle=(0, (2, 2)),
-            label=f"{method}, published",
-        )
+    for method, rows in table.groupby("method", sort=False):
+        look = families.get(str(method), Look(GREY, "p"))
+        x, style = 100 * rows["vision_tokens"] / tokens, look._replace(linestyle=DOTTED)._asdict()
+        name = f"{method}, published"
+        axis.plot(x, rows["percent_of_vanilla"], markerfacecolor="white", label=name, **style)
 
 
-def _note(
-    axes: np.ndarray,
+def _notes(
     answers: xr.Dataset,
     table: pd.DataFrame,
-    costs: Any,
-    published: Any,
-    own: bool,
-) -> None:
-    lines = [
-        f"{answers.attrs.get('benchmark')}: {table['questions'].iloc[0]} questions on {table['images'].iloc[0]} "
-        "images; bars: 95 % bootstrap intervals over images"
-    ]
-    if costs is not None:
-        lines.append(f"time: median of {costs.sizes['repeat']}, methods in turn, on this machine")
+    latency: xr.DataArray | None,
+    published: str | Path | None,
+) -> list[str]:
+    questions, images = table["questions"].iloc[0], table["images"].iloc[0]
+    asked = f"{answers.attrs.get('benchmark')}: {questions} questions on {images} images"
+    notes = [f"{asked}; bars: 95 % bootstrap intervals over images"]
+    if latency is not None:
+        repeats = latency.sizes["repeat"]
+        notes.append(f"time: median of {repeats}, methods in turn, on this machine")
     if published is not None:
-        lines.append(f"hollow: {Path(published).name}, another model on other benchmarks")
-    caption(axes, lines, {"": answers}, own)
+        notes.append(f"hollow: {Path(published).name}, another model on other benchmarks")
+    return notes

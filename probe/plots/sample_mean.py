@@ -1,8 +1,7 @@
-"""One number from many: over heads, then over samples, with a bootstrap band over images.
+"""One number from many: the mean over heads, then over samples, with a bootstrap over images.
 
-Questions about one image are no independent evidence, so images are drawn with replacement, each
-with all of its samples. The band is the 95 % percentile interval; with fewer than two images there
-is none.
+Questions about one image are not independent, so images are drawn with replacement, each with all
+of its samples. The band is the 95 % percentile interval; with fewer than two images there is none.
 """
 
 import hashlib
@@ -13,7 +12,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, one_of
 from probe.records import entropy_ratio, node
 
 COUNT_OF = {
@@ -24,11 +23,12 @@ COUNT_OF = {
     "entropy": "entropy_count",
     "head_entropy": "head_entropy_count",
 }
+_DIMS = ("sample", "layer", "head", "query_type", "key_type")
 WEIGHTS = {"sample": "each counts once", "query_count": "weighted by their queries"}
 
 
 class Average(NamedTuple):
-    """Dims of the values without `sample`; `low` and `high` are the mean where there is no band."""
+    """Values without the axis `sample`; without a band `low` and `high` equal the mean."""
 
     mean: xr.DataArray
     low: xr.DataArray
@@ -46,47 +46,38 @@ def average(
     seed: int = 0,
     band: bool = True,
 ) -> Average:
-    """`value` over samples, and over heads unless `per_head`: (layer, [head], query_type,
-    key_type).
+    """The mean of `value` over samples, and over heads unless `per_head`.
 
-    weights: "sample" (every sample, and every head in it, counts once) or "query_count" (every
-    query does).
+    Args:
+        weights: "sample" (every sample, and every head in it, counts once) or "query_count" (every
+            query does).
+        ratio: of an entropy: divided by ln(keys).
+
+    Dims: (layer, [head], query_type, key_type). Raises ProbeError for a stack or value that the
+    record does not have, and for unknown weights.
     """
     measured = node(record, stack)
-    _check(measured, value, weights)
+    held = [name for name in COUNT_OF if name in measured]
+    if value not in held:
+        expected = f"a value that the record holds ({', '.join(held)})"
+        raise ProbeError("plots", expected=expected, got=repr(value))
+    one_of("plots", "weights of", weights, WEIGHTS)
     values = entropy_ratio(record, stack, value) if ratio else measured[value]
-    attrs, count = values.attrs, measured[COUNT_OF[value]]
+    count = measured[COUNT_OF[value]]
     weight = xr.ones_like(count) if weights == "sample" else count
+    attrs = values.attrs
     if "head" in values.dims and not per_head:
         values = values.weighted(weight).mean("head")
         weight = weight.sum("head") if "head" in weight.dims else weight
     values, weight = xr.broadcast(values, weight)
-    dims = [
-        dim for dim in ("sample", "layer", "head", "query_type", "key_type") if dim in values.dims
-    ]
-    values, weight = values.transpose(*dims), weight.transpose(*dims)
-    numbers = values.values.astype(float), weight.values.astype(float)
+    dims = [dim for dim in _DIMS if dim in values.dims]
+    values, weight = values.transpose(*dims).astype(float), weight.transpose(*dims).astype(float)
+    images_of = images(record) if band else np.zeros(values.sizes["sample"], int)
     template = values.isel(sample=0, drop=True).assign_attrs(attrs)
-    visible = (measured["query_count"] > 0).any(
-        "sample"
-    )  # share is 0, not NaN, where causality hides all
-    clusters = images(record) if band else np.zeros(len(numbers[0]), int)
-    return Average(
-        *(
-            template.copy(data=part).where(visible)
-            for part in bootstrap(*numbers, clusters, seed=seed)
-        )
-    )
-
-
-def _check(measured: xr.Dataset, value: str, weights: str) -> None:
-    if value not in COUNT_OF or value not in measured:
-        there = ", ".join(name for name in COUNT_OF if name in measured)
-        raise ProbeError(
-            "plots", expected=f"a value that the record holds ({there})", got=repr(value)
-        )
-    if weights not in WEIGHTS:
-        raise ProbeError("plots", expected=f"weights of {', '.join(WEIGHTS)}", got=repr(weights))
+    # where causality hides all keys of a type, share is 0 and not NaN: it is not drawn either
+    visible = (measured["query_count"] > 0).any("sample")
+    parts = bootstrap(values.values, weight.values, images_of, seed=seed)
+    return Average(*(template.copy(data=part).where(visible) for part in parts))
 
 
 def bootstrap(
@@ -97,10 +88,9 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
-    """Weighted mean over samples, and the 2.5 % and 97.5 % quantiles when whole clusters are
-    redrawn.
+    """Weighted mean over samples, and its 2.5 % and 97.5 % quantiles when clusters are redrawn.
 
-    NaN values carry no weight; a mean of nothing is NaN.
+    A NaN value has no weight; the mean of no values is NaN.
 
     >>> mean, low, high = bootstrap(np.array([1.0, 3.0]), np.ones(2), np.array([0, 1]))
     >>> float(mean), float(low), float(high)
@@ -127,19 +117,18 @@ def bootstrap(
 
 def images(record: xr.DataTree) -> Int[np.ndarray, " sample"]:
     """A number for each sample; samples that show the same images share it."""
-    root, seen = record.to_dataset(), {}
-    return np.array(
-        [seen.setdefault(_shown(root, i), len(seen)) for i in range(record.sizes["sample"])]
-    )
+    root, numbers = record.to_dataset(), {}
+    keys = [_image_key(root, sample) for sample in range(record.sizes["sample"])]
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
-def _shown(root: xr.Dataset, sample: int) -> object:
-    """What tells a sample's images from others': hashes, else pixels, else the sample itself."""
-    here = root.isel(sample=sample)
-    if "image_sha256" in here and any(hashes := here["image_sha256"].values.tolist()):
+def _image_key(root: xr.Dataset, sample: int) -> object:
+    """What identifies the images of a sample: hashes, else pixels, else the sample itself."""
+    one = root.isel(sample=sample)
+    if "image_sha256" in one and any(hashes := one["image_sha256"].values.tolist()):
         return tuple(hashes)
-    if "images" in here and here["image_size"].values.any():
-        pixels = here["image_size"].values.tobytes() + here["images"].values.tobytes()
+    if "images" in one and one["image_size"].values.any():
+        pixels = one["image_size"].values.tobytes() + one["images"].values.tobytes()
         return hashlib.sha256(pixels).digest()
     return sample
 
@@ -147,12 +136,14 @@ def _shown(root: xr.Dataset, sample: int) -> object:
 def sampling(
     named: Mapping[str, xr.DataTree], stack: str, weights: str, seed: int | None = None
 ) -> list[str]:
-    """How samples became one line, for a caption; once where it is the same for all. No seed: no
-    band.
+    """How samples became one line, for a caption; once where it is the same for all records.
+
+    Without a seed nothing is said of a band.
     """
     notes = {name: _sampling(record, stack, weights, seed) for name, record in named.items()}
-    same = len(set(notes.values())) == 1
-    return [*notes.values()][:1] if same else [f"{name}: {note}" for name, note in notes.items()]
+    if len(set(notes.values())) == 1:
+        return [*notes.values()][:1]
+    return [f"{name}: {note}" for name, note in notes.items()]
 
 
 def _sampling(record: xr.DataTree, stack: str, weights: str, seed: int | None) -> str:
@@ -161,11 +152,9 @@ def _sampling(record: xr.DataTree, stack: str, weights: str, seed: int | None) -
     samples, shown = int(entered.sum()), len(np.unique(images(record)[entered]))
     if samples == 1:
         return "one sample"
-    band = (
-        f"band: 95 % bootstrap interval over {shown} images (seed {seed})"
-        if shown > 1
-        else "one image: no band"
-    )
-    return f"mean of {samples} samples ({WEIGHTS[weights]})" + (
-        f"; {band}" if seed is not None else ""
-    )
+    note = f"mean of {samples} samples ({WEIGHTS[weights]})"
+    if seed is None:
+        return note
+    if shown == 1:
+        return f"{note}; one image: no band"
+    return f"{note}; band: 95 % bootstrap interval over {shown} images (seed {seed})"

@@ -1,55 +1,116 @@
-"""What all figures share: which colour is which type, panels for several records, labels and
-captions.
+"""How every figure looks: one palette, one style, and the parts that all figures share.
 
-Keys have a colour (Okabe and Ito's, safe for colour-blind readers) and a marker, queries a dash: A
-→ B can be told apart in grey.
+A name has the same colour, marker and dash wherever it is drawn (`LOOKS`): a token type, a drop
+mode, a reducer, a model, a measure. The colours are those of Okabe and Ito, safe for colour-blind
+readers; the untouched model is black and baselines are grey. In a line of A → B, colour and marker
+are those of the keys B and the dash is that of the queries A, so that lines can be told apart in
+grey as well.
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from typing import Any, NamedTuple
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import seaborn as sns
 import xarray as xr
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 
 from probe.errors import ProbeError
 
-# A record, a list of records, or {label: record}. `labelled` tells anything else in one line.
-Records = Any
+BLUE, VERMILION, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
+PURPLE, AMBER, YELLOW, BLACK = "#CC79A7", "#E69F00", "#F0E442", "#000000"
+DARK_GREY, GREY, LIGHT_GREY = "#595959", "#999999", "#CCCCCC"
 
-_COLOURS = {
-    "instruction": "#0072B2",
-    "vision": "#D55E00",
-    "response": "#009E73",
-    "system": "#56B4E9",
-    "last": "#CC79A7",
-    "bos": "#000000",
-    "cls": "#0072B2",
+DASHED, DOTTED, DASH_DOT = (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5))
+LONG_DASHES, FAR_DOTS = (0, (9, 3)), (0, (1, 4))
+
+
+class Look(NamedTuple):
+    """matplotlib's settings for a line."""
+
+    color: str
+    marker: str
+    linestyle: Any = "-"
+
+
+LOOKS = {
+    # token types
+    "instruction": Look(BLUE, "o", DASHED),
+    "vision": Look(VERMILION, "s", DOTTED),
+    "response": Look(GREEN, "^"),
+    "system": Look(SKY, "v", LONG_DASHES),
+    "last": Look(PURPLE, "D", DASH_DOT),
+    "compressed": Look(AMBER, "P", (0, (3, 1, 1, 1, 1, 1))),
+    "bos": Look(BLACK, "X", FAR_DOTS),
+    "cls": Look(BLACK, "o"),
+    # modes of dropping, and the cases that every sweep has
+    "mask": Look(VERMILION, "o"),
+    "mask_frozen": Look(AMBER, "^"),
+    "remove": Look(BLUE, "s"),
+    "remove_for_good": Look(SKY, "D"),
+    "zero": Look(GREEN, "v"),
+    "swap": Look(PURPLE, "P"),
+    "untouched": Look(BLACK, ""),
+    "no vision": Look(DARK_GREY, "", DOTTED),
+    "another image": Look(GREY, "", DASH_DOT),
+    # reducers and their baselines
+    "visionzip": Look(VERMILION, "o"),
+    "prumerge": Look(AMBER, "s"),
+    "prumerge+": Look(AMBER, "D", DASHED),
+    "dominant only": Look(VERMILION, "<", DASHED),
+    "contextual only": Look(VERMILION, ">", DOTTED),
+    "fastv": Look(BLUE, "^"),
+    "pyramiddrop": Look(SKY, "D"),
+    "sparsevlm": Look(GREEN, "v"),
+    "sparsevlm, recycling": Look(GREEN, "P", DASHED),
+    "random": Look(GREY, "X", DASHED),
+    "grid": Look(DARK_GREY, "h", DOTTED),
+    # models
+    "tiny-llava": Look(BLUE, "o", DASHED),
+    "tiny-llava-mini": Look(PURPLE, "P"),
+    "llava-1.5-7b": Look(BLUE, "o", DASHED),
+    "llava-mini": Look(PURPLE, "P"),
+    # measures of attention
+    "mass": Look(BLUE, "o"),
+    "lift": Look(SKY, "s", DASHED),
+    "received": Look(AMBER, "^", DOTTED),
+    "contribution": Look(VERMILION, "D"),
+    # components of a model
+    "vision_encoder": Look(VERMILION, ""),
+    "projector": Look(SKY, ""),
+    "compressor": Look(AMBER, ""),
+    "prefusion": Look(PURPLE, ""),
+    "llm": Look(BLUE, ""),
 }
-_MARKERS = {
-    "instruction": "o",
-    "vision": "s",
-    "response": "^",
-    "system": "v",
-    "last": "D",
-    "bos": "X",
-    "cls": "o",
+_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, AMBER, SKY, BLACK, YELLOW, GREY)
+_MARKERS = "os^DvPX*h<>dp8"
+_DASHES = (
+    *("-", DASHED, DOTTED, DASH_DOT, LONG_DASHES, (0, (12, 2)), (0, (2, 2))),
+    *((0, (8, 2, 2, 2)), (0, (4, 4))),
+)
+
+_SETTINGS = sns.axes_style("ticks") | {
+    "axes.titlesize": 10,
+    "errorbar.capsize": 2,
+    "figure.constrained_layout.use": True,
+    "figure.titlesize": 11,
+    "image.interpolation": "nearest",
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "legend.title_fontsize": 8,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.5,
 }
-_DASHES = {
-    "instruction": (0, (5, 2)),
-    "vision": (0, (1, 1.2)),
-    "response": "-",
-    "system": (0, (9, 3)),
-    "last": (0, (6, 1.5, 1, 1.5)),
-    "bos": (0, (1, 4)),
-    "cls": "-",
-}
-_SPARE_COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#000000", "#F0E442", "#999999")
-_SPARE_MARKERS = ("P", "*", "h", "<", ">", "d", "p", "8")
-_SPARE_DASHES = ((0, (3, 1, 1, 1, 1, 1)), (0, (12, 2)), (0, (2, 2)), (0, (8, 2, 2, 2)), (0, (4, 4)))
+BELOW = {"loc": "upper left", "bbox_to_anchor": (0, -0.2)}  # where a legend goes
+RIGHT = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
+SMALL_TITLE = 9  # of a panel with an image
 
 _STACKS = {
     "llm": "LLM layer",
@@ -58,100 +119,67 @@ _STACKS = {
     "prefusion": "pre-fusion layer",
 }
 _TOY = "toy model: not a finding about LLaVA"
-_SMALL = {"fontsize": 8, "color": "0.35", "ha": "left", "parse_math": False}
+_SMALL_PRINT = {"fontsize": 8, "color": "0.35", "ha": "left", "parse_math": False}
+
+
+def styled():
+    """The style of all figures, for the time of one call: `@styled()` above a plot.
+
+    matplotlib's own settings are the user's, and are as they were afterwards.
+    """
+    return matplotlib.rc_context(_SETTINGS)
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """The look of each name: its own in `LOOKS`, otherwise the first one that no other name has.
+
+    >>> looks(["vision", "cat"])["cat"]
+    Look(color='#0072B2', marker='o', linestyle='-')
+    """
+    names = list(dict.fromkeys(names))
+    known = {name: LOOKS[name.lower()] for name in names if name.lower() in LOOKS}
+
+    def spares(choices: Sequence[Any], part: int) -> cycle:
+        taken = [look[part] for look in known.values()]
+        return cycle([choice for choice in choices if choice not in taken] or choices)
+
+    new = zip(spares(_COLOURS, 0), spares(_MARKERS, 1), spares(_DASHES, 2), strict=False)
+    return {name: known.get(name) or Look(*next(new)) for name in names}
 
 
 def line_style(
     query_type: str, key_type: str, query_types: Sequence[str], key_types: Sequence[str]
-) -> dict:
-    """matplotlib's settings for the line of A → B; the same type looks the same in every figure."""
-    return {
-        "color": _assigned(key_types, _COLOURS, _SPARE_COLOURS)[key_type],
-        "marker": _assigned(key_types, _MARKERS, _SPARE_MARKERS)[key_type],
-        "linestyle": _assigned(query_types, _DASHES, _SPARE_DASHES)[query_type],
-    }
-
-
-def _assigned(
-    names: Sequence[str], known: Mapping[str, Any], spare: Sequence[Any]
 ) -> dict[str, Any]:
-    taken = [known[name] for name in names if name in known]
-    free = [look for look in spare if look not in taken]
-    new = [name for name in names if name not in known]
-    return {**known, **{name: free[i % len(free)] for i, name in enumerate(new)}}
-
-
-def labelled(record: Records, called: str) -> dict[str, xr.DataTree]:
-    """{label: record}; records of a list are named by what differs between them."""
-    if isinstance(record, xr.DataTree):
-        found = {str(record.attrs.get("model", "record")): record}
-    elif isinstance(record, Mapping):
-        found = {str(label): one for label, one in record.items()}
-    elif isinstance(record, Sequence) and not isinstance(record, str):
-        found = dict(zip(_labels(record), record, strict=True))
-    else:
-        found = {}
-    if not found or not all(
-        isinstance(one, xr.DataTree) and one.children for one in found.values()
-    ):
-        got = (
-            ", ".join(type(one).__name__ for one in found.values()) if found else repr(record)[:60]
-        )
-        raise ProbeError(called, expected="a record, a list of records or {label: record}", got=got)
-    return found
-
-
-def _labels(records: Sequence[Any]) -> list[str]:
-    attrs = [getattr(record, "attrs", {}) for record in records]
-    names = (
-        "model",
-        "revision",
-        "aspect",
-        "types",
-        "intervention",
-        "reducer",
-        "dtype",
-        "attention",
-    )
-    differ = [name for name in names if len({str(each.get(name)) for each in attrs}) > 1]
-    labels = [", ".join(str(each.get(name)) for name in differ) for each in attrs]
-    unique = len(set(labels)) == len(labels)
-    return labels if unique else [f"{i}: {label}".strip(": ") for i, label in enumerate(labels, 1)]
-
-
-def chosen(names: str | Sequence[str] | None, there: Sequence[str], called: str) -> list[str]:
-    """The types asked for (None: all), checked against those of the record."""
-    asked = list(there) if names is None else [names] if isinstance(names, str) else list(names)
-    wrong = [name for name in asked if name not in there]
-    if wrong:
-        raise ProbeError(
-            called, expected=f"types of {', '.join(there)}", got=", ".join(map(repr, wrong))
-        )
-    return asked
-
-
-def default_query(measured: xr.Dataset) -> str:
-    """Whose attention to draw unless told: the response's, or of what comes nearest and was
-    measured.
-    """
-    there = measured["query_type"].values.tolist()
-    asked = measured["query_count"].max(
-        [dim for dim in measured["query_count"].dims if dim != "query_type"]
-    )
-    order = [name for name in ("response", "last", "instruction", "cls") if name in there] + there
-    return next((name for name in order if asked.sel(query_type=name) > 0), there[0])
+    """matplotlib's settings for the line of A → B: colour and marker of B, dash of A."""
+    look = looks(key_types)[key_type]
+    return look._replace(linestyle=looks(query_types)[query_type].linestyle)._asdict()
 
 
 def panels(ax: Any, rows: int, columns: int, size: tuple[float, float], called: str) -> np.ndarray:
-    """Axes of shape (rows, columns): new ones in a figure of their own, or the user's."""
+    """Axes of shape (rows, columns): the user's, or those of a new figure.
+
+    size: width and height of a panel in inches. Raises ProbeError for an `ax` of another number.
+    """
     if ax is None:
         figsize = (columns * size[0], rows * size[1])
-        return plt.subplots(rows, columns, figsize=figsize, layout="constrained", squeeze=False)[1]
-    given = np.array(ax, dtype=object).reshape(-1)
-    if given.size != rows * columns or not all(isinstance(one, Axes) for one in given):
-        got = f"{given.size} ({', '.join(sorted({type(one).__name__ for one in given}))})"
+        return plt.subplots(rows, columns, figsize=figsize, squeeze=False)[1]
+    axes = np.array(ax, dtype=object).reshape(-1)
+    if axes.size != rows * columns or not all(isinstance(axis, Axes) for axis in axes):
+        types = ", ".join(sorted({type(axis).__name__ for axis in axes}))
+        got = f"{axes.size} ({types})"
         raise ProbeError(called, expected=f"ax= {rows * columns} Axes", got=got)
-    return given.reshape(rows, columns)
+    return axes.reshape(rows, columns)
+
+
+def figure_of(axes: np.ndarray) -> Figure:
+    """The figure that these Axes are in."""
+    return axes.flat[0].figure
+
+
+def unmanaged(figure: Figure) -> Figure:
+    """The figure, which pyplot no longer keeps or shows: for figures that are written to files."""
+    plt.close(figure)
+    return figure
 
 
 def layer_label(stack: str) -> str:
@@ -159,38 +187,69 @@ def layer_label(stack: str) -> str:
     return _STACKS.get(stack, f"{stack} layer")
 
 
-def count_from_one(ticks: Axis, count: int) -> None:
-    """Tick the first of `count` layers or heads and then every so many."""
+def count_from_one(axis: Axis, count: int) -> None:
+    """Ticks at 1 and at about ten more of `count` layers or heads."""
     step = -(-count // 10)
-    ticks.set_ticks(sorted({1, *range(step, count + 1, step)}))
+    axis.set_ticks(sorted({1, *range(step, count + 1, step)}))
 
 
 def title(axis: Axes, text: str) -> None:
-    """Above the left edge; a dollar sign in a user's name is no formula."""
-    axis.set_title(text, loc="left", fontsize=10, parse_math=False)
+    """A title above the left edge; a dollar sign in a user's name does not start a formula."""
+    axis.set_title(text, loc="left", parse_math=False)
+
+
+def heading(figure: Figure, text: str) -> None:
+    """A title above all panels."""
+    figure.suptitle(text, x=0.01, ha="left", parse_math=False)
 
 
 def label(array: xr.DataArray) -> str:
-    """What an axis measures, with its unit, as the record says it."""
+    """What an axis measures, with its unit, as the record has it."""
     return f"{array.attrs['long_name']} ({array.attrs['units']})"
 
 
+def legend(axis: Axes, handles: Mapping[str, Any] | None = None, **settings: Any) -> None:
+    """A legend of everything on the Axes, or of `handles`, whose names are not read as formulas."""
+    entries = (list(handles.values()), list(handles)) if handles else ()
+    for text in axis.legend(*entries, **settings).texts:
+        text.set_parse_math(False)
+
+
+def finish(axis: Axes, text: str, *, layers: int = 0, **settings: Any) -> None:
+    """Title and labels, no frame above and to the right; with `layers`, x counts them from 1."""
+    title(axis, text)
+    axis.set(**settings)
+    sns.despine(ax=axis)
+    if layers:
+        count_from_one(axis.xaxis, layers)
+
+
+def shade(
+    axis: Axes,
+    x: np.ndarray,
+    low: Float[np.ndarray, " point"],
+    high: Float[np.ndarray, " point"],
+    colour: str,
+) -> None:
+    """The band around a line."""
+    axis.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+
+
 def caption(axes: np.ndarray, lines: Sequence[str], records: Mapping[str, Any], own: bool) -> None:
-    """Small print below a figure of ours, or below the user's first axes; says so where a model is
-    a toy.
+    """Small print below a figure of ours (`own`), or below the first of the user's Axes.
+
+    It also says which of the `records` are of a toy model.
     """
-    toys = [
-        name for name, record in records.items() if str(record.attrs.get("toy")).lower() == "true"
-    ]
+    toys = [name for name, one in records.items() if str(one.attrs.get("toy")).lower() == "true"]
     only = f" ({', '.join(toys)})" if 0 < len(toys) < len(records) else ""
     lines = [*dict.fromkeys(lines), *([_TOY + only] if toys else [])]
-    figure = axes.flat[0].figure
-    width = (
-        figure.get_figwidth() if own else figure.get_figwidth() * axes.flat[0].get_position().width
-    )
-    text = "\n".join(wrapped for line in lines for wrapped in textwrap.wrap(line, int(width * 17)))
+    figure, first = figure_of(axes), axes.flat[0]
+    width = figure.get_figwidth() * (1 if own else first.get_position().width)
+    text = "\n".join(part for line in lines for part in textwrap.wrap(line, int(width * 17)))
     if own:
-        figure.supxlabel(text, x=0.01, va="bottom", **_SMALL)
-        return
-    below = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
-    axes.flat[0].annotate(text, (0, 0), (0, -36), va="top", **below, **_SMALL)
+        figure.supxlabel(text, x=0.01, va="bottom", **_SMALL_PRINT)
+    else:
+        place = {"xycoords": "axes fraction", "textcoords": "offset points"}
+        first.annotate(
+            text, (0, 0), (0, -36), va="top", annotation_clip=False, **place, **_SMALL_PRINT
+        )

@@ -1,221 +1,283 @@
-"""How a case of a sweep is drawn: a value with its band, beside the untouched model and the floors.
+"""What happens to the answers when vision tokens are dropped in some layers: the paper's Fig. 5, and
+what belongs to it.
 
-What the figures of dropping share (`dropping.py`, `comparing.py`, `depths.py`).
+    plots.dropped(results)     # a window of layers at a time, attention next to it
+    plots.readings(results)    # all modes of dropping on one axis
+    plots.swaps(results)       # whose answer is given when text reads another image
+    plots.depth(results)       # dropped from a layer on, and up to a layer
+
+`results` is a run of `probe drop`, what `drop_sweep` returned, or several of those by name. Source:
+arXiv 2501.03895, Fig. 5.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from probe.errors import ProbeError
 from probe.evaluation.drop_effects import (
-    BASELINES,
-    dropped_layers,
+    ALL,
+    ATTENTION,
+    from_cases,
+    kinds_of,
+    of_kind,
     tables_of,
-    values_of,
+    until_cases,
     window_cases,
 )
 from probe.evaluation.headline import Headline
-from probe.plots.style import title
-from probe.records.bootstrap import Interval, band
-
-Windows = Mapping[str, tuple[int, ...]]  # name of a case -> its layers, from 0
-
-BASELINE_LOOKS = (("#000000", "-"), ("#009E73", (0, (1, 1.2))), ("#CC79A7", (0, (6, 1.5, 1, 1.5))))
-READING_LOOKS = (
-    ("#D55E00", "o"),
-    ("#0072B2", "s"),
-    ("#56B4E9", "D"),
-    ("#999999", "v"),
-    ("#E69F00", "^"),
-    ("#CC79A7", "P"),
+from probe.plots.sample_mean import bootstrap
+from probe.plots.style import (
+    BELOW,
+    BLACK,
+    BLUE,
+    DOTTED,
+    GREY,
+    VERMILION,
+    Look,
+    caption,
+    figure_of,
+    finish,
+    legend,
+    looks,
+    panels,
+    shade,
+    styled,
 )
-LABELS = {
-    "kl": "KL from untouched (nat)",
-    "total_variation": "total variation from untouched",
-    "first_token_changed": "first token changed (%)",
-    "gold_logprob": "log-probability of the gold answer (nat)",
-    "donor_answer_given": "the other image's answer is given (%)",
-}
-PERCENT = ("correct", "first_token_changed", "donor_answer_given")
-PANEL = (5.4, 3.9)
-LEGEND = {
-    "fontsize": 8,
-    "frameon": False,
-    "handlelength": 3.2,
-    "loc": "upper left",
-    "bbox_to_anchor": (0, -0.2),
-}
-SIMULTANEOUS = "filled points: differs from the untouched model (paired; all windows at once)"
+from probe.plots.sweep_curves import (
+    SIMULTANEOUS,
+    chosen_mode,
+    curve,
+    draw_baselines,
+    draw_windows,
+    estimates,
+    finish_windows,
+    in_units,
+    no_windows,
+    note,
+    stack_of,
+    value_axis,
+    windows_of,
+)
+
+_PANEL = (5.4, 3.9)
+_ATTENTION_WIDTH = 3.6  # inches, right of Fig. 5
+_KINDS = 8  # kinds of question that have a line
+_LEGEND = BELOW | {"handlelength": 3.2}
 
 
-def chosen_reading(results: Any, reading: str | None) -> tuple[str, xr.Dataset]:
-    """The reading asked for; by default "mask", or the first there is."""
-    tables = tables_of(results)
-    default = "mask" if "mask" in tables else next(iter(tables))
-    if reading is not None and reading not in tables:
-        raise ProbeError("plots", expected=f"a reading of {', '.join(tables)}", got=repr(reading))
-    return reading or default, tables[reading or default]
-
-
-def windows_of(table: xr.Dataset, size: int | None) -> dict[str, tuple[int, ...]]:
-    """The cases that are windows, with their layers. Raises ProbeError where there are none."""
-    layers = dropped_layers(table)
-    found = {name: layers[name] for name in window_cases(table, size)}
-    if not found:
-        raise no_windows(size)
-    return found
-
-
-def no_windows(size: int | None) -> ProbeError:
-    """What to say to a sweep over other cases."""
-    expected = "a sweep over windows" + (f" of {size} layers" if size else "")
-    return ProbeError(
-        "plots", expected=expected, got="other cases", fix="add windows(4) to its cases"
-    )
-
-
-def in_units(table: xr.Dataset, value: str) -> Float[np.ndarray, "sample case"]:
-    """The values as their axis shows them: percent where they are shares."""
-    return values_of(table, value) * (100 if value in PERCENT else 1)
-
-
-def estimates(table: xr.Dataset, value: str) -> Float[np.ndarray, "case"]:
-    """The number of each case: of "correct" the benchmark's official one, else the mean."""
-    if value == "correct":
-        return Headline(table)(np.ones(table.sizes["sample"], dtype=np.int64))
-    values = in_units(table, value)
-    return np.array([np.nanmean(case) if not np.isnan(case).all() else np.nan for case in values.T])
-
-
-def curve(
-    table: xr.Dataset, value: str, cases: Sequence[int], seed: int, paired: bool = False
-) -> Interval:
-    """`estimates` of these cases, with a band over all; `paired`: of their differences to the
-    untouched model.
-    """
-    if value == "correct":
-        return Headline(table).curve(cases, seed, paired)
-    values = in_units(table, value)
-    return band(
-        values[:, list(cases)] - (values[:, :1] if paired else 0.0),
-        table["image"].values,
-        seed=seed,
-    )
-
-
-def top_of(table: xr.Dataset, value: str) -> float | None:
-    """The largest number there is, None without one."""
-    return Headline(table).top if value == "correct" else 100 if value in PERCENT else None
-
-
-def label_of(table: xr.Dataset, value: str) -> str:
-    return Headline(table).label if value == "correct" else LABELS[value]
-
-
-def baselines(axis: Axes, table: xr.Dataset, value: str) -> None:
-    """The untouched model and the two floors, as lines."""
-    numbers = estimates(table, value)[:BASELINES]
-    for name, number, (colour, dash) in zip(
-        table["case"].values, numbers, BASELINE_LOOKS, strict=False
-    ):
-        if not np.isnan(number):
-            axis.axhline(
-                number, color=colour, linestyle=dash, linewidth=1.3, label=str(name), zorder=1
-            )
-
-
-def points(
-    axis: Axes,
-    table: xr.Dataset,
-    windows: Windows,
-    value: str,
-    seed: int,
-    look: tuple[str, str],
-    label: str,
+@styled()
+def dropped(
+    results: Any,
+    mode: str | None = None,
+    size: int | None = None,
+    value: str = "correct",
     *,
-    shift: float = 0.0,
-    shaded: bool = False,
-) -> None:
-    """Estimates at the middle of each window, with their simultaneous band (a shade, or bars)."""
-    at = [table["case"].values.tolist().index(name) for name in windows]
-    found, top = curve(table, value, at, seed), top_of(table, value)
-    x = np.array([np.mean(layers) + 1 for layers in windows.values()]) + shift
-    colour, marker = look
-    low, high = (bound if top is None else bound.clip(0, top) for bound in (found.low, found.high))
-    if shaded:
-        axis.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
-        axis.plot(x, found.estimate, color=colour, linewidth=1.6, zorder=3)
+    seed: int = 0,
+    ax: Any = None,
+) -> Axes:
+    """Fig. 5: a point for each window of layers in which vision tokens are dropped.
+
+    How to read it: layers whose point lies at the black line (the untouched model) do not need
+    vision; at the grey lines vision is of no use at all. The band covers all windows at once (95 %,
+    images redrawn). A filled point differs from the untouched model: the band of the paired
+    differences excludes zero. Where `results` hold attention, share and lift of vision from the
+    same samples are drawn to the right, on two further Axes of the same figure; with `ax` they are
+    not.
+
+    Args:
+        mode: of dropping, where there are several; by default "mask", or the first one.
+        size: layers of a window, where there are several sizes.
+        value: any of `probe.evaluation.drop_effects.VALUES`.
+
+    Raises ProbeError for a mode, a size of windows or a value that `results` do not have.
+    """
+    name, table = chosen_mode(results, mode)
+    windows = windows_of(table, size)
+    attention = _attention_in(results) if ax is None else None
+    if attention is None:
+        axes = panels(ax, 1, 1, _PANEL, "plots.dropped")[0]
     else:
-        errors = np.abs(np.stack([found.estimate - low, high - found.estimate]))
-        axis.errorbar(
-            x,
-            found.estimate,
-            errors,
-            color=colour,
-            linestyle="",
-            linewidth=1.1,
-            capsize=2,
-            zorder=3,
-        )
-    difference = curve(table, value, at, seed, paired=True)
-    differs = (difference.low > 0) | (
-        difference.high < 0
-    )  # the band over all windows at once leaves out zero
-    for chosen, face in ((differs, colour), (~differs, "white")):
-        axis.plot(
-            x[chosen],
-            found.estimate[chosen],
-            marker,
-            color=colour,
-            markerfacecolor=face,
-            markersize=5,
-            zorder=4,
-        )
-    axis.plot(
-        [],
-        [],
-        color=colour,
-        marker=marker,
-        markersize=5,
-        linestyle="-" if shaded else "",
-        label=label,
-    )
+        size_ = (_PANEL[0] + 0.6 + _ATTENTION_WIDTH, _PANEL[1] + 0.4)
+        mosaic = plt.figure(figsize=size_).subplot_mosaic("AAB;AAC", width_ratios=(1.5, 1.5, 2))
+        axes = np.array(list(mosaic.values()), dtype=object)
+    axis = axes[0]
+    draw_baselines(axis, table, value)
+    label, look = f"vision dropped ({name})", looks([name])[name]
+    draw_windows(axis, table, windows, value, seed, look, label, shaded=True)
+    finish_windows(axis, table, windows, value, "Vision tokens dropped in a window of layers")
+    legend(axis, ncols=2, **_LEGEND)
+    if attention is not None:
+        images = table["image"].values
+        _attention(axes[1], attention["share"], images, seed)
+        finish(axes[1], "Attention on vision: share", ylim=(0, 1))
+        legend(axes[1])
+        _attention(axes[2], attention["lift"], images, seed)
+        axes[2].axhline(1, color=GREY, linewidth=0.8, zorder=0)
+        axes[2].set_ylim(bottom=0)
+        finish(axes[2], "lift (1: an even spread)", xlabel=f"{stack_of(table)} layer")
+    caption(axes, [note(table, seed), SIMULTANEOUS], {name: table}, ax is None)
+    return axis
 
 
-def dress(axis: Axes, table: xr.Dataset, windows: Windows, value: str, above: str) -> None:
-    """Title, ticks at the middle of each window, scale."""
-    title(axis, f"{above}\n{table.attrs.get('model', '')}")
-    middles = [float(np.mean(layers)) + 1 for layers in windows.values()]
-    axis.set_xticks(middles, list(windows), rotation=45 if len(windows) > 10 else 0)
-    axis.set_xlim(0.5, table.sizes["layer"] + 0.5)
-    axis.set_xlabel(f"{stack_of(table)} layers without vision tokens")
-    scale(axis, table, value)
+def _attention_in(results: Any) -> xr.Dataset | None:
+    """The attention that a run measured on its samples, if it did."""
+    held = isinstance(results, xr.DataTree) and ATTENTION in results.children
+    return results[ATTENTION].to_dataset() if held else None
 
 
-def scale(axis: Axes, table: xr.Dataset, value: str) -> None:
-    """The vertical axis: its label, and all of it where it has an end."""
-    axis.set_ylabel(label_of(table, value))
-    axis.spines[["top", "right"]].set_visible(False)
-    if (top := top_of(table, value)) is not None:
-        axis.set_ylim(-0.02 * top, 1.02 * top)
+def _attention(axis: Axes, attention: xr.DataArray, images: np.ndarray, seed: int) -> None:
+    """Attention on vision over layers, of each type of query but vision."""
+    _, groups = np.unique(images.astype(str), return_inverse=True)
+    layers = attention["layer"].values + 1
+    types = attention["query_type"].values.tolist()
+    for query in ("response", "instruction", "compressed"):
+        if query not in types:
+            continue
+        values = attention.sel(query_type=query).transpose("sample", "layer").values.astype(float)
+        if np.isnan(values).all():
+            continue
+        mean, low, high = bootstrap(values, np.ones_like(values), groups, seed=seed)
+        style = looks(types)[query]._asdict() | {"markevery": max(1, len(layers) // 12)}
+        axis.plot(layers, mean, label=f"{query} → vision", **style)
+        shade(axis, layers, low, high, style["color"])
+    finish(axis, "", layers=len(layers), xlim=(0.5, len(layers) + 0.5))
 
 
-def stack_of(table: xr.Dataset) -> str:
-    """Whose layers they are."""
-    return {"prefusion": "pre-fusion"}.get(table.attrs.get("stack", ""), "LLM")
+@styled()
+def readings(
+    results: Any, size: int | None = None, value: str = "correct", *, seed: int = 0, ax: Any = None
+) -> Axes:
+    """Every mode of dropping on one axis, next to each other within each window of layers.
+
+    How to read it: where modes disagree, the effect depends on how vision is dropped ("zero", for
+    instance, keeps the softmax as it was). Bars cover all windows at once; lines and filled points
+    are those of `dropped`. Raises ProbeError without windows of this size.
+    """
+    tables = {
+        name: table for name, table in tables_of(results).items() if window_cases(table, size)
+    }
+    if not tables:
+        raise no_windows(size)
+    axis = panels(ax, 1, 1, (_PANEL[0] + 1.4, _PANEL[1]), "plots.readings")[0, 0]
+    first = next(iter(tables.values()))
+    windows = windows_of(first, size)
+    draw_baselines(axis, first, value)
+    width = 0.75 * min(map(len, windows.values()))
+    for position, (name, look) in enumerate(looks(tables).items()):
+        table = tables[name]
+        shift = width * ((position + 0.5) / len(tables) - 0.5)
+        draw_windows(axis, table, windows_of(table, size), value, seed, look, name, shift=shift)
+    finish_windows(axis, first, windows, value, "Every reading of “dropped”")
+    legend(axis, ncols=3, **_LEGEND)
+    caption(np.array([axis]), [note(first, seed), SIMULTANEOUS], tables, ax is None)
+    return axis
 
 
-def note(table: xr.Dataset, seed: int, over: str = "all windows") -> str:
-    """How questions became points, for a caption."""
-    images = len(np.unique(table["image"].values.astype(str)))
-    headline = Headline(table)
-    what = "mean" if headline.is_mean else headline.name
-    return (
-        f"{what} of {table.sizes['sample']} questions on {images} images; 95 % bands over {over} at once, "
-        f"images redrawn (seed {seed})"
-    )
+@styled()
+def swaps(results: Any, size: int | None = None, *, seed: int = 0, ax: Any = None) -> Axes:
+    """How often the right answer is given, and how often the other image's, where text reads
+    another image in a window of layers.
+
+    How to read it: the layers in which the right answer falls and the other image's rises are
+    those in which text takes from vision what it answers. Dotted lines: the untouched model. Raises
+    ProbeError without a sweep that swapped.
+    """
+    swapped = [table for table in tables_of(results).values() if "donor_answer_given" in table]
+    if not swapped:
+        raise ProbeError("plots.swaps", expected="a sweep with how='swap'", got="none")
+    table, axis = swapped[0], panels(ax, 1, 1, _PANEL, "plots.swaps")[0, 0]
+    windows = windows_of(table, size)
+    answers = {
+        "correct": ("the right answer", Look(BLUE, "s")),
+        "donor_answer_given": ("the answer given about the other image", Look(VERMILION, "o")),
+    }
+    for value, (label, look) in answers.items():
+        draw_windows(axis, table, windows, value, seed, look, label, shaded=True)
+        untouched = estimates(table, value)[0]
+        if not np.isnan(untouched):
+            dots = {"color": look.color, "linewidth": 1, "linestyle": DOTTED}
+            axis.axhline(untouched, label="  the same, untouched", **dots)
+    labels = {"xlabel": "layers that read another image", "ylabel": "answers (%)"}
+    text = "Text reads another image in a window of layers"
+    finish_windows(axis, table, windows, "correct", text, **labels)
+    legend(axis, **_LEGEND)
+    caption(np.array([axis]), [note(table, seed)], {"swap": table}, ax is None)
+    return axis
+
+
+@styled()
+def depth(
+    results: Any,
+    mode: str | None = None,
+    value: str = "correct",
+    *,
+    seed: int = 0,
+    ax: Any = None,
+) -> Figure:
+    """Two panels: vision dropped from a layer to the last one, and from the first one to a layer.
+
+    How to read it: left, the layer from which on vision can be dropped without loss; right, the
+    layer up to which it can. A line for each kind of question (the eight most frequent) and a
+    thick black one for all, with a band over the whole curve. At the end of each curve marked
+    "none" the model is untouched.
+
+    Args:
+        mode: by default "mask", which equals "remove" from a layer to the last.
+        ax: two Axes.
+
+    Raises ProbeError for a mode that `results` do not have, and without such cases.
+    """
+    called = "plots.depth"
+    name, table = chosen_mode(results, mode)
+    layers = table.sizes["layer"]
+    since = {layer + 1: case for layer, case in from_cases(table).items()}
+    until = {layer + 1: case for layer, case in until_cases(table).items()}
+    if len(since) < 2 and len(until) < 2:
+        expected = "a sweep with from_layer() or until_layer()"
+        raise ProbeError(called, expected=expected, got="other cases")
+    untouched = str(table["case"].values[0])
+    axes = panels(ax, 1, 2, (4.6, 3.8), called)
+    _depth_curves(axes[0, 0], table, since | {layers + 1: untouched}, value, seed)
+    _depth_curves(axes[0, 1], table, {0: untouched} | until, value, seed)
+    _finish_depth(axes[0, 0], table, value, "Dropped from this layer to the last", layers + 1)
+    _finish_depth(axes[0, 1], table, value, "Dropped from the first layer to this", 0)
+    axes[0, 1].sharey(axes[0, 0])
+    legend(axes[0, 0], ncols=4, **_LEGEND)
+    counts = [
+        f"{kind}: {of_kind(table, kind).sizes['sample']}" for kind in kinds_of(table)[:_KINDS]
+    ]
+    lines = [f"how: {name}; {note(table, seed, 'the curve of all')}"]
+    lines += [f"questions: {'; '.join(counts)}"] if counts else []
+    caption(axes, lines, {name: table}, ax is None)
+    return figure_of(axes)
+
+
+def _depth_curves(
+    axis: Axes, table: xr.Dataset, case_at: Mapping[int, str], value: str, seed: int
+) -> None:
+    """A line for each kind of question and one for all; `case_at`: place on the axis -> case."""
+    x, order = np.array(list(case_at)), table["case"].values.tolist()
+    cases = [order.index(case) for case in case_at.values()]
+    is_mean = value != "correct" or Headline(table).is_mean
+    kinds = kinds_of(table)[:_KINDS] if is_mean else []
+    for kind, look in looks(kinds).items():
+        mean = np.nanmean(in_units(of_kind(table, kind), value)[:, cases], axis=0)
+        axis.plot(x, mean, label=kind, linewidth=1.2, **look._asdict())
+    every = curve(table, value, cases, seed)
+    shade(axis, x, every.low, every.high, BLACK)
+    axis.plot(x, every.estimate, color=BLACK, linewidth=2.2, label=ALL, zorder=4)
+
+
+def _finish_depth(axis: Axes, table: xr.Dataset, value: str, text: str, none: int) -> None:
+    """`none`: the place at which no layer is dropped."""
+    layers = table.sizes["layer"]
+    xlabel = f"{stack_of(table)} layer"
+    finish(axis, text, layers=layers, xlabel=xlabel, **value_axis(table, value))
+    shown = [tick for tick in axis.get_xticks() if abs(tick - none) > (layers + 1) / 12]
+    axis.set_xticks([*shown, none], [*(f"{tick:g}" for tick in shown), "none"])

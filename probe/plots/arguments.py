@@ -1,0 +1,103 @@
+"""What plots are given, checked: records, types, layers, samples and other datasets."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from probe.errors import ProbeError
+
+# A record, a list of records, or {label: record}; `labelled` refuses anything else in one line.
+Records = Any
+
+_DISTINGUISHING = (
+    *("model", "revision", "aspect", "types", "intervention", "reducer", "dtype", "attention"),
+)
+
+
+def labelled(record: Records, called: str) -> dict[str, xr.DataTree]:
+    """{label: record}; records of a list are named by what differs between them."""
+    if isinstance(record, xr.DataTree):
+        records = {str(record.attrs.get("model", "record")): record}
+    elif isinstance(record, Mapping):
+        records = {str(label): one for label, one in record.items()}
+    elif isinstance(record, Sequence) and not isinstance(record, str):
+        records = dict(zip(_labels(record), record, strict=True))
+    else:
+        records = {}
+    if records and all(isinstance(one, xr.DataTree) and one.children for one in records.values()):
+        return records
+    types = ", ".join(type(one).__name__ for one in records.values())
+    expected = "a record, a list of records or {label: record}"
+    raise ProbeError(called, expected=expected, got=types or repr(record)[:60])
+
+
+def _labels(records: Sequence[Any]) -> list[str]:
+    attrs = [getattr(record, "attrs", {}) for record in records]
+    differing = [name for name in _DISTINGUISHING if len({str(one.get(name)) for one in attrs}) > 1]
+    labels = [", ".join(str(one.get(name)) for name in differing) for one in attrs]
+    if len(set(labels)) == len(labels):
+        return labels
+    return [f"{i}: {label}".strip(": ") for i, label in enumerate(labels, 1)]
+
+
+def one_record(record: Records, called: str) -> tuple[str, xr.DataTree]:
+    """Label and record, for figures of a single one."""
+    (first, *more) = labelled(record, called).items()
+    if more:
+        fix = "draw them one by one"
+        raise ProbeError(called, expected="one record", got=str(1 + len(more)), fix=fix)
+    return first
+
+
+def require(dataset: Any, variable: str, called: str, expected: str) -> xr.Dataset:
+    """The dataset, if it is one and holds `variable`; `expected` says what makes such datasets."""
+    if not isinstance(dataset, xr.Dataset) or variable not in dataset:
+        raise ProbeError(called, expected=expected, got=type(dataset).__name__)
+    return dataset
+
+
+def chosen(names: str | Sequence[str] | None, known: Sequence[str], called: str) -> list[str]:
+    """The types asked for (None: all), checked against those of the record."""
+    if names is None:
+        return list(known)
+    asked = [names] if isinstance(names, str) else list(names)
+    if unknown := [name for name in asked if name not in known]:
+        got = ", ".join(map(repr, unknown))
+        raise ProbeError(called, expected=f"types of {', '.join(known)}", got=got)
+    return asked
+
+
+def default_query(measured: xr.Dataset) -> str:
+    """Default query type: "response", else "last", "instruction" or "cls", if it was measured."""
+    known = measured["query_type"].values.tolist()
+    counts = measured["query_count"]
+    counts = counts.max([dim for dim in counts.dims if dim != "query_type"])
+    order = [name for name in ("response", "last", "instruction", "cls") if name in known] + known
+    return next((name for name in order if counts.sel(query_type=name) > 0), known[0])
+
+
+def sample_index(measured: xr.Dataset, sample: int | str, called: str) -> int:
+    """The position of a sample that is given by its index or its id."""
+    ids = measured["sample"].values.tolist()
+    if isinstance(sample, str) and sample in ids:
+        return ids.index(sample)
+    if isinstance(sample, str) or not -len(ids) <= sample < len(ids):
+        some = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+        raise ProbeError(called, expected=f"one of {len(ids)} samples ({some})", got=repr(sample))
+    return sample
+
+
+def layer_indices(
+    measured: xr.Dataset, layers: int | Sequence[int] | None, called: str
+) -> list[int]:
+    """The layers asked for, from 0; by default nine evenly spread from the first to the last."""
+    count = measured.sizes["layer"]
+    if layers is None:
+        return np.unique(np.linspace(0, count - 1, min(count, 9)).round().astype(int)).tolist()
+    asked = list(layers) if isinstance(layers, Iterable) else [layers]
+    if not asked or not all(isinstance(layer, Integral) and 0 <= layer < count for layer in asked):
+        raise ProbeError(called, expected=f"layers from 0 to {count - 1}", got=str(asked))
+    return [int(layer) for layer in asked]

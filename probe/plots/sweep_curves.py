@@ -1,0 +1,178 @@
+"""How the cases of a sweep are drawn: a value with its band, next to the untouched model and the
+baselines. `sweep.py` has the figures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from matplotlib.axes import Axes
+
+from probe.errors import ProbeError, one_of
+from probe.evaluation.drop_effects import (
+    BASELINES,
+    dropped_layers,
+    tables_of,
+    values_of,
+    window_cases,
+)
+from probe.evaluation.headline import Headline
+from probe.plots.style import Look, finish, looks, shade
+from probe.records.bootstrap import Interval, band
+
+Windows = Mapping[str, tuple[int, ...]]  # name of a case -> its layers, from 0
+
+LABELS = {
+    "kl": "KL from untouched (nat)",
+    "total_variation": "total variation from untouched",
+    "first_token_changed": "first token changed (%)",
+    "gold_logprob": "log-probability of the gold answer (nat)",
+    "donor_answer_given": "the other image's answer is given (%)",
+}
+PERCENT = ("correct", "first_token_changed", "donor_answer_given")
+SIMULTANEOUS = "filled points: differs from the untouched model (paired; all windows at once)"
+
+
+def chosen_mode(results: Any, mode: str | None) -> tuple[str, xr.Dataset]:
+    """The mode of dropping asked for, and its table; by default "mask", or the first one."""
+    tables = tables_of(results)
+    if mode is None:
+        mode = "mask" if "mask" in tables else next(iter(tables))
+    one_of("plots", "a reading of", mode, tables)
+    return mode, tables[mode]
+
+
+def windows_of(table: xr.Dataset, size: int | None) -> dict[str, tuple[int, ...]]:
+    """The cases that are windows, with their layers. Raises ProbeError where there are none."""
+    layers = dropped_layers(table)
+    windows = {name: layers[name] for name in window_cases(table, size)}
+    if not windows:
+        raise no_windows(size)
+    return windows
+
+
+def no_windows(size: int | None) -> ProbeError:
+    """The error for a sweep over other cases."""
+    expected = "a sweep over windows" + (f" of {size} layers" if size else "")
+    fix = "add windows(4) to its cases"
+    return ProbeError("plots", expected=expected, got="other cases", fix=fix)
+
+
+def in_units(table: xr.Dataset, value: str) -> Float[np.ndarray, "sample case"]:
+    """The values as their axis shows them: shares in percent."""
+    return values_of(table, value) * (100 if value in PERCENT else 1)
+
+
+def estimates(table: xr.Dataset, value: str) -> Float[np.ndarray, "case"]:
+    """The number of each case: of "correct" the benchmark's official one, else the mean."""
+    if value == "correct":
+        return Headline(table)(np.ones(table.sizes["sample"], dtype=np.int64))
+    values = in_units(table, value)
+    return np.array([np.nanmean(case) if not np.isnan(case).all() else np.nan for case in values.T])
+
+
+def curve(
+    table: xr.Dataset, value: str, cases: Sequence[int], seed: int, paired: bool = False
+) -> Interval:
+    """`estimates` of these cases, with one band over all of them.
+
+    paired: of their differences to the untouched model.
+    """
+    if value == "correct":
+        return Headline(table).curve(cases, seed, paired)
+    values = in_units(table, value)
+    baseline = values[:, :1] if paired else 0.0
+    return band(values[:, list(cases)] - baseline, table["image"].values, seed=seed)
+
+
+def highest(table: xr.Dataset, value: str) -> float | None:
+    """The highest possible number, None without one."""
+    if value == "correct":
+        return Headline(table).top
+    return 100 if value in PERCENT else None
+
+
+def draw_baselines(axis: Axes, table: xr.Dataset, value: str) -> None:
+    """The untouched model, no vision and another image, as lines."""
+    names = table["case"].values[:BASELINES].tolist()
+    numbers = estimates(table, value)[:BASELINES]
+    for (name, look), number in zip(looks(names).items(), numbers, strict=True):
+        if not np.isnan(number):
+            style = {"color": look.color, "linestyle": look.linestyle, "linewidth": 1.3}
+            axis.axhline(number, label=name, zorder=1, **style)
+
+
+def draw_windows(
+    axis: Axes,
+    table: xr.Dataset,
+    windows: Windows,
+    value: str,
+    seed: int,
+    look: Look,
+    label: str,
+    *,
+    shift: float = 0.0,
+    shaded: bool = False,
+) -> None:
+    """A point at the middle of each window, with one band over all of them: shaded, or as bars.
+
+    Points are filled where the band of the differences to the untouched model excludes zero.
+    """
+    order = table["case"].values.tolist()
+    cases = [order.index(name) for name in windows]
+    interval, difference = (curve(table, value, cases, seed, paired=p) for p in (False, True))
+    low, estimate, high = interval.low, interval.estimate, interval.high
+    if (top := highest(table, value)) is not None:
+        low, high = low.clip(0, top), high.clip(0, top)
+    x, colour = middles(windows) + shift, look.color
+    if shaded:
+        shade(axis, x, low, high, colour)
+        axis.plot(x, estimate, color=colour, zorder=3)
+    else:
+        bars = np.abs(np.stack([estimate - low, high - estimate]))
+        axis.errorbar(x, estimate, bars, color=colour, linestyle="", linewidth=1.1, zorder=3)
+    differs = (difference.low > 0) | (difference.high < 0)
+    style = {"color": colour, "marker": look.marker, "markersize": 5}
+    for which, face in ((differs, colour), (~differs, "white")):
+        dots = {"linestyle": "", "markerfacecolor": face, "zorder": 4}
+        axis.plot(x[which], estimate[which], **style, **dots)
+    axis.plot([], [], linestyle="-" if shaded else "", label=label, **style)  # for the legend
+
+
+def middles(windows: Windows) -> Float[np.ndarray, " window"]:
+    """The middle of each window on an axis that counts layers from 1."""
+    return np.array([np.mean(layers) + 1 for layers in windows.values()])
+
+
+def finish_windows(
+    axis: Axes, table: xr.Dataset, windows: Windows, value: str, text: str, **labels: str
+) -> None:
+    """Title, a tick at the middle of each window, and the scale of the value."""
+    axis.set_xticks(middles(windows), list(windows), rotation=45 if len(windows) > 10 else 0)
+    axis.set_xlim(0.5, table.sizes["layer"] + 0.5)
+    labels = {"xlabel": f"{stack_of(table)} layers without vision tokens"} | labels
+    finish(axis, f"{text}\n{table.attrs.get('model', '')}", **value_axis(table, value) | labels)
+
+
+def value_axis(table: xr.Dataset, value: str) -> dict[str, Any]:
+    """Label of the vertical axis, and its limits where the value has a highest number."""
+    label = Headline(table).label if value == "correct" else LABELS[value]
+    top = highest(table, value)
+    return {"ylabel": label} | ({} if top is None else {"ylim": (-0.02 * top, 1.02 * top)})
+
+
+def stack_of(table: xr.Dataset) -> str:
+    """The stack that the layers belong to, as axes name it."""
+    return "pre-fusion" if table.attrs.get("stack") == "prefusion" else "LLM"
+
+
+def note(table: xr.Dataset, seed: int, over: str = "all windows") -> str:
+    """How questions became points, for a caption."""
+    headline, questions = Headline(table), table.sizes["sample"]
+    number = "mean" if headline.is_mean else headline.name
+    images = len(np.unique(table["image"].values.astype(str)))
+    return (
+        f"{number} of {questions} questions on {images} images; 95 % bands over {over} at once, "
+        f"images redrawn (seed {seed})"
+    )
