@@ -67,8 +67,8 @@ def draw(record: xr.DataTree) -> None:
         "share": probe.plots.mass(record, value="share").figure,
         "lift": probe.plots.mass(record, value="lift").figure,
         "contribution": probe.plots.mass(record, value="contribution").figure,
-        "entropy": probe.plots.entropy(record)[0].figure,
-        "heatmaps": probe.plots.heatmaps(record, sample=6).flat[0].figure,
+        "entropy": probe.plots.entropy(record),
+        "heatmaps": probe.plots.heatmaps(record, sample=6),
         "heads": probe.plots.heads(record, "response", "vision").figure,
         "encoder": probe.plots.mass(record, stack="vision").figure,
     }

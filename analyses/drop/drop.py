@@ -58,11 +58,11 @@ def measured(task: BenchmarkTask, shard: tuple[int, int]) -> RunDirectory:
 
 def figures(found: xr.DataTree) -> dict[str, Any]:
     return {
-        "dropped": probe.plots.dropped(found, "mask", WINDOW)[0].figure,
-        "dropped-by-layer": probe.plots.dropped(found, "mask", 1)[0].figure,
+        "dropped": probe.plots.dropped(found, "mask", WINDOW).figure,
+        "dropped-by-layer": probe.plots.dropped(found, "mask", 1).figure,
         "readings": probe.plots.readings(found, WINDOW).figure,
         "readings-kl": probe.plots.readings(found, WINDOW, "kl").figure,
-        "depth": probe.plots.depth(found, "mask")[0].figure,
+        "depth": probe.plots.depth(found, "mask"),
         "swaps": probe.plots.swaps(found, WINDOW).figure,
     }
 

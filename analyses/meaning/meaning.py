@@ -124,7 +124,7 @@ def conventions(subject: Any, questions: int) -> list[list[str]]:
     record = probe.measure_samples(
         subject, samples, types="fine", contribution=True, stacks=["llm"], progress=False
     )
-    probe.plots.conventions(record)[0, 0].figure.savefig(HERE / "conventions.png", dpi=100)
+    probe.plots.conventions(record).savefig(HERE / "conventions.png", dpi=100)
     return [
         [
             *way,
@@ -198,10 +198,10 @@ def main() -> None:
             image, question, _ = sample_image(0, KINDS[0])
             said = found["ablation"]["token_id"].values.tolist()
             control = probe.attribute(blank, image, question, said, **QUIET)
-            axes = probe.plots.agreement(found, curves=curves, control=control)
-            axes[0, 0].figure.savefig(HERE / "agreement.png", dpi=100)
+            figure = probe.plots.agreement(found, curves=curves, control=control)
+            figure.savefig(HERE / "agreement.png", dpi=100)
             lens = probe.logit_lens(subject, image, question, said)
-            probe.plots.lens(lens, [0, 2, 4, 7])[0].figure.savefig(HERE / "lens.png", dpi=100)
+            probe.plots.lens(lens, [0, 2, 4, 7]).savefig(HERE / "lens.png", dpi=100)
     numbers = pd.DataFrame(rows)
     numbers.to_csv(HERE / "numbers.csv", index=False, float_format="%.4g")
     written = tables(numbers, known_truth(), conventions(subject, options.questions))

@@ -86,8 +86,8 @@ def main() -> None:
     }
     answers, costs = answered(subject, options.questions)
     figures["reductions"] = probe.plots.reductions(answers, costs)
-    for name, axes in figures.items():
-        axes.ravel()[0].figure.savefig(HERE / f"{name}.png", dpi=120, bbox_inches="tight")
+    for name, figure in figures.items():
+        figure.savefig(HERE / f"{name}.png", dpi=120, bbox_inches="tight")
     table = merged(scores(answers), costs)
     table.to_csv(HERE / "accuracy.csv", index=False, float_format="%.5g")
     print(

@@ -155,13 +155,13 @@ def _figures(datasets: dict[str, "xr.Dataset"]) -> dict[str, "Figure"]:
     attributions = {
         name: one for name, one in datasets.items() if name not in ("curves", "control")
     }
-    drawn = {"attribution": plots.attribution(attributions)}
+    figures = {"attribution": plots.attribution(attributions)}
     if "curves" in datasets:
         control = datasets.get("control")
-        drawn["agreement"] = plots.agreement(
+        figures["agreement"] = plots.agreement(
             attributions, curves=datasets["curves"], control=control
         )
-    return {name: axes.flat[0].figure for name, axes in drawn.items()}
+    return figures
 
 
 def _write(datasets: dict[str, "xr.Dataset"], folder: Path) -> list[str]:

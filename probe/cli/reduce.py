@@ -303,12 +303,14 @@ def _write(
     from probe.measures.cost import write
 
     matplotlib.use("Agg")  # files only: no window, whatever the display
-    axes = plots.reductions(answers, costs, published=published, published_tokens=published_tokens)
+    figure = plots.reductions(
+        answers, costs, published=published, published_tokens=published_tokens
+    )
     try:
         write(costs, folder / "costs.json")
         table.to_csv(folder / "reduce.csv", index=False, float_format="%.6g")
         for ending in ("png", "svg"):
-            axes[0].figure.savefig(folder / f"reduce.{ending}", dpi=150, bbox_inches="tight")
-        plt.close(axes[0].figure)
+            figure.savefig(folder / f"reduce.{ending}", dpi=150, bbox_inches="tight")
+        plt.close(figure)
     except OSError as error:
         raise not_writable(folder.parent, error) from error

@@ -1,24 +1,24 @@
 """Figures from a record or the results of a sweep, and from nothing else: no model, no torch.
 
-    plots.mass(record)                                   # the paper's Fig. 2: attention by type over layers
-    plots.entropy(record)                                # Fig. 3: pooled as in the paper, and in each head
-    plots.heatmaps(record, query_type="response")        # Fig. 4: where in the image, logarithmic colours
-    plots.heads(record, "response", "vision")            # layer x head
-    plots.compression(record)                            # Fig. 12: where LLaVA-Mini's compressed tokens look
-    plots.mass({"crop": first, "pad": second})           # several records next to each other, one scale
-    plots.conventions(record)                            # does "vision fades with depth" depend on its definition?
-    plots.dropped(results)                               # Fig. 5: accuracy without vision in a window of layers
-    plots.readings(results)                              # every mode of dropping on one axis
-    plots.swaps(results)                                 # whose answer is given when text reads another image
-    plots.depth(results)                                 # dropped from a layer on, and up to a layer
-    plots.flops(costs)                                   # operations by component; also latency, memory
-    plots.concentration(dataset)                         # on how few patches the encoder's attention rests
-    plots.softmax_gradient(dataset)                      # and what softmax has to do with it
-    plots.kept(reduction, image)                         # which patches a reducer keeps, and which it merges
-    plots.reductions(answers, costs)                     # accuracy against vision tokens, and against time
-    plots.attribution(dataset)                           # what each region and word contributes to the answer
-    plots.agreement({"ablation": first, "IG": second})   # does attention agree with it?
-    plots.lens(dataset); plots.lens_curves(dataset)      # what the layers in the middle predict
+    plots.mass(record)                                  # Fig. 2 of the paper: attention by type
+    plots.entropy(record)                               # Fig. 3: pooled as there, and in each head
+    plots.heatmaps(record, query_type="response")       # Fig. 4: where in the image
+    plots.heads(record, "response", "vision")           # layer x head
+    plots.compression(record)                           # Fig. 12: where compressed tokens look
+    plots.mass({"crop": first, "pad": second})          # several records on one scale
+    plots.conventions(record)                           # does "vision fades" depend on definitions?
+    plots.dropped(results)                              # Fig. 5: accuracy without vision in layers
+    plots.readings(results)                             # every mode of dropping on one axis
+    plots.swaps(results)                                # whose answer: text reads another image
+    plots.depth(results)                                # dropped from a layer on, up to a layer
+    plots.flops(costs)                                  # operations; also latency, memory
+    plots.concentration(dataset)                        # on how few patches the encoder looks
+    plots.softmax_gradient(dataset)                     # and what softmax has to do with it
+    plots.kept(reduction, image)                        # patches that a reducer keeps or merges
+    plots.reductions(answers, costs)                    # accuracy against vision tokens and time
+    plots.attribution(dataset)                          # what contributes to the answer
+    plots.agreement({"ablation": first, "IG": second})  # does attention agree with it?
+    plots.lens(dataset); plots.lens_curves(dataset)     # what the layers in the middle predict
 
 A figure of one panel takes `ax=` and returns its Axes; one of several panels returns a Figure (and
 takes as many Axes as `ax=`). matplotlib's settings stay as they are. Axes count layers from 1, as

@@ -1,7 +1,6 @@
 """All figures that a record, or a run of `probe drop`, has numbers for: what the command line and
 reports write."""
 
-import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,12 +19,12 @@ from probe.records import node
 def figures(record: xr.DataTree, sample: int | str = 0) -> dict[str, Figure]:
     """{"llm-mass": Figure, ...}: every figure that the record has numbers for.
 
-    sample: of the heat maps. The figures are for writing to files: pyplot does not keep them. Raises
-    ProbeError for anything but a record, and for a sample that it does not have.
+    sample: of the heat maps. The figures are for writing to files: pyplot does not keep them.
+    Raises ProbeError for anything but a record, and for a sample that it does not have.
     """
     labelled(record, "plots.figures")
     return {
-        f"{stack}-{name}": unmanaged(_figure(drawn))
+        f"{stack}-{name}": unmanaged(drawn)
         for stack in record.children
         for name, drawn in _of_stack(record, sample, stack).items()
     }
@@ -72,8 +71,4 @@ def drop_figures(results: xr.DataTree, size: int | None = None) -> dict[str, Fig
         drawn["swaps"] = swaps(results, size)
     if len(from_cases(first)) > 1:
         drawn["depth"] = depth(results, value=value)
-    return {name: unmanaged(_figure(one)) for name, one in drawn.items()}
-
-
-def _figure(drawn: Axes | Figure) -> Figure:
-    return np.ravel(drawn)[0].figure
+    return {name: unmanaged(one) for name, one in drawn.items()}

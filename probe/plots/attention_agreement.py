@@ -97,10 +97,9 @@ def agreement(
 
 
 def verdict(table: xr.Dataset) -> str:
-    """One sentence: the layers (from 1) in which any measure, heads averaged, is above the floor for
-    the first attribution.
+    """One sentence: the layers (from 1) in which any measure, heads averaged, exceeds the floor.
 
-    table: of `probe.records.rank_agreement.rank_agreement`.
+    table: of `probe.records.rank_agreement.rank_agreement`; its first attribution counts.
     """
     reference, regions = str(table["reference"].values[0]), table.attrs["regions"]
     if regions < FEWEST:

@@ -63,10 +63,11 @@ def attribution(dataset: Any, image: int = 0, *, ax: Any = None) -> Figure:
 
 def attributions(dataset: Any, called: str) -> dict[str, xr.Dataset]:
     """{label: dataset} of one attribution or several."""
-    several = isinstance(dataset, Mapping) and not isinstance(dataset, xr.Dataset)
-    named = {
+    if isinstance(dataset, xr.Dataset) or not isinstance(dataset, Mapping):
+        dataset = {"": dataset}
+    named: dict[str, Any] = {
         str(name) or str(getattr(one, "attrs", {}).get("method")): one
-        for name, one in (dataset if several else {"": dataset}).items()
+        for name, one in dataset.items()
     }
     types = [
         type(one).__name__
@@ -97,7 +98,9 @@ def draw_regions(
     image: int = 0,
 ) -> PolyCollection:
     """Values of the regions, each over the patches of the whole image that lie in it."""
-    owner, tile, feature = (dataset[f"patch_{name}"].values for name in ("image", "tile", "feature"))
+    owner, tile, feature = (
+        dataset[f"patch_{name}"].values for name in ("image", "tile", "feature")
+    )
     inside = (owner == image) & (tile == 0) & (feature >= 0)
     if not inside.any():
         expected = f"an image with regions, 0 to {int(owner.max(initial=0))}"

@@ -110,9 +110,7 @@ def mass(
     if value not in _VALUES:
         raise ProbeError(called, expected=f"value of {', '.join(_VALUES)}", got=repr(value))
     named = labelled(record, called)
-    averages = [
-        average(one, stack, value, weights=weights, seed=seed) for one in named.values()
-    ]
+    averages = [average(one, stack, value, weights=weights, seed=seed) for one in named.values()]
     axes = _panels(ax, 1, len(named), called)
     single = isinstance(record, xr.DataTree)
     for axis, name, averaged in zip(axes.flat, named, averages, strict=True):

@@ -59,7 +59,7 @@ def compression(
     norm = log_scale(found, floor, _CALLED)
     if ax is None:
         axes, bar_axis = _grid(found)
-        place = {"cax": bar_axis}
+        place: dict[str, Any] = {"cax": bar_axis}
     else:
         axes = panels(ax, len(found), 1, (0, 0), _CALLED)
         place = {"ax": list(axes.flat), "shrink": 0.9, "pad": 0.02}

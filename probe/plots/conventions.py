@@ -147,8 +147,8 @@ def conventions(record: Any, stack: str = "llm") -> Figure:
     count = f"{fading} of {len(curves)} conventions, heads averaged"
     heading(figure, f"Does vision fade with depth? Under {count} · {name}")
     notes = [
-        "thin: heads; thick: their mean, orange where it fades (rank correlation with depth ≤ -0.5), "
-        "else blue",
+        "thin: heads; thick: their mean, orange where it fades (rank correlation with depth ≤ "
+        "-0.5), else blue",
         *sampling({name: one}, stack, "sample"),
     ]
     if "bos" not in node(one, stack)["key_type"].values:

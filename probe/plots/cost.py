@@ -1,9 +1,9 @@
 """What a model costs: operations, time and memory, by component or against the size of the input.
 
-    plots.flops(costs)                         # a bar a case, a colour a component (the paper's Fig. 7)
-    plots.flops(costs, "height")               # a line a model (Fig. 8); also "vision_tokens", "frames"
+    plots.flops(costs)                         # a bar a case, a colour a component (Fig. 7)
+    plots.flops(costs, "height")               # a line a model (Fig. 8)
     plots.latency(costs, "vision_tokens")      # measured
-    plots.memory(costs, "frames", limit=24e9)  # weights and cache (Fig. 9), and the memory of a GPU
+    plots.memory(costs, "frames", limit=24e9)  # weights and cache (Fig. 9), and a GPU's memory
 
 `costs` is what `probe.cost` returned, or several of them joined. Source: arXiv 2501.03895, Fig.
 7-9.
@@ -85,7 +85,7 @@ def flops(
         tick = {"color": BLACK, "markersize": 13, "label": "without attention's own products"}
         axis.plot(linear, axis.get_yticks(), "|", **tick)
     # a fixed distance below the axis' label, however high the axes are
-    below = ScaledTranslation(0, -0.55, figure_of(np.array([axis])).dpi_scale_trans)
+    below = ScaledTranslation(0, -0.55, figure_of(axis).dpi_scale_trans)
     place = {"loc": "upper left", "bbox_to_anchor": (0, 0)}
     legend(axis, bbox_transform=axis.transAxes + below, ncols=3, **place)
     _caption(costs, axis, ax is None)
@@ -178,7 +178,7 @@ def cost_figures(costs: xr.Dataset) -> dict[str, Figure]:
             drawn[f"memory-{against}"] = memory(costs, against)
     if "latency" in costs:
         drawn["latency"] = latency(costs)
-    return {name: unmanaged(figure_of(np.array([axis]))) for name, axis in drawn.items()}
+    return {name: unmanaged(axis) for name, axis in drawn.items()}
 
 
 def _checked(costs: Any, called: str) -> xr.Dataset:

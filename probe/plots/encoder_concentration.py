@@ -2,7 +2,7 @@
 and why softmax makes it do so.
 
     dataset = probe.reducers.concentration(subject, images)
-    plots.concentration(dataset)      # share of the k best, Gini and entropy, since when they are best
+    plots.concentration(dataset)      # share of the best patches, Gini, entropy, overlap
     plots.softmax_gradient(dataset)   # the gradient of a weight, and where the weights lie on it
 
 Source: arXiv 2412.04467, its figures on the redundancy of vision tokens and on the gradient of
@@ -37,7 +37,7 @@ from probe.plots.style import (
 
 _MADE_BY = "what probe.reducers.concentration returns"
 _REFERENCE = {"color": GREY, "linewidth": 0.9, "linestyle": "--", "zorder": 0}
-_BINS = np.logspace(-5, 0, 51)
+_BINS = np.logspace(-5, 0, 51).tolist()
 
 
 @styled()
@@ -128,14 +128,16 @@ def _line(axis: Axes, values: xr.DataArray, name: str, look: Look) -> None:
     frame["layer"] += 1
     settings = {"color": look.color, "marker": look.marker, "markeredgewidth": 0, "markersize": 4}
     spread = {"errorbar": ("pi", 80), "err_kws": {"linewidth": 0, "alpha": 0.15}}
-    sns.lineplot(frame, x="layer", y="value", label=name, ax=axis, legend=False, **spread, **settings)
+    sns.lineplot(
+        frame, x="layer", y="value", label=name, ax=axis, legend=False, **spread, **settings
+    )
 
 
 def _histogram(axis: Axes, weights: Float[np.ndarray, " patch"], layer: int, look: Look) -> None:
     """Of the weights of all patches, those below the axis left out."""
     shares = np.full(weights.shape, 1 / len(weights))
-    settings = {"color": look.color, "histtype": "step", "label": f"layer {layer + 1}"}
-    axis.hist(weights, bins=list(_BINS), weights=shares, linewidth=1.4, **settings)
+    name = f"layer {layer + 1}"
+    axis.hist(weights, _BINS, weights=shares, histtype="step", color=look.color, label=name)
 
 
 def _with_caption(axes: np.ndarray, dataset: xr.Dataset, own: bool) -> Figure:

@@ -1,5 +1,5 @@
-"""The logit lens: which words the vision tokens predict, over the image, and how probable the answer
-becomes from layer to layer.
+"""The logit lens: which words the vision tokens predict, over the image, and how probable the
+answer becomes from layer to layer.
 
     plots.lens(dataset)          # a panel a layer: the word of each patch
     plots.lens_curves(dataset)   # a line a token of the answer, over layers

@@ -1,8 +1,8 @@
 """Where in the image attention falls: each patch drawn where it lies in the original image.
 
 After a crop only the middle of the image is covered, after padding the patches on the bars are cut
-off, and the tiles of LLaVA-NeXT get a row of their own below the whole image. Newline tokens have no
-place in the image, so they are not drawn.
+off, and the tiles of LLaVA-NeXT get a row of their own below the whole image. Newline tokens have
+no place in the image, so they are not drawn.
 """
 
 from collections.abc import Sequence

@@ -187,7 +187,8 @@ def _legend(figure: Figure, grouped: bool) -> None:
     entries: list[Any] = [Patch(facecolor="white", edgecolor=BLUE, label="kept as it is")]
     if grouped:
         colours = "merged: one colour, one token; white: kept"
-        dot = {"marker": "o", "markerfacecolor": "white", "markeredgecolor": "black"}
         entries.append(Patch(facecolor=_GROUPS[2], label=colours))
-        entries.append(Line2D([], [], linestyle="", label="patch of the merged token", **dot))
+        dot = Line2D([], [], linestyle="", marker="o", label="patch of the merged token")
+        dot.set(markerfacecolor="white", markeredgecolor="black")
+        entries.append(dot)
     figure.legend(handles=entries, loc="outside lower left", ncols=2)

@@ -11,7 +11,6 @@ other questions, so that only the shape of the curves can be compared.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
@@ -79,8 +78,8 @@ def reductions(
     _draw(axes[0], table.assign(x=tokens), families)
     if published is not None:
         _draw_published(axes[0], _read(published), published_tokens, families)
-    labels = {"xlabel": f"vision tokens of an LLM layer ({unit})", "ylabel": ylabel}
-    finish(axes[0], "Accuracy against vision tokens", **labels)
+    xlabel = f"vision tokens of an LLM layer ({unit})"
+    finish(axes[0], "Accuracy against vision tokens", xlabel=xlabel, ylabel=ylabel)
     legend(axes[0], loc="upper left", bbox_to_anchor=(0, -0.16), ncols=3)
     if latency is not None:
         median = 1e3 * latency.sel(case=table["method"].values).median("repeat").values

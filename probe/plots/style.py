@@ -96,7 +96,7 @@ _DASHES = (
     *((0, (8, 2, 2, 2)), (0, (4, 4))),
 )
 
-_SETTINGS = sns.axes_style("ticks") | {
+_SETTINGS: dict[Any, Any] = sns.axes_style("ticks") | {
     "axes.titlesize": 10,
     "errorbar.capsize": 2,
     "figure.constrained_layout.use": True,
@@ -108,8 +108,8 @@ _SETTINGS = sns.axes_style("ticks") | {
     "lines.linewidth": 1.5,
     "lines.markersize": 4.5,
 }
-BELOW = {"loc": "upper left", "bbox_to_anchor": (0, -0.2)}  # where a legend goes
-RIGHT = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
+BELOW: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, -0.2)}  # where a legend goes
+RIGHT: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
 SMALL_TITLE = 9  # of a panel with an image
 
 _STACKS = {
@@ -123,7 +123,7 @@ _SMALL_PRINT = {"fontsize": 8, "color": "0.35", "ha": "left", "parse_math": Fals
 
 
 def styled():
-    """The style of all figures, for the time of one call: `@styled()` above a plot.
+    """The style of all figures while a plot is drawn: `@styled()` above it.
 
     matplotlib's own settings are the user's, and are as they were afterwards.
     """
@@ -171,13 +171,14 @@ def panels(ax: Any, rows: int, columns: int, size: tuple[float, float], called: 
     return axes.reshape(rows, columns)
 
 
-def figure_of(axes: np.ndarray) -> Figure:
-    """The figure that these Axes are in."""
-    return axes.flat[0].figure
+def figure_of(drawn: Any) -> Figure:
+    """The figure of Axes, or of an array of them."""
+    return np.ravel(drawn)[0].figure
 
 
-def unmanaged(figure: Figure) -> Figure:
-    """The figure, which pyplot no longer keeps or shows: for figures that are written to files."""
+def unmanaged(drawn: Axes | Figure) -> Figure:
+    """The figure of what was drawn; pyplot no longer keeps or shows it: it is for a file."""
+    figure = figure_of(drawn)
     plt.close(figure)
     return figure
 

@@ -1,5 +1,4 @@
-"""What happens to the answers when vision tokens are dropped in some layers: the paper's Fig. 5, and
-what belongs to it.
+"""What happens to the answers when vision tokens are dropped in some layers: the paper's Fig. 5.
 
     plots.dropped(results)     # a window of layers at a time, attention next to it
     plots.readings(results)    # all modes of dropping on one axis
@@ -68,7 +67,7 @@ from probe.plots.sweep_curves import (
 _PANEL = (5.4, 3.9)
 _ATTENTION_WIDTH = 3.6  # inches, right of Fig. 5
 _KINDS = 8  # kinds of question that have a line
-_LEGEND = BELOW | {"handlelength": 3.2}
+_LEGEND: dict[str, Any] = BELOW | {"handlelength": 3.2}
 
 
 @styled()
@@ -143,9 +142,9 @@ def _attention(axis: Axes, attention: xr.DataArray, images: np.ndarray, seed: in
         if np.isnan(values).all():
             continue
         mean, low, high = bootstrap(values, np.ones_like(values), groups, seed=seed)
-        style = looks(types)[query]._asdict() | {"markevery": max(1, len(layers) // 12)}
-        axis.plot(layers, mean, label=f"{query} → vision", **style)
-        shade(axis, layers, low, high, style["color"])
+        look, every = looks(types)[query], max(1, len(layers) // 12)
+        axis.plot(layers, mean, label=f"{query} → vision", markevery=every, **look._asdict())
+        shade(axis, layers, low, high, look.color)
     finish(axis, "", layers=len(layers), xlim=(0.5, len(layers) + 0.5))
 
 

@@ -151,8 +151,9 @@ def finish_windows(
     """Title, a tick at the middle of each window, and the scale of the value."""
     axis.set_xticks(middles(windows), list(windows), rotation=45 if len(windows) > 10 else 0)
     axis.set_xlim(0.5, table.sizes["layer"] + 0.5)
-    labels = {"xlabel": f"{stack_of(table)} layers without vision tokens"} | labels
-    finish(axis, f"{text}\n{table.attrs.get('model', '')}", **value_axis(table, value) | labels)
+    settings: dict[str, Any] = {"xlabel": f"{stack_of(table)} layers without vision tokens"}
+    settings |= value_axis(table, value) | labels
+    finish(axis, f"{text}\n{table.attrs.get('model', '')}", **settings)
 
 
 def value_axis(table: xr.Dataset, value: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def test_costs_follow_the_tokens_and_the_clock_runs(comparison, answers):
         0,
     ]
     assert costs["latency"].shape == (3, 6) and (costs["latency"] > 0).all()
-    axes = plots.reductions(answers, costs)
+    axes = plots.reductions(answers, costs).axes
     assert [axis.get_ylabel() for axis in axes] == ["accuracy (%)"] * 2
 
 
@@ -88,7 +88,7 @@ def test_scores_are_of_the_answers_and_paired_with_the_first(answers):
 def test_published_numbers_are_an_overlay_in_shares(answers, tmp_path):
     file = tmp_path / "published.csv"
     file.write_text("method,vision_tokens,percent_of_vanilla\nzip,64,94.0\nzip,192,98.5\n")
-    (axis,) = plots.reductions(answers, published=file)
+    (axis,) = plots.reductions(answers, published=file).axes
     drawn = {line.get_label(): line for line in axis.lines}["zip, published"]
     np.testing.assert_allclose(drawn.get_xdata(), [100 * 64 / 576, 100 * 192 / 576])
     file.write_text("method,tokens\nzip,64\n")

@@ -35,7 +35,7 @@ def texts(figure) -> str:
 
 
 def test_a_map_has_a_colour_for_each_patch_and_a_bar_for_each_word(found):
-    (row,) = plots.attribution(found)
+    row = plots.attribution(found).axes
     np.testing.assert_array_equal(row[0].collections[0].get_array(), found["attribution"][:36])
     assert [bar.get_width() for bar in row[1].patches] == found["attribution"].values[36:].tolist()
     assert "baseline mean" in texts(row[0].figure)
@@ -62,9 +62,9 @@ def test_the_agreement_figure_says_what_it_found(known, subject, found):
     control = probe.attribute(
         randomised(subject), known.image("red", 1), known.question, said, progress=False
     )
-    axes = plots.agreement({"ablation": found, "gradient": other}, curves=curves, control=control)
-    told = texts(axes[0, 0].figure)
-    assert axes.shape == (2, 3)
+    figure = plots.agreement({"ablation": found, "gradient": other}, curves=curves, control=control)
+    told = texts(figure)
+    axes = np.array(figure.axes[:6]).reshape(2, 3)
     for words in (
         "Yes in layers 3, 5",
         "ceiling",
@@ -76,7 +76,7 @@ def test_the_agreement_figure_says_what_it_found(known, subject, found):
         assert words in told
     (line,) = [line for line in axes[0, 2].lines if str(line.get_label()).startswith("mass")]
     assert np.flatnonzero(~np.isnan(line.get_ydata())).tolist() == [2, 4]
-    assert plots.agreement(found).shape == (2, 3)
+    assert len(plots.agreement(found).axes[:6]) == 6
 
 
 def test_deletion_of_the_planted_patches_is_enough(known, subject, found):
@@ -106,7 +106,7 @@ def test_deletion_of_the_planted_patches_is_enough(known, subject, found):
 
 def test_the_lens_writes_words_on_patches_and_a_line_for_each_token(known, subject):
     lens = probe.logit_lens(subject, known.image("red", 1), known.question)
-    axes = plots.lens(lens, [0, 5])
+    *axes, _ = plots.lens(lens, [0, 5]).axes
     assert len(axes) == 2 and len(axes[0].texts) == 36
     np.testing.assert_allclose(
         axes[1].collections[0].get_array(), lens["says_answer"][5, lens["row_key"] >= 0]
@@ -127,9 +127,9 @@ def test_what_is_none_is_refused_in_a_line(draw):
 
 def test_conventions_are_counted_and_fading_is_found():
     record = planted_record(samples=2, layers=6, optional=True)  # vision is planted to fade
-    axes = plots.conventions(record)
-    assert axes.shape == (4, 2)
-    assert "Under 8 of 8 conventions" in axes[0, 0].figure.get_suptitle()
+    figure = plots.conventions(record)
+    assert len(figure.axes) == 4 * 2
+    assert "Under 8 of 8 conventions" in figure.get_suptitle()
     one_sample = survey(record.isel(sample=[0]))
     mass = record["llm"]["mass"].isel(sample=0).sel(query_type="response", key_type="vision")
     by_hand = next(
@@ -143,8 +143,8 @@ def test_the_first_token_can_be_left_out_where_the_record_knows_it(known, subjec
     record = probe.measure(
         subject, known.image("red"), known.question, types="fine", contribution=True
     )
-    axes = plots.conventions(record)
-    assert axes.shape == (4, 4)
-    assert "first token out" in texts(axes[0, 0].figure)
+    figure = plots.conventions(record)
+    assert len(figure.axes) == 4 * 4
+    assert "first token out" in texts(figure)
     with pytest.raises(ProbeError, match="one record"):
         plots.conventions([record, record])

@@ -47,6 +47,12 @@ def texts(axis):
     return " ".join(text.get_text() for text in figure.findobj(matplotlib.text.Text))
 
 
+def panels(figure, views=1):
+    """The panels of heat maps, a row a view, without those of the image itself."""
+    drawn = [axis for axis in figure.axes if "layer" in axis.get_title()]
+    return np.array(drawn, dtype=object).reshape(views, -1)
+
+
 def without(record, *, root=(), **variables):
     """A copy that lacks some variables: without(record, llm=["received"])."""
     nodes = {
@@ -78,7 +84,7 @@ def test_pairs_that_cannot_attend_are_not_drawn(record):
 
 
 def test_entropy_shows_pooled_and_per_head_beside_each_other(record):
-    pooled, single = plots.entropy(record)
+    pooled, single = plots.entropy(record).axes
     for axis, name in [(pooled, "entropy"), (single, "head_entropy")]:
         array = record["llm"][name].sel(query_type="response", key_type="vision").mean("sample")
         array = array.mean("head") if "head" in array.dims else array
@@ -86,7 +92,7 @@ def test_entropy_shows_pooled_and_per_head_beside_each_other(record):
         assert "(nat)" in axis.get_ylabel()
     assert pooled.get_ylim() == single.get_ylim()
     assert "paper" in pooled.get_title(loc="left")
-    ratio = plots.entropy(record, which="pooled", ratio=True)
+    (ratio,) = plots.entropy(record, which="pooled", ratio=True).axes
     expected = entropy_ratio(record).sel(query_type="response", key_type="vision").mean("sample")
     np.testing.assert_allclose(lines(ratio)["response → vision"].get_ydata(), expected, rtol=1e-6)
     assert "ln(keys)" in ratio.get_ylabel()
@@ -197,16 +203,16 @@ def test_a_legend_of_many_pairs_names_types_instead():
 def test_several_records_stand_side_by_side_on_one_scale(record):
     other = planted_record(2, aspect="crop", toy="false", seed=5)
     for draw in (plots.mass, plots.heads):
-        axes = draw({"pad": record, "crop": other})
+        axes = draw({"pad": record, "crop": other}).axes[:2]
         assert [axis.get_title(loc="left").split("\n")[-1] for axis in axes] == ["pad", "crop"]
-    first, second = plots.mass([record, other], value="lift")
+    first, second = plots.mass([record, other], value="lift").axes
     assert [axis.get_title(loc="left") for axis in (first, second)] == [
         "pad",
         "crop",
     ]  # by what differs
     assert first.get_ylim() == second.get_ylim()
-    assert plots.entropy([record, other]).shape == (2, 2)
-    assert "not a finding about LLaVA (pad)" in texts(plots.mass({"pad": record, "crop": other})[0])
+    assert len(plots.entropy([record, other]).axes) == 4
+    assert "not a finding about LLaVA (pad)" in texts(plots.mass({"pad": record, "crop": other}))
 
 
 def test_the_vision_stack_is_named(record):
@@ -221,8 +227,8 @@ def test_a_users_axes_are_drawn_on_and_returned(record):
     assert plots.mass(record, ax=axes[0, 0]) is axes[0, 0]
     assert plots.entropy(record, ax=axes[0, 1]) is axes[0, 1]
     assert plots.heads(record, ax=axes[0, 2]) is axes[0, 2]
-    drawn = plots.heatmaps(record, layers=[0, 3], ax=axes[1, :2])
-    assert drawn.ravel().tolist() == axes[1, :2].tolist()
+    assert plots.heatmaps(record, layers=[0, 3], ax=axes[1, :2]) is figure
+    assert [axis.get_title() for axis in axes[1]] == ["LLM layer 1", "LLM layer 4", ""]
     assert plt.get_fignums() == [figure.number]
     assert "toy model" in texts(axes[0, 0])
     with pytest.raises(ProbeError, match="ax= 2 Axes, got 3"):
@@ -268,7 +274,7 @@ def patches(axis):
 )
 def test_patches_lie_where_they_are_in_the_image(aspect, expected):
     record = planted_record(1, stacks=["llm"], aspect=aspect)
-    axis = plots.heatmaps(record, layers=[2])[0, 0]
+    axis = panels(plots.heatmaps(record, layers=[2]))[0, 0]
     boxes, values = patches(axis)
     np.testing.assert_allclose([*boxes[:, :2].min(0), *boxes[:, 2:].max(0)], expected, atol=1e-5)
     keys = record["llm"].isel(sample=0)
@@ -284,7 +290,7 @@ def test_patches_lie_where_they_are_in_the_image(aspect, expected):
 
 def test_patches_on_the_bars_of_a_padded_image_are_cut_off():
     tall = planted_record(1, stacks=["llm"], grid=8, aspect="pad")
-    boxes, _ = patches(plots.heatmaps(tall, layers=[0])[0, 0])
+    boxes, _ = patches(panels(plots.heatmaps(tall, layers=[0]))[0, 0])
     assert (
         len(boxes) == 8 * 6
     )  # the bars take the first and the last of the eight rows, patch rows are 1.5/8 high
@@ -293,18 +299,18 @@ def test_patches_on_the_bars_of_a_padded_image_are_cut_off():
 
 def test_tiles_have_a_row_of_their_own_and_newlines_no_place():
     record = planted_record(1, stacks=["llm"], aspect="anyres", images=2)
-    axes = plots.heatmaps(record, layers=[0, 1, 2])
+    axes = panels(plots.heatmaps(record, layers=[0, 1, 2]), views=4)
     assert axes.shape == (4, 3)
     assert [len(patches(row[0])[0]) for row in axes] == [16, 32, 16, 32]
-    assert plots.heatmaps(record, tile=0, image=1).shape == (1, 4)
-    right, _ = patches(plots.heatmaps(record, tile=2, image=0)[0, 0])
+    assert panels(plots.heatmaps(record, tile=0, image=1)).shape == (1, 4)
+    right, _ = patches(panels(plots.heatmaps(record, tile=2, image=0))[0, 0])
     assert right[:, 0].min() == 36
     with pytest.raises(ProbeError, match="tile 9"):
         plots.heatmaps(record, tile=9)
 
 
 def test_one_logarithmic_scale_with_its_floor_stated(record):
-    axes = plots.heatmaps(record, sample="s1", floor=0.002)
+    axes = panels(plots.heatmaps(record, sample="s1", floor=0.002))
     norms = [axis.collections[0].norm for axis in axes.flat]
     top = record["llm"]["received"].sel(sample="s1", query_type="response").max()
     assert {(norm.vmin, round(norm.vmax, 6)) for norm in norms} == {(0.002, round(float(top), 6))}
@@ -317,9 +323,9 @@ def test_one_logarithmic_scale_with_its_floor_stated(record):
 
 
 def test_panels_are_the_layers_asked_for(record):
-    axes = plots.heatmaps(record, layers=[3, 0])
+    axes = panels(plots.heatmaps(record, layers=[3, 0]))
     assert [axis.get_title() for axis in axes[0]] == ["LLM layer 4", "LLM layer 1"]
-    deep = plots.heatmaps(planted_record(1, stacks=["llm"], layers=32))
+    deep = panels(plots.heatmaps(planted_record(1, stacks=["llm"], layers=32)))
     assert [axis.get_title().split()[-1] for axis in deep[0]] == [
         "1",
         "5",
@@ -336,7 +342,8 @@ def test_panels_are_the_layers_asked_for(record):
 
 
 def test_one_layer_is_asked_for_by_its_number(record):
-    assert [axis.get_title() for axis in plots.heatmaps(record, layers=1).flat] == ["LLM layer 2"]
+    (axis,) = panels(plots.heatmaps(record, layers=1))[0]
+    assert axis.get_title() == "LLM layer 2"
     with pytest.raises(ProbeError, match=r"layers from 0 to 3, got \[9\]"):
         plots.heatmaps(record, layers=9)
 
@@ -355,18 +362,17 @@ def test_records_of_different_depth_each_show_their_own_layers(depths, own):
     one, two = (planted_record(1, stacks=["llm"], layers=depth) for depth in depths)
     columns = min(max(depths), 9)
     ax = None if own else plt.subplots(2, columns)[1]
-    axes = plots.heatmaps({"one": one, "two": two}, ax=ax)
-    assert axes.shape == (2, columns)
-    axes.flat[0].figure.canvas.draw()
-    there = set(axes.flat[0].figure.axes)
-    for row, depth in zip(axes, depths, strict=True):
-        drawn = [axis.get_title() for axis in row if axis in there]
+    figure = plots.heatmaps({"one": one, "two": two}, ax=ax)
+    figure.canvas.draw()
+    axes = panels(figure)[0]
+    for row, depth in zip(np.split(axes, [min(depths[0], 9)]), depths, strict=True):
+        drawn = [axis.get_title() for axis in row]
         assert len(drawn) == min(depth, 9)
         assert (drawn[0], drawn[-1]) == ("LLM layer 1", f"LLM layer {depth}")
 
 
 def test_the_map_of_one_token(record):
-    axes = plots.heatmaps(record, token=1, layers=[2])
+    axes = panels(plots.heatmaps(record, token=1, layers=[2]))
     assert "attention of the token, head mean" in texts(axes[0, 0])
     assert "attention received" not in texts(axes[0, 0])
     _, values = patches(axes[0, 0])
@@ -377,7 +383,7 @@ def test_the_map_of_one_token(record):
 
 
 def test_without_pixels_patches_are_drawn_on_a_blank_square(record):
-    axes = plots.heatmaps(without(record, root=["images", "image_size"]), layers=[0])
+    axes = panels(plots.heatmaps(without(record, root=["images", "image_size"]), layers=[0]))
     assert axes[0, 0].get_xlim() == (0, 1)
     assert "holds no pixels" in texts(axes[0, 0])
 

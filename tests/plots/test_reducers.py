@@ -17,40 +17,41 @@ def reduced_picture(make, reducer):
         return encode(ours.model.model.vision_tower, inputs["pixel_values"], reducer), inputs
 
 
-def titles(axes):
-    return [axis.get_title(loc="left") for axis in axes.flat]
+def titles(figure):
+    return [axis.get_title(loc="left") for axis in figure.axes]
 
 
 def test_kept_patches_and_groups_are_counted_and_placed():
     reduction, inputs = reduced_picture(llava15, VisionZip(5, 3))
-    axes = probe.plots.kept(reduction, picture(0, 60, 40), inputs.encoder_grid[0])
-    assert axes.shape == (1, 2)
-    assert titles(axes) == [
+    figure = probe.plots.kept(reduction, picture(0, 60, 40), inputs.encoder_grid[0])
+    assert titles(figure) == [
         "the image: 8 tokens\n4 of 16 patches kept",
         "12 patches merged\ninto 3 tokens",
     ]
-    veiled, framed = axes[0, 0].collections
+    kept, merged = figure.axes
+    veiled, framed = kept.collections
     assert (len(veiled.get_paths()), len(framed.get_paths())) == (12, 4)
-    dots = np.concatenate([line.get_xydata() for line in axes[0, 1].lines])
+    dots = np.concatenate([line.get_xydata() for line in merged.lines])
     boxes = inputs.encoder_grid[0].box[reduction.source[0, 5:].numpy() - 1] * [60, 40, 60, 40]
     np.testing.assert_allclose(dots, (boxes[:, :2] + boxes[:, 2:]) / 2)
 
 
 def test_tiles_have_a_row_of_their_own_and_need_their_grid():
     reduction, inputs = reduced_picture(llava_next_vicuna, PruMerge(0.25))
-    axes = probe.plots.kept(reduction, picture(0, 60, 40), inputs.encoder_grid[0])
-    assert axes.shape == (2, 2)
-    assert f"its {len(reduction.count) - 1} tiles" in titles(axes)[2]
+    figure = probe.plots.kept(reduction, picture(0, 60, 40), inputs.encoder_grid[0])
+    assert len(figure.axes) == 2 * 2
+    assert f"its {len(reduction.count) - 1} tiles" in titles(figure)[2]
     with pytest.raises(probe.ProbeError, match=r"the grid of . views of 16 patches, got none"):
         probe.plots.kept(reduction, picture(0, 60, 40))
 
 
 def test_nothing_merged_is_one_panel_and_a_view_needs_no_grid():
     reduction, _ = reduced_picture(llava15, Random(4))
-    axes = probe.plots.kept(reduction, picture(0, 40, 40))
-    assert titles(axes) == ["the image: 4 tokens\n4 of 16 patches kept"]
-    mine = plt.subplots()[1]
-    assert probe.plots.kept(reduction, picture(0, 40, 40), ax=mine)[0, 0] is mine
+    figure = probe.plots.kept(reduction, picture(0, 40, 40))
+    assert titles(figure) == ["the image: 4 tokens\n4 of 16 patches kept"]
+    mine, axis = plt.subplots()
+    assert probe.plots.kept(reduction, picture(0, 40, 40), ax=axis) is mine
+    assert titles(mine) == titles(figure)
 
 
 def test_concentration_is_what_whole_maps_say():
@@ -84,11 +85,11 @@ def test_concentration_is_what_whole_maps_say():
 def test_figures_of_concentration():
     ours = probe.load(*llava15())
     found = concentration(ours, [picture(0), picture(1)], top=(1, 4))
-    axes = probe.plots.concentration(found)
-    assert axes.shape == (1, 3)
-    top = axes[0, 0].lines[0].get_ydata()
+    axes = probe.plots.concentration(found).axes
+    assert len(axes) == 3
+    top = axes[0].lines[0].get_ydata()
     np.testing.assert_allclose(top, found["top_share"].sel(k=1).mean("view"))
-    curve = probe.plots.softmax_gradient(found)[0, 0].lines[0].get_xydata()
+    curve = probe.plots.softmax_gradient(found).axes[0].lines[0].get_xydata()
     score = torch.tensor(1.3, requires_grad=True)
     weight = torch.softmax(torch.stack([score, torch.tensor(0.2)]), 0)[0]
     weight.backward()

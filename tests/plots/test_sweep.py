@@ -36,8 +36,9 @@ def test_fig_5_marks_exactly_the_layers_that_are_needed():
 
 
 def test_fig_5_has_attention_beside_it_where_a_run_has_it():
-    axes = plots.dropped(planted_run())
-    assert len(axes) == 3
+    axis = plots.dropped(planted_run())
+    axes = axis.figure.axes
+    assert len(axes) == 3 and axes[0] is axis
     assert axes[1].lines[0].get_ydata()[0] == pytest.approx(0.6)
     assert isinstance(plots.dropped(planted_run(), ax=plt.subplots()[1]), plt.Axes)
 
@@ -61,7 +62,7 @@ def test_swaps_show_whose_answer_is_given():
 
 
 def test_depth_has_a_line_a_kind_and_ends_untouched():
-    since, until = plots.depth(planted_sweep(needed=(2,)))
+    since, until = plots.depth(planted_sweep(needed=(2,))).axes
     assert {line.get_label() for line in since.lines} == {"colour", "count", "all"}
     everything = {axis: axis.lines[-1].get_ydata().tolist() for axis in (since, until)}
     assert everything[since] == [25, 25, 25, 100, 100]

@@ -526,17 +526,19 @@ def test_words_are_tokenized_piece_by_piece(hd):
 
 def test_the_compression_map(hd, subject):
     record = measure(hd, image(), QUESTION, "a")
-    axes = probe.plots.compression(record)
-    assert axes.shape == (1, 5)
-    drawn = axes[0, 0].collections[0].get_array()
+    figure = probe.plots.compression(record)
+    original, *maps, _ = figure.axes
+    assert len(maps) == 5 and original.get_title() == "image"
+    drawn = maps[0].collections[0].get_array()
     assert drawn.shape == (64,) and float(drawn.sum()) == pytest.approx(1, abs=1e-5), (
         "sub-images together"
     )
-    assert axes.flat[0].figure.texts or axes.flat[0].figure._suptitle
-    assert [axis.get_title() for axis in axes[0, :2]] == ["mean of 4 queries", "row 1, column 1"]
+    assert figure.texts or figure._suptitle
+    assert [axis.get_title() for axis in maps[:2]] == ["mean of 4 queries", "row 1, column 1"]
     two = measure_samples(subject, [Sample("two", (image(1), image(2)), TWO)], response="a")
-    assert probe.plots.compression(two).shape == (2, 5)
-    assert probe.plots.compression(two, image=1).shape == (1, 5)
+    # of each image the image itself, the mean and four queries; and the colour bar
+    assert len(probe.plots.compression(two).axes) == 2 * 6 + 1
+    assert len(probe.plots.compression(two, image=1).axes) == 6 + 1
     alone = measure(hd, image(), QUESTION, "a", stacks=["compressor"])
     assert list(probe.plots.figures(alone)) == ["compressor-compression"]
     with pytest.raises(ProbeError, match="stack of llm, got 'compressor'"):

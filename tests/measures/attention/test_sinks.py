@@ -102,8 +102,7 @@ def test_a_record_marks_them_and_counts_them_as_it_is_told(tmp_path):
 def test_heat_maps_mark_them(how):
     known = with_sinks(planted(), (5,))
     record = probe.measure(subject_of(known), known.image("red", 1), known.question, stacks=["llm"])
-    axes = probe.plots.heatmaps(record, layers=[1, 2], sinks=how)
-    axis = axes[0, 0]
+    _, axis, *_ = probe.plots.heatmaps(record, layers=[1, 2], sinks=how).axes
     (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
     middle = ((left + right) * 5.5 / 6, (top + bottom) * 0.5 / 6)
     if how == "split":
