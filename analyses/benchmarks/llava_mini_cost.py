@@ -26,7 +26,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from transformers.initialization import no_init_weights
 
 from probe.models.llava_mini import LlavaMiniConfig, LlavaMiniForConditionalGeneration
-from probe.models.llava_mini.folder import CLIP_L_336
+from probe.models.llava_mini.conversion import CLIP_L_336
 from probe.models.llava_mini.prefusion import LlavaMiniPrefusion
 
 PATCHES, TOKENS, TEXT = 576, 1, 45

@@ -30,7 +30,7 @@ from probe.data.patch_grid import PatchGrid
 from probe.data.token_types import FINE, PADDING
 from probe.hooks.model_structure import cls_tokens, output_projection
 from probe.measures.attention.statistic import AttentionStatistic
-from probe.models.llava_mini.placeholder_layout import COMPRESSED, VISION
+from probe.models.llava_mini.placeholder_layout import COMPRESSED_ROW, VISION_ROW
 from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
 from probe.subject.token_grid import joined, sub_images
@@ -195,7 +195,7 @@ def _prefusion(subject: Subject, inputs: Inputs, options: MeasureOptions) -> Sta
         names,
         ids[sample_of_row],
         ids[sample_of_row],
-        content[sample_of_row] == VISION,
+        content[sample_of_row] == VISION_ROW,
         order=call_order,
         **options.of_statistic,
     )
@@ -211,7 +211,7 @@ def _prefusion_types(
 ) -> Int[np.ndarray, "sample position"]:
     """The type of each position of pre-fusion, an index into `names`.
 
-    `content`: the word's position in `input_ids`, or VISION, COMPRESSED or another negative number
+    `content`: the word's position in `input_ids`, or VISION_ROW, COMPRESSED_ROW or another negative number
     for padding.
     """
     in_prefusion = [name if name in names else "instruction" for name in inputs.types.names]
@@ -220,8 +220,8 @@ def _prefusion_types(
     word_types = np.where(known, new_index[inputs.types.ids], PADDING)
     ids = np.take_along_axis(word_types, content.clip(min=0), axis=1)
     ids[content < 0] = PADDING
-    ids[content == VISION] = names.index("vision")
-    ids[content == COMPRESSED] = names.index("compressed")
+    ids[content == VISION_ROW] = names.index("vision")
+    ids[content == COMPRESSED_ROW] = names.index("compressed")
     return ids
 
 

@@ -4,37 +4,34 @@ the LLM.
     model = from_original(state_dict, config, vision_config)
     model(input_ids=ids, pixel_values=pixels)
 
-Importing it makes the model known to transformers' Auto classes, so `from_pretrained` works on a
-saved folder.
+Importing this package registers the model with transformers' Auto classes, so that
+`from_pretrained` opens a saved folder.
 
-    configuration  what it is made of, and its variants
-    vision         pixels -> patches -> compressed tokens
-    compressor     C x C queries look at the patches
-    prefusion      the text reads the image, before the LLM
-    reading        ... for every frame of a batch, averaged
-    fusing         a few frames at a time, up to the LLM
-    layout         whose images and frames these are
-    encoding       what all questions about an image share
-    in_llm         the variant that does both inside the LLM
-    modeling       the whole
-    generation     ... and its answers
-    shards         weight files, one at a time
-    conversion     the authors' names and config
-    folder         the authors' folder, as a native one
-    pixels         images and videos as views
-    prompts        chat templates
-    processing     images, videos and words -> inputs
-    initialisation a LLaVA-Mini made of a LLaVA
-    batches        training data -> batches
-    training       its two stages
+    configuration       fields and variants
+    vision              pixels -> patches -> compressed tokens
+    compressor          C x C queries attend to the patches
+    prefusion           the text reads the image, before the LLM
+    frame_fusion        ... for every frame of a batch, averaged; `encode_image`
+    placeholder_layout  which row each image belongs to, words packed together
+    fusion_in_llm       the variant that compresses inside the LLM
+    modeling            the whole model
+    generation          its answers
+    cache_argument      the KV cache under any name that transformers gives it
+    weight_files        weight files, read one at a time
+    conversion          the authors' names, config and folder
+    image_processing    images and videos as views
+    chat_templates      the prompts of LLaVA's checkpoints
+    processing          images, videos and text -> inputs
+    from_llava          a LLaVA-Mini made from a LLaVA
+    training_data       conversations -> labels and batches
+    training            the two training stages
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from probe.models.llava_mini.configuration import LlavaMiniConfig
-from probe.models.llava_mini.conversion import from_original
-from probe.models.llava_mini.encoding import EncodedVision
-from probe.models.llava_mini.folder import convert, is_original, load_original
+from probe.models.llava_mini.conversion import convert, from_original, is_original, load_original
+from probe.models.llava_mini.frame_fusion import EncodedVision
 from probe.models.llava_mini.modeling import LlavaMiniForConditionalGeneration, LlavaMiniModel
 from probe.models.llava_mini.processing import LlavaMiniProcessor
 from probe.models.llava_mini.weight_files import CheckpointError

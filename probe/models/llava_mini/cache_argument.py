@@ -23,7 +23,7 @@ def pop_cache(arguments: dict[str, Any]) -> Cache | None:
     return None if name is None else arguments.pop(name)
 
 
-def cache_keyword(function: Callable[..., Any], cache: Cache | None) -> dict[str, Cache | None]:
+def cache_keyword(function: Callable[..., Any], cache: Cache | None) -> dict[str, Any]:
     """`cache` as a keyword argument of `function`. Raises TypeError where it takes no cache."""
     return {_parameter(function): cache}
 

@@ -11,8 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationMixin
 
-from probe.models.llava_mini.frame_fusion import fit
-from probe.models.llava_mini.placeholder_layout import rows_of
+from probe.models.llava_mini.placeholder_layout import fit_mask, rows_of
 
 Ids = Int[Tensor, "row token"]
 
@@ -39,7 +38,7 @@ class LlavaMiniGenerationMixin(GenerationMixin):
         fuse_mask = (
             torch.ones_like(input_ids, dtype=torch.bool)
             if fuse_mask is None
-            else fit(fuse_mask, input_ids)
+            else fit_mask(fuse_mask, input_ids)
         )
         aligned = {"input_ids": input_ids, "fuse_mask": fuse_mask}
         if mask is not None and mask.shape == input_ids.shape:

@@ -1,13 +1,13 @@
-"""LLaVA-Mini: an image as one vision token, because the text has read the image before the LLM
-reads the text.
+"""LLaVA-Mini: one vision token per image, because the text reads the image before the LLM reads
+the text.
 
     patches  = vision_tower(image)                              576 for 336 pixels
     tokens   = projector(compressor(patches))                   C x C learned queries
     tokens, text = prefusion([projector(patches) | tokens | text])
-    answer   = llm(text with `tokens` in the place of <image>)
+    answer   = llm(text with `tokens` at the placeholders of <image>)
 
-Where the released code differs from the paper (`facts/llava_mini.md`, section 10) the model follows
-the code, with which the published weights were trained.
+Where the released code differs from the paper, the model follows the code, with which the published
+weights were trained.
 
 Source: arXiv 2501.03895; github.com/ictnlp/LLaVA-Mini.
 """
@@ -27,26 +27,29 @@ from probe.models.llava_mini import fusion_in_llm
 from probe.models.llava_mini.cache_argument import cache_keyword, pop_cache
 from probe.models.llava_mini.compressor import LlavaMiniCompressor, sincos_table
 from probe.models.llava_mini.configuration import LlavaMiniConfig
-from probe.models.llava_mini.encoding import EncodedVision
-from probe.models.llava_mini.frame_fusion import average, fit, frames_of, text_of
-from probe.models.llava_mini.fusing import LlavaMiniFusing
+from probe.models.llava_mini.frame_fusion import (
+    EncodedVision,
+    FrameFusionMixin,
+    average_over_frames,
+    list_frames,
+)
 from probe.models.llava_mini.generation import LlavaMiniGenerationMixin
 from probe.models.llava_mini.placeholder_layout import (
-    COMPRESSED,
-    FILLED,
-    VISION,
-    Visual,
+    PlacedVisual,
     assign_visuals,
-    pack,
+    fit_mask,
+    pack_text,
+    prefusion_positions,
     rows_of,
+    rows_without,
     with_views,
 )
 from probe.models.llava_mini.prefusion import LlavaMiniPrefusion
 
-Ids = Int[Tensor, "row token"]
-Mask = Bool[Tensor, "row covered"] | Int[Tensor, "row covered"]
-Images = Float[Tensor, "image view 3 height width"] | Float[Tensor, "image 3 height width"]
-Videos = Float[Tensor, "video frame view 3 height width"]
+TokenIds = Int[Tensor, "row token"]
+FuseMask = Bool[Tensor, "row covered"] | Int[Tensor, "row covered"]
+ImagePixels = Float[Tensor, "image view 3 height width"] | Float[Tensor, "image 3 height width"]
+VideoPixels = Float[Tensor, "video frame view 3 height width"]
 
 
 @dataclass
@@ -85,7 +88,7 @@ class LlavaMiniPreTrainedModel(PreTrainedModel):
             init.copy_(module.pos_embed, sincos_table(module.pos_embed.shape[1], module.size))
 
 
-class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
+class LlavaMiniModel(FrameFusionMixin, LlavaMiniPreTrainedModel):
     """Vision tower, compressor, pre-fusion and LLM, without the head that predicts words."""
 
     def __init__(self, config: LlavaMiniConfig):
@@ -103,20 +106,18 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     def copy_llm_to_prefusion(self) -> None:
-        """Starts the pre-fusion layers from the LLM's first layers; otherwise they start at
-        random.
-        """
+        """Initialises the pre-fusion layers from the LLM's first layers instead of at random."""
         for layer, source in zip(self.prefusion.layers, self.language_model.layers, strict=False):
             layer.load_state_dict(source.state_dict())
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: Ids | None = None,
-        pixel_values: Images | None = None,
-        pixel_values_videos: Videos | None = None,
+        input_ids: TokenIds | None = None,
+        pixel_values: ImagePixels | None = None,
+        pixel_values_videos: VideoPixels | None = None,
         attention_mask: Tensor | None = None,
-        fuse_mask: Mask | None = None,
+        fuse_mask: FuseMask | None = None,
         vision: Sequence[EncodedVision] | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "row token dim"] | None = None,
@@ -162,14 +163,13 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
     ):
         if vision:
             raise ValueError(
-                "LLaVA-Mini in the LLM: expected pixel_values, got encoded images, which only pre-fusion can reuse"
+                "LLaVA-Mini in the LLM: expected pixel_values, got encoded images, which only "
+                "pre-fusion can reuse"
             )
         frames = []
         if images is not None or videos is not None:
-            frames = frames_of(
-                self.visuals(input_ids, images, videos), len(input_ids), with_views(images), videos
-            )
-        frames = [frame for frame in frames if frame[2] >= 0]  # the LLM needs no dummy
+            frames = self._frames(input_ids, images, videos)
+        frames = [frame for frame in frames if frame.place >= 0]  # the LLM needs no dummy
         use_cache = self.config.text_config.use_cache if use_cache is None else use_cache
         return fusion_in_llm.run(
             self, input_ids, frames, attention_mask, position_ids, cache, use_cache
@@ -177,108 +177,106 @@ class LlavaMiniModel(LlavaMiniFusing, LlavaMiniPreTrainedModel):
 
     def merge(
         self,
-        input_ids: Ids,
-        pixel_values: Images | None = None,
-        pixel_values_videos: Videos | None = None,
+        input_ids: TokenIds,
+        pixel_values: ImagePixels | None = None,
+        pixel_values_videos: VideoPixels | None = None,
         attention_mask: Tensor | None = None,
-        fuse_mask: Mask | None = None,
+        fuse_mask: FuseMask | None = None,
         vision: Sequence[EncodedVision] | None = None,
     ) -> tuple[Float[Tensor, "row token dim"], Float[Tensor, "seen dim"] | None]:
-        """What the LLM reads: fused words, and vision tokens in the place of placeholders (also
-        returned alone).
+        """The LLM's input: fused words with the vision tokens at the placeholders; and the vision
+        tokens alone.
         """
         placeholder = input_ids == self.config.image_token_id
         embed = self.get_input_embeddings()
         if pixel_values is None and pixel_values_videos is None and not vision:
             if placeholder.any():
                 raise ValueError(
-                    "LLaVA-Mini: expected pixel_values for the image placeholders in input_ids, got none"
+                    "LLaVA-Mini: expected pixel_values for the image placeholders in input_ids, "
+                    "got none"
                 )
-            return embed(input_ids), None  # without any image nothing is fused
-        real = torch.ones_like(placeholder)
+            return embed(input_ids), None  # a batch without any image is not fused
+        is_token = torch.ones_like(placeholder)
         if attention_mask is not None and attention_mask.ndim == 2:
-            real = attention_mask[:, -input_ids.shape[1] :].bool()
-        embeds = (
-            embed(input_ids.masked_fill(placeholder, 0)) * real[..., None]
-        )  # padding is zero, as the authors' is
-        text = text_of(input_ids, real & ~placeholder, embeds, fuse_mask)
+            is_token = attention_mask[:, -input_ids.shape[1] :].bool()
+        embeds = embed(input_ids.masked_fill(placeholder, 0))
+        embeds = embeds * is_token[..., None]  # padding is zero, as in the authors' code
+        text = pack_text(input_ids, is_token & ~placeholder, embeds, fuse_mask)
         if vision:
-            readings = self.read_encoded(
-                vision, rows_of(placeholder, [v.num_tokens for v in vision]), text
-            )
+            owners = rows_of(placeholder, [encoded.num_tokens for encoded in vision])
+            readings = self.read_encoded(vision, owners, text)
         else:
-            visuals = self.visuals(input_ids, pixel_values, pixel_values_videos)
-            frames = frames_of(
-                visuals, len(input_ids), with_views(pixel_values), pixel_values_videos
-            )
+            frames = self._frames(input_ids, pixel_values, pixel_values_videos)
             readings = self.read_frames(frames, text)
-        tokens, fused = average(readings, text)
+        tokens, fused = average_over_frames(readings, text)
         tokens = tokens.to(embeds.device, embeds.dtype)
-        return text.words.put(embeds, fused).masked_scatter(placeholder[..., None], tokens), tokens
+        merged = text.words.put(embeds, fused).masked_scatter(placeholder[..., None], tokens)
+        return merged, tokens
+
+    def _frames(self, input_ids, pixel_values, pixel_values_videos):
+        visuals = self.visuals(input_ids, pixel_values, pixel_values_videos)
+        images = with_views(pixel_values)
+        return list_frames(visuals, len(input_ids), images, pixel_values_videos)
 
     def visuals(
-        self, input_ids: Ids, pixel_values: Images | None, pixel_values_videos: Videos | None
-    ) -> list[Visual]:
+        self,
+        input_ids: TokenIds,
+        pixel_values: ImagePixels | None,
+        pixel_values_videos: VideoPixels | None,
+    ) -> list[PlacedVisual]:
         """The images and videos of a batch in placeholder order, with their rows."""
         images, videos = with_views(pixel_values), pixel_values_videos
         tokens = [
-            self.config.tokens_per_frame(x.shape[-4]) if x is not None else 1
-            for x in (images, videos)
+            self.config.tokens_per_frame(pixels.shape[-4])
+            for pixels in (images, videos)
+            if pixels is not None
         ]
         return assign_visuals(
             input_ids == self.config.image_token_id,
             images=0 if images is None else len(images),
             videos=0 if videos is None else len(videos),
-            image_tokens=tokens[0] if images is not None else tokens[1],
-            frame_tokens=tokens[1] if videos is not None else tokens[0],
+            image_tokens=tokens[0],
+            frame_tokens=tokens[-1],
             max_frames=1 if videos is None else videos.shape[1],
         )
 
     def frame_rows(
         self,
-        input_ids: Ids,
-        pixel_values: Images | None = None,
-        pixel_values_videos: Videos | None = None,
+        input_ids: TokenIds,
+        pixel_values: ImagePixels | None = None,
+        pixel_values_videos: VideoPixels | None = None,
         vision: Sequence[EncodedVision] | None = None,
     ) -> list[int]:
-        """The row of `input_ids` that each frame belongs to, in the order in which frames run
-        through pre-fusion.
+        """The row of each frame, in the order in which frames run through pre-fusion.
 
-        A row without an image among others has an all-zero frame, behind the others; without any
-        image there is none.
+        In a batch with images, a row without one has an all-zero frame, after all others.
         """
         if vision:
-            owners = rows_of(
-                input_ids == self.config.image_token_id, [encoded.num_tokens for encoded in vision]
-            )
+            placeholder = input_ids == self.config.image_token_id
+            owners = rows_of(placeholder, [encoded.num_tokens for encoded in vision])
             counts = [sum(len(seen.tokens) for seen in encoded.seen) for encoded in vision]
         elif pixel_values is not None or pixel_values_videos is not None:
             visuals = self.visuals(input_ids, pixel_values, pixel_values_videos)
-            owners, counts = (
-                [visual.row for visual in visuals],
-                [visual.frames for visual in visuals],
-            )
+            owners = [visual.row for visual in visuals]
+            counts = [visual.frames for visual in visuals]
         else:
             return []
         frames = [row for row, count in zip(owners, counts, strict=True) for _ in range(count)]
-        return frames + sorted(set(range(len(input_ids))) - set(owners))
+        return frames + rows_without(owners, len(input_ids))
 
     def prefusion_positions(
-        self, input_ids: Ids, views: int = 1, attention_mask: Tensor | None = None
+        self, input_ids: TokenIds, views: int = 1, attention_mask: Tensor | None = None
     ) -> Int[Tensor, "row key"]:
-        """What each row of pre-fusion is: a word's position in `input_ids`, or VISION, COMPRESSED
-        or FILLED.
+        """The sequence that pre-fusion runs over for each frame, as `placeholder_layout` has it.
 
-        Pre-fusion runs once for each frame. The vision rows are the joined grid of the sub-images,
-        row by row, and behind it the whole image's patches; with one view only the latter.
+        Its vision rows are the joined grid of the sub-images, row by row, then the patches of the
+        whole image; with a single view only the latter.
         """
         is_word = input_ids != self.config.image_token_id
-        words = pack(is_word if attention_mask is None else is_word & attention_mask.bool())
-        vision = words.index.new_full(
-            (len(input_ids), views * self.config.patches_per_side**2), VISION
-        )
-        compressed = vision.new_full((len(vision), self.tokens_along), COMPRESSED)
-        return torch.cat([vision, compressed, words.index.masked_fill(~words.valid, FILLED)], dim=1)
+        if attention_mask is not None:
+            is_word = is_word & attention_mask.bool()
+        patches = views * self.config.patches_per_side**2
+        return prefusion_positions(is_word, patches, self.tokens_along)
 
 
 class LlavaMiniForConditionalGeneration(LlavaMiniPreTrainedModel, LlavaMiniGenerationMixin):
@@ -300,18 +298,18 @@ class LlavaMiniForConditionalGeneration(LlavaMiniPreTrainedModel, LlavaMiniGener
         return self.lm_head
 
     def encode_image(self, *args, **kwargs) -> EncodedVision:
-        """`LlavaMiniModel.encode_image`: what later questions about an image or a video reuse."""
+        """`LlavaMiniModel.encode_image`: an image or video encoded once for later questions."""
         return self.model.encode_image(*args, **kwargs)
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: Ids | None = None,
-        pixel_values: Images | None = None,
-        pixel_values_videos: Videos | None = None,
+        input_ids: TokenIds | None = None,
+        pixel_values: ImagePixels | None = None,
+        pixel_values_videos: VideoPixels | None = None,
         attention_mask: Tensor | None = None,
-        fuse_mask: Mask | None = None,
-        labels: Ids | None = None,
+        fuse_mask: FuseMask | None = None,
+        labels: TokenIds | None = None,
         vision: Sequence[EncodedVision] | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "row token dim"] | None = None,
@@ -320,19 +318,21 @@ class LlavaMiniForConditionalGeneration(LlavaMiniPreTrainedModel, LlavaMiniGener
     ):
         """Logits, and the loss if there are labels.
 
-        input_ids: as long as the LLM's sequence: an image has C x C placeholders, a video C x C for
-        each frame. pixel_values, pixel_values_videos: images and videos in placeholder order over
-        the batch. Surplus frames of a
-            video are padding. `vision` takes their place: the results of `encode_image`, one for each.
-        fuse_mask: False hides a word from pre-fusion, so that it enters the LLM as it is, and so
-        does a position past
-            the mask's end. Responses must be hidden: while they are generated nothing fuses them.
-        labels: -100 where nothing is to be learned; whatever is to be learned is a response, and
-        hidden.
+        input_ids: as long as the LLM's sequence, with C x C placeholders for an image, and for each
+        frame of a video.
+        pixel_values, pixel_values_videos: images and videos in placeholder order over the batch.
+        Frames beyond a video's placeholders are padding.
+        vision: results of `encode_image`, one for each image or video, instead of pixels.
+        fuse_mask: False hides a word from pre-fusion, so that it enters the LLM unchanged; so are
+        words past the mask's end. Responses must be hidden, since generated words are never fused.
+        labels: -100 where nothing is learned; what is learned is a response, and hidden.
+        past_key_values: the KV cache, also taken as `cache`, its name since transformers 5.24.
         """
         if labels is not None:
             unlearned = labels == -100
-            fuse_mask = unlearned if fuse_mask is None else unlearned & fit(fuse_mask, unlearned)
+            fuse_mask = (
+                unlearned if fuse_mask is None else unlearned & fit_mask(fuse_mask, unlearned)
+            )
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,

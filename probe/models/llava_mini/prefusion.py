@@ -28,7 +28,9 @@ from transformers.models.llama.modeling_llama import (
 
 from probe.models.llava_mini.cache_argument import cache_keyword, pop_cache
 
-Prefix = tuple[tuple[Tensor, Tensor], ...]  # keys and values of the vision rows, one pair a layer
+VisionCache = tuple[
+    tuple[Tensor, Tensor], ...
+]  # keys and values of the vision rows, one pair a layer
 
 
 class PrefusionLayer(LlamaDecoderLayer):
@@ -74,7 +76,7 @@ class LlavaMiniPrefusion(nn.Module):
 
     def see(
         self, vision: Float[Tensor, "frame patch dim"], outputs: bool = False
-    ) -> tuple[Prefix, Float[Tensor, "frame patch dim"] | None]:
+    ) -> tuple[VisionCache, Float[Tensor, "frame patch dim"] | None]:
         """What words need of the image, and (if asked for) the image's own rows after the last
         layer.
         """
@@ -91,7 +93,7 @@ class LlavaMiniPrefusion(nn.Module):
 
     def fuse(
         self,
-        prefix: Prefix,
+        prefix: VisionCache,
         words: Float[Tensor, "frame word dim"],
         visible: Bool[Tensor, "frame word"],
     ) -> Float[Tensor, "frame word dim"]:

@@ -1,11 +1,10 @@
-"""Weight files on disk: which of them make up a checkpoint, what is in each, and one at a time in
-memory.
+"""Weight files on disk: which files make up a checkpoint, what each holds, and its tensors.
 
     for file in weight_files(folder):
         shapes = outline(file)          # on the meta device: names, shapes and dtypes
-        tensors = read(file)            # mapped from disk, not copied
+        tensors = read_tensors(file)            # mapped from disk, not copied
 
-safetensors, or .bin with `weights_only`: no code of a checkpoint is ever run.
+Formats: safetensors, and .bin with `weights_only`, so that no code in a checkpoint is ever run.
 """
 
 import json
@@ -20,19 +19,24 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
-# In the order in which they are preferred. The last is all that the authors' first stage saves.
-KINDS = (
+# In order of preference. The last is all that the authors' first training stage saves.
+WEIGHT_FILES = (
     INDEX,
     "model.safetensors",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
     "mm_projector.bin",
 )
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is not whole or no LLaVA-Mini. `str(error)` is one line."""
+    """A checkpoint that is incomplete or not of LLaVA-Mini. `str(error)` is one line."""
 
     def __init__(self, expected: str, got: str):
         self.expected, self.got = expected, got
@@ -41,14 +45,14 @@ class CheckpointError(ValueError):
 
 def weight_files(folder: Path) -> list[Path]:
     """The weight files of a folder. Raises CheckpointError if it has none, or not all of them."""
-    found = next((folder / name for name in KINDS if (folder / name).is_file()), None)
+    found = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
         raise _lacking(folder)
     return [found] if found.suffix != ".json" else _listed(found)
 
 
 def _listed(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_settings(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"a weight_map in {index.name}", "none")
     files = sorted({index.parent / str(name) for name in weight_map.values()})
@@ -59,20 +63,21 @@ def _listed(index: Path) -> list[Path]:
 
 def _lacking(folder: Path) -> CheckpointError:
     if shards := sorted(file.name for file in folder.glob("*-of-*.*")):
-        return CheckpointError(f"an index file ({INDEX} or {KINDS[2]}) beside {shards[0]}", "none")
+        return CheckpointError(
+            f"an index file ({INDEX} or {WEIGHT_FILES[2]}) beside {shards[0]}", "none"
+        )
     if (folder / "adapter_config.json").is_file():
         return CheckpointError(
             "whole weights", f"a LoRA adapter in {str(folder)!r}; merge it into its model first"
         )
     return CheckpointError(
-        f"weights ({KINDS[1]}, {KINDS[3]}, {KINDS[4]} or shards) in {str(folder)!r}", "none"
+        f"weights ({WEIGHT_FILES[1]}, {WEIGHT_FILES[3]}, {WEIGHT_FILES[4]} or shards) in {str(folder)!r}",
+        "none",
     )
 
 
 def outline(file: Path) -> dict[str, Tensor]:
-    """What a file holds, as meta tensors. Raises CheckpointError, naming it, for a file that is not
-    whole.
-    """
+    """A file's tensors on the meta device. Raises CheckpointError for a damaged file."""
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
@@ -81,35 +86,33 @@ def outline(file: Path) -> dict[str, Tensor]:
         if not isinstance(tensors, dict) or not all(
             isinstance(tensor, Tensor) for tensor in tensors.values()
         ):
-            raise TypeError("it holds something else than tensors by name")
+            raise TypeError("it holds something other than tensors by name")
         return tensors
     except pickle.UnpicklingError as error:
         why = "cut short, or more than tensors in it: no code of a checkpoint is run"
         raise CheckpointError("a whole weight file", f"{file.name} ({why})") from error
-    except Exception as error:  # safetensors, zipfile and torch each raise kinds of their own
+    except Exception as error:  # safetensors, zipfile and torch: types of their own
         raise CheckpointError("a whole weight file", f"{file.name} ({one_line(error)})") from error
 
 
 def _meta(part: Any) -> Tensor:
     return torch.empty(
-        part.get_shape(), device="meta", dtype=DTYPES.get(part.get_dtype(), torch.float32)
+        part.get_shape(),
+        device="meta",
+        dtype=SAFETENSORS_DTYPES.get(part.get_dtype(), torch.float32),
     )
 
 
-def read(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file that `outline` has found whole; their pages come from disk as they are
-    used.
-    """
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file that `outline` accepted, memory-mapped where the format allows it."""
     if file.suffix == ".safetensors":
         return load_file(file)
-    mapped = zipfile.is_zipfile(file)  # the format before torch 1.6 can't be
+    mapped = zipfile.is_zipfile(file)  # the format before torch 1.6 cannot be mapped
     return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A file of settings. Raises CheckpointError for one that is missing, damaged or something
-    else.
-    """
+def read_settings(path: Path) -> dict[str, Any]:
+    """A JSON object of settings. Raises CheckpointError for a missing or damaged file."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
@@ -122,6 +125,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """The reason that a library gives, on one line that is not too long."""
+    """A library's message on one line of at most 200 characters."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(reason.split())[:200] or type(error).__name__

@@ -22,8 +22,13 @@ from probe.models.llava_mini import (
     from_original,
     load_original,
 )
-from probe.models.llava_mini.conversion import check, empty_model, fitted, native_config, renamed
-from probe.models.llava_mini.folder import CLIP_L_336
+from probe.models.llava_mini.conversion import CLIP_L_336, empty_model
+from probe.models.llava_mini.original_format import (
+    adapt_names,
+    check_shapes,
+    native_config,
+    renamed,
+)
 
 GOLDEN = COPIES / "llava_mini"
 CASE = GOLDEN / "hd_c8_p1_vicuna.json"
@@ -146,7 +151,7 @@ def test_never_more_than_one_shard_is_in_memory(case, tmp_path, monkeypatch):
         alive.append(tensor_memory() - before)
         save_file(tensors, *args, **kwargs)
 
-    monkeypatch.setattr("probe.models.llava_mini.folder.save_file", save)
+    monkeypatch.setattr("probe.models.llava_mini.conversion.save_file", save)
     before = tensor_memory()
     convert(path, tmp_path / "native")
     packed = sum(
@@ -268,7 +273,7 @@ def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr("probe.models.llava_mini.folder.save_file", full)
+    monkeypatch.setattr("probe.models.llava_mini.conversion.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         convert(folder, tmp_path / "native")
     assert not list(tmp_path.glob("*native*"))
@@ -324,8 +329,8 @@ def test_the_released_layout_maps_completely():
     ours = {}
     for name, shape in keys.items():
         ours |= renamed(name, torch.empty(shape, device="meta"))
-    ours = fitted(ours, model)
-    check({name: tensor.shape for name, tensor in ours.items()}, model)
+    ours = adapt_names(ours, model)
+    check_shapes({name: tensor.shape for name, tensor in ours.items()}, model)
     assert (
         sum(tensor.numel() for tensor in ours.values())
         == 9231400960
@@ -334,7 +339,7 @@ def test_the_released_layout_maps_completely():
     assert model.config.image_token_id == 128256
     del ours["model.language_model.norm.weight"]
     with pytest.raises(CheckpointError, match=r"1 missing: model.language_model.norm.weight$"):
-        check({name: tensor.shape for name, tensor in ours.items()}, model)
+        check_shapes({name: tensor.shape for name, tensor in ours.items()}, model)
 
 
 def test_pre_fusion_has_four_layers_where_the_config_is_silent(case):

@@ -12,7 +12,7 @@ from golden_cases import COPIES, SHARED, Case
 from safetensors.torch import load_file
 
 from probe.models.llava_mini.compressor import LlavaMiniCompressor, sincos_table
-from probe.models.llava_mini.conversion import renamed
+from probe.models.llava_mini.original_format import renamed
 
 NOT_CASES = {"posembed", "preproc", "prompts", "full_layout_llama31_8b", "index"}
 TOLERANCE = 1e-4  # of numbers of order 10, in float32
