@@ -72,7 +72,7 @@ def read_config(name: str | os.PathLike[str], revision: str | None = None) -> tu
 
     Raises ProbeError as `load` does.
     """
-    from probe.models.llava_mini.folder import examine, is_original
+    from probe.models.llava_mini.conversion import examine, is_original
 
     source = ModelSource.of(name)
     try:

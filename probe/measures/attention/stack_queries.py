@@ -211,8 +211,8 @@ def _prefusion_types(
 ) -> Int[np.ndarray, "sample position"]:
     """The type of each position of pre-fusion, an index into `names`.
 
-    `content`: the word's position in `input_ids`, or VISION_ROW, COMPRESSED_ROW or another negative number
-    for padding.
+    `content`: the word's position in `input_ids`, or VISION_ROW, COMPRESSED_ROW or another negative
+    number for padding.
     """
     in_prefusion = [name if name in names else "instruction" for name in inputs.types.names]
     new_index = np.array([names.index(name) for name in in_prefusion])
