@@ -1,4 +1,11 @@
-"""Put the samples of several records into one."""
+"""Samples of several records, or of several parts of a run, as one.
+
+    merge([record, other])        # records: the contract is checked before and after
+    join([part, other])           # any datasets or trees with a coordinate `sample`
+
+Both copy values bit for bit and pad ragged axes to the longest: NaN in floats, -1 in signed and 0
+in unsigned integers, False, or "".
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,30 +13,30 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, not_empty
 from probe.records.schema import CONDITIONS, LABELS
 from probe.records.validate import tree_of, validate
 
-_PAD = {"f": np.nan, "i": -1, "u": 0, "b": False, "O": ""}
+SAMPLE = "sample"
+Labelled = xr.Dataset | xr.DataTree
+PADDING = {"f": np.nan, "i": -1, "u": 0, "b": False}  # by kind of dtype; text: ""
 
 
 def merge(records: Sequence[xr.DataTree]) -> xr.DataTree:
-    """One record with the samples of all, in order. Values are copied bit for bit; ragged axes are
-    padded.
+    """One record with the samples of all, in order.
 
     Records that measured different things (another model, layers, types, variables, or a condition
     of `CONDITIONS`) are refused with the name of what differs: give those to a plot side by side
     instead. Other attrs that differ (a prompt's hash) become a list "a, b".
     """
     records = [validate(record) for record in records]
-    if not records:
-        raise ProbeError("record.merge", expected="at least one record", got="none")
+    not_empty("record.merge", "record", records)
     first = records[0]
     for record in records[1:]:
         for name in CONDITIONS:
             _same(f"attrs[{name!r}]", first.attrs.get(name), record.attrs.get(name))
         _same("stacks", sorted(first.children), sorted(record.children))
-    root = _concatenated([record.to_dataset(inherit=False) for record in records])
+    root = _concatenated("record.merge", [record.to_dataset(inherit=False) for record in records])
     stacks = {
         name: _merged_stack(name, [record.children[name] for record in records])
         for name in first.children
@@ -37,25 +44,85 @@ def merge(records: Sequence[xr.DataTree]) -> xr.DataTree:
     return validate(tree_of(root.assign_attrs(_joined_attrs(records)), stacks, "record.merge"))
 
 
+def join(parts: Sequence[Labelled]) -> Labelled:
+    """Parts one after the other along `sample`.
+
+    Variables without samples must agree where both have values. Raises ProbeError when parts differ
+    in their nodes or variables.
+    """
+    datasets = [datasets_of(part) for part in parts]
+    first = datasets[0]
+    for other in datasets[1:]:
+        if other.keys() != first.keys():
+            expected = f"parts with the nodes {sorted(first)}"
+            raise ProbeError("run", expected=expected, got=str(sorted(other)))
+    joined = {path: _joined_part(path, [each[path] for each in datasets]) for path in first}
+    return joined["/"] if isinstance(parts[0], xr.Dataset) else xr.DataTree.from_dict(joined)
+
+
+def select(data: Labelled, samples: slice | Sequence[int]) -> Labelled:
+    """Some samples, by position."""
+    return data.isel({SAMPLE: samples}, missing_dims="ignore")
+
+
+def ids_of(data: Labelled) -> list[str]:
+    """The sample ids. Raises ProbeError when there are none or one occurs twice."""
+    if SAMPLE not in data.coords:
+        got = f"only {', '.join(map(str, data.coords))}"
+        raise ProbeError("run", expected=f"a coordinate {SAMPLE!r} with ids", got=got)
+    ids = [str(name) for name in np.atleast_1d(data.coords[SAMPLE].values)]
+    repeated = next((name for name in ids if ids.count(name) > 1), None)
+    if repeated is not None:
+        raise ProbeError("run", expected="every id once", got=f"{repeated!r} twice")
+    return ids
+
+
+def datasets_of(data: Labelled) -> dict[str, xr.Dataset]:
+    """The datasets of a tree (of a dataset: itself) by path, with text as objects."""
+    if isinstance(data, xr.Dataset):
+        return {"/": with_text(data)}
+    return {node.path: with_text(node.to_dataset(inherit=False)) for node in data.subtree}
+
+
+def with_text(dataset: xr.Dataset) -> xr.Dataset:
+    """Text as Python's strings in an object array, and no encoding of the file it came from."""
+    texts = {
+        name: variable.copy(data=np.vectorize(str, "O")(variable.values))
+        for name, variable in dataset.variables.items()
+        if variable.dtype.kind in "UTO"
+    }
+    return dataset.assign(texts).drop_encoding()
+
+
 def _merged_stack(stack: str, nodes: list[xr.DataTree]) -> xr.Dataset:
     datasets = [node.to_dataset(inherit=False) for node in nodes]
+    first = datasets[0]
     for other in datasets[1:]:
         for name in LABELS:
-            first, second = (_label(dataset, name) for dataset in (datasets[0], other))
-            _same(f"{stack} {name}", first, second)
-        alone = sorted(map(str, datasets[0].variables.keys() ^ other.variables.keys()))
-        if alone:
-            raise _different(f"{stack} variables", f"{', '.join(alone)} in only one")
+            _same(f"{stack} {name}", _labels(first, name), _labels(other, name))
+        if differing := _only_in_one(first, other):
+            raise _different(f"{stack} variables", f"{differing} in only one")
         for name in other.variables:
-            first, second = (each[name].dims for each in (datasets[0], other))
-            if (set(first) ^ set(second)) - {
-                "layer"
-            }:  # a count that is the same in all layers has none
-                raise _different(f"dims of {stack}/{name}", f"{first} and {second}")
-    return _concatenated(datasets)
+            dims, other_dims = first[name].dims, other[name].dims
+            # a count that is the same in all layers has no axis of layers
+            if (set(dims) ^ set(other_dims)) - {"layer"}:
+                raise _different(f"dims of {stack}/{name}", f"{dims} and {other_dims}")
+    return _concatenated("record.merge", datasets)
 
 
-def _label(dataset: xr.Dataset, name: str) -> list:
+def _joined_part(path: str, datasets: list[xr.Dataset]) -> xr.Dataset:
+    for other in datasets[1:]:
+        if differing := _only_in_one(datasets[0], other):
+            got = f"{differing} only in some ({path})"
+            raise ProbeError("run", expected="the same variables in all parts", got=got)
+    return _concatenated("run", datasets)
+
+
+def _only_in_one(first: xr.Dataset, other: xr.Dataset) -> str:
+    return ", ".join(sorted(map(str, first.variables.keys() ^ other.variables.keys())))
+
+
+def _labels(dataset: xr.Dataset, name: str) -> list:
     return dataset.coords[name].values.tolist() if name in dataset.coords else []
 
 
@@ -69,50 +136,58 @@ def _different(what: str, got: str) -> ProbeError:
     return ProbeError("record.merge", expected=f"the same {what}", got=got, fix=fix)
 
 
-def _concatenated(datasets: list[xr.Dataset]) -> xr.Dataset:
-    templates: dict[Any, xr.Variable] = {}
-    for name, variable in (item for dataset in datasets for item in dataset.variables.items()):
-        if (
-            name not in templates or variable.ndim > templates[name].ndim
-        ):  # the one whose layers differ, if any
-            templates[name] = variable
-    coords = {name for dataset in datasets for name in dataset.coords}
+def _concatenated(called: str, datasets: list[xr.Dataset]) -> xr.Dataset:
+    """The datasets one after the other along `sample`, with all variables that one of them has."""
     sizes: dict[Any, int] = {}
     for dataset in datasets:
         sizes |= {dim: max(size, sizes.get(dim, 0)) for dim, size in dataset.sizes.items()}
-    merged = {}
-    for name, template in templates.items():
-        if "sample" in template.dims:
-            grown = [_grown(dataset, name, template, sizes) for dataset in datasets]
-            data = np.concatenate(grown, template.dims.index("sample"))
-            template = xr.Variable(template.dims, data, template.attrs)
-        merged[name] = template
-    return xr.Dataset(merged).set_coords(coords)
+    names = dict.fromkeys(name for dataset in datasets for name in dataset.variables)
+    variables = {name: _concatenated_variable(called, name, datasets, sizes) for name in names}
+    coords = {name for dataset in datasets for name in dataset.coords}
+    return xr.Dataset(variables, attrs=datasets[0].attrs).set_coords(coords)
 
 
-def _grown(
-    dataset: xr.Dataset, name: Any, template: xr.Variable, sizes: Mapping[Any, int]
-) -> np.ndarray:
-    """The variable padded to `sizes`; one that only other records have (an image) is all
-    padding.
-    """
-    sizes = {**sizes, "sample": dataset.sizes["sample"]}
-    grown = np.full(
-        [sizes[dim] for dim in template.dims], _PAD[template.dtype.kind], template.dtype
-    )
-    if name in dataset.variables:
-        variable = dataset.variables[name]
-        array = variable.set_dims(
-            {dim: variable.sizes.get(dim, sizes[dim]) for dim in template.dims}
-        ).values
-        grown[tuple(slice(size) for size in array.shape)] = array
-    return grown
+def _concatenated_variable(
+    called: str, name: Any, datasets: list[xr.Dataset], sizes: Mapping[Any, int]
+) -> xr.Variable:
+    known = [dataset.variables[name] for dataset in datasets if name in dataset.variables]
+    template = max(known, key=lambda variable: variable.ndim)  # with layers, where those differ
+    dtype = np.result_type(*(variable.dtype for variable in known))
+    padded = []
+    for dataset in datasets:
+        shape = {dim: sizes[dim] for dim in template.dims}
+        if SAMPLE in shape:
+            shape[SAMPLE] = dataset.sizes[SAMPLE]
+        array = np.full(list(shape.values()), PADDING.get(dtype.kind, ""), dtype)
+        if name in dataset.variables:
+            variable = dataset.variables[name]
+            broadcast = {dim: variable.sizes.get(dim, size) for dim, size in shape.items()}
+            values = variable.set_dims(broadcast).values
+            array[tuple(slice(size) for size in values.shape)] = values
+        padded.append(array)
+    if SAMPLE in template.dims:
+        array = np.concatenate(padded, template.dims.index(SAMPLE))
+    else:
+        array = _agreed(called, name, padded)
+    return xr.Variable(template.dims, array, template.attrs)
+
+
+def _agreed(called: str, name: Any, arrays: list[np.ndarray]) -> np.ndarray:
+    """The array with most values. Raises ProbeError unless all agree where they have values."""
+    padding = PADDING.get(arrays[0].dtype.kind, "")
+    known = [array == array if padding is np.nan else array != padding for array in arrays]
+    fullest = int(np.argmax([mask.sum() for mask in known]))
+    for array, mask in zip(arrays, known, strict=True):
+        if (mask & known[fullest] & (array != arrays[fullest])).any():
+            expected = f"{name!r} alike in all parts"
+            raise ProbeError(called, expected=expected, got="parts that differ in it")
+    return arrays[fullest]
 
 
 def _joined_attrs(records: list[xr.DataTree]) -> dict[str, Any]:
     joined = {}
     for name in dict.fromkeys(name for record in records for name in record.attrs):
         values = [record.attrs[name] for record in records if name in record.attrs]
-        parts = dict.fromkeys(part for value in values for part in str(value).split(", "))
-        joined[name] = values[0] if len(set(values)) == 1 else ", ".join(parts)
+        texts = dict.fromkeys(text for value in values for text in str(value).split(", "))
+        joined[name] = values[0] if len(set(values)) == 1 else ", ".join(texts)
     return joined

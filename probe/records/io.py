@@ -1,45 +1,66 @@
-"""A record as one file: zarr v3 in a zip, read back exactly, never half-written."""
+"""Files of records, and of the parts of a run: zarr v3 in a zip, read back exactly, never
+half-written.
+
+    save_record(record, "record")              # record.zarr.zip
+    open_record("record")
+    write_part(data, folder); read_part(path)  # some samples of a run
+
+A file is written under another name, flushed to the disk and renamed, so it is whole or not there.
+Equal contents give equal bytes.
+"""
 
 import os
+import secrets
+import time
 import uuid
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
+import zarr
 from zarr.storage import MemoryStore, ZipStore
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, shown
+from probe.records.concat import SAMPLE, Labelled, datasets_of, ids_of, select, with_text
 from probe.records.schema import ROOT, STACK, Variable
 from probe.records.validate import tree_of, validate
 
 SUFFIX = ".zarr.zip"
+OLD_NAMES = {  # variables in files of version 0.1.0 before images were called images
+    "picture": "images",
+    "picture_size": "image_size",
+    "picture_sha256": "image_sha256",
+}
+KIND = "probe_kind"  # attr of a part's root in the file: whether it is a dataset or a tree
 
 
 def save_record(record: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """Write the record as one file and return its path; a name without a suffix gets `.zarr.zip`.
 
-    A dataset that says what it is (`kind` in its attrs: an attribution, a logit lens) is written in
-    the same way. The file appears whole or not at all: it is written beside its place, synced and
-    renamed. Raises ProbeError for what is no record or breaks its contract, for a variable that a
-    file can't hold, and for a path that can't be written.
+    A dataset with `kind` in its attrs (an attribution, a logit lens) is written in the same way.
+    The file appears whole or not at all. Raises ProbeError for what is not a record or breaks its
+    contract, for a variable that a file can't hold, and for a path that can't be written.
     """
-    record = (
-        xr.DataTree(record)
-        if isinstance(record, xr.Dataset) and "kind" in record.attrs
-        else validate(record)
-    )
+    if isinstance(record, xr.Dataset) and "kind" in record.attrs:
+        record = xr.DataTree(record)
+    else:
+        record = validate(record)
     fix = "choose a file in a folder that you can write to"
     if not isinstance(path, str | os.PathLike):
-        raise ProbeError("record.save", expected="a path of a file", got=repr(path)[:60], fix=fix)
+        raise ProbeError("record.save", expected="a path of a file", got=shown(path), fix=fix)
     path = Path(path)
     if os.path.isdir(path):  # Path.is_dir raises for names that are too long
-        raise ProbeError(
-            "record.save", expected="a path of a file", got=f"the folder {str(path)!r}", fix=fix
-        )
+        got = f"the folder {str(path)!r}"
+        raise ProbeError("record.save", expected="a path of a file", got=got, fix=fix)
     path = path if path.suffix else path.with_name(path.name + SUFFIX)
-    chunks = _chunks(record)
+    datasets = {
+        name: node.to_dataset(inherit=False).drop_encoding()
+        for name, node in record.subtree_with_keys
+    }
+    chunks = _chunks(datasets)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_whole(path, chunks)
@@ -53,60 +74,6 @@ def save_record(record: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) 
     return path
 
 
-def _chunks(record: xr.DataTree) -> dict[str, bytes]:
-    """The zarr store as bytes. Not into a zip directly: zarr writes its metadata twice, a zip keeps
-    both.
-    """
-    chunks: dict[str, Any] = {}
-    plain = {
-        path: node.to_dataset(inherit=False).drop_encoding()
-        for path, node in record.subtree_with_keys
-    }
-    store = MemoryStore(chunks)
-    try:
-        xr.DataTree.from_dict(plain).to_zarr(store, zarr_format=3, consolidated=False)
-    except (
-        TypeError,
-        ValueError,
-    ) as error:  # a variable of the user's own, which xarray names in a note
-        note = next(iter(getattr(error, "__notes__", [])), "").split(" with value")[0]
-        raise ProbeError(
-            "record.save", expected="numbers or strings", got=f"{error}", fix=note
-        ) from None
-    return {key: chunk.to_bytes() for key, chunk in sorted(chunks.items())}
-
-
-def _write_whole(path: Path, chunks: Mapping[str, bytes]) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with partial.open("xb") as file:
-            with zipfile.ZipFile(file, "w") as archive:
-                for (
-                    key,
-                    content,
-                ) in chunks.items():  # the chunks are compressed already, the metadata is not
-                    packed = zipfile.ZIP_DEFLATED if key.endswith(".json") else zipfile.ZIP_STORED
-                    archive.writestr(
-                        zipfile.ZipInfo(key), content, packed
-                    )  # no clock: equal records, equal bytes
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def open_record(path: str | os.PathLike[str]) -> Any:
     """The record (or the dataset) that `save_record` wrote, read into memory; a record is
     validated.
@@ -118,38 +85,121 @@ def open_record(path: str | os.PathLike[str]) -> Any:
         path = Path(path)
         if not path.suffix and not os.path.exists(path):
             path = path.with_name(path.name + SUFFIX)
-        opened = _read(path)
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"damaged at {damaged}")
+        with ZipStore(path, mode="r") as store:
+            opened = _tree_in(store).load()
         if "kind" in opened.attrs:
             return _restored(opened, {})
-        nodes = {name: _restored(node, STACK) for name, node in opened.children.items()}
-        return validate(tree_of(_restored(opened, ROOT), nodes, "record.open"))
-    except (
-        Exception
-    ) as error:  # zipfile, zarr and xarray raise a dozen kinds, and all mean this one thing
+        stacks = {name: _restored(node, STACK) for name, node in opened.children.items()}
+        return validate(tree_of(_restored(opened, ROOT), stacks, "record.open"))
+    except Exception as error:  # zipfile, zarr and xarray raise a dozen kinds: not a record
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        got, fix = f"{str(path)!r} ({reason})", "pass a file that probe.save wrote"
+        got, fix = f"{str(path)!r} ({reason})", "pass a file that probe.save_record wrote"
         raise ProbeError("record.open", expected="a record (.zarr.zip)", got=got, fix=fix) from None
 
 
-def _read(path: Path) -> xr.DataTree:
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged:
-        raise zipfile.BadZipFile(f"damaged at {damaged}")
-    raw: dict[str, Any] = {"chunks": None, "decode_times": False, "decode_timedelta": False}
-    with ZipStore(path, mode="r") as store:
-        return xr.open_datatree(store, engine="zarr", consolidated=False, **raw).load()  # pyright: ignore
+def write_part(data: Labelled, folder: Path, worker: str = "0") -> Path:
+    """Writes samples of a run into the folder, under a name that no other worker can choose."""
+    ids_of(data)
+    datasets = datasets_of(data)
+    kind = "dataset" if isinstance(data, xr.Dataset) else "tree"
+    datasets["/"] = datasets["/"].assign_attrs({KIND: kind})
+    path = folder / f"part-{worker}-{time.time_ns()}-{secrets.token_hex(4)}{SUFFIX}"
+    _write_whole(path, _chunks(datasets))
+    return path
 
 
-def _restored(node: xr.DataTree, table: Mapping[str, Variable]) -> xr.Dataset:
-    """As it was saved: zarr keeps no order, has strings of its own type, and knows no type of empty
-    arrays.
+def read_part(path: Path, samples: slice | None = None) -> Labelled:
+    """The part, or some of its samples, in memory. Raises ProbeError when the file is damaged."""
+    with _part_store(path) as store:
+        tree = _tree_in(store)
+        tree = (tree if samples is None else select(tree, samples)).load()
+    datasets = {node.path: _restored(node, {}) for node in tree.subtree}
+    kind = datasets["/"].attrs.pop(KIND, "tree")
+    return datasets["/"] if kind == "dataset" else xr.DataTree.from_dict(datasets)
+
+
+def read_ids(path: Path) -> list[str]:
+    """The ids in a part, without reading anything else. Raises ProbeError when the file is
+    damaged.
     """
-    dataset = node.to_dataset(inherit=False).drop_encoding()
-    for name, variable in dataset.variables.items():
-        if name in table:
-            dataset[name] = variable.astype(table[str(name)].dtype)
-        elif variable.dtype.kind == "T":
-            dataset[name] = variable.astype(object)
-    known = [name for name in table if name in dataset.data_vars]
+    with _part_store(path) as store:
+        return [str(name) for name in np.asarray(zarr.open_group(store, mode="r")[SAMPLE][:])]  # pyright: ignore
+
+
+def flush_folder(folder: Path) -> None:
+    """Makes a rename inside the folder survive a power cut."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _chunks(datasets: Mapping[str, xr.Dataset]) -> dict[str, bytes]:
+    """The zarr store as bytes. Not into a zip directly: zarr writes its metadata twice, a zip keeps
+    both.
+    """
+    chunks: dict[str, Any] = {}
+    store = MemoryStore(chunks)
+    try:
+        xr.DataTree.from_dict(datasets).to_zarr(store, zarr_format=3, consolidated=False)
+    except (TypeError, ValueError) as error:  # a user's variable, which xarray names in a note
+        note = next(iter(getattr(error, "__notes__", [])), "").split(" with value")[0]
+        raise ProbeError(
+            "record.save", expected="numbers or strings", got=f"{error}", fix=note
+        ) from None
+    return {key: chunk.to_bytes() for key, chunk in sorted(chunks.items())}
+
+
+def _write_whole(path: Path, chunks: Mapping[str, bytes]) -> None:
+    """Writes a zip file that appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with partial.open("xb") as file:
+            with zipfile.ZipFile(file, "w") as archive:
+                for key, content in chunks.items():
+                    # chunks are compressed already, metadata is not
+                    packed = zipfile.ZIP_DEFLATED if key.endswith(".json") else zipfile.ZIP_STORED
+                    # ZipInfo has no clock: equal records, equal bytes
+                    archive.writestr(zipfile.ZipInfo(key), content, packed)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    flush_folder(path.parent)
+
+
+def _part_store(path: Path) -> ZipStore:
+    if not zipfile.is_zipfile(path):
+        fix = "delete the file: its samples are computed again"
+        raise ProbeError("run", expected=f"a whole part in {path}", got="no zip file", fix=fix)
+    return ZipStore(path, mode="r")
+
+
+def _tree_in(store: ZipStore) -> xr.DataTree:
+    raw: dict[str, Any] = {"chunks": None, "decode_times": False, "decode_timedelta": False}
+    return xr.open_datatree(store, engine="zarr", consolidated=False, **raw)  # pyright: ignore
+
+
+def _restored(node: xr.DataTree, schema: Mapping[str, Variable]) -> xr.Dataset:
+    """As it was saved: zarr does not keep the order of variables, and knows neither Python's
+    strings nor the dtype of empty arrays.
+    """
+    dataset = with_text(node.to_dataset(inherit=False))
+    dataset = dataset.rename({old: new for old, new in OLD_NAMES.items() if old in dataset})
+    if dataset.attrs.get("toy") in ("true", "false"):
+        dataset.attrs["toy"] = dataset.attrs["toy"] == "true"
+    typed = {
+        name: variable.astype(schema[str(name)].dtype)
+        for name, variable in dataset.variables.items()
+        if name in schema
+    }
+    dataset = dataset.assign(typed)
+    known = [name for name in schema if name in dataset.data_vars]
     return dataset[known + sorted(map(str, dataset.data_vars.keys() - set(known)))]

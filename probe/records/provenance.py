@@ -23,8 +23,8 @@ from typing import Any
 
 from probe import __version__
 from probe.errors import ProbeError
+from probe.records.io import flush_folder
 from probe.records.schema import plain_attrs
-from probe.records.zarr_parts import flush_folder
 
 Content = bytes | str | Path
 

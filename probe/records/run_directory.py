@@ -1,17 +1,19 @@
-"""A run: results over many samples in a directory that survives everything.
+"""A run: results over many samples in a directory that survives crashes.
 
     run/
-      run.json                                # written once: what was computed (model, plan, data, ...)
-      parts/part-<worker>-<time>-<random>.zarr.zip    # some samples each; whole or not there; never changed
-      failures/<worker>.jsonl                 # samples that could not be computed, with the reason
-      final.zarr/                             # all as one dataset, in order; from `compact`; may be deleted
+      run.json               # written once: what was computed (model, plan, data, ...)
+      parts/part-<worker>-<time>-<random>.zarr.zip
+                             # some samples each; whole or not there; never changed
+      failures/<worker>.jsonl
+                             # samples that could not be computed, with the reason
+      final.zarr/            # all as one dataset, in order; from `compact`; may be deleted
 
-What is done is what is in the parts: there is no list beside them that could disagree. So a run
-that was interrupted, or killed, goes on when the same command is given again; several workers may
-write into one directory. What differs from `run.json` is refused by name.
+A sample is done when a part contains it; no separate list could disagree with the parts. So a run
+that was interrupted or killed resumes when the same command is given again, and several workers may
+write into one directory. Settings that differ from `run.json` are refused by name.
 
-    run = Run.open("probe-out/drop", Fingerprint(model="tiny-llava", ...))
-    collect(run, samples, measure)            # measure(samples) -> Dataset or DataTree with those sample ids
+    run = RunDirectory.open("probe-out/drop", RunFingerprint(model="tiny-llava", ...))
+    run_samples(run, samples, measure)    # measure(samples) -> Dataset or DataTree with those ids
     run.load([sample.id for sample in samples])
 """
 
@@ -29,27 +31,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
 import zarr
 
 from probe.data.sample import Sample
 from probe.errors import ProbeError
+from probe.records.concat import SAMPLE, Labelled, datasets_of, ids_of, join, select
+from probe.records.io import read_ids, read_part, write_part
 from probe.records.provenance import RunFingerprint, first_difference, write_once
-from probe.records.zarr_parts import (
-    Labelled,
-    ids_of,
-    join,
-    read_ids,
-    read_part,
-    read_skeleton,
-    select,
-    to_nodes,
-    write_part,
-)
 
 PART_SAMPLES = 64
-PART_SECONDS = 30.0  # at most so much work is lost in a crash
-STALE_SECONDS = 3600.0  # an unfinished part this old has no writer any more
-HOPELESS = 20  # failures in a row after which a run stops: it is not the samples
+PART_SECONDS = 30.0  # a crash loses at most the work of so long a time
+STALE_SECONDS = 3600.0  # an unfinished part this old has lost its writer
+MAX_FAILURES = 20  # abort after this many consecutive failures
+READ_AHEAD = 16  # parts in memory at once while a run is put in order
 
 
 @dataclass(frozen=True)
@@ -71,18 +66,16 @@ class RunDirectory:
     def open(
         cls, folder: str | Path, fingerprint: RunFingerprint, worker: str = "0"
     ) -> "RunDirectory":
-        """Starts a run, or goes on with it. Raises ProbeError naming the field in which it is
-        another run.
+        """Starts or resumes a run. Raises ProbeError naming the setting in which the folder's run
+        differs.
         """
         run = cls(Path(folder).expanduser(), worker)
         for part in ("parts", "failures"):
             (run.folder / part).mkdir(parents=True, exist_ok=True)
-        given = fingerprint.plain()
-        write_once(
-            run.folder / "run.json",
-            {"fingerprint": given, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
-        )
-        difference = first_difference(run.fingerprint(), given)
+        settings = fingerprint.plain()
+        created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        write_once(run.folder / "run.json", {"fingerprint": settings, "created": created})
+        difference = first_difference(run.fingerprint(), settings)
         if difference:
             name, old, new = difference
             raise ProbeError(
@@ -91,7 +84,7 @@ class RunDirectory:
                 got=new,
                 fix="use another --out, or the same settings",
             )
-        run._clean()
+        run._remove_stale_files()
         return run
 
     def fingerprint(self) -> dict[str, Any]:
@@ -101,9 +94,8 @@ class RunDirectory:
         try:
             return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError):
-            raise ProbeError(
-                "run", expected=f"a run directory with run.json in {self.folder}", got="none"
-            ) from None
+            expected = f"a run directory with run.json in {self.folder}"
+            raise ProbeError("run", expected=expected, got="none") from None
 
     def parts(self) -> list[Path]:
         """The finished parts, in order of their names."""
@@ -114,73 +106,55 @@ class RunDirectory:
         return {name for part in self.parts() for name in read_ids(part)}
 
     def todo(self, samples: Sequence[Sample], attempts: int = 2) -> list[Sample]:
-        """What is neither done nor has failed `attempts` times."""
-        done, failed = self.done(), Counter(failure.id for failure in self._failed())
-        return [
-            sample for sample in samples if sample.id not in done and failed[sample.id] < attempts
-        ]
+        """The samples that are neither done nor have failed `attempts` times."""
+        done, failed = self.done(), Counter(failure.id for failure in self._failures())
+        open_samples = [sample for sample in samples if sample.id not in done]
+        return [sample for sample in open_samples if failed[sample.id] < attempts]
 
     def fail(self, sample: str, error: BaseException) -> None:
         """Notes that a sample could not be computed."""
-        attempt = 1 + sum(failure.id == sample for failure in self._failed())
+        attempt = 1 + sum(failure.id == sample for failure in self._failures())
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         line = json.dumps({"id": sample, "attempt": attempt, "reason": reason})
-        with (self.folder / "failures" / f"{self.worker}.jsonl").open(
-            "a", encoding="utf-8"
-        ) as file:
-            file.write(
-                f"\n{line}\n"
-            )  # the line before may be half a line, of a writer that was killed
+        path = self.folder / "failures" / f"{self.worker}.jsonl"
+        with path.open("a", encoding="utf-8") as file:
+            # the line before may be half a line, of a writer that was killed
+            file.write(f"\n{line}\n")
             file.flush()
             os.fsync(file.fileno())
 
     def failures(self) -> list[Failure]:
         """Samples that failed and are not done, each with its last attempt."""
         done = self.done()
-        return list(
-            {failure.id: failure for failure in self._failed() if failure.id not in done}.values()
-        )
+        last = {failure.id: failure for failure in self._failures()}
+        return [failure for failure in last.values() if failure.id not in done]
 
     def stream(self) -> Iterator[Labelled]:
-        """One part after the other; a sample that is in two of them comes once."""
+        """One part after the other; a sample that two parts contain comes once."""
         seen: set[str] = set()
         for path in self.parts():
             part = read_part(path)
-            new = [row for row, name in enumerate(ids_of(part)) if name not in seen]
-            seen.update(ids_of(part))
+            ids = ids_of(part)
+            new = [row for row, name in enumerate(ids) if name not in seen]
+            seen.update(ids)
             if new:
                 yield select(part, new)
 
     def load(self, order: Iterable[str] = ()) -> Labelled:
-        """All of it in memory: first the samples in `order`, then any others."""
+        """All samples in memory: first those in `order`, then any others."""
         return join(list(self._blocks(order, block=PART_SAMPLES)))
 
     def compact(self, order: Iterable[str] = (), block: int = 256) -> Path:
-        """Writes all of it to `final.zarr`, `block` samples at a time, and returns its path."""
-        final, temporary = (
-            self.folder / "final.zarr",
-            self.folder / f"final-{secrets.token_hex(4)}.tmp",
-        )
+        """Writes all samples to `final.zarr`, `block` at a time, and returns its path."""
+        final = self.folder / "final.zarr"
+        temporary = self.folder / f"final-{secrets.token_hex(4)}.tmp"
         try:
             for number, data in enumerate(self._blocks(order, block)):
-                for node, dataset in to_nodes(data).items():
-                    if number:
-                        fixed = [
-                            name
-                            for name, variable in dataset.variables.items()
-                            if "sample" not in variable.dims
-                        ]
-                        dataset.drop_vars(fixed).to_zarr(
-                            temporary, group=node, append_dim="sample", consolidated=False
-                        )
-                    else:
-                        dataset.to_zarr(
-                            temporary, group=node, mode="a", zarr_format=3, consolidated=False
-                        )
+                for path, dataset in datasets_of(data).items():
+                    _append(dataset, temporary, path, first=number == 0)
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # zarr: consolidated metadata is not in its specification yet
+                # zarr: consolidated metadata is not in its specification yet
+                warnings.simplefilter("ignore")
                 zarr.consolidate_metadata(temporary)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
@@ -192,42 +166,55 @@ class RunDirectory:
         """The samples in order, `block` at a time, all with the same lengths along ragged
         dimensions.
         """
-        paths = self.parts()
-        where = {
-            name: (path, row) for path in reversed(paths) for row, name in enumerate(read_ids(path))
-        }
-        if not where:
+        ids = {path: read_ids(path) for path in self.parts()}
+        place: dict[str, tuple[Path, int]] = {}  # of a sample: the first part that contains it
+        for path, names in ids.items():
+            for row, name in enumerate(names):
+                place.setdefault(name, (path, row))
+        if not place:
             raise ProbeError(
                 "run", expected="at least one finished sample", got=f"none in {self.folder}"
             )
-        finished = (name for path in paths for name in read_ids(path))
-        wanted = [name for name in dict.fromkeys([*order, *finished]) if name in where]
-        skeleton = join([read_skeleton(path) for path in paths])
-        opened = lru_cache(maxsize=16)(read_part)
+        wanted = [name for name in dict.fromkeys([*order, *place]) if name in place]
+        # parts without samples: what all samples share, and the longest ragged dimensions
+        skeleton = join([read_part(path, slice(0, 0)) for path in ids])
+        opened = lru_cache(maxsize=READ_AHEAD)(read_part)
         for start in range(0, len(wanted), block):
+            names = wanted[start : start + block]
             rows: dict[Path, list[int]] = {}
-            for name in wanted[start : start + block]:
-                rows.setdefault(where[name][0], []).append(where[name][1])
+            for name in names:
+                path, row = place[name]
+                rows.setdefault(path, []).append(row)
             data = join([skeleton, *(select(opened(path), taken) for path, taken in rows.items())])
-            place = {name: row for row, name in enumerate(ids_of(data))}
-            yield select(data, [place[name] for name in wanted[start : start + block]])
+            position = {name: row for row, name in enumerate(ids_of(data))}
+            yield select(data, [position[name] for name in names])
 
-    def _failed(self) -> Iterator[Failure]:
+    def _failures(self) -> Iterator[Failure]:
         for file in sorted((self.folder / "failures").glob("*.jsonl")):
             for line in file.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError, TypeError):  # an empty line, or half of one
                     yield Failure(**json.loads(line))
 
-    def _clean(self) -> None:
-        for left in [*self.folder.glob("*.tmp"), *(self.folder / "parts").glob("*.tmp")]:
+    def _remove_stale_files(self) -> None:
+        for path in [*self.folder.glob("*.tmp"), *(self.folder / "parts").glob("*.tmp")]:
             with contextlib.suppress(OSError):  # another worker may have been faster
-                if time.time() - left.stat().st_mtime > STALE_SECONDS:
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _append(dataset: xr.Dataset, folder: Path, path: str, first: bool) -> None:
+    """Writes samples into a node of a zarr folder; variables without samples the first time only."""
+    if first:
+        dataset.to_zarr(folder, group=path, mode="a", zarr_format=3, consolidated=False)
+        return
+    fixed = [name for name, each in dataset.variables.items() if SAMPLE not in each.dims]
+    samples = dataset.drop_vars(fixed)
+    samples.to_zarr(folder, group=path, append_dim=SAMPLE, consolidated=False)
 
 
 class Writer:
-    """Gathers finished samples and writes them as a part when there are enough, or time is up, or
-    the work ends.
+    """Collects finished samples and writes them as a part when there are `size` of them, when
+    `seconds` have passed, and at the end of the block.
 
     with Writer(run) as writer:
         writer.add(data)
@@ -249,7 +236,7 @@ class Writer:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is waiting. Until the part is on the disk nothing is forgotten."""
+        """Writes what is waiting; kept in memory until the part is on the disk."""
         if self.waiting:
             write_part(join(self.waiting), self.run.folder / "parts", self.run.worker)
             self.waiting = []
@@ -269,37 +256,34 @@ def run_samples(
     progress: Callable[[int], None] | None = None,
     size: int = PART_SAMPLES,
 ) -> None:
-    """Measures what is still to do. `progress` gets the number of samples that have just been dealt
-    with.
+    """Measures the samples of a run that are not done. `progress` gets the number of samples that
+    were just measured or have failed.
 
     A batch that fails is measured one by one; a sample that fails is listed, tried again by the
     next command, and given up after `attempts`. Ctrl-C keeps everything finished. Raises ProbeError
-    after 20 failures in a row.
+    after 20 consecutive failures.
     """
-    todo, in_a_row = run.todo(samples, attempts), 0
+    todo, failures = run.todo(samples, attempts), 0
     with Writer(run, size) as writer:
         for start in range(0, len(todo), batch):
-            group = todo[start : start + batch]
-            for some, outcome in _outcomes(group, measure):
+            for group, outcome in _outcomes(todo[start : start + batch], measure):
                 if isinstance(outcome, Exception):
-                    run.fail(some[0].id, outcome)
-                    in_a_row += 1
+                    run.fail(group[0].id, outcome)
+                    failures += 1
                 else:
                     writer.add(outcome)
-                    in_a_row = 0
-                if in_a_row >= HOPELESS:
-                    raise ProbeError(
-                        "run",
-                        expected="samples that can be measured",
-                        got=f"{HOPELESS} failures in a row, the last {outcome}",
-                    )
+                    failures = 0
+                if failures >= MAX_FAILURES:
+                    got = f"{MAX_FAILURES} failures in a row, the last {outcome}"
+                    raise ProbeError("run", expected="samples that can be measured", got=got)
                 if progress:
-                    progress(len(some))
+                    progress(len(group))
 
 
 def _outcomes(
     group: list[Sample], measure: Callable[[list[Sample]], Labelled]
 ) -> Iterator[tuple[list[Sample], Labelled | Exception]]:
+    """The results of a group, or where it fails those of each of its samples."""
     try:
         outcome: Labelled | Exception = _measured(group, measure)
     except Exception as error:

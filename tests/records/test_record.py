@@ -332,6 +332,20 @@ def test_what_was_opened_can_be_saved_and_merged_again(tmp_path):
     assert records.open_record(records.save_record(merged, tmp_path / "d")).identical(merged)
 
 
+def test_booleans_come_back_as_booleans(record, tmp_path):
+    for toy in (True, False):
+        path = records.save_record(with_attrs(record, toy=toy), tmp_path / "record")
+        assert records.open_record(path).attrs["toy"] is toy
+
+
+def test_files_with_the_old_names_of_images_open(record, tmp_path):
+    old = record.copy()
+    names = {"images": "picture", "image_size": "picture_size"}
+    old.dataset = old.to_dataset().rename(names).assign_attrs(toy="true")
+    back = records.open_record(records.save_record(old, tmp_path / "old"))
+    assert back.identical(with_attrs(record, toy=True))
+
+
 def test_no_images_and_no_tokens_survive_a_file(tmp_path):
     node = {"query_type": ["text"], "key_type": ["text"], "mass": np.ones((1, 2, 4, 1, 1))}
     node |= {

@@ -21,9 +21,10 @@ from running_mean import RunningMean
 
 from probe.data.sample import Sample
 from probe.errors import ProbeError
+from probe.records.concat import join, select
+from probe.records.io import read_ids, read_part, write_part
 from probe.records.provenance import RunFingerprint, hash_files
 from probe.records.run_directory import STALE_SECONDS, RunDirectory, Writer, run_samples
-from probe.records.zarr_parts import join, read_ids, read_part, select, write_part
 
 ROOT = Path(__file__).parents[2]
 SAME = RunFingerprint(
