@@ -1,29 +1,31 @@
-"""Take vision tokens away in some layers, in four exact senses.
+"""Take vision tokens away in some layers, in five exactly defined modes.
 
-    mask            text queries cannot see vision keys; vision rows go on among themselves, so later layers see them
-                    as they evolved
-    mask, freeze    the same, and vision rows skip these layers: they keep the value they had
-    remove          vision rows are physically gone: shorter sequence, less compute, smaller cache. Text keeps its
-                    positions. Behind each block of consecutive layers the rows return with the value they had before it
-    zero            the softmax is untouched, but the values of vision keys count as zero for text queries: loss of
-                    information without attention being given to other tokens instead
+    mask              text queries cannot see vision keys; vision tokens are still updated, so later
+                      layers see them as they evolved
+    mask_frozen       as above, and vision tokens skip these layers: they keep their value
+    remove            vision tokens are removed from the sequence: less compute, smaller cache. Text
+                      keeps its positions. After each block of consecutive layers they return with
+                      the value they had before it
+    remove_for_good   removed from the first of the layers on; they never return
+    zero              the softmax is unchanged, but vision values count as zero for text queries:
+                      information is lost without attention being redistributed to other tokens
 
-`freeze` equals `remove` to rounding, and to the end of the stack so does `mask`. In cached decoding
-what is dropped stays dropped. Position ids never change. Padding counts as text.
+`mask_frozen` equals `remove` to rounding; up to the end of the stack `mask` does too. During cached
+decoding, dropped tokens stay dropped. Position ids never change. Padding counts as text.
 
     with drop_vision(subject.model, range(8, 32)):
         subject.model.generate(**inputs)
 
-In the pre-fusion of LLaVA-Mini (`stack="prefusion"`) vision rows are the patches, and two kinds of
-rows read them: the text and the compressed tokens. `queries` says which of the two is cut off.
-There, mask, freeze and zero are defined; removed rows would save nothing that freezing does not
-say. In its LLM, vision is what the compressed tokens are.
+In the pre-fusion of LLaVA-Mini (`stack="prefusion"`) the vision tokens are the patches, which two
+kinds of tokens attend to: text and compressed tokens. `queries` selects the kinds that lose access.
+The modes there are mask, mask_frozen and zero. In LLaVA-Mini's LLM the vision tokens are the
+compressed tokens.
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -38,80 +40,79 @@ from probe.hooks.token_removal import Removal, present_in, removed
 from probe.interventions.attention_edits import mask_keys, replace_keys_values
 from probe.interventions.layer_target import PREFUSION, Layers, LayerTarget, Names, as_names
 
-MODES = ("mask", "remove", "zero")
+DropMode = Literal["mask", "mask_frozen", "remove", "remove_for_good", "zero"]
+DROP_MODES: tuple[str, ...] = get_args(DropMode)
+PREFUSION_MODES = ("mask", "mask_frozen", "zero")
 
 
 @contextmanager
 def drop_vision(
     model: Any,
     layers: Layers,
-    how: str = "mask",
-    freeze: bool = False,
-    restore: bool = True,
+    mode: DropMode | str = "mask",
+    *,
     stack: str = "llm",
     queries: Names | None = None,
 ) -> Iterator[None]:
-    """Drops vision tokens in these layers (0-based, any set) of a model or Subject while the block
-    lasts.
+    """Drops vision tokens in these layers (counted from 0, any set) of a model or Subject while the
+    block lasts.
 
-    Forward, `generate` with cache, batches padded on either side, several images. No layer: nothing
-    changes, to the bit. Undone on any exit. A sequence must run in the block from its prompt on.
+    Works for forward, `generate` with cache, batches padded on either side and several images.
+    Without layers nothing changes, to the bit. Undone on any exit. A sequence must run in the block
+    from its prompt on.
 
     Args:
-        how: "mask", "remove" or "zero", as above.
-        freeze: with "mask", vision rows skip the layers.
-        restore: with "remove", False: the rows never come back. Their rows of the output are then what they were
-            before the first of the layers.
+        mode: one of the five above.
         stack: "llm" or "prefusion".
-        queries: who is cut off from vision, in pre-fusion "text", "compressed" or both; by default all but vision.
+        queries: which tokens lose access to vision: in pre-fusion "text", "compressed" or both; by
+            default all but vision.
 
-    Raises ProbeError before anything runs for a layer outside, an unknown `how`, a compiled model;
-    with "mask" for flash attention; with "remove" in pre-fusion, for a static or quantized cache
-    and a sliding window shorter than the sequence.
+    Raises ProbeError before anything runs for a layer outside the stack, an unknown mode and a
+    compiled model; with "mask" and "mask_frozen" for flash attention; with "remove" and
+    "remove_for_good" in pre-fusion, for a static or quantized cache, and for a sliding window
+    shorter than the sequence.
     """
     target = LayerTarget.of("drop_vision", model, layers, stack)
-    _check(how, freeze, restore)
-    queries = _cut_off(target, how, queries)
-    if how == "remove" and not restore and target.layers:
-        everything_behind = tuple(range(target.layers[0], len(target.stack.layers)))
-        target = LayerTarget(target.called, target.model, target.stack, everything_behind)
-    options = f"how={how}" + ", freeze=True" * freeze + ", restore=False" * (not restore)
-    options += f", queries={'+'.join(queries)}" * (len(queries) < len(target.kinds) - 1)
-    with target.at_work(how, options), ExitStack() as undo:
-        if target.layers:
-            dropping = {
-                "mask": partial(_masked, freeze=freeze),
-                "remove": _removed,
-                "zero": _zeroed,
-            }[how]
-            undo.enter_context(dropping(target, queries))
-        yield
+    _check_mode(mode, stack)
+    queries = _queries_of(target, queries)
+    if mode == "remove_for_good" and target.layers:
+        to_the_end = tuple(range(target.layers[0], len(target.stack.layers)))
+        target = LayerTarget(target.called, target.model, target.stack, to_the_end)
+    options = f"mode={mode}"
+    if len(queries) < len(target.kinds) - 1:
+        options += f", queries={'+'.join(queries)}"
+    with target.at_work("remove" if mode.startswith("remove") else mode, options):
+        if not target.layers:
+            yield
+        elif mode.startswith("mask"):
+            with _masked(target, queries, freeze=mode == "mask_frozen"):
+                yield
+        elif mode == "zero":
+            with _zeroed(target, queries):
+                yield
+        else:
+            with _removed(target):
+                yield
 
 
-def _check(how: str, freeze: bool, restore: bool) -> None:
-    if how not in MODES:
+def _check_mode(mode: str, stack: str) -> None:
+    if mode not in DROP_MODES:
         raise ProbeError(
-            "drop_vision", expected=f"how={', '.join(map(repr, MODES))}", got=repr(how)
+            "drop_vision", expected=f"mode={', '.join(map(repr, DROP_MODES))}", got=repr(mode)
         )
-    if freeze and how != "mask":
-        raise ProbeError("drop_vision", expected="freeze with how='mask'", got=f"with how={how!r}")
-    if not restore and how != "remove":
-        raise ProbeError(
-            "drop_vision", expected="restore=False with how='remove'", got=f"with how={how!r}"
-        )
-
-
-def _cut_off(target: LayerTarget, how: str, queries: Names | None) -> tuple[str, ...]:
-    """The kinds of rows that lose sight of vision. Raises ProbeError where the stack has not these,
-    or can't do it.
-    """
-    if how == "remove" and target.stack.name == PREFUSION:
+    if stack == PREFUSION and mode not in PREFUSION_MODES:
         raise ProbeError(
             "drop_vision",
-            expected="how='mask' or 'zero' in pre-fusion",
-            got="'remove'",
-            fix="use how='mask', freeze=True: what removing its vision rows would give",
+            expected=f"mode={' or '.join(map(repr, PREFUSION_MODES))} in pre-fusion",
+            got=repr(mode),
+            fix="use mode='mask_frozen', which equals removing vision tokens there",
         )
+
+
+def _queries_of(target: LayerTarget, queries: Names | None) -> tuple[str, ...]:
+    """The kinds of tokens that lose access to vision. Raises ProbeError for a kind that the stack
+    does not hold.
+    """
     possible = tuple(kind for kind in target.kinds if kind != "vision")
     chosen = possible if queries is None else as_names(queries)
     if not chosen or set(chosen) - set(possible):
@@ -123,12 +124,12 @@ def _cut_off(target: LayerTarget, how: str, queries: Names | None) -> tuple[str,
 
 
 @contextmanager
-def _removed(target: LayerTarget, queries: tuple[str, ...]) -> Iterator[None]:
+def _removed(target: LayerTarget) -> Iterator[None]:
     limits = windows(target.called, target.model, target.layers)
 
     def check(sequence: TrackedSequence, cache: Any) -> None:
         if sequence.vision.any():
-            check_partial(target.called, limits, sequence.length, cache, "use how='mask'")
+            check_partial(target.called, limits, sequence.length, cache, "use mode='mask'")
 
     sequences = SequenceTracker(
         target.called, target.model, target.stack.layers[0], check=check, whole_prompt=True
@@ -151,7 +152,7 @@ class _WithoutVision(Removal):
 
 @contextmanager
 def _masked(target: LayerTarget, queries: tuple[str, ...], freeze: bool) -> Iterator[None]:
-    target.refuse_flash("load the model with attn_implementation='sdpa', or use how='remove'")
+    target.refuse_flash("load the model with attn_implementation='sdpa', or use mode='remove'")
     sequences = target.sequences(changes_vision=freeze)
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
