@@ -61,11 +61,12 @@ record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head")
 #
 # The paper does not say which it used.
 #
-# | how | in the chosen layers | elsewhere |
+# | mode | in the chosen layers | elsewhere |
 # |---|---|---|
 # | `mask` | text cannot see vision; vision rows go on among themselves | later layers see them as they evolved |
-# | `mask`, `freeze=True` | and vision rows skip these layers | equal to `remove` |
-# | `remove` | vision rows are physically gone | they come back as they were (`restore=False`: never) |
+# | `mask_frozen` | and vision rows skip these layers | equal to `remove` |
+# | `remove` | vision rows are physically gone | they come back as they were |
+# | `remove_for_good` | vision rows are physically gone | they never come back |
 # | `zero` | attention is untouched, the values of vision tokens count as zero | separates lost information from renormalised attention |
 # | `swap` | text reads another image's vision tokens | keeps what is read realistic |
 
@@ -79,9 +80,9 @@ def told(context):
 middle = range(layers // 4, layers // 2)
 other, *_ = sample_image(seed=5)
 answers = {
-    how: told(probe.drop_vision(subject, middle, how=how)) for how in ("mask", "remove", "zero")
+    mode: told(probe.drop_vision(subject, middle, mode=mode))
+    for mode in ("mask", "mask_frozen", "remove", "remove_for_good", "zero")
 }
-answers["mask, freeze"] = told(probe.drop_vision(subject, middle, freeze=True))
 answers["swap"] = told(probe.swap_vision(subject, middle, other))
 answers["knockout: the answer alone"] = told(
     probe.knockout(
@@ -140,24 +141,15 @@ probe.plots.dropped(sweep, size=2)
 # %%
 probe.plots.depth(sweep)
 # %% [markdown]
-# Every reading on one axis. `mask`, `freeze` and `remove` are the same from a layer to the last one; in a window they are not.
+# Every mode on one axis. `mask`, `mask_frozen` and `remove` are the same from a layer to the last one; in a window they are not.
 
 # %%
 few = samples[:24]
-readings = {
-    "mask": {},
-    "mask, freeze": {"freeze": True},
-    "remove, no restore": {"how": "remove", "restore": False},
-    "zero": {"how": "zero"},
-    "swap": {"how": "swap"},
-}
 tables = {
-    name: with_images(
-        probe.drop_sweep(
-            subject, few, probe.windows(2), score=shapes.score, progress=False, **options
-        )
+    mode: with_images(
+        probe.drop_sweep(subject, few, probe.windows(2), mode, score=shapes.score, progress=False)
     )
-    for name, options in readings.items()
+    for mode in ("mask", "mask_frozen", "remove_for_good", "zero", "swap")
 }
 probe.plots.readings(tables)
 probe.plots.swaps(tables)

@@ -20,7 +20,7 @@ def planted_sweep(
     layers: int = 4,
     needed: Sequence[int] = (1,),
     cases: Sequence[Sequence[int]] | None = None,
-    how: str = "mask",
+    mode: str = "mask",
     **attrs: str,
 ) -> xr.Dataset:
     """Two questions an image. Right unless a `needed` layer is dropped; then one image in four is
@@ -52,7 +52,7 @@ def planted_sweep(
         "image": ("sample", np.array([f"p{i // len(KINDS)}" for i in range(len(correct))], object)),
         "kind": ("sample", np.array(KINDS * images, object)),
     }
-    if how == "swap":
+    if mode == "swap":
         table["donor_answer_given"] = (("sample", "case"), 1 - correct)
     coords = {
         "case": np.array([*ALWAYS, *named], object),
@@ -62,13 +62,13 @@ def planted_sweep(
     return xr.Dataset(
         table,
         coords,
-        {"model": "planted", "how": how, "freeze": "false", "restore": "true"} | attrs,
+        {"model": "planted", "mode": mode} | attrs,
     )
 
 
 def planted_run(**options) -> xr.DataTree:
-    """Three readings and attention, as a run of `probe drop` has them."""
-    tables = {how: planted_sweep(how=how, **options) for how in ("mask", "zero", "swap")}
+    """Three modes and attention, as a run of `probe drop` has them."""
+    tables = {mode: planted_sweep(mode=mode, **options) for mode in ("mask", "zero", "swap")}
     first = tables["mask"]
     shape = (first.sizes["sample"], first.sizes["layer"], 2)
     values = np.broadcast_to(np.linspace(0.6, 0.2, shape[1])[None, :, None], shape).astype(

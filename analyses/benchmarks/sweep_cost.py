@@ -31,7 +31,7 @@ from probe.data.sample import Sample
 from probe.interventions.drop import drop_vision
 from probe.interventions.sweep import Sweep
 from probe.interventions.sweep.layer_sets import UNTOUCHED, Cases, from_layer, resolve, windows
-from probe.interventions.sweep.visibility import MASKED, DropMode, row_layers
+from probe.interventions.sweep.visibility import MASKED, row_layers, visibility_of_cases
 from probe.models.tiny.processor import CHAT_TEMPLATE, build_tokenizer
 from probe.subject.inputs import Inputs
 from probe.subject.loading import load
@@ -156,19 +156,19 @@ def counted(questions: int, layers: int = 32) -> float:
         4 * width,
     )  # of a token; of a query with a key
     sets = {UNTOUCHED: frozenset()} | resolve([from_layer(), windows(4)], layers)
-    readings = DropMode("mask").of_cases(sets, layers)
+    visibility = visibility_of_cases("mask", sets, layers)
     cases = 1 + layers + layers // 4
     prefix, total = BEFORE + VISION, BEFORE + VISION + BEHIND
 
     def causal(tokens: int) -> float:
         return tokens * linear + tokens**2 / 2 * pair
 
-    def behind(reading_to_layer: tuple) -> float:
-        seen = BEFORE if reading_to_layer[-1] == MASKED else prefix
+    def behind(visibility_to_layer: tuple) -> float:
+        seen = BEFORE if visibility_to_layer[-1] == MASKED else prefix
         return BEHIND * linear + (BEHIND * seen + BEHIND**2 / 2) * pair
 
-    rows = {reading[: layer + 1] for reading in readings.values() for layer in range(layers)}
-    assert len(rows) == row_layers(readings.values())
+    rows = {seen[: layer + 1] for seen in visibility.values() for layer in range(layers)}
+    assert len(rows) == row_layers(visibility.values())
     return (
         cases
         * layers

@@ -1,7 +1,7 @@
 """What tiny-llava answers when vision tokens are taken away in some layers: Fig. 5 of the
 LLaVA-Mini paper, and more.
 
-    python analyses/drop/drop.py                     # 1,002 drawn questions, six readings of "dropped": 20 minutes
+    python analyses/drop/drop.py                     # 1,002 drawn questions, six modes of dropping: 20 minutes
     python analyses/drop/drop.py --shard 1/2         # half of the images: one of two processes that share the run
     python analyses/drop/drop.py --draw              # only figures and tables, from the newest run
 
@@ -36,7 +36,7 @@ from probe.records.run_directory import RunDirectory
 HERE = Path(__file__).parent
 RUNS = Path("probe-out/analyses/drop")
 WINDOW = 2  # of 8 layers, as the paper's 4 of 32
-READINGS = ("freeze", "remove", "gone", "zero", "swap")
+MODES = ("mask_frozen", "remove", "remove_for_good", "zero", "swap")
 
 
 def measured(task: BenchmarkTask, shard: tuple[int, int]) -> RunDirectory:
@@ -44,7 +44,7 @@ def measured(task: BenchmarkTask, shard: tuple[int, int]) -> RunDirectory:
     subject = probe.load("tiny-llava")
     everything = [probe.windows(WINDOW), probe.windows(1), probe.from_layer(), probe.until_layer()]
     dropping = Dropping(
-        subject, task, {"mask": everything} | dict.fromkeys(READINGS, probe.windows(WINDOW))
+        subject, task, {"mask": everything} | dict.fromkeys(MODES, probe.windows(WINDOW))
     )
     folder = RUNS / dropping.weights
     number, count = shard
@@ -81,7 +81,7 @@ def attention(found: xr.DataTree) -> pd.DataFrame:
 
 def tables(found: xr.DataTree, accuracy: pd.DataFrame) -> str:
     """The tables of README.md."""
-    of_all = accuracy[accuracy["kind"] == ALL].set_index(["reading", "case"])
+    of_all = accuracy[accuracy["kind"] == ALL].set_index(["mode", "case"])
     first, mask = of_all.iloc[0], tables_of(found)["mask"]
     windows = window_cases(mask, WINDOW)
     told = (
@@ -91,8 +91,9 @@ def tables(found: xr.DataTree, accuracy: pd.DataFrame) -> str:
     baselines = [
         [case, _with(of_all.loc["mask", case], "accuracy")] for case in mask["case"].values[:3]
     ]
-    readings = [
-        [r, *(_with(of_all.loc[r, case], "accuracy") for case in windows)] for r in tables_of(found)
+    by_mode = [
+        [mode, *(_with(of_all.loc[mode, case], "accuracy") for case in windows)]
+        for mode in tables_of(found)
     ]
     given = 100 * of_all.loc["swap"]["donor_answer_given"]
     parts = [
@@ -100,8 +101,8 @@ def tables(found: xr.DataTree, accuracy: pd.DataFrame) -> str:
         _markdown(["", "accuracy"], baselines),
         "One layer without vision (`mask`), beside the attention that the answer's tokens give to vision there:",
         _layer_table(found, of_all.loc["mask"]),
-        "Each reading of “dropped”, window by window:",
-        _markdown(["", *windows], readings),
+        "Each mode of dropping, window by window:",
+        _markdown(["", *windows], by_mode),
         f"`swap`: how often the answer is the one given about the other image ({given['untouched']:.1f} untouched):",
         _markdown(
             ["", *windows], [["other image's answer", *(f"{given[case]:.1f}" for case in windows)]]
@@ -133,7 +134,7 @@ def _layer_table(found: xr.DataTree, of_all: pd.DataFrame) -> str:
 
 
 def _depth_table(accuracy: pd.DataFrame, cases: dict[str, str]) -> str:
-    grid = accuracy[accuracy["reading"] == "mask"].pivot(
+    grid = accuracy[accuracy["mode"] == "mask"].pivot(
         index="kind", columns="case", values="accuracy"
     )
     kinds = [ALL, *(kind for kind in grid.index if kind != ALL)]

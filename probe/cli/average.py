@@ -20,7 +20,7 @@ Runs = Annotated[
 
 
 def average(
-    runs: Runs, reading: Annotated[str, typer.Option(help="which reading of dropped")] = "mask"
+    runs: Runs, mode: Annotated[str, typer.Option(help="mode of dropping")] = "mask"
 ) -> None:
     """Average benchmarks over finished runs of one model: MME as the paper counts it (of 2000, as
     one of eleven), and in percent like the others."""
@@ -28,7 +28,7 @@ def average(
 
     numbers: dict[str, dict[str, float]] = {}
     for folder in runs:
-        benchmark, found = headlines_of(folder, reading)
+        benchmark, found = headlines_of(folder, mode)
         if benchmark in numbers:
             raise ProbeError("average", expected="one run a benchmark", got=f"two of {benchmark}")
         numbers[benchmark] = found
@@ -37,7 +37,7 @@ def average(
         for case in next(iter(numbers.values()))
         if all(case in found for found in numbers.values())
     ]
-    shown = Table(title=f"Average over benchmarks ({escape(reading)})", box=box.SIMPLE_HEAD)
+    shown = Table(title=f"Average over benchmarks ({escape(mode)})", box=box.SIMPLE_HEAD)
     for heading in ("layers", *numbers, "as printed", "rescaled"):
         shown.add_column(heading, justify="left" if heading == "layers" else "right")
     for case in cases:
@@ -50,7 +50,7 @@ def average(
         console.print(f"no average without {', '.join(missing)}", highlight=False, soft_wrap=True)
 
 
-def headlines_of(folder: Path, reading: str = "mask") -> tuple[str, dict[str, float]]:
+def headlines_of(folder: Path, mode: str = "mask") -> tuple[str, dict[str, float]]:
     """The benchmark of a run and its official number in every case. Raises ProbeError for a folder
     that is none.
     """
@@ -65,12 +65,12 @@ def headlines_of(folder: Path, reading: str = "mask") -> tuple[str, dict[str, fl
         raise ProbeError(
             "average", expected="a folder that `probe drop` has finished", got=str(folder)
         ) from None
-    overall = table[(table["kind"] == "all") & (table["reading"] == reading)].set_index("case")
+    overall = table[(table["kind"] == "all") & (table["mode"] == mode)].set_index("case")
     if overall.empty:
         raise ProbeError(
             "average",
-            expected=f"a reading of {', '.join(dict.fromkeys(table['reading']))}",
-            got=f"{reading!r} in {folder}",
+            expected=f"a mode of {', '.join(dict.fromkeys(table['mode']))}",
+            got=f"{mode!r} in {folder}",
         )
     column = next(name for name in table.columns if name.startswith("official_"))
     return benchmark, dict(

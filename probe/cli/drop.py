@@ -43,9 +43,9 @@ Windows = Annotated[
         min=1, help="layers of a window", show_default="4, or a quarter of the layers if less"
     ),
 ]
-How = Annotated[
-    Literal["all", "mask", "freeze", "remove", "gone", "zero", "swap"],
-    typer.Option(help="what dropped means; gone: removed for good; swap: another image is read"),
+Mode = Annotated[
+    Literal["all", "mask", "mask_frozen", "remove", "remove_for_good", "zero", "swap"],
+    typer.Option(help="what dropped means; swap: text reads another image"),
 ]
 Where = Annotated[
     Literal["llm", "prefusion"],
@@ -75,7 +75,7 @@ def drop(
     split: Split = None,
     limit: Limit = None,
     windows: Windows = None,
-    how: How = "all",
+    mode: Mode = "all",
     stack: Where = "llm",
     queries: Queries = "both",
     depth: Depth = True,
@@ -106,7 +106,7 @@ def drop(
         quieten_libraries(debug)
         loading = {"dtype": dtype, "device": device, "attn": attn, "quantization": quantization}
         subject = load_subject(model, aspect=aspect, **loading)
-        cases = readings_of(subject, windows, how, depth, stack)
+        cases = cases_of_modes(subject, windows, mode, depth, stack)
         dropping = Dropping(
             subject,
             task,
@@ -133,16 +133,17 @@ def drop(
     console.print(f"[bold]written to[/] {out}/: {names}", highlight=False, soft_wrap=True)
 
 
-def readings_of(subject, size: int | None, how: str, depth: bool, stack: str = "llm") -> dict:
-    """The cases of each reading: of all that are defined in the stack, or of one.
+def cases_of_modes(subject, size: int | None, mode: str, depth: bool, stack: str = "llm") -> dict:
+    """The cases of each mode: of all that are defined in the stack, or of one.
 
     Raises ProbeError for a stack that the model does not have, and for a window of more layers than
     are in it.
     """
     from probe.errors import ProbeError
-    from probe.evaluation.drop_run import READINGS
     from probe.hooks.model_structure import stacks
+    from probe.interventions.drop import PREFUSION_MODES
     from probe.interventions.sweep import from_layer, until_layer, windows
+    from probe.interventions.sweep.visibility import SWEEP_MODES
 
     if stack not in (found := stacks(subject.model)):
         raise ProbeError(
@@ -157,14 +158,12 @@ def readings_of(subject, size: int | None, how: str, depth: bool, stack: str = "
         raise ProbeError(
             "--windows", expected=f"1 to {layers}, the layers of {subject.name}", got=str(size)
         )
-    defined = [
-        name for name in READINGS if stack == "llm" or READINGS[name]["how"] in ("mask", "zero")
-    ]
-    chosen = defined if how == "all" else [how]
-    readings: dict = {name: [windows(size)] for name in chosen}
-    if depth:  # from a layer to the last one all readings that hide vision are the same
-        readings[chosen[0]] += [from_layer(size), until_layer(size)]
-    return readings
+    defined = SWEEP_MODES if stack == "llm" else PREFUSION_MODES
+    chosen = defined if mode == "all" else [mode]
+    cases: dict = {name: [windows(size)] for name in chosen}
+    if depth:  # from a layer to the last one, all modes that hide vision are equal
+        cases[chosen[0]] += [from_layer(size), until_layer(size)]
+    return cases
 
 
 def _measured(dropping: "Dropping", out: Path):
@@ -196,29 +195,29 @@ def accuracy(found: "DataTree", seed: int = 0) -> "pd.DataFrame":
 
     official = [
         pd.DataFrame(
-            {"reading": reading, "case": table["case"].values, "kind": ALL, **columns(table, seed)}
+            {"mode": mode, "case": table["case"].values, "kind": ALL, **columns(table, seed)}
         )
-        for reading, table in tables_of(found).items()
+        for mode, table in tables_of(found).items()
     ]
     return effects(found, seed=seed).merge(
-        pd.concat(official), on=["reading", "case", "kind"], how="left"
+        pd.concat(official), on=["mode", "case", "kind"], how="left"
     )
 
 
 def case_table(table: "pd.DataFrame", task: "BenchmarkTask") -> Table:
-    """A row a case, a column a reading: the benchmark's official number over all questions."""
+    """A row a case, a column a mode: the benchmark's official number over all questions."""
     overall, headline = table.query("kind == 'all'"), task.module.HEADLINE
     unit = getattr(task.module, "LABEL", f"{headline.replace('_', ' ')} (%)")
     title = f"{escape(task.benchmark.name)} with vision tokens dropped: {unit}"
     shown = Table(title=title, box=box.SIMPLE_HEAD)
-    readings = list(dict.fromkeys(overall["reading"]))
-    for heading in ("layers", *readings):
-        shown.add_column(heading, justify="right" if heading in readings else "left")
+    modes = list(dict.fromkeys(overall["mode"]))
+    for heading in ("layers", *modes):
+        shown.add_column(heading, justify="right" if heading in modes else "left")
     for case in dict.fromkeys(overall["case"]):
-        rows = overall.query("case == @case").set_index("reading")
+        rows = overall.query("case == @case").set_index("mode")
         cells = [
-            f"{rows.loc[r, f'official_{headline}']:.1f}" if r in rows.index else ""
-            for r in readings
+            f"{rows.loc[mode, f'official_{headline}']:.1f}" if mode in rows.index else ""
+            for mode in modes
         ]
         shown.add_row(case, *("-" if cell == "nan" else cell for cell in cells))
     first = overall.iloc[0]
@@ -244,17 +243,17 @@ def _write(found: "DataTree", table: "pd.DataFrame", folder: Path) -> None:
 
 
 def _export(found: "DataTree", task: "BenchmarkTask", out: Path) -> None:
-    """predictions/<reading>/<case>/: the official answer file, and a list of what is where."""
+    """predictions/<mode>/<case>/: the official answer file, and a list of what is where."""
     from probe.evaluation.drop_effects import tables_of
     from probe.evaluation.drop_run import predictions
     from probe.evaluation.judge_scores import folder_of
 
     written = {}
-    for reading, table in tables_of(found).items():
+    for mode, table in tables_of(found).items():
         for case in map(str, table["case"].values):
-            folder = out / "predictions" / folder_of(reading, case)
+            folder = out / "predictions" / folder_of(mode, case)
             folder.mkdir(parents=True, exist_ok=True)
-            written[f"{reading}: {case}"] = str(
+            written[f"{mode}: {case}"] = str(
                 task.export(predictions(table, case), folder).relative_to(out)
             )
     (out / "predictions" / "index.json").write_text(json.dumps(written, indent=1), encoding="utf-8")

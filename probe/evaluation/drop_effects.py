@@ -2,12 +2,12 @@
 intervals.
 
 `results` is what `drop_sweep` returned, several of those by name, or a run of `probe drop`: a tree
-with a node for each reading of "dropped", and one with attention. Every table's first three cases
+with a node for each mode of dropping, and one with attention. Every table's first three cases
 are the untouched model, no vision in any layer, and another image. Questions about one image are no
 independent evidence, so images are drawn again (`intervals.py`), all cases with the same draws:
 differences are paired.
 
-    effects(results)                                  # a row for each reading, case and kind of question
+    effects(results)                                  # a row for each mode, case and kind of question
     window_cases(table, 4)                            # ["1-4", "5-8", ...]: those of Fig. 5
 """
 
@@ -23,7 +23,7 @@ from probe.errors import ProbeError
 from probe.records.bootstrap import Interval, bootstrap, paired
 
 BASELINES = 3  # untouched, no vision, another image
-ATTENTION = "attention"  # the node that is no reading
+ATTENTION = "attention"  # the node that holds attention, not a mode
 OF_SAMPLES = ("image", "kind", "unit", "gold")  # what a run's root says of each sample
 VALUES = {
     "correct": "accuracy",
@@ -34,29 +34,29 @@ VALUES = {
     "donor_answer_given": "the other image's answer is given",
 }
 ALL = "all"  # kinds of question
-ORDER = ("mask", "mask, freeze", "remove", "remove, no restore", "zero", "swap")  # of readings
+MODES = ("mask", "mask_frozen", "remove", "remove_for_good", "zero", "swap")  # in order
 
 
 def tables_of(results: Any) -> dict[str, xr.Dataset]:
-    """The tables (sample, case) in `results`, by the name of their reading; with `image` and `kind`
+    """The tables (sample, case) in `results`, by mode; with `image` and `kind`
     of each sample.
 
     Raises ProbeError for anything that holds none.
     """
     if isinstance(results, xr.Dataset):
-        tables = {reading_of(results): results}
+        tables = {mode_of(results): results}
     elif isinstance(results, xr.DataTree):
         root = results.to_dataset()
         known = [name for name in OF_SAMPLES if name in root]
         benchmark = {name: value for name, value in root.attrs.items() if name == "benchmark"}
         tables = {
-            reading_of(table): table.assign({name: root[name] for name in known}).assign_attrs(
+            mode_of(table): table.assign({name: root[name] for name in known}).assign_attrs(
                 benchmark
             )
             for name, node in results.children.items()
             if name != ATTENTION and "case" in (table := node.to_dataset()).dims
         }
-        tables = dict(sorted(tables.items(), key=lambda pair: [*ORDER, pair[0]].index(pair[0])))
+        tables = dict(sorted(tables.items(), key=lambda pair: [*MODES, pair[0]].index(pair[0])))
     else:
         tables = dict(results) if isinstance(results, Mapping) else {}
     if not tables or not all(
@@ -70,16 +70,13 @@ def tables_of(results: Any) -> dict[str, xr.Dataset]:
     return {name: _with_samples(table) for name, table in tables.items()}
 
 
-def reading_of(table: xr.Dataset) -> str:
-    """How the tokens were dropped, in a word or two.
+def mode_of(table: xr.Dataset) -> str:
+    """How the vision tokens were dropped.
 
-    >>> reading_of(xr.Dataset(attrs={"how": "mask", "freeze": "true"}))
-    'mask, freeze'
+    >>> mode_of(xr.Dataset(attrs={"mode": "mask_frozen"}))
+    'mask_frozen'
     """
-    options = [f"{table.attrs.get('how', 'dropped')}"]
-    options += ["freeze"] * (table.attrs.get("freeze") == "true")
-    options += ["no restore"] * (table.attrs.get("restore") == "false")
-    return ", ".join(options)
+    return str(table.attrs.get("mode", "dropped"))
 
 
 def _with_samples(table: xr.Dataset) -> xr.Dataset:
@@ -170,7 +167,7 @@ def has_scores(table: xr.Dataset) -> bool:
 
 
 def effects(results: Any, *, seed: int = 0) -> pd.DataFrame:
-    """A row for each reading, case and kind of question: accuracy and its difference to the
+    """A row for each mode, case and kind of question: accuracy and its difference to the
     untouched model.
 
     Both in percent with 95 % intervals: bootstrap over images, the difference paired. Beside them
@@ -178,9 +175,9 @@ def effects(results: Any, *, seed: int = 0) -> pd.DataFrame:
     distribution.
     """
     rows = []
-    for reading, table in tables_of(results).items():
+    for mode, table in tables_of(results).items():
         for kind in (ALL, *kinds_of(table)):
-            rows += _effects(of_kind(table, kind), {"reading": reading, "kind": kind}, seed)
+            rows += _effects(of_kind(table, kind), {"mode": mode, "kind": kind}, seed)
     return pd.DataFrame(rows)
 
 
@@ -197,7 +194,7 @@ def _effects(table: xr.Dataset, labels: Mapping[str, str], seed: int) -> list[di
     layers = {**dict.fromkeys(table["case"].values[:BASELINES], ""), **dropped_layers(table)}
     return [
         {
-            "reading": labels["reading"],
+            "mode": labels["mode"],
             "case": case,
             "layers": " ".join(str(layer + 1) for layer in chosen),
             "kind": labels["kind"],

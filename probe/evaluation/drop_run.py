@@ -7,7 +7,7 @@ crash-safe.
     run = dropping.run("probe-out/drop")                  # the same line again goes on where it was interrupted
     effects(results(run, task))                           # accuracy of every case, with intervals
 
-A part of such a run is a tree: a node for each reading of "dropped" (a table of `drop_sweep`), and
+A part of such a run is a tree: a node for each mode of dropping (a table of `drop_sweep`), and
 one with the attention that text gives to vision, from the same samples. A part of an attention run
 is a record.
 """
@@ -27,23 +27,15 @@ from probe.evaluation.task import BenchmarkTask
 from probe.interventions.layer_target import Names, as_names
 from probe.interventions.sweep import Sweep
 from probe.interventions.sweep.layer_sets import Cases
+from probe.interventions.sweep.visibility import SWEEP_MODES
 from probe.measures.attention.measure import measure_samples
 from probe.records.provenance import RunFingerprint
 from probe.records.run_directory import RunDirectory, run_samples
 from probe.subject.subject import Subject
 
-READINGS: dict[str, dict[str, Any]] = {
-    "mask": {"how": "mask"},
-    "freeze": {"how": "mask", "freeze": True},
-    "remove": {"how": "remove"},
-    "gone": {"how": "remove", "restore": False},
-    "zero": {"how": "zero"},
-    "swap": {"how": "swap"},
-}
-
 
 class Dropping:
-    """What `probe drop` measures of each sample: its answers in every case of every reading, and
+    """What `probe drop` measures of each sample: its answers in every case of every mode, and
     attention.
     """
 
@@ -51,19 +43,17 @@ class Dropping:
         self,
         subject: Subject,
         task: BenchmarkTask,
-        readings: Mapping[str, Cases],
+        modes: Mapping[str, Cases],
         *,
         stack: str = "llm",
         queries: Names | None = None,
         max_new_tokens: int = 32,
         attention: bool = True,
     ):
-        """`readings`: names of `READINGS`, each with its cases as in `drop_sweep`. Raises
-        ProbeError as that does.
-        """
-        if unknown := [name for name in readings if name not in READINGS]:
+        """`modes`: each with its cases, as in `drop_sweep`. Raises ProbeError as that does."""
+        if unknown := [mode for mode in modes if mode not in SWEEP_MODES]:
             raise ProbeError(
-                "drop", expected=f"readings of {', '.join(READINGS)}", got=repr(unknown[0])
+                "drop", expected=f"modes of {', '.join(SWEEP_MODES)}", got=repr(unknown[0])
             )
         if not task.with_images:
             raise ProbeError(
@@ -77,19 +67,19 @@ class Dropping:
         )
         self.weights, self.stack, self.queries = weights_digest(subject.model), stack, queries
         self.sweeps: dict[str, Sweep] = {}
-        memory = None  # the readings share their image
-        for name, cases in readings.items():
+        memory = None  # the modes share image prefixes
+        for mode, cases in modes.items():
             sweep = Sweep(
                 subject,
                 cases,
-                stack=stack,
+                mode,
+                stack,
                 queries=queries,
-                **READINGS[name],
                 max_new_tokens=max_new_tokens,
                 score=task.score,
                 memory=memory,
             )
-            self.sweeps[name], memory = sweep, sweep.memory
+            self.sweeps[mode], memory = sweep, sweep.memory
 
     def run(
         self,
@@ -112,20 +102,17 @@ class Dropping:
 
     def fingerprint(self) -> RunFingerprint:
         """What must be equal to go on."""
-        readings = {
-            name: {
-                **READINGS[name],
-                "cases": {case: sorted(layers) for case, layers in sweep.cases.items()},
-            }
-            for name, sweep in self.sweeps.items()
+        modes = {
+            mode: {case: sorted(layers) for case, layers in sweep.cases.items()}
+            for mode, sweep in self.sweeps.items()
         }
-        plan: dict[str, Any] = {"verb": "drop", "readings": readings, "attention": self.attention}
+        plan: dict[str, Any] = {"verb": "drop", "modes": modes, "attention": self.attention}
         if self.stack != "llm":
             plan |= {"stack": self.stack, "queries": "+".join(as_names(self.queries or ()))}
         return fingerprint(self.subject, self.task, plan, {"max_new_tokens": self.max_new_tokens})
 
     def estimate(self, samples: Sequence[Sample] | None = None) -> list[str]:
-        """What these samples (by default all) will cost, a line a reading. An upper bound, as
+        """What these samples (by default all) will cost, a line a mode. An upper bound, as
         answers end.
         """
         samples = list(self.task.with_images if samples is None else samples)
@@ -149,7 +136,7 @@ class Dropping:
         return True
 
     def __call__(self, samples: list[Sample]) -> xr.DataTree:
-        """One sample (a list, as `run_samples` has it) in every case of every reading."""
+        """One sample (a list, as `run_samples` has it) in every case of every mode."""
         (sample,) = samples
         donor = self.task.donor(sample, same_size=self.subject.aspect == "anyres")
         nodes = {name: _without_counts(sweep(sample, donor)) for name, sweep in self.sweeps.items()}

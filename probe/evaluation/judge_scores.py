@@ -1,7 +1,7 @@
 """Scores of a judge, for the benchmarks whose answers only a judge can score: into the tables of a
 finished run.
 
-`probe drop --export` writes every case's answers to `predictions/<reading>/<case>/`. The judge
+`probe drop --export` writes every case's answers to `predictions/<mode>/<case>/`. The judge
 reads them, and what it writes goes beside them as `judged.json` (or `.jsonl`); the same command
 with `--judged` then draws and tabulates them. A single file is taken as the judge's word on the
 untouched model.
@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from probe.errors import ProbeError
-from probe.evaluation.drop_effects import ATTENTION, reading_of
+from probe.evaluation.drop_effects import ATTENTION, mode_of
 from probe.evaluation.headline import REFERENCE
 from probe.evaluation.task import BenchmarkTask
 
@@ -24,13 +24,13 @@ FILES = ("judged.json", "judged.jsonl")
 TOP = 10  # a judge's best mark in LLaVA-Bench
 
 
-def folder_of(reading: str, case: str) -> Path:
+def folder_of(mode: str, case: str) -> Path:
     """Where the answers of a case are, within `predictions/`.
 
-    >>> folder_of("mask, freeze", "no vision").as_posix()
-    'mask-freeze/no-vision'
+    >>> folder_of("mask_frozen", "no vision").as_posix()
+    'mask_frozen/no-vision'
     """
-    return Path(reading.replace(", ", "-").replace(" ", "-")) / case.replace(" ", "-")
+    return Path(mode) / case.replace(" ", "-")
 
 
 def check_judged(task: BenchmarkTask, path: Path) -> None:
@@ -71,7 +71,7 @@ def _scored(table: xr.Dataset, task: BenchmarkTask, path: Path) -> xr.Dataset:
     correct = np.full((table.sizes["sample"], table.sizes["case"]), np.nan, dtype=np.float32)
     reference = correct.copy()
     for at, case in enumerate(map(str, table["case"].values)):
-        file = _file(path, reading_of(table), case, untouched=at == 0)
+        file = _file(path, mode_of(table), case, untouched=at == 0)
         scores = {} if file is None else task.module.judged(file)
         for row, sample in enumerate(map(str, table["sample"].values)):
             correct[row, at], reference[row, at] = _two(scores, sample)
@@ -79,11 +79,11 @@ def _scored(table: xr.Dataset, task: BenchmarkTask, path: Path) -> xr.Dataset:
     return table.assign({name: (("sample", "case"), value) for name, value in values.items()})
 
 
-def _file(path: Path, reading: str, case: str, untouched: bool) -> Path | None:
+def _file(path: Path, mode: str, case: str, untouched: bool) -> Path | None:
     if path.is_file():
         return path if untouched else None
     return next(
-        (file for name in FILES if (file := path / folder_of(reading, case) / name).is_file()), None
+        (file for name in FILES if (file := path / folder_of(mode, case) / name).is_file()), None
     )
 
 

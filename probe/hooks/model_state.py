@@ -3,8 +3,8 @@
 So that two that contradict each other are refused before anything runs, and a record can name what
 was done to the model it was taken from.
 
-    with registered(model, Intervention("drop_vision", "remove", (2, 3), "how=remove")):
-        active(model)                        # 'drop_vision(layers=2-3, how=remove)'
+    with registered(model, Intervention("drop_vision", "remove", (2, 3), "mode=remove")):
+        active(model)                        # 'drop_vision(layers=2-3, mode=remove)'
     with registered_reducer(model, "FastV(layer=2, keep=0.5)", text_guided=True):
         reducer(model)                       # 'FastV(layer=2, keep=0.5)'
 """

@@ -11,7 +11,7 @@ Several removals may work on a model at once: a layer runs on what none of them 
 looks at such a layer through `tap` sees a call over the whole sequence, in which nobody asks from
 or sees the absent positions.
 
-    with removed(model, stack, removal):        # `interventions/drop.py`, how="remove"; `reducers/ranking.py`
+    with removed(model, stack, removal):        # `interventions/drop.py`, mode="remove"; `reducers/ranking.py`
         model.generate(**inputs)
 
 Source: the mechanism was studied first on 13 families, `facts/transformers.md` section 3.

@@ -126,7 +126,7 @@ class _Seen:
                 "logit_lens",
                 expected=f"{rows} rows behind every layer",
                 got=wrong[0],
-                fix="use drop_vision(how='mask'), and one image with pre-fusion",
+                fix="use drop_vision(mode='mask'), and one image with pre-fusion",
             )
         return whole
 

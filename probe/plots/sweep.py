@@ -189,7 +189,7 @@ def swaps(results: Any, size: int | None = None, *, seed: int = 0, ax: Any = Non
     """
     swapped = [table for table in tables_of(results).values() if "donor_answer_given" in table]
     if not swapped:
-        raise ProbeError("plots.swaps", expected="a sweep with how='swap'", got="none")
+        raise ProbeError("plots.swaps", expected="a sweep with mode='swap'", got="none")
     table, axis = swapped[0], panels(ax, 1, 1, _PANEL, "plots.swaps")[0, 0]
     windows = windows_of(table, size)
     answers = {

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from probe.hooks.model_structure import LayerStack, vision_positions
 from probe.interventions.sweep.prefix_attention import VisionView
-from probe.interventions.sweep.visibility import Frozen
 from probe.subject.encoded_images import Images, content
 from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix, fingerprint, shared_length
 
@@ -33,7 +32,7 @@ class Known:
 
     prefix: ImagePrefix
     plain_words: bool
-    frozen: dict[Frozen, VisionView] = field(default_factory=dict)
+    frozen: dict[frozenset[int], VisionView] = field(default_factory=dict)
 
 
 class PrefixMemory:
@@ -64,7 +63,7 @@ class PrefixMemory:
             fingerprint(other, length), replace(own, embeddings=exchanged), length
         ).prefix
 
-    def frozen(self, known: Known, layers: Frozen) -> VisionView:
+    def frozen(self, known: Known, layers: frozenset[int]) -> VisionView:
         """The prefix whose vision tokens skipped these layers; a pass of its own, once for all
         questions.
         """

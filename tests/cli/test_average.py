@@ -34,7 +34,7 @@ def runs(tmp_path):
             "zero,untouched,all,1,3",
             "mask,untouched,x,1,",
         ]
-        table = "\n".join([f"reading,case,kind,accuracy,official_{COLUMNS[name]}", *rows])
+        table = "\n".join([f"mode,case,kind,accuracy,official_{COLUMNS[name]}", *rows])
         (tmp_path / name / "accuracy.csv").write_text(table)
     return [str(tmp_path / name) for name in LLAVA]
 
@@ -52,7 +52,7 @@ def test_mistakes_are_told_in_one_line(run, runs, tmp_path):
     for words, told in [
         ((runs[0], runs[0]), "two of vqav2"),
         ((str(tmp_path),), "has finished"),
-        ((runs[0], "--reading", "swap"), "a reading of mask, zero"),
+        ((runs[0], "--mode", "swap"), "a mode of mask, zero"),
     ]:
         code, said, error = run("average", *words)
         assert (code, said) == (2, "")

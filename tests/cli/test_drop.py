@@ -15,7 +15,7 @@ from PIL import Image
 import probe
 from probe.evaluation.drop_run import Dropping
 
-QUICK = ("--limit", "6", "--how", "mask", "--windows", "4", "--no-attention")
+QUICK = ("--limit", "6", "--mode", "mask", "--windows", "4", "--no-attention")
 FIGURES = {f"{name}.{ending}" for name in ("dropped", "depth") for ending in ("png", "svg")}
 
 
@@ -111,7 +111,7 @@ def test_llava_mini_in_its_pre_fusion(run, tmp_path):
     words = (
         "--limit",
         "2",
-        "--how",
+        "--mode",
         "mask",
         "--windows",
         "1",
@@ -144,7 +144,7 @@ def test_bad_rows_are_listed_and_answers_exported(run, gqa, tmp_path):
         "gqa",
         "--data",
         str(gqa),
-        "--how",
+        "--mode",
         "mask",
         "--no-depth",
         "--no-attention",
@@ -197,7 +197,7 @@ def test_attention_over_a_benchmark_is_a_run_and_one_record(run, tmp_path, monke
         (["drop", "--benchmark", "pope", "--data", "."], "pope"),
         (["drop", "--limit", "0"], "--limit"),
         (["drop", "--windows", "0"], "--windows"),
-        (["drop", "--how", "fog"], "mask"),
+        (["drop", "--mode", "fog"], "mask"),
         (["drop", "--out", "file"], "folder that can be written"),
         (["attention", "--benchmark", "gqa"], "--data"),
         (["attention", "--limit", "3"], "--benchmark with --limit"),

@@ -14,8 +14,8 @@ from probe.evaluation.drop_effects import (
     from_cases,
     has_scores,
     kinds_of,
+    mode_of,
     of_kind,
-    reading_of,
     tables_of,
     until_cases,
     values_of,
@@ -46,25 +46,25 @@ def test_accuracy_is_percent_and_differences_are_paired():
     assert set(rows.kind) == {"all", "colour", "count"}
 
 
-def test_a_run_has_a_table_for_each_reading_and_attention_is_none():
+def test_a_run_has_a_table_for_each_mode_and_attention_is_none():
     run = planted_run()
     tables = tables_of(run)
     assert list(tables) == ["mask", "zero", "swap"]
     assert all("image" in table and "kind" in table for table in tables.values())
     rows = effects(run)
-    assert rows[rows.reading == "swap"]["donor_answer_given"].notna().all()
+    assert rows[rows["mode"] == "swap"]["donor_answer_given"].notna().all()
 
 
 @pytest.mark.parametrize(
     ("attrs", "name"),
     [
-        ({"how": "remove", "restore": "false"}, "remove, no restore"),
-        ({"how": "mask", "freeze": "true"}, "mask, freeze"),
-        ({"how": "zero", "freeze": "false", "restore": "true"}, "zero"),
+        ({"mode": "remove_for_good"}, "remove_for_good"),
+        ({"mode": "zero"}, "zero"),
+        ({}, "dropped"),
     ],
 )
-def test_a_reading_is_called_by_its_options(attrs, name):
-    assert reading_of(xr.Dataset(attrs=attrs)) == name
+def test_a_table_is_called_by_its_mode(attrs, name):
+    assert mode_of(xr.Dataset(attrs=attrs)) == name
 
 
 def test_a_table_without_images_and_kinds_counts_each_sample_alone():

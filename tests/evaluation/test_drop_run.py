@@ -21,10 +21,11 @@ from probe.errors import ProbeError
 from probe.evaluation.attention_run import attention_run, merged
 from probe.evaluation.benchmarks import shapes
 from probe.evaluation.drop_effects import effects, tables_of, window_cases
-from probe.evaluation.drop_run import READINGS, Dropping, predictions, results
+from probe.evaluation.drop_run import Dropping, predictions, results
 from probe.evaluation.task import BenchmarkTask
 from probe.interventions.sweep import windows
 from probe.interventions.sweep.layer_sets import ALWAYS as THEIRS
+from probe.interventions.sweep.visibility import SWEEP_MODES
 from probe.models.planted import COLOURS, planted
 from probe.records.run_directory import RunDirectory
 from probe.subject.loading import load
@@ -66,18 +67,18 @@ def made_up(
     return BenchmarkTask(shapes, Benchmark("made-up", "test", tuple(samples), (problem,), ()))
 
 
-def dropping(subject, task, readings=("mask",), **options) -> Dropping:
-    return Dropping(subject, task, dict.fromkeys(readings, windows(1)), max_new_tokens=3, **options)
+def dropping(subject, task, modes=("mask",), **options) -> Dropping:
+    return Dropping(subject, task, dict.fromkeys(modes, windows(1)), max_new_tokens=3, **options)
 
 
-def test_every_reading_finds_the_layer_that_reads_vision(subject, known, tmp_path):
+def test_every_mode_finds_the_layer_that_reads_vision(subject, known, tmp_path):
     task = made_up(known, 3)
-    run = dropping(subject, task, READINGS, attention=True).run(tmp_path)
+    run = dropping(subject, task, SWEEP_MODES, attention=True).run(tmp_path)
     found = results(run, task)
     assert found["sample"].values.tolist() == ["0a", "0b", "1a", "1b", "2a", "2b"]
     for name, table in tables_of(found).items():
         accuracy = table["correct"].mean("sample").to_series()
-        gone = name == "remove, no restore"  # everything from the first layer on
+        gone = name == "remove_for_good"  # everything from the first layer on
         assert accuracy[["untouched", "no vision", "another image"]].tolist() == [1, 0, 0], name
         assert accuracy[window_cases(table, 1)].tolist() == [0.0 if gone else 1.0, 0.0, 1.0], name
     swap = tables_of(found)["swap"]
@@ -142,7 +143,7 @@ def test_another_plan_is_refused_by_name(subject, known, tmp_path):
     dropping(subject, task, attention=False).run(tmp_path)
     with pytest.raises(ProbeError, match="attention"):
         dropping(subject, task, attention=True).run(tmp_path)
-    with pytest.raises(ProbeError, match="readings"):
+    with pytest.raises(ProbeError, match="modes"):
         dropping(subject, task, ("zero",), attention=False).run(tmp_path)
     with pytest.raises(ProbeError, match="max_new_tokens"):
         Dropping(subject, task, {"mask": windows(1)}, max_new_tokens=4, attention=False).run(
@@ -161,7 +162,7 @@ def test_other_weights_are_another_run(subject, known, tmp_path):
 
 
 def test_mistakes_are_told_before_any_work(subject, known):
-    with pytest.raises(ProbeError, match="readings of mask"):
+    with pytest.raises(ProbeError, match="modes of mask"):
         Dropping(subject, made_up(known), {"fog": windows(1)})
     with pytest.raises(ProbeError, match="about images"):
         Dropping(subject, made_up(known, 0), {"mask": windows(1)})

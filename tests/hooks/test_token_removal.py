@@ -65,7 +65,7 @@ def test_a_cache_without_a_config_grows_into_it():
     model, processor = models.llava15(side=24)
     subject = probe.load(model, processor=processor)
     inputs, given = prompt(subject, "one"), []
-    with torch.no_grad(), drop_vision(subject, (0, 2), how="remove"):
+    with torch.no_grad(), drop_vision(subject, (0, 2), mode="remove"):
         for cache in (DynamicCache(), DynamicCache(config=model.config)):
             model(**inputs, past_key_values=cache)
             given.append(model(input_ids=torch.tensor([[300]]), past_key_values=cache).logits)
@@ -82,12 +82,12 @@ def test_calls_over_some_positions_are_shown_as_calls_over_all(attn, kind):
     model, processor = models.llava15(layers=3, side=24, attn=attn)
     subject = probe.load(model, processor=processor)
     inputs, seen = prompt(subject, kind), {}
-    for how in ({"how": "remove"}, {"freeze": True}):
+    for mode in ({"mode": "remove"}, {"mode": "mask_frozen"}):
         calls = []
-        with drop_vision(subject, 1, **how), tap(stacks(model)["llm"].attention, calls.append):
+        with drop_vision(subject, 1, **mode), tap(stacks(model)["llm"].attention, calls.append):
             logits(subject, inputs)
-        seen[how.get("how", "mask")] = calls[1]
-    removed, hidden = seen["remove"], seen["mask"]
+        seen[mode["mode"]] = calls[1]
+    removed, hidden = seen["remove"], seen["mask_frozen"]
     text = removed.asking
     assert torch.equal(text, inputs["input_ids"] != model.config.image_token_id)
     for name in ("query", "key", "value"):
@@ -109,18 +109,18 @@ def test_an_intervention_on_a_layer_without_vision_rows_works_in_the_positions_o
     answered = subject.encode(models.picture(0), "what is there?", "a red circle")
     inputs = collate([answered, row(subject, 2, "how many?")])
     found = []
-    for how in ({"how": "remove"}, {"freeze": True}):
+    for mode in ({"mode": "remove"}, {"mode": "mask_frozen"}):
         with (
-            drop_vision(subject, 1, **how),
+            drop_vision(subject, 1, **mode),
             knockout(subject, "response", "instruction", (0, 1), types=inputs.types),
         ):
             found.append(logits(subject, inputs))
     torch.testing.assert_close(*found, atol=1e-5, rtol=0)
     prompts = prompt(subject, "left")
     found = []
-    for how in ({"how": "remove"}, {"freeze": True}):
+    for mode in ({"mode": "remove"}, {"mode": "mask_frozen"}):
         with (
-            drop_vision(subject, 1, **how),
+            drop_vision(subject, 1, **mode),
             knockout(subject, "response", "instruction", (0, 1), types=prompts.types),
         ):
             found.append(decoded(subject, prompts)[1])
@@ -141,8 +141,8 @@ def test_flash_attention_takes_masks_over_keys_only(kind):
             [row(subject, 1 + (i == 1), "why?", 9 + i) for i in range(len(inputs.prompt))]
         )
         for intervention, options in (
-            (drop_vision, {"layers": (0, 2), "how": "remove"}),
-            (drop_vision, {"layers": (0, 2), "how": "zero"}),
+            (drop_vision, {"layers": (0, 2), "mode": "remove"}),
+            (drop_vision, {"layers": (0, 2), "mode": "zero"}),
             (swap_vision, {"layers": 1, "donor": donors}),
         ):
             with intervention(subject, **options):

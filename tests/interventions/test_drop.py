@@ -21,10 +21,10 @@ from probe.subject.inputs import collate, with_response
 RANGES = [range(a, b) for a in range(6) for b in range(a + 1, 7)]
 SENSES = {
     "mask": {},
-    "freeze": {"how": "mask", "freeze": True},
-    "remove": {"how": "remove"},
-    "gone": {"how": "remove", "restore": False},
-    "zero": {"how": "zero"},
+    "mask_frozen": {"mode": "mask_frozen"},
+    "remove": {"mode": "remove"},
+    "remove_for_good": {"mode": "remove_for_good"},
+    "zero": {"mode": "zero"},
 }
 
 
@@ -33,8 +33,8 @@ def subject():
     return six_layers()
 
 
-def dropped(subject, inputs, layers, run=logits, **how):
-    with drop_vision(subject, layers, **how):
+def dropped(subject, inputs, layers, run=logits, **mode):
+    with drop_vision(subject, layers, **mode):
         return run(subject, inputs)
 
 
@@ -52,8 +52,8 @@ def test_frozen_mask_is_remove_in_every_range_and_plain_mask_is_to_the_end(subje
     inputs = prompt(subject, kind)
     untouched = logits(subject, inputs)
     for layers in RANGES:
-        removed = dropped(subject, inputs, layers, how="remove")
-        same(dropped(subject, inputs, layers, freeze=True), removed)
+        removed = dropped(subject, inputs, layers, mode="remove")
+        same(dropped(subject, inputs, layers, mode="mask_frozen"), removed)
         assert (removed - untouched).abs().max() > 0.1, (
             "an intervention that does nothing proves nothing"
         )
@@ -71,8 +71,8 @@ def test_frozen_mask_is_remove_in_every_range_and_plain_mask_is_to_the_end(subje
 def test_the_same_while_decoding_16_tokens(subject, kind, ranges):
     inputs, run = prompt(subject, kind), partial(decoded, steps=16)
     for layers in ranges:
-        ids, steps = dropped(subject, inputs, layers, run, how="remove")
-        frozen_ids, frozen_steps = dropped(subject, inputs, layers, run, freeze=True)
+        ids, steps = dropped(subject, inputs, layers, run, mode="remove")
+        frozen_ids, frozen_steps = dropped(subject, inputs, layers, run, mode="mask_frozen")
         assert torch.equal(ids, frozen_ids)
         same(frozen_steps, steps)
         if layers.stop == 6:
@@ -88,20 +88,23 @@ def test_in_double_precision_they_are_equal_to_1e_12(subject, kind):
     )
     for layers in RANGES[::6]:
         for run in (logits, lambda *given: decoded(*given)[1]):
-            removed = dropped(double, inputs, layers, run, how="remove")
+            removed = dropped(double, inputs, layers, run, mode="remove")
             torch.testing.assert_close(
-                dropped(double, inputs, layers, run, freeze=True), removed, atol=1e-12, rtol=0
+                dropped(double, inputs, layers, run, mode="mask_frozen"),
+                removed,
+                atol=1e-12,
+                rtol=0,
             )
 
 
 @pytest.mark.parametrize("layers", [(0, 1, 4), (1, 3, 5), (0, 2, 3)])
 def test_disjoint_layers_are_blocks_of_their_own(subject, layers):
     inputs = prompt(subject, "left")
-    removed = dropped(subject, inputs, layers, how="remove")
-    same(dropped(subject, inputs, layers, freeze=True), removed)
+    removed = dropped(subject, inputs, layers, mode="remove")
+    same(dropped(subject, inputs, layers, mode="mask_frozen"), removed)
     with (
-        drop_vision(subject, layers[:1], how="remove"),
-        drop_vision(subject.model, layers[1:], how="remove"),
+        drop_vision(subject, layers[:1], mode="remove"),
+        drop_vision(subject.model, layers[1:], mode="remove"),
     ):
         assert torch.equal(logits(subject, inputs), removed), "nested blocks add up"
 
@@ -109,8 +112,8 @@ def test_disjoint_layers_are_blocks_of_their_own(subject, layers):
 def test_without_restoring_the_rows_never_come_back(subject):
     inputs = prompt(subject, "left")
     for run in (logits, lambda *given: decoded(*given)[1]):
-        gone = dropped(subject, inputs, [2, 4], run, how="remove", restore=False)
-        assert torch.equal(gone, dropped(subject, inputs, range(2, 6), run, how="remove"))
+        gone = dropped(subject, inputs, [2, 4], run, mode="remove_for_good")
+        assert torch.equal(gone, dropped(subject, inputs, range(2, 6), run, mode="remove"))
 
 
 def test_zero_leaves_the_softmax_and_takes_what_vision_says(subject):
@@ -119,7 +122,7 @@ def test_zero_leaves_the_softmax_and_takes_what_vision_says(subject):
         probe.hooks.model_structure.stacks(subject.model)["llm"].attention.items()
     )[2:]
     hook = module.o_proj.register_forward_pre_hook(lambda module, args: said.append(args[0]))
-    with drop_vision(subject, 2, how="zero"), tap({name: module}, calls.append):
+    with drop_vision(subject, 2, mode="zero"), tap({name: module}, calls.append):
         logits(subject, inputs)
     hook.remove()
     call = next(call for call in calls if call.asking is not None and call.asking[0, -1])
@@ -187,7 +190,7 @@ def test_decoding_with_a_cache_is_the_forward_over_everything(subject, sense):
 def test_beams_and_sampling(subject, sense, generate):
     inputs = prompt(subject, "left")
 
-    def said(how):
+    def said(mode):
         torch.manual_seed(0)
         options = {
             "max_new_tokens": 6,
@@ -196,10 +199,10 @@ def test_beams_and_sampling(subject, sense, generate):
             "do_sample": False,
             **generate,
         }
-        with drop_vision(subject, (1, 2), **how):
+        with drop_vision(subject, (1, 2), **mode):
             return subject.model.generate(**inputs, **options)
 
-    reference = {"remove": "freeze", "freeze": "remove"}.get(sense, sense)
+    reference = {"remove": "mask_frozen", "mask_frozen": "remove"}.get(sense, sense)
     assert torch.equal(said(SENSES[sense]), said(SENSES[reference]))
 
 
@@ -207,7 +210,7 @@ def test_beams_of_a_batch_are_those_of_its_rows(subject):
     rows = [row(subject), row(subject, 2, "how many circles are there in both?", 1)]
 
     def said(inputs):
-        with drop_vision(subject, range(2, 5), how="remove"):
+        with drop_vision(subject, range(2, 5), mode="remove"):
             return subject.model.generate(
                 **inputs, num_beams=3, max_new_tokens=6, min_new_tokens=6, do_sample=False
             )
@@ -223,7 +226,7 @@ def test_removed_rows_are_not_computed_and_not_stored(subject):
         layer.mlp.register_forward_hook(lambda module, args, out: widths.append(out.shape[1]))
         for layer in layers
     ]
-    with torch.no_grad(), drop_vision(subject, (1, 2, 4), how="remove"):
+    with torch.no_grad(), drop_vision(subject, (1, 2, 4), mode="remove"):
         subject.model(**inputs, past_key_values=cache)
     for hook in hooks:
         hook.remove()
@@ -269,13 +272,13 @@ def test_other_families(factory):
     subject = probe.load(model, processor=processor)
     inputs = collate([row(subject), row(subject, 2, "how many?", 1)])
     for layers in ([0], [1], [0, 2]):
-        _, steps = dropped(subject, inputs, layers, decoded, how="remove")
-        same(dropped(subject, inputs, layers, decoded, freeze=True)[1], steps)
+        _, steps = dropped(subject, inputs, layers, decoded, mode="remove")
+        same(dropped(subject, inputs, layers, decoded, mode="mask_frozen")[1], steps)
     if factory is models.llava_next_mistral:
         bitten = probe.load(*factory(layers=3)[:1], processor=processor)
         assert dropped(bitten, inputs, [1], lambda *x: decoded(*x)[1]).isfinite().all()
         with pytest.raises(ProbeError, match="sliding window of layer 1"):
-            dropped(bitten, inputs, [1], how="remove")
+            dropped(bitten, inputs, [1], mode="remove")
 
 
 # -- nothing stays behind
@@ -316,16 +319,16 @@ def test_it_is_undone_on_any_exit(subject, sense, error):
 
 
 def test_what_is_at_work_has_a_name(subject):
-    with drop_vision(subject, (0, 2, 3, 4)), drop_vision(subject, 5, how="remove"):
+    with drop_vision(subject, (0, 2, 3, 4)), drop_vision(subject, 5, mode="remove"):
         said = active_interventions(subject.model)
-    assert said == "drop_vision(layers=0,2-4, how=mask); drop_vision(layers=5, how=remove)"
+    assert said == "drop_vision(layers=0,2-4, mode=mask); drop_vision(layers=5, mode=remove)"
 
 
 # -- measured
 # ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sense", ["mask", "freeze", "remove"])
+@pytest.mark.parametrize("sense", ["mask", "mask_frozen", "remove"])
 def test_a_record_shows_no_mass_and_no_entropy_where_vision_is_dropped(subject, sense):
     image = models.picture(0)
     with drop_vision(subject, (1, 2), **SENSES[sense]):
@@ -350,10 +353,10 @@ def test_a_record_shows_no_mass_and_no_entropy_where_vision_is_dropped(subject, 
 def test_a_record_counts_vision_queries_in_the_layers_that_have_them(subject):
     given = (models.picture(0), "what is there?", "a red circle")
     counts = probe.measure(subject, *given)["llm"]["query_count"]
-    with drop_vision(subject, range(2), how="remove"):
+    with drop_vision(subject, range(2), mode="remove"):
         record = probe.measure(subject, *given)
     assert (record["llm"]["query_count"] == counts).all()
-    assert record.attrs["intervention"] == "drop_vision(layers=0-1, how=remove)"
+    assert record.attrs["intervention"] == "drop_vision(layers=0-1, mode=remove)"
     looking = record["llm"]["mass"].sel(query_type="vision").isel(sample=0)
     assert looking.isel(layer=[0, 1]).isnull().all()
     assert looking.sel(key_type="vision").isel(layer=slice(2, None)).notnull().all()
@@ -381,9 +384,11 @@ def test_measuring_inside_changes_nothing(subject, sense):
         ({"layers": 6}, "drop_vision: expected layers from 0 to 5, got 6"),
         ({"layers": [-1]}, "layers from 0 to 5, got -1"),
         ({"layers": "all"}, "layers as whole numbers"),
-        ({"layers": 1, "how": "delete"}, "how='mask', 'remove', 'zero', got 'delete'"),
-        ({"layers": 1, "how": "zero", "freeze": True}, "freeze with how='mask'"),
-        ({"layers": 1, "restore": False}, "restore=False with how='remove'"),
+        (
+            {"layers": 1, "mode": "delete"},
+            "mode='mask', 'mask_frozen', 'remove', 'remove_for_good', 'zero', got 'delete'",
+        ),
+        ({"layers": 1, "mode": "swap"}, "'zero', got 'swap'"),
         (
             {"layers": 1, "stack": "vision"},
             "stack='llm', whose rows are text and vision, got 'vision'",
@@ -402,7 +407,7 @@ def test_caches_that_cannot_shrink_are_refused_before_anything_runs(subject):
     hook = subject.model.get_decoder().layers[0].register_forward_hook(lambda *_: ran.append(1))
     static = StaticCache(config=subject.model.config, max_cache_len=64)
     with (
-        drop_vision(subject, 1, how="remove"),
+        drop_vision(subject, 1, mode="remove"),
         pytest.raises(ProbeError, match="a DynamicCache, got StaticCache"),
     ):
         subject.model(**inputs, past_key_values=static)
@@ -428,9 +433,9 @@ def test_a_cache_from_outside_is_refused(subject):
 
 def test_overlapping_removals_and_compiled_models_are_refused(subject):
     with (
-        drop_vision(subject, (1, 2), how="remove"),
+        drop_vision(subject, (1, 2), mode="remove"),
         pytest.raises(ProbeError, match="layers 2, already under drop_vision"),
-        drop_vision(subject, (2, 3), how="remove"),
+        drop_vision(subject, (2, 3), mode="remove"),
     ):
         pass
     with (

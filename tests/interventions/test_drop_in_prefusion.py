@@ -17,7 +17,7 @@ from probe.hooks.model_structure import stacks
 from probe.interventions import drop_vision, knockout, swap_vision
 
 QUERIES = [("text",), ("compressed",), ("text", "compressed")]
-SENSES = {"mask": {}, "freeze": {"freeze": True}, "zero": {"how": "zero"}}
+SENSES = {"mask": {}, "mask_frozen": {"mode": "mask_frozen"}, "zero": {"mode": "zero"}}
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def prompt(kind="one"):
     return batch(*rows, left=kind != "right") | {"pixel_values": pixels(3, 1)}
 
 
-def dropped(model, inputs, layers=range(3), run=logits, **how):
-    with drop_vision(model, layers, **({"stack": "prefusion"} | how)):
+def dropped(model, inputs, layers=range(3), run=logits, **mode):
+    with drop_vision(model, layers, **({"stack": "prefusion"} | mode)):
         return run(model, inputs)
 
 
@@ -94,7 +94,7 @@ def one_layer(layer, hidden, position, seen, zeroed):
 
 
 @torch.no_grad()
-def by_hand(model, inputs, layers, queries=("text", "compressed"), how="mask", freeze=False):
+def by_hand(model, inputs, layers, queries=("text", "compressed"), mode="mask"):
     """Logits of one row with one image, all its rows through every pre-fusion layer."""
     inner, row = model.model, inputs["input_ids"][0]
     words = row != IMAGE
@@ -111,9 +111,13 @@ def by_hand(model, inputs, layers, queries=("text", "compressed"), how="mask", f
         chosen = cut if number in layers else torch.zeros_like(cut)
         before = hidden
         hidden = one_layer(
-            layer, hidden, position, causal & ~(chosen & (how == "mask")), chosen & (how == "zero")
+            layer,
+            hidden,
+            position,
+            causal & ~(chosen & mode.startswith("mask")),
+            chosen & (mode == "zero"),
         )
-        if freeze and number in layers:
+        if mode == "mask_frozen" and number in layers:
             hidden = torch.where((kind == 0)[:, None], before, hidden)
     embeds = torch.empty(len(row), hidden.shape[1])
     embeds[words], embeds[~words] = hidden[kind == 2], hidden[kind == 1]
@@ -170,14 +174,15 @@ def test_in_chunks_of_frames_it_is_the_same(model, sense, kind):
     close(dropped(small, inputs, (0, 2), **SENSES[sense]), expected)
 
 
-@pytest.mark.parametrize("how", ["mask", "zero"])
-def test_an_encoded_image_is_dropped_as_its_pixels_are(model, how):
+@pytest.mark.parametrize("mode", ["mask", "zero"])
+def test_an_encoded_image_is_dropped_as_its_pixels_are(model, mode):
     images, both = pixels(3, 1), prompt("batch")
     encoded = [model.encode_image(image) for image in images]
     given = {name: both[name] for name in ("input_ids", "attention_mask")} | {"vision": encoded}
     for run in (logits, said):
         close(
-            dropped(model, given, (0, 2), run, how=how), dropped(model, both, (0, 2), run, how=how)
+            dropped(model, given, (0, 2), run, mode=mode),
+            dropped(model, both, (0, 2), run, mode=mode),
         )
 
 
@@ -276,15 +281,18 @@ def test_attention_shows_no_mass_on_vision_where_it_is_dropped(model):
 def test_it_composes_with_dropping_in_the_llm(model):
     inputs = prompt("batch")
     alone = [dropped(model, inputs, (0, 1), run) for run in (logits, said)]
-    with drop_vision(model, (1, 2), how="remove"):
+    with drop_vision(model, (1, 2), mode="remove"):
         removed = [dropped(model, inputs, (0, 1), run) for run in (logits, said)]
-        name = "drop_vision(layers=1-2, how=remove)"
+        name = "drop_vision(layers=1-2, mode=remove)"
         with drop_vision(model, 0, stack="prefusion", queries="text"):
             assert (
                 active_interventions(model)
-                == f"{name}; drop_vision(layers=0, how=mask, queries=text, stack=prefusion)"
+                == f"{name}; drop_vision(layers=0, mode=mask, queries=text, stack=prefusion)"
             )
-    with drop_vision(model, (0, 1), stack="prefusion"), drop_vision(model, (1, 2), freeze=True):
+    with (
+        drop_vision(model, (0, 1), stack="prefusion"),
+        drop_vision(model, (1, 2), mode="mask_frozen"),
+    ):
         real = inputs["attention_mask"].bool()
         close(logits(model, inputs)[real], removed[0][real])
         close(said(model, inputs), removed[1])
@@ -406,10 +414,10 @@ def test_padding_that_generate_moves_does_not_move_types_in_the_llm(model):
 
 LLM = {
     "mask": {},
-    "freeze": {"freeze": True},
-    "remove": {"how": "remove"},
-    "zero": {"how": "zero"},
-    "gone": {"how": "remove", "restore": False},
+    "mask_frozen": {"mode": "mask_frozen"},
+    "remove": {"mode": "remove"},
+    "zero": {"mode": "zero"},
+    "remove_for_good": {"mode": "remove_for_good"},
 }
 
 
@@ -417,7 +425,7 @@ LLM = {
 def test_senses_agree_in_the_llm(model, sense):
     inputs = prompt("batch")
     real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
-    same = {"freeze": "remove", "remove": "freeze"}.get(sense, sense)
+    same = {"mask_frozen": "remove", "remove": "mask_frozen"}.get(sense, sense)
     for layers in ((0, 1, 2), (1,)):
         found = dropped(model, inputs, layers, stack="llm", **LLM[sense])[real]
         close(found, dropped(model, inputs, layers, stack="llm", **LLM[same])[real])
@@ -465,7 +473,7 @@ def test_swapping_in_the_llm_reads_the_other_image_s_tokens(model):
     ("given", "told"),
     [
         ({"layers": 3}, "layers from 0 to 2, got 3"),
-        ({"how": "remove"}, "use how='mask', freeze=True"),
+        ({"mode": "remove"}, "use mode='mask_frozen'"),
         ({"queries": "vision"}, "queries of 'text' and 'compressed' in prefusion, got 'vision'"),
         ({"queries": ()}, "queries of 'text' and 'compressed'"),
         ({"stack": "llm", "queries": "compressed"}, "queries of 'text' in llm, got 'compressed'"),
@@ -507,7 +515,7 @@ def test_names_that_a_stack_has_not(model):
 def test_images_that_were_read_before_are_refused_where_their_rows_count(model):
     inputs = {"input_ids": prompt()["input_ids"], "vision": [model.encode_image(pixels(1))]}
     with pytest.raises(ProbeError, match="pixels, whose vision rows run in the block"):
-        dropped(model, inputs, freeze=True)
+        dropped(model, inputs, mode="mask_frozen")
     with (
         drop_vision(model, 1, stack="prefusion"),
         pytest.raises(ProbeError, match="call encode_image before"),

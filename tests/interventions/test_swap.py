@@ -182,7 +182,7 @@ def test_overlapping_swaps_and_removed_layers_are_refused(subject):
     ):
         swapped(subject, donor, (2, 3), donor)
     with (
-        drop_vision(subject, (1, 2), how="remove"),
+        drop_vision(subject, (1, 2), mode="remove"),
         pytest.raises(ProbeError, match="layers 1, already under drop"),
     ):
         swapped(subject, donor, 1, donor)

@@ -69,7 +69,7 @@ def test_mistakes_are_told_in_one_line():
     with pytest.raises(ProbeError, match="a stack of llm"):
         logit_lens(subject, known.image("blue"), known.question, stack="prefusion")
     with (
-        drop_vision(subject, [2, 3], how="remove"),
+        drop_vision(subject, [2, 3], mode="remove"),
         pytest.raises(ProbeError, match="rows behind every layer"),
     ):
         logit_lens(subject, known.image("blue"), known.question, "red")

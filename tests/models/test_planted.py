@@ -54,11 +54,11 @@ def test_other_patches_do_not_reach_the_answer_at_all(known, subject):
         )
 
 
-@pytest.mark.parametrize("how", ["mask", "zero", "remove"])
-def test_dropping_finds_the_read_layers(known, subject, how):
+@pytest.mark.parametrize("mode", ["mask", "zero", "remove"])
+def test_dropping_finds_the_read_layers(known, subject, mode):
     image = known.image("green", 1)
     for layer in range(6):
-        with drop_vision(subject, layer, how=how):
+        with drop_vision(subject, layer, mode=mode):
             said = subject.answer(image, known.question)
         assert said == (NOTHING if layer in known.read_layers else "green")
 

@@ -355,7 +355,7 @@ def test_keeping_all_changes_nothing_and_keeping_none_is_dropping_them(subject):
             assert torch.equal(logits(subject, inputs), plain)
     with probe.reduced(subject, FastV(2, 0.0)):
         none = logits(subject, inputs)
-    with drop_vision(subject, range(2, 4), how="remove"):
+    with drop_vision(subject, range(2, 4), mode="remove"):
         assert torch.equal(logits(subject, inputs), none)
     words = subject.encode(None, "what is in the picture?")
     plain = logits(subject, words)
@@ -433,30 +433,30 @@ def test_dropping_in_the_block(subject, reducer):
     ]
     with probe.reduced(subject, reducer):
         reduced = logits(subject, inputs)
-        remove, mask, frozen = ({"how": "remove"}, {"how": "mask"}, {"freeze": True})
+        remove, mask, frozen = ({"mode": "remove"}, {"mode": "mask"}, {"mode": "mask_frozen"})
         for layers, same in (((2, 3), (mask, frozen)), ((0, 1, 3), (frozen,))):
             found = []
-            for how in (remove, *same):
-                with drop_vision(subject, layers, **how):  # pyright: ignore[reportArgumentType]
+            for mode in (remove, *same):
+                with drop_vision(subject, layers, **mode):  # pyright: ignore[reportArgumentType]
                     found.append((logits(subject, inputs)[text], decoded(subject, inputs, 2)[1]))
             for other in found[1:]:
                 near(other[0], found[0][0])
                 near(other[1], found[0][1])
             assert not torch.allclose(found[0][0], reduced[text])
-        with drop_vision(subject, 2, how="zero"), swap_vision(subject, 3, prompt(subject, "left")):
+        with drop_vision(subject, 2, mode="zero"), swap_vision(subject, 3, prompt(subject, "left")):
             logits(subject, inputs)
-    with drop_vision(subject, (0, 1, 3), how="remove"), probe.reduced(subject, reducer):
+    with drop_vision(subject, (0, 1, 3), mode="remove"), probe.reduced(subject, reducer):
         near(decoded(subject, inputs, 2)[1], found[0][1])
 
 
-@pytest.mark.parametrize(("reducer", "how"), [(REDUCERS[0], "mask"), (REDUCERS[2], "remove")])
-def test_a_sweep_in_the_block_is_every_case_alone(subject, reducer, how):
+@pytest.mark.parametrize(("reducer", "mode"), [(REDUCERS[0], "mask"), (REDUCERS[2], "remove")])
+def test_a_sweep_in_the_block_is_every_case_alone(subject, reducer, mode):
     sample = Sample("0", models.picture(0), "what is in the picture?", answer="a red circle")
-    layers, options = {"1-2": [0, 1], "4": [3]}, {"how": how, "max_new_tokens": 2}
+    layers, options = {"1-2": [0, 1], "4": [3]}, {"mode": mode, "max_new_tokens": 2}
     with probe.reduced(subject, reducer):
-        table = probe.drop_sweep(subject, sample, layers, **options, progress=how == "mask")
+        table = probe.drop_sweep(subject, sample, layers, **options, progress=mode == "mask")
         for case, chosen in {"untouched": [], **layers}.items():
-            with drop_vision(subject, chosen, how=how):
+            with drop_vision(subject, chosen, mode=mode):
                 answer = subject.answer(sample.image, sample.question, max_new_tokens=2)
             assert str(table["answer"].sel(sample="0", case=case).values) == answer
     assert table.attrs["sharing"] == f"{reducer!r} chooses vision tokens by the question"

@@ -83,7 +83,7 @@ def test_another_question_about_the_image_reuses_it(subject):
 @pytest.mark.parametrize("reducer", [Grid(0.5), None])
 def test_what_does_not_look_at_the_question_keeps_the_cache(subject, reducer):
     block = (
-        drop_vision(subject, (2, 3), how="remove")
+        drop_vision(subject, (2, 3), mode="remove")
         if reducer is None
         else probe.reduced(subject, reducer)
     )

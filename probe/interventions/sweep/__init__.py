@@ -3,7 +3,7 @@ counted.
 
 running     drop_sweep, sweep_one, Sweep: samples in, a dataset (sample, case) out
 cases       windows, from_layer, until_layer; the cases that every sweep has
-readings    what text sees of vision in each layer of each case; rows that are the same
+visibility  what text sees of vision in each layer of each case; rows that are the same
 question    one sample with its donor and its gold answer, as tokens
 schedule    samples in an order in which an image comes once; donors; what it will cost
 

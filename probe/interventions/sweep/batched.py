@@ -15,7 +15,7 @@ from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE
 from probe.interventions.sweep.prefix_attention import VisionView
 from probe.interventions.sweep.sample_prompts import SamplePrompts
 from probe.interventions.sweep.sequential import Outcome
-from probe.interventions.sweep.visibility import MASKED, SEEN, SWAPPED, ZEROED, DropMode, Symbol
+from probe.interventions.sweep.visibility import FREEZING, MASKED, SEEN, SWAPPED, ZEROED, Visibility
 from probe.subject.inputs import Inputs
 from probe.subject.prefix_cache import Known, PrefixMemory
 from probe.subject.subject import Subject
@@ -23,11 +23,11 @@ from probe.subject.subject import Subject
 
 @dataclass(frozen=True)
 class BatchedCases:
-    """`readings`: the symbol of each layer, by case."""
+    """`visibility`: of each layer, by case."""
 
     subject: Subject
-    reading: DropMode
-    readings: Mapping[str, tuple[Symbol, ...]]
+    mode: str
+    visibility: Mapping[str, tuple[Visibility, ...]]
     memory: PrefixMemory
     max_new_tokens: int
 
@@ -35,7 +35,7 @@ class BatchedCases:
         """These cases. Another image is one of the rows where its prompt differs in vision tokens
         only, else apart.
         """
-        if self.reading.how == "swap" and not question.other_fits:
+        if self.mode == "swap" and not question.other_fits:
             raise ProbeError(
                 "drop_sweep",
                 expected="a donor with vision tokens in the same places",
@@ -78,15 +78,15 @@ class BatchedCases:
             return [prefix.seen()], torch.zeros(
                 len(names), len(self.memory.stack.layers), dtype=torch.long
             )
-        numbers: dict[Symbol, int] = {SEEN: 0, MASKED: 1}
+        numbers: dict[Visibility, int] = {SEEN: 0, MASKED: 1}
         for name in names:
-            for symbol in self.readings[name]:
+            for symbol in self.visibility[name]:
                 numbers.setdefault(symbol, len(numbers))
         make = {SEEN: prefix.seen, MASKED: prefix.masked, ZEROED: prefix.zeroed,
                 SWAPPED: lambda: prefix.swapped(self.memory.donor(question.inputs, question.other))}  # fmt: skip  # pyright: ignore[reportArgumentType]
         views = [make[s]() if isinstance(s, str) else self.memory.frozen(known, s) for s in numbers]
         return views, torch.tensor(
-            [[numbers[symbol] for symbol in self.readings[name]] for name in names]
+            [[numbers[symbol] for symbol in self.visibility[name]] for name in names]
         )
 
     def _rows(
@@ -97,7 +97,7 @@ class BatchedCases:
         tokens = min(
             self.max_new_tokens, (max_positions(self.memory.model) or sys.maxsize) - length
         )
-        frozen = frozenset({1}) if self.reading.freezes else frozenset()  # the masked ones
+        frozen = frozenset({1}) if self.mode in FREEZING else frozenset()  # the masked ones
         rows = CaseBatch(
             self.memory.model,
             self.memory.stack,

@@ -77,7 +77,9 @@ class Fused:
         assert inputs is not None  # else the case would not be among the names
         asked = with_response(inputs, question.gold[:-1]) if len(question.gold) > 1 else inputs
         given = (
-            asked if self.alone.reading.freeze and name not in ALWAYS else self.images.read(asked)
+            asked
+            if self.alone.mode == "mask_frozen" and name not in ALWAYS
+            else self.images.read(asked)
         )
         with self.alone.intervention(name, question):
             return EmbeddedPrompt.of(self.alone.subject.model, given)

@@ -6,7 +6,7 @@ table = tabulate(sample, names, outcome, ...)      # dims (sample=1, case)
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.data.sample import Sample
+from probe.hooks.model_state import layer_ranges
 from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE, UNTOUCHED
 
 Score = Callable[[str, Sample], float]
@@ -34,6 +35,9 @@ UNITS = {
     ),
     "donor_answer_given": ("the answer is the one given about the other image", "1"),
     "dropped": ("layers that the case names", "1"),
+    "layers": ("layers that the case names, counted from 0", ""),
+    "layer_start": ("first of these layers, counted from 0; -1 for a set with gaps or none", "1"),
+    "layer_stop": ("layer after the last one, counted from 0; -1 for a set with gaps or none", "1"),
     "row_layers": ("rows times layers computed for all cases", "1"),
     "image_prefixes": ("image prefixes computed", "1"),
 }
@@ -128,11 +132,27 @@ def tabulate(
         coords={
             "sample": np.array([sample.id], dtype=object),
             "case": np.array(list(cases), dtype=object),
+            **_layer_coordinates(cases.values()),
             "layer": np.arange(layers),
         },
     )
     for name, (long_name, unit) in UNITS.items():
-        if name in dataset:
+        if name in dataset.variables:
             dataset[name].attrs = {"long_name": long_name, "units": unit}
     assert present[0] == UNTOUCHED
     return dataset
+
+
+def _layer_coordinates(layer_sets: Iterable[frozenset[int]]) -> dict[str, tuple[str, np.ndarray]]:
+    """The layers of each case as text, and as a half-open range where they are one."""
+    texts, bounds = [], []
+    for layers in layer_sets:
+        texts.append(layer_ranges(sorted(layers)) if layers else "")
+        start, stop = min(layers, default=-1), max(layers, default=-2) + 1
+        bounds.append((start, stop) if len(layers) == stop - start else (-1, -1))
+    starts, stops = np.array(bounds, dtype=np.int64).T
+    return {
+        "layers": ("case", np.array(texts, dtype=object)),
+        "layer_start": ("case", starts),
+        "layer_stop": ("case", stops),
+    }

@@ -18,7 +18,6 @@ from probe.interventions.layer_target import Names
 from probe.interventions.swap import swap_vision
 from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE, NO_VISION
 from probe.interventions.sweep.sample_prompts import SamplePrompts
-from probe.interventions.sweep.visibility import DropMode
 from probe.subject.inputs import with_response
 from probe.subject.subject import Subject
 
@@ -42,7 +41,7 @@ class SequentialCases:
     """
 
     subject: Subject
-    reading: DropMode
+    mode: str
     cases: Mapping[str, frozenset[int]]
     stack: LayerStack
     max_new_tokens: int
@@ -62,19 +61,11 @@ class SequentialCases:
 
     def intervention(self, name: str, question: SamplePrompts) -> AbstractContextManager:
         """What is done to the model in a case."""
-        model, layers, reading = self.subject.model, sorted(self.cases[name]), self.reading
+        model, layers = self.subject.model, sorted(self.cases[name])
         if not layers or not question.inputs.types.vision.any():
             return nullcontext()
         if name == NO_VISION:
-            return drop_vision(model, layers, how="mask", stack=self.stack.name)
-        if reading.how == "swap":
+            return drop_vision(model, layers, "mask", stack=self.stack.name)
+        if self.mode == "swap":
             return swap_vision(model, layers, question.other)
-        return drop_vision(
-            model,
-            layers,
-            reading.how,
-            reading.freeze,
-            reading.restore,
-            self.stack.name,
-            self.queries,
-        )
+        return drop_vision(model, layers, self.mode, stack=self.stack.name, queries=self.queries)

@@ -35,7 +35,12 @@ from probe.interventions.sweep.result_table import Score, exact_match, tabulate
 from probe.interventions.sweep.sample_prompts import Images, SamplePrompts
 from probe.interventions.sweep.schedule import estimate, schedule
 from probe.interventions.sweep.sequential import SequentialCases
-from probe.interventions.sweep.visibility import DropMode, row_layers
+from probe.interventions.sweep.visibility import (
+    SWEEP_MODES,
+    SweepMode,
+    row_layers,
+    visibility_of_cases,
+)
 from probe.subject.inputs import Inputs
 from probe.subject.prefix_cache import PrefixMemory
 from probe.subject.prefix_check import SharingCheck, verdict, verdict_of
@@ -46,11 +51,9 @@ def drop_sweep(
     subject: Subject,
     samples: Sequence[Sample] | Sample,
     cases: Cases,
-    how: str = "mask",
+    mode: SweepMode | str = "mask",
     stack: str = "llm",
     *,
-    freeze: bool = False,
-    restore: bool = True,
     queries: Names | None = None,
     donor: Images | None = None,
     max_new_tokens: int = 32,
@@ -63,8 +66,8 @@ def drop_sweep(
     Args:
         cases: sets of layers, named or not, or `windows(4)`, `from_layer()`, `until_layer()`, or several of these in a
             list. The untouched model, no vision in any layer and another image are always cases.
-        how: "mask", "remove" or "zero" as in `drop_vision` (with its `freeze` and `restore`), or "swap": text reads
-            another image's vision tokens in these layers.
+        mode: as in `drop_vision`, or "swap": text reads another image's vision tokens in these
+            layers.
         stack: "llm", or "prefusion" of LLaVA-Mini, where `queries` says who is cut off, as in `drop_vision`.
         donor: the other image. By default that of the next sample with another one.
         score: score(answer, sample) of a generated answer, NaN where nothing can be said.
@@ -82,8 +85,9 @@ def drop_sweep(
     if not ids or len(set(ids)) < len(ids):
         got = f"{next(i for i in ids if ids.count(i) > 1)!r} twice" if ids else "none"
         raise ProbeError("drop_sweep", expected="samples, each with an id of its own", got=got)
-    options = {"freeze": freeze, "restore": restore, "queries": queries}
-    sweep = Sweep(subject, cases, how, stack, **options, max_new_tokens=max_new_tokens, score=score)
+    sweep = Sweep(
+        subject, cases, mode, stack, queries=queries, max_new_tokens=max_new_tokens, score=score
+    )
     order, donors = schedule(samples)
     donors = donors if donor is None else dict.fromkeys(donors, donor)
     if progress:
@@ -104,14 +108,14 @@ def sweep_one(
     subject: Subject,
     sample: Sample,
     cases: Cases,
-    how: str = "mask",
+    mode: SweepMode | str = "mask",
     donor: Images | None = None,
     **options,
 ) -> xr.Dataset:
     """One sample of `drop_sweep` (whose `options` it takes). For many, keep a `Sweep`: it remembers
     prefixes.
     """
-    return Sweep(subject, cases, how, **options)(sample, donor)
+    return Sweep(subject, cases, mode, **options)(sample, donor)
 
 
 class Sweep:
@@ -122,11 +126,9 @@ class Sweep:
         self,
         subject: Subject,
         cases: Cases,
-        how: str = "mask",
+        mode: SweepMode | str = "mask",
         stack: str = "llm",
         *,
-        freeze: bool = False,
-        restore: bool = True,
         queries: Names | None = None,
         max_new_tokens: int = 32,
         score: Score = exact_match,
@@ -135,9 +137,9 @@ class Sweep:
         found = stacks(subject.model)
         _check(subject, stack, list(found), max_new_tokens)
         self.subject, self.stack, self.score = subject, found[stack], score
-        self.reading, self.max_new_tokens = DropMode(how, freeze, restore), max_new_tokens
+        self.mode, self.max_new_tokens = str(mode), max_new_tokens
         self.queries = None if queries is None else as_names(queries)
-        _check_reading(self.reading, subject, stack, self.queries)
+        _check_mode(self.mode, subject, stack, self.queries)
         layers = len(self.stack.layers)
         always = {
             UNTOUCHED: frozenset(),
@@ -145,13 +147,13 @@ class Sweep:
             ANOTHER_IMAGE: frozenset(),
         }
         self.cases = always | resolve(cases, layers)
-        self.readings = self.reading.of_cases(self.cases, layers)
+        self.visibility = visibility_of_cases(self.mode, self.cases, layers)
         self.memory = PrefixMemory(subject.model, found["llm"]) if memory is None else memory
         self.alone = SequentialCases(
-            subject, self.reading, self.cases, self.stack, max_new_tokens, self.queries
+            subject, self.mode, self.cases, self.stack, max_new_tokens, self.queries
         )
         self.together = (
-            BatchedCases(subject, self.reading, self.readings, self.memory, max_new_tokens)
+            BatchedCases(subject, self.mode, self.visibility, self.memory, max_new_tokens)
             if stack == "llm"
             else Fused(self.alone, self.memory.images)
         )
@@ -161,7 +163,7 @@ class Sweep:
         """One sample in every case. Without a `donor` (its images) the case of another image is
         missing.
         """
-        if self.reading.how == "swap" and donor is None:
+        if self.mode == "swap" and donor is None:
             raise ProbeError(
                 "drop_sweep", expected="another image to swap with", got="none", fix="pass donor="
             )
@@ -181,7 +183,7 @@ class Sweep:
             answers,
             question.gold,
             self.score,
-            self.reading.how == "swap",
+            self.mode == "swap",
             counts,
         )
         return table.assign_attrs(self._provenance(judged), **counts)
@@ -200,7 +202,7 @@ class Sweep:
                 prompt.shared, 1
             )
             if self.stack.name == "llm":
-                shared, rows = prompt.shared, row_layers(self.readings.values())
+                shared, rows = prompt.shared, row_layers(self.visibility.values())
         return estimate(
             samples,
             len(self.cases),
@@ -229,11 +231,8 @@ class Sweep:
         return self.memory.computed if self.stack.name == "llm" else self.memory.images.computed
 
     def _provenance(self, judged: SharingCheck) -> dict[str, str | int]:
-        reading = self.reading
         return self.subject.provenance() | {
-            "how": reading.how,
-            "freeze": str(reading.freeze).lower(),
-            "restore": str(reading.restore).lower(),
+            "mode": self.mode,
             "stack": self.stack.name,
             "queries": "+".join(self.queries or ()),
             "max_new_tokens": self.max_new_tokens,
@@ -250,21 +249,19 @@ def _seconds(subject: Subject, inputs: Inputs) -> float:
     return time.perf_counter() - start
 
 
-def _check_reading(
-    reading: DropMode, subject: Subject, stack: str, queries: tuple[str, ...] | None
-) -> None:
-    """Raises ProbeError for what `drop_vision` refuses in this stack."""
-    if reading.how != "swap":
-        with drop_vision(
-            subject.model, (), reading.how, reading.freeze, reading.restore, stack, queries
-        ):
+def _check_mode(mode: str, subject: Subject, stack: str, queries: tuple[str, ...] | None) -> None:
+    """Raises ProbeError for an unknown mode, and for what `drop_vision` refuses in this stack."""
+    if mode not in SWEEP_MODES:
+        raise ProbeError("drop_sweep", expected=f"mode of {', '.join(SWEEP_MODES)}", got=repr(mode))
+    if mode != "swap":
+        with drop_vision(subject.model, (), mode, stack=stack, queries=queries):
             return
     if stack != "llm" or queries is not None:
         raise ProbeError(
             "drop_sweep",
-            expected="how='swap' in the LLM, for all text",
+            expected="mode='swap' in the LLM, for all text",
             got=f"stack={stack!r}, queries={queries!r}",
-            fix="use another reading",
+            fix="use another mode",
         )
 
 

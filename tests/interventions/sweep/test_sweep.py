@@ -18,6 +18,7 @@ from transformers import (
 
 from probe.data.sample import Sample
 from probe.errors import ProbeError
+from probe.evaluation.drop_effects import MODES
 from probe.hooks.attention_tap import routed, tap
 from probe.hooks.model_structure import stacks
 from probe.interventions.sweep import Sweep, drop_sweep, from_layer, sweep_one, until_layer, windows
@@ -30,7 +31,7 @@ from probe.interventions.sweep.layer_sets import (
 )
 from probe.interventions.sweep.sample_prompts import SamplePrompts
 from probe.interventions.sweep.schedule import schedule
-from probe.interventions.sweep.visibility import DropMode, row_layers
+from probe.interventions.sweep.visibility import SWEEP_MODES, row_layers, visibility_of_cases
 from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix
 from probe.subject.inputs import with_response
 from probe.subject.loading import load
@@ -72,8 +73,8 @@ def keys_of(subject, inputs):
     return kept
 
 
-def dense(call, vision, how, donor):
-    """One attention call in which text sees vision as `how` says, written out."""
+def dense(call, vision, mode, donor):
+    """One attention call in which text sees vision as `mode` says, written out."""
     groups = call.query.shape[1] // call.key.shape[1]
     text_to_vision = ~vision[:, None] & vision[None]
     causal = torch.ones(len(vision), len(vision), dtype=torch.bool).tril()
@@ -83,23 +84,23 @@ def dense(call, vision, how, donor):
 
     value = call.value.repeat_interleave(groups, 1)
     s = scores(call.key)
-    if how == "swap":
+    if mode == "swap":
         key, values = (t.clone() for t in (call.key, call.value))
         there = vision.nonzero()[:, 0]
         key[:, :, there], values[:, :, there] = (t[:, :, there] for t in donor)
         s = torch.where(text_to_vision, scores(key), s)
-    visible = causal & ~text_to_vision if how == "mask" else causal
+    visible = causal & ~text_to_vision if mode == "mask" else causal
     weights = torch.softmax(s.masked_fill(~visible, -torch.inf), -1)
-    if how == "zero":
+    if mode == "zero":
         weights = weights * ~text_to_vision
     out = weights @ value
-    if how == "swap":
+    if mode == "swap":
         to_vision = weights * text_to_vision
         out = out + to_vision @ (values.repeat_interleave(groups, 1) - value)
     return out.transpose(1, 2).contiguous(), None
 
 
-def logits_alone(subject, inputs, layers, how="mask", freeze=False, donor=None):
+def logits_alone(subject, inputs, layers, mode="mask", donor=None):
     """Logits of all positions when one case runs by itself."""
     stack = stacks(subject.model)["llm"]
     names = list(stack.attention)
@@ -108,13 +109,13 @@ def logits_alone(subject, inputs, layers, how="mask", freeze=False, donor=None):
     def around(call, kernel):
         if names.index(call.name) not in layers:
             return kernel(call)
-        return dense(call, vision, how, donor and donor[call.name])
+        return dense(call, vision, mode.removesuffix("_frozen"), donor and donor[call.name])
 
     def keep(module, args, output):
         return torch.where(vision[:, None], args[0], output)
 
     with ExitStack() as hooks, torch.no_grad():
-        for layer in layers if freeze else ():
+        for layer in layers if mode == "mask_frozen" else ():
             hooks.callback(stack.layers[layer].register_forward_hook(keep).remove)
         hooks.enter_context(routed(stack.attention, around))
         return subject.model(**inputs, use_cache=False).logits[0]
@@ -177,34 +178,32 @@ def test_every_case_is_what_it_is_alone(factory, attn):
     assert_as_alone(subject, sample, random_sets(3), donor=[picture(2)])
 
 
-@pytest.mark.parametrize("how", ["zero", "swap"])
+@pytest.mark.parametrize("mode", ["zero", "swap"])
 @pytest.mark.parametrize("factory", [llava15, llava_next_mistral])
-def test_zero_and_swap_are_what_they_are_alone(factory, how):
+def test_zero_and_swap_are_what_they_are_alone(factory, mode):
     subject = subject_of(factory)
     sample, donor = Sample("1", picture(1), QUESTION, answer="a red circle"), [picture(2)]
-    theirs = keys_of(subject, subject.encode(donor, QUESTION)) if how == "swap" else None
+    theirs = keys_of(subject, subject.encode(donor, QUESTION)) if mode == "swap" else None
     assert_as_alone(
         subject,
         sample,
         random_sets(4),
         donor=donor,
-        how=how,
-        reference={"how": how, "donor": theirs},
+        mode=mode,
+        reference={"mode": mode, "donor": theirs},
     )
 
 
-@pytest.mark.parametrize("reading", [{"how": "mask", "freeze": True}, {"how": "remove"}])
+@pytest.mark.parametrize("reading", [{"mode": "mask_frozen"}, {"mode": "remove"}])
 def test_freezing_and_removing_are_masking_while_vision_rows_skip_the_layers(reading):
     sample = Sample("1", picture(1), QUESTION, answer="a red circle")
     sets = {"all": range(LAYERS), "late": {3, 4}, "middle": {1, 2}, "two blocks": {0, 3}}
-    assert_as_alone(
-        subject_of(), sample, sets, reference={"how": "mask", "freeze": True}, **reading
-    )
+    assert_as_alone(subject_of(), sample, sets, reference={"mode": "mask_frozen"}, **reading)
 
 
 def test_what_is_removed_for_good_is_masked_from_its_first_layer_on():
     subject, sample = subject_of(), Sample("1", picture(1), QUESTION)
-    _, found = outcomes(subject, sample, {"once": {1, 3}}, how="remove", restore=False)
+    _, found = outcomes(subject, sample, {"once": {1, 3}}, mode="remove_for_good")
     logits, said = alone(subject, sample, {1, 2, 3, 4}, found["once"][1])
     torch.testing.assert_close(found["once"][0], logits, rtol=1e-5, atol=1e-5)
     assert found["once"][1] == said
@@ -220,18 +219,18 @@ CONVERSATION = [
 ]
 
 
-@pytest.mark.parametrize("how", ["mask", "zero", "swap", "remove"])
+@pytest.mark.parametrize("mode", ["mask", "zero", "swap", "remove"])
 @pytest.mark.parametrize("factory", [llava15, llava_next_mistral])
-def test_text_between_two_images(factory, how):
+def test_text_between_two_images(factory, mode):
     """What the text between them becomes differs by case, and the second image sees it."""
     subject, donor = subject_of(factory), [picture(3), picture(4)]
     sample = Sample("1", (picture(1), picture(2)), CONVERSATION, answer="a red circle")
-    reference = {"how": how}
-    if how == "swap":
+    reference = {"mode": mode}
+    if mode == "swap":
         reference["donor"] = keys_of(subject, subject.encode(donor, CONVERSATION))
-    if how == "remove":
-        reference = {"how": "mask", "freeze": True}
-    assert_as_alone(subject, sample, random_sets(3), donor=donor, how=how, reference=reference)
+    if mode == "remove":
+        reference = {"mode": "mask_frozen"}
+    assert_as_alone(subject, sample, random_sets(3), donor=donor, mode=mode, reference=reference)
 
 
 def test_questions_and_system_prompts_of_one_image():
@@ -291,12 +290,12 @@ def test_the_shipped_model():
     )
 
 
-@pytest.mark.parametrize("how", ["mask", "zero", "remove", "swap"])
-def test_the_context_managers_say_the_same(how):
+@pytest.mark.parametrize("mode", ["mask", "zero", "remove", "swap"])
+def test_the_context_managers_say_the_same(mode):
     """The other path, each case alone under its context manager, gives the same table."""
     subject = subject_of(llava15)
     sample, donor = Sample("1", picture(1), QUESTION, answer="a red circle"), picture(2)
-    sweep = Sweep(subject, random_sets(3), how, max_new_tokens=TOKENS)
+    sweep = Sweep(subject, random_sets(3), mode, max_new_tokens=TOKENS)
     shared = sweep(sample, donor)
     sweep.together = sweep.alone  # pyright: ignore
     apart = sweep(sample, donor)
@@ -332,7 +331,7 @@ def test_rows_are_computed_once_for_each_history():
 
 def test_row_layers_of_the_paper_s_size():
     cases = {UNTOUCHED: frozenset()} | resolve([from_layer(), windows(4)], 32)
-    assert row_layers(DropMode().of_cases(cases, 32).values()) == 672  # of 41 x 32 = 1312
+    assert row_layers(visibility_of_cases("mask", cases, 32).values()) == 672  # of 41 x 32 = 1312
 
 
 def test_the_table():
@@ -354,9 +353,39 @@ def test_the_table():
     assert (table["donor_answer_given"].sel(case=ANOTHER_IMAGE) == 1).all()
     said = table["answer"]
     assert ((said == said.sel(case=ANOTHER_IMAGE)) == table["donor_answer_given"]).all()
-    assert table.attrs["how"] == "swap"
+    assert table.attrs["mode"] == "swap"
     assert table.attrs["sharing"] == "exact"
     assert all(table[name].attrs["long_name"] for name in table.data_vars)
+
+
+def test_cases_name_their_layers_as_text_and_as_a_half_open_range():
+    sample = Sample("1", picture(1), QUESTION)
+    cases = {"late": {3, 4}, "gaps": {0, 2, 3}, "one": {1}, "nothing": ()}
+    table = sweep_one(subject_of(), sample, cases, max_new_tokens=1)
+    found = {
+        str(case): (layers, start, stop)
+        for case, layers, start, stop in zip(
+            table["case"].values,
+            table["layers"].values.tolist(),
+            table["layer_start"].values.tolist(),
+            table["layer_stop"].values.tolist(),
+            strict=True,
+        )
+    }
+    assert found == {
+        "untouched": ("", -1, -1),
+        "no vision": ("0-4", 0, 5),
+        "another image": ("", -1, -1),
+        "late": ("3-4", 3, 5),
+        "gaps": ("0,2-3", -1, -1),
+        "one": ("1", 1, 2),
+        "nothing": ("", -1, -1),
+    }
+    assert "from 0" in table["layers"].attrs["long_name"]
+
+
+def test_the_modes_of_the_results_are_those_of_the_sweep():
+    assert MODES == SWEEP_MODES
 
 
 def test_correct_is_the_score():
@@ -482,10 +511,12 @@ def test_the_model_is_as_it_was_whatever_happens():
     [
         ([{LAYERS}], {}, "expected layers of 0 to 4, got 5"),
         ({"untouched": {0}}, {}, "every sweep has this case"),
-        ([{0}], {"how": "drop"}, "how of mask, remove, zero, swap, got 'drop'"),
-        ([{0}], {"how": "zero", "freeze": True}, "freeze with how='mask'"),
-        ([{0}], {"restore": False}, "restore=False with how='remove'"),
-        ([{0}], {"how": "swap"}, "pass donor="),
+        (
+            [{0}],
+            {"mode": "drop"},
+            "mode of mask, mask_frozen, remove, remove_for_good, zero, swap, got 'drop'",
+        ),
+        ([{0}], {"mode": "swap"}, "pass donor="),
         ([{0}], {"max_new_tokens": 0}, "at least one new token"),
         ([{0}], {"stack": "encoder"}, "a stack of vision, llm, got 'encoder'"),
     ],

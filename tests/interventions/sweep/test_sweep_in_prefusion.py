@@ -92,10 +92,10 @@ def assert_as_alone(subject, asked, donor, doing, **options):
 
 LLM = [
     {},
-    {"how": "zero"},
-    {"freeze": True},
-    {"how": "remove"},
-    {"how": "remove", "restore": False},
+    {"mode": "zero"},
+    {"mode": "mask_frozen"},
+    {"mode": "remove"},
+    {"mode": "remove_for_good"},
 ]
 
 
@@ -119,16 +119,16 @@ def test_swapping_in_the_llm_is_what_it_is_alone(images):
         sample(images=images),
         donor,
         lambda question, layers: swap_vision(subject, layers, question.other),
-        how="swap",
+        mode="swap",
     )
 
 
 PREFUSION = [
     {},
-    {"how": "zero"},
-    {"freeze": True},
+    {"mode": "zero"},
+    {"mode": "mask_frozen"},
     {"queries": "text"},
-    {"queries": "compressed", "how": "zero"},
+    {"queries": "compressed", "mode": "zero"},
 ]
 
 
@@ -174,8 +174,8 @@ def test_the_estimate_names_what_it_counts(capsys):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"how": "remove"}, "use how='mask', freeze=True"),
-        ({"how": "swap"}, "how='swap' in the LLM"),
+        ({"mode": "remove"}, "use mode='mask_frozen'"),
+        ({"mode": "swap"}, "mode='swap' in the LLM"),
         ({"queries": "vision"}, "queries of 'text' and 'compressed'"),
         ({"stack": "compressor"}, "whose rows are text and vision, got 'compressor'"),
         ({"stack": "audio"}, "a stack of vision, compressor, prefusion, llm, got 'audio'"),
