@@ -172,7 +172,7 @@ def readings(
         table = tables[name]
         shift = width * ((position + 0.5) / len(tables) - 0.5)
         draw_windows(axis, table, windows_of(table, size), value, seed, look, name, shift=shift)
-    finish_windows(axis, first, windows, value, "Every reading of “dropped”")
+    finish_windows(axis, first, windows, value, "Every mode of dropping")
     legend(axis, ncols=3, **_LEGEND)
     caption(np.array([axis]), [note(first, seed), SIMULTANEOUS], tables, ax is None)
     return axis

@@ -39,7 +39,7 @@ def chosen_mode(results: Any, mode: str | None) -> tuple[str, xr.Dataset]:
     tables = tables_of(results)
     if mode is None:
         mode = "mask" if "mask" in tables else next(iter(tables))
-    one_of("plots", "a reading of", mode, tables)
+    one_of("plots", "a mode of", mode, tables)
     return mode, tables[mode]
 
 

@@ -136,7 +136,7 @@ def test_all_options_together(run, tmp_path):
     ],
 )
 def test_a_mistake_in_the_words_is_told_before_any_work(run, tmp_path, monkeypatch, words, told):
-    monkeypatch.setattr("probe.subject.subject.load", no_work)
+    monkeypatch.setattr("probe.subject.loading.load", no_work)
     (tmp_path / "file").write_text("not a folder")
     code, said, error = run(*words)
     assert (code, said) == (2, "")
@@ -169,7 +169,7 @@ def test_debug_shows_where_a_mistake_was_found(monkeypatch, tmp_path):
 
 
 def test_ctrl_c_is_one_line(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("probe.subject.subject.load", interrupted)
+    monkeypatch.setattr("probe.subject.loading.load", interrupted)
     code, said, error = run("attention")
     assert (code, said) == (130, "")
     assert "interrupted" in one_line(error)
@@ -185,7 +185,7 @@ def test_trouble_while_writing_leaves_the_last_results_whole(
     def figures(_):
         raise trouble
 
-    monkeypatch.setattr("probe.subject.subject.load", lambda *_, **__: None)
+    monkeypatch.setattr("probe.subject.loading.load", lambda *_, **__: None)
     monkeypatch.setattr(
         "probe.measures.attention.measure.measure",
         lambda *_, **__: probe.open_record(written[0] / "record.zarr.zip"),
@@ -204,7 +204,7 @@ def test_trouble_while_writing_leaves_the_last_results_whole(
 def test_a_folder_named_like_a_result_is_told_before_any_file_is_moved(
     run, written, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("probe.subject.subject.load", lambda *_, **__: None)
+    monkeypatch.setattr("probe.subject.loading.load", lambda *_, **__: None)
     monkeypatch.setattr(
         "probe.measures.attention.measure.measure",
         lambda *_, **__: probe.open_record(written[0] / "record.zarr.zip"),
@@ -239,7 +239,7 @@ def test_verify_prints_each_promise_with_its_number_and_fails_with_one(run, monk
         name="logits unchanged", value=0.0 if kept else 0.125, expected="0", passed=kept
     )
     report = SimpleNamespace(checks=[check], appendix="Measured with probe [v1].")
-    monkeypatch.setattr("probe.subject.subject.load", lambda *_, **__: None)
+    monkeypatch.setattr("probe.subject.loading.load", lambda *_, **__: None)
     monkeypatch.setattr("probe.measures.verify.verify", lambda _: report)
     code, said, _ = run("verify")
     assert code == (0 if kept else 1)

@@ -132,7 +132,7 @@ def test_llava_mini_in_its_pre_fusion(run, tmp_path):
 
 
 def test_only_a_judges_benchmark_is_judged(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("probe.subject.subject.load", no_work)
+    monkeypatch.setattr("probe.subject.loading.load", no_work)
     code, said, error = run("drop", "--judged", "scores.json")
     assert (code, said) == (2, "")
     assert "llava_w or mm_vet, got shapes" in error and error.count("\n") == 1
@@ -205,7 +205,7 @@ def test_attention_over_a_benchmark_is_a_run_and_one_record(run, tmp_path, monke
     ],
 )
 def test_a_mistake_is_told_before_any_model_is_loaded(run, tmp_path, monkeypatch, words, told):
-    monkeypatch.setattr("probe.subject.subject.load", no_work)
+    monkeypatch.setattr("probe.subject.loading.load", no_work)
     (tmp_path / "file").write_text("no folder")
     code, said, error = run(*words)
     assert (code, said) == (2, "")

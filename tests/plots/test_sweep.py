@@ -90,7 +90,7 @@ def test_without_scores_the_distance_is_drawn():
     [
         (lambda: plots.dropped(planted_sweep(cases=[[0, 2]])), "windows"),
         (lambda: plots.readings(planted_sweep(), 7), "windows of 7 layers"),
-        (lambda: plots.dropped(planted_run(), "fog"), "a reading of mask, zero, swap"),
+        (lambda: plots.dropped(planted_run(), "fog"), "a mode of mask, zero, swap"),
         (lambda: plots.dropped(planted_run(), value="luck"), "a value of"),
         (lambda: plots.swaps(planted_sweep()), "mode='swap'"),
         (lambda: plots.depth(planted_sweep(cases=[[1]])), "from_layer"),
