@@ -81,8 +81,10 @@ record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head")
 # best patches hold, how uneven the distribution is, and whether the patches that are best where the LLM reads were so before.
 
 # %%
+from probe.measures.encoder_concentration import concentration
+
 images = [sample_image(seed)[0] for seed in range(8)]
-found = probe.reducers.concentration(subject, images, top=(1, 4, 9))
+found = concentration(subject, images, top=(1, 4, 9))
 probe.plots.concentration(found)
 # %% [markdown]
 # Softmax pushes that way: the gradient of a weight by its own score, a (1 - a), is the larger the larger the weight is (up to a

@@ -21,9 +21,10 @@ from probe.cli.reduce import REDUCERS, merged, methods_of
 from probe.evaluation.method_comparison import Comparison, compared
 from probe.evaluation.scores import scores
 from probe.evaluation.task import BenchmarkTask
+from probe.measures.encoder_concentration import concentration
 from probe.models.tiny.questions import sample_image
 from probe.records.run_directory import RunDirectory
-from probe.reducers import VisionZip, concentration, encode
+from probe.reducers import VisionZip, encode
 from probe.subject.subject import Subject
 
 HERE = Path(__file__).parent

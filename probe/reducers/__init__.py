@@ -7,7 +7,6 @@ reduction     what is left, what it stands for, what went into it
 seen          what a reducer is shown of the encoder: features, queries and keys of two layers
 vision_side   between encoder and projector of a model      packing   the order of an image's tokens
 
-inequality    `concentration`: on how few patches the encoder's attention rests
 tuning        `tune`: the projector alone learns under a reducer, on transformers' Trainer
 
 before the projector
@@ -28,7 +27,6 @@ LLaVA-NeXT-Video average of frames is refused.
 A method of your own is a frozen dataclass with `reduce(seen) -> Reduction`.
 """
 
-from probe.measures.encoder_concentration import concentration
 from probe.reducers.baselines import ContextualOnly, DominantOnly, Grid, Random
 from probe.reducers.context import reduced
 from probe.reducers.encoder_output import EncoderOutput
@@ -45,7 +43,6 @@ __all__ = [
     "encode",
     "Reduction",
     "EncoderOutput",
-    "concentration",
     "VisionZip",
     "PruMerge",
     "Random",

@@ -7,7 +7,8 @@ import torch
 from models import llava15, llava_next_vicuna, picture
 
 import probe
-from probe.reducers import PruMerge, Random, VisionZip, concentration, encode
+from probe.measures.encoder_concentration import concentration
+from probe.reducers import PruMerge, Random, VisionZip, encode
 
 
 def reduced_picture(make, reducer):
@@ -102,7 +103,8 @@ def test_mistakes_are_one_line(unchecked):
     with pytest.raises(probe.ProbeError, match=r"top of 1 to 16, the patches of a view, got 17"):
         concentration(ours, picture(), top=(17,))
     with pytest.raises(
-        probe.ProbeError, match=r"what probe.reducers.concentration returns, got str"
+        probe.ProbeError,
+        match=r"what probe.measures.encoder_concentration.concentration returns, got str",
     ):
         probe.plots.concentration("x")
     found = concentration(ours, picture(), top=(1,))

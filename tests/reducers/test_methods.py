@@ -8,6 +8,7 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 import probe
+from probe.measures import encoder_concentration
 from probe.reducers import (
     ContextualOnly,
     DominantOnly,
@@ -18,6 +19,7 @@ from probe.reducers import (
     VisionZip,
     baselines,
     encode,
+    encoder_output,
 )
 
 SHAPE = {
@@ -326,7 +328,7 @@ def test_mistakes_are_one_line(make, message, unchecked):
 
 
 def test_attention_received_is_exact_in_chunks(monkeypatch):
-    monkeypatch.setattr(seen, "CHUNK", 1000)
+    monkeypatch.setattr(encoder_output, "CHUNK", 1000)
     _, attention, _ = shown(siglip(), -2)
     with torch.no_grad():
         found = encode(siglip(), pixels(), VisionZip(9, 4))
