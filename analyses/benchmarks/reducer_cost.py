@@ -34,7 +34,7 @@ from probe.measures.cost.prompt_shape import prompt_of
 from probe.measures.cost.timing import first_token, inputs_of, with_random_weights
 from probe.models.llava_mini.conversion import CLIP_L_336
 from probe.reducers import VisionZip, reduced
-from probe.reducers.encoder_reducer import watched
+from probe.reducers.encoder_reducer import tapped
 
 TEXT = 45
 REDUCER, NEXT_REDUCER = VisionZip(54, 10), VisionZip(28, 4)  # 64 of 576; 160 of 2,880
@@ -115,8 +115,8 @@ def choosing(rounds: int, cuda: bool) -> None:
     tower: Any = CLIPVisionModel(CLIPVisionConfig(**CLIP_L_336))
     tower.to("cuda" if cuda else "cpu", torch.bfloat16).eval()
     pixels = torch.randn(1, 3, 336, 336, device=tower.device, dtype=tower.dtype)
-    with watched(tower, -2) as watch:
-        seen = watch.seen(tower(pixels, output_hidden_states=True).hidden_states)
+    with tapped(tower, -2) as tap:
+        seen = tap.encoder_output(tower(pixels, output_hidden_states=True).hidden_states)
     sides: dict[str, Callable[[], object]] = {
         "encoder": lambda: tower(pixels),
         "choose": lambda: REDUCER.reduce(seen),

@@ -22,7 +22,7 @@ from probe.data.sample import Sample
 from probe.evaluation.benchmarks import named
 from probe.records.bootstrap import bootstrap, paired
 from probe.reducers import VisionZip
-from probe.reducers.projector_tuning import Answers, tune
+from probe.reducers.projector_tuning import AnswerCollator, tune
 from probe.subject.subject import Subject
 
 HERE = Path(__file__).parent
@@ -35,7 +35,7 @@ def right(subject: Subject, samples: tuple[Sample, ...]) -> np.ndarray:
     """1 for each question that is answered right, 0 for the others."""
     found = []
     for start in range(0, len(samples), 50):
-        batch = Answers(subject)(samples[start : start + 50])
+        batch = AnswerCollator(subject)(samples[start : start + 50])
         labels = batch.pop("labels")[:, 1:]
         said = subject.model(**batch, use_cache=False).logits.argmax(-1)[:, :-1]
         found.append(((said == labels) | (labels < 0)).all(1))

@@ -2,7 +2,6 @@
 work and time.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,15 +38,12 @@ if TYPE_CHECKING:
     from probe.evaluation.task import BenchmarkTask
     from probe.subject.subject import Subject
 
+# By default; `probe.reducers.METHODS` has more
 REDUCERS = ("visionzip", "prumerge", "random", "grid", "fastv", "pyramiddrop", "sparsevlm")
 BY_DEFAULT = ",".join(REDUCERS)
-MORE = ("dominant", "contextual", "prumerge+", "sparsevlm-recycling")
 KEEP = "0.5,0.25,0.11"
-CONTEXTUAL = 10 / 64  # of the tokens, as VisionZip's authors divide them
 
-Reducers = Annotated[
-    str, typer.Option(help=f"several with commas: {', '.join((*REDUCERS, *MORE))}")
-]
+Reducers = Annotated[str, typer.Option(help="several with commas; a wrong name lists all of them")]
 Keep = Annotated[
     str, typer.Option(help="fractions of vision tokens that are left, several with commas")
 ]
@@ -122,11 +118,13 @@ def reduce(
 
 def chosen(reducers: str) -> list[str]:
     """The names that were asked for. Raises ProbeError for one that is none."""
+    from probe.reducers import METHODS
+
     names = [name.strip().lower() for name in reducers.split(",") if name.strip()]
     for name in names:
-        if name not in (*REDUCERS, *MORE):
+        if name not in METHODS:
             raise ProbeError(
-                "--reducers", expected=f"names of {', '.join((*REDUCERS, *MORE))}", got=repr(name)
+                "--reducers", expected=f"names of {', '.join(METHODS)}", got=repr(name)
             )
     return list(dict.fromkeys(names))
 
@@ -157,71 +155,17 @@ def methods_of(
 ) -> "list[Method]":
     """The subject as it is, under each reducer for each fraction, and the other models."""
     from probe.evaluation.method_comparison import Method
+    from probe.reducers import METHODS, TokenBudget
 
     methods = [Method("all tokens", subject)]
     for kind in kinds:
+        label, method = METHODS[kind]
         for share in kept:
-            label, reducer = made(subject, kind, share)
+            reducer = method(TokenBudget.of(subject.model, share))
             methods.append(
                 Method(f"{label} {100 * share:.3g} %", subject, (reducer,), family=label)
             )
     return [*methods, *(Method(other.name, other, family=other.name) for other in others)]
-
-
-def made(subject: "Subject", kind: str, share: float) -> tuple[str, Any]:
-    """A reducer that leaves this share of the vision tokens: before the LLM, or behind the layer
-    where it acts.
-    """
-    from probe import reducers
-    from probe.hooks.model_structure import stacks
-    from probe.measures.cost.meta_model import own_view
-
-    depth, patches = len(stacks(subject.model)["llm"].layers), own_view(subject.model)[1]
-    tokens = max(2, round(share * patches))
-    contextual = max(1, round(CONTEXTUAL * tokens))
-    makers: dict[str, tuple[str, Callable[[], Any]]] = {
-        "visionzip": ("VisionZip", lambda: reducers.VisionZip(tokens - contextual, contextual)),
-        "dominant": ("dominant only", lambda: reducers.DominantOnly(tokens)),
-        "contextual": ("contextual only", lambda: reducers.ContextualOnly(tokens)),
-        "prumerge": ("PruMerge", lambda: reducers.PruMerge((tokens - 1) / patches)),
-        "prumerge+": (
-            "PruMerge+",
-            lambda: reducers.PruMerge((tokens - 1) / patches / 2, plus=True),
-        ),
-        "random": ("random", lambda: reducers.Random(tokens, seed=0)),
-        "grid": ("grid", lambda: reducers.Grid(tokens)),
-        "fastv": ("FastV", lambda: reducers.FastV(min(2, depth - 1), share)),
-        "pyramiddrop": ("PyramidDrop", lambda: reducers.PyramidDrop(*pyramid_at(share, depth))),
-        "sparsevlm": ("SparseVLM", lambda: reducers.SparseVLM(sparse_at(share))),
-        "sparsevlm-recycling": (
-            "SparseVLM, recycling",
-            lambda: reducers.SparseVLM(sparse_at(share), recycle=True),
-        ),
-    }
-    label, make = makers[kind]
-    return label, make()
-
-
-def pyramid_at(share: float, depth: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """PyramidDrop's stages a quarter of the layers apart, each with the same part of the last; the
-    second with this.
-
-    >>> pyramid_at(0.25, 32)
-    ((8, 16, 24), (0.5, 0.25, 0.125))
-    """
-    starts = tuple(dict.fromkeys(max(1, depth * stage // 4) for stage in (1, 2, 3)))
-    return starts, tuple(round(share ** (stage / 2), 6) for stage in range(1, len(starts) + 1))
-
-
-def sparse_at(share: float) -> tuple[int, int, int]:
-    """SparseVLM's numbers of 576 behind its three layers: the shape of the authors' largest
-    setting, scaled.
-
-    >>> sparse_at(192 / 576)
-    (300, 200, 110)
-    """
-    shape, own = (300, 200, 110), 192 / 576
-    return tuple(min(576, max(1, round(count * share / own))) for count in shape)  # pyright: ignore[reportReturnType]
 
 
 def _asked(comparison: "Comparison", out: Path):

@@ -39,8 +39,7 @@ from probe.measures.cost.prompt_shape import tiles
 from probe.measures.cost.timing import measure_prefill
 from probe.records.provenance import RunFingerprint
 from probe.records.run_directory import RunDirectory, run_samples
-from probe.reducers import reduced
-from probe.reducers.llm_reducer import Stage
+from probe.reducers import ReductionStage, reduced
 from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
 
@@ -57,7 +56,7 @@ class Method:
     family: str = ""  # those of one family are one line in figures
 
     @contextmanager
-    def at_work(self) -> Iterator[list[Stage]]:
+    def at_work(self) -> Iterator[list[ReductionStage]]:
         if not self.reducers:
             yield []
             return
@@ -83,7 +82,9 @@ class Method:
         return text, inputs, tokens_by_layer(int(inputs.types.vision.sum()), stages, self.depth)
 
 
-def tokens_by_layer(before: int, stages: Sequence[Stage], depth: int) -> Int[np.ndarray, " layer"]:
+def tokens_by_layer(
+    before: int, stages: Sequence[ReductionStage], depth: int
+) -> Int[np.ndarray, " layer"]:
     """Vision tokens of one prompt in each layer: `before` of them, and after each stage what it
     left.
 

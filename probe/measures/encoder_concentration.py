@@ -28,7 +28,7 @@ from probe.hooks.attention_tap import tap
 from probe.hooks.model_structure import cls_tokens, stacks
 from probe.records.provenance import provenance
 from probe.records.schema import Variable, dataset
-from probe.reducers.encoder_output import Attention
+from probe.reducers.encoder_output import LayerAttention
 from probe.subject.subject import Subject
 
 
@@ -147,7 +147,7 @@ def _layers(
                 expected="an encoder whose queries and keys can be seen",
                 got=type(call.module).__name__,
             )
-        attention = Attention(call.query, call.key, call.scaling, order.index(call.name))
+        attention = LayerAttention(call.query, call.key, call.scaling, order.index(call.name))
         found[call.name] = (attention.given_by(0) if first else attention.received()).cpu()
 
     inputs = subject.encode(image, "?")

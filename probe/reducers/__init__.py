@@ -1,55 +1,95 @@
-"""Reducers: fewer vision tokens in the LLM, exactly as their papers' code does it, undoable, on any
-LLaVA.
+"""Reducers: fewer vision tokens in the LLM, as their papers' code does it, on any LLaVA, undone on
+exit.
 
-reducing      `probe.reduced`: reducers at work in a model, and off again
-encoding      `encode`: one encoder, some views, one reducer -> what is left
-reduction     what is left, what it stands for, what went into it
-seen          what a reducer is shown of the encoder: features, queries and keys of two layers
-vision_side   between encoder and projector of a model      packing   the order of an image's tokens
+    with probe.reduced(subject, VisionZip(54, 10), FastV(2, 0.5)): ...
+    with VisionZip(54, 10)(subject): ...
+    reduction = encode(vision_tower, pixel_values, VisionZip(54, 10))
 
-tuning        `tune`: the projector alone learns under a reducer, on transformers' Trainer
+| file | what |
+|---|---|
+| `context.py` | `reduced`; `Reducer`, the base of all methods |
+| `reduction.py` | `Reduction`, `ReductionStage`: what is left |
+| **of the encoder's output** | |
+| `encoder_reducer.py` | `encode`: one encoder, some views, one reducer |
+| `encoder_output.py` | what a reducer is given: features, queries and keys of two layers |
+| `image_features_hook.py` | between encoder and projector of a model |
+| `tile_order.py` | the order of an image's tokens |
+| `visionzip.py` | VisionZip: dominant tokens by attention, the rest merged by keys |
+| `prumerge.py` | PruMerge, PruMerge+: outliers of the class token's attention |
+| `baselines.py` | Random, Grid, DominantOnly, ContextualOnly |
+| **inside the LLM** | |
+| `llm_reducer.py` | `LLMReducer`, `PreviousLayerReducer`: their base classes |
+| `fastv.py` | FastV: before one layer, by the last token's attention |
+| `pyramiddrop.py` | PyramidDrop: in stages, by the next layer's queries and keys |
+| `sparsevlm.py` | SparseVLM: by the words that are like the image; some tokens are merged |
+| `dpc_knn.py` | the clustering that SparseVLM merges by |
+| **both** | |
+| `token_budget.py` | how many tokens a method of `METHODS` may leave in a model |
+| `projector_tuning.py` | `tune`: only the projector learns, under a reducer |
 
-before the projector
-  visionzip   VisionZip: dominant tokens by attention, the rest merged by keys
-  prumerge    PruMerge, PruMerge+: outliers of the class token's attention and their like
-  controls    Random, Grid, DominantOnly, ContextualOnly
+A new method is one file with a frozen dataclass: with `reduce(seen) -> Reduction`, or a subclass of
+`LLMReducer`; and one line in `METHODS`.
 
-inside the LLM, by the question
-  fastv        FastV: before one layer, by the last token's attention
-  pyramiddrop  PyramidDrop: in stages, by the next layer's queries and keys
-  sparsevlm    SparseVLM: by the words that look like the image; what leaves may be merged
-  ranking      what these share              clustering   DPC-kNN
-
-Mini-Gemini has no class in transformers, so `reduced` can't be put to work in it; its
-low-resolution CLIP is an encoder like any other for `encode`. What LLaVA-OneVision and
-LLaVA-NeXT-Video average of frames is refused.
-
-A method of your own is a frozen dataclass with `reduce(seen) -> Reduction`.
+Mini-Gemini has no class in transformers, so `reduced` does not support it; its low-resolution CLIP
+is an encoder like any other for `encode`. Models that average the frames of a video
+(LLaVA-OneVision, LLaVA-NeXT-Video) are refused for videos.
 """
 
+from collections.abc import Callable
+
 from probe.reducers.baselines import ContextualOnly, DominantOnly, Grid, Random
-from probe.reducers.context import reduced
+from probe.reducers.context import Reducer, reduced
 from probe.reducers.encoder_output import EncoderOutput
 from probe.reducers.encoder_reducer import encode
 from probe.reducers.fastv import FastV
+from probe.reducers.llm_reducer import LLMReducer, PreviousLayerReducer
 from probe.reducers.prumerge import PruMerge
 from probe.reducers.pyramiddrop import PyramidDrop
-from probe.reducers.reduction import Reduction
+from probe.reducers.reduction import Reduction, ReductionStage
 from probe.reducers.sparsevlm import SparseVLM
+from probe.reducers.token_budget import TokenBudget
 from probe.reducers.visionzip import VisionZip
 
 __all__ = [
-    "reduced",
-    "encode",
-    "Reduction",
-    "EncoderOutput",
-    "VisionZip",
-    "PruMerge",
-    "Random",
-    "Grid",
-    "DominantOnly",
+    "METHODS",
     "ContextualOnly",
+    "DominantOnly",
+    "EncoderOutput",
     "FastV",
+    "Grid",
+    "LLMReducer",
+    "PreviousLayerReducer",
+    "PruMerge",
     "PyramidDrop",
+    "Random",
+    "Reducer",
+    "Reduction",
+    "ReductionStage",
     "SparseVLM",
+    "TokenBudget",
+    "VisionZip",
+    "encode",
+    "reduced",
 ]
+
+
+# Name on the command line -> label in figures, and the method that leaves a budget
+METHODS: dict[str, tuple[str, Callable[[TokenBudget], Reducer]]] = {
+    "visionzip": ("VisionZip", lambda budget: VisionZip.of_tokens(budget.tokens)),
+    "prumerge": ("PruMerge", lambda budget: PruMerge((budget.tokens - 1) / budget.patches)),
+    "random": ("random", lambda budget: Random(budget.tokens)),
+    "grid": ("grid", lambda budget: Grid(budget.tokens)),
+    "fastv": ("FastV", lambda budget: FastV(min(2, budget.depth - 1), budget.share)),
+    "pyramiddrop": ("PyramidDrop", lambda budget: PyramidDrop.at(budget.share, budget.depth)),
+    "sparsevlm": ("SparseVLM", lambda budget: SparseVLM.at(budget.share)),
+    "dominant": ("dominant only", lambda budget: DominantOnly(budget.tokens)),
+    "contextual": ("contextual only", lambda budget: ContextualOnly(budget.tokens)),
+    "prumerge+": (
+        "PruMerge+",
+        lambda budget: PruMerge((budget.tokens - 1) / budget.patches / 2, plus=True),
+    ),
+    "sparsevlm-recycling": (
+        "SparseVLM, recycling",
+        lambda budget: SparseVLM.at(budget.share, recycle=True),
+    ),
+}

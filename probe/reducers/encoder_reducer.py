@@ -1,11 +1,10 @@
-"""Run a vision encoder and hand what it showed to a reducer: the features, and q and k of two
-layers, through the tap.
+"""Run a vision encoder and give a reducer its features, with queries and keys of two layers.
 
     model = probe.load("tiny-llava").model
     reduction = encode(model.model.vision_tower, pixel_values, VisionZip(dominant=5, contextual=2))
 
-Works beside the encoder's own kernel (sdpa, flash, eager), leaves it as it was, and keeps no
-attention map.
+The encoder runs with its own kernel (sdpa, flash, eager) and is left as it was; no attention map is
+kept.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,18 +19,17 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.model_structure import first_patch, layers_of
-from probe.reducers.encoder_output import Attention, EncoderOutput
+from probe.reducers.encoder_output import EncoderOutput, LayerAttention
 from probe.reducers.reduction import Reduction
 
-Layer = (
-    int | Sequence[int]
-)  # index into the encoder's hidden states, as `vision_feature_layer` of a config
+# Index (or indices) into the encoder's hidden states, as `vision_feature_layer` of a config
+FeatureLayer = int | Sequence[int]
 
 
 @runtime_checkable
 class EncoderReducer(Protocol):
-    """What works on an encoder's output. Frozen dataclasses, so that their `repr` says what was
-    done.
+    """Chooses or merges tokens of an encoder's output. Methods are frozen dataclasses: their `repr`
+    names the reducer in records.
     """
 
     def reduce(self, seen: EncoderOutput) -> Reduction: ...
@@ -41,14 +39,14 @@ def encode(
     vision_tower: nn.Module,
     pixel_values: Float[Tensor, "*view channel height width"],
     reducer: EncoderReducer,
-    layer: Layer = -2,
+    layer: FeatureLayer = -2,
 ) -> Reduction:
     """What a reducer leaves of these views. `layer`: the hidden states that the LLM would read
     (LLaVA: -2).
 
     The views are one call, as in the authors' code (PruMerge shares its number of centres over a
-    call). Raises ProbeError for a compiled encoder, one whose attention can't be seen, and pixels
-    of another shape.
+    call). Raises ProbeError for a compiled encoder, one whose queries and keys are not visible, and
+    pixels of another shape.
     """
     if not hasattr(reducer, "reduce"):
         raise ProbeError(
@@ -56,67 +54,70 @@ def encode(
             expected="a reducer of the encoder's output (VisionZip, PruMerge, ...)",
             got=type(reducer).__name__,
         )
-    if not torch.is_tensor(pixel_values) or pixel_values.ndim < 4:
-        got = (
-            tuple(pixel_values.shape)
-            if torch.is_tensor(pixel_values)
-            else type(pixel_values).__name__
-        )
-        raise ProbeError(
-            "encode", expected="pixel_values of (view, channel, height, width)", got=str(got)
-        )
+    is_tensor = torch.is_tensor(pixel_values)
+    if not is_tensor or pixel_values.ndim < 4:
+        got = tuple(pixel_values.shape) if is_tensor else type(pixel_values).__name__
+        expected = "pixel_values of (view, channel, height, width)"
+        raise ProbeError("encode", expected=expected, got=str(got))
     parameter = next(vision_tower.parameters())
     pixels = pixel_values.flatten(0, -4).to(parameter.device, parameter.dtype)
-    with watched(vision_tower, layer) as watch:
+    with tapped(vision_tower, layer) as tap:
         output = vision_tower(pixels, output_hidden_states=True)
-    return reducer.reduce(watch.seen(output.hidden_states))
+    return reducer.reduce(tap.encoder_output(output.hidden_states))
 
 
 class EncoderTap:
-    """The attention calls of the layers on both sides of the features of one encoder."""
+    """Keeps queries and keys of the layer that makes an encoder's features and of the next one."""
 
-    def __init__(self, tower: nn.Module, layer: Layer, model: nn.Module | None = None):
+    def __init__(self, tower: nn.Module, layer: FeatureLayer, model: nn.Module | None = None):
         stack = layers_of(tower, model)
         count = len(stack.layers)
-        chosen = [layer] if isinstance(layer, int) else list(layer)
-        if outside := [index for index in chosen if not -count - 1 <= index <= count]:
+        self.hidden_states = [layer] if isinstance(layer, int) else list(layer)
+        outside = [index for index in self.hidden_states if not -count - 1 <= index <= count]
+        if outside:
             expected = f"a layer of the {count + 1} hidden states of the encoder"
             raise ProbeError("reduced", expected=expected, got=str(outside[0]))
-        self.chosen, self.first_patch = chosen, first_patch(tower)
-        self.made = max(
-            max(index % (count + 1) for index in chosen) - 1, 0
-        )  # the deepest where there are several
-        self.read = min(self.made + 1, count - 1)
-        named = list(stack.attention.items())
-        self.attention = {named[index][0]: named[index][1] for index in (self.made, self.read)}
-        self._layers = {named[index][1]: index for index in (self.made, self.read)}
-        self._calls: dict[int, Attention] = {}
+        self.first_patch = first_patch(tower)
+        deepest = max(index % (count + 1) for index in self.hidden_states)
+        self.output_layer = max(deepest - 1, 0)  # hidden states start with the embeddings
+        self.next_layer = min(self.output_layer + 1, count - 1)
+        names = list(stack.attention)
+        self.attention = {
+            names[index]: stack.attention[names[index]]
+            for index in (self.output_layer, self.next_layer)
+        }
+        self._index = {self.attention[name]: names.index(name) for name in self.attention}
+        self._calls: dict[int, LayerAttention] = {}
 
     def around(self, call: AttentionCall, kernel: Kernel) -> Output:
-        layer = self._layers[call.module]
-        self._calls[layer] = Attention(call.query, call.key, call.scaling, layer)
+        layer = self._index[call.module]  # names differ where a model is tapped too
+        self._calls[layer] = LayerAttention(call.query, call.key, call.scaling, layer)
         return kernel(call)
 
-    def refuse(self, seen: AttentionCall | AttentionWeights) -> None:
+    def refuse(self, weights: AttentionCall | AttentionWeights) -> None:
         raise ProbeError(
             "reduced",
-            expected="an encoder whose queries and keys can be seen",
-            got=f"{type(seen.module).__name__}, which gives weights only",
+            expected="an encoder whose queries and keys are visible",
+            got=f"{type(weights.module).__name__}, which returns attention weights only",
         )
 
-    def seen(self, hidden_states: Sequence[Any]) -> EncoderOutput:
-        """What the forward that has just ended showed; it is kept no longer."""
-        features = torch.cat([hidden_states[index] for index in self.chosen], -1)
+    def encoder_output(self, hidden_states: Sequence[Any]) -> EncoderOutput:
+        """The forward that has just ended; its queries and keys are released."""
+        features = torch.cat([hidden_states[index] for index in self.hidden_states], -1)
         calls, self._calls = self._calls, {}
-        return EncoderOutput(features, calls[self.made], calls[self.read], self.first_patch)
+        return EncoderOutput(
+            features, calls[self.output_layer], calls[self.next_layer], self.first_patch
+        )
 
 
 @contextmanager
-def watched(tower: nn.Module, layer: Layer, model: nn.Module | None = None) -> Iterator[EncoderTap]:
-    """Watches an encoder (of a model) while the block lasts, also in forwards that nobody else may
-    look at.
+def tapped(
+    tower: nn.Module, layer: FeatureLayer, model: nn.Module | None = None
+) -> Iterator[EncoderTap]:
+    """Taps an encoder (of a model) while the block lasts, also in forwards that are hidden from
+    other taps.
     """
-    watch = EncoderTap(tower, layer, model)
+    tap = EncoderTap(tower, layer, model)
     options: dict[str, Any] = {"required": False, "innermost": True, "always": True}
-    with routed(watch.attention, watch.around, weights=watch.refuse, **options):
-        yield watch
+    with routed(tap.attention, tap.around, weights=tap.refuse, **options):
+        yield tap

@@ -1,24 +1,35 @@
-"""Vision tokens leave between two layers of the LLM, the best ranked stay: what FastV, PyramidDrop
-and SparseVLM share.
+"""Base class of reducers inside the LLM: between two layers the best-ranked vision tokens stay, the
+others leave.
 
-A row of the batch is ranked by its own prompt, never by padding or by words of a response. All its
-vision tokens, of one image or several, are ranked together; equal scores: the first position wins.
-What has left is out of all layers behind, in decoding too: shorter sequence, less compute, smaller
-cache. The rows of the output keep their places; those of tokens that left are as they were when
-they did.
+A row of the batch is ranked by its own prompt, never by padding or by tokens of a response. All its
+vision tokens, of one image or several, are ranked together; where scores are equal the first
+position wins. Tokens that left are absent from all later layers, in decoding too: shorter sequence,
+less compute, smaller cache. The model's output keeps its rows; those of absent tokens hold the
+hidden states with which they left.
 
-    with FastV(layer=2, keep=0.5).attached(model) as stages:
-        model.generate(**inputs)
+A method is one file with one frozen dataclass, and one line in `METHODS` (`__init__.py`):
+
+    @dataclass(frozen=True)
+    class LargestNorm(LLMReducer):
+        layer: int
+        keep: float
+
+        def schedule(self, depth):
+            return {self.layer: lambda tokens: round(self.keep * tokens)}
+
+        def scores(self, layer_input, prompt):
+            return layer_input.whole().float().norm(dim=-1)
+
+    with LargestNorm(layer=2, keep=0.5)(subject) as stages:
+        subject.answer(image, question)
     stages[0].kept                        # (batch, position): the vision tokens that stayed
 
-Scores come from a few rows of q·k of one layer, in float32, beside the model's own kernel (sdpa,
-flash, eager).
+`PreviousLayerReducer` is the base of methods that rank by the attention of the layer before.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -33,137 +44,193 @@ from probe.hooks.partial_cache import check_partial, windows
 from probe.hooks.sequence_tracker import SequenceTracker, TrackedSequence
 from probe.hooks.token_removal import LayerInput, Removal, removed
 from probe.interventions.layer_target import LayerTarget
+from probe.reducers.context import Reducer
+from probe.reducers.reduction import ReductionStage
 
-Mask = Bool[Tensor, "batch position"]
-Counts = Mapping[
-    int, Callable[[int], int]
-]  # before which layers tokens leave, and how many of so many stay
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What was left before one layer when the last prompt ran."""
-
-    layer: int
-    kept: Mask  # the vision tokens that stayed
-    scores: Float[Tensor, "batch position"]  # what they were ranked by; NaN for what was not
-    left: Mask  # those, and the places of tokens that others were merged into
+PositionMask = Bool[Tensor, "batch position"]
+# The layers before which tokens leave -> from a prompt's number of vision tokens to those that stay
+Schedule = Mapping[int, Callable[[int], int]]
 
 
-class LLMReducer(Removal, ABC):
-    """One reducer at work in one model."""
+class LLMReducer(Reducer, ABC):
+    """A method that chooses vision tokens inside the LLM. Subclasses are frozen dataclasses that
+    implement `schedule` and `scores`, and override the rest where they need to.
 
-    def __init__(self, target: LayerTarget, counts: Counts, vision: Mask | None = None):
-        limits = windows(target.called, target.model, range(min(counts), len(target.stack.layers)))
+    `prompt` is the sequence that runs: `prompt.vision` (batch, position) marks its vision tokens,
+    `prompt.end` (batch) is the position of its last token, and `prompt.memo` is a dict that lives as
+    long as the prompt and its decoding.
+    """
+
+    @property
+    def closes_gaps(self) -> bool:
+        """Whether positions are renumbered without gaps after tokens left."""
+        return False
+
+    @abstractmethod
+    def schedule(self, depth: int) -> Schedule:
+        """Before which layers (from 1) of a stack of `depth` layers tokens leave, and how many of
+        a prompt's vision tokens then stay. Raises ProbeError for a stack that does not fit.
+        """
+
+    @abstractmethod
+    def scores(
+        self, layer_input: LayerInput, prompt: TrackedSequence
+    ) -> Float[Tensor, "batch position"]:
+        """What the vision tokens before a layer of the schedule are ranked by, higher is better.
+        Positions without a vision token are ignored.
+        """
+
+    def begin(self, layer_input: LayerInput, prompt: TrackedSequence) -> None:
+        """Called at layer 0 of each prompt that has vision tokens, with their embeddings."""
+
+    def recycled(
+        self,
+        layer_input: LayerInput,
+        prompt: TrackedSequence,
+        kept: PositionMask,
+        leaving: PositionMask,
+        scores: Float[Tensor, "batch position"],
+    ) -> PositionMask:
+        """The positions among `leaving` that stay present, holding merged tokens (to be set by
+        `layer_input.change`). `prompt.memo["order"]` (batch, position) may say in which order tokens
+        run, if not in that of their positions.
+        """
+        return torch.zeros_like(leaving)
+
+    def observing(self, running: "RunningReducer") -> AbstractContextManager[None]:
+        """Entered with the block, by methods that observe attention calls."""
+        return nullcontext()
+
+    @contextmanager
+    def attached(
+        self, model: Any, vision: Bool[Tensor, "batch token"] | None = None
+    ) -> Iterator[list[ReductionStage]]:
+        """What `reduced` enters. `vision`: which tokens of the prompt are vision tokens, for a
+        model without an image token. Yields the stages of the last prompt.
+        """
+        called = type(self).__name__
+        depth = len(LayerTarget.of(called, model, ()).stack.layers)
+        schedule = self.schedule(depth)
+        target = LayerTarget.of(called, model, schedule)
+        running = RunningReducer(self, target, schedule, vision)
+        with (
+            registered_reducer(target.model, repr(self), text_guided=True),
+            running.sequences.followed(),
+            removed(target.model, target.stack, running),
+            self.observing(running),
+        ):
+            yield running.stages
+
+
+class PreviousLayerReducer(LLMReducer):
+    """A method that ranks by what tokens of the prompt attend to in the layer before."""
+
+    @abstractmethod
+    def rated(
+        self, call: AttentionCall | AttentionWeights, row: int, prompt: TrackedSequence
+    ) -> Float[Tensor, " position"]:
+        """The score of each position of one row of the batch, by that layer's attention
+        (`attention_of`).
+        """
+
+    def scores(
+        self, layer_input: LayerInput, prompt: TrackedSequence
+    ) -> Float[Tensor, "batch position"]:
+        return prompt.memo.pop("scores")
+
+    @contextmanager
+    def observing(self, running: "RunningReducer") -> Iterator[None]:
+        names = list(running.target.stack.attention)
+        before = {names[layer - 1] for layer in running.schedule}
+        modules = {name: running.target.stack.attention[name] for name in before}
+
+        def observe(call: AttentionCall | AttentionWeights) -> None:
+            prompt = running.sequences.running()
+            if prompt.past == 0 and prompt.vision.any():
+                rows = [self.rated(call, row, prompt) for row in range(len(prompt.vision))]
+                prompt.memo["scores"] = torch.stack(rows)
+
+        def around(call: AttentionCall, kernel: Kernel) -> Output:
+            output = kernel(call)
+            observe(call)
+            return output
+
+        # innermost: interventions have changed the call by then
+        with routed(modules, around, innermost=True, weights=observe, required=False):
+            yield
+
+
+class RunningReducer(Removal):
+    """One reducer in one model while a block lasts."""
+
+    def __init__(
+        self,
+        reducer: LLMReducer,
+        target: LayerTarget,
+        schedule: Schedule,
+        vision: Bool[Tensor, "batch token"] | None = None,
+    ):
+        first, depth = min(schedule), len(target.stack.layers)
+        limits = windows(target.called, target.model, range(first, depth))
 
         def check(sequence: TrackedSequence, cache: Any) -> None:
             if sequence.vision.any():
                 check_partial(target.called, limits, sequence.length, cache, "")
 
-        first = target.stack.layers[0]
-        super().__init__(
-            SequenceTracker(
-                target.called,
-                target.model,
-                first,
-                check=check,
-                whole_prompt=True,
-                vision=_mask(target, vision),
-            )
+        tracker = SequenceTracker(
+            target.called,
+            target.model,
+            target.stack.layers[0],
+            check=check,
+            whole_prompt=True,
+            vision=_vision_mask(target.called, vision),
         )
-        self.target, self.counts = target, counts
-        self.stages: list[Stage] = []
+        super().__init__(tracker)
+        self.closes_gaps = reducer.closes_gaps
+        self.reducer, self.target, self.schedule = reducer, target, schedule
+        self.stages: list[ReductionStage] = []
 
-    @abstractmethod
-    def scores(self, entrance: LayerInput, now: TrackedSequence) -> Float[Tensor, "batch position"]:
-        """What the vision tokens that are there before a layer are ranked by; the higher the
-        better.
-        """
+    def absent(self, layer: int) -> PositionMask | None:
+        return self.sequences.running().memo.get("absent")
 
-    def absent(self, layer: int) -> Mask | None:
-        return self.sequences.running().memo.get("gone")
+    def order(self) -> Int[Tensor, "batch position"] | None:
+        return self.sequences.running().memo.get("order")
 
-    def before(self, entrance: LayerInput) -> None:
-        now = self.sequences.running()
-        if entrance.index not in self.counts or not now.vision.any():
+    def before(self, layer_input: LayerInput) -> None:
+        prompt = self.sequences.running()
+        if not prompt.vision.any():
             return
-        if "gone" not in now.memo:
+        if layer_input.index == 0:
+            self.reducer.begin(layer_input, prompt)
+        if layer_input.index not in self.schedule:
+            return
+        absent = prompt.memo.get("absent")
+        if absent is None:
             self.stages.clear()
-        there = now.vision & ~now.memo.get("gone", torch.zeros_like(now.vision))
-        scores = self.scores(entrance, now).to(there.device)
-        counts = [self.counts[entrance.index](n) for n in now.vision.sum(1).tolist()]
-        kept = best(scores, there, torch.tensor(counts, device=there.device))
-        left = self.recycled(entrance, now, there, kept, scores)
-        now.memo["gone"] = now.vision & ~left
-        self.stages.append(Stage(entrance.index, kept, scores.masked_fill(~there, torch.nan), left))
-
-    def recycled(
-        self, entrance: LayerInput, now: TrackedSequence, there: Mask, kept: Mask, scores: Tensor
-    ) -> Mask:
-        """What stays when those that were not kept have been made use of."""
-        return kept
-
-    @contextmanager
-    def at_work(self, reducer: object) -> Iterator[list[Stage]]:
-        target = self.target
-        with (
-            registered_reducer(target.model, repr(reducer), text_guided=True),
-            self.sequences.followed(),
-            removed(target.model, target.stack, self),
-        ):
-            yield self.stages
-
-
-class PreviousLayerReducer(LLMReducer):
-    """Ranks by what some of the prompt's tokens attend to in the layer before."""
-
-    @abstractmethod
-    def rated(
-        self, call: AttentionCall | AttentionWeights, row: int, now: TrackedSequence
-    ) -> Float[Tensor, " position"]:
-        """What every position of a row is worth by that layer's attention."""
-
-    def scores(self, entrance: LayerInput, now: TrackedSequence) -> Float[Tensor, "batch position"]:
-        return now.memo.pop("scores")
-
-    @contextmanager
-    def at_work(self, reducer: object) -> Iterator[list[Stage]]:
-        names = list(self.target.stack.attention)
-        watched = {
-            names[layer - 1]: self.target.stack.attention[names[layer - 1]] for layer in self.counts
-        }
-        # innermost: it sees what interventions make of the call
-        route = routed(watched, self._around, innermost=True, weights=self._look, required=False)
-        with super().at_work(reducer) as stages, route:
-            yield stages
-
-    def _around(self, call: AttentionCall, kernel: Kernel) -> Output:
-        output = kernel(call)
-        self._look(call)
-        return output
-
-    def _look(self, call: AttentionCall | AttentionWeights) -> None:
-        now = self.sequences.running()
-        if now.past == 0 and now.vision.any():
-            now.memo["scores"] = torch.stack(
-                [self.rated(call, row, now) for row in range(len(now.vision))]
-            )
+        present = prompt.vision if absent is None else prompt.vision & ~absent
+        count_of = self.schedule[layer_input.index]
+        counts = [count_of(tokens) for tokens in prompt.vision.sum(1).tolist()]
+        scores = self.reducer.scores(layer_input, prompt).to(present.device)
+        kept = best(scores, present, torch.tensor(counts, device=present.device))
+        left = kept | self.reducer.recycled(layer_input, prompt, kept, present & ~kept, scores)
+        prompt.memo["absent"] = prompt.vision & ~left
+        ranked = scores.masked_fill(~present, torch.nan)
+        self.stages.append(ReductionStage(layer_input.index, kept, ranked, left))
 
 
 def best(
-    scores: Float[Tensor, "batch position"], among: Mask, count: Int[Tensor, " batch"]
-) -> Mask:
+    scores: Float[Tensor, "batch position"], among: PositionMask, count: Int[Tensor, " batch"]
+) -> PositionMask:
     """The `count` positions of each row with the highest scores; the first ones where scores are
     equal.
 
-    >>> best(torch.tensor([[3., 9., 1., 3., 2.]]), torch.tensor([[True, False, True, True, True]]), torch.tensor([2]))
+    >>> among = torch.tensor([[True, False, True, True, True]])
+    >>> best(torch.tensor([[3.0, 9.0, 1.0, 3.0, 2.0]]), among, torch.tensor([2]))
     tensor([[ True, False, False,  True, False]])
     """
     order = scores.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    place = torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
-    return among & (place < count[:, None])
+    rank = order.argsort(dim=1)  # of each position: the inverse of the permutation
+    return among & (rank < count[:, None])
 
 
 @torch.no_grad()
@@ -176,18 +243,16 @@ def attention_of(
     query, key = call.query[row], call.key[row]
     position = position.to(query.device)
     with torch.autocast(query.device.type, enabled=False):
-        queries = (
-            query[:, position].float().reshape(key.shape[0], -1, query.shape[-1])
-        )  # heads that share a key
-        scores = torch.matmul(queries * call.scaling, key.float().mT).view(
-            len(query), len(position), -1
-        )
+        # queries of heads that share a key head stand together
+        queries = query[:, position].float().reshape(key.shape[0], -1, query.shape[-1])
+        scores = torch.matmul(queries * call.scaling, key.float().mT)
+        scores = scores.view(len(query), len(position), -1)
         return torch.softmax(scores + bias(call, row, position, call.key_count), -1)
 
 
-def fractions(called: str, layers: tuple[Any, ...], keeps: tuple[Any, ...]) -> None:
-    """Raises ProbeError where a method can't reduce with these: before which layers, and what share
-    then stays.
+def check_stages(called: str, layers: tuple[Any, ...], keeps: tuple[Any, ...]) -> None:
+    """Raises ProbeError where `layers` are not ascending from 1, or `keeps` are not one fraction of
+    vision tokens for each.
     """
     if not layers or len(layers) != len(keeps):
         raise ProbeError(
@@ -199,7 +264,7 @@ def fractions(called: str, layers: tuple[Any, ...], keeps: tuple[Any, ...]) -> N
     if not whole or min(layers) < 1 or list(layers) != sorted(set(layers)):
         raise ProbeError(
             called,
-            expected="layers from 1 on, ascending: it ranks by what runs before them",
+            expected="layers from 1 on, ascending: the layer before ranks the tokens",
             got=", ".join(map(repr, layers)),
         )
     for keep in keeps:
@@ -209,21 +274,11 @@ def fractions(called: str, layers: tuple[Any, ...], keeps: tuple[Any, ...]) -> N
             )
 
 
-def _mask(target: LayerTarget, vision: Any) -> Mask | None:
+def _vision_mask(called: str, vision: Any) -> Bool[Tensor, "batch token"] | None:
     if vision is None:
         return None
-    if (
-        not torch.is_tensor(vision)
-        or vision.ndim != 2
-        or vision.dtype != torch.bool
-        or not len(vision)
-    ):
-        got = (
-            f"{vision.dtype} of {tuple(vision.shape)}"
-            if torch.is_tensor(vision)
-            else type(vision).__name__
-        )
-        raise ProbeError(
-            target.called, expected="vision as a bool tensor of (batch, token)", got=got
-        )
-    return vision
+    is_tensor = torch.is_tensor(vision)
+    if is_tensor and vision.ndim == 2 and vision.dtype == torch.bool and len(vision):
+        return vision
+    got = f"{vision.dtype} of {tuple(vision.shape)}" if is_tensor else type(vision).__name__
+    raise ProbeError(called, expected="vision as a bool tensor of (batch, token)", got=got)

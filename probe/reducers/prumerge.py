@@ -1,17 +1,20 @@
-"""LLaVA-PruMerge: keep the patches that stand out in the class token's attention, and add to each
-its like.
+"""LLaVA-PruMerge: keep the patches whose attention from the class token is an outlier, and add to
+each its most similar patches.
 
-Attention is of the layer behind the features, as if it had one head: a = softmax(q_class · k /
-√width) over unsplit projections, the class token's column left out. It is not what the model's own
-heads compute.
+Attention is of the layer after the features, as if it had one head: a = softmax(q_class · k / √width)
+over the projections before they are split into heads, without the class token's column. It is not
+what the model's own heads compute.
 
-    centres      keep="adaptive": as many as a has outliers, a > Q3 + 1.5 (Q3 - Q1); keep=0.125: that fraction
-    plus         and patches spread evenly over the image
-    token        F_centre + Σ a_j F_j over the 32 other patches whose keys are most similar to the centre's
-    the last     Σ a_j F_j over all patches that are no centre
+    centres      keep="adaptive": as many as a has outliers, a > Q3 + 1.5 (Q3 - Q1);
+                 keep=0.125: that fraction
+    plus         also patches spread evenly over the image
+    token        F_centre + Σ a_j F_j over the 32 other patches with the keys most similar to the
+                 centre's
+    last token   Σ a_j F_j over all patches that are not centres
 
 The weights are the raw attention, whose sum is far below 1. Centres come in the order of their
-attention, evenly spread ones behind them in that of the image. No outlier: the last token alone.
+attention, evenly spread ones after them in that of the image. Without an outlier there is only the
+last token.
 
 Source: arXiv 2403.15388; 42Shawn/LLaVA-PruMerge at 097c041,
 `llava/model/multimodal_encoder/clip_encoder.py`.
@@ -26,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from probe.errors import ProbeError
+from probe.reducers.context import Reducer
 from probe.reducers.encoder_output import EncoderOutput
 from probe.reducers.reduction import NONE, Reduction, joined
 
@@ -33,82 +37,82 @@ NEIGHBOURS = 32
 
 
 @dataclass(frozen=True)
-class PruMerge:
-    """One share of outliers for all views of a call, as in the authors' code: in `probe.reduced`
-    those of one image, so that a row of a batch is what it is alone.
+class PruMerge(Reducer):
+    """All views of a call share one fraction of outliers, as in the authors' code; in
+    `probe.reduced` a call is one image, so that a row of a batch equals the same row alone.
 
-    Where the authors' code stops with an error: `plus` with several views or without an outlier
-    (the last token alone); a share above a third (every patch is spread). An encoder without a
-    class token: the mean attention received.
+    Defined where the authors' code fails: `plus` with several views or without an outlier (the last
+    token alone); a fraction above a third (every patch is spread); an encoder without a class token
+    (the mean attention received).
     """
 
     keep: float | Literal["adaptive"] = "adaptive"
     plus: bool = False
 
     def __post_init__(self):
-        fraction = (
-            isinstance(self.keep, float | int)
-            and not isinstance(self.keep, bool)
-            and 0 < self.keep <= 1
-        )
-        if self.keep != "adaptive" and not fraction:
+        number = isinstance(self.keep, float | int) and not isinstance(self.keep, bool)
+        if self.keep != "adaptive" and not (number and 0 < self.keep <= 1):
             expected = "keep='adaptive', or the fraction of patches that is kept"
             raise ProbeError("PruMerge", expected=expected, got=repr(self.keep))
 
     def reduce(self, seen: EncoderOutput) -> Reduction:
-        attention = seen.sought(seen.read.as_one_head())[:, 0]
-        share = self._share(attention)
-        views = [self._view(seen, view, scores, share) for view, scores in enumerate(attention)]
-        return joined(views)
+        attention = seen.patch_attention(seen.next_layer.as_one_head())[:, 0]
+        fraction = self._fraction(attention)
+        views = enumerate(attention)
+        return joined([self._view(seen, view, scores, fraction) for view, scores in views])
 
-    def _share(self, attention: Float[Tensor, "view patch"]) -> float:
+    def _fraction(self, attention: Float[Tensor, "view patch"]) -> float:
         if self.keep != "adaptive":
             return float(self.keep)
         values = attention.flatten().double()
-        low, high = torch.quantile(
-            values, torch.tensor([0.25, 0.75], dtype=torch.double, device=values.device)
-        )
+        quartiles = torch.tensor([0.25, 0.75], dtype=torch.double, device=values.device)
+        low, high = torch.quantile(values, quartiles)
         return int((values > high + 1.5 * (high - low)).sum()) / values.numel()
 
-    def _centres(self, scores: Float[Tensor, " patch"], share: float) -> Int[Tensor, " centre"]:
-        """Patches, some of them twice with a given share and `plus`, as in the authors' code."""
-        patches, wanted = len(scores), int(len(scores) * share)
-        centres = scores.argsort(descending=True, stable=True)[:wanted]
-        if not self.plus or not wanted:
+    def _centres(self, scores: Float[Tensor, " patch"], fraction: float) -> Int[Tensor, " centre"]:
+        """With a given fraction and `plus` some patches are centres twice, as in the authors' code."""
+        patches, count = len(scores), int(len(scores) * fraction)
+        centres = scores.argsort(descending=True, stable=True)[:count]
+        if not self.plus or not count:
             return centres
-        step = int(1 / share)
+        step = int(1 / fraction)
         if self.keep == "adaptive":
             spread = torch.arange(0, max(patches - 1, 1), max(step // 3, 1), device=scores.device)
             spread = spread[~torch.isin(spread, centres)]
         else:
-            spread = torch.arange(step // 2, patches, step, device=scores.device)[:wanted]
+            spread = torch.arange(step // 2, patches, step, device=scores.device)[:count]
         return torch.cat([centres, spread])
 
     def _view(
-        self, seen: EncoderOutput, view: int, scores: Float[Tensor, " patch"], share: float
+        self, seen: EncoderOutput, view: int, scores: Float[Tensor, " patch"], fraction: float
     ) -> Reduction:
-        features = seen.features[view, seen.first_patch :].float()
-        keys = normalize(seen.read.as_one_head().key[view, 0, seen.first_patch :].float(), dim=-1)
-        centres = self._centres(scores, share)
+        first = seen.first_patch
+        features = seen.features[view, first:].float()
+        keys = normalize(seen.next_layer.as_one_head().key[view, 0, first:].float(), dim=-1)
+        centres = self._centres(scores, fraction)
         others = _others(centres, len(scores))
-        near, likeness = _neighbours(keys, centres, others)
+        near, similarity = _neighbours(keys, centres, others)
         added = (scores[near][..., None] * features[near]).sum(1)
         last = (scores[others][:, None] * features[others]).sum(0, keepdim=True)
-        tokens = torch.cat([features[centres] + added, last])[None].to(seen.features.dtype)
-        first = seen.first_patch
-        source = torch.cat([centres + first, centres.new_full((1,), NONE)])[None]
-        kept = (centres + first).sort().values[None]
-        into = torch.cat(
-            [centres.new_full((first,), NONE), _taken_by(near, likeness, centres, len(scores))]
-        )[None]
+        tokens = torch.cat([features[centres] + added, last])
+        none = centres.new_full((1,), NONE)
+        merged_into = _merged_into(near, similarity, centres, len(scores))
         return Reduction(
-            tokens, source, kept, into, scores[None], seen.read.layer, first, (tokens.shape[1],)
+            tokens[None].to(seen.features.dtype),
+            source=torch.cat([centres + first, none])[None],
+            kept=(centres + first).sort().values[None],
+            merged_into=torch.cat([none.expand(first), merged_into])[None],
+            scores=scores[None],
+            layer=seen.next_layer.layer,
+            first_patch=first,
+            count=(len(tokens),),
         )
 
 
 def _others(centres: Int[Tensor, " centre"], patches: int) -> Int[Tensor, " other"]:
-    """The patches that are no centre. As many of the first of them are missing as there are centres
-    named twice: the authors' code takes so many from the end."""
+    """The patches that are not centres. For each patch that is a centre twice the first of them is
+    missing: the authors' code takes the last (patches - centres) of a sorted list.
+    """
     is_centre = torch.zeros(patches, dtype=torch.bool, device=centres.device)
     is_centre[centres] = True
     others = (~is_centre).nonzero()[:, 0]
@@ -121,33 +125,30 @@ def _neighbours(
     others: Int[Tensor, " other"],
 ) -> tuple[Int[Tensor, "centre near"], Float[Tensor, "centre near"]]:
     """The patches with the most similar keys for each centre, among the other centres and the
-    others.
+    others; and their similarity.
     """
     candidates = torch.cat([centres, others])
-    similar = keys[centres] @ keys[candidates].T
-    itself = torch.arange(len(centres), device=keys.device)
-    similar[itself, itself] = -torch.inf
-    likeness, near = similar.topk(min(NEIGHBOURS, max(len(candidates) - 1, 0)), -1)
-    return candidates[near], likeness
+    similarity = keys[centres] @ keys[candidates].T
+    similarity.fill_diagonal_(-torch.inf)  # candidates begin with the centres: not itself
+    values, near = similarity.topk(min(NEIGHBOURS, max(len(candidates) - 1, 0)), -1)
+    return candidates[near], values
 
 
-def _taken_by(
+def _merged_into(
     near: Int[Tensor, "centre near"],
-    likeness: Float[Tensor, "centre near"],
+    similarity: Float[Tensor, "centre near"],
     centres: Int[Tensor, " centre"],
     patches: int,
 ) -> Int[Tensor, " patch"]:
-    """The token that each patch went into: a centre's own; else of all that took it in the most
-    similar; else the last, which takes in all."""
-    best = likeness.new_full((len(centres), patches), -torch.inf)
-    best.scatter_(1, near, likeness)
-    value, token = (
-        best.max(0)
-        if len(centres)
-        else (best.new_full((patches,), -torch.inf), centres.new_zeros(patches))
-    )
-    token = torch.where(value == -torch.inf, len(centres), token)
-    token[centres.flip(0)] = torch.arange(len(centres), device=centres.device).flip(
-        0
-    )  # the first of two copies
+    """The token that each patch went into: a centre's own; else, of the centres that it is a
+    neighbour of, the most similar; else the last token, which all patches enter.
+    """
+    count = len(centres)
+    if not count:
+        return centres.new_zeros(patches)
+    best = similarity.new_full((count, patches), -torch.inf)
+    value, token = best.scatter_(1, near, similarity).max(0)
+    token = token.masked_fill(value == -torch.inf, count)
+    number = torch.arange(count, device=centres.device)
+    token[centres.flip(0)] = number.flip(0)  # of a patch that is a centre twice, the first token
     return token

@@ -1,78 +1,78 @@
 """PyramidDrop: vision tokens leave in stages; before each, the next layer's own queries and keys
-rank what is left.
+rank the remaining ones.
 
-    score of token j = mean over heads of a_ij, i the last token of the prompt, in the attention that layer `layers[s]`
-                       would make of the tokens that are still there
+    score of token j = mean over heads of a_ij, i the last token of the prompt, in the attention that
+                       layer `layers[s]` would compute over the tokens that are still present
 
 The int(keeps[s] * n) best of the prompt's n vision tokens stay, and the positions of all tokens are
-numbered anew without gaps (FastV keeps them). With 32 layers the authors use layers 8, 16, 24 and
-fractions 0.5, 0.25, 0.125.
+renumbered without gaps (FastV keeps them). With 32 layers the authors use layers 8, 16, 24 (counted
+from 0) and fractions 0.5, 0.25, 0.125.
 
     with probe.reduced(subject, PyramidDrop(layers=(8, 16, 24), keeps=(0.5, 0.25, 0.125))): ...
 
-Unlike the authors' code it has no trouble with grouped queries, padding on either side, eager
-attention and several images in a prompt, which share one budget.
+Also supports grouped-query attention, left or right padding, eager attention and several images
+(one budget).
 
 Source: arXiv 2410.17247; Cooperx521/PyramidDrop at 6444f30.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from probe.errors import ProbeError
-from probe.hooks.sequence_tracker import TrackedSequence as Prompt
+from probe.hooks.sequence_tracker import TrackedSequence
 from probe.hooks.token_removal import LayerInput
-from probe.interventions.layer_target import LayerTarget
-from probe.reducers.llm_reducer import LLMReducer, Stage, attention_of, fractions
+from probe.reducers.llm_reducer import LLMReducer, Schedule, attention_of, check_stages
 
 
 @dataclass(frozen=True)
-class PyramidDrop:
-    """`layers`: before which vision tokens leave, ascending from 1; `keeps`: what fraction of all
-    is left then.
+class PyramidDrop(LLMReducer):
+    """`layers`: the layers before which vision tokens leave, ascending from 1; `keeps`: the
+    fraction of all vision tokens that stays at each.
 
-    Raises ProbeError for fractions that grow, and layers and fractions that don't go together.
+    Raises ProbeError for fractions that grow, and for other layers or fractions.
     """
 
     layers: Sequence[int] = (8, 16, 24)
     keeps: Sequence[float] = (0.5, 0.25, 0.125)
 
     def __post_init__(self):
-        fractions("PyramidDrop", tuple(self.layers), tuple(self.keeps))
+        check_stages("PyramidDrop", tuple(self.layers), tuple(self.keeps))
         if list(self.keeps) != sorted(self.keeps, reverse=True):
             raise ProbeError(
                 "PyramidDrop", expected="fractions that do not grow", got=str(tuple(self.keeps))
             )
 
-    @contextmanager
-    def attached(
-        self, model: Any, vision: Bool[Tensor, "batch token"] | None = None
-    ) -> Iterator[list[Stage]]:
-        """At work in a model while the block lasts. `vision`: which tokens of the prompt are vision
-        tokens, for a model without an image token. Yields what was left before each stage when the
-        last prompt ran.
+    @classmethod
+    def at(cls, share: float, depth: int) -> "PyramidDrop":
+        """Stages a quarter of `depth` layers apart, each with the same fraction of the one before;
+        at the second, `share` is left.
+
+        >>> PyramidDrop.at(0.25, depth=32)
+        PyramidDrop(layers=(8, 16, 24), keeps=(0.5, 0.25, 0.125))
         """
-        target = LayerTarget.of("PyramidDrop", model, self.layers)
-        counts = {
-            layer: lambda n, keep=keep: int(n * keep)
+        layers = tuple(dict.fromkeys(max(1, depth * stage // 4) for stage in (1, 2, 3)))
+        keeps = tuple(round(share ** (stage / 2), 6) for stage in range(1, len(layers) + 1))
+        return cls(layers, keeps)
+
+    @property
+    def closes_gaps(self) -> bool:
+        return True
+
+    def schedule(self, depth: int) -> Schedule:
+        return {
+            layer: lambda tokens, keep=keep: int(tokens * keep)
             for layer, keep in zip(self.layers, self.keeps, strict=True)
         }
-        with _ByNextLayer(target, counts, vision).at_work(self) as stages:
-            yield stages
 
-
-class _ByNextLayer(LLMReducer):
-    closes_gaps = True
-
-    def scores(self, entrance: LayerInput, now: Prompt) -> Float[Tensor, "batch position"]:
-        assert now.end is not None  # sequences of tokens have one
-        call = entrance.attention_call()
-        return torch.stack(
-            [attention_of(call, row, at).mean(0)[0] for row, at in enumerate(now.end[:, None])]
-        )
+    def scores(
+        self, layer_input: LayerInput, prompt: TrackedSequence
+    ) -> Float[Tensor, "batch position"]:
+        assert prompt.end is not None  # sequences of tokens have one
+        call = layer_input.attention_call()
+        last = enumerate(prompt.end[:, None])
+        return torch.stack([attention_of(call, row, end).mean(0)[0] for row, end in last])

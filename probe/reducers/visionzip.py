@@ -1,13 +1,15 @@
-"""VisionZip: keep the patches that the encoder attends to most, merge the rest into a few by the
-likeness of keys.
+"""VisionZip: keep the patches that the encoder attends to most, merge the rest into a few by
+similarity of keys.
 
-    dominant      the class token and the `dominant` - 1 patches with most attention from it, summed over heads; without
-                  a class token the `dominant` patches that all positions attend to most on average (appendix A.2)
-    contextual    the rest, in its order: every (rest // contextual)-th is a target, and each other one goes to the
-                  target with the most similar key (cosine, keys averaged over heads)
+    dominant      the class token and the `dominant` - 1 patches with most attention from it, summed
+                  over heads; without a class token the `dominant` patches that all positions attend
+                  to most on average (appendix A.2)
+    contextual    the rest, in its order: every (rest // contextual)-th is a target, and each other
+                  position goes to the target with the most similar key (cosine, keys averaged over
+                  heads)
 
-    contextual token = target + mean of those that came to it         merge="released", the authors' code
-                     = mean of target and those that came to it       merge="mean", the paper's Algorithm 2
+    contextual token = target + mean of those assigned to it     merge="released", the authors' code
+                     = mean of target and those assigned to it   merge="mean", the paper's Algorithm 2
 
 Attention, keys and features are all of the layer that the LLM reads. Equal scores: the first
 position wins.
@@ -21,22 +23,25 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from probe.errors import ProbeError
+from probe.reducers.context import Reducer
 from probe.reducers.encoder_output import EncoderOutput
-from probe.reducers.reduction import NONE, Reduction
+from probe.reducers.reduction import Reduction, take_positions, tokens_of_positions
+
+SHARE = 10 / 64  # of the tokens that are contextual, in the authors' smallest setting
 
 
 @dataclass(frozen=True)
-class VisionZip:
+class VisionZip(Reducer):
     """`dominant` (class token included, as the authors count) + `contextual` tokens of each view.
 
-    Where the authors' code stops with an error: without contextual tokens the rest is left out; at
-    most as many tokens as there are positions are made; 0 dominant tokens leave the class token
-    out, too. Any number of layers and views.
+    Defined where the authors' code fails: with 0 contextual tokens the rest is discarded; no more
+    tokens are made than there are positions; with 0 dominant tokens the class token is discarded
+    too. Any number of layers and views.
     """
 
     dominant: int
@@ -47,11 +52,8 @@ class VisionZip:
         for name in ("dominant", "contextual"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ProbeError(
-                    "VisionZip",
-                    expected=f"{name} as a number of tokens, 0 or more",
-                    got=repr(value),
-                )
+                expected = f"{name} as a number of tokens, 0 or more"
+                raise ProbeError("VisionZip", expected=expected, got=repr(value))
         if self.dominant + self.contextual == 0:
             raise ProbeError(
                 "VisionZip", expected="at least one token", got="0 dominant and 0 contextual"
@@ -61,62 +63,71 @@ class VisionZip:
                 "VisionZip", expected="merge='released' or 'mean'", got=repr(self.merge)
             )
 
+    @classmethod
+    def of_tokens(cls, tokens: int) -> "VisionZip":
+        """Divided as the authors divide 64 tokens.
+
+        >>> VisionZip.of_tokens(64)
+        VisionZip(dominant=54, contextual=10, merge='released')
+        """
+        contextual = max(1, round(SHARE * tokens))
+        return cls(tokens - contextual, contextual)
+
     def reduce(self, seen: EncoderOutput) -> Reduction:
-        scores = seen.sought(seen.made)
-        scores = scores.sum(1) if seen.first_patch else scores.mean(1)
+        attention = seen.patch_attention(seen.output_layer)
+        scores = attention.sum(1) if seen.first_patch else attention.mean(1)
         kept, rest = split(scores, seen, self.dominant)
         targets, others = split_rest(rest, self.contextual)
         nearest = _nearest(seen, targets, others)
-        tokens = torch.cat(
-            [_at(seen.features, kept), self._merged(seen, targets, others, nearest)], 1
-        )
+        merged = self._merged(seen, targets, others, nearest)
+        tokens = torch.cat([take_positions(seen.features, kept), merged], 1)
         source = torch.cat([kept, targets], 1)
-        merged_into = torch.full(seen.features.shape[:2], NONE, device=kept.device)
-        merged_into.scatter_(
-            1, source, torch.arange(source.shape[1], device=kept.device).expand_as(source)
-        )
+        merged_into = tokens_of_positions(source, seen.features.shape[1])
         if targets.shape[1]:
             merged_into.scatter_(1, others, nearest + kept.shape[1])
-        count = (tokens.shape[1],) * len(tokens)
         return Reduction(
-            tokens, source, kept, merged_into, scores, seen.made.layer, seen.first_patch, count
+            tokens,
+            source,
+            kept,
+            merged_into,
+            scores,
+            seen.output_layer.layer,
+            seen.first_patch,
+            count=(tokens.shape[1],) * len(tokens),
         )
 
     def _merged(
         self, seen: EncoderOutput, targets: Tensor, others: Tensor, nearest: Tensor
-    ) -> Tensor:
-        """The contextual tokens, summed in float32: (view, target, width)."""
-        target = _at(seen.features, targets)
+    ) -> Float[Tensor, "view target width"]:
+        """The contextual tokens, summed in float32."""
+        target = take_positions(seen.features, targets)
         if not targets.shape[1] or not others.shape[1]:
             return target
         slots = torch.arange(targets.shape[1], device=nearest.device)
         member = (nearest[:, None] == slots[:, None]).float()  # (view, target, other)
-        total, count = member @ _at(seen.features, others).float(), member.sum(-1, keepdim=True)
+        total = member @ take_positions(seen.features, others).float()
+        count = member.sum(-1, keepdim=True)
         if self.merge == "mean":
             return ((target + total) / (count + 1)).to(target.dtype)
         return (target + total / count.clamp(min=1)).to(target.dtype)
 
 
 def split(
-    scores: Tensor, seen: EncoderOutput, dominant: int
+    scores: Float[Tensor, "view patch"], seen: EncoderOutput, dominant: int
 ) -> tuple[Int[Tensor, "view kept"], Int[Tensor, "view rest"]]:
-    """The positions that are kept, ascending, and all others. One of the kept is the class
-    token.
+    """The positions that are kept (the class token is one of them) and all others, both ascending.
+    With 0 dominant tokens the class token is in neither.
     """
-    first, whole = seen.first_patch, seen.features.shape[1]
-    best = (
-        scores.argsort(dim=-1, descending=True, stable=True)[:, : max(dominant - first, 0)] + first
-    )
-    chosen = torch.zeros(len(scores), whole, dtype=torch.bool, device=scores.device)
-    chosen.scatter_(1, best, True)
+    first, positions = seen.first_patch, seen.features.shape[1]
+    ranked = scores.argsort(dim=-1, descending=True, stable=True) + first
+    chosen = torch.zeros(len(scores), positions, dtype=torch.bool, device=scores.device)
+    chosen.scatter_(1, ranked[:, : max(dominant - first, 0)], True)
     chosen[:, :first] = dominant > 0
-    # a stable sort of a mask lists the chosen, then the others, both ascending, with no size to
-    # wait for
+    # A stable sort of a mask lists the chosen positions, then the others, both ascending; unlike
+    # `nonzero` it does not wait for the GPU to know a size.
     order = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)
-    kept = min(dominant, whole)
-    return order[:, :kept], order[
-        :, kept if dominant else first :
-    ]  # 0 dominant: nobody wants the class token
+    kept = min(dominant, positions)
+    return order[:, :kept], order[:, kept if dominant else first :]
 
 
 def split_rest(rest: Int[Tensor, "view rest"], contextual: int) -> tuple[Tensor, Tensor]:
@@ -128,17 +139,13 @@ def split_rest(rest: Int[Tensor, "view rest"], contextual: int) -> tuple[Tensor,
     return rest[:, list(targets)], rest[:, others]
 
 
+@torch.no_grad()
 def _nearest(seen: EncoderOutput, targets: Tensor, others: Tensor) -> Int[Tensor, "view other"]:
-    """The target with the most similar key for each other position; all 0 where there is none to
-    choose.
+    """For each other position the number of the target with the most similar key; 0 where there is
+    no target.
     """
     if not targets.shape[1] or not others.shape[1]:
         return torch.zeros_like(others)
-    with torch.no_grad():
-        keys = normalize(seen.made.key.float().mean(1), dim=-1)
-        return (_at(keys, others) @ _at(keys, targets).transpose(1, 2)).argmax(-1)
-
-
-def _at(values: Tensor, positions: Tensor) -> Tensor:
-    """(view, position, width) at (view, chosen)."""
-    return values.gather(1, positions[..., None].expand(-1, -1, values.shape[-1]))
+    keys = normalize(seen.output_layer.key.float().mean(1), dim=-1)
+    similarity = take_positions(keys, others) @ take_positions(keys, targets).transpose(1, 2)
+    return similarity.argmax(-1)

@@ -19,7 +19,7 @@ each token has looked at all of it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,16 +139,25 @@ def _packed(model: PreTrainedModel, patches: PatchGrid, size: Size) -> np.ndarra
     """Which patch each of an image's vision tokens is; -1 for a newline or a CLS."""
     tiles, extra = int(patches.tile.max()) + 1, cls_tokens(model)
     strategy = getattr(model.config, "vision_feature_select_strategy", "default")
-    base = getattr(model, "base_model", model)
+    base: Any = getattr(model, "base_model", model)
     if not hasattr(base, "pack_image_features"):
         return np.concatenate(
             [np.full(extra if strategy == "full" else 0, -1), np.arange(len(patches))]
         )
-    features = torch.arange(len(patches), dtype=torch.float64).view(tiles, -1, 1)
-    packed, _ = base.pack_image_features(  # type: ignore[operator]
-        [features],
-        [(size[1], size[0])],
-        vision_feature_select_strategy=strategy,
-        image_newline=torch.full((1,), -1.0, dtype=torch.float64),
-    )
-    return packed[0][:, 0].long().numpy()
+    size_hw = (size[1], size[0])
+    options = {"vision_feature_select_strategy": strategy}
+    tokens = len(patches) // tiles
+    return packed_indices(base.pack_image_features, tiles, tokens, size_hw, **options).numpy()
+
+
+def packed_indices(
+    pack: Callable[..., Any], views: int, tokens: int, size: Any, **options: Any
+) -> Int[torch.Tensor, " packed"]:
+    """Which feature (view * `tokens` + token) each token of one image is, after a model's own
+    `pack_image_features`; -1 for a newline token. size: height and width of the image. options: the
+    method's other arguments.
+    """
+    indices = torch.arange(views * tokens, dtype=torch.float64).view(views, tokens, 1)
+    newline = torch.full((1,), -1.0, dtype=torch.float64)
+    packed, _ = pack([indices], [size], image_newline=newline, **options)
+    return packed[0][:, 0].long()

@@ -5,8 +5,8 @@ import pytest
 from models import picture
 
 import probe
-from probe.cli.reduce import MORE, REDUCERS, made, pyramid_at, sparse_at
 from probe.evaluation.method_comparison import Comparison
+from probe.reducers import METHODS, PyramidDrop, SparseVLM, TokenBudget
 
 QUICK = (
     "--limit",
@@ -76,16 +76,16 @@ def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, option, value, t
     assert not list((tmp_path / "probe-out" / "reduce").iterdir())
 
 
-@pytest.mark.parametrize("kind", [*REDUCERS, *MORE])
+@pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize("share", [0.9, 0.11, 0.01])
 def test_every_name_works_for_every_share(kind, share, subject):
-    _, reducer = made(subject, kind, share)
+    reducer = METHODS[kind][1](TokenBudget.of(subject.model, share))
     with probe.reduced(subject, reducer):
         assert isinstance(subject.answer(picture(), "what is there ?", 3), str)
 
 
 def test_stages_are_spread_over_any_depth():
-    assert pyramid_at(0.25, 8) == ((2, 4, 6), (0.5, 0.25, 0.125))
-    assert pyramid_at(0.25, 2)[0] == (1,)
-    assert sparse_at(192 / 576) == (300, 200, 110)
-    assert sparse_at(1.0) == (576, 576, 330)
+    assert PyramidDrop.at(0.25, 8) == PyramidDrop((2, 4, 6), (0.5, 0.25, 0.125))
+    assert PyramidDrop.at(0.25, 2).layers == (1,)
+    assert SparseVLM.at(192 / 576).tokens == (300, 200, 110)
+    assert SparseVLM.at(1.0).tokens == (576, 576, 330)

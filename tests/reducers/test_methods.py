@@ -279,7 +279,7 @@ class Brightest:
 
     def reduce(self, seen):
         length = seen.features[:, seen.first_patch :].norm(dim=-1)
-        return baselines.only(seen, length.topk(5).indices.sort().values)
+        return baselines.select_patches(seen, length.topk(5).indices.sort().values)
 
 
 def test_a_reducer_of_ones_own():

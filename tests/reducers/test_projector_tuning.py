@@ -14,7 +14,7 @@ from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.evaluation.benchmarks import named
 from probe.reducers import FastV, VisionZip
-from probe.reducers.projector_tuning import Answers, tune
+from probe.reducers.projector_tuning import AnswerCollator, tune
 
 ZIP = VisionZip(3, 1)
 FAST = {
@@ -48,7 +48,7 @@ def weights(of):
 
 def loss(of, *reducers):
     with probe.reduced(of, *reducers), torch.no_grad():
-        return float(of.model(**Answers(of)(samples())).loss)
+        return float(of.model(**AnswerCollator(of)(samples())).loss)
 
 
 def told(labels):
@@ -104,14 +104,16 @@ def test_nothing_else_is_left_behind(tuned):
 def test_learned_are_the_answers_and_their_ends():
     own = shipped()
     with probe.reduced(own, ZIP):
-        batch = Answers(own)(samples())
+        batch = AnswerCollator(own)(samples())
     assert (batch["input_ids"] == own.model.config.image_token_id).sum(1).tolist() == [4] * 6
     for sample, row in zip(samples(), batch["labels"], strict=True):
         assert told(row) == sample.answer
-    logits = own.model(**Answers(own)(samples()[:1])).logits  # without a reducer: one row, by hand
-    labels = Answers(own)(samples()[:1])["labels"]
+    logits = own.model(
+        **AnswerCollator(own)(samples()[:1])
+    ).logits  # without a reducer: one row, by hand
+    labels = AnswerCollator(own)(samples()[:1])["labels"]
     expected = cross_entropy(logits[0, :-1], labels[0, 1:])
-    torch.testing.assert_close(own.model(**Answers(own)(samples()[:1])).loss, expected)
+    torch.testing.assert_close(own.model(**AnswerCollator(own)(samples()[:1])).loss, expected)
 
 
 def test_a_conversation_ends_with_what_is_learned():
@@ -121,7 +123,7 @@ def test_a_conversation_ends_with_what_is_learned():
         for i, words in enumerate(said)
     ]
     talk[0]["content"].insert(0, {"type": "image"})
-    row = Answers(shipped())([Sample("1", samples()[0].image, talk)])["labels"][0]
+    row = AnswerCollator(shipped())([Sample("1", samples()[0].image, talk)])["labels"][0]
     assert told(row) == "two"
 
 
