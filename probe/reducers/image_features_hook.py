@@ -12,7 +12,10 @@ does it:
                        unreduced tokens and the tiles per row. Then the reduced tokens are projected
                        and returned. Models without it read each view as one image.
 
-Everything is undone when the block ends: torch's hooks, and `pack_image_features` of this one model.
+In a forward the pixels are encoded before the model runs, because the prompt's placeholders depend on
+the result; the model's own call of `get_image_features` then gets that result.
+
+Everything is undone when the block ends: torch's hooks, and these methods of this one model.
 """
 
 import inspect
@@ -26,6 +29,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
@@ -33,10 +37,9 @@ from probe.hooks.image_placeholders import override_token_count, resize_placehol
 from probe.hooks.model_structure import image_token_id, vision_towers
 from probe.reducers.encoder_output import EncoderOutput
 from probe.reducers.encoder_reducer import EncoderReducer, EncoderTap, tapped
+from probe.reducers.reduction import NONE
 from probe.reducers.tile_order import prompt_order, source_patches
 from probe.subject.token_grid import packed_indices
-
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
 @dataclass
@@ -51,27 +54,6 @@ class EncoderCall:
     output: Any
     encoder_output: EncoderOutput
     tokens: int = 0
-
-
-@dataclass(frozen=True)
-class PackedImage:
-    """One image (or frame): its views, number of unreduced tokens, tiles per row, and whether a
-    newline token ends it.
-    """
-
-    views: int
-    full: int
-    across: int = 1
-    newline: bool = False
-
-    @classmethod
-    def of(cls, indices: Int[Tensor, " token"], views: int, tokens: int) -> "PackedImage":
-        """`indices`: as of `packed_indices`, of views that have `tokens` features each."""
-        if views == 1:
-            return cls(1, len(indices), newline=len(indices) > tokens)
-        tiles = indices[tokens:]  # after the whole image; each row of patches ends with a newline
-        row_end = int((tiles < 0).long().argmax())
-        return cls(views, len(indices), across=int(tiles[row_end - 1]) // tokens)
 
 
 class ImageFeaturesHook:
@@ -95,8 +77,14 @@ class ImageFeaturesHook:
                 expected="a LLaVA-like model: encoder, multi_modal_projector, LLM",
                 got=type(model).__name__,
             )
-        self._pack: Any = getattr(self.base, "pack_image_features", None)
+        self.pack: Any = getattr(self.base, "pack_image_features", None)
+        self.methods: dict[str, Any] = {
+            modality: getattr(self.base, f"get_{modality}_features")
+            for modality in ("image", "video")
+            if hasattr(self.base, f"get_{modality}_features")
+        }
         self._call: EncoderCall | None = None  # from the encoder's end to the packing
+        self._prepared: dict[str, tuple[Any, Any]] = {}  # by modality: pixels, features of them
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -114,13 +102,23 @@ class ImageFeaturesHook:
                 ),
             ):
                 undo.callback(hook.remove)
-            if self._pack is not None:
+            if self.pack is not None:
                 undo.enter_context(_method(self.base, "pack_image_features", self._packed))
-                if hasattr(self.base, "get_video_features"):
-                    undo.enter_context(_method(self.base, "get_video_features", _refuse_pooling))
+            for modality in self.methods:
+                features = partial(self._features, modality)
+                undo.enter_context(_method(self.base, f"get_{modality}_features", features))
             yield
 
     # From pixels to tokens
+
+    def _features(self, modality: str, *args: Any, **kwargs: Any) -> Any:
+        """In place of the model's `get_image_features` and `get_video_features`."""
+        if modality == "video" and self.pack is not None:
+            _refuse_pooling("pooled features")
+        pixels, prepared = self._prepared.pop(modality, (None, None))
+        if prepared is not None and any(value is pixels for value in (*args, *kwargs.values())):
+            return prepared
+        return self.methods[modality](*args, **kwargs)
 
     def _encoded(self, tap: EncoderTap, tower: nn.Module, args: tuple, output: Any) -> None:
         states = getattr(output, "hidden_states", None)
@@ -136,7 +134,7 @@ class ImageFeaturesHook:
         views, call.tokens = args[0].shape[:2]
         allowed = (call.encoder_output.patches, features.shape[1])  # without and with class token
         if views != len(features) or call.tokens not in allowed:
-            _refuse_pooling(got=f"{call.tokens} of {call.encoder_output.patches} patches")
+            _refuse_pooling(f"{call.tokens} of {call.encoder_output.patches} patches")
         return (args[0][:1, :1],)
 
     def _projected(
@@ -146,47 +144,50 @@ class ImageFeaturesHook:
         if call is None:
             return None
         views = len(call.encoder_output.features)
-        if self._pack is not None:
+        if self.pack is not None:
             return output.expand(views, call.tokens, -1)
-        tokens = self._reduced(call, [PackedImage(1, call.tokens)] * views)
+        tokens = self._reduced(call, [(1, torch.arange(call.tokens))] * views)
         if len(set(map(len, tokens))) == 1:
             return torch.stack(tokens)
         # models that read videos take one tensor of all frames, the others a list of images
-        return torch.cat(tokens)[None] if hasattr(self.base, "get_video_features") else tokens
+        return torch.cat(tokens)[None] if "video" in self.methods else tokens
 
     def _packed(self, image_features: Sequence[Tensor], image_sizes: Any, **options: Any) -> Any:
         """In place of the model's `pack_image_features`."""
         call = self._call
         if call is None:
-            return self._pack(image_features, image_sizes, **options)
-        packing = {name: value for name, value in options.items() if name != "image_newline"}
+            return self.pack(image_features, image_sizes, **options)
+        options.pop("image_newline", None)
         images = []
         for features, size in zip(image_features, image_sizes, strict=True):
             views, tokens = features.shape[:2]
-            indices = packed_indices(self._pack, views, tokens, size, **packing)
-            images.append(PackedImage.of(indices, views, tokens))
+            images.append((views, packed_indices(self.pack, views, tokens, size, **options)))
         tokens = self._reduced(call, images)
         return tokens, torch.tensor(call.output.left, device=tokens[0].device)
 
-    def _reduced(self, call: EncoderCall, images: Sequence[PackedImage]) -> list[Tensor]:
-        """The projected tokens that are left of each image, in the order of the prompt."""
+    def _reduced(
+        self, call: EncoderCall, images: Sequence[tuple[int, Int[Tensor, " packed"]]]
+    ) -> list[Tensor]:
+        """The projected tokens that are left of each image, in the order of the prompt. `images`:
+        the number of views of each, and which feature each unreduced token is (-1: a newline).
+        """
         self._call = None
         kept, sources, start = [], [], 0
-        for image in images:
-            views = call.encoder_output.of_views(start, start + image.views)
-            start += image.views
-            reduction = self.reducer.reduce(views)
-            order = prompt_order(reduction, image.across)
+        for views, indices in images:
+            reduction = self.reducer.reduce(call.encoder_output.of_views(start, start + views))
+            start += views
+            across = 1 if views == 1 else _tiles_across(indices[call.tokens :], call.tokens)
+            order = prompt_order(reduction, across)
             kept.append(reduction.tokens.flatten(0, 1)[order])
             sources.append(source_patches(reduction, order))
-        projected = self.projector(torch.cat(kept)[None])[0].split([len(each) for each in kept])
-        tokens = list(projected)
-        for number, image in enumerate(images):
-            if image.newline:
-                newline = self.base.image_newline[None].to(tokens[number])
+        projected = self.projector(torch.cat(kept)[None])[0]
+        tokens = list(projected.split([len(each) for each in kept]))
+        for number, (views, indices) in enumerate(images):
+            if views == 1 and indices[-1] < 0:  # a newline ends it
+                newline = self.base.image_newline[None].to(projected)
                 tokens[number] = torch.cat([tokens[number], newline])
-                sources[number] = torch.cat([sources[number], sources[number].new_full((1,), -1)])
-        call.output.full = [image.full for image in images]
+                sources[number] = pad(sources[number], (0, 1), value=NONE)
+        call.output.full = [len(indices) for _, indices in images]
         call.output.left = [len(each) for each in tokens]
         call.output.patches = sources
         return tokens
@@ -196,17 +197,13 @@ class ImageFeaturesHook:
     def _before_model(
         self, model: nn.Module, args: tuple, kwargs: dict
     ) -> tuple[tuple, dict] | None:
-        signature = inspect.signature(self.model.forward)
-        kwargs = dict(signature.bind_partial(*args).arguments) | kwargs
-        encoded_before = kwargs.get("mm_encoder_outputs")  # `generate` encodes first
-        if encoded_before:
-            outputs = dict(encoded_before)
-        else:
-            outputs, used = self._encode(kwargs)
-            if outputs and "mm_encoder_outputs" in signature.parameters:
-                kwargs = {name: value for name, value in kwargs.items() if name not in used}
-                kwargs["mm_encoder_outputs"] = outputs
-        generating = bool(encoded_before) or _has_cache(kwargs)
+        arguments = inspect.signature(self.model.forward).bind_partial(*args).arguments
+        kwargs = {**arguments, **kwargs}
+        outputs = dict(kwargs.get("mm_encoder_outputs") or {})  # `generate` encodes first
+        generating = bool(outputs) or _has_cache(kwargs)
+        if not outputs:
+            self._prepared = self._encode(kwargs)
+            outputs = {modality: output for modality, (_, output) in self._prepared.items()}
         for modality, output in outputs.items():
             if not hasattr(output, "patches"):
                 raise ProbeError(
@@ -217,19 +214,17 @@ class ImageFeaturesHook:
             kwargs = self._with_placeholders(kwargs, modality, output, generating)
         return ((), kwargs) if outputs else None
 
-    def _encode(self, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
-        """The model's features of the pixels, by modality, and the names of the arguments that they
-        were made from.
-        """
-        outputs, used = {}, set()
-        for modality, pixels in PIXELS.items():
-            if kwargs.get(pixels) is not None and len(kwargs[pixels]):
-                method = getattr(self.base, f"get_{modality}_features")
-                parameters = inspect.signature(method).parameters
-                given = {name: kwargs[name] for name in parameters if kwargs.get(name) is not None}
-                outputs[modality] = method(**given, return_dict=True)
-                used |= {*given, pixels}
-        return outputs, used
+    def _encode(self, arguments: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """By modality: the pixels among a forward's arguments, and the features of them."""
+        outputs = {}
+        for modality, method in self.methods.items():
+            names = list(inspect.signature(method).parameters)
+            given = {name: arguments[name] for name in names if arguments.get(name) is not None}
+            pixels = given.get(names[0])
+            if pixels is not None and len(pixels):
+                features = self._features(modality, **given, return_dict=True)
+                outputs[modality] = (pixels, features)
+        return outputs
 
     def _with_placeholders(
         self, kwargs: dict, modality: str, output: Any, generating: bool
@@ -252,9 +247,9 @@ class ImageFeaturesHook:
                 got=str(placeholders),
                 fix="encode inside the block",
             )
-        pad = getattr(config.get_text_config(), "pad_token_id", None) or 0
+        pad_token = getattr(config.get_text_config(), "pad_token_id", None) or 0
         counts = list(zip(output.full, output.left, strict=True))
-        return resize_placeholders(kwargs, token, counts, pad)
+        return resize_placeholders(kwargs, token, counts, pad_token)
 
     @torch.no_grad()
     def kept_patches(self, tensors: Mapping[str, Any]) -> list[Int[np.ndarray, "_"]]:
@@ -264,8 +259,14 @@ class ImageFeaturesHook:
             name: value.to(device) if torch.is_tensor(value) else value
             for name, value in tensors.items()
         }
-        outputs, _ = self._encode(on_device)
-        return [patches.cpu().numpy() for output in outputs.values() for patches in output.patches]
+        outputs = self._encode(on_device).values()
+        return [patches.cpu().numpy() for _, output in outputs for patches in output.patches]
+
+
+def _tiles_across(indices: Int[Tensor, " packed"], tokens: int) -> int:
+    """Tiles in a row: the view that the last patch before the first newline belongs to."""
+    row_end = int((indices < 0).long().argmax())
+    return int(indices[row_end - 1]) // tokens
 
 
 @contextmanager
@@ -281,7 +282,7 @@ def _method(module: nn.Module, name: str, method: Callable[..., Any]) -> Iterato
             setattr(module, name, before)
 
 
-def _refuse_pooling(*args: Any, got: str = "pooled features", **kwargs: Any) -> NoReturn:
+def _refuse_pooling(got: str) -> NoReturn:
     raise ProbeError(
         "reduced",
         expected="features that are projected and handed to the LLM one by one",

@@ -150,10 +150,11 @@ def projector_of(model: PreTrainedModel) -> nn.Module:
 @contextmanager
 def training_only(model: PreTrainedModel, part: nn.Module) -> Iterator[None]:
     """Only this part of the model learns while the block lasts. Afterwards the model is in eval mode
-    and its config as before.
+    and its configs as before.
     """
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    config = dict(vars(model.config))
+    configs = [vars(model.config), vars(model.generation_config)]
+    before = [dict(config) for config in configs]
     model.requires_grad_(False)
     part.requires_grad_(True)
     try:
@@ -162,6 +163,7 @@ def training_only(model: PreTrainedModel, part: nn.Module) -> Iterator[None]:
         for parameter, requires_grad in required.items():
             parameter.requires_grad_(requires_grad)
             parameter.grad = None
-        vars(model.config).clear()
-        vars(model.config).update(config)  # Trainer turns the cache off
+        for config, values in zip(configs, before, strict=True):
+            config.clear()
+            config.update(values)  # Trainer turns the cache off, and sets special tokens
         model.eval()

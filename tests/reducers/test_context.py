@@ -2,6 +2,7 @@
 left afterwards.
 """
 
+import inspect
 from contextlib import ExitStack
 
 import numpy as np
@@ -229,6 +230,35 @@ def test_blocks_nest_with_one_reducer_before_the_llm():
         assert logits(ours, row).shape == both.shape
 
 
+def test_a_reducer_is_called_with_what_it_reduces():
+    ours = subject()
+    for reducer in (ZIP, FastV(1, 0.5)):
+        with probe.reduced(ours, reducer):
+            inputs = ours.encode(picture(), QUESTION)
+            expected = logits(ours, inputs)
+        for model in (ours, ours.model):
+            with reducer(model) as stages:
+                assert ours.provenance()["reducer"] == repr(reducer)
+                assert torch.equal(logits(ours, ours.encode(picture(), QUESTION)), expected)
+                assert len(stages) == isinstance(reducer, FastV)
+    assert ours.provenance()["reducer"] == ""
+
+
+def test_features_are_reduced_where_the_models_own_method_is_called():
+    """As versions of transformers do whose forward takes no encoder outputs."""
+    for make in (llava15, llava_next_vicuna):
+        ours = subject(make)
+        inputs = ours.encode(picture(1, 20, 60), QUESTION)
+        given = {name: inputs[name] for name in ("pixel_values", "image_sizes") if name in inputs}
+        methods = dict(vars(ours.model.model))
+        with torch.no_grad(), probe.reduced(ours, ZIP):
+            found = ours.model.get_image_features(**given)
+            left = int(ours.encode(picture(1, 20, 60), QUESTION).types.vision.sum())
+            assert sum(len(image) for image in found.pooler_output) == left == found.left[0]
+            assert found.full[0] == int(inputs.types.vision.sum())
+        assert {*vars(ours.model.model)} == {*methods}
+
+
 def test_the_projector_can_be_trained_under_a_reducer():
     ours = subject()
     with probe.reduced(ours, ZIP):
@@ -282,9 +312,9 @@ def test_video_llava_is_reduced_frame_by_frame():
         fitting = model(input_ids=prompt(4 * 8, VIDEO), pixel_values_videos=frames[:1]).logits
         assert both.shape[1] == 4 + 4 * 8
         torch.testing.assert_close(both[:1], fitting, atol=1e-4, rtol=1e-5)
-        assert (
-            model(input_ids=prompt(16, IMAGE), pixel_values=frames[0, :1]).logits.shape[1] == 4 + 8
-        )
+        image = next(iter(inspect.signature(model.model.get_image_features).parameters))
+        found = model(input_ids=prompt(16, IMAGE), **{image: frames[0, :1]})
+        assert found.logits.shape[1] == 4 + 8
         model.generate(
             input_ids=prompt(32, VIDEO),
             pixel_values_videos=frames[:1],
@@ -348,6 +378,8 @@ def test_onevision_orders_tiles_as_they_lie(size, tiles):
         )
         with pytest.raises(probe.ProbeError, match="this model averages what it sees of frames"):
             model(input_ids=prompt(17, VIDEO), pixel_values_videos=torch.randn(1, 4, 3, 32, 32))
+        with pytest.raises(probe.ProbeError, match="this model averages what it sees of frames"):
+            model.model.get_video_features(torch.randn(1, 4, 3, 32, 32))
 
 
 def test_mistakes_are_one_line(unchecked):

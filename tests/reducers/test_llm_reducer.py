@@ -7,6 +7,7 @@ all are read.
 
 import json
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import lru_cache
 
 import golden_cases
@@ -30,7 +31,16 @@ from probe.hooks.model_structure import stacks
 from probe.interventions import drop_vision, swap_vision
 from probe.interventions.sweep import sweep_one
 from probe.records import node as node_of
-from probe.reducers import FastV, PyramidDrop, SparseVLM, VisionZip
+from probe.reducers import (
+    METHODS,
+    FastV,
+    LLMReducer,
+    PyramidDrop,
+    Reducer,
+    SparseVLM,
+    TokenBudget,
+    VisionZip,
+)
 from probe.reducers.dpc_knn import clusters
 from probe.subject.inputs import collate, with_response
 
@@ -375,6 +385,48 @@ def test_survivors_are_what_the_last_token_attends_to_most(subject):
     assert torch.equal(stages[0].kept[0].nonzero()[:, 0], top)
     near(stages[0].scores[0][vision], maps[vision], 1e-6)
     assert stages[0].scores[0][~vision].isnan().all()
+
+
+@dataclass(frozen=True)
+class LargestNorm(LLMReducer):
+    """A method of one's own, as in the docstring of `llm_reducer`."""
+
+    layer: int
+    keep: float
+
+    def schedule(self, depth):
+        return {self.layer: lambda tokens: round(self.keep * tokens)}
+
+    def scores(self, layer_input, prompt):
+        return layer_input.whole().float().norm(dim=-1)
+
+
+@torch.no_grad()
+def test_a_method_of_ones_own(subject):
+    inputs = row(subject)
+    hidden = subject.model(**inputs, output_hidden_states=True).hidden_states[2][0]
+    vision = inputs["input_ids"][0] == subject.model.config.image_token_id
+    norms = hidden.norm(dim=-1).masked_fill(~vision, -1)
+    with LargestNorm(2, 0.5)(subject) as stages:
+        out = subject.model(**inputs, use_cache=True)
+        assert subject.provenance()["reducer"] == "LargestNorm(layer=2, keep=0.5)"
+    expected = norms.topk(round(0.5 * int(vision.sum()))).indices.sort().values
+    assert torch.equal(stages[0].kept[0].nonzero()[:, 0], expected)
+    lengths = [layer.keys.shape[2] for layer in out.past_key_values.layers]
+    assert lengths == [len(vision)] * 2 + [len(vision) - int(vision.sum()) + len(expected)] * 2
+    with pytest.raises(ProbeError, match="LargestNorm: expected layers from 0 to 3, got 9"):
+        LargestNorm(9, 0.5)(subject).__enter__()
+
+
+def test_every_name_makes_its_method():
+    budget = TokenBudget(share=0.25, patches=576, depth=32)
+    made = {name: make(budget) for name, (_, make) in METHODS.items()}
+    assert made["visionzip"] == VisionZip(dominant=122, contextual=22)
+    assert made["fastv"] == FastV(2, 0.25)
+    assert made["pyramiddrop"] == PyramidDrop((8, 16, 24), (0.5, 0.25, 0.125))
+    assert made["sparsevlm-recycling"].recycle
+    assert len({label for label, _ in METHODS.values()}) == len(METHODS)
+    assert all(isinstance(method, Reducer) for method in made.values())
 
 
 # What else works in the block

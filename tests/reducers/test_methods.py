@@ -18,8 +18,13 @@ from probe.reducers import (
     Reduction,
     VisionZip,
     baselines,
+    dpc_knn,
     encode,
     encoder_output,
+    pyramiddrop,
+    sparsevlm,
+    token_budget,
+    visionzip,
 )
 
 SHAPE = {
@@ -289,7 +294,10 @@ def test_a_reducer_of_ones_own():
     assert found.tokens.shape == (2, 5, 32)
 
 
-@pytest.mark.parametrize("module", [baselines, encoder_concentration])
+@pytest.mark.parametrize(
+    "module",
+    [baselines, encoder_concentration, dpc_knn, pyramiddrop, sparsevlm, token_budget, visionzip],
+)
 def test_examples(module):
     result = doctest.testmod(module)
     assert result.attempted
