@@ -22,7 +22,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any, NoReturn
 
 import numpy as np
@@ -34,12 +34,18 @@ from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
 from probe.hooks.image_placeholders import override_token_count, resize_placeholders
+from probe.hooks.layer_arguments import by_name, find_cache
 from probe.hooks.model_structure import image_token_id, vision_towers
 from probe.reducers.encoder_output import EncoderOutput
 from probe.reducers.encoder_reducer import EncoderReducer, EncoderTap, tapped
 from probe.reducers.reduction import NONE
 from probe.reducers.tile_order import prompt_order, source_patches
 from probe.subject.token_grid import packed_indices
+
+PIXELS = {  # names of a forward's arguments
+    "image": ("pixel_values", "pixel_values_images"),
+    "video": ("pixel_values_videos",),
+}
 
 
 @dataclass
@@ -80,7 +86,7 @@ class ImageFeaturesHook:
         self.pack: Any = getattr(self.base, "pack_image_features", None)
         self.methods: dict[str, Any] = {
             modality: getattr(self.base, f"get_{modality}_features")
-            for modality in ("image", "video")
+            for modality in PIXELS
             if hasattr(self.base, f"get_{modality}_features")
         }
         self._call: EncoderCall | None = None  # from the encoder's end to the packing
@@ -104,9 +110,9 @@ class ImageFeaturesHook:
                 undo.callback(hook.remove)
             if self.pack is not None:
                 undo.enter_context(_method(self.base, "pack_image_features", self._packed))
-            for modality in self.methods:
-                features = partial(self._features, modality)
-                undo.enter_context(_method(self.base, f"get_{modality}_features", features))
+            for modality, method in self.methods.items():  # `generate` looks at their signatures
+                features = update_wrapper(partial(self._features, modality), method)
+                undo.enter_context(_method(self.base, method.__name__, features))
             yield
 
     # From pixels to tokens
@@ -166,7 +172,7 @@ class ImageFeaturesHook:
         return tokens, torch.tensor(call.output.left, device=tokens[0].device)
 
     def _reduced(
-        self, call: EncoderCall, images: Sequence[tuple[int, Int[Tensor, " packed"]]]
+        self, call: EncoderCall, images: Sequence[tuple[int, Int[Tensor, "_"]]]
     ) -> list[Tensor]:
         """The projected tokens that are left of each image, in the order of the prompt. `images`:
         the number of views of each, and which feature each unreduced token is (-1: a newline).
@@ -197,10 +203,9 @@ class ImageFeaturesHook:
     def _before_model(
         self, model: nn.Module, args: tuple, kwargs: dict
     ) -> tuple[tuple, dict] | None:
-        arguments = inspect.signature(self.model.forward).bind_partial(*args).arguments
-        kwargs = {**arguments, **kwargs}
+        kwargs = dict(by_name(model, args, kwargs))
         outputs = dict(kwargs.get("mm_encoder_outputs") or {})  # `generate` encodes first
-        generating = bool(outputs) or _has_cache(kwargs)
+        generating = bool(outputs) or find_cache("reduced", (), kwargs) is not None
         if not outputs:
             self._prepared = self._encode(kwargs)
             outputs = {modality: output for modality, (_, output) in self._prepared.items()}
@@ -218,12 +223,14 @@ class ImageFeaturesHook:
         """By modality: the pixels among a forward's arguments, and the features of them."""
         outputs = {}
         for modality, method in self.methods.items():
-            names = list(inspect.signature(method).parameters)
-            given = {name: arguments[name] for name in names if arguments.get(name) is not None}
-            pixels = given.get(names[0])
-            if pixels is not None and len(pixels):
-                features = self._features(modality, **given, return_dict=True)
-                outputs[modality] = (pixels, features)
+            given = {name: arguments[name] for name in arguments if arguments[name] is not None}
+            pixels = next((given[name] for name in PIXELS[modality] if name in given), None)
+            if pixels is None or not len(pixels):
+                continue
+            accepted = {*inspect.signature(method).parameters} - {*PIXELS[modality]}
+            options = {name: given[name] for name in given if name in accepted}
+            features = self._features(modality, pixels, **options, return_dict=True)
+            outputs[modality] = (pixels, features)
         return outputs
 
     def _with_placeholders(
@@ -289,7 +296,3 @@ def _refuse_pooling(got: str) -> NoReturn:
         got=got,
         fix="use images: this model averages what it sees of frames",
     )
-
-
-def _has_cache(kwargs: Mapping[str, Any]) -> bool:
-    return any(kwargs.get(name) is not None for name in ("past_key_values", "cache"))
