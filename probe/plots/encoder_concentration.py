@@ -1,7 +1,7 @@
 """Why few patches are enough: how the encoder's attention concentrates on them from layer to layer,
 and why softmax makes it do so.
 
-    dataset = probe.reducers.concentration(subject, images)
+    dataset = probe.measures.encoder_concentration.concentration(subject, images)
     plots.concentration(dataset)      # share of the best patches, Gini, entropy, overlap
     plots.softmax_gradient(dataset)   # the gradient of a weight, and where the weights lie on it
 
@@ -35,7 +35,7 @@ from probe.plots.style import (
     styled,
 )
 
-_MADE_BY = "what probe.reducers.concentration returns"
+_MADE_BY = "what probe.measures.encoder_concentration.concentration returns"
 _REFERENCE = {"color": GREY, "linewidth": 0.9, "linestyle": "--", "zorder": 0}
 _BINS = np.logspace(-5, 0, 51).tolist()
 
@@ -50,7 +50,8 @@ def concentration(dataset: xr.Dataset, *, ax: Any = None) -> Figure:
     even). Right, how many of a layer's best patches are also the best of the layer that the LLM
     reads (dashed: by chance).
 
-    dataset: of `probe.reducers.concentration`; ax: three Axes. Raises ProbeError for anything else.
+    dataset: of `probe.measures.encoder_concentration.concentration`; ax: three Axes. Raises
+    ProbeError for anything else.
     """
     dataset = require(dataset, "top_share", "plots.concentration", _MADE_BY)
     axes = panels(ax, 1, 3, (3.5, 3.1), "plots.concentration")
@@ -97,7 +98,7 @@ def softmax_gradient(
         ax: two Axes.
 
     Raises ProbeError for a layer that there is not, and for a dataset that
-    `probe.reducers.concentration` did not make.
+    `probe.measures.encoder_concentration.concentration` did not make.
     """
     called = "plots.softmax_gradient"
     dataset = require(dataset, "top_share", called, _MADE_BY)
