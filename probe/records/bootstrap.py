@@ -1,21 +1,21 @@
-"""How sure a number is, when many questions share an image.
+"""Confidence intervals when many questions share an image.
 
-GQA asks 12,578 questions about 398 images, so questions are not independent and images are what is
-drawn again: each draw takes as many images as there are, with replacement, with all questions on
-them (a cluster bootstrap). The value is then a mean over the questions drawn:
+GQA asks 12,578 questions about 398 images, so questions are not independent, and images are what is
+resampled: each draw takes as many images as there are, with replacement, with all questions about
+them (a cluster bootstrap). The value is then a weighted mean over the questions drawn:
 
-    estimate* = sum_image n_image sum(values) / sum_image n_image count
+    estimate* = sum_image n_image sum(weight · value) / sum_image n_image sum(weight)
 
 Cases (the layers of a sweep) are drawn together, so that their differences are paired. A curve gets
 a band that holds at all its points at once: max-t, the largest deviation over the points in units
 of each point's standard error.
 
-    interval = bootstrap(correct, images, seed=0)                    # correct: (sample, case), NaN = missing
-    drop = paired(correct, untouched, images, seed=0)                # the difference to the untouched model
-    curve = band(correct, images, seed=0)                            # simultaneous over cases
+    interval = bootstrap(correct, images, seed=0)         # correct: (sample, case), NaN = missing
+    drop = paired(correct, untouched, images, seed=0)     # the difference to the untouched model
+    curve = band(correct, images, seed=0)                 # simultaneous over cases
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -24,17 +24,18 @@ from jaxtyping import Bool, Float, Int
 
 from probe.errors import ProbeError
 
+Images = Sequence[str] | np.ndarray  # the image of each sample, by any name or number
 Statistic = Callable[[Int[np.ndarray, "sample"]], "float | Float[np.ndarray, '*case']"]
 
 LEVEL = 0.95
 DRAWS = 2000
-BLOCK = 20_000_000  # numbers held at once: draws are made in blocks when there are many images
+BLOCK = 20_000_000  # numbers in memory at once: many images are drawn in blocks
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Estimates with their bounds, all of the same shape. Bounds are NaN where one image (or none)
-    was seen.
+    """Estimates with their bounds, all of the same shape. Bounds are NaN where fewer than two images
+    have a value.
     """
 
     estimate: Float[np.ndarray, "*case"]
@@ -45,32 +46,32 @@ class Interval:
 
 def bootstrap(
     values: Float[np.ndarray, "sample *case"],
-    images: Sequence[str] | np.ndarray,
+    images: Images,
     *,
     seed: int,
     level: float = LEVEL,
     draws: int = DRAWS,
+    weights: Float[np.ndarray, "sample *case"] | None = None,
 ) -> Interval:
     """Mean over samples with a percentile interval, drawing images. NaN values are left out.
 
-    `images` names the image of each sample. Raises ProbeError when the lengths differ.
+    `images` names the image of each sample; `weights` are those of the mean, by default equal.
+    Raises ProbeError when the lengths differ.
 
     >>> scores = np.array([1.0, 1.0, 0.0, 0.0])
     >>> interval = bootstrap(scores, ["a", "a", "b", "b"], seed=0)
     >>> float(interval.estimate), float(interval.low), float(interval.high)
     (0.5, 0.0, 1.0)
     """
-    sums, counts = _by_image(values, images)
-    drawn = np.concatenate(list(_draw(sums, counts, draws, seed)))
-    return _bounded(
-        sums, counts, np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0), level
-    )
+    sums, counts = _by_image(values, images, weights)
+    low, high = _quantiles(_draw(sums, counts, draws, seed), level)
+    return _interval(sums, counts, low, high, level)
 
 
 def paired(
     values: Float[np.ndarray, "sample *case"],
     baseline: Float[np.ndarray, "sample"],
-    images: Sequence[str] | np.ndarray,
+    images: Images,
     *,
     seed: int,
     level: float = LEVEL,
@@ -85,7 +86,7 @@ def paired(
 
 def band(
     values: Float[np.ndarray, "sample case"],
-    images: Sequence[str] | np.ndarray,
+    images: Images,
     *,
     seed: int,
     level: float = LEVEL,
@@ -97,36 +98,32 @@ def band(
     Points without any spread over the draws get a band of no width.
     """
     sums, counts = _by_image(values, images)
-    estimate = _ratio(np.asarray(sums.sum(0)), np.asarray(counts.sum(0)))
-    width = _max_t(np.concatenate(list(_draw(sums, counts, draws, seed))), estimate, level)
-    return _bounded(sums, counts, np.stack([estimate - width, estimate + width]), level)
+    estimate = _ratio(sums.sum(0), counts.sum(0))
+    width = _max_t(_draw(sums, counts, draws, seed), estimate, level)
+    return _interval(sums, counts, estimate - width, estimate + width, level)
 
 
 def bootstrap_statistic(
     statistic: Statistic,
-    images: Sequence[str] | np.ndarray,
+    images: Images,
     *,
     seed: int,
     level: float = LEVEL,
     draws: int = 500,
 ) -> Interval:
-    """Interval of any number, or of one a case: `statistic` gets how often each sample counts (all
-    ones: the estimate).
+    """Interval of any number, or of one for each case: `statistic` gets how often each sample counts
+    (all ones: the estimate).
 
-    For what is no mean over samples: F1, MMBench's circular accuracy, MME's points.
+    For what is not a mean over samples: F1, MMBench's circular accuracy, MME's points.
     """
     estimate, drawn = _statistics(statistic, images, draws, seed)
-    if not len(drawn) or np.isnan(drawn).all():
-        return Interval(
-            estimate, np.full_like(estimate, np.nan), np.full_like(estimate, np.nan), level
-        )
-    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return Interval(estimate, np.array(low), np.array(high), level)
+    low, high = _quantiles(drawn, level)
+    return Interval(estimate, low, high, level)
 
 
 def band_statistic(
     statistic: Statistic,
-    images: Sequence[str] | np.ndarray,
+    images: Images,
     *,
     seed: int,
     level: float = LEVEL,
@@ -139,17 +136,35 @@ def band_statistic(
 
 
 def _statistics(
-    statistic: Statistic, images: Sequence[str] | np.ndarray, draws: int, seed: int
+    statistic: Statistic, images: Images, draws: int, seed: int
 ) -> tuple[Float[np.ndarray, "*case"], Float[np.ndarray, "draw *case"]]:
-    """The estimate, and the values over the draws: of a single image there are none."""
-    _, member = np.unique(np.asarray(images), return_inverse=True)
-    pictures, rng = int(member.max()) + 1, np.random.default_rng(seed)
-    estimate = np.array(statistic(np.ones(len(member), dtype=np.int64)), dtype=float)
-    drawn = [
-        statistic(np.bincount(rng.integers(pictures, size=pictures), minlength=pictures)[member])
-        for _ in range(draws if pictures > 1 else 0)
-    ]
+    """The estimate, and the values over the draws: none where there is a single image."""
+    names, image_of = np.unique(np.asarray(images), return_inverse=True)
+    image_count, rng = len(names), np.random.default_rng(seed)
+    estimate = np.array(statistic(np.ones(len(image_of), dtype=np.int64)), dtype=float)
+    drawn = []
+    for _ in range(draws if image_count > 1 else 0):
+        chosen = rng.integers(image_count, size=image_count)
+        times = np.bincount(chosen, minlength=image_count)
+        drawn.append(statistic(times[image_of]))
     return estimate, np.array(drawn, dtype=float).reshape(len(drawn), *estimate.shape)
+
+
+def _quantiles(
+    drawn: Float[np.ndarray, "draw *case"], level: float
+) -> tuple[Float[np.ndarray, "*case"], Float[np.ndarray, "*case"]]:
+    """The bounds between which `level` of the draws lie. Draws without a value (no image of a case
+    was drawn) are left out; NaN where no draw has one.
+    """
+    bounds = [(1 - level) / 2, (1 + level) / 2]
+    low_and_high = np.full((2, *drawn.shape[1:]), np.nan)
+    missing = np.isnan(drawn)
+    complete, some = ~missing.any(0), missing.any(0) & ~missing.all(0)
+    if len(drawn) and complete.any():
+        low_and_high[:, complete] = np.quantile(drawn[:, complete], bounds, axis=0)
+    if some.any():
+        low_and_high[:, some] = np.nanquantile(drawn[:, some], bounds, axis=0)
+    return low_and_high[0, ...], low_and_high[1, ...]
 
 
 def _max_t(
@@ -168,12 +183,11 @@ def _max_t(
 
 def wilson(
     correct: Float[np.ndarray, "sample"] | Bool[np.ndarray, "sample"],
-    images: Sequence[str] | np.ndarray,
+    images: Images,
     *,
     level: float = LEVEL,
 ) -> Interval:
-    """Wilson's interval of a share. Only where every question has an image of its own: else it is
-    too narrow.
+    """Wilson's interval of a share; valid only where no two questions share an image.
 
     Raises ProbeError when questions share images, or values are other than 0 and 1. NaN is left
     out.
@@ -181,26 +195,21 @@ def wilson(
     values, names = np.asarray(correct, dtype=float), np.asarray(images)
     _check_lengths("wilson", len(values), names)
     values, names = values[~np.isnan(values)], names[~np.isnan(values)]
-    pictures = len(np.unique(names))
-    if pictures < len(names):
-        raise ProbeError(
-            "wilson",
-            expected="one question an image",
-            got=f"{len(names)} questions on {pictures} images",
-            fix="use bootstrap, which draws images",
-        )
-    if not np.isin(values, (0, 1)).all():
-        raise ProbeError(
-            "wilson", expected="values of 0 and 1", got=f"{values[~np.isin(values, (0, 1))][0]}"
-        )
+    image_count = len(np.unique(names))
+    if image_count < len(names):
+        got = f"{len(names)} questions on {image_count} images"
+        fix = "use bootstrap, which draws images"
+        raise ProbeError("wilson", expected="one question an image", got=got, fix=fix)
+    others = values[~np.isin(values, (0, 1))]
+    if len(others):
+        raise ProbeError("wilson", expected="values of 0 and 1", got=f"{others[0]}")
     low, high = wilson_bounds(int(values.sum()), len(values), level)
-    return Interval(
-        np.array(values.mean() if len(values) else np.nan), np.array(low), np.array(high), level
-    )
+    share = values.mean() if len(values) else np.nan
+    return Interval(np.array(share), np.array(low), np.array(high), level)
 
 
 def wilson_bounds(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's score interval of `successes` out of `trials`; NaN of none.
+    """Wilson's score interval of `successes` out of `trials`; NaN for no trials.
 
     >>> [round(bound, 4) for bound in wilson_bounds(8, 10)]
     [0.4902, 0.9433]
@@ -211,31 +220,31 @@ def wilson_bounds(successes: int, trials: int, level: float = LEVEL) -> tuple[fl
     share, shrink = successes / trials, 1 + z**2 / trials
     middle = (share + z**2 / (2 * trials)) / shrink
     half = z * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / shrink
-    return float(np.clip(middle - half, 0, share)), float(
-        np.clip(middle + half, share, 1)
-    )  # despite rounding
+    low = np.clip(middle - half, 0, share)  # rounding must not move a bound past the share
+    high = np.clip(middle + half, share, 1)
+    return float(low), float(high)
 
 
 def _by_image(
-    values: Float[np.ndarray, "sample *case"], images: Sequence[str] | np.ndarray
+    values: Float[np.ndarray, "sample *case"],
+    images: Images,
+    weights: Float[np.ndarray, "sample *case"] | None = None,
 ) -> tuple[Float[np.ndarray, "image *case"], Float[np.ndarray, "image *case"]]:
-    """Sums and counts of the values on each image."""
+    """Sums of weight · value and of weights on each image."""
     _check_lengths("intervals", len(values), images)
-    names, member = np.unique(np.asarray(images), return_inverse=True)
-    known = ~np.isnan(values)
+    names, image_of = np.unique(np.asarray(images), return_inverse=True)
+    weights = np.where(np.isnan(values), 0.0, 1.0 if weights is None else weights)
     sums, counts = (np.zeros((len(names), *values.shape[1:])) for _ in range(2))
-    np.add.at(sums, member, np.where(known, values, 0.0))
-    np.add.at(counts, member, known.astype(float))
+    np.add.at(sums, image_of, np.nan_to_num(values) * weights)
+    np.add.at(counts, image_of, weights)
     return sums, counts
 
 
-def _check_lengths(called: str, samples: int, images: Sequence[str] | np.ndarray) -> None:
+def _check_lengths(called: str, samples: int, images: Images) -> None:
     if samples != len(images) or not samples:
-        raise ProbeError(
-            called,
-            expected="an image for each of at least one sample",
-            got=f"{samples} samples, {len(images)} images",
-        )
+        expected = "an image for each of at least one sample"
+        got = f"{samples} samples, {len(images)} images"
+        raise ProbeError(called, expected=expected, got=got)
 
 
 def _draw(
@@ -243,34 +252,31 @@ def _draw(
     counts: Float[np.ndarray, "image *case"],
     draws: int,
     seed: int,
-) -> Iterator[Float[np.ndarray, "draw *case"]]:
-    """Means over images drawn with replacement, in blocks; the blocks do not change what is
-    drawn.
-    """
+) -> Float[np.ndarray, "draw *case"]:
+    """Means over images drawn with replacement. Blocks save memory and do not change the draws."""
     rng, image_count = np.random.default_rng(seed), len(sums)
+    equal = np.full(image_count, 1 / image_count)
     block = max(1, min(draws, BLOCK // image_count))
+    means = []
     for start in range(0, draws, block):
-        times = rng.multinomial(
-            image_count, np.full(image_count, 1 / image_count), size=min(block, draws - start)
-        ).astype(float)
-        yield _ratio(np.tensordot(times, sums, axes=1), np.tensordot(times, counts, axes=1))
+        times = rng.multinomial(image_count, equal, size=min(block, draws - start)).astype(float)
+        drawn_sums, drawn_counts = (np.tensordot(times, each, axes=1) for each in (sums, counts))
+        means.append(_ratio(drawn_sums, drawn_counts))
+    return np.concatenate(means)
 
 
-def _ratio(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return np.divide(sums, counts, out=np.full(np.shape(sums), np.nan), where=counts > 0)
+def _ratio(sums: np.ndarray | np.floating, counts: np.ndarray | np.floating) -> np.ndarray:
+    sums, counts = np.asarray(sums), np.asarray(counts)
+    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
 
 
-def _bounded(
+def _interval(
     sums: Float[np.ndarray, "image *case"],
     counts: Float[np.ndarray, "image *case"],
-    bounds: Float[np.ndarray, "2 *case"],
+    low: Float[np.ndarray, "*case"],
+    high: Float[np.ndarray, "*case"],
     level: float,
 ) -> Interval:
-    enough = (counts > 0).sum(axis=0) >= 2  # one image says nothing about others
-    low_and_high = np.where(enough, bounds, np.nan)
-    return Interval(
-        _ratio(np.asarray(sums.sum(0)), np.asarray(counts.sum(0))),
-        low_and_high[0, ...],
-        low_and_high[1, ...],
-        level,
-    )
+    known = (counts > 0).sum(axis=0) >= 2  # one image says nothing about others
+    estimate = _ratio(sums.sum(0), counts.sum(0))
+    return Interval(estimate, np.where(known, low, np.nan), np.where(known, high, np.nan), level)

@@ -166,3 +166,22 @@ def test_lengths_must_agree():
         bootstrap(np.zeros(3), ["a", "b"], seed=0)
     with pytest.raises(ProbeError, match="got 0 samples"):
         bootstrap(np.zeros(0), [], seed=0)
+
+
+def test_weights_are_those_of_the_mean():
+    values, weights = np.array([1.0, 3.0, np.nan]), np.array([3.0, 1.0, 100.0])
+    interval = bootstrap(values, np.array([0, 1, 1]), seed=0, weights=weights)
+    assert [interval.estimate, interval.low, interval.high] == [1.5, 1.0, 3.0]
+    right, images = questions(np.random.default_rng(0), cases=2)
+    equal = bootstrap(right, images, seed=0, weights=np.full_like(right, 7.0))
+    plain = bootstrap(right, images, seed=0)
+    np.testing.assert_allclose([equal.low, equal.high], [plain.low, plain.high])
+
+
+def test_draws_without_a_value_are_left_out():
+    values = np.full((40, 2), np.nan)
+    values[:, 0] = np.arange(40)
+    values[:3, 1] = [0.0, 1.0, 2.0]  # three of forty images: 5 % of the draws have none of them
+    interval = bootstrap(values, np.arange(40), seed=0)
+    assert 0 <= interval.low[1] < 1 < interval.high[1] <= 2
+    assert np.isfinite([interval.low, interval.high]).all()
