@@ -23,7 +23,7 @@ from probe.interventions import knockout
 from probe.measures.attribution import attribute
 from probe.measures.attribution.baselines import Perturbation
 from probe.measures.attribution.features import Features
-from probe.measures.attribution.perturbed_model import Perturbed
+from probe.measures.attribution.perturbed_model import PerturbedModel
 from probe.measures.attribution.shared_prefix import SharedPrefix
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
@@ -94,12 +94,12 @@ def exact(subject: Subject) -> None:
     """The largest difference between shared and whole forwards, over a few cells."""
     answer = TargetResponse.of(subject, Image.new("RGB", (336, 336), "red"), QUESTION, ANSWER)
     features = Features.of(subject, answer.inputs, "grid", words=False)
-    removal = Perturbation.of(subject, answer, features, "hidden")
-    shared, z = SharedPrefix.of(subject, answer, removal), torch.ones(4, len(features))
+    perturbation = Perturbation.of(subject, answer, features, "hidden")
+    shared, z = SharedPrefix.of(subject, answer, perturbation), torch.ones(4, len(features))
     z[range(4), [0, 50, 100, 143]] = 0
     assert isinstance(shared, SharedPrefix)
     with torch.no_grad():
-        whole = Perturbed(subject, answer, removal)(z)
+        whole = PerturbedModel(subject, answer, perturbation)(z)
         effect = (whole - shared(torch.ones(1, len(features)))).abs().max()
         difference = (shared(z) - whole).abs().max()
     print(

@@ -1,16 +1,17 @@
-"""Logit lens: the words that a row already says in the middle of the model.
+"""Logit lens: the words that each position already predicts in the middle of the model.
 
 A layer's output goes through the model's own last norm and head, as if no layer came after it:
 
-    p_l(word | row i) = softmax(head(norm(h_l,i)))
+    p_l(word | position i) = softmax(head(norm(h_l,i)))
 
-Behind the last layer these are the model's own logits, which is checked. Rows are vision tokens and
-text alike; of LLaVA-Mini also those of pre-fusion (`stack="prefusion"`), whose layers are the LLM's
-in shape and in origin.
+After the last layer these are the model's own logits, which is checked. Positions are vision tokens
+and text alike; in LLaVA-Mini also those of pre-fusion (`stack="prefusion"`), whose layers have the
+shape and the origin of the LLM's.
 
-    found = logit_lens(subject, "street.jpg", "what is on the left ?")
-    found["next"]              # (layer, answer_token): probability of each token of the answer where it is said next
-    found["word"]              # (layer, row): the most probable word of every row
+    lens = logit_lens(subject, "street.jpg", "what is on the left ?")
+    lens["next"]      # (layer, answer_token): probability of each token of the answer, where it is
+                      # the next token
+    lens["word"]      # (layer, row): the most probable word at every position
 
 Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
 """
@@ -22,32 +23,33 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from probe.data.image import ImageSource
-from probe.errors import ProbeError
+from probe.errors import ProbeError, one_of
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import stacks
-from probe.measures.attribution.dataset import images_of
 from probe.records.provenance import provenance
 from probe.records.schema import Variable, dataset, image_variables, patch_variables
+from probe.records.thumbnails import thumbnails
 from probe.subject.inputs import Ids, Inputs
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
 
-BLOCK = 256  # rows of logits in memory at once
+BLOCK = 256  # positions whose logits are in memory at once
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+STACKS = ("llm", "prefusion")
 SCHEMA = {
-    "word": Variable("layer row", "text", "word that the row says", dtype="object"),
+    "word": Variable("layer row", "text", "most probable word", dtype="object"),
     "probability": Variable("layer row", "fraction", "its probability"),
-    "says_answer": Variable("layer row", "fraction", "probability of the answer's likeliest word"),
+    "says_answer": Variable("layer row", "fraction", "probability of the answer's likeliest token"),
     "next": Variable("layer answer_token", "fraction", "probability of the answer's next token"),
     "answer_text": Variable("answer_token", "text", "token of the answer", dtype="object"),
-    "row_text": Variable("row", "text", "token of the row", dtype="object"),
-    "row_type": Variable("row", "text", "type of the row", dtype="object"),
-    "row_key": Variable("row", "index", "vision key of the row, -1 for text", dtype="int64"),
+    "row_text": Variable("row", "text", "token", dtype="object"),
+    "row_type": Variable("row", "text", "type of the token", dtype="object"),
+    "row_key": Variable("row", "index", "vision key of the token, -1 for text", dtype="int64"),
     **image_variables(),
     **patch_variables("key"),
 }
@@ -63,51 +65,51 @@ def logit_lens(
     *,
     max_new_tokens: int = 32,
 ) -> xr.Dataset:
-    """What every row says behind every layer of a stack, and how probable it holds the answer.
+    """What every position predicts after every layer of a stack ("llm" or "prefusion"), and the
+    probability of the answer there.
 
-    `response`: the model's own by default. Dims: layer, row (positions of the sequence; of
-    pre-fusion: the image's patches, the compressed tokens, the words), answer_token, key.
-    `says_answer` takes the likeliest of the answer's words in each row, `next` the one that the row
-    is to say. Raises ProbeError for a stack whose rows are not the LLM's, layers that ran without
-    some of the rows, and what `Answer.of` refuses.
+    response: the model's own by default. Returns a dataset (`SCHEMA`) with dims layer (from 0), row
+    (positions of the sequence; in pre-fusion the image's patches, the compressed tokens, the
+    words), answer_token, key. `says_answer` is the probability of the likeliest of the answer's
+    tokens at each position, `next` that of the token that is the next one there (LLM only).
+
+    Raises ProbeError for another stack, layers that ran without some of the positions, and what
+    `TargetResponse.of` refuses.
     """
-    found = stacks(subject.model)
-    if stack not in found or stack not in ("llm", "prefusion"):
-        there = ", ".join(name for name in ("llm", "prefusion") if name in found)
-        raise ProbeError("logit_lens", expected=f"a stack of {there}", got=repr(stack))
+    model_stacks = stacks(subject.model)
+    one_of("logit_lens", "a stack of", stack, [name for name in STACKS if name in model_stacks])
     answer = TargetResponse.of(subject, image, question, response, max_new_tokens=max_new_tokens)
-    seen = _Seen(len(found[stack].layers))
+    inputs, layers = answer.inputs, model_stacks[stack].layers
+    outputs = _LayerOutputs(len(layers))
     with ExitStack() as hooks:
-        for number, layer in enumerate(found[stack].layers):
-            hooks.callback(layer.register_forward_hook(seen.hook(number)).remove)
-        logits = subject.model(**answer.inputs, use_cache=False).logits[0]
-    says = _head_of(subject.model)
-    rows = _rows(answer, stack, seen)
-    ids = answer.ids
-    values, last = _said(seen.layers(len(rows["row_type"])), says, ids, subject)
+        for number, layer in enumerate(layers):
+            hooks.callback(layer.register_forward_hook(outputs.hook(number)).remove)
+        logits = subject.model(**inputs, use_cache=False).logits[0]
+    rows = _rows(answer, stack, outputs)
+    hidden = outputs.layers(len(rows["row_type"]))
+    head = _head_of(subject.model)
+    values, of_answer = _predictions(hidden, head, answer.ids, subject)
     attrs = provenance(
         subject,
         kind="logit lens",
         stack=stack,
-        prompt=answer.inputs.prompt[0],
-        response=answer.inputs.response[0],
+        prompt=inputs.prompt[0],
+        response=inputs.response[0],
         intervention=active_interventions(subject.model),
     )
+    grid = inputs.encoder_grid[0]
     if stack == "llm":
-        attrs["last_layer_difference"] = float(
-            (last[-len(logits) :] - logits.float().cpu()).abs().max()
-        )
-        values["next"] = values.pop("of_ids")[:, answer.rows, torch.arange(len(ids))]
-    values.pop("of_ids", None)
-    grid = answer.inputs.grid[0] if stack == "llm" else answer.inputs.encoder_grid[0]
+        grid = inputs.grid[0]
+        values["next"] = of_answer[:, answer.rows, np.arange(len(answer.ids))]
+        attrs["last_layer_difference"] = _difference(head, hidden[-1], logits)
     values |= rows | {"answer_text": answer.tokens} | grid.variables("key")
-    values |= images_of(answer.inputs.images[0])
+    values |= thumbnails(inputs.images[0])
     return dataset("logit_lens", values, SCHEMA, attrs=attrs)
 
 
-class _Seen:
-    """The outputs of each layer, call by call: pre-fusion runs the image's rows first and the
-    words' rows then.
+class _LayerOutputs:
+    """The outputs of each layer, call by call: pre-fusion runs on the image first and on the words
+    then.
     """
 
     def __init__(self, layers: int):
@@ -115,19 +117,27 @@ class _Seen:
 
     def hook(self, layer: int) -> Callable[..., None]:
         def keep(module: nn.Module, args: tuple, output: Any) -> None:
-            self.calls[layer].append((output[0] if isinstance(output, tuple) else output)[0])
+            hidden = output[0] if isinstance(output, tuple) else output
+            self.calls[layer].append(hidden[0])
 
         return keep
 
-    def layers(self, rows: int) -> list[Float[Tensor, "row width"]]:
+    @property
+    def count(self) -> int:
+        """Positions that ran through the first layer."""
+        return sum(len(hidden) for hidden in self.calls[0])
+
+    def layers(self, count: int) -> list[Float[Tensor, "row width"]]:
+        """The output of each layer. Raises ProbeError where one has not `count` positions."""
         whole = [torch.cat(calls) for calls in self.calls]
-        if wrong := [str(len(each)) for each in whole if len(each) != rows]:
-            raise ProbeError(
-                "logit_lens",
-                expected=f"{rows} rows behind every layer",
-                got=wrong[0],
-                fix="use drop_vision(mode='mask'), and one image with pre-fusion",
-            )
+        for hidden in whole:
+            if len(hidden) != count:
+                raise ProbeError(
+                    "logit_lens",
+                    expected=f"{count} positions in every layer",
+                    got=str(len(hidden)),
+                    fix="use drop_vision(mode='mask'), and one image with pre-fusion",
+                )
         return whole
 
 
@@ -145,50 +155,58 @@ def _head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     return lambda hidden: head(norm(hidden)).float()
 
 
-def _said(
-    layers: list[Tensor], says: Callable[[Tensor], Tensor], ids: Tensor, subject: Subject
-) -> tuple[dict[str, np.ndarray], Tensor]:
-    """Variables (layer, row), and the last layer's logits."""
-    words, best, of_ids, logits = [], [], [], []
-    for number, hidden in enumerate(layers):
-        parts = []
+def _predictions(
+    layers: list[Tensor],
+    head: Callable[[Tensor], Tensor],
+    ids: Int[Tensor, "answer_token"],
+    subject: Subject,
+) -> tuple[dict[str, Any], Float[np.ndarray, "layer row answer_token"]]:
+    """Variables (layer, row), and the probability of each token of the answer at every position."""
+    best_ids, best, of_answer = [], [], []
+    for hidden in layers:
         for block in hidden.split(BLOCK):
-            own = says(block)
-            probability, word = own.softmax(-1).max(-1)
-            parts.append((word, probability, own.softmax(-1)[:, ids]))
-            if number == len(layers) - 1:
-                logits.append(own.cpu())
-        for kept, values in zip((words, best, of_ids), zip(*parts, strict=True), strict=True):
-            kept.append(torch.cat(values).cpu().numpy())
-    decode = {i: subject.processor.tokenizer.decode([i]) for i in np.unique(words).tolist()}
+            probabilities = head(block).softmax(-1)
+            probability, word = probabilities.max(-1)
+            best_ids.append(word.cpu())
+            best.append(probability.cpu())
+            of_answer.append(probabilities[:, ids].cpu())
+    shape = len(layers), len(layers[0])
+    words = torch.cat(best_ids).reshape(shape).numpy()
+    answer_probabilities = torch.cat(of_answer).reshape(*shape, len(ids)).numpy()
+    text = {i: subject.processor.tokenizer.decode([i]) for i in np.unique(words).tolist()}
     values = {
-        "word": np.vectorize(decode.get, otypes=[object])(np.stack(words)),
-        "probability": np.stack(best),
-        "says_answer": np.stack(of_ids).max(-1),
-        "of_ids": np.stack(of_ids),
+        "word": np.vectorize(text.get, otypes=[object])(words),
+        "probability": torch.cat(best).reshape(shape).numpy(),
+        "says_answer": answer_probabilities.max(-1),
     }
-    return values, torch.cat(logits)
+    return values, answer_probabilities
 
 
-def _rows(answer: TargetResponse, stack: str, seen: _Seen) -> dict[str, np.ndarray]:
-    """What each row is: its token, its type, and which vision key it is."""
-    types, tokens = answer.inputs.types, answer.inputs.tokens[0]
+def _difference(head: Callable[[Tensor], Tensor], hidden: Tensor, logits: Tensor) -> float:
+    """The largest difference of the last layer's lens to the model's own logits (of the last
+    positions, where it does not return all)."""
+    last, expected = hidden[-len(logits) :], logits.float()
+    blocks = zip(last.split(BLOCK), expected.split(BLOCK), strict=True)
+    return max(float((head(block) - own).abs().max()) for block, own in blocks)
+
+
+def _rows(
+    answer: TargetResponse, stack: str, outputs: _LayerOutputs
+) -> dict[str, Shaped[np.ndarray, "row"]]:
+    """The token of each position, its type, and which vision key it is."""
+    inputs, types = answer.inputs, answer.inputs.types
+    is_vision, tokens = types.vision[0], np.array(inputs.tokens[0], object)
+    names = np.array(types.names, object)[types.ids[0]]
     if stack == "llm":
-        key = np.where(types.vision[0], np.cumsum(types.vision[0]) - 1, -1)
-        named = [types.names[i] for i in types.ids[0]]
-    else:
-        patches = len(answer.inputs.encoder_grid[0])
-        words = [i for i in range(len(tokens)) if not types.vision[0, i]]
-        between = sum(map(len, seen.calls[0])) - patches - len(words)
-        key = np.array([*range(patches), *[-1] * (between + len(words))])
-        named = (
-            ["vision"] * patches
-            + ["compressed"] * between
-            + [types.names[types.ids[0, i]] for i in words]
-        )
-        tokens = [""] * (patches + between) + [tokens[i] for i in words]
+        key = np.where(is_vision, np.cumsum(is_vision) - 1, -1)
+        return {"row_text": tokens, "row_type": names, "row_key": key}
+    words = np.flatnonzero(~is_vision)
+    patches = len(inputs.encoder_grid[0])
+    compressed = outputs.count - patches - len(words)
+    before = [*["vision"] * patches, *["compressed"] * compressed]
+    key = [*range(patches), *[-1] * (compressed + len(words))]
     return {
-        "row_text": np.array(tokens, object),
-        "row_type": np.array(named, object),
-        "row_key": key,
+        "row_text": np.array([*[""] * len(before), *tokens[words]], object),
+        "row_type": np.array([*before, *names[words]], object),
+        "row_key": np.array(key),
     }

@@ -70,6 +70,6 @@ def test_mistakes_are_told_in_one_line():
         logit_lens(subject, known.image("blue"), known.question, stack="prefusion")
     with (
         drop_vision(subject, [2, 3], mode="remove"),
-        pytest.raises(ProbeError, match="rows behind every layer"),
+        pytest.raises(ProbeError, match="positions in every layer"),
     ):
         logit_lens(subject, known.image("blue"), known.question, "red")

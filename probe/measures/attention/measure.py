@@ -10,7 +10,6 @@ of that forward are those of decoding.
     record = measure_samples(subject, [Sample("a", "a.jpg", "what is this ?"), ...])
 """
 
-import hashlib
 import inspect
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,14 +22,14 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from probe import __version__
 from probe.data.image import ImageSource
 from probe.data.sample import Sample
 from probe.data.token_types import Types
-from probe.errors import ProbeError
+from probe.errors import ProbeError, at_least, not_empty, one_of
 from probe.hooks.attention_tap import tap
+from probe.hooks.model_checks import require_observable
 from probe.hooks.model_state import active_interventions
-from probe.hooks.model_structure import LayerStack, is_compiled
+from probe.hooks.model_structure import LayerStack
 from probe.hooks.model_structure import stacks as find_stacks
 from probe.measures.attention.batches import answered, batches, encoded
 from probe.measures.attention.record_node import node, root
@@ -48,6 +47,7 @@ from probe.measures.attention.stack_queries import (
     stack_statistics,
 )
 from probe.records import assemble, merge
+from probe.records.provenance import content_hash, provenance
 from probe.subject.inputs import Ids, Inputs, collate
 from probe.subject.subject import Subject
 
@@ -134,15 +134,15 @@ def measure_samples(
     responses = _responses(response, samples)
     options = MeasureOptions(rows, maps, contribution, received_head)
     generate_options = {"max_new_tokens": max_new_tokens, **generate}
-    attrs = subject.provenance() | {
-        "probe_version": __version__,
-        "types": types if isinstance(types, str) else "own",
-        "turns": turns,
-        "rows": rows,
-        "intervention": active_interventions(subject.model),
-        "response_from": _source_of(response),
-        "generate": ", ".join(f"{name}={value}" for name, value in generate_options.items()),
-    }
+    attrs = provenance(
+        subject,
+        types=types if isinstance(types, str) else "own",
+        turns=turns,
+        rows=rows,
+        intervention=active_interventions(subject.model),
+        response_from=_source_of(response),
+        generate=", ".join(f"{name}={value}" for name, value in generate_options.items()),
+    )
     if sinks != "keep":
         attrs["sinks"] = sinks
     records = []
@@ -162,33 +162,18 @@ def measure_samples(
             nodes = _forward(subject, padded, measured_stacks, options, sinks == "drop")
             for (sample, _), row, sample_nodes in zip(batch, inputs, nodes, strict=True):
                 sample_root = root(sample, row)
-                prompt = sample_root["prompt"][0].encode()
-                attrs["prompt_sha256"] = hashlib.sha256(prompt).hexdigest()[:16]
+                attrs["prompt_sha256"] = content_hash(sample_root["prompt"][0], length=16)
                 records.append(assemble(sample_root, sample_nodes, attrs))
             bar.update(len(batch))
     return merge(records)
 
 
 def _check(subject: Subject, rows: str, maps: bool | str, max_new_tokens: int, sinks: str) -> None:
-    if any(module.training for module in subject.model.modules()):
-        raise ProbeError(
-            "measure", expected="a model in eval mode", got="training mode", fix="call model.eval()"
-        )
-    if is_compiled(subject.model):
-        raise ProbeError(
-            "measure",
-            expected="a model that is not compiled",
-            got="one after torch.compile",
-            fix="measure the model as it was before",
-        )
-    if rows not in ("all", "text"):
-        raise ProbeError("measure", expected="rows='all' or 'text'", got=repr(rows))
-    if sinks not in SINK_MODES:
-        raise ProbeError("measure", expected=f"sinks of {', '.join(SINK_MODES)}", got=repr(sinks))
-    if maps not in (False, True, "heads"):
-        raise ProbeError("measure", expected="maps=False, True or 'heads'", got=repr(maps))
-    if max_new_tokens < 0:
-        raise ProbeError("measure", expected="max_new_tokens of 0 or more", got=str(max_new_tokens))
+    require_observable("measure", subject.model)
+    one_of("measure", "rows of", rows, ("all", "text"))
+    one_of("measure", "sinks of", sinks, SINK_MODES)
+    one_of("measure", "maps of", maps, (False, True, "heads"))
+    at_least("measure", "max_new_tokens", max_new_tokens, 0)
 
 
 def _as_samples(samples: Any) -> list[Sample]:
@@ -201,11 +186,12 @@ def _as_samples(samples: Any) -> list[Sample]:
             fix="use measure(subject, image, question) for one question",
         )
     samples = list(samples)
-    if not samples or not all(isinstance(sample, Sample) for sample in samples):
+    not_empty("measure_samples", "Sample", samples)
+    if not all(isinstance(sample, Sample) for sample in samples):
         raise ProbeError(
             "measure_samples",
-            expected="at least one Sample",
-            got="none" if not samples else "images alone",
+            expected="Samples",
+            got="images alone",
             fix="use measure(subject, image, question) for one question",
         )
     (sample_id, times), *_ = Counter(sample.id for sample in samples).most_common(1)

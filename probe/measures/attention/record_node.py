@@ -153,10 +153,8 @@ def root(sample: Sample, inputs: Inputs) -> dict[str, Any]:
         "tokens": tokens[None],
         "token_type": type_names[None],
     }
-    if images := inputs.images[0][:MAX_IMAGES]:
-        pixels, size = thumbnails(images)
-        variables |= {"images": pixels[None], "image_size": size[None]}
-    return variables
+    images = thumbnails(inputs.images[0][:MAX_IMAGES])
+    return variables | {name: array[None] for name, array in images.items()}
 
 
 def _question_text(question: Any) -> str:

@@ -32,7 +32,6 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from probe import __version__
 from probe.data.image import ImageSource
 from probe.data.token_types import PADDING
 from probe.hooks.attention_tap import tap
@@ -40,6 +39,8 @@ from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import LayerStack, stacks
 from probe.measures.attention.stack_queries import StackStatistic
 from probe.measures.attention.statistic import AttentionStatistic, divide
+from probe.records.provenance import provenance
+from probe.records.schema import Variable, dataset
 from probe.subject.inputs import Ids, Inputs
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
@@ -47,13 +48,13 @@ from probe.subject.target_response import TargetResponse
 NORM = 8.0  # times the median norm of the tokens
 ATTENTION = 4.0  # times an even spread
 RULE = f"norm ≥ {NORM:g} x the median, attention received ≥ {ATTENTION:g} x an even spread"
-UNITS = {
-    "sink": ("whether the token is a sink of the layer", "yes or no"),
-    "norm": ("norm of the hidden state ÷ the median of all tokens", "ratio"),
-    "drawn": ("attention received ÷ an even spread", "ratio"),
-    "row_text": ("token", "text"),
-    "row_type": ("type of the token", "text"),
-    "row_key": ("vision key of the token, -1 for text", "index"),
+SCHEMA = {
+    "sink": Variable("layer row", "yes or no", "whether the token is a sink", dtype="bool"),
+    "norm": Variable("layer row", "ratio", "norm of the hidden state ÷ the median of all tokens"),
+    "drawn": Variable("layer row", "ratio", "attention received ÷ an even spread"),
+    "row_text": Variable("row", "text", "token", dtype="object"),
+    "row_type": Variable("row", "text", "type of the token", dtype="object"),
+    "row_key": Variable("row", "index", "vision key of the token, -1 for text", dtype="int64"),
 }
 
 SINK = "sink"  # the token type of sinks that are counted apart
@@ -78,28 +79,23 @@ def find_sinks(
     inputs, types = answer.inputs, answer.inputs.types
     norm, attraction = norms_and_attention(subject, inputs)
     vision = types.vision[0]
-    type_names = [types.names[i] for i in types.ids[0]]
     values = {
-        "sink": (("layer", "row"), is_sink(norm, attraction)[0]),
-        "norm": (("layer", "row"), norm[0]),
-        "drawn": (("layer", "row"), attraction[0]),
-        "row_text": (("row",), np.array(inputs.tokens[0], object)),
-        "row_type": (("row",), np.array(type_names, object)),
-        "row_key": (("row",), np.where(vision, np.cumsum(vision) - 1, -1)),
+        "sink": is_sink(norm, attraction)[0],
+        "norm": norm[0],
+        "drawn": attraction[0],
+        "row_text": inputs.tokens[0],
+        "row_type": [types.names[i] for i in types.ids[0]],
+        "row_key": np.where(vision, np.cumsum(vision) - 1, -1),
     }
-    attrs = subject.provenance() | {
-        "kind": "sinks",
-        "probe_version": __version__,
-        "rule": RULE,
-        "prompt": inputs.prompt[0],
-        "response": inputs.response[0],
-        "intervention": active_interventions(subject.model),
-    }
-    variables = {
-        name: xr.Variable(dims, array, dict(zip(("long_name", "units"), UNITS[name], strict=True)))
-        for name, (dims, array) in values.items()
-    }
-    return xr.Dataset(variables, {"layer": np.arange(norm.shape[1])}, attrs)
+    attrs = provenance(
+        subject,
+        kind="sinks",
+        rule=RULE,
+        prompt=inputs.prompt[0],
+        response=inputs.response[0],
+        intervention=active_interventions(subject.model),
+    )
+    return dataset("find_sinks", values, SCHEMA, attrs=attrs)
 
 
 def is_sink(

@@ -180,9 +180,8 @@ class _Walk:
         scores[..., unmasked:] += mask_bias[:, unmasked:]
         scores -= scores.amax(-1, keepdim=True)
         torch.softmax(scores, -1, out=weights)
-        log_z = weights.amax(-1, keepdim=True).double().log_().neg_()
-
         mass = self.keys.sum(weights, start)
+        log_z = weights.amax(-1, keepdim=True).double().log_().neg_()
         weighted_scores = scores.mul_(weights)  # p s; the scores are not needed any more
         sum_ps = self.keys.sum(weighted_scores, start).double()
         sums.mass[heads, block.rows] = mass

@@ -1,22 +1,22 @@
-"""What an answer owes to parts of the image and words of the prompt, beside the attention that they
-got.
+"""How much an answer depends on parts of the image and words of the prompt, and the attention that
+these received.
 
-    found = probe.attribute(subject, "cat.jpg", "What is on the mat?", over="grid")
-    found["attribution"]                       # (feature): nats of the answer's log-probability
-    probe.plots.agreement(found)               # does attention say the same?
+    dataset = probe.attribute(subject, "cat.jpg", "What is on the mat?", over="grid")
+    dataset["attribution"]                     # (feature): nats of the answer's log-probability
+    probe.plots.agreement(dataset)             # does attention agree?
 
 | file | what |
 |---|---|
 | `regions.py`, `words.py` | what one feature is: patches, cells, masks; words |
-| `features.py` | all of them as one vector: which tokens and which pixels are whose |
-| `baselines.py` | what stands in for what is taken away |
-| `perturbing.py` | f(z): the model with features partly taken away |
-| `shared.py` | the same on a prefix that all ablations share, where that is exact |
+| `features.py` | all of them as one vector: the tokens and pixels of each |
+| `baselines.py` | the values of ablated features |
+| `perturbed_model.py` | f(z): the model with features partly ablated |
+| `shared_prefix.py` | the same on a prefix that all ablations share, where that is exact |
 | `methods.py` | ablation, Shapley values, integrated gradients (captum), gradient x attention |
-| `attention.py` | mass, lift, received and contribution of the same features |
-| `curves.py` | deletion and insertion: features taken away, or given, in the order of a score |
-| `randomised.py` | the same model with shuffled weights, which knows nothing: the control |
-| `attributing.py`, `table.py` | `attribute`, and its dataset |
+| `attention_per_feature.py` | mass, lift, received and contribution of the same features |
+| `deletion_curves.py` | deletion and insertion: regions ablated, or restored, in a score's order |
+| `weight_randomisation.py` | the same model with shuffled weights: the control |
+| `attribute.py`, `dataset.py` | `attribute`, and its dataset |
 """
 
 from probe.measures.attribution.attribute import attribute

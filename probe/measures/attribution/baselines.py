@@ -1,99 +1,104 @@
-"""What stands in for what is taken away. No stand-in is neutral, so a result is only as good as it
-is under two.
+"""Baseline values for ablated features. No baseline is neutral: report results for at least two.
 
-    "mean"      pixels of the processor's mean colour: the encoder sees a grey patch           (the default)
+    "mean"      (the default) pixels of the processor's mean colour: the encoder sees a grey patch
     "blur"      the image blurred by the size of a patch
-    an image   the pixels of another image, resized to this one
-    "rows"      the LLM gets the mean of the image's vision rows in the place of these
-    "zero"      the LLM gets zeros. Integrated gradients do not converge from here: RMSNorm has no scale to start from
-    "hidden"    the rows stay as they are, and no text can see them: what text reads of them, without moving the model
-                off the inputs it knows
+    an image    the pixels of another image, resized to this one
+    "rows"      the LLM gets the mean of the image's vision tokens in place of a region's tokens
+    "zero"      the LLM gets zeros in their place. Integrated gradients do not converge from here:
+                RMSNorm has no scale at zero
+    "hidden"    vision tokens stay as they are and are masked for text: measures what text reads of
+                them, on inputs that the model knows
 
-Words have no pixels: with the first four they become the mean of the prompt's words.
+Words have no pixels: with the pixel baselines and "rows" they become the mean of the prompt's
+words, with "zero" zeros, with "hidden" they are masked.
 """
 
 import os
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
 from PIL import Image, ImageFilter
 from torch import Tensor
 
 from probe.data.image import ImageSource, open_image
 from probe.errors import ProbeError
-from probe.measures.attribution.features import Features
+from probe.measures.attribution.features import NO_FEATURE, Features
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
 
-PIXELS = ("mean", "blur")
-ROWS = ("rows", "zero")
+PIXEL_BASELINES = ("mean", "blur")
+TOKEN_BASELINES = ("rows", "zero")
 HIDDEN = "hidden"
-NAMES = (*PIXELS, *ROWS, HIDDEN)
+BASELINES = (*PIXEL_BASELINES, *TOKEN_BASELINES, HIDDEN)
 Baseline = str | ImageSource
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Where a feature's z acts: each index says which feature a place belongs to, -1 for none.
+    """What features and a baseline do to the model's inputs: each index says which feature a place
+    belongs to, -1 for none.
 
-    blended: embeddings that move from their own (z = 1) to their stand-in (0). hidden: positions
-    that text cannot see below one half. pixels: the same as blended for `pixel_values`, whose
-    stand-ins are `other`. zeros: whether the stand-in of an embedding is 0 rather than a mean.
-    layers: whether features are what text reads in each layer.
+    blended: positions whose embedding moves from its baseline (z = 0) to itself (z = 1). hidden:
+    positions that are masked for text where z < 1/2. pixels: like `blended`, for `pixel_values`,
+    whose baseline is `baseline_pixels`. zeros: the baseline of an embedding is 0 instead of a mean.
+    layers: features are what text reads of vision in each layer.
     """
 
     name: str
-    blended: Tensor
-    hidden: Tensor
-    pixels: Tensor | None = None
-    other: Tensor | None = None
+    blended: Int[Tensor, " token"]
+    hidden: Int[Tensor, " token"]
+    pixels: Int[Tensor, "..."] | None = None
+    baseline_pixels: Tensor | None = None
     zeros: bool = False
     layers: bool = False
 
     @classmethod
-    def none(cls, features: Features, called: str) -> "Perturbation":
-        """Nothing is taken away, whatever z: for a method that watches what the LLM reads of each
-        region.
+    def none(cls, features: Features, method: str) -> "Perturbation":
+        """Changes nothing, whatever z: for a method that observes what the LLM reads of each
+        region. Raises ProbeError where a region has no vision token of its own.
         """
-        _check_rows(features, called)
-        nothing = torch.full_like(features.tokens, -1)
-        return cls("none", nothing, nothing)
+        _check_vision_tokens(features, method)
+        no_feature = torch.full_like(features.tokens, NO_FEATURE)
+        return cls("none", no_feature, no_feature)
 
     @classmethod
     def of(
         cls, subject: Subject, answer: TargetResponse, features: Features, baseline: Baseline
     ) -> "Perturbation":
-        """Raises ProbeError for an unknown baseline, and for one of vision rows where a region has
-        none of its own.
+        """Raises ProbeError for an unknown baseline, and for one of vision tokens where a region
+        has none of its own.
         """
-        named = isinstance(baseline, str) and baseline in NAMES
-        if not named and isinstance(baseline, str) and not os.path.exists(baseline):
-            expected = f"baseline of {', '.join(NAMES)} or an image"
+        is_name = isinstance(baseline, str) and baseline in BASELINES
+        if not is_name and isinstance(baseline, str) and not os.path.exists(baseline):
+            expected = f"baseline of {', '.join(BASELINES)} or an image"
             raise ProbeError("attribute", expected=expected, got=repr(baseline))
-        name = str(baseline) if named else "another image"
-        nothing, tokens = torch.full_like(features.tokens, -1), features.tokens
+        name = str(baseline) if is_name else "another image"
+        tokens, no_feature = features.tokens, torch.full_like(features.tokens, NO_FEATURE)
         if "layer" in features.kind:
-            return cls("zero values", nothing, nothing, layers=True)
+            return cls("zero values", no_feature, no_feature, layers=True)
         if baseline == HIDDEN:
-            _check_rows(features, name)
-            return cls(name, nothing, tokens)
-        if baseline in ROWS:
-            _check_rows(features, name)
-            return cls(name, tokens, nothing, zeros=baseline == "zero")
-        words = torch.where(torch.from_numpy(answer.inputs.types.vision[0]), -1, tokens)
+            _check_vision_tokens(features, name)
+            return cls(name, no_feature, tokens)
+        if baseline in TOKEN_BASELINES:
+            _check_vision_tokens(features, name)
+            return cls(name, tokens, no_feature, zeros=baseline == "zero")
+        is_vision = torch.from_numpy(answer.inputs.types.vision[0])
+        words = torch.where(is_vision, NO_FEATURE, tokens)
         if features.pixels is None:
-            return cls(name, words, nothing)
-        others = [_stand_in(subject, image, baseline, answer) for image in answer.inputs.images[0]]
-        other = subject.encode(others, "?")["pixel_values"]
-        return cls(name, words, nothing, features.pixels, other)
+            return cls(name, words, no_feature)
+        images = answer.inputs.images[0]
+        replaced = [_baseline_image(subject, image, baseline, answer) for image in images]
+        baseline_pixels = subject.encode(replaced, "?")["pixel_values"]
+        return cls(name, words, no_feature, features.pixels, baseline_pixels)
 
 
-def _check_rows(features: Features, what: str) -> None:
-    """A region without a vision token of its own can't be told apart at the LLM: LLaVA-Mini's, or
-    small masks.
+def _check_vision_tokens(features: Features, what: str) -> None:
+    """A region without a vision token of its own (LLaVA-Mini's, or of a small mask) cannot be
+    changed at the LLM.
     """
-    owned = set(features.keys.tolist())
-    missing = [features.names[i] for i in range(features.regions) if i not in owned]
+    with_token = set(features.keys.tolist())
+    missing = [features.names[i] for i in range(features.regions) if i not in with_token]
     if missing:
         raise ProbeError(
             "attribute",
@@ -103,10 +108,12 @@ def _check_rows(features: Features, what: str) -> None:
         )
 
 
-def _stand_in(
+def _baseline_image(
     subject: Subject, image: Image.Image, baseline: Baseline, answer: TargetResponse
 ) -> Image.Image:
-    """An image of the same size, to be processed in the same way."""
+    """An image of the same size, to be processed in the same way. Blurred by the size of a patch
+    for "blur".
+    """
     if baseline == "mean":
         colour = tuple(int(value * 255) for value in subject.processor.image_processor.image_mean)
         return Image.new("RGB", image.size, colour)  # pyright: ignore[reportArgumentType]

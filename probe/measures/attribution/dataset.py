@@ -1,32 +1,31 @@
-"""An attribution as a labelled dataset: numbers with units, and what has to be known to make them
-again.
+"""An attribution as a labelled dataset: numbers with units and provenance.
 
-Dims: `feature` (regions, then words), `token` (the chosen tokens of the answer), `layer`, `head`;
-`key` (vision tokens of the LLM) and `patch` (the encoder's), with the feature that each lies in, as
-in a record. `kind` in attrs tells what a file holds; `probe.save` and `probe.open` take it.
+Dims: `feature` (regions, then words), `token` (the chosen tokens of the answer), `layer` and `head`
+(counted from 0), `key` (vision tokens of the LLM) and `patch` (the encoder's), with the feature
+that each lies in. `kind` in attrs says what a file holds; `probe.save_record` and
+`probe.open_record` take it.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import xarray as xr
-from PIL import Image
 
 from probe.measures.attribution.features import Features
 from probe.records.schema import Variable, dataset, image_variables, patch_variables
+from probe.records.thumbnails import thumbnails
 from probe.subject.target_response import TargetResponse
 
 SCHEMA = {
     "attribution": Variable(
-        "feature", "nat", "what the answer's log-probability owes to the feature"
+        "feature", "nat", "effect of the feature on the answer's log-probability"
     ),
     "token_attribution": Variable("token feature", "nat", "the same for each token of the answer"),
     "layer_attribution": Variable("layer feature", "nat", "the same in each layer"),
     "logprob": Variable("", "nat", "log-probability of the answer"),
-    "logprob_without": Variable("", "nat", "the same with every feature taken away"),
+    "logprob_without": Variable("", "nat", "the same with every feature ablated"),
     "delta": Variable(
-        "", "nat", "sum of the attributions minus what all features together are worth"
+        "", "nat", "sum of the attributions minus the effect of all features together"
     ),
     "token_logprob": Variable("token", "nat", "log-probability of the token"),
     "token_id": Variable("token", "index", "id of the token", dtype=None),
@@ -42,7 +41,6 @@ SCHEMA = {
     **patch_variables("key"),
     **patch_variables("patch"),
 }
-SIDE = 672  # pixels, as in a record
 
 
 def tabulate(
@@ -57,24 +55,8 @@ def tabulate(
         "key_feature": features.keys,
         "patch_feature": features.patches,
         **values,
-        **images_of(inputs.images[0]),
+        **thumbnails(inputs.images[0]),
         **inputs.grid[0].variables("key"),
         **inputs.encoder_grid[0].variables("patch"),
     }
     return dataset("attribute", arrays, SCHEMA, {"feature": features.names}, attrs)
-
-
-def images_of(images: tuple[Image.Image, ...]) -> dict[str, np.ndarray]:
-    """Small copies of the images, padded to one size, as in a record."""
-    small = [image.copy() for image in images]
-    for image in small:
-        image.thumbnail((SIDE, SIDE))
-    if not small:
-        return {}
-    stacked = np.zeros(
-        (len(small), max(p.height for p in small), max(p.width for p in small), 3), np.uint8
-    )
-    for place, image in zip(stacked, small, strict=True):
-        place[: image.height, : image.width] = np.asarray(image)
-    size = np.array([(image.height, image.width) for image in small], np.uint16)
-    return {"images": stacked, "image_size": size}

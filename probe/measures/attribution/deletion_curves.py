@@ -1,13 +1,14 @@
-"""Deletion and insertion: does the order that a score gives take the answer away, or bring it back,
-fastest?
+"""Deletion and insertion: how fast does ablating the regions with the highest scores remove the
+answer, and restoring them bring it back?
 
-    curves = deletion_curves(subject, image, question, {"attention": lift, "ablation": found["attribution"]})
-    curves["logprob"].sel(score="attention", direction="deletion")          # (fraction of the features)
+    scores = {"attention": lift, "ablation": dataset["attribution"]}
+    curves = deletion_curves(subject, image, question, scores)
+    curves["logprob"].sel(score="attention", direction="deletion")          # (fraction)
 
-Deletion takes away the highest scores first, insertion starts from nothing and gives the highest
-first. The area under deletion is small, and that under insertion large, where a score knows what
-the answer needs. A random order is the floor. With `baseline="hidden"` or "rows" vision tokens are
-taken away, with "mean" or "blur" pixels.
+Deletion ablates the highest scores first, insertion starts with all regions ablated and restores
+the highest first. A score that ranks what the answer needs has a small area under deletion and a
+large one under insertion. A random order is the floor. With `baseline="hidden"` or "rows" vision
+tokens are ablated, with "mean" or "blur" pixels.
 
 Source: arXiv 1806.07421 (RISE), which introduced the two; here of log-probabilities.
 """
@@ -25,7 +26,8 @@ from probe.errors import ProbeError
 from probe.hooks.model_state import active_interventions
 from probe.measures.attribution.baselines import Baseline, Perturbation
 from probe.measures.attribution.features import Features
-from probe.measures.attribution.perturbed_model import Perturbed
+from probe.measures.attribution.methods import LogProb
+from probe.measures.attribution.perturbed_model import PerturbedModel
 from probe.measures.attribution.regions import Over
 from probe.measures.attribution.shared_prefix import SharedPrefix
 from probe.records.provenance import provenance
@@ -54,34 +56,36 @@ def deletion_curves(
     batch: int = 8,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Log-probability of the answer with a fraction of the regions taken away (or given), in the
+    """Log-probability of the answer with a fraction of the regions ablated (or restored), in the
     order of each score.
 
-    scores: {name: a number for each region}; attributions with words too are cut to their regions.
-    "random" is added: the mean over `orders` shuffles. points: fractions between 0 and 1. Returns a
-    dataset: logprob (score, direction, fraction). Raises ProbeError for scores of another length.
+    scores: {name: a number for each region}; of attributions that have words too, the regions are
+    used. "random" is added: the mean over `orders` shuffles. points: fractions between 0 and 1.
+    Returns a dataset: logprob (score, direction, fraction). Raises ProbeError for scores of another
+    length, and what `attribute` refuses.
     """
     answer = TargetResponse.of(subject, image, question, response)
     features = Features.of(subject, answer.inputs, over, words=False)
-    removal = Perturbation.of(subject, answer, features, baseline)
-    shared = SharedPrefix.of(subject, answer, removal)
-    f = Perturbed(subject, answer, removal) if isinstance(shared, str) else shared
+    count = len(features)
+    perturbation = Perturbation.of(subject, answer, features, baseline)
+    shared = SharedPrefix.of(subject, answer, perturbation)
+    f = PerturbedModel(subject, answer, perturbation) if isinstance(shared, str) else shared
+    ranked = {name: [_order(name, values, count)] for name, values in scores.items()}
     rng = np.random.default_rng(seed)
-    ranked = {name: [_order(name, values, len(features))] for name, values in scores.items()}
-    ranked[RANDOM] = [rng.permutation(len(features)) for _ in range(orders)]
-    counts = np.unique(np.linspace(0, len(features), points + 1).round().astype(int))
-    found = np.stack([_both(f, orders, counts, batch) for orders in ranked.values()])
+    ranked[RANDOM] = [rng.permutation(count) for _ in range(orders)]
+    counts = np.unique(np.linspace(0, count, points + 1).round().astype(int))
+    logprob = np.stack([_curves(f, orders, counts, batch) for orders in ranked.values()])
     attrs = provenance(
         subject,
         kind="deletion curves",
-        baseline=removal.name,
+        baseline=perturbation.name,
         seed=seed,
         over=over if isinstance(over, str) else "mask",
         response=answer.inputs.response[0],
         intervention=active_interventions(subject.model),
     )
-    coords = {"score": list(ranked), "direction": DIRECTIONS, "fraction": counts / len(features)}
-    return dataset("deletion_curves", {"logprob": found}, SCHEMA, coords, attrs)
+    coords = {"score": list(ranked), "direction": DIRECTIONS, "fraction": counts / count}
+    return dataset("deletion_curves", {"logprob": logprob}, SCHEMA, coords, attrs)
 
 
 def _order(name: str, values: Any, regions: int) -> np.ndarray:
@@ -93,15 +97,15 @@ def _order(name: str, values: Any, regions: int) -> np.ndarray:
     return np.argsort(-np.nan_to_num(array[:regions], nan=-np.inf), kind="stable")
 
 
-def _both(
-    f: Any, orders: Sequence[np.ndarray], counts: np.ndarray, batch: int
+def _curves(
+    f: LogProb, orders: Sequence[np.ndarray], counts: np.ndarray, batch: int
 ) -> Float[np.ndarray, "direction point"]:
-    """(deletion, insertion): mean over orders."""
-    rows = []
+    """(deletion, insertion) with `counts` regions ablated or restored: mean over orders."""
+    z_of_orders = []
     for order in orders:
         rank = np.argsort(order)
-        deleted = np.stack([rank >= count for count in counts])
-        rows += [deleted, ~deleted]
-    z = torch.from_numpy(np.concatenate(rows)).float()
-    logprob = torch.cat([f(z[i : i + batch]).sum(-1) for i in range(0, len(z), batch)]).numpy()
+        deletion = rank >= counts[:, None]  # (point, region): 1 where the region is left
+        z_of_orders += [deletion, ~deletion]
+    z = torch.from_numpy(np.concatenate(z_of_orders)).float()
+    logprob = torch.cat([f(part).sum(-1) for part in z.split(batch)]).numpy()
     return logprob.reshape(len(orders), len(DIRECTIONS), len(counts)).mean(0)

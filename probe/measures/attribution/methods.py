@@ -1,13 +1,15 @@
-"""Four methods of attribution, all of one function f(z) of one vector (`perturbing.py`); three of
-them are captum's.
+"""Four methods of attribution, all of one function f(z) of one vector (`perturbed_model.py`); three
+of them are captum's.
 
-    ablation                how much the answer loses when a feature alone is taken away
-    shapley                 the same, averaged over the orders in which features can be taken away
-    integrated_gradients    the gradient along the way from nothing to everything: sums to what everything is worth
-    gradient_x_attention    Σ over text queries and heads of a_ij ∂f/∂a_ij, layer by layer: one backward pass
+    ablation                what the answer loses when one feature is ablated
+    shapley                 the same, averaged over the orders in which features are ablated
+    integrated_gradients    the gradient along the straight line from z = 0 to z = 1; sums to
+                            f(1) - f(0)
+    gradient_x_attention    Σ over text queries and heads of a_ij ∂f/∂a_ij in each layer, by one
+                            backward pass
 
-captum's own multimodal path is not used: `LLMAttribution` never shows the image to transformers 5,
-and says nothing.
+captum's own multimodal path is not used: its `LLMAttribution` silently never passes the image to
+transformers 5.
 
 Source: captum (FeatureAblation, ShapleyValueSampling, IntegratedGradients); arXiv 1703.01365
 (integrated gradients); arXiv 2103.15679 (gradient x attention; here with its sign, not clamped).
@@ -15,6 +17,7 @@ Source: captum (FeatureAblation, ShapleyValueSampling, IntegratedGradients); arX
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from captum.attr import FeatureAblation, IntegratedGradients, ShapleyValueSampling
@@ -25,15 +28,15 @@ from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
 from probe.interventions.attention_edits import replace_keys_values
 from probe.measures.attribution.features import Features
-from probe.measures.attribution.perturbed_model import Perturbed
+from probe.measures.attribution.perturbed_model import PerturbedModel
 
-F = Callable[[Float[Tensor, "batch feature"]], Float[Tensor, "batch chosen"]]
+LogProb = Callable[[Float[Tensor, "batch feature"]], Float[Tensor, "batch chosen"]]  # f(z)
 COMPLETE = ("shapley", "integrated_gradients")  # their attributions sum to f(1) - f(0)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a method samples f. `batch`: rows of z in one forward."""
+    """How a method samples f. `batch`: vectors z in one forward."""
 
     batch: int
     steps: int
@@ -41,8 +44,8 @@ class Plan:
     seed: int
 
 
-def forwards(method: str, features: int, plan: Plan) -> int:
-    """Rows of z that a method asks for."""
+def evaluations(method: str, features: int, plan: Plan) -> int:
+    """The number of vectors z that a method evaluates f for."""
     return {
         "ablation": features + 1,
         "shapley": plan.samples * features + 1,
@@ -50,32 +53,39 @@ def forwards(method: str, features: int, plan: Plan) -> int:
     }.get(method, 1)
 
 
-def ablation(f: F, features: int, plan: Plan) -> Float[Tensor, "chosen feature"]:
-    ones = torch.ones(1, features)
-    return (
-        FeatureAblation(f)
-        .attribute(ones, baselines=0, perturbations_per_eval=plan.batch)
-        .reshape(-1, features)
+def ablation(f: LogProb, features: int, plan: Plan) -> Float[Tensor, "chosen feature"]:
+    """f(1) - f(1 without the feature)."""
+    method = FeatureAblation(f)
+    effects = method.attribute(
+        torch.ones(1, features), baselines=0, perturbations_per_eval=plan.batch
     )
+    return effects.reshape(-1, features)
 
 
-def shapley(f: F, features: int, plan: Plan) -> Float[Tensor, "chosen feature"]:
-    ones = torch.ones(1, features)
+def shapley(f: LogProb, features: int, plan: Plan) -> Float[Tensor, "chosen feature"]:
+    """Shapley values, sampled over `plan.samples` orders."""
+    method = ShapleyValueSampling(f)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
-        found = ShapleyValueSampling(f).attribute(
-            ones, baselines=0, n_samples=plan.samples, perturbations_per_eval=plan.batch
+        effects = method.attribute(
+            torch.ones(1, features),
+            baselines=0,
+            n_samples=plan.samples,
+            perturbations_per_eval=plan.batch,
         )
-    return found.reshape(-1, features)
+    return effects.reshape(-1, features)
 
 
-def integrated_gradients(f: F, features: int, plan: Plan) -> Float[Tensor, "1 feature"]:
-    """Of the chosen tokens together: each of them would need a backward pass of its own."""
-    ones = torch.ones(1, features)
+def integrated_gradients(f: LogProb, features: int, plan: Plan) -> Float[Tensor, "1 feature"]:
+    """Of the chosen tokens together: for each token apart it would need a backward pass."""
     method = IntegratedGradients(lambda z: f(z).sum(-1))
-    return method.attribute(
-        ones, baselines=0.0, n_steps=plan.steps, internal_batch_size=plan.batch
-    ).float()  # pyright: ignore[reportReturnType]
+    effects: Any = method.attribute(
+        torch.ones(1, features),
+        baselines=0.0,
+        n_steps=plan.steps,
+        internal_batch_size=plan.batch,
+    )
+    return effects.float()
 
 
 METHODS = {"ablation": ablation, "shapley": shapley, "integrated_gradients": integrated_gradients}
@@ -83,21 +93,23 @@ GRADIENT_X_ATTENTION = "gradient_x_attention"
 
 
 def gradient_x_attention(
-    perturbed: Perturbed, features: Features
+    perturbed: PerturbedModel, features: Features
 ) -> Float[Tensor, "layer feature"]:
-    """A gate on what text reads of each key: its gradient is Σ a_ij ∂f/∂a_ij, so no attention map
-    is ever made.
+    """Multiplies what text reads of each key by a gate of 1. The gradient of the gate is
+    Σ a_ij ∂f/∂a_ij, so no attention map is needed.
     """
     target, layers = perturbed.target, len(perturbed.target.layers)
     gates = torch.ones(layers, len(features.tokens), requires_grad=True)
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
-        now = perturbed.sequences.running()
-        share = gates[target.layer_of(call.name)].to(call.value)[None, None, :, None]
-        return replace_keys_values(call, kernel, ~now.vision, value=call.value * share)
+        sequence = perturbed.sequences.running()
+        gate = gates[target.layer_of(call.name)].to(call.value)[None, None, :, None]
+        return replace_keys_values(call, kernel, ~sequence.vision, value=call.value * gate)
 
     with torch.enable_grad(), perturbed.sequences.followed(), target.routed(around):
         logprob = perturbed(torch.ones(1, len(features))).sum()
-        (found,) = torch.autograd.grad(logprob, gates)
-    summed = found.new_zeros(layers, len(features) + 1)
-    return summed.index_add(1, features.tokens % (len(features) + 1), found)[:, :-1]
+        (of_keys,) = torch.autograd.grad(logprob, gates)
+    # Keys without a feature (-1) are summed into a last column, which is dropped.
+    column = features.tokens % (len(features) + 1)
+    of_features = of_keys.new_zeros(layers, len(features) + 1).index_add(1, column, of_keys)
+    return of_features[:, :-1]

@@ -1,22 +1,22 @@
-"""The model with features taken away: f(z), the log-probability of the answer where feature k
-counts z_k.
+"""The model with features ablated: f(z), the log-probability of the answer where feature k counts
+z_k.
 
-z is 1 where a feature is as it was and 0 where its stand-in is (`baselines.py`); between them, on
+z is 1 where a feature is unchanged and 0 where its baseline is (`baselines.py`); between them, on
 the straight line. So ablation, Shapley values and integrated gradients are all of one function of
 one vector, over regions and words alike, and captum needs to know nothing of the model. Integrating
 over z gives what integrating over the embeddings (or pixels) gives, summed over each feature.
 
-    perturbed = Perturbed(subject, answer, removal)
-    perturbed(torch.ones(1, len(features)))                  # (1, token): the untouched model's
-    perturbed(1 - torch.eye(len(features)))                  # each feature taken away alone, in one batch
+    perturbed = PerturbedModel(subject, answer, perturbation)
+    perturbed(torch.ones(1, len(features)))              # (1, token): the unchanged model's
+    perturbed(1 - torch.eye(len(features)))              # each feature ablated alone, in one batch
 
-The forward is the model's own, with hooks on what it embeds, on what its decoder is given, and on
+The forward is the model's own, with hooks on its word embedding, on the input of its decoder and on
 its attention: it works for any model of the family and composes with every intervention and
 reducer.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -31,93 +31,90 @@ from probe.hooks.prompt_ends import remember
 from probe.interventions.attention_edits import mask_keys, replace_keys_values
 from probe.interventions.layer_target import LayerTarget
 from probe.measures.attribution.baselines import Perturbation
+from probe.measures.attribution.features import NO_FEATURE
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
 
+Wrapper = Callable[[AttentionCall, Kernel], Output]
 
-class Perturbed:
-    """Whole forwards. `z` is that of the batch that runs."""
 
-    def __init__(self, subject: Subject, answer: TargetResponse, removal: Perturbation):
-        self.model, self.answer, self.removal = subject.model, answer, removal
-        self.vision = torch.from_numpy(answer.inputs.types.vision[0])
-        self.target = LayerTarget.of(
-            "attribute", subject.model, range(len(stacks(subject.model)["llm"].layers))
-        )
+class PerturbedModel:
+    """f(z) by whole forwards."""
+
+    def __init__(self, subject: Subject, answer: TargetResponse, perturbation: Perturbation):
+        self.model, self.answer, self.perturbation = subject.model, answer, perturbation
+        self.is_vision = torch.from_numpy(answer.inputs.types.vision[0])
+        layers = range(len(stacks(subject.model)["llm"].layers))
+        self.target = LayerTarget.of("attribute", subject.model, layers)
         self.sequences = self.target.sequences()
-        kept = "logits_to_keep" in inspect.signature(subject.model.forward).parameters
-        self.options = {"logits_to_keep": answer.kept} if kept else {}
+        has_option = "logits_to_keep" in inspect.signature(subject.model.forward).parameters
+        self.options = {"logits_to_keep": answer.kept} if has_option else {}
 
     def __call__(self, z: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch chosen"]:
-        end = int(self.answer.inputs.types.prompt_length[0]) - 1
+        perturbation, row = self.perturbation, self.answer.inputs
         inputs = {
-            name: tensor.repeat(len(z), *[1] * (tensor.ndim - 1))
-            for name, tensor in self.answer.inputs.items()
+            name: tensor.repeat(len(z), *[1] * (tensor.ndim - 1)) for name, tensor in row.items()
         }
-        removal = self.removal
-        if removal.pixels is not None and removal.other is not None:
-            pixels, share = (
-                self.answer.inputs["pixel_values"],
-                gate(z, removal.pixels).unsqueeze(-3),
-            )
-            blended = _between(removal.other.to(pixels), pixels, share.to(pixels.device))
+        if perturbation.pixels is not None and perturbation.baseline_pixels is not None:
+            pixels = row["pixel_values"]
+            share = gate(z, perturbation.pixels).unsqueeze(-3).to(pixels.device)
+            blended = _between(perturbation.baseline_pixels.to(pixels), pixels, share)
             inputs["pixel_values"] = blended.flatten(0, 1)
-        remember(
-            inputs["input_ids"], torch.full((len(z),), end)
-        )  # rankers must not choose by a word of the answer
+        # Reducers that rank vision tokens use the prompt's last token, never one of the answer.
+        prompt_end = int(row.types.prompt_length[0]) - 1
+        remember(inputs["input_ids"], torch.full((len(z),), prompt_end))
         with self._hooked(z):
-            return self.answer.logprob(
-                self.model(**inputs, use_cache=False, **self.options).logits
-            ).cpu()
+            logits = self.model(**inputs, use_cache=False, **self.options).logits
+        return self.answer.logprob(logits).cpu()
 
     @contextmanager
     def _hooked(self, z: Tensor) -> Iterator[None]:
-        removal, model = self.removal, self.model
-        embed: Any = model.get_input_embeddings()
-        decoder: Any = model.get_decoder()
-        words, rows = (
-            torch.where(where, removal.blended, -1) for where in (~self.vision, self.vision)
-        )
+        perturbation, zeros = self.perturbation, self.perturbation.zeros
+        word_embedding: Any = self.model.get_input_embeddings()
+        decoder: Any = self.model.get_decoder()
+        words = torch.where(self.is_vision, NO_FEATURE, perturbation.blended)
+        vision = torch.where(self.is_vision, perturbation.blended, NO_FEATURE)
 
-        def embedded(module: Any, args: tuple, output: Tensor) -> Tensor | None:
-            return blend(output, z, words, removal.zeros) if output.shape[1] == len(words) else None
+        def blend_words(module: Any, args: tuple, output: Tensor) -> Tensor | None:
+            is_prompt = output.shape[1] == len(words)
+            return blend(output, z, words, zeros) if is_prompt else None
 
-        def given(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            return args, kwargs | {
-                "inputs_embeds": blend(kwargs["inputs_embeds"], z, rows, removal.zeros)
-            }
+        def blend_vision(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            embeddings = blend(kwargs["inputs_embeds"], z, vision, zeros)
+            return args, kwargs | {"inputs_embeds": embeddings}
 
         with ExitStack() as undo:
             if (words >= 0).any():
-                undo.callback(embed.register_forward_hook(embedded).remove)
-            if (rows >= 0).any():
-                undo.callback(decoder.register_forward_pre_hook(given, with_kwargs=True).remove)
-            if removal.layers or (removal.hidden >= 0).any():
+                undo.callback(word_embedding.register_forward_hook(blend_words).remove)
+            if (vision >= 0).any():
+                hook = decoder.register_forward_pre_hook(blend_vision, with_kwargs=True)
+                undo.callback(hook.remove)
+            if perturbation.layers or (perturbation.hidden >= 0).any():
                 self.target.refuse_flash("load the model with attn_implementation='sdpa'")
                 undo.enter_context(self.sequences.followed())
-                undo.enter_context(
-                    self.target.routed(self._layer(z) if removal.layers else self._hidden(z))
-                )
+                around = self._scale_layers(z) if perturbation.layers else self._mask_hidden(z)
+                undo.enter_context(self.target.routed(around))
             yield
 
-    def _hidden(self, z: Tensor):
-        gone = gate(z, self.removal.hidden) < 0.5
+    def _mask_hidden(self, z: Tensor) -> Wrapper:
+        is_hidden = gate(z, self.perturbation.hidden) < 0.5
 
         def around(call: AttentionCall, kernel: Kernel) -> Output:
-            now = self.sequences.running()
-            return kernel(mask_keys(call, now, ~now.vision, gone.to(now.vision.device)))
+            sequence = self.sequences.running()
+            keys = is_hidden.to(sequence.vision.device)
+            return kernel(mask_keys(call, sequence, ~sequence.vision, keys))
 
         return around
 
-    def _layer(self, z: Tensor):
+    def _scale_layers(self, z: Tensor) -> Wrapper:
         """What text reads of vision in a layer counts z times."""
 
         def around(call: AttentionCall, kernel: Kernel) -> Output:
-            now = self.sequences.running()
-            vision = now.vision.to(call.value.device)
+            sequence = self.sequences.running()
+            vision = sequence.vision.to(call.value.device)
             share = z[:, self.target.layer_of(call.name)].to(call.value)[:, None, None, None]
             value = torch.where(vision[:, None, :, None], call.value * share, call.value)
-            return replace_keys_values(call, kernel, ~now.vision, value=value)
+            return replace_keys_values(call, kernel, ~sequence.vision, value=value)
 
         return around
 
@@ -125,7 +122,7 @@ class Perturbed:
 def gate(
     z: Float[Tensor, "batch feature"], index: Int[Tensor, "*place"]
 ) -> Float[Tensor, "batch *place"]:
-    """z of the feature at each place, 1 where there is none."""
+    """z of the feature at each place, 1 where there is none (index -1)."""
     return torch.cat([z, z.new_ones(len(z), 1)], 1)[:, index]
 
 
@@ -135,19 +132,22 @@ def blend(
     index: Int[Tensor, " token"],
     zeros: bool,
 ) -> Float[Tensor, "batch token width"]:
-    """Embeddings between their stand-in (the mean of all that have a feature here, or 0) and
-    themselves.
+    """Embeddings between their baseline (z = 0: the mean of all that have a feature here, or 0) and
+    themselves (z = 1).
     """
-    chosen = index >= 0
-    if not chosen.any():
+    has_feature = index >= 0
+    if not has_feature.any():
         return embeddings
-    own = embeddings[:, chosen]
-    stand_in = torch.zeros_like(own) if zeros else own.float().mean(1, keepdim=True).to(own)
-    out = embeddings.clone()
-    out[:, chosen] = _between(stand_in, own, gate(z, index[chosen]).to(own.device)[..., None])
-    return out
+    original = embeddings[:, has_feature]
+    baseline = torch.zeros_like(original)
+    if not zeros:
+        baseline = original.float().mean(1, keepdim=True).to(original)
+    share = gate(z, index[has_feature]).to(original.device)[..., None]
+    blended = embeddings.clone()
+    blended[:, has_feature] = _between(baseline, original, share)
+    return blended
 
 
 def _between(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
-    """In float32: half precision would round small steps away. `lerp` is exact at both ends."""
+    """In float32, because half precision would round small steps away; exact at both ends."""
     return torch.lerp(*torch.broadcast_tensors(start.float(), end.float(), share)).to(end.dtype)

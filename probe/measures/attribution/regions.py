@@ -1,7 +1,7 @@
-"""Which part of the image is one feature: a patch, a cell of patches, or what the user has masked.
+"""Which part of the image is one feature: a patch, a cell of patches, or a mask of the user's.
 
-A region is known by the points it holds, as fractions of the original image. So it is the same
-region for every view that the model has of the image (the whole, tiles, padded or cropped) and for
+A region is known by the points it contains, as fractions of the original image. So it is the same
+region in every view that the model has of the image (the whole, tiles, padded or cropped) and for
 every vision token that lies in it.
 
     regions = Regions.of("grid", inputs)
@@ -10,27 +10,26 @@ every vision token that lies in it.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 
 from probe.data.patch_grid import PatchGrid
 from probe.errors import ProbeError
 from probe.subject.inputs import Inputs
 
 CELL = {"patches": 1, "grid": 2}  # patches along a side of a region
-NONE = -1
+NO_REGION = -1
 
-Mask = np.ndarray | Mapping[str, Any]
-Over = str | Mask | Sequence[Any]
+RegionMask = np.ndarray | Mapping[str, Any]
+Over = str | RegionMask | Sequence[Any]
 Lookup = Callable[[np.ndarray, np.ndarray], np.ndarray]  # x, y -> region of its image
 
 
 @dataclass(frozen=True)
 class Regions:
-    """The regions of a sample's images, numbered through; `lookups` has one function an image."""
+    """The regions of a sample's images, numbered consecutively; one lookup an image."""
 
     names: tuple[str, ...]
     lookups: tuple[Lookup, ...]
@@ -38,32 +37,34 @@ class Regions:
     def at(
         self, image: int, x: Float[np.ndarray, "*point"], y: Float[np.ndarray, "*point"]
     ) -> Int[np.ndarray, "*point"]:
-        """The region of each point, -1 for none. Points are fractions of the image; NaN lies
-        nowhere.
+        """The region of each point, -1 for none. Points are fractions of the image; NaN is in no
+        region.
         """
-        known = ~(np.isnan(x) | np.isnan(y))
-        found = self.lookups[image](np.where(known, x, -9.0), np.where(known, y, -9.0))
-        return np.where(known, found, NONE)
+        is_known = ~(np.isnan(x) | np.isnan(y))
+        outside = -9.0
+        region = self.lookups[image](np.where(is_known, x, outside), np.where(is_known, y, outside))
+        return np.where(is_known, region, NO_REGION)
 
     def of_grid(self, grid: PatchGrid) -> Int[np.ndarray, "key"]:
-        """The region that the middle of each patch or vision token lies in, -1 for newlines and the
-        like.
+        """The region that contains the centre of each patch or vision token, -1 for newlines and
+        other tokens without a place.
         """
-        x, y = (grid.box[:, 0] + grid.box[:, 2]) / 2, (grid.box[:, 1] + grid.box[:, 3]) / 2
-        found = np.full(len(grid), NONE)
+        x = (grid.box[:, 0] + grid.box[:, 2]) / 2
+        y = (grid.box[:, 1] + grid.box[:, 3]) / 2
+        region = np.full(len(grid), NO_REGION)
         for image in range(len(self.lookups)):
-            mine = grid.image == image
-            found[mine] = self.at(image, x[mine], y[mine])
-        return found
+            in_image = grid.image == image
+            region[in_image] = self.at(image, x[in_image], y[in_image])
+        return region
 
     @classmethod
     def of(cls, over: Over, inputs: Inputs) -> "Regions":
-        """`over`: "patches", "grid" (cells of 2 x 2 patches), a mask, {name: mask}, or one of these
-        an image.
+        """`over`: "patches", "grid" (cells of 2 x 2 patches), a mask, {name: mask}, or a list with
+        one of the last two for each image.
 
-        A mask has the height and width of its image; of whole numbers, each above 0 is a region.
-        Raises ProbeError for an unknown name, another size, a mask without anything in it, and
-        masks that overlap.
+        A mask has the height and width of its image; in one of whole numbers, each number above 0
+        is a region. Raises ProbeError for an unknown name, another size, an empty mask, and masks
+        that overlap.
         """
         images = inputs.images[0]
         if not images:
@@ -77,104 +78,105 @@ class Regions:
             if over not in CELL:
                 expected = "over='patches', 'grid', 'words', 'layers' or a mask"
                 raise ProbeError("attribute", expected=expected, got=repr(over))
-            parts = [
-                _lattice(inputs.encoder_grid[0], image, CELL[over]) for image in range(len(images))
-            ]
+            grid = inputs.encoder_grid[0]
+            parts = [_cells(grid, image, CELL[over]) for image in range(len(images))]
         else:
-            each = list(over) if isinstance(over, list | tuple) else [over]
-            if len(each) != len(images):
-                raise ProbeError(
-                    "attribute",
-                    expected=f"a mask for each of {len(images)} images",
-                    got=str(len(each)),
-                )
-            parts = [_masked(mask, image.size) for mask, image in zip(each, images, strict=True)]
-        return cls._joined(parts)
-
-    @classmethod
-    def _joined(cls, parts: list[tuple[list[str], Lookup]]) -> "Regions":
+            masks: list[Any] = list(over) if isinstance(over, list | tuple) else [over]
+            if len(masks) != len(images):
+                expected = f"a mask for each of {len(images)} images"
+                raise ProbeError("attribute", expected=expected, got=str(len(masks)))
+            parts = [_masked(mask, image.size) for mask, image in zip(masks, images, strict=True)]
         names, lookups = [], []
-        for number, (own, lookup) in enumerate(parts, 1):
+        for number, (image_names, lookup) in enumerate(parts, 1):
             lookups.append(_shifted(lookup, len(names)))
-            names += [f"image {number}, {name}" if len(parts) > 1 else name for name in own]
+            prefix = f"image {number}, " if len(parts) > 1 else ""
+            names += [prefix + name for name in image_names]
         return cls(tuple(names), tuple(lookups))
 
 
 def _shifted(lookup: Lookup, by: int) -> Lookup:
     def at(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        found = lookup(x, y)
-        return np.where(found == NONE, NONE, found + by)
+        region = lookup(x, y)
+        return np.where(region == NO_REGION, NO_REGION, region + by)
 
     return at
 
 
-def _lattice(grid: PatchGrid, image: int, cell: int) -> tuple[list[str], Lookup]:
-    """Cells of the image's base view, named by row and column of their first patch, counted from
-    1.
+def _cells(grid: PatchGrid, image: int, cell: int) -> tuple[list[str], Lookup]:
+    """Cells of `cell` x `cell` patches of the image's base view, named by row and column of their
+    first patch, counted from 1.
     """
     base = (grid.image == image) & (grid.tile == 0)
     row, col, box = grid.row[base], grid.col[base], grid.box[base]
     rows, columns = int(row.max()) + 1, int(col.max()) + 1
-    left, top, right, bottom = *box[:, :2].min(0), *box[:, 2:].max(0)
-    across, down = -(-columns // cell), -(-rows // cell)
+    left, top = box[:, :2].min(0)
+    right, bottom = box[:, 2:].max(0)
+    across = -(-columns // cell)
+    kind = "patch" if cell == 1 else "cell"
     names = [
-        f"{kind_of(cell)} {r * cell + 1},{c * cell + 1}" for r in range(down) for c in range(across)
+        f"{kind} {first_row + 1},{first_column + 1}"
+        for first_row in range(0, rows, cell)
+        for first_column in range(0, columns, cell)
     ]
 
     def at(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         r = np.floor((y - top) / (bottom - top) * rows).astype(int)
         c = np.floor((x - left) / (right - left) * columns).astype(int)
-        inside = (r >= 0) & (r < rows) & (c >= 0) & (c < columns)
-        return np.where(inside, r // cell * across + c // cell, NONE)
+        is_inside = (r >= 0) & (r < rows) & (c >= 0) & (c < columns)
+        return np.where(is_inside, r // cell * across + c // cell, NO_REGION)
 
     return names, at
 
 
-def kind_of(cell: int) -> str:
-    return "patch" if cell == 1 else "cell"
-
-
-def _masked(mask: Any, size: tuple[int, int]) -> tuple[list[str], Lookup]:
+def _masked(mask: RegionMask, size: tuple[int, int]) -> tuple[list[str], Lookup]:
+    """The regions of the masks of one image of size (width, height)."""
     width, height = size
-    named = mask if isinstance(mask, Mapping) else _regions_in(_fitting(mask, width, height))
-    labels = np.full((height, width), NONE)
-    for number, (name, part) in zip(count(), named.items(), strict=False):
-        inside = _fitting(part, width, height).astype(bool)
-        if not inside.any():
+    if not isinstance(mask, Mapping):
+        mask = _split(_checked(mask, width, height))
+    labels = np.full((height, width), NO_REGION)
+    for number, (name, part) in enumerate(mask.items()):
+        is_inside = _checked(part, width, height).astype(bool)
+        if not is_inside.any():
             raise ProbeError(
                 "attribute",
-                expected="a mask with something in it",
+                expected="a mask that is not empty",
                 got=f"an empty one for {name!r}",
             )
-        if (labels[inside] != NONE).any():
+        if (labels[is_inside] != NO_REGION).any():
             raise ProbeError(
                 "attribute", expected="masks that do not overlap", got=f"{name!r} over another"
             )
-        labels[inside] = number
+        labels[is_inside] = number
 
     def at(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         column, line = np.floor(x * width).astype(int), np.floor(y * height).astype(int)
-        inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
-        return np.where(inside, labels[line.clip(0, height - 1), column.clip(0, width - 1)], NONE)
+        is_inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
+        label = labels[line.clip(0, height - 1), column.clip(0, width - 1)]
+        return np.where(is_inside, label, NO_REGION)
 
-    return [str(name) for name in named], at
+    return [str(name) for name in mask], at
 
 
-def _fitting(mask: Any, width: int, height: int) -> np.ndarray:
+def _checked(
+    mask: Any, width: int, height: int
+) -> Bool[np.ndarray, "y x"] | Integer[np.ndarray, "y x"]:
     array = np.asarray(mask)
     if array.shape != (height, width) or array.dtype.kind not in "biu":
+        shape = " x ".join(map(str, array.shape)) or type(mask).__name__
         raise ProbeError(
             "attribute",
             expected=f"a mask of {height} x {width} (height x width of the image), of booleans or "
             "whole numbers",
-            got=f"{' x '.join(map(str, array.shape)) or type(mask).__name__} of {array.dtype}",
+            got=f"{shape} of {array.dtype}",
         )
     return array
 
 
-def _regions_in(mask: np.ndarray) -> dict[str, np.ndarray]:
+def _split(mask: np.ndarray) -> dict[str, Bool[np.ndarray, "y x"]]:
+    """One mask for each number above 0."""
     if mask.dtype == bool:
         return {"mask": mask}
-    if not (mask > 0).any():
-        raise ProbeError("attribute", expected="a mask with something in it", got="an empty one")
-    return {f"region {number}": mask == number for number in np.unique(mask[mask > 0])}
+    numbers = np.unique(mask[mask > 0])
+    if not len(numbers):
+        raise ProbeError("attribute", expected="a mask that is not empty", got="an empty one")
+    return {f"region {number}": mask == number for number in numbers}

@@ -1,17 +1,16 @@
 """Ablations on a shared prefix: what no ablation of a batch changes is computed once.
 
-By causality a position depends only on what stands before it. So the keys and values of the
-untouched prompt serve every ablation up to the first position that it changes, and only the
-positions behind are run again:
+By causality a position depends only on earlier positions. So the keys and values of the unmodified
+prompt serve every ablation up to the first position that it changes, and only later positions are
+computed again:
 
-    "hidden"         vision rows never change: from the first text behind the region on
+    "hidden"         vision tokens never change: from the first text token after the region on
     "rows", "zero"   from the region's first vision token on
     words            from the word on
 
-The 144 cells of a 576-token image with 45 tokens of text behind it take 144 x 45 rows when hidden,
-not 144 x 621. That it is exact for a model is tried out first (`interventions/sweep/sharing.py`);
-where it is not, the forward is whole. Queries of vision rows are never among those that cannot see
-something hidden.
+The 144 cells of a 576-token image followed by 45 text tokens take 144 x 45 token rows when hidden,
+not 144 x 621. Whether this is exact for a model is checked first (`probe/subject/prefix_check.py`);
+where it is not, whole forwards are run. Vision queries are never masked; only text queries are.
 """
 
 from collections.abc import Mapping
@@ -28,9 +27,10 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.model_state import active_interventions, active_reducers
-from probe.hooks.model_structure import LayerStack, stacks
+from probe.hooks.model_structure import stacks
 from probe.interventions.sweep.prefix_attention import KeyValue
 from probe.measures.attribution.baselines import Perturbation
+from probe.measures.attribution.features import NO_FEATURE
 from probe.measures.attribution.perturbed_model import blend, gate
 from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix
 from probe.subject.prefix_check import verdict
@@ -39,126 +39,116 @@ from probe.subject.target_response import TargetResponse
 
 
 class SharedPrefix:
-    """f(z) of `Perturbed`, without gradients. `rows_run` counts the token rows that went through
-    the decoder.
+    """f(z) of `PerturbedModel`, without gradients. `rows_run` counts the token rows that went
+    through the decoder.
     """
 
     def __init__(
         self,
         subject: Subject,
         answer: TargetResponse,
-        removal: Perturbation,
+        perturbation: Perturbation,
         prompt: EmbeddedPrompt,
         keys: Mapping[str, KeyValue],
     ):
-        self.model, self.answer, self.removal = subject.model, answer, removal
+        self.model, self.answer, self.perturbation = subject.model, answer, perturbation
         self.prompt, self.keys = prompt, keys
         self.attention = stacks(subject.model)["llm"].attention
-        self.vision = prompt.vision.cpu()
+        self.is_vision = prompt.vision.cpu()
         self.rows_run = len(prompt.ids)
 
     @classmethod
     @torch.no_grad()
     def of(
-        cls, subject: Subject, answer: TargetResponse, removal: Perturbation
+        cls, subject: Subject, answer: TargetResponse, perturbation: Perturbation
     ) -> "SharedPrefix | str":
-        """Or why nothing can be shared exactly."""
-        if now := active_interventions(subject.model) or active_reducers(subject.model):
-            return f"the model is under {now}"
-        if removal.pixels is not None or removal.layers:
-            return "the vision rows change" if removal.pixels is not None else "every layer changes"
-        stack, prompt = (
-            stacks(subject.model)["llm"],
-            EmbeddedPrompt.of(subject.model, answer.inputs),
-        )
-        if reason := _plain(subject, prompt):
-            return reason
+        """The shared prefix, or the reason why nothing can be shared exactly."""
+        model = subject.model
+        if active := active_interventions(model) or active_reducers(model):
+            return f"the model is under {active}"
+        if perturbation.pixels is not None:
+            return "the vision rows change"
+        if perturbation.layers:
+            return "every layer changes"
+        stack = stacks(model)["llm"]
+        prompt = EmbeddedPrompt.of(model, answer.inputs)
+        if not _is_embedded_text(subject, prompt):
+            return "its decoder is given more than embedded words"
         reason = "its attention has a window shorter than the prompt"
         with suppress(ProbeError):
-            reason = _judged(subject, stack, answer, prompt)
+            prefix = ImagePrefix.of(model, stack, prompt)
+            reason = verdict(model, stack, answer.inputs, prompt, prefix).reason
         if reason:
             return reason
-        return cls(
-            subject,
-            answer,
-            removal,
-            prompt,
-            ImagePrefix.of(subject.model, stack, prompt, len(prompt.ids)).keys,
-        )
+        keys = ImagePrefix.of(model, stack, prompt, len(prompt.ids)).keys
+        return cls(subject, answer, perturbation, prompt, keys)
 
     @torch.no_grad()
     def __call__(self, z: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch chosen"]:
         start, device = self._first_changed(z), self.prompt.embeddings.device
-        everything = self.prompt.embeddings.expand(len(z), -1, -1)
-        for which in (self.vision, ~self.vision):
-            everything = blend(
-                everything, z, torch.where(which, self.removal.blended, -1), self.removal.zeros
-            )
+        perturbation = self.perturbation
+        embeddings = self.prompt.embeddings.expand(len(z), -1, -1)
+        for tokens in (self.is_vision, ~self.is_vision):
+            index = torch.where(tokens, perturbation.blended, NO_FEATURE)
+            embeddings = blend(embeddings, z, index, perturbation.zeros)
         visible = self._visible(z, start).to(device)
-        self.rows_run += len(z) * (len(self.vision) - start)
+        self.rows_run += len(z) * (len(self.is_vision) - start)
 
         def around(call: AttentionCall, kernel: Kernel) -> Output:
-            before = (
+            shared_key, shared_value = (
                 part[None, :, :start].expand(len(z), -1, -1, -1) for part in self.keys[call.name]
             )
-            key, value = (
-                torch.cat([old, new], 2)
-                for old, new in zip(before, (call.key, call.value), strict=True)
-            )
+            key = torch.cat([shared_key, call.key], 2)
+            value = torch.cat([shared_value, call.value], 2)
             return _attend(replace(call, key=key, value=value), visible), None
 
         decoder: Any = self.model.get_decoder()
+        head: Any = self.model.get_output_embeddings()
         with routed(self.attention, around):
             hidden = decoder(
-                inputs_embeds=everything[:, start:],
+                inputs_embeds=embeddings[:, start:],
                 position_ids=self.prompt.positions[..., start:],
                 use_cache=False,
             ).last_hidden_state
-        head: Any = self.model.get_output_embeddings()
         return self.answer.logprob(head(hidden[:, -self.answer.kept :])).cpu()
 
-    def _first_changed(self, z: Tensor) -> int:
-        """The first position that any of these ablations changes; at most the one that says the
+    def _first_changed(self, z: Float[Tensor, "batch feature"]) -> int:
+        """The first position that any of these ablations changes; at most the one that predicts the
         answer.
         """
-        moved = (gate(z, self.removal.blended) != 1).any(0)
-        gone = (gate(z, self.removal.hidden) < 0.5).any(0)
-        readers = (gone.cumsum(0) > 0) & ~self.vision
-        changed = (moved | readers).nonzero()[:, 0].tolist()
-        return min([len(self.vision) - self.answer.kept, *changed[:1]])
+        is_blended = (gate(z, self.perturbation.blended) != 1).any(0)
+        is_hidden = (gate(z, self.perturbation.hidden) < 0.5).any(0)
+        follows_hidden = (is_hidden.cumsum(0) > 0) & ~self.is_vision
+        changed = (is_blended | follows_hidden).nonzero()[:, 0].tolist()
+        return min([len(self.is_vision) - self.answer.kept, *changed[:1]])
 
-    def _visible(self, z: Tensor, start: int) -> Bool[Tensor, "batch 1 query key"]:
-        length = len(self.vision)
+    def _visible(
+        self, z: Float[Tensor, "batch feature"], start: int
+    ) -> Bool[Tensor, "batch 1 query key"]:
+        """What the queries from `start` on see. A query that would see nothing sees itself."""
+        length = len(self.is_vision)
         causal = torch.ones(length - start, length, dtype=torch.bool).tril(start)
-        gone = gate(z, self.removal.hidden) < 0.5
-        seen = causal & ~(gone[:, None] & ~self.vision[start:, None])
+        is_hidden = gate(z, self.perturbation.hidden) < 0.5  # (batch, key)
+        is_text_query = ~self.is_vision[start:, None]
+        visible = causal & ~(is_hidden[:, None] & is_text_query)
+        sees_nothing = ~visible.any(-1, keepdim=True)
         itself = torch.eye(length, dtype=torch.bool)[start:]
-        return (seen | (itself & ~seen.any(-1, keepdim=True)))[
-            :, None
-        ]  # nobody is left without any key
+        return (visible | (itself & sees_nothing))[:, None]
 
 
 def _attend(call: AttentionCall, visible: Bool[Tensor, "batch 1 query key"]) -> Tensor:
     groups = call.query.shape[1] // call.key.shape[1]
     key, value = (part.repeat_interleave(groups, 1) for part in (call.key, call.value))
-    out = scaled_dot_product_attention(
+    output = scaled_dot_product_attention(
         call.query, key, value, attn_mask=visible, scale=call.scaling
     )
-    return out.transpose(1, 2).contiguous()
+    return output.transpose(1, 2).contiguous()
 
 
-def _plain(subject: Subject, prompt: EmbeddedPrompt) -> str:
-    """LLaVA-Mini's words have read the image before the decoder gets them: they cannot be changed
-    there.
+def _is_embedded_text(subject: Subject, prompt: EmbeddedPrompt) -> bool:
+    """Whether the decoder gets plain word embeddings. LLaVA-Mini's have been fused with the image
+    before, so they cannot be changed there.
     """
-    words: Any = subject.model.get_input_embeddings()
-    text = ~prompt.vision
-    same = torch.equal(words(prompt.ids[text]), prompt.embeddings[0, text])
-    return "" if same else "its decoder is given more than embedded words"
-
-
-def _judged(
-    subject: Subject, stack: LayerStack, answer: TargetResponse, prompt: EmbeddedPrompt
-) -> str:
-    prefix = ImagePrefix.of(subject.model, stack, prompt)
-    return verdict(subject.model, stack, answer.inputs, prompt, prefix).reason
+    embed: Any = subject.model.get_input_embeddings()
+    is_text = ~prompt.vision
+    return torch.equal(embed(prompt.ids[is_text]), prompt.embeddings[0, is_text])

@@ -1,12 +1,12 @@
-"""A subject with the same architecture and no knowledge: the control of every map that claims to
-explain a model.
+"""A subject with the same architecture and shuffled weights: the control for every map that claims
+to explain a model.
 
-What a map of the trained model and one of this model have in common comes from the image or the
-architecture, not from what was learnt.
+What the maps of the trained model and of this one have in common comes from the image or the
+architecture, not from training.
 
     control = randomised(subject, seed=0)
 
-Weights are shuffled within each matrix, which keeps their size. Source: arXiv 1810.03292 (sanity
+Weights are shuffled within each matrix, which keeps their distribution. Source: arXiv 1810.03292 (sanity
 checks for saliency maps).
 """
 
@@ -20,8 +20,8 @@ from probe.subject.subject import Subject
 
 @torch.no_grad()
 def randomised(subject: Subject, seed: int = 0) -> Subject:
-    """A copy of the subject, in memory beside it, with the entries of every weight matrix shuffled;
-    norms stay.
+    """A copy of the subject (the original stays in memory too) with the entries of every weight
+    matrix shuffled; vectors (norms, biases) are unchanged.
     """
     model = copy.deepcopy(subject.model)
     generator = torch.Generator().manual_seed(seed)

@@ -3,31 +3,29 @@
 words_of(inputs)          # [("what", [40]), ("image?", [44, 45, 46])]
 """
 
+from typing import Any
+
 import numpy as np
 
 from probe.data.token_types import INSTRUCTION, LAST
 from probe.subject.inputs import Inputs
 
-Word = tuple[str, list[int]]  # its text and its positions
+Word = tuple[str, list[int]]  # text and positions
 
 
 def words_of(inputs: Inputs) -> list[Word]:
-    """The user's side of one row, the template's own words (USER, ASSISTANT) included; not the
-    system prompt, nor the last token, whose row says the answer."""
+    """The words of one row's prompt, the template's (USER, ASSISTANT) included, without the system
+    prompt and the last token, which predicts the answer.
+    """
     tokenizer, ids = inputs.vocabulary.tokenizer, inputs["input_ids"][0].tolist()
     role = inputs.types.role[0]
-    end = int(
-        np.flatnonzero(role == LAST)[-1]
-    )  # what closes an answer is instruction too, but no question
+    # The tokens that close an answer are instruction too, but come after the prompt.
+    end = int(np.flatnonzero(role == LAST)[-1])
+    is_text = (role[:end] == INSTRUCTION) & ~inputs.types.vision[0, :end]
     words: list[list[int]] = []
-    for position in np.flatnonzero(
-        (role[:end] == INSTRUCTION) & ~inputs.types.vision[0, :end]
-    ).tolist():
-        if (
-            words
-            and words[-1][-1] == position - 1
-            and not _starts_word(tokenizer, ids[position - 1], ids[position])
-        ):
+    for position in np.flatnonzero(is_text).tolist():
+        follows = words and words[-1][-1] == position - 1
+        if follows and not _starts_word(tokenizer, ids[position - 1], ids[position]):
             words[-1].append(position)
         else:
             words.append([position])
@@ -35,9 +33,10 @@ def words_of(inputs: Inputs) -> list[Word]:
     return [(text, word) for text, word in zip(texts, words, strict=True) if text]
 
 
-def _starts_word(tokenizer, before: int, here: int) -> bool:
-    """Whether a space stands between two tokens: read off the tokenizer, whose marks for it
-    differ.
+def _starts_word(tokenizer: Any, previous_id: int, token_id: int) -> bool:
+    """Whether the decoded text has a space between two tokens. Tokenizers mark it differently, so
+    the text decides.
     """
-    alone, both = tokenizer.decode([before]), tokenizer.decode([before, here])
-    return alone[-1:].isspace() or both[len(alone) :][:1].isspace()
+    previous, both = tokenizer.decode([previous_id]), tokenizer.decode([previous_id, token_id])
+    next_character = both[len(previous) :][:1]
+    return previous[-1:].isspace() or next_character.isspace()

@@ -467,7 +467,7 @@ def test_mistakes_are_one_line(subject):
     image = models.picture()
     with pytest.raises(ProbeError, match="stacks of vision, llm, got prefusion"):
         measure(subject, image, QUESTION, stacks=["prefusion"])
-    with pytest.raises(ProbeError, match="'all' or 'text'"):
+    with pytest.raises(ProbeError, match="rows of all, text, got 'vision'"):
         measure(subject, image, QUESTION, rows="vision")
     with pytest.raises(ProbeError, match="expected samples"):
         probe.measures.attention.measure._as_samples(image)
@@ -475,7 +475,7 @@ def test_mistakes_are_one_line(subject):
         measure_samples(subject, [])
     with pytest.raises(ProbeError, match="different ids, got 'one' 2 times"):
         measure_samples(subject, samples()[:1] * 2)
-    with pytest.raises(ProbeError, match="maps=False, True or 'heads', got 'head'"):
+    with pytest.raises(ProbeError, match="maps of False, True, heads, got 'head'"):
         measure(subject, image, QUESTION, maps="head")
     with pytest.raises(ProbeError, match="0 or more"):
         measure(subject, image, QUESTION, max_new_tokens=-1)
