@@ -22,6 +22,7 @@ from probe.hooks.model_structure import stacks
 from probe.measures.attention.reference import difference, largest_difference
 from probe.measures.attention.stack_queries import stack_statistics
 from probe.measures.attention.statistic import AttentionStatistic
+from probe.records.provenance import provenance
 from probe.subject.inputs import Inputs, collate, with_response
 from probe.subject.subject import Subject
 
@@ -86,7 +87,6 @@ def verify(
     changed: the kernel is eager for the comparison with whole maps, and the model's own again
     afterwards.
     """
-    from probe import __version__
     from probe.models.tiny.questions import sample_image
 
     image = sample_image(seed=0)[0] if image is None else image
@@ -110,7 +110,7 @@ def verify(
             restored,
         )
     )
-    return Report(checks, subject.provenance() | {"probe_version": __version__})
+    return Report(checks, provenance(subject))
 
 
 def _unchanged(subject: Subject, prompt: Inputs, longer: Inputs) -> list[Check]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -94,8 +93,7 @@ def _register_accessor() -> None:
     The accessor lies above all rooms and registers itself with xarray when it is imported, so it is
     named here and not imported: nothing in this room depends on it.
     """
-    if find_spec(ACCESSOR):
-        import_module(ACCESSOR)
+    import_module(ACCESSOR)
 
 
 def _broken(expected: str, got: str) -> ProbeError:

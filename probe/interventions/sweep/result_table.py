@@ -7,6 +7,7 @@ table = tabulate(sample, names, outcome, ...)      # dims (sample=1, case)
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,29 +18,45 @@ from torch import Tensor
 from probe.data.sample import Sample
 from probe.hooks.model_state import layer_ranges
 from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE, UNTOUCHED
+from probe.records.schema import Variable, dataset
 
 Score = Callable[[str, Sample], float]
 
-UNITS = {
-    "answer": ("generated answer", ""),
-    "correct": ("score of the answer, NaN where no gold answer is known", "1"),
-    "gold_logprob": ("log-probability of the gold answer's tokens", "nat"),
-    "kl": ("KL divergence of the next-token distribution from the untouched model's", "nat"),
-    "total_variation": (
-        "total variation between the next-token distribution and the untouched model's",
-        "1",
+_CASE = "sample case"
+SCHEMA = {
+    "answer": Variable(_CASE, "text", "generated answer", dtype="object"),
+    "correct": Variable(_CASE, "1", "score of the answer, NaN where no gold answer is known"),
+    "gold_logprob": Variable(_CASE, "nat", "log-probability of the gold answer's tokens"),
+    "kl": Variable(
+        _CASE, "nat", "KL divergence of the next-token distribution from the untouched model's"
     ),
-    "first_token_changed": (
-        "the most likely first token is another one than the untouched model's",
-        "1",
+    "total_variation": Variable(
+        _CASE, "1", "total variation between the next-token distribution and the untouched model's"
     ),
-    "donor_answer_given": ("the answer is the one given about the other image", "1"),
-    "dropped": ("layers that the case names", "1"),
-    "layers": ("layers that the case names, counted from 0", ""),
-    "layer_start": ("first of these layers, counted from 0; -1 for a set with gaps or none", "1"),
-    "layer_stop": ("layer after the last one, counted from 0; -1 for a set with gaps or none", "1"),
-    "row_layers": ("rows times layers computed for all cases", "1"),
-    "image_prefixes": ("image prefixes computed", "1"),
+    "first_token_changed": Variable(
+        _CASE, "1", "the most likely first token is another one than the untouched model's"
+    ),
+    "donor_answer_given": Variable(_CASE, "1", "the answer is the one given about the other image"),
+    "dropped": Variable("case layer", "1", "layers that the case names", dtype="bool"),
+    "layers": Variable(
+        "case", "text", "layers that the case names, counted from 0", dtype="object"
+    ),
+    "layer_start": Variable(
+        "case",
+        "1",
+        "first of these layers, counted from 0; -1 for a set with gaps or none",
+        dtype="int64",
+    ),
+    "layer_stop": Variable(
+        "case",
+        "1",
+        "layer after the last one, counted from 0; -1 for a set with gaps or none",
+        dtype="int64",
+    ),
+    "row_layers": Variable(
+        "sample", "1", "rows times layers computed for all cases", dtype="int64"
+    ),
+    "image_prefixes": Variable("sample", "1", "image prefixes computed", dtype="int64"),
 }
 
 
@@ -104,55 +121,34 @@ def tabulate(
     """One sample's results, dims (sample=1, case). Cases that are not `present` (no other image)
     are NaN and "".
     """
-    values: dict[str, np.ndarray] = {
+    assert present[0] == UNTOUCHED
+    numbers: dict[str, np.ndarray] = {
         "correct": np.array([score(answer, sample) for answer in answers], dtype=np.float32),
         "gold_logprob": gold_logprob(logits, gold),
         **distances(logits[:, 0]),
     }
     if swaps:
-        theirs = normalised(answers[present.index(ANOTHER_IMAGE)])
-        values["donor_answer_given"] = np.array(
-            [normalised(a) == theirs for a in answers], dtype=np.float32
-        )
-    places = [present.index(name) if name in present else -1 for name in cases]
-    row = {
-        name: (
-            ("sample", "case"),
-            np.array([[v[i] if i >= 0 else np.nan for i in places]], dtype=np.float32),
-        )
-        for name, v in values.items()
+        donor_answer = normalised(answers[present.index(ANOTHER_IMAGE)])
+        given = [normalised(answer) == donor_answer for answer in answers]
+        numbers["donor_answer_given"] = np.array(given, dtype=np.float32)
+    row_of_case = [present.index(name) if name in present else -1 for name in cases]
+    arrays: dict[str, Any] = {
+        name: [[values[row] if row >= 0 else np.nan for row in row_of_case]]
+        for name, values in numbers.items()
     }
-    texts = np.array([[answers[i] if i >= 0 else "" for i in places]], dtype=object)
-    dropped = np.array([[layer in chosen for layer in range(layers)] for chosen in cases.values()])
-    dataset = xr.Dataset(
-        {"answer": (("sample", "case"), texts), **row, "dropped": (("case", "layer"), dropped)}
-        | {
-            name: (("sample",), np.array([count], dtype=np.int64)) for name, count in counts.items()
-        },
-        coords={
-            "sample": np.array([sample.id], dtype=object),
-            "case": np.array(list(cases), dtype=object),
-            **_layer_coordinates(cases.values()),
-            "layer": np.arange(layers),
-        },
-    )
-    for name, (long_name, unit) in UNITS.items():
-        if name in dataset.variables:
-            dataset[name].attrs = {"long_name": long_name, "units": unit}
-    assert present[0] == UNTOUCHED
-    return dataset
+    arrays["answer"] = [[answers[row] if row >= 0 else "" for row in row_of_case]]
+    arrays["dropped"] = [[layer in chosen for layer in range(layers)] for chosen in cases.values()]
+    arrays |= {name: [count] for name, count in counts.items()}
+    coords = {"sample": [sample.id], "case": list(cases), **_layer_coordinates(cases.values())}
+    return dataset("drop_sweep", arrays, SCHEMA, coords | {"layer": range(layers)})
 
 
-def _layer_coordinates(layer_sets: Iterable[frozenset[int]]) -> dict[str, tuple[str, np.ndarray]]:
+def _layer_coordinates(layer_sets: Iterable[frozenset[int]]) -> dict[str, Any]:
     """The layers of each case as text, and as a half-open range where they are one."""
     texts, bounds = [], []
     for layers in layer_sets:
         texts.append(layer_ranges(sorted(layers)) if layers else "")
         start, stop = min(layers, default=-1), max(layers, default=-2) + 1
         bounds.append((start, stop) if len(layers) == stop - start else (-1, -1))
-    starts, stops = np.array(bounds, dtype=np.int64).T
-    return {
-        "layers": ("case", np.array(texts, dtype=object)),
-        "layer_start": ("case", starts),
-        "layer_stop": ("case", stops),
-    }
+    starts, stops = zip(*bounds, strict=True)
+    return {"layers": texts, "layer_start": starts, "layer_stop": stops}

@@ -16,12 +16,12 @@ histories differ (`rows.py`); and each step of decoding, a batch of all cases. W
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from probe import __version__
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.hooks.model_state import active_interventions, active_text_guided_reducers
@@ -41,6 +41,7 @@ from probe.interventions.sweep.visibility import (
     row_layers,
     visibility_of_cases,
 )
+from probe.records.provenance import provenance
 from probe.subject.inputs import Inputs
 from probe.subject.prefix_cache import PrefixMemory
 from probe.subject.prefix_check import SharingCheck, verdict, verdict_of
@@ -230,16 +231,16 @@ class Sweep:
         """
         return self.memory.computed if self.stack.name == "llm" else self.memory.images.computed
 
-    def _provenance(self, judged: SharingCheck) -> dict[str, str | int]:
-        return self.subject.provenance() | {
-            "mode": self.mode,
-            "stack": self.stack.name,
-            "queries": "+".join(self.queries or ()),
-            "max_new_tokens": self.max_new_tokens,
-            "probe_version": __version__,
-            "sharing": judged.reason or "exact",
-            "score": getattr(self.score, "__name__", type(self.score).__name__),
-        }
+    def _provenance(self, judged: SharingCheck) -> dict[str, Any]:
+        return provenance(
+            self.subject,
+            mode=self.mode,
+            stack=self.stack.name,
+            queries="+".join(self.queries or ()),
+            max_new_tokens=self.max_new_tokens,
+            sharing=judged.reason or "exact",
+            score=getattr(self.score, "__name__", type(self.score).__name__),
+        )
 
 
 def _seconds(subject: Subject, inputs: Inputs) -> float:
