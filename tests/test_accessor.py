@@ -1,4 +1,4 @@
-"""`record.probe`: available once a record was made or opened, equal to the functions it stands for."""
+"""`record.probe`: available once a record was made or opened; equal to the functions it calls."""
 
 import importlib
 import subprocess

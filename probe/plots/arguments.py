@@ -30,8 +30,11 @@ def labelled(record: Records, called: str) -> dict[str, xr.DataTree]:
     if records and all(isinstance(one, xr.DataTree) and one.children for one in records.values()):
         return records
     types = ", ".join(type(one).__name__ for one in records.values())
-    expected = "a record, a list of records or {label: record}"
-    raise ProbeError(called, expected=expected, got=types or repr(record)[:60])
+    raise ProbeError(
+        called,
+        expected="a record, a list of records or {label: record}",
+        got=types or repr(record)[:60],
+    )
 
 
 def _labels(records: Sequence[Any]) -> list[str]:
@@ -47,8 +50,9 @@ def one_record(record: Records, called: str) -> tuple[str, xr.DataTree]:
     """Label and record, for figures of a single one."""
     (first, *more) = labelled(record, called).items()
     if more:
-        fix = "draw them one by one"
-        raise ProbeError(called, expected="one record", got=str(1 + len(more)), fix=fix)
+        raise ProbeError(
+            called, expected="one record", got=str(1 + len(more)), fix="draw them one by one"
+        )
     return first
 
 
@@ -65,8 +69,9 @@ def chosen(names: str | Sequence[str] | None, known: Sequence[str], called: str)
         return list(known)
     asked = [names] if isinstance(names, str) else list(names)
     if unknown := [name for name in asked if name not in known]:
-        got = ", ".join(map(repr, unknown))
-        raise ProbeError(called, expected=f"types of {', '.join(known)}", got=got)
+        raise ProbeError(
+            called, expected=f"types of {', '.join(known)}", got=", ".join(map(repr, unknown))
+        )
     return asked
 
 

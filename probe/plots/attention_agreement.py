@@ -73,8 +73,9 @@ def agreement(
     """
     named = attributions(dataset, "plots.agreement")
     if measure not in MEASURES:
-        expected = f"a measure of {', '.join(MEASURES)}"
-        raise ProbeError("plots.agreement", expected=expected, got=repr(measure))
+        raise ProbeError(
+            "plots.agreement", expected=f"a measure of {', '.join(MEASURES)}", got=repr(measure)
+        )
     table = rank_agreement(named, seed)
     reference, first = next(iter(named.items()))
     axes = plt.subplots(2, 3, figsize=(13.5, 8), width_ratios=(1, 1, 1.5))[1]
@@ -156,8 +157,14 @@ def _layers(axis: Axes, table: xr.Dataset, reference: str) -> None:
         axis.axhline(height, color=GREEN, linestyle=DASHED, label=f"ceiling: {others}")
     axis.axhline(0, color=GREY, linewidth=0.8)
     text = "agreement in each layer, heads averaged\n(even attention ranks nothing: no point)"
-    labels = {"xlabel": layer_label("llm"), "ylabel": "Spearman's rank correlation"}
-    finish(axis, text, layers=len(layers), ylim=(-1.05, 1.05), **labels)
+    finish(
+        axis,
+        text,
+        layers=len(layers),
+        ylim=(-1.05, 1.05),
+        xlabel=layer_label("llm"),
+        ylabel="Spearman's rank correlation",
+    )
     legend(axis, loc="lower right")
 
 
@@ -198,8 +205,15 @@ def _correlations_of_heads(
     for name, (one, colour) in groups.items():
         values = one["correlation"][0].sel(measure=measure).values
         known = values[~np.isnan(values)]
-        settings = {"color": colour, "alpha": 0.6, "label": f"{name} ({len(known)} heads)"}
-        sns.histplot(x=known, binrange=(-1, 1), bins=20, ax=axis, **settings)
+        sns.histplot(
+            x=known,
+            binrange=(-1, 1),
+            bins=20,
+            ax=axis,
+            color=colour,
+            alpha=0.6,
+            label=f"{name} ({len(known)} heads)",
+        )
     axis.axvline(0, color=GREY, linewidth=0.8)
     text = "all heads of all layers" + (", also with shuffled weights" if len(groups) > 1 else "")
     xlabel = f"rank correlation of a head's {measure} with the attribution"

@@ -75,8 +75,11 @@ def attributions(dataset: Any, called: str) -> dict[str, xr.Dataset]:
         if not isinstance(one, xr.Dataset) or "attribution" not in one
     ]
     if types or not named:
-        expected = "an attribution (of probe.attribute) or {label: attribution}"
-        raise ProbeError(called, expected=expected, got=types[0] if types else "none")
+        raise ProbeError(
+            called,
+            expected="an attribution (of probe.attribute) or {label: attribution}",
+            got=types[0] if types else "none",
+        )
     return named
 
 
@@ -103,8 +106,11 @@ def draw_regions(
     )
     inside = (owner == image) & (tile == 0) & (feature >= 0)
     if not inside.any():
-        expected = f"an image with regions, 0 to {int(owner.max(initial=0))}"
-        raise ProbeError("plots", expected=expected, got=str(image))
+        raise ProbeError(
+            "plots",
+            expected=f"an image with regions, 0 to {int(owner.max(initial=0))}",
+            got=str(image),
+        )
     shown = values[feature[inside]]
     height, width = dataset["image_size"].values[image]
     pixels = dataset["images"].values[image, :height, :width]

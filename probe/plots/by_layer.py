@@ -190,8 +190,7 @@ def entropy(
     called = "plots.entropy"
     which = which or ("pooled" if isinstance(ax, Axes) else "both")
     if which not in _ENTROPIES:
-        expected = f"which of {', '.join(_ENTROPIES)}"
-        raise ProbeError(called, expected=expected, got=repr(which))
+        raise ProbeError(called, expected=f"which of {', '.join(_ENTROPIES)}", got=repr(which))
     named, values = labelled(record, called), _ENTROPIES[which]
     averages = [
         [average(one, stack, value, weights=weights, ratio=ratio, seed=seed) for value in values]
@@ -236,8 +235,7 @@ def _draw(
     if not axis.lines:
         expected, got = "a pair of types that was measured", f"{query_types} → {key_types}"
         raise ProbeError("plots", expected=expected, got=got)
-    labels = {"xlabel": layer_label(stack), "ylabel": label(averaged.mean)}
-    finish(axis, text, layers=len(layers), **labels)
+    finish(axis, text, layers=len(layers), xlabel=layer_label(stack), ylabel=label(averaged.mean))
 
 
 def _lift_axis(axis: Axes) -> None:
@@ -275,7 +273,8 @@ def _by_type(lines: Mapping[str, Line2D]) -> dict[str, Line2D]:
     keys, queries = {}, {}
     for name, line in lines.items():
         query, key = name.split(" → ")
-        look = {"color": line.get_color(), "marker": line.get_marker()}
-        keys[f"→ {key}"] = Line2D([], [], linestyle="", **look)
+        keys[f"→ {key}"] = Line2D(
+            [], [], linestyle="", color=line.get_color(), marker=line.get_marker()
+        )
         queries[f"{query} →"] = Line2D([], [], color=DARK_GREY, linestyle=line.get_linestyle())
     return keys | queries

@@ -66,8 +66,12 @@ def survey(
     """
     measured = node(record, stack)
     if "vision" not in measured["key_type"].values:
-        fix = "measure a sample with an image"
-        raise ProbeError(_CALLED, expected="a record with vision keys", got=stack, fix=fix)
+        raise ProbeError(
+            _CALLED,
+            expected="a record with vision keys",
+            got=stack,
+            fix="measure a sample with an image",
+        )
     values = [value for value in VALUES if value in measured]
     without_bos = _BOS if "bos" in measured["key_type"].values else _BOS[:1]
     curves = {}

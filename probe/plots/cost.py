@@ -82,12 +82,23 @@ def flops(
     _stack(axis, by_component / scale)
     if attention:
         linear = costs["flops"].sel(operation="linear").sum("component").values / scale
-        tick = {"color": BLACK, "markersize": 13, "label": "without attention's own products"}
-        axis.plot(linear, axis.get_yticks(), "|", **tick)
+        axis.plot(
+            linear,
+            axis.get_yticks(),
+            "|",
+            color=BLACK,
+            markersize=13,
+            label="without attention's own products",
+        )
     # a fixed distance below the axis' label, however high the axes are
     below = ScaledTranslation(0, -0.55, figure_of(axis).dpi_scale_trans)
-    place = {"loc": "upper left", "bbox_to_anchor": (0, 0)}
-    legend(axis, bbox_transform=axis.transAxes + below, ncols=3, **place)
+    legend(
+        axis,
+        bbox_transform=axis.transAxes + below,
+        ncols=3,
+        loc="upper left",
+        bbox_to_anchor=(0, 0),
+    )
     _caption(costs, axis, ax is None)
     return axis
 
@@ -98,13 +109,28 @@ def _stack(axis: Axes, by_component: xr.DataArray) -> None:
     for component in by_component["component"].values:
         name, hatch = COMPONENTS[component]
         width = by_component.sel(component=component).values
-        style = {"color": LOOKS[component].color, "edgecolor": "white", "linewidth": 0.5}
         if width.any():
-            axis.barh(heights, width, _BAR, left, label=name, hatch=hatch, **style)
+            axis.barh(
+                heights,
+                width,
+                _BAR,
+                left,
+                label=name,
+                hatch=hatch,
+                color=LOOKS[component].color,
+                edgecolor="white",
+                linewidth=0.5,
+            )
         left = left + width
     for y, end in zip(heights, left, strict=True):
-        place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
-        axis.annotate(f"{end:.3g}", (end, y), fontsize=8, **place)
+        axis.annotate(
+            f"{end:.3g}",
+            (end, y),
+            fontsize=8,
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+        )
     axis.set_xlim(0, 1.12 * left.max())
 
 
@@ -158,9 +184,16 @@ def memory(
         letter = axis.get_ylabel().removesuffix(unit)
         height = limit / _UNITS[letter]
         axis.axhline(height, color=DARK_GREY, linestyle=DASHED, linewidth=1)
-        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         text = f"{height:g} {letter}B"
-        axis.annotate(text, (0.01, height), (0, 3), color=DARK_GREY, fontsize=8, **place)
+        axis.annotate(
+            text,
+            (0.01, height),
+            (0, 3),
+            color=DARK_GREY,
+            fontsize=8,
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+        )
     return axis
 
 

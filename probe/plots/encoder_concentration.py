@@ -73,8 +73,14 @@ def concentration(dataset: xr.Dataset, *, ax: Any = None) -> Figure:
         for (name, values), look in zip(curves.items(), looks(curves).values(), strict=True):
             _line(axis, values, name, look)
         axis.axvline(read, color=GREY, linewidth=1, linestyle=":", zorder=0)
-        labels = {"xlabel": layer_label("vision"), "ylabel": "fraction"}
-        finish(axis, text, layers=dataset.sizes["layer"], ylim=(0, 1.02), **labels)
+        finish(
+            axis,
+            text,
+            layers=dataset.sizes["layer"],
+            ylim=(0, 1.02),
+            xlabel=layer_label("vision"),
+            ylabel="fraction",
+        )
     for k, look in zip(dataset["k"].values.tolist(), looks(top).values(), strict=True):
         axes[0, 0].axhline(k / patches, **_REFERENCE | {"color": look.color})
     axes[0, 2].axhline(best / patches, label="by chance", **_REFERENCE)
@@ -105,8 +111,9 @@ def softmax_gradient(
     read = int(dataset.attrs["read_layer"])
     drawn = sorted({0, read // 2, read}) if layers is None else list(layers)
     if wrong := [layer for layer in drawn if not 0 <= layer < dataset.sizes["layer"]]:
-        expected = f"layers from 0 to {dataset.sizes['layer'] - 1}"
-        raise ProbeError(called, expected=expected, got=str(wrong[0]))
+        raise ProbeError(
+            called, expected=f"layers from 0 to {dataset.sizes['layer'] - 1}", got=str(wrong[0])
+        )
     axes = panels(ax, 2, 1, (4.6, 2.4), called)
     gradient, histogram = axes.flat
     weights = np.logspace(-5, 0, 400)
@@ -127,10 +134,19 @@ def softmax_gradient(
 def _line(axis: Axes, values: xr.DataArray, name: str, look: Look) -> None:
     frame = values.rename("value").to_dataframe().reset_index()
     frame["layer"] += 1
-    settings = {"color": look.color, "marker": look.marker, "markeredgewidth": 0, "markersize": 4}
-    spread = {"errorbar": ("pi", 80), "err_kws": {"linewidth": 0, "alpha": 0.15}}
     sns.lineplot(
-        frame, x="layer", y="value", label=name, ax=axis, legend=False, **spread, **settings
+        frame,
+        x="layer",
+        y="value",
+        label=name,
+        ax=axis,
+        legend=False,
+        errorbar=("pi", 80),
+        err_kws={"linewidth": 0, "alpha": 0.15},
+        color=look.color,
+        marker=look.marker,
+        markeredgewidth=0,
+        markersize=4,
     )
 
 

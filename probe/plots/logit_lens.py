@@ -63,8 +63,9 @@ def lens(
     owner, tile, boxes = (dataset[f"key_{name}"].values for name in ("image", "tile", "box"))
     keys = np.flatnonzero((owner == image) & (tile == 0) & ~np.isnan(boxes).any(-1))
     if not len(keys):
-        expected = "an image with vision tokens"
-        raise ProbeError(called, expected=expected, got=f"none in image {image}")
+        raise ProbeError(
+            called, expected="an image with vision tokens", got=f"none in image {image}"
+        )
     row_of_key = {key: row for row, key in enumerate(dataset["row_key"].values.tolist())}
     rows = [row_of_key[key] for key in keys.tolist()]
     height, width = dataset["image_size"].values[image].tolist()
@@ -94,11 +95,20 @@ def lens(
 def _words(axis: Axes, view: View, words: np.ndarray) -> None:
     """The word of each patch whose middle lies in the image."""
     width, height = view.size
-    centred = {"fontsize": 5.5, "color": "white", "ha": "center", "va": "center"}
     for word, (x, y) in zip(words, middles(view.boxes, view.size), strict=True):
         if 0 <= x <= width and 0 <= y <= height:
             text = " ".join(str(word).split())[:_LETTERS] or "·"
-            axis.text(x, y, text, parse_math=False, path_effects=outlined(1.2), **centred)
+            axis.text(
+                x,
+                y,
+                text,
+                parse_math=False,
+                path_effects=outlined(1.2),
+                fontsize=5.5,
+                color="white",
+                ha="center",
+                va="center",
+            )
 
 
 @styled()
@@ -123,11 +133,23 @@ def lens_curves(dataset: Any, *, ax: Any = None) -> Axes:
     vision = dataset["row_key"].values >= 0
     if vision.any():
         highest = dataset["says_answer"].values[:, vision].max(1)
-        style = {"color": DARK_GREY, "linestyle": DASHED, "marker": "s"}
-        axis.plot(layers, highest, label="highest vision token, any of them", **style)
+        axis.plot(
+            layers,
+            highest,
+            label="highest vision token, any of them",
+            color=DARK_GREY,
+            linestyle=DASHED,
+            marker="s",
+        )
     text = "When is the answer there? Layer outputs through the model's own norm and head"
-    labels = {"xlabel": layer_label(dataset.attrs["stack"]), "ylabel": "probability"}
-    finish(axis, text, layers=len(layers), ylim=(-0.02, 1.02), **labels)
+    finish(
+        axis,
+        text,
+        layers=len(layers),
+        ylim=(-0.02, 1.02),
+        xlabel=layer_label(dataset.attrs["stack"]),
+        ylabel="probability",
+    )
     legend(axis, title="token of the answer", **RIGHT)
     caption(np.array([axis]), [_note(dataset)], {"": dataset}, own=ax is None)
     return axis

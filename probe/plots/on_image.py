@@ -147,8 +147,12 @@ def _attention_on(
     """What each vision key receives: from a query type on average, or from one token of `maps`."""
     name = "received" if token is None else "maps"
     if name not in measured:
-        fix = "measure a sample with an image" if token is None else "measure with maps"
-        raise ProbeError(_CALLED, expected=f"a record with {name!r}", got="one without", fix=fix)
+        raise ProbeError(
+            _CALLED,
+            expected=f"a record with {name!r}",
+            got="one without",
+            fix="measure a sample with an image" if token is None else "measure with maps",
+        )
     values = measured[name].isel(sample=sample)
     if token is None:
         return values.sel(query_type=query_type).values
@@ -197,8 +201,11 @@ def views(
                 marked = None if sinks is None else sinks[:, mask]
                 found.append(View(title, pixels, boxes[mask], values[:, mask], marked))
     if not found:
-        got = f"none in sample {measured['sample'].values[sample]!r}, image {image}, tile {tile}"
-        raise ProbeError(_CALLED, expected="vision tokens that were attended to", got=got)
+        raise ProbeError(
+            _CALLED,
+            expected="vision tokens that were attended to",
+            got=f"none in sample {measured['sample'].values[sample]!r}, image {image}, tile {tile}",
+        )
     return found
 
 
@@ -245,9 +252,8 @@ def _mark_sinks(axis: Axes, view: View, number: int, with_value: bool) -> None:
     if not with_value:
         axis.plot(*places.T, "x", markersize=5, markeredgewidth=1.5, **mark)
         return
-    centred = {"fontsize": 6, "ha": "center", "va": "center"}
     for (x, y), value in zip(places, view.values[number][marked], strict=True):
-        axis.text(x, y, f"×\n{value:.2g}", **centred, **mark)
+        axis.text(x, y, f"×\n{value:.2g}", fontsize=6, ha="center", va="center", **mark)
 
 
 def _grid(found: list[View], layers: int) -> np.ndarray:

@@ -121,8 +121,9 @@ def log_scale(views: Sequence[View], floor: float | None, called: str) -> LogNor
     top = float(np.nanmax(values)) or 1.0
     low = _default_floor(values, top) if floor is None else floor
     if not 0 < low < top:
-        expected = f"a floor between 0 and the highest value ({top:.2g})"
-        raise ProbeError(called, expected=expected, got=f"{low:g}")
+        raise ProbeError(
+            called, expected=f"a floor between 0 and the highest value ({top:.2g})", got=f"{low:g}"
+        )
     return LogNorm(low, top, clip=True)
 
 

@@ -122,10 +122,12 @@ def _boxes(
         return (np.stack([col, row, col + 1, row + 1], -1) / side)[None]
     count = 0 if grid is None else int((grid.image == grid.image[:1]).sum())
     if grid is None or count != patches * views:
-        expected = f"the grid of {views} views of {patches} patches"
-        got = "none" if grid is None else f"{count} patches"
-        fix = "pass inputs.encoder_grid[0] and one image's reduction"
-        raise ProbeError(_CALLED, expected=expected, got=got, fix=fix)
+        raise ProbeError(
+            _CALLED,
+            expected=f"the grid of {views} views of {patches} patches",
+            got="none" if grid is None else f"{count} patches",
+            fix="pass inputs.encoder_grid[0] and one image's reduction",
+        )
     return grid.box[:count].reshape(views, patches, 4)
 
 
@@ -133,8 +135,9 @@ def _draw_kept(axis: Axes, pixels: np.ndarray, views: list[_View], name: str) ->
     show_image(axis, pixels)
     for view in views:
         _fill(axis, pixels, view.boxes[~view.kept], facecolors=[_VEIL], linewidths=0)
-        framed = {"facecolors": "none", "edgecolors": BLUE, "linewidths": 0.9}
-        _fill(axis, pixels, view.boxes[view.kept], **framed)
+        _fill(
+            axis, pixels, view.boxes[view.kept], facecolors="none", edgecolors=BLUE, linewidths=0.9
+        )
         if len(views) > 1:
             tile = np.concatenate([view.boxes[:, :2].min(0), view.boxes[:, 2:].max(0)])[None]
             _fill(axis, pixels, tile, facecolors="none", edgecolors="0.4", linewidths=0.8)
@@ -157,8 +160,14 @@ def _draw_groups(axis: Axes, pixels: np.ndarray, views: list[_View]) -> None:
         axis.add_collection(LineCollection(borders, colors="white", linewidths=1.1))
         centres = middles(view.boxes, size)
         for group, patch in view.anchors.items():
-            dot = {"markersize": 4.5, "markeredgecolor": "black", "markeredgewidth": 0.9}
-            axis.plot(*centres[patch], "o", markerfacecolor=colours[group], **dot)
+            axis.plot(
+                *centres[patch],
+                "o",
+                markerfacecolor=colours[group],
+                markersize=4.5,
+                markeredgecolor="black",
+                markeredgewidth=0.9,
+            )
     merged = sum(int(view.merged.sum()) for view in views)
     tokens = sum(len(np.unique(view.group[view.merged])) for view in views)
     title(axis, f"{merged} patches merged\ninto {tokens} tokens")

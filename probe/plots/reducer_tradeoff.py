@@ -96,13 +96,27 @@ def _draw(axis: Axes, table: pd.DataFrame, families: dict[str, Look]) -> None:
     """The first method as a star, the others with their intervals, a line a family."""
     first = table.iloc[0]
     axis.axhline(first["y"], color=GREY, linewidth=0.8, linestyle=DASHED)
-    star = {"color": BLACK, "marker": "*", "markersize": 11, "linestyle": "none"}
-    axis.plot(first["x"], first["y"], label=str(first["method"]), **star)
+    axis.plot(
+        first["x"],
+        first["y"],
+        label=str(first["method"]),
+        color=BLACK,
+        marker="*",
+        markersize=11,
+        linestyle="none",
+    )
     for family, look in families.items():
         rows = table.iloc[1:].query("family == @family").sort_values("x")
         bars = [(rows["y"] - rows["low"]).clip(lower=0), (rows["high"] - rows["y"]).clip(lower=0)]
-        style = {"color": look.color, "marker": look.marker, "elinewidth": 0.8}
-        axis.errorbar(rows["x"], rows["y"], bars, label=family, **style)
+        axis.errorbar(
+            rows["x"],
+            rows["y"],
+            bars,
+            label=family,
+            color=look.color,
+            marker=look.marker,
+            elinewidth=0.8,
+        )
 
 
 def _read(path: str | Path) -> pd.DataFrame:

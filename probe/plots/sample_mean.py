@@ -59,8 +59,9 @@ def average(
     measured = node(record, stack)
     held = [name for name in COUNT_OF if name in measured]
     if value not in held:
-        expected = f"a value that the record holds ({', '.join(held)})"
-        raise ProbeError("plots", expected=expected, got=repr(value))
+        raise ProbeError(
+            "plots", expected=f"a value that the record holds ({', '.join(held)})", got=repr(value)
+        )
     one_of("plots", "weights of", weights, WEIGHTS)
     values = entropy_ratio(record, stack, value) if ratio else measured[value]
     count = measured[COUNT_OF[value]]

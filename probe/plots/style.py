@@ -166,8 +166,9 @@ def panels(ax: Any, rows: int, columns: int, size: tuple[float, float], called: 
     axes = np.array(ax, dtype=object).reshape(-1)
     if axes.size != rows * columns or not all(isinstance(axis, Axes) for axis in axes):
         types = ", ".join(sorted({type(axis).__name__ for axis in axes}))
-        got = f"{axes.size} ({types})"
-        raise ProbeError(called, expected=f"ax= {rows * columns} Axes", got=got)
+        raise ProbeError(
+            called, expected=f"ax= {rows * columns} Axes", got=f"{axes.size} ({types})"
+        )
     return axes.reshape(rows, columns)
 
 
@@ -250,7 +251,13 @@ def caption(axes: np.ndarray, lines: Sequence[str], records: Mapping[str, Any], 
     if own:
         figure.supxlabel(text, x=0.01, va="bottom", **_SMALL_PRINT)
     else:
-        place = {"xycoords": "axes fraction", "textcoords": "offset points"}
         first.annotate(
-            text, (0, 0), (0, -36), va="top", annotation_clip=False, **place, **_SMALL_PRINT
+            text,
+            (0, 0),
+            (0, -36),
+            va="top",
+            annotation_clip=False,
+            xycoords="axes fraction",
+            textcoords="offset points",
+            **_SMALL_PRINT,
         )

@@ -200,11 +200,23 @@ def swaps(results: Any, size: int | None = None, *, seed: int = 0, ax: Any = Non
         draw_windows(axis, table, windows, value, seed, look, label, shaded=True)
         untouched = estimates(table, value)[0]
         if not np.isnan(untouched):
-            dots = {"color": look.color, "linewidth": 1, "linestyle": DOTTED}
-            axis.axhline(untouched, label="  the same, untouched", **dots)
-    labels = {"xlabel": "layers that read another image", "ylabel": "answers (%)"}
+            axis.axhline(
+                untouched,
+                label="  the same, untouched",
+                color=look.color,
+                linewidth=1,
+                linestyle=DOTTED,
+            )
     text = "Text reads another image in a window of layers"
-    finish_windows(axis, table, windows, "correct", text, **labels)
+    finish_windows(
+        axis,
+        table,
+        windows,
+        "correct",
+        text,
+        xlabel="layers that read another image",
+        ylabel="answers (%)",
+    )
     legend(axis, **_LEGEND)
     caption(np.array([axis]), [note(table, seed)], {"swap": table}, ax is None)
     return axis
@@ -238,8 +250,9 @@ def depth(
     since = {layer + 1: case for layer, case in from_cases(table).items()}
     until = {layer + 1: case for layer, case in until_cases(table).items()}
     if len(since) < 2 and len(until) < 2:
-        expected = "a sweep with from_layer() or until_layer()"
-        raise ProbeError(called, expected=expected, got="other cases")
+        raise ProbeError(
+            called, expected="a sweep with from_layer() or until_layer()", got="other cases"
+        )
     untouched = str(table["case"].values[0])
     axes = panels(ax, 1, 2, (4.6, 3.8), called)
     _depth_curves(axes[0, 0], table, since | {layers + 1: untouched}, value, seed)

@@ -54,9 +54,12 @@ def windows_of(table: xr.Dataset, size: int | None) -> dict[str, tuple[int, ...]
 
 def no_windows(size: int | None) -> ProbeError:
     """The error for a sweep over other cases."""
-    expected = "a sweep over windows" + (f" of {size} layers" if size else "")
-    fix = "add windows(4) to its cases"
-    return ProbeError("plots", expected=expected, got="other cases", fix=fix)
+    return ProbeError(
+        "plots",
+        expected="a sweep over windows" + (f" of {size} layers" if size else ""),
+        got="other cases",
+        fix="add windows(4) to its cases",
+    )
 
 
 def in_units(table: xr.Dataset, value: str) -> Float[np.ndarray, "sample case"]:
@@ -99,8 +102,14 @@ def draw_baselines(axis: Axes, table: xr.Dataset, value: str) -> None:
     numbers = estimates(table, value)[:BASELINES]
     for (name, look), number in zip(looks(names).items(), numbers, strict=True):
         if not np.isnan(number):
-            style = {"color": look.color, "linestyle": look.linestyle, "linewidth": 1.3}
-            axis.axhline(number, label=name, zorder=1, **style)
+            axis.axhline(
+                number,
+                label=name,
+                zorder=1,
+                color=look.color,
+                linestyle=look.linestyle,
+                linewidth=1.3,
+            )
 
 
 def draw_windows(
@@ -135,8 +144,7 @@ def draw_windows(
     differs = (difference.low > 0) | (difference.high < 0)
     style = {"color": colour, "marker": look.marker, "markersize": 5}
     for which, face in ((differs, colour), (~differs, "white")):
-        dots = {"linestyle": "", "markerfacecolor": face, "zorder": 4}
-        axis.plot(x[which], estimate[which], **style, **dots)
+        axis.plot(x[which], estimate[which], **style, linestyle="", markerfacecolor=face, zorder=4)
     axis.plot([], [], linestyle="-" if shaded else "", label=label, **style)  # for the legend
 
 
