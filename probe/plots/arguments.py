@@ -1,16 +1,40 @@
 """What plots are given, checked: records, types, layers, samples and other datasets."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, overload, runtime_checkable
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from probe.errors import ProbeError
 
 # A record, a list of records, or {label: record}; `labelled` refuses anything else in one line.
 Records = Any
+Several = Mapping[str, xr.DataTree] | Sequence[xr.DataTree]
+Options = ParamSpec("Options")
+
+
+@runtime_checkable
+class RecordsPlot(Protocol[Options]):
+    """A plot with a panel for each record: Axes of one record, the Figure of several."""
+
+    @overload
+    def __call__(
+        self, record: xr.DataTree, *args: Options.args, **options: Options.kwargs
+    ) -> Axes: ...
+    @overload
+    def __call__(
+        self, record: Several, *args: Options.args, **options: Options.kwargs
+    ) -> Figure: ...
+
+
+def of_records(draw: Callable[Concatenate[Records, Options], Any]) -> RecordsPlot[Options]:
+    """Tells type checkers that a plot is a `RecordsPlot`; it stays as it is."""
+    return draw  # pyright: ignore[reportReturnType]
+
 
 _DISTINGUISHING = (
     *("model", "revision", "aspect", "types", "intervention", "reducer", "dtype", "attention"),

@@ -144,5 +144,5 @@ def _summary(dataset: xr.Dataset) -> str:
     if not np.isnan(without):
         summary += f"; all features contribute {logprob - without:.2f} nat"
         if not np.isnan(delta):
-            summary += f"; attributions sum to this {delta:+.3g} nat"
+            summary += f" (the sum of attributions differs by {delta:+.2g})"
     return summary

@@ -1,7 +1,6 @@
 """Layer x head: which heads carry A → B, and where."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,7 +13,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator
 
 from probe.errors import ProbeError
-from probe.plots.arguments import Records, chosen, default_query, labelled
+from probe.plots.arguments import Records, chosen, default_query, labelled, of_records
 from probe.plots.sample_mean import average, sampling
 from probe.plots.style import (
     LIGHT_GREY,
@@ -33,32 +32,7 @@ _CALLED = "plots.heads"
 _PANEL = (5.2, 4.2)
 
 
-@overload
-def heads(
-    record: xr.DataTree,
-    query_type: str | None = None,
-    key_type: str = "vision",
-    stack: str = "llm",
-    *,
-    value: str = "mass",
-    weights: str = "sample",
-    ax: Any = None,
-) -> Axes: ...
-
-
-@overload
-def heads(
-    record: Mapping[str, xr.DataTree] | Sequence[xr.DataTree],
-    query_type: str | None = None,
-    key_type: str = "vision",
-    stack: str = "llm",
-    *,
-    value: str = "mass",
-    weights: str = "sample",
-    ax: Any = None,
-) -> Figure: ...
-
-
+@of_records
 @styled()
 def heads(
     record: Records,
@@ -69,7 +43,7 @@ def heads(
     value: str = "mass",
     weights: str = "sample",
     ax: Any = None,
-) -> Any:
+) -> Axes | Figure:
     """A cell for each head of each layer: one A → B, mean over samples.
 
     How to read it: the first layer is on top; a bright cell is a head that gives much of its

@@ -2,7 +2,7 @@
 (Fig. 3)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 from probe.errors import ProbeError
-from probe.plots.arguments import Records, chosen, labelled
+from probe.plots.arguments import Records, chosen, labelled, of_records
 from probe.plots.sample_mean import Average, average, sampling
 from probe.plots.style import (
     DARK_GREY,
@@ -31,7 +31,6 @@ from probe.plots.style import (
     styled,
 )
 
-Several = Mapping[str, xr.DataTree] | Sequence[xr.DataTree]
 Types = str | Sequence[str] | None
 
 _TITLES = {
@@ -49,34 +48,7 @@ _LEGEND = 1.9  # inches to the right of the panels
 _PAIRS = 10  # with more, the legend names types instead of pairs
 
 
-@overload
-def mass(
-    record: xr.DataTree,
-    stack: str = "llm",
-    value: str = "mass",
-    *,
-    query_types: Types = None,
-    key_types: Types = None,
-    weights: str = "sample",
-    seed: int = 0,
-    ax: Any = None,
-) -> Axes: ...
-
-
-@overload
-def mass(
-    record: Several,
-    stack: str = "llm",
-    value: str = "mass",
-    *,
-    query_types: Types = None,
-    key_types: Types = None,
-    weights: str = "sample",
-    seed: int = 0,
-    ax: Any = None,
-) -> Figure: ...
-
-
+@of_records
 @styled()
 def mass(
     record: Records,
@@ -88,7 +60,7 @@ def mass(
     weights: str = "sample",
     seed: int = 0,
     ax: Any = None,
-) -> Any:
+) -> Axes | Figure:
     """Attention of A → B over layers, mean over heads.
 
     How to read it: a line is what the queries of type A give to the keys of type B in each layer.
@@ -126,36 +98,6 @@ def mass(
     return axes[0, 0] if single else figure_of(axes)
 
 
-@overload
-def entropy(
-    record: xr.DataTree,
-    stack: str = "llm",
-    which: str | None = None,
-    *,
-    ratio: bool = False,
-    query_types: Types = None,
-    key_types: Types = None,
-    weights: str = "sample",
-    seed: int = 0,
-    ax: Axes,
-) -> Axes: ...
-
-
-@overload
-def entropy(
-    record: Records,
-    stack: str = "llm",
-    which: str | None = None,
-    *,
-    ratio: bool = False,
-    query_types: Types = None,
-    key_types: Types = None,
-    weights: str = "sample",
-    seed: int = 0,
-    ax: Any = None,
-) -> Figure: ...
-
-
 @styled()
 def entropy(
     record: Records,
@@ -168,7 +110,7 @@ def entropy(
     weights: str = "sample",
     seed: int = 0,
     ax: Any = None,
-) -> Any:
+) -> Axes | Figure:
     """How spread out the attention of A over the tokens of B is: pooled as in the paper, and in
     each head.
 

@@ -6,18 +6,16 @@ no place in the image, so they are not drawn.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, one_of
 from probe.plots.arguments import (
     Records,
     chosen,
@@ -50,7 +48,6 @@ from probe.records import node
 _CALLED = "plots.heatmaps"
 _COLUMNS = 5  # panels in a row of the figure
 _WIDTH = 1.9  # of a panel, in inches
-_SINKS = ("keep", "drop", "split")
 
 
 @styled()
@@ -92,32 +89,32 @@ def heatmaps(
     tile, token or stack that a record does not have, for a record without numbers of patches, and
     for a floor above the highest value.
     """
-    if sinks not in _SINKS:
-        raise ProbeError(_CALLED, expected=f"sinks of {', '.join(_SINKS)}", got=repr(sinks))
+    one_of(_CALLED, "sinks of", sinks, ("keep", "drop", "split"))
     named = labelled(record, _CALLED)
     first = node(next(iter(named.values())), stack)
     query_type = query_type or default_query(first)
     found: list[View] = []
-    shown: list[list[int]] = []  # the layers of each view
     for name, one in named.items():
         measured = node(one, stack)
         chosen(query_type, measured["query_type"].values.tolist(), _CALLED)
-        drawn_layers = layer_indices(measured, layers, _CALLED)
         index = sample_index(measured, sample, _CALLED)
-        values = _attention_on(measured, index, query_type, token)[drawn_layers]
-        known_sinks = _sinks_of(measured, index, drawn_layers)
-        for view in views(one, measured, index, values, image, tile, known_sinks):
-            parts = [name, view.title] if len(named) > 1 else [view.title]
-            found.append(replace(view, title=", ".join(filter(None, parts))))
-            shown.append(drawn_layers)
+        values = _attention_on(measured, index, query_type, token)
+        drawn = layer_indices(measured, layers, _CALLED)
+        label = name if len(named) > 1 else ""
+        found += views(one, measured, index, values, image, tile, drawn, label)
     coloured = found if sinks == "keep" else [view.without_sinks() for view in found]
     norm = log_scale(coloured, floor, _CALLED)
-    columns = max(map(len, shown))
+    columns = max(len(view.maps) for view in found)
     axes = _grid(found, columns) if ax is None else panels(ax, len(found), columns, (0, 0), _CALLED)
-    for row, view, colours, drawn_layers in zip(axes, found, coloured, shown, strict=True):
-        titles = [f"{layer_label(stack)} {layer + 1}" for layer in drawn_layers]
-        _draw_row(row, view, colours.values, titles, norm, with_value=sinks == "split")
-    used = [axis for row, layer in zip(axes, shown, strict=True) for axis in row[: len(layer)]]
+    used: list[Axes] = []
+    for row, view, colours in zip(axes, found, coloured, strict=True):
+        for number, layer in enumerate(view.maps):
+            draw_patches(row[number], view, colours.values[number], norm)
+            _mark_sinks(row[number], view, number, with_value=sinks == "split")
+            row[number].set_title(f"{layer_label(stack)} {layer + 1}", fontsize=SMALL_TITLE)
+        for axis in row[len(view.maps) :]:  # a record with fewer layers than another
+            axis.remove()
+        used += row[: len(view.maps)].tolist()
     received = "attention received" if token is None else "attention of the token"
     scale = f"{received}, head mean\n(fraction; log, floor {norm.vmin:.2g})"
     figure = figure_of(axes)
@@ -163,13 +160,6 @@ def _attention_on(
     return (values.mean("head") if "head" in values.dims else values).values
 
 
-def _sinks_of(
-    measured: xr.Dataset, sample: int, layers: list[int]
-) -> Bool[np.ndarray, "layer key"] | None:
-    """Which vision keys are attention sinks; None where the record does not say."""
-    return measured["key_sink"].values[sample, layers] > 0 if "key_sink" in measured else None
-
-
 def views(
     record: xr.DataTree,
     measured: xr.Dataset,
@@ -177,13 +167,21 @@ def views(
     values: Float[np.ndarray, "map key"],
     image: int | None = None,
     tile: int | None = None,
-    sinks: Bool[np.ndarray, "map key"] | None = None,
+    maps: Sequence[int] | None = None,
+    label: str = "",
 ) -> list[View]:
     """The views of a sample: each image as a whole, and its tiles together where it has any.
 
-    `image` and `tile` choose one. Raises ProbeError where nothing is left.
+    values: of each patch, in several maps: layers, of which `maps` chooses some, or queries.
+    `image` and `tile` choose one; `label` is the beginning of each title. Raises ProbeError where
+    nothing is left.
     """
-    keys = measured.isel(sample=sample)
+    keys, sinks = measured.isel(sample=sample), None
+    if maps is None:
+        maps = range(len(values))
+    elif "key_sink" in keys:
+        sinks = keys["key_sink"].values[maps] > 0
+    values = values[maps]
     boxes, owner, tiles = (keys[name].values for name in ("key_box", "key_image", "key_tile"))
     placed = ~np.isnan(boxes).any(-1) & ~np.isnan(values).all(0)
     parts = {"": tiles == 0, "tiles": tiles > 0}
@@ -197,14 +195,14 @@ def views(
         for part, inside in parts.items():
             mask = placed & (owner == number) & inside
             if mask.any():
-                title = ", ".join(filter(None, [image_title, part]))
+                title = ", ".join(filter(None, [label, image_title, part]))
                 marked = None if sinks is None else sinks[:, mask]
-                found.append(View(title, pixels, boxes[mask], values[:, mask], marked))
+                found.append(View(title, pixels, boxes[mask], values[:, mask], maps, marked))
     if not found:
         raise ProbeError(
             _CALLED,
             expected="vision tokens that were attended to",
-            got=f"none in sample {measured['sample'].values[sample]!r}, image {image}, tile {tile}",
+            got=f"none in sample {keys['sample'].item()!r}, image {image}, tile {tile}",
         )
     return found
 
@@ -223,23 +221,6 @@ def has_values(measured: xr.Dataset, sample: int | str, query_type: str) -> bool
     keys = measured.isel(sample=sample_index(measured, sample, _CALLED))
     received = keys["received"].sel(query_type=query_type).notnull()
     return bool((received & keys["key_box"].notnull().any("edge")).any())
-
-
-def _draw_row(
-    row: np.ndarray,
-    view: View,
-    values: Float[np.ndarray, "layer key"],
-    titles: list[str],
-    norm: Normalize,
-    with_value: bool,
-) -> None:
-    """A view in each of its layers; panels for more layers than it has are removed."""
-    for number, (axis, title) in enumerate(zip(row, titles, strict=False)):
-        draw_patches(axis, view, values[number], norm)
-        _mark_sinks(axis, view, number, with_value)
-        axis.set_title(title, fontsize=SMALL_TITLE)
-    for axis in row[len(titles) :]:
-        axis.remove()
 
 
 def _mark_sinks(axis: Axes, view: View, number: int, with_value: bool) -> None:

@@ -29,13 +29,15 @@ _DECADES = 3  # of a logarithmic scale at most, unless its floor is given
 class View:
     """One image, whole or in tiles, and the values of its patches in some layers (or maps).
 
-    `pixels` is empty where a record kept none; `sinks` says which patches are attention sinks.
+    `pixels` is empty where a record kept none; `maps` are the numbers of the layers (or maps);
+    `sinks` says which patches are attention sinks, where that is known.
     """
 
     title: str
     pixels: UInt8[np.ndarray, "height width channel"]
     boxes: Float[np.ndarray, "key 4"]
     values: Float[np.ndarray, "map key"]
+    maps: Sequence[int] = ()
     sinks: Bool[np.ndarray, "map key"] | None = None
 
     @property
