@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from probe.errors import ProbeError, one_of
 from probe.records import entropy_ratio, node
+from probe.records.bootstrap import bootstrap
 
 COUNT_OF = {
     "mass": "query_count",
@@ -23,6 +24,7 @@ COUNT_OF = {
     "entropy": "entropy_count",
     "head_entropy": "head_entropy_count",
 }
+DRAWS = 1000
 _DIMS = ("sample", "layer", "head", "query_type", "key_type")
 WEIGHTS = {"sample": "each counts once", "query_count": "weighted by their queries"}
 
@@ -77,43 +79,29 @@ def average(
     template = values.isel(sample=0, drop=True).assign_attrs(attrs)
     # where causality hides all keys of a type, share is 0 and not NaN: it is not drawn either
     visible = (measured["query_count"] > 0).any("sample")
-    parts = bootstrap(values.values, weight.values, images_of, seed=seed)
+    parts = mean_and_band(values.values, weight.values, images_of, seed=seed)
     return Average(*(template.copy(data=part).where(visible) for part in parts))
 
 
-def bootstrap(
+def mean_and_band(
     values: Float[np.ndarray, "sample *rest"],
     weights: Float[np.ndarray, "sample *rest"],
-    clusters: Int[np.ndarray, " sample"],
+    images_of: Int[np.ndarray, " sample"],
     *,
-    resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
-    """Weighted mean over samples, and its 2.5 % and 97.5 % quantiles when clusters are redrawn.
+    """Weighted mean over samples and its 95 % interval; the mean as both bounds without one.
 
     A NaN value has no weight; the mean of no values is NaN.
 
-    >>> mean, low, high = bootstrap(np.array([1.0, 3.0]), np.ones(2), np.array([0, 1]))
+    >>> mean, low, high = mean_and_band(np.array([1.0, 3.0]), np.ones(2), np.array([0, 1]))
     >>> float(mean), float(low), float(high)
     (2.0, 1.0, 3.0)
     """
-    shape = values.shape[1:]
-    weights = np.where(np.isnan(values), 0, weights).reshape(len(values), -1)
-    sums = np.nan_to_num(values).reshape(len(values), -1) * weights
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = (sums.sum(0) / weights.sum(0)).reshape(shape)
-        groups = clusters.max() + 1
-        if groups < 2:
-            return mean, mean, mean
-        drawn = np.random.default_rng(seed).multinomial(
-            groups, np.full(groups, 1 / groups), resamples
-        )
-        times = drawn[:, clusters].astype(float)
-        redrawn = (times @ sums) / (times @ weights)
-    low, high = mean.copy().reshape(-1), mean.copy().reshape(-1)
-    known = ~np.isnan(redrawn).all(0)
-    low[known], high[known] = np.nanquantile(redrawn[:, known], [0.025, 0.975], axis=0)
-    return mean, low.reshape(shape), high.reshape(shape)
+    interval = bootstrap(values, images_of, weights=weights, seed=seed, draws=DRAWS)
+    mean = interval.estimate
+    low, high = (np.where(np.isnan(end), mean, end) for end in (interval.low, interval.high))
+    return mean, low, high
 
 
 def images(record: xr.DataTree) -> Int[np.ndarray, " sample"]:

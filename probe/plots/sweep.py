@@ -30,7 +30,7 @@ from probe.evaluation.drop_effects import (
     window_cases,
 )
 from probe.evaluation.headline import Headline
-from probe.plots.sample_mean import bootstrap
+from probe.plots.sample_mean import DRAWS
 from probe.plots.style import (
     BELOW,
     BLACK,
@@ -63,6 +63,7 @@ from probe.plots.sweep_curves import (
     value_axis,
     windows_of,
 )
+from probe.records.bootstrap import bootstrap
 
 _PANEL = (5.4, 3.9)
 _ATTENTION_WIDTH = 3.6  # inches, right of Fig. 5
@@ -132,7 +133,6 @@ def _attention_in(results: Any) -> xr.Dataset | None:
 
 def _attention(axis: Axes, attention: xr.DataArray, images: np.ndarray, seed: int) -> None:
     """Attention on vision over layers, of each type of query but vision."""
-    _, groups = np.unique(images.astype(str), return_inverse=True)
     layers = attention["layer"].values + 1
     types = attention["query_type"].values.tolist()
     for query in ("response", "instruction", "compressed"):
@@ -141,10 +141,12 @@ def _attention(axis: Axes, attention: xr.DataArray, images: np.ndarray, seed: in
         values = attention.sel(query_type=query).transpose("sample", "layer").values.astype(float)
         if np.isnan(values).all():
             continue
-        mean, low, high = bootstrap(values, np.ones_like(values), groups, seed=seed)
+        interval = bootstrap(values, images.astype(str), seed=seed, draws=DRAWS)
         look, every = looks(types)[query], max(1, len(layers) // 12)
-        axis.plot(layers, mean, label=f"{query} → vision", markevery=every, **look._asdict())
-        shade(axis, layers, low, high, look.color)
+        axis.plot(
+            layers, interval.estimate, label=f"{query} → vision", markevery=every, **look._asdict()
+        )
+        shade(axis, layers, interval.low, interval.high, look.color)
     finish(axis, "", layers=len(layers), xlim=(0.5, len(layers) + 0.5))
 
 

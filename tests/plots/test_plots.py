@@ -16,7 +16,7 @@ from planted_records import planted_record
 
 from probe import plots
 from probe.errors import ProbeError
-from probe.plots.sample_mean import bootstrap, images
+from probe.plots.sample_mean import images, mean_and_band
 from probe.plots.style import line_style
 from probe.records import assemble, entropy_ratio, to_dataframe
 
@@ -153,16 +153,16 @@ def test_the_bootstrap_redraws_whole_images(samples, seed, data):
     )
     shown = np.array(data.draw(st.lists(st.integers(0, 2), min_size=samples, max_size=samples)))
     shown = np.unique(shown, return_inverse=True)[1]
-    mean, low, high = bootstrap(values, np.ones(samples), shown, seed=seed)
+    mean, low, high = mean_and_band(values, np.ones(samples), shown, seed=seed)
     np.testing.assert_allclose(mean, values.mean())
     by_image = [values[shown == each].mean() for each in set(shown)]
     assert min(by_image) - 1e-9 <= low <= high <= max(by_image) + 1e-9
-    again = bootstrap(values, np.ones(samples), shown, seed=seed)
+    again = mean_and_band(values, np.ones(samples), shown, seed=seed)
     assert (float(low), float(high)) == (float(again[1]), float(again[2]))
 
 
 def test_a_missing_number_has_no_weight():
-    mean, low, high = bootstrap(
+    mean, low, high = mean_and_band(
         np.array([[1.0, np.nan], [np.nan, np.nan]]), np.ones((2, 2)), np.array([0, 1])
     )
     np.testing.assert_array_equal([mean, low, high], [[1, np.nan]] * 3)
