@@ -29,8 +29,7 @@ from probe.evaluation.run_identity import weights_digest
 from probe.evaluation.task import BenchmarkTask
 from probe.models.tiny.scenes import draw
 from probe.models.tiny.training.evaluate import evaluate, frozen
-from probe.models.tiny.training.packed_fusion import fused_logits
-from probe.models.tiny.training.packed_rows import answer_logits
+from probe.models.tiny.training.packed_rows import answer_logits, fused_logits
 from probe.plots.style import title
 from probe.records.bootstrap import Interval, bootstrap, paired
 from probe.records.run_directory import RunDirectory

@@ -22,8 +22,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from probe.models.tiny import FOLDERS
 from probe.models.tiny.training.evaluate import evaluate, summary
 from probe.models.tiny.training.mini_recipe import MiniRecipe
-from probe.models.tiny.training.packed_fusion import fused_logits
-from probe.models.tiny.training.packed_rows import answer_logits
+from probe.models.tiny.training.packed_rows import answer_logits, fused_logits
 from probe.models.tiny.training.train_mini import train_mini
 
 HERE = Path(__file__).parent

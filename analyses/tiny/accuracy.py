@@ -16,10 +16,10 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from probe.models.tiny import FOLDERS
-from probe.models.tiny.questions import KINDS
+from probe.models.tiny.questions import QUESTION_KINDS
 from probe.models.tiny.scenes import sample_scene, stream
 from probe.models.tiny.training.evaluate import evaluate, frozen, summary
-from probe.models.tiny.training.stages import PATCHES
+from probe.models.tiny.training.stages import PATCH_ACCURACIES
 from probe.models.tiny.weights import recipe_of
 
 HERE = Path(__file__).parent
@@ -59,7 +59,7 @@ def learning_curve(log: pd.DataFrame) -> plt.Figure:
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, width_ratios=(1, 2))
     markers = "osv^Dx*"
-    for axes, stage, names in ((left, 0, PATCHES), (right, 1, KINDS)):
+    for axes, stage, names in ((left, 0, PATCH_ACCURACIES), (right, 1, QUESTION_KINDS)):
         part = log[log.stage == stage]
         for i, name in enumerate(names):
             axes.plot(
@@ -82,7 +82,9 @@ def learning_curve(log: pd.DataFrame) -> plt.Figure:
 
 def _order(index: pd.Index) -> pd.Index:
     return (
-        index.map({kind: i for i, kind in enumerate(KINDS)}.get) if index.name == "kind" else index
+        index.map({kind: i for i, kind in enumerate(QUESTION_KINDS)}.get)
+        if index.name == "kind"
+        else index
     )
 
 

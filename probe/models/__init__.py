@@ -1,14 +1,16 @@
-"""Models that ship with the package: the tiny trained ones, the ones with a known truth,
-LLaVA-Mini.
+"""Models that ship with the package: trained tiny ones, planted ones of known truth, LLaVA-Mini.
 
 probe.models.planted(read_layers=(2, 3))     # vision can reach the answer in these layers only
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from probe.models.planted import planted as planted
 
 
 def __getattr__(name: str) -> Any:
-    if name == "planted":  # not before it is used: it needs torch
-        return import_module("probe.models.planted").planted
+    if name == "planted":  # imported on first use, because it needs torch
+        return import_module("probe.models.planted")  # a module that can be called
     raise AttributeError(f"module 'probe.models' has no attribute {name!r}")

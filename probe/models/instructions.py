@@ -23,7 +23,7 @@ from PIL import Image
 from probe.data.files import DataFolder, json_list
 from probe.data.rows import RowError, RowReader, SkippedRow, entry, identifier, question_text
 from probe.errors import ProbeError, shown
-from probe.models.llava_mini.training_data import Instruction, Visual
+from probe.models.llava_mini.training_data import Instruction, VisualSource
 
 MARKS = ("<image>", "<video>")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -60,7 +60,7 @@ def _is_video_question(row: Any) -> bool:
 
 def _video_question(row: dict[str, Any], data: DataFolder) -> Instruction:
     question, answer = question_text(row, "q"), question_text(row, "a")
-    video = Visual(
+    video = VisualSource(
         "video", data.video(*(identifier(row, "video_id") + ending for ending in VIDEOS))
     )
     return Instruction((_said("user", question, 1), _said("assistant", answer)), (video,))
@@ -75,8 +75,8 @@ def _conversation(row: Any, data: DataFolder) -> Instruction:
     roles = [role for role, _ in turns]
     if not turns or roles != ["user", "assistant"] * (len(turns) // 2):
         raise RowError("'conversations': human and gpt in turn, gpt last", shown(roles))
-    visuals = [Visual("image", _image(data, name)) for name in _names(row, "image")]
-    visuals += [Visual("video", data.video(name)) for name in _names(row, "video")]
+    visuals = [VisualSource("image", _image(data, name)) for name in _names(row, "image")]
+    visuals += [VisualSource("video", data.video(name)) for name in _names(row, "video")]
     messages = [_message(role, text) for role, text in turns]
     marks = sum(part["type"] == "image" for message in messages for part in message["content"])
     if marks != len(visuals):

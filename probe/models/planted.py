@@ -1,34 +1,41 @@
-"""A small LLaVA whose truth is known: vision reaches the answer in given layers only, from given
-patches only.
+"""A small LLaVA of known truth: vision reaches the answer in given layers and from given patches.
 
-The positive control of everything here that claims to say where a model looks and what it needs: a
-method that does not find these layers and patches is wrong. Nothing is trained. Each weight is
-written by hand, so that the answer can be read off the image:
+The positive control of every method here that claims to tell where a model looks and what it needs:
+a method that does not find these layers and patches is wrong. Nothing is trained. Every weight is
+set by hand so that the answer can be read off the image:
 
-    the colour (red, green, blue) that all the planted patches have, if all read layers could read it; else "nothing"
+    the colour (red, green, blue) of all planted patches if every read layer can read it;
+    else "nothing"
 
-How. Residual stream of the language model, 16 wide, one fact a dimension (`STREAM`):
+The residual stream of the language model is 16 wide, with one fact per dimension (`RESIDUAL`):
 
-    encoder     each patch: the mean of each colour channel, and whether it is planted (from its position embedding);
-                the encoder's layers add nothing
-    projector   makes both binary: a channel is on or off, exactly (two GELUs a step apart)
-    read layer  head 0: text attends to planted patches alone (weights elsewhere underflow to 0) and adds 1/n of the
-                channels they have on, n being the number of read layers. Vision rows attend to BOS, which says nothing,
-                and so never change. Head 1 looks evenly and says nothing
-    other layer both heads look evenly, at vision too, and say nothing: attention without effect
-    head        the colour, where its evidence is complete; "nothing", where a layer or patch is missing; then </s>
+    encoder      each patch: the mean of each colour channel, and whether it is planted (from its
+                 position embedding); the encoder's layers add nothing
+    projector    makes both binary: a channel is exactly on or off (two GELUs one step apart)
+    read layer   head 0: text attends to planted patches only (weights elsewhere underflow to 0)
+                 and adds 1/n of the channels that are on, n being the number of read layers.
+                 Vision rows attend to BOS, whose values are zero, and so never change.
+                 Head 1 attends evenly and adds nothing
+    other layer  both heads attend evenly, also to vision, and add nothing: attention without effect
+    lm head      the colour where its evidence is complete; "nothing" where a layer or patch is
+                 missing; then </s>
 
-Rotary embeddings are as good as switched off by an enormous base. No layer has an MLP.
+A very large base disables the rotary embeddings. No layer has an MLP.
 
     known = planted(read_layers=(2, 4), patches=(14, 15))
     subject = probe.load(known.model, processor=known.processor)
     subject.answer(known.image("red"), known.question)                 # 'red'
     with probe.drop_vision(subject, 4):
         subject.answer(known.image("red"), known.question)             # 'nothing'
+
+This module can be called like its function: `probe.models.planted(...)` stays valid after
+`from probe.models.planted import planted`, which makes the module an attribute of `probe.models`.
 """
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -47,32 +54,30 @@ from probe.errors import ProbeError
 from probe.models.tiny.processor import PATCH, build_processor
 from probe.models.tiny.scenes import SIZE
 
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
-NOTHING = "nothing"
+CHANNELS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+NO_ANSWER = "nothing"
 GRID = SIZE // PATCH  # patches along a side
-STREAM = (
+RESIDUAL = (
     "always",
     "text",
     "vision",
     "planted",
     "bos",
-    *(f"{channel} on" for channel in COLOURS),
-    *(f"{channel} off" for channel in COLOURS),
-    *(f"read {channel}" for channel in COLOURS),
+    *(f"{channel} on" for channel in CHANNELS),
+    *(f"{channel} off" for channel in CHANNELS),
+    *(f"read {channel}" for channel in CHANNELS),
     "answered",
     "unused",
 )
-AT = {name: place for place, name in enumerate(STREAM)}
-WIDTH, HEADS = len(STREAM), 2
-SLOW = (2, 3)  # dimensions of a head that the rotary embedding turns least
-SHARP = 256.0  # scores of some hundreds: the softmax of everything else is 0 in float32
+AT = {name: dimension for dimension, name in enumerate(RESIDUAL)}
+WIDTH, HEADS = len(RESIDUAL), 2
+SLOW = (2, 3)  # the dimensions of a head that the rotary embedding rotates least
+SHARP = 256.0  # scores of several hundred: the softmax elsewhere is 0 in float32
 
 
 @dataclass(frozen=True, eq=False)
 class Planted:
-    """A model with what is true of it. `patches` count row by row from the top left, `GRID` a
-    row.
-    """
+    """A model and the truth about it. `patches` count row by row from the top left, `GRID` a row."""
 
     model: LlavaForConditionalGeneration
     processor: LlavaProcessor
@@ -81,10 +86,10 @@ class Planted:
     question: str = "what colour is it ?"
 
     def image(self, colour: str, seed: int = 0) -> Image.Image:
-        """The planted patches in one colour, each of the others in one drawn from the seed."""
-        table = np.array(list(COLOURS.values()), dtype=np.uint8)
+        """The planted patches in `colour`, every other patch in one drawn from the seed."""
+        table = np.array(list(CHANNELS.values()), dtype=np.uint8)
         patches = table[np.random.default_rng(seed).integers(len(table), size=GRID * GRID)]
-        patches[list(self.patches)] = COLOURS[colour]
+        patches[list(self.patches)] = CHANNELS[colour]
         return Image.fromarray(patches.reshape(GRID, GRID, 3)).resize(
             (SIZE, SIZE), Image.Resampling.NEAREST
         )
@@ -93,11 +98,11 @@ class Planted:
 def planted(
     read_layers: Iterable[int] = (2, 4), patches: Iterable[int] = (14, 15, 20, 21), layers: int = 6
 ) -> Planted:
-    """A model of so many layers in which text reads vision only in `read_layers`, and there only
-    `patches`.
+    """A model of `layers` layers in which text reads vision only in `read_layers` (counted from 0),
+    and only `patches`.
 
-    Raises ProbeError for none of either, a layer outside, and a patch outside of the 6 x 6 of the
-    image.
+    Raises ProbeError if either is empty, or has a layer or patch that does not exist (an image has
+    6 x 6 patches).
     """
     read_layers, patches = (tuple(sorted(set(given))) for given in (read_layers, patches))
     for name, given, count in (
@@ -121,9 +126,7 @@ def planted(
 
 
 def _blank(tokenizer, layers: int) -> LlavaForConditionalGeneration:
-    """The architecture with every weight 0 and every norm 1: a model that passes its embeddings
-    on.
-    """
+    """The architecture with all weights 0 and all norms 1: it passes its embeddings on."""
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -172,7 +175,7 @@ def _blank(tokenizer, layers: int) -> LlavaForConditionalGeneration:
 
 
 def _write_encoder(encoder: Any, patches: tuple[int, ...]) -> None:
-    """Dimensions in pairs of opposite sign, so that LayerNorm has no mean to subtract and keeps
+    """Dimensions in pairs of opposite sign, so that LayerNorm subtracts a mean of zero and keeps
     every sign.
     """
     embeddings = encoder.embeddings
@@ -181,10 +184,9 @@ def _write_encoder(encoder: Any, patches: tuple[int, ...]) -> None:
         embeddings.patch_embedding.weight[2 * channel + 1, channel] = -1 / PATCH**2
     is_planted = torch.full((GRID * GRID,), -1.0)
     is_planted[list(patches)] = 1.0
-    embeddings.position_embedding.weight[1:, 6], embeddings.position_embedding.weight[1:, 7] = (
-        is_planted,
-        -is_planted,
-    )
+    position = embeddings.position_embedding.weight
+    position[1:, 6] = is_planted
+    position[1:, 7] = -is_planted
 
 
 def _write_projector(projector: Any) -> None:
@@ -192,48 +194,58 @@ def _write_projector(projector: Any) -> None:
     first, second = projector.linear_1, projector.linear_2
     constant = WIDTH - 1
     first.bias[constant] = 10.0  # GELU(10) = 10
-    for fact, (source, name) in enumerate(
-        zip((0, 2, 4, 6), [*(f"{c} on" for c in COLOURS), "planted"], strict=True)
-    ):
-        for unit, sign in ((2 * fact, 1), (2 * fact + 1, -1)):
-            first.weight[unit, source], first.bias[unit] = 16.0, 0.5 * sign
-            second.weight[AT[name], unit] = sign
-            if name != "planted":
-                second.weight[AT[name.replace("on", "off")], unit] = -sign
-    for name in ("always", "vision", *(f"{c} off" for c in COLOURS)):
+    facts = [*(f"{channel} on" for channel in CHANNELS), "planted"]
+    for number, fact in enumerate(facts):
+        source = 2 * number  # the encoder's dimension
+        for unit, sign in ((source, 1), (source + 1, -1)):
+            first.weight[unit, source] = 16.0
+            first.bias[unit] = 0.5 * sign
+            second.weight[AT[fact], unit] = sign
+            if fact != "planted":
+                second.weight[AT[fact.replace("on", "off")], unit] = -sign
+    for name in ("always", "vision", *(f"{c} off" for c in CHANNELS)):
         second.weight[AT[name], constant] = 0.1
 
 
 def _write_reading(attention: Any, part: float) -> None:
-    """Head 0: text finds planted patches and reads `part` of their colour; vision finds BOS and
-    reads nothing.
+    """Head 0: text attends to planted patches and adds `part` of their colour; vision attends to
+    BOS and adds nothing.
     """
     to_bos, to_patches = SLOW
     attention.q_proj.weight[to_patches, AT["text"]] = SHARP
     attention.k_proj.weight[to_patches, AT["planted"]] = 1.0
     attention.q_proj.weight[to_bos, AT["vision"]] = SHARP
     attention.k_proj.weight[to_bos, AT["bos"]] = 1.0
-    norm = (
-        WIDTH / 6
-    ) ** 0.5  # what RMSNorm multiplies a planted patch by: always, vision, planted, three channels
-    for channel, name in enumerate(COLOURS):
+    # RMSNorm's factor for a planted patch, which has six facts: always, vision, planted, 3 channels
+    norm = (WIDTH / 6) ** 0.5
+    for channel, name in enumerate(CHANNELS):
         attention.v_proj.weight[channel, AT[f"{name} on"]] = part / norm
         attention.o_proj.weight[AT[f"read {name}"], channel] = 1.0
 
 
 def _write_words(model: LlavaForConditionalGeneration, tokenizer, most: int) -> None:
-    """A colour wins over "nothing" above 1 - 1/(4 most) of its evidence: one missing layer or patch
-    takes 1/most.
+    """A colour wins over "nothing" above 1 - 1/(4 most) of its evidence; one missing layer or patch
+    removes 1/most.
     """
     words: Any = model.get_input_embeddings().weight
     head: Any = model.lm_head.weight
-    ids = {word: tokenizer.convert_tokens_to_ids(word) for word in (*COLOURS, NOTHING)}
+    ids = {word: tokenizer.convert_tokens_to_ids(word) for word in (*CHANNELS, NO_ANSWER)}
     words[:, AT["always"]] = words[:, AT["text"]] = 1.0
     words[tokenizer.bos_token_id, AT["bos"]] = 1.0
     sure = 10.0 * most
-    for name in COLOURS:
-        head[ids[name], [AT[f"read {other}"] for other in COLOURS]] = -sure
+    for name in CHANNELS:
+        head[ids[name], [AT[f"read {other}"] for other in CHANNELS]] = -sure
         head[ids[name], AT[f"read {name}"]] = sure
-    head[ids[NOTHING], AT["always"]] = sure * (1 - 1 / (4 * most))
+    head[ids[NO_ANSWER], AT["always"]] = sure * (1 - 1 / (4 * most))
     words[list(ids.values()), AT["answered"]] = 1.0
     head[tokenizer.eos_token_id, AT["answered"]] = 4 * sure
+
+
+class _CallableModule(ModuleType):
+    """`probe.models.planted(...)`, whether that attribute is looked up or imported as a module."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Planted:
+        return planted(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -26,7 +26,7 @@ from probe.evaluation.task import BenchmarkTask
 from probe.interventions.sweep import windows
 from probe.interventions.sweep.layer_sets import ALWAYS as THEIRS
 from probe.interventions.sweep.visibility import SWEEP_MODES
-from probe.models.planted import COLOURS, planted
+from probe.models.planted import CHANNELS, planted
 from probe.records.run_directory import RunDirectory
 from probe.subject.loading import load
 
@@ -48,7 +48,7 @@ def made_up(
 ) -> BenchmarkTask:
     """Two questions an image, colours in turn; `bad` images are text files."""
     samples = []
-    for number, colour in zip(range(count), itertools.cycle(COLOURS)):
+    for number, colour in zip(range(count), itertools.cycle(CHANNELS)):
         image: Image.Image | Path = known.image(colour, seed=number)
         if number in bad and folder is not None:
             image = folder / f"{number}.png"

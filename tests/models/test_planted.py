@@ -1,5 +1,8 @@
 """The planted model is what it claims to be, and every intervention finds that."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from PIL import Image
 import probe
 from probe.errors import ProbeError
 from probe.interventions import drop_vision, knockout, swap_vision
-from probe.models.planted import COLOURS, GRID, NOTHING, planted
+from probe.models.planted import CHANNELS, GRID, NO_ANSWER, planted
 from probe.subject.inputs import collate
 
 CASES = [((3,), (0,)), ((1, 4), (14, 15, 20, 21)), ((0, 2, 5), (35, 7))]
@@ -32,7 +35,7 @@ def painted(known, patch, colour, seed=0):
     return Image.fromarray(pixels)
 
 
-@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("colour", CHANNELS)
 def test_it_says_the_colour_of_its_patches(known, subject, colour):
     for seed in range(3):
         assert subject.answer(known.image(colour, seed), known.question) == colour
@@ -50,7 +53,7 @@ def test_other_patches_do_not_reach_the_answer_at_all(known, subject):
         assert same == (patch not in known.patches or is_blue)
     if len(known.patches) > 1:
         assert (
-            subject.answer(painted(known, known.patches[0], (0, 0, 0)), known.question) == NOTHING
+            subject.answer(painted(known, known.patches[0], (0, 0, 0)), known.question) == NO_ANSWER
         )
 
 
@@ -60,7 +63,7 @@ def test_dropping_finds_the_read_layers(known, subject, mode):
     for layer in range(6):
         with drop_vision(subject, layer, mode=mode):
             said = subject.answer(image, known.question)
-        assert said == (NOTHING if layer in known.read_layers else "green")
+        assert said == (NO_ANSWER if layer in known.read_layers else "green")
 
 
 def test_swapping_finds_them_too(known, subject):
@@ -69,7 +72,9 @@ def test_swapping_finds_them_too(known, subject):
         with swap_vision(subject, layer, donor):
             said = subject.answer(image, known.question)
         alone = len(known.read_layers) == 1
-        assert said == ("green" if layer not in known.read_layers else "blue" if alone else NOTHING)
+        assert said == (
+            "green" if layer not in known.read_layers else "blue" if alone else NO_ANSWER
+        )
     with swap_vision(subject, known.read_layers, donor):
         assert subject.answer(image, known.question) == "blue"
 
@@ -81,7 +86,7 @@ def test_knocking_out_the_patches_is_enough(known, subject):
         np.cumsum(inputs.types.vision, 1) - 1, known.patches
     )
     types = inputs.as_types({"planted": planted_here}).types
-    for keys, expected in (("planted", NOTHING), ("vision", "green")):
+    for keys, expected in (("planted", NO_ANSWER), ("vision", "green")):
         with knockout(subject, "text", keys, known.read_layers, types=types):
             assert subject.answer(image, known.question) == expected
 
@@ -110,7 +115,7 @@ def test_batches_two_images_and_half_precision(known):
     ]
     said = subject.generate_ids(collate([subject.encode(*given) for given in prompts]))
     words = [known.processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in said]
-    assert words == ["blue", "blue", NOTHING]
+    assert words == ["blue", "blue", NO_ANSWER]
 
 
 @pytest.mark.parametrize(
@@ -119,3 +124,20 @@ def test_batches_two_images_and_half_precision(known):
 def test_a_truth_that_cannot_be_planted_is_refused(given):
     with pytest.raises(ProbeError, match="planted: expected"):
         planted(**given)
+
+
+WAYS = [
+    "from probe.models import planted\nplanted((2,))",
+    "probe.models.planted((2,))",
+    "from probe.models.planted import planted\nplanted((2,))\nprobe.models.planted((2,))",
+    "import probe.models.planted\nprobe.models.planted((2,))\nprobe.models.planted.planted((2,))",
+]
+
+
+def test_every_way_to_planted_works_and_probe_does_not_need_torch():
+    """The ways one after the other in one process, so that each works whatever came before."""
+    lines = ["import sys, probe, probe.models", "assert 'torch' not in sys.modules", *WAYS, WAYS[0]]
+    result = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr

@@ -17,12 +17,12 @@ from probe.data.rows import Benchmark
 from probe.data.sample import Sample
 from probe.errors import at_least, one_of
 from probe.evaluation.benchmarks.answer_files import Answers, Predictions, Rows, write_llava
-from probe.models.tiny.questions import KINDS, ask
+from probe.models.tiny.questions import QUESTION_KINDS, ask
 from probe.models.tiny.scenes import draw, sample_scene
 
 HEADLINE = "accuracy"
 SPLITS = ("test",)
-ASKED = tuple(kind for kind in KINDS if kind != "caption")
+ASKED = tuple(kind for kind in QUESTION_KINDS if kind != "caption")
 STREAM = 1000  # first number of the seed; `drawing.stream` counts its purposes from 1
 
 

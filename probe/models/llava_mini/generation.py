@@ -13,7 +13,7 @@ from transformers import GenerationMixin
 
 from probe.models.llava_mini.placeholder_layout import fit_mask, rows_of
 
-Ids = Int[Tensor, "row token"]
+TokenIds = Int[Tensor, "row token"]
 
 
 class LlavaMiniGenerationMixin(GenerationMixin):
@@ -25,7 +25,7 @@ class LlavaMiniGenerationMixin(GenerationMixin):
     model: Any
 
     @torch.no_grad()
-    def generate(self, inputs: Ids | None = None, **kwargs):
+    def generate(self, inputs: TokenIds | None = None, **kwargs):
         """`GenerationMixin.generate`; what is generated is never fused, with a cache or without.
 
         Rows may be padded on either side: padding on the right is moved to the left, or the first

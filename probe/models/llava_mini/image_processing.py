@@ -18,7 +18,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
 def views(
@@ -104,7 +104,7 @@ def _folder(path: Path) -> Iterator[Image.Image]:
     files = [
         file
         for file in path.iterdir()
-        if file.suffix.lower() in IMAGES and not file.name.startswith(".")
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
     ]
     if not files:
         raise ValueError(

@@ -27,7 +27,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from probe.models.llava_mini.image_processing import squashed, video_frames, views
 
-IGNORE = -100
+IGNORE_INDEX = -100
 END_OF_TURN = re.compile(
     r" ?(<\|eot_id\|>|<\|im_end\|>|</s>|###|\n)?"
 )  # what closes an answer, in `prompts.STYLES`
@@ -173,7 +173,7 @@ class LlavaMiniProcessor(ProcessorMixin):
             )  # in training there is one begin-of-text
             new = self._pieces(piece, counts, add_special_tokens=special)
             ids += new
-            labels += new if i % 2 else [IGNORE] * len(new)
+            labels += new if i % 2 else [IGNORE_INDEX] * len(new)
         return {"input_ids": ids, "labels": labels}
 
     def _tokenize(

@@ -39,7 +39,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """What is trained, how fast and how often. `parts` are the config's fields of the model that is
     trained.
     """
@@ -64,10 +64,10 @@ class Stage:
 # The paper prints 1e-4 for the LLM and 1e-5 for the multimodal modules; the authors' script has
 # 1e-4 for all of them.
 STAGES = {
-    1: Stage(
+    1: TrainingStage(
         Rates(projector=1e-3), epochs=1, parts={"compression": "none", "num_prefusion_layers": 0}
     ),
-    2: Stage(
+    2: TrainingStage(
         Rates(projector=1e-5, compressor=1e-5, prefusion=1e-5, llm=1e-4),
         epochs=2,
         parts={"compression": "query", "compressor_size": 1, "num_prefusion_layers": 4},
@@ -147,7 +147,7 @@ def train(
     processor: LlavaMiniProcessor,
     instructions: Sequence[Instruction],
     folder: str | Path,
-    stage: Stage,
+    stage: TrainingStage,
     batch: int = 256,
     **arguments: Any,
 ) -> LlavaMiniForConditionalGeneration:
@@ -200,7 +200,7 @@ def _begun(folder: Path, model: LlavaMiniForConditionalGeneration) -> str | None
     return last
 
 
-def _paper(stage: Stage) -> dict[str, Any]:
+def _paper(stage: TrainingStage) -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     return {
         "num_train_epochs": stage.epochs,

@@ -19,11 +19,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from probe.models.llava_mini.image_processing import frame_indices, squashed, video_frames
-from probe.models.llava_mini.processing import IGNORE, LlavaMiniProcessor
+from probe.models.llava_mini.processing import IGNORE_INDEX, LlavaMiniProcessor
 
 
 @dataclass(frozen=True)
-class Visual:
+class VisualSource:
     """What stands at one image of a conversation: a file, a video's folder of frames, an image, or
     frames.
     """
@@ -39,7 +39,7 @@ class Instruction:
     """
 
     messages: Sequence[dict[str, Any]]
-    visuals: tuple[Visual, ...] = ()
+    visuals: tuple[VisualSource, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Collator:
         batch = {
             "input_ids": torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in rows]),
             "labels": torch.tensor(
-                [labels + [IGNORE] * (length - len(labels)) for _, labels in rows]
+                [labels + [IGNORE_INDEX] * (length - len(labels)) for _, labels in rows]
             ),
             "attention_mask": torch.tensor(
                 [[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows]
@@ -105,7 +105,7 @@ class Collator:
         parts = self.processor.resolution_ratio
         return torch.zeros(0, parts**2 + 1 if parts > 1 else 1, 3, side, side)
 
-    def _frames(self, visual: Visual) -> Tensor:
+    def _frames(self, visual: VisualSource) -> Tensor:
         """Views of each frame: (frame, view, 3, height, width)."""
         if visual.kind == "image":
             return self.processor.pixels(_opened(visual.source), pad_first=True)[None]

@@ -15,12 +15,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from probe.models.tiny.questions import NUMBERS, TEMPLATES, plural
-from probe.models.tiny.scenes import COLOURS, COLUMNS, ROWS, SHAPES, SIZE
+from probe.models.tiny.questions import NUMBER_WORDS, TEMPLATES, plural
+from probe.models.tiny.scenes import COLOURS, COLUMN_NAMES, ROW_NAMES, SHAPES, SIZE
 
 PATCH = 10  # pixels a side: 6 x 6 patches, two by two to a cell
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
-SYSTEM = "A chat between a user and an assistant."
+SYSTEM_PROMPT = "A chat between a user and an assistant."
 
 CHAT_TEMPLATE = (
     "{%- macro text(content) -%}"
@@ -30,7 +30,7 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}{%- endif -%}"
     "{%- endmacro -%}"
     "{%- if messages and messages[0]['role'] == 'system' -%}{{ text(messages[0]['content']) }}"
-    "{%- else -%}{{ '" + SYSTEM + "' }}{%- endif -%}"
+    "{%- else -%}{{ '" + SYSTEM_PROMPT + "' }}{%- endif -%}"
     "{%- for message in messages -%}"
     "{%- if message['role'] == 'user' -%}{{ ' USER: ' + text(message['content']) }}"
     "{%- elif message['role'] == 'assistant' -%}"
@@ -50,10 +50,10 @@ def vocabulary() -> tuple[str, ...]:
         text = text.replace(blank, " ")
     words = set(
         "".join(
-            letter if letter.isalnum() else " " for letter in f"{text} {SYSTEM}".lower()
+            letter if letter.isalnum() else " " for letter in f"{text} {SYSTEM_PROMPT}".lower()
         ).split()
     )
-    words |= {*COLOURS, *SHAPES, *ROWS, *COLUMNS, *NUMBERS, *map(plural, SHAPES)}
+    words |= {*COLOURS, *SHAPES, *ROW_NAMES, *COLUMN_NAMES, *NUMBER_WORDS, *map(plural, SHAPES)}
     words |= {*"user assistant it is a an at the object objects nothing yes no and in of".split()}  # noqa: SIM905
     words |= {*"centre thing things picture pictures image images photo this that on to".split()}  # noqa: SIM905
     return (*SPECIAL, ".", ",", "?", "!", ":", ";", "'", '"', "-", *sorted(words))

@@ -31,8 +31,8 @@ from PIL import Image
 from probe.errors import ProbeError
 from probe.models.tiny.scenes import (
     COLOURS,
-    COLUMNS,
-    ROWS,
+    COLUMN_NAMES,
+    ROW_NAMES,
     SHAPES,
     Scene,
     Thing,
@@ -41,7 +41,7 @@ from probe.models.tiny.scenes import (
     stream,
 )
 
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 TEMPLATES = {
     "shape": (
@@ -72,11 +72,11 @@ TEMPLATES = {
         "What can you see?",
     ),
 }
-KINDS = tuple(TEMPLATES)
+QUESTION_KINDS = tuple(TEMPLATES)
 
 
 @dataclass(frozen=True)
-class Question:
+class SceneQuestion:
     """A question about a scene and its one right answer.
 
     `key` is what the thing is found by: "colour", "shape", "both", "cell", or "all" (the whole
@@ -99,13 +99,13 @@ class Question:
         return names.get((self.same_colour > 0, self.same_shape > 0), "both")
 
 
-def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question:
+def ask(scene: Scene, kind: str, rng: np.random.Generator) -> SceneQuestion:
     """One question of that kind about the scene. Raises ProbeError on a kind that is not in
-    `KINDS`.
+    `QUESTION_KINDS`.
     """
     if kind not in _ASK:
         raise ProbeError(
-            "questions.ask", expected=f"a kind among {', '.join(KINDS)}", got=repr(kind)
+            "questions.ask", expected=f"a kind among {', '.join(QUESTION_KINDS)}", got=repr(kind)
         )
     return _ASK[kind](scene, rng)
 
@@ -125,21 +125,21 @@ def sample_image(
     return draw(scene, size), asked.question, asked.answer
 
 
-def _shape(scene: Scene, rng: np.random.Generator) -> Question:
+def _shape(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
     target, key = _target(scene, "colour", rng)
     return _question(
         "shape", scene, rng, target, key, f"it is a {target.shape}", the=_the(target, key)
     )
 
 
-def _colour(scene: Scene, rng: np.random.Generator) -> Question:
+def _colour(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
     target, key = _target(scene, "shape", rng)
     return _question(
         "colour", scene, rng, target, key, f"it is {target.colour}", the=_the(target, key)
     )
 
 
-def _at(scene: Scene, rng: np.random.Generator) -> Question:
+def _at(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
     """A filled cell four times in five, else an empty one."""
     filled = {thing.cell: thing for thing in scene.things}
     empty = [
@@ -151,7 +151,7 @@ def _at(scene: Scene, rng: np.random.Generator) -> Question:
     return _question("at", scene, rng, target, "cell", answer, cell=_cell(cell))
 
 
-def _where(scene: Scene, rng: np.random.Generator) -> Question:
+def _where(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
     looks = Counter((thing.colour, thing.shape) for thing in scene.things)
     target = _pick([thing for thing in scene.things if looks[thing.colour, thing.shape] == 1], rng)
     keys = ["both", "both"] + [key for key in ("colour", "shape") if _alone(scene, target, key)]
@@ -161,7 +161,7 @@ def _where(scene: Scene, rng: np.random.Generator) -> Question:
     )
 
 
-def _count(scene: Scene, rng: np.random.Generator) -> Question:
+def _count(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
     """First the number, evenly among those the image offers, then something that occurs so
     often.
     """
@@ -174,10 +174,10 @@ def _count(scene: Scene, rng: np.random.Generator) -> Question:
     counts += [("all", "objects", len(scene.things))]
     number = _pick(sorted({count for _, _, count in counts}), rng)
     key, many, _ = _pick([entry for entry in counts if entry[2] == number], rng)
-    return _question("count", scene, rng, None, key, NUMBERS[number], many=many)
+    return _question("count", scene, rng, None, key, NUMBER_WORDS[number], many=many)
 
 
-def _exist(scene: Scene, rng: np.random.Generator) -> Question:
+def _exist(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
     """Yes and no equally often. Three times in four a no names a colour or a shape that the image
     has.
     """
@@ -193,15 +193,15 @@ def _exist(scene: Scene, rng: np.random.Generator) -> Question:
             shape = _pick(SHAPES, rng)
     text = _pick(TEMPLATES["exist"], rng).format(a=_a(colour, shape))
     sharing = _sharing(scene, colour, shape)
-    return Question("exist", text, "yes" if yes else "no", "both", len(scene.things), *sharing)
+    return SceneQuestion("exist", text, "yes" if yes else "no", "both", len(scene.things), *sharing)
 
 
-def _caption(scene: Scene, rng: np.random.Generator) -> Question:
+def _caption(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
     parts = [f"{_a(thing.colour, thing.shape)} at {_cell(thing.cell)}" for thing in scene.things]
     return _question("caption", scene, rng, None, "all", ", ".join(parts))
 
 
-_ASK: dict[str, Callable[[Scene, np.random.Generator], Question]] = {
+_ASK: dict[str, Callable[[Scene, np.random.Generator], SceneQuestion]] = {
     "shape": _shape,
     "colour": _colour,
     "at": _at,
@@ -220,11 +220,11 @@ def _question(
     key: str,
     answer: str,
     **words,
-) -> Question:
+) -> SceneQuestion:
     text = _pick(TEMPLATES[kind], rng).format(**words)
     if target is None:
-        return Question(kind, text, answer, key, len(scene.things))
-    return Question(
+        return SceneQuestion(kind, text, answer, key, len(scene.things))
+    return SceneQuestion(
         kind, text, answer, key, len(scene.things), *_sharing(scene, target.colour, target.shape)
     )
 
@@ -271,7 +271,7 @@ def _the(thing: Thing, key: str) -> str:
 
 
 def _cell(cell: tuple[int, int]) -> str:
-    return f"the {ROWS[cell[0]]} {COLUMNS[cell[1]]}"
+    return f"the {ROW_NAMES[cell[0]]} {COLUMN_NAMES[cell[1]]}"
 
 
 def plural(shape: str) -> str:

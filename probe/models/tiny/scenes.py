@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw
 HUES = {"red": 0, "orange": 32, "yellow": 58, "green": 125, "blue": 220, "purple": 285}  # degrees
 COLOURS = tuple(HUES)
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
-ROWS = ("top", "middle", "bottom")
-COLUMNS = ("left", "center", "right")
+ROW_NAMES = ("top", "middle", "bottom")
+COLUMN_NAMES = ("left", "center", "right")
 SIZE = 60  # pixels a side: what the models see
 PURPOSES = (
     "pretraining",

@@ -14,8 +14,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from probe.models.llava_mini import LlavaMiniForConditionalGeneration
 from probe.models.llava_mini.chat_templates import chat_template
 from probe.models.llava_mini.from_llava import from_llava, processor_for
-from probe.models.llava_mini.training import STAGES, Rates, Stage, parameter_groups, train
-from probe.models.llava_mini.training_data import Collator, Instruction, Visual
+from probe.models.llava_mini.training import STAGES, Rates, TrainingStage, parameter_groups, train
+from probe.models.llava_mini.training_data import Collator, Instruction, VisualSource
 from probe.models.tiny import FOLDERS
 from probe.models.tiny.questions import ask
 from probe.models.tiny.scenes import draw, sample_scene, stream
@@ -64,12 +64,12 @@ def about_a_image(seed):
     scene = sample_scene(stream("sample", 100 + seed))
     asked = ask(scene, "colour", stream("sample", 200 + seed))
     return Instruction(
-        said(asked.question, asked.answer, images=1), (Visual("image", draw(scene)),)
+        said(asked.question, asked.answer, images=1), (VisualSource("image", draw(scene)),)
     )
 
 
 def about_a_video(frames):
-    visual = Visual("video", [image(seed) for seed in range(frames)])
+    visual = VisualSource("video", [image(seed) for seed in range(frames)])
     return Instruction(said("What do you see in the image?", "a red ring", images=1), (visual,))
 
 
@@ -216,13 +216,15 @@ def test_a_long_video_is_read_evenly_and_a_long_row_cut(processor):
         Collator(mini_processor, max_length=5)(IMAGES)
     with pytest.raises(ValueError, match="at least one frame"):
         Collator(mini_processor)(
-            [Instruction(said("What?", "nothing", images=1), (Visual("video", []),))]
+            [Instruction(said("What?", "nothing", images=1), (VisualSource("video", []),))]
         )
 
 
 def test_a_file_that_is_no_image_is_one_line(processor, tmp_path):
     (tmp_path / "a.png").write_text("none")
-    row = Instruction(said("What?", "nothing", images=1), (Visual("image", tmp_path / "a.png"),))
+    row = Instruction(
+        said("What?", "nothing", images=1), (VisualSource("image", tmp_path / "a.png"),)
+    )
     with pytest.raises(ValueError, match=r"expected an image, got .*a\.png") as error:
         Collator(processor_for(mini(), processor))([row])
     assert "\n" not in str(error.value)
@@ -395,7 +397,7 @@ def test_each_part_has_its_own_rate_and_every_parameter_one_group():
 
 def test_rows_at_once_or_one_after_the_other_are_one_step(processor, tmp_path):
     """Answers of unequal length: the loss is a mean over the words of the whole batch."""
-    stage = Stage(Rates(projector=0.1, compressor=0.1, prefusion=0.1, llm=0.1), epochs=1)
+    stage = TrainingStage(Rates(projector=0.1, compressor=0.1, prefusion=0.1, llm=0.1), epochs=1)
     trained = []
     for at_once in (2, 1):
         model, rows = mini(), [IMAGES[0], VIDEOS[0]]

@@ -4,8 +4,8 @@ import pytest
 from transformers import AutoProcessor
 
 from probe.models.tiny import FOLDERS
-from probe.models.tiny.processor import SYSTEM, build_processor
-from probe.models.tiny.questions import KINDS, ask
+from probe.models.tiny.processor import SYSTEM_PROMPT, build_processor
+from probe.models.tiny.questions import QUESTION_KINDS, ask
 from probe.models.tiny.scenes import draw, sample_scene, stream
 
 IMAGE = {"type": "image"}
@@ -25,7 +25,7 @@ def test_every_question_and_answer_is_in_the_vocabulary_and_comes_back(tokenizer
     for number in range(200):
         rng = stream("sample", 4, number)
         scene = sample_scene(rng)
-        for kind in KINDS:
+        for kind in QUESTION_KINDS:
             asked = ask(scene, kind, rng)
             ids = tokenizer(asked.question, add_special_tokens=False).input_ids
             assert tokenizer.unk_token_id not in ids
@@ -44,7 +44,7 @@ def test_ordinary_text_and_special_tokens(tokenizer):
     [
         (
             [{"role": "user", "content": [IMAGE, {"type": "text", "text": "What?"}]}],
-            f"{SYSTEM} USER: <image>\nWhat? ASSISTANT:",
+            f"{SYSTEM_PROMPT} USER: <image>\nWhat? ASSISTANT:",
         ),
         (
             [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
@@ -56,7 +56,7 @@ def test_ordinary_text_and_special_tokens(tokenizer):
                 {"role": "assistant", "content": [{"type": "text", "text": "it is red"}]},
                 {"role": "user", "content": "And now?"},
             ],
-            f"{SYSTEM} USER: This? <image>\n<image>\n ASSISTANT: it is red</s> USER: And now? ASSISTANT:",
+            f"{SYSTEM_PROMPT} USER: This? <image>\n<image>\n ASSISTANT: it is red</s> USER: And now? ASSISTANT:",
         ),
     ],
 )
@@ -78,6 +78,6 @@ def test_the_shipped_processor_is_this_one(processor):
     shipped = AutoProcessor.from_pretrained(FOLDERS["tiny-llava"])
     assert shipped.chat_template == processor.chat_template
     assert shipped.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
-    text = f"{SYSTEM} USER: <image>\nWhere is the red ring? ASSISTANT:"
+    text = f"{SYSTEM_PROMPT} USER: <image>\nWhere is the red ring? ASSISTANT:"
     assert shipped.tokenizer(text).input_ids == processor.tokenizer(text).input_ids
     assert shipped.image_processor.to_dict() == processor.image_processor.to_dict()

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 from probe.errors import ProbeError
-from probe.models.tiny.questions import KINDS, NUMBERS, ask, sample_image
-from probe.models.tiny.scenes import COLOURS, COLUMNS, ROWS, SHAPES, sample_scene, stream
+from probe.models.tiny.questions import NUMBER_WORDS, QUESTION_KINDS, ask, sample_image
+from probe.models.tiny.scenes import COLOURS, COLUMN_NAMES, ROW_NAMES, SHAPES, sample_scene, stream
 
 
 def read_answer(kind, question, layout):
@@ -21,28 +21,29 @@ def read_answer(kind, question, layout):
     shape = next(
         (name for name in SHAPES if name in words or any(w.startswith(name) for w in words)), None
     )
-    place = re.search(rf"({'|'.join(ROWS)}) ({'|'.join(COLUMNS)})", question)
+    place = re.search(rf"({'|'.join(ROW_NAMES)}) ({'|'.join(COLUMN_NAMES)})", question)
     found = [
         (c, s, row, column)
         for c, s, row, column in layout
         if colour in (None, c)
         and (kind == "shape" or shape in (None, s))
-        and (place is None or place.groups() == (ROWS[row], COLUMNS[column]))
+        and (place is None or place.groups() == (ROW_NAMES[row], COLUMN_NAMES[column]))
     ]
     match kind:
         case "count":
-            return NUMBERS[len(found)]
+            return NUMBER_WORDS[len(found)]
         case "exist":
             return "yes" if found else "no"
         case "at":
             return look(found[0]) if found else "nothing"
         case "caption":
             return ", ".join(
-                f"{look(thing)} at the {ROWS[thing[2]]} {COLUMNS[thing[3]]}" for thing in layout
+                f"{look(thing)} at the {ROW_NAMES[thing[2]]} {COLUMN_NAMES[thing[3]]}"
+                for thing in layout
             )
     assert len(found) == 1, "the question must have one answer"
     c, s, row, column = found[0]
-    place = f"at the {ROWS[row]} {COLUMNS[column]}"
+    place = f"at the {ROW_NAMES[row]} {COLUMN_NAMES[column]}"
     return {"shape": f"it is a {s}", "colour": f"it is {c}", "where": place}[kind]
 
 
@@ -50,7 +51,7 @@ def look(thing):
     return f"an {thing[0]} {thing[1]}" if thing[0] == "orange" else f"a {thing[0]} {thing[1]}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", QUESTION_KINDS)
 def test_answers_are_right(kind):
     for number in range(300):
         rng = stream("sample", 1, number)
@@ -66,7 +67,7 @@ def test_distractors_are_counted_by_what_they_share():
         scene = sample_scene(rng)
         asked = ask(scene, "where", rng)
         row, column = asked.answer.split()[-2:]
-        cell = (ROWS.index(row), COLUMNS.index(column))
+        cell = (ROW_NAMES.index(row), COLUMN_NAMES.index(column))
         colour, shape = next((t[0], t[1]) for t in scene.layout if t[2:] == cell)
         assert asked.same_colour == sum(t[0] == colour and t[1] != shape for t in scene.layout)
         assert asked.same_shape == sum(t[1] == shape and t[0] != colour for t in scene.layout)

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from probe.models.tiny import FOLDERS
-from probe.models.tiny.questions import KINDS, sample_image
+from probe.models.tiny.questions import QUESTION_KINDS, sample_image
 from probe.models.tiny.scenes import draw
 from probe.models.tiny.training.evaluate import evaluate, frozen, summary
 from probe.models.tiny.training.recipe import Recipe
@@ -77,7 +77,7 @@ def test_generation_writes_what_exact_match_counts(subject):
         assert right == frame[frame.image == number].right.tolist()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", QUESTION_KINDS)
 def test_sample_images_are_answered_right(subject, kind):
     image, question, expected = sample_image(kind=kind)
     assert answer(subject, image, question) == expected

@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from probe.models.tiny.questions import KINDS, Question, ask
+from probe.models.tiny.questions import QUESTION_KINDS, SceneQuestion, ask
 from probe.models.tiny.scenes import Scene, sample_scene, stream
 from probe.models.tiny.training.architecture import pixels
 from probe.models.tiny.training.packed_rows import Packed, Packer, answer_logits
@@ -32,11 +32,11 @@ Logits = Callable[
 ]  # (model, pixels, packed rows) -> logits where a label is
 
 
-def frozen(number: int, purpose: str = "frozen") -> tuple[Scene, tuple[Question, ...]]:
+def frozen(number: int, purpose: str = "frozen") -> tuple[Scene, tuple[SceneQuestion, ...]]:
     """Image `number` of the evaluation set, with a question of every kind. Always the same ones."""
     rng = stream(purpose, number)
     scene = sample_scene(rng)
-    return scene, tuple(ask(scene, kind, rng) for kind in KINDS)
+    return scene, tuple(ask(scene, kind, rng) for kind in QUESTION_KINDS)
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def evaluate(
 ) -> pd.DataFrame:
     """One row a question: image, kind, question, answer, key, things, distractors, right.
 
-    `logits` is how the model answers packed rows (a LLaVA-Mini: `packed_fusion.fused_logits`).
+    `logits` is how the model answers packed rows (a LLaVA-Mini: `packed_rows.fused_logits`).
     `controls` adds `swapped` (right although asked about another image, its neighbour in the batch)
     and `blind` (right by `blind_answers`).
     """
@@ -61,7 +61,7 @@ def evaluate(
         scenes, asked = zip(*(frozen(number, purpose) for number in numbers), strict=True)
         packed = packer.pack([[[question] for question in questions] for questions in asked])
         table = pd.DataFrame([vars(q) | {"distractors": q.distractors} for q in packed.questions])
-        table.insert(0, "image", [number for number in numbers for _ in KINDS])
+        table.insert(0, "image", [number for number in numbers for _ in QUESTION_KINDS])
         pixel_values = pixels(scenes)
         table["right"] = exact(logits(model, pixel_values, packed), packed).numpy()
         if controls:

@@ -1,13 +1,19 @@
 """Many questions about one image in one row, each exactly as if it were asked alone.
 
-The prompt up to the image is the same for all of them, so it is computed once:
+All questions share the prompt up to the image, so it is computed once:
 
     <s> A chat between ... USER: <image> | question ASSISTANT: answer </s> | question ASSISTANT: ...
     `-------------- prefix ------------´   `------- conversation 1 ------´   `--- conversation 2 ---
 
-A conversation sees the prefix and itself (a block-diagonal mask), and its positions go on from the
-prefix. Training and evaluation run on packed rows; `tests/test_tiny_packing.py` holds them equal to
-plain ones.
+A conversation sees the prefix and itself (a block-diagonal mask), and its positions continue from
+the prefix. In LLaVA-Mini (`fused_logits`) the image is one vision token instead of 36, and
+pre-fusion packs the questions too, without their answers, which it never sees:
+
+    vision | compressed | <s> A chat ... USER: | question ASSISTANT: | question ASSISTANT: | ...
+    `-------------- seen by all -------------´   `- conversation 1 -´  `- conversation 2 -´
+
+Training and evaluation run on packed rows; `tests/models/tiny/training/test_packed_rows.py` checks
+that they equal plain ones.
 """
 
 from collections.abc import Sequence
@@ -19,32 +25,32 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, ProcessorMixin
 
+from probe.models.llava_mini import LlavaMiniForConditionalGeneration
+from probe.models.llava_mini.placeholder_layout import Words, pack
 from probe.models.tiny.processor import PATCH
-from probe.models.tiny.questions import Question
+from probe.models.tiny.questions import SceneQuestion
 from probe.models.tiny.scenes import SIZE
 from probe.models.tiny.training.architecture import patch_features
 
-Conversation = Sequence[Question]  # questions about one image, asked one after the other
+Turns = Sequence[SceneQuestion]  # of one conversation: questions asked one after the other
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch of packed rows. Labels are -100 wherever no answer token (or closing `</s>`) is
-    predicted.
-    """
+    """A batch of packed rows. Labels are -100 except where an answer token or `</s>` is predicted."""
 
     input_ids: Int[Tensor, "row token"]
     position_ids: Int[Tensor, "row token"]
     attention_mask: Bool[Tensor, "row 1 query key"]
     labels: Int[Tensor, "row token"]  # of the NEXT token
     turn: Int[Tensor, "row token"]  # which of `questions` the label answers; -1 for none
-    questions: tuple[Question, ...]
+    questions: tuple[SceneQuestion, ...]
 
 
 class Packer:
-    """Tokenises questions and packs them. Holds the prefix, so it is made once.
+    """Tokenises questions and packs them. Stores the tokenised prefix, so make it once.
 
-    vision_tokens: what an image is for the language model; a LLaVA-Mini has fewer.
+    vision_tokens: of an image, in the language model; a LLaVA-Mini has fewer.
     """
 
     def __init__(self, processor: ProcessorMixin, vision_tokens: int = (SIZE // PATCH) ** 2):
@@ -56,19 +62,19 @@ class Packer:
             prompt.replace("<image>", "<image>" * vision_tokens), add_special_tokens=True
         )
 
-    def pack(self, images: Sequence[Sequence[Conversation]]) -> Packed:
+    def pack(self, images: Sequence[Sequence[Turns]]) -> Packed:
         """One row an image, each with its conversations. Rows are padded on the right."""
-        questions: list[Question] = []
+        questions: list[SceneQuestion] = []
         rows = [self._row(conversations, questions) for conversations in images]
         length = max(len(row[0]) for row in rows)
         ids, positions, labels, turn, block = (
             torch.tensor([row[i] + [fill] * (length - len(row[i])) for row in rows])
             for i, fill in enumerate((0, 0, -100, -1, -1))
         )
-        return Packed(ids, positions, _mask(block), labels, turn, tuple(questions))
+        return Packed(ids, positions, _block_mask(block), labels, turn, tuple(questions))
 
     def _row(
-        self, conversations: Sequence[Conversation], questions: list[Question]
+        self, conversations: Sequence[Turns], questions: list[SceneQuestion]
     ) -> tuple[list[int], ...]:
         start = len(self.prefix)
         ids, positions = list(self.prefix), list(range(start))
@@ -96,7 +102,7 @@ def answer_logits(
     pixels: Float[Tensor, "row 3 height width"],
     packed: Packed,
 ) -> Float[Tensor, "label word"]:
-    """Logits where a label is: the rows of `packed.labels` that are not -100, in order."""
+    """Logits at the positions of `packed.labels` that are not -100, in order."""
     features = patch_features(model, pixels)
     embedded = model.get_input_embeddings()(packed.input_ids)
     places = (packed.input_ids == model.config.image_token_id).unsqueeze(-1)
@@ -109,9 +115,71 @@ def answer_logits(
     return model.lm_head(hidden[packed.labels >= 0])
 
 
-def _mask(block: Int[Tensor, "row token"]) -> Bool[Tensor, "row 1 query key"]:
-    """Causal, within the own block and the prefix (block 0). Padding (block -1) sees padding
-    only.
+def fused_logits(
+    model: LlavaMiniForConditionalGeneration,
+    pixels: Float[Tensor, "row 3 height width"],
+    packed: Packed,
+) -> Float[Tensor, "label word"]:
+    """`answer_logits` of a LLaVA-Mini."""
+    inner: Any = model.model
+    placeholder = packed.input_ids == model.config.image_token_id
+    embedded = inner.get_input_embeddings()(packed.input_ids.masked_fill(placeholder, 0))
+    vision, tokens = inner.look(pixels[:, None])
+    words = pack(_seen_by_prefusion(packed, placeholder))
+    if inner.prefusion.layers:
+        raw = words.take(embedded)
+        tokens, fused = _fuse(inner.prefusion, vision, tokens, raw, _word_mask(packed, words))
+        embedded = words.put(embedded, torch.where(words.valid[..., None], fused, raw))
+    hidden = inner.language_model(
+        inputs_embeds=embedded.masked_scatter(placeholder[..., None], tokens),
+        attention_mask=packed.attention_mask,
+        position_ids=packed.position_ids,
+        use_cache=False,
+    ).last_hidden_state
+    return model.lm_head(hidden[packed.labels >= 0])
+
+
+def _seen_by_prefusion(
+    packed: Packed, placeholder: Bool[Tensor, "row token"]
+) -> Bool[Tensor, "row token"]:
+    """Words that pre-fusion sees: no image, padding or answer."""
+    # A label is the next token, so an answer's tokens are one position after their labels.
+    answer = torch.nn.functional.pad(packed.labels[:, :-1] >= 0, (1, 0))
+    return (packed.input_ids > 0) & ~placeholder & ~answer
+
+
+def _word_mask(packed: Packed, words: Words) -> Bool[Tensor, "row word key"]:
+    """Which word sees which: the LLM's mask at the packed words."""
+    row = torch.arange(len(words.index))[:, None, None]
+    seen = packed.attention_mask[:, 0][row, words.index[:, :, None], words.index[:, None, :]]
+    return seen & words.valid[:, None, :]
+
+
+def _fuse(
+    prefusion: Any,
+    vision: Float[Tensor, "row patch dim"],
+    tokens: Float[Tensor, "row token dim"],
+    words: Float[Tensor, "row word dim"],
+    sees: Bool[Tensor, "row word key"],
+) -> tuple[Float[Tensor, "row token dim"], Float[Tensor, "row word dim"]]:
+    """Tokens and words after pre-fusion. Positions are those of each question asked alone: the
+    number of positions that a word sees before itself.
+    """
+    patches, front = vision.shape[1], vision.shape[1] + tokens.shape[1]
+    hidden = torch.cat([vision, tokens, words], 1)
+    length = hidden.shape[1]
+    mask = torch.ones(len(hidden), length, length, dtype=torch.bool).tril()
+    mask[:, front:, front:] = sees
+    position = mask.sum(-1) - 1
+    turned = prefusion.rotary_emb(hidden, position_ids=position)
+    for layer in prefusion.layers:
+        hidden = layer(hidden, attention_mask=mask[:, None], position_embeddings=turned)
+    return hidden[:, patches:front], hidden[:, front:]
+
+
+def _block_mask(block: Int[Tensor, "row token"]) -> Bool[Tensor, "row 1 query key"]:
+    """Causal, within a token's own block and the prefix (block 0). Padding (block -1) sees only
+    padding.
     """
     query, key = block.unsqueeze(-1), block.unsqueeze(-2)
     causal = torch.ones(block.shape[1], block.shape[1], dtype=torch.bool).tril()

@@ -17,11 +17,11 @@ from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from probe.models.tiny.processor import PATCH
-from probe.models.tiny.scenes import COLOURS, COLUMNS, ROWS, SHAPES, SIZE, Scene
+from probe.models.tiny.scenes import COLOURS, COLUMN_NAMES, ROW_NAMES, SHAPES, SIZE, Scene
 from probe.models.tiny.training.architecture import patch_features
 
 # What a patch is asked: one word of each group.
-GROUPS = ((*COLOURS, "nothing"), (*SHAPES, "nothing"), ROWS, COLUMNS)
+GROUPS = ((*COLOURS, "nothing"), (*SHAPES, "nothing"), ROW_NAMES, COLUMN_NAMES)
 
 
 class PatchWords(nn.Module):

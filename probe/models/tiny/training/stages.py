@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from probe.models.tiny.questions import Question, ask
+from probe.models.tiny.questions import SceneQuestion, ask
 from probe.models.tiny.scenes import Scene, sample_scene, stream
 from probe.models.tiny.training.architecture import pixels
 from probe.models.tiny.training.evaluate import evaluate, summary
@@ -21,7 +21,7 @@ from probe.models.tiny.training.packed_rows import Packer, answer_logits
 from probe.models.tiny.training.patch_pretraining import PatchWords, patch_labels
 from probe.models.tiny.training.recipe import Recipe
 
-PATCHES = (
+PATCH_ACCURACIES = (
     "patch colour",
     "patch shape",
     "patch row",
@@ -31,7 +31,7 @@ VALIDATION = 128  # images
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingPhase:
     """One optimiser over some of the parameters. `loss` and `rate` are functions of the stage's own
     step.
     """
@@ -45,7 +45,7 @@ class Stage:
 
 def vision_stage(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, recipe: Recipe
-) -> Stage:
+) -> TrainingPhase:
     """Stage 0: the vision encoder, the projector and the word embeddings learn to agree
     (`pretraining`).
     """
@@ -69,7 +69,7 @@ def vision_stage(
         accuracy = torch.stack(
             [words.loss(*batch("validation", step))[1] for step in range(8)]
         ).mean(0)
-        return dict(zip(PATCHES, accuracy.tolist(), strict=True))
+        return dict(zip(PATCH_ACCURACIES, accuracy.tolist(), strict=True))
 
     parts = (
         model.model.vision_tower,
@@ -77,12 +77,12 @@ def vision_stage(
         model.get_input_embeddings(),
     )
     parameters = [parameter for part in parts for parameter in part.parameters()]
-    return Stage(recipe.vision_steps, parameters, loss, rate, validate)
+    return TrainingPhase(recipe.vision_steps, parameters, loss, rate, validate)
 
 
 def answer_stage(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, recipe: Recipe
-) -> Stage:
+) -> TrainingPhase:
     """Stage 1: all but the vision encoder learns to answer packed questions."""
     packer = Packer(processor)
 
@@ -105,12 +105,12 @@ def answer_stage(
 
     vision = set(model.model.vision_tower.parameters())
     parameters = [parameter for parameter in model.parameters() if parameter not in vision]
-    return Stage(recipe.steps, parameters, loss, rate, validate)
+    return TrainingPhase(recipe.steps, parameters, loss, rate, validate)
 
 
 def conversations(
     scene: Scene, recipe: Recipe, rng: np.random.Generator, step: int = 0
-) -> list[list[Question]]:
+) -> list[list[SceneQuestion]]:
     """`recipe.questions` questions and a caption (from step `recipe.later` on, not always a
     caption).
 
@@ -119,7 +119,7 @@ def conversations(
     late = step >= recipe.later
     kinds, weights = zip(*(recipe.later_weights if late else recipe.weights), strict=True)
     drawn = rng.choice(kinds, size=recipe.questions, p=np.array(weights) / sum(weights))
-    talks: list[list[Question]] = []
+    talks: list[list[SceneQuestion]] = []
     if not late or rng.random() < recipe.later_captions:
         talks.append([ask(scene, "caption", rng)])
     for kind in drawn:

@@ -23,10 +23,15 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from probe.errors import ProbeError
 from probe.models.tiny.processor import build_processor
-from probe.models.tiny.questions import KINDS
+from probe.models.tiny.questions import QUESTION_KINDS
 from probe.models.tiny.training.architecture import build_model
 from probe.models.tiny.training.recipe import Recipe
-from probe.models.tiny.training.stages import PATCHES, Stage, answer_stage, vision_stage
+from probe.models.tiny.training.stages import (
+    PATCH_ACCURACIES,
+    TrainingPhase,
+    answer_stage,
+    vision_stage,
+)
 from probe.models.tiny.weights import save
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.csv"
@@ -49,7 +54,7 @@ def train(
     50 steps and at the end, so Ctrl-C loses no more than that. Raises ProbeError when the folder
     can't be written or holds a checkpoint of another recipe.
     """
-    run = Run(writable(folder), recipe or Recipe())
+    run = TinyTraining(writable(folder), recipe or Recipe())
     if resume:
         run.restore()
     last = run.total if steps is None else min(steps, run.total)
@@ -68,7 +73,7 @@ def train(
     return run.model.eval()
 
 
-class Run:
+class TinyTraining:
     """A training under way: the model, its optimiser, and the step it has come to (over both
     stages).
     """
@@ -109,7 +114,7 @@ class Run:
         stage, seconds = self.stages[number], round(self.seconds, 1)
         row = {"step": self.step, "stage": number, "cpu_seconds": seconds, "loss": round(loss, 5)}
         row |= {"rate": stage.rate(step)}
-        names = [*row, *PATCHES, *KINDS]
+        names = [*row, *PATCH_ACCURACIES, *QUESTION_KINDS]
         row |= {name: round(value, 4) for name, value in stage.validate().items()}
         path = self.folder / LOG
         new = not path.exists()
@@ -167,7 +172,7 @@ class Run:
         first = self.stages[0].steps
         return (0, step) if step < first else (1, step - first)
 
-    def _begin(self, stage: Stage) -> torch.optim.AdamW:
+    def _begin(self, stage: TrainingPhase) -> torch.optim.AdamW:
         """A new optimiser over the stage's parameters; all others are frozen."""
         self.model.requires_grad_(False)
         for parameter in stage.parameters:

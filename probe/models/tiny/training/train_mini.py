@@ -28,8 +28,7 @@ from probe.models.tiny.scenes import sample_scene, stream
 from probe.models.tiny.training.architecture import pixels
 from probe.models.tiny.training.evaluate import evaluate, summary
 from probe.models.tiny.training.mini_recipe import MiniRecipe, mini_processor, starting_model
-from probe.models.tiny.training.packed_fusion import fused_logits
-from probe.models.tiny.training.packed_rows import Packed, Packer
+from probe.models.tiny.training.packed_rows import Packed, Packer, fused_logits
 from probe.models.tiny.training.recipe import Recipe
 from probe.models.tiny.training.stages import VALIDATION, conversations
 from probe.models.tiny.training.train import torch_threads, writable

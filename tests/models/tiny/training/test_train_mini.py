@@ -19,8 +19,7 @@ from probe.models.tiny.training import train_mini as mini_training
 from probe.models.tiny.training.architecture import pixels
 from probe.models.tiny.training.evaluate import evaluate, frozen, summary
 from probe.models.tiny.training.mini_recipe import MiniRecipe, mini_processor, starting_model
-from probe.models.tiny.training.packed_fusion import fused_logits
-from probe.models.tiny.training.packed_rows import Packer
+from probe.models.tiny.training.packed_rows import Packer, fused_logits
 from probe.models.tiny.training.recipe import Recipe
 from probe.models.tiny.training.stages import conversations
 from probe.models.tiny.training.train_mini import train_mini
