@@ -169,7 +169,7 @@ def figures(folder: Path, sweeps: dict[str, xr.DataTree]) -> dict[str, Figure]:
     return {
         "attention-llm": probe.plots.mass(
             both, value="share", query_types=["instruction", "response"]
-        )[0].figure,
+        ),
         "attention-prefusion": _both_values(records[MINI]),
         "dropped-llm": _side_by_side(llm),
         "dropped-prefusion": _side_by_side(cut),
