@@ -1,7 +1,8 @@
 """The promises, checked on the user's own model, each with its number.
 
     report = verify(subject)
-    report.passed, report.checks, report.appendix        # the last: a block to paste into a paper's appendix
+    report.passed, report.checks
+    report.appendix                       # a block to paste into a paper's appendix
 
 The statistic is compared with the plain computation from whole attention maps (`plain_table`), one
 layer at a time and on a short prompt, in a model whose kernel is switched to eager for that
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from probe.data.image import ImageSource
@@ -28,15 +30,14 @@ from probe.subject.subject import Subject
 
 TOKENS = 8  # of the response that is decoded
 TOLERANCE = 1e-5
+# Between two forwards of different shapes, whose half-precision kernels round differently.
+HALF_TOLERANCE = 5e-2
 STACKS = {
     "vision": "the encoder",
     "compressor": "the compressor",
     "prefusion": "pre-fusion",
     "llm": "the LLM",
 }
-HALF_TOLERANCE = (
-    5e-2  # between two forwards of different shapes, whose half precision kernels round differently
-)
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,14 @@ class Check:
     expected: str
     passed: bool
 
+    @classmethod
+    def at_most(cls, name: str, value: float, bound: float) -> "Check":
+        return cls(name, value, f"at most {bound:g}", value <= bound)
+
 
 @dataclass(frozen=True)
 class Report:
-    """All checks of one subject, and what has to be said of it in a paper."""
+    """All checks of one subject, and what a paper has to state about them."""
 
     checks: list[Check]
     provenance: dict[str, str] = field(default_factory=dict)
@@ -64,13 +69,12 @@ class Report:
     def appendix(self) -> str:
         """Plain text: how the attention was measured, on what, and how exact it was."""
         about = self.provenance
-        versions = ", ".join(
-            f"{name} {about[f'{name}_version']}" for name in ("probe", "transformers", "torch")
-        )
-        where = ", ".join(about[name] for name in ("revision", "dtype", "device"))
+        packages = ("probe", "transformers", "torch")
+        versions = ", ".join(f"{name} {about[f'{name}_version']}" for name in packages)
+        setting = ", ".join(about[name] for name in ("revision", "dtype", "device"))
         lines = [
-            f"Attention was measured with {versions} on {about['model']} ({where}), beside the model's own",
-            f"{about['attention']} kernel; images: {about['aspect']}.",
+            f"Attention was measured with {versions} on {about['model']} ({setting}),",
+            f"while the model ran its own {about['attention']} kernel; images: {about['aspect']}.",
         ]
         for check in self.checks:
             value = check.value if isinstance(check.value, str) else f"{check.value:.2g}"
@@ -81,88 +85,73 @@ class Report:
 def verify(
     subject: Subject, image: ImageSource | None = None, question: str = "what is in the image ?"
 ) -> Report:
-    """Runs the promises on this model, with the image and question given or a drawn one.
+    """Checks the promises on this model, with the given image (by default a drawn one) and
+    question.
 
-    Every check is on a prompt with one image and a response of at most 8 tokens. Nothing is
-    changed: the kernel is eager for the comparison with whole maps, and the model's own again
-    afterwards.
+    Every check uses a prompt with one image and a response of at most 8 tokens. The model is
+    afterwards as it was before; for the comparison with whole maps its kernel is eager.
     """
     from probe.models.tiny.questions import sample_image
 
     image = sample_image(seed=0)[0] if image is None else image
     prompt = subject.encode(image, question)
-    ids = subject.generate_ids(prompt, TOKENS)[0]
-    inputs = with_response(prompt, ids)
+    longer_prompt = subject.encode(image, f"{question} {question}")
+    response_ids = subject.generate_ids(prompt, TOKENS)[0]
+    inputs = with_response(prompt, response_ids)
     before = state(subject.model)
-    checks = [
-        *_unchanged(subject, prompt, subject.encode(image, f"{question} {question}")),
-        *(_exact(subject, inputs, stack) for stack in stacks(subject.model)),
-        _identity(subject, inputs),
-        _decoding(subject, prompt, inputs, ids),
-        _maps_not_kept(subject, inputs),
+    batches = {"one sample": prompt, "a padded batch": collate([prompt, longer_prompt], "left")}
+    checks = [_unchanged(subject, batch, name) for name, batch in batches.items()]
+    checks += [_exact(subject, inputs, stack) for stack in stacks(subject.model)]
+    statistic = _measured(subject, inputs)
+    checks += [
+        _identity(inputs, statistic),
+        _decoding(subject, prompt, inputs, response_ids, statistic),
+        _maps_not_kept(subject, inputs, statistic),
     ]
     restored = state(subject.model) == before
-    checks.append(
-        Check(
-            "model restored",
-            "yes" if restored else "no",
-            "hooks, configs and mode as before",
-            restored,
-        )
-    )
+    promise = "hooks, configs and mode as before"
+    checks.append(Check("model restored", "yes" if restored else "no", promise, restored))
     return Report(checks, provenance(subject))
 
 
-def _unchanged(subject: Subject, prompt: Inputs, longer: Inputs) -> list[Check]:
-    """Bit-identical logits while the statistic of every stack is taken, alone and in a padded
-    batch.
-    """
-    checks = []
-    for name, batch in (
-        ("one sample", prompt),
-        ("a padded batch", collate([prompt, longer], side="left")),
-    ):
-        with torch.no_grad():
-            plain = subject.model(**batch).logits
-            with ExitStack() as taps:
-                for stack, statistic in _statistics(subject, batch).items():
-                    taps.enter_context(tap(stacks(subject.model)[stack].attention, statistic))
-                seen_logits = subject.model(**batch).logits
-        change = (plain.float() - seen_logits.float()).abs().max().item()
-        checks.append(
-            Check(
-                f"change of the logits, {name}",
-                change,
-                "exactly 0",
-                torch.equal(plain, seen_logits),
-            )
-        )
-    return checks
-
-
-def _statistics(subject: Subject, inputs: Inputs) -> dict[str, AttentionStatistic]:
-    """Of every stack, as `measure` takes them."""
-    counted = stack_statistics(subject, inputs, stacks(subject.model))
-    return {stack: counts.statistic for stack, counts in counted.items()}
+def _unchanged(subject: Subject, batch: Inputs, name: str) -> Check:
+    """Bit-identical logits while the statistics of all stacks are taken."""
+    model_stacks = stacks(subject.model)
+    with torch.no_grad(), ExitStack() as taps:
+        plain = subject.model(**batch).logits
+        for stack, counts in stack_statistics(subject, batch, model_stacks).items():
+            taps.enter_context(tap(model_stacks[stack].attention, counts.statistic))
+        observed = subject.model(**batch).logits
+    change = (plain.float() - observed.float()).abs().max().item()
+    passed = torch.equal(plain, observed)
+    return Check(f"change of the logits, {name}", change, "exactly 0", passed)
 
 
 def _exact(subject: Subject, inputs: Inputs, stack: str) -> Check:
     """The streaming statistic against the naive reference."""
     worst = largest_difference(subject, inputs, stack)
-    name = f"statistic of {STACKS[stack]} against whole maps"
-    return Check(name, worst, f"at most {TOLERANCE:g}", worst <= TOLERANCE)
+    return Check.at_most(f"statistic of {STACKS[stack]} against whole maps", worst, TOLERANCE)
 
 
-def _identity(subject: Subject, inputs: Inputs) -> Check:
-    """Σ_B mass · query_count = queries: all attention is accounted for."""
-    stack, statistic = stacks(subject.model)["llm"], _statistics(subject, inputs)["llm"]
-    with torch.no_grad(), tap(stack.attention, statistic):
+def _llm_statistic(subject: Subject, inputs: Inputs) -> AttentionStatistic:
+    return stack_statistics(subject, inputs, ["llm"])["llm"].statistic
+
+
+def _measured(subject: Subject, inputs: Inputs) -> AttentionStatistic:
+    """The LLM's statistic of one forward."""
+    statistic = _llm_statistic(subject, inputs)
+    with torch.no_grad(), tap(stacks(subject.model)["llm"].attention, statistic):
         subject.model(**inputs, use_cache=False)
-    types, worst = inputs.types, 0.0
-    queries = np.array(
-        [(types.is_query[0] & (types.ids[0] == t)).sum() for t in range(len(types.names))]
-    )
-    for name in stack.attention:
+    return statistic
+
+
+def _identity(inputs: Inputs, statistic: AttentionStatistic) -> Check:
+    """Σ_B mass · query_count = queries: all attention is accounted for."""
+    types = inputs.types
+    ids = types.ids[0][types.is_query[0]]
+    queries = np.array([(ids == query_type).sum() for query_type in range(len(types.names))])
+    worst = 0.0
+    for name in statistic.modules:
         table = statistic.table(name)
         total = np.nansum(table["mass"] * table["query_count"], -1)
         worst = max(worst, float(np.abs(total - queries).max() / max(1, queries.max())))
@@ -171,66 +160,52 @@ def _identity(subject: Subject, inputs: Inputs) -> Check:
     )
 
 
-def _decoding(subject: Subject, prompt: Inputs, inputs: Inputs, ids: Tensor) -> Check:
-    """Rows of the response in the one forward against the rows of cached decoding, step by step."""
-    stack = stacks(subject.model)["llm"]
-    whole, steps = (_statistics(subject, inputs)["llm"] for _ in range(2))
-    with torch.no_grad():
-        with tap(stack.attention, whole):
-            subject.model(**inputs, use_cache=False)
-        with tap(stack.attention, steps):
-            cache = subject.model(**prompt, use_cache=True).past_key_values
-            for n in range(len(ids) - 1):
-                width = prompt["input_ids"].shape[1] + n + 1
-                mask = torch.ones(1, width, dtype=torch.long, device=subject.model.device)
-                step = ids[n].view(1, 1).to(subject.model.device)
-                cache = subject.model(
-                    input_ids=step, attention_mask=mask, past_key_values=cache, use_cache=True
-                ).past_key_values
-    worst = max(_response_difference(whole, steps, name, inputs) for name in stack.attention)
-    bound = TOLERANCE if subject.model.dtype in (torch.float32, torch.float64) else HALF_TOLERANCE
-    return Check(
-        f"{len(ids) - 1} steps of decoding against one forward",
-        worst,
-        f"at most {bound:g}",
-        worst <= bound,
+def _decoding(
+    subject: Subject,
+    prompt: Inputs,
+    inputs: Inputs,
+    response_ids: Int[Tensor, "token"],
+    one_forward: AttentionStatistic,
+) -> Check:
+    """The response's queries in one forward against those of cached decoding, step by step."""
+    model, steps = subject.model, _llm_statistic(subject, inputs)
+    prompt_length = prompt["input_ids"].shape[1]
+    fed = response_ids[:-1].to(model.device)  # decoding never feeds the last token
+    with torch.no_grad(), tap(stacks(model)["llm"].attention, steps):
+        cache = model(**prompt, use_cache=True).past_key_values
+        for n, token in enumerate(fed, start=1):
+            mask = torch.ones(1, prompt_length + n, dtype=torch.long, device=model.device)
+            outputs = model(
+                input_ids=token.view(1, 1),
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache = outputs.past_key_values
+    worst = max(
+        difference(_of_response(one_forward, name, inputs), _of_response(steps, name, inputs))
+        for name in one_forward.modules
     )
+    is_half = model.dtype not in (torch.float32, torch.float64)
+    bound = HALF_TOLERANCE if is_half else TOLERANCE
+    return Check.at_most(f"{len(fed)} steps of decoding against one forward", worst, bound)
 
 
-def _response_difference(
-    whole: AttentionStatistic, steps: AttentionStatistic, name: str, inputs: Inputs
-) -> float:
-    response = inputs.types.names.index("response")
-    rows = [
-        {
-            name: table[name][..., response, :]
-            for name in ("mass", "share", "lift", "entropy", "head_entropy")
-        }
-        for table in (whole.table(name), steps.table(name))
-    ]
-    return difference(*rows)
+def _of_response(statistic: AttentionStatistic, name: str, inputs: Inputs) -> dict[str, np.ndarray]:
+    table, response = statistic.table(name), inputs.types.names.index("response")
+    variables = ("mass", "share", "lift", "entropy", "head_entropy")
+    return {variable: table[variable][..., response, :] for variable in variables}
 
 
-def _maps_not_kept(subject: Subject, inputs: Inputs) -> Check:
-    """What the whole maps would have taken, and what the sums take."""
-    stack, size = stacks(subject.model)["llm"], inputs["input_ids"].shape[1]
-    statistic = _statistics(subject, inputs)["llm"]
-    with torch.no_grad(), tap(stack.attention, statistic):
-        subject.model(**inputs, use_cache=False)
-    kept = sum(
-        value.nbytes
-        for name in stack.attention
-        for row in statistic.sums(name)
-        for value in row.values()
-    )
-    heads = statistic.sums(next(iter(stack.attention)))[0]["mass"].shape[0]
-    maps = len(stack.layers) * heads * size * size * torch.finfo(subject.model.dtype).bits // 8
-    return Check(
-        "memory of the maps not kept",
-        f"{_bytes(maps)} (kept: {_bytes(kept)})",
-        "less kept",
-        kept < maps,
-    )
+def _maps_not_kept(subject: Subject, inputs: Inputs, statistic: AttentionStatistic) -> Check:
+    """The bytes of whole maps, and those of the sums."""
+    sums = [row for name in statistic.modules for row in statistic.sums(name)]
+    kept = sum(array.nbytes for row in sums for array in row.values())
+    heads, tokens = len(sums[0]["mass"]), inputs["input_ids"].shape[1]
+    element_size = torch.finfo(subject.model.dtype).bits // 8
+    maps = len(statistic.modules) * heads * tokens**2 * element_size
+    measured = f"{_bytes(maps)} (kept: {_bytes(kept)})"
+    return Check("memory of the maps not kept", measured, "less kept", kept < maps)
 
 
 def _bytes(n: float) -> str:

@@ -1,7 +1,6 @@
-"""The naive reference: whole attention maps, and every number of a record computed from them in the
-open.
+"""The naive reference: whole attention maps, and every number of a record computed from them.
 
-    table = plain_table(weights, visible, types.names, ids, query_ids, vision)   # one module, one row
+    table = plain_table(weights, visible, types.names, ids, query_ids, vision)    # of one module
     largest_difference(subject, inputs, "llm")       # between the streaming statistic and this one
 
 Needs (head, query, key) in memory; for tests and `probe.verify`.

@@ -159,6 +159,11 @@ class AttentionStatistic:
             self._keys[row, device] = TypedKeys(ids, len(self.names), query_ids, vision)
         return self._keys[row, device]
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names of the modules whose calls were observed, in order."""
+        return tuple(self._sums)
+
     def sums(self, name: str) -> list[dict[str, np.ndarray]]:
         """Sums and counts of one module, one entry a row."""
         return [self._sums[name][row] for row in sorted(self._sums[name])]

@@ -215,7 +215,7 @@ def _warn_of_delta(method: str, values: dict[str, Any]) -> None:
     delta = abs(float(values["delta"]))
     if method in COMPLETE and delta > max(TOLERANCE * total, 1e-4):
         warnings.warn(
-            f"attribute: {method} is off by {delta:.3g} nat of {total:.3g} (its convergence delta); "
-            "use more steps, or another baseline",
+            f"attribute: {method} is off by {delta:.3g} nat of {total:.3g} (its convergence "
+            "delta); use more steps, or another baseline",
             stacklevel=3,
         )

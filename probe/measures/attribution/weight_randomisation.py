@@ -6,8 +6,8 @@ architecture, not from training.
 
     control = randomised(subject, seed=0)
 
-Weights are shuffled within each matrix, which keeps their distribution. Source: arXiv 1810.03292 (sanity
-checks for saliency maps).
+Weights are shuffled within each matrix, which keeps their distribution. Source: arXiv 1810.03292
+(sanity checks for saliency maps).
 """
 
 import copy
