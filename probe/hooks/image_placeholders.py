@@ -1,15 +1,14 @@
 """How many placeholders an image has in the prompt: as many as vision tokens reach the LLM.
 
-Processors count the patches of an image. Where a reducer is at work in the model fewer tokens are
-left (and which ones may depend on the image), so whoever encodes a prompt asks here, and the
-placeholders are made to fit.
+Processors count the patches of an image. Under a reducer of the encoder's output fewer tokens reach
+the LLM, and which ones may depend on the image. Whoever encodes a prompt asks here and resizes the
+placeholders.
 
-    with counted(model, left):                  # what `probe.reduced` does
-        left_of(model, tensors)                 # [array of patches, -1 for what is no patch], one for each image
-    fitted(tensors, image_token, [(576, 64)])   # 576 placeholders of the first image have become 64
+    with override_token_count(model, kept):        # what `probe.reduced` does
+        kept_patches(model, tensors)               # one array of patches an image, -1 for no patch
+    resize_placeholders(tensors, image_token, [(576, 64)])     # 576 placeholders become 64
 """
 
-from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,131 +16,129 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
-from probe.hooks.prompt_ends import prompt_end, remember
+from probe.hooks.prompt_lengths import record_prompts, recorded_lengths
 
 # From the tensors of one row to the patch (in its image, tiles one after the other) that each
 # vision token stands for
 KeptPatches = Callable[[Mapping[str, Any]], list[Int[np.ndarray, "_"]]]
 
-_counted: "WeakKeyDictionary[nn.Module, KeptPatches]" = WeakKeyDictionary()
+_kept_patches: "WeakKeyDictionary[nn.Module, KeptPatches]" = WeakKeyDictionary()
 
 
 @contextmanager
-def override_token_count(model: nn.Module, left: KeptPatches) -> Iterator[None]:
-    """While the block lasts `left` says which vision tokens the model makes of an image. Raises
-    ProbeError where another says so already."""
-    if model in _counted:
+def override_token_count(model: nn.Module, kept: KeptPatches) -> Iterator[None]:
+    """While the block lasts, `kept` says which vision tokens the model makes of an image. Raises
+    ProbeError inside another such block.
+    """
+    if model in _kept_patches:
         raise ProbeError(
             "reduced",
             expected="one reducer of the encoder's output at a time",
             got="a second one",
             fix="leave the first block before you enter another",
         )
-    _counted[model] = left
+    _kept_patches[model] = kept
     try:
         yield
     finally:
-        _counted.pop(model, None)
+        _kept_patches.pop(model, None)
 
 
 def kept_patches(model: nn.Module, tensors: Mapping[str, Any]) -> list[Int[np.ndarray, "_"]] | None:
-    """What the vision tokens of each image stand for, None where the model makes as many as its
-    processor counts.
+    """The patches that the vision tokens of each image stand for, None where the model makes as
+    many tokens as its processor counts.
     """
-    left = _counted.get(model)
-    return None if left is None else left(tensors)
+    kept = _kept_patches.get(model)
+    return None if kept is None else kept(tensors)
 
 
 def resize_placeholders(
     tensors: Mapping[str, Any], image_token: int, counts: Sequence[tuple[int, int]], pad: int = 0
 ) -> dict[str, Any]:
-    """The same batch with other numbers of placeholders: (there are, there shall be) for each
-    image, in order.
+    """The same batch with other numbers of placeholders: (before, after) for each image, in order.
 
-    Every tensor of the shape of `input_ids` follows. Rows that come out shorter than others are
-    padded on the side where there is padding already, on the right where there is none. Positions
-    are left for the model to count. Raises ProbeError where the placeholders are not those of the
-    images.
+    Every tensor of the shape of `input_ids` follows. Rows that become shorter than others are
+    padded on the left where the batch has padding on the left, else on the right. `position_ids`
+    are left out, for the model to count again. Raises ProbeError where the placeholders are not
+    those of whole images.
+
+    >>> batch = {"input_ids": torch.tensor([[1, 9, 9, 9, 2], [1, 9, 3, 9, 2]])}
+    >>> resize_placeholders(batch, 9, [(3, 1), (1, 2), (1, 1)])["input_ids"]
+    tensor([[1, 9, 2, 0, 0, 0],
+            [1, 9, 9, 3, 9, 2]])
     """
     ids: Tensor = tensors["input_ids"]
     mask = tensors.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
-    rows = [_columns(row, counts) for row in _by_row(ids == image_token, counts)]
-    rows = [
-        _without_padding(columns, real)
-        for columns, real in zip(rows, mask.bool().tolist(), strict=True)
-    ]
-    width, left = max(map(len, rows)), bool((mask[:, 0] == 0).any())
-    changed = {name: value for name, value in tensors.items() if name != "position_ids"} | {
-        "attention_mask": mask
-    }
-    for name, value in changed.items():
+    real = mask.bool().cpu().numpy()
+    copies = _copies((ids == image_token).cpu().numpy(), counts) * _between_padding(real)
+    columns = [np.repeat(np.arange(len(row)), row) for row in copies]
+    index = _padded(columns, left=bool((~real[:, 0]).any()))
+    source, filler = index.clamp(min=0).to(ids.device), (index < 0).to(ids.device)
+    resized = {name: value for name, value in tensors.items() if name != "position_ids"}
+    resized["attention_mask"] = mask
+    for name, value in resized.items():
         if torch.is_tensor(value) and value.shape == ids.shape:
             fill = {"input_ids": pad, "labels": -100}.get(name, 0)
-            changed[name] = torch.stack(
-                [
-                    _padded(
-                        value[row, torch.tensor(columns, device=value.device)], width, fill, left
-                    )
-                    for row, columns in enumerate(rows)
-                ]
-            )
-    ends = prompt_end(
-        ids, mask.bool()
-    ).tolist()  # what chooses by the prompt's last token finds it here too
-    places = [
-        bisect(row, end) - 1 + (width - len(row)) * left
-        for row, end in zip(rows, ends, strict=True)
-    ]
-    remember(changed["input_ids"], torch.tensor(places))
-    return changed
+            chosen = value.gather(1, source.to(value.device))
+            resized[name] = chosen.masked_fill(filler.to(value.device), fill)
+    lengths = []  # of the prompts: a prompt of n real ids ends where their copies end
+    for row_real, row_copies, known in zip(
+        real, copies, recorded_lengths(ids, mask.bool()), strict=True
+    ):
+        copied = row_copies[row_real].cumsum()
+        lengths.append({int(copied[length - 1]) for length in known})
+    record_prompts(resized["input_ids"], ~filler, lengths)
+    return resized
 
 
-def _by_row(
-    image: Tensor, counts: Sequence[tuple[int, int]]
-) -> Iterator[tuple[list[bool], list[int]]]:
-    """Each row's placeholders with the images that they belong to."""
-    ends = np.cumsum([before for before, _ in counts]).tolist()
-    picture, seen = 0, 0
-    for row in image.tolist():
-        first, seen = picture, seen + sum(row)
-        while picture < len(counts) and ends[picture] <= seen:
-            picture += 1
-        if seen != (ends[picture - 1] if picture else 0):
+def _copies(
+    is_image: Bool[np.ndarray, "row column"], counts: Sequence[tuple[int, int]]
+) -> Int[np.ndarray, "row column"]:
+    """How often each column is to be repeated: the first placeholders of an image stay, and the
+    last one is repeated where the image gets more.
+    """
+    before = np.array([count for count, _ in counts], dtype=int)
+    image_ends = np.concatenate([[0], before.cumsum()])
+    row_ends = is_image.sum(1).cumsum()
+    for row, end in enumerate(row_ends):
+        if end not in image_ends:
+            first = int((image_ends[1:] <= end - is_image[row].sum()).sum())
+            following = before[first] if first < len(before) else 0
             raise ProbeError(
                 "inputs",
-                expected=f"placeholders of whole images ({counts[first][0]} of the next)",
-                got=f"{sum(row)} in a row",
+                expected=f"placeholders of whole images ({following} of the next)",
+                got=f"{is_image[row].sum()} in a row",
             )
-        yield row, list(range(first, picture))
-    if picture < len(counts):
+    if row_ends[-1] < image_ends[-1]:
+        complete = int((image_ends[1:] <= row_ends[-1]).sum())
         raise ProbeError(
-            "inputs", expected=f"placeholders for {len(counts)} images", got=f"for {picture}"
+            "inputs", expected=f"placeholders for {len(counts)} images", got=f"for {complete}"
         )
+    of_images = []
+    for count, wanted in counts:
+        of_image = (np.arange(count) < wanted).astype(int)
+        of_image[-1:] += max(wanted - count, 0)
+        of_images.append(of_image)
+    copies = np.ones(is_image.shape, dtype=int)
+    copies[is_image] = np.concatenate([[], *of_images])  # row by row, image by image
+    return copies
 
 
-def _columns(row: tuple[list[bool], list[int]], counts: Sequence[tuple[int, int]]) -> list[int]:
-    """Which columns stay; one is repeated where an image has more tokens than placeholders."""
-    image, images = row
-    places = [column for column, here in enumerate(image) if here]
-    stay = [column for column, here in enumerate(image) if not here]
-    for picture in images:
-        before, after = counts[picture]
-        own, places = places[:before], places[before:]
-        stay += own[:after] + own[-1:] * (after - before)
-    return sorted(stay)
+def _between_padding(real: Bool[np.ndarray, "row column"]) -> Bool[np.ndarray, "row column"]:
+    """The columns from the first real token of each row to its last."""
+    begun = np.logical_or.accumulate(real, axis=1)
+    not_ended = np.logical_or.accumulate(real[:, ::-1], axis=1)[:, ::-1]
+    return begun & not_ended
 
 
-def _without_padding(columns: list[int], real: list[bool]) -> list[int]:
-    """The columns from the first real token to the last."""
-    first, last = real.index(True), len(real) - 1 - real[::-1].index(True)
-    return [column for column in columns if first <= column <= last]
-
-
-def _padded(row: Tensor, width: int, fill: int, left: bool) -> Tensor:
-    missing = width - len(row)
-    return torch.nn.functional.pad(row, (missing, 0) if left else (0, missing), value=fill)
+def _padded(columns: Sequence[Int[np.ndarray, "_"]], left: bool) -> Int[Tensor, "row column"]:
+    """Rows of column numbers as one table, -1 where there is padding."""
+    width = max(map(len, columns))
+    missing = [np.full(width - len(row), -1) for row in columns]
+    pairs = zip(missing, columns, strict=True) if left else zip(columns, missing, strict=True)
+    return torch.from_numpy(np.stack([np.concatenate(pair) for pair in pairs]))

@@ -72,7 +72,6 @@ class PyramidDrop(LLMReducer):
     def scores(
         self, layer_input: LayerInput, prompt: TrackedSequence
     ) -> Float[Tensor, "batch position"]:
-        assert prompt.end is not None  # sequences of tokens have one
         call = layer_input.attention_call()
         last = enumerate(prompt.end[:, None])
         return torch.stack([attention_of(call, row, end).mean(0)[0] for row, end in last])

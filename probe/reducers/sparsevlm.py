@@ -219,7 +219,6 @@ def raters(
     """The positions of the words that rate: those after the last image that are more like vision
     tokens than the average.
     """
-    assert prompt.end is not None  # sequences of tokens have one
     vision, end = prompt.vision[row].nonzero()[:, 0], prompt.end[row : row + 1]
     if not len(vision) or int(vision[-1]) >= int(end):
         return end

@@ -21,9 +21,9 @@ from PIL import Image
 from torch.nn import functional
 
 from probe.data.patch_grid import PatchGrid
-from probe.data.token_types import LAST, TokenTypes, stack
+from probe.data.token_types import PADDING, TokenTypes, stack
 from probe.errors import ProbeError
-from probe.hooks.prompt_ends import remember
+from probe.hooks.prompt_lengths import record_prompts
 
 Ids = Sequence[SupportsIndex] | Int[np.ndarray, "token"] | Int[torch.Tensor, "token"]
 
@@ -74,8 +74,10 @@ class Inputs(dict):
         self.types, self.grid, self.encoder_grid, self.images = types, grid, encoder_grid, images
         self.prompt, self.response, self.vocabulary = prompt, response, vocabulary
         self.frames = frames or [(1,) * len(shown) for shown in images]
-        behind = np.argmax(types.role[:, ::-1] == LAST, axis=1)
-        remember(tensors["input_ids"], torch.from_numpy(types.role.shape[1] - 1 - behind))
+        real = types.role != PADDING
+        lengths = np.where(types.prompt_length > 0, types.prompt_length, real.sum(axis=1))
+        lengths = [{int(length)} for length in lengths]
+        record_prompts(tensors["input_ids"], torch.from_numpy(real), lengths)
 
     @cached_property
     def tokens(self) -> list[list[str]]:

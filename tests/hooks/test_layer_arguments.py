@@ -18,7 +18,7 @@ from probe.reducers import FastV
 QUESTIONS = ("what is in the picture?", "how many circles are there?", "where is the red square?")
 
 
-@pytest.mark.parametrize("options", [{}, {"how": "remove"}, {"freeze": True}])
+@pytest.mark.parametrize("options", [{}, {"mode": "remove"}, {"mode": "mask_frozen"}])
 def test_with_vision_dropped_in_all_layers_the_answer_does_not_depend_on_the_image(options):
     subject = six_layers()
     for question in QUESTIONS:
@@ -62,7 +62,7 @@ def renamed(wrap=lambda cache: cache):
 
 BLOCKS = {
     "mask": lambda subject: drop_vision(subject, (1, 2)),
-    "remove": lambda subject: drop_vision(subject, (1, 2), how="remove"),
+    "remove": lambda subject: drop_vision(subject, (1, 2), mode="remove"),
     "FastV": lambda subject: probe.reduced(subject, FastV(2, 0.25)),
 }
 

@@ -27,7 +27,6 @@ from torch import Tensor
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.model_structure import stacks
-from probe.hooks.prompt_ends import remember
 from probe.interventions.attention_edits import mask_keys, replace_keys_values
 from probe.interventions.layer_target import LayerTarget
 from probe.measures.attribution.baselines import Perturbation
@@ -61,8 +60,6 @@ class PerturbedModel:
             blended = _between(perturbation.baseline_pixels.to(pixels), pixels, share)
             inputs["pixel_values"] = blended.flatten(0, 1)
         # Reducers that rank vision tokens use the prompt's last token, never one of the answer.
-        prompt_end = int(row.types.prompt_length[0]) - 1
-        remember(inputs["input_ids"], torch.full((len(z),), prompt_end))
         with self._hooked(z):
             logits = self.model(**inputs, use_cache=False, **self.options).logits
         return self.answer.logprob(logits).cpu()
