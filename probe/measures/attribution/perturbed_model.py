@@ -59,7 +59,6 @@ class PerturbedModel:
             share = gate(z, perturbation.pixels).unsqueeze(-3).to(pixels.device)
             blended = _between(perturbation.baseline_pixels.to(pixels), pixels, share)
             inputs["pixel_values"] = blended.flatten(0, 1)
-        # Reducers that rank vision tokens use the prompt's last token, never one of the answer.
         with self._hooked(z):
             logits = self.model(**inputs, use_cache=False, **self.options).logits
         return self.answer.logprob(logits).cpu()
