@@ -9,14 +9,13 @@ milliseconds.
     digest(subject.model)                                 # "5d0c8f..."
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from probe.evaluation.task import BenchmarkTask
-from probe.records.provenance import RunFingerprint, hash_files
+from probe.records.provenance import RunFingerprint, content_hash, hash_files
 from probe.subject.subject import Subject
 
 VALUES = 64  # of each parameter, evenly spread
@@ -29,7 +28,7 @@ def fingerprint(
     values.
     """
     told = subject.provenance()
-    template = hashlib.sha256(str(subject.processor.chat_template).encode()).hexdigest()[:16]
+    template = content_hash(str(subject.processor.chat_template), length=16)
     setting = {name: told[name] for name in ("quantization", "aspect", "image_processor")}
     setting["weights"] = weights_digest(subject.model)
     if told["reducer"]:
@@ -45,9 +44,9 @@ def fingerprint(
 
 def weights_digest(model: nn.Module) -> str:
     """The same for equal weights, whatever the device."""
-    found = hashlib.sha256()
+    content: list[str | bytes] = []
     for name, parameter in model.named_parameters():
         flat = parameter.detach().reshape(-1)
         some = flat[:: max(1, flat.numel() // VALUES)][:VALUES].float().cpu().numpy()
-        found.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + some.tobytes())
-    return found.hexdigest()[:16]
+        content += [f"{name} {tuple(parameter.shape)} {parameter.dtype}", some.tobytes()]
+    return content_hash(content, length=16)

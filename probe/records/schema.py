@@ -180,6 +180,7 @@ ROOT = {
     "token_type": _text("sample position", "token type"),
     "response_ids": _index("sample answer", "token ids of the response, its closing included"),
     **image_variables("sample"),
+    "image_path": _text("sample", "files of the images"),
     "image_sha256": _text("sample image", "SHA-256 of the image, where its pixels are not kept"),
 }
 

@@ -4,7 +4,6 @@ source = ModelSource.of("tiny-llava")        # ModelSource(".../tiny/llava", is_
 config, revision = read_config("llava-hf/llava-1.5-7b-hf")
 """
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from probe.errors import ProbeError
+from probe.records.provenance import content_hash
 
 END_BYTES = 2**20  # read from both ends of each weight file
 
@@ -96,15 +96,14 @@ def folder_hash(folder: Path) -> str:
 
     Training changes every weight, so the ends distinguish two trainings without reading gigabytes.
     """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    content: list[str | bytes | Path] = [folder / "config.json"]
     for weights in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         size = weights.stat().st_size
-        digest.update(f"{weights.name} {size}\n".encode())
         with weights.open("rb") as file:
-            digest.update(file.read(END_BYTES))
+            start = file.read(END_BYTES)
             file.seek(max(0, size - END_BYTES))
-            digest.update(file.read(END_BYTES))
-    return f"sha256:{digest.hexdigest()[:16]}"
+            content += [f"{weights.name} {size}\n", start, file.read(END_BYTES)]
+    return f"sha256:{content_hash(content, length=16)}"
 
 
 def load_error(name: str, error: Exception) -> ProbeError:

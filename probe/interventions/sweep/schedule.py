@@ -1,11 +1,11 @@
 """In which order samples are taken, whose image is whose donor, and what it will cost."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from probe.data.image import ImageSource, Video, open_image
 from probe.data.sample import Sample
+from probe.records.provenance import content_hash
 from probe.subject.prefix_cache import KEPT
 from probe.subject.prefix_check import SharingCheck
 
@@ -45,7 +45,7 @@ def _identity(image: ImageSource) -> str:
             if isinstance(image.source, tuple)
             else str(image.source)
         )
-    return hashlib.sha256(open_image(image).tobytes() + str(image.size).encode()).hexdigest()
+    return content_hash([open_image(image).tobytes(), str(image.size)])
 
 
 def estimate(
