@@ -1,20 +1,26 @@
 """The record: what a measurement returns, and the only thing that figures, tables and reports read.
 
 An `xarray.DataTree`. The root holds what belongs to a sample (texts, tokens, images), with the
-provenance in `attrs`; below it is one node a stack of layers (`llm`, `vision`, ...), which holds
-the numbers. Needs no torch, so a record is read and drawn on any laptop.
+provenance in `attrs`; below it is one node for each stack of layers (`llm`, `vision`, ...), which
+holds the numbers. Needs no torch, so a record is read and drawn on any laptop.
 
-    record = probe.open("run.zarr.zip")
-    record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head")   # (sample, layer)
-    probe.to_dataframe(record)                                                          # tidy, for pandas
+    record = probe.open_record("run.zarr.zip")
+    attention = record["llm"]["mass"].sel(query_type="response", key_type="vision")
+    attention.mean("head")           # (sample, layer)
+    probe.to_dataframe(record)       # tidy, for pandas
 
 | file | what |
 |---|---|
-| `variables.py` | every variable: dims, units, meaning, range |
-| `contract.py` | `assemble` a record from plain arrays, `validate` one |
-| `merging.py` | `merge` records of the same kind |
-| `storage.py` | `save_record`, `open_record`: one file, whole or not at all |
-| `reading.py` | `to_dataframe`, `entropy_ratio`, `node` |
+| `schema.py` | every variable: dims, units, meaning, range; `dataset` makes one from arrays |
+| `validate.py` | `assemble` a record from plain arrays, `validate` one |
+| `concat.py` | `merge` records, `join` the parts of a run |
+| `io.py` | `save_record`, `open_record`; parts of a run: one file, whole or not at all |
+| `frames.py` | `to_dataframe`, `entropy_ratio`, `node` |
+| `compact.py` | `without_pixels`: a record as a run keeps it |
+| `thumbnails.py` | small copies of images |
+| `run_directory.py` | results over many samples, resumable |
+| `provenance.py` | what has to be known to make a result again; hashes |
+| `bootstrap.py`, `rank_agreement.py` | intervals over images; rank correlations of maps |
 """
 
 from probe.records.concat import merge

@@ -6,16 +6,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, one_of
 from probe.records.schema import MEASURED
 
 
 def node(record: xr.DataTree, stack: str) -> xr.Dataset:
-    """The numbers of a stack; `ProbeError` says which stacks there are."""
-    if stack not in record.children:
-        raise ProbeError(
-            "record", expected=f"a stack of {', '.join(record.children)}", got=repr(stack)
-        )
+    """The numbers of a stack. Raises ProbeError that lists the stacks of the record."""
+    one_of("record", "a stack of", stack, record.children)
     return record.children[stack].to_dataset()
 
 
@@ -25,12 +22,7 @@ def entropy_ratio(record: xr.DataTree, stack: str = "llm", value: str = "entropy
     value: "entropy" (pooled over heads, as in the paper) or "head_entropy".
     """
     measured = node(record, stack)
-    if value not in measured:
-        raise ProbeError(
-            "entropy_ratio",
-            expected=f"a variable of {', '.join(map(str, measured))}",
-            got=repr(value),
-        )
+    one_of("entropy_ratio", "a variable of", value, measured)
     keys = measured["key_count"]
     ratio = measured[value] / np.log(keys.where(keys >= 2))
     return ratio.rename("entropy_ratio").assign_attrs(long_name="entropy ÷ ln(keys)", units="ratio")
@@ -42,32 +34,30 @@ def to_dataframe(record: xr.DataTree, variables: str | Sequence[str] | None = No
     Columns: stack, sample, layer, head, query_type, key_type, variable, value; empty where a
     variable has no such axis. By default all of `MEASURED` that the record has; `variables` picks
     others (one name or several), for instance "query_count" or "received", whose further axes
-    become columns. Raises ProbeError for what is no record, and for variables that it does not
+    become columns. Raises ProbeError for what is not a record, and for variables that it does not
     have.
     """
     if not isinstance(record, xr.DataTree):
-        raise ProbeError(
-            "to_dataframe", expected="a record (an xarray.DataTree)", got=type(record).__name__
-        )
-    variables = [variables] if isinstance(variables, str) else variables
-    chosen = variables or MEASURED
-    there = {str(name) for measured in record.children.values() for name in measured.data_vars}
-    if not there.intersection(chosen) or (variables and not there.issuperset(variables)):
-        got = ", ".join(name for name in chosen if name not in there)
-        raise ProbeError(
-            "to_dataframe", expected=f"variables of {', '.join(sorted(there))}", got=got
-        )
-    columns = ["stack", "sample", "layer", "head", "query_type", "key_type", "variable", "value"]
-    frames = [
-        _rows(measured.dataset[name]).assign(stack=stack, variable=name)
-        for stack, measured in record.children.items()
-        for name in chosen
-        if name in measured.data_vars
+        got = type(record).__name__
+        raise ProbeError("to_dataframe", expected="a record (an xarray.DataTree)", got=got)
+    names = [variables] if isinstance(variables, str) else variables or MEASURED
+    held = {str(name) for stack in record.children.values() for name in stack.data_vars}
+    missing = [name for name in names if name not in held]
+    if missing and (variables or len(missing) == len(names)):
+        expected = f"variables of {', '.join(sorted(held))}"
+        raise ProbeError("to_dataframe", expected=expected, got=", ".join(missing))
+    tables = [
+        _rows(stack.dataset[name]).assign(stack=stack_name, variable=name)
+        for stack_name, stack in record.children.items()
+        for name in names
+        if name in stack.data_vars
     ]
-    frame = pd.concat(frames, ignore_index=True)
-    further = [name for name in frame.columns if name not in columns]
-    frame = frame.reindex(columns=[*columns[:-2], *further, *columns[-2:]])
-    return frame.astype({"layer": "Int64", "head": "Int64"})
+    table = pd.concat(tables, ignore_index=True)
+    axes = ["stack", "sample", "layer", "head", "query_type", "key_type"]
+    value = ["variable", "value"]
+    further_axes = [name for name in table.columns if name not in (*axes, *value)]
+    table = table.reindex(columns=[*axes, *further_axes, *value])
+    return table.astype({"layer": "Int64", "head": "Int64"})
 
 
 def _rows(array: xr.DataArray) -> pd.DataFrame:

@@ -29,7 +29,7 @@ from probe.records.schema import ROOT, STACK, Variable
 from probe.records.validate import tree_of, validate
 
 SUFFIX = ".zarr.zip"
-OLD_NAMES = {  # variables in files of version 0.1.0 before images were called images
+OLD_NAMES = {  # of variables, in files that were written before they were renamed
     "picture": "images",
     "picture_size": "image_size",
     "picture_sha256": "image_sha256",

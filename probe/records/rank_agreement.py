@@ -1,18 +1,21 @@
 """Does attention rank the regions of an image as attribution does? Rank correlations, and what to
-hold them against.
+compare them with.
 
-    correlation    Spearman's rank correlation over the regions, between an attention measure and an attribution
-    floor          what the same maps reach when they are misplaced: 99 % of shuffles of the regions, and 99 % of shifts
-                   and flips of their grid (neighbours stay neighbours), are below it in all layers and measures at once
-    ceiling        the same correlation between two methods of attribution: more cannot be asked of attention
+    correlation    Spearman's rank correlation over the regions, between an attention measure and an
+                   attribution
+    floor          what maps reach by chance: the same maps with their regions shuffled, and with
+                   their grid shifted and flipped (neighbours stay neighbours). 99 % of these stay
+                   below the floor in all layers and measures at once
+    ceiling        the same correlation between two methods of attribution: attention cannot be
+                   expected to agree better
 
     table = rank_agreement({"ablation": first, "integrated_gradients": second})
-    table["by_layer"].sel(reference="ablation", measure="mass")             # (layer): heads averaged first
+    table["by_layer"].sel(reference="ablation", measure="mass")    # (layer): heads averaged first
 
-Attributions keep their sign: what speaks against the answer ranks below what says nothing. (Their
-size would not do: in any model, one of random weights too, what is attended to moves the answer,
-one way or the other.) Below 1 % of the largest they are ties. A measure that is the same in all
-regions ranks nothing: NaN.
+Attributions keep their sign: evidence against the answer ranks below no evidence. (Absolute values
+would not do: in any model, one of random weights too, regions that are attended to move the answer
+in one direction or the other.) Attributions below 1 % of the largest are ties. A measure that is
+the same in all regions ranks nothing: NaN.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,157 +26,91 @@ import xarray as xr
 from jaxtyping import Float, Int
 
 from probe.errors import ProbeError
+from probe.records.schema import Variable, dataset
 
 MEASURES = ("mass", "lift", "received", "contribution")
 SHUFFLES = 1000
 CERTAIN = 0.99
-NEGLIGIBLE = 0.01  # of the largest: what is owed less is not ranked among itself
-FEWEST = 3  # regions: of fewer, every order is as good as any
+NEGLIGIBLE = 0.01  # of the largest attribution: smaller ones are not ranked among themselves
+FEWEST = 3  # regions: with fewer, every order is as good as any
+DIGITS = 6  # attention and attributions are known to seven: what differs by less is a tie
+
+_MEANING = ("correlation", "Spearman's rank correlation")
+SCHEMA = {
+    "correlation": Variable("reference measure layer head", *_MEANING),
+    "by_layer": Variable("reference measure layer", *_MEANING),
+    "floor": Variable("reference", *_MEANING),
+    "ceiling": Variable("reference other", *_MEANING),
+}
 
 
 def spearman(
     first: Float[np.ndarray, "*row region"], second: Float[np.ndarray, "*other region"]
 ) -> Float[np.ndarray, "..."]:
-    """Rank correlation along the last axis, ties with their mean rank; NaN below 3 regions and for
-    what is constant.
+    """Rank correlation along the last axis; other axes broadcast. Ties get their mean rank; NaN for
+    fewer than 3 regions and for constant maps.
 
     >>> float(spearman(np.array([1.0, 2.0, 3.0]), np.array([10.0, 40.0, 20.0])).round(2))
     0.5
     """
     product = _standard_ranks(first) * _standard_ranks(second)
-    return (
-        np.asarray(product.sum(-1))
-        if first.shape[-1] >= FEWEST
-        else np.full(product.shape[:-1], np.nan)
-    )
+    correlation = np.asarray(product.sum(-1))
+    return correlation if first.shape[-1] >= FEWEST else np.full_like(correlation, np.nan)
 
 
-def _standard_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks with mean 0 and length 1."""
-    flat = np.atleast_2d(values.reshape(-1, values.shape[-1])).astype(float)
-    # attention and attributions are known to seven digits: what differs by less is a tie
-    scale = np.maximum(np.nanmax(np.abs(flat), -1, keepdims=True, initial=0), 1e-30)
-    ranks = pd.DataFrame(np.round(flat / scale, 6)).rank(axis=1).to_numpy()
-    ranks = ranks - ranks.mean(-1, keepdims=True)
-    length = np.sqrt((ranks**2).sum(-1, keepdims=True))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(length > 0, ranks / length, np.nan).reshape(values.shape)
-
-
-def rank_agreement(found: Mapping[str, xr.Dataset], seed: int = 0) -> xr.Dataset:
+def rank_agreement(attributions: Mapping[str, xr.Dataset], seed: int = 0) -> xr.Dataset:
     """Correlations of every attribution with every attention measure: correlation (reference,
     measure, layer, head), by_layer (reference, measure, layer), floor (reference), ceiling
     (reference, other).
 
-    Raises ProbeError for datasets without attention, without regions, or of other regions than the
-    first.
+    Attention is that of the first attribution. Raises ProbeError for datasets without attention or
+    without regions, and for attributions over other regions than the first.
     """
-    names, signed = list(found), {name: _signed(name, one) for name, one in found.items()}
-    first = next(iter(found.values()))
-    here = regions_of(first)
-    for name, one in found.items():
-        if regions_of(one)["feature"].values.tolist() != here["feature"].values.tolist():
-            raise ProbeError(
-                "agreement",
-                expected="attributions over the same regions",
-                got=f"others in {name!r}",
-            )
-    heads = np.stack(
-        [here[measure].values for measure in MEASURES]
-    )  # (measure, layer, head, region)
-    pooled, owed = heads.mean(2), np.stack([signed[name] for name in names])
-    misplaced = [_shuffles(owed.shape[-1], seed), _moves(here)]
-    floors = [
-        max(_reached(pooled, one, orders) for orders in misplaced if len(orders)) for one in owed
-    ]
+    signed = np.stack([_signed(name, each) for name, each in attributions.items()])
+    first = next(iter(attributions.values()))
+    regions = regions_of(first)
+    names = regions["feature"].values.tolist()
+    for name, attribution in attributions.items():
+        if regions_of(attribution)["feature"].values.tolist() != names:
+            expected = "attributions over the same regions"
+            raise ProbeError("agreement", expected=expected, got=f"others in {name!r}")
+    by_head = np.stack([regions[measure].values for measure in MEASURES])
+    by_layer = by_head.mean(axis=2)  # (measure, layer, region)
+    orders = [_shuffles(len(names), seed), _grid_moves(regions)]
     values = {
-        "correlation": (
-            ("reference", "measure", "layer", "head"),
-            spearman(heads[None], owed[:, None, None, None]),
-        ),
-        "by_layer": (
-            ("reference", "measure", "layer"),
-            spearman(pooled[None], owed[:, None, None]),
-        ),
-        "floor": (("reference",), np.array(floors)),
-        "ceiling": (("reference", "other"), spearman(owed[:, None], owed[None])),
+        "correlation": spearman(by_head[None], signed[:, None, None, None]),
+        "by_layer": spearman(by_layer[None], signed[:, None, None]),
+        "floor": [_floor(by_layer, attribution, orders) for attribution in signed],
+        "ceiling": spearman(signed[:, None], signed[None]),
     }
-    coords = {"reference": names, "other": names, "measure": list(MEASURES)}
-    numbered = {"layer": here["layer"].values, "head": here["head"].values}
-    labels = {name: np.array(each, object) for name, each in coords.items()}
-    described = {"long_name": "Spearman's rank correlation", "units": "correlation"}
-    variables = {
-        name: (dims, array.astype(np.float32), described) for name, (dims, array) in values.items()
-    }
-    attrs = {
-        **first.attrs,
-        "kind": "agreement",
-        "regions": owed.shape[-1],
-        "shuffles": SHUFFLES,
-        "seed": seed,
-    }
-    return xr.Dataset(variables, labels | numbered, attrs)
-
-
-def _shuffles(regions: int, seed: int) -> Int[np.ndarray, "order region"]:
-    return np.random.default_rng(seed).permuted(np.tile(np.arange(regions), (SHUFFLES, 1)), axis=1)
-
-
-def _moves(here: xr.Dataset) -> Int[np.ndarray, "order region"]:
-    """The grid of regions shifted around its edges, and flipped; none where regions are no grid of
-    one image.
-    """
-    count, side = here.sizes["feature"], {"patches": 1, "grid": 2}.get(str(here.attrs["over"]))
-    if side is None or int(here["patch_image"].max()) > 0:
-        return np.empty((0, count), int)
-    base = here["patch_tile"].values == 0
-    columns = -(-(int(here["patch_col"].values[base].max()) + 1) // side)
-    grid = np.arange(count).reshape(-1, columns)
-    flips = [grid, grid[::-1], grid[:, ::-1], grid[::-1, ::-1]]
-    moved = [
-        np.roll(flip, (r, c), (0, 1)).ravel()
-        for flip in flips
-        for r in range(len(grid))
-        for c in range(columns)
-    ]
-    return np.array(moved[1:]).reshape(-1, count)  # the first is the map itself
-
-
-def _reached(maps: np.ndarray, owed: np.ndarray, orders: np.ndarray) -> float:
-    """What the largest correlation with any map stays below in 99 % of the orders; 0 where there
-    are none.
-    """
-    ranked, own = _standard_ranks(maps.reshape(-1, maps.shape[-1])), _standard_ranks(owed)
-    ranked = ranked[~np.isnan(ranked).any(-1)]
-    if not len(ranked) or np.isnan(own).any() or len(own) < FEWEST:
-        return float("nan")
-    orders = orders[
-        ~np.isclose(own[orders] @ own, 1)
-    ]  # a flip of a map that is symmetric misplaces nothing
-    return float(np.quantile((own[orders] @ ranked.T).max(-1), CERTAIN)) if len(orders) else 0.0
+    coords = {"reference": list(attributions), "other": list(attributions), "measure": MEASURES}
+    coords |= {axis: regions[axis].values for axis in ("layer", "head")}
+    attrs = {"kind": "agreement", "regions": len(names), "shuffles": SHUFFLES, "seed": seed}
+    return dataset("agreement", values, SCHEMA, coords, first.attrs | attrs)
 
 
 def regions_of(attribution: xr.Dataset) -> xr.Dataset:
-    """The part over regions, without words. Raises ProbeError for what is no attribution, or one
-    without regions.
+    """The part over regions, without words. Raises ProbeError for what is not an attribution, and
+    for one without regions.
     """
     if not isinstance(attribution, xr.Dataset) or "attribution" not in attribution:
-        raise ProbeError(
-            "agreement",
-            expected="an attribution (of probe.attribute)",
-            got=type(attribution).__name__,
-        )
-    found = attribution.isel(feature=attribution["feature_kind"].values == "region")
-    if not found.sizes["feature"]:
-        raise ProbeError(
-            "agreement",
-            expected="an attribution over regions",
-            got=f"over {attribution.attrs['over']}",
-        )
-    return found
+        expected = "an attribution (of probe.attribute)"
+        raise ProbeError("agreement", expected=expected, got=type(attribution).__name__)
+    regions = attribution.isel(feature=attribution["feature_kind"].values == "region")
+    if not regions.sizes["feature"]:
+        got = f"over {attribution.attrs['over']}"
+        raise ProbeError("agreement", expected="an attribution over regions", got=got)
+    return regions
+
+
+def above_floor(table: xr.Dataset, reference: str, measure: str) -> Sequence[int]:
+    """The layers (counted from 0) that agree more than misplaced maps do."""
+    one = table.sel(reference=reference, measure=measure)
+    return one["layer"].values[(one["by_layer"] > one["floor"]).values].tolist()
 
 
 def _signed(name: str, attribution: xr.Dataset) -> Float[np.ndarray, "region"]:
+    """The attribution of each region; negligible ones are 0."""
     if missing := [measure for measure in MEASURES if measure not in attribution]:
         raise ProbeError(
             "agreement",
@@ -181,11 +118,72 @@ def _signed(name: str, attribution: xr.Dataset) -> Float[np.ndarray, "region"]:
             got=f"{name!r} without",
             fix="call attribute with attention=True",
         )
-    owed = regions_of(attribution)["attribution"].values
-    return np.where(np.abs(owed) < NEGLIGIBLE * np.abs(owed).max(), 0.0, owed)
+    values = regions_of(attribution)["attribution"].values
+    size = np.abs(values)
+    return np.where(size < NEGLIGIBLE * size.max(), 0.0, values)
 
 
-def above_floor(table: xr.Dataset, reference: str, measure: str) -> Sequence[int]:
-    """The layers (from 0) that agree more than shuffled regions do."""
-    one = table.sel(reference=reference, measure=measure)
-    return one["layer"].values[(one["by_layer"] > one["floor"]).values].tolist()
+def _standard_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks along the last axis, with mean 0 and length 1; NaN for a constant map."""
+    maps = np.atleast_2d(values.reshape(-1, values.shape[-1])).astype(float)
+    largest = np.nanmax(np.abs(maps), axis=-1, keepdims=True, initial=1e-30)
+    ranks = pd.DataFrame(np.round(maps / largest, DIGITS)).rank(axis=1).to_numpy()
+    ranks = ranks - ranks.mean(-1, keepdims=True)
+    length = np.sqrt((ranks**2).sum(-1, keepdims=True))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(length > 0, ranks / length, np.nan).reshape(values.shape)
+
+
+def _shuffles(regions: int, seed: int) -> Int[np.ndarray, "order region"]:
+    orders = np.tile(np.arange(regions), (SHUFFLES, 1))
+    return np.random.default_rng(seed).permuted(orders, axis=1)
+
+
+def _grid_moves(regions: xr.Dataset) -> Int[np.ndarray, "order region"]:
+    """All shifts (around the edges) and flips of the grid of regions but the grid itself; none
+    where the regions are not a grid over one image.
+    """
+    count = regions.sizes["feature"]
+    patches_in_a_region = {"patches": 1, "grid": 2}.get(str(regions.attrs["over"]))  # a side
+    if patches_in_a_region is None or int(regions["patch_image"].max()) > 0:
+        return np.empty((0, count), int)
+    whole_image = regions["patch_tile"].values == 0
+    patch_columns = int(regions["patch_col"].values[whole_image].max()) + 1
+    columns = -(-patch_columns // patches_in_a_region)  # rounded up
+    grid = np.arange(count).reshape(-1, columns)
+    moves = [
+        np.roll(flipped, (down, right), (0, 1)).ravel()
+        for flipped in (grid, grid[::-1], grid[:, ::-1], grid[::-1, ::-1])
+        for down in range(len(grid))
+        for right in range(columns)
+    ]
+    return np.array(moves[1:]).reshape(-1, count)
+
+
+def _floor(
+    maps: Float[np.ndarray, "measure layer region"],
+    attribution: Float[np.ndarray, "region"],
+    kinds: Sequence[Int[np.ndarray, "order region"]],
+) -> float:
+    """The floor of one attribution: the highest over the kinds of misplacement that exist."""
+    return max(_floor_of(maps, attribution, orders) for orders in kinds if len(orders))
+
+
+def _floor_of(
+    maps: Float[np.ndarray, "measure layer region"],
+    attribution: Float[np.ndarray, "region"],
+    orders: Int[np.ndarray, "order region"],
+) -> float:
+    """The largest correlation with any map, below which 99 % of the orders stay. 0 where no order
+    misplaces anything (a symmetric map is equal to its flip).
+    """
+    ranked_maps = _standard_ranks(maps.reshape(-1, maps.shape[-1]))
+    ranked_maps = ranked_maps[~np.isnan(ranked_maps).any(-1)]
+    ranks = _standard_ranks(attribution)
+    if not len(ranked_maps) or np.isnan(ranks).any() or len(ranks) < FEWEST:
+        return float("nan")
+    misplaced = ranks[orders]
+    misplaced = misplaced[~np.isclose(misplaced @ ranks, 1)]
+    if not len(misplaced):
+        return 0.0
+    return float(np.quantile((misplaced @ ranked_maps.T).max(-1), CERTAIN))
