@@ -109,7 +109,9 @@ def test_plots_are_those_of_probe_plots(record):
 
 def test_table_and_file(record, tmp_path):
     assert record.probe.to_dataframe().equals(probe.to_dataframe(record))
-    xr.testing.assert_identical(probe.open_record(record.probe.save(tmp_path / "a")), record)
+    opened = probe.open_record(record.probe.save(tmp_path / "a"))
+    xr.testing.assert_equal(opened, record)
+    xr.testing.assert_identical(probe.open_record(opened.probe.save(tmp_path / "b")), opened)
 
 
 def test_mistakes_are_one_line(record):

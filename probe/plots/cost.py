@@ -288,7 +288,7 @@ def _caption(costs: xr.Dataset, axis: Axes, own: bool, measured: bool = False) -
     tokens = ", ".join(map(str, np.unique(costs["text_tokens"].values)))
     toys = zip(costs["model"].values, costs["toy"].values, strict=True)
     models = {str(model): xr.Dataset(attrs={"toy": toy}) for model, toy in toys}
-    caption(np.array([axis]), [f"{how}; {tokens} text tokens"], models, own)
+    caption(axis, [f"{how}; {tokens} text tokens"], models, own)
 
 
 def _series(costs: xr.Dataset, against: str) -> dict[str, Int[np.ndarray, " case"]]:

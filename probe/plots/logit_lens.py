@@ -151,7 +151,7 @@ def lens_curves(dataset: Any, *, ax: Any = None) -> Axes:
         ylabel="probability",
     )
     legend(axis, title="token of the answer", **RIGHT)
-    caption(np.array([axis]), [_note(dataset)], {"": dataset}, own=ax is None)
+    caption(axis, [_note(dataset)], {"": dataset}, own=ax is None)
     return axis
 
 

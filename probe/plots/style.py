@@ -237,7 +237,9 @@ def shade(
     axis.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
 
 
-def caption(axes: np.ndarray, lines: Sequence[str], records: Mapping[str, Any], own: bool) -> None:
+def caption(
+    axes: Axes | np.ndarray, lines: Sequence[str], records: Mapping[str, Any], own: bool
+) -> None:
     """Small print below a figure of ours (`own`), or below the first of the user's Axes.
 
     It also says which of the `records` are of a toy model.
@@ -245,7 +247,7 @@ def caption(axes: np.ndarray, lines: Sequence[str], records: Mapping[str, Any], 
     toys = [name for name, one in records.items() if str(one.attrs.get("toy")).lower() == "true"]
     only = f" ({', '.join(toys)})" if 0 < len(toys) < len(records) else ""
     lines = [*dict.fromkeys(lines), *([_TOY + only] if toys else [])]
-    figure, first = figure_of(axes), axes.flat[0]
+    figure, first = figure_of(axes), np.ravel(axes)[0]  # pyright: ignore
     width = figure.get_figwidth() * (1 if own else first.get_position().width)
     text = "\n".join(part for line in lines for part in textwrap.wrap(line, int(width * 17)))
     if own:

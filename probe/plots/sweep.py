@@ -176,7 +176,7 @@ def readings(
         draw_windows(axis, table, windows_of(table, size), value, seed, look, name, shift=shift)
     finish_windows(axis, first, windows, value, "Every mode of dropping")
     legend(axis, ncols=3, **_LEGEND)
-    caption(np.array([axis]), [note(first, seed), SIMULTANEOUS], tables, ax is None)
+    caption(axis, [note(first, seed), SIMULTANEOUS], tables, ax is None)
     return axis
 
 
@@ -220,7 +220,7 @@ def swaps(results: Any, size: int | None = None, *, seed: int = 0, ax: Any = Non
         ylabel="answers (%)",
     )
     legend(axis, **_LEGEND)
-    caption(np.array([axis]), [note(table, seed)], {"swap": table}, ax is None)
+    caption(axis, [note(table, seed)], {"swap": table}, ax is None)
     return axis
 
 
