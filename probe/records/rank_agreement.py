@@ -163,7 +163,7 @@ def _grid_moves(regions: xr.Dataset) -> Int[np.ndarray, "order region"]:
 def _floor(
     maps: Float[np.ndarray, "measure layer region"],
     attribution: Float[np.ndarray, "region"],
-    kinds: Sequence[Int[np.ndarray, "order region"]],
+    kinds: Sequence[np.ndarray],  # each (order, region)
 ) -> float:
     """The floor of one attribution: the highest over the kinds of misplacement that exist."""
     return max(_floor_of(maps, attribution, orders) for orders in kinds if len(orders))
