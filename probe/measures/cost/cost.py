@@ -1,14 +1,14 @@
 """`cost`: what one prompt costs a model, counted from its config and, if asked, measured on this
 machine.
 
-    cost("tiny-llava")                                    # or a hub id (its config only), a folder, a subject, a config
-    cost(config, vision_tokens=64, text_tokens=40)        # an encoder-side reducer; LLaVA-Mini: 8 x 8 compressed tokens
-    cost(config, vision_tokens=[36] * 2 + [9] * 6)        # tokens of each LLM layer: FastV and the like
-    cost(config, resolution=1000)                         # a larger image, in views
-    cost(config, frames=100)                              # a video
-    cost(subject, measure=5)                              # with latency and memory, five times
+    cost("tiny-llava")                                # or a hub id, a folder, a subject, a config
+    cost(config, vision_tokens=64, text_tokens=40)    # an encoder-side reducer; LLaVA-Mini: 8 x 8
+    cost(config, vision_tokens=[36] * 2 + [9] * 6)    # tokens of each LLM layer: FastV and the like
+    cost(config, resolution=1000)                     # a larger image, in views
+    cost(config, frames=100)                          # a video
+    cost(subject, measure=5)                          # with latency and memory, five times
 
-What is returned is described in `dataset.py`.
+`dataset.py` describes what is returned.
 """
 
 import os
@@ -23,8 +23,13 @@ from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
 from probe.measures.cost.dataset import assemble
-from probe.measures.cost.flop_count import COMPONENTS, OPERATIONS, Counted, count
-from probe.measures.cost.formula import formula_flops
+from probe.measures.cost.flop_count import (
+    COMPONENTS,
+    OPERATIONS,
+    Counted,
+    count,
+    formula_flops,
+)
 from probe.measures.cost.meta_model import Described, described, parameters, skeleton
 from probe.measures.cost.prompt_shape import (
     PromptShape,
@@ -56,21 +61,22 @@ def cost(
     """Operations by component, cache, and on request time and memory, of reading one prompt: a
     dataset of one case.
 
-    model: a name (a shipped model, a folder, a hub id: of it only the config is read), a subject, a
-    model, or a config. vision_tokens: what the LLM gets, in all or in each of its layers; by
-    default what the model makes of the image.
-        LLaVA-Mini compresses to it, of other models a reducer is assumed to keep it before the projector.
-    resolution: pixels of the image, a side or (height, width). frames: of a video instead. rows:
-    "all" counts as papers do, every row through every layer and the head; "needed" what `generate`
-    runs. dtype: of the cache; by default the model's, float16 for a config that names none.
-    measure: repeats of a measurement on this machine, 0 for none. A name is loaded with its
-    weights; a config gets
-        random ones, on the GPU if there is one.
+    model: a name (a shipped model, a folder, or a hub id: only the config is read), a subject, a
+        model, or a config.
+    vision_tokens: what the LLM gets, in all or in each of its layers; by default what the model makes
+        of the image. LLaVA-Mini compresses to this number; for other models a reducer is assumed to
+        keep it before the projector.
+    resolution: pixels of the image, a side or (height, width).
+    frames: of a video, in place of an image.
+    rows: "all" counts as papers do, every row through every layer and the head; "needed" what
+        `generate` runs.
+    dtype: of weights and cache; by default the model's, float16 for a config that names none.
+    measure: repeats of a measurement on this machine, 0 for none. A name is loaded with its weights;
+        a config gets random ones, on the GPU if there is one.
     name: of the case.
 
-    Raises ProbeError for a model of text only, for numbers that are no sizes, for more vision
-    tokens than the image makes, for a number that LLaVA-Mini can't compress to, and for a
-    measurement of a model that would need a reducer.
+    Raises ProbeError for a text-only model, invalid sizes, more vision tokens than the image makes, a
+    number that LLaVA-Mini can't compress to, and a measurement that would need a reducer.
     """
     if rows not in ("all", "needed"):
         raise ProbeError("cost", expected="rows 'all' or 'needed'", got=repr(rows))
@@ -78,24 +84,24 @@ def cost(
         raise ProbeError("cost", expected="measure=0, or a number of repeats", got=repr(measure))
     if measure and isinstance(model, str | os.PathLike):
         model = load(model, dtype=dtype)
-    told = described(model, dtype)
-    layers = per_layer(vision_tokens, told.config.get_text_config().num_hidden_layers)
+    source = described(model, dtype)
+    layers = per_layer(vision_tokens, source.config.get_text_config().num_hidden_layers)
     first = layers[0] if layers is not None else None
-    config = with_tokens(told.config, first, frames)
+    config = with_tokens(source.config, first, frames)
     prompt = prompt_of(config, first, text_tokens, resolution, frames)
     shapes = skeleton(config)
-    # One number is what a LLaVA-Mini's config makes by itself, and not always of all layers.
-    by_itself = makes_to_order(config) and isinstance(vision_tokens, Integral)
-    counted = count(shapes, prompt, None if by_itself else layers, rows)
-    values, device = _values(counted, shapes, told.dtype), "meta"
+    # The config of a LLaVA-Mini already says one number, which may not hold in all layers.
+    from_config = makes_to_order(config) and isinstance(vision_tokens, Integral)
+    counted = count(shapes, prompt, None if from_config else layers, rows)
+    values, device = _values(counted, shapes, source.dtype), "meta"
     if measure:
-        runnable = _runnable(model, told, config, counted)
+        runnable = _runnable(model, source, config, counted)
         inputs = inputs_of(runnable, prompt, int(counted.tokens[-1, 0]))
         values["latency"], values["memory"] = measure_prefill(runnable, inputs, measure)
         device = str(runnable.device)
     return assemble(
-        name or told.name,
-        _about(told, prompt, counted, device),
+        name or source.name,
+        _about(source, prompt, counted, device),
         _labels(counted, measure),
         values,
         rows,
@@ -117,7 +123,7 @@ def _values(counted: Counted, shapes: PreTrainedModel, dtype: torch.dtype) -> di
     }
 
 
-def _runnable(model: Any, told: Described, config: Any, counted: Counted) -> PreTrainedModel:
+def _runnable(model: Any, source: Described, config: Any, counted: Counted) -> PreTrainedModel:
     """The model to measure. Raises ProbeError where it would not run as it was counted."""
     if counted.reduced:
         raise ProbeError(
@@ -126,9 +132,9 @@ def _runnable(model: Any, told: Described, config: Any, counted: Counted) -> Pre
             got="fewer",
             fix="leave measure= out",
         )
-    if model is told.config:
-        return with_random_weights(config, told.dtype)
-    if config is not told.config:
+    if model is source.config:
+        return with_random_weights(config, source.dtype)
+    if config is not source.config:
         raise ProbeError(
             "cost",
             expected="the number of vision tokens that its weights compress to, to be measured",
@@ -138,13 +144,13 @@ def _runnable(model: Any, told: Described, config: Any, counted: Counted) -> Pre
     return model if isinstance(model, PreTrainedModel) else model.model
 
 
-def _about(told: Described, prompt: PromptShape, counted: Counted, device: str) -> dict[str, Any]:
+def _about(source: Described, prompt: PromptShape, counted: Counted, device: str) -> dict[str, Any]:
     return {
-        "model": told.name,
-        "revision": told.revision,
-        "dtype": str(told.dtype).removeprefix("torch."),
+        "model": source.name,
+        "revision": source.revision,
+        "dtype": str(source.dtype).removeprefix("torch."),
         "device": device,
-        "toy": told.toy,
+        "toy": source.toy,
         "vision_tokens": float(counted.tokens[:, 0].mean()),
         "text_tokens": prompt.text_tokens,
         "frames": prompt.frames or 1,

@@ -2,13 +2,14 @@
 through, no numbers.
 
     counted = count(skeleton(config), prompt)
-    counted.flops["llm"]                       # [in products with weights, in products of queries, keys and values]
+    counted.flops["llm"]         # [products with weights, products of queries, keys and values]
 
-A multiply-add is two operations, as everywhere in this package. Products with weights and
-attention's own are kept apart: papers often count only the former, as counters do that don't know
-the fused kernel. Attention is counted over all pairs of tokens, the masked ones included, as
-counters do that do know it; a causal kernel gets by with half. Norms, activations, softmax and
-interpolations are not counted.
+A multiply-add is two operations, as everywhere in this package. Products with weights and attention's
+own are kept apart: papers often count only the former, as do counters that do not know the fused
+kernel. Attention is counted over all pairs of tokens, masked ones included, as by counters that do
+know it; a causal kernel needs half. Norms, activations, softmax and interpolations are not counted.
+
+`formula_flops` is the one-line formula of papers on token reducers, to compare ratios with.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
@@ -27,157 +28,216 @@ from probe.errors import ProbeError
 from probe.hooks.layer_arguments import output_cache
 from probe.hooks.model_structure import stacks
 from probe.measures.cost.meta_model import encoders, head_of
-from probe.measures.cost.prefused import Prefused, fuses
 from probe.measures.cost.prompt_shape import PromptShape, side_of
+from probe.models.llava_mini.vision import join_tiles, with_whole
 
 COMPONENTS = ("vision_encoder", "projector", "compressor", "prefusion", "llm")
 OPERATIONS = ("linear", "attention")
-WITH_WEIGHTS = (
-    "aten.mm",
-    "aten.addmm",
-    "aten.convolution",
-)  # all others are products of activations
+WITH_WEIGHTS = ("aten.mm", "aten.addmm", "aten.convolution")  # the others multiply activations
 
 Flops = Float[np.ndarray, " operation"]
-Parts = Mapping[str, Sequence[nn.Module]]
 
 
 @dataclass(frozen=True)
 class Counted:
-    """What a prefill takes. `tokens` and `cache` are of the LLM's layers, vision first and text
-    behind it.
+    """What a prefill takes.
+
+    flops: by component. tokens: in each LLM layer, vision and text. cache: numbers that the LLM's
+    cache holds, of vision and text. prefix: numbers before the LLM that later questions about the
+    image reuse. reduced: whether fewer vision tokens were asked for than the model makes.
     """
 
     flops: dict[str, Flops]
     tokens: Int[np.ndarray, "layer kind"]
-    cache: Float[np.ndarray, " kind"]  # numbers that the LLM's cache holds
-    prefix: int  # numbers that later questions about the image reuse, before the LLM
-    reduced: bool  # whether fewer vision tokens were wanted than the model makes
+    cache: Float[np.ndarray, " kind"]
+    prefix: int
+    reduced: bool
+
+
+@dataclass(frozen=True)
+class VisionTokens:
+    """What the LLM gets of the prompt's images.
+
+    tokens: in all. first_layers, patches: LLM layers that also see all patches, and their number
+    (LLaVA-Mini with fusion "in_llm"). prefix: numbers in the keys and values of pre-fusion's vision
+    rows.
+    """
+
+    tokens: int
+    first_layers: int = 0
+    patches: int = 0
+    prefix: int = 0
 
 
 @contextmanager
-def metered(parts: Parts) -> Iterator[dict[str, Flops]]:
-    """The operations that run inside of these modules, and "everything", until the block ends."""
-    found = {name: np.zeros(len(OPERATIONS)) for name in (*parts, "everything")}
+def metered(parts: Mapping[str, Sequence[nn.Module]]) -> Iterator[dict[str, Flops]]:
+    """The operations that run inside these modules, and "everything", until the block ends."""
+    flops = {name: np.zeros(len(OPERATIONS)) for name in parts}
+    handles = []
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
 
-        def note(name: str, sign: int) -> Callable[..., None]:
-            return lambda *_: found.__setitem__(name, found[name] + sign * _so_far(counter))
+        def add(name: str, sign: int) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                flops[name] = flops[name] + sign * _so_far(counter)
 
-        handles = []
+            return hook
+
         for name, modules in parts.items():
             for module in modules:
-                handles.append(module.register_forward_pre_hook(note(name, -1)))
-                handles.append(module.register_forward_hook(note(name, +1)))
+                handles.append(module.register_forward_pre_hook(add(name, -1)))
+                handles.append(module.register_forward_hook(add(name, +1)))
         try:
-            yield found
+            yield flops
         finally:
             for handle in handles:
                 handle.remove()
-    found["everything"] = _so_far(counter)
+    flops["everything"] = _so_far(counter)
 
 
 def _so_far(counter: FlopCounterMode) -> Flops:
-    by_kind = np.zeros(len(OPERATIONS))
+    by_operation = np.zeros(len(OPERATIONS))
     for operator, flops in counter.get_flop_counts().get("Global", {}).items():
-        by_kind[0 if str(operator) in WITH_WEIGHTS else 1] += flops
-    return by_kind
+        by_operation[0 if str(operator) in WITH_WEIGHTS else 1] += flops
+    return by_operation
 
 
 def count(
     model: PreTrainedModel,
     prompt: PromptShape,
-    wanted: Sequence[int] | None = None,
+    vision_tokens: Sequence[int] | None = None,
     rows: str = "all",
 ) -> Counted:
-    """The cost of a prompt. `wanted`: the vision tokens of each LLM layer, by default what the
-    model makes.
+    """The cost of a prompt. `vision_tokens`: of each LLM layer, by default what the model makes.
 
     rows: "all" counts every row of every layer and a head at every position, as papers do; "needed"
     what `generate` runs: the head at the last position, and only keys and values of vision rows in
     the last layer of pre-fusion.
     """
-    flops, made, prefused = _before_llm(model, prompt, rows)
-    vision = _vision_tokens(model, made, wanted, prefused)
-    layers = [int(tokens) + prompt.text_tokens for tokens in vision]
-    if min(layers) < 1:
+    flops, made = _before_llm(model, prompt, rows)
+    vision = _by_layer(model, made, vision_tokens)
+    both = vision + prompt.text_tokens
+    if both.min() < 1:
         raise ProbeError(
             "cost",
             expected="at least one token in every LLM layer",
             got="no vision token and no text",
         )
-    if wanted is not None and prefused is None:
-        flops["projector"] *= vision[0] / max(
-            made, 1
-        )  # an encoder-side reducer selects before the projector
-    flops["llm"], cache = _llm(model, layers, 1 if rows == "needed" else layers[-1])
-    share = vision / np.array(layers)
-    tokens = np.stack([vision, np.array(layers) - vision], axis=1)
-    kinds = np.array([(cache * share).sum(), (cache * (1 - share)).sum()])
-    reduced = wanted is not None and set(wanted) != {made}
-    return Counted(flops, tokens, kinds, prefused.prefix if prefused is not None else 0, reduced)
+    if vision_tokens is not None and not fuses(model.base_model):
+        # an encoder-side reducer selects before the projector
+        flops["projector"] *= vision[0] / max(made.tokens, 1)
+    flops["llm"], cache = _llm(model, both.tolist(), 1 if rows == "needed" else int(both[-1]))
+    of_vision = (cache * vision / both).sum()
+    return Counted(
+        flops,
+        tokens=np.stack([vision, both - vision], axis=1),
+        cache=np.array([of_vision, cache.sum() - of_vision]),
+        prefix=made.prefix,
+        reduced=vision_tokens is not None and set(vision_tokens) != {made.tokens},
+    )
+
+
+def fuses(base: Any) -> bool:
+    """Whether a model compresses its images and fuses text with them, as LLaVA-Mini does."""
+    return hasattr(base, "prefusion")
 
 
 def _before_llm(
     model: PreTrainedModel, prompt: PromptShape, rows: str
-) -> tuple[dict[str, Flops], int, Prefused | None]:
-    """Operations up to the LLM, the vision tokens that are made, and what a LLaVA-Mini did."""
+) -> tuple[dict[str, Flops], VisionTokens]:
+    """Operations up to the LLM, and the vision tokens that it gets."""
     base: Any = model.base_model
-    found = stacks(model)
-    parts = {
-        "vision_encoder": encoders(model),
-        **{name: found[name].layers for name in found if name in COMPONENTS},
-    }
-    del parts["llm"]
+    parts: dict[str, Sequence[nn.Module]] = {"vision_encoder": encoders(model)}
+    for name, stack in stacks(model).items():
+        if name in ("compressor", "prefusion"):
+            parts[name] = stack.layers
     video = hasattr(base, "get_video_features")
     pixels = prompt.pixels(side_of(model.config), model.config, fuses(base), video, _empty)
-    prefused = None
     with metered(parts) as flops:
-        if fuses(base):
-            prefused = Prefused.run(base, pixels["pixel_values"], prompt.text_tokens, rows)
-            made = prefused.tokens
+        if not fuses(base):
+            made = VisionTokens(_encoded(base, pixels))
+        elif base.config.fusion == "in_llm":
+            made = _compressed(base, pixels["pixel_values"])
         else:
-            made = _seen(base, pixels)
-    within = sum((flops[name] for name in parts), np.zeros(len(OPERATIONS)))
-    flops["projector"] = flops.pop("everything") - within
-    return {name: flops.get(name, np.zeros(len(OPERATIONS))) for name in COMPONENTS}, made, prefused
+            made = _fused(base, pixels["pixel_values"], prompt.text_tokens, rows)
+    none = np.zeros(len(OPERATIONS))
+    flops["projector"] = flops.pop("everything") - sum(flops.values(), none)
+    return {name: flops.get(name, none) for name in COMPONENTS}, made
 
 
-def _empty(*shape: int) -> torch.Tensor:
+def _empty(*shape: int) -> Tensor:
     return torch.empty(*shape, device="meta")
 
 
-def _seen(base: Any, pixels: Mapping[str, Any]) -> int:
-    """Encoder and projector, run; the vision tokens that come out. ProbeError for a model that
-    takes other pixels.
+def _encoded(base: Any, pixels: Mapping[str, Any]) -> int:
+    """Runs encoder and projector; the vision tokens that come out. Raises ProbeError for a model
+    that takes other pixels.
     """
-    see = base.get_video_features if "pixel_values_videos" in pixels else base.get_image_features
+    videos = "pixel_values_videos" in pixels
+    method = base.get_video_features if videos else base.get_image_features
     try:
-        seen = see(**pixels)
+        output = method(**pixels)
     except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
         got = f"{type(base).__name__} ({' '.join(str(error).split())[:200]})"
         raise ProbeError(
             "cost", expected="a model that takes square views of images", got=got
         ) from error
-    features = getattr(seen, "pooler_output", seen)
-    return sum(
-        part[..., 0].numel()
-        for part in (features if isinstance(features, list | tuple) else [features])
+    features = getattr(output, "pooler_output", output)
+    images = features if isinstance(features, list | tuple) else [features]
+    return sum(image[..., 0].numel() for image in images)
+
+
+def _fused(base: Any, views: Tensor, words: int, rows: str) -> VisionTokens:
+    """Runs a LLaVA-Mini's encoder, compressor and pre-fusion. `views`: (frame, view, 3, height,
+    width); `rows`: see `count`.
+    """
+    vision, tokens = base.look(views)
+    frames, patches, width = vision.shape
+    made = tokens.shape[0] * tokens.shape[1]
+    along = base.tokens_along  # compressed tokens that go through pre-fusion
+    layers = base.prefusion.layers
+    if not len(layers) or not along + words:
+        return VisionTokens(made)
+    text = _empty(frames, along + words, width)
+    visible = torch.ones(text.shape[:2], dtype=torch.bool, device=vision.device)
+    if rows == "all":
+        base.prefusion(vision, text, visible)
+    else:
+        outputs = base.config.compression == "none" and base.config.fusion == "released"
+        prefix, _ = base.prefusion.see(vision, outputs=outputs)
+        base.prefusion.fuse(prefix, text, visible)
+    attentions = [layer.self_attn for layer in layers]
+    of_a_row = sum(each.k_proj.out_features + each.v_proj.out_features for each in attentions)
+    return VisionTokens(made, prefix=frames * patches * of_a_row)
+
+
+def _compressed(base: Any, views: Tensor) -> VisionTokens:
+    """The same where the LLM's first layers do the fusion: they run on all patches, and on
+    placeholders of the compressed tokens.
+    """
+    patches = base.patches(views)
+    grid = join_tiles(patches)
+    vision = base.multi_modal_projector(with_whole(grid, patches))
+    if base.config.compression != "none":
+        base.compress(vision[:, : grid.shape[1]])  # rows as they are after the first layers
+    return VisionTokens(
+        tokens=len(views) * base.config.tokens_per_frame(views.shape[1]),
+        first_layers=base.config.num_prefusion_layers,
+        patches=vision.shape[0] * vision.shape[1],
     )
 
 
-def _vision_tokens(
-    model: PreTrainedModel, made: int, wanted: Sequence[int] | None, prefused: Prefused | None
+def _by_layer(
+    model: PreTrainedModel, made: VisionTokens, wanted: Sequence[int] | None
 ) -> Int[np.ndarray, " layer"]:
     """Vision tokens in each LLM layer. Raises ProbeError for more than the model makes."""
     if wanted is None:
-        layers = len(stacks(model)["llm"].layers)
-        return np.array(prefused.layers(layers) if prefused is not None else [made] * layers)
-    if max(wanted) > made:
-        expected = f"0 to {made} vision tokens, which is what the model makes of this image"
+        vision = np.full(len(stacks(model)["llm"].layers), made.tokens)
+        vision[: made.first_layers] += made.patches
+        return vision
+    if max(wanted) > made.tokens:
         raise ProbeError(
             "cost",
-            expected=expected,
+            expected=f"0 to {made.tokens} vision tokens, as many as the model makes of this image",
             got=str(max(wanted)),
             fix="ask for a larger resolution= or more frames=",
         )
@@ -185,22 +245,42 @@ def _vision_tokens(
 
 
 def _llm(
-    model: PreTrainedModel, layers: Sequence[int], head: int
+    model: PreTrainedModel, tokens: Sequence[int], head_rows: int
 ) -> tuple[Flops, Float[np.ndarray, " layer"]]:
-    """Operations of the LLM and its head, and what each layer's cache holds; each layer with tokens
-    of its own.
+    """Operations of the LLM and its head, and the numbers in each layer's cache. `tokens`: of each
+    layer.
     """
     decoder: Any = model.get_decoder()
-    parts = {str(at): [layer] for at, layer in enumerate(stacks(model)["llm"].layers)}
+    parts = {str(index): [layer] for index, layer in enumerate(stacks(model)["llm"].layers)}
     width = model.config.get_text_config().hidden_size
-    total, cache = np.zeros(len(OPERATIONS)), np.zeros(len(layers))
-    for tokens in set(layers):
+    total, cache = np.zeros(len(OPERATIONS)), np.zeros(len(tokens))
+    for number in set(tokens):  # one run of the whole stack gives all layers of this length
         with metered(parts) as flops:
-            output = decoder(inputs_embeds=_empty(1, tokens, width), use_cache=True)
-        kept: Any = output_cache(output)
-        for at in [at for at, those in enumerate(layers) if those == tokens]:
-            total += flops[str(at)]
-            cache[at] = kept.layers[at].keys.numel() + kept.layers[at].values.numel()
+            output = decoder(inputs_embeds=_empty(1, number, width), use_cache=True)
+        filled: Any = output_cache(output)
+        for index in np.flatnonzero(np.array(tokens) == number):
+            kept = filled.layers[index]
+            total += flops[str(index)]
+            cache[index] = kept.keys.numel() + kept.values.numel()
     with metered({}) as flops:
-        head_of(model)(_empty(1, head, width))
+        head_of(model)(_empty(1, head_rows, width))
     return total + flops["everything"], cache
+
+
+def formula_flops(tokens: Sequence[int], hidden_size: int, intermediate_size: int) -> float:
+    """The cost of a prefill by the formula of papers on token reducers. `tokens`: in each LLM layer,
+    text included.
+
+        layer = 4 n d² + 2 n² d + 2 n d m       n tokens, d hidden size, m feed-forward size
+
+    It counts a multiply-add as one, two feed-forward matrices (Llama has three), four square
+    projections (grouped queries have smaller ones), and neither vision encoder nor head. Compare its
+    ratios, never its value, with counted operations.
+
+    >>> formula_flops([10, 10], hidden_size=8, intermediate_size=16)
+    13440.0
+
+    Source: VisionZip (arXiv 2412.04467); FastV (arXiv 2403.06764) has the same.
+    """
+    d, m = hidden_size, intermediate_size
+    return float(sum(4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m for n in tokens))

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from probe.hooks.model_structure import image_token_id
-from probe.measures.cost.prefused import fuses
+from probe.measures.cost.flop_count import fuses
 from probe.measures.cost.prompt_shape import PromptShape, side_of
 
 MOMENTS = ("before", "peak")
