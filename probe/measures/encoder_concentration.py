@@ -3,7 +3,8 @@ of them.
 
     found = concentration(subject, images, top=(1, 4, 16, 64))
     found["top_share"].mean("view")             # (layer, k): the share that the k best patches hold
-    found["kept_from_last"].mean("view")        # (layer): how many of the best patches were the best in that layer
+    found["kept_from_last"].mean("view")        # (layer): how many of the best patches were the
+    best in that layer
 
 The attention that patches get is that by which VisionZip chooses: from the class token (CLIP), or
 from all positions on average (SigLIP); of each head, over patches only, in float32, without whole
@@ -58,13 +59,14 @@ def concentration(
     """What each layer of the encoder does with each view of these images: dims (view, layer), and
     head or k.
 
-    top_share        of the patches' attention, what the k best hold in the mean over heads, in [0, 1]; k as asked for
-    gini             0 where all patches get the same, towards 1 where one gets all (mean over heads first)
-    entropy          of the same distribution, in nats; even: log(patch_count)
-    head_gini        (view, layer, head): of each head alone
-    class_share      what of the attention goes to the class token itself, and to no patch; 0 without one
-    received         (view, layer, patch): the distribution, which sums to 1
-    kept_from_last   of the best tenth of patches in the last layer that the LLM reads, the share that is among the best
+    top_share        of the patches' attention, what the k best hold in the mean over heads, in [0,
+    1]; k as asked for gini             0 where all patches get the same, towards 1 where one gets
+    all (mean over heads first) entropy          of the same distribution, in nats; even:
+    log(patch_count) head_gini        (view, layer, head): of each head alone
+    class_share      what of the attention goes to the class token itself, and to no patch; 0
+    without one received         (view, layer, patch): the distribution, which sums to 1
+    kept_from_last   of the best tenth of patches in the last layer that the LLM reads, the share
+    that is among the best
                      tenth here, in [0, 1]
 
     Raises ProbeError for what is no image, numbers above that of the patches, and a model without

@@ -1,4 +1,5 @@
-"""Baselines that a reducer must beat: random patches, patches on a grid, and each half of VisionZip.
+"""Baselines that a reducer must beat: random patches, patches on a grid, and each half of
+VisionZip.
 
 `keep` is a number of tokens (int), or the fraction of the patches of a view that is kept (float).
 
@@ -44,7 +45,9 @@ class Baseline(Reducer):
 
 @dataclass(frozen=True)
 class Random(Baseline):
-    """`keep` random patches of each view: the same ones for every image, other ones for each tile."""
+    """`keep` random patches of each view: the same ones for every image, other ones for each
+    tile.
+    """
 
     seed: int = 0
 
@@ -83,8 +86,8 @@ class DominantOnly(Baseline):
 
 @dataclass(frozen=True)
 class ContextualOnly(Baseline):
-    """VisionZip without dominant tokens: all patches are merged into `keep`, whatever attention they
-    get.
+    """VisionZip without dominant tokens: all patches are merged into `keep`, whatever attention
+    they get.
     """
 
     def reduce(self, seen: EncoderOutput) -> Reduction:

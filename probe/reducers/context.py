@@ -26,7 +26,9 @@ from probe.reducers.reduction import ReductionStage
 
 
 class Reducer:
-    """Base of this package's methods: `with method(subject):` is `with reduced(subject, method):`."""
+    """Base of this package's methods: `with method(subject):` is `with reduced(subject,
+    method):`.
+    """
 
     def __call__(
         self, model: Any, *, vision: Any = None

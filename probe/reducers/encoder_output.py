@@ -2,7 +2,8 @@
 whole attention map.
 
     output.features                             # (view, position, width)
-    output.patch_attention(output.output_layer) # (view, head, patch): the attention that patches get
+    output.patch_attention(output.output_layer) # (view, head, patch): the attention that patches
+    get
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
-"""FastV: before one layer of the LLM, keep the vision tokens that the prompt's last token attends to
-most.
+"""FastV: before one layer of the LLM, keep the vision tokens that the prompt's last token attends
+to most.
 
     score of token j = mean over heads of a_ij in layer `layer` - 1, i the last token of the prompt
 

@@ -1,5 +1,5 @@
-"""Between encoder and projector of a model: only the tokens that a reducer leaves are projected, and
-the prompt gets as many placeholders.
+"""Between encoder and projector of a model: only the tokens that a reducer leaves are projected,
+and the prompt gets as many placeholders.
 
 The model's own `get_image_features` runs, so that pixels, views and images are divided as the model
 does it:
@@ -7,13 +7,14 @@ does it:
     encoder            its features, queries and keys are tapped
     projector          runs on one token; the output is expanded to the full shape (no memory) and
                        only carries that shape on
-    packing            `pack_image_features`, in models that cut images into tiles: patch indices are
+    packing            `pack_image_features`, in models that cut images into tiles: patch indices
+    are
                        pushed through it (`subject/token_grid.py`), which gives the number of
                        unreduced tokens and the tiles per row. Then the reduced tokens are projected
                        and returned. Models without it read each view as one image.
 
-In a forward the pixels are encoded before the model runs, because the prompt's placeholders depend on
-the result; the model's own call of `get_image_features` then gets that result.
+In a forward the pixels are encoded before the model runs, because the prompt's placeholders depend
+on the result; the model's own call of `get_image_features` then gets that result.
 
 Everything is undone when the block ends: torch's hooks, and these methods of this one model.
 """

@@ -57,8 +57,8 @@ class LLMReducer(Reducer, ABC):
     implement `schedule` and `scores`, and override the rest where they need to.
 
     `prompt` is the sequence that runs: `prompt.vision` (batch, position) marks its vision tokens,
-    `prompt.end` (batch) is the position of its last token, and `prompt.memo` is a dict that lives as
-    long as the prompt and its decoding.
+    `prompt.end` (batch) is the position of its last token, and `prompt.memo` is a dict that lives
+    as long as the prompt and its decoding.
     """
 
     @property
@@ -92,8 +92,8 @@ class LLMReducer(Reducer, ABC):
         scores: Float[Tensor, "batch position"],
     ) -> PositionMask:
         """The positions among `leaving` that stay present, holding merged tokens (to be set by
-        `layer_input.change`). `prompt.memo["order"]` (batch, position) may say in which order tokens
-        run, if not in that of their positions.
+        `layer_input.change`). `prompt.memo["order"]` (batch, position) may say in which order
+        tokens run, if not in that of their positions.
         """
         return torch.zeros_like(leaving)
 

@@ -1,13 +1,14 @@
-"""Efficient tuning: under a reducer only the projector learns, to say with fewer tokens what it said
-with all.
+"""Efficient tuning: under a reducer only the projector learns, to say with fewer tokens what it
+said with all.
 
     tune(subject, samples, "llava-64", VisionZip(54, 10))    # on `transformers.Trainer`
-    with probe.reduced(subject, VisionZip(54, 10)): ...      # or `probe.load("llava-64")` from now on
+    with probe.reduced(subject, VisionZip(54, 10)): ...      # or `probe.load("llava-64")` from now
+    on
 
-Encoder and LLM are frozen. The reducer is active in every forward of the training, so gradients pass
-only the tokens that are left. The paper takes a tenth of LLaVA-1.5's instructions and does not print
-rates; its authors refer to LLaVA's own scripts, whose numbers are the defaults here (2e-5, cosine
-schedule, 3 % warm-up, one epoch, 128 rows a step).
+Encoder and LLM are frozen. The reducer is active in every forward of the training, so gradients
+pass only the tokens that are left. The paper takes a tenth of LLaVA-1.5's instructions and does not
+print rates; its authors refer to LLaVA's own scripts, whose numbers are the defaults here (2e-5,
+cosine schedule, 3 % warm-up, one epoch, 128 rows a step).
 
 Source: arXiv 2412.04467, section 3.3; haotian-liu/LLaVA, `scripts/v1_5/finetune.sh`.
 """
@@ -58,15 +59,15 @@ def tune(
     """Trains the subject's projector in place, saves the model in a folder that `probe.load` opens,
     and returns the subject.
 
-    The labels are the samples' answers with the end of turn; of a conversation that ends with a turn
-    of the assistant, that turn. Without reducers the projector is tuned for all tokens: the control.
-    Resumes from the last Trainer checkpoint in the folder. Updates are lost in half precision: load
-    in float32, and pass bf16=True on a GPU.
+    The labels are the samples' answers with the end of turn; of a conversation that ends with a
+    turn of the assistant, that turn. Without reducers the projector is tuned for all tokens: the
+    control. Resumes from the last Trainer checkpoint in the folder. Updates are lost in half
+    precision: load in float32, and pass bf16=True on a GPU.
 
     batch: rows a step, over all devices. arguments: of `TrainingArguments`; they override LLaVA's.
 
-    Raises ProbeError for samples without image or answer, a batch that is not a multiple of the rows
-    computed at once, a model without a projector, and what `reduced` refuses.
+    Raises ProbeError for samples without image or answer, a batch that is not a multiple of the
+    rows computed at once, a model without a projector, and what `reduced` refuses.
     """
     if not samples or any(not sample.images for sample in samples):
         raise ProbeError(
@@ -149,8 +150,8 @@ def projector_of(model: PreTrainedModel) -> nn.Module:
 
 @contextmanager
 def training_only(model: PreTrainedModel, part: nn.Module) -> Iterator[None]:
-    """Only this part of the model learns while the block lasts. Afterwards the model is in eval mode
-    and its configs as before.
+    """Only this part of the model learns while the block lasts. Afterwards the model is in eval
+    mode and its configs as before.
     """
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     configs = [vars(model.config), vars(model.generation_config)]

@@ -1,9 +1,9 @@
 """LLaVA-PruMerge: keep the patches whose attention from the class token is an outlier, and add to
 each its most similar patches.
 
-Attention is of the layer after the features, as if it had one head: a = softmax(q_class · k / √width)
-over the projections before they are split into heads, without the class token's column. It is not
-what the model's own heads compute.
+Attention is of the layer after the features, as if it had one head: a = softmax(q_class · k /
+√width) over the projections before they are split into heads, without the class token's column. It
+is not what the model's own heads compute.
 
     centres      keep="adaptive": as many as a has outliers, a > Q3 + 1.5 (Q3 - Q1);
                  keep=0.125: that fraction
@@ -70,7 +70,9 @@ class PruMerge(Reducer):
         return int((values > high + 1.5 * (high - low)).sum()) / values.numel()
 
     def _centres(self, scores: Float[Tensor, " patch"], fraction: float) -> Int[Tensor, " centre"]:
-        """With a given fraction and `plus` some patches are centres twice, as in the authors' code."""
+        """With a given fraction and `plus` some patches are centres twice, as in the authors'
+        code.
+        """
         patches, count = len(scores), int(len(scores) * fraction)
         centres = scores.argsort(descending=True, stable=True)[:count]
         if not self.plus or not count:

@@ -1,7 +1,8 @@
 """PyramidDrop: vision tokens leave in stages; before each, the next layer's own queries and keys
 rank the remaining ones.
 
-    score of token j = mean over heads of a_ij, i the last token of the prompt, in the attention that
+    score of token j = mean over heads of a_ij, i the last token of the prompt, in the attention
+    that
                        layer `layers[s]` would compute over the tokens that are still present
 
 The int(keeps[s] * n) best of the prompt's n vision tokens stay, and the positions of all tokens are

@@ -3,7 +3,8 @@ merged and stay.
 
     raters   text after the last image, up to the prompt's end, whose weight in softmax over that
              text of v · t (input embeddings, averaged over vision tokens v) is above the mean
-    score    attention that a vision token gets from the raters in layers 2, 6 and 15 of 32 (from 0),
+    score    attention that a vision token gets from the raters in layers 2, 6 and 15 of 32 (from
+    0),
              averaged over raters and heads; after each of these layers the best stay, as many as
              the authors' table says for 576
 
@@ -195,7 +196,8 @@ def _scaled(count: int, tokens: int) -> int:
 
 def _running_order(prompt: TrackedSequence) -> Int[Tensor, "batch position"]:
     """A copy of the keys that the prompt's tokens are sorted by. They start as multiples of
-    length + 1: between two positions there is room for as many merged tokens as there are positions.
+    length + 1: between two positions there is room for as many merged tokens as there are
+    positions.
     """
     if "order" in prompt.memo:
         return prompt.memo["order"].clone()

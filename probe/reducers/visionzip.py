@@ -9,7 +9,8 @@ similarity of keys.
                   heads)
 
     contextual token = target + mean of those assigned to it     merge="released", the authors' code
-                     = mean of target and those assigned to it   merge="mean", the paper's Algorithm 2
+                     = mean of target and those assigned to it   merge="mean", the paper's
+                     Algorithm 2
 
 Attention, keys and features are all of the layer that the LLM reads. Equal scores: the first
 position wins.

@@ -21,7 +21,7 @@ import torch
 import xarray as xr
 from transformers import PreTrainedModel
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, at_least, one_of
 from probe.measures.cost.dataset import assemble
 from probe.measures.cost.flop_count import (
     COMPONENTS,
@@ -32,12 +32,11 @@ from probe.measures.cost.flop_count import (
 )
 from probe.measures.cost.meta_model import Described, described, parameters, skeleton
 from probe.measures.cost.prompt_shape import (
-    PromptShape,
     Resolution,
     Tokens,
-    makes_to_order,
     per_layer,
     prompt_of,
+    sets_tokens,
     with_tokens,
 )
 from probe.measures.cost.timing import MOMENTS, inputs_of, measure_prefill, with_random_weights
@@ -63,7 +62,8 @@ def cost(
 
     model: a name (a shipped model, a folder, or a hub id: only the config is read), a subject, a
         model, or a config.
-    vision_tokens: what the LLM gets, in all or in each of its layers; by default what the model makes
+    vision_tokens: what the LLM gets, in all or in each of its layers; by default what the model
+    makes
         of the image. LLaVA-Mini compresses to this number; for other models a reducer is assumed to
         keep it before the projector.
     resolution: pixels of the image, a side or (height, width).
@@ -71,17 +71,16 @@ def cost(
     rows: "all" counts as papers do, every row through every layer and the head; "needed" what
         `generate` runs.
     dtype: of weights and cache; by default the model's, float16 for a config that names none.
-    measure: repeats of a measurement on this machine, 0 for none. A name is loaded with its weights;
+    measure: repeats of a measurement on this machine, 0 for none. A name is loaded with its
+    weights;
         a config gets random ones, on the GPU if there is one.
     name: of the case.
 
-    Raises ProbeError for a text-only model, invalid sizes, more vision tokens than the image makes, a
-    number that LLaVA-Mini can't compress to, and a measurement that would need a reducer.
+    Raises ProbeError for a text-only model, invalid sizes, more vision tokens than the image
+    makes, a number that LLaVA-Mini can't compress to, and a measurement that would need a reducer.
     """
-    if rows not in ("all", "needed"):
-        raise ProbeError("cost", expected="rows 'all' or 'needed'", got=repr(rows))
-    if not isinstance(measure, Integral) or measure < 0:
-        raise ProbeError("cost", expected="measure=0, or a number of repeats", got=repr(measure))
+    one_of("cost", "rows", rows, ("all", "needed"))
+    at_least("cost", "measure, a number of repeats,", measure, 0)
     if measure and isinstance(model, str | os.PathLike):
         model = load(model, dtype=dtype)
     source = described(model, dtype)
@@ -91,7 +90,7 @@ def cost(
     prompt = prompt_of(config, first, text_tokens, resolution, frames)
     shapes = skeleton(config)
     # The config of a LLaVA-Mini already says one number, which may not hold in all layers.
-    from_config = makes_to_order(config) and isinstance(vision_tokens, Integral)
+    from_config = sets_tokens(config) and isinstance(vision_tokens, Integral)
     counted = count(shapes, prompt, None if from_config else layers, rows)
     values, device = _values(counted, shapes, source.dtype), "meta"
     if measure:
@@ -99,25 +98,40 @@ def cost(
         inputs = inputs_of(runnable, prompt, int(counted.tokens[-1, 0]))
         values["latency"], values["memory"] = measure_prefill(runnable, inputs, measure)
         device = str(runnable.device)
-    return assemble(
-        name or source.name,
-        _about(source, prompt, counted, device),
-        _labels(counted, measure),
-        values,
-        rows,
-    )
+    case = {
+        "model": source.name,
+        "revision": source.revision,
+        "dtype": str(source.dtype).removeprefix("torch."),
+        "device": device,
+        "toy": source.toy,
+        "vision_tokens": float(counted.tokens[:, 0].mean()),
+        "text_tokens": prompt.text_tokens,
+        "frames": prompt.frames or 1,
+        "views": prompt.views,
+        "height": prompt.height,
+        "width": prompt.width,
+    }
+    labels: dict[str, Sequence[Any]] = {
+        "component": COMPONENTS,
+        "operation": OPERATIONS,
+        "token_type": ("vision", "text"),
+        "layer": range(len(counted.tokens)),
+    }
+    if measure:
+        labels |= {"repeat": range(measure), "moment": MOMENTS}
+    return assemble(name or source.name, case, labels, values, rows)
 
 
 def _values(counted: Counted, shapes: PreTrainedModel, dtype: torch.dtype) -> dict[str, Any]:
     text = shapes.config.get_text_config()
+    tokens = counted.tokens.sum(1)
+    weights = parameters(shapes)
     return {
         "flops": np.stack([counted.flops[component] for component in COMPONENTS]),
-        "formula_flops": formula_flops(
-            counted.tokens.sum(1).tolist(), text.hidden_size, text.intermediate_size
-        ),
+        "formula_flops": formula_flops(tokens.tolist(), text.hidden_size, text.intermediate_size),
         "weights": dtype.itemsize
-        * np.array([parameters(shapes)[component] for component in COMPONENTS], float),
-        "llm_tokens": counted.tokens.sum(1).astype(float),
+        * np.array([weights[component] for component in COMPONENTS], float),
+        "llm_tokens": tokens.astype(float),
         "kv_cache": dtype.itemsize * counted.cache,
         "prefix_cache": float(dtype.itemsize * counted.prefix),
     }
@@ -142,30 +156,3 @@ def _runnable(model: Any, source: Described, config: Any, counted: Counted) -> P
             fix="pass the config: it is measured with random weights",
         )
     return model if isinstance(model, PreTrainedModel) else model.model
-
-
-def _about(source: Described, prompt: PromptShape, counted: Counted, device: str) -> dict[str, Any]:
-    return {
-        "model": source.name,
-        "revision": source.revision,
-        "dtype": str(source.dtype).removeprefix("torch."),
-        "device": device,
-        "toy": source.toy,
-        "vision_tokens": float(counted.tokens[:, 0].mean()),
-        "text_tokens": prompt.text_tokens,
-        "frames": prompt.frames or 1,
-        "views": prompt.views,
-        "height": prompt.height,
-        "width": prompt.width,
-    }
-
-
-def _labels(counted: Counted, repeats: int) -> dict[str, Sequence[Any]]:
-    measured = {"repeat": range(repeats), "moment": MOMENTS} if repeats else {}
-    return {
-        "component": COMPONENTS,
-        "operation": OPERATIONS,
-        "token_type": ("vision", "text"),
-        "layer": range(len(counted.tokens)),
-        **measured,
-    }

@@ -1,8 +1,8 @@
-"""Costs as a labelled dataset, one case or many: what figures and tables are made of.
+"""Costs as a labelled dataset of one case or many, from which figures and tables are made.
 
     costs = join([cost("tiny-llava", vision_tokens=n) for n in (1, 9, 36)])
     costs["flops"].sel(component="llm", operation="linear")    # (case)
-    table(costs)                                               # a row a case
+    table(costs)                                               # one row per case
     write(costs, "costs.json"); read("costs.json")
 
 `SCHEMA` and `ABOUT` say what is in it.
@@ -19,7 +19,7 @@ import pandas as pd
 import xarray as xr
 
 from probe import __version__
-from probe.errors import ProbeError
+from probe.errors import ProbeError, not_empty
 from probe.records.schema import Variable, dataset
 
 
@@ -89,9 +89,10 @@ def assemble(
 
 
 def join(costs: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Cases side by side; what a case has not is NaN. Raises ProbeError for none."""
-    if not costs:
-        raise ProbeError("costs.join", expected="at least one cost", got="none")
+    """All cases in one dataset; values that a case does not have are NaN. Raises ProbeError for
+    none.
+    """
+    not_empty("cost.join", "cost", costs)
     joined = xr.concat(
         costs,
         "case",
@@ -120,13 +121,13 @@ def read(path: str | Path) -> xr.Dataset:
         return xr.Dataset.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ProbeError(
-            "costs.read", expected="a file that costs.write wrote", got=f"'{path}' ({error})"
+            "cost.read", expected="a file that cost.write wrote", got=f"'{path}' ({error})"
         ) from error
 
 
 def table(costs: xr.Dataset) -> pd.DataFrame:
-    """A row a case: tera-operations by component with attention's own beside them, megabytes,
-    milliseconds.
+    """One row per case: tera-operations by component, with and without attention's products;
+    megabytes; milliseconds.
     """
     rows = {"case": costs["case"].values, **{name: costs[name].values for name in ABOUT}}
     tera = costs["flops"] / 1e12

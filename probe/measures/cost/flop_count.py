@@ -4,10 +4,11 @@ through, no numbers.
     counted = count(skeleton(config), prompt)
     counted.flops["llm"]         # [products with weights, products of queries, keys and values]
 
-A multiply-add is two operations, as everywhere in this package. Products with weights and attention's
-own are kept apart: papers often count only the former, as do counters that do not know the fused
-kernel. Attention is counted over all pairs of tokens, masked ones included, as by counters that do
-know it; a causal kernel needs half. Norms, activations, softmax and interpolations are not counted.
+A multiply-add is two operations, as everywhere in this package. Products with weights and
+attention's own are kept apart: papers often count only the former, as do counters that do not know
+the fused kernel. Attention is counted over all pairs of tokens, masked ones included, as by
+counters that do know it; a causal kernel needs half. Norms, activations, softmax and
+interpolations are not counted.
 
 `formula_flops` is the one-line formula of papers on token reducers, to compare ratios with.
 """
@@ -268,14 +269,14 @@ def _llm(
 
 
 def formula_flops(tokens: Sequence[int], hidden_size: int, intermediate_size: int) -> float:
-    """The cost of a prefill by the formula of papers on token reducers. `tokens`: in each LLM layer,
-    text included.
+    """The cost of a prefill by the formula of papers on token reducers. `tokens`: in each LLM
+    layer, text included.
 
         layer = 4 n d² + 2 n² d + 2 n d m       n tokens, d hidden size, m feed-forward size
 
     It counts a multiply-add as one, two feed-forward matrices (Llama has three), four square
-    projections (grouped queries have smaller ones), and neither vision encoder nor head. Compare its
-    ratios, never its value, with counted operations.
+    projections (grouped queries have smaller ones), and neither vision encoder nor head. Compare
+    its ratios, never its value, with counted operations.
 
     >>> formula_flops([10, 10], hidden_size=8, intermediate_size=16)
     13440.0

@@ -1,9 +1,9 @@
-"""A model of a config without weights: every shape is there, nothing is computed, and 70 billion
-parameters fit.
+"""A model of a config without weights: all shapes exist, nothing is computed, and 70 billion
+parameters take no memory.
 
     model = skeleton(described("tiny-llava").config)
 
-It lives on torch's meta device.
+It is on torch's meta device.
 """
 
 import copy
@@ -22,12 +22,12 @@ from probe.models.tiny import FOLDERS
 from probe.subject.loading import as_dtype
 from probe.subject.model_source import read_config
 
-UNSAID = torch.float16  # the precision of a config that names none: what models are run in
+DEFAULT_DTYPE = torch.float16  # of a config that names none
 
 
 @dataclass(frozen=True)
 class Described:
-    """A config, and what says whose it is."""
+    """A config with the name, revision and dtype of its model."""
 
     config: Any
     name: str
@@ -37,10 +37,9 @@ class Described:
 
 
 def described(source: Any, dtype: str | torch.dtype | None = None) -> Described:
-    """What a name, a subject, a model or a config stands for. Of a name only the config is read, no
-    weights.
+    """The config of a name (no weights are read), a subject, a model or a config.
 
-    Raises ProbeError for anything else, for a name that is none and for a config of text only.
+    Raises ProbeError for anything else, an unknown name and a text-only config.
     """
     model: Any = source.model if hasattr(source, "processor") else source  # a subject has both
     config: Any
@@ -57,7 +56,7 @@ def described(source: Any, dtype: str | torch.dtype | None = None) -> Described:
         raise ProbeError(
             "cost",
             expected="a vision-language model",
-            got=f"a {type(config).__name__}, of text only",
+            got=f"a {type(config).__name__}, which has text only",
         )
     square = config.vision_config
     if not all(
@@ -76,11 +75,15 @@ def described(source: Any, dtype: str | torch.dtype | None = None) -> Described:
         else as_dtype(getattr(config, "dtype", None))
     )
     name = str(name) or type(config).__name__
-    return Described(config, name, revision, as_dtype(dtype) or native or UNSAID, name in FOLDERS)
+    return Described(
+        config, name, revision, as_dtype(dtype) or native or DEFAULT_DTYPE, name in FOLDERS
+    )
 
 
 def skeleton(config: Any) -> PreTrainedModel:
-    """The model of a config on the meta device. ProbeError where transformers has none for it."""
+    """The model of a config on the meta device. Raises ProbeError where transformers has no class
+    for it.
+    """
     try:
         with torch.device("meta"):
             # Eager: its products are plain ones, which every version of torch counts alike.
@@ -104,7 +107,7 @@ def skeleton(config: Any) -> PreTrainedModel:
 
 
 def own_view(source: Any) -> tuple[int, int]:
-    """Pixels of a side of a view of a model, and the patches of a view. Raises ProbeError as
+    """Pixels along a side of a model's views, and patches of a view. Raises ProbeError as
     `described` does.
     """
     vision = described(source).config.vision_config
@@ -112,7 +115,7 @@ def own_view(source: Any) -> tuple[int, int]:
 
 
 def parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Weights of each component; those that belong to no other are the projector's."""
+    """Weights of each component; the remaining ones are the projector's."""
     found = stacks(model)
     parts: dict[str, Sequence[nn.Module]] = {
         "vision_encoder": encoders(model),
@@ -125,13 +128,13 @@ def parameters(model: PreTrainedModel) -> dict[str, int]:
 
 
 def encoders(model: PreTrainedModel) -> list[nn.Module]:
-    """The vision encoder, and that of videos where a model has two."""
+    """The vision encoder, and the one for videos where a model has two."""
     towers = [vision_encoder(model), getattr(model.base_model, "video_tower", None)]
     return [tower for tower in towers if tower is not None]
 
 
 def head_of(model: PreTrainedModel) -> nn.Module:
-    """What turns hidden states into words. Raises ProbeError for a model without it."""
+    """The LM head. Raises ProbeError for a model without one."""
     head: Any = model.get_output_embeddings()
     if not isinstance(head, nn.Module):
         raise ProbeError(
@@ -141,5 +144,5 @@ def head_of(model: PreTrainedModel) -> nn.Module:
 
 
 def _numbers(modules: Sequence[nn.Module]) -> int:
-    """Tied weights count once."""
+    """Parameters of all modules; tied weights count once."""
     return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())

@@ -1,21 +1,21 @@
-"""What a cost is of: one image or video and some words, as a model's config takes them apart.
+"""What a cost is of: one image or video and a number of words, divided as a model's config says.
 
-A view is a square that the encoder sees. A larger image is cut into N x N views and shown whole
-beside them, as LLaVA-Mini's HD (LLaVA-1.5 the same way), or into tiles of the best resolution where
+A view is a square that the encoder gets. A larger image is cut into N x N views and added as a
+whole, as in LLaVA-Mini's HD (LLaVA-1.5 the same way), or into tiles of the best resolution where
 the config lists some (LLaVA-NeXT).
 """
 
 import copy
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 from transformers.image_processing_utils import select_best_resolution
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, at_least, shown
 
 Resolution = int | tuple[int, int]  # pixels of a side, or height and width
 Tokens = int | Sequence[int]  # in all, or in each LLM layer
@@ -23,21 +23,23 @@ Tokens = int | Sequence[int]  # in all, or in each LLM layer
 
 @dataclass(frozen=True)
 class PromptShape:
-    """One image, or a video of `frames`, and `text_tokens` words."""
+    """One image in `views`, or a video of `frames` that have `views` each, and `text_tokens` words.
+    Height and width in pixels; `frames` is None for an image.
+    """
 
     height: int
     width: int
-    views: int  # of the image, or of each frame
-    frames: int | None  # None: an image
+    views: int
+    frames: int | None
     text_tokens: int
 
     def pixels(
         self, side: int, config: Any, fuses: bool, video: bool, make: Callable[..., Any]
     ) -> dict[str, Any]:
-        """What a model is given beside token ids. `make` makes a tensor of a shape.
+        """The model's inputs other than token ids. `make` makes a tensor of a shape.
 
-        fuses: the model takes views of images apart, as LLaVA-Mini does. video: it takes videos,
-        not only images.
+        fuses: the model takes the views of an image as an axis, as LLaVA-Mini does. video: it takes
+        videos, not only images.
         """
         view = (3, side, side)
         if self.frames is not None and video:
@@ -53,7 +55,7 @@ class PromptShape:
 
 
 def tiles(config: Any) -> list | None:
-    """The resolutions that an image is cut into tiles of, None for a model without them."""
+    """The resolutions that an image is cut into tiles of, None for a model without tiles."""
     return getattr(config, "image_grid_pinpoints", None)
 
 
@@ -69,27 +71,23 @@ def prompt_of(
     resolution: Resolution | None,
     frames: int | None,
 ) -> PromptShape:
-    """A prompt by resolution and frames. Without a resolution a view, or two tiles by two where
-    there are tiles; and where more vision tokens are wanted than a view has patches, as many views
-    as it takes.
+    """A prompt by resolution and frames. The default resolution is one view, or two tiles by two in
+    models with tiles; and where more vision tokens are asked for than a view has patches, as many
+    views as that takes.
 
-    Raises ProbeError for numbers that are no sizes.
+    Raises ProbeError for invalid sizes.
     """
-    for called, number, least in (("text_tokens", text_tokens, 0), ("frames", frames, 1)):
-        if number is not None and not _is_count(number, least):
-            raise ProbeError("cost", expected=f"{called} of {least} or more", got=repr(number))
-    side = side_of(config)
-    height, width = _height_and_width(
-        resolution if resolution is not None else side * (2 if tiles(config) else 1)
-    )
-    views = 1 if frames is not None and tiles(config) else _views(config, side, height, width)
-    uncut = (
-        resolution is None
-        and frames is None
-        and not tiles(config)
-        and not hasattr(config, "compressor_size")
-    )
-    if uncut and vision_tokens is not None:
+    at_least("cost", "text_tokens", text_tokens, 0)
+    if frames is not None:
+        at_least("cost", "frames", frames, 1)
+    side, has_tiles = side_of(config), bool(tiles(config))
+    by_default = resolution is None and frames is None
+    if resolution is None:
+        resolution = 2 * side if has_tiles else side
+    height, width = _height_and_width(resolution)
+    views = 1 if frames is not None and has_tiles else _views(config, side, height, width)
+    compresses = hasattr(config, "compressor_size")
+    if by_default and vision_tokens is not None and not has_tiles and not compresses:
         patches = (side // config.vision_config.patch_size) ** 2
         views = max(views, math.ceil(vision_tokens / patches))
     return PromptShape(height, width, views, frames, text_tokens)
@@ -98,30 +96,27 @@ def prompt_of(
 def _height_and_width(resolution: Any) -> tuple[int, int]:
     sides = tuple(resolution) if isinstance(resolution, tuple | list) else (resolution, resolution)
     if len(sides) != 2 or not all(_is_count(side, 1) for side in sides):
-        raise ProbeError(
-            "cost", expected="a resolution in pixels, or (height, width)", got=repr(resolution)
-        )
+        expected = "a resolution in pixels, or (height, width)"
+        raise ProbeError("cost", expected=expected, got=shown(resolution))
     return int(sides[0]), int(sides[1])
 
 
 def _views(config: Any, side: int, height: int, width: int) -> int:
     if pinpoints := tiles(config):
-        rows, columns = (
-            edge // side for edge in select_best_resolution((height, width), pinpoints)
-        )
-        return rows * columns + 1
+        best_height, best_width = select_best_resolution((height, width), pinpoints)
+        return (best_height // side) * (best_width // side) + 1
     along = math.ceil(max(height, width) / side)
     return 1 if along == 1 else along**2 + 1
 
 
-def makes_to_order(config: Any) -> bool:
-    """Whether the config says how many vision tokens come out (LLaVA-Mini's C x C a frame)."""
+def sets_tokens(config: Any) -> bool:
+    """Whether the config says how many vision tokens an image gets (LLaVA-Mini's C x C a frame)."""
     return getattr(config, "compression", "none") != "none"
 
 
 def per_layer(vision_tokens: Any, layers: int) -> list[int] | None:
-    """Vision tokens of each of so many layers. Raises ProbeError for what is no number of them, nor
-    one for each.
+    """Vision tokens of each of `layers` layers. Raises ProbeError unless it is one number or one
+    for each.
     """
     if vision_tokens is None:
         return None
@@ -129,29 +124,31 @@ def per_layer(vision_tokens: Any, layers: int) -> list[int] | None:
     tokens: list[Any] = list(vision_tokens) if many else [vision_tokens] * layers
     if len(tokens) != layers or not all(_is_count(number, 0) for number in tokens):
         expected = f"vision_tokens of 0 or more: one number, or one for each of {layers} LLM layers"
-        raise ProbeError("cost", expected=expected, got=repr(vision_tokens)[:60])
+        raise ProbeError("cost", expected=expected, got=shown(vision_tokens))
     return [int(number) for number in tokens]
 
 
 def _is_count(number: Any, least: int) -> bool:
-    return isinstance(number, Integral) and int(number) >= least
+    try:
+        return operator.index(number) >= least
+    except TypeError:
+        return False
 
 
 def with_tokens(config: Any, vision_tokens: int | None, frames: int | None) -> Any:
-    """The config that makes so many vision tokens, where a config says it (LLaVA-Mini's C x C a
-    frame), else itself.
+    """The config that makes this number of vision tokens, where a config says it (LLaVA-Mini's C x
+    C a frame); else the config itself.
 
-    Raises ProbeError for a number that no square gives.
+    Raises ProbeError for a number that is not a square.
     """
-    if vision_tokens is None or not makes_to_order(config):
+    if vision_tokens is None or not sets_tokens(config):
         return config
     a_frame = vision_tokens / (frames or 1)
     size = math.isqrt(int(a_frame))
     if size**2 != a_frame:
         expected = f"vision_tokens that are C x C for each of {frames or 1} frames"
-        raise ProbeError(
-            "cost", expected=expected, got=str(vision_tokens), fix="try 1, 4, 16, 64 ... a frame"
-        )
+        fix = "try 1, 4, 16, 64 ... a frame"
+        raise ProbeError("cost", expected=expected, got=str(vision_tokens), fix=fix)
     if size == config.compressor_size:
         return config
     changed = copy.deepcopy(config)

@@ -1,8 +1,8 @@
 """Time and memory from pixels to the first token, on this machine.
 
-The clock starts before the vision encoder and stops once the first token's id is known on the host.
-Memory is the process's on the CPU (what the system has given it) and what torch has allocated on a
-GPU. Pixels are noise and words are one word: neither changes what is computed.
+The clock starts before the vision encoder and stops once the first token's id is on the host.
+Memory is the resident memory of the process on a CPU, and what torch has allocated on a GPU.
+Pixels are noise and text is one word repeated: neither changes what is computed.
 """
 
 import inspect
@@ -27,7 +27,7 @@ MOMENTS = ("before", "peak")
 
 
 def with_random_weights(config: Any, dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:
-    """A model of a config on the GPU, if there is one; it costs what a trained one does."""
+    """A model of a config, on the GPU if there is one; it costs as much as a trained one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
@@ -37,7 +37,7 @@ def with_random_weights(config: Any, dtype: torch.dtype, seed: int = 0) -> PreTr
 def measure_prefill(
     model: PreTrainedModel, inputs: Mapping[str, Any], repeats: int
 ) -> tuple[Float[np.ndarray, " repeat"], Float[np.ndarray, " moment"]]:
-    """Seconds of each repeat, and bytes at MOMENTS; after one prefill that warms up."""
+    """Seconds of each repeat, and bytes at MOMENTS, after one warm-up prefill."""
     first_token(model, inputs)
     before = _memory(model.device)
     _start_peak(model.device)
@@ -51,14 +51,14 @@ def measure_prefill(
 
 @torch.no_grad()
 def first_token(model: Any, inputs: Mapping[str, Any]) -> int:
-    """The id that greedy decoding begins with; the cache is filled on the way."""
+    """The id that greedy decoding begins with; the cache is filled too."""
     return int(model(**inputs, use_cache=True, logits_to_keep=1).logits[0, -1].argmax())
 
 
 def inputs_of(
     model: PreTrainedModel, prompt: PromptShape, vision_tokens: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Noise for pixels, and so many placeholders in the middle of the words."""
+    """Noise as pixels, and `vision_tokens` placeholders in the middle of the words."""
     base, generator = model.base_model, torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> torch.Tensor:
@@ -79,7 +79,7 @@ def inputs_of(
 
 
 def video_token_id(model: nn.Module) -> int | None:
-    """The id that stands for vision tokens of a video, where a model tells them from an image's."""
+    """The placeholder of a video's vision tokens, in models where it is not that of an image."""
     config: Any = model.config
     return getattr(config, "video_token_id", getattr(config, "video_token_index", None))
 
@@ -97,7 +97,7 @@ def _start_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the high-water mark
 
 
 def _peak(device: torch.device) -> float:
@@ -109,7 +109,7 @@ def _peak(device: torch.device) -> float:
 
 
 def _of_process(name: str) -> float:
-    """Bytes of a line of Linux's process status; NaN elsewhere."""
+    """Bytes of a line of Linux's process status; NaN on other systems."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if os.path.exists(status) else []
     return next(

@@ -386,7 +386,7 @@ def asked(**options):
         (asked(frames=0), "frames of 1 or more"),
         (asked(resolution=0), "resolution in pixels"),
         (asked(resolution=(32,)), "resolution in pixels"),
-        (asked(rows="some"), "'all' or 'needed'"),
+        (asked(rows="some"), "rows all, needed, got 'some'"),
         (asked(measure=-1), "number of repeats"),
         (asked(vision_tokens=4, measure=1), "leave measure= out"),
         (asked(dtype="float7"), "a dtype of"),
