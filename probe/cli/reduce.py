@@ -173,8 +173,8 @@ def _asked(comparison: "Comparison", out: Path):
 
     samples = comparison.task.with_images
     todo = RunDirectory.open(out, comparison.fingerprint()).todo(samples)
-    told = f"{len(samples)} questions to {len(comparison.methods)} methods, {len(samples) -
-    len(todo)} done" console.print(
+    told = f"{len(samples)} questions to {len(comparison.methods)} methods, {len(samples) - len(todo)} done"
+    console.print(
         f"[bold]{escape(comparison.task.benchmark.name)}[/]: {told}; Ctrl-C keeps what is finished",
         highlight=False,
         soft_wrap=True,
@@ -226,8 +226,8 @@ def score_table(table: "pd.DataFrame", task: "BenchmarkTask") -> Table:
             peak,
         )
     shown.caption = (
-        "tokens: vision tokens, mean over LLM layers; MFLOP: counted, all components, to the first
-        token; " "formula: of the reducers' papers, LLM only; ms: from pixels to the first token"
+        "tokens: vision tokens, mean over LLM layers; MFLOP: counted, all components, to the first token; "
+        "formula: of the reducers' papers, LLM only; ms: from pixels to the first token"
     )
     return shown
 

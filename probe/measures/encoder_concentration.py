@@ -1,12 +1,11 @@
-"""On how few patches the encoder's attention rests, layer by layer: why a reducer can keep so few
-of them.
+"""How the encoder's attention concentrates on few patches, layer by layer: why a reducer can keep
+so few of them.
 
-    found = concentration(subject, images, top=(1, 4, 16, 64))
-    found["top_share"].mean("view")             # (layer, k): the share that the k best patches hold
-    found["kept_from_last"].mean("view")        # (layer): how many of the best patches were the
-    best in that layer
+    dataset = concentration(subject, images, top=(1, 4, 16, 64))
+    dataset["top_share"].mean("view")           # (layer, k): the share of the k best patches
+    dataset["kept_from_last"].mean("view")      # (layer): overlap with the best of the last layer
 
-The attention that patches get is that by which VisionZip chooses: from the class token (CLIP), or
+The attention that patches receive is what VisionZip selects by: from the class token (CLIP), or
 from all positions on average (SigLIP); of each head, over patches only, in float32, without whole
 maps.
 
@@ -15,6 +14,7 @@ are ours.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from probe.data.image import ImageSource, as_images
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import tap
-from probe.hooks.model_structure import cls_tokens, stacks
+from probe.hooks.model_structure import LayerStack, cls_tokens, stacks
 from probe.records.provenance import provenance
 from probe.records.schema import Variable, dataset
 from probe.reducers.encoder_output import LayerAttention
@@ -56,32 +56,31 @@ def concentration(
     images: Sequence[ImageSource] | ImageSource,
     top: Sequence[int] = (1, 4, 16, 64),
 ) -> xr.Dataset:
-    """What each layer of the encoder does with each view of these images: dims (view, layer), and
-    head or k.
+    """The distribution of the attention that patches receive in each view of these images: dims
+    (view, layer), and head, k or patch.
 
-    top_share        of the patches' attention, what the k best hold in the mean over heads, in [0,
-    1]; k as asked for gini             0 where all patches get the same, towards 1 where one gets
-    all (mean over heads first) entropy          of the same distribution, in nats; even:
-    log(patch_count) head_gini        (view, layer, head): of each head alone
-    class_share      what of the attention goes to the class token itself, and to no patch; 0
-    without one received         (view, layer, patch): the distribution, which sums to 1
+    top_share        share of the k best patches (of the mean over heads), in [0, 1]; k from `top`
+    gini             0 where all patches receive the same, towards 1 where one receives all (mean
+                     over heads first)
+    entropy          of the same distribution, in nats; log(patch_count) where it is even
+    head_gini        (view, layer, head): of each head alone
+    class_share      share of the attention on the class token itself; 0 without one
+    received         (view, layer, patch): the distribution, which sums to 1
     kept_from_last   of the best tenth of patches in the last layer that the LLM reads, the share
-    that is among the best
-                     tenth here, in [0, 1]
+                     that is among the best tenth here, in [0, 1]
 
-    Raises ProbeError for what is no image, numbers above that of the patches, and a model without
-    an encoder.
+    Raises ProbeError for objects that are not images, a k above the number of patches, and a model
+    without an encoder.
     """
-    pictures = as_images(images)
     stack = stacks(subject.model).get("vision")
     if stack is None:
         raise ProbeError(
             "concentration", expected="a model with a vision encoder", got=subject.name
         )
     order = list(stack.attention)
-    views = [_layers(subject, image, stack.attention, order) for image in pictures]
-    pieces = [piece for picture in views for piece in picture]
-    received = np.stack([piece[0] for piece in pieces])  # (view, layer, head, patch)
+    weights = np.concatenate([_attention(subject, image, stack) for image in as_images(images)])
+    first = cls_tokens(subject.model)
+    received = weights[..., first:] / weights[..., first:].sum(-1, keepdims=True)
     patches = received.shape[-1]
     if wrong := [k for k in top if not 1 <= k <= patches]:
         raise ProbeError(
@@ -98,7 +97,7 @@ def concentration(
         "gini": gini(pooled),
         "head_gini": gini(received),
         "entropy": -(pooled * np.log(np.maximum(pooled, 1e-30))).sum(-1),
-        "class_share": np.stack([piece[1] for piece in pieces]),
+        "class_share": weights[..., :first].sum(-1).mean(-1),
         "received": pooled,
         "kept_from_last": _kept(pooled, read_layer),
     }
@@ -133,40 +132,29 @@ def _read_by_llm(subject: Subject, layers: int) -> int:
     return max(max(index % (layers + 1) for index in several) - 1, 0)
 
 
-def _layers(
-    subject: Subject, image: ImageSource, modules: dict, order: list[str]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each view of an image: (layer, head, patch) over all patches 1, and (layer) to the class
-    token.
-    """
-    first = cls_tokens(subject.model)
-    found: dict[str, Tensor] = {}
+def _attention(
+    subject: Subject, image: ImageSource, stack: LayerStack
+) -> Float[np.ndarray, "view layer head position"]:
+    """The attention that each position receives, in all layers of the encoder."""
+    first, order = cls_tokens(subject.model), list(stack.attention)
+    by_layer: dict[str, Tensor] = {}
 
     def observe(call: AttentionCall | AttentionWeights) -> None:
         if isinstance(call, AttentionWeights):
             raise ProbeError(
                 "concentration",
-                expected="an encoder whose queries and keys can be seen",
+                expected="an encoder whose queries and keys are visible",
                 got=type(call.module).__name__,
             )
         attention = LayerAttention(call.query, call.key, call.scaling, order.index(call.name))
-        found[call.name] = (attention.given_by(0) if first else attention.received()).cpu()
+        by_layer[call.name] = (attention.given_by(0) if first else attention.received()).cpu()
 
     inputs = subject.encode(image, "?")
-    with tap(modules, observe), torch.no_grad():
-        subject.model.get_image_features(**_of_images(inputs))  # pyright: ignore[reportCallIssue]
-    weights = (
-        torch.stack([found[name] for name in order], 1).double().numpy()
-    )  # (view, layer, head, position)
-    patches = weights[..., first:]
-    return [
-        (view / view.sum(-1, keepdims=True), own)
-        for view, own in zip(patches, weights[..., :first].sum(-1).mean(-1), strict=True)
-    ]
-
-
-def _of_images(inputs: dict) -> dict:
-    return {name: inputs[name] for name in ("pixel_values", "image_sizes") if name in inputs}
+    pixels = {name: inputs[name] for name in ("pixel_values", "image_sizes") if name in inputs}
+    features: Any = subject.model.get_image_features
+    with tap(stack.attention, observe), torch.no_grad():
+        features(**pixels)
+    return torch.stack([by_layer[name] for name in order], 1).double().numpy()
 
 
 def _kept(
@@ -174,6 +162,6 @@ def _kept(
 ) -> Float[np.ndarray, "view layer"]:
     """The overlap of each layer's best patches with those of the layer that the LLM reads."""
     best = max(1, round(BEST * pooled.shape[-1]))
-    place = (-pooled).argsort(-1, kind="stable").argsort(-1)
-    chosen = place < best
+    rank = (-pooled).argsort(-1, kind="stable").argsort(-1)
+    chosen = rank < best
     return (chosen & chosen[:, last : last + 1]).sum(-1) / best

@@ -1,9 +1,8 @@
 """What a reducer is given of the encoder: its features, and queries and keys of two layers, never a
 whole attention map.
 
-    output.features                             # (view, position, width)
-    output.patch_attention(output.output_layer) # (view, head, patch): the attention that patches
-    get
+    output.features                                # (view, position, width)
+    output.patch_attention(output.output_layer)    # (view, head, patch): what patches receive
 """
 
 from dataclasses import dataclass

@@ -8,8 +8,7 @@ does it:
     projector          runs on one token; the output is expanded to the full shape (no memory) and
                        only carries that shape on
     packing            `pack_image_features`, in models that cut images into tiles: patch indices
-    are
-                       pushed through it (`subject/token_grid.py`), which gives the number of
+                       are pushed through it (`subject/token_grid.py`), which gives the number of
                        unreduced tokens and the tiles per row. Then the reduced tokens are projected
                        and returned. Models without it read each view as one image.
 

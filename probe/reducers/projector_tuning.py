@@ -2,8 +2,7 @@
 said with all.
 
     tune(subject, samples, "llava-64", VisionZip(54, 10))    # on `transformers.Trainer`
-    with probe.reduced(subject, VisionZip(54, 10)): ...      # or `probe.load("llava-64")` from now
-    on
+    with probe.reduced(subject, VisionZip(54, 10)): ...      # also of `probe.load("llava-64")`
 
 Encoder and LLM are frozen. The reducer is active in every forward of the training, so gradients
 pass only the tokens that are left. The paper takes a tenth of LLaVA-1.5's instructions and does not

@@ -3,8 +3,8 @@ memory.
 
     costs = probe.cost("tiny-llava", vision_tokens=9)    # counted from shapes: no weights needed
     costs["flops"].sum("operation")                      # by component
-    probe.cost(subject, measure=5)["latency"]            # seconds to the first token, on this
-    machine table(join([probe.cost(config, frames=n) for n in (1, 10, 100)]))
+    probe.cost(subject, measure=5)["latency"]            # seconds to the first token
+    table(join([probe.cost(config, frames=n) for n in (1, 10, 100)]))
 
 One call is one case; `join` combines cases, `table` makes rows of them, `probe.plots.flops`,
 `latency` and `memory` draw them.

@@ -63,17 +63,15 @@ def cost(
     model: a name (a shipped model, a folder, or a hub id: only the config is read), a subject, a
         model, or a config.
     vision_tokens: what the LLM gets, in all or in each of its layers; by default what the model
-    makes
-        of the image. LLaVA-Mini compresses to this number; for other models a reducer is assumed to
-        keep it before the projector.
+        makes of the image. LLaVA-Mini compresses to this number; for other models a reducer is
+        assumed to keep it before the projector.
     resolution: pixels of the image, a side or (height, width).
     frames: of a video, in place of an image.
     rows: "all" counts as papers do, every row through every layer and the head; "needed" what
         `generate` runs.
     dtype: of weights and cache; by default the model's, float16 for a config that names none.
     measure: repeats of a measurement on this machine, 0 for none. A name is loaded with its
-    weights;
-        a config gets random ones, on the GPU if there is one.
+        weights; a config gets random ones, on the GPU if there is one.
     name: of the case.
 
     Raises ProbeError for a text-only model, invalid sizes, more vision tokens than the image

@@ -351,7 +351,7 @@ def test_cases_side_by_side_and_in_a_file(tmp_path):
     )
     write(costs, tmp_path / "costs.json")
     xr.testing.assert_equal(read(tmp_path / "costs.json"), costs)
-    with pytest.raises(ProbeError, match=r"costs\.read"):
+    with pytest.raises(ProbeError, match=r"cost\.read"):
         read(tmp_path / "none.json")
 
 
