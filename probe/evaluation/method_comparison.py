@@ -17,7 +17,6 @@ The first method is what the others are compared with.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +32,7 @@ from probe.errors import ProbeError
 from probe.evaluation.attention_run import about
 from probe.evaluation.run_identity import fingerprint, weights_digest
 from probe.evaluation.task import BenchmarkTask
+from probe.hooks.block_threads import model_block
 from probe.hooks.model_structure import stacks
 from probe.measures.cost import cost, join
 from probe.measures.cost.prompt_shape import tiles
@@ -55,7 +55,7 @@ class Method:
     reducers: tuple[Any, ...] = ()
     family: str = ""  # those of one family are one line in figures
 
-    @contextmanager
+    @model_block
     def at_work(self) -> Iterator[list[ReductionStage]]:
         if not self.reducers:
             yield []

@@ -1,24 +1,24 @@
-"""See query, key, value and mask of every attention call, beside the model's own kernel.
+"""See query, key, value and mask of every attention call, next to the model's own kernel.
 
-A hook on each attention module opens a window, and in it the module's look-up of its attention
-function finds ours: the module (alone) holds a shallow copy of its config that names a function
-registered with transformers. That function calls the kernel the user chose, on the arguments it was
-given, and then shows them to the observer. Masks, caches and everything outside the call are built
-from the untouched config of the model, so the logits are bit-identical.
+An attention module finds its kernel by a name in its config. While a block is open the module
+(alone) has a `TappedConfig`: it shares all values with the model's config, and in a thread that the
+block concerns, while the module's forward runs, it names a function registered with transformers.
+That function calls the kernel the user chose, on the arguments it was given, and then shows them to
+the observer. Masks, caches, foreign threads (`block_threads.py`) and everything outside the
+attention call read the model's own values, so the logits are bit-identical.
 
     with tap(stack.attention, observe):        # observe(call) after every attention call
         model(**inputs)
 
-Source: `AttentionInterface` of transformers (docs: "Attention interface"); the mechanism is
-described in `design.md` section 3, "How it is seen".
+Source: `AttentionInterface` of transformers (docs: "Attention interface").
 """
 
 import copy
+import functools
 import sys
-import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from contextlib import ExitStack
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -28,117 +28,118 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
+from probe.hooks.block_threads import BlockThreads, add_hook, block_threads, concerns, model_block
+from probe.hooks.model_state import locked, state_of
 from probe.hooks.model_structure import is_compiled
 
-PREFIX = "probe|"  # followed by the user's own choice, so that a check such as `"flash" in name` still holds
+# Followed by the user's own choice, so that a check such as `"flash" in name` still holds
+PREFIX = "probe|"
 
-
-Output = tuple[
-    Tensor, Tensor | None
-]  # (batch, query, head, dim), the weights if the kernel has them
+Output = tuple[Tensor, Tensor | None]  # (batch, query, head, dim); the weights, if the kernel can
 Kernel = Callable[[AttentionCall], Output]
-Around = Callable[[AttentionCall, Kernel], Output]
-Layout = Callable[[AttentionCall, Callable[[AttentionCall, Kernel], Output], Kernel], Output]
+Wrapper = Callable[[AttentionCall, Kernel], Output]
+View = Callable[[AttentionCall, Callable[[AttentionCall, Kernel], Output], Kernel], Output]
 Observer = Callable[[AttentionCall | AttentionWeights], None]
 
 
+class TappedConfig:
+    """Mixed into the class of a config: all its values, but the kernel's name as the tap has it."""
+
+    __slots__ = ("tap",)
+    tap: "TapState"
+
+    def __init_subclass__(cls) -> None:  # transformers would make a dataclass of it
+        pass
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        return copy.deepcopy(self.tap.config, memo)
+
+    @property
+    def _attn_implementation(self) -> str | None:
+        own = self.tap.config._attn_implementation
+        return register(own or "eager") if self.tap.is_armed else own
+
+
+@functools.cache
+def _tapped_class(config_class: type) -> type:
+    return type(config_class.__name__, (TappedConfig, config_class), {})
+
+
 class TapState:
-    """The state of one attention module while its forward runs."""
+    """What all open blocks have attached to one attention module."""
 
     def __init__(self, name: str, module: nn.Module):
-        self.name, self.routes, self.called = name, [], False
-        self.config: Any = module.config
-        base = self.config._attn_implementation or "eager"
-        register(PREFIX + base)
-        self.shadow: Any = copy.copy(self.config)
-        self.shadow._attn_implementation_internal = PREFIX + base
+        self.name = name
+        config: Any = module.config
+        self.config = config.tap.config if isinstance(config, TappedConfig) else config
+        self.taps: list[Tap] = []  # outermost first
+        self.armed: set[int] = set()  # threads in which the module looks up its kernel next
+        self.called: set[int] = set()  # threads in which it has called it since
+        self.tapped_config: Any = object.__new__(_tapped_class(type(self.config)))
+        self.tapped_config.tap = self
+        self.tapped_config.__dict__ = self.config.__dict__
+
+    @property
+    def is_armed(self) -> bool:
+        return get_ident() in self.armed
 
     def kernel(self, call: AttentionCall) -> Output:
-        """The user's own kernel, which finds the module's config as it was (flash attention reads
-        it).
-        """
-        module, shadow = call.module, call.module.config
-        function = own_function(module, self.config._attn_implementation)
-        module.config = self.config
-        try:
-            return function(
-                module,
-                call.query,
-                call.key,
-                call.value,
-                call.mask,
-                scaling=call.scaling,
-                **call.options,
-            )
-        finally:
-            module.config = shadow
+        """The user's own kernel."""
+        function = own_function(call.module, self.config._attn_implementation)
+        tensors = call.query, call.key, call.value, call.mask
+        return function(call.module, *tensors, scaling=call.scaling, **call.options)
+
+    def run(self, call: AttentionCall, view: View | None) -> Output:
+        """The kernel inside the wrappers of all taps that concern this thread."""
+        wrappers = [tap.wrapper for tap in tuple(self.taps) if concerns(tap.threads, tap.always)]
+
+        def proceed(call: AttentionCall, kernel: Kernel, depth: int = 0) -> Output:
+            if depth == len(wrappers):
+                return kernel(call)
+            return wrappers[depth](call, lambda inner: proceed(inner, kernel, depth + 1))
+
+        return proceed(call, self.kernel) if view is None else view(call, proceed, self.kernel)
 
 
-_windows: "weakref.WeakKeyDictionary[nn.Module, TapState]" = weakref.WeakKeyDictionary()
-# For modules that now run on some positions of the sequence only: shows their calls over all of it
-# (`rows.py`)
-layouts: "weakref.WeakKeyDictionary[nn.Module, Layout]" = weakref.WeakKeyDictionary()
-_untouched: ContextVar[bool] = ContextVar("untouched", default=False)
-
-
-@contextmanager
-def untouched() -> Iterator[None]:
-    """Forwards in this block are the model's own: no route is taken and nothing is observed, in
-    this thread only.
+def register(implementation: str) -> str:
+    """Makes the dispatcher known under a name of its own, which is returned, with the kernel's
+    function for masks: without one there would be no mask.
     """
-    token = _untouched.set(True)
-    try:
-        yield
-    finally:
-        _untouched.reset(token)
-
-
-def is_untouched() -> bool:
-    """Whether the forward that runs now is the model's own."""
-    return _untouched.get()
-
-
-def register(name: str) -> None:
-    """Makes the dispatcher known under a name, with the base's mask function: without one there
-    would be no mask.
-    """
+    name = PREFIX + implementation
     if name not in ALL_ATTENTION_FUNCTIONS:
-        base = name.removeprefix(PREFIX)
-        if base in ALL_MASK_ATTENTION_FUNCTIONS:
-            AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+        if implementation in ALL_MASK_ATTENTION_FUNCTIONS:
+            AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
         AttentionInterface.register(name, dispatch)
+    return name
 
 
 def own_function(module: nn.Module, implementation: str | None) -> Any:
     """The function the module would have found: `eager` is a default of the file its class (or a
     base) comes from.
     """
-    sources = [
-        vars(sys.modules[cls.__module__])
-        for cls in type(module).__mro__
-        if cls.__module__ in sys.modules
-    ]
-    registry: Any = next(
-        (s["ALL_ATTENTION_FUNCTIONS"] for s in sources if "ALL_ATTENTION_FUNCTIONS" in s), None
-    )
-    eager = next(
-        (s["eager_attention_forward"] for s in sources if "eager_attention_forward" in s), None
-    )
+    names = [cls.__module__ for cls in type(module).__mro__]
+    sources = [vars(sys.modules[name]) for name in names if name in sys.modules]
+
+    def first(name: str) -> Any:
+        return next((source[name] for source in sources if name in source), None)
+
+    registry = first("ALL_ATTENTION_FUNCTIONS")
     registry = ALL_ATTENTION_FUNCTIONS if registry is None else registry
-    return registry.get_interface(implementation or "eager", eager)
+    return registry.get_interface(implementation or "eager", first("eager_attention_forward"))
 
 
 def dispatch(module, query, key, value, attention_mask=None, scaling=None, **options) -> Output:
-    """The registered function: every route around the call, the innermost of them the user's
-    kernel.
-    """
-    window = _windows[module]
-    window.called = True
+    """The registered function: runs the kernel inside the wrappers of this thread's taps."""
+    state, thread = state_of(module), get_ident()
+    tap: TapState | None = state.tap
+    if tap is None:  # its block was closed by another thread just now
+        function = own_function(module, module.config._attn_implementation)
+        return function(module, query, key, value, attention_mask, scaling=scaling, **options)
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    eager = (window.config._attn_implementation or "eager") == "eager"  # knows masks only
+    eager = (tap.config._attn_implementation or "eager") == "eager"  # knows masks only
     call = AttentionCall(
-        name=window.name,
+        name=tap.name,
         module=module,
         query=query,
         key=key,
@@ -150,135 +151,134 @@ def dispatch(module, query, key, value, attention_mask=None, scaling=None, **opt
         window=options.get("sliding_window"),
         options=options,
     )
-
-    def proceed(call: AttentionCall, kernel: Kernel, depth: int = 0) -> Output:
-        if depth == len(window.routes):
-            return kernel(call)
-        return window.routes[depth](call, lambda inner: proceed(inner, kernel, depth + 1))
-
-    layout = layouts.get(module)
-    return proceed(call, window.kernel) if layout is None else layout(call, proceed, window.kernel)
+    tap.called.add(thread)
+    tap.armed.discard(thread)  # the kernel may read the config
+    output = tap.run(call, state.views.get(thread))
+    tap.armed.add(thread)
+    return output
 
 
 class Tap:
-    """One `around` at one module: opens the module's window before its forward and closes it
-    behind.
-    """
+    """One wrapper around the kernel of one attention module, for the threads of its block."""
 
     def __init__(
         self,
         name: str,
         module: nn.Module,
-        around: Around,
+        wrapper: Wrapper,
         innermost: bool,
         weights: Observer | None,
         always: bool,
     ):
-        self.name, self.module, self.around = name, module, around
-        self.innermost, self.weights, self.always, self.called = innermost, weights, always, False
-        known = _windows.get(module)
-        self.config: Any = (
-            known.config if known else getattr(module, "config", None)
-        )  # the user's own
+        self.name, self.module, self.wrapper = name, module, wrapper
+        self.innermost, self.weights, self.always = innermost, weights, always
+        self.threads: BlockThreads = block_threads()
+        self.state: TapState | None = None  # None: a module that looks up no kernel
+        self.called = False
 
-    def open(self, *_: Any) -> None:
-        if hasattr(self.module, "config") and (self.always or not is_untouched()):
-            window = _windows.get(self.module) or _windows.setdefault(
-                self.module, TapState(self.name, self.module)
-            )
-            if self.around not in window.routes:
-                window.routes.insert(len(window.routes) if self.innermost else 0, self.around)
-            self.module.config = window.shadow
+    @locked
+    def attach(self) -> None:
+        state = state_of(self.module)
+        if state.tap is None and hasattr(self.module, "config"):
+            state.tap = TapState(self.name, self.module)
+        self.state = state.tap
+        if self.state is not None:
+            self.state.taps.insert(len(self.state.taps) if self.innermost else 0, self)
+            self.module.config = self.state.tapped_config
 
-    def close(self) -> bool:
-        """Whether the registered function was called in the window. Right from any state, and as
-        often as you like.
-        """
-        window = _windows.get(self.module)
-        others = [route for route in window.routes if route is not self.around] if window else []
-        if not others and self.config is not None:
-            self.module.config = self.config
-        called = window is not None and self.around in window.routes and window.called
-        if others and window:
-            window.routes[:] = others
-        else:
-            _windows.pop(self.module, None)
-        return called
+    @locked
+    def detach(self) -> None:
+        """Right from any state, and as often as you like."""
+        state = state_of(self.module)
+        if state.tap is None:
+            return
+        state.tap.armed.discard(get_ident())  # an interrupt may have left it
+        if self in state.tap.taps:
+            state.tap.taps.remove(self)
+        if not state.tap.taps:
+            self.module.config = state.tap.config
+            state.tap = None
+
+    def before(self, module: nn.Module, args: Any) -> None:
+        if self.state is not None:
+            self.state.called.discard(get_ident())
+            self.state.armed.add(get_ident())
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        if is_untouched() and not self.always:
-            return
-        seen, self.called = self.close(), True
-        if seen or output is None:  # None: the forward raised
+        self.called = True
+        if self.state is not None:
+            self.state.armed.discard(get_ident())
+            if get_ident() in self.state.called:
+                return
+        if output is None:  # the forward raised
             return
         returned = output[1] if isinstance(output, tuple) and len(output) > 1 else None
         if self.weights is None or not torch.is_tensor(returned) or returned.ndim != 4:
             raise ProbeError(
                 "probe",
-                expected="attention through transformers' interface, or weights (batch, head, query, key)",
+                expected="attention through transformers' interface, or weights "
+                "(batch, head, query, key)",
                 got=f"{self.name} ({type(module).__name__})",
                 fix="leave it out of the stack",
             )
         self.weights(AttentionWeights(self.name, module, returned))
 
 
-@contextmanager
+@model_block
 def routed(
     modules: Mapping[str, nn.Module],
-    around: Around,
+    wrapper: Wrapper,
     *,
     innermost: bool = False,
     weights: Observer | None = None,
     required: bool = True,
     always: bool = False,
 ) -> Iterator[None]:
-    """Runs `around(call, kernel)` in place of the kernel in every attention call of these modules.
+    """Runs `wrapper(call, kernel)` in place of the kernel in every attention call of these modules.
 
-    `innermost` routes see what the others made of the call. `weights` receives the attention of
+    `innermost` wrappers see what the others made of the call. `weights` receives the attention of
     modules that call no registered function but return their weights. `always`: also in forwards
-    that are the model's own (`untouched`), for what has become a part of the model. Undone on any
-    exit; on an interrupt the hooks of a module may not have run, so the exit restores every module
-    itself, twice: another interrupt may hit the first time.
+    on the `untouched` model, for what has become a part of it. Undone on any exit; everything is
+    undone twice, because an interrupt may hit the first time.
 
     Raises ProbeError for a compiled model, a module that was never called (where `required`), and
     one that offers neither way to be seen.
     """
-    routes = [
-        Tap(name, module, around, innermost, weights, always) for name, module in modules.items()
-    ]
-    for route in routes:
-        if is_compiled(route.module):
+    for name, module in modules.items():
+        if is_compiled(module):
             raise ProbeError(
                 "probe",
                 expected="a model that is not compiled",
-                got=f"a compiled {route.name}",
+                got=f"a compiled {name}",
                 fix="probe the model before torch.compile",
             )
+    options = innermost, weights, always
+    taps = [Tap(name, module, wrapper, *options) for name, module in modules.items()]
     undo = ExitStack()  # goes on with the others when one of its callbacks is interrupted
     try:
         try:
-            for route in routes * 2:
-                undo.callback(route.close)
-            for route in routes:
-                undo.callback(route.module.register_forward_pre_hook(route.open).remove)
-                undo.callback(
-                    route.module.register_forward_hook(route.after, always_call=True).remove
-                )
+            for tap in taps * 2:
+                undo.callback(tap.detach)
+            for tap in taps:
+                tap.attach()
+                add_hook(undo, tap.module.register_forward_pre_hook, tap.before, always=always)
+                after = {"always": always, "always_call": True}
+                add_hook(undo, tap.module.register_forward_hook, tap.after, **after)
             yield
         finally:
             undo.close()
     finally:
         undo.close()  # where the interrupt hit between the two: does nothing otherwise
-    if required and (missing := [route.name for route in routes if not route.called]):
+    if required and (missing := [tap.name for tap in taps if not tap.called]):
         raise ProbeError(
             "probe",
             expected="every tapped attention module to be called",
-            got=f"no call of {missing[0]} ({len(missing)} of {len(routes)} modules)",
+            got=f"no call of {missing[0]} ({len(missing)} of {len(taps)} modules)",
             fix="run the forward inside the block",
         )
 
 
-@contextmanager
+@model_block
 def tap(modules: Mapping[str, nn.Module], observe: Observer) -> Iterator[None]:
     """Shows every attention call of these modules (qualified name -> module) to `observe`, after
     the kernel ran.
@@ -288,10 +288,10 @@ def tap(modules: Mapping[str, nn.Module], observe: Observer) -> Iterator[None]:
     ...     model(**inputs)
     """
 
-    def around(call: AttentionCall, kernel: Kernel) -> Output:
+    def wrapper(call: AttentionCall, kernel: Kernel) -> Output:
         output = kernel(call)
         observe(call)
         return output
 
-    with routed(modules, around, innermost=True, weights=observe):
+    with routed(modules, wrapper, innermost=True, weights=observe):
         yield

@@ -10,9 +10,7 @@ placeholders.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -20,40 +18,38 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
+from probe.hooks.block_threads import model_block
+from probe.hooks.model_state import state_of
 from probe.hooks.prompt_lengths import record_prompts, recorded_lengths
 
 # From the tensors of one row to the patch (in its image, tiles one after the other) that each
 # vision token stands for
 KeptPatches = Callable[[Mapping[str, Any]], list[Int[np.ndarray, "_"]]]
 
-_kept_patches: "WeakKeyDictionary[nn.Module, KeptPatches]" = WeakKeyDictionary()
 
-
-@contextmanager
+@model_block
 def override_token_count(model: nn.Module, kept: KeptPatches) -> Iterator[None]:
     """While the block lasts, `kept` says which vision tokens the model makes of an image. Raises
     ProbeError inside another such block.
     """
-    if model in _kept_patches:
+    counts = state_of(model).token_counts
+    if counts.active():
         raise ProbeError(
             "reduced",
             expected="one reducer of the encoder's output at a time",
             got="a second one",
             fix="leave the first block before you enter another",
         )
-    _kept_patches[model] = kept
-    try:
+    with counts.listed(kept):
         yield
-    finally:
-        _kept_patches.pop(model, None)
 
 
 def kept_patches(model: nn.Module, tensors: Mapping[str, Any]) -> list[Int[np.ndarray, "_"]] | None:
     """The patches that the vision tokens of each image stand for, None where the model makes as
     many tokens as its processor counts.
     """
-    kept = _kept_patches.get(model)
-    return None if kept is None else kept(tensors)
+    active = state_of(model).token_counts.active()
+    return active[0](tensors) if active else None
 
 
 def resize_placeholders(

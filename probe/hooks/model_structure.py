@@ -1,7 +1,7 @@
 """Where things are in a model: its stacks of layers, their attention modules, its vision tokens.
 
 Found by what a module can do, never by the name of a family, so that a user's subclass with other
-module names is found as well. `grids.py` says where a vision token lies in the image.
+module names is found as well. `subject/token_grid.py` says where a vision token lies in the image.
 
     stacks(model)["llm"].attention     # {"model.language_model.layers.0.self_attn": module, ...}
 """
@@ -15,6 +15,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
+from probe.hooks.model_state import state_of
+
+# An attention module has all attributes of one of these lines; the first line that any module of
+# the layer fits decides.
+ATTENTION_ATTRIBUTES = (("config", "head_dim"), ("config", "num_heads"), ("num_heads",))
+OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "proj", "projection_layer", "dense")
 
 
 @dataclass(frozen=True)
@@ -28,36 +34,38 @@ class LayerStack:
 
 
 def stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
-    """What a model is made of, in the order in which it runs: the encoder ("vision", where there is
+    """The stacks of a model in the order in which they run: the encoder ("vision", if there is
     one), what stands between it and the LLM ("compressor" and "prefusion", LLaVA-Mini's), and the
     decoder ("llm").
 
-    Layers behind the one that the LLM reads (`vision_feature_layer`) are in the stack too: they do
+    Layers after the one that the LLM reads (`vision_feature_layer`) are in the stack too: they do
     run. Raises ProbeError where no stack of layers, or no attention in a layer, can be found.
     """
     if not hasattr(model, "get_decoder"):
         raise ProbeError("model", expected="a transformers model", got=type(model).__name__)
-    found = {}
+    modules = {name: module for name, module in model.named_modules() if name}
+    state = state_of(model)
+    if state.structure is None or state.structure[0] != modules:  # the module tree has changed
+        state.structure = modules, _find_stacks(model)
+    return dict(state.structure[1])
+
+
+def _find_stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
     encoder = vision_encoder(model)
-    if encoder is not None:
-        found["vision"] = _stack("vision", model, encoder)
-    found |= _between(model)
-    found["llm"] = _stack("llm", model, model.get_decoder())
-    return found
+    vision = {} if encoder is None else {"vision": _stack("vision", model, encoder)}
+    return {**vision, **_between(model), "llm": _stack("llm", model, model.get_decoder())}
 
 
 def _between(model: PreTrainedModel) -> dict[str, LayerStack]:
     """The stacks between encoder and LLM: a compressor is one layer; pre-fusion may have none, and
     is left out then.
     """
-    names = {module: qualified for qualified, module in model.named_modules()}
     found = {}
     for name in ("compressor", "prefusion"):
         part = getattr(model.base_model, name, None)
         layers = tuple(getattr(part, "layers", [part])) if part is not None else ()
         if layers:
-            attention = [_attention(layer, names[layer]) for layer in layers]
-            found[name] = LayerStack(name, layers, {names[module]: module for module in attention})
+            found[name] = _of_layers(name, model, layers)
     return found
 
 
@@ -68,9 +76,7 @@ def vision_encoder(model: PreTrainedModel) -> nn.Module | None:
 
 
 def vision_towers(model: PreTrainedModel) -> list[nn.Module]:
-    """Every encoder of pixels that is a part of a model: two in Video-LLaVA, for images and for
-    frames.
-    """
+    """Every encoder of pixels in a model: two in Video-LLaVA, for images and for frames."""
     return [
         part
         for part in model.base_model.children()
@@ -79,26 +85,29 @@ def vision_towers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def layers_of(encoder: nn.Module, model: nn.Module | None = None) -> LayerStack:
-    """The layers of one vision encoder; qualified names begin in the model, or else in the encoder
-    itself.
-    """
+    """The layers of one vision encoder; names are those in the model, or else in the encoder."""
     return _stack("vision", model or encoder, encoder)
 
 
 def _stack(name: str, model: nn.Module, part: nn.Module) -> LayerStack:
-    names = {module: qualified for qualified, module in model.named_modules()}
+    """The longest list of layers in a part of the model, by its number of parameters."""
     lists = [module for module in part.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         raise ProbeError("model", expected=f"layers in its {name} stack", got=type(part).__name__)
-    layers = tuple(max(lists, key=lambda list_: sum(p.numel() for p in list_.parameters())))
+    layers = max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()))
+    return _of_layers(name, model, tuple(layers))
+
+
+def _of_layers(name: str, model: nn.Module, layers: tuple[nn.Module, ...]) -> LayerStack:
+    names = {module: qualified for qualified, module in model.named_modules()}
     attention = [_attention(layer, names[layer]) for layer in layers]
     return LayerStack(name, layers, {names[module]: module for module in attention})
 
 
 def _attention(layer: nn.Module, name: str) -> nn.Module:
-    for wanted in (("config", "head_dim"), ("config", "num_heads"), ("num_heads",)):
+    for attributes in ATTENTION_ATTRIBUTES:
         for module in layer.modules():
-            if module is not layer and all(hasattr(module, attribute) for attribute in wanted):
+            if module is not layer and all(hasattr(module, each) for each in attributes):
                 return module
     raise ProbeError(
         "model",
@@ -108,32 +117,29 @@ def _attention(layer: nn.Module, name: str) -> nn.Module:
 
 
 def output_projection(attention: nn.Module) -> nn.Linear:
-    """The linear map that an attention module ends in (W_O), by its usual names or else the last
-    one it owns.
+    """The linear map that an attention module ends in (W_O): by its usual names, else the last one
+    it owns.
 
-    Raises ProbeError where it is no plain Linear (in an adapter, packed to 4 bits): its weight is
-    not what acts.
+    Raises ProbeError where it is not a plain Linear (in an adapter, packed to 4 bits): its weight
+    is not what acts.
     """
     children = dict(attention.named_children())
-    names = [
-        name
-        for name in ("o_proj", "out_proj", "proj", "projection_layer", "dense")
-        if name in children
-    ]
+    named = [children[name] for name in OUTPUT_PROJECTIONS if name in children]
     linear = [child for child in children.values() if isinstance(child, nn.Linear)]
-    found = children[names[0]] if names else linear[-1] if linear else None
-    if not isinstance(found, nn.Linear) or not found.weight.is_floating_point():
+    projection = next(iter(named or linear[-1:]), None)
+    if not isinstance(projection, nn.Linear) or not projection.weight.is_floating_point():
+        kind = "none" if projection is None else type(projection).__name__
         raise ProbeError(
             "contribution",
             expected="a plain linear output projection",
-            got=f"{type(found).__name__ if found is not None else 'none'} in {type(attention).__name__}",
+            got=f"{kind} in {type(attention).__name__}",
             fix="merge the adapter, or load the model without quantization",
         )
-    return found
+    return projection
 
 
 def is_compiled(model: Any) -> bool:
-    """Whether any part of a model went through torch.compile: what runs then can't be watched."""
+    """Whether any part of a model went through torch.compile: what runs then can't be observed."""
     parts = model.modules() if isinstance(model, nn.Module) else ()
     return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in parts)
 
@@ -144,8 +150,9 @@ def image_token_id(model: PreTrainedModel) -> int:
     """
     config = getattr(model, "config", None)
     for name in ("image_token_id", "image_token_index"):
-        if isinstance(found := getattr(config, name, None), int):
-            return found
+        token = getattr(config, name, None)
+        if isinstance(token, int):
+            return token
     raise ProbeError(
         "model",
         expected="a vision-language model, whose config names an image token",
@@ -167,7 +174,7 @@ def cls_tokens(model: PreTrainedModel) -> int:
 
 
 def first_patch(encoder: nn.Module) -> int:
-    """The position of an encoder's first patch: how many tokens of its own stand before them."""
+    """The position of an encoder's first patch: 1 after a class token, else 0."""
     return sum(
         name.split(".")[-1] in ("class_embedding", "cls_token")
         for name, _ in encoder.named_parameters()

@@ -14,8 +14,9 @@ the image was encoded before).
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
+from threading import local
 from typing import Any
 
 import torch
@@ -24,12 +25,22 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
-from probe.hooks.attention_tap import is_untouched
+from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.layer_arguments import find_cache, hidden_states
 from probe.hooks.model_structure import LayerStack, vision_positions
 from probe.hooks.sequence_tracker import TrackedSequence, real_positions
 
 VISION, COMPRESSED = -1, -2  # as `prefusion_positions` of the model has it
+
+
+class _Running(local):
+    """What a thread's forward runs on. Each thread has its own values."""
+
+    now: TrackedSequence | None = None
+    fed: TrackedSequence | None = None  # the rows of `input_ids`
+    rows: Tensor  # (frame): the row that each frame belongs to
+    words: Tensor  # (row, position) after the vision rows: token of the row, or COMPRESSED
+    done: list[int]  # by layer: frames whose words have run
 
 
 class PrefusionTracker:
@@ -51,22 +62,21 @@ class PrefusionTracker:
     ):
         self.called, self.model, self.stack = called, model, stack
         self.check, self.from_pixels = check, from_pixels
-        self.now: TrackedSequence | None = None
-        self._fed: TrackedSequence | None = None
+        self._running = _Running()
 
-    @contextmanager
+    @property
+    def now(self) -> TrackedSequence | None:
+        """The frames in the layer that this thread runs."""
+        return self._running.now
+
+    @model_block
     def followed(self) -> Iterator["PrefusionTracker"]:
         with ExitStack() as hooks:
-            hooks.callback(
-                self.model.register_forward_pre_hook(self._begin, with_kwargs=True).remove
-            )
+            add_hook(hooks, self.model.register_forward_pre_hook, self._begin, with_kwargs=True)
             for index, layer in enumerate(self.stack.layers):
-                hooks.callback(
-                    layer.register_forward_pre_hook(
-                        partial(self._enter, index), with_kwargs=True
-                    ).remove
-                )
-            hooks.callback(self.model.register_forward_hook(self._end, always_call=True).remove)
+                enter = partial(self._enter, index)
+                add_hook(hooks, layer.register_forward_pre_hook, enter, with_kwargs=True)
+            add_hook(hooks, self.model.register_forward_hook, self._end, always_call=True)
             yield self
 
     def running(self) -> TrackedSequence:
@@ -84,19 +94,19 @@ class PrefusionTracker:
 
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if is_untouched() or ids is None:  # embeddings go to the LLM as they are
+        if ids is None:  # embeddings go to the LLM as they are
             return
         images = {
             name: kwargs.get(name) for name in ("pixel_values", "pixel_values_videos", "vision")
         }
         self._check_encoded(images["vision"] or ())
         real, base = real_positions(ids, kwargs), self.model.base_model
-        self._fed = TrackedSequence(vision_positions(self.model, ids), 0, real=real)
-        self._rows = torch.tensor(base.frame_rows(ids, **images), dtype=torch.long)  # pyright: ignore[reportCallIssue]
-        self._words = base.prefusion_positions(ids, 0, real).cpu()  # pyright: ignore[reportCallIssue]
-        self._done = [0] * len(self.stack.layers)
-        if len(self._rows):
-            self.check(self._fed, find_cache(self.called, args, kwargs))
+        self._running.fed = TrackedSequence(vision_positions(self.model, ids), 0, real=real)
+        self._running.rows = torch.tensor(base.frame_rows(ids, **images), dtype=torch.long)  # pyright: ignore[reportCallIssue]
+        self._running.words = base.prefusion_positions(ids, 0, real).cpu()  # pyright: ignore[reportCallIssue]
+        self._running.done = [0] * len(self.stack.layers)
+        if len(self._running.rows):
+            self.check(self._running.fed, find_cache(self.called, args, kwargs))
 
     def _check_encoded(self, encoded: Any) -> None:
         if encoded and self.from_pixels:
@@ -117,32 +127,31 @@ class PrefusionTracker:
         """The frames of one call of a layer: their vision rows, the rows behind them, or (without a
         cache) both.
         """
-        self.now = None
-        if self._fed is None or is_untouched():
+        self._running.now = None
+        if self._running.fed is None:
             return
         hidden, cache = hidden_states(args, kwargs), find_cache(self.called, args, kwargs)
         frames, rows = hidden.shape[:2]
         before = 0 if cache is None else int(cache.get_seq_length(index))
-        done, words = self._done[index], self._words
+        done, words = self._running.done[index], self._running.words
         if cache is not None and not before:
             words, vision = words[:, :0], rows
         else:
-            self._done[index] += frames
+            self._running.done[index] += frames
             vision = before or rows - words.shape[1]
-        row = self._rows[done : done + frames]
+        row = self._running.rows[done : done + frames]
         place = pad(words[row], (vision, 0), value=VISION).to(hidden.device)
         is_vision = (torch.arange(place.shape[1], device=hidden.device) < vision).expand(
             place.shape
         )
-        self.now = TrackedSequence(
+        self._running.now = TrackedSequence(
             is_vision,
             before,
             compressed=place == COMPRESSED,
-            fed=self._fed,
+            fed=self._running.fed,
             row=row.to(hidden.device),
             token=place,
         )
 
     def _end(self, module: nn.Module, args: tuple, output: Tensor | Any) -> None:
-        if not is_untouched():
-            self.now = self._fed = None
+        self._running.now = self._running.fed = None

@@ -10,9 +10,10 @@ mark vision, never `pixel_values`: `generate` encodes images first and does not 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from threading import local
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,7 +24,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
-from probe.hooks.attention_tap import is_untouched
+from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.layer_arguments import by_name, find_cache, hidden_states, output_cache
 from probe.hooks.model_structure import image_token_id, vision_positions
 from probe.hooks.prompt_lengths import prompt_ends
@@ -99,6 +100,12 @@ class TrackedSequence:
         return pad(mask[:, self.first_key(count) :], (0, max(count - self.length, 0)))
 
 
+class _Running(local):
+    """What a thread's forward runs on. Each thread has its own value."""
+
+    now: TrackedSequence | None = None
+
+
 class SequenceTracker:
     """Tracks the sequences in one model. `now` is the sequence of the forward that runs, None
     outside of a forward.
@@ -127,18 +134,25 @@ class SequenceTracker:
         self.vision = vision
         self.called, self.model, self.first_layer = called, model, first_layer
         self.check, self.whole_prompt = check, whole_prompt
-        self.now: TrackedSequence | None = None
+        self._running = _Running()
         self._sequences: WeakKeyDictionary[Any, TrackedSequence] = WeakKeyDictionary()  # by cache
 
-    @contextmanager
+    @property
+    def now(self) -> TrackedSequence | None:
+        """The sequence of this thread's forward."""
+        return self._running.now
+
+    @now.setter
+    def now(self, sequence: TrackedSequence | None) -> None:
+        self._running.now = sequence
+
+    @model_block
     def followed(self) -> Iterator["SequenceTracker"]:
         with ExitStack() as hooks:
-            for hook in (
-                self.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
-                self.first_layer.register_forward_pre_hook(self._before_layer, with_kwargs=True),
-                self.model.register_forward_hook(self._after_model, always_call=True),
-            ):
-                hooks.callback(hook.remove)
+            model, first = self.model, self.first_layer
+            add_hook(hooks, model.register_forward_pre_hook, self._before_model, with_kwargs=True)
+            add_hook(hooks, first.register_forward_pre_hook, self._before_layer, with_kwargs=True)
+            add_hook(hooks, model.register_forward_hook, self._after_model, always_call=True)
             yield self
 
     def running(self) -> TrackedSequence:
@@ -154,8 +168,6 @@ class SequenceTracker:
         return self.now
 
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if is_untouched():
-            return
         cache = find_cache(self.called, args, kwargs)
         arguments = by_name(module, args, kwargs)
         ids, embeddings = arguments.get("input_ids"), arguments.get("inputs_embeds")
@@ -243,7 +255,7 @@ class SequenceTracker:
         """Keeps the sequence by its cache. The model may have created the cache in this forward,
         and its first layer is the first to get it.
         """
-        if self.now is None or is_untouched():
+        if self.now is None:
             return
         rows, tokens = hidden_states(args, kwargs).shape[1], self.now.length - self.now.past
         if rows > tokens:  # fewer where vision tokens are removed from this layer
@@ -257,8 +269,6 @@ class SequenceTracker:
             self._sequences[cache] = self.now
 
     def _after_model(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if is_untouched():
-            return
         self.now, cache = None, output_cache(output)
         if cache is not None and cache.get_seq_length() and cache not in self._sequences:
             raise ProbeError(

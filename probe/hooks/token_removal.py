@@ -18,11 +18,11 @@ Source: the mechanism was studied first on 13 families, `facts/transformers.md` 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from functools import partial
+from threading import get_ident, local
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,7 +31,8 @@ from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
-from probe.hooks.attention_tap import Kernel, is_untouched, layouts, routed
+from probe.hooks.attention_tap import Kernel, routed
+from probe.hooks.block_threads import add_hook, model_block, only_this_thread
 from probe.hooks.kept_positions import FullLengthView, KeptPositions
 from probe.hooks.layer_arguments import (
     find_cache,
@@ -39,6 +40,7 @@ from probe.hooks.layer_arguments import (
     replace_hidden_states,
     without_cache,
 )
+from probe.hooks.model_state import BlockEntries, lock, state_of
 from probe.hooks.model_structure import LayerStack
 from probe.hooks.partial_cache import PartialLayer, store
 from probe.hooks.sequence_tracker import SequenceTracker
@@ -70,31 +72,31 @@ class Removal(ABC):
         return None
 
 
-@contextmanager
+@model_block
 def removed(model: PreTrainedModel, stack: LayerStack, removal: Removal) -> Iterator[None]:
     """Runs the stack's layers without what the removal takes away, and what others that are at work
     do.
     """
-    key = stack.layers[0]
-    flow = _flows.get(key) or _flows.setdefault(key, HiddenStateFlow(model, stack))
-    flow.removals.append(removal)
+    state = state_of(stack.layers[0])
+    with lock:
+        flow = state.flow = state.flow or HiddenStateFlow(model, stack)
+        flow.removals.add(removal)
     try:
-        if flow.hooked:
+        with flow.hooks(removal):
             yield
-        else:
-            with flow.hooks():
-                yield
     finally:
-        flow.removals.remove(removal)
-        if not flow.removals:
-            del _flows[key]  # it holds on to its key
+        with lock:
+            flow.removals.remove(removal)
+            if not flow.removals:
+                state.flow = None  # it refers to the model
+                for attention in stack.attention.values():
+                    state_of(attention).views.clear()
 
 
-def present_in(layer: nn.Module) -> KeptPositions | None:
-    """The positions that are there in a layer of the prompt that runs now, None where nothing is
-    absent.
-    """
-    return next((flow.current for flow in _flows.values() if layer in flow.layers), None)
+def present_in(stack: LayerStack) -> KeptPositions | None:
+    """The positions that are present in the layer that runs now, None where nothing is absent."""
+    flow = state_of(stack.layers[0]).flow
+    return None if flow is None else flow.current
 
 
 class LayerInput:
@@ -147,10 +149,11 @@ class LayerInput:
         with (
             torch.no_grad(),
             suppress(_Enough),
+            only_this_thread(),
             routed({name: attention}, keep, innermost=True, required=False),
         ):
             self._layer.forward(hidden, **kwargs)
-        layouts.pop(attention, None)
+        state_of(attention).views.pop(get_ident(), None)
         if not found:
             raise ProbeError(
                 flow.called,
@@ -164,6 +167,14 @@ class _Enough(Exception):  # noqa: N818  # no error
     """Ends a layer that has shown its attention call."""
 
 
+class _Running(local):
+    """What a thread's forward has come to. Each thread has its own values."""
+
+    current: KeptPositions | None = None
+    whole: Tensor | None = None
+    known: tuple[list[Mask], KeptPositions | None] = ([], None)
+
+
 class HiddenStateFlow:
     """The rows on their way through the layers of one stack, under all removals that are at
     work.
@@ -171,42 +182,58 @@ class HiddenStateFlow:
 
     def __init__(self, model: PreTrainedModel, stack: LayerStack):
         self.model, self.layers, self.attention = model, stack.layers, list(stack.attention.items())
-        self.removals: list[Removal] = []
-        self.hooked = False
-        self._start()
+        self.removals: BlockEntries[Removal] = BlockEntries()
+        self._running = _Running()
 
-    @contextmanager
-    def hooks(self) -> Iterator[None]:
+    @model_block
+    def hooks(self, removal: Removal) -> Iterator[None]:
+        """The hooks of one removal. They run for all that are active in a thread, by the first."""
+
+        def by_first(change: Callable[..., Any]) -> Callable[..., Any]:
+            def hook(*arguments: Any) -> Any:
+                return change(*arguments) if self.removals.active()[0] is removal else None
+
+            return hook
+
         with ExitStack() as undo:
-            self.hooked = True
-            undo.callback(self._end)
-            undo.callback(self.model.register_forward_pre_hook(self._start).remove)
+            undo.callback(self._start)
+            add_hook(undo, self.model.register_forward_pre_hook, by_first(self._start))
             for index, layer in enumerate(self.layers):
                 enter, leave = partial(self._enter, index), partial(self._leave, index)
-                undo.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
-                undo.callback(layer.register_forward_hook(leave).remove)
+                before, after = layer.register_forward_pre_hook, layer.register_forward_hook
+                add_hook(undo, before, by_first(enter), with_kwargs=True)
+                add_hook(undo, after, by_first(leave))
             yield
 
     @property
     def called(self) -> str:
-        return self.removals[-1].sequences.called
+        return self.removals.active()[-1].sequences.called
+
+    @property
+    def current(self) -> KeptPositions | None:
+        """What is present in the layer that runs now, in this thread; None: everything."""
+        return self._running.current
+
+    @current.setter
+    def current(self, present: KeptPositions | None) -> None:
+        self._running.current = present
+
+    @property
+    def whole(self) -> Float[Tensor, "batch position hidden"] | None:
+        """All rows, absent ones as they were when they left."""
+        return self._running.whole
+
+    @whole.setter
+    def whole(self, hidden: Tensor | None) -> None:
+        self._running.whole = hidden
 
     def _start(self, *hooked: Any) -> None:
-        """Before a forward: everything is there. One that was interrupted may have left
+        """Before a forward everything is present. One that was interrupted may have left
         something.
         """
-        if not is_untouched():
-            self.current: KeptPositions | None = None  # None: everything
-            self.whole: Tensor | None = (
-                None  # (batch, position, hidden), as absent rows were when they left
-            )
-            self._known: tuple[list[Mask], KeptPositions | None] = ([], None)
-            for _, attention in self.attention:
-                layouts.pop(attention, None)
-
-    def _end(self) -> None:
-        self.hooked = False
-        self._start()
+        self._running.__dict__.clear()
+        for _, attention in self.attention:
+            state_of(attention).views.pop(get_ident(), None)
 
     def whole_of(self, hidden: Tensor) -> Tensor:
         if self.current is None or self.whole is None:
@@ -217,9 +244,7 @@ class HiddenStateFlow:
         """Arguments of the layer over the positions that are present, None to leave them as they
         are.
         """
-        if is_untouched():
-            return None
-        sequence = self.removals[0].sequences.running()
+        sequence = self.removals.active()[0].sequences.running()
         hidden = hidden_states(args, kwargs)
         cache = find_cache(self.called, args, kwargs)
         if sequence.past:
@@ -227,7 +252,7 @@ class HiddenStateFlow:
             changed = self._continued(index, hidden, new, cache, kwargs)
             return None if changed is None else (args, kwargs | changed)
         entrance = LayerInput(self, index, layer, hidden, kwargs)
-        for removal in self.removals:
+        for removal in self.removals.active():
             removal.before(entrance)
         hidden = self._moved(entrance.hidden, self.present(index))
         if self.current is None and hidden is hidden_states(args, kwargs):
@@ -240,7 +265,7 @@ class HiddenStateFlow:
 
     def _leave(self, index: int, layer: nn.Module, args: tuple, output: Any) -> Any:
         """Behind a layer: rows that come back, among the others."""
-        if is_untouched() or self.current is None:
+        if self.current is None:
             return None
         following = self.present(index + 1) if index + 1 < len(self.layers) else None
         if following is self.current or (
@@ -254,8 +279,9 @@ class HiddenStateFlow:
 
     def present(self, index: int) -> KeptPositions | None:
         """What is there in a layer, as far as it is decided."""
-        absent = [mask for removal in self.removals if (mask := removal.absent(index)) is not None]
-        known, present = self._known
+        removals = self.removals.active()
+        absent = [mask for removal in removals if (mask := removal.absent(index)) is not None]
+        known, present = self._running.known
         if len(known) != len(absent) or any(a is not b for a, b in zip(known, absent, strict=True)):
             gone = torch.stack(absent).any(0) if absent else None
             present = (
@@ -263,7 +289,7 @@ class HiddenStateFlow:
                 if gone is not None and gone.any()
                 else None
             )
-            self._known = (absent, present)
+            self._running.known = (absent, present)
         return present
 
     def _moved(self, hidden: Tensor, present: KeptPositions | None) -> Tensor:
@@ -278,15 +304,14 @@ class HiddenStateFlow:
         """The absent positions whose place others take, None where all keep their own."""
         gone = [
             mask
-            for one in self.removals
+            for one in self.removals.active()
             if one.closes_gaps and (mask := one.absent(index)) is not None
         ]
         return torch.stack(gone).any(0) if gone else None
 
     def _order(self) -> Int[Tensor, "batch position"] | None:
-        return next(
-            (order for removal in self.removals if (order := removal.order()) is not None), None
-        )
+        orders = (removal.order() for removal in self.removals.active())
+        return next((order for order in orders if order is not None), None)
 
     def _without_gaps(self, ids: Tensor, gaps: Mask) -> Int[Tensor, "batch position"]:
         """The positions' numbers when the rows beside the gaps are counted in the order in which
@@ -353,10 +378,9 @@ class HiddenStateFlow:
         get.
         """
         _, attention = self.attention[index]
-        layouts[attention] = layout = FullLengthView(
-            queries, keys, kwargs.get("attention_mask"), _takes_2d(attention)
-        )
-        return {"attention_mask": layout.mask_of_part}
+        view = FullLengthView(queries, keys, kwargs.get("attention_mask"), _takes_2d(attention))
+        state_of(attention).views[get_ident()] = view
+        return {"attention_mask": view.mask_of_part}
 
     def _up(self, ids: Tensor, closed: Tensor) -> Tensor:
         if ids.ndim != 2:
@@ -375,11 +399,6 @@ class HiddenStateFlow:
             return None
         rotary: Any = self.model.get_decoder().rotary_emb
         return rotary(embeddings[0], position_ids=ids)
-
-
-_flows: WeakKeyDictionary[nn.Module, HiddenStateFlow] = (
-    WeakKeyDictionary()
-)  # by the first layer of their stack
 
 
 def _takes_2d(attention: Any) -> bool:

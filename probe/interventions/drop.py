@@ -23,7 +23,7 @@ compressed tokens.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -32,7 +32,9 @@ from torch import Tensor, nn
 
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
-from probe.hooks.attention_tap import Kernel, Output, is_untouched
+from probe.hooks.attention_tap import Kernel, Output
+from probe.hooks.block_threads import add_hook, model_block
+from probe.hooks.model_structure import LayerStack
 from probe.hooks.partial_cache import check_partial, windows
 from probe.hooks.prefusion_tracker import PrefusionTracker
 from probe.hooks.sequence_tracker import SequenceTracker, TrackedSequence
@@ -45,7 +47,7 @@ DROP_MODES: tuple[str, ...] = get_args(DropMode)
 PREFUSION_MODES = ("mask", "mask_frozen", "zero")
 
 
-@contextmanager
+@model_block
 def drop_vision(
     model: Any,
     layers: Layers,
@@ -123,7 +125,7 @@ def _queries_of(target: LayerTarget, queries: Names | None) -> tuple[str, ...]:
     return chosen
 
 
-@contextmanager
+@model_block
 def _removed(target: LayerTarget) -> Iterator[None]:
     limits = windows(target.called, target.model, target.layers)
 
@@ -150,7 +152,7 @@ class _WithoutVision(Removal):
         return self.sequences.running().vision if layer in self.layers else None
 
 
-@contextmanager
+@model_block
 def _masked(target: LayerTarget, queries: tuple[str, ...], freeze: bool) -> Iterator[None]:
     target.refuse_flash("load the model with attn_implementation='sdpa', or use mode='remove'")
     sequences = target.sequences(changes_vision=freeze)
@@ -161,31 +163,27 @@ def _masked(target: LayerTarget, queries: tuple[str, ...], freeze: bool) -> Iter
 
     with sequences.followed(), target.routed(around), ExitStack() as undo:
         for layer in target.layers if freeze else ():
-            skip = partial(
-                _skip, sequences
-            )  # first: rows that come back behind the layer are not there yet
-            hook = target.stack.layers[layer].register_forward_hook(
-                skip, with_kwargs=True, prepend=True
-            )
-            undo.callback(hook.remove)
+            skip = partial(_skip, sequences, target.stack)
+            # first: rows that come back after the layer are not present yet
+            register = target.stack.layers[layer].register_forward_hook
+            add_hook(undo, register, skip, with_kwargs=True, prepend=True)
         yield
 
 
 def _skip(
     sequences: SequenceTracker | PrefusionTracker,
+    stack: LayerStack,
     layer: nn.Module,
     args: tuple,
     kwargs: dict,
     output: Any,
 ) -> Any:
     """The layer's output, with vision rows as they came in."""
-    if is_untouched():
-        return None
     now = sequences.running()
     before: Tensor = args[0] if args else kwargs["hidden_states"]
     after = output[0] if isinstance(output, tuple) else output
     vision = now.of_queries(now.vision).to(after.device)
-    if (there := present_in(layer)) is not None:  # a reducer, or another removal, is at work
+    if (there := present_in(stack)) is not None:  # a reducer, or another removal, is at work
         vision = there.take(vision, 1) & there.real
     if not vision.any():
         return None
@@ -193,7 +191,7 @@ def _skip(
     return (after, *output[1:]) if isinstance(output, tuple) else after
 
 
-@contextmanager
+@model_block
 def _zeroed(target: LayerTarget, queries: tuple[str, ...]) -> Iterator[None]:
     sequences = target.sequences()
 

@@ -9,7 +9,7 @@ padding and any types.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,13 @@ from probe.data.token_types import TokenTypes
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
+from probe.hooks.block_threads import model_block
 from probe.hooks.sequence_tracker import TrackedSequence
 from probe.interventions.attention_edits import mask_keys
 from probe.interventions.layer_target import Layers, LayerTarget, Names, as_names
 
 
-@contextmanager
+@model_block
 def knockout(
     model: Any,
     queries: Names,

@@ -3,7 +3,6 @@ runs.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import index
 from typing import Any
@@ -12,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
-from probe.hooks.attention_tap import Around, routed
+from probe.hooks.attention_tap import Wrapper, routed
+from probe.hooks.block_threads import model_block
 from probe.hooks.model_state import Intervention, registered
 from probe.hooks.model_structure import LayerStack, is_compiled, stacks
 from probe.hooks.prefusion_tracker import PrefusionTracker
@@ -95,7 +95,7 @@ class LayerTarget:
             )
         return SequenceTracker(self.called, self.model, self.stack.layers[0], **options)
 
-    @contextmanager
+    @model_block
     def at_work(self, kind: str, options: str = "") -> Iterator[None]:
         """Listed as at work in the model (`probe.hooks.model_state`); refused where it contradicts
         another.
@@ -105,8 +105,8 @@ class LayerTarget:
         with registered(self.model, Intervention(self.called, kind, self.layers, options)):
             yield
 
-    @contextmanager
-    def routed(self, around: Around) -> Iterator[None]:
+    @model_block
+    def routed(self, around: Wrapper) -> Iterator[None]:
         """`around` in the attention calls of the chosen layers. The block may run no forward at
         all.
         """

@@ -14,7 +14,7 @@ with the own image stays so.
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from contextvars import Context
 from typing import Any
 
@@ -25,7 +25,8 @@ from transformers.cache_utils import DynamicCache
 
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
-from probe.hooks.attention_tap import Kernel, Output, is_untouched, untouched
+from probe.hooks.attention_tap import Kernel, Output
+from probe.hooks.block_threads import add_hook, model_block, only_this_thread, untouched
 from probe.hooks.layer_arguments import cache_argument, without_cache
 from probe.hooks.model_structure import vision_positions
 from probe.hooks.sequence_tracker import TrackedSequence
@@ -35,7 +36,7 @@ from probe.interventions.layer_target import Layers, LayerTarget
 Rows = list[Tensor]  # the vision tokens of each row, (key, hidden), as the language model gets them
 
 
-@contextmanager
+@model_block
 def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
     """Text queries read the donor's vision tokens in these layers of a model or Subject while the
     block lasts.
@@ -54,8 +55,8 @@ def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
     rows = vision_rows(target.model, _as_inputs(model, donor)) if target.layers else []
 
     def before_decoder(decoder: nn.Module, args: tuple, kwargs: dict) -> None:
-        now = sequences.running() if not is_untouched() else None
-        if now is not None and now.past == 0 and now.vision.any():
+        now = sequences.running()
+        if now.past == 0 and now.vision.any():
             kwargs = kwargs | {"inputs_embeds": _exchanged(kwargs["inputs_embeds"], now, rows)}
             now.memo["donor"] = Context().run(_keys_and_values, decoder, kwargs, target.layers)
 
@@ -73,8 +74,7 @@ def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
     with target.at_work("swap"), ExitStack() as undo:
         if target.layers:
             undo.enter_context(sequences.followed())
-            hook = decoder.register_forward_pre_hook(before_decoder, with_kwargs=True)
-            undo.callback(hook.remove)
+            add_hook(undo, decoder.register_forward_pre_hook, before_decoder, with_kwargs=True)
             undo.enter_context(target.routed(around))
         yield
 
@@ -92,6 +92,7 @@ def _as_inputs(model: Any, donor: Any) -> Mapping[str, Tensor]:
     return donor
 
 
+@only_this_thread()
 @torch.no_grad()
 def vision_rows(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Rows:
     """The vision tokens of each row as the language model is given them: encoded and projected."""
@@ -102,14 +103,13 @@ def vision_rows(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Rows:
         else {}
     )
     decoder: Any = model.get_decoder()
-    hook = decoder.register_forward_pre_hook(
-        lambda module, args, kwargs: given.append(kwargs["inputs_embeds"]), with_kwargs=True
-    )
-    try:
-        with untouched():
-            model(**inputs, use_cache=False, **options)
-    finally:
-        hook.remove()
+
+    def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        given.append(kwargs["inputs_embeds"])
+
+    with ExitStack() as undo, untouched():
+        add_hook(undo, decoder.register_forward_pre_hook, keep, always=True, with_kwargs=True)
+        model(**inputs, use_cache=False, **options)
     if not given:
         raise ProbeError(
             "swap_vision",

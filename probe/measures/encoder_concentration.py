@@ -26,6 +26,7 @@ from probe.data.image import ImageSource, as_images
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import tap
+from probe.hooks.block_threads import only_this_thread
 from probe.hooks.model_structure import LayerStack, cls_tokens, stacks
 from probe.records.provenance import provenance
 from probe.records.schema import Variable, dataset
@@ -51,6 +52,7 @@ SCHEMA = {
 BEST = 0.1  # of the patches: how many are compared between layers
 
 
+@only_this_thread()
 def concentration(
     subject: Subject,
     images: Sequence[ImageSource] | ImageSource,

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from probe.data.image import ImageSource
 from probe.errors import ProbeError, one_of
+from probe.hooks.block_threads import add_hook, only_this_thread
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import stacks
 from probe.records.provenance import provenance
@@ -55,6 +56,7 @@ SCHEMA = {
 }
 
 
+@only_this_thread()
 @torch.no_grad()
 def logit_lens(
     subject: Subject,
@@ -83,7 +85,7 @@ def logit_lens(
     outputs = _LayerOutputs(len(layers))
     with ExitStack() as hooks:
         for number, layer in enumerate(layers):
-            hooks.callback(layer.register_forward_hook(outputs.hook(number)).remove)
+            add_hook(hooks, layer.register_forward_hook, outputs.hook(number))
         logits = subject.model(**inputs, use_cache=False).logits[0]
     rows = _rows(answer, stack, outputs)
     hidden = outputs.layers(len(rows["row_type"]))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from probe.data.image import ImageSource
 from probe.hooks.attention_tap import tap
+from probe.hooks.block_threads import only_this_thread
 from probe.hooks.model_structure import stacks
 from probe.measures.attention.reference import difference, largest_difference
 from probe.measures.attention.stack_queries import stack_statistics
@@ -82,6 +83,7 @@ class Report:
         return "\n".join(lines)
 
 
+@only_this_thread()
 def verify(
     subject: Subject, image: ImageSource | None = None, question: str = "what is in the image ?"
 ) -> Report:

@@ -12,13 +12,14 @@ method `attached` (`llm_reducer.py`) and run on what the former leave.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
+from probe.hooks.block_threads import model_block
 from probe.hooks.model_state import registered_reducer
 from probe.hooks.model_structure import is_compiled
 from probe.reducers.image_features_hook import ImageFeaturesHook
@@ -36,7 +37,7 @@ class Reducer:
         return reduced(model, self, vision=vision)
 
 
-@contextmanager
+@model_block
 def reduced(model: Any, *reducers: Any, vision: Any = None) -> Iterator[list[ReductionStage]]:
     """Fewer vision tokens in a model or Subject while the block lasts: in its forward, `generate`
     and `Subject.encode`.

@@ -8,7 +8,7 @@ kept.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from threading import local
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import Kernel, Output, routed
+from probe.hooks.block_threads import model_block
 from probe.hooks.model_structure import first_patch, layers_of
 from probe.reducers.encoder_output import EncoderOutput, LayerAttention
 from probe.reducers.reduction import Reduction
@@ -66,6 +67,13 @@ def encode(
     return reducer.reduce(tap.encoder_output(output.hidden_states))
 
 
+class _Running(local):
+    """The calls of a thread's forward, by layer. Each thread has its own."""
+
+    def __init__(self):
+        self.calls: dict[int, LayerAttention] = {}
+
+
 class EncoderTap:
     """Keeps queries and keys of the layer that makes an encoder's features and of the next one."""
 
@@ -87,11 +95,11 @@ class EncoderTap:
             for index in (self.output_layer, self.next_layer)
         }
         self._index = {self.attention[name]: names.index(name) for name in self.attention}
-        self._calls: dict[int, LayerAttention] = {}
+        self._running = _Running()
 
     def around(self, call: AttentionCall, kernel: Kernel) -> Output:
         layer = self._index[call.module]  # names differ where a model is tapped too
-        self._calls[layer] = LayerAttention(call.query, call.key, call.scaling, layer)
+        self._running.calls[layer] = LayerAttention(call.query, call.key, call.scaling, layer)
         return kernel(call)
 
     def refuse(self, weights: AttentionCall | AttentionWeights) -> None:
@@ -104,13 +112,13 @@ class EncoderTap:
     def encoder_output(self, hidden_states: Sequence[Any]) -> EncoderOutput:
         """The forward that has just ended; its queries and keys are released."""
         features = torch.cat([hidden_states[index] for index in self.hidden_states], -1)
-        calls, self._calls = self._calls, {}
+        calls, self._running.calls = self._running.calls, {}
         return EncoderOutput(
             features, calls[self.output_layer], calls[self.next_layer], self.first_patch
         )
 
 
-@contextmanager
+@model_block
 def tapped(
     tower: nn.Module, layer: FeatureLayer, model: nn.Module | None = None
 ) -> Iterator[EncoderTap]:

@@ -19,10 +19,11 @@ Everything is undone when the block ends: torch's hooks, and these methods of th
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial, update_wrapper
+from threading import local
 from typing import Any, NoReturn
 
 import numpy as np
@@ -33,8 +34,10 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
+from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.image_placeholders import override_token_count, resize_placeholders
 from probe.hooks.layer_arguments import by_name, find_cache
+from probe.hooks.model_state import override_method, own_method
 from probe.hooks.model_structure import image_token_id, vision_towers
 from probe.reducers.encoder_output import EncoderOutput
 from probe.reducers.encoder_reducer import EncoderReducer, EncoderTap, tapped
@@ -62,6 +65,15 @@ class EncoderCall:
     tokens: int = 0
 
 
+class _Running(local):
+    """What a thread's forward has come to. Each thread has its own values."""
+
+    call: EncoderCall | None = None  # from the encoder's end to the packing
+
+    def __init__(self):
+        self.prepared: dict[str, tuple[Any, Any]] = {}  # by modality: pixels, features of them
+
+
 class ImageFeaturesHook:
     """One reducer between the encoders and the projector of one model."""
 
@@ -83,36 +95,30 @@ class ImageFeaturesHook:
                 expected="a LLaVA-like model: encoder, multi_modal_projector, LLM",
                 got=type(model).__name__,
             )
-        self.pack: Any = getattr(self.base, "pack_image_features", None)
-        self.methods: dict[str, Any] = {
-            modality: getattr(self.base, f"get_{modality}_features")
-            for modality in PIXELS
-            if hasattr(self.base, f"get_{modality}_features")
-        }
-        self._call: EncoderCall | None = None  # from the encoder's end to the packing
-        self._prepared: dict[str, tuple[Any, Any]] = {}  # by modality: pixels, features of them
+        self.pack: Any = own_method(self.base, "pack_image_features")
+        methods = {name: own_method(self.base, f"get_{name}_features") for name in PIXELS}
+        self.methods: dict[str, Any] = {name: method for name, method in methods.items() if method}
+        self._running = _Running()
 
-    @contextmanager
+    @model_block
     def attached(self) -> Iterator[None]:
         with ExitStack() as undo:
             undo.enter_context(override_token_count(self.model, self.kept_patches))
             for tower in self.towers:
                 tap = undo.enter_context(tapped(tower, self.layer, self.model))
-                undo.callback(tower.register_forward_hook(partial(self._encoded, tap)).remove)
-            for hook in (
-                self.projector.register_forward_pre_hook(self._single_token),
-                self.projector.register_forward_hook(self._projected),
-                # before the hooks of interventions, which count the tokens that are left
-                self.model.register_forward_pre_hook(
-                    self._before_model, with_kwargs=True, prepend=True
-                ),
-            ):
-                undo.callback(hook.remove)
+                encoded = partial(self._encoded, tap)
+                add_hook(undo, tower.register_forward_hook, encoded, always=True)
+            projector = self.projector
+            add_hook(undo, projector.register_forward_pre_hook, self._single_token, always=True)
+            add_hook(undo, projector.register_forward_hook, self._projected, always=True)
+            # before the hooks of interventions, which count the tokens that are left
+            first = {"with_kwargs": True, "prepend": True, "always": True}
+            add_hook(undo, self.model.register_forward_pre_hook, self._before_model, **first)
             if self.pack is not None:
-                undo.enter_context(_method(self.base, "pack_image_features", self._packed))
+                undo.enter_context(override_method(self.base, "pack_image_features", self._packed))
             for modality, method in self.methods.items():  # `generate` looks at their signatures
                 features = update_wrapper(partial(self._features, modality), method)
-                undo.enter_context(_method(self.base, method.__name__, features))
+                undo.enter_context(override_method(self.base, method.__name__, features))
             yield
 
     # From pixels to tokens
@@ -121,7 +127,7 @@ class ImageFeaturesHook:
         """In place of the model's `get_image_features` and `get_video_features`."""
         if modality == "video" and self.pack is not None:
             _refuse_pooling("pooled features")
-        pixels, prepared = self._prepared.pop(modality, (None, None))
+        pixels, prepared = self._running.prepared.pop(modality, (None, None))
         if prepared is not None and any(value is pixels for value in (*args, *kwargs.values())):
             return prepared
         return self.methods[modality](*args, **kwargs)
@@ -130,10 +136,10 @@ class ImageFeaturesHook:
         states = getattr(output, "hidden_states", None)
         # without the tapped states it is a call for other features
         if states is not None and all(states[index] is not None for index in tap.hidden_states):
-            self._call = EncoderCall(output, tap.encoder_output(states))
+            self._running.call = EncoderCall(output, tap.encoder_output(states))
 
     def _single_token(self, projector: nn.Module, args: tuple) -> tuple | None:
-        call = self._call
+        call = self._running.call
         if call is None:
             return None
         features = call.encoder_output.features
@@ -146,7 +152,7 @@ class ImageFeaturesHook:
     def _projected(
         self, projector: nn.Module, args: tuple, output: Tensor
     ) -> Tensor | list[Tensor] | None:
-        call = self._call
+        call = self._running.call
         if call is None:
             return None
         views = len(call.encoder_output.features)
@@ -160,7 +166,7 @@ class ImageFeaturesHook:
 
     def _packed(self, image_features: Sequence[Tensor], image_sizes: Any, **options: Any) -> Any:
         """In place of the model's `pack_image_features`."""
-        call = self._call
+        call = self._running.call
         if call is None:
             return self.pack(image_features, image_sizes, **options)
         options.pop("image_newline", None)
@@ -177,7 +183,7 @@ class ImageFeaturesHook:
         """The projected tokens that are left of each image, in the order of the prompt. `images`:
         the number of views of each, and which feature each unreduced token is (-1: a newline).
         """
-        self._call = None
+        self._running.call = None
         kept, sources, start = [], [], 0
         for views, indices in images:
             reduction = self.reducer.reduce(call.encoder_output.of_views(start, start + views))
@@ -207,8 +213,8 @@ class ImageFeaturesHook:
         outputs = dict(kwargs.get("mm_encoder_outputs") or {})  # `generate` encodes first
         generating = bool(outputs) or find_cache("reduced", (), kwargs) is not None
         if not outputs:
-            self._prepared = self._encode(kwargs)
-            outputs = {modality: output for modality, (_, output) in self._prepared.items()}
+            self._running.prepared = self._encode(kwargs)
+            outputs = {modality: output for modality, (_, output) in self._running.prepared.items()}
         for modality, output in outputs.items():
             if not hasattr(output, "patches"):
                 raise ProbeError(
@@ -274,19 +280,6 @@ def _tiles_across(indices: Int[Tensor, " packed"], tokens: int) -> int:
     """Tiles in a row: the view that the last patch before the first newline belongs to."""
     row_end = int((indices < 0).long().argmax())
     return int(indices[row_end - 1]) // tokens
-
-
-@contextmanager
-def _method(module: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """While the block lasts `module.name` is this method; the class is not changed."""
-    before = vars(module).get(name)
-    setattr(module, name, method)
-    try:
-        yield
-    finally:
-        delattr(module, name)
-        if before is not None:
-            setattr(module, name, before)
 
 
 def _refuse_pooling(got: str) -> NoReturn:

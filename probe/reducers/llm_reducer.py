@@ -29,7 +29,7 @@ A method is one file with one frozen dataclass, and one line in `METHODS` (`__in
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ from torch import Tensor
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights, bias
 from probe.hooks.attention_tap import Kernel, Output, routed
+from probe.hooks.block_threads import model_block
 from probe.hooks.model_state import registered_reducer
 from probe.hooks.partial_cache import check_partial, windows
 from probe.hooks.sequence_tracker import SequenceTracker, TrackedSequence
@@ -101,7 +102,7 @@ class LLMReducer(Reducer, ABC):
         """Entered with the block, by methods that observe attention calls."""
         return nullcontext()
 
-    @contextmanager
+    @model_block
     def attached(
         self, model: Any, vision: Bool[Tensor, "batch token"] | None = None
     ) -> Iterator[list[ReductionStage]]:
@@ -138,7 +139,7 @@ class PreviousLayerReducer(LLMReducer):
     ) -> Float[Tensor, "batch position"]:
         return prompt.memo.pop("scores")
 
-    @contextmanager
+    @model_block
     def observing(self, running: "RunningReducer") -> Iterator[None]:
         names = list(running.target.stack.attention)
         before = {names[layer - 1] for layer in running.schedule}

@@ -13,7 +13,7 @@ That it holds for a model is checked, not assumed: see `sharing.py`.
 
 import hashlib
 from collections.abc import Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, routed
+from probe.hooks.block_threads import add_hook, model_block, only_this_thread
 from probe.hooks.model_structure import LayerStack, vision_positions
 from probe.interventions.sweep.prefix_attention import KeyValue, VisionView, check_window
 
@@ -186,7 +187,7 @@ def fingerprint(inputs: Mapping[str, Tensor], length: int) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
+@model_block
 def _stopped_at(module: nn.Module):
     """Collects the keyword arguments of a module's forward, which does not run."""
     given: dict[str, Tensor] = {}
@@ -195,14 +196,12 @@ def _stopped_at(module: nn.Module):
         given.update(kwargs)
         raise Enough
 
-    hook = module.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        with suppress(Enough):
-            yield given
-    finally:
-        hook.remove()
+    with suppress(Enough), ExitStack() as undo:
+        add_hook(undo, module.register_forward_pre_hook, stop, with_kwargs=True)
+        yield given
 
 
+@only_this_thread()
 def _keys_of(
     model: PreTrainedModel,
     stack: LayerStack,
@@ -232,7 +231,7 @@ def _keys_of(
 
     with suppress(Enough), ExitStack() as hooks:
         for layer in skipped:
-            hooks.callback(stack.layers[layer].register_forward_hook(keep, with_kwargs=True).remove)
+            add_hook(hooks, stack.layers[layer].register_forward_hook, keep, with_kwargs=True)
         hooks.enter_context(routed(stack.attention, record))
         model.get_decoder()(
             inputs_embeds=prompt.embeddings[:, :length],

@@ -122,3 +122,16 @@ def test_the_models_positions_are_the_llms():
     assert max_positions(models.llava15(max_positions=77)[0]) == 77
     assert max_positions(LlamaForCausalLM(LlamaConfig(max_position_embeddings=9, **TEXT))) == 9
     assert MistralConfig(max_position_embeddings=9).get_text_config().max_position_embeddings == 9
+
+
+def test_stacks_are_found_again_only_where_the_module_tree_has_changed():
+    model, _ = models.llava15()
+    first = stacks(model)
+    assert stacks(model)["llm"] is first["llm"]
+    layers = model.model.language_model.layers
+    layers[0] = type(layers[0])(model.config.text_config, 0)
+    second = stacks(model)
+    assert second["llm"].layers[0] is layers[0] and second["llm"].layers[1] is layers[1]
+    layers[1].looking = layers[1].self_attn
+    del layers[1].self_attn
+    assert list(stacks(model)["llm"].attention)[1] == "model.language_model.layers.1.looking"

@@ -12,7 +12,7 @@ forward is the model's own.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from probe.hooks.attention_tap import routed
+from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.model_structure import LayerStack
 from probe.interventions.sweep.prefix_attention import SharedAttention, VisionView
 from probe.subject.image_prefix import EmbeddedPrompt
@@ -127,7 +128,7 @@ class CaseBatch:
         self.attention.look(self.view_of[:, layer])
         return hidden
 
-    @contextmanager
+    @model_block
     def _hooked(self, change):
         """Runs `change(layer, hidden)` before each layer, and the shared attention in it."""
 
@@ -151,13 +152,9 @@ class CaseBatch:
 
         with ExitStack() as hooks:
             for number, layer in enumerate(self.stack.layers):
-                hooks.callback(
-                    layer.register_forward_pre_hook(before(number), with_kwargs=True).remove
-                )
+                add_hook(hooks, layer.register_forward_pre_hook, before(number), with_kwargs=True)
                 if self.frozen and change == self._split and self.vision.any():
-                    hooks.callback(
-                        layer.register_forward_hook(keep_frozen, with_kwargs=True).remove
-                    )
+                    add_hook(hooks, layer.register_forward_hook, keep_frozen, with_kwargs=True)
             hooks.enter_context(
                 routed(self.stack.attention, self.attention, required=False)
             )  # a word may be an answer

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from probe.data.sample import Sample
 from probe.errors import ProbeError
+from probe.hooks.block_threads import only_this_thread
 from probe.hooks.model_state import active_interventions, active_text_guided_reducers
 from probe.hooks.model_structure import stacks
 from probe.interventions.drop import drop_vision
@@ -48,6 +49,7 @@ from probe.subject.prefix_check import SharingCheck, verdict, verdict_of
 from probe.subject.subject import Subject
 
 
+@only_this_thread()
 def drop_sweep(
     subject: Subject,
     samples: Sequence[Sample] | Sample,
@@ -105,6 +107,7 @@ def drop_sweep(
     return table.sel(sample=ids)
 
 
+@only_this_thread()
 def sweep_one(
     subject: Subject,
     sample: Sample,

@@ -27,6 +27,7 @@ from probe.data.sample import Sample
 from probe.data.token_types import Types
 from probe.errors import ProbeError, at_least, not_empty, one_of
 from probe.hooks.attention_tap import tap
+from probe.hooks.block_threads import only_this_thread
 from probe.hooks.model_checks import require_observable
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import LayerStack
@@ -55,6 +56,7 @@ MAPS_LIMIT = 2**30  # bytes
 Response = str | Ids | xr.DataTree | Sequence[str | Ids | None] | None
 
 
+@only_this_thread()
 def measure(
     subject: Subject,
     image: ImageSource | Sequence[ImageSource] | None,

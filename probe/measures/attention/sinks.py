@@ -21,7 +21,7 @@ arXiv 2402.17762 (massive activations). The two thresholds here are ours.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from probe.data.image import ImageSource
 from probe.data.token_types import PADDING
 from probe.hooks.attention_tap import tap
+from probe.hooks.block_threads import add_hook, model_block, only_this_thread
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import LayerStack, stacks
 from probe.measures.attention.stack_queries import StackStatistic
@@ -62,6 +63,7 @@ SINK_MODES = ("keep", "drop", "split")
 PerLayer = Float[np.ndarray, "batch layer token"]
 
 
+@only_this_thread()
 def find_sinks(
     subject: Subject,
     image: ImageSource | Sequence[ImageSource] | Inputs | None,
@@ -105,6 +107,7 @@ def is_sink(
     return (norm >= NORM) & (attraction >= ATTENTION)
 
 
+@only_this_thread()
 @torch.no_grad()
 def norms_and_attention(subject: Subject, inputs: Inputs) -> tuple[PerLayer, PerLayer]:
     """Norm ÷ median norm of each token that enters a layer, and the attention it receives there ÷
@@ -125,7 +128,7 @@ def norms_and_attention(subject: Subject, inputs: Inputs) -> tuple[PerLayer, Per
     return np.stack([norms[layer] for layer in sorted(norms)], 1), attraction
 
 
-@contextmanager
+@model_block
 def relative_norms(
     stack: LayerStack, is_real: Bool[np.ndarray, "batch token"]
 ) -> Iterator[dict[int, Float[np.ndarray, "batch token"]]]:
@@ -141,8 +144,8 @@ def relative_norms(
 
     with ExitStack() as hooks:
         for number, layer in enumerate(stack.layers):
-            hook = layer.register_forward_pre_hook(partial(keep_norm, number), with_kwargs=True)
-            hooks.callback(hook.remove)
+            register = layer.register_forward_pre_hook
+            add_hook(hooks, register, partial(keep_norm, number), with_kwargs=True)
         yield norms
 
 

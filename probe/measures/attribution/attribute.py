@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from probe.data.image import ImageSource
 from probe.errors import ProbeError, at_least, one_of
+from probe.hooks.block_threads import only_this_thread
 from probe.hooks.model_checks import require_observable
 from probe.hooks.model_state import active_interventions
 from probe.measures.attribution import methods
@@ -44,6 +45,7 @@ SHARING = ("ablation", "shapley")  # methods without gradients, which can share 
 TOLERANCE = 0.05  # of f(1) - f(0): above it a warning
 
 
+@only_this_thread()
 def attribute(
     subject: Subject,
     image: ImageSource | Sequence[ImageSource] | Inputs | None,

@@ -23,6 +23,7 @@ from jaxtyping import Float
 
 from probe.data.image import ImageSource
 from probe.errors import ProbeError
+from probe.hooks.block_threads import only_this_thread
 from probe.hooks.model_state import active_interventions
 from probe.measures.attribution.baselines import Baseline, Perturbation
 from probe.measures.attribution.features import Features
@@ -41,6 +42,7 @@ SCHEMA = {"logprob": Variable("score direction fraction", "nat", "log-probabilit
 DIRECTIONS = ("deletion", "insertion")
 
 
+@only_this_thread()
 @torch.no_grad()
 def deletion_curves(
     subject: Subject,

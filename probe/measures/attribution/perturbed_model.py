@@ -17,7 +17,7 @@ reducer.
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
+from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.model_structure import stacks
 from probe.interventions.attention_edits import mask_keys, replace_keys_values
 from probe.interventions.layer_target import LayerTarget
@@ -63,7 +64,7 @@ class PerturbedModel:
             logits = self.model(**inputs, use_cache=False, **self.options).logits
         return self.answer.logprob(logits).cpu()
 
-    @contextmanager
+    @model_block
     def _hooked(self, z: Tensor) -> Iterator[None]:
         perturbation, zeros = self.perturbation, self.perturbation.zeros
         word_embedding: Any = self.model.get_input_embeddings()
@@ -81,10 +82,10 @@ class PerturbedModel:
 
         with ExitStack() as undo:
             if (words >= 0).any():
-                undo.callback(word_embedding.register_forward_hook(blend_words).remove)
+                add_hook(undo, word_embedding.register_forward_hook, blend_words, always=True)
             if (vision >= 0).any():
-                hook = decoder.register_forward_pre_hook(blend_vision, with_kwargs=True)
-                undo.callback(hook.remove)
+                options = {"with_kwargs": True, "always": True}
+                add_hook(undo, decoder.register_forward_pre_hook, blend_vision, **options)
             if perturbation.layers or (perturbation.hidden >= 0).any():
                 self.target.refuse_flash("load the model with attn_implementation='sdpa'")
                 undo.enter_context(self.sequences.followed())

@@ -22,6 +22,7 @@ import xarray as xr
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError, at_least, one_of
+from probe.hooks.block_threads import only_this_thread
 from probe.measures.cost.dataset import assemble
 from probe.measures.cost.flop_count import (
     COMPONENTS,
@@ -45,6 +46,7 @@ from probe.subject.loading import load
 TEXT_TOKENS = 43  # a short system prompt and a short question
 
 
+@only_this_thread()
 def cost(
     model: Any = "tiny-llava",
     vision_tokens: Tokens | None = None,

@@ -14,7 +14,7 @@ interpolations are not counted.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
+from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.layer_arguments import output_cache
 from probe.hooks.model_structure import stacks
 from probe.measures.cost.meta_model import encoders, head_of
@@ -70,11 +71,10 @@ class VisionTokens:
     prefix: int = 0
 
 
-@contextmanager
+@model_block
 def metered(parts: Mapping[str, Sequence[nn.Module]]) -> Iterator[dict[str, Flops]]:
     """The operations that run inside these modules, and "everything", until the block ends."""
     flops = {name: np.zeros(len(OPERATIONS)) for name in parts}
-    handles = []
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
 
         def add(name: str, sign: int) -> Callable[..., None]:
@@ -83,15 +83,12 @@ def metered(parts: Mapping[str, Sequence[nn.Module]]) -> Iterator[dict[str, Flop
 
             return hook
 
-        for name, modules in parts.items():
-            for module in modules:
-                handles.append(module.register_forward_pre_hook(add(name, -1)))
-                handles.append(module.register_forward_hook(add(name, +1)))
-        try:
+        with ExitStack() as undo:
+            for name, modules in parts.items():
+                for module in modules:
+                    add_hook(undo, module.register_forward_pre_hook, add(name, -1))
+                    add_hook(undo, module.register_forward_hook, add(name, +1))
             yield flops
-        finally:
-            for handle in handles:
-                handle.remove()
     flops["everything"] = _so_far(counter)
 
 
