@@ -66,7 +66,7 @@ def rank_agreement(attributions: Mapping[str, xr.Dataset], seed: int = 0) -> xr.
     Attention is that of the first attribution. Raises ProbeError for datasets without attention or
     without regions, and for attributions over other regions than the first.
     """
-    signed = np.stack([_signed(name, each) for name, each in attributions.items()])
+    values_of = {name: _signed(name, each) for name, each in attributions.items()}
     first = next(iter(attributions.values()))
     regions = regions_of(first)
     names = regions["feature"].values.tolist()
@@ -74,6 +74,7 @@ def rank_agreement(attributions: Mapping[str, xr.Dataset], seed: int = 0) -> xr.
         if regions_of(attribution)["feature"].values.tolist() != names:
             expected = "attributions over the same regions"
             raise ProbeError("agreement", expected=expected, got=f"others in {name!r}")
+    signed = np.stack(list(values_of.values()))  # (reference, region)
     by_head = np.stack([regions[measure].values for measure in MEASURES])
     by_layer = by_head.mean(axis=2)  # (measure, layer, region)
     orders = [_shuffles(len(names), seed), _grid_moves(regions)]
