@@ -1,10 +1,10 @@
-"""Who says what in a prompt: the role of every character, from the model's own chat template.
+"""The role of every character of a prompt, from the model's own chat template.
 
-Templates are programs; nothing here knows any of them. The conversation is rendered twice: as it
-is, and with every text replaced by a mark that can't occur in it. The second rendering shows which
-characters the template wrote itself and which are whose words, in whatever order, and however
-often, the template puts them. Where the user's header ("USER: ", "[INST] ") begins is seen from the
-same header at a second turn.
+Templates are programs, and this file makes no assumption about any of them. The conversation is
+rendered twice: as it is, and with every text replaced by a mark that can't occur in it. The second
+rendering shows which characters the template wrote itself and which are whose words, in whatever
+order, and however often, the template puts them. Where the user's header ("USER: ", "[INST] ")
+begins is seen from the same header at a second turn.
 """
 
 import re
@@ -16,19 +16,24 @@ import numpy as np
 from jaxtyping import Int
 
 from probe.data.token_types import INSTRUCTION, RESPONSE, SYSTEM
-from probe.errors import ProbeError
+from probe.errors import ProbeError, shown
 
 Message = dict[str, Any]
-Conversation = Sequence[
-    Mapping[str, Any]
-]  # [{"role": "user", "content": str | [{"type": "image"}, ...]}, ...]
+# [{"role": "user", "content": str | [{"type": "image"}, ...]}, ...]
+Conversation = Sequence[Mapping[str, Any]]
+Template = Callable[[Sequence[Message], bool], str]  # (messages, whether to open the next answer)
 
-_MARK = re.compile("\ue000([0-9]+)\ue001")  # private use: no template treats it as space or letter
+# private use characters: no template treats them as space or as letters
+_MARK = re.compile("\ue000([0-9]+)\ue001")
+
+
+def _mark(number: int) -> str:
+    return f"\ue000{number}\ue001"
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """A prompt (and, behind it, a response) as text, with the role and the turn of each of its
+    """A prompt, and the response after it, as text, with the role and the turn of each of its
     characters.
     """
 
@@ -38,7 +43,16 @@ class Rendering:
     turn: Int[np.ndarray, "char"]
 
 
-def messages_of(question: str | Conversation, pictures: int, image_token: str) -> list[Message]:
+@dataclass(frozen=True)
+class _Span:
+    """Characters of the text that are the words of one message."""
+
+    message: int
+    start: int
+    end: int
+
+
+def messages_of(question: str | Conversation, image_count: int, image_token: str) -> list[Message]:
     """A question, or a conversation, as messages whose contents are lists of text and image items.
 
     Images stand before the words of a plain question. Raises ProbeError for what is neither, and
@@ -46,35 +60,25 @@ def messages_of(question: str | Conversation, pictures: int, image_token: str) -
     contains the placeholder as text.
     """
     if isinstance(question, str):
-        images = [{"type": "image"}] * pictures
+        images = [{"type": "image"}] * image_count
         question = [{"role": "user", "content": [*images, {"type": "text", "text": question}]}]
-    if not isinstance(question, Sequence) or not all(
-        isinstance(message, Mapping) for message in question
-    ):
-        raise ProbeError(
-            "question",
-            expected="words, or a conversation (a list of messages)",
-            got=repr(question)[:60],
-        )
+    if not _is_list_of_mappings(question):
+        expected = "words, or a conversation (a list of messages)"
+        raise ProbeError("question", expected=expected, got=shown(question))
     messages = [_message(message) for message in question]
     roles = [message["role"] for message in messages]
     if "user" not in roles or "system" in roles[1:]:
-        raise ProbeError(
-            "conversation",
-            expected="at most one system message, first, and a user message",
-            got=f"roles {roles}",
-        )
+        expected = "at most one system message, first, and a user message"
+        raise ProbeError("conversation", expected=expected, got=f"roles {roles}")
     items = [item for message in messages for item in message["content"]]
     for item in items:
         fix = 'pass the image as image=, or say where it goes with a {"type": "image"} item'
         refuse_placeholders("question", item.get("text", ""), image_token, fix)
     placeholders = sum(item["type"] == "image" for item in items)
-    if placeholders != pictures:
-        raise ProbeError(
-            "conversation",
-            expected=f"one image item for each image ({pictures} given)",
-            got=f"{placeholders} image item{'s' * (placeholders != 1)}",
-        )
+    if placeholders != image_count:
+        expected = f"one image item for each image ({image_count} given)"
+        got = f"{placeholders} image item{'s' * (placeholders != 1)}"
+        raise ProbeError("conversation", expected=expected, got=got)
     return messages
 
 
@@ -82,74 +86,71 @@ def refuse_placeholders(called: str, words: str, image_token: str, fix: str) -> 
     """Raises ProbeError for words that contain the image token."""
     if image_token in words:
         expected = f"words without {image_token}, which would be taken as a placeholder"
-        raise ProbeError(called, expected=expected, got=repr(words[:60]), fix=fix)
+        raise ProbeError(called, expected=expected, got=shown(words), fix=fix)
+
+
+def _is_list_of_mappings(value: Any) -> bool:
+    return isinstance(value, Sequence) and all(isinstance(item, Mapping) for item in value)
 
 
 def _message(message: Mapping[str, Any]) -> Message:
+    def refused(expected: str, value: Any) -> ProbeError:
+        return ProbeError("conversation", expected=expected, got=shown(value))
+
     role, content = message.get("role"), message.get("content")
     if role not in ("system", "user", "assistant"):
-        raise ProbeError(
-            "conversation", expected="roles system, user and assistant", got=repr(role)
-        )
+        raise refused("roles system, user and assistant", role)
     items = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
-    if not isinstance(items, Sequence) or not all(isinstance(item, Mapping) for item in items):
-        raise ProbeError(
-            "conversation", expected="contents of words or a list of items", got=repr(content)[:60]
-        )
+    if not _is_list_of_mappings(items):
+        raise refused("contents of words or a list of items", content)
     for item in items:
-        if item.get("type") == "text" and isinstance(item.get("text"), str):
-            continue
-        if item.get("type") != "image":
-            raise ProbeError(
-                "conversation", expected="contents of type text or image", got=repr(item)[:60]
-            )
-    return {
-        "role": role,
-        "content": [{k: item[k] for k in ("type", "text") if k in item} for item in items],
-    }
+        is_text = item.get("type") == "text" and isinstance(item.get("text"), str)
+        if not is_text and item.get("type") != "image":
+            raise refused("contents of type text or image", item)
+    kept = [{key: item[key] for key in ("type", "text") if key in item} for item in items]
+    return {"role": role, "content": kept}
 
 
 def render(processor: Any, messages: Sequence[Message], response: str | None = None) -> Rendering:
-    """The prompt up to the header of the next answer, and `response` behind it as the template
+    """The prompt up to the header of the next answer, and `response` after it as the template
     would put it.
 
-    Raises ProbeError where the template refuses the conversation or leaves out what somebody says.
+    Raises ProbeError where the template refuses the conversation or leaves out or changes words.
     """
     template = _template(processor)
     prompt = template(messages, True)
     answered = [*messages, {"role": "assistant", "content": [{"type": "text", "text": response}]}]
-    text, spans = prompt, _aligned(template, messages, prompt, True)
+    text, spans = prompt, _word_spans(template, messages, prompt, True)
     if response and response.strip():
         whole = template(answered, False)
         if whole.startswith(prompt):
-            *spans, (index, _, end) = _aligned(template, answered, whole, False)
-            text = whole[:end]
-        else:  # the header before a new answer is not the one before an old answer
-            index, text = len(messages), prompt + response
-        spans.append(
-            (index, len(prompt), len(text))
-        )  # from the prompt on: a space before the words is generated too
+            *spans, answer = _word_spans(template, answered, whole, False)
+            text = whole[: answer.end]
+        else:  # the header before a new answer differs from the one before an old answer
+            text = prompt + response
+        # from the end of the prompt: a space before the words is generated too
+        spans.append(_Span(len(messages), len(prompt), len(text)))
     return Rendering(text, prompt, *_roles(template, answered, text, spans))
 
 
 def _roles(
-    template: Callable, messages: Sequence[Message], text: str, spans: list
+    template: Template, messages: Sequence[Message], text: str, spans: Sequence[_Span]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Role and turn of each character; `messages` ends with the answer that is asked for."""
     role = np.full(len(text), INSTRUCTION)
     turn = np.zeros(len(text), dtype=role.dtype)
     role[: _end_of_system(template, messages, text)] = SYSTEM
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    for index, start, end in spans:
-        if messages[index]["role"] == "system":
-            role[start:end] = SYSTEM
-        elif index in answers:
-            role[start:end] = RESPONSE
-            turn[end:] = min(answers.index(index) + 1, len(answers) - 1)
+    for span in spans:
+        if messages[span.message]["role"] == "system":
+            role[span.start : span.end] = SYSTEM
+        elif span.message in answers:
+            role[span.start : span.end] = RESPONSE
+            turn[span.end :] = min(answers.index(span.message) + 1, len(answers) - 1)
     return role, turn
 
 
-def _end_of_system(template: Callable, messages: Sequence[Message], text: str) -> int:
+def _end_of_system(template: Template, messages: Sequence[Message], text: str) -> int:
     """Characters before the first user's header: the system message, or the template's default one.
 
     A header is what stands before the words of both the first and a second user; what closes the
@@ -158,28 +159,58 @@ def _end_of_system(template: Callable, messages: Sequence[Message], text: str) -
     """
     system = list(messages[:1]) if messages[0]["role"] == "system" else []
     first, answer, second = (
-        {"role": role, "content": [{"type": "text", "text": f"\ue000{index}\ue001"}]}
-        for index, role in enumerate(("user", "assistant", "user"))
+        {"role": role, "content": [{"type": "text", "text": _mark(number)}]}
+        for number, role in enumerate(("user", "assistant", "user"))
     )
-    before = template([*system, first], True).partition("\ue0000\ue001")[0]
+    before = template([*system, first], True).partition(_mark(0))[0]
     if not text.startswith(before):
         return 0
     try:
-        between = template([*system, first, answer, second], True).partition("\ue0001\ue001")[2]
-        closing = template([*system, first, answer], False).partition("\ue0001\ue001")[2]
+        between = template([*system, first, answer, second], True).partition(_mark(1))[2]
+        closing = template([*system, first, answer], False).partition(_mark(1))[2]
     except ProbeError:  # a template of one turn only
         return len(before) if system else 0
-    header = between.partition("\ue0002\ue001")[0].removeprefix(closing)
+    header = between.partition(_mark(2))[0].removeprefix(closing)
     shared = 0
     while shared < min(len(header), len(before)) and header[-1 - shared] == before[-1 - shared]:
         shared += 1
     return len(before) - shared
 
 
-def _aligned(
-    template: Callable, messages: Sequence[Message], text: str, prompt: bool
-) -> list[tuple[int, int, int]]:
-    """(message, start, end) of every stretch of `text` that is somebody's words."""
+def _word_spans(
+    template: Template, messages: Sequence[Message], text: str, open_answer: bool
+) -> list[_Span]:
+    """The stretches of `text`, the rendering of `messages`, that are the words of a message.
+
+    Each text item is replaced by a numbered mark, and the marked conversation is rendered. What
+    stands between the marks is the template's own text; it must occur in `text` in the same order,
+    with the words in place of the marks.
+    """
+    marked, words = _marked(messages)
+    opening, *pieces = _MARK.split(template(marked, open_answer))
+    numbers, closings = [int(number) for number in pieces[::2]], pieces[1::2]
+    left_out = [owner for number, (owner, _) in enumerate(words) if number not in numbers]
+    if left_out:
+        got = f"no {messages[left_out[0]]['role']} message in it"
+        raise ProbeError("chat template", expected="every message in the prompt", got=got)
+    faithful, position = text.startswith(opening), len(opening)
+    spans = []
+    for number, closing in zip(numbers, closings, strict=True):
+        owner, item = words[number]
+        length = _length_in(text, position, item, closing)
+        if length is None:
+            faithful = False
+            break
+        spans.append(_Span(owner, position, position + length))
+        position += length + len(closing)
+    if not faithful or position != len(text):
+        expected = "one that keeps the words as they are"
+        raise ProbeError("chat template", expected=expected, got="other text")
+    return spans
+
+
+def _marked(messages: Sequence[Message]) -> tuple[list[Message], list[tuple[int, str]]]:
+    """The messages with a mark for each text item, and the message and words of each mark."""
     words: list[tuple[int, str]] = []
     marked: list[Message] = []
     for index, message in enumerate(messages):
@@ -187,52 +218,37 @@ def _aligned(
         for item in items:
             if item.get("text", "").strip():
                 words.append((index, item["text"]))
-                item["text"] = f"\ue000{len(words) - 1}\ue001"
+                item["text"] = _mark(len(words) - 1)
         marked.append({**message, "content": items})
-    pieces = _MARK.split(template(marked, prompt))  # template text, number, template text, ...
-    missing = {index for number, (index, _) in enumerate(words) if str(number) not in pieces[1::2]}
-    if missing:
-        role = messages[min(missing)]["role"]
-        raise ProbeError(
-            "chat template", expected="every message in the prompt", got=f"no {role} message in it"
-        )
-    spans, at = [], len(pieces[0])
-    faithful = text.startswith(pieces[0])
-    for number, follows in zip(pieces[1::2], pieces[2::2], strict=True):
-        index, said = words[int(number)]
-        for kept in (said, said.strip(), said.lstrip(), said.rstrip()):  # many templates trim
-            if text.startswith(kept + follows, at):
-                spans.append((index, at, at + len(kept)))
-                at += len(kept) + len(follows)
-                break
-        else:
-            faithful = False
-    if not faithful or at != len(text):
-        raise ProbeError(
-            "chat template", expected="one that keeps the words as they are", got="other text"
-        )
-    return spans
+    return marked, words
 
 
-def _template(processor: Any) -> Callable[[Sequence[Message], bool], str]:
-    """The processor's chat template: (messages, whether to open the next answer) -> text."""
+def _length_in(text: str, position: int, words: str, closing: str) -> int | None:
+    """Characters that the words take at this position of the text, with `closing` after them; None
+    where they are not there. Many templates strip the space around words.
+    """
+    variants = (words, words.strip(), words.lstrip(), words.rstrip())
+    fits = (variant for variant in variants if text.startswith(variant + closing, position))
+    return next(map(len, fits), None)
+
+
+def _template(processor: Any) -> Template:
+    """The processor's chat template. Raises ProbeError where there is none, and when it is called
+    with a conversation that it refuses.
+    """
     if getattr(processor, "chat_template", None) is None:
-        raise ProbeError(
-            "processor",
-            expected="a chat template",
-            got="none",
-            fix="set processor.chat_template to the model's",
-        )
+        fix = "set processor.chat_template to the model's"
+        raise ProbeError("processor", expected="a chat template", got="none", fix=fix)
 
-    def template(messages: Sequence[Message], prompt: bool) -> str:
+    def template(messages: Sequence[Message], open_answer: bool) -> str:
+        copies = [dict(message) for message in messages]
         try:
-            return processor.apply_chat_template(
-                [dict(m) for m in messages], add_generation_prompt=prompt
-            )
-        except Exception as error:  # jinja2's TemplateError, or whatever the template stumbles over
+            return processor.apply_chat_template(copies, add_generation_prompt=open_answer)
+        except Exception as error:  # jinja2's TemplateError, or whatever the template's code raises
             roles = ", ".join(message["role"] for message in messages)
+            got = f"{roles}: {error}"
             raise ProbeError(
-                "chat template", expected="a conversation it takes", got=f"{roles}: {error}"
+                "chat template", expected="a conversation it takes", got=got
             ) from error
 
     return template
