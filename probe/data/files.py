@@ -1,11 +1,11 @@
-"""Official files: JSON, JSON lines, tab separated tables, and images that stay inside the data
-folder.
+"""Official files: JSON, JSON lines, tab separated tables, and images inside the data folder.
 
-A file that cannot be read at all is a ProbeError; a row that cannot, a RowError, which the reader
-lists. Image names come from files that strangers wrote, so they are resolved (symbolic links too)
-before they are used, and refused where they leave the folder.
+A file that cannot be read at all is a ProbeError; a row that cannot be used is a RowError, which
+the reader lists. Image names come from files that others wrote, so they are resolved (symbolic
+links too) before they are used, and refused where they leave the folder.
 """
 
+import contextlib
 import csv
 import json
 import sys
@@ -16,105 +16,104 @@ from typing import Any
 from probe.data.rows import RowError
 from probe.errors import ProbeError, shown
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+REPLACEMENT = "\ufffd"  # what decoding puts in the place of bytes that are not UTF-8
+LISTED = 8  # files that an error message lists
+
 
 class DataFolder:
-    """A folder that the user named. `called` is who asks, for error messages."""
+    """A folder that the user named. `called` is the verb for error messages."""
 
     def __init__(self, called: str, folder: str | Path):
         self.called = called
         path = Path(folder).expanduser()
         if not path.is_dir():
-            what = "a file" if path.exists() else "no such folder"
-            raise ProbeError(
-                called, expected="a folder with the official files", got=f"{str(folder)!r} ({what})"
-            )
+            reason = "a file" if path.exists() else "no such folder"
+            got = f"{str(folder)!r} ({reason})"
+            raise ProbeError(called, expected="a folder with the official files", got=got)
         self.root = path.resolve()
 
     def find(self, *names: str) -> Path:
-        """The first of these files that is there. Raises ProbeError with what was looked for and
-        what there is.
+        """The first of these files that exists. Raises ProbeError with the names, and with what is
+        in the folder.
         """
-        found = self.look(*names)
-        if found is None:
-            there = sorted(path.name for path in self.root.iterdir())
-            listed = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "") or "nothing"
-            raise ProbeError(
-                self.called, expected=" or ".join(names), got=f"{listed} in {self.root}"
-            )
-        return found
+        path = self.look(*names)
+        if path is None:
+            files = sorted(path.name for path in self.root.iterdir())
+            listed = ", ".join([*files[:LISTED], *["..."] * (len(files) > LISTED)]) or "nothing"
+            expected = " or ".join(names)
+            raise ProbeError(self.called, expected=expected, got=f"{listed} in {self.root}")
+        return path
 
     def look(self, *names: str) -> Path | None:
-        """The first of these files that is there, or None."""
+        """The first of these files that exists, or None."""
         return next((self.root / name for name in names if (self.root / name).is_file()), None)
 
     def image(self, *names: str) -> Path:
-        """The first of these images that is there. Raises RowError: none is, or one lies outside
-        the folder.
+        """The first of these images that exists. Raises RowError where none does, or one lies
+        outside the folder.
         """
-        return self._first("image", names, Path.is_file)
+        return self._first("an image", names, Path.is_file)
 
     def video(self, *names: str) -> Path:
-        """The first of these videos, files or folders of frames, that is there. Raises RowError as
+        """The first of these videos, files or folders of frames, that exists. Raises RowError as
         `image` does.
         """
-        return self._first("video", names, Path.exists)
+        return self._first("a video", names, Path.exists)
 
-    def _first(self, what: str, names: Sequence[str], there: Callable[[Path], bool]) -> Path:
+    def _first(self, what: str, names: Sequence[str], exists: Callable[[Path], bool]) -> Path:
         for name in names:
-            path = _inside(self.root, name, what)
-            try:
-                if there(path):
+            path = self._inside(what, name)
+            with contextlib.suppress(OSError):  # a name longer than the file system takes
+                if exists(path):
                     return path
-            except OSError:  # a name longer than the file system takes
-                pass
-        raise RowError(f"the {what} {shown(names[0])}", "no such file")
+        _, noun = what.split()
+        raise RowError(f"the {noun} {shown(names[0])}", "no such file")
 
-
-def _inside(root: Path, name: str, what: str) -> Path:
-    try:
-        path = (root / name).resolve()
-    except (ValueError, OSError, RuntimeError):  # a NUL in the name, links in a circle
-        raise RowError(f"the name of {_a(what)}", shown(name)) from None
-    if Path(name).is_absolute() or not path.is_relative_to(root):
-        raise RowError(f"{_a(what)} inside the data folder", shown(name))
-    return path
+    def _inside(self, what: str, name: str) -> Path:
+        try:
+            path = (self.root / name).resolve()
+        except (ValueError, OSError, RuntimeError):  # a NUL in the name, links in a circle
+            raise RowError(f"the name of {what}", shown(name)) from None
+        if Path(name).is_absolute() or not path.is_relative_to(self.root):
+            raise RowError(f"{what} inside the data folder", shown(name))
+        return path
 
 
 def read_json(called: str, path: Path) -> tuple[Any, set[str]]:
-    """What a JSON file holds, and the keys that one of its objects has twice (the first value is
+    """The content of a JSON file, and the keys that one of its objects repeats (the first value is
     kept).
 
     Raises ProbeError with the file, line and column at which it stops being JSON.
     """
     repeated: set[str] = set()
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        kept = dict(pairs)
-        if len(kept) < len(pairs):
-            kept = {}
-            for key, value in pairs:
-                repeated.add(key) if key in kept else kept.update({key: value})
+    def keep_first(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        kept: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in kept:
+                repeated.add(key)
+            else:
+                kept[key] = value
         return kept
 
     text = _text(called, path)
     try:
-        return json.loads(text, object_pairs_hook=once), repeated
+        return json.loads(text, object_pairs_hook=keep_first), repeated
     except json.JSONDecodeError as error:
-        end = ", where the file ends" if error.pos >= len(text.rstrip()) else ""
-        raise ProbeError(
-            called,
-            expected=f"whole JSON in {path.name}",
-            fix="download it again",
-            got=f"{error.msg.lower()} at line {error.lineno}, column {error.colno}{end}",
-        ) from None
+        at_end = ", where the file ends" if error.pos >= len(text.rstrip()) else ""
+        got = f"{error.msg.lower()} at line {error.lineno}, column {error.colno}{at_end}"
+        expected, fix = f"whole JSON in {path.name}", "download it again"
+        raise ProbeError(called, expected=expected, got=got, fix=fix) from None
     except RecursionError:
-        raise ProbeError(
-            called, expected=f"JSON in {path.name}", got="brackets nested without end"
-        ) from None
+        got = "brackets nested without end"
+        raise ProbeError(called, expected=f"JSON in {path.name}", got=got) from None
 
 
 def json_list(called: str, path: Path, *keys: str) -> list[Any]:
-    """The list in a JSON file: all of it, or what stands under `keys`. Raises ProbeError."""
+    """The list in a JSON file: the whole content, or what it has under `keys`. Raises
+    ProbeError.
+    """
     value, _ = read_json(called, path)
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
@@ -125,7 +124,7 @@ def json_list(called: str, path: Path, *keys: str) -> list[Any]:
 
 
 def json_object(called: str, path: Path) -> tuple[dict[str, Any], set[str]]:
-    """The object in a JSON file, and the keys it has twice. Raises ProbeError."""
+    """The object in a JSON file, and the keys that it repeats. Raises ProbeError."""
     value, repeated = read_json(called, path)
     if not isinstance(value, dict):
         raise ProbeError(called, expected=f"an object in {path.name}", got=shown(value))
@@ -134,9 +133,8 @@ def json_object(called: str, path: Path) -> tuple[dict[str, Any], set[str]]:
 
 def lines(called: str, path: Path) -> Iterator[tuple[int, bytes]]:
     """Numbers (from 1) and contents of the lines that are not blank."""
-    for number, line in enumerate(
-        _bytes(called, path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1
-    ):
+    content = _bytes(called, path).removeprefix(BYTE_ORDER_MARK)
+    for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
             yield number, line
 
@@ -150,9 +148,8 @@ def json_line(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
-        raise RowError(
-            "one JSON object on a line", shown(line.decode("utf-8", "replace").strip())
-        ) from None
+        text = line.decode("utf-8", "replace").strip()
+        raise RowError("one JSON object on a line", shown(text)) from None
 
 
 def table(
@@ -162,49 +159,40 @@ def table(
     column.
 
     Raises ProbeError when a column is missing. Cells may be as long as an image and span lines when
-    quoted. What does not have a cell for each column is given with an empty dict: pass it to
-    `whole_row`.
+    quoted. A row without a cell for each column comes with an empty dict: pass it to `whole_row`.
     """
-    limit = csv.field_size_limit(
-        sys.maxsize
-    )  # a setting of the process; images exceed its default of 128 kB
+    # a setting of the process; images exceed its default of 128 kB
+    limit = csv.field_size_limit(sys.maxsize)
     try:
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             reader = csv.reader(file, delimiter="\t")
             header = next(reader, [])
-            missing = [column for column in columns if column not in header]
+            missing = ", ".join(column for column in columns if column not in header)
             if missing:
-                raise ProbeError(
-                    called,
-                    expected=f"{path.name} with the columns {', '.join(columns)}",
-                    got=f"{shown(header, 200)} without {', '.join(missing)}",
-                )
+                expected = f"{path.name} with the columns {', '.join(columns)}"
+                got = f"{shown(header, 200)} without {missing}"
+                raise ProbeError(called, expected=expected, got=got)
             start = reader.line_num + 1
             for cells in reader:
                 if cells:
-                    yield (
-                        start,
-                        cells,
-                        dict(zip(header, cells, strict=True)) if len(cells) == len(header) else {},
-                    )
+                    is_whole = len(cells) == len(header)
+                    yield start, cells, dict(zip(header, cells, strict=True)) if is_whole else {}
                 start = reader.line_num + 1
     except (OSError, csv.Error) as error:
-        raise ProbeError(
-            called, expected=f"a tab separated table in {path.name}", got=str(error)
-        ) from None
+        expected = f"a tab separated table in {path.name}"
+        raise ProbeError(called, expected=expected, got=str(error)) from None
     finally:
         csv.field_size_limit(limit)
 
 
 def whole_row(cells: list[str], row: dict[str, str]) -> dict[str, str]:
-    """The row, if it had a cell for each column and is UTF-8 text. Raises RowError."""
+    """The row, if it has a cell for each column and is UTF-8 text. Raises RowError."""
     if not row:
-        raise RowError(
-            "a cell for every column", f"{len(cells)} cells, the first {shown(cells[0])}"
-        )
-    broken = next((name for name, cell in row.items() if "\ufffd" in cell), None)
-    if broken:
-        raise RowError(f"UTF-8 text in column {broken!r}", shown(row[broken]))
+        got = f"{len(cells)} cells, the first {shown(cells[0])}"
+        raise RowError("a cell for every column", got)
+    for name, cell in row.items():
+        if REPLACEMENT in cell:
+            raise RowError(f"UTF-8 text in column {name!r}", shown(cell))
     return row
 
 
@@ -212,20 +200,13 @@ def _text(called: str, path: Path) -> str:
     try:
         return _bytes(called, path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ProbeError(
-            called, expected=f"UTF-8 text in {path.name}", got=f"byte {error.start}: not UTF-8"
-        ) from None
+        got = f"byte {error.start}: not UTF-8"
+        raise ProbeError(called, expected=f"UTF-8 text in {path.name}", got=got) from None
 
 
 def _bytes(called: str, path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ProbeError(
-            called, expected=f"a file that can be read: {path}", got=str(error.strerror)
-        ) from None
-
-
-def _a(what: str) -> str:
-    """The word with its article."""
-    return f"an {what}" if what[0] in "aeiou" else f"a {what}"
+        expected = f"a file that can be read: {path}"
+        raise ProbeError(called, expected=expected, got=str(error.strerror)) from None

@@ -41,7 +41,7 @@ def as_images(image: ImageSource | Sequence[ImageSource] | None) -> tuple[ImageS
     return (image,)  # type: ignore[return-value]
 
 
-def open_image(picture: ImageSource) -> Image.Image:
+def open_image(image: ImageSource) -> Image.Image:
     """The image as it should be seen: upright, RGB, transparency over white, the first frame of an
     animation.
 
@@ -49,59 +49,55 @@ def open_image(picture: ImageSource) -> Image.Image:
     pixels than Pillow's limit against decompression bombs, and for anything that is neither a path
     nor a PIL image.
     """
-    if isinstance(picture, Image.Image):
-        return _upright_rgb(picture, _describe(picture))
-    if not isinstance(picture, str | Path):
-        raise ProbeError(
-            "image", expected="a path or a PIL image", got=f"a {type(picture).__name__}"
-        )
-    path = _image_file(picture)
+    if isinstance(image, Image.Image):
+        width, height = image.size
+        return _upright_rgb(image, f"a {width}x{height} {image.mode} image")
+    if not isinstance(image, str | Path):
+        got = f"a {type(image).__name__}"
+        raise ProbeError("image", expected="a path or a PIL image", got=got)
+    path = _image_file(image)
+    name = repr(str(path))
     try:
-        image = Image.open(path)
+        opened = Image.open(path)
     except UnidentifiedImageError:
         raise ProbeError(
             "image",
             expected="an image file",
-            got=f"{str(path)!r}, whose content is not an image",
+            got=f"{name}, whose content is not an image",
             fix="pass a JPEG, PNG, WebP, GIF, BMP or TIFF",
         ) from None
     except Image.DecompressionBombError as bomb:
-        raise ProbeError(
-            "image", got=f"{str(path)!r}: {bomb}", fix="pass a smaller image"
-        ) from None
+        raise ProbeError("image", got=f"{name}: {bomb}", fix="pass a smaller image") from None
     except (OSError, ValueError, SyntaxError) as error:
-        raise ProbeError(
-            "image", expected="a readable image file", got=f"{str(path)!r}: {error}"
-        ) from error
-    with image:
-        return _upright_rgb(image, repr(str(path)))
+        got = f"{name}: {error}"
+        raise ProbeError("image", expected="a readable image file", got=got) from error
+    with opened:
+        return _upright_rgb(opened, name)
 
 
-def _image_file(picture: str | Path) -> Path:
+def _image_file(source: str | Path) -> Path:
     try:
-        path = Path(picture).expanduser()
+        path = Path(source).expanduser()
         if path.is_file():
             return path
-        what = "a folder" if path.is_dir() else "no such file"
-    except (OSError, RuntimeError, ValueError) as error:  # a name too long, ~nobody, a null byte
-        path, what = Path(picture), str(error).split(":")[0]
-    raise ProbeError("image", expected="an image file", got=f"{str(path)[:200]!r} ({what})")
+        reason = "a folder" if path.is_dir() else "no such file"
+    except (OSError, RuntimeError, ValueError) as error:  # too long, an unknown user's ~, a NUL
+        path, reason = Path(source), str(error).split(":")[0]
+    raise ProbeError("image", expected="an image file", got=f"{str(path)[:200]!r} ({reason})")
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise OSError, SyntaxError, EOFError, struct.error ...
+    except Exception as error:  # decoders raise OSError, SyntaxError, EOFError, struct.error ...
         raise ProbeError("image", expected="a complete image", got=f"{name}: {error}") from error
     if 0 in image.size:
         raise ProbeError("image", expected="an image with at least one pixel", got=name)
     if image.mode.startswith(("I", "F")):
         return _from_deep_gray(image).convert("RGB")
     if image.has_transparency_data:
-        # convert("RGB") would show the colours that the artist hid, mostly black
+        # convert("RGB") would show the colours of transparent pixels, mostly black
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
@@ -112,7 +108,3 @@ def _from_deep_gray(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
     top = 255.0 if values.max() <= 255 else max(65535.0, float(values.max()))
     return Image.fromarray((values.clip(0, top) / top * 255).round().astype(np.uint8))
-
-
-def _describe(image: Image.Image) -> str:
-    return f"a {image.size[0]}x{image.size[1]} {image.mode} image"

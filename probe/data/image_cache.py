@@ -2,12 +2,13 @@
 the pixels.
 
 The files lie in the cache folder ($PROBE_CACHE, else ~/.cache/probe), named by the hash of their
-content. A image is decoded to its last row before it gets its name: a cell that was cut is found
+content. An image is decoded completely before it gets its name, so that a truncated cell is found
 here and not in the middle of a run.
 """
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -19,31 +20,23 @@ from probe.errors import ProbeError
 
 
 def cache_folder() -> Path:
-    """Where images are kept; created. Falls back to the temporary folder where home cannot be
+    """The folder of images; created. Falls back to the temporary folder where home cannot be
     written.
     """
-    home = os.environ.get("PROBE_CACHE") or Path(
-        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "probe"
-    )
-    for folder in (
-        Path(home).expanduser() / "pictures",
-        Path(tempfile.gettempdir(), "probe-pictures"),
-    ):
-        try:
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("PROBE_CACHE") or Path(cache, "probe")
+    fallback = Path(tempfile.gettempdir(), "probe-pictures")
+    for folder in (Path(home).expanduser() / "pictures", fallback):
+        with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
-    raise ProbeError(
-        "pictures", expected="a folder that can be written", got=str(home), fix="set PROBE_CACHE"
-    )
+            if os.access(folder, os.W_OK):
+                return folder
+    expected = "a folder that can be written"
+    raise ProbeError("images", expected=expected, got=str(home), fix="set PROBE_CACHE")
 
 
 def stored_image(cell: str, folder: Path) -> Path:
-    """The file with the image of a base64 cell. Raises RowError unless the cell is a whole
-    image.
-    """
+    """The file with the image of a base64 cell. Raises RowError unless the image is complete."""
     try:
         content = base64.b64decode("".join(cell.split()), validate=True)
     except (binascii.Error, ValueError) as error:
@@ -57,8 +50,7 @@ def stored_image(cell: str, folder: Path) -> Path:
         open_image(file.name)
     except ProbeError:
         os.unlink(file.name)
-        raise RowError(
-            "a whole image in base64", f"{len(content)} bytes that do not decode"
-        ) from None
+        got = f"{len(content)} bytes that do not decode"
+        raise RowError("a whole image in base64", got) from None
     os.replace(file.name, path)
     return path

@@ -1,6 +1,6 @@
-"""What reading a benchmark gives: its samples, and the rows that could not be used.
+"""The result of reading a benchmark: its samples, and the rows that could not be used.
 
-A bad row is listed and left out; it never ends a run. A reader walks through the rows of a file and
+A bad row is listed and skipped; it never ends a run. A reader goes through the rows of a file and
 adds samples:
 
     reader = RowReader("pope", "random")
@@ -21,10 +21,12 @@ from typing import Any
 from probe.data.sample import Sample
 from probe.errors import ProbeError, shown
 
+NEW_ID = "an id not used before"
+
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """A row that could not be used. `row`: the line of a text file, the place (from 1) in a JSON
+    """A row that could not be used. `row`: the line of a text file, the position (from 1) in a JSON
     list, or a key.
 
     >>> print(SkippedRow("coco_pope_random.json", 3, "'label': yes or no", "'maybe'"))
@@ -46,10 +48,10 @@ class SkippedRow:
 class Benchmark:
     """The samples of one split.
 
-    Every sample's `meta` has `image` (which image: what the bootstrap draws), `kind` (the group it
-    is reported under), `unit` (samples that are scored together: MMBench's rotations, MME's pairs)
-    and `question_id` as in the official file. `files` are the data files that were read; their
-    hashes belong into a run's fingerprint.
+    Every sample's `meta` has `image` (which image: the bootstrap draws these), `kind` (the group
+    that it is reported under), `unit` (samples that are scored together: MMBench's rotations, MME's
+    pairs) and `question_id` as in the official file. `files` are the data files that were read;
+    their hashes belong to a run's fingerprint.
     """
 
     name: str
@@ -116,15 +118,14 @@ class RowReader:
                 self.rows.append(skipped)
 
     def repeated(self, file: Path, keys: set[str]) -> None:
-        """Lists keys that a JSON object has more than once; the first of each was kept."""
-        self.problems += [
-            SkippedRow(file.name, key, "an id not used before", repr(key)) for key in sorted(keys)
-        ]
+        """Lists keys that a JSON object repeats; the first value of each was kept."""
+        for key in sorted(keys):
+            self.problems.append(SkippedRow(file.name, key, NEW_ID, repr(key)))
 
     def add(self, sample: Sample) -> None:
         """Raises RowError on an id that is taken: the first row keeps it."""
         if sample.id in self.samples:
-            raise RowError("an id not used before", repr(sample.id))
+            raise RowError(NEW_ID, repr(sample.id))
         self.samples[sample.id] = sample
         self.rows.append(sample)
 
@@ -161,18 +162,18 @@ def entry(row: Any, name: str, kind: type = str) -> Any:
     """
     if not isinstance(row, Mapping):
         raise RowError(f"an object with {name!r}", shown(row))
+    expected = f"{name!r}: {_KINDS[kind]}"
     if name not in row:
-        raise RowError(
-            f"{name!r}: {_KINDS[kind]}", f"only {', '.join(map(repr, row)) or 'an empty object'}"
-        )
+        raise RowError(expected, f"only {', '.join(map(repr, row)) or 'an empty object'}")
     value = row[name]
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise RowError(f"{name!r}: {_KINDS[kind]}", shown(value))
+    is_unwanted_bool = isinstance(value, bool) and kind is not bool  # True is an int for Python
+    if is_unwanted_bool or not isinstance(value, kind):
+        raise RowError(expected, shown(value))
     return value
 
 
 def question_text(row: Any, name: str = "question") -> str:
-    """Text that is not blank, as it stands in the file. Raises RowError."""
+    """Text that is not blank, unchanged. Raises RowError."""
     text = entry(row, name)
     if not text.strip():
         raise RowError(f"{name!r}: text", "nothing")
@@ -181,9 +182,8 @@ def question_text(row: Any, name: str = "question") -> str:
 
 def identifier(row: Any, name: str) -> str:
     """An id, which files write as a number or as text. Raises RowError."""
-    value = row.get(name) if isinstance(row, Mapping) else None
+    is_given = isinstance(row, Mapping) and name in row
+    value = row[name] if is_given else None
     if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
-        raise RowError(
-            f"{name!r}: an id", shown(value) if isinstance(row, Mapping) and name in row else "none"
-        )
+        raise RowError(f"{name!r}: an id", shown(value) if is_given else "none")
     return str(value)
