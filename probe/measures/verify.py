@@ -10,18 +10,20 @@ comparison and back.
 """
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe.data.image import ImageSource
 from probe.hooks.attention_tap import tap
 from probe.hooks.block_threads import only_this_thread
+from probe.hooks.layer_arguments import cache_argument, output_cache
 from probe.hooks.model_structure import stacks
+from probe.interventions.drop import drop_vision
 from probe.measures.attention.reference import difference, largest_difference
 from probe.measures.attention.stack_queries import stack_statistics
 from probe.measures.attention.statistic import AttentionStatistic
@@ -31,6 +33,7 @@ from probe.subject.subject import Subject
 
 TOKENS = 8  # of the response that is decoded
 TOLERANCE = 1e-5
+LOGIT_TOLERANCE = 1e-4  # of the largest logit
 # Between two forwards of different shapes, whose half-precision kernels round differently.
 HALF_TOLERANCE = 5e-2
 STACKS = {
@@ -108,6 +111,8 @@ def verify(
     checks += [
         _identity(inputs, statistic),
         _decoding(subject, prompt, inputs, response_ids, statistic),
+        _cached(subject, prompt, inputs, response_ids),
+        _stays_dropped(subject, prompt, inputs, response_ids),
         _maps_not_kept(subject, inputs, statistic),
     ]
     restored = state(subject.model) == before
@@ -171,26 +176,59 @@ def _decoding(
 ) -> Check:
     """The response's queries in one forward against those of cached decoding, step by step."""
     model, steps = subject.model, _llm_statistic(subject, inputs)
-    prompt_length = prompt["input_ids"].shape[1]
-    fed = response_ids[:-1].to(model.device)  # decoding never feeds the last token
-    with torch.no_grad(), tap(stacks(model)["llm"].attention, steps):
-        cache = model(**prompt, use_cache=True).past_key_values
-        for n, token in enumerate(fed, start=1):
-            mask = torch.ones(1, prompt_length + n, dtype=torch.long, device=model.device)
-            outputs = model(
-                input_ids=token.view(1, 1),
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            cache = outputs.past_key_values
+    with tap(stacks(model)["llm"].attention, steps):
+        cached_logits(model, prompt, response_ids)
     worst = max(
         difference(_of_response(one_forward, name, inputs), _of_response(steps, name, inputs))
         for name in one_forward.modules
     )
     is_half = model.dtype not in (torch.float32, torch.float64)
     bound = HALF_TOLERANCE if is_half else TOLERANCE
-    return Check.at_most(f"{len(fed)} steps of decoding against one forward", worst, bound)
+    name = f"{len(response_ids) - 1} steps of decoding against one forward"
+    return Check.at_most(name, worst, bound)
+
+
+@torch.no_grad()
+def cached_logits(
+    model: Any, prompt: Inputs, response_ids: Int[Tensor, " token"]
+) -> Float[Tensor, "token word"]:
+    """The logits that predict each token of the response, decoded step by step with a cache."""
+    outputs = model(**prompt, use_cache=True)
+    logits, mask = [outputs.logits[0, -1]], prompt["attention_mask"].to(model.device)
+    for token in response_ids[:-1].to(model.device):  # decoding never feeds the last token
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        cache = cache_argument(model, output_cache(outputs))
+        outputs = model(input_ids=token.view(1, 1), attention_mask=mask, use_cache=True, **cache)
+        logits.append(outputs.logits[0, -1])
+    return torch.stack(logits)
+
+
+def _cached(
+    subject: Subject, prompt: Inputs, inputs: Inputs, response_ids: Int[Tensor, " token"]
+) -> Check:
+    """The logits of decoding with a cache against those of one forward without."""
+    cached = cached_logits(subject.model, prompt, response_ids).float()
+    with torch.no_grad():
+        logits = subject.model(**inputs, use_cache=False).logits[0, -len(response_ids) - 1 : -1]
+    worst = ((cached - logits.float()).abs().max() / logits.abs().max()).item()
+    is_half = subject.model.dtype not in (torch.float32, torch.float64)
+    bound = HALF_TOLERANCE if is_half else LOGIT_TOLERANCE
+    return Check.at_most("logits, cached against uncached (share of the largest)", worst, bound)
+
+
+def _stays_dropped(
+    subject: Subject, prompt: Inputs, inputs: Inputs, response_ids: Int[Tensor, " token"]
+) -> Check:
+    """The same with vision tokens dropped in all layers of the LLM: a cache that went unnoticed
+    would bring them back at each step of decoding.
+    """
+    attention = stacks(subject.model)["llm"].attention
+    kernels = {str(module.config._attn_implementation) for module in attention.values()}
+    takes_no_mask = any("flash" in kernel or "flex" in kernel for kernel in kernels)
+    mode = "remove" if takes_no_mask else "mask"
+    with drop_vision(subject, range(len(attention)), mode):
+        check = _cached(subject, prompt, inputs, response_ids)
+    return replace(check, name=f"{check.name}, vision dropped in all layers")
 
 
 def _of_response(statistic: AttentionStatistic, name: str, inputs: Inputs) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ def test_promises_are_kept(factory, dtype):
         load(model, processor=processor, dtype=dtype), models.picture(0, 70, 50), "what is it?"
     )
     assert report.passed, report.appendix
-    assert len(report.checks) == 8
+    assert len(report.checks) == 10
     assert dtype in report.appendix and "promised: exactly 0" in report.appendix
     assert model.config._attn_implementation == "sdpa", "switched to eager and back"
 
@@ -83,3 +83,20 @@ def test_a_report_passes_only_whole():
     check = probe.measures.verify.Check
     assert Report([check("a", 0.0, "0", True)]).passed
     assert not Report([check("a", 0.0, "0", True), check("b", 1.0, "0", False)]).passed
+
+
+def test_a_cache_that_goes_unnoticed_is_reported(monkeypatch):
+    """Each decoding step taken for a new prompt, as on transformers 5.24 before the cache was found
+    by its class: what was dropped comes back.
+    """
+    import probe.hooks.sequence_tracker as tracker
+
+    model, processor = models.llava15()
+    subject = load(model, processor=processor)
+    name = "vision dropped in all layers"
+    kept = [c for c in verify(subject, models.picture(), "what is it?").checks if name in c.name]
+    monkeypatch.setattr(tracker, "find_cache", lambda *_: None)
+    monkeypatch.setattr(tracker, "output_cache", lambda *_: None)
+    monkeypatch.setattr(tracker.SequenceTracker, "_check_mask", lambda *_: None)
+    lost = [c for c in verify(subject, models.picture(), "what is it?").checks if name in c.name]
+    assert [check.passed for check in (*kept, *lost)] == [True, False]
