@@ -1,15 +1,15 @@
-"""Which original positions of a sequence are there, and how tensors over them go back and forth.
+"""The positions of a sequence that a layer keeps, and tensors over them from and to full length.
 
 `KeptPositions` is the table; `FullLengthView` shows an attention call over these positions as one
-over the whole sequence. `rows.py` runs layers with them, and `caches.py` keeps their keys and
-values.
+over the whole sequence. `token_removal.py` runs layers with them, and `partial_cache.py` stores
+their keys and values.
 
 >>> import torch
->>> present = Present.without(torch.tensor([[False, True, True, False], [False, False, True, False]]))
->>> present.index                        # -1: filler in a row that has fewer than another
+>>> kept = KeptPositions.without(torch.tensor([[False, True, True, False], [False, False, True, False]]))
+>>> kept.index                           # -1: filler in a row that keeps fewer than another
 tensor([[-1,  0,  3],
         [ 0,  1,  3]])
->>> present.put(torch.tensor([[9, 5, 6], [1, 2, 3]]), torch.tensor(0), 1)
+>>> kept.put(torch.tensor([[9, 5, 6], [1, 2, 3]]), torch.tensor(0), 1)
 tensor([[5, 0, 0, 6],
         [1, 2, 0, 3]])
 """
@@ -27,9 +27,7 @@ from probe.hooks.attention_call import AttentionCall, as_bool, with_hidden
 
 @dataclass(frozen=True)
 class KeptPositions:
-    """The positions that are there, in the order in which they run; -1, at the left, fills rows
-    that have fewer.
-    """
+    """The kept positions, in the order in which they run. Rows with fewer start with -1."""
 
     index: Int[Tensor, "batch row"]
     length: int  # positions of the whole sequence
@@ -41,9 +39,7 @@ class KeptPositions:
         absent: Bool[Tensor, "batch position"],
         order: Int[Tensor, "batch position"] | None = None,
     ) -> "KeptPositions":
-        """All positions but these; `order` says what comes first, the positions themselves where
-        there is none.
-        """
+        """All positions but these. They run by ascending `order`, by default by position."""
         place = torch.arange(absent.shape[1], device=absent.device).expand_as(absent)
         first = torch.where(absent, -1, place if order is None else order).argsort(
             dim=1, stable=True
@@ -56,7 +52,7 @@ class KeptPositions:
         return cls(torch.arange(length, device=device).expand(batch, -1), length)
 
     def then(self, count: int) -> "KeptPositions":
-        """With new positions behind the sequence, all of them there."""
+        """Followed by `count` new positions, all of them kept."""
         new = torch.arange(self.length, self.length + count, device=self.index.device)
         index = torch.cat([self.index, new.expand(len(self.index), -1)], 1)
         return KeptPositions(index, self.length + count, self.ascending)
@@ -71,11 +67,11 @@ class KeptPositions:
         )
 
     def has_more_than(self, other: "KeptPositions") -> bool:
-        """Whether something is there that is absent in another table."""
+        """Whether a position is kept here that another table does not keep."""
         return bool(((self.slot >= 0) & (other.slot < 0)).any())
 
     def rows(self, choose: Callable[[Tensor], Tensor]) -> "KeptPositions":
-        """Another choice of the batch's rows."""
+        """The table for other rows of the batch."""
         return replace(self, index=choose(self.index))
 
     @cached_property
@@ -88,21 +84,19 @@ class KeptPositions:
 
     @cached_property
     def slot(self) -> Int[Tensor, "batch position"]:
-        """Where each position of the sequence stands in `index`, -1 where it is absent."""
+        """The column of `index` that holds each position, -1 for removed positions."""
         table = self.index.new_full(
             (len(self.index), self.length + 1), -1
-        )  # the first column swallows the filler
+        )  # the first column takes the filler
         slots = torch.arange(self.index.shape[1], device=self.index.device).expand_as(self.index)
         return table.scatter(1, self.index + 1, slots)[:, 1:]
 
     def take(self, x: Tensor, dim: int) -> Tensor:
-        """The present positions of a tensor over the whole sequence, whose first axis is the batch
-        (or 1).
-        """
+        """The kept positions of a full-length tensor, whose first axis is the batch (or 1)."""
         return x.take_along_dim(_along(self.index.clamp(min=0), x, dim), dim)
 
     def put(self, part: Tensor, whole: Tensor, dim: int) -> Tensor:
-        """`whole` with the present positions from `part`."""
+        """`whole` with its kept positions from `part`: the inverse of `take`."""
         slot = _along(self.slot, part, dim)
         return torch.where(slot >= 0, part.take_along_dim(slot.clamp(min=0), dim), whole)
 
@@ -116,7 +110,7 @@ def _along(index: Int[Tensor, "batch row"], x: Tensor, dim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class FullLengthView:
-    """Calls over some positions, shown as calls over the whole sequence (`tap.layouts`)."""
+    """Shows attention calls over kept positions as full-length calls (`attention_tap.layouts`)."""
 
     queries: KeptPositions
     keys: KeptPositions
@@ -125,8 +119,8 @@ class FullLengthView:
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """The model's own over the whole sequence; over pairs and by what runs first, where that is
-        another order.
+        """The model's full-length mask. Where tokens run in another order than that of positions,
+        it is over pairs, and a query sees what runs before it.
         """
         own = self.own_mask
         if self.keys.ascending or self.queries.length < self.keys.length:
@@ -142,8 +136,8 @@ class FullLengthView:
 
     @property
     def _visible(self) -> Bool[Tensor, "batch 1 position position"]:
-        """What could be seen in the order in which rows run, and by the model's own mask where one
-        is absent.
+        """What each query could see: by the order in which tokens run, or by the model's own mask
+        where query or key is removed.
         """
         assert self.mask is not None
         there = self.keys.slot >= 0
@@ -162,7 +156,7 @@ class FullLengthView:
     def __call__(
         self, call: AttentionCall, routes: Callable, kernel: Callable
     ) -> tuple[Tensor, Tensor | None]:
-        """Runs the routes on the whole call and the kernel on what is present of it."""
+        """Runs the routes on the full-length call, and the kernel on its kept positions."""
         whole = self.whole(call)
 
         def on_part(edited: AttentionCall) -> tuple[Tensor, Tensor | None]:
@@ -179,9 +173,7 @@ class FullLengthView:
         return self.queries.take(output, 1), weights
 
     def whole(self, call: AttentionCall) -> AttentionCall:
-        """The call in the positions of the whole sequence: nobody asks from the absent ones, nobody
-        sees them.
-        """
+        """The call at full length; removed positions are masked as queries and as keys."""
         zero = call.query.new_zeros(())
         mask, there = self.mask, self.keys.slot >= 0
         if mask is None and not self.mask_2d:
@@ -205,8 +197,8 @@ class FullLengthView:
     def part(
         self, edited: AttentionCall, whole: AttentionCall, call: AttentionCall
     ) -> AttentionCall:
-        """What is present of the whole call after the routes edited it; the module's own call where
-        they did not.
+        """The kept positions of the full-length call as the routes edited it; the module's own
+        call where they did not.
         """
         if edited is whole:
             return call
@@ -218,8 +210,8 @@ class FullLengthView:
         )
 
     def part_of_mask(self, mask: Tensor | None) -> Tensor | None:
-        """The mask over present positions, in the form the kernel takes. The filler is seen by
-        nobody but itself.
+        """A full-length mask over the kept positions, in the form that the kernel takes. Filler is
+        visible to itself only.
         """
         if mask is None:
             if not self.keys.ragged:

@@ -1,8 +1,7 @@
-"""Caches of which a layer holds some positions of the sequence only, and which caches and windows
-can have that.
+"""Cache layers that hold only some positions of the sequence, and the caches and sliding windows
+that allow it.
 
-A `PartialLayer` stands in a DynamicCache in the place of the layer that the model made. `rows.py`
-puts it there.
+A `PartialLayer` replaces a layer of a DynamicCache. `token_removal.py` puts it there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +18,9 @@ from probe.hooks.kept_positions import KeptPositions
 
 
 class PartialLayer(DynamicLayer):
-    """Keys and values of the present positions only. It reports the length of the whole sequence.
+    """Keys and values of the kept positions only. It reports the length of the whole sequence.
 
-    `closed`: by how much the positions behind it have moved up, where gaps were closed.
+    `closed`: how many gaps later positions skip in their numbers, where gaps were closed.
     """
 
     def __init__(self, present: KeptPositions, closed: Int[Tensor, " batch"] | None = None):
@@ -75,7 +74,7 @@ class PartialLayer(DynamicLayer):
 
 
 def store(cache: Any, index: int, layer: PartialLayer) -> None:
-    """Puts a layer in the place of the one that a dynamic cache has for it."""
+    """Replaces a layer of a dynamic cache."""
     while len(cache.layers) <= index:  # a cache without a config grows as layers write to it
         cache.layers.append(cache.layer_class_to_replicate())
     cache.layers[index] = layer
@@ -90,7 +89,8 @@ KINDS = (
 
 def windows(called: str, model: PreTrainedModel, layers: Sequence[int]) -> dict[int, int | None]:
     """The sliding window of each of these layers, None for full attention. Raises ProbeError for
-    layers that are not of attention alone."""
+    layers that are not pure attention.
+    """
     kinds = DynamicCache(config=model.config).layers or [DynamicLayer()] * (max(layers) + 1)
     for layer in layers:
         if type(kinds[layer]) not in KINDS:
@@ -104,8 +104,9 @@ def windows(called: str, model: PreTrainedModel, layers: Sequence[int]) -> dict[
 def check_partial(
     called: str, windows: Mapping[int, int | None], length: int, cache: Any, fix: str
 ) -> None:
-    """Refuses what would go wrong silently: a window that does not reach back over the sequence,
-    and a cache that can't hold some positions only."""
+    """Raises ProbeError for what would go wrong silently: a window shorter than the sequence, and
+    a cache that cannot hold only some positions.
+    """
     for layer, window in windows.items():
         if window is not None and length > window:
             raise ProbeError(

@@ -1,20 +1,18 @@
 """Run decoder layers on some positions of a sequence only, as if the others were not there.
 
-The rows that stay keep their original positions (or close the gaps, where a method does): their
-rotary embeddings, and their rows and columns of the mask, are taken out of the model's own. Their
-keys and values go to a cache layer that holds only them and answers with the length of the whole
-sequence, because the model sizes every mask and position by the length of one layer. What is absent
-when the prompt runs stays absent in decoding. A row that leaves keeps the value it had, and comes
-back with it: behind the last layer all of them are there again.
+The kept tokens keep their original positions (or close the gaps, where a method does): their rotary
+embeddings, and their rows and columns of the mask, are taken from the model's own. Their keys and
+values go to a cache layer that holds only them but reports the length of the whole sequence,
+because the model sizes every mask and position by the length of one layer. What is removed from the
+prompt stays removed in decoding. Removed tokens keep their last hidden state; they are re-inserted
+after the last layer.
 
-Several removals may work on a model at once: a layer runs on what none of them takes away. Whoever
-looks at such a layer through `tap` sees a call over the whole sequence, in which nobody asks from
-or sees the absent positions.
+Several removals may be active in a model: a layer runs on the positions that none of them removes.
+A tap on such a layer receives full-length tensors; removed positions are masked as queries and as
+keys.
 
-    with removed(model, stack, removal):        # `interventions/drop.py`, mode="remove"; `reducers/ranking.py`
+    with removed(model, stack, removal):    # `interventions/drop.py`, `reducers/llm_reducer.py`
         model.generate(**inputs)
-
-Source: the mechanism was studied first on 13 families, `facts/transformers.md` section 3.
 """
 
 from abc import ABC, abstractmethod
@@ -49,33 +47,31 @@ Mask = Bool[Tensor, "batch position"]
 
 
 class Removal(ABC):
-    """What is taken away from the layers of a model. `sequences` has to be followed while it is at
-    work.
-    """
+    """What is removed from the layers of a model. `sequences` must be followed meanwhile."""
 
-    closes_gaps = False  # whether positions behind what is absent move up
+    closes_gaps = False  # whether later tokens take over the position numbers of removed ones
 
     def __init__(self, sequences: SequenceTracker):
         self.sequences = sequences
 
     @abstractmethod
-    def absent(self, layer: int) -> Mask | None:
-        """The positions that a layer runs without, as far as it is decided; None for none."""
+    def removed_positions(self, layer: int) -> Mask | None:
+        """The positions that a layer runs without, as decided so far; None for none."""
 
-    def before(self, entrance: "LayerInput") -> None:  # noqa: B027  # most have decided before
-        """Is shown every layer that a prompt comes to, and may decide now what is absent from it
-        on.
+    def before(self, entrance: "LayerInput") -> None:  # noqa: B027  # most decide earlier
+        """Called before every layer of a prompt's forward. May decide what is removed from this
+        layer on, and change its hidden states.
         """
 
     def order(self) -> Int[Tensor, "batch position"] | None:
-        """What runs first, where that is not the order of positions."""
+        """The order in which tokens run, None for the order of positions."""
         return None
 
 
 @model_block
 def removed(model: PreTrainedModel, stack: LayerStack, removal: Removal) -> Iterator[None]:
-    """Runs the stack's layers without what the removal takes away, and what others that are at work
-    do.
+    """While the block lasts, the stack's layers run without what this removal (and every other
+    active one) removes.
     """
     state = state_of(stack.layers[0])
     with lock:
@@ -94,15 +90,13 @@ def removed(model: PreTrainedModel, stack: LayerStack, removal: Removal) -> Iter
 
 
 def present_in(stack: LayerStack) -> KeptPositions | None:
-    """The positions that are present in the layer that runs now, None where nothing is absent."""
+    """The positions that the running layer keeps, None where nothing is removed."""
     flow = state_of(stack.layers[0]).flow
     return None if flow is None else flow.current
 
 
 class LayerInput:
-    """A layer that the prompt comes to, with the rows that are there now. `before` may give them
-    other values.
-    """
+    """The input of a layer in a prompt's forward: the hidden states of the tokens kept so far."""
 
     def __init__(
         self,
@@ -116,24 +110,23 @@ class LayerInput:
         self._flow, self._layer, self._kwargs = flow, layer, kwargs
 
     def whole(self) -> Float[Tensor, "batch position hidden"]:
-        """All positions, absent ones as they were when they left."""
+        """All positions; removed ones with their last hidden state."""
         return self._flow.whole_of(self.hidden)
 
     def change(self, whole: Float[Tensor, "batch position hidden"]) -> None:
-        """Other values for all rows, those that will come back included."""
+        """Replaces the hidden states of all positions, removed ones included."""
         present = self._flow.current
         self.hidden = whole if present is None else present.take(whole, 1)
         self._flow.whole = whole
 
     def positions(self) -> tuple[Tensor, ...] | None:
-        """The rotary embeddings of all positions, as they would be if none were absent: cosines and
-        sines.
-        """
+        """The model's rotary embeddings of all positions: cosines and sines."""
         return self._kwargs.get("position_embeddings")
 
     def attention_call(self) -> AttentionCall:
-        """The call that this layer's attention would make of the rows that would be there, as far
-        as that is decided. Nothing comes of it."""
+        """Dry run: the attention call this layer would make on the tokens kept so far. Its output
+        is discarded.
+        """
         flow, found = self._flow, []
         present, hidden = flow.present(self.index), self.hidden
         if present is not flow.current:
@@ -164,11 +157,11 @@ class LayerInput:
 
 
 class _Enough(Exception):  # noqa: N818  # no error
-    """Ends a layer that has shown its attention call."""
+    """Ends the dry run of a layer at its attention call."""
 
 
 class _Running(local):
-    """What a thread's forward has come to. Each thread has its own values."""
+    """The state of a thread's forward. Each thread has its own values."""
 
     current: KeptPositions | None = None
     whole: Tensor | None = None
@@ -176,8 +169,8 @@ class _Running(local):
 
 
 class HiddenStateFlow:
-    """The rows on their way through the layers of one stack, under all removals that are at
-    work.
+    """The hidden states on their way through the layers of one stack, under all active
+    removals.
     """
 
     def __init__(self, model: PreTrainedModel, stack: LayerStack):
@@ -211,7 +204,7 @@ class HiddenStateFlow:
 
     @property
     def current(self) -> KeptPositions | None:
-        """What is present in the layer that runs now, in this thread; None: everything."""
+        """The positions that this thread's running layer keeps, None for all."""
         return self._running.current
 
     @current.setter
@@ -220,7 +213,7 @@ class HiddenStateFlow:
 
     @property
     def whole(self) -> Float[Tensor, "batch position hidden"] | None:
-        """All rows, absent ones as they were when they left."""
+        """All positions; removed ones with their last hidden state."""
         return self._running.whole
 
     @whole.setter
@@ -228,9 +221,7 @@ class HiddenStateFlow:
         self._running.whole = hidden
 
     def _start(self, *hooked: Any) -> None:
-        """Before a forward everything is present. One that was interrupted may have left
-        something.
-        """
+        """Before a forward nothing is removed; an interrupted one may have left its state."""
         self._running.__dict__.clear()
         for _, attention in self.attention:
             state_of(attention).views.pop(get_ident(), None)
@@ -241,9 +232,7 @@ class HiddenStateFlow:
         return self.current.put(hidden, self.whole.to(hidden.device), 1)
 
     def _enter(self, index: int, layer: nn.Module, args: tuple, kwargs: dict) -> Any:
-        """Arguments of the layer over the positions that are present, None to leave them as they
-        are.
-        """
+        """The layer's arguments for the kept positions, None to leave them unchanged."""
         sequence = self.removals.active()[0].sequences.running()
         hidden = hidden_states(args, kwargs)
         cache = find_cache(self.called, args, kwargs)
@@ -264,7 +253,7 @@ class HiddenStateFlow:
         return replace_hidden_states(args, kwargs, hidden)
 
     def _leave(self, index: int, layer: nn.Module, args: tuple, output: Any) -> Any:
-        """Behind a layer: rows that come back, among the others."""
+        """After a layer: tokens that the next layer has again are re-inserted."""
         if self.current is None:
             return None
         following = self.present(index + 1) if index + 1 < len(self.layers) else None
@@ -278,9 +267,9 @@ class HiddenStateFlow:
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def present(self, index: int) -> KeptPositions | None:
-        """What is there in a layer, as far as it is decided."""
+        """The positions that a layer keeps, as decided so far; None for all."""
         removals = self.removals.active()
-        absent = [mask for removal in removals if (mask := removal.absent(index)) is not None]
+        absent = [mask for removal in removals if (mask := removal.removed_positions(index)) is not None]
         known, present = self._running.known
         if len(known) != len(absent) or any(a is not b for a, b in zip(known, absent, strict=True)):
             gone = torch.stack(absent).any(0) if absent else None
@@ -293,7 +282,7 @@ class HiddenStateFlow:
         return present
 
     def _moved(self, hidden: Tensor, present: KeptPositions | None) -> Tensor:
-        """The hidden states with these rows instead of the current ones."""
+        """The hidden states of these positions instead of the current ones."""
         if present is self.current:
             return hidden
         self.whole = whole = self.whole_of(hidden)
@@ -301,11 +290,11 @@ class HiddenStateFlow:
         return whole if present is None else present.take(whole, 1)
 
     def _gaps(self, index: int) -> Mask | None:
-        """The absent positions whose place others take, None where all keep their own."""
+        """The removed positions whose numbers later tokens take over, None where none do."""
         gone = [
             mask
             for one in self.removals.active()
-            if one.closes_gaps and (mask := one.absent(index)) is not None
+            if one.closes_gaps and (mask := one.removed_positions(index)) is not None
         ]
         return torch.stack(gone).any(0) if gone else None
 
@@ -314,8 +303,8 @@ class HiddenStateFlow:
         return next((order for order in orders if order is not None), None)
 
     def _without_gaps(self, ids: Tensor, gaps: Mask) -> Int[Tensor, "batch position"]:
-        """The positions' numbers when the rows beside the gaps are counted in the order in which
-        they run.
+        """Position ids counted over the tokens outside the gaps, in the order in which they
+        run.
         """
         there = KeptPositions.without(gaps, self._order())
         moved = self._up(ids, gaps.long().cumsum(1))
@@ -324,8 +313,8 @@ class HiddenStateFlow:
     def arguments(
         self, index: int, present: KeptPositions | None, kwargs: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """What a layer is handed besides these rows of a prompt. Has its attention shown over the
-        whole sequence.
+        """Mask and positions of a layer that runs on these positions of a prompt. Its attention
+        calls are shown at full length.
         """
         if present is None:
             return {}
@@ -351,7 +340,7 @@ class HiddenStateFlow:
     def _continued(
         self, index: int, hidden: Tensor, new: int, cache: Any, kwargs: Mapping[str, Any]
     ) -> dict[str, Any] | None:
-        """The same for new rows behind what is in the cache."""
+        """The same for new tokens after those in the cache; None where the cache is complete."""
         if cache is None:
             raise ProbeError(
                 self.called,
@@ -374,9 +363,7 @@ class HiddenStateFlow:
     def _shown(
         self, index: int, queries: KeptPositions, keys: KeptPositions, kwargs: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Has the layer's attention calls shown over the whole sequence; returns the mask they
-        get.
-        """
+        """Shows the layer's attention calls at full length; returns the mask they run with."""
         _, attention = self.attention[index]
         view = FullLengthView(queries, keys, kwargs.get("attention_mask"), _takes_2d(attention))
         state_of(attention).views[get_ident()] = view

@@ -148,7 +148,7 @@ class _WithoutVision(Removal):
         super().__init__(sequences)
         self.layers = frozenset(layers)
 
-    def absent(self, layer: int) -> Tensor | None:
+    def removed_positions(self, layer: int) -> Tensor | None:
         return self.sequences.running().vision if layer in self.layers else None
 
 

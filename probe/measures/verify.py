@@ -223,7 +223,9 @@ def _stays_dropped(
     would bring them back at each step of decoding.
     """
     attention = stacks(subject.model)["llm"].attention
-    kernels = {str(module.config._attn_implementation) for module in attention.values()}
+    kernels = {
+        str(getattr(module.config, "_attn_implementation", "")) for module in attention.values()
+    }
     takes_no_mask = any("flash" in kernel or "flex" in kernel for kernel in kernels)
     mode = "remove" if takes_no_mask else "mask"
     with drop_vision(subject, range(len(attention)), mode):

@@ -191,7 +191,7 @@ class RunningReducer(Removal):
         self.reducer, self.target, self.schedule = reducer, target, schedule
         self.stages: list[ReductionStage] = []
 
-    def absent(self, layer: int) -> PositionMask | None:
+    def removed_positions(self, layer: int) -> PositionMask | None:
         return self.sequences.running().memo.get("absent")
 
     def order(self) -> Int[Tensor, "batch position"] | None:
