@@ -269,7 +269,9 @@ class HiddenStateFlow:
     def present(self, index: int) -> KeptPositions | None:
         """The positions that a layer keeps, as decided so far; None for all."""
         removals = self.removals.active()
-        absent = [mask for removal in removals if (mask := removal.removed_positions(index)) is not None]
+        absent = [
+            mask for removal in removals if (mask := removal.removed_positions(index)) is not None
+        ]
         known, present = self._running.known
         if len(known) != len(absent) or any(a is not b for a, b in zip(known, absent, strict=True)):
             gone = torch.stack(absent).any(0) if absent else None
