@@ -187,11 +187,11 @@ table.query("kind == 'all'")[
 # %%
 from tempfile import TemporaryDirectory
 
-from probe.evaluation.drop_run import Dropping, results
+from probe.evaluation.drop_run import DropRun
 from probe.evaluation.task import BenchmarkTask
 
 with TemporaryDirectory() as folder:
-    dropping = Dropping(
+    dropping = DropRun(
         subject,
         BenchmarkTask.read("shapes", limit=12),
         {"mask": probe.windows(2), "zero": probe.windows(2)},

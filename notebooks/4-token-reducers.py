@@ -163,8 +163,8 @@ probe.plots.kept(reduction, image, inputs.encoder_grid[0])
 # %%
 from tempfile import TemporaryDirectory
 
-from probe.evaluation.method_comparison import Comparison, Method, compared
-from probe.evaluation.scores import scores
+from probe.evaluation.method_comparison import Comparison, Method
+from probe.evaluation.method_scores import method_scores
 from probe.evaluation.task import BenchmarkTask
 
 few, more = patches // 9, patches // 4
@@ -178,7 +178,7 @@ methods = [
 ]
 comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=36))
 with TemporaryDirectory() as folder:
-    answers = compared(comparison.run(folder), comparison.task)
+    answers = comparison.results(comparison.run(folder))
 costs = comparison.costs(answers, repeats=2)
 shown = [
     "method",
@@ -190,7 +190,7 @@ shown = [
     "difference_low",
     "difference_high",
 ]
-scores(answers)[shown].round(1)
+method_scores(answers)[shown].round(1)
 
 # %% [markdown]
 # On the toy a plain grid is better than VisionZip: its things lie on 2 x 2 patches, so an even spread meets all of them, and nothing in
@@ -251,5 +251,5 @@ with TemporaryDirectory() as folder:
 methods = [Method("as shipped", subject, (zipped,)), Method("tuned", own, (zipped,))]
 comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=36))
 with TemporaryDirectory() as folder:
-    answers = compared(comparison.run(folder), comparison.task)
-scores(answers)[shown].round(1)
+    answers = comparison.results(comparison.run(folder))
+method_scores(answers)[shown].round(1)

@@ -76,3 +76,14 @@ def shown(value: object, longest: int = 60) -> str:
     """
     text = " ".join(repr(value).split())
     return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters (such as those that steer a terminal) made visible.
+
+    >>> printable("a\x1b[31mred")
+    'a\\x1b[31mred'
+    """
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text
+    )

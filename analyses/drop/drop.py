@@ -29,7 +29,8 @@ from probe.evaluation.drop_effects import (
     until_cases,
     window_cases,
 )
-from probe.evaluation.drop_run import Dropping, results
+from probe.evaluation.drop_run import DropRun
+from probe.evaluation.sample_run import load_run
 from probe.evaluation.task import BenchmarkTask
 from probe.records.run_directory import RunDirectory
 
@@ -43,7 +44,7 @@ def measured(task: BenchmarkTask, shard: tuple[int, int]) -> RunDirectory:
     """The run of the shipped weights, with this shard of the images done."""
     subject = probe.load("tiny-llava")
     everything = [probe.windows(WINDOW), probe.windows(1), probe.from_layer(), probe.until_layer()]
-    dropping = Dropping(
+    dropping = DropRun(
         subject, task, {"mask": everything} | dict.fromkeys(MODES, probe.windows(WINDOW))
     )
     folder = RUNS / dropping.weights
@@ -169,7 +170,7 @@ def main() -> None:
     newest = max(RUNS.glob("*"), key=lambda folder: folder.stat().st_mtime, default=RUNS)
     run = RunDirectory(newest) if options.draw else measured(task, (number, count))
     if not run.todo(task.with_images):
-        write(results(run, task))
+        write(load_run(run, task))
 
 
 def write(found: xr.DataTree) -> None:

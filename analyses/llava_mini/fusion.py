@@ -24,8 +24,9 @@ from matplotlib.figure import Figure
 import probe
 from probe.cli.benchmark_run import show_progress
 from probe.evaluation.drop_effects import ALL, effects
-from probe.evaluation.drop_run import Dropping, results
+from probe.evaluation.drop_run import DropRun
 from probe.evaluation.run_identity import weights_digest
+from probe.evaluation.sample_run import load_run
 from probe.evaluation.task import BenchmarkTask
 from probe.models.tiny.scenes import draw
 from probe.models.tiny.training.evaluate import evaluate, frozen
@@ -64,7 +65,7 @@ def measure(subjects: dict[str, Any], folder: Path, options: argparse.Namespace)
     task = BenchmarkTask.read("shapes", limit=options.questions)
     for name, (model, cut, cases) in SWEEPS.items():
         if model in subjects:
-            dropping = Dropping(subjects[model], task, {"mask": cases}, attention=False, **cut)
+            dropping = DropRun(subjects[model], task, {"mask": cases}, attention=False, **cut)
             with show_progress(name, len(task.samples)) as progress:
                 dropping.run(folder / "sweeps" / name, progress)
 
@@ -263,7 +264,7 @@ def write(folder: Path, questions: int) -> None:
     """Figures, csv and the numbers in README.md."""
     task = BenchmarkTask.read("shapes", limit=questions)
     done = {name: path for name in SWEEPS if (path := folder / "sweeps" / name).exists()}
-    sweeps = {name: results(RunDirectory(path), task) for name, path in done.items()}
+    sweeps = {name: load_run(RunDirectory(path), task) for name, path in done.items()}
     for name, figure in figures(folder, sweeps).items():
         figure.savefig(HERE / f"{name}.png", dpi=110, bbox_inches="tight")
     scores = accuracy(folder)

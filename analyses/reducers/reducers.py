@@ -17,9 +17,9 @@ import xarray as xr
 
 import probe
 from probe.cli.benchmark_run import show_progress
-from probe.cli.reduce import REDUCERS, merged, methods_of
-from probe.evaluation.method_comparison import Comparison, compared
-from probe.evaluation.scores import scores
+from probe.cli.reduce import methods_of
+from probe.evaluation.method_comparison import Comparison
+from probe.evaluation.method_scores import method_scores
 from probe.evaluation.task import BenchmarkTask
 from probe.measures.encoder_concentration import concentration
 from probe.models.tiny.questions import sample_image
@@ -35,7 +35,7 @@ TOP = (1, 4, 9)  # of 36 patches
 
 def answered(subject: Subject, questions: int) -> tuple[xr.Dataset, xr.Dataset]:
     """Answers and costs of every method. Goes on with what is there."""
-    methods = methods_of(subject, list(REDUCERS), KEPT, [probe.load("tiny-llava-mini")])
+    methods = methods_of(subject, methods_named(BY_DEFAULT), KEPT, [probe.load("tiny-llava-mini")])
     comparison = Comparison(
         methods, BenchmarkTask.read("shapes", limit=questions), max_new_tokens=16
     )
@@ -43,7 +43,7 @@ def answered(subject: Subject, questions: int) -> tuple[xr.Dataset, xr.Dataset]:
     todo = RunDirectory.open(RUN, comparison.fingerprint()).todo(samples)
     with show_progress("reduce", len(todo)) as progress:
         run = comparison.run(RUN, progress)
-    answers = compared(run, comparison.task)
+    answers = comparison.results(run)
     return answers, comparison.costs(answers, repeats=5)
 
 
@@ -89,7 +89,7 @@ def main() -> None:
     figures["reductions"] = probe.plots.reductions(answers, costs)
     for name, figure in figures.items():
         figure.savefig(HERE / f"{name}.png", dpi=120, bbox_inches="tight")
-    table = merged(scores(answers), costs)
+    table = with_costs(method_scores(answers), costs)
     table.to_csv(HERE / "accuracy.csv", index=False, float_format="%.5g")
     print(
         table[

@@ -1,80 +1,133 @@
 """The command `probe`: the main jobs without writing Python.
 
-    probe attention                       # the shipped tiny model looks at a sample image
-    probe attention --model llava-hf/llava-1.5-7b-hf --image cat.jpg --question "What is the cat doing?"
-    probe drop                            # take vision tokens away, layer by layer: what happens to the answers?
-    probe reduce                          # fewer vision tokens: accuracy against tokens and time, by method
-    probe average out/gqa out/mme ...     # over benchmarks, as the paper prints it and as it was meant
-    probe attribute                       # what the answer owes to the image, and whether attention says so
-    probe cost                            # operations, cache, time and memory of reading a prompt
-    probe verify                          # are the promises kept on this model?
-    probe train tiny-llava                # make the shipped model again
-    probe convert llava-mini --out native # LLaVA-Mini's authors' checkpoint, for transformers
+    probe attention      # which tokens attend to which; --model, --image, --question, --benchmark
+    probe drop           # take vision tokens away, layer by layer: what happens to the answers?
+    probe reduce         # fewer vision tokens: accuracy against tokens and time, by method
+    probe average DIRS   # over benchmarks, as the paper prints it and as it was meant
+    probe attribute      # what the answer owes to the image, and whether attention says so
+    probe cost           # operations, cache, time and memory of reading a prompt
+    probe verify         # are the promises kept on this model?
+    probe train          # make a shipped model again
+    probe convert DIR    # LLaVA-Mini's authors' checkpoint, for transformers
 
-Verbs are thin: each reads its options, calls the Python of the same name and prints. Heavy imports
-stand inside them, so that help and mistakes answer at once. A mistake ends in one line and exit
-code 2.
+Verbs are thin: each reads its options, calls the Python of the same name and prints; the file of a
+verb has its name. Heavy imports stand inside them, so that help and mistakes answer at once. A
+mistake ends in one line and exit code 2.
 
 | file | what |
 |---|---|
-| `options.py` | options that several verbs have |
+| `options.py` | groups of options that several verbs have |
 | `output.py` | the terminal, and the folder of results: whole or not at all |
-| `running.py` | what verbs over a benchmark share |
-| `tables.py` | attention in rows |
-| `looking.py`, `dropping.py`, `checking.py`, `making.py` | the verbs attention, drop, verify, train |
-| `attributing.py` | the verb attribute |
-| `reducing.py`, `converting.py`, `costing.py`, `averaging.py` | the verbs reduce, convert, cost, average |
+| `benchmark_run.py` | what verbs over a benchmark share |
 """
 
+import importlib
+import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
-from probe.cli.attention import attention
-from probe.cli.attribute import attribute
-from probe.cli.average import average
-from probe.cli.convert import convert
-from probe.cli.cost import cost
-from probe.cli.drop import drop
-from probe.cli.reduce import reduce
-from probe.cli.train import train
-from probe.cli.verify import verify
-from probe.errors import ProbeError
+from probe.errors import ProbeError, printable
 
-app = typer.Typer(
-    name="probe",
-    help="See, layer by layer, how a LLaVA-family model attends to instruction, vision and response tokens.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+VERBS = (
+    "attention",
+    "drop",
+    "reduce",
+    "attribute",
+    "average",
+    "cost",
+    "verify",
+    "train",
+    "convert",
 )
-for verb in (attention, drop, reduce, attribute, average, cost, verify, train, convert):
-    app.command()(verb)
+DONE, BROKEN, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+
+class Terminated(BaseException):
+    """SIGTERM: ends the work as Ctrl-C does, so that nothing unfinished stays behind."""
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer(
+        name="probe",
+        help="See, layer by layer, how a LLaVA-family model attends to instruction, vision and "
+        "response tokens.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_start)
+    for verb in VERBS:
+        function = getattr(importlib.import_module(f"probe.cli.{verb}"), verb)
+        app.command(help=" ".join((function.__doc__ or "").split()))(function)
+    return app
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a promise broken, 2 a mistake, 130 Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _survive_narrow_terminals()
+    before = _on_sigterm(_terminate)
     try:
-        code = app(arguments or ["--help"], prog_name="probe", standalone_mode=False) or 0
+        code = _app()(arguments or ["--help"], prog_name="probe", standalone_mode=False) or DONE
+        sys.stdout.flush()
     except ProbeError as error:
         if "--debug" in arguments:
             raise
-        code = _complain(str(error), 2)
+        code = _complain(str(error), MISTAKE)
     except TyperException as error:
-        code = _complain(error.format_message(), 2)
+        code = _complain(error.format_message(), MISTAKE)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        code = DONE
     except KeyboardInterrupt:
-        code = 130
-    if code == 130:  # typer's own code for Ctrl-C
-        _complain("interrupted; nothing was left half-written", 130)
+        code = INTERRUPTED
+    except Terminated:
+        code = _complain("terminated; nothing was left half-written", TERMINATED)
+    except OSError as error:
+        if "--debug" in arguments:
+            raise
+        code = _complain(f"expected files and a terminal that can be used, got {error}", MISTAKE)
+    finally:
+        _on_sigterm(before)
+    if code == INTERRUPTED:  # typer's own code for Ctrl-C
+        _complain("interrupted; nothing was left half-written", INTERRUPTED)
+    _forget_output(code)
     sys.exit(code)
 
 
 def _complain(line: str, code: int) -> int:
-    print("probe:", " ".join(line.split()), file=sys.stderr)
+    print("probe:", " ".join(printable(line).split()), file=sys.stderr)
     return code
+
+
+def _survive_narrow_terminals() -> None:
+    """In a locale without UTF-8 (LC_ALL=C) a character that can't be written becomes a "?"."""
+    for stream in (sys.stdout, sys.stderr):
+        if "utf" not in (getattr(stream, "encoding", "") or "utf").lower():
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def _forget_output(code: int) -> None:
+    """After a failed write to stdout, Python would fail again while it ends."""
+    if code in (DONE, MISTAKE):
+        try:
+            sys.stdout.flush()
+        except OSError:
+            sys.stdout = None  # type: ignore[assignment]
+
+
+def _terminate(signal_number: int, frame: Any) -> None:
+    raise Terminated
+
+
+def _on_sigterm(handler: Any) -> Any:
+    """Sets the handler of SIGTERM where this is the main thread; the one before."""
+    try:
+        return signal.signal(signal.SIGTERM, handler)
+    except ValueError:  # not the main thread
+        return None
 
 
 def _tell_version(wanted: bool) -> bool:
@@ -86,7 +139,6 @@ def _tell_version(wanted: bool) -> bool:
     return wanted
 
 
-@app.callback()
 def _start(
     version: Annotated[
         bool,

@@ -4,28 +4,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
 
-from probe.cli.benchmark_run import dealt_with, show_progress, task_of
+from probe.cli.benchmark_run import announce, read_task, show_progress, write_problems
 from probe.cli.options import (
-    Aspect,
-    Attn,
+    BenchmarkOptions,
     Data,
-    Debug,
-    Device,
-    Dtype,
+    Images,
     Limit,
     Longest,
-    Model,
-    Quantization,
+    ModelOptions,
+    Out,
+    Question,
+    Response,
     Split,
-    load_subject,
+    what_to_ask,
+    with_options,
 )
-from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
-from probe.cli.tables import layer_table, mean_table
+from probe.cli.output import ResultFolder, number, results, say, show_table, stage
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from xarray import DataTree
 
     from probe.evaluation.task import BenchmarkTask
@@ -33,14 +32,6 @@ if TYPE_CHECKING:
 
 FEW = 20  # samples: with more, attention.csv has means
 
-Images = Annotated[
-    list[Path] | None,
-    typer.Option(help="an image; give it again for several", show_default="a drawn sample image"),
-]
-Question = Annotated[str | None, typer.Option(help="what to ask", show_default="one that fits")]
-Response = Annotated[
-    str | None, typer.Option(help="the answer to measure", show_default="the model's own")
-]
 Types = Annotated[
     Literal["paper", "fine"], typer.Option(help="the paper's three token types, or six")
 ]
@@ -51,11 +42,11 @@ Benchmark = Annotated[
     str | None,
     typer.Option(help="measure its questions: shapes, gqa, ...; resumes", show_default="none"),
 ]
-Out = Annotated[Path, typer.Option(help="folder of the results")]
 
 
+@with_options
 def attention(
-    model: Model = "tiny-llava",
+    loading: ModelOptions,
     image: Images = None,
     question: Question = None,
     response: Response = None,
@@ -65,114 +56,127 @@ def attention(
     data: Data = None,
     split: Split = None,
     limit: Limit = None,
-    aspect: Aspect = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    attn: Attn = None,
-    quantization: Quantization = None,
     max_new_tokens: Longest = 32,
     out: Out = Path("probe-out/attention"),
-    debug: Debug = False,
 ) -> None:
     """Measure which kinds of token attend to which, and draw it: a record, figures, a CSV and a
     table.
     """
-    _check_one_source(
-        benchmark,
-        {"image": image, "question": question, "response": response},
-        {"data": data, "split": split, "limit": limit},
-    )
+    of_one = {"image": image, "question": question, "response": response}
+    of_many = {"data": data, "split": split, "limit": limit}
+    _check_one_source(benchmark, of_one, of_many)
     options = {"types": types, "maps": maps, "max_new_tokens": max_new_tokens}
-    with all_or_nothing(out) as folder:
-        task = task_of(benchmark, data, limit, split) if benchmark else None
-        from probe.measures.attention.measure import measure
+    with results("attention", out) as folder:
+        if benchmark is None:
+            from probe.measures.attention.measure import measure
 
-        quieten_libraries(debug)
-        loading = {"dtype": dtype, "device": device, "attn": attn, "quantization": quantization}
-        told = ""
-        if task is None:
-            pictures, question = what_to_ask(image, question)
-            subject = load_subject(model, aspect=aspect, **loading)
-            record = measure(subject, pictures, question, response, **options)
+            images, question = what_to_ask(image, question)
+            subject = loading.subject()
+            with stage("measuring"):
+                record = measure(subject, images, question, response, **options)
+            notes = _provenance(record)
         else:
-            subject = load_subject(model, aspect=aspect, **loading)
-            record, told = _over(subject, task, out, folder, options)
-        written = _write(record, folder)
-    console.print(layer_table(record))
-    console.print(told or _provenance(record), highlight=False, soft_wrap=True)
-    console.print(
-        f"[bold]written to[/] {out}/: {', '.join(written)}", highlight=False, soft_wrap=True
-    )
+            task = read_task(BenchmarkOptions(benchmark, data, split, limit))
+            record, problems = _over(loading.subject(), task, folder, options)
+            notes = {"left out": problems}
+        _write(record, folder)
+    show_layers(record)
+    for label, text in notes.items():
+        say(label, text)
+    folder.announce()
 
 
 def _check_one_source(benchmark: str | None, of_one: dict, of_many: dict) -> None:
     """Raises ProbeError where a benchmark and one question are asked for together."""
     wrong = of_one if benchmark else of_many
     given = [f"--{name}" for name, value in wrong.items() if value is not None and value != []]
+    if given and benchmark:
+        expected = "no question of its own with --benchmark"
+        raise ProbeError("attention", expected=expected, got=given[0])
     if given:
-        expected = (
-            "no question of its own beside --benchmark"
-            if benchmark
-            else f"--benchmark with {given[0]}"
-        )
-        raise ProbeError("attention", expected=expected, got=given[0] if benchmark else "none")
+        raise ProbeError("attention", expected=f"--benchmark with {given[0]}", got="none")
 
 
 def _over(
-    subject: "Subject", task: "BenchmarkTask", out: Path, folder: Path, options: dict
+    subject: "Subject", task: "BenchmarkTask", folder: ResultFolder, options: dict
 ) -> tuple["DataTree", str]:
     """The record of a benchmark's samples, by way of a run directory; and what was left out."""
-    from probe.evaluation.attention_run import attention_run, merged
+    from probe.evaluation.attention_run import AttentionRun
     from probe.records.run_directory import RunDirectory
 
-    todo = {sample.id for sample in task.samples} - RunDirectory(out).done()
-    told = f"{len(task.samples)} questions, {len(task.samples) - len(todo)} done"
-    console.print(
-        f"[bold]{task.benchmark.name}[/]: {told}; Ctrl-C keeps what is finished", highlight=False
-    )
+    measured = AttentionRun(subject, task, **options)
+    todo = RunDirectory.open(folder.out, measured.fingerprint()).todo(task.samples)
+    announce(task, task.samples, len(todo))
     with show_progress("attention", len(todo)) as progress:
-        run = attention_run(subject, task, out, progress=progress, **options)
-    problems = dealt_with(run, task, folder)
-    return merged(run, task), problems
+        run = measured.run(folder.out, progress)
+    return measured.results(run), write_problems(run, task, folder)
 
 
-def _provenance(record: "DataTree") -> str:
+def _provenance(record: "DataTree") -> dict[str, str]:
     """Question and answer, and how the model saw the image."""
-    root = record.to_dataset()
-    told = {
+    root, attrs = record.to_dataset(), record.attrs
+    return {
         "question": str(root["question"].values[0]).strip() or "(empty)",
         "answer": str(root["response"].values[0]).strip() or "(empty)",
-        "image": f"{record.attrs['aspect']} (how it was fitted to the encoder)",
-        "model": f"{record.attrs['model']}, {record.attrs['dtype']}, {record.attrs['attention']}",
+        "image": f"{attrs['aspect']} (how it was fitted to the encoder)",
+        "model": f"{attrs['model']}, {attrs['dtype']}, {attrs['attention']}",
     }
-    return "\n".join(f"[bold]{name}[/] {escape(text)}" for name, text in told.items())
 
 
-def what_to_ask(images: list[Path] | None, question: str | None) -> tuple[list, str]:
-    """The user's images and question; what is missing comes from the drawn sample."""
-    from probe.models.tiny.questions import sample_image
-
-    picture, sample_question, _ = sample_image(seed=0)
-    if question is None:
-        question = "Describe the image." if images else sample_question
-    return list(images or [picture]), question
-
-
-def _write(record: "DataTree", folder: Path) -> list[str]:
-    """Record, tidy CSV and figures; the names of the files."""
-    import matplotlib
-
+def _write(record: "DataTree", folder: ResultFolder) -> None:
     from probe import plots
-    from probe.records import save_record, to_dataframe
+    from probe.records import to_dataframe
 
-    matplotlib.use("Agg")  # files only: no window, whatever the display
-    try:
-        save_record(record, folder / "record.zarr.zip")
-        table = to_dataframe(record) if record.sizes["sample"] <= FEW else mean_table(record)
-        table.to_csv(folder / "attention.csv", index=False)
-        for name, figure in plots.figures(record).items():
-            for ending in ("png", "svg"):
-                figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches="tight")
-    except OSError as error:
-        raise not_writable(folder.parent, error) from error
-    return sorted(file.name for file in folder.iterdir())
+    with stage("drawing"):
+        folder.dataset("record", record)
+        few = record.sizes["sample"] <= FEW
+        folder.table("attention", to_dataframe(record) if few else mean_table(record))
+        folder.figures(plots.figures(record))
+
+
+def show_layers(record: "DataTree") -> None:
+    """A row a layer of the LLM: where the answer's tokens look, and how spread out; heads averaged.
+
+    Rows are those of response tokens; without a response, of the prompt's last token or the
+    instruction.
+    """
+    llm = record["llm"].to_dataset()
+    names = [str(name) for name in llm.query_type.values]
+    candidates = [name for name in ("response", "last", "instruction") if name in names] or names
+    counted = [n for n in candidates if llm.query_count.sel(query_type=n).sum() > 0]
+    query = (counted or candidates)[0]
+    averaged = [dim for dim in ("sample", "head") if dim in llm.dims]
+    rows = llm.sel(query_type=query).mean(averaged)
+    columns = {f"→ {name}": rows.mass.sel(key_type=name).values for name in names}
+    if "vision" in names:
+        for name in ("share", "entropy", "head_entropy"):
+            columns[name.replace("_", " ")] = rows.sel(key_type="vision")[name].values
+    lines = [
+        [str(int(layer) + 1), *(number(float(values[at])) for values in columns.values())]
+        for at, layer in enumerate(llm.layer.values)
+    ]
+    show_table(
+        f"Attention of {query} tokens, layer by layer",
+        dict.fromkeys(("layer", *columns), "right"),
+        lines,
+        "→ B: attention on tokens of type B (mass). Of vision: share, and entropy in nats.",
+    )
+
+
+def mean_table(record: "DataTree") -> "DataFrame":
+    """A row a number: means over samples and heads with 95 % intervals, images redrawn."""
+    import pandas as pd
+    import xarray as xr
+
+    from probe.plots.sample_mean import average
+    from probe.records.schema import MEASURED
+
+    frames = []
+    for stack, node in record.children.items():
+        for value in (name for name in MEASURED if name in node):
+            mean = average(record, stack, value)
+            parts = xr.Dataset({"mean": mean.mean, "low": mean.low, "high": mean.high})
+            frames.append(parts.to_dataframe().reset_index().assign(stack=stack, value=value))
+    first = ["stack", "value", "layer", "query_type", "key_type"]
+    table = pd.concat(frames)[[*first, "mean", "low", "high"]]
+    return table[table["mean"].notna()]  # without those that no query sees

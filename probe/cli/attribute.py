@@ -5,30 +5,25 @@ the same.
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
-from probe.cli.attention import Images, Question, Response, what_to_ask
 from probe.cli.options import (
-    Aspect,
-    Attn,
-    Debug,
-    Device,
-    Dtype,
+    Images,
     Longest,
-    Model,
-    Quantization,
-    load_subject,
+    ModelOptions,
+    Out,
+    Question,
+    Response,
+    Seed,
+    what_to_ask,
+    with_options,
 )
-from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
+from probe.cli.output import ResultFolder, results, say, show_table, stage
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
 
     from probe.subject.subject import Subject
 
@@ -36,7 +31,7 @@ FIRST = 8  # features on the terminal; all are in attribution.csv
 
 Method = Annotated[
     Literal["ablation", "shapley", "integrated_gradients", "gradient_x_attention"],
-    typer.Option(help="how attention is held against what the answer owes"),
+    typer.Option(help="how what the answer owes is measured"),
 ]
 Over = Annotated[
     Literal["patches", "grid", "words"], typer.Option(help="regions; grid: cells of 2 x 2 patches")
@@ -51,12 +46,11 @@ Ceiling = Annotated[bool, typer.Option(help="also a second method, as the ceilin
 Control = Annotated[
     bool, typer.Option(help="also the model with shuffled weights (a copy of it in memory)")
 ]
-Seed = Annotated[int, typer.Option(help="of Shapley orders, random orders and shuffled weights")]
-Out = Annotated[Path, typer.Option(help="folder of the results")]
 
 
+@with_options
 def attribute(
-    model: Model = "tiny-llava",
+    loading: ModelOptions,
     image: Images = None,
     question: Question = None,
     response: Response = None,
@@ -66,149 +60,115 @@ def attribute(
     ceiling: Ceiling = True,
     control: Control = True,
     seed: Seed = 0,
-    aspect: Aspect = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    attn: Attn = None,
-    quantization: Quantization = None,
     max_new_tokens: Longest = 32,
     out: Out = Path("probe-out/attribute"),
-    debug: Debug = False,
 ) -> None:
-    """What the answer owes to each region and word, beside attention: datasets, figures, a CSV and
-    a table.
+    """What the answer owes to each region and word, and whether attention agrees: datasets, figures,
+    a CSV and a table.
     """
-    with all_or_nothing(out) as folder:
-        images, question = what_to_ask(image, question)
+    with results("attribute", out) as folder:
         from probe.measures.attribution import attribute as attribute_
 
-        quieten_libraries(debug)
-        loading = {"dtype": dtype, "device": device, "attn": attn, "quantization": quantization}
-        subject = load_subject(model, aspect=aspect, **loading)
-        options = {"over": over, "seed": seed, "max_new_tokens": max_new_tokens}
+        images, question = what_to_ask(image, question)
+        subject = loading.subject()
+        options: dict[str, Any] = {"over": over, "seed": seed, "max_new_tokens": max_new_tokens}
         options["progress"] = sys.stderr.isatty()
-        with warnings.catch_warnings(record=True) as noted:
+        with warnings.catch_warnings(record=True) as noted, stage("attributing"):
             warnings.simplefilter("always", UserWarning)
-            found = attribute_(
+            attributed = attribute_(
                 subject, images, question, response, method, baseline=baseline, **options
             )
-            datasets = {method: found}
+            datasets = {method: attributed}
             if over != "words":
-                datasets |= _beside(
-                    subject, images, question, found, baseline, options, ceiling, control
-                )
-        written = _write(datasets, folder)
-    console.print(_table(found))
-    console.print(_told(datasets), highlight=False, soft_wrap=True)
-    for note in dict.fromkeys(
-        str(each.message) for each in noted if "attribute:" in str(each.message)
-    ):
-        console.print(f"[bold]note[/] {escape(note)}", highlight=False, soft_wrap=True)
-    console.print(
-        f"[bold]written to[/] {out}/: {', '.join(written)}", highlight=False, soft_wrap=True
-    )
+                asked = (subject, images, question)
+                datasets |= _references(asked, attributed, baseline, options, ceiling, control)
+        with stage("drawing"):
+            _write(datasets, folder)
+    _show_features(attributed)
+    for label, text in _summary(datasets).items():
+        say(label, text)
+    for note in dict.fromkeys(str(warning.message) for warning in noted):
+        if "attribute:" in note:
+            say("note", note)
+    folder.announce()
 
 
-def _beside(
-    subject: "Subject",
-    images: list,
-    question: str,
-    found: "xr.Dataset",
+def _references(
+    asked: "tuple[Subject, list, str]",
+    attributed: "xr.Dataset",
     baseline: str,
     options: dict,
     ceiling: bool,
     control: bool,
 ) -> dict[str, "xr.Dataset"]:
-    """What agreement is held against: another method, deletion and insertion, the same of shuffled
-    weights.
+    """What agreement is compared with: another method, deletion and insertion, the same method on
+    shuffled weights.
     """
     from probe.measures.attribution import attribute as attribute_
     from probe.measures.attribution import deletion_curves
     from probe.measures.attribution.weight_randomisation import randomised
 
-    said, more = found["token_id"].values.tolist(), {}
+    subject, images, question = asked
+    method, response_ids = attributed.attrs["method"], attributed["token_id"].values.tolist()
+    datasets = {}
     if ceiling:
-        other = (
-            "integrated_gradients"
-            if found.attrs["method"] != "integrated_gradients"
-            else "ablation"
+        integrated = "integrated_gradients"
+        other = integrated if method != integrated else "ablation"
+        substitute = "rows" if baseline == "hidden" else baseline
+        datasets[other] = attribute_(
+            subject, images, question, response_ids, other, baseline=substitute, **options
         )
-        way = "rows" if baseline == "hidden" else baseline
-        more[other] = attribute_(subject, images, question, said, other, baseline=way, **options)
-    attended = found["contribution"].mean("head").max("layer")
-    scores = {found.attrs["method"]: found["attribution"], "attention (contribution)": attended}
-    over = options["over"]
-    more["curves"] = deletion_curves(
-        subject, images, question, scores, said, over, baseline, seed=options["seed"]
+    attended = attributed["contribution"].mean("head").max("layer")
+    scores = {method: attributed["attribution"], "attention (contribution)": attended}
+    seed, over = options["seed"], options["over"]
+    datasets["curves"] = deletion_curves(
+        subject, images, question, scores, response_ids, over, baseline, seed=seed
     )
     if control:
-        blank = randomised(subject, options["seed"])
-        more["control"] = attribute_(
-            blank, images, question, said, found.attrs["method"], baseline=baseline, **options
+        shuffled = randomised(subject, seed)
+        datasets["control"] = attribute_(
+            shuffled, images, question, response_ids, method, baseline=baseline, **options
         )
-    return more
+    return datasets
 
 
-def _figures(datasets: dict[str, "xr.Dataset"]) -> dict[str, "Figure"]:
+def _write(datasets: dict[str, "xr.Dataset"], folder: ResultFolder) -> None:
     from probe import plots
 
-    attributions = {
-        name: one for name, one in datasets.items() if name not in ("curves", "control")
-    }
-    figures = {"attribution": plots.attribution(attributions)}
+    for name, dataset in datasets.items():
+        folder.dataset(name, dataset)
+    first = next(iter(datasets.values()))
+    folder.table("attribution", first[["feature_kind", "attribution"]].to_dataframe(), index=True)
+    maps = {name: one for name, one in datasets.items() if name not in ("curves", "control")}
+    drawn = {"attribution": plots.attribution(maps)}
     if "curves" in datasets:
-        control = datasets.get("control")
-        figures["agreement"] = plots.agreement(
-            attributions, curves=datasets["curves"], control=control
-        )
-    return figures
+        references = {"curves": datasets["curves"], "control": datasets.get("control")}
+        drawn["agreement"] = plots.agreement(maps, **references)
+    folder.figures(drawn)
 
 
-def _write(datasets: dict[str, "xr.Dataset"], folder: Path) -> list[str]:
-    import matplotlib
-
-    from probe.records import save_record
-
-    matplotlib.use("Agg")  # files only: no window, whatever the display
-    try:
-        for name, dataset in datasets.items():
-            save_record(dataset, folder / f"{name}.zarr.zip")
-        first = next(iter(datasets.values()))
-        first[["feature_kind", "attribution"]].to_dataframe().to_csv(folder / "attribution.csv")
-        for name, figure in _figures(datasets).items():
-            for ending in ("png", "svg"):
-                figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches="tight")
-    except OSError as error:
-        raise not_writable(folder.parent, error) from error
-    return sorted(file.name for file in folder.iterdir())
-
-
-def _table(found: "xr.Dataset") -> Table:
+def _show_features(attributed: "xr.Dataset") -> None:
     """The features that the answer owes most to."""
-    table = Table(
-        title="what the answer owes most to", box=box.SIMPLE, title_justify="left", min_width=40
-    )
-    table.add_column("feature")
-    table.add_column("nat", justify="right")
-    order = found["attribution"].values.argsort()[::-1][:FIRST]
-    for index in order:
-        table.add_row(
-            escape(str(found["feature"].values[index])), f"{found['attribution'].values[index]:.3f}"
-        )
-    return table
+    values = attributed["attribution"].values
+    rows = [
+        [attributed["feature"].values[index], f"{values[index]:.3f}"]
+        for index in values.argsort()[::-1][:FIRST]
+    ]
+    show_table("what the answer owes most to", {"feature": "left", "nat": "right"}, rows)
 
 
-def _told(datasets: dict[str, "xr.Dataset"]) -> str:
+def _summary(datasets: dict[str, "xr.Dataset"]) -> dict[str, str]:
     from probe.plots.attention_agreement import verdict
     from probe.records.rank_agreement import rank_agreement
 
-    found = next(iter(datasets.values()))
-    about = found.attrs
-    told = {
-        "answer": f"{about['response']} (log-probability {float(found['logprob']):.2f})",
-        "how": f"{about['method']}, baseline {about['baseline']}, sharing a prefix: {about['sharing']}",
-        "model": f"{about['model']}, {about['dtype']}, {about['attention']}",
+    attributed = next(iter(datasets.values()))
+    attrs = attributed.attrs
+    method = attrs["method"]
+    texts = {
+        "answer": f"{attrs['response']} (log-probability {float(attributed['logprob']):.2f})",
+        "how": f"{method}, baseline {attrs['baseline']}, sharing a prefix: {attrs['sharing']}",
+        "model": f"{attrs['model']}, {attrs['dtype']}, {attrs['attention']}",
     }
     if "curves" in datasets:
-        told["attention says the same"] = verdict(rank_agreement({about["method"]: found}))
-    return "\n".join(f"[bold]{name}[/] {escape(text)}" for name, text in told.items())
+        texts["attention says the same"] = verdict(rank_agreement({method: attributed}))
+    return texts

@@ -7,47 +7,39 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
-from probe.cli.output import console
+from probe.cli.output import number, say, show_table
 from probe.errors import ProbeError
 
 Runs = Annotated[
     list[Path], typer.Argument(help="folders that `probe drop` wrote, one a benchmark")
 ]
+Mode = Annotated[str, typer.Option(help="which mode of dropping")]
 
 
-def average(
-    runs: Runs, mode: Annotated[str, typer.Option(help="mode of dropping")] = "mask"
-) -> None:
+def average(runs: Runs, mode: Mode = "mask") -> None:
     """Average benchmarks over finished runs of one model: MME as the paper counts it (of 2000, as
     one of eleven), and in percent like the others."""
     from probe.evaluation.table_average import average as both
 
-    numbers: dict[str, dict[str, float]] = {}
+    headlines: dict[str, dict[str, float]] = {}
     for folder in runs:
-        benchmark, found = headlines_of(folder, mode)
-        if benchmark in numbers:
+        benchmark, numbers = headlines_of(folder, mode)
+        if benchmark in headlines:
             raise ProbeError("average", expected="one run a benchmark", got=f"two of {benchmark}")
-        numbers[benchmark] = found
-    cases = [
-        case
-        for case in next(iter(numbers.values()))
-        if all(case in found for found in numbers.values())
-    ]
-    shown = Table(title=f"Average over benchmarks ({escape(mode)})", box=box.SIMPLE_HEAD)
-    for heading in ("layers", *numbers, "as printed", "rescaled"):
-        shown.add_column(heading, justify="left" if heading == "layers" else "right")
-    for case in cases:
-        row = {name: found[case] for name, found in numbers.items()}
+        headlines[benchmark] = numbers
+    cases = set.intersection(*(set(numbers) for numbers in headlines.values()))
+    rows = []
+    for case in (case for case in next(iter(headlines.values())) if case in cases):
+        row = {benchmark: numbers[case] for benchmark, numbers in headlines.items()}
         result = both(row)
         values = [*row.values(), result.as_printed, result.rescaled]
-        shown.add_row(case, *("-" if value != value else f"{value:.2f}" for value in values))
-    console.print(shown)
-    if missing := both(dict.fromkeys(numbers, 0.0)).missing:
-        console.print(f"no average without {', '.join(missing)}", highlight=False, soft_wrap=True)
+        rows.append([case, *(number(value, 2) for value in values)])
+    headings = dict.fromkeys((*headlines, "as printed", "rescaled"), "right")
+    show_table(f"Average over benchmarks ({mode})", {"layers": "left"} | headings, rows)
+    missing = both(dict.fromkeys(headlines, 0.0)).missing
+    if missing:
+        say("note", f"no average without {', '.join(missing)}")
 
 
 def headlines_of(folder: Path, mode: str = "mask") -> tuple[str, dict[str, float]]:
@@ -57,22 +49,16 @@ def headlines_of(folder: Path, mode: str = "mask") -> tuple[str, dict[str, float
     import pandas as pd
 
     try:
-        benchmark = str(
-            json.loads((folder / "run.json").read_text())["fingerprint"]["data"]["benchmark"]
-        )
+        run = json.loads((folder / "run.json").read_text())
+        benchmark = str(run["fingerprint"]["data"]["benchmark"])
         table = pd.read_csv(folder / "accuracy.csv")
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ProbeError(
-            "average", expected="a folder that `probe drop` has finished", got=str(folder)
-        ) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        expected = "a folder that `probe drop` has finished"
+        raise ProbeError("average", expected=expected, got=str(folder)) from None
     overall = table[(table["kind"] == "all") & (table["mode"] == mode)].set_index("case")
     if overall.empty:
-        raise ProbeError(
-            "average",
-            expected=f"a mode of {', '.join(dict.fromkeys(table['mode']))}",
-            got=f"{mode!r} in {folder}",
-        )
+        modes = ", ".join(dict.fromkeys(table["mode"]))
+        raise ProbeError("average", expected=f"a mode of {modes}", got=f"{mode!r} in {folder}")
     column = next(name for name in table.columns if name.startswith("official_"))
-    return benchmark, dict(
-        zip(map(str, overall.index), overall[column].astype(float).tolist(), strict=True)
-    )
+    values = overall[column].astype(float)
+    return benchmark, dict(zip(map(str, overall.index), values.tolist(), strict=True))

@@ -1,19 +1,17 @@
-"""What verbs over a benchmark share: its questions, progress, and a list of what could not be
-used.
-"""
+"""What verbs over a benchmark share: its questions, progress, and a list of what could not be used."""
 
 import csv
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
+from probe.cli.options import BenchmarkOptions
+from probe.cli.output import ResultFolder, say
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
+    from probe.data.sample import Sample
     from probe.evaluation.task import BenchmarkTask
     from probe.records.run_directory import RunDirectory
 
@@ -21,36 +19,44 @@ SHAPES_LIMIT = 90  # questions: about a minute
 SHOWN = 3  # problems on the terminal; all are in problems.csv
 
 
-def task_of(name: str, data: Path | None, limit: int | None, split: str | None) -> "BenchmarkTask":
-    """The questions of a benchmark. Mistakes are told before any model is loaded."""
+def read_task(options: BenchmarkOptions) -> "BenchmarkTask":
+    """The questions of a benchmark. Mistakes are reported before any model is loaded."""
     from probe.evaluation.task import BenchmarkTask
 
+    name = options.benchmark
+    limit = options.limit or (SHAPES_LIMIT if name == "shapes" else None)
     try:
-        return BenchmarkTask.read(
-            name, data, limit or (SHAPES_LIMIT if name == "shapes" else None), split
-        )
+        task = BenchmarkTask.read(name, options.data, limit, options.split)
     except OSError as error:  # a file that may not be read
         raise ProbeError("--data", expected="files that can be read", got=str(error)) from error
+    if task.benchmark.note:
+        say("note", f"{name}: {task.benchmark.note}")
+    return task
 
 
 @contextmanager
 def show_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr where it is a terminal; a line every so often where it is not."""
+    """A bar on stderr where it is a terminal; a line now and then where it is not."""
     from tqdm.auto import tqdm
 
     slow = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 120, "ascii": True}
-    with tqdm(
-        total=total, desc=label, unit="sample", disable=total == 0, file=sys.stderr, **slow
-    ) as bar:
+    bar = tqdm(total=total, desc=label, unit="sample", disable=not total, file=sys.stderr, **slow)
 
-        def step(count: int) -> None:
-            bar.update(count)
+    def step(count: int) -> None:
+        bar.update(count)
 
+    with bar:
         yield step
 
 
-def dealt_with(run: "RunDirectory", task: "BenchmarkTask", folder: Path) -> str:
-    """Writes `problems.csv` (bad rows and failed samples) and says how many there are.
+def announce(task: "BenchmarkTask", samples: "Sequence[Sample]", todo: int, to: str = "") -> None:
+    """The line before a run: how much there is to do."""
+    count = f"{len(samples)} questions{to}, {len(samples) - todo} done"
+    say(task.benchmark.name, f"{count}; Ctrl-C keeps what is finished")
+
+
+def write_problems(run: "RunDirectory", task: "BenchmarkTask", folder: ResultFolder) -> str:
+    """Writes `problems.csv` (bad rows and failed samples); says how many there are.
 
     Raises ProbeError where nothing at all could be measured.
     """
@@ -58,13 +64,13 @@ def dealt_with(run: "RunDirectory", task: "BenchmarkTask", folder: Path) -> str:
     if failures and not run.done():
         got = f"{len(failures)} failures, the first {failures[0].reason}"
         raise ProbeError("run", expected="at least one sample that can be measured", got=got)
-    problems = task.benchmark.problems
-    rows = [(p.file, p.row, f"expected {p.expected}, got {p.got}") for p in problems]
+    skipped = task.benchmark.problems
+    rows = [(p.file, p.row, f"expected {p.expected}, got {p.got}") for p in skipped]
     rows += [("sample", f.id, f.reason) for f in failures]
-    with (folder / "problems.csv").open("w", newline="", encoding="utf-8") as file:
+    with folder.file("problems.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("where", "row", "problem"), *rows])
     if not rows:
         return "no bad row, no failed sample"
-    shown = [f"  {where}, {row}: {problem}" for where, row, problem in rows[:SHOWN]]
-    told = f"{len(problems)} bad rows left out, {len(failures)} samples failed (problems.csv):"
-    return escape("\n".join([told, *shown, *(["  ..."] if len(rows) > SHOWN else [])]))
+    first = [f"  {where}, {row}: {problem}" for where, row, problem in rows[:SHOWN]]
+    counts = f"{len(skipped)} bad rows left out, {len(failures)} samples failed (problems.csv):"
+    return "\n".join([counts, *first, *(["  ..."] if len(rows) > SHOWN else [])])

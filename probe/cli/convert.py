@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from probe.cli.options import Debug
-from probe.cli.output import console, not_writable, quieten_libraries
+from probe.cli.output import not_writable, quieten_libraries, say
 from probe.errors import ProbeError
 
 Folder = Annotated[
@@ -33,9 +32,7 @@ def convert(
     base: Base = None,
     debug: Debug = False,
 ) -> None:
-    """Convert LLaVA-Mini's authors' checkpoint, shard by shard; what does not fit is told by
-    name.
-    """
+    """Convert LLaVA-Mini's authors' checkpoint, shard by shard; what does not fit is named."""
     from probe.models.llava_mini import CheckpointError
     from probe.models.llava_mini import convert as convert_folder
 
@@ -46,10 +43,10 @@ def convert(
         raise ProbeError("convert", expected=error.expected, got=error.got) from error
     except OSError as error:
         raise not_writable(out, error) from error
-    written = ", ".join(sorted(file.name for file in out.iterdir()))
-    console.print(
-        f"[bold]written to[/] {escape(str(out))}/: {written}", highlight=False, soft_wrap=True
-    )
+    say("written to", f"{out}/: {', '.join(sorted(file.name for file in out.iterdir()))}")
     if not (out / "processor_config.json").is_file():
-        told = "no tokenizer was there: copy its files into the authors' folder and convert again to ask questions"
-        console.print(told, highlight=False, soft_wrap=True)
+        say(
+            "note",
+            "there was no tokenizer: copy its files into the authors' folder and convert again "
+            "to ask questions",
+        )

@@ -1,41 +1,38 @@
 """`probe cost`: what reading a prompt costs, by component, counted and measured."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
-from probe.cli.options import Debug, Device, Dtype
-from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
-from probe.errors import ProbeError
+from probe.cli.options import Debug, Device, Dtype, ModelOptions, Out, several_numbers
+from probe.cli.output import quieten_libraries, results, show_table, stage
 
 if TYPE_CHECKING:
     import xarray as xr
 
 LARGEST = 25  # times the operations of the model's own image: up to there prompts are measured
 UNIT = {"vision_tokens": "vision tokens", "resolution": "pixels", "frames": "frames"}
+SEVERAL = "several with commas"
+STEPS = (("", 0), ("k", 3), ("M", 6), ("G", 9), ("T", 12), ("P", 15), ("E", 18))
 
 Models = Annotated[
     list[str] | None,
     typer.Option("--model", help="a name; again to compare", show_default="every shipped model"),
 ]
-Several = "several with commas"
 VisionTokens = Annotated[
-    str | None, typer.Option(help=f"that the LLM reads; {Several}", show_default="powers of 4")
+    str | None, typer.Option(help=f"that the LLM reads; {SEVERAL}", show_default="powers of 4")
 ]
 TextTokens = Annotated[
     int | None, typer.Option(min=0, help="of the question", show_default="a short question's")
 ]
 Frames = Annotated[
-    str | None, typer.Option(help=f"of a video; {Several}", show_default="1, 10, 100, 1000")
+    str | None, typer.Option(help=f"of a video; {SEVERAL}", show_default="1, 10, 100, 1000")
 ]
 Resolution = Annotated[
     str | None,
     typer.Option(
-        help=f"of the image, px a side; {Several}", show_default="1 to 4 views along a side"
+        help=f"of the image, pixels a side; {SEVERAL}", show_default="1 to 4 views along a side"
     ),
 ]
 Measure = Annotated[
@@ -44,7 +41,6 @@ Measure = Annotated[
         min=0, help="repeats of the measurement, 0: only count", show_default="5; 0 for hub ids"
     ),
 ]
-Out = Annotated[Path, typer.Option(help="folder of the results")]
 
 
 def cost(
@@ -63,70 +59,55 @@ def cost(
     figures, a table.
     """
     given = {"vision_tokens": vision_tokens, "resolution": resolution, "frames": frames}
-    wanted = {axis: numbers(f"--{axis.replace('_', '-')}", text) for axis, text in given.items()}
-    with all_or_nothing(out) as folder:
-        from probe.measures.cost import join
+    wanted = {
+        axis: several_numbers(f"--{axis.replace('_', '-')}", text) for axis, text in given.items()
+    }
+    with results("cost", out) as folder:
+        from probe import plots
+        from probe.measures.cost import join, table, write
         from probe.models.tiny import FOLDERS
 
         quieten_libraries(debug)
         options = {} if text_tokens is None else {"text_tokens": text_tokens}
         costs = []
-        for name in model or sorted(FOLDERS):
-            source = _source(name, measure, dtype, device)
-            costs += cases_of(
-                name,
-                source,
-                wanted,
-                options,
-                0 if source is name else 5 if measure is None else measure,
-            )
-        found = join(costs)
-        _write(found, folder)
-    console.print(cost_table(found))
-    console.print(
-        f"[bold]written to[/] {out}/: costs.csv, costs.json, figures (png, svg)", highlight=False
-    )
+        for name in dict.fromkeys(model or sorted(FOLDERS)):
+            repeats = measure if measure is not None else 5 * (name in FOLDERS)
+            loading = ModelOptions(name, dtype=dtype, device=device, debug=debug)
+            source = loading.subject() if repeats else name
+            with stage(f"counting {name}"):
+                costs += cases_of(name, source, wanted, options, repeats)
+        joined = join(costs)
+        write(joined, folder.file("costs.json"))
+        folder.table("costs", table(joined))
+        with stage("drawing"):
+            folder.figures(plots.cost_figures(joined))
+    show_costs(joined)
+    folder.announce()
 
 
-def numbers(option: str, given: str | None) -> list[int] | None:
-    """ "1,4,16" -> [1, 4, 16]. Raises ProbeError for anything else."""
-    words = given.split(",") if given is not None else []
-    if not all(word.strip().isdecimal() for word in words):
-        raise ProbeError(option, expected="numbers with commas between them", got=repr(given))
-    return [int(word) for word in words] if words else None
-
-
-def _source(name: str, measure: int | None, dtype: str | None, device: str | None):
-    """The model with its weights where it is to be measured, else only its name."""
-    from probe.models.tiny import FOLDERS
-    from probe.subject.loading import load
-
-    return (
-        load(name, dtype=dtype, device=device)
-        if measure or (measure is None and name in FOLDERS)
-        else name
-    )
-
-
-def cases_of(name: str, source, wanted: dict, options: dict, measure: int) -> "list[xr.Dataset]":
+def cases_of(
+    name: str, source: Any, wanted: dict, options: dict, measure: int
+) -> "list[xr.Dataset]":
     """The model's own image first; then what is wanted, or a range of everything where nothing
-    is.
+    is. `source`: a subject, or a name to count from its config alone.
     """
     from probe.measures.cost import cost as count
 
     base = count(source, **options, measure=measure, name=name)
-    heavy = LARGEST * float(base["flops"].sum())
+    largest = LARGEST * float(base["flops"].sum())
     cases = [base]
     for axis, values in (wanted if any(wanted.values()) else ranges(source)).items():
         for value in values or ():
-            told = {"name": f"{name}, {UNIT[axis]} {value}", axis: value, **options}
-            case = count(source, **told)
-            measurable = measure and axis != "vision_tokens" and float(case["flops"].sum()) <= heavy
-            cases.append(count(source, **told, measure=measure) if measurable else case)
+            shape = {"name": f"{name}, {UNIT[axis]} {value}", axis: value, **options}
+            case = count(source, **shape)
+            measurable = measure and axis != "vision_tokens"
+            if measurable and float(case["flops"].sum()) <= largest:
+                case = count(source, **shape, measure=measure)
+            cases.append(case)
     return cases
 
 
-def ranges(source) -> dict[str, list[int]]:
+def ranges(source: Any) -> dict[str, list[int]]:
     """Powers of 4 up to the patches of a view; images of 2 to 4 views along a side; videos."""
     from probe.measures.cost import own_view
 
@@ -139,53 +120,43 @@ def ranges(source) -> dict[str, list[int]]:
     }
 
 
-def cost_table(costs: "xr.Dataset") -> Table:
-    """A row a case, in the units that fit the largest."""
+def show_costs(costs: "xr.Dataset") -> None:
+    """A row a case, in units that fit."""
     from probe.measures.cost import table
 
-    rows = table(costs)
-    shown = Table(title="What reading a prompt costs", box=box.SIMPLE_HEAD)
-    for heading in (
-        "case",
-        "vision tokens",
-        "GFLOP",
-        "of it LLM",
-        "cache (MB)",
-        "ms to first token",
-        "peak (MB)",
-    ):
-        shown.add_column(heading, justify="left" if heading == "case" else "right")
-    for _, row in rows.iterrows():
-        measured = row.get("latency (ms)", float("nan"))
-        time = f"{measured:.1f} ± {row['spread (ms)']:.1f}" if measured == measured else ""
-        peak = f"{row['peak memory (MB)']:.0f}" if measured == measured else ""
-        shown.add_row(
-            escape(str(row["case"])),
-            f"{row['vision_tokens']:g}",
-            f"{1e3 * row['total (TFLOP)']:.4g}",
-            f"{row['llm (TFLOP)'] / row['total (TFLOP)']:.0%}",
-            f"{row['cache of vision (MB)'] + row['cache of text (MB)']:.4g}",
-            time,
-            peak,
-        )
-    shown.caption = (
-        "operations of attention included; costs.csv has every component, with and without them"
+    headings = {"case": "left"} | dict.fromkeys(
+        ("vision tokens", "operations", "of it LLM", "cache", "ms to first token", "peak memory"),
+        "right",
     )
-    return shown
+    rows = []
+    for row in table(costs).to_dict("records"):
+        measured = row.get("latency (ms)", float("nan"))
+        is_measured = measured == measured
+        cache = row["cache of vision (MB)"] + row["cache of text (MB)"]
+        rows.append(
+            [
+                row["case"],
+                f"{row['vision_tokens']:g}",
+                with_unit(1e12 * row["total (TFLOP)"], "FLOP"),
+                f"{row['llm (TFLOP)'] / row['total (TFLOP)']:.0%}",
+                with_unit(1e6 * cache, "B"),
+                f"{measured:.1f} ± {row['spread (ms)']:.1f}" if is_measured else "-",
+                with_unit(1e6 * row["peak memory (MB)"], "B") if is_measured else "-",
+            ]
+        )
+    caption = (
+        "Operations of attention included; costs.csv has every component, with and without them. "
+        "-: only counted (a name without weights, or a prompt too large to time)."
+    )
+    show_table("What reading a prompt costs", headings, rows, caption)
 
 
-def _write(costs: "xr.Dataset", folder: Path) -> None:
-    import matplotlib
+def with_unit(value: float, unit: str) -> str:
+    """A number with the decimal prefix that fits it.
 
-    from probe import plots
-    from probe.measures.cost import table, write
-
-    matplotlib.use("Agg")  # files only: no window, whatever the display
-    try:
-        write(costs, folder / "costs.json")
-        table(costs).to_csv(folder / "costs.csv", index=False, float_format="%.8g")
-        for name, figure in plots.cost_figures(costs).items():
-            for ending in ("png", "svg"):
-                figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches="tight")
-    except OSError as error:
-        raise not_writable(folder.parent, error) from error
+    >>> with_unit(1.82e17, "FLOP"), with_unit(3.02e11, "B"), with_unit(0, "B")
+    ('182 PFLOP', '302 GB', '0 B')
+    """
+    fitting = [step for step in STEPS if abs(value) >= 0.9995 * 10 ** step[1]] or [STEPS[0]]
+    prefix, power = fitting[-1]
+    return f"{value / 10**power:.3g} {prefix}{unit}"

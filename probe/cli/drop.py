@@ -7,35 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
-from probe.cli.benchmark_run import dealt_with, show_progress, task_of
-from probe.cli.options import (
-    Aspect,
-    Attn,
-    Benchmark,
-    Data,
-    Debug,
-    Device,
-    Dtype,
-    Limit,
-    Longest,
-    Model,
-    Quantization,
-    RunFolder,
-    Split,
-    load_subject,
-)
-from probe.cli.output import all_or_nothing, console, not_writable, quieten_libraries
+from probe.cli.benchmark_run import announce, read_task, show_progress, write_problems
+from probe.cli.options import BenchmarkOptions, Longest, ModelOptions, Out, with_options
+from probe.cli.output import ResultFolder, number, results, say, show_table, stage
+from probe.errors import ProbeError
 
 if TYPE_CHECKING:
     import pandas as pd
     from xarray import DataTree
 
-    from probe.evaluation.drop_run import Dropping
+    from probe.evaluation.drop_run import DropRun
     from probe.evaluation.task import BenchmarkTask
+    from probe.records.run_directory import RunDirectory
+    from probe.subject.subject import Subject
 
 Windows = Annotated[
     int | None,
@@ -53,7 +38,7 @@ Where = Annotated[
 ]
 Queries = Annotated[
     Literal["text", "compressed", "both"],
-    typer.Option(help="who is cut off from vision in pre-fusion"),
+    typer.Option(help="which queries are cut off from vision in pre-fusion"),
 ]
 Depth = Annotated[bool, typer.Option(help="also drop from each window on, and up to it")]
 Attention = Annotated[
@@ -68,12 +53,10 @@ Judged = Annotated[
 ]
 
 
+@with_options
 def drop(
-    model: Model = "tiny-llava",
-    benchmark: Benchmark = "shapes",
-    data: Data = None,
-    split: Split = None,
-    limit: Limit = None,
+    loading: ModelOptions,
+    asked: BenchmarkOptions,
     windows: Windows = None,
     mode: Mode = "all",
     stack: Where = "llm",
@@ -82,32 +65,26 @@ def drop(
     attention: Attention = True,
     export: Export = False,
     judged: Judged = None,
-    aspect: Aspect = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    attn: Attn = None,
-    quantization: Quantization = None,
     max_new_tokens: Longest = 32,
-    out: RunFolder = Path("probe-out/drop"),
-    debug: Debug = False,
+    out: Out = Path("probe-out/drop"),
 ) -> None:
     """Drop vision tokens in windows of layers and score the answers: Fig. 5, accuracy.csv, a
     dataset. It resumes.
     """
-    with all_or_nothing(out) as folder:
-        task = task_of(benchmark, data, limit, split)
+    with results("drop", out) as folder:
+        task = read_task(asked)
         from probe.evaluation.judge_scores import check_judged
         from probe.evaluation.judge_scores import judged as with_scores
 
         if judged is not None:
             check_judged(task, judged)
-        from probe.evaluation.drop_run import Dropping, results
+        if export:
+            task.check_export()
+        from probe.evaluation.drop_run import DropRun
 
-        quieten_libraries(debug)
-        loading = {"dtype": dtype, "device": device, "attn": attn, "quantization": quantization}
-        subject = load_subject(model, aspect=aspect, **loading)
-        cases = cases_of_modes(subject, windows, mode, depth, stack)
-        dropping = Dropping(
+        subject = loading.subject()
+        cases = cases_of_modes(subject, task, windows, mode, depth, stack)
+        dropping = DropRun(
             subject,
             task,
             cases,
@@ -116,144 +93,139 @@ def drop(
             max_new_tokens=max_new_tokens,
             attention=attention,
         )
-        run = _measured(dropping, out)
-        problems = dealt_with(run, task, folder)
-        found = (
-            results(run, task) if judged is None else with_scores(results(run, task), task, judged)
-        )
+        run = _measured(dropping, folder)
+        problems = write_problems(run, task, folder)
+        dataset = dropping.results(run)
+        if judged is not None:
+            dataset = with_scores(dataset, task, judged)
         run.compact([sample.id for sample in task.benchmark.samples])
-        table = accuracy(found)
-        _write(found, table, folder)
-        drawn = ", ".join(sorted(figure.stem for figure in folder.glob("*.png")))
-        if export:
-            _export(found, task, folder.parent)
-    console.print(case_table(table, task))
-    console.print(problems, highlight=False, soft_wrap=True)
-    names = f"final.zarr, accuracy.csv, run.json, figures: {drawn} (png, svg)"
-    console.print(f"[bold]written to[/] {out}/: {names}", highlight=False, soft_wrap=True)
+        table = accuracy(dataset)
+        folder.table("accuracy", table)
+        with stage("drawing"):
+            _draw(dataset, folder)
+        missing = _export(dataset, task, folder.out) if export else ""
+    show_cases(table, task)
+    say("left out", problems)
+    if missing:
+        say("exported", missing)
+    folder.announce("final.zarr", "run.json")
 
 
-def cases_of_modes(subject, size: int | None, mode: str, depth: bool, stack: str = "llm") -> dict:
+def cases_of_modes(
+    subject: "Subject",
+    task: "BenchmarkTask",
+    size: int | None,
+    mode: str,
+    depth: bool,
+    stack: str = "llm",
+) -> dict[str, list]:
     """The cases of each mode: of all that are defined in the stack, or of one.
 
     Raises ProbeError for a stack that the model does not have, and for a window of more layers than
     are in it.
     """
-    from probe.errors import ProbeError
     from probe.hooks.model_structure import stacks
     from probe.interventions.drop import PREFUSION_MODES
     from probe.interventions.sweep import from_layer, until_layer, windows
     from probe.interventions.sweep.visibility import SWEEP_MODES
 
-    if stack not in (found := stacks(subject.model)):
+    available = stacks(subject.model)
+    if stack not in available:
         raise ProbeError(
             "--stack",
             expected=f"a stack of {subject.name}: llm",
             got=stack,
             fix="take a LLaVA-Mini",
         )
-    layers = len(found[stack].layers)
+    layers = len(available[stack].layers)
     size = size or min(4, max(1, layers // 4))
     if size > layers:
-        raise ProbeError(
-            "--windows", expected=f"1 to {layers}, the layers of {subject.name}", got=str(size)
-        )
+        expected = f"1 to {layers}, the layers of {subject.name}"
+        raise ProbeError("--windows", expected=expected, got=str(size))
     defined = SWEEP_MODES if stack == "llm" else PREFUSION_MODES
-    chosen = defined if mode == "all" else [mode]
-    cases: dict = {name: [windows(size)] for name in chosen}
+    if mode == "all" and "swap" in defined and not task.has_donors:
+        say("note", "swap is left out: the questions are about one image, and it needs another")
+        defined = [name for name in defined if name != "swap"]
+    chosen = list(defined) if mode == "all" else [mode]
+    cases: dict[str, list] = {name: [windows(size)] for name in chosen}
     if depth:  # from a layer to the last one, all modes that hide vision are equal
         cases[chosen[0]] += [from_layer(size), until_layer(size)]
     return cases
 
 
-def _measured(dropping: "Dropping", out: Path):
+def _measured(dropping: "DropRun", folder: ResultFolder) -> "RunDirectory":
     """The run, finished; says first what it will cost."""
     from probe.records.run_directory import RunDirectory
 
-    samples = dropping.task.with_images
-    todo = RunDirectory.open(out, dropping.fingerprint()).todo(samples)
-    told = f"{len(samples)} questions, {len(samples) - len(todo)} done"
-    console.print(
-        f"[bold]{escape(dropping.task.benchmark.name)}[/]: {told}; Ctrl-C keeps what is finished",
-        highlight=False,
-        soft_wrap=True,
-    )
+    samples = dropping.samples
+    todo = RunDirectory.open(folder.out, dropping.fingerprint()).todo(samples)
+    announce(dropping.task, samples, len(todo))
     for line in dropping.estimate(todo) if todo else ():
-        console.print(escape(line), highlight=False, soft_wrap=True)
+        say("about", line)
     with show_progress("drop", len(todo)) as progress:
-        return dropping.run(out, progress)
+        return dropping.run(folder.out, progress)
 
 
-def accuracy(found: "DataTree", seed: int = 0) -> "pd.DataFrame":
-    """`effects`, with the benchmark's official number (over all kinds) of each case, and how sure
-    it is.
+def accuracy(dataset: "DataTree", seed: int = 0) -> "pd.DataFrame":
+    """`effects`, with the benchmark's official number (over all kinds) of each case and its
+    interval.
     """
     import pandas as pd
 
     from probe.evaluation.drop_effects import ALL, effects, tables_of
     from probe.evaluation.headline import columns
 
-    official = [
-        pd.DataFrame(
-            {"mode": mode, "case": table["case"].values, "kind": ALL, **columns(table, seed)}
-        )
-        for mode, table in tables_of(found).items()
-    ]
-    return effects(found, seed=seed).merge(
-        pd.concat(official), on=["mode", "case", "kind"], how="left"
-    )
+    official = []
+    for mode, table in tables_of(dataset).items():
+        labels = {"mode": mode, "case": table["case"].values, "kind": ALL}
+        official.append(pd.DataFrame({**labels, **columns(table, seed)}))
+    by = ["mode", "case", "kind"]
+    return effects(dataset, seed=seed).merge(pd.concat(official), on=by, how="left")
 
 
-def case_table(table: "pd.DataFrame", task: "BenchmarkTask") -> Table:
+def show_cases(table: "pd.DataFrame", task: "BenchmarkTask") -> None:
     """A row a case, a column a mode: the benchmark's official number over all questions."""
     overall, headline = table.query("kind == 'all'"), task.module.HEADLINE
     unit = getattr(task.module, "LABEL", f"{headline.replace('_', ' ')} (%)")
-    title = f"{escape(task.benchmark.name)} with vision tokens dropped: {unit}"
-    shown = Table(title=title, box=box.SIMPLE_HEAD)
     modes = list(dict.fromkeys(overall["mode"]))
-    for heading in ("layers", *modes):
-        shown.add_column(heading, justify="right" if heading in modes else "left")
+    values = overall.set_index(["case", "mode"])[f"official_{headline}"].to_dict()
+    rows = []
     for case in dict.fromkeys(overall["case"]):
-        rows = overall.query("case == @case").set_index("mode")
-        cells = [
-            f"{rows.loc[mode, f'official_{headline}']:.1f}" if mode in rows.index else ""
-            for mode in modes
-        ]
-        shown.add_row(case, *("-" if cell == "nan" else cell for cell in cells))
+        cells = [number(values[case, m], 1) if (case, m) in values else "" for m in modes]
+        rows.append([case, *cells])
     first = overall.iloc[0]
-    shown.caption = (
-        f"{first['questions']} questions on {first['images']} images; intervals are in accuracy.csv"
+    show_table(
+        f"{task.benchmark.name} with vision tokens dropped: {unit}",
+        {"layers": "left"} | dict.fromkeys(modes, "right"),
+        rows,
+        f"{first['questions']} questions on {first['images']} images; "
+        "intervals are in accuracy.csv",
     )
-    return shown
 
 
-def _write(found: "DataTree", table: "pd.DataFrame", folder: Path) -> None:
-    import matplotlib
-
+def _draw(dataset: "DataTree", folder: ResultFolder) -> None:
     from probe import plots
 
-    matplotlib.use("Agg")  # files only: no window, whatever the display
-    try:
-        table.to_csv(folder / "accuracy.csv", index=False, float_format="%.6g")
-        for name, figure in plots.drop_figures(found).items():
-            for ending in ("png", "svg"):
-                figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches="tight")
-    except OSError as error:
-        raise not_writable(folder.parent, error) from error
+    folder.figures(plots.drop_figures(dataset))
 
 
-def _export(found: "DataTree", task: "BenchmarkTask", out: Path) -> None:
-    """predictions/<mode>/<case>/: the official answer file, and a list of what is where."""
+def _export(dataset: "DataTree", task: "BenchmarkTask", out: Path) -> str:
+    """predictions/<mode>/<case>/: the official answer file, and a list of what is where. Returns
+    one line on the rows that have no answer.
+    """
     from probe.evaluation.drop_effects import tables_of
     from probe.evaluation.drop_run import predictions
     from probe.evaluation.judge_scores import folder_of
 
-    written = {}
-    for mode, table in tables_of(found).items():
+    written: dict[str, str] = {}
+    missing = ""
+    for mode, table in tables_of(dataset).items():
         for case in map(str, table["case"].values):
             folder = out / "predictions" / folder_of(mode, case)
             folder.mkdir(parents=True, exist_ok=True)
-            written[f"{mode}: {case}"] = str(
-                task.export(predictions(table, case), folder).relative_to(out)
-            )
-    (out / "predictions" / "index.json").write_text(json.dumps(written, indent=1), encoding="utf-8")
+            texts = predictions(table, case)
+            written[f"{mode}: {case}"] = str(task.export(texts, folder).relative_to(out))
+            missing = task.missing_answers(texts)
+    index = json.dumps(written, indent=1)
+    (out / "predictions" / "index.json").write_text(index, encoding="utf-8")
+    return missing

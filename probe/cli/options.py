@@ -1,80 +1,158 @@
-"""Options that several verbs have, so that they are called and explained the same everywhere."""
+"""Options that several verbs have, so that they are called and explained the same everywhere.
 
+A verb takes groups of them as one argument each:
+
+    @with_options
+    def verify(loading: ModelOptions) -> None:
+        subject = loading.subject()
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from probe.cli.output import quieten_libraries, stage
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
     from probe.subject.subject import Subject
 
-Model = Annotated[str, typer.Option(help="tiny-llava, a hub id or a local folder")]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 ...", show_default="the fastest there is")
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(help="float32, bfloat16 or float16", show_default="as the checkpoint was saved"),
-]
-Attn = Annotated[
-    str | None,
-    typer.Option(help="sdpa, eager or flash_attention_2", show_default="the model's own"),
-]
-Quantization = Annotated[
-    Literal["4bit", "8bit"] | None,
-    typer.Option(help="load the weights in 4 or 8 bits, on a GPU", show_default="no"),
-]
-Aspect = Annotated[
-    Literal["pad", "crop"] | None,
+Images = Annotated[
+    list[Path] | None,
     typer.Option(
-        help="pad the image to a square, as the paper, or crop it",
-        show_default="the processor's own",
+        help="an image; given again, several images of ONE prompt",
+        show_default="a drawn sample image",
     ),
 ]
+Question = Annotated[str | None, typer.Option(help="what to ask", show_default="one that fits")]
+Response = Annotated[
+    str | None, typer.Option(help="the answer to measure", show_default="the model's own")
+]
+Seed = Annotated[int, typer.Option(help="of everything that is drawn at random")]
+Out = Annotated[Path, typer.Option(help="folder of the results")]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks, and what the libraries log")]
 Data = Annotated[
     Path | None,
     typer.Option(help="folder with the benchmark's official files", show_default="none"),
 ]
-Limit = Annotated[
-    int | None, typer.Option(min=1, help="ask so many questions", show_default="all; 90 of shapes")
-]
 Split = Annotated[
     str | None,
     typer.Option(help="split of the benchmark", show_default="the one that papers report"),
 ]
-Benchmark = Annotated[
-    str, typer.Option(help="shapes (drawn, needs no files), gqa, mmbench, pope, textvqa, ...")
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="questions to ask at most", show_default="all; 90 of shapes"),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16", show_default="as the checkpoint was saved"),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 ...", show_default="the fastest there is")
 ]
 Longest = Annotated[int, typer.Option(min=1, help="longest answer, in tokens")]
-RunFolder = Annotated[
-    Path, typer.Option(help="folder of the run; the same command goes on with it")
-]
 
 
-def load_subject(
-    model: str,
-    *,
-    dtype: str | None,
-    device: str | None,
-    attn: str | None,
-    quantization: str | None,
-    aspect: str | None = None,
-) -> "Subject":
-    """The subject that these options ask for."""
-    from probe.subject.loading import load
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, loaded how."""
 
-    return load(
-        model,
-        dtype=dtype,
-        device=device,
-        attn_implementation=attn,
-        quantization_config=quantization_config(quantization),
-        aspect=aspect,
+    model: Annotated[str, typer.Option(help="tiny-llava, a hub id or a local folder")] = (
+        "tiny-llava"
     )
+    aspect: Annotated[
+        Literal["pad", "crop"] | None,
+        typer.Option(
+            help="pad the image to a square, as the paper, or crop it",
+            show_default="the processor's own",
+        ),
+    ] = None
+    dtype: Dtype = None
+    device: Device = None
+    attn: Annotated[
+        str | None,
+        typer.Option(help="sdpa, eager or flash_attention_2", show_default="the model's own"),
+    ] = None
+    quantization: Annotated[
+        Literal["4bit", "8bit"] | None,
+        typer.Option(help="load the weights in 4 or 8 bits, on a GPU", show_default="no"),
+    ] = None
+    debug: Debug = False
+
+    def subject(self, name: str | None = None) -> "Subject":
+        """The subject that these options ask for, or another one loaded in the same way."""
+        from probe.subject.loading import load
+
+        quieten_libraries(self.debug)
+        with stage(f"loading {name or self.model}"):
+            return load(
+                name or self.model,
+                dtype=self.dtype,
+                device=self.device,
+                attn_implementation=self.attn,
+                quantization_config=quantization_config(self.quantization),
+                aspect=self.aspect if name is None else None,
+            )
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Which questions."""
+
+    benchmark: Annotated[
+        str, typer.Option(help="shapes (drawn, needs no files), gqa, mmbench, pope, textvqa, ...")
+    ] = "shapes"
+    data: Data = None
+    split: Split = None
+    limit: Limit = None
+
+
+def with_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb for typer: each argument that is a dataclass of options becomes the options in it."""
+    hints = get_type_hints(verb, include_extras=True)
+    groups: dict[str, type] = {
+        name: hint for name, hint in hints.items() if inspect.isclass(hint) and is_dataclass(hint)
+    }
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(verb).parameters.values():
+        if parameter.name not in groups:
+            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+            continue
+        group = groups[parameter.name]
+        for field_ in fields(group):
+            kind = get_type_hints(group, include_extras=True)[field_.name]
+            option = inspect.Parameter(
+                field_.name, parameter.KEYWORD_ONLY, default=field_.default, annotation=kind
+            )
+            parameters.append(option)
+
+    @wraps(verb)
+    def flat(**values: Any) -> None:
+        for name, group in groups.items():
+            own = {field_.name: values.pop(field_.name) for field_ in fields(group)}
+            values[name] = group(**own)
+        verb(**values)
+
+    keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    flat.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
+    flat.__annotations__ = {p.name: p.annotation for p in keyword_only} | {"return": None}
+    return flat
+
+
+def what_to_ask(images: list[Path] | None, question: str | None) -> tuple[list, str]:
+    """The user's images and question; what is missing comes from the drawn sample."""
+    from probe.models.tiny.questions import sample_image
+
+    image, sample_question, _ = sample_image(seed=0)
+    if question is None:
+        question = "Describe the image." if images else sample_question
+    return list(images or [image]), question
 
 
 def quantization_config(quantization: str | None) -> Any:
@@ -98,3 +176,15 @@ def quantization_config(quantization: str | None) -> Any:
     if quantization == "4bit":
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
     return BitsAndBytesConfig(load_in_8bit=True)
+
+
+def several_numbers(option: str, given: str | None) -> list[int] | None:
+    """Raises ProbeError for anything that is not whole numbers with commas between them.
+
+    >>> several_numbers("--frames", "1,4,16")
+    [1, 4, 16]
+    """
+    words = given.split(",") if given is not None else []
+    if not all(word.strip().isdecimal() and len(word) < 12 for word in words):
+        raise ProbeError(option, expected="numbers with commas between them", got=repr(given))
+    return [int(word) for word in words] if words else None

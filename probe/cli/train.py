@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from probe.cli.options import Debug
-from probe.cli.output import all_or_nothing, console, quieten_libraries
+from probe.cli.options import Debug, Seed
+from probe.cli.output import quieten_libraries, results, say
 from probe.errors import ProbeError
 
 What = Annotated[
@@ -29,10 +29,9 @@ Batch = Annotated[int, typer.Option(min=1, help="with --data: rows a step")]
 AtOnce = Annotated[int, typer.Option(min=1, help="with --data: rows at once on each device")]
 Out = Annotated[Path, typer.Option(help="folder of the new model")]
 Steps = Annotated[
-    int | None, typer.Option(min=1, help="stop after so many", show_default="the recipe's")
+    int | None,
+    typer.Option(min=1, help="stop after this many steps", show_default="the recipe's"),
 ]
-Seed = Annotated[int, typer.Option(help="of new weights, images and order")]
-
 
 SHOWN = 3  # bad rows on the terminal
 
@@ -54,26 +53,33 @@ def train(
     stopped goes on.
     """
     if (data is None) != (images is None) or (data is not None and what is not None):
+        expected = "the name of a shipped model, or both --data and --images"
         got = f"{what} and --data" if what else "one of them"
-        raise ProbeError(
-            "train", expected="the name of a shipped model, or both --data and --images", got=got
-        )
-    with all_or_nothing(out):
-        pass  # hours of work must not end at a folder that cannot be written
-    quieten_libraries(debug)
-    if data is not None and images is not None:
-        _train_on(data, images, model, out, stage, steps, seed, batch, at_once)
-    elif what == "tiny-llava-mini":
-        from probe.models.tiny.training.mini_recipe import MiniRecipe
-        from probe.models.tiny.training.train_mini import train_mini
+        raise ProbeError("train", expected=expected, got=got)
+    job = str(data) if data is not None else what or "tiny-llava"
+    with results(f"train {job}", out) as folder:
+        folder.claim({})  # another training into the same folder is refused from now on
+        quieten_libraries(debug)
+        if data is not None and images is not None:
+            _train_on(data, images, model, out, stage, steps, seed, batch, at_once)
+        elif what == "tiny-llava-mini":
+            from probe.models.tiny.training.mini_recipe import MiniRecipe
+            from probe.models.tiny.training.train_mini import train_mini
 
-        train_mini(out, recipe=MiniRecipe(seed=seed), steps=steps)
+            train_mini(out, recipe=MiniRecipe(seed=seed), steps=steps)
+        else:
+            from probe.models.tiny.training.recipe import Recipe
+            from probe.models.tiny.training.train import train as train_tiny
+
+            train_tiny(out, recipe=Recipe(seed=seed), steps=steps)
+    if steps is None:
+        say("written to", f"{out}/")
     else:
-        from probe.models.tiny.training.recipe import Recipe
-        from probe.models.tiny.training.train import train as train_tiny
-
-        train_tiny(out, recipe=Recipe(seed=seed), steps=steps)
-    console.print(f"[bold]written to[/] {out}/", highlight=False)
+        say(
+            "stopped",
+            f"after at most {steps} steps, as --steps asks; the state is in {out}/ and the same "
+            "command without --steps goes on",
+        )
 
 
 def _train_on(
@@ -95,21 +101,15 @@ def _train_on(
 
     instructions, problems = read_instructions(data, images)
     for problem in problems[:SHOWN]:
-        console.print(f"left out: {problem}", highlight=False, markup=False)
-    console.print(f"{len(instructions)} rows, {len(problems)} left out", highlight=False)
+        say("left out", problem)
+    say(f"{len(instructions)} rows,", f"{len(problems)} left out")
     # Trainer moves it to its device; bfloat16 would lose updates of 1e-5
     started = load(model, device="cpu", dtype="float32")
     arguments = {"max_steps": steps or -1, "seed": seed, "per_device_train_batch_size": at_once}
+    stage = STAGES[number]
     try:
-        mini = STAGES[number].prepare(started.model, seed)
-        train_stage(
-            mini,
-            processor_for(mini, started.processor),
-            instructions,
-            out,
-            STAGES[number],
-            batch,
-            **arguments,
-        )
+        mini = stage.prepare(started.model, seed)
+        processor = processor_for(mini, started.processor)
+        train_stage(mini, processor, instructions, out, stage, batch, **arguments)
     except ValueError as error:  # the model's own package knows no ProbeError
         raise ProbeError("train", fix=str(error).removeprefix("train: ")) from error

@@ -1,28 +1,25 @@
-"""Subject x intervention x benchmark -> run: what is measured over many samples, resumable and
-crash-safe.
+"""Vision tokens dropped from layers, over the questions of a benchmark, as a resumable run.
 
-    task = Task.read("gqa", "data/gqa", limit=500)
-    dropping = Dropping(subject, task, {"mask": windows(4), "swap": windows(4)})
+    task = BenchmarkTask.read("gqa", "data/gqa", limit=500)
+    dropping = DropRun(subject, task, {"mask": windows(4), "swap": windows(4)})
     print(dropping.estimate())
-    run = dropping.run("probe-out/drop")                  # the same line again goes on where it was interrupted
-    effects(results(run, task))                           # accuracy of every case, with intervals
+    run = dropping.run("probe-out/drop")         # the same line again goes on where it was interrupted
+    effects(dropping.results(run))               # accuracy of every case, with intervals
 
-A part of such a run is a tree: a node for each mode of dropping (a table of `drop_sweep`), and
-one with the attention that text gives to vision, from the same samples. A part of an attention run
-is a record.
+A part of such a run is a tree: a node for each mode of dropping (a table of `drop_sweep`), and one
+with the attention that text gives to vision, from the same samples.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
 from probe.data.sample import Sample
-from probe.errors import ProbeError
-from probe.evaluation.attention_run import Progress, _without_counts, about, attention_to_vision
+from probe.errors import ProbeError, one_of
 from probe.evaluation.drop_effects import ATTENTION
 from probe.evaluation.run_identity import fingerprint, weights_digest
+from probe.evaluation.sample_run import SampleRun, about
 from probe.evaluation.task import BenchmarkTask
 from probe.interventions.layer_target import Names, as_names
 from probe.interventions.sweep import Sweep
@@ -30,11 +27,14 @@ from probe.interventions.sweep.layer_sets import Cases
 from probe.interventions.sweep.visibility import SWEEP_MODES
 from probe.measures.attention.measure import measure_samples
 from probe.records.provenance import RunFingerprint
-from probe.records.run_directory import RunDirectory, run_samples
 from probe.subject.subject import Subject
 
+ATTENTION_VALUES = ("mass", "share", "lift")
+WORK_COUNTS = ("row_layers", "image_prefixes")  # what a sweep did: no setting, and no result
+FIRST_SAMPLES = 100  # among which one is looked for that can be encoded, for the estimate
 
-class Dropping:
+
+class DropRun(SampleRun):
     """What `probe drop` measures of each sample: its answers in every case of every mode, and
     attention.
     """
@@ -51,21 +51,15 @@ class Dropping:
         attention: bool = True,
     ):
         """`modes`: each with its cases, as in `drop_sweep`. Raises ProbeError as that does."""
-        if unknown := [mode for mode in modes if mode not in SWEEP_MODES]:
-            raise ProbeError(
-                "drop", expected=f"modes of {', '.join(SWEEP_MODES)}", got=repr(unknown[0])
-            )
+        for mode in modes:
+            one_of("drop", "modes of", mode, SWEEP_MODES)
         if not task.with_images:
-            raise ProbeError(
-                "drop", expected="questions about images", got=f"none in {task.benchmark.name}"
-            )
-        self.subject, self.task, self.max_new_tokens, self.attention = (
-            subject,
-            task,
-            max_new_tokens,
-            attention,
-        )
-        self.weights, self.stack, self.queries = weights_digest(subject.model), stack, queries
+            got = f"none in {task.benchmark.name}"
+            raise ProbeError("drop", expected="questions about images", got=got)
+        self.subject, self.task = subject, task
+        self.stack, self.queries = stack, queries
+        self.max_new_tokens, self.attention = max_new_tokens, attention
+        self.weights = weights_digest(subject.model)
         self.sweeps: dict[str, Sweep] = {}
         memory = None  # the modes share image prefixes
         for mode, cases in modes.items():
@@ -81,27 +75,7 @@ class Dropping:
             )
             self.sweeps[mode], memory = sweep, sweep.memory
 
-    def run(
-        self,
-        folder: str | Path,
-        progress: Progress | None = None,
-        *,
-        samples: Sequence[Sample] | None = None,
-        worker: str = "0",
-    ) -> RunDirectory:
-        """Measures what is still to do. Raises ProbeError where the folder holds another run; see
-        `run_samples`.
-
-        Several workers, each with a name, may share the folder: give each `samples` of its own.
-        """
-        run = RunDirectory.open(folder, self.fingerprint(), worker)
-        run_samples(
-            run, self.task.with_images if samples is None else samples, self, progress=progress
-        )
-        return run
-
     def fingerprint(self) -> RunFingerprint:
-        """What must be equal to go on."""
         modes = {
             mode: {case: sorted(layers) for case, layers in sweep.cases.items()}
             for mode, sweep in self.sweeps.items()
@@ -112,21 +86,19 @@ class Dropping:
         return fingerprint(self.subject, self.task, plan, {"max_new_tokens": self.max_new_tokens})
 
     def estimate(self, samples: Sequence[Sample] | None = None) -> list[str]:
-        """What these samples (by default all) will cost, a line a mode. An upper bound, as
-        answers end.
+        """What these samples (by default all) will cost, one line a mode. An upper bound: answers
+        may end early.
         """
-        samples = list(self.task.with_images if samples is None else samples)
-        readable = next(
-            (at for at, sample in enumerate(samples[:100]) if self._can_encode(sample)), None
-        )
+        samples = list(self.samples if samples is None else samples)
+        readable = next((s for s in samples[:FIRST_SAMPLES] if self._can_encode(s)), None)
         if readable is None:
             return []
-        samples = [samples[readable], *samples[:readable], *samples[readable + 1 :]]
-        costs = {
-            name: sweep.estimate(samples).removeprefix("drop_sweep: ")
-            for name, sweep in self.sweeps.items()
-        }
-        return [f"{name}: {cost}" for name, cost in costs.items()]
+        samples.remove(readable)
+        lines = []
+        for mode, sweep in self.sweeps.items():
+            cost = sweep.estimate([readable, *samples]).removeprefix("drop_sweep: ")
+            lines.append(f"{mode}: {cost}")
+        return lines
 
     def _can_encode(self, sample: Sample) -> bool:
         try:
@@ -139,7 +111,12 @@ class Dropping:
         """One sample (a list, as `run_samples` has it) in every case of every mode."""
         (sample,) = samples
         donor = self.task.donor(sample, same_size=self.subject.aspect == "anyres")
-        nodes = {name: _without_counts(sweep(sample, donor)) for name, sweep in self.sweeps.items()}
+        nodes = {}
+        for mode, sweep in self.sweeps.items():
+            table = sweep(sample, donor)
+            kept = {name: v for name, v in table.attrs.items() if name not in WORK_COUNTS}
+            table.attrs = kept
+            nodes[mode] = table
         if self.attention:
             record = measure_samples(
                 self.subject,
@@ -149,28 +126,19 @@ class Dropping:
                 max_new_tokens=self.max_new_tokens,
             )
             nodes[ATTENTION] = attention_to_vision(record, self.stack)
-        told = self.subject.provenance() | {
-            "weights": self.weights,
-            "benchmark": self.task.benchmark.name,
-        }
-        return xr.DataTree.from_dict({"/": about(sample).assign_attrs(told), **nodes})
+        facts = {"weights": self.weights, "benchmark": self.task.benchmark.name}
+        root = about(sample).assign_attrs(self.subject.provenance() | facts)
+        return xr.DataTree.from_dict({"/": root, **nodes})
 
 
-def results(run: RunDirectory, task: BenchmarkTask) -> xr.DataTree:
-    """All of a drop run, in the order of the benchmark. Raises ProbeError when no sample is
-    finished.
-    """
-    loaded = run.load([sample.id for sample in task.benchmark.samples])
-    assert isinstance(loaded, xr.DataTree)
-    return loaded
+def attention_to_vision(record: xr.DataTree, stack: str = "llm") -> xr.Dataset:
+    """Mass, share and lift of vision by layer and query type, mean over heads."""
+    measured = record[stack].to_dataset()[list(ATTENTION_VALUES)]
+    averaged = measured.sel(key_type="vision", drop=True).mean("head", keep_attrs=True)
+    return averaged.assign_attrs(record.attrs)
 
 
 def predictions(table: xr.Dataset, case: str) -> dict[str, str]:
     """Sample id -> the answer in a case."""
-    return dict(
-        zip(
-            table["sample"].values.tolist(),
-            table["answer"].sel(case=case).values.tolist(),
-            strict=True,
-        )
-    )
+    answers = table["answer"].sel(case=case)
+    return dict(zip(table["sample"].values.tolist(), answers.values.tolist(), strict=True))

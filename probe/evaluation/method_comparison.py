@@ -6,20 +6,19 @@ tokens, at what cost.
         Method("VisionZip 11 %", subject, (VisionZip(54, 10),)),
         Method("LLaVA-Mini", probe.load("tiny-llava-mini")),
     ]
-    comparison = Comparison(methods, Task.read("shapes", limit=300))
-    run = comparison.run("probe-out/reduce")               # resumable: the same line again goes on
-    answers = compared(run, comparison.task)               # (sample, case): answer, correct, tokens in each LLM layer
-    costs = comparison.costs(answers, repeats=5)           # operations, cache, time to the first token
-    scores(answers)                                        # `scores.py`: a row a method, with intervals over images
+    comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=300))
+    run = comparison.run("probe-out/reduce")       # resumable: the same line again goes on
+    answers = comparison.results(run)              # (sample, case): answer, correct, tokens a layer
+    costs = comparison.costs(answers, repeats=5)   # operations, cache, time to the first token
+    method_scores(answers)                         # a row a method, with intervals over images
     plots.reductions(answers, costs)
 
-The first method is what the others are compared with.
+The others are compared with the first method.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,8 +28,8 @@ from jaxtyping import Int
 from probe.data.image import open_image
 from probe.data.sample import Sample
 from probe.errors import ProbeError
-from probe.evaluation.attention_run import about
 from probe.evaluation.run_identity import fingerprint, weights_digest
+from probe.evaluation.sample_run import SampleRun, about
 from probe.evaluation.task import BenchmarkTask
 from probe.hooks.block_threads import model_block
 from probe.hooks.model_structure import stacks
@@ -38,7 +37,6 @@ from probe.measures.cost import cost, join
 from probe.measures.cost.prompt_shape import tiles
 from probe.measures.cost.timing import measure_prefill
 from probe.records.provenance import RunFingerprint
-from probe.records.run_directory import RunDirectory, run_samples
 from probe.reducers import ReductionStage, reduced
 from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
@@ -56,7 +54,7 @@ class Method:
     family: str = ""  # those of one family are one line in figures
 
     @model_block
-    def at_work(self) -> Iterator[list[ReductionStage]]:
+    def applied(self) -> Iterator[list[ReductionStage]]:
         if not self.reducers:
             yield []
             return
@@ -74,19 +72,19 @@ class Method:
     def answer(
         self, sample: Sample, max_new_tokens: int
     ) -> tuple[str, Inputs, Int[np.ndarray, " layer"]]:
-        """What it says, the prompt, and the vision tokens that each LLM layer had."""
-        with self.at_work() as stages:
+        """The answer, the prompt, and the vision tokens that each LLM layer had."""
+        with self.applied() as stages:
             inputs = self.encode(sample)
             (ids,) = self.subject.generate_ids(inputs, max_new_tokens)
         text = inputs.vocabulary.words(ids)
-        return text, inputs, tokens_by_layer(int(inputs.types.vision.sum()), stages, self.depth)
+        in_prompt = int(inputs.types.vision.sum())
+        return text, inputs, tokens_by_layer(in_prompt, stages, self.depth)
 
 
 def tokens_by_layer(
     before: int, stages: Sequence[ReductionStage], depth: int
 ) -> Int[np.ndarray, " layer"]:
-    """Vision tokens of one prompt in each layer: `before` of them, and after each stage what it
-    left.
+    """Vision tokens of one prompt in each layer: `before`, and after each stage what it left.
 
     >>> tokens_by_layer(36, [], depth=4)
     array([36, 36, 36, 36])
@@ -96,74 +94,59 @@ def tokens_by_layer(
     return np.repeat(left, [stop - start for start, stop in pairwise(starts)])
 
 
-class Comparison:
+class Comparison(SampleRun):
     """Methods, and the questions that all of them answer."""
 
     def __init__(self, methods: Sequence[Method], task: BenchmarkTask, *, max_new_tokens: int = 32):
         """Raises ProbeError for no method, two of one name, and questions without images."""
         names = [method.name for method in methods]
         if not names or len(set(names)) < len(names):
-            raise ProbeError(
-                "reduce", expected="methods with different names", got=", ".join(names) or "none"
-            )
+            got = ", ".join(names) or "none"
+            raise ProbeError("reduce", expected="methods with different names", got=got)
         if not task.with_images:
-            raise ProbeError(
-                "reduce", expected="questions about images", got=f"none in {task.benchmark.name}"
-            )
+            got = f"none in {task.benchmark.name}"
+            raise ProbeError("reduce", expected="questions about images", got=got)
         self.methods, self.task, self.max_new_tokens = tuple(methods), task, max_new_tokens
 
     def fingerprint(self) -> RunFingerprint:
-        """What must be equal to go on."""
-        told = {}
+        texts = {}
         for method in self.methods:
-            about = method.subject.provenance()
+            facts = method.subject.provenance()
             weights = weights_digest(method.subject.model)
-            told[method.name] = (
-                f"{about['model']} {weights} {about['dtype']} {about['attention']} {method.reducers}"
-            )
-        return fingerprint(
-            self.methods[0].subject,
-            self.task,
-            {"verb": "reduce", "methods": told},
-            {"max_new_tokens": self.max_new_tokens},
-        )
-
-    def run(
-        self, folder: str | Path, progress: Callable[[int], None] | None = None
-    ) -> RunDirectory:
-        """Asks what is still to be asked. Raises ProbeError where the folder holds another run; see
-        `run_samples`.
-        """
-        run = RunDirectory.open(folder, self.fingerprint())
-        run_samples(run, self.task.with_images, self, progress=progress)
-        return run
+            setting = f"{facts['model']} {weights} {facts['dtype']} {facts['attention']}"
+            texts[method.name] = f"{setting} {method.reducers}"
+        plan = {"verb": "reduce", "methods": texts}
+        generation = {"max_new_tokens": self.max_new_tokens}
+        return fingerprint(self.methods[0].subject, self.task, plan, generation)
 
     def __call__(self, samples: list[Sample]) -> xr.Dataset:
         """One sample (a list, as `run_samples` has it) by every method."""
         (sample,) = samples
         depth = max(method.depth for method in self.methods)
-        answers, counts, words = [], np.full((len(self.methods), depth), np.nan, np.float32), []
-        for row, method in zip(counts, self.methods, strict=True):
+        vision_counts = np.full((len(self.methods), depth), np.nan, np.float32)
+        answers, text_counts = [], []
+        for row, method in zip(vision_counts, self.methods, strict=True):
             answer, inputs, tokens = method.answer(sample, self.max_new_tokens)
             row[: len(tokens)] = tokens
             answers.append(answer)
-            words.append(float((inputs.types.role >= 0).sum() - inputs.types.vision.sum()))
-        correct = np.array([self.task.score(answer, sample) for answer in answers], np.float32)
-        per_case = ("sample", "case")
+            not_padding = int((inputs.types.role >= 0).sum())
+            text_counts.append(float(not_padding - inputs.types.vision.sum()))
+        correct = [self.task.score(answer, sample) for answer in answers]
+        by_case = ("sample", "case")
         variables: dict[str, Any] = {
-            "answer": (per_case, np.array([answers], dtype=object)),
-            "correct": (per_case, correct[None]),
-            "vision_tokens": ((*per_case, "layer"), counts[None]),
-            "text_tokens": (per_case, np.array([words], np.float32)),
+            "answer": (by_case, np.array([answers], dtype=object)),
+            "correct": (by_case, np.array([correct], np.float32)),
+            "vision_tokens": ((*by_case, "layer"), vision_counts[None]),
+            "text_tokens": (by_case, np.array([text_counts], np.float32)),
         }
-        attrs = {"benchmark": self.task.benchmark.name, "toy": _toy(self.methods)}
+        toy = any(method.subject.toy for method in self.methods)
+        attrs = {"benchmark": self.task.benchmark.name, "toy": toy}
         return about(sample).assign(variables).assign_coords(self._cases()).assign_attrs(attrs)
 
     def _cases(self) -> dict[str, Any]:
-        return {
-            "case": np.array([method.name for method in self.methods], dtype=object),
-            "family": ("case", np.array([method.family for method in self.methods], dtype=object)),
-        }
+        names = np.array([method.name for method in self.methods], dtype=object)
+        families = np.array([method.family for method in self.methods], dtype=object)
+        return {"case": names, "family": ("case", families)}
 
     def costs(self, answers: xr.Dataset, repeats: int = 5) -> xr.Dataset:
         """What a prompt of the usual length costs each method: counted, and with `repeats` also
@@ -173,63 +156,42 @@ class Comparison:
         `TIMED` images, from pixels to the first token, the methods in turn so that a busy machine
         is busy for all of them.
         """
-        found = []
-        for method in self.methods:
-            asked = answers.sel(case=method.name)
-            tokens = (
-                asked["vision_tokens"]
-                .mean("sample")
-                .values[: method.depth]
-                .round()
-                .astype(int)
-                .tolist()
-            )
-            size = _median_size(self.task) if tiles(method.subject.model.config) else None
-            reduces = None if not method.reducers else tokens
-            words = round(float(asked["text_tokens"].median()))
-            found.append(
-                cost(
-                    method.subject, reduces, words, rows="needed", name=method.name, resolution=size
-                )
-            )
-        counted = join(found)
-        return (
-            counted
-            if not repeats
-            else counted.merge(self._measured(repeats)).assign_attrs(counted.attrs)
+        counted = join([self._counted(method, answers) for method in self.methods])
+        if not repeats:
+            return counted
+        return counted.merge(self._measured(repeats)).assign_attrs(counted.attrs)
+
+    def _counted(self, method: Method, answers: xr.Dataset) -> xr.Dataset:
+        of_method = answers.sel(case=method.name)
+        by_layer = of_method["vision_tokens"].mean("sample").values[: method.depth]
+        return cost(
+            method.subject,
+            by_layer.round().astype(int).tolist() if method.reducers else None,
+            round(float(of_method["text_tokens"].median())),
+            rows="needed",
+            name=method.name,
+            resolution=self._median_size() if tiles(method.subject.model.config) else None,
         )
+
+    def _median_size(self) -> tuple[int, int]:
+        """Height and width of a typical image, in pixels."""
+        sizes = [open_image(sample.images[0]).size for sample in self.samples[:TIMED]]
+        width, height = sorted(sizes)[len(sizes) // 2]
+        return height, width
 
     def _measured(self, repeats: int) -> xr.Dataset:
         latency = np.full((len(self.methods), TIMED * repeats), np.nan)
         memory = np.zeros((len(self.methods), 2))
-        for at, sample in enumerate(self.task.with_images[:TIMED]):
+        for at, sample in enumerate(self.samples[:TIMED]):
+            columns = slice(at * repeats, (at + 1) * repeats)
             for row, method in enumerate(self.methods):
-                with method.at_work():
-                    seconds, most = measure_prefill(
-                        method.subject.model, method.encode(sample), repeats
-                    )  # pyright: ignore
-                latency[row, at * repeats : (at + 1) * repeats] = seconds
-                memory[row] = np.maximum(memory[row], most)
+                with method.applied():
+                    inputs: Any = method.encode(sample)
+                    seconds, peak = measure_prefill(method.subject.model, inputs, repeats)
+                latency[row, columns] = seconds
+                memory[row] = np.maximum(memory[row], peak)
+        moments = np.array(["before", "peak"], dtype=object)
         return xr.Dataset(
             {"latency": (("case", "repeat"), latency), "memory": (("case", "moment"), memory)},
-            {"case": self._cases()["case"], "moment": np.array(["before", "peak"], dtype=object)},
+            {"case": self._cases()["case"], "moment": moments},
         )
-
-
-def compared(run: RunDirectory, task: BenchmarkTask) -> xr.Dataset:
-    """All answers of a run, in the order of the benchmark. Raises ProbeError when no sample is
-    finished.
-    """
-    loaded = run.load([sample.id for sample in task.benchmark.samples])
-    assert isinstance(loaded, xr.Dataset)
-    return loaded
-
-
-def _median_size(task: BenchmarkTask) -> tuple[int, int]:
-    sizes = [open_image(sample.images[0]).size for sample in task.with_images[:TIMED]]
-    width, height = sorted(sizes)[len(sizes) // 2]
-    return height, width
-
-
-def _toy(methods: Sequence[Method]) -> str:
-    return str(any(method.subject.toy for method in methods)).lower()

@@ -1,9 +1,8 @@
-"""A task: the questions of a benchmark that are to be asked, with their scorer, and another image
-for each.
+"""A benchmark task: the questions to ask, with their scorer, and another image for each.
 
-task = Task.read("gqa", "data/gqa", limit=500)
-task.samples                                # in an order in which every image comes once
-task.donor(task.samples[0])                 # the images that stand in for its own
+task = BenchmarkTask.read("gqa", "data/gqa", limit=500)
+task.samples                                # questions about one image together
+task.donor(task.samples[0])                 # the images that replace its own
 task.score("Yes.", task.samples[0])
 """
 
@@ -11,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from PIL import Image
@@ -19,20 +17,20 @@ from PIL import Image
 from probe.data.image import open_image
 from probe.data.rows import Benchmark
 from probe.data.sample import Sample
-from probe.errors import ProbeError
-from probe.evaluation.benchmarks import named
+from probe.errors import ProbeError, at_least
+from probe.evaluation.benchmarks import BenchmarkModule, named, shapes
 from probe.evaluation.benchmarks.answer_files import missing_answers
 
 WITHOUT_DATA = "shapes"  # drawn, not read
 POOL = 1200  # drawn questions that donors are taken from, so that they don't depend on the limit
-TRIES = 20  # images that can't be opened, one after the other, before there is no donor
+TRIES = 20  # images that are tried, one after the other, before there is no donor
 
 
 @dataclass(frozen=True)
 class BenchmarkTask:
     """`benchmark` is the whole split; `limit` of its questions are asked (None: all)."""
 
-    module: ModuleType
+    module: BenchmarkModule
     benchmark: Benchmark
     limit: int | None = None
 
@@ -50,17 +48,20 @@ class BenchmarkTask:
         no usable row and a limit below 1.
         """
         module = named(name)
-        if limit is not None and limit < 1:
-            raise ProbeError("limit", expected="at least one question", got=str(limit))
+        if limit is not None:
+            at_least("limit", "a number of questions", limit, 1)
         options: dict[str, Any] = {} if split is None else {"split": split}
+        if name == WITHOUT_DATA and data is not None:
+            fix = "leave --data out"
+            raise ProbeError(name, expected="no files: it is drawn", got=str(data), fix=fix)
         if name == WITHOUT_DATA:
-            return cls(module, module.read(None, questions=max(limit or 0, POOL), **options), limit)
+            return cls(module, shapes.read(None, questions=max(limit or 0, POOL), **options), limit)
         if data is None:
             raise ProbeError(
                 name,
-                expected="the folder with the official files",
+                expected=f"the folder with the official files ({module.FILES})",
                 got="none",
-                fix=f"pass --data; what is in it is said in probe/evaluation/benchmarks/{name}.py",
+                fix="pass --data FOLDER",
             )
         benchmark = module.read(data, **options)
         if not benchmark.samples:
@@ -85,26 +86,32 @@ class BenchmarkTask:
         return float(self.module.score(prediction, sample))
 
     def donor(self, sample: Sample, same_size: bool = False) -> tuple[Image.Image, ...] | None:
-        """Another sample's images, as many: the next one's in the split that can be opened. None if
-        there is none.
+        """Another sample's images, equally many: the next one's in the split that can be opened.
+        None if there is none.
 
-        same_size: resized to the sample's own, as a model whose vision tokens depend on the size
-        needs it.
+        same_size: resized to the sample's own, for models whose vision tokens depend on the size.
         """
-        own, image_names = sample.meta["image"], list(self._images)
-        start = image_names.index(own)
-        for other in [*image_names[start + 1 :], *image_names[:start]][:TRIES]:
-            found = self._images[other].images
-            if len(found) == len(sample.images):
-                try:
-                    opened = [open_image(image) for image in found]
-                    sizes = (
-                        [open_image(image).size for image in sample.images] if same_size else None
-                    )
-                except ProbeError:
-                    continue
-                return tuple(opened if sizes is None else map(Image.Image.resize, opened, sizes))
+        names = list(self._images)
+        start = names.index(sample.meta["image"])
+        others = [*names[start + 1 :], *names[:start]]
+        for name in others[:TRIES]:
+            candidate = self._images[name].images
+            if len(candidate) != len(sample.images):
+                continue
+            try:
+                images = [open_image(image) for image in candidate]
+                if same_size:
+                    sizes = [open_image(image).size for image in sample.images]
+                    images = list(map(Image.Image.resize, images, sizes))
+            except ProbeError:
+                continue
+            return tuple(images)
         return None
+
+    @property
+    def has_donors(self) -> bool:
+        """Whether there is more than one image, so that one can replace another."""
+        return len(self._images) > 1
 
     def summarise(self, predictions: Mapping[str, str]) -> dict[str, float]:
         """The benchmark's official numbers over the questions that were asked (sample id -> text)."""
@@ -129,7 +136,7 @@ class BenchmarkTask:
 
     @cached_property
     def _images(self) -> dict[str, Sample]:
-        """What the benchmark calls each image -> its first sample."""
+        """The first sample of each image, by the image's name in the benchmark."""
         first: dict[str, Sample] = {}
         for sample in self.benchmark.samples:
             if sample.images:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from probe.errors import ProbeError
 from probe.evaluation.headline import Headline
-from probe.evaluation.scores import scores
+from probe.evaluation.method_scores import method_scores
 from probe.plots.style import (
     BLACK,
     DASHED,
@@ -65,7 +65,7 @@ def reductions(
     """
     headline = Headline(answers)
     columns = {headline.name: "y", f"{headline.name}_low": "low", f"{headline.name}_high": "high"}
-    table = scores(answers, seed=seed).rename(columns=columns)
+    table = method_scores(answers, seed=seed).rename(columns=columns)
     latency = None if costs is None else costs.get("latency")
     axes = panels(ax, 1, 1 if latency is None else 2, (5.6, 4.4), "plots.reductions").ravel()
     ylabel, unit, tokens = headline.label, "mean over layers", table["vision_tokens"]
@@ -77,7 +77,7 @@ def reductions(
     families = looks(table["family"].iloc[1:])
     _draw(axes[0], table.assign(x=tokens), families)
     if published is not None:
-        _draw_published(axes[0], _read(published), published_tokens, families)
+        _draw_published(axes[0], read_published(published), published_tokens, families)
     xlabel = f"vision tokens of an LLM layer ({unit})"
     finish(axes[0], "Accuracy against vision tokens", xlabel=xlabel, ylabel=ylabel)
     legend(axes[0], loc="upper left", bbox_to_anchor=(0, -0.16), ncols=3)
@@ -119,7 +119,7 @@ def _draw(axis: Axes, table: pd.DataFrame, families: dict[str, Look]) -> None:
         )
 
 
-def _read(path: str | Path) -> pd.DataFrame:
+def read_published(path: str | Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:

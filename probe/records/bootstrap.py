@@ -43,6 +43,11 @@ class Interval:
     high: Float[np.ndarray, "*case"]
     level: float
 
+    def columns(self, name: str, scale: float = 1.0) -> dict[str, np.ndarray]:
+        """Columns of a table: `name`, `name_low` and `name_high`."""
+        columns = {name: self.estimate, f"{name}_low": self.low, f"{name}_high": self.high}
+        return {key: scale * values for key, values in columns.items()}
+
 
 def bootstrap(
     values: Float[np.ndarray, "sample *case"],

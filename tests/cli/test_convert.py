@@ -106,7 +106,7 @@ def test_parts_in_other_folders(run, original, case, tmp_path):
     save_file(clip, original / "clip" / "model.safetensors")
     code, _, said = run("convert", str(original))
     assert code == 2 and said.endswith(
-        "; the LLM is not in it: give the LLM's folder too (base= or --base)\n"
+        "; it has no LLM: give the LLM's folder too (base= or --base)\n"
     )
     code, said, _ = run(
         "convert",
@@ -126,7 +126,7 @@ def test_a_folder_without_tokenizer_is_told(run, original):
     for file in original.glob("tokenizer*"):
         file.unlink()
     code, said, _ = run("convert", str(original), "--out", "native")
-    assert code == 0 and "no tokenizer was there" in said
+    assert code == 0 and "there was no tokenizer" in said
 
 
 @pytest.mark.parametrize(

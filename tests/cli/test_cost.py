@@ -6,7 +6,8 @@ from matplotlib import pyplot
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from probe import plots
-from probe.cli.cost import numbers
+from probe.cli.cost import with_unit
+from probe.cli.options import several_numbers
 from probe.errors import ProbeError
 from probe.measures.cost import cost, join, read, table
 
@@ -52,8 +53,8 @@ def test_one_command_writes_a_table_figures_and_the_numbers(run, tmp_path):
     assert written["vision_tokens"].values.tolist() == [36, 1, 9, 4 * 36]
     measured = written["latency"].notnull().all("repeat").values.tolist()
     assert measured == [True, False, False, True]  # fewer tokens would need a reducer
-    total = float(written["flops"].isel(case=0).sum()) / 1e9
-    assert f"{total:.4g}" in said and "tiny-llava, frames 4" in said
+    total = float(written["flops"].isel(case=0).sum())
+    assert with_unit(total, "FLOP") in said and "tiny-llava, frames 4" in said
 
 
 @pytest.mark.parametrize(
@@ -85,9 +86,12 @@ def test_mistakes_are_one_line(run, tmp_path, words, told):
 
 
 def test_numbers_of_an_option():
-    assert numbers("--frames", "1, 10") == [1, 10] and numbers("--frames", None) is None
+    assert (
+        several_numbers("--frames", "1, 10") == [1, 10]
+        and several_numbers("--frames", None) is None
+    )
     with pytest.raises(ProbeError, match="--frames"):
-        numbers("--frames", "1;2")
+        several_numbers("--frames", "1;2")
 
 
 def test_bars_are_as_long_as_the_costs(costs):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import probe
-from probe.evaluation.drop_run import Dropping
+from probe.evaluation.drop_run import DropRun
 
 QUICK = ("--limit", "6", "--mode", "mask", "--windows", "4", "--no-attention")
 FIGURES = {f"{name}.{ending}" for name in ("dropped", "depth") for ending in ("png", "svg")}
@@ -52,6 +52,7 @@ def test_it_writes_dataset_table_and_figures_and_goes_on_for_nothing(run, tmp_pa
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "run.json",
+        "results.json",
         "parts",
         "failures",
         "final.zarr",
@@ -78,7 +79,7 @@ def test_it_writes_dataset_table_and_figures_and_goes_on_for_nothing(run, tmp_pa
     assert (of_all["accuracy"] == of_all["official_accuracy"]).all()
     assert set(table["kind"]) > {"all", "colour", "count"}
 
-    monkeypatch.setattr(Dropping, "__call__", no_work)
+    monkeypatch.setattr(DropRun, "__call__", no_work)
     code, said, error = run("drop", *QUICK)
     assert code == 0, error
     assert "6 done" in said
@@ -88,7 +89,7 @@ def test_it_writes_dataset_table_and_figures_and_goes_on_for_nothing(run, tmp_pa
 
 
 def test_ctrl_c_keeps_what_is_finished(run, tmp_path, monkeypatch):
-    measured, asked = Dropping.__call__, []
+    measured, asked = DropRun.__call__, []
 
     def interrupted(self, samples):
         asked.append(samples[0].id)
@@ -96,7 +97,7 @@ def test_ctrl_c_keeps_what_is_finished(run, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return measured(self, samples)
 
-    monkeypatch.setattr(Dropping, "__call__", interrupted)
+    monkeypatch.setattr(DropRun, "__call__", interrupted)
     code, _, error = run("drop", *QUICK)
     assert code == 130
     assert "interrupted" in error
@@ -161,7 +162,7 @@ def test_bad_rows_are_listed_and_answers_exported(run, gqa, tmp_path):
         / "out"
         / json.loads((tmp_path / "out" / "predictions" / "index.json").read_text())["mask: 1-2"]
     )
-    assert [row["questionId"] for row in json.loads(official.read_text())] == ["1", "2", "3"]
+    assert [row["questionId"] for row in json.loads(official.read_text())] == list("12345")
     assert pd.read_csv(tmp_path / "out" / "accuracy.csv")["questions"].iloc[0] == 3
 
 
@@ -183,7 +184,7 @@ def test_attention_over_a_benchmark_is_a_run_and_one_record(run, tmp_path, monke
     of_one = means.query("query_type == 'response'")
     assert of_one["mean"].sum() == pytest.approx(1, abs=1e-4)
     assert (of_one["low"] <= of_one["mean"]).all()
-    monkeypatch.setattr("probe.evaluation.drop_run.measure", no_work)
+    monkeypatch.setattr("probe.evaluation.attention_run.measure_samples", no_work)
     assert run("attention", "--benchmark", "shapes", "--limit", "6")[0] == 0
 
 

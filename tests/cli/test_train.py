@@ -42,14 +42,22 @@ def test_a_shipped_model_by_its_name(run, monkeypatch):
     for words in (
         [],
         ["tiny-llava", "--steps", "3", "--out", "a"],
-        ["tiny-llava-mini", "--seed", "7"],
+        ["tiny-llava-mini", "--seed", "7", "--out", "b"],
     ):
         assert run("train", *words)[0] == 0
     assert asked == [
         ("train", {"recipe": Recipe(), "steps": None}),
         ("a", {"recipe": Recipe(), "steps": 3}),
-        ("train", {"recipe": MiniRecipe(seed=7), "steps": None}),
+        ("b", {"recipe": MiniRecipe(seed=7), "steps": None}),
     ]
+
+
+def test_another_training_into_the_same_folder_is_refused(run, monkeypatch):
+    monkeypatch.setattr("probe.models.tiny.training.train.train", lambda out, **given: None)
+    code, said, _ = run("train", "--steps", "1", "--out", "a")
+    assert code == 0 and "written to" not in said and "stopped" in said
+    code, said, error = run("train", "tiny-llava-mini", "--out", "a")
+    assert (code, said) == (2, "") and "results of `probe train tiny-llava`" in error
 
 
 def test_both_stages_on_ones_own_data(run, tmp_path, data):

@@ -18,10 +18,11 @@ from planted_sweeps import ALWAYS
 from probe.data.rows import Benchmark, SkippedRow
 from probe.data.sample import Sample
 from probe.errors import ProbeError
-from probe.evaluation.attention_run import attention_run, merged
+from probe.evaluation.attention_run import AttentionRun
 from probe.evaluation.benchmarks import shapes
 from probe.evaluation.drop_effects import effects, tables_of, window_cases
-from probe.evaluation.drop_run import Dropping, predictions, results
+from probe.evaluation.drop_run import DropRun, predictions
+from probe.evaluation.sample_run import load_run
 from probe.evaluation.task import BenchmarkTask
 from probe.interventions.sweep import windows
 from probe.interventions.sweep.layer_sets import ALWAYS as THEIRS
@@ -67,14 +68,14 @@ def made_up(
     return BenchmarkTask(shapes, Benchmark("made-up", "test", tuple(samples), (problem,), ()))
 
 
-def dropping(subject, task, modes=("mask",), **options) -> Dropping:
-    return Dropping(subject, task, dict.fromkeys(modes, windows(1)), max_new_tokens=3, **options)
+def dropping(subject, task, modes=("mask",), **options) -> DropRun:
+    return DropRun(subject, task, dict.fromkeys(modes, windows(1)), max_new_tokens=3, **options)
 
 
 def test_every_mode_finds_the_layer_that_reads_vision(subject, known, tmp_path):
     task = made_up(known, 3)
     run = dropping(subject, task, SWEEP_MODES, attention=True).run(tmp_path)
-    found = results(run, task)
+    found = load_run(run, task)
     assert found["sample"].values.tolist() == ["0a", "0b", "1a", "1b", "2a", "2b"]
     for name, table in tables_of(found).items():
         accuracy = table["correct"].mean("sample").to_series()
@@ -97,7 +98,7 @@ def test_interrupted_and_resumed_it_is_the_run_that_nobody_disturbed(subject, kn
     task, asked = made_up(known, 3), []
     calm = dropping(subject, task).run(tmp_path / "calm")
 
-    class Interrupted(Dropping):
+    class Interrupted(DropRun):
         def __call__(self, samples):
             asked.extend(sample.id for sample in samples)
             if len(asked) == 4:
@@ -109,10 +110,10 @@ def test_interrupted_and_resumed_it_is_the_run_that_nobody_disturbed(subject, kn
     assert RunDirectory(tmp_path / "rough").done() == {"0a", "0b", "1a"}
     rough = dropping(subject, task).run(tmp_path / "rough")
     assert (
-        results(calm, task)["mask"]
+        load_run(calm, task)["mask"]
         .to_dataset()
         .drop_vars("image_prefixes")
-        .identical(results(rough, task)["mask"].to_dataset().drop_vars("image_prefixes"))
+        .identical(load_run(rough, task)["mask"].to_dataset().drop_vars("image_prefixes"))
     )
 
 
@@ -133,8 +134,8 @@ def test_a_bad_image_is_listed_and_is_nobodys_donor(subject, known, tmp_path):
     run = work.run(tmp_path / "run")
     assert {failure.id for failure in run.failures()} == {"1a", "1b"}
     assert all("1.png" in failure.reason for failure in run.failures())
-    assert results(run, task)["sample"].values.tolist() == ["0a", "0b", "2a", "2b"]
-    swapped = results(run, task)["swap"]["answer"].sel(case="another image").values.tolist()
+    assert load_run(run, task)["sample"].values.tolist() == ["0a", "0b", "2a", "2b"]
+    swapped = load_run(run, task)["swap"]["answer"].sel(case="another image").values.tolist()
     assert swapped == ["blue", "blue", "red", "red"]
 
 
@@ -146,7 +147,7 @@ def test_another_plan_is_refused_by_name(subject, known, tmp_path):
     with pytest.raises(ProbeError, match="modes"):
         dropping(subject, task, ("zero",), attention=False).run(tmp_path)
     with pytest.raises(ProbeError, match="max_new_tokens"):
-        Dropping(subject, task, {"mask": windows(1)}, max_new_tokens=4, attention=False).run(
+        DropRun(subject, task, {"mask": windows(1)}, max_new_tokens=4, attention=False).run(
             tmp_path
         )
 
@@ -163,25 +164,26 @@ def test_other_weights_are_another_run(subject, known, tmp_path):
 
 def test_mistakes_are_told_before_any_work(subject, known):
     with pytest.raises(ProbeError, match="modes of mask"):
-        Dropping(subject, made_up(known), {"fog": windows(1)})
+        DropRun(subject, made_up(known), {"fog": windows(1)})
     with pytest.raises(ProbeError, match="about images"):
-        Dropping(subject, made_up(known, 0), {"mask": windows(1)})
+        DropRun(subject, made_up(known, 0), {"mask": windows(1)})
 
 
 def test_attention_over_a_benchmark_is_one_record_without_pixels(subject, known, tmp_path):
     task = made_up(known, 2, bad=(1,), folder=tmp_path)
-    run = attention_run(subject, task, tmp_path / "run", max_new_tokens=3)
+    attention = AttentionRun(subject, task, max_new_tokens=3)
+    run = attention.run(tmp_path / "run")
     assert {failure.id for failure in run.failures()} == {"1a", "1b"}
-    record = merged(run, task)
+    record = attention.results(run)
     assert record["sample"].values.tolist() == ["0a", "0b"]
     assert "images" not in record and "received" not in record["llm"]
     hashes = record["image_sha256"].values[:, 0].tolist()
     assert hashes[0] == hashes[1] and len(hashes[0]) == 64
     share = record["llm"]["share"].sel(query_type="response", key_type="vision")
     assert np.isfinite(share).all()
-    again = attention_run(subject, task, tmp_path / "run", max_new_tokens=3)
+    again = AttentionRun(subject, task, max_new_tokens=3).run(tmp_path / "run")
     assert len(again.parts()) == len(run.parts())
-    assert isinstance(merged(again, task), xr.DataTree)
+    assert isinstance(attention.results(again), xr.DataTree)
 
 
 def test_the_first_cases_are_those_that_every_sweep_has():

@@ -11,8 +11,8 @@ import pytest
 import probe
 from probe import plots
 from probe.errors import ProbeError
-from probe.evaluation.method_comparison import Comparison, Method, compared, tokens_by_layer
-from probe.evaluation.scores import scores
+from probe.evaluation.method_comparison import Comparison, Method, tokens_by_layer
+from probe.evaluation.method_scores import method_scores
 from probe.evaluation.task import BenchmarkTask
 from probe.reducers import FastV, Grid, VisionZip
 
@@ -36,13 +36,13 @@ def comparison(subject):
 
 @pytest.fixture(scope="module")
 def answers(comparison, tmp_path_factory):
-    return compared(comparison.run(tmp_path_factory.mktemp("run")), comparison.task)
+    return comparison.results(comparison.run(tmp_path_factory.mktemp("run")))
 
 
 def test_every_method_answers_as_it_does_alone(subject, comparison, answers):
     for case, reducers in (("all", ()), ("VisionZip", ZIP), ("both", FAST)):
         for sample in comparison.task.with_images:
-            with Method(case, subject, reducers).at_work():
+            with Method(case, subject, reducers).applied():
                 alone = subject.answer(sample.image, sample.question, max_new_tokens=8)
             told = answers.sel(case=case, sample=sample.id)
             assert str(told["answer"].values) == alone
@@ -75,14 +75,14 @@ def test_costs_follow_the_tokens_and_the_clock_runs(comparison, answers):
 
 
 def test_scores_are_of_the_answers_and_paired_with_the_first(answers):
-    table = scores(answers).set_index("method")
+    table = method_scores(answers).set_index("method")
     mean = 100 * answers["correct"].mean("sample").values
     np.testing.assert_allclose(table["accuracy"], mean)
     np.testing.assert_allclose(table["difference"], mean - mean[0])
     assert (table["accuracy_low"] <= table["accuracy"]).all()
     assert table.loc["all", "difference_low"] == table.loc["all", "difference_high"] == 0
     with pytest.raises(ProbeError, match="answers of a comparison"):
-        scores(answers.drop_vars("correct"))
+        method_scores(answers.drop_vars("correct"))
 
 
 def test_published_numbers_are_an_overlay_in_shares(answers, tmp_path):
@@ -113,7 +113,7 @@ def test_it_goes_on_and_refuses_other_methods(comparison, subject, tmp_path, mon
     monkeypatch.undo()
     assert asked == [sample.id for sample in first]
     run = comparison.run(tmp_path)
-    assert compared(run, comparison.task).sizes["sample"] == 8
+    assert comparison.results(run).sizes["sample"] == 8
     others = [Method("all", subject), Method("VisionZip", subject, (VisionZip(8, 1),), "zip")]
     with pytest.raises(ProbeError, match=r"plan\.methods"):
         Comparison(others, comparison.task, max_new_tokens=8).run(tmp_path)

@@ -74,7 +74,7 @@ def test_bad_rows_are_listed_and_the_rest_is_asked(tmp_path):
         ("nope", None, None, "expected one of shapes, gqa"),
         ("gqa", None, None, "pass --data"),
         ("gqa", "/nowhere", None, "no such folder"),
-        ("shapes", None, 0, "at least one question"),
+        ("shapes", None, 0, "a number of questions of 1 or more"),
     ],
 )
 def test_a_mistake_is_one_line(name, data, limit, told):

@@ -2,21 +2,26 @@
 out.
 
     gqa = named("gqa")
-    benchmark = gqa.read("data/gqa")                       # .samples; .problems: rows that can't be used
-    gqa.score("Yes.", benchmark.samples[0])                # 0.0 ... 1.0 for one answer
-    gqa.summarise(benchmark.samples, predictions)          # {"accuracy": 61.9, ...}, in percent
-    gqa.export(benchmark.samples, predictions, "out/")     # what the official scorer reads
+    benchmark = gqa.read("data/gqa")                # .samples; .problems: rows that can't be used
+    gqa.score("Yes.", benchmark.samples[0])         # 0.0 ... 1.0 for one answer
+    gqa.summarise(benchmark.samples, predictions)   # {"accuracy": 61.9, ...}, in percent
+    gqa.export(benchmark.official_rows, predictions, "out/")   # what the official scorer reads
 
-Every module has these four functions, `HEADLINE` (the number that papers print) and `SPLITS` (the
-first is the default). Where `HEADLINE` is no mean of `score` there is `weighted`, the same number
-when each sample counts so often, as a bootstrap needs it, and its `LABEL`. `predictions` maps a
-sample's id to the generated text. This file is the map; nothing is loaded by it.
+Every file has these four functions (`BenchmarkModule`), `HEADLINE` (the number that papers print),
+`FILES` (what the folder holds) and `SPLITS` (the first is the default). Where `HEADLINE` is not a
+mean of `score` there is `weighted`, the same number when each sample counts several times, as a
+bootstrap needs it, and its `LABEL`. `predictions` maps a sample's id to the generated text. Images
+are turned upright as their EXIF data says; LLaVA's own scripts do not do that.
 """
 
+from collections.abc import Callable
 from importlib import import_module
-from types import ModuleType
+from pathlib import Path
+from typing import Protocol, cast, runtime_checkable
 
-from probe.errors import ProbeError
+from probe.data.rows import Benchmark
+from probe.data.sample import Sample
+from probe.errors import one_of
 
 NAMES = {
     "shapes": "the tiny models' own task, drawn from a seed",
@@ -34,13 +39,30 @@ NAMES = {
 }
 
 
-def named(name: str) -> ModuleType:
-    """The module of one benchmark. Raises ProbeError with the names there are.
+FILE_NAMES = {"seed": "seed_bench", "llava_w": "llava_bench"}  # where they differ from the name
+
+
+@runtime_checkable
+class BenchmarkModule(Protocol):
+    """What every file of this folder offers."""
+
+    HEADLINE: str
+    FILES: str
+    SPLITS: tuple[str, ...]
+    read: Callable[..., Benchmark]
+    score: Callable[[str, Sample], float]
+    summarise: Callable[..., dict[str, float]]
+    export: Callable[..., Path]
+
+
+def named(name: str) -> BenchmarkModule:
+    """The file of one benchmark. Raises ProbeError with the names there are.
 
     >>> named("gqa").HEADLINE
     'accuracy'
     """
-    if name not in NAMES:
-        raise ProbeError("benchmark", expected=f"one of {', '.join(NAMES)}", got=repr(name))
-    module = {"seed": "seed_bench", "llava_w": "llava_bench"}.get(name, name)
-    return import_module(f"probe.evaluation.benchmarks.{module}")
+    one_of("benchmark", "one of", name, NAMES)
+    return cast(
+        BenchmarkModule,
+        import_module(f"probe.evaluation.benchmarks.{FILE_NAMES.get(name, name)}"),
+    )

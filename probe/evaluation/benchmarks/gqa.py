@@ -28,6 +28,7 @@ from probe.evaluation.benchmarks.answer_files import (
 from probe.evaluation.benchmarks.prompts import SINGLE_WORD
 
 HEADLINE = "accuracy"
+FILES = "testdev_balanced_questions.json, images/"
 SPLITS = ("testdev_balanced", "val_balanced")
 
 

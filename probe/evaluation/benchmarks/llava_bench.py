@@ -35,6 +35,7 @@ from probe.evaluation.benchmarks.answer_files import (
 )
 
 HEADLINE, LABEL = "relative", "score relative to GPT-4's (%)"
+FILES = "questions.jsonl, images/"
 SPLITS = ("all",)
 DECIMALS = 3  # to which summarize_gpt_review.py rounds the two means
 CATEGORIES = ("conv", "detail", "complex")

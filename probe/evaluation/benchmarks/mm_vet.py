@@ -34,6 +34,7 @@ from probe.evaluation.benchmarks.answer_files import (
 )
 
 HEADLINE, LABEL = "total", "judge's score (%)"
+FILES = "mm-vet.json, images/"
 SPLITS = ("all",)
 ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 

@@ -43,6 +43,7 @@ from probe.evaluation.benchmarks.answer_files import (
 from probe.evaluation.benchmarks.prompts import OPTION_LETTER, OPTION_LETTER_CN, multiple_choice
 
 HEADLINE, LABEL = "circular", "circular accuracy (%)"
+FILES = "mmbench_dev_20230712.tsv"
 SPLITS = (
     "mmbench_dev_20230712",
     "mmbench_dev_cn_20231003",

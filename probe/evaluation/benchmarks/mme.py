@@ -38,6 +38,7 @@ from probe.evaluation.benchmarks.answer_files import (
 from probe.evaluation.benchmarks.prompts import SINGLE_WORD
 
 HEADLINE, LABEL, TOP = "perception", "perception (points of 2000)", 2000
+FILES = "a folder a category, such as existence/, with .txt files and images"
 PERCEPTION = (
     "existence",
     "count",

@@ -38,6 +38,7 @@ from probe.evaluation.benchmarks.answer_files import (
 from probe.evaluation.benchmarks.prompts import SINGLE_WORD
 
 HEADLINE, LABEL = "f1", "F1 (%)"
+FILES = "coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json, val2014/"
 SETS = ("random", "popular", "adversarial")
 SPLITS = ("all", *SETS)
 LABELS = ("yes", "no")

@@ -35,6 +35,7 @@ from probe.evaluation.benchmarks.answer_files import (
 from probe.evaluation.benchmarks.prompts import LETTERS, OPTION_LETTER, multiple_choice
 
 HEADLINE = "image_accuracy"
+FILES = "problems.json, pid_splits.json, images/test/; llava_test_CQM-A.json if there"
 SPLITS = ("test", "val", "train", "minitest", "minival")
 _SAID = re.compile(r"The answer is ([A-Z]).")  # the original's last full stop takes any character
 

@@ -30,6 +30,7 @@ from probe.evaluation.benchmarks.answer_files import (
 from probe.evaluation.benchmarks.prompts import multiple_choice
 
 HEADLINE = "accuracy"
+FILES = "SEED-Bench.json, SEED-Bench-image/; SEED-Bench-video-image/ if there"
 SPLITS = ("all", "image", "video")
 LETTERS = "ABCD"
 

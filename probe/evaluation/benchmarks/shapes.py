@@ -21,6 +21,7 @@ from probe.models.tiny.questions import QUESTION_KINDS, ask
 from probe.models.tiny.scenes import draw, sample_scene
 
 HEADLINE = "accuracy"
+FILES = "none: it is drawn"
 SPLITS = ("test",)
 ASKED = tuple(kind for kind in QUESTION_KINDS if kind != "caption")
 STREAM = 1000  # first number of the seed; `drawing.stream` counts its purposes from 1

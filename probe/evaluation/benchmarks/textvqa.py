@@ -26,6 +26,7 @@ from probe.evaluation.benchmarks.prompts import SINGLE_WORD
 from probe.evaluation.benchmarks.vqa_accuracy import score_of_people
 
 HEADLINE = "accuracy"
+FILES = "TextVQA_0.5.1_val.json, train_images/; llava_textvqa_val_v051_ocr.jsonl if there"
 SPLITS = ("val",)
 PEOPLE = 10
 

@@ -29,6 +29,7 @@ from probe.evaluation.benchmarks.textvqa import ten_answers
 from probe.evaluation.benchmarks.vqa_accuracy import normalise, score_of_people
 
 HEADLINE = "accuracy"
+FILES = "val.json, val/"
 SPLITS = ("val", "test", "train")
 
 

@@ -30,6 +30,7 @@ from probe.evaluation.benchmarks.textvqa import ten_answers
 from probe.evaluation.benchmarks.vqa_accuracy import normalise, score_of_people
 
 HEADLINE = "accuracy"
+FILES = "v2_OpenEnded_mscoco_val2014_questions.json, v2_mscoco_val2014_annotations.json, val2014/"
 SPLITS = ("val2014", "test-dev2015", "test2015")
 
 
