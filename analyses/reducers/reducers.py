@@ -17,7 +17,7 @@ import xarray as xr
 
 import probe
 from probe.cli.benchmark_run import show_progress
-from probe.cli.reduce import methods_of
+from probe.cli.reduce import BY_DEFAULT, methods_named, methods_of, with_costs
 from probe.evaluation.method_comparison import Comparison
 from probe.evaluation.method_scores import method_scores
 from probe.evaluation.task import BenchmarkTask

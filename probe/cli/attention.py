@@ -179,4 +179,4 @@ def mean_table(record: "DataTree") -> "DataFrame":
             frames.append(parts.to_dataframe().reset_index().assign(stack=stack, value=value))
     first = ["stack", "value", "layer", "query_type", "key_type"]
     table = pd.concat(frames)[[*first, "mean", "low", "high"]]
-    return table[table["mean"].notna()]  # without those that no query sees
+    return table.query("mean == mean")  # without those that no query sees
