@@ -31,6 +31,8 @@ class QuerySums:
     over heads.
     """
 
+    keys: TypedKeys
+    extras: Extras
     position: Int[Tensor, "query"]  # index of the query among the keys
     visible: Float[Tensor, "query type"]  # keys that the model lets the query see
     vision_visible: Float[Tensor, "query"]  # the vision keys among them
@@ -58,6 +60,8 @@ class QuerySums:
         queries, types, width = len(position), keys.type_count, len(keys.ids)
         tokens = len(extras.map_positions)
         return cls(
+            keys=keys,
+            extras=extras,
             position=position,
             visible=zeros(queries, types),
             vision_visible=zeros(queries),
@@ -78,9 +82,6 @@ class QuerySums:
         queries: slice,
         average: Float[Tensor, "query key"],
         visible: Bool[Tensor, "query key"],
-        position: Int[Tensor, "query"],
-        keys: TypedKeys,
-        extras: Extras,
         start: int,
     ) -> None:
         """Adds what is computed from the weights averaged over heads: counts, heat maps, and the
@@ -88,14 +89,14 @@ class QuerySums:
 
         queries: where these queries stand in the sums. start: position of the first key.
         """
-        span = slice(start, start + average.shape[1])
+        keys, span = self.keys, slice(start, start + average.shape[1])
         self.visible[queries] = keys.sum(visible.float(), start)
         self.vision_visible[queries] = visible.float() @ keys.is_vision[span]
-        if not extras.map_heads:
-            for token, query in _map_queries(extras, position):
+        if not self.extras.map_heads:
+            for token, query in self._map_queries(queries):
                 self.maps[token, span] = average[query]
                 self.map_count[token] = 1
-        query_type = keys.query_one_hot(position).T  # (type, query)
+        query_type = keys.query_one_hot(self.position[queries]).T  # (type, query)
         self.received[:, span] += query_type @ average
         self.received_count[:, span] += query_type @ visible.float()
         # With r = p̄ / max(p̄):  Σ p̄ ln p̄ = max(p̄) (Σ r ln r + ln max(p̄) Σ r). Relative to the
@@ -112,31 +113,28 @@ class QuerySums:
     def add_heads(
         self,
         heads: slice,
+        queries: slice,
         weights: Float[Tensor, "head query key"],
-        position: Int[Tensor, "query"],
-        keys: TypedKeys,
-        extras: Extras,
         start: int,
     ) -> None:
         """Adds the heat maps and maps of single heads, where they are requested."""
         span = slice(start, start + weights.shape[-1])
-        if extras.received_head:
-            query_type = keys.query_one_hot(position)
+        if self.extras.received_head:
+            query_type = self.keys.query_one_hot(self.position[queries])
             received = torch.einsum("qa,hqk->ahk", query_type, weights)
             self.received_head[:, heads, span] += received
-        if extras.map_heads:
-            for token, query in _map_queries(extras, position):
+        if self.extras.map_heads:
+            for token, query in self._map_queries(queries):
                 self.maps[token, heads, span] = weights[:, query]
                 self.map_count[token] = 1
 
-
-def _map_queries(extras: Extras, position: Int[Tensor, "query"]) -> list[tuple[int, int]]:
-    """(token of `maps`, query) for the tokens that are among the queries at `position`."""
-    if not extras.map_positions:
-        return []
-    queries = {key: query for query, key in enumerate(position.tolist())}
-    wanted = enumerate(extras.map_positions)
-    return [(token, queries[key]) for token, key in wanted if key in queries]
+    def _map_queries(self, queries: slice) -> list[tuple[int, int]]:
+        """(token of `maps`, index among these queries) for the tokens that are among them."""
+        if not self.extras.map_positions:
+            return []
+        index = {position: i for i, position in enumerate(self.position[queries].tolist())}
+        wanted = enumerate(self.extras.map_positions)
+        return [(token, index[position]) for token, position in wanted if position in index]
 
 
 def contribution_norm(

@@ -45,6 +45,13 @@ from probe.measures.attention.streaming import query_sums, weight_sums
 from probe.measures.attention.typed_keys import TypedKeys
 
 NOTHING = 1e-30  # weights on a type below this are rounding, and so is their entropy
+COUNT_OF = {
+    "mass": "query_count",
+    "lift": "query_count",
+    "entropy": "entropy_count",
+    "head_entropy": "head_entropy_count",
+    "received": "received_count",
+}
 # Variables of a table with an axis of keys, on which different images are concatenated.
 PER_KEY = ("received", "received_count", "received_head", "maps", "map_count")
 
@@ -233,21 +240,14 @@ def type_sums(sums: QuerySums, keys: TypedKeys) -> dict[str, Tensor]:
 
 def means(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Divides sums by their counts."""
-    queries, receiving = total["query_count"], total["received_count"]
-    table = {
-        "mass": divide(total["mass"], queries),
-        "share": divide(total["share"], total["share_count"][:, None]),
-        "lift": divide(total["lift"], queries),
-        "entropy": divide(total["entropy"], total["entropy_count"]),
-        "head_entropy": divide(total["head_entropy"], total["head_entropy_count"]),
-        "received": divide(total["received"], receiving),
-    }
+    table = {name: divide(total[name], total[count]) for name, count in COUNT_OF.items()}
+    table["share"] = divide(total["share"], total["share_count"][:, None])
     for name in ("query_count", "share_count", "entropy_count", "head_entropy_count"):
         table[name] = total[name].astype(np.float32)
     if "contribution" in total:
-        table["contribution"] = divide(total["contribution"], queries)
+        table["contribution"] = divide(total["contribution"], total["query_count"])
     if "received_head" in total:
-        received_head = divide(total["received_head"], receiving[:, None])
+        received_head = divide(total["received_head"], total["received_count"][:, None])
         table["received_head"] = received_head.swapaxes(0, 1)  # (head, query_type, key)
     if "maps" in total:
         maps = divide(total["maps"], total["map_count"])

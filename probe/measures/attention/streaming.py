@@ -136,15 +136,7 @@ class _Walk:
             for weights in self._heads(block, mask_bias, unmasked, key_heads):
                 average += weights
         average /= self.head_count
-        self.sums.add_average(
-            block.rows,
-            average,
-            visible,
-            block.position + self.first,
-            self.keys,
-            self.extras,
-            start + self.first,
-        )
+        self.sums.add_average(block.rows, average, visible, start + self.first)
 
     def _heads(
         self,
@@ -191,8 +183,7 @@ class _Walk:
             value, gram = self.value[key_heads, block.start : block.stop], self.extras.gram[heads]
             norms = contribution_norm(weights, value, gram, self.keys, start)
             sums.norm[heads, block.rows] = norms
-        position = block.position + self.first
-        sums.add_heads(heads, weights, position, self.keys, self.extras, start)
+        sums.add_heads(heads, block.rows, weights, start)
         return weights
 
 
@@ -215,7 +206,7 @@ def weight_sums(
     sums = QuerySums.empty(position, head_count, keys, extras)
     sums.mass = keys.sum(weights)
     sums.plogp = keys.sum(torch.xlogy(weights, weights).double())
-    sums.add_heads(slice(0, head_count), weights, position, keys, extras, 0)
-    queries = slice(0, len(position))
-    sums.add_average(queries, weights.mean(0), visible, position, keys, extras, 0)
+    every = slice(None)
+    sums.add_heads(every, every, weights, 0)
+    sums.add_average(every, weights.mean(0), visible, 0)
     return sums
