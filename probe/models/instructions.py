@@ -1,17 +1,17 @@
-"""LLaVA's conversations and Video-ChatGPT's questions: the training data that people have, as
+"""LLaVA's conversations and Video-ChatGPT's questions, two common formats of training data, as
 `Instruction`s.
 
     instructions, problems = read_instructions("llava_v1_5_mix665k.json", "images")
 
-    LLaVA          [{"image": "coco/train2017/0.jpg",                      also a list, or "video", or neither
-                     "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
+    LLaVA          [{"image": "coco/train2017/0.jpg",       also a list, or "video", or neither
+                     "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
                                        {"from": "gpt", "value": "A cat."}]}, ...]
     Video-ChatGPT  [{"video_id": "v_p1QGn0IzfW0", "q": "What happens?", "a": "A man sings."}, ...]
 
-Both may stand in one file. A video is a file, or a folder of its frames. As LLaVA does in training,
-an `<image>` goes to the front of its turn, and what the assistant says before the first question is
-left out. A row that can't be used is listed and left out. File names come from strangers: none may
-lead out of the folder.
+One file may mix both. A video is a file, or a folder of its frames. As in LLaVA's training, an
+`<image>` is moved to the front of its turn, and an assistant turn before the first question is
+dropped. Rows that cannot be used are skipped and listed. File names are untrusted: none may point
+outside the folder.
 """
 
 from collections.abc import Sequence
@@ -33,25 +33,24 @@ VIDEOS = ("", ".mp4", ".mkv", ".webm", ".avi", ".mov")  # what a video's id may 
 def read_instructions(
     file: str | Path, folder: str | Path
 ) -> tuple[list[Instruction], list[SkippedRow]]:
-    """The rows of a file, their images and videos found in `folder`; and the rows that can't be
-    used.
+    """The rows of a file, with images and videos from `folder`; and the rows that cannot be used.
 
-    Raises ProbeError where file or folder can't be read, or no row can be used.
+    Raises ProbeError where file or folder cannot be read, or no row can be used.
     """
     if not Path(folder).expanduser().is_dir():
         expected = "the folder with the images and videos"
         raise ProbeError("train", expected=expected, got=f"{str(folder)!r}, which is none")
     path, data = Path(file).expanduser(), DataFolder("train", folder)
-    reading, found = RowReader("train", path.stem), []
+    reader = RowReader("train", path.stem)
+    instructions: list[Instruction] = []
     for number, row in enumerate(json_list("train", path), 1):
-        with reading.row(path, number):
-            found.append(
-                _video_question(row, data) if _is_video_question(row) else _conversation(row, data)
-            )
-    if not found:
-        got = f"{reading.problems[0]}" if reading.problems else f"an empty list in {path.name}"
+        with reader.row(path, number):
+            convert = _video_question if _is_video_question(row) else _conversation
+            instructions.append(convert(row, data))
+    if not instructions:
+        got = f"{reader.problems[0]}" if reader.problems else f"an empty list in {path.name}"
         raise ProbeError("train", expected="at least one row that can be used", got=got)
-    return found, reading.problems
+    return instructions, reader.problems
 
 
 def _is_video_question(row: Any) -> bool:
@@ -63,7 +62,7 @@ def _video_question(row: dict[str, Any], data: DataFolder) -> Instruction:
     video = VisualSource(
         "video", data.video(*(identifier(row, "video_id") + ending for ending in VIDEOS))
     )
-    return Instruction((_said("user", question, 1), _said("assistant", answer)), (video,))
+    return Instruction((_turn("user", question, 1), _turn("assistant", answer)), (video,))
 
 
 def _conversation(row: Any, data: DataFolder) -> Instruction:
@@ -85,10 +84,10 @@ def _conversation(row: Any, data: DataFolder) -> Instruction:
 
 
 def _role(turn: Any) -> Literal["user", "assistant"] | str:
-    said = entry(turn, "from")
-    if said not in ROLES:
-        raise RowError("'from': human or gpt", shown(said))
-    return ROLES[said]
+    speaker = entry(turn, "from")
+    if speaker not in ROLES:
+        raise RowError("'from': human or gpt", shown(speaker))
+    return ROLES[speaker]
 
 
 def _names(row: dict[str, Any], key: str) -> Sequence[str]:
@@ -101,9 +100,7 @@ def _names(row: dict[str, Any], key: str) -> Sequence[str]:
 
 
 def _image(data: DataFolder, name: str) -> Path:
-    """Its file, whose head is read: better a row is left out now than a training ends in its third
-    hour.
-    """
+    """The image's file. Its header is read now, so that a damaged file cannot end a long training."""
     path = data.image(name)
     try:
         with Image.open(path):
@@ -113,16 +110,16 @@ def _image(data: DataFolder, name: str) -> Path:
 
 
 def _message(role: str, text: str) -> dict[str, Any]:
-    """A turn with its marks as image parts in front."""
+    """A turn with an image part in front for each of its marks."""
     marks = sum(text.count(mark) for mark in MARKS)
     if marks and role == "assistant":
         raise RowError("no <image> in what gpt says", shown(text))
     for mark in MARKS:
         text = text.replace(mark, "")
-    return _said(role, text.strip(), marks)
+    return _turn(role, text.strip(), marks)
 
 
-def _said(role: str, text: str, images: int = 0) -> dict[str, Any]:
+def _turn(role: str, text: str, images: int = 0) -> dict[str, Any]:
     return {
         "role": role,
         "content": [{"type": "image"}] * images + [{"type": "text", "text": text}],

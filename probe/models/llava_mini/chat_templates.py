@@ -3,8 +3,8 @@
     processor = LlavaMiniProcessor(..., chat_template=chat_template("llava_llama_3_1"))
     processor.apply_chat_template(conversation, add_generation_prompt=True)
 
-The released LLaVA-Mini is "llava_llama_3_1" (the same string as "llava_llama_3"). A template that
-its tokenizer brings along is what it was trained with: `template_for` keeps it.
+The released LLaVA-Mini uses "llava_llama_3_1" (the same string as "llava_llama_3"). A checkpoint
+whose tokenizer has a chat template was trained with that: `template_for` keeps it.
 
 Source: `llavamini/conversation.py` of the authors.
 """
@@ -13,27 +13,31 @@ from dataclasses import dataclass
 from typing import Any
 
 HELPFUL = (
-    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-    "provides, and assist the user with a variety of tasks using natural language."
+    "You are a helpful language and vision assistant. "
+    "You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
 )
 CHAT = (
-    "A chat between a curious {who} and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-    "and polite answers to the {who}'s questions."
+    "A chat between a curious {who} and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the {who}'s questions."
 )
-MPT = "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
+MPT = (
+    "A conversation between a user and an LLM-based AI assistant. "
+    "The assistant gives helpful and honest answers."
+)
 
 
 @dataclass(frozen=True)
 class Style:
-    """What is written around the words of each speaker."""
+    """The text around the words of each speaker."""
 
     system: str = ""
     start: str = "{system}"
     user: tuple[str, str] = ("", "")
     assistant: tuple[str, str] = ("", "")
     generation: str = ""
-    later_user: str | None = None  # what opens the user's second turn, where it differs
-    closing_header: bool = False  # the generation prompt is also written after an answer
+    later_user: str | None = None  # opens the user's later turns, where that differs
+    closing_header: bool = False  # the generation prompt is written after an answer too
 
 
 LLAMA_3 = Style(
@@ -83,18 +87,22 @@ WORDS = """\
 {%- macro words(content) -%}
 {%- if content is string -%}{{ content }}{%- else -%}
 {%- for item in content -%}
-{%- if item.type == 'text' -%}{{ item.text }}{%- else -%}{{ '<' ~ item.type ~ '>' }}{{ '\\n' }}{%- endif -%}
+{%- if item.type == 'text' -%}{{ item.text }}
+{%- else -%}{{ '<' ~ item.type ~ '>' }}{{ '\\n' }}{%- endif -%}
 {%- endfor -%}
 {%- endif -%}
 {%- endmacro -%}
 """
 OF_TOKENIZER = """\
-{%- set said = namespace(messages=[{'role': 'system', 'content': SYSTEM}]) -%}
-{%- if messages and messages[0].role == 'system' -%}{%- set said.messages = [] -%}{%- endif -%}
+{%- set with_system = namespace(messages=[{'role': 'system', 'content': SYSTEM}]) -%}
+{%- if messages and messages[0].role == 'system' -%}
+{%- set with_system.messages = [] -%}
+{%- endif -%}
 {%- for message in messages -%}
-{%- set said.messages = said.messages + [{'role': message.role, 'content': words(message.content)}] -%}
+{%- set turn = {'role': message.role, 'content': words(message.content)} -%}
+{%- set with_system.messages = with_system.messages + [turn] -%}
 {%- endfor -%}
-{%- set messages = said.messages -%}
+{%- set messages = with_system.messages -%}
 """
 TEMPLATE = """\
 {%- set given = messages and messages[0].role == 'system' -%}
@@ -135,25 +143,22 @@ def chat_template(style: str) -> str:
     }
     template = WORDS + TEMPLATE
     for name, value in values.items():
-        template = template.replace(
-            name, repr(value)
-        )  # the strings have no quotes that would need another form
+        template = template.replace(name, repr(value))  # Jinja reads Python's string literals
     return template
 
 
 def template_for(tokenizer: Any) -> str:
-    """The chat template of an authors' checkpoint, told by its tokenizer.
+    """The chat template of a checkpoint of the authors, recognised by its tokenizer.
 
-    With Llama 3's headers it is the tokenizer's own. That knows no images and has no system prompt
-    of LLaVA's: it gets "<image>" as words, and the authors' system prompt as a message where there
-    is none. Others were trained as "v1".
+    For Llama 3's headers it is the tokenizer's, which supports neither images nor LLaVA's system
+    prompt: it is given "<image>" as text, and the authors' system prompt as a message if the
+    conversation has none. Other checkpoints were trained with "v1".
     """
     if "<|start_header_id|>" not in tokenizer.get_vocab():
         return chat_template("v1")
-    own = getattr(tokenizer, "chat_template", None)
-    own = own.get("default") if isinstance(own, dict) else own
-    return (
-        WORDS + OF_TOKENIZER.replace("SYSTEM", repr(HELPFUL)) + own
-        if own
-        else chat_template("llava_llama_3_1")
-    )
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not template:
+        return chat_template("llava_llama_3_1")
+    return WORDS + OF_TOKENIZER.replace("SYSTEM", repr(HELPFUL)) + template

@@ -1,13 +1,13 @@
 """Query-based compression: C x C learned queries look at the patches of an image and return C x C
 tokens.
 
-    tokens = softmax((Q + PE)(K + PE_grid)^T / sqrt(d)) V          Q: queries, K and V: patches, several heads
+    tokens = softmax((Q + PE)(K + PE_grid)^T / sqrt(d)) V       Q: queries; K, V: patches; by head
 
-The position embedding of the patches is the queries' own C x C table, resized to the grid of the
-patches; the values have none. With C = 1 it is one constant, to which a softmax is blind.
+The patches' position embedding is the queries' C x C table, resized to the grid of the patches;
+values have none. With C = 1 it is constant over patches, so the softmax ignores it.
 
-Source: Resampler of the authors' `llavamini/model/multimodal_projector` (arXiv 2501.03895, Eq. 2,
-describes it without heads and projections; `facts/llava_mini.md` section 10 lists the differences).
+Source: Resampler of the authors' `llavamini/model/multimodal_projector` . arXiv 2501.03895, Eq. 2,
+describes it without heads and projections.
 """
 
 import math
@@ -21,15 +21,15 @@ from transformers.models.clip.modeling_clip import eager_attention_forward
 
 
 class CompressorAttention(nn.Module):
-    """Multi-head cross-attention through transformers' attention interface: every kernel and every
-    tap applies.
+    """Multi-head cross-attention through transformers' attention interface, so that every kernel
+    and every attention tap works.
     """
 
     is_causal = False
 
     def __init__(self, config, dim: int, num_heads: int):
         super().__init__()
-        self.config = config  # names the kernel
+        self.config = config  # `_attn_implementation` names the kernel
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.scaling = self.head_dim**-0.5
         self.q_proj, self.k_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
@@ -41,19 +41,20 @@ class CompressorAttention(nn.Module):
         key: Float[Tensor, "frame patch dim"],
         value: Float[Tensor, "frame patch dim"],
     ) -> tuple[Float[Tensor, "frame token dim"], Tensor | None]:
-        """The attended values, and the weights (frame, head, token, patch) if the kernel has
+        """The attended values, and the weights (frame, head, token, patch) if the kernel returns
         them.
         """
-        heads = "frame token (head dim) -> frame head token dim"
-        query, key, value = (
-            rearrange(projection(x), heads, head=self.num_heads)
-            for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
-        )
+        query = self._by_head(self.q_proj(query))
+        key = self._by_head(self.k_proj(key))
+        value = self._by_head(self.v_proj(value))
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         attended, weights = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0)
         return self.out_proj(attended.flatten(2)), weights
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return rearrange(x, "frame token (head dim) -> frame head token dim", head=self.num_heads)
 
 
 class LlavaMiniCompressor(nn.Module):
@@ -67,8 +68,7 @@ class LlavaMiniCompressor(nn.Module):
             )
         self.size = size
         self.query = nn.Parameter(torch.zeros(size * size, dim))
-        # Starts as a sine-cosine table but is trained: a checkpoint's table is loaded, never
-        # computed.
+        # Initialised as a sine-cosine table, then trained: a checkpoint's table must be loaded.
         self.pos_embed = nn.Parameter(torch.zeros(size * size, dim))
         self.ln_q, self.ln_kv = nn.LayerNorm(dim, eps=1e-5), nn.LayerNorm(dim, eps=1e-5)
         self.attention = CompressorAttention(config, dim, num_heads)
@@ -82,9 +82,8 @@ class LlavaMiniCompressor(nn.Module):
             "token dim -> frame token dim",
             frame=len(patches),
         )
-        tokens, _ = self.attention(
-            query, patches + self.positions(patches.shape[1]).to(patches.dtype), patches
-        )
+        positions = self.positions(patches.shape[1]).to(patches.dtype)
+        tokens, _ = self.attention(query, patches + positions, patches)
         return tokens
 
     def positions(self, patches: int) -> Float[Tensor, "patch dim"]:
@@ -102,8 +101,8 @@ class LlavaMiniCompressor(nn.Module):
 
 
 def sincos_table(dim: int, size: int) -> Float[Tensor, "token dim"]:
-    """What the position table starts from: the column in the first half of the channels, the row in
-    the second.
+    """The initial position table: the column in the first half of the channels, the row in the
+    second.
 
     >>> sincos_table(8, 1)
     tensor([[0., 0., 1., 1., 0., 0., 1., 1.]])

@@ -1,6 +1,6 @@
 """The authors' checkpoints as native ones: in memory, or a folder shard by shard.
 
-    model = from_original(state_dict, config, vision_config)      # what torch.load and json.load gave
+    model = from_original(state_dict, config, vision_config)      # from torch.load and json.load
     model, processor = load_original("llava-mini-llama-3.1-8b")
     convert("llava-mini-llama-3.1-8b", "llava-mini-native")       # memory: one shard
 
@@ -146,7 +146,8 @@ def load_original(
     base: str | Path | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[LlavaMiniForConditionalGeneration, LlavaMiniProcessor | None]:
-    """The authors' folder as a model in eval mode, and its processor (None without tokenizer files).
+    """The authors' folder as a model in eval mode, and its processor (None without tokenizer
+    files).
 
     dtype: the checkpoint's by default. Raises CheckpointError as `convert` does.
     """

@@ -12,7 +12,7 @@ run through the model in chunks of `config.frames_per_chunk`, in two steps:
 `encode_image` runs the first step once for all later questions about an image; its result replaces
 pixels in `forward` and `generate`:
 
-    dog = model.encode_image(pixel_values)       # [view, 3, height, width], or an iterator of frames
+    dog = model.encode_image(pixel_values)     # [view, 3, height, width], or an iterator of frames
     model.generate(ids_of_question_1, vision=[dog])
     model.generate(ids_of_question_2, vision=[dog])
 
@@ -165,7 +165,7 @@ class FrameFusionMixin(LlavaMiniVision):
 
     @property
     def entrance(self) -> torch.device:
-        """The device for inputs. An offloaded model is on "meta": its hooks move inputs themselves."""
+        """The device for inputs. Hooks of an offloaded model (device "meta") move them."""
         return torch.device("cpu") if self.device.type == "meta" else self.device
 
     @property

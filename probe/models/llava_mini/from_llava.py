@@ -1,11 +1,11 @@
-"""A LLaVA-Mini made of a LLaVA: its vision encoder, projector and LLM, and new parts between them.
+"""A LLaVA-Mini made from a LLaVA: its vision encoder, projector and LLM, with new parts between.
 
-    mini = from_llava(llava, compressor_size=1, num_prefusion_layers=4)                        # for stage 2
-    plain = from_llava(llava, compression="none", num_prefusion_layers=0)                      # for stage 1
+    mini = from_llava(llava, compressor_size=1, num_prefusion_layers=4)         # for stage 2
+    plain = from_llava(llava, compression="none", num_prefusion_layers=0)       # for stage 1
 
-The compressor starts at random. Pre-fusion starts as a copy of the LLM's first layers (the authors
-start it at random, or from weights of their own): a word then reads the image as it would in the
-LLM, from the first step on.
+The compressor is initialised at random, pre-fusion as a copy of the LLM's first layers, so that
+words read the image as in the LLM from the first step. (The authors initialise it at random, or
+from pretrained weights.)
 """
 
 from typing import Any
@@ -33,19 +33,17 @@ SHARED = (
 def from_llava(
     llava: PreTrainedModel, *, copy_prefusion: bool = True, seed: int = 0, **fields: Any
 ) -> LlavaMiniForConditionalGeneration:
-    """A LLaVA-Mini that takes the parts of `llava` over: the same tensors, so let go of `llava`
-    afterwards.
+    """A LLaVA-Mini with the parts of `llava`. It shares their tensors, so do not use `llava` again.
 
-    `llava` is any model with a vision tower, a projector and a Llama where
-    `LlavaForConditionalGeneration` has them: a LLaVA-Mini too, whose compressor and pre-fusion are
-    then left behind. `fields` are `LlavaMiniConfig`'s. New parts are drawn from `seed`;
-    `copy_prefusion=False` leaves the pre-fusion layers as drawn. Raises ValueError where pre-fusion
-    can't be like the LLM: that has other layers than Llama's, or fewer to copy.
+    `llava` is any model with a vision tower, a projector and a Llama under the names of
+    `LlavaForConditionalGeneration`; the compressor and pre-fusion of a LLaVA-Mini are replaced.
+    `fields` are those of `LlavaMiniConfig`. New parts are drawn from `seed`; `copy_prefusion=False`
+    keeps the pre-fusion layers random. Raises ValueError where the LLM's layers are not Llama's, or
+    fewer than pre-fusion copies.
     """
-    theirs: Any = llava
-    _expect_llama(
-        theirs.model.language_model.layers, fields.get("num_prefusion_layers", 4), copy_prefusion
-    )
+    source: Any = llava
+    llm = source.model.language_model
+    _expect_llama(llm.layers, fields.get("num_prefusion_layers", 4), copy_prefusion)
     shared = {name: getattr(llava.config, name) for name in SHARED}
     config = LlavaMiniConfig(
         vision_config=llava.config.vision_config,
@@ -55,24 +53,24 @@ def from_llava(
     )
     with torch.device("meta"):
         mini = LlavaMiniForConditionalGeneration(config)
-    mine: Any = mini.model
-    mine.vision_tower, mine.multi_modal_projector = (
-        theirs.model.vision_tower,
-        theirs.model.multi_modal_projector,
-    )
-    mine.language_model, mini.lm_head = theirs.model.language_model, theirs.lm_head
-    mini.generation_config = theirs.generation_config
+    inner: Any = mini.model
+    inner.vision_tower = source.model.vision_tower
+    inner.multi_modal_projector = source.model.multi_modal_projector
+    inner.language_model = llm
+    mini.lm_head = source.lm_head
+    mini.generation_config = source.generation_config
     _new_parts(mini, seed)
     if copy_prefusion:
-        mine.copy_llm_to_prefusion()
+        inner.copy_llm_to_prefusion()
     return mini
 
 
 def processor_for(mini: LlavaMiniForConditionalGeneration, processor: Any) -> LlavaMiniProcessor:
-    """A LLaVA-Mini's processor with the images and words of another one, a LLaVA's for instance.
+    """A LLaVA-Mini's processor with the image processor and tokenizer of another, such as a
+    LLaVA's.
 
-    Its chat template is kept if it writes an end of turn behind an answer: without one, no end
-    would be learned.
+    The chat template is kept if it closes an answer with an end of turn, which the model must
+    learn.
     """
     config = mini.config
     return LlavaMiniProcessor(
@@ -89,22 +87,19 @@ def processor_for(mini: LlavaMiniForConditionalGeneration, processor: Any) -> Ll
 
 def _closing_template(processor: Any) -> str:
     if getattr(processor, "chat_template", None):
-        said = [
-            {"role": who, "content": [{"type": "text", "text": who}]}
-            for who in ("user", "assistant")
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": role}]}
+            for role in ("user", "assistant")
         ]
-        end = END_OF_TURN.match(
-            text := processor.apply_chat_template(said), text.rindex("assistant") + len("assistant")
-        )
+        text = processor.apply_chat_template(messages)
+        end = END_OF_TURN.match(text, text.rindex("assistant") + len("assistant"))
         if end is not None and end[1]:
             return processor.chat_template
     return template_for(processor.tokenizer)
 
 
 def _new_parts(mini: LlavaMiniForConditionalGeneration, seed: int) -> None:
-    """Compressor and pre-fusion, with weights as transformers draws them; the global seed is left
-    as it was.
-    """
+    """Initialises compressor and pre-fusion as transformers does, without changing the global seed."""
     inner: Any = mini.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -128,5 +123,6 @@ def _expect_llama(layers: Any, wanted: int, copied: bool) -> None:
         )
     if copied and wanted > len(layers):
         raise ValueError(
-            f"from_llava: expected num_prefusion_layers of at most {len(layers)}, the LLM's layers, got {wanted}"
+            f"from_llava: expected num_prefusion_layers of at most {len(layers)}, the LLM's "
+            f"layers, got {wanted}"
         )

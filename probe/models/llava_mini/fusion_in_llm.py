@@ -1,13 +1,13 @@
-"""Compression and fusion inside the LLM: its first layers see the whole image, the others only its
+"""Compression and fusion inside the LLM: its first layers see the whole image, the later ones only
 compressed tokens.
 
     layers 1 .. K:    [vision rows of all frames | text]        K = num_prefusion_layers
-    compression:      each frame's vision rows -> C x C tokens, in the place of <image>
+    compression:      each frame's vision rows -> C x C tokens, at the placeholders
     layers K+1 .. :   [text with C x C tokens]
 
-So the first layers' cache is longer than the others'. What is generated also runs through the first
-layers and sees all vision rows there. There is no pre-fusion stack, nothing is averaged over
-frames, and `fuse_mask` has no meaning.
+So the cache of the first layers is longer than that of the others. Generated words also run through
+the first layers and see all vision rows there. The model has no pre-fusion stack, nothing is
+averaged over frames, and `fuse_mask` has no effect.
 
 Source: arXiv 2501.03895, Table 12 (one sentence; there is no public code).
 """
@@ -35,15 +35,14 @@ def run(
     cache: Cache | None,
     use_cache: bool | None,
 ) -> BaseModelOutputWithPast:
-    """A prompt with its images (`frames`), or what follows it with the prompt's cache (no
-    frames).
-    """
+    """Runs a prompt with its images (`frames`), or what follows it with the prompt's cache."""
     llm, first = model.language_model, model.config.num_prefusion_layers
     if use_cache and cache is None:
         cache = DynamicCache()
     if attention_mask is not None and attention_mask.ndim != 2:
         raise ValueError(
-            "LLaVA-Mini in the LLM: expected a mask (row, token), got a static cache's; use a dynamic cache"
+            "LLaVA-Mini in the LLM: expected a mask (row, token), got a static cache's; "
+            "use a dynamic cache"
         )
     placeholder = input_ids == model.config.image_token_id
     text = model.get_input_embeddings()(input_ids.masked_fill(placeholder, 0))
@@ -72,9 +71,7 @@ def run(
 def _vision(
     model: Any, frames: Sequence[Frame], text: Float[Tensor, "row token dim"]
 ) -> tuple[Float[Tensor, "row patch dim"], Bool[Tensor, "row patch"]]:
-    """The vision rows of each row's frames, one frame behind the other, and which of them are
-    filled.
-    """
+    """The vision rows of each batch row's frames in sequence, and which of them are not padding."""
     rows: list[list[Tensor]] = [[text[row, :0]] for row in range(len(text))]
     for chunk in chunks(frames, model.config.frames_per_chunk):
         patches = model.patches(torch.stack([pixels for pixels, _, _ in chunk]))
@@ -127,7 +124,7 @@ def _layers(
 
 
 def _causal(implementation: str | None, visible: Bool[Tensor, "row key"], hidden: Tensor) -> Tensor:
-    """Keys that each query sees: those up to itself that are visible. (row, key) for flash, else
+    """The mask by which each query sees the visible keys up to itself: (row, key) for flash, else
     additive.
     """
     if "flash" in (implementation or ""):

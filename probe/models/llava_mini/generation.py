@@ -1,6 +1,6 @@
-"""Generating words: images are read once, at the prompt, and what is generated is never fused.
+"""Generation: images are read once, with the prompt, and generated words are never fused.
 
-Source: `generate` of the authors' `llava_llama.py`, which hands merged embeddings to the LLM's own
+Source: `generate` of the authors' `llava_llama.py`, which passes merged embeddings to the LLM's
 `generate`.
 """
 
@@ -17,19 +17,18 @@ TokenIds = Int[Tensor, "row token"]
 
 
 class LlavaMiniGenerationMixin(GenerationMixin):
-    """`GenerationMixin` for a model whose prompt has images (its name must contain that word for
-    transformers).
-    """
+    """`GenerationMixin` for prompts with images (transformers requires that word in the name)."""
 
     config: Any
     model: Any
 
     @torch.no_grad()
     def generate(self, inputs: TokenIds | None = None, **kwargs):
-        """`GenerationMixin.generate`; what is generated is never fused, with a cache or without.
+        """`GenerationMixin.generate`, in which generated words are never fused, with or without
+        cache.
 
-        Rows may be padded on either side: padding on the right is moved to the left, or the first
-        word of a shorter row would be predicted from padding.
+        Rows may be padded on either side: padding on the right is moved to the left, because the
+        first word of a shorter row would be predicted from padding.
         """
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if input_ids is None:
@@ -42,14 +41,14 @@ class LlavaMiniGenerationMixin(GenerationMixin):
         )
         aligned = {"input_ids": input_ids, "fuse_mask": fuse_mask}
         if mask is not None and mask.shape == input_ids.shape:
-            # A static cache turns the mask into another shape; padding stays hidden all the same.
+            # A static cache changes the mask's shape, so `fuse_mask` hides padding as well.
             aligned |= {"attention_mask": mask, "fuse_mask": fuse_mask & mask.bool()}
             order = mask.bool().byte().argsort(dim=1, stable=True)
             aligned = {name: x.gather(1, order) for name, x in aligned.items()}
         return super().generate(**kwargs | aligned)  # pyright: ignore[reportAttributeAccessIssue]
 
     def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration=False, **kwargs):
-        """Images are read at the prompt, and again at every step only where there is no cache."""
+        """Images are read with the prompt, and again at every step only without a cache."""
         if not is_first_iteration and kwargs.get("use_cache", True):
             kwargs |= dict.fromkeys(("pixel_values", "pixel_values_videos", "vision", "fuse_mask"))
         return super().prepare_inputs_for_generation(
@@ -59,7 +58,7 @@ class LlavaMiniGenerationMixin(GenerationMixin):
     def _expand_inputs_for_generation(
         self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs
     ):
-        """Beams: a row's images are repeated as a block, for a row may have several or none."""
+        """Repeats a row's images as a block for its beams, since it may have several or none."""
         images, videos, vision = (
             kwargs.pop(key, None) for key in ("pixel_values", "pixel_values_videos", "vision")
         )
@@ -79,12 +78,12 @@ class LlavaMiniGenerationMixin(GenerationMixin):
         input_ids, kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **kwargs
         )  # pyright: ignore[reportAttributeAccessIssue]
-        given = {"pixel_values": images, "pixel_values_videos": videos, "vision": vision}
-        return input_ids, kwargs | {key: value for key, value in given.items() if value is not None}
+        visual = {"pixel_values": images, "pixel_values_videos": videos, "vision": vision}
+        return input_ids, kwargs | {name: x for name, x in visual.items() if x is not None}
 
 
 def _blocks(owners: list[int], copies: int) -> list[int]:
-    """Indices that repeat what belongs to a row as a block.
+    """Indices that repeat all entries of a row as a block.
 
     >>> _blocks([0, 0, 1], 2)
     [0, 1, 0, 1, 2, 2]

@@ -1,7 +1,9 @@
-"""Images and videos as the views that the vision tower looks at.
+"""Images and videos as the views that the vision tower reads.
 
-    views(image, 1)   [image]
-    views(image, 2)   [four sub-images row by row, image]      HD; what N does not divide is cut off right and below
+    split_views(image, 1)   [image]
+    split_views(image, 2)   [four sub-images row by row, image]      HD
+
+Pixels that N does not divide are cut off at the right and the bottom.
 
 Source: `split_image`, `expand2square` and the video reading of the authors' `llavamini/mm_utils.py`
 and `eval/`.
@@ -21,17 +23,17 @@ from PIL import Image, ImageOps
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
-def views(
+def split_views(
     image: Image.Image, ratio: int, pad: tuple[int, ...] | None = None, pad_first: bool = False
 ) -> list[Image.Image]:
     """The ratio x ratio sub-images and, last, the whole image; a ratio of 1 is the image alone.
 
-    pad: the colour that fills each view up to a square; None leaves it to the image processor to
-    crop. The authors fill up each view at inference, but the whole image before it is split in
-    training (`pad_first`).
+    pad: the colour that pads each view to a square; None leaves views for the image processor to
+    crop. The authors pad each view at inference, but the whole image before splitting in training
+    (`pad_first`).
     """
     if pad is not None and pad_first:
-        image = padded_to_square(image, pad)
+        image = _square(image, pad)
     width, height = image.width // ratio, image.height // ratio
     if not (width and height):
         raise ValueError(
@@ -43,11 +45,13 @@ def views(
         if ratio > 1
         else []
     )
-    return [view if pad is None else padded_to_square(view, pad) for view in [*tiles, image]]
+    return [view if pad is None else _square(view, pad) for view in [*tiles, image]]
 
 
-def padded_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    """The image in the middle of a square."""
+def _square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """The image in the middle of a square. `probe.data.image_views.padded_to_square` does the same
+    for other models' processors; this package imports nothing of `probe`.
+    """
     side = max(image.size)
     square = Image.new(image.mode, (side, side), colour)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -55,14 +59,14 @@ def padded_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image
 
 
 def squashed(frame: Image.Image, side: int) -> Image.Image:
-    """A frame of a video at side x side, the nearest pixel each, whatever its aspect ratio."""
+    """A video frame resized to side x side by nearest neighbour, ignoring its aspect ratio."""
     pixels = torch.from_numpy(np.array(frame)).permute(2, 0, 1)[None].float()
     small = torch.nn.functional.interpolate(pixels, size=(side, side), mode="nearest")
     return Image.fromarray(small[0].permute(1, 2, 0).byte().numpy())
 
 
 def frame_indices(total: int, count: int) -> list[int]:
-    """The middles of `count` equal stretches of a video of `total` frames.
+    """The middle frames of `count` equal segments of a video of `total` frames.
 
     >>> frame_indices(40, 5)
     [4, 12, 19, 27, 35]
@@ -80,11 +84,11 @@ def video_frames(
     | Iterable[Image.Image]
     | UInt8[np.ndarray, "frame height width 3"],
 ) -> Iterator[Image.Image]:
-    """The frames of a video, one after the other: a file (1 frame a second), a folder of frames, or
+    """The frames of a video one by one, from a file (1 frame per second), a folder of frames, or
     frames.
 
-    A folder's images are taken all, in the order of the numbers in their names. Raises ValueError
-    for a file or folder without frames, and for what can't be read.
+    All images of a folder are frames, in the order of the numbers in their names. Raises ValueError
+    for a file or folder without frames, and for one that cannot be read.
     """
     if isinstance(video, str | Path):
         path = Path(video).expanduser()
@@ -122,7 +126,7 @@ def _folder(path: Path) -> Iterator[Image.Image]:
 
 
 def _numbered(file: Path) -> list[tuple[int, str]]:
-    """A sorting key by which 2.png comes before 10.png."""
+    """A sort key that puts 2.png before 10.png."""
     return [
         (int(part), "") if part.isdigit() else (-1, part)
         for part in re.split(r"([0-9]+)", file.name)
@@ -130,14 +134,13 @@ def _numbered(file: Path) -> list[tuple[int, str]]:
 
 
 def _file(path: Path) -> Iterator[Image.Image]:
-    """About one frame a second. Decoded twice where the file does not say how many frames it
-    has.
-    """
+    """About one frame per second. Decoded twice where the file does not store its frame count."""
     try:
         import av  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(
-            f"LLaVA-Mini: expected PyAV to read the video {str(path)!r}, got none; pip install av, or pass frames"
+            f"LLaVA-Mini: expected PyAV to read the video {str(path)!r}, got none; "
+            "pip install av, or pass frames"
         ) from None
     try:
         with av.open(str(path)) as container:

@@ -3,12 +3,12 @@ image.
 
     [vision | compressed | text]  ->  N decoder layers, causal  ->  [        | compressed | text]
 
-Only the compressed tokens and the text are used afterwards, and vision rows see nothing that comes
-after them. So they are a prefix whose keys and values are all that the rest needs: computed once
-per image, shared by every question about it, and in the last layer never computed further than
-that. This is exact, not an approximation.
+Only the compressed tokens and the text are used afterwards, and by causality vision rows see
+neither. So vision rows are a prefix of which the rest needs only keys and values. They are computed
+once per image and shared by all questions about it; the last layer computes nothing else of them.
+This is exact.
 
-Hidden words (the response, placeholders, padding) are seen by nobody and take no position.
+Hidden words (the response, placeholders, padding) are masked as keys and take no position.
 
 Source: arXiv 2501.03895, Eq. 3; `encode_images_mini` of the authors' `llavamini_arch.py`.
 """
@@ -34,7 +34,7 @@ VisionCache = tuple[
 
 
 class PrefusionLayer(LlamaDecoderLayer):
-    """A decoder layer of the LLM that can stop after the keys and values of its rows."""
+    """A decoder layer of the LLM that can stop after computing keys and values."""
 
     def forward(self, hidden_states, *, keys_only: bool = False, **kwargs):
         if not keys_only:
@@ -52,9 +52,7 @@ class PrefusionLayer(LlamaDecoderLayer):
 
 
 class LlavaMiniPrefusion(nn.Module):
-    """The pre-fusion layers. Like the LLM's in everything, but there is no norm after the last
-    one.
-    """
+    """The pre-fusion layers: the LLM's architecture without a norm after the last layer."""
 
     def __init__(self, config, num_layers: int):
         super().__init__()
@@ -68,8 +66,8 @@ class LlavaMiniPrefusion(nn.Module):
         words: Float[Tensor, "frame word dim"],
         visible: Bool[Tensor, "frame word"],
     ) -> tuple[Float[Tensor, "frame patch dim"], Float[Tensor, "frame word dim"]]:
-        """All rows through all layers: what `see` and `fuse` must equal, and what gradient
-        checkpointing needs.
+        """All rows through all layers. `see` and `fuse` give the same words with a cache, which
+        gradient checkpointing does not allow.
         """
         hidden = self._run(torch.cat([vision, words], 1), visible, None)
         return hidden[:, : vision.shape[1]], hidden[:, vision.shape[1] :]
@@ -77,8 +75,8 @@ class LlavaMiniPrefusion(nn.Module):
     def see(
         self, vision: Float[Tensor, "frame patch dim"], outputs: bool = False
     ) -> tuple[VisionCache, Float[Tensor, "frame patch dim"] | None]:
-        """What words need of the image, and (if asked for) the image's own rows after the last
-        layer.
+        """Keys and values of the vision rows in each layer and, with `outputs`, the vision rows
+        after the last layer.
         """
         cache = DynamicCache()
         hidden = self._run(
@@ -97,21 +95,19 @@ class LlavaMiniPrefusion(nn.Module):
         words: Float[Tensor, "frame word dim"],
         visible: Bool[Tensor, "frame word"],
     ) -> Float[Tensor, "frame word dim"]:
-        """The words (compressed tokens, then text) after they have read the image of their
-        frame.
-        """
+        """The words (compressed tokens, then text) after reading the image of their frame."""
         cache = DynamicCache()
         for i, (key, value) in enumerate(prefix):
             cache.update(key, value, i)
         return self._run(words, visible, cache)
 
     def _run(self, hidden, visible, cache: DynamicCache | None, last_keys_only: bool = False):
-        """Rows behind those of the cache. `visible` is about the last of them; all before is vision
-        and visible.
+        """Runs rows that follow those in the cache. `visible` covers the last of them; all rows
+        before are vision and visible.
         """
         before = cache.get_seq_length() if cache is not None else 0
-        front = before + hidden.shape[1] - visible.shape[1]
-        visible = torch.cat([visible.new_ones(len(visible), front), visible], dim=1)
+        vision = before + hidden.shape[1] - visible.shape[1]
+        visible = torch.cat([visible.new_ones(len(visible), vision), visible], dim=1)
         position = (visible.long().cumsum(1) - 1)[
             :, before:
         ]  # not passed on: flash would see packed sequences in it

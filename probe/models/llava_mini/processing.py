@@ -1,22 +1,22 @@
-"""From images, videos and words to what the model takes.
+"""From images, videos and text to the model's inputs.
 
     processor = LlavaMiniProcessor(image_processor, tokenizer, compressor_size=1)
-    inputs = processor(images=image, text="USER: <image>\\nWhat is this? ASSISTANT:", return_tensors="pt")
+    inputs = processor(images=image, text="USER: <image>\\nWhat is this? ASSISTANT:")
     model(**inputs)
 
-`<image>` becomes as many placeholders as the LLM gets vision tokens: C x C, for a video C x C a
-frame. The text around it is tokenized piece by piece, as the authors do. Their prompts begin with
-the template's own begin-of-text behind the tokenizer's, so twice: so do ours, unless
+`<image>` becomes as many placeholders as the LLM gets vision tokens: C x C, for each frame of a
+video too. The text between images is tokenized piece by piece, as the authors do. As in their
+code, a prompt begins with two begin-of-text tokens, the tokenizer's and the template's, unless
 `add_special_tokens=False`.
 
-Source: `tokenizer_image_token` and `process_images` of the authors' `llavamini/mm_utils.py`;
-`preprocess` of theirs.
+Source: `tokenizer_image_token` and `process_images` of the authors' `llavamini/mm_utils.py`, and
+`preprocess` of their `llavamini/train/train.py`.
 """
 
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 import torch
@@ -25,22 +25,21 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
-from probe.models.llava_mini.image_processing import squashed, video_frames, views
+from probe.models.llava_mini.image_processing import split_views, squashed, video_frames
 
 IGNORE_INDEX = -100
-END_OF_TURN = re.compile(
-    r" ?(<\|eot_id\|>|<\|im_end\|>|</s>|###|\n)?"
-)  # what closes an answer, in `prompts.STYLES`
+# What closes an answer in `chat_templates.STYLES`.
+END_OF_TURN = re.compile(r" ?(<\|eot_id\|>|<\|im_end\|>|</s>|###|\n)?")
 
 
 class LlavaMiniProcessor(ProcessorMixin):
-    """CLIP's image processor, the LLM's tokenizer, and how an image is split.
+    """CLIP's image processor, the LLM's tokenizer, and how an image is split into views.
 
-    compressor_size: the model's C. view_tokens: vision tokens of each view, for a model without
-    compression; None: C x C for an image. resolution_ratio: N; an image is looked at as N x N
-    sub-images and as a whole (1: only as a whole). aspect: "square" crops the middle of each view,
-    "pad" fills it up to a square. image_token_id: the model's id for a placeholder, if the
-    tokenizer's own for `<image>` is another.
+    compressor_size: the model's C.
+    view_tokens: vision tokens of each view, for a model without compression; None: C x C per image.
+    resolution_ratio: N; an image is read as N x N sub-images and as a whole (1: only as a whole).
+    aspect: "square" crops the middle of each view, "pad" pads it to a square.
+    image_token_id: the model's id of a placeholder, if not the tokenizer's for `<image>`.
     """
 
     def __init__(
@@ -69,15 +68,21 @@ class LlavaMiniProcessor(ProcessorMixin):
     @property
     def tokens_per_frame(self) -> int:
         """Vision tokens that the LLM gets for an image, or for a frame."""
-        parts = self.resolution_ratio**2 + 1 if self.resolution_ratio > 1 else 1
-        return self.compressor_size**2 if self.view_tokens is None else parts * self.view_tokens
+        if self.view_tokens is None:
+            return self.compressor_size**2
+        return self.views_per_frame * self.view_tokens
+
+    @property
+    def views_per_frame(self) -> int:
+        """N x N sub-images and the whole image, or the whole image alone."""
+        return self.resolution_ratio**2 + 1 if self.resolution_ratio > 1 else 1
 
     @staticmethod
     def validate_init_kwargs(
         processor_config: dict[str, Any], valid_kwargs: Any
     ) -> tuple[dict, dict]:
-        """By signature: transformers reads the code object, in which a decorated `__init__` has no
-        names.
+        """Checks names by signature: transformers reads the code object, in which a decorated
+        `__init__` has none.
         """
         names = inspect.signature(LlavaMiniProcessor.__init__).parameters
         return ProcessorMixin.validate_init_kwargs(processor_config, names)
@@ -92,29 +97,30 @@ class LlavaMiniProcessor(ProcessorMixin):
         return_tensors: str | None = "pt",
         **tokenizing: Any,
     ) -> BatchFeature:
-        """`input_ids`, `attention_mask` and what there is of `pixel_values` and
-        `pixel_values_videos`.
+        """`input_ids`, `attention_mask`, and `pixel_values` and `pixel_values_videos` if given.
 
-        images: images, in the order of `<image>` over the texts. videos: see `video_frames`; they
-        stand at `<video>`, or at `<image>` where there are no images. vision: results of
-        `encode_image` take the place of both. Raises ValueError where texts and images don't match.
+        images: images, in the order of `<image>` over the texts.
+        videos: as in `video_frames`, at `<video>`, or at `<image>` in a batch without images.
+        vision: results of `encode_image`, instead of both.
+        Raises ValueError where texts and images do not match.
         """
-        pictures, clips = list(_flat(images)), _clips(videos)
+        images, clips = list(_flat(images)), _clips(videos)
         data: dict[str, Any] = {}
         tokens: dict[str, list[int]] = {
             "image": [encoded.num_tokens for encoded in vision or ()],
             "video": [],
         }
-        if pictures:
-            data["pixel_values"] = torch.stack([self.pixels(picture) for picture in pictures])
-            tokens["image"] = [self.tokens_per_frame] * len(pictures)
+        if images:
+            data["pixel_values"] = torch.stack([self.pixels(image) for image in images])
+            tokens["image"] = [self.tokens_per_frame] * len(images)
         if clips:
             pixels = [torch.stack(list(self.frames(clip))) for clip in clips]
             tokens["video"] = [self.tokens_per_frame * len(frames) for frames in pixels]
             if not self.tokens_per_frame and len(set(map(len, pixels))) > 1:
                 lengths = f"videos of {', '.join(str(len(frames)) for frames in pixels)} frames"
                 raise ValueError(
-                    f"LLaVA-Mini: expected videos of one length, for no token tells it, got {lengths}"
+                    "LLaVA-Mini: expected videos of one length, for no token tells it, "
+                    f"got {lengths}"
                 )
             data["pixel_values_videos"] = torch.nn.utils.rnn.pad_sequence(pixels, batch_first=True)
         if text is not None:
@@ -123,23 +129,19 @@ class LlavaMiniProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def pixels(
-        self, picture: Image.Image, pad_first: bool = False
+        self, image: Image.Image, pad_first: bool = False
     ) -> Float[Tensor, "view 3 height width"]:
-        """An image as the vision tower sees it. `pad_first`: as in the authors' training, see
-        `views`.
+        """An image for the vision tower. `pad_first`: as in the authors' training, see
+        `split_views`.
         """
-        colour = (
-            tuple(int(255 * mean) for mean in self.image_processor.image_mean)
-            if self.aspect == "pad"
-            else None
-        )
-        parts = views(picture.convert("RGB"), self.resolution_ratio, colour, pad_first)
-        return self.image_processor(parts, return_tensors="pt")["pixel_values"]
+        colour = None
+        if self.aspect == "pad":
+            colour = tuple(int(255 * mean) for mean in self.image_processor.image_mean)
+        views = split_views(image.convert("RGB"), self.resolution_ratio, colour, pad_first)
+        return self.image_processor(views, return_tensors="pt")["pixel_values"]
 
     def frames(self, video: Any) -> Iterator[Float[Tensor, "view 3 height width"]]:
-        """The frames of a video as the vision tower sees them, one at a time: what `encode_image`
-        takes.
-        """
+        """The frames of a video for the vision tower, one at a time, as `encode_image` takes them."""
         side, empty = dict(self.image_processor.crop_size)["height"], True
         for frame in video_frames(video):
             empty = False
@@ -150,27 +152,30 @@ class LlavaMiniProcessor(ProcessorMixin):
     def training_example(
         self, messages: Sequence[dict[str, Any]], tokens: Sequence[int] = ()
     ) -> dict[str, list[int]]:
-        """`input_ids` and `labels` of a conversation: only what the assistant says, with its end of
-        turn, is learned.
+        """`input_ids` and `labels` of a conversation, to learn only the assistant's words and their
+        end of turn.
 
         tokens: placeholders of each `<image>`; by default those of an image.
         """
-        render = self.apply_chat_template
-        text, spans = render(list(messages), add_generation_prompt=True), []
-        for k, message in enumerate(messages):
+        text = self.apply_chat_template(list(messages), add_generation_prompt=True)
+        cuts = [0]
+        for number, message in enumerate(messages):
             if message["role"] == "assistant":
-                start = _common(render(list(messages[:k]), add_generation_prompt=True), text)
-                end = text.index(said := _words(message["content"]), start) + len(said)
-                spans.append((start, END_OF_TURN.match(text, end).end()))  # pyright: ignore[reportOptionalMemberAccess]
-        cuts = [0, *(edge for span in spans for edge in span), len(text)]
-        pieces = [text[a:b] for a, b in pairwise(cuts)]  # not learned, learned, not learned ...
+                before = list(messages[:number])
+                prompt = self.apply_chat_template(before, add_generation_prompt=True)
+                start = _common(prompt, text)
+                answer = _words(message["content"])
+                end = text.index(answer, start) + len(answer)
+                cuts += [start, END_OF_TURN.match(text, end).end()]  # pyright: ignore[reportOptionalMemberAccess]
+        pieces = [
+            text[a:b] for a, b in pairwise([*cuts, len(text)])
+        ]  # not learned, learned, not ...
         bos = self.tokenizer.bos_token
         counts = iter(tokens or [self.tokens_per_frame] * text.count(self.image_token))
         ids, labels = [], []
         for i, piece in enumerate(pieces):
-            special = i == 0 and not (
-                bos and piece.startswith(bos)
-            )  # in training there is one begin-of-text
+            # Unlike prompts, training examples have one begin-of-text token.
+            special = i == 0 and not (bos and piece.startswith(bos))
             new = self._pieces(piece, counts, add_special_tokens=special)
             ids += new
             labels += new if i % 2 else [IGNORE_INDEX] * len(new)
@@ -190,18 +195,16 @@ class LlavaMiniProcessor(ProcessorMixin):
         for kind, counts in tokens.items():
             if len(counts) != kinds.count(kind):
                 raise ValueError(
-                    f"LlavaMiniProcessor: expected as many {kind}s as the texts have {self.image_token} for them, got "
-                    f"{len(counts)} for {kinds.count(kind)}"
+                    f"LlavaMiniProcessor: expected as many {kind}s as the texts have "
+                    f"{self.image_token} for them, got {len(counts)} for {kinds.count(kind)}"
                 )
-        given = {kind: iter(counts) for kind, counts in tokens.items()}
-        counts = iter([next(given[kind]) for kind in kinds])
+        remaining = {kind: iter(counts) for kind, counts in tokens.items()}
+        counts = iter([next(remaining[kind]) for kind in kinds])
         special = tokenizing.get("add_special_tokens", True)
         return [self._pieces(text, counts, add_special_tokens=special) for text in texts]
 
     def _pieces(self, text: str, counts: Iterator[int], add_special_tokens: bool) -> list[int]:
-        """The pieces between images are tokenized on their own, and only the first begins the
-        text.
-        """
+        """Tokenizes the pieces between images separately, with special tokens for the first only."""
         ids: list[int] = []
         for i, piece in enumerate(re.split(f"{re.escape(self.image_token)}|<video>", text)):
             ids += [self.image_token_id] * next(counts) if i else []
@@ -233,10 +236,10 @@ class LlavaMiniProcessor(ProcessorMixin):
 
 
 def _words(content: str | Sequence[dict[str, Any]]) -> str:
-    """What a message says, as templates write it."""
-    return (
-        content if isinstance(content, str) else "".join(item.get("text", "") for item in content)
-    ).strip()
+    """The text of a message, as templates write it."""
+    if not isinstance(content, str):
+        content = "".join(item.get("text", "") for item in content)
+    return content.strip()
 
 
 def _flat(images: Any) -> Iterator[Any]:
@@ -258,6 +261,6 @@ def _clips(videos: Any) -> list[Any]:
 
 
 def _common(a: str, b: str) -> int:
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
+    """The length of the longest common beginning."""
+    pairs = zip(a, b, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

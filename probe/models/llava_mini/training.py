@@ -1,11 +1,11 @@
 """The two stages of LLaVA-Mini's training, on `transformers.Trainer`.
 
-    train(model, processor, instructions, "stage-1", STAGES[1])     # a plain LLaVA: only the projector learns
-    train(model, processor, instructions, "stage-2", STAGES[2])     # LLaVA-Mini: all but the vision encoder
+    train(model, processor, instructions, "stage-1", STAGES[1])   # plain LLaVA: projector only
+    train(model, processor, instructions, "stage-2", STAGES[2])   # LLaVA-Mini: all but the encoder
 
-`STAGES[n].prepare(model)` makes the model that a stage trains of the one there is. A stage is first
-of all the learning rate of each part: what has none keeps its weights, and the vision encoder never
-has one. Labels say what is learned, and `forward` hides exactly that from pre-fusion.
+`STAGES[n].prepare(model)` converts a model to the one that the stage trains. A stage gives a
+learning rate to each part; parts without one are frozen, always including the vision encoder.
+Labels select what is learned, and `forward` hides exactly those words from pre-fusion.
 
 Source: arXiv 2501.03895, Table 9.
 """
@@ -30,7 +30,7 @@ from probe.models.llava_mini.training_data import Collator, Instruction
 
 @dataclass(frozen=True)
 class Rates:
-    """AdamW's learning rate of each part; None: the part keeps its weights."""
+    """AdamW's learning rate of each part; None freezes it."""
 
     projector: float | None = None
     compressor: float | None = None
@@ -40,25 +40,19 @@ class Rates:
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """What is trained, how fast and how often. `parts` are the config's fields of the model that is
-    trained.
-    """
+    """Learning rates and epochs of a stage. `parts` are config fields of the model it trains."""
 
     rates: Rates
     epochs: int
     parts: dict[str, Any] = field(default_factory=dict)
 
     def prepare(self, model: PreTrainedModel, seed: int = 0) -> LlavaMiniForConditionalGeneration:
-        """The model itself if it is a LLaVA-Mini with the parts of this stage, else one made
-        `from_llava`.
-        """
-        whole = getattr(model.config, "compression", "none") != "none"
-        fits: Any = model
-        return (
-            fits
-            if whole and self.parts["compression"] != "none"
-            else from_llava(model, seed=seed, **self.parts)
-        )
+        """The model itself if stage and model both compress, else one made by `from_llava`."""
+        compresses = getattr(model.config, "compression", "none") != "none"
+        if compresses and self.parts["compression"] != "none":
+            mini: Any = model
+            return mini
+        return from_llava(model, seed=seed, **self.parts)
 
 
 # The paper prints 1e-4 for the LLM and 1e-5 for the multimodal modules; the authors' script has
@@ -82,9 +76,7 @@ PARTS = (
 
 
 def parts(model: LlavaMiniForConditionalGeneration) -> dict[str, list[nn.Module]]:
-    """The modules that each of the `Rates` is for. A part may be missing (without compression or
-    pre-fusion).
-    """
+    """The modules of each part in `Rates`; without compression or pre-fusion a part is empty."""
     inner: Any = model.model
     return {
         "projector": [inner.multi_modal_projector],
@@ -97,10 +89,9 @@ def parts(model: LlavaMiniForConditionalGeneration) -> dict[str, list[nn.Module]
 def parameter_groups(
     model: LlavaMiniForConditionalGeneration, rates: Rates, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """What AdamW takes: each part's matrices and, without weight decay, its vectors. All else is
-    frozen.
+    """AdamW's groups: each part's matrices and, without weight decay, its vectors.
 
-    The model's `requires_grad` says the same afterwards.
+    Sets `requires_grad` of the model accordingly: all other parameters are frozen.
     """
     model.requires_grad_(False)
     groups: list[dict[str, Any]] = []
@@ -108,37 +99,35 @@ def parameter_groups(
         rate = asdict(rates)[name]
         if rate is None:
             continue
-        # A tied head has its matrix from the embeddings: no parameter twice.
-        own = list(dict.fromkeys(p for module in modules for p in module.parameters()))
-        for parameter in own:
+        # A tied head shares its matrix with the embeddings: each parameter once.
+        parameters = list(dict.fromkeys(p for module in modules for p in module.parameters()))
+        for parameter in parameters:
             parameter.requires_grad_(True)
-        matrices, vectors = [p for p in own if p.ndim > 1], [p for p in own if p.ndim < 2]
-        pairs = ((matrices, weight_decay), (vectors, 0.0))
-        groups += [
-            {"params": some, "lr": rate, "weight_decay": decay} for some, decay in pairs if some
-        ]
+        matrices = [p for p in parameters if p.ndim > 1]
+        vectors = [p for p in parameters if p.ndim < 2]
+        for params, decay in ((matrices, weight_decay), (vectors, 0.0)):
+            if params:
+                groups.append({"params": params, "lr": rate, "weight_decay": decay})
     return groups
 
 
 class LlavaMiniTrainer(Trainer):
-    """A Trainer with a stage's learning rates in the place of its own."""
+    """A Trainer with a learning rate for each part."""
 
     def __init__(self, model: LlavaMiniForConditionalGeneration, rates: Rates, **kwargs: Any):
         self.rates = rates
-        parameter_groups(model, rates)  # frozen before Trainer counts what is to be trained
+        parameter_groups(model, rates)  # freezes before Trainer counts trainable parameters
         super().__init__(model, **kwargs)
-        vars(model.config).pop(
-            "use_cache", None
-        )  # Trainer would save the model with its cache turned off
+        # Trainer disables the cache in the config, which would be saved with the model.
+        vars(model.config).pop("use_cache", None)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimiser that the arguments name, with a group for each part."""
         if self.optimizer is None:
-            own: Any = self.model
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, own)
-            self.optimizer = kind(
-                parameter_groups(own, self.rates, self.args.weight_decay), **options
-            )
+            model: Any = self.model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            groups = parameter_groups(model, self.rates, self.args.weight_decay)
+            self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
 
@@ -151,18 +140,17 @@ def train(
     batch: int = 256,
     **arguments: Any,
 ) -> LlavaMiniForConditionalGeneration:
-    """Trains the model into `folder`, which `from_pretrained` and `probe.load` open afterwards;
-    returns it.
+    """Trains the model and saves it to `folder`, for `from_pretrained` and `probe.load`; returns
+    it.
 
-    A folder with a Trainer checkpoint is gone on from. batch: rows a step, over all devices.
-    `arguments` are `TrainingArguments`' and go before the paper's: cosine with a warm-up of 3 %,
-    bfloat16 and gradient checkpointing on a GPU. Several GPUs: under `torchrun` or `accelerate
-    launch`. Raises ValueError where the rows that are computed at once don't divide a batch, there
-    is no row to learn from, or the folder has another model's checkpoint.
+    Resumes from the last Trainer checkpoint in the folder. batch: rows per step, over all devices.
+    `arguments` are those of `TrainingArguments` and override the paper's: cosine with a warm-up of
+    3 %, bfloat16 and gradient checkpointing on a GPU. For several GPUs use `torchrun` or
+    `accelerate launch`. Raises ValueError where the rows computed at once do not divide a batch, no
+    row has anything to learn, or the folder has a checkpoint of another model.
     """
-    rows = [
-        row for row in instructions if row.visuals or stage.rates.llm
-    ]  # words alone teach a projector nothing
+    # Text-only rows teach a projector nothing.
+    rows = [row for row in instructions if row.visuals or stage.rates.llm]
     if not rows:
         raise ValueError("train: expected rows with images or videos, got none")
     chosen = TrainingArguments(str(folder), **_paper(stage) | arguments)
@@ -182,20 +170,21 @@ def train(
     )
     trainer.train(resume_from_checkpoint=_begun(Path(folder), model))
     trainer.save_model()
-    Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nobody reads
+    Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that is not needed
     return model.eval()
 
 
 def _begun(folder: Path, model: LlavaMiniForConditionalGeneration) -> str | None:
-    """The checkpoint to go on from, if there is one."""
+    """The checkpoint to resume from, or None."""
     last = get_last_checkpoint(str(folder))
     if last is None:
         return None
-    theirs, mine = LlavaMiniConfig.from_pretrained(last), model.config
-    other = [name for name in PARTS if getattr(theirs, name) != getattr(mine, name)]
+    saved = LlavaMiniConfig.from_pretrained(last)
+    other = [name for name in PARTS if getattr(saved, name) != getattr(model.config, name)]
     if other:
         raise ValueError(
-            f"train: expected checkpoints of this training in {folder}, got {last} with another {other[0]}"
+            f"train: expected checkpoints of this training in {folder}, got {last} with another "
+            f"{other[0]}"
         )
     return last
 

@@ -1,10 +1,9 @@
-"""Instructions (images, videos and a conversation about them) as batches that Trainer hands to the
-model.
+"""Instructions (images, videos and a conversation about them) as batches for Trainer.
 
     collate = Collator(processor)
     model(**collate([instruction, another])).loss
 
-Only what the assistant says is learned, with its end of turn. Rows are padded on the right.
+Only the assistant's words and their end of turn are learned. Rows are padded on the right.
 
 Source: `LazySupervisedDataset` and its collator in the authors' `llavamini/train/train.py`.
 """
@@ -24,9 +23,7 @@ from probe.models.llava_mini.processing import IGNORE_INDEX, LlavaMiniProcessor
 
 @dataclass(frozen=True)
 class VisualSource:
-    """What stands at one image of a conversation: a file, a video's folder of frames, an image, or
-    frames.
-    """
+    """An image or video of a conversation: a file, a folder of frames, an image, or frames."""
 
     kind: Literal["image", "video"]
     source: Any
@@ -34,8 +31,9 @@ class VisualSource:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One row of training data. `messages` hold an image part for each of `visuals`, videos too, in
-    their order.
+    """One row of training data. `messages` have an image part for each of `visuals` (videos too),
+    in
+    the same order.
     """
 
     messages: Sequence[dict[str, Any]]
@@ -44,11 +42,10 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a batch of instructions. A video is read at one frame a second, of which `max_frames`
-    are taken evenly.
+    """Makes a batch of instructions.
 
-    max_length: tokens of a row; what is longer is cut off. Raises ValueError where that would cut
-    an image off.
+    max_length: tokens of a row; longer rows are cut off. Raises ValueError where that would remove
+    an image. max_frames: of a video, taken evenly from one frame per second.
     """
 
     processor: LlavaMiniProcessor
@@ -80,11 +77,11 @@ class Collator:
         self, instruction: Instruction, images: list[Tensor], videos: list[Tensor]
     ) -> tuple[list[int], list[int]]:
         """Ids and labels; the pixels go to `images` and `videos`."""
-        tokens, each = [], self.processor.tokens_per_frame
+        tokens = []
         for visual in instruction.visuals:
             frames = self._frames(visual)
-            tokens.append(each * len(frames))
-            if len(frames) == 1:  # the model takes a video of one frame for an image
+            tokens.append(self.processor.tokens_per_frame * len(frames))
+            if len(frames) == 1:  # to the model, a video of one frame is an image
                 images.append(frames[0])
             else:
                 videos.append(frames)
@@ -92,23 +89,23 @@ class Collator:
         ids, labels = example["input_ids"], example["labels"]
         if self.processor.image_token_id in ids[self.max_length :] and self.max_length is not None:
             raise ValueError(
-                f"LLaVA-Mini: expected images and videos within the first max_length={self.max_length} tokens, got a "
-                f"row of {len(ids)}; pass a larger max_length or fewer max_frames"
+                "LLaVA-Mini: expected images and videos within the first "
+                f"max_length={self.max_length} tokens, got a row of {len(ids)}; "
+                "pass a larger max_length or fewer max_frames"
             )
         return ids[: self.max_length], labels[: self.max_length]
 
     def _no_image(self) -> Tensor:
-        """Where there are words only: the model then reads them beside an all-zero image, as the
-        authors train them.
+        """No image, for a batch of text only: the model then fuses it with an all-zero image, as in
+        the authors' training.
         """
         side = dict(self.processor.image_processor.crop_size)["height"]
-        parts = self.processor.resolution_ratio
-        return torch.zeros(0, parts**2 + 1 if parts > 1 else 1, 3, side, side)
+        return torch.zeros(0, self.processor.views_per_frame, 3, side, side)
 
     def _frames(self, visual: VisualSource) -> Tensor:
         """Views of each frame: (frame, view, 3, height, width)."""
         if visual.kind == "image":
-            return self.processor.pixels(_opened(visual.source), pad_first=True)[None]
+            return self.processor.pixels(_upright(visual.source), pad_first=True)[None]
         side = dict(self.processor.image_processor.crop_size)["height"]
         small = [squashed(frame, side) for frame in video_frames(visual.source)]
         if small:
@@ -116,12 +113,12 @@ class Collator:
         return torch.stack(list(self.processor.frames(small)))
 
 
-def _opened(picture: str | Path | Image.Image) -> Image.Image:
-    """An image, upright."""
-    if isinstance(picture, Image.Image):
-        return picture
+def _upright(source: str | Path | Image.Image) -> Image.Image:
+    """An image, rotated as its EXIF data say if it is a file."""
+    if isinstance(source, Image.Image):
+        return source
     try:
-        with Image.open(picture) as image:
+        with Image.open(source) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"LLaVA-Mini: expected an image, got {str(picture)!r} ({error})") from None
+        raise ValueError(f"LLaVA-Mini: expected an image, got {str(source)!r} ({error})") from None

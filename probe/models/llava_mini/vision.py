@@ -1,9 +1,8 @@
-"""From pixels to what pre-fusion reads: patches of every view, joined tile by tile, compressed,
-projected.
+"""From pixels to the input of pre-fusion: patches of every view, joined, compressed, projected.
 
-An image is one view, or N x N sub-images (row by row) and the whole image LAST. The sub-images'
-patches are put together to one large grid, and only that grid is compressed; pre-fusion also reads
-the whole image.
+An image is one view, or N x N sub-images (row by row) and the whole image LAST. The patches of the
+sub-images are joined to one large grid, and only that grid is compressed; pre-fusion also reads the
+whole image.
 
 Source: `encode_images_mini` of the authors' `llavamini_arch.py`; arXiv 2501.03895, sections 4.2 and
 4.3.
@@ -23,7 +22,7 @@ from probe.models.llava_mini.configuration import LlavaMiniConfig
 
 
 class LlavaMiniVision:
-    """The part of the model that looks at pixels (a mixin: its modules are the model's own)."""
+    """The part of the model that reads pixels. A mixin: its modules are those of the model."""
 
     config: LlavaMiniConfig
     get_input_embeddings: Any
@@ -41,8 +40,8 @@ class LlavaMiniVision:
     def look(
         self, pixel_values: Float[Tensor, "frame view 3 height width"]
     ) -> tuple[Float[Tensor, "frame patch dim"], Float[Tensor, "frame token dim"]]:
-        """What pre-fusion reads of each frame, and its compressed tokens: both in the LLM's
-        width.
+        """The vision rows of each frame for pre-fusion, and its compressed tokens, projected to the
+        LLM's width.
         """
         patches = self.patches(pixel_values)
         grid = join_tiles(patches)
@@ -50,23 +49,17 @@ class LlavaMiniVision:
         if self.config.compression == "none":
             return vision, vision
         if not self.config.compressor_size:
-            return vision, vision[
-                :, :0
-            ]  # not projected: kernels of quantised layers crash on an empty input
+            # Not projected, because kernels of quantised layers crash on an empty input.
+            return vision, vision[:, :0]
         return vision, self.multi_modal_projector(self.compress(grid))
 
     def patches(
         self, pixel_values: Float[Tensor, "frame view 3 height width"]
     ) -> Float[Tensor, "frame view patch dim"]:
-        """The encoder's patches of every view, at the layer that the LLM reads, without the class
-        token.
-        """
-        views = rearrange(pixel_values, "frame view ... -> (frame view) ...").to(
-            self.vision_tower.dtype
-        )
-        hidden = self.vision_tower(views, output_hidden_states=True).hidden_states[
-            self.config.vision_feature_layer
-        ]
+        """The patches of every view after the encoder layer `vision_feature_layer`, without CLS."""
+        views = rearrange(pixel_values, "frame view ... -> (frame view) ...")
+        output = self.vision_tower(views.to(self.vision_tower.dtype), output_hidden_states=True)
+        hidden = output.hidden_states[self.config.vision_feature_layer]
         features = hidden[:, 1:].to(self.get_input_embeddings().weight.dtype)
         return rearrange(features, "(frame view) ... -> frame view ...", view=pixel_values.shape[1])
 
@@ -89,14 +82,15 @@ class LlavaMiniVision:
 
 
 def join_tiles(patches: Float[Tensor, "frame view patch dim"]) -> Float[Tensor, "frame grid dim"]:
-    """The patches of all sub-images as one grid, row by row; of a single view they are its own."""
+    """The patches of all sub-images as one grid, row by row; those of a single view unchanged."""
     views = patches.shape[1]
     if views == 1:
         return patches[:, 0]
     side = math.isqrt(views - 1)
     if side * side != views - 1:
         raise ValueError(
-            f"LLaVA-Mini: expected 1 view, or N x N sub-images and the whole image (5, 10, 17 ...), got {views} views"
+            "LLaVA-Mini: expected 1 view, or N x N sub-images and the whole image (5, 10, 17 ...), "
+            f"got {views} views"
         )
     inner = math.isqrt(patches.shape[2])
     return rearrange(
@@ -111,5 +105,5 @@ def join_tiles(patches: Float[Tensor, "frame view patch dim"]) -> Float[Tensor, 
 def with_whole(
     grid: Float[Tensor, "frame grid dim"], patches: Float[Tensor, "frame view patch dim"]
 ) -> Float[Tensor, "frame row dim"]:
-    """The joined sub-images, and behind them the whole image."""
+    """The joined sub-images, followed by the whole image."""
     return cat([grid, patches[:, -1]], dim=1) if patches.shape[1] > 1 else grid

@@ -71,7 +71,8 @@ def _lacking(folder: Path) -> CheckpointError:
             "whole weights", f"a LoRA adapter in {str(folder)!r}; merge it into its model first"
         )
     return CheckpointError(
-        f"weights ({WEIGHT_FILES[1]}, {WEIGHT_FILES[3]}, {WEIGHT_FILES[4]} or shards) in {str(folder)!r}",
+        f"weights ({WEIGHT_FILES[1]}, {WEIGHT_FILES[3]}, {WEIGHT_FILES[4]} or shards) in "
+        f"{str(folder)!r}",
         "none",
     )
 

@@ -1,4 +1,4 @@
-"""What the tiny models read and write: vocabulary, tokenizer, chat template, processor.
+"""The processor of the tiny models: vocabulary, tokenizer, chat template, images.
 
 Whole words, lower-cased, punctuation apart; other words are `<unk>`. The chat template is Vicuna's,
 as in LLaVA-1.5, with a default system prompt where the conversation brings none:
@@ -34,7 +34,8 @@ CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['role'] == 'user' -%}{{ ' USER: ' + text(message['content']) }}"
     "{%- elif message['role'] == 'assistant' -%}"
-    "{{ ' ASSISTANT: ' }}{%- generation -%}{{ text(message['content']) + '</s>' }}{%- endgeneration -%}"
+    "{{ ' ASSISTANT: ' }}{%- generation -%}"
+    "{{ text(message['content']) + '</s>' }}{%- endgeneration -%}"
     "{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ ' ASSISTANT:' }}{%- endif -%}"

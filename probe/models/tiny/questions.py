@@ -1,8 +1,8 @@
 """Questions about a scene, with their answers: what the tiny models are asked.
 
-Seven kinds. Each question also says how it finds its thing (`key`: by colour, by shape, by both, by
-cell) and how many other things in the image share the colour or the shape that is named: those are
-the images where a shortcut fails, and `evaluation` reports them apart.
+Seven kinds. A question also records how it identifies its thing (`key`: by colour, shape, both or
+cell) and how many other things in the image share the named colour or shape: on those images a
+shortcut fails, and `training/evaluate` reports them separately.
 
     kind      question                              answer
     shape     What shape is the red object?         it is a circle
@@ -79,7 +79,7 @@ QUESTION_KINDS = tuple(TEMPLATES)
 class SceneQuestion:
     """A question about a scene and its one right answer.
 
-    `key` is what the thing is found by: "colour", "shape", "both", "cell", or "all" (the whole
+    `key` is what identifies the thing: "colour", "shape", "both", "cell", or "all" (the whole
     image). `same_colour` and `same_shape` count the other things that share only the target's
     colour or shape.
     """
@@ -113,11 +113,10 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> SceneQuestion:
 def sample_image(
     seed: int = 0, kind: str = "caption", size: int = 480
 ) -> tuple[Image.Image, str, str]:
-    """An image to look at, a question about it and its answer: what the command line uses when
-    given none.
+    """An example image, a question about it and its answer: the command line's defaults.
 
-    These images are in no training and no evaluation set; `tests/test_tiny_weights.py` holds that
-    the shipped model answers the first of them right.
+    These images are in no training or evaluation set; `tests/models/tiny/test_weights.py` checks
+    that the shipped model answers the first of them correctly.
     """
     rng = stream("sample", seed)
     scene = sample_scene(rng, things=(3, 4), alike=0.0)
@@ -162,7 +161,7 @@ def _where(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
-    """First the number, evenly among those the image offers, then something that occurs so
+    """First draws the number, uniformly among those in the image, then something that occurs that
     often.
     """
     colours, shapes = (
@@ -178,8 +177,8 @@ def _count(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
 
 
 def _exist(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
-    """Yes and no equally often. Three times in four a no names a colour or a shape that the image
-    has.
+    """Yes and no equally often. Three in four "no" questions name a colour or shape that is
+    present.
     """
     present = {(thing.colour, thing.shape) for thing in scene.things}
     colour, shape = _pick(sorted(present), rng)
@@ -236,12 +235,10 @@ def _sharing(scene: Scene, colour: str, shape: str) -> tuple[int, int]:
 
 
 def _target(scene: Scene, key: str, rng: np.random.Generator) -> tuple[Thing, str]:
-    """A thing that its colour (or shape) alone finds; one in five, and where there is none, by its
-    cell.
-    """
-    found = [thing for thing in scene.things if _alone(scene, thing, key)]
-    if found and rng.random() < 0.8:
-        return _pick(found, rng), key
+    """A thing identified by its colour (or shape) alone; one in five, or if none is, by its cell."""
+    unique = [thing for thing in scene.things if _alone(scene, thing, key)]
+    if unique and rng.random() < 0.8:
+        return _pick(unique, rng), key
     return _pick(scene.things, rng), "cell"
 
 

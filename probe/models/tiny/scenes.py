@@ -1,9 +1,8 @@
 """Images of coloured shapes: what the tiny models see.
 
 A scene is one to four things in the nine cells of a square image, each a shape in a colour, with
-jitter of place, size and hue, a light or dark tinted background and a little noise. A scene says
-everything about its image, so `draw` is a pure function, at any size: 60 pixels for the models, 480
-for people.
+jitter of place, size and hue, a light or dark tinted background and a little noise. It determines
+its image, so `draw` is a pure function, at any size: 60 pixels for the models, 480 for people.
 
 >>> import numpy as np
 >>> scene = sample_scene(np.random.default_rng(0))

@@ -1,7 +1,7 @@
 """The folder a tiny model is shipped in: fp16 weights, configuration, processor and recipe.
 
-Weights are stored in half precision and loaded in single (`config.dtype`): half the package, and no
-surprise from half-precision arithmetic on a CPU.
+Weights are stored in half precision and loaded in single precision (`config.dtype`): half the size,
+without half-precision arithmetic on a CPU.
 """
 
 import copy
@@ -21,9 +21,7 @@ from probe.models.tiny.training.recipe import Recipe
 
 
 def save(model: PreTrainedModel, processor: ProcessorMixin, recipe: Any, folder: Path) -> None:
-    """Fills a folder that `AutoModelForImageTextToText` and `AutoProcessor` load; no file is half
-    written.
-    """
+    """Writes a folder for `AutoModelForImageTextToText` and `AutoProcessor`, each file atomically."""
     with tempfile.TemporaryDirectory(dir=folder) as name, quiet():
         fresh = Path(name)
         half: Any = copy.deepcopy(model).half()
@@ -55,7 +53,7 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without `save_pretrained`'s progress bar, which would break up the training's own."""
+    """Disables the progress bar of `save_pretrained`, which would interrupt that of the training."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

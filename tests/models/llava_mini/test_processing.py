@@ -13,7 +13,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from probe.models.llava_mini import LlavaMiniProcessor
 from probe.models.llava_mini.chat_templates import STYLES, chat_template, template_for
-from probe.models.llava_mini.image_processing import frame_indices, video_frames, views
+from probe.models.llava_mini.image_processing import frame_indices, split_views, video_frames
 
 PREPROCESSED = SHARED / "llava_mini"
 QUESTION, SECOND = "What's the text on the cake?", "Which colour?"
@@ -87,7 +87,7 @@ def user(text, image=False):
     }
 
 
-# ----------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # prompts
 
 
@@ -123,7 +123,8 @@ def test_a_checkpoints_template_is_its_tokenizers_own(processor, tokenizer):
     all.
     """
     always = (
-        "{% for message in messages %}{{ (bos_token if loop.first else '') + '<|start_header_id|>' + message['role'] "
+        "{% for message in messages %}"
+        "{{ (bos_token if loop.first else '') + '<|start_header_id|>' + message['role'] "
         "+ '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
     )
     header = "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
@@ -177,7 +178,7 @@ def test_plain_training_labels_equal_the_authors(processor):
     assert example["labels"] == expected["labels"]
 
 
-# -----------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # pixels
 
 
@@ -187,22 +188,22 @@ def test_plain_training_labels_equal_the_authors(processor):
 )
 def test_views(ratio, sizes):
     expected = golden("preproc").get(sizes, [[500, 333]])
-    assert [list(view.size) for view in views(picture(500, 333), ratio)] == expected
+    assert [list(view.size) for view in split_views(picture(500, 333), ratio)] == expected
 
 
 def test_padding_each_view_or_the_whole_first():
     expected, colour = golden("preproc"), tuple(golden("preproc")["pad_background_rgb"])
-    assert [list(v.size) for v in views(picture(500, 333), 2, colour, pad_first=True)] == expected[
-        "hd_train_pad_sub_image_sizes_wh"
-    ]
-    each = views(picture(500, 333), 2, colour)
+    assert [
+        list(v.size) for v in split_views(picture(500, 333), 2, colour, pad_first=True)
+    ] == expected["hd_train_pad_sub_image_sizes_wh"]
+    each = split_views(picture(500, 333), 2, colour)
     assert [v.size for v in each] == [(250, 250)] * 4 + [(500, 500)]
     assert each[-1].getpixel((0, 0)) == colour and each[-1].getpixel((250, 250)) != colour
 
 
 def test_views_are_row_major_and_the_whole_comes_last():
     whole = picture(40, 40)
-    tiles = views(whole, 2)
+    tiles = split_views(whole, 2)
     assert tiles[1].tobytes() == whole.crop((20, 0, 40, 20)).tobytes()
     assert tiles[2].tobytes() == whole.crop((0, 20, 20, 40)).tobytes()
     assert tiles[4].tobytes() == whole.tobytes()
@@ -222,7 +223,7 @@ def test_a_panorama_in_hd(tokenizer, images):
         processor.pixels(picture(700, 1))
 
 
-# ---------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # processor
 
 

@@ -56,7 +56,8 @@ def test_ordinary_text_and_special_tokens(tokenizer):
                 {"role": "assistant", "content": [{"type": "text", "text": "it is red"}]},
                 {"role": "user", "content": "And now?"},
             ],
-            f"{SYSTEM_PROMPT} USER: This? <image>\n<image>\n ASSISTANT: it is red</s> USER: And now? ASSISTANT:",
+            f"{SYSTEM_PROMPT} USER: This? <image>\n<image>\n ASSISTANT: it is red</s> "
+            "USER: And now? ASSISTANT:",
         ),
     ],
 )

@@ -1,11 +1,11 @@
-"""How often a tiny model is right, on images it has never seen.
+"""Accuracy of a tiny model on images it has never seen.
 
 Exact match: every word of the answer and the closing `</s>` is the model's first choice, which is
-what greedy generation writes. One question of each kind about every image. The frozen images come
-from random numbers that no training uses (`drawing.stream`). Two controls: the same questions about
-another image, and the best answer to the question's words alone.
+what greedy generation writes. One question of each kind is asked about every image. The frozen
+images come from random numbers that no training uses (`scenes.stream`). Two controls: the same
+questions about another image, and the best answer to the question's words alone.
 
-    frame = evaluate(model, processor, controls=True)   # 2,000 images, 14,000 questions: a minute or two
+    frame = evaluate(model, processor, controls=True)   # 2,000 images, 14,000 questions: 1-2 min
     summary(frame, "kind")                              # right, swapped, blind, questions
     summary(frame, ["kind", "distractors"])
 """
@@ -27,13 +27,11 @@ from probe.models.tiny.training.architecture import pixels
 from probe.models.tiny.training.packed_rows import Packed, Packer, answer_logits
 
 BATCH = 16  # images
-Logits = Callable[
-    [Any, Tensor, Packed], Tensor
-]  # (model, pixels, packed rows) -> logits where a label is
+Logits = Callable[[Any, Tensor, Packed], Tensor]  # (model, pixels, rows) -> logits at the labels
 
 
 def frozen(number: int, purpose: str = "frozen") -> tuple[Scene, tuple[SceneQuestion, ...]]:
-    """Image `number` of the evaluation set, with a question of every kind. Always the same ones."""
+    """Image `number` of the evaluation set, with a question of every kind: always the same."""
     rng = stream(purpose, number)
     scene = sample_scene(rng)
     return scene, tuple(ask(scene, kind, rng) for kind in QUESTION_KINDS)
@@ -72,7 +70,7 @@ def evaluate(
 
 
 def summary(frame: pd.DataFrame, by: str | list[str]) -> pd.DataFrame:
-    """Mean of `right` (and of the controls) in each group, and how many questions that is."""
+    """Mean of `right` (and of the controls) in each group, and its number of questions."""
     groups = frame.groupby(by, sort=False)
     means = {name: groups[name].mean() for name in ("right", "swapped", "blind") if name in frame}
     return pd.DataFrame(means | {"questions": groups.size()})
@@ -90,7 +88,7 @@ def exact(logits: Tensor, packed: Packed) -> Bool[Tensor, " question"]:
 
 @cache
 def blind_answers(image_count: int = 20_000) -> dict[str, str]:
-    """The most frequent answer to each question, over images of their own: the best blind guess."""
+    """The most frequent answer to each question, on separate images: the best blind guess."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for number in range(image_count):
         for question in frozen(number, "prior")[1]:

@@ -1,9 +1,8 @@
-"""tiny-llava-mini before its training: the shipped tiny-llava, of whose images ONE vision token is
-left.
+"""tiny-llava-mini before its training: the shipped tiny-llava with ONE vision token per image.
 
-    model = starting_model(MiniRecipe())        # `mini_training` makes it as good as it was
+    model = starting_model(MiniRecipe())        # trained by `train_mini`
 
-What differs from the shipped model in an experiment is a field of `MiniRecipe`.
+Experiments differ from the shipped model in fields of `MiniRecipe`.
 """
 
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from probe.models.llava_mini.training import Rates
 from probe.models.tiny import FOLDERS
 from probe.models.tiny.processor import build_processor
 
-START = "tiny-llava"  # what it is made from
+START = "tiny-llava"  # the model it is made from
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class MiniRecipe:
     """How tiny-llava-mini is made. Rates are AdamW's; they rise over the warm-up and fall along a
     cosine.
 
-    >>> MiniRecipe(prefusion_layers=0).rates.prefusion      # the rate stands; there is nothing it is for
+    >>> MiniRecipe(prefusion_layers=0).rates.prefusion      # unused without pre-fusion layers
     0.001
     """
 
@@ -34,9 +33,8 @@ class MiniRecipe:
     compressor_heads: int = 4
     prefusion_layers: int = 4
     copied: bool = True  # pre-fusion starts as the LLM's first layers; False: at random
-    extra_layers: int = (
-        0  # of the LLM, in front and copied from its first ones: the control for pre-fusion's depth
-    )
+    # Copies of the LLM's first layers, put in front of it: the control for pre-fusion's depth.
+    extra_layers: int = 0
     steps: int = 2000
     warmup: int = 60
     batch: int = 16  # images, with eight questions and a caption each
@@ -71,7 +69,7 @@ def starting_model(recipe: MiniRecipe) -> LlavaMiniForConditionalGeneration:
 
 
 def mini_processor(compressor_size: int = 1) -> LlavaMiniProcessor:
-    """tiny-llava's images, words and template."""
+    """A LLaVA-Mini processor with tiny-llava's image processor, tokenizer and template."""
     old: Any = build_processor()
     return LlavaMiniProcessor(
         old.image_processor, old.tokenizer, compressor_size, chat_template=old.chat_template

@@ -37,7 +37,7 @@ Turns = Sequence[SceneQuestion]  # of one conversation: questions asked one afte
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch of packed rows. Labels are -100 except where an answer token or `</s>` is predicted."""
+    """Packed rows. Labels are -100 except where an answer token or `</s>` is predicted."""
 
     input_ids: Int[Tensor, "row token"]
     position_ids: Int[Tensor, "row token"]

@@ -3,8 +3,8 @@
 The projector's output for a patch is compared with the language model's own word embeddings: the
 patch of a red circle at the top left must be nearest to "red" among the colours, "circle" among the
 shapes, "top" among the rows and "left" among the columns, and patches of empty cells to "nothing".
-It is CLIP's alignment with words, patch by patch: all that can be asked of a patch reaches the
-language model in the form of words.
+This is CLIP's alignment with words for each patch: everything that can be asked about a patch
+reaches the language model in the form of words.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ GROUPS = ((*COLOURS, "nothing"), (*SHAPES, "nothing"), ROW_NAMES, COLUMN_NAMES)
 
 
 class PatchWords(nn.Module):
-    """How near every patch is to every word of `GROUPS`, by the model's own projector and
+    """The similarity of every patch to every word of `GROUPS`, by the model's projector and word
     embeddings.
     """
 
@@ -42,9 +42,8 @@ class PatchWords(nn.Module):
         self, pixels: Float[Tensor, "image 3 height width"]
     ) -> list[Float[Tensor, "image patch word"]]:
         features = patch_features(self.model, pixels)
-        features = nn.functional.rms_norm(
-            features, features.shape[-1:]
-        )  # as the language model's layers do
+        # Normalised as in the language model's layers.
+        features = nn.functional.rms_norm(features, features.shape[-1:])
         embeddings: Any = self.model.get_input_embeddings().weight
         return [self.scale * features @ embeddings[words].T for words in self.words]
 

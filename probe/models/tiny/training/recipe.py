@@ -1,6 +1,6 @@
 """Every number of the training, in one place. The shipped weights are `Recipe()`.
 
-A change is `dataclasses.replace(Recipe(), layers=12)`; the recipe is written beside the weights.
+A change is `dataclasses.replace(Recipe(), layers=12)`; the recipe is saved with the weights.
 """
 
 from dataclasses import dataclass
@@ -8,21 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a tiny LLaVA is drawn for, sized and trained. Learning rates are those of AdamW.
+    """The data, size and training of a tiny LLaVA. Learning rates are those of AdamW.
 
-    `steps` may be changed while a run is still before its decay (the last `decay` steps): until
-    then the learning rate does not depend on it, so the run stays what the new recipe gives from
-    the start.
+    `steps` may be changed while a run is before its decay (the last `decay` steps): until then the
+    learning rate does not depend on it, so the run equals one of the new recipe from the start.
     """
 
     seed: int = 0
 
     # The task
     things: tuple[int, int] = (1, 4)  # fewest and most things in an image
-    alike: float = (
-        0.4  # share of images whose colours (and, apart, shapes) come from only one or two
-    )
-    questions: int = 8  # asked about an image, beside the caption
+    alike: float = 0.4  # share of images with only one or two colours (and, independently, shapes)
+    questions: int = 8  # asked about an image, in addition to the caption
     weights: tuple[tuple[str, float], ...] = (
         ("shape", 1.0),
         ("colour", 1.5),
@@ -32,9 +29,7 @@ class Recipe:
         ("exist", 1.5),
     )
     second_turn: float = 0.2  # share of questions asked as the second turn of a conversation
-    later: int = (
-        2750  # the step of stage 1 from which the mix is another one: less of what is learned early
-    )
+    later: int = 2750  # the step of stage 1 from which the mix has less of what is learned early
     later_captions: float = 0.4  # share of images with a caption from then on; before, all
     later_weights: tuple[tuple[str, float], ...] = (
         ("shape", 0.7),

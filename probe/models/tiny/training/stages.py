@@ -1,6 +1,6 @@
 """The two stages of the training: what is learned from what, at which rate.
 
-Each step draws its own images from (seed, step): a stage has no state but the model's.
+Each step draws its images from (seed, step), so the model is the only state of a stage.
 """
 
 import math
@@ -21,20 +21,14 @@ from probe.models.tiny.training.packed_rows import Packer, answer_logits
 from probe.models.tiny.training.patch_pretraining import PatchWords, patch_labels
 from probe.models.tiny.training.recipe import Recipe
 
-PATCH_ACCURACIES = (
-    "patch colour",
-    "patch shape",
-    "patch row",
-    "patch column",
-)  # pretraining.GROUPS, in a learning curve
+# Accuracies of `patch_pretraining.GROUPS` in the learning curve.
+PATCH_ACCURACIES = ("patch colour", "patch shape", "patch row", "patch column")
 VALIDATION = 128  # images
 
 
 @dataclass(frozen=True)
 class TrainingPhase:
-    """One optimiser over some of the parameters. `loss` and `rate` are functions of the stage's own
-    step.
-    """
+    """An optimiser's parameters. `loss` and `rate` are functions of the step within the phase."""
 
     steps: int
     parameters: list[nn.Parameter]
@@ -47,7 +41,7 @@ def vision_stage(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, recipe: Recipe
 ) -> TrainingPhase:
     """Stage 0: the vision encoder, the projector and the word embeddings learn to agree
-    (`pretraining`).
+    (`patch_pretraining`).
     """
     words = PatchWords(model, processor.tokenizer, recipe.word_scale)
 
@@ -111,10 +105,9 @@ def answer_stage(
 def conversations(
     scene: Scene, recipe: Recipe, rng: np.random.Generator, step: int = 0
 ) -> list[list[SceneQuestion]]:
-    """`recipe.questions` questions and a caption (from step `recipe.later` on, not always a
-    caption).
+    """`recipe.questions` questions and a caption (from step `recipe.later` on, only sometimes).
 
-    Some questions follow another one as the second turn of its conversation.
+    Some questions are the second turn of another question's conversation.
     """
     late = step >= recipe.later
     kinds, weights = zip(*(recipe.later_weights if late else recipe.weights), strict=True)

@@ -1,7 +1,7 @@
 """The training of a tiny LLaVA: from a seed to weights that `transformers` loads.
 
     from probe.models.tiny.training.train import train
-    train("my-tiny-llava")        # an hour or two on one core; Ctrl-C, and call again to go on
+    train("my-tiny-llava")        # 1-2 hours on one core; after Ctrl-C, call it again to resume
 
 Stage 0 teaches every patch the words for what it shows. Stage 1 freezes the vision encoder and
 teaches the model to answer packed questions (`stages`). A run that was stopped and resumed equals
@@ -49,10 +49,10 @@ def train(
 ) -> LlavaForConditionalGeneration:
     """Trains into `folder`: weights, processor, `recipe.json`, `log.csv` and `checkpoint.pt`.
 
-    `recipe` is `Recipe()` unless given. `steps` stops early, after so many steps of both stages
-    together; calling again goes on from there. A checkpoint and loadable weights are written every
-    50 steps and at the end, so Ctrl-C loses no more than that. Raises ProbeError when the folder
-    can't be written or holds a checkpoint of another recipe.
+    `recipe` is `Recipe()` by default. `steps` stops early, after that many steps of both stages
+    together; calling again resumes. A checkpoint and loadable weights are written every 50 steps
+    and at the end, so Ctrl-C loses at most 50 steps. Raises ProbeError when the folder cannot be
+    written or holds a checkpoint of another recipe.
     """
     run = TinyTraining(writable(folder), recipe or Recipe())
     if resume:
@@ -74,9 +74,7 @@ def train(
 
 
 class TinyTraining:
-    """A training under way: the model, its optimiser, and the step it has come to (over both
-    stages).
-    """
+    """The state of a training: the model, its optimiser, and the step reached (over both stages)."""
 
     def __init__(self, folder: Path, recipe: Recipe):
         self.folder, self.recipe = folder, recipe
@@ -125,7 +123,7 @@ class TinyTraining:
             writer.writerow(row)
 
     def save(self) -> None:
-        """Writes checkpoint and weights, each file whole or not at all."""
+        """Writes checkpoint and weights, each file atomically."""
         state = {
             "recipe": dataclasses.asdict(self.recipe),
             "step": self.step,
@@ -139,7 +137,7 @@ class TinyTraining:
         save(self.model, self.processor, self.recipe, self.folder)
 
     def restore(self) -> None:
-        """Goes back to the folder's checkpoint, where there is one."""
+        """Restores the folder's checkpoint, if it has one."""
         path = self.folder / CHECKPOINT
         if not path.exists():
             return
@@ -153,12 +151,10 @@ class TinyTraining:
             self.optimizer = optimizer
 
     def _refuse_other_recipe(self, saved: dict, step: int) -> None:
-        """A run may only be made longer or shorter, and only before its decay, where that changes
-        nothing.
-        """
-        mine = dataclasses.asdict(self.recipe)
-        other = [name for name in mine if mine[name] != saved.get(name)]
-        decay = self.recipe.vision_steps + min(mine["steps"], saved["steps"]) - self.recipe.decay
+        """Only `steps` may differ, and only before the decay, where it changes nothing."""
+        recipe = dataclasses.asdict(self.recipe)
+        other = [name for name in recipe if recipe[name] != saved.get(name)]
+        decay = self.recipe.vision_steps + min(recipe["steps"], saved["steps"]) - self.recipe.decay
         if other and (other != ["steps"] or step > decay):
             raise ProbeError(
                 "train",
@@ -187,7 +183,7 @@ class TinyTraining:
 
 
 def writable(path: str | Path) -> Path:
-    """A folder that is there and can be written, or a ProbeError."""
+    """Creates a folder. Raises ProbeError where it cannot be written."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,7 +199,7 @@ def writable(path: str | Path) -> Path:
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Torch computes with so many threads inside the block: results depend on their number."""
+    """Sets torch's number of threads, on which results depend, inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -1,9 +1,9 @@
-"""The training of tiny-llava-mini: stage 2 of LLaVA-Mini's, on drawn images and packed questions.
+"""The training of tiny-llava-mini: stage 2 of LLaVA-Mini, on drawn images and packed questions.
 
     from probe.models.tiny.training.train_mini import train_mini
-    train_mini("my-tiny-llava-mini")        # about half an hour on one core; Ctrl-C, and call again to go on
+    train_mini("my-tiny-llava-mini")    # half an hour on one core; after Ctrl-C, call it to resume
 
-Stage 1 is behind: tiny-llava's projector and LLM know each other. A run that was stopped and
+Stage 1 is not needed: tiny-llava's projector is aligned with its LLM. A run that was stopped and
 resumed equals one that was not, bit for bit on the same machine with the same number of threads.
 """
 
@@ -31,10 +31,8 @@ from probe.models.tiny.training.mini_recipe import MiniRecipe, mini_processor, s
 from probe.models.tiny.training.packed_rows import Packed, Packer, fused_logits
 from probe.models.tiny.training.recipe import Recipe
 from probe.models.tiny.training.stages import VALIDATION, conversations
-from probe.models.tiny.training.train import torch_threads, writable
+from probe.models.tiny.training.train import LOG, torch_threads, writable
 from probe.models.tiny.weights import quiet, save
-
-LOG = "log.csv"
 
 
 def train_mini(
@@ -49,8 +47,8 @@ def train_mini(
     """Trains into `folder`: weights, processor, `recipe.json`, `log.csv` and the Trainer's last
     checkpoint.
 
-    `steps` stops early; calling again goes on from the checkpoint, which is written `every` so many
-    steps. Raises ProbeError when the folder can't be written or was begun with another recipe.
+    `steps` stops early; calling again resumes from the checkpoint, which is written each `every`
+    steps. Raises ProbeError when the folder cannot be written or was begun with another recipe.
     """
     recipe, folder = recipe or MiniRecipe(), writable(folder)
     _refuse_other_recipe(folder, recipe)
@@ -77,8 +75,8 @@ def train_mini(
 
 
 class PackedImages(Dataset):
-    """Step number -> its batch, drawn from (seed, step): any step can be made without those before
-    it.
+    """Step -> its batch, drawn from (seed, step), so that any step is available without those
+    before.
     """
 
     def __init__(self, recipe: MiniRecipe, packer: Packer):
@@ -112,18 +110,14 @@ class MiniTrainer(LlavaMiniTrainer):
 
 
 class Curve(TrainerCallback):
-    """Shows progress, writes accuracies on validation images to log.csv, and stops after so many
-    steps.
-    """
+    """Shows progress, writes validation accuracies to log.csv, and stops at step `stop`."""
 
     def __init__(
         self, folder: Path, processor: LlavaMiniProcessor, stop: int, every: int, progress: bool
     ):
         self.path, self.processor, self.stop, self.every = folder / LOG, processor, stop, every
-        self.bar, self.started = (
-            tqdm(total=stop, desc="train", disable=not progress),
-            time.process_time(),
-        )
+        self.bar = tqdm(total=stop, desc="train", disable=not progress)
+        self.started = time.process_time()
 
     def on_train_begin(self, args, state, control, **_):
         self.bar.update(state.global_step)
@@ -141,10 +135,8 @@ class Curve(TrainerCallback):
             model, self.processor, VALIDATION, purpose="validation", logits=fused_logits
         )
         right = summary(frame, "kind")["right"]
-        row = {
-            "step": step,
-            "cpu_seconds": round(time.process_time() - self.started, 1),
-        }  # of this process
+        seconds = round(time.process_time() - self.started, 1)  # of this process
+        row = {"step": step, "cpu_seconds": seconds}
         row |= {"all": round(frame["right"].mean(), 4), **right.round(4).to_dict()}
         new = not self.path.exists()
         with self.path.open("a", newline="") as file:
@@ -177,14 +169,15 @@ def _arguments(folder: Path, recipe: MiniRecipe, every: int) -> TrainingArgument
 
 
 def _refuse_other_recipe(folder: Path, recipe: MiniRecipe) -> None:
-    path, mine = folder / "recipe.json", json.loads(json.dumps(dataclasses.asdict(recipe)))
-    theirs = json.loads(path.read_text()) if path.exists() else mine
-    if theirs != mine:
-        other = [name for name in mine if mine[name] != theirs.get(name)]
+    path = folder / "recipe.json"
+    wanted = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    saved = json.loads(path.read_text()) if path.exists() else wanted
+    if saved != wanted:
+        other = [name for name in wanted if wanted[name] != saved.get(name)]
         raise ProbeError(
             "train",
             expected=f"the recipe that {folder} was begun with",
             got=f"another {', '.join(other) or 'model'}",
             fix="train into another folder",
         )
-    path.write_text(json.dumps(mine, indent=2) + "\n")
+    path.write_text(json.dumps(wanted, indent=2) + "\n")
