@@ -3,11 +3,11 @@
 probe.models.planted(read_layers=(2, 3))     # vision can reach the answer in these layers only
 """
 
+from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from probe.models.planted import planted as planted
+planted: Callable[..., Any]  # declared for type checkers; see `__getattr__`
 
 
 def __getattr__(name: str) -> Any:

@@ -100,7 +100,7 @@ def _names(row: dict[str, Any], key: str) -> Sequence[str]:
 
 
 def _image(data: DataFolder, name: str) -> Path:
-    """The image's file. Its header is read now, so that a damaged file cannot end a long training."""
+    """The image's file. Its header is read now: a damaged file would end a long training."""
     path = data.image(name)
     try:
         with Image.open(path):

@@ -77,7 +77,7 @@ SHARP = 256.0  # scores of several hundred: the softmax elsewhere is 0 in float3
 
 @dataclass(frozen=True, eq=False)
 class Planted:
-    """A model and the truth about it. `patches` count row by row from the top left, `GRID` a row."""
+    """A model and the truth about it. `patches` count row by row from the top left, `GRID` each."""
 
     model: LlavaForConditionalGeneration
     processor: LlavaProcessor

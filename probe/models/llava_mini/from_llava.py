@@ -99,7 +99,7 @@ def _closing_template(processor: Any) -> str:
 
 
 def _new_parts(mini: LlavaMiniForConditionalGeneration, seed: int) -> None:
-    """Initialises compressor and pre-fusion as transformers does, without changing the global seed."""
+    """Initialises compressor and pre-fusion as transformers does; keeps the global seed."""
     inner: Any = mini.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -141,7 +141,7 @@ class LlavaMiniProcessor(ProcessorMixin):
         return self.image_processor(views, return_tensors="pt")["pixel_values"]
 
     def frames(self, video: Any) -> Iterator[Float[Tensor, "view 3 height width"]]:
-        """The frames of a video for the vision tower, one at a time, as `encode_image` takes them."""
+        """The frames of a video for the vision tower, one at a time, for `encode_image`."""
         side, empty = dict(self.image_processor.crop_size)["height"], True
         for frame in video_frames(video):
             empty = False
@@ -204,7 +204,7 @@ class LlavaMiniProcessor(ProcessorMixin):
         return [self._pieces(text, counts, add_special_tokens=special) for text in texts]
 
     def _pieces(self, text: str, counts: Iterator[int], add_special_tokens: bool) -> list[int]:
-        """Tokenizes the pieces between images separately, with special tokens for the first only."""
+        """Tokenizes the pieces between images separately; only the first has special tokens."""
         ids: list[int] = []
         for i, piece in enumerate(re.split(f"{re.escape(self.image_token)}|<video>", text)):
             ids += [self.image_token_id] * next(counts) if i else []

@@ -235,7 +235,7 @@ def _sharing(scene: Scene, colour: str, shape: str) -> tuple[int, int]:
 
 
 def _target(scene: Scene, key: str, rng: np.random.Generator) -> tuple[Thing, str]:
-    """A thing identified by its colour (or shape) alone; one in five, or if none is, by its cell."""
+    """A thing unique in its colour (or shape); one in five, or if none is, by its cell."""
     unique = [thing for thing in scene.things if _alone(scene, thing, key)]
     if unique and rng.random() < 0.8:
         return _pick(unique, rng), key

@@ -21,7 +21,7 @@ from probe.models.tiny.training.recipe import Recipe
 
 
 def save(model: PreTrainedModel, processor: ProcessorMixin, recipe: Any, folder: Path) -> None:
-    """Writes a folder for `AutoModelForImageTextToText` and `AutoProcessor`, each file atomically."""
+    """Writes a folder that transformers' Auto classes load, each file atomically."""
     with tempfile.TemporaryDirectory(dir=folder) as name, quiet():
         fresh = Path(name)
         half: Any = copy.deepcopy(model).half()
@@ -53,7 +53,7 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Disables the progress bar of `save_pretrained`, which would interrupt that of the training."""
+    """Disables `save_pretrained`'s progress bar, which would interrupt that of the training."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

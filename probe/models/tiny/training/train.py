@@ -74,7 +74,7 @@ def train(
 
 
 class TinyTraining:
-    """The state of a training: the model, its optimiser, and the step reached (over both stages)."""
+    """The state of a training: model, optimiser, and the step reached (over both stages)."""
 
     def __init__(self, folder: Path, recipe: Recipe):
         self.folder, self.recipe = folder, recipe
