@@ -1,4 +1,4 @@
-"""Images and videos as users hand them over, and how they are opened: upright, RGB, 8 bits."""
+"""Images and videos as users pass them, and how they are opened: upright, RGB, 8 bits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from probe.errors import ProbeError
 
 @dataclass(frozen=True)
 class Video:
-    """A video in the place of an image, for a model that takes them: a file, a folder of frames, or
+    """A video instead of an image, for a model that takes them: a file, a folder of frames, or
     frames.
 
     >>> str(Video("clip.mp4"))

@@ -1,9 +1,8 @@
-"""What is asked: images, a question, and where there is one the right answer.
+"""A sample: images, a question, and the right answer where one is known.
 
     Sample("cat-1", image="cat.jpg", question="What is on the mat?", answer="a cat")
 
-Images stay paths until somebody looks at them, so that a hundred thousand samples cost nothing. No
-torch here: readers of benchmarks and the run directory use this file alone.
+Images stay paths until they are opened, so that a hundred thousand samples take little memory.
 """
 
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ class Sample:
     """One question about one image, several, or none.
 
     `question` is the user's words, or a whole conversation in Hugging Face's chat format; `meta`
-    holds whatever a benchmark wants to keep beside it (group, question type) as plain values.
+    holds what else a benchmark needs (group, question type) as plain values.
 
     >>> Sample("1", image=None, question="What is on the mat?", answer="a cat").images
     ()

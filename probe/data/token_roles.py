@@ -1,5 +1,4 @@
-"""From the role of every character to the role of every token, and through the expansion of
-placeholders.
+"""The role of every token, from the role of every character, also where placeholders are expanded.
 
 A tokenizer may merge the end of one role with the start of the next ("e" + " " before "USER:"): a
 token of two roles has the role of its last character. A processor replaces each image placeholder
@@ -47,30 +46,29 @@ def piecewise_roles(
     """The same for the pieces of text between placeholders, tokenized one by one; only the first
     may begin with BOS.
     """
-    ids, spans, at = [], [], 0
-    for i, piece in enumerate(rendering.text.split(placeholder)):
-        if i:
-            ids, spans = [*ids, image_token], [*spans, (at, at + len(placeholder))]
-            at += len(placeholder)
-        more, where = _tokenized(tokenizer, piece, i == 0 and adds_special_tokens(tokenizer, piece))
-        ids, spans, at = (
-            [*ids, *more],
-            [*spans, *((at + a, at + b) for a, b in where)],
-            at + len(piece),
-        )
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    position = 0
+    for number, piece in enumerate(rendering.text.split(placeholder)):
+        if number:
+            ids.append(image_token)
+            spans.append((position, position + len(placeholder)))
+            position += len(placeholder)
+        special = number == 0 and adds_special_tokens(tokenizer, piece)
+        piece_ids, piece_spans = _tokenized(tokenizer, piece, special)
+        ids += piece_ids
+        spans += [(position + start, position + end) for start, end in piece_spans]
+        position += len(piece)
     return _labelled(ids, spans, rendering, tokenizer.bos_token_id)
 
 
 def _tokenized(
     tokenizer: Any, text: str, special: bool | None = None
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids and the characters that each covers."""
+    """Ids, and the characters (start, end) that each covers."""
     if not getattr(tokenizer, "is_fast", False):
-        raise ProbeError(
-            "tokenizer",
-            expected="a fast one (tokenizer.json), which knows the characters of a token",
-            got=type(tokenizer).__name__,
-        )
+        expected = "a fast one (tokenizer.json), which knows the characters of a token"
+        raise ProbeError("tokenizer", expected=expected, got=type(tokenizer).__name__)
     special = adds_special_tokens(tokenizer, text) if special is None else special
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
     return encoded["input_ids"], encoded["offset_mapping"]
@@ -98,25 +96,19 @@ def expanded(roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: 
 
     Raises ProbeError where the other tokens are not the same.
     """
-    text = ids != image_token
     if not same_words(roles, ids, image_token):
-        raise ProbeError(
-            "processor",
-            expected="one that changes nothing but the placeholders",
-            got="other tokens",
-        )
+        expected = "one that changes nothing but the placeholders"
+        raise ProbeError("processor", expected=expected, got="other tokens")
+    is_text, was_text = ids != image_token, roles.ids != image_token
     role, turn = np.full(len(ids), INSTRUCTION), np.zeros(len(ids), dtype=np.int64)
-    role[text], turn[text] = (
-        roles.role[roles.ids != image_token],
-        roles.turn[roles.ids != image_token],
-    )
-    # an image belongs to the turn of the text before it; the prompt ends where the text behind it
-    # begins
-    before = np.maximum.accumulate(np.where(text, np.arange(len(ids)), 0))
+    role[is_text], turn[is_text] = roles.role[was_text], roles.turn[was_text]
+    # an image belongs to the turn of the text before it
+    previous_text = np.maximum.accumulate(np.where(is_text, np.arange(len(ids)), 0))
+    # the prompt ends where the text after it begins
     prompt_end = np.flatnonzero(roles.role == LAST)[0]
-    behind = (roles.ids[prompt_end + 1 :] != image_token).sum()
-    role[len(ids) - behind - 1] = LAST
-    return replace(roles, ids=ids, role=role, turn=turn[before])
+    text_after_prompt = was_text[prompt_end + 1 :].sum()
+    role[len(ids) - text_after_prompt - 1] = LAST
+    return replace(roles, ids=ids, role=role, turn=turn[previous_text])
 
 
 def same_words(roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: int) -> bool:

@@ -1,22 +1,21 @@
-"""Which token is what: the type of every position of a batch, and where in the image a vision token
-lies.
+"""The type of every position of a batch.
 
-Attention is summed by token type, so everything this package says rests on these two tables.
-`TokenTypes` keeps the fine role and the turn of each position, so that one encoded batch can be
-read in the paper's three types, in the fine ones, or in the user's own:
+Attention is summed by token type, so every result depends on this table. `TokenTypes` keeps the
+fine role and the turn of each position, so that one encoded batch can be read in the paper's three
+types, in the fine ones, or in the user's own:
 
     inputs.types.as_types("fine").mask("last")           # (batch, token)
     inputs.types.as_types({"dog": dog_patches})          # the rest keeps the paper's types
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, one_of
 
 PAPER = ("instruction", "vision", "response")
 FINE = ("bos", "system", "vision", "instruction", "last", "response")
@@ -30,24 +29,22 @@ Types = str | Sequence[object] | np.ndarray | Mapping[Any, object]
 class TokenTypes:
     """The type of every position: `names[ids[row, token]]`, where -1 is padding.
 
-    `role` and `turn` are what the types are made from: the fine role (index into FINE, the answers
-    of all turns as "response") and the number of the exchange of user and assistant a position
-    belongs to, both -1 for padding.
+    The types are derived from `role`, the fine role (index into FINE, the answers of all turns as
+    "response"), and `turn`, the number of the exchange of user and assistant that a position
+    belongs to; both are -1 for padding.
     """
 
     names: tuple[str, ...]
     ids: Int[np.ndarray, "batch token"]
-    vision: Bool[np.ndarray, "batch token"]  # whatever the user's own types call these positions
+    vision: Bool[np.ndarray, "batch token"]  # also where the user's own types rename them
     role: Int[np.ndarray, "batch token"]
     turn: Int[np.ndarray, "batch token"]
 
     @property
     def is_query(self) -> Bool[np.ndarray, "batch token"]:
-        """Positions whose row of attention is counted: all real ones but the last token of a
-        response.
+        """Positions that count as queries: all but padding and the last token of a response.
 
-        Decoding never feeds that one back, so in a teacher-forced forward its row is a row that
-        never was.
+        During decoding the last response token is never fed back, so its query row does not exist.
         """
         queries = self.role != PADDING
         for row, end in enumerate(_ends(self.role)):
@@ -63,10 +60,7 @@ class TokenTypes:
 
     def mask(self, name: str) -> Bool[np.ndarray, "batch token"]:
         """The positions of one type."""
-        if name not in self.names:
-            raise ProbeError(
-                "types.mask", expected=f"one of {', '.join(self.names)}", got=repr(name)
-            )
+        one_of("types.mask", "one of", name, self.names)
         return self.ids == self.names.index(name)
 
     def as_types(self, types: Types = "paper", turns: str = "last") -> "TokenTypes":
@@ -83,14 +77,14 @@ class TokenTypes:
         fine = self._roles(turns)
         if isinstance(types, str):
             return replace(self, **_named(types, fine, self.vision))
-        own = (
-            {str(k): mask for k, mask in types.items()}
-            if isinstance(types, Mapping)
-            else _masks_of_names(types)
-        )
-        return replace(
-            self, **self._with_own(own, fine, given_as_names=not isinstance(types, Mapping))
-        )
+        if not isinstance(types, Mapping):
+            return replace(self, **self._with_own(_masks_of_names(types), fine))
+        masks = {str(name): mask for name, mask in types.items()}
+        for name in masks:
+            if name in PAPER:
+                fix = "it is the paper's"
+                raise ProbeError("types", expected="names of your own", got=repr(name), fix=fix)
+        return replace(self, **self._with_own(masks, fine))
 
     def _roles(self, turns: str) -> np.ndarray:
         """The fine roles, with earlier answers as instruction unless all turns count."""
@@ -99,66 +93,60 @@ class TokenTypes:
         earlier = (self.role == RESPONSE) & (self.turn < self.turn.max(axis=1, keepdims=True))
         return np.where(earlier, INSTRUCTION, self.role)
 
-    def _with_own(self, own: Mapping[str, object], fine: np.ndarray, given_as_names: bool) -> dict:
+    def _with_own(self, masks: Mapping[str, object], fine: np.ndarray) -> dict:
+        """Names and ids of the user's types, which come first, and the paper's for the rest."""
         paper = _named("paper", fine, self.vision)["ids"]
-        names = (*(name for name in own if name not in PAPER), *PAPER)
+        names = (*(name for name in masks if name not in PAPER), *PAPER)
         ids = np.where(paper == PADDING, PADDING, paper + len(names) - len(PAPER))
         covered = np.zeros_like(self.vision)
-        for name, given in own.items():
-            if name in PAPER and not given_as_names:
-                raise ProbeError(
-                    "types", expected="names of your own", got=repr(name), fix="it is the paper's"
-                )
-            mask = self._fit(name, given)
-            if (mask & covered).any():
-                shared = np.flatnonzero((mask & covered).any(axis=0))
-                raise ProbeError(
-                    "types",
-                    expected="masks that do not overlap",
-                    got=f"{name!r}, which shares {len(shared)} positions with another, first {shared[0]}",
-                )
+        for name, values in masks.items():
+            mask = self._fit(name, values)
+            shared = np.flatnonzero((mask & covered).any(axis=0))
+            if len(shared):
+                got = f"{name!r}, which shares {len(shared)} positions with another, "
+                got += f"first {shared[0]}"
+                raise ProbeError("types", expected="masks that do not overlap", got=got)
             covered |= mask
             ids[mask & (ids != PADDING)] = names.index(name)
         return {"names": names, "ids": ids}
 
-    def _fit(self, name: str, given: object) -> np.ndarray:
+    def _fit(self, name: str, values: object) -> np.ndarray:
         """A user's mask as (batch, token) booleans."""
-        mask = np.atleast_2d(np.asarray(given))
+        mask = np.atleast_2d(np.asarray(values))
         if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
-            raise ProbeError(
-                "types", expected=f"a mask of booleans for {name!r}", got=f"values of {mask.dtype}"
-            )
-        whole = self.ids.shape
-        if mask.shape == whole:
-            return mask.astype(bool)
+            expected = f"a mask of booleans for {name!r}"
+            raise ProbeError("types", expected=expected, got=f"values of {mask.dtype}")
+        mask = mask.astype(bool)
+        batch, tokens = self.ids.shape
+        if mask.shape == (batch, tokens):
+            return mask
         prompt = int(self.prompt_length[0])
-        if whole[0] == 1 and mask.shape == (1, prompt):
+        if batch == 1 and mask.shape == (1, prompt):
             start = int((self.role[0] != PADDING).argmax())
-            return np.pad(mask.astype(bool), ((0, 0), (start, whole[1] - start - prompt)))
-        expected = f"{whole[1]} positions" + (
-            f" (or {prompt}, the prompt)" if prompt != whole[1] else ""
-        )
-        expected = expected if whole[0] == 1 else f"{whole[0]} x {expected}"
-        raise ProbeError(
-            "types", expected=expected, got=f"{' x '.join(map(str, mask.shape))} for {name!r}"
-        )
+            return np.pad(mask, ((0, 0), (start, tokens - start - prompt)))
+        expected = f"{tokens} positions"
+        expected += f" (or {prompt}, the prompt)" if prompt != tokens else ""
+        expected = expected if batch == 1 else f"{batch} x {expected}"
+        got = f"{' x '.join(map(str, mask.shape))} for {name!r}"
+        raise ProbeError("types", expected=expected, got=got)
 
     def with_response(self, response: int, closing: int = 0) -> "TokenTypes":
-        """One row (batch = 1) with `response` answer tokens and `closing` end-of-turn tokens behind
-        it.
+        """One row (batch = 1) followed by `response` answer tokens and `closing` end-of-turn
+        tokens.
         """
-        tail = np.array(
-            [[RESPONSE] * response + [INSTRUCTION] * closing], dtype=self.role.dtype
-        ).reshape(1, -1)
-        ids = [[self.names.index(FINE[role]) for role in tail[0]]]
+        roles = [RESPONSE] * response + [INSTRUCTION] * closing
+        ids = [self.names.index(FINE[role]) for role in roles]
+        added = ((0, 0), (0, len(roles)))
+
+        def followed_by(values: np.ndarray, more: list[int]) -> np.ndarray:
+            return np.concatenate([values, np.array([more], dtype=values.dtype)], axis=1)
+
         return replace(
             self,
-            ids=np.concatenate(
-                [self.ids, np.array(ids, dtype=self.ids.dtype).reshape(1, -1)], axis=1
-            ),
-            vision=np.pad(self.vision, ((0, 0), (0, tail.shape[1]))),
-            role=np.concatenate([self.role, tail], axis=1),
-            turn=np.pad(self.turn, ((0, 0), (0, tail.shape[1])), mode="edge"),
+            ids=followed_by(self.ids, ids),
+            vision=np.pad(self.vision, added),
+            role=followed_by(self.role, roles),
+            turn=np.pad(self.turn, added, mode="edge"),
         )
 
 
@@ -178,30 +166,29 @@ def stack(rows: Sequence[TokenTypes], side: Literal["left", "right"] = "left") -
     """Rows of different lengths as one batch, padded on one side; names that only some rows have
     are kept.
     """
-    names = tuple(
-        dict.fromkeys(name for types in rows for name in types.names if name not in PAPER)
-    )
-    names = (*names, *PAPER) if not all(types.names == FINE for types in rows) else FINE
+    own_names = dict.fromkeys(name for types in rows for name in types.names if name not in PAPER)
+    all_fine = all(types.names == FINE for types in rows)
+    names = FINE if all_fine else (*own_names, *PAPER)
     width = max(types.ids.shape[1] for types in rows)
 
-    def padded(values: np.ndarray, fill: int | bool) -> np.ndarray:
-        missing = width - values.shape[1]
-        return np.pad(
-            values, ((0, 0), (missing, 0) if side == "left" else (0, missing)), constant_values=fill
-        )
+    def padded(arrays: Iterable[np.ndarray], fill: int | bool = PADDING) -> np.ndarray:
+        batch = []
+        for values in arrays:
+            missing = width - values.shape[1]
+            edges = (missing, 0) if side == "left" else (0, missing)
+            batch.append(np.pad(values, ((0, 0), edges), constant_values=fill))
+        return np.concatenate(batch)
 
-    def renamed(types: TokenTypes) -> np.ndarray:
-        table = np.array(
-            [*(names.index(name) for name in types.names), PADDING]
-        )  # the last one serves -1
-        return table[types.ids]
+    def renumbered(types: TokenTypes) -> np.ndarray:
+        numbers = [names.index(name) for name in types.names]
+        return np.array([*numbers, PADDING])[types.ids]  # padding is -1: the last entry
 
     return TokenTypes(
         names=names,
-        ids=np.concatenate([padded(renamed(types), PADDING) for types in rows]),
-        vision=np.concatenate([padded(types.vision, False) for types in rows]),
-        role=np.concatenate([padded(types.role, PADDING) for types in rows]),
-        turn=np.concatenate([padded(types.turn, PADDING) for types in rows]),
+        ids=padded(renumbered(types) for types in rows),
+        vision=padded((types.vision for types in rows), fill=False),
+        role=padded(types.role for types in rows),
+        turn=padded(types.turn for types in rows),
     )
 
 
@@ -214,22 +201,20 @@ def _named(types: str, fine: np.ndarray, vision: np.ndarray) -> dict:
     if types == "fine":
         return {"names": FINE, "ids": fine}
     if types != "paper":
-        raise ProbeError(
-            "types", expected="'paper', 'fine', an array of names or {name: mask}", got=repr(types)
-        )
+        expected = "'paper', 'fine', an array of names or {name: mask}"
+        raise ProbeError("types", expected=expected, got=repr(types))
     ids = np.where(fine == RESPONSE, PAPER.index("response"), PAPER.index("instruction"))
     ids = np.where(vision, PAPER.index("vision"), ids)
     return {"names": PAPER, "ids": np.where(fine == PADDING, PADDING, ids)}
 
 
 def _masks_of_names(types: Sequence[object] | np.ndarray) -> dict[str, np.ndarray]:
-    given = np.asarray(types, dtype=object)
-    words = [
-        "" if name is None else str(name) for name in given.ravel()
-    ]  # numbers are names too: 0 is "0"
-    if words and all(isinstance(name, bool | np.bool_) for name in given.ravel()):
-        raise ProbeError(
-            "types", expected="a name for each position", got="booleans", fix="pass {name: mask}"
-        )
-    names = np.array(words, dtype=object).reshape(given.shape)
+    array = np.asarray(types, dtype=object)
+    values = array.ravel().tolist()
+    if values and all(isinstance(value, bool | np.bool_) for value in values):
+        expected = "a name for each position"
+        raise ProbeError("types", expected=expected, got="booleans", fix="pass {name: mask}")
+    # numbers are names too: 0 is "0"
+    words = ["" if value is None else str(value) for value in values]
+    names = np.array(words, dtype=object).reshape(array.shape)
     return {name: names == name for name in dict.fromkeys(words) if name}
