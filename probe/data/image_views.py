@@ -1,4 +1,7 @@
-"""Which parts of an image a processor cuts it into: crop, pad, tiles. Geometry only, no model."""
+"""The parts of an image that a processor makes views of: crop, pad, tiles. Geometry only, no model.
+
+Rectangles are left, top, right, bottom, as fractions of the image (outside [0, 1] for padding).
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +12,6 @@ from jaxtyping import Float
 from PIL import Image
 
 Size = tuple[int, int]  # width, height in pixels, as PIL has it
-
-
 WHOLE = np.array([0.0, 0.0, 1.0, 1.0])  # left, top, right, bottom
 
 
@@ -41,90 +42,43 @@ def padded_to_square(image: Image.Image, image_processor: Any) -> Image.Image:
 
 
 def views(image_processor: Any, size: Size, aspect: str) -> Float[np.ndarray, "tile edge=4"]:
-    """The rectangles of the image that an image processor makes of it."""
+    """The rectangles of an image that an image processor makes views of."""
     if aspect == "anyres":
         return np.stack([WHOLE, *_tiles(image_processor, size)])
     if aspect != "pad":
         return _processed(image_processor, size)[None]
-    return _within(_square(size), _processed(image_processor, (max(size), max(size))))[None]
-
-
-def _square(size: Size) -> np.ndarray:
-    """The square around an image that is padded."""
-    width, height = size
     side = max(size)
-    left, top = (side - width) // 2, (side - height) // 2
-    return np.array([-left / width, -top / height, (side - left) / width, (side - top) / height])
+    return within(_square(size), _processed(image_processor, (side, side)))[None]
 
 
-def _sub_images(
+def sub_image_views(
     processor: Any, size: Size, aspect: str, ratio: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The views of ratio x ratio sub-images, what they do not divide cut off, and of the whole
-    image. And what each can show: a sub-image that is padded shows nothing of its neighbours."""
-    if aspect == "pad" and aspect_of(processor) != "pad":  # padded by ourselves, before it is split
-        found = _sub_images(processor, (max(size), max(size)), aspect_of(processor), ratio)
-        return _within(_square(size), found[0]), _within(_square(size), found[1])
+) -> tuple[Float[np.ndarray, "view edge=4"], Float[np.ndarray, "view edge=4"]]:
+    """The views of ratio x ratio sub-images (what they do not divide is cut off) and of the whole
+    image; and what each view can show: a sub-image that is padded shows nothing of its neighbours.
+    """
+    processor_aspect = aspect_of(processor)
+    if aspect == "pad" and processor_aspect != "pad":  # padded before it is divided
+        side = max(size)
+        square = _square(size)
+        shown, limits = sub_image_views(processor, (side, side), processor_aspect, ratio)
+        return within(square, shown), within(square, limits)
     width, height = size[0] // ratio, size[1] // ratio
     corners = [(col * width, row * height) for row in range(ratio) for col in range(ratio)]
     tiles = np.array([[x, y, x + width, y + height] for x, y in corners]) / [*size, *size]
-    fitted = _within(tiles, views(processor.image_processor, (width, height), aspect)[0])
-    everything = np.array([[-np.inf, -np.inf, np.inf, np.inf]])
-    shown = np.concatenate([fitted, views(processor.image_processor, size, aspect)])
-    return shown, np.concatenate([tiles, everything])
+    image_processor = processor.image_processor
+    view_of_tile = views(image_processor, (width, height), aspect)[0]
+    shown = [within(tiles, view_of_tile), views(image_processor, size, aspect)]
+    limits = [tiles, np.array([[-np.inf, -np.inf, np.inf, np.inf]])]
+    return np.concatenate(shown), np.concatenate(limits)
 
 
 def pixels_on_the_way(image_processor: Any, size: Size, aspect: str) -> int:
-    """Pixels of the largest image that is made on the way from an image to its views."""
+    """Pixels of the largest image that is made between an image and its views."""
     shortest, _ = _edges(image_processor)
     if aspect == "pad":
         return max(size) ** 2
     return shortest**2 * max(size) // min(size) if aspect == "crop" and shortest else 0
-
-
-def _processed(image_processor: Any, size: Size) -> np.ndarray:
-    """The part of an image that is left after resizing and cropping."""
-    width, height = size
-    shortest, _ = _edges(image_processor)
-    if image_processor.do_resize and shortest is not None:
-        width, height = (
-            shortest if edge == min(size) else int(shortest * edge / min(size)) for edge in size
-        )
-    elif image_processor.do_resize:
-        _, (height, width) = _edges(image_processor)
-    if not image_processor.do_center_crop:
-        return WHOLE
-    crop = image_processor.crop_size
-    left, top = (width - crop["width"]) // 2, (height - crop["height"]) // 2
-    return np.array(
-        [
-            left / width,
-            top / height,
-            (left + crop["width"]) / width,
-            (top + crop["height"]) / height,
-        ]
-    )
-
-
-def _edges(image_processor: Any) -> tuple[int | None, tuple[int | None, int | None]]:
-    size = dict(image_processor.size)
-    return size.get("shortest_edge"), (size.get("height"), size.get("width"))
-
-
-def _tiles(image_processor: Any, size: Size) -> list[np.ndarray]:
-    """LLaVA-NeXT: resized to fit the best resolution, padded evenly, cut into tiles row by row."""
-    width, height = size
-    rows, columns = best_resolution((height, width), image_processor.image_grid_pinpoints)
-    if columns / width < rows / height:
-        inner = (columns, min(math.ceil(height * (columns / width)), rows))
-    else:
-        inner = (min(math.ceil(width * (rows / height)), columns), rows)
-    left, top = (columns - inner[0]) // 2, (rows - inner[1]) // 2
-    tile = int(
-        dict(image_processor.crop_size or {}).get("height") or _edges(image_processor)[0] or rows
-    )
-    corners = [(x - left, y - top) for y in range(0, rows, tile) for x in range(0, columns, tile)]
-    return [np.array([x, y, x + tile, y + tile]) / np.array([*inner, *inner]) for x, y in corners]
 
 
 def best_resolution(size: tuple[int, int], resolutions: Sequence[Sequence[int]]) -> tuple[int, int]:
@@ -147,9 +101,63 @@ def best_resolution(size: tuple[int, int], resolutions: Sequence[Sequence[int]])
     return height, width
 
 
-def _within(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """A rectangle given in fractions of another one, in the other one's own units."""
+def _square(size: Size) -> np.ndarray:
+    """The square around an image that is padded."""
+    width, height = size
+    side = max(size)
+    left, top = (side - width) // 2, (side - height) // 2
+    return np.array([-left, -top, side - left, side - top]) / [width, height, width, height]
+
+
+def _processed(image_processor: Any, size: Size) -> np.ndarray:
+    """The part of an image that is left after resizing and cropping."""
+    if not image_processor.do_center_crop:
+        return WHOLE
+    width, height = size
+    shortest, (fixed_height, fixed_width) = _edges(image_processor)
+    if image_processor.do_resize and shortest is None:
+        width, height = fixed_width, fixed_height
+    elif image_processor.do_resize:
+        width, height = (
+            shortest if edge == min(size) else int(shortest * edge / min(size)) for edge in size
+        )
+    crop_width, crop_height = (image_processor.crop_size[name] for name in ("width", "height"))
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    edges = np.array([left, top, left + crop_width, top + crop_height])
+    return edges / [width, height, width, height]
+
+
+def _edges(image_processor: Any) -> tuple[Any, tuple[Any, Any]]:
+    """The shortest edge that an image is resized to, or else (height, width)."""
+    size = dict(image_processor.size)
+    return size.get("shortest_edge"), (size.get("height"), size.get("width"))
+
+
+def _tiles(image_processor: Any, size: Size) -> list[np.ndarray]:
+    """LLaVA-NeXT: resized to fit the best canvas, padded evenly, cut into tiles row by row."""
+    width, height = size
+    pinpoints = image_processor.image_grid_pinpoints
+    canvas_height, canvas_width = best_resolution((height, width), pinpoints)
+    if canvas_width / width < canvas_height / height:
+        inner_width = canvas_width
+        inner_height = min(math.ceil(height * (canvas_width / width)), canvas_height)
+    else:
+        inner_width = min(math.ceil(width * (canvas_height / height)), canvas_width)
+        inner_height = canvas_height
+    left, top = (canvas_width - inner_width) // 2, (canvas_height - inner_height) // 2
+    crop_height = dict(image_processor.crop_size or {}).get("height")
+    tile = int(crop_height or _edges(image_processor)[0] or canvas_height)
+    corners = [
+        (x - left, y - top)
+        for y in range(0, canvas_height, tile)
+        for x in range(0, canvas_width, tile)
+    ]
+    inner = [inner_width, inner_height, inner_width, inner_height]
+    return [np.array([x, y, x + tile, y + tile]) / inner for x, y in corners]
+
+
+def within(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """A rectangle given in fractions of another one, in that one's own units."""
     corner, extent = outer[..., :2], outer[..., 2:] - outer[..., :2]
-    return np.concatenate(
-        [corner + inner[..., :2] * extent, corner + inner[..., 2:] * extent], axis=-1
-    )
+    edges = [corner + inner[..., :2] * extent, corner + inner[..., 2:] * extent]
+    return np.concatenate(edges, axis=-1)

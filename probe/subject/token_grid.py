@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Int
 from transformers import PreTrainedModel
 
-from probe.data.image_views import Size, _sub_images, _within, views
+from probe.data.image_views import Size, sub_image_views, views, within
 from probe.data.patch_grid import PatchGrid
 from probe.hooks.model_structure import cls_tokens
 
@@ -51,7 +51,7 @@ def _patches(
     ratio = getattr(processor, "resolution_ratio", 1)
     limits = None
     if ratio > 1:
-        rects, limits = _sub_images(processor, size, aspect, ratio)
+        rects, limits = sub_image_views(processor, size, aspect, ratio)
         tiles = np.array(
             [*range(1, len(rects)), 0]
         )  # the whole image comes last, and is 0 everywhere
@@ -61,7 +61,7 @@ def _patches(
     side = patches_per_side(model)
     view, row, col = (axis.ravel() for axis in np.indices((len(rects), side, side)))
     inner = np.stack([col, row, col + 1, row + 1], axis=-1) / side
-    box = _within(rects[view], inner)
+    box = within(rects[view], inner)
     if limits is not None:
         box = np.clip(box, np.tile(limits[view, :2], 2), np.tile(limits[view, 2:], 2))
     return PatchGrid(np.full_like(view, picture), tiles[view], row, col, box)
@@ -113,7 +113,7 @@ def _compressed(patches: PatchGrid, tokens: int) -> PatchGrid:
     side, inner = math.isqrt(tokens), sub_images(patches)
     edges = np.concatenate([inner.box[:, :2].min(axis=0), inner.box[:, 2:].max(axis=0)])
     row, col = (axis.ravel() for axis in np.indices((side, side)))
-    box = _within(edges, np.stack([col, row, col + 1, row + 1], axis=-1) / max(side, 1))
+    box = within(edges, np.stack([col, row, col + 1, row + 1], axis=-1) / max(side, 1))
     return PatchGrid(np.full_like(row, patches.image[0]), np.zeros_like(row), row, col, box)
 
 
