@@ -96,8 +96,9 @@ probe.plots.softmax_gradient(found)
 # ## Write your own in 20 lines
 #
 # A reducer is a frozen dataclass with `reduce(seen) -> Reduction`. `seen` has the encoder's features, and queries and keys of the layer
-# they come from (`seen.made`) and of the one that reads them (`seen.read`); `seen.sought(seen.made)` is the attention that patches
-# get. Ours takes blocks of patches and averages each by that attention.
+# that makes them (`seen.output_layer`) and of the next one (`seen.next_layer`); `seen.patch_attention(seen.output_layer)` is the
+# attention that patches receive. Ours takes blocks of patches and averages each by that attention. (A method inside the LLM is a
+# subclass of `LLMReducer`.)
 
 # %%
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ class Blocks:
         member = (
             (block == torch.arange(int(block.max()) + 1)[:, None]).float().to(seen.features.device)
         )
-        scores = seen.sought(seen.made).mean(1)  # (view, patch)
+        scores = seen.patch_attention(seen.output_layer).mean(1)  # (view, patch)
         weight = member * scores[:, None]
         tokens = weight @ seen.features[:, first:].float() / weight.sum(-1, keepdim=True)
         source = weight.argmax(-1) + first  # a token stands for the patch that counts most in it
@@ -134,7 +135,7 @@ class Blocks:
             source[:, :0],
             into,
             scores,
-            seen.made.layer,
+            seen.output_layer.layer,
             first,
             count,
         )

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, not_empty
 from probe.hooks.block_threads import model_block
 from probe.hooks.model_state import registered_reducer
 from probe.hooks.model_structure import is_compiled
@@ -90,6 +90,7 @@ def _check(model: Any, reducers: tuple) -> None:
         raise ProbeError(
             "reduced", expected="a transformers model or a Subject", got=type(model).__name__
         )
+    not_empty("reduced", "reducer", reducers)
     for reducer in reducers:
         has_method = hasattr(reducer, "reduce") or hasattr(reducer, "attached")
         if isinstance(reducer, type) or not has_method:
@@ -98,5 +99,3 @@ def _check(model: Any, reducers: tuple) -> None:
                 expected="reducers, as VisionZip(54, 10) or FastV(2, 0.5)",
                 got=repr(reducer),
             )
-    if not reducers:
-        raise ProbeError("reduced", expected="at least one reducer", got="none")

@@ -18,12 +18,15 @@ Source: arXiv 2403.06764; pkunlp-icler/FastV at d165972.
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor
-
-from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.sequence_tracker import TrackedSequence
-from probe.reducers.llm_reducer import PreviousLayerReducer, Schedule, attention_of, check_stages
+from probe.reducers.llm_reducer import (
+    ObservedAttention,
+    PreviousLayerReducer,
+    RowScores,
+    Schedule,
+    attention_of,
+    check_stages,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,5 @@ class FastV(PreviousLayerReducer):
     def schedule(self, depth: int) -> Schedule:
         return {self.layer: lambda tokens: round(tokens * self.keep)}
 
-    def rated(
-        self, call: AttentionCall | AttentionWeights, row: int, prompt: TrackedSequence
-    ) -> Float[Tensor, " position"]:
+    def rated(self, call: ObservedAttention, row: int, prompt: TrackedSequence) -> RowScores:
         return attention_of(call, row, prompt.end[row : row + 1]).mean(0)[0]

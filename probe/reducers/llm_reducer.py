@@ -49,6 +49,9 @@ from probe.reducers.context import Reducer
 from probe.reducers.reduction import ReductionStage
 
 PositionMask = Bool[Tensor, "batch position"]
+Scores = Float[Tensor, "batch position"]
+RowScores = Float[Tensor, " position"]
+ObservedAttention = AttentionCall | AttentionWeights
 # The layers before which tokens leave -> from a prompt's number of vision tokens to those that stay
 Schedule = Mapping[int, Callable[[int], int]]
 
@@ -74,9 +77,7 @@ class LLMReducer(Reducer, ABC):
         """
 
     @abstractmethod
-    def scores(
-        self, layer_input: LayerInput, prompt: TrackedSequence
-    ) -> Float[Tensor, "batch position"]:
+    def scores(self, layer_input: LayerInput, prompt: TrackedSequence) -> Scores:
         """What the vision tokens before a layer of the schedule are ranked by, higher is better.
         Positions without a vision token are ignored.
         """
@@ -90,7 +91,7 @@ class LLMReducer(Reducer, ABC):
         prompt: TrackedSequence,
         kept: PositionMask,
         leaving: PositionMask,
-        scores: Float[Tensor, "batch position"],
+        scores: Scores,
     ) -> PositionMask:
         """The positions among `leaving` that stay present, holding merged tokens (to be set by
         `layer_input.change`). `prompt.memo["order"]` (batch, position) may say in which order
@@ -127,16 +128,12 @@ class PreviousLayerReducer(LLMReducer):
     """A method that ranks by what tokens of the prompt attend to in the layer before."""
 
     @abstractmethod
-    def rated(
-        self, call: AttentionCall | AttentionWeights, row: int, prompt: TrackedSequence
-    ) -> Float[Tensor, " position"]:
+    def rated(self, call: ObservedAttention, row: int, prompt: TrackedSequence) -> RowScores:
         """The score of each position of one row of the batch, by that layer's attention
         (`attention_of`).
         """
 
-    def scores(
-        self, layer_input: LayerInput, prompt: TrackedSequence
-    ) -> Float[Tensor, "batch position"]:
+    def scores(self, layer_input: LayerInput, prompt: TrackedSequence) -> Scores:
         return prompt.memo.pop("scores")
 
     @model_block
@@ -145,7 +142,7 @@ class PreviousLayerReducer(LLMReducer):
         before = {names[layer - 1] for layer in running.schedule}
         modules = {name: running.target.stack.attention[name] for name in before}
 
-        def observe(call: AttentionCall | AttentionWeights) -> None:
+        def observe(call: ObservedAttention) -> None:
             prompt = running.sequences.running()
             if prompt.past == 0 and prompt.vision.any():
                 rows = [self.rated(call, row, prompt) for row in range(len(prompt.vision))]
@@ -219,9 +216,7 @@ class RunningReducer(Removal):
         self.stages.append(ReductionStage(layer_input.index, kept, ranked, left))
 
 
-def best(
-    scores: Float[Tensor, "batch position"], among: PositionMask, count: Int[Tensor, " batch"]
-) -> PositionMask:
+def best(scores: Scores, among: PositionMask, count: Int[Tensor, " batch"]) -> PositionMask:
     """The `count` positions of each row with the highest scores; the first ones where scores are
     equal.
 
@@ -236,7 +231,7 @@ def best(
 
 @torch.no_grad()
 def attention_of(
-    call: AttentionCall | AttentionWeights, row: int, position: Int[Tensor, " query"]
+    call: ObservedAttention, row: int, position: Int[Tensor, " query"]
 ) -> Float[Tensor, "head query key"]:
     """The attention that the queries at these positions of a prompt give, in float32."""
     if isinstance(call, AttentionWeights):

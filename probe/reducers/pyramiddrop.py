@@ -21,13 +21,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from probe.errors import ProbeError
 from probe.hooks.sequence_tracker import TrackedSequence
 from probe.hooks.token_removal import LayerInput
-from probe.reducers.llm_reducer import LLMReducer, Schedule, attention_of, check_stages
+from probe.reducers.llm_reducer import LLMReducer, Schedule, Scores, attention_of, check_stages
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,7 @@ class PyramidDrop(LLMReducer):
             for layer, keep in zip(self.layers, self.keeps, strict=True)
         }
 
-    def scores(
-        self, layer_input: LayerInput, prompt: TrackedSequence
-    ) -> Float[Tensor, "batch position"]:
+    def scores(self, layer_input: LayerInput, prompt: TrackedSequence) -> Scores:
         call = layer_input.attention_call()
         last = enumerate(prompt.end[:, None])
         return torch.stack([attention_of(call, row, end).mean(0)[0] for row, end in last])

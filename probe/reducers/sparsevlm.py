@@ -37,15 +37,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probe.errors import ProbeError
-from probe.hooks.attention_call import AttentionCall, AttentionWeights
+from probe.errors import ProbeError, at_least
+from probe.hooks.attention_call import AttentionWeights
 from probe.hooks.sequence_tracker import TrackedSequence
 from probe.hooks.token_removal import LayerInput
 from probe.reducers.dpc_knn import clusters
 from probe.reducers.llm_reducer import (
+    ObservedAttention,
     PositionMask,
     PreviousLayerReducer,
+    RowScores,
     Schedule,
+    Scores,
     attention_of,
 )
 
@@ -87,8 +90,7 @@ class SparseVLM(PreviousLayerReducer):
             raise ProbeError(
                 "SparseVLM", expected="as many numbers of tokens as layers", got=str(self.counts)
             )
-        if self.heads < 1:
-            raise ProbeError("SparseVLM", expected="at least one head", got=str(self.heads))
+        at_least("SparseVLM", "heads", self.heads, 1)
 
     @classmethod
     def at(cls, share: float, recycle: bool = False) -> "SparseVLM":
@@ -142,9 +144,7 @@ class SparseVLM(PreviousLayerReducer):
         prompt.memo["raters"] = [raters(hidden, prompt, row) for row, hidden in embeddings]
         prompt.memo["rotary"] = layer_input.positions()
 
-    def rated(
-        self, call: AttentionCall | AttentionWeights, row: int, prompt: TrackedSequence
-    ) -> Float[Tensor, " position"]:
+    def rated(self, call: ObservedAttention, row: int, prompt: TrackedSequence) -> RowScores:
         asking = prompt.memo["raters"][row]
         weights = attention_of(call, row, asking)
         if self.recycle:
@@ -162,7 +162,7 @@ class SparseVLM(PreviousLayerReducer):
         prompt: TrackedSequence,
         kept: PositionMask,
         leaving: PositionMask,
-        scores: Float[Tensor, "batch position"],
+        scores: Scores,
     ) -> PositionMask:
         """Clusters the best of the leaving tokens of each row. A cluster's mean takes the position
         of its centre, and runs after the last vision token.
@@ -205,9 +205,7 @@ def _running_order(prompt: TrackedSequence) -> Int[Tensor, "batch position"]:
     return (position * (prompt.length + 1)).repeat(len(prompt.vision), 1)
 
 
-def _best_leaving(
-    leaving: Bool[Tensor, " position"], scores: Float[Tensor, " position"]
-) -> Int[Tensor, " merging"]:
+def _best_leaving(leaving: Bool[Tensor, " position"], scores: RowScores) -> Int[Tensor, " merging"]:
     """The positions of the 30 % of leaving tokens (at least one) with the highest scores."""
     positions = leaving.nonzero()[:, 0]
     ranked = positions[scores[positions].argsort(descending=True, stable=True)]
@@ -233,7 +231,7 @@ def raters(
 
 
 def distance_scores(
-    call: AttentionCall | AttentionWeights,
+    call: ObservedAttention,
     rotary: tuple[Tensor, ...],
     row: int,
     position: Int[Tensor, " query"],

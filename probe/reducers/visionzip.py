@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, at_least, one_of
 from probe.reducers.context import Reducer
 from probe.reducers.encoder_output import EncoderOutput
 from probe.reducers.reduction import Reduction, take_positions, tokens_of_positions
@@ -51,18 +51,12 @@ class VisionZip(Reducer):
 
     def __post_init__(self):
         for name in ("dominant", "contextual"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                expected = f"{name} as a number of tokens, 0 or more"
-                raise ProbeError("VisionZip", expected=expected, got=repr(value))
+            at_least("VisionZip", f"{name} tokens", getattr(self, name), 0)
         if self.dominant + self.contextual == 0:
             raise ProbeError(
                 "VisionZip", expected="at least one token", got="0 dominant and 0 contextual"
             )
-        if self.merge not in ("released", "mean"):
-            raise ProbeError(
-                "VisionZip", expected="merge='released' or 'mean'", got=repr(self.merge)
-            )
+        one_of("VisionZip", "merge", self.merge, ("released", "mean"))
 
     @classmethod
     def of_tokens(cls, tokens: int) -> "VisionZip":

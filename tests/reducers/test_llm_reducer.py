@@ -632,7 +632,7 @@ def test_after_an_exception_the_model_is_as_it_was(reducer, error):
         (lambda: SparseVLM(100), "tokens of 192, 128, 96, 64"),
         (lambda: SparseVLM((10, 20)), "as many numbers of tokens as layers"),
         (lambda: SparseVLM((10, 20, 600)), "0 to 576"),
-        (lambda: SparseVLM(heads=0), "at least one head"),
+        (lambda: SparseVLM(heads=0), "heads of 1 or more, got 0"),
     ],
 )
 def test_reducers_that_say_nothing_are_refused(make, message, unchecked):

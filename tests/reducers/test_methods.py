@@ -307,10 +307,10 @@ def test_examples(module):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VisionZip(-1, 3), "dominant as a number of tokens, 0 or more, got -1"),
-        (lambda: VisionZip(0.5, 3), "dominant as a number of tokens, 0 or more, got 0.5"),
+        (lambda: VisionZip(-1, 3), "dominant tokens of 0 or more, got -1"),
+        (lambda: VisionZip(0.5, 3), "dominant tokens of 0 or more, got 0.5"),
         (lambda: VisionZip(0, 0), "at least one token"),
-        (lambda: VisionZip(9, 4, "average"), "merge='released' or 'mean', got 'average'"),
+        (lambda: VisionZip(9, 4, "average"), "merge released, mean, got 'average'"),
         (lambda: PruMerge(64), "keep='adaptive', or the fraction of patches that is kept, got 64"),
         (lambda: PruMerge("some"), "got 'some'"),
         (lambda: Random(0), "keep as a number of tokens"),
