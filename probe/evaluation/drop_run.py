@@ -61,7 +61,7 @@ class DropRun(SampleRun):
         self.max_new_tokens, self.attention = max_new_tokens, attention
         self.weights = weights_digest(subject.model)
         self.sweeps: dict[str, Sweep] = {}
-        memory = None  # the modes share image prefixes
+        cache = None  # the modes share image prefixes
         for mode, cases in modes.items():
             sweep = Sweep(
                 subject,
@@ -71,9 +71,9 @@ class DropRun(SampleRun):
                 queries=queries,
                 max_new_tokens=max_new_tokens,
                 score=task.score,
-                memory=memory,
+                cache=cache,
             )
-            self.sweeps[mode], memory = sweep, sweep.memory
+            self.sweeps[mode], cache = sweep, sweep.cache
 
     def fingerprint(self) -> RunFingerprint:
         modes = {

@@ -1,20 +1,22 @@
-"""The image prefix: what every case, and every question about an image, has in common.
+"""The image prefix: the tokens that all questions about an image, and all cases of a sweep, share.
 
-By causality nothing up to the first text token that follows a vision token depends on what text
-does with vision: not on the layers in which it is dropped, not on the question. So the keys and
-values of these positions are computed once.
+By causality, no position up to the first text token after a vision token depends on the question or
+on the layers in which vision is dropped from text. So the keys and values of these positions are
+computed once.
 
-    prompt = Prompt.of(model, inputs)                  # embeddings as the decoder gets them
-    prefix = Prefix.of(model, stack, prompt)           # once for each image (and system prompt)
-    prefix.masked(), prefix.zeroed(), prefix.swapped(donor), prefix.frozen(model, stack, {2, 3})
+    prompt = EmbeddedPrompt.of(model, inputs)          # embeddings as the decoder receives them
+    prefix = ImagePrefix.of(model, stack, prompt)      # once for each image (and system prompt)
+    prefix.unmodified(), prefix.masked(), prefix.zeroed(), prefix.swapped(donor)
+    prefix.frozen(model, stack, {2, 3})
 
-That it holds for a model is checked, not assumed: see `sharing.py`.
+`prefix_check.py` tests whether this holds for a model.
 """
 
 import hashlib
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,17 +28,46 @@ from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, routed
 from probe.hooks.block_threads import add_hook, model_block, only_this_thread
 from probe.hooks.model_structure import LayerStack, vision_positions
-from probe.interventions.sweep.prefix_attention import KeyValue, VisionView, check_window
+
+KeyValue = tuple[Tensor, Tensor]  # of one layer, (key_head, key, dim) or (row, key_head, key, dim)
 
 
-class Enough(Exception):  # noqa: N818  # no error
-    """Ends a forward that has given what it was run for."""
+class _StopForward(Exception):  # noqa: N818  # not an error
+    """Ends a forward once it has provided what it was run for."""
+
+
+@dataclass(frozen=True)
+class VisionView:
+    """What queries see of the vision tokens: keys and values of the prefix, by attention module,
+    and a rule for vision tokens after it.
+
+    `after_prefix`: vision tokens after the prefix are "seen", "hidden", count as "zero", or are
+    replaced by these keys and values. `for_vision`: whether vision queries after the prefix use
+    this view too; otherwise they use the unmodified one.
+    """
+
+    prefix: Mapping[str, KeyValue]
+    after_prefix: Literal["seen", "hidden", "zero"] | Mapping[str, KeyValue] = "seen"
+    for_vision: bool = False
+
+
+def check_window(call: AttentionCall, length: int) -> None:
+    """Raises ProbeError for a sliding window shorter than `length` tokens: not every query would
+    see the shared keys.
+    """
+    if call.window is not None and call.window < length:
+        raise ProbeError(
+            "drop_sweep",
+            expected=f"a sliding window of at least {length} tokens (prompt and answer)",
+            got=f"{call.window} in {call.name}",
+            fix="ask for fewer new tokens, or load the model with a longer sliding_window",
+        )
 
 
 @dataclass(frozen=True)
 class EmbeddedPrompt:
-    """One row as the decoder gets it. `shared` tokens come before the first text token behind a
-    vision token.
+    """One row as the decoder receives it. `shared`: the number of tokens before the first text
+    token that follows a vision token.
     """
 
     ids: Int[Tensor, " token"]
@@ -47,7 +78,7 @@ class EmbeddedPrompt:
 
     @classmethod
     def of(cls, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> "EmbeddedPrompt":
-        """Runs the model up to its decoder: the encoder, the projector and whatever else it does
+        """Runs the model up to its decoder: the encoder, the projector and whatever else comes
         before.
         """
         with _stopped_at(model.get_decoder()) as given:
@@ -58,17 +89,14 @@ class EmbeddedPrompt:
                 expected="an LLM that gets all its tokens at once",
                 got=type(model).__name__,
             )
-        ids, embeddings, positions = (
-            inputs["input_ids"],
-            given["inputs_embeds"],
-            given.get("position_ids"),
-        )
+        ids, embeddings = inputs["input_ids"], given["inputs_embeds"]
+        positions = given.get("position_ids")
         if positions is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
         vision = vision_positions(model, ids)[0]
         return cls(ids[0], vision, embeddings, positions, shared_length(vision))
 
-    def starting(self, length: int) -> "EmbeddedPrompt":
+    def truncated(self, length: int) -> "EmbeddedPrompt":
         """Its first tokens."""
         return replace(
             self,
@@ -78,8 +106,8 @@ class EmbeddedPrompt:
             positions=self.positions[..., :length],
         )
 
-    def followed(self, model: PreTrainedModel, ids: Int[Tensor, " more"]) -> "EmbeddedPrompt":
-        """With more text behind it."""
+    def extended(self, model: PreTrainedModel, ids: Int[Tensor, " more"]) -> "EmbeddedPrompt":
+        """With more text appended."""
         words = model.get_input_embeddings()(ids[None])
         last = self.positions[..., -1:] if len(self.ids) else self.positions.new_full((1, 1), -1)
         following = last + 1 + torch.arange(len(ids), device=ids.device)
@@ -112,47 +140,52 @@ class ImagePrefix:
         return cls(prompt, length, _keys_of(model, stack, prompt, length))
 
     def fits(self, prompt: EmbeddedPrompt) -> bool:
-        """Whether the first tokens of another prompt are the same to the decoder."""
-        ours, theirs = self.prompt.embeddings[:, : self.length], prompt.embeddings[:, : self.length]
-        return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+        """Whether another prompt starts with the same embeddings."""
+        known = self.prompt.embeddings[:, : self.length]
+        other = prompt.embeddings[:, : self.length]
+        return known.shape == other.shape and torch.allclose(known, other, rtol=1e-6, atol=1e-6)
 
     @property
     def vision(self) -> Bool[Tensor, " token"]:
         return self.prompt.vision[: self.length]
 
-    def seen(self) -> VisionView:
+    def unmodified(self) -> VisionView:
         return VisionView(self.keys)
 
     def masked(self) -> VisionView:
         """Text does not see vision."""
         text = ~self.vision
         return VisionView(
-            {name: (k[:, text], v[:, text]) for name, (k, v) in self.keys.items()}, own="hidden"
+            {name: (k[:, text], v[:, text]) for name, (k, v) in self.keys.items()},
+            after_prefix="hidden",
         )
 
     def zeroed(self) -> VisionView:
         """Text sees vision, whose values are zero."""
         text = ~self.vision[:, None]
-        return VisionView({name: (k, v * text) for name, (k, v) in self.keys.items()}, own="zero")
+        return VisionView(
+            {name: (k, v * text) for name, (k, v) in self.keys.items()}, after_prefix="zero"
+        )
 
     def swapped(self, donor: "ImagePrefix") -> VisionView:
         """Text sees the vision tokens of the donor, whose prefix reaches to its last one."""
-        here, behind = self.vision[:, None], donor.vision.clone()
-        behind[: self.length] = False
-        prefix, own = {}, {}
+        in_prefix = self.vision[:, None]
+        after_prefix = donor.vision.clone()
+        after_prefix[: self.length] = False
+        prefix, after = {}, {}
         for name, (key, value) in self.keys.items():
-            their_key, their_value = donor.keys[name]
+            donor_key, donor_value = donor.keys[name]
             prefix[name] = (
-                torch.where(here, their_key[:, : self.length], key),
-                torch.where(here, their_value[:, : self.length], value),
+                torch.where(in_prefix, donor_key[:, : self.length], key),
+                torch.where(in_prefix, donor_value[:, : self.length], value),
             )
-            own[name] = their_key[:, behind], their_value[:, behind]
-        return VisionView(prefix, own=own)
+            after[name] = donor_key[:, after_prefix], donor_value[:, after_prefix]
+        return VisionView(prefix, after_prefix=after)
 
     def frozen(
         self, model: PreTrainedModel, stack: LayerStack, layers: frozenset[int]
     ) -> VisionView:
-        """Vision as it is behind layers that it has skipped."""
+        """Vision as it is after skipping these layers."""
         keys = _keys_of(model, stack, self.prompt, self.length, layers)
         return VisionView(keys, for_vision=True)
 
@@ -171,19 +204,23 @@ def shared_length(vision: Bool[Tensor, " token"]) -> int:
     return min([len(vision) - 1, *following[:1, 0].tolist()])
 
 
-def fingerprint(inputs: Mapping[str, Tensor], length: int) -> str:
-    """What a prefix of so many tokens depends on: its ids and every tensor that is not one value a
-    token.
+def tensor_hash(tensor: Tensor) -> str:
+    """A hash of a tensor's shape and values."""
+    values = tensor.detach().cpu()
+    values = values.float() if values.is_floating_point() else values
+    content = str(values.shape).encode() + values.contiguous().numpy().tobytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def prefix_key(inputs: Mapping[str, Tensor], length: int) -> str:
+    """A hash of what a prefix of `length` tokens depends on: its ids, and every tensor that does not
+    hold one value a token.
     """
     ids = inputs["input_ids"]
     digest = hashlib.sha256(ids[0, :length].cpu().numpy().tobytes())
     for name in sorted(inputs):
         if inputs[name].shape != ids.shape:
-            values = inputs[name].cpu()
-            values = values.float() if values.is_floating_point() else values
-            digest.update(
-                name.encode() + str(values.shape).encode() + values.contiguous().numpy().tobytes()
-            )
+            digest.update(f"{name} {tensor_hash(inputs[name])}".encode())
     return digest.hexdigest()
 
 
@@ -194,9 +231,9 @@ def _stopped_at(module: nn.Module):
 
     def stop(module, args, kwargs):
         given.update(kwargs)
-        raise Enough
+        raise _StopForward
 
-    with suppress(Enough), ExitStack() as undo:
+    with suppress(_StopForward), ExitStack() as undo:
         add_hook(undo, module.register_forward_pre_hook, stop, with_kwargs=True)
         yield given
 
@@ -222,14 +259,14 @@ def _keys_of(
         check_window(call, len(prompt.ids))
         keys[call.name] = call.key[0], call.value[0]
         if call.name == names[-1]:
-            raise Enough  # nobody reads what the last layer makes of these rows
+            raise _StopForward  # the last layer's output is not needed
         return kernel(call)
 
     def keep(layer, args, kwargs, output):
         before = args[0] if args else kwargs["hidden_states"]
         return torch.where(prompt.vision[:length, None], before, output)
 
-    with suppress(Enough), ExitStack() as hooks:
+    with suppress(_StopForward), ExitStack() as hooks:
         for layer in skipped:
             add_hook(hooks, stack.layers[layer].register_forward_hook, keep, with_kwargs=True)
         hooks.enter_context(routed(stack.attention, record))

@@ -1,14 +1,16 @@
-"""What was computed of images and prompts, kept while it may be needed again.
+"""Image prefixes, embedded prompts and encoded images, kept for the next questions.
 
-    memory = PrefixMemory(model, stack)
-    prompt, known = memory.of(inputs)          # computed once for all questions about an image
+    cache = PrefixCache(model, stack)
+    prompt, prefix = cache.of(inputs)          # computed once for all questions about an image
+    model(**cache.images.encoded(inputs))      # LLaVA-Mini: pixels replaced by the encoded image
 
-Sweeps of one model may share a memory: its readings of "dropped" have their prefixes in common.
+Sweeps of one model may share a cache: prefixes do not depend on the mode of dropping.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -16,101 +18,154 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from probe.hooks.model_structure import LayerStack, vision_positions
-from probe.interventions.sweep.prefix_attention import VisionView
-from probe.subject.encoded_images import Images, content
-from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix, fingerprint, shared_length
+from probe.subject.image_prefix import (
+    EmbeddedPrompt,
+    ImagePrefix,
+    VisionView,
+    prefix_key,
+    shared_length,
+    tensor_hash,
+)
 
-KEPT = 3  # this image's, its donor's, and one that may come again
+PREFIXES = 3  # of this image, its donor, and one that may come again
 IMAGES = 8  # the same where a prompt has several
+
+Value = TypeVar("Value")
+
+
+class RecentlyUsed(Generic[Value]):
+    """The `size` values that were used last. `computed` counts those that had to be made."""
+
+    def __init__(self, size: int):
+        self.size, self.computed = size, 0
+        self._values: OrderedDict[str, Value] = OrderedDict()
+
+    def peek(self, key: str) -> Value | None:
+        """A value if it is kept, without marking it as used."""
+        return self._values.get(key)
+
+    def get(
+        self, key: str, make: Callable[[], Value], valid: Callable[[Value], bool] = lambda _: True
+    ) -> Value:
+        """The value of a key, made if it is not kept or not `valid`."""
+        if key not in self._values or not valid(self._values[key]):
+            self._values[key] = make()
+            self.computed += 1
+        self._values.move_to_end(key)
+        while len(self._values) > self.size:
+            self._values.popitem(last=False)
+        return self._values[key]
+
+
+class EncodedImages:
+    """The last images of a model that has an `encode_image` (LLaVA-Mini), each encoded once.
+
+    In a sweep this holds in every case where vision tokens do not skip layers, since dropping does
+    not change them. `prefix_check.py` tests that the logits equal those from pixels.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.encode: Any = getattr(model, "encode_image", None)
+        self.kept: RecentlyUsed[Any] = RecentlyUsed(IMAGES)
+
+    @property
+    def computed(self) -> int:
+        """How many images were encoded."""
+        return self.kept.computed
+
+    def encoded(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs with encoded images in place of pixels, if the model can; videos are left
+        unchanged.
+        """
+        tensors = dict(inputs)
+        if self.encode is None or "pixel_values" not in tensors or "pixel_values_videos" in tensors:
+            return tensors
+        pixels = tensors.pop("pixel_values")
+        return tensors | {
+            "vision": [
+                self.kept.get(tensor_hash(image), lambda image=image: self.encode(image))
+                for image in pixels
+            ]
+        }
 
 
 @dataclass
-class Known:
-    """A prefix; `plain_words`: text behind it is embedded by the embedding matrix and nothing
-    else.
-    """
+class CachedPrefix:
+    """`plain_text`: the text after the prefix is embedded by the embedding matrix alone."""
 
     prefix: ImagePrefix
-    plain_words: bool
+    plain_text: bool
     frozen: dict[frozenset[int], VisionView] = field(default_factory=dict)
 
 
-class PrefixMemory:
-    """The last few prefixes of a model's LLM. `computed` counts the passes over an image prefix."""
+class PrefixCache:
+    """The last prefixes of a model's LLM. `computed` counts the passes over an image prefix."""
 
     def __init__(self, model: PreTrainedModel, stack: LayerStack):
-        self.model, self.stack, self.computed = model, stack, 0
-        self.images = Images(model, IMAGES)
-        self.known: OrderedDict[str, Known] = OrderedDict()
-        self.prompts: OrderedDict[str, EmbeddedPrompt] = OrderedDict()
+        self.model, self.stack, self.frozen_computed = model, stack, 0
+        self.images = EncodedImages(model)
+        self.prefixes: RecentlyUsed[CachedPrefix] = RecentlyUsed(PREFIXES)
+        self.prompts: RecentlyUsed[EmbeddedPrompt] = RecentlyUsed(PREFIXES)
+
+    @property
+    def computed(self) -> int:
+        return self.prefixes.computed + self.frozen_computed
 
     def of(
         self, inputs: Mapping[str, Tensor], more: Int[Tensor, " token"] | None = None
-    ) -> tuple[EmbeddedPrompt, Known]:
-        """The prompt (and `more` text behind it) as the decoder gets it, and its shared prefix."""
+    ) -> tuple[EmbeddedPrompt, CachedPrefix]:
+        """The prompt (with `more` text appended) as the decoder receives it, and its shared
+        prefix.
+        """
         prompt = self.prompt(inputs)
-        known = self._known(fingerprint(inputs, prompt.shared), prompt, prompt.shared)
-        return prompt if more is None else prompt.followed(self.model, more), known
+        cached = self._prefix(prefix_key(inputs, prompt.shared), prompt, prompt.shared)
+        return prompt if more is None else prompt.extended(self.model, more), cached
 
     def donor(self, inputs: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> ImagePrefix:
-        """The untouched LLM's keys and values of this prompt up to its last vision token, with the
-        other's vision.
+        """Keys and values of this prompt up to its last vision token, in the untouched LLM, with
+        the vision tokens of the other inputs.
         """
-        own, theirs = self.prompt(inputs), self.prompt(other)
-        length = int(own.vision.nonzero().max()) + 1
-        exchanged = torch.where(own.vision[:, None], theirs.embeddings, own.embeddings)
-        return self._known(
-            fingerprint(other, length), replace(own, embeddings=exchanged), length
-        ).prefix
+        prompt, donor = self.prompt(inputs), self.prompt(other)
+        length = int(prompt.vision.nonzero().max()) + 1
+        embeddings = torch.where(prompt.vision[:, None], donor.embeddings, prompt.embeddings)
+        swapped = replace(prompt, embeddings=embeddings)
+        return self._prefix(prefix_key(other, length), swapped, length).prefix
 
-    def frozen(self, known: Known, layers: frozenset[int]) -> VisionView:
-        """The prefix whose vision tokens skipped these layers; a pass of its own, once for all
+    def frozen(self, cached: CachedPrefix, layers: frozenset[int]) -> VisionView:
+        """The prefix whose vision tokens skipped these layers: one more pass, once for all
         questions.
         """
-        if layers not in known.frozen:
-            known.frozen[layers] = known.prefix.frozen(self.model, self.stack, layers)
-            self.computed += 1
-        return known.frozen[layers]
+        if layers not in cached.frozen:
+            cached.frozen[layers] = cached.prefix.frozen(self.model, self.stack, layers)
+            self.frozen_computed += 1
+        return cached.frozen[layers]
 
     def prompt(self, inputs: Mapping[str, Tensor]) -> EmbeddedPrompt:
-        """A prompt as the decoder gets it; the encoder runs once an image where words don't depend
-        on it.
+        """A prompt as the decoder receives it. The encoder runs once an image where the text
+        embeddings do not depend on it.
         """
-        key = "".join(content(inputs[name]) for name in sorted(inputs))
-        if key not in self.prompts:
-            self.prompts[key] = self._prompt(inputs)
-        return _recent(self.prompts, key)
+        key = "".join(tensor_hash(inputs[name]) for name in sorted(inputs))
+        return self.prompts.get(key, lambda: self._embed(inputs))
 
-    def _prompt(self, inputs: Mapping[str, Tensor]) -> EmbeddedPrompt:
-        vision = vision_positions(self.model, inputs["input_ids"])[0]
+    def _embed(self, inputs: Mapping[str, Tensor]) -> EmbeddedPrompt:
+        ids = inputs["input_ids"]
+        vision = vision_positions(self.model, ids)[0]
         shared = shared_length(vision)
-        known = self.known.get(fingerprint(inputs, shared))
-        if known is not None and known.plain_words and not vision[shared:].any():
-            return known.prefix.prompt.starting(shared).followed(
-                self.model, inputs["input_ids"][0, shared:]
-            )
-        return EmbeddedPrompt.of(self.model, self.images.read(inputs))
+        cached = self.prefixes.peek(prefix_key(inputs, shared))
+        if cached is not None and cached.plain_text and not vision[shared:].any():
+            return cached.prefix.prompt.truncated(shared).extended(self.model, ids[0, shared:])
+        return EmbeddedPrompt.of(self.model, self.images.encoded(inputs))
 
-    def _known(self, key: str, prompt: EmbeddedPrompt, length: int) -> Known:
-        if key not in self.known or not self.known[key].prefix.fits(prompt):
+    def _prefix(self, key: str, prompt: EmbeddedPrompt, length: int) -> CachedPrefix:
+        def make() -> CachedPrefix:
             prefix = ImagePrefix.of(self.model, self.stack, prompt, length)
-            self.known[key] = Known(prefix, self._plain(prompt))
-            self.computed += 1
-        return _recent(self.known, key)
+            return CachedPrefix(prefix, self._has_plain_text(prompt))
 
-    def _plain(self, prompt: EmbeddedPrompt) -> bool:
-        """Whether what follows the prefix are words that nothing but the embedding matrix has
-        touched.
-        """
+        return self.prefixes.get(key, make, valid=lambda cached: cached.prefix.fits(prompt))
+
+    def _has_plain_text(self, prompt: EmbeddedPrompt) -> bool:
+        """Whether the tokens after the prefix are text that only the embedding matrix embedded."""
         if prompt.vision[prompt.shared :].any():
             return False
         embedded = self.model.get_input_embeddings()(prompt.ids[prompt.shared :])
         return torch.equal(embedded, prompt.embeddings[0, prompt.shared :])
-
-
-def _recent(kept: OrderedDict, key: str):
-    """The entry, which is now the most recent one; the oldest of too many is let go."""
-    kept.move_to_end(key)
-    while len(kept) > KEPT:
-        kept.popitem(last=False)
-    return kept[key]

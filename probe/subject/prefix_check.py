@@ -1,14 +1,13 @@
-"""Whether what a sweep shares is exact for a model: tried out once, never looked up by name.
+"""Whether sharing an image prefix is exact for a model: measured once, never looked up by name.
 
-The model's own forward on a whole prompt, question included, is compared with what the sweep makes
-of it: the keys and values of the image prefix, which was computed without the question, and the
-logits of the untouched case. Attention that lets an image see the question, state that isn't keys
-and values, or logits that are more than a linear map of the last hidden state all show here. What
-cases of pre-fusion share is tried in the same way, on the logits alone.
+The model's own forward on a whole prompt is compared with what sharing makes of it: the keys and
+values of the image prefix, which was computed without the question, and the logits of the untouched
+case. This detects attention by which an image sees the question, state that is not keys and values,
+and logits that are more than a linear map of the last hidden state. Pre-fusion is checked on the
+logits alone.
 """
 
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -18,105 +17,82 @@ from transformers import PreTrainedModel
 
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import tap
+from probe.hooks.model_state import state_of
 from probe.hooks.model_structure import LayerStack
-from probe.interventions.sweep.case_batch import CaseBatch
-from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix
+from probe.subject.image_prefix import ImagePrefix
 
-ROUNDING = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-3,
-}  # relative; what leaks changes keys by far more
+# Largest relative difference that rounding explains; a leak changes keys by far more
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
 ROUNDING_HALF = 0.1
 
 
 @dataclass(frozen=True)
 class SharingCheck:
-    """`reason` is why nothing can be shared, "" where all is exact; `seconds` is what one forward
-    took.
-    """
+    """`reason`: why nothing can be shared, "" where sharing is exact. `seconds`: of one forward."""
 
     reason: str
     seconds: float
 
 
-_verdicts: "weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple, SharingCheck]]" = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def verdict(
+def check_sharing(
     model: PreTrainedModel,
     stack: LayerStack,
     inputs: Mapping[str, Tensor],
-    prompt: EmbeddedPrompt,
-    prefix: ImagePrefix,
+    untouched_logits: Callable[[], Tensor],
+    prefix: ImagePrefix | None = None,
 ) -> SharingCheck:
-    """The verdict on a model with its present dtype and kernels; one forward, the first time.
+    """The check of a model with its present dtype and kernels; one forward, the first time.
 
-    A prompt without vision says nothing about those with it.
+    `untouched_logits`: the way to be checked of computing the untouched model's logits (1,
+    vocabulary) of the prompt's last token. A prompt without vision says nothing about others.
     """
-    known = _verdicts.setdefault(model, {})
-    if (setting := (prompt.embeddings.dtype, prefix.length > 0, *_kernels(stack))) not in known:
-        known[setting] = _tried(model, stack, inputs, prompt, prefix)
-    return known[setting]
+    kernels = [module.config._attn_implementation for module in stack.attention.values()]  # pyright: ignore[reportAttributeAccessIssue]
+    has_prefix = prefix is not None and prefix.length > 0
+    setting = (stack.name, model.dtype, has_prefix, *kernels)
+    checks = state_of(model).sharing_checks
+    if setting not in checks:
+        checks[setting] = _check(model, stack, inputs, untouched_logits, prefix)
+    return checks[setting]
 
 
-def verdict_of(
+def _check(
     model: PreTrainedModel,
     stack: LayerStack,
     inputs: Mapping[str, Tensor],
-    untouched: Callable[[Mapping], Tensor],
+    untouched_logits: Callable[[], Tensor],
+    prefix: ImagePrefix | None,
 ) -> SharingCheck:
-    """The verdict on a way to get the untouched model's logits (1, vocabulary) of a prompt's last
-    token, which cases of another stack share. `seconds` is what one case takes."""
-    known = _verdicts.setdefault(model, {})
-    if (setting := (stack.name, model.dtype, *_kernels(stack))) not in known:
-        logits = model(**inputs, use_cache=False).logits[:, -1]
-        untouched(inputs)  # reads the image
-        start = time.perf_counter()
-        ours = untouched(inputs)
-        seconds = time.perf_counter() - start
-        exact = _difference(ours, logits) <= ROUNDING.get(logits.dtype, ROUNDING_HALF)
-        reason = "" if exact else "its logits are others for an image that it has read before"
-        known[setting] = SharingCheck(reason, seconds)
-    return known[setting]
+    key_differences: list[float] = []
 
-
-def _kernels(stack: LayerStack) -> tuple:
-    return tuple(module.config._attn_implementation for module in stack.attention.values())  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _tried(
-    model: PreTrainedModel,
-    stack: LayerStack,
-    inputs: Mapping,
-    prompt: EmbeddedPrompt,
-    prefix: ImagePrefix,
-) -> SharingCheck:
-    differences: list[float] = []
-
-    def compare(call: AttentionCall | AttentionWeights):
-        assert isinstance(call, AttentionCall)  # what returns its weights has no keys
-        for theirs, ours in zip((call.key, call.value), prefix.keys[call.name], strict=True):
-            differences.append(_difference(ours, theirs[0, :, : prefix.length]))
+    def compare(call: AttentionCall | AttentionWeights) -> None:
+        assert isinstance(call, AttentionCall)  # a module that returns weights has no keys to share
+        assert prefix is not None
+        for whole, shared in zip((call.key, call.value), prefix.keys[call.name], strict=True):
+            key_differences.append(_difference(shared, whole[0, :, : prefix.length]))
 
     start = time.perf_counter()
-    with tap(stack.attention, compare):
+    if prefix is None:
         logits = model(**inputs, use_cache=False).logits[:, -1]
+    else:
+        with tap(stack.attention, compare):
+            logits = model(**inputs, use_cache=False).logits[:, -1]
     seconds = time.perf_counter() - start
     limit = ROUNDING.get(logits.dtype, ROUNDING_HALF)
-    if prefix.length and not max(differences) <= limit:
-        return SharingCheck("its image prefix is another one where a question follows", seconds)
-    view_of = torch.zeros(1, len(stack.layers), dtype=torch.long)
-    rows = CaseBatch(model, stack, [prefix.seen()], view_of, prompt, len(prompt.ids))
-    if not _difference(rows.prefill(1)[:, 0], logits) <= limit:
-        return SharingCheck("its logits are not those of its layers alone", seconds)
-    return SharingCheck("", seconds)
+    if prefix is not None and prefix.length and not max(key_differences) <= limit:
+        return SharingCheck("its image prefix depends on the question", seconds)
+    exact = _difference(untouched_logits(), logits) <= limit
+    if prefix is None:  # the image is encoded now: what each further case takes
+        start = time.perf_counter()
+        untouched_logits()
+        seconds = time.perf_counter() - start
+        return SharingCheck("" if exact else "its logits differ for an encoded image", seconds)
+    return SharingCheck("" if exact else "its logits are not those of its layers alone", seconds)
 
 
-def _difference(ours: Tensor, theirs: Tensor) -> float:
-    """Relative root mean square; infinite where the shapes don't agree."""
-    if ours.shape != theirs.shape:
+def _difference(shared: Tensor, whole: Tensor) -> float:
+    """Relative root mean square difference; infinite where the shapes differ."""
+    if shared.shape != whole.shape:
         return float("inf")
-    ours, theirs = ours.double(), theirs.double()
-    return float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30)) if ours.numel() else 0.0
+    shared, whole = shared.double(), whole.double()
+    norm = whole.norm().clamp_min(1e-30)
+    return float((shared - whole).norm() / norm) if shared.numel() else 0.0

@@ -214,7 +214,7 @@ def answer(*more, **options):
         ),
         (
             encode(models.picture(0, 1, 300_000), "why?"),
-            "less long and thin, got 1 x 300000 pixels",
+            "less elongated image, got 1 x 300000 pixels",
         ),
         (
             lambda _: (s := subject_of()).generate_ids(s.encode(None, "a", "b")),

@@ -1,4 +1,4 @@
-"""All cases of a question through the decoder at once: what a sweep does where sharing is exact."""
+"""All cases of a sample through the LLM at once: what a sweep does where sharing is exact."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,24 @@ from probe.errors import ProbeError
 from probe.hooks.model_structure import max_positions
 from probe.interventions.sweep.case_batch import CaseBatch
 from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE
-from probe.interventions.sweep.prefix_attention import VisionView
+from probe.interventions.sweep.outcome import Outcome
 from probe.interventions.sweep.sample_prompts import SamplePrompts
-from probe.interventions.sweep.sequential import Outcome
-from probe.interventions.sweep.visibility import FREEZING, MASKED, SEEN, SWAPPED, ZEROED, Visibility
+from probe.interventions.sweep.visibility import (
+    FREEZING,
+    MASKED,
+    SEEN,
+    SWAPPED,
+    ZEROED,
+    Visibility,
+)
+from probe.subject.image_prefix import VisionView
 from probe.subject.inputs import Inputs
-from probe.subject.prefix_cache import Known, PrefixMemory
+from probe.subject.prefix_cache import CachedPrefix, PrefixCache
 from probe.subject.subject import Subject
+
+Views = tuple[
+    list[VisionView], Int[Tensor, "case layer"]
+]  # and the number of each case's in a layer
 
 
 @dataclass(frozen=True)
@@ -28,88 +39,74 @@ class BatchedCases:
     subject: Subject
     mode: str
     visibility: Mapping[str, tuple[Visibility, ...]]
-    memory: PrefixMemory
+    cache: PrefixCache
     max_new_tokens: int
 
-    def __call__(self, question: SamplePrompts, names: Sequence[str]) -> Outcome:
-        """These cases. Another image is one of the rows where its prompt differs in vision tokens
-        only, else apart.
+    def __call__(self, prompts: SamplePrompts, names: Sequence[str]) -> Outcome:
+        """The outcome of these cases. "Another image" is in the batch where its prompt differs in
+        vision tokens only; otherwise it runs by itself.
         """
-        if self.mode == "swap" and not question.other_fits:
+        if self.mode == "swap" and not prompts.other_fits:
             raise ProbeError(
                 "drop_sweep",
                 expected="a donor with vision tokens in the same places",
                 got="one with another prompt",
                 fix="pass a donor= of the same size",
             )
-        _, known = self.memory.of(question.inputs)
-        inside = [name for name in names if name != ANOTHER_IMAGE or self._same_words(question)]
-        outcome = self._rows(question, question.inputs, *self._views(inside, known, question))
-        if len(inside) == len(names):
+        batched = [name for name in names if name != ANOTHER_IMAGE or self._same_text(prompts)]
+        _, cached = self.cache.of(prompts.inputs)
+        outcome = self._run(prompts, prompts.inputs, self._views(batched, cached, prompts))
+        if len(batched) == len(names):
             return outcome
-        assert question.other is not None  # else the case would not be among the names
-        _, known = self.memory.of(question.other)
-        view_of = torch.zeros(1, len(self.memory.stack.layers), dtype=torch.long)
-        apart, place = (
-            self._rows(question, question.other, [known.prefix.seen()], view_of),
-            names.index(ANOTHER_IMAGE),
-        )
-        return Outcome(
-            torch.cat([outcome.logits[:place], apart.logits, outcome.logits[place:]]),
-            [*outcome.answers[:place], *apart.answers, *outcome.answers[place:]],
-            outcome.row_layers + apart.row_layers,
-        )
+        assert prompts.other is not None  # otherwise the case would not be among the names
+        _, cached = self.cache.of(prompts.other)
+        view_of = torch.zeros(1, len(self.cache.stack.layers), dtype=torch.long)
+        other = self._run(prompts, prompts.other, ([cached.prefix.unmodified()], view_of))
+        return outcome.insert(names.index(ANOTHER_IMAGE), other)
 
-    def _same_words(self, question: SamplePrompts) -> bool:
-        """Whether text comes to the LLM the same about the other image: where it was fused with it,
-        it does not.
+    def _same_text(self, prompts: SamplePrompts) -> bool:
+        """Whether the LLM receives equal text embeddings with the other image; where text was fused
+        with the image, it does not.
         """
-        if question.other is None or not question.other_fits:
+        if prompts.other is None or not prompts.other_fits:
             return False
-        own, other = self.memory.prompt(question.inputs), self.memory.prompt(question.other)
-        return torch.equal(own.embeddings[:, ~own.vision], other.embeddings[:, ~own.vision])
+        prompt, other = self.cache.prompt(prompts.inputs), self.cache.prompt(prompts.other)
+        return torch.equal(prompt.embeddings[:, ~prompt.vision], other.embeddings[:, ~other.vision])
 
-    def _views(
-        self, names: list[str], known: Known, question: SamplePrompts
-    ) -> tuple[list[VisionView], Int[Tensor, "case layer"]]:
-        """The views among these cases, and the number of that of each case in each layer."""
-        prefix = known.prefix
+    def _views(self, names: list[str], cached: CachedPrefix, prompts: SamplePrompts) -> Views:
+        """The views that these cases need, each once."""
+        prefix = cached.prefix
         if not prefix.vision.any():
-            return [prefix.seen()], torch.zeros(
-                len(names), len(self.memory.stack.layers), dtype=torch.long
-            )
+            view_of = torch.zeros(len(names), len(self.cache.stack.layers), dtype=torch.long)
+            return [prefix.unmodified()], view_of
         numbers: dict[Visibility, int] = {SEEN: 0, MASKED: 1}
         for name in names:
-            for symbol in self.visibility[name]:
-                numbers.setdefault(symbol, len(numbers))
-        make = {SEEN: prefix.seen, MASKED: prefix.masked, ZEROED: prefix.zeroed,
-                SWAPPED: lambda: prefix.swapped(self.memory.donor(question.inputs, question.other))}  # fmt: skip  # pyright: ignore[reportArgumentType]
-        views = [make[s]() if isinstance(s, str) else self.memory.frozen(known, s) for s in numbers]
-        return views, torch.tensor(
-            [[numbers[symbol] for symbol in self.visibility[name]] for name in names]
+            for seen in self.visibility[name]:
+                numbers.setdefault(seen, len(numbers))
+        views = [self._view(seen, cached, prompts) for seen in numbers]
+        view_of = torch.tensor(
+            [[numbers[seen] for seen in self.visibility[name]] for name in names]
         )
+        return views, view_of
 
-    def _rows(
-        self, question: SamplePrompts, inputs: Inputs, views: list[VisionView], view_of: Tensor
-    ) -> Outcome:
-        prompt, _ = self.memory.of(inputs, question.gold[:-1])
-        length, gold = inputs["input_ids"].shape[1], len(question.gold)
-        tokens = min(
-            self.max_new_tokens, (max_positions(self.memory.model) or sys.maxsize) - length
-        )
-        frozen = frozenset({1}) if self.mode in FREEZING else frozenset()  # the masked ones
-        rows = CaseBatch(
-            self.memory.model,
-            self.memory.stack,
-            views,
-            view_of,
-            prompt,
-            length + max(tokens, gold),
-            frozen,
-        )
-        logits = rows.prefill(max(gold, 1))
-        return Outcome(
-            logits,
-            rows.decode(logits[:, 0], length, tokens, self.subject.vocabulary.end_ids),
-            rows.row_layers,
-        )
+    def _view(self, seen: Visibility, cached: CachedPrefix, prompts: SamplePrompts) -> VisionView:
+        if not isinstance(seen, str):
+            return self.cache.frozen(cached, seen)
+        if seen == SWAPPED:
+            assert prompts.other is not None  # no other case swaps
+            return cached.prefix.swapped(self.cache.donor(prompts.inputs, prompts.other))
+        prefix = cached.prefix
+        return {SEEN: prefix.unmodified, MASKED: prefix.masked, ZEROED: prefix.zeroed}[seen]()
+
+    def _run(self, prompts: SamplePrompts, inputs: Inputs, views: Views) -> Outcome:
+        prompt, _ = self.cache.of(inputs, prompts.gold[:-1])
+        length, gold = inputs["input_ids"].shape[1], len(prompts.gold)
+        room = (max_positions(self.cache.model) or sys.maxsize) - length
+        tokens = min(self.max_new_tokens, room)
+        masked_view = 1  # as `_views` numbers them
+        frozen = frozenset({masked_view}) if self.mode in FREEZING else frozenset()
+        longest = length + max(tokens, gold)
+        batch = CaseBatch(self.cache.model, self.cache.stack, *views, prompt, longest, frozen)
+        logits = batch.prefill(max(gold, 1))
+        answers = batch.decode(logits[:, 0], length, tokens, self.subject.vocabulary.end_ids)
+        return Outcome(logits, answers, batch.row_layers)

@@ -1,18 +1,19 @@
-"""Many cases through the decoder at once: a case is a row only from where its history differs from
-the others'.
+"""Many cases through the decoder at once: a case is a row of its own only from the layer on in which
+its history differs from the others'.
 
-A case is one view of vision for each layer. Before a layer, rows split where their cases see
-differently in it; so the rows of a layer are the distinct histories up to it, and text rows before
-the first dropped layer are the untouched model's. The split is a hook on each layer, and the
-forward is the model's own.
+A case is one view of vision for each layer. Before each layer, a row splits where its cases have
+different views in that layer. So the rows of a layer are the distinct histories up to it, and text
+rows before the first dropped layer are the untouched model's. The split is a hook on each layer;
+the forward is the model's own.
 
-    rows = CaseRows(model, stack, views, view_of, prompt)       # view_of: (case, layer)
-    logits = rows.prefill(2)                                    # (case, 2, vocabulary): the last two tokens'
-    answers = rows.decode(logits[:, 0], 32, end_ids)
+    batch = CaseBatch(model, stack, views, view_of, prompt, longest)    # view_of: (case, layer)
+    logits = batch.prefill(2)                       # (case, 2, vocabulary): the last two tokens
+    answers = batch.decode(logits[:, 0], length, 32, end_ids)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,16 +23,19 @@ from transformers import PreTrainedModel
 from probe.hooks.attention_tap import routed
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.model_structure import LayerStack
-from probe.interventions.sweep.prefix_attention import SharedAttention, VisionView
-from probe.subject.image_prefix import EmbeddedPrompt
+from probe.interventions.sweep.outcome import decode_greedily
+from probe.interventions.sweep.prefix_attention import SharedAttention
+from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix, VisionView
+
+BeforeLayer = Callable[[int, Tensor], Tensor]  # layer, hidden states -> hidden states
 
 
 class CaseBatch:
-    """The tokens behind the prefix of one prompt, in every case.
+    """The tokens after the prefix of one prompt, in every case.
 
-    `row_layers` counts the rows that each layer was run on for the prompt: the sum, over layers, of
-    distinct histories. `frozen`: views in which vision tokens behind the prefix pass a layer
-    unchanged.
+    `row_layers` is the number of rows computed for the prompt, summed over layers. `frozen`: the
+    views in which vision tokens after the prefix pass a layer unchanged. `longest`: tokens of
+    prompt and answer together.
     """
 
     def __init__(
@@ -44,26 +48,19 @@ class CaseBatch:
         longest: int,
         frozen: frozenset[int] = frozenset(),
     ):
-        self.model, self.stack, self.view_of, self.prompt, self.frozen = (
-            model,
-            stack,
-            view_of,
-            prompt,
-            frozen,
-        )
+        self.model: Any = model
+        self.stack, self.view_of, self.prompt, self.frozen = stack, view_of, prompt, frozen
         self.vision = prompt.vision[prompt.shared :]
         self.attention = SharedAttention(list(views), self.vision, longest)
-        self.row_of: list[Tensor] = []  # by layer, (case): the row that a case is in
+        self.row_of: list[Tensor] = []  # for each layer so far, (case): the row of a case
         self.row_layers = 0
 
     def prefill(self, kept: int) -> Float[Tensor, "case kept vocabulary"]:
         """Logits of the last `kept` tokens of the prompt."""
-        prompt = self.prompt
+        prompt, shared = self.prompt, self.prompt.shared
         with self._hooked(self._split):
-            hidden = self._decoder(
-                prompt.embeddings[:, prompt.shared :], prompt.positions[..., prompt.shared :]
-            )
-        logits = self.model.get_output_embeddings()(hidden[:, -kept:])  # pyright: ignore[reportOptionalCall]
+            hidden = self._decoder(prompt.embeddings[:, shared:], prompt.positions[..., shared:])
+        logits = self.model.get_output_embeddings()(hidden[:, -kept:])
         return logits[self.row_of[-1].to(logits.device)]
 
     def decode(
@@ -73,95 +70,92 @@ class CaseBatch:
         tokens: int,
         end_ids: Sequence[int],
     ) -> list[Tensor]:
-        """Greedy answers to a prompt of `length` tokens, whose last one's logits are given. Cases
-        that share all of their history are one row. An answer ends with the first of `end_ids`,
-        which is part of it.
+        """Greedy answers of at most `tokens` ids to a prompt of `length` tokens, of whose last
+        token `logits` are. Cases with equal histories are decoded once.
         """
-        first = self._keep_leaves(length - self.prompt.shared)
-        chosen = [logits[first].argmax(-1)]
-        ends = torch.tensor(list(end_ids), device=logits.device)
-        done = torch.isin(chosen[0], ends)
-        positions = self.prompt.positions[..., length - 1 : length]
-        with self._hooked(self._look):
-            while len(chosen) < tokens and not done.all():
-                positions = positions + 1
-                hidden = self._decoder(
-                    self.model.get_input_embeddings()(chosen[-1][:, None]), positions
-                )
-                chosen.append(self.model.get_output_embeddings()(hidden[:, -1]).argmax(-1))  # pyright: ignore[reportOptionalCall]
-                done |= torch.isin(chosen[-1], ends)
-        answers = torch.stack(chosen, 1).cpu()
-        return [until_end(answers[row], end_ids) for row in self.row_of[-1].tolist()]
+        first_case = self._keep_final_rows(length - self.prompt.shared)
+        last_position = self.prompt.positions[..., length - 1 : length]
+
+        def next_logits(ids: Tensor, step: int) -> Tensor:
+            embeddings = self.model.get_input_embeddings()(ids[:, None])
+            hidden = self._decoder(embeddings, last_position + 1 + step)
+            return self.model.get_output_embeddings()(hidden[:, -1])
+
+        with self._hooked(self._set_views):
+            answers = decode_greedily(logits[first_case], next_logits, tokens, end_ids)
+        return [answers[row] for row in self.row_of[-1].tolist()]
 
     def _decoder(self, embeddings: Tensor, positions: Tensor) -> Tensor:
-        return self.model.get_decoder()(
-            inputs_embeds=embeddings, position_ids=positions, use_cache=False
-        ).last_hidden_state
+        decoder = self.model.get_decoder()
+        output = decoder(inputs_embeds=embeddings, position_ids=positions, use_cache=False)
+        return output.last_hidden_state
 
-    def _keep_leaves(self, length: int) -> Int[Tensor, " row"]:
-        """Own keys of the prompt's first `length` tokens, for every final row. Returns a case of
-        each row.
+    def _keep_final_rows(self, length: int) -> Int[Tensor, " row"]:
+        """Keeps, in every layer, keys and values of the first `length` tokens for each row of the
+        last layer. Returns one case of each of these rows.
         """
-        leaf = self.row_of[-1]
-        first = torch.stack([(leaf == row).nonzero()[0, 0] for row in range(int(leaf.max()) + 1)])
-        own = self.attention.own
+        last_row_of = self.row_of[-1]
+        rows = range(int(last_row_of.max()) + 1)
+        first_case = torch.stack([(last_row_of == row).nonzero()[0, 0] for row in rows])
         for name, row_of in zip(self.stack.attention, self.row_of, strict=True):
-            own[name] = tuple(t[row_of[first].to(t.device), :, :length] for t in own[name])  # type: ignore[assignment]
-        self.view_of = self.view_of[first]
-        return first
+            key, value = self.attention.own[name]
+            kept = row_of[first_case].to(key.device)
+            self.attention.own[name] = key[kept, :, :length], value[kept, :, :length]
+        self.view_of = self.view_of[first_case]
+        return first_case
 
     def _split(self, layer: int, hidden: Tensor) -> Tensor:
-        """Rows for the cases that see differently in this layer."""
-        before = (
-            self.row_of[-1] if self.row_of else torch.zeros(len(self.view_of), dtype=torch.long)
-        )
-        views = len(self.attention.views)
-        history, row_of = torch.unique(before * views + self.view_of[:, layer], return_inverse=True)
+        """One row for each distinct pair of a row so far and a view in this layer."""
+        cases = len(self.view_of)
+        row_so_far = self.row_of[-1] if self.row_of else torch.zeros(cases, dtype=torch.long)
+        row_and_view = torch.stack([row_so_far, self.view_of[:, layer]], dim=1)
+        rows, row_of = torch.unique(row_and_view, dim=0, return_inverse=True)
+        source_row, view = rows.unbind(1)
         self.row_of.append(row_of)
-        self.row_layers += len(history)
-        self.attention.look(history % views)
-        return (
-            hidden if len(history) == len(hidden) else hidden[(history // views).to(hidden.device)]
-        )
+        self.row_layers += len(rows)
+        self.attention.set_views(view)
+        unchanged = len(rows) == len(hidden)  # no row was split: all are in the same order
+        return hidden if unchanged else hidden[source_row.to(hidden.device)]
 
-    def _look(self, layer: int, hidden: Tensor) -> Tensor:
-        self.attention.look(self.view_of[:, layer])
+    def _set_views(self, layer: int, hidden: Tensor) -> Tensor:
+        self.attention.set_views(self.view_of[:, layer])
         return hidden
 
     @model_block
-    def _hooked(self, change):
-        """Runs `change(layer, hidden)` before each layer, and the shared attention in it."""
+    def _hooked(self, before_layer: BeforeLayer):
+        """Runs `before_layer` before each layer, and the shared attention in it."""
 
-        def before(number: int):
+        def change_input(number: int):
             def hook(layer, args, kwargs):
-                hidden = change(number, args[0] if args else kwargs["hidden_states"])
-                return (
-                    ((hidden, *args[1:]), kwargs)
-                    if args
-                    else ((), {**kwargs, "hidden_states": hidden})
-                )
+                if args:
+                    return (before_layer(number, args[0]), *args[1:]), kwargs
+                hidden = before_layer(number, kwargs["hidden_states"])
+                return (), {**kwargs, "hidden_states": hidden}
 
             return hook
 
         def keep_frozen(layer, args, kwargs, output):
-            is_frozen = torch.isin(
-                self.attention.row_view, torch.tensor([*self.frozen], device=output.device)
-            )
+            frozen_views = torch.tensor([*self.frozen], device=output.device)
+            is_frozen = torch.isin(self.attention.row_view, frozen_views)[:, None, None]
             before = args[0] if args else kwargs["hidden_states"]
-            return torch.where(is_frozen[:, None, None] & self.vision[:, None], before, output)
+            return torch.where(is_frozen & self.vision[:, None], before, output)
 
+        freezes = self.frozen and before_layer == self._split and self.vision.any()
         with ExitStack() as hooks:
             for number, layer in enumerate(self.stack.layers):
-                add_hook(hooks, layer.register_forward_pre_hook, before(number), with_kwargs=True)
-                if self.frozen and change == self._split and self.vision.any():
+                before = change_input(number)
+                add_hook(hooks, layer.register_forward_pre_hook, before, with_kwargs=True)
+                if freezes:
                     add_hook(hooks, layer.register_forward_hook, keep_frozen, with_kwargs=True)
-            hooks.enter_context(
-                routed(self.stack.attention, self.attention, required=False)
-            )  # a word may be an answer
+            # not required: an answer of one token needs no forward
+            hooks.enter_context(routed(self.stack.attention, self.attention, required=False))
             yield
 
 
-def until_end(ids: Int[Tensor, " token"], end_ids: Sequence[int]) -> Int[Tensor, " said"]:
-    """Ids up to the first that ends an answer, that one included."""
-    ends = torch.isin(ids, torch.tensor(list(end_ids))).nonzero()
-    return ids[: int(ends[0, 0]) + 1] if len(ends) else ids
+def untouched_logits(
+    model: PreTrainedModel, stack: LayerStack, prompt: EmbeddedPrompt, prefix: ImagePrefix
+) -> Float[Tensor, "1 vocabulary"]:
+    """Logits of a prompt's last token on a shared prefix when nothing is dropped."""
+    view_of = torch.zeros(1, len(stack.layers), dtype=torch.long)
+    batch = CaseBatch(model, stack, [prefix.unmodified()], view_of, prompt, len(prompt.ids))
+    return batch.prefill(1)[:, 0]

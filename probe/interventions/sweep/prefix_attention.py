@@ -1,63 +1,48 @@
-"""Attention of many cases at once: one prefix that they share, and what each row has of its own.
+"""Attention of many cases at once over one shared prefix and the tokens of each row after it.
 
-Every row attends to the keys of the image prefix and to its own keys behind it. Each part is a
-softmax of its own, and they are merged by their normalisers:  out = w · prefix + (1 - w) · own,  w
-= sigmoid(lse_prefix - lse_own). So the prefix is one matrix product for all rows of all cases:
-nothing is copied for a row, and no mask is built.
+Every row attends to the keys of the image prefix and to its own keys after it. Each part is a
+softmax; the two are merged by their normalisers:
 
-What a row sees of the vision tokens in a layer is a `VisionView`; view 0 is the model's own.
+    out = w · prefix + (1 - w) · own,    w = sigmoid(lse_prefix - lse_own)
+
+So the prefix is one matrix product for all rows of all cases: nothing is copied for a row, and no
+mask is built.
+
+What a row sees of the vision tokens in a layer is a `VisionView`; view 0 is the unmodified one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel
+from probe.subject.image_prefix import KeyValue, VisionView, check_window
 
 SCORES = {"cpu": 2**20}  # elements in a block of scores: 4 MB stay in a CPU's cache
 SCORES_ELSEWHERE = 2**26
 
-KeyValue = tuple[Tensor, Tensor]  # of one layer, (key_head, key, dim) or (row, key_head, key, dim)
 Part = tuple[Tensor, Tensor]  # weighted mean of the values, and the log of the sum of exp(scores)
 
 
-@dataclass(frozen=True)
-class VisionView:
-    """What stands in for vision tokens: keys and values of the prefix by attention module, and the
-    tokens behind it.
-
-    `own`: vision tokens behind the prefix are "seen", "hidden", count as "zero", or are replaced by
-    these keys and values. `for_vision`: whether vision rows behind the prefix see it so too; else
-    they see view 0.
-    """
-
-    prefix: Mapping[str, KeyValue]
-    own: Literal["seen", "hidden", "zero"] | Mapping[str, KeyValue] = "seen"
-    for_vision: bool = False
-
-
 class SharedAttention:
-    """The attention function of a sweep, for `tap.routed`. `look` is called before each layer.
+    """The attention function of a sweep, for `tap.routed`. `set_views` is called before each layer.
 
-    `vision`: which of the tokens behind the prefix are vision tokens (of further images); later
-    tokens are text. `longest`: tokens of prompt and answer together.
+    `vision`: which of the tokens after the prefix are vision tokens (of further images); tokens
+    beyond its length are text. `longest`: tokens of prompt and answer together.
     """
 
     def __init__(self, views: list[VisionView], vision: Bool[Tensor, " token"], longest: int):
         self.views, self.vision, self.longest = views, vision, longest
-        self.several_images = bool(vision.any())
+        self.has_later_vision = bool(vision.any())
         self.own: dict[str, KeyValue] = {}
-        self.look(torch.zeros(1, dtype=torch.long))
+        self.set_views(torch.zeros(1, dtype=torch.long))
 
-    def look(self, row_view: Int[Tensor, " row"]) -> None:
-        """What each row sees in the layer that follows."""
+    def set_views(self, row_view: Int[Tensor, " row"]) -> None:
+        """The view of each row in the next layer."""
         self.row_view = row_view.to(self.vision.device)
         self.groups = _groups(self.row_view)
 
@@ -65,25 +50,23 @@ class SharedAttention:
         check_window(call, self.longest)
         key, value = call.key, call.value
         if call.name in self.own:  # decoding
-            key, value = (
-                torch.cat(pair, 2) for pair in zip(self.own[call.name], (key, value), strict=True)
-            )
+            known_key, known_value = self.own[call.name]
+            key, value = torch.cat([known_key, key], 2), torch.cat([known_value, value], 2)
         self.own[call.name] = key, value
         tokens, length = call.query_count, key.shape[2]
-        visible = torch.ones(tokens, length, dtype=torch.bool, device=key.device).tril(
-            length - tokens
-        )
+        ones = torch.ones(tokens, length, dtype=torch.bool, device=key.device)
+        visible = ones.tril(length - tokens)
         own = attend(call.query, key, value, call.scaling, visible if tokens > 1 else None)
-        if self.several_images:
-            out = self._with_images_behind(call, key, value, visible, own)
+        if self.has_later_vision:
+            output = self._with_later_vision(call, key, value, visible, own)
         else:
-            out = _merged(self._of_prefix(call, call.query, self.groups), own)
-        return out.to(call.query.dtype).transpose(1, 2).contiguous(), None
+            output = _merged(self._over_prefix(call, call.query, self.groups), own)
+        return output.to(call.query.dtype).transpose(1, 2).contiguous(), None
 
-    def _of_prefix(
+    def _over_prefix(
         self, call: AttentionCall, query: Tensor, groups: list[tuple[int, Tensor]]
     ) -> Part:
-        """Queries (row, head, query, dim) over the prefix that each row sees."""
+        """Queries (row, head, query, dim) over the prefix in the view of their row."""
         if len(groups) == 1:
             return _over_shared(query, *self.views[groups[0][0]].prefix[call.name], call.scaling)
         out = torch.empty_like(query, dtype=_precise(query))
@@ -94,39 +77,49 @@ class SharedAttention:
             )
         return out, lse
 
-    def _with_images_behind(
+    def _with_later_vision(
         self, call: AttentionCall, key: Tensor, value: Tensor, visible: Tensor, own: Part
     ) -> Tensor:
-        """The whole, where vision tokens are queries and keys behind the prefix too: views are
-        those of queries.
+        """The output where vision tokens of further images follow the prefix.
+
+        There the view depends on the query: text queries have that of their row, vision queries the
+        unmodified view 0, unless their row's view is `for_vision`. It decides what a query sees of
+        vision in the prefix and after it. `own` is the part after the prefix under view 0.
         """
         rows, heads, tokens, dim = call.query.shape
-        vision = pad(self.vision, (0, key.shape[2] - len(self.vision)))
+        is_vision_key = pad(self.vision, (0, key.shape[2] - len(self.vision)))
+        is_vision_query = is_vision_key[-tokens:]
         for_vision = torch.tensor([view.for_vision for view in self.views], device=key.device)
-        view = self.row_view[:, None].repeat(1, tokens)
-        view = torch.where(vision[-tokens:] & ~for_vision[view], 0, view)
-        for number, there in _groups(self.row_view):
-            seen = self.views[number].own
-            if seen != "seen":
-                keys, values = _replaced(key[there], value[there], vision, seen, call.name)
-                shown = visible & ~vision if seen == "hidden" else visible
-                part = attend(call.query[there], keys, values, call.scaling, shown)
-                is_text = (view[there] == number)[:, None]
-                own[0][there] = torch.where(is_text[..., None], part[0], own[0][there])
-                own[1][there] = torch.where(is_text, part[1], own[1][there])
+        row_view = self.row_view[:, None].expand(rows, tokens)
+        view_of_query = torch.where(is_vision_query & ~for_vision[row_view], 0, row_view)
+
+        own_output, own_lse = own
+        for number, members in _groups(self.row_view):
+            rule = self.views[number].after_prefix
+            if rule == "seen":
+                continue
+            keys, values = _replaced(key[members], value[members], is_vision_key, rule, call.name)
+            shown = visible & ~is_vision_key if rule == "hidden" else visible
+            output, lse = attend(call.query[members], keys, values, call.scaling, shown)
+            has_view = (view_of_query[members] == number)[:, None]
+            own_output[members] = torch.where(has_view[..., None], output, own_output[members])
+            own_lse[members] = torch.where(has_view, lse, own_lse[members])
+
+        # Each query as a row of its own, since `_over_prefix` takes one view a row
         queries = call.query.transpose(1, 2).reshape(rows * tokens, heads, 1, dim)
-        out, lse = self._of_prefix(call, queries, _groups(view.flatten()))
-        out, lse = (part.view(rows, tokens, heads, -1).transpose(1, 2) for part in (out, lse))
-        return _merged((out, lse[..., 0]), own)
+        output, lse = self._over_prefix(call, queries, _groups(view_of_query.flatten()))
+        output = output.view(rows, tokens, heads, dim).transpose(1, 2)
+        lse = lse.view(rows, tokens, heads).transpose(1, 2)
+        return _merged((output, lse), (own_output, own_lse))
 
 
 def _groups(view: Int[Tensor, " row"]) -> list[tuple[int, Int[Tensor, " member"]]]:
-    """The rows of each view."""
+    """The rows that have each view."""
     return [(number, (view == number).nonzero().squeeze(1)) for number in view.unique().tolist()]
 
 
 def _over_shared(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Part:
-    """Queries of many rows over keys that all of them share, as one product."""
+    """Queries of many rows over shared keys, as one product."""
     rows, heads, tokens, dim = query.shape
     if not key.shape[1]:
         out = torch.zeros_like(query, dtype=_precise(query))
@@ -143,30 +136,17 @@ def _merged(prefix: Part, own: Part) -> Tensor:
     return torch.lerp(own[0], prefix[0], torch.sigmoid(prefix[1] - own[1])[..., None])
 
 
-def check_window(call: AttentionCall, length: int) -> None:
-    """Refuses a sliding window that doesn't reach back over so many tokens: shared keys would not
-    be seen by all.
-    """
-    if call.window is not None and call.window < length:
-        raise ProbeError(
-            "drop_sweep",
-            expected=f"a sliding window of at least {length} tokens (prompt and answer)",
-            got=f"{call.window} in {call.name}",
-            fix="ask for fewer new tokens, or load the model with a longer sliding_window",
-        )
-
-
 def _replaced(
-    key: Tensor, value: Tensor, vision: Tensor, own: str | Mapping, name: str
+    key: Tensor, value: Tensor, vision: Tensor, rule: str | Mapping, name: str
 ) -> KeyValue:
-    """Keys and values of the own part in which vision tokens count as zero or are another
+    """Keys and values after the prefix in which vision tokens count as zero, or are another
     image's.
     """
-    if own == "zero":
+    if rule == "zero":
         return key, value.masked_fill(vision[:, None], 0)
-    if isinstance(own, Mapping):
+    if isinstance(rule, Mapping):
         key, value = key.clone(), value.clone()
-        key[:, :, vision], value[:, :, vision] = own[name]
+        key[:, :, vision], value[:, :, vision] = rule[name]
     return key, value
 
 
@@ -180,8 +160,8 @@ def attend(
     """Softmax attention and its normaliser: (batch, head, query, dim) and (batch, head, query), in
     float32 at least.
 
-    In blocks of queries; with fewer key heads than heads, the queries that share one are rows of
-    one product.
+    Computed in blocks of queries; with fewer key heads than heads, the queries of one key head are
+    rows of one product.
     """
     batch, heads, _, dim = query.shape
     precise, key_heads = _precise(query), key.shape[1]

@@ -1,4 +1,4 @@
-"""One sample of a sweep as tokens: its prompt, the same about the donor's images, and its gold
+"""One sample of a sweep as tokens: its prompt, the same prompt about the donor's images, and its gold
 answer.
 """
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from probe.data.image import ImageSource
 from probe.data.sample import Sample
+from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE
 from probe.interventions.sweep.result_table import golden
-from probe.subject.inputs import Inputs
+from probe.subject.inputs import Inputs, with_response
 from probe.subject.subject import Subject
 
 Images = ImageSource | Sequence[ImageSource]
@@ -39,10 +40,21 @@ class SamplePrompts:
 
     @property
     def other_fits(self) -> bool:
-        """Whether the other image's vision tokens stand in the same places."""
-        return self.other is not None and torch.equal(
-            self.inputs["input_ids"], self.other["input_ids"]
-        )
+        """Whether the other image's vision tokens are in the same places."""
+        if self.other is None:
+            return False
+        return torch.equal(self.inputs["input_ids"], self.other["input_ids"])
+
+    def of_case(self, name: str) -> Inputs:
+        """The prompt of a case."""
+        if name != ANOTHER_IMAGE:
+            return self.inputs
+        assert self.other is not None  # otherwise the sample does not have this case
+        return self.other
+
+    def with_gold(self, inputs: Inputs) -> Inputs:
+        """The prompt, with the gold answer except its last token appended."""
+        return with_response(inputs, self.gold[:-1]) if len(self.gold) > 1 else inputs
 
 
 def _encode(
@@ -59,10 +71,11 @@ def _gold(
     answers = golden(sample)
     if not answers:
         return prompt[:0]
-    said = _encode(subject, sample.image, sample, answers[0])["input_ids"][0]
-    if torch.equal(said[: len(prompt)], prompt):
-        words = said[len(prompt) :]
+    answered = _encode(subject, sample.image, sample, answers[0])["input_ids"][0]
+    if torch.equal(answered[: len(prompt)], prompt):
+        answer_ids = answered[len(prompt) :]
     else:  # the tokenizer merged the answer's start into the prompt, which generation does not do
         ids = subject.processor.tokenizer(answers[0], add_special_tokens=False)["input_ids"]
-        words = torch.tensor(ids, device=prompt.device)
-    return words[~torch.isin(words, torch.tensor(subject.vocabulary.end_ids, device=prompt.device))]
+        answer_ids = torch.tensor(ids, device=prompt.device)
+    end_ids = torch.tensor(subject.vocabulary.end_ids, device=prompt.device)
+    return answer_ids[~torch.isin(answer_ids, end_ids)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from probe.data.image import ImageSource, Video, open_image
 from probe.data.sample import Sample
 from probe.records.provenance import content_hash
-from probe.subject.prefix_cache import KEPT
+from probe.subject.prefix_cache import PREFIXES
 from probe.subject.prefix_check import SharingCheck
 
 
@@ -70,7 +70,7 @@ def estimate(
     together = pictures * layers * shared + len(samples) * rows * (length - shared)
     computed = every if judged.reason else len(samples) * rows
     forwards = ((every * length if judged.reason else together) + every * new) / (length * layers)
-    memory = token_bytes * (KEPT * shared + cases * (length - shared + new))
+    memory = token_bytes * (PREFIXES * shared + cases * (length - shared + new))
     how = f" (each case alone: {judged.reason})" if judged.reason else ""
     return (
         f"drop_sweep: {len(samples)} samples, {pictures} images, {cases} cases: {computed} row-layers of {every}{how}"

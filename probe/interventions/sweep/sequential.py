@@ -1,43 +1,29 @@
-"""Every case of a sweep on its own: the whole model for each, under the intervention's context
-manager.
+"""Every case of a sweep by itself: the whole model under the intervention's context manager.
 
-What a sweep falls back to where nothing can be shared exactly.
+A sweep does this where nothing can be shared exactly.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from probe.hooks.model_structure import LayerStack
 from probe.interventions.drop import drop_vision
 from probe.interventions.layer_target import Names
 from probe.interventions.swap import swap_vision
-from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE, NO_VISION
+from probe.interventions.sweep.layer_sets import NO_VISION
+from probe.interventions.sweep.outcome import Outcome
 from probe.interventions.sweep.sample_prompts import SamplePrompts
-from probe.subject.inputs import with_response
 from probe.subject.subject import Subject
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came out of every case of one sample, and the row-layers that it took.
-
-    `logits`: of the prompt's last token, and of the tokens of the gold answer but its last.
-    """
-
-    logits: Float[Tensor, "case token vocabulary"]
-    answers: list[Tensor]  # generated ids
-    row_layers: int
-
-
-@dataclass(frozen=True)
 class SequentialCases:
-    """`cases`: the layers that each names. `queries`: who is cut off from vision, as `drop_vision`
-    has it.
+    """`cases`: the layers of each. `queries`: which tokens lose access to vision, as in
+    `drop_vision`.
     """
 
     subject: Subject
@@ -47,25 +33,25 @@ class SequentialCases:
     max_new_tokens: int
     queries: Names | None = None
 
-    def __call__(self, question: SamplePrompts, names: Sequence[str]) -> Outcome:
-        """One forward over prompt and gold answer, and one `generate`, for each of these cases."""
-        logits, answers, gold = [], [], question.gold
+    def __call__(self, prompts: SamplePrompts, names: Sequence[str]) -> Outcome:
+        """For each case, one forward over prompt and gold answer, and one `generate`."""
+        logits, answers = [], []
+        model: Any = self.subject.model
         for name in names:
-            inputs = question.other if name == ANOTHER_IMAGE else question.inputs
-            asked = with_response(inputs, gold[:-1]) if len(gold) > 1 else inputs  # pyright: ignore[reportArgumentType]
-            with self.intervention(name, question), torch.no_grad():
-                output = self.subject.model(**asked, use_cache=False)  # pyright: ignore[reportCallIssue]
-                logits.append(output.logits[0, -max(len(gold), 1) :])
-                answers += self.subject.generate_ids(inputs, self.max_new_tokens)  # pyright: ignore[reportArgumentType]
+            inputs = prompts.of_case(name)
+            with self.intervention(name, prompts), torch.no_grad():
+                output = model(**prompts.with_gold(inputs), use_cache=False)
+                logits.append(output.logits[0, -max(len(prompts.gold), 1) :])
+                answers += self.subject.generate_ids(inputs, self.max_new_tokens)
         return Outcome(torch.stack(logits), answers, len(self.stack.layers) * len(names))
 
-    def intervention(self, name: str, question: SamplePrompts) -> AbstractContextManager:
+    def intervention(self, name: str, prompts: SamplePrompts) -> AbstractContextManager:
         """What is done to the model in a case."""
         model, layers = self.subject.model, sorted(self.cases[name])
-        if not layers or not question.inputs.types.vision.any():
+        if not layers or not prompts.inputs.types.vision.any():
             return nullcontext()
         if name == NO_VISION:
             return drop_vision(model, layers, "mask", stack=self.stack.name)
         if self.mode == "swap":
-            return swap_vision(model, layers, question.other)
+            return swap_vision(model, layers, prompts.other)
         return drop_vision(model, layers, self.mode, stack=self.stack.name, queries=self.queries)

@@ -16,6 +16,7 @@ histories differ (`rows.py`); and each step of decoding, a batch of all cases. W
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ from probe.hooks.model_structure import stacks
 from probe.interventions.drop import drop_vision
 from probe.interventions.layer_target import Names, as_names
 from probe.interventions.sweep.batched import BatchedCases
-from probe.interventions.sweep.batched_prefusion import Fused
+from probe.interventions.sweep.batched_prefusion import BatchedPrefusion
+from probe.interventions.sweep.case_batch import untouched_logits
 from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE, NO_VISION, UNTOUCHED, Cases, resolve
 from probe.interventions.sweep.result_table import Score, exact_match, tabulate
 from probe.interventions.sweep.sample_prompts import Images, SamplePrompts
@@ -44,8 +46,8 @@ from probe.interventions.sweep.visibility import (
 )
 from probe.records.provenance import provenance
 from probe.subject.inputs import Inputs
-from probe.subject.prefix_cache import PrefixMemory
-from probe.subject.prefix_check import SharingCheck, verdict, verdict_of
+from probe.subject.prefix_cache import PrefixCache
+from probe.subject.prefix_check import SharingCheck, check_sharing
 from probe.subject.subject import Subject
 
 
@@ -124,7 +126,7 @@ def sweep_one(
 
 class Sweep:
     """A sweep one sample at a time: `sweep(sample, donor)`. Arguments as in `drop_sweep`; sweeps of
-    one model may share the `memory` of another one."""
+    one model may share the `cache` of another one."""
 
     def __init__(
         self,
@@ -136,7 +138,7 @@ class Sweep:
         queries: Names | None = None,
         max_new_tokens: int = 32,
         score: Score = exact_match,
-        memory: PrefixMemory | None = None,
+        cache: PrefixCache | None = None,
     ):
         found = stacks(subject.model)
         _check(subject, stack, list(found), max_new_tokens)
@@ -152,14 +154,14 @@ class Sweep:
         }
         self.cases = always | resolve(cases, layers)
         self.visibility = visibility_of_cases(self.mode, self.cases, layers)
-        self.memory = PrefixMemory(subject.model, found["llm"]) if memory is None else memory
-        self.alone = SequentialCases(
+        self.cache = PrefixCache(subject.model, found["llm"]) if cache is None else cache
+        self.sequential = SequentialCases(
             subject, self.mode, self.cases, self.stack, max_new_tokens, self.queries
         )
-        self.together = (
-            BatchedCases(subject, self.mode, self.visibility, self.memory, max_new_tokens)
+        self.batched = (
+            BatchedCases(subject, self.mode, self.visibility, self.cache, max_new_tokens)
             if stack == "llm"
-            else Fused(self.alone, self.memory.images)
+            else BatchedPrefusion(self.sequential, self.cache.images)
         )
 
     @torch.no_grad()
@@ -172,11 +174,11 @@ class Sweep:
                 "drop_sweep", expected="another image to swap with", got="none", fix="pass donor="
             )
         before = self._prefixes()
-        question = SamplePrompts.of(self.subject, sample, donor)
+        prompts = SamplePrompts.of(self.subject, sample, donor)
         names = [name for name in self.cases if name != ANOTHER_IMAGE or donor is not None]
-        judged = self.judged(question.inputs)
-        outcome = (self.alone if judged.reason else self.together)(question, names)
-        answers = [question.inputs.vocabulary.words(ids) for ids in outcome.answers]
+        check = self.check_sharing(prompts.inputs)
+        outcome = (self.sequential if check.reason else self.batched)(prompts, names)
+        answers = [prompts.inputs.vocabulary.words(ids) for ids in outcome.answers]
         counts = {"row_layers": outcome.row_layers, "image_prefixes": self._prefixes() - before}
         table = tabulate(
             sample,
@@ -185,23 +187,23 @@ class Sweep:
             names,
             outcome.logits,
             answers,
-            question.gold,
+            prompts.gold,
             self.score,
             self.mode == "swap",
             counts,
         )
-        return table.assign_attrs(self._provenance(judged), **counts)
+        return table.assign_attrs(self._provenance(check), **counts)
 
     @torch.no_grad()
     def estimate(self, samples: Sequence[Sample]) -> str:
         """What the samples will cost, in a line; from a forward on the first of them."""
-        question = SamplePrompts.of(self.subject, samples[0], None)
-        judged, shared, token_bytes = self.judged(question.inputs), 0, 0.0
-        if not judged.seconds:
-            judged = SharingCheck(judged.reason, _seconds(self.subject, question.inputs))
+        prompts = SamplePrompts.of(self.subject, samples[0], None)
+        check, shared, token_bytes = self.check_sharing(prompts.inputs), 0, 0.0
+        if not check.seconds:
+            check = SharingCheck(check.reason, _seconds(self.subject, prompts.inputs))
         rows = len(self.cases) * len(self.stack.layers)
-        if not judged.reason:
-            prompt, known = self.memory.of(question.inputs)
+        if not check.reason:
+            prompt, known = self.cache.of(prompts.inputs)
             token_bytes = sum(t.nbytes for pair in known.prefix.keys.values() for t in pair) / max(
                 prompt.shared, 1
             )
@@ -212,36 +214,39 @@ class Sweep:
             len(self.cases),
             len(self.stack.layers),
             rows,
-            question.length,
+            prompts.length,
             shared,
             self.max_new_tokens,
             token_bytes,
-            judged,
+            check,
         )
 
-    def judged(self, inputs: Inputs) -> SharingCheck:
+    def check_sharing(self, inputs: Inputs) -> SharingCheck:
         """Whether sharing is exact."""
-        if guided := active_text_guided_reducers(self.subject.model):
+        model = self.subject.model
+        if guided := active_text_guided_reducers(model):
             return SharingCheck(f"{guided} chooses vision tokens by the question", 0.0)
-        if isinstance(self.together, Fused):
-            return verdict_of(self.subject.model, self.stack, inputs, self.together.untouched)
-        prompt, known = self.memory.of(inputs)
-        return verdict(self.subject.model, self.stack, inputs, prompt, known.prefix)
+        if isinstance(self.batched, BatchedPrefusion):
+            logits = partial(self.batched.untouched_logits, inputs)
+            return check_sharing(model, self.stack, inputs, logits)
+        prompt, cached = self.cache.of(inputs)
+        logits = partial(untouched_logits, model, self.stack, prompt, cached.prefix)
+        return check_sharing(model, self.stack, inputs, logits, cached.prefix)
 
     def _prefixes(self) -> int:
         """Passes over images so far: over their prefix in the LLM, or over their rows in
         pre-fusion.
         """
-        return self.memory.computed if self.stack.name == "llm" else self.memory.images.computed
+        return self.cache.computed if self.stack.name == "llm" else self.cache.images.computed
 
-    def _provenance(self, judged: SharingCheck) -> dict[str, Any]:
+    def _provenance(self, check: SharingCheck) -> dict[str, Any]:
         return provenance(
             self.subject,
             mode=self.mode,
             stack=self.stack.name,
             queries="+".join(self.queries or ()),
             max_new_tokens=self.max_new_tokens,
-            sharing=judged.reason or "exact",
+            sharing=check.reason or "exact",
             score=getattr(self.score, "__name__", type(self.score).__name__),
         )
 

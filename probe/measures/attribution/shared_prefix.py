@@ -16,6 +16,7 @@ where it is not, whole forwards are run. Vision queries are never masked; only t
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,12 +29,12 @@ from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.model_state import active_interventions, active_reducers
 from probe.hooks.model_structure import stacks
-from probe.interventions.sweep.prefix_attention import KeyValue
+from probe.interventions.sweep.case_batch import untouched_logits
 from probe.measures.attribution.baselines import Perturbation
 from probe.measures.attribution.features import NO_FEATURE
 from probe.measures.attribution.perturbed_model import blend, gate
-from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix
-from probe.subject.prefix_check import verdict
+from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix, KeyValue
+from probe.subject.prefix_check import check_sharing
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
 
@@ -77,7 +78,8 @@ class SharedPrefix:
         reason = "its attention has a window shorter than the prompt"
         with suppress(ProbeError):
             prefix = ImagePrefix.of(model, stack, prompt)
-            reason = verdict(model, stack, answer.inputs, prompt, prefix).reason
+            logits = partial(untouched_logits, model, stack, prompt, prefix)
+            reason = check_sharing(model, stack, answer.inputs, logits, prefix).reason
         if reason:
             return reason
         keys = ImagePrefix.of(model, stack, prompt, len(prompt.ids)).keys

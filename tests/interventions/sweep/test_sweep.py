@@ -3,7 +3,7 @@ or sharing.
 """
 
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from probe.evaluation.drop_effects import MODES
 from probe.hooks.attention_tap import routed, tap
 from probe.hooks.model_structure import stacks
 from probe.interventions.sweep import Sweep, drop_sweep, from_layer, sweep_one, until_layer, windows
+from probe.interventions.sweep.case_batch import untouched_logits
 from probe.interventions.sweep.layer_sets import (
     ALWAYS,
     ANOTHER_IMAGE,
@@ -35,7 +36,7 @@ from probe.interventions.sweep.visibility import SWEEP_MODES, row_layers, visibi
 from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix
 from probe.subject.inputs import with_response
 from probe.subject.loading import load
-from probe.subject.prefix_check import verdict
+from probe.subject.prefix_check import check_sharing
 
 LAYERS, TOKENS = 5, 4
 QUESTION, OTHER_QUESTION = (
@@ -141,9 +142,9 @@ def outcomes(subject, sample, cases, donor=None, sweep=None, **options):
     sweep = sweep or Sweep(subject, cases, max_new_tokens=TOKENS, **options)
     with torch.no_grad():
         question = SamplePrompts.of(subject, sample, donor)
-        assert sweep.judged(question.inputs).reason == ""
+        assert sweep.check_sharing(question.inputs).reason == ""
         names = [name for name in sweep.cases if name != ANOTHER_IMAGE or donor]
-        outcome = sweep.together(question, names)
+        outcome = sweep.batched(question, names)
     answers = [ids.tolist() for ids in outcome.answers]
     return question.gold.tolist(), dict(
         zip(names, zip(outcome.logits, answers, strict=True), strict=True)
@@ -251,7 +252,7 @@ def test_questions_and_system_prompts_of_one_image():
         assert_as_alone(
             subject, Sample("1", picture(1), question, answer="a red circle"), cases, sweep=sweep
         )
-        assert sweep.memory.computed == prefixes
+        assert sweep.cache.computed == prefixes
 
 
 def test_distances_are_those_of_the_next_token():
@@ -297,7 +298,7 @@ def test_the_context_managers_say_the_same(mode):
     sample, donor = Sample("1", picture(1), QUESTION, answer="a red circle"), picture(2)
     sweep = Sweep(subject, random_sets(3), mode, max_new_tokens=TOKENS)
     shared = sweep(sample, donor)
-    sweep.together = sweep.alone  # pyright: ignore
+    sweep.batched = sweep.sequential  # pyright: ignore
     apart = sweep(sample, donor)
     assert (shared["answer"] == apart["answer"]).all()
     for name in ("gold_logprob", "kl", "total_variation", "first_token_changed"):
@@ -450,7 +451,7 @@ def test_a_model_whose_image_sees_the_question_shares_nothing(capsys):
     ]
     table = drop_sweep(subject, samples, [{0}, {1, 2}], max_new_tokens=1)
     hook.remove()
-    assert "another one where a question follows" in table.attrs["sharing"]
+    assert "depends on the question" in table.attrs["sharing"]
     assert "each case alone" in capsys.readouterr().err
     assert (table["row_layers"] == LAYERS * table.sizes["case"]).all()
 
@@ -481,8 +482,10 @@ def test_attention_in_both_directions_is_found_out():
         "pixel_values": torch.randn(1, 3, 32, 32),
     }
     stack, prompt = stacks(model)["llm"], EmbeddedPrompt.of(model, inputs)
-    judged = verdict(model, stack, inputs, prompt, ImagePrefix.of(model, stack, prompt))
-    assert "another one where a question follows" in judged.reason
+    prefix = ImagePrefix.of(model, stack, prompt)
+    logits = partial(untouched_logits, model, stack, prompt, prefix)
+    check = check_sharing(model, stack, inputs, logits, prefix)
+    assert "depends on the question" in check.reason
 
 
 def test_the_model_is_as_it_was_whatever_happens():

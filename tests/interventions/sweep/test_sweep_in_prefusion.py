@@ -60,9 +60,9 @@ def outcome(subject, asked, donor, **options):
     sweep = Sweep(subject, SETS, max_new_tokens=TOKENS, **options)
     with torch.no_grad():
         question = SamplePrompts.of(subject, asked, donor)
-        assert sweep.judged(question.inputs).reason == ""
+        assert sweep.check_sharing(question.inputs).reason == ""
         names = [name for name in sweep.cases if name != ANOTHER_IMAGE or donor]
-        found = sweep.together(question, names)
+        found = sweep.batched(question, names)
     return question, dict(zip(names, zip(found.logits, found.answers, strict=True), strict=True))
 
 

@@ -1,0 +1,52 @@
+"""What all ways of running the cases of one sample have in common: their result, and greedy
+decoding.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from probe.subject.generation import until_end
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of every case of one sample, and the row-layers that were computed for it.
+
+    `logits`: of the prompt's last token, and of the gold answer's tokens but its last.
+    """
+
+    logits: Float[Tensor, "case token vocabulary"]
+    answers: list[Tensor]  # generated ids
+    row_layers: int
+
+    def insert(self, position: int, other: "Outcome") -> "Outcome":
+        """With the cases of another outcome from this position on."""
+        before, after = self.logits[:position], self.logits[position:]
+        return Outcome(
+            torch.cat([before, other.logits, after]),
+            [*self.answers[:position], *other.answers, *self.answers[position:]],
+            self.row_layers + other.row_layers,
+        )
+
+
+def decode_greedily(
+    logits: Float[Tensor, "row vocabulary"],
+    next_logits: Callable[[Int[Tensor, " row"], int], Float[Tensor, "row vocabulary"]],
+    tokens: int,
+    end_ids: Sequence[int],
+) -> list[Tensor]:
+    """At most `tokens` ids a row, each row up to and including the first of `end_ids`.
+
+    `logits` predict the first id. `next_logits(ids, step)` are those after the ids of step 0, 1 ...
+    """
+    ends = torch.tensor(list(end_ids), device=logits.device)
+    chosen = [logits.argmax(-1)]
+    ended = torch.isin(chosen[0], ends)
+    while len(chosen) < tokens and not ended.all():
+        chosen.append(next_logits(chosen[-1], len(chosen) - 1).argmax(-1))
+        ended |= torch.isin(chosen[-1], ends)
+    return [until_end(ids, end_ids) for ids in torch.stack(chosen, 1).cpu()]

@@ -1,0 +1,102 @@
+"""Answers as ids: `model.generate` with what every caller needs around it.
+
+(ids,) = generate_ids(model, vocabulary, inputs, max_new_tokens=32)   # greedy, with the end-of-turn token
+"""
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from transformers import PreTrainedModel
+
+from probe.data.token_types import LAST
+from probe.errors import ProbeError
+from probe.hooks.model_structure import image_token_id, max_positions
+from probe.subject.inputs import Inputs, TokenizerInfo
+
+# A checkpoint's own sampling options would only make transformers warn that they are not used
+GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+
+
+def generate_ids(
+    model: PreTrainedModel,
+    vocabulary: TokenizerInfo,
+    inputs: Inputs,
+    max_new_tokens: int = 32,
+    **generate: Any,
+) -> list[Int[torch.Tensor, "token"]]:
+    """The ids that answer each row, up to and including the end-of-turn token if there is one.
+
+    `generate`: options of `model.generate`; greedy by default. Fewer than `max_new_tokens` where
+    the model's positions end. The image token is never generated: it would stand for an image when
+    the answer is encoded. Raises ProbeError for inputs that end with a response, for options that
+    `model.generate` does not take, and for those by which it returns anything but one answer a row.
+    """
+    _check_options(max_new_tokens, generate)
+    if (inputs.types.role[:, -1] != LAST).any():
+        raise ProbeError(
+            "generate",
+            expected="rows that end with their prompt",
+            got="a response or padding on the right",
+        )
+    width = inputs["input_ids"].shape[1]
+    check_length(model, width + 1)
+    room = (max_positions(model) or width + max_new_tokens) - width
+    defaults = {"suppress_tokens": [image_token_id(model)]}
+    if not generate.get("do_sample"):
+        defaults |= GREEDY
+    try:
+        with torch.no_grad():
+            generated = model.generate(  # type: ignore[operator]
+                **inputs,
+                max_new_tokens=min(max_new_tokens, room),
+                pad_token_id=vocabulary.pad_id,
+                **(defaults | generate),
+            )
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, ProbeError) or not generate:
+            raise
+        raise ProbeError(
+            "generate",
+            expected="options that model.generate takes",
+            got=f"{', '.join(generate)}: {str(error)[:300]}",
+        ) from error
+    return [until_end(row, vocabulary.end_ids) for row in generated[:, width:].cpu()]
+
+
+def until_end(
+    ids: Int[torch.Tensor, " token"], end_ids: Sequence[int]
+) -> Int[torch.Tensor, " answer_token"]:
+    """Ids up to and including the first that ends an answer."""
+    ends = torch.isin(ids, torch.tensor(list(end_ids), device=ids.device)).nonzero()
+    return ids[: int(ends[0, 0]) + 1] if len(ends) else ids
+
+
+def check_length(model: PreTrainedModel, length: int) -> None:
+    """Raises ProbeError for a sequence longer than the model's positions."""
+    limit = max_positions(model)
+    if limit is not None and length > limit:
+        raise ProbeError(
+            "encode",
+            expected=f"at most {limit} tokens, the positions of the model",
+            got=f"{length} tokens",
+            fix="shorten the question or pass fewer images",
+        )
+
+
+def _check_options(max_new_tokens: int, generate: Mapping[str, Any]) -> None:
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
+        raise ProbeError(
+            "generate", expected="max_new_tokens of 1 or more", got=repr(max_new_tokens)
+        )
+    single = {"num_return_sequences": (None, 1), "return_dict_in_generate": (None, False)}
+    for name, allowed in single.items():
+        if generate.get(name) not in allowed:
+            raise ProbeError(
+                "generate",
+                expected="one answer a prompt, as ids",
+                got=f"{name}={generate[name]!r}",
+                fix="leave it out",
+            )
