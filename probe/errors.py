@@ -1,11 +1,11 @@
-"""The one error that a user of `probe` has to read, and the checks of arguments that all rooms share.
+"""The one error that a user of `probe` has to read, and the checks that all rooms share.
 
 A mistake is reported in one line: what was called, what it expected, what it got, what to do.
 
->>> raise ProbeError("subject.encode", expected="an image file", got="'notes.txt'", fix="pass a JPEG or PNG")
+>>> raise ProbeError("encode", expected="an image file", got="'notes.txt'", fix="pass a JPEG")
 Traceback (most recent call last):
 ...
-probe.errors.ProbeError: subject.encode: expected an image file, got 'notes.txt'; pass a JPEG or PNG
+probe.errors.ProbeError: encode: expected an image file, got 'notes.txt'; pass a JPEG
 """
 
 import operator

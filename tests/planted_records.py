@@ -21,7 +21,7 @@ ATTRS = {
     "types": "paper",
     "turns": "last",
     "rows": "all",
-    "toy": "true",
+    "toy": True,
     "seed": 0,
 }
 

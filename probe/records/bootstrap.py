@@ -24,6 +24,10 @@ from jaxtyping import Bool, Float, Int
 
 from probe.errors import ProbeError
 
+PerCase = Float[np.ndarray, "*case"]
+PerSample = Float[np.ndarray, "sample *case"]
+PerImage = Float[np.ndarray, "image *case"]
+Draws = Float[np.ndarray, "draw *case"]
 Images = Sequence[str] | np.ndarray  # the image of each sample, by any name or number
 Statistic = Callable[[Int[np.ndarray, "sample"]], "float | Float[np.ndarray, '*case']"]
 
@@ -34,13 +38,13 @@ BLOCK = 20_000_000  # numbers in memory at once: many images are drawn in blocks
 
 @dataclass(frozen=True)
 class Interval:
-    """Estimates with their bounds, all of the same shape. Bounds are NaN where fewer than two images
-    have a value.
+    """Estimates with their bounds, all of the same shape. Bounds are NaN where fewer than two
+    images have a value.
     """
 
-    estimate: Float[np.ndarray, "*case"]
-    low: Float[np.ndarray, "*case"]
-    high: Float[np.ndarray, "*case"]
+    estimate: PerCase
+    low: PerCase
+    high: PerCase
     level: float
 
     def columns(self, name: str, scale: float = 1.0) -> dict[str, np.ndarray]:
@@ -50,13 +54,13 @@ class Interval:
 
 
 def bootstrap(
-    values: Float[np.ndarray, "sample *case"],
+    values: PerSample,
     images: Images,
     *,
     seed: int,
     level: float = LEVEL,
     draws: int = DRAWS,
-    weights: Float[np.ndarray, "sample *case"] | None = None,
+    weights: PerSample | None = None,
 ) -> Interval:
     """Mean over samples with a percentile interval, drawing images. NaN values are left out.
 
@@ -74,7 +78,7 @@ def bootstrap(
 
 
 def paired(
-    values: Float[np.ndarray, "sample *case"],
+    values: PerSample,
     baseline: Float[np.ndarray, "sample"],
     images: Images,
     *,
@@ -116,8 +120,8 @@ def bootstrap_statistic(
     level: float = LEVEL,
     draws: int = 500,
 ) -> Interval:
-    """Interval of any number, or of one for each case: `statistic` gets how often each sample counts
-    (all ones: the estimate).
+    """Interval of any number, or of one for each case: `statistic` gets how often each sample
+    counts (all ones: the estimate).
 
     For what is not a mean over samples: F1, MMBench's circular accuracy, MME's points.
     """
@@ -142,7 +146,7 @@ def band_statistic(
 
 def _statistics(
     statistic: Statistic, images: Images, draws: int, seed: int
-) -> tuple[Float[np.ndarray, "*case"], Float[np.ndarray, "draw *case"]]:
+) -> tuple[PerCase, Draws]:
     """The estimate, and the values over the draws: none where there is a single image."""
     names, image_of = np.unique(np.asarray(images), return_inverse=True)
     image_count, rng = len(names), np.random.default_rng(seed)
@@ -155,9 +159,7 @@ def _statistics(
     return estimate, np.array(drawn, dtype=float).reshape(len(drawn), *estimate.shape)
 
 
-def _quantiles(
-    drawn: Float[np.ndarray, "draw *case"], level: float
-) -> tuple[Float[np.ndarray, "*case"], Float[np.ndarray, "*case"]]:
+def _quantiles(drawn: Draws, level: float) -> tuple[PerCase, PerCase]:
     """The bounds between which `level` of the draws lie. Draws without a value (no image of a case
     was drawn) are left out; NaN where no draw has one.
     """
@@ -231,10 +233,10 @@ def wilson_bounds(successes: int, trials: int, level: float = LEVEL) -> tuple[fl
 
 
 def _by_image(
-    values: Float[np.ndarray, "sample *case"],
+    values: PerSample,
     images: Images,
-    weights: Float[np.ndarray, "sample *case"] | None = None,
-) -> tuple[Float[np.ndarray, "image *case"], Float[np.ndarray, "image *case"]]:
+    weights: PerSample | None = None,
+) -> tuple[PerImage, PerImage]:
     """Sums of weight · value and of weights on each image."""
     _check_lengths("intervals", len(values), images)
     names, image_of = np.unique(np.asarray(images), return_inverse=True)
@@ -253,11 +255,11 @@ def _check_lengths(called: str, samples: int, images: Images) -> None:
 
 
 def _draw(
-    sums: Float[np.ndarray, "image *case"],
-    counts: Float[np.ndarray, "image *case"],
+    sums: PerImage,
+    counts: PerImage,
     draws: int,
     seed: int,
-) -> Float[np.ndarray, "draw *case"]:
+) -> Draws:
     """Means over images drawn with replacement. Blocks save memory and do not change the draws."""
     rng, image_count = np.random.default_rng(seed), len(sums)
     equal = np.full(image_count, 1 / image_count)
@@ -276,10 +278,10 @@ def _ratio(sums: np.ndarray | np.floating, counts: np.ndarray | np.floating) -> 
 
 
 def _interval(
-    sums: Float[np.ndarray, "image *case"],
-    counts: Float[np.ndarray, "image *case"],
-    low: Float[np.ndarray, "*case"],
-    high: Float[np.ndarray, "*case"],
+    sums: PerImage,
+    counts: PerImage,
+    low: PerCase,
+    high: PerCase,
     level: float,
 ) -> Interval:
     known = (counts > 0).sum(axis=0) >= 2  # one image says nothing about others

@@ -193,8 +193,6 @@ def _restored(node: xr.DataTree, schema: Mapping[str, Variable]) -> xr.Dataset:
     """
     dataset = with_text(node.to_dataset(inherit=False))
     dataset = dataset.rename({old: new for old, new in OLD_NAMES.items() if old in dataset})
-    if dataset.attrs.get("toy") in ("true", "false"):
-        dataset.attrs["toy"] = dataset.attrs["toy"] == "true"
     typed = {
         name: variable.astype(schema[str(name)].dtype)
         for name, variable in dataset.variables.items()

@@ -203,7 +203,9 @@ class RunDirectory:
 
 
 def _append(dataset: xr.Dataset, folder: Path, path: str, first: bool) -> None:
-    """Writes samples into a node of a zarr folder; variables without samples the first time only."""
+    """Writes samples into a node of a zarr folder; variables without samples only the first
+    time.
+    """
     if first:
         dataset.to_zarr(folder, group=path, mode="a", zarr_format=3, consolidated=False)
         return

@@ -24,8 +24,8 @@ from probe.errors import ProbeError
 class Variable:
     """What one variable is. A dimension in [brackets] may be left out.
 
-    `dtype`: "object" is text; None keeps the dtype of what is given. `low`, `high`: the range of its
-    values.
+    `dtype`: "object" is text; None keeps the dtype of what is given. `low`, `high`: the range of
+    its values.
     """
 
     dims: str

@@ -1,4 +1,4 @@
-"""Make a record from plain arrays, and check that one keeps the contract of `variables.py`."""
+"""Make a record from plain arrays, and check that one keeps the contract of `schema.py`."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -48,7 +48,7 @@ def assemble(
 def _dataset(
     path: str, values: Mapping[str, Any], schema: Mapping[str, Variable], labels: Sequence[str]
 ) -> xr.Dataset:
-    """The dataset of the root or of a stack from plain arrays, of which `labels` are coordinates."""
+    """The dataset of the root or of a stack from plain arrays; `labels` are its coordinates."""
     coords = {name: values[name] for name in labels if name in values}
     arrays = {name: array for name, array in values.items() if name not in coords}
     return dataset("record.assemble", arrays, schema, coords, path=f"{path}/")
@@ -66,10 +66,10 @@ def tree_of(root: xr.Dataset, nodes: Mapping[Any, xr.Dataset], called: str) -> x
 
 
 def validate(record: Any) -> xr.DataTree:
-    """The record itself if it keeps the contract; otherwise `ProbeError` names the variable that
-    breaks it.
+    """The record itself if it keeps the contract. Raises ProbeError naming the variable that breaks
+    it.
 
-    Variables that the tables do not know are a user's own: they pass unchecked.
+    Variables that are not in the schema are a user's own: they pass unchecked.
     """
     _register_accessor()
     if not isinstance(record, xr.DataTree):
@@ -78,10 +78,8 @@ def validate(record: Any) -> xr.DataTree:
         got = ", ".join(map(str, record)) or "nothing"
         raise _broken("a record with the coordinate `sample` and at least one stack", got)
     _check_root(record.to_dataset())
-    hidden = (
-        any(record.attrs.get(name) for name in ("intervention", "reducer"))
-        or record.attrs.get("sinks") == "drop"
-    )
+    some_hidden = record.attrs.get("intervention") or record.attrs.get("reducer")
+    hidden = bool(some_hidden) or record.attrs.get("sinks") == "drop"
     for name, child in record.children.items():
         _check_stack(name, child.to_dataset(), hidden)
     return record
@@ -103,7 +101,8 @@ def _broken(expected: str, got: str) -> ProbeError:
 def _check_root(root: xr.Dataset) -> None:
     ids, counts = np.unique(root["sample"].values.astype(str), return_counts=True)
     if (counts > 1).any():
-        raise _broken("each sample once", f"{str(ids[counts > 1][0])!r} {counts.max()} times")
+        repeated = str(ids[counts > 1][0])
+        raise _broken("each sample once", f"{repeated!r} {counts.max()} times")
     for name, value in root.attrs.items():
         if not isinstance(value, str | int | float):
             raise _broken(f"attrs[{name!r}] to be a string or a number", repr(value))
@@ -148,11 +147,10 @@ def _check_variable(path: str, array: xr.DataArray, variable: Variable) -> None:
 
 def _check_counts(stack: str, node: xr.Dataset) -> None:
     for variable, count in COUNT_OF.items():
-        if (
-            variable in node
-            and count in node
-            and bool((node[variable].notnull() & (node[count] == 0)).any())
-        ):
+        if variable not in node or count not in node:
+            continue
+        known = node[variable].notnull()
+        if bool((known & (node[count] == 0)).any()):
             raise _broken(f"{stack}/{variable} to be NaN where {count} is 0", "a number")
 
 
@@ -161,19 +159,17 @@ def _check_sums(stack: str, node: xr.Dataset, hidden: bool) -> None:
     attention.
 
     A query sees itself, so the queries of A are the largest query_count(A → B) over B. Where an
-    intervention or a reducer has `hidden` some of it, it is at most that much.
+    intervention or a reducer has `hidden` some keys, the sums are at most that large.
     """
     counts = node["query_count"]
     queries = counts.max("key_type")
-    sums = {
-        "mass·query_count ÷ queries": (node["mass"] * counts).sum("key_type")
-        / queries.where(queries > 0)
-    }
+    spent = (node["mass"] * counts).sum("key_type")
+    sums = {"mass·query_count ÷ queries": spent / queries.where(queries > 0)}
     if "share" in node:
         sums["share"] = node["share"].sum("key_type", min_count=1)
     measured = node["mass"].notnull().any("key_type")
-    for what, total in sums.items():
+    for name, total in sums.items():
         error = total - 1 if hidden else abs(total - 1)
         worst = error.where(measured).max().item()
         if worst > _SUM_SLACK:
-            raise _broken(f"{stack}/{what} to sum to 1 over key_type", f"{worst:.2g} off")
+            raise _broken(f"{stack}/{name} to sum to 1 over key_type", f"{worst:.2g} off")
