@@ -1,6 +1,6 @@
-"""One attention call, as a module makes it: what `tap` shows and `stats` measures.
+"""One attention call, as a module makes it: what `tap` shows and the statistics measure.
 
-Which keys a query may see is read from the call's own mask, in whatever form the kernel wants it:
+Which keys a query may attend to is read from the call's mask, in whatever form the kernel takes it:
 None (causal or not), bool or additive (batch, 1, query, key), or (batch, key) for flash attention.
 """
 
@@ -20,8 +20,10 @@ HIDDEN = -1e30  # finite: a weight of exactly 0 times -inf would be NaN
 class AttentionCall:
     """The arguments of one attention call, as the model gave them to its kernel.
 
-    `mask` is in force in this call; `own_mask` is the model's own, which an intervention leaves as
-    it was.
+    `effective_mask` is what the kernel gets; `model_mask` is the model's own, which an intervention
+    does not change. `causal` counts where there is no mask. Keys `window` positions back or further
+    are hidden. `active_queries` are those whose output is used (None: all): an edited call may run
+    in two parts. `options`: what else the module passes to its kernel.
     """
 
     name: str  # qualified name of the attention module
@@ -29,15 +31,13 @@ class AttentionCall:
     query: Float[Tensor, "batch head query dim"]
     key: Float[Tensor, "batch key_head key dim"]
     value: Float[Tensor, "batch key_head key dim"]
-    mask: Tensor | None
-    own_mask: Tensor | None
+    effective_mask: Tensor | None
+    model_mask: Tensor | None
     scaling: float
-    causal: bool  # meaningful where there is no mask
-    window: int | None  # keys further back than this are not seen
-    options: Mapping[str, object]  # what else the module passes to its kernel
-    asking: Bool[Tensor, "batch query"] | None = (
-        None  # whose output is used, None: all; some calls run in two parts
-    )
+    causal: bool
+    window: int | None
+    options: Mapping[str, object]
+    active_queries: Bool[Tensor, "batch query"] | None = None
 
     @property
     def row_count(self) -> int:
@@ -52,12 +52,12 @@ class AttentionCall:
         return self.key.shape[2]
 
     def with_mask(self, mask: Tensor | None) -> "AttentionCall":
-        return replace(self, mask=mask)
+        return replace(self, effective_mask=mask)
 
 
 @dataclass(frozen=True)
 class AttentionWeights:
-    """What is left to see of a module that calls no registered function but returns its weights."""
+    """The weights of a module that calls no registered function but returns them."""
 
     name: str
     module: nn.Module
@@ -77,17 +77,15 @@ class AttentionWeights:
 
 
 def as_bool(mask: Tensor) -> Tensor:
-    """A bool or additive mask as a bool one: True for what is seen."""
+    """A bool or additive mask as a bool one: True for visible pairs."""
     return mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask.bool()
 
 
 def with_hidden(mask: Tensor, hidden: Bool[Tensor, "..."]) -> Tensor:
     """A bool or additive mask with more pairs hidden."""
-    return (
-        mask & ~hidden
-        if mask.dtype == torch.bool
-        else mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
-    )
+    if mask.dtype == torch.bool:
+        return mask & ~hidden
+    return mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
 
 
 def visible_keys(
@@ -100,8 +98,8 @@ def visible_keys(
             raise ProbeError(
                 "probe", expected="one mask for all heads", got=f"{mask.shape[1]} in {call.name}"
             )
-        own = mask[min(row, mask.shape[0] - 1), 0][position - (key_count - query_count), :stop]
-        return as_bool(own)
+        query = position - (key_count - query_count)
+        return as_bool(mask[min(row, mask.shape[0] - 1), 0][query, :stop])
     key = torch.arange(stop, device=position.device)
     visible = torch.ones(len(position), stop, dtype=torch.bool, device=position.device)
     if call.causal:
@@ -114,14 +112,45 @@ def visible_keys(
 
 
 def bias(call: AttentionCall, row: int, position: Tensor, stop: int) -> Float[Tensor, "query key"]:
-    """What is added to the scores: 0 or -1e30, or the model's own additive mask where it has
+    """What is added to the scores: 0 or -1e30, or the additive mask of the call where it has
     one.
     """
-    mask = call.mask
+    mask = call.effective_mask
     if mask is not None and mask.ndim == 4 and mask.dtype != torch.bool:
-        offset = call.key_count - call.query_count
-        return (
-            mask[min(row, mask.shape[0] - 1), 0][position - offset, :stop].float().clamp(min=HIDDEN)
-        )
+        query = position - (call.key_count - call.query_count)
+        return mask[min(row, mask.shape[0] - 1), 0][query, :stop].float().clamp(min=HIDDEN)
     hidden = ~visible_keys(mask, call, row, position, stop)
     return hidden.float().mul_(HIDDEN)
+
+
+def attention_weights(
+    query: Float[Tensor, "*batch head query dim"],
+    key: Float[Tensor, "*batch key_head key dim"],
+    scaling: float,
+    bias: Float[Tensor, "query key"] | float = 0.0,
+) -> Float[Tensor, "*batch head query key"]:
+    """softmax(q kᵀ · scaling + bias) in float32, autocast off."""
+    *batch, heads, query_count, dim = query.shape
+    with torch.autocast(query.device.type, enabled=False):
+        # The queries of heads that share a key head are rows of one product.
+        queries = query.float().reshape(*batch, key.shape[-3], -1, dim)
+        scores = queries @ key.float().mT * scaling
+        return torch.softmax(scores.view(*batch, heads, query_count, -1) + bias, -1)
+
+
+@torch.no_grad()
+def attention_rows(
+    call: AttentionCall | AttentionWeights, row: int, position: Int[Tensor, "query"]
+) -> Float[Tensor, "head query key"]:
+    """The attention that the queries at these positions among the keys give, in one row of the
+    batch; float32, under the call's effective mask.
+
+        attention_rows(call, 0, torch.tensor([call.key_count - 1]))      # the last token's
+    """
+    if isinstance(call, AttentionWeights):
+        offset = call.key_count - call.query_count
+        return call.weights[row][:, position.to(call.weights.device) - offset].float()
+    position = position.to(call.query.device)
+    queries = call.query[row][:, position - (call.key_count - call.query_count)]
+    added = bias(call, row, position, call.key_count)
+    return attention_weights(queries, call.key[row], call.scaling, added)

@@ -86,7 +86,7 @@ class TapState:
     def kernel(self, call: AttentionCall) -> Output:
         """The user's own kernel."""
         function = own_function(call.module, self.config._attn_implementation)
-        tensors = call.query, call.key, call.value, call.mask
+        tensors = call.query, call.key, call.value, call.effective_mask
         return function(call.module, *tensors, scaling=call.scaling, **call.options)
 
     def run(self, call: AttentionCall, view: View | None) -> Output:
@@ -144,8 +144,8 @@ def dispatch(module, query, key, value, attention_mask=None, scaling=None, **opt
         query=query,
         key=key,
         value=value,
-        mask=attention_mask,
-        own_mask=attention_mask,
+        effective_mask=attention_mask,
+        model_mask=attention_mask,
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         causal=bool(causal) and query.shape[2] > 1 and not (eager and attention_mask is None),
         window=options.get("sliding_window"),

@@ -188,10 +188,10 @@ class FullLengthView:
             query=self.queries.put(call.query, zero, 2),
             key=self.keys.put(call.key, zero, 2),
             value=self.keys.put(call.value, zero, 2),
-            mask=mask,
-            own_mask=own,
+            effective_mask=mask,
+            model_mask=own,
             causal=self.queries.length > 1,
-            asking=self.queries.slot >= 0,
+            active_queries=self.queries.slot >= 0,
         )
 
     def part(
@@ -206,7 +206,9 @@ class FullLengthView:
             call,
             key=call.key if edited.key is whole.key else self.keys.take(edited.key, 2),
             value=call.value if edited.value is whole.value else self.keys.take(edited.value, 2),
-            mask=call.mask if edited.mask is whole.mask else self.part_of_mask(edited.mask),
+            effective_mask=call.effective_mask
+            if edited.effective_mask is whole.effective_mask
+            else self.part_of_mask(edited.effective_mask),
         )
 
     def part_of_mask(self, mask: Tensor | None) -> Tensor | None:

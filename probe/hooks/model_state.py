@@ -150,7 +150,9 @@ class ModelState:
     # Of an attention module that now runs on some positions only: for each thread, what shows its
     # calls over the whole sequence (`token_removal.py`)
     views: dict[int, Callable[..., Any]] = field(default_factory=dict)
-    sharing_checks: dict[tuple, Any] = field(default_factory=dict)  # `subject/prefix_check.py`
+    # `subject/prefix_check.py`: the checks by setting, and the address and version of each weight
+    sharing_checks: dict[Any, Any] = field(default_factory=dict)
+    checked_weights: tuple = ()
     structure: tuple | None = None  # `model_structure.py`: the module tree and its stacks
 
     def is_empty(self) -> bool:

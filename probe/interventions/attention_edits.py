@@ -28,7 +28,11 @@ def mask_keys(
     hidden = (queries[:, :, None] & keys[:, None])[:, None].to(call.key.device)
     if not hidden.any():
         return call
-    mask = causal_mask(call) if call.mask is None else call.mask[..., : call.key_count]
+    mask = (
+        causal_mask(call)
+        if call.effective_mask is None
+        else call.effective_mask[..., : call.key_count]
+    )
     mask = with_hidden(mask, hidden)
     bereft = hidden.any(-1, keepdim=True) & ~as_bool(mask).any(-1, keepdim=True)
     if bereft.any():
@@ -54,17 +58,17 @@ def replace_keys_values(
     """Runs a call in which these queries find other keys or values (`key=`, `value=`), and all
     others their own.
 
-    Where both kinds ask, the kernel runs twice, and each time `asking` says whose output is used.
+    Where both kinds ask, the kernel runs twice, and each time `active_queries` says whose output is used.
     """
     queries = queries.to(call.key.device)
-    asking = torch.ones_like(queries) if call.asking is None else call.asking
-    ours, others = asking & queries, asking & ~queries
+    active = torch.ones_like(queries) if call.active_queries is None else call.active_queries
+    ours, others = active & queries, active & ~queries
     if not ours.any():
         return kernel(call)
     if not others.any():
         return kernel(replace(call, **changed))
-    output, weights = kernel(replace(call, asking=ours, **changed))
-    own_output, own_weights = kernel(replace(call, asking=others))
+    output, weights = kernel(replace(call, active_queries=ours, **changed))
+    own_output, own_weights = kernel(replace(call, active_queries=others))
     if weights is not None and own_weights is not None:
         weights = torch.where(queries[:, None, :, None], weights, own_weights)
     return torch.where(queries[:, :, None, None], output, own_output), weights

@@ -22,6 +22,7 @@ from probe.data.image import ImageSource
 from probe.hooks.attention_tap import tap
 from probe.hooks.block_threads import only_this_thread
 from probe.hooks.layer_arguments import cache_argument, output_cache
+from probe.hooks.model_state import is_clear
 from probe.hooks.model_structure import stacks
 from probe.interventions.drop import drop_vision
 from probe.measures.attention.reference import difference, largest_difference
@@ -259,7 +260,9 @@ def _bytes(n: float) -> str:
 
 
 def state(model: Any) -> dict[str, Any]:
-    """All that a probe could leave behind: hooks, configs, kernels and mode of every module."""
+    """All that a probe could leave behind: hooks, configs, kernels and mode of every module, and
+    entries in the registry of open blocks.
+    """
     return {
         name: (
             id(module.__dict__.get("config")),
@@ -267,6 +270,7 @@ def state(model: Any) -> dict[str, Any]:
             len(module._forward_hooks),
             len(module._forward_pre_hooks),
             module.training,
+            is_clear(module),
         )
         for name, module in model.named_modules()
     }

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.hooks.attention_call import attention_weights
+
 CHUNK = 2**24  # attention weights that are held at a time
 
 
@@ -49,8 +51,7 @@ class LayerAttention:
         return torch.stack(sums).sum(0) / positions
 
     def _rows(self, query: Tensor) -> Float[Tensor, "view head query position"]:
-        scores = query.float() @ self.key.float().transpose(-1, -2)
-        return torch.softmax(scores * self.scaling, -1)
+        return attention_weights(query, self.key, self.scaling)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ Source: arXiv 2403.06764; pkunlp-icler/FastV at d165972.
 
 from dataclasses import dataclass
 
+from probe.hooks.attention_call import attention_rows
 from probe.hooks.sequence_tracker import TrackedSequence
 from probe.reducers.llm_reducer import (
     ObservedAttention,
     PreviousLayerReducer,
     RowScores,
     Schedule,
-    attention_of,
     check_stages,
 )
 
@@ -47,4 +47,4 @@ class FastV(PreviousLayerReducer):
         return {self.layer: lambda tokens: round(tokens * self.keep)}
 
     def rated(self, call: ObservedAttention, row: int, prompt: TrackedSequence) -> RowScores:
-        return attention_of(call, row, prompt.end[row : row + 1]).mean(0)[0]
+        return attention_rows(call, row, prompt.end[row : row + 1]).mean(0)[0]

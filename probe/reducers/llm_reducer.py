@@ -37,7 +37,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probe.errors import ProbeError
-from probe.hooks.attention_call import AttentionCall, AttentionWeights, bias
+from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import model_block
 from probe.hooks.model_state import registered_reducer
@@ -130,7 +130,7 @@ class PreviousLayerReducer(LLMReducer):
     @abstractmethod
     def rated(self, call: ObservedAttention, row: int, prompt: TrackedSequence) -> RowScores:
         """The score of each position of one row of the batch, by that layer's attention
-        (`attention_of`).
+        (`attention_rows`).
         """
 
     def scores(self, layer_input: LayerInput, prompt: TrackedSequence) -> Scores:
@@ -227,23 +227,6 @@ def best(scores: Scores, among: PositionMask, count: Int[Tensor, " batch"]) -> P
     order = scores.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1)  # of each position: the inverse of the permutation
     return among & (rank < count[:, None])
-
-
-@torch.no_grad()
-def attention_of(
-    call: ObservedAttention, row: int, position: Int[Tensor, " query"]
-) -> Float[Tensor, "head query key"]:
-    """The attention that the queries at these positions of a prompt give, in float32."""
-    if isinstance(call, AttentionWeights):
-        return call.weights[row][:, position.to(call.weights.device)].float()
-    query, key = call.query[row], call.key[row]
-    position = position.to(query.device)
-    with torch.autocast(query.device.type, enabled=False):
-        # queries of heads that share a key head stand together
-        queries = query[:, position].float().reshape(key.shape[0], -1, query.shape[-1])
-        scores = torch.matmul(queries * call.scaling, key.float().mT)
-        scores = scores.view(len(query), len(position), -1)
-        return torch.softmax(scores + bias(call, row, position, call.key_count), -1)
 
 
 def check_stages(called: str, layers: tuple[Any, ...], keeps: tuple[Any, ...]) -> None:

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 import torch
 
 from probe.errors import ProbeError
+from probe.hooks.attention_call import attention_rows
 from probe.hooks.sequence_tracker import TrackedSequence
 from probe.hooks.token_removal import LayerInput
-from probe.reducers.llm_reducer import LLMReducer, Schedule, Scores, attention_of, check_stages
+from probe.reducers.llm_reducer import LLMReducer, Schedule, Scores, check_stages
 
 
 @dataclass(frozen=True)
@@ -71,4 +72,4 @@ class PyramidDrop(LLMReducer):
     def scores(self, layer_input: LayerInput, prompt: TrackedSequence) -> Scores:
         call = layer_input.attention_call()
         last = enumerate(prompt.end[:, None])
-        return torch.stack([attention_of(call, row, end).mean(0)[0] for row, end in last])
+        return torch.stack([attention_rows(call, row, end).mean(0)[0] for row, end in last])

@@ -38,7 +38,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probe.errors import ProbeError, at_least
-from probe.hooks.attention_call import AttentionWeights
+from probe.hooks.attention_call import AttentionWeights, attention_rows
 from probe.hooks.sequence_tracker import TrackedSequence
 from probe.hooks.token_removal import LayerInput
 from probe.reducers.dpc_knn import clusters
@@ -49,7 +49,6 @@ from probe.reducers.llm_reducer import (
     RowScores,
     Schedule,
     Scores,
-    attention_of,
 )
 
 TABLE = {  # the authors' settings: vision tokens of OUT_OF that stay after each of LAYERS
@@ -146,7 +145,7 @@ class SparseVLM(PreviousLayerReducer):
 
     def rated(self, call: ObservedAttention, row: int, prompt: TrackedSequence) -> RowScores:
         asking = prompt.memo["raters"][row]
-        weights = attention_of(call, row, asking)
+        weights = attention_rows(call, row, asking)
         if self.recycle:
             return weights.mean((0, 1))
         rotary = prompt.memo["rotary"]

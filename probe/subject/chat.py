@@ -150,8 +150,8 @@ class Chat:
             return
         if isinstance(call, AttentionWeights):
             ahead = call.weights.triu(1) > 0
-        elif call.own_mask is None or call.own_mask.ndim != 4:
+        elif call.model_mask is None or call.model_mask.ndim != 4:
             ahead = torch.tensor(not call.causal)
         else:
-            ahead = as_bool(call.own_mask).triu(1 + call.key_count - call.query_count)
+            ahead = as_bool(call.model_mask).triu(1 + call.key_count - call.query_count)
         self._looks_ahead = bool(ahead.any())

@@ -10,6 +10,7 @@ logits alone.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,19 @@ class SharingCheck:
     seconds: float
 
 
+def _known_checks(model: PreTrainedModel) -> dict[Any, SharingCheck]:
+    """The checks of a model, by setting. They are forgotten where its weights have changed."""
+    state = state_of(model)
+    weights = tuple(
+        (parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version)
+        for parameter in model.parameters()
+    )
+    if state.checked_weights != weights:
+        state.checked_weights = weights
+        state.sharing_checks = {}
+    return state.sharing_checks
+
+
 def check_sharing(
     model: PreTrainedModel,
     stack: LayerStack,
@@ -49,7 +63,7 @@ def check_sharing(
     kernels = [module.config._attn_implementation for module in stack.attention.values()]  # pyright: ignore[reportAttributeAccessIssue]
     has_prefix = prefix is not None and prefix.length > 0
     setting = (stack.name, model.dtype, has_prefix, *kernels)
-    checks = state_of(model).sharing_checks
+    checks = _known_checks(model)
     if setting not in checks:
         checks[setting] = _check(model, stack, inputs, untouched_logits, prefix)
     return checks[setting]

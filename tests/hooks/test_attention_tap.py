@@ -233,4 +233,4 @@ def test_an_intervention_changes_what_is_in_force_not_what_is_visible(subject, i
     with tap(stack.attention, seen.append), routed(stack.attention, hide):
         changed = subject.model(**inputs).logits
     assert not torch.equal(plain, changed)
-    assert seen[0].mask.sum() == seen[0].key_count and seen[0].own_mask is None
+    assert seen[0].effective_mask.sum() == seen[0].key_count and seen[0].model_mask is None

@@ -88,14 +88,15 @@ def test_calls_over_some_positions_are_shown_as_calls_over_all(attn, kind):
             logits(subject, inputs)
         seen[mode["mode"]] = calls[1]
     removed, hidden = seen["remove"], seen["mask_frozen"]
-    text = removed.asking
+    text = removed.active_queries
     assert torch.equal(text, inputs["input_ids"] != model.config.image_token_id)
     for name in ("query", "key", "value"):
         ours, theirs = (getattr(call, name).transpose(1, 2)[text] for call in (removed, hidden))
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     real = text & inputs["attention_mask"].bool()
     ours, theirs = (
-        call.mask if call.mask.dtype == torch.bool else call.mask == 0 for call in (removed, hidden)
+        call.effective_mask if call.effective_mask.dtype == torch.bool else call.effective_mask == 0
+        for call in (removed, hidden)
     )
     assert torch.equal(
         ours.expand(len(text), -1, -1, -1)[:, 0][real],

@@ -125,8 +125,12 @@ def test_zero_leaves_the_softmax_and_takes_what_vision_says(subject):
     with drop_vision(subject, 2, mode="zero"), tap({name: module}, calls.append):
         logits(subject, inputs)
     hook.remove()
-    call = next(call for call in calls if call.asking is not None and call.asking[0, -1])
-    own = next(call for call in calls if call.asking is not None and not call.asking[0, -1])
+    call = next(
+        call for call in calls if call.active_queries is not None and call.active_queries[0, -1]
+    )
+    own = next(
+        call for call in calls if call.active_queries is not None and not call.active_queries[0, -1]
+    )
     hidden = torch.ones(call.query_count, call.key_count).triu(1) * -1e9
     weights = torch.softmax(
         call.query[0] @ call.key[0].transpose(-1, -2) * call.scaling + hidden, -1

@@ -272,10 +272,10 @@ def test_attention_shows_no_mass_on_vision_where_it_is_dropped(model):
     for call, is_dropped in zip(words, (True, False, True), strict=True):
         k = call.key.repeat_interleave(call.query.shape[1] // call.key.shape[1], 1)
         scores = (call.query @ k.mT) * call.scaling
-        weights = torch.softmax(scores.masked_fill(~call.mask, -torch.inf), -1)
+        weights = torch.softmax(scores.masked_fill(~call.effective_mask, -torch.inf), -1)
         on_vision = weights[..., : call.key_count - call.query_count].sum(-1)
         assert (on_vision == 0).all() if is_dropped else (on_vision > 0).all()
-        assert call.own_mask.sum() > call.mask.sum() or not is_dropped
+        assert call.model_mask.sum() > call.effective_mask.sum() or not is_dropped
 
 
 def test_it_composes_with_dropping_in_the_llm(model):

@@ -113,7 +113,7 @@ def test_a_query_without_any_key_keeps_itself(attn):
         tap(stacks(subject.model)["llm"].attention, calls.append),
     ):
         assert logits(subject, inputs).isfinite().all()
-    mask = calls[2].mask if attn == "sdpa" else calls[2].mask == 0
+    mask = calls[2].effective_mask if attn == "sdpa" else calls[2].effective_mask == 0
     real = inputs["attention_mask"].bool()
     expected = torch.eye(real.shape[1], dtype=torch.bool) & real[:, :, None]
     assert torch.equal(mask[:, 0] & real[:, :, None], expected)

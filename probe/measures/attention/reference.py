@@ -115,7 +115,7 @@ def largest_difference(subject: Subject, inputs: Inputs, stack: str) -> float:
         offset = call.key_count - call.query_count
         position = torch.arange(offset, call.key_count, device=call.query.device)
         for element, row in enumerate(rows):
-            visible = visible_keys(call.own_mask, call, element, position, call.key_count)
+            visible = visible_keys(call.model_mask, call, element, position, call.key_count)
             eager_rounds = call.query.dtype != torch.float32  # its weights, to the model's dtype
             if output[1] is None or eager_rounds:
                 weights = _weights(call, element, visible)

@@ -101,13 +101,13 @@ class _Walk:
         offset = call.key_count - call.query_count  # index of the first query among the keys
         positions = torch.arange(self.first + offset, end, device=call.key.device)
         counted = self.keys.query_types(positions) >= 0
-        if call.asking is not None:
-            counted &= call.asking[self.row]
+        if call.active_queries is not None:
+            counted &= call.active_queries[self.row]
         queries = counted.nonzero().squeeze(1)
         if not len(queries):
             return []
         left_padding = int((self.keys.ids[self.first : end] >= 0).nonzero()[0])
-        only_causal = call.causal and call.own_mask is None
+        only_causal = call.causal and call.model_mask is None
         size = self.limit // (self.group * call.key_count)
         blocks, done = [], 0
         for query in queries.split(max(1, min(BLOCK_QUERIES, size))):
@@ -123,7 +123,9 @@ class _Walk:
         averaged over heads.
         """
         call, start = self.call, block.start
-        visible = visible_keys(call.own_mask, call, self.row, block.position, block.stop)[:, start:]
+        visible = visible_keys(call.model_mask, call, self.row, block.position, block.stop)[
+            :, start:
+        ]
         mask_bias = bias(call, self.row, block.position, block.stop)[:, start:]
         # Keys before the first that any query of the block cannot see need no bias.
         is_masked = (mask_bias != 0).any(0)

@@ -23,7 +23,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.errors import ProbeError
-from probe.hooks.attention_call import AttentionCall, AttentionWeights, bias, visible_keys
+from probe.hooks.attention_call import (
+    AttentionCall,
+    AttentionWeights,
+    attention_rows,
+    visible_keys,
+)
 from probe.hooks.attention_tap import tap
 from probe.hooks.model_structure import output_projection, stacks
 from probe.measures.attention.statistic import gram
@@ -72,11 +77,10 @@ def _measures(
 ) -> dict[str, Float[Tensor, "head feature"]]:
     position, key_count = torch.tensor(rows, device=call.key.device), call.key_count
     groups = call.query.shape[1] // call.key.shape[1]
-    key, value = (part[0].float().repeat_interleave(groups, 0) for part in (call.key, call.value))
-    scores = call.query[0, :, position].float() @ key.mT * call.scaling
-    weights = (scores + bias(call, 0, position, key_count)).softmax(-1)  # (head, query, key)
+    value = call.value[0].float().repeat_interleave(groups, 0)
+    weights = attention_rows(call, 0, position)
     mass = weights @ member
-    visible = visible_keys(call.own_mask, call, 0, position, key_count).float()
+    visible = visible_keys(call.model_mask, call, 0, position, key_count).float()
     even = (visible @ member) / visible.sum(-1, keepdim=True)
     square = gram(output_projection(call.module), call.query.shape[1])  # (head, dim, dim)
     squared_norms = []
