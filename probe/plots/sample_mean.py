@@ -4,7 +4,6 @@ Questions about one image are not independent, so images are drawn with replacem
 of its samples. The band is the 95 % percentile interval; with fewer than two images there is none.
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from jaxtyping import Float, Int
 from probe.errors import ProbeError, one_of
 from probe.records import entropy_ratio, node
 from probe.records.bootstrap import bootstrap
+from probe.records.provenance import content_hash
 
 COUNT_OF = {
     "mass": "query_count",
@@ -117,8 +117,7 @@ def _image_key(root: xr.Dataset, sample: int) -> object:
     if "image_sha256" in one and any(hashes := one["image_sha256"].values.tolist()):
         return tuple(hashes)
     if "images" in one and one["image_size"].values.any():
-        pixels = one["image_size"].values.tobytes() + one["images"].values.tobytes()
-        return hashlib.sha256(pixels).digest()
+        return content_hash([one["image_size"].values.tobytes(), one["images"].values.tobytes()])
     return sample
 
 

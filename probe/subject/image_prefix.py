@@ -12,7 +12,6 @@ computed once.
 `prefix_check.py` tests whether this holds for a model.
 """
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, routed
 from probe.hooks.block_threads import add_hook, model_block, only_this_thread
 from probe.hooks.model_structure import LayerStack, vision_positions
+from probe.records.provenance import content_hash
 
 KeyValue = tuple[Tensor, Tensor]  # of one layer, (key_head, key, dim) or (row, key_head, key, dim)
 
@@ -208,8 +208,7 @@ def tensor_hash(tensor: Tensor) -> str:
     """A hash of a tensor's shape and values."""
     values = tensor.detach().cpu()
     values = values.float() if values.is_floating_point() else values
-    content = str(values.shape).encode() + values.contiguous().numpy().tobytes()
-    return hashlib.sha256(content).hexdigest()
+    return content_hash([str(values.shape), values.contiguous().numpy().tobytes()])
 
 
 def prefix_key(inputs: Mapping[str, Tensor], length: int) -> str:
@@ -217,11 +216,11 @@ def prefix_key(inputs: Mapping[str, Tensor], length: int) -> str:
     hold one value a token.
     """
     ids = inputs["input_ids"]
-    digest = hashlib.sha256(ids[0, :length].cpu().numpy().tobytes())
+    content: list[str | bytes] = [ids[0, :length].cpu().numpy().tobytes()]
     for name in sorted(inputs):
         if inputs[name].shape != ids.shape:
-            digest.update(f"{name} {tensor_hash(inputs[name])}".encode())
-    return digest.hexdigest()
+            content.append(f"{name} {tensor_hash(inputs[name])}")
+    return content_hash(content)
 
 
 @model_block
