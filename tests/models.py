@@ -3,8 +3,8 @@
 Everything is built offline in well under a second: configurations shrunk to 3 layers, tokenizers
 trained here on a few sentences, the image processors and chat templates of the checkpoints.
 
-    model, processor = llava15()                    # LLaVA-1.5: USER / ASSISTANT, image cropped to a square
-    model, processor = llava_next_mistral()         # any resolution, grouped queries, sliding window, [INST]
+    model, processor = llava15()            # LLaVA-1.5: USER / ASSISTANT, image cropped to a square
+    model, processor = llava_next_mistral()  # any resolution, grouped queries, sliding window, [INST]
     model, processor = llava15(layers=2, side=48, attn="eager")
 
 The tokenizers keep what makes real ones awkward: the post-processor adds BOS, `<image>` is a

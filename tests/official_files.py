@@ -1,4 +1,4 @@
-"""Small folders of official files: three questions a benchmark, the image of the second one missing.
+"""Small folders of official files: three questions a benchmark, the second one without its image.
 
 Each function of `FOLDERS` fills a folder and gives the official ids in the order of the file, and a
 reader of our export: [(id, text), ...] in the order that a scorer which goes by position sees.

@@ -1,6 +1,6 @@
 """Fig. 2, 3 and 4 of the LLaVA-Mini paper for the shipped tiny model, over many questions.
 
-    python analyses/attention/attention.py                  # 40 frozen images, 7 questions each: about a minute
+    python analyses/attention/attention.py      # 40 frozen images, 7 questions each: about a minute
     python analyses/attention/attention.py --images 200
 
 Writes the figures and `numbers.csv` beside this file, and the record (from which `--draw` makes the

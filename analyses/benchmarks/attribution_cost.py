@@ -1,7 +1,7 @@
 """What an ablation on a shared prefix costs beside a plain loop over the same ablations.
 
-    python analyses/benchmarks/attribution_cost.py               # tiny widths, 16 layers: a minute or two
-    python analyses/benchmarks/attribution_cost.py --wide        # 7B widths, 4 layers, bfloat16: long
+    python analyses/benchmarks/attribution_cost.py         # tiny widths, 16 layers: a minute or two
+    python analyses/benchmarks/attribution_cost.py --wide      # 7B widths, 4 layers, bfloat16: long
 
 One image of 576 vision tokens, 144 cells of 2 x 2, 40 tokens of text behind it and an answer of 4.
 Random weights. A plain loop takes each cell away and runs the whole model again: the median of a

@@ -1,8 +1,8 @@
 """What LLaVA-Mini's pre-fusion costs, and what its exact shortcuts save.
 
-    python analyses/benchmarks/llava_mini_cost.py               # 7B widths, about 4 GB, some minutes
-    python analyses/benchmarks/llava_mini_cost.py --prefill     # prefill beside LLaVA-1.5, few layers of the LLM
-    python analyses/benchmarks/llava_mini_cost.py --cuda        # the same at the full 7B shapes, about 20 GB
+    python analyses/benchmarks/llava_mini_cost.py              # 7B widths, about 4 GB, some minutes
+    python analyses/benchmarks/llava_mini_cost.py --prefill  # prefill beside LLaVA-1.5, few layers of the LLM
+    python analyses/benchmarks/llava_mini_cost.py --cuda  # the same at the full 7B shapes, about 20 GB
 
 Random weights in bfloat16 (in float32 where results are compared); 576 patches, 1 compressed token,
 45 text tokens; 4 pre-fusion layers as released. Times are process times of one thread, the sides in

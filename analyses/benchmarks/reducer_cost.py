@@ -1,8 +1,8 @@
 """What a reducer saves of the time to the first token, beside what is counted; and what choosing
 the tokens costs.
 
-    python analyses/benchmarks/reducer_cost.py           # 7B widths, few layers, about 3 GB, some minutes
-    python analyses/benchmarks/reducer_cost.py --cuda    # all layers; also LLaVA-NeXT (2,880 -> 160) and 13B; 45 GB
+    python analyses/benchmarks/reducer_cost.py     # 7B widths, few layers, about 3 GB, some minutes
+    python analyses/benchmarks/reducer_cost.py --cuda  # all layers; also LLaVA-NeXT (2,880 -> 160) and 13B; 45 GB
 
 Random weights in bfloat16, 45 text tokens. The clock runs from before the vision encoder to the
 logits of the first token; both sides get the same prompt, with a placeholder for every patch, so

@@ -1,7 +1,7 @@
 """What a sweep costs beside running every case alone.
 
-    python analyses/benchmarks/sweep_cost.py                    # tiny model: 32 layers, 41 cases, 8 tokens; a minute
-    python analyses/benchmarks/sweep_cost.py --wide             # 7B widths, 8 layers, 37 cases, prefill, bfloat16; long
+    python analyses/benchmarks/sweep_cost.py   # tiny model: 32 layers, 41 cases, 8 tokens; a minute
+    python analyses/benchmarks/sweep_cost.py --wide  # 7B widths, 8 layers, 37 cases, prefill, bfloat16; long
 
 Prompts have 576 vision tokens, 5 text tokens before and 40 behind them. Random weights. Times are
 process times of one thread, both sides in this process, so that their ratio holds on a busy

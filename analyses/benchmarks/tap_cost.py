@@ -1,6 +1,6 @@
 """What measuring costs beside the forward it measures, at the widths of LLaVA-7B's layers.
 
-    python analyses/benchmarks/tap_cost.py                  # 620 tokens (LLaVA-1.5) and 2,900 (NeXT), bfloat16
+    python analyses/benchmarks/tap_cost.py       # 620 tokens (LLaVA-1.5) and 2,900 (NeXT), bfloat16
     python analyses/benchmarks/tap_cost.py --dtype float32 --tokens 620 --layers 2 --rounds 7
     python analyses/benchmarks/tap_cost.py --device cuda --layers 32
 

@@ -1,8 +1,8 @@
 """What LLaVA-1.5 and LLaVA-Mini cost: FLOPs counted from shapes, beside those that the LLaVA-Mini
 paper prints.
 
-    python analyses/cost/cost.py                # counts, figures and the tables of README.md: a minute, no weights
-    python analyses/cost/cost.py --measure      # also times models of these widths, an eighth as deep: 3 GB
+    python analyses/cost/cost.py  # counts, figures and the tables of README.md: a minute, no weights
+    python analyses/cost/cost.py --measure  # also times models of these widths, an eighth as deep: 3 GB
 
 Configs of the real models stand here and not in `probe`: what is counted follows from them alone.
 `published.csv` and `components.csv` hold what the paper prints (arXiv 2501.03895, Tables 6, 8, 12

@@ -10,7 +10,7 @@ was not.
     mean = RunningMean()
     for part in run.stream():
         mean.add(part["llm"]["mass"])            # or weights=part["llm"]["query_count"]
-    mean.result()                                # an xarray.DataArray without the dimension `sample`
+    mean.result()                               # an xarray.DataArray without the dimension `sample`
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """What tiny-llava answers when vision tokens are taken away in some layers: Fig. 5 of the
 LLaVA-Mini paper, and more.
 
-    python analyses/drop/drop.py                     # 1,002 drawn questions, six modes of dropping: 20 minutes
-    python analyses/drop/drop.py --shard 1/2         # half of the images: one of two processes that share the run
+    python analyses/drop/drop.py          # 1,002 drawn questions, six modes of dropping: 20 minutes
+    python analyses/drop/drop.py --shard 1/2  # half of the images: one of two processes that share the run
     python analyses/drop/drop.py --draw              # only figures and tables, from the newest run
 
 The run is in probe-out/analyses/drop and resumes. Figures, accuracy.csv and attention.csv go beside

@@ -1,8 +1,8 @@
 """Where tiny-llava-mini fuses image and words, beside tiny-llava, whose LLM reads every patch
 itself.
 
-    python analyses/llava_mini/fusion.py             # accuracy, attention, dropping in both stacks: ten minutes
-    python analyses/llava_mini/fusion.py --draw      # figures and table again, from what was measured
+    python analyses/llava_mini/fusion.py  # accuracy, attention, dropping in both stacks: ten minutes
+    python analyses/llava_mini/fusion.py --draw    # figures and table again, from what was measured
     python analyses/llava_mini/fusion.py --without probe-out/matched/no-pre-fusion
 
 What is measured goes to probe-out/analyses/llava_mini, a folder for each state of the weights, and

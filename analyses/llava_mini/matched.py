@@ -1,7 +1,7 @@
 """What pre-fusion brings, and what its start: four trainings that differ in one thing, beside the
 shipped models.
 
-    python analyses/llava_mini/matched.py                       # trains all four, 1,000 steps each: about an hour
+    python analyses/llava_mini/matched.py         # trains all four, 1,000 steps each: about an hour
     python analyses/llava_mini/matched.py --only no-pre-fusion  # one of them
     python analyses/llava_mini/matched.py --steps 2000 --out probe-out/matched-2000
 

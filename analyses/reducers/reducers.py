@@ -1,7 +1,7 @@
 """Token reducers on tiny-llava, beside tiny-llava-mini: accuracy, tokens, time; what is kept, and
 what attention says.
 
-    python analyses/reducers/reducers.py                    # 120 drawn questions to 16 methods; resumes
+    python analyses/reducers/reducers.py                # 120 drawn questions to 16 methods; resumes
     python analyses/reducers/reducers.py --questions 1002
 
 The run is in probe-out/analyses/reducers. Figures and accuracy.csv go beside this file.

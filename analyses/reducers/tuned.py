@@ -1,7 +1,7 @@
 """What tuning the projector under VisionZip gains: tiny-llava with 4 and 9 of its 36 vision tokens,
 before and after.
 
-    python analyses/reducers/tuned.py                 # 2 x 120 steps of 20 questions: some minutes on one core
+    python analyses/reducers/tuned.py      # 2 x 120 steps of 20 questions: some minutes on one core
 
 Held out are images of another seed. A question is right where the model's first choice is the
 answer's next token all the way, its end included: what greedy decoding says, from one forward.

@@ -1,7 +1,7 @@
 """A later question with the first one's cache: text-agnostic VisionZip beside text-guided FastV, on
 tiny-llava.
 
-    python analyses/reducers/turns.py                 # 16 images, 30 pairs of questions each; some minutes
+    python analyses/reducers/turns.py          # 16 images, 30 pairs of questions each; some minutes
 
 Each of an image's six questions is the first one once, and then come the other five, each as a new
 conversation: with everything computed anew, and with the cache that the first question left

@@ -1,6 +1,6 @@
 """How well tiny-llava answers, and how it learned to: the numbers and the figure of this folder.
 
-    python analyses/tiny/accuracy.py                        # the shipped weights, 2,000 frozen images
+    python analyses/tiny/accuracy.py                      # the shipped weights, 2,000 frozen images
     python analyses/tiny/accuracy.py my-tiny-llava --images 200
 
 Writes accuracy-by-*.csv beside itself, and learning-curve.png and .svg from learning-curve.csv (the

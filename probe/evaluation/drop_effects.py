@@ -7,7 +7,7 @@ are the untouched model, no vision in any layer, and another image. Questions ab
 independent evidence, so images are drawn again (`intervals.py`), all cases with the same draws:
 differences are paired.
 
-    effects(results)                                  # a row for each mode, case and kind of question
+    effects(results)                                # a row for each mode, case and kind of question
     window_cases(table, 4)                            # ["1-4", "5-8", ...]: those of Fig. 5
 """
 

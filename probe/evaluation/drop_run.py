@@ -3,7 +3,7 @@
     task = BenchmarkTask.read("gqa", "data/gqa", limit=500)
     dropping = DropRun(subject, task, {"mask": windows(4), "swap": windows(4)})
     print(dropping.estimate())
-    run = dropping.run("probe-out/drop")         # the same line again goes on where it was interrupted
+    run = dropping.run("probe-out/drop")      # the same line again goes on with it
     effects(dropping.results(run))               # accuracy of every case, with intervals
 
 A part of such a run is a tree: a node for each mode of dropping (a table of `drop_sweep`), and one

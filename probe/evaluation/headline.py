@@ -4,8 +4,8 @@ Mostly that is the mean of the scores. F1 (POPE), circular accuracy (MMBench), p
 ratio (LLaVA-Bench) are not: for them images are drawn again and the number is computed anew, in all
 cases from the same draws, so that differences to the untouched model are paired.
 
-    headline = Headline(table)                       # of `effects.tables_of`, which says what benchmark it is
-    headline.curve([0, 3, 4], seed=0).estimate       # these cases, with a band over all of them at once
+    headline = Headline(table)             # of `drop_effects.tables_of`
+    headline.curve([0, 3, 4], seed=0).estimate   # these cases, with a band over all of them at once
 """
 
 from collections.abc import Sequence

@@ -4,8 +4,8 @@ Table 1 averages eleven numbers. Ten are percentages; MME, a score out of 2000, 
 of one, so that it hardly counts:  (sum of ten percentages + MME / 2000) / 11.  Scaled like the
 others it is MME / 20.
 
->>> llava = dict(vqav2=78.5, gqa=62.0, vizwiz=50.0, scienceqa=66.8, textvqa=58.2, pope=85.9, mme=1510.7,
-...              mmbench=64.3, seed=58.6, llava_w=63.4, mm_vet=30.5)
+>>> llava = dict(vqav2=78.5, gqa=62.0, vizwiz=50.0, scienceqa=66.8, textvqa=58.2, pope=85.9,
+...              mme=1510.7, mmbench=64.3, seed=58.6, llava_w=63.4, mm_vet=30.5)
 >>> average(llava)
 Average(as_printed=56.27, rescaled=63.07, missing=())
 """

@@ -114,7 +114,7 @@ class BenchmarkTask:
         return len(self._images) > 1
 
     def summarise(self, predictions: Mapping[str, str]) -> dict[str, float]:
-        """The benchmark's official numbers over the questions that were asked (sample id -> text)."""
+        """The official numbers over the questions that were asked (sample id -> text)."""
         asked = self.benchmark if self.limit is None else self.benchmark.limited(self.limit)
         return self.module.summarise(asked.official_rows, predictions)
 

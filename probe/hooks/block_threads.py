@@ -15,7 +15,7 @@ the first of them opens a block. A function that runs the forward itself (`measu
     block = drop_vision(subject, range(8, 32))
     with block:
         Thread(target=subject.model.generate, kwargs=inputs | {"streamer": streamer}).start()
-        pool.submit(answer, block)         # answer(block) runs its forwards in block.in_this_thread()
+        pool.submit(answer, block)       # answer(block) runs its forwards in block.in_this_thread()
 
 All hooks of the package are registered by `add_hook`, and called only in the threads concerned.
 """

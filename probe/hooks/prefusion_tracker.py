@@ -10,7 +10,7 @@ the image was encoded before).
 
     fusions = Fusions("drop_vision", model, stack)
     with fusions.followed():
-        model(**inputs)                 # hooks inside see fusions.running(): a `TrackedSequence` of frames
+        model(**inputs)          # hooks inside see fusions.running(): a `TrackedSequence` of frames
 """
 
 from collections.abc import Callable, Iterator

@@ -1,10 +1,10 @@
 """Answers beside their questions: scores of those that were given, and the official answer files.
 
 An official scorer joins answers to questions by position, or refuses a file that lacks some. So one
-rule holds for all exports: every official row, in the order of the official file, with an empty text
-where there is no answer (a row that could not be read included).
+rule holds for all exports: every official row, in the order of the official file, with an empty
+text where there is no answer (a row that could not be read included).
 
-    answers = Answers(rows, predictions, score)      # rows: Benchmark.official_rows, or samples alone
+    answers = Answers(rows, predictions, score)    # rows: Benchmark.official_rows, or samples
     answers.percent()                                # over the samples that have an answer
     [{"questionId": row["question_id"], "prediction": text} for row, text in answers.official]
 
@@ -48,7 +48,7 @@ class Answers:
         return percent(score for (sample, _), score in scored if keep(sample))
 
     def by(self, prefix: str, group: str = "kind") -> dict[str, float]:
-        """`percent` for each value of `meta[group]`, named `prefix/value`, in alphabetical order."""
+        """`percent` for each value of `meta[group]`, named `prefix/value`, in order."""
         values = sorted({str(sample.meta[group]) for sample in self.samples} - {""})
         return {
             f"{prefix}/{v}": self.percent(lambda s, v=v: str(s.meta[group]) == v) for v in values

@@ -2,10 +2,10 @@
 
 `testdev_balanced_questions.json`, images in `images/`; one entry:
 
-    {"20602803": {"question": "Is the ground blue or brown?", "imageId": "n168412", "answer": "brown",
-      "fullAnswer": "The ground is brown.", "isBalanced": true, "types": {"structural": "choose",
-      "semantic": "attr", "detailed": "chooseAttr"}, "groups": {...}, "semantic": [...], "entailed": [],
-      "equivalent": [...]}}
+    {"20602803": {"question": "Is the ground blue or brown?", "imageId": "n168412",
+      "answer": "brown", "fullAnswer": "The ground is brown.", "isBalanced": true,
+      "types": {"structural": "choose", "semantic": "attr", "detailed": "chooseAttr"},
+      "groups": {...}, "semantic": [...], "entailed": [], "equivalent": [...]}}
 
 Rule: LLaVA's scripts/convert_gqa_for_eval.py strips full stops at the end and lower-cases; GQA's
 eval.py compares with `==`. No article, number or punctuation rule. Questions that are not balanced

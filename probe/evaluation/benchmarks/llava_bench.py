@@ -2,7 +2,7 @@
 
 `questions.jsonl`, images in `images/`; one line:
 
-    {"question_id": 0, "image": "001.jpg", "category": "conv", "text": "What is the name of this sight?"}
+    {"question_id": 0, "image": "001.jpg", "category": "conv", "text": "What is this sight?"}
 
 The judge (LLaVA's llava/eval/eval_gpt_review_bench.py) reads our exported answers beside GPT-4's
 and gives both a score of 1 to 10; `judged` reads what it writes, one line a question:
@@ -11,8 +11,8 @@ and gives both a score of 1 to 10; `judged` reads what it writes, one line a que
 
 Rule: llava/eval/summarize_gpt_review.py, 100 x mean score of the model / mean score of GPT-4, both
 rounded to three decimals first. We leave out reviews in which the judge gave no scores (-1), which
-the original averages in. The review script reads questions, answers and GPT-4's answers in parallel,
-by position, so every question is exported.
+the original averages in. The review script reads questions, answers and GPT-4's answers in
+parallel, by position, so every question is exported.
 """
 
 from collections.abc import Mapping, Sequence

@@ -2,7 +2,7 @@
 
 `mm-vet.json`, images in `images/`; one entry:
 
-    {"v1_0": {"imagename": "v1_0.png", "question": "What is x in the equation?", "answer": "-1<AND>-5",
+    {"v1_0": {"imagename": "v1_0.png", "question": "What is x?", "answer": "-1<AND>-5",
       "imagesource": "...", "capability": ["ocr", "math"]}, ...}
 
 The judge (MM-Vet's notebook) reads our export, {"v1_0": "x = -1 or x = -5", ...}, and writes one or

@@ -3,7 +3,7 @@
 A tab separated table, `mmbench_dev_20230712.tsv`, here with the image cut short:
 
     index   question            hint  A      B      C    D    answer  category          image
-    241     Which is the dog?   nan   left   right  nan  nan  B       object_location   /9j/4AAQSkZJRg...
+    241     Which is the dog?   nan   left   right  nan  nan  B       object_location   /9j/4AAQ...
     1000241 Which is the dog?   nan   right  left   nan  nan  A       object_location   241
 
 `image` is base64, or (64 characters or fewer) the index of the row that has it. The first option
@@ -135,7 +135,8 @@ class _Images:
         if len(cell) > LONGEST_REFERENCE:
             self.stored[index] = stored_image(cell, self.folder)
             return self.stored[index]
-        expected = f"'image': an image in base64, or (at most {LONGEST_REFERENCE} characters) the index of its row"
+        reference = f"(at most {LONGEST_REFERENCE} characters) the index of its row"
+        expected = f"'image': an image in base64, or {reference}"
         if not cell.strip().isdecimal():
             raise RowError(expected, shown(cell))
         owner = int(cell)
@@ -292,8 +293,8 @@ def weighted(
 
 
 def summarise(rows: Rows, predictions: Predictions) -> dict[str, float]:
-    """Circular and vanilla accuracy in percent, circular accuracy by category and by the newer rule,
-    and how many answers choose no option.
+    """Circular and vanilla accuracy in percent, circular accuracy by category and by the newer
+    rule, and how many answers choose no option.
     """
     answers = Answers(rows, predictions, score)
     hits = circular(rows, predictions)

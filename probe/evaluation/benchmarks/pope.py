@@ -3,8 +3,8 @@ images.
 
 `coco_pope_{random,popular,adversarial}.json` (JSON lines), images in `val2014/`; one line:
 
-    {"question_id": 1, "image": "COCO_val2014_000000310196.jpg", "text": "Is there a snowboard in the image?",
-     "label": "yes"}
+    {"question_id": 1, "image": "COCO_val2014_000000310196.jpg",
+     "text": "Is there a snowboard in the image?", "label": "yes"}
 
 Rule: LLaVA's llava/eval/eval_pope.py. Of the text up to the first full stop, commas dropped: "No",
 "no" or "not" as a word between spaces means no, anything else yes. Accuracy, precision, recall, F1
@@ -74,7 +74,7 @@ def _official(name: str, row: Any) -> dict[str, Any]:
 
 
 def _edition(rows: Rows) -> str:
-    """Which of the two editions was read; "" where it is neither, or the random set was not read."""
+    """Which of the two editions was read; "" for neither, or without the random set."""
     kinds = [row.meta["kind"] if isinstance(row, Sample) else row.official["kind"] for row in rows]
     return EDITIONS.get(kinds.count("random"), "")
 
@@ -98,7 +98,7 @@ def _sample(data: DataFolder, name: str, row: Any) -> Sample:
 def reading_of(prediction: str) -> str:
     """What the text is taken to say.
 
-    >>> [reading_of(text) for text in ("No, there is none.", "Yes. No dog though.", "nothing", "NO")]
+    >>> [reading_of(text) for text in ("No, none.", "Yes. No dog though.", "nothing", "NO")]
     ['no', 'yes', 'yes', 'yes']
     """
     sentence = prediction.strip().split(".")[0]

@@ -3,9 +3,9 @@
 `problems.json` and `pid_splits.json` ({"test": ["4", "5", ...]}), images in
 `images/test/<id>/image.png`; an entry:
 
-    {"11": {"question": "What is the name of the colony shown?", "choices": ["Maryland", "New Hampshire",
-     "Rhode Island", "Vermont"], "answer": 1, "hint": "", "image": "image.png", "split": "test",
-     "subject": "social science", ...}}
+    {"11": {"question": "What is the name of the colony shown?", "choices": ["Maryland",
+     "New Hampshire", "Rhode Island", "Vermont"], "answer": 1, "hint": "", "image": "image.png",
+     "split": "test", "subject": "social science", ...}}
 
 LLaVA's own prompts (`llava_test_CQM-A.json`) are used where the folder has them, else built the
 same way: the hint as "Context: ...", the question, one lettered option a line.

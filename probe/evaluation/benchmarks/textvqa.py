@@ -2,13 +2,14 @@
 
 `TextVQA_0.5.1_val.json`, images in `train_images/`; one entry of its `data`:
 
-    {"question_id": 34602, "image_id": "003a8ae2ef43b901", "question": "what is the brand of this camera?",
+    {"question_id": 34602, "image_id": "003a8ae2ef43b901",
+     "question": "what is the brand of this camera?",
      "answers": ["nous les gosses", "dakota", ... ten in all]}
 
-LLaVA's number (58.2) is with an OCR system's words in the prompt ("Reference OCR token: DAKOTA, DIGITAL,
-..."). They are taken from `llava_textvqa_val_v051_ocr.jsonl` or `TextVQA_Rosetta_OCR_v0.2_val.json`,
-whichever is in the folder; with neither (or `ocr=False`) the question is asked alone, which is some 12 points
-harder. `meta["ocr"]` says.
+LLaVA's number (58.2) is with an OCR system's words in the prompt ("Reference OCR token: DAKOTA,
+DIGITAL, ..."). They are taken from `llava_textvqa_val_v051_ocr.jsonl` or
+`TextVQA_Rosetta_OCR_v0.2_val.json`, whichever is in the folder; with neither (or `ocr=False`) the
+question is asked alone, which is some 12 points harder. `meta["ocr"]` says which it was.
 
 Rule: the soft score (`vqa_score`), as in LLaVA's llava/eval/eval_textvqa.py.
 """

@@ -3,9 +3,9 @@ test-dev).
 
 `val.json`, images in `val/`; one entry:
 
-    {"image": "VizWiz_val_00000000.jpg", "question": "What is this, and what color is it?", "answers":
-     [{"answer": "unanswerable", "answer_confidence": "yes"}, ... ten in all], "answer_type": "unanswerable",
-     "answerable": 0}
+    {"image": "VizWiz_val_00000000.jpg", "question": "What is this, and what color is it?",
+     "answers": [{"answer": "unanswerable", "answer_confidence": "yes"}, ... ten in all],
+     "answer_type": "unanswerable", "answerable": 0}
 
 Rule: the soft score (`vqa_score`). The test split has no answers: it is exported for the server
 (LLaVA's scripts/convert_vizwiz_for_submission.py: normalised answers).

@@ -3,7 +3,7 @@
 Answer and reference answers are normalised alike. An answer is compared with the other nine people,
 leaving each out in turn, and three who agree are enough:
 
-    score = mean over i of  min(1, |{j != i : reference_j = answer}| / 3)        0 if nobody gave the answer
+    score = mean over i of  min(1, |{j != i : reference_j = answer}| / 3),  0 if none gave the answer
 
 >>> soft_score("Two.", ["2"] * 3 + ["3"] * 7)  # 3 x min(1, 2/3) + 7 x min(1, 3/3), over 10
 0.9
@@ -46,8 +46,8 @@ def normalise(answer: str) -> str:
     """The answer as it is compared: lower case, no articles, digits for number words, little
     punctuation.
 
-    >>> normalise("The two Cats!"), normalise("well-known"), normalise("1,000 dollars."), normalise("3.5")
-    ('2 cats', 'well known', '1000 dollars', '3.5')
+    >>> [normalise(text) for text in ("The two Cats!", "well-known", "1,000 dollars.", "3.5")]
+    ['2 cats', 'well known', '1000 dollars', '3.5']
     """
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = _without_punctuation(text.strip().replace("\n", " ").replace("\t", " ").strip())

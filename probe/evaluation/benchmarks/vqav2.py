@@ -3,7 +3,8 @@
 `v2_OpenEnded_mscoco_val2014_questions.json` and `v2_mscoco_val2014_annotations.json`, images in
 `val2014/`:
 
-    {"questions":   [{"image_id": 262148, "question": "Where is he looking?", "question_id": 262148000}, ...]}
+    {"questions":   [{"image_id": 262148, "question": "Where is he looking?",
+                      "question_id": 262148000}, ...]}
     {"annotations": [{"question_id": 262148000, "image_id": 262148, "answer_type": "other",
       "question_type": "none of the above", "multiple_choice_answer": "down", "answers":
       [{"answer": "down", "answer_confidence": "yes", "answer_id": 1}, ... ten in all]}, ...]}
