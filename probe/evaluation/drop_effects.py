@@ -19,12 +19,12 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Float
 
-from probe.errors import ProbeError
-from probe.records.bootstrap import Interval, bootstrap, paired
+from probe.errors import ProbeError, one_of
+from probe.records.bootstrap import bootstrap, paired
 
 BASELINES = 3  # untouched, no vision, another image
 ATTENTION = "attention"  # the node that holds attention, not a mode
-OF_SAMPLES = ("image", "kind", "unit", "gold")  # what a run's root says of each sample
+OF_SAMPLES = ("image", "kind", "unit", "rotations", "gold")  # in the root of a run, where known
 VALUES = {
     "correct": "accuracy",
     "gold_logprob": "log-probability of the gold answer (nat)",
@@ -95,50 +95,39 @@ def _with_samples(table: xr.Dataset) -> xr.Dataset:
 def dropped_layers(table: xr.Dataset) -> dict[str, tuple[int, ...]]:
     """The layers that each case names, from 0; without the cases that every sweep has."""
     named = table["dropped"].isel(case=slice(BASELINES, None))
-    return {
-        str(name): tuple(np.flatnonzero(row).tolist())
-        for name, row in zip(named["case"].values, named.values, strict=True)
-    }
+    names = map(str, named["case"].values)
+    layers = (tuple(np.flatnonzero(row).tolist()) for row in named.values)
+    return dict(zip(names, layers, strict=True))
 
 
 def window_cases(table: xr.Dataset, size: int | None = None) -> list[str]:
     """Cases that are neighbouring windows of `size` layers; by default of the least size that
-    covers all layers.
-
-    An empty list where there are no such cases.
+    covers all layers. An empty list where there are none.
     """
-    names, layers = (
-        {chosen: name for name, chosen in dropped_layers(table).items()},
-        table.sizes["layer"],
-    )
-    for tried in range(1, layers) if size is None else [size] * (size <= layers):
-        windows = [
-            tuple(range(start, min(start + tried, layers))) for start in range(0, layers, tried)
-        ]
-        if all(window in names for window in windows):
-            return [names[window] for window in windows]
+    depth = table.sizes["layer"]
+    name_of = {layers: name for name, layers in dropped_layers(table).items()}
+    sizes = range(1, depth) if size is None else [size] * (size <= depth)
+    for length in sizes:
+        starts = range(0, depth, length)
+        windows = [tuple(range(start, min(start + length, depth))) for start in starts]
+        if all(window in name_of for window in windows):
+            return [name_of[window] for window in windows]
     return []
 
 
 def from_cases(table: xr.Dataset) -> dict[int, str]:
     """First dropped layer -> the case that drops from there to the last layer."""
-    last = table.sizes["layer"]
-    found = {
-        c[0]: name
-        for name, c in dropped_layers(table).items()
-        if c and c == tuple(range(c[0], last))
-    }
-    return dict(sorted(found.items()))
+    depth = table.sizes["layer"]
+    cases = dropped_layers(table).items()
+    names = {c[0]: name for name, c in cases if c and c == tuple(range(c[0], depth))}
+    return dict(sorted(names.items()))
 
 
 def until_cases(table: xr.Dataset) -> dict[int, str]:
     """Last dropped layer -> the case that drops from the first layer to there."""
-    found = {
-        c[-1]: name
-        for name, c in dropped_layers(table).items()
-        if c and c == tuple(range(c[-1] + 1))
-    }
-    return dict(sorted(found.items()))
+    cases = dropped_layers(table).items()
+    names = {c[-1]: name for name, c in cases if c and c == tuple(range(c[-1] + 1))}
+    return dict(sorted(names.items()))
 
 
 def kinds_of(table: xr.Dataset) -> list[str]:
@@ -156,8 +145,7 @@ def of_kind(table: xr.Dataset, kind: str) -> xr.Dataset:
 def values_of(table: xr.Dataset, value: str = "correct") -> Float[np.ndarray, "sample case"]:
     """One of `VALUES` as an array. Raises ProbeError where the table has it not."""
     if value not in VALUES or value not in table:
-        there = ", ".join(name for name in VALUES if name in table)
-        raise ProbeError("results", expected=f"a value of {there}", got=repr(value))
+        one_of("results", "a value of", value, [name for name in VALUES if name in table])
     return table[value].transpose("sample", "case").values.astype(float)
 
 
@@ -184,32 +172,16 @@ def effects(results: Any, *, seed: int = 0) -> pd.DataFrame:
 def _effects(table: xr.Dataset, labels: Mapping[str, str], seed: int) -> list[dict[str, Any]]:
     correct, images = values_of(table), table["image"].values
     counts = {"questions": table.sizes["sample"], "images": len(np.unique(images.astype(str)))}
-    columns = _columns("accuracy", bootstrap(correct, images, seed=seed))
-    columns |= _columns("difference", paired(correct, correct[:, 0], images, seed=seed))
-    columns |= {
-        name: table[name].transpose("sample", "case").mean("sample").values
-        for name in VALUES
-        if name != "correct" and name in table
-    }
-    layers = {**dict.fromkeys(table["case"].values[:BASELINES], ""), **dropped_layers(table)}
-    return [
-        {
-            "mode": labels["mode"],
-            "case": case,
-            "layers": " ".join(str(layer + 1) for layer in chosen),
-            "kind": labels["kind"],
-            **counts,
-            **{name: float(column[at]) for name, column in columns.items()},
-        }
-        for at, (case, chosen) in enumerate(
-            (case, layers[case] or ()) for case in map(str, table["case"].values)
-        )
-    ]
-
-
-def _columns(name: str, found: Interval) -> dict[str, np.ndarray]:
-    return {
-        name: 100 * found.estimate,
-        f"{name}_low": 100 * found.low,
-        f"{name}_high": 100 * found.high,
-    }
+    columns = bootstrap(correct, images, seed=seed).columns("accuracy", 100)
+    columns |= paired(correct, correct[:, 0], images, seed=seed).columns("difference", 100)
+    for name in VALUES:
+        if name != "correct" and name in table:
+            columns[name] = table[name].transpose("sample", "case").mean("sample").values
+    layers = dropped_layers(table)
+    rows = []
+    for at, case in enumerate(map(str, table["case"].values)):
+        from_one = " ".join(str(layer + 1) for layer in layers.get(case, ()))
+        numbers = {name: float(column[at]) for name, column in columns.items()}
+        row = {"mode": labels["mode"], "case": case, "layers": from_one, "kind": labels["kind"]}
+        rows.append(row | counts | numbers)
+    return rows

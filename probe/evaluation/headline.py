@@ -1,4 +1,4 @@
-"""The number that papers print of a benchmark, for every case of a sweep, with how sure it is.
+"""The number that papers print of a benchmark, for every case of a sweep, with its interval.
 
 Mostly that is the mean of the scores. F1 (POPE), circular accuracy (MMBench), points (MME) and a
 ratio (LLaVA-Bench) are not: for them images are drawn again and the number is computed anew, in all
@@ -28,7 +28,7 @@ from probe.records.bootstrap import (
     paired,
 )
 
-REFERENCE = "reference"  # GPT-4's scores, beside the model's
+REFERENCE = "reference"  # the variable with GPT-4's scores, where a judge gives two
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +49,12 @@ class Headline:
 
     @property
     def label(self) -> str:
-        """What an axis says."""
+        """The label of an axis."""
         return getattr(self.module, "LABEL", "accuracy (%)")
 
     @property
     def top(self) -> float:
-        """The best there is."""
+        """The best possible value."""
         return getattr(self.module, "TOP", 100)
 
     @property
@@ -78,9 +78,11 @@ class Headline:
         """To the untouched model, paired, every case by itself."""
         if self.is_mean:
             return paired(100 * self._scores, 100 * self._scores[:, 0], self._images, seed=seed)
-        return bootstrap_statistic(
-            lambda times: (found := self(times)) - found[0], self._images, seed=seed
-        )
+        return bootstrap_statistic(self._differences, self._images, seed=seed)
+
+    def _differences(self, times: Int[np.ndarray, " sample"]) -> Float[np.ndarray, " case"]:
+        numbers = self(times)
+        return numbers - numbers[0]
 
     def curve(self, cases: Sequence[int], seed: int, paired: bool = False) -> Interval:
         """A band over these cases at once; `paired`: of their differences to the untouched
@@ -90,11 +92,8 @@ class Headline:
         if self.is_mean:
             base = 100 * self._scores[:, :1] if paired else 0.0
             return band(100 * self._scores[:, at] - base, self._images, seed=seed)
-        return band_statistic(
-            lambda times: (found := self(times))[at] - (found[0] if paired else 0),
-            self._images,
-            seed=seed,
-        )
+        numbers = self._differences if paired else self
+        return band_statistic(lambda times: numbers(times)[at], self._images, seed=seed)
 
     @cached_property
     def _scores(self) -> Float[np.ndarray, "sample case"]:
@@ -102,14 +101,12 @@ class Headline:
 
     @cached_property
     def _about(self) -> dict[str, np.ndarray]:
-        known = {
-            name: self.table[name].values.astype(str) for name in OF_SAMPLES if name in self.table
-        }
+        names = [name for name in OF_SAMPLES if name in self.table]
+        about = {name: self.table[name].values.astype(str) for name in names}
         if REFERENCE in self.table:
-            known[REFERENCE] = (
-                self.table[REFERENCE].transpose("sample", "case").values.astype(float)
-            )
-        return known
+            scores = self.table[REFERENCE].transpose("sample", "case")
+            about[REFERENCE] = scores.values.astype(float)
+        return about
 
     @property
     def _images(self) -> np.ndarray:
@@ -121,16 +118,5 @@ def columns(table: xr.Dataset, seed: int) -> dict[str, np.ndarray]:
     untouched model.
     """
     headline = Headline(table)
-    found = {
-        f"official_{headline.name}": headline.interval(seed),
-        "official_difference": headline.difference(seed),
-    }
-    return {
-        name + suffix: values
-        for name, interval in found.items()
-        for suffix, values in (
-            ("", interval.estimate),
-            ("_low", interval.low),
-            ("_high", interval.high),
-        )
-    }
+    official = headline.interval(seed).columns(f"official_{headline.name}")
+    return official | headline.difference(seed).columns("official_difference")

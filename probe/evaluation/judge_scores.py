@@ -6,7 +6,7 @@ reads them, and what it writes goes beside them as `judged.json` (or `.jsonl`); 
 with `--judged` then draws and tabulates them. A single file is taken as the judge's word on the
 untouched model.
 
-    found = judged(results(run, task), task, "probe-out/drop/predictions")
+    scored = judged(load_run(run, task), task, "probe-out/drop/predictions")
 """
 
 from collections.abc import Mapping
@@ -53,18 +53,18 @@ def check_judged(task: BenchmarkTask, path: Path) -> None:
         )
 
 
-def judged(found: xr.DataTree, task: BenchmarkTask, path: str | Path) -> xr.DataTree:
+def judged(results: xr.DataTree, task: BenchmarkTask, path: str | Path) -> xr.DataTree:
     """The results with the scores of every case that was judged. Raises ProbeError for a file that
     is none.
     """
     path = Path(path)
     check_judged(task, path)
-    nodes = {name: node.to_dataset() for name, node in found.children.items()}
+    nodes = {name: node.to_dataset() for name, node in results.children.items()}
     scored = {
         name: table if name == ATTENTION or "case" not in table.dims else _scored(table, task, path)
         for name, table in nodes.items()
     }
-    return xr.DataTree.from_dict({"/": found.to_dataset(), **scored})
+    return xr.DataTree.from_dict({"/": results.to_dataset(), **scored})
 
 
 def _scored(table: xr.Dataset, task: BenchmarkTask, path: Path) -> xr.Dataset:
@@ -91,8 +91,8 @@ def _two(scores: Mapping[str, float | tuple[float, float]], sample: str) -> tupl
     """The model's score, and the one of the reference where the judge gave two; in [0, 1], NaN
     where it gave none.
     """
-    found = scores.get(sample, float("nan"))
-    if not isinstance(found, tuple):
-        return found, float("nan")
-    reference, model = found
-    return (model / TOP, reference / TOP) if min(found) >= 0 else (float("nan"), float("nan"))
+    score = scores.get(sample, float("nan"))
+    if not isinstance(score, tuple):
+        return score, float("nan")
+    reference, model = score
+    return (model / TOP, reference / TOP) if min(score) >= 0 else (float("nan"), float("nan"))

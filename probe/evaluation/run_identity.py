@@ -6,7 +6,7 @@ further in place, or for a model in memory. A few values of each parameter do, a
 milliseconds.
 
     fingerprint(subject, task, {"verb": "drop", ...}, {"max_new_tokens": 32})
-    digest(subject.model)                                 # "5d0c8f..."
+    weights_digest(subject.model)                         # "5d0c8f..."
 """
 
 from collections.abc import Mapping
@@ -24,22 +24,26 @@ VALUES = 64  # of each parameter, evenly spread
 def fingerprint(
     subject: Subject, task: BenchmarkTask, plan: Mapping[str, Any], generation: Mapping[str, Any]
 ) -> RunFingerprint:
-    """For `Run.open`: `plan` is what is done, `generation` the arguments of generate; plain
-    values.
+    """For `RunDirectory.open`: `plan` is what is done, `generation` the arguments of generate;
+    plain values.
     """
-    told = subject.provenance()
+    facts = subject.provenance()
     template = content_hash(str(subject.processor.chat_template), length=16)
-    setting = {name: told[name] for name in ("quantization", "aspect", "image_processor")}
+    setting = {name: facts[name] for name in ("quantization", "aspect", "image_processor")}
     setting["weights"] = weights_digest(subject.model)
-    if told["reducer"]:
-        setting["reducer"] = told["reducer"]
-    data = {
-        "benchmark": task.benchmark.name,
-        "split": task.benchmark.split,
-        **hash_files(task.benchmark.files),
-    }
-    named = (told["model"], told["revision"], told["dtype"], told["attention"])
-    return RunFingerprint(*named, template, {**plan, **setting}, data, generation)
+    if facts["reducer"]:
+        setting["reducer"] = facts["reducer"]
+    names = {"benchmark": task.benchmark.name, "split": task.benchmark.split}
+    return RunFingerprint(
+        model=facts["model"],
+        revision=facts["revision"],
+        dtype=facts["dtype"],
+        kernel=facts["attention"],
+        prompt=template,
+        plan={**plan, **setting},
+        data=names | hash_files(task.benchmark.files),
+        generation=generation,
+    )
 
 
 def weights_digest(model: nn.Module) -> str:
