@@ -11,6 +11,7 @@ cases from the same draws, so that differences to the untouched model are paired
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -38,7 +39,7 @@ class Headline:
     table: xr.Dataset
 
     @cached_property
-    def module(self):
+    def module(self) -> Any:
         """The benchmark, None where the table does not name one."""
         name = self.table.attrs.get("benchmark")
         return named(name) if name else None
@@ -66,7 +67,7 @@ class Headline:
         """The number of each case when each sample counts so often."""
         if self.is_mean:
             return weighted_percent(self._scores, times)
-        return self.module.weighted(self._about, self._scores, times)  # pyright: ignore[reportOptionalMemberAccess]
+        return self.module.weighted(self._about, self._scores, times)
 
     def interval(self, seed: int) -> Interval:
         """Every case by itself."""

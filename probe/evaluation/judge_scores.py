@@ -11,6 +11,7 @@ untouched model.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -72,7 +73,8 @@ def _scored(table: xr.Dataset, task: BenchmarkTask, path: Path) -> xr.Dataset:
     reference = correct.copy()
     for at, case in enumerate(map(str, table["case"].values)):
         file = _file(path, mode_of(table), case, untouched=at == 0)
-        scores = {} if file is None else task.module.judged(file)
+        module: Any = task.module
+        scores = {} if file is None else module.judged(file)
         for row, sample in enumerate(map(str, table["sample"].values)):
             correct[row, at], reference[row, at] = _two(scores, sample)
     values = {"correct": correct} | ({} if np.isnan(reference).all() else {REFERENCE: reference})
