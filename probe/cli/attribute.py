@@ -139,12 +139,17 @@ def _write(datasets: dict[str, "xr.Dataset"], folder: ResultFolder) -> None:
         folder.dataset(name, dataset)
     first = next(iter(datasets.values()))
     folder.table("attribution", first[["feature_kind", "attribution"]].to_dataframe(), index=True)
-    maps = {name: one for name, one in datasets.items() if name not in ("curves", "control")}
+    maps = _maps(datasets)
     drawn = {"attribution": plots.attribution(maps)}
     if "curves" in datasets:
         references = {"curves": datasets["curves"], "control": datasets.get("control")}
         drawn["agreement"] = plots.agreement(maps, **references)
     folder.figures(drawn)
+
+
+def _maps(datasets: dict[str, "xr.Dataset"]) -> dict[str, "xr.Dataset"]:
+    """The attributions of the model itself, without what they are compared with."""
+    return {name: one for name, one in datasets.items() if name not in ("curves", "control")}
 
 
 def _show_features(attributed: "xr.Dataset") -> None:
@@ -170,5 +175,5 @@ def _summary(datasets: dict[str, "xr.Dataset"]) -> dict[str, str]:
         "model": f"{attrs['model']}, {attrs['dtype']}, {attrs['attention']}",
     }
     if "curves" in datasets:
-        texts["attention says the same"] = verdict(rank_agreement({method: attributed}))
+        texts["attention says the same"] = verdict(rank_agreement(_maps(datasets)))
     return texts

@@ -36,7 +36,16 @@ from probe.plots.style import (
     styled,
     title,
 )
-from probe.records.rank_agreement import FEWEST, MEASURES, above_floor, rank_agreement, regions_of
+from probe.records.rank_agreement import (
+    FEWEST,
+    MEASURES,
+    above_floor,
+    can_tell,
+    ceiling_of,
+    highest_agreement,
+    rank_agreement,
+    regions_of,
+)
 
 _EQUAL = 0.005  # measures whose correlations differ by less in all layers are drawn as one line
 
@@ -92,13 +101,19 @@ def agreement(
         shuffled = rank_agreement({reference: control})
     _correlations_of_heads(axes[1, 2], table, shuffled, measure)
     figure = figure_of(axes)
-    heading(figure, f"Does attention agree with attribution on the image?  {verdict(table)}")
+    count = len(np.unique(first["patch_image"].values))
+    shown = f"{table.attrs['regions']} regions of {count} image{'s' * (count > 1)}, one question"
+    asked = f"Does attention agree with attribution? {first.attrs['model']}; {shown}"
+    heading(figure, f"{asked}\n{verdict(table)}")
     caption(axes, [_note(table, first, list(named))], named, own=True)
     return figure
 
 
 def verdict(table: xr.Dataset) -> str:
     """One sentence: the layers (from 1) in which any measure, heads averaged, exceeds the floor.
+
+    Where the ceiling does not exceed the floor it can't be told: two methods of attribution agree
+    no more than chance, so that agreement with one of them would mean nothing.
 
     table: of `probe.records.rank_agreement.rank_agreement`; its first attribution counts.
     """
@@ -107,11 +122,21 @@ def verdict(table: xr.Dataset) -> str:
         return f"It cannot be said of {regions} region{'s' * (regions > 1)}."
     if bool(table["by_layer"].sel(reference=reference).isnull().all()):
         return "It cannot be said: one of the two is the same everywhere."
+    numbers = _three_numbers(table, reference)
+    if not can_tell(table, reference):
+        return f"Can't tell: {numbers}; the ceiling does not exceed the floor."
     above = {layer + 1 for name in MEASURES for layer in above_floor(table, reference, name)}
-    if not above:
-        return "No: agreement is noise, no more than misplaced regions give."
-    layers = ", ".join(map(str, sorted(above)))
-    return f"Yes in layer{'s' * (len(above) > 1)} {layers}, more than misplaced regions do."
+    if above:
+        layers = ", ".join(map(str, sorted(above)))
+        return f"Yes in layer{'s' * (len(above) > 1)} {layers}, more than misplaced regions do."
+    return f"No: agreement is noise, no more than misplaced regions give ({numbers})."
+
+
+def _three_numbers(table: xr.Dataset, reference: str) -> str:
+    ceiling, floor = ceiling_of(table, reference), float(table["floor"].sel(reference=reference))
+    ceiling_text = "1 (no second method)" if np.isnan(ceiling) else f"{ceiling:.2f}"
+    best = highest_agreement(table, reference)
+    return f"best correlation {best:.2f}, floor {floor:.2f}, ceiling {ceiling_text}"
 
 
 def _best_layer(table: xr.Dataset, measure: str) -> int:
@@ -150,11 +175,10 @@ def _layers(axis: Axes, table: xr.Dataset, reference: str) -> None:
     floor = float(table["floor"])
     if not np.isnan(floor):
         axis.axhspan(-floor, floor, color=LIGHT_GREY, zorder=0, label="floor: misplaced regions")
-    ceiling = table["ceiling"].drop_sel(other=reference)
-    if ceiling.size and not bool(ceiling.isnull().all()):
-        others = "another attribution" if ceiling.size == 1 else "mean of other attributions"
-        height = float(ceiling.mean())
-        axis.axhline(height, color=GREEN, linestyle=DASHED, label=f"ceiling: {others}")
+    ceiling = ceiling_of(table.expand_dims("reference"), reference)
+    if not np.isnan(ceiling):
+        others = "another attribution" if table.sizes["other"] == 2 else "closest attribution"
+        axis.axhline(ceiling, color=GREEN, linestyle=DASHED, label=f"ceiling: {others}")
     axis.axhline(0, color=GREY, linewidth=0.8)
     text = "agreement in each layer, heads averaged\n(even attention ranks nothing: no point)"
     finish(
@@ -225,8 +249,7 @@ def _note(table: xr.Dataset, first: xr.Dataset, names: list[str]) -> str:
     answer = "".join(letter if letter.isprintable() else "?" for letter in first.attrs["response"])
     attrs = table.attrs
     return (
-        f"{attrs['model']}; {attrs['regions']} regions of one image; attention of the queries that "
-        f"predict the answer {answer[:60]!r}; attributions: {', '.join(names)}; floor: 99 % of "
+        f"attention of the queries that predict the answer {answer[:60]!r}; attributions: {', '.join(names)}; floor: 99 % of "
         f"{attrs['shuffles']} shuffles of the regions (seed {attrs['seed']}), and of all shifts "
         "and flips of their grid, stay inside it in all layers and measures at once"
     )

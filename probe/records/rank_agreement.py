@@ -4,10 +4,11 @@ compare them with.
     correlation    Spearman's rank correlation over the regions, between an attention measure and an
                    attribution
     floor          what maps reach by chance: the same maps with their regions shuffled, and with
-                   their grid shifted and flipped (neighbours stay neighbours). 99 % of these stay
-                   below the floor in all layers and measures at once
+                   their grid shifted and flipped (neighbours stay neighbours), each image on its
+                   own. 99 % of these stay below the floor in all layers and measures at once
     ceiling        the same correlation between two methods of attribution: attention cannot be
-                   expected to agree better
+                   expected to agree better. Where it does not exceed the floor, agreement cannot
+                   be told from chance on these regions (`can_tell`)
 
     table = rank_agreement({"ablation": first, "integrated_gradients": second})
     table["by_layer"].sel(reference="ablation", measure="mass")    # (layer): heads averaged first
@@ -77,7 +78,7 @@ def rank_agreement(attributions: Mapping[str, xr.Dataset], seed: int = 0) -> xr.
     signed = np.stack(list(values_of.values()))  # (reference, region)
     by_head = np.stack([regions[measure].values for measure in MEASURES])
     by_layer = by_head.mean(axis=2)  # (measure, layer, region)
-    orders = [_shuffles(len(names), seed), _grid_moves(regions)]
+    orders = [_shuffles(_image_of_regions(regions), seed), _grid_moves(regions, seed)]
     values = {
         "correlation": spearman(by_head[None], signed[:, None, None, None]),
         "by_layer": spearman(by_layer[None], signed[:, None, None]),
@@ -110,6 +111,25 @@ def above_floor(table: xr.Dataset, reference: str, measure: str) -> Sequence[int
     return one["layer"].values[(one["by_layer"] > one["floor"]).values].tolist()
 
 
+def highest_agreement(table: xr.Dataset, reference: str) -> float:
+    """The highest correlation of an attribution with any measure in any layer, heads averaged."""
+    return float(table["by_layer"].sel(reference=reference).max())
+
+
+def ceiling_of(table: xr.Dataset, reference: str) -> float:
+    """The highest correlation of an attribution with another one; NaN without another."""
+    others = table["ceiling"].sel(reference=reference).drop_sel(other=reference)
+    return float(others.max()) if others.size else float("nan")
+
+
+def can_tell(table: xr.Dataset, reference: str) -> bool:
+    """Whether agreement could be told from chance: the ceiling exceeds the floor. Without another
+    attribution, whether perfect agreement would exceed it.
+    """
+    floor, ceiling = float(table["floor"].sel(reference=reference)), ceiling_of(table, reference)
+    return floor < (1 if np.isnan(ceiling) else ceiling)
+
+
 def _signed(name: str, attribution: xr.Dataset) -> Float[np.ndarray, "region"]:
     """The attribution of each region; negligible ones are 0."""
     if missing := [measure for measure in MEASURES if measure not in attribution]:
@@ -135,30 +155,65 @@ def _standard_ranks(values: np.ndarray) -> np.ndarray:
         return np.where(length > 0, ranks / length, np.nan).reshape(values.shape)
 
 
-def _shuffles(regions: int, seed: int) -> Int[np.ndarray, "order region"]:
-    orders = np.tile(np.arange(regions), (SHUFFLES, 1))
-    return np.random.default_rng(seed).permuted(orders, axis=1)
+def _image_of_regions(regions: xr.Dataset) -> Int[np.ndarray, "region"]:
+    """The image of each region, from 0. A region without a patch belongs to the one before it."""
+    image = np.zeros(regions.sizes["feature"], int)
+    feature = regions["patch_feature"].values
+    image[feature[feature >= 0]] = regions["patch_image"].values[feature >= 0]
+    return np.maximum.accumulate(image)
 
 
-def _grid_moves(regions: xr.Dataset) -> Int[np.ndarray, "order region"]:
-    """All shifts (around the edges) and flips of the grid of regions but the grid itself; none
-    where the regions are not a grid over one image.
+def _shuffles(image_of: Int[np.ndarray, "region"], seed: int) -> Int[np.ndarray, "order region"]:
+    """Orders of the regions in which each stays in its image."""
+    orders = np.tile(np.arange(len(image_of)), (SHUFFLES, 1))
+    generator = np.random.default_rng(seed)
+    for image in np.unique(image_of):
+        inside = image_of == image
+        orders[:, inside] = generator.permuted(orders[:, inside], axis=1)
+    return orders
+
+
+def _grid_moves(regions: xr.Dataset, seed: int) -> Int[np.ndarray, "order region"]:
+    """Shifts (around the edges) and flips of the grid of each image, without the orders that move
+    nothing: all of them for one image, and for several as many random ones as there are shuffles.
+    None where the regions are not a grid of patches.
     """
     count = regions.sizes["feature"]
     patches_in_a_region = {"patches": 1, "grid": 2}.get(str(regions.attrs["over"]))  # a side
-    if patches_in_a_region is None or int(regions["patch_image"].max()) > 0:
+    if patches_in_a_region is None:
         return np.empty((0, count), int)
     whole_image = regions["patch_tile"].values == 0
-    patch_columns = int(regions["patch_col"].values[whole_image].max()) + 1
-    columns = -(-patch_columns // patches_in_a_region)  # rounded up
-    grid = np.arange(count).reshape(-1, columns)
+    patch_image = regions["patch_image"].values[whole_image]
+    moves, start = [], 0
+    for image in np.unique(patch_image):
+        rows, columns = (
+            int(regions[name].values[whole_image][patch_image == image].max())
+            // patches_in_a_region
+            + 1
+            for name in ("patch_row", "patch_col")
+        )
+        moves.append(start + _moves_of_grid(rows, columns))
+        start += rows * columns
+    if len(moves) == 1:
+        return moves[0][1:]
+    generator = np.random.default_rng(seed)
+    chosen = [generator.integers(len(of_image), size=SHUFFLES) for of_image in moves]
+    moved = np.any(chosen, axis=0)  # 0 moves nothing
+    return np.concatenate(
+        [of_image[choice[moved]] for of_image, choice in zip(moves, chosen, strict=True)], axis=1
+    )
+
+
+def _moves_of_grid(rows: int, columns: int) -> Int[np.ndarray, "order region"]:
+    """All shifts and flips of a grid; the first one moves nothing."""
+    grid = np.arange(rows * columns).reshape(rows, columns)
     moves = [
         np.roll(flipped, (down, right), (0, 1)).ravel()
         for flipped in (grid, grid[::-1], grid[:, ::-1], grid[::-1, ::-1])
-        for down in range(len(grid))
+        for down in range(rows)
         for right in range(columns)
     ]
-    return np.array(moves[1:]).reshape(-1, count)
+    return np.array(moves)
 
 
 def _floor(

@@ -6,6 +6,7 @@ import models
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -16,7 +17,16 @@ from probe.measures.attribution import attribute
 from probe.measures.attribution.weight_randomisation import randomised
 from probe.models.planted import planted
 from probe.plots.attention_agreement import verdict
-from probe.records.rank_agreement import MEASURES, above_floor, rank_agreement, spearman
+from probe.records.rank_agreement import (
+    MEASURES,
+    _grid_moves,
+    _image_of_regions,
+    _shuffles,
+    above_floor,
+    can_tell,
+    rank_agreement,
+    spearman,
+)
 
 VALUES = arrays(float, 7, elements=st.integers(-3, 3).map(float))
 
@@ -95,3 +105,88 @@ def test_what_cannot_be_compared_is_told(known):
     ):
         with pytest.raises(ProbeError, match=told):
             rank_agreement(wrong)
+
+
+def table_of(best: float, floor: float, *ceilings: float) -> xr.Dataset:
+    """A table of agreement with these numbers, on one layer."""
+    others = ["a", *(f"other {i}" for i in range(len(ceilings)))]
+    measured = {"by_layer": (("reference", "measure", "layer"), np.full((1, 4, 1), best))}
+    known = {"floor": ("reference", [floor]), "ceiling": (("reference", "other"), [[1, *ceilings]])}
+    coords = {"reference": ["a"], "other": others, "measure": list(MEASURES), "layer": [0]}
+    return xr.Dataset(measured | known, coords, {"regions": 36})
+
+
+@pytest.mark.parametrize(
+    ("best", "floor", "ceilings", "expected"),
+    [
+        (0.65, 0.68, [0.68], "Can't tell: best correlation 0.65, floor 0.68, ceiling 0.68"),
+        (0.20, 0.62, [0.31], "Can't tell: best correlation 0.20, floor 0.62, ceiling 0.31"),
+        (0.20, 0.62, [0.31, 0.80], "No: agreement is noise"),
+        (0.70, 0.62, [0.31], "Can't tell: best correlation 0.70"),
+        (0.70, 0.62, [0.63], "Yes in layer 1"),
+        (0.70, 0.62, [], "Yes in layer 1"),
+        (0.20, 0.62, [0.63], "No: agreement is noise"),
+        (0.50, 1.00, [], "Can't tell: best correlation 0.50, floor 1.00, ceiling 1 (no second"),
+        (0.20, 0.62, [], "No: agreement is noise"),
+    ],
+)
+def test_no_verdict_without_power(best, floor, ceilings, expected):
+    table = table_of(best, floor, *ceilings)
+    assert verdict(table).startswith(expected)
+    assert can_tell(table, "a") == (floor < max(ceilings, default=1))
+
+
+@pytest.fixture(scope="module")
+def on_two_images():
+    model, processor = models.llava15(side=48)
+    subject = probe.load(model, processor=processor)
+    return found_on(subject, [models.picture(0), models.picture(1)], "where?", max_new_tokens=2)
+
+
+def test_floors_of_several_images_keep_each_region_in_its_image(on_two_images):
+    regions = on_two_images
+    image_of = _image_of_regions(regions)
+    count = regions.sizes["feature"]
+    side = round((count // 2) ** 0.5)
+    assert image_of.tolist() == [0] * (count // 2) + [1] * (count // 2)
+    moves = _grid_moves(regions, 0)
+    for orders in (_shuffles(image_of, 0), moves):
+        assert (np.sort(orders, axis=1) == np.arange(count)).all()
+        assert (image_of[orders] == image_of).all()
+        assert (orders != np.arange(count)).any(1).all()
+    row, column = np.divmod(moves[:, : count // 2], side)
+    horizontal = (np.diff(column.reshape(-1, side, side), axis=2) % side).reshape(len(moves), -1)
+    assert set(np.unique(horizontal)) <= {1, side - 1}  # neighbours stay neighbours
+    assert (row.reshape(-1, side, side) == row.reshape(-1, side, side)[:, :, :1]).all()
+
+
+def with_maps(like, maps, attributions):
+    """`like` with other maps (measure, layer, region) and attributions (region)."""
+    heads = np.broadcast_to(maps[:, :, None], (*maps.shape[:2], like.sizes["head"], maps.shape[2]))
+    values = {name: (like[name].dims, one) for name, one in zip(MEASURES, heads, strict=True)}
+    return like.assign(values | {"attribution": (like["attribution"].dims, attributions)})
+
+
+def smooth(noise, images, side):
+    """Noise (..., region) in which patches resemble their neighbours."""
+    grid = noise.reshape(*noise.shape[:-1], images, side, side)
+    for axis in (-1, -2):
+        grid = grid + np.roll(grid, 1, axis) + np.roll(grid, -1, axis)
+    return grid.reshape(noise.shape)
+
+
+def test_smooth_noise_on_two_images_rarely_passes_and_truth_does(on_two_images):
+    count, layers = on_two_images.sizes["feature"], on_two_images.sizes["layer"]
+    side = round((count // 2) ** 0.5)
+    false, true, tries = 0, 0, 60
+    for seed in range(tries):
+        generator = np.random.default_rng(seed)
+        maps = smooth(generator.normal(size=(4, layers, count)), 2, side)
+        attributed = smooth(generator.normal(size=count), 2, side)
+        noise = rank_agreement({"a": with_maps(on_two_images, maps, attributed)})
+        maps[0, 1] = attributed + 0.3 * attributed.std() * generator.normal(size=count)
+        planted_in = rank_agreement({"a": with_maps(on_two_images, maps, attributed)})
+        false += verdict(noise).startswith("Yes")
+        true += 1 in above_floor(planted_in, "a", "mass")
+    assert false <= 0.02 * tries
+    assert true >= 0.95 * tries
