@@ -3,6 +3,8 @@
 A decoding step brings one token; the tokens before it are in the cache. So the positions are kept
 for each cache, from its prompt on. An empty cache marks a prompt, and image tokens in `input_ids`
 mark vision, never `pixel_values`: `generate` encodes images first and does not pass them on.
+Without a cache a step brings all tokens again: ids that are those of the last forward and one more
+token continue its prompt.
 
     tracker = SequenceTracker("drop_vision", model, stack.layers[0])
     with tracker.followed():
@@ -55,6 +57,11 @@ class TrackedSequence:
     def length(self) -> int:
         return self.vision.shape[1]
 
+    @property
+    def prompt_length(self) -> int:
+        """The positions of the prompt, padding included; later ones were generated."""
+        return self.length if self.prompt_ids is None else self.prompt_ids.shape[1]
+
     @cached_property
     def end(self) -> Int[Tensor, " batch"]:
         """The position of each prompt's last token, after which a response may follow. Raises
@@ -104,6 +111,9 @@ class _Running(local):
     """What a thread's forward runs on. Each thread has its own value."""
 
     now: TrackedSequence | None = None
+    # Of the last forward without a cache: its ids, and how many of their columns are the prompt
+    last_ids: Int[Tensor, "batch token"] | None = None
+    prompt_length: int = 0
 
 
 class SequenceTracker:
@@ -176,6 +186,8 @@ class SequenceTracker:
             self.now = self._continued(cache, past, ids, embeddings)
         else:
             self.now = self._prompt(ids, embeddings, arguments)
+            if cache is None and self.vision is None:
+                self.now = self._without_cache(self.now)
         if cache is None:
             self._check_mask(self.now.length, arguments.get("attention_mask"))
         self.check(self.now, cache)
@@ -207,6 +219,23 @@ class SequenceTracker:
             real = torch.ones_like(vision) if real is None else real.clone()
             real[:, self.vision.shape[1] :] = False
         return TrackedSequence(vision, 0, real=real, prompt_ids=ids)
+
+    def _without_cache(self, sequence: TrackedSequence) -> TrackedSequence:
+        """The same sequence, whose last tokens are no prompt where they were generated step by step
+        without a cache.
+        """
+        ids, running = sequence.prompt_ids, self._running
+        assert ids is not None
+        prompt_length = ids.shape[1]
+        if running.last_ids is not None and is_next_step(running.last_ids, ids):
+            prompt_length = running.prompt_length
+        running.last_ids, running.prompt_length = ids, prompt_length
+        if prompt_length == ids.shape[1]:
+            return sequence
+        vision = sequence.vision.clone()
+        vision[:, prompt_length:] = False  # an image token that was generated stands for no image
+        real = None if sequence.real is None else sequence.real[:, :prompt_length]
+        return replace(sequence, vision=vision, real=real, prompt_ids=ids[:, :prompt_length])
 
     def _given_vision(self, rows: int, length: int) -> Bool[Tensor, "batch position"]:
         """The user's mask, each of its rows repeated for its beams, continued by the response."""
@@ -277,6 +306,20 @@ class SequenceTracker:
                 got=f"a {type(cache).__name__} that the layer was not seen to get",
                 fix="pass use_cache=False, or report this version of transformers",
             )
+
+
+def is_next_step(before: Int[Tensor, "batch position"], ids: Int[Tensor, "row token"]) -> bool:
+    """Whether each row of `ids` is a row of the step before and one more token. Beams may have
+    changed places.
+
+    >>> before = torch.tensor([[5, 6], [5, 7]])
+    >>> is_next_step(before, torch.tensor([[5, 7, 8], [5, 7, 9]]))
+    True
+    """
+    if ids.shape[1] != before.shape[1] + 1 or len(ids) != len(before):
+        return False
+    same = (ids[:, None, :-1] == before.to(ids.device)).all(-1)  # (row of ids, row before)
+    return bool(same.any(1).all())
 
 
 def real_positions(

@@ -87,7 +87,7 @@ def _check_names(names: tuple[str, ...], kinds: tuple[str, ...], types: TokenTyp
 
 def _check_fit(now: TrackedSequence, types: TokenTypes) -> None:
     (rows, width), (batch, length) = types.ids.shape, now.vision.shape
-    if batch % rows or length < width or (now.past == 0 and length != width):
+    if batch % rows or length < width or (now.past == 0 and now.prompt_length != width):
         got = f"{batch} x {length}"
     elif (
         now.real is not None

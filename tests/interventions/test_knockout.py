@@ -90,6 +90,16 @@ def test_generated_tokens_are_response(subject):
         torch.testing.assert_close(over, steps[:, i], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("queries", ["response", "instruction"])
+def test_types_last_through_decoding_without_a_cache(subject, queries):
+    inputs = prompt(subject, "left")
+    with knockout(subject, queries, "vision", range(6), types=inputs.types):
+        ids, steps = decoded(subject, inputs)
+        again, own_steps = decoded(subject, inputs, use_cache=False)
+    assert torch.equal(ids, again)
+    torch.testing.assert_close(steps, own_steps, atol=1e-4, rtol=0)
+
+
 def test_beams_share_the_types_of_their_row(subject):
     rows = [row(subject), row(subject, 2, "how many circles are there in both?", 1)]
 

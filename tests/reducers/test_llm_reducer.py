@@ -6,6 +6,7 @@ all are read.
 """
 
 import json
+from collections import OrderedDict
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +27,7 @@ from transformers.masking_utils import flash_attention_mask
 import probe
 from probe.data.sample import Sample
 from probe.errors import ProbeError
+from probe.hooks import prompt_lengths
 from probe.hooks.attention_tap import tap
 from probe.hooks.model_structure import stacks
 from probe.interventions import drop_vision, swap_vision
@@ -299,6 +301,28 @@ def test_beams_and_sampling(subject):
             found.append(decoded(subject, inputs, do_sample=True, temperature=2.0))
     assert torch.equal(found[0][0], found[1][0])
     torch.testing.assert_close(found[0][1], found[1][1])
+
+
+@each_reducer
+@pytest.mark.parametrize("encoded", [True, False], ids=["encoded", "ids alone"])
+@torch.no_grad()
+def test_decoding_without_a_cache_ranks_by_the_prompt(subject, reducer, encoded, monkeypatch):
+    inputs = prompt(subject, "left")
+    if not encoded:  # the processor's tensors, whose prompts were never recorded
+        monkeypatch.setattr(prompt_lengths, "_recorded", OrderedDict())
+    with probe.reduced(subject, reducer):
+        cached, steps = decoded(subject, inputs)
+        again, own_steps = decoded(subject, inputs, use_cache=False)
+    assert torch.equal(cached, again)
+    torch.testing.assert_close(steps, own_steps, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_beams_without_a_cache(subject):
+    inputs = prompt(subject, "left")
+    with probe.reduced(subject, FastV(2, 0.5)):
+        cached = decoded(subject, inputs, num_beams=3)[0]
+        assert torch.equal(cached, decoded(subject, inputs, num_beams=3, use_cache=False)[0])
 
 
 @each_reducer
