@@ -38,7 +38,7 @@ class SkippedRow:
     expected: str
     got: str
     official: Mapping[str, Any] = field(default_factory=dict)
-    """What an export writes of it; empty where the row is no question of the benchmark."""
+    """What an export writes of it; empty where the row is not a question of the benchmark."""
 
     def __str__(self) -> str:
         return f"{self.file}, row {self.row}: expected {self.expected}, got {self.got}"

@@ -5,10 +5,12 @@ half-written.
     open_record("record")
     write_part(data, folder); read_part(path)  # some samples of a run
 
-A file is written under another name, flushed to the disk and renamed, so it is whole or not there.
-Equal contents give equal bytes.
+A file is written under another name, flushed to the disk and renamed, so it is complete or does not
+exist. Equal contents give equal bytes.
 """
 
+import contextlib
+import json
 import os
 import secrets
 import time
@@ -128,6 +130,30 @@ def read_ids(path: Path) -> list[str]:
     """
     with _part_store(path) as store:
         return [str(name) for name in np.asarray(zarr.open_group(store, mode="r")[SAMPLE][:])]  # pyright: ignore
+
+
+def write_once(path: Path, value: Any) -> None:
+    """Creates a JSON file with all its content, unless it exists: of two workers that start, one
+    wins.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)  # unlike a rename this fails when the name is taken
+    except OSError:  # a file system without hard links
+        _copy_once(temporary, path)
+    finally:
+        temporary.unlink()
+    flush_folder(path.parent)
+
+
+def _copy_once(source: Path, path: Path) -> None:
+    with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+        file.write(source.read_text(encoding="utf-8"))
 
 
 def flush_folder(folder: Path) -> None:

@@ -10,12 +10,9 @@ makes two runs the same run.
 A run may only be resumed with an equal fingerprint; the first entry that differs is named.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 import reprlib
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +20,6 @@ from typing import Any
 
 from probe import __version__
 from probe.errors import ProbeError
-from probe.records.io import flush_folder
 from probe.records.schema import plain_attrs
 
 Content = bytes | str | Path
@@ -62,7 +58,7 @@ SCHEMA = 1  # of the run directory; a change of it makes old runs incompatible
 
 @dataclass(frozen=True)
 class RunFingerprint:
-    """What makes two runs the same run. Every field must be equal to go on with one."""
+    """What makes two runs the same run. Every field must be equal for a run to be resumed."""
 
     model: str
     revision: str
@@ -79,9 +75,8 @@ class RunFingerprint:
         try:
             return json.loads(json.dumps(asdict(self), default=_as_json))
         except TypeError as error:
-            raise ProbeError(
-                "run", expected="a fingerprint of plain values", got=str(error)
-            ) from None
+            expected = "a fingerprint of plain values"
+            raise ProbeError("run", expected=expected, got=str(error)) from None
 
 
 def hash_files(files: Iterable[Path]) -> dict[str, str]:
@@ -90,17 +85,16 @@ def hash_files(files: Iterable[Path]) -> dict[str, str]:
 
 
 def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, str, str] | None:
-    """The first entry in which two values differ: its dotted name, and both values cut for a
+    """The first entry in which two values differ: its dotted name, and both values shortened for a
     message.
     """
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys([*old, *new]):
-            inner = f"{name}.{key}" if name else str(key)
-            found = first_difference(old.get(key), new.get(key), inner)
-            if found:
-                return found
+    if old == new:
         return None
-    return None if old == new else (name, reprlib.repr(old), reprlib.repr(new))
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return name, reprlib.repr(old), reprlib.repr(new)
+    keys = dict.fromkeys([*old, *new])
+    key = next(key for key in keys if old.get(key) != new.get(key))
+    return first_difference(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
 
 
 def _as_json(value: Any) -> Any:
@@ -108,30 +102,6 @@ def _as_json(value: Any) -> Any:
         return sorted(value)
     if isinstance(value, Path):
         return str(value)
-    if hasattr(value, "item"):  # a number of numpy's
+    if hasattr(value, "item"):  # one of numpy's numbers
         return value.item()
     raise TypeError(f"{type(value).__name__} {reprlib.repr(value)}")
-
-
-def write_once(path: Path, value: Any) -> None:
-    """Creates a file with all its content, unless it is there: of two workers that start, one
-    wins.
-    """
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)  # unlike a rename this fails when the name is taken
-    except OSError:  # a file system without hard links
-        _copy_once(temporary, path)
-    finally:
-        temporary.unlink()
-    flush_folder(path.parent)
-
-
-def _copy_once(source: Path, path: Path) -> None:
-    with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
-        file.write(source.read_text(encoding="utf-8"))

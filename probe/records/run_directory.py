@@ -3,7 +3,7 @@
     run/
       run.json               # written once: what was computed (model, plan, data, ...)
       parts/part-<worker>-<time>-<random>.zarr.zip
-                             # some samples each; whole or not there; never changed
+                             # some samples each; complete; never changed
       failures/<worker>.jsonl
                              # samples that could not be computed, with the reason
       final.zarr/            # all as one dataset, in order; from `compact`; may be deleted
@@ -37,8 +37,8 @@ import zarr
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.records.concat import SAMPLE, Labelled, datasets_of, ids_of, join, select
-from probe.records.io import read_ids, read_part, write_part
-from probe.records.provenance import RunFingerprint, first_difference, write_once
+from probe.records.io import read_ids, read_part, write_once, write_part
+from probe.records.provenance import RunFingerprint, first_difference
 
 PART_SAMPLES = 64
 PART_SECONDS = 30.0  # a crash loses at most the work of so long a time

@@ -227,7 +227,7 @@ REQUIRED = ("mass", "query_count", "key_count")
 LABELS = ("layer", "head", "query_type", "key_type", "edge")  # dims that always have a coordinate
 EDGES = ("left", "top", "right", "bottom")
 COUNT_OF = {"mass": "query_count", "entropy": "entropy_count", "head_entropy": "head_entropy_count"}
-# What a table shows unless told otherwise.
+# The variables of a table by default.
 MEASURED = ("mass", "share", "lift", "contribution", "entropy", "head_entropy")
 # Records that differ in one of these attrs did not measure the same thing and cannot be merged.
 CONDITIONS = ("model", "revision", "dtype", "attention", "aspect", "types", "turns", "rows", "toy")
