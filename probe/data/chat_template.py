@@ -63,30 +63,42 @@ def messages_of(question: str | Conversation, image_count: int, image_token: str
         images = [{"type": "image"}] * image_count
         question = [{"role": "user", "content": [*images, {"type": "text", "text": question}]}]
     if not _is_list_of_mappings(question):
-        expected = "words, or a conversation (a list of messages)"
-        raise ProbeError("question", expected=expected, got=shown(question))
+        raise ProbeError(
+            "question",
+            expected="words, or a conversation (a list of messages)",
+            got=shown(question),
+        )
     messages = [_message(message) for message in question]
     roles = [message["role"] for message in messages]
     if "user" not in roles or "system" in roles[1:]:
-        expected = "at most one system message, first, and a user message"
-        raise ProbeError("conversation", expected=expected, got=f"roles {roles}")
+        raise ProbeError(
+            "conversation",
+            expected="at most one system message, first, and a user message",
+            got=f"roles {roles}",
+        )
     items = [item for message in messages for item in message["content"]]
     for item in items:
         fix = 'pass the image as image=, or say where it goes with a {"type": "image"} item'
         refuse_placeholders("question", item.get("text", ""), image_token, fix)
     placeholders = sum(item["type"] == "image" for item in items)
     if placeholders != image_count:
-        expected = f"one image item for each image ({image_count} given)"
-        got = f"{placeholders} image item{'s' * (placeholders != 1)}"
-        raise ProbeError("conversation", expected=expected, got=got)
+        raise ProbeError(
+            "conversation",
+            expected=f"one image item for each image ({image_count} given)",
+            got=f"{placeholders} image item{'s' * (placeholders != 1)}",
+        )
     return messages
 
 
 def refuse_placeholders(called: str, words: str, image_token: str, fix: str) -> None:
     """Raises ProbeError for words that contain the image token."""
     if image_token in words:
-        expected = f"words without {image_token}, which would be taken as a placeholder"
-        raise ProbeError(called, expected=expected, got=shown(words), fix=fix)
+        raise ProbeError(
+            called,
+            expected=f"words without {image_token}, which would be taken as a placeholder",
+            got=shown(words),
+            fix=fix,
+        )
 
 
 def _is_list_of_mappings(value: Any) -> bool:
@@ -191,8 +203,11 @@ def _word_spans(
     numbers, closings = [int(number) for number in pieces[::2]], pieces[1::2]
     left_out = [owner for number, (owner, _) in enumerate(words) if number not in numbers]
     if left_out:
-        got = f"no {messages[left_out[0]]['role']} message in it"
-        raise ProbeError("chat template", expected="every message in the prompt", got=got)
+        raise ProbeError(
+            "chat template",
+            expected="every message in the prompt",
+            got=f"no {messages[left_out[0]]['role']} message in it",
+        )
     faithful, position = text.startswith(opening), len(opening)
     spans = []
     for number, closing in zip(numbers, closings, strict=True):
@@ -204,8 +219,9 @@ def _word_spans(
         spans.append(_Span(owner, position, position + length))
         position += length + len(closing)
     if not faithful or position != len(text):
-        expected = "one that keeps the words as they are"
-        raise ProbeError("chat template", expected=expected, got="other text")
+        raise ProbeError(
+            "chat template", expected="one that keeps the words as they are", got="other text"
+        )
     return spans
 
 
@@ -237,8 +253,12 @@ def _template(processor: Any) -> Template:
     with a conversation that it refuses.
     """
     if getattr(processor, "chat_template", None) is None:
-        fix = "set processor.chat_template to the model's"
-        raise ProbeError("processor", expected="a chat template", got="none", fix=fix)
+        raise ProbeError(
+            "processor",
+            expected="a chat template",
+            got="none",
+            fix="set processor.chat_template to the model's",
+        )
 
     def template(messages: Sequence[Message], open_answer: bool) -> str:
         copies = [dict(message) for message in messages]
@@ -246,9 +266,8 @@ def _template(processor: Any) -> Template:
             return processor.apply_chat_template(copies, add_generation_prompt=open_answer)
         except Exception as error:  # jinja2's TemplateError, or whatever the template's code raises
             roles = ", ".join(message["role"] for message in messages)
-            got = f"{roles}: {error}"
             raise ProbeError(
-                "chat template", expected="a conversation it takes", got=got
+                "chat template", expected="a conversation it takes", got=f"{roles}: {error}"
             ) from error
 
     return template

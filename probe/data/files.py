@@ -29,8 +29,11 @@ class DataFolder:
         path = Path(folder).expanduser()
         if not path.is_dir():
             reason = "a file" if path.exists() else "no such folder"
-            got = f"{str(folder)!r} ({reason})"
-            raise ProbeError(called, expected="a folder with the official files", got=got)
+            raise ProbeError(
+                called,
+                expected="a folder with the official files",
+                got=f"{str(folder)!r} ({reason})",
+            )
         self.root = path.resolve()
 
     def find(self, *names: str) -> Path:
@@ -41,8 +44,9 @@ class DataFolder:
         if path is None:
             files = sorted(path.name for path in self.root.iterdir())
             listed = ", ".join([*files[:LISTED], *["..."] * (len(files) > LISTED)]) or "nothing"
-            expected = " or ".join(names)
-            raise ProbeError(self.called, expected=expected, got=f"{listed} in {self.root}")
+            raise ProbeError(
+                self.called, expected=" or ".join(names), got=f"{listed} in {self.root}"
+            )
         return path
 
     def look(self, *names: str) -> Path | None:
@@ -102,12 +106,16 @@ def read_json(called: str, path: Path) -> tuple[Any, set[str]]:
         return json.loads(text, object_pairs_hook=keep_first), repeated
     except json.JSONDecodeError as error:
         at_end = ", where the file ends" if error.pos >= len(text.rstrip()) else ""
-        got = f"{error.msg.lower()} at line {error.lineno}, column {error.colno}{at_end}"
-        expected, fix = f"whole JSON in {path.name}", "download it again"
-        raise ProbeError(called, expected=expected, got=got, fix=fix) from None
+        raise ProbeError(
+            called,
+            expected=f"whole JSON in {path.name}",
+            got=f"{error.msg.lower()} at line {error.lineno}, column {error.colno}{at_end}",
+            fix="download it again",
+        ) from None
     except RecursionError:
-        got = "brackets nested without end"
-        raise ProbeError(called, expected=f"JSON in {path.name}", got=got) from None
+        raise ProbeError(
+            called, expected=f"JSON in {path.name}", got="brackets nested without end"
+        ) from None
 
 
 def json_list(called: str, path: Path, *keys: str) -> list[Any]:
@@ -169,9 +177,11 @@ def table(
             header = next(reader, [])
             missing = ", ".join(column for column in columns if column not in header)
             if missing:
-                expected = f"{path.name} with the columns {', '.join(columns)}"
-                got = f"{shown(header, 200)} without {missing}"
-                raise ProbeError(called, expected=expected, got=got)
+                raise ProbeError(
+                    called,
+                    expected=f"{path.name} with the columns {', '.join(columns)}",
+                    got=f"{shown(header, 200)} without {missing}",
+                )
             start = reader.line_num + 1
             for cells in reader:
                 if cells:
@@ -179,8 +189,9 @@ def table(
                     yield start, cells, dict(zip(header, cells, strict=True)) if is_whole else {}
                 start = reader.line_num + 1
     except (OSError, csv.Error) as error:
-        expected = f"a tab separated table in {path.name}"
-        raise ProbeError(called, expected=expected, got=str(error)) from None
+        raise ProbeError(
+            called, expected=f"a tab separated table in {path.name}", got=str(error)
+        ) from None
     finally:
         csv.field_size_limit(limit)
 
@@ -188,8 +199,9 @@ def table(
 def whole_row(cells: list[str], row: dict[str, str]) -> dict[str, str]:
     """The row, if it has a cell for each column and is UTF-8 text. Raises RowError."""
     if not row:
-        got = f"{len(cells)} cells, the first {shown(cells[0])}"
-        raise RowError("a cell for every column", got)
+        raise RowError(
+            "a cell for every column", f"{len(cells)} cells, the first {shown(cells[0])}"
+        )
     for name, cell in row.items():
         if REPLACEMENT in cell:
             raise RowError(f"UTF-8 text in column {name!r}", shown(cell))
@@ -200,13 +212,15 @@ def _text(called: str, path: Path) -> str:
     try:
         return _bytes(called, path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        got = f"byte {error.start}: not UTF-8"
-        raise ProbeError(called, expected=f"UTF-8 text in {path.name}", got=got) from None
+        raise ProbeError(
+            called, expected=f"UTF-8 text in {path.name}", got=f"byte {error.start}: not UTF-8"
+        ) from None
 
 
 def _bytes(called: str, path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        expected = f"a file that can be read: {path}"
-        raise ProbeError(called, expected=expected, got=str(error.strerror)) from None
+        raise ProbeError(
+            called, expected=f"a file that can be read: {path}", got=str(error.strerror)
+        ) from None

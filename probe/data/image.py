@@ -53,8 +53,7 @@ def open_image(image: ImageSource) -> Image.Image:
         width, height = image.size
         return _upright_rgb(image, f"a {width}x{height} {image.mode} image")
     if not isinstance(image, str | Path):
-        got = f"a {type(image).__name__}"
-        raise ProbeError("image", expected="a path or a PIL image", got=got)
+        raise ProbeError("image", expected="a path or a PIL image", got=f"a {type(image).__name__}")
     path = _image_file(image)
     name = repr(str(path))
     try:
@@ -69,8 +68,9 @@ def open_image(image: ImageSource) -> Image.Image:
     except Image.DecompressionBombError as bomb:
         raise ProbeError("image", got=f"{name}: {bomb}", fix="pass a smaller image") from None
     except (OSError, ValueError, SyntaxError) as error:
-        got = f"{name}: {error}"
-        raise ProbeError("image", expected="a readable image file", got=got) from error
+        raise ProbeError(
+            "image", expected="a readable image file", got=f"{name}: {error}"
+        ) from error
     with opened:
         return _upright_rgb(opened, name)
 

@@ -31,8 +31,9 @@ def cache_folder() -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             if os.access(folder, os.W_OK):
                 return folder
-    expected = "a folder that can be written"
-    raise ProbeError("images", expected=expected, got=str(home), fix="set PROBE_CACHE")
+    raise ProbeError(
+        "images", expected="a folder that can be written", got=str(home), fix="set PROBE_CACHE"
+    )
 
 
 def stored_image(cell: str, folder: Path) -> Path:
@@ -50,7 +51,8 @@ def stored_image(cell: str, folder: Path) -> Path:
         open_image(file.name)
     except ProbeError:
         os.unlink(file.name)
-        got = f"{len(content)} bytes that do not decode"
-        raise RowError("a whole image in base64", got) from None
+        raise RowError(
+            "a whole image in base64", f"{len(content)} bytes that do not decode"
+        ) from None
     os.replace(file.name, path)
     return path

@@ -14,8 +14,8 @@ class PatchGrid:
     """Where the vision tokens of one sample lie, in the order of the sequence.
 
     `box` is left, top, right, bottom as fractions of the original image; it leaves [0, 1] where a
-    patch shows padding. A token that is not a patch (NeXT's newlines, a CLS) has tile = row = col = -1
-    and a box of NaN.
+    patch shows padding. A token that is not a patch (NeXT's newlines, a CLS) has a box of NaN and
+    tile = row = col = -1.
     """
 
     image: Int[np.ndarray, "key"]  # which image of the sample

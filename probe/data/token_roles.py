@@ -67,8 +67,11 @@ def _tokenized(
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids, and the characters (start, end) that each covers."""
     if not getattr(tokenizer, "is_fast", False):
-        expected = "a fast one (tokenizer.json), which knows the characters of a token"
-        raise ProbeError("tokenizer", expected=expected, got=type(tokenizer).__name__)
+        raise ProbeError(
+            "tokenizer",
+            expected="a fast one (tokenizer.json), which knows the characters of a token",
+            got=type(tokenizer).__name__,
+        )
     special = adds_special_tokens(tokenizer, text) if special is None else special
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
     return encoded["input_ids"], encoded["offset_mapping"]
@@ -97,8 +100,11 @@ def expanded(roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: 
     Raises ProbeError where the other tokens are not the same.
     """
     if not same_words(roles, ids, image_token):
-        expected = "one that changes nothing but the placeholders"
-        raise ProbeError("processor", expected=expected, got="other tokens")
+        raise ProbeError(
+            "processor",
+            expected="one that changes nothing but the placeholders",
+            got="other tokens",
+        )
     is_text, was_text = ids != image_token, roles.ids != image_token
     role, turn = np.full(len(ids), INSTRUCTION), np.zeros(len(ids), dtype=np.int64)
     role[is_text], turn[is_text] = roles.role[was_text], roles.turn[was_text]

@@ -82,8 +82,9 @@ class TokenTypes:
         masks = {str(name): mask for name, mask in types.items()}
         for name in masks:
             if name in PAPER:
-                fix = "it is the paper's"
-                raise ProbeError("types", expected="names of your own", got=repr(name), fix=fix)
+                raise ProbeError(
+                    "types", expected="names of your own", got=repr(name), fix="it is the paper's"
+                )
         return replace(self, **self._with_own(masks, fine))
 
     def _roles(self, turns: str) -> np.ndarray:
@@ -114,8 +115,9 @@ class TokenTypes:
         """A user's mask as (batch, token) booleans."""
         mask = np.atleast_2d(np.asarray(values))
         if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
-            expected = f"a mask of booleans for {name!r}"
-            raise ProbeError("types", expected=expected, got=f"values of {mask.dtype}")
+            raise ProbeError(
+                "types", expected=f"a mask of booleans for {name!r}", got=f"values of {mask.dtype}"
+            )
         mask = mask.astype(bool)
         batch, tokens = self.ids.shape
         if mask.shape == (batch, tokens):
@@ -126,9 +128,11 @@ class TokenTypes:
             return np.pad(mask, ((0, 0), (start, tokens - start - prompt)))
         expected = f"{tokens} positions"
         expected += f" (or {prompt}, the prompt)" if prompt != tokens else ""
-        expected = expected if batch == 1 else f"{batch} x {expected}"
-        got = f"{' x '.join(map(str, mask.shape))} for {name!r}"
-        raise ProbeError("types", expected=expected, got=got)
+        raise ProbeError(
+            "types",
+            expected=expected if batch == 1 else f"{batch} x {expected}",
+            got=f"{' x '.join(map(str, mask.shape))} for {name!r}",
+        )
 
     def with_response(self, response: int, closing: int = 0) -> "TokenTypes":
         """One row (batch = 1) followed by `response` answer tokens and `closing` end-of-turn
@@ -201,8 +205,9 @@ def _named(types: str, fine: np.ndarray, vision: np.ndarray) -> dict:
     if types == "fine":
         return {"names": FINE, "ids": fine}
     if types != "paper":
-        expected = "'paper', 'fine', an array of names or {name: mask}"
-        raise ProbeError("types", expected=expected, got=repr(types))
+        raise ProbeError(
+            "types", expected="'paper', 'fine', an array of names or {name: mask}", got=repr(types)
+        )
     ids = np.where(fine == RESPONSE, PAPER.index("response"), PAPER.index("instruction"))
     ids = np.where(vision, PAPER.index("vision"), ids)
     return {"names": PAPER, "ids": np.where(fine == PADDING, PADDING, ids)}
@@ -212,8 +217,9 @@ def _masks_of_names(types: Sequence[object] | np.ndarray) -> dict[str, np.ndarra
     array = np.asarray(types, dtype=object)
     values = array.ravel().tolist()
     if values and all(isinstance(value, bool | np.bool_) for value in values):
-        expected = "a name for each position"
-        raise ProbeError("types", expected=expected, got="booleans", fix="pass {name: mask}")
+        raise ProbeError(
+            "types", expected="a name for each position", got="booleans", fix="pass {name: mask}"
+        )
     # numbers are names too: 0 is "0"
     words = ["" if value is None else str(value) for value in values]
     names = np.array(words, dtype=object).reshape(array.shape)

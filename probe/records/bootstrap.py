@@ -204,9 +204,12 @@ def wilson(
     values, names = values[~np.isnan(values)], names[~np.isnan(values)]
     image_count = len(np.unique(names))
     if image_count < len(names):
-        got = f"{len(names)} questions on {image_count} images"
-        fix = "use bootstrap, which draws images"
-        raise ProbeError("wilson", expected="one question an image", got=got, fix=fix)
+        raise ProbeError(
+            "wilson",
+            expected="one question an image",
+            got=f"{len(names)} questions on {image_count} images",
+            fix="use bootstrap, which draws images",
+        )
     others = values[~np.isin(values, (0, 1))]
     if len(others):
         raise ProbeError("wilson", expected="values of 0 and 1", got=f"{others[0]}")
@@ -249,9 +252,11 @@ def _by_image(
 
 def _check_lengths(called: str, samples: int, images: Images) -> None:
     if samples != len(images) or not samples:
-        expected = "an image for each of at least one sample"
-        got = f"{samples} samples, {len(images)} images"
-        raise ProbeError(called, expected=expected, got=got)
+        raise ProbeError(
+            called,
+            expected="an image for each of at least one sample",
+            got=f"{samples} samples, {len(images)} images",
+        )
 
 
 def _draw(

@@ -54,8 +54,9 @@ def join(parts: Sequence[Labelled]) -> Labelled:
     first = datasets[0]
     for other in datasets[1:]:
         if other.keys() != first.keys():
-            expected = f"parts with the nodes {sorted(first)}"
-            raise ProbeError("run", expected=expected, got=str(sorted(other)))
+            raise ProbeError(
+                "run", expected=f"parts with the nodes {sorted(first)}", got=str(sorted(other))
+            )
     joined = {path: _joined_part(path, [each[path] for each in datasets]) for path in first}
     return joined["/"] if isinstance(parts[0], xr.Dataset) else xr.DataTree.from_dict(joined)
 
@@ -68,8 +69,11 @@ def select(data: Labelled, samples: slice | Sequence[int]) -> Labelled:
 def ids_of(data: Labelled) -> list[str]:
     """The sample ids. Raises ProbeError when there are none or one occurs twice."""
     if SAMPLE not in data.coords:
-        got = f"only {', '.join(map(str, data.coords))}"
-        raise ProbeError("run", expected=f"a coordinate {SAMPLE!r} with ids", got=got)
+        raise ProbeError(
+            "run",
+            expected=f"a coordinate {SAMPLE!r} with ids",
+            got=f"only {', '.join(map(str, data.coords))}",
+        )
     ids = [str(name) for name in np.atleast_1d(data.coords[SAMPLE].values)]
     repeated = next((name for name in ids if ids.count(name) > 1), None)
     if repeated is not None:
@@ -113,8 +117,11 @@ def _merged_stack(stack: str, nodes: list[xr.DataTree]) -> xr.Dataset:
 def _joined_part(path: str, datasets: list[xr.Dataset]) -> xr.Dataset:
     for other in datasets[1:]:
         if differing := _only_in_one(datasets[0], other):
-            got = f"{differing} only in some ({path})"
-            raise ProbeError("run", expected="the same variables in all parts", got=got)
+            raise ProbeError(
+                "run",
+                expected="the same variables in all parts",
+                got=f"{differing} only in some ({path})",
+            )
     return _concatenated("run", datasets)
 
 
@@ -179,8 +186,9 @@ def _agreed(called: str, name: Any, arrays: list[np.ndarray]) -> np.ndarray:
     fullest = int(np.argmax([mask.sum() for mask in known]))
     for array, mask in zip(arrays, known, strict=True):
         if (mask & known[fullest] & (array != arrays[fullest])).any():
-            expected = f"{name!r} alike in all parts"
-            raise ProbeError(called, expected=expected, got="parts that differ in it")
+            raise ProbeError(
+                called, expected=f"{name!r} alike in all parts", got="parts that differ in it"
+            )
     return arrays[fullest]
 
 

@@ -38,14 +38,18 @@ def to_dataframe(record: xr.DataTree, variables: str | Sequence[str] | None = No
     have.
     """
     if not isinstance(record, xr.DataTree):
-        got = type(record).__name__
-        raise ProbeError("to_dataframe", expected="a record (an xarray.DataTree)", got=got)
+        raise ProbeError(
+            "to_dataframe", expected="a record (an xarray.DataTree)", got=type(record).__name__
+        )
     names = [variables] if isinstance(variables, str) else variables or MEASURED
     held = {str(name) for stack in record.children.values() for name in stack.data_vars}
     missing = [name for name in names if name not in held]
     if missing and (variables or len(missing) == len(names)):
-        expected = f"variables of {', '.join(sorted(held))}"
-        raise ProbeError("to_dataframe", expected=expected, got=", ".join(missing))
+        raise ProbeError(
+            "to_dataframe",
+            expected=f"variables of {', '.join(sorted(held))}",
+            got=", ".join(missing),
+        )
     tables = [
         _rows(stack.dataset[name]).assign(stack=stack_name, variable=name)
         for stack_name, stack in record.children.items()

@@ -55,8 +55,9 @@ def save_record(record: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) 
         raise ProbeError("record.save", expected="a path of a file", got=shown(path), fix=fix)
     path = Path(path)
     if os.path.isdir(path):  # Path.is_dir raises for names that are too long
-        got = f"the folder {str(path)!r}"
-        raise ProbeError("record.save", expected="a path of a file", got=got, fix=fix)
+        raise ProbeError(
+            "record.save", expected="a path of a file", got=f"the folder {str(path)!r}", fix=fix
+        )
     path = path if path.suffix else path.with_name(path.name + SUFFIX)
     datasets = {
         name: node.to_dataset(inherit=False).drop_encoding()
@@ -69,9 +70,11 @@ def save_record(record: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) 
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         strerror = getattr(error, "strerror", None)
         reason = "its folder is a file" if isinstance(error, FileExistsError) else strerror or error
-        got = f"{str(path)!r} ({reason})"
         raise ProbeError(
-            "record.save", expected="a path that can be written", got=got, fix=fix
+            "record.save",
+            expected="a path that can be written",
+            got=f"{str(path)!r} ({reason})",
+            fix=fix,
         ) from None
     return path
 
@@ -99,8 +102,12 @@ def open_record(path: str | os.PathLike[str]) -> Any:
         return validate(tree_of(_restored(opened, ROOT), stacks, "record.open"))
     except Exception as error:  # zipfile, zarr and xarray raise a dozen kinds: not a record
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        got, fix = f"{str(path)!r} ({reason})", "pass a file that probe.save_record wrote"
-        raise ProbeError("record.open", expected="a record (.zarr.zip)", got=got, fix=fix) from None
+        raise ProbeError(
+            "record.open",
+            expected="a record (.zarr.zip)",
+            got=f"{str(path)!r} ({reason})",
+            fix="pass a file that probe.save_record wrote",
+        ) from None
 
 
 def write_part(data: Labelled, folder: Path, worker: str = "0") -> Path:
@@ -203,8 +210,12 @@ def _write_whole(path: Path, chunks: Mapping[str, bytes]) -> None:
 
 def _part_store(path: Path) -> ZipStore:
     if not zipfile.is_zipfile(path):
-        fix = "delete the file: its samples are computed again"
-        raise ProbeError("run", expected=f"a whole part in {path}", got="no zip file", fix=fix)
+        raise ProbeError(
+            "run",
+            expected=f"a whole part in {path}",
+            got="no zip file",
+            fix="delete the file: its samples are computed again",
+        )
     return ZipStore(path, mode="r")
 
 

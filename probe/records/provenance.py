@@ -75,8 +75,9 @@ class RunFingerprint:
         try:
             return json.loads(json.dumps(asdict(self), default=_as_json))
         except TypeError as error:
-            expected = "a fingerprint of plain values"
-            raise ProbeError("run", expected=expected, got=str(error)) from None
+            raise ProbeError(
+                "run", expected="a fingerprint of plain values", got=str(error)
+            ) from None
 
 
 def hash_files(files: Iterable[Path]) -> dict[str, str]:

@@ -73,8 +73,11 @@ def rank_agreement(attributions: Mapping[str, xr.Dataset], seed: int = 0) -> xr.
     names = regions["feature"].values.tolist()
     for name, attribution in attributions.items():
         if regions_of(attribution)["feature"].values.tolist() != names:
-            expected = "attributions over the same regions"
-            raise ProbeError("agreement", expected=expected, got=f"others in {name!r}")
+            raise ProbeError(
+                "agreement",
+                expected="attributions over the same regions",
+                got=f"others in {name!r}",
+            )
     signed = np.stack(list(values_of.values()))  # (reference, region)
     by_head = np.stack([regions[measure].values for measure in MEASURES])
     by_layer = by_head.mean(axis=2)  # (measure, layer, region)
@@ -96,12 +99,18 @@ def regions_of(attribution: xr.Dataset) -> xr.Dataset:
     for one without regions.
     """
     if not isinstance(attribution, xr.Dataset) or "attribution" not in attribution:
-        expected = "an attribution (of probe.attribute)"
-        raise ProbeError("agreement", expected=expected, got=type(attribution).__name__)
+        raise ProbeError(
+            "agreement",
+            expected="an attribution (of probe.attribute)",
+            got=type(attribution).__name__,
+        )
     regions = attribution.isel(feature=attribution["feature_kind"].values == "region")
     if not regions.sizes["feature"]:
-        got = f"over {attribution.attrs['over']}"
-        raise ProbeError("agreement", expected="an attribution over regions", got=got)
+        raise ProbeError(
+            "agreement",
+            expected="an attribution over regions",
+            got=f"over {attribution.attrs['over']}",
+        )
     return regions
 
 

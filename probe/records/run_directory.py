@@ -94,8 +94,9 @@ class RunDirectory:
         try:
             return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError):
-            expected = f"a run directory with run.json in {self.folder}"
-            raise ProbeError("run", expected=expected, got="none") from None
+            raise ProbeError(
+                "run", expected=f"a run directory with run.json in {self.folder}", got="none"
+            ) from None
 
     def parts(self) -> list[Path]:
         """The finished parts, in order of their names."""
@@ -276,8 +277,11 @@ def run_samples(
                     writer.add(outcome)
                     failures = 0
                 if failures >= MAX_FAILURES:
-                    got = f"{MAX_FAILURES} failures in a row, the last {outcome}"
-                    raise ProbeError("run", expected="samples that can be measured", got=got)
+                    raise ProbeError(
+                        "run",
+                        expected="samples that can be measured",
+                        got=f"{MAX_FAILURES} failures in a row, the last {outcome}",
+                    )
                 if progress:
                     progress(len(group))
 

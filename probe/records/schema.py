@@ -93,8 +93,11 @@ def dataset(
     """
     unknown = sorted(map(str, values.keys() - schema.keys()))
     if unknown:
-        expected = f"{path.strip('/')} variables of {', '.join(schema)}".strip()
-        raise ProbeError(called, expected=expected, got=", ".join(unknown))
+        raise ProbeError(
+            called,
+            expected=f"{path.strip('/')} variables of {', '.join(schema)}".strip(),
+            got=", ".join(unknown),
+        )
     variables = {
         name: variable.labelled(called, path + name, values[name])
         for name, variable in schema.items()
@@ -114,8 +117,9 @@ def dataset(
         return xr.Dataset(variables, labels, plain_attrs(attrs or {}))
     except ValueError as error:  # xarray names the dimension whose sizes disagree
         where = f"in {path.strip('/')} " if path else ""
-        expected = f"equal sizes {where}on shared dims"
-        raise ProbeError(called, expected=expected, got=str(error)) from None
+        raise ProbeError(
+            called, expected=f"equal sizes {where}on shared dims", got=str(error)
+        ) from None
 
 
 def axis_labels(values: Any) -> np.ndarray:

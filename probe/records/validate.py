@@ -61,8 +61,9 @@ def tree_of(root: xr.Dataset, nodes: Mapping[Any, xr.Dataset], called: str) -> x
     try:
         return xr.DataTree.from_dict({"/": root, **dict(sorted(nodes.items()))})
     except ValueError as error:
-        expected = "as many samples in each stack as in the root"
-        raise ProbeError(called, expected=expected, got=str(error)) from None
+        raise ProbeError(
+            called, expected="as many samples in each stack as in the root", got=str(error)
+        ) from None
 
 
 def validate(record: Any) -> xr.DataTree:
