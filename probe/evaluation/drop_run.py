@@ -30,7 +30,8 @@ from probe.records.provenance import RunFingerprint
 from probe.subject.subject import Subject
 
 ATTENTION_VALUES = ("mass", "share", "lift")
-WORK_COUNTS = ("row_layers", "image_prefixes")  # what a sweep did: no setting, and no result
+# attrs and variables that count what a sweep did, which depends on where a run was interrupted
+WORK_COUNTS = ("row_layers", "image_prefixes")
 FIRST_SAMPLES = 100  # among which one is looked for that can be encoded, for the estimate
 
 
@@ -113,7 +114,7 @@ class DropRun(SampleRun):
         donor = self.task.donor(sample, same_size=self.subject.aspect == "anyres")
         nodes = {}
         for mode, sweep in self.sweeps.items():
-            table = sweep(sample, donor)
+            table = sweep(sample, donor).drop_vars(WORK_COUNTS)
             kept = {name: v for name, v in table.attrs.items() if name not in WORK_COUNTS}
             table.attrs = kept
             nodes[mode] = table

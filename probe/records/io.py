@@ -6,7 +6,7 @@ half-written.
     write_part(data, folder); read_part(path)  # some samples of a run
 
 A file is written under another name, flushed to the disk and renamed, so it is complete or does not
-exist. Equal contents give equal bytes.
+exist. It carries a checksum, which is compared when it is read. Equal contents give equal bytes.
 """
 
 import contextlib
@@ -14,8 +14,6 @@ import json
 import os
 import secrets
 import time
-import uuid
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +21,18 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
-from zarr.storage import MemoryStore, ZipStore
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
 
 from probe.errors import ProbeError, shown
+from probe.records.archive import (
+    LARGEST,
+    ROOT_METADATA,
+    TooLargeError,
+    flush_folder,
+    read_archive,
+    write_archive,
+)
 from probe.records.concat import SAMPLE, Labelled, datasets_of, ids_of, select, with_text
 from probe.records.schema import ROOT, STACK, Variable
 from probe.records.validate import tree_of, validate
@@ -37,6 +44,7 @@ OLD_NAMES = {  # of variables, in files that were written before they were renam
     "picture_sha256": "image_sha256",
 }
 KIND = "probe_kind"  # attr of a part's root in the file: whether it is a dataset or a tree
+RUN = "probe_run"  # attr of a part's root in the file: fingerprint and versions, as JSON
 
 
 def save_record(record: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) -> Path:
@@ -66,7 +74,7 @@ def save_record(record: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) 
     chunks = _chunks(datasets)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, chunks)
+        write_archive(path, chunks)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         strerror = getattr(error, "strerror", None)
         reason = "its folder is a file" if isinstance(error, FileExistsError) else strerror or error
@@ -79,64 +87,81 @@ def save_record(record: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) 
     return path
 
 
-def open_record(path: str | os.PathLike[str]) -> Any:
+def open_record(path: str | os.PathLike[str], *, largest: float = LARGEST) -> Any:
     """The record (or the dataset) that `save_record` wrote, read into memory; a record is
     validated.
 
-    Raises ProbeError for a path where no record is, for a damaged file, and for one that breaks the
-    contract.
+    Raises ProbeError for a path where no record is, for a damaged file, for one that breaks the
+    contract, and, before anything is allocated, for one that declares more than `largest` bytes.
     """
     try:
         path = Path(path)
         if not path.suffix and not os.path.exists(path):
             path = path.with_name(path.name + SUFFIX)
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(f"damaged at {damaged}")
-        with ZipStore(path, mode="r") as store:
-            opened = _tree_in(store).load()
+        opened = _tree_in(read_archive(path, largest)).load()
         if "kind" in opened.attrs:
             return _restored(opened, {})
         stacks = {name: _restored(node, STACK) for name, node in opened.children.items()}
         return validate(tree_of(_restored(opened, ROOT), stacks, "record.open"))
     except Exception as error:  # zipfile, zarr and xarray raise a dozen kinds: not a record
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ProbeError(
-            "record.open",
-            expected="a record (.zarr.zip)",
-            got=f"{str(path)!r} ({reason})",
-            fix="pass a file that probe.save_record wrote",
-        ) from None
+        fix = "pass a file that probe.save_record wrote"
+        if isinstance(error, TooLargeError):
+            fix = "where you trust it, raise the bound: open_record(path, largest=bytes)"
+        got = f"{str(path)!r} ({reason_of(error)})"
+        raise ProbeError("record.open", expected="a record (.zarr.zip)", got=got, fix=fix) from None
 
 
-def write_part(data: Labelled, folder: Path, worker: str = "0") -> Path:
-    """Writes samples of a run into the folder, under a name that no other worker can choose."""
+def write_part(
+    data: Labelled,
+    folder: Path,
+    worker: str = "0",
+    *,
+    run: Mapping[str, Any] | None = None,
+    token: str = "",
+) -> Path:
+    """Writes samples of a run into the folder, under a name that no other worker can choose.
+
+    `run`: what `read_part_header` returns again; `token`: see `write_archive`.
+    """
     ids_of(data)
     datasets = datasets_of(data)
     kind = "dataset" if isinstance(data, xr.Dataset) else "tree"
-    datasets["/"] = datasets["/"].assign_attrs({KIND: kind})
+    attrs = {KIND: kind} if run is None else {KIND: kind, RUN: json.dumps(run)}
+    datasets["/"] = datasets["/"].assign_attrs(attrs)
     path = folder / f"part-{worker}-{time.time_ns()}-{secrets.token_hex(4)}{SUFFIX}"
-    _write_whole(path, _chunks(datasets))
+    write_archive(path, _chunks(datasets), token)
     return path
 
 
 def read_part(path: Path, samples: slice | None = None) -> Labelled:
     """The part, or some of its samples, in memory. Raises ProbeError when the file is damaged."""
-    with _part_store(path) as store:
-        tree = _tree_in(store)
+    try:
+        tree = _tree_in(read_archive(path, largest=float("inf")))
         tree = (tree if samples is None else select(tree, samples)).load()
-    datasets = {node.path: _restored(node, {}) for node in tree.subtree}
+        datasets = {node.path: _restored(node, {}) for node in tree.subtree}
+    except Exception as error:
+        raise _part_error(path, error) from None
     kind = datasets["/"].attrs.pop(KIND, "tree")
+    datasets["/"].attrs.pop(RUN, None)
     return datasets["/"] if kind == "dataset" else xr.DataTree.from_dict(datasets)
 
 
-def read_ids(path: Path) -> list[str]:
-    """The ids in a part, without reading anything else. Raises ProbeError when the file is
-    damaged.
+def read_part_header(path: Path) -> tuple[list[str], dict[str, Any]]:
+    """The ids in a part, and the `run` it was written with ({} in a file from before there was
+    any). Raises ProbeError when any of the file is damaged.
     """
-    with _part_store(path) as store:
-        return [str(name) for name in np.asarray(zarr.open_group(store, mode="r")[SAMPLE][:])]  # pyright: ignore
+    try:
+        chunks = read_archive(path, largest=float("inf"))
+        run = json.loads(chunks[ROOT_METADATA])["attributes"].get(RUN, "{}")
+        group = zarr.open_group(_store(chunks), mode="r")
+        return [str(name) for name in np.asarray(group[SAMPLE][:])], json.loads(run)  # pyright: ignore
+    except Exception as error:
+        raise _part_error(path, error) from None
+
+
+def read_ids(path: Path) -> list[str]:
+    """The ids in a part. Raises ProbeError when any of the file is damaged."""
+    return read_part_header(path)[0]
 
 
 def write_once(path: Path, value: Any) -> None:
@@ -163,14 +188,24 @@ def _copy_once(source: Path, path: Path) -> None:
         file.write(source.read_text(encoding="utf-8"))
 
 
-def flush_folder(folder: Path) -> None:
-    """Makes a rename inside the folder survive a power cut."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+class DamagedPartError(ProbeError):
+    """A part whose content is not what was written."""
+
+
+def _part_error(path: Path, error: Exception) -> ProbeError:
+    got = f"a damaged one ({reason_of(error)})"
+    if isinstance(error, OSError | MemoryError):  # the file may be whole
+        return ProbeError(
+            "run", expected=f"a part that can be read in {path}", got=reason_of(error)
+        )
+    fix = "give the command of the run again: its samples are computed again"
+    return DamagedPartError("run", expected=f"a whole part in {path}", got=got, fix=fix)
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in a few words: of the system's errors without number and path."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join((reason or type(error).__name__).split())[:200]
 
 
 def _chunks(datasets: Mapping[str, xr.Dataset]) -> dict[str, bytes]:
@@ -189,39 +224,14 @@ def _chunks(datasets: Mapping[str, xr.Dataset]) -> dict[str, bytes]:
     return {key: chunk.to_bytes() for key, chunk in sorted(chunks.items())}
 
 
-def _write_whole(path: Path, chunks: Mapping[str, bytes]) -> None:
-    """Writes a zip file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with partial.open("xb") as file:
-            with zipfile.ZipFile(file, "w") as archive:
-                for key, content in chunks.items():
-                    # chunks are compressed already, metadata is not
-                    packed = zipfile.ZIP_DEFLATED if key.endswith(".json") else zipfile.ZIP_STORED
-                    # ZipInfo has no clock: equal records, equal bytes
-                    archive.writestr(zipfile.ZipInfo(key), content, packed)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    flush_folder(path.parent)
+def _store(chunks: Mapping[str, bytes]) -> MemoryStore:
+    buffer = default_buffer_prototype().buffer
+    return MemoryStore({key: buffer.from_bytes(chunk) for key, chunk in chunks.items()})
 
 
-def _part_store(path: Path) -> ZipStore:
-    if not zipfile.is_zipfile(path):
-        raise ProbeError(
-            "run",
-            expected=f"a whole part in {path}",
-            got="no zip file",
-            fix="delete the file: its samples are computed again",
-        )
-    return ZipStore(path, mode="r")
-
-
-def _tree_in(store: ZipStore) -> xr.DataTree:
+def _tree_in(chunks: Mapping[str, bytes]) -> xr.DataTree:
     raw: dict[str, Any] = {"chunks": None, "decode_times": False, "decode_timedelta": False}
-    return xr.open_datatree(store, engine="zarr", consolidated=False, **raw)  # pyright: ignore
+    return xr.open_datatree(_store(chunks), engine="zarr", consolidated=False, **raw)  # pyright: ignore
 
 
 def _restored(node: xr.DataTree, schema: Mapping[str, Variable]) -> xr.Dataset:

@@ -10,7 +10,9 @@
 
 A sample is done when a part contains it; no separate list could disagree with the parts. So a run
 that was interrupted or killed resumes when the same command is given again, and several workers may
-write into one directory. Settings that differ from `run.json` are refused by name.
+write into one directory. Settings that differ from `run.json`, or from those that each part
+carries, are refused by name. A part whose checksum is wrong is renamed to `*.damaged`, and its
+samples are computed again. Only temporary files that carry the token of this run are ever removed.
 
     run = RunDirectory.open("probe-out/drop", RunFingerprint(model="tiny-llava", ...))
     run_samples(run, samples, measure)    # measure(samples) -> Dataset or DataTree with those ids
@@ -20,6 +22,7 @@ write into one directory. Settings that differ from `run.json` are refused by na
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -37,14 +40,30 @@ import zarr
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.records.concat import SAMPLE, Labelled, datasets_of, ids_of, join, select
-from probe.records.io import read_ids, read_part, write_once, write_part
-from probe.records.provenance import RunFingerprint, first_difference
+from probe.records.io import (
+    DamagedPartError,
+    read_part,
+    read_part_header,
+    reason_of,
+    write_once,
+    write_part,
+)
+from probe.records.provenance import RunFingerprint
+from probe.records.run_settings import (
+    compare_versions,
+    read_settings,
+    refuse_another_run,
+    report,
+    settings_of,
+    token_of,
+)
 
 PART_SAMPLES = 64
 PART_SECONDS = 30.0  # a crash loses at most the work of so long a time
 STALE_SECONDS = 3600.0  # an unfinished part this old has lost its writer
 MAX_FAILURES = 20  # abort after this many consecutive failures
 READ_AHEAD = 16  # parts in memory at once while a run is put in order
+OWNER = ".probe-run"  # file in final.zarr with the token of the run that wrote it
 
 
 @dataclass(frozen=True)
@@ -61,50 +80,70 @@ class RunDirectory:
 
     def __init__(self, folder: Path, worker: str = "0"):
         self.folder, self.worker = folder, worker
+        self._settings: dict[str, Any] = {}  # of this worker, once it is open
 
     @classmethod
     def open(
-        cls, folder: str | Path, fingerprint: RunFingerprint, worker: str = "0"
+        cls,
+        folder: str | Path,
+        fingerprint: RunFingerprint,
+        worker: str = "0",
+        *,
+        strict_versions: bool = False,
     ) -> "RunDirectory":
-        """Starts or resumes a run. Raises ProbeError naming the setting in which the folder's run
-        differs.
+        """Starts or resumes a run.
+
+        Raises ProbeError naming the setting in which the folder's run, or a part of it, differs,
+        and for a folder that can't be written. Other versions of the libraries than those of the
+        parts are reported in a line, or with `strict_versions` refused.
         """
         run = cls(Path(folder).expanduser(), worker)
-        for part in ("parts", "failures"):
-            (run.folder / part).mkdir(parents=True, exist_ok=True)
-        settings = fingerprint.plain()
-        created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        write_once(run.folder / "run.json", {"fingerprint": settings, "created": created})
-        difference = first_difference(run.fingerprint(), settings)
-        if difference:
-            name, old, new = difference
-            raise ProbeError(
-                "run",
-                expected=f"{name} = {old}, with which {run.folder} was started",
-                got=new,
-                fix="use another --out, or the same settings",
-            )
+        run._settings = settings = settings_of(fingerprint)
+        started = (run.folder / "run.json").exists()
+        if started:
+            refuse_another_run(run.folder, run.settings(), settings)
+        with writing(run.folder):
+            for part in ("parts", "failures"):
+                (run.folder / part).mkdir(parents=True, exist_ok=True)
+        before = run._settings_of_parts(settings, started)
+        if not started:
+            created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            with writing(run.folder):
+                write_once(run.folder / "run.json", settings | {"created": created})
+            refuse_another_run(run.folder, run.settings(), settings)  # of a worker that was faster
+        before.append(run.settings())
+        compare_versions(run.folder, before, settings["versions"], strict=strict_versions)
         run._remove_stale_files()
         return run
+
+    def settings(self) -> dict[str, Any]:
+        """What `run.json` holds: `fingerprint`, `versions` and `created`. Raises ProbeError when it
+        is missing or damaged.
+        """
+        return read_settings(self.folder)
 
     def fingerprint(self) -> dict[str, Any]:
         """What the run was started with. Raises ProbeError when `run.json` is missing or
         damaged.
         """
-        try:
-            return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ProbeError(
-                "run", expected=f"a run directory with run.json in {self.folder}", got="none"
-            ) from None
+        return self.settings()["fingerprint"]
 
     def parts(self) -> list[Path]:
         """The finished parts, in order of their names."""
         return sorted((self.folder / "parts").glob("part-*.zarr.zip"))
 
     def done(self) -> set[str]:
-        """Ids that are in a part."""
-        return {name for part in self.parts() for name in read_ids(part)}
+        """Ids that are in a whole part. A damaged part is reported in a line and renamed, so that
+        its samples are computed again.
+        """
+        return {name for ids, _ in self._whole_parts().values() for name in ids}
+
+    def write(self, data: Labelled) -> Path:
+        """Writes finished samples as a part, which carries the settings of the run."""
+        settings = self._settings or self.settings()
+        token = f"{self._token()}-"
+        with writing(self.folder):
+            return write_part(data, self.folder / "parts", self.worker, run=settings, token=token)
 
     def todo(self, samples: Sequence[Sample], attempts: int = 2) -> list[Sample]:
         """The samples that are neither done nor have failed `attempts` times."""
@@ -118,7 +157,7 @@ class RunDirectory:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         line = json.dumps({"id": sample, "attempt": attempt, "reason": reason})
         path = self.folder / "failures" / f"{self.worker}.jsonl"
-        with path.open("a", encoding="utf-8") as file:
+        with writing(self.folder), path.open("a", encoding="utf-8") as file:
             # the line before may be half a line, of a writer that was killed
             file.write(f"\n{line}\n")
             file.flush()
@@ -148,26 +187,82 @@ class RunDirectory:
     def compact(self, order: Iterable[str] = (), block: int = 256) -> Path:
         """Writes all samples to `final.zarr`, `block` at a time, and returns its path."""
         final = self.folder / "final.zarr"
-        temporary = self.folder / f"final-{secrets.token_hex(4)}.tmp"
-        try:
-            for number, data in enumerate(self._blocks(order, block)):
-                for path, dataset in datasets_of(data).items():
-                    _append(dataset, temporary, path, first=number == 0)
-            with warnings.catch_warnings():
-                # zarr: consolidated metadata is not in its specification yet
-                warnings.simplefilter("ignore")
-                zarr.consolidate_metadata(temporary)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(temporary, final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        temporary, old = self._temporary_folder(), self._temporary_folder()
+        with writing(self.folder):
+            try:
+                for number, data in enumerate(self._blocks(order, block)):
+                    for path, dataset in datasets_of(data).items():
+                        _append(dataset, temporary, path, first=number == 0)
+                with warnings.catch_warnings():
+                    # zarr: consolidated metadata is not in its specification yet
+                    warnings.simplefilter("ignore")
+                    zarr.consolidate_metadata(temporary)
+                (temporary / OWNER).write_text(self._token(), encoding="utf-8")
+                if self._is_own(final):
+                    os.replace(final, old)
+                elif os.path.lexists(final):
+                    kept = final.with_name(f"{final.name}.kept-{secrets.token_hex(4)}")
+                    os.replace(final, kept)
+                    report(f"{final} was not written by this run: renamed to {kept.name}")
+                os.replace(temporary, final)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+                shutil.rmtree(old, ignore_errors=True)
         return final
+
+    def _token(self) -> str:
+        return token_of(self._settings or self.settings())
+
+    def _temporary_folder(self) -> Path:
+        return self.folder / f"final-{self._token()}-{secrets.token_hex(4)}.tmp"
+
+    def _is_own(self, final: Path) -> bool:
+        """Whether it is a folder that this run wrote."""
+        try:
+            owner = (final / OWNER).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return False
+        return owner == self._token() and not final.is_symlink()
+
+    def _whole_parts(self) -> dict[Path, tuple[list[str], dict[str, Any]]]:
+        """Ids and settings of each part; damaged parts are set aside."""
+        whole = {}
+        for path in self.parts():
+            try:
+                whole[path] = _header(path)
+            except DamagedPartError as error:
+                aside = path.with_name(f"{path.name}.damaged")
+                try:
+                    os.rename(path, aside)
+                    outcome = f"renamed to {aside.name}"
+                except OSError as cause:
+                    outcome = f"left there ({reason_of(cause)})"
+                report(f"{path} is {error.got.removeprefix('a ')}: {outcome}; not counted as done")
+        return whole
+
+    def _settings_of_parts(self, settings: dict[str, Any], started: bool) -> list[dict[str, Any]]:
+        """What the parts carry. Raises ProbeError for parts of another run, and for parts without
+        settings where there is no `run.json` either.
+        """
+        found = []
+        for path, (_, run) in self._whole_parts().items():
+            if run:
+                refuse_another_run(path, run, settings, "computed")
+                found.append(run)
+            elif not started:
+                raise ProbeError(
+                    "run",
+                    expected=f"run.json in {self.folder}, which holds parts",
+                    got="none",
+                    fix="restore it, or use another --out",
+                )
+        return found
 
     def _blocks(self, order: Iterable[str], block: int) -> Iterator[Labelled]:
         """The samples in order, `block` at a time, all with the same lengths along ragged
         dimensions.
         """
-        ids = {path: read_ids(path) for path in self.parts()}
+        ids = {path: _header(path)[0] for path in self.parts()}
         place: dict[str, tuple[Path, int]] = {}  # of a sample: the first part that contains it
         for path, names in ids.items():
             for row, name in enumerate(names):
@@ -192,15 +287,61 @@ class RunDirectory:
 
     def _failures(self) -> Iterator[Failure]:
         for file in sorted((self.folder / "failures").glob("*.jsonl")):
-            for line in file.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError, TypeError):  # an empty line, or half of one
-                    yield Failure(**json.loads(line))
+            try:
+                lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            except OSError as error:
+                got = f"{file} ({reason_of(error)})"
+                raise ProbeError("run", expected="a list of failures", got=got) from None
+            for line in lines:
+                # an empty line, half of one, or one that no run wrote
+                with contextlib.suppress(ValueError, TypeError, RecursionError):
+                    failure = Failure(**json.loads(line))
+                    if isinstance(failure.id, str) and isinstance(failure.attempt, int):
+                        yield failure
 
     def _remove_stale_files(self) -> None:
-        for path in [*self.folder.glob("*.tmp"), *(self.folder / "parts").glob("*.tmp")]:
-            with contextlib.suppress(OSError):  # another worker may have been faster
-                if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        """Removes what workers of this run left unfinished: only names with its token."""
+        ending = rf"{self._token()}-[0-9a-f]{{8}}\.tmp"
+        names = {
+            self.folder: rf"final-{ending}",
+            self.folder / "parts": rf"\.part-.+\.zarr\.zip\.{ending}",
+        }
+        for folder, name in names.items():
+            for path in folder.glob("*.tmp"):
+                if not re.fullmatch(name, path.name) or path.is_symlink():
+                    continue
+                with contextlib.suppress(OSError):  # another worker may have been faster
+                    if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Errors of the disk as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ProbeError(
+            "run",
+            expected="a run directory that can be written",
+            got=f"{str(folder)!r} ({reason_of(error)})",
+            fix="what is finished is kept: make it writable and give the same command again",
+        ) from error
+
+
+def _header(path: Path) -> tuple[list[str], dict[str, Any]]:
+    """Ids and settings of a part; read once, as long as the file does not change."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        got = reason_of(error)
+        raise ProbeError("run", expected=f"a part that can be read in {path}", got=got) from None
+    return _read_header(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 18)
+def _read_header(path: Path, *_: int) -> tuple[list[str], dict[str, Any]]:
+    return read_part_header(path)
 
 
 def _append(dataset: xr.Dataset, folder: Path, path: str, first: bool) -> None:
@@ -241,7 +382,7 @@ class Writer:
     def flush(self) -> None:
         """Writes what is waiting; kept in memory until the part is on the disk."""
         if self.waiting:
-            write_part(join(self.waiting), self.run.folder / "parts", self.run.worker)
+            self.run.write(join(self.waiting))
             self.waiting = []
         self.since = time.monotonic()
 

@@ -6,6 +6,7 @@ one.
 # pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # (xarray types tree["a"]["b"] as a tree or an array)
 
+import json
 import math
 import warnings
 import zipfile
@@ -468,3 +469,113 @@ def test_the_planted_numbers_are_what_they_claim(record):
     assert bool(
         (single <= pooled + 1e-5).where(pooled.notnull(), True).mean() > 0.9
     )  # pooling spreads
+
+
+# damaged files, and files that declare too much
+
+
+def rewritten(path, change):
+    """The file again by another program, with members changed: {name: content} -> the same."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in change(members).items():
+            archive.writestr(name, content)
+
+
+def test_a_record_without_one_of_its_chunks_is_refused(record, tmp_path):
+    path = records.save_record(record, tmp_path / "record")
+    whole = path.read_bytes()
+    names = zipfile.ZipFile(path).namelist()
+    for lost in names:
+        path.write_bytes(whole)
+        rewritten(path, lambda members, lost=lost: {k: v for k, v in members.items() if k != lost})
+        with pytest.raises(ProbeError, match=r"record\.open") as error:
+            records.open_record(path)
+        assert one_line(error)
+    path.write_bytes(whole)
+    rewritten(path, lambda members: members)  # only packed again
+    assert records.open_record(path).identical(record)
+
+
+def test_a_flipped_bit_is_found_or_changes_nothing(record, tmp_path):
+    path = records.save_record(record, tmp_path / "record")
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    central = whole.index(b"PK\x01\x02")
+    places = [*rng.integers(0, len(whole), 60), *rng.integers(central, len(whole), 60)]
+    found = 0
+    for place in places:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        try:
+            assert records.open_record(path).identical(record)
+        except ProbeError:
+            found += 1
+    assert found > len(places) / 2
+
+
+def test_files_from_before_there_were_checksums_open(record, tmp_path):
+    path = records.save_record(record, tmp_path / "record")
+
+    def without_checksum(members):
+        root = json.loads(members["zarr.json"])
+        assert len(root["attributes"].pop("probe_sha256")) == 64
+        return members | {"zarr.json": json.dumps(root).encode()}
+
+    rewritten(path, without_checksum)
+    back = records.open_record(path)
+    assert back.identical(record)
+    assert "probe_sha256" not in back.attrs
+
+
+def test_a_file_that_declares_too_much_is_refused_before_it_is_read(tmp_path):
+    zeros = xr.Dataset({"x": ("a", np.zeros(40_000_000, np.float32))}, attrs={"kind": "zeros"})
+    path = records.save_record(zeros, tmp_path / "zeros")  # 160 MB in a few KB
+    with pytest.raises(ProbeError, match=r"declare 1\.6e\+08 bytes, more than 1e\+08.*largest="):
+        records.open_record(path, largest=1e8)
+    assert records.open_record(path, largest=2e8)["x"].size == 40_000_000
+    for key, value in (("shape", [10**12]), ("chunk_grid", None)):
+
+        def claim(members, key=key, value=value):
+            node = json.loads(members["x/zarr.json"])
+            grid = {"name": "regular", "configuration": {"chunk_shape": [10**12]}}
+            node[key] = value or grid
+            root = json.loads(members["zarr.json"])
+            root["attributes"].pop("probe_sha256")
+            changed_nodes = {"x/zarr.json": node, "zarr.json": root}
+            return members | {k: json.dumps(v).encode() for k, v in changed_nodes.items()}
+
+        path = records.save_record(zeros.isel(a=slice(8)), tmp_path / "claims")
+        rewritten(path, claim)
+        with pytest.raises(ProbeError, match=r"declare 4e\+12 bytes"):
+            records.open_record(path)
+
+
+def test_a_chunk_or_member_that_unpacks_to_too_much_is_refused(tmp_path):
+    big = xr.Dataset({"x": ("a", np.zeros(40_000_000, np.float32))}, attrs={"kind": "zeros"})
+    with zipfile.ZipFile(records.save_record(big, tmp_path / "big")) as archive:
+        chunk = max((archive.read(n) for n in archive.namelist() if "/c/" in n), key=len)
+    path = records.save_record(big.isel(a=slice(8)), tmp_path / "small")
+
+    def swapped(members):
+        root = json.loads(members["zarr.json"])
+        root["attributes"].pop("probe_sha256")
+        return members | {"x/c/0": chunk, "zarr.json": json.dumps(root).encode()}
+
+    rewritten(path, swapped)
+    with pytest.raises(ProbeError, match="its chunks declare"):
+        records.open_record(path, largest=1e6)
+    rewritten(path, lambda members: members | {"y": bytes(20_000_000)})
+    assert path.stat().st_size < 1e6
+    with pytest.raises(ProbeError, match=r"its members declare 2e\+07 bytes"):
+        records.open_record(path, largest=1e7)
+
+
+@pytest.mark.parametrize("number", ["1" * 5_000_000, "[" * 100_000])
+def test_metadata_that_json_refuses_is_told_in_a_line(record, tmp_path, number):
+    path = records.save_record(record, tmp_path / "record")
+    rewritten(path, lambda members: members | {"zarr.json": number.encode()})
+    with pytest.raises(ProbeError, match=r"record\.open") as error:
+        records.open_record(path)
+    assert one_line(error)

@@ -4,10 +4,15 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportIndexIssue=false
 
+import errno
 import importlib.util
+import io
 import json
 import os
+import re
+import shutil
 import time
+import zipfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +27,10 @@ from running_mean import RunningMean
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.records.concat import join, select
-from probe.records.io import read_ids, read_part, write_part
+from probe.records.io import read_ids, read_part, read_part_header, write_part
 from probe.records.provenance import RunFingerprint, hash_files
 from probe.records.run_directory import STALE_SECONDS, RunDirectory, Writer, run_samples
+from probe.records.run_settings import RunWarning, library_versions
 
 ROOT = Path(__file__).parents[2]
 SAME = RunFingerprint(
@@ -251,28 +257,288 @@ def test_workers_share_a_directory_and_a_sample_done_twice_counts_once(run):
     assert sum(part.sizes["sample"] for part in run.stream()) == 10
 
 
-def test_unfinished_parts_are_ignored_and_old_ones_removed(run):
-    young, old = (run.folder / "parts" / f"part-9-{age}.zarr.zip.tmp" for age in ("young", "old"))
-    for path in (young, old):
-        path.write_bytes(b"PK half")
-    half = run.folder / "final-1.tmp"  # of a compaction
+def test_unfinished_parts_are_ignored_and_old_ones_removed(run, monkeypatch):
+    def killed(*_):
+        raise SystemExit
+
+    monkeypatch.setattr("os.replace", killed)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # nor was there time to clean up
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            run.write(dataset(SAMPLES[:2]))
+    monkeypatch.undo()
+    old, young = (path for path in (run.folder / "parts").iterdir() if path.suffix == ".tmp")
+    half = run._temporary_folder()  # of a compaction
     (half / "llm").mkdir(parents=True)
     long_ago = time.time() - STALE_SECONDS - 60
+    RunDirectory.open(run.folder, SAME)
+    assert young.exists()
+    assert half.exists()
     for path in (old, half):
         os.utime(path, (long_ago, long_ago))
     RunDirectory.open(run.folder, SAME)
-    assert young.exists()
     assert not old.exists()
     assert not half.exists()
     assert run.done() == set()
 
 
-def test_a_damaged_part_is_named(run):
-    (run.folder / "parts" / "part-0-1-x.zarr.zip").write_bytes(b"PK half")
-    with pytest.raises(
-        ProbeError, match=r"part-0-1-x\.zarr\.zip, got no zip file; delete the file"
-    ):
+def test_files_of_a_user_stay(run):
+    token = run._token()
+    names = [
+        "mydata.tmp",
+        "final-1.tmp",
+        "final-0123abcd.tmp",
+        f"final-{'0' * 16}-0123abcd.tmp",
+        f"final-{token}-0123abcd.tmp.tmp",
+        f"mine-final-{token}-0123abcd.tmp",
+        ".part-0-1-x.zarr.zip.0123abcd.tmp",
+        f".part-0-1-x.zarr.zip.{token}-0123abcd.tmp",  # our name, not in our folder
+        "run.json.0123abcd.tmp",
+    ]
+    files = [run.folder / name for name in names]
+    files += [run.folder / "parts" / name for name in names[:-2]]
+    folders = [file.with_name(f"folder-{file.name}") for file in files]
+    target = run.folder.parent / "elsewhere"
+    target.mkdir()
+    link = run.folder / f"final-{token}-89abcdef.tmp"
+    link.symlink_to(target)
+    for file in files:
+        file.write_text("mine")
+    for folder in folders:
+        folder.mkdir()
+        (folder / "mine").write_text("mine")
+    long_ago = time.time() - 100 * STALE_SECONDS
+    for path in (*files, *folders, target):
+        os.utime(path, (long_ago, long_ago))
+    run_samples(RunDirectory.open(run.folder, SAME), SAMPLES, dataset)
+    run.compact()
+    assert all(file.read_text() == "mine" for file in files)
+    assert all((folder / "mine").exists() for folder in folders)
+    assert link.is_symlink()
+    assert target.is_dir()
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link", "dangling"])
+def test_what_lies_at_final_zarr_is_kept(run, kind):
+    run_samples(run, SAMPLES, dataset)
+    final, target = run.folder / "final.zarr", run.folder.parent / "elsewhere"
+    target.mkdir()
+    (target / "mine").write_text("mine")
+    if kind == "folder":
+        target.rename(final)
+    elif kind == "file":
+        final.write_text("mine")
+    else:
+        final.symlink_to(target if kind == "link" else run.folder / "nowhere")
+    with pytest.warns(RunWarning, match=r"not written by this run: renamed to final\.zarr\.kept-"):
+        run.compact()
+    (kept,) = run.folder.glob("final.zarr.kept-*")
+    assert kept.is_symlink() == (kind in ("link", "dangling"))
+    if kind != "dangling":
+        assert (kept if kind == "file" else kept / "mine").read_text() == "mine"
+    assert run.compact().is_dir()  # its own is replaced
+    assert not final.is_symlink()
+    assert len(list(run.folder.glob("final*"))) == 2
+
+
+def damage(content: bytes, how: str) -> bytes:
+    flipped = bytearray(content)
+    if how == "flip in a value":
+        flipped[len(content) // 2] ^= 4
+        return bytes(flipped)
+    if how == "flip in a name":
+        flipped[content.rindex(b"value/c/0/0") + 6] ^= 1
+        return bytes(flipped)
+    if how == "a chunk is missing":
+        packed = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(packed, "w") as new:
+            for name in old.namelist():
+                if name != "value/c/0/0":
+                    new.writestr(name, old.read(name))
+        return packed.getvalue()
+    if how == "an empty zip":
+        packed = io.BytesIO()
+        zipfile.ZipFile(packed, "w").close()
+        return packed.getvalue()
+    return {"no bytes": b"", "half": content[: len(content) // 2], "text": b"PK half"}[how]
+
+
+DAMAGE = ["flip in a value", "flip in a name", "a chunk is missing", "an empty zip"]
+DAMAGE += ["no bytes", "half", "text"]
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_part_is_named_set_aside_and_computed_again(run, how):
+    run_samples(run, SAMPLES, dataset, size=4)
+    expected, part = run.load(IDS), run.parts()[1]
+    content = damage(part.read_bytes(), how)
+    part.write_bytes(content)
+    with pytest.raises(ProbeError, match=f"a whole part in .*{part.name}.*damaged") as error:
+        run.load(IDS)
+    assert "\n" not in str(error.value)
+    asked = []
+
+    def measure(group):
+        asked.extend(sample.id for sample in group)
+        return dataset(group)
+
+    with pytest.warns(RunWarning, match=rf"{part.name} is damaged .*: renamed to") as noted:
+        run_samples(RunDirectory.open(run.folder, SAME), SAMPLES, measure)
+    assert len(noted) == 1
+    assert "\n" not in str(noted[0].message)
+    assert asked == IDS[4:8]
+    assert run.load(IDS).identical(expected)
+    assert part.with_name(f"{part.name}.damaged").read_bytes() == content
+
+
+def test_a_part_that_cannot_be_read_is_not_called_damaged(run, monkeypatch):
+    run_samples(run, SAMPLES, dataset)
+
+    def failing(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("probe.records.io.read_archive", failing)
+    os.utime(run.parts()[0])  # so that it is read again
+    with pytest.raises(ProbeError, match=r"can be read in .*Input/output error"):
         run.done()
+    assert len(run.parts()) == 1
+
+
+@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"plan": {"how": "zero"}}])
+def test_parts_are_tied_to_their_run(run, change):
+    run_samples(run, SAMPLES[:2], dataset)
+    (run.folder / "run.json").unlink()
+    other, name = replace(SAME, **change), next(iter(change))
+    with pytest.raises(ProbeError, match=rf"expected {name}.*with which .*part-0-.* was computed"):
+        RunDirectory.open(run.folder, other)
+    assert not (run.folder / "run.json").exists()
+    assert RunDirectory.open(run.folder, SAME).done() == set(IDS[:2])
+
+
+def test_a_part_of_another_run_is_refused(run, tmp_path):
+    run_samples(run, SAMPLES[:2], dataset)
+    other = RunDirectory.open(tmp_path / "other", replace(SAME, revision="2"))
+    run_samples(other, SAMPLES[2:3], dataset)
+    (part,) = other.parts()
+    part.rename(run.folder / "parts" / part.name)
+    with pytest.raises(ProbeError, match=f"expected revision = '2', with which .*{part.name}"):
+        RunDirectory.open(run.folder, SAME)
+
+
+def test_parts_from_before_they_carried_settings_go_on_with_their_run_json(run):
+    write_part(dataset(SAMPLES[:2]), run.folder / "parts")
+    assert RunDirectory.open(run.folder, SAME).done() == set(IDS[:2])
+    (run.folder / "run.json").unlink()
+    with pytest.raises(ProbeError, match="which holds parts, got none"):
+        RunDirectory.open(run.folder, SAME)
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers", "probe"])
+def test_other_versions_are_reported_or_refused(run, library, monkeypatch):
+    run_samples(run, SAMPLES[:2], dataset)
+    versions = run.settings()["versions"]
+    assert versions == library_versions()
+    newer = versions | {library: "99.1"}
+    monkeypatch.setattr("probe.records.run_settings.library_versions", lambda: newer)
+    told = rf"made with {library} {re.escape(versions[library])}, .*goes on with .*{library} 99\.1"
+    with pytest.warns(RunWarning, match=told):
+        RunDirectory.open(run.folder, SAME)
+    with pytest.raises(ProbeError, match=r"99\.1.*strict_versions"):
+        RunDirectory.open(run.folder, SAME, strict_versions=True)
+    with pytest.warns(RunWarning):
+        run_samples(RunDirectory.open(run.folder, SAME), SAMPLES, dataset)
+    headers = [read_part_header(part)[1]["versions"] for part in run.parts()]
+    assert headers == [versions, newer]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"finger',
+        b"[]",
+        b"null",
+        b"3",
+        b'{"fingerprint": null}',
+        b'{"fingerprint": []}',
+        b"[" * 100_000,
+        b"1" * 5_000_000,
+        b"\xff\xfe\x00",
+    ],
+    ids=range(10),
+)
+def test_a_damaged_run_json_is_told_in_a_line(run, content):
+    (run.folder / "run.json").write_bytes(content)
+    with pytest.raises(ProbeError, match=r"with run\.json in .* got a damaged one \(.*\)") as error:
+        RunDirectory.open(run.folder, SAME)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600
+    (run.folder / "run.json").unlink()  # as the message says
+    RunDirectory.open(run.folder, SAME)
+
+
+def test_failures_that_cannot_be_read_are_left_out(run):
+    lines = [b"\xff\xfe", b"[" * 100_000, b"1" * 5_000_000, b"[]", b"3", b'{"id": ["x"]}']
+    lines += [
+        b'{"id": 3, "attempt": 1, "reason": ""}',
+        b'{"id": "q01", "attempt": 1, "reason": "x"}',
+    ]
+    (run.folder / "failures" / "1.jsonl").write_bytes(b"\n".join(lines))
+    assert [failure.id for failure in RunDirectory.open(run.folder, SAME).failures()] == ["q01"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.ENOENT])
+def test_a_disk_that_fails_in_the_middle_is_told_in_a_line(run, code, monkeypatch):
+    replaced, calls = os.replace, []
+
+    def failing(*names):
+        calls.append(names)
+        if len(calls) > 1:
+            raise OSError(code, os.strerror(code))
+        replaced(*names)
+
+    monkeypatch.setattr("os.replace", failing)
+    with pytest.raises(ProbeError, match=os.strerror(code)) as error:
+        run_samples(run, SAMPLES, dataset, size=4)
+    assert "what is finished is kept" in str(error.value)
+    monkeypatch.undo()
+    assert run.done() == set(IDS[:4])
+    monkeypatch.setattr("zarr.consolidate_metadata", lambda *_: failing())
+    with pytest.raises(ProbeError, match=os.strerror(code)):
+        run.compact()
+    assert not list(run.folder.glob("final*"))
+
+
+def test_a_folder_that_vanishes_is_told_in_a_line(run):
+    def measure(group):
+        shutil.rmtree(run.folder)
+        return dataset(group)
+
+    with pytest.raises(ProbeError, match="run"):
+        run_samples(run, SAMPLES[:1], measure)
+    (run.folder.parent / "file").write_text("")
+    with pytest.raises(ProbeError, match=r"can be written, got .*file"):
+        RunDirectory.open(run.folder.parent / "file" / "run", SAME)
+
+
+def test_a_finished_run_in_a_read_only_place_can_be_looked_at(run, monkeypatch):
+    run_samples(run, SAMPLES, dataset)
+    expected = run.load(IDS)
+
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("os.replace", "os.rename", "os.unlink", "os.link", "shutil.rmtree"):
+        monkeypatch.setattr(name, read_only)
+    opened = Path.open
+
+    def only_reading(path, mode="r", *rest, **more):
+        return opened(path, mode, *rest, **more) if mode in ("r", "rb") else read_only()
+
+    monkeypatch.setattr(Path, "open", only_reading)
+    again = RunDirectory.open(run.folder, SAME)
+    run_samples(again, SAMPLES, dataset)
+    assert again.load(IDS).identical(expected)
 
 
 @pytest.mark.parametrize("measure", [dataset, tree])
