@@ -29,8 +29,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.block_threads import BlockThreads, add_hook, block_threads, concerns, model_block
+from probe.hooks.compiled import refuse_compiled
 from probe.hooks.model_state import locked, state_of
-from probe.hooks.model_structure import is_compiled
 
 # Followed by the user's own choice, so that a check such as `"flash" in name` still holds
 PREFIX = "probe|"
@@ -233,7 +233,7 @@ def routed(
     weights: Observer | None = None,
     required: bool = True,
     always: bool = False,
-) -> Iterator[None]:
+) -> Iterator[list[Tap]]:
     """Runs `wrapper(call, kernel)` in place of the kernel in every attention call of these modules.
 
     `innermost` wrappers see what the others made of the call. `weights` receives the attention of
@@ -244,14 +244,8 @@ def routed(
     Raises ProbeError for a compiled model, a module that was never called (where `required`), and
     one that offers neither way to be seen.
     """
-    for name, module in modules.items():
-        if is_compiled(module):
-            raise ProbeError(
-                "probe",
-                expected="a model that is not compiled",
-                got=f"a compiled {name}",
-                fix="probe the model before torch.compile",
-            )
+    for module in modules.values():
+        refuse_compiled("probe", module)
     options = innermost, weights, always
     taps = [Tap(name, module, wrapper, *options) for name, module in modules.items()]
     undo = ExitStack()  # goes on with the others when one of its callbacks is interrupted
@@ -264,7 +258,7 @@ def routed(
                 add_hook(undo, tap.module.register_forward_pre_hook, tap.before, always=always)
                 after = {"always": always, "always_call": True}
                 add_hook(undo, tap.module.register_forward_hook, tap.after, **after)
-            yield
+            yield taps
         finally:
             undo.close()
     finally:

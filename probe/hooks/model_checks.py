@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
-from probe.hooks.model_structure import is_compiled
+from probe.hooks.compiled import refuse_compiled
 
 
 def require_observable(called: str, model: PreTrainedModel) -> None:
@@ -14,10 +14,4 @@ def require_observable(called: str, model: PreTrainedModel) -> None:
         raise ProbeError(
             called, expected="a model in eval mode", got="training mode", fix="call model.eval()"
         )
-    if is_compiled(model):
-        raise ProbeError(
-            called,
-            expected="a model that is not compiled",
-            got="one after torch.compile",
-            fix="use the model as it was before",
-        )
+    refuse_compiled(called, model)

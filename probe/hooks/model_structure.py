@@ -7,7 +7,6 @@ module names is found as well. `subject/token_grid.py` says where a vision token
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -136,12 +135,6 @@ def output_projection(attention: nn.Module) -> nn.Linear:
             fix="merge the adapter, or load the model without quantization",
         )
     return projection
-
-
-def is_compiled(model: Any) -> bool:
-    """Whether any part of a model went through torch.compile: what runs then can't be observed."""
-    parts = model.modules() if isinstance(model, nn.Module) else ()
-    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in parts)
 
 
 def image_token_id(model: PreTrainedModel) -> int:

@@ -111,6 +111,7 @@ class _Running(local):
     """What a thread's forward runs on. Each thread has its own value."""
 
     now: TrackedSequence | None = None
+    layer_ran: bool = False  # whether this forward has called the first layer
     # Of the last forward without a cache: its ids, and how many of their columns are the prompt
     last_ids: Int[Tensor, "batch token"] | None = None
     prompt_length: int = 0
@@ -190,6 +191,7 @@ class SequenceTracker:
                 self.now = self._without_cache(self.now)
         if cache is None:
             self._check_mask(self.now.length, arguments.get("attention_mask"))
+        self._running.layer_ran = False
         self.check(self.now, cache)
 
     def _check_mask(self, length: int, mask: Any) -> None:
@@ -284,6 +286,7 @@ class SequenceTracker:
         """Keeps the sequence by its cache. The model may have created the cache in this forward,
         and its first layer is the first to get it.
         """
+        self._running.layer_ran = True
         if self.now is None:
             return
         rows, tokens = hidden_states(args, kwargs).shape[1], self.now.length - self.now.past
@@ -298,7 +301,14 @@ class SequenceTracker:
             self._sequences[cache] = self.now
 
     def _after_model(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self.now, cache = None, output_cache(output)
+        ended, self.now, cache = self.now, None, output_cache(output)
+        if ended is not None and output is not None and not self._running.layer_ran:
+            raise ProbeError(
+                self.called,
+                expected="a forward that calls the model's layers",
+                got="one that called none of them, so that nothing was changed",
+                fix="use the model as it was before it was compiled or wrapped",
+            )
         if cache is not None and cache.get_seq_length() and cache not in self._sequences:
             raise ProbeError(
                 self.called,

@@ -3,7 +3,9 @@ runs.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from operator import index
 from typing import Any
 
@@ -12,9 +14,10 @@ from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import Wrapper, routed
-from probe.hooks.block_threads import model_block
+from probe.hooks.block_threads import add_hook, model_block
+from probe.hooks.compiled import refuse_compiled
 from probe.hooks.model_state import Intervention, registered
-from probe.hooks.model_structure import LayerStack, is_compiled, stacks
+from probe.hooks.model_structure import LayerStack, stacks
 from probe.hooks.prefusion_tracker import PrefusionTracker
 from probe.hooks.sequence_tracker import SequenceTracker
 
@@ -48,13 +51,7 @@ class LayerTarget:
         model = (
             model.model if not isinstance(model, nn.Module) and hasattr(model, "model") else model
         )
-        if is_compiled(model):
-            raise ProbeError(
-                called,
-                expected="a model that is not compiled",
-                got="one after torch.compile",
-                fix="intervene on the model as it was before",
-            )
+        refuse_compiled(called, model)
         if not isinstance(model, PreTrainedModel):
             raise ProbeError(
                 called, expected="a transformers model or a Subject", got=type(model).__name__
@@ -108,10 +105,22 @@ class LayerTarget:
     @model_block
     def routed(self, around: Wrapper) -> Iterator[None]:
         """`around` in the attention calls of the chosen layers. The block may run no forward at
-        all.
+        all; raises ProbeError where a layer ran and its attention module was not called.
         """
-        with routed(self.attention, around, required=False):
+        ran: set[int] = set()
+        with routed(self.attention, around, required=False) as taps, ExitStack() as undo:
+            for layer in self.layers:
+                note = partial(_note, ran, layer)
+                add_hook(undo, self.stack.layers[layer].register_forward_pre_hook, note)
             yield
+        for layer, tap in zip(self.layers, taps, strict=True):
+            if layer in ran and not tap.called:
+                raise ProbeError(
+                    self.called,
+                    expected="attention calls that it can change",
+                    got=f"none in layer {layer} (from 0), although it ran",
+                    fix="use the model as it was before it was compiled or wrapped",
+                )
 
     def refuse_flash(self, fix: str) -> None:
         """Raises ProbeError for kernels that take no mask over pairs of query and key."""
@@ -124,6 +133,10 @@ class LayerTarget:
                     got=f"{kernel} in {name}",
                     fix=fix,
                 )
+
+
+def _note(ran: set[int], layer: int, *hooked: Any) -> None:
+    ran.add(layer)
 
 
 def as_names(names: Names) -> tuple[str, ...]:

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 
 from probe.errors import ProbeError, not_empty
 from probe.hooks.block_threads import model_block
+from probe.hooks.compiled import refuse_compiled
 from probe.hooks.model_state import registered_reducer
-from probe.hooks.model_structure import is_compiled
 from probe.reducers.image_features_hook import ImageFeaturesHook
 from probe.reducers.reduction import ReductionStage
 
@@ -79,13 +79,7 @@ def reduced(model: Any, *reducers: Any, vision: Any = None) -> Iterator[list[Red
 
 
 def _check(model: Any, reducers: tuple) -> None:
-    if is_compiled(model):
-        raise ProbeError(
-            "reduced",
-            expected="a model that is not compiled",
-            got="one after torch.compile",
-            fix="reduce the model as it was before",
-        )
+    refuse_compiled("reduced", model)
     if not isinstance(model, PreTrainedModel):
         raise ProbeError(
             "reduced", expected="a transformers model or a Subject", got=type(model).__name__

@@ -18,7 +18,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from probe.data.image_views import aspect_of
 from probe.errors import ProbeError
-from probe.hooks.model_structure import cls_tokens, image_token_id, is_compiled
+from probe.hooks.compiled import refuse_compiled
+from probe.hooks.model_structure import cls_tokens, image_token_id
 from probe.subject.model_source import ModelSource, load_error
 from probe.subject.subject import Subject
 
@@ -140,15 +141,8 @@ def _from_memory(
     dtype: str | torch.dtype | None,
     attn_implementation: str | dict[str, str] | None,
 ) -> Opened:
-    uncompiled = getattr(model, "_orig_mod", model)
-    kind = type(uncompiled).__name__
-    if uncompiled is not model or is_compiled(model):
-        raise ProbeError(
-            "load",
-            expected="a model that is not compiled",
-            got=f"a compiled {kind}",
-            fix="pass the model as it was before torch.compile: a compiled one cannot be observed",
-        )
+    refuse_compiled("load", model)
+    kind = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise ProbeError("load", expected="a name or a transformers model", got=f"a {kind}")
     image_token_id(model)
