@@ -1,8 +1,8 @@
 """Find what went through torch.compile, wherever it is in a model.
 
-A compiled graph calls no hooks that are registered after it ran, so nothing in it can be observed or
+A compiled graph calls no hooks that are registered after it ran: nothing in it can be observed or
 changed, and nothing would say so. `torch.compile(model)` and `module.compile()` mark the module;
-`module.forward = torch.compile(module.forward)` marks a function only, which may be wrapped further.
+`module.forward = torch.compile(module.forward)` marks a function, which may be wrapped further.
 
     compiled_part(model)            # "model.language_model", "" for the model itself, None for none
     refuse_compiled("drop_vision", model)
@@ -78,7 +78,7 @@ def _is_compiled(function: Any) -> bool:
 
 
 def _wrapped(function: Any) -> Iterator[Any]:
-    """The functions that a function calls or may call: of a partial, a bound method, a decorator."""
+    """What a function may call: that of a partial, of a bound method, in a decorator."""
     inner: list[Any] = []
     if isinstance(function, functools.partial):
         inner = [function.func, *function.args, *function.keywords.values()]
