@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from probe.evaluation.task import BenchmarkTask
+from probe.hooks.offload import stored_parameter
 from probe.records.provenance import RunFingerprint, content_hash, hash_files
 from probe.subject.subject import Subject
 
@@ -31,8 +32,7 @@ def fingerprint(
     template = content_hash(str(subject.processor.chat_template), length=16)
     setting = {name: facts[name] for name in ("quantization", "aspect", "image_processor")}
     setting["weights"] = weights_digest(subject.model)
-    if facts["reducer"]:
-        setting["reducer"] = facts["reducer"]
+    setting |= {name: facts[name] for name in ("reducer", "adapters") if facts[name]}
     names = {"benchmark": task.benchmark.name, "split": task.benchmark.split}
     return RunFingerprint(
         model=facts["model"],
@@ -50,7 +50,8 @@ def weights_digest(model: nn.Module) -> str:
     """The same for equal weights, whatever the device."""
     content: list[str | bytes] = []
     for name, parameter in model.named_parameters():
-        flat = parameter.detach().reshape(-1)
+        owner, _, own_name = name.rpartition(".")
+        flat = stored_parameter(model.get_submodule(owner), own_name).reshape(-1)
         some = flat[:: max(1, flat.numel() // VALUES)][:VALUES].float().cpu().numpy()
         content += [f"{name} {tuple(parameter.shape)} {parameter.dtype}", some.tobytes()]
     return content_hash(content, length=16)

@@ -137,6 +137,18 @@ def output_projection(attention: nn.Module) -> nn.Linear:
     return projection
 
 
+def active_adapters(model: nn.Module) -> tuple[str, ...]:
+    """The names of the adapters (LoRA and others, as peft adds them) that act in a forward; none
+    where they are disabled.
+    """
+    names: dict[str, None] = {}
+    for module in model.modules():
+        active = getattr(module, "active_adapters", None)
+        if isinstance(active, list) and getattr(module, "disable_adapters", True) is False:
+            names |= dict.fromkeys(active)
+    return tuple(names)
+
+
 def image_token_id(model: PreTrainedModel) -> int:
     """The id that stands for vision tokens in `input_ids`. Raises ProbeError for a model that has
     none.

@@ -195,8 +195,8 @@ def cached_logits(
 ) -> Float[Tensor, "token word"]:
     """The logits that predict each token of the response, decoded step by step with a cache."""
     outputs = model(**prompt, use_cache=True)
-    logits, mask = [outputs.logits[0, -1]], prompt["attention_mask"].to(model.device)
-    for token in response_ids[:-1].to(model.device):  # decoding never feeds the last token
+    logits, mask = [outputs.logits[0, -1]], prompt["attention_mask"]
+    for token in response_ids[:-1].to(mask.device):  # decoding never feeds the last token
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         cache = cache_argument(model, output_cache(outputs))
         outputs = model(input_ids=token.view(1, 1), attention_mask=mask, use_cache=True, **cache)

@@ -39,6 +39,7 @@ from probe.hooks.image_placeholders import override_token_count, resize_placehol
 from probe.hooks.layer_arguments import by_name, find_cache
 from probe.hooks.model_state import override_method, own_method
 from probe.hooks.model_structure import image_token_id, vision_towers
+from probe.hooks.offload import input_device
 from probe.reducers.encoder_output import EncoderOutput
 from probe.reducers.encoder_reducer import EncoderReducer, EncoderTap, tapped
 from probe.reducers.reduction import NONE
@@ -267,7 +268,7 @@ class ImageFeaturesHook:
     @torch.no_grad()
     def kept_patches(self, tensors: Mapping[str, Any]) -> list[Int[np.ndarray, "_"]]:
         """For `Subject.encode`: the patches that the remaining tokens of each image stand for."""
-        device = self.model.device
+        device = input_device(self.model)
         on_device = {
             name: value.to(device) if torch.is_tensor(value) else value
             for name, value in tensors.items()

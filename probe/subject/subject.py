@@ -23,7 +23,8 @@ from probe.data.chat_template import (
 from probe.data.image import ImageSource
 from probe.data.token_types import Types
 from probe.hooks.model_state import active_reducers
-from probe.hooks.model_structure import image_token_id, stacks
+from probe.hooks.model_structure import active_adapters, image_token_id, stacks
+from probe.hooks.offload import input_device
 from probe.subject.chat import Chat
 from probe.subject.encoding import PromptEncoder
 from probe.subject.generation import generate_ids
@@ -48,9 +49,10 @@ class Subject:
             "model": self.name,
             "revision": self.revision,
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "quantization": str(getattr(self.model, "quantization_method", None) or "none"),
+            "quantization": _quantization_of(self.model),
+            "adapters": "+".join(active_adapters(self.model)),
             "attention": _attention_of(self.model),
-            "device": str(self.model.device),
+            "device": str(input_device(self.model)),
             "aspect": self.aspect
             + (f", {ratio} x {ratio} sub-images and the whole" if ratio > 1 else ""),
             "image_processor": type(self.processor.image_processor).__name__,
@@ -83,7 +85,7 @@ class Subject:
         """
         encoder = PromptEncoder(self.model, self.processor, self.aspect, self.vocabulary)
         inputs = encoder.encode(image, question, response)
-        return inputs.to(self.model.device).as_types(types, turns)
+        return inputs.to(input_device(self.model)).as_types(types, turns)
 
     @property
     def vocabulary(self) -> TokenizerInfo:
@@ -133,6 +135,23 @@ class Subject:
         see `generation.generate_ids`.
         """
         return generate_ids(self.model, self.vocabulary, inputs, max_new_tokens, **generate)
+
+
+def _quantization_of(model: PreTrainedModel) -> str:
+    """The method with its bits: "bitsandbytes 4-bit nf4", "bitsandbytes 8-bit"; "none"."""
+    method = getattr(model, "quantization_method", None)
+    if method is None:
+        return "none"
+    config = getattr(model.config, "quantization_config", None) or {}
+    options = config if isinstance(config, dict) else config.to_dict()
+    parts = [str(getattr(method, "value", method))]
+    if options.get("load_in_8bit"):
+        parts += ["8-bit"]
+    elif options.get("load_in_4bit"):
+        parts += ["4-bit", str(options.get("bnb_4bit_quant_type", ""))]
+    elif options.get("bits"):
+        parts += [f"{options['bits']}-bit"]
+    return " ".join(parts).strip()
 
 
 def _attention_of(model: PreTrainedModel) -> str:

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
+from probe.hooks.offload import stored_parameter
 from probe.measures.attention.query_sums import Extras, QuerySums
 from probe.measures.attention.streaming import query_sums, weight_sums
 from probe.measures.attention.typed_keys import TypedKeys
@@ -153,7 +154,8 @@ class AttentionStatistic:
             keys = self._keys_of(row, call.query.device)
             if self.contribution is not None:
                 projection = self.contribution(call.module)
-                extras = replace(extras, gram=gram(projection, call.query.shape[1]))
+                square = gram(projection, call.query.shape[1], call.query.device)
+                extras = replace(extras, gram=square)
             sums = query_sums(call, element, keys, extras, first=first)
         return {name: value.cpu().numpy() for name, value in type_sums(sums, keys).items()}
 
@@ -277,14 +279,14 @@ def merge(
     return total
 
 
-def gram(projection: nn.Linear, heads: int) -> Float[Tensor, "head dim dim"]:
-    """W_Oᵀ W_O of each head, in float32: ‖W_O x‖² = xᵀ (W_Oᵀ W_O) x."""
+def gram(projection: nn.Linear, heads: int, device: torch.device) -> Float[Tensor, "head dim dim"]:
+    """W_Oᵀ W_O of each head, in float32, on this device: ‖W_O x‖² = xᵀ (W_Oᵀ W_O) x."""
     if projection.in_features % heads:
         raise ProbeError(
             "contribution",
             expected=f"an output projection of {heads} heads",
             got=f"{projection.in_features} inputs",
         )
-    weight = projection.weight.detach().float()  # (hidden, head × dim)
+    weight = stored_parameter(projection, "weight").to(device).float()  # (hidden, head × dim)
     of_heads = weight.view(weight.shape[0], heads, -1).transpose(0, 1)  # (head, hidden, dim)
     return of_heads.transpose(1, 2) @ of_heads

@@ -82,7 +82,8 @@ def _measures(
     mass = weights @ member
     visible = visible_keys(call.model_mask, call, 0, position, key_count).float()
     even = (visible @ member) / visible.sum(-1, keepdim=True)
-    square = gram(output_projection(call.module), call.query.shape[1])  # (head, dim, dim)
+    projection = output_projection(call.module)
+    square = gram(projection, call.query.shape[1], call.query.device)  # (head, dim, dim)
     squared_norms = []
     for is_member in member.T:
         mixed = (weights * is_member) @ value

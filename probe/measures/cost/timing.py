@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from probe.hooks.model_structure import image_token_id
+from probe.hooks.offload import input_device
 from probe.measures.cost.flop_count import fuses
 from probe.measures.cost.prompt_shape import PromptShape, side_of
 
@@ -62,7 +63,7 @@ def inputs_of(
     base, generator = model.base_model, torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(model.device, model.dtype)
+        return torch.randn(*shape, generator=generator).to(input_device(model), model.dtype)
 
     video = hasattr(base, "get_video_features")
     pixels = prompt.pixels(side_of(model.config), model.config, fuses(base), video, noise)
@@ -72,7 +73,7 @@ def inputs_of(
     )
     before = prompt.text_tokens // 2
     row = [word] * before + [place] * vision_tokens + [word] * (prompt.text_tokens - before)
-    ids = torch.tensor([row], device=model.device)
+    ids = torch.tensor([row], device=input_device(model))
     taken = inspect.signature(model.forward).parameters
     named = {name if name in taken else f"{name}_images": value for name, value in pixels.items()}
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **named}

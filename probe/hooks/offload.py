@@ -1,0 +1,53 @@
+"""Models whose weights accelerate keeps elsewhere (in CPU memory, on disk) until a module runs.
+
+Such a parameter is on the device "meta" and has no values; arithmetic with it gives arbitrary
+numbers without an error. accelerate's hook on the module knows where the values are, and on which
+device the module runs.
+
+    input_device(model)                 # where inputs go: the device of the module that gets them
+    stored_parameter(linear, "weight")  # the values, wherever they are
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probe.errors import ProbeError
+
+META = torch.device("meta")
+
+
+def input_device(model: Any) -> torch.device:
+    """The device that the ids of a prompt are embedded on."""
+    embeddings = model.get_input_embeddings()
+    for hook in _offloading_hooks(embeddings):
+        device = getattr(hook, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    parameter = next(embeddings.parameters(), None)
+    return model.device if parameter is None else parameter.device
+
+
+def stored_parameter(module: nn.Module, name: str) -> Tensor:
+    """A parameter of the module itself. Raises ProbeError where its values are nowhere."""
+    parameter = getattr(module, name)
+    if parameter.device != META:
+        return parameter.detach()
+    for hook in _offloading_hooks(module):
+        weights = getattr(hook, "weights_map", None)
+        if weights is not None:
+            return torch.as_tensor(weights[name])
+    raise ProbeError(
+        "model",
+        expected="weights with values",
+        got=f"{type(module).__name__}.{name} on the device meta",
+        fix="load the model with weights that fit, on the CPU if need be",
+    )
+
+
+def _offloading_hooks(module: nn.Module) -> Iterator[Any]:
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        yield from getattr(hook, "hooks", (hook,))  # of a `SequentialHook`
