@@ -31,7 +31,8 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, routed
 from probe.hooks.block_threads import add_hook, model_block, only_this_thread
-from probe.hooks.kept_positions import FullLengthView, KeptPositions
+from probe.hooks.full_length_view import FullLengthView
+from probe.hooks.kept_positions import KeptPositions
 from probe.hooks.layer_arguments import (
     find_cache,
     hidden_states,
@@ -369,7 +370,7 @@ class HiddenStateFlow:
         _, attention = self.attention[index]
         view = FullLengthView(queries, keys, kwargs.get("attention_mask"), _takes_2d(attention))
         state_of(attention).views[get_ident()] = view
-        return {"attention_mask": view.mask_of_part}
+        return {"attention_mask": view.kernel_mask}
 
     def _up(self, ids: Tensor, closed: Tensor) -> Tensor:
         if ids.ndim != 2:
