@@ -1,5 +1,10 @@
-"""Images and videos as users pass them, and how they are opened: upright, RGB, 8 bits."""
+"""Images and videos as users pass them, and how they are opened: upright, RGB, 8 bits.
 
+Only raster formats are read, so that no file is interpreted as a program, and only up to
+`MAX_PIXELS`.
+"""
+
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +13,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from probe.errors import ProbeError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 89_478_485  # of one image, 256 MiB in RGB: Pillow warns about larger ones
 
 
 @dataclass(frozen=True)
@@ -45,9 +53,8 @@ def open_image(image: ImageSource) -> Image.Image:
     """The image as it should be seen: upright, RGB, transparency over white, the first frame of an
     animation.
 
-    Raises ProbeError for a file that is missing, not an image, truncated, or that claims more
-    pixels than Pillow's limit against decompression bombs, and for anything that is neither a path
-    nor a PIL image.
+    Raises ProbeError for a file that is missing, truncated, not an image of one of `FORMATS`, or
+    with more than `MAX_PIXELS`, and for anything that is neither a path nor a PIL image.
     """
     if isinstance(image, Image.Image):
         width, height = image.size
@@ -57,7 +64,7 @@ def open_image(image: ImageSource) -> Image.Image:
     path = _image_file(image)
     name = repr(str(path))
     try:
-        opened = Image.open(path)
+        opened = open_raster(path)
     except UnidentifiedImageError:
         raise ProbeError(
             "image",
@@ -75,6 +82,27 @@ def open_image(image: ImageSource) -> Image.Image:
         return _upright_rgb(opened, name)
 
 
+def open_raster(path: str | Path) -> Image.Image:
+    """`Image.open` for the formats in `FORMATS`: only the header is read.
+
+    Raises the errors of Pillow, of them `Image.DecompressionBombError` above `MAX_PIXELS`.
+    """
+    with warnings.catch_warnings():  # a bound that is an error needs no warning
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(path, formats=FORMATS)
+    if excess := _excess_pixels(image):
+        image.close()
+        raise Image.DecompressionBombError(excess)
+    return image
+
+
+def _excess_pixels(image: Image.Image) -> str:
+    width, height = image.size
+    if width * height <= MAX_PIXELS:
+        return ""
+    return f"{width} x {height} pixels, more than the {MAX_PIXELS:,} of probe.data.image.MAX_PIXELS"
+
+
 def _image_file(source: str | Path) -> Path:
     try:
         path = Path(source).expanduser()
@@ -87,6 +115,8 @@ def _image_file(source: str | Path) -> Path:
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    if excess := _excess_pixels(image):
+        raise ProbeError("image", got=f"{name}: {excess}", fix="pass a smaller image")
     try:
         image.load()
         image = ImageOps.exif_transpose(image)

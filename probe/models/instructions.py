@@ -21,6 +21,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from probe.data.files import DataFolder, json_list
+from probe.data.image import open_raster
 from probe.data.rows import RowError, RowReader, SkippedRow, entry, identifier, question_text
 from probe.errors import ProbeError, shown
 from probe.models.llava_mini.training_data import Instruction, VisualSource
@@ -103,7 +104,7 @@ def _image(data: DataFolder, name: str) -> Path:
     """The image's file. Its header is read now: a damaged file would end a long training."""
     path = data.image(name)
     try:
-        with Image.open(path):
+        with open_raster(path):
             return path
     except (OSError, Image.DecompressionBombError):
         raise RowError(f"an image in the file {shown(name)}", "something else") from None

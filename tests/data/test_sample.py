@@ -105,3 +105,37 @@ def test_a_name_that_no_file_can_have_is_one_line(name):
     with pytest.raises(ProbeError, match="expected an image file") as error:
         open_image(name)
     assert "\n" not in str(error.value)
+
+
+def test_the_formats_that_users_have_are_read(tmp_path):
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
+        red().save(tmp_path / "image", kind)
+        assert open_image(tmp_path / "image").size == red().size
+    red().save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[red()])
+    assert open_image(tmp_path / "phone.jpg").size == red().size
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "PPM", "ICO", "PCX", "SGI", "TGA"])
+def test_other_formats_are_refused_whatever_their_ending(tmp_path, kind):
+    red().save(tmp_path / "image.png", kind)
+    with pytest.raises(ProbeError, match="not an image; pass a JPEG") as error:
+        open_image(tmp_path / "image.png")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [(13_000, 13_000), (90_000_000, 1), (1, 89_478_486)])
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path, size):
+    data = struct.pack(">I", 64) + b"IDAT" + b"\0" * 68
+    (tmp_path / "large.png").write_bytes(png_header(*size) + data)
+    with pytest.raises(ProbeError, match=r"large\.png") as error:
+        open_image(tmp_path / "large.png")
+    assert f"{size[0]} x {size[1]} pixels, more than the 89,478,485" in str(error.value)
+
+
+def test_an_image_in_memory_keeps_to_the_bound(monkeypatch):
+    monkeypatch.setattr("probe.data.image.MAX_PIXELS", red().width * red().height)
+    assert open_image(red()).size == red().size
+    monkeypatch.setattr("probe.data.image.MAX_PIXELS", red().width * red().height - 1)
+    with pytest.raises(ProbeError, match="pixels, more than"):
+        open_image(red())

@@ -20,6 +20,8 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from probe.data.image import open_raster
+
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
@@ -116,9 +118,9 @@ def _folder(path: Path) -> Iterator[Image.Image]:
         )
     for file in sorted(files, key=_numbered):
         try:
-            with Image.open(file) as image:
+            with open_raster(file) as image:
                 frame = ImageOps.exif_transpose(image).convert("RGB")
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(
                 f"LLaVA-Mini: expected an image as a frame, got {str(file)!r} ({error})"
             ) from error
