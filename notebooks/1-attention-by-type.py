@@ -16,7 +16,8 @@
 # ([arXiv 2501.03895](https://arxiv.org/abs/2501.03895), Fig. 2-4), on any model of the family.
 #
 # It runs on the shipped toy model, `tiny-llava`, so it needs no download and no GPU. What the toy shows is about the toy:
-# set `PROBE_MODEL=llava-hf/llava-1.5-7b-hf` to look at the real thing with the same cells.
+# set `PROBE_MODEL=llava-hf/llava-1.5-7b-hf`, and `PROBE_IMAGE` and `PROBE_QUESTION` to an image file and a question of yours, to look at
+# the real thing with the same cells.
 
 # %%
 import os
@@ -25,19 +26,23 @@ import numpy as np
 from IPython.display import display
 
 import probe
+from probe.data.image import open_image
 from probe.models.tiny.questions import sample_image
 
 MODEL = os.environ.get("PROBE_MODEL", "tiny-llava")
 subject = probe.load(MODEL)
 image, question, right = sample_image(seed=0)
+if "PROBE_IMAGE" in os.environ or "PROBE_QUESTION" in os.environ:  # your own
+    image = open_image(os.environ.get("PROBE_IMAGE", image))
+    question, right = os.environ.get("PROBE_QUESTION", "Describe the image."), "not known"
 display(image)
-print(question, "->", subject.answer(image, question))
+print(question, "->", subject.answer(image, question), f"(right: {right})")
 
 # %% [markdown]
 # ## One call
 #
 # `measure` lets the model answer, then reads prompt and answer again in one forward. Every layer's statistic is taken
-# beside the model's own kernel: the logits are bit-identical, and no query × key map is ever kept.
+# next to the model's own kernel: the logits are bit-identical, and no query × key map is ever kept.
 
 # %%
 record = probe.measure(subject, image, question, contribution=True, maps=True)
@@ -57,7 +62,7 @@ llm["mass"].sel(query_type="response").mean("head").isel(sample=0).to_pandas().r
 # that can see at least one of them.
 
 # %%
-probe.plots.mass(record)
+_ = probe.plots.mass(record)
 # %% [markdown]
 # Three other readings of the same attention:
 #
@@ -70,36 +75,36 @@ probe.plots.mass(record)
 # %%
 probe.plots.mass(record, value="share")
 probe.plots.mass(record, value="lift")
-probe.plots.mass(record, value="contribution")
+_ = probe.plots.mass(record, value="contribution")
 # %% [markdown]
 # ## Fig. 3: how spread out
 #
 # The paper averages over heads first. Heads that each look sharply at another place then have a high entropy together,
-# so the mean of the single heads stands beside it. Models with different numbers of vision tokens are compared by the ratio
+# so the mean of the single heads is drawn, too. Models with different numbers of vision tokens are compared by the ratio
 # to the highest possible entropy, never by nats.
 
 # %%
 probe.plots.entropy(record)
-probe.plots.entropy(record, ratio=True)
+_ = probe.plots.entropy(record, ratio=True)
 # %% [markdown]
 # ## Fig. 4: where in the image
 #
 # Each patch is drawn where it lies in the original image, whatever the processor did to it (cropped, padded, cut to tiles).
 
 # %%
-probe.plots.heatmaps(record)
+_ = probe.plots.heatmaps(record)
 # %% [markdown]
 # One token of the answer at a time (`maps=True`): the row that predicts the third word.
 
 # %%
 print(list(llm["map_token"].values[0]))
-probe.plots.heatmaps(record, token=2)
+_ = probe.plots.heatmaps(record, token=2)
 # %% [markdown]
 # Every head of every layer, and the encoder's own attention:
 
 # %%
 probe.plots.heads(record, "response", "vision")
-probe.plots.mass(record, stack="vision")
+_ = probe.plots.mass(record, stack="vision")
 # %% [markdown]
 # ## Other types
 #
@@ -137,7 +142,7 @@ for number in range(6):
         for q in questions[:3]
     ]
 many = probe.measure_samples(subject, samples, stacks=["llm"])
-probe.plots.mass(many, query_types=["response"])
+_ = probe.plots.mass(many, query_types=["response"])
 # %% [markdown]
 # ## Keep it
 #

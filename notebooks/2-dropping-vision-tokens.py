@@ -16,23 +16,28 @@
 # any model of the family, any layers, and each of the things that "dropped" can mean.
 #
 # It runs on the shipped toy model, `tiny-llava`. What the toy shows is about the toy: set
-# `PROBE_MODEL=llava-hf/llava-1.5-7b-hf` to look at the real thing with the same cells.
+# `PROBE_MODEL=llava-hf/llava-1.5-7b-hf`, and `PROBE_IMAGE` and `PROBE_QUESTION` to an image file and a question of yours, to look at the
+# real thing with the same cells. Sweeps then have fewer questions and wider windows, so that they take minutes.
 
 # %%
 import os
 
 import probe
+from probe.data.image import open_image
 from probe.models.tiny.questions import sample_image
 
 MODEL = os.environ.get("PROBE_MODEL", "tiny-llava")
 subject = probe.load(MODEL)
 image, question, right = sample_image(seed=0)
-print(question, "->", subject.answer(image, question), f"({right})")
+if "PROBE_IMAGE" in os.environ or "PROBE_QUESTION" in os.environ:  # your own
+    image = open_image(os.environ.get("PROBE_IMAGE", image))
+    question, right = os.environ.get("PROBE_QUESTION", "Describe the image."), "not known"
+print(question, "->", subject.answer(image, question), f"(right: {right})")
 
 # %% [markdown]
 # ## One intervention
 #
-# An intervention is a context manager. Inside, text cannot see the vision tokens in these layers (0-based in code); behind it the
+# An intervention is a context manager. Inside, text cannot see the vision tokens in these layers (0-based in code); after it the
 # model is to the bit as it was.
 
 # %%
@@ -72,7 +77,7 @@ record["llm"]["mass"].sel(query_type="response", key_type="vision").mean("head")
 
 
 # %%
-def told(context):
+def answer_within(context):
     with context:
         return subject.answer(image, question)
 
@@ -80,11 +85,11 @@ def told(context):
 middle = range(layers // 4, layers // 2)
 other, *_ = sample_image(seed=5)
 answers = {
-    mode: told(probe.drop_vision(subject, middle, mode=mode))
+    mode: answer_within(probe.drop_vision(subject, middle, mode=mode))
     for mode in ("mask", "mask_frozen", "remove", "remove_for_good", "zero")
 }
-answers["swap"] = told(probe.swap_vision(subject, middle, other))
-answers["knockout: the answer alone"] = told(
+answers["swap"] = answer_within(probe.swap_vision(subject, middle, other))
+answers["knockout: the answer alone"] = answer_within(
     probe.knockout(
         subject, "response", "vision", middle, types=subject.encode(image, question).types
     )
@@ -103,8 +108,10 @@ answers
 from probe.evaluation.benchmarks import named
 
 shapes = named("shapes")
-samples = shapes.read(questions=48).samples
-cases = [probe.windows(2), probe.from_layer(), probe.until_layer()]
+questions, size = (48, 2) if subject.toy else (12, layers // 4)  # on a large model: minutes
+step = 1 if subject.toy else size
+samples = shapes.read(questions=questions).samples
+cases = [probe.windows(size), probe.from_layer(step), probe.until_layer(step)]
 sweep = probe.drop_sweep(subject, samples, cases, score=shapes.score, progress=False)
 print(
     f"{sweep.attrs['row_layers']} rows × layers computed; each case alone: {sweep.sizes['case'] * layers * len(samples)}"
@@ -134,12 +141,12 @@ def with_images(table):
 
 
 sweep = with_images(sweep)
-probe.plots.dropped(sweep, size=2)
+_ = probe.plots.dropped(sweep, size=size)
 # %% [markdown]
 # From a layer on, and up to a layer, by kind of question:
 
 # %%
-probe.plots.depth(sweep)
+_ = probe.plots.depth(sweep)
 # %% [markdown]
 # Every mode on one axis. `mask`, `mask_frozen` and `remove` are the same from a layer to the last one; in a window they are not.
 
@@ -147,18 +154,20 @@ probe.plots.depth(sweep)
 few = samples[:24]
 tables = {
     mode: with_images(
-        probe.drop_sweep(subject, few, probe.windows(2), mode, score=shapes.score, progress=False)
+        probe.drop_sweep(
+            subject, few, probe.windows(size), mode, score=shapes.score, progress=False
+        )
     )
     for mode in ("mask", "mask_frozen", "remove_for_good", "zero", "swap")
 }
 probe.plots.readings(tables)
-probe.plots.swaps(tables)
+_ = probe.plots.swaps(tables)
 # %% [markdown]
 # Accuracy is a coarse measure. The distance of the next-token distribution from the untouched model's shows effects that change no
 # answer.
 
 # %%
-probe.plots.readings(tables, value="kl")
+_ = probe.plots.readings(tables, value="kl")
 # %% [markdown]
 # As a table, with paired differences to the untouched model:
 
@@ -194,15 +203,15 @@ with TemporaryDirectory() as folder:
     dropping = DropRun(
         subject,
         BenchmarkTask.read("shapes", limit=12),
-        {"mask": probe.windows(2), "zero": probe.windows(2)},
+        {"mask": probe.windows(size), "zero": probe.windows(size)},
     )
     print("\n".join(dropping.estimate()))
     run = dropping.run(folder)
-    found = results(run, dropping.task)
+    found = dropping.results(run)
     print(
         len(run.done()), "samples in", len(run.parts()), "parts;", len(run.failures()), "failures"
     )
-probe.plots.dropped(found)
+_ = probe.plots.dropped(found)
 # %% [markdown]
 # ## Trust it: a planted truth
 #

@@ -22,7 +22,8 @@
 # The authors' code throws the attention of compressor and pre-fusion away. Here both are stacks of the record like any other.
 #
 # It runs on the shipped toy, `tiny-llava-mini`, which was made of `tiny-llava`; what it shows is about the toy. With
-# `PROBE_MODEL=path/to/llava-mini-llama-3.1-8b` (the authors' folder) the same cells look at the real one.
+# `PROBE_MODEL=path/to/llava-mini-llama-3.1-8b` (the authors' folder), and `PROBE_IMAGE` and `PROBE_QUESTION` (an image file and a
+# question of yours), the same cells look at the real one.
 
 # %%
 import os
@@ -32,13 +33,17 @@ import pandas as pd
 import torch
 
 import probe
+from probe.data.image import open_image
 from probe.models.tiny.questions import sample_image
 
 MODEL = os.environ.get("PROBE_MODEL", "tiny-llava-mini")
 subject = probe.load(MODEL)
-picture, question, right = sample_image(seed=0)
-print(question, "->", subject.answer(picture, question))
-inputs = subject.encode(picture, question)
+image, question, right = sample_image(seed=0)
+if "PROBE_IMAGE" in os.environ or "PROBE_QUESTION" in os.environ:  # your own
+    image = open_image(os.environ.get("PROBE_IMAGE", image))
+    question, right = os.environ.get("PROBE_QUESTION", "Describe the image."), "not known"
+print(question, "->", subject.answer(image, question), f"(right: {right})")
+inputs = subject.encode(image, question)
 print(
     "tokens that the LLM reads:",
     inputs["input_ids"].shape[1],
@@ -53,7 +58,7 @@ print(
 # (instruction); a response never enters it. In the LLM, vision is what the compressed tokens are.
 
 # %%
-record = probe.measure(subject, picture, question)
+record = probe.measure(subject, image, question)
 stacks = record.children
 {
     name: (stack.sizes["layer"], [*stack["query_type"].values], [*stack["key_type"].values])
@@ -66,7 +71,7 @@ stacks = record.children
 # The compressor's attention to each patch, over the image. It does not know the question.
 
 # %%
-probe.plots.compression(record)
+_ = probe.plots.compression(record)
 # %% [markdown]
 # ## Who attends to whom, before the LLM and in it
 #
@@ -87,7 +92,7 @@ for axis, value in zip(axes, ("share", "lift"), strict=True):
 # Where in the image the words look, layer by layer of pre-fusion:
 
 # %%
-probe.plots.heatmaps(record, stack="prefusion", query_type="instruction")
+_ = probe.plots.heatmaps(record, stack="prefusion", query_type="instruction")
 # %% [markdown]
 # ## Take vision away, in either stack
 #
@@ -105,7 +110,7 @@ cuts = {
 }
 for name, options in cuts.items():
     with probe.drop_vision(subject, **options):
-        print(f"{name:<38}{subject.answer(picture, question)}")
+        print(f"{name:<38}{subject.answer(image, question)}")
 
 # %% [markdown]
 # Over many questions, every layer alone, each case exactly as if it ran alone. The image is read once for all of them.
@@ -114,7 +119,7 @@ for name, options in cuts.items():
 from probe.evaluation.benchmarks import named
 
 shapes = named("shapes")
-samples = shapes.read(questions=30).samples
+samples = shapes.read(questions=30 if subject.toy else 9).samples  # on a large model: minutes
 images = ("sample", [sample.meta["image"] for sample in samples])
 tables = {
     f"{name} cut off": probe.drop_sweep(
@@ -143,18 +148,18 @@ pd.DataFrame(
 # Patches see only patches, so the image side of pre-fusion is the same for every question: computed once, reused exactly.
 
 # %%
-seen = subject.model.encode_image(subject.processor.pixels(picture))
+seen = subject.model.encode_image(subject.processor.pixels(image))
 read = subject.processor.tokenizer
 for asked in (
     "What is in the picture?",
     "How many objects are there?",
     "What shape is the yellow object?",
 ):
-    ids = subject.encode(picture, asked)["input_ids"]
+    ids = subject.encode(image, asked)["input_ids"]
     with torch.no_grad():
         assert torch.allclose(
             subject.model(ids, vision=[seen]).logits,
-            subject.model(**subject.encode(picture, asked)).logits,
+            subject.model(**subject.encode(image, asked)).logits,
             atol=1e-4,
         )
     print(asked, "->", read.decode(subject.model.generate(ids, vision=[seen], max_new_tokens=32)[0, ids.shape[1]:],
@@ -170,7 +175,7 @@ for asked in (
 # %%
 from probe.data.image import Video
 
-frame = picture.resize((subject.processor.image_processor.crop_size["width"],) * 2)
+frame = image.resize((subject.processor.image_processor.crop_size["width"],) * 2)
 alone, clip = subject.encode(frame, question), subject.encode(Video([frame] * 4), question)
 with torch.no_grad():
     words, same = (
@@ -190,8 +195,8 @@ for shown in (frame, Video([frame]), Video([frame] * 4)):
 # the frames on the way.
 
 # %%
-frames = (subject.processor.pixels(picture) for _ in range(200))  # an iterator: never all at once
-prompt = subject.encode(picture, question)["input_ids"]
+frames = (subject.processor.pixels(image) for _ in range(200))  # an iterator: never all at once
+prompt = subject.encode(image, question)["input_ids"]
 video = subject.model.encode_image(frames, input_ids=prompt, keep_frames=8)
 print(video.num_tokens, "vision tokens; frames kept:", len(video.seen))
 

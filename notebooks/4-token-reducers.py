@@ -16,18 +16,23 @@
 # authors' code does it, with the model's own attention kernel, and off again when the block ends.
 #
 # It runs on the shipped toy model, `tiny-llava`, which has 36 vision tokens. What the toy shows is about the toy: set
-# `PROBE_MODEL=llava-hf/llava-1.5-7b-hf` to look at the real thing with the same cells.
+# `PROBE_MODEL=llava-hf/llava-1.5-7b-hf`, and `PROBE_IMAGE` and `PROBE_QUESTION` to an image file and a question of yours, to look at the
+# real thing with the same cells. The comparison then has fewer questions, and the training at the end is skipped.
 
 # %%
 import os
 
 import probe
+from probe.data.image import open_image
 from probe.models.tiny.questions import sample_image
 from probe.reducers import FastV, Grid, Random, VisionZip
 
 MODEL = os.environ.get("PROBE_MODEL", "tiny-llava")
 subject = probe.load(MODEL)
 image, question, right = sample_image(seed=0, kind="where")
+if "PROBE_IMAGE" in os.environ or "PROBE_QUESTION" in os.environ:  # your own
+    image = open_image(os.environ.get("PROBE_IMAGE", image))
+    question, right = os.environ.get("PROBE_QUESTION", "Describe the image."), "not known"
 patches = int(subject.encode(image, question).types.vision.sum())
 print(f"{patches} vision tokens. {question} -> {subject.answer(image, question)} (right: {right})")
 
@@ -55,9 +60,9 @@ reduction = probe.reducers.encode(
     quarter,
     layer=subject.model.config.vision_feature_layer,
 )
-probe.plots.kept(reduction, image, inputs.encoder_grid[0])
+_ = probe.plots.kept(reduction, image, inputs.encoder_grid[0])
 # %% [markdown]
-# `measure`, `drop_vision`, `drop_sweep` and `evaluate` work inside the block, on the tokens that are left. Reducers of the encoder's
+# `measure`, `drop_vision` and `drop_sweep` work inside the block, on the tokens that are left. Reducers of the encoder's
 # output and those inside the LLM compose: here FastV drops half of what VisionZip leaves.
 
 # %%
@@ -85,13 +90,13 @@ from probe.measures.encoder_concentration import concentration
 
 images = [sample_image(seed)[0] for seed in range(8)]
 found = concentration(subject, images, top=(1, 4, 9))
-probe.plots.concentration(found)
+_ = probe.plots.concentration(found)
 # %% [markdown]
 # Softmax pushes that way: the gradient of a weight by its own score, a (1 - a), is the larger the larger the weight is (up to a
 # half), so whoever is ahead is moved most.
 
 # %%
-probe.plots.softmax_gradient(found)
+_ = probe.plots.softmax_gradient(found)
 # %% [markdown]
 # ## Write your own in 20 lines
 #
@@ -154,7 +159,7 @@ reduction = probe.reducers.encode(
     mine,
     layer=subject.model.config.vision_feature_layer,
 )
-probe.plots.kept(reduction, image, inputs.encoder_grid[0])
+_ = probe.plots.kept(reduction, image, inputs.encoder_grid[0])
 # %% [markdown]
 # ## Side by side
 #
@@ -177,7 +182,8 @@ methods = [
     *(Method(f"FastV {n}", subject, (FastV(2, n / patches),), "FastV") for n in (few, more)),
     Method("blocks", subject, (mine,), "blocks"),
 ]
-comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=36))
+questions = 36 if subject.toy else 12  # on a large model: minutes
+comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=questions))
 with TemporaryDirectory() as folder:
     answers = comparison.results(comparison.run(folder))
 costs = comparison.costs(answers, repeats=2)
@@ -200,7 +206,7 @@ method_scores(answers)[shown].round(1)
 # again; there are few here.
 
 # %%
-probe.plots.reductions(answers, costs)
+_ = probe.plots.reductions(answers, costs)
 # %% [markdown]
 # ## A second question
 #
@@ -225,32 +231,42 @@ for reducer in (quarter, FastV(2, 0.25)):
 # ## Get used to it
 #
 # The projector was trained for all tokens. The paper tunes it under the reducer, with encoder and LLM frozen. `tune` is that on
-# `transformers.Trainer`. These thirty steps are an example of how, and too few to gain anything; a longer run with the gain and its
-# interval is in [analyses/reducers](../analyses/reducers).
+# `transformers.Trainer`. These thirty steps are an example of how, and too few: as the table shows, they may well make the model worse.
+# A longer run, with what it gains and the interval of that, is in [analyses/reducers](../analyses/reducers).
 
 # %%
 import copy
 
+from IPython.display import display
+
 from probe.evaluation.benchmarks import named
 from probe.reducers.projector_tuning import tune
 
-lessons = named("shapes").read(questions=600, seed=1).samples  # other images than those above
-zipped = VisionZip(few - 1, 1)
-with TemporaryDirectory() as folder:
-    own = probe.load(copy.deepcopy(subject.model), processor=subject.processor)
-    tune(
-        own,
-        lessons,
-        folder,
-        zipped,
-        batch=20,
-        per_device_train_batch_size=20,
-        learning_rate=4e-3,
-        disable_tqdm=True,
-        logging_steps=100,
-    )
-methods = [Method("as shipped", subject, (zipped,)), Method("tuned", own, (zipped,))]
-comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=36))
-with TemporaryDirectory() as folder:
-    answers = comparison.results(comparison.run(folder))
-method_scores(answers)[shown].round(1)
+
+def tuned_and_not(zipped):
+    """Scores of the shipped projector and of one that was tuned, both under this reducer."""
+    lessons = named("shapes").read(questions=600, seed=1).samples  # other images than those above
+    with TemporaryDirectory() as folder:
+        own = probe.load(copy.deepcopy(subject.model), processor=subject.processor)
+        tune(
+            own,
+            lessons,
+            folder,
+            zipped,
+            batch=20,
+            per_device_train_batch_size=20,
+            learning_rate=4e-3,
+            disable_tqdm=True,
+            logging_steps=100,
+        )
+    methods = [Method("as shipped", subject, (zipped,)), Method("tuned", own, (zipped,))]
+    comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=36))
+    with TemporaryDirectory() as folder:
+        answers = comparison.results(comparison.run(folder))
+    return method_scores(answers)[shown].round(1)
+
+
+if subject.toy:
+    display(tuned_and_not(VisionZip(few - 1, 1)))
+else:
+    print("Skipped: tuning a large model takes hours; `tune` is called in the same way.")

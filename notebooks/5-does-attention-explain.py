@@ -16,19 +16,24 @@
 # patches and tokens, and held against each other.
 #
 # It runs on the shipped toy model, `tiny-llava`: what it shows is about the toy. Set
-# `PROBE_MODEL=llava-hf/llava-1.5-7b-hf` for the real thing; there, `over="grid"` and `baseline="hidden"` are the fast way.
+# `PROBE_MODEL=llava-hf/llava-1.5-7b-hf`, and `PROBE_IMAGE` and `PROBE_QUESTION` to an image file and a question of yours, for the real
+# thing. Regions are then cells of 2 x 2 patches, and the comparison with shuffled weights, a second model in memory, is skipped.
 
 # %%
 import os
-import warnings
 
 import probe
+from probe.data.image import open_image
 from probe.models.planted import planted
 from probe.models.tiny.questions import sample_image
 
 subject = probe.load(os.environ.get("PROBE_MODEL", "tiny-llava"))
 image, question, right = sample_image(seed=0, kind="colour")
-print(question, "->", subject.answer(image, question), f"({right})")
+if "PROBE_IMAGE" in os.environ or "PROBE_QUESTION" in os.environ:  # your own
+    image = open_image(os.environ.get("PROBE_IMAGE", image))
+    question, right = os.environ.get("PROBE_QUESTION", "Describe the image."), "not known"
+print(question, "->", subject.answer(image, question), f"(right: {right})")
+options = {"over": "patches" if subject.toy else "grid", "progress": False}
 
 # %% [markdown]
 # ## What the answer owes to each patch, and to each word
@@ -37,32 +42,28 @@ print(question, "->", subject.answer(image, question), f"({right})")
 # writes down what the answer loses, in nats; words of the prompt are features of the same vector.
 
 # %%
-found = probe.attribute(subject, image, question, progress=False)
-probe.plots.attribution(found)
+found = probe.attribute(subject, image, question, **options)
+_ = probe.plots.attribution(found)
 # %% [markdown]
 # No stand-in for "away" is neutral. The same with text unable to see the patch's vision token, which leaves the image as it is:
 
 # %%
-hidden = probe.attribute(subject, image, question, baseline="hidden", progress=False)
+hidden = probe.attribute(subject, image, question, baseline="hidden", **options)
 probe.plots.attribution({"grey pixels": found, "hidden from text": hidden})
 print("one prefix for all of them:", hidden.attrs["sharing"])
 
 # %% [markdown]
 # Integrated gradients follow the way from nothing to everything; their sum should be what everything is worth. How far it is off
-# is in `delta`, and a warning says so where it is much.
+# is in `delta`, and a warning says so where it is much, as here: more `steps` come closer, at their price.
 
 # %%
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    gradients = probe.attribute(
-        subject, image, question, method="integrated_gradients", progress=False
-    )
+gradients = probe.attribute(subject, image, question, method="integrated_gradients", **options)
 print(
     f"worth {float(gradients['logprob'] - gradients['logprob_without']):.1f} nat, off by {float(gradients['delta']):+.1f}"
 )
 
 # %% [markdown]
-# ## Attention beside it
+# ## Attention next to it
 #
 # One figure. Top: what the answer owes, what is attended to, and how well the two agree in each layer. The grey band is what the same
 # maps reach when they are misplaced (shuffled, shifted, flipped): inside it, agreement is noise. The dashed line is what two methods
@@ -72,12 +73,18 @@ print(
 # %%
 from probe.measures.attribution.weight_randomisation import randomised
 
-said = found["token_id"].values.tolist()
+response_ids = found["token_id"].values.tolist()
 attended = found["contribution"].mean("head").max("layer")
 scores = {"ablation": found["attribution"], "attention (contribution)": attended}
-curves = probe.deletion_curves(subject, image, question, scores, said, baseline="mean")
-control = probe.attribute(randomised(subject), image, question, said, progress=False)
-probe.plots.agreement(
+curves = probe.deletion_curves(
+    subject, image, question, scores, response_ids, options["over"], baseline="mean"
+)
+control = None
+if subject.toy:
+    control = probe.attribute(randomised(subject), image, question, response_ids, **options)
+else:
+    print("Skipped: the model with shuffled weights, which would be a second one in memory.")
+_ = probe.plots.agreement(
     {"ablation": found, "integrated gradients": gradients}, curves=curves, control=control
 )
 # %% [markdown]
@@ -103,7 +110,7 @@ print(by_layer["attribution"].astype(float).round(1).to_series().to_dict())
 # %%
 lens = probe.logit_lens(subject, image, question)
 probe.plots.lens(lens, [0, lens.sizes["layer"] // 2, lens.sizes["layer"] - 1])
-probe.plots.lens_curves(lens)
+_ = probe.plots.lens_curves(lens)
 # %% [markdown]
 # ## Sinks
 #
@@ -125,4 +132,4 @@ print(
 
 # %%
 record = probe.measure(subject, image, question, types="fine", contribution=True)
-probe.plots.conventions(record)
+_ = probe.plots.conventions(record)

@@ -101,6 +101,22 @@ def refuse_placeholders(called: str, words: str, image_token: str, fix: str) -> 
         )
 
 
+def refuse_special_tokens(tokenizer: Any, messages: Sequence[Message]) -> None:
+    """Raises ProbeError for words such as "</s>", which would end the prompt and not be read."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    special = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+    for message in messages:
+        words = "".join(item.get("text", "") for item in message["content"])
+        found = [token for token in sorted(special) if token in words]
+        if found and message["role"] != "assistant":
+            raise ProbeError(
+                "question",
+                expected=f"words without {found[0]}, a special token of the tokenizer",
+                got=shown(words),
+                fix="take it out, or write it with a space inside",
+            )
+
+
 def _is_list_of_mappings(value: Any) -> bool:
     return isinstance(value, Sequence) and all(isinstance(item, Mapping) for item in value)
 

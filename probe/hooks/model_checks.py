@@ -1,9 +1,24 @@
 """What a model must be so that it can be observed or changed."""
 
+from typing import Any
+
 from transformers import PreTrainedModel
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, shown
 from probe.hooks.compiled import refuse_compiled
+
+
+def require_subject(called: str, subject: Any) -> None:
+    """Raises ProbeError for anything but a Subject, such as the name of a model or a model."""
+    if hasattr(subject, "model") and hasattr(subject, "processor"):
+        return
+    is_model = isinstance(subject, PreTrainedModel)
+    got = f"a {type(subject).__name__}" if is_model else shown(subject)
+    argument = "model, processor=processor" if is_model else "..."
+    if isinstance(subject, str):
+        argument = repr(subject)
+    fix = f"pass probe.load({argument})"
+    raise ProbeError(called, expected="a Subject", got=got, fix=fix)
 
 
 def require_observable(called: str, model: PreTrainedModel) -> None:

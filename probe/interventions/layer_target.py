@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, shown
 from probe.hooks.attention_tap import Wrapper, routed
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.compiled import refuse_compiled
@@ -53,9 +53,7 @@ class LayerTarget:
         )
         refuse_compiled(called, model)
         if not isinstance(model, PreTrainedModel):
-            raise ProbeError(
-                called, expected="a transformers model or a Subject", got=type(model).__name__
-            )
+            raise ProbeError(called, expected="a transformers model or a Subject", got=shown(model))
         found = {name: one for name, one in stacks(model).items() if name in FOLLOWED}
         if stack not in found:
             known = " or ".join(f"{name!r}" for name in reversed(found))

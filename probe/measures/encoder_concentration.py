@@ -27,6 +27,7 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import tap
 from probe.hooks.block_threads import only_this_thread
+from probe.hooks.model_checks import require_subject
 from probe.hooks.model_structure import LayerStack, cls_tokens, stacks
 from probe.records.provenance import provenance
 from probe.records.schema import Variable, dataset
@@ -74,6 +75,7 @@ def concentration(
     Raises ProbeError for objects that are not images, a k above the number of patches, and a model
     without an encoder.
     """
+    require_subject("concentration", subject)
     stack = stacks(subject.model).get("vision")
     if stack is None:
         raise ProbeError(

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from probe.data.image import ImageSource
 from probe.errors import ProbeError, one_of
 from probe.hooks.block_threads import add_hook, only_this_thread
+from probe.hooks.model_checks import require_subject
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import stacks
 from probe.records.provenance import provenance
@@ -78,6 +79,7 @@ def logit_lens(
     Raises ProbeError for another stack, layers that ran without some of the positions, and what
     `TargetResponse.of` refuses.
     """
+    require_subject("logit_lens", subject)
     model_stacks = stacks(subject.model)
     one_of("logit_lens", "a stack of", stack, [name for name in STACKS if name in model_stacks])
     answer = TargetResponse.of(subject, image, question, response, max_new_tokens=max_new_tokens)

@@ -22,6 +22,7 @@ from probe.data.image import ImageSource
 from probe.hooks.attention_tap import tap
 from probe.hooks.block_threads import only_this_thread
 from probe.hooks.layer_arguments import cache_argument, output_cache
+from probe.hooks.model_checks import require_subject
 from probe.hooks.model_state import is_clear
 from probe.hooks.model_structure import stacks
 from probe.interventions.drop import drop_vision
@@ -99,6 +100,7 @@ def verify(
     """
     from probe.models.tiny.questions import sample_image
 
+    require_subject("verify", subject)
     image = sample_image(seed=0)[0] if image is None else image
     prompt = subject.encode(image, question)
     longer_prompt = subject.encode(image, f"{question} {question}")

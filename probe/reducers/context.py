@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from probe.errors import ProbeError, not_empty
+from probe.errors import ProbeError, not_empty, shown
 from probe.hooks.block_threads import model_block
 from probe.hooks.compiled import refuse_compiled
 from probe.hooks.model_state import registered_reducer
@@ -81,9 +81,7 @@ def reduced(model: Any, *reducers: Any, vision: Any = None) -> Iterator[list[Red
 def _check(model: Any, reducers: tuple) -> None:
     refuse_compiled("reduced", model)
     if not isinstance(model, PreTrainedModel):
-        raise ProbeError(
-            "reduced", expected="a transformers model or a Subject", got=type(model).__name__
-        )
+        raise ProbeError("reduced", expected="a transformers model or a Subject", got=shown(model))
     not_empty("reduced", "reducer", reducers)
     for reducer in reducers:
         has_method = hasattr(reducer, "reduce") or hasattr(reducer, "attached")

@@ -224,6 +224,8 @@ def as_device(device: str | torch.device) -> torch.device:
     """A device on which a tensor can be made. Raises ProbeError for any other."""
     try:
         parsed = torch.device(device)
+        if parsed.type == "meta":
+            raise TypeError("it holds no numbers")
         torch.empty(0, device=parsed)
     except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # depends on backend
         available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]

@@ -17,6 +17,7 @@ from torch import Tensor
 from probe.data.image import ImageSource
 from probe.data.token_types import FINE, RESPONSE
 from probe.errors import ProbeError
+from probe.hooks.model_checks import require_subject
 from probe.subject.inputs import Ids, Inputs, with_response
 from probe.subject.subject import Subject
 
@@ -74,6 +75,7 @@ class TargetResponse:
 
         Raises ProbeError for an answer without tokens, and for tokens that it does not have.
         """
+        require_subject("answer", subject)
         if isinstance(image, Inputs):
             if question is not None or len(image.prompt) != 1:
                 raise ProbeError(

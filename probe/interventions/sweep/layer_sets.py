@@ -38,6 +38,9 @@ def windows(size: int = 4, stride: int | None = None) -> CasesOf:
         )
 
     def cases(layers: int) -> dict[str, Layers]:
+        if size > layers:
+            expected = f"a size of at most {layers}, the layers of the stack"
+            raise ProbeError("windows", expected=expected, got=str(size))
         starts = [
             start for start in range(0, layers, step) if start == 0 or start + size - step < layers
         ]

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.hooks.block_threads import only_this_thread
+from probe.hooks.model_checks import require_subject
 from probe.hooks.model_state import active_interventions, active_text_guided_reducers
 from probe.hooks.model_structure import stacks
 from probe.interventions.drop import drop_vision
@@ -140,6 +141,7 @@ class Sweep:
         score: Score = exact_match,
         cache: PrefixCache | None = None,
     ):
+        require_subject("drop_sweep", subject)
         found = stacks(subject.model)
         _check(subject, stack, list(found), max_new_tokens)
         self.subject, self.stack, self.score = subject, found[stack], score

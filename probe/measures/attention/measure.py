@@ -28,7 +28,7 @@ from probe.data.token_types import Types
 from probe.errors import ProbeError, at_least, not_empty, one_of
 from probe.hooks.attention_tap import tap
 from probe.hooks.block_threads import only_this_thread
-from probe.hooks.model_checks import require_observable
+from probe.hooks.model_checks import require_observable, require_subject
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import LayerStack
 from probe.hooks.model_structure import stacks as find_stacks
@@ -171,6 +171,7 @@ def measure_samples(
 
 
 def _check(subject: Subject, rows: str, maps: bool | str, max_new_tokens: int, sinks: str) -> None:
+    require_subject("measure", subject)
     require_observable("measure", subject.model)
     one_of("measure", "rows of", rows, ("all", "text"))
     one_of("measure", "sinks of", sinks, SINK_MODES)

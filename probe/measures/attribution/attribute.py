@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from probe.data.image import ImageSource
 from probe.errors import ProbeError, at_least, one_of
 from probe.hooks.block_threads import only_this_thread
-from probe.hooks.model_checks import require_observable
+from probe.hooks.model_checks import require_observable, require_subject
 from probe.hooks.model_state import active_interventions
 from probe.measures.attribution import methods
 from probe.measures.attribution.attention_per_feature import attention_on
@@ -149,6 +149,7 @@ def attribute(
 def _check(
     subject: Subject, method: str, over: Over, baseline: Baseline, counts: dict[str, int]
 ) -> None:
+    require_subject("attribute", subject)
     require_observable("attribute", subject.model)
     one_of("attribute", "a method of", method, (*METHODS, GRADIENT_X_ATTENTION))
     if method == GRADIENT_X_ATTENTION and isinstance(over, str) and over == "layers":
