@@ -44,6 +44,12 @@ Benchmark = Annotated[
 ]
 
 
+Figures = Annotated[
+    Literal["main", "all", "none"],
+    typer.Option(help="those that answer most questions, all that there are numbers for, or none"),
+]
+
+
 @with_options
 def attention(
     loading: ModelOptions,
@@ -57,6 +63,7 @@ def attention(
     split: Split = None,
     limit: Limit = None,
     max_new_tokens: Longest = 32,
+    figures: Figures = "main",
     out: Out = Path("probe-out/attention"),
 ) -> None:
     """Measure which kinds of token attend to which, and draw it: a record, figures, a CSV and a
@@ -79,7 +86,7 @@ def attention(
             task = read_task(BenchmarkOptions(benchmark, data, split, limit))
             record, problems = _over(loading.subject(), task, folder, options)
             notes = {"left out": problems}
-        _write(record, folder)
+        _write(record, folder, figures)
     show_layers(record)
     for label, text in notes.items():
         say(label, text)
@@ -123,7 +130,7 @@ def _provenance(record: "DataTree") -> dict[str, str]:
     }
 
 
-def _write(record: "DataTree", folder: ResultFolder) -> None:
+def _write(record: "DataTree", folder: ResultFolder, figures: str) -> None:
     from probe import plots
     from probe.records import to_dataframe
 
@@ -131,7 +138,10 @@ def _write(record: "DataTree", folder: ResultFolder) -> None:
         folder.dataset("record", record)
         few = record.sizes["sample"] <= FEW
         folder.table("attention", to_dataframe(record) if few else mean_table(record))
-        folder.figures(plots.figures(record))
+        if figures != "none":
+            main = getattr(plots, "main_figures", plots.figures)
+            draw = main if figures == "main" else plots.figures
+            folder.figures(draw(record))
 
 
 def show_layers(record: "DataTree") -> None:
@@ -159,7 +169,8 @@ def show_layers(record: "DataTree") -> None:
         f"Attention of {query} tokens, layer by layer",
         dict.fromkeys(("layer", *columns), "right"),
         lines,
-        "→ B: attention on tokens of type B (mass). Of vision: share, and entropy in nats.",
+        "→ B: attention on tokens of type B (mass). Of vision: share, and entropy in nats. "
+        "Layers count from 1.",
     )
 
 

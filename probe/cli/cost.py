@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 LARGEST = 25  # times the operations of the model's own image: up to there prompts are measured
-UNIT = {"vision_tokens": "vision tokens", "resolution": "pixels", "frames": "frames"}
 SEVERAL = "several with commas"
 STEPS = (("", 0), ("k", 3), ("M", 6), ("G", 9), ("T", 12), ("P", 15), ("E", 18))
 
@@ -98,7 +97,7 @@ def cases_of(
     cases = [base]
     for axis, values in (wanted if any(wanted.values()) else ranges(source)).items():
         for value in values or ():
-            shape = {"name": f"{name}, {UNIT[axis]} {value}", axis: value, **options}
+            shape = {"name": f"{name}, {axis.replace('_', ' ')} {value}", axis: value, **options}
             case = count(source, **shape)
             measurable = measure and axis != "vision_tokens"
             if measurable and float(case["flops"].sum()) <= largest:
@@ -146,7 +145,8 @@ def show_costs(costs: "xr.Dataset") -> None:
         )
     caption = (
         "Operations of attention included; costs.csv has every component, with and without them. "
-        "-: only counted (a name without weights, or a prompt too large to time)."
+        "-: only counted (fewer tokens need a reducer, and --measure 0, hub ids and very large prompts "
+        "are not timed)."
     )
     show_table("What reading a prompt costs", headings, rows, caption)
 

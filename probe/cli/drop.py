@@ -199,7 +199,7 @@ def show_cases(table: "pd.DataFrame", task: "BenchmarkTask") -> None:
         {"layers": "left"} | dict.fromkeys(modes, "right"),
         rows,
         f"{first['questions']} questions on {first['images']} images; "
-        "intervals are in accuracy.csv",
+        "layers count from 1; intervals are in accuracy.csv",
     )
 
 

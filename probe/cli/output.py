@@ -136,8 +136,9 @@ class ResultFolder:
     def announce(self, *more: str) -> None:
         """The line on what was written: figures are counted, not listed."""
         files = [name for name in self.written if not name.endswith((".png", ".svg"))]
-        drawn = sorted({Path(name).stem for name in self.written} - {Path(f).stem for f in files})
-        drawn = [f"{len(drawn)} figures (png, svg): {', '.join(drawn)}"] if drawn else []
+        drawn = [Path(name).stem for name in self.written if name.endswith(".png")]
+        figures = "1 figure" if len(drawn) == 1 else f"{len(drawn)} figures"
+        drawn = [f"{figures} (png, svg): {', '.join(drawn)}"] if drawn else []
         say("written to", f"{self.out}/: {', '.join([*more, *files, *drawn])}")
 
     def finish(self) -> None:

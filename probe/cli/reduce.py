@@ -171,6 +171,14 @@ def with_costs(table: "pd.DataFrame", costs: "xr.Dataset") -> "pd.DataFrame":
     return table.merge(rows, on="method", how="left", validate="one_to_one")
 
 
+def interval(low: float, high: float) -> str:
+    """
+    >>> interval(50, 75), interval(float("nan"), float("nan"))
+    ('50.0 to 75.0', '-')
+    """
+    return f"{low:.1f} to {high:.1f}" if low == low else "-"
+
+
 def show_scores(table: "pd.DataFrame", task: "BenchmarkTask") -> None:
     headline = task.module.HEADLINE
     names = (headline, "95 % interval", "of all", "tokens", "operations", "formula", "ms", "peak")
@@ -181,7 +189,7 @@ def show_scores(table: "pd.DataFrame", task: "BenchmarkTask") -> None:
             [
                 row["method"],
                 f"{row[headline]:.1f}",
-                f"{row[f'{headline}_low']:.1f} to {row[f'{headline}_high']:.1f}",
+                interval(row[f"{headline}_low"], row[f"{headline}_high"]),
                 f"{row['of_first']:.0f} %",
                 f"{row['vision_tokens']:.1f}",
                 with_unit(1e12 * row["total (TFLOP)"], "FLOP"),
@@ -192,7 +200,8 @@ def show_scores(table: "pd.DataFrame", task: "BenchmarkTask") -> None:
         )
     caption = (
         "tokens: vision tokens, mean over LLM layers; operations: counted, all components, to the "
-        "first token; formula: of the reducers' papers, LLM only; ms: from pixels to the first token"
+        "first token; formula: of the reducers' papers, LLM only; ms: from pixels to the first token; "
+        "-: no interval of one image, or not measured"
     )
     title = f"{task.benchmark.name}: {headline} with fewer vision tokens"
     show_table(title, {"method": "left"} | dict.fromkeys(names, "right"), rows, caption)

@@ -98,7 +98,9 @@ class Comparison(SampleRun):
     """Methods, and the questions that all of them answer."""
 
     def __init__(self, methods: Sequence[Method], task: BenchmarkTask, *, max_new_tokens: int = 32):
-        """Raises ProbeError for no method, two of one name, and questions without images."""
+        """Raises ProbeError for no method, two of one name, questions without images, and a reducer that
+        its model can't take.
+        """
         names = [method.name for method in methods]
         if not names or len(set(names)) < len(names):
             got = ", ".join(names) or "none"
@@ -106,6 +108,9 @@ class Comparison(SampleRun):
         if not task.with_images:
             got = f"none in {task.benchmark.name}"
             raise ProbeError("reduce", expected="questions about images", got=got)
+        for method in methods:  # a reducer that the model can't take is refused before any work
+            with method.applied():
+                pass
         self.methods, self.task, self.max_new_tokens = tuple(methods), task, max_new_tokens
 
     def fingerprint(self) -> RunFingerprint:

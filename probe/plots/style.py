@@ -8,7 +8,8 @@ grey as well.
 """
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -122,12 +123,20 @@ _TOY = "toy model: not a finding about LLaVA"
 _SMALL_PRINT = {"fontsize": 8, "color": "0.35", "ha": "left", "parse_math": False}
 
 
-def styled():
+@contextmanager
+def styled() -> Iterator[None]:
     """The style of all figures while a plot is drawn: `@styled()` above it.
 
-    matplotlib's own settings are the user's, and are as they were afterwards.
+    matplotlib's own settings are the user's, and are as they were afterwards. Others are not
+    touched (as `matplotlib.rc_context` would): the first figure of a notebook makes its backend
+    interactive, without which no later figure is shown.
     """
-    return matplotlib.rc_context(_SETTINGS)
+    before = {name: matplotlib.rcParams[name] for name in _SETTINGS}
+    matplotlib.rcParams.update(_SETTINGS)
+    try:
+        yield
+    finally:
+        matplotlib.rcParams.update(before)
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:

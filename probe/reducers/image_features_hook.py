@@ -19,10 +19,12 @@ Everything is undone when the block ends: torch's hooks, and these methods of th
 """
 
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial, update_wrapper
+from operator import ge
 from threading import local
 from typing import Any, NoReturn
 
@@ -100,6 +102,7 @@ class ImageFeaturesHook:
         methods = {name: own_method(self.base, f"get_{name}_features") for name in PIXELS}
         self.methods: dict[str, Any] = {name: method for name, method in methods.items() if method}
         self._running = _Running()
+        self._is_warned = False
 
     @model_block
     def attached(self) -> Iterator[None]:
@@ -203,7 +206,15 @@ class ImageFeaturesHook:
         call.output.full = [len(indices) for _, indices in images]
         call.output.left = [len(each) for each in tokens]
         call.output.patches = sources
+        self._warn_unreduced(call.output.full, call.output.left)
         return tokens
+
+    def _warn_unreduced(self, full: Sequence[int], left: Sequence[int]) -> None:
+        """Says once where the reducer leaves as many tokens as there were."""
+        if not self._is_warned and any(map(ge, left, full)):
+            self._is_warned = True
+            got = f"{max(left)} vision tokens of {max(full)}"
+            warnings.warn(f"reduced: {self.reducer} leaves {got}: nothing is reduced", stacklevel=2)
 
     # From the prompt's placeholders to as many as tokens are left
 

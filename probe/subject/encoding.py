@@ -22,6 +22,7 @@ from probe.data.chat_template import (
     Rendering,
     messages_of,
     refuse_placeholders,
+    refuse_special_tokens,
     render,
 )
 from probe.data.image import ImageSource, Video, as_images, open_image
@@ -67,6 +68,7 @@ class PromptEncoder:
         video = any(isinstance(source, Video) for source in sources)
         images = self._frames(sources) if video else tuple(map(open_image, sources))
         messages = messages_of(question, len(sources), self.processor.image_token)
+        refuse_special_tokens(self.processor.tokenizer, messages)
         messages, response = _split_answer(messages, response)
         if isinstance(response, str):
             refuse_placeholders("response", response, self.processor.image_token, "take it out")

@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from jaxtyping import Int
 from transformers import PreTrainedModel
 
 from probe.data.token_types import LAST
-from probe.errors import ProbeError
+from probe.errors import ProbeError, at_least
 from probe.hooks.model_structure import image_token_id, max_positions
 from probe.subject.inputs import Inputs, TokenizerInfo
 
@@ -87,10 +86,7 @@ def check_length(model: PreTrainedModel, length: int) -> None:
 
 
 def _check_options(max_new_tokens: int, generate: Mapping[str, Any]) -> None:
-    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
-        raise ProbeError(
-            "generate", expected="max_new_tokens of 1 or more", got=repr(max_new_tokens)
-        )
+    at_least("generate", "max_new_tokens", max_new_tokens, 1)
     single = {"num_return_sequences": (None, 1), "return_dict_in_generate": (None, False)}
     for name, allowed in single.items():
         if generate.get(name) not in allowed:

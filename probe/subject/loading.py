@@ -11,13 +11,16 @@ original .bin files are read without unpickling code.) The network is used for h
 
 import copy
 import os
+from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from probe.data.image_views import aspect_of
-from probe.errors import ProbeError
+from probe.errors import ProbeError, shown
 from probe.hooks.compiled import refuse_compiled
 from probe.hooks.model_structure import cls_tokens, image_token_id
 from probe.subject.model_source import ModelSource, load_error
@@ -30,6 +33,11 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "float16": torch.float16,
     "fp16": torch.float16,
+}
+
+PACKAGES_OF_ATTENTION = {  # transformers takes the kernels of the hub where the first is missing
+    "flash_attention_2": ("flash_attn", "kernels"),
+    "flash_attention_3": ("flash_attn_3", "kernels"),
 }
 
 
@@ -98,6 +106,7 @@ def _from_name(
     from probe.models.llava_mini import is_original  # registers LLaVA-Mini with transformers
 
     source = ModelSource.of(name)
+    _check_attention(attn_implementation)
     target = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     precision = None if dtype == "auto" else as_dtype(dtype)
     if dtype is None and target.type != "cuda":
@@ -111,7 +120,7 @@ def _from_name(
             options = options | {"device_map": {"": target}}
         where = {
             "revision": options.pop("revision") or "main",
-            "local_files_only": source.is_folder,
+            "local_files_only": source.local_files_only(),
             "trust_remote_code": False,
         }
         try:
@@ -181,14 +190,46 @@ def _from_original(
 def _set_attention(model: PreTrainedModel, implementation: str | dict[str, str] | None) -> None:
     if implementation is None:
         return
+    _check_attention(implementation)
     try:
         model.set_attn_implementation(implementation)
     except (ValueError, ImportError) as error:
-        raise ProbeError(
-            "load",
-            expected="an available attn_implementation (sdpa, eager, flash_attention_2 ...)",
-            got=repr(implementation),
-        ) from error
+        raise _not_available(implementation) from error
+
+
+def _check_attention(implementation: str | dict[str, str] | None) -> None:
+    """Raises ProbeError for an attention implementation that this machine lacks, before anything is
+    loaded.
+    """
+    if implementation is None:
+        return
+    is_mapping = isinstance(implementation, Mapping)
+    for name in implementation.values() if is_mapping else [implementation]:
+        if not _is_installed(name):
+            raise _not_available(name, f"which needs the package {_packages_of(name)[0]}")
+        if name == "flex_attention" and not torch.cuda.is_available():
+            raise _not_available(name, "which needs a GPU: on a CPU it compiles for minutes")
+        if name not in ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()) and "/" not in str(name):
+            raise _not_available(name)
+
+
+def _packages_of(attention: str) -> tuple[str, ...]:
+    """The packages of which an attention implementation needs one."""
+    return ("kernels",) if "/" in str(attention) else PACKAGES_OF_ATTENTION.get(attention, ())
+
+
+def _is_installed(attention: str) -> bool:
+    packages = _packages_of(attention)
+    return not packages or any(find_spec(package) is not None for package in packages)
+
+
+def _not_available(implementation: Any, reason: str = "") -> ProbeError:
+    available = ["eager", "sdpa"]
+    available += ["flex_attention"] * torch.cuda.is_available()
+    available += [name for name in PACKAGES_OF_ATTENTION if _is_installed(name)]
+    expected = f"an available attn_implementation ({', '.join(available)})"
+    got = ", ".join(filter(None, [shown(implementation), reason]))
+    return ProbeError("load", expected=expected, got=got)
 
 
 def _complete(processor: Any, model: PreTrainedModel) -> Any:

@@ -5,16 +5,21 @@ config, revision = read_config("llava-hf/llava-1.5-7b-hf")
 """
 
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+from huggingface_hub import constants
 from transformers import AutoConfig
 
 from probe.errors import ProbeError
 from probe.records.provenance import content_hash
 
 END_BYTES = 2**20  # read from both ends of each weight file
+PATIENCE = 5.0  # seconds for the first answer of the hub
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,30 @@ class ModelSource:
             )
         return cls(str(folder), is_folder=True, toy=folder == FOLDERS.get(str(name)))
 
+    def local_files_only(self) -> bool:
+        """Whether only files on this machine are read: those of a folder, and of a hub id while the
+        hub can't be reached (its own library would try again for minutes).
+        """
+        return self.is_folder or not hub_is_reachable()
+
     def revision(self, config: Any) -> str:
         """The hub's commit, or a hash of the folder's files."""
         commit = getattr(config, "_commit_hash", None)
         return commit or (folder_hash(Path(self.location)) if self.is_folder else "unknown")
+
+
+def hub_is_reachable() -> bool:
+    """Whether the hub, or the proxy on the way to it, takes a connection within seconds."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    hub = urlsplit(constants.ENDPOINT)
+    way = urlsplit(getproxies().get(hub.scheme) or constants.ENDPOINT)
+    port = way.port or (80 if way.scheme == "http" else 443)
+    try:
+        socket.create_connection((way.hostname or "", port), timeout=PATIENCE).close()
+    except OSError:
+        return False
+    return True
 
 
 def _is_hub_id(name: str | os.PathLike[str]) -> bool:
@@ -82,7 +107,7 @@ def read_config(name: str | os.PathLike[str], revision: str | None = None) -> tu
             config = AutoConfig.from_pretrained(
                 source.location,
                 revision=revision or "main",
-                local_files_only=source.is_folder,
+                local_files_only=source.local_files_only(),
                 trust_remote_code=False,
             )
     except Exception as error:  # transformers, safetensors and json raise many kinds
@@ -109,6 +134,14 @@ def folder_hash(folder: Path) -> str:
 def load_error(name: str, error: Exception) -> ProbeError:
     """What transformers could not load, in one line."""
     reason = " ".join(str(error).split())
+    is_of_hub = _is_hub_id(name) and not os.path.isdir(name)
+    if is_of_hub and isinstance(error, OSError) and not hub_is_reachable():
+        return ProbeError(
+            "load",
+            expected=f"a model that is on this machine, as {constants.ENDPOINT} can't be reached",
+            got=f"{name!r}: not in its cache",
+            fix="go online, or download it there and pass its folder",
+        )
     expected, got, fix = "a checkpoint that transformers can load", f"{name!r}: {reason[:300]}", ""
     if "Unrecognized configuration class" in reason:
         expected, got = "a vision-language model", f"{name!r}, a model of text only"

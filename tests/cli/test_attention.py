@@ -5,6 +5,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,9 @@ FIGURES = {"llm-mass", "llm-entropy", "llm-heatmaps", "vision-heatmaps"}
 
 
 def one_line(error: str) -> str:
+    """Without the lines on stages, which a slow machine has."""
+    lines = error.splitlines(keepends=True)
+    error = "".join(line for line in lines if not line.endswith(" ...\n"))
     assert error.startswith("probe: ")
     assert error.count("\n") == 1, error
     return error
@@ -116,6 +120,37 @@ def test_all_options_together(run, tmp_path):
         "last",
         "response",
     }
+
+
+def test_no_figures_where_none_are_wanted(run, written, tmp_path, monkeypatch):
+    record = _as_measured(monkeypatch, written)
+    code, said, error = run("attention", "--figures", "none")
+    assert code == 0, error
+    names = {path.name for path in (tmp_path / "probe-out" / "attention").iterdir()}
+    assert names == {"record.zarr.zip", "attention.csv", "results.json"}
+    assert "figure" not in said and record is not None
+
+
+def test_what_a_user_or_a_model_writes_is_printed_as_it_is(run, written, tmp_path, monkeypatch):
+    record = _as_measured(monkeypatch, written)
+    record["response"] = record["response"].astype(object)
+    record["response"].values[0] = "a [bold]red[/] \x1b[31mcircle\x07"
+    code, said, error = run("attention", "--figures", "none", "--out", "o[red]x\x1b[2J")
+    assert code == 0, error
+    assert "answer a [bold]red[/] \\x1b[31mcircle\\x07" in said
+    assert "written to o[red]x\\x1b[2J/" in said
+    assert "\x1b" not in said
+    (tmp_path / "file").write_text("not a folder")
+    code, said, error = run("attention", "--out", "file/\x1b[2J[red]")
+    assert code == 2 and "\x1b" not in one_line(error) and "[2J[red]'" in error
+
+
+def _as_measured(monkeypatch, written):
+    """`probe attention` loads no model and measures this record."""
+    record = probe.open_record(written[0] / "record.zarr.zip").load()
+    monkeypatch.setattr("probe.subject.loading.load", lambda *_, **__: None)
+    monkeypatch.setattr("probe.measures.attention.measure.measure", lambda *_, **__: record)
+    return record
 
 
 # Mistakes
@@ -258,3 +293,57 @@ def test_train_hands_its_words_to_the_recipe(run, monkeypatch):
     code, _, error = run("train", "tiny-llava", "--out", "made", "--steps", "3", "--seed", "7")
     assert code == 0, error
     assert (asked["out"].name, asked["steps"], asked["recipe"].seed) == ("made", 3, 7)
+
+
+# What the shell does
+
+
+def start(folder, *words, python=("-m", "probe"), **environment):
+    package = str(Path(probe.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": package, **environment}
+    return subprocess.Popen(
+        [sys.executable, *python, *words],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_sigterm_leaves_no_unfinished_folder(tmp_path):
+    process = start(tmp_path, "attribute", "--out", "new/deep")
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("new/deep/.unfinished-*")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    said, error = process.communicate(timeout=120)
+    assert (process.returncode, said) == (143, "")
+    assert error.splitlines()[-1] == "probe: terminated; nothing was left half-written"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_output_that_cannot_be_written_is_one_line(tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "probe", "--help"]
+        environment = {**os.environ, "PYTHONPATH": str(Path(probe.__file__).parent.parent)}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert "No space left on device" in one_line(done.stderr)
+
+
+def test_a_terminal_without_utf_8_shows_what_it_can(tmp_path):
+    code = (
+        "import probe.cli as c; c._survive_narrow_terminals(); "
+        "from probe.cli.output import say, show_table; "
+        "say('answer', 'caf\\xe9'); show_table('t', {'\\u2192 vision': 'left'}, [['\\u4e2d']])"
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    process = start(tmp_path, python=("-c", code), **ascii_only)
+    said, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert "answer caf?" in said and "? vision" in said

@@ -7,12 +7,14 @@ mistakes are one line.
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from PIL import Image
 
 import probe
+from probe.cli.drop import cases_of_modes
 from probe.evaluation.drop_run import DropRun
 
 QUICK = ("--limit", "6", "--mode", "mask", "--windows", "4", "--no-attention")
@@ -226,3 +228,12 @@ def test_a_truncated_file_is_one_line(run, gqa):
     code, said, error = run("drop", "--benchmark", "gqa", "--data", str(gqa))
     assert (code, said) == (2, "")
     assert "testdev_balanced_questions.json" in error and error.count("\n") == 1
+
+
+def test_swap_is_left_out_with_a_line_where_no_other_image_is_there(capsys):
+    subject = probe.load("tiny-llava")
+    cases = cases_of_modes(subject, SimpleNamespace(has_donors=False), None, "all", depth=False)
+    assert "swap" not in cases and "mask" in cases
+    assert "swap is left out: the questions are about one image" in capsys.readouterr().out
+    cases = cases_of_modes(subject, SimpleNamespace(has_donors=True), None, "all", depth=False)
+    assert "swap" in cases

@@ -1,12 +1,14 @@
 """`probe reduce`: what it writes, that it goes on, and that mistakes are one line."""
 
+import warnings
+
 import pandas as pd
 import pytest
 from models import picture
 
 import probe
 from probe.evaluation.method_comparison import Comparison
-from probe.reducers import METHODS, PyramidDrop, SparseVLM, TokenBudget
+from probe.reducers import METHODS, PyramidDrop, Random, SparseVLM, TokenBudget, VisionZip
 
 QUICK = (
     "--limit",
@@ -47,7 +49,7 @@ def test_it_writes_table_costs_and_figure_and_goes_on_for_nothing(run, tmp_path,
     assert table["vision_tokens"].tolist() == [36, 9, (2 * 36 + 6 * 9) / 8, 36]
     assert table.loc["tiny-llava", "difference"] == 0
     assert table.loc["VisionZip 25 %", "total (TFLOP)"] < table.loc["all tokens", "total (TFLOP)"]
-    assert "6 questions to 4 methods" in said
+    assert "6 questions to 4 methods" in said and "1 figure (png, svg): reduce" in said
 
     def no_work(*_, **__):
         raise AssertionError("something was computed")
@@ -68,6 +70,10 @@ def test_it_writes_table_costs_and_figure_and_goes_on_for_nothing(run, tmp_path,
         ("--keep", "a,b", "fractions between 0 and 1"),
         ("--beside", "no-such-model", "no-such-model"),
         ("--benchmark", "gqq", "gqa"),
+        ("--split", "zzz", "zzz"),
+        ("--data", "f.txt", "f.txt"),
+        ("--published", "nope.csv", "nope.csv"),
+        ("--model", "tiny-llava-mini", "whose compressor reads the whole grid"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, option, value, told):
@@ -83,6 +89,28 @@ def test_every_name_works_for_every_share(kind, share, subject):
     reducer = METHODS[kind][1](TokenBudget.of(subject.model, share))
     with probe.reduced(subject, reducer):
         assert isinstance(subject.answer(picture(), "what is there ?", 3), str)
+
+
+def test_a_reducer_that_leaves_all_tokens_says_so(subject):
+    for reducer, left in ((VisionZip(100, 10), 37), (Random(1000), 36)):
+        says_so = pytest.warns(UserWarning, match=f"leaves {left} vision tokens of 36: nothing is")
+        with says_so, probe.reduced(subject, reducer):
+            subject.encode(picture(), "what is there ?")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with probe.reduced(subject, Random(9)):
+            subject.encode(picture(), "what is there ?")
+
+
+def test_a_model_that_reduces_itself_is_refused_before_any_question_is_asked(run, monkeypatch):
+    def no_work(*_, **__):
+        raise AssertionError("something was asked")
+
+    monkeypatch.setattr(Comparison, "__call__", no_work)
+    code, _, error = run(
+        "reduce", "--limit", "2", "--model", "tiny-llava-mini", "--beside", "tiny-llava"
+    )
+    assert code == 2 and error.count("\n") == 1
 
 
 def test_stages_are_spread_over_any_depth():

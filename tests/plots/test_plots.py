@@ -17,7 +17,7 @@ from planted_records import planted_record
 from probe import plots
 from probe.errors import ProbeError
 from probe.plots.sample_mean import images, mean_and_band
-from probe.plots.style import line_style
+from probe.plots.style import line_style, styled
 from probe.records import assemble, entropy_ratio, to_dataframe
 
 TYPES = ("instruction", "vision", "response")
@@ -36,6 +36,15 @@ def clean():
     yield
     plt.close("all")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_backend_that_becomes_interactive_meanwhile_stays_so():
+    """As that of a notebook does with its first figure; no later one would be shown."""
+    with styled():
+        assert matplotlib.rcParams["lines.markersize"] == 4.5
+        matplotlib.rcParams["interactive"] = True
+    assert matplotlib.rcParams["interactive"] is True
+    matplotlib.rcParams["interactive"] = False
 
 
 def lines(axis):

@@ -1,4 +1,6 @@
 import json
+import re
+import time
 from pathlib import Path
 
 import models
@@ -10,10 +12,13 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import probe
 from probe.cli import options as cli_options
 from probe.errors import ProbeError
+from probe.measures.encoder_concentration import concentration
 from probe.subject import loading
 from probe.subject.loading import load
+from probe.subject.model_source import read_config
 
 
 @pytest.fixture
@@ -354,3 +359,142 @@ def test_the_command_lines_quantization(monkeypatch):
     }
     assert cli_options.quantization_config("8bit") == {"load_in_8bit": True}
     assert cli_options.quantization_config(None) is None
+
+
+# Without a network, and what is not installed
+
+
+@pytest.fixture
+def unreachable(monkeypatch):
+    """As on a machine without a network, where nothing says that it is offline."""
+
+    def refuse(*_, **__):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("probe.subject.model_source.socket.create_connection", refuse)
+
+
+def test_a_hub_id_without_network_is_one_line_at_once(unreachable):
+    started = time.monotonic()
+    with pytest.raises(ProbeError) as error:
+        load("llava-hf/no-such-model-7b")
+    assert time.monotonic() - started < 30  # the hub's library tries again for minutes
+    expected = r"load: expected a model that is on this machine, as https://\S+ can't be reached, "
+    assert re.match(
+        expected + "got 'llava-hf/no-such-model-7b': not in its cache; go online", str(error.value)
+    )
+    with pytest.raises(ProbeError, match="can't be reached"):
+        read_config("llava-hf/no-such-model-7b")
+
+
+def test_a_model_in_the_cache_is_loaded_without_network(unreachable, from_pretrained):
+    load("llava-hf/no-such-model-7b", processor=models.llava15()[1])
+    assert from_pretrained["local_files_only"] is True
+
+
+def test_the_hub_is_asked_where_it_can_be_reached(monkeypatch, from_pretrained):
+    asked = []
+
+    class Connection:
+        def close(self):
+            asked.append("closed")
+
+    def connect(address, timeout):
+        asked.append(address)
+        return Connection()
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://mirror.example")
+    monkeypatch.setattr("probe.subject.model_source.getproxies", dict)
+    monkeypatch.setattr("probe.subject.model_source.socket.create_connection", connect)
+    load("llava-hf/some-model-7b", processor=models.llava15()[1])
+    assert from_pretrained["local_files_only"] is False
+    assert asked == [("mirror.example", 443), "closed"]
+    proxies = {"https": "http://proxy.example:3128"}
+    monkeypatch.setattr("probe.subject.model_source.getproxies", lambda: proxies)
+    load("llava-hf/some-model-7b", processor=models.llava15()[1])
+    assert asked[2] == ("proxy.example", 3128)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("xx", "got 'xx'$"),
+        ("flex_attention", "got 'flex_attention', which needs a GPU"),
+        ("flash_attention_2", "got 'flash_attention_2', which needs the package flash_attn$"),
+        ("someone/kernel", "got 'someone/kernel', which needs the package kernels$"),
+        ({"text_config": "xx"}, "got 'xx'$"),
+    ],
+)
+def test_an_attention_that_is_not_installed_is_refused_before_loading(monkeypatch, name, reason):
+    def no_loading(*_, **__):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(loading, "find_spec", lambda package: None)
+    monkeypatch.setattr(loading.AutoProcessor, "from_pretrained", no_loading)
+    with pytest.raises(ProbeError, match=rf"attn_implementation \(eager, sdpa\), {reason}"):
+        load("tiny-llava", attn_implementation=name)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: probe.measure("tiny-llava", None, "what?"),
+        lambda: probe.measure_samples("tiny-llava", [probe.Sample("0", None, "what?")]),
+        lambda: probe.attribute("tiny-llava", models.picture(), "what?"),
+        lambda: probe.logit_lens("tiny-llava", models.picture(), "what?"),
+        lambda: probe.find_sinks("tiny-llava", models.picture(), "what?"),
+        lambda: probe.deletion_curves("tiny-llava", models.picture(), "what?", {}),
+        lambda: probe.verify("tiny-llava"),
+        lambda: probe.drop_sweep("tiny-llava", [probe.Sample("0", None, "what?")], [{0}]),
+        lambda: concentration("tiny-llava", models.picture()),
+        lambda: probe.drop_vision("tiny-llava", [0]).__enter__(),
+        lambda: probe.reduced("tiny-llava", probe.reducers.Random(2)).__enter__(),
+    ],
+)
+def test_a_name_in_place_of_a_subject_is_one_line(unchecked, call):
+    with pytest.raises(ProbeError, match=r"expected a .*Subject, got 'tiny-llava'"):
+        call()
+
+
+def test_a_model_in_place_of_a_subject_says_what_to_pass(unchecked):
+    with pytest.raises(
+        ProbeError, match=r"got a LlavaFor\w+; pass probe.load\(model, processor=processor\)"
+    ):
+        probe.measure(models.llava15()[0], None, "what?")
+
+
+@pytest.mark.parametrize("tokens", ["3", 2.5, True, 0])
+def test_a_number_of_tokens_that_is_none_is_one_line(unchecked, tokens):
+    subject = load(*models.llava15())
+    given, limit = (subject, models.picture(), "what?"), {"max_new_tokens": tokens}
+    sample = probe.Sample("0", models.picture(), "what?")
+    for call in (
+        lambda: subject.answer(models.picture(), "what?", tokens),
+        lambda: probe.attribute(*given, **limit),
+        lambda: probe.logit_lens(*given, **limit),
+        lambda: probe.find_sinks(*given, **limit),
+        lambda: probe.drop_sweep(subject, [sample], [{0}], progress=False, **limit),
+        lambda: probe.measure(*given, **limit) if tokens != 0 else load("nothing"),
+    ):
+        with pytest.raises(ProbeError):
+            call()
+
+
+def test_meta_is_not_a_device_to_load_to():
+    with pytest.raises(ProbeError, match=r"a device of this machine \(cpu.*got 'meta'"):
+        load("tiny-llava", device="meta")
+
+
+def test_special_tokens_in_a_question_are_refused():
+    subject = load(*models.llava15())
+    with pytest.raises(
+        ProbeError, match=r"question: expected words without </s>, .* got 'a </s> b'"
+    ):
+        subject.encode(models.picture(), "a </s> b")
+    subject.encode(models.picture(), "a < /s> b")
+    asked = [{"role": "system", "content": "be <s> brief"}, {"role": "user", "content": "a"}]
+    with pytest.raises(ProbeError, match="without <s>"):
+        subject.encode(None, asked)

@@ -24,7 +24,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from probe.data.sample import Sample
-from probe.errors import ProbeError
+from probe.errors import ProbeError, at_least
 from probe.hooks.block_threads import only_this_thread
 from probe.hooks.model_checks import require_subject
 from probe.hooks.model_state import active_interventions, active_text_guided_reducers
@@ -290,5 +290,4 @@ def _check(subject: Subject, stack: str, found: list[str], max_new_tokens: int) 
         raise ProbeError(
             "drop_sweep", expected="the model as it is", got=f"one under {now}", fix="leave it"
         )
-    if max_new_tokens < 1:
-        raise ProbeError("drop_sweep", expected="at least one new token", got=str(max_new_tokens))
+    at_least("drop_sweep", "max_new_tokens", max_new_tokens, 1)

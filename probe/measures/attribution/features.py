@@ -1,7 +1,7 @@
 """The features: regions of the image and words of the prompt, as one vector.
 
 features = Features.of(subject, inputs, "patches")
-features.names                # ("patch 1,1", ..., "patch 6,6", "what", "colour", ...)
+features.names                # ("patch row 1 column 1", ..., "what", "colour", ...)
 features.tokens               # the feature of each position of the prompt, -1 for none
 features.pixels               # the feature of each pixel of `pixel_values`
 """

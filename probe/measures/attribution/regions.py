@@ -114,7 +114,7 @@ def _cells(grid: PatchGrid, image: int, cell: int) -> tuple[list[str], Lookup]:
     across = -(-columns // cell)
     kind = "patch" if cell == 1 else "cell"
     names = [
-        f"{kind} {first_row + 1},{first_column + 1}"
+        f"{kind} row {first_row + 1} column {first_column + 1}"
         for first_row in range(0, rows, cell)
         for first_column in range(0, columns, cell)
     ]

@@ -15,7 +15,7 @@ interpolations are not counted.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,16 @@ from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.layer_arguments import output_cache
 from probe.hooks.model_structure import stacks
 from probe.measures.cost.meta_model import encoders, head_of
-from probe.measures.cost.prompt_shape import PromptShape, side_of
+from probe.measures.cost.prompt_shape import PromptShape, side_of, tiles
 from probe.models.llava_mini.vision import join_tiles, with_whole
 
 COMPONENTS = ("vision_encoder", "projector", "compressor", "prefusion", "llm")
 OPERATIONS = ("linear", "attention")
 WITH_WEIGHTS = ("aten.mm", "aten.addmm", "aten.convolution")  # the others multiply activations
+
+# What is run at most; the cost of more follows from it (a shorter run counts the same)
+MOST_IMAGES = 64
+MOST_TOKENS = 2**17  # longer than any sliding window, whose cache stops growing
 
 Flops = Float[np.ndarray, " operation"]
 
@@ -111,7 +115,7 @@ def count(
     what `generate` runs: the head at the last position, and only keys and values of vision rows in
     the last layer of pre-fusion.
     """
-    flops, made = _before_llm(model, prompt, rows)
+    flops, made = _before_llm_of_any(model, prompt, rows)
     vision = _by_layer(model, made, vision_tokens)
     both = vision + prompt.text_tokens
     if both.min() < 1:
@@ -137,6 +141,28 @@ def count(
 def fuses(base: Any) -> bool:
     """Whether a model compresses its images and fuses text with them, as LLaVA-Mini does."""
     return hasattr(base, "prefusion")
+
+
+def _before_llm_of_any(
+    model: PreTrainedModel, prompt: PromptShape, rows: str
+) -> tuple[dict[str, Flops], VisionTokens]:
+    """`_before_llm` for any number of images: all that is counted there grows by the same amount
+    with each frame (each view of an image without tiles), so that of very many, two are run.
+    """
+    unit = "frames" if prompt.frames is not None else "views"
+    number = prompt.frames or prompt.views
+    grows_evenly = unit == "frames" or not (tiles(model.config) or fuses(model.base_model))
+    if number <= MOST_IMAGES or not grows_evenly:
+        return _before_llm(model, prompt, rows)
+    first, second = (_before_llm(model, replace(prompt, **{unit: n}), rows) for n in (1, 2))
+    more = number - 2
+
+    def extended(one: Any, two: Any) -> Any:
+        return two + more * (two - one)
+
+    flops = {name: extended(first[0][name], second[0][name]) for name in COMPONENTS}
+    made = map(extended, astuple(first[1]), astuple(second[1]))
+    return flops, VisionTokens(*made)
 
 
 def _before_llm(
@@ -248,21 +274,46 @@ def _llm(
     """Operations of the LLM and its head, and the numbers in each layer's cache. `tokens`: of each
     layer.
     """
-    decoder: Any = model.get_decoder()
-    parts = {str(index): [layer] for index, layer in enumerate(stacks(model)["llm"].layers)}
     width = model.config.get_text_config().hidden_size
     total, cache = np.zeros(len(OPERATIONS)), np.zeros(len(tokens))
     for number in set(tokens):  # one run of the whole stack gives all layers of this length
-        with metered(parts) as flops:
-            output = decoder(inputs_embeds=_empty(1, number, width), use_cache=True)
-        filled: Any = output_cache(output)
-        for index in np.flatnonzero(np.array(tokens) == number):
-            kept = filled.layers[index]
-            total += flops[str(index)]
-            cache[index] = kept.keys.numel() + kept.values.numel()
-    with metered({}) as flops:
+        flops, filled = _layers_of_any(model, number)
+        chosen = np.array(tokens) == number
+        total += flops[chosen].sum(0)
+        cache[chosen] = filled[chosen]
+    with metered({}) as head:
         head_of(model)(_empty(1, head_rows, width))
-    return total + flops["everything"], cache
+    return total + head["everything"], cache
+
+
+def _layers_of_any(
+    model: PreTrainedModel, tokens: int
+) -> tuple[Float[np.ndarray, "layer operation"], Float[np.ndarray, " layer"]]:
+    """`_layers` for any number of tokens. Products with weights are proportional to it, those of
+    attention to its square, and the cache grows evenly, so that of very many tokens fewer are run:
+    a map of 10^9 x 10^9 is too large for torch, even without memory.
+    """
+    if tokens <= MOST_TOKENS:
+        return _layers(model, tokens)
+    _, cache_of_half = _layers(model, MOST_TOKENS // 2)
+    flops, cache = _layers(model, MOST_TOKENS)
+    times = tokens / MOST_TOKENS
+    return flops * [times, times**2], cache + 2 * (times - 1) * (cache - cache_of_half)
+
+
+def _layers(
+    model: PreTrainedModel, tokens: int
+) -> tuple[Float[np.ndarray, "layer operation"], Float[np.ndarray, " layer"]]:
+    """Operations of each LLM layer on a prompt of this length, and the numbers in its cache."""
+    decoder: Any = model.get_decoder()
+    layers = stacks(model)["llm"].layers
+    width = model.config.get_text_config().hidden_size
+    with metered({str(index): [layer] for index, layer in enumerate(layers)}) as flops:
+        output = decoder(inputs_embeds=_empty(1, tokens, width), use_cache=True)
+    filled: Any = output_cache(output)
+    kept = [filled.layers[index] for index in range(len(layers))]
+    cache = [float(layer.keys.numel() + layer.values.numel()) for layer in kept]
+    return np.stack([flops[str(index)] for index in range(len(layers))]), np.array(cache)
 
 
 def formula_flops(tokens: Sequence[int], hidden_size: int, intermediate_size: int) -> float:

@@ -520,7 +520,7 @@ def test_the_model_is_as_it_was_whatever_happens():
             "mode of mask, mask_frozen, remove, remove_for_good, zero, swap, got 'drop'",
         ),
         ([{0}], {"mode": "swap"}, "pass donor="),
-        ([{0}], {"max_new_tokens": 0}, "at least one new token"),
+        ([{0}], {"max_new_tokens": 0}, "max_new_tokens of 1 or more"),
         ([{0}], {"stack": "encoder"}, "a stack of vision, llm, got 'encoder'"),
     ],
 )
@@ -543,6 +543,12 @@ def test_a_window_shorter_than_the_prompt_is_refused():
             Sample("1", picture(1), QUESTION),
             [{0}],
         )
+
+
+def test_a_window_of_more_layers_than_there_are_is_refused():
+    assert resolve(windows(4), 4) == {"1-4": {0, 1, 2, 3}}
+    with pytest.raises(ProbeError, match=r"windows: expected a size of at most 4, .* got 99"):
+        resolve(windows(99), 4)
 
 
 def test_helpers_make_cases():

@@ -5,6 +5,8 @@ paper prints.
 import importlib.util
 import math
 import re
+import resource
+import time
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from transformers import (
 
 import probe
 from probe.errors import ProbeError
-from probe.measures.cost import cost, formula_flops, join, read, table, write
+from probe.measures.cost import cost, flop_count, formula_flops, join, read, table, write
 from probe.measures.cost.prompt_shape import prompt_of
 from probe.measures.cost.timing import inputs_of
 from probe.models.llava_mini import LlavaMiniConfig, LlavaMiniForConditionalGeneration
@@ -281,7 +283,7 @@ def test_tiles_make_as_many_tokens_as_the_processor_says(size):
     assert costs["views"] == inputs["pixel_values"].shape[1]
 
 
-def test_models_that_read_videos():
+def onevision() -> LlavaOnevisionConfig:
     qwen = Qwen2Config(
         hidden_size=48,
         intermediate_size=64,
@@ -298,10 +300,13 @@ def test_models_that_read_videos():
         image_size=32,
         patch_size=8,
     )
-    onevision = LlavaOnevisionConfig(
+    return LlavaOnevisionConfig(
         vision_config=siglip, text_config=qwen, image_grid_pinpoints=[[32, 64], [64, 64]]
     )
-    image, video = cost(onevision), cost(onevision, frames=6)
+
+
+def test_models_that_read_videos():
+    image, video = cost(onevision()), cost(onevision(), frames=6)
     assert image["views"] == 5
     assert video["vision_tokens"] == 6 * 4 + 1  # pooled to a quarter, and a newline
     assert counted(video, "vision_encoder")[1] == 6 / 5 * counted(image, "vision_encoder")[1]
@@ -309,6 +314,43 @@ def test_models_that_read_videos():
     linear, attention = encoder(both.vision_config)
     assert cost(both, frames=3)["vision_tokens"] == 3 * 17
     assert counted(cost(both, frames=3), "vision_encoder") == (3 * linear, 3 * attention)
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (llava(), {"frames": 40}),
+        (llava(sliding_window=32), {"resolution": 200}),
+        (llava(), {"vision_tokens": [300, 16, 300]}),
+        (llava(), {"frames": 9, "resolution": 64}),
+        (mini(), {"frames": 40}),
+        (mini(), {"frames": 40, "rows": "needed"}),
+        (mini(fusion="in_llm", num_prefusion_layers=1), {"frames": 40}),
+        (onevision(), {"frames": 40}),
+        (VideoLlavaConfig(vision_config=vision(), text_config=text()), {"frames": 40}),
+    ],
+)
+def test_what_follows_from_fewer_is_what_all_of_them_cost(monkeypatch, config, options):
+    all_of_them = cost(config, **options)
+    monkeypatch.setattr(flop_count, "MOST_IMAGES", 3)
+    monkeypatch.setattr(flop_count, "MOST_TOKENS", 128)
+    xr.testing.assert_allclose(cost(config, **options), all_of_them, rtol=1e-12)
+
+
+def test_any_number_of_tokens_is_counted_by_shape():
+    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    number = 10**9
+    costs = cost(llava(), vision_tokens=number)
+    assert costs["vision_tokens"] == number
+    by_hands = np.array(by_hand(text(), [number + int(costs["text_tokens"])] * 3), float)
+    np.testing.assert_allclose(counted(costs, "llm"), by_hands, rtol=1e-12)
+    views = math.ceil(number / 16)
+    of_views = views * np.array(encoder(vision()), float)
+    np.testing.assert_allclose(counted(costs, "vision_encoder"), of_views, rtol=1e-12)
+    assert time.monotonic() - started < 60
+    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert more < 500e3  # kB
+    cost(mini(), frames=number)
 
 
 # Measured
