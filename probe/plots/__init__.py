@@ -39,14 +39,14 @@ the paper does; `layers=` and records count from 0, as code does.
 | `reducer_tradeoff.py` | `reductions`: accuracy of reducers against tokens and time |
 | `attribution_map.py`, `attention_agreement.py` | `attribution`; `agreement` of attention with it |
 | `logit_lens.py` | `lens`, `lens_curves` |
-| `all_figures.py` | `figures`, `drop_figures`: all of them, for the command line |
+| `all_figures.py` | `figures`, `main_figures`, `drop_figures`: what the command line writes |
 | `sample_mean.py` | the mean over heads and samples, with a bootstrap over images |
 | `patches.py` | patches over an image |
 | `style.py` | the palette, and what all figures share |
 | `arguments.py` | checks of what plots are given |
 """
 
-from probe.plots.all_figures import drop_figures, figures
+from probe.plots.all_figures import drop_figures, figures, main_figures
 from probe.plots.attention_agreement import agreement
 from probe.plots.attribution_map import attribution
 from probe.plots.by_head import heads
@@ -67,6 +67,7 @@ __all__ = [
     "heatmaps",
     "heads",
     "figures",
+    "main_figures",
     "dropped",
     "readings",
     "swaps",

@@ -1,8 +1,10 @@
 """All figures that a record, or a run of `probe drop`, has numbers for: what the command line and
 reports write."""
 
+import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from probe.evaluation.drop_effects import from_cases, has_scores, tables_of, window_cases
@@ -11,9 +13,14 @@ from probe.plots.by_head import heads
 from probe.plots.by_layer import entropy, mass
 from probe.plots.compressor_map import compression
 from probe.plots.on_image import has_values, heatmaps
-from probe.plots.style import unmanaged
+from probe.plots.style import heading, title, unmanaged
 from probe.plots.sweep import depth, dropped, readings, swaps
 from probe.records import node
+
+_A_ROW = 3  # figures on the overview
+_SMALL, _DPI = 5.0, 130  # width of one in inches, and its resolution
+_PAIRS = 10  # lines that can be told apart
+_SAME = 1e-5  # values that differ by less are equal
 
 
 def figures(record: xr.DataTree, sample: int | str = 0) -> dict[str, Figure]:
@@ -30,6 +37,48 @@ def figures(record: xr.DataTree, sample: int | str = 0) -> dict[str, Figure]:
     }
 
 
+def main_figures(record: xr.DataTree, sample: int | str = 0) -> dict[str, Figure]:
+    """The four figures to look at first: "llm-mass", "llm-entropy", "llm-heatmaps", as far as the
+    record has numbers for them, and "overview", a page on which all others are small.
+
+    sample: of the heat maps. Raises ProbeError as `figures` does.
+    """
+    drawn = figures(record, sample)
+    stack = "llm" if "llm" in record.children else next(iter(record.children))
+    first = {f"{stack}-{name}" for name in ("mass", "entropy", "heatmaps")}
+    main = {name: figure for name, figure in drawn.items() if name in first}
+    rest = {name: figure for name, figure in drawn.items() if name not in first}
+    return main | ({"overview": _overview(rest, record)} if rest else {})
+
+
+def _overview(drawn: dict[str, Figure], record: xr.DataTree) -> Figure:
+    """A page of figures, three in a row, each as an image under its name."""
+    images = {name: _rendered(figure) for name, figure in drawn.items()}
+    rows = [list(images)[start : start + _A_ROW] for start in range(0, len(images), _A_ROW)]
+    heights = [max(len(images[name]) / images[name].shape[1] for name in row) for row in rows]
+    size = (_A_ROW * _SMALL, sum(heights) * _SMALL + 0.3 * len(rows) + 0.5)
+    page = Figure(figsize=size, layout="constrained")
+    axes = page.subplots(len(rows), _A_ROW, squeeze=False, height_ratios=heights)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, names in zip(axes, rows, strict=True):
+        for axis, name in zip(row, names, strict=False):
+            axis.imshow(images[name], interpolation="antialiased")
+            axis.set_anchor("N")
+            title(axis, name)
+    model = next(iter(labelled(record, "plots.main_figures")))
+    heading(page, f"{model}: the other figures of this record (plots.figures draws them all)")
+    return page
+
+
+def _rendered(figure: Figure) -> np.ndarray:
+    """The pixels of a figure, of shape (height, width, 4)."""
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(_DPI)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba()).copy()
+
+
 def _of_stack(record: xr.DataTree, sample: int | str, stack: str) -> dict[str, Axes | Figure]:
     measured = node(record, stack)
     query = default_query(measured)
@@ -38,17 +87,36 @@ def _of_stack(record: xr.DataTree, sample: int | str, stack: str) -> dict[str, A
         # one layer and only patches: lines over layers and types would say nothing
         return {"compression": compression(record, sample)} if on_image else {}
     drawn: dict[str, Axes | Figure] = {}
+    keys = _key_types(measured)
     for value in ("mass", "share", "lift", "contribution"):
+        if value == "share" and _equal(measured, "mass", "share"):
+            continue  # every query sees the image: the figure would be that of mass
         if value in measured and bool(measured[value].notnull().any()):
-            drawn[value] = mass(record, stack, value)
+            drawn[value] = mass(record, stack, value, key_types=keys)
     if "entropy" in measured and "head_entropy" in measured:
-        drawn["entropy"] = entropy(record, stack)
-        drawn["entropy-ratio"] = entropy(record, stack, ratio=True)
+        drawn["entropy"] = entropy(record, stack, key_types=keys)
+        drawn["entropy-ratio"] = entropy(record, stack, ratio=True, key_types=keys)
     if "vision" in measured["key_type"].values:
         drawn["heads"] = heads(record, query, "vision", stack)
     if on_image:
         drawn["heatmaps"] = heatmaps(record, sample, query, stack=stack)
     return drawn
+
+
+def _key_types(measured: xr.Dataset) -> str | None:
+    """The keys of the lines: only vision where all pairs would be too many to tell apart."""
+    counts = measured["query_count"]
+    pairs = counts.max([dim for dim in counts.dims if dim not in ("query_type", "key_type")]) > 0
+    known = "vision" in pairs["key_type"].values and bool(pairs.sel(key_type="vision").any())
+    return "vision" if known and int(pairs.sum()) > _PAIRS else None
+
+
+def _equal(measured: xr.Dataset, first: str, second: str) -> bool:
+    """Whether two values are the same wherever both are known."""
+    if first not in measured or second not in measured:
+        return False
+    difference = np.abs(measured[first] - measured[second])
+    return bool((difference.fillna(0) < _SAME).all())
 
 
 def drop_figures(results: xr.DataTree, size: int | None = None) -> dict[str, Figure]:

@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from probe.errors import ProbeError
-from probe.plots.attribution_map import attributions, draw_attribution, draw_regions
+from probe.plots.attribution_map import attributions, draw_attribution, draw_regions, map_reach
 from probe.plots.by_head import layer_by_head
 from probe.plots.patches import show_image
 from probe.plots.style import (
@@ -25,6 +25,7 @@ from probe.plots.style import (
     GREY,
     LIGHT_GREY,
     PURPLE,
+    RIGHT,
     caption,
     figure_of,
     finish,
@@ -47,6 +48,7 @@ from probe.records.rank_agreement import (
     regions_of,
 )
 
+_CLOSE = 0.05  # below the ceiling: attention agrees as well as another attribution does
 _EQUAL = 0.005  # measures whose correlations differ by less in all layers are drawn as one line
 
 
@@ -87,8 +89,8 @@ def agreement(
         )
     table = rank_agreement(named, seed)
     reference, first = next(iter(named.items()))
-    axes = plt.subplots(2, 3, figsize=(13.5, 8), width_ratios=(1, 1, 1.5))[1]
-    draw_attribution(axes[0, 0], first, image)
+    axes = plt.subplots(2, 3, figsize=(15, 8.4), width_ratios=(1, 1, 1.4))[1]
+    draw_attribution(axes[0, 0], first, image, map_reach([first]))
     method = f"{first.attrs['method']}, baseline {first.attrs['baseline']}"
     title(axes[0, 0], f"what each region contributes to the answer\n{method}")
     _attention_map(axes[0, 1], first, measure, _best_layer(table, measure), image)
@@ -113,7 +115,8 @@ def verdict(table: xr.Dataset) -> str:
     """One sentence: the layers (from 1) in which any measure, heads averaged, exceeds the floor.
 
     Where the ceiling does not exceed the floor it can't be told: two methods of attribution agree
-    no more than chance, so that agreement with one of them would mean nothing.
+    no more than chance, so that agreement with one of them would mean nothing. Nor can it where
+    attention stays below the floor and yet reaches the ceiling.
 
     table: of `probe.records.rank_agreement.rank_agreement`; its first attribution counts.
     """
@@ -125,10 +128,13 @@ def verdict(table: xr.Dataset) -> str:
     numbers = _three_numbers(table, reference)
     if not can_tell(table, reference):
         return f"Can't tell: {numbers}; the ceiling does not exceed the floor."
+    ceiling = ceiling_of(table, reference)
     above = {layer + 1 for name in MEASURES for layer in above_floor(table, reference, name)}
     if above:
         layers = ", ".join(map(str, sorted(above)))
         return f"Yes in layer{'s' * (len(above) > 1)} {layers}, more than misplaced regions do."
+    if highest_agreement(table, reference) > ceiling - _CLOSE:
+        return f"Can't tell: {numbers}; attention is as close to chance as the ceiling is."
     return f"No: agreement is noise, no more than misplaced regions give ({numbers})."
 
 
@@ -153,8 +159,8 @@ def _attention_map(axis: Axes, dataset: xr.Dataset, measure: str, layer: int, im
     values = dataset[measure][layer].mean("head").values
     top = float(np.nanmax(values[dataset["feature_kind"].values == "region"])) or 1.0
     drawn = draw_regions(axis, dataset, values, Normalize(0, top), "inferno", image)
-    axis.figure.colorbar(drawn, ax=axis, label=label(dataset[measure]), shrink=0.8)
-    where = f"{layer_label('llm')} {layer + 1}, where they agree most, head mean"
+    axis.figure.colorbar(drawn, ax=axis, shrink=0.8).set_label(label(dataset[measure]), fontsize=8)
+    where = f"{layer_label('llm')} {layer + 1} (agrees most)"
     title(axis, f"what it attends to: {measure}\n{where}")
 
 
@@ -189,7 +195,7 @@ def _layers(axis: Axes, table: xr.Dataset, reference: str) -> None:
         xlabel=layer_label("llm"),
         ylabel="Spearman's rank correlation",
     )
-    legend(axis, loc="lower right")
+    legend(axis, **RIGHT)
 
 
 def _same(drawn: np.ndarray, values: np.ndarray) -> bool:
@@ -249,7 +255,8 @@ def _note(table: xr.Dataset, first: xr.Dataset, names: list[str]) -> str:
     answer = "".join(letter if letter.isprintable() else "?" for letter in first.attrs["response"])
     attrs = table.attrs
     return (
-        f"attention of the queries that predict the answer {answer[:60]!r}; attributions: {', '.join(names)}; floor: 99 % of "
-        f"{attrs['shuffles']} shuffles of the regions (seed {attrs['seed']}), and of all shifts "
-        "and flips of their grid, stay inside it in all layers and measures at once"
+        f"attention of the queries that predict the answer {answer[:60]!r}; attributions: "
+        f"{', '.join(names)}; floor: 99 % of {attrs['shuffles']} shuffles of the regions within "
+        f"their image (seed {attrs['seed']}), and of shifts and flips of its grid, stay inside it "
+        "in all layers and measures at once"
     )

@@ -1,6 +1,6 @@
 """What each region of the image and each word contributes to the answer, drawn where they are."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ _CALLED = "plots.attribution"
 _SIGNED = "PuOr_r"  # orange speaks for the answer, violet against it
 _AGAINST = "#7F3B9E"  # that violet
 _UNIT = "nat of the answer's log-probability"
+_LEAST = 0.01  # of the largest effect in a figure: no scale ends below
+_SMALLEST = 1e-3  # nat; the same where everything is smaller
 
 
 @styled()
@@ -37,8 +39,9 @@ def attribution(dataset: Any, image: int = 0, *, ax: Any = None) -> Figure:
     dataset.
 
     How to read it: orange regions (bars to the right) make the answer more probable, violet ones
-    (bars to the left) less probable, by as many nat as the scale says. Each map has its own scale,
-    symmetric around zero.
+    (bars to the left) less probable, by as many nat as the scale says. All maps share one scale,
+    symmetric around zero, and so do all bars; neither ends below 1 % of the largest effect in the
+    figure, so that what is negligible looks so.
 
     Args:
         dataset: of `probe.attribute`, or {label: dataset}.
@@ -48,16 +51,22 @@ def attribution(dataset: Any, image: int = 0, *, ax: Any = None) -> Figure:
     Raises ProbeError for anything that is not an attribution, and an image that it does not have.
     """
     named = attributions(dataset, _CALLED)
-    axes = panels(ax, len(named), 2, (4.2, 3.4), _CALLED)
+    axes = panels(ax, len(named), 2, (4.8, 3.6), _CALLED)
+    reach, words = map_reach(named.values()), _word_limits(named.values())
     for (map_axis, word_axis), (name, one) in zip(axes, named.items(), strict=True):
-        _words(word_axis, one)
+        _words(word_axis, one, words)
         if not (one["feature_kind"] == "region").any():
             map_axis.set_axis_off()
             continue
-        draw_attribution(map_axis, one, image)
-        method = f"{one.attrs['method']}, baseline {one.attrs['baseline']}"
-        title(map_axis, f"{name}: {method}" if len(named) > 1 else method)
-    caption(axes, [_summary(one) for one in named.values()], named, own=ax is None)
+        draw_attribution(map_axis, one, image, reach)
+        method, baseline = one.attrs["method"], f"baseline {one.attrs['baseline']}"
+        label = method if name == method else f"{name}: {method}"
+        title(map_axis, f"{label if len(named) > 1 else method}\n{baseline}")
+    floor = f"{_floor(named.values()):.2g} nat (1 % of the largest effect in the figure)"
+    scale = f"one scale for all maps, one for all bars, each at least to {floor}"
+    models = ", ".join(dict.fromkeys(str(one.attrs["model"]) for one in named.values()))
+    lines = [models, *(_summary(one) for one in named.values()), scale]
+    caption(axes, lines, named, own=ax is None)
     return figure_of(axes)
 
 
@@ -83,11 +92,44 @@ def attributions(dataset: Any, called: str) -> dict[str, xr.Dataset]:
     return named
 
 
-def draw_attribution(axis: Axes, dataset: xr.Dataset, image: int) -> None:
-    """The map of an attribution, with its colour bar."""
+def map_reach(datasets: Iterable[xr.Dataset]) -> float:
+    """The end of the scale that the maps of a figure share: their largest absolute value, at least
+    the floor.
+    """
+    datasets = list(datasets)
+    values = np.concatenate([_values_of(one, regions=True) for one in datasets])
+    return max(float(np.abs(values).max(initial=0)), _floor(datasets))
+
+
+def _word_limits(datasets: Iterable[xr.Dataset]) -> tuple[float, float]:
+    """The limits that the bars of a figure share; the longest side is at least the floor."""
+    datasets = list(datasets)
+    values = np.concatenate([_values_of(one, regions=False) for one in datasets])
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    floor = _floor(datasets)
+    if max(-low, high) < floor:
+        low, high = (-floor if low < 0 else 0.0), floor
+    return 1.05 * low, 1.05 * high
+
+
+def _floor(datasets: Iterable[xr.Dataset]) -> float:
+    """1 % of the largest effect in a figure: of a feature, or of all features together."""
+    largest = _SMALLEST / _LEAST
+    for one in datasets:
+        together = np.abs(float(one["logprob"]) - float(one["logprob_without"]))
+        alone = np.abs(one["attribution"].values).max(initial=0)
+        largest = max(largest, float(alone), float(np.nan_to_num(together)))
+    return _LEAST * largest
+
+
+def _values_of(dataset: xr.Dataset, regions: bool) -> Float[np.ndarray, "feature"]:
+    is_region = dataset["feature_kind"].values == "region"
+    return dataset["attribution"].values[is_region == regions]
+
+
+def draw_attribution(axis: Axes, dataset: xr.Dataset, image: int, reach: float) -> None:
+    """The map of an attribution, with its colour bar, which ends at `reach`."""
     values = dataset["attribution"].values
-    regions = values[dataset["feature_kind"].values == "region"]
-    reach = float(np.abs(regions).max()) or 1.0
     drawn = draw_regions(axis, dataset, values, TwoSlopeNorm(0, -reach, reach), _SIGNED, image)
     axis.figure.colorbar(drawn, ax=axis, label=_UNIT, shrink=0.8)
 
@@ -118,7 +160,7 @@ def draw_regions(
     return draw_patches(axis, view, shown, norm, colours)
 
 
-def _words(axis: Axes, dataset: xr.Dataset) -> None:
+def _words(axis: Axes, dataset: xr.Dataset, limits: tuple[float, float]) -> None:
     """A bar a word, in the order of the prompt."""
     others = dataset["feature_kind"].values != "region"
     names, values = dataset["feature"].values[others], dataset["attribution"].values[others]
@@ -130,6 +172,7 @@ def _words(axis: Axes, dataset: xr.Dataset) -> None:
     axis.barh(place, values, color=colours, height=0.7)
     axis.set_yticks(place, names, fontsize=8, parse_math=False)
     axis.invert_yaxis()
+    axis.set_xlim(limits)
     axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.axvline(0, color=GREY, linewidth=0.8)
     words = "word" in dataset["feature_kind"].values
@@ -138,7 +181,8 @@ def _words(axis: Axes, dataset: xr.Dataset) -> None:
 
 def _summary(dataset: xr.Dataset) -> str:
     """The answer, its log-probability, and what all features contribute to it."""
-    logprob, without = float(dataset["logprob"]), float(dataset["logprob_without"])
+    logprob, without = (float(dataset[name]) for name in ("logprob", "logprob_without"))
+    logprob = round(logprob, 2) + 0.0  # not -0.00
     delta = float(dataset["delta"])
     summary = f"answer {dataset.attrs['response']!r}, log-probability {logprob:.2f}"
     if not np.isnan(without):

@@ -45,6 +45,11 @@ _VALUES = ("mass", "share", "lift", "contribution")
 _ENTROPIES = {"pooled": ["entropy"], "head": ["head_entropy"], "both": ["entropy", "head_entropy"]}
 _PANEL = (5.2, 3.9)
 _LEGEND = 1.9  # inches to the right of the panels
+_MEANINGS = {
+    "cls": "the class token of the vision encoder",
+    "bos": "the first token of the prompt",
+    "last": "the last token of the prompt",
+}
 _PAIRS = 10  # with more, the legend names types instead of pairs
 
 
@@ -94,7 +99,8 @@ def mass(
     if ax is None and not single:
         heading(figure_of(axes), _TITLES[value])
     _legend_of(axes)
-    caption(axes, sampling(named, stack, weights, seed), named, own=ax is None)
+    notes = [*sampling(named, stack, weights, seed), *_explanations(axes)]
+    caption(axes, notes, named, own=ax is None)
     return axes[0, 0] if single else figure_of(axes)
 
 
@@ -149,7 +155,8 @@ def entropy(
             _draw(axis, averaged, query_types, key_types, f"{_TITLES[value]}\n{name}", stack)
     _same_scale(axes, "entropy")
     _legend_of(axes)
-    caption(axes, sampling(named, stack, weights, seed), named, own=ax is None)
+    notes = [*sampling(named, stack, weights, seed), *_explanations(axes)]
+    caption(axes, notes, named, own=ax is None)
     return ax if isinstance(ax, Axes) else figure_of(axes)
 
 
@@ -208,6 +215,20 @@ def _legend_of(axes: np.ndarray) -> None:
     if len(lines) > _PAIRS:
         lines, text = _by_type(lines), "key by colour,\nquery by dash"
     legend(axes[0, -1], lines, title=text, handlelength=4, **RIGHT)
+
+
+def _explanations(axes: np.ndarray) -> list[str]:
+    """What the names of special tokens mean, and why a line ends before the last layer."""
+    lines = [line for axis in axes.flat for line in axis.lines if " → " in str(line.get_label())]
+    drawn = {name for line in lines for name in str(line.get_label()).split(" → ")}
+    notes = [f"{name}: {meaning}" for name, meaning in _MEANINGS.items() if name in drawn]
+    for line in lines:
+        known = np.flatnonzero(~np.isnan(np.asarray(line.get_ydata(), float)))
+        if len(known) and known[-1] < len(np.asarray(line.get_xdata())) - 1:
+            query, last = str(line.get_label()).split(" → ")[0], known[-1] + 1
+            text = f"{line.get_label()} ends at layer {last}: later layers compute no {query} query"
+            notes.append(text)
+    return list(dict.fromkeys(notes))
 
 
 def _by_type(lines: Mapping[str, Line2D]) -> dict[str, Line2D]:

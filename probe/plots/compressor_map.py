@@ -73,7 +73,9 @@ def compression(
     bar = figure.colorbar(axes[0, 0].collections[0], extend="min", **place)
     bar.set_label(scale, fontsize=8)
     if ax is None:
-        heading(figure, f"What is compressed · {measured['sample'].values[index]}")
+        several = measured.sizes["sample"] > 1
+        which = f", sample {measured['sample'].values[index]}" * several
+        heading(figure, f"What is compressed{which} · {name}")
     notes = [_spread(measured, index), *preprocessing({name: one})]
     caption(axes, notes, {name: one}, own=ax is None)
     return figure

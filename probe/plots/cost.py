@@ -16,6 +16,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from probe.errors import ProbeError
@@ -131,7 +132,9 @@ def _stack(axis: Axes, by_component: xr.DataArray) -> None:
             textcoords="offset points",
             va="center",
         )
-    axis.set_xlim(0, 1.12 * left.max())
+    ticks = MaxNLocator(6).tick_values(0, 1.12 * float(left.max()))  # the last is right of the bars
+    axis.set_xticks(ticks[ticks >= 0])
+    axis.set_xlim(0, ticks[-1])
 
 
 @styled()
@@ -181,10 +184,10 @@ def memory(
     unit = "B of weights and cache" if weights else "B of cache"
     axis = _lines(costs, total, against, unit, "Memory", ax)
     if limit is not None:
-        letter = axis.get_ylabel().removesuffix(unit)
-        height = limit / _UNITS[letter]
+        height = limit / _UNITS[axis.get_ylabel().removesuffix(unit)]
         axis.axhline(height, color=DARK_GREY, linestyle=DASHED, linewidth=1)
-        text = f"{height:g} {letter}B"
+        scale, letter = _scale(np.array([limit]))
+        text = f"{limit / scale:g} {letter}B"
         axis.annotate(
             text,
             (0.01, height),
@@ -228,7 +231,7 @@ def _scale(values: Float[np.ndarray, "..."]) -> tuple[float, str]:
 def _bars(costs: xr.Dataset, label: str, text: str, ax: Any, called: str) -> Axes:
     """Axes with a place for each case, the first on top."""
     cases = costs["case"].values
-    axis = panels(ax, 1, 1, (6.4, 1.7 + 0.42 * len(cases)), called)[0, 0]
+    axis = panels(ax, 1, 1, (7.2, 1.9 + 0.46 * len(cases)), called)[0, 0]
     axis.set_yticks(np.arange(len(cases)), cases, parse_math=False)
     axis.set_ylim(len(cases) - 0.4, -0.6)
     finish(axis, text, xlabel=label)

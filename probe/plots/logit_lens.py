@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, one_of
 from probe.plots.arguments import layer_indices, require
 from probe.plots.patches import View, draw_patches, middles, outlined
 from probe.plots.style import (
@@ -36,21 +36,33 @@ from probe.plots.style import (
 _MADE_BY = "a logit lens (of probe.logit_lens)"
 _LEGIBLE = 12  # patches along a side: with more, words cannot be read and are left out
 _LETTERS = 7
+_WORD_WIDTH = 0.64  # inches of a patch with a word on it
+_SCALES = {
+    "word": ("probability", "probability of the word on the patch"),
+    "answer": ("says_answer", "probability of the answer's likeliest word"),
+}
 _SHOWN = 7  # tokens of the answer that have a line
 
 
 @styled()
 def lens(
-    dataset: Any, layers: int | Sequence[int] | None = None, *, image: int = 0, ax: Any = None
+    dataset: Any,
+    layers: int | Sequence[int] | None = None,
+    *,
+    value: str = "word",
+    image: int = 0,
+    ax: Any = None,
 ) -> Figure:
     """What the vision tokens predict after each of these layers, a panel a layer.
 
     How to read it: the word on a patch is the most probable one when the model's norm and head are
-    applied to the patch's hidden state; the brighter the patch, the more probable is the likeliest
-    word of the answer. All panels share one linear scale.
+    applied to the patch's hidden state, and its colour says how probable; with value="answer"
+    colour and text are the probability of the likeliest word of the answer. All panels share one
+    linear scale.
 
     Args:
         layers: counted from 0; by default up to nine, evenly spread.
+        value: "word" or "answer".
         image: which image, from 0.
         ax: one Axes for each layer.
 
@@ -58,6 +70,7 @@ def lens(
     lens, and a layer or image that it does not have.
     """
     called = "plots.lens"
+    one_of(called, "value of", value, _SCALES)
     dataset = require(dataset, "says_answer", called, _MADE_BY)
     drawn = layer_indices(dataset, layers, called)
     owner, tile, boxes = (dataset[f"key_{name}"].values for name in ("image", "tile", "box"))
@@ -70,24 +83,28 @@ def lens(
     rows = [row_of_key[key] for key in keys.tolist()]
     height, width = dataset["image_size"].values[image].tolist()
     pixels = dataset["images"].values[image, :height, :width]
-    view = View("", pixels, boxes[keys], dataset["says_answer"].values[:, rows])
-    legible = int(dataset["key_col"].values[keys].max()) < _LEGIBLE
-    columns = min(3, len(drawn))
+    variable, scale = _SCALES[value]
+    view = View("", pixels, boxes[keys], dataset[variable].values[:, rows])
+    side = int(dataset["key_col"].values[keys].max()) + 1
+    legible = side <= _LEGIBLE
+    width = max(3.5, side * _WORD_WIDTH) if legible else 3.5
+    columns = min(3 if width < 5 else 2, len(drawn))
     shape = (-(-len(drawn) // columns), columns) if ax is None else (1, len(drawn))
-    axes = panels(ax, *shape, (3.5, 3.6), called).ravel()
+    axes = panels(ax, *shape, (width, width + 0.1), called).ravel()
     norm = Normalize(0, float(view.values[drawn].max()) or 1.0)
     for axis, layer in zip(axes, drawn, strict=False):
-        draw_patches(axis, view, view.values[layer], norm)
+        draw_patches(axis, view, view.values[layer], norm, outlines=not legible)
         axis.set_title(f"{layer_label(dataset.attrs['stack'])} {layer + 1}", fontsize=SMALL_TITLE)
         if legible:
-            _words(axis, view, dataset["word"].values[layer, rows])
+            percents = [f"{100 * probability:.0f} %" for probability in view.values[layer]]
+            words = dataset["word"].values[layer, rows]
+            _words(axis, view, words if value == "word" else np.array(percents))
     for axis in axes[len(drawn) :]:
         axis.remove()
     axes, figure = axes[: len(drawn)], figure_of(axes)
-    scale = "probability of the answer's likeliest word"
     figure.colorbar(axes[0].collections[0], ax=list(axes), label=scale, shrink=0.8)
     if ax is None:
-        heading(figure, "What the vision tokens predict")
+        heading(figure, f"What the vision tokens predict · {dataset.attrs['model']}")
     caption(axes, [_note(dataset)], {"": dataset}, own=ax is None)
     return figure
 
@@ -103,8 +120,8 @@ def _words(axis: Axes, view: View, words: np.ndarray) -> None:
                 y,
                 text,
                 parse_math=False,
-                path_effects=outlined(1.2),
-                fontsize=5.5,
+                path_effects=outlined(1.6),
+                fontsize=8,
                 color="white",
                 ha="center",
                 va="center",

@@ -14,6 +14,7 @@ import xarray as xr
 from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from probe.errors import ProbeError, one_of
 from probe.plots.arguments import (
@@ -68,8 +69,9 @@ def heatmaps(
     """The attention that each patch receives from the queries of a type, a panel a layer.
 
     How to read it: bright patches receive most. Colours are logarithmic and shared by all panels;
-    whatever is below the floor, which is written beside the scale, has the darkest colour. A row is
-    a view of a record: an image as a whole, or all of its tiles.
+    whatever is below the floor, which is written below the scale, has the darkest colour. A row is
+    a view of a record: an image as a whole, or all of its tiles. Thin lines are outlines of the
+    image. The caption says how much attention lies on the bars of a padded image.
 
     Args:
         sample: index or id.
@@ -116,14 +118,24 @@ def heatmaps(
             axis.remove()
         used += row[: len(view.maps)].tolist()
     received = "attention received" if token is None else "attention of the token"
-    scale = f"{received}, head mean\n(fraction; log, floor {norm.vmin:.2g})"
+    scale = f"{received}, head mean (fraction; log, floor {norm.vmin:.2g})"
     figure = figure_of(axes)
-    figure.colorbar(
-        used[0].collections[0], ax=used, label=scale, extend="min", shrink=0.9, pad=0.02
+    bar = figure.colorbar(
+        used[0].collections[0],
+        ax=used if ax is not None else figure.axes,
+        location="bottom",
+        label=scale,
+        extend="min",
+        shrink=0.7,
+        aspect=40,
+        ticks=LogLocator(subs=(1, 2, 5)),
+        format="{x:g}",
     )
+    bar.minorticks_off()
     if ax is None:
-        heading(figure, _heading(first, sample_index(first, sample, _CALLED), query_type, token))
-    notes = preprocessing(named)
+        text = _heading(first, sample_index(first, sample, _CALLED), query_type, token)
+        heading(figure, f"{text} · {', '.join(named)}")
+    notes = [*preprocessing(named), *_on_bars(found)]
     if any(view.sinks is not None and view.sinks.any() for view in found):
         notes.append("× attention sink: outlying norm and attention, whatever the patch shows")
     caption(axes, notes, named, own=ax is None)
@@ -135,7 +147,26 @@ def _heading(measured: xr.Dataset, sample: int, query_type: str, token: int | No
         who = f"{query_type} tokens look"
     else:
         who = f"token {token} ({str(measured['map_token'].values[sample, token])!r}) looks"
-    return f"What {who} at · {measured['sample'].values[sample]}"
+    several = measured.sizes["sample"] > 1
+    return f"What {who} at" + f", sample {measured['sample'].values[sample]}" * several
+
+
+def _on_bars(found: list[View]) -> list[str]:
+    """How much of the attention on patches lies outside the image, on the bars of its padding."""
+    notes = []
+    for view in found:
+        left, top, right, bottom = np.clip(view.boxes, 0, 1).T
+        outside = (right <= left) | (bottom <= top)
+        if not outside.any():
+            continue
+        percent = 100 * np.nansum(view.values[:, outside], 1) / np.nansum(view.values, 1)
+        low, high = np.nanmin(percent), np.nanmax(percent)
+        name = f"{view.title}: " if view.title else ""
+        notes.append(
+            f"{name}{low:.0f} to {high:.0f} % of the attention on patches, layer by layer, lies on "
+            f"the bars, which are not drawn ({outside.sum()} of {len(outside)} patches)"
+        )
+    return notes
 
 
 def _attention_on(
@@ -245,7 +276,7 @@ def _grid(found: list[View], layers: int) -> np.ndarray:
     columns = min(_COLUMNS, layers + 1)
     lines = -(-(layers + 1) // columns)
     aspects = np.repeat([view.aspect for view in found], lines)
-    size = (columns * _WIDTH + 1.1, float((_WIDTH * aspects + 0.3).sum()) + 0.8)
+    size = (columns * _WIDTH, float((_WIDTH * aspects + 0.3).sum()) + 1.6)
     _, axes = plt.subplots(
         len(aspects), columns, figsize=size, squeeze=False, height_ratios=aspects.tolist()
     )

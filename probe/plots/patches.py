@@ -22,6 +22,8 @@ _FITTED = {
     "pad": "preprocessing: pad (to a square; patches on the bars lie outside the image)",
     "anyres": "preprocessing: any-resolution (the whole image, and tiles at a higher resolution)",
 }
+_OUTLINE = 64  # points along the longer side of an image, for its outlines
+_SEPARATED = 0.7  # of the variance: two parts of an image are told apart (0.64 of normal noise)
 _DECADES = 3  # of a logarithmic scale at most, unless its floor is given
 
 
@@ -93,19 +95,54 @@ def draw_patches(
     values: Float[np.ndarray, " key"],
     norm: Normalize,
     colours: str = "inferno",
+    outlines: bool = True,
 ) -> PolyCollection:
-    """The patches of a view in the colours of their values, over the image in grey.
+    """The patches of a view in exactly the colours of their values, as on the colour bar, with the
+    outlines of the image on top of them.
 
-    Patches outside the image, and those whose value is NaN, are left out.
+    Patches outside the image, and those whose value is NaN, are left out: the image is seen there,
+    in grey.
     """
-    show_image(axis, view.pixels, grey=0.85)
+    show_image(axis, view.pixels, grey=0.5)
     left, top, right, bottom = np.clip(view.boxes, 0, 1).T
     drawn = (right > left) & (bottom > top) & ~np.isnan(values)
     polygons = corners(view.boxes[drawn], view.size)
-    patches = PolyCollection(polygons, cmap=colours, norm=norm, alpha=0.7, linewidths=0)
+    patches = PolyCollection(polygons, cmap=colours, norm=norm, linewidths=0)
     patches.set_array(values[drawn])
     axis.add_collection(patches, autolim=False)
+    if outlines:
+        _draw_outlines(axis, view.pixels)
     return patches
+
+
+def _draw_outlines(axis: Axes, pixels: UInt8[np.ndarray, "height width channel"]) -> None:
+    """The border between the bright and the dark part of an image, if it has two such parts."""
+    if not pixels.size:
+        return
+    step = max(1, max(pixels.shape[:2]) // _OUTLINE)
+    rows, columns = (side // step for side in pixels.shape[:2])
+    if min(rows, columns) < 4:
+        return
+    whole_blocks = pixels[: rows * step, : columns * step].mean(-1)
+    grey = whole_blocks.reshape(rows, step, columns, step).mean((1, 3))
+    level = _between_two_parts(np.sort(grey, axis=None))
+    if level is not None:
+        x, y = ((np.arange(count) + 0.5) * step for count in (columns, rows))
+        axis.contour(x, y, grey, [level], colors="0.6", linewidths=0.6)
+
+
+def _between_two_parts(values: Float[np.ndarray, " value"]) -> float | None:
+    """The level that separates sorted values into the two most different parts (Otsu's), or None
+    where this explains little of their variance, as in noise.
+    """
+    count, total = np.arange(1, len(values)), np.cumsum(values)
+    below, above = total[:-1] / count, (total[-1] - total[:-1]) / count[::-1]
+    share = count / len(values)
+    between = share * (1 - share) * (above - below) ** 2
+    cut = int(between.argmax())
+    if values.var() < 1 or between[cut] < _SEPARATED * values.var():
+        return None
+    return float(values[cut] + values[cut + 1]) / 2
 
 
 def outlined(width: float) -> list[withStroke]:

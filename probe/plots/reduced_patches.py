@@ -44,6 +44,7 @@ class _View:
     group: Int[np.ndarray, " patch"]  # the token that a patch is merged into; -1: none
     anchors: dict[int, int]  # group -> the patch whose token it is
     tokens: int
+    class_token: bool  # whether the encoder's class token is kept
 
     @property
     def merged(self) -> Bool[np.ndarray, " patch"]:
@@ -59,7 +60,7 @@ def kept(
 
     How to read it: framed patches are kept, faded ones have no token. On the right, patches of one
     colour share a token, a dot is the patch whose token that is, and white patches are kept. A
-    class token, and a token without a patch, are not drawn but counted in the title. Where nothing
+    class token is named below; a token without a patch is only counted in the title. Where nothing
     was merged there is no right column.
 
     Args:
@@ -84,7 +85,7 @@ def kept(
         if grouped:
             _draw_groups(row[1], pixels, members)
     if ax is None:
-        _legend(figure_of(axes), grouped)
+        _legend(figure_of(axes), grouped, sum(view.class_token for view in views))
     return figure_of(axes)
 
 
@@ -104,7 +105,9 @@ def _views(reduction: Any, grid: PatchGrid | None) -> list[_View]:
         tokens = [token for token in np.unique(group[group >= 0]) if source[token] >= first]
         anchors = {int(token): int(source[token]) - first for token in tokens}
         is_kept = np.isin(np.arange(patches), kept_patches)
-        views.append(_View(boxes[number], is_kept, group, anchors, int(reduction.count[number])))
+        of_class = bool(((kept_tokens[number] >= 0) & (kept_tokens[number] < first)).any())
+        count = int(reduction.count[number])
+        views.append(_View(boxes[number], is_kept, group, anchors, count, of_class))
     return views
 
 
@@ -192,7 +195,7 @@ def _fill(
     axis.add_collection(PolyCollection(corners(boxes, _size(pixels)), **style))
 
 
-def _legend(figure: Figure, grouped: bool) -> None:
+def _legend(figure: Figure, grouped: bool, class_tokens: int) -> None:
     entries: list[Any] = [Patch(facecolor="white", edgecolor=BLUE, label="kept as it is")]
     if grouped:
         colours = "merged: one colour, one token; white: kept"
@@ -200,4 +203,7 @@ def _legend(figure: Figure, grouped: bool) -> None:
         dot = Line2D([], [], linestyle="", marker="o", label="patch of the merged token")
         dot.set(markerfacecolor="white", markeredgecolor="black")
         entries.append(dot)
+    if class_tokens:
+        text = f"and {class_tokens} class token{'s' * (class_tokens > 1)}, without a place"
+        entries.append(Line2D([], [], linestyle="", label=text))
     figure.legend(handles=entries, loc="outside lower left", ncols=2)

@@ -82,8 +82,12 @@ def reductions(
     finish(axes[0], "Accuracy against vision tokens", xlabel=xlabel, ylabel=ylabel)
     legend(axes[0], loc="upper left", bbox_to_anchor=(0, -0.16), ncols=3)
     if latency is not None:
-        median = 1e3 * latency.sel(case=table["method"].values).median("repeat").values
-        _draw(axes[1], table.assign(x=median), families)
+        times = 1e3 * latency.sel(case=table["method"].values)
+        quartiles = {
+            name: times.quantile(share, "repeat").values
+            for name, share in (("x_low", 0.25), ("x", 0.5), ("x_high", 0.75))
+        }
+        _draw(axes[1], table.assign(**quartiles), families)
         xlabel = "time from pixels to the first token (ms, median)"
         finish(axes[1], "and against time", xlabel=xlabel, ylabel=ylabel)
     for axis in axes:
@@ -108,10 +112,14 @@ def _draw(axis: Axes, table: pd.DataFrame, families: dict[str, Look]) -> None:
     for family, look in families.items():
         rows = table.iloc[1:].query("family == @family").sort_values("x")
         bars = [(rows["y"] - rows["low"]).clip(lower=0), (rows["high"] - rows["y"]).clip(lower=0)]
+        spread = (
+            [rows["x"] - rows["x_low"], rows["x_high"] - rows["x"]] if "x_low" in rows else None
+        )
         axis.errorbar(
             rows["x"],
             rows["y"],
             bars,
+            spread,
             label=family,
             color=look.color,
             marker=look.marker,
@@ -151,7 +159,8 @@ def _notes(
     notes = [f"{asked}; bars: 95 % bootstrap intervals over images"]
     if latency is not None:
         repeats = latency.sizes["repeat"]
-        notes.append(f"time: median of {repeats}, methods in turn, on this machine")
+        how = f"median and quartiles of {repeats}, methods in turn, on this machine"
+        notes.append(f"time: {how}")
     if published is not None:
         notes.append(f"hollow: {Path(published).name}, another model on other benchmarks")
     return notes

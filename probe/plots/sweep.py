@@ -49,16 +49,17 @@ from probe.plots.style import (
     styled,
 )
 from probe.plots.sweep_curves import (
-    SIMULTANEOUS,
     chosen_mode,
     curve,
     draw_baselines,
     draw_windows,
     estimates,
     finish_windows,
+    highest,
     in_units,
     no_windows,
     note,
+    significance,
     stack_of,
     value_axis,
     windows_of,
@@ -86,9 +87,10 @@ def dropped(
     How to read it: layers whose point lies at the black line (the untouched model) do not need
     vision; at the grey lines vision is of no use at all. The band covers all windows at once (95 %,
     images redrawn). A filled point differs from the untouched model: the band of the paired
-    differences excludes zero. Where `results` hold attention, share and lift of vision from the
-    same samples are drawn to the right, on two further Axes of the same figure; with `ax` they are
-    not.
+    differences excludes zero. A distance from it (KL, total variation, changed first tokens)
+    cannot be below zero and has no filled points. Where `results` hold attention, share and lift of
+    vision from the same samples are drawn to the right, on two further Axes of the same figure;
+    with `ax` they are not.
 
     Args:
         mode: of dropping, where there are several; by default "mask", or the first one.
@@ -121,7 +123,7 @@ def dropped(
         axes[2].axhline(1, color=GREY, linewidth=0.8, zorder=0)
         axes[2].set_ylim(bottom=0)
         finish(axes[2], "lift (1: an even spread)", xlabel=f"{stack_of(table)} layer")
-    caption(axes, [note(table, seed), SIMULTANEOUS], {name: table}, ax is None)
+    caption(axes, [note(table, seed), significance(value)], {name: table}, ax is None)
     return axis
 
 
@@ -176,7 +178,7 @@ def readings(
         draw_windows(axis, table, windows_of(table, size), value, seed, look, name, shift=shift)
     finish_windows(axis, first, windows, value, "Every mode of dropping")
     legend(axis, ncols=3, **_LEGEND)
-    caption(axis, [note(first, seed), SIMULTANEOUS], tables, ax is None)
+    caption(axis, [note(first, seed), significance(value)], tables, ax is None)
     return axis
 
 
@@ -284,7 +286,10 @@ def _depth_curves(
         mean = np.nanmean(in_units(of_kind(table, kind), value)[:, cases], axis=0)
         axis.plot(x, mean, label=kind, linewidth=1.2, **look._asdict())
     every = curve(table, value, cases, seed)
-    shade(axis, x, every.low, every.high, BLACK)
+    low, high = every.low, every.high
+    if (top := highest(table, value)) is not None:
+        low, high = low.clip(0, top), high.clip(0, top)
+    shade(axis, x, low, high, BLACK)
     axis.plot(x, every.estimate, color=BLACK, linewidth=2.2, label=ALL, zorder=4)
 
 

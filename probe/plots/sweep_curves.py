@@ -31,7 +31,9 @@ LABELS = {
     "donor_answer_given": "the other image's answer is given (%)",
 }
 PERCENT = ("correct", "first_token_changed", "donor_answer_given")
-SIMULTANEOUS = "filled points: differs from the untouched model (paired; all windows at once)"
+# A distance from the untouched model is 0 there and never below: no band of it includes 0, so that
+# excluding 0 says nothing.
+DISTANCES = ("kl", "total_variation", "first_token_changed")
 
 
 def chosen_mode(results: Any, mode: str | None) -> tuple[str, xr.Dataset]:
@@ -96,6 +98,13 @@ def highest(table: xr.Dataset, value: str) -> float | None:
     return 100 if value in PERCENT else None
 
 
+def significance(value: str) -> str:
+    """What a filled point means, for a caption."""
+    if value in DISTANCES:
+        return "a distance from the untouched model cannot be below 0: not tested against it"
+    return "filled points: differs from the untouched model (paired; all windows at once)"
+
+
 def draw_baselines(axis: Axes, table: xr.Dataset, value: str) -> None:
     """The untouched model, no vision and another image, as lines."""
     names = table["case"].values[:BASELINES].tolist()
@@ -126,7 +135,8 @@ def draw_windows(
 ) -> None:
     """A point at the middle of each window, with one band over all of them: shaded, or as bars.
 
-    Points are filled where the band of the differences to the untouched model excludes zero.
+    Points are filled where the band of the differences to the untouched model excludes zero;
+    of a distance from the untouched model, which is never below zero, no point is.
     """
     order = table["case"].values.tolist()
     cases = [order.index(name) for name in windows]
@@ -142,6 +152,7 @@ def draw_windows(
         bars = np.abs(np.stack([estimate - low, high - estimate]))
         axis.errorbar(x, estimate, bars, color=colour, linestyle="", linewidth=1.1, zorder=3)
     differs = (difference.low > 0) | (difference.high < 0)
+    differs = differs & (value not in DISTANCES)
     style = {"color": colour, "marker": look.marker, "markersize": 5}
     for which, face in ((differs, colour), (~differs, "white")):
         axis.plot(x[which], estimate[which], **style, linestyle="", markerfacecolor=face, zorder=4)

@@ -41,6 +41,19 @@ def test_a_map_has_a_colour_for_each_patch_and_a_bar_for_each_word(found):
     assert "baseline mean" in texts(row[0].figure)
 
 
+def test_attributions_share_one_scale_and_noise_is_not_drawn_as_signal(found):
+    faint = found.assign(attribution=found["attribution"] * 1e-5)
+    axes = plots.attribution({"strong": found, "faint": faint}).axes[:4]
+    scales = {axis.collections[0].norm.vmax for axis in (axes[0], axes[2])}
+    assert scales == {np.abs(found["attribution"].values[:36]).max()}
+    assert axes[1].get_xlim() == axes[3].get_xlim()
+    alone = plots.attribution(faint).axes  # the answer's own change sets the least scale
+    least = 0.01 * abs(float(found["logprob"] - found["logprob_without"]))
+    assert alone[0].collections[0].norm.vmax == pytest.approx(least)
+    assert max(np.abs(alone[1].get_xlim())) == pytest.approx(1.05 * least)
+    assert f"at least to {least:.2g} nat" in " ".join(texts(alone[0].figure).split())
+
+
 def test_the_agreement_figure_says_what_it_found(known, subject, found):
     other = probe.attribute(
         subject,
@@ -108,8 +121,14 @@ def test_the_lens_writes_words_on_patches_and_a_line_for_each_token(known, subje
     lens = probe.logit_lens(subject, known.image("red", 1), known.question)
     *axes, _ = plots.lens(lens, [0, 5]).axes
     assert len(axes) == 2 and len(axes[0].texts) == 36
+    assert min(text.get_fontsize() for text in axes[0].texts) >= 8
+    *answer, bar = plots.lens(lens, [5], value="answer").axes
+    says = lens["says_answer"].values[5, lens["row_key"].values >= 0]
+    np.testing.assert_allclose(answer[0].collections[0].get_array(), says)
+    assert answer[0].texts[0].get_text() == f"{100 * says[0]:.0f} %"
+    assert "answer" in bar.get_ylabel()
     np.testing.assert_allclose(
-        axes[1].collections[0].get_array(), lens["says_answer"][5, lens["row_key"] >= 0]
+        axes[1].collections[0].get_array(), lens["probability"][5, lens["row_key"] >= 0]
     )
     axis = plots.lens_curves(lens)
     assert axis.lines[0].get_ydata().tolist() == lens["next"].values[:, 0].tolist()

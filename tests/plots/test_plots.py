@@ -412,11 +412,82 @@ def test_figures_gives_every_figure_the_record_can_make(record):
         "heads",
         "heatmaps",
     )
-    assert set(drawn) == {f"{stack}-{kind}" for stack in ("llm", "vision") for kind in kinds}
+    expected = {f"{stack}-{kind}" for stack in ("llm", "vision") for kind in kinds}
+    assert set(drawn) == expected - {"vision-share"}  # all queries see the image: it is the mass
     assert all("toy model: not a finding about LLaVA" in texts(f.axes[0]) for f in drawn.values())
     assert not plt.get_fignums()
     less = without(planted_record(1, stacks=["llm"]), llm=["received", "head_entropy"])
     assert set(plots.figures(less)) == {"llm-mass", "llm-share", "llm-lift", "llm-heads"}
+
+
+def test_the_main_figures_are_four_and_the_overview_shows_the_rest(record):
+    main, drawn = plots.main_figures(record), plots.figures(record)
+    assert list(main) == ["llm-mass", "llm-entropy", "llm-heatmaps", "overview"]
+    shown = {axis.get_title(loc="left") for axis in main["overview"].axes if axis.images}
+    assert shown == set(drawn) - set(main)
+    assert "tiny-llava" in main["overview"].get_suptitle()
+    assert not plt.get_fignums()
+    less = without(planted_record(1, stacks=["llm"]), llm=["received", "head_entropy"])
+    assert list(plots.main_figures(less)) == ["llm-mass", "overview"]
+
+
+def overlapping(figure):
+    """Pairs of texts of a figure whose boxes overlap, as drawn."""
+    figure.canvas.draw()
+    texts = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text().strip()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_visible()]
+    boxes = [(text, box) for text, box in boxes if box.width and box.height]
+    return [
+        (first, second)
+        for index, (first, one) in enumerate(boxes)
+        for second, other in boxes[index + 1 :]
+        if min(one.x1, other.x1) - max(one.x0, other.x0) > 1
+        and min(one.y1, other.y1) - max(one.y0, other.y0) > 1
+    ]
+
+
+@pytest.mark.parametrize("size", [(1280, 200), (64, 48)])
+def test_the_texts_of_heat_maps_do_not_overlap_even_on_a_panorama(size):
+    wide = planted_record(1, stacks=["llm"], layers=8)
+    pixels = np.zeros((1, 1, size[1], size[0], 3), np.uint8)
+    root = wide.to_dataset().drop_vars(["images", "image_size"]).drop_dims("y", errors="ignore")
+    root = root.assign(
+        images=(("sample", "image", "y", "x", "channel"), pixels),
+        image_size=(("sample", "image", "side"), np.array([[[size[1], size[0]]]])),
+    )
+    figure = plots.heatmaps(xr.DataTree.from_dict({"/": root, "/llm": wide["llm"].to_dataset()}))
+    assert overlapping(figure) == []
+    assert figure.get_suptitle() == "What response tokens look at · tiny-llava"
+
+
+def test_colours_of_patches_are_those_of_the_colour_bar(record):
+    axis = panels(plots.heatmaps(record, layers=[0]))[0, 0]
+    drawn = axis.collections[0]
+    assert drawn.get_alpha() is None
+    axis.figure.canvas.draw()
+    np.testing.assert_allclose(drawn.get_facecolor(), drawn.to_rgba(drawn.get_array()))
+
+
+def test_a_padded_image_says_how_much_attention_lies_on_the_bars():
+    tall = planted_record(1, stacks=["llm"], grid=8, aspect="pad")
+    figure = plots.heatmaps(tall)
+    keys = tall["llm"].isel(sample=0)
+    received = keys["received"].sel(query_type="response").values
+    inside = np.clip(keys["key_box"].values, 0, 1)
+    bars = inside[:, 3] <= inside[:, 1]
+    percent = 100 * received[:, bars].sum(1) / received.sum(1)
+    told = f"{percent.min():.0f} to {percent.max():.0f} % of the attention on patches"
+    assert told in " ".join(texts(figure.axes[0]).split())
+    assert f"({bars.sum()} of 64 patches)" in " ".join(texts(figure.axes[0]).split())
+
+
+def test_a_line_that_ends_early_says_why_and_special_tokens_are_explained(record):
+    early = record.copy(deep=True)
+    early["llm"]["mass"].loc[{"layer": 3, "query_type": "vision"}] = np.nan
+    note = " ".join(texts(plots.mass(early)).split())
+    assert "vision → vision ends at layer 3: later layers compute no vision query" in note
+    assert "ends at layer" not in texts(plots.mass(record))
+    assert "cls: the class token of the vision encoder" in texts(plots.mass(record, "vision"))
 
 
 def test_what_the_record_lacks_is_told_in_a_line(record):

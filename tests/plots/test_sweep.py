@@ -19,7 +19,7 @@ def points(axis, filled: bool) -> set[float]:
         if (
             line.get_linestyle() == "None"
             and len(line.get_xdata())
-            and line.get_marker() not in ("", "_")
+            and line.get_marker() not in ("", "_", "None")
         ):
             hollow = line.get_markerfacecolor() == "white"
             found |= set(np.asarray(line.get_xdata(), float)) if hollow is not filled else set()
@@ -33,6 +33,18 @@ def test_fig_5_marks_exactly_the_layers_that_are_needed():
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "2", "3", "4"]
     labels = [text.get_text() for text in axis.get_legend().get_texts()]
     assert labels == ["untouched", "no vision", "another image", "vision dropped (mask)"]
+
+
+@pytest.mark.parametrize("value", ["kl", "total_variation", "first_token_changed"])
+def test_a_distance_that_cannot_be_below_zero_is_never_significant(value):
+    run = planted_run(needed=(1, 2))
+    table = run["mask"].to_dataset()
+    run["mask"] = table.assign({value: abs(table["kl"]) + 1e-6})
+    for axis in (plots.dropped(run, "mask", 1, value), plots.readings(run, 1, "kl")):
+        assert points(axis, filled=True) == set()
+        assert len(points(axis, filled=False)) >= 4
+        assert "cannot be below 0" in axis.figure._supxlabel.get_text().replace("\n", " ")
+        assert "filled" not in axis.figure._supxlabel.get_text()
 
 
 def test_fig_5_has_attention_beside_it_where_a_run_has_it():

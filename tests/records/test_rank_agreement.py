@@ -126,6 +126,7 @@ def table_of(best: float, floor: float, *ceilings: float) -> xr.Dataset:
         (0.70, 0.62, [0.63], "Yes in layer 1"),
         (0.70, 0.62, [], "Yes in layer 1"),
         (0.20, 0.62, [0.63], "No: agreement is noise"),
+        (0.61, 0.62, [0.63], "Can't tell: best correlation 0.61"),
         (0.50, 1.00, [], "Can't tell: best correlation 0.50, floor 1.00, ceiling 1 (no second"),
         (0.20, 0.62, [], "No: agreement is noise"),
     ],
