@@ -132,8 +132,8 @@ def _stack(axis: Axes, by_component: xr.DataArray) -> None:
             textcoords="offset points",
             va="center",
         )
-    ticks = MaxNLocator(6).tick_values(0, 1.12 * float(left.max()))  # the last is right of the bars
-    axis.set_xticks(ticks[ticks >= 0])
+    ticks = np.asarray(MaxNLocator(6).tick_values(0, 1.12 * float(left.max())))
+    axis.set_xticks(ticks[ticks >= 0])  # the last one is to the right of the bars
     axis.set_xlim(0, ticks[-1])
 
 
