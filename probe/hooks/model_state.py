@@ -11,7 +11,7 @@ concern it (`block_threads.py`).
     clear(model)                             # forgets all of it
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import update_wrapper, wraps
@@ -261,14 +261,20 @@ def override_method(
         override.remove(replacement)
 
 
-def layer_ranges(layers: Sequence[int]) -> str:
-    """Layers in short: (0, 1, 2, 5) is '0-2,5'."""
-    runs: list[list[int]] = []
+def layer_ranges(layers: Iterable[int], first: int = 0, separator: str = ",") -> str:
+    """A set of layers in short, numbered from `first`; "none" where it is empty.
+
+    >>> layer_ranges((0, 1, 2, 5)), layer_ranges({0, 1, 2, 5}, first=1, separator=", ")
+    ('0-2,5', '1-3, 6')
+    """
+    ranges: list[tuple[int, int]] = []
     for layer in sorted(layers):
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
+        if ranges and layer == ranges[-1][1] + 1:
+            ranges[-1] = ranges[-1][0], layer
         else:
-            runs.append([layer])
-    return (
-        ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"
-    )
+            ranges.append((layer, layer))
+    texts = [
+        f"{start + first}-{end + first}" if start < end else str(start + first)
+        for start, end in ranges
+    ]
+    return separator.join(texts) or "none"

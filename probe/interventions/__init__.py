@@ -1,11 +1,11 @@
-"""What can be done to a model's layers while they run. Context managers, undone on any exit.
+"""Interventions on a model's layers while they run: context managers, undone on any exit.
 
-drop      drop_vision: take vision tokens away, in four exact senses
-knockout  knockout: tokens of one type cannot see those of another
-swap      swap_vision: text reads another image's vision tokens
-target    which model and which layers; what is at work right now
-fusions   which rows run through the pre-fusion of LLaVA-Mini
-edits     the changes of one attention call that these are made of
+drop             drop_vision: take vision tokens away, in five exactly defined modes
+knockout         knockout: tokens of some types cannot attend to those of others
+swap             swap_vision: text attends to another image's vision tokens
+layer_target     the model, stack and layers that an intervention applies to
+attention_edits  the two changes of an attention call that these are made of
+sweep/           many sets of layers times many samples
 """
 
 from probe.hooks.model_state import active_interventions

@@ -1,8 +1,8 @@
-"""The two ways to change what a query reads in one attention call: hide keys from it, or let it
-read others.
+"""The two ways to change what a query attends to in one attention call: mask keys, or replace keys
+and values.
 
-Both keep the model's own mask beside the new one, so that a measurement still knows what would have
-been visible.
+Both keep the model's own mask as well, so that a measurement still knows what would be visible
+without the intervention.
 """
 
 from dataclasses import replace
@@ -22,8 +22,8 @@ def mask_keys(
     queries: Bool[Tensor, "batch position"],
     keys: Bool[Tensor, "batch position"],
 ) -> AttentionCall:
-    """The call in which these queries cannot see these keys. A query that would be left with no key
-    at all keeps itself: an average over nothing has no value."""
+    """The call in which these queries cannot see these keys. A query that would be left without any
+    key keeps itself, since the mean over no keys is undefined."""
     queries, keys = now.of_queries(queries), now.of_keys(keys, call.key_count)
     hidden = (queries[:, :, None] & keys[:, None])[:, None].to(call.key.device)
     if not hidden.any():
@@ -45,7 +45,7 @@ def mask_keys(
 
 
 def causal_mask(call: AttentionCall) -> Bool[Tensor, "1 1 query key"]:
-    """What a call without a mask sees."""
+    """The visible keys of a call without a mask."""
     everything = torch.ones(
         1, 1, call.query_count, call.key_count, dtype=torch.bool, device=call.key.device
     )
@@ -55,20 +55,21 @@ def causal_mask(call: AttentionCall) -> Bool[Tensor, "1 1 query key"]:
 def replace_keys_values(
     call: AttentionCall, kernel: Kernel, queries: Bool[Tensor, "batch query"], **changed: Tensor
 ) -> Output:
-    """Runs a call in which these queries find other keys or values (`key=`, `value=`), and all
-    others their own.
+    """Runs a call in which these queries get other keys or values (`key=`, `value=`); all other
+    queries keep the original ones.
 
-    Where both kinds ask, the kernel runs twice, and each time `active_queries` says whose output is used.
+    With queries of both kinds the kernel runs twice; `active_queries` marks those whose output
+    is used.
     """
     queries = queries.to(call.key.device)
     active = torch.ones_like(queries) if call.active_queries is None else call.active_queries
-    ours, others = active & queries, active & ~queries
-    if not ours.any():
+    changed_queries, others = active & queries, active & ~queries
+    if not changed_queries.any():
         return kernel(call)
     if not others.any():
         return kernel(replace(call, **changed))
-    output, weights = kernel(replace(call, active_queries=ours, **changed))
-    own_output, own_weights = kernel(replace(call, active_queries=others))
-    if weights is not None and own_weights is not None:
-        weights = torch.where(queries[:, None, :, None], weights, own_weights)
-    return torch.where(queries[:, :, None, None], output, own_output), weights
+    output, weights = kernel(replace(call, active_queries=changed_queries, **changed))
+    original, original_weights = kernel(replace(call, active_queries=others))
+    if weights is not None and original_weights is not None:
+        weights = torch.where(queries[:, None, :, None], weights, original_weights)
+    return torch.where(queries[:, :, None, None], output, original), weights

@@ -83,7 +83,7 @@ def drop_vision(
     options = f"mode={mode}"
     if len(queries) < len(target.kinds) - 1:
         options += f", queries={'+'.join(queries)}"
-    with target.at_work("remove" if mode.startswith("remove") else mode, options):
+    with target.listed("remove" if mode.startswith("remove") else mode, options):
         if not target.layers:
             yield
         elif mode.startswith("mask"):
@@ -178,13 +178,13 @@ def _skip(
     kwargs: dict,
     output: Any,
 ) -> Any:
-    """The layer's output, with vision rows as they came in."""
+    """The layer's output, with vision tokens as they were in its input."""
     now = sequences.running()
     before: Tensor = args[0] if args else kwargs["hidden_states"]
     after = output[0] if isinstance(output, tuple) else output
     vision = now.of_queries(now.vision).to(after.device)
-    if (there := present_in(stack)) is not None:  # a reducer, or another removal, is at work
-        vision = there.take(vision, 1) & there.real
+    if (kept := present_in(stack)) is not None:  # a reducer or another removal is active
+        vision = kept.take(vision, 1) & kept.real
     if not vision.any():
         return None
     after = torch.where(vision[..., None], before, after)

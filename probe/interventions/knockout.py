@@ -1,5 +1,5 @@
-"""Tokens of one type cannot see those of another, in some layers: the general form of dropping by
-mask.
+"""Tokens of some types cannot attend to those of others in some layers: the general form of
+dropping by mask.
 
     with knockout(subject.model, "response", "vision", range(16, 32), types=inputs.types):
         subject.model.generate(**inputs)
@@ -65,7 +65,7 @@ def knockout(
         )
 
     with (
-        target.at_work("knockout", f"{'+'.join(queries)} to {'+'.join(keys)}"),
+        target.listed("knockout", f"{'+'.join(queries)} to {'+'.join(keys)}"),
         ExitStack() as undo,
     ):
         if target.layers:
@@ -108,14 +108,12 @@ def positions(
     names: tuple[str, ...], now: TrackedSequence, types: TokenTypes | None
 ) -> Bool[Tensor, "batch position"]:
     """Which positions of the running sequence are of one of these types."""
-    own = (
-        ("text", "compressed")
-        if types is not None and now.fed is None
-        else ("text", "compressed", "vision")
-    )
-    which = now.named(name for name in names if name in own)
+    tracked = ["text", "compressed"]  # kinds that the tracker knows; others are named by `types`
+    if types is None or now.fed is not None:
+        tracked.append("vision")
+    which = now.named(name for name in names if name in tracked)
     for name in names:
-        if name not in own:
+        if name not in tracked:
             assert types is not None  # else the name was refused
             which |= now.spread(_of_type(name, now if now.fed is None else now.fed, types))
     return which
@@ -126,11 +124,11 @@ def _of_type(name: str, now: TrackedSequence, types: TokenTypes) -> Bool[Tensor,
     batch, length = now.vision.shape
     prompt = _repeated(types.mask(name), batch)
     if now.real is not None:  # padding may have been moved to the other side
-        theirs, ours = (
+        order_of_types, order_now = (
             torch.sort(~real, dim=1, stable=True).indices
             for real in (_repeated(types.ids >= 0, batch), now.real.cpu())
         )
-        prompt = torch.zeros_like(prompt).scatter(1, ours, prompt.gather(1, theirs))
+        prompt = torch.zeros_like(prompt).scatter(1, order_now, prompt.gather(1, order_of_types))
     generated = prompt.new_full((batch, length - prompt.shape[1]), name == "response")
     return torch.cat([prompt, generated], 1).to(now.vision.device)
 

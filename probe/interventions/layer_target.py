@@ -1,6 +1,4 @@
-"""Where an intervention works: which model, which stack, which layers. Checked before anything
-runs.
-"""
+"""The model, stack and layers that an intervention applies to, checked before anything runs."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -21,14 +19,14 @@ from probe.hooks.model_structure import LayerStack, stacks
 from probe.hooks.prefusion_tracker import PrefusionTracker
 from probe.hooks.sequence_tracker import SequenceTracker
 
-Layers = int | Iterable[Any]  # what is in it is checked, and told in one line
-Names = str | Iterable[str]  # kinds of rows, or types of tokens
+Layers = int | Iterable[Any]  # the elements are checked
+Names = str | Iterable[str]  # kinds or types of tokens
 
 PREFUSION = "prefusion"
-FOLLOWED = {
+TOKEN_KINDS = {
     PREFUSION: ("text", "compressed", "vision"),
     "llm": ("text", "vision"),
-}  # stacks -> kinds of their rows
+}  # stack -> kinds of its tokens
 
 
 @dataclass(frozen=True)
@@ -54,21 +52,25 @@ class LayerTarget:
         refuse_compiled(called, model)
         if not isinstance(model, PreTrainedModel):
             raise ProbeError(called, expected="a transformers model or a Subject", got=shown(model))
-        found = {name: one for name, one in stacks(model).items() if name in FOLLOWED}
-        if stack not in found:
-            known = " or ".join(f"{name!r}" for name in reversed(found))
+        known_stacks = {
+            name: layer_stack for name, layer_stack in stacks(model).items() if name in TOKEN_KINDS
+        }
+        if stack not in known_stacks:
+            known = " or ".join(map(repr, reversed(known_stacks)))
             raise ProbeError(
-                called, expected=f"stack={known}, whose rows are text and vision", got=repr(stack)
+                called, expected=f"stack={known}, whose tokens are text and vision", got=repr(stack)
             )
-        return cls(called, model, found[stack], _indices(called, layers, len(found[stack].layers)))
+        layer_stack = known_stacks[stack]
+        indices = _indices(called, layers, len(layer_stack.layers))
+        return cls(called, model, layer_stack, indices)
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What the stack's rows are. Where the compressed tokens bypass pre-fusion, it has none of
-        them.
+        """The kinds of tokens in the stack. Pre-fusion has no compressed tokens where these
+        bypass it.
         """
         along = self.stack.name != PREFUSION or self.model.base_model.tokens_along
-        return tuple(kind for kind in FOLLOWED[self.stack.name] if along or kind != "compressed")
+        return tuple(kind for kind in TOKEN_KINDS[self.stack.name] if along or kind != "compressed")
 
     @property
     def attention(self) -> dict[str, nn.Module]:
@@ -83,7 +85,7 @@ class LayerTarget:
     def sequences(
         self, changes_vision: bool = False, **options: Any
     ) -> SequenceTracker | PrefusionTracker:
-        """What follows the stack's rows. `changes_vision`: vision rows must run in the block."""
+        """The tracker of the stack's tokens. `changes_vision`: vision tokens run in the block."""
         if self.stack.name == PREFUSION:
             return PrefusionTracker(
                 self.called, self.model, self.stack, from_pixels=changes_vision, **options
@@ -91,10 +93,8 @@ class LayerTarget:
         return SequenceTracker(self.called, self.model, self.stack.layers[0], **options)
 
     @model_block
-    def at_work(self, kind: str, options: str = "") -> Iterator[None]:
-        """Listed as at work in the model (`probe.hooks.model_state`); refused where it contradicts
-        another.
-        """
+    def listed(self, kind: str, options: str = "") -> Iterator[None]:
+        """Registers the intervention in `hooks/model_state.py`, which refuses contradictions."""
         where = "" if self.stack.name == "llm" else f"stack={self.stack.name}"
         options = ", ".join(filter(None, [options, where]))
         with registered(self.model, Intervention(self.called, kind, self.layers, options)):
@@ -145,9 +145,7 @@ def as_names(names: Names) -> tuple[str, ...]:
 def _indices(called: str, layers: Layers, count: int) -> tuple[int, ...]:
     try:
         given = (
-            [index(layers)]
-            if not isinstance(layers, Iterable)
-            else [index(layer) for layer in layers]
+            [index(layer) for layer in layers] if isinstance(layers, Iterable) else [index(layers)]
         )
     except TypeError:
         raise ProbeError(called, expected="layers as whole numbers", got=repr(layers)) from None

@@ -1,12 +1,12 @@
-"""Text reads another image's vision tokens, in some layers. Unlike dropping, it keeps what is read
-realistic.
+"""Text attends to another image's vision tokens in some layers. Unlike dropping, this keeps the
+attended tokens realistic.
 
-What is read is defined so: the untouched language model runs the same prompt with the donor's
+Definition: the untouched language model runs the same prompt with the donor's
 vision tokens in place of its own; in the chosen layers text queries attend to the keys and values
 that the vision tokens have in that run, at their positions, instead of those of their own run.
-Vision queries, and all other layers, read the own image. Where donor and prompt are worded alike up
-to the last vision token, that run is the donor's own forward; in LLaVA-Mini text that was fused
-with the own image stays so.
+Vision queries, and all other layers, attend to the original image. Where donor and prompt have the
+same text up to the last vision token, that run is the donor's own forward. In LLaVA-Mini, text that
+was fused with the original image stays fused with it.
 
     with swap_vision(subject.model, range(8, 16), subject.encode("another.jpg", question)):
         subject.model.generate(**inputs)
@@ -42,7 +42,7 @@ def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
     block lasts.
 
     `donor`: inputs with as many vision tokens in each row as the inputs that run in the block; one
-    row for all, or one for each of theirs (beams share). With a Subject, an image will do. Costs
+    row for all, or one for each of these (beams share). With a Subject, an image suffices. Costs
     one forward of the donor, and one of the language model for each prompt.
 
     Raises ProbeError for a layer outside, a compiled model, layers whose vision rows are removed or
@@ -66,12 +66,12 @@ def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
             return kernel(call)
         donor = now.memo["donor"][target.layer_of(call.name)]
         key, value = (
-            _with_donor(own, other, now)
-            for own, other in zip((call.key, call.value), donor, strict=True)
+            _with_donor(original, other, now)
+            for original, other in zip((call.key, call.value), donor, strict=True)
         )
         return replace_keys_values(call, kernel, ~now.of_queries(now.vision), key=key, value=value)
 
-    with target.at_work("swap"), ExitStack() as undo:
+    with target.listed("swap"), ExitStack() as undo:
         if target.layers:
             undo.enter_context(sequences.followed())
             add_hook(undo, decoder.register_forward_pre_hook, before_decoder, with_kwargs=True)
@@ -123,7 +123,7 @@ def vision_rows(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Rows:
 
 
 def _exchanged(embeds: Tensor, now: TrackedSequence, rows: Rows) -> Tensor:
-    """The embeddings of the prompt with the donor's vision tokens in the places of its own."""
+    """The embeddings of the prompt with the donor's vision tokens in place of the original ones."""
     batch = len(embeds)
     if batch % len(rows):
         raise ProbeError(
@@ -149,7 +149,7 @@ def _exchanged(embeds: Tensor, now: TrackedSequence, rows: Rows) -> Tensor:
 def _keys_and_values(
     decoder: nn.Module, kwargs: dict, layers: tuple[int, ...]
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """Keys and values of the chosen layers in a run that nobody sees.
+    """Keys and values of the chosen layers in a run that no hook observes.
 
     It runs in an empty context: a forward that collects hidden states does so in a context
     variable.
@@ -161,12 +161,12 @@ def _keys_and_values(
     return {layer: (cache.layers[layer].keys, cache.layers[layer].values) for layer in layers}
 
 
-def _with_donor(own: Tensor, donor: Tensor, now: TrackedSequence) -> Tensor:
+def _with_donor(tensor: Tensor, donor: Tensor, now: TrackedSequence) -> Tensor:
     """Keys (or values) of a call, (batch, head, key, dim), with those of vision positions from the
     donor's run.
     """
-    donor = donor[:, :, now.first_key(own.shape[2]) :]
-    count = min(donor.shape[2], own.shape[2])
-    vision = now.of_keys(now.vision, own.shape[2])[:, None, :count, None].to(own.device)
-    front = torch.where(vision, donor[:, :, :count], own[:, :, :count])
-    return torch.cat([front, own[:, :, count:]], 2)
+    donor = donor[:, :, now.first_key(tensor.shape[2]) :]
+    count = min(donor.shape[2], tensor.shape[2])
+    vision = now.of_keys(now.vision, tensor.shape[2])[:, None, :count, None].to(tensor.device)
+    front = torch.where(vision, donor[:, :, :count], tensor[:, :, :count])
+    return torch.cat([front, tensor[:, :, count:]], 2)

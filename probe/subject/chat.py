@@ -1,24 +1,21 @@
-"""A conversation about images, question by question, which keeps what it has computed where that is
-right.
+"""A conversation about images, question by question, that reuses its KV cache where this is exact.
 
-By causality keys and values of an image don't depend on what is asked about it later. So the cache
-of one question serves the next, up to the first token in which the two prompts differ: of a later
-turn everything, of another question about the image all up to its words. It does not where vision
-tokens are chosen, or made, by the question: FastV, PyramidDrop and SparseVLM leave the tokens of
-the first one, LLaVA-Mini fuses the words into them.
+By causality the keys and values of an image do not depend on later questions. So the cache is
+reused up to the first token where two prompts differ. It is not reused where the vision tokens
+depend on the question: FastV, PyramidDrop and SparseVLM keep those of the first question, and
+LLaVA-Mini fuses the text into them.
 
     chat = subject.chat("street.jpg")
-    chat.ask("what is on the left ?")          # as subject.answer says it
-    chat.ask("and behind it ?")                # as subject.answer of the whole conversation says it
-    chat.restart()                             # another first question; the image is still in the cache
+    chat.ask("what is on the left ?")      # equals subject.answer
+    chat.ask("and behind it ?")            # equals subject.answer of the whole conversation
+    chat.restart()                         # another first question; the image stays in the cache
 
-What a cache that should not have been kept does to the second answer is measured with
-`keep="always"`:
+`keep="always"` shows the effect of reusing a cache where it is not exact:
 
     with probe.reduced(subject, FastV(2, 0.25)):
         chat = subject.chat(image, keep="always")
         chat.ask(first), chat.restart()
-        chat.ask(second)                       # about the tokens that `first` has left
+        chat.ask(second)                       # about the tokens that `first` selected
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -44,7 +41,7 @@ KEEPS = ("exact", "always", "never")
 
 @dataclass(frozen=True)
 class CachedPrompt:
-    """The tokens that a cache holds, and what was at work in the model when it was filled."""
+    """The tokens in a cache, and the blocks that were open on the model when it was filled."""
 
     cache: DynamicCache
     ids: Tensor
@@ -99,12 +96,12 @@ class Chat:
         return answer
 
     def restart(self) -> None:
-        """Forgets what was said. What is known of the images stays."""
+        """Starts a new conversation. The image stays in the cache."""
         self.messages = []
 
     def _generated(self, inputs: Inputs, max_new_tokens: int, generate: dict[str, Any]) -> Tensor:
         model, ids = self.subject.model, inputs["input_ids"][0]
-        memory, self._memory = self._memory, None  # gone, should anything go wrong
+        memory, self._memory = self._memory, None  # not kept if anything fails
         self.reused = self._common(memory, ids)
         watching: AbstractContextManager = nullcontext()
         if memory is not None and self.reused:
@@ -117,13 +114,13 @@ class Chat:
             cache = DynamicCache(config=model.config)
             watching = tap(stacks(model)["llm"].attention, self._look)
         with watching:
-            (said,) = self.subject.generate_ids(
+            (answer_ids,) = self.subject.generate_ids(
                 inputs, max_new_tokens, **cache_argument(model, cache), **generate
             )
         if self._may_keep():
-            held = torch.cat([ids, said.to(ids.device)])[: cache.get_seq_length()]
+            held = torch.cat([ids, answer_ids.to(ids.device)])[: cache.get_seq_length()]
             self._memory = CachedPrompt(cache, held, active_blocks(model))
-        return said
+        return answer_ids
 
     def _common(self, memory: CachedPrompt | None, ids: Tensor) -> int:
         """How many tokens of this prompt are in the cache, 0 where it is of no use."""

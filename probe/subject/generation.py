@@ -1,6 +1,6 @@
 """Answers as ids: `model.generate` with what every caller needs around it.
 
-(ids,) = generate_ids(model, vocabulary, inputs, max_new_tokens=32)   # greedy, with the end-of-turn token
+(ids,) = generate_ids(model, vocabulary, inputs, max_new_tokens=32)    # greedy
 """
 
 from collections.abc import Mapping, Sequence

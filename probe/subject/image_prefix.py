@@ -212,7 +212,7 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def prefix_key(inputs: Mapping[str, Tensor], length: int) -> str:
-    """A hash of what a prefix of `length` tokens depends on: its ids, and every tensor that does not
+    """A hash of what a prefix of `length` tokens depends on: its ids, and each tensor that does not
     hold one value a token.
     """
     ids = inputs["input_ids"]

@@ -40,7 +40,7 @@ class TokenizerInfo:
     size: int
 
     def words(self, ids: Any) -> str:
-        """What ids say, without the tokens that are no words."""
+        """What ids say, without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
@@ -53,7 +53,7 @@ class Inputs(dict):
     images       the images (or frames) as they were opened, before any processing
     frames         how many frames each image has: 1, or those of a video, which is one
     prompt         the text given to the tokenizer, one placeholder an image
-    response       the words of the response, "" where there is none
+    response       the words of the response, "" without a response
     tokens         each position's piece of text, "" for padding
     """
 
@@ -102,17 +102,17 @@ class Inputs(dict):
 
 
 def with_response(inputs: Inputs, ids: Ids) -> Inputs:
-    """One row with a response behind it, id by id as it was generated; end-of-turn tokens at its
-    end are instruction. The words of the response are decoded from the ids.
+    """One row with a response appended, id by id as it was generated; end-of-turn tokens at its end
+    are instruction. The words of the response are decoded from the ids.
 
-    Raises ProbeError for what is no ids, and for ids that the model does not embed or that stand
+    Raises ProbeError for anything but ids, and for ids that the model does not embed or that stand
     for images.
     """
     _one_row(inputs, "with_response")
     ids = _response_ids(ids, inputs.vocabulary).to(inputs["input_ids"].device)
-    said = len(ids)
-    while said and int(ids[said - 1]) in inputs.vocabulary.end_ids:
-        said -= 1
+    answer_length = len(ids)
+    while answer_length and int(ids[answer_length - 1]) in inputs.vocabulary.end_ids:
+        answer_length -= 1
     width = inputs["input_ids"].shape[1]
     tensors = {
         name: functional.pad(tensor, (0, len(ids)), value=1 if name == "attention_mask" else 0)
@@ -121,10 +121,10 @@ def with_response(inputs: Inputs, ids: Ids) -> Inputs:
         for name, tensor in inputs.items()
     }
     tensors["input_ids"] = torch.cat([inputs["input_ids"], ids[None]], dim=1)
-    words = inputs.vocabulary.words(ids[:said])
+    words = inputs.vocabulary.words(ids[:answer_length])
     return inputs.having(
         tensors,
-        types=inputs.types.with_response(said, len(ids) - said),
+        types=inputs.types.with_response(answer_length, len(ids) - answer_length),
         response=[" ".join(filter(None, [inputs.response[0], words]))],
     )
 

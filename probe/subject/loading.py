@@ -1,9 +1,9 @@
 """`load`: a Subject from the name of a model, or from a model in memory.
 
-    load("tiny-llava")                                       # a shipped model
+    load("tiny-llava")                                  # a shipped model
     load("llava-hf/llava-1.5-7b-hf", revision="8c85e9a", device_map="auto")
-    load("llava-mini-llama-3.1-8b")                          # a folder, also in LLaVA-Mini's original layout
-    load(model, processor=processor)                         # in memory
+    load("llava-mini-llama-3.1-8b")                     # a folder, also in the original layout
+    load(model, processor=processor)                    # in memory
 
 Weights are read from safetensors only, and no code of a checkpoint is ever run. (LLaVA-Mini's
 original .bin files are read without unpickling code.) The network is used for hub ids only.

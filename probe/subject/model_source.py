@@ -1,6 +1,6 @@
 """What the name of a model refers to: a shipped tiny model, a local folder or a hub id.
 
-source = ModelSource.of("tiny-llava")        # ModelSource(".../tiny/llava", is_folder=True, toy=True)
+source = ModelSource.of("tiny-llava")        # a folder, toy=True
 config, revision = read_config("llava-hf/llava-1.5-7b-hf")
 """
 

@@ -123,8 +123,8 @@ class Subject:
         return self.vocabulary.words(ids)
 
     def chat(self, image: ImageSource | Sequence[ImageSource] | None, keep: str = "exact") -> Chat:
-        """A conversation about images: `chat.ask(question)`. `keep`: when the KV cache is reused for
-        later questions.
+        """A conversation about images: `chat.ask(question)`. `keep`: when the KV cache is
+        reused.
         """
         return Chat(self, image, keep)
 

@@ -1,8 +1,8 @@
-"""The target: the log-probability of the answer, or of some of its tokens.
+"""The response whose log-probability is explained, or some of its tokens.
 
-answer = Answer.of(subject, subject.encode(image, question), response=None)
-answer.inputs                                   # prompt and answer, one row without padding
-answer.logprob(logits)                          # (batch, chosen token), in nats
+target = TargetResponse.of(subject, subject.encode(image, question), response=None)
+target.inputs                               # prompt and response, one row without padding
+target.logprob(logits)                      # (batch, chosen token), in nats
 """
 
 from collections.abc import Sequence
@@ -54,10 +54,10 @@ class TargetResponse:
     ) -> Float[Tensor, "batch chosen"]:
         """log p of the chosen tokens from the last logits, in float32."""
         last = self.inputs["input_ids"].shape[1]
-        said = logits[:, self.positions - 1 - (last - logits.shape[1])].float().log_softmax(-1)
-        return said.gather(-1, self.ids.to(said.device)[None, :, None].expand(len(said), -1, 1))[
-            ..., 0
-        ]
+        predicting = self.positions - 1 - (last - logits.shape[1])
+        logprob = logits[:, predicting].float().log_softmax(-1)
+        ids = self.ids.to(logprob.device)[None, :, None].expand(len(logprob), -1, 1)
+        return logprob.gather(-1, ids)[..., 0]
 
     @classmethod
     def of(
@@ -89,7 +89,7 @@ class TargetResponse:
         else:
             if question is None:
                 raise ProbeError(
-                    "answer", expected="a question", got="none", fix="pass it behind the image"
+                    "answer", expected="a question", got="none", fix="pass it after the image"
                 )
             inputs = subject.encode(image, question, response)
         if inputs.types.role[0, -1] == FINE.index("last"):
@@ -103,7 +103,7 @@ class TargetResponse:
                 "answer",
                 expected="an answer of at least one token",
                 got="none",
-                fix="pass response=, what the model could have said",
+                fix="pass response=",
             )
         chosen = list(range(count)) if tokens is None else list(tokens)
         if not chosen or not all(0 <= token < count for token in chosen):
@@ -122,11 +122,9 @@ def unpadded(inputs: Inputs) -> Inputs:
 
 def _without_closing(inputs: Inputs) -> Inputs:
     """The row up to the last token of its answer; nothing before depends on what follows."""
-    prompt, said = (
-        int(inputs.types.prompt_length[0]),
-        np.flatnonzero(inputs.types.role[0] == RESPONSE),
-    )
-    return _at(inputs, np.arange(max([prompt, *(said[-1:] + 1)])))
+    prompt_length = int(inputs.types.prompt_length[0])
+    response = np.flatnonzero(inputs.types.role[0] == RESPONSE)
+    return _at(inputs, np.arange(max([prompt_length, *(response[-1:] + 1)])))
 
 
 def _at(inputs: Inputs, positions: np.ndarray) -> Inputs:

@@ -5,7 +5,8 @@ tiles). A view is a rectangle of the original image, in fractions of it, which m
 edge where it was padded:
 
     crop      the middle square of the image, as Hugging Face's processor takes it
-    pad       a square around the image, as LLaVA-1.5 was trained (Source: haotian-liu/LLaVA, expand2square)
+    pad       a square around the image, as LLaVA-1.5 was trained
+              (Source: haotian-liu/LLaVA, expand2square)
     squash    the whole image, stretched
     anyres    the whole image, stretched, then tiles of the best resolution (Source: LLaVA-NeXT)
 
@@ -90,8 +91,8 @@ def vision_grid(
 
 
 def joined(patches: PatchGrid) -> PatchGrid:
-    """The sub-images of every image as one grid row by row, and the patches of the whole image
-    behind it.
+    """The sub-images of every image as one grid row by row, followed by the patches of the
+    whole image.
     """
     ratio = max(1, math.isqrt(int(patches.tile.max(initial=0))))
     row, col = np.divmod(np.maximum(patches.tile - 1, 0), ratio)  # of the sub-image
@@ -127,7 +128,7 @@ def reduced_grid(patches: PatchGrid, left: Sequence[Int[np.ndarray, "_"]]) -> Pa
 
 
 def _taken(patches: PatchGrid, index: np.ndarray) -> PatchGrid:
-    """The patches at `index`; -1 is a token that is no patch."""
+    """The patches at `index`; -1 stands for a token that is not a patch."""
     tile, row, col = (
         np.where(index < 0, -1, axis[index]) for axis in (patches.tile, patches.row, patches.col)
     )

@@ -1,22 +1,18 @@
-"""Many layer sets times many samples, each exactly as if it ran alone. What is shared, and what is
-counted.
+"""Many sets of layers times many samples, each exactly as if it ran alone.
 
-running     drop_sweep, sweep_one, Sweep: samples in, a dataset (sample, case) out
-cases       windows, from_layer, until_layer; the cases that every sweep has
-visibility  what text sees of vision in each layer of each case; rows that are the same
-question    one sample with its donor and its gold answer, as tokens
-schedule    samples in an order in which an image comes once; donors; what it will cost
+sweep             drop_sweep, sweep_one, Sweep: samples in, a dataset (sample, case) out
+layer_sets        windows, from_layer, until_layer; the cases that every sweep has
+visibility        what text sees of vision in each layer of each case; the modes
+sample_prompts    one sample with its donor and its gold answer, as tokens
+schedule          samples in an order in which each image occurs once; donors; the estimated cost
 
-together    all cases at once:
-  prefix      what all cases and all questions about an image share
-  memory      prefixes that may be needed again
-  rows        cases through the decoder, split where their histories differ
-  attention   one shared prefix and each row's own keys
-  sharing     whether that is exact for this model, tried out
-fused       all cases of pre-fusion at once: one reading of the image, then a batch of LLM rows
-images    images that a model reads once for many questions
-alone       each case by itself, for models where it is not
-table       answers and distances as a labelled dataset
+batched           all cases in the LLM at once, on a shared image prefix
+case_batch        cases as rows of the decoder, split where their histories differ
+prefix_attention  attention over the shared prefix and the tokens of each row after it
+batched_prefusion all cases of pre-fusion at once: the image once, then a batch of LLM rows
+sequential        each case by itself, for models where sharing is not exact
+outcome           what all of these return; greedy decoding
+result_table      answers and distances as a labelled dataset
 """
 
 from probe.interventions.sweep.layer_sets import (

@@ -1,5 +1,5 @@
-"""Many cases through the decoder at once: a case is a row of its own only from the layer on in which
-its history differs from the others'.
+"""Many cases through the decoder at once: a case becomes a separate row at the layer
+where its history first differs from the others'.
 
 A case is one view of vision for each layer. Before each layer, a row splits where its cases have
 different views in that layer. So the rows of a layer are the distinct histories up to it, and text

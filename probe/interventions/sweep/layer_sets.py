@@ -1,27 +1,30 @@
 """The cases of a sweep: named sets of layers, and the three that every sweep has.
 
-    resolve(windows(4), 32)              # {"1-4": {0, 1, 2, 3}, "5-8": ..., ...}: the paper's Fig. 5
+    resolve(windows(4), 32)              # {"1-4": {0, 1, 2, 3}, "5-8": ...}: the paper's Fig. 5
     resolve([from_layer(4), {0, 5}], 8)  # {"1-8": ..., "5-8": {4, 5, 6, 7}, "1, 6": {0, 5}}
 
 Layers are numbered from 0 in code and from 1 in names, as on the paper's axes.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from itertools import groupby
+from typing import Any
 
 from probe.errors import ProbeError
+from probe.hooks.model_state import layer_ranges
 
 UNTOUCHED = "untouched"  # the model as it is
-# Vision masked in every layer of the stack. In a LLaVA: what the words alone give; in LLaVA-Mini
-# one stack still has what the other passes on: compressed tokens, and words that have read the
-# image.
+# Vision masked in every layer of the stack. In a LLaVA this leaves the text alone; in LLaVA-Mini
+# each of its two stacks still receives image information from the other: compressed tokens, and
+# text that was fused with the image.
 NO_VISION = "no vision"
 ANOTHER_IMAGE = "another image"  # the untouched model, asked about another image
 ALWAYS = (UNTOUCHED, NO_VISION, ANOTHER_IMAGE)
 
-Layers = Iterable[int]
-CasesOf = Callable[[int], Mapping[str, Layers]]  # number of layers -> cases
-Cases = Mapping[str, Layers] | CasesOf | Iterable[Layers | CasesOf | Mapping[str, Layers] | int]
+LayerSet = Iterable[int]
+CasesOf = Callable[[int], Mapping[str, LayerSet]]  # number of layers -> cases
+Cases = (
+    Mapping[str, LayerSet] | CasesOf | Iterable[LayerSet | CasesOf | Mapping[str, LayerSet] | int]
+)
 
 
 def windows(size: int = 4, stride: int | None = None) -> CasesOf:
@@ -37,7 +40,7 @@ def windows(size: int = 4, stride: int | None = None) -> CasesOf:
             "windows", expected="a size and a stride of at least 1", got=f"{size} and {step}"
         )
 
-    def cases(layers: int) -> dict[str, Layers]:
+    def cases(layers: int) -> dict[str, LayerSet]:
         if size > layers:
             expected = f"a size of at most {layers}, the layers of the stack"
             raise ProbeError("windows", expected=expected, got=str(size))
@@ -68,11 +71,11 @@ def until_layer(step: int = 1) -> CasesOf:
 
 
 def resolve(cases: Cases, layers: int) -> dict[str, frozenset[int]]:
-    """Cases of a stack with so many layers, by name; sets without a name get their layers, numbered
-    from 1.
+    """Cases of a stack with `layers` layers, by name; a set without a name is named by its layers,
+    numbered from 1.
 
-    Sets that come twice without a name are one case. Raises ProbeError for a layer that is not
-    there, one name for two sets, and the names of the cases that every sweep has.
+    A set given twice without a name is one case. Raises ProbeError for a layer outside the stack,
+    one name for two sets, and the names of the cases that every sweep has.
     """
     if callable(cases):
         cases = cases(layers)
@@ -95,37 +98,19 @@ def resolve(cases: Cases, layers: int) -> dict[str, frozenset[int]]:
     return resolved
 
 
-def name_of(layers: Layers) -> str:
-    """Layers as a reader counts them.
-
-    >>> name_of({0, 1, 2, 5}), name_of([])
-    ('1-3, 6', 'none')
-    """
-    runs = groupby(enumerate(sorted(layers)), key=lambda pair: pair[1] - pair[0])
-    runs = [[layer + 1 for _, layer in run] for _, run in runs]
-    return (
-        ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"
-    )
+def _named(sets: Iterable[LayerSet]) -> dict[str, LayerSet]:
+    return {layer_ranges(chosen, first=1, separator=", "): chosen for chosen in sets}
 
 
-def _named(sets: Iterable[Layers]) -> dict[str, Layers]:
-    return {name_of(chosen): chosen for chosen in sets}
-
-
-def _joined(parts: list, layers: int) -> dict[str, Layers]:
+def _joined(parts: list, layers: int) -> dict[str, LayerSet]:
     """Layer sets, helpers and mappings in one list; a single set of layers is one case."""
     if parts and all(isinstance(part, int) for part in parts):
         return _named([parts])
-    joined: dict[str, Layers] = {}
+    joined: dict[str, LayerSet] = {}
     for part in parts:
-        found = (
-            part(layers)
-            if callable(part)
-            else part
-            if isinstance(part, Mapping)
-            else _named([list(part)])
-        )
-        for name, chosen in found.items():  # pyright: ignore[reportAttributeAccessIssue]
+        made: Any = part(layers) if callable(part) else part
+        named = made if isinstance(made, Mapping) else _named([list(made)])
+        for name, chosen in named.items():
             if name in joined and set(joined[name]) != set(chosen):
                 raise ProbeError(
                     "drop_sweep",

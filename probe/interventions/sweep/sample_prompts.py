@@ -1,4 +1,4 @@
-"""One sample of a sweep as tokens: its prompt, the same prompt about the donor's images, and its gold
+"""One sample of a sweep as tokens: its prompt, the prompt about the donor's images, and its gold
 answer.
 """
 

@@ -1,4 +1,4 @@
-"""In which order samples are taken, whose image is whose donor, and what it will cost."""
+"""In which order samples are taken, whose image is whose donor, and what a sweep will cost."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +57,7 @@ def estimate(
     shared: int,
     new: int,
     token_bytes: float,
-    judged: SharingCheck,
+    check: SharingCheck,
 ) -> str:
     """Rows, time and memory of a sweep in a line; an upper bound, as answers end.
 
@@ -66,13 +66,20 @@ def estimate(
         length, shared, new: tokens of a prompt, of its prefix, and of the longest answer.
         token_bytes: keys and values of one token.
     """
-    pictures, every = len({images_of(sample) for sample in samples}), cases * layers * len(samples)
-    together = pictures * layers * shared + len(samples) * rows * (length - shared)
-    computed = every if judged.reason else len(samples) * rows
-    forwards = ((every * length if judged.reason else together) + every * new) / (length * layers)
-    memory = token_bytes * (PREFIXES * shared + cases * (length - shared + new))
-    how = f" (each case alone: {judged.reason})" if judged.reason else ""
+    images = len({images_of(sample) for sample in samples})
+    all_rows = cases * layers * len(samples)
+    if check.reason:
+        computed_rows, prompt_tokens = all_rows, all_rows * length
+        note = f" (each case alone: {check.reason})"
+    else:
+        computed_rows = len(samples) * rows
+        prompt_tokens = images * layers * shared + computed_rows * (length - shared)
+        note = ""
+    forwards = (prompt_tokens + all_rows * new) / (length * layers)
+    seconds = forwards * check.seconds
+    megabytes = token_bytes * (PREFIXES * shared + cases * (length - shared + new)) / 2**20
     return (
-        f"drop_sweep: {len(samples)} samples, {pictures} images, {cases} cases: {computed} row-layers of {every}{how}"
-        f"; at most {forwards * judged.seconds:.0f} s and {memory / 2**20:.0f} MB of keys and values"
+        f"drop_sweep: {len(samples)} samples, {images} images, {cases} cases: "
+        f"{computed_rows} row-layers of {all_rows}{note}; "
+        f"at most {seconds:.0f} s and {megabytes:.0f} MB of keys and values"
     )

@@ -1,10 +1,10 @@
-"""The sweep: many layer sets times many samples, each exactly as if it ran alone, for the price of
-a few.
+"""The sweep: many sets of layers times many samples, each exactly as if it ran alone, at the cost
+of a few forwards.
 
-Three things are computed once: the image prefix (`prefix.py`) for all cases and all questions about
-an image; text rows before the first dropped layer for all cases, which split into rows as their
-histories differ (`rows.py`); and each step of decoding, a batch of all cases. With 576 vision and
-45 text tokens, 41 cases of 32 layers cost as much as 2.3 forwards, not 41.
+Three things are shared: the image prefix (`subject/image_prefix.py`), by all cases and all
+questions about an image; text rows before the first dropped layer, by all cases whose histories are
+equal so far (`case_batch.py`); and each decoding step, which is one batch of all cases. With 576
+vision and 45 text tokens, 41 cases of 32 layers cost as much as 2.3 forwards, not 41.
 
     table = drop_sweep(subject, samples, windows(4))
     table["correct"].mean("sample")                      # (case): Fig. 5
@@ -24,9 +24,9 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from probe.data.sample import Sample
-from probe.errors import ProbeError, at_least
+from probe.errors import ProbeError, at_least, one_of
 from probe.hooks.block_threads import only_this_thread
-from probe.hooks.model_checks import require_subject
+from probe.hooks.model_checks import require_observable, require_subject
 from probe.hooks.model_state import active_interventions, active_text_guided_reducers
 from probe.hooks.model_structure import stacks
 from probe.interventions.drop import drop_vision
@@ -70,19 +70,21 @@ def drop_sweep(
     case).
 
     Args:
-        cases: sets of layers, named or not, or `windows(4)`, `from_layer()`, `until_layer()`, or several of these in a
-            list. The untouched model, no vision in any layer and another image are always cases.
+        cases: sets of layers, named or not, or `windows(4)`, `from_layer()`, `until_layer()`, or
+            several of these in a list. The untouched model, no vision in any layer and another
+            image are always cases.
         mode: as in `drop_vision`, or "swap": text reads another image's vision tokens in these
             layers.
-        stack: "llm", or "prefusion" of LLaVA-Mini, where `queries` says who is cut off, as in `drop_vision`.
+        stack: "llm", or "prefusion" of LLaVA-Mini.
+        queries: as in `drop_vision`.
         donor: the other image. By default that of the next sample with another one.
-        score: score(answer, sample) of a generated answer, NaN where nothing can be said.
-        progress: whether to say on stderr what it will cost, and how far it is.
+        score: score(answer, sample) of a generated answer, NaN where there is no gold answer.
+        progress: print the estimated cost and a progress bar to stderr.
 
     Variables: answer, correct, gold_logprob, kl, total_variation, first_token_changed, for swaps
     donor_answer_given; dropped (case, layer); row_layers and image_prefixes (sample), which count
     what was computed. Samples that show the same image are taken together, and returned in the
-    order given. Answers are greedy. Raises ProbeError for layers that are not there, a model that
+    order given. Answers are greedy. Raises ProbeError for layers outside the stack, a model that
     is compiled, in training mode or under an intervention, a sliding window shorter than prompt and
     answer, and swaps between images with other numbers of tokens.
     """
@@ -90,7 +92,7 @@ def drop_sweep(
     ids = [sample.id for sample in samples]
     if not ids or len(set(ids)) < len(ids):
         got = f"{next(i for i in ids if ids.count(i) > 1)!r} twice" if ids else "none"
-        raise ProbeError("drop_sweep", expected="samples, each with an id of its own", got=got)
+        raise ProbeError("drop_sweep", expected="samples with distinct ids", got=got)
     sweep = Sweep(
         subject, cases, mode, stack, queries=queries, max_new_tokens=max_new_tokens, score=score
     )
@@ -142,9 +144,9 @@ class Sweep:
         cache: PrefixCache | None = None,
     ):
         require_subject("drop_sweep", subject)
-        found = stacks(subject.model)
-        _check(subject, stack, list(found), max_new_tokens)
-        self.subject, self.stack, self.score = subject, found[stack], score
+        model_stacks = stacks(subject.model)
+        _check(subject, stack, list(model_stacks), max_new_tokens)
+        self.subject, self.stack, self.score = subject, model_stacks[stack], score
         self.mode, self.max_new_tokens = str(mode), max_new_tokens
         self.queries = None if queries is None else as_names(queries)
         _check_mode(self.mode, subject, stack, self.queries)
@@ -156,7 +158,7 @@ class Sweep:
         }
         self.cases = always | resolve(cases, layers)
         self.visibility = visibility_of_cases(self.mode, self.cases, layers)
-        self.cache = PrefixCache(subject.model, found["llm"]) if cache is None else cache
+        self.cache = PrefixCache(subject.model, model_stacks["llm"]) if cache is None else cache
         self.sequential = SequentialCases(
             subject, self.mode, self.cases, self.stack, max_new_tokens, self.queries
         )
@@ -206,9 +208,8 @@ class Sweep:
         rows = len(self.cases) * len(self.stack.layers)
         if not check.reason:
             prompt, known = self.cache.of(prompts.inputs)
-            token_bytes = sum(t.nbytes for pair in known.prefix.keys.values() for t in pair) / max(
-                prompt.shared, 1
-            )
+            tensors = [tensor for pair in known.prefix.keys.values() for tensor in pair]
+            token_bytes = sum(tensor.nbytes for tensor in tensors) / max(prompt.shared, 1)
             if self.stack.name == "llm":
                 shared, rows = prompt.shared, row_layers(self.visibility.values())
         return estimate(
@@ -236,9 +237,7 @@ class Sweep:
         return check_sharing(model, self.stack, inputs, logits, cached.prefix)
 
     def _prefixes(self) -> int:
-        """Passes over images so far: over their prefix in the LLM, or over their rows in
-        pre-fusion.
-        """
+        """Images computed so far: their prefixes in the LLM, or their encodings for pre-fusion."""
         return self.cache.computed if self.stack.name == "llm" else self.cache.images.computed
 
     def _provenance(self, check: SharingCheck) -> dict[str, Any]:
@@ -276,18 +275,14 @@ def _check_mode(mode: str, subject: Subject, stack: str, queries: tuple[str, ...
         )
 
 
-def _check(subject: Subject, stack: str, found: list[str], max_new_tokens: int) -> None:
-    if stack not in found:
-        raise ProbeError("drop_sweep", expected=f"a stack of {', '.join(found)}", got=repr(stack))
-    if subject.model.training:
+def _check(subject: Subject, stack: str, known: list[str], max_new_tokens: int) -> None:
+    one_of("drop_sweep", "a stack of", stack, known)
+    require_observable("drop_sweep", subject.model)
+    if active := active_interventions(subject.model):
         raise ProbeError(
             "drop_sweep",
-            expected="a model in eval mode",
-            got="one in training mode",
-            fix="model.eval()",
-        )
-    if now := active_interventions(subject.model):
-        raise ProbeError(
-            "drop_sweep", expected="the model as it is", got=f"one under {now}", fix="leave it"
+            expected="a model without interventions",
+            got=f"one under {active}",
+            fix="leave that block first",
         )
     at_least("drop_sweep", "max_new_tokens", max_new_tokens, 1)

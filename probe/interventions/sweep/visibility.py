@@ -3,7 +3,7 @@
     cases = {"untouched": frozenset(), "3-4": frozenset({2, 3})}
     seen = visibility_of_cases("mask", cases, layers=4)
     # {"untouched": (SEEN, SEEN, SEEN, SEEN), "3-4": (SEEN, SEEN, MASKED, MASKED)}
-    row_layers(seen.values())       # 4 + 2: rows are shared up to the first layer in which cases differ
+    row_layers(seen.values())       # 4 + 2: shared until the cases differ
 
 Text sees nothing of vision where vision tokens are removed, as where they are masked. After the
 removal they return as they were before their first dropped layer, as with "mask_frozen": a prefix
@@ -51,8 +51,8 @@ def _visibility(mode: str, chosen: frozenset[int], layers: int) -> tuple[Visibil
 def row_layers(visibilities: Collection[tuple[Visibility, ...]]) -> int:
     """Rows times layers that these cases cost: in each layer, the distinct histories up to it.
 
-    >>> row_layers([("seen", "seen", "seen"), ("seen", "masked", "masked"), ("seen", "seen", "masked")])
-    6
+    >>> row_layers([("seen", "seen"), ("seen", "masked"), ("masked", "masked")])
+    5
     """
     depth = len(next(iter(visibilities)))
     return sum(len({layers[: layer + 1] for layers in visibilities}) for layer in range(depth))

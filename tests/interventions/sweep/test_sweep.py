@@ -520,7 +520,7 @@ def test_the_model_is_as_it_was_whatever_happens():
             "mode of mask, mask_frozen, remove, remove_for_good, zero, swap, got 'drop'",
         ),
         ([{0}], {"mode": "swap"}, "pass donor="),
-        ([{0}], {"max_new_tokens": 0}, "max_new_tokens of 1 or more"),
+        ([{0}], {"max_new_tokens": 0}, "max_new_tokens of 1 or more, got 0"),
         ([{0}], {"stack": "encoder"}, "a stack of vision, llm, got 'encoder'"),
     ],
 )
