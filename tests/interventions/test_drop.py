@@ -395,7 +395,7 @@ def test_measuring_inside_changes_nothing(subject, sense):
         ({"layers": 1, "mode": "swap"}, "'zero', got 'swap'"),
         (
             {"layers": 1, "stack": "vision"},
-            "stack='llm', whose rows are text and vision, got 'vision'",
+            "stack='llm', whose tokens are text and vision, got 'vision'",
         ),
     ],
 )

@@ -479,7 +479,7 @@ def test_swapping_in_the_llm_reads_the_other_image_s_tokens(model):
         ({"stack": "llm", "queries": "compressed"}, "queries of 'text' in llm, got 'compressed'"),
         (
             {"stack": "compressor"},
-            "stack='llm' or 'prefusion', whose rows are text and vision, got 'compressor'",
+            "stack='llm' or 'prefusion', whose tokens are text and vision, got 'compressor'",
         ),
     ],
 )

@@ -177,7 +177,7 @@ def test_the_estimate_names_what_it_counts(capsys):
         ({"mode": "remove"}, "use mode='mask_frozen'"),
         ({"mode": "swap"}, "mode='swap' in the LLM"),
         ({"queries": "vision"}, "queries of 'text' and 'compressed'"),
-        ({"stack": "compressor"}, "whose rows are text and vision, got 'compressor'"),
+        ({"stack": "compressor"}, "whose tokens are text and vision, got 'compressor'"),
         ({"stack": "audio"}, "a stack of vision, compressor, prefusion, llm, got 'audio'"),
     ],
 )
