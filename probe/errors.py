@@ -24,6 +24,10 @@ class ProbeError(ValueError):
         super().__init__(" ".join(f"{called}: {message}".split()))
 
 
+class RunWarning(UserWarning):
+    """What a run reports in one line before it goes on: a damaged part, other versions."""
+
+
 def one_of(
     called: str, name: str, value: object, allowed: Iterable[object], *, fix: str = ""
 ) -> None:

@@ -24,12 +24,13 @@ mistake ends in one line and exit code 2.
 import importlib
 import signal
 import sys
-from typing import Annotated, Any
+import warnings
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.exceptions import TyperException
 
-from probe.errors import ProbeError, printable
+from probe.errors import ProbeError, RunWarning, printable
 
 VERBS = (
     "attention",
@@ -69,7 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a promise broken, 2 a mistake, 130 Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _survive_narrow_terminals()
-    before = _on_sigterm(_terminate)
+    before, show_warning = _on_sigterm(_terminate), warnings.showwarning
+    warnings.showwarning = _show_warning
     try:
         code = _app()(arguments or ["--help"], prog_name="probe", standalone_mode=False) or DONE
         sys.stdout.flush()
@@ -91,6 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = _complain(f"expected files and a terminal that can be used, got {error}", MISTAKE)
     finally:
         _on_sigterm(before)
+        warnings.showwarning = show_warning
     if code == INTERRUPTED:  # typer's own code for Ctrl-C
         _complain("interrupted; nothing was left half-written", INTERRUPTED)
     _forget_output(code)
@@ -100,6 +103,22 @@ def main(arguments: list[str] | None = None) -> None:
 def _complain(line: str, code: int) -> int:
     print("probe:", " ".join(printable(line).split()), file=sys.stderr)
     return code
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A run's own warnings in one line; others as Python shows them."""
+    if issubclass(category, RunWarning):
+        _complain(str(message), DONE)
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        print(text, end="", file=file or sys.stderr)
 
 
 def _survive_narrow_terminals() -> None:

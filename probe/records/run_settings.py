@@ -12,15 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from probe import __version__
-from probe.errors import ProbeError
+from probe.errors import ProbeError, RunWarning
 from probe.records.io import reason_of
 from probe.records.provenance import RunFingerprint, content_hash, first_difference
 
 LIBRARIES = ("torch", "transformers")
-
-
-class RunWarning(UserWarning):
-    """What a run reports in a line and goes on."""
 
 
 def report(line: str) -> None:

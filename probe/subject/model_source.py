@@ -17,6 +17,7 @@ from transformers import AutoConfig
 
 from probe.errors import ProbeError
 from probe.records.provenance import content_hash
+from probe.subject.config_check import check_config
 
 END_BYTES = 2**20  # read from both ends of each weight file
 PATIENCE = 5.0  # seconds for the first answer of the hub
@@ -33,7 +34,7 @@ class ModelSource:
     @classmethod
     def of(cls, name: str | os.PathLike[str]) -> "ModelSource":
         """Raises ProbeError for what is neither a shipped model, a folder with a config, nor a hub
-        id.
+        id, and for a config that `check_config` refuses.
         """
         from probe.models.tiny import FOLDERS
 
@@ -59,6 +60,7 @@ class ModelSource:
                 expected="a folder with config.json, weights and a processor",
                 got=repr(str(folder)),
             )
+        check_config(folder)
         return cls(str(folder), is_folder=True, toy=folder == FOLDERS.get(str(name)))
 
     def local_files_only(self) -> bool:

@@ -47,6 +47,22 @@ def gqa(tmp_path):
     return folder
 
 
+def test_a_damaged_part_is_one_line_and_is_computed_again(run, tmp_path):
+    assert run("drop", *QUICK)[0] == 0
+    folder = tmp_path / "probe-out" / "drop"
+    table = (folder / "accuracy.csv").read_bytes()
+    part = next((folder / "parts").iterdir())
+    part.write_bytes(part.read_bytes()[:-100])
+    code, _, error = run("drop", *QUICK)
+    assert code == 0
+    (line,) = (line for line in error.splitlines() if part.name in line)
+    assert line.startswith("probe: run: ")
+    assert f"renamed to {part.name}.damaged" in line
+    assert "RunWarning" not in error
+    assert (folder / "accuracy.csv").read_bytes() == table
+    assert not part.exists()
+
+
 def test_it_writes_dataset_table_and_figures_and_goes_on_for_nothing(run, tmp_path, monkeypatch):
     code, said, error = run("drop", *QUICK)
     assert code == 0, error

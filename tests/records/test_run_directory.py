@@ -25,12 +25,12 @@ from hypothesis import strategies as st
 from running_mean import RunningMean
 
 from probe.data.sample import Sample
-from probe.errors import ProbeError
+from probe.errors import ProbeError, RunWarning
 from probe.records.concat import join, select
 from probe.records.io import read_ids, read_part, read_part_header, write_part
 from probe.records.provenance import RunFingerprint, hash_files
 from probe.records.run_directory import STALE_SECONDS, RunDirectory, Writer, run_samples
-from probe.records.run_settings import RunWarning, library_versions
+from probe.records.run_settings import library_versions
 
 ROOT = Path(__file__).parents[2]
 SAME = RunFingerprint(
