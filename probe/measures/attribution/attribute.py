@@ -1,7 +1,7 @@
 """`attribute`: how much an answer depends on each part of the image and each word of the prompt.
 
 dataset = attribute(subject, "street.jpg", "what is on the left ?", method="ablation", over="grid")
-dataset["attribution"].sel(feature="cell 1,1")            # nats of the answer's log-probability
+dataset["attribution"].sel(feature="cell row 1 column 1")  # nats of the answer's log-probability
 """
 
 import sys
