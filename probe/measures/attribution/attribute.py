@@ -220,5 +220,5 @@ def _warn_of_delta(method: str, values: dict[str, Any]) -> None:
         warnings.warn(
             f"attribute: {method} is off by {delta:.3g} nat of {total:.3g} (its convergence "
             "delta); use more steps, or another baseline",
-            stacklevel=3,
+            stacklevel=4,  # the caller of `attribute`, which is decorated
         )
