@@ -21,6 +21,7 @@ from probe.models.tiny.scenes import sample_scene, stream
 from probe.models.tiny.training.evaluate import evaluate, frozen, summary
 from probe.models.tiny.training.stages import PATCH_ACCURACIES
 from probe.models.tiny.weights import recipe_of
+from probe.plots.style import looks
 
 HERE = Path(__file__).parent
 TABLES = {
@@ -58,18 +59,10 @@ def learning_curve(log: pd.DataFrame) -> plt.Figure:
     steps.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, width_ratios=(1, 2))
-    markers = "osv^Dx*"
     for axes, stage, names in ((left, 0, PATCH_ACCURACIES), (right, 1, QUESTION_KINDS)):
         part = log[log.stage == stage]
-        for i, name in enumerate(names):
-            axes.plot(
-                part.step,
-                part[name],
-                label=name,
-                color=plt.cm.cividis(i / len(names)),
-                marker=markers[i],
-                markersize=4,
-            )
+        for name, look in looks(names).items():
+            axes.plot(part.step, part[name], label=name, markersize=4, **look._asdict())
         axes.set(
             xlabel="step", title=("0: patches learn words", "1: the model learns to answer")[stage]
         )
