@@ -124,6 +124,8 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
         raise ProbeError("image", expected="a complete image", got=f"{name}: {error}") from error
     if 0 in image.size:
         raise ProbeError("image", expected="an image with at least one pixel", got=name)
+    if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
+        raise ProbeError("image", expected="finite pixels", got=f"NaN or infinity in {name}")
     if image.mode.startswith(("I", "F")):
         return _from_deep_gray(image).convert("RGB")
     if image.has_transparency_data:

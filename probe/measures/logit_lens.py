@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from probe.data.image import ImageSource
 from probe.errors import ProbeError, one_of
 from probe.hooks.block_threads import add_hook, only_this_thread
+from probe.hooks.finite_states import finite_states
 from probe.hooks.model_checks import require_subject
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import stacks
@@ -88,6 +89,7 @@ def logit_lens(
     with ExitStack() as hooks:
         for number, layer in enumerate(layers):
             add_hook(hooks, layer.register_forward_hook, outputs.hook(number))
+        hooks.enter_context(finite_states("logit_lens", subject.model, model_stacks[stack]))
         logits = subject.model(**inputs, use_cache=False).logits[0]
     rows = _rows(answer, stack, outputs)
     hidden = outputs.layers(len(rows["row_type"]))

@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor
 
-from probe.data.image import ImageSource
+from probe.data.image import ImageSource, open_image
+from probe.errors import ProbeError
 from probe.hooks.attention_tap import tap
 from probe.hooks.block_threads import only_this_thread
+from probe.hooks.finite_states import finite_states
 from probe.hooks.layer_arguments import cache_argument, output_cache
 from probe.hooks.model_checks import require_subject
 from probe.hooks.model_state import is_clear
@@ -33,6 +36,8 @@ from probe.records.provenance import provenance
 from probe.subject.inputs import Inputs, collate, with_response
 from probe.subject.subject import Subject
 
+PIECES = 8  # of an image that is shuffled, along each side
+UNREAD = 1e-6  # of the largest logit: smaller changes are no dependence on the image
 TOKENS = 8  # of the response that is decoded
 TOLERANCE = 1e-5
 LOGIT_TOLERANCE = 1e-4  # of the largest logit
@@ -109,6 +114,7 @@ def verify(
     before = state(subject.model)
     batches = {"one sample": prompt, "a padded batch": collate([prompt, longer_prompt], "left")}
     checks = [_unchanged(subject, batch, name) for name, batch in batches.items()]
+    checks += [_finite(subject, inputs), _reads_image(subject, image, question, response_ids)]
     checks += [_exact(subject, inputs, stack) for stack in stacks(subject.model)]
     statistic = _measured(subject, inputs)
     checks += [
@@ -122,6 +128,59 @@ def verify(
     promise = "hooks, configs and mode as before"
     checks.append(Check("model restored", "yes" if restored else "no", promise, restored))
     return Report(checks, provenance(subject))
+
+
+def _finite(subject: Subject, inputs: Inputs) -> Check:
+    """Whether the hidden states of all layers are numbers in this dtype."""
+    model, value = subject.model, "finite"
+    try:
+        with torch.no_grad(), ExitStack() as blocks:
+            for stack in stacks(model).values():
+                blocks.enter_context(finite_states("verify", model, stack))
+            model(**inputs)
+    except ProbeError as error:
+        value = f"{error.got}; {error.fix}"
+    return Check("hidden states", value, "finite", value == "finite")
+
+
+def _reads_image(
+    subject: Subject, image: ImageSource, question: str, response_ids: Int[Tensor, " token"]
+) -> Check:
+    """Whether the answer's log-probability depends on the image: with another one, a blank one, and
+    the same in shuffled pieces.
+    """
+    shown = open_image(image)
+    images = {"this": shown, **_other_images(shown)}
+    logits, logprobs = {}, []
+    for name, other in images.items():
+        inputs = with_response(subject.encode(other, question), response_ids)
+        with torch.no_grad():
+            whole = subject.model(**inputs, use_cache=False).logits[0]
+        logits[name] = whole[-len(response_ids) - 1 : -1].float()
+        each = logits[name].log_softmax(-1).gather(-1, response_ids.to(whole.device)[:, None])
+        logprobs.append(f"{name} {float(each.sum()):.4g}")
+    own = logits.pop("this")
+    change = max(float((own - other).abs().max()) for other in logits.values())
+    reads = change > UNREAD * float(own.abs().max())
+    value = f"{', '.join(logprobs)} nat"
+    value = value if reads else f"{value}: this model does not read its image"
+    return Check("log-probability of the answer, by image", value, "depends on the image", reads)
+
+
+def _other_images(image: Image.Image) -> dict[str, Image.Image]:
+    """Of the same size: a drawn image, a grey one, and the image in shuffled pieces."""
+    from probe.models.tiny.questions import sample_image
+
+    width, height = (max(1, size // PIECES) for size in image.size)  # of a piece
+    whole = np.asarray(image.resize((PIECES * width, PIECES * height)))
+    grid = whole.reshape(PIECES, height, PIECES, width, 3).swapaxes(1, 2)
+    pieces = np.random.default_rng(0).permutation(grid.reshape(-1, height, width, 3))
+    shuffled = pieces.reshape(grid.shape).swapaxes(1, 2).reshape(whole.shape)
+    return {
+        "another": sample_image(seed=1)[0].resize(image.size),
+        "blank": Image.new("RGB", image.size, (128, 128, 128)),
+        "shuffled": Image.fromarray(shuffled).resize(image.size),
+    }
 
 
 def _unchanged(subject: Subject, batch: Inputs, name: str) -> Check:
@@ -163,7 +222,8 @@ def _identity(inputs: Inputs, statistic: AttentionStatistic) -> Check:
     worst = 0.0
     for name in statistic.modules:
         table = statistic.table(name)
-        total = np.nansum(table["mass"] * table["query_count"], -1)
+        seen = table["query_count"] > 0  # where none is, the mass is NaN: there is none to count
+        total = np.where(seen, table["mass"] * table["query_count"], 0).sum(-1)
         worst = max(worst, float(np.abs(total - queries).max() / max(1, queries.max())))
     return Check(
         "Σ_B mass·query_count = queries of A", worst, "at most 1e-5 of the queries", worst <= 1e-5

@@ -4,6 +4,7 @@ import models
 import numpy as np
 import pytest
 import torch
+from cases._overflow import overflowing
 
 import probe.measures.verify
 from probe.hooks.attention_tap import routed
@@ -20,7 +21,7 @@ def test_promises_are_kept(factory, dtype):
         load(model, processor=processor, dtype=dtype), models.picture(0, 70, 50), "what is it?"
     )
     assert report.passed, report.appendix
-    assert len(report.checks) == 10
+    assert len(report.checks) == 12
     assert dtype in report.appendix and "promised: exactly 0" in report.appendix
     assert model.config._attn_implementation == "sdpa", "switched to eager and back"
 
@@ -100,3 +101,22 @@ def test_a_cache_that_goes_unnoticed_is_reported(monkeypatch):
     monkeypatch.setattr(tracker.SequenceTracker, "_check_mask", lambda *_: None)
     lost = [c for c in verify(subject, models.picture(), "what is it?").checks if name in c.name]
     assert [check.passed for check in (*kept, *lost)] == [True, False]
+
+
+def test_a_model_that_does_not_read_its_image_is_told():
+    model, processor = models.llava15()
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear_2.weight.zero_()
+    report = verify(load(model, processor=processor), models.picture(), "what is it?")
+    (check,) = [check for check in report.checks if "by image" in check.name]
+    assert not check.passed and "this model does not read its image" in check.value
+    assert {check.name for check in report.checks if not check.passed} == {check.name}
+
+
+def test_states_that_overflow_fail_and_are_named():
+    model, processor = overflowing()
+    report = verify(load(model, processor=processor), models.picture(), "what is it?")
+    failed = {check.name: check.value for check in report.checks if not check.passed}
+    assert "after layer 1 (from 0) of llm in float16" in failed["hidden states"]
+    assert "bfloat16" in failed["hidden states"]
+    assert not report.passed

@@ -28,6 +28,7 @@ from probe.data.token_types import Types
 from probe.errors import ProbeError, at_least, not_empty, one_of
 from probe.hooks.attention_tap import tap
 from probe.hooks.block_threads import only_this_thread
+from probe.hooks.finite_states import finite_states
 from probe.hooks.model_checks import require_observable, require_subject
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import LayerStack
@@ -312,6 +313,8 @@ def _forward(
                 taps.enter_context(tap(measured_stacks[name].attention, each.statistic))
         if llm is not None:
             norms = taps.enter_context(relative_norms(llm, inputs.types.role >= 0))
+        for stack in measured_stacks.values():
+            taps.enter_context(finite_states("measure", model, stack))
         model(**inputs, use_cache=False, **forward_options)
     nodes = []
     for sample in range(len(inputs.prompt)):

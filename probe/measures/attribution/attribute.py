@@ -19,8 +19,10 @@ from tqdm.auto import tqdm
 from probe.data.image import ImageSource
 from probe.errors import ProbeError, at_least, one_of
 from probe.hooks.block_threads import only_this_thread
+from probe.hooks.finite_states import finite_states
 from probe.hooks.model_checks import require_observable, require_subject
 from probe.hooks.model_state import active_interventions
+from probe.hooks.model_structure import stacks
 from probe.measures.attribution import methods
 from probe.measures.attribution.attention_per_feature import attention_on
 from probe.measures.attribution.baselines import HIDDEN, Baseline, Perturbation
@@ -109,7 +111,8 @@ def attribute(
     if share and method in SHARING:
         shared = SharedPrefix.of(subject, answer, perturbation)
     f = perturbed if isinstance(shared, str) else shared
-    values, seconds = _ends(f, len(features))
+    with finite_states("attribute", subject.model, stacks(subject.model)["llm"]):
+        values, seconds = _ends(f, len(features))
     estimate = _estimate(method, len(features), plan, seconds, not isinstance(shared, str))
     evaluations = methods.evaluations(method, len(features), plan)
     with _with_progress(f, evaluations, estimate, progress) as counted_f:
