@@ -116,6 +116,11 @@ def read_json(called: str, path: Path) -> tuple[Any, set[str]]:
         raise ProbeError(
             called, expected=f"JSON in {path.name}", got="brackets nested without end"
         ) from None
+    except ValueError as error:  # Python reads no numbers of more than 4,300 digits
+        reason = str(error).split(";")[0].lower()
+        raise ProbeError(
+            called, expected=f"JSON in {path.name}", got=f"a number that cannot be read ({reason})"
+        ) from None
 
 
 def json_list(called: str, path: Path, *keys: str) -> list[Any]:

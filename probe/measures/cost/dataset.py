@@ -119,7 +119,7 @@ def read(path: str | Path) -> xr.Dataset:
     """What `write` wrote. Raises ProbeError for anything else."""
     try:
         return xr.Dataset.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ProbeError(
             "cost.read", expected="a file that cost.write wrote", got=f"'{path}' ({error})"
         ) from error

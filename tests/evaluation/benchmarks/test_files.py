@@ -33,6 +33,7 @@ from probe.evaluation.benchmarks import (
     vizwiz,
     vqav2,
 )
+from probe.measures.cost.dataset import read
 
 SINGLE = "\nAnswer the question using a single word or phrase."
 OPTION = "\nAnswer with the option's letter from the given choices directly."
@@ -166,6 +167,24 @@ def test_an_unreadable_file_is_one_line(tmp_path, content, complaint):
     with pytest.raises(ProbeError, match=complaint) as told:
         gqa.read(tmp_path)
     assert "\n" not in str(told.value)
+
+
+def test_numbers_without_end_are_told_in_a_line(tmp_path):
+    digits = "1" * 5_000_000
+    (tmp_path / "questions.json").write_text(f'{{"a": {digits}}}')
+    with pytest.raises(ProbeError, match=r"JSON in questions\.json, got a number") as error:
+        read_json("gqa", tmp_path / "questions.json")
+    assert len(str(error.value)) < 300
+    with pytest.raises(RowError, match="one JSON object on a line"):
+        json_line(f'{{"a": {digits}}}'.encode())
+
+
+@pytest.mark.parametrize("content", ["1" * 5_000_000, "[" * 100_000, "[]", "3", ""])
+def test_damaged_costs_are_told_in_a_line(tmp_path, content):
+    (tmp_path / "costs.json").write_text(content)
+    with pytest.raises(ProbeError, match=r"cost\.read: expected a file") as error:
+        read(tmp_path / "costs.json")
+    assert "\n" not in str(error.value)
 
 
 def test_a_missing_folder_or_file_is_told_with_what_there_is(tmp_path):
