@@ -25,6 +25,7 @@ from probe.measures.attention.stack_queries import stack_statistics
 from probe.measures.verify import _exact, state, verify
 from probe.models.llava_mini.vision import join_tiles, with_whole
 from probe.records import node, validate
+from probe.subject.encoding import PromptEncoder
 from probe.subject.inputs import Inputs, TokenizerInfo, collate, with_response
 from probe.subject.loading import load
 from probe.subject.subject import Subject
@@ -185,7 +186,7 @@ def test_hd_of_64_queries_equals_the_authors_compression_map():
     sizes = [(56, 56)] * len(case.inputs["pixel_values"])
     grid = encoder_grid(case.model, models.llava_mini(ratio=2)[1], sizes, "crop")
     inputs = Inputs(
-        dict(case.inputs),
+        {**case.inputs, "input_ids": case.inputs["input_ids"][:, :1]},  # types of one token
         types=label(np.array([LAST]), np.array([0]), np.array([False])),
         grid=[grid],
         encoder_grid=[grid],
@@ -461,8 +462,10 @@ def test_painting_inside_a_box_changes_that_patch_most(ours, theirs, size):
     model, processor = models.llava_mini(ratio=2, aspect=theirs)
     subject = load(model, processor=processor, aspect=ours)
 
+    encoder = PromptEncoder(model, processor, subject.aspect, subject.vocabulary)
+
     def pixels(shown: Image.Image) -> torch.Tensor:
-        return processor.pixels(subject._shown(shown))
+        return processor.pixels(encoder._padded(shown))
 
     grid, blank = encoder_grid(model, processor, [size], ours), Image.new("RGB", size, "black")
     assert grid.tile[::16].tolist() == [1, 2, 3, 4, 0]
