@@ -17,7 +17,7 @@ import probe
 from probe.cli import main
 from probe.errors import ProbeError
 
-FIGURES = {"llm-mass", "llm-entropy", "llm-heatmaps", "vision-heatmaps"}
+FIGURES = {"llm-mass", "llm-entropy", "llm-heatmaps", "overview"}
 
 
 def one_line(error: str) -> str:
