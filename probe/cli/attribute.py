@@ -63,8 +63,8 @@ def attribute(
     max_new_tokens: Longest = 32,
     out: Out = Path("probe-out/attribute"),
 ) -> None:
-    """What the answer owes to each region and word, and whether attention agrees: datasets, figures,
-    a CSV and a table.
+    """What the answer owes to each region and word, and whether attention agrees: datasets,
+    figures, a CSV and a table.
     """
     with results("attribute", out) as folder:
         from probe.measures.attribution import attribute as attribute_

@@ -1,4 +1,4 @@
-"""What verbs over a benchmark share: its questions, progress, and a list of what could not be used."""
+"""What verbs over a benchmark share: its questions, progress, and what could not be used."""
 
 import csv
 import sys

@@ -5,10 +5,10 @@
         folder.dataset("record", record)
         folder.table("attention", frame)
         folder.figures(plots.figures(record))
-    folder.announce()                              # written to out/: record.zarr.zip, attention.csv ...
+    folder.announce()                              # written to out/: record.zarr.zip, ...
 
-What users typed, and what files or models say, is printed as it is: never read as markup, and control
-characters are shown instead of obeyed.
+What users typed, and what files or models say, is printed as it is: never read as markup, and
+control characters are shown instead of obeyed.
 """
 
 import hashlib
@@ -166,9 +166,9 @@ class ResultFolder:
 
 @contextmanager
 def results(verb: str, out: Path) -> Iterator[ResultFolder]:
-    """The folder of a verb's results. It is made before any work, so that one that can't be written,
-    or that holds another verb's results, is an error at once (ProbeError); where the work fails, no
-    file has been moved and no empty folder stays.
+    """The folder of a verb's results. It is made before any work, so that one that can't be
+    written, or that holds another verb's results, is an error at once (ProbeError); where the work
+    fails, no file has been moved and no empty folder stays.
     """
     made = _make(out)
     try:
@@ -243,8 +243,8 @@ def not_writable(out: Path, error: OSError) -> ProbeError:
 
 
 def quieten_libraries(debug: bool) -> None:
-    """Leave the terminal to the results: transformers' warnings are for its own users, progress bars
-    for terminals. Figures go to files: no window, whatever the display.
+    """Leave the terminal to the results: transformers' warnings are for its own users, progress
+    bars for terminals. Figures go to files: no window, whatever the display.
     """
     import matplotlib
     from transformers.utils import logging

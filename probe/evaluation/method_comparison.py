@@ -98,8 +98,8 @@ class Comparison(SampleRun):
     """Methods, and the questions that all of them answer."""
 
     def __init__(self, methods: Sequence[Method], task: BenchmarkTask, *, max_new_tokens: int = 32):
-        """Raises ProbeError for no method, two of one name, questions without images, and a reducer that
-        its model can't take.
+        """Raises ProbeError for no method, two of one name, questions without images, and a reducer
+        that its model can't take.
         """
         names = [method.name for method in methods]
         if not names or len(set(names)) < len(names):

@@ -1,7 +1,7 @@
 """An attention call over some positions of a sequence, shown as a call over all of them.
 
-A layer that runs without some tokens calls its kernel on the kept ones only. A tap on that layer, or
-an edit of its attention, need not know: it is shown a call of full length, in which removed
+A layer that runs without some tokens calls its kernel on the kept ones only. A tap on that layer,
+or an edit of its attention, need not know: it is shown a call of full length, in which removed
 positions are masked as queries and as keys. What it changes is carried over to the kernel's call.
 
     whole = view.at_full_length(call)      # shown to taps and interventions

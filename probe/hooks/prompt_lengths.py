@@ -3,8 +3,8 @@
 A model gets ids, and nothing in them says which of them are the prompt. A reducer that ranks by the
 prompt's last token, as FastV does, has to know: a word of the response must never rank. `Inputs`
 records the prompt length of each row under the content of the row, its ids without padding. So
-`model(**inputs)` is all it takes, and copies, other devices, slices of a batch and padding on either
-side give the same result. Ids that were never encoded are a prompt without a response.
+`model(**inputs)` is all it takes, and copies, other devices, slices of a batch and padding on
+either side give the same result. Ids that were never encoded are a prompt without a response.
 
 >>> import torch
 >>> ids = torch.tensor([[5, 6, 7, 8]])
@@ -71,10 +71,11 @@ def prompt_ends(
     ends = []
     for lengths, row_count in zip(recorded_lengths(ids, real), count, strict=True):
         if len(lengths) > 1:
+            counts = " and ".join(map(str, sorted(lengths)))
             raise ProbeError(
                 "inputs",
                 expected="ids that were encoded with one prompt length",
-                got=f"the same ids with prompts of {' and '.join(map(str, sorted(lengths)))} tokens",
+                got=f"the same ids with prompts of {counts} tokens",
                 fix="use only one of these encodings in a process",
             )
         length = min(lengths, default=int(row_count[-1]))

@@ -1,4 +1,4 @@
-"""What is compiled is refused wherever it hides, and no block ends in silence that changed nothing."""
+"""Compiled parts are refused wherever they hide; no block that changed nothing ends in silence."""
 
 import functools
 

@@ -56,7 +56,7 @@ def run(
     columns = torch.cat([columns, seen, words[:, -input_ids.shape[1] :] & ~placeholder], dim=1)
     hidden = _layers(llm, range(first), torch.cat([vision, text], dim=1), columns, None, cache)
     if cache is not None:
-        cache.llava_mini_columns = columns, words
+        setattr(cache, "llava_mini_columns", (columns, words))  # noqa: B010
 
     text = hidden[:, vision.shape[1] :]
     if frames:

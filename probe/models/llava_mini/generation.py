@@ -51,9 +51,9 @@ class LlavaMiniGenerationMixin(GenerationMixin):
         """Images are read with the prompt, and again at every step only without a cache."""
         if not is_first_iteration and kwargs.get("use_cache", True):
             kwargs |= dict.fromkeys(("pixel_values", "pixel_values_videos", "vision", "fuse_mask"))
-        return super().prepare_inputs_for_generation(
-            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
-        )  # pyright: ignore[reportAttributeAccessIssue]
+        kwargs["is_first_iteration"] = is_first_iteration
+        prepare = super().prepare_inputs_for_generation  # pyright: ignore[reportAttributeAccessIssue]
+        return prepare(input_ids, *args, **kwargs)
 
     def _expand_inputs_for_generation(
         self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs
@@ -75,9 +75,8 @@ class LlavaMiniGenerationMixin(GenerationMixin):
                 ]
                 images = images if images is None else images[_blocks(owners[0], expand_size)]
                 videos = videos if videos is None else videos[_blocks(owners[1], expand_size)]
-        input_ids, kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **kwargs
-        )  # pyright: ignore[reportAttributeAccessIssue]
+        expand = super()._expand_inputs_for_generation  # pyright: ignore[reportAttributeAccessIssue]
+        input_ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)
         visual = {"pixel_values": images, "pixel_values_videos": videos, "vision": vision}
         return input_ids, kwargs | {name: x for name, x in visual.items() if x is not None}
 

@@ -85,9 +85,9 @@ class LlavaMiniPrefusion(nn.Module):
             cache,
             last_keys_only=not outputs,
         )
-        return tuple(
-            (layer.keys, layer.values) for layer in cache.layers
-        ), hidden if outputs else None  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
+        layers: Any = cache.layers
+        prefix = tuple((layer.keys, layer.values) for layer in layers)
+        return prefix, hidden if outputs else None  # pyright: ignore[reportReturnType]
 
     def fuse(
         self,

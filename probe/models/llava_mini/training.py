@@ -124,9 +124,9 @@ class LlavaMiniTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimiser that the arguments name, with a group for each part."""
         if self.optimizer is None:
-            model: Any = self.model
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            groups = parameter_groups(model, self.rates, self.args.weight_decay)
+            trained: Any = self.model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            groups = parameter_groups(trained, self.rates, self.args.weight_decay)
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
