@@ -20,8 +20,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from probe.data.image import open_raster
-
+RASTER_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # nothing else is interpreted
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
@@ -118,7 +117,7 @@ def _folder(path: Path) -> Iterator[Image.Image]:
         )
     for file in sorted(files, key=_numbered):
         try:
-            with open_raster(file) as image:
+            with Image.open(file, formats=RASTER_FORMATS) as image:
                 frame = ImageOps.exif_transpose(image).convert("RGB")
         except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(

@@ -17,8 +17,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from probe.data.image import open_raster
-from probe.models.llava_mini.image_processing import frame_indices, squashed, video_frames
+from probe.models.llava_mini.image_processing import (
+    RASTER_FORMATS,
+    frame_indices,
+    squashed,
+    video_frames,
+)
 from probe.models.llava_mini.processing import IGNORE_INDEX, LlavaMiniProcessor
 
 
@@ -119,7 +123,7 @@ def _upright(source: str | Path | Image.Image) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
     try:
-        with open_raster(source) as image:
+        with Image.open(source, formats=RASTER_FORMATS) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"LLaVA-Mini: expected an image, got {str(source)!r} ({error})") from None
