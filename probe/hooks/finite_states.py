@@ -4,7 +4,7 @@ float16 ends at 65,504. Hidden states beyond it become infinite, and all that fo
 answers "!!!!", and nothing measured on it means anything. bfloat16 has the range of float32.
 
     with finite_states("measure", model, stack):
-        model(**inputs)                 # ProbeError, with the first layer whose output is not finite
+        model(**inputs)      # ProbeError, with the first layer whose output is not finite
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def finite_states(called: str, model: PreTrainedModel, stack: LayerStack) -> Ite
         raise ProbeError(
             called,
             expected="finite hidden states",
-            got=f"NaN or infinity after layer {bad[0]} (from 0) of {stack.name} in {dtype_of(model)}",
+            got=f"NaN or infinity after layer {bad[0]} (from 0) of {stack.name}, {dtype_of(model)}",
             fix=advice(model),
         )
 

@@ -73,7 +73,7 @@ class VisionZip(Reducer):
         positions, asked = seen.features.shape[1], self.dominant + self.contextual
         if asked > positions:
             warnings.warn(
-                f"VisionZip: {asked} tokens of each view, which has {positions}: nothing is left out",
+                f"VisionZip: {asked} tokens of each view, which has {positions}: none is left out",
                 stacklevel=2,
             )
         attention = seen.patch_attention(seen.output_layer)
