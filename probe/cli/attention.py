@@ -139,8 +139,7 @@ def _write(record: "DataTree", folder: ResultFolder, figures: str) -> None:
         few = record.sizes["sample"] <= FEW
         folder.table("attention", to_dataframe(record) if few else mean_table(record))
         if figures != "none":
-            main = getattr(plots, "main_figures", plots.figures)
-            draw = main if figures == "main" else plots.figures
+            draw = plots.main_figures if figures == "main" else plots.figures
             folder.figures(draw(record))
 
 

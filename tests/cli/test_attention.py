@@ -226,7 +226,7 @@ def test_trouble_while_writing_leaves_the_last_results_whole(
         "probe.measures.attention.measure.measure",
         lambda *_, **__: probe.open_record(written[0] / "record.zarr.zip"),
     )
-    monkeypatch.setattr("probe.plots.figures", figures)
+    monkeypatch.setattr("probe.plots.main_figures", figures)
     folder = tmp_path / "results"
     folder.mkdir()
     (folder / "attention.csv").write_text("of the last run")
@@ -245,7 +245,7 @@ def test_a_folder_named_like_a_result_is_told_before_any_file_is_moved(
         "probe.measures.attention.measure.measure",
         lambda *_, **__: probe.open_record(written[0] / "record.zarr.zip"),
     )
-    monkeypatch.setattr("probe.plots.figures", lambda _: {})
+    monkeypatch.setattr("probe.plots.main_figures", lambda _: {})
     folder = tmp_path / "results"
     (folder / "record.zarr.zip").mkdir(parents=True)
     (folder / "attention.csv").write_text("of the last run")

@@ -89,7 +89,7 @@ def test_it_writes_dataset_table_and_figures_and_goes_on_for_nothing(run, tmp_pa
         "accuracy.csv",
     ):
         assert told in said, told
-    drawn = said.split("figures: ")[1].split(" (png")[0].split(", ")
+    drawn = said.split("figures (png, svg): ")[1].strip().split(", ")
     assert set(drawn) == {name.split(".")[0] for name in FIGURES}
     table = pd.read_csv(folder / "accuracy.csv")
     of_all = table[table["kind"] == "all"].set_index("case")
@@ -185,7 +185,7 @@ def test_bad_rows_are_listed_and_answers_exported(run, gqa, tmp_path):
 
 
 def test_attention_over_a_benchmark_is_a_run_and_one_record(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("probe.plots.figures", lambda record: {})  # slow, and tested elsewhere
+    monkeypatch.setattr("probe.plots.main_figures", lambda record: {})  # slow, and tested elsewhere
     monkeypatch.setattr("probe.cli.attention.FEW", 5)
     code, said, error = run("attention", "--benchmark", "shapes", "--limit", "6")
     assert code == 0, error

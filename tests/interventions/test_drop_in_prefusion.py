@@ -537,7 +537,7 @@ def test_an_llm_that_fuses_by_itself_is_refused_before_any_layer_runs():
         ProbeError, match="a row for each token of input_ids, got 24 rows for 8 tokens"
     ):
         dropped(model, prompt(), 1, stack="llm")
-    with pytest.raises(ProbeError, match="stack='llm', whose rows"):
+    with pytest.raises(ProbeError, match="stack='llm', whose tokens"):
         dropped(model, prompt(), 1)
     with (
         pytest.raises(ProbeError, match="gets all its tokens at once"),

@@ -387,7 +387,7 @@ def test_mistakes_are_one_line(unchecked):
     assert "at least one reducer, got none" in refuses(ours)
     assert "got <class 'probe.reducers.visionzip.VisionZip'>" in refuses(ours, VisionZip)
     assert "one reducer of the encoder's output" in refuses(ours, ZIP, Random(3))
-    assert "a transformers model or a Subject, got str" in refuses("tiny-llava", ZIP)
+    assert "a transformers model or a Subject, got 'tiny-llava'" in refuses("tiny-llava", ZIP)
     assert "a LLaVA-like model" in refuses(ours.model.model.language_model, ZIP)
     compiled = subject().model
     compiled._compiled_call_impl = print  # what Module.compile sets
