@@ -39,10 +39,11 @@ def finite_states(called: str, model: PreTrainedModel, stack: LayerStack) -> Ite
         yield
     bad = [number for number in sorted(finite) if not finite[number]]
     if bad:
+        where = f"{bad[0]} (from 0) of {stack.name}"
         raise ProbeError(
             called,
             expected="finite hidden states",
-            got=f"NaN or infinity after layer {bad[0]} (from 0) of {stack.name}, {dtype_of(model)}",
+            got=f"NaN or infinity after layer {where} in {dtype_of(model)}",
             fix=advice(model),
         )
 
