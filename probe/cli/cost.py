@@ -1,5 +1,6 @@
 """`probe cost`: what reading a prompt costs, by component, counted and measured."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -129,8 +130,6 @@ def show_costs(costs: "xr.Dataset") -> None:
     )
     rows = []
     for row in table(costs).to_dict("records"):
-        measured = row.get("latency (ms)", float("nan"))
-        is_measured = measured == measured
         cache = row["cache of vision (MB)"] + row["cache of text (MB)"]
         rows.append(
             [
@@ -139,17 +138,24 @@ def show_costs(costs: "xr.Dataset") -> None:
                 with_unit(1e12 * row["total (TFLOP)"], "FLOP"),
                 f"{row['llm (TFLOP)'] / row['total (TFLOP)']:.0%}",
                 with_unit(1e6 * cache, "B"),
-                f"{measured:.1f} ± {row['spread (ms)']:.1f}" if is_measured else "-",
-                with_unit(1e6 * row["peak memory (MB)"], "B") if is_measured else "-",
+                *time_and_memory(row),
             ]
         )
     caption = (
         "Operations of attention included; costs.csv has every component, with and without them. "
         "-: only counted (fewer tokens need a reducer, and --measure 0, hub ids and very large "
-        "prompts "
-        "are not timed)."
+        "prompts are not timed)."
     )
     show_table("What reading a prompt costs", headings, rows, caption)
+
+
+def time_and_memory(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The cells "time to the first token" (ms) and "peak memory" of a row, "-" if not measured."""
+    latency = row.get("latency (ms)", float("nan"))
+    if latency != latency:
+        return "-", "-"
+    peak = with_unit(1e6 * row["peak memory (MB)"], "B")
+    return f"{latency:.1f} ± {row['spread (ms)']:.1f}", peak
 
 
 def with_unit(value: float, unit: str) -> str:

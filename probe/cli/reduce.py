@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from probe.cli.benchmark_run import announce, read_task, show_progress, write_problems
-from probe.cli.cost import with_unit
+from probe.cli.cost import time_and_memory, with_unit
 from probe.cli.options import BenchmarkOptions, Longest, ModelOptions, Out, with_options
 from probe.cli.output import ResultFolder, results, say, show_table, stage
 from probe.errors import ProbeError, one_of
@@ -184,7 +184,6 @@ def show_scores(table: "pd.DataFrame", task: "BenchmarkTask") -> None:
     names = (headline, "95 % interval", "of all", "tokens", "operations", "formula", "ms", "peak")
     rows = []
     for row in table.to_dict("records"):
-        is_measured = "latency (ms)" in row
         rows.append(
             [
                 row["method"],
@@ -194,15 +193,13 @@ def show_scores(table: "pd.DataFrame", task: "BenchmarkTask") -> None:
                 f"{row['vision_tokens']:.1f}",
                 with_unit(1e12 * row["total (TFLOP)"], "FLOP"),
                 with_unit(1e12 * row["formula (TFLOP)"], "FLOP"),
-                f"{row['latency (ms)']:.1f} ± {row['spread (ms)']:.1f}" if is_measured else "-",
-                with_unit(1e6 * row["peak memory (MB)"], "B") if is_measured else "-",
+                *time_and_memory(row),
             ]
         )
     caption = (
         "tokens: vision tokens, mean over LLM layers; operations: counted, all components, to the "
         "first token; formula: of the reducers' papers, LLM only; ms: from pixels to the first "
-        "token; "
-        "-: no interval of one image, or not measured"
+        "token; -: no interval of one image, or not measured"
     )
     title = f"{task.benchmark.name}: {headline} with fewer vision tokens"
     show_table(title, {"method": "left"} | dict.fromkeys(names, "right"), rows, caption)
