@@ -43,6 +43,7 @@ from probe.hooks.model_state import BlockEntries, lock, state_of
 from probe.hooks.model_structure import LayerStack
 from probe.hooks.partial_cache import PartialLayer, store
 from probe.hooks.sequence_tracker import SequenceTracker
+from probe.hooks.stop_forward import StopForward
 
 Mask = Bool[Tensor, "batch position"]
 
@@ -136,13 +137,13 @@ class LayerInput:
 
         def keep(call: AttentionCall, kernel: Kernel) -> Any:
             found.append(call)
-            raise _Enough
+            raise StopForward
 
         kwargs = without_cache(self._kwargs)
         kwargs |= flow.arguments(self.index, present, kwargs)
         with (
             torch.no_grad(),
-            suppress(_Enough),
+            suppress(StopForward),
             only_this_thread(),
             routed({name: attention}, keep, innermost=True, required=False),
         ):
@@ -155,10 +156,6 @@ class LayerInput:
                 got=f"other in {name}",
             )
         return found[0]
-
-
-class _Enough(Exception):  # noqa: N818  # no error
-    """Ends the dry run of a layer at its attention call."""
 
 
 class _Running(local):

@@ -27,13 +27,10 @@ from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, routed
 from probe.hooks.block_threads import add_hook, model_block, only_this_thread
 from probe.hooks.model_structure import LayerStack, vision_positions
+from probe.hooks.stop_forward import StopForward
 from probe.records.provenance import content_hash
 
 KeyValue = tuple[Tensor, Tensor]  # of one layer, (key_head, key, dim) or (row, key_head, key, dim)
-
-
-class _StopForward(Exception):  # noqa: N818  # not an error
-    """Ends a forward once it has provided what it was run for."""
 
 
 @dataclass(frozen=True)
@@ -230,9 +227,9 @@ def _stopped_at(module: nn.Module):
 
     def stop(module, args, kwargs):
         given.update(kwargs)
-        raise _StopForward
+        raise StopForward
 
-    with suppress(_StopForward), ExitStack() as undo:
+    with suppress(StopForward), ExitStack() as undo:
         add_hook(undo, module.register_forward_pre_hook, stop, with_kwargs=True)
         yield given
 
@@ -258,14 +255,14 @@ def _keys_of(
         check_window(call, len(prompt.ids))
         keys[call.name] = call.key[0], call.value[0]
         if call.name == names[-1]:
-            raise _StopForward  # the last layer's output is not needed
+            raise StopForward  # the last layer's output is not needed
         return kernel(call)
 
     def keep(layer, args, kwargs, output):
         before = args[0] if args else kwargs["hidden_states"]
         return torch.where(prompt.vision[:length, None], before, output)
 
-    with suppress(_StopForward), ExitStack() as hooks:
+    with suppress(StopForward), ExitStack() as hooks:
         for layer in skipped:
             add_hook(hooks, stack.layers[layer].register_forward_hook, keep, with_kwargs=True)
         hooks.enter_context(routed(stack.attention, record))
