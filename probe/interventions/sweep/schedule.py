@@ -1,11 +1,10 @@
 """In which order samples are taken, whose image is whose donor, and what a sweep will cost."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from probe.data.image import ImageSource, Video, open_image
+from probe.data.image import ImageSource
 from probe.data.sample import Sample
-from probe.records.provenance import content_hash
+from probe.data.sample_groups import images_of
 from probe.subject.prefix_cache import PREFIXES
 from probe.subject.prefix_check import SharingCheck
 
@@ -29,23 +28,6 @@ def schedule(
             (s.id for s in group), None if following == key else groups[following][0].images
         )
     return [sample for group in groups.values() for sample in group], donors
-
-
-def images_of(sample: Sample) -> tuple[str, ...]:
-    """What tells a sample's images from others: paths, or hashes of those in memory."""
-    return tuple(map(_identity, sample.images))
-
-
-def _identity(image: ImageSource) -> str:
-    if isinstance(image, str | Path):
-        return str(image)
-    if isinstance(image, Video):
-        return (
-            "+".join(map(_identity, image.source))
-            if isinstance(image.source, tuple)
-            else str(image.source)
-        )
-    return content_hash([open_image(image).tobytes(), str(image.size)])
 
 
 def estimate(

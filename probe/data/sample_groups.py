@@ -1,0 +1,64 @@
+"""Samples that share their images: what is computed once for all of them, and done by one worker.
+
+    for rows in groups(samples):                # [[0, 2], [1]]: positions, groups by first sample
+        images = samples[rows[0]].images        # the same for all samples of the group
+
+Files are told apart by their paths and images in memory by their pixels, so that grouping a hundred
+thousand samples opens no file. A sample without images, and one whose image in memory can't be
+read, is a group of its own.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from probe.data.image import ImageSource, Video
+from probe.data.sample import Sample
+
+
+def groups(samples: Sequence[Sample]) -> list[list[int]]:
+    """Positions of the samples, those with equal images together, in order of their first sample.
+
+    >>> asked = [Sample(name, image, "?") for name, image in (("1", "a.jpg"), ("2", "b.jpg"),
+    ...                                                       ("3", "a.jpg"), ("4", None))]
+    >>> groups(asked)
+    [[0, 2], [1], [3]]
+    """
+    positions: dict[tuple[str, ...], list[int]] = {}
+    for position, key in enumerate(group_keys(samples)):
+        positions.setdefault(key, []).append(position)
+    return list(positions.values())
+
+
+def group_keys(samples: Sequence[Sample]) -> list[tuple[str, ...]]:
+    """The group of each sample, whichever others are asked for. The pixels of an image in memory
+    that several samples hold are read once.
+    """
+    read: dict[int, str] = {}  # the samples keep the images alive
+    return [images_of(sample, read) or ("without images", sample.id) for sample in samples]
+
+
+def images_of(sample: Sample, read: dict[int, str] | None = None) -> tuple[str, ...]:
+    """What tells a sample's images from others: paths, or hashes of those in memory; () without
+    images. `read`: hashes of images in memory, by identity, which is added to.
+    """
+    try:
+        return tuple(_identity(image, {} if read is None else read) for image in sample.images)
+    except (OSError, ValueError, SyntaxError, TypeError):  # measuring it will name what is wrong
+        return (f"unreadable: {sample.id}",)
+
+
+def _identity(image: ImageSource, read: dict[int, str]) -> str:
+    if isinstance(image, str | Path):
+        return str(image)
+    if isinstance(image, Video):
+        frames = image.source if isinstance(image.source, tuple) else ()
+        return "+".join(_identity(frame, read) for frame in frames) or str(image)
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"a {type(image).__name__} is no image")
+    if id(image) not in read:
+        shape = f"{image.mode} {image.size}".encode()
+        read[id(image)] = hashlib.sha256(shape + image.tobytes()).hexdigest()
+    return read[id(image)]
