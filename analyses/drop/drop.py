@@ -33,6 +33,7 @@ from probe.evaluation.drop_run import DropRun
 from probe.evaluation.sample_run import load_run
 from probe.evaluation.task import BenchmarkTask
 from probe.records.run_directory import RunDirectory
+from probe.subject.weights_hash import weights_hash
 
 HERE = Path(__file__).parent
 RUNS = Path("probe-out/analyses/drop")
@@ -47,7 +48,7 @@ def measured(task: BenchmarkTask, shard: tuple[int, int]) -> RunDirectory:
     dropping = DropRun(
         subject, task, {"mask": everything} | dict.fromkeys(MODES, probe.windows(WINDOW))
     )
-    folder = RUNS / dropping.weights
+    folder = RUNS / weights_hash(subject.model).removeprefix("sha256:")
     number, count = shard
     images = sorted({sample.meta["image"] for sample in task.samples})[number - 1 :: count]
     mine = [sample for sample in task.samples if sample.meta["image"] in images]

@@ -25,7 +25,6 @@ import probe
 from probe.cli.benchmark_run import show_progress
 from probe.evaluation.drop_effects import ALL, effects
 from probe.evaluation.drop_run import DropRun
-from probe.evaluation.run_identity import weights_digest
 from probe.evaluation.sample_run import load_run
 from probe.evaluation.task import BenchmarkTask
 from probe.models.tiny.scenes import draw
@@ -34,6 +33,7 @@ from probe.models.tiny.training.packed_rows import answer_logits, fused_logits
 from probe.plots.style import title
 from probe.records.bootstrap import Interval, bootstrap, paired
 from probe.records.run_directory import RunDirectory
+from probe.subject.weights_hash import weights_hash
 
 HERE = Path(__file__).parent
 RUNS = Path("probe-out/analyses/llava_mini")
@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="only figures and table")
     options = parser.parse_args()
     subjects = {LLAVA: probe.load(LLAVA), MINI: probe.load(MINI)}
-    folder = RUNS / weights_digest(subjects[MINI].model)
+    folder = RUNS / weights_hash(subjects[MINI].model).removeprefix("sha256:")
     if not options.draw:
         if options.without:
             subjects[WITHOUT] = probe.load(options.without)

@@ -18,7 +18,7 @@ import xarray as xr
 from probe.data.sample import Sample
 from probe.errors import ProbeError, one_of
 from probe.evaluation.drop_effects import ATTENTION
-from probe.evaluation.run_identity import fingerprint, weights_digest
+from probe.evaluation.run_identity import fingerprint
 from probe.evaluation.sample_run import SampleRun, about
 from probe.evaluation.task import BenchmarkTask
 from probe.interventions.layer_target import Names, as_names
@@ -60,7 +60,6 @@ class DropRun(SampleRun):
         self.subject, self.task = subject, task
         self.stack, self.queries = stack, queries
         self.max_new_tokens, self.attention = max_new_tokens, attention
-        self.weights = weights_digest(subject.model)
         self.sweeps: dict[str, Sweep] = {}
         cache = None  # the modes share image prefixes
         for mode, cases in modes.items():
@@ -127,8 +126,8 @@ class DropRun(SampleRun):
                 max_new_tokens=self.max_new_tokens,
             )
             nodes[ATTENTION] = attention_to_vision(record, self.stack)
-        facts = {"weights": self.weights, "benchmark": self.task.benchmark.name}
-        root = about(sample).assign_attrs(self.subject.provenance() | facts)
+        facts = self.subject.provenance() | {"benchmark": self.task.benchmark.name}
+        root = about(sample).assign_attrs(facts)
         return xr.DataTree.from_dict({"/": root, **nodes})
 
 

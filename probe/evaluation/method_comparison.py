@@ -28,7 +28,7 @@ from jaxtyping import Int
 from probe.data.image import open_image
 from probe.data.sample import Sample
 from probe.errors import ProbeError
-from probe.evaluation.run_identity import fingerprint, weights_digest
+from probe.evaluation.run_identity import fingerprint
 from probe.evaluation.sample_run import SampleRun, about
 from probe.evaluation.task import BenchmarkTask
 from probe.hooks.block_threads import model_block
@@ -117,8 +117,7 @@ class Comparison(SampleRun):
         texts = {}
         for method in self.methods:
             facts = method.subject.provenance()
-            weights = weights_digest(method.subject.model)
-            setting = f"{facts['model']} {weights} {facts['dtype']} {facts['attention']}"
+            setting = " ".join(facts[name] for name in ("model", "weights", "dtype", "attention"))
             texts[method.name] = f"{setting} {method.reducers}"
         plan = {"verb": "reduce", "methods": texts}
         generation = {"max_new_tokens": self.max_new_tokens}

@@ -82,7 +82,7 @@ class Report:
         about = self.provenance
         packages = ("probe", "transformers", "torch")
         versions = ", ".join(f"{name} {about[f'{name}_version']}" for name in packages)
-        setting = ", ".join(about[name] for name in ("revision", "dtype", "device"))
+        setting = ", ".join(about[name] for name in ("weights", "dtype", "device"))
         lines = [
             f"Attention was measured with {versions} on {about['model']} ({setting}),",
             f"while the model ran its own {about['attention']} kernel; images: {about['aspect']}.",

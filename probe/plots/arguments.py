@@ -36,8 +36,9 @@ def of_records(draw: Callable[Concatenate[Records, Options], Any]) -> RecordsPlo
     return draw  # pyright: ignore[reportReturnType]
 
 
-_DISTINGUISHING = (
-    *("model", "revision", "aspect", "types", "intervention", "reducer", "dtype", "attention"),
+_DISTINGUISHING = (  # the first that tell all records apart are their label
+    *("model", "aspect", "types", "intervention", "reducer", "dtype", "attention", "weights"),
+    "revision",
 )
 
 
@@ -63,8 +64,12 @@ def labelled(record: Records, called: str) -> dict[str, xr.DataTree]:
 
 def _labels(records: Sequence[Any]) -> list[str]:
     attrs = [getattr(record, "attrs", {}) for record in records]
-    differing = [name for name in _DISTINGUISHING if len({str(one.get(name)) for one in attrs}) > 1]
-    labels = [", ".join(str(one.get(name)) for name in differing) for one in attrs]
+    labels = [""] * len(attrs)
+    for name in _DISTINGUISHING:
+        longer = [f"{label}, {one.get(name)}" for label, one in zip(labels, attrs, strict=True)]
+        if len(set(longer)) > len(set(labels)):
+            labels = longer
+    labels = [label.removeprefix(", ") for label in labels]
     if len(set(labels)) == len(labels):
         return labels
     return [f"{i}: {label}".strip(": ") for i, label in enumerate(labels, 1)]

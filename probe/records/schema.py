@@ -234,5 +234,5 @@ COUNT_OF = {"mass": "query_count", "entropy": "entropy_count", "head_entropy": "
 # The variables of a table by default.
 MEASURED = ("mass", "share", "lift", "contribution", "entropy", "head_entropy")
 # Records that differ in one of these attrs did not measure the same thing and cannot be merged.
-CONDITIONS = ("model", "revision", "dtype", "attention", "aspect", "types", "turns", "rows", "toy")
-CONDITIONS += ("intervention", "reducer", "sinks")
+CONDITIONS = ("model", "revision", "weights", "dtype", "attention", "aspect", "types", "turns")
+CONDITIONS += ("rows", "toy", "intervention", "reducer", "sinks")

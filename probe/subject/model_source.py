@@ -19,7 +19,6 @@ from probe.errors import ProbeError
 from probe.records.provenance import content_hash
 from probe.subject.config_check import check_config
 
-END_BYTES = 2**20  # read from both ends of each weight file
 PATIENCE = 5.0  # seconds for the first answer of the hub
 
 
@@ -70,9 +69,12 @@ class ModelSource:
         return self.is_folder or not hub_is_reachable()
 
     def revision(self, config: Any) -> str:
-        """The hub's commit, or a hash of the folder's files."""
-        commit = getattr(config, "_commit_hash", None)
-        return commit or (folder_hash(Path(self.location)) if self.is_folder else "unknown")
+        """The hub's commit; of a folder a hash of its config, for its weights have one of their own
+        (`weights_hash`) once they are read.
+        """
+        if self.is_folder:
+            return f"config:{content_hash(Path(self.location) / 'config.json', length=16)}"
+        return getattr(config, "_commit_hash", None) or "unknown"
 
 
 def hub_is_reachable() -> bool:
@@ -115,22 +117,6 @@ def read_config(name: str | os.PathLike[str], revision: str | None = None) -> tu
     except Exception as error:  # transformers, safetensors and json raise many kinds
         raise load_error(str(name), error) from error
     return config, source.revision(config)
-
-
-def folder_hash(folder: Path) -> str:
-    """The revision of a folder: a hash of its config, and of the name, the size and both ends of
-    each weight file.
-
-    Training changes every weight, so the ends distinguish two trainings without reading gigabytes.
-    """
-    content: list[str | bytes | Path] = [folder / "config.json"]
-    for weights in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        size = weights.stat().st_size
-        with weights.open("rb") as file:
-            start = file.read(END_BYTES)
-            file.seek(max(0, size - END_BYTES))
-            content += [f"{weights.name} {size}\n", start, file.read(END_BYTES)]
-    return f"sha256:{content_hash(content, length=16)}"
 
 
 def load_error(name: str, error: Exception) -> ProbeError:

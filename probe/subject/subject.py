@@ -29,6 +29,7 @@ from probe.subject.chat import Chat
 from probe.subject.encoding import PromptEncoder
 from probe.subject.generation import generate_ids
 from probe.subject.inputs import Ids, Inputs, TokenizerInfo
+from probe.subject.weights_hash import weights_hash
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,7 @@ class Subject:
         return {
             "model": self.name,
             "revision": self.revision,
+            "weights": weights_hash(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "quantization": _quantization_of(self.model),
             "adapters": "+".join(active_adapters(self.model)),

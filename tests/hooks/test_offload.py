@@ -12,10 +12,10 @@ from transformers import BitsAndBytesConfig
 
 import probe
 from probe.errors import ProbeError
-from probe.evaluation.run_identity import weights_digest
 from probe.hooks.offload import input_device, stored_parameter
 from probe.measures.attribution.attribute import attribute
 from probe.measures.verify import verify
+from probe.subject.weights_hash import weights_hash
 
 QUESTION, RESPONSE = "what is it?", "a red circle"
 CPU = torch.device("cpu")
@@ -66,8 +66,8 @@ def test_an_attribution_is_the_same(subject, offloaded):
         np.testing.assert_array_equal(found[name].values, values.values)
 
 
-def test_the_digest_is_that_of_the_weights(subject, offloaded):
-    assert weights_digest(offloaded.model) == weights_digest(subject.model)
+def test_the_hash_is_that_of_the_weights(subject, offloaded):
+    assert weights_hash(offloaded.model) == weights_hash(subject.model)
 
 
 def test_verify_passes(offloaded):
