@@ -73,8 +73,8 @@ class RecordAccessor:
         """Entropy of the attention of A over the tokens of B, heads averaged first, in nat:
         (sample, layer).
 
-        ratio: divided by ln(keys of B): 1 is an even spread. Axes and errors are those of `mass`.
-        Source: arXiv 2501.03895, Appendix A.
+        ratio: of each query, divided by ln(keys of B that it sees): 1 is an even spread. Axes and
+        errors are those of `mass`. Source: arXiv 2501.03895, Appendix A.
         """
         return self._numbers("entropy", stack, query_type, key_type, ratio)
 

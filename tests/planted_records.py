@@ -137,9 +137,11 @@ def numbers(
     asks = np.arange(len(of)) < len(of) - drop_last
     shape = (*maps.shape[:2], len(names), len(names))
     made: dict[str, np.ndarray] = {
-        name: np.full(shape, np.nan) for name in ("mass", "share", "lift", "head_entropy")
+        name: np.full(shape, np.nan)
+        for name in ("mass", "share", "lift", "head_entropy", "head_entropy_ratio")
     }
     made["entropy"] = np.full((shape[0], *shape[2:]), np.nan)
+    made["entropy_ratio"] = made["entropy"].copy()
     made["head_entropy_count"] = np.zeros(shape, int)
     made["entropy_count"] = np.zeros_like(made["entropy"], int)
     made["query_count"] = np.zeros(shape[2:], int)
@@ -161,10 +163,13 @@ def numbers(
                 made["share"][:, :, a, b] = weight[..., sees_vision].mean(-1)
             if many.any():
                 made["entropy_count"][:, a, b] = made["head_entropy_count"][:, :, a, b] = many.sum()
-                made["entropy"][:, a, b] = _entropy(maps.mean(1)[:, many][..., of == key]).mean(-1)
-                made["head_entropy"][:, :, a, b] = _entropy(maps[:, :, many][..., of == key]).mean(
-                    -1
-                )
+                highest = np.log(visible[many][:, of == key].sum(1))
+                pooled = _entropy(maps.mean(1)[:, many][..., of == key])
+                made["entropy"][:, a, b] = pooled.mean(-1)
+                made["entropy_ratio"][:, a, b] = (pooled / highest).mean(-1)
+                by_head = _entropy(maps[:, :, many][..., of == key])
+                made["head_entropy"][:, :, a, b] = by_head.mean(-1)
+                made["head_entropy_ratio"][:, :, a, b] = (by_head / highest).mean(-1)
     made["key_count"] = np.array([(of == name).sum() for name in names])
     seen = np.array(of == "vision")
     received = np.stack([maps[:, :, asks & (of == name)][..., seen].mean(2) for name in names], 2)

@@ -6,7 +6,6 @@ import sys
 import warnings
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.axes import Axes
@@ -81,10 +80,10 @@ def test_numbers_are_head_means_by_sample_and_layer(record, name):
 
 
 def test_entropy_ratio_and_received(record):
-    keys = record["llm"]["key_count"].sel(key_type="vision")
-    ratio = record.probe.entropy("response", "vision", ratio=True)
-    expected = record["llm"]["entropy"].sel(query_type="response", key_type="vision") / np.log(keys)
-    np.testing.assert_allclose(ratio, expected.transpose(*ratio.dims))
+    ratio = record.probe.entropy("vision", "vision", ratio=True)
+    expected = record["llm"]["entropy_ratio"].sel(query_type="vision", key_type="vision")
+    xr.testing.assert_equal(ratio, expected)
+    assert record.probe.head_entropy(ratio=True).dims[-2:] == ("query_type", "key_type")
     received = record.probe.received("response")
     assert received.dims == ("sample", "layer", "key")
     xr.testing.assert_equal(received, record["llm"]["received"].sel(query_type="response"))

@@ -95,6 +95,7 @@ def _of_stack(record: xr.DataTree, sample: int | str, stack: str) -> dict[str, A
             drawn[value] = mass(record, stack, value, key_types=keys)
     if "entropy" in measured and "head_entropy" in measured:
         drawn["entropy"] = entropy(record, stack, key_types=keys)
+    if "entropy_ratio" in measured and "head_entropy_ratio" in measured:
         drawn["entropy-ratio"] = entropy(record, stack, ratio=True, key_types=keys)
     if "vision" in measured["key_type"].values:
         drawn["heads"] = heads(record, query, "vision", stack)

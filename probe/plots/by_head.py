@@ -51,17 +51,17 @@ def heads(
 
     Args:
         query_type: by default the response, or what comes nearest to it and was measured.
-        value: "mass", "share", "lift" (logarithmic colours around 1), "contribution" or
-            "head_entropy".
+        value: "mass", "share", "lift" (logarithmic colours around 1), "contribution",
+            "head_entropy" or "head_entropy_ratio".
         weights: "sample" or "query_count", as in `mass`.
 
     Returns Axes for one record, a Figure for several (a list, or {label: record}). Source: our
     own; the paper averages over heads. Raises ProbeError for a value without heads ("entropy"),
     and for a value, stack, type or weights that a record does not have.
     """
-    if value == "entropy":
-        expected, fix = "a value of each head", "use 'head_entropy'"
-        raise ProbeError(_CALLED, expected=expected, got="'entropy'", fix=fix)
+    if value in ("entropy", "entropy_ratio"):
+        expected, fix = "a value of each head", f"use 'head_{value}'"
+        raise ProbeError(_CALLED, expected=expected, got=repr(value), fix=fix)
     named = labelled(record, _CALLED)
     means = {}
     for name, one in named.items():

@@ -30,6 +30,7 @@ from probe.plots.style import (
     shade,
     styled,
 )
+from probe.records import entropy_ratio
 
 Types = str | Sequence[str] | None
 
@@ -40,6 +41,8 @@ _TITLES = {
     "contribution": "What arrives from each token type",
     "entropy": "Entropy, heads averaged first (paper)",
     "head_entropy": "Entropy, mean of single heads",
+    "entropy_ratio": "Entropy against an even spread, heads averaged first",
+    "head_entropy_ratio": "Entropy against an even spread, mean of single heads",
 }
 _VALUES = ("mass", "share", "lift", "contribution")
 _ENTROPIES = {"pooled": ["entropy"], "head": ["head_entropy"], "both": ["entropy", "head_entropy"]}
@@ -127,8 +130,9 @@ def entropy(
     Args:
         which: "pooled" (heads averaged first), "head" (entropy in each head, then averaged) or
             "both"; by default both, or pooled alone when `ax` is a single Axes.
-        ratio: divide by ln(keys of the type), so that models with different numbers of vision
-            tokens can be compared: 1 is an even spread.
+        ratio: the entropy of each query ÷ ln(keys of the type that it can see), so that pairs of
+            types, and models with different numbers of vision tokens, can be compared: 1 is an even
+            spread.
 
     Returns a Figure, with a panel for each kind of entropy and, for several records, a column for
     each; the Axes when `ax` is a single one. Source: arXiv 2501.03895, Fig. 3 and Appendix A
@@ -140,8 +144,12 @@ def entropy(
     if which not in _ENTROPIES:
         raise ProbeError(called, expected=f"which of {', '.join(_ENTROPIES)}", got=repr(which))
     named, values = labelled(record, called), _ENTROPIES[which]
+    if ratio:
+        for one in named.values():
+            entropy_ratio(one, stack, values[0])  # says what to do about a record without
+        values = [f"{value}_ratio" for value in values]
     averages = [
-        [average(one, stack, value, weights=weights, ratio=ratio, seed=seed) for value in values]
+        [average(one, stack, value, weights=weights, seed=seed) for value in values]
         for one in named.values()
     ]
     if len(named) == 1:  # the panels of one record are next to each other
@@ -153,7 +161,9 @@ def entropy(
     for column, name, of_record in zip(columns, named, averages, strict=True):
         for axis, value, averaged in zip(column, values, of_record, strict=True):
             _draw(axis, averaged, query_types, key_types, f"{_TITLES[value]}\n{name}", stack)
-    _same_scale(axes, "entropy")
+            if ratio:
+                axis.axhline(1, color=GREY, linewidth=0.8, zorder=0)
+    _same_scale(axes, values[0])
     _legend_of(axes)
     notes = [*sampling(named, stack, weights, seed), *_explanations(axes)]
     caption(axes, notes, named, own=ax is None)
@@ -199,7 +209,7 @@ def _same_scale(axes: np.ndarray, value: str) -> None:
     """One scale for all panels, so that they can be compared."""
     limits = np.array([axis.get_ylim() for axis in axes.flat])
     low, high = limits[:, 0].min(), limits[:, 1].max()
-    if value in ("mass", "share"):
+    if value in ("mass", "share", "entropy_ratio", "head_entropy_ratio"):
         low, high = -0.02, 1.02
     elif value != "lift":
         low = 0

@@ -12,7 +12,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 
 from probe.errors import ProbeError, one_of
-from probe.records import entropy_ratio, node
+from probe.records import node
 from probe.records.bootstrap import bootstrap
 from probe.records.provenance import content_hash
 
@@ -23,6 +23,8 @@ COUNT_OF = {
     "contribution": "query_count",
     "entropy": "entropy_count",
     "head_entropy": "head_entropy_count",
+    "entropy_ratio": "entropy_count",
+    "head_entropy_ratio": "head_entropy_count",
 }
 DRAWS = 1000
 _DIMS = ("sample", "layer", "head", "query_type", "key_type")
@@ -43,7 +45,6 @@ def average(
     value: str,
     *,
     weights: str = "sample",
-    ratio: bool = False,
     per_head: bool = False,
     seed: int = 0,
     band: bool = True,
@@ -53,7 +54,6 @@ def average(
     Args:
         weights: "sample" (every sample, and every head in it, counts once) or "query_count" (every
             query does).
-        ratio: of an entropy: divided by ln(keys).
 
     Dims: (layer, [head], query_type, key_type). Raises ProbeError for a stack or value that the
     record does not have, and for unknown weights.
@@ -65,7 +65,7 @@ def average(
             "plots", expected=f"a value that the record holds ({', '.join(held)})", got=repr(value)
         )
     one_of("plots", "weights of", weights, WEIGHTS)
-    values = entropy_ratio(record, stack, value) if ratio else measured[value]
+    values = measured[value]
     count = measured[COUNT_OF[value]]
     weight = xr.ones_like(count) if weights == "sample" else count
     attrs = values.attrs

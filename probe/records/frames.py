@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -17,15 +16,22 @@ def node(record: xr.DataTree, stack: str) -> xr.Dataset:
 
 
 def entropy_ratio(record: xr.DataTree, stack: str = "llm", value: str = "entropy") -> xr.DataArray:
-    """Entropy ÷ ln(key_count): 1 is an even spread, whatever the number of keys. NaN below 2 keys.
+    """The entropy of each query ÷ ln(keys of the type that it can see), mean over queries: 1 is an
+    even spread, whatever the number of keys and also under causality. NaN where no query sees two.
 
-    value: "entropy" (pooled over heads, as in the paper) or "head_entropy".
+    value: "entropy" (pooled over heads, as in the paper) or "head_entropy". Raises ProbeError for a
+    record that does not hold it: earlier versions did not, and means cannot be divided afterwards.
     """
     measured = node(record, stack)
-    one_of("entropy_ratio", "a variable of", value, measured)
-    keys = measured["key_count"]
-    ratio = measured[value] / np.log(keys.where(keys >= 2))
-    return ratio.rename("entropy_ratio").assign_attrs(long_name="entropy ÷ ln(keys)", units="ratio")
+    one_of("entropy_ratio", "an entropy of", value, ("entropy", "head_entropy"))
+    if f"{value}_ratio" not in measured:
+        raise ProbeError(
+            "entropy_ratio",
+            expected=f"a record with {value}_ratio",
+            got="one that holds no ratio (written by an earlier version of probe)",
+            fix="measure it again: the ratio is taken for each query, before the mean",
+        )
+    return measured[f"{value}_ratio"]
 
 
 def to_dataframe(record: xr.DataTree, variables: str | Sequence[str] | None = None) -> pd.DataFrame:

@@ -197,6 +197,12 @@ STACK = {
     ),
     "entropy": Variable(f"sample layer {_TYPES}", "nat", "entropy of head-averaged attention", 0.0),
     "head_entropy": Variable(f"sample layer head {_TYPES}", "nat", "entropy within each head", 0.0),
+    "entropy_ratio": Variable(
+        f"sample layer {_TYPES}", "ratio", "pooled entropy ÷ ln(visible keys)", 0.0, 1.0
+    ),
+    "head_entropy_ratio": Variable(
+        f"sample layer head {_TYPES}", "ratio", "head entropy ÷ ln(visible keys)", 0.0, 1.0
+    ),
     "entropy_count": _count(f"sample layer {_TYPES}", "queries averaged in `entropy`"),
     "head_entropy_count": _count(
         f"sample layer head {_TYPES}", "queries averaged in `head_entropy`"
@@ -230,9 +236,16 @@ STACK = {
 REQUIRED = ("mass", "query_count", "key_count")
 LABELS = ("layer", "head", "query_type", "key_type", "edge")  # dims that always have a coordinate
 EDGES = ("left", "top", "right", "bottom")
-COUNT_OF = {"mass": "query_count", "entropy": "entropy_count", "head_entropy": "head_entropy_count"}
+COUNT_OF = {
+    "mass": "query_count",
+    "entropy": "entropy_count",
+    "entropy_ratio": "entropy_count",
+    "head_entropy": "head_entropy_count",
+    "head_entropy_ratio": "head_entropy_count",
+}
 # The variables of a table by default.
 MEASURED = ("mass", "share", "lift", "contribution", "entropy", "head_entropy")
+MEASURED += ("entropy_ratio", "head_entropy_ratio")
 # Records that differ in one of these attrs did not measure the same thing and cannot be merged.
 CONDITIONS = ("model", "revision", "weights", "dtype", "attention", "aspect", "types", "turns")
 CONDITIONS += ("rows", "toy", "intervention", "reducer", "sinks")

@@ -104,7 +104,9 @@ def test_entropy_shows_pooled_and_per_head_beside_each_other(record):
     (ratio,) = plots.entropy(record, which="pooled", ratio=True).axes
     expected = entropy_ratio(record).sel(query_type="response", key_type="vision").mean("sample")
     np.testing.assert_allclose(lines(ratio)["response → vision"].get_ydata(), expected, rtol=1e-6)
-    assert "ln(keys)" in ratio.get_ylabel()
+    assert "ln(visible keys)" in ratio.get_ylabel()
+    assert [1, 1] in [list(line.get_ydata()) for line in ratio.lines], "a line at 1"
+    assert ratio.get_ylim()[1] > 1, "an even spread is on the panel"
 
 
 def test_a_line_means_what_its_weights_say(record):
@@ -416,7 +418,8 @@ def test_figures_gives_every_figure_the_record_can_make(record):
     assert set(drawn) == expected - {"vision-share"}  # all queries see the image: it is the mass
     assert all("toy model: not a finding about LLaVA" in texts(f.axes[0]) for f in drawn.values())
     assert not plt.get_fignums()
-    less = without(planted_record(1, stacks=["llm"]), llm=["received", "head_entropy"])
+    ratios = ["entropy_ratio", "head_entropy_ratio"]
+    less = without(planted_record(1, stacks=["llm"]), llm=["received", "head_entropy", *ratios])
     assert set(plots.figures(less)) == {"llm-mass", "llm-share", "llm-lift", "llm-heads"}
 
 

@@ -123,6 +123,7 @@ def test_rows_that_were_not_measured_are_nan_and_valid(record):
         return old
 
     names = ("mass", "share", "lift", "entropy", "head_entropy")
+    names += ("entropy_ratio", "head_entropy_ratio")
     records.validate(changed(record, "llm", **dict.fromkeys(names, no_vision_rows)))
 
 
@@ -155,14 +156,35 @@ def test_assemble_refuses_what_does_not_fit(samples, stacks, complaint):
 # derived
 
 
-def test_entropy_ratio_is_entropy_over_the_log_of_the_keys(record):
-    keys = record["llm"]["key_count"].values[:, None, None, :]
-    expected = record["llm"]["entropy"].values / np.log(keys)
-    np.testing.assert_allclose(records.entropy_ratio(record).values, expected, rtol=1e-6)
-    single = changed(record, "vision", key_count=lambda old: np.array([[1, 16]] * 2))
-    ratio = records.entropy_ratio(single, "vision", "head_entropy")
-    assert np.isnan(ratio.sel(key_type="cls")).all()
-    assert (ratio.sel(key_type="vision") <= 1).all()
+def test_entropy_ratio_is_that_of_each_query(record):
+    pooled, single = (records.entropy_ratio(record, value=v) for v in ("entropy", "head_entropy"))
+    xr.testing.assert_equal(pooled, record["llm"]["entropy_ratio"])
+    assert single.dims == ("sample", "layer", "head", "query_type", "key_type")
+    seen = {"query_type": "response", "key_type": "vision"}  # every response token sees all patches
+    keys = record["llm"]["key_count"].sel(key_type="vision")
+    expected = record["llm"]["entropy"].sel(seen) / np.log(keys)
+    np.testing.assert_allclose(pooled.sel(seen), expected, rtol=1e-6)
+    causal = {"query_type": "vision", "key_type": "vision"}  # most of these see only some
+    assert (pooled.sel(causal) > record["llm"]["entropy"].sel(causal) / np.log(keys)).all()
+
+
+def test_a_record_without_the_ratio_opens_and_says_what_to_do(record, tmp_path):
+    old = record.copy(deep=True)
+    for name in ("entropy_ratio", "head_entropy_ratio"):
+        del old["llm"][name]
+    opened = records.open_record(records.save_record(old, tmp_path / "old.zarr.zip"))
+    assert opened.probe.entropy("response", "vision").notnull().all()
+    for ask in (
+        lambda: records.entropy_ratio(opened),
+        lambda: opened.probe.head_entropy(ratio=True),
+        lambda: opened.probe.plot.entropy(ratio=True),
+    ):
+        with pytest.raises(ProbeError, match=r"earlier version of probe\); measure it again") as e:
+            ask()
+        assert one_line(e)
+
+
+def test_entropy_ratio_of_a_stack_that_is_not_there(record):
     with pytest.raises(ProbeError, match="a stack of llm, vision, got 'lm'"):
         records.entropy_ratio(record, "lm")
 

@@ -119,8 +119,9 @@ def _empty_table(stack_statistic: StackStatistic, module: nn.Module) -> dict[str
     types = len(statistic.names)
     by_head, by_type = (heads, types, types), (types, types)
     shapes: dict[str, tuple[int, ...]] = {
-        **dict.fromkeys(("mass", "share", "lift", "head_entropy", "head_entropy_count"), by_head),
-        **dict.fromkeys(("entropy", "entropy_count", "query_count"), by_type),
+        **dict.fromkeys(("mass", "share", "lift"), by_head),
+        **dict.fromkeys(("head_entropy", "head_entropy_ratio", "head_entropy_count"), by_head),
+        **dict.fromkeys(("entropy", "entropy_ratio", "entropy_count", "query_count"), by_type),
         "share_count": (types,),
         "received": (types, 0),
     }

@@ -40,11 +40,12 @@ def plain_table(
     """
     a_ij, can_see = weights.double().cpu().numpy(), visible.cpu().numpy()
     heads, types = len(a_ij), len(names)
-    by_head = ("mass", "share", "lift", "head_entropy")
+    by_head = ("mass", "share", "lift", "head_entropy", "head_entropy_ratio")
     table: dict[str, np.ndarray] = {
         name: np.full((heads, types, types), np.nan) for name in by_head
     }
     table["entropy"] = np.full((types, types), np.nan)
+    table["entropy_ratio"] = np.full((types, types), np.nan)
     table["received"] = np.full((types, vision.sum()), np.nan)
     sees_vision = can_see[:, vision].any(1)
     for a in range(types):
@@ -65,21 +66,29 @@ def plain_table(
             if queries.any():
                 table["share"][:, a, b] = on_b[:, queries].mean(-1)
             queries = is_a & (visible_b >= 2)
-            within_b = a_ij[:, queries][:, :, is_b]
-            table["entropy"][a, b] = _mean_entropy(within_b.mean(0))
-            table["head_entropy"][:, a, b] = [_mean_entropy(head) for head in within_b]
+            within_b, seen = a_ij[:, queries][:, :, is_b], visible_b[queries]
+            pooled = _mean_entropy(within_b.mean(0), seen)
+            table["entropy"][a, b], table["entropy_ratio"][a, b] = pooled
+            by_head = np.array([_mean_entropy(head, seen) for head in within_b]).T
+            table["head_entropy"][:, a, b], table["head_entropy_ratio"][:, a, b] = by_head
     return table
 
 
-def _mean_entropy(p: Float[np.ndarray, "query key"]) -> float:
-    """Mean in nats over the queries that give these keys any weight; NaN where none does."""
+def _mean_entropy(
+    p: Float[np.ndarray, "query key"], visible: Int[np.ndarray, "query"]
+) -> tuple[float, float]:
+    """Mean in nats over the queries that give these keys any weight, and the mean of its ratio to
+    ln(visible keys); NaN where none does.
+    """
     total = p.sum(-1, keepdims=True)
     has_weight = total[:, 0] > NOTHING
     if not has_weight.any():
-        return np.nan
+        return np.nan, np.nan
     p = p[has_weight] / total[has_weight]
     log_p = np.log(p, where=p > 0, out=np.zeros_like(p))
-    return -(p * log_p).sum(-1).mean()
+    entropy = -(p * log_p).sum(-1)
+    ratio = entropy / np.log(visible[has_weight])
+    return float(entropy.mean()), float(ratio.mean())
 
 
 def difference(table: dict[str, np.ndarray], plain: dict[str, np.ndarray]) -> float:

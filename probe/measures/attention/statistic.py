@@ -13,6 +13,9 @@ counts as a_ij = 0. A (of queries) and B (of keys) are token types.
                   mean over queries that see at least 2 keys of B
     head_entropy  the same within each head, without averaging; queries whose weight on B is below
                   1e-30 are left out, and the others counted
+    entropy_ratio, head_entropy_ratio
+                  the same two, each query's entropy divided by ln(keys of B that it can see) before
+                  queries are averaged: 1 is an even spread, also under causality
     received      mean of the head-averaged a_ij that a vision key gets from the queries of A that
                   can see it
     contribution  mean over queries of ‖W_O Σ_{j∈B} a_ij v_j‖, in each head
@@ -51,6 +54,8 @@ COUNT_OF = {
     "lift": "query_count",
     "entropy": "entropy_count",
     "head_entropy": "head_entropy_count",
+    "entropy_ratio": "entropy_count",
+    "head_entropy_ratio": "head_entropy_count",
     "received": "received_count",
 }
 # Variables of a table with an axis of keys, on which different images are concatenated.
@@ -203,28 +208,30 @@ def type_sums(sums: QuerySums, keys: TypedKeys) -> dict[str, Tensor]:
     ) -> Float[Tensor, "*head query_type key_type"]:
         return torch.einsum("qa,...qb->...ab", query_type, x)
 
-    def entropies(weight: Tensor, plogp: Tensor) -> tuple[Tensor, Tensor]:
-        """Entropy within each type, summed over the queries that have one; and their number.
+    def entropies(name: str, weight: Tensor, plogp: Tensor) -> dict[str, Tensor]:
+        """Entropy within each type and its ratio to the highest possible, ln(visible keys), each
+        summed over the queries that have one; and the number of these queries.
 
         With w = Σ_B p, the entropy of p / w is ln w - (Σ_B p ln p) / w.
         """
         is_defined = (visible >= 2) & (weight > NOTHING)
         weight = weight.clamp(min=NOTHING)
-        entropy = (weight.log() - plogp / weight).clamp(min=0)
-        return per_type(torch.where(is_defined, entropy, 0.0)), per_type(is_defined.double())
+        entropy = torch.where(is_defined, (weight.log() - plogp / weight).clamp(min=0), 0.0)
+        highest = visible.clamp(min=2).log()
+        return {
+            name: per_type(entropy),
+            f"{name}_ratio": per_type(entropy / highest),
+            f"{name}_count": per_type(is_defined.double()),
+        }
 
-    entropy, entropy_count = entropies(sums.pooled, sums.pooled_plogp)
-    head_entropy, head_entropy_count = entropies(mass, sums.plogp)
     totals = {
         "mass": per_type(mass),
         "query_count": per_type(can_see),
         "share": torch.einsum("qa,hqb->hab", sees_vision, mass),
         "share_count": sees_vision.sum(0),
         "lift": per_type(mass * inverse_even),
-        "entropy": entropy,
-        "entropy_count": entropy_count,
-        "head_entropy": head_entropy,
-        "head_entropy_count": head_entropy_count,
+        **entropies("entropy", sums.pooled, sums.pooled_plogp),
+        **entropies("head_entropy", mass, sums.plogp),
         "received_count": sums.received_count[..., keys.vision],
     }
     for name in ("received", "received_head", "maps"):

@@ -88,6 +88,7 @@ def tables(record, sample, stack="llm"):
         node["key_count"].sel(key_type="vision")
     )
     names = ("mass", "share", "lift", "entropy", "head_entropy", "received")
+    names += ("entropy_ratio", "head_entropy_ratio")
     return [
         {
             name: node[name].isel(layer=layer).values[..., : keys if name == "received" else None]
@@ -174,11 +175,40 @@ def test_the_encoder_is_measured_the_same_way(factory):
             "lift",
             "entropy",
             "head_entropy",
+            "entropy_ratio",
+            "head_entropy_ratio",
         ):  # as many queries in every tile
             expected = np.mean([table[name] for table in each], 0)
             np.testing.assert_allclose(node[name].values[layer], expected, atol=TOLERANCE)
         expected = np.concatenate([table["received"] for table in each], -1)
         np.testing.assert_allclose(node["received"].values[layer], expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("factory", "stacks"),
+    [
+        (models.llava_next_mistral, ("vision", "llm")),
+        (models.llava_mini, ("vision", "compressor", "prefusion", "llm")),
+    ],
+    ids=lambda case: getattr(case, "__name__", None),
+)
+def test_an_even_spread_has_a_ratio_of_one_in_every_stack(factory, stacks):
+    """Keys of 0 give every visible key the same score; samples of different lengths in a batch."""
+    model, processor = factory()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "k_proj" in name:
+                parameter.zero_()
+    asked = [sample for sample in samples() if len(sample.images) <= 1]
+    record = measure_samples(load(model, processor=processor), asked, response="a red circle")
+    assert set(record.children) == set(stacks)
+    for stack in stacks:
+        node = node_of(record, stack)
+        for name in ("entropy", "head_entropy"):
+            spread = node[f"{name}_count"].values > 0
+            ratio = node[f"{name}_ratio"].values
+            assert ratio[spread] == pytest.approx(1, abs=2e-6)
+            assert spread.any() and np.isnan(ratio[~spread]).all()
 
 
 @pytest.mark.parametrize("factory", models.FACTORIES)

@@ -102,6 +102,38 @@ def test_uniform_attention():
         )
 
 
+EVEN = {
+    "causal": {},
+    "grouped queries": {"key_heads": 1},
+    "bidirectional": {"causal": False},
+    "padding on the left": {"padding": (3, 0), "mask": True},
+    "padding on the right": {"padding": (0, 3), "mask": True},
+    "window": {"window": 9, "mask": True},
+    "cached decoding": {"queries": 5},
+}
+
+
+@pytest.mark.parametrize("case", EVEN)
+def test_an_even_spread_has_a_ratio_of_one_for_every_pair(case):
+    """Also where causality or a window shows a query only some of the keys."""
+    options = dict(EVEN[case])
+    padding, masked = options.pop("padding", (0, 0)), options.pop("mask", False)
+    ids, asked, vision = rows(layout(after=9), layout(after=9 - sum(padding), padding=padding))
+    window = options.get("window")
+    visible = visibility(ids, causal=options.get("causal", True), window=window)
+    mask = visible[:, None] if masked else None
+    call = random_call(ids, scale=0.0, mask=mask, **options)
+    statistic = AttentionStatistic(NAMES, ids, asked, vision)
+    statistic(call)
+    for row in range(2):
+        out = statistic.table("layer", [row])
+        for name in ("entropy", "head_entropy"):
+            spread = out[f"{name}_count"] > 0
+            assert spread.any()
+            assert out[f"{name}_ratio"][spread] == pytest.approx(1, abs=1e-6)
+            assert np.isnan(out[f"{name}_ratio"][~spread]).all()
+
+
 def one_hot_call(targets, size, strength=300.0):
     """Queries that put all weight on one key: `targets[head][query]`."""
     key = torch.eye(size)[None, None].repeat(1, len(targets), 1, 1)
@@ -118,6 +150,7 @@ def test_one_hot_attention():
     assert out["mass"][:, 1:, 1] == pytest.approx(0, abs=1e-6)
     assert out["entropy"][2, 0] == pytest.approx(0, abs=1e-6)
     assert out["head_entropy"][:, 2, 0] == pytest.approx(0, abs=1e-6)
+    assert out["head_entropy_ratio"][:, 2, 0] == pytest.approx(0, abs=1e-6)
     assert np.isnan(out["entropy"][2, 1]), "no weight on vision, so no entropy over it"
     assert (out["head_entropy_count"][:, 2, 1] == 0).all()
 
@@ -319,6 +352,7 @@ def test_tables_of_several_rows_are_pooled_exactly():
         ("mass", "query_count"),
         ("entropy", "entropy_count"),
         ("head_entropy", "head_entropy_count"),
+        ("head_entropy_ratio", "head_entropy_count"),
     ):
         n, m = one[count], other[count]
         with np.errstate(invalid="ignore"):
