@@ -41,8 +41,6 @@ class PartialLayer(DynamicLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.keys = self.values = None  # transformers 5.15 keeps them, as zeros
-        self.is_initialized = False
         self.present = self.closed = None
 
     def crop(self, tokens_to_remove: int) -> None:
