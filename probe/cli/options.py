@@ -73,6 +73,10 @@ class ModelOptions:
             show_default="the processor's own",
         ),
     ] = None
+    exif: Annotated[
+        Literal["upright", "ignore"],
+        typer.Option(help="turn photographs upright, or take them as stored, as LLaVA's scripts"),
+    ] = "upright"
     dtype: Dtype = None
     device: Device = None
     attn: Annotated[
@@ -98,6 +102,7 @@ class ModelOptions:
                 attn_implementation=self.attn,
                 quantization_config=quantization_config(self.quantization),
                 aspect=self.aspect if name is None else None,
+                exif=self.exif,
             )
 
 

@@ -1,4 +1,4 @@
-"""Images and videos as users pass them, and how they are opened: upright, RGB, 8 bits.
+"""Images and videos as users pass them, and how they are opened: upright by default, RGB, 8 bits.
 
 Only raster formats are read, so that no file is interpreted as a program, and only up to
 `MAX_PIXELS`.
@@ -16,6 +16,7 @@ from probe.errors import ProbeError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # of one image, 256 MiB in RGB: Pillow warns about larger ones
+EXIF = ("upright", "ignore")  # turned as the orientation in the file says, or as it is stored
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,19 @@ def as_images(image: ImageSource | Sequence[ImageSource] | None) -> tuple[ImageS
     return (image,)  # type: ignore[return-value]
 
 
-def open_image(image: ImageSource) -> Image.Image:
+def open_image(image: ImageSource, exif: str = "upright") -> Image.Image:
     """The image as it should be seen: upright, RGB, transparency over white, the first frame of an
     animation.
+
+    `exif`: "upright" turns it as its EXIF orientation says; "ignore" leaves it as it is stored, as
+    LLaVA's own scripts do. The result carries no orientation any more.
 
     Raises ProbeError for a file that is missing, truncated, not an image of one of `FORMATS`, or
     with more than `MAX_PIXELS`, and for anything that is neither a path nor a PIL image.
     """
     if isinstance(image, Image.Image):
         width, height = image.size
-        return _upright_rgb(image, f"a {width}x{height} {image.mode} image")
+        return _as_rgb(image, f"a {width}x{height} {image.mode} image", exif)
     if not isinstance(image, str | Path):
         raise ProbeError("image", expected="a path or a PIL image", got=f"a {type(image).__name__}")
     path = _image_file(image)
@@ -79,7 +83,7 @@ def open_image(image: ImageSource) -> Image.Image:
             "image", expected="a readable image file", got=f"{name}: {error}"
         ) from error
     with opened:
-        return _upright_rgb(opened, name)
+        return _as_rgb(opened, name, exif)
 
 
 def open_raster(path: str | Path) -> Image.Image:
@@ -114,12 +118,13 @@ def _image_file(source: str | Path) -> Path:
     raise ProbeError("image", expected="an image file", got=f"{str(path)[:200]!r} ({reason})")
 
 
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+def _as_rgb(image: Image.Image, name: str, exif: str) -> Image.Image:
     if excess := _excess_pixels(image):
         raise ProbeError("image", got=f"{name}: {excess}", fix="pass a smaller image")
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        if exif == "upright":
+            image = ImageOps.exif_transpose(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, EOFError, struct.error ...
         raise ProbeError("image", expected="a complete image", got=f"{name}: {error}") from error
     if 0 in image.size:
@@ -132,7 +137,9 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
         # convert("RGB") would show the colours of transparent pixels, mostly black
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+    rgb = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    rgb.info.clear()  # an orientation would be applied where the image is opened again
+    return rgb
 
 
 def _from_deep_gray(image: Image.Image) -> Image.Image:

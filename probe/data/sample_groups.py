@@ -3,18 +3,18 @@
     for rows in groups(samples):                # [[0, 2], [1]]: positions, groups by first sample
         images = samples[rows[0]].images        # the same for all samples of the group
 
-Files are told apart by their paths and images in memory by their pixels, so that grouping a hundred
-thousand samples opens no file. A sample without images, and one whose image in memory can't be
-read, is a group of its own.
+Files are told apart by their paths and images in memory by what they show, so that grouping a
+hundred thousand samples opens no file. A sample without images, and one whose image in memory can't
+be read, is a group of its own.
 """
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 
-from probe.data.image import ImageSource, Video
+from probe.data.image import ImageSource, Video, open_image
 from probe.data.sample import Sample
 
 
@@ -59,6 +59,8 @@ def _identity(image: ImageSource, read: dict[int, str]) -> str:
     if not isinstance(image, Image.Image):
         raise TypeError(f"a {type(image).__name__} is no image")
     if id(image) not in read:
-        shape = f"{image.mode} {image.size}".encode()
-        read[id(image)] = hashlib.sha256(shape + image.tobytes()).hexdigest()
+        stored = open_image(image, exif="ignore")
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        shape = f"{stored.size} {orientation}".encode()
+        read[id(image)] = hashlib.sha256(shape + stored.tobytes()).hexdigest()
     return read[id(image)]

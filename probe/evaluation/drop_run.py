@@ -110,7 +110,8 @@ class DropRun(SampleRun):
     def __call__(self, samples: list[Sample]) -> xr.DataTree:
         """One sample (a list, as `run_samples` has it) in every case of every mode."""
         (sample,) = samples
-        donor = self.task.donor(sample, same_size=self.subject.aspect == "anyres")
+        same_size = self.subject.aspect == "anyres"
+        donor = self.task.donor(sample, same_size, self.subject.exif)
         nodes = {}
         for mode, sweep in self.sweeps.items():
             table = sweep(sample, donor).drop_vars(WORK_COUNTS)

@@ -179,7 +179,8 @@ class Comparison(SampleRun):
 
     def _median_size(self) -> tuple[int, int]:
         """Height and width of a typical image, in pixels."""
-        sizes = [open_image(sample.images[0]).size for sample in self.samples[:TIMED]]
+        exif = self.methods[0].subject.exif
+        sizes = [open_image(sample.images[0], exif).size for sample in self.samples[:TIMED]]
         width, height = sorted(sizes)[len(sizes) // 2]
         return height, width
 

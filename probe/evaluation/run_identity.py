@@ -23,6 +23,8 @@ def fingerprint(
     always = ("weights", "quantization", "aspect", "image_processor")
     setting = {name: facts[name] for name in always}
     setting |= {name: facts[name] for name in ("reducer", "adapters") if facts[name]}
+    if facts["exif"] != "upright":  # the default, which older runs do not name
+        setting["exif"] = facts["exif"]
     names = {"benchmark": task.benchmark.name, "split": task.benchmark.split}
     return RunFingerprint(
         model=facts["model"],

@@ -85,11 +85,14 @@ class BenchmarkTask:
         """The benchmark's own score of one answer, NaN where only a judge can tell."""
         return float(self.module.score(prediction, sample))
 
-    def donor(self, sample: Sample, same_size: bool = False) -> tuple[Image.Image, ...] | None:
+    def donor(
+        self, sample: Sample, same_size: bool = False, exif: str = "upright"
+    ) -> tuple[Image.Image, ...] | None:
         """Another sample's images, equally many: the next one's in the split that can be opened.
         None if there is none.
 
         same_size: resized to the sample's own, for models whose vision tokens depend on the size.
+        exif: as in `open_image`.
         """
         names = list(self._images)
         start = names.index(sample.meta["image"])
@@ -99,9 +102,9 @@ class BenchmarkTask:
             if len(candidate) != len(sample.images):
                 continue
             try:
-                images = [open_image(image) for image in candidate]
+                images = [open_image(image, exif) for image in candidate]
                 if same_size:
-                    sizes = [open_image(image).size for image in sample.images]
+                    sizes = [open_image(image, exif).size for image in sample.images]
                     images = list(map(Image.Image.resize, images, sizes))
             except ProbeError:
                 continue

@@ -149,7 +149,7 @@ def _reads_image(
     """Whether the answer's log-probability depends on the image: with another one, a blank one, and
     the same in shuffled pieces.
     """
-    shown = open_image(image)
+    shown = open_image(image, subject.exif)
     images = {"this": shown, **_other_images(shown)}
     logits, logprobs = {}, []
     for name, other in images.items():

@@ -1,6 +1,6 @@
 """From images, a question and a response to the inputs of one forward pass.
 
-    encoder = PromptEncoder(model, processor, aspect, vocabulary)
+    encoder = PromptEncoder(model, processor, aspect, "upright", vocabulary)
     inputs = encoder.encode("cat.jpg", "What is on the mat?", response="a cat")
 
 The processor makes the tensors. What is known of each position comes from the chat template
@@ -50,11 +50,12 @@ MOST_PIXELS = 2**28  # of an image on its way through the processor, which may e
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Encodes prompts for one model. `aspect`: as in `Subject`."""
+    """Encodes prompts for one model. `aspect`, `exif`: as in `Subject`."""
 
     model: PreTrainedModel
     processor: Any
     aspect: str
+    exif: str
     vocabulary: TokenizerInfo
 
     def encode(
@@ -66,7 +67,10 @@ class PromptEncoder:
         """One row on the CPU, with the paper's token types; see `Subject.encode`."""
         sources = as_images(image)
         video = any(isinstance(source, Video) for source in sources)
-        images = self._frames(sources) if video else tuple(map(open_image, sources))
+        if video:
+            images = self._frames(sources)
+        else:
+            images = tuple(open_image(source, self.exif) for source in sources)
         messages = messages_of(question, len(sources), self.processor.image_token)
         refuse_special_tokens(self.processor.tokenizer, messages)
         messages, response = _split_answer(messages, response)
@@ -93,7 +97,7 @@ class PromptEncoder:
         (video,) = sources
         source = video.source if isinstance(video, Video) else ()
         try:
-            frames = tuple(video_frames(source))
+            frames = tuple(video_frames(source, upright=self.exif == "upright"))
         except ValueError as error:
             raise ProbeError(
                 "video", expected="a video of at least one frame", got=str(error)

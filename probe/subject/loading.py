@@ -19,8 +19,9 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from probe.data.image import EXIF
 from probe.data.image_views import aspect_of
-from probe.errors import ProbeError, shown
+from probe.errors import ProbeError, one_of, shown
 from probe.hooks.compiled import refuse_compiled
 from probe.hooks.model_structure import cls_tokens, image_token_id
 from probe.subject.model_source import ModelSource, load_error
@@ -52,6 +53,7 @@ def load(
     attn_implementation: str | dict[str, str] | None = None,
     quantization_config: Any = None,
     aspect: str | None = None,
+    exif: str = "upright",
 ) -> Subject:
     """A subject from a name (a shipped model, a folder, a hub id), or from a model and its
     processor.
@@ -66,12 +68,15 @@ def load(
         device: one device for the whole model; not together with `device_map`.
         aspect: for models with one square view, "pad" as LLaVA-1.5 was trained or "crop" as
             Hugging Face's processor does it; by default the processor's own (`subject.aspect`).
+        exif: "upright" turns photographs as their EXIF orientation says, "ignore" takes them as
+            they are stored, as LLaVA's own scripts do.
 
     Raises ProbeError for an unknown name, a checkpoint that transformers cannot load, a model
     without an image token or a processor, a compiled model, an unknown dtype, a device or an
-    attention implementation that is not available, and an aspect that the image processor cannot
-    produce.
+    attention implementation that is not available, an aspect that the image processor cannot
+    produce, and an unknown exif.
     """
+    one_of("load", "exif", exif, EXIF)
     if device is not None and device_map is not None:
         raise ProbeError("load", expected="device= or device_map=", got="both")
     while_loading = {
@@ -89,7 +94,7 @@ def load(
                 )
         opened = _from_memory(model, processor, device, dtype, attn_implementation)
     model, processor, name, revision, toy = opened
-    return Subject(model, processor, name, revision, _aspect(aspect, processor), toy)
+    return Subject(model, processor, name, revision, _aspect(aspect, processor), toy, exif)
 
 
 Opened = tuple[PreTrainedModel, Any, str, str, bool]  # the fields of a Subject without `aspect`

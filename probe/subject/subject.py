@@ -42,6 +42,7 @@ class Subject:
     revision: str
     aspect: str  # how an image that is not square is fitted: "crop", "pad", "squash" or "anyres"
     toy: bool = False
+    exif: str = "upright"  # or "ignore": whether photographs are turned as their EXIF data say
 
     def provenance(self) -> dict[str, Any]:
         """What is needed to repeat a measurement, as attributes of its dataset."""
@@ -57,6 +58,7 @@ class Subject:
             "device": str(input_device(self.model)),
             "aspect": self.aspect
             + (f", {ratio} x {ratio} sub-images and the whole" if ratio > 1 else ""),
+            "exif": self.exif,
             "image_processor": type(self.processor.image_processor).__name__,
             "toy": self.toy,
             "reducer": active_reducers(self.model),
@@ -85,7 +87,7 @@ class Subject:
         token or with ids that the model does not embed, and a sequence longer than the model's
         positions.
         """
-        encoder = PromptEncoder(self.model, self.processor, self.aspect, self.vocabulary)
+        encoder = PromptEncoder(self.model, self.processor, self.aspect, self.exif, self.vocabulary)
         inputs = encoder.encode(image, question, response)
         return inputs.to(input_device(self.model)).as_types(types, turns)
 

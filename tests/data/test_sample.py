@@ -57,6 +57,15 @@ def test_a_rotated_photograph_is_turned_upright(tmp_path):
     assert open_image(tmp_path / "photo.jpg").size == (6, 8)
 
 
+def test_a_photograph_as_it_is_stored_is_never_turned_later(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    red(size=(8, 6)).save(tmp_path / "photo.jpg", exif=exif)
+    stored = open_image(tmp_path / "photo.jpg", exif="ignore")
+    assert stored.size == (8, 6)
+    assert open_image(stored).size == (8, 6)
+
+
 def test_the_image_given_is_not_changed():
     given = red("P")
     open_image(given)

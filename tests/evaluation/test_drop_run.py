@@ -7,6 +7,7 @@ images.
 
 import copy
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +190,11 @@ def test_attention_over_a_benchmark_is_one_record_without_pixels(subject, known,
 
 def test_the_first_cases_are_those_that_every_sweep_has():
     assert THEIRS == ALWAYS
+
+
+def test_photographs_as_they_are_stored_are_another_run(subject, known, tmp_path):
+    task = made_up(known, 2)
+    dropping(subject, task, attention=False).run(tmp_path)
+    ignoring = replace(subject, exif="ignore")
+    with pytest.raises(ProbeError, match="exif"):
+        dropping(ignoring, task, attention=False).run(tmp_path)

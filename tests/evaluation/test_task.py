@@ -51,6 +51,16 @@ def test_the_donor_is_the_next_image_whatever_the_limit(tmp_path):
     assert [image.size for image in task.donor(last, same_size=True) or ()] == [(22, 20)]
 
 
+def test_a_donor_is_turned_as_its_subject_says(tmp_path):
+    rows = {"1": {"imageId": "one"}, "2": {"imageId": "two"}}
+    task = BenchmarkTask.read("gqa", gqa(tmp_path, rows, ("one", "two")))
+    quarter_turn = Image.Exif()
+    quarter_turn[0x0112] = 6
+    Image.new("RGB", (8, 6)).save(tmp_path / "images" / "two.jpg", exif=quarter_turn)
+    sizes = {exif: task.donor(task.samples[0], exif=exif)[0].size for exif in ("upright", "ignore")}
+    assert sizes == {"upright": (6, 8), "ignore": (8, 6)}
+
+
 def test_a_image_that_cannot_be_opened_is_no_donor(tmp_path):
     rows = {"1": {"imageId": "one"}, "2": {"imageId": "two"}}
     task = BenchmarkTask.read("gqa", gqa(tmp_path, rows, ("one", "two")))

@@ -141,6 +141,28 @@ def test_padding_the_image_is_a_choice_that_is_kept_and_shown():
     )
 
 
+def test_turning_a_photograph_upright_is_a_choice_that_is_kept_and_shown(tmp_path):
+    model, processor = models.llava15()
+    quarter_turn = Image.Exif()
+    quarter_turn[0x0112] = 6
+    stored = models.picture(0, 40, 40)
+    stored.save(tmp_path / "photo.png", exif=quarter_turn)
+    upright = load(model, processor=processor)
+    ignoring = load(model, processor=processor, exif="ignore")
+    assert (upright.provenance()["exif"], ignoring.provenance()["exif"]) == ("upright", "ignore")
+    for subject, shown in (
+        (upright, stored.transpose(Image.Transpose.ROTATE_270)),
+        (ignoring, stored),
+    ):
+        for photo in (tmp_path / "photo.png", Image.open(tmp_path / "photo.png")):
+            encoded = subject.encode(photo, "what?")
+            assert torch.equal(
+                encoded["pixel_values"], subject.encode(shown, "what?")["pixel_values"]
+            )
+    with pytest.raises(ProbeError, match="load: expected exif upright, ignore, got 'yes'"):
+        load(model, processor=processor, exif="yes")
+
+
 @pytest.mark.parametrize("factory", [models.llava15, models.llava_next_mistral])
 @pytest.mark.parametrize("aspect", ["pad", None])
 @pytest.mark.parametrize("mode", ["RGB", "P", "CMYK", "L", "RGBA"])

@@ -11,7 +11,8 @@ Every file has these four functions (`BenchmarkModule`), `HEADLINE` (the number 
 `FILES` (what the folder holds) and `SPLITS` (the first is the default). Where `HEADLINE` is not a
 mean of `score` there is `weighted`, the same number when each sample counts several times, as a
 bootstrap needs it, and its `LABEL`. `predictions` maps a sample's id to the generated text. Images
-are turned upright as their EXIF data says; LLaVA's own scripts do not do that.
+are turned upright as their EXIF data says; LLaVA's own scripts do not do that, nor does
+`load(exif="ignore")`, which runs record.
 """
 
 from collections.abc import Callable

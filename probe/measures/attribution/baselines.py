@@ -120,4 +120,4 @@ def _baseline_image(
     if baseline == "blur":
         side = int(answer.inputs.encoder_grid[0].row.max()) + 1
         return image.filter(ImageFilter.GaussianBlur(max(image.size) / side))
-    return open_image(baseline).resize(image.size)
+    return open_image(baseline, subject.exif).resize(image.size)

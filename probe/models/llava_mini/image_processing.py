@@ -84,11 +84,14 @@ def video_frames(
     | Sequence[Image.Image]
     | Iterable[Image.Image]
     | UInt8[np.ndarray, "frame height width 3"],
+    *,
+    upright: bool = True,
 ) -> Iterator[Image.Image]:
     """The frames of a video one by one, from a file (1 frame per second), a folder of frames, or
     frames.
 
-    All images of a folder are frames, in the order of the numbers in their names. Raises ValueError
+    All images of a folder are frames, in the order of the numbers in their names, turned `upright`
+    as their EXIF data say. Raises ValueError
     for a file or folder without frames, and for one that cannot be read.
     """
     if isinstance(video, str | Path):
@@ -97,7 +100,7 @@ def video_frames(
             raise ValueError(
                 f"LLaVA-Mini: expected a video file or a folder of frames, got no {str(video)!r}"
             )
-        yield from _folder(path) if path.is_dir() else _file(path)
+        yield from _folder(path, upright) if path.is_dir() else _file(path)
         return
     for frame in video:
         yield (
@@ -105,7 +108,7 @@ def video_frames(
         ).convert("RGB")
 
 
-def _folder(path: Path) -> Iterator[Image.Image]:
+def _folder(path: Path, upright: bool) -> Iterator[Image.Image]:
     files = [
         file
         for file in path.iterdir()
@@ -118,7 +121,7 @@ def _folder(path: Path) -> Iterator[Image.Image]:
     for file in sorted(files, key=_numbered):
         try:
             with Image.open(file, formats=RASTER_FORMATS) as image:
-                frame = ImageOps.exif_transpose(image).convert("RGB")
+                frame = (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
         except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(
                 f"LLaVA-Mini: expected an image as a frame, got {str(file)!r} ({error})"
