@@ -25,7 +25,8 @@ from running_mean import RunningMean
 from probe.data.sample import Sample
 from probe.records.io import read_ids
 from probe.records.provenance import RunFingerprint
-from probe.records.run_directory import RunDirectory, run_samples
+from probe.records.run_directory import RunDirectory
+from probe.records.run_work import run_samples
 
 PART = 4  # samples: small, so that kills often hit the writing of a part
 SECONDS = 0.003  # of work a sample

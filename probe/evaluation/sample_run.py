@@ -20,7 +20,8 @@ from probe.data.sample import Sample
 from probe.evaluation.task import BenchmarkTask
 from probe.interventions.sweep.result_table import golden
 from probe.records.provenance import RunFingerprint
-from probe.records.run_directory import RunDirectory, run_samples
+from probe.records.run_directory import RunDirectory
+from probe.records.run_work import run_samples
 
 Progress = Callable[[int], None]
 OF_SAMPLES = ("image", "kind", "unit", "rotations")  # of `meta`: what tables are grouped by

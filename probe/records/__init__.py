@@ -18,7 +18,8 @@ holds the numbers. Needs no torch, so a record is read and drawn on any laptop.
 | `frames.py` | `to_dataframe`, `entropy_ratio`, `node` |
 | `compact.py` | `without_pixels`: a record as a run keeps it |
 | `thumbnails.py` | small copies of images |
-| `run_directory.py` | results over many samples, resumable |
+| `run_directory.py` | results over many samples, resumable; its parts and the rest: `run_*.py` |
+| `run_work.py` | one process at work on a run: samples are claimed, measured, written |
 | `provenance.py` | what has to be known to make a result again; hashes |
 | `bootstrap.py`, `rank_agreement.py` | intervals over images; rank correlations of maps |
 """

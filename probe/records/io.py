@@ -191,15 +191,22 @@ def _copy_once(source: Path, path: Path) -> None:
 class DamagedPartError(ProbeError):
     """A part whose content is not what was written."""
 
+    def __init__(self, path: Path, reason: str):
+        self.path, self.reason = path, reason
+        super().__init__(
+            "run",
+            expected=f"a whole part in {path}",
+            got=f"a damaged one ({reason})",
+            fix="give the command of the run again: its samples are computed again",
+        )
+
 
 def _part_error(path: Path, error: Exception) -> ProbeError:
-    got = f"a damaged one ({reason_of(error)})"
     if isinstance(error, OSError | MemoryError):  # the file may be whole
         return ProbeError(
             "run", expected=f"a part that can be read in {path}", got=reason_of(error)
         )
-    fix = "give the command of the run again: its samples are computed again"
-    return DamagedPartError("run", expected=f"a whole part in {path}", got=got, fix=fix)
+    return DamagedPartError(path, reason_of(error))
 
 
 def reason_of(error: BaseException) -> str:

@@ -29,8 +29,9 @@ from probe.errors import ProbeError, RunWarning
 from probe.records.concat import join, select
 from probe.records.io import read_ids, read_part, read_part_header, write_part
 from probe.records.provenance import RunFingerprint, hash_files
-from probe.records.run_directory import STALE_SECONDS, RunDirectory, Writer, run_samples
+from probe.records.run_directory import STALE_SECONDS, RunDirectory
 from probe.records.run_settings import library_versions
+from probe.records.run_work import Writer, run_samples
 
 ROOT = Path(__file__).parents[2]
 SAME = RunFingerprint(
@@ -268,7 +269,7 @@ def test_unfinished_parts_are_ignored_and_old_ones_removed(run, monkeypatch):
             run.write(dataset(SAMPLES[:2]))
     monkeypatch.undo()
     old, young = (path for path in (run.folder / "parts").iterdir() if path.suffix == ".tmp")
-    half = run._temporary_folder()  # of a compaction
+    half = run.folder / f"final-{run.token}0123abcd.tmp"  # of a compaction
     (half / "llm").mkdir(parents=True)
     long_ago = time.time() - STALE_SECONDS - 60
     RunDirectory.open(run.folder, SAME)
@@ -283,7 +284,7 @@ def test_unfinished_parts_are_ignored_and_old_ones_removed(run, monkeypatch):
 
 
 def test_files_of_a_user_stay(run):
-    token = run._token()
+    token = run.token.rstrip("-")
     names = [
         "mydata.tmp",
         "final-1.tmp",

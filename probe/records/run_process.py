@@ -1,0 +1,72 @@
+"""Which process is at work, on which machine, and whether it still is.
+
+    mine = this_process("0")
+    is_gone(mine)                        # False: True only where it is certain
+
+A process is known by its number and the time at which it started, as numbers come again; a machine
+by its name, its boot and, in a container, the name space of its process numbers.
+"""
+
+import contextlib
+import os
+import socket
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Process:
+    """A worker of a run: the process `pid` of the machine `host`."""
+
+    worker: str
+    host: str
+    machine: str  # host, boot and name space: pids are comparable where it is equal
+    pid: int
+    started: str  # in clock ticks since the boot; "" where the system does not tell
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.pid}"
+
+
+def this_process(worker: str) -> Process:
+    """The process that asks, under the worker's name."""
+    pid = os.getpid()
+    return Process(worker, socket.gethostname(), _machine(), pid, _started(pid))
+
+
+def is_here(process: Process) -> bool:
+    """Whether it is, or was, a process of this machine."""
+    return process.machine == _machine()
+
+
+def is_gone(process: Process) -> bool:
+    """Whether it is a process of this machine that has certainly ended."""
+    if not is_here(process):
+        return False
+    try:
+        os.kill(process.pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's: it is there
+        return False
+    return process.started != _started(process.pid)
+
+
+@cache
+def _machine() -> str:
+    facts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        facts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(facts)
+
+
+def _started(pid: int) -> str:
+    """The start of a process; "" also for one that has ended and was not waited for (a zombie)."""
+    with contextlib.suppress(OSError, IndexError):
+        # proc(5): the name in brackets may contain spaces; then state is field 3, start field 22
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] not in "ZX":
+            return fields[19]
+    return ""
