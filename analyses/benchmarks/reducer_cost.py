@@ -115,7 +115,7 @@ def choosing(rounds: int, cuda: bool) -> None:
     tower: Any = CLIPVisionModel(CLIPVisionConfig(**CLIP_L_336))
     tower.to("cuda" if cuda else "cpu", torch.bfloat16).eval()
     pixels = torch.randn(1, 3, 336, 336, device=tower.device, dtype=tower.dtype)
-    with tapped(tower, -2) as tap:
+    with tapped(tower, -2, REDUCER) as tap:
         seen = tap.encoder_output(tower(pixels, output_hidden_states=True).hidden_states)
     sides: dict[str, Callable[[], object]] = {
         "encoder": lambda: tower(pixels),

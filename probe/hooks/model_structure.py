@@ -7,6 +7,7 @@ module names is found as well. `subject/token_grid.py` says where a vision token
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -19,6 +20,7 @@ from probe.hooks.model_state import state_of
 # An attention module has all attributes of one of these lines; the first line that any module of
 # the layer fits decides.
 ATTENTION_ATTRIBUTES = (("config", "head_dim"), ("config", "num_heads"), ("num_heads",))
+LAST_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "proj", "projection_layer", "dense")
 
 
@@ -135,6 +137,15 @@ def output_projection(attention: nn.Module) -> nn.Linear:
             fix="merge the adapter, or load the model without quantization",
         )
     return projection
+
+
+def last_norm(called: str, model: PreTrainedModel) -> nn.Module:
+    """The decoder's norm before the head. Raises ProbeError where it has none."""
+    decoder: Any = model.get_decoder()
+    for name in LAST_NORMS:
+        if hasattr(decoder, name):
+            return getattr(decoder, name)
+    raise ProbeError(called, expected="a decoder with a last norm", got=type(decoder).__name__)
 
 
 def active_adapters(model: nn.Module) -> tuple[str, ...]:

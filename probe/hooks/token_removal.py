@@ -111,6 +111,10 @@ class LayerInput:
         self.index, self.hidden = index, hidden
         self._flow, self._layer, self._kwargs = flow, layer, kwargs
 
+    @property
+    def model(self) -> PreTrainedModel:
+        return self._flow.model
+
     def whole(self) -> Float[Tensor, "batch position hidden"]:
         """All positions; removed ones with their last hidden state."""
         return self._flow.whole_of(self.hidden)

@@ -33,7 +33,7 @@ from probe.hooks.block_threads import add_hook, only_this_thread
 from probe.hooks.finite_states import finite_states
 from probe.hooks.model_checks import require_subject
 from probe.hooks.model_state import active_interventions
-from probe.hooks.model_structure import stacks
+from probe.hooks.model_structure import last_norm, stacks
 from probe.records.provenance import provenance
 from probe.records.schema import Variable, dataset, image_variables, patch_variables
 from probe.records.thumbnails import thumbnails
@@ -42,7 +42,6 @@ from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
 
 BLOCK = 256  # positions whose logits are in memory at once
-NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 STACKS = ("llm", "prefusion")
 SCHEMA = {
     "word": Variable("layer row", "text", "most probable word", dtype="object"),
@@ -149,14 +148,11 @@ class _LayerOutputs:
 
 def _head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     """The model's own last norm and head."""
-    decoder: Any = model.get_decoder()
-    norm = next((getattr(decoder, name) for name in NORMS if hasattr(decoder, name)), None)
+    norm: Any = last_norm("logit_lens", model)
     head: Any = model.get_output_embeddings()
-    if norm is None or head is None:
+    if head is None:
         raise ProbeError(
-            "logit_lens",
-            expected="a decoder with a last norm and a head",
-            got=type(decoder).__name__,
+            "logit_lens", expected="a decoder with a head", got=type(model.get_decoder()).__name__
         )
     return lambda hidden: head(norm(hidden)).float()
 

@@ -1,16 +1,18 @@
-"""What a reducer is given of the encoder: its features, and queries and keys of two layers, never a
-whole attention map.
+"""What a reducer is given of the encoder: its features, and queries and keys of some layers, never
+a whole attention map.
 
     output.features                                # (view, position, width)
     output.patch_attention(output.output_layer)    # (view, head, patch): what patches receive
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.errors import ProbeError
 from probe.hooks.attention_call import attention_weights
 
 CHUNK = 2**24  # attention weights that are held at a time
@@ -62,17 +64,47 @@ class EncoderOutput:
     output_layer: the layer whose output the features are.
     next_layer: the layer after it, which reads them; the same one where there is none.
     first_patch: the position of the first patch: 1 after a class token, else 0.
+    depth: the number of the encoder's layers.
+    layers: by its number, from 0, each layer that the reducer asked for (`encoder_layers`).
+    full_patches: the number of patches of a view whose pixels were not shrunk.
+    last_hidden: the output of the last layer.
+    projector: the model's own, None where an encoder is run alone.
     """
 
     features: Float[Tensor, "view position width"]
     output_layer: LayerAttention
     next_layer: LayerAttention
     first_patch: int
+    depth: int
+    full_patches: int
+    last_hidden: Float[Tensor, "view position last_width"]
+    layers: Mapping[int, LayerAttention] = field(default_factory=dict)
+    projector: Callable[[Tensor], Tensor] | None = None
 
     @property
     def patches(self) -> int:
         """The number of patches of a view."""
         return self.features.shape[1] - self.first_patch
+
+    @property
+    def patch_features(self) -> Float[Tensor, "view patch width"]:
+        """The features without the class token."""
+        return self.features[:, self.first_patch :]
+
+    @torch.no_grad()
+    def projected(self) -> Float[Tensor, "view patch llm_width"]:
+        """The patches as the LLM would read them.
+
+        Raises ProbeError where there is no projector.
+        """
+        if self.projector is None:
+            raise ProbeError(
+                "encode",
+                expected="a projector: this reducer compares what the LLM reads",
+                got="an encoder alone",
+                fix="give encode(..., projector=model.model.multi_modal_projector)",
+            )
+        return self.projector(self.patch_features)
 
     def of_views(self, start: int, stop: int) -> "EncoderOutput":
         return EncoderOutput(
@@ -80,6 +112,11 @@ class EncoderOutput:
             self.output_layer.of_views(start, stop),
             self.next_layer.of_views(start, stop),
             self.first_patch,
+            self.depth,
+            self.full_patches,
+            self.last_hidden[start:stop],
+            {number: layer.of_views(start, stop) for number, layer in self.layers.items()},
+            self.projector,
         )
 
     def patch_attention(self, attention: LayerAttention) -> Float[Tensor, "view head patch"]:

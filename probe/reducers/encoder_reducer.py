@@ -1,4 +1,4 @@
-"""Run a vision encoder and give a reducer its features, with queries and keys of two layers.
+"""Run a vision encoder and give a reducer its features, with queries and keys of some layers.
 
     model = probe.load("tiny-llava").model
     reduction = encode(model.model.vision_tower, pixel_values, VisionZip(dominant=5, contextual=2))
@@ -7,7 +7,9 @@ The encoder runs with its own kernel (sdpa, flash, eager) and is left as it was;
 kept.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from threading import local
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import Kernel, Output, routed
-from probe.hooks.block_threads import model_block
+from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.model_structure import first_patch, layers_of
 from probe.reducers.encoder_output import EncoderOutput, LayerAttention
 from probe.reducers.reduction import Reduction
@@ -41,9 +43,10 @@ def encode(
     pixel_values: Float[Tensor, "*view channel height width"],
     reducer: EncoderReducer,
     layer: FeatureLayer = -2,
+    projector: nn.Module | None = None,
 ) -> Reduction:
     """What a reducer leaves of these views. `layer`: the hidden states that the LLM would read
-    (LLaVA: -2).
+    (LLaVA: -2); `projector`: for reducers that compare what the LLM reads.
 
     The views are one call, as in the authors' code (PruMerge shares its number of centres over a
     call). Raises ProbeError for a compiled encoder, one whose queries and keys are not visible, and
@@ -62,22 +65,33 @@ def encode(
         raise ProbeError("encode", expected=expected, got=str(got))
     parameter = next(vision_tower.parameters())
     pixels = pixel_values.flatten(0, -4).to(parameter.device, parameter.dtype)
-    with tapped(vision_tower, layer) as tap:
+    with tapped(vision_tower, layer, reducer) as tap:
         output = vision_tower(pixels, output_hidden_states=True)
-    return reducer.reduce(tap.encoder_output(output.hidden_states))
+    return reducer.reduce(tap.encoder_output(output.hidden_states, projector))
 
 
 class _Running(local):
     """The calls of a thread's forward, by layer. Each thread has its own."""
+
+    full_patches = 0  # of a view as the model's image processor made it
+    last_hidden: Any = None
 
     def __init__(self):
         self.calls: dict[int, LayerAttention] = {}
 
 
 class EncoderTap:
-    """Keeps queries and keys of the layer that makes an encoder's features and of the next one."""
+    """Keeps queries and keys of the layer that makes an encoder's features, of the next one, and of
+    those that the reducer asks for.
+    """
 
-    def __init__(self, tower: nn.Module, layer: FeatureLayer, model: nn.Module | None = None):
+    def __init__(
+        self,
+        tower: nn.Module,
+        layer: FeatureLayer,
+        reducer: EncoderReducer,
+        model: nn.Module | None = None,
+    ):
         stack = layers_of(tower, model)
         count = len(stack.layers)
         self.hidden_states = [layer] if isinstance(layer, int) else list(layer)
@@ -89,18 +103,35 @@ class EncoderTap:
         deepest = max(index % (count + 1) for index in self.hidden_states)
         self.output_layer = max(deepest - 1, 0)  # hidden states start with the embeddings
         self.next_layer = min(self.output_layer + 1, count - 1)
+        self.reducer, self.depth, self.last_layer = reducer, count, stack.layers[-1]
+        self.asked = layers_asked(reducer, count)
         names = list(stack.attention)
         self.attention = {
             names[index]: stack.attention[names[index]]
-            for index in (self.output_layer, self.next_layer)
+            for index in (self.output_layer, self.next_layer, *self.asked)
         }
         self._index = {self.attention[name]: names.index(name) for name in self.attention}
         self._running = _Running()
+
+    def shrink(self, tower: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The encoder's arguments, with the pixels that the reducer gives it instead."""
+        name = next(iter(inspect.signature(tower.forward).parameters))
+        kwargs = dict(kwargs)
+        given = args[0] if args else kwargs.pop(name)
+        patch_size = patch_embedding(tower).stride[0]
+        self._running.full_patches = given[0, 0].numel() // patch_size**2
+        kwargs["interpolate_pos_encoding"] = True
+        reducer: Any = self.reducer
+        return (reducer.shrunk(given, patch_size), *args[1:]), kwargs
 
     def around(self, call: AttentionCall, kernel: Kernel) -> Output:
         layer = self._index[call.module]  # names differ where a model is tapped too
         self._running.calls[layer] = LayerAttention(call.query, call.key, call.scaling, layer)
         return kernel(call)
+
+    def ended(self, layer: nn.Module, args: tuple, output: Any) -> None:
+        """The last layer's output: models ask their encoder for some hidden states only."""
+        self._running.last_hidden = output[0] if isinstance(output, tuple) else output
 
     def refuse(self, weights: AttentionCall | AttentionWeights) -> None:
         raise ProbeError(
@@ -109,23 +140,79 @@ class EncoderTap:
             got=f"{type(weights.module).__name__}, which returns attention weights only",
         )
 
-    def encoder_output(self, hidden_states: Sequence[Any]) -> EncoderOutput:
+    def encoder_output(
+        self, hidden_states: Sequence[Any], projector: nn.Module | None = None
+    ) -> EncoderOutput:
         """The forward that has just ended; its queries and keys are released."""
         features = torch.cat([hidden_states[index] for index in self.hidden_states], -1)
         calls, self._running.calls = self._running.calls, {}
+        last_hidden, self._running.last_hidden = self._running.last_hidden, None
+        full_patches = self._running.full_patches or features.shape[1] - self.first_patch
         return EncoderOutput(
-            features, calls[self.output_layer], calls[self.next_layer], self.first_patch
+            features,
+            calls[self.output_layer],
+            calls[self.next_layer],
+            self.first_patch,
+            self.depth,
+            full_patches,
+            last_hidden,
+            {index: calls[index] for index in self.asked},
+            projector,
         )
+
+
+def layers_asked(reducer: EncoderReducer, depth: int) -> tuple[int, ...]:
+    """The further layers of an encoder of `depth` layers whose attention a reducer ranks by.
+
+    Raises ProbeError for one that the encoder does not have.
+    """
+    asked = tuple(getattr(reducer, "encoder_layers", lambda depth: ())(depth))
+    for index in asked:
+        if not 0 <= index < depth:
+            raise ProbeError(
+                "reduced",
+                expected=f"{reducer!r} with layers of the encoder, 0 to {depth - 1}",
+                got=str(index),
+            )
+    return asked
 
 
 @model_block
 def tapped(
-    tower: nn.Module, layer: FeatureLayer, model: nn.Module | None = None
+    tower: nn.Module,
+    layer: FeatureLayer,
+    reducer: EncoderReducer,
+    model: nn.Module | None = None,
 ) -> Iterator[EncoderTap]:
     """Taps an encoder (of a model) while the block lasts, also in forwards that are hidden from
     other taps.
     """
-    tap = EncoderTap(tower, layer, model)
+    tap = EncoderTap(tower, layer, reducer, model)
     options: dict[str, Any] = {"required": False, "innermost": True, "always": True}
-    with routed(tap.attention, tap.around, weights=tap.refuse, **options):
+    with ExitStack() as undo:
+        undo.enter_context(routed(tap.attention, tap.around, weights=tap.refuse, **options))
+        add_hook(undo, tap.last_layer.register_forward_hook, tap.ended, always=True)
+        if hasattr(reducer, "shrunk"):
+            _check_interpolates(tower)
+            options = {"with_kwargs": True, "prepend": True, "always": True}
+            add_hook(undo, tower.register_forward_pre_hook, tap.shrink, **options)
         yield tap
+
+
+def patch_embedding(tower: nn.Module) -> nn.Conv2d:
+    """The convolution that makes patches of pixels."""
+    found = [module for module in tower.modules() if isinstance(module, nn.Conv2d)]
+    if not found:
+        raise ProbeError(
+            "reduced", expected="an encoder that embeds patches", got=type(tower).__name__
+        )
+    return found[0]
+
+
+def _check_interpolates(tower: nn.Module) -> None:
+    if "interpolate_pos_encoding" not in inspect.signature(tower.forward).parameters:
+        raise ProbeError(
+            "reduced",
+            expected="an encoder that interpolates its position embeddings, for smaller images",
+            got=type(tower).__name__,
+        )

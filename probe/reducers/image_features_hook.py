@@ -109,7 +109,7 @@ class ImageFeaturesHook:
         with ExitStack() as undo:
             undo.enter_context(override_token_count(self.model, self.kept_patches))
             for tower in self.towers:
-                tap = undo.enter_context(tapped(tower, self.layer, self.model))
+                tap = undo.enter_context(tapped(tower, self.layer, self.reducer, self.model))
                 encoded = partial(self._encoded, tap)
                 add_hook(undo, tower.register_forward_hook, encoded, always=True)
             projector = self.projector
@@ -140,7 +140,7 @@ class ImageFeaturesHook:
         states = getattr(output, "hidden_states", None)
         # without the tapped states it is a call for other features
         if states is not None and all(states[index] is not None for index in tap.hidden_states):
-            self._running.call = EncoderCall(output, tap.encoder_output(states))
+            self._running.call = EncoderCall(output, tap.encoder_output(states, self.projector))
 
     def _single_token(self, projector: nn.Module, args: tuple) -> tuple | None:
         call = self._running.call
@@ -148,9 +148,11 @@ class ImageFeaturesHook:
             return None
         features = call.encoder_output.features
         views, call.tokens = args[0].shape[:2]
-        allowed = (call.encoder_output.patches, features.shape[1])  # without and with class token
+        patches, full_patches = call.encoder_output.patches, call.encoder_output.full_patches
+        allowed = (patches, features.shape[1])  # without and with class token
         if views != len(features) or call.tokens not in allowed:
-            _refuse_pooling(f"{call.tokens} of {call.encoder_output.patches} patches")
+            _refuse_pooling(f"{call.tokens} of {patches} patches")
+        call.tokens += full_patches - patches  # of a view that was shrunk
         return (args[0][:1, :1],)
 
     def _projected(
@@ -188,15 +190,17 @@ class ImageFeaturesHook:
         the number of views of each, and which feature each unreduced token is (-1: a newline).
         """
         self._running.call = None
-        kept, sources, start = [], [], 0
+        kept, sources, start, is_projected = [], [], 0, False
         for views, indices in images:
             reduction = self.reducer.reduce(call.encoder_output.of_views(start, start + views))
             start += views
+            is_projected = reduction.is_projected
             across = 1 if views == 1 else _tiles_across(indices[call.tokens :], call.tokens)
             order = prompt_order(reduction, across)
             kept.append(reduction.tokens.flatten(0, 1)[order])
             sources.append(source_patches(reduction, order))
-        projected = self.projector(torch.cat(kept)[None])[0]
+        joined_tokens = torch.cat(kept)
+        projected = joined_tokens if is_projected else self.projector(joined_tokens[None])[0]
         tokens = list(projected.split([len(each) for each in kept]))
         for number, (views, indices) in enumerate(images):
             if views == 1 and indices[-1] < 0:  # a newline ends it

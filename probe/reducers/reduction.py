@@ -28,7 +28,7 @@ class Reduction:
     Where views keep different numbers of tokens, `count` says how many are real; the padding after
     them is 0 in `tokens` and -1 in `source` and `kept`.
 
-    tokens: what the projector gets, in the reducer's order.
+    tokens: what the projector gets (or makes of it: `is_projected`), in the reducer's order.
     source: the position that a token stands for (of a merged one: its target); -1 for none.
     kept: positions that have a token of their own, ascending.
     merged_into: the token that a position went into; -1 where it was discarded.
@@ -36,6 +36,7 @@ class Reduction:
     layer: the layer whose attention the scores are, from 0.
     first_patch: the position of the first patch: 1 after a class token, else 0.
     count: real tokens of each view.
+    is_projected: whether `tokens` are what the LLM reads, not what the projector gets.
     """
 
     tokens: Float[Tensor, "view token width"]
@@ -46,6 +47,7 @@ class Reduction:
     layer: int
     first_patch: int
     count: tuple[int, ...]
+    is_projected: bool = False
 
     @property
     def is_kept(self) -> Bool[Tensor, "view token"]:
@@ -106,6 +108,7 @@ def joined(reductions: Sequence[Reduction]) -> Reduction:
         layer=first.layer,
         first_patch=first.first_patch,
         count=tuple(number for each in reductions for number in each.count),
+        is_projected=first.is_projected,
     )
 
 

@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 import torch
 from models import llava15, llava_next_vicuna, picture
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     LlamaConfig,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     SiglipVisionConfig,
     VideoLlavaConfig,
@@ -23,12 +29,29 @@ import probe
 from probe.data.sample import Sample
 from probe.hooks.model_structure import vision_positions
 from probe.interventions.sweep import windows
-from probe.reducers import FastV, Grid, PruMerge, Random, VisionZip, encode
+from probe.reducers import (
+    CDPruner,
+    DivPrune,
+    DownSample,
+    FastV,
+    Grid,
+    HiPrune,
+    HoloV,
+    PruMerge,
+    Random,
+    VisionZip,
+    VisPruner,
+    VScan,
+    encode,
+)
 from probe.subject.inputs import collate
 
 QUESTION = "what is in the picture ?"
 ZIP = VisionZip(5, 3)
-EACH = [ZIP, PruMerge(), PruMerge(plus=True), PruMerge(0.25), Random(4), Grid(0.5)]
+EACH = [
+    *(ZIP, PruMerge(), PruMerge(plus=True), PruMerge(0.25), Random(4), Grid(0.5)),
+    *(VisPruner(6), HoloV(5), HiPrune(7, alpha=0.8), VScan(8), DivPrune(6), DownSample(9)),
+]
 
 
 def subject(make=llava15, **options):
@@ -56,10 +79,14 @@ def test_the_llm_reads_the_projected_tokens_and_nothing_else_changes(reducer):
         inputs = ours.encode(picture(), QUESTION)
         found = logits(ours, inputs)
     with torch.no_grad():
-        reduction = encode(model.model.vision_tower, inputs["pixel_values"], reducer)
+        projector = model.model.multi_modal_projector
+        reduction = encode(
+            model.model.vision_tower, inputs["pixel_values"], reducer, projector=projector
+        )
         embeds = model.get_input_embeddings()(inputs["input_ids"])
         vision = vision_positions(model, inputs["input_ids"])
-        embeds[vision] = model.model.multi_modal_projector(reduction.tokens[0])
+        tokens = reduction.tokens[0]
+        embeds[vision] = tokens if reduction.is_projected else projector(tokens)
         expected = model.lm_head(model.model.language_model(inputs_embeds=embeds).last_hidden_state)
     assert int(vision.sum()) == reduction.count[0] < 16 + 2
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -85,7 +112,7 @@ def test_inputs_from_outside_lose_their_surplus_placeholders(make, reducer):
 
 @pytest.mark.parametrize("make", [llava15, llava_next_vicuna])
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("reducer", [ZIP, PruMerge(plus=True)], ids=repr)
+@pytest.mark.parametrize("reducer", [ZIP, PruMerge(plus=True), VScan(8)], ids=repr)
 def test_a_padded_row_is_what_it_is_alone(make, side, reducer):
     ours = subject(make)
     with probe.reduced(ours, reducer):
@@ -397,3 +424,82 @@ def test_mistakes_are_one_line(unchecked):
     cut = {**row, **{name: row[name][:, first:] for name in ("input_ids", "attention_mask")}}
     with probe.reduced(ours, ZIP), pytest.raises(probe.ProbeError, match=r"8 placeholders.*got 15"):
         logits(ours, cut)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A CLIP whose vision tower has the width of `llava15`'s, with a tokenizer of a few words."""
+    folder = tmp_path_factory.mktemp("clip")
+    words = {word: i for i, word in enumerate(["[UNK]", "[PAD]", "is", "it", "red", "blue", "?"])}
+    backend = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]"
+    )
+    tokenizer.save_pretrained(folder)
+    vision = llava15()[0].config.vision_config.to_dict()
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    text = small | {"vocab_size": 8, "max_position_embeddings": 6, "num_attention_heads": 2}
+    torch.manual_seed(5)
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    CLIPModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_cdpruner_compares_patches_with_the_question(clip_folder):
+    ours = subject()
+    kept = {}
+    for text in ("is it red ?", "blue blue blue", "is it red ? is it blue ? is it red ?"):
+        with probe.reduced(ours, CDPruner(5, clip=clip_folder, text=text)):
+            inputs = ours.encode(picture(), text)
+        assert int(inputs.types.vision.sum()) == 5
+        kept[text] = inputs.grid[0].box.tolist()
+    assert kept["is it red ?"] != kept["blue blue blue"]
+
+
+def test_cdpruner_needs_the_models_own_clip(clip_folder, tmp_path):
+    with pytest.raises(probe.ProbeError, match="clip: the name of a CLIP model"):
+        CDPruner(5, clip="", text="is it red ?")
+    message = refused_while_encoding(CDPruner(5, clip=str(tmp_path), text="is it red ?"))
+    assert "CLIP model with its tokenizer" in message
+    narrow = llava15()[0].config.vision_config.hidden_size
+    assert narrow == CLIPModel.from_pretrained(clip_folder).visual_projection.in_features
+
+
+def refused_while_encoding(reducer):
+    ours = subject()
+    with pytest.raises(probe.ProbeError) as error, probe.reduced(ours, reducer):
+        ours.encode(picture(), QUESTION)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_layer_that_the_encoder_does_not_have_is_refused_before_anything_runs():
+    assert "layers of the encoder, 0 to 2" in refuses(subject(), VScan(8, shallow_layer=3))
+
+
+@pytest.mark.parametrize(
+    "reducer", [VisPruner(30, budget="image"), Random(30, budget="image")], ids=repr
+)
+def test_a_budget_is_for_all_tiles_of_an_image(reducer):
+    ours = subject(llava_next_vicuna)
+    with probe.reduced(ours, reducer):
+        inputs = ours.encode(picture(), QUESTION)
+    views = inputs["pixel_values"].shape[1]
+    assert views > 1
+    assert int(inputs.types.vision.sum()) == 30 // views * views
+
+
+def test_a_shrunk_image_keeps_the_encoder_and_its_positions():
+    """The encoder is run on fewer patches, with its position embeddings interpolated by itself."""
+    ours = subject()
+    pixels = ours.encode(picture(), QUESTION)["pixel_values"]
+    tower, reducer = ours.model.model.vision_tower, DownSample(4)
+    reduction = encode(tower, pixels, reducer)
+    small = reducer.shrunk(pixels, tower.config.patch_size)
+    assert small.shape[-1] == 2 * tower.config.patch_size
+    with torch.no_grad():
+        states = tower(small, output_hidden_states=True, interpolate_pos_encoding=True)
+    assert torch.equal(reduction.tokens, states.hidden_states[-2][:, 1:])
+    assert (reduction.source - 1).tolist() == [[5, 7, 13, 15]]
+    assert (reduction.merged_into[0, 1:].view(4, 4)[:2, :2] == 0).all()

@@ -34,6 +34,7 @@ from probe.interventions import drop_vision, swap_vision
 from probe.interventions.sweep import sweep_one
 from probe.records import node as node_of
 from probe.reducers import (
+    DART,
     METHODS,
     FastV,
     LLMReducer,
@@ -61,10 +62,11 @@ REDUCERS = [
     PyramidDrop((1, 3), (0.7, 0.3)),
     SparseVLM((400, 300, 150), recycle=True),
     SparseVLM((400, 300, 150), recycle=False),
+    DART(2, 0.5, pivot_image=1, pivot_text=1),
 ]
 hardest = pytest.mark.parametrize("reducer", [REDUCERS[0], REDUCERS[2]], ids=["fastv", "recycling"])
 each_reducer = pytest.mark.parametrize(
-    "reducer", REDUCERS, ids=["fastv", "pyramiddrop", "recycling", "sparsevlm"]
+    "reducer", REDUCERS, ids=["fastv", "pyramiddrop", "recycling", "sparsevlm", "dart"]
 )
 
 

@@ -18,9 +18,13 @@ from probe.reducers import (
     Reduction,
     VisionZip,
     baselines,
+    dart,
+    divprune,
+    downsample,
     dpc_knn,
     encode,
     encoder_output,
+    patch_selection,
     pyramiddrop,
     sparsevlm,
     token_budget,
@@ -284,7 +288,7 @@ class Brightest:
 
     def reduce(self, seen):
         length = seen.features[:, seen.first_patch :].norm(dim=-1)
-        return baselines.select_patches(seen, length.topk(5).indices.sort().values)
+        return patch_selection.select_patches(seen, length.topk(5).indices.sort().values)
 
 
 def test_a_reducer_of_ones_own():
@@ -296,7 +300,10 @@ def test_a_reducer_of_ones_own():
 
 @pytest.mark.parametrize(
     "module",
-    [baselines, encoder_concentration, dpc_knn, pyramiddrop, sparsevlm, token_budget, visionzip],
+    [
+        *(baselines, dart, divprune, downsample, patch_selection, encoder_concentration),
+        *(dpc_knn, pyramiddrop, sparsevlm, token_budget, visionzip),
+    ],
 )
 def test_examples(module):
     result = doctest.testmod(module)
