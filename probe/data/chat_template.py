@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from probe.data.template_limits import check_templates, within_limits
 from probe.data.token_types import INSTRUCTION, RESPONSE, SYSTEM
 from probe.errors import ProbeError, shown
 
@@ -265,8 +266,8 @@ def _length_in(text: str, position: int, words: str, closing: str) -> int | None
 
 
 def _template(processor: Any) -> Template:
-    """The processor's chat template. Raises ProbeError where there is none, and when it is called
-    with a conversation that it refuses.
+    """The processor's chat template. Raises ProbeError where there is none, or one beyond
+    the limits, and when it is called with a conversation that it refuses.
     """
     if getattr(processor, "chat_template", None) is None:
         raise ProbeError(
@@ -276,10 +277,16 @@ def _template(processor: Any) -> Template:
             fix="set processor.chat_template to the model's",
         )
 
+    check_templates(processor.chat_template)
+
     def template(messages: Sequence[Message], open_answer: bool) -> str:
         copies = [dict(message) for message in messages]
         try:
-            return processor.apply_chat_template(copies, add_generation_prompt=open_answer)
+            return within_limits(
+                lambda: processor.apply_chat_template(copies, add_generation_prompt=open_answer)
+            )
+        except ProbeError:  # it does not end
+            raise
         except Exception as error:  # jinja2's TemplateError, or whatever the template's code raises
             roles = ", ".join(message["role"] for message in messages)
             raise ProbeError(

@@ -191,10 +191,12 @@ class ImageFeaturesHook:
         """
         self._running.call = None
         kept, sources, start, is_projected = [], [], 0, False
+        fewest = call.encoder_output.patches  # tokens that any view is left with
         for views, indices in images:
             reduction = self.reducer.reduce(call.encoder_output.of_views(start, start + views))
             start += views
             is_projected = reduction.is_projected
+            fewest = min(fewest, *reduction.count)
             across = 1 if views == 1 else _tiles_across(indices[call.tokens :], call.tokens)
             order = prompt_order(reduction, across)
             kept.append(reduction.tokens.flatten(0, 1)[order])
@@ -210,12 +212,13 @@ class ImageFeaturesHook:
         call.output.full = [len(indices) for _, indices in images]
         call.output.left = [len(each) for each in tokens]
         call.output.patches = sources
-        self._warn_unreduced(call.output.full, call.output.left)
+        is_whole = fewest >= call.encoder_output.patches  # only newlines may be fewer
+        self._warn_unreduced(call.output.full, call.output.left, is_whole)
         return tokens
 
-    def _warn_unreduced(self, full: Sequence[int], left: Sequence[int]) -> None:
+    def _warn_unreduced(self, full: Sequence[int], left: Sequence[int], is_whole: bool) -> None:
         """Says once where the reducer leaves as many tokens as there were."""
-        if not self._is_warned and any(map(ge, left, full)):
+        if not self._is_warned and (is_whole or any(map(ge, left, full))):
             self._is_warned = True
             got = f"{max(left)} vision tokens of {max(full)}"
             warnings.warn(f"reduced: {self.reducer} leaves {got}: nothing is reduced", stacklevel=2)

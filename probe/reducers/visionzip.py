@@ -20,7 +20,6 @@ position wins.
 Source: arXiv 2412.04467; dvlab-research/VisionZip at 3151f6d, `visionzip/clip_encoder.py`.
 """
 
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,12 +69,6 @@ class VisionZip(Reducer):
         return cls(tokens - contextual, contextual)
 
     def reduce(self, seen: EncoderOutput) -> Reduction:
-        positions, asked = seen.features.shape[1], self.dominant + self.contextual
-        if asked > positions:
-            warnings.warn(
-                f"VisionZip: {asked} tokens of each view, which has {positions}: none is left out",
-                stacklevel=2,
-            )
         attention = seen.patch_attention(seen.output_layer)
         scores = attention.sum(1) if seen.first_patch else attention.mean(1)
         kept, rest = split(scores, seen, self.dominant)

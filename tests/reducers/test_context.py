@@ -503,3 +503,12 @@ def test_a_shrunk_image_keeps_the_encoder_and_its_positions():
     assert torch.equal(reduction.tokens, states.hidden_states[-2][:, 1:])
     assert (reduction.source - 1).tolist() == [[5, 7, 13, 15]]
     assert (reduction.merged_into[0, 1:].view(4, 4)[:2, :2] == 0).all()
+
+
+def test_all_patches_of_tiles_are_not_a_reduction_though_newlines_are_left_out():
+    model, processor = llava_next_vicuna()
+    subject = probe.load(model, processor=processor)
+    image = picture(0, 60, 60)
+    whole = int(subject.encode(image, "what?").types.vision.sum())
+    with pytest.warns(UserWarning, match="nothing is reduced"), probe.reduced(subject, Random(16)):
+        assert int(subject.encode(image, "what?").types.vision.sum()) < whole
