@@ -191,7 +191,7 @@ class ImageFeaturesHook:
         """
         self._running.call = None
         kept, sources, start, is_projected = [], [], 0, False
-        fewest = call.encoder_output.patches  # tokens that any view is left with
+        fewest = call.encoder_output.full_patches  # tokens that any view is left with
         for views, indices in images:
             reduction = self.reducer.reduce(call.encoder_output.of_views(start, start + views))
             start += views
@@ -212,7 +212,7 @@ class ImageFeaturesHook:
         call.output.full = [len(indices) for _, indices in images]
         call.output.left = [len(each) for each in tokens]
         call.output.patches = sources
-        is_whole = fewest >= call.encoder_output.patches  # only newlines may be fewer
+        is_whole = fewest >= call.encoder_output.full_patches  # only newlines may be fewer
         self._warn_unreduced(call.output.full, call.output.left, is_whole)
         return tokens
 

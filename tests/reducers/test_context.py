@@ -512,3 +512,11 @@ def test_all_patches_of_tiles_are_not_a_reduction_though_newlines_are_left_out()
     whole = int(subject.encode(image, "what?").types.vision.sum())
     with pytest.warns(UserWarning, match="nothing is reduced"), probe.reduced(subject, Random(16)):
         assert int(subject.encode(image, "what?").types.vision.sum()) < whole
+
+
+def test_a_shrunk_image_is_a_reduction(recwarn):
+    ours = subject(llava_next_vicuna)
+    whole = int(ours.encode(picture(), QUESTION).types.vision.sum())
+    with probe.reduced(ours, DownSample(4)):
+        assert int(ours.encode(picture(), QUESTION).types.vision.sum()) < whole
+    assert not recwarn.list
