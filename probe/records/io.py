@@ -18,22 +18,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
-import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from probe.errors import ProbeError, shown
 from probe.records.archive import (
     LARGEST,
-    ROOT_METADATA,
     TooLargeError,
     flush_folder,
     read_archive,
     write_archive,
 )
-from probe.records.concat import SAMPLE, Labelled, datasets_of, ids_of, select, with_text
+from probe.records.concat import SAMPLE, Labelled, Node, datasets_of, ids_of, sizes_of, with_text
+from probe.records.part_decoder import UndecodableError, decoded
 from probe.records.schema import ROOT, STACK, Variable
 from probe.records.validate import tree_of, validate
 
@@ -45,6 +43,7 @@ OLD_NAMES = {  # of variables, in files that were written before they were renam
 }
 KIND = "probe_kind"  # attr of a part's root in the file: whether it is a dataset or a tree
 RUN = "probe_run"  # attr of a part's root in the file: fingerprint and versions, as JSON
+OF_PARTS = (KIND, RUN)
 
 
 def save_record(record: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) -> Path:
@@ -133,28 +132,45 @@ def write_part(
     return path
 
 
-def read_part(path: Path, samples: slice | None = None) -> Labelled:
-    """The part, or some of its samples, in memory. Raises ProbeError when the file is damaged."""
-    try:
-        tree = _tree_in(read_archive(path, largest=float("inf")))
-        tree = (tree if samples is None else select(tree, samples)).load()
-        datasets = {node.path: _restored(node, {}) for node in tree.subtree}
-    except Exception as error:
-        raise _part_error(path, error) from None
-    kind = datasets["/"].attrs.pop(KIND, "tree")
-    datasets["/"].attrs.pop(RUN, None)
+def read_part(path: Path) -> Labelled:
+    """The part, in memory. Raises ProbeError when the file is damaged."""
+    return labelled(read_nodes(path)).copy(deep=True)  # the decoder's arrays are read-only
+
+
+def labelled(nodes: Mapping[str, Node]) -> Labelled:
+    """The dataset or the tree that was written as these nodes."""
+    attrs = dict(nodes["/"].attrs)
+    kind = attrs.pop(KIND, "tree")
+    attrs.pop(RUN, None)
+    datasets = {path: node.dataset() for path, node in nodes.items()}
+    datasets["/"].attrs = attrs
     return datasets["/"] if kind == "dataset" else xr.DataTree.from_dict(datasets)
 
 
-def read_part_header(path: Path) -> tuple[list[str], dict[str, Any]]:
-    """The ids in a part, and the `run` it was written with ({} in a file from before there was
-    any). Raises ProbeError when any of the file is damaged.
+def read_nodes(path: Path) -> dict[str, Node]:
+    """The part as nodes by path, the root with what `write_part` added to its attrs. Raises
+    ProbeError when the file is damaged.
     """
     try:
         chunks = read_archive(path, largest=float("inf"))
-        run = json.loads(chunks[ROOT_METADATA])["attributes"].get(RUN, "{}")
-        group = zarr.open_group(_store(chunks), mode="r")
-        return [str(name) for name in np.asarray(group[SAMPLE][:])], json.loads(run)  # pyright: ignore
+        try:
+            return decoded(chunks)
+        except (UndecodableError, LookupError, TypeError, RuntimeError):
+            tree = _tree_in(chunks).load()
+            return {node.path: Node.of(_restored(node, {})) for node in tree.subtree}
+    except Exception as error:
+        raise _part_error(path, error) from None
+
+
+def read_part_header(path: Path) -> tuple[list[str], dict[str, Any], dict[str, dict[str, int]]]:
+    """The ids in a part, the `run` it was written with ({} in a file from before there was any)
+    and the lengths of the dimensions by node. Raises ProbeError when any of the file is damaged.
+    """
+    nodes = read_nodes(path)
+    try:
+        run = json.loads(nodes["/"].attrs.get(RUN, "{}"))
+        ids = [str(name) for name in nodes["/"].variables[SAMPLE].values]
+        return ids, run, sizes_of(nodes)
     except Exception as error:
         raise _part_error(path, error) from None
 

@@ -7,7 +7,7 @@
       failures/<worker>.jsonl
                              # samples that could not be computed, with the reason
       claims/<group>.<n>     # who works on which samples now: `run_claims.py`
-      index/<worker>.jsonl   # which samples are in which part: only a cache, `run_parts.py`
+      index/<worker>.jsonl   # which samples are in which part: only a cache, `run_index.py`
       final.zarr/            # all as one dataset, in order; from `compact`; may be deleted
 
 A sample is done when a part contains it; no separate list could disagree with the parts. So a run
@@ -22,6 +22,7 @@ samples are computed again. Only temporary files that carry the token of this ru
 """
 
 import contextlib
+import json
 import re
 import shutil
 import time
@@ -32,11 +33,12 @@ from typing import Any
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.records import run_merge
-from probe.records.concat import Labelled, ids_of
+from probe.records.concat import Labelled, Node, datasets_of, ids_of, sizes_of
 from probe.records.io import DamagedPartError, reason_of, write_once, write_part
 from probe.records.provenance import RunFingerprint
 from probe.records.run_failures import Failure, FailureLog
-from probe.records.run_parts import Part, PartIndex
+from probe.records.run_index import Part
+from probe.records.run_parts import RunParts
 from probe.records.run_settings import (
     compare_versions,
     read_settings,
@@ -54,7 +56,7 @@ class RunDirectory:
     def __init__(self, folder: Path, worker: str = "0"):
         self.folder, self.worker = folder, worker
         self._settings: dict[str, Any] = {}  # of this worker, once it is open
-        self._index = PartIndex(folder, worker)
+        self._parts = RunParts(folder, worker)
         self._failures = FailureLog(folder, worker)
 
     @classmethod
@@ -110,19 +112,19 @@ class RunDirectory:
 
     def parts(self) -> list[Path]:
         """The finished parts, in order of their names."""
-        return [self.folder / "parts" / name for name in self._index.names()]
+        return [self.folder / "parts" / name for name in self._parts.names()]
 
     def done(self) -> set[str]:
         """Ids that are in a whole part. A damaged part is reported in a line and renamed, so that
         its samples are computed again.
         """
-        self._index.refresh()
-        return self._index.sample_ids()
+        self._parts.refresh()
+        return self._parts.sample_ids()
 
     def newly_done(self) -> list[str]:
         """Ids in parts that were not there when this, or `done`, was asked the last time."""
-        before = set(self._index.found)
-        found = self._index.refresh(changed=False)
+        before = set(self._parts.found)
+        found = self._parts.refresh(changed=False)
         return [id_ for name, part in found.items() if name not in before for id_ in part.ids]
 
     def write(self, data: Labelled) -> Path:
@@ -132,7 +134,8 @@ class RunDirectory:
             path = write_part(
                 data, self.folder / "parts", self.worker, run=settings, token=self.token
             )
-        self._index.add(path, ids_of(data), settings)
+        nodes = {name: Node.of(dataset) for name, dataset in datasets_of(data).items()}
+        self._parts.add(path, ids_of(data), settings, sizes_of(nodes))
         return path
 
     def todo(self, samples: Sequence[Sample], attempts: int = 2) -> list[Sample]:
@@ -177,7 +180,7 @@ class RunDirectory:
 
     def _found(self) -> list[Part]:
         """The whole parts. Raises ProbeError where there is none."""
-        found = list(self._index.refresh(strict=True).values())
+        found = list(self._parts.refresh(strict=True).values())
         if not any(part.ids for part in found):
             raise ProbeError(
                 "run", expected="at least one finished sample", got=f"none in {self.folder}"
@@ -190,30 +193,28 @@ class RunDirectory:
         try:
             yield
         except DamagedPartError as error:
-            self._index.distrust(error.path)
+            self._parts.distrust(error.path)
             raise
 
     def _settings_of_parts(self, settings: dict[str, Any], started: bool) -> list[dict[str, Any]]:
         """What the parts carry. Raises ProbeError for parts of another run, and for parts without
         settings where there is no `run.json` either.
         """
-        first: dict[str, Part] = {}  # by the digest of the settings
-        for part in self._index.refresh().values():
+        first: dict[str, Part] = {}  # by the settings
+        for part in self._parts.refresh().values():
             first.setdefault(part.settings, part)
-        if "" in first and not started:
+        carried = {text: json.loads(text) for text in first}
+        if not all(carried.values()) and not started:
             raise ProbeError(
                 "run",
                 expected=f"run.json in {self.folder}, which holds parts",
                 got="none",
                 fix="restore it, or use another --out",
             )
-        found = []
-        for digest, part in first.items():
-            if digest:
-                carried = dict(self._index.settings[digest])
-                refuse_another_run(part.path, carried, settings, "computed")
-                found.append(carried)
-        return found
+        for text, each in carried.items():
+            if each:
+                refuse_another_run(first[text].path, each, settings, "computed")
+        return [each for each in carried.values() if each]
 
     def _remove_stale_files(self) -> None:
         """Removes what workers of this run left unfinished: only names with its token."""

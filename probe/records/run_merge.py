@@ -7,25 +7,28 @@ A part is read once as long as the order is roughly that in which samples were c
 `READ_AHEAD` parts are in memory at once.
 """
 
+import json
 import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 import zarr
 
-from probe.records.concat import SAMPLE, Labelled, datasets_of, ids_of, join, select
-from probe.records.io import read_part
-from probe.records.run_parts import Part
+from probe.records.concat import SAMPLE, Labelled, Nodes, agreed, ids_of, join_nodes, select
+from probe.records.io import OF_PARTS, labelled, read_nodes, read_part
+from probe.records.provenance import content_hash
+from probe.records.run_index import Part
 from probe.records.run_settings import report
 
 READ_AHEAD = 16  # parts in memory at once while a run is put in order
 BLOCK = 256  # samples that are joined at once
-OWNER = ".probe-run"  # file in final.zarr with the token of the run that wrote it
+OWNER = ".probe-run"  # file in final.zarr: the token of the run that wrote it, and of what parts
 
 
 def stream(parts: Iterable[Path]) -> Iterator[Labelled]:
@@ -42,28 +45,26 @@ def stream(parts: Iterable[Path]) -> Iterator[Labelled]:
 
 def load(parts: Sequence[Part], order: Iterable[str] = ()) -> Labelled:
     """All samples in memory: first those in `order`, then any others."""
-    return join(list(_blocks(parts, order, BLOCK)))
+    return labelled(join_nodes(list(_blocks(parts, order, BLOCK))))
 
 
 def compact(
     folder: Path, token: str, parts: Sequence[Part], order: Iterable[str] = (), block: int = BLOCK
 ) -> Path:
-    """Writes all samples to `final.zarr` in the folder, `block` at a time, and returns its path.
+    """Writes all samples to `final.zarr` in the folder, `block` at a time, and returns its path:
+    at once where it holds just these parts in this order.
 
     What lies there and was not written by the run of this token is renamed, never removed.
     """
-    final = folder / "final.zarr"
+    final, order = folder / "final.zarr", list(order)
+    content = f"{token} {_content(parts, order)}"
+    if _owner(final) == content:
+        return final
     temporary, old = (folder / f"final-{token}{secrets.token_hex(4)}.tmp" for _ in range(2))
     try:
-        for number, data in enumerate(_blocks(parts, order, block)):
-            for path, dataset in datasets_of(data).items():
-                _append(dataset, temporary, path, first=number == 0)
-        with warnings.catch_warnings():
-            # zarr: consolidated metadata is not in its specification yet
-            warnings.simplefilter("ignore")
-            zarr.consolidate_metadata(temporary)
-        (temporary / OWNER).write_text(token, encoding="utf-8")
-        if is_own(final, token):
+        _write_blocks(_blocks(parts, order, block), temporary)
+        (temporary / OWNER).write_text(content, encoding="utf-8")
+        if _owner(final).startswith(f"{token} "):
             os.replace(final, old)
         elif os.path.lexists(final):
             kept = final.with_name(f"{final.name}.kept-{secrets.token_hex(4)}")
@@ -76,16 +77,20 @@ def compact(
     return final
 
 
-def is_own(final: Path, token: str) -> bool:
-    """Whether it is a folder that the run of this token wrote."""
+def _owner(final: Path) -> str:
+    """The token of the run that wrote the folder, and what of it; "" for any other."""
     try:
-        owner = (final / OWNER).read_text(encoding="utf-8")
+        return "" if final.is_symlink() else (final / OWNER).read_text(encoding="utf-8")
     except (OSError, ValueError):
-        return False
-    return owner.rstrip("-") == token.rstrip("-") and not final.is_symlink()
+        return ""
 
 
-def _blocks(parts: Sequence[Part], order: Iterable[str], block: int) -> Iterator[Labelled]:
+def _content(parts: Iterable[Part], order: Iterable[str]) -> str:
+    files = [f"{part.path.name} {part.size} {part.time}" for part in parts]
+    return content_hash("\n".join([*files, "", *order]), length=32)
+
+
+def _blocks(parts: Sequence[Part], order: Iterable[str], block: int) -> Iterator[Nodes]:
     """The samples in order, `block` at a time, all with the same lengths along ragged
     dimensions.
     """
@@ -94,27 +99,66 @@ def _blocks(parts: Sequence[Part], order: Iterable[str], block: int) -> Iterator
         for row, name in enumerate(part.ids):
             place.setdefault(name, (part.path, row))
     wanted = [name for name in dict.fromkeys([*order, *place]) if name in place]
-    # parts without samples: what all samples share, and the longest ragged dimensions
-    skeleton = join([read_part(part.path, slice(0, 0)) for part in parts])
-    opened = lru_cache(maxsize=READ_AHEAD)(read_part)
+    sizes = _longest({part.lengths for part in parts})
+    opened = lru_cache(maxsize=READ_AHEAD)(read_nodes)
     for start in range(0, len(wanted), block):
-        names = wanted[start : start + block]
         rows: dict[Path, list[int]] = {}
-        for name in names:
+        names: list[str] = []  # in the order in which they are joined
+        for name in wanted[start : start + block]:
             path, row = place[name]
             rows.setdefault(path, []).append(row)
-        data = join([skeleton, *(select(opened(path), taken) for path, taken in rows.items())])
-        position = {name: row for row, name in enumerate(ids_of(data))}
-        yield select(data, [position[name] for name in names])
+        for path, taken in rows.items():
+            ids = opened(path)["/"].variables[SAMPLE].values
+            names += [str(ids[row]) for row in taken]
+        chosen = [
+            {where: node.rows(taken) for where, node in opened(path).items()}
+            for path, taken in rows.items()
+        ]
+        position = {name: row for row, name in enumerate(names)}
+        in_order = [position[name] for name in wanted[start : start + block]]
+        joined = join_nodes(chosen, sizes)
+        yield {where: node.rows(in_order) for where, node in joined.items()}
 
 
-def _append(dataset: xr.Dataset, folder: Path, path: str, first: bool) -> None:
-    """Writes samples into a node of a zarr folder; variables without samples only the first
-    time.
+def _longest(lengths: Iterable[str]) -> dict[str, dict[str, int]]:
+    """The greatest length of each dimension of each node, in JSON of `Part.lengths`."""
+    longest: dict[str, dict[str, int]] = {}
+    for text in lengths:
+        for where, sizes in json.loads(text).items():
+            known = longest.setdefault(where, {})
+            for dim, size in sizes.items():
+                known[dim] = max(size, known.get(dim, 0))
+    return longest
+
+
+def _array(folder: Path, where: str, name: Hashable) -> zarr.Array:
+    return zarr.open_array(folder / where.strip("/") / str(name), mode="r+")
+
+
+def _write_blocks(blocks: Iterable[Nodes], folder: Path) -> None:
+    """Writes samples into a zarr folder. Variables without samples must agree where blocks have
+    values; they are written as the block with most values has them.
     """
-    if first:
-        dataset.to_zarr(folder, group=path, mode="a", zarr_format=3, consolidated=False)
-        return
-    fixed = [name for name, each in dataset.variables.items() if SAMPLE not in each.dims]
-    samples = dataset.drop_vars(fixed)
-    samples.to_zarr(folder, group=path, append_dim=SAMPLE, consolidated=False)
+    fixed: dict[tuple[str, Hashable], list[np.ndarray]] = {}
+    for number, nodes in enumerate(blocks):
+        for where, node in nodes.items():
+            for name, variable in node.variables.items():
+                if SAMPLE not in variable.dims:
+                    seen = fixed.setdefault((where, name), [])
+                    seen[:] = [agreed("run", name, [*seen, variable.values])]
+        if number == 0:
+            tree = xr.DataTree.from_dict({w: node.dataset() for w, node in nodes.items()})
+            tree["/"].attrs = {n: v for n, v in tree.attrs.items() if n not in OF_PARTS}
+            tree.to_zarr(folder, mode="w-", zarr_format=3, consolidated=False)
+            continue
+        for where, node in nodes.items():
+            for name, variable in node.variables.items():
+                if SAMPLE in variable.dims:
+                    array = _array(folder, where, name)
+                    array.append(variable.values, axis=variable.dims.index(SAMPLE))
+    for (where, name), (values,) in fixed.items():
+        _array(folder, where, name)[...] = values
+    with warnings.catch_warnings():
+        # zarr: consolidated metadata is not in its specification yet
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(folder)
