@@ -4,6 +4,48 @@ with suppress(StopForward), routed(stack.attention, record):   # `record` raises
     model(**inputs)
 """
 
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probe.errors import ProbeError
+from probe.hooks.attention_call import AttentionCall
+from probe.hooks.attention_tap import Kernel, routed
+from probe.hooks.block_threads import only_this_thread
+
 
 class StopForward(Exception):  # noqa: N818  # not an error
     """Raised inside a forward that has provided what it was run for."""
+
+
+@only_this_thread()
+@torch.no_grad()
+def attention_call_of(
+    called: str,
+    layer: nn.Module,
+    attention: Mapping[str, nn.Module],
+    hidden: Tensor,
+    kwargs: Mapping[str, Any],
+) -> AttentionCall:
+    """Dry run: the attention call that a layer would make on these hidden states. `attention`: its
+    one attention module, by name. Raises ProbeError where the module calls no kernel of
+    transformers.
+    """
+    calls = []
+
+    def keep(call: AttentionCall, kernel: Kernel) -> Any:
+        calls.append(call)
+        raise StopForward
+
+    with suppress(StopForward), routed(attention, keep, innermost=True, required=False):
+        layer.forward(hidden, **kwargs)
+    if not calls:
+        raise ProbeError(
+            called,
+            expected="attention through transformers' interface",
+            got=f"other in {', '.join(attention)}",
+        )
+    return calls[0]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from probe.hooks.attention_call import AttentionCall, as_bool, with_hidden
 from probe.hooks.attention_tap import Kernel, Output
-from probe.hooks.sequence_tracker import TrackedSequence
+from probe.hooks.tracked_sequence import TrackedSequence
 
 
 def mask_keys(

@@ -36,9 +36,9 @@ from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.model_structure import LayerStack
 from probe.hooks.partial_cache import check_partial, windows
-from probe.hooks.prefusion_tracker import PrefusionTracker
-from probe.hooks.sequence_tracker import SequenceTracker, TrackedSequence
+from probe.hooks.sequence_tracker import SequenceTracker
 from probe.hooks.token_removal import Removal, present_in, removed
+from probe.hooks.tracked_sequence import ForwardTracker, TrackedSequence
 from probe.interventions.attention_edits import mask_keys, replace_keys_values
 from probe.interventions.layer_target import PREFUSION, Layers, LayerTarget, Names, as_names
 
@@ -171,7 +171,7 @@ def _masked(target: LayerTarget, queries: tuple[str, ...], freeze: bool) -> Iter
 
 
 def _skip(
-    sequences: SequenceTracker | PrefusionTracker,
+    sequences: ForwardTracker,
     stack: LayerStack,
     layer: nn.Module,
     args: tuple,

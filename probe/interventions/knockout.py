@@ -22,7 +22,7 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import model_block
-from probe.hooks.sequence_tracker import TrackedSequence
+from probe.hooks.tracked_sequence import TrackedSequence
 from probe.interventions.attention_edits import mask_keys
 from probe.interventions.layer_target import Layers, LayerTarget, Names, as_names
 

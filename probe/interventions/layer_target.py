@@ -18,6 +18,7 @@ from probe.hooks.model_state import Intervention, registered
 from probe.hooks.model_structure import LayerStack, stacks
 from probe.hooks.prefusion_tracker import PrefusionTracker
 from probe.hooks.sequence_tracker import SequenceTracker
+from probe.hooks.tracked_sequence import ForwardTracker
 
 Layers = int | Iterable[Any]  # the elements are checked
 Names = str | Iterable[str]  # kinds or types of tokens
@@ -82,9 +83,7 @@ class LayerTarget:
         """The layer that an attention module belongs to."""
         return list(self.stack.attention).index(name)
 
-    def sequences(
-        self, changes_vision: bool = False, **options: Any
-    ) -> SequenceTracker | PrefusionTracker:
+    def sequences(self, changes_vision: bool = False, **options: Any) -> ForwardTracker:
         """The tracker of the stack's tokens. `changes_vision`: vision tokens run in the block."""
         if self.stack.name == PREFUSION:
             return PrefusionTracker(

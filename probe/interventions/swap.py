@@ -29,7 +29,7 @@ from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import add_hook, model_block, only_this_thread, untouched
 from probe.hooks.layer_arguments import cache_argument, without_cache
 from probe.hooks.model_structure import vision_positions
-from probe.hooks.sequence_tracker import TrackedSequence
+from probe.hooks.tracked_sequence import TrackedSequence
 from probe.interventions.attention_edits import replace_keys_values
 from probe.interventions.layer_target import Layers, LayerTarget
 

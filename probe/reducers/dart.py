@@ -26,9 +26,9 @@ from torch.nn.functional import normalize
 
 from probe.errors import ProbeError, at_least
 from probe.hooks.attention_call import AttentionCall, visible_keys
+from probe.hooks.layer_input import LayerInput
 from probe.hooks.model_structure import last_norm
-from probe.hooks.sequence_tracker import TrackedSequence
-from probe.hooks.token_removal import LayerInput
+from probe.hooks.tracked_sequence import TrackedSequence
 from probe.reducers.llm_reducer import (
     ObservedAttention,
     PreviousLayerReducer,

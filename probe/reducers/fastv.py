@@ -19,7 +19,7 @@ Source: arXiv 2403.06764; pkunlp-icler/FastV at d165972.
 from dataclasses import dataclass
 
 from probe.hooks.attention_call import attention_rows
-from probe.hooks.sequence_tracker import TrackedSequence
+from probe.hooks.tracked_sequence import TrackedSequence
 from probe.reducers.llm_reducer import (
     ObservedAttention,
     PreviousLayerReducer,

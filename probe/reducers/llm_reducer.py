@@ -40,10 +40,12 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import model_block
+from probe.hooks.layer_input import LayerInput
 from probe.hooks.model_state import registered_reducer
 from probe.hooks.partial_cache import check_partial, windows
-from probe.hooks.sequence_tracker import SequenceTracker, TrackedSequence
-from probe.hooks.token_removal import LayerInput, Removal, removed
+from probe.hooks.sequence_tracker import SequenceTracker
+from probe.hooks.token_removal import Removal, removed
+from probe.hooks.tracked_sequence import TrackedSequence
 from probe.interventions.layer_target import LayerTarget
 from probe.reducers.context import Reducer
 from probe.reducers.reduction import ReductionStage

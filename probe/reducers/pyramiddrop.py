@@ -24,8 +24,8 @@ import torch
 
 from probe.errors import ProbeError
 from probe.hooks.attention_call import attention_rows
-from probe.hooks.sequence_tracker import TrackedSequence
-from probe.hooks.token_removal import LayerInput
+from probe.hooks.layer_input import LayerInput
+from probe.hooks.tracked_sequence import TrackedSequence
 from probe.reducers.llm_reducer import LLMReducer, Schedule, Scores, check_stages
 
 

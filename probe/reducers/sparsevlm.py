@@ -39,8 +39,8 @@ from torch import Tensor
 
 from probe.errors import ProbeError, at_least
 from probe.hooks.attention_call import AttentionWeights, attention_rows
-from probe.hooks.sequence_tracker import TrackedSequence
-from probe.hooks.token_removal import LayerInput
+from probe.hooks.layer_input import LayerInput
+from probe.hooks.tracked_sequence import TrackedSequence
 from probe.reducers.dpc_knn import clusters
 from probe.reducers.llm_reducer import (
     ObservedAttention,
