@@ -102,7 +102,9 @@ def drop(
         table = accuracy(dataset)
         folder.table("accuracy", table)
         with stage("drawing"):
-            _draw(dataset, folder)
+            from probe import plots
+
+            folder.figures(plots.drop_figures(dataset))
         missing = _export(dataset, task, folder.out) if export else ""
     show_cases(table, task)
     say("left out", problems)
@@ -201,12 +203,6 @@ def show_cases(table: "pd.DataFrame", task: "BenchmarkTask") -> None:
         f"{first['questions']} questions on {first['images']} images; "
         "layers count from 1; intervals are in accuracy.csv",
     )
-
-
-def _draw(dataset: "DataTree", folder: ResultFolder) -> None:
-    from probe import plots
-
-    folder.figures(plots.drop_figures(dataset))
 
 
 def _export(dataset: "DataTree", task: "BenchmarkTask", out: Path) -> str:

@@ -18,7 +18,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from probe.data.token_types import TokenTypes
-from probe.errors import ProbeError
+from probe.errors import ProbeError, one_of
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import model_block
@@ -78,11 +78,8 @@ def _check_names(names: tuple[str, ...], kinds: tuple[str, ...], types: TokenTyp
     kinds = tuple(reversed(kinds))
     known = kinds if types is None else tuple(dict.fromkeys((*types.names, *kinds)))
     for name in names:
-        if name not in known:
-            fix = "pass types=inputs.types" if types is None else "see inputs.types.names"
-            raise ProbeError(
-                "knockout", expected=f"one of {', '.join(known)}", got=repr(name), fix=fix
-            )
+        fix = "pass types=inputs.types" if types is None else "see inputs.types.names"
+        one_of("knockout", "one of", name, known, fix=fix)
 
 
 def _check_fit(now: TrackedSequence, types: TokenTypes) -> None:

@@ -261,8 +261,7 @@ def _seconds(subject: Subject, inputs: Inputs) -> float:
 
 def _check_mode(mode: str, subject: Subject, stack: str, queries: tuple[str, ...] | None) -> None:
     """Raises ProbeError for an unknown mode, and for what `drop_vision` refuses in this stack."""
-    if mode not in SWEEP_MODES:
-        raise ProbeError("drop_sweep", expected=f"mode of {', '.join(SWEEP_MODES)}", got=repr(mode))
+    one_of("drop_sweep", "mode of", mode, SWEEP_MODES)
     if mode != "swap":
         with drop_vision(subject.model, (), mode, stack=stack, queries=queries):
             return

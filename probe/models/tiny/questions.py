@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from probe.errors import ProbeError
+from probe.errors import one_of
 from probe.models.tiny.scenes import (
     COLOURS,
     COLUMN_NAMES,
@@ -103,10 +103,7 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> SceneQuestion:
     """One question of that kind about the scene. Raises ProbeError on a kind that is not in
     `QUESTION_KINDS`.
     """
-    if kind not in _ASK:
-        raise ProbeError(
-            "questions.ask", expected=f"a kind among {', '.join(QUESTION_KINDS)}", got=repr(kind)
-        )
+    one_of("questions.ask", "a kind among", kind, QUESTION_KINDS)
     return _ASK[kind](scene, rng)
 
 
