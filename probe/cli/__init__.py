@@ -17,7 +17,8 @@ mistake ends in one line and exit code 2.
 | file | what |
 |---|---|
 | `options.py` | groups of options that several verbs have |
-| `output.py` | the terminal, and the folder of results: whole or not at all |
+| `output.py` | the terminal |
+| `result_folder.py` | the folder of results: whole or not at all |
 | `benchmark_run.py` | what verbs over a benchmark share |
 """
 

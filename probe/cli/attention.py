@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from probe.cli.benchmark_run import announce, read_task, show_progress, write_problems
+from probe.cli.benchmark_run import measured, read_task, write_problems
 from probe.cli.options import (
     BenchmarkOptions,
     Data,
@@ -20,7 +20,8 @@ from probe.cli.options import (
     what_to_ask,
     with_options,
 )
-from probe.cli.output import ResultFolder, number, results, say, show_table, stage
+from probe.cli.output import number, say, show_table, stage
+from probe.cli.result_folder import ResultFolder, results
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def attention(
     of_many = {"data": data, "split": split, "limit": limit}
     _check_one_source(benchmark, of_one, of_many)
     options = {"types": types, "maps": maps, "max_new_tokens": max_new_tokens}
-    with results("attention", out) as folder:
+    with results("attention", out, shows_finished=benchmark is not None) as folder:
         if benchmark is None:
             from probe.measures.attention.measure import measure
 
@@ -109,14 +110,10 @@ def _over(
 ) -> tuple["DataTree", str]:
     """The record of a benchmark's samples, by way of a run directory; and what was left out."""
     from probe.evaluation.attention_run import AttentionRun
-    from probe.records.run_directory import RunDirectory
 
-    measured = AttentionRun(subject, task, **options)
-    todo = RunDirectory.open(folder.out, measured.fingerprint()).todo(task.samples)
-    announce(task, task.samples, len(todo))
-    with show_progress("attention", len(todo)) as progress:
-        run = measured.run(folder.out, progress)
-    return measured.results(run), write_problems(run, task, folder)
+    work = AttentionRun(subject, task, **options)
+    run = measured(work, folder)
+    return work.results(run), write_problems(run, task, folder)
 
 
 def _provenance(record: "DataTree") -> dict[str, str]:

@@ -20,7 +20,8 @@ from probe.cli.options import (
     what_to_ask,
     with_options,
 )
-from probe.cli.output import ResultFolder, results, say, show_table, stage
+from probe.cli.output import say, show_table, stage
+from probe.cli.result_folder import ResultFolder, results
 
 if TYPE_CHECKING:
     import xarray as xr

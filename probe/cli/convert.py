@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from probe.cli.options import Debug
-from probe.cli.output import not_writable, quieten_libraries, say
+from probe.cli.output import quieten_libraries, say
+from probe.cli.result_folder import not_writable
 from probe.errors import ProbeError
 
 Folder = Annotated[

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from probe.cli.options import Debug, Device, Dtype, ModelOptions, Out, several_numbers
-from probe.cli.output import quieten_libraries, results, show_table, stage
+from probe.cli.output import quieten_libraries, show_table, stage
+from probe.cli.result_folder import results
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from probe.cli.benchmark_run import announce, read_task, show_progress, write_problems
+from probe.cli.benchmark_run import measured, read_task, write_problems
 from probe.cli.options import BenchmarkOptions, Longest, ModelOptions, Out, with_options
-from probe.cli.output import ResultFolder, number, results, say, show_table, stage
+from probe.cli.output import number, say, show_table, stage
+from probe.cli.result_folder import ResultFolder, results
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
     import pandas as pd
     from xarray import DataTree
 
-    from probe.evaluation.drop_run import DropRun
     from probe.evaluation.task import BenchmarkTask
-    from probe.records.run_directory import RunDirectory
     from probe.subject.subject import Subject
 
 Windows = Annotated[
@@ -71,7 +70,7 @@ def drop(
     """Drop vision tokens in windows of layers and score the answers: Fig. 5, accuracy.csv, a
     dataset. It resumes.
     """
-    with results("drop", out) as folder:
+    with results("drop", out, shows_finished=True) as folder:
         task = read_task(asked)
         from probe.evaluation.judge_scores import check_judged
         from probe.evaluation.judge_scores import judged as with_scores
@@ -79,6 +78,7 @@ def drop(
         if judged is not None:
             check_judged(task, judged)
         if export:
+            folder.check_writable()
             task.check_export()
         from probe.evaluation.drop_run import DropRun
 
@@ -93,12 +93,13 @@ def drop(
             max_new_tokens=max_new_tokens,
             attention=attention,
         )
-        run = _measured(dropping, folder)
+        run = measured(dropping, folder, estimate=dropping.estimate)
         problems = write_problems(run, task, folder)
         dataset = dropping.results(run)
         if judged is not None:
             dataset = with_scores(dataset, task, judged)
-        run.compact([sample.id for sample in task.benchmark.samples])
+        if folder.refusal is None:
+            run.compact([sample.id for sample in task.benchmark.samples])
         table = accuracy(dataset)
         folder.table("accuracy", table)
         with stage("drawing"):
@@ -153,19 +154,6 @@ def cases_of_modes(
     if depth:  # from a layer to the last one, all modes that hide vision are equal
         cases[chosen[0]] += [from_layer(size), until_layer(size)]
     return cases
-
-
-def _measured(dropping: "DropRun", folder: ResultFolder) -> "RunDirectory":
-    """The run, finished; says first what it will cost."""
-    from probe.records.run_directory import RunDirectory
-
-    samples = dropping.samples
-    todo = RunDirectory.open(folder.out, dropping.fingerprint()).todo(samples)
-    announce(dropping.task, samples, len(todo))
-    for line in dropping.estimate(todo) if todo else ():
-        say("about", line)
-    with show_progress("drop", len(todo)) as progress:
-        return dropping.run(folder.out, progress)
 
 
 def accuracy(dataset: "DataTree", seed: int = 0) -> "pd.DataFrame":

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from probe.cli.benchmark_run import announce, read_task, show_progress, write_problems
+from probe.cli.benchmark_run import measured, read_task, write_problems
 from probe.cli.cost import time_and_memory, with_unit
 from probe.cli.options import BenchmarkOptions, Longest, ModelOptions, Out, with_options
-from probe.cli.output import ResultFolder, results, say, show_table, stage
+from probe.cli.output import say, show_table, stage
+from probe.cli.result_folder import ResultFolder, results
 from probe.errors import ProbeError, one_of
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from probe.evaluation.method_comparison import Comparison, Method
+    from probe.evaluation.method_comparison import Method
     from probe.evaluation.task import BenchmarkTask
-    from probe.records.run_directory import RunDirectory
     from probe.subject.subject import Subject
 
 # By default; `probe.reducers.METHODS` has more
@@ -68,7 +68,7 @@ def reduce(
     """Leave fewer vision tokens by several methods and score the answers: a table, a figure, a
     dataset. It resumes.
     """
-    with results("reduce", out) as folder:
+    with results("reduce", out, shows_finished=True) as folder:
         kinds, fractions = methods_named(reducers), fractions_kept(keep)
         _check_published(published)
         task = read_task(asked)
@@ -79,10 +79,11 @@ def reduce(
         others = [loading.subject(name) for name in _others(loading.model, beside)]
         methods = methods_of(subject, kinds, fractions, others)
         comparison = Comparison(methods, task, max_new_tokens=max_new_tokens)
-        run = _measured(comparison, folder)
+        run = measured(comparison, folder, to=f" to {len(methods)} methods")
         problems = write_problems(run, task, folder)
         answers = comparison.results(run)
-        run.compact([sample.id for sample in task.benchmark.samples])
+        if folder.refusal is None:
+            run.compact([sample.id for sample in task.benchmark.samples])
         with stage("measuring time and memory"):
             costs = comparison.costs(answers, repeats)
         table = with_costs(method_scores(answers), costs)
@@ -150,17 +151,6 @@ def methods_of(
             methods.setdefault(name, Method(name, subject, (make(budget),), family=label))
     methods |= {other.name: Method(other.name, other, family=other.name) for other in others}
     return list(methods.values())
-
-
-def _measured(comparison: "Comparison", folder: ResultFolder) -> "RunDirectory":
-    from probe.records.run_directory import RunDirectory
-
-    samples = comparison.samples
-    todo = RunDirectory.open(folder.out, comparison.fingerprint()).todo(samples)
-    to = f" to {len(comparison.methods)} methods"
-    announce(comparison.task, samples, len(todo), to)
-    with show_progress("reduce", len(todo)) as progress:
-        return comparison.run(folder.out, progress)
 
 
 def with_costs(table: "pd.DataFrame", costs: "xr.Dataset") -> "pd.DataFrame":

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from probe.cli.options import Debug, Seed
-from probe.cli.output import quieten_libraries, results, say
+from probe.cli.output import quieten_libraries, say
+from probe.cli.result_folder import results
 from probe.errors import ProbeError
 
 What = Annotated[
