@@ -72,6 +72,8 @@ def test_it_writes_dataset_table_and_figures_and_goes_on_for_nothing(run, tmp_pa
         "run.json",
         "results.json",
         "parts",
+        "claims",
+        "index",
         "failures",
         "final.zarr",
         "accuracy.csv",
