@@ -11,7 +11,7 @@ import typer
 from probe.cli.benchmark_run import measured, read_task, write_problems
 from probe.cli.options import BenchmarkOptions, Longest, ModelOptions, Out, with_options
 from probe.cli.output import number, say, show_table, stage
-from probe.cli.result_folder import ResultFolder, results
+from probe.cli.result_folder import results
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
