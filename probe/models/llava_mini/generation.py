@@ -66,25 +66,29 @@ class LlavaMiniGenerationMixin(GenerationMixin):
             if vision:
                 tokens = [encoded.num_tokens for encoded in vision]
                 owners = rows_of(input_ids == self.config.image_token_id, tokens)
-                vision = [vision[i] for i in _blocks(owners, expand_size)]
+                vision = [vision[i] for i in repeated_in_blocks(owners, expand_size)]
             elif images is not None or videos is not None:
                 visuals = self.model.visuals(input_ids, images, videos)
                 owners = [
                     [visual.row for visual in visuals if visual.video is video]
                     for video in (False, True)
                 ]
-                images = images if images is None else images[_blocks(owners[0], expand_size)]
-                videos = videos if videos is None else videos[_blocks(owners[1], expand_size)]
+                images = (
+                    images if images is None else images[repeated_in_blocks(owners[0], expand_size)]
+                )
+                videos = (
+                    videos if videos is None else videos[repeated_in_blocks(owners[1], expand_size)]
+                )
         expand = super()._expand_inputs_for_generation  # pyright: ignore[reportAttributeAccessIssue]
         input_ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)
         visual = {"pixel_values": images, "pixel_values_videos": videos, "vision": vision}
         return input_ids, kwargs | {name: x for name, x in visual.items() if x is not None}
 
 
-def _blocks(owners: list[int], copies: int) -> list[int]:
+def repeated_in_blocks(owners: list[int], copies: int) -> list[int]:
     """Indices that repeat all entries of a row as a block.
 
-    >>> _blocks([0, 0, 1], 2)
+    >>> repeated_in_blocks([0, 0, 1], 2)
     [0, 1, 0, 1, 2, 2]
     """
     rows = sorted(set(owners))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig
+from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedModel
 
 from probe.models.llava_mini.configuration import LlavaMiniConfig
 from probe.models.llava_mini.modeling import LlavaMiniForConditionalGeneration
@@ -120,13 +120,13 @@ def adapt_names(
     return {name: x for name, x in tensors.items() if not (tied and name == "lm_head.weight")}
 
 
-def expected_shapes(model: LlavaMiniForConditionalGeneration) -> Shapes:
+def expected_shapes(model: PreTrainedModel) -> Shapes:
     """What a checkpoint must hold for this model, without a head that is tied."""
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     return {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
 
 
-def check_shapes(shapes: Shapes, model: LlavaMiniForConditionalGeneration) -> None:
+def check_shapes(shapes: Shapes, model: PreTrainedModel) -> None:
     """Raises CheckpointError that names every tensor that is missing, surplus or misshapen."""
     expected = expected_shapes(model)
     problems = {

@@ -1,0 +1,142 @@
+"""MQT-LLaVA: the first m of 256 learned queries look at the patches, for any m from 1 to 256.
+
+    q = LN(query[:m] + pos[:m])      k = LN(pos, resized from 16 x 16 to the grid of patches)
+    v = LN(patches)                  tokens = attention(q, k, v) proj
+
+The keys hold no image: the attention map is the same for every image, a fixed mask of the weights.
+What differs between images is the values. Tokens 1 to m are the same for every larger m.
+
+Where a call names no m, the config's number is taken (256 where it names a training stage: the
+authors' code then draws an even m at random at every call).
+
+Source: arXiv 2405.19315; gordonhu608/MQT-LLaVA at 92c35d0.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, no_type_check
+
+import torch
+from einops import rearrange
+from huggingface_hub.dataclasses import strict
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from probe.models.llava_mini.compressor import CompressorAttention
+from probe.models.rivals.base import (
+    Pixels,
+    RivalConfig,
+    RivalForConditionalGeneration,
+    RivalModel,
+)
+from probe.models.rivals.original_format import build, native_fields
+
+QUERIES = 256
+EPS = 1e-6  # of the authors' norms
+
+
+@no_type_check
+@strict
+class MqtConfig(RivalConfig):
+    """num_visual_tokens: m where a call names none. query_attention_heads: of the abstractor."""
+
+    model_type = "mqt_llava"
+
+    num_visual_tokens: int = QUERIES
+    query_attention_heads: int = 16
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.image_seq_length = self.num_visual_tokens
+
+
+class QueryAbstractor(nn.Module):
+    """256 queries of which any first m can be used."""
+
+    def __init__(self, config: MqtConfig):
+        super().__init__()
+        vision, width = config.vision_config, config.text_config.hidden_size
+        dim = vision.hidden_size
+        self.query = nn.Parameter(torch.zeros(QUERIES, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(QUERIES, dim))  # trained: taken from the file
+        self.ln_q, self.ln_k, self.ln_v = (nn.LayerNorm(dim, eps=EPS) for _ in range(3))
+        self.attention = CompressorAttention(config, dim, config.query_attention_heads)
+        self.proj = nn.Parameter(torch.zeros(dim, width))
+
+    def forward(
+        self, patches: Float[Tensor, "image patch dim"], count: int
+    ) -> Float[Tensor, "image token hidden"]:
+        query = self.ln_q(self.query[:count] + self.pos_embed[:count])
+        key = self.ln_k(self.positions(patches.shape[1]).to(query.dtype))
+        value = self.ln_v(patches.to(query.dtype))
+        images = len(patches)
+        tokens, _ = self.attention(query.expand(images, -1, -1), key.expand(images, -1, -1), value)
+        return tokens @ self.proj
+
+    def positions(self, patches: int) -> Float[Tensor, "patch dim"]:
+        """The queries' table, resized (bicubic, no antialias, in float32) to the patches."""
+        side, own = math.isqrt(patches), math.isqrt(QUERIES)
+        if side == own:
+            return self.pos_embed
+        table = rearrange(self.pos_embed.float(), "(row col) dim -> 1 dim row col", row=own)
+        resized = nn.functional.interpolate(table, (side, side), mode="bicubic")
+        return rearrange(resized, "1 dim row col -> (row col) dim")
+
+
+class MqtModel(RivalModel):
+    HOW = ("num_visual_tokens",)
+
+    def __init__(self, config: MqtConfig):
+        super().__init__(config)
+        self.compressor = QueryAbstractor(config)
+        self.post_init()
+
+    def vision_tokens(
+        self, pixel_values: Pixels, num_visual_tokens: int | None = None
+    ) -> Float[Tensor, "image token hidden"]:
+        """The first `num_visual_tokens` tokens of each image. ValueError outside 1 to 256."""
+        wanted = self.config.num_visual_tokens if num_visual_tokens is None else num_visual_tokens
+        if not isinstance(wanted, int) or not 1 <= wanted <= QUERIES:
+            raise ValueError(
+                f"MQT-LLaVA: expected num_visual_tokens of 1 to {QUERIES}, got {wanted!r}"
+            )
+        patches = self.patch_features(pixel_values)
+        return self.compressor(patches, wanted)
+
+
+class MqtForConditionalGeneration(RivalForConditionalGeneration):
+    config: MqtConfig
+    MODEL = MqtModel
+
+    def forward(
+        self,
+        input_ids=None,
+        pixel_values=None,
+        attention_mask=None,
+        num_visual_tokens=None,
+        **kwargs,
+    ):
+        """As `RivalForConditionalGeneration.forward`; num_visual_tokens: m, the config's by
+        default.
+        """
+        how = {"num_visual_tokens": num_visual_tokens}
+        return super().forward(input_ids, pixel_values, attention_mask, **how, **kwargs)
+
+
+RENAMES = {
+    r"^model\.query_abstractor\.attn\.": "model.compressor.attention.",
+    r"^model\.query_abstractor\.": "model.compressor.",
+}
+
+
+def from_original(
+    state_dict: Mapping[str, Tensor], config: dict[str, Any], vision_config: dict[str, Any]
+) -> MqtForConditionalGeneration:
+    """The authors' model, in eval mode. Raises CheckpointError for missing or surplus tensors."""
+    stored = config.get("num_visual_tokens")
+    native = MqtConfig(
+        **native_fields(config, vision_config),
+        num_visual_tokens=stored if isinstance(stored, int) else QUERIES,
+        query_attention_heads=config.get("query_attention_heads", 16),
+    )
+    return build(MqtForConditionalGeneration, native, state_dict, RENAMES)

@@ -1,0 +1,140 @@
+"""VoCo-LLaMA: the LLM itself compresses an image into a few VoCo tokens, by a rule on its mask.
+
+Prompt: <image tokens> newline <voco> ... <voco> newline, then the conversation. With first and last
+the positions of the first and last VoCo token of a row, on top of causality and padding:
+
+    a query up to `last`     sees the keys up to `last`
+    a query after `last`     sees the keys from `first` on only: neither the image, nor BOS, nor any
+                             text before the VoCo tokens
+
+Positions are not renumbered. The rule holds in every kernel (the authors' code applies it under
+sdpa only: under eager their text reads the image), and in decoding, where new tokens are queries
+after `last` (their code does not decode at this commit). A row without VoCo tokens is plainly
+causal; rows that are padding see all keys, so that nothing divides by zero.
+
+Source: arXiv 2406.12275; Yxxxb/VoCo-LLaMA at 3b6e14d.
+"""
+
+from collections.abc import Mapping
+from typing import Any, no_type_check
+
+import torch
+from huggingface_hub.dataclasses import strict
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from probe.models.llava_mini.cache_argument import pop_cache
+from probe.models.rivals.base import (
+    Pixels,
+    RivalConfig,
+    RivalForConditionalGeneration,
+    RivalModel,
+    TokenIds,
+)
+from probe.models.rivals.original_format import build, native_fields
+
+
+@no_type_check
+@strict
+class VocoConfig(RivalConfig):
+    """voco_token_id: the id of the token <voco>."""
+
+    model_type = "voco_llama"
+
+    voco_token_id: int = 32000
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.image_seq_length = self.patches_per_side**2
+
+
+class VocoModel(RivalModel):
+    _supports_flash_attn = False  # it takes no mask that differs between queries
+
+    def __init__(self, config: VocoConfig):
+        super().__init__(config)
+        self.multi_modal_projector = LlavaMultiModalProjector(config)
+        self.post_init()
+
+    def vision_tokens(self, pixel_values: Pixels) -> Float[Tensor, "image patch hidden"]:
+        """The patches of each image, which the LLM compresses."""
+        patches = self.patch_features(pixel_values)
+        return self.multi_modal_projector(patches)
+
+
+class VocoForConditionalGeneration(RivalForConditionalGeneration):
+    config: VocoConfig
+    MODEL = VocoModel
+    _supports_flash_attn = False
+
+    def visible(
+        self, input_ids: TokenIds, attention_mask: Tensor | None = None
+    ) -> Bool[Tensor, "row query key"]:
+        """Which keys each query of a whole sequence sees."""
+        rows, length = input_ids.shape
+        device = input_ids.device
+        real = torch.ones(rows, length, dtype=torch.bool, device=device)
+        if attention_mask is not None:
+            real = attention_mask[:, :length].to(device).bool()
+        position = torch.arange(length, device=device)
+        causal = position[None, :] <= position[:, None]
+        is_voco = (input_ids == self.config.voco_token_id) & real
+        has_voco = is_voco.any(1)
+        first = is_voco.to(torch.uint8).argmax(1)
+        last = length - 1 - is_voco.flip(1).to(torch.uint8).argmax(1)
+        is_after = has_voco[:, None] & (position > last[:, None])
+        is_early = position < first[:, None]
+        hidden = is_after[:, :, None] & is_early[:, None, :]
+        seen = causal & real[:, None, :] & ~hidden
+        return seen | ~seen.any(-1, keepdim=True)
+
+    def forward(self, input_ids=None, pixel_values=None, attention_mask=None, **kwargs):
+        """As `RivalForConditionalGeneration.forward`, under the rule of the VoCo tokens.
+
+        With a cache, `attention_mask` must be the one that `generate` makes: what the new tokens
+        see follows from the ids of the whole sequence.
+
+        Raises ValueError for a cache with keys and a mask of keys only.
+        """
+        is_mask = attention_mask is not None and attention_mask.ndim == 4
+        if input_ids is not None and not is_mask:
+            arguments = dict(kwargs)
+            cache = pop_cache(arguments)
+            if cache is not None and cache.get_seq_length():
+                raise ValueError(
+                    "VoCo-LLaMA: expected a mask (row, 1, query, key) with a cache, got one that "
+                    "can't tell where the VoCo tokens are; use generate"
+                )
+            attention_mask = self._additive(self.visible(input_ids, attention_mask))
+        return super().forward(input_ids, pixel_values, attention_mask, **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids, *args, attention_mask=None, **kwargs):
+        """The mask of this step's queries, from the ids of the whole sequence."""
+        prepared = super().prepare_inputs_for_generation(
+            input_ids, *args, attention_mask=attention_mask, **kwargs
+        )
+        queries = prepared["input_ids"].shape[1]
+        visible = self.visible(input_ids, attention_mask)
+        prepared["attention_mask"] = self._additive(visible[:, -queries:])
+        return prepared
+
+    def _additive(self, visible: Bool[Tensor, "row query key"]) -> Float[Tensor, "row 1 query key"]:
+        mask = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device)
+        return mask.masked_fill_(~visible, torch.finfo(self.dtype).min)[:, None]
+
+
+RENAMES = {
+    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
+    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
+}
+
+
+def from_original(
+    state_dict: Mapping[str, Tensor], config: dict[str, Any], vision_config: dict[str, Any]
+) -> VocoForConditionalGeneration:
+    """The authors' model, in eval mode. Raises CheckpointError for missing or surplus tensors."""
+    native = VocoConfig(
+        **native_fields(config, vision_config), voco_token_id=config.get("voco_token_id", 32000)
+    )
+    return build(VocoForConditionalGeneration, native, state_dict, RENAMES)
