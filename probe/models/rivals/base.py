@@ -102,7 +102,7 @@ class RivalModel(RivalPreTrainedModel):
     def get_image_features(self, pixel_values: Pixels, **how: Any) -> BaseModelOutputWithPooling:
         """The vision tokens as transformers' models return them (`pooler_output`)."""
         wanted = {name: how[name] for name in self.HOW if how.get(name) is not None}
-        tokens = list(self.vision_tokens(pixel_values, **wanted))
+        tokens: Any = list(self.vision_tokens(pixel_values, **wanted))
         return BaseModelOutputWithPooling(pooler_output=tokens)
 
     def patch_features(self, pixel_values: Pixels) -> Float[Tensor, "image patch dim"]:
