@@ -21,13 +21,19 @@ META = torch.device("meta")
 
 def input_device(model: Any) -> torch.device:
     """The device that the ids of a prompt are embedded on."""
-    embeddings = model.get_input_embeddings()
-    for hook in _offloading_hooks(embeddings):
+    return execution_device(model.get_input_embeddings())
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """The device on which a module reads its input: that of its first part with parameters."""
+    parts = (part for part in module.modules() if any(True for _ in part.parameters(recurse=False)))
+    first = next(parts, module)
+    for hook in _offloading_hooks(first):
         device = getattr(hook, "execution_device", None)
         if device is not None:
             return torch.device(device)
-    parameter = next(embeddings.parameters(), None)
-    return model.device if parameter is None else parameter.device
+    parameter = next(first.parameters(recurse=False), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def stored_parameter(module: nn.Module, name: str) -> Tensor:

@@ -26,6 +26,7 @@ from probe.errors import ProbeError
 from probe.hooks.layer_arguments import find_cache, hidden_states
 from probe.hooks.model_structure import LayerStack, vision_positions
 from probe.hooks.tracked_sequence import ForwardTracker, Running, TrackedSequence, real_positions
+from probe.hooks.uncached_steps import UncachedSteps
 
 VISION, COMPRESSED = -1, -2  # as `prefusion_positions` of the model has it
 
@@ -38,12 +39,14 @@ class _Prompt:
     row_of      the row that each frame belongs to
     text        what follows the vision rows of a row's frames: the token of the row, or COMPRESSED
     frames_done by layer: how many frames' text has run
+    layer_ran   whether any layer was called
     """
 
     rows: TrackedSequence
     row_of: Int[Tensor, " frame"]
     text: Int[Tensor, "row position"]
     frames_done: list[int]
+    layer_ran: bool = False
 
 
 class _Running(Running):
@@ -69,7 +72,7 @@ class PrefusionTracker(ForwardTracker):
     ):
         super().__init__(called, model, stack.layers, **options)
         self.from_pixels = from_pixels
-        self._running = _Running()
+        self._running, self._uncached = _Running(), UncachedSteps()
 
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
@@ -79,17 +82,19 @@ class PrefusionTracker(ForwardTracker):
             name: kwargs.get(name) for name in ("pixel_values", "pixel_values_videos", "vision")
         }
         self._check_encoded(images["vision"] or ())
-        real = real_positions(ids, kwargs)
+        real, cache = real_positions(ids, kwargs), find_cache(self.called, args, kwargs)
+        vision = vision_positions(self.model, ids)
+        rows = TrackedSequence(vision, 0, real=real, prompt_ids=ids)
         base: Any = self.model.base_model
         prompt = _Prompt(
-            rows=TrackedSequence(vision_positions(self.model, ids), 0, real=real),
+            rows=self._uncached.continued(rows) if cache is None else rows,
             row_of=torch.tensor(base.frame_rows(ids, **images), dtype=torch.long),
             text=base.prefusion_positions(ids, 0, real).cpu(),
             frames_done=[0] * len(self.layers),
         )
         self._running.prompt = prompt
         if len(prompt.row_of):
-            self.check(prompt.rows, find_cache(self.called, args, kwargs))
+            self.check(prompt.rows, cache)
 
     def _check_encoded(self, encoded: Any) -> None:
         if encoded and self.from_pixels:
@@ -114,6 +119,7 @@ class PrefusionTracker(ForwardTracker):
         prompt = self._running.prompt
         if prompt is None:
             return
+        prompt.layer_ran = True
         hidden, cache = hidden_states(args, kwargs), find_cache(self.called, args, kwargs)
         frames, rows = hidden.shape[:2]
         past = 0 if cache is None else int(cache.get_seq_length(index))
@@ -136,4 +142,7 @@ class PrefusionTracker(ForwardTracker):
         )
 
     def _after_model(self, module: nn.Module, args: tuple, output: Any) -> None:
+        ended = self._running.prompt
         self._running.now = self._running.prompt = None
+        if ended is not None and output is not None and len(ended.row_of):
+            self._require_layers(ended.layer_ran)

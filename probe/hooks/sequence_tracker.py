@@ -17,7 +17,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
@@ -26,13 +26,11 @@ from probe.errors import ProbeError
 from probe.hooks.layer_arguments import by_name, find_cache, hidden_states, output_cache
 from probe.hooks.model_structure import image_token_id, vision_positions
 from probe.hooks.tracked_sequence import ForwardTracker, Running, TrackedSequence, real_positions
+from probe.hooks.uncached_steps import UncachedSteps
 
 
 class _Running(Running):
     layer_ran: bool = False  # whether this forward has called the first layer
-    # Of the last forward without a cache: its ids, and how many of their columns are the prompt
-    last_ids: Int[Tensor, "batch token"] | None = None
-    prompt_length: int = 0
 
 
 class SequenceTracker(ForwardTracker):
@@ -58,7 +56,8 @@ class SequenceTracker(ForwardTracker):
         if vision is None:
             image_token_id(model)  # raises ProbeError for a model without image tokens
         self.vision, self.whole_prompt = vision, whole_prompt
-        self._running = _Running()
+        self.prompts, self.had_vision = 0, False  # of the block; vision in any of its prompts
+        self._running, self._uncached = _Running(), UncachedSteps()
         self._sequences: WeakKeyDictionary[Any, TrackedSequence] = WeakKeyDictionary()  # by cache
 
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -73,7 +72,7 @@ class SequenceTracker(ForwardTracker):
         elif cache is not None:
             now = self._prompt_by_ids(ids, arguments)
         else:
-            now = self._without_cache(self._prompt_by_ids(ids, arguments))
+            now = self._uncached.continued(self._prompt_by_ids(ids, arguments))
         if cache is None:
             self._check_mask(now.length, arguments.get("attention_mask"))
         self._running.now, self._running.layer_ran = now, False
@@ -125,23 +124,6 @@ class SequenceTracker(ForwardTracker):
     def _no_ids(self) -> ProbeError:
         expected = "input_ids, which say where vision tokens are"
         return ProbeError(self.called, expected=expected, got="none")
-
-    def _without_cache(self, sequence: TrackedSequence) -> TrackedSequence:
-        """The same sequence, whose last tokens are no prompt where they were generated step by step
-        without a cache.
-        """
-        ids, running = sequence.prompt_ids, self._running
-        assert ids is not None
-        prompt_length = ids.shape[1]
-        if running.last_ids is not None and is_next_step(running.last_ids, ids):
-            prompt_length = running.prompt_length
-        running.last_ids, running.prompt_length = ids, prompt_length
-        if prompt_length == ids.shape[1]:
-            return sequence
-        vision = sequence.vision.clone()
-        vision[:, prompt_length:] = False  # an image token that was generated stands for no image
-        real = None if sequence.real is None else sequence.real[:, :prompt_length]
-        return replace(sequence, vision=vision, real=real, prompt_ids=ids[:, :prompt_length])
 
     def _continued(
         self, cache: Any, past: int, ids: Tensor | None, embeddings: Any
@@ -197,13 +179,11 @@ class SequenceTracker(ForwardTracker):
     def _after_model(self, module: nn.Module, args: tuple, output: Any) -> None:
         ended, cache = self._running.now, output_cache(output)
         self._running.now = None
-        if ended is not None and output is not None and not self._running.layer_ran:
-            raise ProbeError(
-                self.called,
-                expected="a forward that calls the model's layers",
-                got="one that called none of them, so that nothing was changed",
-                fix="use the model as it was before it was compiled or wrapped",
-            )
+        if ended is not None and output is not None:
+            self._require_layers(self._running.layer_ran)
+            if ended.past == 0:
+                self.prompts += 1
+                self.had_vision = self.had_vision or bool(ended.vision.any())
         if cache is not None and cache.get_seq_length() and cache not in self._sequences:
             raise ProbeError(
                 self.called,
@@ -211,17 +191,3 @@ class SequenceTracker(ForwardTracker):
                 got=f"a {type(cache).__name__} that the layer was not seen to get",
                 fix="pass use_cache=False, or report this version of transformers",
             )
-
-
-def is_next_step(before: Int[Tensor, "batch position"], ids: Int[Tensor, "row token"]) -> bool:
-    """Whether each row of `ids` is a row of the step before and one more token. Beams may have
-    changed places.
-
-    >>> before = torch.tensor([[5, 6], [5, 7]])
-    >>> is_next_step(before, torch.tensor([[5, 7, 8], [5, 7, 9]]))
-    True
-    """
-    if ids.shape[1] != before.shape[1] + 1 or len(ids) != len(before):
-        return False
-    same = (ids[:, None, :-1] == before.to(ids.device)).all(-1)  # (row of ids, row before)
-    return bool(same.any(1).all())

@@ -105,6 +105,12 @@ class _LastKept(local):
     kept: KeptPositions | None = None
 
 
+class _Entered(local):
+    """The layers that a thread's forward has called."""
+
+    layers: frozenset[int] = frozenset()
+
+
 class HiddenStateFlow:
     """Runs the layers of one stack without what all active removals remove."""
 
@@ -112,7 +118,7 @@ class HiddenStateFlow:
         self.model, self.layers, self.attention = model, stack.layers, list(stack.attention.items())
         self.removals: BlockEntries[Removal] = BlockEntries()
         self.states = HiddenStates()
-        self._last = _LastKept()
+        self._last, self._entered = _LastKept(), _Entered()
 
     @model_block
     def hooks(self, removal: Removal) -> Iterator[None]:
@@ -127,6 +133,7 @@ class HiddenStateFlow:
         with ExitStack() as undo:
             undo.callback(self._start)
             add_hook(undo, self.model.register_forward_pre_hook, by_first(self._start))
+            add_hook(undo, self.model.register_forward_hook, by_first(self._finish))
             for index, layer in enumerate(self.layers):
                 enter = by_first(partial(self._before_layer, index))
                 leave = by_first(partial(self._after_layer, index))
@@ -140,15 +147,28 @@ class HiddenStateFlow:
 
     def _start(self, *hooked: Any) -> None:
         self.states.start()
+        self._entered.layers = frozenset()
         self._last.masks, self._last.kept = (), None
         for _, attention in self.attention:
             state_of(attention).views.pop(get_ident(), None)
+
+    def _finish(self, *hooked: Any) -> None:
+        """Raises ProbeError where a forward called only some of the layers as modules."""
+        missing = {*range(len(self.layers))} - self._entered.layers
+        if self._entered.layers and missing:
+            raise ProbeError(
+                self.called,
+                expected="layers whose input it can change",
+                got=f"no call of layer {min(missing)} (from 0), although it ran",
+                fix="use the model as it was before it was compiled or wrapped",
+            )
 
     def _before_layer(
         self, index: int, layer: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
         """The layer's arguments for the kept positions, None to leave them unchanged."""
         sequence = self.removals.active()[0].sequences.running()
+        self._entered.layers |= {index}
         hidden, cache = hidden_states(args, kwargs), find_cache(self.called, args, kwargs)
         if sequence.past == 0:
             return self._prompt_arguments(index, layer, args, kwargs, cache)

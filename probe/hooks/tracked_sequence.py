@@ -157,6 +157,16 @@ class ForwardTracker(ABC):
             )
         return now
 
+    def _require_layers(self, ran: bool) -> None:
+        """Raises ProbeError where a forward came to its end and called no layer as a module."""
+        if not ran:
+            raise ProbeError(
+                self.called,
+                expected="a forward that calls the model's layers",
+                got="one that called none of them, so that nothing was changed",
+                fix="use the model as it was before it was compiled or wrapped",
+            )
+
     @abstractmethod
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None: ...
 

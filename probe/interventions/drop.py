@@ -40,7 +40,14 @@ from probe.hooks.sequence_tracker import SequenceTracker
 from probe.hooks.token_removal import Removal, present_in, removed
 from probe.hooks.tracked_sequence import ForwardTracker, TrackedSequence
 from probe.interventions.attention_edits import mask_keys, replace_keys_values
-from probe.interventions.layer_target import PREFUSION, Layers, LayerTarget, Names, as_names
+from probe.interventions.layer_target import (
+    PREFUSION,
+    Layers,
+    LayerTarget,
+    Names,
+    as_names,
+    warn_unchanged,
+)
 
 DropMode = Literal["mask", "mask_frozen", "remove", "remove_for_good", "zero"]
 DROP_MODES: tuple[str, ...] = get_args(DropMode)
@@ -141,6 +148,8 @@ def _removed(target: LayerTarget) -> Iterator[None]:
         removed(target.model, target.stack, _WithoutVision(sequences, target.layers)),
     ):
         yield
+    if sequences.prompts and not sequences.had_vision:
+        warn_unchanged(target.called)
 
 
 class _WithoutVision(Removal):

@@ -1,5 +1,6 @@
 """The model, stack and layers that an intervention applies to, checked before anything runs."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError, shown
-from probe.hooks.attention_tap import Wrapper, routed
+from probe.hooks.attention_call import AttentionCall
+from probe.hooks.attention_tap import Kernel, Output, Wrapper, routed
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.compiled import refuse_compiled
 from probe.hooks.model_state import Intervention, registered
@@ -100,24 +102,28 @@ class LayerTarget:
             yield
 
     @model_block
-    def routed(self, around: Wrapper) -> Iterator[None]:
+    def routed(self, around: Wrapper, *, reports: bool = True) -> Iterator[None]:
         """`around` in the attention calls of the chosen layers. The block may run no forward at
-        all; raises ProbeError where a layer ran and its attention module was not called.
+        all; raises ProbeError where a forward ran through the stack and never called one of the
+        layers, or its attention, as modules. `reports`: warns where no call was changed.
         """
-        ran: set[int] = set()
-        with routed(self.attention, around, required=False) as taps, ExitStack() as undo:
-            for layer in self.layers:
-                note = partial(_note, ran, layer)
-                add_hook(undo, self.stack.layers[layer].register_forward_pre_hook, note)
+        reach = _Reach()
+        changing = partial(reach.note_change, around)
+        with routed(self.attention, changing, required=False) as taps, ExitStack() as undo:
+            for number, layer in enumerate(self.stack.layers):
+                add_hook(undo, layer.register_forward_pre_hook, partial(reach.note_layer, number))
+            add_hook(undo, self.model.register_forward_hook, reach.note_forward)
             yield
         for layer, tap in zip(self.layers, taps, strict=True):
-            if layer in ran and not tap.called:
+            if reach.through_stack and not (tap.called and layer in reach.layers):
                 raise ProbeError(
                     self.called,
                     expected="attention calls that it can change",
-                    got=f"none in layer {layer} (from 0), although it ran",
+                    got=f"none in layer {layer} (from 0) of {self.stack.name}, although it ran",
                     fix="use the model as it was before it was compiled or wrapped",
                 )
+        if reports and reach.forwards and not reach.changed:
+            warn_unchanged(self.called)
 
     def refuse_flash(self, fix: str) -> None:
         """Raises ProbeError for kernels that take no mask over pairs of query and key."""
@@ -132,8 +138,37 @@ class LayerTarget:
                 )
 
 
-def _note(ran: set[int], layer: int, *hooked: Any) -> None:
-    ran.add(layer)
+class _Reach:
+    """How far the forwards of a block have come."""
+
+    def __init__(self):
+        self.layers: set[int] = set()  # those of the stack that were called
+        self.forwards = 0  # that came to their end
+        self.through_stack = False  # whether one of these called any of the layers
+        self.changed = False  # whether any attention call was changed
+
+    def note_layer(self, number: int, *hooked: Any) -> None:
+        self.layers.add(number)
+
+    def note_forward(self, *hooked: Any) -> None:
+        self.forwards += 1
+        self.through_stack = self.through_stack or bool(self.layers)
+
+    def note_change(self, around: Wrapper, call: AttentionCall, kernel: Kernel) -> Output:
+        def run(changed: AttentionCall) -> Output:
+            self.changed = self.changed or changed is not call
+            return kernel(changed)
+
+        return around(call, run)
+
+
+def warn_unchanged(called: str) -> None:
+    """Says that a block ran and changed no number, which is no error."""
+    warnings.warn(
+        f"{called}: nothing was changed in this block: none of its forwards had the tokens that it "
+        "concerns",
+        stacklevel=2,
+    )
 
 
 def as_names(names: Names) -> tuple[str, ...]:

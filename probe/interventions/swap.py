@@ -62,8 +62,15 @@ def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
         now = sequences.running()
-        if "donor" not in now.memo:
+        if not now.vision.any():
             return kernel(call)
+        if "donor" not in now.memo:
+            raise ProbeError(
+                "swap_vision",
+                expected="a decoder whose input it can see",
+                got=f"{type(decoder).__name__}, which ran without its hooks",
+                fix="use the model as it was before it was compiled or wrapped",
+            )
         donor = now.memo["donor"][target.layer_of(call.name)]
         key, value = (
             _with_donor(original, other, now)

@@ -27,6 +27,7 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import tap
 from probe.hooks.block_threads import only_this_thread
+from probe.hooks.finite_states import finite_states
 from probe.hooks.model_checks import require_subject
 from probe.hooks.model_structure import LayerStack, cls_tokens, stacks
 from probe.records.provenance import provenance
@@ -156,7 +157,8 @@ def _attention(
     inputs = subject.encode(image, "?")
     pixels = {name: inputs[name] for name in ("pixel_values", "image_sizes") if name in inputs}
     features: Any = subject.model.get_image_features
-    with tap(stack.attention, observe), torch.no_grad():
+    finite = finite_states("concentration", subject.model, ["vision"])
+    with finite, tap(stack.attention, observe), torch.no_grad():
         features(**pixels)
     return torch.stack([by_layer[name] for name in order], 1).double().numpy()
 

@@ -88,7 +88,7 @@ def logit_lens(
     with ExitStack() as hooks:
         for number, layer in enumerate(layers):
             add_hook(hooks, layer.register_forward_hook, outputs.hook(number))
-        hooks.enter_context(finite_states("logit_lens", subject.model, model_stacks[stack]))
+        hooks.enter_context(finite_states("logit_lens", subject.model, [stack]))
         logits = subject.model(**inputs, use_cache=False).logits[0]
     rows = _rows(answer, stack, outputs)
     hidden = outputs.layers(len(rows["row_type"]))

@@ -148,6 +148,15 @@ class EncoderTap:
         calls, self._running.calls = self._running.calls, {}
         last_hidden, self._running.last_hidden = self._running.last_hidden, None
         full_patches = self._running.full_patches or features.shape[1] - self.first_patch
+        needed = (self.output_layer, self.next_layer, *self.asked)
+        missing = [index for index in needed if index not in calls]
+        if missing:
+            raise ProbeError(
+                "reduced",
+                expected="an encoder whose attention calls it can observe",
+                got=f"no call in layer {missing[0]} (from 0), although it ran",
+                fix="use the model as it was before it was compiled or wrapped",
+            )
         return EncoderOutput(
             features,
             calls[self.output_layer],

@@ -46,7 +46,7 @@ from probe.hooks.partial_cache import check_partial, windows
 from probe.hooks.sequence_tracker import SequenceTracker
 from probe.hooks.token_removal import Removal, removed
 from probe.hooks.tracked_sequence import TrackedSequence
-from probe.interventions.layer_target import LayerTarget
+from probe.interventions.layer_target import LayerTarget, warn_unchanged
 from probe.reducers.context import Reducer
 from probe.reducers.reduction import ReductionStage
 
@@ -124,6 +124,8 @@ class LLMReducer(Reducer, ABC):
             self.observing(running),
         ):
             yield running.stages
+        if running.sequences.prompts and not running.sequences.had_vision:
+            warn_unchanged(called)
 
 
 class PreviousLayerReducer(LLMReducer):
@@ -136,6 +138,13 @@ class PreviousLayerReducer(LLMReducer):
         """
 
     def scores(self, layer_input: LayerInput, prompt: TrackedSequence) -> Scores:
+        if "scores" not in prompt.memo:
+            raise ProbeError(
+                type(self).__name__,
+                expected="attention calls that it can observe",
+                got=f"none in layer {layer_input.index - 1} (from 0), although it ran",
+                fix="use the model as it was before it was compiled or wrapped",
+            )
         return prompt.memo.pop("scores")
 
     @model_block

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from transformers import PreTrainedModel
+from jaxtyping import Float, Int
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from probe.data.token_types import LAST
 from probe.errors import ProbeError, at_least
+from probe.hooks.finite_states import raise_not_finite
 from probe.hooks.model_structure import image_token_id, max_positions
 from probe.subject.inputs import Inputs, TokenizerInfo
 
@@ -31,7 +32,8 @@ def generate_ids(
     `generate`: options of `model.generate`; greedy by default. Fewer than `max_new_tokens` where
     the model's positions end. The image token is never generated: it would stand for an image when
     the answer is encoded. Raises ProbeError for inputs that end with a response, for options that
-    `model.generate` does not take, and for those by which it returns anything but one answer a row.
+    `model.generate` does not take, for those by which it returns anything but one answer a row, and
+    where the model's numbers overflow.
     """
     _check_options(max_new_tokens, generate)
     if (inputs.types.role[:, -1] != LAST).any():
@@ -43,7 +45,9 @@ def generate_ids(
     width = inputs["input_ids"].shape[1]
     check_length(model, width + 1)
     room = (max_positions(model) or width + max_new_tokens) - width
-    defaults = {"suppress_tokens": [image_token_id(model)]}
+    defaults: dict[str, Any] = {"suppress_tokens": [image_token_id(model)]}
+    processors = [_NumbersOnly(), *(generate.get("logits_processor") or ())]
+    options = {"logits_processor": LogitsProcessorList(processors)}
     if not generate.get("do_sample"):
         defaults |= GREEDY
     try:
@@ -52,8 +56,10 @@ def generate_ids(
                 **inputs,
                 max_new_tokens=min(max_new_tokens, room),
                 pad_token_id=vocabulary.pad_id,
-                **(defaults | generate),
+                **(defaults | generate | options),
             )
+    except _NotFinite:
+        raise_not_finite("answer", model, inputs)
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         if isinstance(error, ProbeError) or not generate:
             raise
@@ -63,6 +69,22 @@ def generate_ids(
             got=f"{', '.join(generate)}: {str(error)[:300]}",
         ) from error
     return [until_end(row, vocabulary.end_ids) for row in generated[:, width:].cpu()]
+
+
+class _NotFinite(Exception):  # noqa: N818  # becomes a ProbeError, which names the layer
+    """Ends `generate` at a step whose logits are no numbers."""
+
+
+class _NumbersOnly(LogitsProcessor):
+    """Changes nothing. Without it the likeliest of NaNs is token 0: the answer is "!!!!"."""
+
+    def __call__(
+        self, input_ids: Int[torch.Tensor, "row token"], scores: Float[torch.Tensor, "row word"]
+    ) -> Float[torch.Tensor, "row word"]:
+        largest = scores.amax(-1)  # NaN where any is; suppressed words are -inf
+        if bool((largest.isnan() | largest.isposinf()).any()):
+            raise _NotFinite
+        return scores
 
 
 def until_end(

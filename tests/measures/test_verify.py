@@ -8,9 +8,13 @@ from cases._overflow import overflowing
 
 import probe.measures.verify
 from probe.hooks.attention_tap import routed
+from probe.measures import verify_model
 from probe.measures.attention.statistic import AttentionStatistic
 from probe.measures.verify import Report, verify
+from probe.measures.verify_model import devices, shares_prefix
+from probe.subject.image_prefix import ImagePrefix
 from probe.subject.loading import load
+from probe.subject.prefix_check import SharingCheck
 
 
 @pytest.mark.parametrize("factory", [models.llava15, models.llava_next_mistral])
@@ -21,7 +25,7 @@ def test_promises_are_kept(factory, dtype):
         load(model, processor=processor, dtype=dtype), models.picture(0, 70, 50), "what is it?"
     )
     assert report.passed, report.appendix
-    assert len(report.checks) == 12
+    assert len(report.checks) == 14
     assert dtype in report.appendix and "promised: exactly 0" in report.appendix
     assert model.config._attn_implementation == "sdpa", "switched to eager and back"
 
@@ -111,6 +115,61 @@ def test_a_model_that_does_not_read_its_image_is_told():
     (check,) = [check for check in report.checks if "by image" in check.name]
     assert not check.passed and "this model does not read its image" in check.value
     assert {check.name for check in report.checks if not check.passed} == {check.name}
+
+
+def check_of(report: Report, name: str):
+    (check,) = [check for check in report.checks if check.name == name]
+    return check
+
+
+def test_inputs_that_go_to_another_device_than_their_reader_fail_before_any_forward():
+    model, processor = models.llava15()
+    model.model.vision_tower.to("meta")
+    report = verify(load(model, processor=processor), models.picture(), "what is it?")
+    assert not report.passed and len(report.checks) == 1
+    assert check_of(report, "devices of the inputs").value == ("pixel_values on cpu, read on meta")
+
+
+def test_devices_of_the_inputs_are_named(subject):
+    check = devices(subject, subject.encode(models.picture(), "what is it?"))
+    assert check.passed and check.value == "input_ids on cpu, pixel_values on cpu"
+
+
+@pytest.fixture(scope="module")
+def subject():
+    model, processor = models.llava15()
+    return load(model, processor=processor)
+
+
+def test_sharing_is_exact_and_a_wrong_share_fails(subject, monkeypatch):
+    prompt = subject.encode(models.picture(), "what is it?")
+    assert shares_prefix(subject, prompt).passed
+    assert shares_prefix(subject, prompt).value.startswith("exact")
+    monkeypatch.setattr(ImagePrefix, "masked", ImagePrefix.unmodified)  # vision comes back
+    wrong = shares_prefix(subject, prompt)
+    assert not wrong.passed and wrong.value.startswith("not exact: logits differ by")
+
+
+def test_a_model_that_cannot_share_says_why(subject, monkeypatch):
+    reason = "its image prefix depends on the question"
+    monkeypatch.setattr(verify_model, "check_sharing", lambda *_: SharingCheck(reason, 0.1))
+    check = shares_prefix(subject, subject.encode(models.picture(), "what is it?"))
+    assert check.passed and check.value == f"not used: {reason}"
+
+
+def test_a_sum_of_attention_that_is_nan_is_no_kept_promise(subject, monkeypatch):
+    inputs = subject.encode(models.picture(), "what is it?", "a cat")
+    statistic = probe.measures.verify._measured(subject, inputs)
+    assert probe.measures.verify._identity(inputs, statistic).passed
+    table = AttentionStatistic.table
+
+    def with_nan(self, *args):
+        values = table(self, *args)
+        return values | {"mass": np.full_like(values["mass"], np.nan)}
+
+    monkeypatch.setattr(AttentionStatistic, "table", with_nan)
+    check = probe.measures.verify._identity(inputs, statistic)
+    assert np.isnan(check.value) and not check.passed
 
 
 def test_states_that_overflow_fail_and_are_named():

@@ -23,6 +23,7 @@ from probe.records.rank_agreement import (
     _image_of_regions,
     _shuffles,
     above_floor,
+    agreeing_layers,
     can_tell,
     rank_agreement,
     spearman,
@@ -127,6 +128,7 @@ def table_of(best: float, floor: float, *ceilings: float) -> xr.Dataset:
         (0.70, 0.62, [], "Yes in layer 1"),
         (0.20, 0.62, [0.63], "No: agreement is noise"),
         (0.61, 0.62, [0.63], "Can't tell: best correlation 0.61"),
+        (0.66, 0.62, [], "Can't tell: best correlation 0.66, floor 0.62, ceiling 1 (no second"),
         (0.50, 1.00, [], "Can't tell: best correlation 0.50, floor 1.00, ceiling 1 (no second"),
         (0.20, 0.62, [], "No: agreement is noise"),
     ],
@@ -135,6 +137,44 @@ def test_no_verdict_without_power(best, floor, ceilings, expected):
     table = table_of(best, floor, *ceilings)
     assert verdict(table).startswith(expected)
     assert can_tell(table, "a") == (floor < max(ceilings, default=1))
+
+
+def test_a_layer_agrees_with_every_attribution_or_not_at_all():
+    """By layer: with both, with the first only, with each by another measure."""
+    first = np.array([[0.8, 0.8, 0.8], [0.8, 0.8, 0.1]])  # (measure, layer)
+    second = np.array([[0.7, 0.1, 0.1], [0.1, 0.1, 0.7]])
+    by_layer = np.full((2, 4, 3), np.nan)
+    by_layer[:, :2] = np.stack([first, second])
+    table = xr.Dataset(
+        {
+            "by_layer": (("reference", "measure", "layer"), by_layer),
+            "floor": ("reference", [0.5, 0.6]),
+            "ceiling": (("reference", "other"), np.full((2, 2), 0.9)),
+        },
+        {
+            "reference": ["a", "b"],
+            "other": ["a", "b"],
+            "measure": list(MEASURES),
+            "layer": range(3),
+        },
+        {"regions": 36},
+    )
+    assert agreeing_layers(table) == [0]
+    assert verdict(table).startswith("Yes in layer 1,")
+    assert verdict(table.isel(layer=[1, 2])).startswith(
+        "Can't tell: best correlation 0.80, floor 0.50, ceiling 0.90; it agrees with a above"
+    )
+
+
+def test_the_floor_is_the_highest_that_misplaced_regions_reach(on_two_images):
+    generator = np.random.default_rng(0)
+    count, layers = on_two_images.sizes["feature"], on_two_images.sizes["layer"]
+    maps, attributed = generator.normal(size=(4, layers, count)), generator.normal(size=count)
+    table = rank_agreement({"a": with_maps(on_two_images, maps, attributed)})
+    orders = [_shuffles(_image_of_regions(on_two_images), 0), _grid_moves(on_two_images, 0)]
+    misplaced = attributed[np.concatenate(orders)]
+    expected = max(spearman(one, misplaced).max() for one in maps.reshape(-1, count))
+    assert float(table["floor"][0]) == pytest.approx(expected, abs=0.02)  # small ones are ties
 
 
 @pytest.fixture(scope="module")

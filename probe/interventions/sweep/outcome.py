@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probe.hooks.finite_states import not_finite
 from probe.subject.generation import until_end
 
 
@@ -42,11 +43,16 @@ def decode_greedily(
     """At most `tokens` ids a row, each row up to and including the first of `end_ids`.
 
     `logits` predict the first id. `next_logits(ids, step)` are those after the ids of step 0, 1 ...
+    Raises ProbeError where any are no numbers.
     """
     ends = torch.tensor(list(end_ids), device=logits.device)
-    chosen = [logits.argmax(-1)]
+    chosen, finite = [logits.argmax(-1)], logits.isfinite().all()
     ended = torch.isin(chosen[0], ends)
     while len(chosen) < tokens and not ended.all():
-        chosen.append(next_logits(chosen[-1], len(chosen) - 1).argmax(-1))
+        logits = next_logits(chosen[-1], len(chosen) - 1)
+        chosen.append(logits.argmax(-1))
+        finite &= logits.isfinite().all()
         ended |= torch.isin(chosen[-1], ends)
+    if not finite:
+        raise not_finite("drop_sweep", logits.dtype, "in the logits of an answer")
     return [until_end(ids, end_ids) for ids in torch.stack(chosen, 1).cpu()]

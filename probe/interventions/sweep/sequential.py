@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from probe.hooks.finite_states import require_finite
 from probe.hooks.model_structure import LayerStack
 from probe.interventions.drop import drop_vision
 from probe.interventions.layer_target import Names
@@ -42,6 +43,7 @@ class SequentialCases:
             with self.intervention(name, prompts), torch.no_grad():
                 output = model(**prompts.with_gold(inputs), use_cache=False)
                 logits.append(output.logits[0, -max(len(prompts.gold), 1) :])
+                require_finite("drop_sweep", model, logits[-1], inputs)
                 answers += self.subject.generate_ids(inputs, self.max_new_tokens)
         return Outcome(torch.stack(logits), answers, len(self.stack.layers) * len(names))
 

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from probe.data.sample import Sample
 from probe.errors import ProbeError, at_least, one_of
 from probe.hooks.block_threads import only_this_thread
+from probe.hooks.finite_states import require_finite
 from probe.hooks.model_checks import require_observable, require_subject
 from probe.hooks.model_state import active_interventions, active_text_guided_reducers
 from probe.hooks.model_structure import stacks
@@ -182,6 +183,7 @@ class Sweep:
         names = [name for name in self.cases if name != ANOTHER_IMAGE or donor is not None]
         check = self.check_sharing(prompts.inputs)
         outcome = (self.sequential if check.reason else self.batched)(prompts, names)
+        require_finite("drop_sweep", self.subject.model, outcome.logits, prompts.inputs)
         answers = [prompts.inputs.vocabulary.words(ids) for ids in outcome.answers]
         counts = {"row_layers": outcome.row_layers, "image_prefixes": self._prefixes() - before}
         table = tabulate(

@@ -313,8 +313,7 @@ def _forward(
                 taps.enter_context(tap(measured_stacks[name].attention, each.statistic))
         if llm is not None:
             norms = taps.enter_context(relative_norms(llm, inputs.types.role >= 0))
-        for stack in measured_stacks.values():
-            taps.enter_context(finite_states("measure", model, stack))
+        taps.enter_context(finite_states("measure", model, measured_stacks))
         model(**inputs, use_cache=False, **forward_options)
     nodes = []
     for sample in range(len(inputs.prompt)):

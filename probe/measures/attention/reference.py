@@ -93,15 +93,16 @@ def _mean_entropy(
 
 def difference(table: dict[str, np.ndarray], plain: dict[str, np.ndarray]) -> float:
     """The largest absolute difference between two tables (relative for lift above 1, which has no
-    upper bound); infinite where only one of them is NaN.
+    upper bound); infinite where only one of them is NaN or infinite.
     """
     worst = 0.0
     for name, expected in plain.items():
-        if (np.isnan(table[name]) != np.isnan(expected)).any():
+        known = ~np.isnan(expected)  # NaN: nothing to average, in both
+        if (np.isnan(table[name]) == known).any() or not np.isfinite(table[name][known]).all():
             return float("inf")
         scale = np.maximum(1, np.abs(expected)) if name == "lift" else 1
         error = np.abs(table[name] - expected) / scale
-        worst = max(worst, float(np.nanmax(error, initial=0)))
+        worst = max(worst, float(np.max(error[known], initial=0)))
     return worst
 
 

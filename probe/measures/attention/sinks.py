@@ -36,6 +36,7 @@ from probe.data.image import ImageSource
 from probe.data.token_types import PADDING
 from probe.hooks.attention_tap import tap
 from probe.hooks.block_threads import add_hook, model_block, only_this_thread
+from probe.hooks.finite_states import finite_states
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import LayerStack, stacks
 from probe.measures.attention.stack_queries import StackStatistic
@@ -118,7 +119,11 @@ def norms_and_attention(subject: Subject, inputs: Inputs) -> tuple[PerLayer, Per
     stack, is_real = stacks(subject.model)["llm"], inputs.types.role != PADDING
     ids = np.where(is_real, 0, PADDING)
     statistic = AttentionStatistic(("token",), ids, ids, is_real)
-    with relative_norms(stack, is_real) as norms, tap(stack.attention, statistic):
+    with (
+        relative_norms(stack, is_real) as norms,
+        tap(stack.attention, statistic),
+        finite_states("find_sinks", subject.model, ["llm"]),
+    ):
         subject.model(**inputs, use_cache=False)
     attraction = np.full((len(is_real), len(stack.layers), is_real.shape[1]), np.nan, np.float32)
     for row, real in enumerate(is_real):

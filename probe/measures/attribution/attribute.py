@@ -22,7 +22,6 @@ from probe.hooks.block_threads import only_this_thread
 from probe.hooks.finite_states import finite_states
 from probe.hooks.model_checks import require_observable, require_subject
 from probe.hooks.model_state import active_interventions
-from probe.hooks.model_structure import stacks
 from probe.measures.attribution import methods
 from probe.measures.attribution.attention_per_feature import attention_on
 from probe.measures.attribution.baselines import HIDDEN, Baseline, Perturbation
@@ -111,11 +110,14 @@ def attribute(
     if share and method in SHARING:
         shared = SharedPrefix.of(subject, answer, perturbation)
     f = perturbed if isinstance(shared, str) else shared
-    with finite_states("attribute", subject.model, stacks(subject.model)["llm"]):
+    with finite_states("attribute", subject.model, ["llm"]):
         values, seconds = _ends(f, len(features))
     estimate = _estimate(method, len(features), plan, seconds, not isinstance(shared, str))
     evaluations = methods.evaluations(method, len(features), plan)
-    with _with_progress(f, evaluations, estimate, progress) as counted_f:
+    with (
+        finite_states("attribute", subject.model, ["llm"]),  # those of each perturbed input too
+        _with_progress(f, evaluations, estimate, progress) as counted_f,
+    ):
         if by_gradient:
             by_layer = methods.gradient_x_attention(perturbed, features)
             values["attribution"] = by_layer.sum(0).numpy()

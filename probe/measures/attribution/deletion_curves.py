@@ -24,6 +24,7 @@ from jaxtyping import Float
 from probe.data.image import ImageSource
 from probe.errors import ProbeError
 from probe.hooks.block_threads import only_this_thread
+from probe.hooks.finite_states import finite_states
 from probe.hooks.model_state import active_interventions
 from probe.measures.attribution.baselines import Baseline, Perturbation
 from probe.measures.attribution.features import Features
@@ -76,7 +77,8 @@ def deletion_curves(
     rng = np.random.default_rng(seed)
     ranked[RANDOM] = [rng.permutation(count) for _ in range(orders)]
     counts = np.unique(np.linspace(0, count, points + 1).round().astype(int))
-    logprob = np.stack([_curves(f, orders, counts, batch) for orders in ranked.values()])
+    with finite_states("deletion_curves", subject.model, ["llm"]):
+        logprob = np.stack([_curves(f, orders, counts, batch) for orders in ranked.values()])
     attrs = provenance(
         subject,
         kind="deletion curves",

@@ -90,7 +90,7 @@ class PerturbedModel:
                 self.target.refuse_flash("load the model with attn_implementation='sdpa'")
                 undo.enter_context(self.sequences.followed())
                 around = self._scale_layers(z) if perturbation.layers else self._mask_hidden(z)
-                undo.enter_context(self.target.routed(around))
+                undo.enter_context(self.target.routed(around, reports=False))
             yield
 
     def _mask_hidden(self, z: Tensor) -> Wrapper:
