@@ -392,6 +392,20 @@ def test_types_find_the_words_of_each_row():
         assert (expected[0] - logits(model, alone)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("stack_name", ["prefusion", "llm"])
+@pytest.mark.parametrize("kind", ["one", "video"])
+def test_types_hold_without_a_cache(model, kind, stack_name):
+    """Every step brings the whole prompt again, and what was generated is no part of it."""
+    inputs = prompt(kind)
+    types = types_of(inputs).as_types({"marked": inputs["input_ids"][0].numpy() == 6})
+    found = []
+    for use_cache in (True, False):
+        with knockout(model, "marked", "vision", (0, 1), types=types, stack=stack_name):
+            found.append(said(model, inputs, use_cache=use_cache))
+    close(*found)
+    assert (found[0] - said(model, inputs)).abs().max() > 1e-3
+
+
 def test_padding_that_generate_moves_does_not_move_types_in_the_llm(model):
     images, rows = (
         pixels(2, 1),
