@@ -122,12 +122,18 @@ def check_of(report: Report, name: str):
     return check
 
 
-def test_inputs_that_go_to_another_device_than_their_reader_fail_before_any_forward():
+def test_inputs_that_go_to_another_device_than_their_reader_fail_before_any_forward(monkeypatch):
     model, processor = models.llava15()
+    subject = load(model, processor=processor)
+    prompt = subject.encode(models.picture(), "what is it?")
     model.model.vision_tower.to("meta")
+    check = devices(subject, prompt)
+    assert not check.passed and check.value == "pixel_values on cpu, read on meta"
+    model, processor = models.llava15()
+    model.register_forward_pre_hook(lambda *_: pytest.fail("a forward ran"))
+    monkeypatch.setattr(probe.measures.verify, "devices", lambda *_: check)
     report = verify(load(model, processor=processor), models.picture(), "what is it?")
-    assert not report.passed and len(report.checks) == 1
-    assert check_of(report, "devices of the inputs").value == ("pixel_values on cpu, read on meta")
+    assert report.checks == [check] and "read on meta" in report.appendix
 
 
 def test_devices_of_the_inputs_are_named(subject):
