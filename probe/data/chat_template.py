@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from probe.data.refused_words import refuse_placeholders, refuse_unreadable
 from probe.data.template_limits import check_templates, within_limits
 from probe.data.token_types import INSTRUCTION, RESPONSE, SYSTEM
 from probe.errors import ProbeError, shown
@@ -80,6 +81,7 @@ def messages_of(question: str | Conversation, image_count: int, image_token: str
     items = [item for message in messages for item in message["content"]]
     for item in items:
         fix = 'pass the image as image=, or say where it goes with a {"type": "image"} item'
+        refuse_unreadable("question", item.get("text", ""))
         refuse_placeholders("question", item.get("text", ""), image_token, fix)
     placeholders = sum(item["type"] == "image" for item in items)
     if placeholders != image_count:
@@ -89,33 +91,6 @@ def messages_of(question: str | Conversation, image_count: int, image_token: str
             got=f"{placeholders} image item{'s' * (placeholders != 1)}",
         )
     return messages
-
-
-def refuse_placeholders(called: str, words: str, image_token: str, fix: str) -> None:
-    """Raises ProbeError for words that contain the image token."""
-    if image_token in words:
-        raise ProbeError(
-            called,
-            expected=f"words without {image_token}, which would be taken as a placeholder",
-            got=shown(words),
-            fix=fix,
-        )
-
-
-def refuse_special_tokens(tokenizer: Any, messages: Sequence[Message]) -> None:
-    """Raises ProbeError for words such as "</s>", which would end the prompt and not be read."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    special = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
-    for message in messages:
-        words = "".join(item.get("text", "") for item in message["content"])
-        found = [token for token in sorted(special) if token in words]
-        if found and message["role"] != "assistant":
-            raise ProbeError(
-                "question",
-                expected=f"words without {found[0]}, a special token of the tokenizer",
-                got=shown(words),
-                fix="take it out, or write it with a space inside",
-            )
 
 
 def _is_list_of_mappings(value: Any) -> bool:

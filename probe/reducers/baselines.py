@@ -13,7 +13,7 @@ from math import ceil, isqrt, sqrt
 
 import torch
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, at_least, shown
 from probe.reducers.encoder_output import EncoderOutput
 from probe.reducers.patch_selection import KeptTokens, select_patches
 from probe.reducers.reduction import Reduction
@@ -28,8 +28,14 @@ class Random(KeptTokens):
 
     seed: int = 0
 
+    def __post_init__(self):
+        super().__post_init__()
+        at_least("Random", "a seed", self.seed, 0)
+        if self.seed >= 2**63:
+            raise ProbeError("Random", expected="a seed below 2**63", got=shown(self.seed))
+
     def reduce(self, seen: EncoderOutput) -> Reduction:
-        generator = torch.Generator().manual_seed(self.seed)  # CPU: the same on every device
+        generator = torch.Generator().manual_seed(int(self.seed))  # CPU: the same on every device
         count = self.tokens(seen.patches, len(seen.features))
         drawn = [torch.randperm(seen.patches, generator=generator)[:count] for _ in seen.features]
         return select_patches(seen, torch.stack(drawn).sort().values)

@@ -21,13 +21,16 @@ from probe.data.chat_template import (
     Conversation,
     Rendering,
     messages_of,
-    refuse_placeholders,
-    refuse_special_tokens,
     render,
 )
 from probe.data.image import ImageSource, Video, as_images, open_image
 from probe.data.image_views import Size, aspect_of, padded_to_square, pixels_on_the_way
 from probe.data.patch_grid import PatchGrid
+from probe.data.refused_words import (
+    refuse_placeholders,
+    refuse_special_tokens,
+    refuse_unreadable,
+)
 from probe.data.token_roles import (
     Roles,
     adds_special_tokens,
@@ -75,6 +78,7 @@ class PromptEncoder:
         refuse_special_tokens(self.processor.tokenizer, messages)
         messages, response = _split_answer(messages, response)
         if isinstance(response, str):
+            refuse_unreadable("response", response)
             refuse_placeholders("response", response, self.processor.image_token, "take it out")
             inputs = self._row(images, messages, response, video)
             response = self.vocabulary.end_ids[:1]

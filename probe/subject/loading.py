@@ -210,6 +210,8 @@ def _check_attention(implementation: str | dict[str, str] | None) -> None:
         return
     is_mapping = isinstance(implementation, Mapping)
     for name in implementation.values() if is_mapping else [implementation]:
+        if not isinstance(name, str):
+            raise _not_available(name)
         if not _is_installed(name):
             raise _not_available(name, f"which needs the package {_packages_of(name)[0]}")
         if name == "flex_attention" and not torch.cuda.is_available():
@@ -273,7 +275,13 @@ def as_device(device: str | torch.device) -> torch.device:
         if parsed.type == "meta":
             raise TypeError("it holds no numbers")
         torch.empty(0, device=parsed)
-    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # depends on backend
+    except (
+        RuntimeError,
+        AssertionError,
+        ImportError,
+        TypeError,
+        ValueError,
+    ) as error:  # depends on backend
         available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         available += ["mps"] * torch.backends.mps.is_available()
         expected = f"a device of this machine ({', '.join(available)})"

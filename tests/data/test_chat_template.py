@@ -309,3 +309,11 @@ def test_whatever_is_said_is_found_again(name, earlier, question, images, respon
     assert (np.diff(roles.turn) >= 0).all()
     (last,) = np.flatnonzero(roles.role == LAST)
     assert (roles.role[last + 1 :] == RESPONSE).all()
+
+
+@pytest.mark.parametrize("words", ["\ud800", "what is \udcff it?"])
+def test_half_a_character_is_one_line(words):
+    with pytest.raises(ProbeError, match=r"^question: expected words in UTF-8, got half a char"):
+        messages_of(words, 0, "<image>")
+    with pytest.raises(ProbeError, match=r"^question: expected words in UTF-8"):
+        messages_of([user(text("why?")), assistant(words), user(text("?"))], 0, "<image>")

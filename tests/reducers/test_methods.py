@@ -348,3 +348,9 @@ def test_attention_received_is_exact_in_chunks(monkeypatch):
     with torch.no_grad():
         found = encode(siglip(), pixels(), VisionZip(9, 4))
     np.testing.assert_allclose(found.scores, attention.mean((1, 2)), atol=1e-7)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, float("nan"), "3", None, 2**63])
+def test_a_seed_is_a_whole_number(unchecked, seed):
+    with pytest.raises(probe.ProbeError, match=r"^Random: expected a seed"):
+        Random(3, seed=seed)

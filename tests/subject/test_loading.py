@@ -498,3 +498,19 @@ def test_special_tokens_in_a_question_are_refused():
     asked = [{"role": "system", "content": "be <s> brief"}, {"role": "user", "content": "a"}]
     with pytest.raises(ProbeError, match="without <s>"):
         subject.encode(None, asked)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("device", 10**30, "expected a device of this machine"),
+        ("device", -1, "expected a device of this machine"),
+        ("attn_implementation", [1], "expected an available attn_implementation"),
+        ("attn_implementation", {"": 3}, "expected an available attn_implementation"),
+        ("dtype", float("nan"), "expected a dtype of"),
+    ],
+)
+def test_options_of_another_type_are_one_line(unchecked, option, value, told):
+    model, processor = models.llava15()
+    with pytest.raises(ProbeError, match=f"^load: {told}"):
+        load(model, processor=processor, **{option: value})

@@ -9,7 +9,7 @@ Layers are numbered from 0 in code and from 1 in names, as on the paper's axes.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, at_least
 from probe.hooks.model_state import layer_ranges
 
 UNTOUCHED = "untouched"  # the model as it is
@@ -35,10 +35,8 @@ def windows(size: int = 4, stride: int | None = None) -> CasesOf:
     ['1-4', '5-8', '9-10']
     """
     step = size if stride is None else stride
-    if size < 1 or step < 1:
-        raise ProbeError(
-            "windows", expected="a size and a stride of at least 1", got=f"{size} and {step}"
-        )
+    at_least("windows", "a size", size, 1)
+    at_least("windows", "a stride", step, 1)
 
     def cases(layers: int) -> dict[str, LayerSet]:
         if size > layers:
@@ -58,6 +56,7 @@ def from_layer(step: int = 1) -> CasesOf:
     >>> from_layer(4)(8)
     {'1-8': range(0, 8), '5-8': range(4, 8)}
     """
+    at_least("from_layer", "a step", step, 1)
     return lambda layers: _named(range(start, layers) for start in range(0, layers, step))
 
 
@@ -67,6 +66,7 @@ def until_layer(step: int = 1) -> CasesOf:
     >>> until_layer(4)(8)
     {'1-4': range(0, 4), '1-8': range(0, 8)}
     """
+    at_least("until_layer", "a step", step, 1)
     return lambda layers: _named(range(end) for end in range(step, layers + 1, step))
 
 

@@ -556,3 +556,13 @@ def test_helpers_make_cases():
     both = resolve([until_layer(2), {"mine": [3]}, {0, 2}], 4)
     assert both == {"1-2": {0, 1}, "1-4": {0, 1, 2, 3}, "mine": {3}, "1, 3": {0, 2}}
     assert resolve([1, 2], 4) == {"2-3": {1, 2}}
+
+
+@pytest.mark.parametrize("cases", [windows, from_layer, until_layer])
+@pytest.mark.parametrize("step", [0, -1, 1.5, float("nan"), float("inf"), "3", None, [1], True])
+def test_a_step_that_is_no_number_of_layers_is_one_line(unchecked, cases, step):
+    with pytest.raises(
+        ProbeError, match=f"^{cases.__name__}: expected a s[a-z]+ of 1 or more, got"
+    ):
+        cases(step)
+    assert [*windows(np.int64(4))(8)] == ["1-4", "5-8"]
