@@ -26,6 +26,7 @@ from probe.hooks.model_checks import require_subject
 from probe.hooks.model_state import is_clear
 from probe.hooks.model_structure import stacks
 from probe.interventions.drop import drop_vision
+from probe.measures.attention.passes import Passes, forward
 from probe.measures.attention.reference import difference, largest_difference
 from probe.measures.attention.stack_queries import stack_statistics
 from probe.measures.attention.statistic import AttentionStatistic
@@ -86,6 +87,7 @@ def verify(
     checks += [
         _identity(inputs, statistic),
         _decoding(subject, prompt, inputs, response_ids, statistic),
+        _while_answering(subject, prompt),
         _cached(subject, prompt, inputs, response_ids),
         _stays_dropped(subject, prompt, inputs, response_ids),
         shares_prefix(subject, prompt),
@@ -162,6 +164,23 @@ def _decoding(
     )
     bound = TOLERANCE if is_full_precision(subject) else HALF_TOLERANCE
     name = f"{len(response_ids) - 1} steps of decoding against one forward"
+    return Check.at_most(name, worst, bound)
+
+
+@torch.no_grad()
+def _while_answering(subject: Subject, prompt: Inputs) -> Check:
+    """What is measured while the model answers against prompt and answer read again, all stacks."""
+    model_stacks = stacks(subject.model)
+    measured = Passes(subject, model_stacks, generate={"max_new_tokens": TOKENS})([prompt])
+    again = forward(subject, collate(measured.rows, "right"), model_stacks)
+    variables = ("mass", "share", "lift", "entropy", "head_entropy", "received")
+    worst = 0.0
+    for stack, node in measured.nodes[0].items():
+        one, two = ({name: each[name] for name in variables} for each in (node, again[0][stack]))
+        worst = max(worst, difference(one, two))
+    is_half = subject.model.dtype not in (torch.float32, torch.float64)
+    bound = HALF_TOLERANCE if is_half else TOLERANCE
+    name = f"measured while it answers ({measured.passes} pass) against read again"
     return Check.at_most(name, worst, bound)
 
 

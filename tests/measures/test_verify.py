@@ -25,7 +25,7 @@ def test_promises_are_kept(factory, dtype):
         load(model, processor=processor, dtype=dtype), models.picture(0, 70, 50), "what is it?"
     )
     assert report.passed, report.appendix
-    assert len(report.checks) == 14
+    assert len(report.checks) == 15
     assert dtype in report.appendix and "promised: exactly 0" in report.appendix
     assert model.config._attn_implementation == "sdpa", "switched to eager and back"
 

@@ -1,16 +1,15 @@
-"""From samples to padded batches that end in an answer: what one teacher-forced forward takes.
+"""From samples to batches of encoded rows that may run together.
 
 for batch in batches(encoded(subject, samples, responses, types="paper", turns="last"), 4096):
-    rows = answered(subject, [inputs for _, inputs in batch], {"max_new_tokens": 32})
-    subject.model(**collate(rows, side="right"))
+    measured = passes([inputs for _, inputs in batch])          # `passes.py`
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from probe.data.sample import Sample
-from probe.data.token_types import FINE
-from probe.subject.inputs import Inputs, collate, with_response
+from probe.data.token_types import LAST
+from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
 
 Row = tuple[Sample, Inputs]
@@ -30,7 +29,7 @@ def batches(rows: Iterable[Row], token_limit: int) -> Iterator[list[Row]]:
     """Consecutive rows that fit into `token_limit` tokens once padded, at least one row a batch.
 
     Rows with and without vision tokens are never mixed: in a batch with images LLaVA-Mini runs
-    pre-fusion on the rows without one as well.
+    pre-fusion on the rows without one as well. Nor are rows with and without a response.
     """
     batch: list[Row] = []
     longest = 0
@@ -38,7 +37,7 @@ def batches(rows: Iterable[Row], token_limit: int) -> Iterator[list[Row]]:
         inputs = row[1]
         longest = max(longest, inputs["input_ids"].shape[1])
         too_large = longest * (len(batch) + 1) > token_limit
-        if batch and (too_large or _image_kind(inputs) != _image_kind(batch[-1][1])):
+        if batch and (too_large or _kind(inputs) != _kind(batch[-1][1])):
             yield batch
             batch, longest = [], inputs["input_ids"].shape[1]
         batch.append(row)
@@ -46,23 +45,14 @@ def batches(rows: Iterable[Row], token_limit: int) -> Iterator[list[Row]]:
         yield batch
 
 
-def _image_kind(inputs: Inputs) -> int:
-    """Equal for rows that may share a batch: -1 with vision tokens, otherwise the number of
-    images (whose tokens a reducer may all have removed).
+def _kind(inputs: Inputs) -> tuple[bool, int]:
+    """Equal for rows that may share a batch: whether they are still to be answered; and -1 with
+    vision tokens, otherwise the number of images (whose tokens a reducer may all have removed).
     """
-    return -1 if inputs.types.vision.any() else len(inputs.images[0])
+    images = -1 if inputs.types.vision.any() else len(inputs.images[0])
+    return ends_in_prompt(inputs), images
 
 
-def answered(subject: Subject, rows: Sequence[Inputs], options: dict[str, Any]) -> list[Inputs]:
-    """The rows, each followed by the model's own response; a conversation that already ends in an
-    answer stays as it is. `options`: of `generate`.
-    """
-    rows = list(rows)
-    last = FINE.index("last")
-    unanswered = [i for i, inputs in enumerate(rows) if inputs.types.role[0, -1] == last]
-    if unanswered:
-        prompts = collate([rows[i] for i in unanswered], side="left")
-        responses = subject.generate_ids(prompts, **options)
-        for i, ids in zip(unanswered, responses, strict=True):
-            rows[i] = with_response(rows[i], ids)
-    return rows
+def ends_in_prompt(inputs: Inputs) -> bool:
+    """Whether a row is still to be answered."""
+    return bool(inputs.types.role[0, -1] == LAST)

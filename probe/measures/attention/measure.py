@@ -1,8 +1,8 @@
 """Measure: samples in, record out.
 
-The model answers first (or the answer is given), then one teacher-forced forward over prompt and
-response runs under the tap, which computes every layer's statistic. By causality the response rows
-of that forward are those of decoding.
+The statistic of every layer is computed under the tap: while the model answers, or, where the
+answer is given, in one teacher-forced forward over prompt and response (`passes.py`). By causality
+the response rows of that forward are those of decoding, so both are one definition.
 
     record = measure(subject, "street.jpg", "what is on the left ?")
     record["llm"]["mass"]                     # (sample, layer, head, query_type, key_type)
@@ -10,14 +10,11 @@ of that forward are those of decoding.
     record = measure_samples(subject, [Sample("a", "a.jpg", "what is this ?"), ...])
 """
 
-import inspect
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from tqdm.auto import tqdm
@@ -26,31 +23,19 @@ from probe.data.image import ImageSource
 from probe.data.sample import Sample
 from probe.data.token_types import Types
 from probe.errors import ProbeError, at_least, not_empty, one_of
-from probe.hooks.attention_tap import tap
 from probe.hooks.block_threads import only_this_thread
-from probe.hooks.finite_states import finite_states
 from probe.hooks.model_checks import require_observable, require_subject
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import LayerStack
 from probe.hooks.model_structure import stacks as find_stacks
-from probe.measures.attention.batches import answered, batches, encoded
-from probe.measures.attention.record_node import node, root
-from probe.measures.attention.sinks import (
-    SINK_MODES,
-    hide_sink_type,
-    key_sinks,
-    relative_norms,
-    with_sink_type,
-)
-from probe.measures.attention.stack_queries import (
-    DEFAULT_OPTIONS,
-    MeasureOptions,
-    predicting,
-    stack_statistics,
-)
+from probe.measures.attention.batches import batches, encoded
+from probe.measures.attention.passes import Passes
+from probe.measures.attention.record_node import root
+from probe.measures.attention.sinks import SINK_MODES
+from probe.measures.attention.stack_queries import MeasureOptions, predicting
 from probe.records import assemble, merge
 from probe.records.provenance import content_hash, provenance
-from probe.subject.inputs import Ids, Inputs, collate
+from probe.subject.inputs import Ids, Inputs
 from probe.subject.subject import Subject
 
 MAPS_LIMIT = 2**30  # bytes
@@ -148,25 +133,24 @@ def measure_samples(
     )
     if sinks != "keep":
         attrs["sinks"] = sinks
+    answers = generate_options if response is None and max_new_tokens else None
+    passes = Passes(subject, measured_stacks, options, answers, sinks)
     records = []
     quiet = len(samples) == 1 if progress is None else not progress
     bar = tqdm(total=len(samples), desc="measure", unit="sample", disable=quiet)
     with bar, torch.no_grad():
         rows_of_samples = encoded(subject, samples, responses, types=types, turns=turns)
         for batch in batches(rows_of_samples, batch_tokens):
-            inputs = [row for _, row in batch]
-            if response is None and max_new_tokens:
-                inputs = answered(subject, inputs, generate_options)
-            if sinks != "keep":
-                inputs = [with_sink_type(subject, row) for row in inputs]
+            rows = [row for _, row in batch]
             if maps:
-                _check_maps(measured_stacks, inputs, maps, len(samples))
-            padded = collate(inputs, side="right")
-            nodes = _forward(subject, padded, measured_stacks, options, sinks == "drop")
-            for (sample, _), row, sample_nodes in zip(batch, inputs, nodes, strict=True):
+                new_tokens = max_new_tokens if answers is not None else 0
+                _check_maps(measured_stacks, rows, maps, len(samples), new_tokens)
+            measured = passes(rows)
+            for (sample, _), row, nodes in zip(batch, measured.rows, measured.nodes, strict=True):
                 sample_root = root(sample, row)
                 attrs["prompt_sha256"] = content_hash(sample_root["prompt"][0], length=16)
-                records.append(assemble(sample_root, sample_nodes, attrs))
+                attrs["passes"] = measured.passes
+                records.append(assemble(sample_root, nodes, attrs))
             bar.update(len(batch))
     return merge(records)
 
@@ -269,9 +253,15 @@ def _source_of(response: Response) -> str:
 
 
 def _check_maps(
-    measured_stacks: dict[str, LayerStack], rows: list[Inputs], maps: Any, sample_count: int
+    measured_stacks: dict[str, LayerStack],
+    rows: list[Inputs],
+    maps: Any,
+    sample_count: int,
+    new_tokens: int,
 ) -> None:
-    """Raises ProbeError where the maps of all samples would not fit the limit."""
+    """Raises ProbeError where the maps of all samples would not fit the limit, with answers of
+    `new_tokens` still to come.
+    """
     stack = measured_stacks.get("llm")
     if stack is None:
         raise ProbeError(
@@ -279,7 +269,9 @@ def _check_maps(
         )
     config: Any = next(iter(stack.attention.values())).config
     heads = config.num_attention_heads if maps == "heads" else 1
-    cells = max(len(predicting(inputs)) * inputs.types.vision.sum() for inputs in rows)
+    queries = [len(predicting(inputs.types)) + max(0, new_tokens - 1) for inputs in rows]
+    keys = [inputs.types.vision.sum() for inputs in rows]
+    cells = max(count * vision for count, vision in zip(queries, keys, strict=True))
     size = int(4 * len(stack.layers) * heads * cells) * sample_count
     if size > MAPS_LIMIT:
         raise ProbeError(
@@ -288,39 +280,3 @@ def _check_maps(
             got=f"{size / 2**20:.0f} MB for {sample_count} samples",
             fix="measure fewer samples, a shorter response, or maps=True instead of 'heads'",
         )
-
-
-def _forward(
-    subject: Subject,
-    inputs: Inputs,
-    measured_stacks: dict[str, LayerStack],
-    options: MeasureOptions = DEFAULT_OPTIONS,
-    drop_sinks: bool = False,
-) -> list[dict[str, dict[str, np.ndarray]]]:
-    """One teacher-forced forward under the tap: {stack: {variable: array}} for each row of the
-    batch.
-    """
-    model = subject.model
-    statistics = stack_statistics(subject, inputs, measured_stacks, options)
-    if drop_sinks:
-        statistics = {name: hide_sink_type(each) for name, each in statistics.items()}
-    has_option = "logits_to_keep" in inspect.signature(model.forward).parameters
-    forward_options = {"logits_to_keep": 1} if has_option else {}
-    llm, norms = measured_stacks.get("llm"), {}
-    with ExitStack() as taps:
-        for name, each in statistics.items():
-            if len(each.statistic.ids):
-                taps.enter_context(tap(measured_stacks[name].attention, each.statistic))
-        if llm is not None:
-            norms = taps.enter_context(relative_norms(llm, inputs.types.role >= 0))
-        taps.enter_context(finite_states("measure", model, measured_stacks))
-        model(**inputs, use_cache=False, **forward_options)
-    nodes = []
-    for sample in range(len(inputs.prompt)):
-        nodes.append(
-            {name: node(statistics[name], stack, sample) for name, stack in measured_stacks.items()}
-        )
-        if llm is not None:
-            marked = key_sinks(statistics["llm"], llm, norms, inputs, sample)
-            nodes[-1]["llm"]["key_sink"] = marked[None]
-    return nodes

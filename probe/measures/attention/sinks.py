@@ -4,7 +4,7 @@ A token is a sink of a layer where both conditions hold (the first token of near
 some vision tokens):
 
     1. outlying norm        the hidden state that enters the layer has at least 8 times the median
-                            norm of all tokens
+                            norm of all queries (the last token of an answer is none)
     2. draws attention      it receives at least 4 times an even spread (mean over heads and over
                             the queries that see it)
 
@@ -62,6 +62,7 @@ SCHEMA = {
 SINK = "sink"  # the token type of sinks that are counted apart
 SINK_MODES = ("keep", "drop", "split")
 PerLayer = Float[np.ndarray, "batch layer token"]
+Norms = Float[Tensor, "_batch _present"]  # of one forward
 
 
 @only_this_thread()
@@ -120,48 +121,56 @@ def norms_and_attention(subject: Subject, inputs: Inputs) -> tuple[PerLayer, Per
     ids = np.where(is_real, 0, PADDING)
     statistic = AttentionStatistic(("token",), ids, ids, is_real)
     with (
-        relative_norms(stack, is_real) as norms,
+        layer_norms(stack) as pieces,
         tap(stack.attention, statistic),
         finite_states("find_sinks", subject.model, ["llm"]),
     ):
         subject.model(**inputs, use_cache=False)
+    norms = relative_norms(pieces, is_real, inputs.types.is_query)
     attraction = np.full((len(is_real), len(stack.layers), is_real.shape[1]), np.nan, np.float32)
     for row, real in enumerate(is_real):
         even = even_spread(real[real])
         for layer, name in enumerate(stack.attention):
             attraction[row, layer, real] = statistic.table(name, [row])["received"][0] / even
-    return np.stack([norms[layer] for layer in sorted(norms)], 1), attraction
+    return norms, attraction
 
 
 @model_block
-def relative_norms(
-    stack: LayerStack, is_real: Bool[np.ndarray, "batch token"]
-) -> Iterator[dict[int, Float[np.ndarray, "batch token"]]]:
-    """{layer, from 0: norm of each hidden state that enters it ÷ the median of its sequence},
-    filled by the forward that runs in the block. NaN for padding, and throughout a layer that runs
-    without some tokens.
+def layer_norms(stack: LayerStack) -> Iterator[dict[int, list[Norms]]]:
+    """{layer, from 0: norms of the hidden states that enter it, one tensor a forward}, filled by
+    the forwards that run in the block.
     """
-    norms: dict[int, np.ndarray] = {}
+    pieces: dict[int, list[Norms]] = {layer: [] for layer in range(len(stack.layers))}
 
     def keep_norm(layer: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        norms[layer] = _relative_norm(hidden, is_real)
+        pieces[layer].append(hidden.detach().float().norm(dim=-1))
 
     with ExitStack() as hooks:
         for number, layer in enumerate(stack.layers):
             register = layer.register_forward_pre_hook
             add_hook(hooks, register, partial(keep_norm, number), with_kwargs=True)
-        yield norms
+        yield pieces
 
 
-def _relative_norm(
-    hidden: Float[Tensor, "batch present width"], is_real: Bool[np.ndarray, "batch token"]
-) -> Float[np.ndarray, "batch token"]:
-    if hidden.shape[1] != is_real.shape[1]:
-        return np.full(is_real.shape, np.nan, np.float32)
-    norm = hidden.detach().float().norm(dim=-1).cpu().numpy()
-    norm[~is_real] = np.nan
-    return norm / np.maximum(np.nanmedian(norm, 1, keepdims=True), 1e-30)
+def relative_norms(
+    pieces: Mapping[int, Sequence[Norms]],
+    is_real: Bool[np.ndarray, "batch token"],
+    is_query: Bool[np.ndarray, "batch token"],
+) -> PerLayer:
+    """Norms ÷ the median norm of the queries of their sequence. NaN for padding, and throughout a
+    layer that ran without some tokens.
+
+    `pieces`: as `layer_norms` gives them, those of consecutive forwards one after the other.
+    """
+    relative = np.full((len(is_real), len(pieces), is_real.shape[1]), np.nan, np.float32)
+    for layer in sorted(pieces):
+        norm = torch.cat([piece.cpu() for piece in pieces[layer]], 1).numpy()
+        if norm.shape != is_real.shape:
+            continue
+        median = np.nanmedian(np.where(is_query, norm, np.nan), 1, keepdims=True)
+        relative[:, layer] = np.where(is_real, norm / np.maximum(median, 1e-30), np.nan)
+    return relative
 
 
 def even_spread(is_query: Bool[np.ndarray, "token"]) -> Float[np.ndarray, "token"]:
@@ -181,7 +190,7 @@ def even_spread(is_query: Bool[np.ndarray, "token"]) -> Float[np.ndarray, "token
 def key_sinks(
     stack_statistic: StackStatistic,
     stack: LayerStack,
-    norms: Mapping[int, np.ndarray],
+    norms: PerLayer,
     inputs: Inputs,
     row: int,
 ) -> Float[np.ndarray, "layer key"]:
@@ -196,7 +205,7 @@ def key_sinks(
     for layer, name in enumerate(stack.attention):
         sums = statistic.sums(name)[row]
         received = divide(sums["received"].sum(0), sums["received_count"].sum(0))
-        marked[layer] = is_sink(norms[layer][row][is_real][vision], received / even)
+        marked[layer] = is_sink(norms[row, layer, is_real][vision], received / even)
     return marked
 
 

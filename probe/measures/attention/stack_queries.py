@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from probe.data.patch_grid import PatchGrid
-from probe.data.token_types import FINE, PADDING
+from probe.data.token_types import FINE, PADDING, TokenTypes
 from probe.hooks.model_structure import cls_tokens, output_projection
 from probe.measures.attention.statistic import AttentionStatistic
 from probe.models.llava_mini.placeholder_layout import COMPRESSED_ROW, VISION_ROW
@@ -94,38 +94,55 @@ def stack_statistics(
     return {stack: makers[stack](subject, inputs, options) for stack in stacks}
 
 
-def predicting(inputs: Inputs, row: int = 0) -> list[int]:
+def predicting(types: TokenTypes, row: int = 0) -> list[int]:
     """Positions of the queries whose outputs predict the response, from the prompt's last token
     on.
     """
-    role = inputs.types.role[row]
+    role = types.role[row]
     last = int(np.flatnonzero(role == FINE.index("last"))[-1])
-    is_query = inputs.types.is_query[row] & (role != PADDING)
+    is_query = types.is_query[row] & (role != PADDING)
     later = np.flatnonzero(is_query[last + 1 :]) + last + 1
     return [last, *later.tolist()]
 
 
-def _llm(subject: Subject, inputs: Inputs, options: MeasureOptions) -> StackStatistic:
-    types = inputs.types
-    is_query = types.is_query & ~types.vision if options.rows == "text" else types.is_query
-    samples = range(len(types.ids))
-    positions, map_queries = [], None
-    if options.maps:
-        positions = [predicting(inputs, row) for row in samples]
-        map_queries = [_map_queries(inputs, row, positions[row]) for row in samples]
-    statistic = AttentionStatistic(
+def llm_statistic(types: TokenTypes, options: MeasureOptions) -> AttentionStatistic:
+    """An empty statistic of sequences of these types in the LLM."""
+    rows = range(len(types.ids))
+    return AttentionStatistic(
         types.names,
         types.ids,
-        np.where(is_query, types.ids, PADDING),
+        llm_query_ids(types, options),
         types.vision,
-        map_positions=positions,
+        map_positions=[predicting(types, row) for row in rows] if options.maps else [],
         **options.of_statistic,
     )
-    rows = [[row] for row in samples]
-    return StackStatistic(statistic, rows, inputs.grid, types.names, types.names, map_queries)
 
 
-def _map_queries(inputs: Inputs, row: int, positions: list[int]) -> MapQueries:
+def llm_query_ids(types: TokenTypes, options: MeasureOptions) -> Int[np.ndarray, "row position"]:
+    """The type that each position counts as when it is a query of the LLM, -1: not counted."""
+    is_query = types.is_query & ~types.vision if options.rows == "text" else types.is_query
+    return np.where(is_query, types.ids, PADDING)
+
+
+def llm_stack(
+    statistic: AttentionStatistic, inputs: Inputs, options: MeasureOptions
+) -> StackStatistic:
+    """The statistic of the LLM over these inputs, one row for each of theirs."""
+    rows, map_queries = range(len(inputs.prompt)), None
+    if options.maps:
+        map_queries = [_map_queries(inputs, row) for row in rows]
+    names = inputs.types.names
+    return StackStatistic(
+        statistic, [[row] for row in rows], inputs.grid, names, names, map_queries
+    )
+
+
+def _llm(subject: Subject, inputs: Inputs, options: MeasureOptions) -> StackStatistic:
+    return llm_stack(llm_statistic(inputs.types, options), inputs, options)
+
+
+def _map_queries(inputs: Inputs, row: int) -> MapQueries:
+    positions = predicting(inputs.types, row)
     left_padding = int((inputs.types.role[row] != PADDING).argmax())
     tokens = [inputs.tokens[row][position] for position in positions]
     return MapQueries([position - left_padding for position in positions], tokens)

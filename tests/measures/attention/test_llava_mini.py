@@ -19,7 +19,8 @@ from probe.data.token_types import FINE, INSTRUCTION, LAST, label
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import tap
 from probe.hooks.model_structure import stacks
-from probe.measures.attention.measure import _forward, measure, measure_samples
+from probe.measures.attention.measure import measure, measure_samples
+from probe.measures.attention.passes import forward
 from probe.measures.attention.reference import difference, plain_table
 from probe.measures.attention.stack_queries import stack_statistics
 from probe.measures.verify import _exact, state, verify
@@ -108,7 +109,7 @@ def golden():
 @pytest.mark.parametrize("stack", ["compressor", "prefusion", "llm"])
 def test_the_record_equals_the_authors_maps(golden, stack):
     tensors, subject, inputs = golden
-    (nodes,) = _forward(subject, inputs, stacks(subject.model))
+    (nodes,) = forward(subject, inputs, stacks(subject.model))
     measured = nodes[stack]
     patches, words = 16, inputs["input_ids"].shape[1]
     if stack == "compressor":
@@ -264,7 +265,7 @@ def test_response_rows_equal_cached_decoding():
     types = np.append(prompt.types.ids[0], [2] * 6)
 
     def off(inputs: Inputs) -> float:
-        (nodes,) = _forward(subject, inputs, {"llm": stacks(subject.model)["llm"]})
+        (nodes,) = forward(subject, inputs, {"llm": stacks(subject.model)["llm"]})
         worst = []
         for layer in range(3):
             rows = [step[layer][0, :, 0].double().numpy() for step in steps.attentions[1:]]
@@ -318,7 +319,7 @@ def test_hidden_words_are_no_keys(subject):
     hidden = inputs.having({**inputs, "input_ids": ids})
     found = {"prefusion": stacks(subject.model)["prefusion"]}
     counts = [
-        _forward(subject, one, found)[0]["prefusion"]["key_count"][0].tolist()
+        forward(subject, one, found)[0]["prefusion"]["key_count"][0].tolist()
         for one in (inputs, hidden)
     ]
     assert counts[1] == [counts[0][0] - 1, *counts[0][1:]]

@@ -17,6 +17,7 @@ import probe.measures.attention.measure
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.measures.attention.measure import measure, measure_samples
+from probe.measures.attention.passes import forward
 from probe.measures.attention.reference import difference, plain_table
 from probe.records import merge, save_record
 from probe.records import node as node_of
@@ -136,7 +137,7 @@ def test_padding_on_either_side(each, side):
     ]
     batch = collate(rows, side=side)
     stack = {"llm": probe.measures.attention.measure.find_stacks(subject.model)["llm"]}
-    nodes = probe.measures.attention.measure._forward(subject, batch, stack)
+    nodes = forward(subject, batch, stack)
     for row, inputs in enumerate(rows):
         for layer, expected in enumerate(plain_tables(subject, inputs)):
             got = {name: nodes[row]["llm"][name][0, layer] for name in expected}
