@@ -8,6 +8,7 @@ import typer
 from probe.cli.benchmark_run import measured, read_task, write_problems
 from probe.cli.options import (
     BenchmarkOptions,
+    CacheGB,
     Data,
     Images,
     Limit,
@@ -64,6 +65,7 @@ def attention(
     split: Split = None,
     limit: Limit = None,
     max_new_tokens: Longest = 32,
+    cache_gb: CacheGB = 2.0,
     figures: Figures = "main",
     out: Out = Path("probe-out/attention"),
 ) -> None:
@@ -85,7 +87,9 @@ def attention(
             notes = _provenance(record)
         else:
             task = read_task(BenchmarkOptions(benchmark, data, split, limit))
-            record, problems = _over(loading.subject(), task, folder, options)
+            record, problems = _over(
+                loading.subject(), task, folder, options | {"cache_gb": cache_gb}
+            )
             notes = {"left out": problems}
         _write(record, folder, figures)
     show_layers(record)

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from probe.cli.benchmark_run import measured, read_task, write_problems
-from probe.cli.options import BenchmarkOptions, Longest, ModelOptions, Out, with_options
+from probe.cli.options import (
+    BenchmarkOptions,
+    CacheGB,
+    Longest,
+    ModelOptions,
+    Out,
+    with_options,
+)
 from probe.cli.output import number, say, show_table, stage
 from probe.cli.result_folder import results
 from probe.errors import ProbeError
@@ -65,6 +72,7 @@ def drop(
     export: Export = False,
     judged: Judged = None,
     max_new_tokens: Longest = 32,
+    cache_gb: CacheGB = 2.0,
     out: Out = Path("probe-out/drop"),
 ) -> None:
     """Drop vision tokens in windows of layers and score the answers: Fig. 5, accuracy.csv, a
@@ -92,6 +100,7 @@ def drop(
             queries=None if queries == "both" else queries,
             max_new_tokens=max_new_tokens,
             attention=attention,
+            cache_gb=cache_gb,
         )
         run = measured(dropping, folder, estimate=dropping.estimate)
         problems = write_problems(run, task, folder)

@@ -56,6 +56,12 @@ Dtype = Annotated[
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 ...", show_default="the fastest there is")
 ]
+CacheGB = Annotated[
+    float,
+    typer.Option(
+        min=0, help="GB of keys and values kept for more questions about an image; at least one"
+    ),
+]
 Longest = Annotated[int, typer.Option(min=1, help="longest answer, in tokens")]
 
 

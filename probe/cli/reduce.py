@@ -9,7 +9,7 @@ import typer
 
 from probe.cli.benchmark_run import measured, read_task, write_problems
 from probe.cli.cost import time_and_memory, with_unit
-from probe.cli.options import BenchmarkOptions, Longest, ModelOptions, Out, with_options
+from probe.cli.options import BenchmarkOptions, CacheGB, Longest, ModelOptions, Out, with_options
 from probe.cli.output import say, show_table, stage
 from probe.cli.result_folder import ResultFolder, results
 from probe.errors import ProbeError, one_of
@@ -63,6 +63,7 @@ def reduce(
     published: Published = None,
     published_tokens: PublishedTokens = 576,
     max_new_tokens: Longest = 32,
+    cache_gb: CacheGB = 2.0,
     out: Out = Path("probe-out/reduce"),
 ) -> None:
     """Leave fewer vision tokens by several methods and score the answers: a table, a figure, a
@@ -78,7 +79,7 @@ def reduce(
         subject = loading.subject()
         others = [loading.subject(name) for name in _others(loading.model, beside)]
         methods = methods_of(subject, kinds, fractions, others)
-        comparison = Comparison(methods, task, max_new_tokens=max_new_tokens)
+        comparison = Comparison(methods, task, max_new_tokens=max_new_tokens, cache_gb=cache_gb)
         run = measured(comparison, folder, to=f" to {len(methods)} methods")
         problems = write_problems(run, task, folder)
         answers = comparison.results(run)

@@ -18,6 +18,8 @@ from probe.records import validate
 from probe.records.compact import without_pixels
 from probe.records.provenance import RunFingerprint
 from probe.records.run_directory import RunDirectory
+from probe.subject.image_questions import ImageQuestions
+from probe.subject.prefix_cache import CACHE_GB
 from probe.subject.subject import Subject
 
 
@@ -27,7 +29,7 @@ class AttentionRun(SampleRun):
     Where each patch is, and what it receives, is kept with `maps` only: it is most of a record.
     """
 
-    batch = 16  # samples between two checkpoints
+    batch = 16  # samples between two checkpoints; those about one image are answered together
 
     def __init__(
         self,
@@ -37,7 +39,10 @@ class AttentionRun(SampleRun):
         max_new_tokens: int = 32,
         types: str = "paper",
         maps: bool = False,
+        cache_gb: float = CACHE_GB,
     ):
+        """cache_gb: of keys and values of images, kept for the next questions about them."""
+        self.questions = ImageQuestions(subject, cache_gb)
         self.subject, self.task = subject, task
         self.types, self.maps, self.max_new_tokens = types, maps, max_new_tokens
 
@@ -57,6 +62,7 @@ class AttentionRun(SampleRun):
             samples,
             stacks=self._stacks,
             max_new_tokens=self.max_new_tokens,
+            share=self.questions,
             progress=False,
             **options,
         )

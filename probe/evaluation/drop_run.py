@@ -21,12 +21,15 @@ from probe.evaluation.drop_effects import ATTENTION
 from probe.evaluation.run_identity import fingerprint
 from probe.evaluation.sample_run import SampleRun, about
 from probe.evaluation.task import BenchmarkTask
+from probe.hooks.model_structure import stacks
 from probe.interventions.layer_target import Names, as_names
 from probe.interventions.sweep import Sweep
 from probe.interventions.sweep.layer_sets import Cases
 from probe.interventions.sweep.visibility import SWEEP_MODES
 from probe.measures.attention.measure import measure_samples
 from probe.records.provenance import RunFingerprint
+from probe.subject.image_questions import ImageQuestions
+from probe.subject.prefix_cache import CACHE_GB, PrefixCache
 from probe.subject.subject import Subject
 
 ATTENTION_VALUES = ("mass", "share", "lift")
@@ -50,8 +53,11 @@ class DropRun(SampleRun):
         queries: Names | None = None,
         max_new_tokens: int = 32,
         attention: bool = True,
+        cache_gb: float = CACHE_GB,
     ):
-        """`modes`: each with its cases, as in `drop_sweep`. Raises ProbeError as that does."""
+        """`modes`: each with its cases, as in `drop_sweep`. `cache_gb`: of keys and values of
+        images, kept for the next questions about them. Raises ProbeError as `drop_sweep` does.
+        """
         for mode in modes:
             one_of("drop", "modes of", mode, SWEEP_MODES)
         if not task.with_images:
@@ -61,9 +67,11 @@ class DropRun(SampleRun):
         self.stack, self.queries = stack, queries
         self.max_new_tokens, self.attention = max_new_tokens, attention
         self.sweeps: dict[str, Sweep] = {}
-        cache = None  # the modes share image prefixes
+        # the modes, and the measurement of attention, share image prefixes
+        cache = PrefixCache(subject.model, stacks(subject.model)["llm"], cache_gb)
+        self.questions = ImageQuestions(subject, cache=cache)
         for mode, cases in modes.items():
-            sweep = Sweep(
+            self.sweeps[mode] = Sweep(
                 subject,
                 cases,
                 mode,
@@ -73,7 +81,6 @@ class DropRun(SampleRun):
                 score=task.score,
                 cache=cache,
             )
-            self.sweeps[mode], cache = sweep, sweep.cache
 
     def fingerprint(self) -> RunFingerprint:
         modes = {
@@ -125,6 +132,7 @@ class DropRun(SampleRun):
                 stacks=[self.stack],
                 rows="text",
                 max_new_tokens=self.max_new_tokens,
+                share=self.questions,
             )
             nodes[ATTENTION] = attention_to_vision(record, self.stack)
         facts = self.subject.provenance() | {"benchmark": self.task.benchmark.name}

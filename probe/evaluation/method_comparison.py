@@ -27,6 +27,7 @@ from jaxtyping import Int
 
 from probe.data.image import open_image
 from probe.data.sample import Sample
+from probe.data.sample_groups import groups
 from probe.errors import ProbeError
 from probe.evaluation.run_identity import fingerprint
 from probe.evaluation.sample_run import SampleRun, about
@@ -36,9 +37,12 @@ from probe.hooks.model_structure import stacks
 from probe.measures.cost import cost, join
 from probe.measures.cost.prompt_shape import tiles
 from probe.measures.cost.timing import measure_prefill
+from probe.records.concat import join as joined_samples
 from probe.records.provenance import RunFingerprint
 from probe.reducers import ReductionStage, reduced
+from probe.subject.image_questions import ImageQuestions
 from probe.subject.inputs import Inputs
+from probe.subject.prefix_cache import CACHE_GB
 from probe.subject.subject import Subject
 
 TIMED = 3  # images that the clock is run on
@@ -69,16 +73,54 @@ class Method:
     def encode(self, sample: Sample) -> Inputs:
         return self.subject.encode(list(sample.images), sample.question)
 
-    def answer(
-        self, sample: Sample, max_new_tokens: int
-    ) -> tuple[str, Inputs, Int[np.ndarray, " layer"]]:
-        """The answer, the prompt, and the vision tokens that each LLM layer had."""
+    def answers(
+        self, samples: Sequence[Sample], max_new_tokens: int, questions: ImageQuestions
+    ) -> list["Answer"]:
+        """The answer to each sample. Those about one image share its prefix where that is exact.
+
+        questions: of this subject, with the prefixes that are kept.
+        """
+        found: dict[int, Answer] = {}
         with self.applied() as stages:
-            inputs = self.encode(sample)
-            (ids,) = self.subject.generate_ids(inputs, max_new_tokens)
-        text = inputs.vocabulary.words(ids)
+            for group in groups(samples):
+                rows = [self.encode(samples[at]) for at in group]
+                if len(group) > 1 and not questions.reason(rows[0]):
+                    answers = self._on_one_prefix(rows, max_new_tokens, questions)
+                    found |= dict(zip(group, answers, strict=True))
+                    continue
+                for at, row in zip(group, rows, strict=True):
+                    (ids,) = self.subject.generate_ids(row, max_new_tokens)
+                    found[at] = Answer.of(row, ids, stages, self.depth)
+        return [found[at] for at in range(len(samples))]
+
+    def _on_one_prefix(
+        self, rows: Sequence[Inputs], max_new_tokens: int, questions: ImageQuestions
+    ) -> list["Answer"]:
+        batches: dict[str, list[int]] = {}
+        for at, row in enumerate(rows):
+            batches.setdefault(questions.batch_key(row), []).append(at)
+        found: dict[int, Answer] = {}
+        for batch in batches.values():
+            ids_of_batch = questions.generate([rows[at] for at in batch], max_new_tokens)
+            for at, ids in zip(batch, ids_of_batch, strict=True):
+                found[at] = Answer.of(rows[at], ids, (), self.depth)
+        return [found[at] for at in range(len(rows))]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, the vision tokens that each LLM layer had, and the text tokens of the prompt."""
+
+    text: str
+    vision_tokens: Int[np.ndarray, " layer"]
+    text_tokens: int
+
+    @classmethod
+    def of(cls, inputs: Inputs, ids: Any, stages: Sequence[ReductionStage], depth: int) -> "Answer":
         in_prompt = int(inputs.types.vision.sum())
-        return text, inputs, tokens_by_layer(in_prompt, stages, self.depth)
+        text_tokens = int((inputs.types.role >= 0).sum()) - in_prompt
+        by_layer = tokens_by_layer(in_prompt, stages, depth)
+        return cls(inputs.vocabulary.words(ids), by_layer, text_tokens)
 
 
 def tokens_by_layer(
@@ -97,8 +139,19 @@ def tokens_by_layer(
 class Comparison(SampleRun):
     """Methods, and the questions that all of them answer."""
 
-    def __init__(self, methods: Sequence[Method], task: BenchmarkTask, *, max_new_tokens: int = 32):
-        """Raises ProbeError for no method, two of one name, questions without images, and a reducer
+    batch = 8  # samples between two checkpoints; those about one image are answered together
+
+    def __init__(
+        self,
+        methods: Sequence[Method],
+        task: BenchmarkTask,
+        *,
+        max_new_tokens: int = 32,
+        cache_gb: float = CACHE_GB,
+    ):
+        """cache_gb: of keys and values of images, kept for the next questions about them.
+
+        Raises ProbeError for no method, two of one name, questions without images, and a reducer
         that its model can't take.
         """
         names = [method.name for method in methods]
@@ -112,6 +165,9 @@ class Comparison(SampleRun):
             with method.applied():
                 pass
         self.methods, self.task, self.max_new_tokens = tuple(methods), task, max_new_tokens
+        subjects = {id(method.subject): method.subject for method in methods}
+        share = cache_gb / len(subjects)
+        self.questions = {at: ImageQuestions(each, share) for at, each in subjects.items()}
 
     def fingerprint(self) -> RunFingerprint:
         texts = {}
@@ -124,17 +180,26 @@ class Comparison(SampleRun):
         return fingerprint(self.methods[0].subject, self.task, plan, generation)
 
     def __call__(self, samples: list[Sample]) -> xr.Dataset:
-        """One sample (a list, as `run_samples` has it) by every method."""
-        (sample,) = samples
+        """Some samples by every method."""
+        by_method = []
+        for method in self.methods:
+            questions = self.questions[id(method.subject)]
+            by_method.append(method.answers(samples, self.max_new_tokens, questions))
+        tables = [
+            self._table(sample, answers)
+            for sample, answers in zip(samples, zip(*by_method, strict=True), strict=True)
+        ]
+        joined: Any = joined_samples(tables)
+        return joined
+
+    def _table(self, sample: Sample, of_methods: Sequence[Answer]) -> xr.Dataset:
+        """One sample by every method."""
         depth = max(method.depth for method in self.methods)
         vision_counts = np.full((len(self.methods), depth), np.nan, np.float32)
-        answers, text_counts = [], []
-        for row, method in zip(vision_counts, self.methods, strict=True):
-            answer, inputs, tokens = method.answer(sample, self.max_new_tokens)
-            row[: len(tokens)] = tokens
-            answers.append(answer)
-            not_padding = int((inputs.types.role >= 0).sum())
-            text_counts.append(float(not_padding - inputs.types.vision.sum()))
+        for row, answer in zip(vision_counts, of_methods, strict=True):
+            row[: len(answer.vision_tokens)] = answer.vision_tokens
+        answers = [answer.text for answer in of_methods]
+        text_counts = [answer.text_tokens for answer in of_methods]
         correct = [self.task.score(answer, sample) for answer in answers]
         by_case = ("sample", "case")
         variables: dict[str, Any] = {

@@ -170,7 +170,7 @@ def _decoding(
 @torch.no_grad()
 def _while_answering(subject: Subject, prompt: Inputs) -> Check:
     """What is measured while the model answers against prompt and answer read again, all stacks."""
-    model_stacks = stacks(subject.model)
+    model_stacks, name = stacks(subject.model), "measured while it answers against read again"
     measured = Passes(subject, model_stacks, generate={"max_new_tokens": TOKENS})([prompt])
     again = forward(subject, collate(measured.rows, "right"), model_stacks)
     variables = ("mass", "share", "lift", "entropy", "head_entropy", "received")
@@ -178,9 +178,8 @@ def _while_answering(subject: Subject, prompt: Inputs) -> Check:
     for stack, node in measured.nodes[0].items():
         one, two = ({name: each[name] for name in variables} for each in (node, again[0][stack]))
         worst = max(worst, difference(one, two))
-    is_half = subject.model.dtype not in (torch.float32, torch.float64)
-    bound = HALF_TOLERANCE if is_half else TOLERANCE
-    name = f"measured while it answers ({measured.passes} pass) against read again"
+    bound = TOLERANCE if is_full_precision(subject) else HALF_TOLERANCE
+    name = name if measured.passes == "one" else f"{name} ({measured.passes})"
     return Check.at_most(name, worst, bound)
 
 

@@ -12,7 +12,7 @@ computed once.
 `prefix_check.py` tests whether this holds for a model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -29,8 +29,7 @@ from probe.hooks.block_threads import add_hook, model_block, only_this_thread
 from probe.hooks.model_structure import LayerStack, vision_positions
 from probe.hooks.stop_forward import StopForward
 from probe.records.provenance import content_hash
-
-KeyValue = tuple[Tensor, Tensor]  # of one layer, (key_head, key, dim) or (row, key_head, key, dim)
+from probe.subject.prefix_attention import KeyValue
 
 
 @dataclass(frozen=True)
@@ -132,9 +131,20 @@ class ImagePrefix:
         stack: LayerStack,
         prompt: EmbeddedPrompt,
         length: int | None = None,
+        *,
+        observe: Callable[[AttentionCall], None] | None = None,
+        any_window: bool = False,
     ) -> "ImagePrefix":
+        """One pass over the first `length` tokens. `observe` is shown each attention call.
+        `any_window`: whether those who use it take a sliding window into account.
+        """
         length = prompt.shared if length is None else length
-        return cls(prompt, length, _keys_of(model, stack, prompt, length))
+        keys = _keys_of(model, stack, prompt, length, observe=observe, any_window=any_window)
+        return cls(prompt, length, keys)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for pair in self.keys.values() for tensor in pair)
 
     def fits(self, prompt: EmbeddedPrompt) -> bool:
         """Whether another prompt starts with the same embeddings."""
@@ -241,6 +251,8 @@ def _keys_of(
     prompt: EmbeddedPrompt,
     length: int,
     skipped: frozenset[int] = frozenset(),
+    observe: Callable[[AttentionCall], None] | None = None,
+    any_window: bool = False,
 ) -> dict[str, KeyValue]:
     """Keys and values of the first `length` tokens, of which vision tokens pass `skipped` layers
     unchanged.
@@ -252,8 +264,11 @@ def _keys_of(
         return dict.fromkeys(names, (nothing, nothing))
 
     def record(call: AttentionCall, kernel: Kernel):
-        check_window(call, len(prompt.ids))
+        if not any_window:
+            check_window(call, len(prompt.ids))
         keys[call.name] = call.key[0], call.value[0]
+        if observe is not None:
+            observe(call)
         if call.name == names[-1]:
             raise StopForward  # the last layer's output is not needed
         return kernel(call)

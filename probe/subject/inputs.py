@@ -9,7 +9,7 @@ Single rows come from `Subject.encode`; here they get their response and become 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import accumulate
 from typing import Any, Literal, SupportsIndex
@@ -203,3 +203,43 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     for start, part in zip(accumulate(map(len, parts), initial=0), parts, strict=False):
         joined[(slice(start, start + len(part)), *map(slice, part.shape[1:]))] = part
     return joined
+
+
+def at_positions(inputs: Inputs, positions: Int[np.ndarray, " chosen"]) -> Inputs:
+    """One row at some of its positions; what is not one value a token stays as it is."""
+    width = inputs["input_ids"].shape[1]
+    if np.array_equal(positions, np.arange(width)):
+        return inputs
+    chosen = torch.from_numpy(positions).to(inputs["input_ids"].device)
+    tensors = {name: t[:, chosen] if t.shape == (1, width) else t for name, t in inputs.items()}
+    return inputs.having(tensors, types=_types_at(inputs.types, positions[None]))
+
+
+def collate_after(rows: Sequence[Inputs], shared: int) -> Inputs:
+    """Single rows whose first `shared` tokens are equal as one batch, padded after these tokens.
+    Only tensors with one value a token are in it: images belong to what is shared.
+    """
+    batch = collate([without_images(row) for row in rows], side="left")
+    width = batch["input_ids"].shape[1]
+    order = []
+    for row in rows:
+        padding = width - row["input_ids"].shape[1]
+        first, after = np.arange(padding, padding + shared), np.arange(padding + shared, width)
+        order.append(np.concatenate([first, np.arange(padding), after]))
+    positions = np.stack(order)
+    index = torch.from_numpy(positions).to(batch["input_ids"].device)
+    tensors = {name: tensor.gather(1, index) for name, tensor in batch.items()}
+    return batch.having(tensors, types=_types_at(batch.types, positions))
+
+
+def without_images(inputs: Inputs) -> Inputs:
+    """One row with only those of its tensors that have one value a token."""
+    shape = inputs["input_ids"].shape
+    return inputs.having({name: tensor for name, tensor in inputs.items() if tensor.shape == shape})
+
+
+def _types_at(types: TokenTypes, positions: Int[np.ndarray, "batch chosen"]) -> TokenTypes:
+    arrays = {name: getattr(types, name) for name in ("ids", "vision", "role", "turn")}
+    return replace(
+        types, **{name: np.take_along_axis(a, positions, 1) for name, a in arrays.items()}
+    )

@@ -27,17 +27,20 @@ from probe.subject.image_prefix import (
     tensor_hash,
 )
 
-PREFIXES = 3  # of this image, its donor, and one that may come again
+PREFIXES = 3  # prompts: of this image, its donor, and one that may come again
+CACHE_GB = 2.0  # of keys and values of prefixes, by default
 IMAGES = 8  # the same where a prompt has several
 
 Value = TypeVar("Value")
 
 
 class RecentlyUsed(Generic[Value]):
-    """The `size` values that were used last. `computed` counts those that had to be made."""
+    """The values that were used last, of a total `weight` (by default one each) up to `limit`, but
+    at least one. `computed` counts those that had to be made.
+    """
 
-    def __init__(self, size: int):
-        self.size, self.computed = size, 0
+    def __init__(self, limit: float, weight: Callable[[Value], float] = lambda _: 1):
+        self.limit, self.weight, self.computed = limit, weight, 0
         self._values: OrderedDict[str, Value] = OrderedDict()
 
     def peek(self, key: str) -> Value | None:
@@ -52,7 +55,7 @@ class RecentlyUsed(Generic[Value]):
             self._values[key] = make()
             self.computed += 1
         self._values.move_to_end(key)
-        while len(self._values) > self.size:
+        while len(self._values) > 1 and sum(map(self.weight, self._values.values())) > self.limit:
             self._values.popitem(last=False)
         return self._values[key]
 
@@ -91,20 +94,32 @@ class EncodedImages:
 
 @dataclass
 class CachedPrefix:
-    """`plain_text`: the text after the prefix is embedded by the embedding matrix alone."""
+    """`plain_text`: the text after the prefix is embedded by the embedding matrix alone. `notes`:
+    what else is known of it, kept as long as the prefix is.
+    """
 
     prefix: ImagePrefix
     plain_text: bool
     frozen: dict[frozenset[int], VisionView] = field(default_factory=dict)
+    notes: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        pairs = [pair for view in self.frozen.values() for pair in view.prefix.values()]
+        return self.prefix.nbytes + sum(tensor.nbytes for pair in pairs for tensor in pair)
 
 
 class PrefixCache:
-    """The last prefixes of a model's LLM. `computed` counts the passes over an image prefix."""
+    """The last prefixes of a model's LLM, in up to `cache_gb` GB of keys and values. `computed`
+    counts the passes over an image prefix.
+    """
 
-    def __init__(self, model: PreTrainedModel, stack: LayerStack):
+    def __init__(self, model: PreTrainedModel, stack: LayerStack, cache_gb: float = CACHE_GB):
         self.model, self.stack, self.frozen_computed = model, stack, 0
         self.images = EncodedImages(model)
-        self.prefixes: RecentlyUsed[CachedPrefix] = RecentlyUsed(PREFIXES)
+        self.prefixes: RecentlyUsed[CachedPrefix] = RecentlyUsed(
+            cache_gb * 1e9, lambda cached: cached.nbytes
+        )
         self.prompts: RecentlyUsed[EmbeddedPrompt] = RecentlyUsed(PREFIXES)
 
     @property

@@ -54,15 +54,17 @@ def check_sharing(
     inputs: Mapping[str, Tensor],
     untouched_logits: Callable[[], Tensor],
     prefix: ImagePrefix | None = None,
+    way: str = "",
 ) -> SharingCheck:
-    """The check of a model with its present dtype and kernels; one forward, the first time.
+    """The check of a model with its present dtype and kernels; one forward, the first time. `way`:
+    the name of the way to be checked, where there are several.
 
     `untouched_logits`: the way to be checked of computing the untouched model's logits (1,
     vocabulary) of the prompt's last token. A prompt without vision says nothing about others.
     """
     kernels = [module.config._attn_implementation for module in stack.attention.values()]  # pyright: ignore[reportAttributeAccessIssue]
     has_prefix = prefix is not None and prefix.length > 0
-    setting = (stack.name, model.dtype, has_prefix, *kernels)
+    setting = (stack.name, model.dtype, has_prefix, way, *kernels)
     checks = _known_checks(model)
     if setting not in checks:
         checks[setting] = _check(model, stack, inputs, untouched_logits, prefix)

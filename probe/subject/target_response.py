@@ -6,7 +6,7 @@ target.logprob(logits)                      # (batch, chosen token), in nats
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from probe.data.image import ImageSource
 from probe.data.token_types import FINE, RESPONSE
 from probe.errors import ProbeError
 from probe.hooks.model_checks import require_subject
-from probe.subject.inputs import Ids, Inputs, with_response
+from probe.subject.inputs import Ids, Inputs, at_positions, with_response
 from probe.subject.subject import Subject
 
 
@@ -117,25 +117,11 @@ def unpadded(inputs: Inputs) -> Inputs:
     """One row without its padding: alone it needs none, and attention goes by the distance of
     positions.
     """
-    return _at(inputs, np.flatnonzero(inputs.types.role[0] >= 0))
+    return at_positions(inputs, np.flatnonzero(inputs.types.role[0] >= 0))
 
 
 def _without_closing(inputs: Inputs) -> Inputs:
     """The row up to the last token of its answer; nothing before depends on what follows."""
     prompt_length = int(inputs.types.prompt_length[0])
     response = np.flatnonzero(inputs.types.role[0] == RESPONSE)
-    return _at(inputs, np.arange(max([prompt_length, *(response[-1:] + 1)])))
-
-
-def _at(inputs: Inputs, positions: np.ndarray) -> Inputs:
-    """The row at some of its positions."""
-    width = inputs["input_ids"].shape[1]
-    if len(positions) == width:
-        return inputs
-    chosen = torch.from_numpy(positions).to(inputs["input_ids"].device)
-    tensors = {name: t[:, chosen] if t.shape == (1, width) else t for name, t in inputs.items()}
-    arrays = {
-        name: getattr(inputs.types, name)[:, positions]
-        for name in ("ids", "vision", "role", "turn")
-    }
-    return inputs.having(tensors, types=replace(inputs.types, **arrays))
+    return at_positions(inputs, np.arange(max([prompt_length, *(response[-1:] + 1)])))

@@ -8,7 +8,7 @@ schedule          samples in an order in which each image occurs once; donors; t
 
 batched           all cases in the LLM at once, on a shared image prefix
 case_batch        cases as rows of the decoder, split where their histories differ
-prefix_attention  attention over the shared prefix and the tokens of each row after it
+view_attention    attention over the shared prefix and the tokens of each row after it
 batched_prefusion all cases of pre-fusion at once: the image once, then a batch of LLM rows
 sequential        each case by itself, for models where sharing is not exact
 outcome           what all of these return; greedy decoding

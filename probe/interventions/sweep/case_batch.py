@@ -24,7 +24,7 @@ from probe.hooks.attention_tap import routed
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.model_structure import LayerStack
 from probe.interventions.sweep.outcome import decode_greedily
-from probe.interventions.sweep.prefix_attention import SharedAttention
+from probe.interventions.sweep.view_attention import SharedAttention
 from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix, VisionView
 
 BeforeLayer = Callable[[int, Tensor], Tensor]  # layer, hidden states -> hidden states

@@ -12,6 +12,9 @@ forgets keys, each step is shown as it comes.
         ids = subject.generate_ids(collate(rows, side="left"), 32)
     stack_statistics = answering.finished(rows_with_their_answers)
 
+Where the rows share a prefix (`subject/image_questions.py`), the calls are those after it, and
+each row's keys are put together here.
+
 `reason` says why what was seen is not such a decoding (beams, a static cache): the numbers are then
 to be taken from a forward of their own.
 """
@@ -39,6 +42,7 @@ from probe.measures.attention.stack_queries import (
     predicting,
 )
 from probe.measures.attention.statistic import AttentionStatistic
+from probe.subject.image_prefix import ImagePrefix
 from probe.subject.inputs import Inputs
 
 
@@ -71,14 +75,21 @@ class DecodedQueries:
 class AnsweringStatistic:
     """An observer for `tap` around one `generate` over `rows`, padded on the left.
 
-    new_tokens: of the longest answer that may come. edited: whether interventions or reducers may
-    change calls of the LLM. Memory: what it keeps for the end is the queries of generated tokens,
-    half of what the cache holds of them (more with grouped queries).
+    new_tokens: of the longest answer that may come; 0 for rows that end in one. edited: whether
+    interventions or reducers may change calls of the LLM. prefix: what all rows share. Memory: what
+    it keeps for the end is the queries of generated tokens, half of what the cache holds of them
+    (more with grouped queries).
     """
 
     def __init__(
-        self, rows: Sequence[Inputs], new_tokens: int, options: MeasureOptions, edited: bool
+        self,
+        rows: Sequence[Inputs],
+        new_tokens: int,
+        options: MeasureOptions,
+        edited: bool = False,
+        prefix: ImagePrefix | None = None,
     ):
+        self.prefix, self.start = prefix, 0 if prefix is None else prefix.length
         self.options, self.edited, self.new_tokens = options, edited, new_tokens
         self.lengths = [row["input_ids"].shape[1] for row in rows]
         self.width = max(self.lengths)
@@ -123,13 +134,14 @@ class AnsweringStatistic:
         self._seen[call.name] = self._forward
 
     def _prompt(self, call: AttentionCall) -> None:
-        if call.query_count != self.width or call.key_count != self.width:
+        width = self.width - self.start
+        if call.query_count != width or call.key_count != width:
             self.reason = "the prompt does not run at once and alone"
             return
         self._show(call, self.padding)
 
     def _step(self, call: AttentionCall) -> None:
-        length = self.width + self._forward
+        length = self.width - self.start + self._forward
         if call.query_count != 1 or call.key_count > length:
             self.reason = "decoding does not feed one token a step"
             return
@@ -145,7 +157,7 @@ class AnsweringStatistic:
     def _may_wait(self, call: AttentionCall) -> bool:
         """Whether later calls will still have all that this query sees."""
         longest = self.width + self.new_tokens
-        forgets = call.window is not None and call.window < longest
+        forgets = not self.prefix and call.window is not None and call.window < longest
         own = call.effective_mask is call.model_mask and call.active_queries is None
         return not self.edited and not forgets and own and self._is_plain(call, self.padding)
 
@@ -159,13 +171,15 @@ class AnsweringStatistic:
         is_plain = call.effective_mask is call.model_mask and self._is_plain(call, padding)
         for row, statistic in enumerate(self.statistics):
             if shown is None or shown[row]:
-                statistic(row_of(call, row, padding[row], is_plain))
+                statistic(self._whole(row_of(call, row, padding[row], is_plain)))
 
     def _is_plain(self, call: AttentionCall, padding: Sequence[int]) -> bool:
         """Whether the model's mask hides padding and what is not causal, and nothing else. The
         layers of a forward share their masks, so each is looked at once.
         """
         mask = call.model_mask
+        if self.prefix is not None:  # the attention after a prefix hides nothing else
+            return True
         if mask is None:
             return not any(padding)
         if id(mask) not in self._masks:
@@ -207,7 +221,7 @@ class AnsweringStatistic:
         queries = torch.cat(decoded.queries, 2)
         for row, count in enumerate(fed):
             if count > 0:
-                keys = slice(self.padding[row], self.width + count)
+                keys = slice(self.padding[row], self.width - self.start + count)
                 call = replace(
                     decoded.last,
                     query=queries[row : row + 1, :, :count],
@@ -217,7 +231,15 @@ class AnsweringStatistic:
                     model_mask=None,
                     causal=True,
                 )
-                self.statistics[row](call)
+                self.statistics[row](self._whole(call))
+
+    def _whole(self, call: AttentionCall) -> AttentionCall:
+        """One row's call with the keys of the shared prefix before its own."""
+        if self.prefix is None:
+            return call
+        key, value = (part[None] for part in self.prefix.keys[call.name])
+        whole_key, whole_value = torch.cat([key, call.key], 2), torch.cat([value, call.value], 2)
+        return replace(call, key=whole_key, value=whole_value)
 
     def _of_answer(self, statistic: AttentionStatistic, row: Inputs) -> AttentionStatistic:
         """The statistic with the types of the answer that came, in place of the longest that might

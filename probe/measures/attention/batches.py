@@ -1,18 +1,21 @@
 """From samples to batches of encoded rows that may run together.
 
 for batch in batches(encoded(subject, samples, responses, types="paper", turns="last"), 4096):
-    measured = passes([inputs for _, inputs in batch])          # `passes.py`
+    measured = passes(batch.inputs)          # `passes.py`
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from probe.data.sample import Sample
 from probe.data.token_types import LAST
-from probe.subject.inputs import Inputs
+from probe.subject.image_questions import shared_tokens
+from probe.subject.inputs import Inputs, without_images
 from probe.subject.subject import Subject
 
 Row = tuple[Sample, Inputs]
+ALONE = "each question alone"
 
 
 def encoded(
@@ -25,23 +28,49 @@ def encoded(
         yield sample, subject.encode(image, sample.question, response, **options)
 
 
-def batches(rows: Iterable[Row], token_limit: int) -> Iterator[list[Row]]:
+@dataclass
+class Batch:
+    """Rows that run together. `prefix`: what all of them share ("" for nothing); `alone`: else,
+    what a record says about that.
+    """
+
+    rows: list[Row]
+    prefix: str = ""
+    alone: str = ""
+
+    @property
+    def inputs(self) -> list[Inputs]:
+        return [inputs for _, inputs in self.rows]
+
+
+def batches(
+    rows: Iterable[Row],
+    token_limit: int,
+    prefix_of: Callable[[Sample, Inputs], tuple[str, str]] = lambda sample, inputs: ("", ALONE),
+) -> Iterator[Batch]:
     """Consecutive rows that fit into `token_limit` tokens once padded, at least one row a batch.
+
+    prefix_of: `Batch.prefix`, equal for rows that share the tokens up to their last vision token,
+    and `Batch.alone` of a row. What is shared counts once, and only the first row of such a batch
+    keeps its images.
 
     Rows with and without vision tokens are never mixed: in a batch with images LLaVA-Mini runs
     pre-fusion on the rows without one as well. Nor are rows with and without a response.
     """
-    batch: list[Row] = []
-    longest = 0
-    for row in rows:
-        inputs = row[1]
-        longest = max(longest, inputs["input_ids"].shape[1])
-        too_large = longest * (len(batch) + 1) > token_limit
-        if batch and (too_large or _kind(inputs) != _kind(batch[-1][1])):
+    batch, kind, longest = Batch([]), None, 0
+    for sample, inputs in rows:
+        prefix, alone = prefix_of(sample, inputs)
+        tokens = inputs["input_ids"].shape[1] - (shared_tokens(inputs) if prefix else 0)
+        longest = max(longest, tokens)
+        fits = longest * (len(batch.rows) + 1) <= token_limit
+        if batch.rows and not (fits and kind == (prefix, *_kind(inputs))):
             yield batch
-            batch, longest = [], inputs["input_ids"].shape[1]
-        batch.append(row)
-    if batch:
+            batch, longest = Batch([]), tokens
+        kind = (prefix, *_kind(inputs))
+        batch.prefix, batch.alone = prefix, alone
+        later = prefix and batch.rows
+        batch.rows.append((sample, without_images(inputs) if later else inputs))
+    if batch.rows:
         yield batch
 
 

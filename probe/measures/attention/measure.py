@@ -12,7 +12,6 @@ the response rows of that forward are those of decoding, so both are one definit
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -29,17 +28,20 @@ from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import LayerStack
 from probe.hooks.model_structure import stacks as find_stacks
 from probe.measures.attention.batches import batches, encoded
+from probe.measures.attention.given_responses import Response, responses_of, source_of
 from probe.measures.attention.passes import Passes
 from probe.measures.attention.record_node import root
+from probe.measures.attention.shared_passes import SharedPasses, SharedSamples
 from probe.measures.attention.sinks import SINK_MODES
 from probe.measures.attention.stack_queries import MeasureOptions, predicting
 from probe.records import assemble, merge
 from probe.records.provenance import content_hash, provenance
+from probe.subject.image_questions import ImageQuestions
 from probe.subject.inputs import Ids, Inputs
+from probe.subject.prefix_cache import CACHE_GB
 from probe.subject.subject import Subject
 
 MAPS_LIMIT = 2**30  # bytes
-Response = str | Ids | xr.DataTree | Sequence[str | Ids | None] | None
 
 
 @only_this_thread()
@@ -58,12 +60,14 @@ def measure(
         response: what the model is taken to have answered: text, token ids, or a record whose
             answer is taken over. By default the model's own answer, generated greedily.
         options: those of `measure_samples`: types=, turns=, rows=, sinks=, stacks=, maps=,
-            contribution=, received_head=, max_new_tokens=, and options of `model.generate`.
+            contribution=, received_head=, max_new_tokens=, and options of `model.generate`;
+            share= is off.
 
     Raises ProbeError as `measure_samples` does.
     """
     images: Any = tuple(image) if isinstance(image, list) else image
     sample = Sample("0", image=images, question=question)
+    options.setdefault("share", False)
     return measure_samples(subject, [sample], response, **options)
 
 
@@ -82,11 +86,13 @@ def measure_samples(
     received_head: bool = False,
     max_new_tokens: int = 32,
     batch_tokens: int = 4096,
+    share: bool | ImageQuestions = True,
+    cache_gb: float = CACHE_GB,
     progress: bool | None = None,
     **generate: Any,
 ) -> xr.DataTree:
     """The record of many samples, in their order. Logits are bit-identical with and without the
-    measurement.
+    measurement, in a forward that shares prefixes in the same way.
 
     Args:
         samples: questions with their images; ids must differ.
@@ -109,6 +115,12 @@ def measure_samples(
         received_head: also what each vision key receives in each head.
         max_new_tokens: of the model's own answers.
         batch_tokens: samples are padded into one forward up to this number of tokens.
+        share: questions about the same images are taken together, and what precedes their text (the
+            encoder, the projector, the LLM's rows up to the last vision token) is computed and
+            measured once. Equal to each question alone to 1e-5 (float32); tried out once a model,
+            and left out where it is not exact. The record's `prefix` says what was done. Pass an
+            `ImageQuestions` to keep prefixes between calls.
+        cache_gb: keys and values of prefixes that are kept, in GB; at least one is.
         progress: show a bar; by default for more than one sample.
         generate: options of `model.generate`, such as do_sample=True.
 
@@ -119,7 +131,7 @@ def measure_samples(
     samples = _as_samples(samples)
     any_images = any(sample.images for sample in samples)
     measured_stacks = _select_stacks(subject, stacks, any_images)
-    responses = _responses(response, samples)
+    responses = responses_of(response, samples)
     options = MeasureOptions(rows, maps, contribution, received_head)
     generate_options = {"max_new_tokens": max_new_tokens, **generate}
     attrs = provenance(
@@ -128,31 +140,44 @@ def measure_samples(
         turns=turns,
         rows=rows,
         intervention=active_interventions(subject.model),
-        response_from=_source_of(response),
+        response_from=source_of(response),
         generate=", ".join(f"{name}={value}" for name, value in generate_options.items()),
     )
     if sinks != "keep":
         attrs["sinks"] = sinks
     answers = generate_options if response is None and max_new_tokens else None
     passes = Passes(subject, measured_stacks, options, answers, sinks)
-    records = []
+    shared = None
+    if share:
+        is_given = isinstance(share, ImageQuestions)
+        questions = share if is_given else ImageQuestions(subject, cache_gb)
+        shared = SharedSamples(SharedPasses(passes, questions), samples)
+    order = list(range(len(samples))) if shared is None else shared.order
+    asked = [samples[i] for i in order], [responses[i] for i in order]
+    records = {}
     quiet = len(samples) == 1 if progress is None else not progress
     bar = tqdm(total=len(samples), desc="measure", unit="sample", disable=quiet)
     with bar, torch.no_grad():
-        rows_of_samples = encoded(subject, samples, responses, types=types, turns=turns)
-        for batch in batches(rows_of_samples, batch_tokens):
-            rows = [row for _, row in batch]
+        rows_of_samples = encoded(subject, *asked, types=types, turns=turns)
+        by_prefix = () if shared is None else (shared.prefix_of,)
+        for batch in batches(rows_of_samples, batch_tokens, *by_prefix):
+            encoded_rows = batch.inputs
             if maps:
                 new_tokens = max_new_tokens if answers is not None else 0
-                _check_maps(measured_stacks, rows, maps, len(samples), new_tokens)
-            measured = passes(rows)
-            for (sample, _), row, nodes in zip(batch, measured.rows, measured.nodes, strict=True):
+                _check_maps(measured_stacks, encoded_rows, maps, len(samples), new_tokens)
+            measure_batch = shared.passes if shared and batch.prefix else passes
+            measured = measure_batch(encoded_rows)
+            attrs["prefix"] = batch.alone or measured.prefix
+            samples_of_batch = [sample for sample, _ in batch.rows]
+            for sample, row, nodes in zip(
+                samples_of_batch, measured.rows, measured.nodes, strict=True
+            ):
                 sample_root = root(sample, row)
                 attrs["prompt_sha256"] = content_hash(sample_root["prompt"][0], length=16)
                 attrs["passes"] = measured.passes
-                records.append(assemble(sample_root, nodes, attrs))
-            bar.update(len(batch))
-    return merge(records)
+                records[sample.id] = assemble(sample_root, nodes, attrs)
+            bar.update(len(batch.rows))
+    return merge([records[sample.id] for sample in samples])
 
 
 def _check(subject: Subject, rows: str, maps: bool | str, max_new_tokens: int, sinks: str) -> None:
@@ -214,42 +239,6 @@ def _select_stacks(
             got=f"stacks={list(names or [])} and {'' if any_images else 'no '}images",
         )
     return selected
-
-
-def _responses(response: Response, samples: Sequence[Sample]) -> list[Any]:
-    """One for each sample; from a record by the samples' ids."""
-    if isinstance(response, xr.DataTree):
-        return _recorded_responses(response, samples)
-    is_list = isinstance(response, list | tuple)
-    is_ids = is_list and all(isinstance(item, Integral) for item in response)
-    one_each = len(samples) > 1 and not isinstance(response, str | None)
-    if one_each or (is_list and not is_ids):
-        responses: Any = list(response)  # pyright: ignore[reportArgumentType]
-        if len(responses) != len(samples):
-            raise ProbeError(
-                "measure", expected=f"{len(samples)} responses", got=str(len(responses))
-            )
-        return responses
-    return [response] * len(samples)
-
-
-def _recorded_responses(record: xr.DataTree, samples: Sequence[Sample]) -> list[list[int]]:
-    dataset = record.to_dataset()
-    if "response_ids" not in dataset:
-        raise ProbeError("measure", expected="a record with response_ids", got="one without")
-    sample_ids, padded_ids = dataset["sample"].values.tolist(), dataset["response_ids"].values
-    recorded = dict(zip(sample_ids, padded_ids, strict=True))
-    if missing := [sample.id for sample in samples if sample.id not in recorded]:
-        raise ProbeError(
-            "measure", expected="a record with the same samples", got=f"none for {missing[0]!r}"
-        )
-    return [[token for token in recorded[sample.id].tolist() if token >= 0] for sample in samples]
-
-
-def _source_of(response: Response) -> str:
-    if response is None:
-        return "generate"
-    return "record" if isinstance(response, xr.DataTree) else "user"
 
 
 def _check_maps(

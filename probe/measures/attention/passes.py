@@ -24,10 +24,11 @@ from probe.hooks.finite_states import finite_states
 from probe.hooks.model_state import active_interventions, active_text_guided_reducers
 from probe.hooks.model_structure import LayerStack
 from probe.measures.attention.answering import AnsweringStatistic, two_pass_reason
-from probe.measures.attention.batches import ends_in_prompt
+from probe.measures.attention.batches import ALONE, ends_in_prompt
 from probe.measures.attention.record_node import node
 from probe.measures.attention.sinks import (
     Norms,
+    PerLayer,
     hide_sink_type,
     key_sinks,
     layer_norms,
@@ -40,7 +41,7 @@ from probe.measures.attention.stack_queries import (
     StackStatistic,
     stack_statistics,
 )
-from probe.subject.inputs import Inputs, collate, with_response
+from probe.subject.inputs import Ids, Inputs, collate, with_response
 from probe.subject.subject import Subject
 
 Nodes = dict[str, dict[str, np.ndarray]]  # {stack: {variable: array}} of one sample
@@ -50,12 +51,13 @@ LLM = "llm"
 @dataclass(frozen=True)
 class Measured:
     """A batch, each row with its response, and what was measured of it. `passes`: "one", or "two"
-    and why.
+    and why. `prefix`: whether what precedes the question was computed once for all of them.
     """
 
     rows: list[Inputs]
     nodes: list[Nodes]
     passes: str
+    prefix: str = ALONE
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Passes:
         if not reason:
             return self._while_answering(rows)
         responses = self.subject.generate_ids(collate(rows, side="left"), **self.generate)
-        return self._read(_answered(rows, responses), f"two: {reason}")
+        return self._read(with_responses(rows, responses), f"two: {reason}")
 
     def _read(self, rows: list[Inputs], passes: str) -> Measured:
         """One forward over prompts and responses."""
@@ -101,7 +103,7 @@ class Passes:
         statistics = stack_statistics(self.subject, prompts, others, self.options)
         answering, pieces = None, {}
         with ExitStack() as taps:
-            taps.enter_context(_observed(self.subject, self.stacks, statistics))
+            taps.enter_context(observed(self.subject, self.stacks, statistics))
             if LLM in self.stacks:
                 longest = self.generate.get("max_new_tokens", 32)
                 answering = AnsweringStatistic(rows, longest, self.options, edited)
@@ -109,16 +111,16 @@ class Passes:
                 taps.enter_context(tap(self.stacks[LLM].attention, answering))
                 pieces = taps.enter_context(layer_norms(self.stacks[LLM]))
             responses = self.subject.generate_ids(prompts, **self.generate)
-        answered = _answered(rows, responses)
-        nodes = _nodes(statistics, others, len(rows))
+        answered = with_responses(rows, responses)
+        nodes = nodes_of(statistics, others, len(rows))
         if answering is None:
             return Measured(answered, nodes, "one")
         of_rows = answering.finished(answered)
         if answering.reason:
             return self._read(answered, f"two: {answering.reason}")
         for row, (inputs, statistic) in enumerate(zip(answered, of_rows, strict=True)):
-            norms = _norms_of_row(pieces, row, answering.padding[row], inputs)
-            nodes[row] |= {LLM: _llm_node(statistic, self.stacks[LLM], norms, inputs, 0)}
+            norms = norms_of_row(pieces, row, answering.padding[row], inputs)
+            nodes[row] |= {LLM: llm_node(statistic, self.stacks[LLM], norms, inputs)}
         return Measured(answered, nodes, "one")
 
 
@@ -138,20 +140,20 @@ def forward(
     forward_options = {"logits_to_keep": 1} if has_option else {}
     llm = measured_stacks.get(LLM)
     with ExitStack() as taps:
-        taps.enter_context(_observed(subject, measured_stacks, statistics))
+        taps.enter_context(observed(subject, measured_stacks, statistics))
         pieces = {} if llm is None else taps.enter_context(layer_norms(llm))
         model(**inputs, use_cache=False, **forward_options)
     others = {name: stack for name, stack in measured_stacks.items() if name != LLM}
-    nodes = _nodes(statistics, others, len(inputs.prompt))
+    nodes = nodes_of(statistics, others, len(inputs.prompt))
     if llm is not None:
         norms = relative_norms(pieces, inputs.types.role != PADDING, inputs.types.is_query)
         for row, of_row in enumerate(nodes):
-            of_row[LLM] = _llm_node(statistics[LLM], llm, norms, inputs, row)
+            of_row[LLM] = llm_node(statistics[LLM], llm, norms, inputs, row)
     return nodes
 
 
 @contextmanager
-def _observed(
+def observed(
     subject: Subject,
     measured_stacks: Mapping[str, LayerStack],
     statistics: Mapping[str, StackStatistic],
@@ -165,7 +167,7 @@ def _observed(
         yield
 
 
-def _nodes(
+def nodes_of(
     statistics: Mapping[str, StackStatistic], measured: Mapping[str, LayerStack], rows: int
 ) -> list[Nodes]:
     return [
@@ -174,24 +176,34 @@ def _nodes(
     ]
 
 
-def _llm_node(
-    statistic: StackStatistic, stack: LayerStack, norms: Any, inputs: Inputs, row: int
+def llm_node(
+    statistic: StackStatistic, stack: LayerStack, norms: PerLayer, inputs: Inputs, row: int = 0
 ) -> dict[str, np.ndarray]:
+    """One row's variables of the LLM."""
     marked = key_sinks(statistic, stack, norms, inputs, row)
     return node(statistic, stack, row) | {"key_sink": marked[None]}
 
 
-def _norms_of_row(
-    pieces: Mapping[int, Sequence[Norms]], row: int, padding: int, inputs: Inputs
-) -> Any:
-    """Relative norms of one row without padding, whose last token never ran."""
+def norms_of_row(
+    pieces: Mapping[int, Sequence[Norms]],
+    row: int,
+    padding: int,
+    inputs: Inputs,
+    before: Mapping[int, Sequence[Norms]] | None = None,
+) -> PerLayer:
+    """Relative norms of one row without padding, of whose last token none is needed. `before`: the
+    norms of a prefix.
+    """
     length = inputs["input_ids"].shape[1]
     own = {}
     for layer, parts in pieces.items():
         norm = torch.cat([part[row : row + 1] for part in parts], 1)[:, padding:]
+        if before is not None:
+            norm = torch.cat([*before[layer], norm], 1)
         own[layer] = [torch.nn.functional.pad(norm[:, : length - 1], (0, 1))]
     return relative_norms(own, inputs.types.role != PADDING, inputs.types.is_query)
 
 
-def _answered(rows: Sequence[Inputs], responses: Sequence[Any]) -> list[Inputs]:
+def with_responses(rows: Sequence[Inputs], responses: Sequence[Ids]) -> list[Inputs]:
+    """Each row with the ids of its answer."""
     return [with_response(row, ids) for row, ids in zip(rows, responses, strict=True)]

@@ -463,7 +463,7 @@ def test_painting_inside_a_box_changes_that_patch_most(ours, theirs, size):
     model, processor = models.llava_mini(ratio=2, aspect=theirs)
     subject = load(model, processor=processor, aspect=ours)
 
-    encoder = PromptEncoder(model, processor, subject.aspect, subject.vocabulary)
+    encoder = PromptEncoder(model, processor, subject.aspect, subject.exif, subject.vocabulary)
 
     def pixels(shown: Image.Image) -> torch.Tensor:
         return processor.pixels(encoder._padded(shown))

@@ -3,24 +3,17 @@
 from contextlib import nullcontext
 
 import models
-import numpy as np
 import pytest
 import torch
+from record_pairs import INTERVENTIONS, assert_equal, conversation, subject_of
 
 import probe
 from probe.data.sample import Sample
 from probe.measures.attention.measure import measure, measure_samples
-from probe.reducers import FastV, VisionZip
 
-TOLERANCE = 1e-5
 TOKENS = 4
 QUESTIONS = ("what is in the picture?", "how many circles are there?")
 FACTORIES = (*models.FACTORIES, models.llava_mini)
-
-
-def subject_of(factory, **options):
-    model, processor = factory(**{"layers": 2} | options)
-    return probe.load(model, processor=processor)
 
 
 def asked(images=1):
@@ -31,31 +24,6 @@ def asked(images=1):
         for i, text in enumerate(QUESTIONS)
     ]
     return [*pictures, Sample("none", None, "where is the red square?")]
-
-
-def conversation(text, images):
-    if images == 1:
-        return text
-    content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
-    return [{"role": "user", "content": content}]
-
-
-def assert_equal(one, two):
-    """Every variable of every stack: numbers to 1e-5, all else exactly."""
-    assert one.children.keys() == two.children.keys()
-    for name in one.children:
-        first, second = (record[name].to_dataset(inherit=False) for record in (one, two))
-        assert first.variables.keys() == second.variables.keys()
-        for variable in first.variables:
-            values, others = first[variable].values, second[variable].values
-            if values.dtype.kind == "f":
-                np.testing.assert_allclose(
-                    values, others, rtol=TOLERANCE, atol=TOLERANCE, err_msg=f"{name} {variable}"
-                )
-            else:
-                np.testing.assert_array_equal(values, others, err_msg=f"{name} {variable}")
-    for name in ("response_ids", "token_type", "tokens"):
-        np.testing.assert_array_equal(one[name].values, two[name].values)
 
 
 def both_ways(subject, samples, **options):
@@ -81,16 +49,6 @@ def test_several_images_heads_and_contributions():
     one, two = both_ways(subject, asked(images=2)[:2], **options)
     assert one.attrs["passes"] == "one"
     assert_equal(one, two)
-
-
-INTERVENTIONS = {
-    "mask": lambda subject: probe.drop_vision(subject, [0, 1]),
-    "remove": lambda subject: probe.drop_vision(subject, [1], "remove"),
-    "zero": lambda subject: probe.drop_vision(subject, [0], "zero"),
-    "knock-out": lambda subject: probe.knockout(subject, "text", "vision", [1]),
-    "VisionZip": VisionZip(4, 2),
-    "FastV": FastV(1, 0.25),
-}
 
 
 @pytest.mark.parametrize("name", INTERVENTIONS)

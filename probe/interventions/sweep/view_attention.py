@@ -1,12 +1,5 @@
-"""Attention of many cases at once over one shared prefix and the tokens of each row after it.
-
-Every row attends to the keys of the image prefix and to its own keys after it. Each part is a
-softmax; the two are merged by their normalisers:
-
-    out = w · prefix + (1 - w) · own,    w = sigmoid(lse_prefix - lse_own)
-
-So the prefix is one matrix product for all rows of all cases: nothing is copied for a row, and no
-mask is built.
+"""Attention of many cases at once over one shared prefix and the tokens of each row after it, as
+`subject/prefix_attention.py` has it; here rows may see different things of vision.
 
 What a row sees of the vision tokens in a layer is a `VisionView`; view 0 is the unmodified one.
 """
@@ -14,18 +7,14 @@ What a row sees of the vision tokens in a layer is a `VisionView`; view 0 is the
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel
-from probe.subject.image_prefix import KeyValue, VisionView, check_window
-
-SCORES = {"cpu": 2**20}  # elements in a block of scores: 4 MB stay in a CPU's cache
-SCORES_ELSEWHERE = 2**26
-
-Part = tuple[Tensor, Tensor]  # weighted mean of the values, and the log of the sum of exp(scores)
+from probe.subject.image_prefix import VisionView, check_window
+from probe.subject.prefix_attention import KeyValue, Part, attend, merged, over_shared
 
 
 class SharedAttention:
@@ -60,7 +49,7 @@ class SharedAttention:
         if self.has_later_vision:
             output = self._with_later_vision(call, key, value, visible, own)
         else:
-            output = _merged(self._over_prefix(call, call.query, self.groups), own)
+            output = merged(self._over_prefix(call, call.query, self.groups), own)
         return output.to(call.query.dtype).transpose(1, 2).contiguous(), None
 
     def _over_prefix(
@@ -68,11 +57,11 @@ class SharedAttention:
     ) -> Part:
         """Queries (row, head, query, dim) over the prefix in the view of their row."""
         if len(groups) == 1:
-            return _over_shared(query, *self.views[groups[0][0]].prefix[call.name], call.scaling)
-        out = torch.empty_like(query, dtype=_precise(query))
+            return over_shared(query, *self.views[groups[0][0]].prefix[call.name], call.scaling)
+        out = torch.empty_like(query, dtype=torch.promote_types(query.dtype, torch.float32))
         lse = torch.empty_like(out[..., 0])
         for number, rows in groups:
-            out[rows], lse[rows] = _over_shared(
+            out[rows], lse[rows] = over_shared(
                 query[rows], *self.views[number].prefix[call.name], call.scaling
             )
         return out, lse
@@ -110,30 +99,12 @@ class SharedAttention:
         output, lse = self._over_prefix(call, queries, _groups(view_of_query.flatten()))
         output = output.view(rows, tokens, heads, dim).transpose(1, 2)
         lse = lse.view(rows, tokens, heads).transpose(1, 2)
-        return _merged((output, lse), (own_output, own_lse))
+        return merged((output, lse), (own_output, own_lse))
 
 
 def _groups(view: Int[Tensor, " row"]) -> list[tuple[int, Int[Tensor, " member"]]]:
     """The rows that have each view."""
     return [(number, (view == number).nonzero().squeeze(1)) for number in view.unique().tolist()]
-
-
-def _over_shared(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Part:
-    """Queries of many rows over shared keys, as one product."""
-    rows, heads, tokens, dim = query.shape
-    if not key.shape[1]:
-        out = torch.zeros_like(query, dtype=_precise(query))
-        return out, torch.full_like(out[..., 0], -torch.inf)
-    out, lse = attend(
-        query.transpose(0, 1).reshape(1, heads, rows * tokens, dim), key[None], value[None], scaling
-    )
-    return out.view(heads, rows, tokens, dim).transpose(0, 1), lse.view(
-        heads, rows, tokens
-    ).transpose(0, 1)
-
-
-def _merged(prefix: Part, own: Part) -> Tensor:
-    return torch.lerp(own[0], prefix[0], torch.sigmoid(prefix[1] - own[1])[..., None])
 
 
 def _replaced(
@@ -148,42 +119,3 @@ def _replaced(
         key, value = key.clone(), value.clone()
         key[:, :, vision], value[:, :, vision] = rule[name]
     return key, value
-
-
-def attend(
-    query: Float[Tensor, "batch head query dim"],
-    key: Float[Tensor, "batch key_head key dim"],
-    value: Float[Tensor, "batch key_head key dim"],
-    scaling: float,
-    visible: Bool[Tensor, "query key"] | None = None,
-) -> Part:
-    """Softmax attention and its normaliser: (batch, head, query, dim) and (batch, head, query), in
-    float32 at least.
-
-    Computed in blocks of queries; with fewer key heads than heads, the queries of one key head are
-    rows of one product.
-    """
-    batch, heads, _, dim = query.shape
-    precise, key_heads = _precise(query), key.shape[1]
-    queries = query.reshape(batch, key_heads, -1, dim).to(precise) * scaling
-    keys = key.to(precise).mT
-    hidden = None if visible is None else ~visible.repeat(heads // key_heads, 1)
-    size = max(
-        1, SCORES.get(query.device.type, SCORES_ELSEWHERE) // (batch * key_heads * key.shape[2])
-    )
-    parts = []
-    for start in range(0, queries.shape[2], size):
-        scores = torch.matmul(queries[:, :, start : start + size], keys)
-        if hidden is not None:
-            scores.masked_fill_(hidden[start : start + size], -torch.inf)
-        weights = torch.softmax(scores, -1)
-        lse = scores.amax(-1) - weights.amax(-1).log()
-        parts.append((torch.matmul(weights.to(value.dtype), value).to(precise), lse))
-    out, lse = (
-        parts[0] if len(parts) == 1 else (torch.cat(each, 2) for each in zip(*parts, strict=True))
-    )
-    return out.reshape(query.shape), lse.reshape(query.shape[:3])
-
-
-def _precise(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
