@@ -10,6 +10,7 @@ exist. It carries a checksum, which is compared when it is read. Equal contents 
 """
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -218,7 +219,8 @@ class DamagedPartError(ProbeError):
 
 
 def _part_error(path: Path, error: Exception) -> ProbeError:
-    if isinstance(error, OSError | MemoryError):  # the file may be whole
+    is_misplaced = isinstance(error, OSError) and error.errno == errno.EINVAL  # a damaged offset
+    if isinstance(error, OSError | MemoryError) and not is_misplaced:  # the file may be whole
         return ProbeError(
             "run", expected=f"a part that can be read in {path}", got=reason_of(error)
         )

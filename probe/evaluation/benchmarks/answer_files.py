@@ -153,18 +153,20 @@ def write_llava(rows: Rows, predictions: Predictions, path: str | Path) -> Path:
 
 
 def write_lines(rows: Iterable[Any], path: str | Path) -> Path:
-    """JSON lines."""
-    return write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), path)
+    """JSON lines, in ASCII as the official scripts write them: some characters end a line for some
+    readers.
+    """
+    return write_text("".join(json.dumps(row) + "\n" for row in rows), path)
 
 
 def write_json(value: Any, path: str | Path) -> Path:
     """One JSON value."""
-    return write_text(json.dumps(value, ensure_ascii=False), path)
+    return write_text(json.dumps(value), path)
 
 
 def write_text(text: str, path: str | Path) -> Path:
-    """UTF-8 text, in a folder that is made where it is missing."""
+    """UTF-8 text, with "?" for half characters, in a folder that is made where it is missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="replace")
     return path

@@ -338,6 +338,21 @@ def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
     sheet.append(["index", "question", *LETTERS, "prediction", "answer"])
     for row, text in official_answers(rows, predictions):
         options = [*row["choices"], *[None] * (len(LETTERS) - len(row["choices"]))]
-        sheet.append([row["question_id"], row["question"], *options, text, row["answer"]])
+        values = [row["question_id"], row["question"], *options, text, row["answer"]]
+        sheet.append([_cell(sheet, value) for value in values])
     book.save(answer_file.with_suffix(".xlsx"))
     return answer_file.with_suffix(".xlsx")
+
+
+def _cell(sheet: Any, value: Any) -> Any:
+    """A cell of the table. Text stays text ("=1" would be a formula, which readers find empty),
+    without the control characters and half characters that a sheet can't hold.
+    """
+    from openpyxl.cell import WriteOnlyCell  # pyright: ignore
+
+    if not isinstance(value, str):
+        return WriteOnlyCell(sheet, value=value)
+    whole = value.encode(errors="replace").decode()
+    cell = WriteOnlyCell(sheet, value=re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", whole))
+    cell.data_type = "s"
+    return cell

@@ -46,6 +46,18 @@ def test_what_is_missing_is_said_in_a_line(name, tmp_path):
     assert line.startswith(f"{missing} of {len(official_ids)} official rows have no answer")
 
 
+@pytest.mark.parametrize("text", ["a\u2028b\x85c", "=1+1", "x\ud800", "\x0b\x1b[31m y", "a\r\n\tb"])
+@pytest.mark.parametrize("name", READ_FROM_FILES)
+def test_no_answer_breaks_a_row_or_becomes_something_else(name, text, tmp_path):
+    pytest.importorskip("openpyxl") if name == "mmbench" else None
+    official_ids, read_export = FOLDERS[name](tmp_path)
+    task = BenchmarkTask.read(name, tmp_path)
+    path = task.export({s.id: text for s in task.benchmark.samples}, tmp_path / "out")
+    rows = read_export(path)
+    assert [key for key, _ in rows] == official_ids
+    assert sum(bool(answer.strip()) for _, answer in rows) == len(task.benchmark.samples)
+
+
 def test_an_incomplete_pope_file_is_scored_by_position(tmp_path):
     """With one answer missing a set, the official script's number on our export is ours, with the
     missing answers read as "yes".

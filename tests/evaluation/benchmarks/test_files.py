@@ -410,11 +410,16 @@ def test_mmbench_exports_for_the_server_or_says_what_is_missing(tmp_path, monkey
         },
     )
     monkeypatch.setitem(sys.modules, "openpyxl", type("module", (), {"Workbook": book}))
+    cell = type(
+        "WriteOnlyCell", (), {"__init__": lambda self, sheet, value: setattr(self, "value", value)}
+    )
+    monkeypatch.setitem(sys.modules, "openpyxl.cell", type("module", (), {"WriteOnlyCell": cell}))
     assert mmbench.export(samples, {"1": "B"}, tmp_path).name == "mmbench.xlsx"
-    assert rows == [
-        ["index", "question", *"ABCD", "prediction", "answer"],
-        [1, "Which is the dog?", "left", "right", None, None, "B", "B"],
-    ]
+    header, (*cells,) = rows
+    assert header == ["index", "question", *"ABCD", "prediction", "answer"]
+    values = [each.value for each in cells]
+    assert values == [1, "Which is the dog?", "left", "right", None, None, "B", "B"]
+    assert cells[-2].data_type == "s"
 
 
 def test_limited_keeps_rotations_together(tmp_path):
