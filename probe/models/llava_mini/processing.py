@@ -24,6 +24,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from probe.models.llava_mini.image_processing import split_views, squashed, video_frames
 
@@ -34,6 +35,8 @@ END_OF_TURN = re.compile(r" ?(<\|eot_id\|>|<\|im_end\|>|</s>|###|\n)?")
 
 class LlavaMiniProcessor(ProcessorMixin):
     """CLIP's image processor, the LLM's tokenizer, and how an image is split into views.
+
+    Images are resized by PIL, as in the authors' code, also where torchvision is installed.
 
     compressor_size: the model's C.
     view_tokens: vision tokens of each view, for a model without compression; None: C x C per image.
@@ -58,6 +61,8 @@ class LlavaMiniProcessor(ProcessorMixin):
             raise ValueError(
                 f"LlavaMiniProcessor: expected aspect 'square' or 'pad', got {aspect!r}"
             )
+        if getattr(image_processor, "backend", "pil") != "pil":  # torchvision: other pixels
+            image_processor = CLIPImageProcessorPil.from_dict(image_processor.to_dict())
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.compressor_size, self.view_tokens = compressor_size, view_tokens
         self.resolution_ratio, self.aspect, self.image_token = resolution_ratio, aspect, image_token

@@ -289,6 +289,18 @@ def test_mistakes_are_told_in_one_line(processor, tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_images_are_resized_by_pil(processor, tokenizer):
+    """Where torchvision is installed, transformers loads an image processor that resizes with it."""
+
+    class OtherBackend(CLIPImageProcessorPil):
+        backend = "torchvision"
+
+    settings = processor.image_processor.to_dict()
+    loaded = LlavaMiniProcessor(OtherBackend.from_dict(settings), tokenizer)
+    assert type(loaded.image_processor) is CLIPImageProcessorPil
+    assert loaded.image_processor.to_dict() == settings
+
+
 def test_save_and_load(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
