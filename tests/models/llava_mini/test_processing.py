@@ -290,7 +290,7 @@ def test_mistakes_are_told_in_one_line(processor, tmp_path):
 
 
 def test_images_are_resized_by_pil(processor, tokenizer):
-    """Where torchvision is installed, transformers loads an image processor that resizes with it."""
+    """Where torchvision is installed, transformers loads an image processor that uses it."""
 
     class OtherBackend(CLIPImageProcessorPil):
         backend = "torchvision"
