@@ -8,6 +8,7 @@
     probe cost           # operations, cache, time and memory of reading a prompt
     probe verify         # are the promises kept on this model?
     probe train          # make a shipped model again
+    probe status DIR     # how far a run is: done, claimed, failed, time left, a line a worker
     probe convert DIR    # LLaVA-Mini's authors' checkpoint, for transformers
 
 Verbs are thin: each reads its options, calls the Python of the same name and prints; the file of a
@@ -20,6 +21,7 @@ mistake ends in one line and exit code 2.
 | `output.py` | the terminal |
 | `result_folder.py` | the folder of results: whole or not at all |
 | `benchmark_run.py` | what verbs over a benchmark share |
+| `engine.py` | the processes that do the work: `launcher.py`, `on_ray.py`, or by environment |
 """
 
 import importlib
@@ -31,6 +33,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.exceptions import TyperException
 
+from probe.cli.worker import command_line, end_with_launcher, is_launched, tell_launcher
 from probe.errors import ProbeError, RunWarning, printable
 
 VERBS = (
@@ -43,6 +46,7 @@ VERBS = (
     "verify",
     "train",
     "convert",
+    "status",
 )
 DONE, BROKEN, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -73,13 +77,16 @@ def main(arguments: list[str] | None = None) -> None:
     _survive_narrow_terminals()
     before, show_warning = _on_sigterm(_terminate), warnings.showwarning
     warnings.showwarning = _show_warning
+    command_line.set(tuple(arguments))
+    if is_launched():
+        end_with_launcher()
     try:
         code = _app()(arguments or ["--help"], prog_name="probe", standalone_mode=False) or DONE
         sys.stdout.flush()
     except ProbeError as error:
         if "--debug" in arguments:
             raise
-        code = _complain(str(error), MISTAKE)
+        code = DONE if tell_launcher(str(error)) else _complain(str(error), MISTAKE)
     except TyperException as error:
         code = _complain(error.format_message(), MISTAKE)
     except BrokenPipeError:  # the reader of a pipe has seen enough
@@ -87,7 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Terminated:
-        code = _complain("terminated; nothing was left half-written", TERMINATED)
+        code = TERMINATED
+        if not is_launched():  # its launcher says what is going on
+            _complain("terminated; nothing was left half-written", code)
     except OSError as error:
         if "--debug" in arguments:
             raise

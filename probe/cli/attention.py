@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from probe.cli.benchmark_run import measured, read_task, write_problems
+from probe.cli.benchmark_run import read_task, write_problems
+from probe.cli.engine import EngineOptions, measured
 from probe.cli.options import (
     BenchmarkOptions,
     CacheGB,
@@ -67,6 +68,8 @@ def attention(
     max_new_tokens: Longest = 32,
     cache_gb: CacheGB = 2.0,
     figures: Figures = "main",
+    *,
+    engine: EngineOptions,
     out: Out = Path("probe-out/attention"),
 ) -> None:
     """Measure which kinds of token attend to which, and draw it: a record, figures, a CSV and a
@@ -87,8 +90,10 @@ def attention(
             notes = _provenance(record)
         else:
             task = read_task(BenchmarkOptions(benchmark, data, split, limit))
+            engine.launch()
+            subject = engine.placed(loading).subject()
             record, problems = _over(
-                loading.subject(), task, folder, options | {"cache_gb": cache_gb}
+                subject, task, folder, options | {"cache_gb": cache_gb}, engine
             )
             notes = {"left out": problems}
         _write(record, folder, figures)
@@ -110,14 +115,18 @@ def _check_one_source(benchmark: str | None, of_one: dict, of_many: dict) -> Non
 
 
 def _over(
-    subject: "Subject", task: "BenchmarkTask", folder: ResultFolder, options: dict
+    subject: "Subject",
+    task: "BenchmarkTask",
+    folder: ResultFolder,
+    options: dict,
+    engine: EngineOptions,
 ) -> tuple["DataTree", str]:
     """The record of a benchmark's samples, by way of a run directory; and what was left out."""
     from probe.evaluation.attention_run import AttentionRun
 
-    work = AttentionRun(subject, task, **options)
-    run = measured(work, folder)
-    return work.results(run), write_problems(run, task, folder)
+    attention_run = AttentionRun(subject, task, **options)
+    run = measured(attention_run, folder, engine)
+    return attention_run.results(run), write_problems(run, task, folder)
 
 
 def _provenance(record: "DataTree") -> dict[str, str]:

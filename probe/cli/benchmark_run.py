@@ -12,8 +12,6 @@ from probe.cli.result_folder import ResultFolder
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
-    from probe.data.sample import Sample
-    from probe.evaluation.sample_run import SampleRun
     from probe.evaluation.task import BenchmarkTask
     from probe.records.run_directory import RunDirectory
 
@@ -49,36 +47,6 @@ def show_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
     with bar:
         yield step
-
-
-def measured(
-    work: "SampleRun",
-    folder: ResultFolder,
-    *,
-    to: str = "",
-    estimate: "Callable[[list[Sample]], list[str]] | None" = None,
-) -> "RunDirectory":
-    """The run, finished; says first how much there is to do, and what it will cost.
-
-    In a folder that can't be written it is as it was finished. Raises ProbeError where that leaves
-    samples that were never tried.
-    """
-    from probe.records.run_directory import RunDirectory
-
-    run = RunDirectory.open(folder.out, work.fingerprint())
-    samples, todo = work.samples, run.todo(work.samples)
-    if folder.refusal is not None:
-        tried = {failure.id for failure in run.failures()}
-        if any(sample.id not in tried for sample in todo):
-            raise folder.refusal
-        return run
-    count = f"{len(samples)} questions{to}, {len(samples) - len(todo)} done"
-    say(work.task.benchmark.name, f"{count}; Ctrl-C keeps what is finished")
-    for line in estimate(todo) if todo and estimate else ():
-        say("about", line)
-    label = str(work.fingerprint().plan["verb"])
-    with show_progress(label, len(todo)) as progress:
-        return work.run(folder.out, progress)
 
 
 def write_problems(run: "RunDirectory", task: "BenchmarkTask", folder: ResultFolder) -> str:

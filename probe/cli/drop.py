@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from probe.cli.benchmark_run import measured, read_task, write_problems
-from probe.cli.options import (
-    BenchmarkOptions,
-    CacheGB,
-    Longest,
-    ModelOptions,
-    Out,
-    with_options,
-)
+from probe.cli.benchmark_run import read_task, write_problems
+from probe.cli.engine import EngineOptions, measured
+from probe.cli.options import BenchmarkOptions, CacheGB, Longest, ModelOptions, Out, with_options
 from probe.cli.output import number, say, show_table, stage
 from probe.cli.result_folder import results
 from probe.errors import ProbeError
@@ -63,6 +57,7 @@ Judged = Annotated[
 def drop(
     loading: ModelOptions,
     asked: BenchmarkOptions,
+    engine: EngineOptions,
     windows: Windows = None,
     mode: Mode = "all",
     stack: Where = "llm",
@@ -88,9 +83,10 @@ def drop(
         if export:
             folder.check_writable()
             task.check_export()
+        engine.launch()
         from probe.evaluation.drop_run import DropRun
 
-        subject = loading.subject()
+        subject = engine.placed(loading).subject()
         cases = cases_of_modes(subject, task, windows, mode, depth, stack)
         dropping = DropRun(
             subject,
@@ -102,13 +98,13 @@ def drop(
             attention=attention,
             cache_gb=cache_gb,
         )
-        run = measured(dropping, folder, estimate=dropping.estimate)
+        run = measured(dropping, folder, engine, estimate=dropping.estimate)
         problems = write_problems(run, task, folder)
+        if folder.refusal is None:
+            run.compact([sample.id for sample in dropping.samples])
         dataset = dropping.results(run)
         if judged is not None:
             dataset = with_scores(dataset, task, judged)
-        if folder.refusal is None:
-            run.compact([sample.id for sample in task.benchmark.samples])
         table = accuracy(dataset)
         folder.table("accuracy", table)
         with stage("drawing"):

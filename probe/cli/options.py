@@ -8,7 +8,9 @@ A verb takes groups of them as one argument each:
 """
 
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from importlib.util import find_spec
@@ -93,6 +95,10 @@ class ModelOptions:
         Literal["4bit", "8bit"] | None,
         typer.Option(help="load the weights in 4 or 8 bits, on a GPU", show_default="no"),
     ] = None
+    device_map: Annotated[
+        str | None,
+        typer.Option(help="auto: spread the layers over all GPUs there are", show_default="one"),
+    ] = None
     debug: Debug = False
 
     def subject(self, name: str | None = None) -> "Subject":
@@ -100,16 +106,30 @@ class ModelOptions:
         from probe.subject.loading import load
 
         quieten_libraries(self.debug)
-        with stage(f"loading {name or self.model}"):
+        with stage(f"loading {name or self.model}"), _alone(self.device_map):
             return load(
                 name or self.model,
                 dtype=self.dtype,
                 device=self.device,
+                device_map=self.device_map,
                 attn_implementation=self.attn,
                 quantization_config=quantization_config(self.quantization),
                 aspect=self.aspect if name is None else None,
                 exif=self.exif,
             )
+
+
+@contextmanager
+def _alone(device_map: str | None) -> Iterator[None]:
+    """While a model is loaded over several GPUs: transformers takes WORLD_SIZE for a process group
+    of its own.
+    """
+    world = os.environ.pop("WORLD_SIZE", None) if device_map else None
+    try:
+        yield
+    finally:
+        if world is not None:
+            os.environ["WORLD_SIZE"] = world
 
 
 @dataclass(frozen=True)

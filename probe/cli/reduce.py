@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from probe.cli.benchmark_run import measured, read_task, write_problems
+from probe.cli.benchmark_run import read_task, write_problems
 from probe.cli.cost import time_and_memory, with_unit
+from probe.cli.engine import EngineOptions, measured
 from probe.cli.options import BenchmarkOptions, CacheGB, Longest, ModelOptions, Out, with_options
 from probe.cli.output import say, show_table, stage
 from probe.cli.result_folder import ResultFolder, results
@@ -56,6 +57,7 @@ Repeats = Annotated[
 def reduce(
     loading: ModelOptions,
     asked: BenchmarkOptions,
+    engine: EngineOptions,
     reducers: Reducers = BY_DEFAULT,
     keep: Keep = KEEP,
     beside: Beside = None,
@@ -73,18 +75,21 @@ def reduce(
         kinds, fractions = methods_named(reducers), fractions_kept(keep)
         _check_published(published)
         task = read_task(asked)
+        engine.launch()
         from probe.evaluation.method_comparison import Comparison
         from probe.evaluation.method_scores import method_scores
 
+        loading = engine.placed(loading)
         subject = loading.subject()
         others = [loading.subject(name) for name in _others(loading.model, beside)]
         methods = methods_of(subject, kinds, fractions, others)
         comparison = Comparison(methods, task, max_new_tokens=max_new_tokens, cache_gb=cache_gb)
-        run = measured(comparison, folder, to=f" to {len(methods)} methods")
+        to = f" to {len(comparison.methods)} methods"
+        run = measured(comparison, folder, engine, to=to)
         problems = write_problems(run, task, folder)
-        answers = comparison.results(run)
         if folder.refusal is None:
-            run.compact([sample.id for sample in task.benchmark.samples])
+            run.compact([sample.id for sample in comparison.samples])
+        answers = comparison.results(run)
         with stage("measuring time and memory"):
             costs = comparison.costs(answers, repeats)
         table = with_costs(method_scores(answers), costs)

@@ -48,19 +48,21 @@ class SampleRun(ABC):
 
     def run(
         self,
-        folder: str | Path,
+        folder: str | Path | RunDirectory,
         progress: Progress | None = None,
         *,
         samples: Sequence[Sample] | None = None,
         worker: str = "0",
+        shard: str | None = None,
     ) -> RunDirectory:
-        """Measures what is still to do. Raises ProbeError where the folder holds another run; see
-        `run_samples`. Several workers, each with a name, may share the folder: give each `samples`
-        of its own.
+        """Measures what is still to do, together with any other processes that do the same in this
+        folder; see `run_samples`. Raises ProbeError where the folder holds another run.
         """
-        run = RunDirectory.open(folder, self.fingerprint(), worker)
-        todo = self.samples if samples is None else samples
-        run_samples(run, todo, self, batch=self.batch, progress=progress)
+        run = folder
+        if not isinstance(run, RunDirectory):
+            run = RunDirectory.open(run, self.fingerprint(), worker)
+        asked = self.samples if samples is None else samples
+        run_samples(run, asked, self, batch=self.batch, progress=progress, shard=shard)
         return run
 
     def results(self, run: RunDirectory) -> Any:

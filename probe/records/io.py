@@ -98,7 +98,7 @@ def open_record(path: str | os.PathLike[str], *, largest: float = LARGEST) -> An
         path = Path(path)
         if not path.suffix and not os.path.exists(path):
             path = path.with_name(path.name + SUFFIX)
-        opened = _tree_in(read_archive(path, largest)).load()
+        opened = _tree_in(_store(read_archive(path, largest))).load()
         if "kind" in opened.attrs:
             return _restored(opened, {})
         stacks = {name: _restored(node, STACK) for name, node in opened.children.items()}
@@ -157,8 +157,7 @@ def read_nodes(path: Path) -> dict[str, Node]:
         try:
             return decoded(chunks)
         except (UndecodableError, LookupError, TypeError, RuntimeError):
-            tree = _tree_in(chunks).load()
-            return {node.path: Node.of(_restored(node, {})) for node in tree.subtree}
+            return {name: Node.of(dataset) for name, dataset in from_zarr(_store(chunks)).items()}
     except Exception as error:
         raise _part_error(path, error) from None
 
@@ -254,9 +253,15 @@ def _store(chunks: Mapping[str, bytes]) -> MemoryStore:
     return MemoryStore({key: buffer.from_bytes(chunk) for key, chunk in chunks.items()})
 
 
-def _tree_in(chunks: Mapping[str, bytes]) -> xr.DataTree:
+def _tree_in(store: MemoryStore | Path) -> xr.DataTree:
     raw: dict[str, Any] = {"chunks": None, "decode_times": False, "decode_timedelta": False}
-    return xr.open_datatree(_store(chunks), engine="zarr", consolidated=False, **raw)  # pyright: ignore
+    raw["consolidated"] = isinstance(store, Path)  # the merged samples of a run
+    return xr.open_datatree(store, engine="zarr", **raw)  # pyright: ignore
+
+
+def from_zarr(store: MemoryStore | Path) -> dict[str, xr.Dataset]:
+    """The datasets of a zarr store by path, in memory."""
+    return {node.path: _restored(node, {}) for node in _tree_in(store).load().subtree}
 
 
 def _restored(node: xr.DataTree, schema: Mapping[str, Variable]) -> xr.Dataset:

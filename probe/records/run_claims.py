@@ -29,6 +29,7 @@ from probe.records.run_process import Process, is_gone, is_here, this_process
 
 TOUCHED_SECONDS = 30.0  # between two signs of life
 STALE_SECONDS = 300.0  # without a sign of life of a process on another machine
+POLL_SECONDS = 0.5  # between two looks at what other processes still work on
 LISTED_SECONDS = 0.5  # for so long a list of the claims is used again
 MEASURED = b"\nmeasured\n"
 

@@ -8,6 +8,7 @@
                              # samples that could not be computed, with the reason
       claims/<group>.<n>     # who works on which samples now: `run_claims.py`
       index/<worker>.jsonl   # which samples are in which part: only a cache, `run_index.py`
+      asked.json             # how many samples the last command was about
       final.zarr/            # all as one dataset, in order; from `compact`; may be deleted
 
 A sample is done when a part contains it; no separate list could disagree with the parts. So a run
@@ -23,7 +24,9 @@ samples are computed again. Only temporary files that carry the token of this ru
 
 import contextlib
 import json
+import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,7 +39,9 @@ from probe.records import run_merge
 from probe.records.concat import Labelled, Node, datasets_of, ids_of, sizes_of
 from probe.records.io import DamagedPartError, reason_of, write_once, write_part
 from probe.records.provenance import RunFingerprint
+from probe.records.run_claims import POLL_SECONDS, Claims
 from probe.records.run_failures import Failure, FailureLog
+from probe.records.run_final import content_of, read_owner
 from probe.records.run_index import Part
 from probe.records.run_parts import RunParts
 from probe.records.run_settings import (
@@ -47,6 +52,7 @@ from probe.records.run_settings import (
     token_of,
 )
 
+ASKED = "asked.json"  # how many samples there are to do, for those who look on
 STALE_SECONDS = 3600.0  # an unfinished part this old has lost its writer
 
 
@@ -170,13 +176,43 @@ class RunDirectory:
     def load(self, order: Iterable[str] = ()) -> Labelled:
         """All samples in memory: first those in `order`, then any others."""
         with self._noting_damage():
-            return run_merge.load(self._found(), order)
+            return run_merge.load(self.folder, self.token, self._found(), order)
 
     def compact(self, order: Iterable[str] = (), block: int = 256) -> Path:
-        """Writes all samples to `final.zarr`, `block` at a time, and returns its path."""
-        found = self._found()
-        with writing(self.folder), self._noting_damage():
+        """Writes all samples to `final.zarr`, `block` at a time, and returns its path; at once
+        where they are there already. Of several processes one writes.
+        """
+        found, order = self._found(), list(order)
+        final = self.folder / "final.zarr"
+        if read_owner(final, self.token).get("content") == content_of(found, order):
+            return final
+        with (
+            writing(self.folder),
+            self._noting_damage(),
+            Claims(self.folder, self.worker, self.token) as claims,
+        ):
+            while not claims.take("final", []):
+                time.sleep(POLL_SECONDS)
             return run_merge.compact(self.folder, self.token, found, order, block)
+
+    def whole_parts(self) -> list[Part]:
+        """What is known of the parts, by the last look at them."""
+        return list(self._parts.found.values())
+
+    def asked(self) -> int:
+        """How many samples the last command was about; 0 where that is not known."""
+        try:
+            return int(json.loads((self.folder / ASKED).read_text(encoding="utf-8"))["samples"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return 0
+
+    def note_asked(self, samples: int) -> None:
+        """Notes for `asked` how many samples a command is about."""
+        if samples != self.asked():
+            with writing(self.folder):
+                temporary = self.folder / f"{ASKED}-{self.token}{secrets.token_hex(4)}.tmp"
+                temporary.write_text(json.dumps({"samples": samples}), encoding="utf-8")
+                os.replace(temporary, self.folder / ASKED)
 
     def _found(self) -> list[Part]:
         """The whole parts. Raises ProbeError where there is none."""
@@ -220,7 +256,7 @@ class RunDirectory:
         """Removes what workers of this run left unfinished: only names with its token."""
         ending = rf"{self.token}[0-9a-f]{{8}}\.tmp"
         names = {
-            self.folder: rf"final-{ending}",
+            self.folder: rf"(final|asked\.json)-{ending}",
             self.folder / "parts": rf"\.part-.+\.zarr\.zip\.{ending}",
             self.folder / "claims": rf"\.[0-9a-f]+\.[0-9]+\.{ending}",
         }

@@ -1,7 +1,7 @@
 """The parts of a run as one: in memory, part by part, or in a zarr folder.
 
-    load(parts, order)                          # all samples, first those in `order`
     compact(folder, token, parts, order)        # final.zarr, a block of samples at a time
+    load(folder, token, parts, order)           # all samples, first those in `order`
 
 A part is read once as long as the order is roughly that in which samples were computed; at most
 `READ_AHEAD` parts are in memory at once.
@@ -21,14 +21,13 @@ import xarray as xr
 import zarr
 
 from probe.records.concat import SAMPLE, Labelled, Nodes, agreed, ids_of, join_nodes, select
-from probe.records.io import OF_PARTS, labelled, read_nodes, read_part
-from probe.records.provenance import content_hash
+from probe.records.io import KIND, OF_PARTS, labelled, read_nodes, read_part
+from probe.records.run_final import content_of, read_final, read_owner, write_owner
 from probe.records.run_index import Part
 from probe.records.run_settings import report
 
 READ_AHEAD = 16  # parts in memory at once while a run is put in order
 BLOCK = 256  # samples that are joined at once
-OWNER = ".probe-run"  # file in final.zarr: the token of the run that wrote it, and of what parts
 
 
 def stream(parts: Iterable[Path]) -> Iterator[Labelled]:
@@ -43,9 +42,17 @@ def stream(parts: Iterable[Path]) -> Iterator[Labelled]:
             yield select(part, new)
 
 
-def load(parts: Sequence[Part], order: Iterable[str] = ()) -> Labelled:
-    """All samples in memory: first those in `order`, then any others."""
-    return labelled(join_nodes(list(_blocks(parts, order, BLOCK))))
+def load(folder: Path, token: str, parts: Sequence[Part], order: Iterable[str] = ()) -> Labelled:
+    """All samples in memory: first those in `order`, then any others. Of `final.zarr` where it
+    holds just these parts and is as it was written.
+    """
+    order = list(order)
+    merged = read_final(folder, token, parts)
+    if merged is None:
+        return labelled(join_nodes(list(_blocks(parts, order, BLOCK))))
+    position = {name: row for row, name in enumerate(ids_of(merged))}
+    wanted = [name for name in dict.fromkeys([*order, *position]) if name in position]
+    return select(merged, [position[name] for name in wanted])
 
 
 def compact(
@@ -57,14 +64,14 @@ def compact(
     What lies there and was not written by the run of this token is renamed, never removed.
     """
     final, order = folder / "final.zarr", list(order)
-    content = f"{token} {_content(parts, order)}"
-    if _owner(final) == content:
+    content = content_of(parts, order)
+    if read_owner(final, token).get("content") == content:
         return final
     temporary, old = (folder / f"final-{token}{secrets.token_hex(4)}.tmp" for _ in range(2))
     try:
-        _write_blocks(_blocks(parts, order, block), temporary)
-        (temporary / OWNER).write_text(content, encoding="utf-8")
-        if _owner(final).startswith(f"{token} "):
+        kind = _write_blocks(_blocks(parts, order, block), temporary)
+        write_owner(temporary, token, kind, content)
+        if read_owner(final, token):
             os.replace(final, old)
         elif os.path.lexists(final):
             kept = final.with_name(f"{final.name}.kept-{secrets.token_hex(4)}")
@@ -75,19 +82,6 @@ def compact(
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return final
-
-
-def _owner(final: Path) -> str:
-    """The token of the run that wrote the folder, and what of it; "" for any other."""
-    try:
-        return "" if final.is_symlink() else (final / OWNER).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return ""
-
-
-def _content(parts: Iterable[Part], order: Iterable[str]) -> str:
-    files = [f"{part.path.name} {part.size} {part.time}" for part in parts]
-    return content_hash("\n".join([*files, "", *order]), length=32)
 
 
 def _blocks(parts: Sequence[Part], order: Iterable[str], block: int) -> Iterator[Nodes]:
@@ -135,10 +129,12 @@ def _array(folder: Path, where: str, name: Hashable) -> zarr.Array:
     return zarr.open_array(folder / where.strip("/") / str(name), mode="r+")
 
 
-def _write_blocks(blocks: Iterable[Nodes], folder: Path) -> None:
-    """Writes samples into a zarr folder. Variables without samples must agree where blocks have
-    values; they are written as the block with most values has them.
+def _write_blocks(blocks: Iterable[Nodes], folder: Path) -> str:
+    """Writes samples into a zarr folder, and returns their kind, "dataset" or "tree". Variables
+    without samples must agree where blocks have values; they are written as the block with most
+    values has them.
     """
+    kind = "tree"
     fixed: dict[tuple[str, Hashable], list[np.ndarray]] = {}
     for number, nodes in enumerate(blocks):
         for where, node in nodes.items():
@@ -147,6 +143,7 @@ def _write_blocks(blocks: Iterable[Nodes], folder: Path) -> None:
                     seen = fixed.setdefault((where, name), [])
                     seen[:] = [agreed("run", name, [*seen, variable.values])]
         if number == 0:
+            kind = nodes["/"].attrs.get(KIND, kind)
             tree = xr.DataTree.from_dict({w: node.dataset() for w, node in nodes.items()})
             tree["/"].attrs = {n: v for n, v in tree.attrs.items() if n not in OF_PARTS}
             tree.to_zarr(folder, mode="w-", zarr_format=3, consolidated=False)
@@ -162,3 +159,4 @@ def _write_blocks(blocks: Iterable[Nodes], folder: Path) -> None:
         # zarr: consolidated metadata is not in its specification yet
         warnings.simplefilter("ignore")
         zarr.consolidate_metadata(folder)
+    return kind

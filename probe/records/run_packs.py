@@ -3,7 +3,7 @@ together.
 
     for pack in packs(samples, batch=16):
         pack.samples, pack.groups
-    packs_of_shard(packs(samples, 16), "3/64")      # every 64th, from the fourth on
+    shard_of(samples, 16, "3/64")               # those of every 64th pack, from the fourth on
 
 Packs follow from the list of samples alone, not from what is done or by whom, so that what is
 padded together is the same in every way of running.
@@ -73,3 +73,12 @@ def packs_of_shard(all_packs: Sequence[Pack], shard: str | None) -> list[Pack]:
         expected = "i/n with i from 0 to n - 1, such as 0/64"
         raise ProbeError("--shard", expected=expected, got=repr(shard))
     return list(all_packs[int(number) :: int(count)])
+
+
+def shard_of(samples: Sequence[Sample], batch: int, shard: str | None) -> list[Sample]:
+    """The samples in the packs of a shard, see `packs_of_shard`."""
+    if shard is None:
+        return list(samples)
+    return [
+        sample for pack in packs_of_shard(packs(samples, batch), shard) for sample in pack.samples
+    ]

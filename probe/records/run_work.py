@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.records.concat import Labelled, ids_of, join
-from probe.records.run_claims import Claim, Claims
+from probe.records.run_claims import POLL_SECONDS, Claim, Claims
 from probe.records.run_directory import RunDirectory, writing
 from probe.records.run_packs import Pack, packs, packs_of_shard
 from probe.records.run_settings import report
@@ -23,7 +23,6 @@ PART_SAMPLES = 64
 PART_SECONDS = 30.0  # a crash loses at most the work of so long a time
 MAX_FAILURES = 20  # abort after this many consecutive failures
 DEATHS = 2  # of processes over one group, after which it is set aside
-POLL_SECONDS = 0.5  # between two looks at what other processes still work on
 PATIENCE = 10.0  # seconds until it is said whom the run waits for
 
 Measure = Callable[[list[Sample]], Labelled]
@@ -93,6 +92,7 @@ def run_samples(
     work = _Work(run, packs_of_shard(packs(samples, batch), shard), attempts, progress)
     if not work.open:
         return
+    run.note_asked(len(samples))
     failures = 0
     with (
         Claims(run.folder, run.worker, run.token) as work.claims,

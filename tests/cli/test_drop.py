@@ -74,6 +74,7 @@ def test_it_writes_dataset_table_and_figures_and_goes_on_for_nothing(run, tmp_pa
         "parts",
         "claims",
         "index",
+        "asked.json",
         "failures",
         "final.zarr",
         "accuracy.csv",

@@ -35,8 +35,8 @@ def tree() -> xr.DataTree:
 
 
 def by_zarr(path) -> dict[str, Node]:
-    nodes = io._tree_in(read_archive(path)).load().subtree
-    return {node.path: Node.of(io._restored(node, {})) for node in nodes}
+    datasets = io.from_zarr(io._store(read_archive(path)))
+    return {name: Node.of(dataset) for name, dataset in datasets.items()}
 
 
 @pytest.mark.parametrize("data", [tree(), tree()["llm"].to_dataset()], ids=["tree", "dataset"])
