@@ -7,9 +7,10 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from probe.measures.attention.query_plan import QueryPlan
 from probe.measures.attention.typed_keys import TypedKeys
 
 SMALLEST = 1e-38  # clamps the argument of ln where p = 0, whose product p ln p is 0 all the same
@@ -28,20 +29,17 @@ class Extras:
 @dataclass
 class QuerySums:
     """What the statistics of one row of one call are made of. p is a softmax weight, p̄ its mean
-    over heads.
+    over heads. What queries can see is in `plan`.
     """
 
     keys: TypedKeys
+    plan: QueryPlan
     extras: Extras
-    position: Int[Tensor, "query"]  # index of the query among the keys
-    visible: Float[Tensor, "query type"]  # keys that the model lets the query see
-    vision_visible: Float[Tensor, "query"]  # the vision keys among them
     mass: Float[Tensor, "head query type"]  # Σ p
     plogp: Float[Tensor, "head query type"]  # Σ p ln p, float64
     pooled: Float[Tensor, "query type"]  # Σ p̄, float64
     pooled_plogp: Float[Tensor, "query type"]  # Σ p̄ ln p̄, float64
     received: Float[Tensor, "type key"]  # Σ p̄ over the queries of a type
-    received_count: Float[Tensor, "type key"]  # the queries of the type that can see the key
     # Empty unless requested:
     received_head: Float[Tensor, "_type head key"]
     norm: Float[Tensor, "_head query type"]  # ‖W_O Σ p v‖
@@ -50,55 +48,42 @@ class QuerySums:
 
     @classmethod
     def empty(
-        cls, position: Int[Tensor, "query"], head_count: int, keys: TypedKeys, extras: Extras
+        cls, plan: QueryPlan, head_count: int, keys: TypedKeys, extras: Extras
     ) -> "QuerySums":
-        """Zeros for the queries at `position`."""
+        """Zeros for the queries of the plan."""
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(*shape, dtype=dtype, device=position.device)
+            return torch.zeros(*shape, dtype=dtype, device=keys.device)
 
-        queries, types, width = len(position), keys.type_count, len(keys.ids)
+        queries, types, width = len(plan), keys.type_count, len(keys)
         tokens = len(extras.map_positions)
         return cls(
             keys=keys,
+            plan=plan,
             extras=extras,
-            position=position,
-            visible=zeros(queries, types),
-            vision_visible=zeros(queries),
             mass=zeros(head_count, queries, types),
             plogp=zeros(head_count, queries, types, dtype=torch.float64),
             pooled=zeros(queries, types, dtype=torch.float64),
             pooled_plogp=zeros(queries, types, dtype=torch.float64),
             received=zeros(types, width),
-            received_count=zeros(types, width),
             received_head=zeros(types if extras.received_head else 0, head_count, width),
             norm=zeros(head_count if extras.gram is not None else 0, queries, types),
             maps=zeros(tokens, *([head_count] if extras.map_heads else []), width),
             map_count=zeros(tokens),
         )
 
-    def add_average(
-        self,
-        queries: slice,
-        average: Float[Tensor, "query key"],
-        visible: Bool[Tensor, "query key"],
-        start: int,
-    ) -> None:
-        """Adds what is computed from the weights averaged over heads: counts, heat maps, and the
-        sums of the pooled entropy. Overwrites `average`.
+    def add_average(self, queries: slice, average: Float[Tensor, "query key"], start: int) -> None:
+        """Adds what is computed from the weights averaged over heads: heat maps, and the sums of
+        the pooled entropy. Overwrites `average`.
 
         queries: where these queries stand in the sums. start: position of the first key.
         """
         keys, span = self.keys, slice(start, start + average.shape[1])
-        self.visible[queries] = keys.sum(visible.float(), start)
-        self.vision_visible[queries] = visible.float() @ keys.is_vision[span]
         if not self.extras.map_heads:
             for token, query in self._map_queries(queries):
                 self.maps[token, span] = average[query]
                 self.map_count[token] = 1
-        query_type = keys.query_one_hot(self.position[queries]).T  # (type, query)
-        self.received[:, span] += query_type @ average
-        self.received_count[:, span] += query_type @ visible.float()
+        self.received[:, span] += self.plan.one_hot[queries].T @ average
         # With r = p̄ / max(p̄):  Σ p̄ ln p̄ = max(p̄) (Σ r ln r + ln max(p̄) Σ r). Relative to the
         # maximum the sums are exact where the weights are even (r = 1, r ln r = 0).
         top = average.amax(-1, keepdim=True)
@@ -120,8 +105,7 @@ class QuerySums:
         """Adds the heat maps and maps of single heads, where they are requested."""
         span = slice(start, start + weights.shape[-1])
         if self.extras.received_head:
-            query_type = self.keys.query_one_hot(self.position[queries])
-            received = torch.einsum("qa,hqk->ahk", query_type, weights)
+            received = torch.einsum("qa,hqk->ahk", self.plan.one_hot[queries], weights)
             self.received_head[:, heads, span] += received
         if self.extras.map_heads:
             for token, query in self._map_queries(queries):
@@ -132,7 +116,8 @@ class QuerySums:
         """(token of `maps`, index among these queries) for the tokens that are among them."""
         if not self.extras.map_positions:
             return []
-        index = {position: i for i, position in enumerate(self.position[queries].tolist())}
+        positions = (self.plan.position[queries] + self.plan.first).tolist()
+        index = {position: i for i, position in enumerate(positions)}
         wanted = enumerate(self.extras.map_positions)
         return [(token, index[position]) for token, position in wanted if position in index]
 
@@ -149,10 +134,9 @@ def contribution_norm(
     """
     value = value.float().repeat_interleave(weights.shape[0] // value.shape[0], 0)
     norms = weights.new_zeros(*weights.shape[:2], keys.type_count)
-    for key_type in range(keys.type_count):
-        is_type = keys.one_hot[start : start + weights.shape[-1], key_type]
-        if is_type.any():
-            mixed = (weights * is_type) @ value  # (head, query, dim)
-            squared = torch.einsum("hqd,hde,hqe->hq", mixed, gram, mixed)
-            norms[..., key_type] = squared.clamp(min=0).sqrt()
+    stop = start + weights.shape[-1]
+    for key_type in sorted({kind for kind, _, _ in keys.runs(start, stop)}):
+        mixed = (weights * keys.one_hot[start:stop, key_type]) @ value  # (head, query, dim)
+        squared = torch.einsum("hqd,hde,hqe->hq", mixed, gram, mixed)
+        norms[..., key_type] = squared.clamp(min=0).sqrt()
     return norms

@@ -19,7 +19,8 @@ from probe.hooks.attention_call import AttentionCall, visible_keys
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.model_structure import stacks
 from probe.measures.attention.stack_queries import stack_statistics
-from probe.measures.attention.statistic import NOTHING, AttentionStatistic
+from probe.measures.attention.statistic import AttentionStatistic
+from probe.measures.attention.type_sums import NOTHING
 from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
 

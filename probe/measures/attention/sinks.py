@@ -40,7 +40,8 @@ from probe.hooks.finite_states import finite_states
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import LayerStack, stacks
 from probe.measures.attention.stack_queries import StackStatistic
-from probe.measures.attention.statistic import AttentionStatistic, divide
+from probe.measures.attention.statistic import AttentionStatistic
+from probe.measures.attention.type_sums import divide
 from probe.records.provenance import provenance
 from probe.records.schema import Variable, dataset
 from probe.subject.inputs import Ids, Inputs

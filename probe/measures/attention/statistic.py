@@ -21,8 +21,8 @@ counts as a_ij = 0. A (of queries) and B (of keys) are token types.
     contribution  mean over queries of ‖W_O Σ_{j∈B} a_ij v_j‖, in each head
 
 Three steps: `streaming.query_sums` sums over the keys of each type for every query (Σ p ln p
-included); `type_sums` sums over the queries of each type; `means` divides by the counts. Sums and
-counts are kept, so that `merge` adds those of calls, rows and tiles exactly.
+included); `type_sums.py` sums over the queries of each type, and divides by the counts. Sums and
+counts are kept, so that those of calls, rows and tiles are added exactly.
 
     query_ids = np.where(types.is_query, types.ids, -1)
     statistic = AttentionStatistic(types.names, types.ids, query_ids, types.vision)
@@ -35,6 +35,7 @@ counts are kept, so that `merge` adds those of calls, rows and tiles exactly.
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,22 +45,11 @@ from torch import Tensor, nn
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.offload import stored_parameter
-from probe.measures.attention.query_sums import Extras, QuerySums
+from probe.measures.attention.query_plan import QueryPlans
+from probe.measures.attention.query_sums import Extras
 from probe.measures.attention.streaming import query_sums, weight_sums
+from probe.measures.attention.type_sums import means, merge, type_sums
 from probe.measures.attention.typed_keys import TypedKeys
-
-NOTHING = 1e-30  # weights on a type below this are rounding, and so is their entropy
-COUNT_OF = {
-    "mass": "query_count",
-    "lift": "query_count",
-    "entropy": "entropy_count",
-    "head_entropy": "head_entropy_count",
-    "entropy_ratio": "entropy_count",
-    "head_entropy_ratio": "head_entropy_count",
-    "received": "received_count",
-}
-# Variables of a table with an axis of keys, on which different images are concatenated.
-PER_KEY = ("received", "received_count", "received_head", "maps", "map_count")
 
 
 class AttentionStatistic:
@@ -102,7 +92,9 @@ class AttentionStatistic:
         self.received_head, self.map_heads = received_head, map_heads
         self.map_positions, self.contribution = map_positions, contribution
         self._keys: dict[tuple[int, torch.device], TypedKeys] = {}
-        self._sums: dict[str, dict[int, dict[str, np.ndarray]]] = defaultdict(dict)
+        self._plans = QueryPlans()
+        # For each module and row; on the device until they are read.
+        self._sums: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
         # For each module: batch elements that are complete, and keys of those that are not.
         self._complete: dict[str, int] = defaultdict(int)
         self._keys_so_far: dict[str, int] = {}
@@ -116,6 +108,8 @@ class AttentionStatistic:
         for element, row in enumerate(rows):
             sums = self._row_sums(call, element, row, first)
             if row in sums_of_module:
+                if isinstance(sums_of_module[row]["mass"], np.ndarray):  # it was read already
+                    sums = {name: value.cpu().numpy() for name, value in sums.items()}
                 merge(sums_of_module[row], sums)
             else:
                 sums_of_module[row] = sums
@@ -149,29 +143,45 @@ class AttentionStatistic:
 
     def _row_sums(
         self, call: AttentionCall | AttentionWeights, element: int, row: int, first: int
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, Tensor]:
         positions = tuple(self.map_positions[row]) if len(self.map_positions) else ()
         extras = Extras(self.received_head, None, positions, self.map_heads)
         if isinstance(call, AttentionWeights):
             keys = self._keys_of(row, call.weights.device)
-            sums = weight_sums(call, element, keys, extras)
+            plan = self._plans.of(call, row, element, keys, 0)
+            sums = weight_sums(call, element, keys, plan, extras)
         else:
             keys = self._keys_of(row, call.query.device)
+            plan = self._plans.of(call, row, element, keys, first)
             if self.contribution is not None:
                 projection = self.contribution(call.module)
                 square = gram(projection, call.query.shape[1], call.query.device)
                 extras = replace(extras, gram=square)
-            sums = query_sums(call, element, keys, extras, first=first)
-        return {name: value.cpu().numpy() for name, value in type_sums(sums, keys).items()}
+            sums = query_sums(call, element, keys, extras, plan=plan)
+        return type_sums(sums, keys)
 
     def _keys_of(self, row: int, device: torch.device) -> TypedKeys:
         if (row, device) not in self._keys:
-            arrays = (self.ids[row], self.query_ids[row], np.flatnonzero(self.vision[row]))
-            ids, query_ids, vision = (
-                torch.as_tensor(array, dtype=torch.long, device=device) for array in arrays
-            )
-            self._keys[row, device] = TypedKeys(ids, len(self.names), query_ids, vision)
+            types = len(self.names), self.query_ids[row], self.vision[row]
+            self._keys[row, device] = TypedKeys(self.ids[row], *types, device)
         return self._keys[row, device]
+
+    def _read(self) -> None:
+        """Moves all sums to the host, those of all modules and rows in one transfer."""
+        every_sums = [sums for rows in self._sums.values() for sums in rows.values()]
+        held = [
+            (sums, name, value)
+            for sums in every_sums
+            for name, value in sums.items()
+            if isinstance(value, Tensor)
+        ]
+        on_device = [value for _, _, value in held if value.device.type != "cpu"]
+        if on_device:
+            moved = torch.cat([value.double().flatten() for value in on_device]).cpu()
+            parts = iter(moved.split([value.numel() for value in on_device]))
+        for sums, name, value in held:
+            moved_value = value if value.device.type == "cpu" else next(parts).view(value.shape)
+            sums[name] = moved_value.numpy()
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -180,110 +190,19 @@ class AttentionStatistic:
 
     def sums(self, name: str) -> list[dict[str, np.ndarray]]:
         """Sums and counts of one module, one entry a row."""
+        self._read()
         return [self._sums[name][row] for row in sorted(self._sums[name])]
 
     def table(self, name: str, rows: Sequence[int] = (0,)) -> dict[str, np.ndarray]:
         """The table of one module over these rows together: the keys of heat maps and maps
         concatenated, everything else pooled.
         """
+        self._read()
         first, *others = (self._sums[name][row] for row in rows)
         total = dict(first)
         for sums in others:
             merge(total, sums, concatenate_keys=True)
         return means(total)
-
-
-def type_sums(sums: QuerySums, keys: TypedKeys) -> dict[str, Tensor]:
-    """Sums over the queries of each type, and the counts that they are divided by."""
-    query_type = keys.query_one_hot(sums.position).double()
-    mass, visible = sums.mass.double(), sums.visible.double()
-    can_see = (visible > 0).double()
-    all_visible = visible.sum(-1, keepdim=True)
-    # 1 ÷ (visible keys of the type ÷ all visible keys)
-    inverse_even = torch.where(visible > 0, all_visible / visible.clamp(min=1), 0.0)
-    sees_vision = query_type * (sums.vision_visible > 0)[:, None]
-
-    def per_type(
-        x: Float[Tensor, "*head query key_type"],
-    ) -> Float[Tensor, "*head query_type key_type"]:
-        return torch.einsum("qa,...qb->...ab", query_type, x)
-
-    def entropies(name: str, weight: Tensor, plogp: Tensor) -> dict[str, Tensor]:
-        """Entropy within each type and its ratio to the highest possible, ln(visible keys), each
-        summed over the queries that have one; and the number of these queries.
-
-        With w = Σ_B p, the entropy of p / w is ln w - (Σ_B p ln p) / w.
-        """
-        is_defined = (visible >= 2) & (weight > NOTHING)
-        weight = weight.clamp(min=NOTHING)
-        entropy = torch.where(is_defined, (weight.log() - plogp / weight).clamp(min=0), 0.0)
-        highest = visible.clamp(min=2).log()
-        return {
-            name: per_type(entropy),
-            f"{name}_ratio": per_type(entropy / highest),
-            f"{name}_count": per_type(is_defined.double()),
-        }
-
-    totals = {
-        "mass": per_type(mass),
-        "query_count": per_type(can_see),
-        "share": torch.einsum("qa,hqb->hab", sees_vision, mass),
-        "share_count": sees_vision.sum(0),
-        "lift": per_type(mass * inverse_even),
-        **entropies("entropy", sums.pooled, sums.pooled_plogp),
-        **entropies("head_entropy", mass, sums.plogp),
-        "received_count": sums.received_count[..., keys.vision],
-    }
-    for name in ("received", "received_head", "maps"):
-        per_key = getattr(sums, name)
-        if per_key.numel():
-            totals[name] = per_key[..., keys.vision].double()
-    if "maps" in totals:  # the count gets an axis of keys, on which images are concatenated
-        maps = totals["maps"]
-        count = sums.map_count.double().view(-1, *[1] * (maps.ndim - 1))
-        totals["map_count"] = count.expand_as(maps)
-    if sums.norm.numel():
-        totals["contribution"] = per_type(sums.norm.double() * can_see)
-    return totals
-
-
-def means(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Divides sums by their counts."""
-    table = {name: divide(total[name], total[count]) for name, count in COUNT_OF.items()}
-    table["share"] = divide(total["share"], total["share_count"][:, None])
-    for name in ("query_count", "share_count", "entropy_count", "head_entropy_count"):
-        table[name] = total[name].astype(np.float32)
-    if "contribution" in total:
-        table["contribution"] = divide(total["contribution"], total["query_count"])
-    if "received_head" in total:
-        received_head = divide(total["received_head"], total["received_count"][:, None])
-        table["received_head"] = received_head.swapaxes(0, 1)  # (head, query_type, key)
-    if "maps" in total:
-        maps = divide(total["maps"], total["map_count"])
-        table["maps"] = maps if maps.ndim == 2 else maps.swapaxes(0, 1)  # ([head], token, key)
-    return table
-
-
-def divide(
-    total: Float[np.ndarray, "*axes"], count: Float[np.ndarray, "*count_axes"]
-) -> Float[np.ndarray, "*axes"]:
-    """The mean, in float32. A count of 0 gives NaN: there is nothing to average."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(count > 0, total / count, np.nan).astype(np.float32)
-
-
-def merge(
-    total: dict[str, np.ndarray], more: dict[str, np.ndarray], *, concatenate_keys: bool = False
-) -> dict[str, np.ndarray]:
-    """Adds sums and counts to `total`, exactly. `concatenate_keys`: the keys are those of different
-    images.
-    """
-    for name, value in more.items():
-        if concatenate_keys and name in PER_KEY:
-            total[name] = np.concatenate([total[name], value], -1)
-        else:
-            total[name] = total[name] + value
-    return total
 
 
 def gram(projection: nn.Linear, heads: int, device: torch.device) -> Float[Tensor, "head dim dim"]:

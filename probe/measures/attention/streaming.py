@@ -21,11 +21,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probe.hooks.attention_call import AttentionCall, AttentionWeights, bias, visible_keys
+from probe.hooks.attention_call import AttentionCall, AttentionWeights, bias
+from probe.measures.attention.compiled import compiled_sums, is_compiled_for
+from probe.measures.attention.query_plan import BLOCK_QUERIES, QueryPlan, query_plan
 from probe.measures.attention.query_sums import Extras, QuerySums, contribution_norm
 from probe.measures.attention.typed_keys import TypedKeys
 
-BLOCK_QUERIES = 128
 # Scores held at once: what fits into a CPU core's cache; enough work for a GPU.
 BLOCK_ELEMENTS = {"cpu": 1_000_000, "cuda": 6_000_000}
 OTHER_BLOCK_ELEMENTS = 2_000_000
@@ -40,16 +41,30 @@ def query_sums(
     extras: Extras = NO_EXTRAS,
     *,
     first: int = 0,
+    plan: QueryPlan | None = None,
 ) -> QuerySums:
-    """The sums of one row of an attention call, whose first key is at position `first` of `keys`.
+    """The sums of one row of an attention call, whose first key is at position `first` of `keys`;
+    `plan`: the one of this call, where it is known.
 
     Float32 whatever the model's dtype: queries and keys in half precision are exactly representable
-    in it. At most max(1,000,000; one query by one group of heads) scores exist at a time, and never
-    more than an eighth of head × query × key. The block sizes were measured by
-    `analyses/benchmarks/tap_cost.py`.
+    in it. By compiled code on a CPU where it can be, else by tensor operations: equal numbers.
+    """
+    plan = query_plan(call, row, keys, first) if plan is None else plan
+    if is_compiled_for(call, extras):
+        return compiled_sums(call, row, keys, plan)
+    return tensor_sums(call, row, keys, plan, extras)
+
+
+@torch.no_grad()
+def tensor_sums(
+    call: AttentionCall, row: int, keys: TypedKeys, plan: QueryPlan, extras: Extras = NO_EXTRAS
+) -> QuerySums:
+    """The sums by tensor operations, on any device. At most max(1,000,000; one query by one group
+    of heads) scores exist at a time, and never more than an eighth of head × query × key. The
+    block sizes were measured by `analyses/benchmarks/tap_cost.py`.
     """
     with torch.autocast(call.query.device.type, enabled=False):
-        walk = _Walk(call, row, keys.to(call.query.device), extras, first)
+        walk = _Walk(call, row, keys, plan, extras)
         for block in walk.blocks:
             walk.add(block)
     return walk.sums
@@ -66,24 +81,25 @@ class _Block:
     position: Int[Tensor, "query"]  # index of each query among the call's keys
     start: int
     stop: int
+    unmasked: int  # the keys before this one, counted from `start`, are seen by all these queries
 
 
 class _Walk:
-    """One row of a call on its way through `query_sums`. Causal attention skips the keys after a
+    """One row of a call on its way through `tensor_sums`. Causal attention skips the keys after a
     block's last query; grouped-query attention treats the query heads of a key head as more queries
     of that head.
     """
 
-    def __init__(self, call: AttentionCall, row: int, keys: TypedKeys, extras: Extras, first: int):
-        self.call, self.row, self.keys, self.extras, self.first = call, row, keys, extras, first
+    def __init__(
+        self, call: AttentionCall, row: int, keys: TypedKeys, plan: QueryPlan, extras: Extras
+    ):
+        self.call, self.row, self.keys, self.plan, self.extras = call, row, keys, plan, extras
         self.query, self.key, self.value = call.query[row], call.key[row], call.value[row]
         self.head_count, self.key_head_count = len(self.query), len(self.key)
         self.group = self.head_count // self.key_head_count
         self.limit = self._block_elements()
         self.blocks = self._plan()
-        positions = [block.position + first for block in self.blocks]
-        position = torch.cat(positions) if positions else keys.ids.new_zeros(0)
-        self.sums = QuerySums.empty(position, self.head_count, keys, extras)
+        self.sums = QuerySums.empty(plan, self.head_count, keys, extras)
         # Reused by all blocks: allocating costs more than the arithmetic.
         size = self.limit + self.group * call.key_count
         self.score_buffer = torch.empty(size, device=self.key.device)
@@ -97,25 +113,17 @@ class _Walk:
 
     def _plan(self) -> list[_Block]:
         """The counted queries, some dozens at a time."""
-        call, end = self.call, self.first + self.call.key_count
-        offset = call.key_count - call.query_count  # index of the first query among the keys
-        positions = torch.arange(self.first + offset, end, device=call.key.device)
-        counted = self.keys.query_types(positions) >= 0
-        if call.active_queries is not None:
-            counted &= call.active_queries[self.row]
-        queries = counted.nonzero().squeeze(1)
-        if not len(queries):
-            return []
-        left_padding = int((self.keys.ids[self.first : end] >= 0).nonzero()[0])
-        only_causal = call.causal and call.model_mask is None
-        size = self.limit // (self.group * call.key_count)
-        blocks, done = [], 0
-        for query in queries.split(max(1, min(BLOCK_QUERIES, size))):
-            position = query + offset
-            stop = int(position[-1]) + 1 if only_causal else call.key_count
-            rows = slice(done, done + len(query))
-            blocks.append(_Block(rows, query, position, left_padding, stop))
-            done = rows.stop
+        plan = self.plan
+        size = self.limit // (self.group * self.call.key_count)
+        step = max(1, min(BLOCK_QUERIES, size))
+        blocks = []
+        for done in range(0, len(plan), step):
+            rows = slice(done, min(done + step, len(plan)))
+            start, stop = int(plan.begin[rows].min()), int(plan.end[rows].max())
+            is_masked = self.call.effective_mask is not None or plan.begin[rows].max() > start
+            unmasked = 0 if is_masked else int(plan.end[rows].min()) - start
+            query, position = plan.on_device(plan.query[rows]), plan.on_device(plan.position[rows])
+            blocks.append(_Block(rows, query, position, start, stop, unmasked))
         return blocks
 
     def add(self, block: _Block) -> None:
@@ -123,36 +131,25 @@ class _Walk:
         averaged over heads.
         """
         call, start = self.call, block.start
-        visible = visible_keys(call.model_mask, call, self.row, block.position, block.stop)[
-            :, start:
-        ]
         mask_bias = bias(call, self.row, block.position, block.stop)[:, start:]
-        # Keys before the first that any query of the block cannot see need no bias.
-        is_masked = (mask_bias != 0).any(0)
-        unmasked = int(is_masked.float().argmax()) if is_masked.any() else len(is_masked)
         average = torch.zeros_like(mask_bias)
         step = max(1, self.limit // (self.group * mask_bias.numel()))  # key heads at a time
         for key_head in range(0, self.key_head_count, step):
             key_heads = slice(key_head, min(key_head + step, self.key_head_count))
             # Head by head: half the time of a sum over the first axis.
-            for weights in self._heads(block, mask_bias, unmasked, key_heads):
+            for weights in self._heads(block, mask_bias, key_heads):
                 average += weights
         average /= self.head_count
-        self.sums.add_average(block.rows, average, visible, start + self.first)
+        self.sums.add_average(block.rows, average, start + self.plan.first)
 
     def _heads(
-        self,
-        block: _Block,
-        mask_bias: Float[Tensor, "query key"],
-        unmasked: int,
-        key_heads: slice,
+        self, block: _Block, mask_bias: Float[Tensor, "query key"], key_heads: slice
     ) -> Float[Tensor, "head query key"]:
         """The weights of some key heads and the query heads that share them, whose sums are stored.
 
-        mask_bias: added to the scores from key `unmasked` on; before it, it is 0. The result is a
-        buffer that the next call overwrites.
+        mask_bias: added to the scores. The result is a buffer that the next call overwrites.
         """
-        sums, start = self.sums, block.start + self.first
+        sums, start = self.sums, block.start + self.plan.first
         heads = slice(key_heads.start * self.group, key_heads.stop * self.group)
         key_head_count, head_count = key_heads.stop - key_heads.start, heads.stop - heads.start
         query_count, key_count = mask_bias.shape
@@ -171,7 +168,7 @@ class _Walk:
         torch.baddbmm(products, query, key.mT, beta=0, alpha=scaling, out=products)
 
         # s and p of the module's docstring. The maximum of s is 0, so max(p) is 1 / z.
-        scores[..., unmasked:] += mask_bias[:, unmasked:]
+        scores[..., block.unmasked :] += mask_bias[:, block.unmasked :]
         scores -= scores.amax(-1, keepdim=True)
         torch.softmax(scores, -1, out=weights)
         mass = self.keys.sum(weights, start)
@@ -191,24 +188,14 @@ class _Walk:
 
 @torch.no_grad()
 def weight_sums(
-    call: AttentionWeights, row: int, keys: TypedKeys, extras: Extras = NO_EXTRAS
+    call: AttentionWeights, row: int, keys: TypedKeys, plan: QueryPlan, extras: Extras = NO_EXTRAS
 ) -> QuerySums:
     """The same sums, of a module that already returns its (head, query, key) weights."""
-    weights = call.weights[row].float()
-    keys = keys.to(weights.device)
-    head_count, query_count, key_count = weights.shape
-    offset = key_count - query_count
-    position = torch.arange(offset, key_count, device=weights.device)
-    position = position[keys.query_types(position) >= 0]
-    weights = weights[:, position - offset]
-    visible = (keys.ids[:key_count] >= 0).expand(len(position), -1)
-    if getattr(call.module, "is_causal", False):
-        key = torch.arange(key_count, device=weights.device)
-        visible = visible & (key <= position[:, None])
-    sums = QuerySums.empty(position, head_count, keys, extras)
+    weights = call.weights[row].float()[:, plan.on_device(plan.query)]
+    sums = QuerySums.empty(plan, len(weights), keys, extras)
     sums.mass = keys.sum(weights)
     sums.plogp = keys.sum(torch.xlogy(weights, weights).double())
     every = slice(None)
     sums.add_heads(every, every, weights, 0)
-    sums.add_average(every, weights.mean(0), visible, 0)
+    sums.add_average(every, weights.mean(0), 0)
     return sums

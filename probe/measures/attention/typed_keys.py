@@ -1,75 +1,88 @@
 """The keys of one row of a statistic: their types, and sums over the keys of each type.
 
-keys = TypedKeys(ids, type_count=3, query_ids=ids, vision=vision_positions)
+keys = TypedKeys(ids, type_count=3, query_ids=ids, vision=is_vision, device=device)
 keys.sum(weights)                # (head, query, key) -> (head, query, type)
+
+Types are known on the host, so that no device is waited for.
 """
 
-from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import cached_property
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 MAX_SLICES = 16  # up to this number of runs, summing slices is faster than a one-hot product
 
 
-@dataclass(frozen=True)
 class TypedKeys:
     """The keys of one row: their types, which of them are vision, and which queries are counted.
 
     The queries are the last of the positions that keys have. Cross-attention, where queries are not
     keys, is lined up at the end all the same; where there are more queries than keys, the first
     ones have negative positions.
+
+    Args:
+        ids: index of each key's type, -1 for padding.
+        type_count: number of types.
+        query_ids: type that each position counts as when it is a query, -1: not counted.
+        vision: which keys are vision.
+        device: of the weights that are summed.
     """
 
-    ids: Int[Tensor, "key"]  # index of the key's type, -1 for padding
-    type_count: int
-    query_ids: Int[Tensor, "position"]  # type that each query counts as, -1: not counted
-    vision: Int[Tensor, "vision_key"]  # positions of the vision keys
-    runs: tuple[tuple[int, int, int], ...] = field(init=False)  # (type, start, stop)
-    one_hot: Float[Tensor, "key type"] = field(init=False)
-    is_vision: Float[Tensor, "key"] = field(init=False)
+    def __init__(
+        self,
+        ids: Int[np.ndarray, "key"],
+        type_count: int,
+        query_ids: Int[np.ndarray, "position"],
+        vision: Bool[np.ndarray, "key"],
+        device: torch.device,
+    ):
+        self.ids, self.type_count, self.query_ids = ids, type_count, query_ids
+        self.vision_keys, self.device = np.flatnonzero(vision), device
 
-    def __post_init__(self):
-        ids = self.ids.tolist()
-        changes = [i for i in range(1, len(ids)) if ids[i] != ids[i - 1]]
-        edges = pairwise([0, *changes, len(ids)])
-        runs = tuple(
-            (ids[start], start, stop) for start, stop in edges if stop > start and ids[start] >= 0
-        )
-        is_vision = torch.zeros(len(ids), device=self.ids.device)
-        with_padding = functional.one_hot(self.ids + 1, self.type_count + 1)  # column 0: padding
-        object.__setattr__(self, "runs", runs)
-        object.__setattr__(self, "one_hot", with_padding[:, 1:].float())
-        object.__setattr__(self, "is_vision", is_vision.index_fill_(0, self.vision, 1))
+    def __len__(self) -> int:
+        return len(self.ids)
 
-    def to(self, device: torch.device) -> "TypedKeys":
-        """The same keys on another device."""
-        if self.ids.device == device:
-            return self
-        ids, query_ids, vision = (x.to(device) for x in (self.ids, self.query_ids, self.vision))
-        return TypedKeys(ids, self.type_count, query_ids, vision)
+    @cached_property
+    def all_runs(self) -> Int[np.ndarray, "run 3"]:
+        """(type, start, stop) of each stretch of keys of one type, padding (-1) included."""
+        edges = np.flatnonzero(np.diff(self.ids)) + 1
+        starts = np.concatenate([[0], edges])[: len(self.ids)]
+        stops = np.concatenate([edges, [len(self.ids)]])[: len(starts)]
+        return np.stack([self.ids[starts], starts, stops], 1).astype(np.int64)
 
-    def query_types(self, position: Int[Tensor, "query"]) -> Int[Tensor, "query"]:
+    def runs(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """(type, start, stop) of the stretches of types between two positions, without padding."""
+        clipped = [(kind, max(a, start), min(b, stop)) for kind, a, b in self.all_runs.tolist()]
+        return [(kind, a, b) for kind, a, b in clipped if kind >= 0 and a < b]
+
+    @cached_property
+    def one_hot(self) -> Float[Tensor, "key type"]:
+        is_type = self.ids[:, None] == np.arange(self.type_count)
+        return torch.as_tensor(is_type.astype(np.float32), device=self.device)
+
+    @cached_property
+    def vision(self) -> Int[Tensor, "vision_key"]:
+        """Positions of the vision keys."""
+        return torch.as_tensor(self.vision_keys, device=self.device)
+
+    @cached_property
+    def is_vision(self) -> Float[Tensor, "key"]:
+        is_vision = np.isin(np.arange(len(self.ids)), self.vision_keys)
+        return torch.as_tensor(is_vision.astype(np.float32), device=self.device)
+
+    def query_types(self, position: Int[np.ndarray, "query"]) -> Int[np.ndarray, "query"]:
         """The types that the queries at these key positions count as, -1: not counted."""
         return self.query_ids[position + len(self.query_ids) - len(self.ids)]
-
-    def query_one_hot(self, position: Int[Tensor, "query"]) -> Float[Tensor, "query type"]:
-        """The same as a one-hot matrix. All of these queries must be counted."""
-        return functional.one_hot(self.query_types(position), self.type_count).float()
 
     def sum(
         self, x: Float[Tensor, "*head query key"], start: int = 0
     ) -> Float[Tensor, "*head query type"]:
         """Sums over the keys of each type; the first key of `x` is at position `start`."""
         stop = start + x.shape[-1]
-        runs = [
-            (key_type, max(first, start), min(last, stop))
-            for key_type, first, last in self.runs
-            if first < stop and last > start
-        ]
+        runs = self.runs(start, stop)
         if len(runs) > MAX_SLICES:
             return x @ self.one_hot[start:stop].to(x.dtype)
         sums = x.new_zeros(*x.shape[:-1], self.type_count)

@@ -2,15 +2,20 @@
 whole maps.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from fake_cuda import fake_cuda
 from hypothesis import given
 from hypothesis import strategies as st
 
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
+from probe.measures.attention import compiled, streaming
 from probe.measures.attention.reference import difference, plain_table
-from probe.measures.attention.statistic import AttentionStatistic, merge
+from probe.measures.attention.statistic import AttentionStatistic
+from probe.measures.attention.type_sums import merge
 
 NAMES = ("instruction", "vision", "response")
 DIM = 8
@@ -199,8 +204,17 @@ PADDED = [
 ]
 
 
+@pytest.fixture(params=["compiled", "tensors"])
+def way(request, monkeypatch):
+    """Both ways of computing the sums on a CPU."""
+    if request.param == "tensors":
+        monkeypatch.setattr(streaming, "is_compiled_for", lambda call, extras: False)
+    elif compiled.library() is None:
+        pytest.skip("no C compiler")
+
+
 @pytest.mark.parametrize(("case", "side"), PADDED)
-def test_equals_the_plain_computation(case, side):
+def test_equals_the_plain_computation(case, side, way):
     options = dict(CASES[case])
     kind, dtype, window = (
         options.pop("mask", None),
@@ -329,6 +343,77 @@ def test_weights_that_a_module_returns():
 
 
 # Streaming
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", ["causal", "window", "mask", "rows", "many types", "decoding"])
+def test_compiled_sums_equal_those_of_tensors(case, dtype, monkeypatch):
+    """Blocks of queries that are full and not, keys in the layout of a model, heads of 20."""
+    if compiled.library() is None:
+        pytest.skip("no C compiler")
+    ids, asked, vision = rows(layout(before=3, vision=90, after=20, response=7))
+    size, queries = ids.shape[1], 3 if case == "decoding" else ids.shape[1]
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda heads, n: torch.randn(1, n, heads, 20, generator=generator).to(dtype)  # noqa: E731
+    query, key = 3 * draw(4, queries).transpose(1, 2), draw(2, size).transpose(1, 2)
+    mask = visibility(ids, window=40)[:, None] if case == "mask" else None
+    call = call_of(query, key, None, mask, window=33 if case == "window" else None)
+    if case == "rows":
+        asked = np.where(vision, -1, ids)
+    if case == "many types":
+        ids = asked = np.arange(size)[None] * 7 % 3
+    tables = {}
+    for way in ("compiled", "tensors"):
+        with monkeypatch.context() as patch:
+            if way == "tensors":
+                patch.setattr(streaming, "is_compiled_for", lambda call, extras: False)
+            tables[way] = table(call, ids, asked, vision)
+    assert difference(tables["compiled"], tables["tensors"]) < 2e-6
+
+
+def test_what_an_edit_hides_is_hidden_by_compiled_code(way):
+    """Under an edit's mask, hidden keys count as 0 and stay visible; also where it hides all."""
+    ids, asked, vision = rows(layout())
+    size = ids.shape[1]
+    call = random_call(ids)
+    edited = visibility(ids)[:, None] & ~torch.tensor(vision)[:, None, None]
+    edited[:, :, -1] = torch.arange(size) == 5  # the last query sees one vision token only
+    out = table(replace(call, effective_mask=edited), ids, asked, vision)
+    whole = table(call, ids, asked, vision)
+    assert out["mass"][:, 0, 1] == pytest.approx(0, abs=1e-6)
+    assert out["mass"][:, 2, 1] == pytest.approx(1 / 5, abs=1e-6)
+    assert (out["query_count"] == whole["query_count"]).all()
+    assert out["received"][2, 1] == pytest.approx(1 / 5, abs=1e-6)
+
+
+@pytest.mark.parametrize("case", ["causal", "mask", "edit", "decoding"])
+def test_nothing_waits_for_the_device(case):
+    """On fake CUDA tensors, to mix devices or to read a value raises."""
+    ids, asked, vision = rows(layout(), layout(before=2, after=8))
+    size = ids.shape[1]
+    with fake_cuda():
+        query = torch.zeros(2, 4, 1 if case == "decoding" else size, DIM, device="cuda")
+        key = torch.zeros(2, 4, size, DIM, device="cuda")
+        visible = torch.zeros(2, 1, size, size, dtype=torch.bool, device="cuda")
+        call = call_of(query, key, None, visible if case == "mask" else None)
+        if case == "edit":
+            active = torch.zeros(2, size, dtype=torch.bool, device="cuda")
+            call = replace(call, active_queries=active, effective_mask=visible)
+        projection = torch.nn.Linear(4 * DIM, 16, bias=False, device="meta")
+        projection.weight = torch.nn.Parameter(torch.zeros(16, 4 * DIM, device="cuda"))
+        statistic = AttentionStatistic(
+            NAMES,
+            ids,
+            asked,
+            vision,
+            received_head=True,
+            map_positions=[[size - 1], [size - 2]],
+            contribution=lambda module: projection,
+        )
+        statistic(call)
+        statistic(replace(call, name="second layer"))
+        sums = statistic._sums["second layer"][1]
+        assert {value.device.type for value in sums.values()} == {"cuda"}
 
 
 def test_rows_called_one_by_one_equal_a_batch():
