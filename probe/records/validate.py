@@ -40,9 +40,16 @@ def assemble(
     >>> assemble({"sample": ["a"]}, {"llm": node}, {"model": "none"})["llm"]["mass"].dims
     ('sample', 'layer', 'head', 'query_type', 'key_type')
     """
+    return validate(build(samples, stacks, attrs))
+
+
+def build(
+    samples: Mapping[str, Any], stacks: Mapping[str, Mapping[str, Any]], attrs: Mapping[str, Any]
+) -> xr.DataTree:
+    """`assemble` without looking at values: for a record that is checked later, once."""
     root = _dataset("root", samples, ROOT, ["sample"]).assign_attrs(plain_attrs(attrs))
     nodes = {name: _dataset(name, values, STACK, LABELS) for name, values in stacks.items()}
-    return validate(tree_of(root, nodes, "record.assemble"))
+    return tree_of(root, nodes, "record.assemble")
 
 
 def _dataset(
@@ -108,7 +115,7 @@ def _check_root(root: xr.Dataset) -> None:
         if not isinstance(value, str | int | float):
             raise _broken(f"attrs[{name!r}] to be a string or a number", repr(value))
     for name in [name for name in ROOT if name in root.data_vars]:
-        _check_variable(name, root[name], ROOT[name])
+        _check_variable(name, root.variables[name], ROOT[name])
 
 
 def _check_stack(stack: str, node: xr.Dataset, hidden: bool) -> None:
@@ -117,12 +124,12 @@ def _check_stack(stack: str, node: xr.Dataset, hidden: bool) -> None:
     if missing:
         raise _broken(f"{stack}/{missing[0]}", f"only {', '.join(map(str, node.variables))}")
     for variable in [name for name in STACK if name in node.data_vars]:
-        _check_variable(f"{stack}/{variable}", node[variable], STACK[variable])
+        _check_variable(f"{stack}/{variable}", node.variables[variable], STACK[variable])
     _check_counts(stack, node)
     _check_sums(stack, node, hidden)
 
 
-def _check_variable(path: str, array: xr.DataArray, variable: Variable) -> None:
+def _check_variable(path: str, array: xr.Variable, variable: Variable) -> None:
     def broken(got: str) -> ProbeError:
         return variable.mismatch("record.validate", path, got)
 
@@ -146,13 +153,20 @@ def _check_variable(path: str, array: xr.DataArray, variable: Variable) -> None:
         raise broken(f"values from {low:g} to {high:g}")
 
 
+def _aligned(count: xr.Variable, dims: Sequence[Any]) -> np.ndarray:
+    """The values with an axis for each of `dims`, of length 1 where the count has none."""
+    return count.values[tuple(slice(None) if dim in count.dims else None for dim in dims)]
+
+
 def _check_counts(stack: str, node: xr.Dataset) -> None:
-    for variable, count in COUNT_OF.items():
-        if variable not in node or count not in node:
+    variables = node.variables
+    for name, count in COUNT_OF.items():
+        if name not in variables or count not in variables:
             continue
-        known = node[variable].notnull()
-        if bool((known & (node[count] == 0)).any()):
-            raise _broken(f"{stack}/{variable} to be NaN where {count} is 0", "a number")
+        variable = variables[name]
+        known = ~np.isnan(variable.values)
+        if (known & (_aligned(variables[count], variable.dims) == 0)).any():
+            raise _broken(f"{stack}/{name} to be NaN where {count} is 0", "a number")
 
 
 def _check_sums(stack: str, node: xr.Dataset, hidden: bool) -> None:
@@ -162,15 +176,18 @@ def _check_sums(stack: str, node: xr.Dataset, hidden: bool) -> None:
     A query sees itself, so the queries of A are the largest query_count(A → B) over B. Where an
     intervention or a reducer has `hidden` some keys, the sums are at most that large.
     """
-    counts = node["query_count"]
-    queries = counts.max("key_type")
-    spent = (node["mass"] * counts).sum("key_type")
-    sums = {"mass·query_count ÷ queries": spent / queries.where(queries > 0)}
-    if "share" in node:
-        sums["share"] = node["share"].sum("key_type", min_count=1)
-    measured = node["mass"].notnull().any("key_type")
+    mass = node.variables["mass"]
+    counts = _aligned(node.variables["query_count"], mass.dims).astype(np.float64)
+    spent = np.nansum(mass.values * counts, -1)
+    queries = np.broadcast_to(counts.max(-1, initial=0), spent.shape)
+    measured = ~np.isnan(mass.values).all(-1) & (queries > 0)
+    sums = {"mass·query_count ÷ queries": spent[measured] / queries[measured]}
+    if "share" in node.variables:
+        share = node.variables["share"].values
+        has_share = measured & ~np.isnan(share).all(-1)
+        sums["share"] = np.nansum(share, -1)[has_share]
     for name, total in sums.items():
         error = total - 1 if hidden else abs(total - 1)
-        worst = error.where(measured).max().item()
+        worst = error.max(initial=0)
         if worst > _SUM_SLACK:
             raise _broken(f"{stack}/{name} to sum to 1 over key_type", f"{worst:.2g} off")

@@ -1,7 +1,7 @@
 """The sums of an attention call by compiled code, where the computer has a C compiler.
 
 `native/attention_sums.c` computes the scores of some queries and sums over them while they are in
-the processor's cache; the numbers are those of `streaming.py`. It is compiled when it is first
+the processor's cache; the numbers are those of `tensor_sums.py`. It is compiled when it is first
 needed (about a second, once) into the user's cache folder. Without a compiler, or with
 PROBE_COMPILED=0, tensor operations are used.
 """
@@ -60,7 +60,7 @@ def is_compiled_for(call: AttentionCall, extras: Extras) -> bool:
 
 
 def compiled_sums(call: AttentionCall, row: int, keys: TypedKeys, plan: QueryPlan) -> QuerySums:
-    """The sums of one row of a call: those of `streaming.tensor_sums` to rounding. A mask is taken
+    """The sums of one row of a call: those of `tensor_sums` to rounding. A mask is taken
     some dozens of queries at a time.
     """
     query, key = _readable(call.query[row]), _readable(call.key[row])

@@ -34,7 +34,7 @@ from probe.measures.attention.record_node import root
 from probe.measures.attention.shared_passes import SharedPasses, SharedSamples
 from probe.measures.attention.sinks import SINK_MODES
 from probe.measures.attention.stack_queries import MeasureOptions, predicting
-from probe.records import assemble, merge
+from probe.records import build, combine
 from probe.records.provenance import content_hash, provenance
 from probe.subject.image_questions import ImageQuestions
 from probe.subject.inputs import Ids, Inputs
@@ -175,9 +175,9 @@ def measure_samples(
                 sample_root = root(sample, row)
                 attrs["prompt_sha256"] = content_hash(sample_root["prompt"][0], length=16)
                 attrs["passes"] = measured.passes
-                records[sample.id] = assemble(sample_root, nodes, attrs)
+                records[sample.id] = build(sample_root, nodes, attrs)
             bar.update(len(batch.rows))
-    return merge([records[sample.id] for sample in samples])
+    return combine([records[sample.id] for sample in samples])
 
 
 def _check(subject: Subject, rows: str, maps: bool | str, max_new_tokens: int, sinks: str) -> None:

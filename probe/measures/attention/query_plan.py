@@ -8,6 +8,7 @@ Everything that shapes depend on is known on the host, so that no device is wait
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -39,8 +40,13 @@ class QueryPlan:
     def __len__(self) -> int:
         return len(self.query)
 
-    def on_device(self, index: Int[np.ndarray, "query"]) -> Int[Tensor, "query"]:
-        return torch.as_tensor(index, device=self.one_hot.device)
+    @cached_property
+    def indices(self) -> dict[str, Int[Tensor, "query"]]:
+        """`query`, `position`, `begin` and `end` on the device, to which they are copied once."""
+        arrays = {"query": self.query, "position": self.position}
+        arrays |= {"begin": self.begin, "end": self.end}
+        device = self.one_hot.device
+        return {name: torch.as_tensor(array, device=device) for name, array in arrays.items()}
 
 
 def query_plan(

@@ -1,6 +1,6 @@
 """Sums over the keys of each type, for every query of one row of an attention call.
 
-`streaming.py` fills them from query, key and value, block by block, or from whole weights;
+`streaming.py` says by which way they are filled;
 `statistic.py` makes the numbers of a record from them.
 """
 

@@ -59,6 +59,11 @@ class TypedKeys:
         return [(kind, a, b) for kind, a, b in clipped if kind >= 0 and a < b]
 
     @cached_property
+    def device_ids(self) -> Int[Tensor, "key"]:
+        """`ids` on the device."""
+        return torch.as_tensor(self.ids, device=self.device)
+
+    @cached_property
     def one_hot(self) -> Float[Tensor, "key type"]:
         is_type = self.ids[:, None] == np.arange(self.type_count)
         return torch.as_tensor(is_type.astype(np.float32), device=self.device)

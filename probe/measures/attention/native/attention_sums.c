@@ -1,5 +1,5 @@
 /* The sums of `query_sums.py` for the queries of one sequence, beside their scores: what `compiled.py`
-   compiles and calls. `streaming.py` gives the same numbers by tensor operations.
+   compiles and calls. `tensor_sums.py` gives the same numbers by tensor operations.
 
    Queries are the lanes of vectors: a pair of vectors walks along the keys of one head at a time, so
    that the maximum, the sums over the keys of a type and the average over heads need no sums within
