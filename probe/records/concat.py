@@ -35,6 +35,7 @@ def merge(records: Sequence[xr.DataTree]) -> xr.DataTree:
 
 def combine(records: Sequence[xr.DataTree]) -> xr.DataTree:
     """`merge` for records that were just built: only the result is checked."""
+    records = list(records)
     not_empty("record.merge", "record", records)
     first = records[0]
     if len(records) == 1:

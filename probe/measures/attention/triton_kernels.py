@@ -10,7 +10,7 @@ Scores are added in float32 (tf32 off). No number is added to by two programs, s
 not depend on their order. A masked pair has the score HIDDEN, whose weight is exactly 0.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportArgumentType=false
 
 import triton
 import triton.language as tl

@@ -6,6 +6,7 @@ stored: one by head, one over heads (`triton_kernels.py`). Nothing waits for the
 
 import warnings
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,6 +20,7 @@ from probe.measures.attention.query_sums import Extras, QuerySums
 from probe.measures.attention.tensor_sums import tensor_sums
 from probe.measures.attention.typed_keys import TypedKeys
 
+KERNELS = "probe.measures.attention.triton_kernels"  # imported late: it needs triton
 LEAST = 16  # the smallest side of a product in Triton
 BLOCK = 64  # queries and keys of a program
 TOLERANCE = 1e-5
@@ -70,8 +72,7 @@ def triton_sums(call: AttentionCall, row: int, keys: TypedKeys, plan: QueryPlan)
 
 
 def _add(call: AttentionCall, row: int, sums: QuerySums, queries: slice) -> None:
-    from probe.measures.attention import triton_kernels  # importing triton is slow
-
+    kernels: Any = import_module(KERNELS)
     plan, keys = sums.plan, sums.keys
     query, key = (
         x if x.stride(-1) == 1 else x.contiguous() for x in (call.query[row], call.key[row])
@@ -106,10 +107,10 @@ def _add(call: AttentionCall, row: int, sums: QuerySums, queries: slice) -> None
     }
     group = heads // len(key)
     read = (query, key, mask_bias, rows, begin, end, keys.device_ids[span])
-    triton_kernels.by_head[(query_blocks, heads)](
+    kernels.by_head[(query_blocks, heads)](
         *read, lse, mass, plogp, count, key_count, dim, group, call.scaling, *strides, **sizes
     )
-    triton_kernels.over_heads[(query_blocks, key_blocks)](
+    kernels.over_heads[(query_blocks, key_blocks)](
         *read,
         plan.one_hot[queries].contiguous(),
         lse,
