@@ -33,7 +33,8 @@ from probe.measures.attention.passes import (
 )
 from probe.measures.attention.sinks import Norms, layer_norms
 from probe.measures.attention.stack_queries import stack_statistics
-from probe.measures.attention.statistic import AttentionStatistic, merge
+from probe.measures.attention.statistic import AttentionStatistic
+from probe.measures.attention.type_sums import merge
 from probe.records.provenance import content_hash
 from probe.subject.image_prefix import ImagePrefix
 from probe.subject.image_questions import ImageQuestions, shared_tokens
