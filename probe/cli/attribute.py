@@ -69,9 +69,12 @@ def attribute(
     """
     with results("attribute", out) as folder:
         from probe.measures.attribution import attribute as attribute_
+        from probe.measures.attribution.attention_per_feature import why_no_contribution
 
         images, question = what_to_ask(image, question)
         subject = loading.subject()
+        if missing := why_no_contribution(subject.model):
+            say("note", f"attribute: contribution is left out: {missing}")
         options: dict[str, Any] = {"over": over, "seed": seed, "max_new_tokens": max_new_tokens}
         options["progress"] = sys.stderr.isatty()
         with warnings.catch_warnings(record=True) as noted, stage("attributing"):
@@ -89,7 +92,7 @@ def attribute(
     for label, text in _summary(datasets).items():
         say(label, text)
     for note in dict.fromkeys(str(warning.message) for warning in noted):
-        if "attribute:" in note:
+        if "attribute:" in note and "contribution is left out" not in note:  # said before
             say("note", note)
     folder.announce()
 
@@ -119,8 +122,9 @@ def _references(
         datasets[other] = attribute_(
             subject, images, question, response_ids, other, baseline=substitute, **options
         )
-    attended = attributed["contribution"].mean("head").max("layer")
-    scores = {method: attributed["attribution"], "attention (contribution)": attended}
+    measure = "contribution" if "contribution" in attributed else "mass"
+    attended = attributed[measure].mean("head").max("layer")
+    scores = {method: attributed["attribution"], f"attention ({measure})": attended}
     seed, over = options["seed"], options["over"]
     datasets["curves"] = deletion_curves(
         subject, images, question, scores, response_ids, over, baseline, seed=seed

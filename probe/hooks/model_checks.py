@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError, shown
@@ -19,6 +20,16 @@ def require_subject(called: str, subject: Any) -> None:
         argument = repr(subject)
     fix = f"pass probe.load({argument})"
     raise ProbeError(called, expected="a Subject", got=got, fix=fix)
+
+
+def require_transformers(called: str, model: Any, expected: str) -> None:
+    """Raises ProbeError for anything but a transformers model, such as one in a wrapper."""
+    if isinstance(model, PreTrainedModel):
+        return
+    is_wrapper = callable(getattr(model, "get_base_model", None))  # peft's
+    fix = "pass its get_base_model(), in which the adapters act too" if is_wrapper else ""
+    got = f"a {type(model).__name__}" if isinstance(model, nn.Module) else shown(model)
+    raise ProbeError(called, expected=expected, got=got, fix=fix)
 
 
 def require_observable(called: str, model: PreTrainedModel) -> None:

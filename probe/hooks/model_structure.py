@@ -6,6 +6,7 @@ module names is found as well. `subject/token_grid.py` says where a vision token
     stacks(model)["llm"].attention     # {"model.language_model.layers.0.self_attn": module, ...}
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from probe.hooks.model_state import state_of
 # the layer fits decides.
 ATTENTION_ATTRIBUTES = (("config", "head_dim"), ("config", "num_heads"), ("num_heads",))
 LAST_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "proj", "projection_layer", "dense")
 
 
@@ -128,7 +130,7 @@ def output_projection(attention: nn.Module) -> nn.Linear:
     named = [children[name] for name in OUTPUT_PROJECTIONS if name in children]
     linear = [child for child in children.values() if isinstance(child, nn.Linear)]
     projection = next(iter(named or linear[-1:]), None)
-    if not isinstance(projection, nn.Linear) or not projection.weight.is_floating_point():
+    if not isinstance(projection, nn.Linear) or not _holds_numbers(projection):
         kind = "none" if projection is None else type(projection).__name__
         raise ProbeError(
             "contribution",
@@ -146,6 +148,21 @@ def last_norm(called: str, model: PreTrainedModel) -> nn.Module:
         if hasattr(decoder, name):
             return getattr(decoder, name)
     raise ProbeError(called, expected="a decoder with a last norm", got=type(decoder).__name__)
+
+
+def _holds_numbers(linear: nn.Linear) -> bool:
+    """Whether the weight is the matrix itself, and not packed or scaled numbers of it."""
+    shape = linear.out_features, linear.in_features
+    return linear.weight.dtype in PLAIN_DTYPES and tuple(linear.weight.shape) == shape
+
+
+def check_projections(attention: Iterable[nn.Module]) -> None:
+    """Raises ProbeError, before anything runs, where the contribution of one of these modules can't
+    be had. Those that only return their weights (without a config) have none anyway.
+    """
+    for module in attention:
+        if hasattr(module, "config"):
+            output_projection(module)
 
 
 def active_adapters(model: nn.Module) -> tuple[str, ...]:

@@ -11,11 +11,12 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from probe.errors import ProbeError, shown
+from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, Wrapper, routed
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.compiled import refuse_compiled
+from probe.hooks.model_checks import require_transformers
 from probe.hooks.model_state import Intervention, registered
 from probe.hooks.model_structure import LayerStack, stacks
 from probe.hooks.prefusion_tracker import PrefusionTracker
@@ -53,8 +54,7 @@ class LayerTarget:
             model.model if not isinstance(model, nn.Module) and hasattr(model, "model") else model
         )
         refuse_compiled(called, model)
-        if not isinstance(model, PreTrainedModel):
-            raise ProbeError(called, expected="a transformers model or a Subject", got=shown(model))
+        require_transformers(called, model, "a transformers model or a Subject")
         known_stacks = {
             name: layer_stack for name, layer_stack in stacks(model).items() if name in TOKEN_KINDS
         }

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, one_of
 from probe.plots.attribution_map import attributions, draw_attribution, draw_regions, map_reach
 from probe.plots.by_head import layer_by_head
 from probe.plots.patches import show_image
@@ -40,7 +40,6 @@ from probe.plots.style import (
 from probe.records.rank_agreement import (
     FEWEST,
     MEASURES,
-    MOST_PAIRS,
     above_floor,
     agreeing_layers,
     can_tell,
@@ -60,7 +59,7 @@ def agreement(
     *,
     curves: xr.Dataset | None = None,
     control: xr.Dataset | None = None,
-    measure: str = "contribution",
+    measure: str | None = None,
     image: int = 0,
     seed: int = 0,
 ) -> Figure:
@@ -78,19 +77,23 @@ def agreement(
         control: the attribution of a model with shuffled weights on the same image
             (`probe.measures.attribution.weight_randomisation`); its attention is compared with
             the first attribution.
-        measure: of attention, for the map and the heads.
+        measure: of attention, for the map and the heads; by default contribution, or mass where
+            there is none (quantized weights).
         image: which image of the maps, from 0.
 
     Raises ProbeError for attributions without attention or over different regions, and for an
     unknown measure.
     """
     named = attributions(dataset, "plots.agreement")
-    if measure not in MEASURES:
+    if measure is not None and measure not in MEASURES:
         raise ProbeError(
             "plots.agreement", expected=f"a measure of {', '.join(MEASURES)}", got=repr(measure)
         )
     table = rank_agreement(named, seed)
     reference, first = next(iter(named.items()))
+    known = table["measure"].values.tolist()
+    measure = measure or ("contribution" if "contribution" in known else "mass")
+    one_of("plots.agreement", "a measure that was taken:", measure, known)
     axes = plt.subplots(2, 3, figsize=(15, 8.4), width_ratios=(1, 1, 1.4))[1]
     draw_attribution(axes[0, 0], first, image, map_reach([first]))
     method = f"{first.attrs['method']}, baseline {first.attrs['baseline']}"
@@ -120,7 +123,7 @@ def verdict(table: xr.Dataset) -> str:
     Where the ceiling does not exceed the floor it can't be told: two methods of attribution agree
     no more than chance, so that agreement with one of them would mean nothing. Nor can it where
     attention agrees with one of them only, where it stays below the floor and yet reaches the
-    ceiling, and, with one attribution alone, where it is above the floor by little.
+    ceiling, and, with one attribution alone, where some measures of attention agree and others not.
 
     table: of `probe.records.rank_agreement.rank_agreement`; its first attribution counts.
     """
@@ -137,10 +140,10 @@ def verdict(table: xr.Dataset) -> str:
     if agreeing:
         layers = ", ".join(str(layer + 1) for layer in agreeing)
         return f"Yes in layer{'s' * (len(agreeing) > 1)} {layers}, more than misplaced regions do."
-    if any(above_floor(table, reference, name) for name in MEASURES):
+    if any(above_floor(table, reference, name) for name in table["measure"].values):
         why = f"it agrees with {reference} above the floor, and not with every attribution"
         if table.sizes["other"] == 1:
-            why = f"one attribution alone has to reach {MOST_PAIRS}; add a second method"
+            why = "some measures of attention agree and others do not; add a second attribution"
         return f"Can't tell: {numbers}; {why}."
     if highest_agreement(table, reference) > ceiling - _CLOSE:
         return f"Can't tell: {numbers}; attention is as close to chance as the ceiling is."
@@ -177,7 +180,7 @@ def _layers(axis: Axes, table: xr.Dataset, reference: str) -> None:
     """A line a measure between floor and ceiling; measures that are equal share a line."""
     layers = table["layer"].values + 1
     lines: dict[str, np.ndarray] = {}  # label -> values
-    for name in MEASURES:
+    for name in table["measure"].values.tolist():
         values = table["by_layer"].sel(measure=name).values
         equal = [other for other, drawn in lines.items() if _same(drawn, values)]
         if equal:

@@ -17,7 +17,7 @@ compare them with.
 
 A layer agrees (`agreeing_layers`) where one measure is above the floor of every attribution: one
 method alone may favour regions that are attended to for a reason of its own. Where there is only
-one, three of four pairs of regions have to stand in the same order.
+one, every measure has to be, of where the weight goes and of what arrives.
 
 Attributions keep their sign: evidence against the answer ranks below no evidence. (Absolute values
 would not do: in any model, one of random weights too, regions that are attended to move the answer
@@ -36,10 +36,8 @@ from probe.errors import ProbeError
 from probe.records.schema import Variable, dataset
 
 MEASURES = ("mass", "lift", "received", "contribution")
+OPTIONAL = "contribution"  # not to be had of quantized weights
 SHUFFLES = 1000
-# Where three of four pairs of regions stand in the same order (Kendall's tau 0.5), in normal data:
-# 6/π asin(sin(π/4) / 2)
-MOST_PAIRS = 0.69
 NEGLIGIBLE = 0.01  # of the largest attribution: smaller ones are not ranked among themselves
 FEWEST = 3  # regions: with fewer, every order is as good as any
 DIGITS = 6  # attention and attributions are known to seven: what differs by less is a tie
@@ -87,7 +85,8 @@ def rank_agreement(attributions: Mapping[str, xr.Dataset], seed: int = 0) -> xr.
                 got=f"others in {name!r}",
             )
     signed = np.stack(list(values_of.values()))  # (reference, region)
-    by_head = np.stack([regions[measure].values for measure in MEASURES])
+    measures = [measure for measure in MEASURES if measure in regions]
+    by_head = np.stack([regions[measure].values for measure in measures])
     by_layer = by_head.mean(axis=2)  # (measure, layer, region)
     orders = [_shuffles(_image_of_regions(regions), seed), _grid_moves(regions, seed)]
     values = {
@@ -96,7 +95,7 @@ def rank_agreement(attributions: Mapping[str, xr.Dataset], seed: int = 0) -> xr.
         "floor": [_floor(by_layer, attribution, orders) for attribution in signed],
         "ceiling": spearman(signed[:, None], signed[None]),
     }
-    coords = {"reference": list(attributions), "other": list(attributions), "measure": MEASURES}
+    coords = {"reference": list(attributions), "other": list(attributions), "measure": measures}
     coords |= {axis: regions[axis].values for axis in ("layer", "head")}
     attrs = {"kind": "agreement", "regions": len(names), "shuffles": SHUFFLES, "seed": seed}
     return dataset("agreement", values, SCHEMA, coords, first.attrs | attrs)
@@ -130,11 +129,11 @@ def above_floor(table: xr.Dataset, reference: str, measure: str) -> Sequence[int
 
 def agreeing_layers(table: xr.Dataset) -> list[int]:
     """The layers (counted from 0) in which a measure agrees with every attribution more than
-    misplaced maps do.
+    misplaced maps do; with one attribution alone, in which every measure does.
     """
+    above = (table["by_layer"] > table["floor"]).all("reference")
     one_alone = table.sizes["other"] == 1
-    bar = np.maximum(table["floor"], MOST_PAIRS) if one_alone else table["floor"]
-    agrees = (table["by_layer"] > bar).all("reference").any("measure")
+    agrees = above.all("measure") if one_alone else above.any("measure")
     return table["layer"].values[agrees.values].tolist()
 
 
@@ -159,7 +158,8 @@ def can_tell(table: xr.Dataset, reference: str) -> bool:
 
 def _signed(name: str, attribution: xr.Dataset) -> Float[np.ndarray, "region"]:
     """The attribution of each region; negligible ones are 0."""
-    if missing := [measure for measure in MEASURES if measure not in attribution]:
+    needed = [measure for measure in MEASURES if measure != OPTIONAL]
+    if missing := [measure for measure in needed if measure not in attribution]:
         raise ProbeError(
             "agreement",
             expected=f"an attribution with {missing[0]}",

@@ -16,11 +16,11 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
-from probe.errors import ProbeError, not_empty, shown
+from probe.errors import ProbeError, not_empty
 from probe.hooks.block_threads import model_block
 from probe.hooks.compiled import refuse_compiled
+from probe.hooks.model_checks import require_transformers
 from probe.hooks.model_state import registered_reducer
 from probe.reducers.image_features_hook import ImageFeaturesHook
 from probe.reducers.reduction import ReductionStage
@@ -80,8 +80,7 @@ def reduced(model: Any, *reducers: Any, vision: Any = None) -> Iterator[list[Red
 
 def _check(model: Any, reducers: tuple) -> None:
     refuse_compiled("reduced", model)
-    if not isinstance(model, PreTrainedModel):
-        raise ProbeError("reduced", expected="a transformers model or a Subject", got=shown(model))
+    require_transformers("reduced", model, "a transformers model or a Subject")
     not_empty("reduced", "reducer", reducers)
     for reducer in reducers:
         has_method = hasattr(reducer, "reduce") or hasattr(reducer, "attached")

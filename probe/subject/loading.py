@@ -16,13 +16,19 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from probe.data.image import EXIF
 from probe.data.image_views import aspect_of
 from probe.errors import ProbeError, one_of, shown
 from probe.hooks.compiled import refuse_compiled
+from probe.hooks.model_checks import require_transformers
 from probe.hooks.model_structure import cls_tokens, image_token_id
 from probe.subject.model_source import ModelSource, load_error
 from probe.subject.subject import Subject
@@ -156,9 +162,7 @@ def _from_memory(
     attn_implementation: str | dict[str, str] | None,
 ) -> Opened:
     refuse_compiled("load", model)
-    kind = type(model).__name__
-    if not isinstance(model, PreTrainedModel):
-        raise ProbeError("load", expected="a name or a transformers model", got=f"a {kind}")
+    require_transformers("load", model, "a name or a transformers model")
     image_token_id(model)
     processor = _complete(processor, model)
     if device is not None:
@@ -166,7 +170,7 @@ def _from_memory(
     if device is not None or dtype is not None:
         model.to(device=device, dtype=as_dtype(dtype))  # type: ignore[call-overload]
     _set_attention(model, attn_implementation)
-    name = getattr(model.config, "_name_or_path", "") or kind
+    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     revision = getattr(model.config, "_commit_hash", None) or "in memory"
     return model.eval(), processor, name, revision, False
 
@@ -196,10 +200,21 @@ def _set_attention(model: PreTrainedModel, implementation: str | dict[str, str] 
     if implementation is None:
         return
     _check_attention(implementation)
+    _own_config(model)
     try:
         model.set_attn_implementation(implementation)
     except (ValueError, ImportError) as error:
         raise _not_available(implementation) from error
+
+
+def _own_config(model: PreTrainedModel) -> None:
+    """Gives the model a config of its own: another model may share the one it has, and would change
+    with it.
+    """
+    copies: dict[int, Any] = {}  # of all its configs, as `deepcopy` keeps them
+    for module in model.modules():
+        if isinstance(vars(module).get("config"), PretrainedConfig):
+            module.config = copy.deepcopy(module.config, copies)
 
 
 def _check_attention(implementation: str | dict[str, str] | None) -> None:

@@ -128,7 +128,6 @@ def table_of(best: float, floor: float, *ceilings: float) -> xr.Dataset:
         (0.70, 0.62, [], "Yes in layer 1"),
         (0.20, 0.62, [0.63], "No: agreement is noise"),
         (0.61, 0.62, [0.63], "Can't tell: best correlation 0.61"),
-        (0.66, 0.62, [], "Can't tell: best correlation 0.66, floor 0.62, ceiling 1 (no second"),
         (0.50, 1.00, [], "Can't tell: best correlation 0.50, floor 1.00, ceiling 1 (no second"),
         (0.20, 0.62, [], "No: agreement is noise"),
     ],
@@ -163,6 +162,17 @@ def test_a_layer_agrees_with_every_attribution_or_not_at_all():
     assert verdict(table).startswith("Yes in layer 1,")
     assert verdict(table.isel(layer=[1, 2])).startswith(
         "Can't tell: best correlation 0.80, floor 0.50, ceiling 0.90; it agrees with a above"
+    )
+
+
+def test_one_attribution_alone_needs_every_measure():
+    table = table_of(0.7, 0.62)
+    assert agreeing_layers(table) == [0]
+    table["by_layer"][0, 3, 0] = 0.5  # contribution
+    assert agreeing_layers(table) == []
+    assert verdict(table) == (
+        "Can't tell: best correlation 0.70, floor 0.62, ceiling 1 (no second method); some "
+        "measures of attention agree and others do not; add a second attribution."
     )
 
 

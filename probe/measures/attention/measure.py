@@ -25,7 +25,7 @@ from probe.errors import ProbeError, at_least, not_empty, one_of
 from probe.hooks.block_threads import only_this_thread
 from probe.hooks.model_checks import require_observable, require_subject
 from probe.hooks.model_state import active_interventions
-from probe.hooks.model_structure import LayerStack
+from probe.hooks.model_structure import LayerStack, check_projections
 from probe.hooks.model_structure import stacks as find_stacks
 from probe.measures.attention.batches import batches, encoded
 from probe.measures.attention.given_responses import Response, responses_of, source_of
@@ -125,12 +125,15 @@ def measure_samples(
         generate: options of `model.generate`, such as do_sample=True.
 
     Raises ProbeError for what `Subject.encode` refuses, maps above 1 GiB, a model in training mode
-    or compiled, and modules whose attention cannot be observed.
+    or compiled, modules whose attention cannot be observed, and contribution of quantized weights.
     """
     _check(subject, rows, maps, max_new_tokens, sinks)
     samples = _as_samples(samples)
     any_images = any(sample.images for sample in samples)
     measured_stacks = _select_stacks(subject, stacks, any_images)
+    if contribution:
+        for stack in measured_stacks.values():
+            check_projections(stack.attention.values())
     responses = responses_of(response, samples)
     options = MeasureOptions(rows, maps, contribution, received_head)
     generate_options = {"max_new_tokens": max_new_tokens, **generate}

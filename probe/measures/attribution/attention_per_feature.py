@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
 from probe.hooks.attention_call import (
@@ -30,11 +31,20 @@ from probe.hooks.attention_call import (
     visible_keys,
 )
 from probe.hooks.attention_tap import tap
-from probe.hooks.model_structure import output_projection, stacks
+from probe.hooks.model_structure import check_projections, output_projection, stacks
 from probe.measures.attention.statistic import gram
 from probe.measures.attribution.features import Features
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
+
+
+def why_no_contribution(model: PreTrainedModel) -> str:
+    """Why the contribution can't be had, "" where it can; known before anything runs."""
+    try:
+        check_projections(stacks(model)["llm"].attention.values())
+    except ProbeError as error:
+        return f"{error.got}; {error.fix}"
+    return ""
 
 
 @torch.no_grad()
@@ -42,11 +52,12 @@ def attention_on(
     subject: Subject, answer: TargetResponse, features: Features
 ) -> dict[str, Float[np.ndarray, "layer head feature"]]:
     """The four measures: 0 for a region whose tokens a reducer has removed, NaN for regions where
-    the LLM has vision tokens of none (LLaVA-Mini). Raises ProbeError for modules whose query and
-    key cannot be observed.
+    the LLM has vision tokens of none (LLaVA-Mini). Without contribution where it can't be had
+    (`why_no_contribution`). Raises ProbeError for modules whose query and key cannot be observed.
     """
     stack = stacks(subject.model)["llm"]
     layers: dict[str, list[np.ndarray]] = defaultdict(list)
+    contributes = not why_no_contribution(subject.model)
     one_hot = torch.nn.functional.one_hot(features.tokens + 1, len(features) + 1)
     member = one_hot[:, 1:].float()  # (key, feature); column 0 was "no feature"
 
@@ -58,7 +69,7 @@ def attention_on(
                 got=call.name,
                 fix="leave the attention out: attention=False",
             )
-        measures = _measures(call, answer.rows, member.to(call.key.device))
+        measures = _measures(call, answer.rows, member.to(call.key.device), contributes)
         for name, values in measures.items():
             layers[name].append(values.cpu().numpy())
 
@@ -73,25 +84,34 @@ def attention_on(
 
 
 def _measures(
-    call: AttentionCall, rows: list[int], member: Float[Tensor, "key feature"]
+    call: AttentionCall, rows: list[int], member: Float[Tensor, "key feature"], contributes: bool
 ) -> dict[str, Float[Tensor, "head feature"]]:
     position, key_count = torch.tensor(rows, device=call.key.device), call.key_count
-    groups = call.query.shape[1] // call.key.shape[1]
-    value = call.value[0].float().repeat_interleave(groups, 0)
     weights = attention_rows(call, 0, position)
     mass = weights @ member
     visible = visible_keys(call.model_mask, call, 0, position, key_count).float()
     even = (visible @ member) / visible.sum(-1, keepdim=True)
+    measures = {
+        "mass": mass.mean(1),
+        "lift": (mass / even.clamp(min=1e-9)).mean(1),
+        "received": mass.mean(1) / member.sum(0).clamp(min=1),
+    }
+    if contributes:
+        measures["contribution"] = _contribution(call, weights, member)
+    return measures
+
+
+def _contribution(
+    call: AttentionCall,
+    weights: Float[Tensor, "head query key"],
+    member: Float[Tensor, "key feature"],
+) -> Float[Tensor, "head feature"]:
+    groups = call.query.shape[1] // call.key.shape[1]
+    value = call.value[0].float().repeat_interleave(groups, 0)
     projection = output_projection(call.module)
     square = gram(projection, call.query.shape[1], call.query.device)  # (head, dim, dim)
     squared_norms = []
     for is_member in member.T:
         mixed = (weights * is_member) @ value
         squared_norms.append(torch.einsum("hqd,hde,hqe->hq", mixed, square, mixed))
-    norms = torch.stack(squared_norms, -1).clamp(min=0).sqrt()
-    return {
-        "mass": mass.mean(1),
-        "lift": (mass / even.clamp(min=1e-9)).mean(1),
-        "received": mass.mean(1) / member.sum(0).clamp(min=1),
-        "contribution": norms.mean(1),
-    }
+    return torch.stack(squared_norms, -1).clamp(min=0).sqrt().mean(1)

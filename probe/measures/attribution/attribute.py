@@ -23,7 +23,7 @@ from probe.hooks.finite_states import finite_states
 from probe.hooks.model_checks import require_observable, require_subject
 from probe.hooks.model_state import active_interventions
 from probe.measures.attribution import methods
-from probe.measures.attribution.attention_per_feature import attention_on
+from probe.measures.attribution.attention_per_feature import attention_on, why_no_contribution
 from probe.measures.attribution.baselines import HIDDEN, Baseline, Perturbation
 from probe.measures.attribution.dataset import tabulate
 from probe.measures.attribution.features import Features
@@ -83,7 +83,8 @@ def attribute(
         words: the words of the prompt are features too.
         tokens: which tokens of the answer are explained, from 0; all by default.
         attention: also mass, lift, received and contribution of the same features, by layer and
-            head.
+            head. A warning says before any forward where there is no contribution (quantized
+            weights, adapters).
         share: run ablations on a shared prefix where that is exact (`shared_prefix.py`).
         steps: of integrated gradients.
         samples: orders of Shapley values.
@@ -97,6 +98,8 @@ def attribute(
     compiled, and integrated gradients towards "hidden", which has no straight line to it.
     """
     _check(subject, method, over, baseline, {"steps": steps, "samples": samples, "batch": batch})
+    if attention and (missing := why_no_contribution(subject.model)):
+        warnings.warn(f"attribute: contribution is left out: {missing}", stacklevel=3)
     answer = TargetResponse.of(subject, image, question, response, tokens, max_new_tokens)
     features = Features.of(subject, answer.inputs, over, words)
     plan = Plan(batch, steps, samples, seed)
