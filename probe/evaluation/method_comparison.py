@@ -209,7 +209,8 @@ class Comparison(SampleRun):
             "text_tokens": (by_case, np.array([text_counts], np.float32)),
         }
         toy = any(method.subject.toy for method in self.methods)
-        attrs = {"benchmark": self.task.benchmark.name, "toy": toy}
+        attrs = self.methods[0].subject.provenance()
+        attrs |= {"benchmark": self.task.benchmark.name, "toy": toy}
         return about(sample).assign(variables).assign_coords(self._cases()).assign_attrs(attrs)
 
     def _cases(self) -> dict[str, Any]:

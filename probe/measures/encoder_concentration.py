@@ -44,7 +44,7 @@ SCHEMA = {
     "top_share": _number("view layer k", "fraction", "attention that the k best patches hold"),
     "gini": _number("view layer", "1", "Gini coefficient of the heads' mean"),
     "head_gini": _number("view layer head", "1", "Gini coefficient of each head"),
-    "entropy": _number("view layer", "nats", "entropy over patches of the heads' mean"),
+    "entropy": _number("view layer", "nat", "entropy over patches of the heads' mean"),
     "class_share": _number("view layer", "fraction", "attention on the class token"),
     "received": _number("view layer patch", "fraction", "attention over patches, head mean"),
     "kept_from_last": _number(
@@ -108,12 +108,13 @@ def concentration(
     }
     attrs = provenance(
         subject,
+        kind="concentration",
         patch_count=patches,
         best=BEST,
         read_layer=read_layer,
-        weights="from the class token"
+        attention_of="the class token"
         if cls_tokens(subject.model)
-        else "received, mean over positions",
+        else "all positions, their mean",
     )
     return dataset("concentration", arrays, SCHEMA, {"k": list(top)}, attrs)
 
@@ -156,10 +157,13 @@ def _attention(
 
     inputs = subject.encode(image, "?")
     pixels = {name: inputs[name] for name in ("pixel_values", "image_sizes") if name in inputs}
-    features: Any = subject.model.get_image_features
+    features: Any = getattr(subject.model, "get_image_features", None)
     finite = finite_states("concentration", subject.model, ["vision"])
     with finite, tap(stack.attention, observe), torch.no_grad():
-        features(**pixels)
+        if features is None:  # LLaVA-Mini: only a whole forward runs the encoder
+            subject.model(**inputs)
+        else:
+            features(**pixels)
     return torch.stack([by_layer[name] for name in order], 1).double().numpy()
 
 

@@ -26,7 +26,7 @@ the paper does; `layers=` and records count from 0, as code does.
 
 | file | what |
 |---|---|
-| `by_layer.py` | `mass`, `entropy`: lines over layers |
+| `by_layer.py`, `type_lines.py` | `mass`, `entropy`: lines over layers |
 | `by_head.py` | `heads`: layer x head |
 | `on_image.py` | `heatmaps`: patches over the image |
 | `compressor_map.py` | `compression`: the compressor's queries over the image |

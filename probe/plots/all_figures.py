@@ -17,8 +17,8 @@ from probe.plots.style import heading, title, unmanaged
 from probe.plots.sweep import depth, dropped, readings, swaps
 from probe.records import node
 
-_A_ROW = 3  # figures on the overview
-_SMALL, _DPI = 5.0, 130  # width of one in inches, and its resolution
+_PAGE, _TITLE, _NAME, _GAP = 15.0, 0.7, 0.45, 0.15  # inches of the overview and of its parts
+_SCALE, _DPI = 0.65, 130  # of the figures on it, and their resolution
 _PAIRS = 10  # lines that can be told apart
 _SAME = 1e-5  # values that differ by less are equal
 
@@ -52,23 +52,41 @@ def main_figures(record: xr.DataTree, sample: int | str = 0) -> dict[str, Figure
 
 
 def _overview(drawn: dict[str, Figure], record: xr.DataTree) -> Figure:
-    """A page of figures, three in a row, each as an image under its name."""
+    """A page of figures, all at one scale, each as an image under its name."""
     images = {name: _rendered(figure) for name, figure in drawn.items()}
-    rows = [list(images)[start : start + _A_ROW] for start in range(0, len(images), _A_ROW)]
-    heights = [max(len(images[name]) / images[name].shape[1] for name in row) for row in rows]
-    size = (_A_ROW * _SMALL, sum(heights) * _SMALL + 0.3 * len(rows) + 0.5)
-    page = Figure(figsize=size, layout="constrained")
-    axes = page.subplots(len(rows), _A_ROW, squeeze=False, height_ratios=heights)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for row, names in zip(axes, rows, strict=True):
-        for axis, name in zip(row, names, strict=False):
-            axis.imshow(images[name], interpolation="antialiased")
-            axis.set_anchor("N")
+    inches = {name: np.array(image.shape[1::-1]) / _DPI * _SCALE for name, image in images.items()}
+    rows = _rows({name: float(size[0]) for name, size in inches.items()})
+    heights = [max(float(inches[name][1]) for name in row) + _NAME for row in rows]
+    page = Figure(figsize=(_PAGE, sum(heights) + _TITLE))
+    width, height = page.get_size_inches()
+    top = height - _TITLE
+    for row, row_height in zip(rows, heights, strict=True):
+        left = 0.0
+        for name in row:
+            own_width, own_height = inches[name]
+            bottom = top - _NAME - own_height
+            place = (left / width, bottom / height, own_width / width, own_height / height)
+            axis = page.add_axes(place)
+            axis.set_axis_off()
+            axis.imshow(images[name], interpolation="antialiased", aspect="auto")
             title(axis, name)
+            left += own_width + _GAP
+        top -= row_height
     model = next(iter(labelled(record, "plots.main_figures")))
     heading(page, f"{model}: the other figures of this record (plots.figures draws them all)")
     return page
+
+
+def _rows(widths: dict[str, float]) -> list[list[str]]:
+    """Names in rows that are not wider than the page, in their order."""
+    rows, room = [[]], _PAGE
+    for name, width in widths.items():
+        if rows[-1] and width > room:
+            rows.append([])
+            room = _PAGE
+        rows[-1].append(name)
+        room -= width + _GAP
+    return rows
 
 
 def _rendered(figure: Figure) -> np.ndarray:
@@ -87,13 +105,13 @@ def _of_stack(record: xr.DataTree, sample: int | str, stack: str) -> dict[str, A
         # one layer and only patches: lines over layers and types would say nothing
         return {"compression": compression(record, sample)} if on_image else {}
     drawn: dict[str, Axes | Figure] = {}
-    keys = _key_types(measured)
     for value in ("mass", "share", "lift", "contribution"):
         if value == "share" and _equal(measured, "mass", "share"):
             continue  # every query sees the image: the figure would be that of mass
         if value in measured and bool(measured[value].notnull().any()):
-            drawn[value] = mass(record, stack, value, key_types=keys)
+            drawn[value] = mass(record, stack, value)
     if "entropy" in measured and "head_entropy" in measured:
+        keys = _key_types(measured)
         drawn["entropy"] = entropy(record, stack, key_types=keys)
     if "entropy_ratio" in measured and "head_entropy_ratio" in measured:
         drawn["entropy-ratio"] = entropy(record, stack, ratio=True, key_types=keys)

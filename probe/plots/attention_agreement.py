@@ -14,6 +14,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator
 
 from probe.errors import ProbeError, one_of
 from probe.plots.attribution_map import attributions, draw_attribution, draw_regions, map_reach
@@ -26,6 +27,7 @@ from probe.plots.style import (
     LIGHT_GREY,
     PURPLE,
     RIGHT,
+    below,
     caption,
     figure_of,
     finish,
@@ -182,6 +184,8 @@ def _layers(axis: Axes, table: xr.Dataset, reference: str) -> None:
     lines: dict[str, np.ndarray] = {}  # label -> values
     for name in table["measure"].values.tolist():
         values = table["by_layer"].sel(measure=name).values
+        if np.isnan(values).all():
+            continue
         equal = [other for other, drawn in lines.items() if _same(drawn, values)]
         if equal:
             lines[f"{equal[0]} = {name}"] = lines.pop(equal[0])
@@ -203,6 +207,7 @@ def _layers(axis: Axes, table: xr.Dataset, reference: str) -> None:
         axis,
         text,
         layers=len(layers),
+        xlim=(0.5, len(layers) + 0.5),
         ylim=(-1.05, 1.05),
         xlabel=layer_label("llm"),
         ylabel="Spearman's rank correlation",
@@ -234,7 +239,7 @@ def _deletion(axis: Axes, curves: xr.Dataset | None) -> None:
     text = f"highest first: removed (solid), inserted (dashed)\nbaseline {curves.attrs['baseline']}"
     ylabel = "log-probability of the answer (nat)"
     finish(axis, text, xlabel="regions removed or inserted (%)", ylabel=ylabel)
-    legend(axis)
+    legend(axis, ncols=2, **below(axis))
 
 
 def _correlations_of_heads(
@@ -256,11 +261,16 @@ def _correlations_of_heads(
             alpha=0.6,
             label=f"{name} ({len(known)} heads)",
         )
+    if not any(len(patches) for patches in axis.containers):
+        axis.set_axis_off()
+        title(axis, "no head can be compared:\nthe LLM has no token of these regions")
+        return
     axis.axvline(0, color=GREY, linewidth=0.8)
     text = "all heads of all layers" + (", also with shuffled weights" if len(groups) > 1 else "")
     xlabel = f"rank correlation of a head's {measure} with the attribution"
     finish(axis, text, xlabel=xlabel, ylabel="heads", xlim=(-1, 1))
-    legend(axis)
+    axis.xaxis.set_major_locator(MultipleLocator(0.5))
+    legend(axis, **RIGHT)
 
 
 def _note(table: xr.Dataset, first: xr.Dataset, names: list[str]) -> str:

@@ -60,14 +60,19 @@ def attribution(dataset: Any, image: int = 0, *, ax: Any = None) -> Figure:
             continue
         draw_attribution(map_axis, one, image, reach)
         method, baseline = one.attrs["method"], f"baseline {one.attrs['baseline']}"
-        label = method if name == method else f"{name}: {method}"
-        title(map_axis, f"{label if len(named) > 1 else method}\n{baseline}")
+        says_method = len(named) == 1 or name.replace(" ", "_").lower() == method
+        label = _readable(method) if says_method else f"{name}: {_readable(method)}"
+        title(map_axis, f"{label}\n{baseline}")
     floor = f"{_floor(named.values()):.2g} nat (1 % of the largest effect in the figure)"
     scale = f"one scale for all maps, one for all bars, each at least to {floor}"
     models = ", ".join(dict.fromkeys(str(one.attrs["model"]) for one in named.values()))
     lines = [models, *(_summary(one) for one in named.values()), scale]
     caption(axes, lines, named, own=ax is None)
     return figure_of(axes)
+
+
+def _readable(method: str) -> str:
+    return method.replace("_", " ")
 
 
 def attributions(dataset: Any, called: str) -> dict[str, xr.Dataset]:

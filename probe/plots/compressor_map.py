@@ -19,7 +19,7 @@ from matplotlib.gridspec import SubplotSpec
 
 from probe.plots.arguments import Records, one_record, sample_index
 from probe.plots.on_image import views
-from probe.plots.patches import View, draw_patches, log_scale, preprocessing, show_image
+from probe.plots.patches import LOG_BAR, View, draw_patches, log_scale, preprocessing, show_image
 from probe.plots.style import SMALL_TITLE, caption, figure_of, heading, panels, styled
 from probe.records import node
 
@@ -70,7 +70,8 @@ def compression(
             axis.set_title(text, fontsize=7 if number else SMALL_TITLE)
     figure = figure_of(axes)
     scale = f"attention to a patch, head mean\n(fraction; log, floor {norm.vmin:.2g})"
-    bar = figure.colorbar(axes[0, 0].collections[0], extend="min", **place)
+    bar = figure.colorbar(axes[0, 0].collections[0], **LOG_BAR, **place)
+    bar.minorticks_off()
     bar.set_label(scale, fontsize=8)
     if ax is None:
         several = measured.sizes["sample"] > 1

@@ -144,6 +144,7 @@ def conventions(record: Any, stack: str = "llm") -> Figure:
                 axis.set_axis_off()
             else:
                 fading += _draw(axis, curve, "\n".join(column) if axis in axes[0] else "")
+        _same_scale(row)
         row[0].set_ylabel(VALUES[value])
     for axis in axes[-1]:
         axis.set_xlabel(layer_label(stack))
@@ -175,3 +176,9 @@ def _draw(axis: Axes, curve: Float[np.ndarray, "layer head"], text: str) -> bool
     top = 1.35 * float(np.nanmax(curve)) or 1  # room for the note
     finish(axis, text, layers=len(curve), ylim=(0, top))
     return fades
+
+
+def _same_scale(row: np.ndarray) -> None:
+    top = max(axis.get_ylim()[1] for axis in row)
+    for axis in row:
+        axis.set_ylim(0, top)

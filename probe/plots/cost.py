@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import ScaledTranslation
 
 from probe.errors import ProbeError
 from probe.plots.arguments import require
@@ -27,8 +26,8 @@ from probe.plots.style import (
     DASHED,
     LOOKS,
     SKY,
+    below,
     caption,
-    figure_of,
     finish,
     legend,
     looks,
@@ -91,15 +90,7 @@ def flops(
             markersize=13,
             label="without attention's own products",
         )
-    # a fixed distance below the axis' label, however high the axes are
-    below = ScaledTranslation(0, -0.55, figure_of(axis).dpi_scale_trans)
-    legend(
-        axis,
-        bbox_transform=axis.transAxes + below,
-        ncols=3,
-        loc="upper left",
-        bbox_to_anchor=(0, 0),
-    )
+    legend(axis, ncols=3, **below(axis))
     _caption(costs, axis, ax is None)
     return axis
 

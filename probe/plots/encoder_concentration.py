@@ -25,6 +25,7 @@ from probe.plots.style import (
     BLACK,
     GREY,
     Look,
+    below,
     caption,
     figure_of,
     finish,
@@ -54,7 +55,7 @@ def concentration(dataset: xr.Dataset, *, ax: Any = None) -> Figure:
     ProbeError for anything else.
     """
     dataset = require(dataset, "top_share", "plots.concentration", _MADE_BY)
-    axes = panels(ax, 1, 3, (3.5, 3.1), "plots.concentration")
+    axes = panels(ax, 1, 3, (3.5, 3.6), "plots.concentration")
     patches, read = int(dataset.attrs["patch_count"]), int(dataset.attrs["read_layer"]) + 1
     best = max(1, round(float(dataset.attrs["best"]) * patches))
     top = {f"{k} of {patches}": dataset["top_share"].sel(k=k) for k in dataset["k"].values.tolist()}
@@ -85,7 +86,7 @@ def concentration(dataset: xr.Dataset, *, ax: Any = None) -> Figure:
         axes[0, 0].axhline(k / patches, **_REFERENCE | {"color": look.color})
     axes[0, 2].axhline(best / patches, label="by chance", **_REFERENCE)
     for axis in axes.flat:
-        legend(axis, loc="best")
+        legend(axis, **below(axis))
     return _with_caption(axes, dataset, ax is None)
 
 
@@ -160,6 +161,6 @@ def _histogram(axis: Axes, weights: Float[np.ndarray, " patch"], layer: int, loo
 def _with_caption(axes: np.ndarray, dataset: xr.Dataset, own: bool) -> Figure:
     attrs = dataset.attrs
     views = f"{dataset.sizes['view']} views of {attrs['patch_count']} patches"
-    note = f"{attrs['model']}: attention {attrs['weights']}, {views}"
+    note = f"{attrs['model']}: attention of {attrs['attention_of']}, {views}"
     caption(axes, [note], {str(attrs["model"]): dataset}, own)
     return figure_of(axes)

@@ -158,7 +158,7 @@ def lens_curves(dataset: Any, *, ax: Any = None) -> Axes:
             linestyle=DASHED,
             marker="s",
         )
-    text = "When is the answer there? Layer outputs through the model's own norm and head"
+    text = "When is the answer there?\nLayer outputs through the model's own norm and head"
     finish(
         axis,
         text,

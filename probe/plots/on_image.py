@@ -14,7 +14,6 @@ import xarray as xr
 from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from probe.errors import ProbeError, one_of
 from probe.plots.arguments import (
@@ -26,6 +25,7 @@ from probe.plots.arguments import (
     sample_index,
 )
 from probe.plots.patches import (
+    LOG_BAR,
     View,
     draw_patches,
     log_scale,
@@ -125,11 +125,9 @@ def heatmaps(
         ax=used if ax is not None else figure.axes,
         location="bottom",
         label=scale,
-        extend="min",
         shrink=0.7,
         aspect=40,
-        ticks=LogLocator(subs=(1, 2, 5)),
-        format="{x:g}",
+        **LOG_BAR,
     )
     bar.minorticks_off()
     if ax is None:

@@ -6,6 +6,7 @@ image was fitted to the encoder: patches on the bars of a padded image lie outsi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator
 
 from probe.errors import ProbeError
 
@@ -148,6 +150,13 @@ def _between_two_parts(values: Float[np.ndarray, " value"]) -> float | None:
 def outlined(width: float) -> list[withStroke]:
     """A black outline that keeps marks and words legible on any colour."""
     return [withStroke(linewidth=width, foreground="black")]
+
+
+LOG_BAR: dict[str, Any] = {  # of the colour bar of such a scale: plain numbers, not too many
+    "extend": "min",
+    "ticks": LogLocator(subs=(1, 2, 5)),
+    "format": "{x:g}",
+}
 
 
 def log_scale(views: Sequence[View], floor: float | None, called: str) -> LogNorm:

@@ -25,9 +25,11 @@ from probe.plots.style import (
     DOTTED,
     GREY,
     Look,
+    below,
     caption,
     figure_of,
     finish,
+    heading,
     legend,
     looks,
     panels,
@@ -80,7 +82,7 @@ def reductions(
         _draw_published(axes[0], read_published(published), published_tokens, families)
     xlabel = f"vision tokens of an LLM layer ({unit})"
     finish(axes[0], "Accuracy against vision tokens", xlabel=xlabel, ylabel=ylabel)
-    legend(axes[0], loc="upper left", bbox_to_anchor=(0, -0.16), ncols=3)
+    legend(axes[0], ncols=3, **below(axes[0]))
     if latency is not None:
         times = 1e3 * latency.sel(case=table["method"].values)
         quartiles = {
@@ -92,6 +94,8 @@ def reductions(
         finish(axes[1], "and against time", xlabel=xlabel, ylabel=ylabel)
     for axis in axes:
         axis.margins(x=0.06)
+    if ax is None:
+        heading(figure_of(axes), f"Fewer vision tokens · {answers.attrs.get('model', '')}")
     caption(axes, _notes(answers, table, latency, published), {"": answers}, ax is None)
     return figure_of(axes)
 

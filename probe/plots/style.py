@@ -22,6 +22,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from probe.errors import ProbeError
 
@@ -91,6 +92,14 @@ LOOKS = {
     "lift": Look(SKY, "s", DASHED),
     "received": Look(AMBER, "^", DOTTED),
     "contribution": Look(VERMILION, "D"),
+    # kinds of question of the tiny models' own task
+    "shape": Look(AMBER, "v", LONG_DASHES),
+    "colour": Look(VERMILION, "s", DASHED),
+    "at": Look(BLUE, "o"),
+    "where": Look(SKY, "P", (0, (12, 2))),
+    "count": Look(GREEN, "^", DOTTED),
+    "exist": Look(PURPLE, "D", DASH_DOT),
+    "caption": Look(DARK_GREY, "X", (0, (2, 2))),
     # components of a model
     "vision_encoder": Look(VERMILION, ""),
     "projector": Look(SKY, ""),
@@ -117,9 +126,9 @@ _SETTINGS: dict[Any, Any] = sns.axes_style("ticks") | {
     "lines.linewidth": 1.5,
     "lines.markersize": 4.5,
 }
-BELOW: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, -0.2)}  # where a legend goes
-RIGHT: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
+RIGHT: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}  # where a legend goes
 SMALL_TITLE = 9  # of a panel with an image
+_AXIS_LABEL = 0.55  # inches that ticks and label of a horizontal axis take
 
 _STACKS = {
     "llm": "LLM layer",
@@ -234,6 +243,13 @@ def legend(axis: Axes, handles: Mapping[str, Any] | None = None, **settings: Any
         text.set_parse_math(False)
 
 
+def below(axis: Axes) -> dict[str, Any]:
+    """Settings of a legend below the label of the horizontal axis, however high the Axes are."""
+    offset = ScaledTranslation(0, -_AXIS_LABEL, figure_of(axis).dpi_scale_trans)
+    place = {"loc": "upper left", "bbox_to_anchor": (0, 0)}
+    return place | {"bbox_transform": axis.transAxes + offset}
+
+
 def finish(axis: Axes, text: str, *, layers: int = 0, **settings: Any) -> None:
     """Title and labels, no frame above and to the right; with `layers`, x counts them from 1."""
     title(axis, text)
@@ -266,7 +282,7 @@ def caption(
     lines = [*dict.fromkeys(lines), *([_TOY + only] if toys else [])]
     figure, first = figure_of(axes), np.ravel(axes)[0]  # pyright: ignore
     width = figure.get_figwidth() * (1 if own else first.get_position().width)
-    text = "\n".join(part for line in lines for part in textwrap.wrap(line, int(width * 17)))
+    text = "\n".join(part for line in lines for part in textwrap.wrap(line, int(width * 16)))
     if own:
         figure.supxlabel(text, x=0.01, va="bottom", **_SMALL_PRINT)
     else:

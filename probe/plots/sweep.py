@@ -32,16 +32,17 @@ from probe.evaluation.drop_effects import (
 from probe.evaluation.headline import Headline
 from probe.plots.sample_mean import DRAWS
 from probe.plots.style import (
-    BELOW,
     BLACK,
     BLUE,
     DOTTED,
     GREY,
     VERMILION,
     Look,
+    below,
     caption,
     figure_of,
     finish,
+    heading,
     legend,
     looks,
     panels,
@@ -55,7 +56,6 @@ from probe.plots.sweep_curves import (
     draw_windows,
     estimates,
     finish_windows,
-    highest,
     in_units,
     no_windows,
     note,
@@ -63,13 +63,14 @@ from probe.plots.sweep_curves import (
     stack_of,
     value_axis,
     windows_of,
+    within,
 )
 from probe.records.bootstrap import bootstrap
 
 _PANEL = (5.4, 3.9)
 _ATTENTION_WIDTH = 3.6  # inches, right of Fig. 5
 _KINDS = 8  # kinds of question that have a line
-_LEGEND: dict[str, Any] = BELOW | {"handlelength": 3.2}
+_HANDLE = 3.2  # length of a line in a legend
 
 
 @styled()
@@ -113,16 +114,16 @@ def dropped(
     label, look = f"vision dropped ({name})", looks([name])[name]
     draw_windows(axis, table, windows, value, seed, look, label, shaded=True)
     finish_windows(axis, table, windows, value, "Vision tokens dropped in a window of layers")
-    legend(axis, ncols=2, **_LEGEND)
+    legend(axis, ncols=2, handlelength=_HANDLE, **below(axis))
     if attention is not None:
         images = table["image"].values
         _attention(axes[1], attention["share"], images, seed)
         finish(axes[1], "Attention on vision: share", ylim=(0, 1))
-        legend(axes[1])
         _attention(axes[2], attention["lift"], images, seed)
         axes[2].axhline(1, color=GREY, linewidth=0.8, zorder=0)
         axes[2].set_ylim(bottom=0)
         finish(axes[2], "lift (1: an even spread)", xlabel=f"{stack_of(table)} layer")
+        legend(axes[2], handlelength=_HANDLE, **below(axes[2]))
     caption(axes, [note(table, seed), significance(value)], {name: table}, ax is None)
     return axis
 
@@ -177,7 +178,7 @@ def readings(
         shift = width * ((position + 0.5) / len(tables) - 0.5)
         draw_windows(axis, table, windows_of(table, size), value, seed, look, name, shift=shift)
     finish_windows(axis, first, windows, value, "Every mode of dropping")
-    legend(axis, ncols=3, **_LEGEND)
+    legend(axis, ncols=3, handlelength=_HANDLE, **below(axis))
     caption(axis, [note(first, seed), significance(value)], tables, ax is None)
     return axis
 
@@ -221,7 +222,7 @@ def swaps(results: Any, size: int | None = None, *, seed: int = 0, ax: Any = Non
         xlabel="layers that read another image",
         ylabel="answers (%)",
     )
-    legend(axis, **_LEGEND)
+    legend(axis, handlelength=_HANDLE, **below(axis))
     caption(axis, [note(table, seed)], {"swap": table}, ax is None)
     return axis
 
@@ -264,12 +265,14 @@ def depth(
     _finish_depth(axes[0, 0], table, value, "Dropped from this layer to the last", layers + 1)
     _finish_depth(axes[0, 1], table, value, "Dropped from the first layer to this", 0)
     axes[0, 1].sharey(axes[0, 0])
-    legend(axes[0, 0], ncols=4, **_LEGEND)
+    legend(axes[0, 0], ncols=4, handlelength=_HANDLE, **below(axes[0, 0]))
     counts = [
         f"{kind}: {of_kind(table, kind).sizes['sample']}" for kind in kinds_of(table)[:_KINDS]
     ]
     lines = [f"how: {name}; {note(table, seed, 'the curve of all')}"]
     lines += [f"questions: {'; '.join(counts)}"] if counts else []
+    if ax is None:
+        heading(figure_of(axes), f"How deep vision is needed · {table.attrs.get('model', '')}")
     caption(axes, lines, {name: table}, ax is None)
     return figure_of(axes)
 
@@ -286,10 +289,7 @@ def _depth_curves(
         mean = np.nanmean(in_units(of_kind(table, kind), value)[:, cases], axis=0)
         axis.plot(x, mean, label=kind, linewidth=1.2, **look._asdict())
     every = curve(table, value, cases, seed)
-    low, high = every.low, every.high
-    if (top := highest(table, value)) is not None:
-        low, high = low.clip(0, top), high.clip(0, top)
-    shade(axis, x, low, high, BLACK)
+    shade(axis, x, *within(every, table, value), BLACK)
     axis.plot(x, every.estimate, color=BLACK, linewidth=2.2, label=ALL, zorder=4)
 
 

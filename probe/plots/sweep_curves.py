@@ -98,6 +98,16 @@ def highest(table: xr.Dataset, value: str) -> float | None:
     return 100 if value in PERCENT else None
 
 
+def within(interval: Interval, table: xr.Dataset, value: str) -> tuple[np.ndarray, np.ndarray]:
+    """The band between the lowest and the highest possible number."""
+    low, high = interval.low, interval.high
+    lowest = None if value == "gold_logprob" else 0
+    top = highest(table, value)
+    if lowest is None and top is None:
+        return low, high
+    return np.clip(low, lowest, top), np.clip(high, lowest, top)
+
+
 def significance(value: str) -> str:
     """What a filled point means, for a caption."""
     if value in DISTANCES:
@@ -141,9 +151,7 @@ def draw_windows(
     order = table["case"].values.tolist()
     cases = [order.index(name) for name in windows]
     interval, difference = (curve(table, value, cases, seed, paired=p) for p in (False, True))
-    low, estimate, high = interval.low, interval.estimate, interval.high
-    if (top := highest(table, value)) is not None:
-        low, high = low.clip(0, top), high.clip(0, top)
+    estimate, (low, high) = interval.estimate, within(interval, table, value)
     x, colour = middles(windows) + shift, look.color
     if shaded:
         shade(axis, x, low, high, colour)
