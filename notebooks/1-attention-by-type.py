@@ -36,6 +36,7 @@ if "PROBE_IMAGE" in os.environ or "PROBE_QUESTION" in os.environ:  # your own
     image = open_image(os.environ.get("PROBE_IMAGE", image))
     question, right = os.environ.get("PROBE_QUESTION", "Describe the image."), "not known"
 display(image)
+print(subject.name, "with weights", subject.provenance()["weights"])
 print(question, "->", subject.answer(image, question), f"(right: {right})")
 
 # %% [markdown]

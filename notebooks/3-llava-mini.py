@@ -42,6 +42,7 @@ image, question, right = sample_image(seed=0)
 if "PROBE_IMAGE" in os.environ or "PROBE_QUESTION" in os.environ:  # your own
     image = open_image(os.environ.get("PROBE_IMAGE", image))
     question, right = os.environ.get("PROBE_QUESTION", "Describe the image."), "not known"
+print(subject.name, "with weights", subject.provenance()["weights"])
 print(question, "->", subject.answer(image, question), f"(right: {right})")
 inputs = subject.encode(image, question)
 print(

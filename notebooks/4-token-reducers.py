@@ -34,6 +34,7 @@ if "PROBE_IMAGE" in os.environ or "PROBE_QUESTION" in os.environ:  # your own
     image = open_image(os.environ.get("PROBE_IMAGE", image))
     question, right = os.environ.get("PROBE_QUESTION", "Describe the image."), "not known"
 patches = int(subject.encode(image, question).types.vision.sum())
+print(subject.name, "with weights", subject.provenance()["weights"])
 print(f"{patches} vision tokens. {question} -> {subject.answer(image, question)} (right: {right})")
 
 # %% [markdown]

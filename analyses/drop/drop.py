@@ -37,6 +37,7 @@ from probe.subject.weights_hash import weights_hash
 
 HERE = Path(__file__).parent
 RUNS = Path("probe-out/analyses/drop")
+ALL_QUESTIONS = 1002  # on 167 images
 WINDOW = 2  # of 8 layers, as the paper's 4 of 32
 MODES = ("mask_frozen", "remove", "remove_for_good", "zero", "swap")
 
@@ -162,7 +163,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--questions", type=int, default=1002)
+    parser.add_argument(
+        "--questions", type=int, default=ALL_QUESTIONS, help="with fewer, only figures are made"
+    )
     parser.add_argument("--draw", action="store_true", help="only draw the newest run")
     parser.add_argument("--shard", default="1/1")
     options = parser.parse_args()
@@ -170,14 +173,17 @@ def main() -> None:
     number, count = map(int, options.shard.split("/"))
     newest = max(RUNS.glob("*"), key=lambda folder: folder.stat().st_mtime, default=RUNS)
     run = RunDirectory(newest) if options.draw else measured(task, (number, count))
-    if not run.todo(task.with_images):
-        write(load_run(run, task))
+    if run.todo(task.with_images):
+        return
+    found = load_run(run, task)
+    for name, figure in figures(found).items():
+        figure.savefig(HERE / f"{name}.png", dpi=120, bbox_inches="tight", facecolor="white")
+    if options.questions == ALL_QUESTIONS:
+        write(found)
 
 
 def write(found: xr.DataTree) -> None:
-    """Figures, tables and the numbers in README.md."""
-    for name, figure in figures(found).items():
-        figure.savefig(HERE / f"{name}.png", dpi=120, bbox_inches="tight")
+    """Tables, and the numbers in README.md."""
     accuracy = effects(found)
     accuracy.to_csv(HERE / "accuracy.csv", index=False, float_format="%.5g")
     attention(found).to_csv(HERE / "attention.csv", index=False)

@@ -60,14 +60,20 @@ def measure(subjects: dict[str, Any], folder: Path, options: argparse.Namespace)
             logits = answer_logits if name == LLAVA else fused_logits
             frame = evaluate(subject.model, subject.processor, options.images, logits=logits)
             frame[["image", "kind", "right"]].to_csv(right, index=False)
-        if not (record := folder / f"{name}.zarr.zip").exists():
-            probe.save_record(probe.measure_samples(subject, _samples(), progress=False), record)
+    measure_attention(subjects, folder)
     task = BenchmarkTask.read("shapes", limit=options.questions)
     for name, (model, cut, cases) in SWEEPS.items():
         if model in subjects:
             dropping = DropRun(subjects[model], task, {"mask": cases}, attention=False, **cut)
             with show_progress(name, len(task.samples)) as progress:
                 dropping.run(folder / "sweeps" / name, progress)
+
+
+def measure_attention(subjects: dict[str, Any], folder: Path) -> None:
+    """The record of each model that is not in the folder yet."""
+    for name, subject in subjects.items():
+        if not (record := folder / f"{name}.zarr.zip").exists():
+            probe.save_record(probe.measure_samples(subject, _samples(), progress=False), record)
 
 
 def _samples() -> list[probe.Sample]:
@@ -158,7 +164,6 @@ def _on_things(node: xr.Dataset, query: str) -> np.ndarray:
 
 def figures(folder: Path, sweeps: dict[str, xr.DataTree]) -> dict[str, Figure]:
     records = _records(folder)
-    both = {name: records[name] for name in (LLAVA, MINI)}
     minis = {name: record for name, record in records.items() if name != LLAVA}
     llm = {f"the LLM of {name}": (sweeps[name], 2) for name in (LLAVA, MINI)}
     if WITHOUT in sweeps:
@@ -168,13 +173,19 @@ def figures(folder: Path, sweeps: dict[str, xr.DataTree]) -> dict[str, Figure]:
         for name in ("words", "compressed token", "both")
     }
     return {
-        "attention-llm": probe.plots.mass(
-            both, value="share", query_types=["instruction", "response"]
-        ),
-        "attention-prefusion": _both_values(records[MINI]),
+        **attention_figures(records),
         "dropped-llm": _side_by_side(llm),
         "dropped-prefusion": _side_by_side(cut),
         "compression": _compression(minis),
+    }
+
+
+def attention_figures(records: dict[str, xr.DataTree]) -> dict[str, Figure]:
+    both = {name: records[name] for name in (LLAVA, MINI)}
+    queries = ["instruction", "response"]
+    return {
+        "attention-llm": probe.plots.mass(both, value="share", query_types=queries),
+        "attention-prefusion": _both_values(records[MINI]),
     }
 
 
@@ -265,8 +276,7 @@ def write(folder: Path, questions: int) -> None:
     task = BenchmarkTask.read("shapes", limit=questions)
     done = {name: path for name in SWEEPS if (path := folder / "sweeps" / name).exists()}
     sweeps = {name: load_run(RunDirectory(path), task) for name, path in done.items()}
-    for name, figure in figures(folder, sweeps).items():
-        figure.savefig(HERE / f"{name}.png", dpi=110, bbox_inches="tight")
+    save(figures(folder, sweeps))
     scores = accuracy(folder)
     scores.to_csv(HERE / "accuracy.csv", index=False, float_format="%.5g")
     of_sweeps = pd.concat([effects(found).assign(sweep=name) for name, found in sweeps.items()])
@@ -281,6 +291,11 @@ def write(folder: Path, questions: int) -> None:
     print(written)
 
 
+def save(drawn: dict[str, Figure]) -> None:
+    for name, figure in drawn.items():
+        figure.savefig(HERE / f"{name}.png", dpi=110, bbox_inches="tight", facecolor="white")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -291,9 +306,15 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=120, help="of the sweeps")
     parser.add_argument("--without", type=Path, help="folder of a model trained without pre-fusion")
     parser.add_argument("--draw", action="store_true", help="only figures and table")
+    parser.add_argument("--attention", action="store_true", help="only the figures of attention")
     options = parser.parse_args()
     subjects = {LLAVA: probe.load(LLAVA), MINI: probe.load(MINI)}
     folder = RUNS / weights_hash(subjects[MINI].model).removeprefix("sha256:")
+    if options.attention:
+        folder.mkdir(parents=True, exist_ok=True)
+        measure_attention(subjects, folder)
+        save(attention_figures(_records(folder)))
+        return
     if not options.draw:
         if options.without:
             subjects[WITHOUT] = probe.load(options.without)

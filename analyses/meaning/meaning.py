@@ -3,6 +3,8 @@ on known truth.
 
     python analyses/meaning/meaning.py                      # 16 drawn questions: some minutes
     python analyses/meaning/meaning.py --questions 48
+    python analyses/meaning/meaning.py --figures            # only the figures, of the first question
+    python analyses/meaning/meaning.py --draw               # the figures again, without a model
 
 Writes numbers.csv, figures and the tables of README.md beside this file. Shuffled weights: the same
 model, which knows nothing, asked to say the same answer.
@@ -26,6 +28,7 @@ from probe.plots.conventions import survey, trend
 from probe.records.rank_agreement import MEASURES, above_floor, rank_agreement
 
 HERE = Path(__file__).parent
+MEASURED = Path("probe-out/analyses/meaning")  # what the figures are drawn from
 KINDS = ("colour", "at", "where", "exist")
 METHODS = ("ablation", "shapley", "integrated_gradients", "gradient_x_attention")
 QUIET: dict[str, Any] = {"progress": False}
@@ -116,23 +119,53 @@ def known_truth() -> list[list[str]]:
 
 
 def conventions(subject: Any, questions: int) -> list[list[str]]:
-    """How vision's part goes with depth, in every convention; and the figure."""
-    samples = [
-        probe.Sample(str(seed), *sample_image(seed, KINDS[seed % len(KINDS)])[:2])
-        for seed in range(questions)
-    ]
-    record = probe.measure_samples(
-        subject, samples, types="fine", contribution=True, stacks=["llm"], progress=False
-    )
-    probe.plots.conventions(record).savefig(HERE / "conventions.png", dpi=100)
+    """How vision's part goes with depth, in every convention."""
     return [
         [
             *way,
             f"{float(trend(curve.mean(1))):+.2f}",
             f"{int((trend(curve) <= -0.5).sum())} of {curve.shape[1]}",
         ]
-        for way, curve in survey(record).items()
+        for way, curve in survey(fine_record(subject, questions)).items()
     ]
+
+
+def fine_record(subject: Any, questions: int) -> xr.DataTree:
+    samples = [
+        probe.Sample(str(seed), *sample_image(seed, KINDS[seed % len(KINDS)])[:2])
+        for seed in range(questions)
+    ]
+    return probe.measure_samples(
+        subject, samples, types="fine", contribution=True, stacks=["llm"], progress=False
+    )
+
+
+def example(subject: Any, blank: Any, questions: int) -> dict[str, Any]:
+    """What the figures are drawn from: every instrument on the first question, and the record of
+    all of them.
+    """
+    image, question, _ = sample_image(0, KINDS[0])
+    _, found, curves = one(subject, blank, 0)
+    said = found["ablation"]["token_id"].values.tolist()
+    return {
+        **found,
+        "curves": curves,
+        "control": probe.attribute(blank, image, question, said, **QUIET),
+        "lens": probe.logit_lens(subject, image, question, said),
+        "record": fine_record(subject, questions),
+    }
+
+
+def draw(measured: dict[str, Any]) -> None:
+    attributions = {name: measured[name] for name in ("ablation", "integrated gradients")}
+    references = {name: measured[name] for name in ("curves", "control")}
+    figures = {
+        "agreement": probe.plots.agreement(attributions, **references),
+        "lens": probe.plots.lens(measured["lens"], [0, 2, 4, 7]),
+        "conventions": probe.plots.conventions(measured["record"]),
+    }
+    for name, figure in figures.items():
+        figure.savefig(HERE / f"{name}.png", dpi=100, facecolor="white")
 
 
 def tables(numbers: pd.DataFrame, truth: list[list[str]], ways: list[list[str]]) -> str:
@@ -186,22 +219,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--questions", type=int, default=16)
+    parser.add_argument("--figures", action="store_true", help="measure and draw only the figures")
+    parser.add_argument("--draw", action="store_true", help="draw the figures from what is there")
     options = parser.parse_args()
+    if options.draw:
+        draw({file.name.split(".")[0]: probe.open_record(file) for file in MEASURED.iterdir()})
+        return
     warnings.filterwarnings("ignore", message="attribute: ")  # deltas are in the datasets
     subject = probe.load("tiny-llava")
     blank, rows = randomised(subject), []
+    measured = example(subject, blank, options.questions)
+    for name, dataset in measured.items():
+        probe.save_record(dataset, MEASURED / f"{name}.zarr.zip")
+    draw(measured)
+    if options.figures:
+        return
     for seed in range(options.questions):
-        row, found, curves = one(subject, blank, seed)
+        row, _, _ = one(subject, blank, seed)
         rows.append(row)
         print(seed, row["question"], f"{row['contribution, best layer']:.2f}", flush=True)
-        if seed == 0:
-            image, question, _ = sample_image(0, KINDS[0])
-            said = found["ablation"]["token_id"].values.tolist()
-            control = probe.attribute(blank, image, question, said, **QUIET)
-            figure = probe.plots.agreement(found, curves=curves, control=control)
-            figure.savefig(HERE / "agreement.png", dpi=100)
-            lens = probe.logit_lens(subject, image, question, said)
-            probe.plots.lens(lens, [0, 2, 4, 7]).savefig(HERE / "lens.png", dpi=100)
     numbers = pd.DataFrame(rows)
     numbers.to_csv(HERE / "numbers.csv", index=False, float_format="%.4g")
     written = tables(numbers, known_truth(), conventions(subject, options.questions))

@@ -71,11 +71,17 @@ def concentrated(subject: Subject, images: int = 100) -> xr.Dataset:
     return found
 
 
+def save(figures: dict[str, Any]) -> None:
+    for name, figure in figures.items():
+        figure.savefig(HERE / f"{name}.png", dpi=120, bbox_inches="tight", facecolor="white")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--questions", type=int, default=120)
+    parser.add_argument("--encoder", action="store_true", help="only the figures of the encoder")
     options = parser.parse_args()
     torch.set_num_threads(1)
     subject = probe.load("tiny-llava")
@@ -85,10 +91,11 @@ def main() -> None:
         "concentration": probe.plots.concentration(found),
         "softmax-gradient": probe.plots.softmax_gradient(found),
     }
+    save(figures)
+    if options.encoder:
+        return
     answers, costs = answered(subject, options.questions)
-    figures["reductions"] = probe.plots.reductions(answers, costs)
-    for name, figure in figures.items():
-        figure.savefig(HERE / f"{name}.png", dpi=120, bbox_inches="tight")
+    save({"reductions": probe.plots.reductions(answers, costs)})
     table = with_costs(method_scores(answers), costs)
     table.to_csv(HERE / "accuracy.csv", index=False, float_format="%.5g")
     print(

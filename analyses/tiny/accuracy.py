@@ -10,6 +10,7 @@ Writes accuracy-by-*.csv beside itself, and learning-curve.png and .svg from lea
 import argparse
 from pathlib import Path
 
+import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
@@ -21,7 +22,7 @@ from probe.models.tiny.scenes import sample_scene, stream
 from probe.models.tiny.training.evaluate import evaluate, frozen, summary
 from probe.models.tiny.training.stages import PATCH_ACCURACIES
 from probe.models.tiny.weights import recipe_of
-from probe.plots.style import looks
+from probe.plots.style import below, finish, heading, legend, looks, styled
 
 HERE = Path(__file__).parent
 TABLES = {
@@ -54,22 +55,21 @@ def tables(folder: Path, images: int) -> dict[str, pd.DataFrame]:
     return {name: summary(frame, by).sort_index(key=_order).round(4) for name, by in TABLES.items()}
 
 
+@styled()
 def learning_curve(log: pd.DataFrame) -> plt.Figure:
     """Stage 0 on the left (patches), stage 1 on the right (validation images), over optimiser
     steps.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, width_ratios=(1, 2))
-    for axes, stage, names in ((left, 0, PATCH_ACCURACIES), (right, 1, QUESTION_KINDS)):
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, width_ratios=(1, 2))
+    titles = ("0: patches learn words", "1: the model learns to answer")
+    for stage, names in enumerate((PATCH_ACCURACIES, QUESTION_KINDS)):
         part = log[log.stage == stage]
         for name, look in looks(names).items():
-            axes.plot(part.step, part[name], label=name, markersize=4, **look._asdict())
-        axes.set(
-            xlabel="step", title=("0: patches learn words", "1: the model learns to answer")[stage]
-        )
-        axes.legend(fontsize=8)
-    left.set_ylabel("accuracy on validation images")
-    figure.suptitle("tiny-llava (a toy model): learning curve")
-    figure.tight_layout()
+            axes[stage].plot(part.step, part[name], label=name, markevery=4, **look._asdict())
+        finish(axes[stage], titles[stage], xlabel="optimiser step", ylim=(-0.02, 1.02))
+        legend(axes[stage], ncols=2 + 2 * stage, handlelength=3.2, **below(axes[stage]))
+    axes[0].set_ylabel("accuracy on validation images (fraction)")
+    heading(figure, "How tiny-llava learned (a toy model: not a finding about LLaVA)")
     return figure
 
 
@@ -86,11 +86,14 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDERS["tiny-llava"])
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--draw", action="store_true", help="only the learning curve, from its csv")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name, table in tables(options.folder, options.images).items():
+    measured = {} if options.draw else tables(options.folder, options.images)
+    for name, table in measured.items():
         table.to_csv(options.out / f"accuracy-by-{name}.csv")
         print(table, end="\n\n")
     curve = learning_curve(pd.read_csv(HERE / "learning-curve.csv"))
-    for ending in ("png", "svg"):
-        curve.savefig(options.out / f"learning-curve.{ending}", dpi=150)
+    with matplotlib.rc_context({"svg.hashsalt": "probe"}):  # the same bytes each time
+        curve.savefig(options.out / "learning-curve.png", dpi=120)
+        curve.savefig(options.out / "learning-curve.svg", metadata={"Date": None})
