@@ -2,6 +2,7 @@
 
     python analyses/figures.py           # measures (two minutes on a CPU) and draws
     python analyses/figures.py --draw    # draws again from what was measured, without a model
+    python analyses/figures.py --test    # measures less, into tests/golden/figures
 
 What is measured goes to probe-out/analyses/figures, a small file for each dataset; the figures and
 `figures.md` go beside this file. `tests/plots/test_layout.py` draws the same figures of both models
@@ -31,11 +32,12 @@ from probe.records.io import read_part, write_part
 HERE = Path(__file__).parent
 FIGURES = HERE / "figures"
 MEASURED = Path("probe-out/analyses/figures")
+OF_TEST = HERE.parent / "tests" / "golden" / "figures"
 MODELS = ("tiny-llava", "tiny-llava-mini")
 QUESTIONS = 18  # on three images
 DPI = 100
-RECORDS = ("record", "fine", "lens", "attribution", "gradients", "curves", "concentration")
-OF_RUNS = ("drop", "answers")
+DATASETS = ("lens", "attribution", "gradients", "curves", "concentration")
+OF_SAMPLES = ("record", "fine", "drop", "answers")
 COSTS = ("cost", "answers-cost")
 
 Data = dict[str, Any]
@@ -176,31 +178,31 @@ def comparisons(data: Data, of_models: dict[str, Data]) -> dict[str, Callable[[]
     }
 
 
-def save(data: Data, name: str) -> None:
+def save(data: Data, name: str, folder: Path = MEASURED) -> None:
     """A file for each dataset: `{name}-{kind}` and the ending of how it is stored."""
-    MEASURED.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for kind, dataset in data.items():
-        path = MEASURED / f"{name}-{kind}"
+        path = folder / f"{name}-{kind}"
         if kind in COSTS:
             write_cost(dataset, path.with_suffix(".json"))
-        elif kind in OF_RUNS:
-            with TemporaryDirectory() as folder:
-                part = write_part(dataset, Path(folder))
+        elif kind in OF_SAMPLES:
+            with TemporaryDirectory() as parts:
+                part = write_part(dataset, Path(parts))
                 shutil.copyfile(part, f"{path}.zarr.zip")
         else:
             probe.save_record(dataset, f"{path}.zarr.zip")
 
 
-def opened(name: str) -> Data:
+def opened(name: str, folder: Path = MEASURED) -> Data:
     """What `save` wrote under this name."""
     data: Data = {}
-    for kind in (*RECORDS, *OF_RUNS, *COSTS):
-        path = MEASURED / f"{name}-{kind}"
+    for kind in (*DATASETS, *OF_SAMPLES, *COSTS):
+        path = folder / f"{name}-{kind}"
         archive, table = Path(f"{path}.zarr.zip"), path.with_suffix(".json")
         if table.exists():
             data[kind] = read_cost(table)
         elif archive.exists():
-            data[kind] = read_part(archive) if kind in OF_RUNS else probe.open_record(archive)
+            data[kind] = read_part(archive) if kind in OF_SAMPLES else probe.open_record(archive)
     return data
 
 
@@ -231,15 +233,25 @@ def write(shown: dict[str, Any]) -> None:
     (HERE / "figures.md").write_text("\n\n".join(parts) + "\n")
 
 
+def measure(folder: Path, questions: int, over: str) -> None:
+    """Measures both models, and the comparison, and saves everything in the folder."""
+    for model in MODELS:
+        save(measured(model, questions, over), model, folder)
+    save(compared(questions), "compared", folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--draw", action="store_true", help="only draw what was measured before")
-    if not parser.parse_args().draw:
-        for model in MODELS:
-            save(measured(model), model)
-        save(compared(), "compared")
+    parser.add_argument("--test", action="store_true", help="measure what the test draws, less")
+    options = parser.parse_args()
+    if options.test:
+        measure(OF_TEST, questions=3, over="grid")
+        return
+    if not options.draw:
+        measure(MEASURED, QUESTIONS, over="patches")
     of_models = {model: opened(model) for model in MODELS}
     drawn = drawings(of_models["tiny-llava-mini"]) | drawings(of_models["tiny-llava"])
     drawn |= comparisons(opened("compared"), of_models)

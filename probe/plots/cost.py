@@ -52,6 +52,7 @@ AGAINST = {  # coordinate -> (label, unit, what is the same in all points of a l
 }
 _UNITS = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
 _BAR = 0.68  # height
+_WIDE = 20  # highest ÷ lowest value of a logarithmic axis
 
 
 @styled()
@@ -248,11 +249,13 @@ def _lines(
     lines = _series(costs, against)
     every = np.concatenate(list(lines.values()))
     x, y = costs[against].values, values.values
-    scale, letter = _scale(y[every]) if spread is None else (1.0, "")
+    wide = _is_wide(y[every])
+    scaled_by = np.sort(y[every])[:1] if wide else y[every]  # 15 to 3,300 GB, not 0.015 to 3.3 TB
+    scale, letter = _scale(scaled_by) if spread is None else (1.0, "")
     for (model, cases), look in zip(lines.items(), looks(lines).values(), strict=True):
         errors = None if spread is None else spread.values[cases]
         axis.errorbar(x[cases], y[cases] / scale, errors, label=model, **look._asdict())
-    _logarithmic_if_wide(axis, x[every], y[every])
+    _scales(axis, _is_wide(x[every]), wide)
     name, x_unit, _ = AGAINST[against]
     finish(axis, f"{text} against {name}", xlabel=name + x_unit, ylabel=letter + unit)
     legend(axis)
@@ -260,13 +263,19 @@ def _lines(
     return axis
 
 
-def _logarithmic_if_wide(axis: Axes, x: np.ndarray, y: np.ndarray) -> None:
-    if x.max() > 20 * x.min() > 0:
+def _is_wide(values: np.ndarray) -> bool:
+    """Whether values span more than a factor of 20."""
+    return bool(values.max() > _WIDE * values.min() > 0)
+
+
+def _scales(axis: Axes, wide_x: bool, wide_y: bool) -> None:
+    """Logarithmic scales where they are wide, with plain numbers; otherwise y begins at 0."""
+    if wide_x:
         axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:g}")
-    if y.max() > 20 * y.min() > 0:
+        axis.xaxis.set_major_formatter("{x:,.10g}")
+    if wide_y:
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_major_formatter("{x:,.10g}")
     else:
         axis.set_ylim(bottom=0)
 

@@ -33,7 +33,8 @@ def sheet():
 
 @pytest.fixture(scope="module")
 def measured(sheet):
-    return {model: sheet.measured(model, questions=3, over="grid") for model in MODELS}
+    """What was measured on each model, from small files (`python analyses/figures.py --test`)."""
+    return {model: sheet.opened(model, sheet.OF_TEST) for model in MODELS}
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +64,7 @@ def test_nothing_overlaps_and_nothing_is_cut_off(sheet, measured, model):
 
 
 def test_figures_of_several_models_do_not_either(sheet, measured):
-    drawn = sheet.comparisons(sheet.compared(questions=3), measured)
+    drawn = sheet.comparisons(sheet.opened("compared", sheet.OF_TEST), measured)
     assert faults_of(drawn) == {}
 
 

@@ -205,9 +205,13 @@ def test_a_legend_of_many_pairs_names_types_instead():
     mass = np.where(counts, 1 / counts.sum(1, keepdims=True), np.nan)
     node = {"query_type": FINE, "key_type": FINE, "mass": np.broadcast_to(mass, (1, 2, 3, 6, 6))}
     node |= {"query_count": counts[None], "key_count": np.ones((1, 6))}
-    axis = plots.mass(assemble({"sample": ["a"]}, {"llm": node}, {}))
+    record = assemble({"sample": ["a"]}, {"llm": node}, {})
+    axis = plots.mass(record, ax=plt.subplots()[1])
     assert len(lines(axis)) == 21
-    named = [text.get_text() for text in axis.get_legend().texts]
+    entries = dict(zip(axis.get_legend().texts, axis.get_legend().legend_handles, strict=True))
+    dashes = {str(one._dash_pattern) for text, one in entries.items() if "→" == text.get_text()[-1]}
+    assert len(dashes) == len(FINE)
+    named = [text.get_text() for text in entries]
     assert sorted(named) == sorted([f"→ {name}" for name in FINE] + [f"{name} →" for name in FINE])
 
 
