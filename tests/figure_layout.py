@@ -114,9 +114,11 @@ def _legends_over_curves(figure: Figure) -> list[str]:
 
 def _crossed(axes: Axes, box: Bbox) -> bool:
     """Whether a line of the Axes, between its points too, enters the box."""
+    inside = Bbox.intersection(box, axes.bbox)
+    if inside is None or not inside.width or not inside.height:
+        return False
     paths = [line.get_transform().transform_path(line.get_path()) for line in axes.lines]
-    visible = [path.clip_to_bbox(axes.bbox) for path in paths if len(path.vertices)]
-    return any(path.intersects_bbox(box, filled=False) for path in visible if len(path.vertices))
+    return any(path.intersects_bbox(inside, filled=False) for path in paths if len(path.vertices))
 
 
 def _contrast(one: tuple, other: tuple) -> float:

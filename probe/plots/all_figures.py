@@ -110,8 +110,8 @@ def _of_stack(record: xr.DataTree, sample: int | str, stack: str) -> dict[str, A
             continue  # every query sees the image: the figure would be that of mass
         if value in measured and bool(measured[value].notnull().any()):
             drawn[value] = mass(record, stack, value)
+    keys = _key_types(measured)
     if "entropy" in measured and "head_entropy" in measured:
-        keys = _key_types(measured)
         drawn["entropy"] = entropy(record, stack, key_types=keys)
     if "entropy_ratio" in measured and "head_entropy_ratio" in measured:
         drawn["entropy-ratio"] = entropy(record, stack, ratio=True, key_types=keys)

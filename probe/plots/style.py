@@ -127,7 +127,7 @@ _SETTINGS: dict[Any, Any] = sns.axes_style("ticks") | {
     "lines.markersize": 4.5,
 }
 RIGHT: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}  # where a legend goes
-SMALL_TITLE = 9  # of a panel with an image
+SMALL_TITLE, _TITLE_LETTERS = 9, 11  # size over an image; letters in an inch of a figure's title
 _AXIS_LABEL = 0.55  # inches that ticks and label of a horizontal axis take
 
 _STACKS = {
@@ -227,7 +227,9 @@ def title(axis: Axes, text: str) -> None:
 
 
 def heading(figure: Figure, text: str) -> None:
-    """A title above all panels."""
+    """A title above all panels, in lines that are not wider than the figure."""
+    width = int(figure.get_figwidth() * _TITLE_LETTERS)
+    text = "\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, width))
     figure.suptitle(text, x=0.01, ha="left", parse_math=False)
 
 
@@ -246,8 +248,8 @@ def legend(axis: Axes, handles: Mapping[str, Any] | None = None, **settings: Any
 def below(axis: Axes) -> dict[str, Any]:
     """Settings of a legend below the label of the horizontal axis, however high the Axes are."""
     offset = ScaledTranslation(0, -_AXIS_LABEL, figure_of(axis).dpi_scale_trans)
-    place = {"loc": "upper left", "bbox_to_anchor": (0, 0)}
-    return place | {"bbox_transform": axis.transAxes + offset}
+    under = axis.transAxes + offset
+    return {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": under}
 
 
 def finish(axis: Axes, text: str, *, layers: int = 0, **settings: Any) -> None:

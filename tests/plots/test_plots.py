@@ -209,7 +209,7 @@ def test_a_legend_of_many_pairs_names_types_instead():
     axis = plots.mass(record, ax=plt.subplots()[1])
     assert len(lines(axis)) == 21
     entries = dict(zip(axis.get_legend().texts, axis.get_legend().legend_handles, strict=True))
-    dashes = {str(one._dash_pattern) for text, one in entries.items() if "→" == text.get_text()[-1]}
+    dashes = {str(one._dash_pattern) for text, one in entries.items() if text.get_text()[-1] == "→"}
     assert len(dashes) == len(FINE)
     named = [text.get_text() for text in entries]
     assert sorted(named) == sorted([f"→ {name}" for name in FINE] + [f"{name} →" for name in FINE])
