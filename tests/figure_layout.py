@@ -2,7 +2,7 @@
 bars that lie on each other, are cut off, or hide what is drawn.
 
 >>> import matplotlib.pyplot as plt
->>> figure, axis = plt.subplots(figsize=(3, 2))
+>>> figure, axis = plt.subplots(figsize=(3, 2), layout="constrained")
 >>> _ = axis.text(0.5, 0.5, "one"), axis.text(0.5, 0.5, "two")
 >>> faults(figure)
 ["'one' and 'two' overlap"]

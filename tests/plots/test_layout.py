@@ -82,7 +82,7 @@ def test_every_public_plot_is_among_them(sheet, measured):
 
 def record_of(width, height, **options):
     """A planted record whose images have this size."""
-    record = planted_record(1, stacks=["llm"], layers=8, **options)
+    record = planted_record(1, stacks=["llm"], layers=4, **options)
     root = record.to_dataset().drop_vars(["images", "image_size"]).drop_dims("y", errors="ignore")
     images = options.get("images", 1)
     root = root.assign(
