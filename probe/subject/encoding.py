@@ -135,6 +135,7 @@ class PromptEncoder:
         image_token = image_token_id(self.model)
         tensors, grid, patches = self._located(tensors, [image.size for image in images], video)
         ids = tensors["input_ids"][0].numpy()
+        self._check_embedded(ids[ids != image_token])
         roles = expanded(self._roles(rendering, ids, image_token), ids, image_token)
         if "fuse_mask" in inspect.signature(self.model.forward).parameters:
             # generated tokens would not be fused, so the response must not be
@@ -151,6 +152,17 @@ class PromptEncoder:
             vocabulary=self.vocabulary,
             frames=[(len(images),) if video else (1,) * len(images)],
         )
+
+    def _check_embedded(self, ids: np.ndarray) -> None:
+        """Raises ProbeError for a tokenizer with more words than the model."""
+        largest = int(ids.max(initial=0))
+        if largest >= self.vocabulary.size:
+            raise ProbeError(
+                "processor",
+                expected=f"ids below {self.vocabulary.size}, as many as the model embeds",
+                got=f"{largest}, {self.processor.tokenizer.decode([largest])!r}",
+                fix="take the tokenizer of this model, or resize its embeddings",
+            )
 
     def _located(
         self, tensors: Mapping[str, Any], sizes: Sequence[Size], video: bool = False

@@ -17,7 +17,8 @@ from probe.hooks.model_structure import image_token_id, max_positions
 from probe.subject.inputs import Inputs, TokenizerInfo
 
 # A checkpoint's own sampling options would only make transformers warn that they are not used
-GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+ONE_ANSWER = {"num_return_sequences": 1, "return_dict_in_generate": False}  # whatever it saved
 
 
 def generate_ids(
@@ -45,7 +46,7 @@ def generate_ids(
     width = inputs["input_ids"].shape[1]
     check_length(model, width + 1)
     room = (max_positions(model) or width + max_new_tokens) - width
-    defaults: dict[str, Any] = {"suppress_tokens": [image_token_id(model)]}
+    defaults: dict[str, Any] = ONE_ANSWER | {"suppress_tokens": [image_token_id(model)]}
     processors = [_NumbersOnly(), *(generate.get("logits_processor") or ())]
     options = {"logits_processor": LogitsProcessorList(processors)}
     if not generate.get("do_sample"):

@@ -304,3 +304,30 @@ def test_types_partition_whatever_is_said(name, earlier, question, pictures, res
     np.testing.assert_array_equal(paper.mask("response"), masks[FINE.index("response")])
     if response is None and turns == "last":
         assert not paper.mask("response").any()
+
+
+def test_what_a_checkpoint_saved_for_generating_does_not_change_one_greedy_answer():
+    model, processor = models.llava15()
+    subject, image = load(model, processor=processor), models.picture(0, 40, 40)
+    expected = subject.answer(image, "what?", 5)
+    saved = {
+        "do_sample": True,
+        "temperature": 5.0,
+        "num_beams": 3,
+        "num_return_sequences": 3,
+        "return_dict_in_generate": True,
+        "output_scores": True,
+        "use_cache": False,
+    }
+    for name, value in saved.items():
+        setattr(model.generation_config, name, value)
+    assert subject.answer(image, "what?", 5) == expected
+    assert isinstance(subject.answer(image, "what?", 5, num_beams=2), str)
+
+
+def test_a_tokenizer_of_more_words_than_the_model_is_one_line():
+    model, processor = models.llava15()
+    model.resize_token_embeddings(20)
+    told = "processor: expected ids below 20, as many as the model embeds, got .*resize"
+    with pytest.raises(ProbeError, match=told):
+        load(model, processor=processor).encode(None, "what is the meaning of it?")
