@@ -144,19 +144,15 @@ def measured(options: argparse.Namespace) -> dict[str, list[float]]:
         "attention": attention,
         "accuracy": answers,
     }
-    chosen = {name: run for name, run in runs.items() if options.part in ("", "one", "many")}
-    if options.part:
-        chosen = {
-            n: r
-            for n, r in runs.items()
-            if (n in ("attention", "accuracy")) == (options.part == "many")
-        }
+    many = ("attention", "accuracy")
+    part = {"one": [name for name in runs if name not in many], "many": many}
+    chosen = {name: runs[name] for name in part.get(options.part, runs)}
     runs["measure"]()  # warm
     out: dict[str, list[float]] = {name: [] for name in chosen}
     for _ in range(options.rounds):
         for name, run in chosen.items():
             took = seconds(run)
-            out[name].append(took * (scale if name in ("attention", "accuracy") else 1))
+            out[name].append(took * (scale if name in many else 1))
     return out
 
 
