@@ -27,7 +27,7 @@ def aspect_of(processor: Any) -> str:
         return "pad"
     if _edges(image_processor)[0] is None:
         return "squash"
-    return "crop" if image_processor.do_center_crop else "squash"
+    return "crop" if getattr(image_processor, "do_center_crop", False) else "squash"
 
 
 def padded_to_square(image: Image.Image, image_processor: Any) -> Image.Image:
@@ -48,7 +48,7 @@ def views(image_processor: Any, size: Size, aspect: str) -> Float[np.ndarray, "t
     if aspect != "pad":
         return _processed(image_processor, size)[None]
     side = max(size)
-    return within(_square(size), _processed(image_processor, (side, side)))[None]
+    return within(square_around(size), _processed(image_processor, (side, side)))[None]
 
 
 def sub_image_views(
@@ -60,7 +60,7 @@ def sub_image_views(
     processor_aspect = aspect_of(processor)
     if aspect == "pad" and processor_aspect != "pad":  # padded before it is divided
         side = max(size)
-        square = _square(size)
+        square = square_around(size)
         shown, limits = sub_image_views(processor, (side, side), processor_aspect, ratio)
         return within(square, shown), within(square, limits)
     width, height = size[0] // ratio, size[1] // ratio
@@ -101,7 +101,7 @@ def best_resolution(size: tuple[int, int], resolutions: Sequence[Sequence[int]])
     return height, width
 
 
-def _square(size: Size) -> np.ndarray:
+def square_around(size: Size) -> np.ndarray:
     """The square around an image that is padded."""
     width, height = size
     side = max(size)
@@ -111,7 +111,7 @@ def _square(size: Size) -> np.ndarray:
 
 def _processed(image_processor: Any, size: Size) -> np.ndarray:
     """The part of an image that is left after resizing and cropping."""
-    if not image_processor.do_center_crop:
+    if not getattr(image_processor, "do_center_crop", False):
         return WHOLE
     width, height = size
     shortest, (fixed_height, fixed_width) = _edges(image_processor)
@@ -129,7 +129,7 @@ def _processed(image_processor: Any, size: Size) -> np.ndarray:
 
 def _edges(image_processor: Any) -> tuple[Any, tuple[Any, Any]]:
     """The shortest edge that an image is resized to, or else (height, width)."""
-    size = dict(image_processor.size)
+    size = dict(getattr(image_processor, "size", None) or {})
     return size.get("shortest_edge"), (size.get("height"), size.get("width"))
 
 
@@ -146,7 +146,8 @@ def _tiles(image_processor: Any, size: Size) -> list[np.ndarray]:
         inner_height = canvas_height
     left, top = (canvas_width - inner_width) // 2, (canvas_height - inner_height) // 2
     crop_height = dict(image_processor.crop_size or {}).get("height")
-    tile = int(crop_height or _edges(image_processor)[0] or canvas_height)
+    shortest, (fixed_height, _) = _edges(image_processor)
+    tile = int(crop_height or shortest or fixed_height or canvas_height)
     corners = [
         (x - left, y - top)
         for y in range(0, canvas_height, tile)

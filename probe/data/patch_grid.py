@@ -31,6 +31,14 @@ class PatchGrid:
         """The arrays as variables of a dataset: `key_image`, ..., `key_box` for the name "key"."""
         return {f"{name}_{field.name}": getattr(self, field.name) for field in fields(self)}
 
+    def at(self, index: Int[np.ndarray, "chosen"]) -> "PatchGrid":
+        """The patches at `index`; -1 stands for a token that is not a patch."""
+        tile, row, col = (
+            np.where(index < 0, -1, axis[index]) for axis in (self.tile, self.row, self.col)
+        )
+        box = np.where(index[:, None] < 0, np.nan, self.box[index])
+        return PatchGrid(self.image[index], tile, row, col, box)
+
     @classmethod
     def join(cls, grids: "Sequence[PatchGrid]") -> "PatchGrid":
         """The grids of a sample's images, one after the other (an empty one for none)."""

@@ -2,19 +2,21 @@
 
 A tokenizer may merge the end of one role with the start of the next ("e" + " " before "USER:"): a
 token of two roles has the role of its last character. A processor replaces each image placeholder
-by as many as the image has vision tokens and leaves all other tokens alone, which is checked, not
-assumed. Most tokenize the text as a whole; LLaVA-Mini's, like the authors' code, tokenizes the
-pieces between placeholders one by one.
+by as many as the image has vision tokens, often with markers around and between them, and leaves
+the words alone, which is checked, not assumed. Most tokenize the text as a whole; LLaVA-Mini's,
+like the authors' code, tokenizes the pieces between placeholders one by one.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from probe.data.chat_template import Rendering
-from probe.data.token_types import BOS, INSTRUCTION, LAST, RESPONSE
+from probe.data.token_types import BOS, INSTRUCTION, LAST, MARKER, RESPONSE
 from probe.errors import ProbeError
 
 
@@ -120,3 +122,65 @@ def expanded(roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: 
 def same_words(roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: int) -> bool:
     """Whether these are the same tokens, placeholders left out."""
     return np.array_equal(roles.ids[roles.ids != image_token], ids[ids != image_token])
+
+
+def with_replacements(rendering: Rendering, replacements: Sequence[Mapping[str, Any]]) -> Rendering:
+    """The rendering after a processor has put its own text in the place of placeholders: `span`
+    (characters of the rendered text) becomes `replacement`, whose characters are markers.
+
+    Source: `return_text_replacement_offsets` of transformers' processors.
+    """
+    texts, roles, turns, position = [], [], [], 0
+    for each in sorted(replacements, key=lambda each: each["span"][0]):
+        start, end = each["span"]
+        added = len(each["replacement"])
+        texts += [rendering.text[position:start], each["replacement"]]
+        roles += [rendering.role[position:start], np.full(added, MARKER)]
+        turns += [rendering.turn[position:start], np.full(added, rendering.turn[start])]
+        position = end
+    return replace(
+        rendering,
+        text="".join([*texts, rendering.text[position:]]),
+        role=np.concatenate([*roles, rendering.role[position:]]),
+        turn=np.concatenate([*turns, rendering.turn[position:]]),
+    )
+
+
+def aligned(roles: Roles, ids: Int[np.ndarray, "expanded_token"], tokenizer: Any) -> Roles:
+    """The roles of the tokens that a processor made, where it has added tokens of its own: the
+    words are found again in their order, and what is between them are markers.
+
+    Raises ProbeError where a word is missing.
+    """
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    start = 0  # words before the first difference, and after the last, need no search
+    while start < min(len(roles.ids), len(ids)) and roles.ids[start] == ids[start]:
+        start += 1
+    end = 0
+    while end < min(len(roles.ids), len(ids)) - start and roles.ids[-1 - end] == ids[-1 - end]:
+        end += 1
+    before, after = roles.ids[start : len(roles.ids) - end], ids[start : len(ids) - end]
+    matcher = SequenceMatcher(None, before.tolist(), after.tolist(), autojunk=False)
+    pairs = [(place, place) for place in range(start)]
+    for block in matcher.get_matching_blocks():
+        pairs += [(start + block.a + i, start + block.b + i) for i in range(block.size)]
+    pairs += [(len(roles.ids) - end + i, len(ids) - end + i) for i in range(end)]
+    found = {place for place, _ in pairs}
+    lost = [int(id) for place, id in enumerate(roles.ids) if place not in found]
+    if any(id not in special for id in lost):
+        raise ProbeError(
+            "processor",
+            expected="one that changes nothing but the placeholders",
+            got="other tokens",
+        )
+    role, turn = np.full(len(ids), MARKER), np.full(len(ids), -1)
+    for place, position in pairs:
+        role[position], turn[position] = roles.role[place], roles.turn[place]
+    known = np.maximum.accumulate(np.where(turn >= 0, np.arange(len(ids)), 0))
+    turn = np.maximum(turn[known], 0)
+    if not (role == LAST).any():  # the prompt's last token has changed: the one before the answer
+        answer = np.flatnonzero((role == RESPONSE) & (turn == turn.max()))
+        role[answer[0] - 1 if len(answer) else len(ids) - 1] = LAST
+    elif not (role == RESPONSE).any():  # what a processor adds behind the prompt is read before
+        role[role == LAST], role[-1] = INSTRUCTION, LAST  # the answer
+    return Roles(ids, role, turn)

@@ -21,6 +21,10 @@ PAPER = ("instruction", "vision", "response")
 FINE = ("bos", "system", "vision", "instruction", "last", "response")
 PADDING = -1
 BOS, SYSTEM, VISION, INSTRUCTION, LAST, RESPONSE = range(len(FINE))
+# What a processor writes around and between vision tokens: rows, tiles, start and end of an image.
+# Instruction in the paper's types; a fine type of its own where there are any.
+MARKER = len(FINE)
+FINE_WITH_MARKERS = (*FINE, "marker")
 
 Types = str | Sequence[object] | np.ndarray | Mapping[Any, object]
 
@@ -163,7 +167,8 @@ def label(
 ) -> TokenTypes:
     """The types of one row (batch = 1) from the fine role and the turn of its positions."""
     role = np.where(vision & (role != LAST), VISION, role)
-    return TokenTypes(FINE, role[None], vision[None], role[None], turn[None]).as_types(types, turns)
+    named = TokenTypes(FINE_WITH_MARKERS, role[None], vision[None], role[None], turn[None])
+    return named.as_types(types, turns)
 
 
 def stack(rows: Sequence[TokenTypes], side: Literal["left", "right"] = "left") -> TokenTypes:
@@ -171,8 +176,9 @@ def stack(rows: Sequence[TokenTypes], side: Literal["left", "right"] = "left") -
     are kept.
     """
     own_names = dict.fromkeys(name for types in rows for name in types.names if name not in PAPER)
-    all_fine = all(types.names == FINE for types in rows)
-    names = FINE if all_fine else (*own_names, *PAPER)
+    names = (*own_names, *PAPER)
+    if all(types.names[: len(FINE)] == FINE for types in rows):
+        names = max((types.names for types in rows), key=len)
     width = max(types.ids.shape[1] for types in rows)
 
     def padded(arrays: Iterable[np.ndarray], fill: int | bool = PADDING) -> np.ndarray:
@@ -203,7 +209,7 @@ def _ends(role: np.ndarray) -> list[int]:
 
 def _named(types: str, fine: np.ndarray, vision: np.ndarray) -> dict:
     if types == "fine":
-        return {"names": FINE, "ids": fine}
+        return {"names": FINE_WITH_MARKERS if (fine == MARKER).any() else FINE, "ids": fine}
     if types != "paper":
         raise ProbeError(
             "types", expected="'paper', 'fine', an array of names or {name: mask}", got=repr(types)

@@ -153,7 +153,8 @@ class ModelState:
     # `subject/prefix_check.py`: the checks by setting, and the address and version of each weight
     sharing_checks: dict[Any, Any] = field(default_factory=dict)
     checked_weights: tuple = ()
-    structure: tuple | None = None  # `model_structure.py`: the module tree and its stacks
+    structure: tuple | None = None  # `model_structure.py`: the module tree and what is found in it
+    image_token: int | None = None  # the processor's, where the config names none
 
     def is_empty(self) -> bool:
         """Whether no open block has left anything."""

@@ -89,7 +89,8 @@ def windows(called: str, model: PreTrainedModel, layers: Sequence[int]) -> dict[
     """The sliding window of each of these layers, None for full attention. Raises ProbeError for
     layers that are not pure attention.
     """
-    kinds = DynamicCache(config=model.config).layers or [DynamicLayer()] * (max(layers) + 1)
+    count = max(layers, default=0) + 1
+    kinds = DynamicCache(config=model.config).layers or [DynamicLayer()] * count
     for layer in layers:
         if type(kinds[layer]) not in KINDS:
             kind = type(kinds[layer]).__name__

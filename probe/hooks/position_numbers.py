@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
 from probe.hooks.kept_positions import KeptPositions
+from probe.hooks.model_structure import text_decoder
 
 
 def own_numbers(kept: KeptPositions, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,7 +25,9 @@ def own_numbers(kept: KeptPositions, kwargs: Mapping[str, Any]) -> dict[str, Any
         numbers["position_ids"] = torch.stack([kept.take(axis, 1) for axis in ids])
     elif ids is not None:
         numbers["position_ids"] = kept.take(ids, 1)
-    if embeddings is not None:
+    if isinstance(embeddings, Tensor):  # one, of complex rotations
+        numbers["position_embeddings"] = kept.take(embeddings, 1)
+    elif embeddings is not None:
         numbers["position_embeddings"] = tuple(kept.take(part, 1) for part in embeddings)
     return numbers
 
@@ -35,7 +38,7 @@ def with_numbers(
     """These numbers, and their rotary embeddings where the model passes some."""
     embeddings = kwargs.get("position_embeddings")
     if embeddings is not None:
-        rotary: Any = model.get_decoder().rotary_emb
+        rotary: Any = text_decoder(model).rotary_emb
         embeddings = rotary(embeddings[0], position_ids=ids)
     return {"position_ids": ids, "position_embeddings": embeddings}
 

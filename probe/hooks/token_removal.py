@@ -15,6 +15,7 @@ keys.
         model.generate(**inputs)
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -40,7 +41,7 @@ from probe.hooks.layer_arguments import (
 )
 from probe.hooks.layer_input import HiddenStates, LayerInput
 from probe.hooks.model_state import BlockEntries, lock, state_of
-from probe.hooks.model_structure import LayerStack
+from probe.hooks.model_structure import LayerStack, text_decoder
 from probe.hooks.partial_cache import PartialLayer, store
 from probe.hooks.position_numbers import lowered, own_numbers, with_numbers, without_gaps
 from probe.hooks.sequence_tracker import SequenceTracker
@@ -115,7 +116,10 @@ class HiddenStateFlow:
     """Runs the layers of one stack without what all active removals remove."""
 
     def __init__(self, model: PreTrainedModel, stack: LayerStack):
-        self.model, self.layers, self.attention = model, stack.layers, list(stack.attention.items())
+        self.model, self.layers, self.stack = model, stack.layers, stack
+        # the decoder adds features to vision tokens after its first layers (DeepStack)
+        decoder_arguments = inspect.signature(text_decoder(model).forward).parameters
+        self.edits_between_layers = "deepstack_visual_embeds" in decoder_arguments
         self.removals: BlockEntries[Removal] = BlockEntries()
         self.states = HiddenStates()
         self._last, self._entered = _LastKept(), _Entered()
@@ -149,7 +153,7 @@ class HiddenStateFlow:
         self.states.start()
         self._entered.layers = frozenset()
         self._last.masks, self._last.kept = (), None
-        for _, attention in self.attention:
+        for attention in self.stack.attention.values():
             state_of(attention).views.pop(get_ident(), None)
 
     def _finish(self, *hooked: Any) -> None:
@@ -183,6 +187,8 @@ class HiddenStateFlow:
             return None
         is_last = index + 1 == len(self.layers)
         next_kept = None if is_last else self.present(index + 1)
+        if self.edits_between_layers:  # of all positions
+            next_kept = None
         if next_kept is kept or (next_kept is not None and not next_kept.has_more_than(kept)):
             return None
         hidden = self.states.move(output[0] if isinstance(output, tuple) else output, next_kept)
@@ -232,7 +238,7 @@ class HiddenStateFlow:
         if kept is None:
             return None if hidden is given else replace_hidden_states(args, kwargs, hidden)
         changed = kwargs | self._kept_arguments(index, kept, kwargs)
-        if cache is not None:
+        if cache is not None and self.stack.modules[index] is not None:
             gaps = self._gaps(index)
             store(cache, index, PartialLayer(kept, None if gaps is None else gaps.sum(1)))
         return replace_hidden_states(args, changed, hidden)
@@ -248,7 +254,14 @@ class HiddenStateFlow:
             hidden = everything if kept is None else kept.take(everything, 1)
         if kept is not None:
             arguments |= self._kept_arguments(index, kept, arguments)
-        name, attention = self.attention[index]
+        name = self.stack.modules[index]
+        if name is None:
+            raise ProbeError(
+                self.called,
+                expected="a layer with softmax attention",
+                got=f"layer {index} (from 0), which has none",
+            )
+        attention = self.stack.attention[name]
         call = attention_call_of(self.called, layer, {name: attention}, hidden, arguments)
         state_of(attention).views.pop(get_ident(), None)
         return call
@@ -288,7 +301,13 @@ class HiddenStateFlow:
         self, index: int, queries: KeptPositions, keys: KeptPositions, kwargs: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The mask of an attention call on these positions, which taps are shown at full length."""
-        attention: Any = self.attention[index][1]
+        name = self.stack.modules[index]
+        if name is None:  # a mask of tokens, for layers whose state passes through all of them
+            mask = kwargs.get("attention_mask")
+            if mask is None:
+                return {} if bool(queries.real.all()) else {"attention_mask": queries.real}
+            return {"attention_mask": queries.take(mask, 1) * queries.real}
+        attention: Any = self.stack.attention[name]
         over_keys = "flash" in (attention.config._attn_implementation or "")  # not over pairs
         view = FullLengthView(queries, keys, kwargs.get("attention_mask"), over_keys)
         state_of(attention).views[get_ident()] = view

@@ -16,6 +16,10 @@ decoding, dropped tokens stay dropped. Position ids never change. Padding counts
     with drop_vision(subject.model, range(8, 32)):
         subject.model.generate(**inputs)
 
+Where words read images by cross-attention (Mllama, Idefics), that attention adds nothing in the
+chosen layers, whatever the mode. A layer without softmax attention carries the image in its state:
+there only "remove" and "remove_for_good" leave nothing of it, and the other modes are refused.
+
 In the pre-fusion of LLaVA-Mini (`stack="prefusion"`) the vision tokens are the patches, which two
 kinds of tokens attend to: text and compressed tokens. `queries` selects the kinds that lose access.
 The modes there are mask, mask_frozen and zero. In LLaVA-Mini's LLM the vision tokens are the
@@ -34,7 +38,7 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import add_hook, model_block
-from probe.hooks.model_structure import LayerStack
+from probe.hooks.model_structure import LayerStack, cross_attention
 from probe.hooks.partial_cache import check_partial, windows
 from probe.hooks.sequence_tracker import SequenceTracker
 from probe.hooks.token_removal import Removal, present_in, removed
@@ -91,8 +95,12 @@ def drop_vision(
     if len(queries) < len(target.kinds) - 1:
         options += f", queries={'+'.join(queries)}"
     with target.listed("remove" if mode.startswith("remove") else mode, options):
+        cross = cross_attention(target.model) if stack != PREFUSION else {}
         if not target.layers:
             yield
+        elif cross:
+            with _silenced(target, cross):
+                yield
         elif mode.startswith("mask"):
             with _masked(target, queries, freeze=mode == "mask_frozen"):
                 yield
@@ -133,8 +141,26 @@ def _queries_of(target: LayerTarget, queries: Names | None) -> tuple[str, ...]:
 
 
 @model_block
+def _silenced(target: LayerTarget, cross: dict[int, tuple[str, nn.Module]]) -> Iterator[None]:
+    """The chosen layers' cross-attention adds nothing: the mean over no keys is taken as 0."""
+
+    def silence(module: nn.Module, args: tuple, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (torch.zeros_like(output[0]), *output[1:])
+        return torch.zeros_like(output)
+
+    with ExitStack() as undo:
+        for layer in target.layers:
+            if layer in cross:
+                _, module = cross[layer]
+                add_hook(undo, module.register_forward_hook, silence)
+        yield
+
+
+@model_block
 def _removed(target: LayerTarget) -> Iterator[None]:
-    limits = windows(target.called, target.model, target.layers)
+    with_attention = [each for each in target.layers if target.stack.modules[each] is not None]
+    limits = windows(target.called, target.model, with_attention)
 
     def check(sequence: TrackedSequence, cache: Any) -> None:
         if sequence.vision.any():

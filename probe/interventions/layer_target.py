@@ -18,7 +18,7 @@ from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.compiled import refuse_compiled
 from probe.hooks.model_checks import require_transformers
 from probe.hooks.model_state import Intervention, registered
-from probe.hooks.model_structure import LayerStack, stacks
+from probe.hooks.model_structure import LayerStack, cross_attention, stacks
 from probe.hooks.prefusion_tracker import PrefusionTracker
 from probe.hooks.sequence_tracker import SequenceTracker
 from probe.hooks.tracked_sequence import ForwardTracker
@@ -63,6 +63,15 @@ class LayerTarget:
             raise ProbeError(
                 called, expected=f"stack={known}, whose tokens are text and vision", got=repr(stack)
             )
+        cross = cross_attention(model)
+        if cross and called != "drop_vision":
+            name, _ = next(iter(cross.values()))
+            raise ProbeError(
+                called,
+                expected="a model whose vision tokens stand among the words",
+                got=f"one that reads images by cross-attention ({name})",
+                fix="drop_vision silences that attention",
+            )
         layer_stack = known_stacks[stack]
         indices = _indices(called, layers, len(layer_stack.layers))
         return cls(called, model, layer_stack, indices)
@@ -78,12 +87,11 @@ class LayerTarget:
     @property
     def attention(self) -> dict[str, nn.Module]:
         """The chosen layers' attention modules, by qualified name."""
-        names = list(self.stack.attention)
-        return {names[layer]: self.stack.attention[names[layer]] for layer in self.layers}
+        return self.stack.attention_of(self.layers)
 
     def layer_of(self, name: str) -> int:
         """The layer that an attention module belongs to."""
-        return list(self.stack.attention).index(name)
+        return self.stack.modules.index(name)
 
     def sequences(self, changes_vision: bool = False, **options: Any) -> ForwardTracker:
         """The tracker of the stack's tokens. `changes_vision`: vision tokens run in the block."""
@@ -104,9 +112,17 @@ class LayerTarget:
     @model_block
     def routed(self, around: Wrapper, *, reports: bool = True) -> Iterator[None]:
         """`around` in the attention calls of the chosen layers. The block may run no forward at
-        all; raises ProbeError where a forward ran through the stack and never called one of the
-        layers, or its attention, as modules. `reports`: warns where no call was changed.
+        all; raises ProbeError for layers without softmax attention, and where a forward ran through
+        the stack and never called one of the layers, or its attention, as modules. `reports`: warns
+        where no call was changed.
         """
+        if without := sorted({*self.layers} & {*self.stack.without_attention}):
+            raise ProbeError(
+                self.called,
+                expected="layers with softmax attention",
+                got=f"layer {without[0]} (from 0) without: words read the image through its state",
+                fix="choose the other layers, or drop vision with mode='remove'",
+            )
         reach = _Reach()
         changing = partial(reach.note_change, around)
         with routed(self.attention, changing, required=False) as taps, ExitStack() as undo:

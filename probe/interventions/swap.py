@@ -28,7 +28,7 @@ from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import add_hook, model_block, only_this_thread, untouched
 from probe.hooks.layer_arguments import cache_argument, without_cache
-from probe.hooks.model_structure import vision_positions
+from probe.hooks.model_structure import text_decoder, vision_positions
 from probe.hooks.tracked_sequence import TrackedSequence
 from probe.interventions.attention_edits import replace_keys_values
 from probe.interventions.layer_target import Layers, LayerTarget
@@ -50,7 +50,7 @@ def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
     tokens.
     """
     target = LayerTarget.of("swap_vision", model, layers)
-    decoder: Any = target.model.get_decoder()
+    decoder: Any = text_decoder(target.model)
     sequences = target.sequences(whole_prompt=True)
     rows = vision_rows(target.model, _as_inputs(model, donor)) if target.layers else []
 
@@ -109,7 +109,7 @@ def vision_rows(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Rows:
         if "logits_to_keep" in inspect.signature(model.forward).parameters
         else {}
     )
-    decoder: Any = model.get_decoder()
+    decoder: Any = text_decoder(model)
 
     def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
         given.append(kwargs["inputs_embeds"])

@@ -24,8 +24,9 @@ from probe.hooks.block_threads import only_this_thread
 from probe.hooks.layer_arguments import cache_argument, output_cache
 from probe.hooks.model_checks import require_subject
 from probe.hooks.model_state import is_clear
-from probe.hooks.model_structure import stacks
+from probe.hooks.model_structure import LayerStack, stacks
 from probe.interventions.drop import drop_vision
+from probe.measures.attention.encoder_layout import has_known_layout
 from probe.measures.attention.passes import Passes, forward
 from probe.measures.attention.reference import difference, largest_difference
 from probe.measures.attention.stack_queries import stack_statistics
@@ -82,7 +83,7 @@ def verify(
     batches = {"one sample": prompt, "a padded batch": collate([prompt, longer_prompt], "left")}
     checks = [_unchanged(subject, batch, name) for name, batch in batches.items()]
     checks += [where, finite, reads_image(subject, image, question, response_ids)]
-    checks += [_exact(subject, inputs, stack) for stack in stacks(subject.model)]
+    checks += [_exact(subject, inputs, stack) for stack in _known_stacks(subject, inputs)]
     statistic = _measured(subject, inputs)
     checks += [
         _identity(inputs, statistic),
@@ -99,9 +100,17 @@ def verify(
     return Report(checks, provenance(subject))
 
 
+def _known_stacks(subject: Subject, inputs: Inputs) -> dict[str, LayerStack]:
+    """The stacks of which it is known what their positions are."""
+    known = stacks(subject.model)
+    if "vision" in known and not has_known_layout(subject, inputs, known["vision"]):
+        del known["vision"]
+    return known
+
+
 def _unchanged(subject: Subject, batch: Inputs, name: str) -> Check:
     """Bit-identical logits while the statistics of all stacks are taken."""
-    model_stacks = stacks(subject.model)
+    model_stacks = _known_stacks(subject, batch)
     with torch.no_grad(), ExitStack() as taps:
         plain = subject.model(**batch).logits
         for stack, counts in stack_statistics(subject, batch, model_stacks).items():
@@ -170,7 +179,8 @@ def _decoding(
 @torch.no_grad()
 def _while_answering(subject: Subject, prompt: Inputs) -> Check:
     """What is measured while the model answers against prompt and answer read again, all stacks."""
-    model_stacks, name = stacks(subject.model), "measured while it answers against read again"
+    model_stacks = _known_stacks(subject, prompt)
+    name = "measured while it answers against read again"
     measured = Passes(subject, model_stacks, generate={"max_new_tokens": TOKENS})([prompt])
     again = forward(subject, collate(measured.rows, "right"), model_stacks)
     variables = ("mass", "share", "lift", "entropy", "head_entropy", "received")
@@ -189,11 +199,17 @@ def cached_logits(
 ) -> Float[Tensor, "token word"]:
     """The logits that predict each token of the response, decoded step by step with a cache."""
     outputs = model(**prompt, use_cache=True)
-    logits, mask = [outputs.logits[0, -1]], prompt["attention_mask"]
-    for token in response_ids[:-1].to(mask.device):  # decoding never feeds the last token
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+    logits = [outputs.logits[0, -1]]
+    # decoding never feeds the last token; one row without padding needs no mask but those that say
+    # which images a token sees: the images that the prompt's last token sees
+    images = {
+        name: mask[:, -1:]
+        for name, mask in prompt.items()
+        if name.endswith("attention_mask") and mask.ndim > 2 and not name.startswith("pixel")
+    }
+    for token in response_ids[:-1].to(prompt["input_ids"].device):
         cache = cache_argument(model, output_cache(outputs))
-        outputs = model(input_ids=token.view(1, 1), attention_mask=mask, use_cache=True, **cache)
+        outputs = model(input_ids=token.view(1, 1), use_cache=True, **cache, **images)
         logits.append(outputs.logits[0, -1])
     return torch.stack(logits)
 

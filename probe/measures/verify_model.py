@@ -141,13 +141,14 @@ def shares_prefix(subject: Subject, prompt: Inputs) -> Check:
 
 
 def drop_mode(subject: Subject) -> str:
-    """The mode of dropping vision in all layers that the kernel of this model can run."""
-    attention = stacks(subject.model)["llm"].attention
+    """The mode of dropping vision in all layers that this model and its kernel can run."""
+    stack = stacks(subject.model)["llm"]
     kernels = {
-        str(getattr(module.config, "_attn_implementation", "")) for module in attention.values()
+        str(getattr(module.config, "_attn_implementation", ""))
+        for module in stack.attention.values()
     }
     takes_no_mask = any("flash" in kernel or "flex" in kernel for kernel in kernels)
-    return "remove" if takes_no_mask else "mask"
+    return "remove" if takes_no_mask or stack.without_attention else "mask"
 
 
 def is_full_precision(subject: Subject) -> bool:

@@ -149,9 +149,14 @@ class PreviousLayerReducer(LLMReducer):
 
     @model_block
     def observing(self, running: "RunningReducer") -> Iterator[None]:
-        names = list(running.target.stack.attention)
-        before = {names[layer - 1] for layer in running.schedule}
-        modules = {name: running.target.stack.attention[name] for name in before}
+        before = {layer - 1 for layer in running.schedule}
+        modules = running.target.stack.attention_of(before)
+        if len(modules) < len(before):
+            raise ProbeError(
+                running.target.called,
+                expected="layers with softmax attention before those that drop tokens",
+                got=f"layers {sorted(before)} (from 0), some without",
+            )
 
         def observe(call: ObservedAttention) -> None:
             prompt = running.sequences.running()

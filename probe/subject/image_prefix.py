@@ -26,7 +26,12 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, routed
 from probe.hooks.block_threads import add_hook, model_block, only_this_thread
-from probe.hooks.model_structure import LayerStack, vision_positions
+from probe.hooks.model_structure import (
+    LayerStack,
+    cross_attention,
+    text_decoder,
+    vision_positions,
+)
 from probe.hooks.stop_forward import StopForward
 from probe.records.provenance import content_hash
 from probe.subject.prefix_attention import KeyValue
@@ -77,13 +82,21 @@ class EmbeddedPrompt:
         """Runs the model up to its decoder: the encoder, the projector and whatever else comes
         before.
         """
-        with _stopped_at(model.get_decoder()) as given:
+        with _stopped_at(text_decoder(model)) as given:
             model(**inputs, use_cache=False)
         if "inputs_embeds" not in given:
             raise ProbeError(
                 "drop_sweep",
                 expected="an LLM that gets all its tokens at once",
                 got=type(model).__name__,
+            )
+        if cross := cross_attention(model):
+            name, _ = next(iter(cross.values()))
+            raise ProbeError(
+                "drop_sweep",
+                expected="a model whose vision tokens stand among the words",
+                got=f"one that reads images by cross-attention ({name})",
+                fix="run each case under drop_vision",
             )
         ids, embeddings = inputs["input_ids"], given["inputs_embeds"]
         positions = given.get("position_ids")
@@ -281,7 +294,7 @@ def _keys_of(
         for layer in skipped:
             add_hook(hooks, stack.layers[layer].register_forward_hook, keep, with_kwargs=True)
         hooks.enter_context(routed(stack.attention, record))
-        model.get_decoder()(
+        text_decoder(model)(
             inputs_embeds=prompt.embeddings[:, :length],
             position_ids=prompt.positions[..., :length],
             use_cache=False,

@@ -94,7 +94,11 @@ class Inputs(dict):
 
     def to(self, device: torch.device | str) -> "Inputs":
         """A copy on another device."""
-        return self.having({name: tensor.to(device) for name, tensor in self.items()})
+        moved = {
+            name: value.to(device) if torch.is_tensor(value) else value
+            for name, value in self.items()
+        }
+        return self.having(moved)
 
     def as_types(self, types: Any = "paper", turns: str = "last") -> "Inputs":
         """The same inputs with other token types (see `TokenTypes.as_types`)."""
@@ -114,9 +118,9 @@ def with_response(inputs: Inputs, ids: Ids) -> Inputs:
     while answer_length and int(ids[answer_length - 1]) in inputs.vocabulary.end_ids:
         answer_length -= 1
     width = inputs["input_ids"].shape[1]
-    tensors = {
-        name: functional.pad(tensor, (0, len(ids)), value=1 if name == "attention_mask" else 0)
-        if tensor.shape == (1, width)
+    tensors: dict[str, Any] = {
+        name: _continued(name, tensor, len(ids), inputs)
+        if _is_per_token(name, tensor, width)
         else tensor
         for name, tensor in inputs.items()
     }
@@ -127,6 +131,29 @@ def with_response(inputs: Inputs, ids: Ids) -> Inputs:
         types=inputs.types.with_response(answer_length, len(ids) - answer_length),
         response=[" ".join(filter(None, [inputs.response[0], words]))],
     )
+
+
+def _is_per_token(name: str, value: Any, width: int) -> bool:
+    """Whether a tensor of the inputs says something of each token: all of the shape of `input_ids`
+    but a question of its own (InstructBLIP's), and masks of tokens over images.
+    """
+    if not torch.is_tensor(value) or value.shape[:2] != (1, width):
+        return False
+    if name.startswith(("pixel", "qformer")):
+        return False
+    return value.ndim == 2 or name.endswith("attention_mask")
+
+
+def _continued(name: str, tensor: torch.Tensor, more: int, inputs: Inputs) -> torch.Tensor:
+    """A tensor with an entry for each token, continued by those of a response, which is causal."""
+    if tensor.ndim > 2:  # a response sees the images that the last word of the prompt sees
+        return torch.cat([tensor, tensor[:, -1:].expand(-1, more, *tensor.shape[2:])], 1)
+    value = int(name == "attention_mask")
+    if name == "token_type_ids":
+        # 0 is a prefix that is read both ways where vision tokens have it, as in PaliGemma
+        vision = torch.from_numpy(inputs.types.vision).to(tensor.device)
+        value = int(bool(vision.any()) and not bool(tensor[vision].any()))
+    return functional.pad(tensor, (0, more), value=value)
 
 
 def _response_ids(ids: Ids, vocabulary: TokenizerInfo) -> Int[torch.Tensor, "token"]:
@@ -168,11 +195,12 @@ def collate(rows: Sequence[Inputs], side: Literal["left", "right"] = "left") -> 
     tensors = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         parts = [(row[name], width) for row, width in zip(rows, widths, strict=True) if name in row]
-        if parts[0][0].shape == (1, parts[0][1]):
+        if _is_per_token(name, *parts[0]):
             fill = first.vocabulary.pad_id if name == "input_ids" else 0
-            tensors[name] = torch.cat(
-                [_widened(part, max(widths), fill, side) for part, _ in parts]
-            )
+            wide = [_widened(part, max(widths), fill, side) for part, _ in parts]
+            tensors[name] = torch.cat(wide) if wide[0].ndim == 2 else _joined(wide)
+        elif not torch.is_tensor(parts[0][0]):
+            tensors[name] = [item for part, _ in parts for item in part]
         else:
             tensors[name] = _joined([part for part, _ in parts])
     return Inputs(
@@ -193,7 +221,8 @@ def _one_row(inputs: Inputs, called: str) -> None:
 
 def _widened(row: torch.Tensor, width: int, fill: int, side: str) -> torch.Tensor:
     missing = width - row.shape[1]
-    return functional.pad(row, (missing, 0) if side == "left" else (0, missing), value=fill)
+    edges = (missing, 0) if side == "left" else (0, missing)
+    return functional.pad(row, (0, 0) * (row.ndim - 2) + edges, value=fill)
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

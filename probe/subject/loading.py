@@ -13,6 +13,7 @@ import copy
 import os
 from collections.abc import Mapping
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from probe.data.image_views import aspect_of
 from probe.errors import ProbeError, one_of, shown
 from probe.hooks.compiled import refuse_compiled
 from probe.hooks.model_checks import require_transformers
+from probe.hooks.model_state import state_of
 from probe.hooks.model_structure import cls_tokens, image_token_id
 from probe.subject.model_source import ModelSource, load_error
 from probe.subject.subject import Subject
@@ -149,7 +151,7 @@ def _from_name(
                 model = model.to(target)  # type: ignore[arg-type]
         except Exception as error:  # transformers, safetensors and json raise many kinds
             raise load_error(str(name), error) from error
-        image_token_id(model)
+        _note_image_token(model, processor)
     processor = _complete(processor, model)
     return model.eval(), processor, str(name), source.revision(model.config), source.toy
 
@@ -163,7 +165,7 @@ def _from_memory(
 ) -> Opened:
     refuse_compiled("load", model)
     require_transformers("load", model, "a name or a transformers model")
-    image_token_id(model)
+    _note_image_token(model, processor)
     processor = _complete(processor, model)
     if device is not None:
         device = as_device(device)
@@ -252,6 +254,19 @@ def _not_available(implementation: Any, reason: str = "") -> ProbeError:
     expected = f"an available attn_implementation ({', '.join(available)})"
     got = ", ".join(filter(None, [shown(implementation), reason]))
     return ProbeError("load", expected=expected, got=got)
+
+
+def _note_image_token(model: PreTrainedModel, processor: Any) -> None:
+    """Notes the image token of a model whose config names none (Idefics): the processor's. Raises
+    ProbeError where neither does.
+    """
+    tokenizer, word = (getattr(processor, name, None) for name in ("tokenizer", "image_token"))
+    takes_pixels = any(n.startswith("pixel_values") for n in signature(model.forward).parameters)
+    if tokenizer is not None and word is not None and takes_pixels:
+        token = tokenizer.convert_tokens_to_ids(str(word))
+        if token is not None and token != tokenizer.unk_token_id:
+            state_of(model).image_token = int(token)
+    image_token_id(model)
 
 
 def _complete(processor: Any, model: PreTrainedModel) -> Any:

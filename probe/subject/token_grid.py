@@ -19,6 +19,7 @@ image to C x C tokens has cells in place of patches: they divide what is compres
 each token has looked at all of it.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -68,6 +69,17 @@ def _patches(
     return PatchGrid(np.full_like(view, picture), tiles[view], row, col, box)
 
 
+def has_square_views(model: PreTrainedModel, processor: Any) -> bool:
+    """Whether the settings of model and image processor say which square views there are: those of
+    LLaVA-1.5, LLaVA-NeXT and LLaVA-Mini do.
+    """
+    vision = getattr(model.config, "vision_config", None)
+    edges = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    image_processor = processor.image_processor
+    known = all(hasattr(image_processor, name) for name in ("size", "do_center_crop"))
+    return known and all(isinstance(edge, int) for edge in edges)
+
+
 def patches_per_side(model: PreTrainedModel) -> int:
     """Patches along one side of a view."""
     vision = model.config.vision_config
@@ -86,7 +98,7 @@ def vision_grid(
         if compressed is not None:
             grids.append(_compressed(patches, compressed(views=len(np.unique(patches.tile)))))
         else:
-            grids.append(_taken(patches, _packed(model, patches, size)))
+            grids.append(packed_grid(model, patches, (size[1], size[0])))
     return PatchGrid.join(grids)
 
 
@@ -97,14 +109,14 @@ def joined(patches: PatchGrid) -> PatchGrid:
     ratio = max(1, math.isqrt(int(patches.tile.max(initial=0))))
     row, col = np.divmod(np.maximum(patches.tile - 1, 0), ratio)  # of the sub-image
     order = (patches.col, col, patches.row, row, (patches.tile == 0) & (ratio > 1), patches.image)
-    return _taken(patches, np.lexsort(order))
+    return patches.at(np.lexsort(order))
 
 
 def sub_images(patches: PatchGrid) -> PatchGrid:
     """What of `joined` patches is compressed: all but the whole image, where that is not all there
     is.
     """
-    return _taken(patches, np.flatnonzero((patches.tile > 0) | (patches.tile.max(initial=0) == 0)))
+    return patches.at(np.flatnonzero((patches.tile > 0) | (patches.tile.max(initial=0) == 0)))
 
 
 def _compressed(patches: PatchGrid, tokens: int) -> PatchGrid:
@@ -123,32 +135,38 @@ def reduced_grid(patches: PatchGrid, left: Sequence[Int[np.ndarray, "_"]]) -> Pa
     image; -1: none.
     """
     numbers = [np.flatnonzero(patches.image == picture) for picture in range(len(left))]
-    grids = [_taken(_taken(patches, own), index) for own, index in zip(numbers, left, strict=True)]
+    grids = [patches.at(own).at(index) for own, index in zip(numbers, left, strict=True)]
     return PatchGrid.join(grids)
 
 
-def _taken(patches: PatchGrid, index: np.ndarray) -> PatchGrid:
-    """The patches at `index`; -1 stands for a token that is not a patch."""
-    tile, row, col = (
-        np.where(index < 0, -1, axis[index]) for axis in (patches.tile, patches.row, patches.col)
-    )
-    box = np.where(index[:, None] < 0, np.nan, patches.box[index])
-    return PatchGrid(patches.image[index], tile, row, col, box)
+def packed_grid(model: PreTrainedModel, patches: PatchGrid, size: Sequence[int]) -> PatchGrid:
+    """The vision tokens of one image, after a model's own `pack_image_features`, where it has one:
+    coordinates are packed in place of features. size: height and width of the image.
 
-
-def _packed(model: PreTrainedModel, patches: PatchGrid, size: Size) -> np.ndarray:
-    """Which patch each of an image's vision tokens is; -1 for a newline or a CLS."""
-    tiles, extra = int(patches.tile.max()) + 1, cls_tokens(model)
+    A token between patches (features that were interpolated to fewer) gets the box between theirs.
+    """
     strategy = getattr(model.config, "vision_feature_select_strategy", "default")
-    base: Any = getattr(model, "base_model", model)
-    if not hasattr(base, "pack_image_features"):
-        return np.concatenate(
-            [np.full(extra if strategy == "full" else 0, -1), np.arange(len(patches))]
-        )
-    size_hw = (size[1], size[0])
-    options = {"vision_feature_select_strategy": strategy}
-    tokens = len(patches) // tiles
-    return packed_indices(base.pack_image_features, tiles, tokens, size_hw, **options).numpy()
+    pack = getattr(getattr(model, "base_model", model), "pack_image_features", None)
+    if pack is None:
+        before = np.full(cls_tokens(model) if strategy == "full" else 0, -1)
+        return patches.at(np.concatenate([before, np.arange(len(patches))]))
+    views = len(np.unique(patches.tile))
+    place = np.stack([patches.image, patches.tile, patches.row, patches.col], axis=-1)
+    features = torch.from_numpy(np.concatenate([place, patches.box], axis=-1))
+    options = {
+        "vision_feature_select_strategy": strategy,
+        "vision_aspect_ratio": getattr(model.config, "vision_aspect_ratio", None),
+    }
+    known = inspect.signature(pack).parameters
+    options = {name: value for name, value in options.items() if name in known and value}
+    newline = torch.full((features.shape[1],), torch.nan, dtype=features.dtype)
+    features = features.view(views, -1, features.shape[1])
+    packed, _ = pack([features], [tuple(size)], image_newline=newline, **options)
+    values = packed[0].numpy()
+    numbers = np.where(np.isnan(values[:, :4]), -1, values[:, :4]).round().astype(np.int64)
+    tile, row, col = numbers[:, 1:].T
+    image = np.full(len(values), patches.image[0])
+    return PatchGrid(image, tile, row, col, values[:, 4:])
 
 
 def packed_indices(

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from probe.hooks.layer_arguments import cache_argument
-from probe.hooks.model_structure import max_positions
+from probe.hooks.model_structure import max_positions, text_decoder
 from probe.interventions.sweep.layer_sets import ALWAYS, ANOTHER_IMAGE
 from probe.interventions.sweep.outcome import Outcome, decode_greedily
 from probe.interventions.sweep.sample_prompts import SamplePrompts
@@ -86,7 +86,7 @@ class BatchedPrefusion:
         self, embeddings: Tensor, positions: Tensor, cache: DynamicCache | None, kept: int
     ) -> Float[Tensor, "row kept vocabulary"]:
         """Logits of the last `kept` tokens."""
-        decoder = self._model.get_decoder()
+        decoder = text_decoder(self._model)
         hidden = decoder(
             inputs_embeds=embeddings,
             position_ids=positions,

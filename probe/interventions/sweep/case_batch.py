@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from probe.hooks.attention_tap import routed
 from probe.hooks.block_threads import add_hook, model_block
-from probe.hooks.model_structure import LayerStack
+from probe.hooks.model_structure import LayerStack, text_decoder
 from probe.interventions.sweep.outcome import decode_greedily
 from probe.interventions.sweep.view_attention import SharedAttention
 from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix, VisionView
@@ -86,7 +86,7 @@ class CaseBatch:
         return [answers[row] for row in self.row_of[-1].tolist()]
 
     def _decoder(self, embeddings: Tensor, positions: Tensor) -> Tensor:
-        decoder = self.model.get_decoder()
+        decoder = text_decoder(self.model)
         output = decoder(inputs_embeds=embeddings, position_ids=positions, use_cache=False)
         return output.last_hidden_state
 
@@ -97,7 +97,9 @@ class CaseBatch:
         last_row_of = self.row_of[-1]
         rows = range(int(last_row_of.max()) + 1)
         first_case = torch.stack([(last_row_of == row).nonzero()[0, 0] for row in rows])
-        for name, row_of in zip(self.stack.attention, self.row_of, strict=True):
+        for name, row_of in zip(self.stack.modules, self.row_of, strict=True):
+            if name is None:
+                continue
             key, value = self.attention.own[name]
             kept = row_of[first_case].to(key.device)
             self.attention.own[name] = key[kept, :, :length], value[kept, :, :length]

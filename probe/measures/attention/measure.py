@@ -10,6 +10,7 @@ the response rows of that forward are those of decoding, so both are one definit
     record = measure_samples(subject, [Sample("a", "a.jpg", "what is this ?"), ...])
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import LayerStack, check_projections
 from probe.hooks.model_structure import stacks as find_stacks
 from probe.measures.attention.batches import batches, encoded
+from probe.measures.attention.encoder_layout import has_known_layout
 from probe.measures.attention.given_responses import Response, responses_of, source_of
 from probe.measures.attention.passes import Passes
 from probe.measures.attention.record_node import root
@@ -37,7 +39,7 @@ from probe.measures.attention.stack_queries import MeasureOptions, predicting
 from probe.records import build, combine
 from probe.records.provenance import content_hash, provenance
 from probe.subject.image_questions import ImageQuestions
-from probe.subject.inputs import Ids, Inputs
+from probe.subject.inputs import Ids, Inputs, collate
 from probe.subject.prefix_cache import CACHE_GB
 from probe.subject.subject import Subject
 
@@ -168,6 +170,7 @@ def measure_samples(
             if maps:
                 new_tokens = max_new_tokens if answers is not None else 0
                 _check_maps(measured_stacks, encoded_rows, maps, len(samples), new_tokens)
+            _leave_out_unknown(subject, encoded_rows, measured_stacks, required=stacks is not None)
             measure_batch = shared.passes if shared and batch.prefix else passes
             measured = measure_batch(encoded_rows)
             attrs["prefix"] = batch.alone or measured.prefix
@@ -242,6 +245,29 @@ def _select_stacks(
             got=f"stacks={list(names or [])} and {'' if any_images else 'no '}images",
         )
     return selected
+
+
+def _leave_out_unknown(
+    subject: Subject, rows: list[Inputs], measured_stacks: dict[str, LayerStack], *, required: bool
+) -> None:
+    """Takes the encoder out of the stacks where it is not known what its positions are. Raises
+    ProbeError where the caller asked for it.
+    """
+    stack = measured_stacks.get("vision")
+    if stack is None or not any(row.images[0] for row in rows):
+        return
+    if has_known_layout(subject, collate(rows, side="right"), stack):
+        return
+    reason = "an encoder that reads each view as one sequence of class token and patches"
+    if required:
+        raise ProbeError(
+            "measure",
+            expected=reason,
+            got="windows, packed images or other tokens",
+            fix="leave 'vision' out of stacks",
+        )
+    warnings.warn(f"the vision stack is left out: measuring it takes {reason}", stacklevel=3)
+    del measured_stacks["vision"]
 
 
 def _check_maps(

@@ -197,6 +197,9 @@ def norms_of_row(
     length = inputs["input_ids"].shape[1]
     own = {}
     for layer, parts in pieces.items():
+        if not parts:  # a layer that reads images is skipped where there is none
+            own[layer] = [torch.full((1, length), torch.nan)]
+            continue
         norm = torch.cat([part[row : row + 1] for part in parts], 1)[:, padding:]
         if before is not None:
             norm = torch.cat([*before[layer], norm], 1)

@@ -8,6 +8,7 @@ All arrays have a leading axis of one sample. A sample's images and their tiles 
 own in a statistic; here they are pooled.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,10 +68,21 @@ def _layers(
     """The sample's table of each layer, stacked."""
     rows = stack_statistic.rows[sample]
     if rows:
-        tables = [stack_statistic.statistic.table(name, rows) for name in stack.attention]
+        found = {name: stack_statistic.statistic.table(name, rows) for name in stack.attention}
     else:  # a sample without images in a batch of which other samples have some
-        tables = [_empty_table(stack_statistic, module) for module in stack.attention.values()]
+        empty = partial(_empty_table, stack_statistic)
+        found = {name: empty(module) for name, module in stack.attention.items()}
+    without = _without_attention(next(iter(found.values())))
+    tables = [without if name is None else found[name] for name in stack.modules]
     return {name: np.stack([table[name] for table in tables]) for name in tables[0]}
+
+
+def _without_attention(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The table of a layer without attention: nothing is counted, so everything is NaN."""
+    return {
+        name: np.zeros_like(values) if name.endswith("_count") else np.full_like(values, np.nan)
+        for name, values in table.items()
+    }
 
 
 def _with_removed_queries(

@@ -202,7 +202,8 @@ def _weights(
 def _eager(model: Any) -> Iterator[None]:
     """The model with eager attention in the block, and with its own kernels afterwards."""
     modules: Iterator[nn.Module] = model.modules()
-    configs: Any = {id(m.config): m.config for m in modules if hasattr(m, "config")}.values()
+    found = {id(m.config): m.config for m in modules if hasattr(m, "config")}.values()
+    configs: Any = [each for each in found if hasattr(each, "_attn_implementation_internal")]
     kernels = [config._attn_implementation_internal for config in configs]
     try:
         model.set_attn_implementation("eager")

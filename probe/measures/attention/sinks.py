@@ -131,7 +131,9 @@ def norms_and_attention(subject: Subject, inputs: Inputs) -> tuple[PerLayer, Per
     attraction = np.full((len(is_real), len(stack.layers), is_real.shape[1]), np.nan, np.float32)
     for row, real in enumerate(is_real):
         even = even_spread(real[real])
-        for layer, name in enumerate(stack.attention):
+        for layer, name in enumerate(stack.modules):
+            if name is None:
+                continue
             attraction[row, layer, real] = statistic.table(name, [row])["received"][0] / even
     return norms, attraction
 
@@ -203,7 +205,9 @@ def key_sinks(
     vision = inputs.types.vision[row][is_real]
     even = even_spread(statistic.query_ids[row][is_real] >= 0)[vision]
     marked = np.zeros((len(stack.layers), vision.sum()), np.float32)
-    for layer, name in enumerate(stack.attention):
+    for layer, name in enumerate(stack.modules):
+        if name is None:
+            continue
         sums = statistic.sums(name)[row]
         received = divide(sums["received"].sum(0), sums["received_count"].sum(0))
         marked[layer] = is_sink(norms[row, layer, is_real][vision], received / even)

@@ -85,6 +85,13 @@ class Perturbation:
             return cls(name, tokens, no_feature, zeros=baseline == "zero")
         is_vision = torch.from_numpy(answer.inputs.types.vision[0])
         words = torch.where(is_vision, NO_FEATURE, tokens)
+        if features.pixels is None and features.regions:
+            raise ProbeError(
+                "attribute",
+                expected="a processor that returns pictures (view, colour, row, column)",
+                got="flat patches, or none under the name pixel_values",
+                fix=f"use baseline={TOKEN_BASELINES[0]!r}, which changes vision tokens",
+            )
         if features.pixels is None:
             return cls(name, words, no_feature)
         images = answer.inputs.images[0]

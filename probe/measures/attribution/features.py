@@ -112,11 +112,13 @@ def _distinct(words: Sequence[str]) -> list[str]:
     return names
 
 
-def _pixels(inputs: Inputs, regions: Regions) -> Int[Tensor, "..."]:
+def _pixels(inputs: Inputs, regions: Regions) -> Int[Tensor, "..."] | None:
     """The region of each pixel of `pixel_values`, whose axis of colours is left out; -1 in tiles
-    that only pad.
+    that only pad. None where a processor returns no pictures (flat patches, other names).
     """
-    values = inputs["pixel_values"]
+    values = inputs.get("pixel_values")
+    if values is None or values.ndim < 4 or values.shape[-3] not in (1, 3):
+        return None
     height, width = values.shape[-2:]
     region = np.full((*values.shape[:-3], height, width), NO_REGION)
     has_tiles = values.ndim == 5

@@ -27,7 +27,7 @@ from torch import Tensor
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import add_hook, model_block
-from probe.hooks.model_structure import stacks
+from probe.hooks.model_structure import stacks, text_decoder
 from probe.interventions.attention_edits import mask_keys, replace_keys_values
 from probe.interventions.layer_target import LayerTarget
 from probe.measures.attribution.baselines import Perturbation
@@ -68,7 +68,7 @@ class PerturbedModel:
     def _hooked(self, z: Tensor) -> Iterator[None]:
         perturbation, zeros = self.perturbation, self.perturbation.zeros
         word_embedding: Any = self.model.get_input_embeddings()
-        decoder: Any = self.model.get_decoder()
+        decoder: Any = text_decoder(self.model)
         words = torch.where(self.is_vision, NO_FEATURE, perturbation.blended)
         vision = torch.where(self.is_vision, perturbation.blended, NO_FEATURE)
 

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from probe.errors import ProbeError
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.layer_arguments import output_cache
-from probe.hooks.model_structure import stacks
+from probe.hooks.model_structure import stacks, text_decoder
 from probe.measures.cost.meta_model import encoders, head_of
 from probe.measures.cost.prompt_shape import PromptShape, side_of, tiles
 from probe.models.llava_mini.vision import join_tiles, with_whole
@@ -197,10 +197,10 @@ def _encoded(base: Any, pixels: Mapping[str, Any]) -> int:
     that takes other pixels.
     """
     videos = "pixel_values_videos" in pixels
-    method = base.get_video_features if videos else base.get_image_features
     try:
+        method = base.get_video_features if videos else base.get_image_features
         output = method(**pixels)
-    except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
+    except Exception as error:  # a model's own code, given pixels that it may not take
         got = f"{type(base).__name__} ({' '.join(str(error).split())[:200]})"
         raise ProbeError(
             "cost", expected="a model that takes square views of images", got=got
@@ -305,7 +305,7 @@ def _layers(
     model: PreTrainedModel, tokens: int
 ) -> tuple[Float[np.ndarray, "layer operation"], Float[np.ndarray, " layer"]]:
     """Operations of each LLM layer on a prompt of this length, and the numbers in its cache."""
-    decoder: Any = model.get_decoder()
+    decoder: Any = text_decoder(model)
     layers = stacks(model)["llm"].layers
     width = model.config.get_text_config().hidden_size
     with metered({str(index): [layer] for index, layer in enumerate(layers)}) as flops:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from probe.errors import ProbeError
-from probe.hooks.model_structure import stacks, vision_encoder
+from probe.hooks.model_structure import stacks, text_decoder, vision_encoder
 from probe.models.tiny import FOLDERS
 from probe.subject.loading import as_dtype
 from probe.subject.model_source import read_config
@@ -121,7 +121,7 @@ def parameters(model: PreTrainedModel) -> dict[str, int]:
         "vision_encoder": encoders(model),
         "compressor": found["compressor"].layers if "compressor" in found else (),
         "prefusion": found["prefusion"].layers if "prefusion" in found else (),
-        "llm": (model.get_decoder(), head_of(model)),
+        "llm": (text_decoder(model), head_of(model)),
     }
     numbers = {name: _numbers(modules) for name, modules in parts.items()}
     return {**numbers, "projector": _numbers([model]) - sum(numbers.values())}

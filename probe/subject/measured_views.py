@@ -1,0 +1,205 @@
+"""Which part of which image each picture shows that a processor makes: measured, not known.
+
+Processors crop, pad, stretch and cut images into tiles in their own ways, and settings of the class
+may win over those of its image processor. So the processor itself is asked, with images of the same
+sizes whose pixels say where they are:
+
+    black, white      an entry that is the same in both shows padding; all others are v = black +
+                      (white - black) * grey, whatever the processor's mean and deviation
+    ramps             grey grows along x, or along y: the grey of an entry is its place in the image
+    levels            each image in a grey of its own: the grey of an entry says which image it is
+
+A picture is an affine view of its image, axis by axis: a straight line through its places is found
+by least squares, and gives the rectangle to a small part of a pixel.
+
+    measured_views(process, [(97, 61)], patch=8)
+    [View(image=0, box=array([0., 0., 1., 1.]), rows=4, columns=4)]
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+
+from probe.data.image_views import WHOLE, Size
+
+Process = Callable[[list[Image.Image]], Mapping[str, Any]]  # images to the processor's tensors
+
+SHOWN = 0.5  # of the largest change from black to white: below it an entry is padding
+STRAIGHT = 0.02  # of the image: places further from the line are no affine view
+MARGIN = 4  # pixels at an image's edge, where resizing repeats the outermost one
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture that the encoder gets: a rectangle of an image, in fractions of it (beyond [0, 1]
+    where it shows padding), and its patches in rows and columns.
+    """
+
+    image: int
+    box: Float[np.ndarray, "edge=4"]
+    rows: int
+    columns: int
+
+
+def measured_views(process: Process, sizes: Sequence[Size], patch: int | None) -> list[View] | None:
+    """The views of images of these sizes (width, height) in the order in which the processor
+    returns them; None where it returns nothing that says.
+
+    patch: pixels along the side of a patch; None where the processor returns patches.
+    """
+    if not sizes:
+        return []
+    black = _pixels(process([Image.new("RGB", size, "black") for size in sizes]))
+    white = _pixels(process([Image.new("RGB", size, "white") for size in sizes]))
+    if black is None or white is None or black.shape != white.shape:
+        return None
+    change = white - black
+    shows = np.abs(change) > SHOWN * np.abs(change).max(initial=0.0)
+
+    def places(pictures: list[Image.Image]) -> np.ndarray | None:
+        """Of each entry: the grey of the image there, NaN for padding."""
+        values = _pixels(process(pictures))
+        if values is None or values.shape != black.shape:
+            return None
+        return np.where(shows, (values - black) / np.where(shows, change, 1), np.nan)
+
+    x = places([_ramp(size) for size in sizes])
+    y = places([_ramp(size, down=True) for size in sizes])
+    step = 255 // (len(sizes) + 1)
+    level = places([_grey(size, step * (index + 1)) for index, size in enumerate(sizes)])
+    if x is None or y is None or level is None or not shows.any():
+        return None
+    image_of = np.where(np.isnan(level), np.nan, level * 255 / step - 1)
+    if black.ndim >= 4 and black.shape[-3] in (1, 3):
+        shape = (-1, *black.shape[-3:])
+        planes = x.reshape(shape), y.reshape(shape), image_of.reshape(shape)
+        return _views_of_planes(*planes, sizes, patch or 1)
+    shape = (-1, black.shape[-1])
+    return _views_of_patches(x.reshape(shape), y.reshape(shape), image_of.reshape(shape), sizes)
+
+
+def _pixels(tensors: Mapping[str, Any]) -> np.ndarray | None:
+    """The processor's pictures, under whatever name: pixel_values, pixel_values_images ..."""
+    for name, value in tensors.items():
+        if name.startswith("pixel_values") and torch.is_tensor(value) and value.ndim >= 2:
+            return value.double().numpy()
+    return None
+
+
+def _grey(size: Size, level: int) -> Image.Image:
+    return Image.new("RGB", size, (level, level, level))
+
+
+def _ramp(size: Size, down: bool = False) -> Image.Image:
+    """Grey that grows evenly over the image: the place of a pixel's middle, as a share of 255.
+
+    8 bits are too coarse for a line of thousands of pixels: neighbours across the ramp are rounded
+    differently, so that their mean is exact.
+    """
+    length, across = size[::-1] if down else size
+    place = (np.arange(length) + 0.5) / length * 255
+    rounding = (np.arange(across) * 0.6180339887) % 1
+    grey = np.floor(place[None] + rounding[:, None]).clip(0, 255).astype(np.uint8)
+    grey = grey.T if down else grey
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _views_of_planes(
+    x: Float[np.ndarray, "view channel row column"],
+    y: Float[np.ndarray, "view channel row column"],
+    image_of: Float[np.ndarray, "view channel row column"],
+    sizes: Sequence[Size],
+    patch: int,
+) -> list[View] | None:
+    found = []
+    for of_x, of_y, of_image in zip(x, y, image_of, strict=True):
+        if np.isnan(of_x).all():
+            continue  # a batch's filling
+        image = round(float(np.nanmedian(of_image)))
+        if not 0 <= image < len(sizes):
+            return None
+        across = _edges(_mean(of_x, (0, 1)), sizes[image][0])
+        down = _edges(_mean(of_y, (0, 2)), sizes[image][1])
+        if across is None or down is None:
+            return None
+        box = np.array([across[0], down[0], across[1], down[1]])
+        found.append(View(image, box, of_x.shape[-2] // patch, of_x.shape[-1] // patch))
+    return found
+
+
+def _views_of_patches(
+    x: Float[np.ndarray, "patch entry"],
+    y: Float[np.ndarray, "patch entry"],
+    image_of: Float[np.ndarray, "patch entry"],
+    sizes: Sequence[Size],
+) -> list[View] | None:
+    """One view an image, whose patches come one by one in any order."""
+    real = ~np.isnan(x).all(axis=1)
+    image = np.round(_mean(image_of[real], 1)).astype(int)
+    found = []
+    for number in range(len(sizes)):
+        centres = [_mean(of[real][image == number], 1) for of in (x, y)]
+        columns, rows = (_spaced(places) for places in centres)
+        if columns is None or rows is None or len(columns) * len(rows) != (image == number).sum():
+            return None
+        across, down = (_edges_of_centres(places) for places in (columns, rows))
+        box = np.array([across[0], down[0], across[1], down[1]])
+        found.append(View(number, box, len(rows), len(columns)))
+    return found
+
+
+def _mean(values: np.ndarray, axes: int | tuple[int, ...]) -> np.ndarray:
+    """The mean over what is no padding; NaN where all is."""
+    real = ~np.isnan(values)
+    count = real.sum(axis=axes)
+    total = np.where(real, values, 0).sum(axis=axes)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _edges(places: Float[np.ndarray, "pixel"], length: int) -> tuple[float, float] | None:
+    """Where in the image the first pixel of a line begins and the last one ends. None where its
+    places are not on a straight line.
+    """
+    pixel = np.flatnonzero(~np.isnan(places))
+    place = places[pixel]
+    margin = min(0.3, MARGIN / length)
+    inner = (place > margin) & (place < 1 - margin)
+    if length < 3 or inner.sum() < 2 or np.ptp(place[inner]) == 0:
+        # too few pixels for a line: what is not padding is the whole image
+        first, last = pixel[0], pixel[-1] + 1
+        slope = 1 / (last - first)
+        return -first * slope, (len(places) - first) * slope
+    slope, offset = np.polyfit(pixel[inner] + 0.5, place[inner], 1)
+    error = np.abs(offset + slope * (pixel[inner] + 0.5) - place[inner]).max()
+    if error > STRAIGHT + 2 / length:
+        return None
+    return float(offset), float(offset + slope * len(places))
+
+
+def _spaced(places: Float[np.ndarray, "patch"]) -> np.ndarray | None:
+    """The different places among many that are evenly spaced, in order."""
+    ordered = np.sort(places)
+    if not len(ordered) or np.isnan(ordered).any():
+        return None
+    gaps = np.diff(ordered)
+    most = gaps.max(initial=0.0)
+    if most < 2 / 255:  # less than rounding: one place
+        return ordered[:1] * 0 + ordered.mean()
+    groups = np.split(ordered, np.flatnonzero(gaps > most / 2) + 1)
+    return np.array([group.mean() for group in groups])
+
+
+def _edges_of_centres(places: Float[np.ndarray, "place"]) -> tuple[float, float]:
+    """Where the first of evenly spaced patches begins and the last one ends."""
+    if len(places) == 1:
+        return float(WHOLE[0]), float(WHOLE[2])
+    inner = np.arange(len(places))
+    if len(places) > 4:
+        inner = inner[1:-1]
+    slope, offset = np.polyfit(inner + 0.5, places[inner], 1)
+    return float(offset), float(offset + slope * len(places))

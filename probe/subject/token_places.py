@@ -1,0 +1,204 @@
+"""Where the vision tokens of a prompt lie, for any processor and model.
+
+    grid, patches = token_places(model, tensors, process, sizes)
+
+The placeholders say how many vision tokens there are, the processor itself says which part of an
+image each of its pictures shows (`measured_views.py`), and how tokens divide a picture follows from
+both: a token stands for s x s patches, with the one s that gives as many tokens as there are
+placeholders. A model that packs features itself (LLaVA-NeXT's un-padding and newlines) has it done
+to coordinates. Where tokens have looked at the whole image (learned queries: resamplers, Q-Formers)
+or the numbers do not fit, no place is claimed: boxes are NaN.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from PIL import Image
+from torch import nn
+from transformers import PreTrainedModel
+
+from probe.data.image_views import WHOLE, Size, square_around, within
+from probe.data.patch_grid import PatchGrid
+from probe.hooks.model_structure import cls_tokens, text_decoder, vision_encoder, vision_positions
+from probe.subject.measured_views import Process, View, measured_views
+from probe.subject.token_grid import packed_grid
+
+
+def token_places(
+    model: PreTrainedModel, tensors: Mapping[str, Any], process: Process, sizes: Sequence[Size]
+) -> tuple[PatchGrid, PatchGrid]:
+    """Where the vision tokens of one row lie, and where the encoder's patches (none where that is
+    not known). `sizes`: width and height of the images that `process` takes.
+    """
+    is_token = vision_positions(model, tensors["input_ids"])[0].numpy()
+    tokens = int(is_token.sum())
+    views = measured_views(process, sizes, patch_size(model)) or _views_of_grid(tensors)
+    if views is None:
+        return unknown_places(is_token, len(sizes)), PatchGrid.join([])
+    views = _cut_to_sizes(views, tensors, patch_size(model))
+    patches = patches_of(views)
+    if hasattr(model.base_model, "pack_image_features"):
+        grid = _packed(model, patches, tensors, sizes)
+        if grid is not None and len(grid) == tokens:
+            return grid, patches
+    elif not has_learned_queries(model, tokens // max(1, len(views))):
+        for before in {0, cls_tokens(model)}:  # with and without the encoder's class token
+            grid = divided(views, tokens, before)
+            if grid is not None:
+                return grid, patches
+    return unknown_places(is_token, len(sizes), views), patches
+
+
+def of_original(
+    grid: PatchGrid, images: Sequence[Image.Image], shown: Sequence[Image.Image]
+) -> PatchGrid:
+    """Places in images that were padded to squares before the processor got them, as places in the
+    images themselves.
+    """
+    boxes = grid.box.copy()
+    for number, (image, padded) in enumerate(zip(images, shown, strict=True)):
+        if image.size != padded.size:
+            own = grid.image == number
+            boxes[own] = within(square_around(image.size), boxes[own])
+    return replace(grid, box=boxes)
+
+
+def patch_size(model: PreTrainedModel) -> int | None:
+    """Pixels along the side of one of the encoder's patches, None where the config doesn't say."""
+    config: Any = model.config
+    for part in (getattr(config, "vision_config", None), config):
+        size = getattr(part, "patch_size", None)
+        size = size[0] if isinstance(size, list | tuple) else size
+        if isinstance(size, int):
+            return size
+    return None
+
+
+def patches_of(views: Sequence[View]) -> PatchGrid:
+    """The patches of every view, row by row."""
+    tiles = _tiles(views)
+    return PatchGrid.join([_cells(view, tile, 1) for view, tile in zip(views, tiles, strict=True)])
+
+
+def divided(views: Sequence[View], tokens: int, before: int = 0) -> PatchGrid | None:
+    """The tokens that the views are divided into, row by row, each of s x s patches; `before` of
+    each view stand before them and are no patches. None where no s gives so many tokens.
+    """
+    cells = tokens - before * len(views)
+    most = max((max(view.rows, view.columns) for view in views), default=0)
+    for side in range(1, most + 1):
+        if sum(-(-view.rows // side) * -(-view.columns // side) for view in views) == cells:
+            grids = []
+            for view, tile in zip(views, _tiles(views), strict=True):
+                grids += [_nowhere(view.image, before), _cells(view, tile, side)]
+            return PatchGrid.join(grids)
+    return None
+
+
+def _cells(view: View, tile: int, side: int) -> PatchGrid:
+    """The cells of side x side patches of a view; those at its end may be smaller."""
+    shape = -(-view.rows // side), -(-view.columns // side)
+    row, col = (axis.ravel() for axis in np.indices(shape))
+    ends = np.minimum((row + 1) * side, view.rows), np.minimum((col + 1) * side, view.columns)
+    edges = [col * side / view.columns, row * side / view.rows]
+    edges += [ends[1] / view.columns, ends[0] / view.rows]
+    box = within(view.box, np.stack(edges, axis=-1))
+    return PatchGrid(np.full_like(row, view.image), np.full_like(row, tile), row, col, box)
+
+
+def _tiles(views: Sequence[View]) -> list[int]:
+    """The number of each view among those of its image: the one that shows most of it is the whole
+    image, 0, wherever it comes; the others are tiles, from 1 on.
+    """
+    areas = [float(np.prod(view.box[2:] - view.box[:2])) for view in views]
+    numbers = []
+    for view in views:
+        own = [index for index, other in enumerate(views) if other.image == view.image]
+        whole = max(own, key=lambda index: areas[index])
+        order = [whole, *(index for index in own if index != whole)]
+        numbers.append(order.index(next(i for i in own if views[i] is view)))
+    return numbers
+
+
+def _nowhere(image: int, count: int) -> PatchGrid:
+    """Tokens of an image that are no patches."""
+    none = np.full(count, -1)
+    return PatchGrid(np.full(count, image), none, none, none, np.full((count, 4), np.nan))
+
+
+def unknown_places(
+    is_token: Bool[np.ndarray, "token"], images: int, views: Sequence[View] = ()
+) -> PatchGrid:
+    """Tokens of which only the image is known: as many for each view, or else a run of tokens an
+    image, or else an even share.
+    """
+    tokens = int(is_token.sum())
+    runs = np.diff(np.flatnonzero(np.diff(is_token, prepend=False, append=False)))[::2]
+    if views and tokens % len(views) == 0:
+        of_view = tokens // len(views)
+        return PatchGrid.join([_nowhere(view.image, of_view) for view in views])
+    if len(runs) == images:
+        return PatchGrid.join([_nowhere(image, int(run)) for image, run in enumerate(runs)])
+    ends = np.linspace(0, tokens, max(1, images) + 1).astype(int)
+    return PatchGrid.join([_nowhere(i, int(b - a)) for i, (a, b) in enumerate(pairwise(ends))])
+
+
+def has_learned_queries(model: PreTrainedModel, tokens: int) -> bool:
+    """Whether the model makes `tokens` tokens of an image by learned queries that look at all of
+    it: a parameter with a row for each, outside of encoder and LLM.
+    """
+    decoder: nn.Module = text_decoder(model)
+    encoder = vision_encoder(model)
+    inside = {p for part in (decoder, encoder) if part is not None for p in part.parameters()}
+    for name, parameter in model.named_parameters():
+        is_weight = name.endswith(("weight", "bias"))
+        if parameter in inside or is_weight or parameter.ndim not in (2, 3):
+            continue
+        if parameter.shape[-2] >= tokens > 1 and parameter.shape[0] in (1, parameter.shape[-2]):
+            return True
+    return False
+
+
+def _views_of_grid(tensors: Mapping[str, Any]) -> list[View] | None:
+    """Whole images by the grids of patches that a processor states (Qwen-VL, GLM-4V)."""
+    grid = tensors.get("image_grid_thw")
+    if grid is None:
+        return None
+    rows = grid.tolist()
+    return [View(image, WHOLE, row[1], row[2]) for image, row in enumerate(rows)]
+
+
+def _cut_to_sizes(
+    views: Sequence[View], tensors: Mapping[str, Any], patch: int | None
+) -> list[View]:
+    """Views without the filling of a batch, where a processor states the size (height, width) of
+    each resized image (Pixtral)."""
+    stated, pixels = tensors.get("image_sizes"), tensors.get("pixel_values")
+    if stated is None or not torch.is_tensor(pixels) or pixels.ndim != 4 or not patch:
+        return list(views)
+    sizes = torch.as_tensor(stated).tolist()
+    height, width = pixels.shape[-2:]
+    if len(sizes) != len(views) or any(h > height or w > width for h, w in sizes):
+        return list(views)
+    cut = []
+    for view, (h, w) in zip(views, sizes, strict=True):
+        box = within(view.box, np.array([0, 0, w / width, h / height]))
+        cut.append(View(view.image, box, h // patch, w // patch))
+    return cut
+
+
+def _packed(
+    model: PreTrainedModel, patches: PatchGrid, tensors: Mapping[str, Any], sizes: Sequence[Size]
+) -> PatchGrid | None:
+    stated = tensors.get("image_sizes")
+    sizes_hw = [(h, w) for w, h in sizes] if stated is None else torch.as_tensor(stated).tolist()
+    grids = []
+    for image, size in enumerate(sizes_hw):
+        own = patches.at(np.flatnonzero(patches.image == image))
+        grids.append(packed_grid(model, own, size))
+    return PatchGrid.join(grids)
