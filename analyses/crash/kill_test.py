@@ -2,15 +2,21 @@
 disturbed.
 
     python analyses/crash/kill_test.py --kills 50 --samples 500
+    python analyses/crash/kill_test.py --kills 60 --samples 300 --workers 2
 
 The run measures nothing real: each sample's numbers follow from its id, so that two runs can be
 compared to the bit. Everything else is what `probe drop` and `probe attention --benchmark` use:
-`run_samples`, parts, resume, compaction. Exit code 0: every sample exactly once, all numbers
-identical, no stray file counted.
+`run_samples`, claims, parts, resume, compaction. With several workers, which torch's launcher
+starts, a kill hits one of them, the launcher, or all. Exit code 0: every sample exactly once, all
+numbers identical, no stray file counted.
 """
 
 import argparse
+import contextlib
+import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,9 +28,11 @@ import numpy as np
 import xarray as xr
 from running_mean import RunningMean
 
+from probe.cli.launcher import launcher_command
 from probe.data.sample import Sample
 from probe.records.io import read_ids
 from probe.records.provenance import RunFingerprint
+from probe.records.run_claims import Claims
 from probe.records.run_directory import RunDirectory
 from probe.records.run_work import run_samples
 
@@ -59,16 +67,19 @@ def measured(group: list[Sample]) -> xr.DataTree:
 
 
 def work(folder: Path, count: int) -> None:
-    run, samples = RunDirectory.open(folder, SAME), samples_of(count)
+    rank = os.environ.get("RANK", "0")
+    run, samples = RunDirectory.open(folder, SAME, rank), samples_of(count)
     run.todo(samples)
     print("working", flush=True)
     run_samples(run, samples, measured, size=PART)
-    run.compact([sample.id for sample in samples])
+    if rank == "0":
+        run.compact([sample.id for sample in samples])
 
 
-def started(folder: Path, count: int) -> subprocess.Popen:
-    """A worker of its own process, past its imports."""
-    command = [sys.executable, __file__, "--work", str(folder), "--samples", str(count)]
+def started(folder: Path, count: int, workers: int = 1) -> subprocess.Popen:
+    """A worker of its own process, or the launcher of several, past the imports of a worker."""
+    launcher = [sys.executable] if workers == 1 else launcher_command(workers)
+    command = [*launcher, __file__, "--work", str(folder), "--samples", str(count)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()
@@ -87,6 +98,30 @@ def disturbed(folder: Path, count: int, kills: int, seconds: float, seed: int = 
         hit += process.wait() != 0
     assert started(folder, count).wait() == 0
     return hit
+
+
+def disturbed_workers(folder: Path, count: int, kills: int, workers: int, seed: int = 0) -> int:
+    """The same for several workers, of which a kill hits one, the launcher, or all. Returns the
+    samples that were set aside on the way, as the kills met them twice; they are tried again.
+    """
+    chance, process = random.Random(seed), started(folder, count, workers)
+    for _ in range(kills):
+        if process.poll() is not None:
+            process = started(folder, count, workers)
+        time.sleep(chance.uniform(0, 2 * SECONDS * count / kills))
+        at_work = sorted({c.process.pid for c in Claims(folder).all() if c.live and c.samples})
+        victims = chance.choice((at_work[:1], [process.pid], [process.pid, *at_work]))
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if process.pid in victims:
+            process.wait()
+    assert started(folder, count, workers).wait() == 0
+    set_aside = len(RunDirectory(folder).failures())
+    if set_aside:
+        shutil.rmtree(folder / "failures")
+        assert started(folder, count).wait() == 0
+    return set_aside
 
 
 def differences(one: Path, other: Path, count: int) -> list[str]:
@@ -125,6 +160,7 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--kills", type=int, default=50)
     arguments.add_argument("--samples", type=int, default=500)
+    arguments.add_argument("--workers", type=int, default=1)
     arguments.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     given = arguments.parse_args()
     if given.work:
@@ -134,12 +170,15 @@ def main() -> int:
         calm, rough = Path(folder, "calm"), Path(folder, "rough")
         process, start = started(calm, given.samples), time.monotonic()
         assert process.wait() == 0
-        hit = disturbed(rough, given.samples, given.kills, time.monotonic() - start)
+        if given.workers > 1:
+            aside = disturbed_workers(rough, given.samples, given.kills, given.workers)
+            print(f"{given.kills} kills; {aside} samples were set aside and tried again")
+        else:
+            hit = disturbed(rough, given.samples, given.kills, time.monotonic() - start)
+            print(f"{hit} of {given.kills} kills hit a worker at work")
         found = differences(calm, rough, given.samples)
         stray = len(list((rough / "parts").glob("*.tmp")))
-        print(
-            f"{hit} of {given.kills} kills hit a worker at work; {stray} unfinished parts were left and ignored"
-        )
+        print(f"{stray} unfinished parts were left and ignored")
     print("\n".join(found) or f"{given.samples} samples, each exactly once; numbers identical")
     return 1 if found else 0
 

@@ -30,7 +30,7 @@ def run_workers(arguments: Sequence[str], count: int) -> int:
     """Runs the command in `count` processes. Their mistakes are raised here, once (ProbeError)."""
     with tempfile.TemporaryDirectory(prefix="probe-workers-") as folder:
         process = subprocess.Popen(
-            [*_launcher(count), *arguments],
+            [*launcher_command(count), "-m", "probe", *arguments],
             env=os.environ | {MISTAKES: folder},
             stderr=subprocess.PIPE,
             text=True,
@@ -57,10 +57,11 @@ def run_workers(arguments: Sequence[str], count: int) -> int:
     return 0
 
 
-def _launcher(count: int) -> list[str]:
+def launcher_command(count: int) -> list[str]:
+    """The command line that runs what is appended to it in `count` workers."""
     options = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(count)]
     options += ["--max-restarts", str(RESTARTS), "--monitor-interval", "0.2"]
-    return [sys.executable, "-m", "torch.distributed.run", *options, "-m", "probe"]
+    return [sys.executable, "-m", "torch.distributed.run", *options]
 
 
 def _pass_through(stderr: Iterable[str], last: deque[str]) -> None:

@@ -9,7 +9,10 @@ by its name, its boot and, in a container, the name space of its process numbers
 
 import contextlib
 import os
+import signal
 import socket
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -51,6 +54,26 @@ def is_gone(process: Process) -> bool:
     except OSError:  # another user's: it is there
         return False
     return process.started != _started(process.pid)
+
+
+@contextlib.contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Lets SIGTERM, where nobody handles it, end the block as sys.exit does, so that claims are
+    given back.
+    """
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @cache

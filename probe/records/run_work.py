@@ -17,6 +17,7 @@ from probe.records.concat import Labelled, ids_of, join
 from probe.records.run_claims import POLL_SECONDS, Claim, Claims
 from probe.records.run_directory import RunDirectory, writing
 from probe.records.run_packs import Pack, packs, packs_of_shard
+from probe.records.run_process import ending_on_sigterm
 from probe.records.run_settings import report
 
 PART_SAMPLES = 64
@@ -95,6 +96,7 @@ def run_samples(
     run.note_asked(len(samples))
     failures = 0
     with (
+        ending_on_sigterm(),
         Claims(run.folder, run.worker, run.token) as work.claims,
         Writer(run, size) as writer,
     ):

@@ -98,7 +98,7 @@ from probe.cli.worker import tell_launcher
 from probe.records.run_directory import RunDirectory
 from probe.records.run_work import run_samples
 
-folder, mistake = Path(sys.argv[1]), len(sys.argv) > 2
+folder, mistake = Path(sys.argv[3]), len(sys.argv) > 4
 def deadly(group):
     with (folder.parent / "asked.txt").open("a") as file:
         file.write("".join(sample.id + " " for sample in group))
@@ -117,8 +117,9 @@ def scripted(tmp_path, monkeypatch):
     """The launcher, with a script of a second instead of the command line."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1])))
-    plain = launcher._launcher
-    monkeypatch.setattr(launcher, "_launcher", lambda count: [*plain(count)[:-2], str(script)])
+    plain = launcher.launcher_command
+    # what follows, "-m probe", becomes arguments of the script
+    monkeypatch.setattr(launcher, "launcher_command", lambda count: [*plain(count), str(script)])
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
 
 
@@ -128,11 +129,12 @@ def test_a_sample_that_kills_its_process_twice_is_named_and_the_rest_is_done(
     assert run_workers([str(tmp_path / "run")], count=2) == 0
     run = RunDirectory(tmp_path / "run")
     assert len(run.done()) == 10
-    assert [(failure.id, failure.attempt) for failure in run.failures()] == [("q04", 2), ("q05", 2)]
+    failed = {failure.id: failure.attempt for failure in run.failures()}
+    assert failed == {"q04": 2, "q05": 2}
     asked = (tmp_path / "asked.txt").read_text().split()
     assert asked.count("q04") == 2
     said = capsys.readouterr().err
-    assert said.count("a worker died (exit code -9): all of them start again") == 2
+    assert said.count("a worker died (exit code -9): all of them start again") >= 2
     assert run.settings()["fingerprint"]["plan"] == "claims"
     assert set(asked) == run.done() | {"q04"}
 

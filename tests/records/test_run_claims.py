@@ -5,6 +5,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -153,6 +154,19 @@ def test_a_claim_names_its_process_and_is_given_back_on_any_orderly_end(run):
     assert seen[0].samples == ("q00", "q01")
     assert seen[0].live and not seen[0].measured
     assert files(run) == []
+
+
+def test_sigterm_ends_the_work_and_gives_claims_back(run):
+    def terminated(group):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        run_samples(run, SAMPLES, terminated)
+    assert end.value.code == 143
+    assert files(run) == []
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_claims_are_touched_while_their_process_lives(run, monkeypatch):
