@@ -22,13 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaModel
 
-from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import tap
 from probe.measures.attention.statistic import AttentionStatistic
-from probe.measures.attention.streaming import query_sums
 
 HEADS, HIDDEN, INNER = 32, 4096, 11008
 BEFORE, AFTER = 5, 39  # tokens of text around the image
@@ -36,7 +33,6 @@ NAMES = ("instruction", "vision", "response")
 BARS = {
     "tap": {620: 1.10, 2900: 1.25},
     "tap, rows='text'": {620: 1.04, 2900: 1.04},
-    "kernel": 0.85,
 }  # from the issue
 
 
@@ -128,20 +124,6 @@ def ratios(
     return out
 
 
-def kernels(tokens: int, dtype: torch.dtype, device: str) -> dict[str, Callable[[], object]]:
-    """The statistic alone beside the sdpa call of the same layer, in float32."""
-    q, k, v = (torch.randn(1, HEADS, tokens, HIDDEN // HEADS, device=device) for _ in range(3))
-    call = AttentionCall(
-        "layer", torch.nn.Identity(), q, k, v, None, None, (HIDDEN // HEADS) ** -0.5, True, None, {}
-    )
-    of = {rows: statistic(tokens, rows)._keys_of(0, q.device) for rows in ("all", "text")}
-    return {
-        "sdpa call": lambda: scaled_dot_product_attention(q, k, v, is_causal=True),
-        "kernel": lambda: query_sums(call, 0, of["all"]),
-        "kernel, rows='text'": lambda: query_sums(call, 0, of["text"]),
-    }
-
-
 def peak_memory(name: str, layers: int, tokens: int, dtype: torch.dtype, device: str, pipe) -> None:
     """Bytes above the loaded model at the highest point of one forward. Runs in a process of its
     own.
@@ -209,20 +191,11 @@ def main() -> None:
         for tokens in options.tokens:
             runs = variants(model, tokens)
             same = torch.equal(runs["plain"](), runs["tap"]())
-            bars = {
-                name: bar[tokens]
-                for name, bar in BARS.items()
-                if isinstance(bar, dict) and tokens in bar
-            }
+            bars = {name: bar[tokens] for name, bar in BARS.items() if tokens in bar}
             report(
                 f"{tokens} tokens: forward / plain sdpa forward (hidden states bit-identical: {same})",
                 ratios(runs, "plain", options.rounds, device),
                 bars,
-            )
-            report(
-                f"{tokens} tokens: kernel alone, float32 / sdpa call of the layer",
-                ratios(kernels(tokens, dtype, device), "sdpa call", options.rounds, device),
-                {"kernel": BARS["kernel"]},
             )
         del model
     if not options.no_memory:

@@ -147,12 +147,12 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         return None
     for openmp in OPENMP:
-        path = _library_path(compiler, openmp)
         try:
+            path = _library_path(compiler, openmp)
             if not path.exists():
                 _compile(compiler, openmp, path)
             return ctypes.CDLL(str(path))
-        except (OSError, subprocess.SubprocessError):
+        except (OSError, RuntimeError, subprocess.SubprocessError):  # or there is no home
             continue
     return None
 

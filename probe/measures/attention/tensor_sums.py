@@ -38,7 +38,7 @@ def tensor_sums(
 ) -> QuerySums:
     """The sums by tensor operations, on any device. At most max(1,000,000; one query by one group
     of heads) scores exist at a time, and never more than an eighth of head × query × key. The
-    block sizes were measured by `analyses/benchmarks/tap_cost.py`.
+    block sizes were measured by `analyses/benchmarks/statistic_cost.py`.
     """
     with torch.autocast(call.query.device.type, enabled=False):
         walk = _Walk(call, row, keys, plan, extras)
