@@ -95,7 +95,8 @@ def reductions(
     for axis in axes:
         axis.margins(x=0.06)
     if ax is None:
-        heading(figure_of(axes), f"Fewer vision tokens · {answers.attrs.get('model', '')}")
+        named = filter(None, ("Fewer vision tokens", answers.attrs.get("model")))
+        heading(figure_of(axes), " · ".join(named))
     caption(axes, _notes(answers, table, latency, published), {"": answers}, ax is None)
     return figure_of(axes)
 
