@@ -24,9 +24,7 @@ samples are computed again. Only temporary files that carry the token of this ru
 
 import contextlib
 import json
-import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -209,10 +207,8 @@ class RunDirectory:
     def note_asked(self, samples: int) -> None:
         """Notes for `asked` how many samples a command is about."""
         if samples != self.asked():
-            with writing(self.folder):
-                temporary = self.folder / f"{ASKED}-{self.token}{secrets.token_hex(4)}.tmp"
-                temporary.write_text(json.dumps({"samples": samples}), encoding="utf-8")
-                os.replace(temporary, self.folder / ASKED)
+            with contextlib.suppress(OSError):  # only for those who look on
+                (self.folder / ASKED).write_text(json.dumps({"samples": samples}), encoding="utf-8")
 
     def _found(self) -> list[Part]:
         """The whole parts. Raises ProbeError where there is none."""
@@ -256,7 +252,7 @@ class RunDirectory:
         """Removes what workers of this run left unfinished: only names with its token."""
         ending = rf"{self.token}[0-9a-f]{{8}}\.tmp"
         names = {
-            self.folder: rf"(final|asked\.json)-{ending}",
+            self.folder: rf"final-{ending}",
             self.folder / "parts": rf"\.part-.+\.zarr\.zip\.{ending}",
             self.folder / "claims": rf"\.[0-9a-f]+\.[0-9]+\.{ending}",
         }

@@ -143,7 +143,8 @@ class _Work:
         self.open = {sample.id for sample in run.todo(asked, attempts)}
         self.left = [pack for pack in work if self._has_open(pack)]
         self.on_disk_soon: list[Pack] = []
-        self.wait_is_told_at = float("inf")
+        self.waits_since: float | None = None
+        self.wait_is_told = False
 
     def taken(self, *, wait: bool, before_waiting: Callable[[], None]) -> Iterator[Pack]:
         """One pack after the other that this process has claimed. Those over which a process has
@@ -248,9 +249,9 @@ class _Work:
 
     def _wait(self) -> None:
         """Lets some time pass while other processes work on what is left."""
-        self.wait_is_told_at = min(self.wait_is_told_at, time.monotonic() + PATIENCE)
-        if time.monotonic() > self.wait_is_told_at:
-            self.wait_is_told_at = float("inf")
+        self.waits_since = self.waits_since or time.monotonic()
+        if time.monotonic() - self.waits_since > PATIENCE and not self.wait_is_told:
+            self.wait_is_told = True
             holders = {str(c.process) for pack in self.left for c in self._holders(pack)}
             count = sum(len(pack.samples) for pack in self.left)
             who = ", ".join(sorted(holders)) or "other processes"

@@ -37,15 +37,17 @@ def measured(group: list[Sample]) -> xr.Dataset:
 
 
 class Counting:
-    """`measured`, noting what it was asked for; some time a sample."""
+    """`measured`, noting what it was asked for; the first call waits for those of others."""
 
-    def __init__(self, seconds: float = 0.0):
+    def __init__(self, meeting: threading.Barrier | None = None):
         self.asked: list[list[str]] = []
-        self.seconds = seconds
+        self.meeting = meeting
 
     def __call__(self, group: list[Sample]) -> xr.Dataset:
         self.asked.append([sample.id for sample in group])
-        time.sleep(self.seconds * len(group))
+        if self.meeting is not None:
+            self.meeting.wait(20)
+            self.meeting = None
         return measured(group)
 
     @property
@@ -95,7 +97,8 @@ def files(run) -> list[str]:
 
 
 def test_two_starts_at_once_compute_nothing_twice(run):
-    workers = [Counting(0.004), Counting(0.004)]
+    meeting = threading.Barrier(2)
+    workers = [Counting(meeting), Counting(meeting)]
     progress: list[list[int]] = [[], []]
 
     def work(number: int) -> None:
@@ -242,22 +245,24 @@ def test_a_process_elsewhere_keeps_its_claim_for_five_minutes(run, dead):
 
 
 def test_the_last_ones_are_waited_for(run, dead, monkeypatch):
+    told, lines = threading.Event(), []
     monkeypatch.setattr(run_work, "PATIENCE", 0.0)
+    monkeypatch.setattr(run_work, "report", lambda line: (lines.append(line), told.set()))
     elsewhere = replace(dead, host="node7", machine="node7 boot")
     (claims,) = claim_of(run, elsewhere, 1)
     other = RunDirectory.open(run.folder, SAME, worker="1")
 
     def finish() -> None:
-        time.sleep(0.2)
+        told.wait(20)
         other.write(measured(SAMPLES[2:4]))
         claims.release(packs(SAMPLES)[1].groups[0].name)
 
     thread = threading.Thread(target=finish)
     thread.start()
     counting, counts = Counting(), []
-    with pytest.warns(RunWarning, match=rf"waiting for 2 samples on which node7:{dead.pid} work"):
-        run_samples(run, SAMPLES, counting, progress=counts.append)
+    run_samples(run, SAMPLES, counting, progress=counts.append)
     thread.join()
+    assert lines == [f"waiting for 2 samples on which node7:{dead.pid} work"]
     assert counting.ids == IDS[:2] + IDS[4:]
     assert sum(counts) == 12
 
