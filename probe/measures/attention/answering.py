@@ -46,7 +46,7 @@ from probe.subject.image_prefix import ImagePrefix
 from probe.subject.inputs import Inputs
 
 
-def two_pass_reason(model: PreTrainedModel, generate: Mapping[str, Any]) -> str:
+def two_pass_reason(model: Any, generate: Mapping[str, Any]) -> str:
     """Why these options of `generate` need a forward of its own after the answer; "" if none does.
 
     >>> from types import SimpleNamespace
