@@ -22,8 +22,8 @@ from probe.hooks.block_threads import add_hook, model_block, only_this_thread
 from probe.hooks.model_structure import stacks
 
 
-class NotFiniteError(ProbeError):
-    """Numbers that overflow."""
+class NotFiniteProbeError(ProbeError):
+    """Numbers that overflow. Its name has that of its base: scripts tell errors by their names."""
 
 
 @model_block
@@ -77,10 +77,10 @@ def raise_not_finite(called: str, model: Any, inputs: Mapping[str, Any]) -> NoRe
     raise not_finite(called, model.dtype, "in the logits")
 
 
-def not_finite(called: str, dtype: torch.dtype, where: str) -> NotFiniteError:
+def not_finite(called: str, dtype: torch.dtype, where: str) -> NotFiniteProbeError:
     """The error on numbers that are not finite, with what to do about them."""
     fix = "check the weights and the image"
     if dtype == torch.float16:
         fix = "load the model with dtype='bfloat16' (or 'float32'): float16 ends at 65,504"
     got = f"NaN or infinity {where} in {str(dtype).removeprefix('torch.')}"
-    return NotFiniteError(called, expected="finite hidden states", got=got, fix=fix)
+    return NotFiniteProbeError(called, expected="finite hidden states", got=got, fix=fix)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from probe.data.image import ImageSource, open_image
 from probe.errors import ProbeError
-from probe.hooks.finite_states import NotFiniteError, finite_states
+from probe.hooks.finite_states import NotFiniteProbeError, finite_states
 from probe.hooks.model_structure import stacks, vision_towers
 from probe.hooks.offload import execution_device, input_device
 from probe.interventions.drop import drop_vision
@@ -64,7 +64,7 @@ def answered(
     try:
         with finite_states("verify", subject.model, stacks(subject.model)):
             (response_ids,) = subject.generate_ids(prompt, tokens)
-    except NotFiniteError as error:
+    except NotFiniteProbeError as error:
         value, response_ids = f"{error.got}; {error.fix}", None
     return Check("hidden states", value, "finite", response_ids is not None), response_ids
 
