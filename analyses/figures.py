@@ -24,6 +24,7 @@ import xarray as xr
 
 import probe
 from probe import plots
+from probe.measures.cost import join as join_costs
 from probe.measures.cost import read as read_cost
 from probe.measures.cost import write as write_cost
 from probe.plots.style import figure_of
@@ -119,7 +120,8 @@ def kept() -> Any:
     subject = probe.load("tiny-llava")
     image, question, _ = sample_image(seed=0)
     inputs = subject.encode(image, question)
-    tower, layer = subject.model.base_model.vision_tower, subject.model.config.vision_feature_layer
+    tower: Any = subject.model.base_model.vision_tower
+    layer = subject.model.config.vision_feature_layer
     reduction = encode(tower, inputs["pixel_values"], VisionZip(7, 2), layer)
     return plots.kept(reduction, image, inputs.encoder_grid[0])
 
@@ -163,7 +165,7 @@ def drawings(data: Data) -> dict[str, Callable[[], Any]]:
 
 def comparisons(data: Data, of_models: dict[str, Data]) -> dict[str, Callable[[], Any]]:
     """The plots that take more than one model."""
-    costs = probe.measures.cost.join([one["cost"] for one in of_models.values()])
+    costs = join_costs([one["cost"] for one in of_models.values()])
     counted = [
         probe.cost(model, vision_tokens=tokens, name=f"{model}, {tokens} vision tokens")
         for model, most in (("tiny-llava", 36), ("tiny-llava-mini", 1))
@@ -173,7 +175,7 @@ def comparisons(data: Data, of_models: dict[str, Data]) -> dict[str, Callable[[]
         "reductions": lambda: plots.reductions(data["answers"], data["answers-cost"]),
         "flops": lambda: plots.flops(costs),
         "latency": lambda: plots.latency(costs),
-        "memory": lambda: plots.memory(probe.measures.cost.join(counted), "vision_tokens"),
+        "memory": lambda: plots.memory(join_costs(counted), "vision_tokens"),
         "kept": kept,
     }
 

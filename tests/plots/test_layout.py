@@ -58,7 +58,7 @@ def faults_of(drawn):
 @pytest.mark.parametrize("model", MODELS)
 def test_nothing_overlaps_and_nothing_is_cut_off(sheet, measured, model):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # matplotlib's own: an empty legend, a layout that failed
+        warnings.simplefilter("error", UserWarning)  # an empty legend, a layout that failed
         drawn = sheet.drawings(measured[model])
         if model == "tiny-llava":  # every plot with both models, variants of a plot with one
             drawn = {name: draw for name, draw in drawn.items() if "," not in name}
