@@ -53,6 +53,7 @@ def overflowing_subject():
 def refused(call, subject) -> str:
     with pytest.raises(ProbeError) as error:
         call(subject)
+    assert "ProbeError" in type(error.value).__name__  # scripts tell errors by it
     return str(error.value)
 
 
