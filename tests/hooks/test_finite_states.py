@@ -16,6 +16,7 @@ from probe.measures.attribution.attribute import attribute
 from probe.measures.attribution.deletion_curves import deletion_curves
 from probe.measures.encoder_concentration import concentration
 from probe.measures.logit_lens import logit_lens
+from probe.subject.image_questions import ImageQuestions
 
 IMAGE, QUESTION, ANSWER = models.picture(0), "what is it?", "a red circle"
 ASKED = IMAGE, QUESTION, ANSWER
@@ -37,7 +38,9 @@ MORE_ANSWERS = {
     "sampled": lambda subject: subject.answer(IMAGE, QUESTION, do_sample=True),
     "by beams": lambda subject: subject.answer(IMAGE, QUESTION, num_beams=2),
     "in a chat": lambda subject: subject.chat(IMAGE).ask(QUESTION),
-    "of a comparison": lambda subject: Method("plain", subject).answer(SAMPLE, 4),
+    "of a comparison": lambda subject: Method("plain", subject).answers(
+        [SAMPLE], 4, ImageQuestions(subject)
+    ),
     "of a batch": lambda subject: probe.measure_samples(
         subject, [SAMPLE, Sample("b", models.picture(1), "where?")]
     ),
