@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, routed
-from probe.hooks.block_threads import only_this_thread
+from probe.hooks.block_threads import add_hook, only_this_thread
 from probe.hooks.model_structure import LayerStack, cls_tokens, text_decoder
 from probe.hooks.stop_forward import StopForward
 from probe.subject.inputs import Inputs
@@ -65,6 +65,5 @@ def _until_decoder(model: PreTrainedModel) -> Iterator[None]:
         raise StopForward
 
     with ExitStack() as undo:
-        handle = text_decoder(model).register_forward_pre_hook(stop)
-        undo.callback(handle.remove)
+        add_hook(undo, text_decoder(model).register_forward_pre_hook, stop)
         yield
