@@ -35,6 +35,7 @@ from probe.plots.style import (
     panels,
     styled,
 )
+from probe.records.io import reason_of
 
 COLUMNS = ("method", "vision_tokens", "percent_of_vanilla")
 PUBLISHED_TOKENS = 576  # of LLaVA-1.5
@@ -133,13 +134,21 @@ def _draw(axis: Axes, table: pd.DataFrame, families: dict[str, Look]) -> None:
 
 
 def read_published(path: str | Path) -> pd.DataFrame:
+    """The table of `COLUMNS`. Raises ProbeError where it can't be read or drawn."""
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise ProbeError("--published", expected="a CSV file", got=f"'{path}' ({error})") from error
+        got = f"'{path}' ({reason_of(error)})"
+        raise ProbeError("--published", expected="a CSV file", got=got) from error
     if missing := [name for name in COLUMNS if name not in table]:
         expected, got = f"columns {', '.join(COLUMNS)}", f"no {missing[0]} in '{path}'"
         raise ProbeError("--published", expected=expected, got=got)
+    for name in COLUMNS[1:]:
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        if numbers.isna().any():
+            wrong = table[name][numbers.isna()].iloc[0]
+            expected, got = f"numbers in {name}", f"{str(wrong)!r} in '{path}'"
+            raise ProbeError("--published", expected=expected, got=got)
     return table
 
 
@@ -160,8 +169,11 @@ def _notes(
     published: str | Path | None,
 ) -> list[str]:
     questions, images = table["questions"].iloc[0], table["images"].iloc[0]
-    asked = f"{answers.attrs.get('benchmark')}: {questions} questions on {images} images"
-    notes = [f"{asked}; bars: 95 % bootstrap intervals over images"]
+    asked = f"{answers.attrs.get('benchmark')}: {questions} questions on"
+    if images == 1:
+        notes = [f"{asked} one image, which gives no intervals"]
+    else:
+        notes = [f"{asked} {images} images; bars: 95 % bootstrap intervals over images"]
     if latency is not None:
         repeats = latency.sizes["repeat"]
         how = f"median and quartiles of {repeats}, methods in turn, on this machine"

@@ -200,7 +200,8 @@ def note(table: xr.Dataset, seed: int, over: str = "all windows") -> str:
     headline, questions = Headline(table), table.sizes["sample"]
     number = "mean" if headline.is_mean else headline.name
     images = len(np.unique(table["image"].values.astype(str)))
-    return (
-        f"{number} of {questions} questions on {images} images; 95 % bands over {over} at once, "
-        f"images redrawn (seed {seed})"
-    )
+    asked = f"{number} of {questions} questions on"
+    if images == 1:
+        return f"{asked} one image, which gives no bands"
+    bands = f"95 % bands over {over} at once, images redrawn (seed {seed})"
+    return f"{asked} {images} images; {bands}"

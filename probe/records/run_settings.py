@@ -51,10 +51,11 @@ def token_of(settings: Mapping[str, Any]) -> str:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """What `run.json` holds. Raises ProbeError when it is missing or damaged."""
-    expected = f"a run directory with run.json in {folder}"
+    expected = f"a run directory with run.json in {str(folder)!r}"
     path = folder / "run.json"
     if not path.exists():
-        raise ProbeError("run", expected=expected, got="none")
+        got = "none" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
+        raise ProbeError("run", expected=expected, got=got)
     fix = "restore it, or delete it: the parts of the run carry its settings too"
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))

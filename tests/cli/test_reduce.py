@@ -75,11 +75,14 @@ def test_it_writes_table_costs_and_figure_and_goes_on_for_nothing(run, tmp_path,
         ("--benchmark", "gqq", "gqa"),
         ("--split", "zzz", "zzz"),
         ("--data", "f.txt", "f.txt"),
-        ("--published", "nope.csv", "nope.csv"),
+        ("--published", "nope.csv", "'nope.csv' (No such file or directory)"),
+        ("--published", "words.csv", "expected numbers in percent_of_vanilla, got 'most'"),
         ("--model", "tiny-llava-mini", "whose compressor reads the whole grid"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, option, value, told):
+    words = "method,vision_tokens,percent_of_vanilla\nzip,64,most\n"
+    (tmp_path / "words.csv").write_text(words)
     code, said, error = run("reduce", "--limit", "2", option, value)
     assert (code, said) == (2, "")
     assert told in error and error.count("\n") == 1

@@ -96,6 +96,13 @@ def test_published_numbers_are_an_overlay_in_shares(answers, tmp_path):
         plots.reductions(answers, published=file)
 
 
+def test_one_image_gives_no_intervals_and_the_caption_claims_none(answers):
+    few = answers.isel(sample=[0]).assign_attrs(answers.attrs)
+    for data, told in ((few, "on one image, which gives no intervals"), (answers, "95 %")):
+        said = plots.reductions(data).figure._supxlabel.get_text()
+        assert told in " ".join(said.split())
+
+
 def test_it_goes_on_and_refuses_other_methods(comparison, subject, tmp_path, monkeypatch):
     first = comparison.task.with_images[:3]
     stopped = Comparison(comparison.methods, comparison.task, max_new_tokens=8)

@@ -47,6 +47,15 @@ def test_a_distance_that_cannot_be_below_zero_is_never_significant(value):
         assert "filled" not in axis.figure._supxlabel.get_text()
 
 
+def test_one_image_gives_no_bands_and_the_caption_claims_none():
+    said = {}
+    for images in (1, 16):
+        axis = plots.dropped(planted_sweep(needed=(1, 2), images=images), size=1)
+        said[images] = " ".join(axis.figure._supxlabel.get_text().split())
+    assert "on one image, which gives no bands" in said[1] and "95 %" not in said[1]
+    assert "on 16 images; 95 % bands" in said[16]
+
+
 def test_fig_5_has_attention_beside_it_where_a_run_has_it():
     axis = plots.dropped(planted_run())
     axes = axis.figure.axes

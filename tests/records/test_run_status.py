@@ -61,6 +61,8 @@ def test_a_run_in_the_middle(tmp_path):
 def test_what_is_no_run_is_told(tmp_path):
     with pytest.raises(ProbeError, match="a run directory with"):
         run_status(tmp_path)
+    with pytest.raises(ProbeError, match="got no such folder"):
+        run_status(tmp_path / "nope")
     RunDirectory.open(tmp_path, SAME)
     empty = run_status(tmp_path)
     assert (empty.done, empty.rate, empty.seconds_left, empty.workers) == (0, 0.0, None, ())
