@@ -144,8 +144,8 @@ def show_costs(costs: "xr.Dataset") -> None:
         )
     caption = (
         "Operations of attention included; costs.csv has every component, with and without them. "
-        "-: only counted (fewer tokens need a reducer, and --measure 0, hub ids and very large "
-        "prompts are not timed)."
+        "ms: mean ± standard deviation. -: only counted (fewer tokens need a reducer, and "
+        "--measure 0, hub ids and very large prompts are not timed)."
     )
     show_table("What reading a prompt costs", headings, rows, caption)
 

@@ -195,7 +195,7 @@ def show_scores(table: "pd.DataFrame", task: "BenchmarkTask") -> None:
     caption = (
         "tokens: vision tokens, mean over LLM layers; operations: counted, all components, to the "
         "first token; formula: of the reducers' papers, LLM only; ms: from pixels to the first "
-        "token; -: no interval of one image, or not measured"
+        "token, mean ± standard deviation; -: no interval of one image, or not measured"
     )
     title = f"{task.benchmark.name}: {headline} with fewer vision tokens"
     show_table(title, {"method": "left"} | dict.fromkeys(names, "right"), rows, caption)

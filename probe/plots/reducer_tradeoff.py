@@ -15,6 +15,7 @@ import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas.api.types import is_numeric_dtype
 
 from probe.errors import ProbeError
 from probe.evaluation.headline import Headline
@@ -144,11 +145,9 @@ def read_published(path: str | Path) -> pd.DataFrame:
         expected, got = f"columns {', '.join(COLUMNS)}", f"no {missing[0]} in '{path}'"
         raise ProbeError("--published", expected=expected, got=got)
     for name in COLUMNS[1:]:
-        numbers = pd.to_numeric(table[name], errors="coerce")
-        if numbers.isna().any():
-            wrong = table[name][numbers.isna()].iloc[0]
-            expected, got = f"numbers in {name}", f"{str(wrong)!r} in '{path}'"
-            raise ProbeError("--published", expected=expected, got=got)
+        if not is_numeric_dtype(table[name]):
+            got = f"{table[name].tolist()[:3]} in '{path}'"
+            raise ProbeError("--published", expected=f"numbers in {name}", got=got)
     return table
 
 

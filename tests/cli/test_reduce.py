@@ -76,7 +76,7 @@ def test_it_writes_table_costs_and_figure_and_goes_on_for_nothing(run, tmp_path,
         ("--split", "zzz", "zzz"),
         ("--data", "f.txt", "f.txt"),
         ("--published", "nope.csv", "'nope.csv' (No such file or directory)"),
-        ("--published", "words.csv", "expected numbers in percent_of_vanilla, got 'most'"),
+        ("--published", "words.csv", "expected numbers in percent_of_vanilla, got ['most']"),
         ("--model", "tiny-llava-mini", "whose compressor reads the whole grid"),
     ],
 )
