@@ -174,8 +174,9 @@ def _summary(datasets: dict[str, "xr.Dataset"]) -> dict[str, str]:
     attributed = next(iter(datasets.values()))
     attrs = attributed.attrs
     method = attrs["method"]
+    logprob = round(float(attributed["logprob"]), 2) + 0.0  # not -0.00
     texts = {
-        "answer": f"{attrs['response']} (log-probability {float(attributed['logprob']):.2f})",
+        "answer": f"{attrs['response']} (log-probability {logprob:.2f})",
         "how": f"{method}, baseline {attrs['baseline']}, sharing a prefix: {attrs['sharing']}",
         "model": f"{attrs['model']}, {attrs['dtype']}, {attrs['attention']}",
     }

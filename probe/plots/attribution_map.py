@@ -66,7 +66,10 @@ def attribution(dataset: Any, image: int = 0, *, ax: Any = None) -> Figure:
     floor = f"{_floor(named.values()):.2g} nat (1 % of the largest effect in the figure)"
     scale = f"one scale for all maps, one for all bars, each at least to {floor}"
     models = ", ".join(dict.fromkeys(str(one.attrs["model"]) for one in named.values()))
-    lines = [models, *(_summary(one) for one in named.values()), scale]
+    said = [_summary(one) for one in named.values()]
+    if len(said) > 1:
+        said = [f"{_readable(name)}: {text}" for name, text in zip(named, said, strict=True)]
+    lines = [models, *said, scale]
     caption(axes, lines, named, own=ax is None)
     return figure_of(axes)
 

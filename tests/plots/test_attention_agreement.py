@@ -43,7 +43,10 @@ def test_a_map_has_a_colour_for_each_patch_and_a_bar_for_each_word(found):
 
 def test_attributions_share_one_scale_and_noise_is_not_drawn_as_signal(found):
     faint = found.assign(attribution=found["attribution"] * 1e-5)
-    axes = plots.attribution({"strong": found, "faint": faint}).axes[:4]
+    both = plots.attribution({"strong": found, "faint": faint})
+    said = " ".join(both._supxlabel.get_text().split())
+    assert "strong: answer" in said and "faint: answer" in said
+    axes = both.axes[:4]
     scales = {axis.collections[0].norm.vmax for axis in (axes[0], axes[2])}
     assert scales == {np.abs(found["attribution"].values[:36]).max()}
     assert axes[1].get_xlim() == axes[3].get_xlim()
