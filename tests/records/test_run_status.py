@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import probe
 from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.records.provenance import RunFingerprint
@@ -66,3 +67,8 @@ def test_what_is_no_run_is_told(tmp_path):
     RunDirectory.open(tmp_path, SAME)
     empty = run_status(tmp_path)
     assert (empty.done, empty.rate, empty.seconds_left, empty.workers) == (0, 0.0, None, ())
+
+
+def test_opening_the_folder_of_a_run_says_how_it_is_read(tmp_path):
+    with pytest.raises(ProbeError, match=r"RunDirectory\(folder\)\.load\(\)"):
+        probe.open_record(tmp_path)
