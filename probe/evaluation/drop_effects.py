@@ -132,7 +132,7 @@ def until_cases(table: xr.Dataset) -> dict[int, str]:
 
 def kinds_of(table: xr.Dataset) -> list[str]:
     """The kinds of question, the most frequent first; none where there is only one."""
-    kinds, counts = np.unique(table["kind"].values.astype(str), return_counts=True)
+    kinds, counts = np.unique(table["kind"].values.astype(object).astype(str), return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return [str(kinds[at]) for at in order] if len(kinds) > 1 else []
 
@@ -171,7 +171,10 @@ def effects(results: Any, *, seed: int = 0) -> pd.DataFrame:
 
 def _effects(table: xr.Dataset, labels: Mapping[str, str], seed: int) -> list[dict[str, Any]]:
     correct, images = values_of(table), table["image"].values
-    counts = {"questions": table.sizes["sample"], "images": len(np.unique(images.astype(str)))}
+    counts = {
+        "questions": table.sizes["sample"],
+        "images": len(np.unique(images.astype(object).astype(str))),
+    }
     columns = bootstrap(correct, images, seed=seed).columns("accuracy", 100)
     columns |= paired(correct, correct[:, 0], images, seed=seed).columns("difference", 100)
     for name in VALUES:

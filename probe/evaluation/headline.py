@@ -103,7 +103,7 @@ class Headline:
     @cached_property
     def _about(self) -> dict[str, np.ndarray]:
         names = [name for name in OF_SAMPLES if name in self.table]
-        about = {name: self.table[name].values.astype(str) for name in names}
+        about = {name: self.table[name].values.astype(object).astype(str) for name in names}
         if REFERENCE in self.table:
             scores = self.table[REFERENCE].transpose("sample", "case")
             about[REFERENCE] = scores.values.astype(float)

@@ -35,6 +35,6 @@ def method_scores(answers: xr.Dataset, *, seed: int = 0) -> pd.DataFrame:
         **headline.difference(seed).columns("difference"),
         "of_first": 100 * official.estimate / first if first > 0 else np.nan,
         "questions": answers.sizes["sample"],
-        "images": len(np.unique(answers["image"].values.astype(str))),
+        "images": len(np.unique(answers["image"].values.astype(object).astype(str))),
     }
     return pd.DataFrame(columns)

@@ -41,6 +41,7 @@ def is_next_step(before: Int[Tensor, "batch position"], ids: Int[Tensor, "row to
     """Whether each row of `ids` is a row of the step before and one more token. Beams may have
     changed places.
 
+    >>> import torch
     >>> before = torch.tensor([[5, 6], [5, 7]])
     >>> is_next_step(before, torch.tensor([[5, 7, 8], [5, 7, 9]]))
     True

@@ -144,7 +144,7 @@ def _attention(axis: Axes, attention: xr.DataArray, images: np.ndarray, seed: in
         values = attention.sel(query_type=query).transpose("sample", "layer").values.astype(float)
         if np.isnan(values).all():
             continue
-        interval = bootstrap(values, images.astype(str), seed=seed, draws=DRAWS)
+        interval = bootstrap(values, images.astype(object).astype(str), seed=seed, draws=DRAWS)
         look, every = looks(types)[query], max(1, len(layers) // 12)
         axis.plot(
             layers, interval.estimate, label=f"{query} → vision", markevery=every, **look._asdict()

@@ -199,7 +199,7 @@ def note(table: xr.Dataset, seed: int, over: str = "all windows") -> str:
     """How questions became points, for a caption."""
     headline, questions = Headline(table), table.sizes["sample"]
     number = "mean" if headline.is_mean else headline.name
-    images = len(np.unique(table["image"].values.astype(str)))
+    images = len(np.unique(table["image"].values.astype(object).astype(str)))
     asked = f"{number} of {questions} questions on"
     if images == 1:
         return f"{asked} one image, which gives no bands"

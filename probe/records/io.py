@@ -108,7 +108,8 @@ def open_record(path: str | os.PathLike[str], *, largest: float = LARGEST) -> An
         if isinstance(error, TooLargeError):
             fix = "where you trust it, raise the bound: open_record(path, largest=bytes)"
         if isinstance(error, IsADirectoryError):
-            fix = "the folder of a run is read by RunDirectory(folder).load()"
+            reader = "probe.records.run_directory.RunDirectory(folder).load()"
+            fix = f"the folder of a run is read by {reader}"
         got = f"{str(path)!r} ({reason_of(error)})"
         raise ProbeError("record.open", expected="a record (.zarr.zip)", got=got, fix=fix) from None
 

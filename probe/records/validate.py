@@ -107,7 +107,7 @@ def _broken(expected: str, got: str) -> ProbeError:
 
 
 def _check_root(root: xr.Dataset) -> None:
-    ids, counts = np.unique(root["sample"].values.astype(str), return_counts=True)
+    ids, counts = np.unique(root["sample"].values.astype(object).astype(str), return_counts=True)
     if (counts > 1).any():
         repeated = str(ids[counts > 1][0])
         raise _broken("each sample once", f"{repeated!r} {counts.max()} times")

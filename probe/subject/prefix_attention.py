@@ -85,12 +85,12 @@ def _visible_in_window(call: AttentionCall, prefix: int) -> Bool[Tensor, "row 1 
 
 def over_shared(
     query: Float[Tensor, "row head query dim"],
-    key: Float[Tensor, "key_head key dim"],
-    value: Float[Tensor, "key_head key dim"],
+    key: Float[Tensor, "key_head key key_dim"],
+    value: Float[Tensor, "key_head key key_dim"],
     scaling: float,
     visible: Bool[Tensor, "row 1 query key"] | None = None,
 ) -> Part:
-    """Queries of many rows over shared keys, as one product."""
+    """Queries of many rows over shared keys, as one product. Of no keys the width is not known."""
     rows, heads, tokens, dim = query.shape
     if not key.shape[1]:
         out = torch.zeros_like(query, dtype=_precise(query))

@@ -6,6 +6,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import xarray as xr
 from planted_sweeps import planted_run, planted_sweep
 
 from probe import plots
@@ -62,6 +63,17 @@ def test_fig_5_has_attention_beside_it_where_a_run_has_it():
     assert len(axes) == 3 and axes[0] is axis
     assert axes[1].lines[0].get_ydata()[0] == pytest.approx(0.6)
     assert isinstance(plots.dropped(planted_run(), ax=plt.subplots()[1]), plt.Axes)
+
+
+def test_a_run_opened_by_xarray_alone_draws_the_same_figure(tmp_path):
+    """Strings of a zarr store come back as numpy's own string type."""
+    run = planted_run()
+    run.to_zarr(tmp_path / "final.zarr")
+    opened = xr.open_datatree(tmp_path / "final.zarr", engine="zarr").load()
+    drawn = [plots.dropped(of).figure.axes for of in (run, opened)]
+    for own, theirs in zip(*drawn, strict=True):
+        for line, other in zip(own.lines, theirs.lines, strict=True):
+            np.testing.assert_array_equal(line.get_ydata(), other.get_ydata())
 
 
 def test_every_reading_is_on_one_axis():
