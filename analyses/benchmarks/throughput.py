@@ -1,10 +1,10 @@
 """What a whole benchmark costs beside an earlier build, and what measuring costs beside answering.
 
-    git worktree add /tmp/before 46c6555 && pip wheel --no-deps -w /tmp /tmp/before
-    python analyses/benchmarks/throughput.py --before /tmp/probe_llava-*.whl      # some minutes
-    python analyses/benchmarks/throughput.py --before /tmp/before --hidden 4096 --layers 2 --dtype float32
+    git worktree add before 46c6555 && pip wheel --no-deps -w . ./before
+    python analyses/benchmarks/throughput.py --before probe_llava-*.whl      # some minutes
+    python analyses/benchmarks/throughput.py --before before --hidden 4096 --layers 2 --dtype float32
     python analyses/benchmarks/throughput.py --hidden 128 --layers 32             # tiny widths, full depth
-    python analyses/benchmarks/throughput.py --before /tmp/before --next          # 2,880 vision tokens
+    python analyses/benchmarks/throughput.py --before before --next          # 2,880 vision tokens
 
 Each build runs in a process of its own, on the same random model (CLIP-L/336 in front of an LLM of
 the given width) and the same questions; `--before` is a wheel or a folder that holds a `probe`.
