@@ -58,6 +58,8 @@ def subject_of(options: argparse.Namespace) -> Any:
     tokenizer = build_tokenizer()
     image = tokenizer.convert_tokens_to_ids("<image>")
     heads = max(8, options.hidden // 128)
+    bos: Any = tokenizer.bos_token_id
+    padding: Any = tokenizer.pad_token_id
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=options.hidden,
@@ -66,22 +68,25 @@ def subject_of(options: argparse.Namespace) -> Any:
         num_hidden_layers=options.layers,
         max_position_embeddings=4096,
         eos_token_id=None,
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=bos,
+        pad_token_id=padding,
     )
     clip = CLIPVisionConfig(**(dict(CLIP_L_336) | {"num_hidden_layers": options.encoder_layers}))
     torch.manual_seed(0)
     dtype = getattr(torch, options.dtype)
     same: dict[str, Any] = {"vision_config": clip, "text_config": text, "image_token_index": image}
-    side = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
-    how = {
+    side: dict[str, Any] = {
+        "size": {"shortest_edge": 336},
+        "crop_size": {"height": 336, "width": 336},
+    }
+    how: dict[str, Any] = {
         "patch_size": 14,
         "vision_feature_select_strategy": "default",
         "num_additional_image_tokens": 1,
         "chat_template": CHAT_TEMPLATE,
     }
     if options.next:
-        grid = {"image_grid_pinpoints": [[672, 672]]}
+        grid: dict[str, Any] = {"image_grid_pinpoints": [[672, 672]]}
         model: Any = LlavaNextForConditionalGeneration._from_config(
             LlavaNextConfig(**same, **grid), dtype=dtype
         )

@@ -88,9 +88,10 @@ def rows(kinds: list[str], numbers: list[int], tries: int) -> Iterator[dict[str,
 
 def shares(found: list[dict[str, str]]) -> dict[str, float]:
     """Of each verdict among these."""
-    table = pd.DataFrame(found)
-    share = {word: (table["verdict"] == word).mean() for word in ("Yes", "No", "Can't")}
-    return share | {"Yes by ablation alone": (table["alone"] == "Yes").mean()}
+    verdicts = [one["verdict"] for one in found]
+    share = {word: verdicts.count(word) / len(found) for word in ("Yes", "No", "Can't")}
+    alone = [one["alone"] for one in found]
+    return share | {"Yes by ablation alone": alone.count("Yes") / len(found)}
 
 
 def main() -> None:

@@ -25,7 +25,8 @@ from probe.data.token_types import PADDING, TokenTypes, stack
 from probe.errors import ProbeError
 from probe.hooks.prompt_lengths import record_prompts
 
-Ids = Sequence[SupportsIndex] | Int[np.ndarray, "token"] | Int[torch.Tensor, "token"]
+# Answers of several rows have lengths of their own
+Ids = Sequence[SupportsIndex] | Int[np.ndarray, "_"] | Int[torch.Tensor, "_"]
 
 
 @dataclass(frozen=True)

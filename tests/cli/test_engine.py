@@ -134,7 +134,8 @@ def test_a_sample_that_kills_its_process_twice_is_named_and_the_rest_is_done(
     asked = (tmp_path / "asked.txt").read_text().split()
     assert asked.count("q04") == 2
     said = capsys.readouterr().err
-    assert said.count("a worker died (exit code -9): all of them start again") >= 2
+    # told once a round: both deaths may fall into one, where the other worker takes over at once
+    assert "a worker died (exit code -9): all of them start again" in said
     assert run.settings()["fingerprint"]["plan"] == "claims"
     assert set(asked) == run.done() | {"q04"}
 

@@ -214,7 +214,7 @@ def mistral3(attn: str = "sdpa") -> Family:
 
 
 def llava_next(attn: str = "sdpa", **fields: Any) -> Family:
-    from tests.models import llava_next_vicuna
+    from models import llava_next_vicuna  # tests/models.py: `tests` is on pytest's path
 
     return llava_next_vicuna(attn=attn, **fields)
 

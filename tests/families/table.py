@@ -4,6 +4,7 @@ python -m tests.families.table > docs/families.md          (from the repository'
 """
 
 import sys
+from pathlib import Path
 
 import transformers
 
@@ -26,6 +27,7 @@ def cell(text: str) -> str:
 
 
 def main() -> None:
+    sys.path.append(str(Path(__file__).parents[1]))  # as pytest has it: `models`
     columns = list(CHECKS)
     print(HEAD.format(version=transformers.__version__))
     print("| family | class |", " | ".join(columns), "|")
