@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from probe.errors import ProbeError, one_of
 from probe.records.bootstrap import bootstrap, paired
+from probe.records.schema import as_text
 
 BASELINES = 3  # untouched, no vision, another image
 ATTENTION = "attention"  # the node that holds attention, not a mode
@@ -132,7 +133,7 @@ def until_cases(table: xr.Dataset) -> dict[int, str]:
 
 def kinds_of(table: xr.Dataset) -> list[str]:
     """The kinds of question, the most frequent first; none where there is only one."""
-    kinds, counts = np.unique(table["kind"].values.astype(object).astype(str), return_counts=True)
+    kinds, counts = np.unique(as_text(table["kind"].values), return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return [str(kinds[at]) for at in order] if len(kinds) > 1 else []
 
@@ -173,7 +174,7 @@ def _effects(table: xr.Dataset, labels: Mapping[str, str], seed: int) -> list[di
     correct, images = values_of(table), table["image"].values
     counts = {
         "questions": table.sizes["sample"],
-        "images": len(np.unique(images.astype(object).astype(str))),
+        "images": len(np.unique(as_text(images))),
     }
     columns = bootstrap(correct, images, seed=seed).columns("accuracy", 100)
     columns |= paired(correct, correct[:, 0], images, seed=seed).columns("difference", 100)

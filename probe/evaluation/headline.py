@@ -28,6 +28,7 @@ from probe.records.bootstrap import (
     bootstrap_statistic,
     paired,
 )
+from probe.records.schema import as_text
 
 REFERENCE = "reference"  # the variable with GPT-4's scores, where a judge gives two
 
@@ -103,7 +104,7 @@ class Headline:
     @cached_property
     def _about(self) -> dict[str, np.ndarray]:
         names = [name for name in OF_SAMPLES if name in self.table]
-        about = {name: self.table[name].values.astype(object).astype(str) for name in names}
+        about = {name: as_text(self.table[name].values) for name in names}
         if REFERENCE in self.table:
             scores = self.table[REFERENCE].transpose("sample", "case")
             about[REFERENCE] = scores.values.astype(float)

@@ -11,6 +11,7 @@ import xarray as xr
 
 from probe.errors import ProbeError
 from probe.evaluation.headline import Headline
+from probe.records.schema import as_text
 
 
 def method_scores(answers: xr.Dataset, *, seed: int = 0) -> pd.DataFrame:
@@ -35,6 +36,6 @@ def method_scores(answers: xr.Dataset, *, seed: int = 0) -> pd.DataFrame:
         **headline.difference(seed).columns("difference"),
         "of_first": 100 * official.estimate / first if first > 0 else np.nan,
         "questions": answers.sizes["sample"],
-        "images": len(np.unique(answers["image"].values.astype(object).astype(str))),
+        "images": len(np.unique(as_text(answers["image"].values))),
     }
     return pd.DataFrame(columns)

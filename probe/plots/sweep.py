@@ -66,6 +66,7 @@ from probe.plots.sweep_curves import (
     within,
 )
 from probe.records.bootstrap import bootstrap
+from probe.records.schema import as_text
 
 _PANEL = (5.4, 3.9)
 _ATTENTION_WIDTH = 3.6  # inches, right of Fig. 5
@@ -144,7 +145,7 @@ def _attention(axis: Axes, attention: xr.DataArray, images: np.ndarray, seed: in
         values = attention.sel(query_type=query).transpose("sample", "layer").values.astype(float)
         if np.isnan(values).all():
             continue
-        interval = bootstrap(values, images.astype(object).astype(str), seed=seed, draws=DRAWS)
+        interval = bootstrap(values, as_text(images), seed=seed, draws=DRAWS)
         look, every = looks(types)[query], max(1, len(layers) // 12)
         axis.plot(
             layers, interval.estimate, label=f"{query} → vision", markevery=every, **look._asdict()

@@ -20,6 +20,7 @@ from probe.evaluation.drop_effects import (
 from probe.evaluation.headline import Headline
 from probe.plots.style import Look, finish, looks, shade
 from probe.records.bootstrap import Interval, band
+from probe.records.schema import as_text
 
 Windows = Mapping[str, tuple[int, ...]]  # name of a case -> its layers, from 0
 
@@ -199,7 +200,7 @@ def note(table: xr.Dataset, seed: int, over: str = "all windows") -> str:
     """How questions became points, for a caption."""
     headline, questions = Headline(table), table.sizes["sample"]
     number = "mean" if headline.is_mean else headline.name
-    images = len(np.unique(table["image"].values.astype(object).astype(str)))
+    images = len(np.unique(as_text(table["image"].values)))
     asked = f"{number} of {questions} questions on"
     if images == 1:
         return f"{asked} one image, which gives no bands"

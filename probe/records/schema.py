@@ -249,3 +249,10 @@ MEASURED += ("entropy_ratio", "head_entropy_ratio")
 # Records that differ in one of these attrs did not measure the same thing and cannot be merged.
 CONDITIONS = ("model", "revision", "weights", "dtype", "attention", "aspect", "types", "turns")
 CONDITIONS += ("rows", "toy", "intervention", "reducer", "sinks")
+
+
+def as_text(values: np.ndarray) -> np.ndarray:
+    """Strings of fixed length, which numpy compares and sorts. zarr's come back as numpy's own
+    string type, which does not convert by itself.
+    """
+    return values.astype(object).astype(str)

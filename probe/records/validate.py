@@ -15,6 +15,7 @@ from probe.records.schema import (
     ROOT,
     STACK,
     Variable,
+    as_text,
     dataset,
     plain_attrs,
 )
@@ -107,7 +108,7 @@ def _broken(expected: str, got: str) -> ProbeError:
 
 
 def _check_root(root: xr.Dataset) -> None:
-    ids, counts = np.unique(root["sample"].values.astype(object).astype(str), return_counts=True)
+    ids, counts = np.unique(as_text(root["sample"].values), return_counts=True)
     if (counts > 1).any():
         repeated = str(ids[counts > 1][0])
         raise _broken("each sample once", f"{repeated!r} {counts.max()} times")

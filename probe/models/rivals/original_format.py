@@ -73,7 +73,7 @@ def build(
     if config.tie_word_embeddings:
         native.pop("lm_head.weight", None)
     check_shapes({name: tensor.shape for name, tensor in native.items()}, model)
-    if device != "meta" and str(device) != "meta":
+    if torch.device(device).type != "meta":
         model.load_state_dict(native, strict=False)
     model.tie_weights()
     return model.eval()
