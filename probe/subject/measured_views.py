@@ -84,11 +84,17 @@ def measured_views(process: Process, sizes: Sequence[Size], patch: int | None) -
 
 
 def _pixels(tensors: Mapping[str, Any]) -> np.ndarray | None:
-    """The processor's pictures, under whatever name: pixel_values, pixel_values_images ..."""
-    for name, value in tensors.items():
-        if name.startswith("pixel_values") and torch.is_tensor(value) and value.ndim >= 2:
-            return value.double().numpy()
-    return None
+    """The processor's pictures, under whatever name: pixel_values, pixel_values_images, or else
+    the first tensor of real numbers (`image_patches` of Fuyu until transformers 5.19).
+    """
+    real = {
+        name: value
+        for name, value in tensors.items()
+        if torch.is_tensor(value) and value.ndim >= 2 and value.is_floating_point()
+    }
+    named = [value for name, value in real.items() if name.startswith("pixel_values")]
+    pictures = next(iter([*named, *real.values()]), None)
+    return None if pictures is None else pictures.double().numpy()
 
 
 def _grey(size: Size, level: int) -> Image.Image:

@@ -6,6 +6,7 @@ Every kind of obstacle has a family here: grids of any shape, markers around ima
 windows, linear layers, two-way prefixes, cross-attention to the image.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -312,8 +313,12 @@ def fuyu(attn: str = "sdpa") -> Family:
         attn,
         text_config=text("persimmon"),
         patch_size=16,
+        hidden_size=TEXT["hidden_size"],  # where up to transformers 5.19 its projection reads it
         image_token_id=IMAGE,
     )
+    # There it also calls its pixels `image_patches`, and ignores any other name.
+    accepted = inspect.signature(model.forward).parameters
+    pixels_name = "pixel_values" if "pixel_values" in accepted else "image_patches"
 
     def pixels(images: list) -> dict[str, torch.Tensor]:
         flat = []
@@ -322,7 +327,7 @@ def fuyu(attn: str = "sdpa") -> Family:
             whole = planes(rows * 16, columns * 16)([image])["pixel_values"][0]
             split = whole.view(3, rows, 16, columns, 16).permute(1, 3, 2, 4, 0)
             flat.append(split.reshape(rows * columns, -1))
-        return {"pixel_values": torch.cat(flat)[None]}
+        return {pixels_name: torch.cat(flat)[None]}
 
     return model, TinyProcessor(merged("", "", "<break>"), pixels)
 
