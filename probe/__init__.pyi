@@ -4,8 +4,12 @@ module when one of its names is first used.
 
 from probe.data.sample import Sample as Sample
 from probe.errors import ProbeError as ProbeError
+from probe.interventions import ablate_heads as ablate_heads
+from probe.interventions import direction as direction
 from probe.interventions import drop_vision as drop_vision
 from probe.interventions import knockout as knockout
+from probe.interventions import patch as patch
+from probe.interventions import steer as steer
 from probe.interventions import swap_vision as swap_vision
 from probe.interventions.sweep import drop_sweep as drop_sweep
 from probe.interventions.sweep import from_layer as from_layer

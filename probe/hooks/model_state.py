@@ -27,8 +27,12 @@ from probe.hooks.block_threads import BlockThreads, block_threads, model_block
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# "remove" and "swap" cannot be combined on the same layer.
-CONTRADICTING = frozenset({"remove", "swap"})
+# Cannot be combined on the same layer: without its rows there is nothing to swap, patch or steer.
+CONTRADICTING = (
+    frozenset({"remove", "swap"}),
+    frozenset({"remove", "patch"}),
+    frozenset({"remove", "steer"}),
+)
 
 lock = RLock()  # held while a registry or a module is changed; never while a model runs
 
@@ -205,7 +209,7 @@ def registered(model: nn.Module, intervention: Intervention) -> Iterator[None]:
     interventions = state_of(model).interventions
     for other in interventions.active():
         shared = sorted(set(other.layers) & set(intervention.layers))
-        if shared and {other.kind, intervention.kind} <= CONTRADICTING:
+        if shared and _contradict(other.kind, intervention.kind):
             raise ProbeError(
                 intervention.called,
                 expected="layers whose vision rows are in place",
@@ -214,6 +218,15 @@ def registered(model: nn.Module, intervention: Intervention) -> Iterator[None]:
             )
     with interventions.listed(intervention):
         yield
+
+
+def _contradict(kind: str, other: str) -> bool:
+    """Whether two kinds exclude each other. One kind may be nested in itself where nothing is
+    removed or swapped.
+    """
+    if kind == other:
+        return kind in ("remove", "swap")
+    return {kind, other} in CONTRADICTING
 
 
 def active_blocks(model: nn.Module) -> tuple[object, ...]:

@@ -206,10 +206,7 @@ def output_projection(attention: nn.Module) -> nn.Linear:
     Raises ProbeError where it is not a plain Linear (in an adapter, packed to 4 bits): its weight
     is not what acts.
     """
-    children = dict(attention.named_children())
-    named = [children[name] for name in OUTPUT_PROJECTIONS if name in children]
-    linear = [child for child in children.values() if isinstance(child, nn.Linear)]
-    projection = next(iter(named or linear[-1:]), None)
+    projection = projection_module(attention)
     if not isinstance(projection, nn.Linear) or not _holds_numbers(projection):
         kind = "none" if projection is None else type(projection).__name__
         raise ProbeError(
@@ -219,6 +216,16 @@ def output_projection(attention: nn.Module) -> nn.Linear:
             fix="merge the adapter, or load the model without quantization",
         )
     return projection
+
+
+def projection_module(attention: nn.Module) -> nn.Module | None:
+    """The module that mixes an attention module's heads (W_O), whatever its class; None where none
+    is found.
+    """
+    children = dict(attention.named_children())
+    named = [children[name] for name in OUTPUT_PROJECTIONS if name in children]
+    linear = [child for child in children.values() if isinstance(child, nn.Linear)]
+    return next(iter(named or linear[-1:]), None)
 
 
 def last_norm(called: str, model: PreTrainedModel) -> nn.Module:
