@@ -1,0 +1,1 @@
+"""What is asked: samples, images, chat template, token types, patch grids, files."""

@@ -1,0 +1,1 @@
+"""Benchmarks with official scorers, runs over them, comparison of methods."""

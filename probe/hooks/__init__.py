@@ -1,0 +1,1 @@
+"""The instrumented model: structure, attention tap, sequence tracker, token removal, state."""

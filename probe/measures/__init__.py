@@ -1,0 +1,1 @@
+"""What is measured: attention by type, attribution, cost, logit lens; and verify."""

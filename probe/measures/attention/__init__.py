@@ -1,0 +1,1 @@
+"""Attention by type of token: one statistic, computed beside the model's own kernel."""

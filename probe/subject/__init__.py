@@ -1,0 +1,1 @@
+"""A model with its processor: load, encode, generate, chat, and the prefix questions share."""
