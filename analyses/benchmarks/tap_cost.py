@@ -124,6 +124,16 @@ def ratios(
     return out
 
 
+def peak_over_loaded(run: Callable[[], Any]) -> int:
+    """Bytes above those of now at the highest point of a run on the CPU, in a process where nothing
+    else runs.
+    """
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    run()
+    return max(status("VmHWM"), resource.getpagesize()) - before
+
+
 def peak_memory(name: str, layers: int, tokens: int, dtype: torch.dtype, device: str, pipe) -> None:
     """Bytes above the loaded model at the highest point of one forward. Runs in a process of its
     own.
@@ -132,10 +142,7 @@ def peak_memory(name: str, layers: int, tokens: int, dtype: torch.dtype, device:
     run = variants(model, tokens)[name]
     with torch.no_grad():
         if device == "cpu":
-            before = status("VmRSS")
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-            run()
-            pipe.send(max(status("VmHWM"), resource.getpagesize()) - before)
+            pipe.send(peak_over_loaded(run))
         else:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from probe.hooks.attention_call import AttentionCall, bias
@@ -68,8 +69,9 @@ def compiled_sums(call: AttentionCall, row: int, keys: TypedKeys, plan: QueryPla
         query, key = query.float(), key.float()
     sums = QuerySums.empty(plan, len(query), keys, Extras())
     step = len(plan) if call.effective_mask is None else BLOCK_QUERIES
+    runs = keys.runs_of_call(plan.first, call.key_count)
     for start in range(0, len(plan), max(1, step)):
-        _add(call, row, query, key, sums, slice(start, min(start + step, len(plan))))
+        _add(call, row, query, key, sums, runs, slice(start, min(start + step, len(plan))))
     return sums
 
 
@@ -80,17 +82,22 @@ def _readable(x: Tensor) -> Tensor:
 
 
 def _add(
-    call: AttentionCall, row: int, query: Tensor, key: Tensor, sums: QuerySums, queries: slice
+    call: AttentionCall,
+    row: int,
+    query: Tensor,
+    key: Tensor,
+    sums: QuerySums,
+    runs: Int[np.ndarray, "run 3"],
+    queries: slice,
 ) -> None:
-    plan, keys, types = sums.plan, sums.keys, sums.keys.type_count
+    plan = sums.plan
     indices = {
         "row": plan.query[queries],
         "begin": plan.begin[queries],
         "end": plan.end[queries],
         "query_type": plan.query_type[queries],
-        "runs": _runs(keys, plan.first, call.key_count),
+        "runs": runs,
     }
-    arrays = {name: np.ascontiguousarray(array, np.int64) for name, array in indices.items()}
     mask_bias = None
     if call.effective_mask is not None:
         position = torch.as_tensor(plan.position[queries])
@@ -106,15 +113,15 @@ def _add(
         query=query.data_ptr(),
         key=key.data_ptr(),
         bias=None if mask_bias is None else mask_bias.data_ptr(),
-        **{name: array.ctypes.data for name, array in arrays.items()},
+        **{name: array.ctypes.data for name, array in indices.items()},
         **{name: tensor.data_ptr() for name, tensor in results.items()},
-        queries=len(arrays["row"]),
+        queries=queries.stop - queries.start,
         keys=call.key_count,
         heads=len(query),
         group=len(query) // len(key),
         dim=query.shape[-1],
-        types=types,
-        run_count=len(arrays["runs"]),
+        types=sums.keys.type_count,
+        run_count=len(runs),
         query_head_stride=query.stride(0),
         query_stride=query.stride(1),
         key_head_stride=key.stride(0),
@@ -129,13 +136,6 @@ def _add(
     assert compiled is not None
     if compiled.attention_sums(ctypes.byref(arguments)):
         raise MemoryError("no memory for the sums of one attention call")
-
-
-def _runs(keys: TypedKeys, first: int, key_count: int) -> np.ndarray:
-    """The stretches of types among the call's keys, padding included: they cover every key."""
-    kind, start, stop = keys.all_runs.T
-    start, stop = np.maximum(start - first, 0), np.minimum(stop - first, key_count)
-    return np.stack([kind, start, stop], 1)[start < stop]
 
 
 @cache

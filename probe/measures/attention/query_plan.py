@@ -22,6 +22,20 @@ BLOCK_QUERIES = 128  # whose visible keys are held at once
 
 
 @dataclass(frozen=True)
+class TypeWeights:
+    """What sums over the queries of a type take from a plan, in float64: nothing that depends on a
+    layer. `counts`: sums over queries that are the same in all layers under the plan.
+    """
+
+    of_query: Float[Tensor, "query types_twice"]  # 1 for its type; the same if it sees vision
+    can_see: Float[Tensor, "query type"]
+    several_visible: Bool[Tensor, "query type"]
+    inverse_even: Float[Tensor, "query type"]  # 1 ÷ (visible keys of the type ÷ all visible keys)
+    highest_entropy: Float[Tensor, "query type"]
+    counts: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
 class QueryPlan:
     """The counted queries of one row of a call. Its keys begin at `first` in `TypedKeys`."""
 
@@ -35,7 +49,7 @@ class QueryPlan:
     one_hot: Float[Tensor, "query type"]  # of the query's type; 0 where its output is not used
     visible: Float[Tensor, "query type"]  # keys that the model lets the query see
     vision_visible: Float[Tensor, "query"]  # the vision keys among them
-    received_count: Float[Tensor, "type key"]  # the queries of a type that can see a key
+    received_count: Float[Tensor, "type vision_key"]  # the queries of a type that can see a key
 
     def __len__(self) -> int:
         return len(self.query)
@@ -47,6 +61,25 @@ class QueryPlan:
         arrays |= {"begin": self.begin, "end": self.end}
         device = self.one_hot.device
         return {name: torch.as_tensor(array, device=device) for name, array in arrays.items()}
+
+    @cached_property
+    def type_weights(self) -> TypeWeights:
+        visible, query_type = self.visible.double(), self.one_hot.double()
+        can_see = (visible > 0).double()
+        sees_vision = query_type * (self.vision_visible > 0)[:, None]
+        counts = {
+            "query_count": query_type.T @ can_see,
+            "share_count": sees_vision.sum(0),
+            "received_count": self.received_count,
+        }
+        return TypeWeights(
+            of_query=torch.cat([query_type, sees_vision], -1),
+            can_see=can_see,
+            several_visible=visible >= 2,
+            inverse_even=can_see * visible.sum(-1, keepdim=True) / visible.clamp(min=1),
+            highest_entropy=visible.clamp(min=2).log(),
+            counts=counts,
+        )
 
 
 def query_plan(
@@ -81,6 +114,11 @@ def query_plan(
     if getattr(call, "effective_mask", None) is not None:
         begin = np.full_like(begin, _first_key(call, keys, first))
         end = np.full_like(end, call.key_count)
+    indices = (query, position, query_type, begin, end)
+    query, position, query_type, begin, end = (
+        np.ascontiguousarray(array, np.int64)
+        for array in indices  # as compiled code reads them
+    )
     return QueryPlan(
         query,
         position,
@@ -91,7 +129,7 @@ def query_plan(
         one_hot,
         visible,
         vision_visible,
-        received_count,
+        received_count[:, keys.vision],
     )
 
 

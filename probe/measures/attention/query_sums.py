@@ -13,6 +13,7 @@ from torch import Tensor
 from probe.measures.attention.query_plan import QueryPlan
 from probe.measures.attention.typed_keys import TypedKeys
 
+NOTHING = torch.empty(0)  # in place of what is not asked for
 SMALLEST = 1e-38  # clamps the argument of ln where p = 0, whose product p ln p is 0 all the same
 
 
@@ -40,11 +41,11 @@ class QuerySums:
     pooled: Float[Tensor, "query type"]  # Σ p̄, float64
     pooled_plogp: Float[Tensor, "query type"]  # Σ p̄ ln p̄, float64
     received: Float[Tensor, "type key"]  # Σ p̄ over the queries of a type
-    # Empty unless requested:
-    received_head: Float[Tensor, "_type head key"]
-    norm: Float[Tensor, "_head query type"]  # ‖W_O Σ p v‖
-    maps: Float[Tensor, "token *head key"]
-    map_count: Float[Tensor, "token"]  # 1 for the tokens of `maps` that are queries of this call
+    # `NOTHING` unless requested:
+    received_head: Float[Tensor, "..."]  # (type, head, key)
+    norm: Float[Tensor, "..."]  # (head, query, type): ‖W_O Σ p v‖
+    maps: Float[Tensor, "..."]  # (token, [head], key)
+    map_count: Float[Tensor, "..."]  # 1 for the tokens of `maps` that are queries of this call
 
     @classmethod
     def empty(
@@ -66,11 +67,22 @@ class QuerySums:
             pooled=zeros(queries, types, dtype=torch.float64),
             pooled_plogp=zeros(queries, types, dtype=torch.float64),
             received=zeros(types, width),
-            received_head=zeros(types if extras.received_head else 0, head_count, width),
-            norm=zeros(head_count if extras.gram is not None else 0, queries, types),
-            maps=zeros(tokens, *([head_count] if extras.map_heads else []), width),
-            map_count=zeros(tokens),
+            received_head=zeros(types, head_count, width) if extras.received_head else NOTHING,
+            norm=zeros(head_count, queries, types) if extras.gram is not None else NOTHING,
+            maps=zeros(tokens, *([head_count] if extras.map_heads else []), width)
+            if tokens
+            else NOTHING,
+            map_count=zeros(tokens) if tokens else NOTHING,
         )
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds for each query."""
+        return self.mass.nbytes + self.plogp.nbytes + self.norm.nbytes + self.received.nbytes
+
+    def fits(self, other: "QuerySums") -> bool:
+        """Whether both can be summed over queries at once."""
+        return self.plan is other.plan and self.mass.shape == other.mass.shape
 
     def add_average(self, queries: slice, average: Float[Tensor, "query key"], start: int) -> None:
         """Adds what is computed from the weights averaged over heads: heat maps, and the sums of

@@ -35,7 +35,7 @@ counts are kept, so that those of calls, rows and tiles are added exactly.
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,10 +46,19 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.offload import stored_parameter
 from probe.measures.attention.query_plan import QueryPlans
-from probe.measures.attention.query_sums import Extras
+from probe.measures.attention.query_sums import Extras, QuerySums
 from probe.measures.attention.streaming import query_sums, weight_sums
 from probe.measures.attention.type_sums import means, merge, type_sums
 from probe.measures.attention.typed_keys import TypedKeys
+
+WAITING_BYTES = 2**21  # of sums over keys that wait to be summed over queries
+
+
+class Waiting(NamedTuple):
+    """The sums of a call over keys, for each query still."""
+
+    module: str
+    sums: QuerySums
 
 
 class AttentionStatistic:
@@ -93,8 +102,11 @@ class AttentionStatistic:
         self.map_positions, self.contribution = map_positions, contribution
         self._keys: dict[tuple[int, torch.device], TypedKeys] = {}
         self._plans = QueryPlans()
+        self._extras: dict[int, Extras] = {}
+        # Of each row: calls of neighbouring layers under one plan, which are summed together.
+        self._waiting: dict[int, list[Waiting]] = defaultdict(list)
         # For each module and row; on the device until they are read.
-        self._sums: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+        self._taken: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
         # For each module: batch elements that are complete, and keys of those that are not.
         self._complete: dict[str, int] = defaultdict(int)
         self._keys_so_far: dict[str, int] = {}
@@ -104,15 +116,36 @@ class AttentionStatistic:
         its row.
         """
         first, rows = self.place(call)
-        sums_of_module = self._sums[call.name]
         for element, row in enumerate(rows):
-            sums = self._row_sums(call, element, row, first)
-            if row in sums_of_module:
-                if isinstance(sums_of_module[row]["mass"], np.ndarray):  # it was read already
-                    sums = {name: value.cpu().numpy() for name, value in sums.items()}
-                merge(sums_of_module[row], sums)
-            else:
+            sums = self._query_sums(call, element, row, first)
+            waiting = self._waiting[row]
+            if waiting and not waiting[0].sums.fits(sums):
+                self._take(row)
+            self._waiting[row].append(Waiting(call.name, sums))
+            if len(self._waiting[row]) * sums.nbytes > WAITING_BYTES:
+                self._take(row)
+
+    def _take(self, row: int) -> None:
+        """Sums the waiting calls of a row over the queries of each type."""
+        waiting, self._waiting[row] = self._waiting[row], []
+        if not waiting:
+            return
+        totals = type_sums([each.sums for each in waiting])
+        for each, sums in zip(waiting, totals, strict=True):
+            sums_of_module = self._taken[each.module]
+            if row not in sums_of_module:
                 sums_of_module[row] = sums
+                continue
+            if isinstance(sums_of_module[row]["mass"], np.ndarray):  # it was read already
+                sums = {name: value.cpu().numpy() for name, value in sums.items()}
+            merge(sums_of_module[row], sums)
+
+    @property
+    def _sums(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """Sums and counts by module and row, with those of all calls so far."""
+        for row in self._waiting:
+            self._take(row)
+        return self._taken
 
     def place(self, call: AttentionCall | AttentionWeights) -> tuple[int, list[int]]:
         """The position of the call's first key (above 0 where a sliding window has dropped earlier
@@ -141,24 +174,27 @@ class AttentionStatistic:
         elements = range(start, start + call.row_count)
         return end - call.key_count, [self.order[i % len(self.order)] for i in elements]
 
-    def _row_sums(
+    def _query_sums(
         self, call: AttentionCall | AttentionWeights, element: int, row: int, first: int
-    ) -> dict[str, Tensor]:
-        positions = tuple(self.map_positions[row]) if len(self.map_positions) else ()
-        extras = Extras(self.received_head, None, positions, self.map_heads)
+    ) -> QuerySums:
+        extras = self._extras_of(row)
         if isinstance(call, AttentionWeights):
             keys = self._keys_of(row, call.weights.device)
             plan = self._plans.of(call, row, element, keys, 0)
-            sums = weight_sums(call, element, keys, plan, extras)
-        else:
-            keys = self._keys_of(row, call.query.device)
-            plan = self._plans.of(call, row, element, keys, first)
-            if self.contribution is not None:
-                projection = self.contribution(call.module)
-                square = gram(projection, call.query.shape[1], call.query.device)
-                extras = replace(extras, gram=square)
-            sums = query_sums(call, element, keys, extras, plan=plan)
-        return type_sums(sums, keys)
+            return weight_sums(call, element, keys, plan, extras)
+        keys = self._keys_of(row, call.query.device)
+        plan = self._plans.of(call, row, element, keys, first)
+        if self.contribution is not None:
+            projection = self.contribution(call.module)
+            square = gram(projection, call.query.shape[1], call.query.device)
+            extras = replace(extras, gram=square)
+        return query_sums(call, element, keys, extras, plan=plan)
+
+    def _extras_of(self, row: int) -> Extras:
+        if row not in self._extras:
+            positions = tuple(self.map_positions[row]) if len(self.map_positions) else ()
+            self._extras[row] = Extras(self.received_head, None, positions, self.map_heads)
+        return self._extras[row]
 
     def _keys_of(self, row: int, device: torch.device) -> TypedKeys:
         if (row, device) not in self._keys:

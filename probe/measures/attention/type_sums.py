@@ -1,11 +1,12 @@
 """From sums of each query to means over the queries of a type: the second and third step of
 `statistic.py`, which defines the numbers.
 
-    totals = type_sums(sums, keys)              # sums over the queries of each type, and counts
-    merge(totals, type_sums(other, keys))       # of another call, row or tile
+    totals, = type_sums([sums])           # sums over the queries of each type, and counts
+    merge(totals, *type_sums([other]))    # of another call, row or tile
     table = means(totals)                       # table["mass"]: (head, query_type, key_type)
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.measures.attention.query_sums import QuerySums
-from probe.measures.attention.typed_keys import TypedKeys
 
 NOTHING = 1e-30  # weights on a type below this are rounding, and so is their entropy
 COUNT_OF = {
@@ -30,15 +30,13 @@ COUNT_OF = {
 PER_KEY = ("received", "received_count", "received_head", "maps", "map_count")
 
 
-def type_sums(sums: QuerySums, keys: TypedKeys) -> dict[str, Tensor]:
-    """Sums over the queries of each type, and the counts that they are divided by."""
-    plan, mass = sums.plan, sums.mass.double()
-    visible = plan.visible.double()
-    can_see = (visible > 0).double()
-    all_visible = visible.sum(-1, keepdim=True)
-    # 1 ÷ (visible keys of the type ÷ all visible keys)
-    inverse_even = can_see * all_visible / visible.clamp(min=1)
-    highest_entropy = visible.clamp(min=2).log()
+def type_sums(of_calls: Sequence[QuerySums]) -> list[dict[str, Tensor]]:
+    """Sums over the queries of each type, and the counts that they are divided by, of each call.
+    The calls are those of several layers under one plan: all are summed by the same few operations.
+    """
+    keys, plan = of_calls[0].keys, of_calls[0].plan
+    weights = plan.type_weights
+    calls, heads = len(of_calls), len(of_calls[0].mass)
 
     def entropies(name: str, weight: Tensor, plogp: Tensor) -> dict[str, Tensor]:
         """Entropy of each query within each type, its ratio to the highest possible, ln(visible
@@ -46,46 +44,60 @@ def type_sums(sums: QuerySums, keys: TypedKeys) -> dict[str, Tensor]:
 
         With w = Σ_B p, the entropy of p / w is ln w - (Σ_B p ln p) / w.
         """
-        is_defined = (visible >= 2) & (weight > NOTHING)
+        is_defined = weights.several_visible & (weight > NOTHING)
         weight = weight.clamp(min=NOTHING)
         entropy = (weight.log() - plogp / weight).clamp(min=0) * is_defined
-        ratio = entropy / highest_entropy
+        ratio = entropy / weights.highest_entropy
         return {name: entropy, f"{name}_ratio": ratio, f"{name}_count": is_defined.double()}
 
+    mass = _joined([sums.mass for sums in of_calls]).double()  # (call × head, query, type)
+    plogp = _joined([sums.plogp for sums in of_calls])
+    pooled = torch.stack([sums.pooled for sums in of_calls])
+    pooled_plogp = torch.stack([sums.pooled_plogp for sums in of_calls])
     by_head = {
         "mass": mass,
-        "lift": mass * inverse_even,
-        **entropies("head_entropy", mass, sums.plogp),
+        "lift": mass * weights.inverse_even,
+        **entropies("head_entropy", mass, plogp),
     }
-    if sums.norm.numel():
-        by_head["contribution"] = sums.norm.double() * can_see
-    in_all_heads = {
-        "query_count": can_see,
-        **entropies("entropy", sums.pooled, sums.pooled_plogp),
-    }
+    if of_calls[0].norm.numel():
+        norm = _joined([sums.norm for sums in of_calls])
+        by_head["contribution"] = norm.double() * weights.can_see
+    in_all_heads = entropies("entropy", pooled, pooled_plogp)
     # One product for all of them: sums over the queries of a type, and over those that see vision.
-    query_type = plan.one_hot.double()
-    sees_vision = query_type * (plan.vision_visible > 0)[:, None]
-    of_query = torch.cat([*by_head.values(), torch.stack([*in_all_heads.values()])])
-    by_type = torch.cat([query_type, sees_vision], -1).T @ of_query
+    of_query = torch.cat([*by_head.values(), *in_all_heads.values()])
+    by_type = weights.of_query.T @ of_query
     of_type, of_seeing = by_type.split(keys.type_count, -2)
-    heads = len(mass)
-    totals = dict(zip(by_head, of_type.split(heads), strict=False))
-    totals |= dict(zip(in_all_heads, of_type[heads * len(by_head) :], strict=True))
-    totals |= {
-        "share": of_seeing[:heads],
-        "share_count": sees_vision.sum(0),
-        "received_count": plan.received_count[..., keys.vision],
-    }
+    parts = of_type.split([*[calls * heads] * len(by_head), *[calls] * len(in_all_heads)])
+    of_name = dict(zip([*by_head, *in_all_heads], parts, strict=True))
+    of_heads = {name: of_name[name].unflatten(0, (calls, heads)) for name in by_head}
+    of_heads["share"] = of_seeing[: calls * heads].unflatten(0, (calls, heads))
+    of_each = of_heads | {name: of_name[name] for name in in_all_heads}
+    names, each = (
+        of_each.keys(),
+        zip(*(values.unbind() for values in of_each.values()), strict=True),
+    )
+    totals = [dict(zip(names, values, strict=True)) | weights.counts for values in each]
+    for total, sums in zip(totals, of_calls, strict=True):
+        total |= _of_keys(sums)
+    return totals
+
+
+def _joined(of_calls: Sequence[Tensor]) -> Tensor:
+    return of_calls[0] if len(of_calls) == 1 else torch.cat([*of_calls])
+
+
+def _of_keys(sums: QuerySums) -> dict[str, Tensor]:
+    """What single vision keys receive, and maps."""
+    vision, found = sums.keys.vision, {}
     for name in ("received", "received_head", "maps"):
         per_key = getattr(sums, name)
         if per_key.numel():
-            totals[name] = per_key[..., keys.vision].double()
-    if "maps" in totals:  # the count gets an axis of keys, on which images are concatenated
-        maps = totals["maps"]
+            found[name] = per_key[..., vision].double()
+    if "maps" in found:  # the count gets an axis of keys, on which images are concatenated
+        maps = found["maps"]
         count = sums.map_count.double().view(-1, *[1] * (maps.ndim - 1))
-        totals["map_count"] = count.expand_as(maps)
-    return totals
+        found["map_count"] = count.expand_as(maps)
+    return found
 
 
 def means(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

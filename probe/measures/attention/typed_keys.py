@@ -41,6 +41,7 @@ class TypedKeys:
     ):
         self.ids, self.type_count, self.query_ids = ids, type_count, query_ids
         self.vision_keys, self.device = np.flatnonzero(vision), device
+        self._runs_of_call: dict[tuple[int, int], np.ndarray] = {}  # of the last kind of call
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,6 +58,16 @@ class TypedKeys:
         """(type, start, stop) of the stretches of types between two positions, without padding."""
         clipped = [(kind, max(a, start), min(b, stop)) for kind, a, b in self.all_runs.tolist()]
         return [(kind, a, b) for kind, a, b in clipped if kind >= 0 and a < b]
+
+    def runs_of_call(self, first: int, key_count: int) -> Int[np.ndarray, "run 3"]:
+        """`all_runs` among the keys of a call, counted from its first one: they cover every key."""
+        known = self._runs_of_call.get((first, key_count))
+        if known is None:
+            kind, start, stop = self.all_runs.T
+            start, stop = np.maximum(start - first, 0), np.minimum(stop - first, key_count)
+            known = np.stack([kind, start, stop], 1)[start < stop]
+            self._runs_of_call = {(first, key_count): known}
+        return known
 
     @cached_property
     def device_ids(self) -> Int[Tensor, "key"]:
