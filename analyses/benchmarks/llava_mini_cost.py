@@ -26,8 +26,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from transformers.initialization import no_init_weights
 
 from probe.models.llava_mini import LlavaMiniConfig, LlavaMiniForConditionalGeneration
-from probe.models.llava_mini.conversion import CLIP_L_336
 from probe.models.llava_mini.prefusion import LlavaMiniPrefusion
+from probe.models.original.llava_names import CLIP_L_336
 
 PATCHES, TOKENS, TEXT = 576, 1, 45
 WIDE: dict[str, Any] = {

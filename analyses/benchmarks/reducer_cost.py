@@ -32,7 +32,7 @@ from transformers import (
 from probe.measures.cost import cost
 from probe.measures.cost.prompt_shape import prompt_of
 from probe.measures.cost.timing import first_token, inputs_of, with_random_weights
-from probe.models.llava_mini.conversion import CLIP_L_336
+from probe.models.original.llava_names import CLIP_L_336
 from probe.reducers import VisionZip, reduced
 from probe.reducers.encoder_reducer import tapped
 

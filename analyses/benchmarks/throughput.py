@@ -51,7 +51,7 @@ def subject_of(options: argparse.Namespace) -> Any:
         LlavaNextImageProcessorPil,
     )
 
-    from probe.models.llava_mini.conversion import CLIP_L_336
+    from probe.models.original.llava_names import CLIP_L_336
     from probe.models.tiny.processor import CHAT_TEMPLATE, build_tokenizer
     from probe.subject.loading import load
 

@@ -1,4 +1,6 @@
-"""`probe convert`: LLaVA-Mini's authors' checkpoint to a folder that transformers opens."""
+"""`probe convert`: a checkpoint of LLaVA-Mini's authors, or of a rival's, to a folder that
+transformers opens.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +19,8 @@ Out = Annotated[Path, typer.Option(help="folder of the native model; new, or emp
 Vision = Annotated[
     Path | None,
     typer.Option(
-        help="CLIP's folder, where the checkpoint is without it", show_default="as config.json says"
+        help="the vision tower's folder or file, where the checkpoint is without it",
+        show_default="as config.json says",
     ),
 ]
 Base = Annotated[
@@ -33,9 +36,11 @@ def convert(
     base: Base = None,
     debug: Debug = False,
 ) -> None:
-    """Convert LLaVA-Mini's authors' checkpoint, shard by shard; what does not fit is named."""
-    from probe.models.llava_mini import CheckpointError
-    from probe.models.llava_mini import convert as convert_folder
+    """Convert a checkpoint of LLaVA-Mini's, MQT-LLaVA's, TokenPacker's, VoCo-LLaMA's or LLaMA-VID's
+    authors, shard by shard; what does not fit is named.
+    """
+    from probe.models.original import CheckpointError
+    from probe.models.original import convert as convert_folder
 
     quieten_libraries(debug)
     try:

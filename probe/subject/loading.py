@@ -32,6 +32,8 @@ from probe.hooks.compiled import refuse_compiled
 from probe.hooks.model_checks import require_transformers
 from probe.hooks.model_state import state_of
 from probe.hooks.model_structure import cls_tokens, image_token_id
+from probe.models.original import CheckpointError, load_original
+from probe.models.original.layout import Layout
 from probe.subject.model_source import ModelSource, load_error
 from probe.subject.subject import Subject
 
@@ -116,15 +118,13 @@ def _from_name(
     attn_implementation: str | dict[str, str] | None,
     options: dict[str, Any],
 ) -> Opened:
-    from probe.models.llava_mini import is_original  # registers LLaVA-Mini with transformers
-
     source = ModelSource.of(name)
     _check_attention(attn_implementation)
     target = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     precision = None if dtype == "auto" else as_dtype(dtype)
     if dtype is None and target.type != "cuda":
         precision = torch.float32
-    if source.is_folder and is_original(source.location):
+    if source.is_folder and _layout_of(source.location) is not None:
         model, processor = _from_original(source.location, processor, precision, options)
         model.to(target)  # pyright: ignore[reportArgumentType]
         _set_attention(model, attn_implementation)
@@ -177,18 +177,26 @@ def _from_memory(
     return model.eval(), processor, name, revision, False
 
 
+def _layout_of(folder: str) -> Layout | None:
+    """The authors' layout of a folder, None for one in transformers' own."""
+    from probe.models.original.layouts import layout_of  # registers their models with transformers
+
+    try:
+        return layout_of(folder)
+    except CheckpointError as error:
+        raise ProbeError("load", expected=error.expected, got=error.got) from error
+
+
 def _from_original(
     folder: str, processor: Any, dtype: torch.dtype | None, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, Any]:
-    """A LLaVA-Mini in its original layout, converted in memory."""
-    from probe.models.llava_mini import CheckpointError, load_original
-
+    """A LLaVA-Mini or a rival of it in its authors' layout, converted in memory."""
     for name in ("quantization_config", "device_map"):
         if options[name] is not None:
             raise ProbeError(
                 "load",
                 expected=f"a folder in transformers' layout to load with {name}",
-                got=f"LLaVA-Mini's original layout in {folder!r}",
+                got=f"its authors' layout in {folder!r}",
                 fix=f"probe convert {folder} --out NATIVE, then load NATIVE",
             )
     try:

@@ -101,11 +101,12 @@ def read_config(name: str | os.PathLike[str], revision: str | None = None) -> tu
 
     Raises ProbeError as `load` does.
     """
-    from probe.models.llava_mini.conversion import examine, is_original
+    from probe.models.original import examine
+    from probe.models.original.layouts import layout_of  # registers their models
 
     source = ModelSource.of(name)
     try:
-        if source.is_folder and is_original(source.location):
+        if source.is_folder and layout_of(source.location) is not None:
             config: Any = examine(source.location).config
         else:
             config = AutoConfig.from_pretrained(

@@ -120,7 +120,7 @@ def test_the_authors_own_folder_is_loaded_as_it_is(original):
 
 def test_the_authors_layout_on_the_hub_says_what_to_do(original, monkeypatch):
     monkeypatch.setattr(
-        "probe.models.llava_mini.is_original", lambda folder: False
+        "probe.models.original.layouts.layout_of", lambda folder: None
     )  # as if it were not a folder
     with pytest.raises(ProbeError, match=r"hf download .* --local-dir FOLDER\) and load FOLDER"):
         load(original)

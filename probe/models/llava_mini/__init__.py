@@ -17,8 +17,7 @@ Importing this package registers the model with transformers' Auto classes, so t
     modeling            the whole model
     generation          its answers
     cache_argument      the KV cache under any name that transformers gives it
-    weight_files        weight files, read one at a time
-    conversion          the authors' names, config and folder
+    original_format     the authors' names and fields
     image_processing    images and videos as views
     chat_templates      the prompts of LLaVA's checkpoints
     processing          images, videos and text -> inputs
@@ -30,11 +29,11 @@ Importing this package registers the model with transformers' Auto classes, so t
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from probe.models.llava_mini.configuration import LlavaMiniConfig
-from probe.models.llava_mini.conversion import convert, from_original, is_original, load_original
 from probe.models.llava_mini.frame_fusion import EncodedVision
 from probe.models.llava_mini.modeling import LlavaMiniForConditionalGeneration, LlavaMiniModel
+from probe.models.llava_mini.original_format import from_original
 from probe.models.llava_mini.processing import LlavaMiniProcessor
-from probe.models.llava_mini.weight_files import CheckpointError
+from probe.models.original import CheckpointError, convert, load_original
 
 AutoConfig.register("llava_mini", LlavaMiniConfig, exist_ok=True)
 AutoModel.register(LlavaMiniConfig, LlavaMiniModel, exist_ok=True)
@@ -52,6 +51,5 @@ __all__ = [
     "from_original",
     "load_original",
     "convert",
-    "is_original",
     "CheckpointError",
 ]

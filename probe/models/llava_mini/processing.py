@@ -13,7 +13,6 @@ Source: `tokenizer_image_token` and `process_images` of the authors' `llavamini/
 `preprocess` of their `llavamini/train/train.py`.
 """
 
-import inspect
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, takewhile
@@ -23,20 +22,18 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature, ProcessorMixin
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import BatchFeature
 
 from probe.models.llava_mini.image_processing import split_views, squashed, video_frames
+from probe.models.piecewise_processor import VIDEO_TOKEN, PiecewiseProcessor, flat_images
 
 IGNORE_INDEX = -100
 # What closes an answer in `chat_templates.STYLES`.
 END_OF_TURN = re.compile(r" ?(<\|eot_id\|>|<\|im_end\|>|</s>|###|\n)?")
 
 
-class LlavaMiniProcessor(ProcessorMixin):
+class LlavaMiniProcessor(PiecewiseProcessor):
     """CLIP's image processor, the LLM's tokenizer, and how an image is split into views.
-
-    Images are resized by PIL, as in the authors' code, also where torchvision is installed.
 
     compressor_size: the model's C.
     view_tokens: vision tokens of each view, for a model without compression; None: C x C per image.
@@ -61,14 +58,15 @@ class LlavaMiniProcessor(ProcessorMixin):
             raise ValueError(
                 f"LlavaMiniProcessor: expected aspect 'square' or 'pad', got {aspect!r}"
             )
-        if getattr(image_processor, "backend", "pil") != "pil":  # torchvision: other pixels
-            image_processor = CLIPImageProcessorPil.from_dict(image_processor.to_dict())
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        super().__init__(
+            image_processor,
+            tokenizer,
+            image_token=image_token,
+            image_token_id=image_token_id,
+            chat_template=chat_template,
+        )
         self.compressor_size, self.view_tokens = compressor_size, view_tokens
-        self.resolution_ratio, self.aspect, self.image_token = resolution_ratio, aspect, image_token
-        if image_token not in tokenizer.get_vocab():
-            tokenizer.add_tokens([image_token], special_tokens=True)
-        self.image_token_id = image_token_id or tokenizer.convert_tokens_to_ids(image_token)
+        self.resolution_ratio, self.aspect = resolution_ratio, aspect
 
     @property
     def tokens_per_frame(self) -> int:
@@ -81,16 +79,6 @@ class LlavaMiniProcessor(ProcessorMixin):
     def views_per_frame(self) -> int:
         """N x N sub-images and the whole image, or the whole image alone."""
         return self.resolution_ratio**2 + 1 if self.resolution_ratio > 1 else 1
-
-    @staticmethod
-    def validate_init_kwargs(
-        processor_config: dict[str, Any], valid_kwargs: Any
-    ) -> tuple[dict, dict]:
-        """Checks names by signature: transformers reads the code object, in which a decorated
-        `__init__` has none.
-        """
-        names = inspect.signature(LlavaMiniProcessor.__init__).parameters
-        return ProcessorMixin.validate_init_kwargs(processor_config, names)
 
     def __call__(
         self,
@@ -109,7 +97,7 @@ class LlavaMiniProcessor(ProcessorMixin):
         vision: results of `encode_image`, instead of both.
         Raises ValueError where texts and images do not match.
         """
-        images, clips = list(_flat(images)), _clips(videos)
+        images, clips = list(flat_images(images)), _clips(videos)
         data: dict[str, Any] = {}
         tokens: dict[str, list[int]] = {
             "image": [encoded.num_tokens for encoded in vision or ()],
@@ -176,12 +164,13 @@ class LlavaMiniProcessor(ProcessorMixin):
             text[a:b] for a, b in pairwise([*cuts, len(text)])
         ]  # not learned, learned, not ...
         bos = self.tokenizer.bos_token
-        counts = iter(tokens or [self.tokens_per_frame] * text.count(self.image_token))
+        counts = tokens or [self.tokens_per_frame] * text.count(self.image_token)
+        images = self._placeholders(counts)
         ids, labels = [], []
         for i, piece in enumerate(pieces):
             # Unlike prompts, training examples have one begin-of-text token.
             special = i == 0 and not (bos and piece.startswith(bos))
-            new = self._pieces(piece, counts, add_special_tokens=special)
+            new = self._pieces(piece, images, add_special_tokens=special)
             ids += new
             labels += new if i % 2 else [IGNORE_INDEX] * len(new)
         return {"input_ids": ids, "labels": labels}
@@ -190,13 +179,9 @@ class LlavaMiniProcessor(ProcessorMixin):
         self, texts: list[str], tokens: dict[str, list[int]], **tokenizing: Any
     ) -> list[list[int]]:
         """Ids of each text, with the placeholders of each image."""
-        marks = [
-            mark
-            for text in texts
-            for mark in re.findall(f"{re.escape(self.image_token)}|<video>", text)
-        ]
+        marks = self._marks(texts)
         at_image = "image" if tokens["image"] or not tokens["video"] else "video"
-        kinds = ["video" if mark == "<video>" else at_image for mark in marks]
+        kinds = ["video" if mark == VIDEO_TOKEN else at_image for mark in marks]
         for kind, counts in tokens.items():
             if len(counts) != kinds.count(kind):
                 raise ValueError(
@@ -204,40 +189,12 @@ class LlavaMiniProcessor(ProcessorMixin):
                     f"{self.image_token} for them, got {len(counts)} for {kinds.count(kind)}"
                 )
         remaining = {kind: iter(counts) for kind, counts in tokens.items()}
-        counts = iter([next(remaining[kind]) for kind in kinds])
+        images = self._placeholders([next(remaining[kind]) for kind in kinds])
         special = tokenizing.get("add_special_tokens", True)
-        return [self._pieces(text, counts, add_special_tokens=special) for text in texts]
+        return [self._pieces(text, images, add_special_tokens=special) for text in texts]
 
-    def _pieces(self, text: str, counts: Iterator[int], add_special_tokens: bool) -> list[int]:
-        """Tokenizes the pieces between images separately; only the first has special tokens."""
-        ids: list[int] = []
-        for i, piece in enumerate(re.split(f"{re.escape(self.image_token)}|<video>", text)):
-            ids += [self.image_token_id] * next(counts) if i else []
-            ids += self.tokenizer(piece, add_special_tokens=add_special_tokens and i == 0)[
-                "input_ids"
-            ]
-        return ids
-
-    def _batch(
-        self,
-        rows: list[list[int]],
-        padding_side: str | None = None,
-        max_length: int | None = None,
-        truncation: bool = False,
-        **_: Any,
-    ) -> dict[str, Tensor]:
-        rows = [row[:max_length] for row in rows] if truncation else rows
-        length, pad = max(map(len, rows)), self.tokenizer.pad_token_id or 0
-        left = (padding_side or self.tokenizer.padding_side) == "left"
-
-        def filled(row: list[int], value: int) -> list[int]:
-            fill = [value] * (length - len(row))
-            return fill + row if left else row + fill
-
-        return {
-            "input_ids": torch.tensor([filled(row, pad) for row in rows]),
-            "attention_mask": torch.tensor([filled([1] * len(row), 0) for row in rows]),
-        }
+    def _placeholders(self, counts: Sequence[int]) -> Iterator[list[int]]:
+        return iter([[self.image_token_id] * count for count in counts])
 
 
 def _words(content: str | Sequence[dict[str, Any]]) -> str:
@@ -245,14 +202,6 @@ def _words(content: str | Sequence[dict[str, Any]]) -> str:
     if not isinstance(content, str):
         content = "".join(item.get("text", "") for item in content)
     return content.strip()
-
-
-def _flat(images: Any) -> Iterator[Any]:
-    if isinstance(images, list | tuple):
-        for image in images:
-            yield from _flat(image)
-    elif images is not None:
-        yield images
 
 
 def _clips(videos: Any) -> list[Any]:

@@ -29,6 +29,7 @@ from probe.models.llava_mini.cache_argument import cache_keyword, pop_cache
 from probe.models.llava_mini.generation import repeated_in_blocks
 from probe.models.llava_mini.placeholder_layout import rows_of
 
+Region = tuple[int, int, int, int]  # top, left, bottom, right, in patches
 TokenIds = Int[Tensor, "row token"]
 Pixels = Float[Tensor, "image 3 height width"]
 
@@ -51,6 +52,13 @@ class RivalConfig(LlavaConfig):
     def patches_per_side(self) -> int:
         """Patches along one side of an image (24 for 336 pixels and patches of 14)."""
         return self.vision_config.image_size // self.vision_config.patch_size
+
+    def token_regions(self, count: int) -> list[Region | None]:
+        """The patches that each of the `count` vision tokens of a view (a tile, a frame) is made
+        of, None for one that is made of the whole view.
+        """
+        side = self.patches_per_side
+        return [(row, col, row + 1, col + 1) for row in range(side) for col in range(side)]
 
 
 @dataclass

@@ -21,38 +21,35 @@ Source: arXiv 2311.17043; dvlab-research/LLaMA-VID at b3d3ae2.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, no_type_check
+from collections.abc import Collection, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
-from einops import rearrange
-from huggingface_hub.dataclasses import strict
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    InstructBlipQFormerConfig,
-    InstructBlipQFormerModel,
-    InstructBlipVisionConfig,
-    InstructBlipVisionModel,
-)
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.clip.modeling_clip import eager_attention_forward
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+from torch import Tensor
+from transformers import InstructBlipQFormerConfig, InstructBlipVisionConfig
 
-from probe.models.llava_mini.generation import repeated_in_blocks
-from probe.models.llava_mini.placeholder_layout import rows_of
-from probe.models.rivals.base import (
-    Pixels,
-    RivalConfig,
-    RivalForConditionalGeneration,
-    RivalModel,
-    TokenIds,
-)
-from probe.models.rivals.original_format import build, native_fields
+from probe.models.original import llava_names
+from probe.models.original.folder import read_tokenizer
+from probe.models.original.layout import Layout, Settings
+from probe.models.original.shapes import Shapes
+from probe.models.original.weight_files import CheckpointError
+from probe.models.rivals.llama_vid_model import LlamaVidConfig, LlamaVidForConditionalGeneration
+from probe.models.rivals.llama_vid_processing import LlamaVidProcessor
+from probe.models.rivals.processing import processor_options, square_image_processor
 
-QuestionIds = Int[Tensor, "question word"]
-MLP_RATIO = 4.3637  # of EVA-ViT-g
+NORM = "vlm_att_ln.weight"
+EVA_HEAD_DIM = 88
+EVA_G = {  # BLIP-2's EVA-ViT-g; Source: LAVIS, `create_eva_vit_g`
+    "kind": "eva",
+    "hidden_size": 16 * EVA_HEAD_DIM,
+    "num_hidden_layers": 39,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "mlp_ratio": 4.3637,
+}
 BERT = {  # bert-base-uncased with one more word
     "hidden_size": 768,
     "num_attention_heads": 12,
@@ -64,216 +61,7 @@ BERT = {  # bert-base-uncased with one more word
 }
 
 
-@no_type_check
-@strict
-class LlamaVidConfig(RivalConfig):
-    """num_query: the Q-Former's queries. compress_type: None, "mean" or "grid:g". qformer_width:
-    what the Q-Former reads of a frame; a projection stands before it where the tower is of another
-    width. has_cls: the tower's class token is kept (EVA).
-    """
-
-    model_type = "llama_vid"
-    sub_configs: ClassVar[dict[str, Any]] = {
-        "text_config": AutoConfig,
-        "vision_config": AutoConfig,
-        "qformer_config": InstructBlipQFormerConfig,
-    }
-
-    qformer_config: Any = None
-    num_query: int = 32
-    compress_type: str | None = None
-    qformer_width: int = 1408
-    has_cls: bool = True
-
-    def __post_init__(self, **kwargs):
-        if self.qformer_config is None or isinstance(self.qformer_config, dict):
-            self.qformer_config = InstructBlipQFormerConfig(**(self.qformer_config or {}))
-        super().__post_init__(**kwargs)
-        kind, _, side = (self.compress_type or "").partition(":")
-        if kind not in ("", "mean", "grid") or (kind == "grid" and not side.isdigit()):
-            raise ValueError(
-                f'LlamaVidConfig: expected compress_type None, "mean" or "grid:2", got '
-                f"{self.compress_type!r}"
-            )
-
-
-class ContextAttention(nn.Module):
-    """One head, through transformers' attention interface."""
-
-    is_causal = False
-
-    def __init__(self, config: LlamaVidConfig, dim: int, query_dim: int):
-        super().__init__()
-        self.config: Any = config
-        self.num_heads, self.head_dim = 1, dim
-        self.scaling = dim**-0.5
-        self.query = nn.Linear(query_dim, dim)
-        self.key = nn.Linear(dim, dim)
-
-    def forward(
-        self, queries: Float[Tensor, "frame query query_dim"], v: Float[Tensor, "frame patch dim"]
-    ) -> Float[Tensor, "frame query dim"]:
-        """What each query attends to."""
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        query, key, value = self.query(queries)[:, None], self.key(v)[:, None], v[:, None]
-        attended, _ = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0)
-        return attended.flatten(2)
-
-
-class QuestionCompressor(nn.Module):
-    """Frames and questions -> one context token for each."""
-
-    def __init__(self, config: LlamaVidConfig):
-        super().__init__()
-        dim, bert = config.vision_config.hidden_size, config.qformer_config.hidden_size
-        self.query = nn.Parameter(torch.zeros(1, config.num_query, bert))
-        self.project = nn.Linear(dim, config.qformer_width)
-        if dim == config.qformer_width:
-            self.project = nn.Identity()
-        self.norm = nn.LayerNorm(config.qformer_width, eps=1e-5)
-        self.qformer: Any = InstructBlipQFormerModel._from_config(config.qformer_config)
-        self.context = ContextAttention(config, dim, bert)
-        self.value = nn.Linear(dim, config.text_config.hidden_size)
-
-    def forward(
-        self,
-        frames: Float[Tensor, "frame token dim"],
-        patches: Float[Tensor, "frame patch dim"],
-        query_ids: Int[Tensor, "frame word"],
-        query_mask: Int[Tensor, "frame word"],
-    ) -> Float[Tensor, "frame 1 width"]:
-        queries = self.query.expand(len(frames), -1, -1)
-        real = torch.ones(queries.shape[:2], dtype=query_mask.dtype, device=query_mask.device)
-        states = self.qformer(
-            input_ids=query_ids,
-            attention_mask=torch.cat([real, query_mask], 1),
-            query_embeds=queries,
-            encoder_hidden_states=self.norm(self.project(frames)),
-        ).last_hidden_state
-        attended = self.context(states[:, : queries.shape[1]], patches)
-        return self.value(attended.mean(1, keepdim=True))
-
-
-class LlamaVidModel(RivalModel):
-    HOW = ("query_ids", "query_mask", "query_image", "frames")
-
-    def __init__(self, config: LlamaVidConfig):
-        super().__init__(config)
-        self.compressor = QuestionCompressor(config)
-        self.multi_modal_projector = LlavaMultiModalProjector(config)
-        self.post_init()
-
-    def build_tower(self, config: LlamaVidConfig) -> nn.Module:
-        if not config.has_cls:
-            return super().build_tower(config)
-        tower: Any = InstructBlipVisionModel._from_config(config.vision_config)
-        tower.post_layernorm = nn.Identity()  # the last block's output is read without it
-        return tower
-
-    def frame_features(self, pixel_values: Pixels) -> Float[Tensor, "frame token dim"]:
-        if self.config.has_cls:
-            return self.vision_tower(pixel_values).last_hidden_state
-        return self.patch_features(pixel_values)
-
-    def vision_tokens(
-        self,
-        pixel_values: Pixels,
-        query_ids: QuestionIds | None = None,
-        query_mask: QuestionIds | None = None,
-        query_image: Int[Tensor, " question"] | None = None,
-        frames: Sequence[int] | None = None,
-    ) -> list[Float[Tensor, "token hidden"]]:
-        """The tokens of each question: context and content of each frame of its image.
-
-        query_ids, query_mask: BERT's ids, [CLS] ... [SEP], padded on the right.
-        query_image: which image each question asks about, 0, 1, ... by default.
-        frames: how many of `pixel_values` each image has, 1 by default.
-
-        Raises ValueError where there is no question, or frames do not add up to the pixels.
-        """
-        if query_ids is None:
-            raise ValueError("LLaMA-VID: expected query_ids, the question for each image, got none")
-        counts = [1] * len(pixel_values) if frames is None else [int(count) for count in frames]
-        if sum(counts) != len(pixel_values):
-            raise ValueError(
-                f"LLaMA-VID: expected {sum(counts)} frames, as many as `frames` says, got "
-                f"{len(pixel_values)}"
-            )
-        mask = torch.ones_like(query_ids) if query_mask is None else query_mask
-        images = range(len(query_ids)) if query_image is None else query_image.tolist()
-        features = self.frame_features(pixel_values)
-        patches = features[:, 1:] if features.shape[1] % 2 else features
-        content = self.multi_modal_projector(self.pooled(patches))
-        starts = [sum(counts[:image]) for image in range(len(counts))]
-        tokens = []
-        for question, image in enumerate(images):
-            own = slice(starts[image], starts[image] + counts[image])
-            ids, own_mask = (
-                x[question].expand(counts[image], -1) for x in (query_ids, mask.long())
-            )
-            context = self.compressor(features[own], patches[own], ids, own_mask)
-            tokens.append(torch.cat([context, content[own]], 1).flatten(0, 1))
-        return tokens
-
-    def pooled(
-        self, patches: Float[Tensor, "frame patch dim"]
-    ) -> Float[Tensor, "frame content dim"]:
-        """What the content tokens are made of."""
-        kind, _, parts = (self.config.compress_type or "").partition(":")
-        if not kind:
-            return patches
-        if kind == "mean":
-            return patches.mean(1, keepdim=True)
-        side = math.isqrt(patches.shape[1])
-        grid = rearrange(patches, "frame (row col) dim -> frame dim row col", row=side)
-        kernel = side // int(parts)
-        pooled = nn.functional.avg_pool2d(grid, kernel, kernel)
-        return rearrange(pooled, "frame dim row col -> frame (row col) dim")
-
-
-class LlamaVidForConditionalGeneration(RivalForConditionalGeneration):
-    config: LlamaVidConfig
-    MODEL = LlamaVidModel
-
-    def forward(
-        self,
-        input_ids=None,
-        pixel_values=None,
-        attention_mask=None,
-        query_ids=None,
-        query_mask=None,
-        query_image=None,
-        frames=None,
-        **kwargs,
-    ):
-        """As `RivalForConditionalGeneration.forward`, with the questions of `vision_tokens`;
-        placeholders follow the questions' order.
-        """
-        how = {"query_ids": query_ids, "query_mask": query_mask}
-        how |= {"query_image": query_image, "frames": frames}
-        return super().forward(input_ids, pixel_values, attention_mask, **how, **kwargs)
-
-    def repeated(
-        self, input_ids: TokenIds, pixels: Pixels, how: dict[str, Any], copies: int
-    ) -> tuple[Float[Tensor, "repeated 3 height width"], dict[str, Any]]:
-        """Questions are repeated as blocks; they go on asking about the same pixels."""
-        tokens = self.model.vision_tokens(pixels, **how)
-        placeholder = input_ids == self.config.image_token_id
-        blocks = repeated_in_blocks(rows_of(placeholder, [len(own) for own in tokens]), copies)
-        asked = how.get("query_image")
-        if asked is None:
-            asked = torch.arange(len(tokens), device=input_ids.device)
-        repeated = {"query_ids": how["query_ids"][blocks], "query_image": asked[blocks]}
-        if how.get("query_mask") is not None:
-            repeated["query_mask"] = how["query_mask"][blocks]
-        return pixels, how | repeated
-
-
 RENAMES = {
-    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
-    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
     r"^model\.vlm_att_query$": "model.compressor.query",
     r"^model\.vlm_att_ln\.": "model.compressor.norm.",
     r"^model\.vlm_att_bert_proj\.": "model.compressor.project.",
@@ -283,7 +71,8 @@ RENAMES = {
     r"^model\.vlm_att_encoder\.bert\.": "model.compressor.qformer.",
     r"(qformer\.embeddings\.)LayerNorm": r"\1layernorm",
     r"(qformer\..*attention\.)self\.": r"\1attention.",
-    # EVA, as InstructBLIP's vision model
+    # EVA, as InstructBLIP's vision model; first where it is a file of its own
+    r"^model\.(cls_token$|pos_embed$|patch_embed\.|blocks\.)": r"model.vision_tower.\1",
     r"vision_tower\.cls_token$": "vision_tower.embeddings.class_embedding",
     r"vision_tower\.pos_embed$": "vision_tower.embeddings.position_embedding",
     r"vision_tower\.patch_embed\.proj\.": "vision_tower.embeddings.patch_embedding.",
@@ -292,27 +81,62 @@ RENAMES = {
     r"(vision_tower\..*\.)attn\.proj\.": r"\1self_attn.projection.",
     r"(vision_tower\..*\.)attn\.qkv": r"\1self_attn.qkv",
 }
+OWN_FIELDS = (
+    *("bert_type", "bert_config", "num_query", "compress_type", "max_token"),
+    *("image_processor", "model_path"),
+)
 
 
-def from_original(
-    state_dict: Mapping[str, Tensor], config: dict[str, Any], vision_config: dict[str, Any]
-) -> LlamaVidForConditionalGeneration:
-    """The authors' model, in eval mode. Raises CheckpointError for missing or surplus tensors."""
-    is_eva = vision_config.get("kind", "eva") == "eva"
-    norm = next((x for name, x in state_dict.items() if name.endswith("vlm_att_ln.weight")), None)
-    width = vision_config["hidden_size"] if norm is None else len(norm)
-    fields = native_fields(config, vision_config)
+def _recognises(settings: Settings, names: Collection[str], folder: Path) -> bool:
+    return any("vlm_att_" in name for name in names)
+
+
+def _config(settings: Settings, vision_config: Settings, shapes: Shapes) -> LlamaVidConfig:
+    is_eva = _is_eva(vision_config, shapes)
+    norm = next((shape for name, shape in shapes.items() if name.endswith(NORM)), None)
+    width = vision_config["hidden_size"] if norm is None else norm[0]
+    fields = llava_names.shared_fields(settings, vision_config, OWN_FIELDS)
     if is_eva:
         fields["vision_config"] = _eva_config(vision_config)
-    native = LlamaVidConfig(
+    return LlamaVidConfig(
         **fields,
-        qformer_config=_qformer_config(config.get("bert_config", BERT), width),
-        num_query=config.get("num_query", 32),
-        compress_type=config.get("compress_type"),
+        qformer_config=_qformer_config(settings.get("bert_config", BERT), width),
+        num_query=settings.get("num_query", 32),
+        compress_type=settings.get("compress_type"),
         qformer_width=width,
         has_cls=is_eva,
     )
-    return build(LlamaVidForConditionalGeneration, native, _with_key_biases(state_dict), RENAMES)
+
+
+def _is_eva(vision_config: Settings, shapes: Shapes) -> bool:
+    if "kind" in vision_config:
+        return vision_config["kind"] == "eva"
+    has_blocks = any(".blocks." in name for name in shapes)
+    return has_blocks or "clip" not in str(vision_config.get("model_type", ""))
+
+
+def _tower(settings: Settings, shapes: Shapes) -> Settings | None:
+    """EVA-ViT-g, which the authors' settings name only; sizes from its tensors, where these are in
+    the checkpoint.
+    """
+    if "eva" not in str(settings.get("mm_vision_tower", "")).lower():
+        return None
+    side = 336 if "336" in str(settings.get("image_processor", "")) else 224
+    found = {name.rpartition("vision_tower.")[2]: shape for name, shape in shapes.items()}
+    if "pos_embed" not in found:
+        return EVA_G | {"image_size": side}
+    _, positions, width = found["pos_embed"]
+    patch = found["patch_embed.proj.weight"][-1]
+    blocks = {name.split(".")[1] for name in found if name.startswith("blocks.")}
+    return {
+        "kind": "eva",
+        "hidden_size": width,
+        "num_hidden_layers": len(blocks),
+        "num_attention_heads": max(width // EVA_HEAD_DIM, 1),
+        "image_size": math.isqrt(positions) * patch,
+        "patch_size": patch,
+        "mlp_ratio": found["blocks.0.mlp.fc1.weight"][0] / width,
+    }
 
 
 def _eva_config(fields: Mapping[str, Any]) -> InstructBlipVisionConfig:
@@ -320,7 +144,7 @@ def _eva_config(fields: Mapping[str, Any]) -> InstructBlipVisionConfig:
     taken = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
     return InstructBlipVisionConfig(
         **{name: fields[name] for name in taken},
-        intermediate_size=int(width * fields.get("mlp_ratio", MLP_RATIO)),
+        intermediate_size=int(width * fields.get("mlp_ratio", EVA_G["mlp_ratio"])),
         layer_norm_eps=fields.get("layer_norm_eps", 1e-6),
     )
 
@@ -340,6 +164,46 @@ def _with_key_biases(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         match = re.fullmatch(r"(.*\.attn\.)q_bias", name)
         if match is None:
             continue
+        if f"{match[1]}v_bias" not in joined:
+            raise CheckpointError(f"{match[1]}v_bias in the file of {name}", "none")
         query, value = joined.pop(name), joined.pop(f"{match[1]}v_bias")
         joined[f"{match[1]}qkv.bias"] = torch.cat([query, torch.zeros_like(value), value])
     return joined
+
+
+BERT_FOLDERS = ("question_tokenizer", "bert-base-uncased")  # in a checkpoint's folder
+BERT_NAME = "bert-base-uncased"  # what the authors' code asks the hub for
+
+
+def _processor(
+    config: LlamaVidConfig, settings: Settings, tokenizer: Any, folders: list[Path]
+) -> LlamaVidProcessor:
+    options = processor_options(config, settings)
+    questions = _question_tokenizer(folders)
+    return LlamaVidProcessor(square_image_processor(config), tokenizer, questions, **options)
+
+
+def _question_tokenizer(folders: list[Path]) -> Any:
+    """BERT's, which the authors' code fetches by name: beside the checkpoint, or in the hub's cache
+    on this machine. Raises CheckpointError where it is in neither.
+    """
+    found = [folder / name for folder in folders for name in BERT_FOLDERS]
+    found = [folder for folder in found if folder.is_dir()]
+    try:
+        return read_tokenizer(found[0] if found else Path(BERT_NAME), truncation_side="left")
+    except CheckpointError as error:
+        expected = f"BERT's tokenizer in the folder {BERT_NAME} inside the checkpoint's"
+        raise CheckpointError(expected, error.got) from error
+
+
+LAYOUT = Layout(
+    "LLaMA-VID",
+    LlamaVidForConditionalGeneration,
+    _recognises,
+    _config,
+    partial(llava_names.renamed, own=RENAMES),
+    _processor,
+    joined=_with_key_biases,
+    tower=_tower,
+)
+from_original = LAYOUT.from_original

@@ -13,8 +13,10 @@ Source: arXiv 2405.19315; gordonhu608/MQT-LLaVA at 92c35d0.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any, no_type_check
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+from typing import no_type_check
 
 import torch
 from einops import rearrange
@@ -23,13 +25,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.models.llava_mini.compressor import CompressorAttention
+from probe.models.original import llava_names
+from probe.models.original.layout import Layout, Settings
+from probe.models.original.shapes import Shapes
 from probe.models.rivals.base import (
     Pixels,
+    Region,
     RivalConfig,
     RivalForConditionalGeneration,
     RivalModel,
 )
-from probe.models.rivals.original_format import build, native_fields
+from probe.models.rivals.processing import rival_processor
 
 QUERIES = 256
 EPS = 1e-6  # of the authors' norms
@@ -48,6 +54,10 @@ class MqtConfig(RivalConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.image_seq_length = self.num_visual_tokens
+
+    def token_regions(self, count: int) -> list[Region | None]:
+        """Every query looks at all patches."""
+        return [None] * count
 
 
 class QueryAbstractor(nn.Module):
@@ -84,6 +94,7 @@ class QueryAbstractor(nn.Module):
 
 
 class MqtModel(RivalModel):
+    config: MqtConfig
     HOW = ("num_visual_tokens",)
 
     def __init__(self, config: MqtConfig):
@@ -127,16 +138,28 @@ RENAMES = {
     r"^model\.query_abstractor\.attn\.": "model.compressor.attention.",
     r"^model\.query_abstractor\.": "model.compressor.",
 }
+OWN_FIELDS = ("num_visual_tokens", "query_attention_heads", "query_abstractor_type")
 
 
-def from_original(
-    state_dict: Mapping[str, Tensor], config: dict[str, Any], vision_config: dict[str, Any]
-) -> MqtForConditionalGeneration:
-    """The authors' model, in eval mode. Raises CheckpointError for missing or surplus tensors."""
-    stored = config.get("num_visual_tokens")
-    native = MqtConfig(
-        **native_fields(config, vision_config),
+def _recognises(settings: Settings, names: Collection[str], folder: Path) -> bool:
+    return any("query_abstractor." in name for name in names)
+
+
+def _config(settings: Settings, vision_config: Settings, shapes: Shapes) -> MqtConfig:
+    stored = settings.get("num_visual_tokens")
+    return MqtConfig(
+        **llava_names.shared_fields(settings, vision_config, OWN_FIELDS),
         num_visual_tokens=stored if isinstance(stored, int) else QUERIES,
-        query_attention_heads=config.get("query_attention_heads", 16),
+        query_attention_heads=settings.get("query_attention_heads", 16),
     )
-    return build(MqtForConditionalGeneration, native, state_dict, RENAMES)
+
+
+LAYOUT = Layout(
+    "MQT-LLaVA",
+    MqtForConditionalGeneration,
+    _recognises,
+    _config,
+    partial(llava_names.renamed, own=RENAMES),
+    rival_processor,
+)
+from_original = LAYOUT.from_original

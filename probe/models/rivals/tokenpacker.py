@@ -17,7 +17,9 @@ Source: arXiv 2407.02392; CircleRadon/TokenPacker at 771a16e.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
 from typing import Any, no_type_check
 
 import torch
@@ -27,19 +29,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.models.llava_mini.compressor import CompressorAttention
+from probe.models.original import llava_names
+from probe.models.original.layout import Layout, Settings
+from probe.models.original.shapes import Shapes
 from probe.models.rivals.base import (
     Pixels,
+    Region,
     RivalConfig,
     RivalForConditionalGeneration,
     RivalModel,
 )
-from probe.models.rivals.original_format import build, native_fields
+from probe.models.rivals.processing import (
+    RivalProcessor,
+    processor_options,
+    square_image_processor,
+)
+from probe.models.rivals.tokenpacker_tiles import TokenPackerProcessor, separator_ids, tiles
 
 KEY_STATES = (12, 16, 22, 23)  # hidden states of CLIP-L that keys and values are made of
 HEAD_DIM = 128
 EPS = 1e-6  # of the authors' norms
-SIDE = 336  # pixels of a tile
-ASPECT_WEIGHT, ASPECT_SCALE, ASPECT_EPS = 0.1, 1.4, 1e-5  # of `tiles`
 
 
 @no_type_check
@@ -62,6 +71,12 @@ class TokenPackerConfig(RivalConfig):
                 f"patches, got {self.scale_factor}"
             )
         self.image_seq_length = (self.patches_per_side // self.scale_factor) ** 2
+
+    def token_regions(self, count: int) -> list[Region | None]:
+        """A query's keys are the patches of its own region."""
+        size = self.scale_factor
+        starts = range(0, self.patches_per_side, size)
+        return [(top, left, top + size, left + size) for top in starts for left in starts]
 
 
 class RegionCompressor(nn.Module):
@@ -115,6 +130,8 @@ class RegionCompressor(nn.Module):
 
 
 class TokenPackerModel(RivalModel):
+    config: TokenPackerConfig
+
     def __init__(self, config: TokenPackerConfig):
         super().__init__(config)
         self.compressor = RegionCompressor(config)
@@ -140,57 +157,44 @@ class TokenPackerForConditionalGeneration(RivalForConditionalGeneration):
     MODEL = TokenPackerModel
 
 
-def tiles(height: int, width: int, max_tiles: int = 9) -> tuple[int, int]:
-    """The rows and columns of tiles that an image of `height` x `width` pixels is cut into.
-
-    The score of a grid is the share of its area that the image fills when it is made to fit, plus a
-    tenth of the overlap (IoU) with the image enlarged 1.4 times. The first of equal scores wins.
-
-    >>> tiles(336, 336), tiles(336, 1000), tiles(1200, 800)
-    ((1, 1), (1, 3), (3, 2))
-    """
-    return max(_grids(max_tiles), key=lambda grid: _score(grid, height, width))
-
-
-def _grids(max_tiles: int) -> list[tuple[int, int]]:
-    """Every grid of at most so many tiles, where a single row or column has at most 9.
-
-    >>> [len(_grids(count)) for count in (9, 16, 25)]
-    [23, 36, 55]
-    """
-    sides = range(1, max_tiles + 1)
-    return [
-        (rows, columns)
-        for rows in sides
-        for columns in sides
-        if rows * columns <= max_tiles and (min(rows, columns) > 1 or max(rows, columns) <= 9)
-    ]
-
-
-def _score(grid: tuple[int, int], height: int, width: int) -> float:
-    box_height, box_width = SIDE * grid[0], SIDE * grid[1]
-    ratio = min(box_height / height, box_width / width)
-    area = box_height * box_width
-    filled = round(height * ratio) * round(width * ratio) / area
-    tall, wide = height * ASPECT_SCALE, width * ASPECT_SCALE
-    overlap = min(box_height, tall) * min(box_width, wide)
-    union = area + tall * wide - overlap
-    return filled + ASPECT_WEIGHT * overlap / (union + ASPECT_EPS)
-
-
 RENAMES = {
     r"^model\.mm_projector\.clip_attn\.": "model.compressor.attention.",
     r"^model\.mm_projector\.": "model.compressor.",
 }
+OWN_FIELDS = ("scale_factor", "region_attention_heads", "separator_token_ids", "patch_num")
 
 
-def from_original(
-    state_dict: Mapping[str, Tensor], config: dict[str, Any], vision_config: dict[str, Any]
-) -> TokenPackerForConditionalGeneration:
-    """The authors' model, in eval mode. Raises CheckpointError for missing or surplus tensors."""
-    native = TokenPackerConfig(
-        **native_fields(config, vision_config),
-        scale_factor=config.get("scale_factor", 2),
-        region_attention_heads=config.get("region_attention_heads"),
+def _recognises(settings: Settings, names: Collection[str], folder: Path) -> bool:
+    return any("mm_projector.clip_attn." in name for name in names)
+
+
+def _config(settings: Settings, vision_config: Settings, shapes: Shapes) -> TokenPackerConfig:
+    return TokenPackerConfig(
+        **llava_names.shared_fields(settings, vision_config, OWN_FIELDS),
+        scale_factor=settings.get("scale_factor", 2),
+        region_attention_heads=settings.get("region_attention_heads"),
     )
-    return build(TokenPackerForConditionalGeneration, native, state_dict, RENAMES)
+
+
+def _processor(
+    config: TokenPackerConfig, settings: Settings, tokenizer: Any, folders: list[Path]
+) -> RivalProcessor:
+    options = processor_options(config, settings)
+    image_processor = square_image_processor(config)
+    if settings.get("image_aspect_ratio") != "slice":
+        return RivalProcessor(image_processor, tokenizer, **options)
+    separators = settings.get("separator_token_ids") or separator_ids(tokenizer)
+    options |= {"max_tiles": settings.get("patch_num", 9), "separator_ids": separators}
+    return TokenPackerProcessor(image_processor, tokenizer, **options)
+
+
+LAYOUT = Layout(
+    "TokenPacker",
+    TokenPackerForConditionalGeneration,
+    _recognises,
+    _config,
+    partial(llava_names.renamed, own=RENAMES),
+    _processor,
+)
+from_original = LAYOUT.from_original
+__all__ = ["TokenPackerConfig", "TokenPackerForConditionalGeneration", "from_original", "tiles"]

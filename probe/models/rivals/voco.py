@@ -15,7 +15,8 @@ causal; rows that are padding see all keys, so that nothing divides by zero.
 Source: arXiv 2406.12275; Yxxxb/VoCo-LLaMA at 3b6e14d.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any, no_type_check
 
 import torch
@@ -25,6 +26,9 @@ from torch import Tensor
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from probe.models.llava_mini.cache_argument import pop_cache
+from probe.models.original import llava_names
+from probe.models.original.layout import Layout, Settings
+from probe.models.original.shapes import Shapes
 from probe.models.rivals.base import (
     Pixels,
     RivalConfig,
@@ -32,7 +36,18 @@ from probe.models.rivals.base import (
     RivalModel,
     TokenIds,
 )
-from probe.models.rivals.original_format import build, native_fields
+from probe.models.rivals.processing import (
+    RivalProcessor,
+    processor_options,
+    square_image_processor,
+)
+
+VOCO, VOCO_TOKEN_ID = "<voco>", 32000
+TOKENIZER_FILES = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant of the image. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
 
 
 @no_type_check
@@ -42,7 +57,7 @@ class VocoConfig(RivalConfig):
 
     model_type = "voco_llama"
 
-    voco_token_id: int = 32000
+    voco_token_id: int = VOCO_TOKEN_ID
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -50,6 +65,7 @@ class VocoConfig(RivalConfig):
 
 
 class VocoModel(RivalModel):
+    config: VocoConfig
     _supports_flash_attn = False  # it takes no mask that differs between queries
 
     def __init__(self, config: VocoConfig):
@@ -124,17 +140,74 @@ class VocoForConditionalGeneration(RivalForConditionalGeneration):
         return mask.masked_fill_(~visible, torch.finfo(self.dtype).min)[:, None]
 
 
-RENAMES = {
-    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
-    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
-}
+TEMPLATE = """\
+{%- macro words(content) -%}
+{%- if content is string -%}{{ content }}
+{%- else -%}
+{%- for item in content if item.type == 'text' -%}{{ item.text }}{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- set found = namespace(images=0) -%}
+{%- for message in messages if message.content is not string -%}
+{%- for item in message.content if item.type == 'image' -%}
+{%- set found.images = found.images + 1 -%}
+{%- endfor -%}
+{%- endfor -%}
+{{- '<image>\\n' * found.images -}}
+{{- VOCO ~ '\\n' if found.images -}}
+{%- set given = messages and messages[0].role == 'system' -%}
+{{- (words(messages[0].content) | trim if given else SYSTEM) ~ ' ' -}}
+{%- for message in (messages[1:] if given else messages) -%}
+{%- set text = (words(message.content) | trim).replace('\\n', '') -%}
+{{- 'USER: ' ~ text ~ ' ' if message.role == 'user' else 'ASSISTANT: ' ~ text ~ '</s>' -}}
+{%- endfor -%}
+{{- 'ASSISTANT:' if add_generation_prompt -}}
+"""
 
 
-def from_original(
-    state_dict: Mapping[str, Tensor], config: dict[str, Any], vision_config: dict[str, Any]
-) -> VocoForConditionalGeneration:
-    """The authors' model, in eval mode. Raises CheckpointError for missing or surplus tensors."""
-    native = VocoConfig(
-        **native_fields(config, vision_config), voco_token_id=config.get("voco_token_id", 32000)
+def chat_template(voco_tokens: int = 2) -> str:
+    """The prompts that VoCo-LLaMA was trained with: images and VoCo tokens first, then Vicuna's
+    conversation without newlines. Released models have 2 VoCo tokens.
+
+    >>> "<voco><voco><voco>" in chat_template(3)
+    True
+    """
+    template = TEMPLATE.replace("SYSTEM", repr(SYSTEM))
+    return template.replace("VOCO", repr(VOCO * voco_tokens))
+
+
+def _recognises(settings: Settings, names: Collection[str], folder: Path) -> bool:
+    """LLaVA-1.5's tensors, and a word for a VoCo token."""
+    if not any(name.endswith("mm_projector.0.weight") for name in names):
+        return False
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if "voco_token_id" in settings or not files:
+        return settings.get("vocab_size", 0) > settings.get("voco_token_id", VOCO_TOKEN_ID)
+    return any(VOCO in file.read_text(encoding="utf-8", errors="ignore") for file in files)
+
+
+def _config(settings: Settings, vision_config: Settings, shapes: Shapes) -> VocoConfig:
+    return VocoConfig(
+        **llava_names.shared_fields(settings, vision_config, ("voco_token_id",)),
+        voco_token_id=settings.get("voco_token_id", VOCO_TOKEN_ID),
     )
-    return build(VocoForConditionalGeneration, native, state_dict, RENAMES)
+
+
+def _processor(
+    config: VocoConfig, settings: Settings, tokenizer: Any, folders: list[Path]
+) -> RivalProcessor:
+    if VOCO not in tokenizer.get_vocab():
+        tokenizer.add_tokens([VOCO], special_tokens=True)
+    options = processor_options(config, settings) | {"chat_template": chat_template()}
+    return RivalProcessor(square_image_processor(config), tokenizer, **options)
+
+
+LAYOUT = Layout(
+    "VoCo-LLaMA",
+    VocoForConditionalGeneration,
+    _recognises,
+    _config,
+    llava_names.renamed,
+    _processor,
+)
+from_original = LAYOUT.from_original

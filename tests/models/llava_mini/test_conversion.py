@@ -21,14 +21,11 @@ from probe.models.llava_mini import (
     convert,
     from_original,
     load_original,
+    original_format,
 )
-from probe.models.llava_mini.conversion import CLIP_L_336, empty_model
-from probe.models.llava_mini.original_format import (
-    adapt_names,
-    check_shapes,
-    native_config,
-    renamed,
-)
+from probe.models.llava_mini.original_format import native_config
+from probe.models.original.llava_names import CLIP_L_336
+from probe.models.original.shapes import check_shapes
 
 GOLDEN = COPIES / "llava_mini"
 CASE = GOLDEN / "hd_c8_p1_vicuna.json"
@@ -151,7 +148,7 @@ def test_never_more_than_one_shard_is_in_memory(case, tmp_path, monkeypatch):
         alive.append(tensor_memory() - before)
         save_file(tensors, *args, **kwargs)
 
-    monkeypatch.setattr("probe.models.llava_mini.conversion.save_file", save)
+    monkeypatch.setattr("probe.models.original.folder.save_file", save)
     before = tensor_memory()
     convert(path, tmp_path / "native")
     packed = sum(
@@ -273,7 +270,7 @@ def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr("probe.models.llava_mini.conversion.save_file", full)
+    monkeypatch.setattr("probe.models.original.folder.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         convert(folder, tmp_path / "native")
     assert not list(tmp_path.glob("*native*"))
@@ -325,11 +322,10 @@ def test_the_released_layout_maps_completely():
         "mm_projector_type": "mlp2x_gelu",
         "mm_vision_tower": "openai/clip-vit-large-patch14-336",
     }
-    model = empty_model(native_config(config, CLIP_L_336), torch.bfloat16, device="meta")
-    ours = {}
-    for name, shape in keys.items():
-        ours |= renamed(name, torch.empty(shape, device="meta"))
-    ours = adapt_names(ours, model)
+    layout = original_format.LAYOUT
+    model = layout.empty_model(native_config(config, CLIP_L_336), torch.bfloat16, device="meta")
+    theirs = {name: torch.empty(shape, device="meta") for name, shape in keys.items()}
+    ours = layout.native(theirs, model)
     check_shapes({name: tensor.shape for name, tensor in ours.items()}, model)
     assert (
         sum(tensor.numel() for tensor in ours.values())

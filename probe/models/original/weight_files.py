@@ -19,13 +19,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
-# In order of preference. The last is all that the authors' first training stage saves.
+# In order of preference. The last ones are all that a first training stage saves.
 WEIGHT_FILES = (
     INDEX,
     "model.safetensors",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
     "mm_projector.bin",
+    "query_abstractor.bin",
 )
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -36,15 +37,24 @@ SAFETENSORS_DTYPES = {
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is incomplete or not of LLaVA-Mini. `str(error)` is one line."""
+    """A checkpoint that is incomplete, or another model's. `str(error)` is one line."""
 
     def __init__(self, expected: str, got: str):
         self.expected, self.got = expected, got
-        super().__init__(f"LLaVA-Mini checkpoint: expected {expected}, got {got}")
+        super().__init__(f"checkpoint: expected {expected}, got {got}")
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has any weight file, or is one."""
+    return folder.is_file() or any((folder / name).is_file() for name in WEIGHT_FILES)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a folder. Raises CheckpointError if it has none, or not all of them."""
+    """The weight files of a folder, or the one that is named. Raises CheckpointError if it has
+    none, or not all of them.
+    """
+    if folder.is_file():
+        return [folder]
     found = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
         raise _lacking(folder)
@@ -75,6 +85,16 @@ def _lacking(folder: Path) -> CheckpointError:
         f"{str(folder)!r}",
         "none",
     )
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """The names of a folder's tensors, by its index where it has one. Raises CheckpointError as
+    `weight_files` and `outline` do.
+    """
+    for name in WEIGHT_FILES:
+        if name.endswith(".json") and (folder / name).is_file():
+            return set(read_settings(folder / name).get("weight_map", ()))
+    return {name for file in weight_files(folder) for name in outline(file)}
 
 
 def outline(file: Path) -> dict[str, Tensor]:

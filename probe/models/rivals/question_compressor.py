@@ -1,0 +1,76 @@
+"""LLaMA-VID's compressor: of each frame one token, for which a question has looked at it.
+
+    queries   = Q-Former(learned queries + the question's BERT tokens, cross-attending to LN(frame))
+    A         = softmax(W queries . key(v)^T / sqrt(width))      one head; v: the frame's patches
+    context   = value(mean over queries of A v)                  one token
+
+The Q-Former is InstructBLIP's.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import InstructBlipQFormerModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.clip.modeling_clip import eager_attention_forward
+
+
+class ContextAttention(nn.Module):
+    """One head, through transformers' attention interface."""
+
+    is_causal = False
+
+    def __init__(self, config: Any, dim: int, query_dim: int):
+        super().__init__()
+        self.config: Any = config
+        self.num_heads, self.head_dim = 1, dim
+        self.scaling = dim**-0.5
+        self.query = nn.Linear(query_dim, dim)
+        self.key = nn.Linear(dim, dim)
+
+    def forward(
+        self, queries: Float[Tensor, "frame query query_dim"], v: Float[Tensor, "frame patch dim"]
+    ) -> Float[Tensor, "frame query dim"]:
+        """What each query attends to."""
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        query, key, value = self.query(queries)[:, None], self.key(v)[:, None], v[:, None]
+        attended, _ = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0)
+        return attended.flatten(2)
+
+
+class QuestionCompressor(nn.Module):
+    """Frames and questions -> one context token for each."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        dim, bert = config.vision_config.hidden_size, config.qformer_config.hidden_size
+        self.query = nn.Parameter(torch.zeros(1, config.num_query, bert))
+        self.project = nn.Linear(dim, config.qformer_width)
+        if dim == config.qformer_width:
+            self.project = nn.Identity()
+        self.norm = nn.LayerNorm(config.qformer_width, eps=1e-5)
+        self.qformer: Any = InstructBlipQFormerModel._from_config(config.qformer_config)
+        self.context = ContextAttention(config, dim, bert)
+        self.value = nn.Linear(dim, config.text_config.hidden_size)
+
+    def forward(
+        self,
+        frames: Float[Tensor, "frame token dim"],
+        patches: Float[Tensor, "frame patch dim"],
+        query_ids: Int[Tensor, "frame word"],
+        query_mask: Int[Tensor, "frame word"],
+    ) -> Float[Tensor, "frame 1 width"]:
+        queries = self.query.expand(len(frames), -1, -1)
+        real = torch.ones(queries.shape[:2], dtype=query_mask.dtype, device=query_mask.device)
+        states = self.qformer(
+            input_ids=query_ids,
+            attention_mask=torch.cat([real, query_mask], 1),
+            query_embeds=queries,
+            encoder_hidden_states=self.norm(self.project(frames)),
+        ).last_hidden_state
+        attended = self.context(states[:, : queries.shape[1]], patches)
+        return self.value(attended.mean(1, keepdim=True))
