@@ -16,6 +16,8 @@ Importing this package registers the models with transformers' Auto classes, so 
                   question_compressor
 """
 
+from typing import Any
+
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from probe.models.rivals import llama_vid, mqt, tokenpacker, voco
@@ -30,7 +32,7 @@ for model, processor in (
     (voco.VocoForConditionalGeneration, RivalProcessor),
     (LlamaVidForConditionalGeneration, LlamaVidProcessor),
 ):
-    config = model.config_class
+    config: Any = model.config_class
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModel.register(config, model.MODEL, exist_ok=True)
     AutoModelForImageTextToText.register(config, model, exist_ok=True)

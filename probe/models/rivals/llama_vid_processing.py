@@ -29,6 +29,8 @@ class LlamaVidProcessor(RivalProcessor):
     image, or of each frame of a video.
     """
 
+    question_tokenizer: Any
+
     def __init__(
         self,
         image_processor: Any = None,

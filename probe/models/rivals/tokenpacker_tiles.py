@@ -84,8 +84,8 @@ def separator_ids(tokenizer: Any) -> tuple[int, int]:
     unknown word then, as in the authors' code.
     """
     unknown = tokenizer.unk_token_id or 0
-    found = tokenizer.convert_tokens_to_ids([",", "\n"])
-    return tuple(unknown if each is None else each for each in found)
+    comma, newline = tokenizer.convert_tokens_to_ids([",", "\n"])
+    return comma, unknown if newline is None else newline
 
 
 def _fitted(

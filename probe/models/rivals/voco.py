@@ -198,7 +198,8 @@ def _processor(
 ) -> RivalProcessor:
     if VOCO not in tokenizer.get_vocab():
         tokenizer.add_tokens([VOCO], special_tokens=True)
-    options = processor_options(config, settings) | {"chat_template": chat_template()}
+    options = processor_options(config, settings)
+    options["chat_template"] = chat_template()
     return RivalProcessor(square_image_processor(config), tokenizer, **options)
 
 
