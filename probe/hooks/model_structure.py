@@ -6,8 +6,6 @@ module names is found as well. `subject/token_grid.py` says where a vision token
     stacks(model)["llm"].attention     # {"model.language_model.layers.0.self_attn": module, ...}
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,79 +14,74 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
+from probe.hooks.image_readers import (
+    COMPRESSOR,
+    CROSS,
+    gate_of,
+    gated_cross_attention,
+    gated_projection,
+    learned_compressor,
+)
+from probe.hooks.layer_stack import LayerStack, attention_of, stack_of_layers
 from probe.hooks.model_state import state_of
 
-# An attention module has all attributes of one of these lines; the first line that a module of any
-# layer of the list fits decides. Linear attention has a head_dim too, but is never causal or not.
-ATTENTION_ATTRIBUTES = (
-    ("config", "head_dim", "is_causal"),
-    ("config", "num_heads", "is_causal"),
-    ("config", "head_dim"),
-    ("config", "num_heads"),
-    ("num_heads",),
-)
 LAST_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+QUERY_KEY_VALUE = {"query", "key", "value"}  # all that a module without such a projection has
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "proj", "projection_layer", "dense")
 
 
-@dataclass(frozen=True)
-class LayerStack:
-    """One group of layers; `attention` maps qualified names (as in `model.named_modules()`), in
-    order of layers. `modules` has the name of each layer's attention, None where a layer has none:
-    linear attention, a convolution, or attention to something else than its own tokens.
-    """
-
-    name: str
-    layers: tuple[nn.Module, ...]
-    attention: dict[str, nn.Module]
-    modules: tuple[str | None, ...]
-
-    def attention_of(self, layers: Iterable[int]) -> dict[str, nn.Module]:
-        """The attention modules of these layers, where they have one."""
-        names = [name for layer in layers if (name := self.modules[layer]) is not None]
-        return {name: self.attention[name] for name in names}
-
-    @property
-    def without_attention(self) -> tuple[int, ...]:
-        """The layers, from 0, that have no softmax attention among their own tokens."""
-        return tuple(layer for layer, name in enumerate(self.modules) if name is None)
-
-
 def stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
-    """The stacks of a model in the order in which they run: the encoder ("vision", if there is
-    one), what stands between it and the LLM ("compressor" and "prefusion", LLaVA-Mini's), and the
-    decoder ("llm").
+    """The stacks of a model in the order in which they run.
 
-    Layers after the one that the LLM reads (`vision_feature_layer`) are in the stack too: they do
-    run. Raises ProbeError where no stack of layers, or no attention in a layer, can be found.
+        vision         the encoder of images
+        vision_video   a second encoder, for frames (Video-LLaVA)
+        compressor     what makes fewer tokens of patches: LLaVA-Mini's, Q-Formers, perceivers
+        prefusion      LLaVA-Mini's
+        cross          the LLM's cross-attention to the image (Mllama, Idefics)
+        llm            the decoder
+
+    A model has those it has; "llm" always. Layers after the one that the LLM reads
+    (`vision_feature_layer`) are in the stack too: they do run. Raises ProbeError where no stack of
+    layers, or no attention in a layer, can be found.
     """
     if not hasattr(model, "get_decoder"):
         raise ProbeError("model", expected="a transformers model", got=type(model).__name__)
     modules = {name: module for name, module in model.named_modules() if name}
     state = state_of(model)
     if state.structure is None or state.structure[0] != modules:  # the module tree has changed
-        found = _find_stacks(model)
-        state.structure = modules, found, _find_cross(model, found["llm"])
+        state.structure = modules, _find_stacks(model)
     return dict(state.structure[1])
 
 
 def _find_stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
-    encoder = vision_encoder(model)
-    vision = {} if encoder is None else {"vision": _stack("vision", model, encoder)}
-    return {**vision, **_between(model), "llm": _stack("llm", model, text_decoder(model))}
+    found: dict[str, LayerStack] = {}
+    encoder, decoder = vision_encoder(model), text_decoder(model)
+    if encoder is not None:
+        found["vision"] = _stack("vision", model, encoder)
+    if (tower := video_tower(model)) is not None:
+        found["vision_video"] = _stack("vision_video", model, tower)
+    found |= _between(model)
+    if COMPRESSOR not in found:
+        known = [part for part in (encoder, decoder, *vision_towers(model)) if part is not None]
+        if compressor := learned_compressor(model, known):
+            found[COMPRESSOR] = compressor
+    llm = _stack("llm", model, decoder)
+    if cross := gated_cross_attention(model, decoder, len(llm.layers)):
+        found[CROSS] = cross
+    return {**found, "llm": llm}
 
 
 def _between(model: PreTrainedModel) -> dict[str, LayerStack]:
-    """The stacks between encoder and LLM: a compressor is one layer; pre-fusion may have none, and
-    is left out then.
+    """LLaVA-Mini's stacks between encoder and LLM: a compressor is one layer; pre-fusion may have
+    none, and is left out then.
     """
     found = {}
-    for name in ("compressor", "prefusion"):
+    for name in (COMPRESSOR, "prefusion"):
         part = getattr(model.base_model, name, None)
         layers = tuple(getattr(part, "layers", [part])) if part is not None else ()
         if layers:
-            found[name] = _of_layers(name, model, layers)
+            found[name] = stack_of_layers(name, model, layers)
     return found
 
 
@@ -118,6 +111,14 @@ def vision_towers(model: PreTrainedModel) -> list[nn.Module]:
     ]
 
 
+def video_tower(model: PreTrainedModel) -> nn.Module | None:
+    """The encoder of frames, where a model has one beside that of images."""
+    for name, part in model.base_model.named_children():
+        if "video" in name and part in vision_towers(model) and part is not vision_encoder(model):
+            return part
+    return None
+
+
 def layers_of(encoder: nn.Module, model: nn.Module | None = None) -> LayerStack:
     """The layers of one vision encoder; names are those in the model, or else in the encoder."""
     return _stack("vision", model or encoder, encoder)
@@ -132,71 +133,23 @@ def _stack(name: str, model: nn.Module, part: nn.Module) -> LayerStack:
         raise ProbeError("model", expected=f"layers in its {name} stack", got=type(part).__name__)
 
     def size(layers: nn.ModuleList) -> tuple[bool, int]:
-        return bool(_attention_of(layers)), sum(p.numel() for p in layers.parameters())
+        return bool(attention_of(layers)), sum(p.numel() for p in layers.parameters())
 
-    return _of_layers(name, model, tuple(max(lists, key=size)))
-
-
-def _of_layers(name: str, model: nn.Module, layers: tuple[nn.Module, ...]) -> LayerStack:
-    names = {module: qualified for qualified, module in model.named_modules()}
-    found = _attention_of(layers)
-    usual = {(name, type(child)) for layer in found for name, child in layer.named_children()}
-    for layer in layers:
-        others = {(name, type(child)) for name, child in layer.named_children()} - usual
-        if layer not in found and (not found or not others):  # nothing in place of attention
-            raise ProbeError(
-                "model",
-                expected="an attention module (with a head_dim) in every layer",
-                got=f"none in {names[layer]}",
-            )
-    modules = tuple(names[found[layer]] if layer in found else None for layer in layers)
-    attention = {names[module]: module for module in found.values()}
-    return LayerStack(name, layers, attention, modules)
-
-
-def _attention_of(layers: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
-    """The attention of each layer among its own tokens, for the layers that have one."""
-    for attributes in ATTENTION_ATTRIBUTES:
-        found = {}
-        for layer in layers:
-            for name, module in layer.named_modules():
-                fits = module is not layer and all(hasattr(module, each) for each in attributes)
-                if fits and not _is_cross(name, module):
-                    found.setdefault(layer, module)
-        if found:
-            return found
-    return {}
-
-
-def _is_cross(name: str, module: nn.Module) -> bool:
-    """Whether a module attends to other tokens than those that it is called with."""
-    own_name = name.rsplit(".", 1)[-1].lower()
-    return bool(getattr(module, "is_cross_attention", False)) or "cross" in own_name
+    return stack_of_layers(name, model, tuple(max(lists, key=size)))
 
 
 def cross_attention(model: PreTrainedModel) -> dict[int, tuple[str, nn.Module]]:
     """For each layer of the LLM that reads the image by cross-attention (Mllama, Idefics): the
     qualified name of that module, and the module. Empty where vision tokens stand among the words.
     """
-    stacks(model)
-    structure = state_of(model).structure
-    assert structure is not None
-    return structure[2]
+    return _of_cross(stacks(model))
 
 
-def _find_cross(model: PreTrainedModel, llm: LayerStack) -> dict[int, tuple[str, nn.Module]]:
-    found: dict[int, tuple[str, nn.Module]] = {}
-    names = {module: qualified for qualified, module in model.named_modules()}
-    for blocks in text_decoder(model).modules():
-        if not isinstance(blocks, nn.ModuleList):
-            continue
-        interval = -(-len(llm.layers) // max(1, len(blocks)))  # gated blocks before each n-th layer
-        for index, block in enumerate(blocks):
-            for name, module in block.named_modules():
-                projects = any(hasattr(module, each) for each in ("k_proj", "key"))
-                if module is not block and projects and _is_cross(name, module):
-                    found[index * interval] = (names[module], module)
-    return dict(sorted(found.items()))
+def _of_cross(found: dict[str, LayerStack]) -> dict[int, tuple[str, nn.Module]]:
+    cross = found.get(CROSS)
+    if cross is None or cross.numbers is None:
+        return {}
+    return dict(zip(cross.numbers, cross.attention.items(), strict=True))
 
 
 def output_projection(attention: nn.Module) -> nn.Linear:
@@ -243,13 +196,26 @@ def _holds_numbers(linear: nn.Linear) -> bool:
     return linear.weight.dtype in PLAIN_DTYPES and tuple(linear.weight.shape) == shape
 
 
-def check_projections(attention: Iterable[nn.Module]) -> None:
-    """Raises ProbeError, before anything runs, where the contribution of one of these modules can't
-    be had. Those that only return their weights (without a config) have none anyway.
+def projection_in(stack: LayerStack, attention: nn.Module) -> nn.Linear:
+    """The linear map by which an attention module of a stack reaches the residual stream: its own,
+    that of the module it stands in (a Q-Former's `output`), its block's gate included.
     """
-    for module in attention:
+    layer = stack.layer_of(attention)
+    holder = attention
+    if {name for name, _ in attention.named_children()} == QUERY_KEY_VALUE:
+        holders = (part for part in layer.modules() if attention in set(part.children()))
+        holder = getattr(next(holders), "output", attention)
+    projection = output_projection(holder)
+    return gated_projection(projection, gate_of(layer)) if stack.name == CROSS else projection
+
+
+def check_projections(stack: LayerStack) -> None:
+    """Raises ProbeError, before anything runs, where the contribution of one of a stack's modules
+    can't be had. Those that only return their weights (without a config) have none anyway.
+    """
+    for module in stack.attention.values():
         if hasattr(module, "config"):
-            output_projection(module)
+            projection_in(stack, module)
 
 
 def active_adapters(model: nn.Module) -> tuple[str, ...]:
@@ -291,7 +257,7 @@ def vision_positions(
     """
     is_image = input_ids == image_token_id(model)
     structure = state_of(model).structure  # as it was found last: this runs in every forward
-    reads_across = cross_attention(model) if structure is None else structure[2]
+    reads_across = CROSS in (stacks(model) if structure is None else structure[1])
     return torch.zeros_like(is_image) if reads_across else is_image
 
 

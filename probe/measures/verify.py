@@ -50,8 +50,10 @@ TOKENS = 8  # of the response that is decoded
 TOLERANCE = 1e-5
 STACKS = {
     "vision": "the encoder",
+    "vision_video": "the encoder of frames",
     "compressor": "the compressor",
     "prefusion": "pre-fusion",
+    "cross": "cross-attention",
     "llm": "the LLM",
 }
 
@@ -103,8 +105,10 @@ def verify(
 def _known_stacks(subject: Subject, inputs: Inputs) -> dict[str, LayerStack]:
     """The stacks of which it is known what their positions are."""
     known = stacks(subject.model)
-    if "vision" in known and not has_known_layout(subject, inputs, known["vision"]):
-        del known["vision"]
+    encoders = [name for name in ("vision", "vision_video") if name in known]
+    for name in encoders:
+        if not has_known_layout(subject, inputs, known[name]):
+            del known[name]
     return known
 
 

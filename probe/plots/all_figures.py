@@ -101,10 +101,11 @@ def _of_stack(record: xr.DataTree, sample: int | str, stack: str) -> dict[str, A
     measured = node(record, stack)
     query = default_query(measured)
     on_image = has_values(measured, sample, query)
-    if query == "compressed" and measured.sizes["key_type"] == 1:
-        # one layer and only patches: lines over layers and types would say nothing
-        return {"compression": compression(record, sample)} if on_image else {}
     drawn: dict[str, Axes | Figure] = {}
+    if query == "compressed" and on_image:
+        drawn["compression"] = compression(record, sample)
+    if query == "compressed" and measured.sizes["key_type"] == 1:
+        return drawn  # one layer and only patches: lines over layers and types would say nothing
     for value in ("mass", "share", "lift", "contribution"):
         if value == "share" and _equal(measured, "mass", "share"):
             continue  # every query sees the image: the figure would be that of mass

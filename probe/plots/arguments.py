@@ -127,11 +127,22 @@ def sample_index(measured: xr.Dataset, sample: int | str, called: str) -> int:
 def layer_indices(
     measured: xr.Dataset, layers: int | Sequence[int] | None, called: str
 ) -> list[int]:
-    """The layers asked for, from 0; by default nine evenly spread from the first to the last."""
-    count = measured.sizes["layer"]
+    """The places on the layer axis of the layers asked for, by their numbers (from 0); by default
+    nine evenly spread from the first to the last of those that have attention.
+    """
+    numbers = measured["layer"].values.tolist()
     if layers is None:
-        return np.unique(np.linspace(0, count - 1, min(count, 9)).round().astype(int)).tolist()
+        known = np.arange(len(numbers))
+        if "received" in measured:
+            received = measured["received"]
+            others = [dim for dim in received.dims if dim != "layer"]
+            has_attention = np.flatnonzero(received.notnull().any(others).values)
+            known = has_attention if len(has_attention) else known
+        spread = np.linspace(0, len(known) - 1, min(len(known), 9)).round().astype(int)
+        return known[np.unique(spread)].tolist()
     asked = list(layers) if isinstance(layers, Iterable) else [layers]
-    if not asked or not all(isinstance(layer, Integral) and 0 <= layer < count for layer in asked):
-        raise ProbeError(called, expected=f"layers from 0 to {count - 1}", got=str(asked))
-    return [int(layer) for layer in asked]
+    if not asked or not all(isinstance(layer, Integral) and layer in numbers for layer in asked):
+        whole = numbers == list(range(len(numbers)))
+        known = f"from 0 to {numbers[-1]}" if whole else f"of {', '.join(map(str, numbers))}"
+        raise ProbeError(called, expected=f"layers {known}", got=str(asked))
+    return [numbers.index(layer) for layer in asked]

@@ -26,6 +26,7 @@ from probe.plots.style import (
     styled,
     title,
 )
+from probe.plots.type_lines import gap_notes
 from probe.records import node
 
 _CALLED = "plots.heads"
@@ -77,10 +78,13 @@ def heads(
     ticks = {"ticks": LogLocator(subs=(1, 2, 5)), "format": "{x:g}"} if value == "lift" else {}
     for axis, (name, mean) in zip(axes.flat, means.items(), strict=True):
         image = layer_by_head(axis, mean.values, norm, colours, stack)
+        if (mean["layer"].values != np.arange(mean.sizes["layer"])).any():  # some of the LLM's
+            axis.set_yticks(np.arange(mean.sizes["layer"]) + 1, mean["layer"].values + 1)
         title(axis, f"{query_type} → {key_type}\n{name}")
         bar = axis.figure.colorbar(image, ax=axis, label=label(mean), **ticks)
         bar.minorticks_off()
-    caption(axes, sampling(named, stack, weights), named, own=ax is None)
+    notes = [*sampling(named, stack, weights), *gap_notes(named, stack)]
+    caption(axes, notes, named, own=ax is None)
     return axes[0, 0] if isinstance(record, xr.DataTree) else figure_of(axes)
 
 

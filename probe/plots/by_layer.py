@@ -1,6 +1,7 @@
 """Lines over layers, one for each A → B: attention by type (the paper's Fig. 2) and its entropy
 (Fig. 3)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from probe.plots.type_lines import (
     draw_by_key,
     draw_pairs,
     explanations,
+    gap_notes,
     legend_of,
     lift_axis,
     pairs_of,
@@ -84,7 +86,11 @@ def mass(
     if single and ax is None and len(pairs) > MANY_PAIRS:
         axes = draw_by_key(averages[0], pairs, stack, value)
         heading(figure_of(axes), f"{_TITLES[value]} · {next(iter(named))}")
-        notes = [*sampling(named, stack, weights, seed), *explanations(axes)]
+        notes = [
+            *sampling(named, stack, weights, seed),
+            *gap_notes(named, stack),
+            *explanations(axes),
+        ]
         caption(axes, notes, named, own=True)
         return axes[0]
     axes = _panels(ax, 1, len(named), called)
@@ -97,7 +103,7 @@ def mass(
     if ax is None and not single:
         heading(figure_of(axes), _TITLES[value])
     legend_of(axes)
-    notes = [*sampling(named, stack, weights, seed), *explanations(axes)]
+    notes = [*_sampling(named, stack, weights, seed), *explanations(axes)]
     caption(axes, notes, named, own=ax is None)
     return axes[0, 0] if single else figure_of(axes)
 
@@ -160,9 +166,13 @@ def entropy(
                 axis.axhline(1, color=GREY, linewidth=0.8, zorder=0)
     same_scale(axes, values[0])
     legend_of(axes)
-    notes = [*sampling(named, stack, weights, seed), *explanations(axes)]
+    notes = [*_sampling(named, stack, weights, seed), *explanations(axes)]
     caption(axes, notes, named, own=ax is None)
     return ax if isinstance(ax, Axes) else figure_of(axes)
+
+
+def _sampling(named: Mapping[str, xr.DataTree], stack: str, weights: str, seed: int) -> list[str]:
+    return [*sampling(named, stack, weights, seed), *gap_notes(named, stack)]
 
 
 def _panels(ax: Any, rows: int, columns: int, called: str) -> np.ndarray:

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 
+from probe.errors import ProbeError
 from probe.plots.arguments import Records, one_record, sample_index
 from probe.plots.on_image import views
 from probe.plots.patches import LOG_BAR, View, draw_patches, log_scale, preprocessing, show_image
@@ -33,19 +34,22 @@ def compression(
     sample: int | str = 0,
     *,
     image: int | None = None,
+    layer: int | None = None,
     floor: float | None = None,
     ax: Any = None,
 ) -> Figure:
     """The attention of the compressor's queries to each patch, over the image.
 
     How to read it: bright patches have the largest part in the compressed tokens. From left to
-    right: the image, the mean over all queries and, with C x C queries, the map of each at its
-    place in a C x C block. Colours are logarithmic as in `heatmaps` and shared by all maps; the
-    caption has the entropy of the attention.
+    right: the image, the mean over all queries and the map of each: C x C queries at their places
+    in a C x C block, those of a Q-Former or perceiver in their order, row by row. Colours are
+    logarithmic as in `heatmaps` and shared by all maps; the caption has the entropy of the
+    attention.
 
     Args:
         sample: index or id.
         image: only that one of several, from 0.
+        layer: of a compressor with several, from 0; by default the last that reads patches.
         floor: of the colours.
         ax: one Axes for each image, for the means alone.
 
@@ -55,7 +59,8 @@ def compression(
     name, one = one_record(record, _CALLED)
     measured = node(one, "compressor")
     index = sample_index(measured, sample, _CALLED)
-    found = views(one, measured, index, _maps(measured, index), image)
+    compressor = _of_layer(measured, index, layer)
+    found = views(one, measured, index, _maps(compressor), image)
     norm = log_scale(found, floor, _CALLED)
     if ax is None:
         axes, bar_axis = _grid(found)
@@ -64,10 +69,12 @@ def compression(
         axes = panels(ax, len(found), 1, (0, 0), _CALLED)
         place = {"ax": list(axes.flat), "shrink": 0.9, "pad": 0.02}
     for row, view in zip(axes, found, strict=True):
-        titles = _titles(len(view.values) - 1)
+        titles = _titles(compressor)
         for number, (axis, text) in enumerate(zip(row, titles, strict=False)):
             draw_patches(axis, view, view.values[number], norm)
             axis.set_title(text, fontsize=7 if number else SMALL_TITLE)
+        for axis in row[len(titles) :]:  # of a block that is not full
+            axis.remove()
     figure = figure_of(axes)
     scale = f"attention to a patch, head mean\n(fraction; log, floor {norm.vmin:.2g})"
     bar = figure.colorbar(axes[0, 0].collections[0], **LOG_BAR, **place)
@@ -77,14 +84,24 @@ def compression(
         several = measured.sizes["sample"] > 1
         which = f", sample {measured['sample'].values[index]}" * several
         heading(figure, f"What is compressed{which} · {name}")
-    notes = [_spread(measured, index), *preprocessing({name: one})]
+    notes = [_spread(compressor), *preprocessing({name: one})]
     caption(axes, notes, {name: one}, own=ax is None)
     return figure
 
 
-def _maps(measured: xr.Dataset, sample: int) -> Float[np.ndarray, "map key"]:
+def _of_layer(measured: xr.Dataset, sample: int, layer: int | None) -> xr.Dataset:
+    """One sample in one layer. Raises ProbeError for a layer that reads no patches."""
+    reads = measured["received"].isel(sample=sample).notnull().any(["query_type", "key"]).values
+    known = np.flatnonzero(reads).tolist() or [0]
+    chosen = known[-1] if layer is None else layer
+    if chosen not in known:
+        expected = f"layer of {', '.join(map(str, known))}, which read patches"
+        raise ProbeError(_CALLED, expected=expected, got=repr(layer))
+    return measured.isel(sample=sample, layer=chosen)
+
+
+def _maps(compressor: xr.Dataset) -> Float[np.ndarray, "map key"]:
     """The mean over queries and, where there are several, the map of each after it."""
-    compressor = measured.isel(sample=sample, layer=0)
     mean = compressor["received"].sel(query_type="compressed").values[None]
     if "maps" not in compressor or compressor.sizes["token"] < 2:
         return mean
@@ -93,11 +110,21 @@ def _maps(measured: xr.Dataset, sample: int) -> Float[np.ndarray, "map key"]:
     return np.concatenate([mean, maps.transpose("token", "key").values])
 
 
-def _titles(queries: int) -> list[str]:
-    side = math.isqrt(queries)
-    mean = f"mean of {queries} queries" if queries else "the compressed token"
+def _titles(compressor: xr.Dataset) -> list[str]:
+    queries = compressor.sizes["token"] if "maps" in compressor else 0
+    if queries < 2:
+        return ["the compressed token"]
+    side = _side(queries)
+    in_order = [f"query {query + 1}" for query in range(queries)]
     places = (divmod(query, side) for query in range(queries))
-    return [mean, *(f"row {row + 1}, column {column + 1}" for row, column in places)]
+    at_places = [f"row {row + 1}, column {column + 1}" for row, column in places]
+    has_places = side**2 == queries and compressor.sizes["key_type"] == 1
+    return [f"mean of {queries} queries", *(at_places if has_places else in_order)]
+
+
+def _side(queries: int) -> int:
+    """Of the smallest square that holds so many."""
+    return math.isqrt(max(queries - 1, 0)) + 1 if queries else 0
 
 
 def _grid(found: list[View]) -> tuple[np.ndarray, Axes]:
@@ -105,7 +132,7 @@ def _grid(found: list[View]) -> tuple[np.ndarray, Axes]:
 
     A row has the image itself, the mean, and a block for the queries.
     """
-    side = math.isqrt(len(found[0].values) - 1)
+    side = _side(len(found[0].values) - 1)
     block_width = max(1.0, 0.6 * side)
     widths = [1, 1, block_width] if side else [1, 1]
     heights = [widths[-1] * view.aspect for view in found]
@@ -129,8 +156,8 @@ def _block(figure: Figure, place: SubplotSpec, side: int) -> list[Axes]:
     return [figure.add_subplot(inner[row, col]) for row in range(side) for col in range(side)]
 
 
-def _spread(measured: xr.Dataset, sample: int) -> str:
-    compressor = measured.isel(sample=sample, layer=0)
-    entropy, keys = float(compressor["entropy"].squeeze()), int(compressor["key_count"].squeeze())
+def _spread(compressor: xr.Dataset) -> str:
+    patches = compressor.sel(key_type="vision")
+    entropy, keys = float(patches["entropy"].squeeze()), int(patches["key_count"].squeeze())
     most = math.log(max(keys, 1))
     return f"entropy {entropy:.2f} nat of at most {most:.2f}, heads averaged first; {keys} patches"

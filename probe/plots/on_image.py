@@ -96,6 +96,7 @@ def heatmaps(
     first = node(next(iter(named.values())), stack)
     query_type = query_type or default_query(first)
     found: list[View] = []
+    numbers: list[np.ndarray] = []  # of each view's layers
     for name, one in named.items():
         measured = node(one, stack)
         chosen(query_type, measured["query_type"].values.tolist(), _CALLED)
@@ -104,16 +105,19 @@ def heatmaps(
         drawn = layer_indices(measured, layers, _CALLED)
         label = name if len(named) > 1 else ""
         found += views(one, measured, index, values, image, tile, drawn, label)
+        numbers += [measured["layer"].values] * (len(found) - len(numbers))
     coloured = found if sinks == "keep" else [view.without_sinks() for view in found]
     norm = log_scale(coloured, floor, _CALLED)
     columns = max(len(view.maps) for view in found)
     axes = _grid(found, columns) if ax is None else panels(ax, len(found), columns, (0, 0), _CALLED)
     used: list[Axes] = []
-    for row, view, colours in zip(axes, found, coloured, strict=True):
+    for row, view, colours, layers_of in zip(axes, found, coloured, numbers, strict=True):
         for number, layer in enumerate(view.maps):
             draw_patches(row[number], view, colours.values[number], norm)
             _mark_sinks(row[number], view, number, with_value=sinks == "split")
-            row[number].set_title(f"{layer_label(stack)} {layer + 1}", fontsize=SMALL_TITLE)
+            row[number].set_title(
+                f"{layer_label(stack)} {layers_of[layer] + 1}", fontsize=SMALL_TITLE
+            )
         for axis in row[len(view.maps) :]:  # a record with fewer layers than another
             axis.remove()
         used += row[: len(view.maps)].tolist()

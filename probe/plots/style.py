@@ -133,8 +133,10 @@ _AXIS_LABEL = 0.55  # inches that ticks and label of a horizontal axis take
 _STACKS = {
     "llm": "LLM layer",
     "vision": "vision encoder layer",
+    "vision_video": "video encoder layer",
     "compressor": "compressor layer",
     "prefusion": "pre-fusion layer",
+    "cross": "LLM layer (cross-attention)",
 }
 _TOY = "toy model: not a finding about LLaVA"
 _SMALL_PRINT = {"fontsize": 8, "color": "0.35", "ha": "left", "parse_math": False}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
@@ -19,6 +20,7 @@ from probe.plots.sample_mean import Average
 from probe.plots.style import (
     DARK_GREY,
     GREY,
+    LIGHT_GREY,
     RIGHT,
     finish,
     label,
@@ -52,8 +54,33 @@ def draw_pairs(
     if not axis.lines:
         expected, got = "a pair of types that was measured", f"{query_types} → {key_types}"
         raise ProbeError("plots", expected=expected, got=got)
-    layers = averaged.mean.sizes["layer"]
+    mark_gaps(axis, averaged)
+    layers = int(averaged.mean["layer"].max()) + 1
     finish(axis, text, layers=layers, xlabel=layer_label(stack), ylabel=label(averaged.mean))
+
+
+def mark_gaps(axis: Axes, averaged: Average) -> None:
+    """Grey where layers have no number at all: those without softmax attention."""
+    for layer in averaged.mean["layer"].values[~_has_numbers(averaged)]:
+        axis.axvspan(layer + 0.5, layer + 1.5, color=LIGHT_GREY, alpha=0.5, linewidth=0, zorder=0)
+
+
+def gap_notes(named: Mapping[str, xr.DataTree], stack: str) -> list[str]:
+    """What the layers of a stack have that have no softmax attention, for a caption."""
+    notes = []
+    for record in named.values():
+        for part in filter(None, record.attrs.get("without_attention", "").split("; ")):
+            layers, kind = part.removeprefix(f"{stack} ").split(": ")
+            if part.startswith(f"{stack} "):
+                counted = ", ".join(str(int(layer) + 1) for layer in layers.split(", "))
+                instead = "" if kind == "none" else f", with {kind} in its place"
+                notes.append(f"grey: no attention of this kind in layer {counted}{instead}")
+    return notes
+
+
+def _has_numbers(averaged: Average) -> np.ndarray:
+    """Which layers have a number for any A → B."""
+    return averaged.mean.notnull().any(["query_type", "key_type"]).values
 
 
 def pairs_of(averaged: Average, query_types: Types, key_types: Types) -> list[tuple[str, str]]:
@@ -73,8 +100,11 @@ def pairs_of(averaged: Average, query_types: Types, key_types: Types) -> list[tu
 
 def _line(axis: Axes, averaged: Average, query: str, key: str, style: Mapping[str, Any]) -> None:
     """The line of A → B with its band, if it has one."""
-    layers = averaged.mean["layer"].values + 1
-    mean, low, high = (part.sel(query_type=query, key_type=key).values for part in averaged)
+    has_numbers = _has_numbers(averaged)  # a line goes on over layers without attention
+    layers = averaged.mean["layer"].values[has_numbers] + 1
+    mean, low, high = (
+        part.sel(query_type=query, key_type=key).values[has_numbers] for part in averaged
+    )
     every = max(1, len(layers) // 12)
     axis.plot(layers, mean, label=f"{query} → {key}", markevery=every, **style)
     if not np.array_equal(low, high, equal_nan=True):
@@ -91,10 +121,11 @@ def draw_by_key(
     axes = panels(None, rows, _COLUMNS, _SMALL_PANEL, "plots").ravel()
     for axis in axes[len(keys) :]:
         axis.remove()
-    axes, layers = axes[: len(keys)], averaged.mean.sizes["layer"]
+    axes, layers = axes[: len(keys)], int(averaged.mean["layer"].max()) + 1
     for axis, key in zip(axes, keys, strict=True):
         for query in [query for query, other in pairs if other == key]:
             _line(axis, averaged, query, key, styles[query]._asdict())
+        mark_gaps(axis, averaged)
         finish(axis, f"→ {key}", layers=layers)
         if value == "lift":
             lift_axis(axis)
@@ -149,7 +180,8 @@ def explanations(axes: np.ndarray) -> list[str]:
     for line in lines:
         known = np.flatnonzero(~np.isnan(np.asarray(line.get_ydata(), float)))
         if len(known) and known[-1] < len(np.asarray(line.get_xdata())) - 1:
-            query, last = str(line.get_label()).split(" → ")[0], known[-1] + 1
+            query = str(line.get_label()).split(" → ")[0]
+            last = int(np.asarray(line.get_xdata())[known[-1]])
             text = f"{line.get_label()} ends at layer {last}: later layers compute no {query} query"
             notes.append(text)
     return list(dict.fromkeys(notes))

@@ -106,13 +106,18 @@ class ImageQuestions:
             return f"the model is under {active}"
         if guided := active_text_guided_reducers(model):
             return f"{guided} chooses vision tokens by the question"
-        if {"compressor", "prefusion"} & stacks(model).keys():
+        if self._text_meets_image_before_llm(row):
             return "the text reads the image before the LLM"
         reducers = active_reducers(model)
         if reducers not in self._reasons:
             make = prefix or (lambda: self.prefix(row).prefix)
             self._reasons[reducers] = self._checked(row, make)
         return self._reasons[reducers]
+
+    def _text_meets_image_before_llm(self, row: Inputs) -> bool:
+        """In LLaVA-Mini, and in a Q-Former that is given the question."""
+        fuses = hasattr(self.model.base_model, "compressor") or "prefusion" in stacks(self.model)
+        return fuses or any(name.startswith("qformer") for name in row)
 
     def prefix(self, row: Inputs) -> CachedPrefix:
         """The shared prefix of a row, computed where it is not kept."""

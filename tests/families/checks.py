@@ -5,6 +5,7 @@ ProbeError, and the reason is what the table of families says (`table.py`).
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -121,6 +122,23 @@ def encoder(case: Case) -> str:
     return "yes"
 
 
+def readers(case: Case) -> str:
+    """The same of what reads the image outside of encoder and LLM: which stacks there are."""
+    found = [name for name in stacks(case.subject.model) if name in ("compressor", "cross")]
+    if not found:
+        return "no: it has none"
+    inputs = case.answered[0]
+    for name in found:
+        assert largest_difference(case.subject, inputs, name) < EXACT
+    plain = case.logits(inputs)
+    with ExitStack() as taps:
+        for name, made in stack_statistics(case.subject, inputs, found).items():
+            module = stacks(case.subject.model)[name].attention
+            taps.enter_context(tap(module, made.statistic))
+        assert torch.equal(plain, case.logits(inputs))
+    return f"yes: {', '.join(found)}"
+
+
 def _drop(mode: str) -> Callable[[Case], str]:
     def check(case: Case) -> str:
         """Dropped in all layers, the image has no influence on a forward."""
@@ -163,6 +181,7 @@ CHECKS: dict[str, Callable[[Case], str]] = {
     "places": places,
     "LLM measured": measured,
     "encoder measured": encoder,
+    "compressor, cross": readers,
     "drop: mask": _drop("mask"),
     "drop: remove": _drop("remove"),
     "drop while decoding": decoding,

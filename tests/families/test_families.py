@@ -12,18 +12,25 @@ WHOLE = "no: every token has looked at the whole image"
 NO_LAYOUT = "no: windows, packed images or other tokens"
 STATE = "no: layer 0 (from 0) without: words read the image through its state"
 INNER = "no: a call of one of its parts"  # its `generate` is that of the LLM inside
-ALL = dict.fromkeys(CHECKS, "yes")
+COMPRESSOR = {"compressor, cross": "yes: compressor"}
+READS_ACROSS = {"compressor, cross": "yes: cross"}
+ALL = {**dict.fromkeys(CHECKS, "yes"), "compressor, cross": "no: it has none"}
 # What differs from "yes" everywhere
 EXPECTED = {
     "qwen2_5_vl": {"encoder measured": NO_LAYOUT},
     "qwen3_5": {"LLM measured": "yes, but layer 1, 3", "drop: mask": STATE},
-    "idefics2": {"places": WHOLE},
+    "idefics2": {"places": WHOLE, **COMPRESSOR},
     "aria": {"places": WHOLE},
-    "blip2": {"places": WHOLE, "drop while decoding": INNER},
-    "instructblip": {"places": WHOLE, "drop while decoding": INNER},
+    "blip2": {"places": WHOLE, "drop while decoding": INNER, **COMPRESSOR},
+    "instructblip": {"places": WHOLE, "drop while decoding": INNER, **COMPRESSOR},
     "fuyu": {"encoder measured": "no: it has none"},
-    "mllama": {"places": CROSS, "LLM measured": "yes, but layer 2", "encoder measured": NO_LAYOUT},
-    "idefics": {"places": CROSS, "encoder measured": NO_LAYOUT},
+    "mllama": {
+        "places": CROSS,
+        "LLM measured": "yes, but layer 2",
+        "encoder measured": NO_LAYOUT,
+        **READS_ACROSS,
+    },
+    "idefics": {"places": CROSS, **READS_ACROSS},
 }
 
 

@@ -2,13 +2,15 @@
 
 Most encoders read one sequence a view, [cls | patches]. Others divide images into windows, add
 tokens, or pack images one behind the other: of these nothing is claimed. An encoder is therefore
-asked: the first attention calls of a forward say how many sequences of how many keys it reads.
+asked: the first attention calls of a forward say how many sequences of how many keys it reads. So
+are other stacks that read the image (`reader_queries.py`).
 
     has_known_layout(subject, inputs, stacks(subject.model)["vision"])
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,10 +19,19 @@ from transformers import PreTrainedModel
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import add_hook, only_this_thread
-from probe.hooks.model_structure import LayerStack, cls_tokens, text_decoder
+from probe.hooks.model_structure import LayerStack, cls_tokens, stacks
 from probe.hooks.stop_forward import StopForward
 from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
+
+
+@dataclass(frozen=True)
+class CallShape:
+    """Of one attention call: batch elements, queries and keys."""
+
+    rows: int
+    queries: int
+    keys: int
 
 
 def has_known_layout(subject: Subject, inputs: Inputs, stack: LayerStack) -> bool:
@@ -35,35 +46,42 @@ def has_known_layout(subject: Subject, inputs: Inputs, stack: LayerStack) -> boo
         return False
     keys = cls_tokens(subject.model) + views[0]
     calls = first_calls(subject.model, inputs, stack)
-    return bool(calls) and all(found == keys for found in calls)
+    return bool(calls) and all(call.keys == keys for call in calls)
 
 
 @only_this_thread()
 @torch.no_grad()
-def first_calls(model: PreTrainedModel, inputs: Any, stack: LayerStack) -> list[int]:
-    """The number of keys of each attention call of the stack's first layer; the forward ends where
-    another layer begins.
+def first_calls(model: PreTrainedModel, inputs: Any, stack: LayerStack) -> list[CallShape]:
+    """The attention calls of the stack's first layer with attention, one in the LLM; the forward
+    ends where another layer of the stack, or the LLM, begins.
     """
     first, *later = stack.attention.items()
-    calls: list[int] = []
+    in_llm = stack.numbers is not None
+    calls: list[CallShape] = []
 
     def note(call: AttentionCall, kernel: Kernel) -> Output:
         if call.name != first[0]:
             raise StopForward
-        calls.append(call.key_count)
+        calls.append(CallShape(call.row_count, call.query_count, call.key_count))
+        if in_llm:
+            raise StopForward
         return kernel(call)
 
     modules = dict([first, *later[:1]])
-    with suppress(StopForward), routed(modules, note, required=False), _until_decoder(model):
+    with ExitStack() as blocks:
+        blocks.enter_context(suppress(StopForward))
+        blocks.enter_context(routed(modules, note, required=False))
+        if not in_llm:
+            blocks.enter_context(_until_llm(model))
         model(**inputs, use_cache=False)
     return calls
 
 
 @contextmanager
-def _until_decoder(model: PreTrainedModel) -> Iterator[None]:
+def _until_llm(model: PreTrainedModel) -> Iterator[None]:
     def stop(*hooked: Any) -> None:
         raise StopForward
 
     with ExitStack() as undo:
-        add_hook(undo, text_decoder(model).register_forward_pre_hook, stop)
+        add_hook(undo, stacks(model)["llm"].layers[0].register_forward_pre_hook, stop)
         yield

@@ -29,10 +29,10 @@ from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import LayerStack, check_projections
 from probe.hooks.model_structure import stacks as find_stacks
 from probe.measures.attention.batches import batches, encoded
-from probe.measures.attention.encoder_layout import has_known_layout
+from probe.measures.attention.encoder_layout import first_calls, has_known_layout
 from probe.measures.attention.given_responses import Response, responses_of, source_of
 from probe.measures.attention.passes import Passes
-from probe.measures.attention.record_node import root
+from probe.measures.attention.record_node import root, without_attention
 from probe.measures.attention.shared_passes import SharedPasses, SharedSamples
 from probe.measures.attention.sinks import SINK_MODES
 from probe.measures.attention.stack_queries import MeasureOptions, predicting
@@ -109,8 +109,10 @@ def measure_samples(
             type "sink" ("split"), or left out ("drop"): what they receive is then missing from
             sums, not redistributed. Other than "keep" costs another forward. Sinks among vision
             keys are marked (`key_sink`) in any case.
-        stacks: of "vision" (the encoder), "compressor" and "prefusion" (LLaVA-Mini's) and "llm";
-            all that the model has by default.
+        stacks: of "vision" (the encoder), "vision_video" (that of frames, in a model with two),
+            "compressor" (LLaVA-Mini's, Q-Formers, perceivers), "prefusion" (LLaVA-Mini's), "cross"
+            (words that read the image by cross-attention) and "llm"; all that the model has by
+            default.
         maps: also keep the attention of the tokens that predict the response to each vision key,
             averaged over heads (True) or for each head ("heads").
         contribution: also the norm of what each type adds to the residual stream.
@@ -135,7 +137,7 @@ def measure_samples(
     measured_stacks = _select_stacks(subject, stacks, any_images)
     if contribution:
         for stack in measured_stacks.values():
-            check_projections(stack.attention.values())
+            check_projections(stack)
     responses = responses_of(response, samples)
     options = MeasureOptions(rows, maps, contribution, received_head)
     generate_options = {"max_new_tokens": max_new_tokens, **generate}
@@ -174,6 +176,7 @@ def measure_samples(
             measure_batch = shared.passes if shared and batch.prefix else passes
             measured = measure_batch(encoded_rows)
             attrs["prefix"] = batch.alone or measured.prefix
+            attrs |= without_attention(measured_stacks)
             samples_of_batch = [sample for sample, _ in batch.rows]
             for sample, row, nodes in zip(
                 samples_of_batch, measured.rows, measured.nodes, strict=True
@@ -250,24 +253,31 @@ def _select_stacks(
 def _leave_out_unknown(
     subject: Subject, rows: list[Inputs], measured_stacks: dict[str, LayerStack], *, required: bool
 ) -> None:
-    """Takes the encoder out of the stacks where it is not known what its positions are. Raises
-    ProbeError where the caller asked for it.
+    """Takes an encoder out of the stacks where it is not known what its positions are, and one that
+    these inputs do not run. Raises ProbeError where the caller asked for it.
     """
-    stack = measured_stacks.get("vision")
-    if stack is None or not any(row.images[0] for row in rows):
+    encoders = [name for name in ("vision", "vision_video") if name in measured_stacks]
+    if not encoders or not any(row.images[0] for row in rows):
         return
-    if has_known_layout(subject, collate(rows, side="right"), stack):
-        return
-    reason = "an encoder that reads each view as one sequence of class token and patches"
-    if required:
-        raise ProbeError(
-            "measure",
-            expected=reason,
-            got="windows, packed images or other tokens",
-            fix="leave 'vision' out of stacks",
-        )
-    warnings.warn(f"the vision stack is left out: measuring it takes {reason}", stacklevel=3)
-    del measured_stacks["vision"]
+    batch = collate(rows, side="right")
+    for name in encoders:
+        stack = measured_stacks[name]
+        if has_known_layout(subject, batch, stack):
+            continue
+        runs = bool(first_calls(subject.model, batch, stack))
+        reason = "an encoder that reads each view as one sequence of class token and patches"
+        if required:
+            raise ProbeError(
+                "measure",
+                expected=reason,
+                got="windows, packed images or other tokens" if runs else f"no call of {name}",
+                fix=f"leave {name!r} out of stacks",
+            )
+        if runs:
+            warnings.warn(
+                f"the {name} stack is left out: measuring it takes {reason}", stacklevel=3
+            )
+        del measured_stacks[name]
 
 
 def _check_maps(

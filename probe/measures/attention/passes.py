@@ -21,6 +21,7 @@ import torch
 from probe.data.token_types import PADDING
 from probe.hooks.attention_tap import tap
 from probe.hooks.finite_states import finite_states
+from probe.hooks.image_readers import CROSS
 from probe.hooks.model_state import active_interventions, active_text_guided_reducers
 from probe.hooks.model_structure import LayerStack
 from probe.measures.attention.answering import AnsweringStatistic, two_pass_reason
@@ -81,6 +82,8 @@ class Passes:
         reason = two_pass_reason(self.subject.model, self.generate)
         if self.sinks != "keep":
             reason = reason or "sinks are found before they are counted"
+        if CROSS in self.stacks:
+            reason = reason or "each step reads the whole image by cross-attention"
         if not reason:
             return self._while_answering(rows)
         responses = self.subject.generate_ids(collate(rows, side="left"), **self.generate)

@@ -8,6 +8,7 @@ All arrays have a leading axis of one sample. A sample's images and their tiles 
 own in a statistic; here they are pooled.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import nn
 from probe.data.sample import Sample
 from probe.data.token_types import PADDING
 from probe.hooks.model_structure import LayerStack
-from probe.measures.attention.stack_queries import StackStatistic
+from probe.measures.attention.stack_statistic import StackStatistic
 from probe.records import EDGES
 from probe.records.thumbnails import thumbnails
 from probe.subject.inputs import Inputs
@@ -59,7 +60,23 @@ def node(
         "key_type": stack_statistic.key_types,
         "edge": EDGES,
     }
-    return variables | {name: np.array(texts, dtype=object) for name, texts in labels.items()}
+    numbers = {} if stack.numbers is None else {"layer": np.array(stack.numbers)}
+    texts = {name: np.array(texts, dtype=object) for name, texts in labels.items()}
+    return variables | numbers | texts
+
+
+def without_attention(measured: Mapping[str, LayerStack]) -> dict[str, str]:
+    """The attr that names the layers (from 0) whose numbers are NaN, since they have no softmax
+    attention of this kind, and what they have instead: {"without_attention": "llm 0, 2:
+    linear_attn"}. Empty where there are none.
+    """
+    parts = []
+    for stack in measured.values():
+        instead = stack.in_place_of_attention()
+        for kind in dict.fromkeys(instead.values()):
+            numbers = ", ".join(str(layer) for layer, name in instead.items() if name == kind)
+            parts.append(f"{stack.name} {numbers}: {kind}")
+    return {"without_attention": "; ".join(parts)} if parts else {}
 
 
 def _layers(

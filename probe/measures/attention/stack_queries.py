@@ -1,9 +1,12 @@
 """What is counted in each stack: which sequences run through it, and the type of each position.
 
-    vision       one sequence a view of an image:   [cls | patches]
-    compressor   one sequence an image:             C x C queries over the image's patches
-    prefusion    one sequence an image:             [patches | compressed | words]
-    llm          one sequence a sample:             `input_ids`
+    vision         one sequence a view of an image:   [cls | patches]
+    vision_video   one sequence a frame:              the same, in an encoder of its own
+    compressor     one sequence an image:             C x C queries over the image's patches
+    prefusion      one sequence an image:             [patches | compressed | words]
+    llm            one sequence a sample:             `input_ids`
+
+Q-Formers, perceivers and cross-attention: `reader_queries.py`.
 
 Images and views are rows of their own in a statistic; a sample's rows are pooled when its numbers
 are read. The frames of a video share their rows, so that memory does not grow with their number:
@@ -20,15 +23,27 @@ layer) have a count of 0.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from probe.data.patch_grid import PatchGrid
 from probe.data.token_types import FINE, PADDING, TokenTypes
-from probe.hooks.model_structure import cls_tokens, output_projection
+from probe.hooks.model_structure import cls_tokens, stacks
+from probe.measures.attention.reader_queries import cross_statistic, learned_compressor
+from probe.measures.attention.sequence_rows import (
+    assign_rows,
+    most_views,
+    one_per_image,
+    view_counts,
+)
+from probe.measures.attention.stack_statistic import (
+    DEFAULT_OPTIONS,
+    MapQueries,
+    MeasureOptions,
+    StackStatistic,
+)
 from probe.measures.attention.statistic import AttentionStatistic
 from probe.models.llava_mini.placeholder_layout import COMPRESSED_ROW, VISION_ROW
 from probe.subject.inputs import Inputs
@@ -39,59 +54,29 @@ ENCODER_TYPES = ("cls", "vision")
 COMPRESSOR_TYPES = ("compressed", "vision")
 
 
-@dataclass(frozen=True)
-class MapQueries:
-    """The queries of one sample whose attention is kept one by one (`maps`)."""
-
-    positions: list[int]  # without padding
-    tokens: list[str]
-
-
-@dataclass(frozen=True)
-class StackStatistic:
-    """The statistic of one stack over a batch, and which part of it belongs to each sample."""
-
-    statistic: AttentionStatistic
-    rows: list[list[int]]  # for each sample: its rows of the statistic
-    grids: list[PatchGrid]  # for each sample: where its vision keys lie
-    query_types: tuple[str, ...]
-    key_types: tuple[str, ...]
-    map_queries: list[MapQueries] | None = None
-
-
-@dataclass(frozen=True)
-class MeasureOptions:
-    """What is counted only on request (see `measure_samples`)."""
-
-    rows: str = "all"
-    maps: bool | str = False
-    contribution: bool = False
-    received_head: bool = False
-
-    @property
-    def of_statistic(self) -> dict[str, Any]:
-        """The keyword arguments of `AttentionStatistic`."""
-        return {
-            "received_head": self.received_head,
-            "contribution": output_projection if self.contribution else None,
-            "map_heads": self.maps == "heads",
-        }
-
-
-DEFAULT_OPTIONS = MeasureOptions()
-
-
 def stack_statistics(
     subject: Subject,
     inputs: Inputs,
-    stacks: Iterable[str],
+    names: Iterable[str],
     options: MeasureOptions = DEFAULT_OPTIONS,
 ) -> dict[str, StackStatistic]:
     """An empty statistic for each of these stacks. A stack that no sample of the batch runs through
     has no rows.
     """
-    makers = {"vision": _encoder, "compressor": _compressor, "prefusion": _prefusion, "llm": _llm}
-    return {stack: makers[stack](subject, inputs, options) for stack in stacks}
+    makers = {
+        "vision": partial(_encoder, "vision"),
+        "vision_video": partial(_encoder, "vision_video"),
+        "compressor": _compressor if compresses(subject.model) else learned_compressor,
+        "prefusion": _prefusion,
+        "cross": _cross,
+        "llm": _llm,
+    }
+    return {name: makers[name](subject, inputs, options) for name in names}
+
+
+def compresses(model: Any) -> bool:
+    """Whether a model has LLaVA-Mini's compressor."""
+    return hasattr(model.config, "tokens_per_frame")
 
 
 def predicting(types: TokenTypes, row: int = 0) -> list[int]:
@@ -148,15 +133,26 @@ def _map_queries(inputs: Inputs, row: int) -> MapQueries:
     return MapQueries([position - left_padding for position in positions], tokens)
 
 
-def _encoder(subject: Subject, inputs: Inputs, options: MeasureOptions) -> StackStatistic:
+def _cross(subject: Subject, inputs: Inputs, options: MeasureOptions) -> StackStatistic:
+    return cross_statistic(subject, inputs, options, llm_query_ids(inputs.types, options))
+
+
+def _encoder(
+    name: str, subject: Subject, inputs: Inputs, options: MeasureOptions
+) -> StackStatistic:
     """Every patch of every view is a vision key; the encoder's own tokens before them are `cls`."""
-    rows, call_order = _assign_rows(inputs, _view_counts(inputs))
+    model_stacks = stacks(subject.model)
+    sequences = view_counts(inputs)
+    if "vision_video" in model_stacks and (name == "vision") == ("pixel_values_videos" in inputs):
+        sequences = [[0] * len(of_sample) for of_sample in sequences]  # the other tower runs
+    rows, call_order = assign_rows(inputs, sequences)
     count = sum(map(len, rows))
     patches = sum(map(len, inputs.encoder_grid)) // max(1, count)  # of one view
     type_of_position = np.repeat([0, 1], [cls_tokens(subject.model), patches])
     ids = np.tile(type_of_position, (count, 1))
+    own_options = options.of_stack(model_stacks[name])
     statistic = AttentionStatistic(
-        ENCODER_TYPES, ids, ids, ids == 1, order=call_order, **options.of_statistic
+        ENCODER_TYPES, ids, ids, ids == 1, order=call_order, **own_options
     )
     return StackStatistic(statistic, rows, inputs.encoder_grid, ENCODER_TYPES, ENCODER_TYPES)
 
@@ -165,11 +161,11 @@ def _compressor(subject: Subject, inputs: Inputs, options: MeasureOptions) -> St
     """Learned queries, which are not keys, over the joined sub-images. The map of each query is
     kept: it shows what its compressed token is made of.
     """
-    rows, call_order = _assign_rows(inputs, _one_per_image(inputs))
+    rows, call_order = assign_rows(inputs, one_per_image(inputs))
     grids = [sub_images(joined(grid)) for grid in inputs.encoder_grid]
     count = sum(map(len, rows))
     patches = sum(map(len, grids)) // max(1, count)  # of one image
-    tokens = subject.model.config.tokens_per_frame(views=_most_views(inputs))
+    tokens = subject.model.config.tokens_per_frame(views=most_views(inputs))
     compressed, vision = range(len(COMPRESSOR_TYPES))
     ids = np.full((count, patches), vision)
     # A statistic lines queries up with the keys at the end (see `streaming.Keys`).
@@ -196,11 +192,9 @@ def _compressor(subject: Subject, inputs: Inputs, options: MeasureOptions) -> St
 def _prefusion(subject: Subject, inputs: Inputs, options: MeasureOptions) -> StackStatistic:
     """The patches of an image, its compressed tokens and the words of its sample."""
     model: Any = subject.model.base_model
-    rows, call_order = _assign_rows(inputs, _one_per_image(inputs))
+    rows, call_order = assign_rows(inputs, one_per_image(inputs))
     input_ids = inputs["input_ids"]
-    content = model.prefusion_positions(
-        input_ids, _most_views(inputs), inputs.get("attention_mask")
-    )
+    content = model.prefusion_positions(input_ids, most_views(inputs), inputs.get("attention_mask"))
     content = content.cpu().numpy()
     visible = (input_ids > 0).cpu().numpy()
     if "fuse_mask" in inputs:
@@ -240,43 +234,3 @@ def _prefusion_types(
     ids[content == VISION_ROW] = names.index("vision")
     ids[content == COMPRESSED_ROW] = names.index("compressed")
     return ids
-
-
-def _view_counts(inputs: Inputs) -> list[list[int]]:
-    """For each sample and each of its images: the number of views (the whole image and tiles)."""
-    return [
-        [len(np.unique(grid.tile[grid.image == image])) for image in np.unique(grid.image)]
-        for grid in inputs.encoder_grid
-    ]
-
-
-def _one_per_image(inputs: Inputs) -> list[list[int]]:
-    return [[1] * len(views) for views in _view_counts(inputs)]
-
-
-def _most_views(inputs: Inputs) -> int:
-    return max((count for views in _view_counts(inputs) for count in views), default=1)
-
-
-def _assign_rows(
-    inputs: Inputs, sequences: Sequence[Sequence[int]]
-) -> tuple[list[list[int]], list[int]]:
-    """Numbers the rows of a statistic. Returns the rows of each sample, and the row of each
-    sequence in the order in which sequences run through the stack.
-
-    `sequences`: for each sample and each of its images, the sequences that a frame of it makes. A
-    video's frames run one after the other through the same rows: one sample with a picture of 2
-    views and a video of 3 frames with 1 view has rows [[0, 1, 2]], called as [0, 1, 2, 2, 2].
-    """
-    rows: list[list[int]] = []
-    call_order: list[int] = []
-    next_row = 0
-    for counts, frame_counts in zip(sequences, inputs.frames, strict=True):
-        sample_rows = []
-        for count, frame_count in zip(counts, frame_counts, strict=True):
-            image_rows = list(range(next_row, next_row + count))
-            sample_rows += image_rows
-            call_order += image_rows * frame_count
-            next_row += count
-        rows.append(sample_rows)
-    return rows, call_order

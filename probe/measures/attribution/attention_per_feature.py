@@ -41,7 +41,7 @@ from probe.subject.target_response import TargetResponse
 def why_no_contribution(model: PreTrainedModel) -> str:
     """Why the contribution can't be had, "" where it can; known before anything runs."""
     try:
-        check_projections(stacks(model)["llm"].attention.values())
+        check_projections(stacks(model)["llm"])
     except ProbeError as error:
         return f"{error.got}; {error.fix}"
     return ""

@@ -1,0 +1,135 @@
+"""A group of layers with their attention modules, found by what modules can do.
+
+stack_of_layers("llm", model, layers).attention      # {qualified name: module}
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from probe.errors import ProbeError
+
+# An attention module has all attributes of one of these lines; the first line that a module of any
+# layer of the list fits decides. Linear attention has a head_dim too, but is never causal or not.
+ATTENTION_ATTRIBUTES = (
+    ("config", "head_dim", "is_causal"),
+    ("config", "num_heads", "is_causal"),
+    ("config", "head_dim"),
+    ("config", "num_heads"),
+    ("num_heads",),
+)
+KEY_PROJECTIONS = ("k_proj", "key")
+
+
+@dataclass(frozen=True)
+class LayerStack:
+    """One group of layers; `attention` maps qualified names (as in `model.named_modules()`), in
+    order of layers. `modules` has the name of each layer's attention, None where a layer has none:
+    linear attention, a convolution, or attention to something else than its own tokens. `numbers`:
+    of the layers, where they are not counted from 0 (cross-attention in some layers of an LLM).
+    """
+
+    name: str
+    layers: tuple[nn.Module, ...]
+    attention: dict[str, nn.Module]
+    modules: tuple[str | None, ...]
+    numbers: tuple[int, ...] | None = None
+
+    def attention_of(self, layers: Iterable[int]) -> dict[str, nn.Module]:
+        """The attention modules of these layers, where they have one."""
+        names = [name for layer in layers if (name := self.modules[layer]) is not None]
+        return {name: self.attention[name] for name in names}
+
+    @property
+    def without_attention(self) -> tuple[int, ...]:
+        """The layers, from 0, that have no softmax attention among their own tokens."""
+        return tuple(layer for layer, name in enumerate(self.modules) if name is None)
+
+    def in_place_of_attention(self) -> dict[int, str]:
+        """Those layers, each with the name of the module that it has instead, "none" for none."""
+        with_attention = [self.layers[i] for i, name in enumerate(self.modules) if name is not None]
+        usual = _children(with_attention)
+        found = {}
+        for layer in self.without_attention:
+            others = [part for part in _children([self.layers[layer]]) if part not in usual]
+            found[layer] = others[0][0] if others else "none"
+        return found
+
+    def layer_of(self, attention: nn.Module) -> nn.Module:
+        """The layer that an attention module of the stack belongs to."""
+        name = next(name for name, module in self.attention.items() if module is attention)
+        return self.layers[self.modules.index(name)]
+
+
+def stack_of_layers(
+    name: str,
+    model: nn.Module,
+    layers: tuple[nn.Module, ...],
+    found: Mapping[nn.Module, nn.Module] | None = None,
+    numbers: tuple[int, ...] | None = None,
+) -> LayerStack:
+    """The stack of these layers. `found`: the attention of each layer, by default that among its
+    own tokens.
+
+    Raises ProbeError for a layer that has neither attention nor anything in its place.
+    """
+    names = {module: qualified for qualified, module in model.named_modules()}
+    if found is None:
+        found = attention_of(layers)
+        _require_attention(layers, found, names)
+    modules = tuple(names[found[layer]] if layer in found else None for layer in layers)
+    attention = {names[module]: module for module in found.values()}
+    return LayerStack(name, layers, attention, modules, numbers)
+
+
+def _require_attention(
+    layers: Iterable[nn.Module],
+    found: Mapping[nn.Module, nn.Module],
+    names: Mapping[nn.Module, str],
+) -> None:
+    usual = _children(found).keys()
+    for layer in layers:
+        others = _children([layer]).keys() - usual
+        if layer not in found and (not found or not others):  # nothing in place of attention
+            raise ProbeError(
+                "model",
+                expected="an attention module (with a head_dim) in every layer",
+                got=f"none in {names[layer]}",
+            )
+
+
+def _children(layers: Iterable[nn.Module]) -> dict[tuple[str, type], None]:
+    """Name and kind of every part of some layers, in their order."""
+    children = [child for layer in layers for child in layer.named_children()]
+    return dict.fromkeys((name, type(child)) for name, child in children)
+
+
+def attention_of(layers: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
+    """The attention of each layer among its own tokens, for the layers that have one."""
+    for attributes in ATTENTION_ATTRIBUTES:
+        found = {}
+        for layer in layers:
+            for name, module in layer.named_modules():
+                fits = module is not layer and all(hasattr(module, each) for each in attributes)
+                if fits and not _is_cross(name, module):
+                    found.setdefault(layer, module)
+        if found:
+            return found
+    return {}
+
+
+def cross_attention_of(layers: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
+    """The attention of each layer to other tokens than its own, for the layers that have one."""
+    found: dict[nn.Module, nn.Module] = {}
+    for layer in layers:
+        for name, module in layer.named_modules():
+            projects = any(hasattr(module, each) for each in KEY_PROJECTIONS)
+            if module is not layer and projects and _is_cross(name, module):
+                found.setdefault(layer, module)
+    return found
+
+
+def _is_cross(name: str, module: nn.Module) -> bool:
+    """Whether a module attends to other tokens than those that it is called with."""
+    return bool(getattr(module, "is_cross_attention", False)) or "cross" in name.lower()

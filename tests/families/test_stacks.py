@@ -1,0 +1,104 @@
+"""Stacks outside of encoder and LLM in the record: what they count, and where."""
+
+import numpy as np
+import pytest
+import torch
+
+import probe
+from probe.hooks.attention_tap import tap
+from probe.hooks.model_structure import stacks
+from probe.records.validate import validate
+from tests.families.checks import QUESTION, picture
+from tests.families.models import FAMILIES
+
+
+def measured(name, **options):
+    subject = probe.load(*FAMILIES[name]())
+    options = {"max_new_tokens": 3, "contribution": True, **options}
+    return subject, validate(probe.measure(subject, picture(0), QUESTION, **options))
+
+
+@pytest.mark.parametrize("name", ["blip2", "idefics2"])
+def test_learned_queries_are_a_compressor_whose_keys_have_places(name):
+    subject, record = measured(name)
+    node = record["compressor"].to_dataset().isel(sample=0)
+    assert node.sizes["layer"] == len(stacks(subject.model)["compressor"].layers)
+    assert node["query_type"].values.tolist() == ["compressed"]
+    first = node.isel(layer=0)
+    np.testing.assert_allclose(first["mass"].sum("key_type"), 1, atol=1e-5)
+    assert (node["key_box"].notnull()).all()
+    # the maps of single queries, averaged, are what patches receive
+    received = first["received"].sel(query_type="compressed")
+    np.testing.assert_allclose(first["maps"].mean("token"), received, atol=1e-6)
+
+
+def test_layers_of_a_q_former_that_read_no_patches_are_nan_and_named():
+    _, record = measured("blip2")
+    mass = record["compressor"]["mass"]
+    assert mass.sel(layer=0).notnull().all()
+    assert mass.sel(layer=1).isnull().all()
+    assert record.attrs["without_attention"] == "compressor 1: none"
+
+
+def test_layers_of_linear_attention_are_nan_and_named():
+    _, record = measured("qwen3_5")
+    mass = record["llm"]["mass"]
+    assert mass.sel(layer=[0, 2]).isnull().all()
+    assert mass.sel(layer=[1, 3]).notnull().any(["head", "query_type", "key_type"]).all()
+    assert record.attrs["without_attention"] == "llm 0, 2: linear_attn"
+    figure = probe.plots.mass(record).figure
+    assert "layer 1, 3, with linear_attn" in figure.get_supxlabel()
+
+
+@pytest.mark.parametrize(("name", "layers"), [("mllama", [1]), ("idefics", [0, 1, 2])])
+def test_words_read_the_image_in_cross(name, layers):
+    _, record = measured(name)
+    node = record["cross"].to_dataset().isel(sample=0)
+    assert node["layer"].values.tolist() == layers
+    assert node["query_type"].values.tolist() == ["instruction", "response"]
+    assert node["key_type"].values.tolist() == ["cls", "vision"]
+    np.testing.assert_allclose(node["mass"].sum("key_type"), 1, atol=1e-5)
+    counts = node["query_count"].sel(key_type="vision")
+    assert counts.sel(query_type="response") == 2  # the last token of three is no query
+    tokens = record.to_dataset()["token_type"].values[0].tolist()
+    # words before the image are no queries
+    assert 0 < counts.sel(query_type="instruction") < tokens.count("instruction")
+    assert probe.plots.figures(record)
+
+
+@pytest.mark.parametrize("name", ["mllama", "idefics"])
+def test_what_arrives_by_cross_attention_is_weighted_by_its_gate(name):
+    """Against the sum over keys of weighted values through the output projection, by hand."""
+    subject, record = measured(name, response=[14, 16])
+    inputs = subject.encode(picture(0), QUESTION, response=[14, 16])
+    stack = stacks(subject.model)["cross"]
+    calls = []
+    with torch.no_grad(), tap(stack.attention, calls.append):
+        subject.model(**inputs, use_cache=False)
+    call, block = calls[0], stack.layers[0]
+    gate = getattr(block, "cross_attn_attn_gate", getattr(block, "alpha_cross_attn", None))
+    groups = call.query.shape[1] // call.key.shape[1]
+    keys, values = (part.repeat_interleave(groups, 1) for part in (call.key, call.value))
+    weights = (call.query @ keys.mT * call.scaling + call.effective_mask).softmax(-1)
+    # without the class token, over the patches of the one image
+    arrived = weights[0, :, -2:, 1:17] @ values[0, :, 1:17]
+    projection = call.module.o_proj.weight.view(32, 4, -1).permute(1, 2, 0)
+    norms = (arrived @ projection * gate.tanh().flatten()).norm(dim=-1)[:, :1]
+    found = record["cross"]["contribution"].isel(sample=0, layer=0)
+    found = found.sel(query_type="response", key_type="vision")
+    np.testing.assert_allclose(found, norms.detach().mean(1), rtol=1e-4)
+
+
+def test_two_samples_of_unequal_images_share_a_batch():
+    subject = probe.load(*FAMILIES["idefics"]())
+    samples = [
+        probe.Sample("one", picture(0), QUESTION),
+        probe.Sample("two", (picture(1), picture(2)), QUESTION),
+    ]
+    together = probe.measure_samples(subject, samples, [[14, 16]] * 2, stacks=["cross"])
+    assert together["cross"]["key_count"].sel(key_type="vision").values.tolist() == [16, 32]
+    for index, sample in enumerate(samples):
+        alone = probe.measure_samples(subject, [sample], [[14, 16]], stacks=["cross"])
+        np.testing.assert_allclose(
+            together["cross"]["mass"][index], alone["cross"]["mass"][0], atol=1e-5
+        )
