@@ -18,8 +18,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from probe.cli.worker import MISTAKES
+from probe.cli.worker import LAUNCHER, MISTAKES
 from probe.errors import ProbeError
+from probe.records.run_process import this_process
 
 RESTARTS = 10  # of all workers, each after one of them has died
 ENDING_SECONDS = 60.0  # for workers to write what is finished
@@ -28,10 +29,11 @@ KEPT = 12  # lines of stderr that are shown when the workers could not be kept a
 
 def run_workers(arguments: Sequence[str], count: int) -> int:
     """Runs the command in `count` processes. Their mistakes are raised here, once (ProbeError)."""
+    mine = this_process("0")
     with tempfile.TemporaryDirectory(prefix="probe-workers-") as folder:
         process = subprocess.Popen(
             [*launcher_command(count), "-m", "probe", *arguments],
-            env=os.environ | {MISTAKES: folder},
+            env=os.environ | {MISTAKES: folder, LAUNCHER: f"{mine.pid} {mine.started}"},
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
@@ -51,6 +53,10 @@ def run_workers(arguments: Sequence[str], count: int) -> int:
         raise ProbeError("workers", got=mistakes[0].removeprefix("workers: "))
     if code:
         shown = " | ".join(line.strip() for line in last if line.strip())[-600:]
+        if ended := re.search(r"SignalException: .* got signal: (\d+)", shown):
+            shown = f"torch's launcher ended by {signal.Signals(int(ended[1])).name}"
+        elif code < 0:
+            shown = f"torch's launcher ended by {signal.Signals(-code).name}"
         fix = "what is finished is kept: give the same command again"
         expected = f"workers that stay alive ({RESTARTS} restarts were not enough)"
         raise ProbeError("workers", expected=expected, got=shown or f"exit code {code}", fix=fix)

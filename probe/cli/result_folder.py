@@ -140,9 +140,11 @@ def results(verb: str, out: Path, *, shows_finished: bool = False) -> Iterator[R
         raise refusal
     try:
         _check_folder(verb, out)
-        parent = out if refusal is None else None  # None: the system's folder for such files
-        with tempfile.TemporaryDirectory(dir=parent, prefix=".unfinished-") as unfinished:
-            folder = ResultFolder(verb, out, Path(unfinished), refusal)
+        from probe.records.run_process import own_folder  # heavy
+
+        parent = out if refusal is None else Path(tempfile.gettempdir())
+        with own_folder(parent, ".unfinished-") as unfinished:
+            folder = ResultFolder(verb, out, unfinished, refusal)
             yield folder
             folder.finish()
     except BaseException:

@@ -12,13 +12,15 @@ import signal
 import threading
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # rank, count and place on the machine, by torch's launcher (accelerate's is the same) and by srun
 TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
 MISTAKES = "PROBE_MISTAKES"  # the folder in which workers of --workers and --gpus leave mistakes
+LAUNCHER = "PROBE_LAUNCHER"  # number and start of the process that was given --workers or --gpus
+WATCH_SECONDS = 1.0  # between two looks whether the launchers are there
 
 command_line: ContextVar[tuple[str, ...]] = ContextVar("command_line", default=())
 
@@ -75,12 +77,21 @@ def is_launched() -> bool:
 
 
 def end_with_launcher() -> None:
-    """Ends this process in an orderly way when the one that launched it is no more."""
-    launcher = os.getppid()
+    """Ends this process in an orderly way when torch's launcher is no more. Where the process that
+    started that one was killed, torch's launcher is ended, and with it all workers.
+    """
+    from probe.records.run_process import is_gone, this_process
+
+    torch_launcher = os.getppid()
+    pid, _, started = os.environ.get(LAUNCHER, "").partition(" ")
+    command = replace(this_process("0"), pid=int(pid or os.getpid()), started=started)
 
     def watch() -> None:
-        while os.getppid() == launcher:
-            time.sleep(1)
+        while os.getppid() == torch_launcher:
+            time.sleep(WATCH_SECONDS)
+            if pid and is_gone(command):
+                os.kill(torch_launcher, signal.SIGTERM)
+                return
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -4,18 +4,26 @@
     is_gone(mine)                        # False: True only where it is certain
 
 A process is known by its number and the time at which it started, as numbers come again; a machine
-by its name, its boot and, in a container, the name space of its process numbers.
+by its name, its boot and, in a container, the name space of its process numbers. Folders that a
+process needs while it works carry its name, so that others can tell when they may go:
+
+    with own_folder(out, ".unfinished-") as folder: ...
 """
 
 import contextlib
 import os
+import re
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+
+from probe.records.provenance import content_hash
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,25 @@ def is_gone(process: Process) -> bool:
     except OSError:  # another user's: it is there
         return False
     return process.started != _started(process.pid)
+
+
+@contextlib.contextmanager
+def own_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in `parent` for the time of the block. Those that processes of this machine left
+    there when they were killed are removed.
+    """
+    mine = this_process("0")
+    machine = content_hash(mine.machine, length=16)
+    of_a_process = re.compile(rf"{re.escape(prefix)}{machine}-(\d+)-(\d*)-\w+")
+    for folder in parent.glob(f"{prefix}{machine}-*"):
+        found = of_a_process.fullmatch(folder.name)
+        if found and not folder.is_symlink():
+            pid, started = found.groups()
+            if is_gone(replace(mine, pid=int(pid), started=started)):
+                shutil.rmtree(folder, ignore_errors=True)
+    name = f"{prefix}{machine}-{mine.pid}-{mine.started}-"
+    with tempfile.TemporaryDirectory(dir=parent, prefix=name, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @contextlib.contextmanager

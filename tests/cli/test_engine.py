@@ -2,7 +2,10 @@
 
 # pyright: reportArgumentType=false
 
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ from probe.cli.worker import Worker, device_of, this_worker, use_gpus
 from probe.errors import ProbeError
 from probe.records.run_directory import RunDirectory
 
-VARIABLES = (*worker.TORCH, *worker.SLURM, worker.MISTAKES, "CUDA_VISIBLE_DEVICES")
+VARIABLES = (*worker.TORCH, *worker.SLURM, worker.MISTAKES, worker.LAUNCHER, "CUDA_VISIBLE_DEVICES")
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +90,28 @@ def test_nothing_is_launched_unless_asked_and_never_by_a_worker(monkeypatch):
     assert end.value.exit_code == 3
     launched(monkeypatch, worker.TORCH, 1, 2, 1)
     EngineOptions(workers=2).launch()
+
+
+def test_workers_end_when_the_command_that_launched_them_was_killed(monkeypatch):
+    ended, told = [], threading.Event()
+    monkeypatch.setattr("os.kill", lambda *what: (ended.append(what), told.set()))
+    monkeypatch.setattr("probe.records.run_process.is_gone", lambda process: process.pid == 7)
+    monkeypatch.setattr(worker, "WATCH_SECONDS", 0.01)
+    monkeypatch.setenv(worker.LAUNCHER, "7 123")
+    worker.end_with_launcher()
+    assert told.wait(20)
+    assert ended == [(os.getppid(), signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("code", [-9, 1])
+def test_a_launcher_that_was_ended_is_told_by_its_signal(monkeypatch, code):
+    says = "raise SignalException: Process 7 got signal: 9"
+    dying = f"import os, sys; print('{says}', file=sys.stderr, flush=True); os._exit({code % 256})"
+    if code < 0:
+        dying = "import os; os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(launcher, "launcher_command", lambda _: [sys.executable, "-c", dying])
+    with pytest.raises(ProbeError, match="got torch's launcher ended by SIGKILL; what is finished"):
+        run_workers([], 2)
 
 
 SCRIPT = """

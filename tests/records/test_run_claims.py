@@ -5,6 +5,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import xarray as xr
 
 from probe.data.sample import Sample
 from probe.errors import ProbeError, RunWarning
-from probe.records import run_claims, run_work
+from probe.records import run_claims, run_process, run_work
 from probe.records.provenance import RunFingerprint
 from probe.records.run_claims import STALE_SECONDS, Claims
 from probe.records.run_directory import RunDirectory
@@ -218,6 +219,25 @@ def test_deaths_after_the_work_and_restarts_count_against_nobody(run, dead):
     run_samples(run, SAMPLES, counting)
     assert sorted(counting.ids) == IDS
     assert not run.failures()
+
+
+def test_folders_of_processes_that_were_killed_are_removed_and_no_others(
+    tmp_path, dead, monkeypatch
+):
+    living = run_process.this_process
+    monkeypatch.setattr(run_process, "this_process", lambda _: dead)
+    with run_process.own_folder(tmp_path, ".unfinished-") as folder:
+        left = tmp_path / folder.name
+        copy = shutil.copytree(left, tmp_path / "copy")
+    copy.rename(left)
+    monkeypatch.setattr(run_process, "this_process", living)
+    users = tmp_path / ".unfinished-work"
+    users.mkdir()
+    with run_process.own_folder(tmp_path, ".unfinished-") as mine:
+        assert not left.exists()
+        with run_process.own_folder(tmp_path, ".unfinished-"):
+            assert mine.exists()
+    assert list(tmp_path.iterdir()) == [users]
 
 
 def test_of_groups_measured_together_only_the_one_that_kills_is_set_aside(run, dead):
