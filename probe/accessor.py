@@ -4,6 +4,7 @@
     record.probe.received("response")              # (sample, layer, key): what each patch receives
     record.probe.plot.mass()                       # the same as probe.plots.mass(record)
     record.probe.plot.heatmaps(layers=[0, 15])
+    record.probe.view()                            # a page to look around in: probe.viewer
     record.probe.to_dataframe(); record.probe.save("cat.zarr.zip")
 
 xarray calls this an accessor. `probe.records` imports this file when a record is first made or
@@ -14,13 +15,16 @@ is drawn.
 from collections.abc import Callable
 from functools import partial, update_wrapper
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import xarray as xr
 
 from probe.errors import one_of
 from probe.records import entropy_ratio, node, save_record, to_dataframe
+
+if TYPE_CHECKING:
+    from probe.viewer import Viewer
 
 NAME = "probe"
 PLOTS = ("mass", "entropy", "heads", "heatmaps", "compression", "conventions", "figures")
@@ -113,6 +117,16 @@ class RecordAccessor:
                 one_of(called, "types of", name, numbers[dim].values.tolist())
                 numbers = numbers.sel({dim: name})
         return numbers.mean("head", keep_attrs=True) if "head" in numbers.dims else numbers
+
+    def view(self, other: xr.DataTree | None = None, **options: Any) -> "Viewer":
+        """A page to look around in, shown in a notebook as it is; `.save("page.html")` keeps it.
+
+        other: a record to compare with. options: those of `probe.viewer.view`: sample=, heads=,
+        top_k=, attributions=, labels=. Raises ProbeError as it does.
+        """
+        from probe.viewer import view
+
+        return view(self._record, other, **options)
 
     def to_dataframe(self, variables: Any = None) -> pd.DataFrame:
         """A tidy table, one row a number: `probe.to_dataframe(record)`."""

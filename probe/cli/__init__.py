@@ -5,6 +5,7 @@
     probe reduce         # fewer vision tokens: accuracy against tokens and time, by method
     probe average DIRS   # over benchmarks, as the paper prints it and as it was meant
     probe attribute      # what the answer owes to the image, and whether attention says so
+    probe view RECORD    # a page to look around in: words, layers, heads, boxes on the image
     probe cost           # operations, cache, time and memory of reading a prompt
     probe verify         # are the promises kept on this model?
     probe train          # make a shipped model again
@@ -41,6 +42,7 @@ VERBS = (
     "drop",
     "reduce",
     "attribute",
+    "view",
     "average",
     "cost",
     "verify",

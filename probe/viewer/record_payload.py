@@ -1,0 +1,295 @@
+"""From a record to what a page holds of it: texts, small pictures, and numbers as typed arrays.
+
+    header, packed = payload([record], ["cat"])
+
+By default maps are means over heads; `heads` adds single heads of the record's `maps` and
+`received_head`, `top` keeps only the largest patches of those. What a page may hold is limited
+(`LIMIT`), with an error that says how much was asked for.
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from PIL import Image
+
+from probe.errors import ProbeError, not_empty
+from probe.plots.arguments import default_query, sample_index
+from probe.plots.style import layer_label
+from probe.viewer.attribution_payload import attribution_of
+from probe.viewer.colour_tables import colour_tables
+from probe.viewer.patch_views import GRID, match, patches_of
+from probe.viewer.typed_arrays import ArrayStore
+
+LIMIT = 20 * 10**6  # characters of a page's numbers
+RAW_LIMIT = 40 * LIMIT  # bytes before they are compressed, told before any work
+STATISTICS = ("mass", "lift", "share", "head_entropy", "contribution", "entropy")
+ATTRS = ("model", "revision", "dtype", "attention", "aspect", "types", "reducer", "intervention")
+ATTRS += ("toy", "response_from", "probe_version")
+
+
+def payload(
+    records: Sequence[xr.DataTree],
+    labels: Sequence[str],
+    *,
+    sample: int | str = 0,
+    heads: Sequence[int] | str | None = None,
+    top: int | None = None,
+    attributions: Mapping[str, xr.Dataset] | None = None,
+    files: Sequence[str] = (),
+) -> tuple[dict[str, Any], bytes]:
+    """The header (JSON) and the compressed numbers of a page about one record, or about two.
+
+    sample: index or id. heads: indices, or "all". top: patches of a single head's map that are
+    kept. attributions: {label: dataset of `probe.attribute`} of the same sample.
+    files: where the records lie, for the Python that the page shows.
+
+    Raises ProbeError for a sample or heads that a record does not have, and for more than `LIMIT`.
+    """
+    not_empty("view", "record", records)
+    if len(records) > 2:
+        raise ProbeError("view", expected="one record or two", got=str(len(records)))
+    _check_size(records, heads, top)
+    store = ArrayStore()
+    names = list(files) or ["record.zarr.zip"] * len(records)
+    entries = [
+        _record(record, label, file, sample, heads, top, store)
+        for record, label, file in zip(records, labels, names, strict=True)
+    ]
+    added = [
+        {"label": label, **attribution_of(dataset, records[0], store)}
+        for label, dataset in (attributions or {}).items()
+    ]
+    header = {"records": entries, "attributions": added, "colours": colour_tables(store)}
+    if len(records) == 2:
+        header["match"] = _matches(records, sample, store)
+    packed = store.packed()
+    if len(packed) * 4 / 3 > LIMIT:
+        raise _too_large(len(packed) * 4 / 3, heads)
+    return header, packed
+
+
+def _record(
+    record: xr.DataTree,
+    label: str,
+    file: str,
+    sample: int | str,
+    heads: Sequence[int] | str | None,
+    top: int | None,
+    store: ArrayStore,
+) -> dict[str, Any]:
+    root = record.to_dataset()
+    index = sample_index(root, sample, "view")
+    stacks = {
+        name: _stack(root, node.to_dataset(), str(name), index, heads, top, store)
+        for name, node in record.children.items()
+    }
+    texts = {
+        name: str(root[name].values[index]) if name in root else ""
+        for name in ("question", "response")
+    }
+    return {
+        "label": label,
+        "file": file,
+        "sample": str(root["sample"].values[index]),
+        "attrs": {name: str(record.attrs.get(name, "")) for name in ATTRS},
+        "images": pictures(root, index),
+        "stacks": stacks,
+        **texts,
+    }
+
+
+def _stack(
+    root: xr.Dataset,
+    measured: xr.Dataset,
+    name: str,
+    sample: int,
+    heads: Sequence[int] | str | None,
+    top: int | None,
+    store: ArrayStore,
+) -> dict[str, Any]:
+    """What a page holds of one stack. Axes: layer [head] query|word key."""
+    one = measured.isel(sample=sample)
+    chosen = _heads(measured, heads)
+    entry: dict[str, Any] = {
+        "label": layer_label(name),
+        "layers": measured.sizes["layer"],
+        "heads": measured.sizes.get("head", 0),
+        "queries": measured["query_type"].values.tolist(),
+        "query": default_query(measured),
+        "chosen": chosen,
+        "statistics": _statistics(one, store),
+        "words": [],
+    }
+    keys = _real_keys(one)
+    if "received" not in one or not keys.any():
+        return entry
+    entry["patches"] = patches_of(_grid(measured, sample), store)
+    received = one["received"].values[..., keys]
+    entry["received"] = store.add_levels(received)
+    if "key_sink" in one:
+        entry["sinks"] = store.add((one["key_sink"].values[:, keys] > 0).astype(np.uint8))
+    if _changed(root.attrs):
+        entry["dropped"] = store.add(_dropped(received))
+    if chosen and "received_head" in one:
+        by_head = one["received_head"].values[:, chosen][..., keys]
+        entry["received_head"] = store.add_levels(by_head, top)
+    if "maps" in one:
+        tokens = one["map_position"].values >= 0
+        entry["words"] = _words(root, one, sample, tokens)
+        maps = one["maps"].isel(token=np.flatnonzero(tokens), key=np.flatnonzero(keys))
+        mean = maps.mean("head") if "head" in maps.dims else maps
+        entry["maps"] = store.add_levels(mean.values)
+        entry["word_mass"] = store.add(np.nansum(mean.values, -1))
+        if chosen and "head" in maps.dims:
+            entry["maps_head"] = store.add_levels(maps.values[:, chosen], top)
+    return entry
+
+
+def _matches(
+    records: Sequence[xr.DataTree], sample: int | str, store: ArrayStore
+) -> dict[str, Any]:
+    """By stack, for each patch of the first record, the second one's in the same place."""
+    grids = [
+        {str(name): _grid(node.to_dataset(), sample) for name, node in record.children.items()}
+        for record in records
+    ]
+    first, second = grids
+    shared = [name for name in first if first[name] and second.get(name)]
+    return {name: store.add(match(first[name], second[name])) for name in shared}
+
+
+def _grid(measured: xr.Dataset, sample: int | str) -> dict[str, np.ndarray]:
+    """Where the sample's patches lie; {} for a stack without any."""
+    one = measured.isel(sample=sample_index(measured, sample, "view"))
+    keys = _real_keys(one)
+    return {name: one[f"key_{name}"].values[keys] for name in GRID} if keys.any() else {}
+
+
+def _real_keys(one: xr.Dataset) -> np.ndarray:
+    """Which keys of a padded axis belong to the sample: those that any query could see."""
+    if "received" not in one:
+        return np.zeros(0, bool)
+    is_placed = ~np.isnan(one["key_box"].values).any(-1)
+    is_seen = ~np.isnan(one["received"].values).all((0, 1))
+    return np.asarray(is_placed | is_seen)
+
+
+def _changed(attrs: Mapping[str, Any]) -> bool:
+    return bool(attrs.get("reducer") or attrs.get("intervention"))
+
+
+def _dropped(received: np.ndarray) -> np.ndarray:
+    """Of each layer, which patches no query could see any more: what is hidden counts as 0."""
+    return (np.nan_to_num(received).max(1) == 0).astype(np.uint8)
+
+
+def _statistics(one: xr.Dataset, store: ArrayStore) -> dict[str, Any]:
+    """Of attention on vision, with the record's own names and units; the rest has no picture."""
+    if "vision" not in one["key_type"].values.tolist():
+        return {}
+    on_vision = one.sel(key_type="vision")
+    return {
+        name: {
+            "label": on_vision[name].attrs.get("long_name", name),
+            "units": on_vision[name].attrs.get("units", ""),
+            "values": store.add(on_vision[name].values),
+        }
+        for name in STATISTICS
+        if name in on_vision
+    }
+
+
+def _words(root: xr.Dataset, one: xr.Dataset, sample: int, tokens: np.ndarray) -> list[dict]:
+    """The words of the answer: each with the token whose row predicts it, which is the query."""
+    positions = one["map_position"].values[tokens].tolist()
+    queries = one["map_token"].values[tokens].tolist()
+    texts = root["tokens"].values[sample].tolist() if "tokens" in root else []
+    return [
+        {
+            "text": readable(texts[position + 1] if position + 1 < len(texts) else query),
+            "query": readable(query),
+        }
+        for position, query in zip(positions, queries, strict=True)
+    ]
+
+
+def readable(token: Any) -> str:
+    """A token without the marks of tokenizers for a space before it.
+
+    >>> readable("▁cat"), readable("Ġcat"), readable("▁")
+    ('cat', 'cat', '▁')
+    """
+    text = str(token)
+    return text.lstrip("▁Ġ") or text
+
+
+def pictures(root: xr.Dataset, sample: int) -> list[dict[str, Any]]:
+    """The sample's images as data URLs, with width and height; none where none were kept."""
+    if "images" not in root:
+        return []
+    found = []
+    for pixels, size in zip(
+        root["images"].values[sample], root["image_size"].values[sample], strict=True
+    ):
+        height, width = size.tolist()
+        if height and width:
+            source = data_url(pixels[:height, :width])
+            found.append({"source": source, "width": width, "height": height})
+    return found
+
+
+def data_url(pixels: np.ndarray) -> str:
+    """An image as JPEG in a URL."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _heads(measured: xr.Dataset, heads: Sequence[int] | str | None) -> list[int]:
+    """The heads asked for, by their index in the stack; another stack may have fewer."""
+    count = measured.sizes.get("head", 0)
+    if heads is None:
+        return []
+    asked = range(count) if isinstance(heads, str) else heads
+    return [int(head) for head in asked if 0 <= head < count]
+
+
+def _check_size(
+    records: Sequence[xr.DataTree], heads: Sequence[int] | str | None, top: int | None
+) -> None:
+    """Raises ProbeError for heads that no stack has, and for maps far above the limit."""
+    bytes_asked = 0
+    most_heads = 0
+    for record in records:
+        for node in record.children.values():
+            measured = node.to_dataset()
+            most_heads = max(most_heads, measured.sizes.get("head", 0))
+            chosen = len(_heads(measured, heads))
+            for name in ("maps", "received_head"):
+                if name in measured and "head" in measured[name].dims:
+                    sizes = dict(measured[name].isel(sample=0).sizes)
+                    sizes["head"] = chosen
+                    sizes["key"] = min(sizes["key"], 3 * (top or sizes["key"]))
+                    bytes_asked += int(np.prod(list(sizes.values())))
+    if isinstance(heads, str) and heads != "all":
+        raise ProbeError("view", expected='heads as numbers, or "all"', got=repr(heads))
+    wrong = [head for head in heads or () if not isinstance(head, str) and head >= most_heads]
+    if wrong:
+        raise ProbeError("view", expected=f"heads from 0 to {most_heads - 1}", got=str(wrong[0]))
+    if bytes_asked > RAW_LIMIT:
+        raise _too_large(bytes_asked / 2, heads)
+
+
+def _too_large(size: float, heads: Sequence[int] | str | None) -> ProbeError:
+    return ProbeError(
+        "view",
+        expected=f"a page of at most {LIMIT / 1e6:.0f} MB",
+        got=f"about {size / 1e6:.0f} MB",
+        fix="take fewer heads (--heads 0,5,9) or only the largest patches of each (--top-k 16)"
+        if heads is not None
+        else "measure a shorter answer, or an image with fewer patches",
+    )

@@ -1,0 +1,138 @@
+"use strict";
+// The figure taken along: PNG, SVG, its caption, the Python that makes the same, a link.
+
+const LINE = 18; // pixels of a line of text, and between panels
+
+/** Model, layer, head, queries, quantity, convention: what a figure must say. */
+function captionText() {
+  const { attrs } = recordOf(mainSide());
+  const stack = mainStack();
+  const word = stack.words[currentWord()];
+  const parts = [
+    data.records.map(({ label }) => label).join(" and "),
+    `${stack.label} ${state.layer + 1}`,
+    state.head === "mean" ? "mean over heads" : `head ${Number(state.head) + 1}`,
+    word ? `the row that predicts “${word.text}”` : `mean over ${state.query} tokens`,
+    Object.fromEntries(quantities())[state.quantity],
+    attrs.reducer,
+    attrs.intervention,
+    `image fitted by ${attrs.aspect || "its processor"}`,
+    attrs.toy === "True" ? "toy model" : "",
+  ];
+  return parts.filter(Boolean).join(" · ");
+}
+
+function pythonText() {
+  const both = state.side === "A|B";
+  const records = both ? data.records : [recordOf(mainSide())];
+  const names = both ? ["first", "second"] : ["record"];
+  const opened = records.map(({ file }, i) => `${names[i]} = probe.open_record(${JSON.stringify(file)})`);
+  const labels = records.map(({ label }, i) => `${JSON.stringify(label)}: ${names[i]}`);
+  const options = {
+    sample: records[0].sample, query_type: state.query, layers: [state.layer], stack: state.stack,
+    ...(mainStack().patches?.images > 1 ? { image: state.image } : {}),
+    ...(state.word >= 0 ? { token: state.word } : {}),
+    ...(state.quantity === "no-sinks" ? { sinks: "drop" } : {}),
+  };
+  const given = Object.entries(options).map(([name, value]) => `${name}=${JSON.stringify(value)}`);
+  const drawn = both ? `{${labels.join(", ")}}` : names[0];
+  const draw = `figure = probe.plots.heatmaps(${drawn}, ${given.join(", ")})`;
+  return ["import probe", "", ...opened, draw, 'figure.savefig("figure.png")', ""].join("\n");
+}
+
+/** Lines of at most so many letters. */
+function wrapped(text, letters) {
+  return text.split(" ").reduce((lines, word) => {
+    const longer = `${lines.at(-1)} ${word}`.trim();
+    return longer.length > letters ? [...lines, word] : [...lines.slice(0, -1), longer];
+  }, [""]);
+}
+
+/** The picture in grey, as bright as it is on the page. */
+function greyPhoto({ photo, width, height }) {
+  const canvas = make("canvas", { width, height });
+  const context = canvas.getContext("2d");
+  context.fillRect(0, 0, width, height);
+  context.filter = `grayscale(1) brightness(${state.light / 100})`;
+  if (photo) context.drawImage(photo, 0, 0, width, height);
+  return canvas;
+}
+
+/** The panels side by side, with their scales, and the caption below. */
+function figureSvg() {
+  const width = panels.reduce((sum, panel) => sum + panel.width + LINE, LINE);
+  const below = Math.max(...panels.map((panel) => panel.height)) + 6 * LINE;
+  const lines = wrapped(captionText(), width / 8);
+  const size = { width, height: below + LINE * lines.length };
+  const svg = shape("svg", { ...size, "font-family": "sans-serif", "font-size": 13 });
+  svg.append(shape("rect", { ...size, fill: "#fff" }));
+  const write = (text, x, y, anchor) => svg.append(shape("text", { x, y, "text-anchor": anchor }, text));
+  let x = LINE;
+  for (const panel of panels) {
+    const { bar, heat, ends, title } = panel;
+    const box = { x, y: 2 * LINE, width: panel.width, height: panel.height };
+    const under = box.y + box.height + 8;
+    const image = (canvas, more) => {
+      const href = canvas.toDataURL();
+      const element = shape("image", { href, ...box, preserveAspectRatio: "none", ...more });
+      svg.append(element);
+      return element;
+    };
+    image(greyPhoto(panel));
+    image(heat).style.mixBlendMode = "screen";
+    svg.append(shape("g", { transform: `translate(${x} ${box.y})` }, ...marksCopied(panel)));
+    image(bar, { y: under, height: 10 });
+    write(title.textContent, x, box.y - 8, "start");
+    ["start", "middle", "end"].forEach((anchor, i) => {
+      write(ends[i].textContent, x + (i * box.width) / 2, under + 10 + LINE, anchor);
+    });
+    x += box.width + LINE;
+  }
+  lines.forEach((line, i) => write(line, LINE, below + i * LINE, "start"));
+  return new Blob([new XMLSerializer().serializeToString(svg)], { type: "image/svg+xml" });
+}
+
+/** The marks of a panel with the style that the page gives them. */
+function marksCopied({ marks }) {
+  return [...marks.children].map((mark) => {
+    const { fill, stroke, strokeWidth } = getComputedStyle(mark);
+    const copy = mark.cloneNode();
+    Object.assign(copy.style, { fill, stroke, strokeWidth });
+    return copy;
+  });
+}
+
+/** The same as PNG, at twice the size. */
+async function figurePng() {
+  const image = await decoded(URL.createObjectURL(figureSvg()));
+  const canvas = make("canvas", { width: 2 * image.width, height: 2 * image.height });
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+}
+
+function saved(blob, name) {
+  make("a", { href: URL.createObjectURL(blob), download: name }).click();
+  at("said").textContent = `Saved ${name}.`;
+}
+
+/** To the clipboard; where a browser or a frame forbids that, to a file. */
+async function copied(blob, name) {
+  try {
+    await navigator.clipboard.write([new ClipboardItem({ [blob.type]: blob })]);
+    at("said").textContent = `Copied: ${name}.`;
+  } catch {
+    saved(blob, name);
+  }
+}
+
+function prepareExport() {
+  const plain = (text) => new Blob([text], { type: "text/plain" });
+  const actions = {
+    png: async () => copied(await figurePng(), "figure.png"),
+    svg: () => saved(figureSvg(), "figure.svg"),
+    python: () => copied(plain(pythonText()), "figure.py"),
+    "copy-caption": () => copied(plain(captionText()), "caption.txt"),
+    link: () => copied(plain(location.href), "link.txt"),
+  };
+  for (const [id, act] of Object.entries(actions)) at(id).addEventListener("click", act);
+}

@@ -1,0 +1,142 @@
+"use strict";
+// From the data to the page, and from the controls to the state.
+
+const CHOICES = ["quantity", "query", "stack", "head", "curve", "range", "statistic"];
+
+function choose(id, entries) {
+  const select = at(id);
+  const key = JSON.stringify(entries);
+  if (select.dataset.key !== key) {
+    select.replaceChildren(...entries.map(([value, label]) => make("option", { value }, label)));
+    select.dataset.key = key;
+  }
+  select.value = state[id];
+}
+
+function drawControls() {
+  const { queries, chosen, statistics } = mainStack();
+  const { stacks } = data.records[0];
+  const byHead = Object.entries(statistics).filter(([, { values }]) => values.shape.length === 3);
+  choose("quantity", quantities());
+  choose("query", queries.map((name) => [name, name]));
+  choose("stack", Object.entries(stacks).map(([name, { label }]) => [name, label.replace(/ layer$/, "")]));
+  choose("head", [["mean", "mean over heads"], ...chosen.map((head) => [head, `head ${head + 1}`])]);
+  choose("curve", [["linear", "linear"], ["root", "square root"]]);
+  choose("range", [["map", "of this map"], ["layers", "of all layers"]]);
+  choose("statistic", byHead.map(([name, { label }]) => [name, label]));
+  at("light").value = state.light;
+  at("sorted").checked = state.sorted;
+  at("caption").textContent = captionText();
+  document.documentElement.style.setProperty("--light", state.light / 100);
+  document.documentElement.dataset.theme = state.theme;
+  for (const button of at("sides").children) button.ariaPressed = button.value === state.side;
+}
+
+/** Images, or frames of a video: each with its share of the attention on vision. */
+function drawImages() {
+  const { patches } = mainStack();
+  at("images").hidden = !(patches?.images > 1);
+  if (at("images").hidden) return;
+  const masses = new Array(patches.images).fill(0);
+  attentionOf(mainStack(), state.layer).forEach((value, key) => {
+    masses[patches.image.data[key]] += value || 0;
+  });
+  const strip = at("images");
+  if (strip.children.length !== masses.length) strip.replaceChildren(...masses.map(newFrame));
+  masses.forEach((mass, image) => {
+    const frame = strip.children[image];
+    frame.ariaPressed = image === state.image;
+    frame.ariaLabel = `image ${image + 1}: ${shown(mass)} of the attention`;
+    frame.title = shown(mass);
+    frame.dataset.value = mass;
+    frame.lastChild.style.width = `${(100 * mass) / (maxOf(masses) || 1)}%`;
+  });
+}
+
+function newFrame(_, image) {
+  const source = recordOf(mainSide()).images[image]?.source;
+  const picture = source ? make("img", { src: source, alt: "" }) : String(image + 1);
+  const fill = make("span", { className: "fill" });
+  const frame = make("button", { className: "frame-button" }, picture, fill);
+  frame.addEventListener("click", () => change({ image }));
+  return frame;
+}
+
+function drawAll() {
+  drawControls();
+  drawPictures();
+  drawImages();
+  drawWords();
+  drawLayers();
+  drawBox();
+  drawHeads();
+}
+
+function prepareControls() {
+  for (const id of CHOICES) at(id).addEventListener("change", () => change({ [id]: at(id).value }));
+  at("layer").addEventListener("input", () => change({ layer: at("layer").value - 1 }));
+  at("light").addEventListener("input", () => change({ light: at("light").value }));
+  at("sorted").addEventListener("change", () => change({ sorted: at("sorted").checked }));
+  at("theme").addEventListener("click", () => {
+    const prefersDark = matchMedia("(prefers-color-scheme: dark)").matches;
+    const isDark = state.theme ? state.theme === "dark" : prefersDark;
+    change({ theme: isDark ? "light" : "dark" });
+  });
+  const toLayer = (event) => {
+    const layer = [...at("strip").children].indexOf(event.target);
+    if (layer >= 0 && (event.type === "click" || event.buttons)) change({ layer });
+  };
+  for (const name of ["click", "pointerover"]) at("strip").addEventListener(name, toLayer);
+  at("sides").hidden = data.records.length < 2;
+  at("sides").append(...SIDES.map((side) => make("button", { value: side }, side)));
+  at("sides").addEventListener("click", ({ target }) => change({ side: target.value }));
+  at("title").textContent = data.records.map(({ label }) => label).join("  |  ");
+  at("toy").hidden = !data.records.some(({ attrs }) => attrs.toy === "True");
+}
+
+function onKey(event) {
+  const isTyping = event.target.closest("select, input");
+  if (isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
+  const actions = {
+    ArrowLeft: () => stepWord(-1),
+    ArrowRight: () => stepWord(1),
+    ArrowUp: () => change({ layer: state.layer - 1 }),
+    ArrowDown: () => change({ layer: state.layer + 1 }),
+    Escape: () => change({ word: -1, box: null }),
+  };
+  if (!Object.hasOwn(actions, event.key)) return;
+  event.preventDefault();
+  actions[event.key]();
+}
+
+async function decoded(source) {
+  const image = make("img", { src: source });
+  await image.decode();
+  return image;
+}
+
+async function main() {
+  data = await readData();
+  for (const [name, { data: bytes }] of Object.entries(data.colours)) {
+    const colour = (i) => `rgb(${bytes.subarray(3 * i, 3 * i + 3).join()})`;
+    tables[name] = countTo(256).map(colour);
+  }
+  const decodeAll = ({ images }) => Promise.all(images.map(({ source }) => decoded(source)));
+  photos = await Promise.all(data.records.map(decodeAll));
+  start = firstState();
+  state = start;
+  state = stateOfHash(location.hash);
+  prepareControls();
+  prepareHeads();
+  prepareExport();
+  document.addEventListener("keydown", onKey);
+  window.addEventListener("hashchange", () => change(stateOfHash(location.hash)));
+  window.addEventListener("message", ({ source, data: message }) => { // of the widget
+    const isNew = source === window.parent && typeof message?.probe === "string";
+    if (isNew && message.probe !== hashOfState()) change(stateOfHash(message.probe));
+  });
+  drawAll();
+  document.body.dataset.ready = "yes";
+}
+
+main();

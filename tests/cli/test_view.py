@@ -1,0 +1,64 @@
+"""`probe view`: records and attributions become one page; mistakes end in one line."""
+
+import numpy as np
+import pytest
+from planted_records import planted_record
+
+from probe.measures.attribution.dataset import SCHEMA
+from probe.records import save_record
+from probe.records.schema import dataset
+
+
+@pytest.fixture
+def records(tmp_path):
+    paths = []
+    for name in ("a", "b"):
+        record = planted_record(2, optional=True, seed=len(paths))
+        paths.append(str(save_record(record, tmp_path / name)))
+    return paths
+
+
+@pytest.fixture
+def attribution(tmp_path):
+    """An effect of each of 16 regions on an answer of two tokens."""
+    boxes = planted_record(1)["llm"]["key_box"].values[0]
+    count = len(boxes)
+    places = {f"patch_{name}": np.zeros(count) for name in ("image", "tile", "row", "col")}
+    values = {
+        "attribution": np.linspace(-1, 1, count),
+        "token_attribution": np.ones((2, count)),
+        "token_text": np.array(["a", "b"], object),
+        "feature_kind": np.array(["region"] * count, object),
+        "patch_feature": np.arange(count),
+        "patch_box": boxes,
+        **places,
+    }
+    names = [f"region {i}" for i in range(count)]
+    attrs = {"kind": "attribution", "model": "tiny-llava", "method": "gradients"}
+    made = dataset("attribute", values, SCHEMA, {"feature": names}, attrs)
+    return str(save_record(made, tmp_path / "effect"))
+
+
+def test_two_records_and_an_attribution_become_one_page(run, records, attribution, tmp_path):
+    out = tmp_path / "out"
+    words = ("--sample", "s1", "--heads", "0,2", "--top-k", "4", "--out", str(out))
+    code, said, error = run("view", *records, attribution, *words)
+    assert code == 0, error
+    assert "view.html" in said
+    page = (out / "view.html").read_text()
+    assert '"label": "effect"' in page and '"sample": "s1"' in page
+
+
+def test_mistakes_are_told_in_one_line(run, records, attribution, tmp_path):
+    for words, told in [
+        ((attribution,), "one record or two"),
+        ((*records, records[0]), "two different ones"),
+        ((records[0], "--sample", "9"), "one of 2 samples"),
+        ((records[0], "--heads", "x"), "numbers with commas"),
+        ((records[0], "--heads", "7"), "heads from 0 to 2"),
+        ((str(tmp_path / "missing.zarr.zip"),), "a record (.zarr.zip)"),
+    ]:
+        code, said, error = run("view", *words, "--out", str(tmp_path / "out"))
+        assert (code, said) == (2, ""), (words, error)
+        assert told in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
