@@ -15,7 +15,7 @@ def widget_of(page: str, height: int) -> Any:
     installed.
     """
     try:
-        import anywidget
+        import anywidget  # pyright: ignore[reportMissingImports]
         import traitlets
     except ImportError:
         raise ProbeError(
