@@ -11,10 +11,12 @@ from typing import Any
 from transformers import LlavaForConditionalGeneration
 
 from probe.models.llava_mini import LlavaMiniForConditionalGeneration, LlavaMiniProcessor
+from probe.models.llava_mini.configuration import Compression, Fusion
 from probe.models.llava_mini.from_llava import from_llava
 from probe.models.llava_mini.training import Rates
 from probe.models.tiny import FOLDERS
-from probe.models.tiny.processor import build_processor
+from probe.models.tiny.processor import PATCH, build_processor
+from probe.models.tiny.scenes import SIZE
 
 START = "tiny-llava"  # the model it is made from
 
@@ -35,6 +37,8 @@ class MiniRecipe:
     copied: bool = True  # pre-fusion starts as the LLM's first layers; False: at random
     # Copies of the LLM's first layers, put in front of it: the control for pre-fusion's depth.
     extra_layers: int = 0
+    compression: Compression = "query"
+    fusion: Fusion = "released"
     steps: int = 2000
     warmup: int = 60
     batch: int = 16  # images, with eight questions and a caption each
@@ -64,15 +68,21 @@ def starting_model(recipe: MiniRecipe) -> LlavaMiniForConditionalGeneration:
         compressor_size=recipe.compressor_size,
         compressor_num_heads=recipe.compressor_heads,
         num_prefusion_layers=recipe.prefusion_layers,
+        compression=recipe.compression,
+        fusion=recipe.fusion,
         **extra,
     )
 
 
-def mini_processor(compressor_size: int = 1) -> LlavaMiniProcessor:
+def mini_processor(recipe: MiniRecipe) -> LlavaMiniProcessor:
     """A LLaVA-Mini processor with tiny-llava's image processor, tokenizer and template."""
     old: Any = build_processor()
     return LlavaMiniProcessor(
-        old.image_processor, old.tokenizer, compressor_size, chat_template=old.chat_template
+        old.image_processor,
+        old.tokenizer,
+        recipe.compressor_size,
+        view_tokens=(SIZE // PATCH) ** 2 if recipe.compression == "none" else None,
+        chat_template=old.chat_template,
     )
 
 

@@ -12,6 +12,8 @@ pre-fusion packs the questions too, without their answers, which it never sees:
     vision | compressed | <s> A chat ... USER: | question ASSISTANT: | question ASSISTANT: | ...
     `-------------- seen by all -------------´   `- conversation 1 -´  `- conversation 2 -´
 
+With fusion in the LLM all of a row follows its patches through the first layers.
+
 Training and evaluation run on packed rows; `tests/models/tiny/training/test_packed_rows.py` checks
 that they equal plain ones.
 """
@@ -125,10 +127,19 @@ def fused_logits(
     placeholder = packed.input_ids == model.config.image_token_id
     embedded = inner.get_input_embeddings()(packed.input_ids.masked_fill(placeholder, 0))
     vision, tokens = inner.look(pixels[:, None])
+    if model.config.fusion == "in_llm":
+        hidden = _fused_in_llm(inner, vision, embedded, placeholder, packed)
+        return model.lm_head(hidden[packed.labels >= 0])
     words = pack(_seen_by_prefusion(packed, placeholder))
     if inner.prefusion.layers:
-        raw = words.take(embedded)
-        tokens, fused = _fuse(inner.prefusion, vision, tokens, raw, _word_mask(packed, words))
+        raw, along = words.take(embedded), tokens[:, : inner.tokens_along]
+        seen, fused_tokens, fused = _fuse(
+            inner.prefusion, vision, along, raw, _word_mask(packed, words)
+        )
+        if model.config.compression == "none":
+            tokens = seen
+        elif inner.tokens_along:
+            tokens = fused_tokens
         embedded = words.put(embedded, torch.where(words.valid[..., None], fused, raw))
     hidden = inner.language_model(
         inputs_embeds=embedded.masked_scatter(placeholder[..., None], tokens),
@@ -137,6 +148,31 @@ def fused_logits(
         use_cache=False,
     ).last_hidden_state
     return model.lm_head(hidden[packed.labels >= 0])
+
+
+def _fused_in_llm(
+    inner: Any,
+    vision: Float[Tensor, "row patch dim"],
+    words: Float[Tensor, "row token dim"],
+    placeholder: Bool[Tensor, "row token"],
+    packed: Packed,
+) -> Float[Tensor, "row token dim"]:
+    """The LLM's last hidden states. Its first layers see patches and no placeholder, the others
+    compressed tokens.
+    """
+    llm, first, patches = inner.language_model, inner.config.num_prefusion_layers, vision.shape[1]
+    hidden = torch.cat([vision, words], 1)
+    mask = torch.ones(len(hidden), hidden.shape[1], hidden.shape[1], dtype=torch.bool).tril()
+    mask[:, patches:, patches:] = packed.attention_mask[:, 0] & ~placeholder[:, None]
+    turned = llm.rotary_emb(hidden, position_ids=mask.sum(-1) - 1)
+    for layer in llm.layers[:first]:
+        hidden = layer(hidden, attention_mask=mask[:, None], position_embeddings=turned)
+    tokens = inner.compress(hidden[:, :patches])
+    words = hidden[:, patches:].masked_scatter(placeholder[..., None], tokens)
+    turned = llm.rotary_emb(words, position_ids=packed.position_ids)
+    for layer in llm.layers[first:]:
+        words = layer(words, attention_mask=packed.attention_mask, position_embeddings=turned)
+    return llm.norm(words)
 
 
 def _seen_by_prefusion(
@@ -161,8 +197,10 @@ def _fuse(
     tokens: Float[Tensor, "row token dim"],
     words: Float[Tensor, "row word dim"],
     sees: Bool[Tensor, "row word key"],
-) -> tuple[Float[Tensor, "row token dim"], Float[Tensor, "row word dim"]]:
-    """Tokens and words after pre-fusion. Positions are those of each question asked alone: the
+) -> tuple[
+    Float[Tensor, "row patch dim"], Float[Tensor, "row token dim"], Float[Tensor, "row word dim"]
+]:
+    """Patches, tokens and words after pre-fusion. Positions are those of each question asked alone: the
     number of positions that a word sees before itself.
     """
     patches, front = vision.shape[1], vision.shape[1] + tokens.shape[1]
@@ -174,7 +212,7 @@ def _fuse(
     turned = prefusion.rotary_emb(hidden, position_ids=position)
     for layer in prefusion.layers:
         hidden = layer(hidden, attention_mask=mask[:, None], position_embeddings=turned)
-    return hidden[:, patches:front], hidden[:, front:]
+    return hidden[:, :patches], hidden[:, patches:front], hidden[:, front:]
 
 
 def _block_mask(block: Int[Tensor, "row token"]) -> Bool[Tensor, "row 1 query key"]:

@@ -52,7 +52,7 @@ def train_mini(
     """
     recipe, folder = recipe or MiniRecipe(), writable(folder)
     _refuse_other_recipe(folder, recipe)
-    model, processor = starting_model(recipe), mini_processor(recipe.compressor_size)
+    model, processor = starting_model(recipe), mini_processor(recipe)
     last, stop = get_last_checkpoint(str(folder)), min(steps or recipe.steps, recipe.steps)
     if last and TrainerState.load_from_json(f"{last}/trainer_state.json").global_step >= stop:
         model = LlavaMiniForConditionalGeneration.from_pretrained(last)

@@ -43,14 +43,17 @@ def plain_logits(model, processor, scene, conversation):
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"compressor_size": 2}, {"prefusion_layers": 0}, {"extra_layers": 2}]
+    "fields",
+    [
+        *({}, {"compressor_size": 2}, {"prefusion_layers": 0}, {"extra_layers": 2}),
+        *({"compression": "average", "compressor_size": 2}, {"compression": "none"}),
+        *({"fusion": "in_llm", "compressor_size": 2}, {"fusion": "paper"}),
+    ],
 )
 @torch.no_grad()
 def test_packed_equals_plain(fields):
-    model, processor = (
-        starting_model(MiniRecipe(**fields)).eval(),
-        mini_processor(fields.get("compressor_size", 1)),
-    )
+    made = MiniRecipe(**fields)
+    model, processor = starting_model(made).eval(), mini_processor(made)
     recipe, rng = Recipe(questions=4, second_turn=0.5), stream("sample", 5)
     scenes = [sample_scene(rng) for _ in range(3)]
     talks = [conversations(scene, recipe, rng) for scene in scenes]
