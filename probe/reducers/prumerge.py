@@ -28,9 +28,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, one_of
 from probe.reducers.context import Reducer
 from probe.reducers.encoder_output import EncoderOutput
+from probe.reducers.patch_selection import Budget
 from probe.reducers.reduction import NONE, Reduction, joined
 
 NEIGHBOURS = 32
@@ -38,8 +39,9 @@ NEIGHBOURS = 32
 
 @dataclass(frozen=True)
 class PruMerge(Reducer):
-    """All views of a call share one fraction of outliers, as in the authors' code; in
-    `probe.reduced` a call is one image, so that a row of a batch equals the same row alone.
+    """`budget`: with "image" all views of a call share one fraction of outliers, as in the authors'
+    code (in `probe.reduced` a call is one image, so that a row of a batch equals the same row
+    alone); with "view" each has its own. A given fraction means the same under both.
 
     Defined where the authors' code fails: `plus` with several views or without an outlier (the last
     token alone); a fraction above a third (every patch is spread); an encoder without a class token
@@ -48,20 +50,24 @@ class PruMerge(Reducer):
 
     keep: float | Literal["adaptive"] = "adaptive"
     plus: bool = False
+    budget: Budget = "image"
 
     def __post_init__(self):
         number = isinstance(self.keep, float | int) and not isinstance(self.keep, bool)
         if self.keep != "adaptive" and not (number and 0 < self.keep <= 1):
             expected = "keep='adaptive', or the fraction of patches that is kept"
             raise ProbeError("PruMerge", expected=expected, got=repr(self.keep))
+        one_of("PruMerge", "budget", self.budget, ("view", "image"))
 
     def reduce(self, seen: EncoderOutput) -> Reduction:
         attention = seen.patch_attention(seen.next_layer.as_one_head())[:, 0]
-        fraction = self._fraction(attention)
-        views = enumerate(attention)
-        return joined([self._view(seen, view, scores, fraction) for view, scores in views])
+        fractions = [self._fraction(attention)] * len(attention)
+        if self.budget == "view":
+            fractions = [self._fraction(scores) for scores in attention]
+        views = enumerate(zip(attention, fractions, strict=True))
+        return joined([self._view(seen, view, *found) for view, found in views])
 
-    def _fraction(self, attention: Float[Tensor, "view patch"]) -> float:
+    def _fraction(self, attention: Float[Tensor, "*view patch"]) -> float:
         if self.keep != "adaptive":
             return float(self.keep)
         values = attention.flatten().double()

@@ -31,6 +31,7 @@ from torch.nn.functional import normalize
 from probe.errors import ProbeError, at_least, one_of
 from probe.reducers.context import Reducer
 from probe.reducers.encoder_output import EncoderOutput
+from probe.reducers.patch_selection import Budget
 from probe.reducers.reduction import Reduction, take_positions, tokens_of_positions
 
 SHARE = 10 / 64  # of the tokens that are contextual, in the authors' smallest setting
@@ -38,7 +39,8 @@ SHARE = 10 / 64  # of the tokens that are contextual, in the authors' smallest s
 
 @dataclass(frozen=True)
 class VisionZip(Reducer):
-    """`dominant` (class token included, as the authors count) + `contextual` tokens of each view.
+    """`dominant` (class token included, as the authors count) + `contextual` tokens of each view, or
+    with `budget="image"` of all views of an image, in equal shares (rounded down).
 
     Defined where the authors' code fails: with 0 contextual tokens the rest is discarded; no more
     tokens are made than there are positions; with 0 dominant tokens the class token is discarded
@@ -48,6 +50,7 @@ class VisionZip(Reducer):
     dominant: int
     contextual: int
     merge: Literal["released", "mean"] = "released"
+    budget: Budget = "view"
 
     def __post_init__(self):
         for name in ("dominant", "contextual"):
@@ -57,22 +60,37 @@ class VisionZip(Reducer):
                 "VisionZip", expected="at least one token", got="0 dominant and 0 contextual"
             )
         one_of("VisionZip", "merge", self.merge, ("released", "mean"))
+        one_of("VisionZip", "budget", self.budget, ("view", "image"))
 
     @classmethod
-    def of_tokens(cls, tokens: int) -> "VisionZip":
+    def of_tokens(cls, tokens: int, budget: Budget = "view") -> "VisionZip":
         """Divided as the authors divide 64 tokens.
 
         >>> VisionZip.of_tokens(64)
-        VisionZip(dominant=54, contextual=10, merge='released')
+        VisionZip(dominant=54, contextual=10, merge='released', budget='view')
         """
         contextual = max(1, round(SHARE * tokens))
-        return cls(tokens - contextual, contextual)
+        return cls(tokens - contextual, contextual, budget=budget)
+
+    def of_a_view(self, views: int) -> tuple[int, int]:
+        """Dominant and contextual tokens of each of an image's views.
+
+        >>> VisionZip(54, 10).of_a_view(5), VisionZip(540, 100, budget="image").of_a_view(5)
+        ((54, 10), (108, 20))
+        """
+        if self.budget == "view":
+            return self.dominant, self.contextual
+        whole = self.dominant + self.contextual
+        tokens = max(1, whole // views)
+        contextual = round(tokens * self.contextual / whole)
+        return tokens - contextual, contextual
 
     def reduce(self, seen: EncoderOutput) -> Reduction:
         attention = seen.patch_attention(seen.output_layer)
         scores = attention.sum(1) if seen.first_patch else attention.mean(1)
-        kept, rest = split(scores, seen, self.dominant)
-        targets, others = split_rest(rest, self.contextual)
+        dominant, contextual = self.of_a_view(len(seen.features))
+        kept, rest = split(scores, seen, dominant)
+        targets, others = split_rest(rest, contextual)
         nearest = _nearest(seen, targets, others)
         merged = self._merged(seen, targets, others, nearest)
         tokens = torch.cat([take_positions(seen.features, kept), merged], 1)
