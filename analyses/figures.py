@@ -100,12 +100,13 @@ def _dropped(subject: Any, questions: int) -> xr.DataTree:
 
 def compared(questions: int = QUESTIONS) -> Data:
     """Answers and costs of three reducers on tiny-llava, with tiny-llava-mini next to them."""
-    from probe.cli.reduce import methods_of
+    from probe.cli.reduce import budgets_of, methods_of
     from probe.evaluation.method_comparison import Comparison
     from probe.evaluation.task import BenchmarkTask
 
     subjects = [probe.load(model) for model in MODELS]
-    methods = methods_of(subjects[0], ["visionzip", "fastv", "grid"], [0.5, 0.25], subjects[1:])
+    budgets = budgets_of(subjects[0], [0.5, 0.25])
+    methods = methods_of(subjects[0], ["visionzip", "fastv", "grid"], budgets, subjects[1:])
     comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=questions))
     with TemporaryDirectory() as folder:
         answers = comparison.results(comparison.run(folder))

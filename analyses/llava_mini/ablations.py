@@ -61,7 +61,17 @@ TABLES = {
     12: [OWN, "in the LLM, 1 token, 4 layers"],
 }
 # Student's t, two-sided 95 %, by degrees of freedom
-STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+STUDENT = {
+    1: 12.706,
+    2: 4.303,
+    3: 3.182,
+    4: 2.776,
+    5: 2.571,
+    6: 2.447,
+    7: 2.365,
+    8: 2.306,
+    9: 2.262,
+}
 
 
 def recipe_of(name: str, seed: int, steps: int, batch: int) -> MiniRecipe:
@@ -133,8 +143,8 @@ def _printed(table: int, recipe: MiniRecipe, tokens: int) -> dict[str, object]:
     in_llm = printed["method"].str.contains("within")
     same = printed[in_llm]
     if recipe.fusion != "in_llm":
-        layers, how = recipe.prefusion_layers, recipe.compression
-        same = printed[~in_llm].query("prefusion_layers == @layers and compression == @how")
+        as_deep = printed["prefusion_layers"] == recipe.prefusion_layers
+        same = printed[~in_llm & as_deep & (printed["compression"] == recipe.compression)]
         as_large = same["vision_tokens"] == tokens * PAPERS_PATCHES // PATCHES
         as_many = same["vision_tokens"] == tokens
         same = same[as_large if as_large.any() and tokens > 1 else as_many]

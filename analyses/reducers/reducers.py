@@ -17,7 +17,7 @@ import xarray as xr
 
 import probe
 from probe.cli.benchmark_run import show_progress
-from probe.cli.reduce import BY_DEFAULT, methods_named, methods_of, with_costs
+from probe.cli.reduce import OF_BENCH, SEEDS, budgets_of, methods_named, methods_of, with_costs
 from probe.evaluation.method_comparison import Comparison
 from probe.evaluation.method_scores import method_scores
 from probe.evaluation.task import BenchmarkTask
@@ -29,13 +29,15 @@ from probe.subject.subject import Subject
 
 HERE = Path(__file__).parent
 RUN = Path("probe-out/analyses/reducers")
-KEPT = [0.25, 0.11]
 TOP = (1, 4, 9)  # of 36 patches
 
 
 def answered(subject: Subject, questions: int) -> tuple[xr.Dataset, xr.Dataset]:
     """Answers and costs of every method. Goes on with what is there."""
-    methods = methods_of(subject, methods_named(BY_DEFAULT), KEPT, [probe.load("tiny-llava-mini")])
+    others = [probe.load("tiny-llava-mini")]
+    methods = methods_of(
+        subject, methods_named(OF_BENCH), budgets_of(subject, []), others, SEEDS, in_tokens=True
+    )
     comparison = Comparison(
         methods, BenchmarkTask.read("shapes", limit=questions), max_new_tokens=16
     )

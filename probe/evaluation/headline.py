@@ -82,6 +82,18 @@ class Headline:
             return paired(100 * self._scores, 100 * self._scores[:, 0], self._images, seed=seed)
         return bootstrap_statistic(self._differences, self._images, seed=seed)
 
+    def contrasts(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], seed: int
+    ) -> Interval:
+        """For each pair the mean number of its first cases minus that of its second ones (0 where
+        there are none), paired.
+        """
+        if self.is_mean:
+            return bootstrap(_contrasts(100 * self._scores, pairs), self._images, seed=seed)
+        return bootstrap_statistic(
+            lambda times: _contrasts(self(times), pairs), self._images, seed=seed
+        )
+
     def _differences(self, times: Int[np.ndarray, " sample"]) -> Float[np.ndarray, " case"]:
         numbers = self(times)
         return numbers - numbers[0]
@@ -113,6 +125,15 @@ class Headline:
     @property
     def _images(self) -> np.ndarray:
         return self.table["image"].values
+
+
+def _contrasts(
+    numbers: Float[np.ndarray, "*sample case"], pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> Float[np.ndarray, "*sample pair"]:
+    def mean(cases: Sequence[int]) -> Any:
+        return numbers[..., list(cases)].mean(-1) if len(cases) else 0.0
+
+    return np.stack([mean(first) - mean(second) for first, second in pairs], -1)
 
 
 def columns(table: xr.Dataset, seed: int) -> dict[str, np.ndarray]:

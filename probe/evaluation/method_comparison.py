@@ -56,6 +56,7 @@ class Method:
     subject: Subject
     reducers: tuple[Any, ...] = ()
     family: str = ""  # those of one family are one line in figures
+    budget: int = 0  # vision tokens that were asked for; 0: none were
 
     @model_block
     def applied(self) -> Iterator[list[ReductionStage]]:
@@ -216,7 +217,8 @@ class Comparison(SampleRun):
     def _cases(self) -> dict[str, Any]:
         names = np.array([method.name for method in self.methods], dtype=object)
         families = np.array([method.family for method in self.methods], dtype=object)
-        return {"case": names, "family": ("case", families)}
+        budgets = np.array([method.budget for method in self.methods])
+        return {"case": names, "family": ("case", families), "budget": ("case", budgets)}
 
     def costs(self, answers: xr.Dataset, repeats: int = 5) -> xr.Dataset:
         """What a prompt of the usual length costs each method: counted, and with `repeats` also

@@ -16,8 +16,8 @@ from probe.records.schema import as_text
 
 def method_scores(answers: xr.Dataset, *, seed: int = 0) -> pd.DataFrame:
     """A row a method: the benchmark's official number, its difference to the first method's
-    (paired), both with 95 % intervals over images; the share of the first's, in percent; mean
-    vision tokens of an LLM layer.
+    (paired), both with 95 % intervals over images; the share of the first's, in percent; the vision
+    tokens that were asked for (0: none) and the mean of an LLM layer.
 
     Raises ProbeError for anything else than the answers of a comparison.
     """
@@ -31,6 +31,7 @@ def method_scores(answers: xr.Dataset, *, seed: int = 0) -> pd.DataFrame:
     columns: dict[str, Any] = {
         "method": answers["case"].values,
         "family": answers["family"].values,
+        "budget": answers.coords["budget"].values if "budget" in answers.coords else 0,
         "vision_tokens": answers["vision_tokens"].mean(["sample", "layer"]).values,
         **official.columns(headline.name),
         **headline.difference(seed).columns("difference"),

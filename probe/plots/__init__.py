@@ -16,6 +16,7 @@
     plots.softmax_gradient(dataset)                     # and what softmax has to do with it
     plots.kept(reduction, image)                        # patches that a reducer keeps or merges
     plots.reductions(answers, costs)                    # accuracy against vision tokens and time
+    plots.reducer_benchmark(answers, costs)             # are they better than controls? faster?
     plots.attribution(dataset)                          # what contributes to the answer
     plots.agreement({"ablation": first, "IG": second})  # does attention agree with it?
     plots.lens(dataset); plots.lens_curves(dataset)     # what the layers in the middle predict
@@ -37,6 +38,7 @@ the paper does; `layers=` and records count from 0, as code does.
 | `encoder_concentration.py` | `concentration`, `softmax_gradient`: the encoder's attention |
 | `reduced_patches.py` | `kept`: what a reducer leaves of an image |
 | `reducer_tradeoff.py` | `reductions`: accuracy of reducers against tokens and time |
+| `reducer_controls.py` | `reducer_benchmark`: reducers beside their controls |
 | `attribution_map.py`, `attention_agreement.py` | `attribution`; `agreement` of attention with it |
 | `logit_lens.py` | `lens`, `lens_curves` |
 | `all_figures.py` | `figures`, `main_figures`, `drop_figures`: what the command line writes |
@@ -58,6 +60,7 @@ from probe.plots.encoder_concentration import concentration, softmax_gradient
 from probe.plots.logit_lens import lens, lens_curves
 from probe.plots.on_image import heatmaps
 from probe.plots.reduced_patches import kept
+from probe.plots.reducer_controls import reducer_benchmark
 from probe.plots.reducer_tradeoff import reductions
 from probe.plots.sweep import depth, dropped, readings, swaps
 
@@ -82,6 +85,7 @@ __all__ = [
     "concentration",
     "softmax_gradient",
     "reductions",
+    "reducer_benchmark",
     "attribution",
     "agreement",
     "lens",

@@ -2,12 +2,13 @@
 first token.
 
     plots.reductions(answers, costs)      # of `Comparison`; without measured costs one panel
-    plots.reductions(answers, costs, published="visionzip_llava15_7b.csv")
+    plots.reductions(answers, costs, published="visionzip_llava15_7b")
 
 With published numbers both axes are in percent of the first method: they are of another model and
 other questions, so that only the shape of the curves can be compared.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,52 @@ from probe.plots.style import (
     legend,
     looks,
     panels,
+    shade,
     styled,
 )
 from probe.records.io import reason_of
+from probe.records.published import TABLES
+from probe.records.published import published as published_table
 
 COLUMNS = ("method", "vision_tokens", "percent_of_vanilla")
-PUBLISHED_TOKENS = 576  # of LLaVA-1.5
+ONE_VIEW = 576  # vision tokens of LLaVA-1.5
+ALL_TOKENS = {"visionzip_llava_next_7b": 2880}  # of the model of a published table, if others
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Published numbers of a model that has `tokens` vision tokens: a table of `COLUMNS`."""
+
+    name: str
+    table: pd.DataFrame
+    tokens: int
+
+    @classmethod
+    def of(cls, source: str | Path, tokens: int | None = None) -> "Overlay":
+        """From the name of a table of `probe.records.published`, or a CSV file.
+
+        Raises ProbeError where it can't be read or drawn.
+        """
+        name = str(source)
+        table = published_table(name) if name in TABLES else _from_file(source)
+        if missing := [column for column in COLUMNS if column not in table]:
+            expected, got = f"columns {', '.join(COLUMNS)}", f"no {missing[0]} in '{source}'"
+            raise ProbeError("--published", expected=expected, got=got)
+        for column in COLUMNS[1:]:
+            if not is_numeric_dtype(table[column]):
+                got = f"{table[column].tolist()[:3]} in '{source}'"
+                raise ProbeError("--published", expected=f"numbers in {column}", got=got)
+        return cls(Path(name).name, table, tokens or ALL_TOKENS.get(name, ONE_VIEW))
+
+
+def _from_file(path: str | Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        got = f"'{path}' ({reason_of(error)})"
+        raise ProbeError(
+            "--published", expected="a published table or a CSV file", got=got
+        ) from error
 
 
 @styled()
@@ -47,8 +88,7 @@ def reductions(
     answers: xr.Dataset,
     costs: xr.Dataset | None = None,
     *,
-    published: str | Path | None = None,
-    published_tokens: int = PUBLISHED_TOKENS,
+    published: Overlay | str | Path | None = None,
     seed: int = 0,
     ax: Any = None,
 ) -> Figure:
@@ -61,12 +101,14 @@ def reductions(
     Args:
         answers: of a comparison of methods.
         costs: of the same methods.
-        published: a CSV of method, vision_tokens (of `published_tokens`) and percent_of_vanilla,
-            drawn hollow and dotted.
+        published: a table of `probe.records.published` or a CSV (with a model of other than 576
+            tokens: an `Overlay`), drawn hollow and dotted.
         ax: one Axes for each panel.
 
     Raises ProbeError for anything but a comparison's answers and such a file.
     """
+    if published is not None and not isinstance(published, Overlay):
+        published = Overlay.of(published)
     headline = Headline(answers)
     columns = {headline.name: "y", f"{headline.name}_low": "low", f"{headline.name}_high": "high"}
     table = method_scores(answers, seed=seed).rename(columns=columns)
@@ -81,7 +123,7 @@ def reductions(
     families = looks(table["family"].iloc[1:])
     _draw(axes[0], table.assign(x=tokens), families)
     if published is not None:
-        _draw_published(axes[0], read_published(published), published_tokens, families)
+        _draw_published(axes[0], published, families)
     xlabel = f"vision tokens of an LLM layer ({unit})"
     finish(axes[0], "Accuracy against vision tokens", xlabel=xlabel, ylabel=ylabel)
     legend(axes[0], ncols=3, **below(axes[0]))
@@ -118,6 +160,9 @@ def _draw(axis: Axes, table: pd.DataFrame, families: dict[str, Look]) -> None:
     )
     for family, look in families.items():
         rows = table.iloc[1:].query("family == @family").sort_values("x")
+        if rows[rows["budget"] > 0].duplicated("budget").any():
+            _draw_seeds(axis, rows, family, look)
+            continue
         bars = [(rows["y"] - rows["low"]).clip(lower=0), (rows["high"] - rows["y"]).clip(lower=0)]
         spread = (
             [rows["x"] - rows["x_low"], rows["x_high"] - rows["x"]] if "x_low" in rows else None
@@ -130,33 +175,28 @@ def _draw(axis: Axes, table: pd.DataFrame, families: dict[str, Look]) -> None:
             label=family,
             color=look.color,
             marker=look.marker,
+            linestyle=look.linestyle,
             elinewidth=0.8,
         )
 
 
-def read_published(path: str | Path) -> pd.DataFrame:
-    """The table of `COLUMNS`. Raises ProbeError where it can't be read or drawn."""
-    try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        got = f"'{path}' ({reason_of(error)})"
-        raise ProbeError("--published", expected="a CSV file", got=got) from error
-    if missing := [name for name in COLUMNS if name not in table]:
-        expected, got = f"columns {', '.join(COLUMNS)}", f"no {missing[0]} in '{path}'"
-        raise ProbeError("--published", expected=expected, got=got)
-    for name in COLUMNS[1:]:
-        if not is_numeric_dtype(table[name]):
-            got = f"{table[name].tolist()[:3]} in '{path}'"
-            raise ProbeError("--published", expected=f"numbers in {name}", got=got)
-    return table
+def _draw_seeds(axis: Axes, rows: pd.DataFrame, family: str, look: Look) -> None:
+    """Several draws of each budget: their mean, and a band from the worst to the best."""
+    budgets = rows.groupby("budget", sort=True)
+    x, y, count = budgets["x"].mean(), budgets["y"].mean(), int(budgets.size().max())
+    axis.plot(x, y, label=f"{family} (worst to best of {count})", **look._asdict())
+    shade(
+        axis, x.to_numpy(), budgets["y"].min().to_numpy(), budgets["y"].max().to_numpy(), look.color
+    )
 
 
-def _draw_published(
-    axis: Axes, table: pd.DataFrame, tokens: int, families: dict[str, Look]
-) -> None:
-    for method, rows in table.groupby("method", sort=False):
+def _draw_published(axis: Axes, published: Overlay, families: dict[str, Look]) -> None:
+    for method, rows in published.table.groupby("method", sort=False):
         look = families.get(str(method), Look(GREY, "p"))
-        x, style = 100 * rows["vision_tokens"] / tokens, look._replace(linestyle=DOTTED)._asdict()
+        x, style = (
+            100 * rows["vision_tokens"] / published.tokens,
+            look._replace(linestyle=DOTTED)._asdict(),
+        )
         name = f"{method}, published"
         axis.plot(x, rows["percent_of_vanilla"], markerfacecolor="white", label=name, **style)
 
@@ -165,7 +205,7 @@ def _notes(
     answers: xr.Dataset,
     table: pd.DataFrame,
     latency: xr.DataArray | None,
-    published: str | Path | None,
+    published: Overlay | None,
 ) -> list[str]:
     questions, images = table["questions"].iloc[0], table["images"].iloc[0]
     asked = f"{answers.attrs.get('benchmark')}: {questions} questions on"
@@ -178,5 +218,5 @@ def _notes(
         how = f"median and quartiles of {repeats}, methods in turn, on this machine"
         notes.append(f"time: {how}")
     if published is not None:
-        notes.append(f"hollow: {Path(published).name}, another model on other benchmarks")
+        notes.append(f"hollow: {published.name}, another model on other benchmarks")
     return notes

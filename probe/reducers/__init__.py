@@ -13,6 +13,7 @@ exit.
 | `encoder_reducer.py` | `encode`: one encoder, some views, one reducer |
 | `encoder_output.py` | what a reducer is given: features, queries and keys of two layers |
 | `image_features_hook.py` | between encoder and projector of a model |
+| `single_images.py` | a call of a model for each image by itself |
 | `tile_order.py` | the order of an image's tokens |
 | `visionzip.py` | VisionZip: dominant tokens by attention, the rest merged by keys |
 | `prumerge.py` | PruMerge, PruMerge+: outliers of the class token's attention |
@@ -104,25 +105,34 @@ __all__ = [
 
 # Name on the command line -> label in figures, and the method that leaves a budget
 METHODS: dict[str, tuple[str, Callable[[TokenBudget], Reducer]]] = {
-    "visionzip": ("VisionZip", lambda budget: VisionZip.of_tokens(budget.tokens)),
-    "prumerge": ("PruMerge", lambda budget: PruMerge((budget.tokens - 1) / budget.patches)),
-    "random": ("random", lambda budget: Random(budget.tokens)),
-    "grid": ("grid", lambda budget: Grid(budget.tokens)),
+    "visionzip": ("VisionZip", lambda budget: VisionZip.of_tokens(budget.tokens, budget.counted)),
+    "prumerge": ("PruMerge", lambda budget: PruMerge(budget.share_of_centres)),
+    "random": ("random", lambda budget: Random(budget.tokens, budget=budget.counted)),
+    "grid": ("grid", lambda budget: Grid(budget.tokens, budget=budget.counted)),
     "fastv": ("FastV", lambda budget: FastV(min(2, budget.depth - 1), budget.share)),
     "pyramiddrop": ("PyramidDrop", lambda budget: PyramidDrop.at(budget.share, budget.depth)),
     "sparsevlm": ("SparseVLM", lambda budget: SparseVLM.at(budget.share)),
-    "vispruner": ("VisPruner", lambda budget: VisPruner(budget.tokens)),
-    "holov": ("HoloV", lambda budget: HoloV(budget.tokens)),
-    "vscan": ("VScan", lambda budget: VScan(budget.tokens)),
-    "hiprune": ("HiPrune", lambda budget: HiPrune(budget.tokens)),
-    "divprune": ("DivPrune", lambda budget: DivPrune(budget.tokens)),
+    "vispruner": ("VisPruner", lambda budget: VisPruner(budget.tokens, budget=budget.counted)),
+    "holov": ("HoloV", lambda budget: HoloV(budget.tokens, budget=budget.counted)),
+    "vscan": ("VScan", lambda budget: VScan(budget.tokens, budget=budget.counted)),
+    "hiprune": ("HiPrune", lambda budget: HiPrune(budget.tokens, budget=budget.counted)),
+    "divprune": ("DivPrune", lambda budget: DivPrune(budget.tokens, budget=budget.counted)),
     "dart": ("DART", lambda budget: DART(min(2, budget.depth - 1), budget.share)),
-    "downsample": ("down-sampling", lambda budget: DownSample(budget.tokens)),
-    "dominant": ("dominant only", lambda budget: DominantOnly(budget.tokens)),
-    "contextual": ("contextual only", lambda budget: ContextualOnly(budget.tokens)),
+    "downsample": (
+        "down-sampling",
+        lambda budget: DownSample(budget.tokens, budget=budget.counted),
+    ),
+    "dominant": (
+        "dominant only",
+        lambda budget: DominantOnly(budget.tokens, budget=budget.counted),
+    ),
+    "contextual": (
+        "contextual only",
+        lambda budget: ContextualOnly(budget.tokens, budget=budget.counted),
+    ),
     "prumerge+": (
         "PruMerge+",
-        lambda budget: PruMerge((budget.tokens - 1) / budget.patches / 2, plus=True),
+        lambda budget: PruMerge(budget.share_of_centres / 2, plus=True),
     ),
     "sparsevlm-recycling": (
         "SparseVLM, recycling",

@@ -43,11 +43,16 @@ class DownSample(KeptTokens):
         return max(1, round(sqrt(self.tokens(patches, views))))
 
     def shrunk(
-        self, pixels: Float[Tensor, "view channel height width"], patch_size: int
+        self,
+        pixels: Float[Tensor, "view channel height width"],
+        patch_size: int,
+        views: int | None = None,
     ) -> Float[Tensor, "view channel small small"]:
-        """What the encoder is given in place of these pixels."""
+        """What the encoder is given in place of these pixels. `views`: of an image; None: all of
+        these.
+        """
         rows, columns = (length // patch_size for length in pixels.shape[-2:])
-        side = self.side(rows * columns, len(pixels)) * patch_size
+        side = self.side(rows * columns, views or len(pixels)) * patch_size
         small = interpolate(pixels.float(), (side, side), mode="bicubic", antialias=True)
         return small.to(pixels.dtype)
 

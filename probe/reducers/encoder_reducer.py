@@ -104,6 +104,7 @@ class EncoderTap:
         self.output_layer = max(deepest - 1, 0)  # hidden states start with the embeddings
         self.next_layer = min(self.output_layer + 1, count - 1)
         self.reducer, self.depth, self.last_layer = reducer, count, stack.layers[-1]
+        self.views: int | None = None  # of an image; None: all views of a call are one image's
         self.asked = layers_asked(reducer, count)
         names = list(stack.attention)
         self.attention = {
@@ -122,7 +123,7 @@ class EncoderTap:
         self._running.full_patches = given[0, 0].numel() // patch_size**2
         kwargs["interpolate_pos_encoding"] = True
         reducer: Any = self.reducer
-        return (reducer.shrunk(given, patch_size), *args[1:]), kwargs
+        return (reducer.shrunk(given, patch_size, self.views), *args[1:]), kwargs
 
     def around(self, call: AttentionCall, kernel: Kernel) -> Output:
         layer = self._index[call.module]  # names differ where a model is tapped too

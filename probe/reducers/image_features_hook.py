@@ -45,6 +45,7 @@ from probe.hooks.offload import input_device
 from probe.reducers.encoder_output import EncoderOutput
 from probe.reducers.encoder_reducer import EncoderReducer, EncoderTap, tapped
 from probe.reducers.reduction import NONE
+from probe.reducers.single_images import by_image, joined_outputs
 from probe.reducers.tile_order import prompt_order, source_patches
 from probe.subject.token_grid import packed_indices
 
@@ -110,6 +111,7 @@ class ImageFeaturesHook:
             undo.enter_context(override_token_count(self.model, self.kept_patches))
             for tower in self.towers:
                 tap = undo.enter_context(tapped(tower, self.layer, self.reducer, self.model))
+                tap.views = 1 if self.pack is None else None
                 encoded = partial(self._encoded, tap)
                 add_hook(undo, tower.register_forward_hook, encoded, always=True)
             projector = self.projector
@@ -134,7 +136,11 @@ class ImageFeaturesHook:
         pixels, prepared = self._running.prepared.pop(modality, (None, None))
         if prepared is not None and any(value is pixels for value in (*args, *kwargs.values())):
             return prepared
-        return self.methods[modality](*args, **kwargs)
+        method = self.methods[modality]
+        if self.pack is None or not hasattr(self.reducer, "shrunk"):
+            return method(*args, **kwargs)
+        outputs = [method(**one) for one in by_image(method, args, kwargs)]
+        return outputs[0] if len(outputs) == 1 else joined_outputs(outputs)
 
     def _encoded(self, tap: EncoderTap, tower: nn.Module, args: tuple, output: Any) -> None:
         states = getattr(output, "hidden_states", None)

@@ -3,6 +3,7 @@ factories in `METHODS` take.
 
     label, method = METHODS["visionzip"]
     with method(TokenBudget.of(subject.model, 0.25))(subject): ...
+    budgets_of_papers(subject.model)     # LLaVA-1.5: 192, 128, 64 tokens; LLaVA-NeXT: 640, 320, 160
 """
 
 from dataclasses import dataclass
@@ -10,28 +11,59 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from probe.hooks.model_structure import stacks
+from probe.reducers.patch_selection import Budget
 from probe.subject.token_grid import patches_per_side
+
+OF_ONE_VIEW, OF_TILES = (1 / 3, 2 / 9, 1 / 9), (2 / 9, 1 / 9, 1 / 18)  # shares that papers report
+SMALL_GRID = 144  # patches below which those shares are too few tokens to tell methods apart
+OF_SMALL_GRID = (4 / 9, 1 / 4, 1 / 9)
+VIEWS = 5  # of an image in tiles, as papers count: 2 x 2 tiles and the whole
 
 
 @dataclass(frozen=True)
 class TokenBudget:
     """`share`: the fraction of vision tokens that is left; `patches`: of one view; `depth`: the
-    number of LLM layers.
+    number of LLM layers; `views`: of an image whose tokens are counted together, 1 where each view
+    is counted by itself.
     """
 
     share: float
     patches: int
     depth: int
+    views: int = 1
 
     @classmethod
-    def of(cls, model: PreTrainedModel, share: float) -> "TokenBudget":
-        return cls(share, patches_per_side(model) ** 2, len(stacks(model)["llm"].layers))
+    def of(cls, model: PreTrainedModel, share: float, views: int = 1) -> "TokenBudget":
+        return cls(share, patches_per_side(model) ** 2, len(stacks(model)["llm"].layers), views)
 
     @property
     def tokens(self) -> int:
-        """Tokens that are left of one view, at least 2.
+        """Tokens that are left of what is counted together, at least 2 of a view.
 
         >>> TokenBudget(share=0.11, patches=576, depth=32).tokens
         63
+        >>> TokenBudget(share=2 / 9, patches=576, depth=32, views=5).tokens
+        640
         """
-        return max(2, round(self.share * self.patches))
+        return max(2 * self.views, round(self.share * self.patches * self.views))
+
+    @property
+    def share_of_centres(self) -> float:
+        """Of a view's patches, where each view is left one further token."""
+        return (self.tokens / self.views - 1) / self.patches
+
+    @property
+    def counted(self) -> Budget:
+        """What `tokens` are tokens of."""
+        return "view" if self.views == 1 else "image"
+
+
+def budgets_of_papers(model: PreTrainedModel) -> list[TokenBudget]:
+    """The budgets that recent papers compare at: 192, 128 and 64 tokens of a view of 576; 640, 320
+    and 160 of an image of five such views. A small grid has 4/9, 1/4 and 1/9 of its patches.
+    """
+    patches = patches_per_side(model) ** 2
+    tiles = getattr(model.config, "image_grid_pinpoints", None)
+    shares = OF_TILES if tiles else OF_ONE_VIEW
+    shares = OF_SMALL_GRID if patches < SMALL_GRID else shares
+    return [TokenBudget.of(model, share, VIEWS if tiles else 1) for share in shares]

@@ -39,8 +39,8 @@ SHARE = 10 / 64  # of the tokens that are contextual, in the authors' smallest s
 
 @dataclass(frozen=True)
 class VisionZip(Reducer):
-    """`dominant` (class token included, as the authors count) + `contextual` tokens of each view, or
-    with `budget="image"` of all views of an image, in equal shares (rounded down).
+    """`dominant` (class token included, as the authors count) + `contextual` tokens of each view,
+    or with `budget="image"` of all views of an image, in equal shares (rounded down).
 
     Defined where the authors' code fails: with 0 contextual tokens the rest is discarded; no more
     tokens are made than there are positions; with 0 dominant tokens the class token is discarded

@@ -65,6 +65,19 @@ def test_it_writes_table_costs_and_figure_and_goes_on_for_nothing(run, tmp_path,
     assert (code, said) == (2, "") and "plan.methods" in error and error.count("\n") == 1
 
 
+def test_a_benchmark_compares_with_random_selection_and_a_smaller_image(run, tmp_path):
+    asked = ("--reducers", "visionzip,random,downsample", "--keep", "0.25", "--seeds", "2")
+    rest = ("--limit", "6", "--repeats", "1", "--published", "visionzip_llava15_7b")
+    code, said, error = run("reduce", "--bench", *asked, *rest, "--beside", "tiny-llava")
+    assert code == 0, error
+    table = pd.read_csv(tmp_path / "probe-out" / "reduce" / "bench.csv").set_index("method")
+    named = ["VisionZip 9 tokens", "random 9 tokens, mean of 2", "down-sampling 9 tokens"]
+    assert list(table.index) == ["all tokens", *named, "tiny-llava"]
+    assert table.loc["down-sampling 9 tokens", "hard"] == 0
+    assert table.loc[named, "vision_tokens"].tolist() == [9, 9, 9]
+    assert "2 figures (png, svg): bench, reduce" in said
+
+
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [

@@ -4,6 +4,7 @@ left afterwards.
 
 import inspect
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,7 +32,9 @@ from probe.hooks.model_structure import vision_positions
 from probe.interventions.sweep import windows
 from probe.reducers import (
     CDPruner,
+    ContextualOnly,
     DivPrune,
+    DominantOnly,
     DownSample,
     FastV,
     Grid,
@@ -112,7 +115,9 @@ def test_inputs_from_outside_lose_their_surplus_placeholders(make, reducer):
 
 @pytest.mark.parametrize("make", [llava15, llava_next_vicuna])
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("reducer", [ZIP, PruMerge(plus=True), VScan(8)], ids=repr)
+@pytest.mark.parametrize(
+    "reducer", [ZIP, PruMerge(plus=True), VScan(8), DownSample(24, budget="image")], ids=repr
+)
 def test_a_padded_row_is_what_it_is_alone(make, side, reducer):
     ours = subject(make)
     with probe.reduced(ours, reducer):
@@ -478,9 +483,15 @@ def test_a_layer_that_the_encoder_does_not_have_is_refused_before_anything_runs(
     assert "layers of the encoder, 0 to 2" in refuses(subject(), VScan(8, shallow_layer=3))
 
 
-@pytest.mark.parametrize(
-    "reducer", [VisPruner(30, budget="image"), Random(30, budget="image")], ids=repr
-)
+OF_THE_IMAGE = [
+    *(VisionZip(23, 7, budget="image"), VisPruner(30, budget="image")),
+    *(HoloV(30, budget="image"), HiPrune(30, budget="image"), VScan(30, budget="image")),
+    *(DivPrune(30, budget="image"), Random(30, budget="image"), Grid(30, budget="image")),
+    *(DominantOnly(30, budget="image"), ContextualOnly(30, budget="image")),
+]
+
+
+@pytest.mark.parametrize("reducer", OF_THE_IMAGE, ids=repr)
 def test_a_budget_is_for_all_tiles_of_an_image(reducer):
     ours = subject(llava_next_vicuna)
     with probe.reduced(ours, reducer):
@@ -488,6 +499,27 @@ def test_a_budget_is_for_all_tiles_of_an_image(reducer):
     views = inputs["pixel_values"].shape[1]
     assert views > 1
     assert int(inputs.types.vision.sum()) == 30 // views * views
+
+
+@pytest.mark.parametrize(
+    "reducer", [VisionZip(5, 3, budget="image"), DownSample(9, budget="image")], ids=repr
+)
+def test_an_image_of_one_view_has_the_whole_budget(reducer):
+    ours = subject()
+    of_each_view = replace(reducer, budget="view")
+    with probe.reduced(ours, reducer):
+        found = logits(ours, ours.encode(picture(), QUESTION))
+    with probe.reduced(ours, of_each_view):
+        assert torch.equal(logits(ours, ours.encode(picture(), QUESTION)), found)
+
+
+def test_views_have_outliers_of_their_own():
+    towers = subject().model.model.vision_tower
+    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found = encode(towers, pixels, PruMerge(budget="view"))
+        alone = [encode(towers, view[None], PruMerge()) for view in pixels]
+    assert found.count == tuple(one.count[0] for one in alone)
 
 
 def test_a_shrunk_image_keeps_the_encoder_and_its_positions():

@@ -1,4 +1,5 @@
-"""Numbers that papers print, as data: for overlays in figures and for comparison, never results of ours.
+"""Numbers that papers print, as data: for overlays in figures and for comparison, never results of
+ours.
 
     published("llava_mini_table1")          # a table by its name, as a DataFrame
     published("visionzip_llava15_7b").query("method == 'VisionZip'")
@@ -13,8 +14,8 @@
 | `llava_mini_ablations` | vision tokens, pre-fusion, compression | Tables 6, 7, 8, 11, 12 |
 | `llava_mini_latency_ms` | latency on three GPUs | Table 13 |
 | `llava_mini_flops_components_t` | 10^12 operations by component | Table 14 |
-| `visionzip_llava15_7b` | share of plain accuracy, 576 tokens | arXiv 2412.04467, transcribed |
-| `visionzip_llava_next_7b` | share of plain accuracy, 2,880 tokens | arXiv 2412.04467, transcribed |
+| `visionzip_llava15_7b` | share of plain accuracy, 576 tokens | arXiv 2412.04467, copied |
+| `visionzip_llava_next_7b` | share of plain accuracy, 2,880 tokens | arXiv 2412.04467, copied |
 
 An empty cell is a number that the paper does not print. What contradicts itself in the papers:
 Table 6's 1.81 for three pre-fusion layers does not fit its own slope (0.25 a layer gives 1.71);
@@ -37,7 +38,7 @@ def published(name: str) -> pd.DataFrame:
 
     Raises ProbeError for another name.
 
-    >>> published("llava_mini_latency_ms").set_index("method").loc["LLaVA-v1.5", "a100"]
+    >>> float(published("llava_mini_latency_ms").set_index("method").loc["LLaVA-v1.5", "a100"])
     113.04
     """
     one_of("published", "a table", name, TABLES)

@@ -200,8 +200,8 @@ def _fuse(
 ) -> tuple[
     Float[Tensor, "row patch dim"], Float[Tensor, "row token dim"], Float[Tensor, "row word dim"]
 ]:
-    """Patches, tokens and words after pre-fusion. Positions are those of each question asked alone: the
-    number of positions that a word sees before itself.
+    """Patches, tokens and words after pre-fusion. Positions are those of each question asked alone:
+    the number of positions that a word sees before itself.
     """
     patches, front = vision.shape[1], vision.shape[1] + tokens.shape[1]
     hidden = torch.cat([vision, tokens, words], 1)
