@@ -18,6 +18,7 @@ Shares of the patches are matched, not numbers: 1, 4 and 9 of 36 tokens are the 
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -90,7 +91,7 @@ def right(folder: Path, steps: int) -> float:
     log = folder / LOG
     if not log.exists():
         return np.nan
-    reached = pd.read_csv(log).set_index("step")["all"]
+    reached: Any = pd.read_csv(log).set_index("step")["all"]
     return 100 * float(reached.get(steps, np.nan))
 
 
@@ -141,7 +142,7 @@ def _printed(table: int, recipe: MiniRecipe, tokens: int) -> dict[str, object]:
     """
     printed = published("llava_mini_ablations").query("table == @table and resolution == 336")
     in_llm = printed["method"].str.contains("within")
-    same = printed[in_llm]
+    same: Any = printed[in_llm]
     if recipe.fusion != "in_llm":
         as_deep = printed["prefusion_layers"] == recipe.prefusion_layers
         same = printed[~in_llm & as_deep & (printed["compression"] == recipe.compression)]

@@ -212,11 +212,13 @@ def methods_of(
             exact = budget.tokens == round(budget.share * whole) and not in_tokens
             kept = f"{100 * budget.share:.3g} %" if exact else f"{budget.tokens} tokens"
             name, reducer = f"{label} {kept}", make(budget)
-            drawn = seeds if isinstance(reducer, Random) else 1
-            for seed in range(drawn):
-                own = name if drawn == 1 else f"{name}, seed {seed}"
-                used: Any = reducer if drawn == 1 else replace(reducer, seed=seed)
-                method = Method(own, subject, (used,), family=label, budget=budget.tokens)
+            used: dict[str, Any] = {name: reducer}
+            if seeds > 1 and isinstance(reducer, Random):
+                used = {
+                    f"{name}, seed {seed}": replace(reducer, seed=seed) for seed in range(seeds)
+                }
+            for own, drawn in used.items():
+                method = Method(own, subject, (drawn,), family=label, budget=budget.tokens)
                 methods.setdefault(own, method)
     methods |= {other.name: Method(other.name, other, family=other.name) for other in others}
     return list(methods.values())

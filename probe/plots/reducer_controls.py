@@ -54,8 +54,8 @@ def reducer_benchmark(
     Raises ProbeError for anything else.
     """
     table = benchmark_table(answers, costs, seed=seed)
-    methods = table[table["budget"] > 0]
-    smallest = methods[methods["budget"] == methods["budget"].min()]
+    methods: Any = table[table["budget"] > 0]
+    smallest: Any = methods[methods["budget"] == methods["budget"].min()]
     order = smallest.sort_values("over_random", na_position="last")["family"].tolist()[::-1]
     timed = "speed_up" in table
     size = (4.2, HEIGHT + ROW * len(order))
@@ -74,13 +74,13 @@ def reducer_benchmark(
     return figure_of(axes)
 
 
-def _over_random(axis: Axes, methods: pd.DataFrame, order: list[str]) -> None:
+def _over_random(axis: Axes, methods: Any, order: list[str]) -> None:
     axis.axvline(0, color=GREY, linewidth=0.8, linestyle=DASHED)
     budgets = sorted(methods["budget"].unique())
     for number, budget in enumerate(budgets):
         marker, colour = BY_BUDGET[min(number, len(BY_BUDGET) - 1)]
         shift = 0.25 * (number - (len(budgets) - 1) / 2)
-        of_budget = methods[(methods["budget"] == budget) & (methods["family"] != RANDOM)]
+        of_budget: Any = methods[(methods["budget"] == budget) & (methods["family"] != RANDOM)]
         better = of_budget["over_random_low"] > 0
         _dots(axis, of_budget, order, "over_random", marker, colour, shift, better.to_numpy())
         axis.plot([], [], marker, color=colour, label=f"{budget} tokens")
@@ -90,9 +90,9 @@ def _over_random(axis: Axes, methods: pd.DataFrame, order: list[str]) -> None:
     legend(axis, ncols=2, **below(axis))
 
 
-def _spread_of_seeds(axis: Axes, methods: pd.DataFrame, order: list[str]) -> None:
+def _spread_of_seeds(axis: Axes, methods: Any, order: list[str]) -> None:
     """Random selection itself: from its worst to its best seed at the smallest budget."""
-    of_random = methods[methods["family"] == RANDOM]
+    of_random: Any = methods[methods["family"] == RANDOM]
     if of_random.empty or int(of_random["cases"].max()) < 2:
         return
     row = of_random.loc[of_random["budget"].idxmin()]
@@ -100,7 +100,7 @@ def _spread_of_seeds(axis: Axes, methods: pd.DataFrame, order: list[str]) -> Non
     axis.plot(ends, [order.index(RANDOM)] * 2, color=GREY, linewidth=5, alpha=0.5)
 
 
-def _difficulty(axis: Axes, smallest: pd.DataFrame, order: list[str]) -> None:
+def _difficulty(axis: Axes, smallest: Any, order: list[str]) -> None:
     for row in smallest.to_dict("records"):
         place = order.index(row["family"])
         axis.plot([row["hard"], row["rest"]], [place] * 2, color=GREY, linewidth=0.8, zorder=0)
@@ -113,7 +113,7 @@ def _difficulty(axis: Axes, smallest: pd.DataFrame, order: list[str]) -> None:
     legend(axis, **below(axis))
 
 
-def _speed(axis: Axes, smallest: pd.DataFrame, order: list[str]) -> None:
+def _speed(axis: Axes, smallest: Any, order: list[str]) -> None:
     axis.axvline(1, color=GREY, linewidth=0.8, linestyle=DASHED)
     faster = (smallest["speed_up_low"] > 1).to_numpy()
     _dots(axis, smallest, order, "speed_up", "o", BLUE, 0.0, faster)
@@ -153,7 +153,7 @@ def _dots(
         )
 
 
-def _notes(answers: xr.Dataset, smallest: pd.DataFrame, timed: bool) -> list[str]:
+def _notes(answers: xr.Dataset, smallest: Any, timed: bool) -> list[str]:
     tokens = int(smallest["budget"].iloc[0])
     notes = [
         f"{answers.attrs.get('benchmark')}: {answers.sizes['sample']} questions; bars: 95 % "

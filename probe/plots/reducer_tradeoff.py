@@ -182,7 +182,7 @@ def _draw(axis: Axes, table: pd.DataFrame, families: dict[str, Look]) -> None:
 
 def _draw_seeds(axis: Axes, rows: pd.DataFrame, family: str, look: Look) -> None:
     """Several draws of each budget: their mean, and a band from the worst to the best."""
-    budgets = rows.groupby("budget", sort=True)
+    budgets: Any = rows.groupby("budget", sort=True)
     x, y, count = budgets["x"].mean(), budgets["y"].mean(), int(budgets.size().max())
     axis.plot(x, y, label=f"{family} (worst to best of {count})", **look._asdict())
     shade(
