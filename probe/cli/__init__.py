@@ -8,6 +8,7 @@
     probe view RECORD    # a page to look around in: words, layers, heads, boxes on the image
     probe cost           # operations, cache, time and memory of reading a prompt
     probe verify         # are the promises kept on this model?
+    probe report PATHS   # one page: figures, definitions, how it was made, a methods paragraph
     probe train          # make a shipped model again
     probe status DIR     # how far a run is: done, claimed, failed, time left, a line a worker
     probe convert DIR    # LLaVA-Mini's authors' checkpoint, for transformers
@@ -49,6 +50,7 @@ VERBS = (
     "train",
     "convert",
     "status",
+    "report",
 )
 DONE, BROKEN, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 

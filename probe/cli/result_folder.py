@@ -7,13 +7,15 @@
         folder.figures(plots.figures(record))
     folder.announce()                              # written to out/: record.zarr.zip, ...
 
-`results.json` in it says which verb wrote which files, so that its next results replace them. Any
+`results.json` in it says which verb wrote which files, so that its next results replace them, and
+the command that did. Any
 other file is its user's: it is never removed, and renamed where a result needs its name.
 """
 
 import json
 import os
 import secrets
+import shlex
 import signal
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe.cli.output import say
+from probe.cli.worker import command_line
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MANIFEST = "results.json"
-ENDINGS = (".png", ".svg", ".csv", ".json", ".zip")
+ENDINGS = (".png", ".svg", ".csv", ".json", ".zip", ".html", ".md")
 
 
 class ResultFolder:
@@ -118,7 +121,9 @@ class ResultFolder:
 
     def claim(self, manifest: Mapping[str, str]) -> None:
         """Writes down which verb the folder belongs to, and the digests of its files."""
-        text = json.dumps({"verb": self.verb, "files": manifest}, indent=1)
+        command = shlex.join(("probe", *command_line.get()))
+        content = {"verb": self.verb, "command": command, "files": manifest}
+        text = json.dumps(content, indent=1)
         temporary = self.unfinished / MANIFEST
         temporary.write_text(text + "\n", encoding="utf-8")
         if not _manifest(self.out):
@@ -199,6 +204,7 @@ def _manifest(out: Path) -> dict[str, Any]:
         files = {str(name): str(digest) for name, digest in content["files"].items()}
         return {
             "verb": str(content["verb"]),
+            "command": str(content.get("command", "")),
             "files": {name: digest for name, digest in files.items() if "/" not in name},
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

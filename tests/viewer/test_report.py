@@ -1,0 +1,78 @@
+"""Reports: what stands on the page, that every text is escaped, and what is refused."""
+
+import json
+import re
+import shlex
+
+import pytest
+from typer.testing import CliRunner
+
+import probe
+from probe.cli import _app
+from probe.models.tiny.questions import sample_image
+from probe.plots.all_figures import figures
+from probe.viewer.report import report
+from probe.viewer.report_page import as_html, as_markdown, report_files
+from probe.viewer.report_text import DEFINITIONS, definition_of
+
+EVIL = "<script>alert(1)</script>&\"'"
+
+
+@pytest.fixture(scope="module")
+def record_file(tmp_path_factory):
+    subject = probe.load("tiny-llava")
+    image, _, _ = sample_image(seed=0)
+    record = probe.measure(subject, image, "Is there a circle?", stacks=["llm"])
+    record.attrs["model"] = EVIL
+    return probe.save_record(record, tmp_path_factory.mktemp("record") / "mine")
+
+
+def test_a_record_gets_its_figures_definitions_and_methods(record_file):
+    (part,) = report([record_file])
+    drawn = figures(probe.open_record(record_file))
+    assert [figure.name for figure in part.figures] == list(drawn)
+    assert all(figure.definition for figure in part.figures)
+    assert part.made["attention kernel"] == "sdpa"
+    assert part.made["samples"] == "1"
+    assert probe.__version__ in part.methods
+    assert "toy" in part.methods
+
+
+def test_html_loads_nothing_and_escapes_everything(record_file):
+    page = as_html(report([record_file]), title=EVIL)
+    assert "<script" not in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert "default-src 'none'" in page
+    assert page.count("<figure>") == len(report([record_file])[0].figures)
+
+
+def test_markdown_names_the_figures_that_lie_beside_it(record_file):
+    text, files = as_markdown(report([record_file]))
+    assert re.findall(r"\]\(([^)]+)\)", text) == list(files)
+    assert all(png.startswith(b"\x89PNG") for png in files.values())
+    assert "<script" not in text.replace("\\<script", "")
+
+
+def test_a_command_makes_the_folder_of_a_report_again(record_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner().invoke(_app(), ["report", str(record_file)])
+    assert run.exit_code == 0, run.output
+    assert (tmp_path / "probe-out/report/report.html").read_text().startswith("<!DOCTYPE html>")
+    manifest = json.loads((tmp_path / "probe-out/report/results.json").read_text())
+    assert shlex.split(manifest["command"])[0] == "probe"
+
+
+def test_a_folder_without_results_a_form_and_an_unknown_file_are_refused(record_file, tmp_path):
+    with pytest.raises(probe.ProbeError, match="finish the run"):
+        report([tmp_path])
+    with pytest.raises(probe.ProbeError, match="record"):
+        report([tmp_path / "nothing"])
+    with pytest.raises(probe.ProbeError, match="at least one"):
+        report([])
+    with pytest.raises(probe.ProbeError, match="html, markdown"):
+        report_files(report([record_file]), "pdf")
+
+
+def test_the_longest_name_defines_a_figure():
+    assert definition_of("llm-entropy-ratio") == DEFINITIONS["entropy-ratio"]
+    assert definition_of("something") == ""
