@@ -2,6 +2,7 @@
 module when one of its names is first used.
 """
 
+from probe.data.image import Video as Video
 from probe.data.sample import Sample as Sample
 from probe.errors import ProbeError as ProbeError
 from probe.interventions import ablate_heads as ablate_heads

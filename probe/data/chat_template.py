@@ -25,6 +25,7 @@ Message = dict[str, Any]
 Conversation = Sequence[Mapping[str, Any]]
 Template = Callable[[Sequence[Message], bool], str]  # (messages, whether to open the next answer)
 
+PICTURES = ("image", "video")  # types of items that stand for what the model is shown
 # private use characters: no template treats them as space or as letters
 _MARK = re.compile("\ue000([0-9]+)\ue001")
 
@@ -70,7 +71,8 @@ def messages_of(question: str | Conversation, image_count: int, image_token: str
             expected="words, or a conversation (a list of messages)",
             got=shown(question),
         )
-    messages = [_message(message) for message in question]
+    kinds = PICTURES if image_count else PICTURES[:1]
+    messages = [_message(message, kinds) for message in question]
     roles = [message["role"] for message in messages]
     if "user" not in roles or "system" in roles[1:]:
         raise ProbeError(
@@ -83,7 +85,7 @@ def messages_of(question: str | Conversation, image_count: int, image_token: str
         fix = 'pass the image as image=, or say where it goes with a {"type": "image"} item'
         refuse_unreadable("question", item.get("text", ""))
         refuse_placeholders("question", item.get("text", ""), image_token, fix)
-    placeholders = sum(item["type"] == "image" for item in items)
+    placeholders = sum(item["type"] in PICTURES for item in items)
     if placeholders != image_count:
         raise ProbeError(
             "conversation",
@@ -93,11 +95,34 @@ def messages_of(question: str | Conversation, image_count: int, image_token: str
     return messages
 
 
+def with_kinds(messages: Sequence[Message], kinds: Sequence[str]) -> list[Message]:
+    """The messages with items of these types, "image" or "video", in place of the items that stand
+    for images. Raises ProbeError for a video item at which an image was given.
+    """
+    remaining = iter(kinds)
+    converted = []
+    for message in messages:
+        items = [dict(item) for item in message["content"]]
+        for item in items:
+            if item["type"] in PICTURES:
+                kind = next(remaining)
+                if item["type"] == "video" and kind != "video":
+                    raise ProbeError(
+                        "conversation",
+                        expected="a Video for each video item",
+                        got="an image",
+                        fix="pass Video(path or frames)",
+                    )
+                item["type"] = kind
+        converted.append({**message, "content": items})
+    return converted
+
+
 def _is_list_of_mappings(value: Any) -> bool:
     return isinstance(value, Sequence) and all(isinstance(item, Mapping) for item in value)
 
 
-def _message(message: Mapping[str, Any]) -> Message:
+def _message(message: Mapping[str, Any], kinds: Sequence[str]) -> Message:
     def refused(expected: str, value: Any) -> ProbeError:
         return ProbeError("conversation", expected=expected, got=shown(value))
 
@@ -109,8 +134,8 @@ def _message(message: Mapping[str, Any]) -> Message:
         raise refused("contents of words or a list of items", content)
     for item in items:
         is_text = item.get("type") == "text" and isinstance(item.get("text"), str)
-        if not is_text and item.get("type") != "image":
-            raise refused("contents of type text or image", item)
+        if not is_text and item.get("type") not in kinds:
+            raise refused("contents of type text or image, or video where one is given", item)
     kept = [{key: item[key] for key in ("type", "text") if key in item} for item in items]
     return {"role": role, "content": kept}
 

@@ -5,14 +5,15 @@ Only raster formats are read, so that no file is interpreted as a program, and o
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, shown
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # of one image, 256 MiB in RGB: Pillow warns about larger ones
@@ -22,16 +23,74 @@ EXIF = ("upright", "ignore")  # turned as the orientation in the file says, or a
 @dataclass(frozen=True)
 class Video:
     """A video instead of an image, for a model that takes them: a file, a folder of frames, or
-    frames.
+    frames (PIL images, or an array (frame, height, width, 3) of 8 bits).
 
-    >>> str(Video("clip.mp4"))
-    'clip.mp4'
+    fps: of a file, how many frames are taken of each second, 1 by default and at most all; of given
+    frames and of a folder, how many there are a second, 1 by default, and all are taken. start,
+    end: the seconds from and up to which frames are taken. Raises ProbeError for other values.
+    `open_video` reads it.
+
+    >>> str(Video("clip.mp4", fps=2, end=30))
+    'clip.mp4, 2 fps, up to 30 s'
     """
 
-    source: str | Path | tuple[Image.Image, ...]
+    source: str | Path | Sequence[Image.Image] | np.ndarray
+    fps: float | None = None
+    start: float | None = None
+    end: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str | Path):
+            object.__setattr__(self, "source", _frames(self.source))  # one that can be compared
+        if self.fps is not None and not _is_number(self.fps, above=0):
+            raise ProbeError("Video", expected="fps above 0", got=shown(self.fps))
+        for name in ("start", "end"):
+            value = getattr(self, name)
+            if value is not None and not _is_number(value, above=-1e-9):
+                raise ProbeError(
+                    "Video", expected=f"{name} in seconds, 0 or more", got=shown(value)
+                )
+        if self.end is not None and self.end <= (self.start or 0):
+            raise ProbeError("Video", expected="an end after its start", got=f"{self.end:g} s")
+
+    @property
+    def path(self) -> Path | None:
+        """Its file or folder, None where frames were given."""
+        return Path(self.source) if isinstance(self.source, str | Path) else None
+
+    @property
+    def frames(self) -> tuple[Image.Image, ...]:
+        """The frames that were given, none where it is a path."""
+        return self.source if isinstance(self.source, tuple) else ()
 
     def __str__(self) -> str:
-        return "frames" if isinstance(self.source, tuple) else str(self.source)
+        parts = ["frames" if self.path is None else str(self.path)]
+        parts += [f"{self.fps:g} fps"] if self.fps is not None else []
+        parts += [f"from {self.start:g} s"] if self.start is not None else []
+        parts += [f"up to {self.end:g} s"] if self.end is not None else []
+        return ", ".join(parts)
+
+
+def _is_number(value: Any, above: float) -> bool:
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return number and bool(np.isfinite(value)) and bool(value > above)
+
+
+def _frames(source: Any) -> tuple[Image.Image, ...]:
+    """Frames as images. Raises ProbeError for what is none."""
+    expected = "a path, PIL images, or an array (frame, height, width, 3) of 8 bits"
+    if isinstance(source, np.ndarray):
+        if source.ndim != 4 or source.shape[-1] != 3 or source.dtype != np.uint8:
+            got = f"an array of shape {source.shape} and {source.dtype}"
+            raise ProbeError("Video", expected=expected, got=got)
+        return tuple(map(Image.fromarray, source))
+    if isinstance(source, Image.Image) or not isinstance(source, Iterable):
+        raise ProbeError("Video", expected=expected, got=f"a {type(source).__name__}")
+    frames = tuple(source)
+    for frame in frames:
+        if not isinstance(frame, Image.Image):
+            raise ProbeError("Video", expected=expected, got=f"a {type(frame).__name__} among them")
+    return frames
 
 
 ImageSource = str | Path | Image.Image | Video

@@ -54,8 +54,7 @@ def _identity(image: ImageSource, read: dict[int, str]) -> str:
     if isinstance(image, str | Path):
         return str(image)
     if isinstance(image, Video):
-        frames = image.source if isinstance(image.source, tuple) else ()
-        return "+".join(_identity(frame, read) for frame in frames) or str(image)
+        return "+".join([str(image), *(_identity(frame, read) for frame in image.frames)])
     if not isinstance(image, Image.Image):
         raise TypeError(f"a {type(image).__name__} is no image")
     if id(image) not in read:

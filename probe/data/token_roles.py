@@ -96,8 +96,11 @@ def _labelled(
     return Roles(ids, role, turn)
 
 
-def expanded(roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: int) -> Roles:
-    """The roles of the tokens that a processor made, where each placeholder has become many.
+def expanded(
+    roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: int | Sequence[int]
+) -> Roles:
+    """The roles of the tokens that a processor made, where each placeholder (any of `image_token`)
+    has become many.
 
     Raises ProbeError where the other tokens are not the same.
     """
@@ -107,7 +110,8 @@ def expanded(roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: 
             expected="one that changes nothing but the placeholders",
             got="other tokens",
         )
-    is_text, was_text = ids != image_token, roles.ids != image_token
+    is_text = ~np.isin(ids, image_token)
+    was_text = ~np.isin(roles.ids, image_token)
     role, turn = np.full(len(ids), INSTRUCTION), np.zeros(len(ids), dtype=np.int64)
     role[is_text], turn[is_text] = roles.role[was_text], roles.turn[was_text]
     # an image belongs to the turn of the text before it
@@ -119,9 +123,12 @@ def expanded(roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: 
     return replace(roles, ids=ids, role=role, turn=turn[previous_text])
 
 
-def same_words(roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: int) -> bool:
+def same_words(
+    roles: Roles, ids: Int[np.ndarray, "expanded_token"], image_token: int | Sequence[int]
+) -> bool:
     """Whether these are the same tokens, placeholders left out."""
-    return np.array_equal(roles.ids[roles.ids != image_token], ids[ids != image_token])
+    words = roles.ids[~np.isin(roles.ids, image_token)]
+    return np.array_equal(words, ids[~np.isin(ids, image_token)])
 
 
 def with_replacements(rendering: Rendering, replacements: Sequence[Mapping[str, Any]]) -> Rendering:

@@ -249,13 +249,32 @@ def image_token_id(model: PreTrainedModel) -> int:
     )
 
 
+def video_token_id(model: nn.Module) -> int | None:
+    """The id that stands for the vision tokens of a video, None where it is that of an image."""
+    config: Any = model.config
+    for name in ("video_token_id", "video_token_index"):
+        token = getattr(config, name, None)
+        if isinstance(token, int):
+            return token
+    return None
+
+
+def placeholder_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    """The ids that stand for vision tokens: of images and, if it is another, of videos."""
+    ids = image_token_id(model), video_token_id(model)
+    return tuple(dict.fromkeys(token for token in ids if token is not None))
+
+
 def vision_positions(
     model: PreTrainedModel, input_ids: Int[torch.Tensor, "batch token"]
 ) -> Bool[torch.Tensor, "batch token"]:
     """The positions that hold vision tokens (newline tokens of LLaVA-NeXT included); none in a
     model that reads images by cross-attention, where a placeholder is a word like others.
     """
-    is_image = input_ids == image_token_id(model)
+    image_token, *others = placeholder_ids(model)
+    is_image = input_ids == image_token
+    for token in others:
+        is_image = is_image | (input_ids == token)
     structure = state_of(model).structure  # as it was found last: this runs in every forward
     reads_across = CROSS in (stacks(model) if structure is None else structure[1])
     return torch.zeros_like(is_image) if reads_across else is_image

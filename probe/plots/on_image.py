@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -28,11 +28,13 @@ from probe.plots.patches import (
     LOG_BAR,
     View,
     draw_patches,
+    kept_images,
     log_scale,
     middles,
     outlined,
     preprocessing,
     show_image,
+    small_image,
 )
 from probe.plots.style import (
     SKY,
@@ -48,6 +50,7 @@ from probe.records import node
 
 _CALLED = "plots.heatmaps"
 _COLUMNS = 5  # panels in a row of the figure
+_FRAMES = 6  # of a longer video that are drawn, unless one is chosen
 _WIDTH = 1.9  # of a panel, in inches
 
 
@@ -77,7 +80,8 @@ def heatmaps(
         sample: index or id.
         query_type: by default the response, or what comes nearest to it and was measured.
         layers: an index from 0 or several; by default nine evenly spread in each record.
-        image, tile: only that one (from 0; tile 0 is the whole image).
+        image, tile: only that one (from 0; tile 0 is the whole image). Frames of a video count as
+            images; by default six of a longer one.
         token: the map of that one token instead (its index on the axis `token` of a record that
             was measured with `maps`).
         floor: of the colours; by default what 99 % of the patches reach, at most three decades
@@ -221,10 +225,12 @@ def views(
     if tile is not None:
         parts = {f"tile {tile}": tiles == tile}
     images = np.unique(owner[placed]).tolist()
+    root = record.to_dataset()
+    drawn = _evenly(images, keys, kept_images(root, sample)) if image is None else [image]
     found = []
-    for number in images if image is None else [image]:
-        pixels = _pixels(record.to_dataset(), sample, number)
-        image_title = f"image {number + 1}" if len(images) > 1 else ""
+    for number in drawn:
+        pixels = small_image(root, sample, number)
+        image_title = _image_title(keys, number) if len(images) > 1 else ""
         for part, inside in parts.items():
             mask = placed & (owner == number) & inside
             if mask.any():
@@ -240,11 +246,23 @@ def views(
     return found
 
 
-def _pixels(root: xr.Dataset, sample: int, image: int) -> UInt8[np.ndarray, "height width channel"]:
-    if "images" not in root or not 0 <= image < root.sizes["image"]:
-        return np.empty((0, 0, 3), np.uint8)
-    height, width = root["image_size"].values[sample, image]
-    return root["images"].values[sample, image, :height, :width]
+def _evenly(images: list[int], keys: xr.Dataset, kept: list[int]) -> list[int]:
+    """All images; of a long video some frames, evenly chosen of those that the record kept."""
+    if "key_frame" not in keys or len(images) <= _FRAMES:
+        return images
+    images = [image for image in images if image in kept] or images
+    places = np.linspace(0, len(images) - 1, _FRAMES).round().astype(int)
+    return [images[place] for place in places]
+
+
+def _image_title(keys: xr.Dataset, image: int) -> str:
+    """ "image 2", or "frame 3, 2.0 s" of a video."""
+    if "key_frame" in keys:
+        own = (keys["key_image"].values == image) & (keys["key_frame"].values >= 0)
+        if own.any():
+            frame, time = (keys[name].values[own][0] for name in ("key_frame", "key_time"))
+            return f"frame {frame + 1}, {time:.1f} s"
+    return f"image {image + 1}"
 
 
 def has_values(measured: xr.Dataset, sample: int | str, query_type: str) -> bool:

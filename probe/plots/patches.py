@@ -63,6 +63,28 @@ class View:
         return replace(self, values=np.where(self.sinks, np.nan, self.values))
 
 
+def kept_images(root: xr.Dataset, sample: int) -> list[int]:
+    """The numbers of a sample's images of which the record has a small copy."""
+    if "images" not in root:
+        return []
+    count = int(root["image_size"].values[sample].any(-1).sum())
+    if "image_number" in root and (root["image_number"].values[sample] >= 0).any():
+        return root["image_number"].values[sample][:count].tolist()
+    return list(range(count))
+
+
+def small_image(
+    root: xr.Dataset, sample: int, image: int
+) -> UInt8[np.ndarray, "height width channel"]:
+    """The record's small copy of an image, or of a frame; empty where it has none."""
+    kept = kept_images(root, sample)
+    if image not in kept:
+        return np.empty((0, 0, 3), np.uint8)
+    place = kept.index(image)
+    height, width = root["image_size"].values[sample, place]
+    return root["images"].values[sample, place, :height, :width]
+
+
 def show_image(axis: Axes, pixels: UInt8[np.ndarray, "height width channel"], grey: float = 0):
     """Draw an image in its own pixel coordinates; nothing where none was kept.
 

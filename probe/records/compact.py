@@ -14,9 +14,10 @@ from probe.data.sample import Sample
 from probe.records.provenance import content_hash
 from probe.records.schema import ROOT
 
-PIXELS = ("images", "image_size")
+PIXELS = ("images", "image_size", "image_number")
 POSITIONS = ("tokens", "token_type")
 PATCHES = ("received", "key_image", "key_tile", "key_row", "key_col", "key_box", "key_sink", "edge")
+PATCHES += ("key_frame", "key_last_frame", "key_time")
 
 
 def without_pixels(

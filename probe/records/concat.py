@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from probe.errors import ProbeError, not_empty
-from probe.records.schema import CONDITIONS, LABELS
+from probe.records.schema import CONDITIONS, LABELS, OPTIONAL
 from probe.records.validate import tree_of, validate
 
 SAMPLE = "sample"
@@ -168,7 +168,7 @@ def _merged_stack(stack: str, nodes: list[xr.DataTree]) -> xr.Dataset:
             _same(f"{stack} {name}", _labels(first, name), _labels(other, name))
         if differing := _only_in_one(first, other):
             raise _different(f"{stack} variables", f"{differing} in only one")
-        for name in other.variables:
+        for name in first.variables.keys() & other.variables.keys():
             dims, other_dims = first[name].dims, other[name].dims
             # a count that is the same in all layers has no axis of layers
             if (set(dims) ^ set(other_dims)) - {"layer"}:
@@ -179,7 +179,7 @@ def _merged_stack(stack: str, nodes: list[xr.DataTree]) -> xr.Dataset:
 def _joined_part(path: str, nodes: list[Node], sizes: Mapping[Any, int]) -> Node:
     names = nodes[0].variables.keys()
     for other in nodes[1:]:
-        if other.variables.keys() != names:
+        if (other.variables.keys() ^ names) - {*OPTIONAL}:
             raise ProbeError(
                 "run",
                 expected="the same variables in all parts",
@@ -189,7 +189,8 @@ def _joined_part(path: str, nodes: list[Node], sizes: Mapping[Any, int]) -> Node
 
 
 def _only_in_one(first: Node | xr.Dataset, other: Node | xr.Dataset) -> str:
-    return ", ".join(sorted(map(str, first.variables.keys() ^ other.variables.keys())))
+    differing = (first.variables.keys() ^ other.variables.keys()) - {*OPTIONAL}
+    return ", ".join(sorted(map(str, differing)))
 
 
 def _labels(dataset: xr.Dataset, name: str) -> list:

@@ -166,11 +166,14 @@ def patch_variables(name: str, dims: str = "") -> dict[str, Variable]:
     """Where the patches along the dim `name` lie: the arrays of `PatchGrid.variables`."""
     dims = f"{dims} {name}".strip()
     return {
-        f"{name}_image": _index(dims, "image of the patch"),
+        f"{name}_image": _index(dims, "image of the patch; the frames of a video count one by one"),
         f"{name}_tile": _index(dims, "tile of the image; 0 = the whole image"),
         f"{name}_row": _index(dims, "row within the tile; -1 = newline"),
         f"{name}_col": _index(dims, "column within the tile; -1 = newline"),
         f"{name}_box": Variable(f"{dims} edge", "fraction", "edges of the patch in the image"),
+        f"{name}_frame": _index(dims, "frame of a video; -1 = another image"),
+        f"{name}_last_frame": _index(dims, "last frame that the patch shows, of several"),
+        f"{name}_time": Variable(dims, "s", "time in the video, of several frames the mean"),
     }
 
 
@@ -184,6 +187,7 @@ ROOT = {
     "token_type": _text("sample position", "token type"),
     "response_ids": _index("sample answer", "token ids of the response, its closing included"),
     **image_variables("sample"),
+    "image_number": _index("sample image", "number of the image, where not all are kept"),
     "image_path": _text("sample", "files of the images"),
     "image_sha256": _text("sample image", "SHA-256 of the image, where its pixels are not kept"),
 }
@@ -233,6 +237,8 @@ STACK = {
     "map_token": _text("sample token", "the query token"),
 }
 
+# Only records with a video have these: merged with others, those are padded.
+OPTIONAL = ("image_number", "key_frame", "key_last_frame", "key_time")
 REQUIRED = ("mass", "query_count", "key_count")
 LABELS = ("layer", "head", "query_type", "key_type", "edge")  # dims that always have a coordinate
 EDGES = ("left", "top", "right", "bottom")

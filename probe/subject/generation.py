@@ -13,7 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from probe.data.token_types import LAST
 from probe.errors import ProbeError, at_least
 from probe.hooks.finite_states import raise_not_finite
-from probe.hooks.model_structure import image_token_id, max_positions
+from probe.hooks.model_structure import max_positions, placeholder_ids
 from probe.subject.inputs import Inputs, TokenizerInfo
 
 # A checkpoint's own sampling options would only make transformers warn that they are not used
@@ -46,7 +46,7 @@ def generate_ids(
     width = inputs["input_ids"].shape[1]
     check_length(model, width + 1)
     room = (max_positions(model) or width + max_new_tokens) - width
-    defaults: dict[str, Any] = ONE_ANSWER | {"suppress_tokens": [image_token_id(model)]}
+    defaults: dict[str, Any] = ONE_ANSWER | {"suppress_tokens": [*placeholder_ids(model)]}
     processors = [_NumbersOnly(), *(generate.get("logits_processor") or ())]
     options = {"logits_processor": LogitsProcessorList(processors)}
     if not generate.get("do_sample"):

@@ -52,7 +52,9 @@ class Inputs(dict):
     grid           where each vision token of the row lies in its images
     encoder_grid   where each of the encoder's patches lies, in the order of `pixel_values`
     images       the images (or frames) as they were opened, before any processing
-    frames         how many frames each image has: 1, or those of a video, which is one
+    shown          how many of `images` each image is: 1, or the frames of a video, which is one
+    frames         how many pictures of each the encoder gets: 1, or the frames of a video (or
+                   groups of frames, where the model joins them)
     prompt         the text given to the tokenizer, one placeholder an image
     response       the words of the response, "" without a response
     tokens         each position's piece of text, "" for padding
@@ -70,11 +72,13 @@ class Inputs(dict):
         response: list[str],
         vocabulary: TokenizerInfo,
         frames: list[tuple[int, ...]] | None = None,
+        shown: list[tuple[int, ...]] | None = None,
     ):
         super().__init__(tensors)
         self.types, self.grid, self.encoder_grid, self.images = types, grid, encoder_grid, images
         self.prompt, self.response, self.vocabulary = prompt, response, vocabulary
-        self.frames = frames or [(1,) * len(shown) for shown in images]
+        self.shown = shown or [(1,) * len(own) for own in images]
+        self.frames = frames or self.shown
         real = types.role != PADDING
         lengths = np.where(types.prompt_length > 0, types.prompt_length, real.sum(axis=1))
         lengths = [{int(length)} for length in lengths]
@@ -210,7 +214,7 @@ def collate(rows: Sequence[Inputs], side: Literal["left", "right"] = "left") -> 
         vocabulary=first.vocabulary,
         **{
             name: [getattr(row, name)[0] for row in rows]
-            for name in ("grid", "encoder_grid", "images", "frames", "prompt", "response")
+            for name in ("grid", "encoder_grid", "images", "frames", "shown", "prompt", "response")
         },
     )
 

@@ -54,8 +54,8 @@ def measured_views(process: Process, sizes: Sequence[Size], patch: int | None) -
     """
     if not sizes:
         return []
-    black = _pixels(process([Image.new("RGB", size, "black") for size in sizes]))
-    white = _pixels(process([Image.new("RGB", size, "white") for size in sizes]))
+    black = pixels_of(process([Image.new("RGB", size, "black") for size in sizes]))
+    white = pixels_of(process([Image.new("RGB", size, "white") for size in sizes]))
     if black is None or white is None or black.shape != white.shape:
         return None
     change = white - black
@@ -63,27 +63,27 @@ def measured_views(process: Process, sizes: Sequence[Size], patch: int | None) -
 
     def places(pictures: list[Image.Image]) -> np.ndarray | None:
         """Of each entry: the grey of the image there, NaN for padding."""
-        values = _pixels(process(pictures))
+        values = pixels_of(process(pictures))
         if values is None or values.shape != black.shape:
             return None
         return np.where(shows, (values - black) / np.where(shows, change, 1), np.nan)
 
-    x = places([_ramp(size) for size in sizes])
-    y = places([_ramp(size, down=True) for size in sizes])
+    x = places([ramp(size) for size in sizes])
+    y = places([ramp(size, down=True) for size in sizes])
     step = 255 // (len(sizes) + 1)
-    level = places([_grey(size, step * (index + 1)) for index, size in enumerate(sizes)])
+    level = places([grey(size, step * (index + 1)) for index, size in enumerate(sizes)])
     if x is None or y is None or level is None or not shows.any():
         return None
     image_of = np.where(np.isnan(level), np.nan, level * 255 / step - 1)
     if black.ndim >= 4 and black.shape[-3] in (1, 3):
         shape = (-1, *black.shape[-3:])
         planes = x.reshape(shape), y.reshape(shape), image_of.reshape(shape)
-        return _views_of_planes(*planes, sizes, patch or 1)
+        return views_of_planes(*planes, sizes, patch or 1)
     shape = (-1, black.shape[-1])
-    return _views_of_patches(x.reshape(shape), y.reshape(shape), image_of.reshape(shape), sizes)
+    return views_of_patches(x.reshape(shape), y.reshape(shape), image_of.reshape(shape), sizes)
 
 
-def _pixels(tensors: Mapping[str, Any]) -> np.ndarray | None:
+def pixels_of(tensors: Mapping[str, Any]) -> np.ndarray | None:
     """The processor's pictures, under whatever name: pixel_values, pixel_values_images, or else
     the first tensor of real numbers (`image_patches` of Fuyu until transformers 5.19).
     """
@@ -97,11 +97,11 @@ def _pixels(tensors: Mapping[str, Any]) -> np.ndarray | None:
     return None if pictures is None else pictures.double().numpy()
 
 
-def _grey(size: Size, level: int) -> Image.Image:
+def grey(size: Size, level: int) -> Image.Image:
     return Image.new("RGB", size, (level, level, level))
 
 
-def _ramp(size: Size, down: bool = False) -> Image.Image:
+def ramp(size: Size, down: bool = False) -> Image.Image:
     """Grey that grows evenly over the image: the place of a pixel's middle, as a share of 255.
 
     8 bits are too coarse for a line of thousands of pixels: neighbours across the ramp are rounded
@@ -115,7 +115,7 @@ def _ramp(size: Size, down: bool = False) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def _views_of_planes(
+def views_of_planes(
     x: Float[np.ndarray, "view channel row column"],
     y: Float[np.ndarray, "view channel row column"],
     image_of: Float[np.ndarray, "view channel row column"],
@@ -138,7 +138,7 @@ def _views_of_planes(
     return found
 
 
-def _views_of_patches(
+def views_of_patches(
     x: Float[np.ndarray, "patch entry"],
     y: Float[np.ndarray, "patch entry"],
     image_of: Float[np.ndarray, "patch entry"],

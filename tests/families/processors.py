@@ -7,7 +7,9 @@ It does to text and images what the real ones do: each placeholder becomes as ma
 makes vision tokens, with markers around them where the family has any.
 """
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,6 +72,7 @@ class TinyProcessor:
         expand: Callable[[Size], str],
         pixels: Callable[[list[Image.Image]], dict[str, torch.Tensor]],
         more: Callable[[torch.Tensor], dict[str, torch.Tensor]] = lambda ids: {},
+        clips: "TinyVideos | None" = None,
     ):
         self.tokenizer = word_tokenizer()
         self.image_processor = SimpleNamespace(
@@ -81,6 +84,8 @@ class TinyProcessor:
         )
         self.chat_template = TEMPLATE
         self.expand, self.pixels, self.more = expand, pixels, more
+        if clips is not None:
+            self.video_processor, self.video_token = clips, "<video>"
 
     def apply_chat_template(self, conversation: Any, add_generation_prompt: bool = False) -> str:
         return self.tokenizer.apply_chat_template(
@@ -90,11 +95,16 @@ class TinyProcessor:
             add_generation_prompt=add_generation_prompt,
         )
 
-    def __call__(self, text: list[str], images: Any = None, **options: Any) -> dict[str, Any]:
-        images = list(images or ())
-        first, *rest = text[0].split(self.image_token)
-        expanded = [self.expand(image.size) for image in images]
-        whole = first + "".join(mark + piece for mark, piece in zip(expanded, rest, strict=True))
+    def __call__(
+        self, text: list[str], images: Any = None, videos: Any = None, **options: Any
+    ) -> dict[str, Any]:
+        images, videos = list(images or ()), list(videos or ())
+        first, *rest = re.split("<image>|<video>", text[0])
+        marks = re.findall("<image>|<video>", text[0])
+        of_images = iter([self.expand(image.size) for image in images])
+        of_videos = iter([self.video_processor.expand(frames) for frames in videos])
+        pieces = [next(of_images if mark == "<image>" else of_videos) for mark in marks]
+        whole = first + "".join(mark + piece for mark, piece in zip(pieces, rest, strict=True))
         encoded = self.tokenizer(
             [whole],
             return_tensors="pt",
@@ -102,7 +112,17 @@ class TinyProcessor:
             return_token_type_ids=False,
         )
         pixels = self.pixels(images) if images else {}
+        if videos:
+            pixels |= self.video_processor.pixels(videos[0])
         return {**encoded, **pixels, **self.more(encoded["input_ids"])}
+
+
+@dataclass(frozen=True)
+class TinyVideos:
+    """`expand` says what stands for the frames of a video, `pixels` makes their tensors."""
+
+    expand: Callable[[list[Image.Image]], str]
+    pixels: Callable[[list[Image.Image]], dict[str, torch.Tensor]]
 
 
 def planes(
@@ -136,3 +156,17 @@ def blocks(images: list[Image.Image], patch: int = 8, merge: int = 2) -> dict[st
         flat.append(ordered.expand(-1, -1, 2, -1, -1).reshape(len(ordered), -1))
         grid.append([1, rows * merge, columns * merge])
     return {"pixel_values": torch.cat(flat), "image_grid_thw": torch.tensor(grid)}
+
+
+def video_blocks(
+    frames: list[Image.Image], patch: int = 8, merge: int = 2
+) -> dict[str, torch.Tensor]:
+    """Qwen-VL's flat patches of pairs of frames; an odd last frame is paired with itself."""
+    frames = frames + frames[-1:] * (len(frames) % 2)
+    rows, columns = cells(frames[0].size, patch * merge)
+    whole = [_stretched(f, rows * patch * merge, columns * patch * merge) for f in frames]
+    split = torch.stack(whole).view(-1, 2, 3, rows, merge, patch, columns, merge, patch)
+    ordered = split.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    grid = [len(frames) // 2, rows * merge, columns * merge]
+    flat = ordered.reshape(grid[0] * grid[1] * grid[2], -1)
+    return {"pixel_values_videos": flat, "video_grid_thw": torch.tensor([grid])}

@@ -19,10 +19,12 @@ import transformers
 from PIL import Image
 
 import probe
+from probe.data.image import Video
 from tests.families.processors import word_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pixels"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
+FPS = 2
 NO_VISION = find_spec("torchvision") is None
 
 
@@ -101,21 +103,24 @@ def test_boxes_are_the_pixels_that_occlusion_found(name):
     truth = golden(name)
     subject = subject_of(truth["settings"])
     for case in truth["cases"]:
-        if case["video"]:
-            continue
-        sizes = [tuple(size) for size in case["images"]]
-        inputs = subject.encode([picture(n, size) for n, size in enumerate(sizes)], "what is red ?")
+        pictures = [picture(n, tuple(size)) for n, size in enumerate(case["images"])]
+        shown = Video(pictures, fps=FPS) if case["video"] else pictures
+        inputs = subject.encode(shown, "what is red ?")
         assert runs(inputs.tokens[0]) == case["layout"]
         (grid,) = inputs.grid
         assert len(grid) == len(case["tokens"]) == case["placeholders"]
         for number, entry in enumerate(case["tokens"]):
+            if case["video"] and entry is not None:
+                first, last = grid.frame[number], grid.last_frame[number]
+                assert list(range(first, last + 1)) == entry["frames"]
+                assert grid.time[number] == np.mean(entry["frames"]) / FPS
             box = grid.box[number]
             inside = box.clip(0, 1)
             if entry is None or entry.get("box") is None:  # newlines, class token, padding alone
                 assert np.isnan(box).all() or (inside[2:] <= inside[:2]).any()
             elif not (entry.get("weak") and np.isnan(box).all()):
-                index = entry.get("picture", 0)
+                index = entry["frames"][0] if case["video"] else entry.get("picture", 0)
                 assert grid.image[number] == index
-                pixels = np.tile(sizes[index], 2)
+                pixels = np.tile(case["images"][index], 2)
                 apart = np.abs(inside - entry["box"]) * pixels
                 assert entry.get("weak") or apart.max() <= truth["tolerance_px"], (number, box)

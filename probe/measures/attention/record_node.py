@@ -24,7 +24,7 @@ from probe.records import EDGES
 from probe.records.thumbnails import thumbnails
 from probe.subject.inputs import Inputs
 
-MAX_IMAGES = 16  # kept of a sample: a video has thousands of frames
+MAX_IMAGES = 16  # kept of a sample, evenly chosen: a video has thousands of frames
 # These have an axis of layers only where layers differ (windows, queries that are not computed).
 COUNTS = ("query_count", "share_count")
 # The axis of query types in variables that have no axis of key types; all others end in both.
@@ -49,8 +49,7 @@ def node(
     }
     variables["key_count"] = _key_count(stack_statistic, sample)[None]
     grid = stack_statistic.grids[sample]
-    for name in ("image", "tile", "row", "col", "box"):
-        variables[f"key_{name}"] = getattr(grid, name)[None]
+    variables |= {name: array[None] for name, array in grid.variables("key").items()}
     if stack_statistic.map_queries is not None:
         queries_of_maps = stack_statistic.map_queries[sample]
         variables["map_position"] = np.array([queries_of_maps.positions])
@@ -183,7 +182,12 @@ def root(sample: Sample, inputs: Inputs) -> dict[str, Any]:
         "tokens": tokens[None],
         "token_type": type_names[None],
     }
-    images = thumbnails(inputs.images[0][:MAX_IMAGES])
+    pictures = inputs.images[0]
+    kept = np.arange(len(pictures))
+    if len(pictures) > MAX_IMAGES:
+        kept = np.linspace(0, len(pictures) - 1, MAX_IMAGES).round().astype(int)
+        variables["image_number"] = kept[None]
+    images = thumbnails([pictures[number] for number in kept])
     return variables | {name: array[None] for name, array in images.items()}
 
 

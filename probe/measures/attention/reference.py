@@ -109,13 +109,14 @@ def difference(table: dict[str, np.ndarray], plain: dict[str, np.ndarray]) -> fl
 
 def largest_difference(subject: Subject, inputs: Inputs, stack: str) -> float:
     """Between the streaming statistic of a stack and `plain_table`, over all layers and rows of one
-    forward with eager attention. Each whole map is dropped as soon as it is compared; infinite
+    forward with eager attention. Each whole map is dropped as soon as its table is made; infinite
     where one was never completed.
     """
     statistic, placement = (
         stack_statistics(subject, inputs, [stack])[stack].statistic for _ in range(2)
     )
     incomplete: dict[tuple[str, int], _WholeMap] = {}
+    pooled: dict[tuple[str, int], list[dict[str, np.ndarray]]] = {}  # frames that share a row
     worst = 0.0
 
     def compare(call: AttentionCall, kernel: Kernel) -> Output:
@@ -137,14 +138,22 @@ def largest_difference(subject: Subject, inputs: Inputs, stack: str) -> float:
                 incomplete[key] = _WholeMap(statistic, row, call.query.shape[1])
             incomplete[key].put(weights, visible, first)
             if first + call.key_count == statistic.ids.shape[1]:
-                plain = incomplete.pop(key).table()
-                worst = max(worst, difference(statistic.table(call.name, [row]), plain))
+                tables = pooled.setdefault(key, [])
+                tables.append(incomplete.pop(key).table())
+                if len(tables) == statistic.order.count(row):
+                    found = statistic.table(call.name, [row])
+                    worst = max(worst, difference(found, _mean_table(pooled.pop(key))))
         return output
 
     attention = stacks(subject.model)[stack].attention
     with torch.no_grad(), _eager(subject.model), routed(attention, compare, innermost=True):
         subject.model(**inputs, use_cache=False)
-    return float("inf") if incomplete else worst
+    return float("inf") if incomplete or pooled else worst
+
+
+def _mean_table(tables: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The mean over sequences of equally many queries: the frames of a video."""
+    return {name: np.mean([table[name] for table in tables], 0) for name in tables[0]}
 
 
 class _WholeMap:

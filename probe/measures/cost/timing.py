@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from probe.hooks.model_structure import image_token_id
+from probe.hooks.model_structure import image_token_id, video_token_id
 from probe.hooks.offload import input_device
 from probe.measures.cost.flop_count import fuses
 from probe.measures.cost.prompt_shape import PromptShape, side_of
@@ -77,12 +76,6 @@ def inputs_of(
     taken = inspect.signature(model.forward).parameters
     named = {name if name in taken else f"{name}_images": value for name, value in pixels.items()}
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **named}
-
-
-def video_token_id(model: nn.Module) -> int | None:
-    """The placeholder of a video's vision tokens, in models where it is not that of an image."""
-    config: Any = model.config
-    return getattr(config, "video_token_id", getattr(config, "video_token_index", None))
 
 
 def _memory(device: torch.device) -> float:

@@ -1,0 +1,185 @@
+"""The frames of a video, and the time of each: from a file (through PyAV), a folder, or as given.
+
+    clip = open_video(Video("clip.mp4", fps=2, start=10, end=20))
+    clip.frames, clip.times              # 20 images, and their seconds in the file
+
+Of a file the frames in the middle of equal segments are taken, one segment a frame: with 1 frame a
+second, of a whole file, those that LLaVA-Mini takes. Its times are those that the file states.
+
+Source of the index rule: the authors' `llavamini/eval/video`.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from probe.data.image import Video, open_image
+from probe.errors import ProbeError
+
+SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The frames that are taken of a video; `indices` counts among all its frames, of which there
+    are `total`, `rate` a second.
+    """
+
+    frames: tuple[Image.Image, ...]
+    times: Float[np.ndarray, " frame"]  # seconds from the video's beginning
+    indices: tuple[int, ...]
+    rate: float
+    total: int
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What transformers' video processors want to know of frames."""
+        return {
+            "total_num_frames": self.total,
+            "fps": self.rate,
+            "duration": self.total / self.rate,
+            "frames_indices": list(self.indices),
+        }
+
+
+def open_video(video: Video, exif: str = "upright") -> Clip:
+    """The frames of a video with their times.
+
+    `exif`: as in `open_image`, for a folder of frames. Raises ProbeError for a file that is
+    missing, is no video or has no frame between start and end, for frames of different sizes, and
+    where PyAV is not installed.
+    """
+    if video.path is None:
+        clip = _all_of(video, video.frames, exif)
+    else:
+        path = video.path.expanduser()
+        if not path.exists():
+            raise ProbeError(
+                "video", expected="a video file or a folder of frames", got=f"no {str(path)!r}"
+            )
+        clip = _of_folder(video, path, exif) if path.is_dir() else _of_file(video, path)
+    if not clip.frames:
+        raise ProbeError("video", expected="at least one frame", got=f"none in {video}")
+    sizes = sorted({frame.size for frame in clip.frames})
+    if len(sizes) > 1:
+        (width, height), (other_width, other_height), *_ = sizes
+        raise ProbeError(
+            "video",
+            expected="frames of one size",
+            got=f"{width} x {height} and {other_width} x {other_height} pixels",
+        )
+    return clip
+
+
+def is_video_file(path: Any) -> bool:
+    """Whether a path ends like a video.
+
+    >>> is_video_file("clip.MP4"), is_video_file("cat.jpg")
+    (True, False)
+    """
+    return isinstance(path, str | Path) and Path(path).suffix.lower() in SUFFIXES
+
+
+def middle_frames(first: int, last: int, count: int) -> list[int]:
+    """The middle frames of `count` equal segments of the frames from `first` to `last`.
+
+    >>> middle_frames(0, 30, 1), middle_frames(0, 99, 3)
+    ([15], [16, 49, 82])
+    """
+    length = (last - first) / count
+    edges = np.round(length * np.arange(count + 1)).astype(int)  # half to even, as the authors do
+    return (first + (edges[:-1] + edges[1:]) // 2).tolist()
+
+
+def _all_of(video: Video, frames: Sequence[Path | Image.Image], exif: str) -> Clip:
+    """Frames that are all there is of a video: those from start up to end."""
+    rate, end = float(video.fps or 1), np.inf if video.end is None else video.end
+    kept = [index for index in range(len(frames)) if (video.start or 0) <= index / rate < end]
+    images = tuple(open_image(frames[index], exif) for index in kept)
+    return Clip(images, np.array(kept) / rate, tuple(kept), rate, max(1, len(frames)))
+
+
+def _of_folder(video: Video, path: Path, exif: str) -> Clip:
+    """All images of a folder in the order of the numbers in their names."""
+    files = [
+        file
+        for file in path.iterdir()
+        if file.suffix.lower() in FRAME_SUFFIXES and not file.name.startswith(".")
+    ]
+    if not files:
+        raise ProbeError(
+            "video", expected=f"frames (.jpg, .png ...) in the folder {str(path)!r}", got="none"
+        )
+    return _all_of(video, sorted(files, key=_numbered), exif)
+
+
+def _numbered(file: Path) -> list[tuple[int, str]]:
+    """A sort key that puts 2.png before 10.png."""
+    parts = re.split(r"([0-9]+)", file.name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def _of_file(video: Video, path: Path) -> Clip:
+    try:
+        import av  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ProbeError(
+            "video",
+            expected="PyAV, to read a video file",
+            got="none",
+            fix='pip install "probe[video]", or pass Video(frames)',
+        ) from None
+    try:
+        return _decoded(av, video, path)
+    except (av.FFmpegError, IndexError, OSError) as error:
+        raise ProbeError("video", expected="a video file", got=f"{str(path)!r} ({error})") from None
+
+
+def _decoded(av: Any, video: Video, path: Path) -> Clip:
+    """Decodes a file twice where it does not state its number of frames."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        rate, total = stream.average_rate or Fraction(1), stream.frames
+        total = total or sum(1 for _ in container.decode(video=0))
+    first, last = _range(video, float(rate), total)
+    seconds = (last - first + 1) / float(rate)
+    count = max(1, int(seconds * (video.fps or 1) + 1e-9))
+    if video.fps is not None and count > last - first:
+        wanted = list(range(first, last + 1))
+    else:
+        wanted = middle_frames(first, last, count)
+    found: dict[int, tuple[Image.Image, float]] = {}
+    with av.open(str(path)) as container:
+        for index, frame in _until(container.decode(video=0), wanted[-1]):
+            if index in wanted:
+                time = index / float(rate) if frame.time is None else float(frame.time)
+                found[index] = frame.to_image(), time
+    kept = [index for index in wanted if index in found]  # a file may end before it says
+    images, times = zip(*(found[index] for index in kept), strict=True) if kept else ((), ())
+    return Clip(images, np.array(times), tuple(kept), float(rate), total)
+
+
+def _range(video: Video, rate: float, total: int) -> tuple[int, int]:
+    """The first and the last frame between start and end. Raises ProbeError where there is none."""
+    first = round((video.start or 0) * rate)
+    last = total - 1 if video.end is None else min(total - 1, round(video.end * rate) - 1)
+    if first > last:
+        raise ProbeError(
+            "video", expected="at least one frame", got=f"none in {video} of {total / rate:.1f} s"
+        )
+    return first, last
+
+
+def _until(frames: Iterator[Any], last: int) -> Iterator[tuple[int, Any]]:
+    for index, frame in enumerate(frames):
+        yield index, frame
+        if index >= last:
+            return

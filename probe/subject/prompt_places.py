@@ -1,0 +1,147 @@
+"""Where the vision tokens of a prompt lie, and how many of them reach the LLM.
+
+tensors, places = PlaceFinder(prompts).located(tensors, text, visuals)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from transformers import PreTrainedModel
+
+from probe.data.patch_grid import PatchGrid
+from probe.data.video import Clip
+from probe.errors import ProbeError
+from probe.hooks.image_placeholders import kept_patches, resize_placeholders
+from probe.hooks.model_structure import image_token_id, vision_positions
+from probe.subject.measured_views import Process
+from probe.subject.prompt_processing import PromptProcessor
+from probe.subject.token_grid import encoder_grid, has_square_views, reduced_grid, vision_grid
+from probe.subject.token_places import (
+    has_learned_queries,
+    of_original,
+    token_places,
+    unknown_places,
+)
+from probe.subject.video_places import VideoPlaces, video_places
+from probe.subject.visuals import Visual, clips_of
+
+
+class Places(NamedTuple):
+    """Where the vision tokens of a prompt and the encoder's patches lie, and how many pictures of
+    each image the encoder gets."""
+
+    grid: PatchGrid
+    patches: PatchGrid
+    pictures: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PlaceFinder:
+    """Finds places in the prompts of one model."""
+
+    prompts: PromptProcessor
+
+    @property
+    def _parts(self) -> tuple[PreTrainedModel, Any, str]:
+        return self.prompts.model, self.prompts.processor, self.prompts.aspect
+
+    def located(
+        self, tensors: dict[str, Any], text: str, visuals: Sequence[Visual]
+    ) -> tuple[dict[str, Any], Places]:
+        """The processor's tensors of a prompt, with one placeholder for each vision token that
+        reaches the LLM; and where these tokens and the encoder's patches lie.
+        """
+        if clips_of(visuals):
+            return tensors, self._places_of_visuals(tensors, visuals)
+        return self._located(tensors, partial(self.prompts.processed, text), visuals)
+
+    def _located(
+        self, tensors: Mapping[str, Any], process: Process, visuals: Sequence[Visual]
+    ) -> tuple[dict[str, Any], Places]:
+        """The processor's tensors with one placeholder for each vision token of images that reaches
+        the LLM; and where these tokens and the encoder's patches lie.
+        """
+        pictures = (1,) * len(visuals)
+        grid, patches = self._places(tensors, process, visuals)
+        kept = kept_patches(self.prompts.model, tensors)  # by an active reducer
+        if kept is None:
+            return dict(tensors), Places(grid, patches, pictures)
+        counts = [(int((grid.image == image).sum()), len(own)) for image, own in enumerate(kept)]
+        tensors = resize_placeholders(tensors, image_token_id(self.prompts.model), counts)
+        return tensors, Places(reduced_grid(patches, kept), patches, pictures)
+
+    def _places(
+        self, tensors: Mapping[str, Any], process: Process, visuals: Sequence[Visual]
+    ) -> tuple[PatchGrid, PatchGrid]:
+        """Where vision tokens and the encoder's patches of images lie."""
+        model, processor, aspect = self._parts
+        images, shown = [visual.pictures[0] for visual in visuals], self.prompts.shown(visuals)
+        sizes = [image.size for image in images]
+        placeholders = int(vision_positions(model, tensors["input_ids"]).sum())
+        if has_square_views(model, processor):
+            grid = vision_grid(model, processor, sizes, aspect)
+            patches = encoder_grid(model, processor, sizes, aspect)
+            if len(grid) == placeholders:
+                return grid, patches
+            made = len(grid)
+        else:
+            made = None
+        grid, patches = token_places(model, tensors, process, [image.size for image in shown])
+        is_known = not np.isnan(grid.box).all() or has_learned_queries(model, len(grid))
+        if made is not None and not is_known and placeholders >= made - len(images):
+            raise ProbeError(
+                "processor",
+                expected=f"{made} placeholders, as many as the model makes vision tokens",
+                got=str(placeholders),
+                fix="check its patch_size, num_additional_image_tokens and "
+                "vision_feature_select_strategy",
+            )
+        return of_original(grid, images, shown), of_original(patches, images, shown)
+
+    def _places_of_visuals(self, tensors: Mapping[str, Any], visuals: Sequence[Visual]) -> Places:
+        """Where the tokens of images and videos lie that stand in one prompt: images are located
+        together and each video by itself, in prompts that hold nothing else.
+        """
+        if kept_patches(self.prompts.model, tensors) is not None:
+            raise ProbeError("reduced", expected="images", got="a video", fix="encode frames")
+        images = [number for number, visual in enumerate(visuals) if visual.clip is None]
+        starts = [0, *accumulate(len(visual.pictures) for visual in visuals)]
+        parts: dict[int, PatchGrid] = {}
+        patches, pictures = [], [1] * len(visuals)
+        if images:
+            own = [visuals[number] for number in images]
+            process = partial(self.prompts.processed, self.prompts.text_with(["image"] * len(own)))
+            grid, _ = self._places(process(self.prompts.shown(own)), process, own)
+            for place, number in enumerate(images):
+                own_grid = grid.at(np.flatnonzero(grid.image == place))
+                parts[number] = own_grid.shifted(starts[number] - place)
+        for number, visual in enumerate(visuals):
+            if visual.clip is not None:
+                found = self._video_places(visual, visual.clip)
+                parts[number] = found.grid.shifted(starts[number])
+                pictures[number] = found.pictures
+                patches.append(found.patches)
+        grid = PatchGrid.join([parts[number] for number in range(len(visuals))])
+        is_token = vision_positions(self.prompts.model, tensors["input_ids"])[0].numpy()
+        if len(grid) != is_token.sum():  # what it makes of one depends on the others
+            grid = unknown_places(is_token, len(visuals))
+        # the encoder is called for images and for videos in an order of its own
+        known = PatchGrid.join([] if len(visuals) > 1 else patches)
+        return Places(grid, known, tuple(pictures))
+
+    def _video_places(self, visual: Visual, clip: Clip) -> VideoPlaces:
+        text = self.prompts.text_with([self.prompts.item_of(visual)])
+
+        def process(frames: Sequence[Image.Image]) -> dict[str, Any]:
+            return self.prompts.processed(text, (), [replace(clip, frames=tuple(frames))])
+
+        alone = process(clip.frames)
+        tokens = int(vision_positions(self.prompts.model, alone["input_ids"]).sum())
+        return video_places(
+            self.prompts.model, self.prompts.processor, self.prompts.aspect, process, clip, tokens
+        )

@@ -1,0 +1,98 @@
+"""What a model's processor makes of a prompt with images and videos.
+
+prompts = PromptProcessor(model, processor, aspect)
+prompts.processed(text, prompts.shown(visuals), clips_of(visuals))     # tensors
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from transformers import PreTrainedModel, ProcessorMixin
+
+from probe.data.chat_template import render
+from probe.data.image_views import aspect_of, padded_to_square, pixels_on_the_way
+from probe.data.token_roles import adds_special_tokens
+from probe.data.video import Clip
+from probe.errors import ProbeError
+from probe.subject.visuals import Visual
+
+MOST_PIXELS = 2**28  # of an image on its way through the processor, which may enlarge a thin one
+
+
+@dataclass(frozen=True)
+class PromptProcessor:
+    """The processor of one model. `aspect`: as in `Subject`."""
+
+    model: PreTrainedModel
+    processor: Any
+    aspect: str
+
+    @property
+    def takes_videos(self) -> bool:
+        parameters = inspect.signature(self.model.forward).parameters
+        has_processor = getattr(self.processor, "video_processor", None) is not None
+        return "pixel_values_videos" in parameters or has_processor
+
+    def item_of(self, visual: Visual) -> str:
+        """What a chat template calls an item; LLaVA-Mini's knows images only."""
+        named = visual.clip is not None and hasattr(self.processor, "video_token")
+        return "video" if named else "image"
+
+    def processed(
+        self, text: str, images: Sequence[Image.Image], clips: Sequence[Clip] = ()
+    ) -> dict[str, Any]:
+        """What the processor makes of a prompt, its images and the frames of its videos."""
+        add = adds_special_tokens(self.processor.tokenizer, text)
+        options: dict[str, Any] = {"add_special_tokens": add, "return_tensors": "pt"}
+        if isinstance(self.processor, ProcessorMixin):
+            # as `apply_chat_template` passes them: one list of images for each text
+            batch = [list(images)] if images else None
+            if hasattr(self.processor, "get_text_with_replacements"):
+                options["return_text_replacement_offsets"] = bool(images or clips)
+        else:
+            batch = list(images) or None
+        options["images"] = batch
+        if clips:
+            options["videos"] = [list(clip.frames) for clip in clips]
+            if isinstance(self.processor, ProcessorMixin) and hasattr(
+                self.processor, "video_processor"
+            ):  # the frames are chosen already
+                options["video_metadata"] = [clip.metadata for clip in clips]
+                options["do_sample_frames"] = False
+        try:
+            tensors = self.processor(text=[text], **options)
+        except ValueError as error:
+            if isinstance(error, ProbeError):
+                raise
+            raise ProbeError(
+                "processor", expected="an image that it takes", got=str(error)
+            ) from error
+        # labels of a prompt without an answer hide all of it: its loss would be NaN
+        return {name: value for name, value in tensors.items() if name != "labels"}
+
+    def shown(self, visuals: Sequence[Visual]) -> list[Image.Image]:
+        """The images among them as the processor gets them."""
+        return [self._padded(visual.pictures[0]) for visual in visuals if visual.clip is None]
+
+    def _padded(self, image: Image.Image) -> Image.Image:
+        """The image for the processor: padded here if `aspect` is "pad" and it does not pad."""
+        image_processor = self.processor.image_processor
+        if pixels_on_the_way(image_processor, image.size, self.aspect) > MOST_PIXELS:
+            raise ProbeError(
+                "image",
+                expected="a less elongated image",
+                got=f"{image.width} x {image.height} pixels",
+                fix="cut it into pieces",
+            )
+        if self.aspect == "pad" and aspect_of(self.processor) != "pad":
+            return padded_to_square(image, image_processor)
+        return image
+
+    def text_with(self, items: Sequence[str]) -> str:
+        """The text of a question that shows these, "image" or "video"."""
+        shown = [{"type": item} for item in items]
+        message = {"role": "user", "content": [*shown, {"type": "text", "text": "?"}]}
+        return render(self.processor, [message]).text

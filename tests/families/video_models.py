@@ -1,0 +1,124 @@
+"""Tiny random models of the families that read videos, each with a processor of a few lines.
+
+    model, processor = VIDEO_FAMILIES["qwen2_vl"]()
+
+Every way to turn frames into tokens has a family here: pairs of frames, pooling, a tower of their
+own with a class token, frames as images with words between them, an end of the video.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+
+from tests.families.models import CLIP, FAMILIES, VISION, Family, build, text
+from tests.families.processors import (
+    IMAGE,
+    VIDEO,
+    TinyProcessor,
+    TinyVideos,
+    cells,
+    planes,
+    video_blocks,
+)
+
+Frames = list[Image.Image]
+
+
+def frame_planes(side: int = 32, name: str = "pixel_values_videos", batched: bool = True) -> Any:
+    """All frames stretched to squares: (video, frame, channel, height, width)."""
+
+    def pixels(frames: Frames) -> dict[str, torch.Tensor]:
+        views = planes(side)(frames)["pixel_values"]
+        return {name: views[None] if batched else views}
+
+    return pixels
+
+
+def per_frame(count: int, before: str = "", after: str = "", end: str = "") -> Any:
+    """The same placeholders for each frame, and `end` behind the last."""
+    token = "<image>" if before else "<video>"
+    return lambda frames: (before + token * count + after) * len(frames) + end
+
+
+def pairs(stamp: bool = False) -> Any:
+    """Qwen-VL's: a token for each merged cell of two frames; Qwen3-VL writes words before each."""
+
+    def expand(frames: Frames) -> str:
+        rows, columns = cells(frames[0].size)
+        words = "one <start>" if stamp else ""
+        group = words + "<video>" * rows * columns + "<end>" * stamp
+        groups = -(-len(frames) // 2)
+        return group * groups if stamp else f"<start>{group * groups}<end>"
+
+    return expand
+
+
+def with_videos(family: str, clips: TinyVideos, more: Any = None, **options: Any) -> Family:
+    """A family of images that reads videos, too."""
+    model, processor = FAMILIES[family](**options)
+    processor.video_processor, processor.video_token = clips, "<video>"
+    if more is not None:
+        processor.more = more
+    return model, processor
+
+
+def kinds(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"mm_token_type_ids": (ids == IMAGE).long() + 2 * (ids == VIDEO).long()}
+
+
+def next_video(attn: str = "sdpa") -> Family:
+    model = build(
+        "LlavaNextVideoForConditionalGeneration",
+        "llava_next_video",
+        attn,
+        vision_config=CLIP,
+        text_config=text("llama"),
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+        image_grid_pinpoints=[[32, 32]],
+        spatial_pool_stride=2,
+        spatial_pool_mode="average",
+    )
+    images = planes(32)
+    clips = TinyVideos(per_frame(4), frame_planes())
+    return model, TinyProcessor(lambda size: "<image>" * 16, images, clips=clips)
+
+
+VIDEO_FAMILIES: dict[str, Callable[..., Family]] = {
+    "qwen2_vl": lambda **o: with_videos("qwen2_vl", TinyVideos(pairs(), video_blocks), kinds, **o),
+    "qwen2_5_vl": lambda **o: with_videos(
+        "qwen2_5_vl",
+        TinyVideos(pairs(), lambda frames: video_blocks(frames) | {"second_per_grid_ts": [1.0]}),
+        kinds,
+        **o,
+    ),
+    "qwen3_vl": lambda **o: with_videos(
+        "qwen3_vl", TinyVideos(pairs(stamp=True), video_blocks), kinds, **o
+    ),
+    "llava_next_video": next_video,
+    "onevision": lambda **o: with_videos(
+        "onevision", TinyVideos(per_frame(4, end="<video>"), frame_planes()), **o
+    ),
+    "video_llava": lambda **o: with_videos(
+        "video_llava", TinyVideos(per_frame(17), frame_planes()), **o
+    ),
+    "internvl": lambda **o: with_videos(
+        "internvl",
+        TinyVideos(
+            per_frame(4, "one : <start>", "<end>"),
+            frame_planes(name="pixel_values", batched=False),
+        ),
+        **o,
+    ),
+    "smolvlm": lambda **o: with_videos(
+        "smolvlm", TinyVideos(per_frame(4, "<start>", "<end>"), _smol), **o
+    ),
+}
+
+
+def _smol(frames: Frames) -> dict[str, torch.Tensor]:
+    pixels = frame_planes(name="pixel_values")(frames)
+    mask = torch.ones(1, len(frames), VISION["image_size"], VISION["image_size"], dtype=torch.long)
+    return {**pixels, "pixel_attention_mask": mask}
