@@ -22,6 +22,7 @@ import probe
 
 CASES = {  # name -> golden case, changes of its settings
     "mqt": ("mqt_m9_odd_gqa", {}),
+    "mqt_few": ("mqt_m9_odd_gqa", {"num_visual_tokens": 9}),
     "tokenpacker": ("tokenpacker_s4_b2_gqa", {}),
     "tokenpacker_hd": ("tokenpacker_slice_2x2", {"patch_num": 9}),
     "voco": ("voco_2_b2_leftpad_labels", {}),

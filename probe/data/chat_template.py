@@ -192,6 +192,10 @@ def _end_of_system(template: Template, messages: Sequence[Message], text: str) -
         for number, role in enumerate(("user", "assistant", "user"))
     )
     before = template([*system, first], True).partition(_mark(0))[0]
+    if not text.startswith(before):  # a template may write images in front of everything
+        images = [item for message in messages for item in message["content"]]
+        first["content"][:0] = [item for item in images if item["type"] != "text"]
+        before = template([*system, first], True).partition(_mark(0))[0]
     if not text.startswith(before):
         return 0
     try:
@@ -258,9 +262,11 @@ def _marked(messages: Sequence[Message]) -> tuple[list[Message], list[tuple[int,
 
 def _length_in(text: str, position: int, words: str, closing: str) -> int | None:
     """Characters that the words take at this position of the text, with `closing` after them; None
-    where they are not there. Many templates strip the space around words.
+    where they are not there. Many templates strip the space around words, VoCo-LLaMA's takes out
+    newlines.
     """
-    variants = (words, words.strip(), words.lstrip(), words.rstrip())
+    joined = words.replace("\n", "")
+    variants = (words, words.strip(), words.lstrip(), words.rstrip(), joined, joined.strip())
     fits = (variant for variant in variants if text.startswith(variant + closing, position))
     return next(map(len, fits), None)
 

@@ -17,12 +17,12 @@ WHOLE = np.array([0.0, 0.0, 1.0, 1.0])  # left, top, right, bottom
 
 def aspect_of(processor: Any) -> str:
     """What a processor (or its image processor alone) does with an image that is not square:
-    "crop", "pad", "squash" or "anyres"."""
+    "crop", "pad", "squash", "anyres", or "slice" (tiles of its own and a thumbnail)."""
     image_processor = getattr(processor, "image_processor", processor)
     if getattr(image_processor, "image_grid_pinpoints", None):
         return "anyres"
-    if getattr(processor, "aspect", None) == "pad":
-        return "pad"
+    if (own := getattr(processor, "aspect", None)) in ("pad", "slice"):
+        return str(own)
     if getattr(image_processor, "do_pad", False) and hasattr(image_processor, "pad_to_square"):
         return "pad"
     if _edges(image_processor)[0] is None:

@@ -24,7 +24,10 @@ BOS, SYSTEM, VISION, INSTRUCTION, LAST, RESPONSE = range(len(FINE))
 # What a processor writes around and between vision tokens: rows, tiles, start and end of an image.
 # Instruction in the paper's types; a fine type of its own where there are any.
 MARKER = len(FINE)
-FINE_WITH_MARKERS = (*FINE, "marker")
+# Words into which the LLM itself compresses an image (VoCo-LLaMA). A type of its own in the paper's
+# types and in the fine ones where there are any: neither vision nor text.
+VOCO = MARKER + 1
+ROLES = (*FINE, "marker", "voco")
 
 Types = str | Sequence[object] | np.ndarray | Mapping[Any, object]
 
@@ -85,7 +88,7 @@ class TokenTypes:
             return replace(self, **self._with_own(_masks_of_names(types), fine))
         masks = {str(name): mask for name, mask in types.items()}
         for name in masks:
-            if name in PAPER:
+            if name in (*PAPER, ROLES[VOCO]):
                 raise ProbeError(
                     "types", expected="names of your own", got=repr(name), fix="it is the paper's"
                 )
@@ -100,9 +103,10 @@ class TokenTypes:
 
     def _with_own(self, masks: Mapping[str, object], fine: np.ndarray) -> dict:
         """Names and ids of the user's types, which come first, and the paper's for the rest."""
-        paper = _named("paper", fine, self.vision)["ids"]
-        names = (*(name for name in masks if name not in PAPER), *PAPER)
-        ids = np.where(paper == PADDING, PADDING, paper + len(names) - len(PAPER))
+        paper = _named("paper", fine, self.vision)
+        names = (*(name for name in masks if name not in paper["names"]), *paper["names"])
+        shift = len(names) - len(paper["names"])
+        ids = np.where(paper["ids"] == PADDING, PADDING, paper["ids"] + shift)
         covered = np.zeros_like(self.vision)
         for name, values in masks.items():
             mask = self._fit(name, values)
@@ -164,10 +168,15 @@ def label(
     vision: Bool[np.ndarray, "token"],
     types: Types = "paper",
     turns: str = "last",
+    voco: Bool[np.ndarray, "token"] | None = None,
 ) -> TokenTypes:
-    """The types of one row (batch = 1) from the fine role and the turn of its positions."""
+    """The types of one row (batch = 1) from the fine role and the turn of its positions. `voco`:
+    the words into which the LLM compresses its image.
+    """
     role = np.where(vision & (role != LAST), VISION, role)
-    named = TokenTypes(FINE_WITH_MARKERS, role[None], vision[None], role[None], turn[None])
+    if voco is not None:
+        role = np.where(voco & (role != LAST), VOCO, role)
+    named = TokenTypes(ROLES, role[None], vision[None], role[None], turn[None])
     return named.as_types(types, turns)
 
 
@@ -208,15 +217,22 @@ def _ends(role: np.ndarray) -> list[int]:
 
 
 def _named(types: str, fine: np.ndarray, vision: np.ndarray) -> dict:
+    present = tuple(role for role in (MARKER, VOCO) if (fine == role).any())
     if types == "fine":
-        return {"names": FINE_WITH_MARKERS if (fine == MARKER).any() else FINE, "ids": fine}
+        names = (*FINE, *(ROLES[role] for role in present))
+        index = np.array([names.index(name) if name in names else 0 for name in ROLES] + [PADDING])
+        return {"names": names, "ids": index[fine]}  # padding is -1: the last entry
     if types != "paper":
         raise ProbeError(
             "types", expected="'paper', 'fine', an array of names or {name: mask}", got=repr(types)
         )
     ids = np.where(fine == RESPONSE, PAPER.index("response"), PAPER.index("instruction"))
     ids = np.where(vision, PAPER.index("vision"), ids)
-    return {"names": PAPER, "ids": np.where(fine == PADDING, PADDING, ids)}
+    names = PAPER
+    if VOCO in present:
+        names = (ROLES[VOCO], *PAPER)
+        ids = np.where(fine == VOCO, 0, ids + 1)
+    return {"names": names, "ids": np.where(fine == PADDING, PADDING, ids)}
 
 
 def _masks_of_names(types: Sequence[object] | np.ndarray) -> dict[str, np.ndarray]:

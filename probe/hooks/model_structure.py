@@ -22,7 +22,12 @@ from probe.hooks.image_readers import (
     gated_projection,
     learned_compressor,
 )
-from probe.hooks.layer_stack import LayerStack, attention_of, stack_of_layers
+from probe.hooks.layer_stack import (
+    LayerStack,
+    attention_of,
+    cross_attention_of,
+    stack_of_layers,
+)
 from probe.hooks.model_state import state_of
 
 LAST_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
@@ -73,15 +78,15 @@ def _find_stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
 
 
 def _between(model: PreTrainedModel) -> dict[str, LayerStack]:
-    """LLaVA-Mini's stacks between encoder and LLM: a compressor is one layer; pre-fusion may have
-    none, and is left out then.
+    """The stacks between encoder and LLM of models that say so, LLaVA-Mini and its rivals: a
+    compressor is one layer, or a Q-Former's; pre-fusion may have none, and is left out then.
     """
     found = {}
     for name in (COMPRESSOR, "prefusion"):
         part = getattr(model.base_model, name, None)
         layers = tuple(getattr(part, "layers", [part])) if part is not None else ()
         if layers:
-            found[name] = stack_of_layers(name, model, layers)
+            found[name] = stack_of_layers(name, model, layers, cross_attention_of(layers) or None)
     return found
 
 

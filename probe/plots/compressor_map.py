@@ -25,6 +25,7 @@ from probe.plots.style import SMALL_TITLE, caption, figure_of, heading, panels, 
 from probe.records import node
 
 _CALLED = "plots.compression"
+MOST_MAPS = 64  # of single queries
 _SIDE = 2.6  # inches of a panel
 
 
@@ -57,10 +58,10 @@ def compression(
     a sample or image that it does not have.
     """
     name, one = one_record(record, _CALLED)
-    measured = node(one, "compressor")
+    measured, queries = _compressing(one)
     index = sample_index(measured, sample, _CALLED)
-    compressor = _of_layer(measured, index, layer)
-    found = views(one, measured, index, _maps(compressor), image)
+    compressor = _of_layer(measured.sel(query_type=[queries]), index, layer)
+    found = views(one, measured, index, _maps(compressor, queries), image)
     norm = log_scale(found, floor, _CALLED)
     if ax is None:
         axes, bar_axis = _grid(found)
@@ -85,6 +86,7 @@ def compression(
         which = f", sample {measured['sample'].values[index]}" * several
         heading(figure, f"What is compressed{which} · {name}")
     notes = [_spread(compressor), *preprocessing({name: one})]
+    notes += filter(None, [one.attrs.get("compression")])
     caption(axes, notes, {name: one}, own=ax is None)
     return figure
 
@@ -100,23 +102,40 @@ def _of_layer(measured: xr.Dataset, sample: int, layer: int | None) -> xr.Datase
     return measured.isel(sample=sample, layer=chosen)
 
 
-def _maps(compressor: xr.Dataset) -> Float[np.ndarray, "map key"]:
+def _compressing(record: xr.DataTree) -> tuple[xr.Dataset, str]:
+    """The stack in which an image is compressed, and the type of the queries that do: in VoCo-LLaMA
+    the LLM and its VoCo tokens.
+    """
+    if "compressor" not in record and "voco" in node(record, "llm")["query_type"].values:
+        return node(record, "llm"), "voco"
+    return node(record, "compressor"), "compressed"
+
+
+def _maps(compressor: xr.Dataset, queries: str) -> Float[np.ndarray, "map key"]:
     """The mean over queries and, where there are several, the map of each after it."""
-    mean = compressor["received"].sel(query_type="compressed").values[None]
-    if "maps" not in compressor or compressor.sizes["token"] < 2:
+    mean = compressor["received"].sel(query_type=queries).values[None]
+    if queries == "voco" or "maps" not in compressor or compressor.sizes["token"] < 2:
         return mean
     maps = compressor["maps"]
     maps = maps.mean("head") if "head" in maps.dims else maps
-    return np.concatenate([mean, maps.transpose("token", "key").values])
+    return np.concatenate([mean, maps.transpose("token", "key").values[:MOST_MAPS]])
 
 
 def _titles(compressor: xr.Dataset) -> list[str]:
+    is_llm = "voco" in compressor["query_type"].values
+    if is_llm:
+        return [f"VoCo tokens, layer {int(compressor['layer']) + 1}"]
     queries = compressor.sizes["token"] if "maps" in compressor else 0
     if queries < 2:
-        return ["the compressed token"]
-    side = _side(queries)
-    in_order = [f"query {query + 1}" for query in range(queries)]
-    places = (divmod(query, side) for query in range(queries))
+        keys, patches = (
+            compressor["key_count"].squeeze(),
+            compressor["received"].notnull().sum("key"),
+        )
+        return ["each region's token" if keys < patches.max() else "the compressed token"]
+    shown = min(queries, MOST_MAPS)
+    side = _side(shown)
+    in_order = [f"query {query + 1}" for query in range(shown)]
+    places = (divmod(query, side) for query in range(shown))
     at_places = [f"row {row + 1}, column {column + 1}" for row, column in places]
     has_places = side**2 == queries and compressor.sizes["key_type"] == 1
     return [f"mean of {queries} queries", *(at_places if has_places else in_order)]

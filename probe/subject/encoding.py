@@ -90,13 +90,15 @@ class PromptEncoder(PromptProcessor):
         self._check_embedded(ids[~np.isin(ids, placeholders)])
         is_vision = vision_positions(self.model, tensors["input_ids"])[0]
         roles = self._roles(rendering, ids, placeholders, replacements)
+        compressing = getattr(self.model.config, "voco_token_id", None)
+        voco = None if compressing is None else ids == compressing
         if "fuse_mask" in inspect.signature(self.model.forward).parameters:
             # generated tokens would not be fused, so the response must not be
             prompt = np.arange(len(ids)) <= np.flatnonzero(roles.role == LAST)[-1]
             tensors["fuse_mask"] = torch.from_numpy(prompt)[None]
         return Inputs(
             dict(tensors),
-            types=label(roles.role, roles.turn, is_vision.numpy()),
+            types=label(roles.role, roles.turn, is_vision.numpy(), voco=voco),
             grid=[places.grid],
             images=[tuple(picture for visual in visuals for picture in visual.pictures)],
             prompt=[rendering.prompt],

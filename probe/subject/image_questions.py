@@ -116,8 +116,8 @@ class ImageQuestions:
 
     def _text_meets_image_before_llm(self, row: Inputs) -> bool:
         """In LLaVA-Mini, and in a Q-Former that is given the question."""
-        fuses = hasattr(self.model.base_model, "compressor") or "prefusion" in stacks(self.model)
-        return fuses or any(name.startswith("qformer") for name in row)
+        fuses = hasattr(self.model.config, "num_prefusion_layers")
+        return fuses or any(name.startswith(("qformer", "query")) for name in row)
 
     def prefix(self, row: Inputs) -> CachedPrefix:
         """The shared prefix of a row, computed where it is not kept."""

@@ -144,7 +144,7 @@ def _is_per_token(name: str, value: Any, width: int) -> bool:
     """
     if not torch.is_tensor(value) or value.shape[:2] != (1, width):
         return False
-    if name.startswith(("pixel", "qformer")):
+    if name.startswith(("pixel", "qformer", "query")):
         return False
     return value.ndim == 2 or name.endswith("attention_mask")
 

@@ -16,7 +16,8 @@ of its own, and the whole image last (Source: LLaVA-Mini, `split_image`).
 Patches divide a view evenly. Which patches reach the LLM, and in which order, only the model knows:
 coordinates are pushed through its own packing in place of features. A model that compresses an
 image to C x C tokens has cells in place of patches: they divide what is compressed evenly, though
-each token has looked at all of it.
+each token has looked at all of it. A config may also say which patches each token is made of
+(`token_regions`, those of LLaVA-Mini's rivals).
 """
 
 import inspect
@@ -93,9 +94,12 @@ def vision_grid(
     the originals."""
     grids = []
     compressed = getattr(model.config, "tokens_per_frame", None)
+    regions = getattr(model.config, "token_regions", None)
     for picture, size in enumerate(sizes):
         patches = _patches(model, processor, size, aspect, picture)
-        if compressed is not None:
+        if regions is not None:
+            grids.append(_of_regions(patches, regions(processor.tokens_per_image)))
+        elif compressed is not None:
             grids.append(_compressed(patches, compressed(views=len(np.unique(patches.tile)))))
         else:
             grids.append(packed_grid(model, patches, (size[1], size[0])))
@@ -128,6 +132,29 @@ def _compressed(patches: PatchGrid, tokens: int) -> PatchGrid:
     row, col = (axis.ravel() for axis in np.indices((side, side)))
     box = within(edges, np.stack([col, row, col + 1, row + 1], axis=-1) / max(side, 1))
     return PatchGrid(np.full_like(row, patches.image[0]), np.zeros_like(row), row, col, box)
+
+
+def _of_regions(patches: PatchGrid, regions: Sequence[tuple | None]) -> PatchGrid:
+    """The tokens of one view that are made of these patches each (top, left, bottom, right), None
+    for one that is made of the whole view and lies nowhere.
+    """
+    columns = int(patches.col.max()) + 1
+    boxes, places = [], []
+    for region in regions:
+        if region is None:
+            boxes.append(np.full(4, np.nan))
+            places.append((-1, -1, -1))
+            continue
+        top, left, bottom, right = region
+        first, last = (
+            patches.box[top * columns + left],
+            patches.box[bottom * columns - columns + right - 1],
+        )
+        boxes.append(np.concatenate([first[:2], last[2:]]))
+        places.append((0, top // (bottom - top), left // (right - left)))
+    image = np.full(len(regions), patches.image[0])
+    tile, row, col = np.array(places, dtype=np.int64).reshape(-1, 3).T
+    return PatchGrid(image, tile, row, col, np.array(boxes).reshape(-1, 4))
 
 
 def reduced_grid(patches: PatchGrid, left: Sequence[Int[np.ndarray, "_"]]) -> PatchGrid:

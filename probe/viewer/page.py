@@ -9,17 +9,24 @@ import base64
 import hashlib
 import html
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 STATIC = Path(__file__).with_name("static")
-_RECORD = ("data", "state", "values", "picture", "box", "words", "layers", "heads")
-SCRIPTS = {"record.html": (*_RECORD, "export", "main"), "run.html": ("data", "run")}
+RECORD_SCRIPTS = ("data", "state", "values", "picture", "box", "words", "layers", "heads")
+RECORD_SCRIPTS += ("export", "main")
 
 
-def page(template: str, title: str, header: dict[str, Any], packed: bytes) -> str:
+def page(title: str, header: dict[str, Any], packed: bytes, scripts: Sequence[str]) -> str:
+    """The HTML of a page: `static/record.html` with its scripts in this order."""
+    return filled("record.html", title, header, scripts, base64.b64encode(packed).decode())
+
+
+def filled(
+    template: str, title: str, header: dict[str, Any], scripts: Sequence[str], numbers: str = ""
+) -> str:
     """A file of `static/` with its style, scripts and data in their places."""
-    scripts = SCRIPTS[template]
     style = (STATIC / "style.css").read_text("utf-8")
     sources = [(STATIC / f"{name}.js").read_text("utf-8") for name in scripts]
     policy = (
@@ -31,7 +38,7 @@ def page(template: str, title: str, header: dict[str, Any], packed: bytes) -> st
         "title": html.escape(title),
         "style": style,
         "header": json_in_html(header),
-        "numbers": base64.b64encode(packed).decode(),
+        "numbers": numbers,
         "scripts": "\n".join(f"<script>{source}</script>" for source in sources),
     }
     text = (STATIC / template).read_text("utf-8")

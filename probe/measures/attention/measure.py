@@ -176,7 +176,7 @@ def measure_samples(
             measure_batch = shared.passes if shared and batch.prefix else passes
             measured = measure_batch(encoded_rows)
             attrs["prefix"] = batch.alone or measured.prefix
-            attrs |= without_attention(measured_stacks)
+            attrs |= without_attention(measured_stacks) | _compression_note(subject)
             samples_of_batch = [sample for sample, _ in batch.rows]
             for sample, row, nodes in zip(
                 samples_of_batch, measured.rows, measured.nodes, strict=True
@@ -278,6 +278,12 @@ def _leave_out_unknown(
                 f"the {name} stack is left out: measuring it takes {reason}", stacklevel=3
             )
         del measured_stacks[name]
+
+
+def _compression_note(subject: Subject) -> dict[str, str]:
+    """What a reader must know of how a model compresses images, where it says so."""
+    note = getattr(subject.model.base_model, "NOTE", "")
+    return {"compression": note} if note else {}
 
 
 def _check_maps(

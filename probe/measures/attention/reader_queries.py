@@ -1,7 +1,8 @@
 """What is counted where something reads the image outside of encoder and LLM.
 
     compressor   one sequence a view of an image:   learned queries over [cls | patches], or over
-                 [patches | the queries themselves] (a perceiver)
+                 [patches | the queries themselves] (a perceiver); or one a region of a view: its
+                 query over its patches (TokenPacker)
     cross        one sequence a sample:             `input_ids` over the [cls | patches] of all
                  views of all its images
 
@@ -13,6 +14,7 @@ image, so `mass` says nothing here: entropy, `received` and `contribution` (time
 do.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +41,8 @@ def learned_compressor(subject: Subject, inputs: Inputs, options: MeasureOptions
     stack = stacks(subject.model)["compressor"]
     calls = first_calls(subject.model, inputs, stack)
     call = calls[0] if calls else CallShape(0, 0, 0)
-    rows, order = _compressor_rows(inputs, sum(each.rows for each in calls))
+    regions = _regions_read(subject, call)
+    rows, order = _compressor_rows(inputs, sum(each.rows for each in calls), len(regions) or 1)
     count = sum(map(len, rows))
     patches = sum(map(len, inputs.encoder_grid)) // max(1, count)  # of one view
     before, own = _around_patches(call, patches, cls_tokens(subject.model))
@@ -64,7 +67,7 @@ def learned_compressor(subject: Subject, inputs: Inputs, options: MeasureOptions
     tokens = [f"{COMPRESSED} {token + 1}" for token in range(call.queries)]
     every_token = MapQueries(list(range(call.queries)), tokens)
     grids = [
-        grid if is_known else _nowhere(len(sample_rows) * sizes[1])
+        _by_region(grid, regions) if is_known else _nowhere(len(sample_rows) * sizes[1])
         for grid, sample_rows in zip(inputs.encoder_grid, rows, strict=True)
     ]
     maps = [every_token if sample_rows else MapQueries([], []) for sample_rows in rows]
@@ -72,11 +75,36 @@ def learned_compressor(subject: Subject, inputs: Inputs, options: MeasureOptions
     return StackStatistic(statistic, rows, grids, (COMPRESSED,), keys or (VISION,), maps)
 
 
-def _compressor_rows(inputs: Inputs, sequences: int) -> tuple[list[list[int]], list[int]]:
-    """The rows of each sample: one a view or one an image, whichever the model runs; else an even
-    share of its sequences.
+def _regions_read(subject: Subject, call: CallShape) -> list[tuple[int, int, int, int]]:
+    """The patches (top, left, bottom, right) that each query reads, where a model says that every
+    query reads a region of its own and makes a call of each; else none.
     """
-    for counts in (view_counts(inputs), one_per_image(inputs)):
+    of_config = getattr(subject.model.config, "token_regions", None)
+    regions = [] if of_config is None else of_config(subject.processor.tokens_per_image)
+    areas = {0 if r is None else (r[2] - r[0]) * (r[3] - r[1]) for r in regions}
+    return regions if areas == {call.keys} and call.queries == 1 else []
+
+
+def _by_region(grid: PatchGrid, regions: Sequence[tuple[int, int, int, int]]) -> PatchGrid:
+    """Patches in the order in which the regions of each view have them."""
+    if not regions or not len(grid):
+        return grid
+    side = max(region[2] for region in regions)
+    numbers = np.arange(side * side).reshape(side, side)
+    parts = [numbers[top:bottom, left:right].ravel() for top, left, bottom, right in regions]
+    of_view = np.concatenate(parts)
+    starts = np.arange(0, len(grid), side * side)
+    return grid.at((starts[:, None] + of_view).ravel())
+
+
+def _compressor_rows(
+    inputs: Inputs, sequences: int, of_view: int
+) -> tuple[list[list[int]], list[int]]:
+    """The rows of each sample: `of_view` a view, or one an image, whichever the model runs; else an
+    even share of its sequences.
+    """
+    by_view = [[of_view * count for count in counts] for counts in view_counts(inputs)]
+    for counts in (by_view, one_per_image(inputs)):
         rows, order = assign_rows(inputs, counts)
         if len(order) == sequences:
             return rows, order

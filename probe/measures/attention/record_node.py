@@ -90,7 +90,21 @@ def _layers(
         found = {name: empty(module) for name, module in stack.attention.items()}
     without = _without_attention(next(iter(found.values())))
     tables = [without if name is None else found[name] for name in stack.modules]
-    return {name: np.stack([table[name] for table in tables]) for name in tables[0]}
+    return {name: _stacked(name, [table[name] for table in tables]) for name in tables[0]}
+
+
+def _stacked(name: str, arrays: list[np.ndarray]) -> Float[np.ndarray, "layer *axes"]:
+    """Layers as one array. One with fewer heads than others has no query in the missing ones: NaN,
+    and counts of 0.
+    """
+    heads = max(len(array) for array in arrays)
+    if all(len(array) == heads for array in arrays):
+        return np.stack(arrays)
+    nothing = 0.0 if name.endswith("_count") else np.nan
+    full = np.full((len(arrays), heads, *arrays[0].shape[1:]), nothing, dtype=np.float32)
+    for layer, array in enumerate(arrays):
+        full[layer, : len(array)] = array
+    return full
 
 
 def _without_attention(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -143,6 +143,12 @@ def fuses(base: Any) -> bool:
     return hasattr(base, "prefusion")
 
 
+def asked(base: Any, prompt: PromptShape) -> dict[str, Any]:
+    """The question for each image, of a model that reads it before its LLM."""
+    make = getattr(base, "question_inputs", None)
+    return {} if make is None else make(prompt.views, prompt.frames, max(prompt.text_tokens, 1))
+
+
 def _before_llm_of_any(
     model: PreTrainedModel, prompt: PromptShape, rows: str
 ) -> tuple[dict[str, Flops], VisionTokens]:
@@ -176,6 +182,7 @@ def _before_llm(
             parts[name] = stack.layers
     video = hasattr(base, "get_video_features")
     pixels = prompt.pixels(side_of(model.config), model.config, fuses(base), video, _empty)
+    pixels |= asked(base, prompt)
     with metered(parts) as flops:
         if not fuses(base):
             made = VisionTokens(_encoded(base, pixels))

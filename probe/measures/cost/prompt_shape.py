@@ -109,9 +109,25 @@ def _views(config: Any, side: int, height: int, width: int) -> int:
     return 1 if along == 1 else along**2 + 1
 
 
+ANY_NUMBER = "num_visual_tokens"  # the field of a config whose model makes any number of tokens
+
+
+def _with_queries(config: Any, a_frame: float) -> Any:
+    """The config that makes so many tokens of an image. Raises ProbeError for more than it has
+    queries.
+    """
+    most = config.most_visual_tokens
+    if not (a_frame.is_integer() and 1 <= a_frame <= most):
+        expected = f"vision_tokens of 1 to {most}, its queries, an image"
+        raise ProbeError("cost", expected=expected, got=f"{a_frame:g}")
+    changed = copy.deepcopy(config)
+    setattr(changed, ANY_NUMBER, int(a_frame))
+    return changed
+
+
 def sets_tokens(config: Any) -> bool:
     """Whether the config says how many vision tokens an image gets (LLaVA-Mini's C x C a frame)."""
-    return getattr(config, "compression", "none") != "none"
+    return getattr(config, "compression", "none") != "none" or hasattr(config, ANY_NUMBER)
 
 
 def per_layer(vision_tokens: Any, layers: int) -> list[int] | None:
@@ -144,6 +160,8 @@ def with_tokens(config: Any, vision_tokens: int | None, frames: int | None) -> A
     if vision_tokens is None or not sets_tokens(config):
         return config
     a_frame = vision_tokens / (frames or 1)
+    if hasattr(config, ANY_NUMBER):
+        return _with_queries(config, a_frame)
     size = math.isqrt(int(a_frame))
     if size**2 != a_frame:
         expected = f"vision_tokens that are C x C for each of {frames or 1} frames"

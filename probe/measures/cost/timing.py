@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from probe.hooks.model_structure import image_token_id, video_token_id
 from probe.hooks.offload import input_device
-from probe.measures.cost.flop_count import fuses
+from probe.measures.cost.flop_count import asked, fuses
 from probe.measures.cost.prompt_shape import PromptShape, side_of
 
 MOMENTS = ("before", "peak")
@@ -75,7 +75,8 @@ def inputs_of(
     ids = torch.tensor([row], device=input_device(model))
     taken = inspect.signature(model.forward).parameters
     named = {name if name in taken else f"{name}_images": value for name, value in pixels.items()}
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **named}
+    questions = asked(base, prompt)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **named, **questions}
 
 
 def _memory(device: torch.device) -> float:

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, no_type_check
 
 import torch
 from huggingface_hub.dataclasses import strict
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
@@ -88,6 +88,7 @@ class RivalModel(RivalPreTrainedModel):
     """Vision tower, compressor and LLM. Subclasses set `compressor` and `vision_tokens`."""
 
     HOW: ClassVar[tuple[str, ...]] = ()  # further arguments of a forward
+    NOTE = ""  # what a reader of its attention must know; stands in records and on figures
 
     def __init__(self, config: RivalConfig):
         super().__init__(config)
@@ -126,6 +127,7 @@ class RivalModel(RivalPreTrainedModel):
         pixel_values: Pixels | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Float[Tensor, "row token dim"] | None = None,
+        past_key_values: Cache | None = None,
         **kwargs,
     ):
         """The LLM's hidden states. Arguments as in `RivalForConditionalGeneration.forward`."""
@@ -134,7 +136,8 @@ class RivalModel(RivalPreTrainedModel):
                 f"{type(self).__name__}: expected input_ids or inputs_embeds, and not both"
             )
         how = {name: kwargs.pop(name, None) for name in self.HOW}
-        cache, tokens = pop_cache(kwargs), None
+        cache = pop_cache(kwargs) if past_key_values is None else past_key_values
+        tokens = None
         if input_ids is not None:
             inputs_embeds, tokens = self.merge(input_ids, pixel_values, how)
         outputs = self.language_model(
@@ -157,6 +160,7 @@ class RivalModel(RivalPreTrainedModel):
                     "input_ids, got none"
                 )
             return embeds, None
+        how = self.how_of(placeholder, pixel_values, how)
         features: Any = self.get_image_features(pixel_values, **how).pooler_output
         tokens = torch.cat(list(features)).to(embeds.device, embeds.dtype)
         if len(tokens) != int(placeholder.sum()):
@@ -165,6 +169,12 @@ class RivalModel(RivalPreTrainedModel):
                 f"tokens, got {int(placeholder.sum())}"
             )
         return embeds.masked_scatter(placeholder[..., None], tokens), tokens
+
+    def how_of(
+        self, placeholder: Bool[Tensor, "row token"], pixels: Pixels, how: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """What the placeholders say of `how`, where the call does not."""
+        return how
 
 
 class RivalForConditionalGeneration(RivalPreTrainedModel, GenerationMixin):
@@ -198,6 +208,7 @@ class RivalForConditionalGeneration(RivalPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         labels: TokenIds | None = None,
         inputs_embeds: Float[Tensor, "row token dim"] | None = None,
+        past_key_values: Cache | None = None,
         logits_to_keep: int = 0,
         **kwargs,
     ):
@@ -206,6 +217,7 @@ class RivalForConditionalGeneration(RivalPreTrainedModel, GenerationMixin):
         input_ids: as long as the LLM's sequence, with the placeholders of each image.
         pixel_values: images (or tiles, or frames) in placeholder order over the batch.
         labels: -100 where nothing is learned.
+        past_key_values: the KV cache, also taken as `cache`, its name since transformers 5.24.
         logits_to_keep: the number of last positions whose logits are asked for, 0 for all.
         """
         outputs = self.model(
@@ -213,6 +225,7 @@ class RivalForConditionalGeneration(RivalPreTrainedModel, GenerationMixin):
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
             **kwargs,
         )
         others = dict(outputs)

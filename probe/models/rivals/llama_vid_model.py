@@ -9,7 +9,7 @@ from einops import rearrange
 from huggingface_hub.dataclasses import strict
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoConfig, InstructBlipQFormerConfig, InstructBlipVisionModel
+from transformers import AutoConfig, Cache, InstructBlipQFormerConfig, InstructBlipVisionModel
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from probe.models.llava_mini.generation import repeated_in_blocks
@@ -76,7 +76,9 @@ class LlamaVidConfig(RivalConfig):
 
 
 class LlamaVidModel(RivalModel):
+    _supports_flash_attn = False  # the Q-Former's masks differ between queries
     config: LlamaVidConfig
+    NOTE = "queries have read the question; the last layer gives the context token"
     HOW = ("query_ids", "query_mask", "query_image", "frames")
 
     def __init__(self, config: LlamaVidConfig):
@@ -91,6 +93,14 @@ class LlamaVidModel(RivalModel):
         tower: Any = InstructBlipVisionModel._from_config(config.vision_config)
         tower.post_layernorm = nn.Identity()  # the last block's output is read without it
         return tower
+
+    def question_inputs(self, views: int, frames: int | None, words: int) -> dict[str, Any]:
+        """A question of so many words about each of so many images, or about a video."""
+        images = views if frames is None else 1
+        longest = self.config.qformer_config.max_position_embeddings
+        device = self.compressor.query.device
+        ids = torch.zeros(images, min(words, longest), dtype=torch.long, device=device)
+        return {"query_ids": ids} | ({} if frames is None else {"frames": [frames]})
 
     def frame_features(self, pixel_values: Pixels) -> Float[Tensor, "frame token dim"]:
         if self.config.has_cls:
@@ -124,18 +134,20 @@ class LlamaVidModel(RivalModel):
         mask = torch.ones_like(query_ids) if query_mask is None else query_mask
         images = range(len(query_ids)) if query_image is None else query_image.tolist()
         features = self.frame_features(pixel_values)
-        patches = features[:, 1:] if features.shape[1] % 2 else features
-        content = self.multi_modal_projector(self.pooled(patches))
+        cls = features.shape[1] % 2
+        content = self.multi_modal_projector(self.pooled(features[:, cls:]))
         starts = [sum(counts[:image]) for image in range(len(counts))]
-        tokens = []
-        for question, image in enumerate(images):
-            own = slice(starts[image], starts[image] + counts[image])
-            ids, own_mask = (
-                x[question].expand(counts[image], -1) for x in (query_ids, mask.long())
-            )
-            context = self.compressor(features[own], patches[own], ids, own_mask)
-            tokens.append(torch.cat([context, content[own]], 1).flatten(0, 1))
-        return tokens
+        asked = [counts[image] for image in images]  # frames of each question
+        pairs = [
+            (question, starts[image] + number)
+            for question, image in enumerate(images)
+            for number in range(counts[image])
+        ]
+        question, frame = torch.tensor(pairs, device=features.device).reshape(-1, 2).T
+        ids, own_mask = query_ids[question], mask.long()[question]
+        context = self.compressor(features[frame], ids, own_mask, cls)
+        tokens = torch.cat([context, content[frame]], 1)
+        return [of_question.flatten(0, 1) for of_question in tokens.split(asked)]
 
     def pooled(
         self, patches: Float[Tensor, "frame patch dim"]
@@ -154,6 +166,7 @@ class LlamaVidModel(RivalModel):
 
 
 class LlamaVidForConditionalGeneration(RivalForConditionalGeneration):
+    _supports_flash_attn = False
     config: LlamaVidConfig
     MODEL = LlamaVidModel
 
@@ -166,6 +179,7 @@ class LlamaVidForConditionalGeneration(RivalForConditionalGeneration):
         query_mask=None,
         query_image=None,
         frames=None,
+        past_key_values: Cache | None = None,
         **kwargs,
     ):
         """As `RivalForConditionalGeneration.forward`, with the questions of `vision_tokens`;
@@ -173,6 +187,7 @@ class LlamaVidForConditionalGeneration(RivalForConditionalGeneration):
         """
         how = {"query_ids": query_ids, "query_mask": query_mask}
         how |= {"query_image": query_image, "frames": frames}
+        kwargs["past_key_values"] = past_key_values
         return super().forward(input_ids, pixel_values, attention_mask, **how, **kwargs)
 
     def repeated(

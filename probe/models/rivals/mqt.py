@@ -6,23 +6,25 @@
 The keys hold no image: the attention map is the same for every image, a fixed mask of the weights.
 What differs between images is the values. Tokens 1 to m are the same for every larger m.
 
-Where a call names no m, the config's number is taken (256 where it names a training stage: the
-authors' code then draws an even m at random at every call).
+Where a call names no m, it follows from the placeholders in its prompt, and without a prompt the
+config's number is taken (256 where it names a training stage: the authors' code then draws an even
+m at random at every call).
 
 Source: arXiv 2405.19315; gordonhu608/MQT-LLaVA at 92c35d0.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import torch
 from einops import rearrange
 from huggingface_hub.dataclasses import strict
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from transformers import Cache
 
 from probe.models.llava_mini.compressor import CompressorAttention
 from probe.models.original import llava_names
@@ -54,6 +56,10 @@ class MqtConfig(RivalConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.image_seq_length = self.num_visual_tokens
+
+    @property
+    def most_visual_tokens(self) -> int:
+        return QUERIES
 
     def token_regions(self, count: int) -> list[Region | None]:
         """Every query looks at all patches."""
@@ -96,11 +102,23 @@ class QueryAbstractor(nn.Module):
 class MqtModel(RivalModel):
     config: MqtConfig
     HOW = ("num_visual_tokens",)
+    NOTE = "keys are positions only: this attention is the same for every image"
 
     def __init__(self, config: MqtConfig):
         super().__init__(config)
         self.compressor = QueryAbstractor(config)
         self.post_init()
+
+    def how_of(
+        self, placeholder: Bool[Tensor, "row token"], pixels: Pixels, how: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """As many tokens of each image as the prompt has placeholders, where the call names no
+        number.
+        """
+        asked = int(placeholder.sum())
+        if how.get("num_visual_tokens") is not None or not asked or asked % len(pixels):
+            return how
+        return {"num_visual_tokens": asked // len(pixels)}
 
     def vision_tokens(
         self, pixel_values: Pixels, num_visual_tokens: int | None = None
@@ -124,14 +142,21 @@ class MqtForConditionalGeneration(RivalForConditionalGeneration):
         input_ids=None,
         pixel_values=None,
         attention_mask=None,
-        num_visual_tokens=None,
+        num_visual_tokens: int | None = None,
+        past_key_values: Cache | None = None,
         **kwargs,
     ):
         """As `RivalForConditionalGeneration.forward`; num_visual_tokens: m, the config's by
         default.
         """
-        how = {"num_visual_tokens": num_visual_tokens}
-        return super().forward(input_ids, pixel_values, attention_mask, **how, **kwargs)
+        return super().forward(
+            input_ids,
+            pixel_values,
+            attention_mask,
+            num_visual_tokens=num_visual_tokens,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
 
 
 RENAMES = {

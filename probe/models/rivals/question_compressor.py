@@ -31,15 +31,40 @@ class ContextAttention(nn.Module):
         self.key = nn.Linear(dim, dim)
 
     def forward(
-        self, queries: Float[Tensor, "frame query query_dim"], v: Float[Tensor, "frame patch dim"]
+        self,
+        queries: Float[Tensor, "frame query query_dim"],
+        v: Float[Tensor, "frame token dim"],
+        hidden: int,
     ) -> Float[Tensor, "frame query dim"]:
-        """What each query attends to."""
+        """What each query attends to; the first `hidden` tokens of a frame are not seen."""
+        mask = v.new_zeros(1, 1, queries.shape[1], v.shape[1])
+        mask[..., :hidden] = torch.finfo(v.dtype).min
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         query, key, value = self.query(queries)[:, None], self.key(v)[:, None], v[:, None]
-        attended, _ = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0)
+        attended, _ = attend(self, query, key, value, mask, scaling=self.scaling, dropout=0.0)
         return attended.flatten(2)
+
+
+class ContextToken(nn.Module):
+    """The queries of a frame -> its context token. `crossattention`: an attention to other tokens
+    than the queries, by which name it is found as in a Q-Former.
+    """
+
+    def __init__(self, config: Any, dim: int, query_dim: int):
+        super().__init__()
+        self.crossattention = ContextAttention(config, dim, query_dim)
+        self.value = nn.Linear(dim, config.text_config.hidden_size)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "frame query query_dim"],
+        v: Float[Tensor, "frame token dim"],
+        hidden: int,
+    ) -> Float[Tensor, "frame 1 width"]:
+        attended = self.crossattention(queries, v, hidden)
+        return self.value(attended.mean(1, keepdim=True))
 
 
 class QuestionCompressor(nn.Module):
@@ -54,23 +79,37 @@ class QuestionCompressor(nn.Module):
             self.project = nn.Identity()
         self.norm = nn.LayerNorm(config.qformer_width, eps=1e-5)
         self.qformer: Any = InstructBlipQFormerModel._from_config(config.qformer_config)
-        self.context = ContextAttention(config, dim, bert)
-        self.value = nn.Linear(dim, config.text_config.hidden_size)
+        self.context = ContextToken(config, dim, bert)
+
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The Q-Former's layers, and the attention from which the context token comes."""
+        return (*self.qformer.encoder.layer, self.context)
 
     def forward(
         self,
         frames: Float[Tensor, "frame token dim"],
-        patches: Float[Tensor, "frame patch dim"],
         query_ids: Int[Tensor, "frame word"],
         query_mask: Int[Tensor, "frame word"],
+        hidden: int,
     ) -> Float[Tensor, "frame 1 width"]:
+        """`hidden`: how many tokens at the start of a frame only the Q-Former sees."""
         queries = self.query.expand(len(frames), -1, -1)
-        real = torch.ones(queries.shape[:2], dtype=query_mask.dtype, device=query_mask.device)
         states = self.qformer(
             input_ids=query_ids,
-            attention_mask=torch.cat([real, query_mask], 1),
+            attention_mask=self.mask(queries, query_mask),
             query_embeds=queries,
             encoder_hidden_states=self.norm(self.project(frames)),
         ).last_hidden_state
-        attended = self.context(states[:, : queries.shape[1]], patches)
-        return self.value(attended.mean(1, keepdim=True))
+        return self.context(states[:, : queries.shape[1]], frames, hidden)
+
+    @staticmethod
+    def mask(
+        queries: Float[Tensor, "frame query bert"], query_mask: Int[Tensor, "frame word"]
+    ) -> Float[Tensor, "frame 1 token token"]:
+        """Queries and words see each other; padding is not seen."""
+        of_queries = torch.ones_like(query_mask[:, :1]).expand(queries.shape[:2])
+        real = torch.cat([of_queries, query_mask], 1)
+        hidden = torch.zeros(real.shape, dtype=queries.dtype, device=queries.device)
+        hidden = hidden.masked_fill(real == 0, torch.finfo(queries.dtype).min)
+        return hidden[:, None, None].expand(-1, -1, real.shape[1], -1)

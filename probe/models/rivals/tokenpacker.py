@@ -131,6 +131,7 @@ class RegionCompressor(nn.Module):
 
 class TokenPackerModel(RivalModel):
     config: TokenPackerConfig
+    NOTE = "a query reads the patches of its own region only"
 
     def __init__(self, config: TokenPackerConfig):
         super().__init__(config)

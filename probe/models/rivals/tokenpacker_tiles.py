@@ -11,6 +11,7 @@ image: the free part is squeezed into it, as in the authors' code.
 Source: arXiv 2407.02392; CircleRadon/TokenPacker at 771a16e.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,8 +38,8 @@ class TokenPackerProcessor(RivalProcessor):
         tokenizer: Any = None,
         tokens_per_image: int = 144,
         max_tiles: int = 9,
-        separator_ids: tuple[int, int] = (29892, 0),
-        aspect: str = "slice",
+        separator_ids: Sequence[int] = (29892, 0),
+        aspect: str = "slice",  # there is no other
         image_token: str = "<image>",
         image_token_id: int | None = None,
         chat_template: str | None = None,

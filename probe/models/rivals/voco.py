@@ -9,8 +9,9 @@ the positions of the first and last VoCo token of a row, on top of causality and
 
 Positions are not renumbered. The rule holds in every kernel (the authors' code applies it under
 sdpa only: under eager their text reads the image), and in decoding, where new tokens are queries
-after `last` (their code does not decode at this commit). A row without VoCo tokens is plainly
-causal; rows that are padding see all keys, so that nothing divides by zero.
+after `last` (their code does not decode at this commit). A generated VoCo token would move `last`:
+pass `suppress_tokens=[config.voco_token_id]` to `generate`, as `probe` does. A row without VoCo
+tokens is plainly causal; rows that are padding see all keys, so that nothing divides by zero.
 
 Source: arXiv 2406.12275; Yxxxb/VoCo-LLaMA at 3b6e14d.
 """
@@ -18,11 +19,13 @@ Source: arXiv 2406.12275; Yxxxb/VoCo-LLaMA at 3b6e14d.
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, no_type_check
+from weakref import WeakKeyDictionary
 
 import torch
 from huggingface_hub.dataclasses import strict
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import Cache
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from probe.models.llava_mini.cache_argument import pop_cache
@@ -67,6 +70,7 @@ class VocoConfig(RivalConfig):
 class VocoModel(RivalModel):
     config: VocoConfig
     _supports_flash_attn = False  # it takes no mask that differs between queries
+    NOTE = "text after the VoCo tokens sees neither the image nor BOS"
 
     def __init__(self, config: VocoConfig):
         super().__init__(config)
@@ -83,6 +87,10 @@ class VocoForConditionalGeneration(RivalForConditionalGeneration):
     config: VocoConfig
     MODEL = VocoModel
     _supports_flash_attn = False
+
+    def __init__(self, config: VocoConfig):
+        super().__init__(config)
+        self._ids_of: WeakKeyDictionary[Any, Tensor] = WeakKeyDictionary()  # by cache
 
     def visible(
         self, input_ids: TokenIds, attention_mask: Tensor | None = None
@@ -105,25 +113,45 @@ class VocoForConditionalGeneration(RivalForConditionalGeneration):
         seen = causal & real[:, None, :] & ~hidden
         return seen | ~seen.any(-1, keepdim=True)
 
-    def forward(self, input_ids=None, pixel_values=None, attention_mask=None, **kwargs):
+    def forward(
+        self,
+        input_ids=None,
+        pixel_values=None,
+        attention_mask=None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ):
         """As `RivalForConditionalGeneration.forward`, under the rule of the VoCo tokens.
 
-        With a cache, `attention_mask` must be the one that `generate` makes: what the new tokens
-        see follows from the ids of the whole sequence.
-
-        Raises ValueError for a cache with keys and a mask of keys only.
+        What new tokens see follows from the ids of the whole sequence, which are remembered by its
+        cache; a mask (row, 1, query, key) is taken as it is, as `generate` passes it. Raises
+        ValueError for a cache whose beginning this model has not seen.
         """
-        is_mask = attention_mask is not None and attention_mask.ndim == 4
-        if input_ids is not None and not is_mask:
-            arguments = dict(kwargs)
-            cache = pop_cache(arguments)
-            if cache is not None and cache.get_seq_length():
-                raise ValueError(
-                    "VoCo-LLaMA: expected a mask (row, 1, query, key) with a cache, got one that "
-                    "can't tell where the VoCo tokens are; use generate"
-                )
-            attention_mask = self._additive(self.visible(input_ids, attention_mask))
-        return super().forward(input_ids, pixel_values, attention_mask, **kwargs)
+        cache = pop_cache(kwargs) if past_key_values is None else past_key_values
+        whole = None
+        if input_ids is not None and (attention_mask is None or attention_mask.ndim < 4):
+            whole = self._with_past(input_ids, cache)
+            visible = self.visible(whole, attention_mask)
+            attention_mask = self._additive(visible[:, -input_ids.shape[1] :])
+        arguments = {"past_key_values": cache, **kwargs}
+        outputs = super().forward(input_ids, pixel_values, attention_mask, **arguments)
+        filled = pop_cache(dict(outputs)) if isinstance(outputs, dict) else None
+        if filled is not None and whole is not None:
+            self._ids_of[filled] = whole
+        return outputs
+
+    def _with_past(self, input_ids: TokenIds, cache: Cache | None) -> Int[Tensor, "row position"]:
+        """The ids of a whole sequence, of which `input_ids` is the end."""
+        past = 0 if cache is None else cache.get_seq_length()
+        if not past:
+            return input_ids
+        known = self._ids_of.get(cache)
+        if known is None or known.shape[1] < past:
+            raise ValueError(
+                "VoCo-LLaMA: expected a cache that this model filled from the prompt on, got one "
+                "that can't tell where the VoCo tokens are"
+            )
+        return torch.cat([known[:, :past], input_ids], 1)
 
     def prepare_inputs_for_generation(self, input_ids, *args, attention_mask=None, **kwargs):
         """The mask of this step's queries, from the ids of the whole sequence."""
