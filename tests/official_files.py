@@ -179,7 +179,35 @@ def mm_vet(root: Path) -> tuple[list, Reader]:
     return ["v1_0", "v1_1", "v1_2"], lambda path: list(json.loads(path.read_text()).items())
 
 
+def choices_about_videos(file: str, folder: str) -> Callable[[Path], tuple[list, Reader]]:
+    def write_files(root: Path) -> tuple[list, Reader]:
+        row = {"question": "Which?", "candidates": ["red", "blue"], "answer": "red"}
+        write(root / f"json/{file}.json", [row | {"video": f"{i}.mp4"} for i in range(3)])
+        for i in (0, 2):
+            write(root / f"video/{folder}/{i}.mp4", "")
+        task = file.split("_", 1)[1] if file[0].isdigit() else file
+        return [f"{task}/{i}" for i in range(3)], from_lines("pred")
+
+    return write_files
+
+
+def egoschema(root: Path) -> tuple[list, Reader]:
+    options = {f"option {i}": f"it is {i}" for i in range(5)}
+    rows = [{"q_uid": f"u{i}", "question": "Which?", "answer": i, **options} for i in range(3)]
+    write(root / "mc.json", rows)
+    for i in (0, 2):
+        write(root / f"videos/u{i}.mp4", "")
+
+    def read(path: Path) -> list[tuple[object, str]]:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return [(row["q_uid"], row["pred"]) for row in rows]
+
+    return ["u0", "u1", "u2"], read
+
+
 FOLDERS = {
     f.__name__: f for f in (gqa, mmbench, pope, textvqa, scienceqa, vqav2, vizwiz, mme, seed)
 }
-FOLDERS |= {"llava_w": llava_w, "mm_vet": mm_vet}
+FOLDERS |= {"llava_w": llava_w, "mm_vet": mm_vet, "egoschema": egoschema}
+FOLDERS["mvbench"] = choices_about_videos("action_count", "perception/videos")
+FOLDERS["mlvu"] = choices_about_videos("4_count", "4_count")

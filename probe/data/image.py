@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from probe.errors import ProbeError, shown
+from probe.errors import ProbeError, at_least, shown
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # of one image, 256 MiB in RGB: Pillow warns about larger ones
@@ -27,8 +27,8 @@ class Video:
 
     fps: of a file, how many frames are taken of each second, 1 by default and at most all; of given
     frames and of a folder, how many there are a second, 1 by default, and all are taken. start,
-    end: the seconds from and up to which frames are taken. Raises ProbeError for other values.
-    `open_video` reads it.
+    end: the seconds from and up to which frames are taken. max_frames: of a file, at most so many,
+    evenly chosen. Raises ProbeError for other values. `open_video` reads it.
 
     >>> str(Video("clip.mp4", fps=2, end=30))
     'clip.mp4, 2 fps, up to 30 s'
@@ -38,12 +38,15 @@ class Video:
     fps: float | None = None
     start: float | None = None
     end: float | None = None
+    max_frames: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str | Path):
             object.__setattr__(self, "source", _frames(self.source))  # one that can be compared
         if self.fps is not None and not _is_number(self.fps, above=0):
             raise ProbeError("Video", expected="fps above 0", got=shown(self.fps))
+        if self.max_frames is not None:
+            at_least("Video", "max_frames", self.max_frames, 1)
         for name in ("start", "end"):
             value = getattr(self, name)
             if value is not None and not _is_number(value, above=-1e-9):
@@ -68,6 +71,7 @@ class Video:
         parts += [f"{self.fps:g} fps"] if self.fps is not None else []
         parts += [f"from {self.start:g} s"] if self.start is not None else []
         parts += [f"up to {self.end:g} s"] if self.end is not None else []
+        parts += [f"at most {self.max_frames}"] if self.max_frames is not None else []
         return ", ".join(parts)
 
 

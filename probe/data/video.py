@@ -152,6 +152,8 @@ def _decoded(av: Any, video: Video, path: Path) -> Clip:
     first, last = _range(video, float(rate), total)
     seconds = (last - first + 1) / float(rate)
     count = max(1, int(seconds * (video.fps or 1) + 1e-9))
+    if video.max_frames is not None:
+        count = min(count, video.max_frames)
     if video.fps is not None and count > last - first:
         wanted = list(range(first, last + 1))
     else:

@@ -41,7 +41,8 @@ def check_judged(task: BenchmarkTask, path: Path) -> None:
     if not hasattr(task.module, "judged"):
         raise ProbeError(
             "--judged",
-            expected="a benchmark that a judge scores: llava_w or mm_vet",
+            expected="a benchmark that a judge scores: msvd_qa, msrvtt_qa, activitynet_qa, "
+            "video_chatgpt, llava_w or mm_vet",
             got=task.benchmark.name,
             fix="leave it out",
         )

@@ -37,10 +37,25 @@ NAMES = {
     "seed": "SEED-Bench, multiple choice",
     "llava_w": "LLaVA-Bench in the wild, scored by a judge",
     "mm_vet": "MM-Vet, scored by a judge",
+    "mvbench": "MVBench, multiple choice about short videos",
+    "mlvu": "MLVU, multiple choice about long videos",
+    "egoschema": "EgoSchema, first-person videos",
+    "msvd_qa": "MSVD-QA, videos, scored by a judge",
+    "msrvtt_qa": "MSRVTT-QA, videos, scored by a judge",
+    "activitynet_qa": "ActivityNet-QA, videos, scored by a judge",
+    "video_chatgpt": "Video-ChatGPT's five scores, by a judge",
 }
 
 
-FILE_NAMES = {"seed": "seed_bench", "llava_w": "llava_bench"}  # where they differ from the name
+FILE_NAMES = {  # where they differ from the name; "file:object" where a file has several
+    "seed": "seed_bench",
+    "llava_w": "llava_bench",
+    "mvbench": "mvbench:MVBENCH",
+    "mlvu": "mlvu:MLVU",
+    "msvd_qa": "video_qa:MSVD_QA",
+    "msrvtt_qa": "video_qa:MSRVTT_QA",
+    "activitynet_qa": "video_qa:ACTIVITYNET_QA",
+}
 
 
 @runtime_checkable
@@ -57,13 +72,12 @@ class BenchmarkModule(Protocol):
 
 
 def named(name: str) -> BenchmarkModule:
-    """The file of one benchmark. Raises ProbeError with the names there are.
+    """The file of one benchmark, or its part of it. Raises ProbeError with the names there are.
 
     >>> named("gqa").HEADLINE
     'accuracy'
     """
     one_of("benchmark", "one of", name, NAMES)
-    return cast(
-        BenchmarkModule,
-        import_module(f"probe.evaluation.benchmarks.{FILE_NAMES.get(name, name)}"),
-    )
+    file, _, part = FILE_NAMES.get(name, name).partition(":")
+    module = import_module(f"probe.evaluation.benchmarks.{file}")
+    return cast(BenchmarkModule, getattr(module, part) if part else module)

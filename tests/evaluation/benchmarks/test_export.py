@@ -12,7 +12,9 @@ from official_files import FOLDERS
 from probe.evaluation.benchmarks import NAMES, named
 from probe.evaluation.task import BenchmarkTask
 
-READ_FROM_FILES = [name for name in NAMES if name != "shapes"]
+# A judge of these reads only what was answered: test_videos.py
+LEAVE_OUT_ROWS = ("msvd_qa", "msrvtt_qa", "activitynet_qa", "video_chatgpt")
+READ_FROM_FILES = [name for name in NAMES if name not in ("shapes", *LEAVE_OUT_ROWS)]
 
 
 def exported(name, folder, out):

@@ -1,0 +1,148 @@
+"""MSVD-QA, MSRVTT-QA and ActivityNet-QA: open questions about videos, scored by a language model.
+
+`test_q.json` and `test_a.json`, videos in `videos/`; one entry of each, of ActivityNet-QA:
+
+    {"video_name": "1QIUV7WYKXg", "question": "is the athlete wearing trousers",
+     "question_id": "v_1QIUV7WYKXg_3"}
+    {"answer": "yes", "type": 3, "question_id": "v_1QIUV7WYKXg_3"}
+
+Rule: Video-ChatGPT's protocol (`video_judge.py`): the judge reads question, answer and what the
+model said, and gives yes or no and a mark of 0 to 5. Answers are joined to questions by position,
+as in LLaVA-Mini; the note of the benchmark says where their ids differ. A question without a video
+is left out of the exported file.
+
+LLaVA-Mini asks with an instruction and eight worked examples, which its number depends on. Put them
+into `prompt.txt` beside the questions (from run_inference_video_qa.py, or ..._act.py for
+ActivityNet): its text comes before each question. Without that file the instruction alone is used.
+
+Source: llavamini/eval/video/run_inference_video_qa.py; Video-ChatGPT,
+quantitative_evaluation/evaluate_activitynet_qa.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from probe.data.files import DataFolder, json_list
+from probe.data.image import Video
+from probe.data.rows import Benchmark, RowError, RowReader, entry, identifier, question_text
+from probe.data.sample import Sample
+from probe.errors import one_of
+from probe.evaluation.benchmarks.answer_files import Answers, Predictions, Rows, write_lines
+from probe.evaluation.benchmarks.video_judge import Verdict, accuracy, mean_mark, verdicts
+
+SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
+FOLDERS = ("videos/", "video/", "Test_Videos/", "")
+PROMPT = "Answer the question with one complete sentence:\n"
+Verdicts = Mapping[str, Verdict]  # by question id
+
+
+@dataclass(frozen=True)
+class OpenVideoQuestions:
+    """One of the three. Rule: the share of "yes" of a judge, and its mean mark of 0 to 5.
+
+    prefix: what stands before a video's name in the name of its file.
+    """
+
+    name: str
+    prefix: str = ""
+
+    HEADLINE = "accuracy"
+    LABEL = 'judge\'s "yes" (%)'
+    FILES = "test_q.json, test_a.json, videos/; prompt.txt if there"
+    SPLITS = ("test",)
+
+    def read(self, folder: str | Path, split: str = "test") -> Benchmark:
+        """Reads `test_q.json` and `test_a.json`. Raises ProbeError."""
+        one_of(self.name, "a split among", split, self.SPLITS)
+        data, reader = DataFolder(self.name, folder), RowReader(self.name, split)
+        files = [data.find("test_q.json"), data.find("test_a.json")]
+        prompt, prompt_file = PROMPT, data.look("prompt.txt")
+        if prompt_file is not None:
+            prompt = prompt_file.read_text("utf-8")
+            files.append(prompt_file)
+        questions, answers = (json_list(self.name, file) for file in files[:2])
+        apart = 0
+        for number, (row, answer) in enumerate(zip_longest(questions, answers), 1):
+            with reader.row(files[0], number) as official:
+                key = identifier(row, "question_id")
+                official.update(question_id=key)
+                apart += key != identifier(answer, "question_id")
+                reader.add(self._sample(data, row, answer, prompt))
+        note = f"{apart} answers have another id than the question at their place" if apart else ""
+        return reader.finish(files, note=note)
+
+    def _sample(self, data: DataFolder, row: Any, answer: Any, prompt: str) -> Sample:
+        key, name = identifier(row, "question_id"), identifier(row, "video_name")
+        question = question_text(row)
+        file = name if name.startswith(self.prefix) else self.prefix + name
+        kind = str(answer["type"]) if "type" in answer else ""
+        more = {"question_id": key, "unit": key, "image": name, "kind": kind, "asked": question}
+        known = str(entry(answer, "answer"))
+        return Sample(key, Video(video_path(data, file)), prompt + question, (), known, more)
+
+    def score(self, prediction: str, sample: Sample) -> float:
+        """NaN: only a judge can score an open answer. See `judged`."""
+        return float("nan")
+
+    def judged(self, file: str | Path) -> dict[str, float]:
+        """1 for the judge's "yes" and 0 for its "no", by question id."""
+        found = self.verdicts(file)
+        known = {key: verdict.is_right for key, verdict in found.items()}
+        return {key: float(is_right) for key, is_right in known.items() if is_right is not None}
+
+    def verdicts(self, file: str | Path) -> dict[str, Verdict]:
+        """The judge's words, for `summarise`. Raises ProbeError naming the question."""
+        return verdicts(f"{self.name}.judged", file)
+
+    def summarise(
+        self, rows: Rows, predictions: Predictions, scores: Verdicts | None = None
+    ) -> dict[str, float]:
+        """Accuracy in percent and the mean mark of 0 to 5, all and by type of question; NaN without
+        the judge's `scores` (`verdicts`).
+        """
+        answers, scores = Answers(rows, predictions, self.score), scores or {}
+        known = [(s, scores[s.id]) for s, _ in answers.pairs if s.id in scores]
+        numbers = {
+            "accuracy": accuracy(verdict for _, verdict in known),
+            "score": mean_mark(verdict for _, verdict in known),
+        }
+        for kind in sorted({str(sample.meta["kind"]) for sample in answers.samples} - {""}):
+            own = [verdict for sample, verdict in known if sample.meta["kind"] == kind]
+            numbers |= {f"type/{kind}": accuracy(own), f"score/{kind}": mean_mark(own)}
+        unscored = float(len(answers.pairs) - len(known))
+        return numbers | answers.counts() | {"unscored": unscored}
+
+    def export(self, rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
+        """Writes `<name>.jsonl` for the judge: id, question, answer, pred. Questions whose video is
+        missing are left out, as LLaVA-Mini does.
+        """
+        lines = [
+            {
+                "id": row.id,
+                "question": row.meta["asked"],
+                "answer": row.answer,
+                "pred": predictions.get(row.id, ""),
+            }
+            for row in rows
+            if isinstance(row, Sample)
+        ]
+        return write_lines(lines, Path(folder) / f"{self.name}.jsonl")
+
+
+def video_path(data: DataFolder, name: str) -> Path:
+    """A video's file, or the folder of its frames. Raises RowError."""
+    try:
+        return data.video(*(f"{at}{name}{suffix}" for suffix in SUFFIXES for at in FOLDERS))
+    except RowError as missing:
+        folders = [at + name for at in FOLDERS if (data.root / (at + name)).is_dir()]
+        if not folders:
+            raise RowError(f"the video {name!r} in videos/", missing.got) from None
+        return data.video(*folders)
+
+
+MSVD_QA = OpenVideoQuestions("msvd_qa")
+MSRVTT_QA = OpenVideoQuestions("msrvtt_qa")
+ACTIVITYNET_QA = OpenVideoQuestions("activitynet_qa", prefix="v_")
