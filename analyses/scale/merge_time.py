@@ -70,6 +70,11 @@ def cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def peak_memory() -> float:
+    """Of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def measured(folder: Path, step: str, count: int) -> dict[str, float]:
     """CPU seconds of one step, and the peak memory in MiB, in this process."""
     samples = [Sample(f"question-{number:06d}", None, "?") for number in range(count)]
@@ -79,8 +84,7 @@ def measured(folder: Path, step: str, count: int) -> dict[str, float]:
     assert not left, f"{len(left)} samples are not done"
     if step == "merge":
         run.compact([sample.id for sample in samples])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": cpu() - start, "memory": peak}
+    return {"seconds": cpu() - start, "memory": peak_memory()}
 
 
 def in_own_process(folder: Path, step: str, count: int) -> dict[str, float]:

@@ -27,6 +27,7 @@ from probe.cli.result_folder import ResultFolder, results
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from pandas import DataFrame
     from xarray import DataTree
 
@@ -96,11 +97,12 @@ def attention(
                 subject, task, folder, options | {"cache_gb": cache_gb}, engine
             )
             notes = {"left out": problems}
-        _write(record, folder, figures)
+        final = folder.out / "final.zarr" if benchmark and folder.refusal is None else None
+        write_results(record, folder, figures, final)
     show_layers(record)
     for label, text in notes.items():
         say(label, text)
-    folder.announce()
+    folder.announce(*(["final.zarr", "run.json"] if benchmark else []))
 
 
 def _check_one_source(benchmark: str | None, of_one: dict, of_many: dict) -> None:
@@ -126,7 +128,10 @@ def _over(
 
     attention_run = AttentionRun(subject, task, **options)
     run = measured(attention_run, folder, engine)
-    return attention_run.results(run), write_problems(run, task, folder)
+    problems = write_problems(run, task, folder)
+    finished = attention_run.results if folder.refusal is not None else attention_run.merged
+    with stage("merging"):
+        return finished(run), problems
 
 
 def _provenance(record: "DataTree") -> dict[str, str]:
@@ -140,12 +145,24 @@ def _provenance(record: "DataTree") -> dict[str, str]:
     }
 
 
-def _write(record: "DataTree", folder: ResultFolder, figures: str) -> None:
+def write_results(
+    record: "DataTree", folder: ResultFolder, figures: str, final: Path | None = None
+) -> None:
+    """Record, figures and table. `final`: the record of a run on the disk, which is not copied to
+    record.zarr.zip where `open_record` would refuse it for its size.
+    """
     from probe import plots
     from probe.records import to_dataframe
+    from probe.records.archive import LARGEST
 
+    size = sum(node.nbytes for node in record.subtree)
     with stage("drawing"):
-        folder.dataset("record", record)
+        if final is None:
+            folder.dataset("record", record)
+        elif size < LARGEST / 2:
+            folder.merged("record", final)
+        else:
+            say("record", f"{size / 1e9:.1f} GB: in {final} alone, without a copy as one file")
         few = record.sizes["sample"] <= FEW
         folder.table("attention", to_dataframe(record) if few else mean_table(record))
         if figures != "none":
@@ -159,17 +176,21 @@ def show_layers(record: "DataTree") -> None:
     Rows are those of response tokens; without a response, of the prompt's last token or the
     instruction.
     """
+    from probe.plots.arguments import default_query
+    from probe.plots.sample_mean import average
+
     llm = record["llm"].to_dataset()
     names = [str(name) for name in llm.query_type.values]
-    candidates = [name for name in ("response", "last", "instruction") if name in names] or names
-    counted = [n for n in candidates if llm.query_count.sel(query_type=n).sum() > 0]
-    query = (counted or candidates)[0]
-    averaged = [dim for dim in ("sample", "head") if dim in llm.dims]
-    rows = llm.sel(query_type=query).mean(averaged)
-    columns = {f"→ {name}": rows.mass.sel(key_type=name).values for name in names}
+    query = default_query(llm)
+
+    def over_layers(value: str, key: str) -> "ndarray":
+        mean = average(record, "llm", value, band=False).mean
+        return mean.sel(query_type=query, key_type=key).values
+
+    columns = {f"→ {name}": over_layers("mass", name) for name in names}
     if "vision" in names:
         for name in ("share", "entropy", "head_entropy"):
-            columns[name.replace("_", " ")] = rows.sel(key_type="vision")[name].values
+            columns[name.replace("_", " ")] = over_layers(name, "vision")
     lines = [
         [str(int(layer) + 1), *(number(float(values[at])) for values in columns.values())]
         for at, layer in enumerate(llm.layer.values)

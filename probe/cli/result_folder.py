@@ -65,6 +65,13 @@ class ResultFolder:
         with self._writing():
             save_record(dataset, self.file(f"{name}.zarr.zip"))
 
+    def merged(self, name: str, folder: Path) -> None:
+        """The merged samples of a run as one file."""
+        from probe.records.io import save_merged
+
+        with self._writing():
+            save_merged(folder, self.file(f"{name}.zarr.zip"))
+
     def table(self, name: str, frame: "pd.DataFrame", index: bool = False) -> None:
         with self._writing():
             frame.to_csv(self.file(f"{name}.csv"), index=index, float_format="%.6g")

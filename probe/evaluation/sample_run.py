@@ -65,6 +65,13 @@ class SampleRun(ABC):
         run_samples(run, asked, self, batch=self.batch, progress=progress, shard=shard)
         return run
 
+    def merged(self, run: RunDirectory) -> Any:
+        """The results of all samples, written together in the order in which they are measured and
+        left on the disk: see `RunDirectory.merged`.
+        """
+        run.compact([sample.id for sample in self.samples])
+        return run.merged()
+
     def results(self, run: RunDirectory) -> Any:
         """The results of all samples, as one dataset or tree: see `load_run`."""
         return load_run(run, self.task)

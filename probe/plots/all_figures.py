@@ -16,6 +16,7 @@ from probe.plots.on_image import has_values, heatmaps
 from probe.plots.style import heading, title, unmanaged
 from probe.plots.sweep import depth, dropped, readings, swaps
 from probe.records import node
+from probe.records.sample_blocks import differ, largest
 
 _PAGE, _TITLE, _NAME, _GAP = 15.0, 0.7, 0.45, 0.15  # inches of the overview and of its parts
 _SCALE, _DPI = 0.65, 130  # of the figures on it, and their resolution
@@ -107,9 +108,9 @@ def _of_stack(record: xr.DataTree, sample: int | str, stack: str) -> dict[str, A
     if query == "compressed" and measured.sizes["key_type"] == 1:
         return drawn  # one layer and only patches: lines over layers and types would say nothing
     for value in ("mass", "share", "lift", "contribution"):
-        if value == "share" and _equal(measured, "mass", "share"):
+        if value == "share" and value in measured and not differ(measured, "mass", value, _SAME):
             continue  # every query sees the image: the figure would be that of mass
-        if value in measured and bool(measured[value].notnull().any()):
+        if value in measured and not bool(np.isnan(largest(measured, value)).all()):
             drawn[value] = mass(record, stack, value)
     keys = _key_types(measured)
     if "entropy" in measured and "head_entropy" in measured:
@@ -125,18 +126,10 @@ def _of_stack(record: xr.DataTree, sample: int | str, stack: str) -> dict[str, A
 
 def _key_types(measured: xr.Dataset) -> str | None:
     """The keys of the lines: only vision where all pairs would be too many to tell apart."""
-    counts = measured["query_count"]
+    counts = largest(measured, "query_count")
     pairs = counts.max([dim for dim in counts.dims if dim not in ("query_type", "key_type")]) > 0
     known = "vision" in pairs["key_type"].values and bool(pairs.sel(key_type="vision").any())
     return "vision" if known and int(pairs.sum()) > _PAIRS else None
-
-
-def _equal(measured: xr.Dataset, first: str, second: str) -> bool:
-    """Whether two values are the same wherever both are known."""
-    if first not in measured or second not in measured:
-        return False
-    difference = np.abs((measured[first] - measured[second]).values)
-    return bool((np.nan_to_num(difference) < _SAME).all())
 
 
 def drop_figures(results: xr.DataTree, size: int | None = None) -> dict[str, Figure]:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from probe.errors import ProbeError
+from probe.records.sample_blocks import largest
 
 # A record, a list of records, or {label: record}; `labelled` refuses anything else in one line.
 Records = Any
@@ -107,7 +108,7 @@ def chosen(names: str | Sequence[str] | None, known: Sequence[str], called: str)
 def default_query(measured: xr.Dataset) -> str:
     """Default query type: "response", else "last", "instruction" or "cls", if it was measured."""
     known = measured["query_type"].values.tolist()
-    counts = measured["query_count"]
+    counts = largest(measured, "query_count")
     counts = counts.max([dim for dim in counts.dims if dim != "query_type"])
     order = [name for name in ("response", "last", "instruction", "cls") if name in known] + known
     return next((name for name in order if counts.sel(query_type=name) > 0), known[0])

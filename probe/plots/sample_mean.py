@@ -15,6 +15,8 @@ from probe.errors import ProbeError, one_of
 from probe.records import node
 from probe.records.bootstrap import bootstrap
 from probe.records.provenance import content_hash
+from probe.records.running_bootstrap import Interval, RunningBootstrap
+from probe.records.sample_blocks import largest, sample_blocks
 
 COUNT_OF = {
     "mass": "query_count",
@@ -65,22 +67,30 @@ def average(
             "plots", expected=f"a value that the record holds ({', '.join(held)})", got=repr(value)
         )
     one_of("plots", "weights of", weights, WEIGHTS)
-    values = measured[value]
-    count = measured[COUNT_OF[value]]
+    images_of = images(record) if band else np.zeros(measured.sizes["sample"], int)
+    running = RunningBootstrap(images_of, seed=seed, draws=DRAWS)
+    for block in sample_blocks(measured, [value, COUNT_OF[value]]):
+        values, weight = _per_sample(block, value, weights, per_head)
+        running.add(values.values, weight.values)
+    template = values.isel(sample=0, drop=True).assign_attrs(measured[value].attrs)
+    # where causality hides all keys of a type, share is 0 and not NaN: it is not drawn either
+    visible = largest(measured, "query_count") > 0
+    parts = _with_bounds(running.interval())
+    return Average(*(template.copy(data=part).where(visible) for part in parts))
+
+
+def _per_sample(
+    block: xr.Dataset, value: str, weights: str, per_head: bool
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """The value of each sample, by default the mean over heads, and how much it counts."""
+    values, count = block[value], block[COUNT_OF[value]]
     weight = xr.ones_like(count) if weights == "sample" else count
-    attrs = values.attrs
     if "head" in values.dims and not per_head:
         values = values.weighted(weight).mean("head")
         weight = weight.sum("head") if "head" in weight.dims else weight
     values, weight = xr.broadcast(values, weight)
     dims = [dim for dim in _DIMS if dim in values.dims]
-    values, weight = values.transpose(*dims).astype(float), weight.transpose(*dims).astype(float)
-    images_of = images(record) if band else np.zeros(values.sizes["sample"], int)
-    template = values.isel(sample=0, drop=True).assign_attrs(attrs)
-    # where causality hides all keys of a type, share is 0 and not NaN: it is not drawn either
-    visible = (measured["query_count"] > 0).any("sample")
-    parts = mean_and_band(values.values, weight.values, images_of, seed=seed)
-    return Average(*(template.copy(data=part).where(visible) for part in parts))
+    return values.transpose(*dims).astype(float), weight.transpose(*dims).astype(float)
 
 
 def mean_and_band(
@@ -98,7 +108,11 @@ def mean_and_band(
     >>> float(mean), float(low), float(high)
     (2.0, 1.0, 3.0)
     """
-    interval = bootstrap(values, images_of, weights=weights, seed=seed, draws=DRAWS)
+    return _with_bounds(bootstrap(values, images_of, weights=weights, seed=seed, draws=DRAWS))
+
+
+def _with_bounds(interval: Interval) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and bounds; the mean as both bounds where there is no interval."""
     mean = interval.estimate
     low, high = (np.where(np.isnan(end), mean, end) for end in (interval.low, interval.high))
     return mean, low, high
@@ -107,18 +121,21 @@ def mean_and_band(
 def images(record: xr.DataTree) -> Int[np.ndarray, " sample"]:
     """A number for each sample; samples that show the same images share it."""
     root, numbers = record.to_dataset(), {}
-    keys = [_image_key(root, sample) for sample in range(record.sizes["sample"])]
+    keys = _image_keys(root)
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
-def _image_key(root: xr.Dataset, sample: int) -> object:
-    """What identifies the images of a sample: hashes, else pixels, else the sample itself."""
-    one = root.isel(sample=sample)
-    if "image_sha256" in one and any(hashes := one["image_sha256"].values.tolist()):
-        return tuple(hashes)
-    if "images" in one and one["image_size"].values.any():
-        return content_hash([one["image_size"].values.tobytes(), one["images"].values.tobytes()])
-    return sample
+def _image_keys(root: xr.Dataset) -> list[object]:
+    """What identifies the images of each sample: hashes, else pixels, else the sample itself."""
+    keys: list[object] = list(range(root.sizes["sample"]))
+    if "images" in root:
+        sizes, pixels = root["image_size"].values, root["images"].values
+        for sample in np.flatnonzero(sizes.reshape(len(sizes), -1).any(1)):
+            keys[sample] = content_hash([sizes[sample].tobytes(), pixels[sample].tobytes()])
+    if "image_sha256" in root:
+        for sample, hashes in enumerate(root["image_sha256"].values.tolist()):
+            keys[sample] = tuple(hashes) if any(hashes) else keys[sample]
+    return keys
 
 
 def sampling(
@@ -135,8 +152,11 @@ def sampling(
 
 
 def _sampling(record: xr.DataTree, stack: str, weights: str, seed: int | None) -> str:
-    mass = node(record, stack)["mass"]
-    entered = mass.notnull().any([dim for dim in mass.dims if dim != "sample"]).values
+    with_values = []
+    for block in sample_blocks(node(record, stack), ["mass"]):
+        mass = block["mass"].values
+        with_values.append(~np.isnan(mass).all(axis=tuple(range(1, mass.ndim))))
+    entered = np.concatenate(with_values)
     samples, shown = int(entered.sum()), len(np.unique(images(record)[entered]))
     if samples == 1:
         return "one sample"

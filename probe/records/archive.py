@@ -15,7 +15,7 @@ import math
 import os
 import uuid
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def write_archive(path: Path, chunks: Mapping[str, bytes], token: str = "") -> N
     try:
         with partial.open("xb") as file:
             with zipfile.ZipFile(file, "w") as archive:
-                for key, content in _with_checksum(chunks).items():
+                for key, content in _with_checksum(chunks):
                     # chunks are compressed already, metadata is not
                     packed = zipfile.ZIP_DEFLATED if key.endswith(".json") else zipfile.ZIP_STORED
                     # ZipInfo has no clock: equal records, equal bytes
@@ -76,7 +76,7 @@ def read_archive(path: Path, largest: float = LARGEST) -> dict[str, bytes]:
         raise ValueError("it holds no zarr group")
     checksum = root.get("attributes", {}).pop(CHECKSUM, None)
     chunks[ROOT_METADATA] = _as_json(root)
-    if checksum is not None and checksum != _digest(chunks):
+    if checksum is not None and checksum != _digest(chunks, chunks[ROOT_METADATA]):
         raise ValueError("damaged: its content is not what its checksum says")
     arrays = [node for node in metadata.values() if node.get("node_type") == "array"]
     _bounded("its arrays", sum(map(_declared_size, arrays)), largest)
@@ -95,16 +95,21 @@ def flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _with_checksum(chunks: Mapping[str, bytes]) -> dict[str, bytes]:
+def _with_checksum(chunks: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    """The chunks one after the other, as they may not all fit into memory."""
     root = json.loads(chunks[ROOT_METADATA])
-    plain = {**chunks, ROOT_METADATA: _as_json(root)}
-    root["attributes"] = root.get("attributes", {}) | {CHECKSUM: _digest(plain)}
-    return {**chunks, ROOT_METADATA: _as_json(root)}
+    root["attributes"] = root.get("attributes", {}) | {
+        CHECKSUM: _digest(chunks, _as_json(root)),
+    }
+    for key in chunks:
+        yield key, _as_json(root) if key == ROOT_METADATA else chunks[key]
 
 
-def _digest(chunks: Mapping[str, bytes]) -> str:
+def _digest(chunks: Mapping[str, bytes], root: bytes) -> str:
+    """Of all names and contents, with `root` as the metadata of the root group."""
     digest = hashlib.sha256()
-    for key, content in sorted(chunks.items()):
+    for key in sorted(chunks):
+        content = root if key == ROOT_METADATA else chunks[key]
         digest.update(f"{len(key)} {key} {len(content)} ".encode("utf-8", "surrogateescape"))
         digest.update(content)
     return digest.hexdigest()

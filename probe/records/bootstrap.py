@@ -11,46 +11,36 @@ a band that holds at all its points at once: max-t, the largest deviation over t
 of each point's standard error.
 
     interval = bootstrap(correct, images, seed=0)         # correct: (sample, case), NaN = missing
+    running = RunningBootstrap(images, seed=0)            # the same, some samples at a time
     drop = paired(correct, untouched, images, seed=0)     # the difference to the untouched model
     curve = band(correct, images, seed=0)                 # simultaneous over cases
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from probe.errors import ProbeError
+from probe.records.running_bootstrap import (
+    BLOCK,
+    DRAWS,
+    LEVEL,
+    Draws,
+    Images,
+    Interval,
+    PerCase,
+    PerImage,
+    PerSample,
+    RunningBootstrap,
+    quantiles,
+    ratio,
+    sums_by_image,
+    times_drawn,
+)
 
-PerCase = Float[np.ndarray, "*case"]
-PerSample = Float[np.ndarray, "sample *case"]
-PerImage = Float[np.ndarray, "image *case"]
-Draws = Float[np.ndarray, "draw *case"]
-Images = Sequence[str] | np.ndarray  # the image of each sample, by any name or number
 Statistic = Callable[[Int[np.ndarray, "sample"]], "float | Float[np.ndarray, '*case']"]
-
-LEVEL = 0.95
-DRAWS = 2000
-BLOCK = 20_000_000  # numbers in memory at once: many images are drawn in blocks
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Estimates with their bounds, all of the same shape. Bounds are NaN where fewer than two
-    images have a value.
-    """
-
-    estimate: PerCase
-    low: PerCase
-    high: PerCase
-    level: float
-
-    def columns(self, name: str, scale: float = 1.0) -> dict[str, np.ndarray]:
-        """Columns of a table: `name`, `name_low` and `name_high`."""
-        columns = {name: self.estimate, f"{name}_low": self.low, f"{name}_high": self.high}
-        return {key: scale * values for key, values in columns.items()}
 
 
 def bootstrap(
@@ -72,9 +62,10 @@ def bootstrap(
     >>> float(interval.estimate), float(interval.low), float(interval.high)
     (0.5, 0.0, 1.0)
     """
-    sums, counts = _by_image(values, images, weights)
-    low, high = _quantiles(_draw(sums, counts, draws, seed), level)
-    return _interval(sums, counts, low, high, level)
+    _check_lengths("intervals", len(values), images)
+    running = RunningBootstrap(images, seed=seed, draws=draws)
+    running.add(values, weights)
+    return running.interval(level)
 
 
 def paired(
@@ -107,7 +98,7 @@ def band(
     Points without any spread over the draws get a band of no width.
     """
     sums, counts = _by_image(values, images)
-    estimate = _ratio(sums.sum(0), counts.sum(0))
+    estimate = ratio(sums.sum(0), counts.sum(0))
     width = _max_t(_draw(sums, counts, draws, seed), estimate, level)
     return _interval(sums, counts, estimate - width, estimate + width, level)
 
@@ -126,7 +117,7 @@ def bootstrap_statistic(
     For what is not a mean over samples: F1, MMBench's circular accuracy, MME's points.
     """
     estimate, drawn = _statistics(statistic, images, draws, seed)
-    low, high = _quantiles(drawn, level)
+    low, high = quantiles(drawn, level)
     return Interval(estimate, low, high, level)
 
 
@@ -157,21 +148,6 @@ def _statistics(
         times = np.bincount(chosen, minlength=image_count)
         drawn.append(statistic(times[image_of]))
     return estimate, np.array(drawn, dtype=float).reshape(len(drawn), *estimate.shape)
-
-
-def _quantiles(drawn: Draws, level: float) -> tuple[PerCase, PerCase]:
-    """The bounds between which `level` of the draws lie. Draws without a value (no image of a case
-    was drawn) are left out; NaN where no draw has one.
-    """
-    bounds = [(1 - level) / 2, (1 + level) / 2]
-    low_and_high = np.full((2, *drawn.shape[1:]), np.nan)
-    missing = np.isnan(drawn)
-    complete, some = ~missing.any(0), missing.any(0) & ~missing.all(0)
-    if len(drawn) and complete.any():
-        low_and_high[:, complete] = np.quantile(drawn[:, complete], bounds, axis=0)
-    if some.any():
-        low_and_high[:, some] = np.nanquantile(drawn[:, some], bounds, axis=0)
-    return low_and_high[0, ...], low_and_high[1, ...]
 
 
 def _max_t(
@@ -243,11 +219,7 @@ def _by_image(
     """Sums of weight · value and of weights on each image."""
     _check_lengths("intervals", len(values), images)
     names, image_of = np.unique(np.asarray(images), return_inverse=True)
-    weights = np.where(np.isnan(values), 0.0, 1.0 if weights is None else weights)
-    sums, counts = (np.zeros((len(names), *values.shape[1:])) for _ in range(2))
-    np.add.at(sums, image_of, np.nan_to_num(values) * weights)
-    np.add.at(counts, image_of, weights)
-    return sums, counts
+    return sums_by_image(values, image_of, len(names), weights)
 
 
 def _check_lengths(called: str, samples: int, images: Images) -> None:
@@ -266,20 +238,14 @@ def _draw(
     seed: int,
 ) -> Draws:
     """Means over images drawn with replacement. Blocks save memory and do not change the draws."""
-    rng, image_count = np.random.default_rng(seed), len(sums)
-    equal = np.full(image_count, 1 / image_count)
-    block = max(1, min(draws, BLOCK // image_count))
+    all_times = times_drawn(len(sums), draws, seed)
+    block = max(1, BLOCK // len(sums))
     means = []
     for start in range(0, draws, block):
-        times = rng.multinomial(image_count, equal, size=min(block, draws - start)).astype(float)
+        times = all_times[start : start + block].astype(float)
         drawn_sums, drawn_counts = (np.tensordot(times, each, axes=1) for each in (sums, counts))
-        means.append(_ratio(drawn_sums, drawn_counts))
+        means.append(ratio(drawn_sums, drawn_counts))
     return np.concatenate(means)
-
-
-def _ratio(sums: np.ndarray | np.floating, counts: np.ndarray | np.floating) -> np.ndarray:
-    sums, counts = np.asarray(sums), np.asarray(counts)
-    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
 
 
 def _interval(
@@ -290,5 +256,5 @@ def _interval(
     level: float,
 ) -> Interval:
     known = (counts > 0).sum(axis=0) >= 2  # one image says nothing about others
-    estimate = _ratio(sums.sum(0), counts.sum(0))
+    estimate = ratio(sums.sum(0), counts.sum(0))
     return Interval(estimate, np.where(known, low, np.nan), np.where(known, high, np.nan), level)

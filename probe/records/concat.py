@@ -7,6 +7,7 @@ Both copy values bit for bit and pad ragged axes to the longest: NaN in floats, 
 in unsigned integers, False, or "".
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -137,8 +138,8 @@ def ids_of(data: Labelled) -> list[str]:
             got=f"only {', '.join(map(str, data.coords))}",
         )
     ids = [str(name) for name in np.atleast_1d(data.coords[SAMPLE].values)]
-    repeated = next((name for name in ids if ids.count(name) > 1), None)
-    if repeated is not None:
+    if len(set(ids)) < len(ids):
+        repeated, _ = Counter(ids).most_common(1)[0]
         raise ProbeError("run", expected="every id once", got=f"{repeated!r} twice")
     return ids
 

@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,32 @@ def save_record(record: xr.DataTree | xr.Dataset, path: str | os.PathLike[str]) 
             fix=fix,
         ) from None
     return path
+
+
+def save_merged(folder: Path, path: Path) -> None:
+    """Writes `final.zarr` of a run as one file, which `open_record` reads; a chunk of it at a time
+    is in memory.
+    """
+    write_archive(path, _FilesOf(folder))
+
+
+class _FilesOf(Mapping[str, bytes]):
+    """The files of a zarr folder by their paths in it, read when they are asked for."""
+
+    def __init__(self, folder: Path):
+        files = (path for path in folder.rglob("*") if path.is_file())
+        names = (path.relative_to(folder).as_posix() for path in files)
+        self.folder = folder
+        self.names = sorted(name for name in names if not name.startswith("."))
+
+    def __getitem__(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def open_record(path: str | os.PathLike[str], *, largest: float = LARGEST) -> Any:
@@ -256,8 +282,20 @@ def _store(chunks: Mapping[str, bytes]) -> MemoryStore:
     return MemoryStore({key: buffer.from_bytes(chunk) for key, chunk in chunks.items()})
 
 
-def _tree_in(store: MemoryStore | Path) -> xr.DataTree:
+def left_on_disk(store: Path) -> xr.DataTree:
+    """A zarr folder of a tree, of which only the coordinates are in memory."""
+    tree = _tree_in(store, cache=False)
+    nodes = {}
+    for node in tree.subtree:
+        opened = node.to_dataset(inherit=False)
+        labels = with_text(opened[[]].load().assign_coords(opened.coords).load())
+        nodes[node.path] = opened.assign_coords(labels.coords)
+    return xr.DataTree.from_dict(nodes)
+
+
+def _tree_in(store: MemoryStore | Path, cache: bool = True) -> xr.DataTree:
     raw: dict[str, Any] = {"chunks": None, "decode_times": False, "decode_timedelta": False}
+    raw["cache"] = cache
     raw["consolidated"] = isinstance(store, Path)  # the merged samples of a run
     return xr.open_datatree(store, engine="zarr", **raw)  # pyright: ignore
 

@@ -176,9 +176,17 @@ class RunDirectory:
         with self._noting_damage():
             return run_merge.load(self.folder, self.token, self._found(), order)
 
-    def compact(self, order: Iterable[str] = (), block: int = 256) -> Path:
-        """Writes all samples to `final.zarr`, `block` at a time, and returns its path; at once
-        where they are there already. Of several processes one writes.
+    def merged(self, order: Iterable[str] = ()) -> Labelled:
+        """All samples, of `final.zarr` where it is made: then what is not used stays on the disk,
+        so that a run of any length can be drawn. Else as `load`.
+        """
+        found = run_merge.merged(self.folder, self.token, self._found())
+        return self.load(order) if found is None else found
+
+    def compact(self, order: Iterable[str] = (), block: int | None = None) -> Path:
+        """Writes all samples to `final.zarr`, `block` at a time (by default as many as take little
+        memory), and returns its path; at once where they are there already. Of several processes
+        one writes.
         """
         found, order = self._found(), list(order)
         final = self.folder / "final.zarr"

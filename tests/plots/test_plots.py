@@ -16,7 +16,7 @@ from planted_records import planted_record
 
 from probe import plots
 from probe.errors import ProbeError
-from probe.plots.sample_mean import images, mean_and_band
+from probe.plots.sample_mean import average, images, mean_and_band
 from probe.plots.style import line_style, styled
 from probe.records import assemble, entropy_ratio, to_dataframe
 
@@ -155,6 +155,14 @@ def test_images_are_told_apart_by_hash_then_pixels_then_sample(record):
         np.array([["a"], ["b"], ["a"]], object), dims=("sample", "image")
     )
     assert images(hashed).tolist() == [0, 1, 0]
+
+
+def test_a_record_is_averaged_in_blocks_of_any_size(record, monkeypatch):
+    whole = average(record, "llm", "head_entropy", weights="query_count")
+    monkeypatch.setattr("probe.records.sample_blocks.BLOCK_BYTES", 1)
+    pieces = average(record, "llm", "head_entropy", weights="query_count")
+    for first, second in zip(whole, pieces, strict=True):
+        xr.testing.assert_allclose(first, second, rtol=1e-12)
 
 
 @given(st.integers(2, 6), st.integers(0, 3), st.data())

@@ -14,6 +14,7 @@ from probe.records.bootstrap import (
     wilson,
     wilson_bounds,
 )
+from probe.records.running_bootstrap import RunningBootstrap
 
 
 def questions(rng, images=60, each=8, cases=1, rate=0.6, spread=0.3):
@@ -36,10 +37,26 @@ def test_the_estimate_is_the_mean_and_the_bounds_lie_around_it():
 def test_the_seed_decides_and_blocks_do_not(monkeypatch):
     right, images = questions(np.random.default_rng(0))
     first = bootstrap(right, images, seed=3)
-    monkeypatch.setattr("probe.records.bootstrap.BLOCK", 1000)
+    for module in ("bootstrap", "running_bootstrap"):
+        monkeypatch.setattr(f"probe.records.{module}.BLOCK", 1000)
     second = bootstrap(right, images, seed=3)
     np.testing.assert_array_equal(first.low, second.low)
     assert bootstrap(right, images, seed=4).high != first.high
+
+
+def test_samples_that_come_some_at_a_time_have_the_interval_of_all_together():
+    right, images = questions(np.random.default_rng(0), cases=3)
+    right[5:, 1] = np.nan  # one image has a value
+    weights = 1 + np.arange(right.size, dtype=float).reshape(right.shape)
+    whole = bootstrap(right, images, seed=3, weights=weights)
+    running = RunningBootstrap(images, seed=3)
+    for start in range(0, len(right), 7):
+        part = slice(start, start + 7)
+        running.add(right[part], weights[part])
+    pieces = running.interval()
+    for name in ("estimate", "low", "high"):
+        np.testing.assert_allclose(getattr(pieces, name), getattr(whole, name), rtol=1e-12)
+    assert np.isnan(whole.low).tolist() == [False, True, False]
 
 
 def test_images_are_drawn_and_not_questions():

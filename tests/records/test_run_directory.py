@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from running_mean import RunningMean
@@ -27,7 +28,7 @@ from running_mean import RunningMean
 from probe.data.sample import Sample
 from probe.errors import ProbeError, RunWarning
 from probe.records.concat import join, select
-from probe.records.io import read_ids, read_part, read_part_header, write_part
+from probe.records.io import read_ids, read_part, read_part_header, save_merged, write_part
 from probe.records.provenance import RunFingerprint, hash_files
 from probe.records.run_directory import STALE_SECONDS, RunDirectory
 from probe.records.run_settings import library_versions
@@ -556,6 +557,44 @@ def test_compaction_equals_loading_and_restores_the_order(run, measure):
     assert found["value"].attrs == {"units": "1"}
     assert run.compact(IDS) == final  # again: the old one is replaced
     assert [path.name for path in run.folder.iterdir() if "tmp" in path.name] == []
+
+
+def test_merged_samples_stay_on_the_disk_and_are_those_that_are_loaded(run, tmp_path):
+    run_samples(run, SAMPLES, tree, size=3)
+    loaded = run.load(IDS)
+    assert run.merged(IDS).identical(loaded)  # in memory, as there is no final.zarr yet
+    run.compact(IDS, block=4)
+    merged = run.merged()
+    assert merged["sample"].values.tolist() == IDS
+    for path, node in loaded.subtree_with_keys:
+        for name, variable in node.variables.items():
+            left = merged[path].dataset.variables[name]
+            kept = "sample" in variable.dims and name not in node.coords
+            assert left._in_memory is not kept
+            np.testing.assert_array_equal(np.asarray(left.values, variable.dtype), variable.values)
+    run_samples(run, [*SAMPLES, Sample("q42", None, "?")], tree)
+    assert set(run.merged()["sample"].values.tolist()) == {*IDS, "q42"}, "of all parts"
+
+
+def test_merged_samples_as_one_file_are_those_of_the_folder(run, tmp_path):
+    run_samples(run, SAMPLES, tree, size=3)
+    save_merged(run.compact(IDS, block=4), tmp_path / "one.zarr.zip")
+    saved = read_part(tmp_path / "one.zarr.zip")
+    loaded = run.load(IDS)
+    for path, node in loaded.subtree_with_keys:
+        for name, variable in node.variables.items():
+            values = saved[path].dataset.variables[name].values
+            np.testing.assert_array_equal(values.astype(variable.dtype), variable.values)
+
+
+def test_a_block_has_as_many_samples_as_fit(run, monkeypatch):
+    run_samples(run, SAMPLES, tree, size=3)
+    loaded = run.load(IDS)
+    monkeypatch.setattr("probe.records.run_merge.BLOCK_BYTES", 1000)
+    final = run.compact(IDS)
+    chunks = zarr.open_array(final / "llm" / "mass", mode="r").chunks
+    assert 1 <= chunks[0] < len(IDS)
+    assert run.load(IDS).identical(loaded)
 
 
 def test_a_run_without_results_cannot_be_loaded(run):
