@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from probe.cli.options import Debug, Out, several_numbers
-from probe.cli.output import say, stage
+from probe.cli.options import Data, Debug, Out, several_numbers
+from probe.cli.output import stage
 from probe.cli.result_folder import results
+from probe.cli.view_run import show_page, view_run
 from probe.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 Files = Annotated[
     list[Path] | None,
     typer.Argument(
-        help="a record; two to compare; attributions of the same sample",
+        help="a record; two to compare; attributions of the same sample; or the folder of a run",
         show_default="a sample image, asked of the tiny model",
     ),
 ]
@@ -37,12 +38,17 @@ def view(
     sample: Sample = "0",
     heads: Heads = None,
     top_k: TopK = None,
+    data: Data = None,
     opens: Open = False,
     debug: Debug = False,
     out: Out = Path("probe-out/view"),
 ) -> None:
-    """A page to look around in: where each word looked, and who looks at a box that you drag."""
+    """A page to look around in: where each word looked, and who looks at a box that you drag; of a
+    run, the table of its samples.
+    """
     chosen = heads if heads in (None, "all") else several_numbers("--heads", heads)
+    if files and (files[0] / "run.json").is_file():
+        return view_run(files, data, out, opens)
     with results("view", out) as folder:
         from probe.viewer import view as page_of
 
@@ -60,11 +66,7 @@ def view(
                 files=list(records),
             )
             viewer.save(folder.file("view.html"))
-    folder.announce()
-    if opens:
-        typer.launch(str(out / "view.html"))
-    else:
-        say("look at it", f"open {out / 'view.html'} in a browser")
+    show_page(folder, "view.html", opens)
 
 
 def _opened(files: list[Path]) -> "tuple[dict[str, DataTree], dict[str, Dataset]]":

@@ -8,6 +8,7 @@
 |---|---|
 | `viewer.py` | `view`, and what it returns |
 | `record_payload.py`, `attribution_payload.py` | what a page holds of them |
+| `run_payload.py`, `picture_sheets.py` | what the page of a run holds: `probe view RUN` |
 | `typed_arrays.py`, `colour_tables.py` | numbers and colours as bytes |
 | `page.py` | the HTML; `static/` has its parts, plain files without a build step |
 """

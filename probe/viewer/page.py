@@ -9,24 +9,17 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 STATIC = Path(__file__).with_name("static")
-RECORD_SCRIPTS = ("data", "state", "values", "picture", "box", "words", "layers", "heads")
-RECORD_SCRIPTS += ("export", "main")
+_RECORD = ("data", "state", "values", "picture", "box", "words", "layers", "heads")
+SCRIPTS = {"record.html": (*_RECORD, "export", "main"), "run.html": ("data", "run")}
 
 
-def page(title: str, header: dict[str, Any], packed: bytes, scripts: Sequence[str]) -> str:
-    """The HTML of a page: `static/record.html` with its scripts in this order."""
-    return filled("record.html", title, header, scripts, base64.b64encode(packed).decode())
-
-
-def filled(
-    template: str, title: str, header: dict[str, Any], scripts: Sequence[str], numbers: str = ""
-) -> str:
+def page(template: str, title: str, header: dict[str, Any], packed: bytes) -> str:
     """A file of `static/` with its style, scripts and data in their places."""
+    scripts = SCRIPTS[template]
     style = (STATIC / "style.css").read_text("utf-8")
     sources = [(STATIC / f"{name}.js").read_text("utf-8") for name in scripts]
     policy = (
@@ -38,7 +31,7 @@ def filled(
         "title": html.escape(title),
         "style": style,
         "header": json_in_html(header),
-        "numbers": numbers,
+        "numbers": base64.b64encode(packed).decode(),
         "scripts": "\n".join(f"<script>{source}</script>" for source in sources),
     }
     text = (STATIC / template).read_text("utf-8")

@@ -11,7 +11,7 @@ import xarray as xr
 from probe.errors import ProbeError
 from probe.plots.arguments import labelled
 from probe.records import node
-from probe.viewer.page import RECORD_SCRIPTS, page
+from probe.viewer.page import page
 from probe.viewer.record_payload import payload
 
 FRAME_HEIGHT = 900  # pixels, in a notebook
@@ -126,4 +126,4 @@ def view(
         files=files,
     )
     title = " and ".join(names)
-    return Viewer(page(f"{title} · probe", header, packed, RECORD_SCRIPTS), record, sample)
+    return Viewer(page("record.html", f"{title} · probe", header, packed), record, sample)

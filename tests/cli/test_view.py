@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 from planted_records import planted_record
+from planted_sweeps import planted_sweep
 
 from probe.measures.attribution.dataset import SCHEMA
 from probe.records import save_record
+from probe.records.provenance import RunFingerprint
+from probe.records.run_directory import RunDirectory
 from probe.records.schema import dataset
 
 
@@ -62,3 +65,16 @@ def test_mistakes_are_told_in_one_line(run, records, attribution, tmp_path):
         assert (code, said) == (2, ""), (words, error)
         assert told in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_becomes_a_folder_with_a_table(run, tmp_path):
+    plan = {"verb": "reduce"}
+    asked = {"benchmark": "gqa", "split": "testdev"}
+    same = RunFingerprint("tiny-llava", "1", "float32", "sdpa", "vicuna", plan, asked)
+    RunDirectory.open(tmp_path / "run", same).write(planted_sweep(images=3))
+    code, said, error = run("view", str(tmp_path / "run"), "--out", str(tmp_path / "page"))
+    assert code == 0, error
+    assert "without pictures" in said
+    assert '"no vision"' in (tmp_path / "page" / "index.html").read_text()
+    code, _, error = run("view", str(tmp_path / "run"), "other", "--out", str(tmp_path / "two"))
+    assert code == 2 and "the folder of one run" in error

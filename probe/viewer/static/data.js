@@ -99,4 +99,14 @@ function shape(tag, attributes, ...children) {
   return element;
 }
 
+/** A line with gaps where there is no number. */
+function pathOf(values, x, y) {
+  const steps = values.map((value, i) => {
+    if (Number.isNaN(value)) return "";
+    const pen = i && !Number.isNaN(values[i - 1]) ? "L" : "M";
+    return `${pen}${x(i).toFixed(1)} ${y(value).toFixed(1)}`;
+  });
+  return steps.join("");
+}
+
 const at = (id) => document.getElementById(id);

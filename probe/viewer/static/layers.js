@@ -78,13 +78,3 @@ function newChart(name) {
   });
   return svg;
 }
-
-/** A line with gaps where there is no number. */
-function pathOf(values, x, y) {
-  const steps = values.map((value, i) => {
-    if (Number.isNaN(value)) return "";
-    const pen = i && !Number.isNaN(values[i - 1]) ? "L" : "M";
-    return `${pen}${x(i).toFixed(1)} ${y(value).toFixed(1)}`;
-  });
-  return steps.join("");
-}
