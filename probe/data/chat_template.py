@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from jaxtyping import Int
@@ -286,6 +287,15 @@ def _template(processor: Any) -> Template:
     check_templates(processor.chat_template)
 
     def template(messages: Sequence[Message], open_answer: bool) -> str:
+        if not _has_only_marks(messages):
+            return rendered(messages, open_answer)
+        known = _renderings_of(processor)
+        key = f"{messages!r} {open_answer}"
+        if key not in known:
+            known[key] = rendered(messages, open_answer)
+        return known[key]
+
+    def rendered(messages: Sequence[Message], open_answer: bool) -> str:
         copies = [dict(message) for message in messages]
         try:
             return within_limits(
@@ -300,3 +310,29 @@ def _template(processor: Any) -> Template:
             ) from error
 
     return template
+
+
+# Of each processor: what its template makes of conversations of marks, by all that it depends on.
+# They are the same for every question: four of the five renderings that a prompt takes.
+_RENDERINGS: WeakKeyDictionary[Any, tuple[str, dict[str, str]]] = WeakKeyDictionary()
+MOST_RENDERINGS = 64
+
+
+def _has_only_marks(messages: Sequence[Message]) -> bool:
+    texts = [item.get("text", "") for message in messages for item in message["content"]]
+    return all(not text.strip() or _MARK.fullmatch(text) for text in texts)
+
+
+def _renderings_of(processor: Any) -> dict[str, str]:
+    """The known renderings of a processor as it is now; an empty dict where nothing may be kept."""
+    words = getattr(getattr(processor, "tokenizer", None), "special_tokens_map", None)
+    setting = f"{processor.chat_template!r} {words!r}"
+    if "strftime_now" in setting:  # a template may ask for the time
+        return {}
+    try:
+        known = _RENDERINGS.get(processor)
+        if known is None or known[0] != setting or len(known[1]) >= MOST_RENDERINGS:
+            known = _RENDERINGS[processor] = setting, {}
+        return known[1]
+    except TypeError:  # one that can't be looked up, or be referred to weakly
+        return {}

@@ -43,6 +43,7 @@ from probe.reducers import ReductionStage, reduced
 from probe.subject.image_questions import ImageQuestions
 from probe.subject.inputs import Inputs
 from probe.subject.prefix_cache import CACHE_GB
+from probe.subject.processed_images import ProcessedImages
 from probe.subject.subject import Subject
 
 TIMED = 3  # images that the clock is run on
@@ -71,8 +72,8 @@ class Method:
         """Layers of the LLM."""
         return len(stacks(self.subject.model)["llm"].layers)
 
-    def encode(self, sample: Sample) -> Inputs:
-        return self.subject.encode(list(sample.images), sample.question)
+    def encode(self, sample: Sample, known: ProcessedImages | None = None) -> Inputs:
+        return self.subject.encode(list(sample.images), sample.question, known=known)
 
     def answers(
         self, samples: Sequence[Sample], max_new_tokens: int, questions: ImageQuestions
@@ -84,7 +85,8 @@ class Method:
         found: dict[int, Answer] = {}
         with self.applied() as stages:
             for group in groups(samples):
-                rows = [self.encode(samples[at]) for at in group]
+                known = ProcessedImages()
+                rows = [self.encode(samples[at], known) for at in group]
                 if len(group) > 1 and not questions.reason(rows[0]):
                     answers = self._on_one_prefix(rows, max_new_tokens, questions)
                     found |= dict(zip(group, answers, strict=True))

@@ -158,6 +158,8 @@ class ModelState:
     sharing_checks: dict[Any, Any] = field(default_factory=dict)
     checked_weights: tuple = ()
     structure: tuple | None = None  # `model_structure.py`: the module tree and what is found in it
+    # `encoder_layout.py`: what the first layer of the encoder reads, by all that it depends on
+    encoder_calls: dict[Any, Any] = field(default_factory=dict)
     image_token: int | None = None  # the processor's, where the config names none
 
     def is_empty(self) -> bool:

@@ -12,8 +12,9 @@ holds the numbers. Needs no torch, so a record is read and drawn on any laptop.
 | file | what |
 |---|---|
 | `schema.py` | every variable: dims, units, meaning, range; `dataset` makes one from arrays |
-| `validate.py` | `assemble` a record from plain arrays (`build`: checked later), `validate` one |
-| `concat.py` | `merge` records (`combine`: just built ones), `join` the parts of a run |
+| `validate.py` | `assemble` a record from plain arrays, `validate` one |
+| `combine.py` | `merge` records; `combine` a new one from a `part` for each sample |
+| `concat.py` | `join` the parts of a run |
 | `io.py` | `save_record`, `open_record`; parts of a run: one file, whole or not at all |
 | `frames.py` | `to_dataframe`, `entropy_ratio`, `node` |
 | `compact.py` | `without_pixels`: a record as a run keeps it |
@@ -24,11 +25,11 @@ holds the numbers. Needs no torch, so a record is read and drawn on any laptop.
 | `bootstrap.py`, `rank_agreement.py` | intervals over images; rank correlations of maps |
 """
 
-from probe.records.concat import combine, merge
+from probe.records.combine import combine, merge, part
 from probe.records.frames import entropy_ratio, node, to_dataframe
 from probe.records.io import open_record, save_record
 from probe.records.schema import EDGES, MEASURED, ROOT, STACK, Variable
-from probe.records.validate import assemble, build, validate
+from probe.records.validate import assemble, validate
 
 __all__ = [
     "EDGES",
@@ -37,12 +38,12 @@ __all__ = [
     "STACK",
     "Variable",
     "assemble",
-    "build",
     "combine",
     "entropy_ratio",
     "merge",
     "node",
     "open_record",
+    "part",
     "save_record",
     "to_dataframe",
     "validate",

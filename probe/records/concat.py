@@ -1,10 +1,9 @@
-"""Samples of several records, or of several parts of a run, as one.
+"""Samples of several parts of a run as one: any datasets or trees with a coordinate `sample`.
 
-    merge([record, other])        # records: the contract is checked before and after
-    join([part, other])           # any datasets or trees with a coordinate `sample`
+    join([part, other])
 
-Both copy values bit for bit and pad ragged axes to the longest: NaN in floats, -1 in signed and 0
-in unsigned integers, False, or "".
+Values are copied bit for bit, and ragged axes padded to the longest: NaN in floats, -1 in signed
+and 0 in unsigned integers, False, or "".
 """
 
 from collections import Counter
@@ -14,44 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from probe.errors import ProbeError, not_empty
-from probe.records.schema import CONDITIONS, LABELS, OPTIONAL
-from probe.records.validate import tree_of, validate
+from probe.errors import ProbeError
+from probe.records.schema import OPTIONAL
 
 SAMPLE = "sample"
 Labelled = xr.Dataset | xr.DataTree
 Sizes = Mapping[str, Mapping[Any, int]]  # lengths of the dimensions, by node
 PADDING = {"f": np.nan, "i": -1, "u": 0, "b": False}  # by kind of dtype; text: ""
-
-
-def merge(records: Sequence[xr.DataTree]) -> xr.DataTree:
-    """One record with the samples of all, in order.
-
-    Records that measured different things (another model, layers, types, variables, or a condition
-    of `CONDITIONS`) are refused with the name of what differs: give those to a plot side by side
-    instead. Other attrs that differ (a prompt's hash) become a list "a, b".
-    """
-    return combine([validate(record) for record in records])
-
-
-def combine(records: Sequence[xr.DataTree]) -> xr.DataTree:
-    """`merge` for records that were just built: only the result is checked."""
-    records = list(records)
-    not_empty("record.merge", "record", records)
-    first = records[0]
-    if len(records) == 1:
-        return validate(first)
-    for record in records[1:]:
-        for name in CONDITIONS:
-            _same(f"attrs[{name!r}]", first.attrs.get(name), record.attrs.get(name))
-        _same("stacks", sorted(first.children), sorted(record.children))
-    roots = [Node.of(record.to_dataset(inherit=False)) for record in records]
-    root = _concatenated("record.merge", roots).dataset()
-    stacks = {
-        name: _merged_stack(name, [record.children[name] for record in records])
-        for name in first.children
-    }
-    return validate(tree_of(root.assign_attrs(_joined_attrs(records)), stacks, "record.merge"))
 
 
 class Node(NamedTuple):
@@ -82,7 +50,9 @@ class Node(NamedTuple):
         return self._replace(variables=chosen)
 
     def dataset(self) -> xr.Dataset:
-        return xr.Dataset(dict(self.variables), attrs=self.attrs).set_coords(self.coords)
+        coords = {name: self.variables[name] for name in self.variables if name in self.coords}
+        others = {name: each for name, each in self.variables.items() if name not in self.coords}
+        return xr.Dataset(others, coords, self.attrs)
 
 
 Nodes = Mapping[str, Node]  # by path
@@ -161,22 +131,6 @@ def with_text(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.assign(texts).drop_encoding()
 
 
-def _merged_stack(stack: str, nodes: list[xr.DataTree]) -> xr.Dataset:
-    datasets = [node.to_dataset(inherit=False) for node in nodes]
-    first = datasets[0]
-    for other in datasets[1:]:
-        for name in LABELS:
-            _same(f"{stack} {name}", _labels(first, name), _labels(other, name))
-        if differing := _only_in_one(first, other):
-            raise _different(f"{stack} variables", f"{differing} in only one")
-        for name in first.variables.keys() & other.variables.keys():
-            dims, other_dims = first[name].dims, other[name].dims
-            # a count that is the same in all layers has no axis of layers
-            if (set(dims) ^ set(other_dims)) - {"layer"}:
-                raise _different(f"dims of {stack}/{name}", f"{dims} and {other_dims}")
-    return _concatenated("record.merge", list(map(Node.of, datasets))).dataset()
-
-
 def _joined_part(path: str, nodes: list[Node], sizes: Mapping[Any, int]) -> Node:
     names = nodes[0].variables.keys()
     for other in nodes[1:]:
@@ -184,32 +138,20 @@ def _joined_part(path: str, nodes: list[Node], sizes: Mapping[Any, int]) -> Node
             raise ProbeError(
                 "run",
                 expected="the same variables in all parts",
-                got=f"{_only_in_one(nodes[0], other)} only in some ({path})",
+                got=f"{only_in_one(nodes[0], other)} only in some ({path})",
             )
-    return _concatenated("run", nodes, sizes)
+    return concatenated("run", nodes, sizes)
 
 
-def _only_in_one(first: Node | xr.Dataset, other: Node | xr.Dataset) -> str:
+def only_in_one(first: Node, other: Node) -> str:
     differing = (first.variables.keys() ^ other.variables.keys()) - {*OPTIONAL}
     return ", ".join(sorted(map(str, differing)))
 
 
-def _labels(dataset: xr.Dataset, name: str) -> list:
-    return dataset.coords[name].values.tolist() if name in dataset.coords else []
-
-
-def _same(what: str, first: Any, other: Any) -> None:
-    if first != other:
-        raise _different(what, f"{first!r} and {other!r}")
-
-
-def _different(what: str, got: str) -> ProbeError:
-    fix = "draw them side by side instead: plots take {label: record}"
-    return ProbeError("record.merge", expected=f"the same {what}", got=got, fix=fix)
-
-
-def _concatenated(called: str, nodes: list[Node], least: Mapping[Any, int] | None = None) -> Node:
+def concatenated(called: str, nodes: list[Node], least: Mapping[Any, int] | None = None) -> Node:
     """The nodes one after the other along `sample`, with all variables that one of them has."""
+    if len(nodes) == 1 and not least:
+        return nodes[0]
     lengths = [node.sizes for node in nodes]
     sizes: dict[Any, int] = dict(least or {})
     for each in lengths:
@@ -273,12 +215,3 @@ def agreed(called: str, name: Any, arrays: Sequence[np.ndarray]) -> np.ndarray:
                 called, expected=f"{name!r} alike in all parts", got="parts that differ in it"
             )
     return arrays[fullest].copy()
-
-
-def _joined_attrs(records: list[xr.DataTree]) -> dict[str, Any]:
-    joined = {}
-    for name in dict.fromkeys(name for record in records for name in record.attrs):
-        values = [record.attrs[name] for record in records if name in record.attrs]
-        texts = dict.fromkeys(text for value in values for text in str(value).split(", "))
-        joined[name] = values[0] if len(set(values)) == 1 else ", ".join(texts)
-    return joined

@@ -64,7 +64,7 @@ class Variable:
         if self.dtype is None:
             return np.asarray(values)
         array = np.asarray(values, self.dtype)
-        if self.dtype != "object":
+        if self.dtype != "object" or all(type(value) is str for value in array.flat):
             return array
         # numpy's own strings among Python's cannot be written
         plain = np.vectorize(lambda value: str(value) if isinstance(value, str) else value, "O")
@@ -91,6 +91,24 @@ def dataset(
     >>> dataset("concentration", {"gini": np.ones((1, 2))}, schema)["layer"].values.tolist()
     [0, 1]
     """
+    variables, labels = variables_of(called, values, schema, coords, path)
+    try:
+        return xr.Dataset(variables, labels, plain_attrs(attrs or {}))
+    except ValueError as error:  # xarray names the dimension whose sizes disagree
+        where = f"in {path.strip('/')} " if path else ""
+        raise ProbeError(
+            called, expected=f"equal sizes {where}on shared dims", got=str(error)
+        ) from None
+
+
+def variables_of(
+    called: str,
+    values: Mapping[str, Any],
+    schema: Mapping[str, Variable],
+    coords: Mapping[str, Any] | None = None,
+    path: str = "",
+) -> tuple[dict[str, xr.Variable], dict[str, xr.Variable]]:
+    """The variables and the coordinates of `dataset`. Sizes are not compared."""
     unknown = sorted(map(str, values.keys() - schema.keys()))
     if unknown:
         raise ProbeError(
@@ -103,23 +121,17 @@ def dataset(
         for name, variable in schema.items()
         if name in values
     }
-    labels: dict[str, Any] = {
+    labels = {
         name: schema[name].labelled(called, path + name, given)
         if name in schema
-        else (name, axis_labels(given))
+        else xr.Variable(name, axis_labels(given))
         for name, given in (coords or {}).items()
     }
     dims = {dim: size for each in variables.values() for dim, size in each.sizes.items()}
     counted = {name: range(dims[name]) for name in ("layer", "head") if name in dims}
     standard = counted | ({"edge": EDGES} if "edge" in dims else {})
-    labels = {name: (name, axis_labels(given)) for name, given in standard.items()} | labels
-    try:
-        return xr.Dataset(variables, labels, plain_attrs(attrs or {}))
-    except ValueError as error:  # xarray names the dimension whose sizes disagree
-        where = f"in {path.strip('/')} " if path else ""
-        raise ProbeError(
-            called, expected=f"equal sizes {where}on shared dims", got=str(error)
-        ) from None
+    added = {name: xr.Variable(name, axis_labels(given)) for name, given in standard.items()}
+    return variables, added | labels
 
 
 def axis_labels(values: Any) -> np.ndarray:

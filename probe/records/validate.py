@@ -41,25 +41,25 @@ def assemble(
     >>> assemble({"sample": ["a"]}, {"llm": node}, {"model": "none"})["llm"]["mass"].dims
     ('sample', 'layer', 'head', 'query_type', 'key_type')
     """
-    return validate(build(samples, stacks, attrs))
-
-
-def build(
-    samples: Mapping[str, Any], stacks: Mapping[str, Mapping[str, Any]], attrs: Mapping[str, Any]
-) -> xr.DataTree:
-    """`assemble` without looking at values: for a record that is checked later, once."""
     root = _dataset("root", samples, ROOT, ["sample"]).assign_attrs(plain_attrs(attrs))
     nodes = {name: _dataset(name, values, STACK, LABELS) for name, values in stacks.items()}
-    return tree_of(root, nodes, "record.assemble")
+    return validate(tree_of(root, nodes, "record.assemble"))
 
 
 def _dataset(
     path: str, values: Mapping[str, Any], schema: Mapping[str, Variable], labels: Sequence[str]
 ) -> xr.Dataset:
     """The dataset of the root or of a stack from plain arrays; `labels` are its coordinates."""
-    coords = {name: values[name] for name in labels if name in values}
-    arrays = {name: array for name, array in values.items() if name not in coords}
+    coords, arrays = divided(values, labels)
     return dataset("record.assemble", arrays, schema, coords, path=f"{path}/")
+
+
+def divided(
+    values: Mapping[str, Any], labels: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those that are coordinates, and the others."""
+    coords = {name: values[name] for name in labels if name in values}
+    return coords, {name: array for name, array in values.items() if name not in coords}
 
 
 def tree_of(root: xr.Dataset, nodes: Mapping[Any, xr.Dataset], called: str) -> xr.DataTree:

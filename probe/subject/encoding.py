@@ -10,6 +10,7 @@ The processor makes the tensors. What is known of each position comes from the c
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,9 @@ class PromptEncoder(PromptProcessor):
         response: str | Ids | None = None,
     ) -> Inputs:
         """One row on the CPU, with the paper's token types; see `Subject.encode`."""
-        visuals = opened(as_images(image), self.exif, self.takes_videos)
+        sources = as_images(image)
+        open_all = partial(opened, sources, self.exif, self.takes_videos)
+        visuals = self.known.opened(sources, open_all)
         messages = messages_of(question, len(visuals), self.processor.image_token)
         if any(visual.clip for visual in visuals):
             messages = with_kinds(messages, [self.item_of(visual) for visual in visuals])

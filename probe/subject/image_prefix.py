@@ -231,15 +231,19 @@ def tensor_hash(tensor: Tensor) -> str:
     return content_hash([str(values.shape), values.contiguous().numpy().tobytes()])
 
 
-def prefix_key(inputs: Mapping[str, Tensor], length: int) -> str:
+def prefix_key(
+    inputs: Mapping[str, Tensor],
+    length: int,
+    hash_of: Callable[[Tensor], str] = tensor_hash,
+) -> str:
     """A hash of what a prefix of `length` tokens depends on: its ids, and each tensor that does not
-    hold one value a token.
+    hold one value a token. `hash_of`: `tensor_hash`, or one that knows some tensors' already.
     """
     ids = inputs["input_ids"]
     content: list[str | bytes] = [ids[0, :length].cpu().numpy().tobytes()]
     for name in sorted(inputs):
         if inputs[name].shape != ids.shape:
-            content.append(f"{name} {tensor_hash(inputs[name])}")
+            content.append(f"{name} {hash_of(inputs[name])}")
     return content_hash(content)
 
 

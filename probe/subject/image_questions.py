@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
@@ -35,7 +36,7 @@ from probe.hooks.model_structure import stacks
 from probe.hooks.partial_cache import windows
 from probe.hooks.suffix_cache import suffix_cache
 from probe.records.provenance import content_hash
-from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix, prefix_key
+from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix, prefix_key, tensor_hash
 from probe.subject.inputs import Inputs, collate_after, with_response
 from probe.subject.prefix_attention import PrefixAttention
 from probe.subject.prefix_cache import CACHE_GB, CachedPrefix, PrefixCache
@@ -61,6 +62,7 @@ class ImageQuestions:
         self.subject, self.model = subject, subject.model
         self.stack = stacks(subject.model)["llm"]
         self.cache = PrefixCache(self.model, self.stack, cache_gb) if cache is None else cache
+        self._hashes: Any = WeakIdKeyDictionary()  # of tensors: their version and hash
         self._reasons: dict[str, str] = {}  # why sharing is not exact, by active reducers
         self._unfit, self._has_window = "", False
         try:
@@ -75,8 +77,19 @@ class ImageQuestions:
         if not length:
             return ""
         reducers = active_reducers(self.model)
-        key = prefix_key(row, length)  # that of sweeps, with which the cache may be shared
+        # that of sweeps, with which the cache may be shared
+        key = prefix_key(row, length, self._hash)
         return content_hash([key, reducers]) if reducers else key
+
+    def _hash(self, tensor: Tensor) -> str:
+        """Its `tensor_hash`; the questions about an image share their pixels."""
+        if tensor.is_inference():  # whose changes are not counted
+            return tensor_hash(tensor)
+        version, known = self._hashes.get(tensor, (None, ""))
+        if version != tensor._version:
+            known = tensor_hash(tensor)
+            self._hashes[tensor] = tensor._version, known
+        return known
 
     def batch_key(self, row: Inputs) -> str:
         """Equal for rows that may run as one batch. Padding would shift what a sliding window sees,

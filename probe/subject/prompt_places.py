@@ -17,6 +17,7 @@ from probe.data.patch_grid import PatchGrid
 from probe.data.video import Clip
 from probe.errors import ProbeError
 from probe.hooks.image_placeholders import kept_patches, resize_placeholders
+from probe.hooks.model_state import active_reducers, active_text_guided_reducers
 from probe.hooks.model_structure import image_token_id, vision_positions
 from probe.subject.measured_views import Process
 from probe.subject.prompt_processing import PromptProcessor
@@ -68,12 +69,20 @@ class PlaceFinder:
         """
         pictures = (1,) * len(visuals)
         grid, patches = self._places(tensors, process, visuals)
-        kept = kept_patches(self.prompts.model, tensors)  # by an active reducer
+        kept = self._kept_patches(tensors)
         if kept is None:
             return dict(tensors), Places(grid, patches, pictures)
         counts = [(int((grid.image == image).sum()), len(own)) for image, own in enumerate(kept)]
         tensors = resize_placeholders(tensors, image_token_id(self.prompts.model), counts)
         return tensors, Places(reduced_grid(patches, kept), patches, pictures)
+
+    def _kept_patches(self, tensors: Mapping[str, Any]) -> list[np.ndarray] | None:
+        """Of each image, by an active reducer of the encoder's output, which runs the encoder."""
+        model = self.prompts.model
+        if active_text_guided_reducers(model):  # other questions keep others
+            return kept_patches(model, tensors)
+        name = f"kept by {active_reducers(model)}"
+        return self.prompts.known.of(name, lambda: kept_patches(model, tensors))
 
     def _places(
         self, tensors: Mapping[str, Any], process: Process, visuals: Sequence[Visual]

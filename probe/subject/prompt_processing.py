@@ -6,7 +6,7 @@ prompts.processed(text, prompts.shown(visuals), clips_of(visuals))     # tensors
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
@@ -17,6 +17,7 @@ from probe.data.image_views import aspect_of, padded_to_square, pixels_on_the_wa
 from probe.data.token_roles import adds_special_tokens
 from probe.data.video import Clip
 from probe.errors import ProbeError
+from probe.subject.processed_images import ProcessedImages
 from probe.subject.visuals import Visual
 
 MOST_PIXELS = 2**28  # of an image on its way through the processor, which may enlarge a thin one
@@ -24,11 +25,14 @@ MOST_PIXELS = 2**28  # of an image on its way through the processor, which may e
 
 @dataclass(frozen=True)
 class PromptProcessor:
-    """The processor of one model. `aspect`: as in `Subject`."""
+    """The processor of one model. `aspect`: as in `Subject`. `known`: the images that earlier
+    prompts were about.
+    """
 
     model: PreTrainedModel
     processor: Any
     aspect: str
+    known: ProcessedImages = field(default_factory=ProcessedImages, kw_only=True)
 
     @property
     def takes_videos(self) -> bool:
@@ -63,7 +67,7 @@ class PromptProcessor:
                 options["video_metadata"] = [clip.metadata for clip in clips]
                 options["do_sample_frames"] = False
         try:
-            tensors = self.processor(text=[text], **options)
+            tensors = self.known.processor(self.processor)(text=[text], **options)
         except ValueError as error:
             if isinstance(error, ProbeError):
                 raise
@@ -75,7 +79,8 @@ class PromptProcessor:
 
     def shown(self, visuals: Sequence[Visual]) -> list[Image.Image]:
         """The images among them as the processor gets them."""
-        return [self._padded(visual.pictures[0]) for visual in visuals if visual.clip is None]
+        images = [visual.pictures[0] for visual in visuals if visual.clip is None]
+        return [self.known.fitted(image, self._padded) for image in images]
 
     def _padded(self, image: Image.Image) -> Image.Image:
         """The image for the processor: padded here if `aspect` is "pad" and it does not pad."""

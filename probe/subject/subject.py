@@ -29,6 +29,7 @@ from probe.subject.chat import Chat
 from probe.subject.encoding import PromptEncoder
 from probe.subject.generation import generate_ids
 from probe.subject.inputs import Ids, Inputs, TokenizerInfo
+from probe.subject.processed_images import ProcessedImages
 from probe.subject.weights_hash import weights_hash
 
 
@@ -74,6 +75,7 @@ class Subject:
         *,
         types: Types = "paper",
         turns: str = "last",
+        known: ProcessedImages | None = None,
     ) -> Inputs:
         """One row for `model(**inputs)`: the prompt, and the response if there is one.
 
@@ -82,12 +84,15 @@ class Subject:
         last message of one that ends with an answer is the response. A response in words is
         tokenized as the chat template renders it and closed with the end-of-turn token, as
         `generate` would close it; ids are appended unchanged. `types` and `turns`: see
-        `TokenTypes.as_types`. Raises ProbeError for unreadable images, more or fewer of them than
+        `TokenTypes.as_types`. `known`: images that earlier rows were about are not prepared again.
+        Raises ProbeError for unreadable images, more or fewer of them than
         placeholders, a question that is neither words nor a conversation, a response with the image
         token or with ids that the model does not embed, and a sequence longer than the model's
         positions.
         """
-        encoder = PromptEncoder(self.model, self.processor, self.aspect, self.exif, self.vocabulary)
+        known = ProcessedImages() if known is None else known
+        fitted = self.processor, self.aspect, self.exif
+        encoder = PromptEncoder(self.model, *fitted, self.vocabulary, known=known)
         inputs = encoder.encode(image, question, response)
         return inputs.to(input_device(self.model)).as_types(types, turns)
 

@@ -23,10 +23,15 @@ def weights_hash(model: nn.Module) -> str:
     milliseconds. Raises ProbeError where the values of a parameter are nowhere (device "meta").
     """
     content: list[str | bytes] = []
-    for name, parameter in model.named_parameters():
-        owner, _, own_name = name.rpartition(".")
-        flat = stored_parameter(model.get_submodule(owner), own_name).reshape(-1)
-        step = max(1, flat.numel() // VALUES)
-        some = flat[::step][:VALUES].float().cpu().numpy()
-        content += [f"{name} {tuple(parameter.shape)}", some.tobytes()]
+    seen: set[nn.Parameter] = set()  # a tied weight counts once
+    for module_name, module in model.named_modules():
+        for own_name, parameter in module.named_parameters(recurse=False):
+            if parameter in seen:
+                continue
+            seen.add(parameter)
+            name = f"{module_name}.{own_name}" if module_name else own_name
+            flat = stored_parameter(module, own_name).reshape(-1)
+            step = max(1, flat.numel() // VALUES)
+            some = flat[::step][:VALUES].float().cpu().numpy()
+            content += [f"{name} {tuple(parameter.shape)}", some.tobytes()]
     return f"sha256:{content_hash(content, length=16)}"

@@ -12,6 +12,7 @@ from probe.data.sample import Sample
 from probe.data.token_types import LAST
 from probe.subject.image_questions import shared_tokens
 from probe.subject.inputs import Inputs, without_images
+from probe.subject.processed_images import ProcessedImages
 from probe.subject.subject import Subject
 
 Row = tuple[Sample, Inputs]
@@ -21,11 +22,14 @@ ALONE = "each question alone"
 def encoded(
     subject: Subject, samples: Sequence[Sample], responses: Sequence[Any], **options: Any
 ) -> Iterator[Row]:
-    """Each sample with its encoded prompt and, where it is given, its response."""
+    """Each sample with its encoded prompt and, where it is given, its response. Images that several
+    neighbouring samples are about are prepared once.
+    """
+    known = ProcessedImages()
     for sample, response in zip(samples, responses, strict=True):
         image: Any = sample.image if sample.images else None
         image = list(image) if isinstance(image, tuple) else image
-        yield sample, subject.encode(image, sample.question, response, **options)
+        yield sample, subject.encode(image, sample.question, response, known=known, **options)
 
 
 @dataclass

@@ -19,10 +19,13 @@ from transformers import PreTrainedModel
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import add_hook, only_this_thread
+from probe.hooks.model_state import active_interventions, active_reducers, state_of
 from probe.hooks.model_structure import LayerStack, cls_tokens, stacks
 from probe.hooks.stop_forward import StopForward
 from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
+
+FEW = 1000  # numbers in a tensor that is not pixels
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,24 @@ def has_known_layout(subject: Subject, inputs: Inputs, stack: LayerStack) -> boo
     if not views or len(set(views)) > 1:
         return False
     keys = cls_tokens(subject.model) + views[0]
-    calls = first_calls(subject.model, inputs, stack)
+    known = state_of(subject.model).encoder_calls
+    setting = _setting(subject.model, inputs, stack)
+    if setting not in known:
+        known[setting] = first_calls(subject.model, inputs, stack)
+    calls = known[setting]
     return bool(calls) and all(call.keys == keys for call in calls)
+
+
+def _setting(model: PreTrainedModel, inputs: Inputs, stack: LayerStack) -> tuple[Any, ...]:
+    """All that what the encoder reads may depend on: shapes of pixels, and numbers beside them."""
+    shapes = []
+    for name, tensor in sorted(inputs.items()):
+        if tensor.shape == inputs["input_ids"].shape:
+            continue
+        numbers = tensor.flatten().tolist() if tensor.numel() < FEW else None
+        shapes.append((name, tuple(tensor.shape), repr(numbers)))
+    done = active_interventions(model), active_reducers(model)
+    return id(next(iter(stack.attention.values()))), *done, *shapes
 
 
 @only_this_thread()

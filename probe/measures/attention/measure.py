@@ -36,7 +36,7 @@ from probe.measures.attention.record_node import root, without_attention
 from probe.measures.attention.shared_passes import SharedPasses, SharedSamples
 from probe.measures.attention.sinks import SINK_MODES
 from probe.measures.attention.stack_queries import MeasureOptions, predicting
-from probe.records import build, combine
+from probe.records import combine, part
 from probe.records.provenance import content_hash, provenance
 from probe.subject.image_questions import ImageQuestions
 from probe.subject.inputs import Ids, Inputs, collate
@@ -161,7 +161,7 @@ def measure_samples(
         shared = SharedSamples(SharedPasses(passes, questions), samples)
     order = list(range(len(samples))) if shared is None else shared.order
     asked = [samples[i] for i in order], [responses[i] for i in order]
-    records = {}
+    parts = {}
     quiet = len(samples) == 1 if progress is None else not progress
     bar = tqdm(total=len(samples), desc="measure", unit="sample", disable=quiet)
     with bar, torch.no_grad():
@@ -184,9 +184,9 @@ def measure_samples(
                 sample_root = root(sample, row)
                 attrs["prompt_sha256"] = content_hash(sample_root["prompt"][0], length=16)
                 attrs["passes"] = measured.passes
-                records[sample.id] = build(sample_root, nodes, attrs)
+                parts[sample.id] = part(sample_root, nodes, attrs)
             bar.update(len(batch.rows))
-    return combine([records[sample.id] for sample in samples])
+    return combine([parts[sample.id] for sample in samples])
 
 
 def _check(subject: Subject, rows: str, maps: bool | str, max_new_tokens: int, sinks: str) -> None:

@@ -167,12 +167,17 @@ def relative_norms(
     `pieces`: as `layer_norms` gives them, those of consecutive forwards one after the other.
     """
     relative = np.full((len(is_real), len(pieces), is_real.shape[1]), np.nan, np.float32)
-    for layer in sorted(pieces):
-        norm = torch.cat([piece.cpu() for piece in pieces[layer]], 1).numpy()
-        if norm.shape != is_real.shape:
-            continue
-        median = np.nanmedian(np.where(is_query, norm, np.nan), 1, keepdims=True)
-        relative[:, layer] = np.where(is_real, norm / np.maximum(median, 1e-30), np.nan)
+    of_layers = {layer: torch.cat([*parts], 1) for layer, parts in sorted(pieces.items()) if parts}
+    whole = {
+        layer: norms.cpu() for layer, norms in of_layers.items() if norms.shape == is_real.shape
+    }
+    if not whole:
+        return relative
+    norms = torch.stack([*whole.values()]).numpy()  # (layer, batch, token)
+    for row, (real, queries) in enumerate(zip(is_real, is_query, strict=True)):
+        median = np.median(norms[:, row, queries], 1, keepdims=True) if queries.any() else np.nan
+        of_row = norms[:, row] / np.maximum(median, 1e-30)
+        relative[row, [*whole]] = np.where(real, of_row, np.nan)
     return relative
 
 

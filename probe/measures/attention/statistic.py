@@ -106,6 +106,7 @@ class AttentionStatistic:
         # Of each row: calls of neighbouring layers under one plan, which are summed together.
         self._waiting: dict[int, list[Waiting]] = defaultdict(list)
         # For each module and row; on the device until they are read.
+        self._unread = False  # whether any are
         self._taken: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
         # For each module: batch elements that are complete, and keys of those that are not.
         self._complete: dict[str, int] = defaultdict(int)
@@ -130,6 +131,7 @@ class AttentionStatistic:
         waiting, self._waiting[row] = self._waiting[row], []
         if not waiting:
             return
+        self._unread = True
         totals = type_sums([each.sums for each in waiting])
         for each, sums in zip(waiting, totals, strict=True):
             sums_of_module = self._taken[each.module]
@@ -204,6 +206,8 @@ class AttentionStatistic:
 
     def _read(self) -> None:
         """Moves all sums to the host, those of all modules and rows in one transfer."""
+        if not self._unread and not any(self._waiting.values()):
+            return
         every_sums = [sums for rows in self._sums.values() for sums in rows.values()]
         held = [
             (sums, name, value)
@@ -218,6 +222,7 @@ class AttentionStatistic:
         for sums, name, value in held:
             moved_value = value if value.device.type == "cpu" else next(parts).view(value.shape)
             sums[name] = moved_value.numpy()
+        self._unread = False
 
     @property
     def modules(self) -> tuple[str, ...]:
