@@ -8,6 +8,7 @@
     probe view RECORD    # a page to look around in: words, layers, heads, boxes on the image
     probe cost           # operations, cache, time and memory of reading a prompt
     probe verify         # are the promises kept on this model?
+    probe reproduce      # a paper's figures and tables on your model: llava-mini, visionzip
     probe report PATHS   # one page: figures, definitions, how it was made, a methods paragraph
     probe train          # make a shipped model again
     probe status DIR     # how far a run is: done, claimed, failed, time left, a line a worker
@@ -51,6 +52,7 @@ VERBS = (
     "convert",
     "status",
     "report",
+    "reproduce",
 )
 DONE, BROKEN, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -75,17 +77,25 @@ def _app() -> typer.Typer:
     return app
 
 
+def run_verb(arguments: list[str]) -> int:
+    """Runs one command in this process, as its workers will; returns the exit code it ends with."""
+    before = command_line.set(tuple(arguments))
+    try:
+        return _app()(arguments, prog_name="probe", standalone_mode=False) or DONE
+    finally:
+        command_line.reset(before)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a promise broken, 2 a mistake, 130 Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _survive_narrow_terminals()
     before, show_warning = _on_sigterm(_terminate), warnings.showwarning
     warnings.showwarning = _show_warning
-    command_line.set(tuple(arguments))
     if is_launched():
         end_with_launcher()
     try:
-        code = _app()(arguments or ["--help"], prog_name="probe", standalone_mode=False) or DONE
+        code = run_verb(arguments or ["--help"])
         sys.stdout.flush()
     except ProbeError as error:
         if "--debug" in arguments:
