@@ -277,7 +277,7 @@ def _table(paper: str, task: "BenchmarkTask", out: Path) -> "pd.DataFrame | None
     ours = pd.read_csv(file)
     columns = [name for name in ("method", "vision_tokens", "accuracy") if name in ours]
     columns += [name for name in ours if name.startswith("official_")]
-    table = ours[columns].assign(source="this run")
+    table = pd.DataFrame(ours[columns]).assign(source="this run")
     if paper == "visionzip":
         printed = published("visionzip_llava15_7b").assign(source="published, LLaVA-1.5-7B")
         first = ours["accuracy"].iloc[0]
@@ -287,7 +287,7 @@ def _table(paper: str, task: "BenchmarkTask", out: Path) -> "pd.DataFrame | None
         name = names.get(task.benchmark.name, task.benchmark.name)
         printed = published("llava_mini_table1").assign(source="published")
         kept = ["method", "llm", "resolution", "vision_tokens", "source"]
-        printed = printed[[*kept, *([name] if name in printed else [])]]
+        printed = pd.DataFrame(printed[[*kept, *([name] if name in printed else [])]])
     return pd.concat([table, printed], ignore_index=True)
 
 
