@@ -21,6 +21,12 @@ from probe.measures.attention.measure import measure_samples as measure_samples
 from probe.measures.attention.sinks import find_sinks as find_sinks
 from probe.measures.attribution import attribute as attribute
 from probe.measures.attribution import deletion_curves as deletion_curves
+from probe.measures.causal.attribution_patching import (
+    attribution_patching as attribution_patching,
+)
+from probe.measures.causal.head_sweep import head_sweep as head_sweep
+from probe.measures.causal.patch_sweep import patch_sweep as patch_sweep
+from probe.measures.causal.steering_curve import steering_curve as steering_curve
 from probe.measures.cost import cost as cost
 from probe.measures.logit_lens import logit_lens as logit_lens
 from probe.measures.verify import verify as verify

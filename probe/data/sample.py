@@ -19,7 +19,8 @@ class Sample:
     """One question about one image, several, or none.
 
     `question` is the user's words, or a whole conversation in Hugging Face's chat format; `meta`
-    holds what else a benchmark needs (group, question type) as plain values.
+    holds what else a benchmark needs (group, question type) as plain values. `corrupted`: what a
+    patch sweep puts beside it, other images, or a sample with another question.
 
     >>> Sample("1", image=None, question="What is on the mat?", answer="a cat").images
     ()
@@ -31,6 +32,7 @@ class Sample:
     choices: tuple[str, ...] = ()
     answer: str | tuple[str, ...] | None = None
     meta: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    corrupted: "ImageSource | tuple[ImageSource, ...] | Sample | None" = None
 
     @property
     def images(self) -> tuple[ImageSource, ...]:

@@ -231,7 +231,7 @@ def _patched(
     more = hidden.shape[1] - value.shape[1]  # generated tokens, where each step runs all of them
     value = _repeated(pad(value, (0, 0, 0, more)), len(hidden))
     chosen = now.of_queries(_mask(positions, now))[..., None].to(hidden.device)
-    changed = torch.where(chosen & _columns(columns, hidden), value, hidden)
+    changed = torch.where(chosen & column_mask(columns, hidden), value, hidden)
     report.note(layer, hidden, changed)
     return changed
 
@@ -259,10 +259,11 @@ def _mask(positions: str | Tensor, now: TrackedSequence) -> Bool[Tensor, "batch 
     return now.spread(text)
 
 
-def _columns(columns: tuple[int, tuple[int, ...]] | None, hidden: Tensor) -> Tensor | bool:
-    """Which of the width is meant: that of the chosen heads, or all of it."""
+def column_mask(columns: tuple[int, tuple[int, ...]] | None, activations: Tensor) -> Tensor:
+    """Which of a site's width is meant: that of the chosen heads (`site_columns`), or all of it."""
+    column = torch.arange(activations.shape[-1], device=activations.device)
     if columns is None:
-        return torch.ones(1, dtype=torch.bool, device=hidden.device)
+        return torch.ones_like(column, dtype=torch.bool)
     count, heads = columns
-    head = torch.arange(hidden.shape[-1], device=hidden.device) // (hidden.shape[-1] // count)
-    return torch.isin(head, torch.tensor(heads, device=hidden.device))
+    head = column // (len(column) // count)
+    return torch.isin(head, torch.tensor(heads, device=activations.device))

@@ -19,6 +19,9 @@
     plots.reducer_benchmark(answers, costs)             # are they better than controls? faster?
     plots.attribution(dataset)                          # what contributes to the answer
     plots.agreement({"ablation": first, "IG": second})  # does attention agree with it?
+    plots.head_effects(sweep, record)                   # heads by what they add to the answer
+    plots.recovered(sweep)                              # layers x positions that bring it back
+    plots.steering(curve)                               # the effect of a direction over its scale
     plots.lens(dataset); plots.lens_curves(dataset)     # what the layers in the middle predict
 
 A figure of one panel takes `ax=` and returns its Axes; one of several panels returns a Figure (and
@@ -40,6 +43,7 @@ the paper does; `layers=` and records count from 0, as code does.
 | `reducer_tradeoff.py` | `reductions`: accuracy of reducers against tokens and time |
 | `reducer_controls.py` | `reducer_benchmark`: reducers beside their controls |
 | `attribution_map.py`, `attention_agreement.py` | `attribution`; `agreement` of attention with it |
+| `causal.py` | `head_effects`, `recovered`, `steering` |
 | `logit_lens.py` | `lens`, `lens_curves` |
 | `all_figures.py` | `figures`, `main_figures`, `drop_figures`: what the command line writes |
 | `sample_mean.py` | the mean over heads and samples, with a bootstrap over images |
@@ -53,6 +57,7 @@ from probe.plots.attention_agreement import agreement
 from probe.plots.attribution_map import attribution
 from probe.plots.by_head import heads
 from probe.plots.by_layer import entropy, mass
+from probe.plots.causal import head_effects, recovered, steering
 from probe.plots.compressor_map import compression
 from probe.plots.conventions import conventions
 from probe.plots.cost import cost_figures, flops, latency, memory
@@ -88,6 +93,9 @@ __all__ = [
     "reducer_benchmark",
     "attribution",
     "agreement",
+    "head_effects",
+    "recovered",
+    "steering",
     "lens",
     "lens_curves",
     "conventions",

@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator
 
 from probe.errors import ProbeError
 from probe.plots.arguments import Records, chosen, default_query, labelled, of_records
+from probe.plots.causal import head_effects
 from probe.plots.sample_mean import average, sampling
 from probe.plots.style import (
     LIGHT_GREY,
@@ -56,10 +57,14 @@ def heads(
             "head_entropy" or "head_entropy_ratio".
         weights: "sample" or "query_count", as in `mass`.
 
+    What `head_sweep` returned is drawn by `head_effects`: heads ranked by their effect.
+
     Returns Axes for one record, a Figure for several (a list, or {label: record}). Source: our
     own; the paper averages over heads. Raises ProbeError for a value without heads ("entropy"),
     and for a value, stack, type or weights that a record does not have.
     """
+    if isinstance(record, xr.Dataset) and "untouched_gold_logprob" in record:
+        return head_effects(record, ax=ax)
     if value in ("entropy", "entropy_ratio"):
         expected, fix = "a value of each head", f"use 'head_{value}'"
         raise ProbeError(_CALLED, expected=expected, got=repr(value), fix=fix)

@@ -1,0 +1,264 @@
+"""Every head of every layer ablated on the questions about one image.
+
+What is shared, where it is exact: the layers before the edit; the attention of the edited layer,
+which is called once for all its heads; and the image prefix. With "no_vision" the prefix is that of
+the untouched model, since only text queries change. With "zero" and "uniform" each head has one of
+its own from its layer on, which all questions about the image share. With "mean" the part depends
+on the whole prompt, so that only layers are shared.
+
+In pre-fusion, and where sharing was tried and is not exact, each case runs alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probe.errors import ProbeError
+from probe.hooks.attention_call import AttentionCall
+from probe.hooks.attention_tap import Kernel
+from probe.hooks.layer_sites import head_count
+from probe.hooks.model_structure import LayerStack
+from probe.hooks.tracked_sequence import TrackedSequence
+from probe.interventions.attention_edits import mask_keys
+from probe.interventions.head_ablation import ablate_heads, mean_over
+from probe.interventions.sweep.sample_prompts import SamplePrompts
+from probe.measures.causal.resumed_layers import (
+    Keys,
+    RecordedRows,
+    logits_of,
+    no_prefix,
+    over_before,
+    record,
+    resume,
+    untouched,
+)
+from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix
+from probe.subject.prefix_attention import KeyValue, attend, merged
+from probe.subject.prefix_cache import PrefixCache
+from probe.subject.prefix_check import check_sharing
+from probe.subject.subject import Subject
+
+KEYS_GB = 1.0  # of the keys and values of heads that run at once
+ROWS = 32  # heads that run at once, at most
+SHARED_PREFIX = ("zero", "uniform", "no_vision")  # modes in which questions share the image
+
+Logits = Float[Tensor, "case kept vocabulary"]
+
+
+@dataclass(frozen=True)
+class HeadCases:
+    """`heads`: the cases, layer -> heads. `cache`: keeps image prefixes, for the next call."""
+
+    subject: Subject
+    stack: LayerStack
+    heads: Mapping[int, Sequence[int]]
+    mode: str
+    cache: PrefixCache
+    plans: dict[bool, tuple[bool, str]] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return sum(len(numbers) for numbers in self.heads.values())
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[SamplePrompts]) -> tuple[list[Logits], str]:
+        """The logits of each prompt about one image in every case, the untouched model first; and
+        why each case ran alone, "" where it did not. Logits are those of the prompt's last token
+        and of the gold answer's tokens but its last.
+        """
+        shares, reason = self.plan(prompts[0])
+        if reason:
+            return [self._alone(prompt) for prompt in prompts], reason
+        parts = [_Part.of(self, prompt, shares) for prompt in prompts]
+        logits: list[list[Tensor]] = [[part.untouched(self)] for part in parts]
+        for layer, numbers in self.heads.items():
+            for chosen in self._chunks(numbers, parts[0]):
+                later = self._later_prefix(parts[0], layer, chosen)
+                for found, part in zip(logits, parts, strict=True):
+                    found.append(part.ablated(self, layer, chosen, later))
+        return [torch.cat(found) for found in logits], ""
+
+    def plan(self, prompt: SamplePrompts) -> tuple[bool, str]:
+        """Whether the questions about an image share its prefix, and why each case runs alone, ""
+        where layers at least are shared exactly. Tried out the first time: two forwards a way.
+        """
+        has_vision = bool(prompt.inputs.types.vision.any())
+        if has_vision not in self.plans:
+            self.plans[has_vision] = self._tried(prompt)
+        return self.plans[has_vision]
+
+    def _tried(self, prompt: SamplePrompts) -> tuple[bool, str]:
+        if self.stack.name != "llm":
+            return False, "what is before the LLM changes"
+        if self.mode in SHARED_PREFIX and not self._reason(prompt, True):
+            return True, ""
+        return False, self._reason(prompt, False)
+
+    def _reason(self, prompt: SamplePrompts, shares: bool) -> str:
+        """Why a way of sharing is not exact, "" where it is."""
+        try:
+            part = _Part.of(self, replace(prompt, gold=prompt.gold[:0]), shares)
+            known = part.prefix or no_prefix(self.stack, part.prompt)
+            logits = partial(self._untouched, part)
+            way = "heads" if part.rows.start else "heads, whole prompts"
+            arguments = self.subject.model, self.stack, prompt.inputs, logits, known, way
+            return check_sharing(*arguments).reason
+        except ProbeError as error:
+            return error.got or str(error)
+
+    def _untouched(self, part: "_Part") -> Tensor:
+        return part.untouched(self)[:, -1]
+
+    def _alone(self, prompt: SamplePrompts) -> Logits:
+        """Each case by itself, under the block that users have."""
+        model: Any = self.subject.model
+        inputs = prompt.with_gold(prompt.inputs)
+        kept = max(len(prompt.gold), 1)
+        logits = [model(**inputs, use_cache=False).logits[0, -kept:]]
+        for layer, numbers in self.heads.items():
+            for head in numbers:
+                with ablate_heads(model, {layer: [head]}, self.mode, stack=self.stack.name):
+                    logits.append(model(**inputs, use_cache=False).logits[0, -kept:])
+        return torch.stack(logits)
+
+    def _chunks(self, numbers: Sequence[int], part: "_Part") -> list[Sequence[int]]:
+        """Heads that run at once, so that their keys and values stay within `KEYS_GB`."""
+        one = sum(key.nbytes + value.nbytes for key, value in part.all_keys().values())
+        size = max(1, min(ROWS, int(KEYS_GB * 1e9 / max(one, 1))))
+        return [numbers[start : start + size] for start in range(0, len(numbers), size)]
+
+    def _later_prefix(self, part: "_Part", layer: int, heads: Sequence[int]) -> Keys | None:
+        """Keys and values of the image prefix after the edited layer, one row for each head; None
+        where they are the untouched model's.
+        """
+        if self.mode == "no_vision" or part.image is None or layer + 1 == len(self.stack.layers):
+            return None
+        keys: dict[str, KeyValue] = {}
+        edit = _HeadEdit(self, part, part.image, layer, heads)
+        options = {"around": edit.around, "keys": keys}
+        resume(self.subject.model, self.stack, part.image, layer, "head", edit.expand, **options)
+        return keys
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One prompt: the rows that are its own and, where they are shared, those of its image.
+
+    kept    logits that are asked for
+    end     positions of the prompt without the gold answer
+    image   the recorded rows of the shared prefix, None where nothing is shared
+    """
+
+    prompt: EmbeddedPrompt
+    rows: RecordedRows
+    kept: int
+    end: int
+    image: RecordedRows | None = None
+    prefix: ImagePrefix | None = None
+
+    @classmethod
+    def of(cls, cases: HeadCases, prompts: SamplePrompts, shares: bool) -> "_Part":
+        model, stack = cases.subject.model, cases.stack
+        more = prompts.gold[:-1]
+        end, kept = prompts.length, max(len(prompts.gold), 1)
+        if not shares:
+            prompt = cases.cache.prompt(prompts.inputs).extended(model, more)
+            rows = record(model, stack, prompt, 0, len(prompt.ids))
+            return cls(prompt, rows, kept, end)
+        prompt, cached = cases.cache.of(prompts.inputs, more)
+        shared = cached.prefix.length
+        if not shared:
+            return cls(prompt, record(model, stack, prompt, 0, len(prompt.ids)), kept, end)
+        if "rows" not in cached.notes and cases.mode != "no_vision":
+            cached.notes["rows"] = record(model, stack, prompt, 0, shared)
+        rows = record(model, stack, prompt, shared, len(prompt.ids), cached.prefix.keys)
+        return cls(prompt, rows, kept, end, cached.notes.get("rows"), cached.prefix)
+
+    def all_keys(self) -> Keys:
+        """Keys and values of all positions of a case, roughly: for the memory that they take."""
+        return self.rows.keys if self.image is None else self.image.keys
+
+    def untouched(self, cases: HeadCases) -> Logits:
+        return untouched(cases.subject.model, cases.stack, self.rows, self.kept)
+
+    def ablated(
+        self, cases: HeadCases, layer: int, heads: Sequence[int], later: Keys | None
+    ) -> Logits:
+        edit = _HeadEdit(cases, self, self.rows, layer, heads)
+        hidden = resume(
+            cases.subject.model,
+            cases.stack,
+            self.rows,
+            layer,
+            "head",
+            edit.expand,
+            before=later,
+            around=edit.around,
+        )
+        assert hidden is not None
+        return logits_of(cases.subject.model, hidden, self.kept)
+
+
+class _HeadEdit:
+    """The edit of one layer for some of its heads: each is a case, in which that head's part is
+    exchanged.
+    """
+
+    def __init__(
+        self,
+        cases: HeadCases,
+        part: _Part,
+        rows: RecordedRows,
+        layer: int,
+        heads: Sequence[int],
+    ):
+        name = cases.stack.modules[layer]
+        assert name is not None  # the cases are of layers that have heads
+        self.mode, self.part, self.rows, self.heads = cases.mode, part, rows, list(heads)
+        self.count = head_count("head_sweep", cases.stack.attention[name])
+        self.before = rows.before.get(name)
+        self.other: Tensor | None = None
+
+    def around(self, call: AttentionCall, kernel: Kernel, attention: Any) -> Tensor:
+        """The layer's attention, while the parts that are put in are made."""
+        output = attention()
+        if self.mode == "uniform":
+            self.other = attention(torch.zeros_like(call.query))
+        elif self.mode == "no_vision":
+            self.other = self._without_vision(call, kernel, output)
+        elif self.mode == "mean":
+            counted = torch.arange(output.shape[1], device=output.device) < self.part.end
+            self.other = mean_over(output, counted[None]).expand_as(output)
+        return output
+
+    def expand(self, parts: Float[Tensor, "1 position width"]) -> Tensor:
+        """A row for each head, in which its part is the one put in."""
+        cases = parts.repeat(len(self.heads), 1, 1)
+        by_head = cases.unflatten(-1, (self.count, -1))
+        for case, head in enumerate(self.heads):
+            by_head[case, :, head] = 0 if self.other is None else self.other[0, :, head].to(cases)
+        return cases
+
+    def _without_vision(self, call: AttentionCall, kernel: Kernel, output: Tensor) -> Tensor:
+        """What text queries would have read without vision keys; other queries read what they do.
+        A query that would be left without any key keeps itself.
+        """
+        start, length = self.rows.start, self.rows.length
+        vision = self.part.prompt.vision.to(call.key.device)
+        if not start:
+            now = TrackedSequence(vision[None, :length], 0)
+            return kernel(mask_keys(call, now, ~now.vision, now.vision))[0]
+        own = vision[start : start + length]
+        visible = torch.ones(length, length, dtype=torch.bool, device=own.device).tril()
+        visible &= ~own | torch.eye(length, dtype=torch.bool, device=own.device)
+        found = attend(call.query, call.key, call.value, call.scaling, visible)
+        assert self.before is not None  # there are positions before these rows
+        text = ~vision[:start]
+        kept = self.before[0][:, text], self.before[1][:, text]
+        read = merged(over_before(call, kept), found).to(output.dtype).transpose(1, 2)
+        return torch.where(own[:, None, None], output, read)
