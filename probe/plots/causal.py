@@ -126,7 +126,8 @@ def _ranked(axis: Axes, shown: pd.DataFrame) -> None:
         reach = np.nan_to_num([centre - low, high - centre]).clip(0)
         face = [colour if filled else "white" for filled in significant]
         axis.errorbar(centre, place + shift, xerr=reach, fmt="none", ecolor=colour, elinewidth=1)
-        axis.scatter(centre, place + shift, s=20, c=face, edgecolors=colour, label=text, zorder=3)
+        axis.scatter(centre, place + shift, s=20, c=face, edgecolors=colour, zorder=3)
+        handles[text] = Line2D([], [], color=colour, marker="o", linestyle="none")
     axis.axvline(0, color=LIGHT_GREY, zorder=0)
     heads = zip(shown["layer"], shown["head"], strict=True)
     axis.set_yticks(place, [f"layer {layer + 1}, head {head + 1}" for layer, head in heads])

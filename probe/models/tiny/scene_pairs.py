@@ -8,7 +8,7 @@ Everything else is the same to the pixel: places, sizes, background and noise.
 
 >>> pair, = scene_pairs(1, "colour")
 >>> pair.question, pair.answer
-('What colour is the ring?', 'it is purple')
+('What colour is the triangle?', 'it is green')
 >>> pair.image.size == pair.corrupted.size
 True
 """

@@ -7,6 +7,7 @@ import models
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import probe
 from probe import plots
@@ -40,11 +41,8 @@ def test_the_estimate_is_exact_for_a_small_change():
     subject = probe.load(model, processor=processor)
     picture = models.picture(0)
     near = np.clip(np.asarray(picture, dtype=int) + 1, 0, 255).astype(np.uint8)
-    sample = Sample("a", picture, "what?", answer="a red circle", corrupted=near)
-    sample = probe.Sample(
-        "a", picture, "what?", answer="a red circle",
-        corrupted=type(picture).fromarray(near)
-    )  # fmt: skip
+    corrupted = Image.fromarray(near)
+    sample = Sample("a", picture, "what?", answer="a red circle", corrupted=corrupted)
     for site in ("residual", "head"):
         estimate = probe.attribution_patching(subject, sample, site=site, progress=False)
         exact = probe.patch_sweep(subject, sample, site=site, progress=False)
