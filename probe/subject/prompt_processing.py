@@ -38,7 +38,8 @@ class PromptProcessor:
     def takes_videos(self) -> bool:
         parameters = inspect.signature(self.model.forward).parameters
         has_processor = getattr(self.processor, "video_processor", None) is not None
-        return "pixel_values_videos" in parameters or has_processor
+        # LLaMA-VID's frames are images that a number groups
+        return bool({"pixel_values_videos", "frames"} & parameters.keys()) or has_processor
 
     def item_of(self, visual: Visual) -> str:
         """What a chat template calls an item; LLaVA-Mini's knows images only."""

@@ -98,7 +98,7 @@ def vision_grid(
     for picture, size in enumerate(sizes):
         patches = _patches(model, processor, size, aspect, picture)
         if regions is not None:
-            grids.append(_of_regions(patches, regions(processor.tokens_per_image)))
+            grids.append(of_regions(patches, regions(processor.tokens_per_image)))
         elif compressed is not None:
             grids.append(_compressed(patches, compressed(views=len(np.unique(patches.tile)))))
         else:
@@ -134,7 +134,7 @@ def _compressed(patches: PatchGrid, tokens: int) -> PatchGrid:
     return PatchGrid(np.full_like(row, patches.image[0]), np.zeros_like(row), row, col, box)
 
 
-def _of_regions(patches: PatchGrid, regions: Sequence[tuple | None]) -> PatchGrid:
+def of_regions(patches: PatchGrid, regions: Sequence[tuple | None]) -> PatchGrid:
     """The tokens of one view that are made of these patches each (top, left, bottom, right), None
     for one that is made of the whole view and lies nowhere.
     """
@@ -151,7 +151,7 @@ def _of_regions(patches: PatchGrid, regions: Sequence[tuple | None]) -> PatchGri
             patches.box[bottom * columns - columns + right - 1],
         )
         boxes.append(np.concatenate([first[:2], last[2:]]))
-        places.append((0, top // (bottom - top), left // (right - left)))
+        places.append((int(patches.tile[0]), top // (bottom - top), left // (right - left)))
     image = np.full(len(regions), patches.image[0])
     tile, row, col = np.array(places, dtype=np.int64).reshape(-1, 3).T
     return PatchGrid(image, tile, row, col, np.array(boxes).reshape(-1, 4))

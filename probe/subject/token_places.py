@@ -26,7 +26,7 @@ from probe.data.image_views import WHOLE, Size, square_around, within
 from probe.data.patch_grid import PatchGrid
 from probe.hooks.model_structure import cls_tokens, text_decoder, vision_encoder, vision_positions
 from probe.subject.measured_views import Process, View, measured_views
-from probe.subject.token_grid import packed_grid
+from probe.subject.token_grid import of_regions, packed_grid
 
 
 def token_places(
@@ -46,12 +46,32 @@ def token_places(
         grid = _packed(model, patches, tensors, sizes)
         if grid is not None and len(grid) == tokens:
             return grid, patches
+    elif (stated := stated_cells(model, views, tokens)) is not None:
+        return stated, patches
     elif not has_learned_queries(model, tokens // max(1, len(views))):
         for before in {0, cls_tokens(model)}:  # with and without the encoder's class token
             grid = divided(views, tokens, before)
             if grid is not None:
                 return grid, patches
     return unknown_places(is_token, len(sizes), views), patches
+
+
+def stated_cells(model: PreTrainedModel, views: Sequence[View], tokens: int) -> PatchGrid | None:
+    """The tokens of the views, where the model's config says which patches each is made of; None
+    where it doesn't, or says another number of them.
+    """
+    regions = getattr(model.config, "token_regions", None)
+    if regions is None or not views or tokens % len(views):
+        return None
+    of_view = regions(tokens // len(views))
+    side = model.config.patches_per_side
+    fits = all((view.rows, view.columns) == (side, side) for view in views)
+    if not fits or len(of_view) * len(views) != tokens:
+        return None
+    patches = patches_of(views)
+    starts = range(0, len(patches), side * side)
+    own = [patches.at(np.arange(start, start + side * side)) for start in starts]
+    return PatchGrid.join([of_regions(each, of_view) for each in own])
 
 
 def of_original(

@@ -35,7 +35,13 @@ from probe.subject.measured_views import (
     views_of_planes,
 )
 from probe.subject.token_grid import encoder_grid, vision_grid
-from probe.subject.token_places import divided, has_learned_queries, patch_size, patches_of
+from probe.subject.token_places import (
+    divided,
+    has_learned_queries,
+    patch_size,
+    patches_of,
+    stated_cells,
+)
 
 Process = Callable[[Sequence[Image.Image]], Mapping[str, Any]]  # a video's frames to tensors
 BASE = 256  # greys that 8 bits tell apart
@@ -101,6 +107,8 @@ def _of_square_frames(
 
 def _cells(model: PreTrainedModel, views: Sequence[View], tokens: int) -> PatchGrid | None:
     """How the tokens divide the views of one group of frames, None where it is not known."""
+    if (stated := stated_cells(model, views, tokens)) is not None:
+        return stated
     if has_learned_queries(model, tokens // max(1, len(views))):
         return None
     if hasattr(model.base_model, "apply_pooling"):  # interpolated to half as many, rounded up

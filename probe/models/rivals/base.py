@@ -209,6 +209,7 @@ class RivalForConditionalGeneration(RivalPreTrainedModel, GenerationMixin):
         labels: TokenIds | None = None,
         inputs_embeds: Float[Tensor, "row token dim"] | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         logits_to_keep: int = 0,
         **kwargs,
     ):
@@ -217,7 +218,7 @@ class RivalForConditionalGeneration(RivalPreTrainedModel, GenerationMixin):
         input_ids: as long as the LLM's sequence, with the placeholders of each image.
         pixel_values: images (or tiles, or frames) in placeholder order over the batch.
         labels: -100 where nothing is learned.
-        past_key_values: the KV cache, also taken as `cache`, its name since transformers 5.24.
+        past_key_values, cache: the KV cache by its old and its new name (transformers 5.24).
         logits_to_keep: the number of last positions whose logits are asked for, 0 for all.
         """
         outputs = self.model(
@@ -225,7 +226,7 @@ class RivalForConditionalGeneration(RivalPreTrainedModel, GenerationMixin):
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
-            past_key_values=past_key_values,
+            past_key_values=cache if past_key_values is None else past_key_values,
             **kwargs,
         )
         others = dict(outputs)

@@ -113,7 +113,7 @@ class LlamaVidModel(RivalModel):
         query_ids: QuestionIds | None = None,
         query_mask: QuestionIds | None = None,
         query_image: Int[Tensor, " question"] | None = None,
-        frames: Sequence[int] | None = None,
+        frames: Sequence[int] | Int[Tensor, " visual"] | None = None,
     ) -> list[Float[Tensor, "token hidden"]]:
         """The tokens of each question: context and content of each frame of its image.
 
@@ -180,6 +180,7 @@ class LlamaVidForConditionalGeneration(RivalForConditionalGeneration):
         query_image=None,
         frames=None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ):
         """As `RivalForConditionalGeneration.forward`, with the questions of `vision_tokens`;
@@ -187,7 +188,7 @@ class LlamaVidForConditionalGeneration(RivalForConditionalGeneration):
         """
         how = {"query_ids": query_ids, "query_mask": query_mask}
         how |= {"query_image": query_image, "frames": frames}
-        kwargs["past_key_values"] = past_key_values
+        kwargs |= {"past_key_values": past_key_values, "cache": cache}
         return super().forward(input_ids, pixel_values, attention_mask, **how, **kwargs)
 
     def repeated(

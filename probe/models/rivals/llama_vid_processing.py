@@ -63,23 +63,27 @@ class LlamaVidProcessor(RivalProcessor):
         return_tensors: str | None = "pt",
         **tokenizing: Any,
     ) -> BatchFeature:
-        """`input_ids`, `attention_mask`, `pixel_values`, `query_ids`, `query_mask`, and for videos
-        `frames`, the number of frames of each.
+        """`input_ids`, `attention_mask`, and for images and videos `pixel_values`, `frames` (how
+        many each has), `query_ids` and `query_mask`.
 
-        videos: lists of frames, in place of images; at `<image>` or `<video>`.
+        videos: lists of frames, in place of images; at `<image>` or `<video>`. As in the authors'
+        code their frames are cropped, whatever the aspect.
         questions: one for each image or video, where it is not what the user says last.
-        Raises ValueError where texts, images and questions do not match.
+        Raises ValueError for images and videos at once, and where texts, images and questions do
+        not match.
         """
         clips = [list(flat_images(clip)) for clip in videos or ()]
         shown = [[image] for image in flat_images(images)] + clips
+        if clips and len(shown) > len(clips):
+            raise ValueError("LlamaVidProcessor: expected images or videos, got both")
         texts = [text] if isinstance(text, str) else list(text or ())
         data: dict[str, Any] = {}
         if shown:
-            data["pixel_values"] = torch.cat([self.pixels(frames) for frames in shown])
+            views = [self.pixels(frames, crop=bool(clips)) for frames in shown]
+            data["pixel_values"] = torch.cat(views)
+            data["frames"] = torch.tensor([len(frames) for frames in shown])
             asked = self._questions(texts) if questions is None else list(questions)
             data |= self._query_inputs(asked, len(shown))
-        if clips:
-            data["frames"] = torch.tensor([len(frames) for frames in shown])
         if texts:
             ids = [[self.image_token_id] * self.tokens_per_image * len(f) for f in shown]
             data |= self._text_inputs(texts, ids, **tokenizing)

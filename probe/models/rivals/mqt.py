@@ -115,10 +115,10 @@ class MqtModel(RivalModel):
         """As many tokens of each image as the prompt has placeholders, where the call names no
         number.
         """
-        asked = int(placeholder.sum())
-        if how.get("num_visual_tokens") is not None or not asked or asked % len(pixels):
+        asked, rest = divmod(int(placeholder.sum()), len(pixels))
+        if how.get("num_visual_tokens") is not None or rest or not 1 <= asked <= QUERIES:
             return how
-        return {"num_visual_tokens": asked // len(pixels)}
+        return {"num_visual_tokens": asked}
 
     def vision_tokens(
         self, pixel_values: Pixels, num_visual_tokens: int | None = None
@@ -144,6 +144,7 @@ class MqtForConditionalGeneration(RivalForConditionalGeneration):
         attention_mask=None,
         num_visual_tokens: int | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ):
         """As `RivalForConditionalGeneration.forward`; num_visual_tokens: m, the config's by
@@ -155,6 +156,7 @@ class MqtForConditionalGeneration(RivalForConditionalGeneration):
             attention_mask,
             num_visual_tokens=num_visual_tokens,
             past_key_values=past_key_values,
+            cache=cache,
             **kwargs,
         )
 

@@ -76,10 +76,12 @@ class RivalProcessor(PiecewiseProcessor):
         """What the vision tower gets of an image, and the ids that stand for it."""
         return self.pixels([image]), [self.image_token_id] * self.tokens_per_image
 
-    def pixels(self, images: Sequence[Image.Image]) -> Float[Tensor, "image 3 height width"]:
-        """Images, each as one view for the vision tower."""
+    def pixels(
+        self, images: Sequence[Image.Image], crop: bool = False
+    ) -> Float[Tensor, "image 3 height width"]:
+        """Images, each as one view for the vision tower; `crop`: whatever the aspect."""
         views = [image.convert("RGB") for image in images]
-        if self.aspect == "pad":
+        if self.aspect == "pad" and not crop:
             views = [padded_to_square(view, self.image_processor) for view in views]
         return self.image_processor(views, return_tensors="pt")["pixel_values"]
 

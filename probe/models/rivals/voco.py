@@ -119,6 +119,7 @@ class VocoForConditionalGeneration(RivalForConditionalGeneration):
         pixel_values=None,
         attention_mask=None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ):
         """As `RivalForConditionalGeneration.forward`, under the rule of the VoCo tokens.
@@ -127,7 +128,7 @@ class VocoForConditionalGeneration(RivalForConditionalGeneration):
         cache; a mask (row, 1, query, key) is taken as it is, as `generate` passes it. Raises
         ValueError for a cache whose beginning this model has not seen.
         """
-        cache = pop_cache(kwargs) if past_key_values is None else past_key_values
+        cache = cache if past_key_values is None else past_key_values
         whole = None
         if input_ids is not None and (attention_mask is None or attention_mask.ndim < 4):
             whole = self._with_past(input_ids, cache)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import probe
+from probe.data.image import Video
 from probe.data.sample import Sample
 from probe.hooks.model_structure import stacks
 from probe.measures.attention.reference import largest_difference
@@ -244,3 +245,40 @@ def test_an_image_in_tiles_has_words_between_them():
     assert subject.processor.cut(IMAGE, 2, 3).shape == (7, 3, 32, 32)
     inputs = subject.encode(IMAGE, "what?").as_types("fine")
     assert inputs.types.mask("marker").sum() > 0
+
+
+def test_a_video_is_frames_that_the_question_asks_one_by_one():
+    subject = rival_models.subject("llama_vid")
+    frames = [Image.effect_noise((60, 40), 80 - 20 * i).convert("RGB") for i in range(3)]
+    inputs = subject.encode(Video(frames), "what is red?")
+    assert inputs["frames"].tolist() == [3] and inputs.types.vision.sum() == 3 * 5
+    assert inputs.grid[0].frame.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    record = probe.measure(subject, Video(frames), "what is red?", max_new_tokens=2)
+    assert record["compressor"].sizes["key"] == 16  # the mean over frames
+    alone = subject.encode(frames[1], "what is red?")
+    cropped = subject.processor.pixels([frames[1]], crop=True)
+    asked = {name: alone[name] for name in ("query_ids", "query_mask")}
+    (tokens,) = subject.model.vision_tokens(cropped, **asked)
+    output = subject.model(**inputs).image_hidden_states
+    torch.testing.assert_close(output[5:10], tokens)
+    with probe.drop_vision(subject, layers(subject), "remove"):
+        first, second = (subject.answer(Video(x), "what?", 3) for x in (frames, frames[::-1]))
+    assert first == second
+
+
+def test_questions_about_an_image_share_its_prefix_where_it_does_not_follow_the_question():
+    shared = {}
+    for name in ("mqt_few", "llama_vid"):
+        subject = rival_models.subject(name)
+        asked = {"a": "what is red?", "b": "how many?"}
+        samples = [Sample(key, image=IMAGE, question=q) for key, q in asked.items()]
+        record = probe.measure_samples(subject, samples, max_new_tokens=2, progress=False)
+        alone = probe.measure_samples(
+            subject, samples, max_new_tokens=2, progress=False, share=False
+        )
+        shared[name] = record.attrs["prefix"]
+        for stack in ("vision", "compressor", "llm"):
+            difference = np.abs(record[stack]["mass"] - alone[stack]["mass"]).max().item()
+            assert difference < 1e-5
+    assert shared["mqt_few"] == "shared by the questions about an image"
+    assert "the text reads the image before the LLM" in shared["llama_vid"]
