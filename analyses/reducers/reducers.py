@@ -1,10 +1,10 @@
-"""Token reducers on tiny-llava, beside tiny-llava-mini: accuracy, tokens, time; what is kept, and
-what attention says.
+"""Token reducers on tiny-llava, beside their controls and tiny-llava-mini: accuracy, tokens, time;
+what is kept, and what attention says.
 
-    python analyses/reducers/reducers.py                # 120 drawn questions to 16 methods; resumes
+    python analyses/reducers/reducers.py                # 72 drawn questions to 56 methods; resumes
     python analyses/reducers/reducers.py --questions 1002
 
-The run is in probe-out/analyses/reducers. Figures and accuracy.csv go beside this file.
+The run is in probe-out/analyses/reducers. Figures, accuracy.csv and bench.csv go beside this file.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from probe.cli.benchmark_run import show_progress
 from probe.cli.reduce import OF_BENCH, SEEDS, budgets_of, methods_named, methods_of, with_costs
 from probe.evaluation.method_comparison import Comparison
 from probe.evaluation.method_scores import method_scores
+from probe.evaluation.reducer_benchmark import reducer_benchmark
 from probe.evaluation.task import BenchmarkTask
 from probe.measures.encoder_concentration import concentration
 from probe.models.tiny.questions import sample_image
@@ -82,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--questions", type=int, default=120)
+    parser.add_argument("--questions", type=int, default=72)
     parser.add_argument("--encoder", action="store_true", help="only the figures of the encoder")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -97,16 +98,19 @@ def main() -> None:
     if options.encoder:
         return
     answers, costs = answered(subject, options.questions)
-    save({"reductions": probe.plots.reductions(answers, costs)})
+    save(
+        {
+            "reductions": probe.plots.reductions(answers, costs),
+            "published": probe.plots.reductions(answers, published="visionzip_llava15_7b"),
+            "bench": probe.plots.reducer_benchmark(answers, costs),
+        }
+    )
     table = with_costs(method_scores(answers), costs)
     table.to_csv(HERE / "accuracy.csv", index=False, float_format="%.5g")
-    print(
-        table[
-            ["method", "vision_tokens", "accuracy", "accuracy_low", "accuracy_high", "difference"]
-        ]
-        .round(1)
-        .to_string()
-    )
+    rows = reducer_benchmark(answers, costs)
+    rows.to_csv(HERE / "bench.csv", index=False, float_format="%.4g")
+    shown = ["method", "accuracy", "over_random", "over_smaller", "hard", "rest", "verdict"]
+    print(rows[shown].round(1).to_string())
 
 
 if __name__ == "__main__":

@@ -127,13 +127,14 @@ def most_diverse(
     for step in range(tokens):
         token = gain.argmax()
         picked.append(token)
-        kernel_row = cosines.row(token) * relevance * relevance[token]
-        earlier = rows[:step]
-        explained = earlier.index_select(1, token[None])[:, 0] @ earlier
-        root = gain[token].clamp_min(LEAST_GAIN).sqrt()
-        rows[step] = (kernel_row - explained) / root
-        gain = gain - rows[step].square()
-        gain.index_fill_(0, torch.stack(picked), -torch.inf)
+        at = token[None]  # an index that stays on its device: nothing waits for a GPU
+        kernel_row = cosines.row(token) * relevance * relevance.index_select(0, at)
+        earlier, row = rows[:step], rows[step]
+        explained = torch.mv(earlier.T, earlier.index_select(1, at)[:, 0])
+        root = gain.index_select(0, at).clamp_min_(LEAST_GAIN).sqrt_()
+        torch.div(kernel_row.sub_(explained), root, out=row)
+        gain.addcmul_(row, row, value=-1)
+        gain.index_fill_(0, at, -torch.inf)  # and so it stays: never picked again
     return torch.stack(picked)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from probe.errors import ProbeError
 from probe.hooks.attention_call import attention_weights
 
-CHUNK = 2**24  # attention weights that are held at a time
+CHUNK = 2**20  # attention weights that are computed at a time: few enough for a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,22 @@ class LayerAttention:
     @torch.no_grad()
     def given_by(self, position: int) -> Float[Tensor, "view head position"]:
         """The attention that one position gives to each, in float32."""
-        return self._rows(self.query[:, :, position : position + 1])[:, :, 0]
+        query = self.query[:, :, position : position + 1]
+        return attention_weights(query, self.key, self.scaling)[:, :, 0]
 
     @torch.no_grad()
     def received(self) -> Float[Tensor, "view head position"]:
         """The attention that each position receives, averaged over all positions (itself included),
         in float32.
         """
-        views, heads, positions, _ = self.query.shape
-        chunk = max(1, CHUNK // (views * heads * positions))
-        sums = [self._rows(queries).sum(2) for queries in self.query.split(chunk, 2)]
-        return torch.stack(sums).sum(0) / positions
-
-    def _rows(self, query: Tensor) -> Float[Tensor, "view head query position"]:
-        return attention_weights(query, self.key, self.scaling)
+        _, heads, positions, _ = self.query.shape
+        chunk = max(1, CHUNK // (heads * positions))
+        total = []
+        for query, key in zip(self.query, self.key, strict=True):
+            parts = query.split(chunk, 1)
+            sums = [attention_weights(part, key, self.scaling).sum(1) for part in parts]
+            total.append(torch.stack(sums).sum(0))
+        return torch.stack(total) / positions
 
 
 @dataclass(frozen=True)
