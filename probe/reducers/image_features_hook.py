@@ -5,8 +5,8 @@ The model's own `get_image_features` runs, so that pixels, views and images are 
 does it:
 
     encoder            its features, queries and keys are tapped
-    projector          runs on one token; the output is expanded to the full shape (no memory) and
-                       only carries that shape on
+    projector          runs on the reduced tokens; in models that pack, on one token: the output
+                       is expanded to the full shape (no memory) and only carries that shape on
     packing            `pack_image_features`, in models that cut images into tiles: patch indices
                        are pushed through it (`subject/token_grid.py`), which gives the number of
                        unreduced tokens and the tiles per row. Then the reduced tokens are projected
@@ -22,7 +22,6 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial, update_wrapper
 from operator import ge
 from threading import local
@@ -42,31 +41,16 @@ from probe.hooks.layer_arguments import by_name, find_cache
 from probe.hooks.model_state import override_method, own_method
 from probe.hooks.model_structure import image_token_id, vision_towers
 from probe.hooks.offload import input_device
-from probe.reducers.encoder_output import EncoderOutput
+from probe.reducers.chosen_tokens import ChosenTokens, EncoderCall, choose
 from probe.reducers.encoder_reducer import EncoderReducer, EncoderTap, tapped
 from probe.reducers.reduction import NONE
 from probe.reducers.single_images import by_image, joined_outputs
-from probe.reducers.tile_order import prompt_order, source_patches
 from probe.subject.token_grid import packed_indices
 
 PIXELS = {  # names of a forward's arguments
     "image": ("pixel_values", "pixel_values_images"),
     "video": ("pixel_values_videos",),
 }
-
-
-@dataclass
-class EncoderCall:
-    """One forward of an encoder, from its end until its tokens are reduced.
-
-    output: what the encoder returned. `full`, `left` and `patches` are set on it: of each image the
-    number of unreduced tokens, of tokens that are left, and the patches that these stand for.
-    tokens: how many of each view the projector was given.
-    """
-
-    output: Any
-    encoder_output: EncoderOutput
-    tokens: int = 0
 
 
 class _Running(local):
@@ -115,7 +99,7 @@ class ImageFeaturesHook:
                 encoded = partial(self._encoded, tap)
                 add_hook(undo, tower.register_forward_hook, encoded, always=True)
             projector = self.projector
-            add_hook(undo, projector.register_forward_pre_hook, self._single_token, always=True)
+            add_hook(undo, projector.register_forward_pre_hook, self._before_projector, always=True)
             add_hook(undo, projector.register_forward_hook, self._projected, always=True)
             # before the hooks of interventions, which count the tokens that are left
             first = {"with_kwargs": True, "prepend": True, "always": True}
@@ -148,7 +132,7 @@ class ImageFeaturesHook:
         if states is not None and all(states[index] is not None for index in tap.hidden_states):
             self._running.call = EncoderCall(output, tap.encoder_output(states, self.projector))
 
-    def _single_token(self, projector: nn.Module, args: tuple) -> tuple | None:
+    def _before_projector(self, projector: nn.Module, args: tuple) -> tuple | None:
         call = self._running.call
         if call is None:
             return None
@@ -159,7 +143,12 @@ class ImageFeaturesHook:
         if views != len(features) or call.tokens not in allowed:
             _refuse_pooling(f"{call.tokens} of {patches} patches")
         call.tokens += full_patches - patches  # of a view that was shrunk
-        return (args[0][:1, :1],)
+        if self.pack is not None:
+            return (args[0][:1, :1],)
+        self._running.call = None  # reducers may project as well
+        call.chosen = choose(self.reducer, call, [(1, torch.arange(call.tokens))] * views)
+        self._running.call = call
+        return (args[0][:1, :1] if call.chosen.is_projected else call.chosen.tokens[None],)
 
     def _projected(
         self, projector: nn.Module, args: tuple, output: Tensor
@@ -167,10 +156,10 @@ class ImageFeaturesHook:
         call = self._running.call
         if call is None:
             return None
-        views = len(call.encoder_output.features)
-        if self.pack is not None:
-            return output.expand(views, call.tokens, -1)
-        tokens = self._reduced(call, [(1, torch.arange(call.tokens))] * views)
+        if call.chosen is None:  # packing follows
+            return output.expand(len(call.encoder_output.features), call.tokens, -1)
+        self._running.call = None
+        tokens = self._placed(call, call.chosen, output[0])
         if len(set(map(len, tokens))) == 1:
             return torch.stack(tokens)
         # models that read videos take one tensor of all frames, the others a list of images
@@ -186,39 +175,27 @@ class ImageFeaturesHook:
         for features, size in zip(image_features, image_sizes, strict=True):
             views, tokens = features.shape[:2]
             images.append((views, packed_indices(self.pack, views, tokens, size, **options)))
-        tokens = self._reduced(call, images)
+        self._running.call = None
+        chosen = choose(self.reducer, call, images)
+        projected = None if chosen.is_projected else self.projector(chosen.tokens[None])[0]
+        tokens = self._placed(call, chosen, projected)
         return tokens, torch.tensor(call.output.left, device=tokens[0].device)
 
-    def _reduced(
-        self, call: EncoderCall, images: Sequence[tuple[int, Int[Tensor, "_"]]]
+    def _placed(
+        self, call: EncoderCall, chosen: ChosenTokens, projected: Tensor | None
     ) -> list[Tensor]:
-        """The projected tokens that are left of each image, in the order of the prompt. `images`:
-        the number of views of each, and which feature each unreduced token is (-1: a newline).
-        """
-        self._running.call = None
-        kept, sources, start, is_projected = [], [], 0, False
-        fewest = call.encoder_output.full_patches  # tokens that any view is left with
-        for views, indices in images:
-            reduction = self.reducer.reduce(call.encoder_output.of_views(start, start + views))
-            start += views
-            is_projected = reduction.is_projected
-            fewest = min(fewest, *reduction.count)
-            across = 1 if views == 1 else _tiles_across(indices[call.tokens :], call.tokens)
-            order = prompt_order(reduction, across)
-            kept.append(reduction.tokens.flatten(0, 1)[order])
-            sources.append(source_patches(reduction, order))
-        joined_tokens = torch.cat(kept)
-        projected = joined_tokens if is_projected else self.projector(joined_tokens[None])[0]
-        tokens = list(projected.split([len(each) for each in kept]))
-        for number, (views, indices) in enumerate(images):
-            if views == 1 and indices[-1] < 0:  # a newline ends it
-                newline = self.base.image_newline[None].to(projected)
+        """The projected tokens of each image, with a newline where one ends it."""
+        made = chosen.tokens if chosen.is_projected or projected is None else projected
+        tokens, sources = list(made.split(list(chosen.counts))), chosen.sources
+        for number, (views, indices) in enumerate(chosen.images):
+            if views == 1 and indices[-1] < 0:
+                newline = self.base.image_newline[None].to(made)
                 tokens[number] = torch.cat([tokens[number], newline])
                 sources[number] = pad(sources[number], (0, 1), value=NONE)
-        call.output.full = [len(indices) for _, indices in images]
+        call.output.full = [len(indices) for _, indices in chosen.images]
         call.output.left = [len(each) for each in tokens]
         call.output.patches = sources
-        is_whole = fewest >= call.encoder_output.full_patches  # only newlines may be fewer
+        is_whole = chosen.fewest >= call.encoder_output.full_patches  # only newlines may be fewer
         self._warn_unreduced(call.output.full, call.output.left, is_whole)
         return tokens
 
@@ -299,12 +276,6 @@ class ImageFeaturesHook:
         }
         outputs = self._encode(on_device).values()
         return [patches.cpu().numpy() for _, output in outputs for patches in output.patches]
-
-
-def _tiles_across(indices: Int[Tensor, " packed"], tokens: int) -> int:
-    """Tiles in a row: the view that the last patch before the first newline belongs to."""
-    row_end = int((indices < 0).long().argmax())
-    return int(indices[row_end - 1]) // tokens
 
 
 def _refuse_pooling(got: str) -> NoReturn:
