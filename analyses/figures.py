@@ -99,14 +99,17 @@ def _dropped(subject: Any, questions: int) -> xr.DataTree:
 
 
 def compared(questions: int = QUESTIONS) -> Data:
-    """Answers and costs of three reducers on tiny-llava, with tiny-llava-mini next to them."""
+    """Answers and costs of three reducers and their controls on tiny-llava, with tiny-llava-mini
+    next to them.
+    """
     from probe.cli.reduce import budgets_of, methods_of
     from probe.evaluation.method_comparison import Comparison
     from probe.evaluation.task import BenchmarkTask
 
     subjects = [probe.load(model) for model in MODELS]
     budgets = budgets_of(subjects[0], [0.5, 0.25])
-    methods = methods_of(subjects[0], ["visionzip", "fastv", "grid"], budgets, subjects[1:])
+    kinds = ["visionzip", "fastv", "grid", "random", "downsample"]
+    methods = methods_of(subjects[0], kinds, budgets, subjects[1:], seeds=3)
     comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=questions))
     with TemporaryDirectory() as folder:
         answers = comparison.results(comparison.run(folder))
@@ -174,6 +177,7 @@ def comparisons(data: Data, of_models: dict[str, Data]) -> dict[str, Callable[[]
     ]
     return {
         "reductions": lambda: plots.reductions(data["answers"], data["answers-cost"]),
+        "reducer_benchmark": lambda: plots.reducer_benchmark(data["answers"], data["answers-cost"]),
         "flops": lambda: plots.flops(costs),
         "latency": lambda: plots.latency(costs),
         "memory": lambda: plots.memory(join_costs(counted), "vision_tokens"),

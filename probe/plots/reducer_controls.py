@@ -31,7 +31,7 @@ from probe.plots.style import (
 )
 
 BY_BUDGET = (("o", BLUE), ("s", SKY), ("^", GREY))  # from the smallest budget on
-HEIGHT, ROW = 1.8, 0.24  # inches of a panel, and of each of its rows
+HEIGHT, ROW = 2.7, 0.26  # inches of a panel with what is below it, and of each of its rows
 
 
 @styled()
