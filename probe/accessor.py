@@ -22,12 +22,14 @@ import xarray as xr
 
 from probe.errors import one_of
 from probe.records import entropy_ratio, node, save_record, to_dataframe
+from probe.records.video_frames import frame_attention
 
 if TYPE_CHECKING:
     from probe.viewer import Viewer
 
 NAME = "probe"
 PLOTS = ("mass", "entropy", "heads", "heatmaps", "compression", "conventions", "figures")
+PLOTS += ("frames", "animation")
 
 
 class RecordAccessor:
@@ -100,6 +102,19 @@ class RecordAccessor:
         Raises ProbeError for a stack or a type that the record does not have, and without an image.
         """
         return self._numbers("received", stack, query_type)
+
+    def frames(
+        self,
+        query_type: str = "response",
+        stack: str = "llm",
+        *,
+        sample: int = 0,
+        video: int = 0,
+    ) -> xr.DataArray:
+        """The attention of A on each frame of a video, mean over heads: (layer, frame), with the
+        coordinate `time` in seconds. See `probe.records.video_frames`.
+        """
+        return frame_attention(self._record, sample, query_type, stack, video)
 
     def _numbers(
         self,

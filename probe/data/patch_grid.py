@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 OF_FRAMES = ("frame", "last_frame", "time")  # fields that only a video's tokens have
 NONE = np.zeros(0)
@@ -60,6 +60,13 @@ class PatchGrid:
         box = np.where(index[:, None] < 0, np.nan, self.box[index])
         of_frames = (self.frame[index], self.last_frame[index], self.time[index])
         return PatchGrid(self.image[index], tile, row, col, box, *of_frames)
+
+    def shows(self, frames: Sequence[int]) -> Bool[np.ndarray, "key"]:
+        """Which of them show one of these frames of a video."""
+        first, last = self.frame[:, None], self.last_frame[:, None]
+        numbers = np.asarray(frames, dtype=np.int64)[None]
+        inside = (first >= 0) & (first <= numbers) & (numbers <= last)
+        return np.asarray(inside.any(axis=1))
 
     def shifted(self, images: int) -> "PatchGrid":
         """The same places in images that stand behind so many others."""

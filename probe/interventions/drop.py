@@ -66,6 +66,7 @@ def drop_vision(
     *,
     stack: str = "llm",
     queries: Names | None = None,
+    tokens: Any = None,
 ) -> Iterator[None]:
     """Drops vision tokens in these layers (counted from 0, any set) of a model or Subject while the
     block lasts.
@@ -79,6 +80,9 @@ def drop_vision(
         stack: "llm" or "prefusion".
         queries: which tokens lose access to vision: in pre-fusion "text", "compressed" or both; by
             default all but vision.
+        tokens: only these vision tokens of the LLM: a mask (batch, token) over the inputs that run
+            in the block, such as `inputs.vision_of(frames=range(8))` or `vision_of(images=[1])`.
+            The other vision tokens then are as text: they lose access to these.
 
     Raises ProbeError before anything runs for a layer outside the stack, an unknown mode and a
     compiled model; with "mask" and "mask_frozen" for flash attention; with "remove" and
@@ -88,12 +92,15 @@ def drop_vision(
     target = LayerTarget.of("drop_vision", model, layers, stack)
     _check_mode(mode, stack)
     queries = _queries_of(target, queries)
+    dropped = None if tokens is None else _mask_of(target, tokens)
     if mode == "remove_for_good" and target.layers:
         to_the_end = tuple(range(target.layers[0], len(target.stack.layers)))
         target = LayerTarget(target.called, target.model, target.stack, to_the_end)
     options = f"mode={mode}"
     if len(queries) < len(target.kinds) - 1:
         options += f", queries={'+'.join(queries)}"
+    if dropped is not None:
+        options += f", tokens={int(dropped.sum())}"
     with target.listed("remove" if mode.startswith("remove") else mode, options):
         cross = cross_attention(target.model) if stack != PREFUSION else {}
         if not target.layers:
@@ -102,14 +109,34 @@ def drop_vision(
             with _silenced(target, cross):
                 yield
         elif mode.startswith("mask"):
-            with _masked(target, queries, freeze=mode == "mask_frozen"):
+            with _masked(target, queries, freeze=mode == "mask_frozen", vision=dropped):
                 yield
         elif mode == "zero":
-            with _zeroed(target, queries):
+            with _zeroed(target, queries, dropped):
                 yield
         else:
-            with _removed(target):
+            with _removed(target, dropped):
                 yield
+
+
+def _mask_of(target: LayerTarget, tokens: Any) -> Tensor:
+    """The chosen tokens as booleans. Raises ProbeError for what is no mask of (batch, token)."""
+    mask = torch.as_tensor(tokens)
+    if mask.dtype != torch.bool or mask.ndim != 2:
+        raise ProbeError(
+            "drop_vision",
+            expected="tokens= as a mask of booleans (batch, token)",
+            got=f"{mask.dtype} of shape {tuple(mask.shape)}".removeprefix("torch."),
+            fix="pass inputs.vision_of(frames=...)",
+        )
+    if target.stack.name == PREFUSION or cross_attention(target.model):
+        raise ProbeError(
+            "drop_vision",
+            expected="tokens= for an LLM whose vision tokens stand among the words",
+            got="pre-fusion" if target.stack.name == PREFUSION else "cross-attention",
+            fix="leave tokens= out",
+        )
+    return mask
 
 
 def _check_mode(mode: str, stack: str) -> None:
@@ -158,7 +185,7 @@ def _silenced(target: LayerTarget, cross: dict[int, tuple[str, nn.Module]]) -> I
 
 
 @model_block
-def _removed(target: LayerTarget) -> Iterator[None]:
+def _removed(target: LayerTarget, vision: Tensor | None = None) -> Iterator[None]:
     with_attention = [each for each in target.layers if target.stack.modules[each] is not None]
     limits = windows(target.called, target.model, with_attention)
 
@@ -167,7 +194,12 @@ def _removed(target: LayerTarget) -> Iterator[None]:
             check_partial(target.called, limits, sequence.length, cache, "use mode='mask'")
 
     sequences = SequenceTracker(
-        target.called, target.model, target.stack.layers[0], check=check, whole_prompt=True
+        target.called,
+        target.model,
+        target.stack.layers[0],
+        check=check,
+        whole_prompt=True,
+        vision=vision,
     )
     with (
         sequences.followed(),
@@ -187,10 +219,17 @@ class _WithoutVision(Removal):
         return self.sequences.running().vision if layer in self.layers else None
 
 
+def _only(vision: Tensor | None) -> dict[str, Any]:
+    """The tracker's option for some of the vision tokens; pre-fusion's tracker has none."""
+    return {} if vision is None else {"vision": vision}
+
+
 @model_block
-def _masked(target: LayerTarget, queries: tuple[str, ...], freeze: bool) -> Iterator[None]:
+def _masked(
+    target: LayerTarget, queries: tuple[str, ...], freeze: bool, vision: Tensor | None = None
+) -> Iterator[None]:
     target.refuse_flash("load the model with attn_implementation='sdpa', or use mode='remove'")
-    sequences = target.sequences(changes_vision=freeze)
+    sequences = target.sequences(changes_vision=freeze, **_only(vision))
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
         now = sequences.running()
@@ -227,8 +266,10 @@ def _skip(
 
 
 @model_block
-def _zeroed(target: LayerTarget, queries: tuple[str, ...]) -> Iterator[None]:
-    sequences = target.sequences()
+def _zeroed(
+    target: LayerTarget, queries: tuple[str, ...], vision: Tensor | None = None
+) -> Iterator[None]:
+    sequences = target.sequences(**_only(vision))
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
         now = sequences.running()

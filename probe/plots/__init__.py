@@ -3,6 +3,8 @@
     plots.mass(record)                                  # Fig. 2 of the paper: attention by type
     plots.entropy(record)                               # Fig. 3: pooled as there, and in each head
     plots.heatmaps(record, query_type="response")       # Fig. 4: where in the image
+    plots.frames(record)                                # a video: attention over time, its frames
+    plots.animation(record, "clip.gif")                 # the same as an animated picture
     plots.heads(record, "response", "vision")           # layer x head
     plots.compression(record)                           # Fig. 12: where compressed tokens look
     plots.mass({"crop": first, "pad": second})          # several records on one scale
@@ -33,6 +35,7 @@ the paper does; `layers=` and records count from 0, as code does.
 | `by_layer.py`, `type_lines.py` | `mass`, `entropy`: lines over layers |
 | `by_head.py` | `heads`: layer x head |
 | `on_image.py` | `heatmaps`: patches over the image |
+| `video.py` | `frames`, `animation`: attention over the time of a video |
 | `compressor_map.py` | `compression`: the compressor's queries over the image |
 | `conventions.py` | `conventions` |
 | `sweep.py` | `dropped`, `readings`, `swaps`, `depth`: Fig. 5 and what belongs to it |
@@ -68,8 +71,11 @@ from probe.plots.reduced_patches import kept
 from probe.plots.reducer_controls import reducer_benchmark
 from probe.plots.reducer_tradeoff import reductions
 from probe.plots.sweep import depth, dropped, readings, swaps
+from probe.plots.video import animation, frames
 
 __all__ = [
+    "frames",
+    "animation",
     "mass",
     "entropy",
     "heatmaps",

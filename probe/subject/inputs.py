@@ -8,7 +8,7 @@ Single rows come from `Subject.encode`; here they get their response and become 
     inputs.types.mask("vision")          # (batch, token)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import accumulate
@@ -16,7 +16,7 @@ from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from PIL import Image
 from torch.nn import functional
 
@@ -92,6 +92,41 @@ class Inputs(dict):
             [piece(id) if role >= 0 else "" for id, role in zip(*row, strict=True)] for row in rows
         ]
 
+    def vision_of(
+        self,
+        *,
+        images: int | Iterable[int] | None = None,
+        frames: int | Iterable[int] | None = None,
+        seconds: tuple[float, float] | None = None,
+    ) -> Bool[np.ndarray, "batch token"]:
+        """The positions of some vision tokens: of images (the frames of a video count as images one
+        by one), of frames of the prompt's videos, or of the time from the first of `seconds` up to
+        the second. Of several conditions all must hold. A token that shows several frames is one of
+        each of them.
+
+        Raises ProbeError where no token is left, and where it is not known what tokens show.
+        """
+        chosen = np.zeros_like(self.types.vision)
+        for row, grid in enumerate(self.grid):
+            positions = np.flatnonzero(self.types.vision[row])
+            if len(positions) != len(grid):
+                raise ProbeError("vision_of", expected="tokens of known images", got="others")
+            inside = np.ones(len(grid), dtype=bool)
+            if images is not None:
+                inside &= np.isin(grid.image, _numbers(images))
+            if frames is not None:
+                inside &= grid.shows(_numbers(frames))
+            if seconds is not None:
+                inside &= (seconds[0] <= grid.time) & (grid.time < seconds[1])
+            chosen[row, positions[inside]] = True
+        if not chosen.any():
+            raise ProbeError(
+                "vision_of",
+                expected="images, frames or seconds of the inputs",
+                got=f"images={images}, frames={frames}, seconds={seconds}, which no token shows",
+            )
+        return chosen
+
     def having(self, tensors: dict[str, torch.Tensor], **changed: Any) -> "Inputs":
         """A copy with other tensors and, where named, other attributes."""
         known = {name: value for name, value in vars(self).items() if name != "tokens"}
@@ -108,6 +143,10 @@ class Inputs(dict):
     def as_types(self, types: Any = "paper", turns: str = "last") -> "Inputs":
         """The same inputs with other token types (see `TokenTypes.as_types`)."""
         return self.having(dict(self), types=self.types.as_types(types, turns))
+
+
+def _numbers(given: int | Iterable[int]) -> list[int]:
+    return list(given) if isinstance(given, Iterable) else [given]
 
 
 def with_response(inputs: Inputs, ids: Ids) -> Inputs:

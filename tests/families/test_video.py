@@ -3,13 +3,27 @@ its frame and time."""
 
 from functools import cached_property
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import probe
 from probe.data.image import Video
-from tests.families.checks import CHECKS, QUESTION, SIZE, Case, results
+from probe.data.sample import Sample
+from probe.errors import ProbeError
+from probe.subject.inputs import with_response
+from tests.families.checks import (
+    CHECKS,
+    QUESTION,
+    RESPONSE,
+    SAME,
+    SIZE,
+    Case,
+    picture,
+    results,
+)
 from tests.families.video_models import VIDEO_FAMILIES
 
 NO_LAYOUT = "no: windows, packed images or other tokens"
@@ -21,8 +35,11 @@ EXPECTED = {
 FRAMES = 3
 
 
-def clip(seed: int, frames: int = FRAMES) -> Video:
+def clip(seed: int, frames: int = FRAMES, last: int | None = None) -> Video:
+    """`last`: the seed of the last frame, where that is another."""
     pixels = np.random.default_rng(seed).integers(0, 256, (frames, 8, 8, 3), dtype=np.uint8)
+    if last is not None:
+        pixels[-1] = np.random.default_rng(last).integers(0, 256, pixels[-1].shape)
     shown = [Image.fromarray(frame).resize(SIZE, Image.Resampling.NEAREST) for frame in pixels]
     return Video(shown, fps=2)
 
@@ -53,3 +70,77 @@ def test_a_family_is_exact_unchanged_and_blind_without_its_video(name):
     pairs = {(0, 1, 0.25), (2, 2, 1.0)}  # an odd last frame is paired with itself
     each = {(0, 0, 0.0), (1, 1, 0.5), (2, 2, 1.0)}
     assert spans == (pairs if name.startswith("qwen") else each)
+
+
+@pytest.mark.parametrize("mode", ["mask", "remove"])
+def test_some_frames_are_dropped(mode):
+    """Then the last frame has no influence, and the others have theirs."""
+    model, processor = VIDEO_FAMILIES["internvl"]()
+    subject = probe.load(model, processor=processor)
+    first, other = (
+        with_response(subject.encode(clip(0, last=seed), QUESTION), RESPONSE) for seed in (1, 2)
+    )
+    case = Case(subject)
+    frames = first.vision_of(frames=[2])
+    assert frames.sum() == 4 and (first.vision_of(seconds=(1, 2)) == frames).all()
+    assert (first.vision_of(images=2) == frames).all()
+    apart = float((case.logits(first) - case.logits(other)).abs().max())
+    assert apart > 1e-3
+    with probe.drop_vision(model, case.layers, mode, tokens=frames):
+        torch.testing.assert_close(case.logits(first), case.logits(other), atol=SAME, rtol=0)
+        elsewhere = with_response(subject.encode(clip(5, last=1), QUESTION), RESPONSE)
+        assert float((case.logits(first) - case.logits(elsewhere)).abs().max()) > 1e-3
+    with pytest.raises(ProbeError, match="frames=7, seconds=None, which no token shows"):
+        first.vision_of(frames=7)
+    with pytest.raises(ProbeError, match="a mask of booleans"):
+        probe.drop_vision(model, 0, tokens=[1, 2]).__enter__()
+
+
+def test_an_image_beside_a_video_keeps_its_place():
+    model, processor = VIDEO_FAMILIES["qwen3_vl"]()
+    subject = probe.load(model, processor=processor)
+    image = picture(0)
+    inputs = subject.encode([image, clip(0)], QUESTION)
+    (grid,) = inputs.grid
+    assert len(grid) == inputs.types.vision.sum() and inputs.shown == [(1, 3)]
+    alone = subject.encode(image, QUESTION).grid[0]
+    still = grid.frame < 0
+    assert (grid.box[still] == alone.box).all() and set(grid.image[still]) == {0}
+    assert set(grid.image[~still]) == {1, 3}  # the first frames of both pairs
+    other_way = subject.encode([clip(0), image], QUESTION)
+    assert set(other_way.grid[0].image[other_way.grid[0].frame < 0]) == {3}
+    assert not np.isnan(other_way.grid[0].box).any()
+
+
+def test_records_of_a_video_are_drawn(tmp_path):
+    model, processor = VIDEO_FAMILIES["internvl"]()
+    subject = probe.load(model, processor=processor)
+    record = probe.measure(subject, clip(0, frames=18), QUESTION, RESPONSE, stacks=["llm"])
+    on_frames = record.probe.frames("response")
+    assert on_frames["time"].values.tolist() == [number / 2 for number in range(18)]
+    total = record.probe.mass("response", "vision")[0]
+    np.testing.assert_allclose(on_frames.sum("frame"), total, atol=1e-5)
+    assert record["image_number"].values[0].tolist()[::15] == [0, 17]  # 16 are kept
+    figure = record.probe.plot.frames(layers=0)
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), on_frames[0])
+    assert len(figure.axes[1].child_axes) == 8  # the strip
+    titles = [axis.get_title() for axis in record.probe.plot.heatmaps(layers=0).axes]
+    assert "frame 18, 8.5 s" in titles and "frame 1, 0.0 s" in titles
+    plt.close("all")
+
+
+def test_an_animated_picture_and_records_beside_images(tmp_path):
+    model, processor = VIDEO_FAMILIES["internvl"]()
+    subject = probe.load(model, processor=processor)
+    asked = [Sample("video", clip(0), QUESTION), Sample("image", picture(0), QUESTION)]
+    record = probe.measure_samples(subject, asked, [RESPONSE] * 2, stacks=["llm"], progress=False)
+    assert (record["llm"]["key_frame"].values[1] == -1).all()
+    with Image.open(record.probe.plot.animation(tmp_path / "clip.gif")) as gif:
+        assert gif.n_frames == FRAMES
+    with pytest.raises(ProbeError, match="a number below 0, as many videos as the sample has"):
+        record.probe.plot.frames(sample="image")
+    with pytest.raises(ProbeError, match=r"ends in \.gif"):
+        record.probe.plot.animation(tmp_path / "clip.mp4")
+    alone = probe.measure(subject, picture(0), QUESTION, RESPONSE, stacks=["llm"])
+    with pytest.raises(ProbeError, match="expected a record of a video"):
+        alone.probe.frames()
