@@ -5,11 +5,12 @@ the LLM, and which ones may depend on the image. Whoever encodes a prompt asks h
 placeholders.
 
     with override_token_count(model, kept):        # what `probe.reduced` does
-        kept_patches(model, tensors)               # one array of patches an image, -1 for no patch
+        kept_patches(model, tensors)               # what is left of each image
     resize_placeholders(tensors, image_token, [(576, 64)])     # 576 placeholders become 64
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,22 @@ from probe.hooks.block_threads import model_block
 from probe.hooks.model_state import state_of
 from probe.hooks.prompt_lengths import record_prompts, recorded_lengths
 
-# From the tensors of one row to the patch (in its image, tiles one after the other) that each
-# vision token stands for
-KeptPatches = Callable[[Mapping[str, Any]], list[Int[np.ndarray, "_"]]]
+
+@dataclass(frozen=True)
+class KeptTokens:
+    """The vision tokens that are left of one image; patches count over its tiles, one after the
+    other.
+
+    patch: the patch that a token stands for, -1 for none.
+    token: the token that a patch went into, alone or with others; -1 where it was discarded.
+    """
+
+    patch: Int[np.ndarray, " token"]
+    token: Int[np.ndarray, " patch"]
+
+
+# From the tensors of one row to what is left of each image
+KeptPatches = Callable[[Mapping[str, Any]], list[KeptTokens]]
 
 
 @model_block
@@ -44,9 +58,9 @@ def override_token_count(model: nn.Module, kept: KeptPatches) -> Iterator[None]:
         yield
 
 
-def kept_patches(model: nn.Module, tensors: Mapping[str, Any]) -> list[Int[np.ndarray, "_"]] | None:
-    """The patches that the vision tokens of each image stand for, None where the model makes as
-    many tokens as its processor counts.
+def kept_patches(model: nn.Module, tensors: Mapping[str, Any]) -> list[KeptTokens] | None:
+    """What is left of each image, None where the model makes as many tokens as its processor
+    counts.
     """
     active = state_of(model).token_counts.active()
     return active[0](tensors) if active else None

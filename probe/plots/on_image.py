@@ -230,11 +230,11 @@ def views(
     found = []
     for number in drawn:
         pixels = small_image(root, sample, number)
-        image_title = _image_title(keys, number) if len(images) > 1 else ""
+        name = image_title(keys, number) if len(images) > 1 else ""
         for part, inside in parts.items():
             mask = placed & (owner == number) & inside
             if mask.any():
-                title = ", ".join(filter(None, [label, image_title, part]))
+                title = ", ".join(filter(None, [label, name, part]))
                 marked = None if sinks is None else sinks[:, mask]
                 found.append(View(title, pixels, boxes[mask], values[:, mask], maps, marked))
     if not found:
@@ -255,7 +255,7 @@ def _evenly(images: list[int], keys: xr.Dataset, kept: list[int]) -> list[int]:
     return [images[place] for place in places]
 
 
-def _image_title(keys: xr.Dataset, image: int) -> str:
+def image_title(keys: xr.Dataset, image: int) -> str:
     """ "image 2", or "frame 3, 2.0 s" of a video."""
     if "key_frame" in keys:
         own = (keys["key_image"].values == image) & (keys["key_frame"].values >= 0)

@@ -12,12 +12,13 @@ from PIL import Image
 
 from probe.data.sample import Sample
 from probe.records.provenance import content_hash
-from probe.records.schema import ROOT
+from probe.records.schema import ROOT, STACK
 
 PIXELS = ("images", "image_size", "image_number")
 POSITIONS = ("tokens", "token_type")
 PATCHES = ("received", "key_image", "key_tile", "key_row", "key_col", "key_box", "key_sink", "edge")
 PATCHES += ("key_frame", "key_last_frame", "key_time")
+PATCHES += tuple(name for name in STACK if name.startswith("patch_"))
 
 
 def without_pixels(

@@ -235,6 +235,10 @@ STACK = {
         "sample layer head query_type key", "fraction", "attention received in a head", 0, 1
     ),
     **patch_variables("key", "sample"),
+    "patch_token": _index(
+        "sample patch", "vision token that the encoder's patch went into; -1 = none"
+    ),
+    **patch_variables("patch", "sample"),
     "key_sink": Variable(
         "sample layer key",
         "yes or no",

@@ -10,15 +10,16 @@ from torch import Tensor
 
 from probe.reducers.encoder_output import EncoderOutput
 from probe.reducers.encoder_reducer import EncoderReducer
-from probe.reducers.tile_order import prompt_order, source_patches
+from probe.reducers.tile_order import prompt_order, source_patches, token_of_patches
 
 
 @dataclass
 class EncoderCall:
     """One forward of an encoder, from its end until its tokens are reduced.
 
-    output: what the encoder returned. `full`, `left` and `patches` are set on it: of each image the
-    number of unreduced tokens, of tokens that are left, and the patches that these stand for.
+    output: what the encoder returned. `full`, `left`, `patches` and `tokens_of_patches` are set on
+    it: of each image the number of unreduced tokens, of tokens that are left, the patches that
+    these stand for, and the token that each patch went into.
     tokens: how many of each view the projector was given.
     chosen: what is left of each image, once it is known.
     """
@@ -36,6 +37,7 @@ class ChosenTokens:
     tokens: of all images; what the projector gets, or what it made (`is_projected`).
     counts: how many of them each image has.
     sources: the patch that each token of an image stands for.
+    tokens_of_patches: the token that each patch of an image went into; -1 where it was discarded.
     images: the number of views of each, and which feature each unreduced token is (-1: a newline).
     fewest: tokens that any view is left with.
     """
@@ -43,6 +45,7 @@ class ChosenTokens:
     tokens: Tensor
     counts: Sequence[int]
     sources: list[Tensor]
+    tokens_of_patches: list[Tensor]
     images: Sequence[tuple[int, Int[Tensor, "_"]]]
     fewest: int
     is_projected: bool
@@ -52,7 +55,7 @@ def choose(
     reducer: EncoderReducer, call: EncoderCall, images: Sequence[tuple[int, Int[Tensor, "_"]]]
 ) -> ChosenTokens:
     """What the reducer leaves of each image. `images`: as in `ChosenTokens`."""
-    kept, sources, start, is_projected = [], [], 0, False
+    kept, sources, into, start, is_projected = [], [], [], 0, False
     fewest = call.encoder_output.full_patches
     for views, indices in images:
         reduction = reducer.reduce(call.encoder_output.of_views(start, start + views))
@@ -63,8 +66,9 @@ def choose(
         order = prompt_order(reduction, across)
         kept.append(reduction.tokens.flatten(0, 1)[order])
         sources.append(source_patches(reduction, order))
+        into.append(token_of_patches(reduction, order))
     counts = [len(each) for each in kept]
-    return ChosenTokens(torch.cat(kept), counts, sources, images, fewest, is_projected)
+    return ChosenTokens(torch.cat(kept), counts, sources, into, images, fewest, is_projected)
 
 
 def _tiles_across(indices: Int[Tensor, " packed"], tokens: int) -> int:

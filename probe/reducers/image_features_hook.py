@@ -27,7 +27,6 @@ from operator import ge
 from threading import local
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -36,7 +35,11 @@ from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
 from probe.hooks.block_threads import add_hook, model_block
-from probe.hooks.image_placeholders import override_token_count, resize_placeholders
+from probe.hooks.image_placeholders import (
+    KeptTokens,
+    override_token_count,
+    resize_placeholders,
+)
 from probe.hooks.layer_arguments import by_name, find_cache
 from probe.hooks.model_state import override_method, own_method
 from probe.hooks.model_structure import image_token_id, vision_towers
@@ -194,7 +197,7 @@ class ImageFeaturesHook:
                 sources[number] = pad(sources[number], (0, 1), value=NONE)
         call.output.full = [len(indices) for _, indices in chosen.images]
         call.output.left = [len(each) for each in tokens]
-        call.output.patches = sources
+        call.output.patches, call.output.tokens_of_patches = sources, chosen.tokens_of_patches
         is_whole = chosen.fewest >= call.encoder_output.full_patches  # only newlines may be fewer
         self._warn_unreduced(call.output.full, call.output.left, is_whole)
         return tokens
@@ -267,15 +270,19 @@ class ImageFeaturesHook:
         return resize_placeholders(kwargs, token, counts, pad_token)
 
     @torch.no_grad()
-    def kept_patches(self, tensors: Mapping[str, Any]) -> list[Int[np.ndarray, "_"]]:
-        """For `Subject.encode`: the patches that the remaining tokens of each image stand for."""
+    def kept_patches(self, tensors: Mapping[str, Any]) -> list[KeptTokens]:
+        """For `Subject.encode`: what is left of each image."""
         device = input_device(self.model)
         on_device = {
             name: value.to(device) if torch.is_tensor(value) else value
             for name, value in tensors.items()
         }
         outputs = self._encode(on_device).values()
-        return [patches.cpu().numpy() for _, output in outputs for patches in output.patches]
+        return [
+            KeptTokens(patches.cpu().numpy(), tokens.cpu().numpy())
+            for _, output in outputs
+            for patches, tokens in zip(output.patches, output.tokens_of_patches, strict=True)
+        ]
 
 
 def _refuse_pooling(got: str) -> NoReturn:

@@ -55,3 +55,15 @@ def source_patches(reduction: Reduction, order: Int[Tensor, " token"]) -> Int[Te
     patch = reduction.source - reduction.first_patch
     patch = torch.where(patch < 0, NONE, patch + view * reduction.scores.shape[1])
     return patch.flatten()[order]
+
+
+def token_of_patches(reduction: Reduction, order: Int[Tensor, " token"]) -> Int[Tensor, " patch"]:
+    """The place in the prompt's order of the token that each patch went into, over all views; -1
+    where the patch was discarded.
+    """
+    into = reduction.merged_into[:, reduction.first_patch :]
+    views, tokens = reduction.source.shape
+    first = torch.arange(views, device=order.device)[:, None] * tokens
+    place = torch.full((views * tokens,), NONE, device=order.device)
+    place[order] = torch.arange(len(order), device=order.device)
+    return torch.where(into == NONE, NONE, place[into.clamp_min(0) + first]).flatten()

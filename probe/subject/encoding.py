@@ -106,6 +106,7 @@ class PromptEncoder(PromptProcessor):
             images=[tuple(picture for visual in visuals for picture in visual.pictures)],
             prompt=[rendering.prompt],
             encoder_grid=[places.patches],
+            merged_into=[places.merged_into],
             response=[response or ""],
             vocabulary=self.vocabulary,
             frames=[places.pictures],

@@ -45,12 +45,18 @@ class TokenizerInfo:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
+# What `Inputs` has of each row, in lists
+ROWS = ("grid", "encoder_grid", "merged_into", "images", "frames", "shown", "prompt", "response")
+
+
 class Inputs(dict):
     """The tensors of `model(**inputs)`; the attributes have one entry for each row.
 
     types          TokenTypes of the whole batch
     grid           where each vision token of the row lies in its images
     encoder_grid   where each of the encoder's patches lies, in the order of `pixel_values`
+    merged_into    the vision token that each of these patches went into, -1 for none; empty where
+                   no reducer of the encoder's output is active
     images       the images (or frames) as they were opened, before any processing
     shown          how many of `images` each image is: 1, or the frames of a video, which is one
     frames         how many pictures of each the encoder gets: 1, or the frames of a video (or
@@ -73,12 +79,14 @@ class Inputs(dict):
         vocabulary: TokenizerInfo,
         frames: list[tuple[int, ...]] | None = None,
         shown: list[tuple[int, ...]] | None = None,
+        merged_into: list[Int[np.ndarray, "_"]] | None = None,
     ):
         super().__init__(tensors)
         self.types, self.grid, self.encoder_grid, self.images = types, grid, encoder_grid, images
         self.prompt, self.response, self.vocabulary = prompt, response, vocabulary
         self.shown = shown or [(1,) * len(own) for own in images]
         self.frames = frames or self.shown
+        self.merged_into = merged_into or [np.zeros(0, np.int64)] * len(images)
         real = types.role != PADDING
         lengths = np.where(types.prompt_length > 0, types.prompt_length, real.sum(axis=1))
         lengths = [{int(length)} for length in lengths]
@@ -251,10 +259,7 @@ def collate(rows: Sequence[Inputs], side: Literal["left", "right"] = "left") -> 
         tensors,
         types=stack([row.types for row in rows], side),
         vocabulary=first.vocabulary,
-        **{
-            name: [getattr(row, name)[0] for row in rows]
-            for name in ("grid", "encoder_grid", "images", "frames", "shown", "prompt", "response")
-        },
+        **{name: [getattr(row, name)[0] for row in rows] for name in ROWS},
     )
 
 

@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 from PIL import Image
 from transformers import PreTrainedModel
 
@@ -33,12 +34,13 @@ from probe.subject.visuals import Visual, clips_of
 
 
 class Places(NamedTuple):
-    """Where the vision tokens of a prompt and the encoder's patches lie, and how many pictures of
-    each image the encoder gets."""
+    """Where the vision tokens of a prompt and the encoder's patches lie, how many pictures of each
+    image the encoder gets, and, under a reducer, the vision token that each patch went into."""
 
     grid: PatchGrid
     patches: PatchGrid
     pictures: tuple[int, ...]
+    merged_into: Int[np.ndarray, " patch"] = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,16 @@ class PlaceFinder:
         kept = self._kept_patches(tensors)
         if kept is None:
             return dict(tensors), Places(grid, patches, pictures)
-        counts = [(int((grid.image == image).sum()), len(own)) for image, own in enumerate(kept)]
+        left = [len(own.patch) for own in kept]
+        counts = [(int((grid.image == image).sum()), own) for image, own in enumerate(left)]
         tensors = resize_placeholders(tensors, image_token_id(self.prompts.model), counts)
-        return tensors, Places(reduced_grid(patches, kept), patches, pictures)
+        firsts = accumulate(left, initial=0)
+        into = [
+            np.where(own.token < 0, own.token, own.token + first)
+            for own, first in zip(kept, firsts, strict=False)
+        ]
+        reduced = reduced_grid(patches, [own.patch for own in kept])
+        return tensors, Places(reduced, patches, pictures, np.concatenate(into))
 
     def _kept_patches(self, tensors: Mapping[str, Any]) -> list[np.ndarray] | None:
         """Of each image, by an active reducer of the encoder's output, which runs the encoder."""

@@ -24,7 +24,7 @@ def patches_of(grid: Mapping[str, np.ndarray], store: ArrayStore) -> dict[str, A
             keys = np.flatnonzero(of_image & of_part)
             if keys.size:
                 views.append({"image": image, "part": part, "keys": store.add(keys)})
-    images = int(grid["image"].max(initial=0)) + 1
+    images = sorted({view["image"] for view in views})
     return {"views": views, "images": images, **{name: store.add(grid[name]) for name in GRID}}
 
 

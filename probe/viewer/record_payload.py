@@ -18,6 +18,8 @@ from PIL import Image
 
 from probe.errors import ProbeError, not_empty
 from probe.plots.arguments import default_query, sample_index
+from probe.plots.on_image import image_title
+from probe.plots.patches import kept_images, small_image
 from probe.plots.style import layer_label
 from probe.viewer.attribution_payload import attribution_of
 from probe.viewer.colour_tables import colour_tables
@@ -127,13 +129,18 @@ def _stack(
     keys = _real_keys(one)
     if "received" not in one or not keys.any():
         return entry
-    entry["patches"] = patches_of(_grid(measured, sample), store)
+    entry["patches"] = patches = patches_of(_grid(measured, sample), store)
+    patches["names"] = {str(i): image_title(one, i) for i in patches["images"]}
     received = one["received"].values[..., keys]
     entry["received"] = store.add_levels(received)
     if "key_sink" in one:
         entry["sinks"] = store.add((one["key_sink"].values[:, keys] > 0).astype(np.uint8))
     if _changed(root.attrs):
         entry["dropped"] = store.add(_dropped(received))
+    if "patch_token" in one:
+        went = np.flatnonzero(one["patch_token"].values >= 0)
+        names = ("token", "box", "image")
+        entry["merged"] = {name: store.add(one[f"patch_{name}"].values[went]) for name in names}
     if chosen and "received_head" in one:
         by_head = one["received_head"].values[:, chosen][..., keys]
         entry["received_head"] = store.add_levels(by_head, top)
@@ -227,19 +234,12 @@ def readable(token: Any) -> str:
     return text.lstrip("▁Ġ") or text
 
 
-def pictures(root: xr.Dataset, sample: int) -> list[dict[str, Any]]:
-    """The sample's images as data URLs, with width and height; none where none were kept."""
-    if "images" not in root:
-        return []
-    found = []
-    for pixels, size in zip(
-        root["images"].values[sample], root["image_size"].values[sample], strict=True
-    ):
-        height, width = size.tolist()
-        if height and width:
-            source = data_url(pixels[:height, :width])
-            found.append({"source": source, "width": width, "height": height})
-    return found
+def pictures(root: xr.Dataset, sample: int) -> dict[str, str]:
+    """The sample's images, or frames, as data URLs by their number; only those that were kept."""
+    return {
+        str(image): data_url(small_image(root, sample, image))
+        for image in kept_images(root, sample)
+    }
 
 
 def data_url(pixels: np.ndarray) -> str:

@@ -163,6 +163,25 @@ def test_grids_say_where_the_tokens_come_from():
         np.testing.assert_array_equal(grid.row[own][1:] * 4 + grid.col[own][1:], expected[1:] % 16)
 
 
+@pytest.mark.parametrize("make", [llava15, llava_next_vicuna])
+def test_records_say_which_token_each_patch_went_into(make):
+    """The one patch that lies where its token does is the token's own; all patches of VisionZip are
+    in some token.
+    """
+    ours = subject(make)
+    images = [picture(1, 20, 60), picture(2)]
+    with probe.reduced(ours, ZIP):
+        record = probe.measure(ours, images, QUESTION, "red", stacks=["llm"], rows="text")
+    llm = record["llm"].isel(sample=0)
+    token, places = llm["patch_token"].values, llm["key_box"].values
+    same_image = llm["key_image"].values[token] == llm["patch_image"].values
+    assert same_image.all() and (token >= 0).all()
+    is_own = np.isclose(places[token], llm["patch_box"].values, atol=1e-6).all(-1)
+    with_place = np.flatnonzero(~np.isnan(places).any(-1))
+    assert sorted(token[is_own]) == with_place.tolist()
+    assert "patch_token" not in probe.measure(ours, images, QUESTION, "red", stacks=["llm"])["llm"]
+
+
 def test_everything_else_works_inside():
     ours = subject()
     with probe.reduced(ours, ZIP):

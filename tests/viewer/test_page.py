@@ -4,6 +4,7 @@ nothing.
 
 import numpy as np
 import pytest
+import xarray as xr
 from chromium import axe_script, chromium
 from planted_records import planted_record
 
@@ -18,6 +19,7 @@ const at = ([l, t, r, b]) => [(l + r) / 2 * heat.width, (t + b) / 2 * heat.heigh
 return arguments[1].map((box) => Array.from(context.getImageData(...at(box), 1, 1).data))
 """
 HIGH = "return Number(document.querySelectorAll('.heat')[arguments[0]].dataset.high)"
+GRID = ("key_image", "key_tile", "key_row", "key_col", "key_box")
 NASTY = "</script><img src=x onerror=alert(1)><b>\u202e\x07{{x}}"
 
 
@@ -167,6 +169,27 @@ def test_hostile_texts_do_nothing(opened, record):
     assert browser.run("return document.getElementById('question').textContent") == NASTY
     assert browser.run("return document.querySelector('.word').textContent") == NASTY
     assert browser.run("return document.querySelectorAll('img[src=x], main b').length") == 0
+
+
+def test_merged_patches_are_shown_with_their_token(opened, record):
+    """The last patch was merged into the token that lies at the first."""
+    llm = record["llm"].to_dataset()
+    kept = llm.isel(key=slice(0, 8))
+    places = {name.replace("key", "patch"): llm[name].rename(key="patch") for name in GRID}
+    token = np.minimum(np.arange(16), 7) * (np.arange(16) != 15)
+    merged = kept.assign(
+        places | {"patch_token": (("sample", "patch"), token[None].astype(np.int32))}
+    )
+    pruned = record.copy(deep=True)
+    pruned["llm"] = xr.DataTree(merged)
+    pruned.attrs["reducer"] = "VisionZip(8)"
+    browser = opened(view(pruned))
+    place = llm["key_box"].values[0, 15].reshape(2, 2).mean(0).tolist()
+    assert browser.run("return keyAt(panels[0], arguments[0])", place) == 0
+    browser.run("pointAt(panels[0], 0)")
+    assert "2 patches share" in browser.run("return document.getElementById('readout').innerText")
+    dropped = "return getComputedStyle(document.querySelector('.dropped')).fill"
+    assert "0.62" in browser.run(dropped)
 
 
 @pytest.mark.parametrize("aspect", ["anyres", "pad"])

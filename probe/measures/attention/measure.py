@@ -32,7 +32,7 @@ from probe.measures.attention.batches import batches, encoded
 from probe.measures.attention.encoder_layout import first_calls, has_known_layout
 from probe.measures.attention.given_responses import Response, responses_of, source_of
 from probe.measures.attention.passes import Passes
-from probe.measures.attention.record_node import root, without_attention
+from probe.measures.attention.record_node import merged_patches, root, without_attention
 from probe.measures.attention.shared_passes import SharedPasses, SharedSamples
 from probe.measures.attention.sinks import SINK_MODES
 from probe.measures.attention.stack_queries import MeasureOptions, predicting
@@ -184,6 +184,8 @@ def measure_samples(
                 sample_root = root(sample, row)
                 attrs["prompt_sha256"] = content_hash(sample_root["prompt"][0], length=16)
                 attrs["passes"] = measured.passes
+                if "llm" in nodes:
+                    nodes = nodes | {"llm": nodes["llm"] | merged_patches(row)}
                 parts[sample.id] = part(sample_root, nodes, attrs)
             bar.update(len(batch.rows))
     return combine([parts[sample.id] for sample in samples])

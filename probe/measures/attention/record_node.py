@@ -205,6 +205,17 @@ def root(sample: Sample, inputs: Inputs) -> dict[str, Any]:
     return variables | {name: array[None] for name, array in images.items()}
 
 
+def merged_patches(inputs: Inputs) -> dict[str, Shaped[np.ndarray, "sample=1 *axes"]]:
+    """Of one row that a reducer of the encoder's output has shortened: where the encoder's patches
+    lie, and the LLM's vision token that each went into. {} without such a reducer.
+    """
+    token = inputs.merged_into[0]
+    if not len(token):
+        return {}
+    places = inputs.encoder_grid[0].variables("patch")
+    return {name: array[None] for name, array in ({"patch_token": token} | places).items()}
+
+
 def _question_text(question: Any) -> str:
     """A question as one string; a conversation with one line a message."""
     if isinstance(question, str):

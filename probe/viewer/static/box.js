@@ -41,10 +41,16 @@ function followPointer(panel) {
   on("keydown", moveBox);
 }
 
-function keyAt({ patches, keys }, [x, y]) {
-  const box = patches.box.data;
-  const isIn = (key) => box[4 * key] <= x && x < box[4 * key + 2];
-  return keys.findLast((k) => isIn(k) && box[4 * k + 1] <= y && y < box[4 * k + 3]) ?? -1;
+/** The patch at a place, or the token that the encoder's patch there was merged into. */
+function keyAt({ patches, keys, side }, [x, y]) {
+  const isOver = ({ data: box }, k) => {
+    return box[4 * k] <= x && x < box[4 * k + 2] && box[4 * k + 1] <= y && y < box[4 * k + 3];
+  };
+  const own = keys.findLast((key) => isOver(patches.box, key));
+  if (own !== undefined || side === DIFFERENCE || !stackOf(side).merged) return own ?? -1;
+  const { token, box, image } = stackOf(side).merged;
+  const isHere = (patch) => image.data[patch] === state.image && isOver(box, patch);
+  return token.data[countTo(token.data.length).find(isHere) ?? -1] ?? -1;
 }
 
 function pointAt(panel, key) {

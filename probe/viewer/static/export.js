@@ -14,6 +14,7 @@ function captionText() {
     state.head === "mean" ? "mean over heads" : `head ${Number(state.head) + 1}`,
     word ? `the row that predicts “${word.text}”` : `mean over ${state.query} tokens`,
     Object.fromEntries(quantities())[state.quantity],
+    stack.patches?.images.length > 1 ? stack.patches.names[state.image] : "",
     attrs.reducer,
     attrs.intervention,
     `image fitted by ${attrs.aspect || "its processor"}`,
@@ -30,7 +31,7 @@ function pythonText() {
   const labels = records.map(({ label }, i) => `${JSON.stringify(label)}: ${names[i]}`);
   const options = {
     sample: records[0].sample, query_type: state.query, layers: [state.layer], stack: state.stack,
-    ...(mainStack().patches?.images > 1 ? { image: state.image } : {}),
+    ...(mainStack().patches?.images.length > 1 ? { image: state.image } : {}),
     ...(state.word >= 0 ? { token: state.word } : {}),
     ...(state.quantity === "no-sinks" ? { sinks: "drop" } : {}),
   };

@@ -35,27 +35,28 @@ function drawControls() {
 /** Images, or frames of a video: each with its share of the attention on vision. */
 function drawImages() {
   const { patches } = mainStack();
-  at("images").hidden = !(patches?.images > 1);
-  if (at("images").hidden) return;
-  const masses = new Array(patches.images).fill(0);
-  attentionOf(mainStack(), state.layer).forEach((value, key) => {
-    masses[patches.image.data[key]] += value || 0;
-  });
   const strip = at("images");
-  if (strip.children.length !== masses.length) strip.replaceChildren(...masses.map(newFrame));
-  masses.forEach((mass, image) => {
-    const frame = strip.children[image];
-    frame.ariaPressed = image === state.image;
-    frame.ariaLabel = `image ${image + 1}: ${shown(mass)} of the attention`;
-    frame.title = shown(mass);
+  strip.hidden = !(patches?.images.length > 1);
+  if (strip.hidden) return;
+  const { images, names } = patches;
+  const masses = images.map(() => 0);
+  attentionOf(mainStack(), state.layer).forEach((value, key) => {
+    masses[images.indexOf(patches.image.data[key])] += value || 0;
+  });
+  if (strip.children.length !== images.length) strip.replaceChildren(...images.map(newFrame));
+  masses.forEach((mass, place) => {
+    const frame = strip.children[place];
+    const title = `${names[images[place]]}: ${shown(mass)} of the attention`;
+    Object.assign(frame, { ariaPressed: images[place] === state.image, ariaLabel: title, title });
     frame.dataset.value = mass;
     frame.lastChild.style.width = `${(100 * mass) / (maxOf(masses) || 1)}%`;
   });
 }
 
-function newFrame(_, image) {
-  const source = recordOf(mainSide()).images[image]?.source;
-  const picture = source ? make("img", { src: source, alt: "" }) : String(image + 1);
+function newFrame(image) {
+  const source = recordOf(mainSide()).images[image];
+  const name = mainStack().patches.names[image];
+  const picture = source ? make("img", { src: source, alt: "" }) : name;
   const fill = make("span", { className: "fill" });
   const frame = make("button", { className: "frame-button" }, picture, fill);
   frame.addEventListener("click", () => change({ image }));
@@ -121,8 +122,10 @@ async function main() {
     const colour = (i) => `rgb(${bytes.subarray(3 * i, 3 * i + 3).join()})`;
     tables[name] = countTo(256).map(colour);
   }
-  const decodeAll = ({ images }) => Promise.all(images.map(({ source }) => decoded(source)));
-  photos = await Promise.all(data.records.map(decodeAll));
+  for (const [i, { images }] of data.records.entries()) {
+    photos[i] = {};
+    for (const [image, source] of Object.entries(images)) photos[i][image] = await decoded(source);
+  }
   start = firstState();
   state = start;
   state = stateOfHash(location.hash);

@@ -4,7 +4,7 @@
 
 const SMALLEST = 480; // pixels along the longer side of a canvas
 const DIFFERENCE = "B − A";
-let photos = []; // of each record, its images
+const photos = []; // of each record, its images by number
 let panels = []; // what is in #pictures: {side, part, keys, values, patches, scale, heat, ...}
 let panelKey = "";
 

@@ -46,6 +46,7 @@ function repaired(asked) {
   const stackName = among("stack", Object.keys(data.records[0].stacks));
   const side = among("side", data.records.length > 1 ? SIDES : ["A"]);
   const stack = recordOf(side).stacks[stackName] ?? data.records[0].stacks[stackName];
+  const images = stack.patches?.images ?? [0];
   const heads = ["mean", ...stack.chosen.map(String)];
   const box = asked.box?.length === 4 && asked.box.every(Number.isFinite) ? asked.box : null;
   return {
@@ -55,7 +56,7 @@ function repaired(asked) {
     word: within("word", 0, stack.words.length - 1, -1),
     query: stack.queries.includes(asked.query) ? asked.query : stack.query,
     quantity: among("quantity", quantities().map(([name]) => name)),
-    image: within("image", 0, (stack.patches?.images ?? 1) - 1, 0),
+    image: images.includes(Number(asked.image)) ? Number(asked.image) : images[0],
     curve: among("curve", ["linear", "root"]),
     range: among("range", ["map", "layers"]),
     light: within("light", 0, 100, start.light),
