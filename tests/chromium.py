@@ -45,10 +45,10 @@ class Browser:
     def __call__(self, method: str, path: str, body: Any = None) -> Any:
         return _request(method, f"{self._address}{path}", body)
 
-    def open(self, url: str) -> None:
+    def open(self, url: str, ready: str = "return document.body.dataset.ready === 'yes'") -> None:
         """Opens a page and waits until it says that it is ready."""
         self("POST", "/url", {"url": url})
-        self.wait("return document.body.dataset.ready === 'yes'")
+        self.wait(ready)
 
     def run(self, script: str, *arguments: Any) -> Any:
         """What a script returns; `arguments[0]` is the first of the arguments."""

@@ -27,7 +27,8 @@ from probe.viewer.patch_views import GRID, match, patches_of
 from probe.viewer.typed_arrays import ArrayStore
 
 LIMIT = 20 * 10**6  # characters of a page's numbers
-RAW_LIMIT = 40 * LIMIT  # bytes before they are compressed, told before any work
+RAW_LIMIT = 2.5 * LIMIT  # bytes before they are compressed, told before any work
+COMPRESSED = 0.6  # characters of a byte, about
 STATISTICS = ("mass", "lift", "share", "head_entropy", "contribution", "entropy")
 ATTRS = ("model", "revision", "dtype", "attention", "aspect", "types", "reducer", "intervention")
 ATTRS += ("toy", "response_from", "probe_version")
@@ -146,7 +147,7 @@ def _stack(
         entry["received_head"] = store.add_levels(by_head, top)
     if "maps" in one:
         tokens = one["map_position"].values >= 0
-        entry["words"] = _words(root, one, sample, tokens)
+        entry["words"] = _words(root if name == "llm" else xr.Dataset(), one, sample, tokens)
         maps = one["maps"].isel(token=np.flatnonzero(tokens), key=np.flatnonzero(keys))
         mean = maps.mean("head") if "head" in maps.dims else maps
         entry["maps"] = store.add_levels(mean.values)
@@ -211,7 +212,9 @@ def _statistics(one: xr.Dataset, store: ArrayStore) -> dict[str, Any]:
 
 
 def _words(root: xr.Dataset, one: xr.Dataset, sample: int, tokens: np.ndarray) -> list[dict]:
-    """The words of the answer: each with the token whose row predicts it, which is the query."""
+    """The words of the answer: each with the token whose row predicts it, which is the query.
+    Without the prompt's tokens, as in other stacks than the LLM, the queries themselves.
+    """
     positions = one["map_position"].values[tokens].tolist()
     queries = one["map_token"].values[tokens].tolist()
     texts = root["tokens"].values[sample].tolist() if "tokens" in root else []
@@ -281,7 +284,7 @@ def _check_size(
     if wrong:
         raise ProbeError("view", expected=f"heads from 0 to {most_heads - 1}", got=str(wrong[0]))
     if bytes_asked > RAW_LIMIT:
-        raise _too_large(bytes_asked / 2, heads)
+        raise _too_large(bytes_asked * COMPRESSED, heads)
 
 
 def _too_large(size: float, heads: Sequence[int] | str | None) -> ProbeError:

@@ -2,14 +2,19 @@
 nothing.
 """
 
+import base64
+
 import numpy as np
 import pytest
 import xarray as xr
 from chromium import axe_script, chromium
 from planted_records import planted_record
 
+from probe.measures.attribution.dataset import SCHEMA
+from probe.records.schema import dataset
 from probe.viewer import view
 from probe.viewer.colour_tables import rising, signed
+from probe.viewer.page import STATIC
 
 # The middle of each patch on a canvas: [red, green, blue, alpha] a patch.
 PIXELS = """
@@ -157,6 +162,62 @@ def test_a_link_gives_the_same_view_and_a_wrong_one_the_beginning(opened, record
         None,
         "mean",
     ]
+
+
+def test_an_attribution_is_shown_by_patch_and_by_word(opened, record):
+    """Of both signs, on the encoder's own patches."""
+    boxes = record["llm"]["key_box"].values[0]
+    effect = np.linspace(-0.5, 1, len(boxes))
+    places = {name.replace("key", "patch"): np.zeros(len(boxes)) for name in GRID[:-1]}
+    values = {
+        "attribution": effect,
+        "token_attribution": np.stack([effect, -effect]),
+        "token_text": np.array(["a", "b"], object),
+        "feature_kind": np.array(["region"] * len(boxes), object),
+        "patch_feature": np.arange(len(boxes)),
+        "patch_box": boxes,
+        **places,
+    }
+    names = {"feature": [f"region {i}" for i in range(len(boxes))]}
+    attrs = {"kind": "attribution", "model": "tiny-llava", "method": "ablation"}
+    made = dataset("attribute", values, SCHEMA, names, attrs)
+    browser = opened(view(record, attributions=made), "quantity=effect-0")
+    found = values_on(browser, 0, boxes, SIGNED)
+    assert np.abs(found - effect).max() <= 1.01 / 255
+    browser.run("change({word: 1})")
+    assert np.abs(values_on(browser, 0, boxes, SIGNED) + effect).max() <= 1.01 / 255
+
+
+def test_a_notebook_s_widget_and_its_page_tell_each_other_what_is_shown(browser, record):
+    source = base64.b64encode((STATIC / "widget.js").read_bytes()).decode()
+    browser.open("about:blank", ready="return true")
+    browser.run(
+        "window.store = {page: arguments[0], height: 500, state: 'layer=1'};"
+        "const model = {get: (name) => store[name], set: (name, to) => { store[name] = to; },"
+        "save_changes() {}, on: (name, act) => { window.tell = act; }};"
+        "return import('data:text/javascript;base64,' + arguments[1])"
+        ".then((module) => { module.default.render({model, el: document.body}); })",
+        view(record).to_html(),
+        source,
+    )
+    browser.wait("return window.store.state === 'layer=1' && window.frames.length === 1")
+    browser.run("addEventListener('message', ({data}) => { window.heard = data.probe; })")
+    for state in ("layer=3", "layer=0&word=1"):
+        browser.wait(
+            f"store.state = '{state}'; tell(); return window.heard === '{state}'",
+        )
+    assert browser.errors() == []
+
+
+def test_records_of_other_stacks_and_patches_are_compared_where_they_can_be(opened, record):
+    other = planted_record(1, stacks=("llm",), grid=2, optional=True)
+    browser = opened(view(record, other, labels=["one", "two"]), "stack=vision")
+    assert browser.run("return [state.stack, panels.length]") == ["vision", 1]
+    browser.run("change({side: 'B'})")
+    assert browser.run("return [state.stack, panels.length]") == ["llm", 1]
+    browser.run("change({side: 'A|B', range: 'layers', curve: 'root', sorted: true})")
+    assert browser.run("return panels.map((panel) => panel.side)") == ["A", "B", "B − A"]
+    assert browser.run("return panels[2].unit") == "difference of lifts"
 
 
 def test_hostile_texts_do_nothing(opened, record):

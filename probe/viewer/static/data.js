@@ -103,8 +103,8 @@ function shape(tag, attributes, ...children) {
 function pathOf(values, x, y) {
   const steps = values.map((value, i) => {
     if (Number.isNaN(value)) return "";
-    const pen = i && !Number.isNaN(values[i - 1]) ? "L" : "M";
-    return `${pen}${x(i).toFixed(1)} ${y(value).toFixed(1)}`;
+    const place = `${x(i).toFixed(1)} ${y(value).toFixed(1)}`;
+    return i && !Number.isNaN(values[i - 1]) ? `L${place}` : `M${place}h0`; // h0: a dot
   });
   return steps.join("");
 }

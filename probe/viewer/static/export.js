@@ -27,7 +27,9 @@ function pythonText() {
   const both = state.side === "A|B";
   const records = both ? data.records : [recordOf(mainSide())];
   const names = both ? ["first", "second"] : ["record"];
-  const opened = records.map(({ file }, i) => `${names[i]} = probe.open_record(${JSON.stringify(file)})`);
+  const opened = records.map(({ file }, i) => {
+    return `${names[i]} = probe.open_record(${JSON.stringify(file)})`;
+  });
   const labels = records.map(({ label }, i) => `${JSON.stringify(label)}: ${names[i]}`);
   const options = {
     sample: records[0].sample, query_type: state.query, layers: [state.layer], stack: state.stack,
@@ -67,7 +69,9 @@ function figureSvg() {
   const size = { width, height: below + LINE * lines.length };
   const svg = shape("svg", { ...size, "font-family": "sans-serif", "font-size": 13 });
   svg.append(shape("rect", { ...size, fill: "#fff" }));
-  const write = (text, x, y, anchor) => svg.append(shape("text", { x, y, "text-anchor": anchor }, text));
+  const write = (text, x, y, anchor) => {
+    svg.append(shape("text", { x, y, "text-anchor": anchor }, text));
+  };
   let x = LINE;
   for (const panel of panels) {
     const { bar, heat, ends, title } = panel;

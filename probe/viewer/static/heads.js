@@ -4,6 +4,7 @@
 
 const COLOURED = 16; // pixels of a cell
 const PICTURED = 26;
+let headsKey = ""; // of what is drawn
 let gridCells = []; // [layer][column] -> head
 
 /** The maps of single heads: of the pinned word, or of the queries; null where there are none. */
@@ -14,6 +15,9 @@ function headMaps(stack) {
 
 function drawHeads() {
   const stack = mainStack();
+  const key = JSON.stringify({ ...state, box: null, light: 0, image: 0 });
+  if (key === headsKey) return;
+  headsKey = key;
   const statistic = stack.statistics[state.statistic];
   at("head-grid").hidden = statistic?.values.shape.length !== 3;
   if (at("head-grid").hidden) return;
@@ -26,7 +30,8 @@ function drawHeads() {
   const largest = maxOf(statistic.values.data) || 1;
   const maps = headMaps(stack);
   const size = maps ? PICTURED : COLOURED;
-  const grid = Object.assign(at("grid"), { width: stack.heads * size, height: stack.layers * size });
+  const shapeOfGrid = { width: stack.heads * size, height: stack.layers * size };
+  const grid = Object.assign(at("grid"), shapeOfGrid);
   grid.style.maxWidth = `${grid.width * (stack.heads < 12 ? 2 : 1)}px`;
   const context = grid.getContext("2d");
   Object.assign(context, { strokeStyle: "#56b4e9", lineWidth: 2 });
@@ -47,11 +52,12 @@ function drawHeads() {
   }));
   const { label, units } = statistic;
   const count = `${stack.heads} heads in ${stack.layers} layers`;
-  grid.setAttribute("aria-label", `${label} on vision, ${count}: at most ${shown(largest)} ${units}`);
+  grid.ariaLabel = `${label} on vision, ${count}: at most ${shown(largest)} ${units}`;
   const order = state.sorted ? "heads, highest first" : "heads in their order";
   const scale = `colour from 0 to ${shown(largest)} (${units})`;
   const look = maps ? "each cell shows where the head looks, on its own scale" : scale;
-  at("grid-note").textContent = `Rows: layers; columns: ${order}; ${look}. Click a head to go there.`;
+  const note = `Rows: layers; columns: ${order}; ${look}. Click a head to go there.`;
+  at("grid-note").textContent = note;
 }
 
 /** For each pixel of a small picture of the first view, the patch that it shows; -1 for none. */
@@ -59,7 +65,9 @@ function patchOfPixel({ patches }, size) {
   const lookup = new Int32Array(size * size).fill(-1);
   for (const key of patches.views[0]?.keys.data ?? []) {
     const [left, top, right, bottom] = pixelBox({ patches, width: size, height: size }, key);
-    for (let row = top; row < bottom; row++) lookup.fill(key, row * size + left, row * size + right);
+    for (let start = top * size; start < bottom * size; start += size) {
+      lookup.fill(key, start + left, start + right);
+    }
   }
   return lookup;
 }

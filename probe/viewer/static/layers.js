@@ -26,7 +26,8 @@ function drawLayers() {
   const masses = isWordOf(stack) ? wordMass(stack, currentWord()) : byLayer(stack, "mass");
   const largest = maxOf(masses) || 1;
   const strip = at("strip");
-  if (strip.children.length !== stack.layers) strip.replaceChildren(...masses.map(() => make("div")));
+  const cells = masses.map(() => make("div"));
+  if (strip.children.length !== stack.layers) strip.replaceChildren(...cells);
   masses.forEach((mass, layer) => {
     const colour = Number.isNaN(mass) ? "" : tables.rising[Math.round((255 * mass) / largest)];
     const cell = Object.assign(strip.children[layer], { title: `${layer + 1}: ${shown(mass)}` });
@@ -66,9 +67,12 @@ function newChart(name) {
     svg.append(shape("text", place, String(text)));
   };
   const right = WIDTH - LEFT;
-  svg.append(shape("path", { class: "axis", d: `M${LEFT} ${FLOOR}H${right}M${LEFT} ${TOP}H${right}` }));
+  const frame = `M${LEFT} ${FLOOR}H${right}M${LEFT} ${TOP}H${right}`;
+  svg.append(shape("path", { class: "axis", d: frame }));
   svg.append(shape("path", { class: "now", d: `M${x(state.layer)} ${TOP}V${FLOOR}` }));
-  svg.append(...lines.map(([side, values]) => shape("path", { class: `line ${side}`, d: pathOf(values, x, y) })));
+  for (const [side, values] of lines) {
+    svg.append(shape("path", { class: `line ${side}`, d: pathOf(values, x, y) }));
+  }
   write(title, LEFT, 12, "start", "name");
   write(shown(high), right, 12, "end");
   write(now, Math.min(right - 14, Math.max(24, x(state.layer))), HEIGHT - 4, "middle", "name");

@@ -15,18 +15,21 @@ function choose(id, entries) {
 
 function drawControls() {
   const { queries, chosen, statistics } = mainStack();
-  const { stacks } = data.records[0];
+  const { stacks } = recordOf(mainSide());
   const byHead = Object.entries(statistics).filter(([, { values }]) => values.shape.length === 3);
   choose("quantity", quantities());
   choose("query", queries.map((name) => [name, name]));
-  choose("stack", Object.entries(stacks).map(([name, { label }]) => [name, label.replace(/ layer$/, "")]));
-  choose("head", [["mean", "mean over heads"], ...chosen.map((head) => [head, `head ${head + 1}`])]);
+  const shortNames = Object.entries(stacks).map(([name, { label }]) => {
+    return [name, label.replace(/ layer$/, "")];
+  });
+  const heads = chosen.map((head) => [head, `head ${head + 1}`]);
+  choose("stack", shortNames);
+  choose("head", [["mean", "mean over heads"], ...heads]);
   choose("curve", [["linear", "linear"], ["root", "square root"]]);
   choose("range", [["map", "of this map"], ["layers", "of all layers"]]);
   choose("statistic", byHead.map(([name, { label }]) => [name, label]));
   at("light").value = state.light;
   at("sorted").checked = state.sorted;
-  at("caption").textContent = captionText();
   document.documentElement.style.setProperty("--light", state.light / 100);
   document.documentElement.dataset.theme = state.theme;
   for (const button of at("sides").children) button.ariaPressed = button.value === state.side;
@@ -63,12 +66,18 @@ function newFrame(image) {
   return frame;
 }
 
-function drawAll() {
-  drawControls();
+/** What depends on the word under the pointer. */
+function drawWord() {
+  at("caption").textContent = captionText();
   drawPictures();
   drawImages();
   drawWords();
   drawLayers();
+}
+
+function drawAll() {
+  drawControls();
+  drawWord();
   drawBox();
   drawHeads();
 }

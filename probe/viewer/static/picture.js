@@ -87,11 +87,16 @@ function drawPanel(panel) {
   panel.ends.forEach((end, i) => { end.textContent = ends[i]; });
   panel.heat.dataset.high = scale.high;
   panel.title.textContent = titleOf(panel);
-  const most = keys.reduce((best, key) => (values[key] > (values[best] ?? -1) ? key : best), -1);
-  const where = most < 0 ? "" : `Most at ${patchName(panel, most)}: ${shown(values[most])}. `;
   const keysDo = "Arrow keys move a box, with Shift they resize it.";
-  panel.frame.setAttribute("aria-label", `${titleOf(panel)} ${captionText()}. ${where}${keysDo}`);
+  panel.frame.ariaLabel = `${titleOf(panel)} ${captionText()}. ${mostOf(panel)} ${keysDo}`;
   drawMarks(panel);
+}
+
+/** Where most is, for those who do not see it. */
+function mostOf(panel) {
+  const { values, keys } = panel;
+  const most = keys.reduce((best, key) => (values[key] > (values[best] ?? -1) ? key : best), -1);
+  return most < 0 ? "" : `Most at ${patchName(panel, most)}: ${shown(values[most])}.`;
 }
 
 function titleOf({ side, part }) {

@@ -43,9 +43,11 @@ function repaired(asked) {
     const value = Math.round(Number(asked[name]));
     return value >= low && value <= high ? value : otherwise;
   };
-  const stackName = among("stack", Object.keys(data.records[0].stacks));
   const side = among("side", data.records.length > 1 ? SIDES : ["A"]);
-  const stack = recordOf(side).stacks[stackName] ?? data.records[0].stacks[stackName];
+  const { stacks } = recordOf(side);
+  const wanted = [asked.stack, start.stack, Object.keys(stacks)[0]];
+  const stackName = wanted.find((name) => Object.hasOwn(stacks, name));
+  const stack = stacks[stackName];
   const images = stack.patches?.images ?? [0];
   const heads = ["mean", ...stack.chosen.map(String)];
   const box = asked.box?.length === 4 && asked.box.every(Number.isFinite) ? asked.box : null;
@@ -95,5 +97,5 @@ function change(patch) {
 function hover(word) {
   if (hovered === word) return;
   hovered = word;
-  drawAll();
+  drawWord();
 }

@@ -41,4 +41,5 @@ function stepWord(by) {
   const from = state.word < 0 && by < 0 ? last + 1 : state.word;
   change({ word: Math.min(last, Math.max(0, from + by)) });
   at("words").children[state.word].focus();
+  at("readout").textContent = panels.map(mostOf).join(" ");
 }
