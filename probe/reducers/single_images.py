@@ -39,6 +39,6 @@ def joined_outputs(outputs: Sequence[Any]) -> Any:
     """One output with the tokens of all images."""
     joined = outputs[0]
     joined.pooler_output = [image for output in outputs for image in output.pooler_output]
-    for name in ("full", "left", "patches"):
+    for name in ("full", "left", "patches", "tokens_of_patches"):
         setattr(joined, name, [value for output in outputs for value in getattr(output, name)])
     return joined

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from probe.data.patch_grid import PatchGrid
 from probe.data.video import Clip
 from probe.errors import ProbeError
-from probe.hooks.image_placeholders import kept_patches, resize_placeholders
+from probe.hooks.image_placeholders import KeptTokens, kept_patches, resize_placeholders
 from probe.hooks.model_state import active_reducers, active_text_guided_reducers
 from probe.hooks.model_structure import image_token_id, vision_positions
 from probe.subject.measured_views import Process
@@ -85,7 +85,7 @@ class PlaceFinder:
         reduced = reduced_grid(patches, [own.patch for own in kept])
         return tensors, Places(reduced, patches, pictures, np.concatenate(into))
 
-    def _kept_patches(self, tensors: Mapping[str, Any]) -> list[np.ndarray] | None:
+    def _kept_patches(self, tensors: Mapping[str, Any]) -> list[KeptTokens] | None:
         """Of each image, by an active reducer of the encoder's output, which runs the encoder."""
         model = self.prompts.model
         if active_text_guided_reducers(model):  # other questions keep others
