@@ -83,7 +83,8 @@ class PlaceFinder:
             for own, first in zip(kept, firsts, strict=False)
         ]
         reduced = reduced_grid(patches, [own.patch for own in kept])
-        return tensors, Places(reduced, patches, pictures, np.concatenate(into))
+        merged_into = np.concatenate([np.zeros(0, np.int64), *into])
+        return tensors, Places(reduced, patches, pictures, merged_into)
 
     def _kept_patches(self, tensors: Mapping[str, Any]) -> list[KeptTokens] | None:
         """Of each image, by an active reducer of the encoder's output, which runs the encoder."""
