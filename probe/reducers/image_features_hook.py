@@ -28,7 +28,6 @@ from threading import local
 from typing import Any, NoReturn
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
