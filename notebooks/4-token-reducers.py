@@ -99,61 +99,60 @@ _ = probe.plots.concentration(found)
 # %%
 _ = probe.plots.softmax_gradient(found)
 # %% [markdown]
-# ## Write your own in 20 lines
+# ## Write your own: a dozen lines on either side of the LLM
 #
-# A reducer is a frozen dataclass with `reduce(seen) -> Reduction`. `seen` has the encoder's features, and queries and keys of the layer
-# that makes them (`seen.output_layer`) and of the next one (`seen.next_layer`); `seen.patch_attention(seen.output_layer)` is the
-# attention that patches receive. Ours takes blocks of patches and averages each by that attention. (A method inside the LLM is a
-# subclass of `LLMReducer`.)
+# Before the LLM: a frozen dataclass that chooses patches. `seen` has the encoder's features, and queries and keys of the layer that
+# makes them; `seen.patch_attention(seen.output_layer)` is the attention that patches receive. Ours keeps the patches that differ most
+# from the mean of their view. (One that merges tokens has `reduce(seen) -> Reduction`.)
 
 # %%
 from dataclasses import dataclass
-from math import isqrt
 
-import torch
-
-from probe.reducers import EncoderOutput, Reduction
+from probe.reducers import LLMReducer, PatchSelection
+from probe.reducers.patch_selection import top
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """One token for each square of `by` x `by` patches: their mean, weighted by the attention that they get."""
+class Unusual(PatchSelection):
+    """The patches whose features differ most from the mean of their view."""
 
-    by: int
-
-    def reduce(self, seen: EncoderOutput) -> Reduction:
-        first, side = seen.first_patch, isqrt(seen.patches)
-        row, column = torch.arange(side).div(self.by, rounding_mode="floor").expand(2, side)
-        block = (row[:, None] * (row.max() + 1) + column).flatten()  # the block of each patch
-        member = (
-            (block == torch.arange(int(block.max()) + 1)[:, None]).float().to(seen.features.device)
-        )
-        scores = seen.patch_attention(seen.output_layer).mean(1)  # (view, patch)
-        weight = member * scores[:, None]
-        tokens = weight @ seen.features[:, first:].float() / weight.sum(-1, keepdim=True)
-        source = weight.argmax(-1) + first  # a token stands for the patch that counts most in it
-        into = torch.full(seen.features.shape[:2], -1, device=source.device)
-        into[:, first:] = block.to(source.device)
-        count = (tokens.shape[1],) * len(tokens)
-        return Reduction(
-            tokens.to(seen.features.dtype),
-            source,
-            source[:, :0],
-            into,
-            scores,
-            seen.output_layer.layer,
-            first,
-            count,
-        )
+    def choose(self, seen, tokens):
+        features = seen.patch_features.float()
+        distance = (features - features.mean(1, keepdim=True)).norm(dim=-1)
+        return top(distance, tokens)
 
 
-mine = Blocks(by=isqrt(patches) // 3)
-with probe.reduced(subject, mine):
-    print(
-        subject.encode(image, question).types.vision.sum(),
-        "vision tokens:",
-        subject.answer(image, question),
-    )
+# %% [markdown]
+# Inside the LLM: a frozen dataclass that says before which layers tokens leave, how many stay, and what they are ranked by. Batches,
+# padding, caches and positions are taken care of.
+
+
+# %%
+@dataclass(frozen=True)
+class UnusualInside(LLMReducer):
+    """The same before one layer of the LLM, by hidden states."""
+
+    layer: int
+    keep: float
+
+    def schedule(self, depth):
+        return {self.layer: lambda tokens: round(self.keep * tokens)}
+
+    def scores(self, layer_input, prompt):
+        states = layer_input.whole().float()
+        vision = prompt.vision.to(states.device)[..., None]
+        mean = (states * vision).sum(1, keepdim=True) / vision.sum(1, keepdim=True)
+        return (states - mean).norm(dim=-1)
+
+
+# %% [markdown]
+# Both work at once as any other: in a block, composed, in a batch, over all tiles of an image (`budget="image"`), and to look at.
+
+# %%
+mine, inside = Unusual(patches // 4), UnusualInside(layer=2, keep=0.25)
+for reducer in (mine, inside):
+    with reducer(subject):
+        print(f"{type(reducer).__name__}: {subject.answer(image, question)}")
 reduction = probe.reducers.encode(
     subject.model.model.vision_tower,
     inputs["pixel_values"],
@@ -162,49 +161,57 @@ reduction = probe.reducers.encode(
 )
 _ = probe.plots.kept(reduction, image, inputs.encoder_grid[0])
 # %% [markdown]
-# ## Side by side
+# ## Side by side, and beside the controls
 #
 # A comparison asks every method the same questions, counts the vision tokens that each LLM layer had, counts the operations and runs
-# the clock from pixels to the first token. It resumes. From the shell: `probe reduce`.
+# the clock from pixels to the first token. It resumes. From the shell: `probe reduce`, and `probe reduce --bench` for all methods at
+# the budgets of recent papers. Random selection (several seeds, a band in the figure) and a down-sampled image are the controls.
 
 # %%
 from tempfile import TemporaryDirectory
 
 from probe.evaluation.method_comparison import Comparison, Method
 from probe.evaluation.method_scores import method_scores
+from probe.evaluation.reducer_benchmark import reducer_benchmark
 from probe.evaluation.task import BenchmarkTask
+from probe.reducers import DivPrune, DownSample
 
 few, more = patches // 9, patches // 4
-methods = [
-    Method("all tokens", subject),
-    *(Method(f"VisionZip {n}", subject, (VisionZip(n - 1, 1),), "VisionZip") for n in (few, more)),
-    *(Method(f"grid {n}", subject, (Grid(n),), "grid") for n in (few, more)),
-    *(Method(f"random {n}", subject, (Random(n),), "random") for n in (few, more)),
-    *(Method(f"FastV {n}", subject, (FastV(2, n / patches),), "FastV") for n in (few, more)),
-    Method("blocks", subject, (mine,), "blocks"),
-]
+families = {
+    "VisionZip": lambda n: VisionZip(n - 1, 1),
+    "DivPrune": DivPrune,
+    "grid": Grid,
+    "down-sampling": DownSample,
+    "FastV": lambda n: FastV(2, n / patches),
+    "unusual": Unusual,
+    "unusual inside": lambda n: UnusualInside(2, n / patches),
+}
+methods = [Method("all tokens", subject)]
+for n in (few, more):
+    for name, make in families.items():
+        methods.append(Method(f"{name} {n}", subject, (make(n),), name, budget=n))
+    for seed in range(3):
+        drawn = Random(n, seed=seed)
+        methods.append(Method(f"random {n}, seed {seed}", subject, (drawn,), "random", budget=n))
 questions = 36 if subject.toy else 12  # on a large model: minutes
 comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=questions))
 with TemporaryDirectory() as folder:
     answers = comparison.results(comparison.run(folder))
 costs = comparison.costs(answers, repeats=2)
-shown = [
-    "method",
-    "vision_tokens",
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "difference",
-    "difference_low",
-    "difference_high",
-]
-method_scores(answers)[shown].round(1)
+told = ["method", "vision_tokens", "accuracy", "over_random", "over_smaller", "verdict"]
+reducer_benchmark(answers, costs)[told].round(1)
 
 # %% [markdown]
 # On the toy a plain grid is better than VisionZip: its things lie on 2 x 2 patches, so an even spread meets all of them, and nothing in
 # its training ever told the class token where to look. That is what controls are for. (On LLaVA-1.5-7B the paper reports 94 % of the
 # accuracy with 64 of 576 tokens.) Nor does a model this small get faster: its time is Python's. Intervals come from drawing images
 # again; there are few here.
+
+# %%
+_ = probe.plots.reducer_benchmark(answers, costs)
+# %% [markdown]
+# The middle panel is the split of VTC-Bench: the questions that a smaller image answers wrong, and the rest. Accuracy against the number
+# of tokens and against time, random selection as a band:
 
 # %%
 _ = probe.plots.reductions(answers, costs)
@@ -264,6 +271,8 @@ def tuned_and_not(zipped):
     comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=36))
     with TemporaryDirectory() as folder:
         answers = comparison.results(comparison.run(folder))
+    shown = ["method", "accuracy", "accuracy_low", "accuracy_high"]
+    shown += ["difference", "difference_low", "difference_high"]
     return method_scores(answers)[shown].round(1)
 
 

@@ -227,8 +227,8 @@ class Comparison(SampleRun):
         measured.
 
         Counted with the mean number of vision tokens of each layer; the clock runs on the first
-        `TIMED` images, from pixels to the first token, the methods in turn so that a busy machine
-        is busy for all of them.
+        `TIMED` images, from pixels to the first token, the methods in turn in each repeat, so that
+        a busy machine is busy for all of them.
         """
         counted = join([self._counted(method, answers) for method in self.methods])
         if not repeats:
@@ -258,13 +258,17 @@ class Comparison(SampleRun):
         latency = np.full((len(self.methods), TIMED * repeats), np.nan)
         memory = np.zeros((len(self.methods), 2))
         for at, sample in enumerate(self.samples[:TIMED]):
-            columns = slice(at * repeats, (at + 1) * repeats)
-            for row, method in enumerate(self.methods):
+            encoded: dict[str, Any] = {}
+            for method in self.methods:
                 with method.applied():
-                    inputs: Any = method.encode(sample)
-                    seconds, peak = measure_prefill(method.subject.model, inputs, repeats)
-                latency[row, columns] = seconds
-                memory[row] = np.maximum(memory[row], peak)
+                    encoded[method.name] = method.encode(sample)
+            for repeat in range(repeats):
+                for row, method in enumerate(self.methods):
+                    with method.applied():
+                        model, inputs = method.subject.model, encoded[method.name]
+                        (seconds,), peak = measure_prefill(model, inputs, 1)
+                    latency[row, at * repeats + repeat] = seconds
+                    memory[row] = np.maximum(memory[row], peak)
         moments = np.array(["before", "peak"], dtype=object)
         return xr.Dataset(
             {"latency": (("case", "repeat"), latency), "memory": (("case", "moment"), memory)},
