@@ -133,7 +133,8 @@ def measured(
         if any(sample.id not in tried for sample in todo):
             raise folder.refusal
         return run
-    left = run.todo(shard_of(samples, sample_run.batch, engine.shard))
+    mine = {sample.id for sample in shard_of(samples, sample_run.batch, engine.shard)}
+    left = [sample for sample in todo if sample.id in mine]
     if worker.first:
         count = f"{len(samples)} questions{to}, {len(samples) - len(todo)} done"
         say(sample_run.task.benchmark.name, f"{count}; Ctrl-C keeps what is finished")
@@ -144,8 +145,9 @@ def measured(
         sample_run.run(run, progress, shard=engine.shard)
     if not worker.first:
         raise typer.Exit
-    remaining = len(run.todo(samples, attempts=1))  # those that failed are for the next command
-    if remaining and engine.shard is not None:
-        say("shard", f"{engine.shard} is done; {remaining} questions are left to other shards")
-        raise typer.Exit
+    if engine.shard is not None:
+        remaining = len(run.todo(samples, attempts=1))  # those that failed are for the next command
+        if remaining:
+            say("shard", f"{engine.shard} is done; {remaining} questions are left to other shards")
+            raise typer.Exit
     return run

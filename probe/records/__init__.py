@@ -20,9 +20,11 @@ holds the numbers. Needs no torch, so a record is read and drawn on any laptop.
 | `compact.py` | `without_pixels`: a record as a run keeps it |
 | `thumbnails.py` | small copies of images |
 | `run_directory.py` | results over many samples, resumable; its parts and the rest: `run_*.py` |
+| `sample_blocks.py` | some samples of a dataset at a time, from memory or the disk |
 | `run_work.py` | one process at work on a run: samples are claimed, measured, written |
 | `provenance.py` | what has to be known to make a result again; hashes |
-| `bootstrap.py`, `rank_agreement.py` | intervals over images; rank correlations of maps |
+| `bootstrap.py`, `running_bootstrap.py` | intervals over images, of all samples or some at a time |
+| `rank_agreement.py` | rank correlations of maps |
 """
 
 from probe.records.combine import combine, merge, part

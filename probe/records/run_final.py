@@ -24,7 +24,7 @@ OWNER = ".probe-run"  # file in final.zarr
 
 def content_of(parts: Iterable[Part], order: Iterable[str]) -> list[str]:
     """Hashes of which parts are merged, and in which order of samples."""
-    files = [f"{part.path.name} {part.size} {part.time}" for part in parts]
+    files = [f"{part.name} {part.size} {part.time}" for part in parts]
     return [content_hash("\n".join(names), length=32) for names in (files, order)]
 
 

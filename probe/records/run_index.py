@@ -26,7 +26,8 @@ Key = tuple[str, int, int]  # of a part: its name, size and time
 class Part:
     """A part that is whole, as its file was at `time`."""
 
-    path: Path
+    folder: Path
+    name: str
     size: int  # in bytes
     time: int  # of the last change, in ns
     ids: tuple[str, ...]
@@ -34,8 +35,12 @@ class Part:
     lengths: str  # JSON {node: {dimension: length}}, without samples
 
     @property
+    def path(self) -> Path:
+        return self.folder / self.name
+
+    @property
     def key(self) -> Key:
-        return self.path.name, self.size, self.time
+        return self.name, self.size, self.time
 
 
 class IndexLines:
@@ -58,12 +63,11 @@ class IndexLines:
                 described[key] = line
             else:
                 suspect.add(key)
-        known = {}
+        known, parts = {}, self.folder / "parts"
         for key, line in described.items():
-            settings, lengths = (shared.get(line[name]) for name in ("settings", "lengths"))
+            settings, lengths = shared.get(line["settings"]), shared.get(line["lengths"])
             if key not in suspect and settings is not None and lengths is not None:
-                path = self.folder / "parts" / key[0]
-                known[key] = Part(path, key[1], key[2], tuple(line["ids"]), settings, lengths)
+                known[key] = Part(parts, *key, tuple(line["ids"]), settings, lengths)
         return known
 
     def append(self, part: Part) -> None:
@@ -103,7 +107,7 @@ class IndexLines:
 
 
 def _of(part: Part) -> dict[str, Any]:
-    return {"part": part.path.name, "size": part.size, "time": part.time}
+    return {"part": part.name, "size": part.size, "time": part.time}
 
 
 def described(
@@ -115,4 +119,4 @@ def described(
 ) -> Part:
     """A part by what is in it."""
     texts = (json.dumps(each, sort_keys=True) for each in (settings, lengths))
-    return Part(path, stat.st_size, stat.st_mtime_ns, tuple(ids), *texts)
+    return Part(path.parent, path.name, stat.st_size, stat.st_mtime_ns, tuple(ids), *texts)

@@ -101,7 +101,7 @@ def _count(claims: Sequence[Claim], done: set[str]) -> int:
 
 
 def _worker_of(part: Part) -> str:
-    return part.path.name.removeprefix("part-").rsplit("-", 2)[0]
+    return part.name.removeprefix("part-").rsplit("-", 2)[0]
 
 
 def _rate(parts: Sequence[Part]) -> float:

@@ -66,6 +66,14 @@ def test_workers_share_out_the_gpus_that_there_are(monkeypatch):
     assert worker.os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
 
 
+def test_an_actor_of_ray_spreads_the_model_over_the_gpus_that_it_was_given(monkeypatch):
+    launched(monkeypatch, worker.TORCH, 1, 2, 0)  # as `RayWorker` sets them
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    loading = EngineOptions(workers=2, gpus=4, ray="local").placed(ModelOptions())
+    assert loading.device_map == "auto"
+    assert worker.os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
