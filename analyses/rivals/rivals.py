@@ -40,6 +40,7 @@ from probe.models.rivals.llama_vid_processing import LlamaVidProcessor
 from probe.models.rivals.processing import RivalProcessor, square_image_processor
 from probe.models.tiny.processor import build_tokenizer
 from probe.models.tiny.questions import sample_image
+from probe.records import node
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parents[1] / "tests" / "golden" / "rivals"
@@ -179,10 +180,8 @@ def question_tokenizer() -> PreTrainedTokenizerFast:
 
 def looks(record: xr.DataTree) -> np.ndarray:
     """What each patch receives from the queries that compress, in the last layer that has any."""
-    node, queries = record["llm"], "voco"
-    if "compressor" in record:
-        node, queries = record["compressor"], "compressed"
-    received = node["received"].isel(sample=0).sel(query_type=queries)
+    stack, queries = ("compressor", "compressed") if "compressor" in record else ("llm", "voco")
+    received = node(record, stack)["received"].isel(sample=0).sel(query_type=queries)
     layers = received.notnull().any("key").values.nonzero()[0]
     return received.isel(layer=layers[-1]).values
 
@@ -192,7 +191,7 @@ def numbers(name: str, subject: probe.Subject, images: list[Image.Image]) -> dic
     records = [probe.measure(subject, image, QUESTION, max_new_tokens=4) for image in images]
     first, second = (looks(record) for record in records)
     other = probe.measure(subject, images[0], "How many squares are there?", max_new_tokens=4)
-    llm = records[0]["llm"].isel(sample=0)
+    llm = node(records[0], "llm").isel(sample=0)
     types = llm["key_type"].values.tolist()
     mass = llm["mass"].sel(query_type="response").mean(["layer", "head"])
     return {
@@ -220,7 +219,8 @@ def draw(found: dict[str, probe.Subject], image: Image.Image) -> None:
 def main() -> None:
     counted = costs()
     axis = probe.plots.flops(counted)
-    axis.figure.savefig(HERE / "costs.png", dpi=110, bbox_inches="tight")
+    figure: Any = axis.figure
+    figure.savefig(HERE / "costs.png", dpi=110, bbox_inches="tight")
     tera = counted["flops"].sum("operation") / 1e12
     table = tera.to_pandas().assign(total=tera.sum("component").values)
     table.insert(0, "vision tokens in the LLM", counted["vision_tokens"].values)
