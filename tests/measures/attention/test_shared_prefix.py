@@ -1,8 +1,11 @@
 """Questions about one image on one prefix against each question alone."""
 
+from contextlib import ExitStack
+
 import models
 import numpy as np
 import pytest
+import torch
 from record_pairs import INTERVENTIONS, assert_equal, conversation, subject_of
 
 from probe.data.sample import Sample
@@ -122,3 +125,32 @@ def test_answers_in_a_batch_equal_each_alone():
     assert questions.reason(rows[0], {"prompt_lookup_num_tokens": 2}) == "prompt_lookup_num_tokens="
     answers = questions.generate(rows, 4)
     assert all(map(np.array_equal, answers, [subject.generate_ids(row, 4)[0] for row in rows]))
+
+
+@pytest.mark.parametrize("factory", [models.llava15, models.llava_next_mistral])
+@pytest.mark.parametrize("reduced", [False, True])
+def test_logits_are_bit_identical_to_an_unmeasured_generate_that_shares(factory, reduced):
+    """The question twice: under a sliding window, a batch has rows of one length."""
+    subject = subject_of(factory)
+    picture = models.picture(0, 70, 50)
+    samples = [Sample(name, picture, "is it red?") for name in "ab"]
+    seen = []
+    with ExitStack() as blocks:
+        if reduced:
+            blocks.enter_context(VisionZip(4, 2)(subject))
+        rows = [subject.encode(picture, sample.question) for sample in samples]
+        head = subject.model.get_output_embeddings()
+        handle = head.register_forward_hook(lambda module, args, output: seen.append(output))
+        blocks.callback(handle.remove)
+        questions = ImageQuestions(subject)
+        assert questions.reason(rows[0]) == ""
+        seen.clear()
+        answers = questions.generate(rows, OPTIONS["max_new_tokens"])
+        plain = list(seen)
+        record = measure_samples(subject, samples, **OPTIONS)
+    assert record.attrs["prefix"] == SHARED and record.attrs["passes"] == "one"
+    assert len(plain) > 1
+    for measured, unmeasured in zip(seen[-len(plain) :], plain, strict=True):
+        assert torch.equal(measured, unmeasured)
+    for ids, row in zip(answers, record["response_ids"].values, strict=True):
+        assert ids.tolist() == row[row >= 0].tolist()
