@@ -26,6 +26,16 @@ from pathlib import Path
 from typing import Any
 
 QUESTIONS, NEW_TOKENS = 32, 8  # GQA asks 12,578 questions about 398 images
+# CLIP-L/336, but for its layers; an earlier build has it elsewhere than this one
+CLIP_L_336: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+    "hidden_act": "quick_gelu",
+}
 TEXTS = (
     "is it red?",
     "what is it on the left of the large thing?",
@@ -51,7 +61,6 @@ def subject_of(options: argparse.Namespace) -> Any:
         LlavaNextImageProcessorPil,
     )
 
-    from probe.models.original.llava_names import CLIP_L_336
     from probe.models.tiny.processor import CHAT_TEMPLATE, build_tokenizer
     from probe.subject.loading import load
 
@@ -71,7 +80,7 @@ def subject_of(options: argparse.Namespace) -> Any:
         bos_token_id=bos,
         pad_token_id=padding,
     )
-    clip = CLIPVisionConfig(**(dict(CLIP_L_336) | {"num_hidden_layers": options.encoder_layers}))
+    clip = CLIPVisionConfig(**CLIP_L_336, num_hidden_layers=options.encoder_layers)
     torch.manual_seed(0)
     dtype = getattr(torch, options.dtype)
     same: dict[str, Any] = {"vision_config": clip, "text_config": text, "image_token_index": image}

@@ -76,7 +76,7 @@ def combine(parts: Sequence[Part]) -> xr.DataTree:
         for name in CONDITIONS:
             _same(f"attrs[{name!r}]", first.root.attrs.get(name), other.root.attrs.get(name))
         _same("stacks", sorted(first.stacks), sorted(other.stacks))
-    root = concatenated("record.merge", [each.root for each in parts])
+    root = _joined([each.root for each in parts])
     root = root._replace(attrs=_joined_attrs([each.root.attrs for each in parts]))
     stacks = {
         name: _merged_stack(name, [each.stacks[name] for each in parts]).dataset()
@@ -97,7 +97,11 @@ def _merged_stack(stack: str, nodes: list[Node]) -> Node:
             # a count that is the same in all layers has no axis of layers
             if dims != other_dims and (set(dims) ^ set(other_dims)) - {"layer"}:
                 raise _different(f"dims of {stack}/{name}", f"{dims} and {other_dims}")
-    return concatenated("record.merge", nodes)
+    return _joined(nodes)
+
+
+def _joined(nodes: list[Node]) -> Node:
+    return nodes[0] if len(nodes) == 1 else concatenated("record.merge", nodes)
 
 
 def _labels(node: Node, name: str) -> list:

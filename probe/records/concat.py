@@ -150,8 +150,6 @@ def only_in_one(first: Node, other: Node) -> str:
 
 def concatenated(called: str, nodes: list[Node], least: Mapping[Any, int] | None = None) -> Node:
     """The nodes one after the other along `sample`, with all variables that one of them has."""
-    if len(nodes) == 1 and not least:
-        return nodes[0]
     lengths = [node.sizes for node in nodes]
     sizes: dict[Any, int] = dict(least or {})
     for each in lengths:
