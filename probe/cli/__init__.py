@@ -7,6 +7,7 @@
     probe attribute      # what the answer owes to the image, and whether attention says so
     probe view RECORD    # a page to look around in: words, layers, heads, boxes on the image
     probe cost           # operations, cache, time and memory of reading a prompt
+    probe describe MODEL # which stacks, measures, interventions and reducers it offers, or why not
     probe verify         # are the promises kept on this model?
     probe reproduce      # a paper's figures and tables on your model: llava-mini, visionzip
     probe report PATHS   # one page: figures, definitions, how it was made, a methods paragraph
@@ -53,6 +54,7 @@ VERBS = (
     "status",
     "report",
     "reproduce",
+    "describe",
 )
 DONE, BROKEN, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 

@@ -1,0 +1,66 @@
+"""`describe` says what a model offers by trying it, and leaves the model as it was."""
+
+import pytest
+import torch
+from tests.families.models import FAMILIES
+from typer.testing import CliRunner
+
+import probe
+from probe.cli import _app
+from probe.measures.verify import state
+
+
+@pytest.fixture(scope="module")
+def mini():
+    subject = probe.load("tiny-llava-mini")
+    before = state(subject.model)
+    description = probe.describe(subject)
+    assert state(subject.model) == before
+    return description
+
+
+def test_all_stacks_are_described_with_their_sites(mini):
+    stacks = mini.to_dict()["stacks"]
+    assert list(stacks) == ["vision", "compressor", "prefusion", "llm"]
+    assert (stacks["llm"]["layers"], stacks["llm"]["heads"]) == (8, 4)
+    assert stacks["prefusion"]["sites"] == ("residual", "attention", "mlp", "head")
+
+
+def test_what_works_says_yes_and_what_does_not_says_why(mini):
+    described = mini.to_dict()
+    assert described["measures"]["attention, compressor"] == "yes"
+    assert described["interventions"]["drop_vision mask, prefusion"] == "yes"
+    assert "drop_vision remove, prefusion" not in described["interventions"]
+    assert "compressor reads the whole grid" in described["reducers"]["VisionZip"]
+    assert described["reducers"]["FastV"] == "yes"
+
+
+def test_the_table_has_a_row_for_each_stack_and_feature(mini):
+    table = mini.to_dataframe()
+    assert len(table) == len(mini.stacks) + len(mini.features)
+    assert (table["note"] != "")[~table["available"]].all()
+    assert "VisionZip: no (" in str(mini)
+
+
+def test_layers_without_attention_are_named():
+    torch.manual_seed(0)
+    model, processor = FAMILIES["qwen3_5"]()
+    description = probe.describe(probe.load(model, processor=processor))
+    described = description.to_dict()
+    without = described["stacks"]["llm"]["without_attention"]
+    assert without
+    assert "softmax attention" in described["interventions"]["drop_vision mask, llm"]
+    assert described["interventions"]["drop_vision remove, llm"] == "yes"
+    assert "no softmax attention in layers 1" in str(description)
+
+
+def test_anything_but_a_subject_is_refused():
+    with pytest.raises(probe.ProbeError, match="a Subject"):
+        probe.describe("tiny-llava")
+
+
+def test_the_command_writes_its_table(tmp_path):
+    run = CliRunner().invoke(_app(), ["describe", "tiny-llava", "--csv", str(tmp_path / "a.csv")])
+    assert run.exit_code == 0, run.output
+    assert "VisionZip" in run.output
+    assert (tmp_path / "a.csv").read_text().startswith("group,name,available,note")
