@@ -34,7 +34,7 @@ def describe(loading: ModelOptions, model_name: Name = None, csv: Csv = None) ->
         ]
         for row in table.to_dict("records")
     ]
-    headings = dict.fromkeys(("", "group", "what", "note"), "left")
+    headings = {"": "left", "group": "left", "what": "left", "note": "left"}
     title = f"What {description.model} ({description.architecture}) offers"
     show_table(title, headings, rows, "layers count from 1")
     if csv is not None:

@@ -105,9 +105,10 @@ class Description:
         lines = [f"{self.model} ({self.architecture})"]
         for group, rows in self.to_dataframe().groupby("group", sort=False):
             lines.append(f"{group}:")
-            for row in rows.itertuples():
-                sign = "yes" if row.available else "no"
-                lines.append(f"  {row.name}: {sign}{f' ({row.note})' if row.note else ''}")
+            for row in rows.to_dict("records"):
+                sign = "yes" if row["available"] else "no"
+                note = f" ({row['note']})" if row["note"] else ""
+                lines.append(f"  {row['name']}: {sign}{note}")
         return "\n".join(lines)
 
 
