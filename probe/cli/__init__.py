@@ -5,6 +5,8 @@
     probe reduce         # fewer vision tokens: accuracy against tokens and time, by method
     probe average DIRS   # over benchmarks, as the paper prints it and as it was meant
     probe attribute      # what the answer owes to the image, and whether attention says so
+    probe heads          # take each head away: what does it add to the right answers?
+    probe patch          # activations of one run in another: what brings the right answer back?
     probe view RECORD    # a page to look around in: words, layers, heads, boxes on the image
     probe cost           # operations, cache, time and memory of reading a prompt
     probe describe MODEL # which stacks, measures, interventions and reducers it offers, or why not
@@ -45,6 +47,8 @@ VERBS = (
     "drop",
     "reduce",
     "attribute",
+    "heads",
+    "patch",
     "view",
     "average",
     "cost",

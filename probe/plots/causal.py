@@ -40,11 +40,11 @@ from probe.plots.style import (
 )
 from probe.records import node
 from probe.records.bootstrap import bootstrap, paired
+from probe.records.head_effects import BESIDE, SCHEMA
 from probe.records.head_effects import head_effects as effects_of
 from probe.records.patch_effects import DIRECTIONS, recovered_share
 from probe.records.significance import RATE
 
-BESIDE = ("mass", "head_entropy", "contribution")  # measures of a record, where it has them
 _ROW = 0.24  # inches of a head
 _MODES = {
     "zero": "the head's part set to 0",
@@ -68,7 +68,8 @@ def head_effects(
     Args:
         sweep: of `head_sweep`.
         record: a measurement of the same model; its values are those of response → vision (or what
-            comes nearest), mean over samples.
+            comes nearest), mean over samples. By default what was measured with the sweep, by
+            `probe heads`.
         top: heads that are drawn.
         ax: one Axes, and one more for each value of the record.
 
@@ -79,7 +80,9 @@ def head_effects(
     sweep = require(sweep, "untouched_gold_logprob", called, made_by)
     frame = effects_of(sweep)
     shown = frame.iloc[: min(top, len(frame))]
-    values = {} if record is None else _beside(record, str(sweep.attrs["stack"]))
+    values = _measured(sweep)
+    if record is not None:
+        values = _beside(record, str(sweep.attrs["stack"]))
     height = max(2.6, len(shown) * _ROW + 1.4)
     axes = panels(ax, 1, 1 + len(values), (3.6, height), called).ravel()
     _ranked(axes[0], shown)
@@ -97,6 +100,15 @@ def head_effects(
     )
     caption(axes, [note], {"": sweep}, own=ax is None)
     return figure_of(axes)
+
+
+def _measured(sweep: xr.Dataset) -> dict[str, xr.DataArray]:
+    """What was measured with the sweep: values of each head, (layer, head), mean over samples."""
+    return {
+        f"{name}, response → vision": sweep[name].mean("sample").assign_attrs(SCHEMA[name].attrs)
+        for name in BESIDE
+        if name in sweep
+    }
 
 
 def _beside(record: xr.DataTree, stack: str) -> dict[str, xr.DataArray]:

@@ -20,6 +20,8 @@ from probe.records.bootstrap import paired
 from probe.records.schema import Variable
 from probe.records.significance import RATE, false_discovery, paired_p
 
+BESIDE = ("mass", "head_entropy", "contribution")  # of the answer → vision, where measured too
+
 _HEADS = "sample layer head"
 SCHEMA = {
     "gold_logprob": Variable(_HEADS, "nat", "log-probability of the gold answer without the head"),
@@ -35,6 +37,9 @@ SCHEMA = {
     "untouched_another_image": Variable(
         "sample", "nat", "log-probability of the gold answer about another image"
     ),
+    "mass": Variable(_HEADS, "fraction", "attention of the answer to vision"),
+    "head_entropy": Variable(_HEADS, "nat", "entropy of the answer's attention over vision"),
+    "contribution": Variable(_HEADS, "norm", "contribution of vision to the answer's rows"),
     "image": Variable("sample", "text", "the image that was asked about", dtype="object"),
 }
 
