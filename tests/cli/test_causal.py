@@ -1,8 +1,7 @@
 """`probe heads` and `probe patch`: what they write, that they go on, mistakes in one line."""
 
 import pandas as pd
-
-import probe
+import xarray as xr
 
 
 def test_heads_ranks_and_goes_on_for_nothing(run, tmp_path, monkeypatch):
@@ -12,7 +11,7 @@ def test_heads_ranks_and_goes_on_for_nothing(run, tmp_path, monkeypatch):
     folder = tmp_path / "probe-out" / "heads"
     table = pd.read_csv(folder / "heads.csv")
     assert len(table) == 32 and table["effect"].is_monotonic_decreasing
-    dataset = probe.open_record(folder / "final.zarr")
+    dataset = xr.open_zarr(folder / "final.zarr", consolidated=False)
     assert {"mass", "contribution", "another_image", "gold"} <= set(dataset)
     assert dataset.attrs["sharing"] == "exact" and (folder / "heads.png").exists()
     assert "layer" in said and "of the picture" in said
@@ -27,13 +26,13 @@ def test_heads_ranks_and_goes_on_for_nothing(run, tmp_path, monkeypatch):
 
 
 def test_patch_draws_pairs_and_says_what_comes_back(run, tmp_path):
-    code, _, error = run("patch", "--limit", "3", "--site", "mlp", "--direction", "denoise")
+    code, _, error = run("patch", "--limit", "3", "--site", "mlp", "--direction", "noise")
     assert code == 0, error
     folder = tmp_path / "probe-out" / "patch"
     table = pd.read_csv(folder / "patches.csv")
     assert set(table["group"]) == {"bos", "system", "vision", "instruction", "last"}
     assert sorted(set(table["layer"])) == list(range(8)) and (folder / "patches.svg").exists()
-    kinds = probe.open_record(folder / "final.zarr")["kind"].values.tolist()
+    kinds = xr.open_zarr(folder / "final.zarr", consolidated=False)["kind"].values.tolist()
     assert sorted(kinds) == ["colour", "object", "position"]
     code, _, error = run("patch", "--limit", "3", "--site", "norm")
     assert code == 2 and error.count("\n") == 1

@@ -75,7 +75,8 @@ class HeadCases:
         if reason:
             return [self._alone(prompt) for prompt in prompts], reason
         parts = [_Part.of(self, prompt, shares) for prompt in prompts]
-        logits: list[list[Tensor]] = [[part.untouched(self)] for part in parts]
+        model = self.subject.model
+        logits = [[logits_of(model, part.rows.inputs[-1], part.kept)] for part in parts]
         for layer, numbers in self.heads.items():
             for chosen in self._chunks(numbers, parts[0]):
                 later = self._later_prefix(parts[0], layer, chosen)

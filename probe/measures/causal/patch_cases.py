@@ -75,7 +75,7 @@ class PatchCases:
         if reason:
             return *self._alone(pair, groups, directions), reason
         runs = self._recorded(pair)
-        own = [untouched(self.subject.model, self.stack, rows, pair.kept) for rows in runs]
+        own = [logits_of(self.subject.model, rows.inputs[-1], pair.kept) for rows in runs]
         latest = self._latest_start(pair, runs[0].length)
         masks = [_padded(mask, runs[0].length) for mask in groups.values()]
         found = []
