@@ -93,8 +93,13 @@ def batches(subject):
     )
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize(
+    ("site", "attn"),
+    [
+        *((site, "sdpa") for site in SITES),
+        *(pytest.param(site, "eager", marks=pytest.mark.wide) for site in SITES),
+    ],
+)
 def test_every_site_and_position_equals_plain_hooks(site, attn):
     subject = six_layers(attn)
     inputs, source = batches(subject)

