@@ -6,7 +6,6 @@ import xarray as xr
 
 from probe.evaluation.causal_runs import pairs_task
 
-
 WHOLE = pytest.param((), marks=pytest.mark.wide)
 
 
