@@ -208,9 +208,10 @@ def methods_of(
     for kind in kinds:
         label, make = METHODS[kind]
         for budget in budgets:
-            whole = budget.patches * budget.views
-            exact = budget.tokens == round(budget.share * whole) and not in_tokens
-            kept = f"{100 * budget.share:.3g} %" if exact else f"{budget.tokens} tokens"
+            in_share = budget.patches is None  # of views of any size
+            if budget.patches is not None and not in_tokens:
+                in_share = budget.tokens == round(budget.share * budget.patches * budget.views)
+            kept = f"{100 * budget.share:.3g} %" if in_share else f"{budget.tokens} tokens"
             name, reducer = f"{label} {kept}", make(budget)
             used: dict[str, Any] = {name: reducer}
             if seeds > 1 and isinstance(reducer, Random):

@@ -101,6 +101,13 @@ def text_decoder(model: PreTrainedModel) -> Any:
     return decoder.base_model if inner is decoder else inner
 
 
+def llm_with_head(model: PreTrainedModel) -> nn.Module | None:
+    """The LLM that is a model with a head of its own inside (BLIP-2, Llama 4), if it is one."""
+    parts = [part for part in model.children() if isinstance(part, PreTrainedModel)]
+    heads = [part for part in parts if part.get_output_embeddings() is not None]
+    return heads[0] if heads else None
+
+
 def vision_encoder(model: PreTrainedModel) -> nn.Module | None:
     """The module that turns pixels into features, None for a model of text only."""
     encoder = model.get_encoder(modality="image")

@@ -4,6 +4,7 @@ Kept tokens keep their numbers, or close the gaps: a token's number is then lowe
 positions before it. Both come as a layer's keyword arguments.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,13 +34,16 @@ def own_numbers(kept: KeptPositions, kwargs: Mapping[str, Any]) -> dict[str, Any
 
 
 def with_numbers(
-    model: PreTrainedModel, ids: Int[Tensor, "batch row"], kwargs: Mapping[str, Any]
+    model: PreTrainedModel, layer: int, ids: Int[Tensor, "batch row"], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """These numbers, and their rotary embeddings where the model passes some."""
+    """These numbers, and the layer's rotary embeddings of them where the model passes some."""
     embeddings = kwargs.get("position_embeddings")
     if embeddings is not None:
-        rotary: Any = text_decoder(model).rotary_emb
-        embeddings = rotary(embeddings[0], position_ids=ids)
+        decoder = text_decoder(model)
+        rotary: Any = decoder.rotary_emb
+        by_kind = "layer_type" in inspect.signature(rotary.forward).parameters
+        kind = {"layer_type": decoder.config.layer_types[layer]} if by_kind else {}
+        embeddings = rotary(embeddings[0], position_ids=ids, **kind)
     return {"position_ids": ids, "position_embeddings": embeddings}
 
 

@@ -11,7 +11,8 @@ token continue its prompt.
         model.generate(**inputs)        # hooks inside read tracker.running().vision
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,14 +24,17 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
+from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.layer_arguments import by_name, find_cache, hidden_states, output_cache
-from probe.hooks.model_structure import image_token_id, vision_positions
+from probe.hooks.model_structure import image_token_id, llm_with_head, vision_positions
 from probe.hooks.tracked_sequence import ForwardTracker, Running, TrackedSequence, real_positions
 from probe.hooks.uncached_steps import UncachedSteps
 
 
 class _Running(Running):
     layer_ran: bool = False  # whether this forward has called the first layer
+    in_part: bool = False  # whether it is one of the LLM alone
+    embedded: Tensor | None = None  # the ids that were embedded last
 
 
 class SequenceTracker(ForwardTracker):
@@ -59,6 +63,46 @@ class SequenceTracker(ForwardTracker):
         self.prompts, self.had_vision = 0, False  # of the block; vision in any of its prompts
         self._running, self._uncached = _Running(), UncachedSteps()
         self._sequences: WeakKeyDictionary[Any, TrackedSequence] = WeakKeyDictionary()  # by cache
+
+    @model_block
+    def followed(self) -> Iterator[None]:
+        """Follows every forward of the model while the block lasts, and those of an LLM with a head
+        of its own, whose `generate` the model's own may call (BLIP-2).
+        """
+        with ExitStack() as undo:
+            undo.enter_context(super().followed())
+            if (part := llm_with_head(self.model)) is not None:
+                embeddings: Any = self.model.get_input_embeddings()
+                add_hook(undo, embeddings.register_forward_pre_hook, self._note_ids)
+                before = part.register_forward_pre_hook
+                add_hook(undo, before, self._before_part, with_kwargs=True)
+                add_hook(undo, part.register_forward_hook, self._after_part, always_call=True)
+            yield
+
+    def _note_ids(self, module: nn.Module, args: tuple) -> None:
+        self._running.embedded = args[0] if args else None
+
+    def _before_part(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """A forward of the LLM outside of one of the model. It gets embeddings of its prompt, whose
+        ids were embedded just before.
+        """
+        if self._running.now is not None:
+            return
+        arguments = by_name(module, args, kwargs)
+        ids, embeddings = arguments.get("input_ids"), arguments.get("inputs_embeds")
+        embedded = self._running.embedded
+        if ids is None and embeddings is not None and embedded is not None:
+            rows, tokens = embeddings.shape[:2]
+            if embedded.ndim == 2 and embedded.shape[1] == tokens and rows % len(embedded) == 0:
+                ids = embedded.repeat_interleave(rows // len(embedded), 0)  # of beams
+        if ids is not None:
+            self._running.in_part = True
+            self._before_model(module, (), {**arguments, "input_ids": ids})
+
+    def _after_part(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if self._running.in_part:
+            self._running.in_part = False
+            self._after_model(module, args, output)
 
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         cache = find_cache(self.called, args, kwargs)

@@ -275,7 +275,7 @@ class HiddenStateFlow:
         if gaps is None or ids is None:
             return mask | own_numbers(kept, kwargs)
         numbers = without_gaps(self.called, ids, gaps, self._order())
-        return mask | with_numbers(self.model, kept.take(numbers, 1), kwargs)
+        return mask | with_numbers(self.model, index, kept.take(numbers, 1), kwargs)
 
     def _decoding_arguments(
         self, index: int, new: KeptPositions, cache: Any, kwargs: Mapping[str, Any]
@@ -295,7 +295,7 @@ class HiddenStateFlow:
         if layer.closed is None or ids is None:
             return mask
         ids = lowered(self.called, ids, layer.closed[:, None])
-        return mask | with_numbers(self.model, ids, kwargs)
+        return mask | with_numbers(self.model, index, ids, kwargs)
 
     def _kept_mask(
         self, index: int, queries: KeptPositions, keys: KeptPositions, kwargs: Mapping[str, Any]

@@ -59,6 +59,7 @@ class _Running(local):
     """What a thread's forward has come to. Each thread has its own values."""
 
     call: EncoderCall | None = None  # from the encoder's end to the packing
+    is_video: bool = False  # whether its features are those of frames
 
     def __init__(self):
         self.prepared: dict[str, tuple[Any, Any]] = {}  # by modality: pixels, features of them
@@ -122,6 +123,7 @@ class ImageFeaturesHook:
         pixels, prepared = self._running.prepared.pop(modality, (None, None))
         if prepared is not None and any(value is pixels for value in (*args, *kwargs.values())):
             return prepared
+        self._running.is_video = modality == "video"
         method = self.methods[modality]
         if self.pack is None or not hasattr(self.reducer, "shrunk"):
             return method(*args, **kwargs)
@@ -143,8 +145,11 @@ class ImageFeaturesHook:
         patches, full_patches = call.encoder_output.patches, call.encoder_output.full_patches
         allowed = (patches, features.shape[1])  # without and with class token
         if views != len(features) or call.tokens not in allowed:
-            _refuse_pooling(f"{call.tokens} of {patches} patches")
+            if self._running.is_video:
+                _refuse_pooling(f"{call.tokens} of {patches} patches")
+            _refuse_merging(f"{call.tokens} merged tokens of {patches} patches")
         call.tokens += full_patches - patches  # of a view that was shrunk
+        _require_single(projector, args[0][:1, :1])
         if self.pack is not None:
             return (args[0][:1, :1],)
         self._running.call = None  # reducers may project as well
@@ -282,6 +287,25 @@ class ImageFeaturesHook:
             for _, output in outputs
             for patches, tokens in zip(output.patches, output.tokens_of_patches, strict=True)
         ]
+
+
+def _require_single(projector: Any, single: Tensor) -> None:
+    """Raises ProbeError where a projector does not map each token by itself (Aya Vision)."""
+    try:
+        projected = projector.forward(single)  # without the hooks that called this
+    except RuntimeError:  # fewer tokens than it merges
+        projected = None
+    if projected is None or projected.shape[:2] != (1, 1):
+        _refuse_merging(f"{type(projector).__name__}, which merges neighbours")
+
+
+def _refuse_merging(got: str) -> NoReturn:
+    raise ProbeError(
+        "reduced",
+        expected="features that are projected and handed to the LLM one by one",
+        got=got,
+        fix="use a method inside the LLM: FastV, PyramidDrop, SparseVLM",
+    )
 
 
 def _refuse_pooling(got: str) -> NoReturn:

@@ -14,6 +14,7 @@ from probe.data.token_types import LAST
 from probe.errors import ProbeError, at_least
 from probe.hooks.finite_states import raise_not_finite
 from probe.hooks.model_structure import max_positions, placeholder_ids
+from probe.hooks.own_failure import own_failures
 from probe.subject.inputs import Inputs, TokenizerInfo
 
 # A checkpoint's own sampling options would only make transformers warn that they are not used
@@ -53,7 +54,7 @@ def generate_ids(
     if not generate.get("do_sample"):
         defaults |= GREEDY
     try:
-        with torch.no_grad():
+        with torch.no_grad(), own_failures("answer", model, inputs):
             generated = model.generate(  # type: ignore[operator]
                 **inputs,
                 max_new_tokens=min(max_new_tokens, room),

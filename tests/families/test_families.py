@@ -11,7 +11,6 @@ CROSS = "no: words read the image by cross-attention"
 WHOLE = "no: every token has looked at the whole image"
 NO_LAYOUT = "no: windows, packed images or other tokens"
 STATE = "no: layer 0 (from 0) without: words read the image through its state"
-INNER = "no: a call of one of its parts"  # its `generate` is that of the LLM inside
 COMPRESSOR = {"compressor, cross": "yes: compressor"}
 READS_ACROSS = {"compressor, cross": "yes: cross"}
 ALL = {**dict.fromkeys(CHECKS, "yes"), "compressor, cross": "no: it has none"}
@@ -21,8 +20,8 @@ EXPECTED = {
     "qwen3_5": {"LLM measured": "yes, but layer 1, 3", "drop: mask": STATE},
     "idefics2": {"places": WHOLE, **COMPRESSOR},
     "aria": {"places": WHOLE},
-    "blip2": {"places": WHOLE, "drop while decoding": INNER, **COMPRESSOR},
-    "instructblip": {"places": WHOLE, "drop while decoding": INNER, **COMPRESSOR},
+    "blip2": {"places": WHOLE, **COMPRESSOR},
+    "instructblip": {"places": WHOLE, **COMPRESSOR},
     "fuyu": {"encoder measured": "no: it has none"},
     "mllama": {
         "places": CROSS,

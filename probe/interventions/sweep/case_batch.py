@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from probe.hooks.attention_tap import routed
 from probe.hooks.block_threads import add_hook, model_block
-from probe.hooks.model_structure import LayerStack, text_decoder
+from probe.hooks.model_structure import LayerStack, placeholder_ids, text_decoder
 from probe.interventions.sweep.outcome import decode_greedily
 from probe.interventions.sweep.view_attention import SharedAttention
 from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix, VisionView
@@ -82,7 +82,8 @@ class CaseBatch:
             return self.model.get_output_embeddings()(hidden[:, -1])
 
         with self._hooked(self._set_views):
-            answers = decode_greedily(logits[first_case], next_logits, tokens, end_ids)
+            never = placeholder_ids(self.model)
+            answers = decode_greedily(logits[first_case], next_logits, tokens, end_ids, never)
         return [answers[row] for row in self.row_of[-1].tolist()]
 
     def _decoder(self, embeddings: Tensor, positions: Tensor) -> Tensor:

@@ -39,18 +39,26 @@ def decode_greedily(
     next_logits: Callable[[Int[Tensor, " row"], int], Float[Tensor, "row vocabulary"]],
     tokens: int,
     end_ids: Sequence[int],
+    never: Sequence[int] = (),
 ) -> list[Tensor]:
-    """At most `tokens` ids a row, each row up to and including the first of `end_ids`.
+    """At most `tokens` ids a row, each row up to and including the first of `end_ids`. `never`: ids
+    that are not chosen, those of images and videos as in `generate_ids`.
 
     `logits` predict the first id. `next_logits(ids, step)` are those after the ids of step 0, 1 ...
     Raises ProbeError where any are no numbers.
     """
     ends = torch.tensor(list(end_ids), device=logits.device)
-    chosen, finite = [logits.argmax(-1)], logits.isfinite().all()
+    refused = torch.tensor(list(never), dtype=torch.long, device=logits.device)
+
+    def likeliest(logits: Float[Tensor, "row vocabulary"]) -> Int[Tensor, " row"]:
+        is_refused = torch.isin(torch.arange(logits.shape[-1], device=logits.device), refused)
+        return logits.masked_fill(is_refused, float("-inf")).argmax(-1)
+
+    chosen, finite = [likeliest(logits)], logits.isfinite().all()
     ended = torch.isin(chosen[0], ends)
     while len(chosen) < tokens and not ended.all():
         logits = next_logits(chosen[-1], len(chosen) - 1)
-        chosen.append(logits.argmax(-1))
+        chosen.append(likeliest(logits))
         finite &= logits.isfinite().all()
         ended |= torch.isin(chosen[-1], ends)
     if not finite:

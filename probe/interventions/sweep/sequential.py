@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from probe.hooks.finite_states import require_finite
-from probe.hooks.model_structure import LayerStack
+from probe.hooks.model_structure import LayerStack, cross_attention
 from probe.interventions.drop import drop_vision
 from probe.interventions.layer_target import Names
 from probe.interventions.swap import swap_vision
@@ -50,10 +50,14 @@ class SequentialCases:
     def intervention(self, name: str, prompts: SamplePrompts) -> AbstractContextManager:
         """What is done to the model in a case."""
         model, layers = self.subject.model, sorted(self.cases[name])
-        if not layers or not prompts.inputs.types.vision.any():
+        inputs = prompts.inputs
+        reads_image = inputs.types.vision.any() or (cross_attention(model) and inputs.images[0])
+        if not layers or not reads_image:
             return nullcontext()
         if name == NO_VISION:
-            return drop_vision(model, layers, "mask", stack=self.stack.name)
+            has_state = self.stack.without_attention and not cross_attention(model)
+            mode = "remove" if has_state else "mask"
+            return drop_vision(model, layers, mode, stack=self.stack.name)
         if self.mode == "swap":
             return swap_vision(model, layers, prompts.other)
         return drop_vision(model, layers, self.mode, stack=self.stack.name, queries=self.queries)

@@ -29,7 +29,8 @@ from probe.hooks.block_threads import only_this_thread
 from probe.hooks.finite_states import require_finite
 from probe.hooks.model_checks import require_observable, require_subject
 from probe.hooks.model_state import active_interventions, active_text_guided_reducers
-from probe.hooks.model_structure import stacks
+from probe.hooks.model_structure import cross_attention, stacks
+from probe.hooks.own_failure import own_failures
 from probe.interventions.drop import drop_vision
 from probe.interventions.layer_target import Names, as_names
 from probe.interventions.sweep.batched import BatchedCases
@@ -181,8 +182,9 @@ class Sweep:
         before = self._prefixes()
         prompts = SamplePrompts.of(self.subject, sample, donor)
         names = [name for name in self.cases if name != ANOTHER_IMAGE or donor is not None]
-        check = self.check_sharing(prompts.inputs)
-        outcome = (self.sequential if check.reason else self.batched)(prompts, names)
+        with own_failures("drop_sweep", self.subject.model, prompts.inputs):
+            check = self.check_sharing(prompts.inputs)
+            outcome = (self.sequential if check.reason else self.batched)(prompts, names)
         require_finite("drop_sweep", self.subject.model, outcome.logits, prompts.inputs)
         answers = [prompts.inputs.vocabulary.words(ids) for ids in outcome.answers]
         counts = {"row_layers": outcome.row_layers, "image_prefixes": self._prefixes() - before}
@@ -231,6 +233,8 @@ class Sweep:
         model = self.subject.model
         if guided := active_text_guided_reducers(model):
             return SharingCheck(f"{guided} chooses vision tokens by the question", 0.0)
+        if cross_attention(model):
+            return SharingCheck("words read the image by cross-attention", 0.0)
         if isinstance(self.batched, BatchedPrefusion):
             logits = partial(self.batched.untouched_logits, inputs)
             return check_sharing(model, self.stack, inputs, logits)

@@ -28,6 +28,7 @@ from probe.hooks.model_checks import require_observable, require_subject
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import LayerStack, check_projections
 from probe.hooks.model_structure import stacks as find_stacks
+from probe.hooks.own_failure import own_failures
 from probe.measures.attention.batches import batches, encoded
 from probe.measures.attention.encoder_layout import first_calls, has_known_layout
 from probe.measures.attention.given_responses import Response, responses_of, source_of
@@ -172,9 +173,12 @@ def measure_samples(
             if maps:
                 new_tokens = max_new_tokens if answers is not None else 0
                 _check_maps(measured_stacks, encoded_rows, maps, len(samples), new_tokens)
-            _leave_out_unknown(subject, encoded_rows, measured_stacks, required=stacks is not None)
-            measure_batch = shared.passes if shared and batch.prefix else passes
-            measured = measure_batch(encoded_rows)
+            together = collate(encoded_rows, side="right")
+            with own_failures("measure", subject.model, together):
+                asked_for = stacks is not None
+                _leave_out_unknown(subject, together, measured_stacks, required=asked_for)
+                measure_batch = shared.passes if shared and batch.prefix else passes
+                measured = measure_batch(encoded_rows)
             attrs["prefix"] = batch.alone or measured.prefix
             attrs |= without_attention(measured_stacks) | _compression_note(subject)
             samples_of_batch = [sample for sample, _ in batch.rows]
@@ -253,15 +257,14 @@ def _select_stacks(
 
 
 def _leave_out_unknown(
-    subject: Subject, rows: list[Inputs], measured_stacks: dict[str, LayerStack], *, required: bool
+    subject: Subject, batch: Inputs, measured_stacks: dict[str, LayerStack], *, required: bool
 ) -> None:
     """Takes an encoder out of the stacks where it is not known what its positions are, and one that
     these inputs do not run. Raises ProbeError where the caller asked for it.
     """
     encoders = [name for name in ("vision", "vision_video") if name in measured_stacks]
-    if not encoders or not any(row.images[0] for row in rows):
+    if not encoders or not any(batch.images):
         return
-    batch = collate(rows, side="right")
     for name in encoders:
         stack = measured_stacks[name]
         if has_known_layout(subject, batch, stack):
