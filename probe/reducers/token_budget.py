@@ -24,8 +24,8 @@ VIEWS = 5  # of an image in tiles, as papers count: 2 x 2 tiles and the whole
 @dataclass(frozen=True)
 class TokenBudget:
     """`share`: the fraction of vision tokens that is left; `patches`: of one view, None where
-    images have views of their own size; `depth`: the number of LLM layers; `views`: of an image whose tokens are counted together, 1 where each view
-    is counted by itself.
+    images have views of their own size; `depth`: the number of LLM layers; `views`: of an image
+    whose tokens are counted together, 1 where each view is counted by itself.
     """
 
     share: float

@@ -64,11 +64,12 @@ class Features:
         patches = np.full(len(inputs.encoder_grid[0]), NO_FEATURE)
         pixels, names = None, []
         if not (isinstance(over, str) and over == "words"):
-            regions = Regions.of(over, inputs)
+            has_places = "compressor" not in stacks(subject.model)
+            regions = Regions.of(over, inputs, has_places)
             names += regions.names
             patches = regions.of_grid(inputs.encoder_grid[0])
             pixels = _pixels(inputs, regions)
-            if "compressor" not in stacks(subject.model):
+            if has_places:
                 keys = regions.of_grid(inputs.grid[0])
             tokens[inputs.types.vision[0]] = torch.from_numpy(keys)
         kind = ["region"] * len(names)

@@ -58,9 +58,11 @@ class Regions:
         return region
 
     @classmethod
-    def of(cls, over: Over, inputs: Inputs) -> "Regions":
+    def of(cls, over: Over, inputs: Inputs, has_places: bool = True) -> "Regions":
         """`over`: "patches", "grid" (cells of 2 x 2 patches), a mask, {name: mask}, or a list with
-        one of the last two for each image.
+        one of the last two for each image. Where patches are merged before the LLM (Qwen-VL,
+        InternVL), a patch is what one of its vision tokens shows. `has_places`: whether a
+        vision token is made of one place of the image.
 
         A mask has the height and width of its image; in one of whole numbers, each number above 0
         is a region. Raises ProbeError for an unknown name, another size, an empty mask, and masks
@@ -78,8 +80,11 @@ class Regions:
             if over not in CELL:
                 expected = "over='patches', 'grid', 'words', 'layers' or a mask"
                 raise ProbeError("attribute", expected=expected, got=repr(over))
-            grid = inputs.encoder_grid[0]
-            parts = [_cells(grid, image, CELL[over]) for image in range(len(images))]
+            grids = [
+                _divided(inputs, image) if has_places else inputs.encoder_grid[0]
+                for image in range(len(images))
+            ]
+            parts = [_cells(grid, image, CELL[over]) for image, grid in enumerate(grids)]
         else:
             masks: list[Any] = list(over) if isinstance(over, list | tuple) else [over]
             if len(masks) != len(images):
@@ -92,6 +97,20 @@ class Regions:
             prefix = f"image {number}, " if len(parts) > 1 else ""
             names += [prefix + name for name in image_names]
         return cls(tuple(names), tuple(lookups))
+
+
+def _divided(inputs: Inputs, image: int) -> PatchGrid:
+    """The grid that divides an image: the LLM's vision tokens where they merge patches, else the
+    encoder's patches.
+    """
+    patches, tokens = inputs.encoder_grid[0], inputs.grid[0]
+    own = (tokens.image == image) & (tokens.tile == 0)
+    fewer = own.sum() < ((patches.image == image) & (patches.tile == 0)).sum()
+    fills_rows = (
+        own.any() and (tokens.row[own].max() + 1) * (tokens.col[own].max() + 1) == own.sum()
+    )
+    has_places = not np.isnan(tokens.box[own]).any()
+    return tokens if fewer and fills_rows and has_places else patches
 
 
 def _shifted(lookup: Lookup, by: int) -> Lookup:
