@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 
 from probe.data.image_views import WHOLE, Size
@@ -37,13 +37,15 @@ MARGIN = 4  # pixels at an image's edge, where resizing repeats the outermost on
 @dataclass(frozen=True)
 class View:
     """One picture that the encoder gets: a rectangle of an image, in fractions of it (beyond [0, 1]
-    where it shows padding), and its patches in rows and columns.
+    where it shows padding), and its patches in rows and columns. `order`: which patch, counted row
+    by row, comes when, where a processor returns patches (Qwen-VL: by merged cells).
     """
 
     image: int
     box: Float[np.ndarray, "edge=4"]
     rows: int
     columns: int
+    order: Int[np.ndarray, " patch"] | None = None
 
 
 def measured_views(process: Process, sizes: Sequence[Size], patch: int | None) -> list[View] | None:
@@ -155,7 +157,13 @@ def views_of_patches(
             return None
         across, down = (_edges_of_centres(places) for places in (columns, rows))
         box = np.array([across[0], down[0], across[1], down[1]])
-        found.append(View(number, box, len(rows), len(columns)))
+        nearest = [
+            np.abs(centre[:, None] - places).argmin(1)
+            for centre, places in zip(centres, (columns, rows), strict=True)
+        ]
+        order = nearest[1] * len(columns) + nearest[0]
+        is_order = len(np.unique(order)) == len(order)
+        found.append(View(number, box, len(rows), len(columns), order if is_order else None))
     return found
 
 

@@ -100,9 +100,14 @@ def patch_size(model: PreTrainedModel) -> int | None:
 
 
 def patches_of(views: Sequence[View]) -> PatchGrid:
-    """The patches of every view, row by row."""
-    tiles = _tiles(views)
-    return PatchGrid.join([_cells(view, tile, 1) for view, tile in zip(views, tiles, strict=True)])
+    """The patches of every view in the order in which the processor returns them: row by row, if
+    it returns pictures.
+    """
+    grids = []
+    for view, tile in zip(views, _tiles(views), strict=True):
+        by_rows = _cells(view, tile, 1)
+        grids.append(by_rows if view.order is None else by_rows.at(view.order))
+    return PatchGrid.join(grids)
 
 
 def divided(views: Sequence[View], tokens: int, before: int = 0) -> PatchGrid | None:

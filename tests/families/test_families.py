@@ -16,7 +16,6 @@ READS_ACROSS = {"compressor, cross": "yes: cross"}
 ALL = {**dict.fromkeys(CHECKS, "yes"), "compressor, cross": "no: it has none"}
 # What differs from "yes" everywhere
 EXPECTED = {
-    "qwen2_5_vl": {"encoder measured": NO_LAYOUT},
     "qwen3_5": {"LLM measured": "yes, but layer 1, 3", "drop: mask": STATE},
     "idefics2": {"places": WHOLE, **COMPRESSOR},
     "aria": {"places": WHOLE},

@@ -1,7 +1,7 @@
 """Whether it is known what each position of an encoder's attention is.
 
-Most encoders read one sequence a view, [cls | patches]. Others divide images into windows, add
-tokens, or pack images one behind the other: of these nothing is claimed. An encoder is therefore
+Most encoders read one sequence a view, [cls | patches], or pack images one behind the other
+(`packed_encoder.py`). Others add tokens: of these nothing is claimed. An encoder is therefore
 asked: the first attention calls of a forward say how many sequences of how many keys it reads. So
 are other stacks that read the image (`reader_queries.py`).
 
@@ -22,6 +22,7 @@ from probe.hooks.block_threads import add_hook, only_this_thread
 from probe.hooks.model_state import active_interventions, active_reducers, state_of
 from probe.hooks.model_structure import LayerStack, cls_tokens, stacks
 from probe.hooks.stop_forward import StopForward
+from probe.measures.attention.packed_encoder import Packed, packed_order
 from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
 
@@ -39,8 +40,11 @@ class CallShape:
 
 def has_known_layout(subject: Subject, inputs: Inputs, stack: LayerStack) -> bool:
     """Whether the encoder reads the views of `inputs.encoder_grid` one by one, as many patches in
-    each, after its own class token.
+    each, after its own class token; or packed (`packed_encoder.py`).
     """
+    order = packed_order(subject.model, inputs, stack)
+    if order is not None:
+        return Packed.of(inputs, order) is not None
     views = []
     for grid in inputs.encoder_grid:
         for image, tile in sorted(set(zip(grid.image.tolist(), grid.tile.tolist(), strict=True))):

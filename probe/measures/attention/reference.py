@@ -137,7 +137,7 @@ def largest_difference(subject: Subject, inputs: Inputs, stack: str) -> float:
             if key not in incomplete:
                 incomplete[key] = _WholeMap(statistic, row, call.query.shape[1])
             incomplete[key].put(weights, visible, first)
-            if first + call.key_count == statistic.ids.shape[1]:
+            if first + call.key_count == statistic.width(row):
                 tables = pooled.setdefault(key, [])
                 tables.append(incomplete.pop(key).table())
                 if len(tables) == statistic.order.count(row):

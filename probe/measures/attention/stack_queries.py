@@ -31,6 +31,7 @@ from jaxtyping import Bool, Int
 
 from probe.data.token_types import FINE, PADDING, TokenTypes
 from probe.hooks.model_structure import cls_tokens, stacks
+from probe.measures.attention.packed_encoder import Packed, PackedStatistic, packed_order
 from probe.measures.attention.reader_queries import cross_statistic, learned_compressor
 from probe.measures.attention.sequence_rows import (
     assign_rows,
@@ -147,6 +148,10 @@ def _encoder(
         sequences = [[0] * len(of_sample) for of_sample in sequences]  # the other tower runs
     rows, call_order = assign_rows(inputs, sequences)
     count = sum(map(len, rows))
+    order = packed_order(subject.model, inputs, model_stacks[name]) if count else None
+    packed = None if order is None else Packed.of(inputs, order)
+    if packed is not None:
+        return _packed_encoder(packed, options.of_stack(model_stacks[name]))
     patches = sum(map(len, inputs.encoder_grid)) // max(1, count)  # of one view
     type_of_position = np.repeat([0, 1], [cls_tokens(subject.model), patches])
     ids = np.tile(type_of_position, (count, 1))
@@ -155,6 +160,20 @@ def _encoder(
         ENCODER_TYPES, ids, ids, ids == 1, order=call_order, **own_options
     )
     return StackStatistic(statistic, rows, inputs.encoder_grid, ENCODER_TYPES, ENCODER_TYPES)
+
+
+def _packed_encoder(packed: Packed, options: dict[str, Any]) -> StackStatistic:
+    ids = np.where(packed.is_key, ENCODER_TYPES.index("vision"), PADDING)
+    statistic = PackedStatistic(
+        ENCODER_TYPES,
+        ids,
+        ids,
+        packed.is_key,
+        lengths=packed.lengths,
+        order=packed.call_order,
+        **options,
+    )
+    return StackStatistic(statistic, packed.rows, packed.grids, ENCODER_TYPES, ENCODER_TYPES)
 
 
 def _compressor(subject: Subject, inputs: Inputs, options: MeasureOptions) -> StackStatistic:

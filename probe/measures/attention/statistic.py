@@ -176,6 +176,10 @@ class AttentionStatistic:
         elements = range(start, start + call.row_count)
         return end - call.key_count, [self.order[i % len(self.order)] for i in elements]
 
+    def width(self, row: int) -> int:
+        """The keys of a row."""
+        return self.ids.shape[1]
+
     def _query_sums(
         self, call: AttentionCall | AttentionWeights, element: int, row: int, first: int
     ) -> QuerySums:
