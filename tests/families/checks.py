@@ -18,10 +18,13 @@ import probe
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import tap
 from probe.hooks.model_structure import cross_attention, stacks
+from probe.interventions.sweep.sample_prompts import SamplePrompts
+from probe.interventions.sweep.sweep import Sweep
 from probe.measures.attention.encoder_layout import has_known_layout
 from probe.measures.attention.reference import largest_difference
 from probe.measures.attention.stack_queries import stack_statistics
 from probe.measures.verify import state
+from probe.reducers import FastV
 from probe.subject.inputs import Inputs, with_response
 
 QUESTION = "what is red ?"
@@ -177,6 +180,49 @@ def removed_is_frozen(case: Case) -> str:
     return "yes"
 
 
+def knocked_out(case: Case) -> str:
+    """No word sees vision tokens in any layer: the image has no influence on a forward."""
+    try:
+        with probe.knockout(case.subject.model, "text", "vision", case.layers):
+            assert _apart(*map(case.logits, case.answered)) < SAME
+    except ProbeError as error:
+        return _refusal(error)
+    return "yes"
+
+
+def swept(case: Case) -> str:
+    """Two cases of a sweep equal each case alone, in logits and answer."""
+    subject, prompt = case.subject, case.prompts[0]
+    has_state = stacks(subject.model)["llm"].without_attention
+    mode = "remove" if has_state and not cross_attention(subject.model) else "mask"
+    sample = probe.Sample("a", picture(0), QUESTION)
+    sweep = Sweep(subject, {"first": [0]}, mode, max_new_tokens=2)
+    prompts = SamplePrompts.of(subject, sample, None)
+    shares = not sweep.check_sharing(prompts.inputs).reason
+    outcome = (sweep.batched if shares else sweep.sequential)(prompts, ["no vision", "first"])
+    for index, layers in enumerate((case.layers, [0])):
+        with probe.drop_vision(subject.model, layers, mode), torch.no_grad():
+            logits = subject.model(**prompt, use_cache=False).logits[0, -1]
+            (ids,) = subject.generate_ids(prompt, 2)
+        assert _apart(outcome.logits[index, 0], logits) < SAME
+        assert outcome.answers[index].tolist() == ids.tolist()
+    return "yes" if shares else "yes, each case alone"
+
+
+def fastv(case: Case) -> str:
+    """Half of the vision tokens leave after the first layer, in a forward and in decoding."""
+    subject = case.subject
+    try:
+        with FastV(1, 0.5)(subject):
+            inputs = subject.encode(picture(0), QUESTION)
+            subject.generate_ids(inputs, 2)
+            reduced = case.logits(case.answered[0])
+    except ProbeError as error:
+        return _refusal(error)
+    assert _apart(reduced, case.logits(case.answered[0])) > 0
+    return "yes"
+
+
 CHECKS: dict[str, Callable[[Case], str]] = {
     "places": places,
     "LLM measured": measured,
@@ -186,6 +232,9 @@ CHECKS: dict[str, Callable[[Case], str]] = {
     "drop: remove": _drop("remove"),
     "drop while decoding": decoding,
     "remove = mask_frozen": removed_is_frozen,
+    "knockout": knocked_out,
+    "sweep": swept,
+    "FastV": fastv,
 }
 
 

@@ -4,7 +4,9 @@ python -m tests.families.table > docs/families.md          (from the repository'
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import transformers
 
@@ -17,29 +19,34 @@ HEAD = """# Families and what works on each
 Tiny random models of the real classes (`tests/families`, transformers {version}), made by
 `python -m tests.families.table`. "places": each vision token has a rectangle in the image.
 "measured": equal to whole maps to 1e-5, logits bit-identical. "drop": dropped in all layers, the
-image has no influence. `tests/golden/pixels` has the places for real processors. "no" is followed
-by the reason with which the package refuses.
+image has no influence. "compressor, cross": what reads the image outside of encoder and LLM, equal
+to whole maps. "knockout": no word sees vision tokens, the image has no influence. "sweep": cases
+equal each case alone. "FastV": half of the tokens leave. `tests/golden/pixels` has the places for
+real processors. "no" is followed by the reason with which the package refuses.
 """
 
 
-def cell(text: str) -> str:
-    return text.removesuffix(": ").replace("|", "/")
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+
+
+def row(name: str, model: Any, found: Mapping[str, str]) -> str:
+    """The line of the page about one family."""
+    cells = [found[column].removesuffix(": ").replace("|", "/") for column in CHECKS]
+    return " | ".join([f"| {name}", type(model).__name__, *cells]) + " |"
 
 
 def main() -> None:
     sys.path.append(str(Path(__file__).parents[1]))  # as pytest has it: `models`
-    columns = list(CHECKS)
     print(HEAD.format(version=transformers.__version__))
-    print("| family | class |", " | ".join(columns), "|")
-    print("|---" * (len(columns) + 2) + "|")
+    print("| family | class |", " | ".join(CHECKS), "|")
+    print("|---" * (len(CHECKS) + 2) + "|")
     for name, make in FAMILIES.items():
         model, processor = make()
-        kind = type(model).__name__
         try:
             found = results(Case(probe.load(model, processor=processor)))
         except AttributeError as error:  # raised by the model's own forward
-            found = dict.fromkeys(columns, f"no: transformers: {error}")
-        print(f"| {name} | {kind} |", " | ".join(cell(found[each]) for each in columns), "|")
+            found = dict.fromkeys(CHECKS, f"no: transformers: {error}")
+        print(row(name, model, found))
         sys.stdout.flush()
 
 

@@ -6,17 +6,39 @@ import transformers
 import probe
 from tests.families.checks import CHECKS, Case, results
 from tests.families.models import FAMILIES
+from tests.families.table import PAGE, row
 
 CROSS = "no: words read the image by cross-attention"
 WHOLE = "no: every token has looked at the whole image"
 NO_LAYOUT = "no: windows, packed images or other tokens"
 STATE = "no: layer 0 (from 0) without: words read the image through its state"
 COMPRESSOR = {"compressor, cross": "yes: compressor"}
-READS_ACROSS = {"compressor, cross": "yes: cross"}
+ALONE = "yes, each case alone"
+
+
+def reads_across(module: str) -> dict[str, str]:
+    refused = f"no: one that reads images by cross-attention ({module})"
+    return {
+        "compressor, cross": "yes: cross",
+        "knockout": refused,
+        "FastV": refused,
+        "sweep": ALONE,
+    }
+
+
 ALL = {**dict.fromkeys(CHECKS, "yes"), "compressor, cross": "no: it has none"}
 # What differs from "yes" everywhere
 EXPECTED = {
-    "qwen3_5": {"LLM measured": "yes, but layer 1, 3", "drop: mask": STATE},
+    "qwen3_5": {
+        "LLM measured": "yes, but layer 1, 3",
+        "drop: mask": STATE,
+        "knockout": STATE,
+        "FastV": "no: LinearAttentionLayer in layer 2",
+        "sweep": ALONE,
+    },
+    "qwen3_vl": {"sweep": ALONE},  # deepstack: states are added between layers
+    "paligemma": {"sweep": ALONE},  # the image sees the question
+    "gemma3": {"sweep": ALONE},
     "idefics2": {"places": WHOLE, **COMPRESSOR},
     "aria": {"places": WHOLE},
     "blip2": {"places": WHOLE, **COMPRESSOR},
@@ -26,9 +48,9 @@ EXPECTED = {
         "places": CROSS,
         "LLM measured": "yes, but layer 2",
         "encoder measured": NO_LAYOUT,
-        **READS_ACROSS,
+        **reads_across("model.language_model.layers.1.cross_attn"),
     },
-    "idefics": {"places": CROSS, **READS_ACROSS},
+    "idefics": {"places": CROSS, **reads_across("model.gated_cross_attn_layers.0.cross_attn")},
 }
 
 
@@ -38,4 +60,13 @@ def test_a_family_is_exact_unchanged_and_blind(name):
         pytest.skip("transformers 5.24.0: Llama 4's own forward raises AttributeError")
     model, processor = FAMILIES[name]()
     case = Case(probe.load(model, processor=processor))
-    assert results(case) == {**ALL, **EXPECTED.get(name, {})}
+    found = results(case)
+    assert found == {**ALL, **EXPECTED.get(name, {})}
+    # python -m tests.families.table > docs/families.md
+    assert row(name, model, found) in PAGE.read_text().splitlines()
+
+
+def test_the_page_has_these_families_and_no_others():
+    lines = PAGE.read_text().splitlines()
+    named = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
+    assert named == ["family", *FAMILIES]
