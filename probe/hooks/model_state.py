@@ -161,6 +161,8 @@ class ModelState:
     # `encoder_layout.py`: what the first layer of the encoder reads, by all that it depends on
     encoder_calls: dict[Any, Any] = field(default_factory=dict)
     image_token: int | None = None  # the processor's, where the config names none
+    # `subject/token_places.py`: what was measured of a processor, by its settings and image sizes
+    measured_views: dict[Any, Any] = field(default_factory=dict)
 
     def is_empty(self) -> bool:
         """Whether no open block has left anything."""

@@ -172,6 +172,8 @@ def output_projection(attention: nn.Module) -> nn.Linear:
     is not what acts.
     """
     projection = projection_module(attention)
+    if projection is not None and getattr(projection, "use_clipped_linears", None) is False:
+        projection = projection.get_submodule("linear")  # Gemma 4: a clip that is switched off
     if not isinstance(projection, nn.Linear) or not _holds_numbers(projection):
         kind = "none" if projection is None else type(projection).__name__
         raise ProbeError(

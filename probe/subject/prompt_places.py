@@ -110,7 +110,9 @@ class PlaceFinder:
             made = len(grid)
         else:
             made = None
-        grid, patches = token_places(model, tensors, process, [image.size for image in shown])
+        shown_sizes = [image.size for image in shown]
+        settings = self.prompts.settings
+        grid, patches = token_places(model, tensors, process, shown_sizes, settings)
         is_known = not np.isnan(grid.box).all() or has_learned_queries(model, len(grid))
         if made is not None and not is_known and placeholders >= made - len(images):
             raise ProbeError(

@@ -41,6 +41,13 @@ class PromptProcessor:
         # LLaMA-VID's frames are images that a number groups
         return bool({"pixel_values_videos", "frames"} & parameters.keys()) or has_processor
 
+    @property
+    def settings(self) -> str:
+        """Equal for processors that treat images alike: their kind and all they hold but words."""
+        words = ("tokenizer", "chat_template")
+        held = {name: value for name, value in vars(self.processor).items() if name not in words}
+        return f"{type(self.processor).__name__} {self.aspect} {held!r}"
+
     def item_of(self, visual: Visual) -> str:
         """What a chat template calls an item; LLaVA-Mini's knows images only."""
         named = visual.clip is not None and hasattr(self.processor, "video_token")

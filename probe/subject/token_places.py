@@ -24,20 +24,28 @@ from transformers import PreTrainedModel
 
 from probe.data.image_views import WHOLE, Size, square_around, within
 from probe.data.patch_grid import PatchGrid
+from probe.hooks.model_state import state_of
 from probe.hooks.model_structure import cls_tokens, text_decoder, vision_encoder, vision_positions
 from probe.subject.measured_views import Process, View, measured_views
 from probe.subject.token_grid import of_regions, packed_grid
 
+MOST_KEPT = 1000  # measurements of a processor, one for each size of image
+
 
 def token_places(
-    model: PreTrainedModel, tensors: Mapping[str, Any], process: Process, sizes: Sequence[Size]
+    model: PreTrainedModel,
+    tensors: Mapping[str, Any],
+    process: Process,
+    sizes: Sequence[Size],
+    settings: str = "",
 ) -> tuple[PatchGrid, PatchGrid]:
     """Where the vision tokens of one row lie, and where the encoder's patches (none where that is
-    not known). `sizes`: width and height of the images that `process` takes.
+    not known). `sizes`: width and height of the images that `process` takes. `settings`: those of
+    the processor; with equal ones images of equal sizes are measured once.
     """
     is_token = vision_positions(model, tensors["input_ids"])[0].numpy()
     tokens = int(is_token.sum())
-    views = measured_views(process, sizes, patch_size(model)) or _views_of_grid(tensors)
+    views = _known_views(model, tensors, process, sizes, settings) or _views_of_grid(tensors)
     if views is None:
         return unknown_places(is_token, len(sizes)), PatchGrid.join([])
     views = _cut_to_sizes(views, tensors, patch_size(model))
@@ -72,6 +80,29 @@ def stated_cells(model: PreTrainedModel, views: Sequence[View], tokens: int) -> 
     starts = range(0, len(patches), side * side)
     own = [patches.at(np.arange(start, start + side * side)) for start in starts]
     return PatchGrid.join([of_regions(each, of_view) for each in own])
+
+
+def _known_views(
+    model: PreTrainedModel,
+    tensors: Mapping[str, Any],
+    process: Process,
+    sizes: Sequence[Size],
+    settings: str,
+) -> list[View] | None:
+    known = state_of(model).measured_views
+    pixels = [
+        (name, tuple(getattr(value, "shape", ())))
+        for name, value in tensors.items()
+        if name.startswith("pixel")
+    ]
+    key = (settings, tuple(sizes), tuple(pixels))
+    if not settings:
+        return measured_views(process, sizes, patch_size(model))
+    if key not in known:
+        if len(known) >= MOST_KEPT:
+            known.clear()
+        known[key] = measured_views(process, sizes, patch_size(model))
+    return known[key]
 
 
 def of_original(

