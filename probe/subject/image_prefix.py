@@ -15,7 +15,7 @@ computed once.
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -224,17 +224,19 @@ def shared_length(vision: Bool[Tensor, " token"]) -> int:
     return min([len(vision) - 1, *following[:1, 0].tolist()])
 
 
-def tensor_hash(tensor: Tensor) -> str:
-    """A hash of a tensor's shape and values."""
+def tensor_hash(tensor: Any) -> str:
+    """A hash of a tensor's shape and values, or of what is none (seconds of a video's frames)."""
+    if not isinstance(tensor, Tensor):
+        return content_hash([repr(tensor)])
     values = tensor.detach().cpu()
     values = values.float() if values.is_floating_point() else values
     return content_hash([str(values.shape), values.contiguous().numpy().tobytes()])
 
 
 def prefix_key(
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Any],
     length: int,
-    hash_of: Callable[[Tensor], str] = tensor_hash,
+    hash_of: Callable[[Any], str] = tensor_hash,
 ) -> str:
     """A hash of what a prefix of `length` tokens depends on: its ids, and each tensor that does not
     hold one value a token. `hash_of`: `tensor_hash`, or one that knows some tensors' already.
@@ -242,7 +244,7 @@ def prefix_key(
     ids = inputs["input_ids"]
     content: list[str | bytes] = [ids[0, :length].cpu().numpy().tobytes()]
     for name in sorted(inputs):
-        if inputs[name].shape != ids.shape:
+        if getattr(inputs[name], "shape", None) != ids.shape:
             content.append(f"{name} {hash_of(inputs[name])}")
     return content_hash(content)
 

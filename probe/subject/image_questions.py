@@ -81,9 +81,9 @@ class ImageQuestions:
         key = prefix_key(row, length, self._hash)
         return content_hash([key, reducers]) if reducers else key
 
-    def _hash(self, tensor: Tensor) -> str:
+    def _hash(self, tensor: Any) -> str:
         """Its `tensor_hash`; the questions about an image share their pixels."""
-        if tensor.is_inference():  # whose changes are not counted
+        if not isinstance(tensor, Tensor) or tensor.is_inference():  # whose changes are not counted
             return tensor_hash(tensor)
         version, known = self._hashes.get(tensor, (None, ""))
         if version != tensor._version:

@@ -45,9 +45,13 @@ class Case:
 
     subject: Any
 
+    def shown(self, seed: int) -> Any:
+        """What a prompt shows."""
+        return picture(seed)
+
     @cached_property
     def prompts(self) -> tuple[Inputs, Inputs]:
-        first, second = (self.subject.encode(picture(seed), QUESTION) for seed in (0, 1))
+        first, second = (self.subject.encode(self.shown(seed), QUESTION) for seed in (0, 1))
         return first, second
 
     @cached_property
@@ -195,7 +199,7 @@ def swept(case: Case) -> str:
     subject, prompt = case.subject, case.prompts[0]
     has_state = stacks(subject.model)["llm"].without_attention
     mode = "remove" if has_state and not cross_attention(subject.model) else "mask"
-    sample = probe.Sample("a", picture(0), QUESTION)
+    sample = probe.Sample("a", case.shown(0), QUESTION)
     sweep = Sweep(subject, {"first": [0]}, mode, max_new_tokens=2)
     prompts = SamplePrompts.of(subject, sample, None)
     shares = not sweep.check_sharing(prompts.inputs).reason
@@ -214,7 +218,7 @@ def fastv(case: Case) -> str:
     subject = case.subject
     try:
         with FastV(1, 0.5)(subject):
-            inputs = subject.encode(picture(0), QUESTION)
+            inputs = subject.encode(case.shown(0), QUESTION)
             subject.generate_ids(inputs, 2)
             reduced = case.logits(case.answered[0])
     except ProbeError as error:

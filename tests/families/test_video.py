@@ -1,8 +1,6 @@
 """Videos: every family that reads them is exact, unchanged and blind without them; each token knows
 its frame and time."""
 
-from functools import cached_property
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -29,7 +27,7 @@ from tests.families.video_models import VIDEO_FAMILIES
 NO_LAYOUT = "no: windows, packed images or other tokens"
 ALL = {**dict.fromkeys(CHECKS, "yes"), "compressor, cross": "no: it has none"}
 EXPECTED = {
-    "qwen2_5_vl": {"encoder measured": NO_LAYOUT},
+    "qwen3_vl": {"sweep": "yes, each case alone"},
     "video_llava": {"encoder measured": NO_LAYOUT},  # the frames' tower is another one
 }
 FRAMES = 3
@@ -45,9 +43,8 @@ def clip(seed: int, frames: int = FRAMES, last: int | None = None) -> Video:
 
 
 class VideoCase(Case):
-    @cached_property
-    def prompts(self):
-        return tuple(self.subject.encode(clip(seed), QUESTION) for seed in (0, 1))
+    def shown(self, seed):
+        return clip(seed)
 
 
 def families():
