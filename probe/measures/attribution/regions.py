@@ -104,13 +104,18 @@ def _divided(inputs: Inputs, image: int) -> PatchGrid:
     encoder's patches.
     """
     patches, tokens = inputs.encoder_grid[0], inputs.grid[0]
-    own = (tokens.image == image) & (tokens.tile == 0)
-    fewer = own.sum() < ((patches.image == image) & (patches.tile == 0)).sum()
-    fills_rows = (
-        own.any() and (tokens.row[own].max() + 1) * (tokens.col[own].max() + 1) == own.sum()
+    of_patches, of_tokens = (
+        grid.box[(grid.image == image) & (grid.tile == 0)] for grid in (patches, tokens)
     )
-    has_places = not np.isnan(tokens.box[own]).any()
-    return tokens if fewer and fills_rows and has_places else patches
+    if not 0 < len(of_tokens) < len(of_patches) or np.isnan(of_tokens).any():
+        return patches
+    # merged tokens cover the image; those that a reducer has left do not
+    return tokens if np.isclose(_area(of_tokens), _area(of_patches), rtol=1e-3) else patches
+
+
+def _area(boxes: Float[np.ndarray, "cell edge=4"]) -> float:
+    """The area of rectangles that do not overlap."""
+    return float(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).sum())
 
 
 def _shifted(lookup: Lookup, by: int) -> Lookup:
