@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Images = Annotated[
     list[Path] | None,
     typer.Option(
-        help="an image; given again, several images of ONE prompt",
+        help="an image, or a video file (.mp4 ...); given again, several of ONE prompt",
         show_default="a drawn sample image",
     ),
 ]
@@ -178,12 +178,16 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
 
 def what_to_ask(images: list[Path] | None, question: str | None) -> tuple[list, str]:
     """The user's images and question; what is missing comes from the drawn sample."""
+    from probe.data.image import Video
+    from probe.data.video import is_video_file
     from probe.models.tiny.questions import sample_image
 
     image, sample_question, _ = sample_image(seed=0)
     if question is None:
-        question = "Describe the image." if images else sample_question
-    return list(images or [image]), question
+        what = "video" if any(map(is_video_file, images or ())) else "image"
+        question = f"Describe the {what}." if images else sample_question
+    shown = [Video(path) if is_video_file(path) else path for path in images or ()]
+    return shown or [image], question
 
 
 def quantization_config(quantization: str | None) -> Any:

@@ -15,6 +15,7 @@ from probe.plots.compressor_map import compression
 from probe.plots.on_image import has_values, heatmaps
 from probe.plots.style import heading, title, unmanaged
 from probe.plots.sweep import depth, dropped, readings, swaps
+from probe.plots.video import frames, has_frames
 from probe.records import node
 from probe.records.sample_blocks import differ, largest
 
@@ -39,14 +40,15 @@ def figures(record: xr.DataTree, sample: int | str = 0) -> dict[str, Figure]:
 
 
 def main_figures(record: xr.DataTree, sample: int | str = 0) -> dict[str, Figure]:
-    """The four figures to look at first: "llm-mass", "llm-entropy", "llm-heatmaps", as far as the
-    record has numbers for them, and "overview", a page on which all others are small.
+    """The four figures to look at first: "llm-mass", "llm-entropy", "llm-heatmaps" (of a video
+    "llm-frames" too), as far as the record has numbers for them, and "overview", a page on which
+    all others are small.
 
     sample: of the heat maps. Raises ProbeError as `figures` does.
     """
     drawn = figures(record, sample)
     stack = "llm" if "llm" in record.children else next(iter(record.children))
-    first = {f"{stack}-{name}" for name in ("mass", "entropy", "heatmaps")}
+    first = {f"{stack}-{name}" for name in ("mass", "entropy", "heatmaps", "frames")}
     main = {name: figure for name, figure in drawn.items() if name in first}
     rest = {name: figure for name, figure in drawn.items() if name not in first}
     return main | ({"overview": _overview(rest, record)} if rest else {})
@@ -121,6 +123,8 @@ def _of_stack(record: xr.DataTree, sample: int | str, stack: str) -> dict[str, A
         drawn["heads"] = heads(record, query, "vision", stack)
     if on_image:
         drawn["heatmaps"] = heatmaps(record, sample, query, stack=stack)
+    if on_image and has_frames(measured, sample):
+        drawn["frames"] = frames(record, sample, query, stack=stack)
     return drawn
 
 

@@ -91,6 +91,14 @@ def frames(
     return figure if ax is None else axis
 
 
+def has_frames(measured: xr.Dataset, sample: int | str) -> bool:
+    """Whether `frames` has something to draw for this sample."""
+    if "key_frame" not in measured or "received" not in measured:
+        return False
+    index = sample_index(measured, sample, "plots.frames")
+    return bool((measured["key_frame"].values[index] >= 0).any())
+
+
 def _spread(count: int, most: int) -> list[int]:
     """At most so many places, evenly spread over all."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()

@@ -1,9 +1,12 @@
 """Videos: which frames are taken, when they are, and what is said of those that can't be used."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from probe.cli.options import what_to_ask
 from probe.data.image import Video
 from probe.data.video import middle_frames, open_video
 from probe.errors import ProbeError
@@ -97,6 +100,13 @@ def test_mistakes_are_one_line(make, message):
     with pytest.raises(ProbeError, match=message) as raised:
         make()
     assert "\n" not in str(raised.value)
+
+
+def test_a_video_file_on_the_command_line_is_a_video():
+    images, question = what_to_ask([Path("clip.mp4"), Path("cat.jpg")], None)
+    assert (
+        images == [Video(Path("clip.mp4")), Path("cat.jpg")] and question == "Describe the video."
+    )
 
 
 def test_a_file_that_is_no_video(tmp_path):

@@ -123,6 +123,7 @@ def test_records_of_a_video_are_drawn(tmp_path):
     assert len(figure.axes[1].child_axes) == 8  # the strip
     titles = [axis.get_title() for axis in record.probe.plot.heatmaps(layers=0).axes]
     assert "frame 18, 8.5 s" in titles and "frame 1, 0.0 s" in titles
+    assert "llm-frames" in record.probe.plot.figures()
     plt.close("all")
 
 

@@ -4,6 +4,7 @@ every variant runs.
 
 import gc
 import warnings
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -89,6 +90,27 @@ def test_a_single_view_may_leave_its_axis_out(model):
     assert torch.equal(expected, logits(model, input_ids=row, pixel_values=image[:, 0]))
     for given in (image[0], image[0, 0], iter([image[0, 0]])):
         close(logits(model, input_ids=row, vision=[model.encode_image(given)]), expected)
+
+
+def test_frames_of_a_long_video_are_let_go(model):
+    """However many there are, only two chunks of frames are alive at a time."""
+    alive, most = set(), []
+
+    def frames(count):
+        for values in pixels(count, 1):
+            owner = values.clone()
+            alive.add(id(owner))
+            weakref.finalize(owner, alive.discard, id(owner))
+            most.append(len(alive))
+            yield owner
+            del owner
+
+    peaks = {}
+    for count in (40, 80):
+        most.clear()
+        model.encode_image(frames(count), input_ids=ids(1, 5, "image", 6), keep_frames=4)
+        peaks[count] = max(most)
+    assert peaks[80] == peaks[40] <= 2 * model.config.frames_per_chunk + 1
 
 
 def test_a_long_video_keeps_only_its_tokens(model):
