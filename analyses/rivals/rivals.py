@@ -168,7 +168,7 @@ def llama_vid_toy() -> probe.Subject:
 def question_tokenizer() -> PreTrainedTokenizerFast:
     """BERT's kind, with the words of the toy's questions."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    known = special + [word for word in build_tokenizer().get_vocab() if "<" not in word]
+    known = special + sorted(word for word in build_tokenizer().get_vocab() if "<" not in word)
     tokenizer = Tokenizer(WordPiece({w: i for i, w in enumerate(known)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
