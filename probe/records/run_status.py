@@ -45,9 +45,9 @@ class RunStatus:
 
     @property
     def seconds_left(self) -> float | None:
-        """None where it can't be told."""
+        """None where it can't be told, and where nothing is left."""
         left = self.asked - self.done - len(self.failures)
-        return left / self.rate if self.rate and self.asked and left >= 0 else None
+        return left / self.rate if self.rate and left > 0 else None
 
 
 def run_status(folder: str | Path) -> RunStatus:

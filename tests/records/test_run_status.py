@@ -59,6 +59,15 @@ def test_a_run_in_the_middle(tmp_path):
     assert second.process.endswith(f":{os.getpid()}")
 
 
+def test_of_a_finished_run_no_time_is_left(tmp_path):
+    run = RunDirectory.open(tmp_path / "run", SAME)
+    run_samples(run, SAMPLES[4:], measured, size=1)
+    found = run_status(tmp_path / "run")
+    assert (found.done, found.asked) == (4, 4)
+    assert found.rate > 0
+    assert found.seconds_left is None
+
+
 def test_what_is_no_run_is_told(tmp_path):
     with pytest.raises(ProbeError, match="a run directory with"):
         run_status(tmp_path)
