@@ -16,8 +16,8 @@
 # ([arXiv 2501.03895](https://arxiv.org/abs/2501.03895), Fig. 2-4), on any model of the family.
 #
 # It runs on the shipped toy model, `tiny-llava`, so it needs no download and no GPU. What the toy shows is about the toy:
-# set `PROBE_MODEL=llava-hf/llava-1.5-7b-hf`, and `PROBE_IMAGE` and `PROBE_QUESTION` to an image file and a question of yours, to look at
-# the real thing with the same cells.
+# set `PROBE_MODEL=llava-hf/llava-1.5-7b-hf`, `PROBE_IMAGE` and `PROBE_QUESTION` to an image file and a question of yours, and
+# `PROBE_BENCHMARK` and `PROBE_DATA` to a benchmark's name and folder (`gqa`, `data/gqa`), to look at the real thing with the same cells.
 
 # %%
 import os
@@ -107,6 +107,15 @@ _ = probe.plots.heatmaps(record, token=2)
 probe.plots.heads(record, "response", "vision")
 _ = probe.plots.mass(record, stack="vision")
 # %% [markdown]
+# ## Look around
+#
+# All of it on one page: hover a word of the answer, or walk with ← and →, to see where it looked; drag a box on the picture to see
+# which words and layers look there. `page.save("view.html")` keeps it.
+
+# %%
+page = record.probe.view()
+page
+# %% [markdown]
 # ## Other types
 #
 # `types="fine"` takes the instruction apart (first token, system prompt, question, and the prompt's last token, whose row
@@ -132,17 +141,11 @@ halves["llm"]["mass"].sel(query_type="response", key_type=["upper half", "vision
 # independent evidence, so the bootstrap draws images.
 
 # %%
-from probe.models.tiny.scenes import draw
-from probe.models.tiny.training.evaluate import frozen
+from probe.evaluation.task import BenchmarkTask
 
-samples = []
-for number in range(6):
-    scene, questions = frozen(number)
-    samples += [
-        probe.Sample(f"{number}-{q.kind}", draw(scene), q.question, answer=q.answer)
-        for q in questions[:3]
-    ]
-many = probe.measure_samples(subject, samples, stacks=["llm"])
+name, data = os.environ.get("PROBE_BENCHMARK", "shapes"), os.environ.get("PROBE_DATA")
+samples = BenchmarkTask.read(name, data, limit=18).with_images
+many = probe.measure_samples(subject, samples, stacks=["llm"], progress=False)
 _ = probe.plots.mass(many, query_types=["response"])
 # %% [markdown]
 # ## Keep it

@@ -16,8 +16,8 @@
 # any model of the family, any layers, and each of the things that "dropped" can mean.
 #
 # It runs on the shipped toy model, `tiny-llava`. What the toy shows is about the toy: set
-# `PROBE_MODEL=llava-hf/llava-1.5-7b-hf`, and `PROBE_IMAGE` and `PROBE_QUESTION` to an image file and a question of yours, to look at the
-# real thing with the same cells. Sweeps then have fewer questions and wider windows, so that they take minutes.
+# `PROBE_MODEL=llava-hf/llava-1.5-7b-hf`, `PROBE_IMAGE` and `PROBE_QUESTION` to an image file and a question of yours, and
+# `PROBE_BENCHMARK` and `PROBE_DATA` to a benchmark's name and folder (`gqa`, `data/gqa`), to look at the real thing. Sweeps then have fewer questions and wider windows, so that they take minutes.
 
 # %%
 import os
@@ -106,14 +106,15 @@ answers
 # zero.
 
 # %%
-from probe.evaluation.benchmarks import named
+from probe.evaluation.task import BenchmarkTask
 
-shapes = named("shapes")
+name, data = os.environ.get("PROBE_BENCHMARK", "shapes"), os.environ.get("PROBE_DATA")
 questions, size = (48, 2) if subject.toy else (12, layers // 4)  # on a large model: minutes
 step = 1 if subject.toy else size
-samples = shapes.read(questions=questions).samples
+task = BenchmarkTask.read(name, data, limit=questions)
+samples = task.with_images
 cases = [probe.windows(size), probe.from_layer(step), probe.until_layer(step)]
-sweep = probe.drop_sweep(subject, samples, cases, score=shapes.score, progress=False)
+sweep = probe.drop_sweep(subject, samples, cases, score=task.score, progress=False)
 print(
     f"{sweep.attrs['row_layers']} rows × layers computed; each case alone: {sweep.sizes['case'] * layers * len(samples)}"
 )
@@ -155,9 +156,7 @@ _ = probe.plots.depth(sweep)
 few = samples[:24]
 tables = {
     mode: with_images(
-        probe.drop_sweep(
-            subject, few, probe.windows(size), mode, score=shapes.score, progress=False
-        )
+        probe.drop_sweep(subject, few, probe.windows(size), mode, score=task.score, progress=False)
     )
     for mode in ("mask", "mask_frozen", "remove_for_good", "zero", "swap")
 }
@@ -198,12 +197,11 @@ table.query("kind == 'all'")[
 from tempfile import TemporaryDirectory
 
 from probe.evaluation.drop_run import DropRun
-from probe.evaluation.task import BenchmarkTask
 
 with TemporaryDirectory() as folder:
     dropping = DropRun(
         subject,
-        BenchmarkTask.read("shapes", limit=12),
+        BenchmarkTask.read(name, data, limit=12),
         {"mask": probe.windows(size), "zero": probe.windows(size)},
     )
     print("\n".join(dropping.estimate()))

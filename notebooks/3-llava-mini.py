@@ -22,8 +22,8 @@
 # The authors' code throws the attention of compressor and pre-fusion away. Here both are stacks of the record like any other.
 #
 # It runs on the shipped toy, `tiny-llava-mini`, which was made of `tiny-llava`; what it shows is about the toy. With
-# `PROBE_MODEL=path/to/llava-mini-llama-3.1-8b` (the authors' folder), and `PROBE_IMAGE` and `PROBE_QUESTION` (an image file and a
-# question of yours), the same cells look at the real one.
+# `PROBE_MODEL=path/to/llava-mini-llama-3.1-8b` (the authors' folder), `PROBE_IMAGE` and `PROBE_QUESTION` (an image file and a question
+# of yours), `PROBE_BENCHMARK` and `PROBE_DATA` (a benchmark's name and folder: `gqa`, `data/gqa`), the same cells look at the real one.
 
 # %%
 import os
@@ -95,6 +95,13 @@ for axis, value in zip(axes, ("share", "lift"), strict=True):
 # %%
 _ = probe.plots.heatmaps(record, stack="prefusion", query_type="instruction")
 # %% [markdown]
+# Look around: under the picture, "Stack" switches between compressor, pre-fusion and LLM, and "Queries" between words and compressed
+# tokens. Drag a box on the picture to see which layers look there.
+
+# %%
+page = record.probe.view()
+page
+# %% [markdown]
 # ## Take vision away, in either stack
 #
 # `stack="prefusion"` cuts rows off from the patches in some of its layers; `queries` says which: the words, the compressed token or
@@ -117,10 +124,12 @@ for name, options in cuts.items():
 # Over many questions, every layer alone, each case exactly as if it ran alone. The image is read once for all of them.
 
 # %%
-from probe.evaluation.benchmarks import named
+from probe.evaluation.task import BenchmarkTask
 
-shapes = named("shapes")
-samples = shapes.read(questions=30 if subject.toy else 9).samples  # on a large model: minutes
+name, data = os.environ.get("PROBE_BENCHMARK", "shapes"), os.environ.get("PROBE_DATA")
+questions = 30 if subject.toy else 9  # on a large model: minutes
+task = BenchmarkTask.read(name, data, limit=questions)
+samples = task.with_images
 images = ("sample", [sample.meta["image"] for sample in samples])
 tables = {
     f"{name} cut off": probe.drop_sweep(
@@ -129,7 +138,7 @@ tables = {
         [probe.windows(1)],
         stack="prefusion",
         queries=queries,
-        score=shapes.score,
+        score=task.score,
         progress=False,
     ).assign(image=images)
     for name, queries in {"words": "text", "compressed token": "compressed", "both": None}.items()

@@ -16,8 +16,8 @@
 # authors' code does it, with the model's own attention kernel, and off again when the block ends.
 #
 # It runs on the shipped toy model, `tiny-llava`, which has 36 vision tokens. What the toy shows is about the toy: set
-# `PROBE_MODEL=llava-hf/llava-1.5-7b-hf`, and `PROBE_IMAGE` and `PROBE_QUESTION` to an image file and a question of yours, to look at the
-# real thing with the same cells. The comparison then has fewer questions, and the training at the end is skipped.
+# `PROBE_MODEL=llava-hf/llava-1.5-7b-hf`, `PROBE_IMAGE` and `PROBE_QUESTION` to an image file and a question of yours, and
+# `PROBE_BENCHMARK` and `PROBE_DATA` to a benchmark's name and folder (`gqa`, `data/gqa`), to look at the real thing. The comparison then has fewer questions, and the training at the end is skipped.
 
 # %%
 import os
@@ -194,7 +194,8 @@ for n in (few, more):
         drawn = Random(n, seed=seed)
         methods.append(Method(f"random {n}, seed {seed}", subject, (drawn,), "random", budget=n))
 questions = 36 if subject.toy else 12  # on a large model: minutes
-comparison = Comparison(methods, BenchmarkTask.read("shapes", limit=questions))
+name, data = os.environ.get("PROBE_BENCHMARK", "shapes"), os.environ.get("PROBE_DATA")
+comparison = Comparison(methods, BenchmarkTask.read(name, data, limit=questions))
 with TemporaryDirectory() as folder:
     answers = comparison.results(comparison.run(folder))
 costs = comparison.costs(answers, repeats=2)

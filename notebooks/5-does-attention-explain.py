@@ -16,19 +16,24 @@
 # patches and tokens, and held against each other.
 #
 # It runs on the shipped toy model, `tiny-llava`: what it shows is about the toy. Set
-# `PROBE_MODEL=llava-hf/llava-1.5-7b-hf`, and `PROBE_IMAGE` and `PROBE_QUESTION` to an image file and a question of yours, for the real
-# thing. Regions are then cells of 2 x 2 patches, and the comparison with shuffled weights, a second model in memory, is skipped.
+# `PROBE_MODEL=llava-hf/llava-1.5-7b-hf`, `PROBE_IMAGE` and `PROBE_QUESTION` to an image file and a question of yours (or
+# `PROBE_BENCHMARK` and `PROBE_DATA` to a benchmark's name and folder, whose first question is taken), for the real thing. Regions are then cells of 2 x 2 patches, and the comparison with shuffled weights, a second model in memory, is skipped.
 
 # %%
 import os
 
 import probe
 from probe.data.image import open_image
+from probe.evaluation.task import BenchmarkTask
 from probe.models.planted import planted
 from probe.models.tiny.questions import sample_image
 
 subject = probe.load(os.environ.get("PROBE_MODEL", "tiny-llava"))
 image, question, right = sample_image(seed=0, kind="colour")
+if "PROBE_DATA" in os.environ:  # a benchmark's first question
+    task = BenchmarkTask.read(os.environ["PROBE_BENCHMARK"], os.environ["PROBE_DATA"], limit=1)
+    first = task.with_images[0]
+    image, question, right = open_image(first.images[0]), first.question, first.answer
 if "PROBE_IMAGE" in os.environ or "PROBE_QUESTION" in os.environ:  # your own
     image = open_image(os.environ.get("PROBE_IMAGE", image))
     question, right = os.environ.get("PROBE_QUESTION", "Describe the image."), "not known"
