@@ -29,6 +29,7 @@ from probe.measures.causal.patch_sweep import patch_sweep as patch_sweep
 from probe.measures.causal.steering_curve import steering_curve as steering_curve
 from probe.measures.cost import cost as cost
 from probe.measures.describe import describe as describe
+from probe.measures.flow import flow as flow
 from probe.measures.logit_lens import logit_lens as logit_lens
 from probe.measures.verify import verify as verify
 from probe.records import open_record as open_record

@@ -28,11 +28,24 @@ if TYPE_CHECKING:
 
     from probe.subject.subject import Subject
 
+FLOWS = ("rollout", "gradient_rollout", "grad_cam", "contribution")  # methods of `probe.flow`
 FIRST = 8  # features on the terminal; all are in attribution.csv
 
 Method = Annotated[
-    Literal["ablation", "shapley", "integrated_gradients", "gradient_x_attention"],
-    typer.Option(help="how what the answer owes is measured"),
+    Literal[
+        "ablation",
+        "shapley",
+        "integrated_gradients",
+        "gradient_x_attention",
+        "rollout",
+        "gradient_rollout",
+        "grad_cam",
+        "contribution",
+    ],
+    typer.Option(
+        help="how what the answer owes is measured; the last four follow it back to regions of the "
+        "image, without a baseline"
+    ),
 ]
 Over = Annotated[
     Literal["patches", "grid", "words"], typer.Option(help="regions; grid: cells of 2 x 2 patches")
@@ -68,7 +81,6 @@ def attribute(
     figures, a CSV and a table.
     """
     with results("attribute", out) as folder:
-        from probe.measures.attribution import attribute as attribute_
         from probe.measures.attribution.attention_per_feature import why_no_contribution
 
         images, question = what_to_ask(image, question)
@@ -79,9 +91,7 @@ def attribute(
         options["progress"] = sys.stderr.isatty()
         with warnings.catch_warnings(record=True) as noted, stage("attributing"):
             warnings.simplefilter("always", UserWarning)
-            attributed = attribute_(
-                subject, images, question, response, method, baseline=baseline, **options
-            )
+            attributed = _by(method, subject, images, question, response, baseline, **options)
             datasets = {method: attributed}
             if over != "words":
                 asked = (subject, images, question)
@@ -97,6 +107,25 @@ def attribute(
     folder.announce()
 
 
+def _by(
+    method: str,
+    subject: "Subject",
+    images: list,
+    question: str,
+    response: Any,
+    baseline: str,
+    **options: Any,
+) -> "xr.Dataset":
+    """The dataset of a method of `probe.attribute` or of `probe.flow`."""
+    from probe.measures.attribution import attribute as attribute_
+    from probe.measures.flow import flow
+
+    asked = subject, images, question, response, method
+    if method not in FLOWS:
+        return attribute_(*asked, baseline=baseline, **options)
+    return flow(*asked, options["over"], max_new_tokens=options["max_new_tokens"])
+
+
 def _references(
     asked: "tuple[Subject, list, str]",
     attributed: "xr.Dataset",
@@ -108,7 +137,6 @@ def _references(
     """What agreement is compared with: another method, deletion and insertion, the same method on
     shuffled weights.
     """
-    from probe.measures.attribution import attribute as attribute_
     from probe.measures.attribution import deletion_curves
     from probe.measures.attribution.weight_randomisation import randomised
 
@@ -117,23 +145,23 @@ def _references(
     datasets = {}
     if ceiling:
         integrated = "integrated_gradients"
-        other = integrated if method != integrated else "ablation"
-        substitute = "rows" if baseline == "hidden" else baseline
-        datasets[other] = attribute_(
-            subject, images, question, response_ids, other, baseline=substitute, **options
-        )
+        other = "ablation" if method in (integrated, *FLOWS) else integrated
+        no_line = other == integrated and baseline == "hidden"
+        substitute = "rows" if no_line else baseline
+        datasets[other] = _by(other, *asked, response_ids, substitute, **options)
     measure = "contribution" if "contribution" in attributed else "mass"
     attended = attributed[measure].mean("head").max("layer")
     scores = {method: attributed["attribution"], f"attention ({measure})": attended}
+    if method in FLOWS and ceiling:
+        scores["ablation"] = datasets["ablation"]["attribution"]
     seed, over = options["seed"], options["over"]
     datasets["curves"] = deletion_curves(
         subject, images, question, scores, response_ids, over, baseline, seed=seed
     )
     if control:
         shuffled = randomised(subject, seed)
-        datasets["control"] = attribute_(
-            shuffled, images, question, response_ids, method, baseline=baseline, **options
-        )
+        given = shuffled, images, question, response_ids
+        datasets["control"] = _by(method, *given, baseline, **options)
     return datasets
 
 
@@ -146,25 +174,34 @@ def _write(datasets: dict[str, "xr.Dataset"], folder: ResultFolder) -> None:
     folder.table("attribution", first[["feature_kind", "attribution"]].to_dataframe(), index=True)
     maps = _maps(datasets)
     drawn = {"attribution": plots.attribution(maps)}
-    if "curves" in datasets:
+    if _is_compared(datasets):
         references = {"curves": datasets["curves"], "control": datasets.get("control")}
         drawn["agreement"] = plots.agreement(maps, **references)
     folder.figures(drawn)
 
 
 def _maps(datasets: dict[str, "xr.Dataset"]) -> dict[str, "xr.Dataset"]:
-    """The attributions of the model itself, without what they are compared with."""
-    return {name: one for name, one in datasets.items() if name not in ("curves", "control")}
+    """The attributions of the model itself, without what they are compared with. Flows
+    come last: they are made of attention, which has to agree with what is not.
+    """
+    maps = {name: one for name, one in datasets.items() if name not in ("curves", "control")}
+    return dict(sorted(maps.items(), key=lambda item: item[0] in FLOWS))
+
+
+def _is_compared(datasets: dict[str, "xr.Dataset"]) -> bool:
+    """Whether attention is compared with an attribution that is not made of it."""
+    return "curves" in datasets and bool(_maps(datasets).keys() - set(FLOWS))
 
 
 def _show_features(attributed: "xr.Dataset") -> None:
     """The features that the answer owes most to."""
-    values = attributed["attribution"].values
+    values, units = attributed["attribution"].values, attributed["attribution"].attrs["units"]
+    digits = ".3f" if units == "nat" else ".3g"
     rows = [
-        [attributed["feature"].values[index], f"{values[index]:.3f}"]
+        [attributed["feature"].values[index], format(values[index], digits)]
         for index in values.argsort()[::-1][:FIRST]
     ]
-    show_table("what the answer owes most to", {"feature": "left", "nat": "right"}, rows)
+    show_table("what the answer owes most to", {"feature": "left", units: "right"}, rows)
 
 
 def _summary(datasets: dict[str, "xr.Dataset"]) -> dict[str, str]:
@@ -180,6 +217,6 @@ def _summary(datasets: dict[str, "xr.Dataset"]) -> dict[str, str]:
         "how": f"{method}, baseline {attrs['baseline']}, sharing a prefix: {attrs['sharing']}",
         "model": f"{attrs['model']}, {attrs['dtype']}, {attrs['attention']}",
     }
-    if "curves" in datasets:
+    if _is_compared(datasets):
         texts["attention says the same"] = verdict(rank_agreement(_maps(datasets)))
     return texts

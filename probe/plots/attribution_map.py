@@ -28,6 +28,7 @@ from probe.plots.style import (
 _CALLED = "plots.attribution"
 _SIGNED = "PuOr_r"  # orange speaks for the answer, violet against it
 _AGAINST = "#7F3B9E"  # that violet
+_NAT = "nat"
 _UNIT = "nat of the answer's log-probability"
 _LEAST = 0.01  # of the largest effect in a figure: no scale ends below
 _SMALLEST = 1e-3  # nat; the same where everything is smaller
@@ -41,10 +42,11 @@ def attribution(dataset: Any, image: int = 0, *, ax: Any = None) -> Figure:
     How to read it: orange regions (bars to the right) make the answer more probable, violet ones
     (bars to the left) less probable, by as many nat as the scale says. All maps share one scale,
     symmetric around zero, and so do all bars; neither ends below 1 % of the largest effect in the
-    figure, so that what is negligible looks so.
+    figure, so that what is negligible looks so. Maps in other units (of `probe.flow`) have
+    a scale for each unit.
 
     Args:
-        dataset: of `probe.attribute`, or {label: dataset}.
+        dataset: of `probe.attribute` or `probe.flow`, or {label: dataset}.
         image: which image, from 0.
         ax: two Axes for each dataset.
 
@@ -52,19 +54,23 @@ def attribution(dataset: Any, image: int = 0, *, ax: Any = None) -> Figure:
     """
     named = attributions(dataset, _CALLED)
     axes = panels(ax, len(named), 2, (4.8, 3.6), _CALLED)
-    reach, words = map_reach(named.values()), _word_limits(named.values())
+    in_nat = [one for one in named.values() if _units(one) == _NAT]
+    words = _word_limits(in_nat)
     for (map_axis, word_axis), (name, one) in zip(axes, named.items(), strict=True):
         _words(word_axis, one, words)
         if not (one["feature_kind"] == "region").any():
             map_axis.set_axis_off()
             continue
-        draw_attribution(map_axis, one, image, reach)
+        alike = [other for other in named.values() if _units(other) == _units(one)]
+        draw_attribution(map_axis, one, image, map_reach(alike))
         method, baseline = one.attrs["method"], f"baseline {one.attrs['baseline']}"
         says_method = len(named) == 1 or name.replace(" ", "_").lower() == method
         label = _readable(method) if says_method else f"{name}: {_readable(method)}"
         title(map_axis, f"{label}\n{baseline}")
-    floor = f"{_floor(named.values()):.2g} nat (1 % of the largest effect in the figure)"
+    floor = f"{_floor(in_nat):.2g} nat (1 % of the largest effect in the figure)"
     scale = f"one scale for all maps, one for all bars, each at least to {floor}"
+    if len(in_nat) < len(named):
+        scale = "a scale for each unit" + f"; in nat: {scale}" * bool(in_nat)
     models = ", ".join(dict.fromkeys(str(one.attrs["model"]) for one in named.values()))
     said = [_summary(one) for one in named.values()]
     if len(said) > 1:
@@ -101,18 +107,22 @@ def attributions(dataset: Any, called: str) -> dict[str, xr.Dataset]:
 
 
 def map_reach(datasets: Iterable[xr.Dataset]) -> float:
-    """The end of the scale that the maps of a figure share: their largest absolute value, at least
-    the floor.
+    """The end of the scale that maps in one unit share: their largest absolute value, at least the
+    floor.
     """
     datasets = list(datasets)
     values = np.concatenate([_values_of(one, regions=True) for one in datasets])
-    return max(float(np.abs(values).max(initial=0)), _floor(datasets))
+    return max(float(np.abs(values).max(initial=0)), _floor(datasets)) or 1.0
+
+
+def _units(dataset: xr.Dataset) -> str:
+    return dataset["attribution"].attrs.get("units", _NAT)
 
 
 def _word_limits(datasets: Iterable[xr.Dataset]) -> tuple[float, float]:
     """The limits that the bars of a figure share; the longest side is at least the floor."""
     datasets = list(datasets)
-    values = np.concatenate([_values_of(one, regions=False) for one in datasets])
+    values = np.concatenate([np.zeros(0), *(_values_of(one, regions=False) for one in datasets)])
     low, high = float(values.min(initial=0)), float(values.max(initial=0))
     floor = _floor(datasets)
     if max(-low, high) < floor:
@@ -122,7 +132,9 @@ def _word_limits(datasets: Iterable[xr.Dataset]) -> tuple[float, float]:
 
 def _floor(datasets: Iterable[xr.Dataset]) -> float:
     """1 % of the largest effect in a figure: of a feature, or of all features together."""
-    largest = _SMALLEST / _LEAST
+    datasets = list(datasets)
+    in_nat = all(_units(one) == _NAT for one in datasets)
+    largest = _SMALLEST / _LEAST if in_nat else 0.0
     for one in datasets:
         together = np.abs(float(one["logprob"]) - float(one["logprob_without"]))
         alone = np.abs(one["attribution"].values).max(initial=0)
@@ -139,7 +151,12 @@ def draw_attribution(axis: Axes, dataset: xr.Dataset, image: int, reach: float) 
     """The map of an attribution, with its colour bar, which ends at `reach`."""
     values = dataset["attribution"].values
     drawn = draw_regions(axis, dataset, values, TwoSlopeNorm(0, -reach, reach), _SIGNED, image)
-    axis.figure.colorbar(drawn, ax=axis, label=_UNIT, shrink=0.8)
+    axis.figure.colorbar(drawn, ax=axis, label=_label(dataset), shrink=0.8)
+
+
+def _label(dataset: xr.Dataset) -> str:
+    units = _units(dataset)
+    return _UNIT if units == _NAT else units
 
 
 def draw_regions(

@@ -37,3 +37,22 @@ def test_words_alone_need_no_attention_to_regions(run, tmp_path):
     code, said, _ = run("attribute", "--over", "words", "--max-new-tokens", "2")
     assert code == 0 and "attention says" not in said
     assert not (tmp_path / "probe-out" / "attribute" / "agreement.png").exists()
+
+
+def test_a_flow_alone_is_not_compared_with_the_attention_it_is_made_of(run, tmp_path):
+    words = "--method", "rollout", "--over", "grid", "--no-control", "--no-ceiling"
+    code, said, _ = run("attribute", "--baseline", "hidden", "--max-new-tokens", "2", *words)
+    assert code == 0 and "attention says the same" not in said and "fraction" in said
+    folder = tmp_path / "probe-out" / "attribute"
+    assert probe.open_record(folder / "rollout.zarr.zip").attrs["method"] == "rollout"
+    assert not (folder / "agreement.png").exists()
+
+
+@pytest.mark.wide
+def test_flows_are_compared_with_ablation(run, tmp_path):
+    words = "--method", "gradient_rollout", "--over", "grid", "--no-control"
+    code, said, _ = run("attribute", "--baseline", "hidden", "--max-new-tokens", "2", *words)
+    assert code == 0 and "attention says the same" in said and "relevance" in said
+    folder = tmp_path / "probe-out" / "attribute"
+    curves = probe.open_record(folder / "curves.zarr.zip")
+    assert {"gradient_rollout", "ablation"} <= set(curves["score"].values.tolist())

@@ -51,17 +51,25 @@ def why_no_contribution(model: PreTrainedModel) -> str:
 def attention_on(
     subject: Subject, answer: TargetResponse, features: Features
 ) -> dict[str, Float[np.ndarray, "layer head feature"]]:
-    """The four measures: 0 for a region whose tokens a reducer has removed, NaN for regions where
-    the LLM has vision tokens of none (LLaVA-Mini). Without contribution where it can't be had
-    (`why_no_contribution`). Raises ProbeError for modules whose query and key cannot be observed.
-    """
-    stack = stacks(subject.model)["llm"]
-    layers: dict[str, list[np.ndarray]] = defaultdict(list)
-    contributes = not why_no_contribution(subject.model)
-    one_hot = torch.nn.functional.one_hot(features.tokens + 1, len(features) + 1)
-    member = one_hot[:, 1:].float()  # (key, feature); column 0 was "no feature"
+    """The four measures, by a forward of their own."""
+    measured = AttentionPerFeature(subject, answer, features)
+    with tap(stacks(subject.model)["llm"].attention, measured):
+        subject.model(**answer.inputs, use_cache=False)
+    return measured.table()
 
-    def observe(call: AttentionCall | AttentionWeights) -> None:
+
+class AttentionPerFeature:
+    """The four measures of the calls that it is shown, one a layer, from the first."""
+
+    def __init__(self, subject: Subject, answer: TargetResponse, features: Features):
+        self.rows, self.contributes = answer.rows, not why_no_contribution(subject.model)
+        one_hot = torch.nn.functional.one_hot(features.tokens + 1, len(features) + 1)
+        self.member = one_hot[:, 1:].float()  # (key, feature); column 0 was "no feature"
+        self.has_regions = bool((features.keys >= 0).any())
+        self.layers: dict[str, list[np.ndarray]] = defaultdict(list)
+
+    def __call__(self, call: AttentionCall | AttentionWeights) -> None:
+        """Raises ProbeError for a module whose query and key cannot be observed."""
         if isinstance(call, AttentionWeights):
             raise ProbeError(
                 "attribute",
@@ -69,18 +77,20 @@ def attention_on(
                 got=call.name,
                 fix="leave the attention out: attention=False",
             )
-        measures = _measures(call, answer.rows, member.to(call.key.device), contributes)
+        measures = _measures(call, self.rows, self.member.to(call.key.device), self.contributes)
         for name, values in measures.items():
-            layers[name].append(values.cpu().numpy())
+            self.layers[name].append(values.cpu().numpy())
 
-    with tap(stack.attention, observe):
-        subject.model(**answer.inputs, use_cache=False)
-    no_tokens = member.sum(0).numpy() == 0
-    no_regions = not (features.keys >= 0).any()
-    return {
-        name: np.where(no_tokens & no_regions, np.nan, np.stack(values)).astype(np.float32)
-        for name, values in layers.items()
-    }
+    def table(self) -> dict[str, Float[np.ndarray, "layer head feature"]]:
+        """0 for a region whose tokens a reducer has removed, NaN for regions where the LLM has
+        vision tokens of none (LLaVA-Mini). Without contribution where it can't be had
+        (`why_no_contribution`).
+        """
+        is_unknown = (self.member.sum(0).numpy() == 0) & (not self.has_regions)
+        return {
+            name: np.where(is_unknown, np.nan, np.stack(values)).astype(np.float32)
+            for name, values in self.layers.items()
+        }
 
 
 def _measures(

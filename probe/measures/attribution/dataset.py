@@ -44,9 +44,15 @@ SCHEMA = {
 
 
 def tabulate(
-    values: Mapping[str, Any], answer: TargetResponse, features: Features, attrs: Mapping[str, Any]
+    values: Mapping[str, Any],
+    answer: TargetResponse,
+    features: Features,
+    attrs: Mapping[str, Any],
+    schema: Mapping[str, Variable] = SCHEMA,
 ) -> xr.Dataset:
-    """The dataset of one attribution from plain arrays named as in `SCHEMA`."""
+    """The dataset of one attribution from plain arrays named as in `SCHEMA`. `schema`: the same
+    with other units and meanings.
+    """
     inputs = answer.inputs
     arrays = {
         "token_id": answer.ids.cpu().numpy(),
@@ -59,4 +65,4 @@ def tabulate(
         **inputs.grid[0].variables("key"),
         **inputs.encoder_grid[0].variables("patch"),
     }
-    return dataset("attribute", arrays, SCHEMA, {"feature": features.names}, attrs)
+    return dataset("attribute", arrays, schema, {"feature": features.names}, attrs)
