@@ -21,7 +21,7 @@
 # | `PROBE_QUESTION` | what to ask about it | a question about the scene |
 # | `PROBE_BENCHMARK`, `PROBE_DATA` | a benchmark's name and the folder of its official files: `gqa`, `data/gqa` | drawn questions |
 #
-# All other notebooks take the same ones.
+# All notebooks take the same ones.
 
 # %% [markdown]
 # ## Load and ask

@@ -95,8 +95,8 @@ for axis, value in zip(axes, ("share", "lift"), strict=True):
 # %%
 _ = probe.plots.heatmaps(record, stack="prefusion", query_type="instruction")
 # %% [markdown]
-# Look around: under the picture, "Stack" switches between compressor, pre-fusion and LLM, and "Queries" between words and compressed
-# tokens. Drag a box on the picture to see which layers look there.
+# Look around. The page opens on the LLM, where one token stands for the whole picture: under it, "Stack" switches to pre-fusion and
+# the compressor, which see patches, and "Queries" from words to compressed tokens. Drag a box on the picture to see which layers look there.
 
 # %%
 page = record.probe.view()
