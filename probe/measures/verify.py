@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from probe.data.image import ImageSource
 from probe.hooks.attention_tap import tap
 from probe.hooks.block_threads import only_this_thread
-from probe.hooks.layer_arguments import cache_argument, output_cache
 from probe.hooks.model_checks import require_subject
 from probe.hooks.model_state import is_clear
 from probe.hooks.model_structure import LayerStack, stacks
@@ -43,6 +43,7 @@ from probe.measures.verify_model import (
 )
 from probe.measures.verify_report import Check, Report
 from probe.records.provenance import provenance
+from probe.subject.generation import GREEDY
 from probe.subject.inputs import Inputs, collate, with_response
 from probe.subject.subject import Subject
 
@@ -197,25 +198,37 @@ def _while_answering(subject: Subject, prompt: Inputs) -> Check:
     return Check.at_most(name, worst, bound)
 
 
+class _Says(LogitsProcessor):
+    """Makes `generate` answer with these ids, whatever the logits say."""
+
+    def __init__(self, ids: Int[Tensor, " token"]):
+        self.left = iter(ids.tolist())
+
+    def __call__(
+        self, input_ids: Int[Tensor, "row token"], scores: Float[Tensor, "row word"]
+    ) -> Float[Tensor, "row word"]:
+        said = torch.full_like(scores, float("-inf"))
+        said[:, next(self.left)] = 0
+        return said
+
+
 @torch.no_grad()
 def cached_logits(
     model: Any, prompt: Inputs, response_ids: Int[Tensor, " token"]
 ) -> Float[Tensor, "token word"]:
-    """The logits that predict each token of the response, decoded step by step with a cache."""
-    outputs = model(**prompt, use_cache=True)
-    logits = [outputs.logits[0, -1]]
-    # decoding never feeds the last token; one row without padding needs no mask but those that say
-    # which images a token sees: the images that the prompt's last token sees
-    images = {
-        name: mask[:, -1:]
-        for name, mask in prompt.items()
-        if name.endswith("attention_mask") and mask.ndim > 2 and not name.startswith("pixel")
-    }
-    for token in response_ids[:-1].to(prompt["input_ids"].device):
-        cache = cache_argument(model, output_cache(outputs))
-        outputs = model(input_ids=token.view(1, 1), use_cache=True, **cache, **images)
-        logits.append(outputs.logits[0, -1])
-    return torch.stack(logits)
+    """The logits that predict each token of the response, decoded step by step with a cache: by the
+    model's own `generate`, which knows what a step takes beside its token.
+    """
+    made = model.generate(
+        **prompt,
+        max_new_tokens=len(response_ids),
+        logits_processor=LogitsProcessorList([_Says(response_ids)]),
+        output_logits=True,
+        return_dict_in_generate=True,
+        use_cache=True,
+        **GREEDY,
+    )
+    return torch.cat(made.logits)
 
 
 def _cached(

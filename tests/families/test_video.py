@@ -11,9 +11,11 @@ import probe
 from probe.data.image import Video
 from probe.data.sample import Sample
 from probe.errors import ProbeError
+from probe.measures.attention.reference import largest_difference
 from probe.subject.inputs import with_response
 from tests.families.checks import (
     CHECKS,
+    EXACT,
     QUESTION,
     RESPONSE,
     SAME,
@@ -67,6 +69,17 @@ def test_a_family_is_exact_unchanged_and_blind_without_its_video(name):
     pairs = {(0, 1, 0.25), (2, 2, 1.0)}  # an odd last frame is paired with itself
     each = {(0, 0, 0.0), (1, 1, 0.5), (2, 2, 1.0)}
     assert spans == (pairs if name.startswith("qwen") else each)
+
+
+def test_the_tower_of_frames_equals_whole_maps():
+    model, processor = VIDEO_FAMILIES["video_llava"]()
+    subject = probe.load(model, processor=processor)
+    inputs = subject.encode(clip(0), QUESTION)
+    assert largest_difference(subject, inputs, "vision_video") < EXACT
+    record = probe.measure(subject, clip(0), QUESTION, RESPONSE, stacks=["vision_video"])
+    mass = record["vision_video"]["mass"]
+    assert mass.sizes["layer"] == 2 and mass.notnull().all()
+    np.testing.assert_allclose(mass.sum("key_type"), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["mask", "remove"])

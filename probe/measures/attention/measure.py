@@ -32,6 +32,7 @@ from probe.hooks.own_failure import own_failures
 from probe.measures.attention.batches import batches, encoded
 from probe.measures.attention.encoder_layout import first_calls, has_known_layout
 from probe.measures.attention.given_responses import Response, responses_of, source_of
+from probe.measures.attention.memory_plan import require_memory
 from probe.measures.attention.passes import Passes
 from probe.measures.attention.record_node import merged_patches, root, without_attention
 from probe.measures.attention.shared_passes import SharedPasses, SharedSamples
@@ -129,8 +130,9 @@ def measure_samples(
         progress: show a bar; by default for more than one sample.
         generate: options of `model.generate`, such as do_sample=True.
 
-    Raises ProbeError for what `Subject.encode` refuses, maps above 1 GiB, a model in training mode
-    or compiled, modules whose attention cannot be observed, and contribution of quantized weights.
+    Raises ProbeError for what `Subject.encode` refuses, maps above 1 GiB, more than a GPU has free
+    (`memory_plan.py`), a model in training mode or compiled, modules whose attention cannot be
+    observed, and contribution of quantized weights.
     """
     _check(subject, rows, maps, max_new_tokens, sinks)
     samples = _as_samples(samples)
@@ -173,6 +175,7 @@ def measure_samples(
             if maps:
                 new_tokens = max_new_tokens if answers is not None else 0
                 _check_maps(measured_stacks, encoded_rows, maps, len(samples), new_tokens)
+            require_memory("measure", subject, encoded_rows, measured_stacks.get("llm"), options)
             together = collate(encoded_rows, side="right")
             with own_failures("measure", subject.model, together):
                 asked_for = stacks is not None

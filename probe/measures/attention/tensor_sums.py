@@ -29,7 +29,23 @@ from probe.measures.attention.typed_keys import TypedKeys
 # Scores held at once: what fits into a CPU core's cache; enough work for a GPU.
 BLOCK_ELEMENTS = {"cpu": 1_000_000, "cuda": 6_000_000}
 OTHER_BLOCK_ELEMENTS = 2_000_000
+BYTES_OF_ELEMENT = 16  # scores and weights of it, and what sums over them make on the way
 NO_EXTRAS = Extras()
+
+
+def block_elements(device: torch.device) -> int:
+    """Scores that are held at once on this device: fewer where little of a GPU's memory is free."""
+    usual = BLOCK_ELEMENTS.get(device.type, OTHER_BLOCK_ELEMENTS)
+    free = free_memory(device)
+    return usual if free is None else max(1, min(usual, free // (2 * BYTES_OF_ELEMENT)))
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that torch can still have of a GPU, None for other devices."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 @torch.no_grad()
@@ -85,8 +101,7 @@ class _Walk:
     def _block_elements(self) -> int:
         call = self.call
         eighth = self.head_count * call.query_count * call.key_count // 8
-        limit = BLOCK_ELEMENTS.get(self.key.device.type, OTHER_BLOCK_ELEMENTS)
-        return min(limit, max(call.key_count, eighth))
+        return min(block_elements(self.key.device), max(call.key_count, eighth))
 
     def _plan(self) -> list[_Block]:
         """The counted queries, some dozens at a time."""

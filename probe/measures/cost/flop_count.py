@@ -13,6 +13,7 @@ interpolations are not counted.
 `formula_flops` is the one-line formula of papers on token reducers, to compare ratios with.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass, replace
@@ -40,6 +41,8 @@ WITH_WEIGHTS = ("aten.mm", "aten.addmm", "aten.convolution")  # the others multi
 # What is run at most; the cost of more follows from it (a shorter run counts the same)
 MOST_IMAGES = 64
 MOST_TOKENS = 2**17  # longer than any sliding window, whose cache stops growing
+
+PIXELS_ALONE = "a model that makes vision tokens of square views alone"
 
 Flops = Float[np.ndarray, " operation"]
 
@@ -203,18 +206,35 @@ def _encoded(base: Any, pixels: Mapping[str, Any]) -> int:
     """Runs encoder and projector; the vision tokens that come out. Raises ProbeError for a model
     that takes other pixels.
     """
-    videos = "pixel_values_videos" in pixels
+    name = "get_video_features" if "pixel_values_videos" in pixels else "get_image_features"
+    method: Any = getattr(base, name, None)
+    if reason := _other_inputs(method, pixels):
+        raise ProbeError("cost", expected=PIXELS_ALONE, got=f"{type(base).__name__}, {reason}")
     try:
-        method = base.get_video_features if videos else base.get_image_features
         output = method(**pixels)
     except Exception as error:  # a model's own code, given pixels that it may not take
-        got = f"{type(base).__name__} ({' '.join(str(error).split())[:200]})"
-        raise ProbeError(
-            "cost", expected="a model that takes square views of images", got=got
-        ) from error
+        reason = f"whose {name} refuses them ({' '.join(str(error).split())[:200]})"
+        if "meta tensor" in str(error).lower():
+            reason = "which looks at values, where only shapes are counted"
+        got = f"{type(base).__name__}, {reason}"
+        raise ProbeError("cost", expected=PIXELS_ALONE, got=got) from error
     features = getattr(output, "pooler_output", output)
     images = features if isinstance(features, list | tuple) else [features]
     return sum(image[..., 0].numel() for image in images)
+
+
+def _other_inputs(method: Any, pixels: Mapping[str, Any]) -> str:
+    """What keeps a method from making vision tokens of these pixels, "" for nothing."""
+    if method is None:
+        return "whose words read the image by cross-attention"
+    others = [
+        name
+        for name, parameter in inspect.signature(method).parameters.items()
+        if name not in pixels
+        and (name.endswith("grid_thw") or parameter.default is parameter.empty)
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    return f"which also takes {', '.join(others)}" if others else ""
 
 
 def _fused(base: Any, views: Tensor, words: int, rows: str) -> VisionTokens:

@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrain
 
 from probe.errors import ProbeError
 from probe.hooks.model_structure import stacks, text_decoder, vision_encoder
+from probe.measures.cost.prompt_shape import patches_of, side_of, square_size
 from probe.models.tiny import FOLDERS
 from probe.subject.loading import as_dtype
 from probe.subject.model_source import read_config
@@ -53,17 +54,22 @@ def described(source: Any, dtype: str | torch.dtype | None = None) -> Described:
         expected = "a name, a subject, a transformers model or a config"
         raise ProbeError("cost", expected=expected, got=f"a {type(source).__name__}")
     if not hasattr(config, "vision_config"):
+        reads_patches = hasattr(config, "patch_size")
+        kind = "whose LLM reads patches without one" if reads_patches else "which has text only"
         raise ProbeError(
             "cost",
-            expected="a vision-language model",
-            got=f"a {type(config).__name__}, which has text only",
+            expected="a model with a vision encoder"
+            if reads_patches
+            else "a vision-language model",
+            got=f"a {type(config).__name__}, {kind}",
         )
-    square = config.vision_config
-    if not all(
-        isinstance(getattr(square, size, None), int) for size in ("image_size", "patch_size")
-    ):
-        expected = "a vision encoder of one square size (CLIP, SigLIP)"
-        raise ProbeError("cost", expected=expected, got=f"{type(square).__name__}")
+    encoder = config.vision_config
+    if square_size(encoder, "image_size") is None or square_size(encoder, "patch_size") is None:
+        raise ProbeError(
+            "cost",
+            expected="a vision encoder of one square size (CLIP, SigLIP, InternVL's)",
+            got=f"{type(encoder).__name__}, which names none: it reads images at their own",
+        )
     name = (
         source
         if isinstance(source, str | os.PathLike)
@@ -103,6 +109,9 @@ def skeleton(config: Any) -> PreTrainedModel:
         raise ProbeError(
             "cost", expected="a config that a model can be built of", got=got
         ) from error
+    # Learned queries are passed as inputs, of which the counter would want gradients.
+    for queries in model.base_model.parameters(recurse=False):
+        queries.requires_grad_(False)
     return model.eval()
 
 
@@ -110,8 +119,8 @@ def own_view(source: Any) -> tuple[int, int]:
     """Pixels along a side of a model's views, and patches of a view. Raises ProbeError as
     `described` does.
     """
-    vision = described(source).config.vision_config
-    return vision.image_size, (vision.image_size // vision.patch_size) ** 2
+    config = described(source).config
+    return side_of(config), patches_of(config)
 
 
 def parameters(model: PreTrainedModel) -> dict[str, int]:

@@ -59,9 +59,31 @@ def tiles(config: Any) -> list | None:
     return getattr(config, "image_grid_pinpoints", None)
 
 
+def square_size(encoder: Any, name: str) -> int | None:
+    """A size in pixels of an encoder's config, given as a side or as equal sides; None for others.
+
+    >>> from types import SimpleNamespace
+    >>> square_size(SimpleNamespace(image_size=[448, 448]), "image_size")
+    448
+    """
+    given = getattr(encoder, name, None)
+    sides = set(given) if isinstance(given, list | tuple) else {given}
+    (side,) = sides if len(sides) == 1 else (None,)
+    return side if isinstance(side, int) else None
+
+
 def side_of(config: Any) -> int:
     """Pixels of a side of a view."""
-    return config.vision_config.image_size
+    side = square_size(config.vision_config, "image_size")
+    assert side is not None  # `described` has refused others
+    return side
+
+
+def patches_of(config: Any) -> int:
+    """Patches of a view."""
+    patch = square_size(config.vision_config, "patch_size")
+    assert patch is not None
+    return (side_of(config) // patch) ** 2
 
 
 def prompt_of(
@@ -88,8 +110,7 @@ def prompt_of(
     views = 1 if frames is not None and has_tiles else _views(config, side, height, width)
     compresses = hasattr(config, "compressor_size")
     if by_default and vision_tokens is not None and not has_tiles and not compresses:
-        patches = (side // config.vision_config.patch_size) ** 2
-        views = max(views, math.ceil(vision_tokens / patches))
+        views = max(views, math.ceil(vision_tokens / patches_of(config)))
     return PromptShape(height, width, views, frames, text_tokens)
 
 

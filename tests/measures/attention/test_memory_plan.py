@@ -1,0 +1,95 @@
+"""The plan of a measurement against the bytes of what is then there."""
+
+import models
+import pytest
+import torch
+
+import probe
+from probe.errors import ProbeError
+from probe.hooks.attention_tap import tap
+from probe.hooks.model_structure import stacks
+from probe.measures.attention import memory_plan as planning
+from probe.measures.attention.memory_plan import memory_plan
+from probe.measures.attention.stack_queries import stack_statistics
+from probe.measures.attention.stack_statistic import MeasureOptions
+from probe.measures.attention.tensor_sums import BLOCK_ELEMENTS, block_elements
+
+ASKED = models.picture(0), "what is it?", "a red circle"
+ALL = {"maps": "heads", "received_head": True, "contribution": True}
+COUNTS = ("query_count", "share_count", "received_count", "map_count")  # shared, or a view
+CUDA = torch.device("cuda", 0)
+
+
+def subject_of(make):
+    model, processor = make()
+    return probe.load(model, processor=processor)
+
+
+@pytest.fixture(scope="module", params=[models.llava15, models.llava_mini])
+def subject(request):
+    return subject_of(request.param)
+
+
+@pytest.mark.parametrize("options", [{}, {"maps": True}, ALL], ids=["least", "maps", "all"])
+def test_the_plan_is_what_a_record_takes(subject, options):
+    plan = memory_plan(subject, [subject.encode(*ASKED)], options=MeasureOptions(**options))
+    record = probe.measure(subject, *ASKED, **options)
+    taken = {
+        name: sum(values.nbytes for values in node.data_vars.values())
+        for name, node in record.children.items()
+    }
+    for name, size in taken.items():
+        assert plan.record[name] == size, name
+    # LLaVA-Mini's compressor always keeps the map of each query
+    assert (plan.maps > 0) == ("compressor" in taken or bool(options.get("maps")))
+
+
+@pytest.mark.parametrize("options", [{}, ALL], ids=["least", "all"])
+def test_the_plan_is_what_statistics_hold(subject, options):
+    inputs, options = subject.encode(*ASKED), MeasureOptions(**options)
+    names = list(stacks(subject.model))
+    statistics = stack_statistics(subject, inputs, names, options)
+    for name, made in statistics.items():
+        with torch.no_grad(), tap(stacks(subject.model)[name].attention, made.statistic):
+            subject.model(**inputs, use_cache=False)
+    held = sum(
+        values.nbytes
+        for made in statistics.values()
+        for module in made.statistic.modules
+        for row in made.statistic.sums(module)
+        for variable, values in row.items()
+        if variable not in COUNTS
+    )
+    assert memory_plan(subject, [inputs], options=options).held == held
+
+
+def test_memory_grows_with_the_sequence_and_not_with_its_square():
+    subject = subject_of(models.llava15)
+    plans = [
+        memory_plan(subject, [subject.encode(ASKED[0], "what is it? " * times)])
+        for times in (1, 100, 200)
+    ]
+    first, second, third = (plan.peak for plan in plans)
+    assert first < second and third - second <= 2 * (second - first)
+    assert plans[0].record["llm"] == plans[2].record["llm"]  # vision keys and types are the same
+
+
+def test_what_does_not_fit_is_told_before_any_forward(monkeypatch):
+    subject = subject_of(models.llava15)
+    monkeypatch.setattr(planning, "free_memory", lambda device: 2**20)
+    subject.model.register_forward_pre_hook(lambda *_: pytest.fail("a forward ran"))
+    expected = (
+        r"expected \d+ MB free beside the model for 1 samples at once, got 1 MB on cpu; lower"
+    )
+    with pytest.raises(ProbeError, match=expected):
+        probe.measure(subject, *ASKED)
+
+
+def test_blocks_are_smaller_where_little_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**20)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**19)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**37))
+    assert block_elements(CUDA) == BLOCK_ELEMENTS["cuda"]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**19, 2**37))
+    assert block_elements(CUDA) == 2**20 // 32
+    assert block_elements(torch.device("cpu")) == BLOCK_ELEMENTS["cpu"]
