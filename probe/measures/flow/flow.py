@@ -76,10 +76,11 @@ def flow(
 
     Returns a dataset like that of `probe.attribute`: attribution (feature), for both rollouts
     token_attribution (token, feature), for contribution layer_attribution (layer, feature). Every
-    score is 0 or more: none speaks against the answer. Gradients of the parameters are left alone.
+    score is 0 or more: none speaks against the answer; it is 0 where a reducer has removed a
+    region's tokens. Gradients of the parameters are left alone.
 
-    Raises ProbeError for an unknown method, regions without a vision token of their own
-    (LLaVA-Mini), attention that cannot be observed, contribution of quantized weights, and what
+    Raises ProbeError for an unknown method, vision tokens that stand for no place (LLaVA-Mini's),
+    attention that cannot be observed, contribution of quantized weights, and what
     `probe.attribute` refuses.
 
     Source: as in the file of each method (`probe/measures/flow/`).
@@ -87,9 +88,9 @@ def flow(
     _check(subject, method, over)
     answer = TargetResponse.of(subject, image, question, response, tokens, max_new_tokens)
     features = Features.of(subject, answer.inputs, over, words=False)
+    _check_places(features)
     with finite_states("flow", subject.model, ["llm"]):
-        backward = method in BY_GRADIENT
-        observed = ObservedPass.of(subject, answer, features, method, backward)
+        observed = ObservedPass.of(subject, answer, features, method in BY_GRADIENT)
     values: dict[str, Any] = {
         "token_logprob": observed.logprob.numpy(),
         "logprob": observed.logprob.sum().numpy(),
@@ -128,6 +129,16 @@ def _check(subject: Subject, method: str, over: Over) -> None:
         one_of("flow", "a mask, or regions of", over, CELL)
     if method == CONTRIBUTION:
         check_projections(stacks(subject.model)["llm"])
+
+
+def _check_places(features: Features) -> None:
+    if not (features.keys >= 0).any():
+        raise ProbeError(
+            "flow",
+            expected="vision tokens of the LLM that lie in regions of the image",
+            got="none: each is made of the whole image, or lies outside the regions",
+            fix="use probe.attribute, whose baseline='mean' changes pixels",
+        )
 
 
 @torch.no_grad()

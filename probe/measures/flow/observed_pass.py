@@ -1,7 +1,7 @@
 """One forward over prompt and answer, as flow maps need it: the attention calls of the LLM, and
 (with a backward pass) the gradient of the answer's log-probability in what each call gives.
 
-    observed = ObservedPass.of(subject, answer, features, "rollout", backward=False)
+    observed = ObservedPass.of(subject, answer, features, backward=False)
     observed.layers[-1]            # the last layer's call; two parts where it is edited
 
 Kept are queries, keys, values and gradients: tokens × layers. A gradient in an attention weight is
@@ -23,7 +23,7 @@ from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.model_structure import stacks, text_decoder
 from probe.measures.attribution.baselines import Perturbation
-from probe.measures.attribution.features import Features
+from probe.measures.attribution.features import NO_FEATURE, Features
 from probe.measures.attribution.perturbed_model import PerturbedModel
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
@@ -65,14 +65,13 @@ class ObservedPass:
         subject: Subject,
         answer: TargetResponse,
         features: Features,
-        method: str,
         backward: bool,
     ) -> "ObservedPass":
-        """Raises ProbeError where a region has no vision token of its own (LLaVA-Mini), where the
-        LLM's layers do not run on all tokens among themselves, and for attention that cannot be
-        observed.
+        """Raises ProbeError where the LLM's layers do not run on all tokens among themselves, and
+        for attention that cannot be observed.
         """
-        perturbed = PerturbedModel(subject, answer, Perturbation.none(features, method))
+        nothing = torch.full_like(features.tokens, NO_FEATURE)
+        perturbed = PerturbedModel(subject, answer, Perturbation("none", nothing, nothing))
         observer = _Observer(subject, len(features.tokens))
         with torch.set_grad_enabled(backward), observer.attached():
             logprob = perturbed(torch.ones(1, len(features)))[0]

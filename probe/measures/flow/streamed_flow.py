@@ -34,6 +34,8 @@ def received(relevance: Rows, parts: list[CallPart], mixed: Mixed) -> Rows:
     total = torch.zeros_like(relevance)
     for part in parts:
         is_needed = (relevance != 0).any(0) & part.active.to(relevance.device)
+        if not is_needed.any():
+            continue
         at_a_time = max(1, min(CHUNK, part.call.key_count // PARTS))
         for queries in is_needed.nonzero()[:, 0].split(at_a_time):
             weights = weights_of(part, queries)

@@ -9,8 +9,9 @@ from torch.utils._pytree import tree_leaves
 
 import probe
 from probe.errors import ProbeError
-from probe.interventions import knockout
+from probe.interventions import drop_vision, knockout
 from probe.models.planted import planted
+from probe.reducers import FastV
 from probe.subject.subject import Subject
 
 METHODS = ("rollout", "gradient_rollout", "grad_cam", "contribution")
@@ -173,6 +174,28 @@ def test_what_is_knocked_out_does_not_flow():
             assert np.abs(found["attribution"].values).max() == 0, method
 
 
+def test_edited_and_removed_rows_flow_as_they_run():
+    """Under "zero" a call runs in two parts; FastV and "remove" leave rows out of later layers."""
+    subject = loaded(models.llava15, side=16)
+    inputs = subject.encode(models.picture(2), QUESTION, ANSWER)
+    for method in METHODS:
+        own = probe.flow(subject, inputs, method=method)["attribution"].values
+        with drop_vision(subject, [], mode="mask"):
+            assert (probe.flow(subject, inputs, method=method)["attribution"].values == own).all()
+        with drop_vision(subject, range(3), mode="zero"):
+            unread = probe.flow(subject, inputs, method=method)["attribution"].values
+        with drop_vision(subject, range(3), mode="remove"):
+            gone = probe.flow(subject, inputs, method=method)["attribution"].values
+        with drop_vision(subject, range(3), mode="mask"):
+            masked = probe.flow(subject, inputs, method=method)["attribution"].values
+        assert gone == pytest.approx(masked, abs=1e-6)
+        if method in ("gradient_rollout", "contribution"):  # values of 0 have no part in the answer
+            assert unread.max() == 0
+        with probe.reduced(subject, FastV(layer=1, keep=0.25)):
+            pruned = probe.flow(subject, inputs, method=method)["attribution"].values
+        assert not np.allclose(pruned, own) and np.isfinite(pruned).all()
+
+
 def test_the_planted_patches_come_first():
     known = planted(read_layers=(2, 4), patches=(14, 15))
     subject = probe.load(known.model, processor=known.processor)
@@ -181,7 +204,8 @@ def test_the_planted_patches_come_first():
         assert set(np.argsort(-found["attribution"].values)[:2]) == {14, 15}, method
 
 
-def test_plots_and_curves_take_it_as_it_is(tmp_path):
+@pytest.mark.wide
+def test_plots_and_curves_take_it_as_it_is():
     subject = loaded(models.llava15, side=16)
     asked = subject, models.picture(2), QUESTION, ANSWER
     maps = {name: probe.flow(*asked, method=name) for name in METHODS}
@@ -192,11 +216,15 @@ def test_plots_and_curves_take_it_as_it_is(tmp_path):
     figure = probe.plots.agreement({"ablation": ablation, **maps}, curves=curves)
     probe.plots.agreement(maps["rollout"])
     assert figure.axes
+
+
+def test_files_keep_units(subject, tmp_path):
+    found = probe.flow(subject, models.picture(2), QUESTION, ANSWER)
     path = tmp_path / "flow.zarr.zip"
-    probe.save_record(maps["rollout"], path)
+    probe.save_record(found, path)
     again = probe.open_record(path)
     assert again["attribution"].attrs["units"] == "fraction"
-    assert again["attribution"].values.tolist() == maps["rollout"]["attribution"].values.tolist()
+    assert again["attribution"].values.tolist() == found["attribution"].values.tolist()
 
 
 def test_mistakes_are_told(subject):
@@ -205,5 +233,5 @@ def test_mistakes_are_told(subject):
         probe.flow(*asked, method="roll")
     with pytest.raises(ProbeError, match="regions of patches, grid, got 'words'"):
         probe.flow(*asked, over="words")
-    with pytest.raises(ProbeError, match="vision tokens of the LLM in every region"):
+    with pytest.raises(ProbeError, match="that lie in regions of the image"):
         probe.flow(loaded(models.llava_mini), models.picture(2), QUESTION, ANSWER)
