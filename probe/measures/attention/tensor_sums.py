@@ -42,7 +42,7 @@ def block_elements(device: torch.device) -> int:
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes that torch can still have of a GPU, None for other devices."""
-    if device.type != "cuda":
+    if device.type != "cuda" or not torch.cuda.is_available():
         return None
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

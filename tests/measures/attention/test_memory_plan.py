@@ -86,6 +86,7 @@ def test_what_does_not_fit_is_told_before_any_forward(monkeypatch):
 
 
 def test_blocks_are_smaller_where_little_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**20)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**19)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**37))
