@@ -38,7 +38,8 @@ MODELS = ("tiny-llava", "tiny-llava-mini")
 QUESTIONS = 18  # on three images
 DPI = 100
 DATASETS = ("lens", "attribution", "gradients", "curves", "concentration")
-OF_SAMPLES = ("record", "fine", "drop", "answers")
+CAUSAL = ("head-sweep", "patch-sweep", "steering", "video")
+OF_SAMPLES = ("record", "fine", "drop", "answers", *CAUSAL)
 COSTS = ("cost", "answers-cost")
 
 Data = dict[str, Any]
@@ -82,6 +83,27 @@ def measured(model: str, questions: int = QUESTIONS, over: str = "patches") -> D
         ),
         "cost": probe.cost(subject, measure=5),
         "drop": _dropped(subject, questions),
+    }
+
+
+def causal(questions: int = QUESTIONS) -> Data:
+    """Sweeps of heads, patches and steering on tiny-llava; tiny-llava-mini on a short video."""
+    from probe.evaluation.benchmarks import named
+    from probe.models.tiny.questions import sample_image
+    from probe.models.tiny.scene_pairs import scene_pairs
+
+    subject = probe.load("tiny-llava")
+    samples = named("shapes").read(questions=questions).samples
+    pairs = scene_pairs(questions // 3 or 1)
+    layer, half = 4, len(samples) // 2 or 1
+    towards = probe.direction(subject, samples[:half], samples[half:], layer=layer)
+    frames = [sample_image(seed)[0].resize((60, 60)) for seed in range(6)]
+    mini = probe.load("tiny-llava-mini")
+    return {
+        "head-sweep": probe.head_sweep(subject, samples, progress=False),
+        "patch-sweep": probe.patch_sweep(subject, pairs, progress=False),
+        "steering": probe.steering_curve(subject, samples, towards, progress=False),
+        "video": probe.measure(mini, probe.Video(frames, fps=1.0), "what ?", stacks=["llm"]),
     }
 
 
@@ -176,6 +198,10 @@ def comparisons(data: Data, of_models: dict[str, Data]) -> dict[str, Callable[[]
         for tokens in sorted({1, most // 4 or 1, most})
     ]
     return {
+        "head_effects": lambda: plots.head_effects(data["head-sweep"]),
+        "recovered": lambda: plots.recovered(data["patch-sweep"]),
+        "steering": lambda: plots.steering(data["steering"]),
+        "frames": lambda: plots.frames(data["video"]),
         "reductions": lambda: plots.reductions(data["answers"], data["answers-cost"]),
         "reducer_benchmark": lambda: plots.reducer_benchmark(data["answers"], data["answers-cost"]),
         "flops": lambda: plots.flops(costs),
@@ -244,7 +270,7 @@ def measure(folder: Path, questions: int, over: str) -> None:
     """Measures both models, and the comparison, and saves everything in the folder."""
     for model in MODELS:
         save(measured(model, questions, over), model, folder)
-    save(compared(questions), "compared", folder)
+    save(compared(questions) | causal(questions), "compared", folder)
 
 
 def main() -> None:

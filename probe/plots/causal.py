@@ -27,6 +27,7 @@ from probe.plots.style import (
     GREY,
     LIGHT_GREY,
     VERMILION,
+    below,
     caption,
     figure_of,
     finish,
@@ -144,8 +145,8 @@ def _ranked(axis: Axes, shown: pd.DataFrame) -> None:
     heads = zip(shown["layer"], shown["head"], strict=True)
     axis.set_yticks(place, [f"layer {layer + 1}, head {head + 1}" for layer, head in heads])
     axis.set_ylim(len(shown) - 0.4, -0.6)
-    finish(axis, "gold answer", xlabel="log p untouched − log p ablated (nat)")
-    legend(axis, handles, loc="lower right")
+    finish(axis, "gold answer", xlabel="loss of log p (nat)")
+    legend(axis, handles, **below(axis))
 
 
 @styled()

@@ -25,7 +25,16 @@ from probe.plots.patches import (
     show_image,
     small_image,
 )
-from probe.plots.style import SMALL_TITLE, caption, heading, layer_label, legend, panels, styled
+from probe.plots.style import (
+    RIGHT,
+    SMALL_TITLE,
+    caption,
+    heading,
+    layer_label,
+    legend,
+    panels,
+    styled,
+)
 from probe.records import node
 from probe.records.video_frames import frame_attention
 
@@ -80,7 +89,7 @@ def frames(
     mean = values.mean("layer", skipna=True).values
     axis.plot(time, mean, "k.-", lw=2.5, label="mean over layers")
     axis.set(ylabel=f"attention of {query_type}\non the frame (fraction)", ylim=(0, None))
-    legend(axis)
+    legend(axis, **RIGHT)
     if strip is None:
         axis.set(xlabel="time in the video (s)")
     else:

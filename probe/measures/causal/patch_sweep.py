@@ -3,7 +3,7 @@ clean and a corrupted run.
 
     table = patch_sweep(subject, samples, positions="types", site="residual", corruption="image")
     recovered(table)                       # a row for each layer and group, with intervals
-    probe.plots.patches_recovered(table)
+    probe.plots.recovered(table)
 
 Pairs with minimal differences are drawn by `probe.models.tiny.scene_pairs`; one's own are
 `Sample(corrupted=...)`. Each case is equal to itself alone under `patch` (1e-5 in float32).
