@@ -83,7 +83,7 @@ def without_cache(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def hidden_states(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
     """The hidden states that a layer is called with."""
-    return args[0] if args else kwargs["hidden_states"]
+    return args[0] if args else kwargs[_hidden_name(kwargs)]
 
 
 def replace_hidden_states(
@@ -92,7 +92,12 @@ def replace_hidden_states(
     """The arguments of a layer with other hidden states, passed in the same way."""
     if args:
         return (hidden, *args[1:]), dict(kwargs)
-    return args, {**kwargs, "hidden_states": hidden}
+    return args, {**kwargs, _hidden_name(kwargs): hidden}
+
+
+def _hidden_name(kwargs: Mapping[str, Any]) -> str:
+    """What the layer calls them: `hidden_state` in some encoders up to transformers 5.19."""
+    return next((name for name in kwargs if name.startswith("hidden_state")), "hidden_states")
 
 
 def by_name(callee: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -56,8 +56,8 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_exact_unchanged_and_blind(name):
-    if name == "llama4" and transformers.__version__.startswith("5.24.0"):
-        pytest.skip("transformers 5.24.0: Llama 4's own forward raises AttributeError")
+    if name == "llama4" and transformers.__version__.startswith(("5.19.0", "5.24.0")):
+        pytest.skip("this transformers: Llama 4's own forward raises AttributeError")
     model, processor = FAMILIES[name]()
     case = Case(probe.load(model, processor=processor))
     found = results(case)
