@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from probe.cli.benchmark_run import read_task, write_problems
-from probe.cli.engine import EngineOptions, measured
+from probe.cli.benchmark_run import read_task
+from probe.cli.engine import EngineOptions, finished
 from probe.cli.options import BenchmarkOptions, CacheGB, Longest, ModelOptions, Out, with_options
 from probe.cli.output import number, say, show_table, stage
 from probe.cli.result_folder import results
@@ -98,11 +98,7 @@ def drop(
             attention=attention,
             cache_gb=cache_gb,
         )
-        run = measured(dropping, folder, engine, estimate=dropping.estimate)
-        problems = write_problems(run, task, folder)
-        if folder.refusal is None:
-            run.compact([sample.id for sample in dropping.samples])
-        dataset = dropping.results(run)
+        dataset, problems = finished(dropping, folder, engine, estimate=dropping.estimate)
         if judged is not None:
             dataset = with_scores(dataset, task, judged)
         table = accuracy(dataset)

@@ -2,7 +2,7 @@
 
     engine.launch()                        # workers that run this command, if they were asked for
     loading = engine.placed(loading)       # each on its own GPUs
-    run = measured(dropping, folder, engine)
+    answers, problems = finished(dropping, folder, engine)
 
 Every way runs the same command in the same run directory. One worker (rank 0, or whichever shard
 finds everything done) goes on to the results; for the others the command ends after the measuring.
@@ -10,11 +10,11 @@ finds everything done) goes on to the results; for the others the command ends a
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from probe.cli.benchmark_run import show_progress
+from probe.cli.benchmark_run import show_progress, write_problems
 from probe.cli.options import ModelOptions
 from probe.cli.output import say
 from probe.cli.result_folder import ResultFolder
@@ -151,3 +151,16 @@ def measured(
             say("shard", f"{engine.shard} is done; {remaining} questions are left to other shards")
             raise typer.Exit
     return run
+
+
+def finished(
+    sample_run: "SampleRun", folder: ResultFolder, engine: EngineOptions, **options: Any
+) -> tuple[Any, str]:
+    """The results of a run over a benchmark, with `final.zarr` beside its parts, and what was left
+    out. `options`: of `measured`, which says when the command ends instead.
+    """
+    run = measured(sample_run, folder, engine, **options)
+    problems = write_problems(run, sample_run.task, folder)
+    if folder.refusal is None:
+        run.compact([sample.id for sample in sample_run.samples])
+    return sample_run.results(run), problems

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from probe.cli.benchmark_run import read_task, write_problems
-from probe.cli.engine import EngineOptions, measured
+from probe.cli.benchmark_run import read_task
+from probe.cli.engine import EngineOptions, finished
 from probe.cli.options import BenchmarkOptions, CacheGB, ModelOptions, Out, with_options
 from probe.cli.output import number, say, show_table, stage
 from probe.cli.result_folder import results
@@ -64,11 +64,7 @@ def heads(
             attention=attention,
             cache_gb=cache_gb,
         )
-        run = measured(sweeping, folder, engine)
-        problems = write_problems(run, task, folder)
-        if folder.refusal is None:
-            run.compact([sample.id for sample in sweeping.samples])
-        dataset = sweeping.results(run)
+        dataset, problems = finished(sweeping, folder, engine)
         table = head_effects(dataset)
         folder.table("heads", table)
         with stage("drawing"):

@@ -176,6 +176,22 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
     return flat
 
 
+def given_options(group: Any) -> list[str]:
+    """The words of a command line that give these options: all that are not None, and flags.
+
+    >>> given_options(BenchmarkOptions("gqa", limit=5))
+    ['--benchmark', 'gqa', '--limit', '5']
+    """
+    words: list[str] = []
+    for field_ in fields(group):
+        value, name = getattr(group, field_.name), f"--{field_.name.replace('_', '-')}"
+        if value is True:
+            words.append(name)
+        elif value is not None and value is not False:
+            words += [name, str(value)]
+    return words
+
+
 def what_to_ask(images: list[Path] | None, question: str | None) -> tuple[list, str]:
     """The user's images and question; what is missing comes from the drawn sample."""
     from probe.data.image import Video

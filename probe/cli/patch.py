@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from probe.cli.benchmark_run import SHAPES_LIMIT, read_task, write_problems
-from probe.cli.engine import EngineOptions, measured
+from probe.cli.benchmark_run import SHAPES_LIMIT, read_task
+from probe.cli.engine import EngineOptions, finished
 from probe.cli.options import BenchmarkOptions, CacheGB, ModelOptions, Out, Seed, with_options
 from probe.cli.output import number, say, show_table, stage
 from probe.cli.result_folder import results
@@ -84,11 +84,7 @@ def patch(
             seed=seed,
             cache_gb=cache_gb,
         )
-        run = measured(sweeping, folder, engine)
-        problems = write_problems(run, task, folder)
-        if folder.refusal is None:
-            run.compact([sample.id for sample in sweeping.samples])
-        dataset = sweeping.results(run)
+        dataset, problems = finished(sweeping, folder, engine)
         table = recovered(dataset)
         folder.table("patches", table)
         with stage("drawing"):

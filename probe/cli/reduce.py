@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from probe.cli.benchmark_run import read_task, write_problems
+from probe.cli.benchmark_run import read_task
 from probe.cli.cost import time_and_memory, with_unit
-from probe.cli.engine import EngineOptions, measured
+from probe.cli.engine import EngineOptions, finished
 from probe.cli.options import BenchmarkOptions, CacheGB, Longest, ModelOptions, Out, with_options
 from probe.cli.output import say, show_table, stage
 from probe.cli.result_folder import ResultFolder, results
@@ -124,11 +124,7 @@ def reduce(
         )
         comparison = Comparison(methods, task, max_new_tokens=max_new_tokens, cache_gb=cache_gb)
         to = f" to {len(comparison.methods)} methods"
-        run = measured(comparison, folder, engine, to=to)
-        problems = write_problems(run, task, folder)
-        if folder.refusal is None:
-            run.compact([sample.id for sample in comparison.samples])
-        answers = comparison.results(run)
+        answers, problems = finished(comparison, folder, engine, to=to)
         with stage("measuring time and memory"):
             costs = comparison.costs(answers, repeats)
         table = with_costs(method_scores(answers), costs)

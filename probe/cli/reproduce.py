@@ -6,7 +6,7 @@ engine; the figures are copied under the paper's numbers.
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,7 +14,14 @@ import typer
 
 from probe.cli.benchmark_run import read_task
 from probe.cli.engine import EngineOptions
-from probe.cli.options import BenchmarkOptions, Longest, ModelOptions, Out, with_options
+from probe.cli.options import (
+    BenchmarkOptions,
+    Longest,
+    ModelOptions,
+    Out,
+    given_options,
+    with_options,
+)
 from probe.cli.output import say
 from probe.cli.result_folder import results
 from probe.errors import ProbeError, one_of
@@ -66,42 +73,18 @@ class Request:
 
     def model(self, name: str | None = None) -> list[str]:
         """The options that load the model, or another one in the same way."""
-        given = {
-            "--model": name or self.loading.model,
-            "--aspect": self.loading.aspect if name is None else None,
-            "--dtype": self.loading.dtype,
-            "--device": self.loading.device,
-            "--device-map": self.loading.device_map,
-            "--attn": self.loading.attn,
-            "--quantization": self.loading.quantization,
-            "--exif": self.loading.exif,
-        }
-        return [*_options(given), *(["--debug"] if self.loading.debug else [])]
+        other = {} if name is None else {"model": name, "aspect": None}
+        return given_options(replace(self.loading, **other))
 
     def samples(self) -> list[str]:
         """The options of a verb over the benchmark."""
-        given = {
-            "--benchmark": self.asked.benchmark,
-            "--data": self.asked.data,
-            "--split": self.asked.split,
-            "--limit": self.asked.limit,
-            "--workers": self.engine.workers,
-            "--gpus": self.engine.gpus,
-            "--shard": self.engine.shard,
-            "--ray": self.engine.ray,
-            "--max-new-tokens": self.max_new_tokens,
-        }
-        return _options(given)
+        words = [*given_options(self.asked), *given_options(self.engine)]
+        return [*words, "--max-new-tokens", str(self.max_new_tokens)]
 
     def example(self) -> list[str]:
         """The options of a verb about the example image."""
         images = [word for image in self.images for word in ("--image", str(image))]
         return [*images, "--question", self.question]
-
-
-def _options(given: Mapping[str, object]) -> list[str]:
-    pairs = ((name, str(value)) for name, value in given.items() if value is not None)
-    return [word for pair in pairs for word in pair]
 
 
 LLAVA_MINI = (

@@ -8,8 +8,8 @@
     folder.announce()                              # written to out/: record.zarr.zip, ...
 
 `results.json` in it says which verb wrote which files, so that its next results replace them, and
-the command that did. Any
-other file is its user's: it is never removed, and renamed where a result needs its name.
+by which command. Any other file is its user's: it is never removed, and renamed where a result
+needs its name.
 """
 
 import json

@@ -24,6 +24,7 @@ def view_run(files: Sequence[Path], data: Path | None, out: Path, opens: bool) -
     """Writes the page of the run in `files[0]`. Raises ProbeError for more than one."""
     if len(files) > 1:
         raise ProbeError("view", expected="the folder of one run", got=", ".join(map(str, files)))
+    from probe.interventions.sweep.result_table import gold_answer
     from probe.records.run_directory import RunDirectory
     from probe.viewer.page import page
     from probe.viewer.picture_sheets import write_sheets
@@ -43,7 +44,7 @@ def view_run(files: Sequence[Path], data: Path | None, out: Path, opens: bool) -
         number = {name: place for place, name in enumerate(images)}
         header, packed = run_payload(
             found,
-            gold={sample.id: _gold(sample) for sample in samples},
+            gold={sample.id: gold_answer(sample) for sample in samples},
             correct=_scores(found, samples, task),
             places={s.id: number[_image_name(s)] for s in samples if s.images},
             sheets=sheets,
@@ -76,11 +77,6 @@ def _task_of(facts: Mapping[str, Any], data: Path | None) -> "BenchmarkTask | No
 
 def _image_name(sample: "Sample") -> str:
     return str(sample.meta.get("image", sample.id))
-
-
-def _gold(sample: "Sample") -> str:
-    answers = [sample.answer] if isinstance(sample.answer, str) else list(sample.answer or ())
-    return answers[0] if answers else ""
 
 
 def _scores(

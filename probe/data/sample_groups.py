@@ -50,6 +50,11 @@ def images_of(sample: Sample, read: dict[int, str] | None = None) -> tuple[str, 
         return (f"unreadable: {sample.id}",)
 
 
+def image_name(sample: Sample) -> str:
+    """What results call a sample's images: the benchmark's name of them, or their identity."""
+    return str(sample.meta.get("image") or "+".join(images_of(sample)))
+
+
 def _identity(image: ImageSource, read: dict[int, str]) -> str:
     if isinstance(image, str | Path):
         return str(image)

@@ -6,7 +6,7 @@ patches = PatchRun(subject, pairs_task("colour", 40), corruption="given")
 recovered(patches.results(patches.run("probe-out/patch")))
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +18,9 @@ from probe.data.sample_groups import groups
 from probe.errors import ProbeError
 from probe.evaluation.benchmarks import named
 from probe.evaluation.run_identity import fingerprint
-from probe.evaluation.sample_run import SampleRun, about
+from probe.evaluation.sample_run import SampleRun, about, donor_of
 from probe.evaluation.task import BenchmarkTask
+from probe.interventions.sweep.result_table import gold_answer
 from probe.measures.attention.measure import measure_samples
 from probe.measures.causal.head_sweep import HeadSweep
 from probe.measures.causal.patch_pairs import counterparts
@@ -79,7 +80,8 @@ class HeadRun(SampleRun):
 
     def __call__(self, samples: list[Sample]) -> xr.Dataset:
         tables: dict[str, xr.Dataset] = {}
-        donors = {sample.id: self._donor(sample) for sample in samples} if self.control else {}
+        asked = samples if self.control else []
+        donors = {sample.id: donor_of(self.task, self.subject, sample) for sample in asked}
         for rows in groups(samples):
             group = [samples[row] for row in rows]
             for sample, table in zip(group, self.sweep(group, donors), strict=True):
@@ -87,13 +89,9 @@ class HeadRun(SampleRun):
         table = xr.concat([tables[each.id] for each in samples], "sample", combine_attrs="override")
         return table.assign(self._attention(samples)) if self.attention else table
 
-    def _donor(self, sample: Sample) -> Any:
-        same_size = self.subject.aspect == "anyres"
-        return self.task.donor(sample, same_size, self.subject.exif)
-
     def _attention(self, samples: list[Sample]) -> Mapping[str, xr.DataArray]:
         """Mass, entropy and contribution of response → vision, by head, for the gold answer."""
-        gold = [_first(sample.answer) for sample in samples]
+        gold = [gold_answer(sample) for sample in samples]
         stack = self.sweep.stack_name
         options: dict[str, Any] = {"stacks": [stack], "rows": "text", "contribution": True}
         record = measure_samples(self.subject, samples, gold, progress=False, **options)
@@ -156,8 +154,7 @@ class PatchRun(SampleRun):
     def _counterpart(self, sample: Sample) -> Sample:
         if self.sweep.corruption != "image":
             return counterparts(self.subject, [sample], self.sweep.corruption)[sample.id]
-        same_size = self.subject.aspect == "anyres"
-        donor = self.task.donor(sample, same_size, self.subject.exif)
+        donor = donor_of(self.task, self.subject, sample)
         if donor is None:
             raise ProbeError("patch", expected="another image", got=f"none for {sample.id!r}")
         return replace(sample, image=donor)
@@ -173,7 +170,3 @@ def _described(table: xr.Dataset, sample: Sample, task: BenchmarkTask) -> xr.Dat
     """With what is known of the sample."""
     facts = about(sample).drop_vars("image", errors="ignore")
     return table.assign(facts.data_vars).assign_attrs(benchmark=task.benchmark.name)
-
-
-def _first(answer: str | Sequence[str] | None) -> str:
-    return answer if isinstance(answer, str) else next(iter(answer or ()), "")

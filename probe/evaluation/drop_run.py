@@ -19,7 +19,7 @@ from probe.data.sample import Sample
 from probe.errors import ProbeError, one_of
 from probe.evaluation.drop_effects import ATTENTION
 from probe.evaluation.run_identity import fingerprint
-from probe.evaluation.sample_run import SampleRun, about
+from probe.evaluation.sample_run import SampleRun, about, donor_of
 from probe.evaluation.task import BenchmarkTask
 from probe.hooks.model_structure import stacks
 from probe.interventions.layer_target import Names, as_names
@@ -117,8 +117,7 @@ class DropRun(SampleRun):
     def __call__(self, samples: list[Sample]) -> xr.DataTree:
         """One sample (a list, as `run_samples` has it) in every case of every mode."""
         (sample,) = samples
-        same_size = self.subject.aspect == "anyres"
-        donor = self.task.donor(sample, same_size, self.subject.exif)
+        donor = donor_of(self.task, self.subject, sample)
         nodes = {}
         for mode, sweep in self.sweeps.items():
             table = sweep(sample, donor).drop_vars(WORK_COUNTS)

@@ -18,10 +18,11 @@ import xarray as xr
 
 from probe.data.sample import Sample
 from probe.evaluation.task import BenchmarkTask
-from probe.interventions.sweep.result_table import golden
+from probe.interventions.sweep.result_table import gold_answer
 from probe.records.provenance import RunFingerprint
 from probe.records.run_directory import RunDirectory
 from probe.records.run_work import run_samples
+from probe.subject.subject import Subject
 
 Progress = Callable[[int], None]
 OF_SAMPLES = ("image", "kind", "unit", "rotations")  # of `meta`: what tables are grouped by
@@ -84,10 +85,16 @@ def load_run(run: RunDirectory, task: BenchmarkTask) -> Any:
     return run.load([sample.id for sample in task.benchmark.samples])
 
 
+def donor_of(task: BenchmarkTask, subject: Subject, sample: Sample) -> Any:
+    """The images that replace the sample's own for this subject; None if there are none."""
+    same_size = subject.aspect == "anyres"  # whose vision tokens depend on the size
+    return task.donor(sample, same_size, subject.exif)
+
+
 def about(sample: Sample) -> xr.Dataset:
     """What figures and tables need to know of a sample, as text: one variable each."""
     texts = {name: str(sample.meta[name]) for name in OF_SAMPLES if name in sample.meta}
-    texts |= {"question": str(sample.question), "gold": next(iter(golden(sample)), "")}
+    texts |= {"question": str(sample.question), "gold": gold_answer(sample)}
     return xr.Dataset(
         {name: ("sample", np.array([text], dtype=object)) for name, text in texts.items()},
         coords={"sample": np.array([sample.id], dtype=object)},

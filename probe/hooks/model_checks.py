@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from probe.errors import ProbeError, shown
 from probe.hooks.compiled import refuse_compiled
+from probe.hooks.model_state import active_interventions, active_reducers
 
 
 def require_subject(called: str, subject: Any) -> None:
@@ -41,3 +42,10 @@ def require_observable(called: str, model: PreTrainedModel) -> None:
             called, expected="a model in eval mode", got="training mode", fix="call model.eval()"
         )
     refuse_compiled(called, model)
+
+
+def require_untouched(called: str, model: PreTrainedModel) -> None:
+    """Raises ProbeError for a model under an intervention or a reducer."""
+    if active := active_interventions(model) or active_reducers(model):
+        fix = "leave that block first"
+        raise ProbeError(called, expected="an untouched model", got=active, fix=fix)

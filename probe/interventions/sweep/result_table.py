@@ -81,6 +81,15 @@ def golden(sample: Sample) -> list[str]:
     return [answer for answer, _ in Counter(answers).most_common()]
 
 
+def gold_answer(sample: Sample) -> str:
+    """The answer that sweeps ask for: the most frequent one, "" where there is none.
+
+    >>> gold_answer(Sample("1", None, "Where?", answer=("left", "right", "right")))
+    'right'
+    """
+    return next(iter(golden(sample)), "")
+
+
 def distances(logits: Float[Tensor, "case vocabulary"]) -> dict[str, np.ndarray]:
     """How far each next-token distribution is from the first one: KL(first ‖ case), total
     variation, other argmax.
@@ -95,6 +104,12 @@ def distances(logits: Float[Tensor, "case vocabulary"]) -> dict[str, np.ndarray]
         "total_variation": variation.float().cpu().numpy(),
         "first_token_changed": changed.cpu().numpy().astype(np.float32),
     }
+
+
+def begins_with(logits: Float[Tensor, "case token vocabulary"], gold: Tensor) -> np.ndarray:
+    """By case: 1 where greedy decoding begins with the gold answer."""
+    said = logits.argmax(-1) == gold.to(logits.device)
+    return said.all(-1).float().cpu().numpy()
 
 
 def gold_logprob(logits: Float[Tensor, "case token vocabulary"], gold: Tensor) -> np.ndarray:

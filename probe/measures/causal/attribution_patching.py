@@ -33,7 +33,7 @@ from probe.hooks.layer_sites import add_site_hook
 from probe.hooks.model_structure import text_decoder
 from probe.interventions.activation_patching import column_mask, site_columns
 from probe.interventions.layer_target import Layers
-from probe.interventions.sweep.result_table import gold_logprob
+from probe.interventions.sweep.result_table import begins_with, gold_logprob
 from probe.measures.causal.patch_cases import BASE_AND_SOURCE
 from probe.measures.causal.patch_pairs import counterparts, default_corruption, pair_of
 from probe.measures.causal.patch_sweep import PatchSweep, swept
@@ -189,7 +189,7 @@ class _Gradients:
             found = torch.autograd.grad(logprob, list(probes.values()))
             gradients = dict(zip(probes, found, strict=True))
         exact = float(gold_logprob(logits.detach(), gold)[0])
-        correct = float((logits[0].argmax(-1) == gold.to(logits.device)).all())
+        correct = float(begins_with(logits, gold)[0])
         return cls(exact, correct, values, gradients)
 
 

@@ -24,16 +24,20 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from probe.data.sample import Sample
-from probe.data.sample_groups import groups, images_of
+from probe.data.sample_groups import groups, image_name
 from probe.errors import ProbeError, not_empty, one_of
 from probe.hooks.block_threads import only_this_thread
 from probe.hooks.finite_states import require_finite
-from probe.hooks.model_checks import require_observable, require_subject
-from probe.hooks.model_state import active_interventions, active_reducers
+from probe.hooks.model_checks import require_observable, require_subject, require_untouched
 from probe.hooks.model_structure import stacks
 from probe.interventions.head_ablation import HEAD_MODES, HeadMode, heads_of
 from probe.interventions.layer_target import LayerTarget
-from probe.interventions.sweep.result_table import distances, gold_logprob, golden
+from probe.interventions.sweep.result_table import (
+    begins_with,
+    distances,
+    gold_logprob,
+    golden,
+)
 from probe.interventions.sweep.sample_prompts import SamplePrompts
 from probe.interventions.sweep.schedule import schedule
 from probe.measures.causal.head_cases import HeadCases
@@ -103,9 +107,7 @@ class HeadSweep:
         require_subject("head_sweep", subject)
         one_of("head_sweep", "a mode of", mode, HEAD_MODES)
         require_observable("head_sweep", subject.model)
-        if active := active_interventions(subject.model) or active_reducers(subject.model):
-            fix = "leave that block first"
-            raise ProbeError("head_sweep", expected="an untouched model", got=active, fix=fix)
+        require_untouched("head_sweep", subject.model)
         known = stacks(subject.model)
         self.subject, self.mode, self.stack_name = subject, str(mode), stack
         target = LayerTarget.of("head_sweep", subject, _layers(heads, known, stack), stack)
@@ -163,8 +165,7 @@ class HeadSweep:
         of_other = missing if other is None else other["gold_logprob"]
         arrays["another_image"] = self._by_head(of_other)
         arrays["untouched_another_image"] = of_other[:1]
-        image = sample.meta.get("image") or "+".join(images_of(sample))
-        arrays["image"] = [str(image)]
+        arrays["image"] = [image_name(sample)]
         attrs = provenance(
             self.subject,
             kind="head_sweep",
@@ -200,9 +201,8 @@ def _values(logits: Float[Tensor, "case kept vocabulary"], gold: Tensor) -> dict
     """By case: the gold answer's log-probability, whether greedy decoding begins with it, and the
     divergence of the next token's distribution from the first case's.
     """
-    said = logits.argmax(-1) == gold.to(logits.device)
     return {
         "gold_logprob": gold_logprob(logits, gold),
-        "correct": said.all(-1).float().cpu().numpy(),
+        "correct": begins_with(logits, gold),
         "kl": distances(logits[:, 0])["kl"],
     }

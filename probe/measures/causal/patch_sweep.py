@@ -16,22 +16,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from probe.data.sample import Sample
-from probe.data.sample_groups import images_of
+from probe.data.sample_groups import image_name
 from probe.errors import ProbeError, not_empty, one_of
 from probe.hooks.block_threads import only_this_thread
 from probe.hooks.finite_states import require_finite
-from probe.hooks.model_checks import require_observable, require_subject
-from probe.hooks.model_state import active_interventions, active_reducers
+from probe.hooks.model_checks import require_observable, require_subject, require_untouched
 from probe.hooks.model_structure import stacks
 from probe.interventions.activation_patching import site_columns
 from probe.interventions.layer_target import Layers, LayerTarget
-from probe.interventions.sweep.result_table import gold_logprob
+from probe.interventions.sweep.result_table import begins_with, gold_logprob
 from probe.measures.causal.patch_cases import PatchCases
 from probe.measures.causal.patch_pairs import Pair, counterparts, default_corruption, pair_of
 from probe.measures.causal.position_groups import Groups, Mask, position_groups
@@ -129,9 +127,7 @@ class PatchSweep:
         require_subject(called, subject)
         one_of(called, "a direction of", direction, (*DIRECTIONS, BOTH))
         require_observable(called, subject.model)
-        if active := active_interventions(subject.model) or active_reducers(subject.model):
-            fix = "leave that block first"
-            raise ProbeError(called, expected="an untouched model", got=active, fix=fix)
+        require_untouched(called, subject.model)
         known = stacks(subject.model)
         chosen = _layers(layers, known, stack, site)
         target = LayerTarget.of(called, subject, chosen, stack)
@@ -186,13 +182,12 @@ class PatchSweep:
         """The dataset of one pair: `patched` and `correct` hold the cases of each direction."""
         layers = self.cases.target.layers
         shape = 1, len(self.directions), len(layers), len(groups)
-        image = pair.sample.meta.get("image") or "+".join(images_of(pair.sample))
         arrays = {
             **runs,
             "patched": np.stack(patched).reshape(shape),
             "correct": np.stack(correct).reshape(shape),
             "positions": [[int(mask.sum()) for mask in groups.values()]],
-            "image": [str(image)],
+            "image": [image_name(pair.sample)],
         }
         coords = {
             "sample": [pair.sample.id],
@@ -227,5 +222,4 @@ def _layers(layers: str | Layers, known: Mapping[str, Any], stack: str, site: st
 
 def _values(logits: Tensor, gold: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """By case: the gold answer's log-probability, and whether greedy decoding begins with it."""
-    said = logits.argmax(-1) == gold.to(logits.device)
-    return gold_logprob(logits, gold), said.all(-1).to(torch.float32).cpu().numpy()
+    return gold_logprob(logits, gold), begins_with(logits, gold)

@@ -18,14 +18,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from probe.data.sample import Sample
-from probe.data.sample_groups import images_of
+from probe.data.sample_groups import image_name
 from probe.errors import ProbeError, not_empty
 from probe.hooks.block_threads import only_this_thread
 from probe.hooks.finite_states import require_finite
 from probe.hooks.model_checks import require_observable, require_subject
 from probe.interventions.layer_target import Layers, LayerTarget
 from probe.interventions.steering import Direction, steer
-from probe.interventions.sweep.result_table import distances, gold_logprob
+from probe.interventions.sweep.result_table import begins_with, distances, gold_logprob
 from probe.interventions.sweep.sample_prompts import SamplePrompts
 from probe.records.provenance import provenance
 from probe.records.schema import Variable, dataset
@@ -109,17 +109,15 @@ def _logits(subject: Subject, prompts: SamplePrompts) -> Tensor:
 
 def _table(sample: Sample, logits: Tensor, gold: Tensor, scales: Sequence[float]) -> xr.Dataset:
     """One sample: the untouched model first, then each scale."""
-    said = (logits.argmax(-1) == gold.to(logits.device)).all(-1)
-    correct = said.to(torch.float32).cpu().numpy()
+    correct = begins_with(logits, gold)
     logprob, kl = gold_logprob(logits, gold), distances(logits[:, 0])["kl"]
-    image = sample.meta.get("image") or "+".join(images_of(sample))
     arrays = {
         "steered_logprob": logprob[None, 1:],
         "correct": correct[None, 1:],
         "kl": kl[None, 1:],
         "untouched_logprob": logprob[:1],
         "untouched_correct": correct[:1],
-        "image": [str(image)],
+        "image": [image_name(sample)],
     }
     coords = {"sample": [sample.id], "scale": np.asarray(scales, dtype=float)}
     return dataset("steering_curve", arrays, SCHEMA, coords)
