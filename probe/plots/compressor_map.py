@@ -19,7 +19,7 @@ from matplotlib.gridspec import SubplotSpec
 
 from probe.errors import ProbeError
 from probe.plots.arguments import Records, one_record, sample_index
-from probe.plots.on_image import views
+from probe.plots.image_views import views
 from probe.plots.patches import LOG_BAR, View, draw_patches, log_scale, preprocessing, show_image
 from probe.plots.style import SMALL_TITLE, caption, figure_of, heading, panels, styled
 from probe.records import node

@@ -11,7 +11,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -24,17 +23,16 @@ from probe.plots.arguments import (
     layer_indices,
     sample_index,
 )
+from probe.plots.image_views import views
 from probe.plots.patches import (
     LOG_BAR,
     View,
     draw_patches,
-    kept_images,
     log_scale,
     middles,
     outlined,
     preprocessing,
     show_image,
-    small_image,
 )
 from probe.plots.style import (
     SKY,
@@ -50,8 +48,8 @@ from probe.records import node
 
 _CALLED = "plots.heatmaps"
 _COLUMNS = 5  # panels in a row of the figure
-_FRAMES = 6  # of a longer video that are drawn, unless one is chosen
 _WIDTH = 1.9  # of a panel, in inches
+VALUES = {"attention": "fraction", "lift": "÷ an even spread over the patches"}  # and units
 
 
 @styled()
@@ -65,6 +63,8 @@ def heatmaps(
     image: int | None = None,
     tile: int | None = None,
     token: int | None = None,
+    head: int | None = None,
+    value: str = "attention",
     floor: float | None = None,
     sinks: str = "keep",
     ax: Any = None,
@@ -84,6 +84,10 @@ def heatmaps(
             images; by default six of a longer one.
         token: the map of that one token instead (its index on the axis `token` of a record that
             was measured with `maps`).
+        head: only that one, where the record holds single heads (`received_head=True`, or
+            `maps="heads"` for a token); by default the mean over heads.
+        value: "attention", or "lift": that divided by the mean over the sample's patches, so that
+            1 is an even spread of what is on the image.
         floor: of the colours; by default what 99 % of the patches reach, at most three decades
             below the highest value.
         sinks: attention sinks (`probe.find_sinks`) always have a cross where the record knows
@@ -92,9 +96,10 @@ def heatmaps(
         ax: the Axes to draw on, (views x layers) of them.
 
     Source: arXiv 2501.03895, Fig. 4. Raises ProbeError for a sample, query type, layer, image,
-    tile, token or stack that a record does not have, for a record without numbers of patches, and
-    for a floor above the highest value.
+    tile, token, head or stack that a record does not have, for a record without numbers of
+    patches, and for a floor above the highest value.
     """
+    one_of(_CALLED, "a value of", value, VALUES)
     one_of(_CALLED, "sinks of", sinks, ("keep", "drop", "split"))
     named = labelled(record, _CALLED)
     first = node(next(iter(named.values())), stack)
@@ -105,7 +110,10 @@ def heatmaps(
         measured = node(one, stack)
         chosen(query_type, measured["query_type"].values.tolist(), _CALLED)
         index = sample_index(measured, sample, _CALLED)
-        values = _attention_on(measured, index, query_type, token)
+        received = _attention_on(measured, index, query_type, token, head)
+        if value == "lift":
+            received = received / received.mean("key")
+        values = received.transpose("layer", "key").values
         drawn = layer_indices(measured, layers, _CALLED)
         label = name if len(named) > 1 else ""
         found += views(one, measured, index, values, image, tile, drawn, label)
@@ -125,8 +133,9 @@ def heatmaps(
         for axis in row[len(view.maps) :]:  # a record with fewer layers than another
             axis.remove()
         used += row[: len(view.maps)].tolist()
-    received = "attention received" if token is None else "attention of the token"
-    scale = f"{received}, head mean (fraction; log, floor {norm.vmin:.2g})"
+    whose = "attention received" if token is None else "attention of the token"
+    heads = "head mean" if head is None else f"head {head + 1}"
+    scale = f"{whose}, {heads} ({VALUES[value]}; log, floor {norm.vmin:.2g})"
     figure = figure_of(axes)
     bar = figure.colorbar(
         used[0].collections[0],
@@ -176,93 +185,42 @@ def _on_bars(found: list[View]) -> list[str]:
 
 
 def _attention_on(
-    measured: xr.Dataset, sample: int, query_type: str, token: int | None
-) -> Float[np.ndarray, "layer key"]:
-    """What each vision key receives: from a query type on average, or from one token of `maps`."""
-    name = "received" if token is None else "maps"
+    measured: xr.Dataset, sample: int, query_type: str, token: int | None, head: int | None
+) -> xr.DataArray:
+    """What each vision key receives in each layer: from a query type on average, or from one token
+    of `maps`; in one head, or as the mean over heads.
+    """
+    name = "maps" if token is not None else "received" if head is None else "received_head"
+    fix = {"received": "measure a sample with an image", "maps": "measure with maps"}
     if name not in measured:
         raise ProbeError(
             _CALLED,
             expected=f"a record with {name!r}",
             got="one without",
-            fix="measure a sample with an image" if token is None else "measure with maps",
+            fix=fix.get(name, "measure with received_head=True"),
         )
     values = measured[name].isel(sample=sample)
     if token is None:
-        return values.sel(query_type=query_type).values
-    tokens = values.sizes["token"]
-    if not 0 <= token < tokens:
-        raise ProbeError(_CALLED, expected=f"a token from 0 to {tokens - 1}", got=str(token))
-    values = values.isel(token=token)
-    return (values.mean("head") if "head" in values.dims else values).values
-
-
-def views(
-    record: xr.DataTree,
-    measured: xr.Dataset,
-    sample: int,
-    values: Float[np.ndarray, "map key"],
-    image: int | None = None,
-    tile: int | None = None,
-    maps: Sequence[int] | None = None,
-    label: str = "",
-) -> list[View]:
-    """The views of a sample: each image as a whole, and its tiles together where it has any.
-
-    values: of each patch, in several maps: layers, of which `maps` chooses some, or queries.
-    `image` and `tile` choose one; `label` is the beginning of each title. Raises ProbeError where
-    nothing is left.
-    """
-    keys, sinks = measured.isel(sample=sample), None
-    if maps is None:
-        maps = range(len(values))
-    elif "key_sink" in keys:
-        sinks = keys["key_sink"].values[maps] > 0
-    values = values[maps]
-    boxes, owner, tiles = (keys[name].values for name in ("key_box", "key_image", "key_tile"))
-    placed = ~np.isnan(boxes).any(-1) & ~np.isnan(values).all(0)
-    parts = {"": tiles == 0, "tiles": tiles > 0}
-    if tile is not None:
-        parts = {f"tile {tile}": tiles == tile}
-    images = np.unique(owner[placed]).tolist()
-    root = record.to_dataset()
-    drawn = _evenly(images, keys, kept_images(root, sample)) if image is None else [image]
-    found = []
-    for number in drawn:
-        pixels = small_image(root, sample, number)
-        name = image_title(keys, number) if len(images) > 1 else ""
-        for part, inside in parts.items():
-            mask = placed & (owner == number) & inside
-            if mask.any():
-                title = ", ".join(filter(None, [label, name, part]))
-                marked = None if sinks is None else sinks[:, mask]
-                found.append(View(title, pixels, boxes[mask], values[:, mask], maps, marked))
-    if not found:
+        values = values.sel(query_type=query_type)
+    else:
+        values = values.isel(token=_within("token", token, values.sizes["token"]))
+    if head is not None and "head" not in values.dims:
         raise ProbeError(
             _CALLED,
-            expected="vision tokens that were attended to",
-            got=f"none in sample {keys['sample'].item()!r}, image {image}, tile {tile}",
+            expected="a record with single heads of tokens",
+            got="one with their mean",
+            fix='measure with maps="heads"',
         )
-    return found
+    if head is not None:
+        values = values.isel(head=_within("head", head, values.sizes["head"]))
+    return values.mean("head") if "head" in values.dims else values
 
 
-def _evenly(images: list[int], keys: xr.Dataset, kept: list[int]) -> list[int]:
-    """All images; of a long video some frames, evenly chosen of those that the record kept."""
-    if "key_frame" not in keys or len(images) <= _FRAMES:
-        return images
-    images = [image for image in images if image in kept] or images
-    places = np.linspace(0, len(images) - 1, _FRAMES).round().astype(int)
-    return [images[place] for place in places]
-
-
-def image_title(keys: xr.Dataset, image: int) -> str:
-    """ "image 2", or "frame 3, 2.0 s" of a video."""
-    if "key_frame" in keys:
-        own = (keys["key_image"].values == image) & (keys["key_frame"].values >= 0)
-        if own.any():
-            frame, time = (keys[name].values[own][0] for name in ("key_frame", "key_time"))
-            return f"frame {frame + 1}, {time:.1f} s"
-    return f"image {image + 1}"
+def _within(name: str, index: int, count: int) -> int:
+    """The index, if it is one of the axis. Raises ProbeError otherwise."""
+    if not 0 <= index < count:
+        raise ProbeError(_CALLED, expected=f"a {name} from 0 to {count - 1}", got=str(index))
+    return index
 
 
 def has_values(measured: xr.Dataset, sample: int | str, query_type: str) -> bool:

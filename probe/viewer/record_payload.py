@@ -18,7 +18,7 @@ from PIL import Image
 
 from probe.errors import ProbeError, not_empty
 from probe.plots.arguments import default_query, sample_index
-from probe.plots.on_image import image_title
+from probe.plots.image_views import image_title
 from probe.plots.patches import kept_images, small_image
 from probe.plots.style import layer_label
 from probe.viewer.attribution_payload import attribution_of

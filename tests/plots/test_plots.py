@@ -405,6 +405,23 @@ def test_the_map_of_one_token(record):
         plots.heatmaps(without(record, llm=["maps"]), token=0)
 
 
+def test_single_heads_and_lifts_on_the_image(record):
+    (axis,) = panels(plots.heatmaps(record, layers=2, head=1))[0]
+    assert "attention received, head 2 (fraction" in texts(axis)
+    of_head = record["llm"]["received_head"].sel(sample="s0", query_type="response")
+    assert set(patches(axis)[1]) <= set(of_head.values[2, 1])
+    (axis,) = panels(plots.heatmaps(record, layers=2, value="lift"))[0]
+    received = record["llm"]["received"].sel(sample="s0", query_type="response").values[2]
+    lifts = received / np.nanmean(received)
+    np.testing.assert_allclose(np.sort(patches(axis)[1]), np.sort(lifts[~np.isnan(lifts)]))
+    with pytest.raises(ProbeError, match="a head from 0 to 2, got 3"):
+        plots.heatmaps(record, head=3)
+    with pytest.raises(ProbeError, match="received_head=True"):
+        plots.heatmaps(without(record, llm=["received_head"]), head=0)
+    with pytest.raises(ProbeError, match='maps="heads"'):
+        plots.heatmaps(record, head=0, token=0)
+
+
 def test_without_pixels_patches_are_drawn_on_a_blank_square(record):
     axes = panels(plots.heatmaps(without(record, root=["images", "image_size"]), layers=[0]))
     assert axes[0, 0].get_xlim() == (0, 1)
