@@ -124,7 +124,8 @@ class RecordAccessor:
         key_type: str | None = None,
         ratio: bool = False,
     ) -> xr.DataArray:
-        called, measured = f"record.probe.{variable}", node(self._record, stack)
+        called = f"record.probe.{variable}"
+        measured = node(self._record, stack)
         one_of(called, "a record with", variable, map(str, measured.data_vars))
         numbers = entropy_ratio(self._record, stack, variable) if ratio else measured[variable]
         for dim, name in (("query_type", query_type), ("key_type", key_type)):

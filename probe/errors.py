@@ -17,7 +17,10 @@ class ProbeError(ValueError):
     """A user's mistake. `str(error)` is one line; the command line prints it, exits with code 2."""
 
     def __init__(self, called: str, *, expected: str = "", got: str = "", fix: str = ""):
-        self.called, self.expected, self.got, self.fix = called, expected, got, fix
+        self.called = called
+        self.expected = expected
+        self.got = got
+        self.fix = fix
         facts = [f"expected {expected}"] if expected else []
         facts += [f"got {got}"] if got else []
         message = "; ".join(part for part in (", ".join(facts), fix) if part)

@@ -60,7 +60,11 @@ VERBS = (
     "reproduce",
     "describe",
 )
-DONE, BROKEN, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+DONE = 0
+BROKEN = 1
+MISTAKE = 2
+INTERRUPTED = 130
+TERMINATED = 143
 
 
 class Terminated(BaseException):
@@ -96,7 +100,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a promise broken, 2 a mistake, 130 Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _survive_narrow_terminals()
-    before, show_warning = _on_sigterm(_terminate), warnings.showwarning
+    before = _on_sigterm(_terminate)
+    show_warning = warnings.showwarning
     warnings.showwarning = _show_warning
     if is_launched():
         end_with_launcher()

@@ -136,7 +136,8 @@ def _over(
 
 def _provenance(record: "DataTree") -> dict[str, str]:
     """Question and answer, and how the model saw the image."""
-    root, attrs = record.to_dataset(), record.attrs
+    root = record.to_dataset()
+    attrs = record.attrs
     return {
         "question": str(root["question"].values[0]).strip() or "(empty)",
         "answer": str(root["response"].values[0]).strip() or "(empty)",

@@ -141,7 +141,8 @@ def _references(
     from probe.measures.attribution.weight_randomisation import randomised
 
     subject, images, question = asked
-    method, response_ids = attributed.attrs["method"], attributed["token_id"].values.tolist()
+    method = attributed.attrs["method"]
+    response_ids = attributed["token_id"].values.tolist()
     datasets = {}
     if ceiling:
         integrated = "integrated_gradients"
@@ -154,7 +155,8 @@ def _references(
     scores = {method: attributed["attribution"], f"attention ({measure})": attended}
     if method in FLOWS and ceiling:
         scores["ablation"] = datasets["ablation"]["attribution"]
-    seed, over = options["seed"], options["over"]
+    seed = options["seed"]
+    over = options["over"]
     datasets["curves"] = deletion_curves(
         subject, images, question, scores, response_ids, over, baseline, seed=seed
     )
@@ -195,7 +197,8 @@ def _is_compared(datasets: dict[str, "xr.Dataset"]) -> bool:
 
 def _show_features(attributed: "xr.Dataset") -> None:
     """The features that the answer owes most to."""
-    values, units = attributed["attribution"].values, attributed["attribution"].attrs["units"]
+    values = attributed["attribution"].values
+    units = attributed["attribution"].attrs["units"]
     digits = ".3f" if units == "nat" else ".3g"
     rows = [
         [attributed["feature"].values[index], format(values[index], digits)]

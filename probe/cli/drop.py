@@ -176,7 +176,8 @@ def accuracy(dataset: "DataTree", seed: int = 0) -> "pd.DataFrame":
 
 def show_cases(table: "pd.DataFrame", task: "BenchmarkTask") -> None:
     """A row a case, a column a mode: the benchmark's official number over all questions."""
-    overall, headline = table.query("kind == 'all'"), task.module.HEADLINE
+    overall = table.query("kind == 'all'")
+    headline = task.module.HEADLINE
     unit = getattr(task.module, "LABEL", f"{headline.replace('_', ' ')} (%)")
     modes = list(dict.fromkeys(overall["mode"]))
     values = overall.set_index(["case", "mode"])[f"official_{headline}"].to_dict()

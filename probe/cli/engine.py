@@ -124,7 +124,9 @@ def measured(
     from probe.records.run_directory import RunDirectory
     from probe.records.run_packs import shard_of
 
-    worker, samples, fingerprint = engine.worker, sample_run.samples, sample_run.fingerprint()
+    worker = engine.worker
+    samples = sample_run.samples
+    fingerprint = sample_run.fingerprint()
     name = str(worker.rank) if engine.shard is None else engine.shard.replace("/", "of")
     run = RunDirectory.open(folder.out, fingerprint, name)
     todo = run.todo(samples)

@@ -85,7 +85,8 @@ class RayWorker:
 
         # Ray shows each actor its own GPUs only, so that its first one is its own
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": "0"}
-        said, complaints = io.StringIO(), io.StringIO()
+        said = io.StringIO()
+        complaints = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complaints):
             try:
                 main(list(arguments))

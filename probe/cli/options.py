@@ -184,7 +184,8 @@ def given_options(group: Any) -> list[str]:
     """
     words: list[str] = []
     for field_ in fields(group):
-        value, name = getattr(group, field_.name), f"--{field_.name.replace('_', '-')}"
+        value = getattr(group, field_.name)
+        name = f"--{field_.name.replace('_', '-')}"
         if value is True:
             words.append(name)
         elif value is not None and value is not False:

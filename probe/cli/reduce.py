@@ -208,7 +208,8 @@ def methods_of(
             if budget.patches is not None and not in_tokens:
                 in_share = budget.tokens == round(budget.share * budget.patches * budget.views)
             kept = f"{100 * budget.share:.3g} %" if in_share else f"{budget.tokens} tokens"
-            name, reducer = f"{label} {kept}", make(budget)
+            name = f"{label} {kept}"
+            reducer = make(budget)
             used: dict[str, Any] = {name: reducer}
             if seeds > 1 and isinstance(reducer, Random):
                 used = {
@@ -302,7 +303,8 @@ def _with_interval(row: "dict[Any, Any]", name: str, digits: int = 1) -> str:
     estimate = row.get(name, float("nan"))
     if estimate != estimate:
         return "-"
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    low = row[f"{name}_low"]
+    high = row[f"{name}_high"]
     return f"{estimate:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 

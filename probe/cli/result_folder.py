@@ -44,7 +44,10 @@ class ResultFolder:
     """
 
     def __init__(self, verb: str, out: Path, unfinished: Path, refusal: ProbeError | None = None):
-        self.verb, self.out, self.unfinished, self.refusal = verb, out, unfinished, refusal
+        self.verb = verb
+        self.out = out
+        self.unfinished = unfinished
+        self.refusal = refusal
 
     @property
     def names(self) -> list[str]:

@@ -127,7 +127,8 @@ def _message(message: Mapping[str, Any], kinds: Sequence[str]) -> Message:
     def refused(expected: str, value: Any) -> ProbeError:
         return ProbeError("conversation", expected=expected, got=shown(value))
 
-    role, content = message.get("role"), message.get("content")
+    role = message.get("role")
+    content = message.get("content")
     if role not in ("system", "user", "assistant"):
         raise refused("roles system, user and assistant", role)
     items = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
@@ -150,7 +151,8 @@ def render(processor: Any, messages: Sequence[Message], response: str | None = N
     template = _template(processor)
     prompt = template(messages, True)
     answered = [*messages, {"role": "assistant", "content": [{"type": "text", "text": response}]}]
-    text, spans = prompt, _word_spans(template, messages, prompt, True)
+    text = prompt
+    spans = _word_spans(template, messages, prompt, True)
     if response and response.strip():
         whole = template(answered, False)
         if whole.startswith(prompt):
@@ -222,7 +224,8 @@ def _word_spans(
     """
     marked, words = _marked(messages)
     opening, *pieces = _MARK.split(template(marked, open_answer))
-    numbers, closings = [int(number) for number in pieces[::2]], pieces[1::2]
+    numbers = [int(number) for number in pieces[::2]]
+    closings = pieces[1::2]
     left_out = [owner for number, (owner, _) in enumerate(words) if number not in numbers]
     if left_out:
         raise ProbeError(
@@ -230,7 +233,8 @@ def _word_spans(
             expected="every message in the prompt",
             got=f"no {messages[left_out[0]]['role']} message in it",
         )
-    faithful, position = text.startswith(opening), len(opening)
+    faithful = text.startswith(opening)
+    position = len(opening)
     spans = []
     for number, closing in zip(numbers, closings, strict=True):
         owner, item = words[number]

@@ -177,7 +177,8 @@ def _image_file(source: str | Path) -> Path:
             return path
         reason = "a folder" if path.is_dir() else "no such file"
     except (OSError, RuntimeError, ValueError) as error:  # too long, an unknown user's ~, a NUL
-        path, reason = Path(source), str(error).split(":")[0]
+        path = Path(source)
+        reason = str(error).split(":")[0]
     raise ProbeError("image", expected="an image file", got=f"{str(path)[:200]!r} ({reason})")
 
 

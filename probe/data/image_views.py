@@ -63,7 +63,8 @@ def sub_image_views(
         square = square_around(size)
         shown, limits = sub_image_views(processor, (side, side), processor_aspect, ratio)
         return within(square, shown), within(square, limits)
-    width, height = size[0] // ratio, size[1] // ratio
+    width = size[0] // ratio
+    height = size[1] // ratio
     corners = [(col * width, row * height) for row in range(ratio) for col in range(ratio)]
     tiles = np.array([[x, y, x + width, y + height] for x, y in corners]) / [*size, *size]
     image_processor = processor.image_processor
@@ -105,7 +106,8 @@ def square_around(size: Size) -> np.ndarray:
     """The square around an image that is padded."""
     width, height = size
     side = max(size)
-    left, top = (side - width) // 2, (side - height) // 2
+    left = (side - width) // 2
+    top = (side - height) // 2
     return np.array([-left, -top, side - left, side - top]) / [width, height, width, height]
 
 
@@ -116,13 +118,15 @@ def _processed(image_processor: Any, size: Size) -> np.ndarray:
     width, height = size
     shortest, (fixed_height, fixed_width) = _edges(image_processor)
     if image_processor.do_resize and shortest is None:
-        width, height = fixed_width, fixed_height
+        width = fixed_width
+        height = fixed_height
     elif image_processor.do_resize:
         width, height = (
             shortest if edge == min(size) else int(shortest * edge / min(size)) for edge in size
         )
     crop_width, crop_height = (image_processor.crop_size[name] for name in ("width", "height"))
-    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    left = (width - crop_width) // 2
+    top = (height - crop_height) // 2
     edges = np.array([left, top, left + crop_width, top + crop_height])
     return edges / [width, height, width, height]
 
@@ -144,7 +148,8 @@ def _tiles(image_processor: Any, size: Size) -> list[np.ndarray]:
     else:
         inner_width = min(math.ceil(width * (canvas_height / height)), canvas_width)
         inner_height = canvas_height
-    left, top = (canvas_width - inner_width) // 2, (canvas_height - inner_height) // 2
+    left = (canvas_width - inner_width) // 2
+    top = (canvas_height - inner_height) // 2
     crop_height = dict(image_processor.crop_size or {}).get("height")
     shortest, (fixed_height, _) = _edges(image_processor)
     tile = int(crop_height or shortest or fixed_height or canvas_height)
@@ -159,6 +164,7 @@ def _tiles(image_processor: Any, size: Size) -> list[np.ndarray]:
 
 def within(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     """A rectangle given in fractions of another one, in that one's own units."""
-    corner, extent = outer[..., :2], outer[..., 2:] - outer[..., :2]
+    corner = outer[..., :2]
+    extent = outer[..., 2:] - outer[..., :2]
     edges = [corner + inner[..., :2] * extent, corner + inner[..., 2:] * extent]
     return np.concatenate(edges, axis=-1)

@@ -63,7 +63,8 @@ class PatchGrid:
 
     def shows(self, frames: Sequence[int]) -> Bool[np.ndarray, "key"]:
         """Which of them show one of these frames of a video."""
-        first, last = self.frame[:, None], self.last_frame[:, None]
+        first = self.frame[:, None]
+        last = self.last_frame[:, None]
         numbers = np.asarray(frames, dtype=np.int64)[None]
         inside = (first >= 0) & (first <= numbers) & (numbers <= last)
         return np.asarray(inside.any(axis=1))

@@ -88,14 +88,16 @@ class RowError(Exception):
 
     def __init__(self, expected: str, got: str):
         super().__init__(f"expected {expected}, got {got}")
-        self.expected, self.got = expected, got
+        self.expected = expected
+        self.got = got
 
 
 class RowReader:
     """Collects the samples of a split, and the rows that can't be used."""
 
     def __init__(self, name: str, split: str):
-        self.name, self.split = name, split
+        self.name = name
+        self.split = split
         self.samples: dict[str, Sample] = {}
         self.problems: list[SkippedRow] = []
         self.rows: list[Sample | SkippedRow] = []

@@ -81,5 +81,6 @@ def within_limits(rendering: Callable[[], str], seconds: float = SECONDS) -> str
 
 def _stop(thread: Thread) -> None:
     """Raises an exception in another thread, at its next step of Python."""
-    identity, error = ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_TooLateError)
+    identity = ctypes.c_ulong(thread.ident or 0)
+    error = ctypes.py_object(_TooLateError)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, error)

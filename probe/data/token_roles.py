@@ -83,16 +83,19 @@ def _labelled(
     tokens: list[int], spans: list[tuple[int, int]], rendering: Rendering, bos: int | None
 ) -> Roles:
     ids = np.array(tokens, dtype=np.int64)
-    role, turn = np.full(len(ids), INSTRUCTION), np.zeros(len(ids), dtype=np.int64)
+    role = np.full(len(ids), INSTRUCTION)
+    turn = np.zeros(len(ids), dtype=np.int64)
     for position, (start, end) in enumerate(spans):
         if end > start:  # tokens that the tokenizer itself adds cover no characters
-            role[position], turn[position] = rendering.role[end - 1], rendering.turn[end - 1]
+            role[position] = rendering.role[end - 1]
+            turn[position] = rendering.turn[end - 1]
     if ids[0] == bos:
         role[0] = BOS
     current = int(rendering.turn.max())
     answer = np.flatnonzero((role == RESPONSE) & (turn == current))
     last = answer[0] - 1 if len(answer) else len(ids) - 1
-    role[last], turn[last:] = LAST, current
+    role[last] = LAST
+    turn[last:] = current
     return Roles(ids, role, turn)
 
 
@@ -112,8 +115,10 @@ def expanded(
         )
     is_text = ~np.isin(ids, image_token)
     was_text = ~np.isin(roles.ids, image_token)
-    role, turn = np.full(len(ids), INSTRUCTION), np.zeros(len(ids), dtype=np.int64)
-    role[is_text], turn[is_text] = roles.role[was_text], roles.turn[was_text]
+    role = np.full(len(ids), INSTRUCTION)
+    turn = np.zeros(len(ids), dtype=np.int64)
+    role[is_text] = roles.role[was_text]
+    turn[is_text] = roles.turn[was_text]
     # an image belongs to the turn of the text before it
     previous_text = np.maximum.accumulate(np.where(is_text, np.arange(len(ids)), 0))
     # the prompt ends where the text after it begins
@@ -137,7 +142,10 @@ def with_replacements(rendering: Rendering, replacements: Sequence[Mapping[str, 
 
     Source: `return_text_replacement_offsets` of transformers' processors.
     """
-    texts, roles, turns, position = [], [], [], 0
+    texts = []
+    roles = []
+    turns = []
+    position = 0
     for each in sorted(replacements, key=lambda each: each["span"][0]):
         start, end = each["span"]
         added = len(each["replacement"])
@@ -166,7 +174,8 @@ def aligned(roles: Roles, ids: Int[np.ndarray, "expanded_token"], tokenizer: Any
     end = 0
     while end < min(len(roles.ids), len(ids)) - start and roles.ids[-1 - end] == ids[-1 - end]:
         end += 1
-    before, after = roles.ids[start : len(roles.ids) - end], ids[start : len(ids) - end]
+    before = roles.ids[start : len(roles.ids) - end]
+    after = ids[start : len(ids) - end]
     matcher = SequenceMatcher(None, before.tolist(), after.tolist(), autojunk=False)
     pairs = [(place, place) for place in range(start)]
     for block in matcher.get_matching_blocks():
@@ -180,9 +189,11 @@ def aligned(roles: Roles, ids: Int[np.ndarray, "expanded_token"], tokenizer: Any
             expected="one that changes nothing but the placeholders",
             got="other tokens",
         )
-    role, turn = np.full(len(ids), MARKER), np.full(len(ids), -1)
+    role = np.full(len(ids), MARKER)
+    turn = np.full(len(ids), -1)
     for place, position in pairs:
-        role[position], turn[position] = roles.role[place], roles.turn[place]
+        role[position] = roles.role[place]
+        turn[position] = roles.turn[place]
     known = np.maximum.accumulate(np.where(turn >= 0, np.arange(len(ids)), 0))
     turn = np.maximum(turn[known], 0)
     if not (role == LAST).any():  # the prompt's last token has changed: the one before the answer

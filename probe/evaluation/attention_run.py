@@ -43,8 +43,11 @@ class AttentionRun(SampleRun):
     ):
         """cache_gb: of keys and values of images, kept for the next questions about them."""
         self.questions = ImageQuestions(subject, cache_gb)
-        self.subject, self.task = subject, task
-        self.types, self.maps, self.max_new_tokens = types, maps, max_new_tokens
+        self.subject = subject
+        self.task = task
+        self.types = types
+        self.maps = maps
+        self.max_new_tokens = max_new_tokens
 
     @property
     def samples(self) -> Sequence[Sample]:

@@ -64,8 +64,10 @@ class HeadRun(SampleRun):
     ):
         """Raises ProbeError as `head_sweep` does."""
         _require_images("heads", task)
-        self.subject, self.task = subject, task
-        self.control, self.attention = control, attention
+        self.subject = subject
+        self.task = task
+        self.control = control
+        self.attention = attention
         self.sweep = HeadSweep(subject, "all", mode, stack=stack, cache_gb=cache_gb)
 
     def fingerprint(self) -> RunFingerprint:
@@ -121,7 +123,8 @@ class PatchRun(SampleRun):
         does.
         """
         _require_images("patch", task)
-        self.subject, self.task = subject, task
+        self.subject = subject
+        self.task = task
         self.sweep = PatchSweep(
             subject,
             "all",

@@ -171,7 +171,8 @@ def effects(results: Any, *, seed: int = 0) -> pd.DataFrame:
 
 
 def _effects(table: xr.Dataset, labels: Mapping[str, str], seed: int) -> list[dict[str, Any]]:
-    correct, images = values_of(table), table["image"].values
+    correct = values_of(table)
+    images = table["image"].values
     counts = {
         "questions": table.sizes["sample"],
         "images": len(np.unique(as_text(images))),

@@ -63,9 +63,12 @@ class DropRun(SampleRun):
         if not task.with_images:
             got = f"none in {task.benchmark.name}"
             raise ProbeError("drop", expected="questions about images", got=got)
-        self.subject, self.task = subject, task
-        self.stack, self.queries = stack, queries
-        self.max_new_tokens, self.attention = max_new_tokens, attention
+        self.subject = subject
+        self.task = task
+        self.stack = stack
+        self.queries = queries
+        self.max_new_tokens = max_new_tokens
+        self.attention = attention
         self.sweeps: dict[str, Sweep] = {}
         # the modes, and the measurement of attention, share image prefixes
         cache = PrefixCache(subject.model, stacks(subject.model)["llm"], cache_gb)

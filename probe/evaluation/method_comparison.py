@@ -167,7 +167,9 @@ class Comparison(SampleRun):
         for method in methods:  # a reducer that the model can't take is refused before any work
             with method.applied():
                 pass
-        self.methods, self.task, self.max_new_tokens = tuple(methods), task, max_new_tokens
+        self.methods = tuple(methods)
+        self.task = task
+        self.max_new_tokens = max_new_tokens
         subjects = {id(method.subject): method.subject for method in methods}
         share = cache_gb / len(subjects)
         self.questions = {at: ImageQuestions(each, share) for at, each in subjects.items()}
@@ -265,7 +267,8 @@ class Comparison(SampleRun):
             for repeat in range(repeats):
                 for row, method in enumerate(self.methods):
                     with method.applied():
-                        model, inputs = method.subject.model, encoded[method.name]
+                        model = method.subject.model
+                        inputs = encoded[method.name]
                         (seconds,), peak = measure_prefill(model, inputs, 1)
                     latency[row, at * repeats + repeat] = seconds
                     memory[row] = np.maximum(memory[row], peak)

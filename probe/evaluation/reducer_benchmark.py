@@ -61,7 +61,8 @@ def reducer_benchmark(
     if not isinstance(answers, xr.Dataset) or "budget" not in answers.coords:
         expected = "the answers of a comparison, with the budget of each method"
         raise ProbeError("reducer_benchmark", expected=expected, got=type(answers).__name__)
-    headline, rows = Headline(answers), rows_of(answers)
+    headline = Headline(answers)
+    rows = rows_of(answers)
     groups = [row.cases for row in rows]
     numbers = np.array(headline(np.ones(answers.sizes["sample"], dtype=np.int64)), dtype=float)
     of_cases = [numbers[list(cases)] for cases in groups]
@@ -121,7 +122,8 @@ def _over_control(headline: Headline, rows: Sequence[Row], family: str, seed: in
     if with_control:
         pairs = [(rows[at].cases, controls[at]) for at in with_control]
         found = headline.contrasts(pairs, seed)
-        estimate[with_control], low[with_control] = found.estimate, found.low
+        estimate[with_control] = found.estimate
+        low[with_control] = found.low
         high[with_control] = found.high
     return Interval(estimate, low, high, 0.95)
 
@@ -130,7 +132,8 @@ def _by_difficulty(answers: xr.Dataset, rows: Sequence[Row], seed: int) -> dict[
     """Mean score on the questions that the smaller image of the row's budget gets wrong, and on the
     others, in percent.
     """
-    scores, images = values_of(answers), answers["image"].values
+    scores = values_of(answers)
+    images = answers["image"].values
     own = np.stack([scores[:, list(row.cases)].mean(1) for row in rows], 1)
     smaller = {row.budget: list(row.cases) for row in rows if row.family == SMALLER}
     wrong = np.full(own.shape, np.nan)

@@ -50,8 +50,6 @@ def average(numbers: Mapping[str, float]) -> Average:
         return Average(float("nan"), float("nan"), missing)
     percentages = sum(numbers[name] for name in COLUMNS if name != "mme")
     share = numbers["mme"] / MME_TOP
-    printed, rescaled = (
-        (percentages + share) / len(COLUMNS),
-        (percentages + 100 * share) / len(COLUMNS),
-    )
+    printed = (percentages + share) / len(COLUMNS)
+    rescaled = (percentages + 100 * share) / len(COLUMNS)
     return Average(round(printed, 2), round(rescaled, 2), ())

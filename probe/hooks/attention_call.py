@@ -92,7 +92,8 @@ def visible_keys(
     mask: Tensor | None, call: AttentionCall, row: int, position: Int[Tensor, "query"], stop: int
 ) -> Bool[Tensor, "query key"]:
     """Which of the first `stop` keys the queries at `position` may attend to under `mask`."""
-    key_count, query_count = call.key_count, call.query_count
+    key_count = call.key_count
+    query_count = call.query_count
     if mask is not None and mask.ndim == 4:
         if mask.shape[1] != 1:
             raise ProbeError(

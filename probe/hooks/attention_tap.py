@@ -130,7 +130,8 @@ def own_function(module: nn.Module, implementation: str | None) -> Any:
 
 def dispatch(module, query, key, value, attention_mask=None, scaling=None, **options) -> Output:
     """The registered function: runs the kernel inside the wrappers of this thread's taps."""
-    state, thread = state_of(module), get_ident()
+    state = state_of(module)
+    thread = get_ident()
     tap: TapState | None = state.tap
     if tap is None:  # its block was closed by another thread just now
         function = own_function(module, module.config._attn_implementation)

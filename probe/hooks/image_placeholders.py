@@ -88,7 +88,8 @@ def resize_placeholders(
     copies = _copies((ids == image_token).cpu().numpy(), counts) * _between_padding(real)
     columns = [np.repeat(np.arange(len(row)), row) for row in copies]
     index = _padded(columns, left=bool((~real[:, 0]).any()))
-    source, filler = index.clamp(min=0).to(ids.device), (index < 0).to(ids.device)
+    source = index.clamp(min=0).to(ids.device)
+    filler = (index < 0).to(ids.device)
     resized = {name: value for name, value in tensors.items() if name != "position_ids"}
     resized["attention_mask"] = mask
     for name, value in resized.items():

@@ -22,7 +22,8 @@ from probe.hooks.layer_stack import (
 )
 from probe.hooks.offload import stored_parameter
 
-COMPRESSOR, CROSS = "compressor", "cross"
+COMPRESSOR = "compressor"
+CROSS = "cross"
 # What a module that reads other tokens calls them
 READ = ("context", "encoder_hidden_states", "key_value_states", "cross_attention_states")
 

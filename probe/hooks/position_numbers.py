@@ -21,7 +21,8 @@ from probe.hooks.model_structure import text_decoder
 def own_numbers(kept: KeptPositions, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The kept positions with the numbers that the model gave them."""
     numbers: dict[str, Any] = {}
-    ids, embeddings = kwargs.get("position_ids"), kwargs.get("position_embeddings")
+    ids = kwargs.get("position_ids")
+    embeddings = kwargs.get("position_embeddings")
     if ids is not None and ids.ndim == 3:  # time, row and column of (batch, position) each
         numbers["position_ids"] = torch.stack([kept.take(axis, 1) for axis in ids])
     elif ids is not None:

@@ -82,7 +82,8 @@ class PrefusionTracker(ForwardTracker):
             name: kwargs.get(name) for name in ("pixel_values", "pixel_values_videos", "vision")
         }
         self._check_encoded(images["vision"] or ())
-        real, cache = real_positions(ids, kwargs), find_cache(self.called, args, kwargs)
+        real = real_positions(ids, kwargs)
+        cache = find_cache(self.called, args, kwargs)
         vision = vision_positions(self.model, ids)
         rows = TrackedSequence(vision, 0, real=real, prompt_ids=ids)
         base: Any = self.model.base_model
@@ -120,14 +121,16 @@ class PrefusionTracker(ForwardTracker):
         if prompt is None:
             return
         prompt.layer_ran = True
-        hidden, cache = hidden_states(args, kwargs), find_cache(self.called, args, kwargs)
+        hidden = hidden_states(args, kwargs)
+        cache = find_cache(self.called, args, kwargs)
         frames, rows = hidden.shape[:2]
         past = 0 if cache is None else int(cache.get_seq_length(index))
         first_frame = prompt.frames_done[index]
         row_of = prompt.row_of[first_frame : first_frame + frames]
         text = prompt.text[row_of]
         if cache is not None and past == 0:
-            vision_rows, text = rows, text[:, :0]
+            vision_rows = rows
+            text = text[:, :0]
         else:
             vision_rows = past or rows - text.shape[1]
             prompt.frames_done[index] += frames

@@ -89,7 +89,8 @@ class SequenceTracker(ForwardTracker):
         if self._running.now is not None:
             return
         arguments = by_name(module, args, kwargs)
-        ids, embeddings = arguments.get("input_ids"), arguments.get("inputs_embeds")
+        ids = arguments.get("input_ids")
+        embeddings = arguments.get("inputs_embeds")
         embedded = self._running.embedded
         if ids is None and embeddings is not None and embedded is not None:
             rows, tokens = embeddings.shape[:2]
@@ -107,7 +108,8 @@ class SequenceTracker(ForwardTracker):
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         cache = find_cache(self.called, args, kwargs)
         arguments = by_name(module, args, kwargs)
-        ids, embeddings = arguments.get("input_ids"), arguments.get("inputs_embeds")
+        ids = arguments.get("input_ids")
+        embeddings = arguments.get("inputs_embeds")
         past = 0 if cache is None else int(cache.get_seq_length())
         if past:
             now = self._continued(cache, past, ids, embeddings)
@@ -209,7 +211,8 @@ class SequenceTracker(ForwardTracker):
         now = self._running.now
         if now is None:
             return
-        rows, tokens = hidden_states(args, kwargs).shape[1], now.length - now.past
+        rows = hidden_states(args, kwargs).shape[1]
+        tokens = now.length - now.past
         if rows > tokens:  # fewer where vision tokens are removed from this layer
             raise ProbeError(
                 self.called,
@@ -221,7 +224,8 @@ class SequenceTracker(ForwardTracker):
             self._sequences[cache] = now
 
     def _after_model(self, module: nn.Module, args: tuple, output: Any) -> None:
-        ended, cache = self._running.now, output_cache(output)
+        ended = self._running.now
+        cache = output_cache(output)
         self._running.now = None
         if ended is not None and output is not None:
             self._require_layers(self._running.layer_ran)

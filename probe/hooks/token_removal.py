@@ -173,7 +173,8 @@ class HiddenStateFlow:
         """The layer's arguments for the kept positions, None to leave them unchanged."""
         sequence = self.removals.active()[0].sequences.running()
         self._entered.layers |= {index}
-        hidden, cache = hidden_states(args, kwargs), find_cache(self.called, args, kwargs)
+        hidden = hidden_states(args, kwargs)
+        cache = find_cache(self.called, args, kwargs)
         if sequence.past == 0:
             return self._prompt_arguments(index, layer, args, kwargs, cache)
         new = KeptPositions.all(len(hidden), sequence.length - sequence.past, hidden.device)
@@ -271,7 +272,8 @@ class HiddenStateFlow:
     ) -> dict[str, Any]:
         """Mask and positions of a layer that runs on these positions of a prompt."""
         mask = self._kept_mask(index, kept, kept, kwargs)
-        ids, gaps = kwargs.get("position_ids"), self._gaps(index)
+        ids = kwargs.get("position_ids")
+        gaps = self._gaps(index)
         if gaps is None or ids is None:
             return mask | own_numbers(kept, kwargs)
         numbers = without_gaps(self.called, ids, gaps, self._order())

@@ -50,7 +50,8 @@ def knockout(
     flash attention; in the forward, before any layer, for inputs of another shape than `types`.
     """
     target = LayerTarget.of("knockout", model, layers, stack)
-    queries, keys = as_names(queries), as_names(keys)
+    queries = as_names(queries)
+    keys = as_names(keys)
     _check_names((*queries, *keys), target.kinds, types)
     target.refuse_flash("load the model with attn_implementation='sdpa'")
     sequences = target.sequences(

@@ -262,7 +262,8 @@ def _reducers(
     image: ImageSource,
     question: str,
 ) -> dict[str, Try]:
-    tokens, depth = int(inputs.types.vision.sum()), len(known["llm"].layers)
+    tokens = int(inputs.types.vision.sum())
+    depth = len(known["llm"].layers)
     budget = TokenBudget(SHARE, max(tokens, 2), depth)
 
     def reduce(make: Callable[[TokenBudget], Any]) -> None:

@@ -142,7 +142,8 @@ def _attention(
     subject: Subject, image: ImageSource, stack: LayerStack
 ) -> Float[np.ndarray, "view layer head position"]:
     """The attention that each position receives, in all layers of the encoder."""
-    first, order = cls_tokens(subject.model), list(stack.attention)
+    first = cls_tokens(subject.model)
+    order = list(stack.attention)
     by_layer: dict[str, Tensor] = {}
 
     def observe(call: AttentionCall | AttentionWeights) -> None:

@@ -83,7 +83,8 @@ def logit_lens(
     model_stacks = stacks(subject.model)
     one_of("logit_lens", "a stack of", stack, [name for name in STACKS if name in model_stacks])
     answer = TargetResponse.of(subject, image, question, response, max_new_tokens=max_new_tokens)
-    inputs, layers = answer.inputs, model_stacks[stack].layers
+    inputs = answer.inputs
+    layers = model_stacks[stack].layers
     outputs = _LayerOutputs(len(layers))
     with ExitStack() as hooks:
         for number, layer in enumerate(layers):
@@ -164,7 +165,9 @@ def _predictions(
     subject: Subject,
 ) -> tuple[dict[str, Any], Float[np.ndarray, "layer row answer_token"]]:
     """Variables (layer, row), and the probability of each token of the answer at every position."""
-    best_ids, best, of_answer = [], [], []
+    best_ids = []
+    best = []
+    of_answer = []
     for hidden in layers:
         for block in hidden.split(BLOCK):
             probabilities = head(block).softmax(-1)
@@ -187,7 +190,8 @@ def _predictions(
 def _difference(head: Callable[[Tensor], Tensor], hidden: Tensor, logits: Tensor) -> float:
     """The largest difference of the last layer's lens to the model's own logits (of the last
     positions, where it does not return all)."""
-    last, expected = hidden[-len(logits) :], logits.float()
+    last = hidden[-len(logits) :]
+    expected = logits.float()
     blocks = zip(last.split(BLOCK), expected.split(BLOCK), strict=True)
     return max(float((head(block) - own).abs().max()) for block, own in blocks)
 
@@ -196,8 +200,10 @@ def _rows(
     answer: TargetResponse, stack: str, outputs: _LayerOutputs
 ) -> dict[str, Shaped[np.ndarray, "row"]]:
     """The token of each position, its type, and which vision key it is."""
-    inputs, types = answer.inputs, answer.inputs.types
-    is_vision, tokens = types.vision[0], np.array(inputs.tokens[0], object)
+    inputs = answer.inputs
+    types = answer.inputs.types
+    is_vision = types.vision[0]
+    tokens = np.array(inputs.tokens[0], object)
     names = np.array(types.names, object)[types.ids[0]]
     if stack == "llm":
         key = np.where(is_vision, np.cumsum(is_vision) - 1, -1)

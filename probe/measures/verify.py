@@ -169,7 +169,8 @@ def _decoding(
     one_forward: AttentionStatistic,
 ) -> Check:
     """The response's queries in one forward against those of cached decoding, step by step."""
-    model, steps = subject.model, _llm_statistic(subject, inputs)
+    model = subject.model
+    steps = _llm_statistic(subject, inputs)
     with tap(stacks(model)["llm"].attention, steps):
         cached_logits(model, prompt, response_ids)
     worst = max(
@@ -256,7 +257,8 @@ def _stays_dropped(
 
 
 def _of_response(statistic: AttentionStatistic, name: str, inputs: Inputs) -> dict[str, np.ndarray]:
-    table, response = statistic.table(name), inputs.types.names.index("response")
+    table = statistic.table(name)
+    response = inputs.types.names.index("response")
     variables = ("mass", "share", "lift", "entropy", "head_entropy")
     return {variable: table[variable][..., response, :] for variable in variables}
 
@@ -265,7 +267,8 @@ def _maps_not_kept(subject: Subject, inputs: Inputs, statistic: AttentionStatist
     """The bytes of whole maps, and those of the sums."""
     sums = [row for name in statistic.modules for row in statistic.sums(name)]
     kept = sum(array.nbytes for row in sums for array in row.values())
-    heads, tokens = len(sums[0]["mass"]), inputs["input_ids"].shape[1]
+    heads = len(sums[0]["mass"])
+    tokens = inputs["input_ids"].shape[1]
     element_size = torch.finfo(subject.model.dtype).bits // 8
     maps = len(statistic.modules) * heads * tokens**2 * element_size
     measured = f"{_bytes(maps)} (kept: {_bytes(kept)})"

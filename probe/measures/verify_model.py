@@ -60,12 +60,14 @@ def answered(
     """Whether the hidden states of all layers are finite in this dtype while the model answers; and
     the ids of its answer, None where they are not.
     """
-    value, response_ids = "finite", None
+    value = "finite"
+    response_ids = None
     try:
         with finite_states("verify", subject.model, stacks(subject.model)):
             (response_ids,) = subject.generate_ids(prompt, tokens)
     except NotFiniteProbeError as error:
-        value, response_ids = f"{error.got}; {error.fix}", None
+        value = f"{error.got}; {error.fix}"
+        response_ids = None
     return Check("hidden states", value, "finite", response_ids is not None), response_ids
 
 
@@ -115,8 +117,10 @@ def shares_prefix(subject: Subject, prompt: Inputs) -> Check:
     in all layers on a shared prefix, against the same in a forward of its own. Where the model does
     not allow it nothing is shared, which is no broken promise.
     """
-    name, promise = "sharing of an image's prefix", "exact, or not used"
-    model, stack = subject.model, stacks(subject.model)["llm"]
+    name = "sharing of an image's prefix"
+    promise = "exact, or not used"
+    model = subject.model
+    stack = stacks(subject.model)["llm"]
     try:
         embedded, cached = PrefixCache(model, stack).of(prompt)
         prefix = cached.prefix

@@ -41,7 +41,8 @@ def read_instructions(
     if not Path(folder).expanduser().is_dir():
         expected = "the folder with the images and videos"
         raise ProbeError("train", expected=expected, got=f"{str(folder)!r}, which is none")
-    path, data = Path(file).expanduser(), DataFolder("train", folder)
+    path = Path(file).expanduser()
+    data = DataFolder("train", folder)
     reader = RowReader("train", path.stem)
     instructions: list[Instruction] = []
     for number, row in enumerate(json_list("train", path), 1):
@@ -59,7 +60,8 @@ def _is_video_question(row: Any) -> bool:
 
 
 def _video_question(row: dict[str, Any], data: DataFolder) -> Instruction:
-    question, answer = question_text(row, "q"), question_text(row, "a")
+    question = question_text(row, "q")
+    answer = question_text(row, "a")
     video = VisualSource(
         "video", data.video(*(identifier(row, "video_id") + ending for ending in VIDEOS))
     )

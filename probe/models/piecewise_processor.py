@@ -82,7 +82,8 @@ class PiecewiseProcessor(ProcessorMixin):
         **_: Any,
     ) -> dict[str, Tensor]:
         rows = [row[:max_length] for row in rows] if truncation else rows
-        length, pad = max(map(len, rows)), self.tokenizer.pad_token_id or 0
+        length = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id or 0
         left = (padding_side or self.tokenizer.padding_side) == "left"
 
         def filled(row: list[int], value: int) -> list[int]:

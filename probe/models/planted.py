@@ -70,7 +70,8 @@ RESIDUAL = (
     "unused",
 )
 AT = {name: dimension for dimension, name in enumerate(RESIDUAL)}
-WIDTH, HEADS = len(RESIDUAL), 2
+WIDTH = len(RESIDUAL)
+HEADS = 2
 SLOW = (2, 3)  # the dimensions of a head that the rotary embedding rotates least
 SHARP = 256.0  # scores of several hundred: the softmax elsewhere is 0 in float32
 
@@ -191,7 +192,8 @@ def _write_encoder(encoder: Any, patches: tuple[int, ...]) -> None:
 
 def _write_projector(projector: Any) -> None:
     """on = GELU(16 x + ½) - GELU(16 x - ½): 1 where x is well above 0, 0 where it is well below."""
-    first, second = projector.linear_1, projector.linear_2
+    first = projector.linear_1
+    second = projector.linear_2
     constant = WIDTH - 1
     first.bias[constant] = 10.0  # GELU(10) = 10
     facts = [*(f"{channel} on" for channel in CHANNELS), "planted"]

@@ -129,7 +129,8 @@ def verdict(table: xr.Dataset) -> str:
 
     table: of `probe.records.rank_agreement.rank_agreement`; its first attribution counts.
     """
-    reference, regions = str(table["reference"].values[0]), table.attrs["regions"]
+    reference = str(table["reference"].values[0])
+    regions = table.attrs["regions"]
     if regions < FEWEST:
         return f"It cannot be said of {regions} region{'s' * (regions > 1)}."
     if bool(table["by_layer"].sel(reference=reference).isnull().all()):
@@ -153,7 +154,8 @@ def verdict(table: xr.Dataset) -> str:
 
 
 def _three_numbers(table: xr.Dataset, reference: str) -> str:
-    ceiling, floor = ceiling_of(table, reference), float(table["floor"].sel(reference=reference))
+    ceiling = ceiling_of(table, reference)
+    floor = float(table["floor"].sel(reference=reference))
     ceiling_text = "1 (no second method)" if np.isnan(ceiling) else f"{ceiling:.2f}"
     best = highest_agreement(table, reference)
     return f"best correlation {best:.2f}, floor {floor:.2f}, ceiling {ceiling_text}"

@@ -63,7 +63,8 @@ def attribution(dataset: Any, image: int = 0, *, ax: Any = None) -> Figure:
             continue
         alike = [other for other in named.values() if _units(other) == _units(one)]
         draw_attribution(map_axis, one, image, map_reach(alike))
-        method, baseline = one.attrs["method"], f"baseline {one.attrs['baseline']}"
+        method = one.attrs["method"]
+        baseline = f"baseline {one.attrs['baseline']}"
         says_method = len(named) == 1 or name.replace(" ", "_").lower() == method
         label = _readable(method) if says_method else f"{name}: {_readable(method)}"
         title(map_axis, f"{label}\n{baseline}")
@@ -123,10 +124,12 @@ def _word_limits(datasets: Iterable[xr.Dataset]) -> tuple[float, float]:
     """The limits that the bars of a figure share; the longest side is at least the floor."""
     datasets = list(datasets)
     values = np.concatenate([np.zeros(0), *(_values_of(one, regions=False) for one in datasets)])
-    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    low = float(values.min(initial=0))
+    high = float(values.max(initial=0))
     floor = _floor(datasets)
     if max(-low, high) < floor:
-        low, high = (-floor if low < 0 else 0.0), floor
+        low = -floor if low < 0 else 0.0
+        high = floor
     return 1.05 * low, 1.05 * high
 
 
@@ -188,7 +191,8 @@ def draw_regions(
 def _words(axis: Axes, dataset: xr.Dataset, limits: tuple[float, float]) -> None:
     """A bar a word, in the order of the prompt."""
     others = dataset["feature_kind"].values != "region"
-    names, values = dataset["feature"].values[others], dataset["attribution"].values[others]
+    names = dataset["feature"].values[others]
+    values = dataset["attribution"].values[others]
     if not len(names):
         axis.set_axis_off()
         return

@@ -66,7 +66,8 @@ def heads(
     if isinstance(record, xr.Dataset) and "untouched_gold_logprob" in record:
         return head_effects(record, ax=ax)
     if value in ("entropy", "entropy_ratio"):
-        expected, fix = "a value of each head", f"use 'head_{value}'"
+        expected = "a value of each head"
+        fix = f"use 'head_{value}'"
         raise ProbeError(_CALLED, expected=expected, got=repr(value), fix=fix)
     named = labelled(record, _CALLED)
     means = {}

@@ -144,7 +144,8 @@ def entropy(
     which = which or ("pooled" if isinstance(ax, Axes) else "both")
     if which not in _ENTROPIES:
         raise ProbeError(called, expected=f"which of {', '.join(_ENTROPIES)}", got=repr(which))
-    named, values = labelled(record, called), _ENTROPIES[which]
+    named = labelled(record, called)
+    values = _ENTROPIES[which]
     if ratio:
         for one in named.values():
             entropy_ratio(one, stack, values[0])  # says what to do about a record without

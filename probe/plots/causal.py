@@ -127,7 +127,8 @@ def _beside(record: xr.DataTree, stack: str) -> dict[str, xr.DataArray]:
 def _ranked(axis: Axes, shown: pd.DataFrame) -> None:
     """Effects with their intervals, one row a head."""
     place = np.arange(len(shown))
-    significant, handles = shown["significant"].to_numpy(dtype=bool), {}
+    significant = shown["significant"].to_numpy(dtype=bool)
+    handles = {}
     for name, text, colour, shift in (
         ("effect", "effect", BLACK, -0.12),
         ("picture_effect", "of which: of the picture", BLUE, 0.12),
@@ -183,7 +184,8 @@ def recovered(sweep: Any, *, ax: Any = None) -> Figure:
         title(axis, f"{direction}: {_largest(interval)}")
         figure_of(axes).colorbar(image, ax=axis, label=f"{name} (1)")
     if ax is None:
-        site, model = sweep.attrs["site"], sweep.attrs["model"]
+        site = sweep.attrs["site"]
+        model = sweep.attrs["model"]
         heading(figure_of(axes), f"What a patch at {site} moves · {model}")
     kind = "estimated by gradients; " if sweep.attrs["kind"] != "patch_sweep" else ""
     note = (
@@ -227,7 +229,8 @@ def steering(curve: Any, *, ax: Any = None) -> Figure:
     called = "plots.steering"
     curve = require(curve, "steered_logprob", called, "a steering curve")
     axes = panels(ax, 1, 3, (3.6, 3.2), called).ravel()
-    images, scales = curve["image"].values.astype(str), curve["scale"].values
+    images = curve["image"].values.astype(str)
+    scales = curve["scale"].values
     drawn = (
         ("steered_logprob", "gold answer", 1.0, BLUE),
         ("correct", "accuracy (%)", 100.0, GREEN),

@@ -127,10 +127,8 @@ def _titles(compressor: xr.Dataset) -> list[str]:
         return [f"VoCo tokens, layer {int(compressor['layer']) + 1}"]
     queries = compressor.sizes["token"] if "maps" in compressor else 0
     if queries < 2:
-        keys, patches = (
-            compressor["key_count"].squeeze(),
-            compressor["received"].notnull().sum("key"),
-        )
+        keys = compressor["key_count"].squeeze()
+        patches = compressor["received"].notnull().sum("key")
         return ["each region's token" if keys < patches.max() else "the compressed token"]
     shown = min(queries, MOST_MAPS)
     side = _side(shown)
@@ -162,7 +160,8 @@ def _grid(found: list[View]) -> tuple[np.ndarray, Axes]:
     )
     rows = []
     for row, view in enumerate(found):
-        original, mean = figure.add_subplot(outer[row, 0]), figure.add_subplot(outer[row, 1])
+        original = figure.add_subplot(outer[row, 0])
+        mean = figure.add_subplot(outer[row, 1])
         show_image(original, view.pixels)
         text = view.title.removesuffix("tiles").rstrip(", ") or "image"
         original.set_title(text, fontsize=SMALL_TITLE, parse_math=False)
@@ -177,6 +176,7 @@ def _block(figure: Figure, place: SubplotSpec, side: int) -> list[Axes]:
 
 def _spread(compressor: xr.Dataset) -> str:
     patches = compressor.sel(key_type="vision")
-    entropy, keys = float(patches["entropy"].squeeze()), int(patches["key_count"].squeeze())
+    entropy = float(patches["entropy"].squeeze())
+    keys = int(patches["key_count"].squeeze())
     most = math.log(max(keys, 1))
     return f"entropy {entropy:.2f} nat of at most {most:.2f}, heads averaged first; {keys} patches"

@@ -164,7 +164,8 @@ def conventions(record: Any, stack: str = "llm") -> Figure:
 
 def _draw(axis: Axes, curve: Float[np.ndarray, "layer head"], text: str) -> bool:
     """One convention. Returns whether its mean fades."""
-    layers, mean = np.arange(1, len(curve) + 1), curve.mean(1)
+    layers = np.arange(1, len(curve) + 1)
+    mean = curve.mean(1)
     slope = float(trend(mean))
     fades = slope <= FADES
     axis.plot(layers, curve, color=LIGHT_GREY, linewidth=0.6)

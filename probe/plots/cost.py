@@ -98,7 +98,8 @@ def flops(
 
 def _stack(axis: Axes, by_component: xr.DataArray) -> None:
     """A bar a case, of its components; its end in figures."""
-    heights, left = axis.get_yticks(), np.zeros(by_component.sizes["case"])
+    heights = axis.get_yticks()
+    left = np.zeros(by_component.sizes["case"])
     for component in by_component["component"].values:
         name, hatch = COMPONENTS[component]
         width = by_component.sel(component=component).values
@@ -139,11 +140,13 @@ def latency(costs: xr.Dataset, against: str | None = None, *, ax: Any = None) ->
     """
     costs = _checked(costs, "plots.latency")
     if "latency" not in costs:
-        expected, fix = "costs with a measurement", "cost(..., measure=5)"
+        expected = "costs with a measurement"
+        fix = "cost(..., measure=5)"
         raise ProbeError("plots.latency", expected=expected, got="counted ones only", fix=fix)
     costs = costs.isel(case=np.flatnonzero(costs["latency"].notnull().any("repeat").values))
     milliseconds = 1e3 * costs["latency"]
-    mean, spread = milliseconds.mean("repeat"), milliseconds.std("repeat", ddof=1)
+    mean = milliseconds.mean("repeat")
+    spread = milliseconds.std("repeat", ddof=1)
     text = "Time to the first token"
     if against is not None:
         return _lines(costs, mean, against, "ms", text, ax, spread)
@@ -248,7 +251,8 @@ def _lines(
     axis = panels(ax, 1, 1, (5.4, 3.9), "plots")[0, 0]
     lines = _series(costs, against)
     every = np.concatenate(list(lines.values()))
-    x, y = costs[against].values, values.values
+    x = costs[against].values
+    y = values.values
     wide = _is_wide(y[every])
     scaled_by = np.sort(y[every])[:1] if wide else y[every]  # 15 to 3,300 GB, not 0.015 to 3.3 TB
     scale, letter = _scale(scaled_by) if spread is None else (1.0, "")

@@ -56,7 +56,8 @@ def concentration(dataset: xr.Dataset, *, ax: Any = None) -> Figure:
     """
     dataset = require(dataset, "top_share", "plots.concentration", _MADE_BY)
     axes = panels(ax, 1, 3, (3.5, 3.6), "plots.concentration")
-    patches, read = int(dataset.attrs["patch_count"]), int(dataset.attrs["read_layer"]) + 1
+    patches = int(dataset.attrs["patch_count"])
+    read = int(dataset.attrs["read_layer"]) + 1
     best = max(1, round(float(dataset.attrs["best"]) * patches))
     top = {f"{k} of {patches}": dataset["top_share"].sel(k=k) for k in dataset["k"].values.tolist()}
     unevenness = {

@@ -159,8 +159,10 @@ def _between_two_parts(values: Float[np.ndarray, " value"]) -> float | None:
     """The level that separates sorted values into the two most different parts (Otsu's), or None
     where this explains little of their variance, as in noise.
     """
-    count, total = np.arange(1, len(values)), np.cumsum(values)
-    below, above = total[:-1] / count, (total[-1] - total[:-1]) / count[::-1]
+    count = np.arange(1, len(values))
+    total = np.cumsum(values)
+    below = total[:-1] / count
+    above = (total[-1] - total[:-1]) / count[::-1]
     share = count / len(values)
     between = share * (1 - share) * (above - below) ** 2
     cut = int(between.argmax())

@@ -94,7 +94,8 @@ def _views(reduction: Any, grid: PatchGrid | None) -> list[_View]:
     sources, kept_tokens, merged_into, scores = (
         _to_numpy(getattr(reduction, name)) for name in names
     )
-    first, patches = int(reduction.first_patch), scores.shape[1]
+    first = int(reduction.first_patch)
+    patches = scores.shape[1]
     boxes = _boxes(len(sources), patches, grid)
     views = []
     for number, (source, into) in enumerate(zip(sources, merged_into, strict=True)):
@@ -144,7 +145,8 @@ def _draw_kept(axis: Axes, pixels: np.ndarray, views: list[_View], name: str) ->
         if len(views) > 1:
             tile = np.concatenate([view.boxes[:, :2].min(0), view.boxes[:, 2:].max(0)])[None]
             _fill(axis, pixels, tile, facecolors="none", edgecolors="0.4", linewidths=0.8)
-    tokens, patches = sum(view.tokens for view in views), sum(len(view.kept) for view in views)
+    tokens = sum(view.tokens for view in views)
+    patches = sum(len(view.kept) for view in views)
     kept_patches = sum(int(view.kept.sum()) for view in views)
     title(axis, f"{name}: {tokens} tokens\n{kept_patches} of {patches} patches kept")
 
@@ -179,7 +181,8 @@ def _draw_groups(axis: Axes, pixels: np.ndarray, views: list[_View]) -> None:
 def _borders(view: _View) -> Float[np.ndarray, "border end=2 xy=2"]:
     """The edges between patches of different groups, as fractions of the image."""
     side = isqrt(len(view.group))
-    group, boxes = view.group.reshape(side, side), view.boxes.reshape(side, side, 4)
+    group = view.group.reshape(side, side)
+    boxes = view.boxes.reshape(side, side, 4)
     right_edges = boxes[:, :-1][group[:, :-1] != group[:, 1:]][:, [2, 1, 2, 3]]
     bottom_edges = boxes[:-1][group[:-1] != group[1:]][:, [0, 3, 2, 3]]
     return np.concatenate([right_edges, bottom_edges]).reshape(-1, 2, 2)

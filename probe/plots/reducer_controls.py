@@ -138,7 +138,9 @@ def _dots(
     """A mark with its interval for each row; hollow where `filled` is False."""
     filled = np.ones(len(rows), dtype=bool) if filled is None else filled
     for row, is_filled in zip(rows.to_dict("records"), filled, strict=True):
-        value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+        value = row[name]
+        low = row[f"{name}_low"]
+        high = row[f"{name}_high"]
         if np.isnan(value):
             continue
         bars = None if np.isnan(low) else [[max(value - low, 0)], [max(high - value, 0)]]

@@ -64,7 +64,8 @@ class Overlay:
         name = str(source)
         table = published_table(name) if name in TABLES else _from_file(source)
         if missing := [column for column in COLUMNS if column not in table]:
-            expected, got = f"columns {', '.join(COLUMNS)}", f"no {missing[0]} in '{source}'"
+            expected = f"columns {', '.join(COLUMNS)}"
+            got = f"no {missing[0]} in '{source}'"
             raise ProbeError("--published", expected=expected, got=got)
         for column in COLUMNS[1:]:
             if not is_numeric_dtype(table[column]):
@@ -114,12 +115,15 @@ def reductions(
     table = method_scores(answers, seed=seed).rename(columns=columns)
     latency = None if costs is None else costs.get("latency")
     axes = panels(ax, 1, 1 if latency is None else 2, (5.6, 4.4), "plots.reductions").ravel()
-    ylabel, unit, tokens = headline.label, "mean over layers", table["vision_tokens"]
+    ylabel = headline.label
+    unit = "mean over layers"
+    tokens = table["vision_tokens"]
     if published is not None:
         shares = 100 / table["y"].iloc[0]
         table = table.assign(**{name: shares * table[name] for name in ("low", "high", "y")})
         tokens = 100 * tokens / tokens.iloc[0]
-        ylabel, unit = f"accuracy (% of “{table['method'].iloc[0]}”)", "% of all"
+        ylabel = f"accuracy (% of “{table['method'].iloc[0]}”)"
+        unit = "% of all"
     families = looks(table["family"].iloc[1:])
     _draw(axes[0], table.assign(x=tokens), families)
     if published is not None:
@@ -183,7 +187,9 @@ def _draw(axis: Axes, table: pd.DataFrame, families: dict[str, Look]) -> None:
 def _draw_seeds(axis: Axes, rows: pd.DataFrame, family: str, look: Look) -> None:
     """Several draws of each budget: their mean, and a band from the worst to the best."""
     budgets: Any = rows.groupby("budget", sort=True)
-    x, y, count = budgets["x"].mean(), budgets["y"].mean(), int(budgets.size().max())
+    x = budgets["x"].mean()
+    y = budgets["y"].mean()
+    count = int(budgets.size().max())
     axis.plot(x, y, label=f"{family} (worst to best of {count})", **look._asdict())
     shade(
         axis, x.to_numpy(), budgets["y"].min().to_numpy(), budgets["y"].max().to_numpy(), look.color
@@ -193,10 +199,8 @@ def _draw_seeds(axis: Axes, rows: pd.DataFrame, family: str, look: Look) -> None
 def _draw_published(axis: Axes, published: Overlay, families: dict[str, Look]) -> None:
     for method, rows in published.table.groupby("method", sort=False):
         look = families.get(str(method), Look(GREY, "p"))
-        x, style = (
-            100 * rows["vision_tokens"] / published.tokens,
-            look._replace(linestyle=DOTTED)._asdict(),
-        )
+        x = 100 * rows["vision_tokens"] / published.tokens
+        style = look._replace(linestyle=DOTTED)._asdict()
         name = f"{method}, published"
         axis.plot(x, rows["percent_of_vanilla"], markerfacecolor="white", label=name, **style)
 
@@ -207,7 +211,8 @@ def _notes(
     latency: xr.DataArray | None,
     published: Overlay | None,
 ) -> list[str]:
-    questions, images = table["questions"].iloc[0], table["images"].iloc[0]
+    questions = table["questions"].iloc[0]
+    images = table["images"].iloc[0]
     asked = f"{answers.attrs.get('benchmark')}: {questions} questions on"
     if images == 1:
         notes = [f"{asked} one image, which gives no intervals"]

@@ -83,7 +83,8 @@ def _per_sample(
     block: xr.Dataset, value: str, weights: str, per_head: bool
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """The value of each sample, by default the mean over heads, and how much it counts."""
-    values, count = block[value], block[COUNT_OF[value]]
+    values = block[value]
+    count = block[COUNT_OF[value]]
     weight = xr.ones_like(count) if weights == "sample" else count
     if "head" in values.dims and not per_head:
         values = values.weighted(weight).mean("head")
@@ -120,7 +121,8 @@ def _with_bounds(interval: Interval) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 def images(record: xr.DataTree) -> Int[np.ndarray, " sample"]:
     """A number for each sample; samples that show the same images share it."""
-    root, numbers = record.to_dataset(), {}
+    root = record.to_dataset()
+    numbers = {}
     keys = _image_keys(root)
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
@@ -129,7 +131,8 @@ def _image_keys(root: xr.Dataset) -> list[object]:
     """What identifies the images of each sample: hashes, else pixels, else the sample itself."""
     keys: list[object] = list(range(root.sizes["sample"]))
     if "images" in root:
-        sizes, pixels = root["image_size"].values, root["images"].values
+        sizes = root["image_size"].values
+        pixels = root["images"].values
         for sample in np.flatnonzero(sizes.reshape(len(sizes), -1).any(1)):
             keys[sample] = content_hash([sizes[sample].tobytes(), pixels[sample].tobytes()])
     if "image_sha256" in root:
@@ -157,7 +160,8 @@ def _sampling(record: xr.DataTree, stack: str, weights: str, seed: int | None) -
         mass = block["mass"].values
         with_values.append(~np.isnan(mass).all(axis=tuple(range(1, mass.ndim))))
     entered = np.concatenate(with_values)
-    samples, shown = int(entered.sum()), len(np.unique(images(record)[entered]))
+    samples = int(entered.sum())
+    shown = len(np.unique(images(record)[entered]))
     if samples == 1:
         return "one sample"
     note = f"mean of {samples} samples ({WEIGHTS[weights]})"

@@ -26,12 +26,23 @@ from matplotlib.transforms import ScaledTranslation
 
 from probe.errors import ProbeError
 
-BLUE, VERMILION, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
-PURPLE, AMBER, YELLOW, BLACK = "#CC79A7", "#E69F00", "#F0E442", "#000000"
-DARK_GREY, GREY, LIGHT_GREY = "#595959", "#999999", "#CCCCCC"
+BLUE = "#0072B2"
+VERMILION = "#D55E00"
+GREEN = "#009E73"
+SKY = "#56B4E9"
+PURPLE = "#CC79A7"
+AMBER = "#E69F00"
+YELLOW = "#F0E442"
+BLACK = "#000000"
+DARK_GREY = "#595959"
+GREY = "#999999"
+LIGHT_GREY = "#CCCCCC"
 
-DASHED, DOTTED, DASH_DOT = (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5))
-LONG_DASHES, FAR_DOTS = (0, (9, 3)), (0, (1, 4))
+DASHED = (0, (5, 2))
+DOTTED = (0, (1, 1.2))
+DASH_DOT = (0, (6, 1.5, 1, 1.5))
+LONG_DASHES = (0, (9, 3))
+FAR_DOTS = (0, (1, 4))
 
 
 class Look(NamedTuple):

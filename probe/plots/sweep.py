@@ -112,7 +112,8 @@ def dropped(
         axes = np.array(list(mosaic.values()), dtype=object)
     axis = axes[0]
     draw_baselines(axis, table, value)
-    label, look = f"vision dropped ({name})", looks([name])[name]
+    label = f"vision dropped ({name})"
+    look = looks([name])[name]
     draw_windows(axis, table, windows, value, seed, look, label, shaded=True)
     finish_windows(axis, table, windows, value, "Vision tokens dropped in a window of layers")
     legend(axis, ncols=2, handlelength=_HANDLE, **below(axis))
@@ -146,7 +147,8 @@ def _attention(axis: Axes, attention: xr.DataArray, images: np.ndarray, seed: in
         if np.isnan(values).all():
             continue
         interval = bootstrap(values, as_text(images), seed=seed, draws=DRAWS)
-        look, every = looks(types)[query], max(1, len(layers) // 12)
+        look = looks(types)[query]
+        every = max(1, len(layers) // 12)
         axis.plot(
             layers, interval.estimate, label=f"{query} → vision", markevery=every, **look._asdict()
         )
@@ -196,7 +198,8 @@ def swaps(results: Any, size: int | None = None, *, seed: int = 0, ax: Any = Non
     swapped = [table for table in tables_of(results).values() if "donor_answer_given" in table]
     if not swapped:
         raise ProbeError("plots.swaps", expected="a sweep with mode='swap'", got="none")
-    table, axis = swapped[0], panels(ax, 1, 1, _PANEL, "plots.swaps")[0, 0]
+    table = swapped[0]
+    axis = panels(ax, 1, 1, _PANEL, "plots.swaps")[0, 0]
     windows = windows_of(table, size)
     answers = {
         "correct": ("the right answer", Look(BLUE, "s")),
@@ -282,7 +285,8 @@ def _depth_curves(
     axis: Axes, table: xr.Dataset, case_at: Mapping[int, str], value: str, seed: int
 ) -> None:
     """A line for each kind of question and one for all; `case_at`: place on the axis -> case."""
-    x, order = np.array(list(case_at)), table["case"].values.tolist()
+    x = np.array(list(case_at))
+    order = table["case"].values.tolist()
     cases = [order.index(case) for case in case_at.values()]
     is_mean = value != "correct" or Headline(table).is_mean
     kinds = kinds_of(table)[:_KINDS] if is_mean else []

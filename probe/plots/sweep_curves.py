@@ -101,7 +101,8 @@ def highest(table: xr.Dataset, value: str) -> float | None:
 
 def within(interval: Interval, table: xr.Dataset, value: str) -> tuple[np.ndarray, np.ndarray]:
     """The band between the lowest and the highest possible number."""
-    low, high = interval.low, interval.high
+    low = interval.low
+    high = interval.high
     lowest = None if value == "gold_logprob" else 0
     top = highest(table, value)
     if lowest is None and top is None:
@@ -153,7 +154,8 @@ def draw_windows(
     cases = [order.index(name) for name in windows]
     interval, difference = (curve(table, value, cases, seed, paired=p) for p in (False, True))
     estimate, (low, high) = interval.estimate, within(interval, table, value)
-    x, colour = middles(windows) + shift, look.color
+    x = middles(windows) + shift
+    colour = look.color
     if shaded:
         shade(axis, x, low, high, colour)
         axis.plot(x, estimate, color=colour, zorder=3)
@@ -198,7 +200,8 @@ def stack_of(table: xr.Dataset) -> str:
 
 def note(table: xr.Dataset, seed: int, over: str = "all windows") -> str:
     """How questions became points, for a caption."""
-    headline, questions = Headline(table), table.sizes["sample"]
+    headline = Headline(table)
+    questions = table.sizes["sample"]
     number = "mean" if headline.is_mean else headline.name
     images = len(np.unique(as_text(table["image"].values)))
     asked = f"{number} of {questions} questions on"

@@ -52,7 +52,8 @@ def draw_pairs(
     for query, key in pairs_of(averaged, query_types, key_types):
         _line(axis, averaged, query, key, line_style(query, key, *known))
     if not axis.lines:
-        expected, got = "a pair of types that was measured", f"{query_types} → {key_types}"
+        expected = "a pair of types that was measured"
+        got = f"{query_types} → {key_types}"
         raise ProbeError("plots", expected=expected, got=got)
     mark_gaps(axis, averaged)
     layers = int(averaged.mean["layer"].max()) + 1
@@ -88,7 +89,8 @@ def pairs_of(averaged: Average, query_types: Types, key_types: Types) -> list[tu
     none.
     """
     known = [averaged.mean[dim].values.tolist() for dim in ("query_type", "key_type")]
-    queries, keys = chosen(query_types, known[0], "plots"), chosen(key_types, known[1], "plots")
+    queries = chosen(query_types, known[0], "plots")
+    keys = chosen(key_types, known[1], "plots")
     measured = averaged.mean.notnull().any("layer")
     return [
         (query, key)
@@ -121,7 +123,8 @@ def draw_by_key(
     axes = panels(None, rows, _COLUMNS, _SMALL_PANEL, "plots").ravel()
     for axis in axes[len(keys) :]:
         axis.remove()
-    axes, layers = axes[: len(keys)], int(averaged.mean["layer"].max()) + 1
+    axes = axes[: len(keys)]
+    layers = int(averaged.mean["layer"].max()) + 1
     for axis, key in zip(axes, keys, strict=True):
         for query in [query for query, other in pairs if other == key]:
             _line(axis, averaged, query, key, styles[query]._asdict())
@@ -153,7 +156,8 @@ def lift_axis(axis: Axes) -> None:
 def same_scale(axes: np.ndarray, value: str) -> None:
     """One scale for all panels, so that they can be compared."""
     limits = np.array([axis.get_ylim() for axis in axes.flat])
-    low, high = limits[:, 0].min(), limits[:, 1].max()
+    low = limits[:, 0].min()
+    high = limits[:, 1].max()
     if value in ("mass", "share", "entropy_ratio", "head_entropy_ratio"):
         low, high = -0.02, 1.02
     elif value != "lift":
@@ -168,7 +172,8 @@ def legend_of(axes: np.ndarray) -> None:
     lines = {name: line for name, line in lines.items() if not name.startswith("_")}
     text = "query → key"
     if len(lines) > MANY_PAIRS:
-        lines, text = _by_type(lines), "key by colour,\nquery by dash"
+        lines = _by_type(lines)
+        text = "key by colour,\nquery by dash"
     legend(axes[0, -1], lines, title=text, handlelength=4, **RIGHT)
 
 

@@ -140,7 +140,8 @@ def _statistics(
 ) -> tuple[PerCase, Draws]:
     """The estimate, and the values over the draws: none where there is a single image."""
     names, image_of = np.unique(np.asarray(images), return_inverse=True)
-    image_count, rng = len(names), np.random.default_rng(seed)
+    image_count = len(names)
+    rng = np.random.default_rng(seed)
     estimate = np.array(statistic(np.ones(len(image_of), dtype=np.int64)), dtype=float)
     drawn = []
     for _ in range(draws if image_count > 1 else 0):
@@ -175,7 +176,8 @@ def wilson(
     Raises ProbeError when questions share images, or values are other than 0 and 1. NaN is left
     out.
     """
-    values, names = np.asarray(correct, dtype=float), np.asarray(images)
+    values = np.asarray(correct, dtype=float)
+    names = np.asarray(images)
     _check_lengths("wilson", len(values), names)
     values, names = values[~np.isnan(values)], names[~np.isnan(values)]
     image_count = len(np.unique(names))
@@ -203,7 +205,8 @@ def wilson_bounds(successes: int, trials: int, level: float = LEVEL) -> tuple[fl
     if trials == 0:
         return float("nan"), float("nan")
     z = NormalDist().inv_cdf((1 + level) / 2)
-    share, shrink = successes / trials, 1 + z**2 / trials
+    share = successes / trials
+    shrink = 1 + z**2 / trials
     middle = (share + z**2 / (2 * trials)) / shrink
     half = z * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / shrink
     low = np.clip(middle - half, 0, share)  # rounding must not move a bound past the share

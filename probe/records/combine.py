@@ -93,7 +93,8 @@ def _merged_stack(stack: str, nodes: list[Node]) -> Node:
         if differing := only_in_one(first, other):
             raise _different(f"{stack} variables", f"{differing} in only one")
         for name in first.variables.keys() & other.variables.keys():
-            dims, other_dims = first.variables[name].dims, other.variables[name].dims
+            dims = first.variables[name].dims
+            other_dims = other.variables[name].dims
             # a count that is the same in all layers has no axis of layers
             if dims != other_dims and (set(dims) ^ set(other_dims)) - {"layer"}:
                 raise _different(f"dims of {stack}/{name}", f"{dims} and {other_dims}")

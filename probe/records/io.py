@@ -237,7 +237,8 @@ class DamagedPartError(ProbeError):
     """A part whose content is not what was written."""
 
     def __init__(self, path: Path, reason: str):
-        self.path, self.reason = path, reason
+        self.path = path
+        self.reason = reason
         super().__init__(
             "run",
             expected=f"a whole part in {path}",

@@ -152,7 +152,8 @@ def can_tell(table: xr.Dataset, reference: str) -> bool:
     """Whether agreement could be told from chance: the ceiling exceeds the floor. Without another
     attribution, whether perfect agreement would exceed it.
     """
-    floor, ceiling = float(table["floor"].sel(reference=reference)), ceiling_of(table, reference)
+    floor = float(table["floor"].sel(reference=reference))
+    ceiling = ceiling_of(table, reference)
     return floor < (1 if np.isnan(ceiling) else ceiling)
 
 

@@ -58,7 +58,8 @@ class Claims:
 
     def __init__(self, folder: Path, worker: str = "0", token: str = ""):
         """`token`: part of the names of temporary files, by which the run knows its own."""
-        self.folder, self.process = folder / "claims", this_process(worker)
+        self.folder = folder / "claims"
+        self.process = this_process(worker)
         self._token = token
         self._own: dict[str, Path] = {}
         self._lock = threading.Lock()
@@ -149,7 +150,8 @@ class Claims:
         """None where it has just been given back."""
         path = self.folder / f"{name}.{generation}"
         try:
-            content, touched = path.read_bytes(), path.stat().st_mtime
+            content = path.read_bytes()
+            touched = path.stat().st_mtime
         except FileNotFoundError:
             return None
         try:

@@ -58,7 +58,8 @@ class RunDirectory:
     """A run directory as one worker sees it."""
 
     def __init__(self, folder: Path, worker: str = "0"):
-        self.folder, self.worker = folder, worker
+        self.folder = folder
+        self.worker = worker
         self._settings: dict[str, Any] = {}  # of this worker, once it is open
         self._parts = RunParts(folder, worker)
         self._failures = FailureLog(folder, worker)
@@ -144,7 +145,8 @@ class RunDirectory:
 
     def todo(self, samples: Sequence[Sample], attempts: int = 2) -> list[Sample]:
         """The samples that are neither done nor have failed `attempts` times."""
-        done, failed = self.done(), self.failed_attempts()
+        done = self.done()
+        failed = self.failed_attempts()
         return [s for s in samples if s.id not in done and failed.get(s.id, 0) < attempts]
 
     def failed_attempts(self) -> dict[str, int]:
@@ -188,7 +190,8 @@ class RunDirectory:
         memory), and returns its path; at once where they are there already. Of several processes
         one writes.
         """
-        found, order = self._found(), list(order)
+        found = self._found()
+        order = list(order)
         final = self.folder / "final.zarr"
         if read_owner(final, self.token).get("content") == content_of(found, order):
             return final

@@ -29,7 +29,8 @@ class FailureLog:
     """The failures of a run; each worker adds to a file of its own."""
 
     def __init__(self, folder: Path, worker: str = "0"):
-        self.folder, self.worker = folder / "failures", worker
+        self.folder = folder / "failures"
+        self.worker = worker
 
     def add(self, sample: str, attempt: int, reason: str) -> None:
         """Notes a failure; it is on the disk afterwards."""

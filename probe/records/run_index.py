@@ -47,7 +47,8 @@ class IndexLines:
     """The lines of all workers, and those that this one adds."""
 
     def __init__(self, folder: Path, worker: str = "0"):
-        self.folder, self.file = folder, folder / "index" / f"{worker}.jsonl"
+        self.folder = folder
+        self.file = folder / "index" / f"{worker}.jsonl"
         self._told: set[str] = set()  # shared texts that are in this worker's file
 
     def read(self) -> dict[Key, Part]:
@@ -63,16 +64,19 @@ class IndexLines:
                 described[key] = line
             else:
                 suspect.add(key)
-        known, parts = {}, self.folder / "parts"
+        known = {}
+        parts = self.folder / "parts"
         for key, line in described.items():
-            settings, lengths = shared.get(line["settings"]), shared.get(line["lengths"])
+            settings = shared.get(line["settings"])
+            lengths = shared.get(line["lengths"])
             if key not in suspect and settings is not None and lengths is not None:
                 known[key] = Part(parts, *key, tuple(line["ids"]), settings, lengths)
         return known
 
     def append(self, part: Part) -> None:
         """Adds the line of a part."""
-        settings, lengths = self._shared(part.settings), self._shared(part.lengths)
+        settings = self._shared(part.settings)
+        lengths = self._shared(part.lengths)
         self._write(_of(part) | {"ids": part.ids, "settings": settings, "lengths": lengths})
 
     def distrust(self, part: Part) -> None:

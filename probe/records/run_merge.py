@@ -80,7 +80,8 @@ def compact(
 
     What lies there and was not written by the run of this token is renamed, never removed.
     """
-    final, order = folder / "final.zarr", list(order)
+    final = folder / "final.zarr"
+    order = list(order)
     content = content_of(parts, order)
     if read_owner(final, token).get("content") == content:
         return final

@@ -54,7 +54,8 @@ def run_status(folder: str | Path) -> RunStatus:
     """The status of a run. Raises ProbeError for a folder without a run."""
     run = RunDirectory(Path(folder).expanduser())
     fingerprint = run.fingerprint()
-    done, failures = run.done(), tuple(run.failures())
+    done = run.done()
+    failures = tuple(run.failures())
     parts = run.whole_parts()
     claims = [claim for claim in Claims(run.folder).all() if claim.samples]
     live = [claim for claim in claims if claim.live]

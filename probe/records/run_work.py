@@ -39,7 +39,9 @@ class Writer:
     """
 
     def __init__(self, run: RunDirectory, size: int = PART_SAMPLES, seconds: float = PART_SECONDS):
-        self.run, self.size, self.seconds = run, size, seconds
+        self.run = run
+        self.size = size
+        self.seconds = seconds
         self.waiting: list[Labelled] = []
         self.since = time.monotonic()
 
@@ -137,7 +139,9 @@ class _Work:
         attempts: int,
         progress: Progress | None,
     ):
-        self.run, self.attempts, self.progress = run, attempts, progress
+        self.run = run
+        self.attempts = attempts
+        self.progress = progress
         self.failed_before = run.failed_attempts()
         asked = [sample for pack in work for sample in pack.samples]
         self.open = {sample.id for sample in run.todo(asked, attempts)}
@@ -284,7 +288,8 @@ def _outcomes(
 
 
 def _measured(group: list[Sample], measure: Measure) -> Labelled:
-    data, asked = measure(group), [sample.id for sample in group]
+    data = measure(group)
+    asked = [sample.id for sample in group]
     if sorted(ids_of(data)) != sorted(asked):
         raise ProbeError("run", expected=f"results for {asked}", got=f"{ids_of(data)}")
     return data

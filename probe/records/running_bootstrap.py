@@ -60,12 +60,14 @@ class RunningBootstrap:
         """The next samples; NaN values are left out."""
         shape = values.shape[1:]
         if not self._seen:
-            self._sums, self._counts = np.zeros(shape), np.zeros(shape)
+            self._sums = np.zeros(shape)
+            self._counts = np.zeros(shape)
             self._drawn_sums, self._drawn_counts = (
                 np.zeros((len(self._times), *shape)) for _ in range(2)
             )
             # of each case: the first and the last image that has a value
-            self._first, self._last = np.full(shape, len(self._image_of)), np.full(shape, -1)
+            self._first = np.full(shape, len(self._image_of))
+            self._last = np.full(shape, -1)
         rows = self._image_of[self._seen : self._seen + len(values)]
         self._seen += len(values)
         shown, image_of = np.unique(rows, return_inverse=True)
@@ -92,7 +94,8 @@ class RunningBootstrap:
 
 def times_drawn(image_count: int, draws: int, seed: int) -> UInt16[np.ndarray, "draw image"]:
     """How often each image is drawn, of as many as there are, with replacement."""
-    rng, equal = np.random.default_rng(seed), np.full(image_count, 1 / image_count)
+    rng = np.random.default_rng(seed)
+    equal = np.full(image_count, 1 / image_count)
     block = max(1, BLOCK // image_count)
     blocks = [
         rng.multinomial(image_count, equal, size=min(block, draws - start)).astype(np.uint16)
@@ -117,7 +120,8 @@ def sums_by_image(
 
 def ratio(sums: np.ndarray | np.floating, counts: np.ndarray | np.floating) -> np.ndarray:
     """NaN where nothing was counted."""
-    sums, counts = np.asarray(sums), np.asarray(counts)
+    sums = np.asarray(sums)
+    counts = np.asarray(counts)
     return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
 
 
@@ -128,7 +132,8 @@ def quantiles(drawn: Draws, level: float) -> tuple[PerCase, PerCase]:
     bounds = [(1 - level) / 2, (1 + level) / 2]
     low_and_high = np.full((2, *drawn.shape[1:]), np.nan)
     missing = np.isnan(drawn)
-    complete, some = ~missing.any(0), missing.any(0) & ~missing.all(0)
+    complete = ~missing.any(0)
+    some = missing.any(0) & ~missing.all(0)
     if len(drawn) and complete.any():
         low_and_high[:, complete] = np.quantile(drawn[:, complete], bounds, axis=0)
     if some.any():

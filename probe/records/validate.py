@@ -148,7 +148,8 @@ def _check_variable(path: str, array: xr.Variable, variable: Variable) -> None:
     known = values[~np.isnan(values)]
     if not known.size:
         return
-    low, high = known.min(), known.max()
+    low = known.min()
+    high = known.max()
     largest = min(variable.high + _SLACK, 3e38)  # infinity is never a value
     if low < variable.low - _SLACK or high > largest:
         raise broken(f"values from {low:g} to {high:g}")

@@ -35,7 +35,8 @@ def frame_attention(
             fix="measure a Video",
         )
     keys = measured.isel(sample=sample)
-    frame, image = keys["key_frame"].values, keys["key_image"].values
+    frame = keys["key_frame"].values
+    image = keys["key_image"].values
     starts = np.unique((image - frame)[frame >= 0])  # the first image of each video
     if not 0 <= video < len(starts):
         expected = f"a number below {len(starts)}, as many videos as the sample has"

@@ -97,7 +97,8 @@ def _selected(
     tokens: int,
     by_view: bool,
 ) -> Bool[Tensor, "view patch"]:
-    image, text = normalize(image_embeds.float(), dim=-1), normalize(text_embeds.float(), dim=-1)
+    image = normalize(image_embeds.float(), dim=-1)
+    text = normalize(text_embeds.float(), dim=-1)
     unlike = -(image @ text.T).mean(-1)
     lowest = unlike.amin(1, keepdim=True) if by_view else unlike.amin()
     highest = unlike.amax(1, keepdim=True) if by_view else unlike.amax()
@@ -129,7 +130,8 @@ def most_diverse(
         picked.append(token)
         at = token[None]  # an index that stays on its device: nothing waits for a GPU
         kernel_row = cosines.row(token) * relevance * relevance.index_select(0, at)
-        earlier, row = rows[:step], rows[step]
+        earlier = rows[:step]
+        row = rows[step]
         explained = torch.mv(earlier.T, earlier.index_select(1, at)[:, 0])
         root = gain.index_select(0, at).clamp_min_(LEAST_GAIN).sqrt_()
         torch.div(kernel_row.sub_(explained), root, out=row)

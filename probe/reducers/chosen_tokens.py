@@ -55,7 +55,11 @@ def choose(
     reducer: EncoderReducer, call: EncoderCall, images: Sequence[tuple[int, Int[Tensor, "_"]]]
 ) -> ChosenTokens:
     """What the reducer leaves of each image. `images`: as in `ChosenTokens`."""
-    kept, sources, into, start, is_projected = [], [], [], 0, False
+    kept = []
+    sources = []
+    into = []
+    start = 0
+    is_projected = False
     fewest = call.encoder_output.full_patches
     for views, indices in images:
         reduction = reducer.reduce(call.encoder_output.of_views(start, start + views))

@@ -82,7 +82,8 @@ class DART(PreviousLayerReducer):
             )
         last = prompt.end[row : row + 1]
         visible = visible_keys(call.effective_mask, call, row, last, call.key_count)[0]
-        keys, rotary = call.key[row], prompt.memo["rotary"]
+        keys = call.key[row]
+        rotary = prompt.memo["rotary"]
         if rotary is not None:
             first = visible.to(torch.uint8).argmax()
             keys = _turned_back(keys, *(x[min(row, len(x) - 1)][first] for x in rotary))
@@ -130,7 +131,8 @@ def select(
     """
     norms = _norms(keys[0])
     position = torch.arange(hidden.shape[1], device=hidden.device)
-    image, after = position[start : start + length], position[start + length :]
+    image = position[start : start + length]
+    after = position[start + length :]
     count = kept_count(length, 1 - reduction_ratio, pivot_image, pivot_text)
     return _kept(hidden[0], norms, image, after, (pivot_image, pivot_text), count)
 
@@ -144,7 +146,8 @@ def _turned_back(
     changes with rotation, so that padding on the left would choose other pivots.
     """
     rotated = cos.shape[-1]
-    turning, fixed = keys[..., :rotated], keys[..., rotated:]
+    turning = keys[..., :rotated]
+    fixed = keys[..., rotated:]
     first, second = turning.chunk(2, -1)
     turned = turning * cos.to(keys) - torch.cat([-second, first], -1) * sin.to(keys)
     return torch.cat([turned, fixed], -1)

@@ -57,13 +57,16 @@ class DownSample(KeptTokens):
         return small.to(pixels.dtype)
 
     def reduce(self, seen: EncoderOutput) -> Reduction:
-        first, full = seen.first_patch, seen.full_patches
-        side, full_side = isqrt(seen.patches), isqrt(full)
+        first = seen.first_patch
+        full = seen.full_patches
+        side = isqrt(seen.patches)
+        full_side = isqrt(full)
         if side**2 != seen.patches or full_side**2 != full:
             raise ProbeError(
                 "DownSample", expected="an encoder with a square of patches", got=f"{full} patches"
             )
-        device, views = seen.features.device, len(seen.features)
+        device = seen.features.device
+        views = len(seen.features)
         along = torch.arange(full_side, device=device) * side // full_side
         covering = (along[:, None] * side + along).flatten()  # the token of each full-grid patch
         middle = (2 * torch.arange(side, device=device) + 1) * full_side // (2 * side)

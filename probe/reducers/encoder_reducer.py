@@ -103,7 +103,9 @@ class EncoderTap:
         deepest = max(index % (count + 1) for index in self.hidden_states)
         self.output_layer = max(deepest - 1, 0)  # hidden states start with the embeddings
         self.next_layer = min(self.output_layer + 1, count - 1)
-        self.reducer, self.depth, self.last_layer = reducer, count, stack.layers[-1]
+        self.reducer = reducer
+        self.depth = count
+        self.last_layer = stack.layers[-1]
         self.views: int | None = None  # of an image; None: all views of a call are one image's
         self.asked = layers_asked(reducer, count)
         names = list(stack.attention)
@@ -146,8 +148,10 @@ class EncoderTap:
     ) -> EncoderOutput:
         """The forward that has just ended; its queries and keys are released."""
         features = torch.cat([hidden_states[index] for index in self.hidden_states], -1)
-        calls, self._running.calls = self._running.calls, {}
-        last_hidden, self._running.last_hidden = self._running.last_hidden, None
+        calls = self._running.calls
+        self._running.calls = {}
+        last_hidden = self._running.last_hidden
+        self._running.last_hidden = None
         full_patches = self._running.full_patches or features.shape[1] - self.first_patch
         needed = (self.output_layer, self.next_layer, *self.asked)
         missing = [index for index in needed if index not in calls]

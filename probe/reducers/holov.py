@@ -58,7 +58,8 @@ def select(
 ) -> Int[Tensor, "view kept"]:
     """The kept patches, run by run, within a run by falling score."""
     patches = attention.shape[1]
-    tokens, crops = min(tokens, patches), min(crops, patches)
+    tokens = min(tokens, patches)
+    crops = min(crops, patches)
     sizes = [patches // crops + (run < patches % crops) for run in range(crops)]
     kept = []
     for own_features, own_attention in zip(features, attention.float(), strict=True):

@@ -69,7 +69,8 @@ class ImageFeaturesHook:
     """One reducer between the encoders and the projector of one model."""
 
     def __init__(self, model: PreTrainedModel, reducer: EncoderReducer):
-        self.model, self.reducer = model, reducer
+        self.model = model
+        self.reducer = reducer
         self.base: Any = model.base_model
         self.towers = vision_towers(model)
         self.projector: Any = getattr(self.base, "multi_modal_projector", None)
@@ -142,7 +143,8 @@ class ImageFeaturesHook:
             return None
         features = call.encoder_output.features
         views, call.tokens = args[0].shape[:2]
-        patches, full_patches = call.encoder_output.patches, call.encoder_output.full_patches
+        patches = call.encoder_output.patches
+        full_patches = call.encoder_output.full_patches
         allowed = (patches, features.shape[1])  # without and with class token
         if views != len(features) or call.tokens not in allowed:
             if self._running.is_video:
@@ -193,7 +195,8 @@ class ImageFeaturesHook:
     ) -> list[Tensor]:
         """The projected tokens of each image, with a newline where one ends it."""
         made = chosen.tokens if chosen.is_projected or projected is None else projected
-        tokens, sources = list(made.split(list(chosen.counts))), chosen.sources
+        tokens = list(made.split(list(chosen.counts)))
+        sources = chosen.sources
         for number, (views, indices) in enumerate(chosen.images):
             if views == 1 and indices[-1] < 0:
                 newline = self.base.image_newline[None].to(made)
@@ -201,7 +204,8 @@ class ImageFeaturesHook:
                 sources[number] = pad(sources[number], (0, 1), value=NONE)
         call.output.full = [len(indices) for _, indices in chosen.images]
         call.output.left = [len(each) for each in tokens]
-        call.output.patches, call.output.tokens_of_patches = sources, chosen.tokens_of_patches
+        call.output.patches = sources
+        call.output.tokens_of_patches = chosen.tokens_of_patches
         is_whole = chosen.fewest >= call.encoder_output.full_patches  # only newlines may be fewer
         self._warn_unreduced(call.output.full, call.output.left, is_whole)
         return tokens

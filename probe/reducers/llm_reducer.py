@@ -184,7 +184,8 @@ class RunningReducer(Removal):
         schedule: Schedule,
         vision: Bool[Tensor, "batch token"] | None = None,
     ):
-        first, depth = min(schedule), len(target.stack.layers)
+        first = min(schedule)
+        depth = len(target.stack.layers)
         limits = windows(target.called, target.model, range(first, depth))
 
         def check(sequence: TrackedSequence, cache: Any) -> None:
@@ -201,7 +202,9 @@ class RunningReducer(Removal):
         )
         super().__init__(tracker)
         self.closes_gaps = reducer.closes_gaps
-        self.reducer, self.target, self.schedule = reducer, target, schedule
+        self.reducer = reducer
+        self.target = target
+        self.schedule = schedule
         self.stages: list[ReductionStage] = []
 
     def removed_positions(self, layer: int) -> PositionMask | None:

@@ -79,7 +79,8 @@ class PruMerge(Reducer):
         """With a given fraction and `plus` some patches are centres twice, as in the authors'
         code.
         """
-        patches, count = len(scores), int(len(scores) * fraction)
+        patches = len(scores)
+        count = int(len(scores) * fraction)
         centres = scores.argsort(descending=True, stable=True)[:count]
         if not self.plus or not count:
             return centres

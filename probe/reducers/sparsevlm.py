@@ -58,7 +58,8 @@ TABLE = {  # the authors' settings: vision tokens of OUT_OF that stay after each
     64: (66, 30, 17),
 }
 OUT_OF = 576
-LAYERS, DEPTH = (2, 6, 15), 32
+LAYERS = (2, 6, 15)
+DEPTH = 32
 RECYCLED = 0.3  # the fraction of leaving tokens that is merged
 PER_CLUSTER = 10
 
@@ -218,7 +219,8 @@ def raters(
     """The positions of the words that rate: those after the last image that are more like vision
     tokens than the average.
     """
-    vision, end = prompt.vision[row].nonzero()[:, 0], prompt.end[row : row + 1]
+    vision = prompt.vision[row].nonzero()[:, 0]
+    end = prompt.end[row : row + 1]
     if not len(vision) or int(vision[-1]) >= int(end):
         return end
     text = torch.arange(int(vision[-1]) + 1, int(end) + 1, device=end.device)

@@ -131,7 +131,8 @@ def split(
     """The positions that are kept (the class token is one of them) and all others, both ascending.
     With 0 dominant tokens the class token is in neither.
     """
-    first, positions = seen.first_patch, seen.features.shape[1]
+    first = seen.first_patch
+    positions = seen.features.shape[1]
     ranked = scores.argsort(dim=-1, descending=True, stable=True) + first
     chosen = torch.zeros(len(scores), positions, dtype=torch.bool, device=scores.device)
     chosen.scatter_(1, ranked[:, : max(dominant - first, 0)], True)

@@ -77,7 +77,8 @@ def _most_diverse(
     similarity = unit @ unit.T
     left = torch.arange(len(ranked), device=ranked.device)
     while len(left) > count:
-        even, odd = left[::2], left[1::2]
+        even = left[::2]
+        odd = left[1::2]
         drop = min(AT_ONCE, len(left) - count, len(even))
         if len(odd):
             closest = similarity[even[:, None], odd].amax(1)

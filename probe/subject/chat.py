@@ -67,7 +67,9 @@ class Chat:
     def __init__(self, subject: Any, image: Any, keep: str = "exact"):
         if keep not in KEEPS:
             raise ProbeError("chat", expected=f"keep={', '.join(map(repr, KEEPS))}", got=repr(keep))
-        self.subject, self.image, self.keep = subject, image, keep
+        self.subject = subject
+        self.image = image
+        self.keep = keep
         self.images = len(as_images(image))
         self.messages: list[Message] = []
         self.reused = 0
@@ -84,7 +86,8 @@ class Chat:
         asked = [*self.messages, *messages_of(question, images, self.subject.processor.image_token)]
         inputs = self.subject.encode(self.image, asked)
         if self.keep == "never" or generate.get("num_beams") not in (None, 1):
-            self.reused, self._memory = 0, None
+            self.reused = 0
+            self._memory = None
             (ids,) = self.subject.generate_ids(inputs, max_new_tokens, **generate)
         else:
             ids = self._generated(inputs, max_new_tokens, generate)
@@ -100,7 +103,8 @@ class Chat:
         self.messages = []
 
     def _generated(self, inputs: Inputs, max_new_tokens: int, generate: dict[str, Any]) -> Tensor:
-        model, ids = self.subject.model, inputs["input_ids"][0]
+        model = self.subject.model
+        ids = inputs["input_ids"][0]
         memory, self._memory = self._memory, None  # not kept if anything fails
         self.reused = self._common(memory, ids)
         watching: AbstractContextManager = nullcontext()

@@ -98,7 +98,8 @@ class EmbeddedPrompt:
                 got=f"one that reads images by cross-attention ({name})",
                 fix="run each case under drop_vision",
             )
-        ids, embeddings = inputs["input_ids"], given["inputs_embeds"]
+        ids = inputs["input_ids"]
+        embeddings = given["inputs_embeds"]
         positions = given.get("position_ids")
         if positions is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]

@@ -59,12 +59,14 @@ class ImageQuestions:
     """
 
     def __init__(self, subject: Any, cache_gb: float = CACHE_GB, cache: PrefixCache | None = None):
-        self.subject, self.model = subject, subject.model
+        self.subject = subject
+        self.model = subject.model
         self.stack = stacks(subject.model)["llm"]
         self.cache = PrefixCache(self.model, self.stack, cache_gb) if cache is None else cache
         self._hashes: Any = WeakIdKeyDictionary()  # of tensors: their version and hash
         self._reasons: dict[str, str] = {}  # why sharing is not exact, by active reducers
-        self._unfit, self._has_window = "", False
+        self._unfit = ""
+        self._has_window = False
         try:
             limits = windows("measure", self.model, range(len(self.stack.layers)))
             self._has_window = any(window is not None for window in limits.values())

@@ -82,8 +82,13 @@ class Inputs(dict):
         merged_into: list[Int[np.ndarray, "_"]] | None = None,
     ):
         super().__init__(tensors)
-        self.types, self.grid, self.encoder_grid, self.images = types, grid, encoder_grid, images
-        self.prompt, self.response, self.vocabulary = prompt, response, vocabulary
+        self.types = types
+        self.grid = grid
+        self.encoder_grid = encoder_grid
+        self.images = images
+        self.prompt = prompt
+        self.response = response
+        self.vocabulary = vocabulary
         self.shown = shown or [(1,) * len(own) for own in images]
         self.frames = frames or self.shown
         self.merged_into = merged_into or [np.zeros(0, np.int64)] * len(images)
@@ -302,7 +307,8 @@ def collate_after(rows: Sequence[Inputs], shared: int) -> Inputs:
     order = []
     for row in rows:
         padding = width - row["input_ids"].shape[1]
-        first, after = np.arange(padding, padding + shared), np.arange(padding + shared, width)
+        first = np.arange(padding, padding + shared)
+        after = np.arange(padding + shared, width)
         order.append(np.concatenate([first, np.arange(padding), after]))
     positions = np.stack(order)
     index = torch.from_numpy(positions).to(batch["input_ids"].device)

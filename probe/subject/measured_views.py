@@ -185,7 +185,8 @@ def _edges(places: Float[np.ndarray, "pixel"], length: int) -> tuple[float, floa
     inner = (place > margin) & (place < 1 - margin)
     if length < 3 or inner.sum() < 2 or np.ptp(place[inner]) == 0:
         # too few pixels for a line: what is not padding is the whole image
-        first, last = pixel[0], pixel[-1] + 1
+        first = pixel[0]
+        last = pixel[-1] + 1
         slope = 1 / (last - first)
         return -first * slope, (len(places) - first) * slope
     slope, offset = np.polyfit(pixel[inner] + 0.5, place[inner], 1)

@@ -131,13 +131,14 @@ def load_error(name: str, error: Exception) -> ProbeError:
             got=f"{name!r}: not in its cache",
             fix="go online, or download it there and pass its folder",
         )
-    expected, got, fix = "a checkpoint that transformers can load", f"{name!r}: {reason[:300]}", ""
+    expected = "a checkpoint that transformers can load"
+    got = f"{name!r}: {reason[:300]}"
+    fix = ""
     if "Unrecognized configuration class" in reason:
-        expected, got = "a vision-language model", f"{name!r}, a model of text only"
+        expected = "a vision-language model"
+        got = f"{name!r}, a model of text only"
     elif "llava_mini_llama" in reason:  # the original LLaVA-Mini layout, on the hub
-        expected, got = (
-            "a local folder for a checkpoint in LLaVA-Mini's original layout",
-            repr(name),
-        )
+        expected = "a local folder for a checkpoint in LLaVA-Mini's original layout"
+        got = repr(name)
         fix = f"download it (hf download {name} --local-dir FOLDER) and load FOLDER"
     return ProbeError("load", expected=expected, got=got, fix=fix)

@@ -37,7 +37,8 @@ class PrefixAttention:
         keys: Mapping[str, KeyValue],
         observe: Callable[[AttentionCall], None] | None = None,
     ):
-        self.keys, self.observe = keys, observe
+        self.keys = keys
+        self.observe = observe
 
     def __call__(self, call: AttentionCall, kernel: Kernel) -> tuple[Tensor, None]:
         key, value = self.keys[call.name]
@@ -53,7 +54,8 @@ def own_visible(call: AttentionCall) -> Bool[Tensor, "_ 1 query key"] | None:
     """What each query sees of the keys after the prefix, None where that is all of them. A query
     that is padding sees itself at least, so that it stays a number.
     """
-    keys, mask = call.key_count, call.model_mask
+    keys = call.key_count
+    mask = call.model_mask
     if mask is None and call.query_count == 1:
         return None
     itself = torch.ones(call.query_count, keys, dtype=torch.bool, device=call.key.device)
@@ -72,7 +74,8 @@ def _visible_in_window(call: AttentionCall, prefix: int) -> Bool[Tensor, "row 1 
     """What each query sees of the prefix: None for all of it, as where no sliding window ends in
     it.
     """
-    length, mask = prefix + call.key_count, call.model_mask
+    length = prefix + call.key_count
+    mask = call.model_mask
     if call.window is None or call.window >= length:
         return None
     if mask is not None and mask.ndim == 4:
@@ -98,11 +101,14 @@ def over_shared(
     all_rows = query.transpose(0, 1).reshape(1, heads, rows * tokens, dim)
     shown = None if visible is None else visible.reshape(rows * tokens, -1)
     out, lse = attend(all_rows, key[None], value[None], scaling, shown)
-    out, lse = out.view(heads, rows, tokens, dim), lse.view(heads, rows, tokens)
-    out, lse = out.transpose(0, 1), lse.transpose(0, 1)
+    out = out.view(heads, rows, tokens, dim)
+    lse = lse.view(heads, rows, tokens)
+    out = out.transpose(0, 1)
+    lse = lse.transpose(0, 1)
     if visible is not None:
         blind = ~visible.any(-1)
-        out, lse = out.masked_fill(blind[..., None], 0), lse.masked_fill(blind, -torch.inf)
+        out = out.masked_fill(blind[..., None], 0)
+        lse = lse.masked_fill(blind, -torch.inf)
     return out, lse
 
 
@@ -124,7 +130,8 @@ def attend(
     rows of one product.
     """
     batch, heads, _, dim = query.shape
-    precise, key_heads = _precise(query), key.shape[1]
+    precise = _precise(query)
+    key_heads = key.shape[1]
     queries = query.reshape(batch, key_heads, -1, dim).to(precise) * scaling
     keys = key.to(precise).mT
     hidden = None

@@ -40,7 +40,9 @@ class RecentlyUsed(Generic[Value]):
     """
 
     def __init__(self, limit: float, weight: Callable[[Value], float] = lambda _: 1):
-        self.limit, self.weight, self.computed = limit, weight, 0
+        self.limit = limit
+        self.weight = weight
+        self.computed = 0
         self._values: OrderedDict[str, Value] = OrderedDict()
 
     def peek(self, key: str) -> Value | None:
@@ -115,7 +117,9 @@ class PrefixCache:
     """
 
     def __init__(self, model: PreTrainedModel, stack: LayerStack, cache_gb: float = CACHE_GB):
-        self.model, self.stack, self.frozen_computed = model, stack, 0
+        self.model = model
+        self.stack = stack
+        self.frozen_computed = 0
         self.images = EncodedImages(model)
         self.prefixes: RecentlyUsed[CachedPrefix] = RecentlyUsed(
             cache_gb * 1e9, lambda cached: cached.nbytes
@@ -140,7 +144,8 @@ class PrefixCache:
         """Keys and values of this prompt up to its last vision token, in the untouched LLM, with
         the vision tokens of the other inputs.
         """
-        prompt, donor = self.prompt(inputs), self.prompt(other)
+        prompt = self.prompt(inputs)
+        donor = self.prompt(other)
         length = int(prompt.vision.nonzero().max()) + 1
         embeddings = torch.where(prompt.vision[:, None], donor.embeddings, prompt.embeddings)
         swapped = replace(prompt, embeddings=embeddings)

@@ -109,6 +109,7 @@ def _difference(shared: Tensor, whole: Tensor) -> float:
     """Relative root mean square difference; infinite where the shapes differ."""
     if shared.shape != whole.shape:
         return float("inf")
-    shared, whole = shared.double(), whole.double()
+    shared = shared.double()
+    whole = whole.double()
     norm = whole.norm().clamp_min(1e-30)
     return float((shared - whole).norm() / norm) if shared.numel() else 0.0

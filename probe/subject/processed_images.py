@@ -30,7 +30,9 @@ class ProcessedImages:
         """The sources, opened. Where they are not the last ones, what was known is forgotten."""
         if self._sources is None or not _all_same(self._sources, sources):
             self._opened = open_all()
-            self._sources, self._fitted, self._made = tuple(sources), [], {}
+            self._sources = tuple(sources)
+            self._fitted = []
+            self._made = {}
         return self._opened
 
     def fitted(self, image: Image.Image, fit: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -67,7 +69,8 @@ class _ImageProcessor:
     """In the place of an image processor: asks it only where its answer is not known."""
 
     def __init__(self, own: Any, known: ProcessedImages):
-        self._own, self._known = own, known
+        self._own = own
+        self._known = known
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_own" not in vars(self):  # while it is copied

@@ -99,7 +99,8 @@ class PlaceFinder:
     ) -> tuple[PatchGrid, PatchGrid]:
         """Where vision tokens and the encoder's patches of images lie."""
         model, processor, aspect = self._parts
-        images, shown = [visual.pictures[0] for visual in visuals], self.prompts.shown(visuals)
+        images = [visual.pictures[0] for visual in visuals]
+        shown = self.prompts.shown(visuals)
         sizes = [image.size for image in images]
         placeholders = int(vision_positions(model, tensors["input_ids"]).sum())
         if has_square_views(model, processor):
@@ -133,7 +134,8 @@ class PlaceFinder:
         images = [number for number, visual in enumerate(visuals) if visual.clip is None]
         starts = [0, *accumulate(len(visual.pictures) for visual in visuals)]
         parts: dict[int, PatchGrid] = {}
-        patches, pictures = [], [1] * len(visuals)
+        patches = []
+        pictures = [1] * len(visuals)
         if images:
             own = [visuals[number] for number in images]
             process = partial(self.prompts.processed, self.prompts.text_with(["image"] * len(own)))

@@ -127,7 +127,8 @@ def _compressed(patches: PatchGrid, tokens: int) -> PatchGrid:
     """The cells of one image's C x C tokens, or all its patches where they are not compressed."""
     if tokens == len(patches):
         return joined(patches)
-    side, inner = math.isqrt(tokens), sub_images(patches)
+    side = math.isqrt(tokens)
+    inner = sub_images(patches)
     edges = np.concatenate([inner.box[:, :2].min(axis=0), inner.box[:, 2:].max(axis=0)])
     row, col = (axis.ravel() for axis in np.indices((side, side)))
     box = within(edges, np.stack([col, row, col + 1, row + 1], axis=-1) / max(side, 1))
@@ -146,10 +147,8 @@ def of_regions(patches: PatchGrid, regions: Sequence[tuple | None]) -> PatchGrid
             places.append((-1, -1, -1))
             continue
         top, left, bottom, right = region
-        first, last = (
-            patches.box[top * columns + left],
-            patches.box[bottom * columns - columns + right - 1],
-        )
+        first = patches.box[top * columns + left]
+        last = patches.box[bottom * columns - columns + right - 1]
         boxes.append(np.concatenate([first[:2], last[2:]]))
         places.append((int(patches.tile[0]), top // (bottom - top), left // (right - left)))
     image = np.full(len(regions), patches.image[0])

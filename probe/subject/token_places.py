@@ -234,7 +234,8 @@ def _cut_to_sizes(
 ) -> list[View]:
     """Views without the filling of a batch, where a processor states the size (height, width) of
     each resized image (Pixtral)."""
-    stated, pixels = tensors.get("image_sizes"), tensors.get("pixel_values")
+    stated = tensors.get("image_sizes")
+    pixels = tensors.get("pixel_values")
     if stated is None or not torch.is_tensor(pixels) or pixels.ndim != 4 or not patch:
         return list(views)
     sizes = torch.as_tensor(stated).tolist()

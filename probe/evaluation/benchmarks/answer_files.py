@@ -37,7 +37,8 @@ class Answers:
     """
 
     def __init__(self, rows: Rows, predictions: Predictions, score: Callable[[str, Sample], float]):
-        self.rows, self.predictions = rows, predictions
+        self.rows = rows
+        self.predictions = predictions
         self.samples = [row for row in rows if isinstance(row, Sample)]
         self.pairs = [(s, predictions[s.id]) for s in self.samples if s.id in predictions]
         self.scores = [score(text, sample) for sample, text in self.pairs]

@@ -52,7 +52,8 @@ TASK = (
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads the rows with a public answer, or all. Raises ProbeError."""
     one_of("egoschema", "a split among", split, SPLITS)
-    data, reader = DataFolder("egoschema", folder), RowReader("egoschema", split)
+    data = DataFolder("egoschema", folder)
+    reader = RowReader("egoschema", split)
     file = data.find("mc.json", "questions.json")
     answers: dict[str, Any] = {}
     files = [file]

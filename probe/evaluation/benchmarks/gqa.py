@@ -36,7 +36,8 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads `<split>_questions.json` and finds each question's image. Raises ProbeError on an
     unreadable file.
     """
-    data, reader = DataFolder("gqa", folder), RowReader("gqa", split)
+    data = DataFolder("gqa", folder)
+    reader = RowReader("gqa", split)
     file = data.find(f"{split}_questions.json", f"questions1.2/{split}_questions.json")
     questions, repeated = json_object("gqa", file)
     reader.repeated(file, repeated)
@@ -49,7 +50,8 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
 
 
 def _sample(data: DataFolder, key: str, row: Any) -> Sample:
-    image, types = identifier(row, "imageId"), entry(row, "types", dict)
+    image = identifier(row, "imageId")
+    types = entry(row, "types", dict)
     meta = {
         "question_id": key,
         "unit": key,

@@ -34,7 +34,8 @@ from probe.evaluation.benchmarks.answer_files import (
     write_llava,
 )
 
-HEADLINE, LABEL = "relative", "score relative to GPT-4's (%)"
+HEADLINE = "relative"
+LABEL = "score relative to GPT-4's (%)"
 FILES = "questions.jsonl, images/"
 SPLITS = ("all",)
 DECIMALS = 3  # to which summarize_gpt_review.py rounds the two means
@@ -44,7 +45,8 @@ Scores = Mapping[str, tuple[float, float]]  # question id -> GPT-4's score and t
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads `questions.jsonl`. Nothing is appended to the questions. Raises ProbeError."""
-    data, reader = DataFolder("llava_w", folder), RowReader("llava_w", split)
+    data = DataFolder("llava_w", folder)
+    reader = RowReader("llava_w", split)
     file = data.find("questions.jsonl")
     for number, line in lines("llava_w", file):
         with reader.row(file, number) as official:
@@ -58,7 +60,8 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
 
 def _sample(data: DataFolder, row: Any) -> Sample:
     key = identifier(row, "question_id")
-    image, kind = entry(row, "image"), entry(row, "category")
+    image = entry(row, "image")
+    kind = entry(row, "category")
     meta = {"question_id": row["question_id"], "unit": key, "image": image, "kind": kind}
     return Sample(key, data.image(f"images/{image}", image), question_text(row, "text"), meta=meta)
 
@@ -94,7 +97,8 @@ def summarise(
     rows: Rows, predictions: Predictions, scores: Scores | None = None
 ) -> dict[str, float]:
     """The relative score in percent, all and by category; NaN without the judge's `scores`."""
-    answers, scores = Answers(rows, predictions, score), scores or {}
+    answers = Answers(rows, predictions, score)
+    scores = scores or {}
     judged_pairs = [
         (sample.meta["kind"], scores[sample.id])
         for sample, _ in answers.pairs

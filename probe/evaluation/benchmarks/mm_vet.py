@@ -33,7 +33,8 @@ from probe.evaluation.benchmarks.answer_files import (
     write_json,
 )
 
-HEADLINE, LABEL = "total", "judge's score (%)"
+HEADLINE = "total"
+LABEL = "judge's score (%)"
 FILES = "mm-vet.json, images/"
 SPLITS = ("all",)
 ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
@@ -41,7 +42,8 @@ ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads `mm-vet.json`. Nothing is appended to the questions. Raises ProbeError."""
-    data, reader = DataFolder("mm_vet", folder), RowReader("mm_vet", split)
+    data = DataFolder("mm_vet", folder)
+    reader = RowReader("mm_vet", split)
     file = data.find("mm-vet.json")
     questions, repeated = json_object("mm_vet", file)
     reader.repeated(file, repeated)
@@ -92,7 +94,8 @@ def summarise(
     rows: Rows, predictions: Predictions, scores: Mapping[str, float] | None = None
 ) -> dict[str, float]:
     """The total and each ability in percent; NaN without the judge's `scores`."""
-    answers, scores = Answers(rows, predictions, score), scores or {}
+    answers = Answers(rows, predictions, score)
+    scores = scores or {}
     scored = [
         (sample.meta["abilities"], scores[sample.id])
         for sample, _ in answers.pairs

@@ -42,7 +42,8 @@ from probe.evaluation.benchmarks.answer_files import (
 )
 from probe.evaluation.benchmarks.prompts import OPTION_LETTER, OPTION_LETTER_CN, multiple_choice
 
-HEADLINE, LABEL = "circular", "circular accuracy (%)"
+HEADLINE = "circular"
+LABEL = "circular accuracy (%)"
 FILES = "mmbench_dev_20230712.tsv"
 SPLITS = (
     "mmbench_dev_20230712",
@@ -76,7 +77,8 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads `<split>.tsv`. Chinese instructions where the split's name has "cn". Raises
     ProbeError.
     """
-    data, reader = DataFolder("mmbench", folder), RowReader("mmbench", split)
+    data = DataFolder("mmbench", folder)
+    reader = RowReader("mmbench", split)
     file = data.find(f"{split}.tsv")
     images = _Images(file)
     suffix = OPTION_LETTER_CN if "_cn" in split.lower() else OPTION_LETTER
@@ -126,7 +128,8 @@ class _Images:
     """
 
     def __init__(self, file: Path):
-        self.file, self.folder = file, cache_folder()
+        self.file = file
+        self.folder = cache_folder()
         self.stored: dict[int, Path] = {}
         self.ahead: dict[int, str] | None = None
 
@@ -263,7 +266,8 @@ def circular(rows: Rows, predictions: Predictions, rule: str = RULES[0]) -> dict
     rotations: dict[str, int] = {}
     for sample in rows:
         if isinstance(sample, Sample):
-            unit, text = sample.meta["unit"], predictions.get(sample.id)
+            unit = sample.meta["unit"]
+            text = predictions.get(sample.id)
             scores[unit].append(float("nan") if text is None else score(text, sample, rule))
             rotations[unit] = int(sample.meta.get("rotations", 0))
     return {

@@ -37,7 +37,9 @@ from probe.evaluation.benchmarks.answer_files import (
 )
 from probe.evaluation.benchmarks.prompts import SINGLE_WORD
 
-HEADLINE, LABEL, TOP = "perception", "perception (points of 2000)", 2000
+HEADLINE = "perception"
+LABEL = "perception (points of 2000)"
+TOP = 2000
 FILES = "a folder a category, such as existence/, with .txt files and images"
 PERCEPTION = (
     "existence",
@@ -63,7 +65,8 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     split.
     """
     one_of("mme", "a split among", split, SPLITS)
-    data, reader = DataFolder("mme", folder), RowReader("mme", split)
+    data = DataFolder("mme", folder)
+    reader = RowReader("mme", split)
     files = [file for name in CATEGORIES[split] for file in _files(data.root / name)]
     if not files:
         raise ProbeError(

@@ -37,7 +37,8 @@ from probe.evaluation.benchmarks.answer_files import (
 )
 from probe.evaluation.benchmarks.prompts import SINGLE_WORD
 
-HEADLINE, LABEL = "f1", "F1 (%)"
+HEADLINE = "f1"
+LABEL = "F1 (%)"
 FILES = "coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json, val2014/"
 SETS = ("random", "popular", "adversarial")
 SPLITS = ("all", *SETS)
@@ -53,7 +54,8 @@ NEGATIONS = frozenset({"No", "no", "not"})
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads one set or all three. Raises ProbeError."""
     one_of("pope", "a split among", split, SPLITS)
-    data, reader = DataFolder("pope", folder), RowReader("pope", split)
+    data = DataFolder("pope", folder)
+    reader = RowReader("pope", split)
     names = {name: f"coco_pope_{name}.json" for name in (SETS if split == "all" else (split,))}
     files = {name: data.find(file, f"coco/{file}") for name, file in names.items()}
     for name, file in files.items():
@@ -69,7 +71,8 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
 def _official(name: str, row: Any) -> dict[str, Any]:
     """What the official file says of a row, whether or not it can be used."""
     key = f"{name}/{identifier(row, 'question_id')}"  # each set counts from 1
-    image, text = str(row.get("image", "")), str(row.get("text", ""))
+    image = str(row.get("image", ""))
+    text = str(row.get("text", ""))
     return {"question_id": key, "image": image, "prompt": text + SINGLE_WORD}
 
 
@@ -80,7 +83,8 @@ def _edition(rows: Rows) -> str:
 
 
 def _sample(data: DataFolder, name: str, row: Any) -> Sample:
-    label, image = entry(row, "label"), entry(row, "image")
+    label = entry(row, "label")
+    image = entry(row, "image")
     if label not in LABELS:
         raise RowError("'label': yes or no", shown(label))
     key = f"{name}/{identifier(row, 'question_id')}"  # each set counts from 1
@@ -130,7 +134,8 @@ def summarise(rows: Rows, predictions: Predictions) -> dict[str, float]:
 def _numbers(pairs: Sequence[tuple[Sample, str]]) -> dict[str, float]:
     predicted = np.array([reading_of(text) == "yes" for _, text in pairs])
     true = np.array([sample.answer == "yes" for sample, _ in pairs])
-    hits, wrong = int((predicted & true).sum()), int((predicted != true).sum())
+    hits = int((predicted & true).sum())
+    wrong = int((predicted != true).sum())
     shares = (
         _share(2 * hits, 2 * hits + wrong),
         _share(len(pairs) - wrong, len(pairs)),

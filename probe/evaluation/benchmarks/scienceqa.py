@@ -42,8 +42,10 @@ _SAID = re.compile(r"The answer is ([A-Z]).")  # the original's last full stop t
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads the problems of a split. Raises ProbeError."""
-    data, reader = DataFolder("scienceqa", folder), RowReader("scienceqa", split)
-    file, splits_file = data.find("problems.json"), data.find("pid_splits.json")
+    data = DataFolder("scienceqa", folder)
+    reader = RowReader("scienceqa", split)
+    file = data.find("problems.json")
+    splits_file = data.find("pid_splits.json")
     prompts_file = data.look(f"llava_{split}_CQM-A.json")
     problems, repeated = json_object("scienceqa", file)
     reader.repeated(file, repeated)
@@ -74,7 +76,8 @@ def _llava_prompts(reader: RowReader, file: Path) -> dict[str, str]:
 
 
 def _sample(data: DataFolder, key: str, row: Any, prompt: str | None) -> Sample:
-    choices, answer = entry(row, "choices", list), entry(row, "answer", int)
+    choices = entry(row, "choices", list)
+    answer = entry(row, "answer", int)
     if not 2 <= len(choices) <= len(LETTERS) or not 0 <= answer < len(choices):
         raise RowError(
             "'answer': the place of one of 2 to 5 choices", f"{answer} of {shown(choices)}"
@@ -93,7 +96,8 @@ def _image(data: DataFolder, key: str, row: Any, name: str) -> Path:
 
 
 def _with_hint(row: Any) -> str:
-    hint, question = row.get("hint") or "", question_text(row)
+    hint = row.get("hint") or ""
+    question = question_text(row)
     return f"Context: {hint}\n{question}" if hint else question
 
 

@@ -38,7 +38,8 @@ LETTERS = "ABCD"
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads all questions, or those about images or videos. Raises ProbeError."""
     one_of("seed", "a split among", split, SPLITS)
-    data, reader = DataFolder("seed", folder), RowReader("seed", split)
+    data = DataFolder("seed", folder)
+    reader = RowReader("seed", split)
     file = data.find("SEED-Bench.json")
     content, _ = read_json("seed", file)
     if not isinstance(content, dict) or not isinstance(content.get("questions"), list):

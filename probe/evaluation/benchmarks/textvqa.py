@@ -36,7 +36,8 @@ def read(folder: str | Path, split: str = SPLITS[0], ocr: bool = True) -> Benchm
     """Reads the questions, and LLaVA's prompts or the OCR words where the folder has them. Raises
     ProbeError.
     """
-    data, reader = DataFolder("textvqa", folder), RowReader("textvqa", split)
+    data = DataFolder("textvqa", folder)
+    reader = RowReader("textvqa", split)
     file = data.find(f"TextVQA_0.5.1_{split}.json")
     prompts = data.look(f"llava_textvqa_{split}_v051_ocr.jsonl") if ocr else None
     rosetta = data.look(f"TextVQA_Rosetta_OCR_v0.2_{split}.json") if ocr and not prompts else None
@@ -75,7 +76,8 @@ def _sample(
     image = identifier(row, "image_id")
     question = question_text(row)
     key = identifier(row, "question_id")
-    prompt, source = prompts.get((image, question.lower())), "llava"
+    prompt = prompts.get((image, question.lower()))
+    source = "llava"
     if prompt is None:
         reference = f"\nReference OCR token: {words[image]}" if image in words else ""
         prompt = question.capitalize() + reference + SINGLE_WORD

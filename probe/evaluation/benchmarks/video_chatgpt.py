@@ -39,7 +39,9 @@ from probe.evaluation.benchmarks.answer_files import (
 from probe.evaluation.benchmarks.video_judge import BEST, Verdict, mean_mark, verdicts
 from probe.evaluation.benchmarks.video_qa import video_path
 
-HEADLINE, LABEL, TOP = "score", "judge's score (0 to 5)", BEST
+HEADLINE = "score"
+LABEL = "judge's score (0 to 5)"
+TOP = BEST
 FILES = "generic_qa.json, temporal_qa.json, consistency_qa.json, Test_Videos/"
 SPLITS = ("generic", "temporal", "consistency")
 SCORES = {  # of five: the split whose answers the judge reads
@@ -57,7 +59,8 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     ProbeError.
     """
     one_of("video_chatgpt", "a split among", split, SPLITS)
-    data, reader = DataFolder("video_chatgpt", folder), RowReader("video_chatgpt", split)
+    data = DataFolder("video_chatgpt", folder)
+    reader = RowReader("video_chatgpt", split)
     file = data.find(f"{split}_qa.json", f"Benchmarking_QA/{split}_qa.json")
     asked: Counter[str] = Counter()
     for number, row in enumerate(json_list("video_chatgpt", file), 1):
@@ -74,7 +77,8 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
 def _samples(data: DataFolder, row: Any, key: str, split: str) -> list[Sample]:
     names = ("Q1", "Q2") if split == "consistency" else ("Q",)
     questions = [question_text(row, name) for name in names]
-    video, answer = Video(video_path(data, row["video_name"])), question_text(row, "A")
+    video = Video(video_path(data, row["video_name"]))
+    answer = question_text(row, "A")
     fields = {name: row[name] for name in ("video_name", *names, "A")}
     meta = {"question_id": key, "unit": key, "image": row["video_name"], "kind": split}
     meta["row"] = fields
@@ -100,7 +104,8 @@ def summarise(
     rows: Rows, predictions: Predictions, scores: Mapping[str, Verdict] | None = None
 ) -> dict[str, float]:
     """The mean mark, 0 to 5; NaN without the judge's `scores` (`video_judge.verdicts`)."""
-    answers, scores = Answers(rows, predictions, score), scores or {}
+    answers = Answers(rows, predictions, score)
+    scores = scores or {}
     answered = {sample.meta["unit"] for sample, _ in answers.pairs}
     known = [scores[unit] for unit in answered if unit in scores]
     unscored = float(len(answered) - len(known))

@@ -199,7 +199,8 @@ class VideoChoices:
     def read(self, folder: str | Path, split: str = "all") -> Benchmark:
         """Reads all tasks whose file is there, or one. Raises ProbeError."""
         one_of(self.name, "a split among", split, self.SPLITS)
-        data, reader = DataFolder(self.name, folder), RowReader(self.name, split)
+        data = DataFolder(self.name, folder)
+        reader = RowReader(self.name, split)
         tasks = [*self.tasks] if split == "all" else [split]
         found = {}
         for task in tasks:
@@ -222,7 +223,9 @@ class VideoChoices:
         """The sample of one row; its number is part of its id, for a video may be asked the same
         twice.
         """
-        video, candidates, question = entry(row, "video"), candidates_of(row), question_text(row)
+        video = entry(row, "video")
+        candidates = candidates_of(row)
+        question = question_text(row)
         path = data.video(*(f"video/{place}/{video}" for place in self.tasks[task].folders))
         key = f"{task}/{number}"
         meta = {"question_id": key, "unit": key, "image": f"{task}/{video}", "kind": task}

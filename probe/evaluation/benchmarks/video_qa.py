@@ -57,9 +57,11 @@ class OpenVideoQuestions:
     def read(self, folder: str | Path, split: str = "test") -> Benchmark:
         """Reads `test_q.json` and `test_a.json`. Raises ProbeError."""
         one_of(self.name, "a split among", split, self.SPLITS)
-        data, reader = DataFolder(self.name, folder), RowReader(self.name, split)
+        data = DataFolder(self.name, folder)
+        reader = RowReader(self.name, split)
         files = [data.find("test_q.json"), data.find("test_a.json")]
-        prompt, prompt_file = PROMPT, data.look("prompt.txt")
+        prompt = PROMPT
+        prompt_file = data.look("prompt.txt")
         if prompt_file is not None:
             prompt = prompt_file.read_text("utf-8")
             files.append(prompt_file)
@@ -75,7 +77,8 @@ class OpenVideoQuestions:
         return reader.finish(files, note=note)
 
     def _sample(self, data: DataFolder, row: Any, answer: Any, prompt: str) -> Sample:
-        key, name = identifier(row, "question_id"), identifier(row, "video_name")
+        key = identifier(row, "question_id")
+        name = identifier(row, "video_name")
         question = question_text(row)
         file = name if name.startswith(self.prefix) else self.prefix + name
         kind = str(answer["type"]) if "type" in answer else ""
@@ -103,7 +106,8 @@ class OpenVideoQuestions:
         """Accuracy in percent and the mean mark of 0 to 5, all and by type of question; NaN without
         the judge's `scores` (`verdicts`).
         """
-        answers, scores = Answers(rows, predictions, self.score), scores or {}
+        answers = Answers(rows, predictions, self.score)
+        scores = scores or {}
         known = [(s, scores[s.id]) for s, _ in answers.pairs if s.id in scores]
         numbers = {
             "accuracy": accuracy(verdict for _, verdict in known),

@@ -35,7 +35,8 @@ SPLITS = ("val", "test", "train")
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads `<split>.json`. Raises ProbeError."""
-    data, reader = DataFolder("vizwiz", folder), RowReader("vizwiz", split)
+    data = DataFolder("vizwiz", folder)
+    reader = RowReader("vizwiz", split)
     file = data.find(f"{split}.json", f"Annotations/{split}.json")
     for number, row in enumerate(json_list("vizwiz", file), 1):
         with reader.row(file, number) as official:

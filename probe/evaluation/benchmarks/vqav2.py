@@ -39,7 +39,8 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     """Reads the questions of a split and, except for tests, their annotations. Raises
     ProbeError.
     """
-    data, reader = DataFolder("vqav2", folder), RowReader("vqav2", split)
+    data = DataFolder("vqav2", folder)
+    reader = RowReader("vqav2", split)
     file = data.find(f"v2_OpenEnded_mscoco_{split}_questions.json")
     tested = split.startswith("test")
     annotations_file = None if tested else data.find(f"v2_mscoco_{split}_annotations.json")
@@ -63,7 +64,8 @@ def _annotations(reader: RowReader, file: Path) -> dict[str, tuple[str, tuple[st
 
 
 def _sample(data: DataFolder, row: Any, images: str, annotations: dict | None) -> Sample:
-    number, key = entry(row, "image_id", int), identifier(row, "question_id")
+    number = entry(row, "image_id", int)
+    key = identifier(row, "question_id")
     if annotations is not None and key not in annotations:
         raise RowError("an annotation with ten answers for the question", f"none for {key}")
     kind, answers = annotations[key] if annotations is not None else ("", None)

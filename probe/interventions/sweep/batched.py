@@ -70,7 +70,8 @@ class BatchedCases:
         """
         if prompts.other is None or not prompts.other_fits:
             return False
-        prompt, other = self.cache.prompt(prompts.inputs), self.cache.prompt(prompts.other)
+        prompt = self.cache.prompt(prompts.inputs)
+        other = self.cache.prompt(prompts.other)
         return torch.equal(prompt.embeddings[:, ~prompt.vision], other.embeddings[:, ~other.vision])
 
     def _views(self, names: list[str], cached: CachedPrefix, prompts: SamplePrompts) -> Views:
@@ -100,7 +101,8 @@ class BatchedCases:
 
     def _run(self, prompts: SamplePrompts, inputs: Inputs, views: Views) -> Outcome:
         prompt, _ = self.cache.of(inputs, prompts.gold[:-1])
-        length, gold = inputs["input_ids"].shape[1], len(prompts.gold)
+        length = inputs["input_ids"].shape[1]
+        gold = len(prompts.gold)
         room = (max_positions(self.cache.model) or sys.maxsize) - length
         tokens = min(self.max_new_tokens, room)
         masked_view = 1  # as `_views` numbers them

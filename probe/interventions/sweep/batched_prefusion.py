@@ -57,7 +57,8 @@ class BatchedPrefusion:
     def _run(self, prompts: SamplePrompts, names: Sequence[str]) -> Outcome:
         embedded = [self._embed(prompts, name) for name in names]
         embeddings = torch.cat([prompt.embeddings for prompt in embedded])
-        positions, gold = embedded[0].positions, len(prompts.gold)
+        positions = embedded[0].positions
+        gold = len(prompts.gold)
         cache = DynamicCache(config=self._model.config.get_text_config())
         logits = self._logits(embeddings, positions, cache, max(gold, 1))
         if gold > 1:

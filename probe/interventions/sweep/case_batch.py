@@ -49,7 +49,10 @@ class CaseBatch:
         frozen: frozenset[int] = frozenset(),
     ):
         self.model: Any = model
-        self.stack, self.view_of, self.prompt, self.frozen = stack, view_of, prompt, frozen
+        self.stack = stack
+        self.view_of = view_of
+        self.prompt = prompt
+        self.frozen = frozen
         self.vision = prompt.vision[prompt.shared :]
         self.attention = SharedAttention(list(views), self.vision, longest)
         self.row_of: list[Tensor] = []  # for each layer so far, (case): the row of a case
@@ -57,7 +60,8 @@ class CaseBatch:
 
     def prefill(self, kept: int) -> Float[Tensor, "case kept vocabulary"]:
         """Logits of the last `kept` tokens of the prompt."""
-        prompt, shared = self.prompt, self.prompt.shared
+        prompt = self.prompt
+        shared = self.prompt.shared
         with self._hooked(self._split):
             hidden = self._decoder(prompt.embeddings[:, shared:], prompt.positions[..., shared:])
         logits = self.model.get_output_embeddings()(hidden[:, -kept:])

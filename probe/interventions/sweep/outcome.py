@@ -26,7 +26,8 @@ class Outcome:
 
     def insert(self, position: int, other: "Outcome") -> "Outcome":
         """With the cases of another outcome from this position on."""
-        before, after = self.logits[:position], self.logits[position:]
+        before = self.logits[:position]
+        after = self.logits[position:]
         return Outcome(
             torch.cat([before, other.logits, after]),
             [*self.answers[:position], *other.answers, *self.answers[position:]],

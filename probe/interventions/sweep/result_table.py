@@ -95,7 +95,8 @@ def distances(logits: Float[Tensor, "case vocabulary"]) -> dict[str, np.ndarray]
     variation, other argmax.
     """
     logprob = torch.log_softmax(logits.double(), -1)
-    first, probability = logprob[:1], logprob.exp()
+    first = logprob[:1]
+    probability = logprob.exp()
     kl = (first.exp() * (first - logprob)).sum(-1).clamp_min(0)
     changed = logits.argmax(-1) != logits[:1].argmax(-1)
     variation = (probability - probability[:1]).abs().sum(-1) / 2
@@ -163,7 +164,8 @@ def _layer_coordinates(layer_sets: Iterable[frozenset[int]]) -> dict[str, Any]:
     texts, bounds = [], []
     for layers in layer_sets:
         texts.append(layer_ranges(sorted(layers)) if layers else "")
-        start, stop = min(layers, default=-1), max(layers, default=-2) + 1
+        start = min(layers, default=-1)
+        stop = max(layers, default=-2) + 1
         bounds.append((start, stop) if len(layers) == stop - start else (-1, -1))
     starts, stops = zip(*bounds, strict=True)
     return {"layers": texts, "layer_start": starts, "layer_stop": stops}

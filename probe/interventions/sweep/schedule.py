@@ -51,7 +51,8 @@ def estimate(
     images = len({images_of(sample) for sample in samples})
     all_rows = cases * layers * len(samples)
     if check.reason:
-        computed_rows, prompt_tokens = all_rows, all_rows * length
+        computed_rows = all_rows
+        prompt_tokens = all_rows * length
         note = f" (each case alone: {check.reason})"
     else:
         computed_rows = len(samples) * rows

@@ -49,7 +49,8 @@ class SequentialCases:
 
     def intervention(self, name: str, prompts: SamplePrompts) -> AbstractContextManager:
         """What is done to the model in a case."""
-        model, layers = self.subject.model, sorted(self.cases[name])
+        model = self.subject.model
+        layers = sorted(self.cases[name])
         inputs = prompts.inputs
         reads_image = inputs.types.vision.any() or (cross_attention(model) and inputs.images[0])
         if not layers or not reads_image:

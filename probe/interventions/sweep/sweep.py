@@ -148,8 +148,11 @@ class Sweep:
         require_subject("drop_sweep", subject)
         model_stacks = stacks(subject.model)
         _check(subject, stack, list(model_stacks), max_new_tokens)
-        self.subject, self.stack, self.score = subject, model_stacks[stack], score
-        self.mode, self.max_new_tokens = str(mode), max_new_tokens
+        self.subject = subject
+        self.stack = model_stacks[stack]
+        self.score = score
+        self.mode = str(mode)
+        self.max_new_tokens = max_new_tokens
         self.queries = None if queries is None else as_names(queries)
         _check_mode(self.mode, subject, stack, self.queries)
         layers = len(self.stack.layers)
@@ -206,7 +209,9 @@ class Sweep:
     def estimate(self, samples: Sequence[Sample]) -> str:
         """What the samples will cost, in a line; from a forward on the first of them."""
         prompts = SamplePrompts.of(self.subject, samples[0], None)
-        check, shared, token_bytes = self.check_sharing(prompts.inputs), 0, 0.0
+        check = self.check_sharing(prompts.inputs)
+        shared = 0
+        token_bytes = 0.0
         if not check.seconds:
             check = SharingCheck(check.reason, _seconds(self.subject, prompts.inputs))
         rows = len(self.cases) * len(self.stack.layers)
@@ -215,7 +220,8 @@ class Sweep:
             tensors = [tensor for pair in known.prefix.keys.values() for tensor in pair]
             token_bytes = sum(tensor.nbytes for tensor in tensors) / max(prompt.shared, 1)
             if self.stack.name == "llm":
-                shared, rows = prompt.shared, row_layers(self.visibility.values())
+                shared = prompt.shared
+                rows = row_layers(self.visibility.values())
         return estimate(
             samples,
             len(self.cases),

@@ -25,7 +25,9 @@ class SharedAttention:
     """
 
     def __init__(self, views: list[VisionView], vision: Bool[Tensor, " token"], longest: int):
-        self.views, self.vision, self.longest = views, vision, longest
+        self.views = views
+        self.vision = vision
+        self.longest = longest
         self.has_later_vision = bool(vision.any())
         self.own: dict[str, KeyValue] = {}
         self.set_views(torch.zeros(1, dtype=torch.long))
@@ -37,12 +39,15 @@ class SharedAttention:
 
     def __call__(self, call: AttentionCall, kernel: Kernel) -> tuple[Tensor, None]:
         check_window(call, self.longest)
-        key, value = call.key, call.value
+        key = call.key
+        value = call.value
         if call.name in self.own:  # decoding
             known_key, known_value = self.own[call.name]
-            key, value = torch.cat([known_key, key], 2), torch.cat([known_value, value], 2)
+            key = torch.cat([known_key, key], 2)
+            value = torch.cat([known_value, value], 2)
         self.own[call.name] = key, value
-        tokens, length = call.query_count, key.shape[2]
+        tokens = call.query_count
+        length = key.shape[2]
         ones = torch.ones(tokens, length, dtype=torch.bool, device=key.device)
         visible = ones.tril(length - tokens)
         own = attend(call.query, key, value, call.scaling, visible if tokens > 1 else None)
@@ -116,6 +121,7 @@ def _replaced(
     if rule == "zero":
         return key, value.masked_fill(vision[:, None], 0)
     if isinstance(rule, Mapping):
-        key, value = key.clone(), value.clone()
+        key = key.clone()
+        value = value.clone()
         key[:, :, vision], value[:, :, vision] = rule[name]
     return key, value

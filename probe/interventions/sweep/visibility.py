@@ -19,7 +19,10 @@ from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE, NO_VISION, UNTOU
 SweepMode = DropMode | Literal["swap"]
 SWEEP_MODES: tuple[str, ...] = (*DROP_MODES, "swap")
 
-SEEN, MASKED, ZEROED, SWAPPED = "seen", "masked", "zeroed", "swapped"
+SEEN = "seen"
+MASKED = "masked"
+ZEROED = "zeroed"
+SWAPPED = "swapped"
 IN_DROPPED_LAYERS = dict.fromkeys(DROP_MODES, MASKED) | {"zero": ZEROED, "swap": SWAPPED}
 FREEZING = ("mask_frozen", "remove")  # vision tokens pass the layers unchanged and are seen later
 

@@ -62,7 +62,8 @@ class AttentionPerFeature:
     """The four measures of the calls that it is shown, one a layer, from the first."""
 
     def __init__(self, subject: Subject, answer: TargetResponse, features: Features):
-        self.rows, self.contributes = answer.rows, not why_no_contribution(subject.model)
+        self.rows = answer.rows
+        self.contributes = not why_no_contribution(subject.model)
         one_hot = torch.nn.functional.one_hot(features.tokens + 1, len(features) + 1)
         self.member = one_hot[:, 1:].float()  # (key, feature); column 0 was "no feature"
         self.has_regions = bool((features.keys >= 0).any())
@@ -96,7 +97,8 @@ class AttentionPerFeature:
 def _measures(
     call: AttentionCall, rows: list[int], member: Float[Tensor, "key feature"], contributes: bool
 ) -> dict[str, Float[Tensor, "head feature"]]:
-    position, key_count = torch.tensor(rows, device=call.key.device), call.key_count
+    position = torch.tensor(rows, device=call.key.device)
+    key_count = call.key_count
     weights = attention_rows(call, 0, position)
     mass = weights @ member
     visible = visible_keys(call.model_mask, call, 0, position, key_count).float()

@@ -182,7 +182,8 @@ def _check(
 def _ends(f: LogProb, features: int) -> tuple[dict[str, Any], float]:
     """f(1) and f(0), and the seconds that one evaluation took."""
     start = time.perf_counter()
-    complete, ablated = f(torch.ones(1, features)), f(torch.zeros(1, features))
+    complete = f(torch.ones(1, features))
+    ablated = f(torch.zeros(1, features))
     seconds = (time.perf_counter() - start) / 2
     values = {
         "logprob": complete.sum().numpy(),

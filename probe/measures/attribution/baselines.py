@@ -74,7 +74,8 @@ class Perturbation:
             expected = f"baseline of {', '.join(BASELINES)} or an image"
             raise ProbeError("attribute", expected=expected, got=repr(baseline))
         name = str(baseline) if is_name else "another image"
-        tokens, no_feature = features.tokens, torch.full_like(features.tokens, NO_FEATURE)
+        tokens = features.tokens
+        no_feature = torch.full_like(features.tokens, NO_FEATURE)
         if "layer" in features.kind:
             return cls("zero values", no_feature, no_feature, layers=True)
         if baseline == HIDDEN:

@@ -98,7 +98,8 @@ def gradient_x_attention(
     """Multiplies what text reads of each key by a gate of 1. The gradient of the gate is
     Σ a_ij ∂f/∂a_ij, so no attention map is needed.
     """
-    target, layers = perturbed.target, len(perturbed.target.layers)
+    target = perturbed.target
+    layers = len(perturbed.target.layers)
     gates = torch.ones(layers, len(features.tokens), requires_grad=True)
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:

@@ -42,7 +42,9 @@ class PerturbedModel:
     """f(z) by whole forwards."""
 
     def __init__(self, subject: Subject, answer: TargetResponse, perturbation: Perturbation):
-        self.model, self.answer, self.perturbation = subject.model, answer, perturbation
+        self.model = subject.model
+        self.answer = answer
+        self.perturbation = perturbation
         self.is_vision = torch.from_numpy(answer.inputs.types.vision[0])
         layers = range(len(stacks(subject.model)["llm"].layers))
         self.target = LayerTarget.of("attribute", subject.model, layers)
@@ -51,7 +53,8 @@ class PerturbedModel:
         self.options = {"logits_to_keep": answer.kept} if has_option else {}
 
     def __call__(self, z: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch chosen"]:
-        perturbation, row = self.perturbation, self.answer.inputs
+        perturbation = self.perturbation
+        row = self.answer.inputs
         inputs = {
             name: tensor.repeat(len(z), *[1] * (tensor.ndim - 1)) for name, tensor in row.items()
         }
@@ -66,7 +69,8 @@ class PerturbedModel:
 
     @model_block
     def _hooked(self, z: Tensor) -> Iterator[None]:
-        perturbation, zeros = self.perturbation, self.perturbation.zeros
+        perturbation = self.perturbation
+        zeros = self.perturbation.zeros
         word_embedding: Any = self.model.get_input_embeddings()
         decoder: Any = text_decoder(self.model)
         words = torch.where(self.is_vision, NO_FEATURE, perturbation.blended)

@@ -103,7 +103,8 @@ def _divided(inputs: Inputs, image: int) -> PatchGrid:
     """The grid that divides an image: the LLM's vision tokens where they merge patches, else the
     encoder's patches.
     """
-    patches, tokens = inputs.encoder_grid[0], inputs.grid[0]
+    patches = inputs.encoder_grid[0]
+    tokens = inputs.grid[0]
     of_patches, of_tokens = (
         grid.box[(grid.image == image) & (grid.tile == 0)] for grid in (patches, tokens)
     )
@@ -131,8 +132,11 @@ def _cells(grid: PatchGrid, image: int, cell: int) -> tuple[list[str], Lookup]:
     first patch, counted from 1.
     """
     base = (grid.image == image) & (grid.tile == 0)
-    row, col, box = grid.row[base], grid.col[base], grid.box[base]
-    rows, columns = int(row.max()) + 1, int(col.max()) + 1
+    row = grid.row[base]
+    col = grid.col[base]
+    box = grid.box[base]
+    rows = int(row.max()) + 1
+    columns = int(col.max()) + 1
     left, top = box[:, :2].min(0)
     right, bottom = box[:, 2:].max(0)
     across = -(-columns // cell)
@@ -173,7 +177,8 @@ def _masked(mask: RegionMask, size: tuple[int, int]) -> tuple[list[str], Lookup]
         labels[is_inside] = number
 
     def at(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        column, line = np.floor(x * width).astype(int), np.floor(y * height).astype(int)
+        column = np.floor(x * width).astype(int)
+        line = np.floor(y * height).astype(int)
         is_inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
         label = labels[line.clip(0, height - 1), column.clip(0, width - 1)]
         return np.where(is_inside, label, NO_REGION)

@@ -52,8 +52,11 @@ class SharedPrefix:
         prompt: EmbeddedPrompt,
         keys: Mapping[str, KeyValue],
     ):
-        self.model, self.answer, self.perturbation = subject.model, answer, perturbation
-        self.prompt, self.keys = prompt, keys
+        self.model = subject.model
+        self.answer = answer
+        self.perturbation = perturbation
+        self.prompt = prompt
+        self.keys = keys
         self.attention = stacks(subject.model)["llm"].attention
         self.is_vision = prompt.vision.cpu()
         self.rows_run = len(prompt.ids)
@@ -87,7 +90,8 @@ class SharedPrefix:
 
     @torch.no_grad()
     def __call__(self, z: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch chosen"]:
-        start, device = self._first_changed(z), self.prompt.embeddings.device
+        start = self._first_changed(z)
+        device = self.prompt.embeddings.device
         perturbation = self.perturbation
         embeddings = self.prompt.embeddings.expand(len(z), -1, -1)
         for tokens in (self.is_vision, ~self.is_vision):

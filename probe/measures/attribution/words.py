@@ -17,7 +17,8 @@ def words_of(inputs: Inputs) -> list[Word]:
     """The words of one row's prompt, the template's (USER, ASSISTANT) included, without the system
     prompt and the last token, which predicts the answer.
     """
-    tokenizer, ids = inputs.vocabulary.tokenizer, inputs["input_ids"][0].tolist()
+    tokenizer = inputs.vocabulary.tokenizer
+    ids = inputs["input_ids"][0].tolist()
     role = inputs.types.role[0]
     # The tokens that close an answer are instruction too, but come after the prompt.
     end = int(np.flatnonzero(role == LAST)[-1])
@@ -37,6 +38,7 @@ def _starts_word(tokenizer: Any, previous_id: int, token_id: int) -> bool:
     """Whether the decoded text has a space between two tokens. Tokenizers mark it differently, so
     the text decides.
     """
-    previous, both = tokenizer.decode([previous_id]), tokenizer.decode([previous_id, token_id])
+    previous = tokenizer.decode([previous_id])
+    both = tokenizer.decode([previous_id, token_id])
     next_character = both[len(previous) :][:1]
     return previous[-1:].isspace() or next_character.isspace()

@@ -92,7 +92,8 @@ def cost(
     # The config of a LLaVA-Mini already says one number, which may not hold in all layers.
     from_config = sets_tokens(config) and isinstance(vision_tokens, Integral)
     counted = count(shapes, prompt, None if from_config else layers, rows)
-    values, device = _values(counted, shapes, source.dtype), "meta"
+    values = _values(counted, shapes, source.dtype)
+    device = "meta"
     if measure:
         runnable = _runnable(model, source, config, counted)
         inputs = inputs_of(runnable, prompt, int(counted.tokens[-1, 0]))

@@ -302,7 +302,8 @@ def _llm(
     layer.
     """
     width = model.config.get_text_config().hidden_size
-    total, cache = np.zeros(len(OPERATIONS)), np.zeros(len(tokens))
+    total = np.zeros(len(OPERATIONS))
+    cache = np.zeros(len(tokens))
     for number in set(tokens):  # one run of the whole stack gives all layers of this length
         flops, filled = _layers_of_any(model, number)
         chosen = np.array(tokens) == number
@@ -358,5 +359,6 @@ def formula_flops(tokens: Sequence[int], hidden_size: int, intermediate_size: in
 
     Source: VisionZip (arXiv 2412.04467); FastV (arXiv 2403.06764) has the same.
     """
-    d, m = hidden_size, intermediate_size
+    d = hidden_size
+    m = intermediate_size
     return float(sum(4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m for n in tokens))

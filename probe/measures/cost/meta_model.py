@@ -47,9 +47,11 @@ def described(source: Any, dtype: str | torch.dtype | None = None) -> Described:
     if isinstance(source, str | os.PathLike):
         config, revision = read_config(source)
     elif isinstance(model, PretrainedConfig):
-        config, revision = model, "in memory"
+        config = model
+        revision = "in memory"
     elif isinstance(model, PreTrainedModel):
-        config, revision = model.config, getattr(source, "revision", None) or "in memory"
+        config = model.config
+        revision = getattr(source, "revision", None) or "in memory"
     else:
         expected = "a name, a subject, a transformers model or a config"
         raise ProbeError("cost", expected=expected, got=f"a {type(source).__name__}")

@@ -102,7 +102,8 @@ def prompt_of(
     at_least("cost", "text_tokens", text_tokens, 0)
     if frames is not None:
         at_least("cost", "frames", frames, 1)
-    side, has_tiles = side_of(config), bool(tiles(config))
+    side = side_of(config)
+    has_tiles = bool(tiles(config))
     by_default = resolution is None and frames is None
     if resolution is None:
         resolution = 2 * side if has_tiles else side

@@ -59,7 +59,8 @@ def inputs_of(
     model: PreTrainedModel, prompt: PromptShape, vision_tokens: int, seed: int = 0
 ) -> dict[str, Any]:
     """Noise as pixels, and `vision_tokens` placeholders in the middle of the words."""
-    base, generator = model.base_model, torch.Generator().manual_seed(seed)
+    base = model.base_model
+    generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(input_device(model), model.dtype)

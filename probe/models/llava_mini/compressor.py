@@ -30,10 +30,13 @@ class CompressorAttention(nn.Module):
     def __init__(self, config, dim: int, num_heads: int):
         super().__init__()
         self.config = config  # `_attn_implementation` names the kernel
-        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
         self.scaling = self.head_dim**-0.5
-        self.q_proj, self.k_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.v_proj, self.out_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
 
     def forward(
         self,
@@ -70,7 +73,8 @@ class LlavaMiniCompressor(nn.Module):
         self.query = nn.Parameter(torch.zeros(size * size, dim))
         # Initialised as a sine-cosine table, then trained: a checkpoint's table must be loaded.
         self.pos_embed = nn.Parameter(torch.zeros(size * size, dim))
-        self.ln_q, self.ln_kv = nn.LayerNorm(dim, eps=1e-5), nn.LayerNorm(dim, eps=1e-5)
+        self.ln_q = nn.LayerNorm(dim, eps=1e-5)
+        self.ln_kv = nn.LayerNorm(dim, eps=1e-5)
         self.attention = CompressorAttention(config, dim, num_heads)
 
     def forward(

@@ -123,7 +123,8 @@ class FrameFusionMixin(LlavaMiniVision):
         text = self._prompt_text(input_ids)
         tokens: list[Tensor] = []
         kept: list[FramePrefix] = []
-        total, count = torch.zeros(()), 0
+        total = torch.zeros(())
+        count = 0
         blank: Tensor | None = None
         for chunk in chunks(_single_video(frames), self.config.frames_per_chunk):
             pixels = torch.stack([frame.pixels for frame in chunk])
@@ -182,7 +183,8 @@ class FrameFusionMixin(LlavaMiniVision):
         self, seen: FramePrefix, text: BatchText, rows: Sequence[int], places: Sequence[int]
     ) -> FusedText:
         """The text of `rows` reads the frames of `seen`: row i reads frame i."""
-        tokens, along = seen.tokens, self.tokens_along
+        tokens = seen.tokens
+        along = self.tokens_along
         raw = text.raw[rows].to(tokens)
         if not self.prefusion.layers or not along + raw.shape[1]:
             return FusedText(tokens, places, raw, rows)
@@ -234,7 +236,9 @@ def fused_prompt(encoded: EncodedVision, text: BatchText, row: int) -> Float[Ten
     Raises ValueError unless the row begins with the prompt that was encoded with the video, and
     hides the rest from pre-fusion.
     """
-    question, ids, visible = encoded.question, text.row_ids(row), text.visible[row]
+    question = encoded.question
+    ids = text.row_ids(row)
+    visible = text.visible[row]
     length = 0 if question is None else len(question.ids)
     if (
         question is None

@@ -36,7 +36,8 @@ def run(
     use_cache: bool | None,
 ) -> BaseModelOutputWithPast:
     """Runs a prompt with its images (`frames`), or what follows it with the prompt's cache."""
-    llm, first = model.language_model, model.config.num_prefusion_layers
+    llm = model.language_model
+    first = model.config.num_prefusion_layers
     if use_cache and cache is None:
         cache = DynamicCache()
     if attention_mask is not None and attention_mask.ndim != 2:
@@ -89,7 +90,9 @@ def _compress(
     model: Any, frames: Sequence[Frame], hidden: Tensor, seen: Tensor
 ) -> Float[Tensor, "token dim"]:
     """The tokens of every frame, in order, from its vision rows after the first layers."""
-    side, tokens, used = model.config.patches_per_side, [], [0] * len(hidden)
+    side = model.config.patches_per_side
+    tokens = []
+    used = [0] * len(hidden)
     for pixels, row, _ in frames:
         views = len(pixels)
         rows = hidden[row, used[row] : used[row] + views * side**2]
@@ -129,7 +132,8 @@ def _causal(implementation: str | None, visible: Bool[Tensor, "row key"], hidden
     """
     if "flash" in (implementation or ""):
         return visible
-    queries, keys = hidden.shape[1], visible.shape[1]
+    queries = hidden.shape[1]
+    keys = visible.shape[1]
     seen = torch.ones(queries, keys, dtype=torch.bool, device=hidden.device).tril(keys - queries)
     itself = torch.eye(keys, dtype=torch.bool, device=hidden.device)[
         -queries:

@@ -33,7 +33,8 @@ class LlavaMiniGenerationMixin(GenerationMixin):
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if input_ids is None:
             return super().generate(**kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        mask, fuse_mask = kwargs.get("attention_mask"), kwargs.get("fuse_mask")
+        mask = kwargs.get("attention_mask")
+        fuse_mask = kwargs.get("fuse_mask")
         fuse_mask = (
             torch.ones_like(input_ids, dtype=torch.bool)
             if fuse_mask is None

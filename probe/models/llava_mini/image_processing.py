@@ -35,7 +35,8 @@ def split_views(
     """
     if pad is not None and pad_first:
         image = _square(image, pad)
-    width, height = image.width // ratio, image.height // ratio
+    width = image.width // ratio
+    height = image.height // ratio
     if not (width and height):
         raise ValueError(
             f"LLaVA-Mini: expected an image of at least {ratio} x {ratio} pixels, got {image.size}"
@@ -149,7 +150,8 @@ def _file(path: Path) -> Iterator[Image.Image]:
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            rate, total = float(stream.average_rate or 1), stream.frames
+            rate = float(stream.average_rate or 1)
+            total = stream.frames
             total = total or sum(1 for _ in container.decode(video=0))
         wanted = Counter(frame_indices(total, max(1, int(total // rate))))
         last = max(wanted)

@@ -225,7 +225,8 @@ class LlavaMiniModel(FrameFusionMixin, LlavaMiniPreTrainedModel):
         pixel_values_videos: VideoPixels | None,
     ) -> list[PlacedVisual]:
         """The images and videos of a batch in placeholder order, with their rows."""
-        images, videos = with_views(pixel_values), pixel_values_videos
+        images = with_views(pixel_values)
+        videos = pixel_values_videos
         tokens = [
             self.config.tokens_per_frame(pixels.shape[-4])
             for pixels in (images, videos)

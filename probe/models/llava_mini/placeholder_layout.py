@@ -13,7 +13,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 # Positions of pre-fusion that are not words: see `prefusion_positions`.
-VISION_ROW, COMPRESSED_ROW, PADDING_ROW = -1, -2, -3
+VISION_ROW = -1
+COMPRESSED_ROW = -2
+PADDING_ROW = -3
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ def assign_visuals(
             f"got runs of {[length for _, length in runs]}; let the processor expand the prompt, "
             "put words between videos, and pass a video of one frame as an image"
         )
-    image_index, video_index = count(), count()
+    image_index = count()
+    video_index = count()
     return [
         PlacedVisual(video, next(video_index if video else image_index), row, frames)
         for (row, _), visuals in zip(runs, contents, strict=True)

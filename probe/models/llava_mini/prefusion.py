@@ -39,7 +39,8 @@ class PrefusionLayer(LlamaDecoderLayer):
     def forward(self, hidden_states, *, keys_only: bool = False, **kwargs):
         if not keys_only:
             return super().forward(hidden_states, **kwargs)
-        attention, normed = self.self_attn, self.input_layernorm(hidden_states)
+        attention = self.self_attn
+        normed = self.input_layernorm(hidden_states)
         heads = (*normed.shape[:-1], -1, attention.head_dim)
         key, value = (
             map_(normed).view(heads).transpose(1, 2)

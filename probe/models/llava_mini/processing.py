@@ -65,8 +65,10 @@ class LlavaMiniProcessor(PiecewiseProcessor):
             image_token_id=image_token_id,
             chat_template=chat_template,
         )
-        self.compressor_size, self.view_tokens = compressor_size, view_tokens
-        self.resolution_ratio, self.aspect = resolution_ratio, aspect
+        self.compressor_size = compressor_size
+        self.view_tokens = view_tokens
+        self.resolution_ratio = resolution_ratio
+        self.aspect = aspect
 
     @property
     def tokens_per_frame(self) -> int:
@@ -97,7 +99,8 @@ class LlavaMiniProcessor(PiecewiseProcessor):
         vision: results of `encode_image`, instead of both.
         Raises ValueError where texts and images do not match.
         """
-        images, clips = list(flat_images(images)), _clips(videos)
+        images = list(flat_images(images))
+        clips = _clips(videos)
         data: dict[str, Any] = {}
         tokens: dict[str, list[int]] = {
             "image": [encoded.num_tokens for encoded in vision or ()],
@@ -135,7 +138,8 @@ class LlavaMiniProcessor(PiecewiseProcessor):
 
     def frames(self, video: Any) -> Iterator[Float[Tensor, "view 3 height width"]]:
         """The frames of a video for the vision tower, one at a time, for `encode_image`."""
-        side, empty = dict(self.image_processor.crop_size)["height"], True
+        side = dict(self.image_processor.crop_size)["height"]
+        empty = True
         for frame in video_frames(video):
             empty = False
             yield self.pixels(squashed(frame, side))

@@ -91,7 +91,8 @@ class Collator:
             else:
                 videos.append(frames)
         example = self.processor.training_example(instruction.messages, tokens)
-        ids, labels = example["input_ids"], example["labels"]
+        ids = example["input_ids"]
+        labels = example["labels"]
         if self.processor.image_token_id in ids[self.max_length :] and self.max_length is not None:
             raise ValueError(
                 "LLaVA-Mini: expected images and videos within the first "

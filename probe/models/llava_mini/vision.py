@@ -28,7 +28,8 @@ class LlavaMiniVision:
     get_input_embeddings: Any
 
     def build_vision(self, config) -> None:
-        clip, size = config.vision_config, config.compressor_size
+        clip = config.vision_config
+        size = config.compressor_size
         self.vision_tower = AutoModel.from_config(clip)
         self.multi_modal_projector = LlavaMultiModalProjector(config)
         self.compressor = None

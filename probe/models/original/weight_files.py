@@ -40,7 +40,8 @@ class CheckpointError(ValueError):
     """A checkpoint that is incomplete, or another model's. `str(error)` is one line."""
 
     def __init__(self, expected: str, got: str):
-        self.expected, self.got = expected, got
+        self.expected = expected
+        self.got = got
         super().__init__(f"checkpoint: expected {expected}, got {got}")
 
 

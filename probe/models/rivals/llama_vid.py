@@ -166,7 +166,8 @@ def _with_key_biases(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         if f"{match[1]}v_bias" not in joined:
             raise CheckpointError(f"{match[1]}v_bias in the file of {name}", "none")
-        query, value = joined.pop(name), joined.pop(f"{match[1]}v_bias")
+        query = joined.pop(name)
+        value = joined.pop(f"{match[1]}v_bias")
         joined[f"{match[1]}qkv.bias"] = torch.cat([query, torch.zeros_like(value), value])
     return joined
 

@@ -144,7 +144,8 @@ class LlamaVidModel(RivalModel):
             for number in range(counts[image])
         ]
         question, frame = torch.tensor(pairs, device=features.device).reshape(-1, 2).T
-        ids, own_mask = query_ids[question], mask.long()[question]
+        ids = query_ids[question]
+        own_mask = mask.long()[question]
         context = self.compressor(features[frame], ids, own_mask, cls)
         tokens = torch.cat([context, content[frame]], 1)
         return [of_question.flatten(0, 1) for of_question in tokens.split(asked)]

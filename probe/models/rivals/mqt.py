@@ -71,7 +71,8 @@ class QueryAbstractor(nn.Module):
 
     def __init__(self, config: MqtConfig):
         super().__init__()
-        vision, width = config.vision_config, config.text_config.hidden_size
+        vision = config.vision_config
+        width = config.text_config.hidden_size
         dim = vision.hidden_size
         self.query = nn.Parameter(torch.zeros(QUERIES, dim))
         self.pos_embed = nn.Parameter(torch.zeros(QUERIES, dim))  # trained: taken from the file
@@ -91,7 +92,8 @@ class QueryAbstractor(nn.Module):
 
     def positions(self, patches: int) -> Float[Tensor, "patch dim"]:
         """The queries' table, resized (bicubic, no antialias, in float32) to the patches."""
-        side, own = math.isqrt(patches), math.isqrt(QUERIES)
+        side = math.isqrt(patches)
+        own = math.isqrt(QUERIES)
         if side == own:
             return self.pos_embed
         table = rearrange(self.pos_embed.float(), "(row col) dim -> 1 dim row col", row=own)

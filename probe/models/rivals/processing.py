@@ -48,7 +48,8 @@ class RivalProcessor(PiecewiseProcessor):
             image_token_id=image_token_id,
             chat_template=chat_template,
         )
-        self.tokens_per_image, self.aspect = tokens_per_image, aspect
+        self.tokens_per_image = tokens_per_image
+        self.aspect = aspect
 
     def __call__(
         self,

@@ -25,7 +25,8 @@ class ContextAttention(nn.Module):
     def __init__(self, config: Any, dim: int, query_dim: int):
         super().__init__()
         self.config: Any = config
-        self.num_heads, self.head_dim = 1, dim
+        self.num_heads = 1
+        self.head_dim = dim
         self.scaling = dim**-0.5
         self.query = nn.Linear(query_dim, dim)
         self.key = nn.Linear(dim, dim)
@@ -42,7 +43,9 @@ class ContextAttention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        query, key, value = self.query(queries)[:, None], self.key(v)[:, None], v[:, None]
+        query = self.query(queries)[:, None]
+        key = self.key(v)[:, None]
+        value = v[:, None]
         attended, _ = attend(self, query, key, value, mask, scaling=self.scaling, dropout=0.0)
         return attended.flatten(2)
 
@@ -72,7 +75,8 @@ class QuestionCompressor(nn.Module):
 
     def __init__(self, config: Any):
         super().__init__()
-        dim, bert = config.vision_config.hidden_size, config.qformer_config.hidden_size
+        dim = config.vision_config.hidden_size
+        bert = config.qformer_config.hidden_size
         self.query = nn.Parameter(torch.zeros(1, config.num_query, bert))
         self.project = nn.Linear(dim, config.qformer_width)
         if dim == config.qformer_width:

@@ -84,7 +84,8 @@ class RegionCompressor(nn.Module):
 
     def __init__(self, config: TokenPackerConfig):
         super().__init__()
-        dim, width = config.vision_config.hidden_size, config.text_config.hidden_size
+        dim = config.vision_config.hidden_size
+        width = config.text_config.hidden_size
         self.scale = config.scale_factor
         heads = config.region_attention_heads or max(dim // HEAD_DIM, 1)
         deep = dim * len(KEY_STATES)

@@ -53,7 +53,8 @@ class TokenPackerProcessor(RivalProcessor):
             image_token_id=image_token_id,
             chat_template=chat_template,
         )
-        self.max_tiles, self.separator_ids = max_tiles, tuple(separator_ids)
+        self.max_tiles = max_tiles
+        self.separator_ids = tuple(separator_ids)
 
     def encoded(self, image: Image.Image) -> tuple[Float[Tensor, "tile 3 side side"], list[int]]:
         """The tiles and the thumbnail of an image, and the ids that stand for it."""
@@ -95,7 +96,8 @@ def _fitted(
     """Pixels resized by what makes an image of this size (height, width) fit the box, in its top
     left corner.
     """
-    tall, wide = box[0] / size[0], box[1] / size[1]
+    tall = box[0] / size[0]
+    wide = box[1] / size[1]
     ratio = min(tall, wide)
     height = box[0] if tall <= wide else min(box[0], round(size[0] * ratio))
     width = box[1] if wide < tall else min(box[1], round(size[1] * ratio))
@@ -131,11 +133,13 @@ def _grids(max_tiles: int) -> list[tuple[int, int]]:
 
 
 def _score(grid: tuple[int, int], height: int, width: int) -> float:
-    box_height, box_width = SIDE * grid[0], SIDE * grid[1]
+    box_height = SIDE * grid[0]
+    box_width = SIDE * grid[1]
     ratio = min(box_height / height, box_width / width)
     area = box_height * box_width
     filled = round(height * ratio) * round(width * ratio) / area
-    tall, wide = height * ASPECT_SCALE, width * ASPECT_SCALE
+    tall = height * ASPECT_SCALE
+    wide = width * ASPECT_SCALE
     overlap = min(box_height, tall) * min(box_width, wide)
     union = area + tall * wide - overlap
     return filled + ASPECT_WEIGHT * overlap / (union + ASPECT_EPS)

@@ -45,7 +45,8 @@ from probe.models.rivals.processing import (
     square_image_processor,
 )
 
-VOCO, VOCO_TOKEN_ID = "<voco>", 32000
+VOCO = "<voco>"
+VOCO_TOKEN_ID = 32000
 TOKENIZER_FILES = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant of the image. "

@@ -161,10 +161,8 @@ def _count(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
     """First draws the number, uniformly among those in the image, then something that occurs that
     often.
     """
-    colours, shapes = (
-        Counter(t.colour for t in scene.things),
-        Counter(t.shape for t in scene.things),
-    )
+    colours = Counter(t.colour for t in scene.things)
+    shapes = Counter(t.shape for t in scene.things)
     counts = [("colour", f"{colour} objects", colours[colour]) for colour in COLOURS]
     counts += [("shape", plural(shape), shapes[shape]) for shape in SHAPES]
     counts += [("all", "objects", len(scene.things))]

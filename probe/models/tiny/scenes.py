@@ -157,7 +157,9 @@ def _draw_thing(
 ) -> None:
     levels = colorsys.hsv_to_rgb(thing.hue / 360, 0.85, thing.value)
     colour = (round(255 * levels[0]), round(255 * levels[1]), round(255 * levels[2]))
-    x, y, r = thing.x * size, thing.y * size, thing.radius * size
+    x = thing.x * size
+    y = thing.y * size
+    r = thing.radius * size
     match thing.shape:
         case "circle":
             pen.ellipse((x - r, y - r, x + r, y + r), fill=colour)

@@ -53,7 +53,8 @@ def evaluate(
     `controls` adds `swapped` (right although asked about another image, its neighbour in the batch)
     and `blind` (right by `blind_answers`).
     """
-    packer, tables = Packer(processor, model.config.image_seq_length), []
+    packer = Packer(processor, model.config.image_seq_length)
+    tables = []
     for start in range(0, images, BATCH):
         numbers = range(start, min(start + BATCH, images))
         scenes, asked = zip(*(frozen(number, purpose) for number in numbers), strict=True)

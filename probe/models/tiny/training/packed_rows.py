@@ -57,7 +57,8 @@ class Packer:
 
     def __init__(self, processor: ProcessorMixin, vision_tokens: int = (SIZE // PATCH) ** 2):
         tokenizer: Any = processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
-        self._encode, self._end = tokenizer.backend_tokenizer.encode, tokenizer.eos_token_id
+        self._encode = tokenizer.backend_tokenizer.encode
+        self._end = tokenizer.eos_token_id
         message: Any = {"role": "user", "content": [{"type": "image"}]}
         prompt: Any = processor.apply_chat_template([message])
         self.prefix = self._ids(
@@ -79,8 +80,11 @@ class Packer:
         self, conversations: Sequence[Turns], questions: list[SceneQuestion]
     ) -> tuple[list[int], ...]:
         start = len(self.prefix)
-        ids, positions = list(self.prefix), list(range(start))
-        labels, turn, block = [-100] * start, [-1] * start, [0] * start
+        ids = list(self.prefix)
+        positions = list(range(start))
+        labels = [-100] * start
+        turn = [-1] * start
+        block = [0] * start
         for number, conversation in enumerate(conversations, 1):
             before = len(ids)
             for question in conversation:
@@ -132,7 +136,8 @@ def fused_logits(
         return model.lm_head(hidden[packed.labels >= 0])
     words = pack(_seen_by_prefusion(packed, placeholder))
     if inner.prefusion.layers:
-        raw, along = words.take(embedded), tokens[:, : inner.tokens_along]
+        raw = words.take(embedded)
+        along = tokens[:, : inner.tokens_along]
         seen, fused_tokens, fused = _fuse(
             inner.prefusion, vision, along, raw, _word_mask(packed, words)
         )
@@ -160,7 +165,9 @@ def _fused_in_llm(
     """The LLM's last hidden states. Its first layers see patches and no placeholder, the others
     compressed tokens.
     """
-    llm, first, patches = inner.language_model, inner.config.num_prefusion_layers, vision.shape[1]
+    llm = inner.language_model
+    first = inner.config.num_prefusion_layers
+    patches = vision.shape[1]
     hidden = torch.cat([vision, words], 1)
     mask = torch.ones(len(hidden), hidden.shape[1], hidden.shape[1], dtype=torch.bool).tril()
     mask[:, patches:, patches:] = packed.attention_mask[:, 0] & ~placeholder[:, None]
@@ -203,7 +210,8 @@ def _fuse(
     """Patches, tokens and words after pre-fusion. Positions are those of each question asked alone:
     the number of positions that a word sees before itself.
     """
-    patches, front = vision.shape[1], vision.shape[1] + tokens.shape[1]
+    patches = vision.shape[1]
+    front = patches + tokens.shape[1]
     hidden = torch.cat([vision, tokens, words], 1)
     length = hidden.shape[1]
     mask = torch.ones(len(hidden), length, length, dtype=torch.bool).tril()
@@ -219,6 +227,7 @@ def _block_mask(block: Int[Tensor, "row token"]) -> Bool[Tensor, "row 1 query ke
     """Causal, within a token's own block and the prefix (block 0). Padding (block -1) sees only
     padding.
     """
-    query, key = block.unsqueeze(-1), block.unsqueeze(-2)
+    query = block.unsqueeze(-1)
+    key = block.unsqueeze(-2)
     causal = torch.ones(block.shape[1], block.shape[1], dtype=torch.bool).tril()
     return (causal & ((query == key) | ((key == 0) & (query > 0)))).unsqueeze(1)

@@ -33,7 +33,8 @@ class PatchWords(nn.Module):
         self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, scale: float
     ):
         super().__init__()
-        self.model, self.scale = model, scale
+        self.model = model
+        self.scale = scale
         self.words = [
             torch.tensor(tokenizer.convert_tokens_to_ids(list(group))) for group in GROUPS
         ]
@@ -63,7 +64,8 @@ def patch_labels(scene: Scene) -> Int[np.ndarray, "patch group"]:
     """Index of the right word in each of `GROUPS`, for every patch in reading order."""
     cells = np.full((3, 3, len(GROUPS)), -1)
     cells[..., 0], cells[..., 1] = len(COLOURS), len(SHAPES)  # nothing
-    cells[..., 2], cells[..., 3] = np.arange(3)[:, None], np.arange(3)
+    cells[..., 2] = np.arange(3)[:, None]
+    cells[..., 3] = np.arange(3)
     for thing in scene.things:
         cells[thing.row, thing.column, :2] = COLOURS.index(thing.colour), SHAPES.index(thing.shape)
     patches = SIZE // PATCH // 3

@@ -46,7 +46,8 @@ def vision_stage(
     words = PatchWords(model, processor.tokenizer, recipe.word_scale)
 
     def batch(purpose: str, step: int) -> tuple[Tensor, Tensor]:
-        rng, size = stream(purpose, recipe.seed, step), recipe.vision_batch
+        rng = stream(purpose, recipe.seed, step)
+        size = recipe.vision_batch
         scenes = [sample_scene(rng, things=recipe.vision_things, alike=0.0) for _ in range(size)]
         return pixels(scenes), torch.from_numpy(np.stack([patch_labels(scene) for scene in scenes]))
 

@@ -34,7 +34,8 @@ from probe.models.tiny.training.stages import (
 )
 from probe.models.tiny.weights import save
 
-CHECKPOINT, LOG = "checkpoint.pt", "log.csv"
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.csv"
 SAVE_EVERY, LOG_EVERY = 50, 250  # steps
 
 
@@ -77,14 +78,16 @@ class TinyTraining:
     """The state of a training: model, optimiser, and the step reached (over both stages)."""
 
     def __init__(self, folder: Path, recipe: Recipe):
-        self.folder, self.recipe = folder, recipe
+        self.folder = folder
+        self.recipe = recipe
         self.processor: LlavaProcessor = build_processor()
         self.model = build_model(recipe, self.processor.tokenizer)
         self.stages = tuple(
             stage(self.model, self.processor, recipe) for stage in (vision_stage, answer_stage)
         )
         self.total = sum(stage.steps for stage in self.stages)
-        self.step, self.seconds = 0, 0.0
+        self.step = 0
+        self.seconds = 0.0
         self.optimizer: torch.optim.AdamW | None = None
 
     def advance(self) -> float:
@@ -109,7 +112,8 @@ class TinyTraining:
     def log(self, loss: float) -> None:
         """Adds a line to the learning curve: loss and accuracies on validation images."""
         number, step = self._stage_of(self.step - 1)
-        stage, seconds = self.stages[number], round(self.seconds, 1)
+        stage = self.stages[number]
+        seconds = round(self.seconds, 1)
         row = {"step": self.step, "stage": number, "cpu_seconds": seconds, "loss": round(loss, 5)}
         row |= {"rate": stage.rate(step)}
         names = [*row, *PATCH_ACCURACIES, *QUESTION_KINDS]
@@ -144,7 +148,8 @@ class TinyTraining:
         state = torch.load(path, weights_only=True)
         self._refuse_other_recipe(state["recipe"], state["step"])
         self.model.load_state_dict(state["model"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step = state["step"]
+        self.seconds = state["seconds"]
         if state["optimizer"]:
             optimizer = self._begin(self.stages[self._stage_of(self.step - 1)[0]])
             optimizer.load_state_dict(state["optimizer"])

@@ -50,10 +50,13 @@ def train_mini(
     `steps` stops early; calling again resumes from the checkpoint, which is written each `every`
     steps. Raises ProbeError when the folder cannot be written or was begun with another recipe.
     """
-    recipe, folder = recipe or MiniRecipe(), writable(folder)
+    recipe = recipe or MiniRecipe()
+    folder = writable(folder)
     _refuse_other_recipe(folder, recipe)
-    model, processor = starting_model(recipe), mini_processor(recipe)
-    last, stop = get_last_checkpoint(str(folder)), min(steps or recipe.steps, recipe.steps)
+    model = starting_model(recipe)
+    processor = mini_processor(recipe)
+    last = get_last_checkpoint(str(folder))
+    stop = min(steps or recipe.steps, recipe.steps)
     if last and TrainerState.load_from_json(f"{last}/trainer_state.json").global_step >= stop:
         model = LlavaMiniForConditionalGeneration.from_pretrained(last)
     else:
@@ -80,13 +83,16 @@ class PackedImages(Dataset):
     """
 
     def __init__(self, recipe: MiniRecipe, packer: Packer):
-        self.recipe, self.packer, self.task = recipe, packer, Recipe()
+        self.recipe = recipe
+        self.packer = packer
+        self.task = Recipe()
 
     def __len__(self) -> int:
         return self.recipe.steps
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        rng, task = stream("fusion", self.recipe.seed, step), self.task
+        rng = stream("fusion", self.recipe.seed, step)
+        task = self.task
         scenes = [
             sample_scene(rng, things=task.things, alike=task.alike)
             for _ in range(self.recipe.batch)
@@ -115,7 +121,10 @@ class Curve(TrainerCallback):
     def __init__(
         self, folder: Path, processor: LlavaMiniProcessor, stop: int, every: int, progress: bool
     ):
-        self.path, self.processor, self.stop, self.every = folder / LOG, processor, stop, every
+        self.path = folder / LOG
+        self.processor = processor
+        self.stop = stop
+        self.every = every
         self.bar = tqdm(total=stop, desc="train", disable=not progress)
         self.started = time.process_time()
 
