@@ -97,8 +97,9 @@ def text_decoder(model: PreTrainedModel) -> Any:
     decoder: Any = model.get_decoder()
     if decoder.get_output_embeddings() is None:
         return decoder
-    inner = decoder.get_decoder()
-    return decoder.base_model if inner is decoder else inner
+    inside = [part for part in decoder.children() if isinstance(part, PreTrainedModel)]
+    candidates = (decoder.get_decoder(), decoder.base_model, *inside)  # Llama 4's are itself
+    return next((part for part in candidates if part is not decoder), decoder)
 
 
 def llm_with_head(model: PreTrainedModel) -> nn.Module | None:

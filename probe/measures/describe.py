@@ -15,16 +15,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
-from probe.data.image import ImageSource
+from probe.data.image import ImageSource, Video, open_image
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import tap
 from probe.hooks.block_threads import only_this_thread
 from probe.hooks.layer_sites import SITES, head_count, site_module
 from probe.hooks.model_checks import require_observable, require_subject
-from probe.hooks.model_structure import LayerStack, check_projections, stacks
+from probe.hooks.model_structure import (
+    LayerStack,
+    check_projections,
+    cross_attention,
+    stacks,
+)
 from probe.interventions.activation_patching import patch
 from probe.interventions.drop import DROP_MODES, PREFUSION_MODES, drop_vision
 from probe.interventions.head_ablation import HEAD_MODES, ablate_heads
@@ -190,23 +196,41 @@ def _measures(
     image: ImageSource,
     question: str,
 ) -> dict[str, Try]:
-    tries: dict[str, Try] = {"places of vision tokens": lambda: _require_places(inputs)}
+    tries: dict[str, Try] = {"places of vision tokens": lambda: _require_places(subject, inputs)}
     for name, stack in known.items():
-        tries[f"attention, {name}"] = lambda stack=stack: _observe(subject, stack, inputs)
+        tries[f"attention, {name}"] = lambda stack=stack: _observe(
+            subject, stack, _shown_to(stack, subject, inputs, image, question)
+        )
         tries[f"contribution, {name}"] = lambda stack=stack: check_projections(stack)
     word = inputs["input_ids"][0, -1:].tolist()  # any answer will do
     tries["logit lens"] = lambda: logit_lens(subject, image, question, word)
     return tries
 
 
-def _require_places(inputs: Inputs) -> None:
-    boxes = inputs.grid[0].box
-    if not len(boxes) or not (boxes == boxes).any():  # NaN is not equal to itself
+def _require_places(subject: Subject, inputs: Inputs) -> None:
+    expected = "vision tokens that stand for a place"
+    if cross_attention(subject.model):
+        raise ProbeError(
+            "describe", expected=expected, got="words that read the image by cross-attention"
+        )
+    if np.isnan(inputs.grid[0].box).all():
+        raise ProbeError("describe", expected=expected, got="tokens that have read the whole image")
+
+
+def _shown_to(
+    stack: LayerStack, subject: Subject, inputs: Inputs, image: ImageSource, question: str
+) -> Inputs:
+    """A prompt that the stack reads: an encoder of frames alone is shown a video."""
+    if stack.name != "vision_video":
+        return inputs
+    if getattr(subject.processor, "video_processor", None) is None:
         raise ProbeError(
             "describe",
-            expected="vision tokens that stand for a place",
-            got="tokens that have read the whole image",
+            expected="a video, which this encoder reads",
+            got=f"a {type(subject.processor).__name__}, which takes none",
         )
+    frame = open_image(image, subject.exif)
+    return subject.encode(Video([frame, frame], fps=1.0), question)
 
 
 def _observe(subject: Subject, stack: LayerStack, inputs: Inputs) -> None:

@@ -34,6 +34,7 @@ from probe.hooks.finite_states import finite_states
 from probe.hooks.model_checks import require_subject
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import last_norm, stacks
+from probe.hooks.own_failure import own_failures
 from probe.records.provenance import provenance
 from probe.records.schema import Variable, dataset, image_variables, patch_variables
 from probe.records.thumbnails import thumbnails
@@ -89,6 +90,7 @@ def logit_lens(
     with ExitStack() as hooks:
         for number, layer in enumerate(layers):
             add_hook(hooks, layer.register_forward_hook, outputs.hook(number))
+        hooks.enter_context(own_failures("logit_lens", subject.model, inputs))
         hooks.enter_context(finite_states("logit_lens", subject.model, [stack]))
         logits = subject.model(**inputs, use_cache=False).logits[0]
     rows = _rows(answer, stack, outputs)

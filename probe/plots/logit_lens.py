@@ -76,8 +76,14 @@ def lens(
     owner, tile, boxes = (dataset[f"key_{name}"].values for name in ("image", "tile", "box"))
     keys = np.flatnonzero((owner == image) & (tile == 0) & ~np.isnan(boxes).any(-1))
     if not len(keys):
+        has_tokens = bool((owner == image).any())
         raise ProbeError(
-            called, expected="an image with vision tokens", got=f"none in image {image}"
+            called,
+            expected="an image whose vision tokens lie in places of it",
+            got=f"image {image}, whose tokens have each read the whole of it"
+            if has_tokens
+            else f"no vision token of image {image}",
+            fix="use plots.lens_curves",
         )
     row_of_key = {key: row for row, key in enumerate(dataset["row_key"].values.tolist())}
     rows = [row_of_key[key] for key in keys.tolist()]

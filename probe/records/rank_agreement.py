@@ -210,18 +210,13 @@ def _grid_moves(regions: xr.Dataset, seed: int) -> Int[np.ndarray, "order region
     patches_in_a_region = {"patches": 1, "grid": 2}.get(str(regions.attrs["over"]))  # a side
     if patches_in_a_region is None:
         return np.empty((0, count), int)
-    whole_image = regions["patch_tile"].values == 0
-    patch_image = regions["patch_image"].values[whole_image]
     moves, start = [], 0
-    for image in np.unique(patch_image):
-        rows, columns = (
-            int(regions[name].values[whole_image][patch_image == image].max())
-            // patches_in_a_region
-            + 1
-            for name in ("patch_row", "patch_col")
-        )
-        moves.append(start + _moves_of_grid(rows, columns))
-        start += rows * columns
+    for image, in_image in enumerate(_counts_of_images(regions)):
+        size = _grid_of(regions, image, in_image, patches_in_a_region)
+        if size is None:
+            return np.empty((0, count), int)
+        moves.append(start + _moves_of_grid(*size))
+        start += in_image
     if len(moves) == 1:
         return moves[0][1:]
     generator = np.random.default_rng(seed)
@@ -230,6 +225,29 @@ def _grid_moves(regions: xr.Dataset, seed: int) -> Int[np.ndarray, "order region
     return np.concatenate(
         [of_image[choice[moved]] for of_image, choice in zip(moves, chosen, strict=True)], axis=1
     )
+
+
+def _counts_of_images(regions: xr.Dataset) -> list[int]:
+    """The number of regions of each image."""
+    return np.bincount(_image_of_regions(regions)).tolist()
+
+
+def _grid_of(regions: xr.Dataset, image: int, count: int, side: int) -> tuple[int, int] | None:
+    """Rows and columns of an image's regions, of `side` x `side` patches or, where patches are
+    merged before the LLM, of what as many of its vision tokens show. None where neither gives
+    `count` regions.
+    """
+    for kind in ("patch", "key"):
+        own = regions[f"{kind}_image"].values == image
+        own = own & (regions[f"{kind}_tile"].values == 0)
+        if own.any():
+            rows, columns = (
+                int(regions[f"{kind}_{axis}"].values[own].max()) // side + 1
+                for axis in ("row", "col")
+            )
+            if rows * columns == count:
+                return rows, columns
+    return None
 
 
 def _moves_of_grid(rows: int, columns: int) -> Int[np.ndarray, "order region"]:

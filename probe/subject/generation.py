@@ -32,10 +32,11 @@ def generate_ids(
     """The ids that answer each row, up to and including the end-of-turn token if there is one.
 
     `generate`: options of `model.generate`; greedy by default. Fewer than `max_new_tokens` where
-    the model's positions end. The image token and VoCo tokens are never generated: one would stand
-    for an image when the answer is encoded, the others would hide the prompt. Raises ProbeError for
-    inputs that end with a response, for options that `model.generate` does not take, for those by
-    which it returns anything but one answer a row, and where the model's numbers overflow.
+    the model's positions end. Never generated are the image token and Ovis2's visual indicators,
+    which would stand for (parts of) an image when the answer is encoded, and VoCo tokens, which
+    would hide the prompt. Raises ProbeError for inputs that end with a response, for options that
+    `model.generate` does not take, for those by which it returns anything but one answer a row, and
+    where the model's numbers overflow.
     """
     _check_options(max_new_tokens, generate)
     if (inputs.types.role[:, -1] != LAST).any():
@@ -47,7 +48,9 @@ def generate_ids(
     width = inputs["input_ids"].shape[1]
     check_length(model, width + 1)
     room = (max_positions(model) or width + max_new_tokens) - width
-    never = {*placeholder_ids(model), getattr(model.config, "voco_token_id", None)} - {None}
+    config: Any = model.config
+    never = {*placeholder_ids(model), getattr(config, "voco_token_id", None)} - {None}
+    never |= {*(getattr(config, "visual_indicator_token_ids", None) or ())}
     defaults: dict[str, Any] = ONE_ANSWER | {"suppress_tokens": sorted(never)}
     processors = [_NumbersOnly(), *(generate.get("logits_processor") or ())]
     options = {"logits_processor": LogitsProcessorList(processors)}

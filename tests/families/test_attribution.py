@@ -1,11 +1,17 @@
-"""Attribution where patches are merged before the LLM: regions are what its vision tokens show."""
+"""Attribution of regions whatever a processor makes of pictures: planes, tiles, patches one by one,
+filled up batches; and where patches are merged before the LLM.
+"""
 
 import numpy as np
 import pytest
 
 import probe
+from probe.records.rank_agreement import rank_agreement
 from tests.families.checks import QUESTION, picture
 from tests.families.models import FAMILIES
+
+SIDE = 32  # pixels of an image that no family of these needs to resize
+GREY = (127, 127, 127)  # the mean colour of their processors
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "internvl"])
@@ -18,3 +24,45 @@ def test_every_vision_token_is_a_region_that_rows_ablate(name):
     is_region = np.array([str(name).startswith("patch") for name in found["feature"].values])
     assert is_region.sum() == len(inputs.grid[0]) < len(inputs.encoder_grid[0])
     assert np.abs(found["attribution"].values[is_region]).min() > 0
+    assert 0 < float(rank_agreement({"ablation": found})["floor"][0]) <= 1
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "gemma4", "fuyu", "mllama", "idefics", "video_llava"])
+def test_a_grey_region_is_that_of_a_grey_image(name):
+    subject = probe.load(*FAMILIES[name]())
+    image = picture(0, (SIDE, SIDE))
+    quarter = np.zeros((SIDE, SIDE), bool)
+    quarter[:16, 16:] = True
+    pasted = image.copy()
+    pasted.paste(GREY, (16, 0, SIDE, 16))
+    options = {"words": False, "attention": False, "progress": False}
+    found = probe.attribute(subject, image, QUESTION, [14, 16], over=quarter, **options)
+    expected = probe.attribute(subject, pasted, QUESTION, [14, 16], over=quarter, **options)
+    assert found["logprob_without"] == pytest.approx(float(expected["logprob"]), abs=1e-4)
+    assert abs(float(found["attribution"][0])) > 1e-4
+
+
+def test_what_fills_up_the_smaller_of_two_images_is_in_no_region():
+    subject = probe.load(*FAMILIES["mistral3"]())
+    images = [picture(0, (96, 64)), picture(1, (SIDE, SIDE))]
+    corner = np.zeros((SIDE, SIDE), bool)
+    corner[16:, 16:] = True
+    pasted = images[1].copy()
+    pasted.paste(GREY, (16, 16, SIDE, SIDE))
+    masks = [{"left": np.arange(96)[None] < np.full((64, 1), 48)}, {"corner": corner}]
+    options = {"words": False, "attention": False, "progress": False}
+    found = probe.attribute(subject, images, QUESTION, [14, 16], over=masks, **options)
+    other = probe.attribute(subject, [images[0], pasted], QUESTION, [14, 16], over=masks, **options)
+    without = float(found["logprob"] - found["attribution"].sel(feature="image 2, corner"))
+    assert without == pytest.approx(float(other["logprob"]), abs=1e-4)
+
+
+def test_layers_without_attention_have_no_attention_on_a_feature():
+    subject = probe.load(*FAMILIES["qwen3_5"]())
+    found = probe.attribute(subject, picture(0), QUESTION, [14, 16], over="grid", progress=False)
+    assert found["mass"].isnull().all(["head", "feature"]).values.tolist() == [True, False] * 2
+    assert found.attrs["without_attention"] == "llm 0, 2: linear_attn"
+    maps = probe.flow(subject, picture(0), QUESTION, [14, 16], "contribution")
+    assert float(maps["attribution"].min()) > 0
+    with pytest.raises(probe.ProbeError, match=r"got layer 1, 3 \(from 1\) without; use method="):
+        probe.flow(subject, picture(0), QUESTION, [14, 16], "rollout")

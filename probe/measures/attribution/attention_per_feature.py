@@ -59,7 +59,7 @@ def attention_on(
 
 
 class AttentionPerFeature:
-    """The four measures of the calls that it is shown, one a layer, from the first."""
+    """The four measures of the calls that it is shown, one a layer."""
 
     def __init__(self, subject: Subject, answer: TargetResponse, features: Features):
         self.rows = answer.rows
@@ -67,7 +67,8 @@ class AttentionPerFeature:
         one_hot = torch.nn.functional.one_hot(features.tokens + 1, len(features) + 1)
         self.member = one_hot[:, 1:].float()  # (key, feature); column 0 was "no feature"
         self.has_regions = bool((features.keys >= 0).any())
-        self.layers: dict[str, list[np.ndarray]] = defaultdict(list)
+        self.modules = stacks(subject.model)["llm"].modules
+        self.layers: dict[str, dict[str, np.ndarray]] = defaultdict(dict)  # of a measure, by module
 
     def __call__(self, call: AttentionCall | AttentionWeights) -> None:
         """Raises ProbeError for a module whose query and key cannot be observed."""
@@ -80,18 +81,20 @@ class AttentionPerFeature:
             )
         measures = _measures(call, self.rows, self.member.to(call.key.device), self.contributes)
         for name, values in measures.items():
-            self.layers[name].append(values.cpu().numpy())
+            self.layers[name][call.name] = values.cpu().numpy()
 
     def table(self) -> dict[str, Float[np.ndarray, "layer head feature"]]:
         """0 for a region whose tokens a reducer has removed, NaN for regions where the LLM has
-        vision tokens of none (LLaVA-Mini). Without contribution where it can't be had
-        (`why_no_contribution`).
+        vision tokens of none (LLaVA-Mini), and in layers that have no softmax attention (Qwen 3.5).
+        Without contribution where it can't be had (`why_no_contribution`).
         """
         is_unknown = (self.member.sum(0).numpy() == 0) & (not self.has_regions)
-        return {
-            name: np.where(is_unknown, np.nan, np.stack(values)).astype(np.float32)
-            for name, values in self.layers.items()
-        }
+        found = {}
+        for name, of_module in self.layers.items():
+            nothing = np.full_like(next(iter(of_module.values())), np.nan)
+            layers = [of_module.get(str(module), nothing) for module in self.modules]
+            found[name] = np.where(is_unknown, np.nan, np.stack(layers)).astype(np.float32)
+        return found
 
 
 def _measures(

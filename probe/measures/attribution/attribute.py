@@ -22,6 +22,9 @@ from probe.hooks.block_threads import only_this_thread
 from probe.hooks.finite_states import finite_states
 from probe.hooks.model_checks import require_observable, require_subject
 from probe.hooks.model_state import active_interventions
+from probe.hooks.model_structure import stacks
+from probe.hooks.own_failure import own_failures
+from probe.measures.attention.record_node import without_attention
 from probe.measures.attribution import methods
 from probe.measures.attribution.attention_per_feature import attention_on, why_no_contribution
 from probe.measures.attribution.baselines import HIDDEN, Baseline, Perturbation
@@ -110,10 +113,13 @@ def attribute(
         perturbation = Perturbation.of(subject, answer, features, baseline)
     perturbed = PerturbedModel(subject, answer, perturbation)
     shared = "not requested"
-    if share and method in SHARING:
-        shared = SharedPrefix.of(subject, answer, perturbation)
-    f = perturbed if isinstance(shared, str) else shared
-    with finite_states("attribute", subject.model, ["llm"]):
+    with (
+        own_failures("attribute", subject.model, answer.inputs),
+        finite_states("attribute", subject.model, ["llm"]),
+    ):
+        if share and method in SHARING:
+            shared = SharedPrefix.of(subject, answer, perturbation)
+        f = perturbed if isinstance(shared, str) else shared
         values, seconds = _ends(f, len(features))
     estimate = _estimate(method, len(features), plan, seconds, not isinstance(shared, str))
     evaluations = methods.evaluations(method, len(features), plan)
@@ -150,6 +156,7 @@ def attribute(
         response=answer.inputs.response[0],
         prompt=answer.inputs.prompt[0],
         sharing=shared if isinstance(shared, str) else "exact",
+        **without_attention({"llm": stacks(subject.model)["llm"]}),
     )
     return tabulate(values, answer, features, attrs)
 

@@ -24,12 +24,14 @@ from torch import Tensor
 from probe.data.image import ImageSource, open_image
 from probe.errors import ProbeError
 from probe.measures.attribution.features import NO_FEATURE, Features
+from probe.measures.attribution.pixel_regions import PixelRegions
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
 
 PIXEL_BASELINES = ("mean", "blur")
 TOKEN_BASELINES = ("rows", "zero")
 HIDDEN = "hidden"
+GREY = (0.5, 0.5, 0.5)  # where a processor does not subtract a mean
 BASELINES = (*PIXEL_BASELINES, *TOKEN_BASELINES, HIDDEN)
 Baseline = str | ImageSource
 
@@ -40,15 +42,15 @@ class Perturbation:
     belongs to, -1 for none.
 
     blended: positions whose embedding moves from its baseline (z = 0) to itself (z = 1). hidden:
-    positions that are masked for text where z < 1/2. pixels: like `blended`, for `pixel_values`,
-    whose baseline is `baseline_pixels`. zeros: the baseline of an embedding is 0 instead of a mean.
+    positions that are masked for text where z < 1/2. pixels: like `blended`, for pictures, whose
+    baseline is `baseline_pixels`. zeros: the baseline of an embedding is 0 instead of a mean.
     layers: features are what text reads of vision in each layer.
     """
 
     name: str
     blended: Int[Tensor, " token"]
     hidden: Int[Tensor, " token"]
-    pixels: Int[Tensor, "..."] | None = None
+    pixels: PixelRegions | None = None
     baseline_pixels: Tensor | None = None
     zeros: bool = False
     layers: bool = False
@@ -89,15 +91,15 @@ class Perturbation:
         if features.pixels is None and features.regions:
             raise ProbeError(
                 "attribute",
-                expected="a processor that returns pictures (view, colour, row, column)",
-                got="flat patches, or none under the name pixel_values",
+                expected="pictures whose pixels are known to show a place of the image",
+                got=f"another layout from {type(subject.processor).__name__}",
                 fix=f"use baseline={TOKEN_BASELINES[0]!r}, which changes vision tokens",
             )
         if features.pixels is None:
             return cls(name, words, no_feature)
         images = answer.inputs.images[0]
         replaced = [_baseline_image(subject, image, baseline, answer) for image in images]
-        baseline_pixels = subject.encode(replaced, "?")["pixel_values"]
+        baseline_pixels = subject.encode(replaced, "?")[features.pixels.name]
         return cls(name, words, no_feature, features.pixels, baseline_pixels)
 
 
@@ -123,7 +125,8 @@ def _baseline_image(
     for "blur".
     """
     if baseline == "mean":
-        colour = tuple(int(value * 255) for value in subject.processor.image_processor.image_mean)
+        mean = getattr(subject.processor.image_processor, "image_mean", None) or GREY
+        colour = tuple(int(value * 255) for value in mean)
         return Image.new("RGB", image.size, colour)  # pyright: ignore[reportArgumentType]
     if baseline == "blur":
         side = int(answer.inputs.encoder_grid[0].row.max()) + 1

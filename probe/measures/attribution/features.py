@@ -3,21 +3,21 @@
 features = Features.of(subject, inputs, "patches")
 features.names                # ("patch row 1 column 1", ..., "what", "colour", ...)
 features.tokens               # the feature of each position of the prompt, -1 for none
-features.pixels               # the feature of each pixel of `pixel_values`
+features.pixels               # the feature of each pixel (`pixel_regions.py`)
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from probe.data.patch_grid import PatchGrid
 from probe.errors import ProbeError
 from probe.hooks.model_structure import stacks
+from probe.measures.attribution.pixel_regions import PixelRegions
 from probe.measures.attribution.regions import NO_REGION, Over, Regions
 from probe.measures.attribution.words import words_of
 from probe.subject.inputs import Inputs
@@ -36,7 +36,7 @@ class Features:
     names: tuple[str, ...]
     kind: tuple[str, ...]
     tokens: Int[Tensor, " token"]
-    pixels: Int[Tensor, "..."] | None
+    pixels: PixelRegions | None
     keys: Int[np.ndarray, "key"]  # of the LLM's vision tokens
     patches: Int[np.ndarray, "patch"]  # of the encoder's patches
 
@@ -68,7 +68,7 @@ class Features:
             regions = Regions.of(over, inputs, has_places)
             names += regions.names
             patches = regions.of_grid(inputs.encoder_grid[0])
-            pixels = _pixels(inputs, regions)
+            pixels = PixelRegions.of(inputs, regions)
             if has_places:
                 keys = regions.of_grid(inputs.grid[0])
             tokens[inputs.types.vision[0]] = torch.from_numpy(keys)
@@ -111,32 +111,3 @@ def _distinct(words: Sequence[str]) -> list[str]:
         times[word] += 1
         names.append(word if times[word] == 1 else f"{word} ({times[word]})")
     return names
-
-
-def _pixels(inputs: Inputs, regions: Regions) -> Int[Tensor, "..."] | None:
-    """The region of each pixel of `pixel_values`, whose axis of colours is left out; -1 in tiles
-    that only pad. None where a processor returns no pictures (flat patches, other names).
-    """
-    values = inputs.get("pixel_values")
-    if values is None or values.ndim < 4 or values.shape[-3] not in (1, 3):
-        return None
-    height, width = values.shape[-2:]
-    region = np.full((*values.shape[:-3], height, width), NO_REGION)
-    has_tiles = values.ndim == 5
-    for image, tile, (left, top, right, bottom) in _views(inputs.encoder_grid[0]):
-        x = left + (np.arange(width) + 0.5) / width * (right - left)
-        y = top + (np.arange(height) + 0.5) / height * (bottom - top)
-        view = (image, tile) if has_tiles else image
-        region[view] = regions.at(image, *np.meshgrid(x, y))
-    return torch.from_numpy(region)
-
-
-def _views(grid: PatchGrid) -> Iterator[tuple[int, int, Float[np.ndarray, "edge=4"]]]:
-    """For each view in the order of `pixel_values`: its image, its number among the image's views,
-    and its edges (left, top, right, bottom) in fractions of the image.
-    """
-    for image in dict.fromkeys(grid.image.tolist()):
-        in_image = grid.image == image
-        for number, tile in enumerate(dict.fromkeys(grid.tile[in_image].tolist())):
-            box = grid.box[in_image & (grid.tile == tile)]
-            yield image, number, np.concatenate([box[:, :2].min(0), box[:, 2:].max(0)])

@@ -18,6 +18,7 @@ reducer.
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.model_structure import stacks, text_decoder
+from probe.hooks.tracked_sequence import ForwardTracker
 from probe.interventions.attention_edits import mask_keys, replace_keys_values
 from probe.interventions.layer_target import LayerTarget
 from probe.measures.attribution.baselines import Perturbation
@@ -46,11 +48,21 @@ class PerturbedModel:
         self.answer = answer
         self.perturbation = perturbation
         self.is_vision = torch.from_numpy(answer.inputs.types.vision[0])
-        layers = range(len(stacks(subject.model)["llm"].layers))
-        self.target = LayerTarget.of("attribute", subject.model, layers)
-        self.sequences = self.target.sequences()
         has_option = "logits_to_keep" in inspect.signature(subject.model.forward).parameters
         self.options = {"logits_to_keep": answer.kept} if has_option else {}
+
+    @cached_property
+    def target(self) -> LayerTarget:
+        """All layers of the LLM, whose attention some perturbations change. Raises ProbeError where
+        words read images by cross-attention.
+        """
+        layers = range(len(stacks(self.model)["llm"].layers))
+        return LayerTarget.of("attribute", self.model, layers)
+
+    @cached_property
+    def sequences(self) -> ForwardTracker:
+        """Which positions of the running sequence are vision."""
+        return self.target.sequences()
 
     def __call__(self, z: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch chosen"]:
         perturbation = self.perturbation
@@ -58,11 +70,11 @@ class PerturbedModel:
         inputs = {
             name: tensor.repeat(len(z), *[1] * (tensor.ndim - 1)) for name, tensor in row.items()
         }
-        if perturbation.pixels is not None and perturbation.baseline_pixels is not None:
-            pixels = row["pixel_values"]
-            share = gate(z, perturbation.pixels).unsqueeze(-3).to(pixels.device)
-            blended = _between(perturbation.baseline_pixels.to(pixels), pixels, share)
-            inputs["pixel_values"] = blended.flatten(0, 1)
+        regions, baseline = perturbation.pixels, perturbation.baseline_pixels
+        if regions is not None and baseline is not None:
+            pixels = row[regions.name]
+            share = gate(z, regions.of_pixel).unsqueeze(regions.axis).to(pixels.device)
+            inputs[regions.name] = _between(baseline.to(pixels), pixels, share).flatten(0, 1)
         with self._hooked(z):
             logits = self.model(**inputs, use_cache=False, **self.options).logits
         return self.answer.logprob(logits).cpu()

@@ -28,7 +28,7 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.model_state import active_interventions, active_reducers
-from probe.hooks.model_structure import stacks, text_decoder
+from probe.hooks.model_structure import cross_attention, stacks, text_decoder
 from probe.interventions.sweep.case_batch import untouched_logits
 from probe.measures.attribution.baselines import Perturbation
 from probe.measures.attribution.features import NO_FEATURE
@@ -74,6 +74,8 @@ class SharedPrefix:
             return "the vision rows change"
         if perturbation.layers:
             return "every layer changes"
+        if cross_attention(model):
+            return "words read the image by cross-attention"
         stack = stacks(model)["llm"]
         prompt = EmbeddedPrompt.of(model, answer.inputs)
         if not _is_embedded_text(subject, prompt):

@@ -14,4 +14,5 @@ import numpy as np
 def contribution(measured: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """From the measures of `attention_per_feature`: norms, by layer and summed over layers."""
     by_layer = measured["contribution"].mean(1)  # over heads
-    return {"attribution": by_layer.sum(0), "layer_attribution": by_layer}
+    # NaN: a layer without softmax attention, of which no norm is known
+    return {"attribution": np.nansum(by_layer, 0), "layer_attribution": by_layer}

@@ -18,6 +18,7 @@ from probe.hooks.finite_states import finite_states
 from probe.hooks.model_checks import require_observable, require_subject
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import check_projections, stacks
+from probe.hooks.own_failure import own_failures
 from probe.measures.attribution.attention_per_feature import AttentionPerFeature
 from probe.measures.attribution.dataset import SCHEMA, tabulate
 from probe.measures.attribution.features import Features
@@ -37,6 +38,7 @@ BY_PASS = {"rollout": rollout, "gradient_rollout": gradient_rollout, "grad_cam":
 BY_GRADIENT = ("gradient_rollout", "grad_cam")  # need a backward pass
 CONTRIBUTION = "contribution"
 METHODS = (*BY_PASS, CONTRIBUTION)
+ROLLED_OUT = ("rollout", "gradient_rollout")  # through all layers, one after the other
 # Units and meanings of what `SCHEMA` gives in nat of the answer's log-probability
 MEANINGS = {
     "rollout": ("fraction", "attention rollout to the rows that predict the answer"),
@@ -89,7 +91,10 @@ def flow(
     answer = TargetResponse.of(subject, image, question, response, tokens, max_new_tokens)
     features = Features.of(subject, answer.inputs, over, words=False)
     _check_places(features)
-    with finite_states("flow", subject.model, ["llm"]):
+    with (
+        own_failures("flow", subject.model, answer.inputs),
+        finite_states("flow", subject.model, ["llm"]),
+    ):
         observed = ObservedPass.of(subject, answer, features, method in BY_GRADIENT)
     values: dict[str, Any] = {
         "token_logprob": observed.logprob.numpy(),
@@ -127,8 +132,17 @@ def _check(subject: Subject, method: str, over: Over) -> None:
     one_of("flow", "a method of", method, METHODS)
     if isinstance(over, str):
         one_of("flow", "a mask, or regions of", over, CELL)
+    stack = stacks(subject.model)["llm"]
     if method == CONTRIBUTION:
-        check_projections(stacks(subject.model)["llm"])
+        check_projections(stack)
+    if method in ROLLED_OUT and stack.without_attention:
+        layers = ", ".join(str(layer + 1) for layer in stack.without_attention)
+        raise ProbeError(
+            "flow",
+            expected="an LLM whose layers all mix tokens by softmax attention, to roll it out",
+            got=f"layer {layers} (from 1) without",
+            fix="use method='grad_cam' or 'contribution'",
+        )
 
 
 def _check_places(features: Features) -> None:

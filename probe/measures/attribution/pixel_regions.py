@@ -1,0 +1,131 @@
+"""Which region each pixel of the model's input shows, however a processor hands pictures over.
+
+planes     (..., colour, row, column): LLaVA, InternVL (tiles), Idefics, Mllama
+patches    (..., patch, number): Qwen-VL, GLM-4V, Gemma 4, Fuyu
+
+regions = PixelRegions.of(inputs, Regions.of("grid", inputs))
+regions.name                # "pixel_values"
+regions.of_pixel            # (view, row, column) or (patch): a region, -1 for none
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from probe.data.patch_grid import PatchGrid
+from probe.measures.attribution.regions import NO_REGION, Regions
+from probe.subject.inputs import Inputs
+
+COLOURS, NUMBERS = -3, -1  # the axis whose entries belong to one pixel, or to one patch
+
+
+@dataclass(frozen=True)
+class PixelRegions:
+    """The region of each pixel (or patch) of the input `name`. `axis`: that of the input which is
+    left out here, for all its entries lie in one region.
+    """
+
+    name: str
+    of_pixel: Int[Tensor, "..."]
+    axis: int
+
+    @classmethod
+    def of(cls, inputs: Inputs, regions: Regions) -> "PixelRegions | None":
+        """None where it is not known what the pictures show."""
+        name = pictures_name(inputs)
+        if name is None:
+            return None
+        values = inputs[name]
+        if values.ndim >= 4 and values.shape[COLOURS] in (1, 3):
+            region, axis = _of_planes(values, inputs.encoder_grid[0], regions), COLOURS
+        else:
+            region, axis = _of_patches(values, inputs.encoder_grid[0], regions), NUMBERS
+        return None if region is None else cls(name, torch.from_numpy(region), axis)
+
+
+def pictures_name(inputs: Mapping[str, Tensor]) -> str | None:
+    """The name of the pictures of images among a model's inputs; None for a prompt without.
+
+    >>> pictures_name({"ids": torch.ones(1, 4).int(), "pixel_values": torch.ones(1, 3, 8, 8)})
+    'pixel_values'
+    """
+    real = [name for name, value in inputs.items() if value.is_floating_point() and value.ndim >= 2]
+    named = [name for name in real if name.startswith("pixel_values") and "video" not in name]
+    return next(iter([*named, *(name for name in real if "patches" in name)]), None)
+
+
+def _of_planes(
+    values: Float[Tensor, "..."], grid: PatchGrid, regions: Regions
+) -> Int[np.ndarray, "..."] | None:
+    """The region of each pixel of each view; -1 in views that only fill a batch up, and in what is
+    added to a view until it is as large as the largest (Mistral 3).
+    """
+    before, (height, width) = values.shape[:COLOURS], values.shape[-2:]
+    views = list(_views(grid))
+    most_rows, most_columns = (
+        max((view.size[axis] for view in views), default=1) for axis in (0, 1)
+    )
+    images = 1 + max((view.image for view in views), default=0)
+    places, an_image = int(np.prod(before)), before[-1]
+    region = np.full((places, height, width), NO_REGION)
+    for index, view in enumerate(views):
+        rows, columns = view.size
+        shown_height, shown_width = height * rows // most_rows, width * columns // most_columns
+        left, top, right, bottom = view.box
+        x = left + (np.arange(shown_width) + 0.5) / shown_width * (right - left)
+        y = top + (np.arange(shown_height) + 0.5) / shown_height * (bottom - top)
+        if places == len(views):
+            place = index
+        elif places == images * an_image and view.number < an_image:  # images of unequal length
+            place = view.image * an_image + view.number
+        else:
+            return None
+        region[place, :shown_height, :shown_width] = regions.at(view.image, *np.meshgrid(x, y))
+    return region.reshape(*before, height, width)
+
+
+def _of_patches(
+    values: Float[Tensor, "..."], grid: PatchGrid, regions: Regions
+) -> Int[np.ndarray, "..."] | None:
+    """The region of each patch, by its middle; -1 for those that only fill a batch up."""
+    before = values.shape[:NUMBERS]
+    region = np.full(before, NO_REGION)
+    of_patch = regions.of_grid(grid)
+    if region.size == len(of_patch):
+        return of_patch.reshape(before)
+    images = np.unique(grid.image)
+    if len(before) != 2 or before[0] != len(images):
+        return None
+    for image in images:
+        own = of_patch[grid.image == image]
+        if len(own) > before[1]:
+            return None
+        region[image, : len(own)] = own
+    return region
+
+
+@dataclass(frozen=True)
+class _View:
+    """One picture of an image: its number among those of the image, its patches (rows, columns),
+    and its edges (left, top, right, bottom) in fractions of the image.
+    """
+
+    image: int
+    number: int
+    size: tuple[int, int]
+    box: Float[np.ndarray, "edge=4"]
+
+
+def _views(grid: PatchGrid) -> Iterator[_View]:
+    """The views in the order of the pictures."""
+    for image in dict.fromkeys(grid.image.tolist()):
+        in_image = grid.image == image
+        for number, tile in enumerate(dict.fromkeys(grid.tile[in_image].tolist())):
+            own = in_image & (grid.tile == tile)
+            edges = np.concatenate([grid.box[own, :2].min(0), grid.box[own, 2:].max(0)])
+            size = int(grid.row[own].max()) + 1, int(grid.col[own].max()) + 1
+            yield _View(image, number, size, edges)
