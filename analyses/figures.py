@@ -152,6 +152,22 @@ def kept() -> Any:
     return plots.kept(reduction, image, inputs.encoder_grid[0])
 
 
+def without_frames() -> Any:
+    """Which third of two short videos tiny-llava-mini needs, in some layers and in more."""
+    from probe.models.tiny.questions import sample_image
+
+    samples = []
+    for number in range(2):
+        pictures = [sample_image(3 * number + seed) for seed in range(3)]
+        _, question, answer = pictures[0]
+        video = probe.Video([picture.resize((60, 60)) for picture, _, _ in pictures])
+        samples.append(probe.Sample(str(number), video, question, answer=answer))
+    cases = probe.frame_parts(3, [range(2), range(4)])
+    options: dict[str, Any] = {"max_new_tokens": 1, "progress": False}
+    table = probe.drop_sweep(probe.load("tiny-llava-mini"), samples, cases, **options)
+    return plots.dropped_parts(table, value="total_variation")
+
+
 def drawings(data: Data) -> dict[str, Callable[[], Any]]:
     """{name of a plot, and what is special: how to draw it} of what was measured on one model."""
     record, fine, run = data["record"], data["fine"], data["drop"]
@@ -208,6 +224,7 @@ def comparisons(data: Data, of_models: dict[str, Data]) -> dict[str, Callable[[]
         "latency": lambda: plots.latency(costs),
         "memory": lambda: plots.memory(join_costs(counted), "vision_tokens"),
         "kept": kept,
+        "dropped_parts": without_frames,
     }
 
 

@@ -12,7 +12,10 @@ from probe.interventions import knockout as knockout
 from probe.interventions import patch as patch
 from probe.interventions import steer as steer
 from probe.interventions import swap_vision as swap_vision
+from probe.interventions.sweep import VisionPart as VisionPart
 from probe.interventions.sweep import drop_sweep as drop_sweep
+from probe.interventions.sweep import frame_parts as frame_parts
+from probe.interventions.sweep import frame_windows as frame_windows
 from probe.interventions.sweep import from_layer as from_layer
 from probe.interventions.sweep import until_layer as until_layer
 from probe.interventions.sweep import windows as windows

@@ -41,6 +41,14 @@ Queries = Annotated[
     typer.Option(help="which queries are cut off from vision in pre-fusion"),
 ]
 Depth = Annotated[bool, typer.Option(help="also drop from each window on, and up to it")]
+FrameParts = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="of videos: also drop each of so many equal parts of the frames, in all layers",
+        show_default="none",
+    ),
+]
 Attention = Annotated[
     bool, typer.Option(help="also measure the attention on vision, in the same samples")
 ]
@@ -63,6 +71,7 @@ def drop(
     stack: Where = "llm",
     queries: Queries = "both",
     depth: Depth = True,
+    frame_parts: FrameParts = None,
     attention: Attention = True,
     export: Export = False,
     judged: Judged = None,
@@ -75,6 +84,8 @@ def drop(
     """
     with results("drop", out, shows_finished=True) as folder:
         task = read_task(asked)
+        if frame_parts is not None:
+            _check_frame_parts(task, mode, stack)
         from probe.evaluation.judge_scores import check_judged
         from probe.evaluation.judge_scores import judged as with_scores
 
@@ -87,7 +98,7 @@ def drop(
         from probe.evaluation.drop_run import DropRun
 
         subject = engine.placed(loading).subject()
-        cases = cases_of_modes(subject, task, windows, mode, depth, stack)
+        cases = cases_of_modes(subject, task, windows, mode, depth, stack, frame_parts)
         dropping = DropRun(
             subject,
             task,
@@ -122,15 +133,17 @@ def cases_of_modes(
     mode: str,
     depth: bool,
     stack: str = "llm",
+    parts: int | None = None,
 ) -> dict[str, list]:
-    """The cases of each mode: of all that are defined in the stack, or of one.
+    """The cases of each mode: of all that are defined in the stack, or of one. `parts`: of the
+    frames of videos, in every mode but "swap".
 
     Raises ProbeError for a stack that the model does not have, and for a window of more layers than
     are in it.
     """
     from probe.hooks.model_structure import stacks
     from probe.interventions.drop import PREFUSION_MODES
-    from probe.interventions.sweep import from_layer, until_layer, windows
+    from probe.interventions.sweep import frame_parts, from_layer, until_layer, windows
     from probe.interventions.sweep.visibility import SWEEP_MODES
 
     available = stacks(subject.model)
@@ -154,7 +167,23 @@ def cases_of_modes(
     cases: dict[str, list] = {name: [windows(size)] for name in chosen}
     if depth:  # from a layer to the last one, all modes that hide vision are equal
         cases[chosen[0]] += [from_layer(size), until_layer(size)]
+    if parts is not None:
+        for name in set(chosen) - {"swap"}:
+            cases[name].append(frame_parts(parts))
     return cases
+
+
+def _check_frame_parts(task: "BenchmarkTask", mode: str, stack: str) -> None:
+    """Raises ProbeError where there are no frames, or none of them can be dropped alone."""
+    from probe.data.image import Video
+
+    if not any(isinstance(image, Video) for sample in task.samples for image in sample.images):
+        expected, got = "questions about videos", f"{task.benchmark.name}, which has none"
+        raise ProbeError("--frame-parts", expected=expected, got=got)
+    if stack != "llm":
+        raise ProbeError("--frame-parts", expected="--stack llm", got=stack)
+    if mode == "swap":
+        raise ProbeError("--frame-parts", expected="a --mode that drops tokens", got=mode)
 
 
 def accuracy(dataset: "DataTree", seed: int = 0) -> "pd.DataFrame":

@@ -93,12 +93,26 @@ def _with_samples(table: xr.Dataset) -> xr.Dataset:
     )
 
 
-def dropped_layers(table: xr.Dataset) -> dict[str, tuple[int, ...]]:
+def layers_of_cases(table: xr.Dataset) -> dict[str, tuple[int, ...]]:
     """The layers that each case names, from 0; without the cases that every sweep has."""
     named = table["dropped"].isel(case=slice(BASELINES, None))
     names = map(str, named["case"].values)
     layers = (tuple(np.flatnonzero(row).tolist()) for row in named.values)
     return dict(zip(names, layers, strict=True))
+
+
+def dropped_layers(table: xr.Dataset) -> dict[str, tuple[int, ...]]:
+    """The same, of the cases that drop all vision tokens in their layers."""
+    parts = parts_of_cases(table)
+    return {name: layers for name, layers in layers_of_cases(table).items() if name not in parts}
+
+
+def parts_of_cases(table: xr.Dataset) -> dict[str, str]:
+    """The cases that drop some frames or images, and which: "frames 1-4"."""
+    if "part" not in table:
+        return {}
+    names, parts = (as_text(table[name].values) for name in ("case", "part"))
+    return {str(name): str(part) for name, part in zip(names, parts, strict=True) if part}
 
 
 def window_cases(table: xr.Dataset, size: int | None = None) -> list[str]:
@@ -182,7 +196,7 @@ def _effects(table: xr.Dataset, labels: Mapping[str, str], seed: int) -> list[di
     for name in VALUES:
         if name != "correct" and name in table:
             columns[name] = table[name].transpose("sample", "case").mean("sample").values
-    layers = dropped_layers(table)
+    layers = layers_of_cases(table)
     rows = []
     for at, case in enumerate(map(str, table["case"].values)):
         from_one = " ".join(str(layer + 1) for layer in layers.get(case, ()))

@@ -86,10 +86,7 @@ class DropRun(SampleRun):
             )
 
     def fingerprint(self) -> RunFingerprint:
-        modes = {
-            mode: {case: sorted(layers) for case, layers in sweep.cases.items()}
-            for mode, sweep in self.sweeps.items()
-        }
+        modes = {mode: _plan_of(sweep) for mode, sweep in self.sweeps.items()}
         plan: dict[str, Any] = {"verb": "drop", "modes": modes, "attention": self.attention}
         if self.stack != "llm":
             plan |= {"stack": self.stack, "queries": "+".join(as_names(self.queries or ()))}
@@ -140,6 +137,14 @@ class DropRun(SampleRun):
         facts = self.subject.provenance() | {"benchmark": self.task.benchmark.name}
         root = about(sample).assign_attrs(facts)
         return xr.DataTree.from_dict({"/": root, **nodes})
+
+
+def _plan_of(sweep: Sweep) -> dict[str, Any]:
+    """The layers of each case, and the part of vision of one that drops only that."""
+    plan: dict[str, Any] = {case: sorted(layers) for case, layers in sweep.cases.items()}
+    return plan | {
+        case: {"layers": plan[case], "part": str(part)} for case, part in sweep.parts.items()
+    }
 
 
 def attention_to_vision(record: xr.DataTree, stack: str = "llm") -> xr.Dataset:

@@ -13,6 +13,7 @@
     plots.readings(results)                             # every mode of dropping on one axis
     plots.swaps(results)                                # whose answer: text reads another image
     plots.depth(results)                                # dropped from a layer on, up to a layer
+    plots.dropped_parts(results)                        # some frames or images dropped
     plots.flops(costs)                                  # operations; also latency, memory
     plots.concentration(dataset)                        # on how few patches the encoder looks
     plots.softmax_gradient(dataset)                     # and what softmax has to do with it
@@ -39,6 +40,7 @@ the paper does; `layers=` and records count from 0, as code does.
 | `compressor_map.py` | `compression`: the compressor's queries over the image |
 | `conventions.py` | `conventions` |
 | `sweep.py` | `dropped`, `readings`, `swaps`, `depth`: Fig. 5 and what belongs to it |
+| `vision_parts.py` | `dropped_parts`: some frames of a video dropped |
 | `sweep_curves.py` | how a case of a sweep is drawn |
 | `cost.py` | `flops`, `latency`, `memory`: Fig. 7-9, from `probe.cost` |
 | `encoder_concentration.py` | `concentration`, `softmax_gradient`: the encoder's attention |
@@ -72,6 +74,7 @@ from probe.plots.reducer_controls import reducer_benchmark
 from probe.plots.reducer_tradeoff import reductions
 from probe.plots.sweep import depth, dropped, readings, swaps
 from probe.plots.video import animation, frames
+from probe.plots.vision_parts import dropped_parts
 
 __all__ = [
     "frames",
@@ -86,6 +89,7 @@ __all__ = [
     "readings",
     "swaps",
     "depth",
+    "dropped_parts",
     "drop_figures",
     "compression",
     "flops",

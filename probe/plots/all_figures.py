@@ -16,6 +16,7 @@ from probe.plots.on_image import has_values, heatmaps
 from probe.plots.style import heading, title, unmanaged
 from probe.plots.sweep import depth, dropped, readings, swaps
 from probe.plots.video import frames, has_frames
+from probe.plots.vision_parts import dropped_parts, has_parts
 from probe.records import node
 from probe.records.sample_blocks import differ, largest
 
@@ -156,4 +157,6 @@ def drop_figures(results: xr.DataTree, size: int | None = None) -> dict[str, Fig
         drawn["swaps"] = swaps(results, size)
     if len(from_cases(first)) > 1:
         drawn["depth"] = depth(results, value=value)
+    if has_parts(results):
+        drawn["dropped_parts"] = dropped_parts(results, value=value)
     return {name: unmanaged(one) for name, one in drawn.items()}

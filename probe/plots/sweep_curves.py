@@ -145,16 +145,32 @@ def draw_windows(
     shift: float = 0.0,
     shaded: bool = False,
 ) -> None:
-    """A point at the middle of each window, with one band over all of them: shaded, or as bars.
+    """A point at the middle of each window: see `draw_points`."""
+    x = middles(windows) + shift
+    draw_points(axis, table, list(windows), x, value, seed, look, label, shaded=shaded)
+
+
+def draw_points(
+    axis: Axes,
+    table: xr.Dataset,
+    names: Sequence[str],
+    x: Float[np.ndarray, " case"],
+    value: str,
+    seed: int,
+    look: Look,
+    label: str,
+    *,
+    shaded: bool = False,
+) -> None:
+    """A point for each of these cases, with one band over all of them: shaded, or as bars.
 
     Points are filled where the band of the differences to the untouched model excludes zero;
     of a distance from the untouched model, which is never below zero, no point is.
     """
     order = table["case"].values.tolist()
-    cases = [order.index(name) for name in windows]
+    cases = [order.index(name) for name in names]
     interval, difference = (curve(table, value, cases, seed, paired=p) for p in (False, True))
     estimate, (low, high) = interval.estimate, within(interval, table, value)
-    x = middles(windows) + shift
     colour = look.color
     if shaded:
         shade(axis, x, low, high, colour)

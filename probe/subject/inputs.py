@@ -111,13 +111,15 @@ class Inputs(dict):
         images: int | Iterable[int] | None = None,
         frames: int | Iterable[int] | None = None,
         seconds: tuple[float, float] | None = None,
+        required: bool = True,
     ) -> Bool[np.ndarray, "batch token"]:
         """The positions of some vision tokens: of images (the frames of a video count as images one
         by one), of frames of the prompt's videos, or of the time from the first of `seconds` up to
         the second. Of several conditions all must hold. A token that shows several frames is one of
         each of them.
 
-        Raises ProbeError where no token is left, and where it is not known what tokens show.
+        Raises ProbeError where it is not known what tokens show; and where no token is left, unless
+        `required` is False.
         """
         chosen = np.zeros_like(self.types.vision)
         for row, grid in enumerate(self.grid):
@@ -132,7 +134,7 @@ class Inputs(dict):
             if seconds is not None:
                 inside &= (seconds[0] <= grid.time) & (grid.time < seconds[1])
             chosen[row, positions[inside]] = True
-        if not chosen.any():
+        if required and not chosen.any():
             raise ProbeError(
                 "vision_of",
                 expected="images, frames or seconds of the inputs",

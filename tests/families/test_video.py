@@ -11,6 +11,8 @@ import probe
 from probe.data.image import Video
 from probe.data.sample import Sample
 from probe.errors import ProbeError
+from probe.evaluation.drop_effects import dropped_layers, parts_of_cases
+from probe.interventions.sweep import VisionPart
 from probe.measures.attention.reference import largest_difference
 from probe.subject.inputs import with_response
 from tests.families.checks import (
@@ -104,6 +106,61 @@ def test_some_frames_are_dropped(mode):
         first.vision_of(frames=7)
     with pytest.raises(ProbeError, match="a mask of booleans"):
         probe.drop_vision(model, 0, tokens=[1, 2]).__enter__()
+
+
+def test_a_sweep_drops_parts_of_a_video_beside_layers():
+    """Each part as alone under drop_vision; a part that the video does not have is empty."""
+    model, processor = VIDEO_FAMILIES["internvl"]()
+    subject = probe.load(model, processor=processor)
+    sample = Sample("clip", clip(0), QUESTION, answer="red blue")
+    cases = [{0}, probe.frame_windows(2, 4), probe.frame_parts(3)]
+    cases += [
+        {"early": probe.VisionPart(layers=[0], seconds=(0, 0.6)), "none": VisionPart(frames=7)}
+    ]
+    with pytest.warns(UserWarning, match="no sample shows 'none': the case is empty"):
+        table = probe.drop_sweep(subject, sample, cases, "remove", max_new_tokens=2, progress=False)
+    one = table.isel(sample=0)
+    kl = one["kl"].to_series()
+    assert list(kl.index)[3:] == [
+        "1",
+        "frames 1-2",
+        "frames 3-4",
+        *(f"part {part} of 3" for part in (1, 2, 3)),
+        "early",
+        "none",
+    ]
+    assert one["part"].values.tolist()[3:6] == ["", "frames 1-2", "frames 3-4"]
+    assert np.isnan(kl["none"]) and kl.drop(["none", "another image"]).notna().all()
+    assert kl["frames 3-4"] == pytest.approx(kl["part 3 of 3"], abs=1e-6)  # 3 frames
+    inputs = subject.encode(sample.image, QUESTION)
+    early = inputs.vision_of(frames=[0, 1])
+    with probe.drop_vision(model, [0], "remove", tokens=early), torch.no_grad():
+        logits = torch.log_softmax(model(**inputs, use_cache=False).logits[0, -1].double(), -1)
+        said = subject.generate_ids(inputs, 2)
+    with torch.no_grad():
+        plain = torch.log_softmax(model(**inputs, use_cache=False).logits[0, -1].double(), -1)
+    assert kl["early"] == pytest.approx(float((plain.exp() * (plain - logits)).sum()), abs=1e-6)
+    assert one["answer"].sel(case="early").item() == subject.vocabulary.words(said[0])
+    assert dropped_layers(table).keys() == {"1"}  # figures over layers know nothing of parts
+    assert parts_of_cases(table)["early"] == "0-0.6 s"
+    axis = probe.plots.dropped_parts(table, value="kl")
+    drawn = np.concatenate([np.atleast_1d(line.get_ydata()) for line in axis.lines])
+    assert set(kl.dropna().drop(["1", "untouched"]).values) <= {*drawn}
+    plt.close("all")
+    with pytest.raises(ProbeError, match="all vision with mode='swap', got a part of it"):
+        probe.drop_sweep(subject, sample, cases, "swap")
+
+
+def test_pairs_of_frames_are_in_one_part_and_images_can_be_dropped():
+    model, processor = VIDEO_FAMILIES["qwen2_vl"]()
+    subject = probe.load(model, processor=processor)
+    inputs = subject.encode([picture(0), clip(0, frames=6)], QUESTION)
+    *parts, last = (VisionPart(share=(part, 4)).tokens(inputs) for part in range(4))
+    frames = inputs.grid[0].frame
+    assert last is None  # a pair is in the part of its first frame
+    assert [set(frames[part[inputs.types.vision]]) for part in parts] == [{0}, {2}, {4}]
+    image = VisionPart(images=0).tokens(inputs)
+    assert (frames[image[inputs.types.vision]] == -1).all()
 
 
 def test_an_image_beside_a_video_keeps_its_place():

@@ -2,6 +2,8 @@
 
 sweep             drop_sweep, sweep_one, Sweep: samples in, a dataset (sample, case) out
 layer_sets        windows, from_layer, until_layer; the cases that every sweep has
+vision_parts      cases that drop some frames or images: VisionPart, frame_windows, frame_parts
+checks            what a sweep must be given
 visibility        what text sees of vision in each layer of each case; the modes
 sample_prompts    one sample with its donor and its gold answer, as tokens
 schedule          samples in an order in which each image occurs once; donors; the estimated cost
@@ -19,11 +21,14 @@ from probe.interventions.sweep.layer_sets import (
     ANOTHER_IMAGE,
     NO_VISION,
     UNTOUCHED,
+    frame_parts,
+    frame_windows,
     from_layer,
     until_layer,
     windows,
 )
 from probe.interventions.sweep.sweep import Sweep, drop_sweep, sweep_one
+from probe.interventions.sweep.vision_parts import VisionPart
 
 __all__ = [
     "drop_sweep",
@@ -32,6 +37,9 @@ __all__ = [
     "windows",
     "from_layer",
     "until_layer",
+    "frame_windows",
+    "frame_parts",
+    "VisionPart",
     "UNTOUCHED",
     "NO_VISION",
     "ANOTHER_IMAGE",

@@ -53,6 +53,9 @@ SCHEMA = {
         "layer after the last one, counted from 0; -1 for a set with gaps or none",
         dtype="int64",
     ),
+    "part": Variable(
+        "case", "text", "which vision tokens the case drops; all where empty", dtype="object"
+    ),
     "row_layers": Variable(
         "sample", "1", "rows times layers computed for all cases", dtype="int64"
     ),
@@ -133,9 +136,10 @@ def tabulate(
     score: Score,
     swaps: bool,
     counts: Mapping[str, int],
+    parts: Mapping[str, str] | None = None,
 ) -> xr.Dataset:
-    """One sample's results, dims (sample=1, case). Cases that are not `present` (no other image)
-    are NaN and "".
+    """One sample's results, dims (sample=1, case). Cases that are not `present` (no other image,
+    nothing shown of a part) are NaN and "". `parts`: which part of vision, by case.
     """
     assert present[0] == UNTOUCHED
     numbers: dict[str, np.ndarray] = {
@@ -156,6 +160,8 @@ def tabulate(
     arrays["dropped"] = [[layer in chosen for layer in range(layers)] for chosen in cases.values()]
     arrays |= {name: [count] for name, count in counts.items()}
     coords = {"sample": [sample.id], "case": list(cases), **_layer_coordinates(cases.values())}
+    if parts:
+        coords["part"] = [parts.get(name, "") for name in cases]
     return dataset("drop_sweep", arrays, SCHEMA, coords | {"layer": range(layers)})
 
 

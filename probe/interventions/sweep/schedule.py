@@ -40,6 +40,7 @@ def estimate(
     new: int,
     token_bytes: float,
     check: SharingCheck,
+    alone: int = 0,
 ) -> str:
     """Rows, time and memory of a sweep in a line; an upper bound, as answers end.
 
@@ -47,6 +48,7 @@ def estimate(
         rows: row-layers of one sample's cases.
         length, shared, new: tokens of a prompt, of its prefix, and of the longest answer.
         token_bytes: keys and values of one token.
+        alone: cases that share nothing, as those that drop a part of vision.
     """
     images = len({images_of(sample) for sample in samples})
     all_rows = cases * layers * len(samples)
@@ -55,9 +57,12 @@ def estimate(
         prompt_tokens = all_rows * length
         note = f" (each case alone: {check.reason})"
     else:
-        computed_rows = len(samples) * rows
-        prompt_tokens = images * layers * shared + computed_rows * (length - shared)
-        note = ""
+        rows_alone = len(samples) * alone * layers
+        computed_rows = len(samples) * rows + rows_alone
+        sharing_rows = computed_rows - rows_alone
+        prompt_tokens = images * layers * shared + sharing_rows * (length - shared)
+        prompt_tokens += rows_alone * length
+        note = f" ({alone} cases alone: they drop a part of vision)" if alone else ""
     forwards = (prompt_tokens + all_rows * new) / (length * layers)
     seconds = forwards * check.seconds
     megabytes = token_bytes * (PREFIXES * shared + cases * (length - shared + new)) / 2**20

@@ -5,7 +5,7 @@ A sweep does this where nothing can be shared exactly.
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,13 +18,14 @@ from probe.interventions.swap import swap_vision
 from probe.interventions.sweep.layer_sets import NO_VISION
 from probe.interventions.sweep.outcome import Outcome
 from probe.interventions.sweep.sample_prompts import SamplePrompts
+from probe.interventions.sweep.vision_parts import VisionPart
 from probe.subject.subject import Subject
 
 
 @dataclass(frozen=True)
 class SequentialCases:
-    """`cases`: the layers of each. `queries`: which tokens lose access to vision, as in
-    `drop_vision`.
+    """`cases`: the layers of each. `parts`: of those that drop a part of vision, which. `queries`:
+    which tokens lose access to vision, as in `drop_vision`.
     """
 
     subject: Subject
@@ -33,6 +34,7 @@ class SequentialCases:
     stack: LayerStack
     max_new_tokens: int
     queries: Names | None = None
+    parts: Mapping[str, VisionPart] = field(default_factory=dict)
 
     def __call__(self, prompts: SamplePrompts, names: Sequence[str]) -> Outcome:
         """For each case, one forward over prompt and gold answer, and one `generate`."""
@@ -61,4 +63,7 @@ class SequentialCases:
             return drop_vision(model, layers, mode, stack=self.stack.name)
         if self.mode == "swap":
             return swap_vision(model, layers, prompts.other)
-        return drop_vision(model, layers, self.mode, stack=self.stack.name, queries=self.queries)
+        options: dict[str, Any] = {"stack": self.stack.name, "queries": self.queries}
+        if name in self.parts:
+            options["tokens"] = self.parts[name].tokens(inputs)
+        return drop_vision(model, layers, self.mode, **options)

@@ -15,7 +15,8 @@ vision and 45 text tokens, 41 cases of 32 layers cost as much as 2.3 forwards, n
 
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,29 +25,33 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from probe.data.sample import Sample
-from probe.errors import ProbeError, at_least, one_of
+from probe.errors import ProbeError
 from probe.hooks.block_threads import only_this_thread
 from probe.hooks.finite_states import require_finite
-from probe.hooks.model_checks import require_observable, require_subject
-from probe.hooks.model_state import active_interventions, active_text_guided_reducers
+from probe.hooks.model_checks import require_subject
+from probe.hooks.model_state import active_text_guided_reducers
 from probe.hooks.model_structure import cross_attention, stacks
 from probe.hooks.own_failure import own_failures
-from probe.interventions.drop import drop_vision
 from probe.interventions.layer_target import Names, as_names
 from probe.interventions.sweep.batched import BatchedCases
 from probe.interventions.sweep.batched_prefusion import BatchedPrefusion
 from probe.interventions.sweep.case_batch import untouched_logits
-from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE, NO_VISION, UNTOUCHED, Cases, resolve
+from probe.interventions.sweep.checks import check_mode, check_subject
+from probe.interventions.sweep.layer_sets import (
+    ANOTHER_IMAGE,
+    NO_VISION,
+    UNTOUCHED,
+    Cases,
+    by_name,
+    parts_of,
+    resolve,
+)
 from probe.interventions.sweep.result_table import Score, exact_match, tabulate
 from probe.interventions.sweep.sample_prompts import Images, SamplePrompts
 from probe.interventions.sweep.schedule import estimate, schedule
 from probe.interventions.sweep.sequential import SequentialCases
-from probe.interventions.sweep.visibility import (
-    SWEEP_MODES,
-    SweepMode,
-    row_layers,
-    visibility_of_cases,
-)
+from probe.interventions.sweep.visibility import SweepMode, row_layers, visibility_of_cases
+from probe.interventions.sweep.vision_parts import VisionPart
 from probe.records.provenance import provenance
 from probe.subject.inputs import Inputs
 from probe.subject.prefix_cache import PrefixCache
@@ -73,8 +78,9 @@ def drop_sweep(
 
     Args:
         cases: sets of layers, named or not, or `windows(4)`, `from_layer()`, `until_layer()`, or
-            several of these in a list. The untouched model, no vision in any layer and another
-            image are always cases.
+            several of these in a list; and parts of vision in some layers: `VisionPart`,
+            `frame_windows(4, 16)`, `frame_parts(4)`. The untouched model, no vision in any layer
+            and another image are always cases.
         mode: as in `drop_vision`, or "swap": text reads another image's vision tokens in these
             layers.
         stack: "llm", or "prefusion" of LLaVA-Mini.
@@ -111,6 +117,7 @@ def drop_sweep(
         "row_layers": int(table["row_layers"].sum()),
         "image_prefixes": int(table["image_prefixes"].sum()),
     }
+    _warn_of_missing(table, sweep.parts)
     return table.sel(sample=ids)
 
 
@@ -147,25 +154,28 @@ class Sweep:
     ):
         require_subject("drop_sweep", subject)
         model_stacks = stacks(subject.model)
-        _check(subject, stack, list(model_stacks), max_new_tokens)
+        check_subject(subject, stack, list(model_stacks), max_new_tokens)
         self.subject = subject
         self.stack = model_stacks[stack]
         self.score = score
         self.mode = str(mode)
         self.max_new_tokens = max_new_tokens
         self.queries = None if queries is None else as_names(queries)
-        _check_mode(self.mode, subject, stack, self.queries)
         layers = len(self.stack.layers)
+        named = by_name(cases, layers)
+        self.parts = parts_of(named, layers)
+        check_mode(self.mode, subject, stack, self.queries, bool(self.parts))
         always = {
             UNTOUCHED: frozenset(),
             NO_VISION: frozenset(range(layers)),
             ANOTHER_IMAGE: frozenset(),
         }
-        self.cases = always | resolve(cases, layers)
-        self.visibility = visibility_of_cases(self.mode, self.cases, layers)
+        self.cases = always | resolve(named, layers)
+        whole = {name: chosen for name, chosen in self.cases.items() if name not in self.parts}
+        self.visibility = visibility_of_cases(self.mode, whole, layers)
         self.cache = PrefixCache(subject.model, model_stacks["llm"]) if cache is None else cache
         self.sequential = SequentialCases(
-            subject, self.mode, self.cases, self.stack, max_new_tokens, self.queries
+            subject, self.mode, self.cases, self.stack, max_new_tokens, self.queries, self.parts
         )
         self.batched = (
             BatchedCases(subject, self.mode, self.visibility, self.cache, max_new_tokens)
@@ -176,7 +186,7 @@ class Sweep:
     @torch.no_grad()
     def __call__(self, sample: Sample, donor: Images | None = None) -> xr.Dataset:
         """One sample in every case. Without a `donor` (its images) the case of another image is
-        missing.
+        missing, as are parts of vision that the sample does not show.
         """
         if self.mode == "swap" and donor is None:
             raise ProbeError(
@@ -184,10 +194,16 @@ class Sweep:
             )
         before = self._prefixes()
         prompts = SamplePrompts.of(self.subject, sample, donor)
-        names = [name for name in self.cases if name != ANOTHER_IMAGE or donor is not None]
+        names = [name for name in self.visibility if name != ANOTHER_IMAGE or donor is not None]
+        parts = [
+            name for name, part in self.parts.items() if part.tokens(prompts.inputs) is not None
+        ]
         with own_failures("drop_sweep", self.subject.model, prompts.inputs):
             check = self.check_sharing(prompts.inputs)
             outcome = (self.sequential if check.reason else self.batched)(prompts, names)
+            if parts:  # each by itself: the vision tokens that are left change with the case
+                outcome = outcome.insert(len(names), self.sequential(prompts, parts))
+        names += parts
         require_finite("drop_sweep", self.subject.model, outcome.logits, prompts.inputs)
         answers = [prompts.inputs.vocabulary.words(ids) for ids in outcome.answers]
         counts = {"row_layers": outcome.row_layers, "image_prefixes": self._prefixes() - before}
@@ -202,6 +218,7 @@ class Sweep:
             self.score,
             self.mode == "swap",
             counts,
+            {name: str(part) for name, part in self.parts.items()},
         )
         return table.assign_attrs(self._provenance(check), **counts)
 
@@ -214,7 +231,7 @@ class Sweep:
         token_bytes = 0.0
         if not check.seconds:
             check = SharingCheck(check.reason, _seconds(self.subject, prompts.inputs))
-        rows = len(self.cases) * len(self.stack.layers)
+        rows = len(self.visibility) * len(self.stack.layers)
         if not check.reason:
             prompt, known = self.cache.of(prompts.inputs)
             tensors = [tensor for pair in known.prefix.keys.values() for tensor in pair]
@@ -232,6 +249,7 @@ class Sweep:
             self.max_new_tokens,
             token_bytes,
             check,
+            alone=len(self.parts),
         )
 
     def check_sharing(self, inputs: Inputs) -> SharingCheck:
@@ -271,29 +289,11 @@ def _seconds(subject: Subject, inputs: Inputs) -> float:
     return time.perf_counter() - start
 
 
-def _check_mode(mode: str, subject: Subject, stack: str, queries: tuple[str, ...] | None) -> None:
-    """Raises ProbeError for an unknown mode, and for what `drop_vision` refuses in this stack."""
-    one_of("drop_sweep", "mode of", mode, SWEEP_MODES)
-    if mode != "swap":
-        with drop_vision(subject.model, (), mode, stack=stack, queries=queries):
-            return
-    if stack != "llm" or queries is not None:
-        raise ProbeError(
-            "drop_sweep",
-            expected="mode='swap' in the LLM, for all text",
-            got=f"stack={stack!r}, queries={queries!r}",
-            fix="use another mode",
+def _warn_of_missing(table: xr.Dataset, parts: Mapping[str, VisionPart]) -> None:
+    """Says which parts of vision no sample showed."""
+    missing = [name for name in parts if bool(table["kl"].sel(case=name).isnull().all())]
+    if missing:
+        warnings.warn(
+            f"drop_sweep: no sample shows {', '.join(map(repr, missing))}: the case is empty",
+            stacklevel=3,
         )
-
-
-def _check(subject: Subject, stack: str, known: list[str], max_new_tokens: int) -> None:
-    one_of("drop_sweep", "a stack of", stack, known)
-    require_observable("drop_sweep", subject.model)
-    if active := active_interventions(subject.model):
-        raise ProbeError(
-            "drop_sweep",
-            expected="a model without interventions",
-            got=f"one under {active}",
-            fix="leave that block first",
-        )
-    at_least("drop_sweep", "max_new_tokens", max_new_tokens, 1)
