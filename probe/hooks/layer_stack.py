@@ -41,6 +41,11 @@ class LayerStack:
         names = [name for layer in layers if (name := self.modules[layer]) is not None]
         return {name: self.attention[name] for name in names}
 
+    def attention_by_layer(self, layers: Iterable[int]) -> dict[int, nn.Module]:
+        """The same by the number of the layer."""
+        names = {layer: self.modules[layer] for layer in layers}
+        return {layer: self.attention[name] for layer, name in names.items() if name is not None}
+
     @property
     def without_attention(self) -> tuple[int, ...]:
         """The layers, from 0, that have no softmax attention among their own tokens."""

@@ -4,12 +4,12 @@ that allow it.
 A `PartialLayer` replaces a layer of a DynamicCache. `token_removal.py` puts it there.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
@@ -85,10 +85,11 @@ KINDS = (
 )  # exactly these: subclasses store otherwise
 
 
-def windows(called: str, model: PreTrainedModel, layers: Sequence[int]) -> dict[int, int | None]:
+def windows(called: str, model: PreTrainedModel, layers: Iterable[int]) -> dict[int, int | None]:
     """The sliding window of each of these layers, None for full attention. Raises ProbeError for
     layers that are not pure attention.
     """
+    layers = list(layers)
     count = max(layers, default=0) + 1
     kinds = DynamicCache(config=model.config).layers or [DynamicLayer()] * count
     for layer in layers:
@@ -100,11 +101,34 @@ def windows(called: str, model: PreTrainedModel, layers: Sequence[int]) -> dict[
     return {layer: getattr(kinds[layer], "sliding_window", None) for layer in layers}
 
 
+def store_whole(cache: Any) -> None:
+    """Has the empty layers of a cache that would forget what lies outside of a sliding window keep
+    everything. The model sizes its masks by one layer; windows then are in the masks alone.
+    """
+    for index, layer in enumerate(getattr(cache, "layers", ())):
+        if type(layer) is DynamicSlidingWindowLayer and not layer.is_initialized:
+            cache.layers[index] = DynamicLayer()
+
+
+def kernel_windows(
+    called: str, model: PreTrainedModel, attention: Mapping[int, nn.Module]
+) -> dict[int, int | None]:
+    """The sliding window of each of these layers (number -> attention module) whose kernel takes no
+    mask over pairs, and so counts a window by the tokens that are there; None for all others.
+    """
+    limits = windows(called, model, attention)
+    for layer, module in attention.items():
+        config: Any = module.config if hasattr(module, "config") else None
+        if "flash" not in str(getattr(config, "_attn_implementation", None)):
+            limits[layer] = None
+    return limits
+
+
 def check_partial(
     called: str, windows: Mapping[int, int | None], length: int, cache: Any, fix: str
 ) -> None:
-    """Raises ProbeError for what would go wrong silently: a window shorter than the sequence, and
-    a cache that cannot hold only some positions.
+    """Raises ProbeError for what would go wrong silently: a window (`kernel_windows`) shorter than
+    the sequence, and a cache that cannot hold only some positions. `fix`: what else helps there.
     """
     for layer, window in windows.items():
         if window is not None and length > window:
@@ -112,7 +136,7 @@ def check_partial(
                 called,
                 expected=f"at most {window} tokens, the sliding window of layer {layer}",
                 got=f"{length}",
-                fix=fix,
+                fix="load the model with attn_implementation='sdpa'",
             )
         kind = (
             type(cache.layers[layer])

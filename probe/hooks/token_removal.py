@@ -42,7 +42,7 @@ from probe.hooks.layer_arguments import (
 from probe.hooks.layer_input import HiddenStates, LayerInput
 from probe.hooks.model_state import BlockEntries, lock, state_of
 from probe.hooks.model_structure import LayerStack, text_decoder
-from probe.hooks.partial_cache import PartialLayer, store
+from probe.hooks.partial_cache import PartialLayer, store, store_whole
 from probe.hooks.position_numbers import lowered, own_numbers, with_numbers, without_gaps
 from probe.hooks.sequence_tracker import SequenceTracker
 from probe.hooks.stop_forward import attention_call_of
@@ -176,6 +176,8 @@ class HiddenStateFlow:
         hidden = hidden_states(args, kwargs)
         cache = find_cache(self.called, args, kwargs)
         if sequence.past == 0:
+            if index == 0 and sequence.vision.any():
+                store_whole(cache)
             return self._prompt_arguments(index, layer, args, kwargs, cache)
         new = KeptPositions.all(len(hidden), sequence.length - sequence.past, hidden.device)
         changed = self._decoding_arguments(index, new, cache, kwargs)

@@ -39,7 +39,7 @@ from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.model_structure import LayerStack, cross_attention
-from probe.hooks.partial_cache import check_partial, windows
+from probe.hooks.partial_cache import check_partial, kernel_windows
 from probe.hooks.sequence_tracker import SequenceTracker
 from probe.hooks.token_removal import Removal, present_in, removed
 from probe.hooks.tracked_sequence import ForwardTracker, TrackedSequence
@@ -86,8 +86,8 @@ def drop_vision(
 
     Raises ProbeError before anything runs for a layer outside the stack, an unknown mode and a
     compiled model; with "mask" and "mask_frozen" for flash attention; with "remove" and
-    "remove_for_good" in pre-fusion, for a static or quantized cache, and for a sliding window
-    shorter than the sequence.
+    "remove_for_good" in pre-fusion, for a static or quantized cache, and with flash attention for a
+    sliding window shorter than the sequence.
     """
     target = LayerTarget.of("drop_vision", model, layers, stack)
     _check_mode(mode, stack)
@@ -186,8 +186,8 @@ def _silenced(target: LayerTarget, cross: dict[int, tuple[str, nn.Module]]) -> I
 
 @model_block
 def _removed(target: LayerTarget, vision: Tensor | None = None) -> Iterator[None]:
-    with_attention = [each for each in target.layers if target.stack.modules[each] is not None]
-    limits = windows(target.called, target.model, with_attention)
+    attention = target.stack.attention_by_layer(target.layers)
+    limits = kernel_windows(target.called, target.model, attention)
 
     def check(sequence: TrackedSequence, cache: Any) -> None:
         if sequence.vision.any():

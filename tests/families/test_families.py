@@ -33,7 +33,7 @@ EXPECTED = {
         "LLM measured": "yes, but layer 1, 3",
         "drop: mask": STATE,
         "knockout": STATE,
-        "FastV": "no: LinearAttentionLayer in layer 2",
+        "FastV": "no: layers [0] (from 0), some without",
         "sweep": ALONE,
     },
     "qwen3_vl": {"sweep": ALONE},  # deepstack: states are added between layers

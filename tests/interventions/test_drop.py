@@ -271,18 +271,12 @@ def test_half_precision(sense):
     "factory", [models.llava_llama3, models.llava_next_vicuna, models.llava_next_mistral]
 )
 def test_other_families(factory):
-    wide = {"sliding_window": 512} if factory is models.llava_next_mistral else {}
-    model, processor = factory(layers=3, **wide)
+    model, processor = factory(layers=3)  # Mistral's window of 64 tokens ends in the prompt
     subject = probe.load(model, processor=processor)
     inputs = collate([row(subject), row(subject, 2, "how many?", 1)])
     for layers in ([0], [1], [0, 2]):
         _, steps = dropped(subject, inputs, layers, decoded, mode="remove")
         same(dropped(subject, inputs, layers, decoded, mode="mask_frozen")[1], steps)
-    if factory is models.llava_next_mistral:
-        bitten = probe.load(*factory(layers=3)[:1], processor=processor)
-        assert dropped(bitten, inputs, [1], lambda *x: decoded(*x)[1]).isfinite().all()
-        with pytest.raises(ProbeError, match="sliding window of layer 1"):
-            dropped(bitten, inputs, [1], mode="remove")
 
 
 # -- nothing stays behind

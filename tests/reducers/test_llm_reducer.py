@@ -713,6 +713,6 @@ def test_what_would_go_wrong_without_a_word_is_refused(subject):
     windowed = probe.load(small, processor=processor)
     with (
         pytest.raises(ProbeError, match="at most 8 tokens, the sliding window"),
-        probe.reduced(windowed, FastV(1, 0.5)),
+        probe.reduced(windowed, PyramidDrop((1,), (0.5,))),  # it numbers positions anew
     ):
         logits(windowed, row(windowed))

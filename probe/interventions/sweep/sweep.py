@@ -32,6 +32,7 @@ from probe.hooks.model_checks import require_subject
 from probe.hooks.model_state import active_text_guided_reducers
 from probe.hooks.model_structure import cross_attention, stacks
 from probe.hooks.own_failure import own_failures
+from probe.hooks.partial_cache import windows
 from probe.interventions.layer_target import Names, as_names
 from probe.interventions.sweep.batched import BatchedCases
 from probe.interventions.sweep.batched_prefusion import BatchedPrefusion
@@ -262,9 +263,26 @@ class Sweep:
         if isinstance(self.batched, BatchedPrefusion):
             logits = partial(self.batched.untouched_logits, inputs)
             return check_sharing(model, self.stack, inputs, logits)
+        prompt_length = inputs["input_ids"].shape[1]
+        if narrow := self._narrow_layer(prompt_length + self.max_new_tokens):
+            return SharingCheck(narrow, 0.0)
         prompt, cached = self.cache.of(inputs)
         logits = partial(untouched_logits, model, self.stack, prompt, cached.prefix)
         return check_sharing(model, self.stack, inputs, logits, cached.prefix)
+
+    def _narrow_layer(self, length: int) -> str:
+        """Why not all of so many tokens are seen by every later one in every layer; "" if they
+        are.
+        """
+        attention = self.stack.attention_by_layer(range(len(self.stack.layers)))
+        try:
+            limits = windows("drop_sweep", self.subject.model, attention)
+        except ProbeError as error:  # layers that keep more than keys and values
+            return error.got
+        for layer, window in limits.items():
+            if window is not None and window < length:
+                return f"the sliding window of layer {layer} is {window} tokens"
+        return ""
 
     def _prefixes(self) -> int:
         """Images computed so far: their prefixes in the LLM, or their encodings for pre-fusion."""

@@ -21,6 +21,7 @@ from probe.errors import ProbeError
 from probe.evaluation.drop_effects import MODES
 from probe.hooks.attention_tap import routed, tap
 from probe.hooks.model_structure import stacks
+from probe.interventions.drop import drop_vision
 from probe.interventions.sweep import Sweep, drop_sweep, from_layer, sweep_one, until_layer, windows
 from probe.interventions.sweep.case_batch import untouched_logits
 from probe.interventions.sweep.layer_sets import (
@@ -536,13 +537,16 @@ def test_samples_need_ids_of_their_own():
         )
 
 
-def test_a_window_shorter_than_the_prompt_is_refused():
-    with pytest.raises(ProbeError, match="a sliding window of at least"):
-        sweep_one(
-            subject_of(llava_next_mistral, sliding_window=16),
-            Sample("1", picture(1), QUESTION),
-            [{0}],
-        )
+@pytest.mark.parametrize("mode", ["mask", "remove"])
+def test_under_a_window_shorter_than_the_prompt_each_case_runs_alone(mode):
+    subject = subject_of(llava_next_mistral, sliding_window=16)
+    sample = Sample("1", picture(1), QUESTION)
+    table = sweep_one(subject, sample, [{0}], mode, max_new_tokens=TOKENS)
+    assert table.attrs["sharing"].startswith("the sliding window of layer 0 is 16 tokens")
+    inputs = subject.encode(sample.image, sample.question)
+    with drop_vision(subject.model, [0], mode):
+        (ids,) = subject.generate_ids(inputs, TOKENS)
+    assert table["answer"].sel(case="1").item() == inputs.vocabulary.words(ids)
 
 
 def test_a_window_of_more_layers_than_there_are_is_refused():
