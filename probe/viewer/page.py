@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 STATIC = Path(__file__).with_name("static")
-_RECORD = ("data", "state", "values", "picture", "box", "words", "layers", "heads")
-SCRIPTS = {"record.html": (*_RECORD, "export", "main"), "run.html": ("data", "run")}
+SHARED = ("page", "data", "chart")
+RECORD = ("state", "values", "picture", "box", "words", "layers", "heads", "export", "python")
+SCRIPTS = {"record.html": (*SHARED, *RECORD, "main"), "run.html": (*SHARED, "run")}
+STYLES = {"record.html": ("page", "record"), "run.html": ("page", "run")}
 
 
 def page(template: str, title: str, header: dict[str, Any], packed: bytes) -> str:
     """A file of `static/` with its style, scripts and data in their places."""
     scripts = SCRIPTS[template]
-    style = (STATIC / "style.css").read_text("utf-8")
+    style = "".join((STATIC / f"{name}.css").read_text("utf-8") for name in STYLES[template])
     sources = [(STATIC / f"{name}.js").read_text("utf-8") for name in scripts]
     policy = (
         "default-src 'none'; img-src data: blob: 'self'; base-uri 'none'; form-action 'none'; "

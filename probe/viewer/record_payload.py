@@ -4,7 +4,7 @@
 
 By default maps are means over heads; `heads` adds single heads of the record's `maps` and
 `received_head`, `top` keeps only the largest patches of those. What a page may hold is limited
-(`LIMIT`), with an error that says how much was asked for.
+(`page_size.py`), with an error that says how much was asked for.
 """
 
 import base64
@@ -23,15 +23,12 @@ from probe.plots.patches import kept_images, small_image
 from probe.plots.style import layer_label
 from probe.viewer.attribution_payload import attribution_of
 from probe.viewer.colour_tables import colour_tables
+from probe.viewer.page_size import check_heads, check_packed, chosen_heads
 from probe.viewer.patch_views import GRID, match, patches_of
 from probe.viewer.typed_arrays import ArrayStore
 
-LIMIT = 20 * 10**6  # characters of a page's numbers
-RAW_LIMIT = 2.5 * LIMIT  # bytes before they are compressed, told before any work
-COMPRESSED = 0.6  # characters of a byte, about
 STATISTICS = ("mass", "lift", "share", "head_entropy", "contribution", "entropy")
-ATTRS = ("model", "revision", "dtype", "attention", "aspect", "types", "reducer", "intervention")
-ATTRS += ("toy", "response_from", "probe_version")
+SINKS_REMOVED = "no-sinks"  # a quantity by patch, for records that know their sinks
 
 
 def payload(
@@ -48,30 +45,38 @@ def payload(
 
     sample: index or id. heads: indices, or "all". top: patches of a single head's map that are
     kept. attributions: {label: dataset of `probe.attribute`} of the same sample.
-    files: where the records lie, for the Python that the page shows.
+    files: where the records lie, then the attributions, for the Python that the page gives.
 
-    Raises ProbeError for a sample or heads that a record does not have, and for more than `LIMIT`.
+    Raises ProbeError for a sample or heads that a record does not have, and for more than a page
+    may hold.
     """
     not_empty("view", "record", records)
     if len(records) > 2:
         raise ProbeError("view", expected="one record or two", got=str(len(records)))
-    _check_size(records, heads, top)
+    check_heads(records, heads, top)
     store = ArrayStore()
-    names = list(files) or ["record.zarr.zip"] * len(records)
+    attributions = attributions or {}
+    defaults = ["record.zarr.zip"] * len(records) + ["attribution.zarr.zip"] * len(attributions)
+    names = list(files) or defaults
     entries = [
         _record(record, label, file, sample, heads, top, store)
-        for record, label, file in zip(records, labels, names, strict=True)
+        for record, label, file in zip(records, labels, names, strict=False)
     ]
     added = [
-        {"label": label, **attribution_of(dataset, records[0], store)}
-        for label, dataset in (attributions or {}).items()
+        {"label": label, "python": _opening(file), **attribution_of(dataset, records[0], store)}
+        for (label, dataset), file in zip(attributions.items(), names[len(records) :], strict=True)
     ]
-    header = {"records": entries, "attributions": added, "colours": colour_tables(store)}
+    header = {
+        "records": entries,
+        "attributions": added,
+        "quantities": _quantities(entries, added),
+        "colours": colour_tables(store),
+        "toy": any(record.attrs.get("toy") for record in records),
+    }
     if len(records) == 2:
         header["match"] = _matches(records, sample, store)
     packed = store.packed()
-    if len(packed) * 4 / 3 > LIMIT:
-        raise _too_large(len(packed) * 4 / 3, heads)
+    check_packed(packed, heads)
     return header, packed
 
 
@@ -90,19 +95,46 @@ def _record(
         name: _stack(root, node.to_dataset(), str(name), index, heads, top, store)
         for name, node in record.children.items()
     }
+    several = root.sizes["sample"] > 1
+    only = f".sel(sample=[{str(root['sample'].values[index])!r}])" if several else ""
     texts = {
         name: str(root[name].values[index]) if name in root else ""
         for name in ("question", "response")
     }
     return {
         "label": label,
-        "file": file,
-        "sample": str(root["sample"].values[index]),
-        "attrs": {name: str(record.attrs.get(name, "")) for name in ATTRS},
+        "python": _opening(file) + only,
+        "notes": _notes(record.attrs),
         "images": pictures(root, index),
         "stacks": stacks,
         **texts,
     }
+
+
+def _opening(file: str) -> str:
+    """The Python that opens a file."""
+    return f"probe.open_record({file!r})"
+
+
+def _notes(attrs: Mapping[str, Any]) -> list[str]:
+    """What a caption says of a record: what was changed in the model, how the image was fitted."""
+    changes = [str(attrs[name]) for name in ("reducer", "intervention") if attrs.get(name)]
+    fitted = f"image fitted by {attrs.get('aspect') or 'its processor'}"
+    return [*changes, fitted, *(["toy model"] if attrs.get("toy") else [])]
+
+
+def _quantities(
+    records: Sequence[Mapping[str, Any]], attributions: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """What can be shown by patch: (name, label)."""
+    stacks = [stack for record in records for stack in record["stacks"].values()]
+    know_sinks = any("sinks" in stack for stack in stacks)
+    return [
+        ("attention", "attention"),
+        *([(SINKS_REMOVED, "attention, sinks removed")] if know_sinks else []),
+        ("lift", "lift over an even spread"),
+        *((f"effect-{i}", effect["label"]) for i, effect in enumerate(attributions)),
+    ]
 
 
 def _stack(
@@ -116,15 +148,19 @@ def _stack(
 ) -> dict[str, Any]:
     """What a page holds of one stack. Axes: layer [head] query|word key."""
     one = measured.isel(sample=sample)
-    chosen = _heads(measured, heads)
+    chosen = chosen_heads(measured, heads)
     entry: dict[str, Any] = {
         "label": layer_label(name),
+        "short": layer_label(name).removesuffix(" layer"),
         "layers": measured.sizes["layer"],
         "heads": measured.sizes.get("head", 0),
         "queries": measured["query_type"].values.tolist(),
         "query": default_query(measured),
         "chosen": chosen,
-        "statistics": _statistics(one, store),
+        "statistics": (statistics := _statistics(one, store)),
+        "by_head": [
+            [name, of["label"]] for name, of in statistics.items() if "head" in one[name].dims
+        ],
         "words": [],
     }
     keys = _real_keys(one)
@@ -250,49 +286,3 @@ def data_url(pixels: np.ndarray) -> str:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _heads(measured: xr.Dataset, heads: Sequence[int] | str | None) -> list[int]:
-    """The heads asked for, by their index in the stack; another stack may have fewer."""
-    count = measured.sizes.get("head", 0)
-    if heads is None:
-        return []
-    asked = range(count) if isinstance(heads, str) else heads
-    return [int(head) for head in asked if 0 <= head < count]
-
-
-def _check_size(
-    records: Sequence[xr.DataTree], heads: Sequence[int] | str | None, top: int | None
-) -> None:
-    """Raises ProbeError for heads that no stack has, and for maps far above the limit."""
-    bytes_asked = 0
-    most_heads = 0
-    for record in records:
-        for node in record.children.values():
-            measured = node.to_dataset()
-            most_heads = max(most_heads, measured.sizes.get("head", 0))
-            chosen = len(_heads(measured, heads))
-            for name in ("maps", "received_head"):
-                if name in measured and "head" in measured[name].dims:
-                    sizes = dict(measured[name].isel(sample=0).sizes)
-                    sizes["head"] = chosen
-                    sizes["key"] = min(sizes["key"], 3 * (top or sizes["key"]))
-                    bytes_asked += int(np.prod(list(sizes.values())))
-    if isinstance(heads, str) and heads != "all":
-        raise ProbeError("view", expected='heads as numbers, or "all"', got=repr(heads))
-    wrong = [head for head in heads or () if not isinstance(head, str) and head >= most_heads]
-    if wrong:
-        raise ProbeError("view", expected=f"heads from 0 to {most_heads - 1}", got=str(wrong[0]))
-    if bytes_asked > RAW_LIMIT:
-        raise _too_large(bytes_asked * COMPRESSED, heads)
-
-
-def _too_large(size: float, heads: Sequence[int] | str | None) -> ProbeError:
-    return ProbeError(
-        "view",
-        expected=f"a page of at most {LIMIT / 1e6:.0f} MB",
-        got=f"about {size / 1e6:.0f} MB",
-        fix="take fewer heads (--heads 0,5,9) or only the largest patches of each (--top-k 16)"
-        if heads is not None
-        else "measure a shorter answer, or an image with fewer patches",
-    )

@@ -19,6 +19,7 @@ from probe.plots.arguments import default_query
 from probe.viewer.typed_arrays import ArrayStore
 
 ANSWER = "answer"  # the one case of a record
+CURVES = {"mass": "attention on vision (fraction)", "entropy": "entropy on vision (nat)"}
 
 
 class TextTable:
@@ -43,11 +44,13 @@ def run_payload(
     correct: Mapping[str, float] | None = None,
     places: Mapping[str, int] | None = None,
     sheets: Sequence[str] = (),
+    note: str = "",
 ) -> tuple[dict[str, Any], bytes]:
     """The header (JSON) and the compressed numbers.
 
     gold, correct: by sample id, where the results don't have them. places: which small picture
-    belongs to a sample. sheets: files that hold those (`picture_sheets.py`).
+    belongs to a sample. sheets: files that hold those (`picture_sheets.py`). note: what the page
+    says of itself.
 
     Raises ProbeError for results that hold no answers.
     """
@@ -69,7 +72,10 @@ def run_payload(
         )
         for name, known in given.items()
     }
-    by_layer = {name: store.add(values) for name, values in _attention(results).items()}
+    by_layer = {
+        name: {"label": CURVES[name], "values": store.add(values)}
+        for name, values in _attention(results).items()
+    }
     header = {
         "ids": ids,
         "cases": cases,
@@ -78,6 +84,7 @@ def run_payload(
         "texts": texts.texts,
         "place": store.add(np.array([(places or {}).get(id_, -1) for id_ in ids], np.int32)),
         "sheets": list(sheets),
+        "note": note,
         "model": str(root.attrs.get("model", "")),
         "benchmark": str(root.attrs.get("benchmark", "")),
         "toy": str(root.attrs.get("toy", "")),
@@ -116,7 +123,7 @@ def _attention(
     measured = results[name].to_dataset()
     query = "response" if "query_count" not in measured else default_query(measured)
     found = {}
-    for value in ("mass", "entropy"):
+    for value in CURVES:
         if value not in measured or query not in measured["query_type"].values.tolist():
             continue
         numbers = measured[value].sel(query_type=query)

@@ -75,8 +75,8 @@ def quantised(
     ([[0, 127, 254, 255]], [0.5])
     """
     peak = np.nan_to_num(values).max(-1, initial=0).astype(np.float32)
-    scale = LEVELS / np.where(peak > 0, peak, 1)[..., None]
-    levels = np.round(np.nan_to_num(values) * scale).astype(np.uint8)
+    part = np.nan_to_num(values) / np.where(peak > 0, peak, 1)[..., None]
+    levels = np.round(LEVELS * part).astype(np.uint8)
     return np.where(np.isnan(values), np.uint8(MISSING), levels), peak
 
 

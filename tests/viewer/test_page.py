@@ -247,7 +247,7 @@ def test_merged_patches_are_shown_with_their_token(opened, record):
     browser = opened(view(pruned))
     place = llm["key_box"].values[0, 15].reshape(2, 2).mean(0).tolist()
     assert browser.run("return keyAt(panels[0], arguments[0])", place) == 0
-    browser.run("pointAt(panels[0], 0)")
+    browser.run("pointAt(panels[0].part, arguments[0])", place)
     assert "2 patches share" in browser.run("return document.getElementById('readout').innerText")
     dropped = "return getComputedStyle(document.querySelector('.dropped')).fill"
     assert "0.62" in browser.run(dropped)
@@ -267,9 +267,7 @@ def test_tiles_and_several_images_have_views_of_their_own(opened, aspect):
 
 
 def test_the_figure_is_taken_along_with_its_caption(opened, record):
-    browser = opened(view(record, files=["cat.zarr.zip"]), "layer=2&word=1")
-    python = browser.run("return pythonText()")
-    assert 'probe.open_record("cat.zarr.zip")' in python and "layers=[2]" in python
+    browser = opened(view(record), "layer=2&word=1")
     caption = browser.run("return captionText()")
     assert caption.startswith("tiny-llava · LLM layer 3 · mean over heads · the row that predicts")
     size = browser.run("return figureSvg().size")
@@ -278,6 +276,29 @@ def test_the_figure_is_taken_along_with_its_caption(opened, record):
         "image/png",
         True,
     ]
+
+
+def test_the_python_of_each_view_draws_it(opened, tmp_path, monkeypatch):
+    """It is run as it stands; what it calls is checked where the page shows something else."""
+    monkeypatch.chdir(tmp_path)
+    several = planted_record(2, optional=True, aspect="crop")
+    for name in ("it's a.zarr.zip", "b.zarr.zip"):
+        several.probe.save(name)
+    files = ["it's a.zarr.zip", "b.zarr.zip"]
+    one = view(several, sample="s1", heads="all", files=files[:1])
+    browser = opened(one, "layer=2&head=1&quantity=lift&query=instruction")
+    script = browser.run("return pythonText(pictureCalls)")
+    wanted = 'query_type="instruction", layers=[2], stack="llm", head=1, value="lift")'
+    assert "it's a.zarr.zip\").sel(sample=['s1'])" in script and wanted in script
+    exec(script, {})
+    browser.run("change({quantity: 'attention', word: 0, head: 'mean'})")
+    assert 'stack="llm", token=0).figure' in browser.run("return pythonText(pictureCalls)")
+    two = view(several, several, labels=["x", "y"], files=files)
+    exec(opened(two).run("return pythonText(curveCalls)"), {})
+    heads = browser.run("change({statistic: 'lift'}); return pythonText(headCalls)")
+    assert 'heads({"x": first, "y": second}, query_type="response", stack="llm"' in heads
+    drawn = {path.stem for path in tmp_path.glob("*.png")}
+    assert drawn == {"heatmaps", "mass", "entropy", "lift"}
 
 
 @pytest.mark.parametrize("width", [1280, 390])

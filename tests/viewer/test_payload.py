@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from planted_records import planted_record
 
 from probe.errors import ProbeError
-from probe.viewer import record_payload, view
+from probe.viewer import page_size, view
 from probe.viewer.record_payload import payload
 from probe.viewer.typed_arrays import LEVELS, MISSING, largest_places, quantised
 
@@ -138,7 +138,7 @@ def test_what_is_no_record_is_refused(record):
 
 
 def test_a_page_that_is_too_large_says_how_large_and_what_to_do(record, monkeypatch):
-    monkeypatch.setattr(record_payload, "LIMIT", 1000)
+    monkeypatch.setattr(page_size, "LIMIT", 1000)
     with pytest.raises(ProbeError, match=r"got about .* MB; take fewer heads"):
         view(record, heads="all")
 

@@ -49,7 +49,7 @@ def test_ten_thousand_rows_scroll_sort_and_filter(opened):
     browser = opened(sweep)
     rows = "return document.querySelectorAll('.row').length"
     assert 5 < browser.run(rows) < 60
-    browser.run("document.getElementById('table').scrollTop = 9000 * 56")
+    browser.run("document.getElementById('view').scrollTop = 9000 * 56")
     browser.wait("return document.querySelector('.row').id === 'row-8996'")
     assert browser.run(rows) < 60
     browser.run("change({filter: 'wrong now, right before', sort: 'number', down: true})")
@@ -88,7 +88,7 @@ def test_records_have_their_numbers_and_given_scores(opened):
     browser = opened(record, gold={"s1": "blue"}, correct=correct)
     measured = record["llm"]["mass"].sel(query_type="response", key_type="vision")
     expected = measured.mean(("head", "layer")).values
-    found = browser.run("return rows.map((sample) => SORTS.mass(sample))")
+    found = browser.run("return rows.map((sample) => COLUMNS.mass(sample))")
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert browser.run("return rows.map((sample) => verdict(sample, 'answer')[1])") == [
         "✓",

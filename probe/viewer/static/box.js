@@ -10,7 +10,6 @@ const MISSING_LISTS = {
 };
 
 const isLarge = ([left, top, right, bottom]) => right - left > 0.01 && bottom - top > 0.01;
-const clipped = (edges) => edges.map((edge) => Math.max(0, Math.min(1, edge)));
 
 function followPointer(panel) {
   let from = null;
@@ -28,7 +27,7 @@ function followPointer(panel) {
     panel.frame.setPointerCapture(event.pointerId);
   });
   on("pointermove", (event) => {
-    if (!from) return pointAt(panel, keyAt(panel, placeOf(event)));
+    if (!from) return pointAt(panel.part, placeOf(event));
     state.box = boxTo(placeOf(event));
     panels.forEach(drawMarks);
   });
@@ -37,14 +36,15 @@ function followPointer(panel) {
     from = null;
     change({ box: box && isLarge(box) ? box : null });
   });
-  on("pointerleave", () => pointAt(panel, -1));
+  on("pointerleave", () => pointAt(panel.part, null));
   on("keydown", moveBox);
 }
 
 /** The patch at a place, or the token that the encoder's patch there was merged into. */
 function keyAt({ patches, keys, side }, [x, y]) {
-  const isOver = ({ data: box }, k) => {
-    return box[4 * k] <= x && x < box[4 * k + 2] && box[4 * k + 1] <= y && y < box[4 * k + 3];
+  const isOver = (boxes, i) => {
+    const [left, top, right, bottom] = rowAt(boxes, i);
+    return left <= x && x < right && top <= y && y < bottom;
   };
   const own = keys.findLast((key) => isOver(patches.box, key));
   if (own !== undefined || side === DIFFERENCE || !stackOf(side).merged) return own ?? -1;
@@ -53,15 +53,22 @@ function keyAt({ patches, keys, side }, [x, y]) {
   return token.data[countTo(token.data.length).find(isHere) ?? -1] ?? -1;
 }
 
-function pointAt(panel, key) {
-  if (panel.hoveredKey === key) return;
-  panel.hoveredKey = key;
-  drawMarks(panel);
-  if (key < 0) return;
-  const group = panel.side === DIFFERENCE ? [] : mergedWith(stackOf(panel.side), key);
-  const merged = group.length ? `; ${group.length} patches share this token` : "";
-  const value = `${shown(panel.values[key])} ${panel.unit}`;
-  at("readout").textContent = `${patchName(panel, key)}: ${value}${merged}`;
+/** Marks the patch at a place in every panel, and says what is there; null ends it. */
+function pointAt(part, place) {
+  for (const panel of panels) {
+    const key = place && panel.part === part ? keyAt(panel, place) : -1;
+    if (panel.hoveredKey === key) continue;
+    panel.hoveredKey = key;
+    drawMarks(panel);
+  }
+  const told = panels.filter(({ hoveredKey }) => hoveredKey >= 0).map((panel) => {
+    const { side, values, hoveredKey, unit } = panel;
+    const group = side === DIFFERENCE ? [] : mergedWith(stackOf(side), hoveredKey);
+    const merged = group.length ? `; ${group.length} patches share this token` : "";
+    const name = panels.length > 1 ? `${side}, ` : "";
+    return `${name}${patchName(panel, hoveredKey)}: ${shown(values[hoveredKey])} ${unit}${merged}`;
+  });
+  if (told.length) at("readout").textContent = told.join(" · ");
 }
 
 function moveBox(event) {
@@ -76,14 +83,15 @@ function moveBox(event) {
 }
 
 /** 1 for each patch of the image whose middle is in the box; and what part of all patches it is. */
-function insideBox({ box: { data: box }, image }) {
+function insideBox({ box: boxes, image }) {
   const [left, top, right, bottom] = state.box;
+  let placed = 0;
   const inside = Uint8Array.from(image.data, (owner, key) => {
-    const x = (box[4 * key] + box[4 * key + 2]) / 2;
-    const y = (box[4 * key + 1] + box[4 * key + 3]) / 2;
+    const [l, t, r, b] = rowAt(boxes, key);
+    placed += !Number.isNaN(l);
+    const [x, y] = [(l + r) / 2, (t + b) / 2];
     return owner === state.image && left <= x && x <= right && top <= y && y <= bottom;
   });
-  const placed = image.data.filter((_, key) => !Number.isNaN(box[4 * key])).length;
   return { inside, share: inside.reduce((sum, one) => sum + one, 0) / placed };
 }
 
@@ -92,32 +100,33 @@ function insideBox({ box: { data: box }, image }) {
 function ranks() {
   const stack = mainStack();
   const { inside, share } = insideBox(stack.patches);
-  const isWord = state.word >= 0;
-  const last = isWord ? state.word : queryOf(stack);
+  const { maps, single, last } = mapsOf(stack, state.word);
   const layers = countTo(stack.layers);
   const entry = (label, sums, go) => {
     const value = meanOf(sums.map(([within]) => within));
     return { label, value, times: value / meanOf(sums.map(([, all]) => all)) / share, go };
   };
-  const words = stack.words.map(({ text }, word) => {
-    return entry(text, layers.map((layer) => sumsOf(stack.maps, inside, layer, word)), { word });
-  });
-  const ofLayer = (layer) => sumsOf(isWord ? stack.maps : stack.received, inside, layer, last);
-  const byLayer = layers.map((layer) => entry(`layer ${layer + 1}`, [ofLayer(layer)], { layer }));
-  const single = isWord ? stack.maps_head : stack.received_head;
-  const heads = !single ? [] : layers.flatMap((layer) => stack.chosen.map((head, i) => {
-    const sums = sumsOf(single, inside, layer, i, last);
-    return entry(`${layer + 1} · ${head + 1}`, [sums], { layer, head });
-  }));
-  const lists = { words, layers: byLayer, heads };
+  const lists = {
+    words: stack.words.map(({ text }, word) => {
+      return entry(text, layers.map((layer) => sumsOf(stack.maps, inside, layer, word)), { word });
+    }),
+    layers: layers.map((layer) => {
+      return entry(`layer ${layer + 1}`, [sumsOf(maps, inside, layer, last)], { layer });
+    }),
+    heads: !single ? [] : layers.flatMap((layer) => stack.chosen.map((head, i) => {
+      const sums = sumsOf(single, inside, layer, i, last);
+      return entry(`${layer + 1} · ${head + 1}`, [sums], { layer, head });
+    })),
+  };
   for (const list of Object.values(lists)) list.sort((a, b) => (b.value || 0) - (a.value || 0));
   return lists;
 }
 
 function drawBox() {
-  at("box").hidden = !state.box || !mainStack().received;
+  const { received, words } = mainStack();
+  at("box").hidden = !state.box || !received;
   if (at("box").hidden) return;
-  const word = mainStack().words[state.word];
+  const word = words[state.word];
   const who = word ? `predicting “${word.text}”` : `${state.query} tokens`;
   const heads = `Layer · head, ${who}`;
   const titles = { words: "Words, mean over layers", layers: `Layers, ${who}`, heads };

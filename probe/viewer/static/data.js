@@ -24,9 +24,12 @@ function revived(value, buffer) {
 }
 
 async function readData() {
-  const header = JSON.parse(document.getElementById("header").textContent);
-  return revived(header, await unpacked(document.getElementById("numbers").textContent));
+  const header = JSON.parse(at("header").textContent);
+  return revived(header, await unpacked(at("numbers").textContent));
 }
+
+/** One row of an array of rows. */
+const rowAt = ({ shape: [, width], data: all }, row) => all.subarray(row * width, (row + 1) * width);
 
 /** The levels of a row, what a level is worth, and which patches they are of (undefined: all). */
 function levelsOf(map, places) {
@@ -60,53 +63,19 @@ function sumsOf(map, inside, ...places) {
 }
 
 const countTo = (length) => Array.from({ length }, (_, i) => i);
-const maxOf = (numbers) => numbers.reduce((most, one) => Math.max(most, Math.abs(one) || 0), 0);
+
+/** The largest magnitude of the numbers that are there; NaN where there are none. */
+function maxOf(numbers) {
+  let most = NaN;
+  for (const number of numbers) {
+    const size = Math.abs(number);
+    if (!Number.isNaN(size) && !(size <= most)) most = size;
+  }
+  return most;
+}
 
 /** The mean over the numbers that are there. */
 function meanOf(numbers) {
   const there = numbers.filter((number) => !Number.isNaN(number));
   return there.length ? there.reduce((sum, number) => sum + number, 0) / there.length : NaN;
 }
-
-/** A statistic at a layer and query type, of one head or as the mean over heads. */
-function statisticOf(stack, name, layer, query, head = "mean") {
-  if (!stack.statistics[name]) return NaN;
-  const { shape, data: values } = stack.statistics[name].values;
-  if (shape.length === 2) return values[layer * shape[1] + query];
-  const at = (each) => values[(layer * shape[1] + each) * shape[2] + query];
-  return head === "mean" ? meanOf(countTo(shape[1]).map(at)) : at(head);
-}
-
-/** A number as a person reads it: three digits, no long tail of zeros. */
-function shown(number) {
-  if (Number.isNaN(number)) return "–";
-  const small = number !== 0 && Math.abs(number) < 0.001;
-  return small ? number.toExponential(1) : String(Number(number.toPrecision(3)));
-}
-
-/** An element; texts among the children stay text, whatever is in them. */
-function make(tag, properties, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-}
-
-/** An element of a drawing (SVG). */
-function shape(tag, attributes, ...children) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
-
-/** A line with gaps where there is no number. */
-function pathOf(values, x, y) {
-  const steps = values.map((value, i) => {
-    if (Number.isNaN(value)) return "";
-    const place = `${x(i).toFixed(1)} ${y(value).toFixed(1)}`;
-    return i && !Number.isNaN(values[i - 1]) ? `L${place}` : `M${place}h0`; // h0: a dot
-  });
-  return steps.join("");
-}
-
-const at = (id) => document.getElementById(id);

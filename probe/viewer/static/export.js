@@ -1,11 +1,10 @@
 "use strict";
-// The figure taken along: PNG, SVG, its caption, the Python that makes the same, a link.
+// What is taken along: the picture as PNG or SVG, its caption, a link.
 
 const LINE = 18; // pixels of a line of text, and between panels
 
 /** Model, layer, head, queries, quantity, convention: what a figure must say. */
 function captionText() {
-  const { attrs } = recordOf(mainSide());
   const stack = mainStack();
   const word = stack.words[currentWord()];
   const parts = [
@@ -13,34 +12,11 @@ function captionText() {
     `${stack.label} ${state.layer + 1}`,
     state.head === "mean" ? "mean over heads" : `head ${Number(state.head) + 1}`,
     word ? `the row that predicts “${word.text}”` : `mean over ${state.query} tokens`,
-    Object.fromEntries(quantities())[state.quantity],
+    Object.fromEntries(data.quantities)[state.quantity],
     stack.patches?.images.length > 1 ? stack.patches.names[state.image] : "",
-    attrs.reducer,
-    attrs.intervention,
-    `image fitted by ${attrs.aspect || "its processor"}`,
-    attrs.toy === "True" ? "toy model" : "",
+    ...recordOf(mainSide()).notes,
   ];
   return parts.filter(Boolean).join(" · ");
-}
-
-function pythonText() {
-  const both = state.side === "A|B";
-  const records = both ? data.records : [recordOf(mainSide())];
-  const names = both ? ["first", "second"] : ["record"];
-  const opened = records.map(({ file }, i) => {
-    return `${names[i]} = probe.open_record(${JSON.stringify(file)})`;
-  });
-  const labels = records.map(({ label }, i) => `${JSON.stringify(label)}: ${names[i]}`);
-  const options = {
-    sample: records[0].sample, query_type: state.query, layers: [state.layer], stack: state.stack,
-    ...(mainStack().patches?.images.length > 1 ? { image: state.image } : {}),
-    ...(state.word >= 0 ? { token: state.word } : {}),
-    ...(state.quantity === "no-sinks" ? { sinks: "drop" } : {}),
-  };
-  const given = Object.entries(options).map(([name, value]) => `${name}=${JSON.stringify(value)}`);
-  const drawn = both ? `{${labels.join(", ")}}` : names[0];
-  const draw = `figure = probe.plots.heatmaps(${drawn}, ${given.join(", ")})`;
-  return ["import probe", "", ...opened, draw, 'figure.savefig("figure.png")', ""].join("\n");
 }
 
 /** Lines of at most so many letters. */
@@ -131,13 +107,15 @@ async function copied(blob, name) {
 }
 
 function prepareExport() {
-  const plain = (text) => new Blob([text], { type: "text/plain" });
+  const copy = (text, name) => copied(new Blob([text], { type: "text/plain" }), name);
   const actions = {
     png: async () => copied(await figurePng(), "figure.png"),
     svg: () => saved(figureSvg(), "figure.svg"),
-    python: () => copied(plain(pythonText()), "figure.py"),
-    "copy-caption": () => copied(plain(captionText()), "caption.txt"),
-    link: () => copied(plain(location.href), "link.txt"),
+    "copy-caption": () => copy(captionText(), "caption.txt"),
+    link: () => copy(location.href, "link.txt"),
+    "python-picture": () => copy(pythonText(pictureCalls), "picture.py"),
+    "python-curves": () => copy(pythonText(curveCalls), "curves.py"),
+    "python-heads": () => copy(pythonText(headCalls), "heads.py"),
   };
   for (const [id, act] of Object.entries(actions)) at(id).addEventListener("click", act);
 }

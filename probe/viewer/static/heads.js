@@ -4,14 +4,9 @@
 
 const COLOURED = 16; // pixels of a cell
 const PICTURED = 26;
+const NARROW = 320; // pixels that the longer side of a grid of few heads fills
 let headsKey = ""; // of what is drawn
 let gridCells = []; // [layer][column] -> head
-
-/** The maps of single heads: of the pinned word, or of the queries; null where there are none. */
-function headMaps(stack) {
-  if (state.word >= 0 && stack.maps_head) return { map: stack.maps_head, last: state.word };
-  return stack.received_head ? { map: stack.received_head, last: queryOf(stack) } : null;
-}
 
 function drawHeads() {
   const stack = mainStack();
@@ -21,52 +16,52 @@ function drawHeads() {
   const statistic = stack.statistics[state.statistic];
   at("head-grid").hidden = statistic?.values.shape.length !== 3;
   if (at("head-grid").hidden) return;
-  const valueOf = (layer, head) => statisticOf(stack, state.statistic, layer, queryOf(stack), head);
+  const valueOf = (layer, head) => statisticOf(stack, state.statistic, layer, head);
   gridCells = countTo(stack.layers).map((layer) => {
     const rank = (head) => valueOf(layer, head) || 0;
     const heads = countTo(stack.heads);
     return state.sorted ? heads.sort((a, b) => rank(b) - rank(a)) : heads;
   });
-  const largest = maxOf(statistic.values.data) || 1;
-  const maps = headMaps(stack);
-  const size = maps ? PICTURED : COLOURED;
-  const shapeOfGrid = { width: stack.heads * size, height: stack.layers * size };
-  const grid = Object.assign(at("grid"), shapeOfGrid);
-  grid.style.maxWidth = `${grid.width * (stack.heads < 12 ? 2 : 1)}px`;
+  const scale = scaleOf(false, maxOf(statistic.values.data));
+  const { single, last } = mapsOf(stack, stack.maps_head ? state.word : -1);
+  const size = single ? PICTURED : COLOURED;
+  const width = stack.heads * size;
+  const height = stack.layers * size;
+  const grid = Object.assign(at("grid"), { width, height });
+  grid.style.maxWidth = `${Math.max(width, (NARROW * width) / Math.max(width, height))}px`;
   const context = grid.getContext("2d");
-  Object.assign(context, { strokeStyle: "#56b4e9", lineWidth: 2 });
-  const lookup = maps && patchOfPixel(stack, size - 2);
+  const lookup = single && patchOfPixel(stack, size - 2);
   gridCells.forEach((heads, layer) => heads.forEach((head, column) => {
-    const [left, top] = [column * size, layer * size];
     const value = valueOf(layer, head);
     const place = stack.chosen.indexOf(head);
-    if (maps && place >= 0) {
-      const values = rowOf(maps.map, layer, place, maps.last);
-      context.putImageData(smallPicture(lookup, values), left + 1, top + 1);
+    if (single && place >= 0) {
+      const picture = smallPicture(lookup, rowOf(single, layer, place, last));
+      context.putImageData(picture, column * size + 1, layer * size + 1);
     } else if (!Number.isNaN(value)) {
-      context.fillStyle = tables.rising[Math.round((255 * value) / largest)];
-      context.fillRect(left, top, size - 1, size - 1);
+      context.fillStyle = scale.table[scale.index(value)];
+      context.fillRect(column * size, layer * size, size - 1, size - 1);
     }
-    const isHead = state.head === "mean" || Number(state.head) === head;
-    if (layer === state.layer && isHead) context.strokeRect(left + 1, top + 1, size - 2, size - 2);
   }));
+  Object.assign(context, { strokeStyle: "#56b4e9", lineWidth: 2 });
+  const column = gridCells[state.layer].indexOf(Number(state.head));
+  const [left, across] = column < 0 ? [0, width] : [column * size, size];
+  context.strokeRect(left + 1, state.layer * size + 1, across - 2, size - 2);
   const { label, units } = statistic;
   const count = `${stack.heads} heads in ${stack.layers} layers`;
-  grid.ariaLabel = `${label} on vision, ${count}: at most ${shown(largest)} ${units}`;
+  grid.ariaLabel = `${label} on vision, ${count}: at most ${shown(scale.largest)} ${units}`;
   const order = state.sorted ? "heads, highest first" : "heads in their order";
-  const scale = `colour from 0 to ${shown(largest)} (${units})`;
-  const look = maps ? "each cell shows where the head looks, on its own scale" : scale;
-  const note = `Rows: layers; columns: ${order}; ${look}. Click a head to go there.`;
-  at("grid-note").textContent = note;
+  const colours = `colour from 0 to ${shown(scale.largest)} (${units})`;
+  const look = single ? "each cell shows where the head looks, on its own scale" : colours;
+  at("grid-note").textContent = `Rows: layers, the first on top; columns: ${order}; ${look}.`;
 }
 
 /** For each pixel of a small picture of the first view, the patch that it shows; -1 for none. */
 function patchOfPixel({ patches }, size) {
   const lookup = new Int32Array(size * size).fill(-1);
   for (const key of patches.views[0]?.keys.data ?? []) {
-    const [left, top, right, bottom] = pixelBox({ patches, width: size, height: size }, key);
-    for (let start = top * size; start < bottom * size; start += size) {
-      lookup.fill(key, start + left, start + right);
+    const [left, top, right, bottom] = inPixels(rowAt(patches.box, key), size, size);
+    for (let row = top * size; row < bottom * size; row += size) {
+      lookup.fill(key, row + left, row + right);
     }
   }
   return lookup;
@@ -78,8 +73,8 @@ function smallPicture(lookup, values) {
   const largest = maxOf(values) || 1;
   lookup.forEach((key, pixel) => {
     if (key < 0 || Number.isNaN(values[key])) return;
-    const colour = 3 * Math.round((255 * values[key]) / largest);
-    image.data.set(data.colours.rising.data.subarray(colour, colour + 3), 4 * pixel);
+    const colour = rowAt(data.colours.rising, Math.round((255 * values[key]) / largest));
+    image.data.set(colour, 4 * pixel);
     image.data[4 * pixel + 3] = 255;
   });
   return image;
@@ -90,12 +85,12 @@ function prepareHeads() {
     const { left, top, width, height } = at("grid").getBoundingClientRect();
     const column = Math.floor(((clientX - left) / width) * mainStack().heads);
     const layer = Math.floor(((clientY - top) / height) * mainStack().layers);
-    return { layer, head: gridCells[layer]?.[column] };
+    return { layer, head: gridCells[layer]?.[column] ?? 0 };
   };
   at("grid").addEventListener("click", (event) => change(cellUnder(event)));
   at("grid").addEventListener("pointermove", (event) => {
     const { layer, head } = cellUnder(event);
-    const value = statisticOf(mainStack(), state.statistic, layer, queryOf(mainStack()), head ?? 0);
-    at("grid").title = `layer ${layer + 1}, head ${head + 1}: ${shown(value)}`;
+    const value = shown(statisticOf(mainStack(), state.statistic, layer, head));
+    at("cell").textContent = `layer ${layer + 1}, head ${head + 1}: ${value}`;
   });
 }

@@ -1,33 +1,9 @@
 "use strict";
 // From the data to the page, and from the controls to the state.
 
-const CHOICES = ["quantity", "query", "stack", "head", "curve", "range", "statistic"];
-
-function choose(id, entries) {
-  const select = at(id);
-  const key = JSON.stringify(entries);
-  if (select.dataset.key !== key) {
-    select.replaceChildren(...entries.map(([value, label]) => make("option", { value }, label)));
-    select.dataset.key = key;
-  }
-  select.value = state[id];
-}
-
 function drawControls() {
-  const { queries, chosen, statistics } = mainStack();
-  const { stacks } = recordOf(mainSide());
-  const byHead = Object.entries(statistics).filter(([, { values }]) => values.shape.length === 3);
-  choose("quantity", quantities());
-  choose("query", queries.map((name) => [name, name]));
-  const shortNames = Object.entries(stacks).map(([name, { label }]) => {
-    return [name, label.replace(/ layer$/, "")];
-  });
-  const heads = chosen.map((head) => [head, `head ${head + 1}`]);
-  choose("stack", shortNames);
-  choose("head", [["mean", "mean over heads"], ...heads]);
-  choose("curve", [["linear", "linear"], ["root", "square root"]]);
-  choose("range", [["map", "of this map"], ["layers", "of all layers"]]);
-  choose("statistic", byHead.map(([name, { label }]) => [name, label]));
+  const offered = choicesOf(recordOf(mainSide()).stacks, mainStack());
+  for (const [id, entries] of Object.entries(offered)) choose(at(id), entries, state[id]);
   at("light").value = state.light;
   at("sorted").checked = state.sorted;
   document.documentElement.style.setProperty("--light", state.light / 100);
@@ -39,8 +15,8 @@ function drawControls() {
 function drawImages() {
   const { patches } = mainStack();
   const strip = at("images");
-  strip.hidden = !(patches?.images.length > 1);
-  if (strip.hidden) return;
+  strip.parentElement.hidden = !(patches?.images.length > 1);
+  if (strip.parentElement.hidden) return;
   const { images, names } = patches;
   const masses = images.map(() => 0);
   attentionOf(mainStack(), state.layer).forEach((value, key) => {
@@ -83,7 +59,9 @@ function drawAll() {
 }
 
 function prepareControls() {
-  for (const id of CHOICES) at(id).addEventListener("change", () => change({ [id]: at(id).value }));
+  for (const id of Object.keys(choicesOf(recordOf("A").stacks, mainStack()))) {
+    at(id).addEventListener("change", () => change({ [id]: at(id).value }));
+  }
   at("layer").addEventListener("input", () => change({ layer: at("layer").value - 1 }));
   at("light").addEventListener("input", () => change({ light: at("light").value }));
   at("sorted").addEventListener("change", () => change({ sorted: at("sorted").checked }));
@@ -101,7 +79,7 @@ function prepareControls() {
   at("sides").append(...SIDES.map((side) => make("button", { value: side }, side)));
   at("sides").addEventListener("click", ({ target }) => change({ side: target.value }));
   at("title").textContent = data.records.map(({ label }) => label).join("  |  ");
-  at("toy").hidden = !data.records.some(({ attrs }) => attrs.toy === "True");
+  at("toy").hidden = !data.toy;
 }
 
 function onKey(event) {
@@ -127,9 +105,8 @@ async function decoded(source) {
 
 async function main() {
   data = await readData();
-  for (const [name, { data: bytes }] of Object.entries(data.colours)) {
-    const colour = (i) => `rgb(${bytes.subarray(3 * i, 3 * i + 3).join()})`;
-    tables[name] = countTo(256).map(colour);
+  for (const [name, colours] of Object.entries(data.colours)) {
+    tables[name] = countTo(256).map((i) => `rgb(${rowAt(colours, i).join()})`);
   }
   for (const [i, { images }] of data.records.entries()) {
     photos[i] = {};
@@ -145,10 +122,9 @@ async function main() {
   window.addEventListener("hashchange", () => change(stateOfHash(location.hash)));
   window.addEventListener("message", ({ source, data: message }) => { // of the widget
     const isNew = source === window.parent && typeof message?.probe === "string";
-    if (isNew && message.probe !== hashOfState()) change(stateOfHash(message.probe));
+    if (isNew && message.probe !== linkTo(state, start)) change(stateOfHash(message.probe));
   });
   drawAll();
-  document.body.dataset.ready = "yes";
 }
 
-main();
+begin(main);

@@ -51,28 +51,24 @@ function newPanel({ side, part }) {
   const ends = ["low", "unit", "high"].map((className) => make("span", { className }));
   const scale = make("div", { className: "scale" }, bar);
   const figure = make("figure", {}, title, frame, scale, make("p", { className: "ends" }, ...ends));
-  const panel = { figure, frame, photo, heat, marks, title, bar, ends, ...size };
+  const panel = { part, figure, frame, photo, heat, marks, title, bar, ends, ...size };
   followPointer(panel);
   return panel;
 }
 
-/** The edges of a patch in pixels: left, top, right, bottom. */
-function pixelBox({ patches, width, height }, key) {
-  const edges = Array.from(patches.box.data.subarray(4 * key, 4 * key + 4));
-  return inPixels(edges, width, height);
-}
+const clipped = (edges) => edges.map((edge) => Math.max(0, Math.min(1, edge)));
 
+/** Left, top, right and bottom in pixels, of fractions of the picture. */
 function inPixels(edges, width, height) {
-  const clipped = edges.map((edge) => Math.max(0, Math.min(1, edge)));
-  return clipped.map((edge, i) => Math.round(edge * (i % 2 ? height : width)));
+  return clipped(edges).map((edge, i) => Math.round(edge * (i % 2 ? height : width)));
 }
 
 function drawPanel(panel) {
-  const { scale, values, keys } = panel;
+  const { scale, values, keys, patches, width, height } = panel;
   const context = panel.heat.getContext("2d", { willReadFrequently: true });
-  context.clearRect(0, 0, panel.width, panel.height);
+  context.clearRect(0, 0, width, height);
   for (const key of keys.filter((each) => !Number.isNaN(values[each]))) {
-    const [left, top, right, bottom] = pixelBox(panel, key);
+    const [left, top, right, bottom] = inPixels(rowAt(patches.box, key), width, height);
     context.fillStyle = scale.table[scale.index(values[key])];
     context.fillRect(left, top, right - left, bottom - top);
   }
@@ -83,8 +79,10 @@ function drawPanel(panel) {
     bar.fillRect(i, 0, 1, 1);
   }
   const root = state.curve === "root" ? ", colours by square root" : "";
-  const ends = [scale.signed ? shown(-scale.high) : "0", panel.unit + root, shown(scale.high)];
-  panel.ends.forEach((end, i) => { end.textContent = ends[i]; });
+  const low = scale.signed ? shown(-scale.largest) : "0";
+  panel.ends.forEach((end, i) => {
+    end.textContent = [low, panel.unit + root, shown(scale.largest)][i];
+  });
   panel.heat.dataset.high = scale.high;
   panel.title.textContent = titleOf(panel);
   const keysDo = "Arrow keys move a box, with Shift they resize it.";
@@ -113,38 +111,36 @@ const rectangle = ([left, top, right, bottom]) => `M${left} ${top}H${right}V${bo
 const cross = ([x, y, u, v]) => `M${x} ${y}L${u} ${v}M${u} ${y}L${x} ${v}`;
 
 /** What was kept and dropped, sinks, merged patches, the patch under the pointer, the box. */
-function drawMarks(panel) {
-  const { width, height, keys, hoveredKey } = panel;
-  const boxOf = (key) => pixelBox(panel, key);
-  const path = (className, d, more) => shape("path", { class: className, d, ...more });
+function drawMarks({ side, signed, patches, marks, width, height, keys, hoveredKey }) {
+  const inFigure = (edges) => inPixels(edges, width, height);
+  const pathOfKeys = (some, draw = rectangle) => {
+    return some.map((key) => draw(inFigure(rowAt(patches.box, key)))).join("");
+  };
   const shapes = [];
-  if (panel.side !== DIFFERENCE && !panel.signed) {
-    const stack = stackOf(panel.side);
+  const add = (name, d, more) => d && shapes.push(shape("path", { class: name, d, ...more }));
+  if (side !== DIFFERENCE && !signed) {
+    const stack = stackOf(side);
     const layer = Math.min(state.layer, stack.layers - 1);
     if (stack.dropped) {
-      const dropped = layerOf(stack.dropped, layer);
-      const kept = keys.filter((key) => !dropped[key]).map((key) => rectangle(boxOf(key))).join("");
-      const all = rectangle([0, 0, width, height]);
-      shapes.push(path("dropped", all + kept, { "fill-rule": "evenodd" }), path("kept", kept));
+      const dropped = rowAt(stack.dropped, layer);
+      const kept = pathOfKeys(keys.filter((key) => !dropped[key]));
+      add("dropped", rectangle([0, 0, width, height]) + kept, { "fill-rule": "evenodd" });
+      add("kept", kept);
     }
     if (stack.sinks && state.quantity !== "no-sinks") {
-      const sinks = layerOf(stack.sinks, layer);
-      const crosses = keys.filter((key) => sinks[key]).map((key) => cross(boxOf(key)));
-      shapes.push(path("sink", crosses.join("")));
+      const sinks = rowAt(stack.sinks, layer);
+      add("sink", pathOfKeys(keys.filter((key) => sinks[key]), cross));
     }
-    const group = mergedWith(stack, hoveredKey).map((edges) => inPixels(edges, width, height));
-    shapes.push(path("merged", group.map(rectangle).join("")));
+    add("merged", mergedWith(stack, hoveredKey).map((edges) => rectangle(inFigure(edges))).join(""));
   }
-  if (hoveredKey >= 0) shapes.push(path("under", rectangle(boxOf(hoveredKey))));
-  if (state.box) shapes.push(path("box", rectangle(inPixels(state.box, width, height))));
-  panel.marks.replaceChildren(...shapes);
+  if (hoveredKey >= 0) add("under", pathOfKeys([hoveredKey]));
+  if (state.box) add("box", rectangle(inFigure(state.box)));
+  marks.replaceChildren(...shapes);
 }
 
 /** The boxes of all patches that share this token, where the record knows and there are several. */
-function mergedWith(stack, key) {
-  if (!stack.merged || !(key >= 0)) return [];
-  const { token, box } = stack.merged;
-  const members = countTo(token.data.length).filter((patch) => token.data[patch] === key);
-  const boxes = members.map((patch) => Array.from(box.data.subarray(4 * patch, 4 * patch + 4)));
-  return boxes.length > 1 ? boxes : [];
+function mergedWith({ merged }, key) {
+  if (!merged || !(key >= 0)) return [];
+  const members = countTo(merged.token.data.length).filter((i) => merged.token.data[i] === key);
+  return members.length > 1 ? members.map((patch) => rowAt(merged.box, patch)) : [];
 }

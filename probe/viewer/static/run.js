@@ -6,67 +6,59 @@ const ROW = 56; // pixels
 const SHEET = 8; // pictures in a row of a sheet, and rows
 const CELL = 160; // pixels of a picture on it
 const NAMES = { mass: "on vision", answer: "answer now", number: "#" };
-const FILTERS = {
-  all: () => true,
-  "right now": (sample) => rightOf(sample, state.now) > 0.5,
-  "wrong now": (sample) => rightOf(sample, state.now) <= 0.5,
-  "wrong now, right before": (s) => rightOf(s, state.now) <= 0.5 && rightOf(s, state.before) > 0.5,
-  "right now, wrong before": (s) => rightOf(s, state.now) > 0.5 && rightOf(s, state.before) <= 0.5,
-  "answer changed": (sample) => answerOf(sample, state.now) !== answerOf(sample, state.before),
-};
+const MOVES = { ArrowUp: -1, ArrowDown: 1, PageUp: -10, PageDown: 10 };
 let data;
 let start;
 let state;
 let rows = []; // samples by number, filtered and sorted
 
 const textOf = (name, sample) => data.texts[data.columns[name].data[sample]];
-const answerOf = (sample, name) => data.texts[caseOf(name).answer.data[sample]];
-const rightOf = (sample, name) => caseOf(name).correct.data[sample];
 const caseOf = (name) => data.cases.find((one) => one.name === name);
-const caseNames = () => data.cases.map(({ name }) => name);
-const columns = () => Object.keys(SORTS).filter((name) => !(name in CURVES) || data.curves[name]);
+const answerOf = (sample, name) => data.texts[caseOf(name).answer.data[sample]];
+const scoreOf = (sample, name) => caseOf(name).correct.data[sample];
+const isRight = (sample, name) => scoreOf(sample, name) > 0.5;
+const isWrong = (sample, name) => scoreOf(sample, name) <= 0.5;
+const curveOf = (name, sample) => Array.from(rowAt(data.curves[name].values, sample));
 
-function curveOf(name, sample) {
-  const { shape: [, layers] = [], data: values } = data.curves[name] ?? {};
-  return values ? values.subarray(sample * layers, (sample + 1) * layers) : new Float32Array();
-}
-
-const CURVES = {
-  mass: (sample) => meanOf(curveOf("mass", sample)),
-  entropy: (sample) => meanOf(curveOf("entropy", sample)),
+const FILTERS = {
+  all: () => true,
+  "right now": (sample) => isRight(sample, state.now),
+  "wrong now": (sample) => isWrong(sample, state.now),
+  "wrong now, right before": (s) => isWrong(s, state.now) && isRight(s, state.before),
+  "right now, wrong before": (s) => isRight(s, state.now) && isWrong(s, state.before),
+  "answer changed": (sample) => answerOf(sample, state.now) !== answerOf(sample, state.before),
 };
-/** What a column sorts by: a number or a text. */
-const SORTS = {
-  number: (sample) => sample,
+
+/** What a column shows and sorts by: a number or a text. */
+const COLUMNS = {
+  number: (sample) => sample + 1,
   question: (sample) => textOf("question", sample),
   gold: (sample) => textOf("gold", sample),
   answer: (sample) => answerOf(sample, state.now),
-  right: (sample) => rightOf(sample, state.now),
-  ...CURVES,
+  right: (sample) => scoreOf(sample, state.now),
+  mass: (sample) => meanOf(curveOf("mass", sample)),
+  entropy: (sample) => meanOf(curveOf("entropy", sample)),
 };
+const isThere = (name) => data.curves[name] || !["mass", "entropy"].includes(name);
+const columns = () => Object.keys(COLUMNS).filter(isThere);
 
-function repaired(asked) {
-  const among = (name, values) => (values.includes(asked[name]) ? asked[name] : start[name]);
-  return {
-    now: among("now", caseNames()),
-    before: among("before", caseNames()),
-    filter: among("filter", Object.keys(FILTERS)),
-    sort: among("sort", columns()),
-    sample: among("sample", data.ids),
-    down: String(asked.down) === "true",
-    text: String(asked.text),
-  };
+function choices() {
+  const names = data.cases.map(({ name }) => name);
+  return { now: names, before: names, filter: Object.keys(FILTERS) };
 }
 
-function stateOfHash() {
-  const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
-  return repaired({ ...start, ...given });
+function repaired(asked) {
+  const offered = Object.entries({ ...choices(), sort: columns(), sample: data.ids });
+  const chosen = offered.map(([name, values]) => {
+    return [name, values.includes(asked[name]) ? asked[name] : start[name]];
+  });
+  const down = String(asked.down) === "true";
+  return { ...Object.fromEntries(chosen), down, text: String(asked.text) };
 }
 
 function change(patch) {
   state = repaired({ ...state, ...patch });
-  const changed = Object.entries(state).filter(([name, value]) => value !== start[name]);
-  history.replaceState(null, "", `#${new URLSearchParams(changed)}`);
+  linkTo(state, start);
   if (!("sample" in patch)) findRows();
   drawAll();
 }
@@ -78,7 +70,7 @@ function findRows() {
     return [data.ids[sample], ...texts].join("\n").toLowerCase().includes(words);
   };
   const isShown = (sample) => FILTERS[state.filter](sample) && (!words || has(sample));
-  const keyed = countTo(data.ids.length).filter(isShown).map((s) => [SORTS[state.sort](s), s]);
+  const keyed = countTo(data.ids.length).filter(isShown).map((s) => [COLUMNS[state.sort](s), s]);
   keyed.sort(([a], [b]) => {
     if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b); // NaN is last
     const order = a < b ? -1 : Number(a > b);
@@ -103,14 +95,13 @@ function picture(sample, size) {
 
 /** Right or wrong in a case: the class, and the mark. */
 function verdict(sample, name) {
-  const right = rightOf(sample, name);
-  if (Number.isNaN(right)) return ["unknown", ""];
-  return right > 0.5 ? ["right", "✓"] : ["wrong", "✗"];
+  if (isRight(sample, name)) return ["right", "✓"];
+  return isWrong(sample, name) ? ["wrong", "✗"] : ["unknown", ""];
 }
 
 /** A square for each case: right or wrong, and framed where the answer is another one. */
 function changes(sample) {
-  const squares = caseNames().map((name) => {
+  const squares = data.cases.map(({ name }) => {
     const other = answerOf(sample, name) !== answerOf(sample, state.before) ? " other" : "";
     const title = `${name}: ${answerOf(sample, name)}`;
     return make("i", { className: verdict(sample, name)[0] + other, title });
@@ -121,9 +112,8 @@ function changes(sample) {
 function newRow(sample, place) {
   const [kind, mark] = verdict(sample, state.now);
   const cells = columns().map((name) => {
-    const value = SORTS[name](sample);
-    const text = name === "right" ? mark : name === "number" ? String(value + 1) : value;
-    const content = typeof text === "number" ? shown(text) : text;
+    const value = name === "right" ? mark : COLUMNS[name](sample);
+    const content = typeof value === "number" ? shown(value) : value;
     return make("bdi", { className: `cell ${name} is-${kind}`, title: content }, content);
   });
   const row = make("div", { className: "row", role: "option", id: `row-${sample}` });
@@ -136,19 +126,21 @@ function newRow(sample, place) {
 }
 
 function drawRows() {
-  const table = at("table");
-  at("tall").style.height = `${rows.length * ROW}px`;
-  const first = Math.max(0, Math.floor(table.scrollTop / ROW) - 4);
-  const last = Math.ceil((table.scrollTop + table.clientHeight) / ROW) + 4;
+  const view = at("view");
+  at("table").style.height = `${rows.length * ROW}px`;
+  const first = Math.max(0, Math.floor(view.scrollTop / ROW) - 4);
+  const last = Math.ceil((view.scrollTop + view.clientHeight) / ROW) + 4;
   const seen = rows.slice(first, last).map((sample, i) => newRow(sample, first + i));
-  at("tall").replaceChildren(...seen);
+  at("table").replaceChildren(...seen);
   const chosen = seen.find((row) => row.ariaSelected === "true");
-  table.setAttribute("aria-activedescendant", chosen ? chosen.id : "");
+  at("table").setAttribute("aria-activedescendant", chosen ? chosen.id : "");
 }
 
 function drawAll() {
-  for (const id of ["filter", "now", "before"]) at(id).value = state[id];
-  const right = rows.filter((sample) => rightOf(sample, state.now) > 0.5).length;
+  for (const [id, names] of Object.entries(choices())) {
+    choose(at(id), names.map((name) => [name, name]), state[id]);
+  }
+  const right = rows.filter((sample) => isRight(sample, state.now)).length;
   at("count").textContent = `${rows.length} of ${data.ids.length} samples, ${right} right now`;
   const heads = columns().map((name) => {
     const isSorted = state.sort === name;
@@ -168,30 +160,23 @@ function drawAll() {
 function drawSample() {
   const sample = data.ids.indexOf(state.sample);
   const line = (label, text) => make("p", {}, make("b", {}, `${label} `), make("bdi", {}, text));
-  const answers = caseNames().map((name) => {
+  const answers = data.cases.map(({ name }) => {
     const [kind, mark] = verdict(sample, name);
     const answer = make("td", {}, make("bdi", {}, answerOf(sample, name)));
     const seal = make("td", { className: `is-${kind} right` }, mark);
     return make("tr", {}, make("td", {}, name), seal, answer);
+  });
+  const curves = Object.entries(data.curves).map(([name, { label }]) => {
+    return newChart(label, [["A", curveOf(name, sample)]]);
   });
   at("one").replaceChildren(
     make("h2", {}, `${sample + 1}: ${data.ids[sample]}`),
     picture(sample, 2 * CELL),
     line("Question", textOf("question", sample)),
     line("Gold", textOf("gold", sample)),
-    ...Object.keys(data.curves).map((name) => curve(name, curveOf(name, sample))),
+    ...curves,
     make("table", {}, make("tbody", {}, ...answers)),
   );
-}
-
-function curve(name, values) {
-  const high = maxOf(values) || 1;
-  const x = (layer) => 2 + (296 * layer) / Math.max(1, values.length - 1);
-  const path = pathOf(Array.from(values), x, (value) => 60 - (56 * value) / high);
-  const label = `${NAMES[name] ?? name} by layer, at most ${shown(high)}`;
-  const svg = shape("svg", { viewBox: "0 0 300 62", role: "img", "aria-label": label });
-  svg.append(shape("path", { class: "line A", d: path, fill: "none" }));
-  return make("figure", {}, make("figcaption", {}, label), svg);
 }
 
 /** The sample `by` rows further down, seen in the table. */
@@ -199,41 +184,34 @@ function step(by) {
   if (!rows.length) return;
   const place = rows.findIndex((sample) => data.ids[sample] === state.sample);
   const next = Math.min(rows.length - 1, Math.max(0, place + by));
-  const table = at("table");
-  const lowest = (next + 1) * ROW - table.clientHeight;
-  table.scrollTop = Math.min(next * ROW, Math.max(lowest, table.scrollTop));
+  const lowest = (next + 2) * ROW - at("view").clientHeight; // one row is covered by the heads
+  at("view").scrollTop = Math.min(next * ROW, Math.max(lowest, at("view").scrollTop));
   change({ sample: data.ids[rows[next]] });
 }
 
 async function main() {
   data = await readData();
-  const [before, now = before] = caseNames();
+  const [{ name: before }, { name: now } = data.cases[0]] = data.cases;
   const [sample] = data.ids;
   start = { now, before, sample, text: "", filter: "all", sort: "number", down: false };
+  const stateOfHash = () => repaired({ ...start, ...textsOfHash(location.hash) });
   state = stateOfHash();
-  window.addEventListener("hashchange", () => {
-    state = stateOfHash();
-    findRows();
-    drawAll();
-  });
+  window.addEventListener("hashchange", () => change(stateOfHash()));
   at("title").textContent = [data.benchmark, data.model].filter(Boolean).join(" · ");
   at("toy").hidden = data.toy !== "True";
-  const choices = { filter: Object.keys(FILTERS), now: caseNames(), before: caseNames(), text: [] };
-  for (const [id, names] of Object.entries(choices)) {
-    at(id).append(...names.map((value) => make("option", { value }, value)));
+  at("note").textContent = data.note;
+  for (const id of [...Object.keys(choices()), "text"]) {
     at(id).addEventListener("input", () => change({ [id]: at(id).value }));
   }
   at("text").value = state.text;
-  at("table").addEventListener("scroll", drawRows);
-  const moves = { ArrowUp: -1, ArrowDown: 1, PageUp: -10, PageDown: 10 };
+  at("view").addEventListener("scroll", drawRows);
   document.addEventListener("keydown", (event) => {
-    if (!(event.key in moves) || event.target.closest("select, input")) return;
+    if (!(event.key in MOVES) || event.target.closest("select, input")) return;
     event.preventDefault();
-    step(moves[event.key]);
+    step(MOVES[event.key]);
   });
   findRows();
   drawAll();
-  document.body.dataset.ready = "yes";
 }
 
-main();
+begin(main);

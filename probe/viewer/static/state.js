@@ -12,6 +12,7 @@ const stackOf = (side) => recordOf(side).stacks[state.stack];
 const mainSide = () => (state.side === "B" ? "B" : "A");
 const mainStack = () => stackOf(mainSide());
 const currentWord = () => hovered ?? state.word;
+const isWordOf = (stack) => currentWord() >= 0 && currentWord() < stack.words.length;
 const queryOf = (stack) => Math.max(0, stack.queries.indexOf(state.query));
 
 function firstState() {
@@ -25,70 +26,54 @@ function firstState() {
   };
 }
 
-/** What can be shown by patch: [[name, label]]. */
-function quantities() {
-  const sinks = data.records.some(({ stacks }) => Object.values(stacks).some((s) => s.sinks));
-  return [
-    ["attention", "attention"],
-    ...(sinks ? [["no-sinks", "attention, sinks removed"]] : []),
-    ["lift", "lift over an even spread"],
-    ...data.attributions.map(({ label }, i) => [`effect-${i}`, label]),
-  ];
+/** What the lists offer for a stack: {name: [[value, label]]}. */
+function choicesOf(stacks, stack) {
+  return {
+    quantity: data.quantities,
+    query: stack.queries.map((name) => [name, name]),
+    stack: Object.entries(stacks).map(([name, { short }]) => [name, short]),
+    head: [["mean", "mean over heads"], ...stack.chosen.map((i) => [String(i), `head ${i + 1}`])],
+    curve: [["linear", "linear"], ["root", "square root"]],
+    range: [["map", "of this map"], ["layers", "of all layers"]],
+    statistic: stack.by_head,
+  };
 }
 
 /** Brings a state, which may come from a link, to what these records have. */
 function repaired(asked) {
-  const among = (name, values) => (values.includes(asked[name]) ? asked[name] : start[name]);
-  const within = (name, low, high, otherwise) => {
-    const value = Math.round(Number(asked[name]));
-    return value >= low && value <= high ? value : otherwise;
+  const among = (name, values, otherwise = start[name]) => {
+    return values.find((value) => String(value) === String(asked[name])) ?? otherwise;
   };
   const side = among("side", data.records.length > 1 ? SIDES : ["A"]);
   const { stacks } = recordOf(side);
-  const wanted = [asked.stack, start.stack, Object.keys(stacks)[0]];
+  const wanted = [asked.stack, start.stack, ...Object.keys(stacks)];
   const stackName = wanted.find((name) => Object.hasOwn(stacks, name));
   const stack = stacks[stackName];
-  const images = stack.patches?.images ?? [0];
-  const heads = ["mean", ...stack.chosen.map(String)];
-  const box = asked.box?.length === 4 && asked.box.every(Number.isFinite) ? asked.box : null;
+  const offered = Object.entries(choicesOf(stacks, stack)).map(([name, entries]) => {
+    const values = entries.map(([value]) => value);
+    return [name, among(name, values, name === "query" ? stack.query : values[0])];
+  });
+  const edges = (asked.box ?? []).map((edge) => Number(edge.toFixed(4)));
   return {
-    side, box, stack: stackName,
+    side, ...Object.fromEntries(offered), stack: stackName,
     layer: Math.min(Math.max(0, Math.round(asked.layer) || 0), stack.layers - 1),
-    head: heads.includes(String(asked.head)) ? String(asked.head) : "mean",
-    word: within("word", 0, stack.words.length - 1, -1),
-    query: stack.queries.includes(asked.query) ? asked.query : stack.query,
-    quantity: among("quantity", quantities().map(([name]) => name)),
-    image: images.includes(Number(asked.image)) ? Number(asked.image) : images[0],
-    curve: among("curve", ["linear", "root"]),
-    range: among("range", ["map", "layers"]),
-    light: within("light", 0, 100, start.light),
-    statistic: Object.hasOwn(stack.statistics, asked.statistic) ? asked.statistic : "mass",
-    sorted: String(asked.sorted) === "true",
+    word: among("word", countTo(stack.words.length), -1),
+    image: among("image", stack.patches?.images ?? [0], stack.patches?.images[0] ?? 0),
+    box: edges.length === 4 && edges.every(Number.isFinite) ? edges : null,
+    light: among("light", countTo(101)),
+    sorted: among("sorted", [true, false]),
     theme: among("theme", ["", "light", "dark"]),
   };
 }
 
 function stateOfHash(hash) {
-  const given = Object.fromEntries(new URLSearchParams(hash.replace(/^#/, "")));
+  const given = textsOfHash(hash);
   return repaired({ ...start, ...given, box: given.box?.split(",").map(Number) });
-}
-
-function hashOfState() {
-  const changed = Object.entries(state).filter(([name, value]) => value !== start[name]);
-  const texts = changed.map(([name, value]) => {
-    return [name, name === "box" ? value.map((edge) => edge.toFixed(4)) : value];
-  });
-  return new URLSearchParams(texts).toString();
 }
 
 function change(patch) {
   state = repaired({ ...state, ...patch });
-  const hash = hashOfState();
-  try {
-    history.replaceState(null, "", `#${hash}`);
-  } catch {
-    // a frame without an address of its own
-  }
+  const hash = linkTo(state, start);
   if (window.parent !== window) window.parent.postMessage({ probe: hash }, "*");
   drawAll();
 }

@@ -1,24 +1,27 @@
 "use strict";
-// The words of the answer: the pointer or the arrow keys show where each looked.
+// The words of the answer: the pointer or the arrow keys show where each looked. Each is underlined
+// as strongly as it looks at the picture in this layer.
 
 const NO_WORDS = "Where single words looked is not in this record (measure with maps=True).";
 let wordsKey = "";
 
 function drawWords() {
   const record = recordOf(mainSide());
-  const { words } = mainStack();
+  const stack = mainStack();
   at("question").textContent = record.question;
   const key = `${mainSide()} ${state.stack}`;
   if (key !== wordsKey) {
     const plain = [make("span", {}, record.response), make("p", { className: "quiet" }, NO_WORDS)];
-    at("words").replaceChildren(...(words.length ? words.map(newWord) : plain));
-    at("words").setAttribute("role", words.length ? "listbox" : "group");
+    at("words").replaceChildren(...(stack.words.length ? stack.words.map(newWord) : plain));
+    at("words").setAttribute("role", stack.words.length ? "listbox" : "group");
     wordsKey = key;
   }
+  const masses = stack.words.length ? rowAt(stack.word_mass, state.layer) : [];
   at("words").querySelectorAll(".word").forEach((element, i) => {
     element.classList.toggle("current", i === currentWord());
     element.setAttribute("aria-selected", String(i === state.word));
     element.tabIndex = i === Math.max(0, state.word) ? 0 : -1;
+    element.style.setProperty("--mass", masses[i] / maxOf(masses));
   });
 }
 
