@@ -51,6 +51,7 @@ SCHEMA = {
         "view layer", "fraction", "of the last layer's best patches, those among the best here"
     ),
 }
+TOP = (1, 4, 16, 64)  # patches
 BEST = 0.1  # of the patches: how many are compared between layers
 
 
@@ -58,12 +59,13 @@ BEST = 0.1  # of the patches: how many are compared between layers
 def concentration(
     subject: Subject,
     images: Sequence[ImageSource] | ImageSource,
-    top: Sequence[int] = (1, 4, 16, 64),
+    top: Sequence[int] | None = None,
 ) -> xr.Dataset:
     """The distribution of the attention that patches receive in each view of these images: dims
     (view, layer), and head, k or patch.
 
-    top_share        share of the k best patches (of the mean over heads), in [0, 1]; k from `top`
+    top_share        share of the k best patches (of the mean over heads), in [0, 1]; k from `top`,
+                     by default those of 1, 4, 16, 64 that there are patches for
     gini             0 where all patches receive the same, towards 1 where one receives all (mean
                      over heads first)
     entropy          of the same distribution, in nats; log(patch_count) where it is even
@@ -87,6 +89,8 @@ def concentration(
     first = cls_tokens(subject.model)
     received = weights[..., first:] / weights[..., first:].sum(-1, keepdims=True)
     patches = received.shape[-1]
+    if top is None:
+        top = [k for k in TOP if k <= patches]
     if wrong := [k for k in top if not 1 <= k <= patches]:
         raise ProbeError(
             "concentration",

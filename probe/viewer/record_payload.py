@@ -116,7 +116,7 @@ def _opening(file: str) -> str:
     return f"probe.open_record({file!r})"
 
 
-def _notes(attrs: Mapping[str, Any]) -> list[str]:
+def _notes(attrs: Mapping[Any, Any]) -> list[str]:
     """What a caption says of a record: what was changed in the model, how the image was fitted."""
     changes = [str(attrs[name]) for name in ("reducer", "intervention") if attrs.get(name)]
     fitted = f"image fitted by {attrs.get('aspect') or 'its processor'}"

@@ -7,11 +7,15 @@ const LINE = 18; // pixels of a line of text, and between panels
 function captionText() {
   const stack = mainStack();
   const word = stack.words[currentWord()];
-  const parts = [
-    data.records.map(({ label }) => label).join(" and "),
+  const owed = word ? `the word “${word.text}”` : "the whole answer";
+  const looked = [
     `${stack.label} ${state.layer + 1}`,
     state.head === "mean" ? "mean over heads" : `head ${Number(state.head) + 1}`,
     word ? `the row that predicts “${word.text}”` : `mean over ${state.query} tokens`,
+  ];
+  const parts = [
+    data.records.map(({ label }) => label).join(" and "),
+    ...(shownEffect() >= 0 ? [owed] : looked),
     Object.fromEntries(data.quantities)[state.quantity],
     stack.patches?.images.length > 1 ? stack.patches.names[state.image] : "",
     ...recordOf(mainSide()).notes,
