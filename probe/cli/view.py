@@ -56,6 +56,7 @@ def view(
         if not files:
             folder.dataset("record", records["record.zarr.zip"])
             chosen = chosen or "all"
+        others = [str(file) for file in files or () if str(file) not in records]
         with stage("writing the page"):
             viewer = page_of(
                 *records.values(),
@@ -63,7 +64,7 @@ def view(
                 heads=chosen,
                 top_k=top_k,
                 attributions=attributions,
-                files=list(records),
+                files=[*records, *others],
             )
             viewer.save(folder.file("view.html"))
     show_page(folder, "view.html", opens)

@@ -1,10 +1,11 @@
 """The page of a run, for `probe view RUN`: the table of its samples, a folder to publish.
 
 Small pictures, the right answers and the scores of a run that has none come from the benchmark's
-official files (`--data`); the drawn benchmark needs no files.
+official files: in the folder where the run read them, or in `--data`. The drawn benchmark needs
+none.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from probe.errors import ProbeError
 if TYPE_CHECKING:
     from probe.data.sample import Sample
     from probe.evaluation.task import BenchmarkTask
+    from probe.records.run_directory import RunDirectory
 
 
 def view_run(files: Sequence[Path], data: Path | None, out: Path, opens: bool) -> None:
@@ -34,7 +36,7 @@ def view_run(files: Sequence[Path], data: Path | None, out: Path, opens: bool) -
     with results("view", out) as folder:
         with stage("reading"):
             found = run.load()
-            task = _task_of(run.fingerprint()["data"], data)
+            task, note = _task_of(run, data)
         ids = [str(name) for name in found.coords["sample"].values]
         known = {} if task is None else {sample.id: sample for sample in task.benchmark.samples}
         samples = [known[name] for name in ids if name in known]
@@ -48,6 +50,7 @@ def view_run(files: Sequence[Path], data: Path | None, out: Path, opens: bool) -
             correct=_scores(found, samples, task),
             places={s.id: number[_image_name(s)] for s in samples if s.images},
             sheets=sheets,
+            note=note,
         )
         title = f"{header['benchmark']} {header['model']} · probe"
         text = page("run.html", title, header, packed)
@@ -64,15 +67,29 @@ def show_page(folder: ResultFolder, name: str, opens: bool) -> None:
         say("look at it", f"open {folder.out / name} in a browser")
 
 
-def _task_of(facts: Mapping[str, Any], data: Path | None) -> "BenchmarkTask | None":
-    """The questions of the run; None, with a note, where their files are not given."""
+def _task_of(run: "RunDirectory", data: Path | None) -> "tuple[BenchmarkTask | None, str]":
+    """The questions of the run; None where their files are not found, with a note that says so.
+
+    Raises ProbeError for a folder that was given and can't be read.
+    """
     from probe.evaluation.task import WITHOUT_DATA, BenchmarkTask
 
+    facts = run.fingerprint()["data"]
     name, split = str(facts["benchmark"]), facts.get("split")
-    if data is None and name != WITHOUT_DATA:
-        say("note", f"without pictures: give the files of {name} with --data FOLDER")
-        return None
-    return BenchmarkTask.read(name, data, split=split if data else None)
+    if name == WITHOUT_DATA and data is None:
+        return BenchmarkTask.read(name), ""
+    if data is not None:
+        return BenchmarkTask.read(name, data, split=split), ""
+    noted = run.data_folder()
+    try:
+        if noted:
+            return BenchmarkTask.read(name, noted, split=split), ""
+        reason = "it is not known where the run read them"
+    except ProbeError as error:
+        reason = str(error)
+    note = f"without pictures: give the files of {name} with --data FOLDER ({reason})"
+    say("note", note)
+    return None, f"{note[0].upper()}{note[1:]}."
 
 
 def _image_name(sample: "Sample") -> str:

@@ -62,6 +62,7 @@ class SampleRun(ABC):
         run = folder
         if not isinstance(run, RunDirectory):
             run = RunDirectory.open(run, self.fingerprint(), worker)
+        run.note(data=self.task.folder)
         asked = self.samples if samples is None else samples
         run_samples(run, asked, self, batch=self.batch, progress=progress, shard=shard)
         return run

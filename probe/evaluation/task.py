@@ -6,6 +6,7 @@ task.donor(task.samples[0])                 # the images that replace its own
 task.score("Yes.", task.samples[0])
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,11 +29,14 @@ TRIES = 20  # images that are tried, one after the other, before there is no don
 
 @dataclass(frozen=True)
 class BenchmarkTask:
-    """`benchmark` is the whole split; `limit` of its questions are asked (None: all)."""
+    """`benchmark` is the whole split; `limit` of its questions are asked (None: all). `folder` is
+    where its files were read, "" for a drawn one.
+    """
 
     module: BenchmarkModule
     benchmark: Benchmark
     limit: int | None = None
+    folder: str = ""
 
     @classmethod
     def read(
@@ -67,7 +71,7 @@ class BenchmarkTask:
         if not benchmark.samples:
             got = f"{len(benchmark.problems)} bad ones; the first: {benchmark.problems[0]}"
             raise ProbeError(name, expected="at least one row that can be used", got=got)
-        return cls(module, benchmark, limit)
+        return cls(module, benchmark, limit, os.path.abspath(data))
 
     @cached_property
     def samples(self) -> tuple[Sample, ...]:

@@ -8,7 +8,7 @@
                              # samples that could not be computed, with the reason
       claims/<group>.<n>     # who works on which samples now: `run_claims.py`
       index/<worker>.jsonl   # which samples are in which part: only a cache, `run_index.py`
-      asked.json             # how many samples the last command was about
+      asked.json             # how many samples the last command was about, and where it read them
       final.zarr/            # all as one dataset, in order; from `compact`; may be deleted
 
 A sample is done when a part contains it; no separate list could disagree with the parts. So a run
@@ -50,7 +50,7 @@ from probe.records.run_settings import (
     token_of,
 )
 
-ASKED = "asked.json"  # how many samples there are to do, for those who look on
+ASKED = "asked.json"  # what the last command was about, for those who look on
 STALE_SECONDS = 3600.0  # an unfinished part this old has lost its writer
 
 
@@ -210,16 +210,26 @@ class RunDirectory:
 
     def asked(self) -> int:
         """How many samples the last command was about; 0 where that is not known."""
-        try:
-            return int(json.loads((self.folder / ASKED).read_text(encoding="utf-8"))["samples"])
-        except (OSError, ValueError, TypeError, KeyError):
-            return 0
+        samples = self._noted().get("samples")
+        return samples if isinstance(samples, int) else 0
 
-    def note_asked(self, samples: int) -> None:
-        """Notes for `asked` how many samples a command is about."""
-        if samples != self.asked():
+    def data_folder(self) -> str:
+        """Where the last command read a benchmark's files; "" where that is not known."""
+        return str(self._noted().get("data", ""))
+
+    def note(self, **facts: Any) -> None:
+        """Notes for `asked` and `data_folder` what a command is about: `samples`, `data`."""
+        noted = self._noted()
+        if noted | facts != noted:
             with contextlib.suppress(OSError):  # only for those who look on
-                (self.folder / ASKED).write_text(json.dumps({"samples": samples}), encoding="utf-8")
+                (self.folder / ASKED).write_text(json.dumps(noted | facts), encoding="utf-8")
+
+    def _noted(self) -> dict[str, Any]:
+        try:
+            noted = json.loads((self.folder / ASKED).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return noted if isinstance(noted, dict) else {}
 
     def _found(self) -> list[Part]:
         """The whole parts. Raises ProbeError where there is none."""

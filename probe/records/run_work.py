@@ -95,7 +95,7 @@ def run_samples(
     work = _Work(run, packs_of_shard(packs(samples, batch), shard), attempts, progress)
     if not work.open:
         return
-    run.note_asked(len(samples))
+    run.note(samples=len(samples))
     failures = 0
     with (
         ending_on_sigterm(),

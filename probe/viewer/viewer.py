@@ -105,7 +105,7 @@ def view(
         top_k: of the maps of single heads, only that many of the largest patches.
         attributions: of `probe.attribute`, or {label: dataset}, of this record's sample.
         labels: of the records; by default what differs between them.
-        files: where the records lie, for the Python that the page shows.
+        files: where the records lie, then the attributions, for the Python that the page gives.
 
     Raises ProbeError for what is not a record, a sample or heads that it does not have, and a page
     above 20 MB.

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from official_files import gqa
 from planted_records import planted_record
 from planted_sweeps import planted_sweep
 
@@ -49,7 +50,8 @@ def test_two_records_and_an_attribution_become_one_page(run, records, attributio
     assert code == 0, error
     assert "view.html" in said
     page = (out / "view.html").read_text()
-    assert '"label": "effect"' in page and '"sample": "s1"' in page
+    assert '"label": "effect"' in page and ".sel(sample=['s1'])" in page
+    assert f"probe.open_record({attribution!r})" in page
 
 
 def test_mistakes_are_told_in_one_line(run, records, attribution, tmp_path):
@@ -67,14 +69,37 @@ def test_mistakes_are_told_in_one_line(run, records, attribution, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_becomes_a_folder_with_a_table(run, tmp_path):
+def planted_run(folder):
+    """A run over three questions of GQA."""
     plan = {"verb": "reduce"}
-    asked = {"benchmark": "gqa", "split": "testdev"}
+    asked = {"benchmark": "gqa", "split": "testdev_balanced"}
     same = RunFingerprint("tiny-llava", "1", "float32", "sdpa", "vicuna", plan, asked)
-    RunDirectory.open(tmp_path / "run", same).write(planted_sweep(images=3))
+    sweep = planted_sweep(images=3).isel(sample=slice(3))
+    run = RunDirectory.open(folder, same)
+    run.write(sweep.assign_coords(sample=["q0", "q1", "q2"]))
+    return run
+
+
+def test_a_run_becomes_a_folder_with_a_table(run, tmp_path):
+    planted_run(tmp_path / "run")
     code, said, error = run("view", str(tmp_path / "run"), "--out", str(tmp_path / "page"))
     assert code == 0, error
     assert "without pictures" in said
-    assert '"no vision"' in (tmp_path / "page" / "index.html").read_text()
+    text = (tmp_path / "page" / "index.html").read_text()
+    assert '"no vision"' in text and '"note": "Without pictures' in text
     code, _, error = run("view", str(tmp_path / "run"), "other", "--out", str(tmp_path / "two"))
     assert code == 2 and "the folder of one run" in error
+
+
+def test_a_run_finds_its_pictures_where_it_read_them(run, tmp_path):
+    gqa(tmp_path / "gqa")
+    planted_run(tmp_path / "run").note(data=str(tmp_path / "gqa"))
+    words = ("view", str(tmp_path / "run"), "--out", str(tmp_path / "page"))
+    code, said, error = run(*words)
+    assert code == 0, error
+    assert "without pictures" not in said
+    assert (tmp_path / "page/pictures-000.jpg").is_file()
+    (tmp_path / "gqa").rename(tmp_path / "moved")
+    code, said, error = run(*words)
+    assert code == 0 and "without pictures" in said and "gqa" in said, (said, error)
+    assert not (tmp_path / "page/pictures-000.jpg").exists()

@@ -39,7 +39,7 @@ def test_a_run_in_the_middle(tmp_path):
     for number, name in enumerate(names):  # a part every ten seconds, until now
         moment = time.time() - 10 * (len(names) - 1 - number)
         os.utime(folder / "parts" / name, (moment, moment))
-    RunDirectory.open(folder, SAME).note_asked(8)
+    RunDirectory.open(folder, SAME).note(samples=8)
     with Claims(folder, "1") as claims:
         assert claims.take("abc", ["q5", "q7"])
         found = run_status(folder)
