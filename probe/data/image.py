@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from probe.data.clip import Clip
 from probe.errors import ProbeError, at_least, shown
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -97,7 +98,7 @@ def _frames(source: Any) -> tuple[Image.Image, ...]:
     return frames
 
 
-ImageSource = str | Path | Image.Image | Video
+ImageSource = str | Path | Image.Image | Video | Clip
 
 
 def as_images(image: ImageSource | Sequence[ImageSource] | None) -> tuple[ImageSource, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
+from probe.data.clip import Clip
 from probe.data.image import ImageSource, Video, open_image
 from probe.data.sample import Sample
 
@@ -58,8 +59,9 @@ def image_name(sample: Sample) -> str:
 def _identity(image: ImageSource, read: dict[int, str]) -> str:
     if isinstance(image, str | Path):
         return str(image)
-    if isinstance(image, Video):
-        return "+".join([str(image), *(_identity(frame, read) for frame in image.frames)])
+    if isinstance(image, Video | Clip):
+        named = str(image) if isinstance(image, Video) else f"frames at {image.times.tolist()} s"
+        return "+".join([named, *(_identity(frame, read) for frame in image.frames)])
     if not isinstance(image, Image.Image):
         raise TypeError(f"a {type(image).__name__} is no image")
     if id(image) not in read:

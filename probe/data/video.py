@@ -11,43 +11,19 @@ Source of the index rule: the authors' `llavamini/eval/video`.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from PIL import Image
 
+from probe.data.clip import Clip
 from probe.data.image import Video, open_image
 from probe.errors import ProbeError
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
-
-
-@dataclass(frozen=True)
-class Clip:
-    """The frames that are taken of a video; `indices` counts among all its frames, of which there
-    are `total`, `rate` a second.
-    """
-
-    frames: tuple[Image.Image, ...]
-    times: Float[np.ndarray, " frame"]  # seconds from the video's beginning
-    indices: tuple[int, ...]
-    rate: float
-    total: int
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What transformers' video processors want to know of frames."""
-        return {
-            "total_num_frames": self.total,
-            "fps": self.rate,
-            "duration": self.total / self.rate,
-            "frames_indices": list(self.indices),
-        }
 
 
 def open_video(video: Video, exif: str = "upright") -> Clip:

@@ -23,6 +23,7 @@ from probe.records.provenance import RunFingerprint
 from probe.records.run_directory import RunDirectory
 from probe.records.run_work import run_samples
 from probe.subject.subject import Subject
+from probe.subject.token_grid import depends_on_size
 
 Progress = Callable[[int], None]
 OF_SAMPLES = ("image", "kind", "unit", "rotations")  # of `meta`: what tables are grouped by
@@ -88,7 +89,7 @@ def load_run(run: RunDirectory, task: BenchmarkTask) -> Any:
 
 def donor_of(task: BenchmarkTask, subject: Subject, sample: Sample) -> Any:
     """The images that replace the sample's own for this subject; None if there are none."""
-    same_size = subject.aspect == "anyres"  # whose vision tokens depend on the size
+    same_size = depends_on_size(subject)
     return task.donor(sample, same_size, subject.exif)
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from probe.data.image import open_image
+from probe.data.clip import Clip
+from probe.data.donors import replacement
 from probe.data.rows import Benchmark
 from probe.data.sample import Sample
 from probe.errors import ProbeError, at_least
@@ -91,12 +92,9 @@ class BenchmarkTask:
 
     def donor(
         self, sample: Sample, same_size: bool = False, exif: str = "upright"
-    ) -> tuple[Image.Image, ...] | None:
-        """Another sample's images, equally many: the next one's in the split that can be opened.
-        None if there is none.
-
-        same_size: resized to the sample's own, for models whose vision tokens depend on the size.
-        exif: as in `open_image`.
+    ) -> tuple[Image.Image | Clip, ...] | None:
+        """Another sample's images (or videos), equally many: the next one's in the split that can
+        be opened. None if there is none. See `replacement` for `same_size` and `exif`.
         """
         names = list(self._images)
         start = names.index(sample.meta["image"])
@@ -105,14 +103,13 @@ class BenchmarkTask:
             candidate = self._images[name].images
             if len(candidate) != len(sample.images):
                 continue
+            pairs = zip(sample.images, candidate, strict=True)
             try:
-                images = [open_image(image, exif) for image in candidate]
-                if same_size:
-                    sizes = [open_image(image, exif).size for image in sample.images]
-                    images = list(map(Image.Image.resize, images, sizes))
+                return tuple(
+                    replacement(own, other, same_size=same_size, exif=exif) for own, other in pairs
+                )
             except ProbeError:
                 continue
-            return tuple(images)
         return None
 
     @property

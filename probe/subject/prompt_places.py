@@ -14,8 +14,8 @@ from jaxtyping import Int
 from PIL import Image
 from transformers import PreTrainedModel
 
+from probe.data.clip import Clip
 from probe.data.patch_grid import PatchGrid
-from probe.data.video import Clip
 from probe.errors import ProbeError
 from probe.hooks.image_placeholders import KeptTokens, kept_patches, resize_placeholders
 from probe.hooks.model_state import active_reducers, active_text_guided_reducers

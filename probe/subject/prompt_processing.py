@@ -13,9 +13,9 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from probe.data.chat_template import render
+from probe.data.clip import Clip
 from probe.data.image_views import aspect_of, padded_to_square, pixels_on_the_way
 from probe.data.token_roles import adds_special_tokens
-from probe.data.video import Clip
 from probe.errors import ProbeError
 from probe.subject.processed_images import ProcessedImages
 from probe.subject.visuals import Visual

@@ -81,6 +81,13 @@ def has_square_views(model: PreTrainedModel, processor: Any) -> bool:
     return known and all(isinstance(edge, int) for edge in edges)
 
 
+def depends_on_size(subject: Any) -> bool:
+    """Whether the number of a Subject's vision tokens may depend on the size of an image: where
+    the settings don't say that every view is one square.
+    """
+    return subject.aspect == "anyres" or not has_square_views(subject.model, subject.processor)
+
+
 def patches_per_side(model: PreTrainedModel) -> int:
     """Patches along one side of a view."""
     vision = model.config.vision_config

@@ -21,9 +21,9 @@ from jaxtyping import Float, Int
 from PIL import Image
 from transformers import PreTrainedModel
 
+from probe.data.clip import Clip
 from probe.data.image_views import Size
 from probe.data.patch_grid import PatchGrid
-from probe.data.video import Clip
 from probe.hooks.model_structure import cls_tokens
 from probe.subject.measured_views import (
     SHOWN,

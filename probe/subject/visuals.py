@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from probe.data.image import ImageSource, Video, open_image
-from probe.data.video import Clip, open_video
+from probe.data.clip import Clip
+from probe.data.donors import is_video, opened_clip
+from probe.data.image import ImageSource, open_image
 from probe.errors import ProbeError
 
 
@@ -28,7 +29,7 @@ def opened(sources: Sequence[ImageSource], exif: str, takes_videos: bool) -> lis
     """
     visuals = []
     for source in sources:
-        if not isinstance(source, Video):
+        if not is_video(source):
             visuals.append(Visual((open_image(source, exif),)))
             continue
         if not takes_videos:
@@ -38,7 +39,7 @@ def opened(sources: Sequence[ImageSource], exif: str, takes_videos: bool) -> lis
                 got="a video",
                 fix="pass some of its frames as images",
             )
-        clip = open_video(source, exif)
+        clip = opened_clip(source, exif)
         visuals.append(Visual(clip.frames, clip))
     return visuals
 

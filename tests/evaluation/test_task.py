@@ -5,8 +5,15 @@ import json
 import pytest
 from PIL import Image
 
+import probe
+from probe.cli.drop import cases_of_modes
+from probe.data.donors import replacement
 from probe.errors import ProbeError
+from probe.evaluation.drop_effects import effects
+from probe.evaluation.drop_run import DropRun
 from probe.evaluation.task import BenchmarkTask
+from probe.hooks.model_structure import stacks
+from tests.families.video_models import VIDEO_FAMILIES
 
 
 def gqa(folder, rows: dict, images=("one", "two", "three")):
@@ -67,6 +74,53 @@ def test_a_image_that_cannot_be_opened_is_no_donor(tmp_path):
     (tmp_path / "images" / "two.jpg").write_text("no image")
     assert task.donor(task.samples[0]) is None
     assert task.donor(task.samples[1]) is not None
+
+
+@pytest.fixture
+def mvbench(tmp_path):
+    """Two questions about folders of three and five frames, of other sizes."""
+    rows = []
+    for name, count in (("long", 5), ("short", 3)):
+        rows.append({"video": name, "question": "Which?", "candidates": ["a", "b"], "answer": "b"})
+        folder = tmp_path / "video/tvqa/frames_fps3_hq" / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            frame = Image.new("RGB", (20 + count, 20), (40 * number, 0, 0))
+            frame.save(folder / f"{number + 1:05d}.png")
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json/episodic_reasoning.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def test_the_donor_of_a_video_has_its_frames_times_and_on_request_its_size(mvbench):
+    task = BenchmarkTask.read("mvbench", mvbench)
+    short = task.samples[1]
+    (donor,) = task.donor(short)
+    assert [round(frame.getpixel((0, 0))[0] / 40) for frame in donor.frames] == [0, 2, 3]
+    assert donor.times.tolist() == [0, 1, 2] and donor.frames[0].size == (25, 20)
+    (donor,) = task.donor(short, same_size=True)
+    assert {frame.size for frame in donor.frames} == {(23, 20)}
+    (donor,) = task.donor(task.samples[0])
+    assert len(donor.frames) == 5  # a shorter one repeats frames
+    with pytest.raises(ProbeError, match="a video in its place, got an image"):
+        replacement(short.image, Image.new("RGB", (4, 4)))
+
+
+def test_text_reads_another_video_and_frames_are_dropped_over_a_benchmark(mvbench, tmp_path):
+    task = BenchmarkTask.read("mvbench", mvbench)
+    model, processor = VIDEO_FAMILIES["internvl"]()
+    subject = probe.load(model, processor=processor)
+    layers = len(stacks(subject.model)["llm"].layers)
+    modes = cases_of_modes(subject, task, layers, "all", depth=False, parts=2)
+    asked = {name: modes[name] for name in ("remove", "swap")}
+    dropping = DropRun(subject, task, asked, max_new_tokens=1, attention=False)
+    run = dropping.run(tmp_path / "run")
+    found = dropping.results(run)
+    swapped = found["swap"].to_dataset()
+    assert swapped["donor_answer_given"].notnull().all() and "part" not in swapped
+    changed = found["remove"].to_dataset()["kl"].sel(case=["part 1 of 2", "part 2 of 2"])
+    assert (changed > 0).all()
+    assert "part 1 of 2" in set(effects(found)["case"])
 
 
 def test_bad_rows_are_listed_and_the_rest_is_asked(tmp_path):

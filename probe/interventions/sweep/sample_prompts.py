@@ -4,17 +4,20 @@ answer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from probe.data.image import ImageSource
+from probe.data.donors import is_video, replacement
+from probe.data.image import ImageSource, as_images
 from probe.data.sample import Sample
 from probe.interventions.sweep.layer_sets import ANOTHER_IMAGE
 from probe.interventions.sweep.result_table import golden
 from probe.subject.inputs import Inputs, with_response
 from probe.subject.subject import Subject
+from probe.subject.token_grid import depends_on_size
 
 Images = ImageSource | Sequence[ImageSource]
 
@@ -31,7 +34,9 @@ class SamplePrompts:
     @classmethod
     def of(cls, subject: Subject, sample: Sample, donor: Images | None) -> "SamplePrompts":
         inputs = _encode(subject, sample.image, sample)
-        other = None if donor is None else _encode(subject, donor, sample)
+        other = None
+        if donor is not None:
+            other = _encode(subject, _with_as_many_frames(donor, sample, subject), sample)
         return cls(inputs, other, _gold(subject, sample, inputs["input_ids"][0]))
 
     @property
@@ -55,6 +60,18 @@ class SamplePrompts:
     def with_gold(self, inputs: Inputs) -> Inputs:
         """The prompt, with the gold answer except its last token appended."""
         return with_response(inputs, self.gold[:-1]) if len(self.gold) > 1 else inputs
+
+
+def _with_as_many_frames(donor: Images, sample: Sample, subject: Subject) -> tuple[Any, ...]:
+    """The donor, whose videos get as many frames as the sample's own, at the same times."""
+    given: tuple[Any, ...] = as_images(donor)
+    if len(given) != len(sample.images):
+        return given
+    options: dict[str, Any] = {"same_size": depends_on_size(subject), "exif": subject.exif}
+    return tuple(
+        replacement(own, other, **options) if is_video(own) and is_video(other) else other
+        for own, other in zip(sample.images, given, strict=True)
+    )
 
 
 def _encode(

@@ -1,0 +1,37 @@
+"""A video whose frames are opened: pictures, and the time of each.
+
+    clip = Clip(frames, times=np.array([0.5, 1.5]), indices=(15, 45), rate=30.0, total=60)
+    subject.encode(clip, "what happens ?")
+
+`open_video` makes it of a `Video`; where a `Video` is taken, so is a clip.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The frames that are taken of a video; `indices` counts among all its frames, of which there
+    are `total`, `rate` a second.
+    """
+
+    frames: tuple[Image.Image, ...]
+    times: Float[np.ndarray, " frame"]  # seconds from the video's beginning
+    indices: tuple[int, ...]
+    rate: float
+    total: int
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What transformers' video processors want to know of frames."""
+        return {
+            "total_num_frames": self.total,
+            "fps": self.rate,
+            "duration": self.total / self.rate,
+            "frames_indices": list(self.indices),
+        }
