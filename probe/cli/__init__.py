@@ -68,7 +68,7 @@ TERMINATED = 143
 
 
 class Terminated(BaseException):
-    """SIGTERM: ends the work as Ctrl-C does, so that nothing unfinished stays behind."""
+    """SIGTERM: ends the work as Ctrl-C does, so that nothing unfinished is left."""
 
 
 def _app() -> typer.Typer:

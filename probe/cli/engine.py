@@ -116,7 +116,7 @@ def measured(
 ) -> "RunDirectory":
     """The run over a benchmark, finished; says first how much there is to do (`to`: by whom), and
     what it will cost. For a worker that is not the one to go on with the results, and for a shard
-    while others are at work, the command ends here (typer.Exit).
+    while others still run, the command ends here (typer.Exit).
 
     In a folder that can't be written it is as it was finished. Raises ProbeError where that leaves
     samples that were never tried.

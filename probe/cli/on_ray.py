@@ -49,10 +49,10 @@ def run_on_ray(arguments: Sequence[str], address: str, count: int, gpus: int) ->
         raise ProbeError("--ray", expected="actors that stay alive", got=got, fix=fix) from None
     finally:
         ray.shutdown()
-    for _, said, mistake in results:
+    for _, printed, mistake in results:
         if mistake:
             raise ProbeError("--ray", got=mistake)
-        typer.echo(said, nl=False)
+        typer.echo(printed, nl=False)
     return max(code for code, _, _ in results)
 
 
@@ -85,9 +85,9 @@ class RayWorker:
 
         # Ray shows each actor its own GPUs only, so that its first one is its own
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": "0"}
-        said = io.StringIO()
+        printed = io.StringIO()
         complaints = io.StringIO()
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complaints):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaints):
             try:
                 main(list(arguments))
                 code = 0
@@ -95,4 +95,4 @@ class RayWorker:
                 code = int(end.code or 0)
         lines = [line for line in complaints.getvalue().splitlines() if line.startswith("probe:")]
         mistake = lines[-1].removeprefix("probe: ") if code == 2 and lines else ""
-        return code, said.getvalue(), mistake
+        return code, printed.getvalue(), mistake

@@ -103,11 +103,12 @@ class ResultFolder:
         if self.refusal is not None:
             say("shown from", f"{self.out}/, which can't be written: nothing in it was changed")
             return
-        files = [name for name in self.written if not name.endswith((".png", ".svg"))]
+        shown = [name for name in self.written if not name.endswith((".png", ".svg"))]
         drawn = [Path(name).stem for name in self.written if name.endswith(".png")]
-        figures = "1 figure" if len(drawn) == 1 else f"{len(drawn)} figures"
-        drawn = [f"{figures} (png, svg): {', '.join(drawn)}"] if drawn else []
-        say("written to", f"{self.out}/: {', '.join([*more, *files, *drawn])}")
+        if drawn:
+            figures = "1 figure" if len(drawn) == 1 else f"{len(drawn)} figures"
+            shown.append(f"{figures} (png, svg): {', '.join(drawn)}")
+        say("written to", f"{self.out}/: {', '.join([*more, *shown])}")
 
     def finish(self) -> None:
         """Moves the files to `out`. Files that this verb wrote before and does not write now go, if
@@ -147,8 +148,8 @@ def results(verb: str, out: Path, *, shows_finished: bool = False) -> Iterator[R
     written, or that holds another verb's results, is an error at once (ProbeError); where the work
     fails, no file has been moved and no empty folder stays.
 
-    `shows_finished`: a folder that can't be written is no error if it holds results of this verb;
-    see `ResultFolder.refusal`.
+    `shows_finished`: a folder that can't be written is not an error if it holds results of this
+    verb; see `ResultFolder.refusal`.
     """
     made, refusal = _make(out)
     if refusal is not None and not (shows_finished and _manifest(out).get("verb") == verb):

@@ -1,7 +1,7 @@
 """Which of several workers this process is, by what its launcher put into the environment.
 
     worker = this_worker()             # torchrun, accelerate launch, srun, --workers, --ray
-    worker.rank, worker.count          # 3 of 8; 0 of 1 where nobody launched anything
+    worker.rank, worker.count          # 3 of 8; 0 of 1 without a launcher
     device_of(worker, device=None)     # "cuda:3"
 
 Workers share nothing but the run directory: there is no process group, and nothing to wait for.
@@ -77,7 +77,7 @@ def is_launched() -> bool:
 
 
 def end_with_launcher() -> None:
-    """Ends this process in an orderly way when torch's launcher is no more. Where the process that
+    """Ends this process in an orderly way when torch's launcher has ended. Where the process that
     started that one was killed, torch's launcher is ended, and with it all workers.
     """
     from probe.records.run_process import is_gone, this_process

@@ -22,7 +22,7 @@ LISTED = 8  # files that an error message lists
 
 
 class DataFolder:
-    """A folder that the user named. `called` is the verb for error messages."""
+    """A folder that the user gave. `called` is the verb for error messages."""
 
     def __init__(self, called: str, folder: str | Path):
         self.called = called

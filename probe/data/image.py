@@ -28,8 +28,8 @@ class Video:
 
     fps: of a file, how many frames are taken of each second, 1 by default and at most all; of given
     frames and of a folder, how many there are a second, 1 by default, and all are taken. start,
-    end: the seconds from and up to which frames are taken. max_frames: of a file, at most so many,
-    evenly chosen. Raises ProbeError for other values. `open_video` reads it.
+    end: the seconds from and up to which frames are taken. max_frames: of a file, at most this
+    number, evenly chosen. Raises ProbeError for other values. `open_video` reads it.
 
     >>> str(Video("clip.mp4", fps=2, end=30))
     'clip.mp4, 2 fps, up to 30 s'
@@ -69,10 +69,14 @@ class Video:
 
     def __str__(self) -> str:
         parts = ["frames" if self.path is None else str(self.path)]
-        parts += [f"{self.fps:g} fps"] if self.fps is not None else []
-        parts += [f"from {self.start:g} s"] if self.start is not None else []
-        parts += [f"up to {self.end:g} s"] if self.end is not None else []
-        parts += [f"at most {self.max_frames}"] if self.max_frames is not None else []
+        if self.fps is not None:
+            parts.append(f"{self.fps:g} fps")
+        if self.start is not None:
+            parts.append(f"from {self.start:g} s")
+        if self.end is not None:
+            parts.append(f"up to {self.end:g} s")
+        if self.max_frames is not None:
+            parts.append(f"at most {self.max_frames}")
         return ", ".join(parts)
 
 

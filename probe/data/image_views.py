@@ -66,10 +66,12 @@ def sub_image_views(
     width = size[0] // ratio
     height = size[1] // ratio
     corners = [(col * width, row * height) for row in range(ratio) for col in range(ratio)]
-    tiles = np.array([[x, y, x + width, y + height] for x, y in corners]) / [*size, *size]
+    pixels = np.array([[x, y, x + width, y + height] for x, y in corners])
+    tiles = pixels / [*size, *size]
     image_processor = processor.image_processor
     view_of_tile = views(image_processor, (width, height), aspect)[0]
-    shown = [within(tiles, view_of_tile), views(image_processor, size, aspect)]
+    whole = views(image_processor, size, aspect)
+    shown = [within(tiles, view_of_tile), whole]
     limits = [tiles, np.array([[-np.inf, -np.inf, np.inf, np.inf]])]
     return np.concatenate(shown), np.concatenate(limits)
 
@@ -168,3 +170,12 @@ def within(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     extent = outer[..., 2:] - outer[..., :2]
     edges = [corner + inner[..., :2] * extent, corner + inner[..., 2:] * extent]
     return np.concatenate(edges, axis=-1)
+
+
+def bounding_box(boxes: Float[np.ndarray, "box edge=4"]) -> Float[np.ndarray, "edge=4"]:
+    """The smallest rectangle around these: left, top, right, bottom.
+
+    >>> bounding_box(np.array([[0.0, 0.5, 0.5, 1.0], [0.5, 0.0, 1.0, 0.5]])).tolist()
+    [0.0, 0.0, 1.0, 1.0]
+    """
+    return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])

@@ -54,10 +54,11 @@ class PatchGrid:
 
     def at(self, index: Int[np.ndarray, "chosen"]) -> "PatchGrid":
         """The patches at `index`; -1 stands for a token that is not a patch."""
-        tile, row, col = (
-            np.where(index < 0, -1, axis[index]) for axis in (self.tile, self.row, self.col)
-        )
-        box = np.where(index[:, None] < 0, np.nan, self.box[index])
+        is_patch = index >= 0
+        tile = np.where(is_patch, self.tile[index], -1)
+        row = np.where(is_patch, self.row[index], -1)
+        col = np.where(is_patch, self.col[index], -1)
+        box = np.where(is_patch[:, None], self.box[index], np.nan)
         of_frames = (self.frame[index], self.last_frame[index], self.time[index])
         return PatchGrid(self.image[index], tile, row, col, box, *of_frames)
 
@@ -70,7 +71,7 @@ class PatchGrid:
         return np.asarray(inside.any(axis=1))
 
     def shifted(self, images: int) -> "PatchGrid":
-        """The same places in images that stand behind so many others."""
+        """The same places in images that come after `images` others."""
         return replace(self, image=self.image + images)
 
     def in_frames(

@@ -199,6 +199,8 @@ def aligned(roles: Roles, ids: Int[np.ndarray, "expanded_token"], tokenizer: Any
     if not (role == LAST).any():  # the prompt's last token has changed: the one before the answer
         answer = np.flatnonzero((role == RESPONSE) & (turn == turn.max()))
         role[answer[0] - 1 if len(answer) else len(ids) - 1] = LAST
-    elif not (role == RESPONSE).any():  # what a processor adds behind the prompt is read before
-        role[role == LAST], role[-1] = INSTRUCTION, LAST  # the answer
+    elif not (role == RESPONSE).any():
+        # What a processor adds after the prompt is read before the answer.
+        role[role == LAST] = INSTRUCTION
+        role[-1] = LAST
     return Roles(ids, role, turn)

@@ -176,8 +176,8 @@ def label(
     role = np.where(vision & (role != LAST), VISION, role)
     if voco is not None:
         role = np.where(voco & (role != LAST), VOCO, role)
-    named = TokenTypes(ROLES, role[None], vision[None], role[None], turn[None])
-    return named.as_types(types, turns)
+    by_role = TokenTypes(ROLES, role[None], vision[None], role[None], turn[None])
+    return by_role.as_types(types, turns)
 
 
 def stack(rows: Sequence[TokenTypes], side: Literal["left", "right"] = "left") -> TokenTypes:

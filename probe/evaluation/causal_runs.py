@@ -81,14 +81,16 @@ class HeadRun(SampleRun):
         return fingerprint(self.subject, self.task, plan, {})
 
     def __call__(self, samples: list[Sample]) -> xr.Dataset:
-        tables: dict[str, xr.Dataset] = {}
-        asked = samples if self.control else []
-        donors = {sample.id: donor_of(self.task, self.subject, sample) for sample in asked}
+        by_id: dict[str, xr.Dataset] = {}
+        with_donor = samples if self.control else []
+        donors = {sample.id: donor_of(self.task, self.subject, sample) for sample in with_donor}
         for rows in groups(samples):
             group = [samples[row] for row in rows]
-            for sample, table in zip(group, self.sweep(group, donors), strict=True):
-                tables[sample.id] = _described(table, sample, self.task)
-        table = xr.concat([tables[each.id] for each in samples], "sample", combine_attrs="override")
+            tables = self.sweep(group, donors)
+            for sample, table in zip(group, tables, strict=True):
+                by_id[sample.id] = _described(table, sample, self.task)
+        in_order = [by_id[sample.id] for sample in samples]
+        table = xr.concat(in_order, "sample", combine_attrs="override")
         return table.assign(self._attention(samples)) if self.attention else table
 
     def _attention(self, samples: list[Sample]) -> Mapping[str, xr.DataArray]:

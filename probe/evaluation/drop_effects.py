@@ -95,9 +95,9 @@ def _with_samples(table: xr.Dataset) -> xr.Dataset:
 
 def layers_of_cases(table: xr.Dataset) -> dict[str, tuple[int, ...]]:
     """The layers that each case names, from 0; without the cases that every sweep has."""
-    named = table["dropped"].isel(case=slice(BASELINES, None))
-    names = map(str, named["case"].values)
-    layers = (tuple(np.flatnonzero(row).tolist()) for row in named.values)
+    dropped = table["dropped"].isel(case=slice(BASELINES, None))
+    names = map(str, dropped["case"].values)
+    layers = (tuple(np.flatnonzero(row).tolist()) for row in dropped.values)
     return dict(zip(names, layers, strict=True))
 
 

@@ -70,16 +70,21 @@ def judged(results: xr.DataTree, task: BenchmarkTask, path: str | Path) -> xr.Da
 
 
 def _scored(table: xr.Dataset, task: BenchmarkTask, path: Path) -> xr.Dataset:
-    correct = np.full((table.sizes["sample"], table.sizes["case"]), np.nan, dtype=np.float32)
-    reference = correct.copy()
-    for at, case in enumerate(map(str, table["case"].values)):
-        file = _file(path, mode_of(table), case, untouched=at == 0)
-        module: Any = task.module
+    dims = ("sample", "case")
+    shape = [table.sizes[dim] for dim in dims]
+    correct = np.full(shape, np.nan, dtype=np.float32)
+    reference = np.full(shape, np.nan, dtype=np.float32)
+    samples = [str(sample) for sample in table["sample"].values]
+    module: Any = task.module
+    for column, case in enumerate(map(str, table["case"].values)):
+        file = _file(path, mode_of(table), case, untouched=column == 0)
         scores = {} if file is None else module.judged(file)
-        for row, sample in enumerate(map(str, table["sample"].values)):
-            correct[row, at], reference[row, at] = _two(scores, sample)
-    values = {"correct": correct} | ({} if np.isnan(reference).all() else {REFERENCE: reference})
-    return table.assign({name: (("sample", "case"), value) for name, value in values.items()})
+        for row, sample in enumerate(samples):
+            correct[row, column], reference[row, column] = _two(scores, sample)
+    scored = {"correct": (dims, correct)}
+    if not np.isnan(reference).all():
+        scored[REFERENCE] = (dims, reference)
+    return table.assign(scored)
 
 
 def _file(path: Path, mode: str, case: str, untouched: bool) -> Path | None:

@@ -7,7 +7,7 @@
 
 lmms-eval keeps answers under the text of the model: here it names checkpoint, weights and all that
 is done to it, so that answers of two interventions are never mixed up. Answers are greedy unless a
-task asks for a temperature; a request that fails ends the evaluation and is no empty
+task asks for a temperature; a request that fails ends the evaluation and is not an empty
 answer. Written for lmms-eval 0.7.3 (`lmms_eval/api/model.py`: class `lmms`).
 """
 
@@ -108,14 +108,16 @@ def _identity(subject: Subject, under: Sequence[Block]) -> str:
 def _answer(subject: Subject, tasks: Mapping[str, Any], request: Any) -> str:
     context, arguments, doc_to_visual, doc_id, task, split = request.args
     images = doc_to_visual(tasks[task][split][doc_id])
-    inputs = subject.encode(list(images or ()), IMAGE_MARK.sub("", context).strip())
+    question = IMAGE_MARK.sub("", context).strip()
+    inputs = subject.encode(list(images or ()), question)
     options = {name: arguments[name] for name in GENERATION if arguments.get(name) is not None}
     sampled = options.get("temperature", 0) > 0
     if not sampled:  # transformers warns about options that only sampling uses
         options = {name: value for name, value in options.items() if name == "num_beams"}
     longest = int(arguments.get("max_new_tokens") or LONGEST)
     (ids,) = subject.generate_ids(inputs, longest, do_sample=sampled, **options)
-    return _until(inputs.vocabulary.words(ids), arguments.get("until") or ())
+    text = inputs.vocabulary.words(ids)
+    return _until(text, arguments.get("until") or ())
 
 
 def _until(text: str, stops: str | Sequence[str]) -> str:

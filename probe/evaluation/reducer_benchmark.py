@@ -134,16 +134,17 @@ def _by_difficulty(answers: xr.Dataset, rows: Sequence[Row], seed: int) -> dict[
     """
     scores = values_of(answers)
     images = answers["image"].values
-    own = np.stack([scores[:, list(row.cases)].mean(1) for row in rows], 1)
     smaller = {row.budget: list(row.cases) for row in rows if row.family == SMALLER}
+    own = np.stack([scores[:, list(row.cases)].mean(1) for row in rows], 1)
     wrong = np.full(own.shape, np.nan)
-    for at, row in enumerate(rows):
+    for column, row in enumerate(rows):
         if row.budget in smaller:
-            wrong[:, at] = scores[:, smaller[row.budget]].mean(1) < HALF
+            of_smaller = scores[:, smaller[row.budget]].mean(1)
+            wrong[:, column] = of_smaller < HALF
     columns: dict[str, np.ndarray] = {}
     for name, among in (("hard", wrong == 1), ("rest", wrong == 0)):
-        found = bootstrap(np.where(among, 100 * own, np.nan), images, seed=seed)
-        columns |= found.columns(name)
+        percents = np.where(among, 100 * own, np.nan)
+        columns |= bootstrap(percents, images, seed=seed).columns(name)
     columns["hard_questions"] = np.nansum(wrong, axis=0).astype(int)
     return columns
 

@@ -119,9 +119,10 @@ def bias(call: AttentionCall, row: int, position: Tensor, stop: int) -> Float[Te
     mask = call.effective_mask
     if mask is not None and mask.ndim == 4 and mask.dtype != torch.bool:
         query = position - (call.key_count - call.query_count)
-        return mask[min(row, mask.shape[0] - 1), 0][query, :stop].float().clamp(min=HIDDEN)
-    hidden = ~visible_keys(mask, call, row, position, stop)
-    return hidden.float().mul_(HIDDEN)
+        of_row = mask[min(row, mask.shape[0] - 1), 0]
+        return of_row[query, :stop].float().clamp(min=HIDDEN)
+    is_hidden = ~visible_keys(mask, call, row, position, stop)
+    return is_hidden.float().mul_(HIDDEN)
 
 
 def attention_weights(
@@ -132,11 +133,13 @@ def attention_weights(
 ) -> Float[Tensor, "*batch head query key"]:
     """softmax(q kᵀ · scaling + bias) in float32, autocast off."""
     *batch, heads, query_count, dim = query.shape
+    key_heads = key.shape[-3]
     with torch.autocast(query.device.type, enabled=False):
         # The queries of heads that share a key head are rows of one product.
-        queries = query.float().reshape(*batch, key.shape[-3], -1, dim)
+        queries = query.float().reshape(*batch, key_heads, -1, dim)
         scores = queries @ key.float().mT * scaling
-        return torch.softmax(scores.view(*batch, heads, query_count, -1) + bias, -1)
+        scores = scores.view(*batch, heads, query_count, -1)
+        return torch.softmax(scores + bias, -1)
 
 
 @torch.no_grad()
@@ -148,10 +151,11 @@ def attention_rows(
 
         attention_rows(call, 0, torch.tensor([call.key_count - 1]))      # the last token's
     """
+    offset = call.key_count - call.query_count
     if isinstance(call, AttentionWeights):
-        offset = call.key_count - call.query_count
-        return call.weights[row][:, position.to(call.weights.device) - offset].float()
+        query = position.to(call.weights.device) - offset
+        return call.weights[row][:, query].float()
     position = position.to(call.query.device)
-    queries = call.query[row][:, position - (call.key_count - call.query_count)]
+    queries = call.query[row][:, position - offset]
     added = bias(call, row, position, call.key_count)
     return attention_weights(queries, call.key[row], call.scaling, added)

@@ -98,7 +98,9 @@ class TapState:
                 return kernel(call)
             return wrappers[depth](call, lambda inner: proceed(inner, kernel, depth + 1))
 
-        return proceed(call, self.kernel) if view is None else view(call, proceed, self.kernel)
+        if view is None:
+            return proceed(call, self.kernel)
+        return view(call, proceed, self.kernel)
 
 
 def register(implementation: str) -> str:

@@ -38,14 +38,15 @@ class KeptPositions:
         order: Int[Tensor, "batch position"] | None = None,
     ) -> "KeptPositions":
         """All positions but these. They run by ascending `order`, by default by position."""
-        position = torch.arange(absent.shape[1], device=absent.device).expand_as(absent)
+        length = absent.shape[1]
+        position = torch.arange(length, device=absent.device).expand_as(absent)
         rank = position if order is None else order
         # Removed positions get the lowest rank, so that they come first and are cut off below; a
         # row that keeps fewer than another is left with some of them, as filler (-1).
         running = torch.where(absent, -1, rank).argsort(dim=1, stable=True)
         index = torch.where(absent, -1, position).gather(1, running)
         fewest_removed = int(absent.sum(1).min())
-        return cls(index[:, fewest_removed:], absent.shape[1], order is None)
+        return cls(index[:, fewest_removed:], length, order is None)
 
     @classmethod
     def all(cls, batch: int, length: int, device: torch.device | str) -> "KeptPositions":

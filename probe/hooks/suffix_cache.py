@@ -24,7 +24,7 @@ class SuffixLayer(DynamicLayer):
 
 
 def suffix_cache(layers: int, prefix: int) -> DynamicCache:
-    """An empty cache of so many layers after a prefix of so many tokens."""
+    """An empty cache of `layers` layers, after a prefix of `prefix` tokens."""
     cache: Any = DynamicCache()
     cache.layers = [SuffixLayer(prefix) for _ in range(layers)]
     return cache

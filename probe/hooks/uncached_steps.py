@@ -20,8 +20,8 @@ class UncachedSteps(local):
     prompt_length: int = 0
 
     def continued(self, sequence: TrackedSequence) -> TrackedSequence:
-        """The same sequence, whose last tokens are no prompt where they were generated step by step
-        without a cache.
+        """The same sequence, whose last tokens do not count as prompt where they were generated
+        step by step without a cache.
         """
         ids = sequence.prompt_ids
         assert ids is not None

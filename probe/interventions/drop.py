@@ -120,7 +120,7 @@ def drop_vision(
 
 
 def _mask_of(target: LayerTarget, tokens: Any) -> Tensor:
-    """The chosen tokens as booleans. Raises ProbeError for what is no mask of (batch, token)."""
+    """The chosen tokens as booleans. Raises ProbeError unless `tokens` is (batch, token)."""
     mask = torch.as_tensor(tokens)
     if mask.dtype != torch.bool or mask.ndim != 2:
         raise ProbeError(

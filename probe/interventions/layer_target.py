@@ -179,7 +179,7 @@ class _Reach:
 
 
 def warn_unchanged(called: str) -> None:
-    """Says that a block ran and changed no number, which is no error."""
+    """Warns that a block ran and changed no number, which is not an error."""
     warnings.warn(
         f"{called}: nothing was changed in this block: none of its forwards had the tokens that it "
         "concerns",

@@ -163,17 +163,20 @@ def _keys_and_values(
     """
     cache: Any = DynamicCache()  # without a config no layer forgets what has left its window
     kwargs = {name: value for name, value in kwargs.items() if not name.startswith("output_")}
+    arguments = without_cache(kwargs) | cache_argument(decoder, cache)
     with untouched(), torch.no_grad():
-        decoder(**without_cache(kwargs) | cache_argument(decoder, cache) | {"use_cache": True})
-    return {layer: (cache.layers[layer].keys, cache.layers[layer].values) for layer in layers}
+        decoder(**arguments | {"use_cache": True})
+    chosen = {layer: cache.layers[layer] for layer in layers}
+    return {layer: (filled.keys, filled.values) for layer, filled in chosen.items()}
 
 
 def _with_donor(tensor: Tensor, donor: Tensor, now: TrackedSequence) -> Tensor:
     """Keys (or values) of a call, (batch, head, key, dim), with those of vision positions from the
     donor's run.
     """
-    donor = donor[:, :, now.first_key(tensor.shape[2]) :]
-    count = min(donor.shape[2], tensor.shape[2])
-    vision = now.of_keys(now.vision, tensor.shape[2])[:, None, :count, None].to(tensor.device)
-    front = torch.where(vision, donor[:, :, :count], tensor[:, :, :count])
+    key_count = tensor.shape[2]
+    donor = donor[:, :, now.first_key(key_count) :]
+    count = min(donor.shape[2], key_count)
+    is_vision = now.of_keys(now.vision, key_count)[:, :count].to(tensor.device)
+    front = torch.where(is_vision[:, None, :, None], donor[:, :, :count], tensor[:, :, :count])
     return torch.cat([front, tensor[:, :, count:]], 2)

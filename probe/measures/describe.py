@@ -7,7 +7,7 @@ reducers work on it; and for what does not, why.
     description.to_dict()
 
 Nothing here is a list of what which model can: each feature is tried with a drawn image and a short
-question, one small forward each, and a refusal is told in the words of the feature itself.
+question, one small forward each, and a refusal is given in the words of the feature itself.
 """
 
 import warnings
@@ -141,8 +141,8 @@ def describe(
     }
     features = [
         Feature(group, name, _missing(run))
-        for group, named in tries.items()
-        for name, run in named.items()
+        for group, of_group in tries.items()
+        for name, run in of_group.items()
     ]
     return Description(
         model=subject.name,

@@ -208,9 +208,9 @@ class _Says(LogitsProcessor):
     def __call__(
         self, input_ids: Int[Tensor, "row token"], scores: Float[Tensor, "row word"]
     ) -> Float[Tensor, "row word"]:
-        said = torch.full_like(scores, float("-inf"))
-        said[:, next(self.left)] = 0
-        return said
+        forced = torch.full_like(scores, float("-inf"))
+        forced[:, next(self.left)] = 0
+        return forced
 
 
 @torch.no_grad()
@@ -238,8 +238,10 @@ def _cached(
     """The logits of decoding with a cache against those of one forward without."""
     cached = cached_logits(subject.model, prompt, response_ids).float()
     with torch.no_grad():
-        logits = subject.model(**inputs, use_cache=False).logits[0, -len(response_ids) - 1 : -1]
-    worst = ((cached - logits.float()).abs().max() / logits.abs().max()).item()
+        output = subject.model(**inputs, use_cache=False)
+    logits = output.logits[0, -len(response_ids) - 1 : -1]
+    difference = (cached - logits.float()).abs().max()
+    worst = (difference / logits.abs().max()).item()
     bound = LOGIT_TOLERANCE if is_full_precision(subject) else HALF_TOLERANCE
     return Check.at_most("logits, cached against uncached (share of the largest)", worst, bound)
 
@@ -265,7 +267,9 @@ def _of_response(statistic: AttentionStatistic, name: str, inputs: Inputs) -> di
 
 def _maps_not_kept(subject: Subject, inputs: Inputs, statistic: AttentionStatistic) -> Check:
     """The bytes of whole maps, and those of the sums."""
-    sums = [row for name in statistic.modules for row in statistic.sums(name)]
+    sums: list[dict[str, np.ndarray]] = []
+    for name in statistic.modules:
+        sums += statistic.sums(name)
     kept = sum(array.nbytes for row in sums for array in row.values())
     heads = len(sums[0]["mass"])
     tokens = inputs["input_ids"].shape[1]
@@ -284,7 +288,7 @@ def _bytes(n: float) -> str:
 
 
 def state(model: Any) -> dict[str, Any]:
-    """All that a probe could leave behind: hooks, configs, kernels and mode of every module, and
+    """All that a probe could leave changed: hooks, configs, kernels and mode of every module, and
     entries in the registry of open blocks.
     """
     return {

@@ -27,7 +27,7 @@ from probe.subject.prefix_check import check_sharing
 from probe.subject.subject import Subject
 
 PIECES = 8  # of an image that is shuffled, along each side
-UNREAD = 1e-6  # of the largest logit: smaller changes are no dependence on the image
+UNREAD = 1e-6  # of the largest logit: smaller changes do not show that the image is read
 LOGIT_TOLERANCE = 1e-4  # of the largest logit
 # Between two forwards of different shapes, whose half-precision kernels round differently.
 HALF_TOLERANCE = 5e-2
@@ -115,7 +115,7 @@ def _other_images(image: Image.Image) -> dict[str, Image.Image]:
 def shares_prefix(subject: Subject, prompt: Inputs) -> Check:
     """Whether the prefix of an image, computed once, serves all questions and cases: vision dropped
     in all layers on a shared prefix, against the same in a forward of its own. Where the model does
-    not allow it nothing is shared, which is no broken promise.
+    not allow it nothing is shared, which does not break a promise.
     """
     name = "sharing of an image's prefix"
     promise = "exact, or not used"

@@ -214,10 +214,12 @@ def _write_reading(attention: Any, part: float) -> None:
     BOS and adds nothing.
     """
     to_bos, to_patches = SLOW
-    attention.q_proj.weight[to_patches, AT["text"]] = SHARP
-    attention.k_proj.weight[to_patches, AT["planted"]] = 1.0
-    attention.q_proj.weight[to_bos, AT["vision"]] = SHARP
-    attention.k_proj.weight[to_bos, AT["bos"]] = 1.0
+    query = attention.q_proj.weight
+    key = attention.k_proj.weight
+    query[to_patches, AT["text"]] = SHARP
+    key[to_patches, AT["planted"]] = 1.0
+    query[to_bos, AT["vision"]] = SHARP
+    key[to_bos, AT["bos"]] = 1.0
     # RMSNorm's factor for a planted patch, which has six facts: always, vision, planted, 3 channels
     norm = (WIDTH / 6) ** 0.5
     for channel, name in enumerate(CHANNELS):
@@ -232,14 +234,18 @@ def _write_words(model: LlavaForConditionalGeneration, tokenizer, most: int) -> 
     words: Any = model.get_input_embeddings().weight
     head: Any = model.lm_head.weight
     ids = {word: tokenizer.convert_tokens_to_ids(word) for word in (*CHANNELS, NO_ANSWER)}
-    words[:, AT["always"]] = words[:, AT["text"]] = 1.0
-    words[tokenizer.bos_token_id, AT["bos"]] = 1.0
+    every_reading = [AT[f"read {name}"] for name in CHANNELS]
     sure = 10.0 * most
+
+    words[:, AT["always"]] = 1.0
+    words[:, AT["text"]] = 1.0
+    words[tokenizer.bos_token_id, AT["bos"]] = 1.0
+    words[list(ids.values()), AT["answered"]] = 1.0
+
     for name in CHANNELS:
-        head[ids[name], [AT[f"read {other}"] for other in CHANNELS]] = -sure
+        head[ids[name], every_reading] = -sure
         head[ids[name], AT[f"read {name}"]] = sure
     head[ids[NO_ANSWER], AT["always"]] = sure * (1 - 1 / (4 * most))
-    words[list(ids.values()), AT["answered"]] = 1.0
     head[tokenizer.eos_token_id, AT["answered"]] = 4 * sure
 
 

@@ -4,7 +4,7 @@
     plots.entropy(record)                               # Fig. 3: pooled as there, and in each head
     plots.heatmaps(record, query_type="response")       # Fig. 4: where in the image
     plots.frames(record)                                # a video: attention over time, its frames
-    plots.animation(record, "clip.gif")                 # the same as an animated picture
+    plots.animation(record, "clip.gif")                 # the same as an animated image
     plots.heads(record, "response", "vision")           # layer x head
     plots.compression(record)                           # Fig. 12: where compressed tokens look
     plots.mass({"crop": first, "pad": second})          # several records on one scale

@@ -50,9 +50,14 @@ def main_figures(record: xr.DataTree, sample: int | str = 0) -> dict[str, Figure
     drawn = figures(record, sample)
     stack = "llm" if "llm" in record.children else next(iter(record.children))
     first = {f"{stack}-{name}" for name in ("mass", "entropy", "heatmaps", "frames")}
-    main = {name: figure for name, figure in drawn.items() if name in first}
-    rest = {name: figure for name, figure in drawn.items() if name not in first}
-    return main | ({"overview": _overview(rest, record)} if rest else {})
+    main: dict[str, Figure] = {}
+    rest: dict[str, Figure] = {}
+    for name, figure in drawn.items():
+        group = main if name in first else rest
+        group[name] = figure
+    if rest:
+        main["overview"] = _overview(rest, record)
+    return main
 
 
 def _overview(drawn: dict[str, Figure], record: xr.DataTree) -> Figure:

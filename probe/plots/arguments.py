@@ -109,9 +109,13 @@ def default_query(measured: xr.Dataset) -> str:
     """Default query type: "response", else "last", "instruction" or "cls", if it was measured."""
     known = measured["query_type"].values.tolist()
     counts = largest(measured, "query_count")
-    counts = counts.max([dim for dim in counts.dims if dim != "query_type"])
-    order = [name for name in ("response", "last", "instruction", "cls") if name in known] + known
-    return next((name for name in order if counts.sel(query_type=name) > 0), known[0])
+    other_dims = [dim for dim in counts.dims if dim != "query_type"]
+    counts = counts.max(other_dims)
+    preferred = [name for name in ("response", "last", "instruction", "cls") if name in known]
+    for name in preferred + known:
+        if counts.sel(query_type=name) > 0:
+            return name
+    return known[0]
 
 
 def sample_index(measured: xr.Dataset, sample: int | str, called: str) -> int:

@@ -86,13 +86,13 @@ def agreement(
     Raises ProbeError for attributions without attention or over different regions, and for an
     unknown measure.
     """
-    named = attributions(dataset, "plots.agreement")
+    datasets = attributions(dataset, "plots.agreement")
     if measure is not None and measure not in MEASURES:
         raise ProbeError(
             "plots.agreement", expected=f"a measure of {', '.join(MEASURES)}", got=repr(measure)
         )
-    table = rank_agreement(named, seed)
-    reference, first = next(iter(named.items()))
+    table = rank_agreement(datasets, seed)
+    reference, first = next(iter(datasets.items()))
     known = table["measure"].values.tolist()
     measure = measure or ("contribution" if "contribution" in known else "mass")
     one_of("plots.agreement", "a measure that was taken:", measure, known)
@@ -114,7 +114,7 @@ def agreement(
     shown = f"{table.attrs['regions']} regions of {count} image{'s' * (count > 1)}, one question"
     asked = f"Does attention agree with attribution? {first.attrs['model']}; {shown}"
     heading(figure, f"{asked}\n{verdict(table)}")
-    caption(axes, [_note(table, first, list(named))], named, own=True)
+    caption(axes, [_note(table, first, list(datasets))], datasets, own=True)
     return figure
 
 
@@ -173,9 +173,11 @@ def _attention_map(axis: Axes, dataset: xr.Dataset, measure: str, layer: int, im
         title(axis, "the LLM has no token of these regions")
         return
     values = dataset[measure][layer].mean("head").values
-    top = float(np.nanmax(values[dataset["feature_kind"].values == "region"])) or 1.0
+    is_region = dataset["feature_kind"].values == "region"
+    top = float(np.nanmax(values[is_region])) or 1.0
     drawn = draw_regions(axis, dataset, values, Normalize(0, top), "inferno", image)
-    axis.figure.colorbar(drawn, ax=axis, shrink=0.8).set_label(label(dataset[measure]), fontsize=8)
+    colorbar = axis.figure.colorbar(drawn, ax=axis, shrink=0.8)
+    colorbar.set_label(label(dataset[measure]), fontsize=8)
     where = f"{layer_label('llm')} {layer + 1} (agrees most)"
     title(axis, f"what it attends to: {measure}\n{where}")
 

@@ -52,32 +52,34 @@ def attribution(dataset: Any, image: int = 0, *, ax: Any = None) -> Figure:
 
     Raises ProbeError for anything that is not an attribution, and an image that it does not have.
     """
-    named = attributions(dataset, _CALLED)
-    axes = panels(ax, len(named), 2, (4.8, 3.6), _CALLED)
-    in_nat = [one for one in named.values() if _units(one) == _NAT]
+    datasets = attributions(dataset, _CALLED)
+    axes = panels(ax, len(datasets), 2, (4.8, 3.6), _CALLED)
+    in_nat = [one for one in datasets.values() if _units(one) == _NAT]
     words = _word_limits(in_nat)
-    for (map_axis, word_axis), (name, one) in zip(axes, named.items(), strict=True):
+    for (map_axis, word_axis), (name, one) in zip(axes, datasets.items(), strict=True):
         _words(word_axis, one, words)
         if not (one["feature_kind"] == "region").any():
             map_axis.set_axis_off()
             continue
-        alike = [other for other in named.values() if _units(other) == _units(one)]
+        alike = [other for other in datasets.values() if _units(other) == _units(one)]
         draw_attribution(map_axis, one, image, map_reach(alike))
         method = one.attrs["method"]
         baseline = f"baseline {one.attrs['baseline']}"
-        says_method = len(named) == 1 or name.replace(" ", "_").lower() == method
+        says_method = len(datasets) == 1 or name.replace(" ", "_").lower() == method
         label = _readable(method) if says_method else f"{name}: {_readable(method)}"
         title(map_axis, f"{label}\n{baseline}")
     floor = f"{_floor(in_nat):.2g} nat (1 % of the largest effect in the figure)"
     scale = f"one scale for all maps, one for all bars, each at least to {floor}"
-    if len(in_nat) < len(named):
+    if len(in_nat) < len(datasets):
         scale = "a scale for each unit" + f"; in nat: {scale}" * bool(in_nat)
-    models = ", ".join(dict.fromkeys(str(one.attrs["model"]) for one in named.values()))
-    said = [_summary(one) for one in named.values()]
-    if len(said) > 1:
-        said = [f"{_readable(name)}: {text}" for name, text in zip(named, said, strict=True)]
-    lines = [models, *said, scale]
-    caption(axes, lines, named, own=ax is None)
+    models = ", ".join(dict.fromkeys(str(one.attrs["model"]) for one in datasets.values()))
+    summaries = [_summary(one) for one in datasets.values()]
+    if len(summaries) > 1:
+        summaries = [
+            f"{_readable(name)}: {text}" for name, text in zip(datasets, summaries, strict=True)
+        ]
+    lines = [models, *summaries, scale]
+    caption(axes, lines, datasets, own=ax is None)
     return figure_of(axes)
 
 
@@ -89,22 +91,22 @@ def attributions(dataset: Any, called: str) -> dict[str, xr.Dataset]:
     """{label: dataset} of one attribution or several."""
     if isinstance(dataset, xr.Dataset) or not isinstance(dataset, Mapping):
         dataset = {"": dataset}
-    named: dict[str, Any] = {
+    datasets: dict[str, Any] = {
         str(name) or str(getattr(one, "attrs", {}).get("method")): one
         for name, one in dataset.items()
     }
     types = [
         type(one).__name__
-        for one in named.values()
+        for one in datasets.values()
         if not isinstance(one, xr.Dataset) or "attribution" not in one
     ]
-    if types or not named:
+    if types or not datasets:
         raise ProbeError(
             called,
             expected="an attribution (of probe.attribute) or {label: attribution}",
             got=types[0] if types else "none",
         )
-    return named
+    return datasets
 
 
 def map_reach(datasets: Iterable[xr.Dataset]) -> float:

@@ -69,16 +69,16 @@ def heads(
         expected = "a value of each head"
         fix = f"use 'head_{value}'"
         raise ProbeError(_CALLED, expected=expected, got=repr(value), fix=fix)
-    named = labelled(record, _CALLED)
+    records = labelled(record, _CALLED)
     means = {}
-    for name, one in named.items():
+    for name, one in records.items():
         measured = node(one, stack)
         query_type = query_type or default_query(measured)
         chosen(query_type, measured["query_type"].values.tolist(), _CALLED)
         chosen(key_type, measured["key_type"].values.tolist(), _CALLED)
         mean = average(one, stack, value, weights=weights, per_head=True, band=False).mean
         means[name] = mean.sel(query_type=query_type, key_type=key_type)
-    axes = panels(ax, 1, len(named), _PANEL, _CALLED)
+    axes = panels(ax, 1, len(records), _PANEL, _CALLED)
     norm = _norm(np.concatenate([mean.values.ravel() for mean in means.values()]), value)
     colours = "PuOr_r" if value == "lift" else "viridis"
     ticks = {"ticks": LogLocator(subs=(1, 2, 5)), "format": "{x:g}"} if value == "lift" else {}
@@ -89,8 +89,8 @@ def heads(
         title(axis, f"{query_type} → {key_type}\n{name}")
         bar = axis.figure.colorbar(image, ax=axis, label=label(mean), **ticks)
         bar.minorticks_off()
-    notes = [*sampling(named, stack, weights), *gap_notes(named, stack)]
-    caption(axes, notes, named, own=ax is None)
+    notes = [*sampling(records, stack, weights), *gap_notes(records, stack)]
+    caption(axes, notes, records, own=ax is None)
     return axes[0, 0] if isinstance(record, xr.DataTree) else figure_of(axes)
 
 

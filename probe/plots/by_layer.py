@@ -79,22 +79,22 @@ def mass(
     called = "plots.mass"
     if value not in _VALUES:
         raise ProbeError(called, expected=f"value of {', '.join(_VALUES)}", got=repr(value))
-    named = labelled(record, called)
-    averages = [average(one, stack, value, weights=weights, seed=seed) for one in named.values()]
+    records = labelled(record, called)
+    averages = [average(one, stack, value, weights=weights, seed=seed) for one in records.values()]
     single = isinstance(record, xr.DataTree)
     pairs = pairs_of(averages[0], query_types, key_types)
     if single and ax is None and len(pairs) > MANY_PAIRS:
         axes = draw_by_key(averages[0], pairs, stack, value)
-        heading(figure_of(axes), f"{_TITLES[value]} · {next(iter(named))}")
+        heading(figure_of(axes), f"{_TITLES[value]} · {next(iter(records))}")
         notes = [
-            *sampling(named, stack, weights, seed),
-            *gap_notes(named, stack),
+            *sampling(records, stack, weights, seed),
+            *gap_notes(records, stack),
             *explanations(axes),
         ]
-        caption(axes, notes, named, own=True)
+        caption(axes, notes, records, own=True)
         return axes[0]
-    axes = _panels(ax, 1, len(named), called)
-    for axis, name, averaged in zip(axes.flat, named, averages, strict=True):
+    axes = _panels(ax, 1, len(records), called)
+    for axis, name, averaged in zip(axes.flat, records, averages, strict=True):
         text = f"{_TITLES[value]}\n{name}" if single else name
         draw_pairs(axis, averaged, query_types, key_types, text, stack)
         if value == "lift":
@@ -103,8 +103,8 @@ def mass(
     if ax is None and not single:
         heading(figure_of(axes), _TITLES[value])
     legend_of(axes)
-    notes = [*_sampling(named, stack, weights, seed), *explanations(axes)]
-    caption(axes, notes, named, own=ax is None)
+    notes = [*_sampling(records, stack, weights, seed), *explanations(axes)]
+    caption(axes, notes, records, own=ax is None)
     return axes[0, 0] if single else figure_of(axes)
 
 
@@ -144,36 +144,36 @@ def entropy(
     which = which or ("pooled" if isinstance(ax, Axes) else "both")
     if which not in _ENTROPIES:
         raise ProbeError(called, expected=f"which of {', '.join(_ENTROPIES)}", got=repr(which))
-    named = labelled(record, called)
+    records = labelled(record, called)
     values = _ENTROPIES[which]
     if ratio:
-        for one in named.values():
+        for one in records.values():
             entropy_ratio(one, stack, values[0])  # says what to do about a record without
         values = [f"{value}_ratio" for value in values]
     averages = [
         [average(one, stack, value, weights=weights, seed=seed) for value in values]
-        for one in named.values()
+        for one in records.values()
     ]
-    if len(named) == 1:  # the panels of one record are next to each other
+    if len(records) == 1:  # the panels of one record are next to each other
         axes = _panels(ax, 1, len(values), called)
         columns = axes
     else:
-        axes = _panels(ax, len(values), len(named), called)
+        axes = _panels(ax, len(values), len(records), called)
         columns = axes.T
-    for column, name, of_record in zip(columns, named, averages, strict=True):
+    for column, name, of_record in zip(columns, records, averages, strict=True):
         for axis, value, averaged in zip(column, values, of_record, strict=True):
             draw_pairs(axis, averaged, query_types, key_types, f"{_TITLES[value]}\n{name}", stack)
             if ratio:
                 axis.axhline(1, color=GREY, linewidth=0.8, zorder=0)
     same_scale(axes, values[0])
     legend_of(axes)
-    notes = [*_sampling(named, stack, weights, seed), *explanations(axes)]
-    caption(axes, notes, named, own=ax is None)
+    notes = [*_sampling(records, stack, weights, seed), *explanations(axes)]
+    caption(axes, notes, records, own=ax is None)
     return ax if isinstance(ax, Axes) else figure_of(axes)
 
 
-def _sampling(named: Mapping[str, xr.DataTree], stack: str, weights: str, seed: int) -> list[str]:
-    return [*sampling(named, stack, weights, seed), *gap_notes(named, stack)]
+def _sampling(records: Mapping[str, xr.DataTree], stack: str, weights: str, seed: int) -> list[str]:
+    return [*sampling(records, stack, weights, seed), *gap_notes(records, stack)]
 
 
 def _panels(ax: Any, rows: int, columns: int, called: str) -> np.ndarray:

@@ -63,7 +63,7 @@ def head_effects(
     contribution.
 
     How to read it: a row is a head, the largest effect on top; to the right of 0 the answer needs
-    the head. Blue is what of the effect depends on the picture: the effect less that about another
+    the head. Blue is what of the effect depends on the image: the effect less that about another
     image. Filled points are significant. Layers and heads count from 1.
 
     Args:
@@ -131,7 +131,7 @@ def _ranked(axis: Axes, shown: pd.DataFrame) -> None:
     handles = {}
     for name, text, colour, shift in (
         ("effect", "effect", BLACK, -0.12),
-        ("picture_effect", "of which: of the picture", BLUE, 0.12),
+        ("picture_effect", "of which: of the image", BLUE, 0.12),
     ):
         centre = shown[name].to_numpy(dtype=float)
         if np.isnan(centre).all():

@@ -140,7 +140,7 @@ def _titles(compressor: xr.Dataset) -> list[str]:
 
 
 def _side(queries: int) -> int:
-    """Of the smallest square that holds so many."""
+    """The side of the smallest square that holds that number of queries."""
     return math.isqrt(max(queries - 1, 0)) + 1 if queries else 0
 
 

@@ -101,12 +101,12 @@ def heatmaps(
     """
     one_of(_CALLED, "a value of", value, VALUES)
     one_of(_CALLED, "sinks of", sinks, ("keep", "drop", "split"))
-    named = labelled(record, _CALLED)
-    first = node(next(iter(named.values())), stack)
+    records = labelled(record, _CALLED)
+    first = node(next(iter(records.values())), stack)
     query_type = query_type or default_query(first)
     found: list[View] = []
     numbers: list[np.ndarray] = []  # of each view's layers
-    for name, one in named.items():
+    for name, one in records.items():
         measured = node(one, stack)
         chosen(query_type, measured["query_type"].values.tolist(), _CALLED)
         index = sample_index(measured, sample, _CALLED)
@@ -115,7 +115,7 @@ def heatmaps(
             received = received / received.mean("key")
         values = received.transpose("layer", "key").values
         drawn = layer_indices(measured, layers, _CALLED)
-        label = name if len(named) > 1 else ""
+        label = name if len(records) > 1 else ""
         found += views(one, measured, index, values, image, tile, drawn, label)
         numbers += [measured["layer"].values] * (len(found) - len(numbers))
     coloured = found if sinks == "keep" else [view.without_sinks() for view in found]
@@ -149,11 +149,11 @@ def heatmaps(
     bar.minorticks_off()
     if ax is None:
         text = _heading(first, sample_index(first, sample, _CALLED), query_type, token)
-        heading(figure, f"{text} · {', '.join(named)}")
-    notes = [*preprocessing(named), *_on_bars(found)]
+        heading(figure, f"{text} · {', '.join(records)}")
+    notes = [*preprocessing(records), *_on_bars(found)]
     if any(view.sinks is not None and view.sinks.any() for view in found):
         notes.append("× attention sink: outlying norm and attention, whatever the patch shows")
-    caption(axes, notes, named, own=ax is None)
+    caption(axes, notes, records, own=ax is None)
     return figure
 
 

@@ -90,9 +90,14 @@ def show_image(axis: Axes, pixels: UInt8[np.ndarray, "height width channel"], gr
 
     grey: 0 is in colour; otherwise black becomes this far from white, so that colours stand out.
     """
-    height, width = pixels.shape[:2] if pixels.size else (1, 1)
+    height = 1
+    width = 1
     if pixels.size:
-        shown = 1 - (1 - pixels.mean(-1) / 255) * grey if grey else pixels
+        height, width = pixels.shape[:2]
+        shown = pixels
+        if grey:
+            brightness = pixels.mean(-1) / 255
+            shown = 1 - (1 - brightness) * grey
         axis.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
     axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect="equal")
 
@@ -160,11 +165,12 @@ def _between_two_parts(values: Float[np.ndarray, " value"]) -> float | None:
     where this explains little of their variance, as in noise.
     """
     count = np.arange(1, len(values))
-    total = np.cumsum(values)
-    below = total[:-1] / count
-    above = (total[-1] - total[:-1]) / count[::-1]
     share = count / len(values)
-    between = share * (1 - share) * (above - below) ** 2
+    total = np.cumsum(values)
+    mean_below = total[:-1] / count
+    mean_above = (total[-1] - total[:-1]) / count[::-1]
+    # the variance between the two parts, for every place at which they could be separated
+    between = share * (1 - share) * (mean_above - mean_below) ** 2
     cut = int(between.argmax())
     if values.var() < 1 or between[cut] < _SEPARATED * values.var():
         return None
@@ -202,7 +208,8 @@ def log_scale(views: Sequence[View], floor: float | None, called: str) -> LogNor
 def _default_floor(values: Float[np.ndarray, " value"], top: float) -> float:
     positive = values[values > 0]
     reached = float(np.quantile(positive, 0.01)) if positive.size else top
-    reached = min(max(reached, top * 10.0**-_DECADES), top / 2)
+    lowest = top * 10.0**-_DECADES
+    reached = min(max(reached, lowest), top / 2)
     digit = 10.0 ** np.floor(np.log10(reached))
     return float(np.floor(reached / digit) * digit)
 

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from probe.data.image import ImageSource, open_image
+from probe.data.image_views import bounding_box
 from probe.data.patch_grid import PatchGrid
 from probe.errors import ProbeError
 from probe.plots.patches import corners, middles, show_image
@@ -60,8 +61,8 @@ def kept(
 
     How to read it: framed patches are kept, faded ones have no token. On the right, patches of one
     colour share a token, a dot is the patch whose token that is, and white patches are kept. A
-    class token is named below; a token without a patch is only counted in the title. Where nothing
-    was merged there is no right column.
+    class token is mentioned below; a token without a patch is only counted in the title. Where
+    nothing was merged there is no right column.
 
     Args:
         reduction: of the views of one image (`probe.reducers.encode`), on any device.
@@ -137,14 +138,13 @@ def _boxes(
 
 def _draw_kept(axis: Axes, pixels: np.ndarray, views: list[_View], name: str) -> None:
     show_image(axis, pixels)
+    outlined = {"facecolors": "none", "edgecolors": BLUE, "linewidths": 0.9}
+    tile = {"facecolors": "none", "edgecolors": "0.4", "linewidths": 0.8}
     for view in views:
         _fill(axis, pixels, view.boxes[~view.kept], facecolors=[_VEIL], linewidths=0)
-        _fill(
-            axis, pixels, view.boxes[view.kept], facecolors="none", edgecolors=BLUE, linewidths=0.9
-        )
+        _fill(axis, pixels, view.boxes[view.kept], **outlined)
         if len(views) > 1:
-            tile = np.concatenate([view.boxes[:, :2].min(0), view.boxes[:, 2:].max(0)])[None]
-            _fill(axis, pixels, tile, facecolors="none", edgecolors="0.4", linewidths=0.8)
+            _fill(axis, pixels, bounding_box(view.boxes)[None], **tile)
     tokens = sum(view.tokens for view in views)
     patches = sum(len(view.kept) for view in views)
     kept_patches = sum(int(view.kept.sum()) for view in views)
@@ -183,8 +183,11 @@ def _borders(view: _View) -> Float[np.ndarray, "border end=2 xy=2"]:
     side = isqrt(len(view.group))
     group = view.group.reshape(side, side)
     boxes = view.boxes.reshape(side, side, 4)
-    right_edges = boxes[:, :-1][group[:, :-1] != group[:, 1:]][:, [2, 1, 2, 3]]
-    bottom_edges = boxes[:-1][group[:-1] != group[1:]][:, [0, 3, 2, 3]]
+    differs_right = group[:, :-1] != group[:, 1:]
+    differs_below = group[:-1] != group[1:]
+    # A box is (left, top, right, bottom), a border (x, y) of its one end and of the other.
+    right_edges = boxes[:, :-1][differs_right][:, [2, 1, 2, 3]]
+    bottom_edges = boxes[:-1][differs_below][:, [0, 3, 2, 3]]
     return np.concatenate([right_edges, bottom_edges]).reshape(-1, 2, 2)
 
 

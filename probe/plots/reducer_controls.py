@@ -68,8 +68,8 @@ def reducer_benchmark(
         axis.set_yticks(range(len(order)), order if axis is axes[0] else [])
         axis.set_ylim(len(order) - 0.4, -0.6)
     if ax is None:
-        named = filter(None, ("Reducers beside their controls", answers.attrs.get("model")))
-        heading(figure_of(axes), " · ".join(named))
+        parts = filter(None, ("Reducers beside their controls", answers.attrs.get("model")))
+        heading(figure_of(axes), " · ".join(parts))
     caption(axes, _notes(answers, smallest, timed), {"": answers}, ax is None)
     return figure_of(axes)
 

@@ -143,8 +143,8 @@ def reductions(
     for axis in axes:
         axis.margins(x=0.06)
     if ax is None:
-        named = filter(None, ("Fewer vision tokens", answers.attrs.get("model")))
-        heading(figure_of(axes), " · ".join(named))
+        parts = filter(None, ("Fewer vision tokens", answers.attrs.get("model")))
+        heading(figure_of(axes), " · ".join(parts))
     caption(axes, _notes(answers, table, latency, published), {"": answers}, ax is None)
     return figure_of(axes)
 
@@ -187,13 +187,11 @@ def _draw(axis: Axes, table: pd.DataFrame, families: dict[str, Look]) -> None:
 def _draw_seeds(axis: Axes, rows: pd.DataFrame, family: str, look: Look) -> None:
     """Several draws of each budget: their mean, and a band from the worst to the best."""
     budgets: Any = rows.groupby("budget", sort=True)
-    x = budgets["x"].mean()
-    y = budgets["y"].mean()
     count = int(budgets.size().max())
-    axis.plot(x, y, label=f"{family} (worst to best of {count})", **look._asdict())
-    shade(
-        axis, x.to_numpy(), budgets["y"].min().to_numpy(), budgets["y"].max().to_numpy(), look.color
-    )
+    x = budgets["x"].mean()
+    y = budgets["y"]
+    axis.plot(x, y.mean(), label=f"{family} (worst to best of {count})", **look._asdict())
+    shade(axis, x.to_numpy(), y.min().to_numpy(), y.max().to_numpy(), look.color)
 
 
 def _draw_published(axis: Axes, published: Overlay, families: dict[str, Look]) -> None:

@@ -142,13 +142,13 @@ def _image_keys(root: xr.Dataset) -> list[object]:
 
 
 def sampling(
-    named: Mapping[str, xr.DataTree], stack: str, weights: str, seed: int | None = None
+    records: Mapping[str, xr.DataTree], stack: str, weights: str, seed: int | None = None
 ) -> list[str]:
     """How samples became one line, for a caption; once where it is the same for all records.
 
-    Without a seed nothing is said of a band.
+    Without a seed the note does not mention a band.
     """
-    notes = {name: _sampling(record, stack, weights, seed) for name, record in named.items()}
+    notes = {name: _sampling(record, stack, weights, seed) for name, record in records.items()}
     if len(set(notes.values())) == 1:
         return [*notes.values()][:1]
     return [f"{name}: {note}" for name, note in notes.items()]

@@ -180,10 +180,16 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 
     def spares(choices: Sequence[Any], part: int) -> cycle:
         taken = [look[part] for look in known.values()]
-        return cycle([choice for choice in choices if choice not in taken] or choices)
+        free = [choice for choice in choices if choice not in taken]
+        return cycle(free or choices)
 
-    new = zip(spares(_COLOURS, 0), spares(_MARKERS, 1), spares(_DASHES, 2), strict=False)
-    return {name: known.get(name) or Look(*next(new)) for name in names}
+    colours = spares(_COLOURS, 0)
+    markers = spares(_MARKERS, 1)
+    dashes = spares(_DASHES, 2)
+    found = {}
+    for name in names:
+        found[name] = known.get(name) or Look(next(colours), next(markers), next(dashes))
+    return found
 
 
 def line_style(

@@ -291,11 +291,13 @@ def _depth_curves(
     is_mean = value != "correct" or Headline(table).is_mean
     kinds = kinds_of(table)[:_KINDS] if is_mean else []
     for kind, look in looks(kinds).items():
-        mean = np.nanmean(in_units(of_kind(table, kind), value)[:, cases], axis=0)
+        values = in_units(of_kind(table, kind), value)
+        mean = np.nanmean(values[:, cases], axis=0)
         axis.plot(x, mean, label=kind, linewidth=1.2, **look._asdict())
-    every = curve(table, value, cases, seed)
-    shade(axis, x, *within(every, table, value), BLACK)
-    axis.plot(x, every.estimate, color=BLACK, linewidth=2.2, label=ALL, zorder=4)
+    all_questions = curve(table, value, cases, seed)
+    low, high = within(all_questions, table, value)
+    shade(axis, x, low, high, BLACK)
+    axis.plot(x, all_questions.estimate, color=BLACK, linewidth=2.2, label=ALL, zorder=4)
 
 
 def _finish_depth(axis: Axes, table: xr.Dataset, value: str, text: str, none: int) -> None:
@@ -303,5 +305,7 @@ def _finish_depth(axis: Axes, table: xr.Dataset, value: str, text: str, none: in
     layers = table.sizes["layer"]
     xlabel = f"{stack_of(table)} layer"
     finish(axis, text, layers=layers, xlabel=xlabel, **value_axis(table, value))
-    shown = [tick for tick in axis.get_xticks() if abs(tick - none) > (layers + 1) / 12]
-    axis.set_xticks([*shown, none], [*(f"{tick:g}" for tick in shown), "none"])
+    room = (layers + 1) / 12  # for the label "none"
+    ticks = [tick for tick in axis.get_xticks() if abs(tick - none) > room]
+    labels = [f"{tick:g}" for tick in ticks]
+    axis.set_xticks([*ticks, none], [*labels, "none"])

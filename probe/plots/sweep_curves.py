@@ -195,11 +195,13 @@ def finish_windows(
     axis: Axes, table: xr.Dataset, windows: Windows, value: str, text: str, **labels: str
 ) -> None:
     """Title, a tick at the middle of each window, and the scale of the value."""
-    axis.set_xticks(middles(windows), list(windows), rotation=45 if len(windows) > 10 else 0)
+    rotation = 45 if len(windows) > 10 else 0
+    axis.set_xticks(middles(windows), list(windows), rotation=rotation)
     axis.set_xlim(0.5, table.sizes["layer"] + 0.5)
+    model = table.attrs.get("model", "")
     settings: dict[str, Any] = {"xlabel": f"{stack_of(table)} layers without vision tokens"}
     settings |= value_axis(table, value) | labels
-    finish(axis, f"{text}\n{table.attrs.get('model', '')}", **settings)
+    finish(axis, f"{text}\n{model}", **settings)
 
 
 def value_axis(table: xr.Dataset, value: str) -> dict[str, Any]:

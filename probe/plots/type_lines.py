@@ -66,10 +66,10 @@ def mark_gaps(axis: Axes, averaged: Average) -> None:
         axis.axvspan(layer + 0.5, layer + 1.5, color=LIGHT_GREY, alpha=0.5, linewidth=0, zorder=0)
 
 
-def gap_notes(named: Mapping[str, xr.DataTree], stack: str) -> list[str]:
+def gap_notes(records: Mapping[str, xr.DataTree], stack: str) -> list[str]:
     """What the layers of a stack have that have no softmax attention, for a caption."""
     notes = []
-    for record in named.values():
+    for record in records.values():
         for part in filter(None, record.attrs.get("without_attention", "").split("; ")):
             layers, kind = part.removeprefix(f"{stack} ").split(": ")
             if part.startswith(f"{stack} "):
@@ -180,15 +180,19 @@ def legend_of(axes: np.ndarray) -> None:
 def explanations(axes: np.ndarray) -> list[str]:
     """What the names of special tokens mean, and why a line ends before the last layer."""
     lines = [line for axis in axes.flat for line in axis.lines if " → " in str(line.get_label())]
-    drawn = {name for line in lines for name in str(line.get_label()).split(" → ")}
+    drawn: set[str] = set()
+    for line in lines:
+        drawn.update(str(line.get_label()).split(" → "))
     notes = [f"{name}: {meaning}" for name, meaning in _MEANINGS.items() if name in drawn]
     for line in lines:
-        known = np.flatnonzero(~np.isnan(np.asarray(line.get_ydata(), float)))
-        if len(known) and known[-1] < len(np.asarray(line.get_xdata())) - 1:
-            query = str(line.get_label()).split(" → ")[0]
-            last = int(np.asarray(line.get_xdata())[known[-1]])
-            text = f"{line.get_label()} ends at layer {last}: later layers compute no {query} query"
-            notes.append(text)
+        label = str(line.get_label())
+        layers = np.asarray(line.get_xdata())
+        values = np.asarray(line.get_ydata(), float)
+        known = np.flatnonzero(~np.isnan(values))
+        if len(known) and known[-1] < len(layers) - 1:
+            query = label.split(" → ")[0]
+            last = int(layers[known[-1]])
+            notes.append(f"{label} ends at layer {last}: later layers compute no {query} query")
     return list(dict.fromkeys(notes))
 
 

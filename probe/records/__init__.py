@@ -21,7 +21,7 @@ holds the numbers. Needs no torch, so a record is read and drawn on any laptop.
 | `thumbnails.py` | small copies of images |
 | `run_directory.py` | results over many samples, resumable; its parts and the rest: `run_*.py` |
 | `sample_blocks.py` | some samples of a dataset at a time, from memory or the disk |
-| `run_work.py` | one process at work on a run: samples are claimed, measured, written |
+| `run_work.py` | one process of a run: it claims samples, measures them and writes parts |
 | `provenance.py` | what has to be known to make a result again; hashes |
 | `bootstrap.py`, `running_bootstrap.py` | intervals over images, of all samples or some at a time |
 | `rank_agreement.py` | rank correlations of maps |

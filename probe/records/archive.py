@@ -133,8 +133,9 @@ def _declared_size(array: dict[str, Any]) -> float:
     codecs = {codec["name"] for codec in array["codecs"]}
     if not codecs <= CODECS:
         raise ValueError(f"it uses the codecs {sorted(codecs - CODECS)}, unknown to probe")
-    shapes = [array["shape"], array["chunk_grid"]["configuration"]["chunk_shape"]]
-    return max(math.prod(map(int, shape)) for shape in shapes) * _item_size(array["data_type"])
+    whole = math.prod(map(int, array["shape"]))
+    chunk = math.prod(map(int, array["chunk_grid"]["configuration"]["chunk_shape"]))
+    return max(whole, chunk) * _item_size(array["data_type"])
 
 
 def _item_size(data_type: str | dict[str, Any]) -> int:

@@ -169,16 +169,18 @@ def _concatenated_variable(
 ) -> xr.Variable:
     known = [node.variables[name] for node in nodes if name in node.variables]
     template = max(known, key=lambda variable: variable.ndim)  # with layers, where those differ
+    dims = template.dims
     dtypes = {variable.dtype for variable in known}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.result_type(*dtypes)
-    full = [sizes[dim] for dim in template.dims]
-    axis = template.dims.index(SAMPLE) if SAMPLE in template.dims else None
     arrays: list[np.ndarray] = []
     for node, count in zip(nodes, samples, strict=True):
-        shape = [count if place == axis else size for place, size in enumerate(full)]
-        arrays.append(_padded(node.variables.get(name), template.dims, shape, dtype))
-    array = agreed(called, name, arrays) if axis is None else np.concatenate(arrays, axis)
-    return xr.Variable(template.dims, array, template.attrs)
+        shape = [count if dim == SAMPLE else sizes[dim] for dim in dims]
+        arrays.append(_padded(node.variables.get(name), dims, shape, dtype))
+    if SAMPLE in dims:
+        array = np.concatenate(arrays, dims.index(SAMPLE))
+    else:
+        array = agreed(called, name, arrays)
+    return xr.Variable(dims, array, template.attrs)
 
 
 def _padded(

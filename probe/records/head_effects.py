@@ -5,7 +5,7 @@
 
     effect            mean of (log p(gold) untouched - log p(gold) without the head), nats
     picture_effect    the same, less the effect on the same answers about another image
-    q                 false discovery rate of the picture's effect; of the effect, without a control
+    q                 false discovery rate of the image's effect; of the effect, without a control
 
 Intervals: 95 %, bootstrap over images, paired. The test: `significance.py`.
 """
@@ -56,17 +56,17 @@ def head_effects(table: xr.Dataset, *, rate: float = RATE, seed: int = 0) -> pd.
     images = table["image"].values.astype(str)
     effect = _effect(table, "gold_logprob")
     other = _effect(table, "another_image")
-    of_picture = effect - other
-    has_control = bool(np.isfinite(of_picture).any())
+    of_image = effect - other
+    has_control = bool(np.isfinite(of_image).any())
     accuracy = -100 * _effect(table, "correct")
     zero = np.zeros(len(images))
     layers, heads = np.indices(effect.shape[1:])
-    p = paired_p(of_picture if has_control else effect, images)
+    p = paired_p(of_image if has_control else effect, images)
     q = false_discovery(np.where(np.isnan(effect).all(0), np.nan, p))
     columns = {"layer": layers, "head": heads}
     for name, values in (
         ("effect", effect),
-        ("picture_effect", of_picture),
+        ("picture_effect", of_image),
         ("accuracy_change", accuracy),
     ):
         columns |= paired(values, zero, images, seed=seed).columns(name)

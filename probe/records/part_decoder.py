@@ -65,9 +65,9 @@ def decoded(chunks: Mapping[str, bytes]) -> dict[str, Node]:
     for group, variables in arrays.items():
         if group not in nodes:
             raise UndecodableError(f"an array outside any group: {group!r}")
-        named = set(nodes[group].attrs.pop("coordinates", "").split())
+        from_attrs = set(nodes[group].attrs.pop("coordinates", "").split())
         own = {name for name, variable in variables.items() if variable.dims == (name,)}
-        known = (coordinates[group] | named | own) & set(variables)
+        known = (coordinates[group] | from_attrs | own) & set(variables)
         nodes[group] = Node(variables, known, nodes[group].attrs)
     return {f"/{place}": node for place, node in nodes.items()}
 

@@ -95,7 +95,8 @@ def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, str, str]
         return name, reprlib.repr(old), reprlib.repr(new)
     keys = dict.fromkeys([*old, *new])
     key = next(key for key in keys if old.get(key) != new.get(key))
-    return first_difference(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+    dotted = f"{name}.{key}" if name else str(key)
+    return first_difference(old.get(key), new.get(key), dotted)
 
 
 def _as_json(value: Any) -> Any:

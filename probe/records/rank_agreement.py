@@ -176,11 +176,13 @@ def _standard_ranks(values: np.ndarray) -> np.ndarray:
     """Ranks along the last axis, with mean 0 and length 1; NaN for a constant map."""
     maps = np.atleast_2d(values.reshape(-1, values.shape[-1])).astype(float)
     largest = np.nanmax(np.abs(maps), axis=-1, keepdims=True, initial=1e-30)
-    ranks = pd.DataFrame(np.round(maps / largest, DIGITS)).rank(axis=1).to_numpy()
-    ranks = ranks - ranks.mean(-1, keepdims=True)
-    length = np.sqrt((ranks**2).sum(-1, keepdims=True))
+    rounded = np.round(maps / largest, DIGITS)
+    ranks = pd.DataFrame(rounded).rank(axis=1).to_numpy()
+    centred = ranks - ranks.mean(-1, keepdims=True)
+    length = np.sqrt((centred**2).sum(-1, keepdims=True))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(length > 0, ranks / length, np.nan).reshape(values.shape)
+        standard = np.where(length > 0, centred / length, np.nan)
+    return standard.reshape(values.shape)
 
 
 def _image_of_regions(regions: xr.Dataset) -> Int[np.ndarray, "region"]:

@@ -2,7 +2,7 @@
 
     with Claims(folder, worker="0") as claims:
         if claims.take("3fb2", samples=["q1", "q2"]):
-            ...                                  # nobody else works on them
+            ...                                  # no other process works on them
             claims.mark_measured("3fb2")         # computed, but not on the disk yet
             claims.release("3fb2")               # on the disk
 
@@ -85,7 +85,7 @@ class Claims:
         return [claim for claim in found if claim is not None]
 
     def take(self, name: str, samples: Sequence[str], *, alone: bool = True) -> bool:
-        """Claims a name that nobody holds. False where another process was faster."""
+        """Claims a name that is free. False where another process was faster."""
         earlier = self.of(name)
         if earlier and earlier[-1].live:
             return False
@@ -160,8 +160,8 @@ class Claims:
             samples = tuple(fields.pop("samples"))
             claim = Claim(name, generation, process, samples=samples, **fields)
         except (ValueError, TypeError, KeyError, AttributeError):  # not written completely
-            nobody = Process("?", "?", "?", 0, "")
-            claim = Claim(name, generation, nobody, touched, ())
+            unknown = Process("?", "?", "?", 0, "")
+            claim = Claim(name, generation, unknown, touched, ())
         measured = content.endswith(MEASURED)
         return replace(claim, measured=measured, live=self._is_live(claim.process, touched))
 

@@ -106,10 +106,12 @@ def compact(
 def _block_of(parts: Sequence[Part]) -> int:
     """How many samples are joined at once, by the size of those of the first part."""
     first = next(part for part in parts if part.ids)
-    nodes = read_nodes(first.path).values()
-    variables = [v for node in nodes for v in node.variables.values() if SAMPLE in v.dims]
-    size = sum(variable.nbytes for variable in variables) / len(first.ids)
-    return max(1, min(BLOCK, int(BLOCK_BYTES / max(size, 1))))
+    size = 0
+    for node in read_nodes(first.path).values():
+        of_samples = [variable for variable in node.variables.values() if SAMPLE in variable.dims]
+        size += sum(variable.nbytes for variable in of_samples)
+    sample_size = max(size / len(first.ids), 1)
+    return max(1, min(BLOCK, int(BLOCK_BYTES / sample_size)))
 
 
 def _blocks(parts: Sequence[Part], order: Iterable[str], block: int) -> Iterator[Nodes]:
@@ -124,18 +126,20 @@ def _blocks(parts: Sequence[Part], order: Iterable[str], block: int) -> Iterator
     sizes = _longest({part.lengths for part in parts})
     opened = _OpenParts(Counter(path for path, _ in place.values()), parts)
     for start in range(0, len(wanted), block):
+        in_block = wanted[start : start + block]
         rows: dict[Path, list[int]] = {}
-        names: list[str] = []  # in the order in which they are joined
-        chosen: list[Nodes] = []
-        for name in wanted[start : start + block]:
+        for name in in_block:
             path, row = place[name]
             rows.setdefault(path, []).append(row)
+        chosen: list[Nodes] = []
+        names: list[str] = []  # in the order in which they are joined
         for path, taken in rows.items():
-            chosen.append({where: n.rows(taken) for where, n in opened.nodes(path).items()})
-            names += [str(name) for name in chosen[-1]["/"].variables[SAMPLE].values]
+            nodes = {where: node.rows(taken) for where, node in opened.nodes(path).items()}
+            chosen.append(nodes)
+            names += [str(name) for name in nodes["/"].variables[SAMPLE].values]
             opened.have_taken(path, len(taken))
         position = {name: row for row, name in enumerate(names)}
-        in_order = [position[name] for name in wanted[start : start + block]]
+        in_order = [position[name] for name in in_block]
         joined = join_nodes(chosen, sizes)
         yield {where: node.rows(in_order) for where, node in joined.items()}
 

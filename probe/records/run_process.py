@@ -1,4 +1,4 @@
-"""Which process is at work, on which machine, and whether it still is.
+"""Which process runs, on which machine, and whether it still does.
 
     mine = this_process("0")
     is_gone(mine)                        # False: True only where it is certain
@@ -85,7 +85,7 @@ def own_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def ending_on_sigterm() -> Iterator[None]:
-    """Lets SIGTERM, where nobody handles it, end the block as sys.exit does, so that claims are
+    """Lets SIGTERM, where no handler is set, end the block as sys.exit does, so that claims are
     given back.
     """
 

@@ -108,11 +108,14 @@ def _worker_of(part: Part) -> str:
 def _rate(parts: Sequence[Part]) -> float:
     """Samples a second in the parts of the last minutes, after the first of them."""
     since = time.time() - RECENT_SECONDS
-    recent = sorted((part.time / 1e9, len(part.ids)) for part in parts if part.time / 1e9 > since)
+    ends = [(part.time / 1e9, len(part.ids)) for part in parts]
+    recent = sorted(end for end in ends if end[0] > since)
     if len(recent) < 2:
         return 0.0
-    seconds = max(recent[-1][0], 1e-9) - recent[0][0]
-    return sum(count for _, count in recent[1:]) / seconds if seconds > 0 else 0.0
+    first = recent[0][0]
+    last = max(recent[-1][0], 1e-9)
+    samples = sum(count for _, count in recent[1:])
+    return samples / (last - first) if last > first else 0.0
 
 
 def _benchmark(fingerprint: dict) -> str:

@@ -24,7 +24,7 @@ PART_SAMPLES = 64
 PART_SECONDS = 30.0  # a crash loses at most the work of so long a time
 MAX_FAILURES = 20  # abort after this many consecutive failures
 DEATHS = 2  # of processes over one group, after which it is set aside
-PATIENCE = 10.0  # seconds until it is said whom the run waits for
+PATIENCE = 10.0  # seconds until a line says which process the run waits for
 
 Measure = Callable[[list[Sample]], Labelled]
 Progress = Callable[[int], None]
@@ -246,7 +246,9 @@ class _Work:
         ids = [sample.id for sample in pack.samples if sample.id in self.open]
         for name in ids:
             self.run.give_up(name, self.attempts, reason)
-        shown = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+        shown = ", ".join(ids[:3])
+        if len(ids) > 3:
+            shown += f" and {len(ids) - 3} more"
         report(f"set aside {shown}: {reason}; the run goes on")
         self.claims.forget(pack.groups[0].name)
         self.finish(ids)

@@ -59,14 +59,15 @@ class RunningBootstrap:
     def add(self, values: PerSample, weights: PerSample | None = None) -> None:
         """The next samples; NaN values are left out."""
         shape = values.shape[1:]
+        images = len(self._image_of)
         if not self._seen:
+            draws = len(self._times)
             self._sums = np.zeros(shape)
             self._counts = np.zeros(shape)
-            self._drawn_sums, self._drawn_counts = (
-                np.zeros((len(self._times), *shape)) for _ in range(2)
-            )
+            self._drawn_sums = np.zeros((draws, *shape))
+            self._drawn_counts = np.zeros((draws, *shape))
             # of each case: the first and the last image that has a value
-            self._first = np.full(shape, len(self._image_of))
+            self._first = np.full(shape, images)
             self._last = np.full(shape, -1)
         rows = self._image_of[self._seen : self._seen + len(values)]
         self._seen += len(values)
@@ -76,13 +77,16 @@ class RunningBootstrap:
         self._counts += counts.sum(0)
         step = max(1, BLOCK // len(shown))
         for start in range(0, len(self._times), step):
-            times = self._times[start : start + step, shown].astype(float)
-            self._drawn_sums[start : start + step] += np.tensordot(times, sums, axes=1)
-            self._drawn_counts[start : start + step] += np.tensordot(times, counts, axes=1)
+            draws = slice(start, start + step)
+            times = self._times[draws, shown].astype(float)
+            self._drawn_sums[draws] += np.tensordot(times, sums, axes=1)
+            self._drawn_counts[draws] += np.tensordot(times, counts, axes=1)
         image = shown.reshape(-1, *[1] * len(shape))
-        known = counts > 0
-        self._first = np.minimum(self._first, np.where(known, image, len(self._image_of)).min(0))
-        self._last = np.maximum(self._last, np.where(known, image, -1).max(0))
+        has_value = counts > 0
+        first = np.where(has_value, image, images).min(0)
+        last = np.where(has_value, image, -1).max(0)
+        self._first = np.minimum(self._first, first)
+        self._last = np.maximum(self._last, last)
 
     def interval(self, level: float = LEVEL) -> Interval:
         """The mean over all samples that have come, with its percentile interval."""
@@ -111,8 +115,11 @@ def sums_by_image(
     weights: PerSample | None,
 ) -> tuple[PerImage, PerImage]:
     """Sums of weight · value and of weights on each image; NaN values are left out."""
-    weights = np.where(np.isnan(values), 0.0, 1.0 if weights is None else weights)
-    sums, counts = (np.zeros((image_count, *values.shape[1:])) for _ in range(2))
+    given = 1.0 if weights is None else weights
+    weights = np.where(np.isnan(values), 0.0, given)
+    shape = (image_count, *values.shape[1:])
+    sums = np.zeros(shape)
+    counts = np.zeros(shape)
     np.add.at(sums, image_of, np.nan_to_num(values) * weights)
     np.add.at(counts, image_of, weights)
     return sums, counts
@@ -132,10 +139,12 @@ def quantiles(drawn: Draws, level: float) -> tuple[PerCase, PerCase]:
     bounds = [(1 - level) / 2, (1 + level) / 2]
     low_and_high = np.full((2, *drawn.shape[1:]), np.nan)
     missing = np.isnan(drawn)
-    complete = ~missing.any(0)
-    some = missing.any(0) & ~missing.all(0)
-    if len(drawn) and complete.any():
-        low_and_high[:, complete] = np.quantile(drawn[:, complete], bounds, axis=0)
-    if some.any():
-        low_and_high[:, some] = np.nanquantile(drawn[:, some], bounds, axis=0)
+    is_complete = ~missing.any(0)
+    is_partial = ~is_complete & ~missing.all(0)
+    if len(drawn) and is_complete.any():
+        complete = drawn[:, is_complete]
+        low_and_high[:, is_complete] = np.quantile(complete, bounds, axis=0)
+    if is_partial.any():
+        partial = drawn[:, is_partial]
+        low_and_high[:, is_partial] = np.nanquantile(partial, bounds, axis=0)
     return low_and_high[0, ...], low_and_high[1, ...]

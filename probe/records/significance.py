@@ -33,20 +33,25 @@ def paired_p(
     [0.0742, 1.0]
     """
     names, image_of = np.unique(np.asarray(images), return_inverse=True)
+    shape = (len(names), *difference.shape[1:])
+    sums = np.zeros(shape)
+    counts = np.zeros(shape)
     known = ~np.isnan(difference)
-    sums, counts = (np.zeros((len(names), *difference.shape[1:])) for _ in range(2))
     np.add.at(sums, image_of, np.where(known, difference, 0.0))
     np.add.at(counts, image_of, known)
     has_value = counts > 0
-    means = np.divide(sums, counts, out=np.zeros_like(sums), where=has_value)
-    units = has_value.sum(0)
-    degrees = np.maximum(units - 1, 1)
-    centre = means.sum(0) / np.maximum(units, 1)
-    spread = (np.where(has_value, means - centre, 0.0) ** 2).sum(0) / degrees
-    error = np.sqrt(spread / np.maximum(units, 1))
-    agree = np.where(centre == 0, 0.0, np.inf)  # no spread: an effect on all images, or none
-    t = np.divide(np.abs(centre), error, out=agree, where=error > 0)
-    return np.where(units < 2, np.nan, student_p(t, degrees))
+    means = np.divide(sums, counts, out=np.zeros(shape), where=has_value)
+
+    image_count = has_value.sum(0)
+    divisor = np.maximum(image_count, 1)
+    centre = means.sum(0) / divisor
+    deviations = np.where(has_value, means - centre, 0.0)
+    degrees = np.maximum(image_count - 1, 1)
+    variance = (deviations**2).sum(0) / degrees
+    error = np.sqrt(variance / divisor)
+    without_spread = np.where(centre == 0, 0.0, np.inf)  # no effect, or the same on all images
+    t = np.divide(np.abs(centre), error, out=without_spread, where=error > 0)
+    return np.where(image_count < 2, np.nan, student_p(t, degrees))
 
 
 def student_p(
@@ -63,17 +68,22 @@ def student_p(
     theta = np.arctan2(t, np.sqrt(freedom))
     # cos^(ν-1) has fallen to nothing, compared with its value at θ, 12 / √ν further on
     length = np.minimum(np.pi / 2 - theta, 12 / np.sqrt(freedom))
+    # The integral from θ on by Gauss and Legendre, whose places lie between -1 and 1 ...
     place, weight = np.polynomial.legendre.leggauss(NODES)
     angle = theta[..., None] + length[..., None] * (place + 1) / 2
-    cosine = np.cos(angle).clip(1e-300)
-    inside = np.exp((freedom[..., None] - 1) * np.log(cosine)) @ weight * length / 2
+    log_cosine = np.log(np.cos(angle).clip(1e-300))
+    power = np.exp((freedom[..., None] - 1) * log_cosine)
+    from_theta = power @ weight * length / 2
+    # ... and the one from 0 on, √π/2 · Γ(ν/2) ÷ Γ((ν + 1)/2)
     log_gamma = np.vectorize(math.lgamma, otypes=[float])
-    whole = math.sqrt(math.pi) / 2 * np.exp(log_gamma(freedom / 2) - log_gamma((freedom + 1) / 2))
-    return np.minimum(inside / whole, 1.0)
+    log_ratio = log_gamma(freedom / 2) - log_gamma((freedom + 1) / 2)
+    from_zero = math.sqrt(math.pi) / 2 * np.exp(log_ratio)
+    return np.minimum(from_theta / from_zero, 1.0)
 
 
 def false_discovery(p: Float[np.ndarray, "*case"]) -> Float[np.ndarray, "*case"]:
-    """The smallest false discovery rate at which each case is significant. NaN cases are no tests.
+    """The smallest false discovery rate at which each case is significant. NaN cases do not count
+    as tests.
 
     >>> [round(float(q), 3) for q in false_discovery(np.array([0.01, 0.02, 0.9, np.nan]))]
     [0.03, 0.03, 0.9, nan]

@@ -123,9 +123,11 @@ def _check_stack(stack: str, node: xr.Dataset, hidden: bool) -> None:
     missing = [variable for variable in REQUIRED if variable not in node.data_vars]
     missing += [dim for dim in LABELS if dim in node.dims and dim not in node.coords]
     if missing:
-        raise _broken(f"{stack}/{missing[0]}", f"only {', '.join(map(str, node.variables))}")
-    for variable in [name for name in STACK if name in node.data_vars]:
-        _check_variable(f"{stack}/{variable}", node.variables[variable], STACK[variable])
+        known = ", ".join(map(str, node.variables))
+        raise _broken(f"{stack}/{missing[0]}", f"only {known}")
+    for variable, expected in STACK.items():
+        if variable in node.data_vars:
+            _check_variable(f"{stack}/{variable}", node.variables[variable], expected)
     _check_counts(stack, node)
     _check_sums(stack, node, hidden)
 

@@ -21,12 +21,12 @@ exit.
 | `patch_selection.py` | `KeptTokens`, `PatchSelection`: the bases of methods that choose patches |
 | `vispruner.py` | VisPruner: by attention, and so that no two are alike |
 | `cdpruner.py` | CDPruner: relevant to the question and different from each other |
-| `holov.py` | HoloV: a quota for every part of the picture |
+| `holov.py` | HoloV: a quota for every part of the image |
 | `vscan.py` | VScan: spread by a shallow layer, more by a deep one, the others merged |
 | `hiprune.py` | HiPrune: anchors of a middle layer, their neighbours, a deep layer's best |
 | `divprune.py` | DivPrune: as different from each other as can be |
 | `cosine.py` | cosines of tokens, in bounded memory |
-| `downsample.py` | DownSample: a smaller picture, the control |
+| `downsample.py` | DownSample: a smaller image, the control |
 | `baselines.py` | Random, Grid, DominantOnly, ContextualOnly |
 | **inside the LLM** | |
 | `llm_reducer.py` | `LLMReducer`, `PreviousLayerReducer`: their base classes |

@@ -149,7 +149,8 @@ def _turned_back(
     turning = keys[..., :rotated]
     fixed = keys[..., rotated:]
     first, second = turning.chunk(2, -1)
-    turned = turning * cos.to(keys) - torch.cat([-second, first], -1) * sin.to(keys)
+    quarter_turn = torch.cat([-second, first], -1)
+    turned = turning * cos.to(keys) - quarter_turn * sin.to(keys)
     return torch.cat([turned, fixed], -1)
 
 
@@ -166,17 +167,26 @@ def _kept(
     count: int,
 ) -> Int[Tensor, " kept"]:
     """`count` of the positions in `image`, ascending."""
-    image_pivots = image[norms[image].topk(min(pivots[0], len(image))).indices].tolist()
-    text_pivots = after[norms[after].topk(min(pivots[1], len(after))).indices].tolist()
+    image_pivots = _largest(norms, image, pivots[0])
+    text_pivots = _largest(norms, after, pivots[1])
     start = int((norms != UNSEEN).to(torch.uint8).argmax())  # padding shifts no turn
     turns = list({position - start for position in image_pivots + text_pivots})
     unit = normalize(hidden.float(), dim=-1)
-    kept = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
-    kept[image_pivots] = True
+    is_kept = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+    is_kept[image_pivots] = True
     missing = max(count - len(image_pivots), 0)
+    share, more = divmod(missing, len(turns)) if turns else (0, 0)
     for turn, pivot in enumerate(turns):
-        share = missing // len(turns) + (turn < missing % len(turns))
-        rest = image[~kept[image]]
+        rest = image[~is_kept[image]]
         cosine = unit[rest] @ unit[pivot + start]
-        kept[rest[cosine.argsort(stable=True)[:share]]] = True
-    return kept.nonzero()[:, 0]
+        least_alike = cosine.argsort(stable=True)[: share + (turn < more)]
+        is_kept[rest[least_alike]] = True
+    return is_kept.nonzero()[:, 0]
+
+
+def _largest(
+    norms: Float[Tensor, " position"], among: Int[Tensor, " candidate"], count: int
+) -> list[int]:
+    """The positions with the largest norms, largest first."""
+    count = min(count, len(among))
+    return among[norms[among].topk(count).indices].tolist()

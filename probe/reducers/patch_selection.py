@@ -44,12 +44,14 @@ class KeptTokens(Reducer):
     budget: Budget = "view"
 
     def __post_init__(self):
-        number = isinstance(self.keep, int | float) and not isinstance(self.keep, bool)
-        valid = number and (self.keep >= 1 if isinstance(self.keep, int) else 0 < self.keep <= 1)
-        if not valid:
+        called = type(self).__name__
+        is_whole = isinstance(self.keep, int) and not isinstance(self.keep, bool)
+        is_count = is_whole and self.keep >= 1
+        is_fraction = isinstance(self.keep, float) and 0 < self.keep <= 1
+        if not is_count and not is_fraction:
             expected = "keep as a number of tokens (64) or the fraction that is kept (0.25)"
-            raise ProbeError(type(self).__name__, expected=expected, got=repr(self.keep))
-        one_of(type(self).__name__, "budget", self.budget, ("view", "image"))
+            raise ProbeError(called, expected=expected, got=repr(self.keep))
+        one_of(called, "budget", self.budget, ("view", "image"))
 
     def tokens(self, patches: int, views: int = 1) -> int:
         """The number of tokens of each of an image's views of `patches` patches.

@@ -53,19 +53,24 @@ class PruMerge(Reducer):
     budget: Budget = "image"
 
     def __post_init__(self):
-        number = isinstance(self.keep, float | int) and not isinstance(self.keep, bool)
-        if self.keep != "adaptive" and not (number and 0 < self.keep <= 1):
+        keep = self.keep
+        is_number = isinstance(keep, float | int) and not isinstance(keep, bool)
+        is_fraction = is_number and 0 < float(keep) <= 1
+        if keep != "adaptive" and not is_fraction:
             expected = "keep='adaptive', or the fraction of patches that is kept"
-            raise ProbeError("PruMerge", expected=expected, got=repr(self.keep))
+            raise ProbeError("PruMerge", expected=expected, got=repr(keep))
         one_of("PruMerge", "budget", self.budget, ("view", "image"))
 
     def reduce(self, seen: EncoderOutput) -> Reduction:
         attention = seen.patch_attention(seen.next_layer.as_one_head())[:, 0]
-        fractions = [self._fraction(attention)] * len(attention)
         if self.budget == "view":
             fractions = [self._fraction(scores) for scores in attention]
-        views = enumerate(zip(attention, fractions, strict=True))
-        return joined([self._view(seen, view, *found) for view, found in views])
+        else:
+            fractions = [self._fraction(attention)] * len(attention)
+        views: list[Reduction] = []
+        for view, (scores, fraction) in enumerate(zip(attention, fractions, strict=True)):
+            views.append(self._view(seen, view, scores, fraction))
+        return joined(views)
 
     def _fraction(self, attention: Float[Tensor, "*view patch"]) -> float:
         if self.keep != "adaptive":

@@ -81,8 +81,8 @@ class ReductionStage:
 def tokens_of_positions(
     source: Int[Tensor, "view token"], positions: int
 ) -> Int[Tensor, "view position"]:
-    """`merged_into` of a reduction without merging: the token that stands for each of so many
-    positions, -1 for none.
+    """`merged_into` of a reduction without merging: the token that stands for each
+    position, -1 for none.
     """
     tokens = torch.arange(source.shape[1], device=source.device).expand_as(source)
     merged_into = source.new_full((len(source), positions), NONE)

@@ -223,10 +223,13 @@ def raters(
     end = prompt.end[row : row + 1]
     if not len(vision) or int(vision[-1]) >= int(end):
         return end
-    text = torch.arange(int(vision[-1]) + 1, int(end) + 1, device=end.device)
+    last_vision = int(vision[-1])
+    text = torch.arange(last_vision + 1, int(end) + 1, device=end.device)
     x = embeddings.float()
-    likeness = x[vision.to(x.device)] @ x[text.to(x.device)].T
-    weight = torch.softmax(likeness, -1).mean(0).to(text.device)
+    of_vision = x[vision.to(x.device)]
+    of_text = x[text.to(x.device)]
+    likeness = torch.softmax(of_vision @ of_text.T, -1)
+    weight = likeness.mean(0).to(text.device)
     above = text[weight > weight.mean()]
     return above if len(above) else text
 
@@ -240,12 +243,14 @@ def distance_scores(
     """The scaled product q · k of a query and a key of ones under their rotary embeddings: what the
     distance alone contributes to a score.
     """
-    cos, sin = (x[min(row, len(x) - 1)].float() for x in rotary)
+    cos, sin = (table[min(row, len(table) - 1)].float() for table in rotary)
     rotated = cos.shape[-1]
-    half = rotated // 2
-    turned = cos + torch.cat([-sin[:, :half], sin[:, half:]], -1)
+    first_half = sin[:, : rotated // 2]
+    second_half = sin[:, rotated // 2 :]
+    turned = cos + torch.cat([-first_half, second_half], -1)
+    queries = turned[position.to(turned.device)]
     width = getattr(call.module, "head_dim", rotated)
     unrotated = width - rotated  # dimensions that no rotation reaches add 1 each
-    product = turned[position.to(turned.device)] @ turned.T + unrotated
+    product = queries @ turned.T + unrotated
     weights = call.weights if isinstance(call, AttentionWeights) else call.query
     return (product / width**0.5).to(weights.device)

@@ -35,14 +35,16 @@ def _sort_key(reduction: Reduction, across: int) -> Int[Tensor, "tile token"]:
     stitched image; then, tile by tile, class tokens, merged tokens, and padding.
     """
     side = isqrt(reduction.scores.shape[1])
-    tile = torch.arange(len(reduction.source) - 1, device=reduction.source.device)[:, None]
     source = reduction.source[1:]
+    tile = torch.arange(len(source), device=source.device)[:, None]
     patch = source - reduction.first_patch
     row = tile // across * side + patch // side
     column = tile % across * side + patch % side
+    raster_position = row * across * side + column
     after_patches = len(tile) * side**2  # more than any raster position
     is_class = (source != NONE) & (source < reduction.first_patch)
-    key = torch.where(reduction.is_kept[1:], row * across * side + column, 2 * after_patches + tile)
+    of_merged = 2 * after_patches + tile
+    key = torch.where(reduction.is_kept[1:], raster_position, of_merged)
     key = torch.where(is_class, after_patches + tile, key)
     return key.masked_fill(~reduction.is_real[1:], 4 * after_patches)
 
@@ -63,7 +65,9 @@ def token_of_patches(reduction: Reduction, order: Int[Tensor, " token"]) -> Int[
     """
     into = reduction.merged_into[:, reduction.first_patch :]
     views, tokens = reduction.source.shape
-    first = torch.arange(views, device=order.device)[:, None] * tokens
+    # `merged_into` counts the tokens of a view, `order` those of all views one after the other.
+    first_of_view = torch.arange(views, device=order.device)[:, None] * tokens
+    token = into.clamp_min(0) + first_of_view
     place = torch.full((views * tokens,), NONE, device=order.device)
     place[order] = torch.arange(len(order), device=order.device)
-    return torch.where(into == NONE, NONE, place[into.clamp_min(0) + first]).flatten()
+    return torch.where(into == NONE, NONE, place[token]).flatten()

@@ -134,22 +134,25 @@ def split(
     first = seen.first_patch
     positions = seen.features.shape[1]
     ranked = scores.argsort(dim=-1, descending=True, stable=True) + first
-    chosen = torch.zeros(len(scores), positions, dtype=torch.bool, device=scores.device)
-    chosen.scatter_(1, ranked[:, : max(dominant - first, 0)], True)
-    chosen[:, :first] = dominant > 0
-    # A stable sort of a mask lists the chosen positions, then the others, both ascending; unlike
+    best = ranked[:, : max(dominant - first, 0)]
+    is_kept = torch.zeros(len(scores), positions, dtype=torch.bool, device=scores.device)
+    is_kept.scatter_(1, best, True)
+    is_kept[:, :first] = dominant > 0
+    # A stable sort of a mask lists the kept positions, then the others, both ascending; unlike
     # `nonzero` it does not wait for the GPU to know a size.
-    order = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)
+    order = (~is_kept).to(torch.uint8).argsort(dim=1, stable=True)
     kept = min(dominant, positions)
-    return order[:, :kept], order[:, kept if dominant else first :]
+    first_of_rest = kept if dominant else first
+    return order[:, :kept], order[:, first_of_rest:]
 
 
 def split_rest(rest: Int[Tensor, "view rest"], contextual: int) -> tuple[Tensor, Tensor]:
     """The targets among the rest, evenly spread from its start, and all others."""
-    count = min(contextual, rest.shape[1])
-    step = max(1, rest.shape[1] // max(count, 1))
+    length = rest.shape[1]
+    count = min(contextual, length)
+    step = max(1, length // max(count, 1))
     targets = range(0, count * step, step)
-    others = sorted(set(range(rest.shape[1])) - set(targets))
+    others = sorted(set(range(length)) - set(targets))
     return rest[:, list(targets)], rest[:, others]
 
 

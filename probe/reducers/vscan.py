@@ -121,11 +121,13 @@ def _targets(
 ) -> Int[Tensor, "view patch"]:
     """The number of the kept patch that each patch is averaged into; its own for a kept one."""
     unit = normalize(features.float(), dim=-1)
+    width = unit.shape[-1]
     kept = positions_of(mask)
-    centres = unit.gather(1, kept[..., None].expand(-1, -1, unit.shape[-1]))
-    nearest = (unit @ centres.transpose(1, 2)).argmax(-1)
-    own = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
-    return nearest.scatter(1, kept, own)
+    centres = unit.gather(1, kept[..., None].expand(-1, -1, width))
+    similarity = unit @ centres.transpose(1, 2)
+    nearest = similarity.argmax(-1)
+    own_number = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
+    return nearest.scatter(1, kept, own_number)
 
 
 def _means(
@@ -133,8 +135,10 @@ def _means(
 ) -> Float[Tensor, "view kept width"]:
     """Of the patches that go into each kept one, summed in float32."""
     views, _, width = features.shape
+    into = targets[..., None].expand(-1, -1, width)
     total = torch.zeros(views, kept, width, device=features.device)
-    total.scatter_add_(1, targets[..., None].expand(-1, -1, width), features.float())
+    total.scatter_add_(1, into, features.float())
+    ones = torch.ones_like(targets, dtype=torch.float32)
     count = torch.zeros(views, kept, device=features.device)
-    count.scatter_add_(1, targets, torch.ones_like(targets, dtype=torch.float32))
+    count.scatter_add_(1, targets, ones)
     return (total / count[..., None]).to(features.dtype)

@@ -103,14 +103,14 @@ class PromptEncoder(PromptProcessor):
             dict(tensors),
             types=label(roles.role, roles.turn, is_vision.numpy(), voco=voco),
             grid=[places.grid],
-            images=[tuple(picture for visual in visuals for picture in visual.pictures)],
+            images=[tuple(image for visual in visuals for image in visual.images)],
             prompt=[rendering.prompt],
             encoder_grid=[places.patches],
             merged_into=[places.merged_into],
             response=[response or ""],
             vocabulary=self.vocabulary,
-            frames=[places.pictures],
-            shown=[tuple(len(visual.pictures) for visual in visuals)],
+            frames=[places.frames],
+            shown=[tuple(len(visual.images) for visual in visuals)],
         )
 
     def _check_embedded(self, ids: np.ndarray) -> None:

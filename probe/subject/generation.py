@@ -78,7 +78,7 @@ def generate_ids(
 
 
 class _NotFinite(Exception):  # noqa: N818  # becomes a ProbeError, which names the layer
-    """Ends `generate` at a step whose logits are no numbers."""
+    """Ends `generate` at a step whose logits are not numbers."""
 
 
 class _NumbersOnly(LogitsProcessor):

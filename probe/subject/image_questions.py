@@ -3,7 +3,7 @@ the last vision token run once, and each question costs its text.
 
 By causality these rows do not depend on the question. Whether that holds for a model is tried out
 once (`prefix_check.py`). The questions are one batch: their tokens after the prefix go through the
-model's own forward or `generate`, which is told of a cache as long as the prefix, and attend to the
+model's own forward or `generate`, which gets a cache as long as the prefix, and attend to the
 prefix as one matrix product for all of them (`prefix_attention.py`). Equal to each question alone
 up to rounding (1e-5 in float32).
 
@@ -42,7 +42,7 @@ from probe.subject.prefix_attention import PrefixAttention
 from probe.subject.prefix_cache import CACHE_GB, CachedPrefix, PrefixCache
 from probe.subject.prefix_check import check_sharing
 
-# Of `generate`: those that choose words from logits, whatever cache is behind them
+# Arguments of `generate` that choose words from logits, whatever the cache
 OPTIONS = {"max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_p", "top_k"} | {
     "min_p",
     "typical_p",

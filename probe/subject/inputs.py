@@ -11,7 +11,6 @@ Single rows come from `Subject.encode`; here they get their response and become 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from itertools import accumulate
 from typing import Any, Literal, SupportsIndex
 
 import numpy as np
@@ -57,9 +56,9 @@ class Inputs(dict):
     encoder_grid   where each of the encoder's patches lies, in the order of `pixel_values`
     merged_into    the vision token that each of these patches went into, -1 for none; empty where
                    no reducer of the encoder's output is active
-    images       the images (or frames) as they were opened, before any processing
+    images         the images (or frames) as they were opened, before any processing
     shown          how many of `images` each image is: 1, or the frames of a video, which is one
-    frames         how many pictures of each the encoder gets: 1, or the frames of a video (or
+    frames         how many images the encoder gets of each: 1, or the frames of a video (or
                    groups of frames, where the model joins them)
     prompt         the text given to the tokenizer, one placeholder an image
     response       the words of the response, "" without a response
@@ -143,7 +142,7 @@ class Inputs(dict):
         return chosen
 
     def having(self, tensors: dict[str, torch.Tensor], **changed: Any) -> "Inputs":
-        """A copy with other tensors and, where named, other attributes."""
+        """A copy with other tensors and, where given, other attributes."""
         known = {name: value for name, value in vars(self).items() if name != "tokens"}
         return Inputs(tensors, **(known | changed))
 
@@ -206,12 +205,15 @@ def _is_per_token(name: str, value: Any, width: int) -> bool:
 def _continued(name: str, tensor: torch.Tensor, more: int, inputs: Inputs) -> torch.Tensor:
     """A tensor with an entry for each token, continued by those of a response, which is causal."""
     if tensor.ndim > 2:  # a response sees the images that the last word of the prompt sees
-        return torch.cat([tensor, tensor[:, -1:].expand(-1, more, *tensor.shape[2:])], 1)
+        of_last_word = tensor[:, -1:]
+        of_response = of_last_word.expand(-1, more, *tensor.shape[2:])
+        return torch.cat([tensor, of_response], 1)
     value = int(name == "attention_mask")
     if name == "token_type_ids":
         # 0 is a prefix that is read both ways where vision tokens have it, as in PaliGemma
-        vision = torch.from_numpy(inputs.types.vision).to(tensor.device)
-        value = int(bool(vision.any()) and not bool(tensor[vision].any()))
+        is_vision = torch.from_numpy(inputs.types.vision).to(tensor.device)
+        has_vision = bool(is_vision.any())
+        value = int(has_vision and not bool(tensor[is_vision].any()))
     return functional.pad(tensor, (0, more), value=value)
 
 
@@ -283,20 +285,30 @@ def _widened(row: torch.Tensor, width: int, fill: int, side: str) -> torch.Tenso
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     """Tensors with one entry an image, one after the other; an image's missing tiles are zeros."""
-    shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
-    joined = parts[0].new_zeros(sum(len(part) for part in parts), *shape)
-    for start, part in zip(accumulate(map(len, parts), initial=0), parts, strict=False):
-        joined[(slice(start, start + len(part)), *map(slice, part.shape[1:]))] = part
+    sizes_of_parts = zip(*(part.shape[1:] for part in parts), strict=True)
+    largest = [max(sizes) for sizes in sizes_of_parts]
+    images = sum(len(part) for part in parts)
+    joined = parts[0].new_zeros(images, *largest)
+    start = 0
+    for part in parts:
+        end = start + len(part)
+        filled = [slice(size) for size in part.shape[1:]]
+        joined[(slice(start, end), *filled)] = part
+        start = end
     return joined
 
 
 def at_positions(inputs: Inputs, positions: Int[np.ndarray, " chosen"]) -> Inputs:
     """One row at some of its positions; what is not one value a token stays as it is."""
-    width = inputs["input_ids"].shape[1]
+    ids = inputs["input_ids"]
+    width = ids.shape[1]
     if np.array_equal(positions, np.arange(width)):
         return inputs
-    chosen = torch.from_numpy(positions).to(inputs["input_ids"].device)
-    tensors = {name: t[:, chosen] if t.shape == (1, width) else t for name, t in inputs.items()}
+    chosen = torch.from_numpy(positions).to(ids.device)
+    tensors = dict(inputs)
+    for name, tensor in inputs.items():
+        if tensor.shape == (1, width):
+            tensors[name] = tensor[:, chosen]
     return inputs.having(tensors, types=_types_at(inputs.types, positions[None]))
 
 

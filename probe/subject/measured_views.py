@@ -1,4 +1,4 @@
-"""Which part of which image each picture shows that a processor makes: measured, not known.
+"""Which part of which image each view shows that a processor makes: measured, not known.
 
 Processors crop, pad, stretch and cut images into tiles in their own ways, and settings of the class
 may win over those of its image processor. So the processor itself is asked, with images of the same
@@ -9,7 +9,7 @@ sizes whose pixels say where they are:
     ramps             grey grows along x, or along y: the grey of an entry is its place in the image
     levels            each image in a grey of its own: the grey of an entry says which image it is
 
-A picture is an affine view of its image, axis by axis: a straight line through its places is found
+A view is an affine map of its image, axis by axis: a straight line through its places is found
 by least squares, and gives the rectangle to a small part of a pixel.
 
     measured_views(process, [(97, 61)], patch=8)
@@ -30,15 +30,15 @@ from probe.data.image_views import WHOLE, Size
 Process = Callable[[list[Image.Image]], Mapping[str, Any]]  # images to the processor's tensors
 
 SHOWN = 0.5  # of the largest change from black to white: below it an entry is padding
-STRAIGHT = 0.02  # of the image: places further from the line are no affine view
+STRAIGHT = 0.02  # of the image: places further from the line do not form an affine view
 MARGIN = 4  # pixels at an image's edge, where resizing repeats the outermost one
 
 
 @dataclass(frozen=True)
 class View:
-    """One picture that the encoder gets: a rectangle of an image, in fractions of it (beyond [0, 1]
-    where it shows padding), and its patches in rows and columns. `order`: which patch, counted row
-    by row, comes when, where a processor returns patches (Qwen-VL: by merged cells).
+    """What the encoder gets as one image: a rectangle of the user's, in fractions of it (beyond
+    [0, 1] where it shows padding), and its patches in rows and columns. `order`: which patch,
+    counted row by row, comes when, where a processor returns patches (Qwen-VL: by merged cells).
     """
 
     image: int
@@ -63,9 +63,9 @@ def measured_views(process: Process, sizes: Sequence[Size], patch: int | None) -
     change = white - black
     shows = np.abs(change) > SHOWN * np.abs(change).max(initial=0.0)
 
-    def places(pictures: list[Image.Image]) -> np.ndarray | None:
+    def places(images: list[Image.Image]) -> np.ndarray | None:
         """Of each entry: the grey of the image there, NaN for padding."""
-        values = pixels_of(process(pictures))
+        values = pixels_of(process(images))
         if values is None or values.shape != black.shape:
             return None
         return np.where(shows, (values - black) / np.where(shows, change, 1), np.nan)
@@ -86,7 +86,7 @@ def measured_views(process: Process, sizes: Sequence[Size], patch: int | None) -
 
 
 def pixels_of(tensors: Mapping[str, Any]) -> np.ndarray | None:
-    """The processor's pictures, under whatever name: pixel_values, pixel_values_images, or else
+    """The processor's pixels, under whatever name: pixel_values, pixel_values_images, or else
     the first tensor of real numbers (`image_patches` of Fuyu until transformers 5.19).
     """
     real = {
@@ -94,9 +94,9 @@ def pixels_of(tensors: Mapping[str, Any]) -> np.ndarray | None:
         for name, value in tensors.items()
         if torch.is_tensor(value) and value.ndim >= 2 and value.is_floating_point()
     }
-    named = [value for name, value in real.items() if name.startswith("pixel_values")]
-    pictures = next(iter([*named, *real.values()]), None)
-    return None if pictures is None else pictures.double().numpy()
+    by_name = [value for name, value in real.items() if name.startswith("pixel_values")]
+    pixels = next(iter([*by_name, *real.values()]), None)
+    return None if pixels is None else pixels.double().numpy()
 
 
 def grey(size: Size, level: int) -> Image.Image:
@@ -112,8 +112,10 @@ def ramp(size: Size, down: bool = False) -> Image.Image:
     length, across = size[::-1] if down else size
     place = (np.arange(length) + 0.5) / length * 255
     rounding = (np.arange(across) * 0.6180339887) % 1
-    grey = np.floor(place[None] + rounding[:, None]).clip(0, 255).astype(np.uint8)
-    grey = grey.T if down else grey
+    rounded = np.floor(place[None] + rounding[:, None])
+    grey = rounded.clip(0, 255).astype(np.uint8)
+    if down:
+        grey = grey.T
     return Image.fromarray(grey).convert("RGB")
 
 
@@ -168,7 +170,7 @@ def views_of_patches(
 
 
 def _mean(values: np.ndarray, axes: int | tuple[int, ...]) -> np.ndarray:
-    """The mean over what is no padding; NaN where all is."""
+    """The mean over what is not padding; NaN where all is."""
     real = ~np.isnan(values)
     count = real.sum(axis=axes)
     total = np.where(real, values, 0).sum(axis=axes)
@@ -182,15 +184,17 @@ def _edges(places: Float[np.ndarray, "pixel"], length: int) -> tuple[float, floa
     pixel = np.flatnonzero(~np.isnan(places))
     place = places[pixel]
     margin = min(0.3, MARGIN / length)
-    inner = (place > margin) & (place < 1 - margin)
-    if length < 3 or inner.sum() < 2 or np.ptp(place[inner]) == 0:
+    is_inner = (place > margin) & (place < 1 - margin)
+    middle = pixel[is_inner] + 0.5
+    inner = place[is_inner]
+    if length < 3 or len(inner) < 2 or np.ptp(inner) == 0:
         # too few pixels for a line: what is not padding is the whole image
         first = pixel[0]
         last = pixel[-1] + 1
         slope = 1 / (last - first)
         return -first * slope, (len(places) - first) * slope
-    slope, offset = np.polyfit(pixel[inner] + 0.5, place[inner], 1)
-    error = np.abs(offset + slope * (pixel[inner] + 0.5) - place[inner]).max()
+    slope, offset = np.polyfit(middle, inner, 1)
+    error = np.abs(offset + slope * middle - inner).max()
     if error > STRAIGHT + 2 / length:
         return None
     return float(offset), float(offset + slope * len(places))

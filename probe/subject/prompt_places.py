@@ -34,12 +34,14 @@ from probe.subject.visuals import Visual, clips_of
 
 
 class Places(NamedTuple):
-    """Where the vision tokens of a prompt and the encoder's patches lie, how many pictures of each
-    image the encoder gets, and, under a reducer, the vision token that each patch went into."""
+    """Where the vision tokens of a prompt and the encoder's patches lie, how many images the
+    encoder gets of each image or video, and, under a reducer, the vision token that each patch went
+    into.
+    """
 
     grid: PatchGrid
     patches: PatchGrid
-    pictures: tuple[int, ...]
+    frames: tuple[int, ...]
     merged_into: Int[np.ndarray, " patch"] = np.zeros(0, np.int64)
 
 
@@ -69,11 +71,11 @@ class PlaceFinder:
         """The processor's tensors with one placeholder for each vision token of images that reaches
         the LLM; and where these tokens and the encoder's patches lie.
         """
-        pictures = (1,) * len(visuals)
+        frames = (1,) * len(visuals)
         grid, patches = self._places(tensors, process, visuals)
         kept = self._kept_patches(tensors)
         if kept is None:
-            return dict(tensors), Places(grid, patches, pictures)
+            return dict(tensors), Places(grid, patches, frames)
         left = [len(own.patch) for own in kept]
         counts = [(int((grid.image == image).sum()), own) for image, own in enumerate(left)]
         tensors = resize_placeholders(tensors, image_token_id(self.prompts.model), counts)
@@ -84,7 +86,7 @@ class PlaceFinder:
         ]
         reduced = reduced_grid(patches, [own.patch for own in kept])
         merged_into = np.concatenate([np.zeros(0, np.int64), *into])
-        return tensors, Places(reduced, patches, pictures, merged_into)
+        return tensors, Places(reduced, patches, frames, merged_into)
 
     def _kept_patches(self, tensors: Mapping[str, Any]) -> list[KeptTokens] | None:
         """Of each image, by an active reducer of the encoder's output, which runs the encoder."""
@@ -99,7 +101,7 @@ class PlaceFinder:
     ) -> tuple[PatchGrid, PatchGrid]:
         """Where vision tokens and the encoder's patches of images lie."""
         model, processor, aspect = self._parts
-        images = [visual.pictures[0] for visual in visuals]
+        images = [visual.images[0] for visual in visuals]
         shown = self.prompts.shown(visuals)
         sizes = [image.size for image in images]
         placeholders = int(vision_positions(model, tensors["input_ids"]).sum())
@@ -132,10 +134,10 @@ class PlaceFinder:
         if kept_patches(self.prompts.model, tensors) is not None:
             raise ProbeError("reduced", expected="images", got="a video", fix="encode frames")
         images = [number for number, visual in enumerate(visuals) if visual.clip is None]
-        starts = [0, *accumulate(len(visual.pictures) for visual in visuals)]
+        starts = [0, *accumulate(len(visual.images) for visual in visuals)]
         parts: dict[int, PatchGrid] = {}
         patches = []
-        pictures = [1] * len(visuals)
+        frames = [1] * len(visuals)
         if images:
             own = [visuals[number] for number in images]
             process = partial(self.prompts.processed, self.prompts.text_with(["image"] * len(own)))
@@ -147,7 +149,7 @@ class PlaceFinder:
             if visual.clip is not None:
                 found = self._video_places(visual, visual.clip)
                 parts[number] = found.grid.shifted(starts[number])
-                pictures[number] = found.pictures
+                frames[number] = found.pictures
                 patches.append(found.patches)
         grid = PatchGrid.join([parts[number] for number in range(len(visuals))])
         is_token = vision_positions(self.prompts.model, tensors["input_ids"])[0].numpy()
@@ -155,7 +157,7 @@ class PlaceFinder:
             grid = unknown_places(is_token, len(visuals))
         # the encoder is called for images and for videos in an order of its own
         known = PatchGrid.join([] if len(visuals) > 1 else patches)
-        return Places(grid, known, tuple(pictures))
+        return Places(grid, known, tuple(frames))
 
     def _video_places(self, visual: Visual, clip: Clip) -> VideoPlaces:
         text = self.prompts.text_with([self.prompts.item_of(visual)])

@@ -50,8 +50,8 @@ class PromptProcessor:
 
     def item_of(self, visual: Visual) -> str:
         """What a chat template calls an item; LLaVA-Mini's knows images only."""
-        named = visual.clip is not None and hasattr(self.processor, "video_token")
-        return "video" if named else "image"
+        is_video = visual.clip is not None and hasattr(self.processor, "video_token")
+        return "video" if is_video else "image"
 
     def processed(
         self, text: str, images: Sequence[Image.Image], clips: Sequence[Clip] = ()
@@ -87,7 +87,7 @@ class PromptProcessor:
 
     def shown(self, visuals: Sequence[Visual]) -> list[Image.Image]:
         """The images among them as the processor gets them."""
-        images = [visual.pictures[0] for visual in visuals if visual.clip is None]
+        images = [visual.images[0] for visual in visuals if visual.clip is None]
         return [self.known.fitted(image, self._padded) for image in images]
 
     def _padded(self, image: Image.Image) -> Image.Image:

@@ -53,11 +53,12 @@ class TargetResponse:
         self, logits: Float[Tensor, "batch kept vocabulary"]
     ) -> Float[Tensor, "batch chosen"]:
         """log p of the chosen tokens from the last logits, in float32."""
-        last = self.inputs["input_ids"].shape[1]
-        predicting = self.positions - 1 - (last - logits.shape[1])
+        length = self.inputs["input_ids"].shape[1]
+        first_kept = length - logits.shape[1]
+        predicting = self.positions - 1 - first_kept
         logprob = logits[:, predicting].float().log_softmax(-1)
-        ids = self.ids.to(logprob.device)[None, :, None].expand(len(logprob), -1, 1)
-        return logprob.gather(-1, ids)[..., 0]
+        ids = self.ids.to(logprob.device).expand(len(logprob), -1)
+        return logprob.gather(-1, ids[..., None])[..., 0]
 
     @classmethod
     def of(

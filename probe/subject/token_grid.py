@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Int
 from transformers import PreTrainedModel
 
-from probe.data.image_views import Size, sub_image_views, views, within
+from probe.data.image_views import Size, bounding_box, sub_image_views, views, within
 from probe.data.patch_grid import PatchGrid
 from probe.hooks.model_structure import cls_tokens
 
@@ -44,12 +44,12 @@ def encoder_grid(
     `sizes` are the width and height of the original images.
     """
     return PatchGrid.join(
-        [_patches(model, processor, size, aspect, picture) for picture, size in enumerate(sizes)]
+        [_patches(model, processor, size, aspect, image) for image, size in enumerate(sizes)]
     )
 
 
 def _patches(
-    model: PreTrainedModel, processor: Any, size: Size, aspect: str, picture: int
+    model: PreTrainedModel, processor: Any, size: Size, aspect: str, image: int
 ) -> PatchGrid:
     ratio = getattr(processor, "resolution_ratio", 1)
     limits = None
@@ -67,7 +67,7 @@ def _patches(
     box = within(rects[view], inner)
     if limits is not None:
         box = np.clip(box, np.tile(limits[view, :2], 2), np.tile(limits[view, 2:], 2))
-    return PatchGrid(np.full_like(view, picture), tiles[view], row, col, box)
+    return PatchGrid(np.full_like(view, image), tiles[view], row, col, box)
 
 
 def has_square_views(model: PreTrainedModel, processor: Any) -> bool:
@@ -102,8 +102,8 @@ def vision_grid(
     grids = []
     compressed = getattr(model.config, "tokens_per_frame", None)
     regions = getattr(model.config, "token_regions", None)
-    for picture, size in enumerate(sizes):
-        patches = _patches(model, processor, size, aspect, picture)
+    for image, size in enumerate(sizes):
+        patches = _patches(model, processor, size, aspect, image)
         if regions is not None:
             grids.append(of_regions(patches, regions(processor.tokens_per_image)))
         elif compressed is not None:
@@ -135,11 +135,11 @@ def _compressed(patches: PatchGrid, tokens: int) -> PatchGrid:
     if tokens == len(patches):
         return joined(patches)
     side = math.isqrt(tokens)
-    inner = sub_images(patches)
-    edges = np.concatenate([inner.box[:, :2].min(axis=0), inner.box[:, 2:].max(axis=0)])
     row, col = (axis.ravel() for axis in np.indices((side, side)))
-    box = within(edges, np.stack([col, row, col + 1, row + 1], axis=-1) / max(side, 1))
-    return PatchGrid(np.full_like(row, patches.image[0]), np.zeros_like(row), row, col, box)
+    inner_box = bounding_box(sub_images(patches).box)
+    cells = np.stack([col, row, col + 1, row + 1], axis=-1) / max(side, 1)
+    image = np.full_like(row, patches.image[0])
+    return PatchGrid(image, np.zeros_like(row), row, col, within(inner_box, cells))
 
 
 def of_regions(patches: PatchGrid, regions: Sequence[tuple | None]) -> PatchGrid:
@@ -147,7 +147,9 @@ def of_regions(patches: PatchGrid, regions: Sequence[tuple | None]) -> PatchGrid
     for one that is made of the whole view and lies nowhere.
     """
     columns = int(patches.col.max()) + 1
-    boxes, places = [], []
+    tile = int(patches.tile[0])
+    boxes: list[np.ndarray] = []
+    places: list[tuple[int, int, int]] = []
     for region in regions:
         if region is None:
             boxes.append(np.full(4, np.nan))
@@ -155,19 +157,21 @@ def of_regions(patches: PatchGrid, regions: Sequence[tuple | None]) -> PatchGrid
             continue
         top, left, bottom, right = region
         first = patches.box[top * columns + left]
-        last = patches.box[bottom * columns - columns + right - 1]
+        last = patches.box[(bottom - 1) * columns + right - 1]
         boxes.append(np.concatenate([first[:2], last[2:]]))
-        places.append((int(patches.tile[0]), top // (bottom - top), left // (right - left)))
+        row = top // (bottom - top)
+        col = left // (right - left)
+        places.append((tile, row, col))
     image = np.full(len(regions), patches.image[0])
-    tile, row, col = np.array(places, dtype=np.int64).reshape(-1, 3).T
-    return PatchGrid(image, tile, row, col, np.array(boxes).reshape(-1, 4))
+    tiles, rows, cols = np.array(places, dtype=np.int64).reshape(-1, 3).T
+    return PatchGrid(image, tiles, rows, cols, np.array(boxes).reshape(-1, 4))
 
 
 def reduced_grid(patches: PatchGrid, left: Sequence[Int[np.ndarray, "_"]]) -> PatchGrid:
     """The tokens that a reducer leaves. `left`: the patch that each stands for, counted in its
     image; -1: none.
     """
-    numbers = [np.flatnonzero(patches.image == picture) for picture in range(len(left))]
+    numbers = [np.flatnonzero(patches.image == image) for image in range(len(left))]
     grids = [patches.at(own).at(index) for own, index in zip(numbers, left, strict=True)]
     return PatchGrid.join(grids)
 
@@ -181,23 +185,25 @@ def packed_grid(model: PreTrainedModel, patches: PatchGrid, size: Sequence[int])
     strategy = getattr(model.config, "vision_feature_select_strategy", "default")
     pack = getattr(getattr(model, "base_model", model), "pack_image_features", None)
     if pack is None:
-        before = np.full(cls_tokens(model) if strategy == "full" else 0, -1)
-        return patches.at(np.concatenate([before, np.arange(len(patches))]))
-    views = len(np.unique(patches.tile))
+        cls_count = cls_tokens(model) if strategy == "full" else 0
+        return patches.at(np.concatenate([np.full(cls_count, -1), np.arange(len(patches))]))
+    # What a patch is known by takes the place of its features: four numbers, then its box.
     place = np.stack([patches.image, patches.tile, patches.row, patches.col], axis=-1)
     features = torch.from_numpy(np.concatenate([place, patches.box], axis=-1))
+    width = features.shape[1]
+    views = len(np.unique(patches.tile))
     options = {
         "vision_feature_select_strategy": strategy,
         "vision_aspect_ratio": getattr(model.config, "vision_aspect_ratio", None),
     }
     known = inspect.signature(pack).parameters
     options = {name: value for name, value in options.items() if name in known and value}
-    newline = torch.full((features.shape[1],), torch.nan, dtype=features.dtype)
-    features = features.view(views, -1, features.shape[1])
-    packed, _ = pack([features], [tuple(size)], image_newline=newline, **options)
+    newline = torch.full((width,), torch.nan, dtype=features.dtype)
+    by_view = features.view(views, -1, width)
+    packed, _ = pack([by_view], [tuple(size)], image_newline=newline, **options)
     values = packed[0].numpy()
-    numbers = np.where(np.isnan(values[:, :4]), -1, values[:, :4]).round().astype(np.int64)
-    tile, row, col = numbers[:, 1:].T
+    place = np.where(np.isnan(values[:, :4]), -1, values[:, :4])
+    _, tile, row, col = place.round().astype(np.int64).T
     image = np.full(len(values), patches.image[0])
     return PatchGrid(image, tile, row, col, values[:, 4:])
 

@@ -3,7 +3,7 @@
     grid, patches = token_places(model, tensors, process, sizes)
 
 The placeholders say how many vision tokens there are, the processor itself says which part of an
-image each of its pictures shows (`measured_views.py`), and how tokens divide a picture follows from
+image each of its views shows (`measured_views.py`), and how tokens divide a view follows from
 both: a token stands for s x s patches, with the one s that gives as many tokens as there are
 placeholders. A model that packs features itself (LLaVA-NeXT's un-padding and newlines) has it done
 to coordinates. Where tokens have looked at the whole image (learned queries: resamplers, Q-Formers)
@@ -12,7 +12,6 @@ or the numbers do not fit, no place is claimed: boxes are NaN.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -132,7 +131,7 @@ def patch_size(model: PreTrainedModel) -> int | None:
 
 def patches_of(views: Sequence[View]) -> PatchGrid:
     """The patches of every view in the order in which the processor returns them: row by row, if
-    it returns pictures.
+    it returns views as pixels.
     """
     grids = []
     for view, tile in zip(views, _tiles(views), strict=True):
@@ -143,7 +142,7 @@ def patches_of(views: Sequence[View]) -> PatchGrid:
 
 def divided(views: Sequence[View], tokens: int, before: int = 0) -> PatchGrid | None:
     """The tokens that the views are divided into, row by row, each of s x s patches; `before` of
-    each view stand before them and are no patches. None where no s gives so many tokens.
+    each view stand before them and are not patches. None where no s gives that number of tokens.
     """
     cells = tokens - before * len(views)
     most = max((max(view.rows, view.columns) for view in views), default=0)
@@ -158,13 +157,16 @@ def divided(views: Sequence[View], tokens: int, before: int = 0) -> PatchGrid | 
 
 def _cells(view: View, tile: int, side: int) -> PatchGrid:
     """The cells of side x side patches of a view; those at its end may be smaller."""
-    shape = -(-view.rows // side), -(-view.columns // side)
-    row, col = (axis.ravel() for axis in np.indices(shape))
-    ends = np.minimum((row + 1) * side, view.rows), np.minimum((col + 1) * side, view.columns)
-    edges = [col * side / view.columns, row * side / view.rows]
-    edges += [ends[1] / view.columns, ends[0] / view.rows]
-    box = within(view.box, np.stack(edges, axis=-1))
-    return PatchGrid(np.full_like(row, view.image), np.full_like(row, tile), row, col, box)
+    cell_rows = -(-view.rows // side)
+    cell_columns = -(-view.columns // side)
+    row, col = (axis.ravel() for axis in np.indices((cell_rows, cell_columns)))
+    left = col * side / view.columns
+    top = row * side / view.rows
+    right = np.minimum((col + 1) * side, view.columns) / view.columns
+    bottom = np.minimum((row + 1) * side, view.rows) / view.rows
+    box = within(view.box, np.stack([left, top, right, bottom], axis=-1))
+    image = np.full_like(row, view.image)
+    return PatchGrid(image, np.full_like(row, tile), row, col, box)
 
 
 def _tiles(views: Sequence[View]) -> list[int]:
@@ -173,16 +175,16 @@ def _tiles(views: Sequence[View]) -> list[int]:
     """
     areas = [float(np.prod(view.box[2:] - view.box[:2])) for view in views]
     numbers = []
-    for view in views:
-        own = [index for index, other in enumerate(views) if other.image == view.image]
-        whole = max(own, key=lambda index: areas[index])
-        order = [whole, *(index for index in own if index != whole)]
-        numbers.append(order.index(next(i for i in own if views[i] is view)))
+    for index, view in enumerate(views):
+        same_image = [i for i, other in enumerate(views) if other.image == view.image]
+        whole = max(same_image, key=lambda i: areas[i])
+        tiles = [i for i in same_image if i != whole]
+        numbers.append([whole, *tiles].index(index))
     return numbers
 
 
 def _nowhere(image: int, count: int) -> PatchGrid:
-    """Tokens of an image that are no patches."""
+    """Tokens of an image that are not patches."""
     none = np.full(count, -1)
     return PatchGrid(np.full(count, image), none, none, none, np.full((count, 4), np.nan))
 
@@ -194,14 +196,16 @@ def unknown_places(
     image, or else an even share.
     """
     tokens = int(is_token.sum())
-    runs = np.diff(np.flatnonzero(np.diff(is_token, prepend=False, append=False)))[::2]
+    changes = np.flatnonzero(np.diff(is_token, prepend=False, append=False))
+    runs = changes[1::2] - changes[::2]
     if views and tokens % len(views) == 0:
-        of_view = tokens // len(views)
-        return PatchGrid.join([_nowhere(view.image, of_view) for view in views])
-    if len(runs) == images:
-        return PatchGrid.join([_nowhere(image, int(run)) for image, run in enumerate(runs)])
-    ends = np.linspace(0, tokens, max(1, images) + 1).astype(int)
-    return PatchGrid.join([_nowhere(i, int(b - a)) for i, (a, b) in enumerate(pairwise(ends))])
+        counts = [(view.image, tokens // len(views)) for view in views]
+    elif len(runs) == images:
+        counts = list(enumerate(runs.tolist()))
+    else:
+        ends = np.linspace(0, tokens, max(1, images) + 1).astype(int)
+        counts = list(enumerate(np.diff(ends).tolist()))
+    return PatchGrid.join([_nowhere(image, count) for image, count in counts])
 
 
 def has_learned_queries(model: PreTrainedModel, tokens: int) -> bool:

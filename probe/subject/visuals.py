@@ -19,7 +19,7 @@ from probe.errors import ProbeError
 class Visual:
     """One image, or the frames of one video with what is known of them."""
 
-    pictures: tuple[Image.Image, ...]
+    images: tuple[Image.Image, ...]
     clip: Clip | None = None
 
 

@@ -40,7 +40,8 @@ class Answers:
         self.rows = rows
         self.predictions = predictions
         self.samples = [row for row in rows if isinstance(row, Sample)]
-        self.pairs = [(s, predictions[s.id]) for s in self.samples if s.id in predictions]
+        answered = [sample for sample in self.samples if sample.id in predictions]
+        self.pairs = [(sample, predictions[sample.id]) for sample in answered]
         self.scores = [score(text, sample) for sample, text in self.pairs]
 
     def percent(self, keep: Callable[[Sample], bool] = lambda sample: True) -> float:
@@ -60,10 +61,12 @@ class Answers:
         scripts print of an incomplete file. Rows that could not be read count where all are kept.
         """
         kept = [sample for sample in self.samples if keep(sample)]
-        everything = len(kept) == len(self.samples)
-        total = len(self.rows) if everything else len(kept)
-        scored = zip(self.pairs, self.scores, strict=True)
-        points = sum(score for (sample, _), score in scored if keep(sample))
+        keeps_all = len(kept) == len(self.samples)
+        total = len(self.rows) if keeps_all else len(kept)
+        points = 0.0
+        for (sample, _), score in zip(self.pairs, self.scores, strict=True):
+            if keep(sample):
+                points += score
         return float(100 * points / total) if total else float("nan")
 
     def count(self, holds: Callable[[str, Sample], bool]) -> float:

@@ -72,7 +72,7 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
 
 
 def _answered(row: Any, answers: dict[str, Any]) -> bool:
-    """Whether an answer is known; what is no row is left for the reader to list."""
+    """Whether an answer is known; what is not a row is left for the reader to list."""
     return not isinstance(row, dict) or "answer" in row or row.get("q_uid") in answers
 
 
@@ -130,11 +130,11 @@ def summarise(rows: Rows, predictions: Predictions) -> dict[str, float]:
 
 
 def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
-    """Writes `egoschema.jsonl` (what was said) and, beside it, `egoschema_submission.json` for
-    validate.py: {q_uid: 0 to 4}, -1 where no letter was said.
+    """Writes `egoschema.jsonl` (the answers) and, beside it, `egoschema_submission.json` for
+    validate.py: {q_uid: 0 to 4}, -1 where the answer has no letter.
     """
-    said = list(official_answers(rows, predictions))
-    submission = {row["question_id"]: reading_of(text) for row, text in said}
+    answers = list(official_answers(rows, predictions))
+    submission = {row["question_id"]: reading_of(text) for row, text in answers}
     write_json(submission, Path(folder) / "egoschema_submission.json")
-    lines = [{"q_uid": row["question_id"], "pred": text} for row, text in said]
+    lines = [{"q_uid": row["question_id"], "pred": text} for row, text in answers]
     return write_lines(lines, Path(folder) / "egoschema.jsonl")

@@ -8,9 +8,9 @@
 
 Rule: as MVBench (`video_choices.py`; at most 1000 frames). The headline is M-Avg, the mean over the
 seven tasks. The two open tasks (8_sub_scene, 9_summary) are not in LLaVA-Mini's script, nor here.
-In the official files two needle questions have an answer that is no candidate and are never right,
-and some list a candidate twice: the last one counts. Rows are told apart by their number, for a few
-are there twice.
+In the official files two needle questions have an answer that is not among the candidates and are
+never right, and some list a candidate twice: the last one counts. Rows are told apart by their
+number, for a few are there twice.
 
 Source: llavamini/eval/video/mlvu_mc.py; JUNJIE99/MLVU, data/.
 """

@@ -231,10 +231,10 @@ def letter_of(prediction: str, options: Sequence[str], rule: str = RULES[0]) -> 
         return None
     letters = LETTERS[: len(options)]
     words = prediction.strip().translate(NOT_IN_WORDS).split()
-    named = [letter for letter in letters if letter in words]
-    if len(named) == 1 and (not newer or words.index(named[0]) > len(words) - 5):
-        return named[0]
-    if not named and "Z" in words:  # the original's own letter for "none of them"
+    mentioned = [letter for letter in letters if letter in words]
+    if len(mentioned) == 1 and (not newer or words.index(mentioned[0]) > len(words) - 5):
+        return mentioned[0]
+    if not mentioned and "Z" in words:  # the original's own letter for "none of them"
         return None
     stated = _STATED.search(prediction) if newer else None
     if stated and stated[1].upper() in letters:

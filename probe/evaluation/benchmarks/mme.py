@@ -96,16 +96,18 @@ def _official(data: DataFolder, file: Path, cells: list[str]) -> dict[str, str]:
 
 
 def _sample(data: DataFolder, file: Path, cells: list[str], number: int) -> Sample:
-    if len(cells) != 2 or cells[1].strip().lower() not in ("yes", "no"):
+    answer = cells[-1].strip().lower()
+    if len(cells) != 2 or answer not in ("yes", "no"):
         raise RowError("a question, a tab, and Yes or No", shown("\t".join(cells)))
     inside = file.relative_to(data.root)
     category = inside.parts[0]
-    images = f"{category}/images" if inside.parent.name == "questions_answers_YN" else category
+    has_subfolders = inside.parent.name == "questions_answers_YN"
+    images = f"{category}/images" if has_subfolders else category
     path = data.image(*(f"{images}/{file.stem}{suffix}" for suffix in (".jpg", ".png", ".jpeg")))
     name = f"{images}/{path.name}"
     meta = {"question_id": name, "unit": name, "image": name, **_official(data, file, cells)}
     question = cells[0].replace(THEIR_INSTRUCTION, "").strip() + SINGLE_WORD
-    return Sample(f"{name}/{number}", path, question, ("yes", "no"), cells[1].strip().lower(), meta)
+    return Sample(f"{name}/{number}", path, question, ("yes", "no"), answer, meta)
 
 
 def reading_of(prediction: str) -> str:
@@ -148,8 +150,9 @@ def _category(answers: Answers, name: str) -> tuple[float, float]:
     for (sample, _), hit in zip(answers.pairs, answers.scores, strict=True):
         if sample.meta["kind"] == name:
             hits[sample.meta["unit"]].append(hit)
-    both_right = [all(pair) for pair in hits.values() if len(pair) == QUESTIONS_A_IMAGE]
-    return percent(hit for pair in hits.values() for hit in pair), percent(both_right)
+    every = [hit for of_image in hits.values() for hit in of_image]
+    pairs = [of_image for of_image in hits.values() if len(of_image) == QUESTIONS_A_IMAGE]
+    return percent(every), percent(all(pair) for pair in pairs)
 
 
 def weighted(

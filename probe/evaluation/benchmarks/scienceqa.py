@@ -37,7 +37,7 @@ from probe.evaluation.benchmarks.prompts import LETTERS, OPTION_LETTER, multiple
 HEADLINE = "image_accuracy"
 FILES = "problems.json, pid_splits.json, images/test/; llava_test_CQM-A.json if there"
 SPLITS = ("test", "val", "train", "minitest", "minival")
-_SAID = re.compile(r"The answer is ([A-Z]).")  # the original's last full stop takes any character
+_LETTER = re.compile(r"The answer is ([A-Z]).")  # the original's last full stop takes any character
 
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
@@ -83,8 +83,8 @@ def _sample(data: DataFolder, key: str, row: Any, prompt: str | None) -> Sample:
             "'answer': the place of one of 2 to 5 choices", f"{answer} of {shown(choices)}"
         )
     options = tuple(map(str, choices))
-    picture = row.get("image") or None
-    path = _image(data, key, row, entry(row, "image")) if picture else None
+    has_image = bool(row.get("image"))
+    path = _image(data, key, row, entry(row, "image")) if has_image else None
     meta = {"question_id": key, "unit": key, "image": key, "kind": str(row.get("subject", ""))}
     asked = prompt + OPTION_LETTER if prompt else multiple_choice(_with_hint(row), options)
     return Sample(key, path, asked, options, LETTERS[answer], meta)
@@ -112,8 +112,8 @@ def letter_of(prediction: str) -> str | None:
         return text
     if text[:1] in tuple(LETTERS) and text[1:3] == ". ":
         return text[0]
-    said = _SAID.findall(text)
-    return said[0] if len(said) == 1 else None
+    letters = _LETTER.findall(text)
+    return letters[0] if len(letters) == 1 else None
 
 
 def score(prediction: str, sample: Sample) -> float:

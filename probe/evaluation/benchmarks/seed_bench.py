@@ -102,7 +102,7 @@ def first_character(prediction: str, sample: Sample) -> float:
 
 def summarise(rows: Rows, predictions: Predictions) -> dict[str, float]:
     """Accuracy in percent: all, images, videos, by question type; with missing answers as wrong, as
-    the official script counts; by lmms-eval's rule; and how many answers are no single letter.
+    the official script counts; by lmms-eval's rule; and how many answers are not a single letter.
     """
     answers = Answers(rows, predictions, score)
     return {

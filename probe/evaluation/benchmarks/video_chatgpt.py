@@ -128,11 +128,11 @@ def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
     lines = []
     firsts = [row for row in rows if isinstance(row, Sample) and not row.id.endswith(SECOND)]
     for sample in firsts:
-        said = predictions.get(sample.id, "")
+        answer = predictions.get(sample.id, "")
         if sample.meta["kind"] == "consistency":
-            of_row = {"pred1": said, "pred2": predictions.get(sample.id + SECOND, "")}
+            of_row = {"pred1": answer, "pred2": predictions.get(sample.id + SECOND, "")}
         else:
-            of_row = {"pred": said}
+            of_row = {"pred": answer}
         lines.append({"id": sample.id, **sample.meta["row"], **of_row})
     split = firsts[0].meta["kind"] if firsts else SPLITS[0]
     return write_lines(lines, Path(folder) / f"video_chatgpt_{split}.jsonl")

@@ -9,7 +9,7 @@ rules that read a letter from an answer.
 
 Three rules give three scores of one answer. `before_bracket` is what LLaVA-Mini's script prints,
 `first_letter` the `acc` that it writes to its .jsonl, `notebook_rule` that of MVBench's notebook.
-Which of the first two the paper prints is not said. None reads an answer as a person would:
+The paper does not state which of the first two it prints. None reads an answer as a person would:
 
     answer              before_bracket    first_letter    notebook_rule       gold: (B) blue car
     B.                  wrong             B               right
@@ -43,12 +43,12 @@ from probe.evaluation.benchmarks.answer_files import (
 )
 
 MOST_FRAMES = 1000  # of a file; a folder of frames has no cap
-NO_LETTER = "@"  # of an answer that is no candidate: never right
+NO_LETTER = "@"  # of an answer that is not among the candidates: never right
 Rule = Callable[[str, Sample], float]
 
 
 def letters(count: int) -> str:
-    """The letters of so many options.
+    """The letters of this number of options.
 
     >>> letters(4)
     'ABCD'
@@ -251,8 +251,8 @@ class VideoChoices:
         return mean_over_tasks(about, correct, times)
 
     def export(self, rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
-        """Writes `<name>.jsonl`: task, question, answer and what was said, with LLaVA-Mini's `acc`
-        beside it.
+        """Writes `<name>.jsonl`: task, question, right answer and the model's, with
+        LLaVA-Mini's `acc` beside it.
         """
         samples = {row.id: row for row in rows if isinstance(row, Sample)}
         lines = []

@@ -5,8 +5,8 @@ of them.
     {"dog_0": [{"score": 3}, {...}], ...}                         of the five generative scores
 
     accuracy    yes / (yes + no), where yes is a "pred" that contains "yes" in lower case, no one
-                that contains "no"; others, and entries whose score is no number, are left out
-    score       the sum of int(score) over the number of entries: 4.8 counts 4, what is no number 0
+                that contains "no"; others, and entries whose score is not a number, are left out
+    score       the sum of int(score) over the number of entries: 4.8 counts 4, other text 0
 
 Source: Video-ChatGPT, quantitative_evaluation/.
 """
@@ -26,7 +26,7 @@ BEST = 5  # of a judge's marks, from 0
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge said of one answer."""
+    """The judge's verdict on one answer."""
 
     is_right: bool | None  # None: neither yes nor no
     mark: int  # 0 to 5
@@ -45,12 +45,12 @@ def verdicts(called: str, file: str | Path) -> dict[str, Verdict]:
     return {key: _verdict(row[0]) for key, row in rows.items()}
 
 
-def _verdict(said: Mapping[str, Any]) -> Verdict:
+def _verdict(reply: Mapping[str, Any]) -> Verdict:
     try:
-        mark = int(said["score"])
+        mark = int(reply["score"])
     except (KeyError, TypeError, ValueError, OverflowError):
         return Verdict(None, 0)
-    word = str(said.get("pred", "")).lower()
+    word = str(reply.get("pred", "")).lower()
     is_right = True if "yes" in word else False if "no" in word else None
     return Verdict(is_right, mark)
 

@@ -3,7 +3,7 @@
 Answer and reference answers are normalised alike. An answer is compared with the other nine people,
 leaving each out in turn, and three who agree are enough:
 
-    score = mean over i of  min(1, |{j != i : reference_j = answer}| / 3),  0 if nobody gave it
+    score = mean over i of  min(1, |{j != i : reference_j = answer}| / 3),  0 if no person gave it
 
 >>> soft_score("Two.", ["2"] * 3 + ["3"] * 7)  # 3 x min(1, 2/3) + 7 x min(1, 3/3), over 10
 0.9

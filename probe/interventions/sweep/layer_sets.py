@@ -169,8 +169,8 @@ def _joined(parts: list, layers: int) -> dict[str, Dropped]:
         made: Any = part(layers) if callable(part) else part
         if isinstance(made, VisionPart):
             made = {made.name: made}
-        named = made if isinstance(made, Mapping) else _named([list(made)])
-        for name, chosen in named.items():
+        sets = made if isinstance(made, Mapping) else _named([list(made)])
+        for name, chosen in sets.items():
             if name in joined and not _same(joined[name], chosen):
                 raise ProbeError(
                     "drop_sweep",

@@ -46,16 +46,18 @@ def decode_greedily(
     that are not chosen, those of images and videos as in `generate_ids`.
 
     `logits` predict the first id. `next_logits(ids, step)` are those after the ids of step 0, 1 ...
-    Raises ProbeError where any are no numbers.
+    Raises ProbeError where any of them are not numbers.
     """
     ends = torch.tensor(list(end_ids), device=logits.device)
     refused = torch.tensor(list(never), dtype=torch.long, device=logits.device)
 
     def likeliest(logits: Float[Tensor, "row vocabulary"]) -> Int[Tensor, " row"]:
-        is_refused = torch.isin(torch.arange(logits.shape[-1], device=logits.device), refused)
+        ids = torch.arange(logits.shape[-1], device=logits.device)
+        is_refused = torch.isin(ids, refused)
         return logits.masked_fill(is_refused, float("-inf")).argmax(-1)
 
-    chosen, finite = [likeliest(logits)], logits.isfinite().all()
+    chosen = [likeliest(logits)]
+    finite = logits.isfinite().all()
     ended = torch.isin(chosen[0], ends)
     while len(chosen) < tokens and not ended.all():
         logits = next_logits(chosen[-1], len(chosen) - 1)
@@ -64,4 +66,5 @@ def decode_greedily(
         ended |= torch.isin(chosen[-1], ends)
     if not finite:
         raise not_finite("drop_sweep", logits.dtype, "in the logits of an answer")
-    return [until_end(ids, end_ids) for ids in torch.stack(chosen, 1).cpu()]
+    answers = torch.stack(chosen, 1).cpu()
+    return [until_end(ids, end_ids) for ids in answers]

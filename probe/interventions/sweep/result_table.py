@@ -1,4 +1,4 @@
-"""The result of a sweep as a labelled dataset: what each case said, and how far it is from the
+"""The result of a sweep as a labelled dataset: what each case answered, and how far it is from the
 untouched model.
 
 table = tabulate(sample, names, outcome, ...)      # dims (sample=1, case)
@@ -112,8 +112,8 @@ def distances(logits: Float[Tensor, "case vocabulary"]) -> dict[str, np.ndarray]
 
 def begins_with(logits: Float[Tensor, "case token vocabulary"], gold: Tensor) -> np.ndarray:
     """By case: 1 where greedy decoding begins with the gold answer."""
-    said = logits.argmax(-1) == gold.to(logits.device)
-    return said.all(-1).float().cpu().numpy()
+    is_gold = logits.argmax(-1) == gold.to(logits.device)
+    return is_gold.all(-1).float().cpu().numpy()
 
 
 def gold_logprob(logits: Float[Tensor, "case token vocabulary"], gold: Tensor) -> np.ndarray:
@@ -121,8 +121,9 @@ def gold_logprob(logits: Float[Tensor, "case token vocabulary"], gold: Tensor) -
     if not len(gold):
         return np.full(len(logits), np.nan, dtype=np.float32)
     logprob = torch.log_softmax(logits.float(), -1)
-    said = torch.arange(len(gold), device=logits.device), gold.to(logits.device)
-    return logprob[:, *said].sum(-1).cpu().numpy()
+    step = torch.arange(len(gold), device=logits.device)
+    of_gold = logprob[:, step, gold.to(logits.device)]
+    return of_gold.sum(-1).cpu().numpy()
 
 
 def tabulate(

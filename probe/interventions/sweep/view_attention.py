@@ -85,23 +85,26 @@ class SharedAttention:
         is_vision_query = is_vision_key[-tokens:]
         for_vision = torch.tensor([view.for_vision for view in self.views], device=key.device)
         row_view = self.row_view[:, None].expand(rows, tokens)
-        view_of_query = torch.where(is_vision_query & ~for_vision[row_view], 0, row_view)
+        is_unmodified = is_vision_query & ~for_vision[row_view]
+        view_of_query = torch.where(is_unmodified, 0, row_view)
 
         own_output, own_lse = own
         for number, members in _groups(self.row_view):
             rule = self.views[number].after_prefix
             if rule == "seen":
                 continue
+            query = call.query[members]
             keys, values = _replaced(key[members], value[members], is_vision_key, rule, call.name)
             shown = visible & ~is_vision_key if rule == "hidden" else visible
-            output, lse = attend(call.query[members], keys, values, call.scaling, shown)
+            output, lse = attend(query, keys, values, call.scaling, shown)
             has_view = (view_of_query[members] == number)[:, None]
             own_output[members] = torch.where(has_view[..., None], output, own_output[members])
             own_lse[members] = torch.where(has_view, lse, own_lse[members])
 
         # Each query as a row of its own, since `_over_prefix` takes one view a row
         queries = call.query.transpose(1, 2).reshape(rows * tokens, heads, 1, dim)
-        output, lse = self._over_prefix(call, queries, _groups(view_of_query.flatten()))
+        groups = _groups(view_of_query.flatten())
+        output, lse = self._over_prefix(call, queries, groups)
         output = output.view(rows, tokens, heads, dim).transpose(1, 2)
         lse = lse.view(rows, tokens, heads).transpose(1, 2)
         return merged((output, lse), (own_output, own_lse))

@@ -64,8 +64,9 @@ class AttentionPerFeature:
     def __init__(self, subject: Subject, answer: TargetResponse, features: Features):
         self.rows = answer.rows
         self.contributes = not why_no_contribution(subject.model)
-        one_hot = torch.nn.functional.one_hot(features.tokens + 1, len(features) + 1)
-        self.member = one_hot[:, 1:].float()  # (key, feature); column 0 was "no feature"
+        column = features.tokens + 1  # 0 is "no feature", left out below
+        one_hot = torch.nn.functional.one_hot(column, len(features) + 1)
+        self.member = one_hot[:, 1:].float()  # (key, feature)
         self.has_regions = bool((features.keys >= 0).any())
         self.modules = stacks(subject.model)["llm"].modules
         self.layers: dict[str, dict[str, np.ndarray]] = defaultdict(dict)  # of a measure, by module

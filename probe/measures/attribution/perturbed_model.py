@@ -124,9 +124,10 @@ class PerturbedModel:
 
         def around(call: AttentionCall, kernel: Kernel) -> Output:
             sequence = self.sequences.running()
-            vision = sequence.vision.to(call.value.device)
-            share = z[:, self.target.layer_of(call.name)].to(call.value)[:, None, None, None]
-            value = torch.where(vision[:, None, :, None], call.value * share, call.value)
+            is_vision = sequence.vision.to(call.value.device)[:, None, :, None]
+            layer = self.target.layer_of(call.name)
+            share = z[:, layer].to(call.value)[:, None, None, None]
+            value = torch.where(is_vision, call.value * share, call.value)
             return replace_keys_values(call, kernel, ~sequence.vision, value=value)
 
         return around

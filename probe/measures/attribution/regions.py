@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
 
+from probe.data.image_views import bounding_box
 from probe.data.patch_grid import PatchGrid
 from probe.errors import ProbeError
 from probe.subject.inputs import Inputs
@@ -137,8 +138,7 @@ def _cells(grid: PatchGrid, image: int, cell: int) -> tuple[list[str], Lookup]:
     box = grid.box[base]
     rows = int(row.max()) + 1
     columns = int(col.max()) + 1
-    left, top = box[:, :2].min(0)
-    right, bottom = box[:, 2:].max(0)
+    left, top, right, bottom = bounding_box(box)
     across = -(-columns // cell)
     kind = "patch" if cell == 1 else "cell"
     names = [
@@ -179,9 +179,10 @@ def _masked(mask: RegionMask, size: tuple[int, int]) -> tuple[list[str], Lookup]
     def at(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         column = np.floor(x * width).astype(int)
         line = np.floor(y * height).astype(int)
-        is_inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
-        label = labels[line.clip(0, height - 1), column.clip(0, width - 1)]
-        return np.where(is_inside, label, NO_REGION)
+        nearest_column = column.clip(0, width - 1)
+        nearest_line = line.clip(0, height - 1)
+        is_inside = (nearest_column == column) & (nearest_line == line)
+        return np.where(is_inside, labels[nearest_line, nearest_column], NO_REGION)
 
     return [str(name) for name in mask], at
 

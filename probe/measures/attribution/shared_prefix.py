@@ -124,11 +124,14 @@ class SharedPrefix:
         """The first position that any of these ablations changes; at most the one that predicts the
         answer.
         """
-        is_blended = (gate(z, self.perturbation.blended) != 1).any(0)
-        is_hidden = (gate(z, self.perturbation.hidden) < 0.5).any(0)
+        blending_gate = gate(z, self.perturbation.blended)
+        hiding_gate = gate(z, self.perturbation.hidden)
+        is_blended = (blending_gate != 1).any(0)
+        is_hidden = (hiding_gate < 0.5).any(0)
         follows_hidden = (is_hidden.cumsum(0) > 0) & ~self.is_vision
         changed = (is_blended | follows_hidden).nonzero()[:, 0].tolist()
-        return min([len(self.is_vision) - self.answer.kept, *changed[:1]])
+        predicts_answer = len(self.is_vision) - self.answer.kept
+        return min(predicts_answer, changed[0]) if changed else predicts_answer
 
     def _visible(
         self, z: Float[Tensor, "batch feature"], start: int
@@ -138,10 +141,12 @@ class SharedPrefix:
         causal = torch.ones(length - start, length, dtype=torch.bool).tril(start)
         is_hidden = gate(z, self.perturbation.hidden) < 0.5  # (batch, key)
         is_text_query = ~self.is_vision[start:, None]
-        visible = causal & ~(is_hidden[:, None] & is_text_query)
+        hidden_from_query = is_hidden[:, None] & is_text_query
+        visible = causal & ~hidden_from_query
         sees_nothing = ~visible.any(-1, keepdim=True)
         itself = torch.eye(length, dtype=torch.bool)[start:]
-        return (visible | (itself & sees_nothing))[:, None]
+        visible |= itself & sees_nothing
+        return visible[:, None]
 
 
 def _attend(call: AttentionCall, visible: Bool[Tensor, "batch 1 query key"]) -> Tensor:

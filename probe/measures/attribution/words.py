@@ -30,8 +30,12 @@ def words_of(inputs: Inputs) -> list[Word]:
             words[-1].append(position)
         else:
             words.append([position])
-    texts = [tokenizer.decode([ids[i] for i in word]).strip() for word in words]
-    return [(text, word) for text, word in zip(texts, words, strict=True) if text]
+    with_text: list[Word] = []
+    for word in words:
+        text = tokenizer.decode([ids[position] for position in word]).strip()
+        if text:
+            with_text.append((text, word))
+    return with_text
 
 
 def _starts_word(tokenizer: Any, previous_id: int, token_id: int) -> bool:

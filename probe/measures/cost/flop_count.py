@@ -163,15 +163,16 @@ def _before_llm_of_any(
     grows_evenly = unit == "frames" or not (tiles(model.config) or fuses(model.base_model))
     if number <= MOST_IMAGES or not grows_evenly:
         return _before_llm(model, prompt, rows)
-    first, second = (_before_llm(model, replace(prompt, **{unit: n}), rows) for n in (1, 2))
+    flops_of_one, tokens_of_one = _before_llm(model, replace(prompt, **{unit: 1}), rows)
+    flops_of_two, tokens_of_two = _before_llm(model, replace(prompt, **{unit: 2}), rows)
     more = number - 2
 
     def extended(one: Any, two: Any) -> Any:
         return two + more * (two - one)
 
-    flops = {name: extended(first[0][name], second[0][name]) for name in COMPONENTS}
-    made = map(extended, astuple(first[1]), astuple(second[1]))
-    return flops, VisionTokens(*made)
+    flops = {name: extended(flops_of_one[name], flops_of_two[name]) for name in COMPONENTS}
+    tokens = map(extended, astuple(tokens_of_one), astuple(tokens_of_two))
+    return flops, VisionTokens(*tokens)
 
 
 def _before_llm(
@@ -339,9 +340,13 @@ def _layers(
     with metered({str(index): [layer] for index, layer in enumerate(layers)}) as flops:
         output = decoder(inputs_embeds=_empty(1, tokens, width), use_cache=True)
     filled: Any = output_cache(output)
-    kept = [filled.layers[index] for index in range(len(layers))]
-    cache = [float(layer.keys.numel() + layer.values.numel()) for layer in kept]
-    return np.stack([flops[str(index)] for index in range(len(layers))]), np.array(cache)
+    of_layers: list[np.ndarray] = []
+    numbers: list[float] = []
+    for index in range(len(layers)):
+        cached = filled.layers[index]
+        of_layers.append(flops[str(index)])
+        numbers.append(float(cached.keys.numel() + cached.values.numel()))
+    return np.stack(of_layers), np.array(numbers)
 
 
 def formula_flops(tokens: Sequence[int], hidden_size: int, intermediate_size: int) -> float:

@@ -116,11 +116,14 @@ def prompt_of(
 
 
 def _height_and_width(resolution: Any) -> tuple[int, int]:
-    sides = tuple(resolution) if isinstance(resolution, tuple | list) else (resolution, resolution)
+    sides = (resolution, resolution)
+    if isinstance(resolution, tuple | list):
+        sides = tuple(resolution)
     if len(sides) != 2 or not all(_is_count(side, 1) for side in sides):
         expected = "a resolution in pixels, or (height, width)"
         raise ProbeError("cost", expected=expected, got=shown(resolution))
-    return int(sides[0]), int(sides[1])
+    height, width = sides
+    return int(height), int(width)
 
 
 def _views(config: Any, side: int, height: int, width: int) -> int:
@@ -135,7 +138,7 @@ ANY_NUMBER = "num_visual_tokens"  # the field of a config whose model makes any 
 
 
 def _with_queries(config: Any, a_frame: float) -> Any:
-    """The config that makes so many tokens of an image. Raises ProbeError for more than it has
+    """The config that makes `a_frame` tokens of an image. Raises ProbeError for more than it has
     queries.
     """
     most = config.most_visual_tokens

@@ -75,9 +75,9 @@ def inputs_of(
     row = [word] * before + [place] * vision_tokens + [word] * (prompt.text_tokens - before)
     ids = torch.tensor([row], device=input_device(model))
     taken = inspect.signature(model.forward).parameters
-    named = {name if name in taken else f"{name}_images": value for name, value in pixels.items()}
+    images = {name if name in taken else f"{name}_images": value for name, value in pixels.items()}
     questions = asked(base, prompt)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **named, **questions}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **images, **questions}
 
 
 def _memory(device: torch.device) -> float:

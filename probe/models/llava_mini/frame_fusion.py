@@ -268,10 +268,12 @@ def average_over_frames(
         rows = torch.tensor(reading.rows, device=total.device)
         weighted = reading.text.to(total.device, total.dtype) * reading.frames
         total = total.index_add(0, rows, weighted)
-        frames = frames.index_add(0, rows, frames.new_full((len(rows), 1, 1), reading.frames))
+        more = frames.new_full((len(rows), 1, 1), reading.frames)
+        frames = frames.index_add(0, rows, more)
     mean = (total / frames).to(text.raw.dtype)
     fused = torch.where(text.visible[..., None], mean, text.raw)
-    tokens = [tokens_by_place[place] for place in sorted(tokens_by_place) if place >= 0]
+    places = sorted(place for place in tokens_by_place if place >= 0)
+    tokens = [tokens_by_place[place] for place in places]
     return torch.cat(tokens or [fused[0, :0]]), fused
 
 

@@ -75,15 +75,16 @@ def _vision(
     """The vision rows of each batch row's frames in sequence, and which of them are not padding."""
     rows: list[list[Tensor]] = [[text[row, :0]] for row in range(len(text))]
     for chunk in chunks(frames, model.config.frames_per_chunk):
-        patches = model.patches(torch.stack([pixels for pixels, _, _ in chunk]))
-        projected = model.multi_modal_projector(with_whole(join_tiles(patches), patches))
+        pixels = torch.stack([pixels for pixels, _, _ in chunk])
+        patches = model.patches(pixels)
+        with_tiles = with_whole(join_tiles(patches), patches)
+        projected = model.multi_modal_projector(with_tiles)
         for (_, row, _), patch in zip(chunk, projected, strict=True):
             rows[row].append(patch.to(text))
-    whole = [torch.cat(row) for row in rows]
-    filled = nn.utils.rnn.pad_sequence(
-        [row.new_ones(len(row), dtype=torch.bool) for row in whole], batch_first=True
-    )
-    return nn.utils.rnn.pad_sequence(whole, batch_first=True), filled
+    vision = [torch.cat(row) for row in rows]
+    filled = [row.new_ones(len(row), dtype=torch.bool) for row in vision]
+    padded = nn.utils.rnn.pad_sequence(vision, batch_first=True)
+    return padded, nn.utils.rnn.pad_sequence(filled, batch_first=True)
 
 
 def _compress(

@@ -59,7 +59,7 @@ def convert(
     """Writes a folder that `from_pretrained` and `probe.load` open. Returns it.
 
     Raises CheckpointError where the checkpoint is incomplete or the output folder is not empty, and
-    OSError where it cannot be written, both with nothing left behind.
+    OSError where it cannot be written, in both cases without leaving files.
     """
     output = Path(output).absolute()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):

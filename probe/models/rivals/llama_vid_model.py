@@ -95,7 +95,7 @@ class LlamaVidModel(RivalModel):
         return tower
 
     def question_inputs(self, views: int, frames: int | None, words: int) -> dict[str, Any]:
-        """A question of so many words about each of so many images, or about a video."""
+        """A question of `words` words about each of `views` images, or about a video."""
         images = views if frames is None else 1
         longest = self.config.qformer_config.max_position_embeddings
         device = self.compressor.query.device

@@ -83,11 +83,13 @@ class QueryAbstractor(nn.Module):
     def forward(
         self, patches: Float[Tensor, "image patch dim"], count: int
     ) -> Float[Tensor, "image token hidden"]:
-        query = self.ln_q(self.query[:count] + self.pos_embed[:count])
-        key = self.ln_k(self.positions(patches.shape[1]).to(query.dtype))
+        images, patch_count, _ = patches.shape
+        chosen = self.query[:count] + self.pos_embed[:count]
+        query = self.ln_q(chosen).expand(images, -1, -1)
+        positions = self.positions(patch_count).to(query.dtype)
+        key = self.ln_k(positions).expand(images, -1, -1)
         value = self.ln_v(patches.to(query.dtype))
-        images = len(patches)
-        tokens, _ = self.attention(query.expand(images, -1, -1), key.expand(images, -1, -1), value)
+        tokens, _ = self.attention(query, key, value)
         return tokens @ self.proj
 
     def positions(self, patches: int) -> Float[Tensor, "patch dim"]:

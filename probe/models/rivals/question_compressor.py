@@ -112,8 +112,10 @@ class QuestionCompressor(nn.Module):
         queries: Float[Tensor, "frame query bert"], query_mask: Int[Tensor, "frame word"]
     ) -> Float[Tensor, "frame 1 token token"]:
         """Queries and words see each other; padding is not seen."""
-        of_queries = torch.ones_like(query_mask[:, :1]).expand(queries.shape[:2])
-        real = torch.cat([of_queries, query_mask], 1)
-        hidden = torch.zeros(real.shape, dtype=queries.dtype, device=queries.device)
-        hidden = hidden.masked_fill(real == 0, torch.finfo(queries.dtype).min)
-        return hidden[:, None, None].expand(-1, -1, real.shape[1], -1)
+        frames, query_count = queries.shape[:2]
+        of_queries = query_mask.new_ones(frames, query_count)
+        is_padding = torch.cat([of_queries, query_mask], 1) == 0
+        hidden = torch.finfo(queries.dtype).min
+        added = queries.new_zeros(is_padding.shape).masked_fill(is_padding, hidden)
+        tokens = is_padding.shape[1]
+        return added[:, None, None].expand(-1, -1, tokens, -1)

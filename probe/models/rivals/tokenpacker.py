@@ -90,11 +90,13 @@ class RegionCompressor(nn.Module):
         heads = config.region_attention_heads or max(dim // HEAD_DIM, 1)
         deep = dim * len(KEY_STATES)
         self.q_proj_1 = nn.Linear(dim, dim, bias=False)
-        self.k_proj_1 = nn.Sequential(nn.Linear(deep, dim), nn.GELU(), nn.Linear(dim, dim))
-        self.v_proj_1 = nn.Sequential(nn.Linear(deep, dim), nn.GELU(), nn.Linear(dim, dim))
-        self.ln_q_1, self.ln_k_1, self.ln_v_1 = (nn.LayerNorm(dim, eps=EPS) for _ in range(3))
+        self.k_proj_1 = _two_layers(deep, dim)
+        self.v_proj_1 = _two_layers(deep, dim)
+        self.ln_q_1 = nn.LayerNorm(dim, eps=EPS)
+        self.ln_k_1 = nn.LayerNorm(dim, eps=EPS)
+        self.ln_v_1 = nn.LayerNorm(dim, eps=EPS)
         self.attention = CompressorAttention(config, dim, heads)
-        self.mlp = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, width))
+        self.mlp = _two_layers(dim, width)
 
     def forward(
         self, patches: Float[Tensor, "image patch dim"], deep: Float[Tensor, "image patch deep"]
@@ -128,6 +130,11 @@ class RegionCompressor(nn.Module):
             inner_row=self.scale,
             col=rows,
         )
+
+
+def _two_layers(width_in: int, width_out: int) -> nn.Sequential:
+    first = nn.Linear(width_in, width_out)
+    return nn.Sequential(first, nn.GELU(), nn.Linear(width_out, width_out))
 
 
 class TokenPackerModel(RivalModel):

@@ -64,16 +64,20 @@ class TokenPackerProcessor(RivalProcessor):
     def cut(self, image: Image.Image, rows: int, columns: int) -> Float[Tensor, "tile 3 side side"]:
         """The tiles row by row, and the thumbnail where there are several."""
         side = self.image_processor.crop_size["height"]
+        size = (image.height, image.width)
         options = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
         whole = self.image_processor([image.convert("RGB")], **options)["pixel_values"]
-        canvas = _fitted(whole, (image.height, image.width), (rows * side, columns * side))
-        parts = [part for row in canvas.split(side, 2) for part in row.split(side, 3)]
+        canvas = _fitted(whole, size, (rows * side, columns * side))
+        parts: list[Tensor] = []
+        for row in canvas.split(side, 2):
+            parts += row.split(side, 3)
         if len(parts) > 1:
-            parts.append(_fitted(canvas, (image.height, image.width), (side, side)))
+            thumbnail = _fitted(canvas, size, (side, side))
+            parts.append(thumbnail)
         return torch.cat(parts)
 
     def tile_ids(self, rows: int, columns: int) -> list[int]:
-        """The ids that stand for an image of so many tiles."""
+        """The ids that stand for an image of rows x columns tiles."""
         tile = [self.image_token_id] * self.tokens_per_image
         between, newline = self.separator_ids
         row = tile + ([between, *tile] * (columns - 1)) + [newline]
@@ -96,13 +100,19 @@ def _fitted(
     """Pixels resized by what makes an image of this size (height, width) fit the box, in its top
     left corner.
     """
-    tall = box[0] / size[0]
-    wide = box[1] / size[1]
-    ratio = min(tall, wide)
-    height = box[0] if tall <= wide else min(box[0], round(size[0] * ratio))
-    width = box[1] if wide < tall else min(box[1], round(size[1] * ratio))
+    box_height, box_width = box
+    ratio_of_height = box_height / size[0]
+    ratio_of_width = box_width / size[1]
+    ratio = min(ratio_of_height, ratio_of_width)
+    # The side that decides fills the box, whatever its rounded size would be.
+    height = box_height
+    width = box_width
+    if ratio_of_height > ratio_of_width:
+        height = min(box_height, round(size[0] * ratio))
+    if ratio_of_width >= ratio_of_height:
+        width = min(box_width, round(size[1] * ratio))
     resized = torch.nn.functional.interpolate(pixels, (height, width), mode="bilinear")
-    return torch.nn.functional.pad(resized, (0, box[1] - width, 0, box[0] - height))
+    return torch.nn.functional.pad(resized, (0, box_width - width, 0, box_height - height))
 
 
 def tiles(height: int, width: int, max_tiles: int = 9) -> tuple[int, int]:
@@ -118,7 +128,7 @@ def tiles(height: int, width: int, max_tiles: int = 9) -> tuple[int, int]:
 
 
 def _grids(max_tiles: int) -> list[tuple[int, int]]:
-    """Every grid of at most so many tiles, where a single row or column has at most 9.
+    """Every grid of at most `max_tiles` tiles, where a single row or column has at most 9.
 
     >>> [len(_grids(count)) for count in (9, 16, 25)]
     [23, 36, 55]

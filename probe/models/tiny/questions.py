@@ -149,25 +149,27 @@ def _at(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
 
 def _where(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
     looks = Counter((thing.colour, thing.shape) for thing in scene.things)
-    target = _pick([thing for thing in scene.things if looks[thing.colour, thing.shape] == 1], rng)
+    unique = [thing for thing in scene.things if looks[thing.colour, thing.shape] == 1]
+    target = _pick(unique, rng)
     keys = ["both", "both"] + [key for key in ("colour", "shape") if _alone(scene, target, key)]
     key = _pick(keys, rng)
-    return _question(
-        "where", scene, rng, target, key, f"at {_cell(target.cell)}", the=_the(target, key)
-    )
+    place = f"at {_cell(target.cell)}"
+    return _question("where", scene, rng, target, key, place, the=_the(target, key))
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
     """First draws the number, uniformly among those in the image, then something that occurs that
     often.
     """
-    colours = Counter(t.colour for t in scene.things)
-    shapes = Counter(t.shape for t in scene.things)
+    colours = Counter(thing.colour for thing in scene.things)
+    shapes = Counter(thing.shape for thing in scene.things)
     counts = [("colour", f"{colour} objects", colours[colour]) for colour in COLOURS]
     counts += [("shape", plural(shape), shapes[shape]) for shape in SHAPES]
     counts += [("all", "objects", len(scene.things))]
-    number = _pick(sorted({count for _, _, count in counts}), rng)
-    key, many, _ = _pick([entry for entry in counts if entry[2] == number], rng)
+    numbers = sorted({count for _, _, count in counts})
+    number = _pick(numbers, rng)
+    that_often = [entry for entry in counts if entry[2] == number]
+    key, many, _ = _pick(that_often, rng)
     return _question("count", scene, rng, None, key, NUMBER_WORDS[number], many=many)
 
 

@@ -75,7 +75,8 @@ def _other_colour(rng: np.random.Generator) -> Pair:
     scene, target = _scene_with_target(rng)
     others = [name for name in COLOURS if name != target.colour]
     colour = others[int(rng.integers(len(others)))]
-    hue = (target.hue - HUES[target.colour] + HUES[colour]) % 360
+    turn = HUES[colour] - HUES[target.colour]
+    hue = (target.hue + turn) % 360
     changed = replace(target, colour=colour, hue=hue)
     rest = [thing for thing in scene.things if thing is not target]
     question = f"What colour is the {target.shape}?"

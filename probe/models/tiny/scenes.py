@@ -114,8 +114,10 @@ def draw(scene: Scene, size: int = SIZE) -> Image.Image:
     for thing in scene.things:
         _draw_thing(pen, thing, large, scene.background)
     pixels = np.asarray(canvas.reduce(_SUPERSAMPLING), dtype=np.float32)
-    grain = np.random.default_rng(scene.noise_seed).standard_normal(pixels.shape, dtype=np.float32)
-    return Image.fromarray(np.clip(pixels + scene.noise * grain, 0, 255).round().astype(np.uint8))
+    rng = np.random.default_rng(scene.noise_seed)
+    grain = rng.standard_normal(pixels.shape, dtype=np.float32)
+    noisy = np.clip(pixels + scene.noise * grain, 0, 255)
+    return Image.fromarray(noisy.round().astype(np.uint8))
 
 
 def _palette(
@@ -155,24 +157,29 @@ def _background(rng: np.random.Generator) -> tuple[int, int, int]:
 def _draw_thing(
     pen: ImageDraw.ImageDraw, thing: Thing, size: int, background: tuple[int, int, int]
 ) -> None:
-    levels = colorsys.hsv_to_rgb(thing.hue / 360, 0.85, thing.value)
-    colour = (round(255 * levels[0]), round(255 * levels[1]), round(255 * levels[2]))
+    red, green, blue = colorsys.hsv_to_rgb(thing.hue / 360, 0.85, thing.value)
+    colour = (round(255 * red), round(255 * green), round(255 * blue))
     x = thing.x * size
     y = thing.y * size
     r = thing.radius * size
+
+    def box(half_width: float, half_height: float) -> tuple[float, float, float, float]:
+        return x - half_width, y - half_height, x + half_width, y + half_height
+
     match thing.shape:
         case "circle":
-            pen.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+            pen.ellipse(box(r, r), fill=colour)
         case "square":
             side = 0.88 * r
-            pen.rectangle((x - side, y - side, x + side, y + side), fill=colour)
+            pen.rectangle(box(side, side), fill=colour)
         case "triangle":
-            pen.polygon([(x, y - r), (x + r, y + 0.85 * r), (x - r, y + 0.85 * r)], fill=colour)
+            base = y + 0.85 * r
+            pen.polygon([(x, y - r), (x + r, base), (x - r, base)], fill=colour)
         case "cross":
             arm = 0.32 * r
-            pen.rectangle((x - r, y - arm, x + r, y + arm), fill=colour)
-            pen.rectangle((x - arm, y - r, x + arm, y + r), fill=colour)
+            pen.rectangle(box(r, arm), fill=colour)
+            pen.rectangle(box(arm, r), fill=colour)
         case "ring":
             hole = 0.55 * r
-            pen.ellipse((x - r, y - r, x + r, y + r), fill=colour)
-            pen.ellipse((x - hole, y - hole, x + hole, y + hole), fill=background)
+            pen.ellipse(box(r, r), fill=colour)
+            pen.ellipse(box(hole, hole), fill=background)

@@ -70,10 +70,16 @@ class Packer:
         questions: list[SceneQuestion] = []
         rows = [self._row(conversations, questions) for conversations in images]
         length = max(len(row[0]) for row in rows)
-        ids, positions, labels, turn, block = (
-            torch.tensor([row[i] + [fill] * (length - len(row[i])) for row in rows])
-            for i, fill in enumerate((0, 0, -100, -1, -1))
-        )
+
+        def padded(part: int, filler: int) -> Tensor:
+            lists = [row[part] for row in rows]
+            return torch.tensor([entries + [filler] * (length - len(entries)) for entries in lists])
+
+        ids = padded(0, 0)
+        positions = padded(1, 0)
+        labels = padded(2, -100)
+        turn = padded(3, -1)
+        block = padded(4, -1)
         return Packed(ids, positions, _block_mask(block), labels, turn, tuple(questions))
 
     def _row(
@@ -167,13 +173,14 @@ def _fused_in_llm(
     """
     llm = inner.language_model
     first = inner.config.num_prefusion_layers
-    patches = vision.shape[1]
+    rows, patches = vision.shape[:2]
     hidden = torch.cat([vision, words], 1)
-    mask = torch.ones(len(hidden), hidden.shape[1], hidden.shape[1], dtype=torch.bool).tril()
-    mask[:, patches:, patches:] = packed.attention_mask[:, 0] & ~placeholder[:, None]
-    turned = llm.rotary_emb(hidden, position_ids=mask.sum(-1) - 1)
+    length = hidden.shape[1]
+    visible = torch.ones(rows, length, length, dtype=torch.bool).tril()
+    visible[:, patches:, patches:] = packed.attention_mask[:, 0] & ~placeholder[:, None]
+    turned = llm.rotary_emb(hidden, position_ids=visible.sum(-1) - 1)
     for layer in llm.layers[:first]:
-        hidden = layer(hidden, attention_mask=mask[:, None], position_embeddings=turned)
+        hidden = layer(hidden, attention_mask=visible[:, None], position_embeddings=turned)
     tokens = inner.compress(hidden[:, :patches])
     words = hidden[:, patches:].masked_scatter(placeholder[..., None], tokens)
     turned = llm.rotary_emb(words, position_ids=packed.position_ids)

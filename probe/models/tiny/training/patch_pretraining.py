@@ -63,10 +63,14 @@ class PatchWords(nn.Module):
 def patch_labels(scene: Scene) -> Int[np.ndarray, "patch group"]:
     """Index of the right word in each of `GROUPS`, for every patch in reading order."""
     cells = np.full((3, 3, len(GROUPS)), -1)
-    cells[..., 0], cells[..., 1] = len(COLOURS), len(SHAPES)  # nothing
+    cells[..., 0] = len(COLOURS)  # nothing
+    cells[..., 1] = len(SHAPES)
     cells[..., 2] = np.arange(3)[:, None]
     cells[..., 3] = np.arange(3)
     for thing in scene.things:
-        cells[thing.row, thing.column, :2] = COLOURS.index(thing.colour), SHAPES.index(thing.shape)
-    patches = SIZE // PATCH // 3
-    return cells.repeat(patches, axis=0).repeat(patches, axis=1).reshape(-1, len(GROUPS))
+        labels = cells[thing.row, thing.column]
+        labels[0] = COLOURS.index(thing.colour)
+        labels[1] = SHAPES.index(thing.shape)
+    side = SIZE // PATCH // 3  # of a cell, in patches
+    patches = cells.repeat(side, axis=0).repeat(side, axis=1)
+    return patches.reshape(-1, len(GROUPS))
