@@ -28,7 +28,7 @@ from probe.measures.cost import join as join_costs
 from probe.measures.cost import read as read_cost
 from probe.measures.cost import write as write_cost
 from probe.plots.style import figure_of
-from probe.records.io import read_part, write_part
+from probe.records.part_files import read_part, write_part
 
 HERE = Path(__file__).parent
 FIGURES = HERE / "figures"

@@ -94,3 +94,9 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text
     )
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in a few words: of the system's errors without number and path."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join((reason or type(error).__name__).split())[:200]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kill_test import measured, samples_of
 
-from probe.records.io import DamagedPartError, read_part, write_part
+from probe.records.part_files import DamagedPartError, read_part, write_part
 from probe.records.run_parts import RunParts
 
 

@@ -30,7 +30,7 @@ from running_mean import RunningMean
 
 from probe.cli.launcher import launcher_command
 from probe.data.sample import Sample
-from probe.records.io import read_ids
+from probe.records.part_files import read_ids
 from probe.records.provenance import RunFingerprint
 from probe.records.run_claims import Claims
 from probe.records.run_directory import RunDirectory

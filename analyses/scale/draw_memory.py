@@ -24,7 +24,7 @@ from probe.cli.attention import show_layers, write_results
 from probe.cli.result_folder import results
 from probe.records import assemble
 from probe.records.archive import read_archive, write_archive
-from probe.records.io import write_part
+from probe.records.part_files import write_part
 from probe.records.run_directory import RunDirectory
 from probe.records.run_settings import settings_of
 

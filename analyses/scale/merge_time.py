@@ -22,7 +22,7 @@ from numcodecs import VLenUTF8, Zstd
 
 from probe.data.sample import Sample
 from probe.records.archive import read_archive, write_archive
-from probe.records.io import write_part
+from probe.records.part_files import write_part
 from probe.records.provenance import RunFingerprint
 from probe.records.run_directory import RunDirectory
 from probe.records.run_settings import settings_of

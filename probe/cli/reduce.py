@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from probe.cli.benchmark_run import read_task
-from probe.cli.cost import time_and_memory, with_unit
 from probe.cli.engine import EngineOptions, finished
 from probe.cli.options import BenchmarkOptions, CacheGB, Longest, ModelOptions, Out, with_options
-from probe.cli.output import say, show_table, stage
+from probe.cli.output import say, stage
+from probe.cli.reduce_tables import show_benchmark, show_scores
 from probe.cli.result_folder import ResultFolder, results
 from probe.errors import ProbeError, one_of
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from probe.evaluation.method_comparison import Method
-    from probe.evaluation.task import BenchmarkTask
     from probe.plots.reducer_tradeoff import Overlay
     from probe.reducers.token_budget import TokenBudget
     from probe.subject.subject import Subject
@@ -31,7 +30,6 @@ BY_DEFAULT = "visionzip,prumerge,random,grid,fastv,pyramiddrop,sparsevlm"
 OF_BENCH = f"{BY_DEFAULT},vispruner,holov,vscan,hiprune,divprune,dart,downsample"
 KEEP = "0.5,0.25,0.11"
 SEEDS = 5  # of random selection in a benchmark
-SHORT = {"than random": "random", "than down-sampling": "smaller", "faster": "faster"}
 
 Bench = Annotated[
     bool,
@@ -228,84 +226,6 @@ def with_costs(table: "pd.DataFrame", costs: "xr.Dataset") -> "pd.DataFrame":
 
     rows = cost_rows(costs).drop(columns=["vision_tokens"]).rename(columns={"case": "method"})
     return table.merge(rows, on="method", how="left", validate="one_to_one")
-
-
-def interval(low: float, high: float) -> str:
-    """
-    >>> interval(50, 75), interval(float("nan"), float("nan"))
-    ('50.0 to 75.0', '-')
-    """
-    return f"{low:.1f} to {high:.1f}" if low == low else "-"
-
-
-def show_scores(table: "pd.DataFrame", task: "BenchmarkTask") -> None:
-    headline = task.module.HEADLINE
-    names = (headline, "95 % interval", "of all", "tokens", "operations", "formula", "ms", "peak")
-    rows = []
-    for row in table.to_dict("records"):
-        rows.append(
-            [
-                row["method"],
-                f"{row[headline]:.1f}",
-                interval(row[f"{headline}_low"], row[f"{headline}_high"]),
-                f"{row['of_first']:.0f} %",
-                f"{row['vision_tokens']:.1f}",
-                with_unit(1e12 * row["total (TFLOP)"], "FLOP"),
-                with_unit(1e12 * row["formula (TFLOP)"], "FLOP"),
-                *time_and_memory(row),
-            ]
-        )
-    caption = (
-        "tokens: vision tokens, mean over LLM layers; operations: counted, all components, to the "
-        "first token; formula: of the reducers' papers, LLM only; ms: from pixels to the first "
-        "token, mean ± standard deviation; -: no interval of one image, or not measured"
-    )
-    title = f"{task.benchmark.name}: {headline} with fewer vision tokens"
-    show_table(title, {"method": "left"} | dict.fromkeys(names, "right"), rows, caption)
-
-
-def show_benchmark(rows: "pd.DataFrame", task: "BenchmarkTask") -> None:
-    """A row a method and budget: what it is worth beside its controls, and what it saves."""
-    headline = task.module.HEADLINE
-    names = (headline, "over random", "over smaller", "hard", "rest", "times faster", "counted")
-    cells = []
-    for row in rows.to_dict("records"):
-        cells.append(
-            [
-                row["method"].replace(" tokens", ""),
-                f"{row[headline]:.1f}",
-                _with_interval(row, "over_random"),
-                _with_interval(row, "over_smaller"),
-                f"{row['hard']:.0f}" if row["hard"] == row["hard"] else "-",
-                f"{row['rest']:.0f}" if row["rest"] == row["rest"] else "-",
-                _with_interval(row, "speed_up", 2),
-                f"{row['counted']:.2f}",
-                ", ".join(word for words, word in SHORT.items() if words in row["verdict"]),
-            ]
-        )
-    caption = (
-        "in brackets 95 % intervals over images; over random, over smaller: to the mean of the "
-        "random selections and to the down-sampled image of the same budget, paired; hard: mean "
-        "score on what the down-sampled image gets wrong (itself 0 there), rest: on the others; "
-        "times faster: to the first token, on this machine; counted: operations; not shown: what "
-        "the intervals leave open or deny: better than random, than the smaller image, faster"
-    )
-    title = f"{task.benchmark.name}: reducers beside their controls"
-    columns = {"method": "left"} | dict.fromkeys(names, "right") | {"not shown": "left"}
-    show_table(title, columns, cells, caption)
-
-
-def _with_interval(row: "dict[Any, Any]", name: str, digits: int = 1) -> str:
-    """
-    >>> _with_interval({"a": 1.0, "a_low": -2.0, "a_high": 4.0}, "a"), _with_interval({}, "a")
-    ('1.0 [-2.0, 4.0]', '-')
-    """
-    estimate = row.get(name, float("nan"))
-    if estimate != estimate:
-        return "-"
-    low = row[f"{name}_low"]
-    high = row[f"{name}_high"]
-    return f"{estimate:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _write(

@@ -40,8 +40,9 @@ from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.model_structure import LayerStack, cross_attention
 from probe.hooks.partial_cache import check_partial, kernel_windows
+from probe.hooks.removal import Removal
 from probe.hooks.sequence_tracker import SequenceTracker
-from probe.hooks.token_removal import Removal, present_in, removed
+from probe.hooks.token_removal import present_in, removed
 from probe.hooks.tracked_sequence import ForwardTracker, TrackedSequence
 from probe.interventions.attention_edits import mask_keys, replace_keys_values
 from probe.interventions.layer_target import (

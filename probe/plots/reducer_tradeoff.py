@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.api.types import is_numeric_dtype
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, reason_of
 from probe.evaluation.headline import Headline
 from probe.evaluation.method_scores import method_scores
 from probe.plots.style import (
@@ -38,7 +38,6 @@ from probe.plots.style import (
     shade,
     styled,
 )
-from probe.records.io import reason_of
 from probe.records.published import TABLES
 from probe.records.published import published as published_table
 

@@ -15,7 +15,9 @@ holds the numbers. Needs no torch, so a record is read and drawn on any laptop.
 | `validate.py` | `assemble` a record from plain arrays, `validate` one |
 | `combine.py` | `merge` records; `combine` a new one from a `part` for each sample |
 | `concat.py` | `join` the parts of a run |
-| `io.py` | `save_record`, `open_record`; parts of a run: one file, whole or not at all |
+| `io.py` | `save_record`, `open_record`: one file, whole or not at all |
+| `part_files.py` | some samples of a run as a file |
+| `zarr_store.py`, `archive.py` | datasets as bytes of zarr, these as one zip |
 | `frames.py` | `to_dataframe`, `entropy_ratio`, `node` |
 | `compact.py` | `without_pixels`: a record as a run keeps it |
 | `thumbnails.py` | small copies of images |

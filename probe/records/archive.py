@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+SUFFIX = ".zarr.zip"
 CHECKSUM = "probe_sha256"  # attribute of the root group
 ROOT_METADATA = "zarr.json"
 LARGEST = 1 << 30  # bytes that a file may declare, for its chunks and for its arrays

@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any
 
 from probe.data.sample import Sample
-from probe.errors import ProbeError
+from probe.errors import ProbeError, reason_of
 from probe.records import run_merge
 from probe.records.concat import Labelled, Node, datasets_of, ids_of, sizes_of
-from probe.records.io import DamagedPartError, reason_of, write_once, write_part
+from probe.records.part_files import DamagedPartError, write_part
 from probe.records.provenance import RunFingerprint
 from probe.records.run_claims import POLL_SECONDS, Claims
 from probe.records.run_failures import Failure, FailureLog
@@ -48,6 +48,7 @@ from probe.records.run_settings import (
     refuse_another_run,
     settings_of,
     token_of,
+    write_once,
 )
 
 ASKED = "asked.json"  # what the last command was about, for those who look on

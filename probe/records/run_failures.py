@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from probe.errors import ProbeError
-from probe.records.io import reason_of
+from probe.errors import ProbeError, reason_of
 
 
 @dataclass(frozen=True)

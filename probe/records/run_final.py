@@ -15,9 +15,9 @@ from typing import Any
 import xarray as xr
 
 from probe.records.concat import Labelled
-from probe.records.io import from_zarr
 from probe.records.provenance import content_hash
 from probe.records.run_index import Part
+from probe.records.zarr_store import from_zarr
 
 OWNER = ".probe-run"  # file in final.zarr
 

@@ -23,10 +23,11 @@ import xarray as xr
 import zarr
 
 from probe.records.concat import SAMPLE, Labelled, Node, Nodes, agreed, ids_of, join_nodes, select
-from probe.records.io import KIND, OF_PARTS, labelled, left_on_disk, read_nodes, read_part
+from probe.records.part_files import KIND, OF_PARTS, labelled, read_nodes, read_part
 from probe.records.run_final import content_of, read_final, read_owner, write_owner
 from probe.records.run_index import Part
 from probe.records.run_settings import report
+from probe.records.zarr_store import left_on_disk
 
 READ_BYTES = 256_000_000  # of parts in memory at once while a run is put in order
 READ_AHEAD = (16, 256)  # parts, at least and at most

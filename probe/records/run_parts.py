@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from probe.errors import ProbeError
-from probe.records.io import SUFFIX, DamagedPartError, read_part_header, reason_of
+from probe.errors import ProbeError, reason_of
+from probe.records.archive import SUFFIX
+from probe.records.part_files import DamagedPartError, read_part_header
 from probe.records.run_index import IndexLines, Key, Part, described
 from probe.records.run_settings import report
 

@@ -4,7 +4,10 @@ in each of its parts.
 A run goes on only with an equal fingerprint. Other versions are reported in a line, or refused.
 """
 
+import contextlib
 import json
+import os
+import secrets
 import warnings
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -12,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from probe import __version__
-from probe.errors import ProbeError, RunWarning
-from probe.records.io import reason_of
+from probe.errors import ProbeError, RunWarning, reason_of
+from probe.records.archive import flush_folder
 from probe.records.provenance import RunFingerprint, content_hash, first_difference
 
 LIBRARIES = ("torch", "transformers")
@@ -104,3 +107,27 @@ def compare_versions(
         expected = f"the versions with which {place} was made: {old}"
         raise ProbeError("run", expected=expected, got=new, fix=fix)
     report(f"{place} was made with {old}, and goes on with {new}; numbers may differ")
+
+
+def write_once(path: Path, value: Any) -> None:
+    """Creates a JSON file with all its content, unless it exists: of two workers that start, one
+    wins.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)  # unlike a rename this fails when the name is taken
+    except OSError:  # a file system without hard links
+        _copy_once(temporary, path)
+    finally:
+        temporary.unlink()
+    flush_folder(path.parent)
+
+
+def _copy_once(source: Path, path: Path) -> None:
+    with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+        file.write(source.read_text(encoding="utf-8"))

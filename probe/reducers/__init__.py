@@ -13,6 +13,7 @@ exit.
 | `encoder_reducer.py` | `encode`: one encoder, some views, one reducer |
 | `encoder_output.py` | what a reducer is given: features, queries and keys of two layers |
 | `image_features_hook.py` | between encoder and projector of a model |
+| `projector_checks.py` | projectors that merge or pool features are refused |
 | `chosen_tokens.py` | what is left of the images of one call |
 | `single_images.py` | a call of a model for each image by itself |
 | `tile_order.py` | the order of an image's tokens |

@@ -25,7 +25,7 @@ from contextlib import ExitStack
 from functools import partial, update_wrapper
 from operator import ge
 from threading import local
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ from probe.hooks.model_structure import image_token_id, vision_towers
 from probe.hooks.offload import input_device
 from probe.reducers.chosen_tokens import ChosenTokens, EncoderCall, choose
 from probe.reducers.encoder_reducer import EncoderReducer, EncoderTap, tapped
+from probe.reducers.projector_checks import refuse_merging, refuse_pooling, require_single
 from probe.reducers.reduction import NONE
 from probe.reducers.single_images import by_image, joined_outputs
 from probe.subject.token_grid import packed_indices
@@ -120,7 +121,7 @@ class ImageFeaturesHook:
     def _features(self, modality: str, *args: Any, **kwargs: Any) -> Any:
         """In place of the model's `get_image_features` and `get_video_features`."""
         if modality == "video" and self.pack is not None:
-            _refuse_pooling("pooled features")
+            refuse_pooling("pooled features")
         pixels, prepared = self._running.prepared.pop(modality, (None, None))
         if prepared is not None and any(value is pixels for value in (*args, *kwargs.values())):
             return prepared
@@ -148,10 +149,10 @@ class ImageFeaturesHook:
         allowed = (patches, features.shape[1])  # without and with class token
         if views != len(features) or call.tokens not in allowed:
             if self._running.is_video:
-                _refuse_pooling(f"{call.tokens} of {patches} patches")
-            _refuse_merging(f"{call.tokens} merged tokens of {patches} patches")
+                refuse_pooling(f"{call.tokens} of {patches} patches")
+            refuse_merging(f"{call.tokens} merged tokens of {patches} patches")
         call.tokens += full_patches - patches  # of a view that was shrunk
-        _require_single(projector, args[0][:1, :1])
+        require_single(projector, args[0][:1, :1])
         if self.pack is not None:
             return (args[0][:1, :1],)
         self._running.call = None  # reducers may project as well
@@ -291,31 +292,3 @@ class ImageFeaturesHook:
             for _, output in outputs
             for patches, tokens in zip(output.patches, output.tokens_of_patches, strict=True)
         ]
-
-
-def _require_single(projector: Any, single: Tensor) -> None:
-    """Raises ProbeError where a projector does not map each token by itself (Aya Vision)."""
-    try:
-        projected = projector.forward(single)  # without the hooks that called this
-    except RuntimeError:  # fewer tokens than it merges
-        projected = None
-    if projected is None or projected.shape[:2] != (1, 1):
-        _refuse_merging(f"{type(projector).__name__}, which merges neighbours")
-
-
-def _refuse_merging(got: str) -> NoReturn:
-    raise ProbeError(
-        "reduced",
-        expected="features that are projected and handed to the LLM one by one",
-        got=got,
-        fix="use a method inside the LLM: FastV, PyramidDrop, SparseVLM",
-    )
-
-
-def _refuse_pooling(got: str) -> NoReturn:
-    raise ProbeError(
-        "reduced",
-        expected="features that are projected and handed to the LLM one by one",
-        got=got,
-        fix="use images: this model averages what it sees of frames",
-    )

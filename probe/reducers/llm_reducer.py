@@ -43,8 +43,9 @@ from probe.hooks.block_threads import model_block
 from probe.hooks.layer_input import LayerInput
 from probe.hooks.model_state import registered_reducer
 from probe.hooks.partial_cache import check_partial, kernel_windows, windows
+from probe.hooks.removal import Removal
 from probe.hooks.sequence_tracker import SequenceTracker
-from probe.hooks.token_removal import Removal, removed
+from probe.hooks.token_removal import removed
 from probe.hooks.tracked_sequence import TrackedSequence
 from probe.interventions.layer_target import LayerTarget, warn_unchanged
 from probe.reducers.context import Reducer

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from probe.records import io
-from probe.records.archive import read_archive
+from probe.records.archive import read_archive, write_archive
 from probe.records.concat import Node
-from probe.records.io import read_part, write_part
 from probe.records.part_decoder import UndecodableError, decoded
+from probe.records.part_files import KIND, read_part, write_part
+from probe.records.zarr_store import chunks_of, from_zarr, store_of
 
 
 def tree() -> xr.DataTree:
@@ -35,7 +35,7 @@ def tree() -> xr.DataTree:
 
 
 def by_zarr(path) -> dict[str, Node]:
-    datasets = io.from_zarr(io._store(read_archive(path)))
+    datasets = from_zarr(store_of(read_archive(path)))
     return {name: Node.of(dataset) for name, dataset in datasets.items()}
 
 
@@ -57,9 +57,9 @@ def test_what_is_decoded_is_what_zarr_reads(tmp_path, data):
 def test_an_array_of_several_chunks_is_left_to_zarr(tmp_path):
     data = xr.Dataset({"x": ("sample", np.arange(4.0))}, {"sample": np.array(list("abcd"), object)})
     data["x"].encoding["chunks"] = (2,)
-    chunks = io._chunks({"/": data.assign_attrs({io.KIND: "dataset"})})
+    chunks = chunks_of({"/": data.assign_attrs({KIND: "dataset"})})
     path = tmp_path / "part-0-1-x.zarr.zip"
-    io.write_archive(path, chunks)
+    write_archive(path, chunks)
     with pytest.raises(UndecodableError, match="chunks"):
         decoded(read_archive(path))
     assert read_part(path)["x"].values.tolist() == [0.0, 1.0, 2.0, 3.0]

@@ -28,7 +28,8 @@ from running_mean import RunningMean
 from probe.data.sample import Sample
 from probe.errors import ProbeError, RunWarning
 from probe.records.concat import join, select
-from probe.records.io import read_ids, read_part, read_part_header, save_merged, write_part
+from probe.records.io import save_merged
+from probe.records.part_files import read_ids, read_part, read_part_header, write_part
 from probe.records.provenance import RunFingerprint, hash_files
 from probe.records.run_directory import STALE_SECONDS, RunDirectory
 from probe.records.run_settings import library_versions
@@ -399,7 +400,7 @@ def test_a_part_that_cannot_be_read_is_not_called_damaged(run, monkeypatch):
     def failing(*_, **__):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("probe.records.io.read_archive", failing)
+    monkeypatch.setattr("probe.records.part_files.read_archive", failing)
     os.utime(run.parts()[0])  # so that it is read again
     with pytest.raises(ProbeError, match=r"can be read in .*Input/output error"):
         run.done()

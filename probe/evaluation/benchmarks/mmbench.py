@@ -11,14 +11,14 @@ that is empty, nan or none ends the list. Rows with equal `index % 1,000,000` ar
 
 Rule, circular: a question counts as right only if every rotation is; one with a rotation that was
 not answered, or could not be read, is left out. Vanilla: the unrotated rows alone. The letter is
-read as VLMEvalKit's vlmeval/utils/matching_util.py does without a language model (`letter_of`), by
-the rule of 2024-03 or, by name, of 2026-06. LLaVA itself only writes the table for the server
+read as VLMEvalKit does without a language model (`mmbench_letter.py`), by the rule of 2024-03 or,
+by name, of 2026-06. LLaVA itself only writes the table for the server
 (llava/eval/model_vqa_mmbench.py, scripts/convert_mmbench_for_submission.py).
 """
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from probe.data.files import DataFolder, table, whole_row
-from probe.data.image_cache import cache_folder, stored_image
 from probe.data.rows import Benchmark, RowError, RowReader, question_text
 from probe.data.sample import Sample
-from probe.errors import ProbeError, one_of, shown
+from probe.errors import ProbeError, shown
 from probe.evaluation.benchmarks.answer_files import (
     Answers,
     Predictions,
@@ -40,6 +39,8 @@ from probe.evaluation.benchmarks.answer_files import (
     weighted_percent,
     write_llava,
 )
+from probe.evaluation.benchmarks.mmbench_images import COLUMNS, TableImages
+from probe.evaluation.benchmarks.mmbench_letter import LETTERS, RULES, letter_of
 from probe.evaluation.benchmarks.prompts import OPTION_LETTER, OPTION_LETTER_CN, multiple_choice
 
 HEADLINE = "circular"
@@ -52,25 +53,12 @@ SPLITS = (
     "MMBench_DEV_EN",
     "MMBench_DEV_CN",
 )
-COLUMNS = ("index", "question", "A", "B", "image")
-LETTERS = "ABCD"
 ROTATION = 1_000_000  # added to the index for each rotation
-LONGEST_REFERENCE = 64  # characters; an image cell that is longer is an image
 # what pandas, with which LLaVA reads the table, takes for "no value"; LLaVA adds nan and none in
 # any case
 MISSING = frozenset(
     {"", "#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "n/a", "null"}
 )
-RULES = ("2024-03", "2026-06")  # of VLMEvalKit; the first is the default
-REFUSALS = (
-    "Failed to obtain answer via API",
-    "Sorry, I can't help with images of people yet.",
-    "I can't process this file.",
-    "I'm sorry, but without the image provided",
-    "Cannot determine the answer",
-)
-_STATED = re.compile(r"answer is \**([A-D])\**", re.IGNORECASE)
-NOT_IN_WORDS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 
 
 def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
@@ -80,7 +68,7 @@ def read(folder: str | Path, split: str = SPLITS[0]) -> Benchmark:
     data = DataFolder("mmbench", folder)
     reader = RowReader("mmbench", split)
     file = data.find(f"{split}.tsv")
-    images = _Images(file)
+    images = TableImages(file)
     suffix = OPTION_LETTER_CN if "_cn" in split.lower() else OPTION_LETTER
     for number, cells, row in table("mmbench", file, COLUMNS):
         with reader.row(file, number) as official:
@@ -120,41 +108,6 @@ def _with_rotations(benchmark: Benchmark) -> Benchmark:
     rows = [counted(row) if isinstance(row, Sample) else row for row in benchmark.official_rows]
     samples = tuple(row for row in rows if isinstance(row, Sample))
     return replace(benchmark, samples=samples, rows=tuple(rows))
-
-
-class _Images:
-    """Where the image of each row is kept. A row may refer to another's, also to one further
-    down.
-    """
-
-    def __init__(self, file: Path):
-        self.file = file
-        self.folder = cache_folder()
-        self.stored: dict[int, Path] = {}
-        self.ahead: dict[int, str] | None = None
-
-    def find(self, index: int, cell: str) -> Path:
-        """Raises RowError when the cell is neither an image nor the index of a row with one."""
-        if len(cell) > LONGEST_REFERENCE:
-            self.stored[index] = stored_image(cell, self.folder)
-            return self.stored[index]
-        reference = f"(at most {LONGEST_REFERENCE} characters) the index of its row"
-        expected = f"'image': an image in base64, or {reference}"
-        if not cell.strip().isdecimal():
-            raise RowError(expected, shown(cell))
-        owner = int(cell)
-        if owner not in self.stored:
-            self.ahead = self.ahead if self.ahead is not None else dict(_embedded(self.file))
-            if owner not in self.ahead:
-                raise RowError(expected, f"{owner}, a row without an image")
-            self.stored[owner] = stored_image(self.ahead[owner], self.folder)
-        return self.stored[owner]
-
-
-def _embedded(file: Path) -> Iterator[tuple[int, str]]:
-    for _, _, row in table("mmbench", file, COLUMNS):
-        if row and row["index"].strip().isdecimal() and len(row["image"]) > LONGEST_REFERENCE:
-            yield int(row["index"]), row["image"]
 
 
 def _index(cell: str) -> int:
@@ -203,49 +156,6 @@ def options_of(row: Mapping[str, str]) -> tuple[str, ...]:
     given = [row.get(letter, "") for letter in LETTERS]
     end = next((at for at, option in enumerate(given) if missing(option)), len(given))
     return tuple(given[:end])
-
-
-def letter_of(prediction: str, options: Sequence[str], rule: str = RULES[0]) -> str | None:
-    """The option that a text chooses, or None. By the rule of 2024-03:
-
-    1. where exactly one option letter stands as a word of its own, it;
-    2. else, where the text of exactly one option occurs, its letter.
-
-    That of 2026-06 takes the letter only among the last four words, then looks for "answer is X",
-    and reads options' texts only in an answer of at most twice their length together.
-
-    >>> letter_of("(B).", ("left", "right")), letter_of("It is on the right", ("left", "right"))
-    ('B', 'B')
-    >>> letter_of("left or right", ("left", "right")), letter_of("C", ("left", "right"))
-    (None, None)
-    >>> bus = "A picture of a blue bus, C", ("a red car", "a blue bus", "two dogs")
-    >>> letter_of(*bus)  # two letters, so the text decides
-    'B'
-    >>> long = "B, because the animal on the left of the picture barks", ("a cat", "a dog")
-    >>> letter_of(*long), letter_of(*long, rule="2026-06")
-    ('B', None)
-    """
-    one_of("mmbench", "a rule of", rule, RULES)
-    newer = rule == "2026-06"
-    if any(refusal in prediction for refusal in REFUSALS):
-        return None
-    letters = LETTERS[: len(options)]
-    words = prediction.strip().translate(NOT_IN_WORDS).split()
-    mentioned = [letter for letter in letters if letter in words]
-    if len(mentioned) == 1 and (not newer or words.index(mentioned[0]) > len(words) - 5):
-        return mentioned[0]
-    if not mentioned and "Z" in words:  # the original's own letter for "none of them"
-        return None
-    stated = _STATED.search(prediction) if newer else None
-    if stated and stated[1].upper() in letters:
-        return stated[1].upper()
-    if newer and len(prediction) > 2 * sum(map(len, options)):
-        return None
-    text = prediction.lower()
-    spelled = [
-        letter for letter, option in zip(letters, options, strict=True) if option.lower() in text
-    ]
-    return spelled[0] if len(spelled) == 1 else None
 
 
 def score(prediction: str, sample: Sample, rule: str = RULES[0]) -> float:

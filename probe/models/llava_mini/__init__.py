@@ -11,10 +11,12 @@ Importing this package registers the model with transformers' Auto classes, so t
     vision              pixels -> patches -> compressed tokens
     compressor          C x C queries attend to the patches
     prefusion           the text reads the image, before the LLM
-    frame_fusion        ... for every frame of a batch, averaged; `encode_image`
+    frames              images and videos of a batch as one list of frames
+    frame_fusion        the text reads every frame of a batch, averaged; `encode_image`
     placeholder_layout  which row each image belongs to, words packed together
     fusion_in_llm       the variant that compresses inside the LLM
-    modeling            the whole model
+    modeling            vision tower, compressor, pre-fusion and LLM as one model
+    conditional_generation  ... with the head that predicts words
     generation          its answers
     cache_argument      the KV cache under any name that transformers gives it
     original_format     the authors' names and fields
@@ -28,9 +30,10 @@ Importing this package registers the model with transformers' Auto classes, so t
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
+from probe.models.llava_mini.conditional_generation import LlavaMiniForConditionalGeneration
 from probe.models.llava_mini.configuration import LlavaMiniConfig
 from probe.models.llava_mini.frame_fusion import EncodedVision
-from probe.models.llava_mini.modeling import LlavaMiniForConditionalGeneration, LlavaMiniModel
+from probe.models.llava_mini.modeling import LlavaMiniModel
 from probe.models.llava_mini.original_format import from_original
 from probe.models.llava_mini.processing import LlavaMiniProcessor
 from probe.models.original import CheckpointError, convert, load_original

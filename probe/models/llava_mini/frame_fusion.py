@@ -22,28 +22,16 @@ image or video per prompt.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probe.models.llava_mini.placeholder_layout import (
-    BatchText,
-    PlacedVisual,
-    pack_text,
-    rows_without,
-)
+from probe.models.llava_mini.frames import Frame, chunks, single_video
+from probe.models.llava_mini.placeholder_layout import BatchText, pack_text, rows_without
 from probe.models.llava_mini.prefusion import LlavaMiniPrefusion, VisionCache
 from probe.models.llava_mini.vision import LlavaMiniVision
-
-
-class Frame(NamedTuple):
-    """An image, or a frame of a video, before the vision tower."""
-
-    pixels: Float[Tensor, "view 3 height width"]
-    row: int  # of the batch
-    place: int  # among all frames of the batch; -1 for the all-zero frame of a text-only row
 
 
 @dataclass(frozen=True)
@@ -126,7 +114,7 @@ class FrameFusionMixin(LlavaMiniVision):
         total = torch.zeros(())
         count = 0
         blank: Tensor | None = None
-        for chunk in chunks(_single_video(frames), self.config.frames_per_chunk):
+        for chunk in chunks(single_video(frames), self.config.frames_per_chunk):
             pixels = torch.stack([frame.pixels for frame in chunk])
             seen = self.see(pixels.to(self.entrance))
             reading = self.fuse(seen, text, [0] * len(chunk), range(len(chunk)))
@@ -275,42 +263,3 @@ def average_over_frames(
     places = sorted(place for place in tokens_by_place if place >= 0)
     tokens = [tokens_by_place[place] for place in places]
     return torch.cat(tokens or [fused[0, :0]]), fused
-
-
-def list_frames(
-    visuals: Sequence[PlacedVisual], rows: int, images: Any, videos: Any
-) -> list[Frame]:
-    """All frames of a batch in order, then an all-zero one for each row without an image.
-
-    The authors train text-only rows of an image batch with such a dummy, so their words are fused
-    too.
-    """
-    frames: list[Frame] = []
-    for visual in visuals:
-        if visual.video:
-            pixels = videos[visual.index, : visual.frames]
-        else:
-            pixels = images[visual.index : visual.index + 1]
-        frames += [Frame(frame, visual.row, len(frames) + i) for i, frame in enumerate(pixels)]
-    like = videos[0] if images is None else images  # even an empty batch has a frame's shape
-    blank = like.new_zeros(like.shape[1:])
-    without = rows_without([visual.row for visual in visuals], rows)
-    return frames + [Frame(blank, row, -1) for row in without]
-
-
-def chunks(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
-    """Groups of at most `size` consecutive frames of the same shape."""
-    chunk: list[Frame] = []
-    for frame in frames:
-        if chunk and (len(chunk) == size or chunk[0].pixels.shape != frame.pixels.shape):
-            yield chunk
-            chunk = []
-        chunk.append(frame)
-    if chunk:
-        yield chunk
-
-
-def _single_video(frames: Iterable[Tensor]) -> Iterator[Frame]:
-    """Frames of row 0, each with its view axis."""
-    for place, frame in enumerate(frames):
-        yield Frame(frame if frame.ndim == 4 else frame[None], 0, place)

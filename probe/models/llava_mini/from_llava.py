@@ -16,8 +16,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from probe.models.llava_mini.chat_templates import template_for
 from probe.models.llava_mini.compressor import LlavaMiniCompressor
+from probe.models.llava_mini.conditional_generation import LlavaMiniForConditionalGeneration
 from probe.models.llava_mini.configuration import LlavaMiniConfig
-from probe.models.llava_mini.modeling import LlavaMiniForConditionalGeneration
 from probe.models.llava_mini.prefusion import LlavaMiniPrefusion
 from probe.models.llava_mini.processing import END_OF_TURN, LlavaMiniProcessor
 

@@ -22,7 +22,7 @@ from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from probe.models.llava_mini.cache_argument import cache_keyword
-from probe.models.llava_mini.frame_fusion import Frame, chunks
+from probe.models.llava_mini.frames import Frame, chunks
 from probe.models.llava_mini.vision import join_tiles, with_whole
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from probe.models.llava_mini.chat_templates import template_for
+from probe.models.llava_mini.conditional_generation import LlavaMiniForConditionalGeneration
 from probe.models.llava_mini.configuration import LlavaMiniConfig
-from probe.models.llava_mini.modeling import LlavaMiniForConditionalGeneration
 from probe.models.llava_mini.processing import LlavaMiniProcessor
 from probe.models.original import llava_names
 from probe.models.original.layout import Layout, Settings

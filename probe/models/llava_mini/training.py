@@ -21,9 +21,9 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
+from probe.models.llava_mini.conditional_generation import LlavaMiniForConditionalGeneration
 from probe.models.llava_mini.configuration import LlavaMiniConfig
 from probe.models.llava_mini.from_llava import from_llava
-from probe.models.llava_mini.modeling import LlavaMiniForConditionalGeneration
 from probe.models.llava_mini.processing import LlavaMiniProcessor
 from probe.models.llava_mini.training_data import Collator, Instruction
 
