@@ -1,6 +1,6 @@
 """Every kind of figure once, from the two shipped models: the contact sheet `figures.md`.
 
-    python analyses/figures.py           # measures (two minutes on a CPU) and draws
+    python analyses/figures.py           # measures (some minutes on a CPU) and draws
     python analyses/figures.py --draw    # draws again from what was measured, without a model
     python analyses/figures.py --test    # measures less, into tests/golden/figures
 
@@ -36,8 +36,9 @@ MEASURED = Path("probe-out/analyses/figures")
 OF_TEST = HERE.parent / "tests" / "golden" / "figures"
 MODELS = ("tiny-llava", "tiny-llava-mini")
 QUESTIONS = 18  # on three images
+JUDGED = 120  # on 20 images: answers of which some are wrong
 DPI = 100
-DATASETS = ("lens", "attribution", "gradients", "curves", "concentration")
+DATASETS = ("lens", "attribution", "gradients", "curves", "concentration", "reliability")
 CAUSAL = ("head-sweep", "patch-sweep", "steering", "video")
 OF_SAMPLES = ("record", "fine", "drop", "answers", *CAUSAL)
 COSTS = ("cost", "answers-cost")
@@ -105,6 +106,18 @@ def causal(questions: int = QUESTIONS) -> Data:
         "steering": probe.steering_curve(subject, samples, towards, progress=False),
         "video": probe.measure(mini, probe.Video(frames, fps=1.0), "what ?", stacks=["llm"]),
     }
+
+
+def judged(questions: int = JUDGED) -> Data:
+    """Whether attention of tiny-llava tells right answers from wrong ones."""
+    from probe.evaluation.attention_run import AttentionRun
+    from probe.evaluation.task import BenchmarkTask
+
+    task = BenchmarkTask.read("shapes", limit=questions)
+    measuring = AttentionRun(probe.load("tiny-llava"), task, contribution=True)
+    with TemporaryDirectory() as folder:
+        run = measuring.run(folder)
+        return {"reliability": probe.reliability(measuring.results(run), progress=False)}
 
 
 def _dropped(subject: Any, questions: int) -> xr.DataTree:
@@ -217,6 +230,7 @@ def comparisons(data: Data, of_models: dict[str, Data]) -> dict[str, Callable[[]
         "head_effects": lambda: plots.head_effects(data["head-sweep"]),
         "recovered": lambda: plots.recovered(data["patch-sweep"]),
         "steering": lambda: plots.steering(data["steering"]),
+        "reliability": lambda: plots.reliability(data["reliability"]),
         "frames": lambda: plots.frames(data["video"]),
         "reductions": lambda: plots.reductions(data["answers"], data["answers-cost"]),
         "reducer_benchmark": lambda: plots.reducer_benchmark(data["answers"], data["answers-cost"]),
@@ -302,6 +316,7 @@ def main() -> None:
         return
     if not options.draw:
         measure(MEASURED, QUESTIONS, over="patches")
+        save(judged(), "compared", MEASURED)
     of_models = {model: opened(model) for model in MODELS}
     drawn = drawings(of_models["tiny-llava-mini"]) | drawings(of_models["tiny-llava"])
     drawn |= comparisons(opened("compared"), of_models)

@@ -38,6 +38,7 @@ from probe.measures.verify import verify as verify
 from probe.records import open_record as open_record
 from probe.records import save_record as save_record
 from probe.records import to_dataframe as to_dataframe
+from probe.records.reliability import reliability as reliability
 from probe.reducers.context import reduced as reduced
 from probe.subject.loading import load as load
 from probe.subject.subject import Subject as Subject

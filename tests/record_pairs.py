@@ -44,3 +44,6 @@ def assert_equal(one, two):
                 np.testing.assert_array_equal(values, others, err_msg=f"{name} {variable}")
     for name in ("response_ids", "token_type", "tokens"):
         np.testing.assert_array_equal(one[name].values, two[name].values)
+    logprob = one["response_logprob"].values
+    np.testing.assert_allclose(logprob, two["response_logprob"].values, atol=TOLERANCE)
+    np.testing.assert_array_equal(np.isnan(logprob), one["response_ids"].values < 0)

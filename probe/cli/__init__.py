@@ -7,6 +7,7 @@
     probe attribute      # what the answer owes to the image, and whether attention says so
     probe heads          # take each head away: what does it add to the right answers?
     probe patch          # activations of one run in another: what brings the right answer back?
+    probe reliability RUN # does attention predict being right? beside the model's own confidence
     probe view RECORD    # a page to look around in: words, layers, heads, boxes on the image
     probe cost           # operations, cache, time and memory of reading a prompt
     probe describe MODEL # which stacks, measures, interventions and reducers it offers, or why not
@@ -49,6 +50,7 @@ VERBS = (
     "attribute",
     "heads",
     "patch",
+    "reliability",
     "view",
     "average",
     "cost",

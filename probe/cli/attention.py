@@ -42,12 +42,13 @@ Types = Annotated[
 Maps = Annotated[
     bool, typer.Option("--maps", help="also keep token-by-patch maps of the answer's rows")
 ]
+Contribution = Annotated[
+    bool, typer.Option("--contribution", help="also the size of what each type adds in each head")
+]
 Benchmark = Annotated[
     str | None,
     typer.Option(help="measure its questions: shapes, gqa, ...; resumes", show_default="none"),
 ]
-
-
 Figures = Annotated[
     Literal["main", "all", "none"],
     typer.Option(help="those that answer most questions, all that there are numbers for, or none"),
@@ -62,6 +63,7 @@ def attention(
     response: Response = None,
     types: Types = "paper",
     maps: Maps = False,
+    contribution: Contribution = False,
     benchmark: Benchmark = None,
     data: Data = None,
     split: Split = None,
@@ -79,7 +81,8 @@ def attention(
     of_one = {"image": image, "question": question, "response": response}
     of_many = {"data": data, "split": split, "limit": limit}
     _check_one_source(benchmark, of_one, of_many)
-    options = {"types": types, "maps": maps, "max_new_tokens": max_new_tokens}
+    options: dict = {"types": types, "maps": maps, "max_new_tokens": max_new_tokens}
+    options["contribution"] = contribution
     with results("attention", out, shows_finished=benchmark is not None) as folder:
         if benchmark is None:
             from probe.measures.attention.measure import measure

@@ -13,18 +13,21 @@ from probe.data.sample import Sample
 from probe.evaluation.run_identity import fingerprint
 from probe.evaluation.sample_run import SampleRun
 from probe.evaluation.task import BenchmarkTask
+from probe.interventions.sweep.result_table import gold_answer
 from probe.measures.attention.measure import measure_samples
 from probe.records import validate
 from probe.records.compact import without_pixels
 from probe.records.provenance import RunFingerprint
 from probe.records.run_directory import RunDirectory
+from probe.records.schema import ROOT
 from probe.subject.image_questions import ImageQuestions
 from probe.subject.prefix_cache import CACHE_GB
 from probe.subject.subject import Subject
 
 
 class AttentionRun(SampleRun):
-    """Records of a benchmark's samples, as `measure` makes them, without pixels.
+    """Records of a benchmark's samples, as `measure` makes them, without pixels; with the score of
+    each answer, and the gold answer.
 
     Where each patch is, and what it receives, is kept with `maps` only: it is most of a record.
     """
@@ -39,15 +42,19 @@ class AttentionRun(SampleRun):
         max_new_tokens: int = 32,
         types: str = "paper",
         maps: bool = False,
+        contribution: bool = False,
         cache_gb: float = CACHE_GB,
     ):
-        """cache_gb: of keys and values of images, kept for the next questions about them."""
+        """types, maps, contribution, max_new_tokens: as in `measure_samples`. cache_gb: of keys and
+        values of images, kept for the next questions about them.
+        """
         self.questions = ImageQuestions(subject, cache_gb)
         self.subject = subject
         self.task = task
         self.types = types
         self.maps = maps
         self.max_new_tokens = max_new_tokens
+        self.contribution = contribution
 
     @property
     def samples(self) -> Sequence[Sample]:
@@ -55,11 +62,14 @@ class AttentionRun(SampleRun):
 
     def fingerprint(self) -> RunFingerprint:
         plan = {"verb": "attention", "types": self.types, "maps": self.maps}
+        if self.contribution:  # older runs do not name it
+            plan["contribution"] = True
         generation = {"max_new_tokens": self.max_new_tokens}
         return fingerprint(self.subject, self.task, plan, generation)
 
     def __call__(self, samples: list[Sample]) -> xr.DataTree:
         options: dict[str, Any] = {"types": self.types, "maps": self.maps}
+        options["contribution"] = self.contribution
         record = measure_samples(
             self.subject,
             samples,
@@ -70,7 +80,24 @@ class AttentionRun(SampleRun):
             **options,
         )
         by_id = {sample.id: sample for sample in samples}
-        return without_pixels(record, by_id, keep_patches=self.maps)
+        compact = without_pixels(record, by_id, keep_patches=self.maps)
+        compact.dataset = compact.to_dataset().assign(self._judged(record, samples))
+        return compact
+
+    def _judged(self, record: xr.DataTree, samples: Sequence[Sample]) -> dict[str, xr.Variable]:
+        """What the benchmark says of each answer."""
+        answers = map(str, record["response"].values)
+        values = {
+            "gold": [gold_answer(sample) for sample in samples],
+            "kind": [str(sample.meta.get("kind", "")) for sample in samples],
+            "correct": [
+                self.task.score(answer, sample)
+                for answer, sample in zip(answers, samples, strict=True)
+            ],
+        }
+        return {
+            name: ROOT[name].labelled("attention", name, value) for name, value in values.items()
+        }
 
     @property
     def _stacks(self) -> list[str] | None:

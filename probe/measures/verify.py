@@ -188,7 +188,7 @@ def _while_answering(subject: Subject, prompt: Inputs) -> Check:
     model_stacks = _known_stacks(subject, prompt)
     name = "measured while it answers against read again"
     measured = Passes(subject, model_stacks, generate={"max_new_tokens": TOKENS})([prompt])
-    again = forward(subject, collate(measured.rows, "right"), model_stacks)
+    again, _ = forward(subject, collate(measured.rows, "right"), model_stacks)
     variables = ("mass", "share", "lift", "entropy", "head_entropy", "received")
     worst = 0.0
     for stack, node in measured.nodes[0].items():

@@ -25,6 +25,7 @@
     plots.head_effects(sweep, record)                   # heads by what they add to the answer
     plots.recovered(sweep)                              # layers x positions that bring it back
     plots.steering(curve)                               # the effect of a direction over its scale
+    plots.reliability(found)                            # does attention tell right from wrong?
     plots.lens(dataset); plots.lens_curves(dataset)     # what the layers in the middle predict
 
 A figure of one panel takes `ax=` and returns its Axes; one of several panels returns a Figure (and
@@ -49,6 +50,7 @@ the paper does; `layers=` and records count from 0, as code does.
 | `reducer_controls.py` | `reducer_benchmark`: reducers beside their controls |
 | `attribution_map.py`, `attention_agreement.py` | `attribution`; `agreement` of attention with it |
 | `causal.py` | `head_effects`, `recovered`, `steering` |
+| `reliability.py` | `reliability`: AUROC by layer and head, beside the model's own confidence |
 | `logit_lens.py` | `lens`, `lens_curves` |
 | `all_figures.py` | `figures`, `main_figures`, `drop_figures`: what the command line writes |
 | `sample_mean.py` | the mean over heads and samples, with a bootstrap over images |
@@ -72,6 +74,7 @@ from probe.plots.on_image import heatmaps
 from probe.plots.reduced_patches import kept
 from probe.plots.reducer_controls import reducer_benchmark
 from probe.plots.reducer_tradeoff import reductions
+from probe.plots.reliability import reliability
 from probe.plots.sweep import depth, dropped, readings, swaps
 from probe.plots.video import animation, frames
 from probe.plots.vision_parts import dropped_parts
@@ -106,6 +109,7 @@ __all__ = [
     "head_effects",
     "recovered",
     "steering",
+    "reliability",
     "lens",
     "lens_curves",
     "conventions",

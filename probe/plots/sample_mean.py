@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from probe.errors import ProbeError, one_of
 from probe.records import node
 from probe.records.bootstrap import bootstrap
-from probe.records.provenance import content_hash
 from probe.records.running_bootstrap import Interval, RunningBootstrap
 from probe.records.sample_blocks import largest, sample_blocks
+from probe.records.sample_images import images
 
 COUNT_OF = {
     "mass": "query_count",
@@ -117,28 +117,6 @@ def _with_bounds(interval: Interval) -> tuple[np.ndarray, np.ndarray, np.ndarray
     mean = interval.estimate
     low, high = (np.where(np.isnan(end), mean, end) for end in (interval.low, interval.high))
     return mean, low, high
-
-
-def images(record: xr.DataTree) -> Int[np.ndarray, " sample"]:
-    """A number for each sample; samples that show the same images share it."""
-    root = record.to_dataset()
-    numbers = {}
-    keys = _image_keys(root)
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
-
-
-def _image_keys(root: xr.Dataset) -> list[object]:
-    """What identifies the images of each sample: hashes, else pixels, else the sample itself."""
-    keys: list[object] = list(range(root.sizes["sample"]))
-    if "images" in root:
-        sizes = root["image_size"].values
-        pixels = root["images"].values
-        for sample in np.flatnonzero(sizes.reshape(len(sizes), -1).any(1)):
-            keys[sample] = content_hash([sizes[sample].tobytes(), pixels[sample].tobytes()])
-    if "image_sha256" in root:
-        for sample, hashes in enumerate(root["image_sha256"].values.tolist()):
-            keys[sample] = tuple(hashes) if any(hashes) else keys[sample]
-    return keys
 
 
 def sampling(

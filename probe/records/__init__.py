@@ -27,6 +27,8 @@ holds the numbers. Needs no torch, so a record is read and drawn on any laptop.
 | `provenance.py` | what has to be known to make a result again; hashes |
 | `bootstrap.py`, `running_bootstrap.py` | intervals over images, of all samples or some at a time |
 | `rank_agreement.py` | rank correlations of maps |
+| `auroc.py` | how well a number tells two kinds of samples apart |
+| `reliability.py` | whether attention predicts being right: of a run |
 """
 
 from probe.records.combine import combine, merge, part

@@ -198,6 +198,12 @@ ROOT = {
     "tokens": _text("sample position", "decoded token"),
     "token_type": _text("sample position", "token type"),
     "response_ids": _index("sample answer", "token ids of the response, its closing included"),
+    "response_logprob": Variable(
+        "sample answer", "nat", "log-probability of each token of the response", high=0.0
+    ),
+    "gold": _text("sample", "the benchmark's answer, the most frequent of several"),
+    "kind": _text("sample", "kind of question"),
+    "correct": Variable("sample", "1", "the benchmark's score of the response, 1 is right", 0.0),
     **image_variables("sample"),
     "image_number": _index("sample image", "number of the image, where not all are kept"),
     "image_path": _text("sample", "files of the images"),
@@ -253,8 +259,10 @@ STACK = {
     "map_token": _text("sample token", "the query token"),
 }
 
-# Only records with a video have these: merged with others, those are padded.
+# Only records with a video, or of a benchmark, have these, and none of earlier versions the last
+# ones: merged with others, those are padded.
 OPTIONAL = ("image_number", "key_frame", "key_last_frame", "key_time")
+OPTIONAL += ("gold", "kind", "correct", "response_logprob")
 REQUIRED = ("mass", "query_count", "key_count")
 LABELS = ("layer", "head", "query_type", "key_type", "edge")  # dims that always have a coordinate
 EDGES = ("left", "top", "right", "bottom")

@@ -169,8 +169,10 @@ class ImageQuestions:
     @torch.no_grad()
     def read(
         self, rows: Sequence[Inputs], observe: Observe | None = None
-    ) -> Float[Tensor, "row vocabulary"]:
-        """One forward over what follows the prefix. Returns the logits of each row's last token."""
+    ) -> Float[Tensor, "row token vocabulary"]:
+        """One forward over what follows the prefix, whose logits it returns; rows are padded on the
+        left.
+        """
         prefix = self.prefix(rows[0]).prefix
         batch = collate_after(rows, prefix.length)
         mask = batch["attention_mask"]
@@ -184,7 +186,7 @@ class ImageQuestions:
                 use_cache=True,
                 **cache_argument(self.model, cache),
             )
-        return output.logits[:, -1]
+        return output.logits
 
     def _checked(self, row: Inputs, prefix: Callable[[], ImagePrefix]) -> str:
         """Tries sharing out on a row beside a longer one, so that it is padded."""
@@ -192,7 +194,7 @@ class ImageQuestions:
 
         def logits() -> Tensor:
             other = row if self._has_window else with_response(row, [end])
-            return self.read([row, other])[:1]
+            return self.read([row, other])[:1, -1]
 
         try:
             arguments = (self.model, self.stack, row, logits, prefix())

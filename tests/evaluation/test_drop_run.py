@@ -188,6 +188,12 @@ def test_attention_over_a_benchmark_is_one_record_without_pixels(subject, known,
     assert hashes[0] == hashes[1] and len(hashes[0]) == 64
     share = record["llm"]["share"].sel(query_type="response", key_type="vision")
     assert np.isfinite(share).all()
+    scores = [
+        task.score(answer, sample)
+        for answer, sample in zip(record["response"].values.tolist(), task.samples, strict=False)
+    ]
+    assert record["correct"].values.tolist() == scores
+    assert record["gold"].values.tolist() == [str(sample.answer) for sample in task.samples[:2]]
     again = AttentionRun(subject, task, max_new_tokens=3).run(tmp_path / "run")
     assert len(again.parts()) == len(run.parts())
     assert isinstance(attention.results(again), xr.DataTree)

@@ -16,7 +16,7 @@ from planted_records import planted_record
 
 from probe import plots
 from probe.errors import ProbeError
-from probe.plots.sample_mean import average, images, mean_and_band
+from probe.plots.sample_mean import average, mean_and_band
 from probe.plots.style import line_style, styled
 from probe.records import assemble, entropy_ratio, to_dataframe
 

@@ -185,10 +185,15 @@ def measure_samples(
             attrs["prefix"] = batch.alone or measured.prefix
             attrs |= without_attention(measured_stacks) | _compression_note(subject)
             samples_of_batch = [sample for sample, _ in batch.rows]
-            for sample, row, nodes in zip(
-                samples_of_batch, measured.rows, measured.nodes, strict=True
+            unknown = [None] * len(samples_of_batch)
+            for sample, row, nodes, logprob in zip(
+                samples_of_batch,
+                measured.rows,
+                measured.nodes,
+                measured.logprob or unknown,
+                strict=True,
             ):
-                sample_root = root(sample, row)
+                sample_root = root(sample, row, logprob)
                 attrs["prompt_sha256"] = content_hash(sample_root["prompt"][0], length=16)
                 attrs["passes"] = measured.passes
                 if "llm" in nodes:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from probe.data.token_types import PADDING
 from probe.hooks.attention_tap import tap
@@ -24,6 +25,13 @@ from probe.hooks.finite_states import finite_states
 from probe.hooks.image_readers import CROSS
 from probe.hooks.model_state import active_interventions, active_text_guided_reducers
 from probe.hooks.model_structure import LayerStack
+from probe.measures.attention.answer_logprob import (
+    DecodedLogprob,
+    Logprob,
+    logits_needed,
+    logprob_of_rows,
+    padding_after,
+)
 from probe.measures.attention.answering import AnsweringStatistic, two_pass_reason
 from probe.measures.attention.batches import ALONE, ends_in_prompt
 from probe.measures.attention.record_node import node
@@ -52,12 +60,14 @@ LLM = "llm"
 @dataclass(frozen=True)
 class Measured:
     """A batch, each row with its response, and what was measured of it. `passes`: "one", or "two"
-    and why. `prefix`: whether what precedes the question was computed once for all of them.
+    and why. `logprob`: of each row's response tokens, None where it is not known. `prefix`: whether
+    what precedes the question was computed once for all of them.
     """
 
     rows: list[Inputs]
     nodes: list[Nodes]
     passes: str
+    logprob: list[Logprob] | None
     prefix: str = ALONE
 
 
@@ -94,8 +104,12 @@ class Passes:
         if self.sinks != "keep":
             rows = [with_sink_type(self.subject, row) for row in rows]
         padded = collate(rows, side="right")
-        nodes = forward(self.subject, padded, self.stacks, self.options, self.sinks == "drop")
-        return Measured(rows, nodes, passes)
+        kept = logits_needed(padded)
+        nodes, logits = forward(
+            self.subject, padded, self.stacks, self.options, self.sinks == "drop", kept
+        )
+        logprob = None if logits is None else logprob_of_rows(logits, rows, padding_after(padded))
+        return Measured(rows, nodes, passes, logprob)
 
     def _while_answering(self, rows: Sequence[Inputs]) -> Measured:
         """One `generate`."""
@@ -104,9 +118,12 @@ class Passes:
         edited = bool(active_interventions(model) or active_text_guided_reducers(model))
         others = {name: stack for name, stack in self.stacks.items() if name != LLM}
         statistics = stack_statistics(self.subject, prompts, others, self.options)
-        answering, pieces = None, {}
+        answering = None
+        pieces = {}
+        decoding = DecodedLogprob()
         with ExitStack() as taps:
             taps.enter_context(observed(self.subject, self.stacks, statistics))
+            taps.enter_context(decoding.following(model))
             if LLM in self.stacks:
                 longest = self.generate.get("max_new_tokens", 32)
                 answering = AnsweringStatistic(rows, longest, self.options, edited)
@@ -115,16 +132,17 @@ class Passes:
                 pieces = taps.enter_context(layer_norms(self.stacks[LLM]))
             responses = self.subject.generate_ids(prompts, **self.generate)
         answered = with_responses(rows, responses)
+        logprob = decoding.of(responses)
         nodes = nodes_of(statistics, others, len(rows))
         if answering is None:
-            return Measured(answered, nodes, "one")
+            return Measured(answered, nodes, "one", logprob)
         of_rows = answering.finished(answered)
         if answering.reason:
             return self._read(answered, f"two: {answering.reason}")
         for row, (inputs, statistic) in enumerate(zip(answered, of_rows, strict=True)):
             norms = norms_of_row(pieces, row, answering.padding[row], inputs)
             nodes[row] |= {LLM: llm_node(statistic, self.stacks[LLM], norms, inputs)}
-        return Measured(answered, nodes, "one")
+        return Measured(answered, nodes, "one", logprob)
 
 
 def forward(
@@ -133,26 +151,29 @@ def forward(
     measured_stacks: Mapping[str, LayerStack],
     options: MeasureOptions = DEFAULT_OPTIONS,
     drop_sinks: bool = False,
-) -> list[Nodes]:
-    """One teacher-forced forward under the tap: what is measured of each row of the batch."""
+    kept: int = 1,
+) -> tuple[list[Nodes], Tensor | None]:
+    """One teacher-forced forward under the tap: what is measured of each row of the batch; and the
+    logits of the last `kept` positions or more, None where the model has none.
+    """
     model: Any = subject.model
     statistics = stack_statistics(subject, inputs, measured_stacks, options)
     if drop_sinks:
         statistics = {name: hide_sink_type(each) for name, each in statistics.items()}
     has_option = "logits_to_keep" in inspect.signature(model.forward).parameters
-    forward_options = {"logits_to_keep": 1} if has_option else {}
+    forward_options = {"logits_to_keep": kept} if has_option else {}
     llm = measured_stacks.get(LLM)
     with ExitStack() as taps:
         taps.enter_context(observed(subject, measured_stacks, statistics))
         pieces = {} if llm is None else taps.enter_context(layer_norms(llm))
-        model(**inputs, use_cache=False, **forward_options)
+        output = model(**inputs, use_cache=False, **forward_options)
     others = {name: stack for name, stack in measured_stacks.items() if name != LLM}
     nodes = nodes_of(statistics, others, len(inputs.prompt))
     if llm is not None:
         norms = relative_norms(pieces, inputs.types.role != PADDING, inputs.types.is_query)
         for row, of_row in enumerate(nodes):
             of_row[LLM] = llm_node(statistics[LLM], llm, norms, inputs, row)
-    return nodes
+    return nodes, getattr(output, "logits", None)
 
 
 @contextmanager

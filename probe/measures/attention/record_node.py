@@ -179,9 +179,9 @@ def _empty_table(stack_statistic: StackStatistic, module: nn.Module) -> dict[str
     }
 
 
-def root(sample: Sample, inputs: Inputs) -> dict[str, Any]:
+def root(sample: Sample, inputs: Inputs, logprob: Float[np.ndarray, "_"] | None) -> dict[str, Any]:
     """What belongs to the sample: texts, tokens and small images, as in
-    `probe.records.schema.ROOT`. `inputs`: of one row.
+    `probe.records.schema.ROOT`. `inputs`: of one row; `logprob`: of its response's tokens.
     """
     types, is_real = inputs.types, inputs.types.role[0] != PADDING
     ids = inputs["input_ids"][0].cpu().numpy()[is_real]
@@ -196,6 +196,8 @@ def root(sample: Sample, inputs: Inputs) -> dict[str, Any]:
         "tokens": tokens[None],
         "token_type": type_names[None],
     }
+    if logprob is not None:
+        variables["response_logprob"] = logprob[None]
     pictures = inputs.images[0]
     kept = np.arange(len(pictures))
     if len(pictures) > MAX_IMAGES:

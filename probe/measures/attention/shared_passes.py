@@ -18,6 +18,7 @@ from probe.data.sample import Sample
 from probe.data.sample_groups import groups
 from probe.data.token_types import PADDING
 from probe.hooks.finite_states import finite_states
+from probe.measures.attention.answer_logprob import DecodedLogprob, logprob_of_rows
 from probe.measures.attention.answering import AnsweringStatistic, two_pass_reason
 from probe.measures.attention.batches import ALONE, ends_in_prompt
 from probe.measures.attention.passes import (
@@ -88,17 +89,21 @@ class SharedPasses:
         answers = passes.generate if ends_in_prompt(rows[0]) else None
         longest = 0 if answers is None else answers.get("max_new_tokens", 32)
         answering = AnsweringStatistic(rows, longest, passes.options, prefix=prefix)
+        decoding = DecodedLogprob()
         llm = questions.stack
         with ExitStack() as taps:
             taps.enter_context(answering.following(questions.model))
+            taps.enter_context(decoding.following(questions.model))
             taps.enter_context(finite_states("measure", questions.model, [LLM]))
             pieces = taps.enter_context(layer_norms(llm))
             if answers is None:
-                questions.read(rows, observe=answering)
+                logits = questions.read(rows, observe=answering)
                 answered = list(rows)
+                logprob = logprob_of_rows(logits, rows, [0] * len(rows))
             else:
                 responses = questions.generate(rows, observe=answering, **answers)
                 answered = with_responses(rows, responses)
+                logprob = decoding.of(responses)
         nodes: list[Nodes] = [dict(known.others) for _ in rows]
         if LLM in passes.stacks:
             of_rows = answering.finished(answered)
@@ -109,7 +114,7 @@ class SharedPasses:
                 padding = answering.padding[row]
                 norms = norms_of_row(pieces, row, padding, inputs, before=known.norms)
                 nodes[row] |= {LLM: llm_node(each, llm, norms, inputs)}
-        return Measured(answered, nodes, "one", SHARED)
+        return Measured(answered, nodes, "one", logprob, SHARED)
 
     def _prefix(self, row: Inputs) -> tuple[ImagePrefix, PrefixMeasurement]:
         """A row's prefix and its measurement, which is kept with its keys and values."""

@@ -109,7 +109,7 @@ def golden():
 @pytest.mark.parametrize("stack", ["compressor", "prefusion", "llm"])
 def test_the_record_equals_the_authors_maps(golden, stack):
     tensors, subject, inputs = golden
-    (nodes,) = forward(subject, inputs, stacks(subject.model))
+    (nodes,), _ = forward(subject, inputs, stacks(subject.model))
     measured = nodes[stack]
     patches, words = 16, inputs["input_ids"].shape[1]
     if stack == "compressor":
@@ -221,7 +221,9 @@ def test_promises_are_kept(options):
 def test_logits_are_bit_identical_and_the_model_is_restored(hd):
     inputs = hd.encode(image(), QUESTION, "a red circle")
     with torch.no_grad():
-        plain = hd.model(**inputs, use_cache=False, logits_to_keep=1).logits
+        response = inputs["input_ids"].shape[1] - int(inputs.types.prompt_length[0])
+        kept = response + 1  # logits that predict the answer, and the last
+        plain = hd.model(**inputs, use_cache=False, logits_to_keep=kept).logits
     before, found = state(hd.model), stacks(hd.model)
     seen = []
     handle = hd.model.register_forward_hook(lambda module, args, output: seen.append(output.logits))
@@ -265,7 +267,7 @@ def test_response_rows_equal_cached_decoding():
     types = np.append(prompt.types.ids[0], [2] * 6)
 
     def off(inputs: Inputs) -> float:
-        (nodes,) = forward(subject, inputs, {"llm": stacks(subject.model)["llm"]})
+        (nodes,), _ = forward(subject, inputs, {"llm": stacks(subject.model)["llm"]})
         worst = []
         for layer in range(3):
             rows = [step[layer][0, :, 0].double().numpy() for step in steps.attentions[1:]]
@@ -319,7 +321,7 @@ def test_hidden_words_are_no_keys(subject):
     hidden = inputs.having({**inputs, "input_ids": ids})
     found = {"prefusion": stacks(subject.model)["prefusion"]}
     counts = [
-        forward(subject, one, found)[0]["prefusion"]["key_count"][0].tolist()
+        forward(subject, one, found)[0][0]["prefusion"]["key_count"][0].tolist()
         for one in (inputs, hidden)
     ]
     assert counts[1] == [counts[0][0] - 1, *counts[0][1:]]

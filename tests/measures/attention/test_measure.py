@@ -137,7 +137,7 @@ def test_padding_on_either_side(each, side):
     ]
     batch = collate(rows, side=side)
     stack = {"llm": probe.measures.attention.measure.find_stacks(subject.model)["llm"]}
-    nodes = forward(subject, batch, stack)
+    nodes, _ = forward(subject, batch, stack)
     for row, inputs in enumerate(rows):
         for layer, expected in enumerate(plain_tables(subject, inputs)):
             got = {name: nodes[row]["llm"][name][0, layer] for name in expected}
@@ -265,7 +265,8 @@ def test_logits_are_bit_identical_while_measuring(subject, monkeypatch):
     handle.remove()
     inputs = subject.encode(models.picture(0, 70, 50), QUESTION, "a red circle")
     with torch.no_grad():
-        plain = subject.model(**inputs, use_cache=False, logits_to_keep=1).logits
+        kept = seen[-1].shape[1]  # logits that predict the answer, and the last
+        plain = subject.model(**inputs, use_cache=False, logits_to_keep=kept).logits
     assert torch.equal(seen[-1], plain) and record["response"].item() == "a red circle"
 
 
