@@ -19,6 +19,7 @@ from probe.errors import ProbeError
 from probe.plots.sample_mean import average, mean_and_band
 from probe.plots.style import line_style, styled
 from probe.records import assemble, entropy_ratio, to_dataframe
+from probe.records.sample_images import images
 
 TYPES = ("instruction", "vision", "response")
 FINE = ("bos", "system", "vision", "instruction", "last", "response")
