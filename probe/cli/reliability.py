@@ -74,9 +74,8 @@ def show_heads(table: "pd.DataFrame", found: "xr.Dataset") -> None:
     """For each outcome the heads with the smallest q, after the baseline."""
     for outcome in map(str, found["outcome"].values):
         of_outcome = found.sel(outcome=outcome)
-        shown: list[dict[str, Any]] = (
-            table[table["outcome"] == outcome].head(SHOWN).to_dict("records")
-        )
+        rows_of_outcome: Any = table[table["outcome"] == outcome]
+        shown: list[dict[str, Any]] = rows_of_outcome.head(SHOWN).to_dict("records")
         bounds = [float(of_outcome[name]) for name in ("baseline_low", "baseline_high")]
         first = ["log p of the answer", number(float(of_outcome["baseline"]), 2), interval(*bounds)]
         rows = [] if outcome == "confident" else [[*first, "", ""]]

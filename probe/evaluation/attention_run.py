@@ -86,7 +86,7 @@ class AttentionRun(SampleRun):
 
     def _judged(self, record: xr.DataTree, samples: Sequence[Sample]) -> dict[str, xr.Variable]:
         """What the benchmark says of each answer."""
-        answers = map(str, record["response"].values)
+        answers = record.to_dataset()["response"].values.tolist()
         values = {
             "gold": [gold_answer(sample) for sample in samples],
             "kind": [str(sample.meta.get("kind", "")) for sample in samples],

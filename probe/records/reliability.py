@@ -98,7 +98,7 @@ def reliability(
     record = _opened(run)
     answers = answers_of(record, confidence)
     names, values = _values(record, stack, query_type, key_type, measures)
-    has_values = ~np.isnan(values).all((1, 2, 3))
+    has_values = np.isfinite(values).reshape(len(values), -1).any(1)
     answers = _among(answers, has_values)
     chosen, left_out = outcomes_of(answers, outcomes)
     _require_images(answers)
@@ -110,7 +110,8 @@ def reliability(
     measured = node(record, stack)
     labels = {name: measured[name].values for name in ("layer", "head")}
     coords = {"outcome": [outcome.name for outcome in chosen], "measure": names, **labels}
-    attrs = record.attrs | {
+    facts = {str(name): value for name, value in record.attrs.items()}
+    attrs = facts | {
         "kind": "reliability",
         "stack": stack,
         "query_type": query_type,
@@ -149,7 +150,7 @@ def _values(
     return names, np.stack([array.values.astype(float) for array in arrays], 1)
 
 
-def _among(answers: Answers, chosen: np.ndarray) -> Answers:
+def _among(answers: Answers, chosen: Bool[np.ndarray, " sample"]) -> Answers:
     return Answers(*(each[chosen] for each in vars(answers).values()))
 
 
@@ -257,11 +258,10 @@ def reliability_table(found: xr.Dataset, rate: float = RATE) -> pd.DataFrame:
     means = means.rename(columns={f"layer_{name}": name for name in _EACH}).assign(head="all")
     table = pd.concat([heads.astype({"head": object}), means], ignore_index=True)
     table["significant"] = table["q"] <= rate
-    order = {name: number for number, name in enumerate(found["outcome"].values)}
-    table = table.assign(outcome_order=table["outcome"].map(order))
-    table = table.assign(strength=(table["auroc"] - 0.5).abs())
-    table = table.sort_values(
-        ["outcome_order", "q", "strength"], ascending=[True, True, False], kind="stable"
-    )
-    first = ["outcome", "measure", "layer", "head"]
-    return table[[*first, *_EACH, "significant"]].reset_index(drop=True)
+    outcomes = found["outcome"].values.tolist()
+    table["place"] = [outcomes.index(name) for name in table["outcome"]]
+    table["strength"] = (table["auroc"] - 0.5).abs()
+    ascending = [True, True, False]
+    table = table.sort_values(["place", "q", "strength"], ascending=ascending, kind="stable")
+    columns = ["outcome", "measure", "layer", "head", *_EACH, "significant"]
+    return table.reindex(columns=columns).reset_index(drop=True)
