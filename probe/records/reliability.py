@@ -98,7 +98,7 @@ def reliability(
     record = _opened(run)
     answers = answers_of(record, confidence)
     names, values = _values(record, stack, query_type, key_type, measures)
-    has_values = np.isfinite(values).reshape(len(values), -1).any(1)
+    has_values = np.asarray(np.isfinite(values).reshape(len(values), -1).any(1))
     answers = _among(answers, has_values)
     chosen, left_out = outcomes_of(answers, outcomes)
     _require_images(answers)
