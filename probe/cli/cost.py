@@ -74,7 +74,8 @@ def cost(
         for name in dict.fromkeys(model or sorted(FOLDERS)):
             repeats = measure if measure is not None else 5 * (name in FOLDERS)
             loading = ModelOptions(name, dtype=dtype, device=device, debug=debug)
-            source = loading.subject() if repeats else name
+            is_named = not repeats and says_all(name)
+            source = name if is_named else loading.subject()
             with stage(f"counting {name}"):
                 costs += cases_of(name, source, wanted, options, repeats)
         joined = join(costs)
@@ -84,6 +85,18 @@ def cost(
             folder.figures(plots.cost_figures(joined))
     show_costs(joined)
     folder.announce()
+
+
+def says_all(name: str) -> bool:
+    """Whether a model's config alone says what becomes of an image."""
+    from probe.measures.cost import cost as count
+    from probe.measures.cost.prompt_shape import OtherPixelsProbeError
+
+    try:
+        count(name)
+    except OtherPixelsProbeError:
+        return False
+    return True
 
 
 def cases_of(
@@ -97,7 +110,7 @@ def cases_of(
     base = count(source, **options, measure=measure, name=name)
     largest = LARGEST * float(base["flops"].sum())
     cases = [base]
-    for axis, values in (wanted if any(wanted.values()) else ranges(source)).items():
+    for axis, values in (wanted if any(wanted.values()) else ranges(source, base)).items():
         for value in values or ():
             shape = {"name": f"{name}, {axis.replace('_', ' ')} {value}", axis: value, **options}
             case = count(source, **shape)
@@ -108,17 +121,33 @@ def cases_of(
     return cases
 
 
-def ranges(source: Any) -> dict[str, list[int]]:
-    """Powers of 4 up to the patches of a view; images of 2 to 4 views along a side; videos."""
+def ranges(source: Any, base: "xr.Dataset") -> dict[str, list[int]]:
+    """Powers of 4 up to the patches of a view; images of 2 to 4 views along a side; videos. Of a
+    model whose config does not say what becomes of an image: powers of 4 up to the vision tokens of
+    its first case, and images up to 3 times as large.
+    """
     from probe.measures.cost import own_view
+    from probe.measures.cost.prompt_shape import OtherPixelsProbeError
 
-    side, patches = own_view(source)
-    tokens = [4**power for power in range(8) if 4**power < patches]
+    try:
+        side, most = own_view(source)
+    except OtherPixelsProbeError:
+        side, most = int(base["height"]), int(base["vision_tokens"])
+        return {"vision_tokens": powers(most), "resolution": [side * along for along in (2, 3)]}
     return {
-        "vision_tokens": tokens,
+        "vision_tokens": powers(most),
         "resolution": [side * along for along in (2, 3, 4)],
         "frames": [10, 100, 1000],
     }
+
+
+def powers(most: int) -> list[int]:
+    """Powers of 4 below a number.
+
+    >>> powers(20)
+    [1, 4, 16]
+    """
+    return [4**power for power in range(8) if 4**power < most]
 
 
 def show_costs(costs: "xr.Dataset") -> None:

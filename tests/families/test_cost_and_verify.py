@@ -3,9 +3,12 @@ decode in their own ways.
 """
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import probe
 from probe.errors import ProbeError
+from probe.measures.cost.own_prompt import OwnPrompt
 from tests.families.checks import picture
 from tests.families.models import FAMILIES
 
@@ -14,18 +17,61 @@ REFUSED = {
     "glm4v": "got Glm4vModel, which also takes image_grid_thw",
     "mistral3": "got Mistral3Model, which also takes image_sizes",
     "instructblip": "got InstructBlipForConditionalGeneration, which also takes qformer_input_ids",
-    "fuyu": "got a FuyuConfig, whose LLM reads patches without one",
+    "fuyu": "got a FuyuConfig, whose LLM reads patches",
     "mllama": "got MllamaModel, whose words read the image by cross-attention",
-    "blip2": "got Blip2ForConditionalGeneration, which looks at values, where only shapes are",
+    "idefics2": "got Idefics2Model, whose get_image_features refuses them",
 }
+TEXT_TOKENS = 20
+OWN = ("qwen2_5_vl", "qwen3_5", "gemma4", "idefics2", "aria", "blip2", "fuyu", "mllama", "idefics")
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cost_cannot_count_is_refused_by_its_reason(name):
+def test_what_a_config_does_not_say_is_refused_by_its_reason(name):
     model, _ = FAMILIES[name]()
     with pytest.raises(ProbeError) as error:
         probe.cost(model.config)
     assert REFUSED[name] in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).endswith("its processor says what an image becomes")
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_cost_is_what_torch_counts_of_the_models_own_forward(name):
+    subject = probe.load(*FAMILIES[name]())
+    costs = probe.cost(subject, text_tokens=TEXT_TOKENS, resolution=(48, 80))
+    prompt = OwnPrompt.of(subject, TEXT_TOKENS, (48, 80))
+    assert costs["text_tokens"] == prompt.text_tokens == TEXT_TOKENS
+    model = subject.model.requires_grad_(False)
+    model.set_attn_implementation("eager")
+    if name == "aria":
+        model.set_experts_implementation("eager")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        output = model(**prompt.inputs, use_cache=True)
+    assert int(costs["flops"].sum()) == counter.get_total_flops()
+    assert (costs["flops"] >= 0).all() and costs["flops"].sel(component="llm").sum() > 0
+    cache = output.get("past_key_values")
+    if cache is not None and name != "qwen3_5":  # which keeps the states of other layers too
+        kept = [layer.keys.numel() + layer.values.numel() for layer in cache.layers]
+        assert int(costs["kv_cache"].sum()) == 4 * sum(kept)
+
+
+def test_fewer_vision_tokens_leave_what_comes_before_the_llm():
+    subject = probe.load(*FAMILIES["qwen2_vl"]())
+    whole, fewer = (probe.cost(subject, tokens, TEXT_TOKENS, resolution=96) for tokens in (None, 9))
+    assert whole["vision_tokens"] == 36 and fewer["vision_tokens"] == 9
+    parts = ["vision_encoder", "projector"]
+    assert (whole["flops"] == fewer["flops"]).sel(component=parts).all()
+    assert (whole["flops"] >= fewer["flops"]).sel(component="llm").all()
+    with pytest.raises(ProbeError, match="expected 0 to 36 vision tokens"):
+        probe.cost(subject, 37, TEXT_TOKENS, resolution=96)
+    across = probe.load(*FAMILIES["mllama"]())
+    with pytest.raises(ProbeError, match="got 4, of a model that reads images by cross-attention"):
+        probe.cost(across, 4)
+
+
+def test_a_model_of_own_resolution_is_timed():
+    subject = probe.load(*FAMILIES["qwen2_vl"]())
+    costs = probe.cost(subject, resolution=64, measure=1)
+    assert float(costs["latency"].sum()) > 0 and costs["device"] == "cpu"
 
 
 def test_sizes_given_as_two_sides_are_counted():
@@ -35,7 +81,7 @@ def test_sizes_given_as_two_sides_are_counted():
     assert (costs["flops"].sel(component=["vision_encoder", "projector", "llm"]) > 0).any()
 
 
-@pytest.mark.parametrize("name", ["blip2", "idefics"])
+@pytest.mark.parametrize("name", ["blip2", "idefics", "ovis2"])
 def test_verify_decodes_as_the_model_itself_does(name):
     model, processor = FAMILIES[name]()
     report = probe.verify(probe.load(model, processor=processor), picture(0), "what is red ?")

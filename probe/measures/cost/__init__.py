@@ -14,14 +14,17 @@ One call is one case; `join` combines cases, `table` makes rows of them, `probe.
 | `cost.py` | `cost` |
 | `meta_model.py` | the model of a config, without weights |
 | `prompt_shape.py` | the image or video and the number of words that a cost is of |
-| `flop_count.py` | operations and cache of each component; the formula of reducers' papers |
+| `flop_count.py` | operations and cache of each component, as the config says |
+| `own_prompt.py` | the same where only the processor knows what becomes of an image |
+| `flop_meter.py`, `shapes_only.py` | counting, and running a model without weights |
+| `formula.py` | the formula of reducers' papers |
 | `timing.py` | time and memory |
 | `dataset.py` | the labelled dataset; `join`, `table`, `write`, `read` |
 """
 
 from probe.measures.cost.cost import cost
 from probe.measures.cost.dataset import join, read, table, write
-from probe.measures.cost.flop_count import formula_flops
+from probe.measures.cost.formula import formula_flops
 from probe.measures.cost.meta_model import own_view
 
 __all__ = ["cost", "join", "table", "write", "read", "formula_flops", "own_view"]

@@ -7,12 +7,13 @@ machine.
     cost(config, resolution=1000)                     # a larger image, in views
     cost(config, frames=100)                          # a video
     cost(subject, measure=5)                          # with latency and memory, five times
+    cost(probe.load("Qwen/Qwen2.5-VL-3B-Instruct"), resolution=(600, 800))    # its own resolution
 
 `dataset.py` describes what is returned.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, Literal
 
@@ -24,15 +25,20 @@ from transformers import PreTrainedModel
 from probe.errors import ProbeError, at_least, one_of
 from probe.hooks.block_threads import only_this_thread
 from probe.measures.cost.dataset import assemble
-from probe.measures.cost.flop_count import (
-    COMPONENTS,
-    OPERATIONS,
-    Counted,
-    count,
-    formula_flops,
+from probe.measures.cost.flop_count import COMPONENTS, Counted, count
+from probe.measures.cost.flop_meter import OPERATIONS
+from probe.measures.cost.formula import formula_flops
+from probe.measures.cost.meta_model import (
+    Described,
+    described,
+    parameters,
+    require_square_views,
+    skeleton,
 )
-from probe.measures.cost.meta_model import Described, described, parameters, skeleton
+from probe.measures.cost.own_prompt import OwnPrompt, count_own
 from probe.measures.cost.prompt_shape import (
+    OtherPixelsProbeError,
+    PromptShape,
     Resolution,
     Tokens,
     per_layer,
@@ -63,11 +69,13 @@ def cost(
     dataset of one case.
 
     model: a name (a shipped model, a folder, or a hub id: only the config is read), a subject, a
-        model, or a config.
+        model, or a config. Where the config does not say what becomes of an image (own resolution,
+        resamplers, cross-attention), a subject is needed: its processor says it, and `text_tokens`
+        are then all tokens but vision's, those of the chat template and of markers included.
     vision_tokens: what the LLM gets, in all or in each of its layers; by default what the model
         makes of the image. LLaVA-Mini compresses to this number; for other models a reducer is
         assumed to keep it before the projector.
-    resolution: pixels of the image, a side or (height, width).
+    resolution: pixels of the image, a side or (height, width); by default those of a view, or 448.
     frames: of a video, in place of an image.
     rows: "all" counts as papers do, every row through every layer and the head; "needed" what
         `generate` runs.
@@ -85,18 +93,24 @@ def cost(
         model = load(model, dtype=dtype)
     source = described(model, dtype)
     layers = per_layer(vision_tokens, source.config.get_text_config().num_hidden_layers)
-    first = layers[0] if layers is not None else None
-    config = with_tokens(source.config, first, frames)
-    prompt = prompt_of(config, first, text_tokens, resolution, frames)
-    shapes = skeleton(config)
-    # The config of a LLaVA-Mini already says one number, which may not hold in all layers.
-    from_config = sets_tokens(config) and isinstance(vision_tokens, Integral)
-    counted = count(shapes, prompt, None if from_config else layers, rows)
-    values = _values(counted, shapes, source.dtype)
-    device = "meta"
+    size = text_tokens, resolution, frames
+    try:
+        counted, shapes, prompt, config = _by_config(
+            source.config, vision_tokens, layers, *size, rows
+        )
+    except OtherPixelsProbeError:
+        if not hasattr(model, "processor"):
+            raise
+        config, shapes = source.config, skeleton(source.config)
+        prompt = OwnPrompt.of(model, *size)
+        counted = count_own(shapes, prompt, layers, rows)
+    values, device = _values(counted, shapes, source.dtype), "meta"
     if measure:
         runnable = _runnable(model, source, config, counted)
-        inputs = inputs_of(runnable, prompt, int(counted.tokens[-1, 0]))
+        if isinstance(prompt, OwnPrompt):
+            inputs: Mapping[str, Any] = prompt.inputs
+        else:
+            inputs = inputs_of(runnable, prompt, int(counted.tokens[-1, 0]))
         values["latency"], values["memory"] = measure_prefill(runnable, inputs, measure)
         device = str(runnable.device)
     case = {
@@ -121,6 +135,29 @@ def cost(
     if measure:
         labels |= {"repeat": range(measure), "moment": MOMENTS}
     return assemble(name or source.name, case, labels, values, rows)
+
+
+def _by_config(
+    config: Any,
+    vision_tokens: Tokens | None,
+    layers: list[int] | None,
+    text_tokens: int,
+    resolution: Resolution | None,
+    frames: int | None,
+    rows: str,
+) -> tuple[Counted, PreTrainedModel, PromptShape, Any]:
+    """What the config alone says: the cost, the model without weights, the prompt, and the config
+    that makes so many vision tokens. Raises OtherPixelsProbeError where it doesn't say.
+    """
+    require_square_views(config)
+    first = layers[0] if layers is not None else None
+    changed = with_tokens(config, first, frames)
+    prompt = prompt_of(changed, first, text_tokens, resolution, frames)
+    shapes = skeleton(changed)
+    # The config of a LLaVA-Mini already says one number, which may not hold in all layers.
+    from_config = sets_tokens(changed) and isinstance(vision_tokens, Integral)
+    counted = count(shapes, prompt, None if from_config else layers, rows)
+    return counted, shapes, prompt, changed
 
 
 def _values(counted: Counted, shapes: PreTrainedModel, dtype: torch.dtype) -> dict[str, Any]:

@@ -9,13 +9,10 @@ attention's own are kept apart: papers often count only the former, as do counte
 the fused kernel. Attention is counted over all pairs of tokens, masked ones included, as by
 counters that do know it; a causal kernel needs half. Norms, activations, softmax and
 interpolations are not counted.
-
-`formula_flops` is the one-line formula of papers on token reducers, to compare ratios with.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
@@ -23,28 +20,23 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
-from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.layer_arguments import output_cache
 from probe.hooks.model_structure import stacks, text_decoder
+from probe.measures.cost.flop_meter import OPERATIONS, Flops, metered
 from probe.measures.cost.meta_model import encoders, head_of
-from probe.measures.cost.prompt_shape import PromptShape, side_of, tiles
+from probe.measures.cost.prompt_shape import OtherPixelsProbeError, PromptShape, side_of, tiles
 from probe.models.llava_mini.vision import join_tiles, with_whole
 
 COMPONENTS = ("vision_encoder", "projector", "compressor", "prefusion", "llm")
-OPERATIONS = ("linear", "attention")
-WITH_WEIGHTS = ("aten.mm", "aten.addmm", "aten.convolution")  # the others multiply activations
+
+CACHED = ("keys", "values", "conv_states", "recurrent_states")  # of a layer of a cache
 
 # What is run at most; the cost of more follows from it (a shorter run counts the same)
 MOST_IMAGES = 64
 MOST_TOKENS = 2**17  # longer than any sliding window, whose cache stops growing
-
-PIXELS_ALONE = "a model that makes vision tokens of square views alone"
-
-Flops = Float[np.ndarray, " operation"]
 
 
 @dataclass(frozen=True)
@@ -78,34 +70,6 @@ class VisionTokens:
     prefix: int = 0
 
 
-@model_block
-def metered(parts: Mapping[str, Sequence[nn.Module]]) -> Iterator[dict[str, Flops]]:
-    """The operations that run inside these modules, and "everything", until the block ends."""
-    flops = {name: np.zeros(len(OPERATIONS)) for name in parts}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-
-        def add(name: str, sign: int) -> Callable[..., None]:
-            def hook(*_: Any) -> None:
-                flops[name] = flops[name] + sign * _so_far(counter)
-
-            return hook
-
-        with ExitStack() as undo:
-            for name, modules in parts.items():
-                for module in modules:
-                    add_hook(undo, module.register_forward_pre_hook, add(name, -1))
-                    add_hook(undo, module.register_forward_hook, add(name, +1))
-            yield flops
-    flops["everything"] = _so_far(counter)
-
-
-def _so_far(counter: FlopCounterMode) -> Flops:
-    by_operation = np.zeros(len(OPERATIONS))
-    for operator, flops in counter.get_flop_counts().get("Global", {}).items():
-        by_operation[0 if str(operator) in WITH_WEIGHTS else 1] += flops
-    return by_operation
-
-
 def count(
     model: PreTrainedModel,
     prompt: PromptShape,
@@ -130,7 +94,7 @@ def count(
     if vision_tokens is not None and not fuses(model.base_model):
         # an encoder-side reducer selects before the projector
         flops["projector"] *= vision[0] / max(made.tokens, 1)
-    flops["llm"], cache = _llm(model, both.tolist(), 1 if rows == "needed" else int(both[-1]))
+    flops["llm"], cache = of_llm(model, both.tolist(), 1 if rows == "needed" else int(both[-1]))
     of_vision = (cache * vision / both).sum()
     return Counted(
         flops,
@@ -210,16 +174,17 @@ def _encoded(base: Any, pixels: Mapping[str, Any]) -> int:
     name = "get_video_features" if "pixel_values_videos" in pixels else "get_image_features"
     method: Any = getattr(base, name, None)
     if reason := _other_inputs(method, pixels):
-        raise ProbeError("cost", expected=PIXELS_ALONE, got=f"{type(base).__name__}, {reason}")
+        raise OtherPixelsProbeError(f"{type(base).__name__}, {reason}")
     try:
         output = method(**pixels)
     except Exception as error:  # a model's own code, given pixels that it may not take
         reason = f"whose {name} refuses them ({' '.join(str(error).split())[:200]})"
         if "meta tensor" in str(error).lower():
             reason = "which looks at values, where only shapes are counted"
-        got = f"{type(base).__name__}, {reason}"
-        raise ProbeError("cost", expected=PIXELS_ALONE, got=got) from error
+        raise OtherPixelsProbeError(f"{type(base).__name__}, {reason}") from error
     features = getattr(output, "pooler_output", output)
+    if features is None:
+        raise OtherPixelsProbeError(f"{type(base).__name__}, which projects its features later")
     images = features if isinstance(features, list | tuple) else [features]
     return sum(image[..., 0].numel() for image in images)
 
@@ -296,7 +261,7 @@ def _by_layer(
     return np.array(wanted)
 
 
-def _llm(
+def of_llm(
     model: PreTrainedModel, tokens: Sequence[int], head_rows: int
 ) -> tuple[Flops, Float[np.ndarray, " layer"]]:
     """Operations of the LLM and its head, and the numbers in each layer's cache. `tokens`: of each
@@ -339,31 +304,18 @@ def _layers(
     width = model.config.get_text_config().hidden_size
     with metered({str(index): [layer] for index, layer in enumerate(layers)}) as flops:
         output = decoder(inputs_embeds=_empty(1, tokens, width), use_cache=True)
-    filled: Any = output_cache(output)
-    of_layers: list[np.ndarray] = []
-    numbers: list[float] = []
-    for index in range(len(layers)):
-        cached = filled.layers[index]
-        of_layers.append(flops[str(index)])
-        numbers.append(float(cached.keys.numel() + cached.values.numel()))
-    return np.stack(of_layers), np.array(numbers)
+    cache = cached_numbers(output_cache(output), len(layers))
+    return np.stack([flops[str(index)] for index in range(len(layers))]), cache
 
 
-def formula_flops(tokens: Sequence[int], hidden_size: int, intermediate_size: int) -> float:
-    """The cost of a prefill by the formula of papers on token reducers. `tokens`: in each LLM
-    layer, text included.
-
-        layer = 4 n d² + 2 n² d + 2 n d m       n tokens, d hidden size, m feed-forward size
-
-    It counts a multiply-add as one, two feed-forward matrices (Llama has three), four square
-    projections (grouped queries have smaller ones), and neither vision encoder nor head. Compare
-    its ratios, never its value, with counted operations.
-
-    >>> formula_flops([10, 10], hidden_size=8, intermediate_size=16)
-    13440.0
-
-    Source: VisionZip (arXiv 2412.04467); FastV (arXiv 2403.06764) has the same.
+def cached_numbers(cache: Any, layers: int) -> Float[np.ndarray, " layer"]:
+    """The numbers that a cache holds of each layer: keys and values, or the state of one that has
+    no attention. 0 for a layer that keeps nothing of its own.
     """
-    d = hidden_size
-    m = intermediate_size
-    return float(sum(4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m for n in tokens))
+    numbers = np.zeros(layers)
+    for index, layer in enumerate(cache.layers[:layers]):
+        for name in CACHED:
+            values = getattr(layer, name, None)
+            tensors = values.values() if isinstance(values, dict) else [values]
+            numbers[index] += sum(each.numel() for each in tensors if torch.is_tensor(each))
+    return numbers

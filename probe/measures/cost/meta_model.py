@@ -18,7 +18,12 @@ from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrain
 
 from probe.errors import ProbeError
 from probe.hooks.model_structure import stacks, text_decoder, vision_encoder
-from probe.measures.cost.prompt_shape import patches_of, side_of, square_size
+from probe.measures.cost.prompt_shape import (
+    OtherPixelsProbeError,
+    patches_of,
+    side_of,
+    square_size,
+)
 from probe.models.tiny import FOLDERS
 from probe.subject.loading import as_dtype
 from probe.subject.model_source import read_config
@@ -55,23 +60,9 @@ def described(source: Any, dtype: str | torch.dtype | None = None) -> Described:
     else:
         expected = "a name, a subject, a transformers model or a config"
         raise ProbeError("cost", expected=expected, got=f"a {type(source).__name__}")
-    if not hasattr(config, "vision_config"):
-        reads_patches = hasattr(config, "patch_size")
-        kind = "whose LLM reads patches without one" if reads_patches else "which has text only"
-        raise ProbeError(
-            "cost",
-            expected="a model with a vision encoder"
-            if reads_patches
-            else "a vision-language model",
-            got=f"a {type(config).__name__}, {kind}",
-        )
-    encoder = config.vision_config
-    if square_size(encoder, "image_size") is None or square_size(encoder, "patch_size") is None:
-        raise ProbeError(
-            "cost",
-            expected="a vision encoder of one square size (CLIP, SigLIP, InternVL's)",
-            got=f"{type(encoder).__name__}, which names none: it reads images at their own",
-        )
+    if not hasattr(config, "vision_config") and not hasattr(config, "patch_size"):
+        got = f"a {type(config).__name__}, which has text only"
+        raise ProbeError("cost", expected="a vision-language model", got=got)
     name = (
         source
         if isinstance(source, str | os.PathLike)
@@ -86,6 +77,16 @@ def described(source: Any, dtype: str | torch.dtype | None = None) -> Described:
     return Described(
         config, name, revision, as_dtype(dtype) or native or DEFAULT_DTYPE, name in FOLDERS
     )
+
+
+def require_square_views(config: Any) -> None:
+    """Raises OtherPixelsProbeError where the config names no one square size of views."""
+    encoder = getattr(config, "vision_config", None)
+    if encoder is None:
+        raise OtherPixelsProbeError(f"a {type(config).__name__}, whose LLM reads patches")
+    if square_size(encoder, "image_size") is None or square_size(encoder, "patch_size") is None:
+        reason = "which names none: it reads images at their own"
+        raise OtherPixelsProbeError(f"{type(encoder).__name__}, {reason}")
 
 
 def skeleton(config: Any) -> PreTrainedModel:
@@ -111,9 +112,11 @@ def skeleton(config: Any) -> PreTrainedModel:
         raise ProbeError(
             "cost", expected="a config that a model can be built of", got=got
         ) from error
-    # Learned queries are passed as inputs, of which the counter would want gradients.
-    for queries in model.base_model.parameters(recurse=False):
-        queries.requires_grad_(False)
+    # Learned queries are passed as inputs, of which the counter would want gradients. (Weights of
+    # linear maps keep theirs: without, torch does not always multiply by them as one matrix.)
+    for name, parameter in model.named_parameters():
+        if not name.endswith(("weight", "bias")):
+            parameter.requires_grad_(False)
     return model.eval()
 
 
@@ -122,6 +125,7 @@ def own_view(source: Any) -> tuple[int, int]:
     `described` does.
     """
     config = described(source).config
+    require_square_views(config)
     return side_of(config), patches_of(config)
 
 

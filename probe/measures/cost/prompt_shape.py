@@ -21,6 +21,21 @@ Resolution = int | tuple[int, int]  # pixels of a side, or height and width
 Tokens = int | Sequence[int]  # in all, or in each LLM layer
 
 
+class OtherPixelsProbeError(ProbeError):
+    """Raised for a model whose config does not say what it makes of an image: its processor does
+    (`own_prompt.py`).
+    """
+
+    def __init__(self, got: str):
+        super().__init__(
+            "cost",
+            expected="a model that makes vision tokens of square views alone, to count by its "
+            "config",
+            got=got,
+            fix="pass a subject (probe.load): its processor says what an image becomes",
+        )
+
+
 @dataclass(frozen=True)
 class PromptShape:
     """One image in `views`, or a video of `frames` that have `views` each, and `text_tokens` words.
@@ -107,7 +122,7 @@ def prompt_of(
     by_default = resolution is None and frames is None
     if resolution is None:
         resolution = 2 * side if has_tiles else side
-    height, width = _height_and_width(resolution)
+    height, width = height_and_width(resolution)
     views = 1 if frames is not None and has_tiles else _views(config, side, height, width)
     compresses = hasattr(config, "compressor_size")
     if by_default and vision_tokens is not None and not has_tiles and not compresses:
@@ -115,7 +130,8 @@ def prompt_of(
     return PromptShape(height, width, views, frames, text_tokens)
 
 
-def _height_and_width(resolution: Any) -> tuple[int, int]:
+def height_and_width(resolution: Any) -> tuple[int, int]:
+    """Both sides in pixels. Raises ProbeError for anything but one or two numbers."""
     sides = (resolution, resolution)
     if isinstance(resolution, tuple | list):
         sides = tuple(resolution)

@@ -52,7 +52,9 @@ def measure_prefill(
 @torch.no_grad()
 def first_token(model: Any, inputs: Mapping[str, Any]) -> int:
     """The id that greedy decoding begins with; the cache is filled too."""
-    return int(model(**inputs, use_cache=True, logits_to_keep=1).logits[0, -1].argmax())
+    has_option = "logits_to_keep" in inspect.signature(model.forward).parameters
+    options = {"logits_to_keep": 1} if has_option else {}
+    return int(model(**inputs, use_cache=True, **options).logits[0, -1].argmax())
 
 
 def inputs_of(
