@@ -237,6 +237,7 @@ def comparisons(data: Data, of_models: dict[str, Data]) -> dict[str, Callable[[]
         "flops": lambda: plots.flops(costs),
         "latency": lambda: plots.latency(costs),
         "memory": lambda: plots.memory(join_costs(counted), "vision_tokens"),
+        "relative_cost": lambda: plots.relative_cost(costs),
         "kept": kept,
         "dropped_parts": without_frames,
     }

@@ -28,6 +28,7 @@ from probe.errors import ProbeError, one_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from probe.evaluation.task import BenchmarkTask
 
@@ -44,6 +45,7 @@ Mini = Annotated[
     typer.Option(help="the LLaVA-Mini that is compared", show_default="the shipped, with it"),
 ]
 
+WITH_PUBLISHED = {"7", "8"}  # of LLaVA-Mini: costs that the paper prints as numbers, too
 TINY, TINY_MINI = "tiny-llava", "tiny-llava-mini"
 NEXT_TOKENS = 2880  # of the published table for LLaVA-NeXT
 
@@ -178,6 +180,8 @@ def reproduce(
             code = run_verb([step.verb, *step.options(request), "--out", str(place)])
             if code:
                 raise typer.Exit(code)
+            if WITH_PUBLISHED & wanted.keys():
+                folder.figures(_beside_published(place))
             for number, name in wanted.items():
                 if (place / f"{name}.png").is_file():
                     for ending in ("png", "svg"):
@@ -245,6 +249,18 @@ def _concentration(request: Request, task: "BenchmarkTask", drawn: set[str]) -> 
     found = concentration(subject, images[:32])
     figures = {"2": plots.concentration, "4": plots.softmax_gradient}
     return {number: unmanaged(figures[number](found)) for number in sorted(drawn)}
+
+
+def _beside_published(place: Path) -> "dict[str, Figure]":
+    """What LLaVA-Mini costs in percent of the model, with the paper's own percentages."""
+    from probe import plots
+    from probe.measures.cost import read
+    from probe.plots.style import unmanaged
+
+    file = place / "costs.json"
+    if not file.is_file():  # another worker goes on with the results
+        return {}
+    return {"7-8-published": unmanaged(plots.relative_cost(read(file)))}
 
 
 def _table(paper: str, task: "BenchmarkTask", out: Path) -> "pd.DataFrame | None":

@@ -15,6 +15,7 @@
     plots.depth(results)                                # dropped from a layer on, up to a layer
     plots.dropped_parts(results)                        # some frames or images dropped
     plots.flops(costs)                                  # operations; also latency, memory
+    plots.relative_cost(costs)                          # two models, beside published ratios
     plots.concentration(dataset)                        # on how few patches the encoder looks
     plots.softmax_gradient(dataset)                     # and what softmax has to do with it
     plots.kept(reduction, image)                        # patches that a reducer keeps or merges
@@ -44,6 +45,7 @@ the paper does; `layers=` and records count from 0, as code does.
 | `vision_parts.py` | `dropped_parts`: some frames of a video dropped |
 | `sweep_curves.py` | how a case of a sweep is drawn |
 | `cost.py` | `flops`, `latency`, `memory`: Fig. 7-9, from `probe.cost` |
+| `relative_cost.py` | `relative_cost`: a model in percent of another |
 | `encoder_concentration.py` | `concentration`, `softmax_gradient`: the encoder's attention |
 | `reduced_patches.py` | `kept`: what a reducer leaves of an image |
 | `reducer_tradeoff.py` | `reductions`: accuracy of reducers against tokens and time |
@@ -74,6 +76,7 @@ from probe.plots.on_image import heatmaps
 from probe.plots.reduced_patches import kept
 from probe.plots.reducer_controls import reducer_benchmark
 from probe.plots.reducer_tradeoff import reductions
+from probe.plots.relative_cost import relative_cost
 from probe.plots.reliability import reliability
 from probe.plots.sweep import depth, dropped, readings, swaps
 from probe.plots.video import animation, frames
@@ -98,6 +101,7 @@ __all__ = [
     "flops",
     "latency",
     "memory",
+    "relative_cost",
     "cost_figures",
     "kept",
     "concentration",
