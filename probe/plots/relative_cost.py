@@ -87,11 +87,14 @@ def _percent(costs: xr.Dataset, base: str, model: str, row: str) -> float:
 
 def _published() -> dict[str, list[float]]:
     """The printed percentages of each row."""
-    flops = published("llava_mini_flops_components_t").set_index(["method", "resolution"])["total"]
-    times = published("llava_mini_latency_ms").set_index(["method", "vision_tokens"])
+    flops = published("llava_mini_flops_components_t")
+    times = published("llava_mini_latency_ms")
+    cases = zip(flops["method"], flops["resolution"], strict=True)
+    totals = dict(zip(cases, flops["total"].tolist(), strict=True))
     found = {
-        row: [100 * float(flops["LLaVA-Mini", side] / flops["LLaVA-v1.5", side])]
+        row: [100 * totals["LLaVA-Mini", side] / totals["LLaVA-v1.5", side]]
         for row, side in ((OPERATIONS, 336), (LARGER, 672))
     }
-    mini, plain = times.loc[("LLaVA-Mini", 1)], times.loc[("LLaVA-v1.5", 576)]
-    return found | {TIME: [100 * float(mini[gpu] / plain[gpu]) for gpu in _GPUS]}
+    plain = times.query("method == 'LLaVA-v1.5'")[[*_GPUS]].values[0]
+    mini = times.query("method == 'LLaVA-Mini' and vision_tokens == 1")[[*_GPUS]].values[0]
+    return found | {TIME: (100 * mini / plain).tolist()}
