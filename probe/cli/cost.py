@@ -194,6 +194,6 @@ def with_unit(value: float, unit: str) -> str:
     >>> with_unit(1.82e17, "FLOP"), with_unit(3.02e11, "B"), with_unit(0, "B")
     ('182 PFLOP', '302 GB', '0 B')
     """
-    fitting = [step for step in STEPS if abs(value) >= 0.9995 * 10 ** step[1]] or [STEPS[0]]
-    prefix, power = fitting[-1]
+    reached = [step for step in STEPS if abs(value) >= 0.9995 * 10 ** step[1]]
+    prefix, power = reached[-1] if reached else STEPS[0]
     return f"{value / 10**power:.3g} {prefix}{unit}"

@@ -212,7 +212,8 @@ def show_cases(table: "pd.DataFrame", task: "BenchmarkTask") -> None:
     values = overall.set_index(["case", "mode"])[f"official_{headline}"].to_dict()
     rows = []
     for case in dict.fromkeys(overall["case"]):
-        cells = [number(values[case, m], 1) if (case, m) in values else "" for m in modes]
+        of_case = {mode: values.get((case, mode)) for mode in modes}
+        cells = ["" if value is None else number(value, 1) for value in of_case.values()]
         rows.append([case, *cells])
     first = overall.iloc[0]
     show_table(

@@ -43,7 +43,10 @@ class DataFolder:
         path = self.look(*names)
         if path is None:
             files = sorted(path.name for path in self.root.iterdir())
-            listed = ", ".join([*files[:LISTED], *["..."] * (len(files) > LISTED)]) or "nothing"
+            shown_files = files[:LISTED]
+            if len(files) > LISTED:
+                shown_files.append("...")
+            listed = ", ".join(shown_files) or "nothing"
             raise ProbeError(
                 self.called, expected=" or ".join(names), got=f"{listed} in {self.root}"
             )

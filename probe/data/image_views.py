@@ -110,7 +110,8 @@ def square_around(size: Size) -> np.ndarray:
     side = max(size)
     left = (side - width) // 2
     top = (side - height) // 2
-    return np.array([-left, -top, side - left, side - top]) / [width, height, width, height]
+    pixels = np.array([-left, -top, side - left, side - top])
+    return pixels / [width, height, width, height]
 
 
 def _processed(image_processor: Any, size: Size) -> np.ndarray:
@@ -168,8 +169,9 @@ def within(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     """A rectangle given in fractions of another one, in that one's own units."""
     corner = outer[..., :2]
     extent = outer[..., 2:] - outer[..., :2]
-    edges = [corner + inner[..., :2] * extent, corner + inner[..., 2:] * extent]
-    return np.concatenate(edges, axis=-1)
+    top_left = corner + inner[..., :2] * extent
+    bottom_right = corner + inner[..., 2:] * extent
+    return np.concatenate([top_left, bottom_right], axis=-1)
 
 
 def bounding_box(boxes: Float[np.ndarray, "box edge=4"]) -> Float[np.ndarray, "edge=4"]:
@@ -178,4 +180,6 @@ def bounding_box(boxes: Float[np.ndarray, "box edge=4"]) -> Float[np.ndarray, "e
     >>> bounding_box(np.array([[0.0, 0.5, 0.5, 1.0], [0.5, 0.0, 1.0, 0.5]])).tolist()
     [0.0, 0.0, 1.0, 1.0]
     """
-    return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
+    top_left = boxes[:, :2].min(axis=0)
+    bottom_right = boxes[:, 2:].max(axis=0)
+    return np.concatenate([top_left, bottom_right])

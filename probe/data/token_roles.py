@@ -167,20 +167,8 @@ def aligned(roles: Roles, ids: Int[np.ndarray, "expanded_token"], tokenizer: Any
 
     Raises ProbeError where a word is missing.
     """
+    pairs = _equal_words(roles.ids, ids)
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    start = 0  # words before the first difference, and after the last, need no search
-    while start < min(len(roles.ids), len(ids)) and roles.ids[start] == ids[start]:
-        start += 1
-    end = 0
-    while end < min(len(roles.ids), len(ids)) - start and roles.ids[-1 - end] == ids[-1 - end]:
-        end += 1
-    before = roles.ids[start : len(roles.ids) - end]
-    after = ids[start : len(ids) - end]
-    matcher = SequenceMatcher(None, before.tolist(), after.tolist(), autojunk=False)
-    pairs = [(place, place) for place in range(start)]
-    for block in matcher.get_matching_blocks():
-        pairs += [(start + block.a + i, start + block.b + i) for i in range(block.size)]
-    pairs += [(len(roles.ids) - end + i, len(ids) - end + i) for i in range(end)]
     found = {place for place, _ in pairs}
     lost = [int(id) for place, id in enumerate(roles.ids) if place not in found]
     if any(id not in special for id in lost):
@@ -198,9 +186,34 @@ def aligned(roles: Roles, ids: Int[np.ndarray, "expanded_token"], tokenizer: Any
     turn = np.maximum(turn[known], 0)
     if not (role == LAST).any():  # the prompt's last token has changed: the one before the answer
         answer = np.flatnonzero((role == RESPONSE) & (turn == turn.max()))
-        role[answer[0] - 1 if len(answer) else len(ids) - 1] = LAST
+        after_prompt = answer[0] if len(answer) else len(ids)
+        role[after_prompt - 1] = LAST
     elif not (role == RESPONSE).any():
         # What a processor adds after the prompt is read before the answer.
         role[role == LAST] = INSTRUCTION
         role[-1] = LAST
     return Roles(ids, role, turn)
+
+
+def _equal_words(
+    old: Int[np.ndarray, "token"], new: Int[np.ndarray, "expanded_token"]
+) -> list[tuple[int, int]]:
+    """The places in both of the ids that are found again, in order."""
+    shorter = min(len(old), len(new))
+    start = 0  # ids before the first difference, and after the last, need no search
+    while start < shorter and old[start] == new[start]:
+        start += 1
+    end = 0
+    while end < shorter - start and old[-1 - end] == new[-1 - end]:
+        end += 1
+    old_end = len(old) - end
+    new_end = len(new) - end
+    old_part = old[start:old_end].tolist()
+    new_part = new[start:new_end].tolist()
+    pairs = [(place, place) for place in range(start)]
+    for block in SequenceMatcher(None, old_part, new_part, autojunk=False).get_matching_blocks():
+        old_place = start + block.a
+        new_place = start + block.b
+        pairs += [(old_place + i, new_place + i) for i in range(block.size)]
+    pairs += [(old_end + i, new_end + i) for i in range(end)]
+    return pairs

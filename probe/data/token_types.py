@@ -62,7 +62,9 @@ class TokenTypes:
     @property
     def prompt_length(self) -> Int[np.ndarray, "batch"]:
         """Tokens of each row's prompt, without padding."""
-        is_prompt = np.cumsum((self.role == LAST)[:, ::-1], axis=1)[:, ::-1].astype(bool)
+        is_end = self.role == LAST
+        ends_from_here = np.cumsum(is_end[:, ::-1], axis=1)[:, ::-1]
+        is_prompt = ends_from_here > 0
         return (is_prompt & (self.role != PADDING)).sum(axis=1)
 
     def mask(self, name: str) -> Bool[np.ndarray, "batch token"]:
@@ -220,7 +222,8 @@ def _named(types: str, fine: np.ndarray, vision: np.ndarray) -> dict:
     present = tuple(role for role in (MARKER, VOCO) if (fine == role).any())
     if types == "fine":
         names = (*FINE, *(ROLES[role] for role in present))
-        index = np.array([names.index(name) if name in names else 0 for name in ROLES] + [PADDING])
+        places = [names.index(name) if name in names else 0 for name in ROLES]
+        index = np.array([*places, PADDING])
         return {"names": names, "ids": index[fine]}  # padding is -1: the last entry
     if types != "paper":
         raise ProbeError(

@@ -133,15 +133,19 @@ def window_cases(table: xr.Dataset, size: int | None = None) -> list[str]:
 def from_cases(table: xr.Dataset) -> dict[int, str]:
     """First dropped layer -> the case that drops from there to the last layer."""
     depth = table.sizes["layer"]
-    cases = dropped_layers(table).items()
-    names = {c[0]: name for name, c in cases if c and c == tuple(range(c[0], depth))}
+    names: dict[int, str] = {}
+    for name, layers in dropped_layers(table).items():
+        if layers and layers == tuple(range(layers[0], depth)):
+            names[layers[0]] = name
     return dict(sorted(names.items()))
 
 
 def until_cases(table: xr.Dataset) -> dict[int, str]:
     """Last dropped layer -> the case that drops from the first layer to there."""
-    cases = dropped_layers(table).items()
-    names = {c[-1]: name for name, c in cases if c and c == tuple(range(c[-1] + 1))}
+    names: dict[int, str] = {}
+    for name, layers in dropped_layers(table).items():
+        if layers and layers == tuple(range(layers[-1] + 1)):
+            names[layers[-1]] = name
     return dict(sorted(names.items()))
 
 

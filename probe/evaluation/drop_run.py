@@ -142,9 +142,9 @@ class DropRun(SampleRun):
 def _plan_of(sweep: Sweep) -> dict[str, Any]:
     """The layers of each case, and the part of vision of one that drops only that."""
     plan: dict[str, Any] = {case: sorted(layers) for case, layers in sweep.cases.items()}
-    return plan | {
-        case: {"layers": plan[case], "part": str(part)} for case, part in sweep.parts.items()
-    }
+    for case, part in sweep.parts.items():
+        plan[case] = {"layers": plan[case], "part": str(part)}
+    return plan
 
 
 def attention_to_vision(record: xr.DataTree, stack: str = "llm") -> xr.Dataset:

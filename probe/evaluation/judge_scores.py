@@ -103,4 +103,6 @@ def _two(scores: Mapping[str, float | tuple[float, float]], sample: str) -> tupl
     if not isinstance(score, tuple):
         return score, float("nan")
     reference, model = score
-    return (model / TOP, reference / TOP) if min(score) >= 0 else (float("nan"), float("nan"))
+    if min(score) < 0:
+        return float("nan"), float("nan")
+    return model / TOP, reference / TOP

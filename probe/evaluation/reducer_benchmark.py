@@ -156,7 +156,8 @@ def _speed(costs: xr.Dataset, cases: np.ndarray, groups: Sequence[Sequence[int]]
     if "latency" not in costs:
         return {"counted": counted}
     seconds = costs["latency"].sel(case=cases).values
-    ratios = [np.log(seconds[0] / seconds[list(own)].mean(0)) for own in groups]
+    means = [seconds[list(own)].mean(0) for own in groups]
+    ratios = [np.log(seconds[0] / mean) for mean in means]
     repeats = np.arange(seconds.shape[1])
     measured = bootstrap(np.stack(ratios, 1), repeats, seed=0)
     peak = costs["memory"].sel(case=cases, moment="peak").values
@@ -183,4 +184,5 @@ def _verdict(row: dict[str, Any]) -> str:
         ("over_smaller_low", 0, "not better than down-sampling"),
         ("speed_up_low", 1, "not faster"),
     )
-    return "; ".join(words for name, bound, words in bounds if row.get(name, np.nan) <= bound)
+    open_or_denied = [words for name, bound, words in bounds if row.get(name, np.nan) <= bound]
+    return "; ".join(open_or_denied)

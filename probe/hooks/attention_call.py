@@ -100,7 +100,8 @@ def visible_keys(
                 "probe", expected="one mask for all heads", got=f"{mask.shape[1]} in {call.name}"
             )
         query = position - (key_count - query_count)
-        return as_bool(mask[min(row, mask.shape[0] - 1), 0][query, :stop])
+        of_row = mask[min(row, mask.shape[0] - 1), 0]
+        return as_bool(of_row[query, :stop])
     key = torch.arange(stop, device=position.device)
     visible = torch.ones(len(position), stop, dtype=torch.bool, device=position.device)
     if call.causal:

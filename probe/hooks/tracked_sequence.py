@@ -80,7 +80,8 @@ class TrackedSequence:
         """A mask over the positions of `input_ids`, as a mask over these positions."""
         if self.row is None or self.token is None:
             return mask
-        return mask[self.row[:, None], self.token.clamp_min(0)] & (self.token >= 0)
+        is_token = self.token >= 0
+        return mask[self.row[:, None], self.token.clamp_min(0)] & is_token
 
     def of_queries(self, mask: Bool[Tensor, "batch position"]) -> Bool[Tensor, "batch query"]:
         """The part of a mask over positions that belongs to this forward's queries."""
@@ -98,7 +99,9 @@ class TrackedSequence:
         """The part of a mask over positions that belongs to `count` keys. A static cache has unused
         keys after the sequence.
         """
-        return pad(mask[:, self.first_key(count) :], (0, max(count - self.length, 0)))
+        of_keys = mask[:, self.first_key(count) :]
+        unused = max(count - self.length, 0)
+        return pad(of_keys, (0, unused))
 
 
 class Running(local):

@@ -132,7 +132,8 @@ def gini(weights: Float[np.ndarray, "... patch"]) -> Float[np.ndarray, "..."]:
     rising = np.sort(weights, -1)
     count = rising.shape[-1]
     rank = np.arange(1, count + 1)
-    return (2 * (rank * rising).sum(-1) / rising.sum(-1) - (count + 1)) / count
+    weighted = (rank * rising).sum(-1)
+    return (2 * weighted / rising.sum(-1) - (count + 1)) / count
 
 
 def _read_by_llm(subject: Subject, layers: int) -> int:

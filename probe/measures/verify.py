@@ -192,8 +192,10 @@ def _while_answering(subject: Subject, prompt: Inputs) -> Check:
     variables = ("mass", "share", "lift", "entropy", "head_entropy", "received")
     worst = 0.0
     for stack, node in measured.nodes[0].items():
-        one, two = ({name: each[name] for name in variables} for each in (node, again[0][stack]))
-        worst = max(worst, difference(one, two))
+        read_again = again[0][stack]
+        while_answering = {name: node[name] for name in variables}
+        afterwards = {name: read_again[name] for name in variables}
+        worst = max(worst, difference(while_answering, afterwards))
     bound = TOLERANCE if is_full_precision(subject) else HALF_TOLERANCE
     name = name if measured.passes == "one" else f"{name} ({measured.passes})"
     return Check.at_most(name, worst, bound)

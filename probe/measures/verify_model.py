@@ -79,14 +79,16 @@ def reads_image(
     """
     shown = open_image(image, subject.exif)
     images = {"this": shown, **_other_images(shown)}
-    logits, logprobs = {}, []
+    ids = response_ids[:, None]
+    logits: dict[str, Tensor] = {}
+    logprobs: list[str] = []
     for name, other in images.items():
         inputs = with_response(subject.encode(other, question), response_ids)
         with torch.no_grad():
             whole = subject.model(**inputs, use_cache=False).logits[0]
         logits[name] = whole[-len(response_ids) - 1 : -1].float()
-        each = logits[name].log_softmax(-1).gather(-1, response_ids.to(whole.device)[:, None])
-        logprobs.append(f"{name} {float(each.sum()):.4g}")
+        logprob = logits[name].log_softmax(-1).gather(-1, ids.to(whole.device))
+        logprobs.append(f"{name} {float(logprob.sum()):.4g}")
     own = logits.pop("this")
     changes = torch.stack([(own - other).abs().max() for other in logits.values()])
     reads = bool(changes.max() > UNREAD * own.abs().max())

@@ -63,9 +63,15 @@ def main_figures(record: xr.DataTree, sample: int | str = 0) -> dict[str, Figure
 def _overview(drawn: dict[str, Figure], record: xr.DataTree) -> Figure:
     """A page of figures, all at one scale, each as an image under its name."""
     images = {name: _rendered(figure) for name, figure in drawn.items()}
-    inches = {name: np.array(image.shape[1::-1]) / _DPI * _SCALE for name, image in images.items()}
+    inches: dict[str, np.ndarray] = {}
+    for name, image in images.items():
+        pixel_height, pixel_width = image.shape[:2]
+        inches[name] = np.array([pixel_width, pixel_height]) / _DPI * _SCALE
     rows = _rows({name: float(size[0]) for name, size in inches.items()})
-    heights = [max(float(inches[name][1]) for name in row) + _NAME for row in rows]
+    heights = []
+    for row in rows:
+        highest = max(float(inches[name][1]) for name in row)
+        heights.append(highest + _NAME)
     page = Figure(figsize=(_PAGE, sum(heights) + _TITLE))
     width, height = page.get_size_inches()
     top = height - _TITLE

@@ -143,7 +143,8 @@ def layer_indices(
             others = [dim for dim in received.dims if dim != "layer"]
             has_attention = np.flatnonzero(received.notnull().any(others).values)
             known = has_attention if len(has_attention) else known
-        spread = np.linspace(0, len(known) - 1, min(len(known), 9)).round().astype(int)
+        count = min(len(known), 9)
+        spread = np.linspace(0, len(known) - 1, count).round().astype(int)
         return known[np.unique(spread)].tolist()
     asked = list(layers) if isinstance(layers, Iterable) else [layers]
     if not asked or not all(isinstance(layer, Integral) and layer in numbers for layer in asked):

@@ -59,7 +59,8 @@ def concentration(dataset: xr.Dataset, *, ax: Any = None) -> Figure:
     patches = int(dataset.attrs["patch_count"])
     read = int(dataset.attrs["read_layer"]) + 1
     best = max(1, round(float(dataset.attrs["best"]) * patches))
-    top = {f"{k} of {patches}": dataset["top_share"].sel(k=k) for k in dataset["k"].values.tolist()}
+    shares = dataset["top_share"]
+    top = {f"{k} of {patches}": shares.sel(k=k) for k in dataset["k"].values.tolist()}
     unevenness = {
         "Gini": dataset["gini"],
         "Gini, each head alone": dataset["head_gini"].mean("head"),

@@ -74,7 +74,9 @@ def lens(
     dataset = require(dataset, "says_answer", called, _MADE_BY)
     drawn = layer_indices(dataset, layers, called)
     owner, tile, boxes = (dataset[f"key_{name}"].values for name in ("image", "tile", "box"))
-    keys = np.flatnonzero((owner == image) & (tile == 0) & ~np.isnan(boxes).any(-1))
+    is_base_view = (owner == image) & (tile == 0)
+    has_place = ~np.isnan(boxes).any(-1)
+    keys = np.flatnonzero(is_base_view & has_place)
     if not len(keys):
         has_tokens = bool((owner == image).any())
         raise ProbeError(
@@ -95,7 +97,8 @@ def lens(
     legible = side <= _LEGIBLE
     width = max(3.5, side * _WORD_WIDTH) if legible else 3.5
     columns = min(3 if width < 5 else 2, len(drawn))
-    shape = (-(-len(drawn) // columns), columns) if ax is None else (1, len(drawn))
+    rows_of_panels = -(-len(drawn) // columns)
+    shape = (rows_of_panels, columns) if ax is None else (1, len(drawn))
     axes = panels(ax, *shape, (width, width + 0.1), called).ravel()
     norm = Normalize(0, float(view.values[drawn].max()) or 1.0)
     for axis, layer in zip(axes, drawn, strict=False):
@@ -107,7 +110,8 @@ def lens(
             _words(axis, view, words if value == "word" else np.array(percents))
     for axis in axes[len(drawn) :]:
         axis.remove()
-    axes, figure = axes[: len(drawn)], figure_of(axes)
+    figure = figure_of(axes)
+    axes = axes[: len(drawn)]
     figure.colorbar(axes[0].collections[0], ax=list(axes), label=scale, shrink=0.8)
     if ax is None:
         heading(figure, f"What the vision tokens predict · {dataset.attrs['model']}")

@@ -174,8 +174,10 @@ def _on_bars(found: list[View]) -> list[str]:
         outside = (right <= left) | (bottom <= top)
         if not outside.any():
             continue
-        percent = 100 * np.nansum(view.values[:, outside], 1) / np.nansum(view.values, 1)
-        low, high = np.nanmin(percent), np.nanmax(percent)
+        on_bars = np.nansum(view.values[:, outside], 1)
+        percent = 100 * on_bars / np.nansum(view.values, 1)
+        low = np.nanmin(percent)
+        high = np.nanmax(percent)
         name = f"{view.title}: " if view.title else ""
         notes.append(
             f"{name}{low:.0f} to {high:.0f} % of the attention on patches, layer by layer, lies on "

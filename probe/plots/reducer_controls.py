@@ -143,7 +143,9 @@ def _dots(
         high = row[f"{name}_high"]
         if np.isnan(value):
             continue
-        bars = None if np.isnan(low) else [[max(value - low, 0)], [max(high - value, 0)]]
+        below = max(value - low, 0)
+        above = max(high - value, 0)
+        bars = None if np.isnan(low) else [[below], [above]]
         axis.errorbar(
             value,
             order.index(row["family"]) + shift,

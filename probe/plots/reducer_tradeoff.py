@@ -166,7 +166,9 @@ def _draw(axis: Axes, table: pd.DataFrame, families: dict[str, Look]) -> None:
         if rows[rows["budget"] > 0].duplicated("budget").any():
             _draw_seeds(axis, rows, family, look)
             continue
-        bars = [(rows["y"] - rows["low"]).clip(lower=0), (rows["high"] - rows["y"]).clip(lower=0)]
+        below = (rows["y"] - rows["low"]).clip(lower=0)
+        above = (rows["high"] - rows["y"]).clip(lower=0)
+        bars = [below, above]
         spread = (
             [rows["x"] - rows["x_low"], rows["x_high"] - rows["x"]] if "x_low" in rows else None
         )

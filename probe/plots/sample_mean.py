@@ -115,7 +115,8 @@ def mean_and_band(
 def _with_bounds(interval: Interval) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean and bounds; the mean as both bounds where there is no interval."""
     mean = interval.estimate
-    low, high = (np.where(np.isnan(end), mean, end) for end in (interval.low, interval.high))
+    low = np.where(np.isnan(interval.low), mean, interval.low)
+    high = np.where(np.isnan(interval.high), mean, interval.high)
     return mean, low, high
 
 

@@ -301,7 +301,8 @@ def caption(
     toys = [name for name, one in records.items() if str(one.attrs.get("toy")).lower() == "true"]
     only = f" ({', '.join(toys)})" if 0 < len(toys) < len(records) else ""
     lines = [*dict.fromkeys(lines), *([_TOY + only] if toys else [])]
-    figure, first = figure_of(axes), np.ravel(axes)[0]  # pyright: ignore
+    figure = figure_of(axes)
+    first: Axes = np.ravel(axes)[0]  # pyright: ignore
     width = figure.get_figwidth() * (1 if own else first.get_position().width)
     text = "\n".join(part for line in lines for part in textwrap.wrap(line, int(width * 16)))
     if own:

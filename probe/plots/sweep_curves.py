@@ -75,7 +75,11 @@ def estimates(table: xr.Dataset, value: str) -> Float[np.ndarray, "case"]:
     if value == "correct":
         return Headline(table)(np.ones(table.sizes["sample"], dtype=np.int64))
     values = in_units(table, value)
-    return np.array([np.nanmean(case) if not np.isnan(case).all() else np.nan for case in values.T])
+    means = []
+    for of_case in values.T:
+        has_value = not np.isnan(of_case).all()
+        means.append(np.nanmean(of_case) if has_value else np.nan)
+    return np.array(means)
 
 
 def curve(

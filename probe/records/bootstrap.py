@@ -161,7 +161,8 @@ def _max_t(
     varies = error > 0
     if not varies.any():
         return error
-    largest = (np.abs(drawn[:, varies] - estimate[varies]) / error[varies]).max(axis=1)
+    deviation = np.abs(drawn[:, varies] - estimate[varies])
+    largest = (deviation / error[varies]).max(axis=1)
     return np.quantile(largest.compressed(), level) * error
 
 
@@ -179,7 +180,9 @@ def wilson(
     values = np.asarray(correct, dtype=float)
     names = np.asarray(images)
     _check_lengths("wilson", len(values), names)
-    values, names = values[~np.isnan(values)], names[~np.isnan(values)]
+    known = ~np.isnan(values)
+    values = values[known]
+    names = names[known]
     image_count = len(np.unique(names))
     if image_count < len(names):
         raise ProbeError(
@@ -208,7 +211,8 @@ def wilson_bounds(successes: int, trials: int, level: float = LEVEL) -> tuple[fl
     share = successes / trials
     shrink = 1 + z**2 / trials
     middle = (share + z**2 / (2 * trials)) / shrink
-    half = z * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / shrink
+    variance = share * (1 - share) / trials + z**2 / (4 * trials**2)
+    half = z * np.sqrt(variance) / shrink
     low = np.clip(middle - half, 0, share)  # rounding must not move a bound past the share
     high = np.clip(middle + half, share, 1)
     return float(low), float(high)
@@ -246,7 +250,8 @@ def _draw(
     means = []
     for start in range(0, draws, block):
         times = all_times[start : start + block].astype(float)
-        drawn_sums, drawn_counts = (np.tensordot(times, each, axes=1) for each in (sums, counts))
+        drawn_sums = np.tensordot(times, sums, axes=1)
+        drawn_counts = np.tensordot(times, counts, axes=1)
         means.append(ratio(drawn_sums, drawn_counts))
     return np.concatenate(means)
 
@@ -260,4 +265,6 @@ def _interval(
 ) -> Interval:
     known = (counts > 0).sum(axis=0) >= 2  # one image says nothing about others
     estimate = ratio(sums.sum(0), counts.sum(0))
-    return Interval(estimate, np.where(known, low, np.nan), np.where(known, high, np.nan), level)
+    low = np.where(known, low, np.nan)
+    high = np.where(known, high, np.nan)
+    return Interval(estimate, low, high, level)

@@ -86,4 +86,5 @@ def _effect(table: xr.Dataset, name: str) -> Float[np.ndarray, "sample layer hea
 def _mean(values: np.ndarray) -> np.ndarray:
     known = np.isfinite(values)
     total = np.where(known, values, 0.0).sum(0)
-    return np.divide(total, known.sum(0), out=np.full(total.shape, np.nan), where=known.any(0))
+    nothing = np.full(total.shape, np.nan)
+    return np.divide(total, known.sum(0), out=nothing, where=known.any(0))

@@ -238,7 +238,8 @@ class _Work:
         """What other processes have finished or failed in the meantime."""
         self.finish(self.run.newly_done())
         failed = self.run.failed_attempts()
-        self.finish([n for n, count in failed.items() if count > self.failed_before.get(n, 0)])
+        before = self.failed_before
+        self.finish([name for name, count in failed.items() if count > before.get(name, 0)])
 
     def _set_aside(self, pack: Pack, deaths: Sequence[Claim]) -> None:
         places = ", ".join(str(claim.process) for claim in deaths)

@@ -86,7 +86,8 @@ class DART(PreviousLayerReducer):
         rotary = prompt.memo["rotary"]
         if rotary is not None:
             first = visible.to(torch.uint8).argmax()
-            keys = _turned_back(keys, *(x[min(row, len(x) - 1)][first] for x in rotary))
+            cos, sin = (table[min(row, len(table) - 1)] for table in rotary)
+            keys = _turned_back(keys, cos[first], sin[first])
         return _norms(keys).masked_fill(~visible.to(keys.device), UNSEEN)
 
     def scores(self, layer_input: LayerInput, prompt: TrackedSequence) -> Scores:
@@ -97,7 +98,9 @@ class DART(PreviousLayerReducer):
             image = vision.nonzero()[:, 0]
             if not len(image):
                 continue
-            after = torch.arange(int(image[-1]) + 1, int(prompt.end[row]) + 1, device=norms.device)
+            last_image = int(image[-1])
+            end = int(prompt.end[row])
+            after = torch.arange(last_image + 1, end + 1, device=norms.device)
             count = kept_count(len(image), self.keep, *self.pivots)
             kept = _kept(normed[row], norms[row], image, after, self.pivots, count)
             scores[row, kept] = 1

@@ -34,7 +34,8 @@ class LayerAttention:
 
     def as_one_head(self) -> "LayerAttention":
         """The outputs of the query and key projections before they are split into heads."""
-        query, key = (x.transpose(1, 2).flatten(2)[:, None] for x in (self.query, self.key))
+        query = self.query.transpose(1, 2).flatten(2)[:, None]
+        key = self.key.transpose(1, 2).flatten(2)[:, None]
         return LayerAttention(query, key, query.shape[-1] ** -0.5, self.layer)
 
     @torch.no_grad()

@@ -56,7 +56,8 @@ class PyramidDrop(LLMReducer):
         PyramidDrop(layers=(8, 16, 24), keeps=(0.5, 0.25, 0.125))
         """
         layers = tuple(dict.fromkeys(max(1, depth * stage // 4) for stage in (1, 2, 3)))
-        keeps = tuple(round(share ** (stage / 2), 6) for stage in range(1, len(layers) + 1))
+        stages = range(1, len(layers) + 1)
+        keeps = tuple(round(share ** (stage / 2), 6) for stage in stages)
         return cls(layers, keeps)
 
     @property

@@ -137,7 +137,8 @@ class Chat:
         ):
             return 0
         length = min(len(memory.ids), len(ids) - 1)
-        same = int((memory.ids[:length] == ids[:length]).long().cumprod(0).sum())
+        is_equal = memory.ids[:length] == ids[:length]
+        same = int(is_equal.long().cumprod(0).sum())
         vision = vision_positions(model, ids[None])[0].nonzero()
         return same if not len(vision) or same > int(vision[-1]) else 0
 

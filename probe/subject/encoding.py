@@ -159,4 +159,5 @@ def _split_answer(messages: list, response: str | Ids | None) -> tuple[list, str
             expected="one response",
             got="a conversation that ends with one, and response=",
         )
-    return messages[:-1], "".join(item.get("text", "") for item in messages[-1]["content"])
+    texts = [item.get("text", "") for item in messages[-1]["content"]]
+    return messages[:-1], "".join(texts)

@@ -119,7 +119,8 @@ class EmbeddedPrompt:
     def extended(self, model: PreTrainedModel, ids: Int[Tensor, " more"]) -> "EmbeddedPrompt":
         """With more text appended."""
         words = model.get_input_embeddings()(ids[None])
-        last = self.positions[..., -1:] if len(self.ids) else self.positions.new_full((1, 1), -1)
+        before_all = self.positions.new_full((1, 1), -1)
+        last = self.positions[..., -1:] if len(self.ids) else before_all
         following = last + 1 + torch.arange(len(ids), device=ids.device)
         return replace(
             self,
@@ -243,7 +244,8 @@ def prefix_key(
     hold one value a token. `hash_of`: `tensor_hash`, or one that knows some tensors' already.
     """
     ids = inputs["input_ids"]
-    content: list[str | bytes] = [ids[0, :length].cpu().numpy().tobytes()]
+    prefix_ids = ids[0, :length].cpu().numpy()
+    content: list[str | bytes] = [prefix_ids.tobytes()]
     for name in sorted(inputs):
         if getattr(inputs[name], "shape", None) != ids.shape:
             content.append(f"{name} {hash_of(inputs[name])}")

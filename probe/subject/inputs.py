@@ -255,7 +255,8 @@ def collate(rows: Sequence[Inputs], side: Literal["left", "right"] = "left") -> 
     widths = [row["input_ids"].shape[1] for row in rows]
     tensors = {}
     for name in dict.fromkeys(name for row in rows for name in row):
-        parts = [(row[name], width) for row, width in zip(rows, widths, strict=True) if name in row]
+        with_width = zip(rows, widths, strict=True)
+        parts = [(row[name], width) for row, width in with_width if name in row]
         if _is_per_token(name, *parts[0]):
             fill = first.vocabulary.pad_id if name == "input_ids" else 0
             wide = [_widened(part, max(widths), fill, side) for part, _ in parts]

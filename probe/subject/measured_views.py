@@ -138,7 +138,8 @@ def views_of_planes(
         if across is None or down is None:
             return None
         box = np.array([across[0], down[0], across[1], down[1]])
-        found.append(View(image, box, of_x.shape[-2] // patch, of_x.shape[-1] // patch))
+        height, width = of_x.shape[-2:]
+        found.append(View(image, box, height // patch, width // patch))
     return found
 
 

@@ -113,7 +113,10 @@ def over_shared(
 
 
 def merged(prefix: Part, own: Part) -> Tensor:
-    return torch.lerp(own[0], prefix[0], torch.sigmoid(prefix[1] - own[1])[..., None])
+    prefix_output, prefix_lse = prefix
+    own_output, own_lse = own
+    prefix_share = torch.sigmoid(prefix_lse - own_lse)
+    return torch.lerp(own_output, prefix_output, prefix_share[..., None])
 
 
 def attend(

@@ -77,7 +77,8 @@ class PlaceFinder:
         if kept is None:
             return dict(tensors), Places(grid, patches, frames)
         left = [len(own.patch) for own in kept]
-        counts = [(int((grid.image == image).sum()), own) for image, own in enumerate(left)]
+        before = [int((grid.image == image).sum()) for image in range(len(left))]
+        counts = list(zip(before, left, strict=True))
         tensors = resize_placeholders(tensors, image_token_id(self.prompts.model), counts)
         firsts = accumulate(left, initial=0)
         into = [

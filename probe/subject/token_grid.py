@@ -55,9 +55,8 @@ def _patches(
     limits = None
     if ratio > 1:
         rects, limits = sub_image_views(processor, size, aspect, ratio)
-        tiles = np.array(
-            [*range(1, len(rects)), 0]
-        )  # the whole image comes last, and is 0 everywhere
+        # the whole image comes last, and is 0 everywhere
+        tiles = np.array([*range(1, len(rects)), 0])
     else:
         rects = views(processor.image_processor, size, aspect)
         tiles = np.arange(len(rects))
@@ -66,7 +65,9 @@ def _patches(
     inner = np.stack([col, row, col + 1, row + 1], axis=-1) / side
     box = within(rects[view], inner)
     if limits is not None:
-        box = np.clip(box, np.tile(limits[view, :2], 2), np.tile(limits[view, 2:], 2))
+        corner = limits[view, :2]
+        opposite = limits[view, 2:]
+        box = np.clip(box, np.tile(corner, 2), np.tile(opposite, 2))
     return PatchGrid(np.full_like(view, image), tiles[view], row, col, box)
 
 
@@ -119,7 +120,8 @@ def joined(patches: PatchGrid) -> PatchGrid:
     """
     ratio = max(1, math.isqrt(int(patches.tile.max(initial=0))))
     row, col = np.divmod(np.maximum(patches.tile - 1, 0), ratio)  # of the sub-image
-    order = (patches.col, col, patches.row, row, (patches.tile == 0) & (ratio > 1), patches.image)
+    is_whole = (patches.tile == 0) & (ratio > 1)
+    order = (patches.col, col, patches.row, row, is_whole, patches.image)
     return patches.at(np.lexsort(order))
 
 

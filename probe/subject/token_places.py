@@ -257,7 +257,9 @@ def _packed(
     model: PreTrainedModel, patches: PatchGrid, tensors: Mapping[str, Any], sizes: Sequence[Size]
 ) -> PatchGrid | None:
     stated = tensors.get("image_sizes")
-    sizes_hw = [(h, w) for w, h in sizes] if stated is None else torch.as_tensor(stated).tolist()
+    sizes_hw = [(height, width) for width, height in sizes]
+    if stated is not None:
+        sizes_hw = torch.as_tensor(stated).tolist()
     grids = []
     for image, size in enumerate(sizes_hw):
         own = patches.at(np.flatnonzero(patches.image == image))

@@ -251,7 +251,8 @@ def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
     sheet = book.create_sheet()
     sheet.append(["index", "question", *LETTERS, "prediction", "answer"])
     for row, text in official_answers(rows, predictions):
-        options = [*row["choices"], *[None] * (len(LETTERS) - len(row["choices"]))]
+        missing_options = len(LETTERS) - len(row["choices"])
+        options = [*row["choices"], *[None] * missing_options]
         values = [row["question_id"], row["question"], *options, text, row["answer"]]
         sheet.append([_cell(sheet, value) for value in values])
     book.save(answer_file.with_suffix(".xlsx"))

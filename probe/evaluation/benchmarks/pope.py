@@ -120,14 +120,18 @@ def summarise(rows: Rows, predictions: Predictions) -> dict[str, float]:
     the sets.
     """
     answers = Answers(rows, predictions, score)
-    sets = {name: [pair for pair in answers.pairs if pair[0].meta["kind"] == name] for name in SETS}
-    by_set = {name: _numbers(pairs) for name, pairs in sets.items() if pairs}
+    by_set: dict[str, dict[str, float]] = {}
+    detail: dict[str, float] = {}
+    for kind in SETS:
+        pairs = [(sample, text) for sample, text in answers.pairs if sample.meta["kind"] == kind]
+        if pairs:
+            by_set[kind] = _numbers(pairs)
+            detail |= {f"{kind}/{name}": number for name, number in by_set[kind].items()}
     means = {
         name: float(np.mean([numbers[name] for numbers in by_set.values()]))
         for name in NUMBERS
         if by_set
     }
-    detail = {f"{s}/{name}": number for s in by_set for name, number in by_set[s].items()}
     return means | detail | answers.counts()
 
 
@@ -167,7 +171,8 @@ def weighted(
         hits = (counts * is_yes) @ (correct == 1)
         wrong = counts @ (correct == 0)
         nothing = np.full(hits.shape, np.nan)
-        f1 = np.divide(2 * hits, 2 * hits + wrong, out=nothing, where=hits + wrong > 0)
+        has_answers = hits + wrong > 0
+        f1 = np.divide(2 * hits, 2 * hits + wrong, out=nothing, where=has_answers)
         scores.append(100 * f1)
     return np.mean(scores, axis=0)
 

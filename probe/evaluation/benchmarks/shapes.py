@@ -71,7 +71,9 @@ def score(prediction: str, sample: Sample) -> float:
 def summarise(rows: Rows, predictions: Predictions) -> dict[str, float]:
     """Accuracy in percent, all and by kind of question."""
     answers = Answers(rows, predictions, score)
-    kinds = {f"kind/{k}": answers.percent(lambda s, k=k: s.meta["kind"] == k) for k in ASKED}
+    kinds: dict[str, float] = {}
+    for kind in ASKED:
+        kinds[f"kind/{kind}"] = answers.percent(lambda s, kind=kind: s.meta["kind"] == kind)
     return {"accuracy": answers.percent(), **kinds, **answers.counts()}
 
 

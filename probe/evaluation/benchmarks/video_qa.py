@@ -108,15 +108,15 @@ class OpenVideoQuestions:
         """
         answers = Answers(rows, predictions, self.score)
         scores = scores or {}
-        known = [(s, scores[s.id]) for s, _ in answers.pairs if s.id in scores]
-        numbers = {
-            "accuracy": accuracy(verdict for _, verdict in known),
-            "score": mean_mark(verdict for _, verdict in known),
-        }
-        for kind in sorted({str(sample.meta["kind"]) for sample in answers.samples} - {""}):
-            own = [verdict for sample, verdict in known if sample.meta["kind"] == kind]
-            numbers |= {f"type/{kind}": accuracy(own), f"score/{kind}": mean_mark(own)}
-        unscored = float(len(answers.pairs) - len(known))
+        scored = [sample for sample, _ in answers.pairs if sample.id in scores]
+        verdicts = [scores[sample.id] for sample in scored]
+        numbers = {"accuracy": accuracy(verdicts), "score": mean_mark(verdicts)}
+        kinds = {str(sample.meta["kind"]) for sample in answers.samples} - {""}
+        for kind in sorted(kinds):
+            of_kind = [scores[sample.id] for sample in scored if sample.meta["kind"] == kind]
+            numbers[f"type/{kind}"] = accuracy(of_kind)
+            numbers[f"score/{kind}"] = mean_mark(of_kind)
+        unscored = float(len(answers.pairs) - len(scored))
         return numbers | answers.counts() | {"unscored": unscored}
 
     def export(self, rows: Rows, predictions: Predictions, folder: str | Path) -> Path:

@@ -72,7 +72,9 @@ class BatchedCases:
             return False
         prompt = self.cache.prompt(prompts.inputs)
         other = self.cache.prompt(prompts.other)
-        return torch.equal(prompt.embeddings[:, ~prompt.vision], other.embeddings[:, ~other.vision])
+        text = prompt.embeddings[:, ~prompt.vision]
+        other_text = other.embeddings[:, ~other.vision]
+        return torch.equal(text, other_text)
 
     def _views(self, names: list[str], cached: CachedPrefix, prompts: SamplePrompts) -> Views:
         """The views that these cases need, each once."""

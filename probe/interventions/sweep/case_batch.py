@@ -107,7 +107,9 @@ class CaseBatch:
                 continue
             key, value = self.attention.own[name]
             kept = row_of[first_case].to(key.device)
-            self.attention.own[name] = key[kept, :, :length], value[kept, :, :length]
+            first_key = key[kept, :, :length]
+            first_value = value[kept, :, :length]
+            self.attention.own[name] = first_key, first_value
         self.view_of = self.view_of[first_case]
         return first_case
 

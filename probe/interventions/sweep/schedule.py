@@ -65,7 +65,8 @@ def estimate(
         note = f" ({alone} cases alone: they drop a part of vision)" if alone else ""
     forwards = (prompt_tokens + all_rows * new) / (length * layers)
     seconds = forwards * check.seconds
-    megabytes = token_bytes * (PREFIXES * shared + cases * (length - shared + new)) / 2**20
+    cached_tokens = PREFIXES * shared + cases * (length - shared + new)
+    megabytes = token_bytes * cached_tokens / 2**20
     return (
         f"drop_sweep: {len(samples)} samples, {images} images, {cases} cases: "
         f"{computed_rows} row-layers of {all_rows}{note}; "

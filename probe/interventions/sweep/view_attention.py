@@ -62,7 +62,9 @@ class SharedAttention:
     ) -> Part:
         """Queries (row, head, query, dim) over the prefix in the view of their row."""
         if len(groups) == 1:
-            return over_shared(query, *self.views[groups[0][0]].prefix[call.name], call.scaling)
+            number, _ = groups[0]
+            key, value = self.views[number].prefix[call.name]
+            return over_shared(query, key, value, call.scaling)
         out = torch.empty_like(query, dtype=torch.promote_types(query.dtype, torch.float32))
         lse = torch.empty_like(out[..., 0])
         for number, rows in groups:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probe.data.image_views import bounding_box
 from probe.data.patch_grid import PatchGrid
 from probe.measures.attribution.regions import NO_REGION, Regions
 from probe.subject.inputs import Inputs
@@ -126,6 +127,6 @@ def _views(grid: PatchGrid) -> Iterator[_View]:
         in_image = grid.image == image
         for number, tile in enumerate(dict.fromkeys(grid.tile[in_image].tolist())):
             own = in_image & (grid.tile == tile)
-            edges = np.concatenate([grid.box[own, :2].min(0), grid.box[own, 2:].max(0)])
-            size = int(grid.row[own].max()) + 1, int(grid.col[own].max()) + 1
-            yield _View(image, number, size, edges)
+            rows = int(grid.row[own].max()) + 1
+            columns = int(grid.col[own].max()) + 1
+            yield _View(image, number, (rows, columns), bounding_box(grid.box[own]))

@@ -43,7 +43,9 @@ class Regions:
         """
         is_known = ~(np.isnan(x) | np.isnan(y))
         outside = -9.0
-        region = self.lookups[image](np.where(is_known, x, outside), np.where(is_known, y, outside))
+        known_x = np.where(is_known, x, outside)
+        known_y = np.where(is_known, y, outside)
+        region = self.lookups[image](known_x, known_y)
         return np.where(is_known, region, NO_REGION)
 
     def of_grid(self, grid: PatchGrid) -> Int[np.ndarray, "key"]:
@@ -106,18 +108,23 @@ def _divided(inputs: Inputs, image: int) -> PatchGrid:
     """
     patches = inputs.encoder_grid[0]
     tokens = inputs.grid[0]
-    of_patches, of_tokens = (
-        grid.box[(grid.image == image) & (grid.tile == 0)] for grid in (patches, tokens)
-    )
+    of_patches = _base_boxes(patches, image)
+    of_tokens = _base_boxes(tokens, image)
     if not 0 < len(of_tokens) < len(of_patches) or np.isnan(of_tokens).any():
         return patches
     # merged tokens cover the image; those that a reducer has left do not
     return tokens if np.isclose(_area(of_tokens), _area(of_patches), rtol=1e-3) else patches
 
 
+def _base_boxes(grid: PatchGrid, image: int) -> Float[np.ndarray, "cell edge=4"]:
+    is_base = (grid.image == image) & (grid.tile == 0)
+    return grid.box[is_base]
+
+
 def _area(boxes: Float[np.ndarray, "cell edge=4"]) -> float:
     """The area of rectangles that do not overlap."""
-    return float(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).sum())
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return float(np.prod(sides, axis=1).sum())
 
 
 def _shifted(lookup: Lookup, by: int) -> Lookup:

@@ -94,7 +94,8 @@ def count(
     if vision_tokens is not None and not fuses(model.base_model):
         # an encoder-side reducer selects before the projector
         flops["projector"] *= vision[0] / max(made.tokens, 1)
-    flops["llm"], cache = of_llm(model, both.tolist(), 1 if rows == "needed" else int(both[-1]))
+    head_rows = 1 if rows == "needed" else int(both[-1])
+    flops["llm"], cache = of_llm(model, both.tolist(), head_rows)
     of_vision = (cache * vision / both).sum()
     return Counted(
         flops,
@@ -292,7 +293,8 @@ def _layers_of_any(
     _, cache_of_half = _layers(model, MOST_TOKENS // 2)
     flops, cache = _layers(model, MOST_TOKENS)
     times = tokens / MOST_TOKENS
-    return flops * [times, times**2], cache + 2 * (times - 1) * (cache - cache_of_half)
+    cache_of_more = 2 * (times - 1) * (cache - cache_of_half)
+    return flops * [times, times**2], cache + cache_of_more
 
 
 def _layers(

@@ -20,4 +20,10 @@ def formula_flops(tokens: Sequence[int], hidden_size: int, intermediate_size: in
     """
     d = hidden_size
     m = intermediate_size
-    return float(sum(4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m for n in tokens))
+    total = 0.0
+    for n in tokens:
+        projections = 4 * n * d**2
+        attention = 2 * n**2 * d
+        feed_forward = 2 * n * d * m
+        total += projections + attention + feed_forward
+    return total

@@ -74,7 +74,8 @@ def inputs_of(
         id for id in range(1, 4) if id not in (image_token_id(model), video_token_id(model))
     )
     before = prompt.text_tokens // 2
-    row = [word] * before + [place] * vision_tokens + [word] * (prompt.text_tokens - before)
+    after = prompt.text_tokens - before
+    row = [word] * before + [place] * vision_tokens + [word] * after
     ids = torch.tensor([row], device=input_device(model))
     taken = inspect.signature(model.forward).parameters
     images = {name if name in taken else f"{name}_images": value for name, value in pixels.items()}

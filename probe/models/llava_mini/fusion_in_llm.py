@@ -49,12 +49,12 @@ def run(
     text = model.get_input_embeddings()(input_ids.masked_fill(placeholder, 0))
     vision, seen = _vision(model, frames, text)
     none = seen.new_zeros(len(seen), 0)
-    columns, words = getattr(
-        cache, "llava_mini_columns", (none, none)
-    )  # of the first layers and the others
+    # visible columns of the first layers, and of the others
+    columns, words = getattr(cache, "llava_mini_columns", (none, none))
     words = torch.cat([words, torch.ones_like(placeholder)], dim=1)
     words = words if attention_mask is None else attention_mask.bool()
-    columns = torch.cat([columns, seen, words[:, -input_ids.shape[1] :] & ~placeholder], dim=1)
+    new_words = words[:, -input_ids.shape[1] :] & ~placeholder
+    columns = torch.cat([columns, seen, new_words], dim=1)
     hidden = _layers(llm, range(first), torch.cat([vision, text], dim=1), columns, None, cache)
     if cache is not None:
         setattr(cache, "llava_mini_columns", (columns, words))  # noqa: B010
@@ -96,10 +96,12 @@ def _compress(
     used = [0] * len(hidden)
     for pixels, row, _ in frames:
         views = len(pixels)
-        rows = hidden[row, used[row] : used[row] + views * side**2]
+        start = used[row]
         used[row] += views * side**2
+        rows = hidden[row, start : used[row]]
         if model.config.compression != "none":
-            rows = model.compress(rows[None, : max(views - 1, 1) * side**2])[0]
+            compressed_views = max(views - 1, 1)  # not the whole image after its sub-images
+            rows = model.compress(rows[None, : compressed_views * side**2])[0]
         tokens.append(rows)
     return torch.cat(tokens)
 
@@ -114,7 +116,8 @@ def _layers(
 ) -> Float[Tensor, "row token dim"]:
     """Some layers of the LLM, whose cache may be longer than other layers'."""
     if position_ids is None:
-        position_ids = (visible.long().cumsum(1) - 1).clamp_min(0)[:, -hidden.shape[1] :]
+        positions = (visible.long().cumsum(1) - 1).clamp_min(0)
+        position_ids = positions[:, -hidden.shape[1] :]
     mask = _causal(llm.config._attn_implementation, visible, hidden)
     embedded = llm.rotary_emb(hidden, position_ids=position_ids)
     for i in indices:

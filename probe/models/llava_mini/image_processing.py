@@ -12,7 +12,7 @@ and `eval/`.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat
+from itertools import pairwise, repeat
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,8 @@ def frame_indices(total: int, count: int) -> list[int]:
     if total < 1 or count < 1:
         raise ValueError(f"LLaVA-Mini: expected a video of at least one frame, got {total} frames")
     length = (total - 1) / count
-    return [int((np.round(length * i) + np.round(length * (i + 1))) // 2) for i in range(count)]
+    ends = [np.round(length * i) for i in range(count + 1)]
+    return [int((start + end) // 2) for start, end in pairwise(ends)]
 
 
 def video_frames(

@@ -43,8 +43,9 @@ class Words:
         self, x: Shaped[Tensor, "row token dim"], words: Shaped[Tensor, "row word dim"]
     ) -> Shaped[Tensor, "row token dim"]:
         """x with the words at their positions; filler must hold what x has there."""
-        index = self.index.to(x.device)[..., None].expand(-1, -1, x.shape[-1])
-        return x.scatter(1, index, words.to(x.device, x.dtype))
+        index = self.index.to(x.device)[..., None]
+        width = x.shape[-1]
+        return x.scatter(1, index.expand(-1, -1, width), words.to(x.device, x.dtype))
 
 
 @dataclass(frozen=True)

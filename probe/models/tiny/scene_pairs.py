@@ -14,6 +14,7 @@ True
 """
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 
@@ -85,7 +86,8 @@ def _other_colour(rng: np.random.Generator) -> Pair:
 
 def _empty_cell(scene: Scene, rng: np.random.Generator) -> tuple[int, int]:
     taken = {thing.cell for thing in scene.things}
-    free = [(row, col) for row in range(3) for col in range(3) if (row, col) not in taken]
+    cells = product(range(3), range(3))
+    free = [cell for cell in cells if cell not in taken]
     return free[int(rng.integers(len(free)))]
 
 

@@ -98,8 +98,9 @@ class Packer:
                 prompt = self._ids(f"{opening}{question.question} ASSISTANT:")
                 answer = [*self._ids(question.answer), self._end]
                 ids += prompt + answer
-                labels += [-100] * (len(prompt) - 1) + answer + [-100]
-                turn += [-1] * (len(prompt) - 1) + [len(questions)] * len(answer) + [-1]
+                unlearned = len(prompt) - 1  # the prompt's last token predicts the answer's first
+                labels += [-100] * unlearned + answer + [-100]
+                turn += [-1] * unlearned + [len(questions)] * len(answer) + [-1]
                 questions.append(question)
             positions += range(start, start + len(ids) - before)
             block += [number] * (len(ids) - before)
@@ -177,7 +178,8 @@ def _fused_in_llm(
     hidden = torch.cat([vision, words], 1)
     length = hidden.shape[1]
     visible = torch.ones(rows, length, length, dtype=torch.bool).tril()
-    visible[:, patches:, patches:] = packed.attention_mask[:, 0] & ~placeholder[:, None]
+    of_words = packed.attention_mask[:, 0] & ~placeholder[:, None]
+    visible[:, patches:, patches:] = of_words
     turned = llm.rotary_emb(hidden, position_ids=visible.sum(-1) - 1)
     for layer in llm.layers[:first]:
         hidden = layer(hidden, attention_mask=visible[:, None], position_embeddings=turned)
@@ -201,7 +203,9 @@ def _seen_by_prefusion(
 def _word_mask(packed: Packed, words: Words) -> Bool[Tensor, "row word key"]:
     """Which word sees which: the LLM's mask at the packed words."""
     row = torch.arange(len(words.index))[:, None, None]
-    seen = packed.attention_mask[:, 0][row, words.index[:, :, None], words.index[:, None, :]]
+    query = words.index[:, :, None]
+    key = words.index[:, None, :]
+    seen = packed.attention_mask[:, 0][row, query, key]
     return seen & words.valid[:, None, :]
 
 

@@ -128,5 +128,6 @@ def conversations(
 def _schedule(step: int, steps: int, decay: int, recipe: Recipe) -> float:
     """Up over the warm-up, level, then down along a cosine over the last `decay` steps."""
     fraction = min(max((step - (steps - decay)) / decay, 0.0), 1.0)
-    fall = recipe.last_rate + (1 - recipe.last_rate) * 0.5 * (1 + math.cos(math.pi * fraction))
+    cosine = 1 + math.cos(math.pi * fraction)
+    fall = recipe.last_rate + (1 - recipe.last_rate) * 0.5 * cosine
     return min(1.0, (step + 1) / recipe.warmup) * fall
