@@ -45,7 +45,7 @@ FrameParts = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="of videos: also drop each of so many equal parts of the frames, in all layers",
+        help="of videos: also drop the frames part by part (as many equal parts), in all layers",
         show_default="none",
     ),
 ]

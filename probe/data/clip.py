@@ -1,4 +1,4 @@
-"""A video whose frames are opened: pictures, and the time of each.
+"""A video whose frames are opened: images, and the time of each.
 
     clip = Clip(frames, times=np.array([0.5, 1.5]), indices=(15, 45), rate=30.0, total=60)
     subject.encode(clip, "what happens ?")

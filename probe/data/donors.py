@@ -4,7 +4,7 @@
     donor = replacement(Video("own.mp4"), Video("other.mp4"))      # as many frames, at own times
 
 The prompt then has its vision tokens in the same places, and says the same times where a processor
-writes them, so that nothing but the pictures differs.
+writes them, so that nothing but what is shown differs.
 """
 
 from dataclasses import replace

@@ -60,10 +60,10 @@ def _identity(image: ImageSource, read: dict[int, str]) -> str:
     if isinstance(image, str | Path):
         return str(image)
     if isinstance(image, Video | Clip):
-        named = str(image) if isinstance(image, Video) else f"frames at {image.times.tolist()} s"
-        return "+".join([named, *(_identity(frame, read) for frame in image.frames)])
+        text = str(image) if isinstance(image, Video) else f"frames at {image.times.tolist()} s"
+        return "+".join([text, *(_identity(frame, read) for frame in image.frames)])
     if not isinstance(image, Image.Image):
-        raise TypeError(f"a {type(image).__name__} is no image")
+        raise TypeError(f"a {type(image).__name__} is not an image")
     if id(image) not in read:
         stored = open_image(image, exif="ignore")
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)

@@ -271,7 +271,7 @@ class Sweep:
         return check_sharing(model, self.stack, inputs, logits, cached.prefix)
 
     def _narrow_layer(self, length: int) -> str:
-        """Why not all of so many tokens are seen by every later one in every layer; "" if they
+        """Why not all of `length` tokens are seen by every later one in every layer; "" if they
         are.
         """
         attention = self.stack.attention_by_layer(range(len(self.stack.layers)))

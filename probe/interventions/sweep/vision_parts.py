@@ -71,7 +71,7 @@ class VisionPart:
         return f"{self}, layers {layer_ranges(self.layers, first=1, separator=', ')}"
 
     def layers_of(self, count: int) -> tuple[int, ...]:
-        """Its layers in a stack of so many."""
+        """Its layers in a stack of `count` layers."""
         return tuple(range(count)) if self.layers is None else self.layers
 
     def tokens(self, inputs: Inputs) -> Bool[np.ndarray, "batch token"] | None:

@@ -42,7 +42,7 @@ class Perturbation:
     belongs to, -1 for none.
 
     blended: positions whose embedding moves from its baseline (z = 0) to itself (z = 1). hidden:
-    positions that are masked for text where z < 1/2. pixels: like `blended`, for pictures, whose
+    positions that are masked for text where z < 1/2. pixels: like `blended`, for pixels, whose
     baseline is `baseline_pixels`. zeros: the baseline of an embedding is 0 instead of a mean.
     layers: features are what text reads of vision in each layer.
     """
@@ -91,7 +91,7 @@ class Perturbation:
         if features.pixels is None and features.regions:
             raise ProbeError(
                 "attribute",
-                expected="pictures whose pixels are known to show a place of the image",
+                expected="pixels that are known to show a place of the image",
                 got=f"another layout from {type(subject.processor).__name__}",
                 fix=f"use baseline={TOKEN_BASELINES[0]!r}, which changes vision tokens",
             )

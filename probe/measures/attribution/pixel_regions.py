@@ -1,4 +1,4 @@
-"""Which region each pixel of the model's input shows, however a processor hands pictures over.
+"""Which region each pixel of the model's input shows, however a processor lays pixels out.
 
 planes     (..., colour, row, column): LLaVA, InternVL (tiles), Idefics, Mllama
 patches    (..., patch, number): Qwen-VL, GLM-4V, Gemma 4, Fuyu
@@ -36,8 +36,8 @@ class PixelRegions:
 
     @classmethod
     def of(cls, inputs: Inputs, regions: Regions) -> "PixelRegions | None":
-        """None where it is not known what the pictures show."""
-        name = pictures_name(inputs)
+        """None where it is not known what the pixels show."""
+        name = pixels_name(inputs)
         if name is None:
             return None
         values = inputs[name]
@@ -48,15 +48,16 @@ class PixelRegions:
         return None if region is None else cls(name, torch.from_numpy(region), axis)
 
 
-def pictures_name(inputs: Mapping[str, Tensor]) -> str | None:
-    """The name of the pictures of images among a model's inputs; None for a prompt without.
+def pixels_name(inputs: Mapping[str, Tensor]) -> str | None:
+    """The name of the pixels of images among a model's inputs; None for a prompt without.
 
-    >>> pictures_name({"ids": torch.ones(1, 4).int(), "pixel_values": torch.ones(1, 3, 8, 8)})
+    >>> pixels_name({"ids": torch.ones(1, 4).int(), "pixel_values": torch.ones(1, 3, 8, 8)})
     'pixel_values'
     """
     real = [name for name, value in inputs.items() if value.is_floating_point() and value.ndim >= 2]
-    named = [name for name in real if name.startswith("pixel_values") and "video" not in name]
-    return next(iter([*named, *(name for name in real if "patches" in name)]), None)
+    pixels = [name for name in real if name.startswith("pixel_values") and "video" not in name]
+    patches = [name for name in real if "patches" in name]
+    return next(iter([*pixels, *patches]), None)
 
 
 def _of_planes(
@@ -111,7 +112,7 @@ def _of_patches(
 
 @dataclass(frozen=True)
 class _View:
-    """One picture of an image: its number among those of the image, its patches (rows, columns),
+    """One view of an image: its number among those of the image, its patches (rows, columns),
     and its edges (left, top, right, bottom) in fractions of the image.
     """
 
@@ -122,7 +123,7 @@ class _View:
 
 
 def _views(grid: PatchGrid) -> Iterator[_View]:
-    """The views in the order of the pictures."""
+    """The views in the order of the model's input."""
     for image in dict.fromkeys(grid.image.tolist()):
         in_image = grid.image == image
         for number, tile in enumerate(dict.fromkeys(grid.tile[in_image].tolist())):
