@@ -59,12 +59,15 @@ def write_problems(run: "RunDirectory", task: "BenchmarkTask", folder: ResultFol
         got = f"{len(failures)} failures, the first {failures[0].reason}"
         raise ProbeError("run", expected="at least one sample that can be measured", got=got)
     skipped = task.benchmark.problems
-    rows = [(p.file, p.row, f"expected {p.expected}, got {p.got}") for p in skipped]
-    rows += [("sample", f.id, f.reason) for f in failures]
+    rows = [(row.file, row.row, f"expected {row.expected}, got {row.got}") for row in skipped]
+    rows += [("sample", failure.id, failure.reason) for failure in failures]
     with folder.file("problems.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("where", "row", "problem"), *rows])
     if not rows:
         return "no bad row, no failed sample"
-    first = [f"  {where}, {row}: {problem}" for where, row, problem in rows[:SHOWN]]
-    counts = f"{len(skipped)} bad rows left out, {len(failures)} samples failed (problems.csv):"
-    return "\n".join([counts, *first, *(["  ..."] if len(rows) > SHOWN else [])])
+    lines = [f"{len(skipped)} bad rows left out, {len(failures)} samples failed (problems.csv):"]
+    for where, row, problem in rows[:SHOWN]:
+        lines.append(f"  {where}, {row}: {problem}")
+    if len(rows) > SHOWN:
+        lines.append("  ...")
+    return "\n".join(lines)

@@ -99,7 +99,8 @@ class HeadRun(SampleRun):
         stack = self.sweep.stack_name
         options: dict[str, Any] = {"stacks": [stack], "rows": "text", "contribution": True}
         record = measure_samples(self.subject, samples, gold, progress=False, **options)
-        chosen = record[stack].to_dataset().sel(query_type="response", key_type="vision", drop=True)
+        measured = record[stack].to_dataset()
+        chosen = measured.sel(query_type="response", key_type="vision", drop=True)
         return {name: chosen[name].drop_attrs() for name in BESIDE}
 
 

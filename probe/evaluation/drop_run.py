@@ -89,8 +89,10 @@ class DropRun(SampleRun):
         modes = {mode: _plan_of(sweep) for mode, sweep in self.sweeps.items()}
         plan: dict[str, Any] = {"verb": "drop", "modes": modes, "attention": self.attention}
         if self.stack != "llm":
-            plan |= {"stack": self.stack, "queries": "+".join(as_names(self.queries or ()))}
-        return fingerprint(self.subject, self.task, plan, {"max_new_tokens": self.max_new_tokens})
+            plan["stack"] = self.stack
+            plan["queries"] = "+".join(as_names(self.queries or ()))
+        options = {"max_new_tokens": self.max_new_tokens}
+        return fingerprint(self.subject, self.task, plan, options)
 
     def estimate(self, samples: Sequence[Sample] | None = None) -> list[str]:
         """What these samples (by default all) will cost, one line a mode. An upper bound: answers

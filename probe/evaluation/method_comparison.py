@@ -100,14 +100,16 @@ class Method:
         self, rows: Sequence[Inputs], max_new_tokens: int, questions: ImageQuestions
     ) -> list["Answer"]:
         batches: dict[str, list[int]] = {}
-        for at, row in enumerate(rows):
-            batches.setdefault(questions.batch_key(row), []).append(at)
-        found: dict[int, Answer] = {}
+        for index, row in enumerate(rows):
+            key = questions.batch_key(row)
+            batches.setdefault(key, []).append(index)
+        answers: dict[int, Answer] = {}
         for batch in batches.values():
-            ids_of_batch = questions.generate([rows[at] for at in batch], max_new_tokens)
-            for at, ids in zip(batch, ids_of_batch, strict=True):
-                found[at] = Answer.of(rows[at], ids, (), self.depth)
-        return [found[at] for at in range(len(rows))]
+            asked = [rows[index] for index in batch]
+            ids_of_batch = questions.generate(asked, max_new_tokens)
+            for index, row, ids in zip(batch, asked, ids_of_batch, strict=True):
+                answers[index] = Answer.of(row, ids, (), self.depth)
+        return [answers[index] for index in range(len(rows))]
 
 
 @dataclass(frozen=True)

@@ -96,8 +96,7 @@ def donor_of(task: BenchmarkTask, subject: Subject, sample: Sample) -> Any:
 def about(sample: Sample) -> xr.Dataset:
     """What figures and tables need to know of a sample, as text: one variable each."""
     texts = {name: str(sample.meta[name]) for name in OF_SAMPLES if name in sample.meta}
-    texts |= {"question": str(sample.question), "gold": gold_answer(sample)}
-    return xr.Dataset(
-        {name: ("sample", np.array([text], dtype=object)) for name, text in texts.items()},
-        coords={"sample": np.array([sample.id], dtype=object)},
-    )
+    texts["question"] = str(sample.question)
+    texts["gold"] = gold_answer(sample)
+    variables = {name: ("sample", np.array([text], dtype=object)) for name, text in texts.items()}
+    return xr.Dataset(variables, coords={"sample": np.array([sample.id], dtype=object)})

@@ -177,6 +177,8 @@ def _with_donor(tensor: Tensor, donor: Tensor, now: TrackedSequence) -> Tensor:
     key_count = tensor.shape[2]
     donor = donor[:, :, now.first_key(key_count) :]
     count = min(donor.shape[2], key_count)
+    front = tensor[:, :, :count]
+    rest = tensor[:, :, count:]
     is_vision = now.of_keys(now.vision, key_count)[:, :count].to(tensor.device)
-    front = torch.where(is_vision[:, None, :, None], donor[:, :, :count], tensor[:, :, :count])
-    return torch.cat([front, tensor[:, :, count:]], 2)
+    swapped = torch.where(is_vision[:, None, :, None], donor[:, :, :count], front)
+    return torch.cat([swapped, rest], 2)

@@ -88,12 +88,12 @@ class Planted:
 
     def image(self, colour: str, seed: int = 0) -> Image.Image:
         """The planted patches in `colour`, every other patch in one drawn from the seed."""
-        table = np.array(list(CHANNELS.values()), dtype=np.uint8)
-        patches = table[np.random.default_rng(seed).integers(len(table), size=GRID * GRID)]
+        colours = np.array(list(CHANNELS.values()), dtype=np.uint8)
+        drawn = np.random.default_rng(seed).integers(len(colours), size=GRID * GRID)
+        patches = colours[drawn]
         patches[list(self.patches)] = CHANNELS[colour]
-        return Image.fromarray(patches.reshape(GRID, GRID, 3)).resize(
-            (SIZE, SIZE), Image.Resampling.NEAREST
-        )
+        small = Image.fromarray(patches.reshape(GRID, GRID, 3))
+        return small.resize((SIZE, SIZE), Image.Resampling.NEAREST)
 
 
 def planted(

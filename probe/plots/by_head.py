@@ -97,10 +97,12 @@ def heads(
 def _norm(values: Float[np.ndarray, " value"], value: str) -> Normalize:
     known = values[~np.isnan(values)]
     if value != "lift":
-        return Normalize(0, known.max(initial=0) or 1)
+        highest = known.max(initial=0)
+        return Normalize(0, highest or 1)
     # as far below 1 as above it, at most a hundredfold
     distances = np.abs(np.log(known[known > 0]))
-    reach = min(distances.max(initial=np.log(1.1)), np.log(100))
+    farthest = distances.max(initial=np.log(1.1))
+    reach = min(farthest, np.log(100))
     return LogNorm(np.exp(-reach), np.exp(reach), clip=True)
 
 

@@ -155,17 +155,19 @@ def _grid(found: list[View]) -> tuple[np.ndarray, Axes]:
     heights = [widths[-1] * view.aspect for view in found]
     size = (sum(widths) * _SIDE + 1.1, max(sum(heights) * _SIDE + 0.9, 3.2))
     figure = plt.figure(figsize=size)
-    outer = figure.add_gridspec(
-        len(found), len(widths) + 1, width_ratios=[*widths, 0.06], height_ratios=heights
-    )
+    columns = len(widths) + 1  # the last one for the colour bar
+    ratios = {"width_ratios": [*widths, 0.06], "height_ratios": heights}
+    outer = figure.add_gridspec(len(found), columns, **ratios)
     rows = []
     for row, view in enumerate(found):
         original = figure.add_subplot(outer[row, 0])
-        mean = figure.add_subplot(outer[row, 1])
         show_image(original, view.pixels)
         text = view.title.removesuffix("tiles").rstrip(", ") or "image"
         original.set_title(text, fontsize=SMALL_TITLE, parse_math=False)
-        rows.append([mean, *(_block(figure, outer[row, 2], side) if side else [])])
+        axes = [figure.add_subplot(outer[row, 1])]
+        if side:
+            axes += _block(figure, outer[row, 2], side)
+        rows.append(axes)
     return np.array(rows, dtype=object), figure.add_subplot(outer[:, -1])
 
 

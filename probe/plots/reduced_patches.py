@@ -91,23 +91,22 @@ def kept(
 
 
 def _views(reduction: Any, grid: PatchGrid | None) -> list[_View]:
-    names = ("source", "kept", "merged_into", "scores")
-    sources, kept_tokens, merged_into, scores = (
-        _to_numpy(getattr(reduction, name)) for name in names
-    )
+    sources = _to_numpy(reduction.source)
+    kept_tokens = _to_numpy(reduction.kept)
+    merged_into = _to_numpy(reduction.merged_into)
+    patches = _to_numpy(reduction.scores).shape[1]
     first = int(reduction.first_patch)
-    patches = scores.shape[1]
     boxes = _boxes(len(sources), patches, grid)
     views = []
     for number, (source, into) in enumerate(zip(sources, merged_into, strict=True)):
-        kept_patches = kept_tokens[number][kept_tokens[number] >= first] - first
+        kept = kept_tokens[number]
+        is_kept = np.isin(np.arange(patches), kept[kept >= first] - first)
+        of_class = bool(((kept >= 0) & (kept < first)).any())
         sizes = np.bincount(into[into >= 0], minlength=len(source))
-        shared = (into >= 0) & (sizes[into] > 1)
-        group = np.where(shared, into, -1)[first:]
+        is_shared = (into >= 0) & (sizes[into] > 1)
+        group = np.where(is_shared, into, -1)[first:]
         tokens = [token for token in np.unique(group[group >= 0]) if source[token] >= first]
         anchors = {int(token): int(source[token]) - first for token in tokens}
-        is_kept = np.isin(np.arange(patches), kept_patches)
-        of_class = bool(((kept_tokens[number] >= 0) & (kept_tokens[number] < first)).any())
         count = int(reduction.count[number])
         views.append(_View(boxes[number], is_kept, group, anchors, count, of_class))
     return views

@@ -91,7 +91,9 @@ def _per_sample(
         weight = weight.sum("head") if "head" in weight.dims else weight
     values, weight = xr.broadcast(values, weight)
     dims = [dim for dim in _DIMS if dim in values.dims]
-    return values.transpose(*dims).astype(float), weight.transpose(*dims).astype(float)
+    values = values.transpose(*dims).astype(float)
+    weight = weight.transpose(*dims).astype(float)
+    return values, weight
 
 
 def mean_and_band(

@@ -173,8 +173,10 @@ def draw_points(
     """
     order = table["case"].values.tolist()
     cases = [order.index(name) for name in names]
-    interval, difference = (curve(table, value, cases, seed, paired=p) for p in (False, True))
-    estimate, (low, high) = interval.estimate, within(interval, table, value)
+    interval = curve(table, value, cases, seed, paired=False)
+    difference = curve(table, value, cases, seed, paired=True)
+    estimate = interval.estimate
+    low, high = within(interval, table, value)
     colour = look.color
     if shaded:
         shade(axis, x, low, high, colour)
@@ -182,8 +184,8 @@ def draw_points(
     else:
         bars = np.abs(np.stack([estimate - low, high - estimate]))
         axis.errorbar(x, estimate, bars, color=colour, linestyle="", linewidth=1.1, zorder=3)
-    differs = (difference.low > 0) | (difference.high < 0)
-    differs = differs & (value not in DISTANCES)
+    excludes_zero = (difference.low > 0) | (difference.high < 0)
+    differs = excludes_zero & (value not in DISTANCES)
     style = {"color": colour, "marker": look.marker, "markersize": 5}
     for which, face in ((differs, colour), (~differs, "white")):
         axis.plot(x[which], estimate[which], **style, linestyle="", markerfacecolor=face, zorder=4)

@@ -90,10 +90,17 @@ def _by_layers(table: xr.Dataset, parts: dict[str, str]) -> dict[str, list[str]]
     layers = layers_of_cases(table)
     sets: dict[str, list[str]] = {}
     for case in parts:
-        first, last = layers[case][0] + 1, layers[case][-1] + 1
-        gaps = len(layers[case]) < last - first + 1
-        called = f"{len(layers[case])} of layers" if gaps else "layers"
-        called = f"{called} {first}-{last}" if last > first else f"layer {first}"
-        called = "all layers" if len(layers[case]) == table.sizes["layer"] else called
+        count = len(layers[case])
+        first = layers[case][0] + 1
+        last = layers[case][-1] + 1
+        has_gaps = count < last - first + 1
+        if count == table.sizes["layer"]:
+            called = "all layers"
+        elif last == first:
+            called = f"layer {first}"
+        elif has_gaps:
+            called = f"{count} of layers {first}-{last}"
+        else:
+            called = f"layers {first}-{last}"
         sets.setdefault(f"{stack_of(table)} {called}", []).append(case)
     return sets

@@ -106,17 +106,22 @@ def agreement(exact: xr.Dataset, estimate: xr.Dataset) -> dict[str, float]:
     change something: Spearman's and Pearson's correlation of what each moves (mean over samples),
     the slope of exact on estimate, and the share of cases with the same sign.
     """
-    pairs = []
+    exact_parts = []
+    estimated_parts = []
     for direction in map(str, exact["direction"].values):
-        first, second = (_differences(each, direction)[0].mean(0) for each in (exact, estimate))
-        pairs.append(np.stack([first.ravel(), second.ravel()]))
-    both = np.concatenate(pairs, 1)
-    both = both[:, (both != 0).any(0)]
+        exact_moved, _ = _differences(exact, direction)
+        estimated_moved, _ = _differences(estimate, direction)
+        exact_parts.append(exact_moved.mean(0).ravel())
+        estimated_parts.append(estimated_moved.mean(0).ravel())
+    both = np.stack([np.concatenate(exact_parts), np.concatenate(estimated_parts)])
+    changes = (both != 0).any(0)
+    both = both[:, changes]
     if both.shape[1] < 3 or not (both.std(1) > 0).all():
         return dict.fromkeys(("spearman", "pearson", "slope", "same_sign"), float("nan"))
+    first, second = both
     return {
-        "spearman": float(spearman(both[0], both[1])),
+        "spearman": float(spearman(first, second)),
         "pearson": float(np.corrcoef(both)[0, 1]),
-        "slope": float((both[0] @ both[1]) / (both[1] @ both[1])),
-        "same_sign": float((np.sign(both[0]) == np.sign(both[1])).mean()),
+        "slope": float((first @ second) / (second @ second)),
+        "same_sign": float((np.sign(first) == np.sign(second)).mean()),
     }

@@ -32,8 +32,9 @@ def largest(dataset: xr.Dataset, name: str) -> xr.DataArray:
 
 def _samples_at_once(chosen: xr.Dataset) -> int:
     """As many as are together in a file, so that nothing is read twice; else as many as fit."""
-    variables = [v for v in chosen.data_vars.values() if "sample" in v.dims]
-    together = [v.encoding.get("preferred_chunks", {}).get("sample", 0) for v in variables]
+    variables = [one for one in chosen.data_vars.values() if "sample" in one.dims]
+    chunks = [one.encoding.get("preferred_chunks", {}) for one in variables]
+    together = [chunk.get("sample", 0) for chunk in chunks]
     if any(together):
         return max(together)
     size = sum(variable.nbytes for variable in variables) / chosen.sizes["sample"]

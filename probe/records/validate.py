@@ -115,8 +115,9 @@ def _check_root(root: xr.Dataset) -> None:
     for name, value in root.attrs.items():
         if not isinstance(value, str | int | float):
             raise _broken(f"attrs[{name!r}] to be a string or a number", repr(value))
-    for name in [name for name in ROOT if name in root.data_vars]:
-        _check_variable(name, root.variables[name], ROOT[name])
+    for name, expected in ROOT.items():
+        if name in root.data_vars:
+            _check_variable(name, root.variables[name], expected)
 
 
 def _check_stack(stack: str, node: xr.Dataset, hidden: bool) -> None:

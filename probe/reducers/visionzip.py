@@ -163,6 +163,9 @@ def _nearest(seen: EncoderOutput, targets: Tensor, others: Tensor) -> Int[Tensor
     """
     if not targets.shape[1] or not others.shape[1]:
         return torch.zeros_like(others)
-    keys = normalize(seen.output_layer.key.float().mean(1), dim=-1)
-    similarity = take_positions(keys, others) @ take_positions(keys, targets).transpose(1, 2)
+    mean_keys = seen.output_layer.key.float().mean(1)
+    keys = normalize(mean_keys, dim=-1)
+    of_others = take_positions(keys, others)
+    of_targets = take_positions(keys, targets)
+    similarity = of_others @ of_targets.transpose(1, 2)
     return similarity.argmax(-1)

@@ -61,14 +61,16 @@ def measured_views(process: Process, sizes: Sequence[Size], patch: int | None) -
     if black is None or white is None or black.shape != white.shape:
         return None
     change = white - black
-    shows = np.abs(change) > SHOWN * np.abs(change).max(initial=0.0)
+    largest = np.abs(change).max(initial=0.0)
+    shows = np.abs(change) > SHOWN * largest
+    divisor = np.where(shows, change, 1)
 
     def places(images: list[Image.Image]) -> np.ndarray | None:
         """Of each entry: the grey of the image there, NaN for padding."""
         values = pixels_of(process(images))
         if values is None or values.shape != black.shape:
             return None
-        return np.where(shows, (values - black) / np.where(shows, change, 1), np.nan)
+        return np.where(shows, (values - black) / divisor, np.nan)
 
     x = places([ramp(size) for size in sizes])
     y = places([ramp(size, down=True) for size in sizes])
@@ -77,12 +79,14 @@ def measured_views(process: Process, sizes: Sequence[Size], patch: int | None) -
     if x is None or y is None or level is None or not shows.any():
         return None
     image_of = np.where(np.isnan(level), np.nan, level * 255 / step - 1)
-    if black.ndim >= 4 and black.shape[-3] in (1, 3):
-        shape = (-1, *black.shape[-3:])
-        planes = x.reshape(shape), y.reshape(shape), image_of.reshape(shape)
-        return views_of_planes(*planes, sizes, patch or 1)
-    shape = (-1, black.shape[-1])
-    return views_of_patches(x.reshape(shape), y.reshape(shape), image_of.reshape(shape), sizes)
+    has_planes = black.ndim >= 4 and black.shape[-3] in (1, 3)
+    shape = (-1, *black.shape[-3:]) if has_planes else (-1, black.shape[-1])
+    x = x.reshape(shape)
+    y = y.reshape(shape)
+    image_of = image_of.reshape(shape)
+    if has_planes:
+        return views_of_planes(x, y, image_of, sizes, patch or 1)
+    return views_of_patches(x, y, image_of, sizes)
 
 
 def pixels_of(tensors: Mapping[str, Any]) -> np.ndarray | None:
@@ -154,18 +158,20 @@ def views_of_patches(
     image = np.round(_mean(image_of[real], 1)).astype(int)
     found = []
     for number in range(len(sizes)):
-        centres = [_mean(of[real][image == number], 1) for of in (x, y)]
-        columns, rows = (_spaced(places) for places in centres)
-        if columns is None or rows is None or len(columns) * len(rows) != (image == number).sum():
+        own = image == number
+        x_of_patch = _mean(x[real][own], 1)
+        y_of_patch = _mean(y[real][own], 1)
+        columns = _spaced(x_of_patch)
+        rows = _spaced(y_of_patch)
+        if columns is None or rows is None or len(columns) * len(rows) != own.sum():
             return None
-        across, down = (_edges_of_centres(places) for places in (columns, rows))
-        box = np.array([across[0], down[0], across[1], down[1]])
-        nearest = [
-            np.abs(centre[:, None] - places).argmin(1)
-            for centre, places in zip(centres, (columns, rows), strict=True)
-        ]
-        order = nearest[1] * len(columns) + nearest[0]
+        left, right = _edges_of_centres(columns)
+        top, bottom = _edges_of_centres(rows)
+        column = np.abs(x_of_patch[:, None] - columns).argmin(1)
+        row = np.abs(y_of_patch[:, None] - rows).argmin(1)
+        order = row * len(columns) + column
         is_order = len(np.unique(order)) == len(order)
+        box = np.array([left, top, right, bottom])
         found.append(View(number, box, len(rows), len(columns), order if is_order else None))
     return found
 

@@ -173,7 +173,8 @@ class PrefixCache:
         shared = shared_length(vision)
         cached = self.prefixes.peek(prefix_key(inputs, shared))
         if cached is not None and cached.plain_text and not vision[shared:].any():
-            return cached.prefix.prompt.truncated(shared).extended(self.model, ids[0, shared:])
+            start = cached.prefix.prompt.truncated(shared)
+            return start.extended(self.model, ids[0, shared:])
         return EmbeddedPrompt.of(self.model, self.images.encoded(inputs))
 
     def _prefix(self, key: str, prompt: EmbeddedPrompt, length: int) -> CachedPrefix:

@@ -118,10 +118,13 @@ def joined(patches: PatchGrid) -> PatchGrid:
     """The sub-images of every image as one grid row by row, followed by the patches of the
     whole image.
     """
-    ratio = max(1, math.isqrt(int(patches.tile.max(initial=0))))
-    row, col = np.divmod(np.maximum(patches.tile - 1, 0), ratio)  # of the sub-image
+    tiles = int(patches.tile.max(initial=0))
+    ratio = max(1, math.isqrt(tiles))
+    sub_image = np.maximum(patches.tile - 1, 0)
+    sub_row, sub_col = np.divmod(sub_image, ratio)
     is_whole = (patches.tile == 0) & (ratio > 1)
-    order = (patches.col, col, patches.row, row, is_whole, patches.image)
+    # the last key sorts first
+    order = (patches.col, sub_col, patches.row, sub_row, is_whole, patches.image)
     return patches.at(np.lexsort(order))
 
 

@@ -147,7 +147,8 @@ def divided(views: Sequence[View], tokens: int, before: int = 0) -> PatchGrid | 
     cells = tokens - before * len(views)
     most = max((max(view.rows, view.columns) for view in views), default=0)
     for side in range(1, most + 1):
-        if sum(-(-view.rows // side) * -(-view.columns // side) for view in views) == cells:
+        counts = [-(-view.rows // side) * -(-view.columns // side) for view in views]
+        if sum(counts) == cells:
             grids = []
             for view, tile in zip(views, _tiles(views), strict=True):
                 grids += [_nowhere(view.image, before), _cells(view, tile, side)]

@@ -133,8 +133,11 @@ def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
     """Writes `egoschema.jsonl` (the answers) and, beside it, `egoschema_submission.json` for
     validate.py: {q_uid: 0 to 4}, -1 where the answer has no letter.
     """
-    answers = list(official_answers(rows, predictions))
-    submission = {row["question_id"]: reading_of(text) for row, text in answers}
+    submission: dict[str, Any] = {}
+    lines: list[dict[str, Any]] = []
+    for row, text in official_answers(rows, predictions):
+        key = row["question_id"]
+        submission[key] = reading_of(text)
+        lines.append({"q_uid": key, "pred": text})
     write_json(submission, Path(folder) / "egoschema_submission.json")
-    lines = [{"q_uid": row["question_id"], "pred": text} for row, text in answers]
     return write_lines(lines, Path(folder) / "egoschema.jsonl")

@@ -182,7 +182,8 @@ def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
     """
     categories: dict[str, list[str]] = defaultdict(list)
     for row, text in official_answers(rows, predictions):
-        cells = (row["file"], row["question"], row["label"], " ".join(text.split()))
+        answer = " ".join(text.split())
+        cells = (row["file"], row["question"], row["label"], answer)
         categories[row["kind"]].append("\t".join(cells) + "\n")
     out = Path(folder) / "mme"
     for category, written in categories.items():

@@ -143,8 +143,10 @@ def export(rows: Rows, predictions: Predictions, folder: str | Path) -> Path:
     an image by <image> in their prompt.
     """
     with_image = {row.id for row in rows if isinstance(row, Sample) and row.images}
-    answers = []
+    lines = []
     for row, text in official_answers(rows, predictions):
-        prompt = f"<image>\n{row['prompt']}" if row["answer_id"] in with_image else row["prompt"]
-        answers.append(llava_line({**row, "prompt": prompt}, text))
-    return write_lines(answers, Path(folder) / "scienceqa.jsonl")
+        prompt = row["prompt"]
+        if row["answer_id"] in with_image:
+            prompt = f"<image>\n{prompt}"
+        lines.append(llava_line({**row, "prompt": prompt}, text))
+    return write_lines(lines, Path(folder) / "scienceqa.jsonl")

@@ -226,10 +226,13 @@ class VideoChoices:
         video = entry(row, "video")
         candidates = candidates_of(row)
         question = question_text(row)
-        path = data.video(*(f"video/{place}/{video}" for place in self.tasks[task].folders))
+        folders = self.tasks[task].folders
+        path = data.video(*(f"video/{folder}/{video}" for folder in folders))
         key = f"{task}/{number}"
         meta = {"question_id": key, "unit": key, "image": f"{task}/{video}", "kind": task}
-        meta |= {name: row[name] for name in ("start", "end", "duration") if name in row}
+        for name in ("start", "end", "duration"):
+            if name in row:
+                meta[name] = row[name]
         prompt = options_prompt(question, candidates)
         return Sample(key, video_of(path), prompt, candidates, entry(row, "answer"), meta)
 

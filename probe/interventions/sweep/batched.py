@@ -102,15 +102,17 @@ class BatchedCases:
         return {SEEN: prefix.unmodified, MASKED: prefix.masked, ZEROED: prefix.zeroed}[seen]()
 
     def _run(self, prompts: SamplePrompts, inputs: Inputs, views: Views) -> Outcome:
+        model = self.cache.model
         prompt, _ = self.cache.of(inputs, prompts.gold[:-1])
         length = inputs["input_ids"].shape[1]
         gold = len(prompts.gold)
-        room = (max_positions(self.cache.model) or sys.maxsize) - length
+        room = (max_positions(model) or sys.maxsize) - length
         tokens = min(self.max_new_tokens, room)
         masked_view = 1  # as `_views` numbers them
         frozen = frozenset({masked_view}) if self.mode in FREEZING else frozenset()
         longest = length + max(tokens, gold)
-        batch = CaseBatch(self.cache.model, self.cache.stack, *views, prompt, longest, frozen)
+        batch = CaseBatch(model, self.cache.stack, *views, prompt, longest, frozen)
         logits = batch.prefill(max(gold, 1))
-        answers = batch.decode(logits[:, 0], length, tokens, self.subject.vocabulary.end_ids)
+        end_ids = self.subject.vocabulary.end_ids
+        answers = batch.decode(logits[:, 0], length, tokens, end_ids)
         return Outcome(logits, answers, batch.row_layers)

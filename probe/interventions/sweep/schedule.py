@@ -20,14 +20,16 @@ def schedule(
     groups: dict[tuple[str, ...], list[Sample]] = {}
     for sample in samples:
         groups.setdefault(images_of(sample), []).append(sample)
+    ordered: list[Sample] = []
     donors: dict[str, tuple[ImageSource, ...] | None] = {}
     for key, group in groups.items():
+        ordered += group
         ring = [other for other in groups if len(other) == len(key)]
         following = ring[(ring.index(key) + 1) % len(ring)]
-        donors |= dict.fromkeys(
-            (s.id for s in group), None if following == key else groups[following][0].images
-        )
-    return [sample for group in groups.values() for sample in group], donors
+        donor = None if following == key else groups[following][0].images
+        for sample in group:
+            donors[sample.id] = donor
+    return ordered, donors
 
 
 def estimate(

@@ -89,12 +89,14 @@ class AttentionPerFeature:
         vision tokens of none (LLaVA-Mini), and in layers that have no softmax attention (Qwen 3.5).
         Without contribution where it can't be had (`why_no_contribution`).
         """
-        is_unknown = (self.member.sum(0).numpy() == 0) & (not self.has_regions)
+        has_no_token = self.member.sum(0).numpy() == 0
+        is_unknown = has_no_token & (not self.has_regions)
         found = {}
         for name, of_module in self.layers.items():
             nothing = np.full_like(next(iter(of_module.values())), np.nan)
             layers = [of_module.get(str(module), nothing) for module in self.modules]
-            found[name] = np.where(is_unknown, np.nan, np.stack(layers)).astype(np.float32)
+            values = np.where(is_unknown, np.nan, np.stack(layers))
+            found[name] = values.astype(np.float32)
         return found
 
 

@@ -98,7 +98,8 @@ def _order(name: str, values: Any, regions: int) -> np.ndarray:
     if len(array) < regions:
         expected = f"a score for each of {regions} regions"
         raise ProbeError("deletion_curves", expected=expected, got=f"{len(array)} in {name!r}")
-    return np.argsort(-np.nan_to_num(array[:regions], nan=-np.inf), kind="stable")
+    scores = np.nan_to_num(array[:regions], nan=-np.inf)
+    return np.argsort(-scores, kind="stable")
 
 
 def _curves(

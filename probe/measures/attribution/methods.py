@@ -104,13 +104,15 @@ def gradient_x_attention(
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
         sequence = perturbed.sequences.running()
-        gate = gates[target.layer_of(call.name)].to(call.value)[None, None, :, None]
-        return replace_keys_values(call, kernel, ~sequence.vision, value=call.value * gate)
+        of_layer = gates[target.layer_of(call.name)].to(call.value)
+        value = call.value * of_layer[None, None, :, None]
+        return replace_keys_values(call, kernel, ~sequence.vision, value=value)
 
     with torch.enable_grad(), perturbed.sequences.followed(), target.routed(around):
         logprob = perturbed(torch.ones(1, len(features))).sum()
         (of_keys,) = torch.autograd.grad(logprob, gates)
     # Keys without a feature (-1) are summed into a last column, which is dropped.
-    column = features.tokens % (len(features) + 1)
-    of_features = of_keys.new_zeros(layers, len(features) + 1).index_add(1, column, of_keys)
+    columns = len(features) + 1
+    column = features.tokens % columns
+    of_features = of_keys.new_zeros(layers, columns).index_add(1, column, of_keys)
     return of_features[:, :-1]

@@ -66,27 +66,30 @@ def _of_planes(
     """The region of each pixel of each view; -1 in views that only fill a batch up, and in what is
     added to a view until it is as large as the largest (Mistral 3).
     """
-    before, (height, width) = values.shape[:COLOURS], values.shape[-2:]
+    before = values.shape[:COLOURS]
+    height, width = values.shape[-2:]
     views = list(_views(grid))
-    most_rows, most_columns = (
-        max((view.size[axis] for view in views), default=1) for axis in (0, 1)
-    )
+    most_rows = max((view.size[0] for view in views), default=1)
+    most_columns = max((view.size[1] for view in views), default=1)
     images = 1 + max((view.image for view in views), default=0)
-    places, an_image = int(np.prod(before)), before[-1]
+    places = int(np.prod(before))
+    places_an_image = before[-1]
     region = np.full((places, height, width), NO_REGION)
     for index, view in enumerate(views):
         rows, columns = view.size
-        shown_height, shown_width = height * rows // most_rows, width * columns // most_columns
+        shown_height = height * rows // most_rows
+        shown_width = width * columns // most_columns
         left, top, right, bottom = view.box
         x = left + (np.arange(shown_width) + 0.5) / shown_width * (right - left)
         y = top + (np.arange(shown_height) + 0.5) / shown_height * (bottom - top)
         if places == len(views):
             place = index
-        elif places == images * an_image and view.number < an_image:  # images of unequal length
-            place = view.image * an_image + view.number
+        elif places == images * places_an_image and view.number < places_an_image:
+            place = view.image * places_an_image + view.number  # images of unequal length
         else:
             return None
-        region[place, :shown_height, :shown_width] = regions.at(view.image, *np.meshgrid(x, y))
+        of_pixel = regions.at(view.image, *np.meshgrid(x, y))
+        region[place, :shown_height, :shown_width] = of_pixel
     return region.reshape(*before, height, width)
 
 
@@ -126,7 +129,8 @@ def _views(grid: PatchGrid) -> Iterator[_View]:
     """The views in the order of the model's input."""
     for image in dict.fromkeys(grid.image.tolist()):
         in_image = grid.image == image
-        for number, tile in enumerate(dict.fromkeys(grid.tile[in_image].tolist())):
+        tiles = dict.fromkeys(grid.tile[in_image].tolist())
+        for number, tile in enumerate(tiles):
             own = in_image & (grid.tile == tile)
             rows = int(grid.row[own].max()) + 1
             columns = int(grid.col[own].max()) + 1

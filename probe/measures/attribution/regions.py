@@ -52,8 +52,9 @@ class Regions:
         """The region that contains the centre of each patch or vision token, -1 for newlines and
         other tokens without a place.
         """
-        x = (grid.box[:, 0] + grid.box[:, 2]) / 2
-        y = (grid.box[:, 1] + grid.box[:, 3]) / 2
+        left, top, right, bottom = grid.box.T
+        x = (left + right) / 2
+        y = (top + bottom) / 2
         region = np.full(len(grid), NO_REGION)
         for image in range(len(self.lookups)):
             in_image = grid.image == image

@@ -115,7 +115,8 @@ class Collator:
         side = dict(self.processor.image_processor.crop_size)["height"]
         small = [squashed(frame, side) for frame in video_frames(visual.source)]
         if small:
-            small = [small[i] for i in frame_indices(len(small), min(len(small), self.max_frames))]
+            count = min(len(small), self.max_frames)
+            small = [small[index] for index in frame_indices(len(small), count)]
         return torch.stack(list(self.processor.frames(small)))
 
 

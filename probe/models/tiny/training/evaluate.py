@@ -59,13 +59,17 @@ def evaluate(
         numbers = range(start, min(start + BATCH, images))
         scenes, asked = zip(*(frozen(number, purpose) for number in numbers), strict=True)
         packed = packer.pack([[[question] for question in questions] for questions in asked])
-        table = pd.DataFrame([vars(q) | {"distractors": q.distractors} for q in packed.questions])
+        questions = packed.questions
+        table = pd.DataFrame([vars(q) | {"distractors": q.distractors} for q in questions])
         table.insert(0, "image", [number for number in numbers for _ in QUESTION_KINDS])
         pixel_values = pixels(scenes)
-        table["right"] = exact(logits(model, pixel_values, packed), packed).numpy()
+        answered = logits(model, pixel_values, packed)
+        table["right"] = exact(answered, packed).numpy()
         if controls:
-            table["swapped"] = exact(logits(model, pixel_values.roll(1, 0), packed), packed).numpy()
-            table["blind"] = [blind_answers().get(q.question) == q.answer for q in packed.questions]
+            of_neighbour = logits(model, pixel_values.roll(1, 0), packed)
+            table["swapped"] = exact(of_neighbour, packed).numpy()
+            guesses = blind_answers()
+            table["blind"] = [guesses.get(q.question) == q.answer for q in questions]
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
@@ -92,6 +96,11 @@ def blind_answers(image_count: int = 20_000) -> dict[str, str]:
     """The most frequent answer to each question, on separate images: the best blind guess."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for number in range(image_count):
-        for question in frozen(number, "prior")[1]:
+        _, questions = frozen(number, "prior")
+        for question in questions:
             answers[question.question][question.answer] += 1
-    return {question: counts.most_common(1)[0][0] for question, counts in answers.items()}
+    guesses: dict[str, str] = {}
+    for question, counts in answers.items():
+        ((most_frequent, _),) = counts.most_common(1)
+        guesses[question] = most_frequent
+    return guesses
