@@ -20,7 +20,7 @@ from probe.errors import ProbeError
 from probe.hooks.image_placeholders import KeptTokens, kept_patches, resize_placeholders
 from probe.hooks.model_state import active_reducers, active_text_guided_reducers
 from probe.hooks.model_structure import image_token_id, vision_positions
-from probe.subject.measured_views import Process
+from probe.subject.measured_views import Process, pixels_of
 from probe.subject.prompt_processing import PromptProcessor
 from probe.subject.token_grid import encoder_grid, has_square_views, reduced_grid, vision_grid
 from probe.subject.token_places import (
@@ -109,7 +109,8 @@ class PlaceFinder:
         if has_square_views(model, processor):
             grid = vision_grid(model, processor, sizes, aspect)
             patches = encoder_grid(model, processor, sizes, aspect)
-            if len(grid) == placeholders:
+            # as many tokens may come from other views: four of 169 tokens, one of 26 x 26 patches
+            if len(grid) == placeholders and _are_the_views(patches, tensors):
                 return grid, patches
             made = len(grid)
         else:
@@ -171,3 +172,16 @@ class PlaceFinder:
         return video_places(
             self.prompts.model, self.prompts.processor, self.prompts.aspect, process, clip, tokens
         )
+
+
+def _are_the_views(patches: PatchGrid, tensors: Mapping[str, Any]) -> bool:
+    """Whether the processor made as many pictures as these patches are of, in all and of the image
+    that has most; True where it returns no pictures.
+    """
+    pixels = pixels_of(tensors)
+    if pixels is None or pixels.ndim < 4 or pixels.shape[-3] not in (1, 3):
+        return True
+    views = [len(np.unique(patches.tile[patches.image == i])) for i in np.unique(patches.image)]
+    if pixels.ndim == 4:
+        return len(pixels) == sum(views)
+    return pixels.shape[:2] == (len(views), max(views, default=0))
