@@ -152,9 +152,22 @@ def _request(method: str, url: str, body: Any = None) -> Any:
         raise AssertionError(json.load(error)["value"]["message"]) from None
 
 
-def axe_script() -> str:
-    """The source of axe-core, from the file that PROBE_AXE names; skips the test without one."""
+SERIOUS = (
+    "return axe.run().then(({violations}) => violations"
+    ".filter(({impact}) => ['serious', 'critical'].includes(impact))"
+    ".map(({id, nodes}) => [id, nodes.map((node) => node.html.slice(0, 120))]))"
+)
+
+
+def serious_faults(browser: Browser, width: int, theme: str) -> list[Any]:
+    """What axe-core finds that shuts people out of the open page, [rule, elements] each.
+
+    Its source is the file that PROBE_AXE names; the test is skipped without one.
+    """
     path = os.environ.get("PROBE_AXE", "")
     if not Path(path).is_file():
         pytest.skip("needs axe-core: npm pack axe-core, and PROBE_AXE=.../axe.min.js")
-    return Path(path).read_text("utf-8")
+    browser.resize(width)
+    browser.prefer(theme)
+    browser.run(Path(path).read_text("utf-8"))
+    return browser.run(SERIOUS)

@@ -12,6 +12,7 @@ are those that its verb wrote, a record's are drawn from its numbers.
 import io
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from probe.viewer.report_text import definition_of, made_by, methods
 
 MANIFEST = "results.json"  # of a folder that a verb wrote: its verb, command and files
 RUN = "run.json"
+DRAWN = ("attribution", "lens")  # kinds of datasets whose plot has the same name
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,6 @@ def _part(source: Path) -> ReportPart:
         return _part_of_folder(source)
     record = open_record(source)
     made = made_by(record.attrs, record)
-    commands = (f'python -c "import probe; probe.open_record({str(source)!r}).probe.plot.mass()"',)
-    if "kind" in record.attrs:
-        commands = (f'python -c "import probe; print(probe.open_record({str(source)!r}))"',)
     return ReportPart(
         title=source.name.removesuffix(".zarr.zip"),
         figures=tuple(
@@ -74,9 +73,28 @@ def _part(source: Path) -> ReportPart:
             for name, figure in _drawn(record).items()
         ),
         made=made,
-        commands=commands,
+        commands=(*_written_by(source), *_drawing(source, record.attrs.get("kind"))),
         methods=methods(record.attrs, made),
     )
+
+
+def _written_by(source: Path) -> tuple[str, ...]:
+    """The command that wrote a file; () where the folder does not say."""
+    manifest = _json(source.parent / MANIFEST)
+    is_known = source.name in manifest.get("files", ()) and manifest.get("command")
+    return (str(manifest["command"]),) if is_known else ()
+
+
+def _drawing(source: Path, kind: str | None) -> tuple[str, ...]:
+    """The command that draws the figures of a file again; () for a dataset without a figure."""
+    opened = f"probe.open_record({json.dumps(str(source))})"
+    drawn = f'probe.plots.{kind}({opened}).figure.savefig("{kind}.png")'
+    if kind not in (None, *DRAWN):
+        return ()
+    if kind is None:
+        figures = f"probe.plots.figures({opened}).items()"
+        drawn = f'[figure.savefig(name + ".png") for name, figure in {figures}]'
+    return (f"python -c {shlex.quote(f'import probe; {drawn}')}",)
 
 
 def _drawn(record: Any) -> dict[str, Figure]:
@@ -85,11 +103,9 @@ def _drawn(record: Any) -> dict[str, Figure]:
     if kind is None:
         return plots.figures(record)
     dataset = record.to_dataset() if isinstance(record, xr.DataTree) else record
-    draw = {"attribution": plots.attribution, "lens": plots.lens}.get(kind)
-    if draw is None:
+    if kind not in DRAWN:
         return {}
-    drawn = draw(dataset)
-    return {kind: drawn if isinstance(drawn, Figure) else drawn.figure}
+    return {kind: getattr(plots, kind)(dataset).figure}
 
 
 def _part_of_folder(folder: Path) -> ReportPart:

@@ -9,13 +9,15 @@ from probe.errors import one_of
 from probe.viewer.report import ReportFigure, ReportPart
 
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+:root { color-scheme: light dark; --line: #8884; --soft: light-dark(#f1f0ec, #262a33); }
+body { background: light-dark(#fff, #15171c); color: light-dark(#1d1f24, #eceae4);
+       font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { border-top: 1px solid var(--line); padding-top: 1.2rem; }
 figure { margin: 1.5rem 0; } figcaption { font-size: .9rem; margin-top: .4rem; }
 img { max-width: 100%; background: #fff; padding: .5rem; border: 1px solid var(--line);
       border-radius: .3rem; box-sizing: border-box; }
-pre { background: var(--soft); padding: .7rem; overflow-x: auto; border-radius: .3rem; }
+pre { background: var(--soft); padding: .7rem; border-radius: .3rem; white-space: pre-wrap;
+      overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .15rem .8rem .15rem 0;
          overflow-wrap: anywhere; }

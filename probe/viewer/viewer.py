@@ -1,5 +1,6 @@
 """`view`: the page of a record, for a file, a notebook or a widget."""
 
+import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
@@ -74,15 +75,26 @@ class Viewer:
         return widget_of(self._html, FRAME_HEIGHT)
 
     def _repr_html_(self) -> str:
-        """The page in a frame of its own: it can't touch the notebook, nor the notebook it."""
-        return (
-            f'<iframe srcdoc="{html.escape(self._html)}" title="probe viewer" '
-            'sandbox="allow-scripts allow-downloads" allow="clipboard-write" '
-            f'style="width:100%;height:{FRAME_HEIGHT}px;border:0"></iframe>'
-        )
+        """The page in a frame of its own: it can't touch the notebook, nor the notebook it. Behind
+        the frame lies a picture, which is seen where a notebook that is not trusted leaves frames
+        out.
+        """
+        return self._frame(self.to_png())
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return {"text/html": self._repr_html_(), "image/png": self.to_png()}
+        png = self.to_png()
+        return {"text/html": self._frame(png), "image/png": png}
+
+    def _frame(self, png: bytes) -> str:
+        picture = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        return (
+            f'<div style="position:relative"><img src="{picture}" alt="a figure of the record" '
+            f'style="position:absolute;max-width:100%;max-height:{FRAME_HEIGHT}px">'
+            f'<iframe srcdoc="{html.escape(self._html)}" title="probe viewer" '
+            'sandbox="allow-scripts allow-downloads" allow="clipboard-write" '
+            f'style="position:relative;width:100%;height:{FRAME_HEIGHT}px;border:0;'
+            'background:#fff"></iframe></div>'
+        )
 
 
 def view(

@@ -7,7 +7,7 @@ import base64
 import numpy as np
 import pytest
 import xarray as xr
-from chromium import axe_script, chromium
+from chromium import chromium, serious_faults
 from planted_records import planted_record
 
 from probe.measures.attribution.dataset import SCHEMA
@@ -304,16 +304,7 @@ def test_the_python_of_each_view_draws_it(opened, tmp_path, monkeypatch):
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_no_serious_fault_for_screen_readers(opened, record, width, theme):
-    axe = axe_script()
     page = view(record, record.copy(deep=True), heads="all", labels=["one", "two"])
     browser = opened(page, "word=1&box=0.1,0.1,0.6,0.6")
-    browser.resize(width)
-    browser.prefer(theme)
-    browser.run(axe)
-    found = browser.run(
-        "return axe.run().then(({violations}) => violations"
-        ".filter(({impact}) => ['serious', 'critical'].includes(impact))"
-        ".map(({id, nodes}) => [id, nodes.map((n) => n.html.slice(0, 120))]))"
-    )
-    assert found == []
+    assert serious_faults(browser, width, theme) == []
     assert browser.run("return document.documentElement.scrollWidth") <= width

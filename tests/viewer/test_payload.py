@@ -155,8 +155,11 @@ def test_texts_stay_in_their_element_whatever_they_say(record):
 
 def test_a_notebook_gets_a_frame_and_a_picture(record):
     bundle = record.probe.view()._repr_mimebundle_()
-    assert bundle["text/html"].startswith("<iframe srcdoc=")
-    assert bundle["image/png"].startswith(b"\x89PNG")
+    png = bundle["image/png"]
+    assert png.startswith(b"\x89PNG")
+    picture, frame = bundle["text/html"].split("<iframe srcdoc=")
+    assert base64.b64encode(png).decode() in picture
+    assert "sandbox=" in frame
 
 
 def test_equal_records_give_equal_pages(record):

@@ -5,13 +5,15 @@ import re
 import shlex
 
 import pytest
+from chromium import chromium, serious_faults
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 import probe
 from probe.cli import _app
 from probe.models.tiny.questions import sample_image
 from probe.plots.all_figures import figures
-from probe.viewer.report import report
+from probe.viewer.report import _written_by, report
 from probe.viewer.report_page import as_html, as_markdown, report_files
 from probe.viewer.report_text import DEFINITIONS, definition_of
 
@@ -27,8 +29,13 @@ def record_file(tmp_path_factory):
     return probe.save_record(record, tmp_path_factory.mktemp("record") / "mine")
 
 
-def test_a_record_gets_its_figures_definitions_and_methods(record_file):
-    (part,) = report([record_file])
+@pytest.fixture(scope="module")
+def parts(record_file):
+    return report([record_file])
+
+
+def test_a_record_gets_its_figures_definitions_and_methods(record_file, parts):
+    (part,) = parts
     drawn = figures(probe.open_record(record_file))
     assert [figure.name for figure in part.figures] == list(drawn)
     assert all(figure.definition for figure in part.figures)
@@ -38,19 +45,45 @@ def test_a_record_gets_its_figures_definitions_and_methods(record_file):
     assert "toy" in part.methods
 
 
-def test_html_loads_nothing_and_escapes_everything(record_file):
-    page = as_html(report([record_file]), title=EVIL)
+def test_html_loads_nothing_and_escapes_everything(parts):
+    page = as_html(parts, title=EVIL)
     assert "<script" not in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert "default-src 'none'" in page
-    assert page.count("<figure>") == len(report([record_file])[0].figures)
+    assert page.count("<figure>") == len(parts[0].figures)
 
 
-def test_markdown_names_the_figures_that_lie_beside_it(record_file):
-    text, files = as_markdown(report([record_file]))
+def test_no_serious_fault_for_screen_readers(parts, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(as_html(parts), encoding="utf-8")
+    with chromium() as browser:
+        browser.open(path.as_uri(), "return document.readyState === 'complete'")
+        for width, theme in ((1280, "light"), (390, "dark")):
+            assert serious_faults(browser, width, theme) == []
+            assert browser.run("return document.documentElement.scrollWidth") <= width
+        assert browser.errors() == []
+
+
+def test_markdown_names_the_figures_that_lie_beside_it(parts):
+    text, files = as_markdown(parts)
     assert re.findall(r"\]\(([^)]+)\)", text) == list(files)
     assert all(png.startswith(b"\x89PNG") for png in files.values())
     assert "<script" not in text.replace("\\<script", "")
+
+
+def test_the_commands_draw_the_figures_and_measure_again(record_file, parts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (command,) = parts[0].commands
+    script = shlex.split(command)[2]
+    drawn = {}
+    monkeypatch.setattr(Figure, "savefig", lambda figure, name: drawn.update({name: figure}))
+    exec(script, {})
+    assert list(drawn) == [f"{figure.name}.png" for figure in parts[0].figures]
+    written = {"verb": "attention", "command": "probe attention", "files": [record_file.name]}
+    manifest = record_file.parent / "results.json"
+    manifest.write_text(json.dumps(written))
+    assert _written_by(record_file) == ("probe attention",)
+    manifest.unlink()
 
 
 def test_a_command_makes_the_folder_of_a_report_again(record_file, tmp_path, monkeypatch):
@@ -62,7 +95,7 @@ def test_a_command_makes_the_folder_of_a_report_again(record_file, tmp_path, mon
     assert shlex.split(manifest["command"])[0] == "probe"
 
 
-def test_a_folder_without_results_a_form_and_an_unknown_file_are_refused(record_file, tmp_path):
+def test_a_folder_without_results_a_form_and_an_unknown_file_are_refused(parts, tmp_path):
     with pytest.raises(probe.ProbeError, match="finish the run"):
         report([tmp_path])
     with pytest.raises(probe.ProbeError, match="record"):
@@ -70,7 +103,7 @@ def test_a_folder_without_results_a_form_and_an_unknown_file_are_refused(record_
     with pytest.raises(probe.ProbeError, match="at least one"):
         report([])
     with pytest.raises(probe.ProbeError, match="html, markdown"):
-        report_files(report([record_file]), "pdf")
+        report_files(parts, "pdf")
 
 
 def test_the_longest_name_defines_a_figure():
