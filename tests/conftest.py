@@ -1,24 +1,22 @@
 """What every test shares: shapes and types checked at run time, no window, no network, one thread.
 
-The import hook makes every annotation of `probe` a check (jaxtyping for shapes, beartype for the
-rest), in tests only: users pay nothing for it. It must be installed before anything imports
-`probe`.
+`annotation_checks` makes annotations of `probe` checks (jaxtyping for shapes, beartype for the
+rest). It must be installed before anything imports `probe`.
 """
 
 import os
 
+import annotation_checks
 import hypothesis
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
-from jaxtyping import config, install_import_hook
+from jaxtyping import config
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read once, when torch is first imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-install_import_hook(
-    "probe", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-)  # 0 is a float
+annotation_checks.install("probe")
 matplotlib.use("Agg")
 hypothesis.settings.register_profile("probe", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("probe")
