@@ -2,10 +2,10 @@
 
     annotation_checks.install("probe")  # before anything imports it
 
-Each function of a module or of a class checks what it is called with and what it returns: shapes by
-jaxtyping where its annotations have any, all other types by beartype. jaxtyping's own import hook
-does the same to functions inside functions too, anew at every definition, and binds the arguments of
-every call: that was more than half of the time of all tests.
+Each function of a module or of a class checks what it is called with and what it returns: shapes
+by jaxtyping where its annotations have any, all other types by beartype. jaxtyping's own import
+hook does the same to functions inside functions too, anew at every definition, and binds the
+arguments of every call: that was more than half of the time of all tests.
 """
 
 import ast
