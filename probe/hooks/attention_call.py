@@ -30,7 +30,7 @@ class AttentionCall:
     module: nn.Module
     query: Float[Tensor, "batch head query dim"]
     key: Float[Tensor, "batch key_head key dim"]
-    value: Float[Tensor, "batch key_head key dim"]
+    value: Float[Tensor, "batch key_head key value_dim"]
     effective_mask: Tensor | None
     model_mask: Tensor | None
     scaling: float

@@ -42,6 +42,32 @@ View = Callable[[AttentionCall, Callable[[AttentionCall, Kernel], Output], Kerne
 Observer = Callable[[AttentionCall | AttentionWeights], None]
 
 
+class KernelName(str):
+    """The name that a tapped module finds its kernel by: that of the dispatcher in registries. In
+    comparisons it is the user's own choice as well, because some modules go another way for some
+    kernels (sparse attention: `if config._attn_implementation in ("eager", "sdpa")`).
+
+    >>> name = KernelName("sdpa")
+    >>> name == "sdpa", name in ("eager", "sdpa"), name == "eager", {PREFIX + "sdpa": 1}[name]
+    (True, True, False, 1)
+    """
+
+    own: str
+
+    def __new__(cls, own: str) -> "KernelName":
+        name = super().__new__(cls, PREFIX + own)
+        name.own = own
+        return name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and (self.own == other or str.__eq__(self, other))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
 class TappedConfig:
     """Mixed into the class of a config: all its values, but the kernel's name as the tap has it."""
 
@@ -107,7 +133,7 @@ def register(implementation: str) -> str:
     """Makes the dispatcher known under a name of its own, which is returned, with the kernel's
     function for masks: without one there would be no mask.
     """
-    name = PREFIX + implementation
+    name = KernelName(implementation)
     if name not in ALL_ATTENTION_FUNCTIONS:
         if implementation in ALL_MASK_ATTENTION_FUNCTIONS:
             AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])

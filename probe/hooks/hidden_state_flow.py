@@ -25,6 +25,7 @@ from probe.hooks.kept_positions import KeptPositions
 from probe.hooks.layer_arguments import (
     find_cache,
     hidden_states,
+    of_kept_tokens,
     replace_hidden_states,
     without_cache,
 )
@@ -178,6 +179,7 @@ class HiddenStateFlow:
         hidden = self.states.move(layer_input.hidden, kept)
         if kept is None:
             return None if hidden is given else replace_hidden_states(args, kwargs, hidden)
+        args, kwargs = of_kept_tokens(kept, args, kwargs)
         changed = kwargs | self._kept_arguments(index, kept, kwargs)
         if cache is not None and self.stack.modules[index] is not None:
             gaps = self._gaps(index)
@@ -194,6 +196,7 @@ class HiddenStateFlow:
             everything = self.states.at_full_length(hidden)
             hidden = everything if kept is None else kept.take(everything, 1)
         if kept is not None:
+            _, arguments = of_kept_tokens(kept, (), arguments)
             arguments |= self._kept_arguments(index, kept, arguments)
         name = self.stack.modules[index]
         if name is None:

@@ -14,11 +14,13 @@ from collections.abc import Iterable, Mapping
 from functools import cache as cached
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from probe.errors import ProbeError
+from probe.hooks.kept_positions import KeptPositions
 
 CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past", "cache_params")
 
@@ -93,6 +95,43 @@ def replace_hidden_states(
     if args:
         return (hidden, *args[1:]), dict(kwargs)
     return args, {**kwargs, _hidden_name(kwargs): hidden}
+
+
+# What a removal of tokens takes to the kept ones in a way of its own, or what is of other tokens
+NOT_OF_EACH_TOKEN = (
+    "hidden_state",
+    "attention_mask",
+    "position",
+    "encoder",
+    "cross_attention",
+    "key_value",
+)
+
+
+def of_kept_tokens(
+    kept: KeptPositions, args: tuple, kwargs: Mapping[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a layer, at the kept positions where one has an entry for each token beside
+    the hidden states: kinds of tokens (ERNIE's experts), inputs of a layer (Gemma 3n).
+
+    >>> kept = KeptPositions.without(torch.tensor([[False, True, False]]))
+    >>> _, kwargs = of_kept_tokens(kept, (), {"kinds": torch.tensor([[5, 6, 7]]), "scale": 2})
+    >>> kwargs
+    {'kinds': tensor([[5, 7]]), 'scale': 2}
+    """
+
+    def taken(name: str, value: Any) -> Any:
+        is_of_tokens = (
+            torch.is_tensor(value)
+            and not name.startswith(NOT_OF_EACH_TOKEN)
+            and value.ndim >= 2
+            and value.shape[1] == kept.length
+            and value.shape[0] in (1, len(kept.index))
+        )
+        return kept.take(value, 1) if is_of_tokens else value
+
+    others = tuple(taken("", value) for value in args[1:])
+    return args[:1] + others, {name: taken(name, value) for name, value in kwargs.items()}
 
 
 def _hidden_name(kwargs: Mapping[str, Any]) -> str:

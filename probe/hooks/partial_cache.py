@@ -96,7 +96,9 @@ def windows(called: str, model: PreTrainedModel, layers: Iterable[int]) -> dict[
         if type(kinds[layer]) not in KINDS:
             kind = type(kinds[layer]).__name__
             raise ProbeError(
-                called, expected="layers of attention alone", got=f"{kind} in layer {layer}"
+                called,
+                expected="layers that keep keys and values of each token, and nothing else",
+                got=f"{kind} in layer {layer}",
             )
     return {layer: getattr(kinds[layer], "sliding_window", None) for layer in layers}
 

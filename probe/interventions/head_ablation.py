@@ -95,7 +95,9 @@ def ablate_heads(
     with target.listed("heads", _in_words(str(mode), chosen)), ExitStack() as undo:
         if chosen:
             undo.enter_context(sequences.followed())
-            undo.enter_context(target.routed(around, reports=False))
+            undo.enter_context(
+                target.routed(around, reports=False, hides_tokens=mode == "no_vision")
+            )
         yield report
     report.require_calls()
 

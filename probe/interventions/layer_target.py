@@ -15,6 +15,7 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, Wrapper, routed
 from probe.hooks.block_threads import add_hook, model_block
+from probe.hooks.chosen_keys import GivenMasks
 from probe.hooks.compiled import refuse_compiled
 from probe.hooks.model_checks import require_transformers
 from probe.hooks.model_state import Intervention, registered
@@ -110,11 +111,14 @@ class LayerTarget:
             yield
 
     @model_block
-    def routed(self, around: Wrapper, *, reports: bool = True) -> Iterator[None]:
+    def routed(
+        self, around: Wrapper, *, reports: bool = True, hides_tokens: bool = True
+    ) -> Iterator[None]:
         """`around` in the attention calls of the chosen layers. The block may run no forward at
         all; raises ProbeError for layers without softmax attention, and where a forward ran through
         the stack and never called one of the layers, or its attention, as modules. `reports`: warns
-        where no call was changed.
+        where no call was changed. `hides_tokens`: refuses attention that chooses its keys by their
+        content (`hooks/chosen_keys.py`).
         """
         if without := sorted({*self.layers} & {*self.stack.without_attention}):
             raise ProbeError(
@@ -123,11 +127,14 @@ class LayerTarget:
                 got=f"layer {without[0]} (from 0) without: words read the image through its state",
                 fix="choose the other layers, or drop vision with mode='remove'",
             )
-        reach = _Reach()
+        given = GivenMasks() if hides_tokens else None
+        reach = _Reach(self.called, given)
         changing = partial(reach.note_change, around)
         with routed(self.attention, changing, required=False) as taps, ExitStack() as undo:
             for number, layer in enumerate(self.stack.layers):
                 add_hook(undo, layer.register_forward_pre_hook, partial(reach.note_layer, number))
+                if given is not None:
+                    add_hook(undo, layer.register_forward_pre_hook, given.note, with_kwargs=True)
             add_hook(undo, self.model.register_forward_hook, reach.note_forward)
             yield
         for layer, tap in zip(self.layers, taps, strict=True):
@@ -157,7 +164,9 @@ class LayerTarget:
 class _Reach:
     """How far the forwards of a block have come."""
 
-    def __init__(self):
+    def __init__(self, called: str, given: GivenMasks | None):
+        self.called = called
+        self.given = given
         self.layers: set[int] = set()  # those of the stack that were called
         self.forwards = 0  # that came to their end
         self.through_stack = False  # whether one of these called any of the layers
@@ -172,7 +181,10 @@ class _Reach:
 
     def note_change(self, around: Wrapper, call: AttentionCall, kernel: Kernel) -> Output:
         def run(changed: AttentionCall) -> Output:
-            self.changed = self.changed or changed is not call
+            is_changed = changed is not call
+            if is_changed and self.given is not None:
+                self.given.require_all_shown(self.called, call)
+            self.changed = self.changed or is_changed
             return kernel(changed)
 
         return around(call, run)

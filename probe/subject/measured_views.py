@@ -79,18 +79,43 @@ def measured_views(process: Process, sizes: Sequence[Size], patch: int | None) -
     if x is None or y is None or level is None or not shows.any():
         return None
     image_of = np.where(np.isnan(level), np.nan, level * 255 / step - 1)
-    has_planes = black.ndim >= 4 and black.shape[-3] in (1, 3)
-    shape = (-1, *black.shape[-3:]) if has_planes else (-1, black.shape[-1])
-    x = x.reshape(shape)
-    y = y.reshape(shape)
-    image_of = image_of.reshape(shape)
-    if has_planes:
+    if not holds_patches(black.shape, patch):
+        shape = (-1, *black.shape[-3:])
+        x = x.reshape(shape)
+        y = y.reshape(shape)
+        image_of = image_of.reshape(shape)
         return views_of_planes(x, y, image_of, sizes, patch or 1)
+    x = _patch_by_patch(x, patch)
+    y = _patch_by_patch(y, patch)
+    image_of = _patch_by_patch(image_of, patch)
     return views_of_patches(x, y, image_of, sizes)
 
 
+def holds_patches(shape: Sequence[int], patch: int | None) -> bool:
+    """Whether pixels of this shape are patches, and not pictures: flat ones (Qwen-VL), or squares
+    one by one (PaddleOCR-VL) or side by side in a strip one patch high (MiniCPM-V).
+    """
+    are_planes = len(shape) >= 4 and shape[-3] in (1, 3)
+    return not are_planes or shape[-2] == patch
+
+
+def _patch_by_patch(values: np.ndarray, patch: int | None) -> Float[np.ndarray, "patch entry"]:
+    """Entries of patches, one patch a row."""
+    if values.ndim < 4 or values.shape[-2] != patch:
+        return values.reshape(-1, values.shape[-1])
+    columns = values.shape[-1] // patch
+    split = values.reshape(-1, values.shape[-3], patch, columns, patch)
+    return split.transpose(0, 3, 1, 2, 4).reshape(-1, values.shape[-3] * patch * patch)
+
+
 def pixels_of(tensors: Mapping[str, Any]) -> np.ndarray | None:
-    """The processor's pixels, under whatever name: pixel_values, pixel_values_images, or else
+    """The values of the processor's pictures."""
+    pictures = pictures_of(tensors)
+    return None if pictures is None else pictures.double().numpy()
+
+
+def pictures_of(tensors: Mapping[str, Any]) -> torch.Tensor | None:
+    """The processor's pictures, under whatever name: pixel_values, pixel_values_images, or else
     the first tensor of real numbers (`image_patches` of Fuyu until transformers 5.19).
     """
     real = {
@@ -99,8 +124,7 @@ def pixels_of(tensors: Mapping[str, Any]) -> np.ndarray | None:
         if torch.is_tensor(value) and value.ndim >= 2 and value.is_floating_point()
     }
     by_name = [value for name, value in real.items() if name.startswith("pixel_values")]
-    pixels = next(iter([*by_name, *real.values()]), None)
-    return None if pixels is None else pixels.double().numpy()
+    return next(iter([*by_name, *real.values()]), None)
 
 
 def grey(size: Size, level: int) -> Image.Image:

@@ -89,19 +89,21 @@ def _visible_in_window(call: AttentionCall, prefix: int) -> Bool[Tensor, "row 1 
 def over_shared(
     query: Float[Tensor, "row head query dim"],
     key: Float[Tensor, "key_head key key_dim"],
-    value: Float[Tensor, "key_head key key_dim"],
+    value: Float[Tensor, "key_head key value_dim"],
     scaling: float,
     visible: Bool[Tensor, "row 1 query key"] | None = None,
 ) -> Part:
-    """Queries of many rows over shared keys, as one product. Of no keys the width is not known."""
+    """Queries of many rows over shared keys, as one product. Of no keys the width is not known: it
+    is 1.
+    """
     rows, heads, tokens, dim = query.shape
     if not key.shape[1]:
-        out = torch.zeros_like(query, dtype=_precise(query))
+        out = torch.zeros_like(query[..., :1], dtype=_precise(query))
         return out, torch.full_like(out[..., 0], -torch.inf)
     all_rows = query.transpose(0, 1).reshape(1, heads, rows * tokens, dim)
     shown = None if visible is None else visible.reshape(rows * tokens, -1)
     out, lse = attend(all_rows, key[None], value[None], scaling, shown)
-    out = out.view(heads, rows, tokens, dim)
+    out = out.view(heads, rows, tokens, -1)
     lse = lse.view(heads, rows, tokens)
     out = out.transpose(0, 1)
     lse = lse.transpose(0, 1)
@@ -122,7 +124,7 @@ def merged(prefix: Part, own: Part) -> Tensor:
 def attend(
     query: Float[Tensor, "batch head query dim"],
     key: Float[Tensor, "batch key_head key dim"],
-    value: Float[Tensor, "batch key_head key dim"],
+    value: Float[Tensor, "batch key_head key value_dim"],
     scaling: float,
     visible: Bool[Tensor, "query key"] | Bool[Tensor, "_ 1 query key"] | None = None,
 ) -> Part:
@@ -155,7 +157,7 @@ def attend(
     out, lse = (
         parts[0] if len(parts) == 1 else (torch.cat(each, 2) for each in zip(*parts, strict=True))
     )
-    return out.reshape(query.shape), lse.reshape(query.shape[:3])
+    return out.reshape(*query.shape[:3], value.shape[-1]), lse.reshape(query.shape[:3])
 
 
 def _precise(tensor: Tensor) -> torch.dtype:

@@ -20,12 +20,13 @@ from probe.errors import ProbeError
 from probe.hooks.image_placeholders import KeptTokens, kept_patches, resize_placeholders
 from probe.hooks.model_state import active_reducers, active_text_guided_reducers
 from probe.hooks.model_structure import image_token_id, vision_positions
-from probe.subject.measured_views import Process, pixels_of
+from probe.subject.measured_views import Process, holds_patches, pictures_of, pixels_of
 from probe.subject.prompt_processing import PromptProcessor
 from probe.subject.token_grid import encoder_grid, has_square_views, reduced_grid, vision_grid
 from probe.subject.token_places import (
     has_learned_queries,
     of_original,
+    patch_size,
     token_places,
     unknown_places,
 )
@@ -43,6 +44,12 @@ class Places(NamedTuple):
     patches: PatchGrid
     frames: tuple[int, ...]
     merged_into: Int[np.ndarray, " patch"] = np.zeros(0, np.int64)
+
+
+def _holds_patches(model: PreTrainedModel, tensors: Mapping[str, Any]) -> bool:
+    """Whether the processor returns patches one by one, of which settings say nothing."""
+    pictures = pictures_of(tensors)
+    return pictures is not None and holds_patches(pictures.shape, patch_size(model))
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ class PlaceFinder:
         shown = self.prompts.shown(visuals)
         sizes = [image.size for image in images]
         placeholders = int(vision_positions(model, tensors["input_ids"]).sum())
-        if has_square_views(model, processor):
+        if has_square_views(model, processor) and not _holds_patches(model, tensors):
             grid = vision_grid(model, processor, sizes, aspect)
             patches = encoder_grid(model, processor, sizes, aspect)
             # as many tokens may come from other views: four of 169 tokens, one of 26 x 26 patches

@@ -177,9 +177,12 @@ def removed_is_frozen(case: Case) -> str:
     """In one layer, removing equals masking with vision rows frozen."""
     model, logits = case.subject.model, {}
     layer = next(i for i in case.layers if stacks(model)["llm"].modules[i] is not None)
-    for mode in ("remove", "mask_frozen"):
-        with probe.drop_vision(model, [layer], mode):
-            logits[mode] = case.logits(case.answered[0])
+    try:
+        for mode in ("remove", "mask_frozen"):
+            with probe.drop_vision(model, [layer], mode):
+                logits[mode] = case.logits(case.answered[0])
+    except ProbeError as error:
+        return _refusal(error)
     assert _apart(*logits.values()) < SAME
     return "yes"
 
@@ -203,7 +206,11 @@ def swept(case: Case) -> str:
     sweep = Sweep(subject, {"first": [0]}, mode, max_new_tokens=2)
     prompts = SamplePrompts.of(subject, sample, None)
     shares = not sweep.check_sharing(prompts.inputs).reason
-    outcome = (sweep.batched if shares else sweep.sequential)(prompts, ["no vision", "first"])
+    run = sweep.batched if shares else sweep.sequential
+    try:
+        outcome = run(prompts, ["no vision", "first"])
+    except ProbeError as error:
+        return _refusal(error)
     for index, layers in enumerate((case.layers, [0])):
         with probe.drop_vision(subject.model, layers, mode), torch.no_grad():
             logits = subject.model(**prompt, use_cache=False).logits[0, -1]

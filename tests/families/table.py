@@ -13,6 +13,7 @@ import transformers
 import probe
 from tests.families.checks import CHECKS, Case, results
 from tests.families.models import FAMILIES
+from tests.families.patch_models import PATCH_FAMILIES
 
 HEAD = """# Families and what works on each
 
@@ -26,6 +27,7 @@ real processors. "no" is followed by the reason with which the package refuses.
 """
 
 
+ALL_FAMILIES = {**FAMILIES, **PATCH_FAMILIES}
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 
 
@@ -40,7 +42,7 @@ def main() -> None:
     print(HEAD.format(version=transformers.__version__))
     print("| family | class |", " | ".join(CHECKS), "|")
     print("|---" * (len(CHECKS) + 2) + "|")
-    for name, make in FAMILIES.items():
+    for name, make in ALL_FAMILIES.items():
         model, processor = make()
         try:
             found = results(Case(probe.load(model, processor=processor)))

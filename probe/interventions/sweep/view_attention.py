@@ -65,12 +65,12 @@ class SharedAttention:
             number, _ = groups[0]
             key, value = self.views[number].prefix[call.name]
             return over_shared(query, key, value, call.scaling)
-        out = torch.empty_like(query, dtype=torch.promote_types(query.dtype, torch.float32))
-        lse = torch.empty_like(out[..., 0])
+        parts = []
         for number, rows in groups:
-            out[rows], lse[rows] = over_shared(
-                query[rows], *self.views[number].prefix[call.name], call.scaling
-            )
+            key, value = self.views[number].prefix[call.name]
+            parts.append(over_shared(query[rows], key, value, call.scaling))
+        place = torch.cat([rows for _, rows in groups]).argsort()
+        out, lse = (torch.cat(each)[place] for each in zip(*parts, strict=True))
         return out, lse
 
     def _with_later_vision(
@@ -107,7 +107,7 @@ class SharedAttention:
         queries = call.query.transpose(1, 2).reshape(rows * tokens, heads, 1, dim)
         groups = _groups(view_of_query.flatten())
         output, lse = self._over_prefix(call, queries, groups)
-        output = output.view(rows, tokens, heads, dim).transpose(1, 2)
+        output = output.view(rows, tokens, heads, -1).transpose(1, 2)
         lse = lse.view(rows, tokens, heads).transpose(1, 2)
         return merged((output, lse), (own_output, own_lse))
 

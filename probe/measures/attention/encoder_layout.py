@@ -11,14 +11,17 @@ are other stacks that read the image (`reader_queries.py`).
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import add_hook, only_this_thread
+from probe.hooks.layer_arguments import hidden_states
 from probe.hooks.model_state import active_interventions, active_reducers, state_of
 from probe.hooks.model_structure import LayerStack, cls_tokens, stacks
 from probe.hooks.stop_forward import StopForward
@@ -42,6 +45,8 @@ def has_known_layout(subject: Subject, inputs: Inputs, stack: LayerStack) -> boo
     """Whether the encoder reads the views of `inputs.encoder_grid` one by one, as many patches in
     each, after its own class token; or packed (`packed_encoder.py`).
     """
+    if not _keeps_positions(subject.model, inputs, stack):
+        return False
     order = packed_order(subject.model, inputs, stack)
     if order is not None:
         return Packed.of(inputs, order) is not None
@@ -58,6 +63,32 @@ def has_known_layout(subject: Subject, inputs: Inputs, stack: LayerStack) -> boo
         known[setting] = first_calls(subject.model, inputs, stack)
     calls = known[setting]
     return bool(calls) and all(call.keys == keys for call in calls)
+
+
+@only_this_thread()
+@torch.no_grad()
+def _keeps_positions(model: PreTrainedModel, inputs: Inputs, stack: LayerStack) -> bool:
+    """Whether all layers of the encoder run on the same positions: none merges patches on the way
+    (MiniCPM-V 4.6). A property of a model, which is asked once.
+    """
+    known = state_of(stack.layers[0]).keeps_positions
+    done = active_interventions(model), active_reducers(model)
+    if done not in known:
+        shapes: list[list[tuple[int, ...]]] = [[] for _ in stack.layers]
+
+        def note(number: int, layer: nn.Module, args: tuple, kwargs: dict) -> None:
+            shapes[number].append(tuple(hidden_states(args, kwargs).shape[:-1]))
+
+        with ExitStack() as blocks:
+            blocks.enter_context(suppress(StopForward))
+            blocks.enter_context(_until_llm(model))
+            for number, layer in enumerate(stack.layers):
+                before = layer.register_forward_pre_hook
+                add_hook(blocks, before, partial(note, number), with_kwargs=True)
+            model(**inputs, use_cache=False)
+        different = {tuple(of_layer) for of_layer in shapes if of_layer}
+        known[done] = len(different) <= 1
+    return known[done]
 
 
 def _setting(model: PreTrainedModel, inputs: Inputs, stack: LayerStack) -> tuple[Any, ...]:
