@@ -49,7 +49,7 @@ def test_hiding_tokens_is_refused_where_they_decide_what_else_is_seen():
     case = sparse(4)
     model = case.subject.model
     with (
-        pytest.raises(ProbeError, match=r"layers\.0\.self_attn, which chooses them by their content"),
+        pytest.raises(ProbeError, match="which chooses them by their content"),
         probe.drop_vision(model, [0]),
     ):
         case.logits(case.answered[0])
