@@ -101,7 +101,7 @@ def holds_patches(shape: Sequence[int], patch: int | None) -> bool:
 
 def _patch_by_patch(values: np.ndarray, patch: int | None) -> Float[np.ndarray, "patch entry"]:
     """Entries of patches, one patch a row."""
-    if values.ndim < 4 or values.shape[-2] != patch:
+    if patch is None or values.ndim < 4 or values.shape[-2] != patch:
         return values.reshape(-1, values.shape[-1])
     columns = values.shape[-1] // patch
     split = values.reshape(-1, values.shape[-3], patch, columns, patch)
