@@ -45,6 +45,12 @@ Maps = Annotated[
 Contribution = Annotated[
     bool, typer.Option("--contribution", help="also the size of what each type adds in each head")
 ]
+Memory = Annotated[
+    bool,
+    typer.Option(
+        "--memory", help="say what measuring will keep and hold (it is said where it is much)"
+    ),
+]
 Benchmark = Annotated[
     str | None,
     typer.Option(help="measure its questions: shapes, gqa, ...; resumes", show_default="none"),
@@ -64,6 +70,7 @@ def attention(
     types: Types = "paper",
     maps: Maps = False,
     contribution: Contribution = False,
+    memory: Memory = False,
     benchmark: Benchmark = None,
     data: Data = None,
     split: Split = None,
@@ -89,6 +96,7 @@ def attention(
 
             images, question = what_to_ask(image, question)
             subject = loading.subject()
+            _say_memory(subject, images, question, response, memory, options)
             with stage("measuring"):
                 record = measure(subject, images, question, response, **options)
             notes = _provenance(record)
@@ -106,6 +114,32 @@ def attention(
     for label, text in notes.items():
         say(label, text)
     folder.announce(*(["final.zarr", "run.json"] if benchmark else []))
+
+
+def _say_memory(
+    subject: "Subject",
+    images: list,
+    question: str,
+    response: str | None,
+    asked: bool,
+    options: dict,
+) -> None:
+    """What measuring will take: where it is much, with --maps, and where it is asked for."""
+    from probe.measures.attention.expected_memory import expected_memory, in_words, is_large
+    from probe.measures.attention.stack_statistic import MeasureOptions
+
+    counted = MeasureOptions(maps=options["maps"], contribution=options["contribution"])
+    plan = expected_memory(
+        subject,
+        images,
+        question,
+        response,
+        types=options["types"],
+        new_tokens=options["max_new_tokens"],
+        options=counted,
+    )
+    if asked or options["maps"] or is_large(plan):
+        say("memory", in_words(plan))
 
 
 def _check_one_source(benchmark: str | None, of_one: dict, of_many: dict) -> None:
@@ -130,7 +164,7 @@ def _over(
     from probe.evaluation.attention_run import AttentionRun
 
     attention_run = AttentionRun(subject, task, **options)
-    run = measured(attention_run, folder, engine)
+    run = measured(attention_run, folder, engine, estimate=attention_run.estimate)
     problems = write_problems(run, task, folder)
     finished = attention_run.results if folder.refusal is not None else attention_run.merged
     with stage("merging"):

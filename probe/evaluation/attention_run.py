@@ -10,11 +10,15 @@ from typing import Any
 import xarray as xr
 
 from probe.data.sample import Sample
+from probe.errors import ProbeError
 from probe.evaluation.run_identity import fingerprint
 from probe.evaluation.sample_run import SampleRun
 from probe.evaluation.task import BenchmarkTask
 from probe.interventions.sweep.result_table import gold_answer
+from probe.measures.attention.expected_memory import expected_memory
 from probe.measures.attention.measure import measure_samples
+from probe.measures.attention.memory_plan import require_maps
+from probe.measures.attention.stack_statistic import MeasureOptions
 from probe.records import validate
 from probe.records.compact import without_pixels
 from probe.records.provenance import RunFingerprint
@@ -23,6 +27,8 @@ from probe.records.schema import ROOT
 from probe.subject.image_questions import ImageQuestions
 from probe.subject.prefix_cache import CACHE_GB
 from probe.subject.subject import Subject
+
+FIRST_SAMPLES = 20  # among which one is looked for that can be encoded, for the estimate
 
 
 class AttentionRun(SampleRun):
@@ -66,6 +72,34 @@ class AttentionRun(SampleRun):
             plan["contribution"] = True
         generation = {"max_new_tokens": self.max_new_tokens}
         return fingerprint(self.subject, self.task, plan, generation)
+
+    def estimate(self, samples: Sequence[Sample]) -> list[str]:
+        """What the maps of these samples take, as the first one that can be encoded has it. Raises
+        ProbeError where the maps of the samples between two checkpoints are above the limit.
+        """
+        if not self.maps:
+            return []
+        options = MeasureOptions(maps=True, contribution=self.contribution)
+        for sample in samples[:FIRST_SAMPLES]:
+            images = list(sample.images) or None
+            try:
+                plan = expected_memory(
+                    self.subject,
+                    images,
+                    sample.question,
+                    types=self.types,
+                    new_tokens=self.max_new_tokens,
+                    options=options,
+                )
+            except ProbeError:
+                continue
+            at_once = min(self.batch, len(samples))
+            require_maps(plan.maps * at_once, at_once)
+            size = sum(plan.record.values()) * len(samples) / 2**20
+            maps = plan.maps * len(samples) / 2**20
+            many = f"{len(samples)} questions"
+            return [f"at most {size:,.0f} MB of results for {many}, maps {maps:,.0f} MB of it"]
+        return []
 
     def __call__(self, samples: list[Sample]) -> xr.DataTree:
         options: dict[str, Any] = {"types": self.types, "maps": self.maps}

@@ -32,20 +32,18 @@ from probe.hooks.own_failure import own_failures
 from probe.measures.attention.batches import batches, encoded
 from probe.measures.attention.encoder_layout import first_calls, has_known_layout
 from probe.measures.attention.given_responses import Response, responses_of, source_of
-from probe.measures.attention.memory_plan import require_memory
+from probe.measures.attention.memory_plan import maps_size, require_maps, require_memory
 from probe.measures.attention.passes import Passes
 from probe.measures.attention.record_node import merged_patches, root, without_attention
 from probe.measures.attention.shared_passes import SharedPasses, SharedSamples
 from probe.measures.attention.sinks import SINK_MODES
-from probe.measures.attention.stack_queries import MeasureOptions, predicting
+from probe.measures.attention.stack_queries import MeasureOptions
 from probe.records import combine, part
 from probe.records.provenance import content_hash, provenance
 from probe.subject.image_questions import ImageQuestions
 from probe.subject.inputs import Ids, Inputs, collate
 from probe.subject.prefix_cache import CACHE_GB
 from probe.subject.subject import Subject
-
-MAPS_LIMIT = 2**30  # bytes
 
 
 @only_this_thread()
@@ -174,7 +172,9 @@ def measure_samples(
             encoded_rows = batch.inputs
             if maps:
                 new_tokens = max_new_tokens if answers is not None else 0
-                _check_maps(measured_stacks, encoded_rows, maps, len(samples), new_tokens)
+                llm = measured_stacks.get("llm")
+                size = maps_size(llm, encoded_rows, maps, new_tokens)
+                require_maps(size * len(samples), len(samples))
             require_memory("measure", subject, encoded_rows, measured_stacks.get("llm"), options)
             together = collate(encoded_rows, side="right")
             with own_failures("measure", subject.model, together):
@@ -297,33 +297,3 @@ def _compression_note(subject: Subject) -> dict[str, str]:
     """What a reader must know of how a model compresses images, where it says so."""
     note = getattr(subject.model.base_model, "NOTE", "")
     return {"compression": note} if note else {}
-
-
-def _check_maps(
-    measured_stacks: dict[str, LayerStack],
-    rows: list[Inputs],
-    maps: Any,
-    sample_count: int,
-    new_tokens: int,
-) -> None:
-    """Raises ProbeError where the maps of all samples would not fit the limit, with answers of
-    `new_tokens` still to come.
-    """
-    stack = measured_stacks.get("llm")
-    if stack is None:
-        raise ProbeError(
-            "measure", expected="the llm stack for maps", got=", ".join(measured_stacks)
-        )
-    config: Any = next(iter(stack.attention.values())).config
-    heads = config.num_attention_heads if maps == "heads" else 1
-    queries = [len(predicting(inputs.types)) + max(0, new_tokens - 1) for inputs in rows]
-    keys = [inputs.types.vision.sum() for inputs in rows]
-    cells = max(count * vision for count, vision in zip(queries, keys, strict=True))
-    size = int(4 * len(stack.layers) * heads * cells) * sample_count
-    if size > MAPS_LIMIT:
-        raise ProbeError(
-            "measure",
-            expected=f"maps of at most {MAPS_LIMIT / 2**20:.0f} MB",
-            got=f"{size / 2**20:.0f} MB for {sample_count} samples",
-            fix="measure fewer samples, a shorter response, or maps=True instead of 'heads'",
-        )

@@ -18,7 +18,7 @@ from torch import nn
 from probe.errors import ProbeError
 from probe.hooks.layer_stack import LayerStack
 from probe.hooks.model_structure import stacks
-from probe.measures.attention.stack_queries import stack_statistics
+from probe.measures.attention.stack_queries import predicting, stack_statistics
 from probe.measures.attention.stack_statistic import (
     DEFAULT_OPTIONS,
     MeasureOptions,
@@ -31,6 +31,7 @@ from probe.subject.inputs import Inputs, collate
 from probe.subject.subject import Subject
 
 SINGLE, DOUBLE, POINTER = 4, 8, 8  # bytes of a number, and of a reference to a text
+MAPS_LIMIT = 2**30  # bytes of the maps of a measurement
 BY_HEAD = ("mass", "share", "lift", "head_entropy", "head_entropy_ratio", "head_entropy_count")
 BY_TYPE = ("entropy", "entropy_ratio", "entropy_count")
 
@@ -94,6 +95,33 @@ def require_memory(
             expected=f"{peak / 2**20:.0f} MB free beside the model for {len(rows)} samples at once",
             got=f"{free / 2**20:.0f} MB on {subject.model.device}",
             fix="lower batch_tokens=, or leave out received_head and maps",
+        )
+
+
+def maps_size(
+    llm: LayerStack | None, rows: Sequence[Inputs], maps: bool | str, new_tokens: int
+) -> int:
+    """Bytes of the largest `maps` of these rows, with answers of `new_tokens` still to come. Raises
+    ProbeError without the LLM, whose maps they are.
+    """
+    if llm is None:
+        raise ProbeError("measure", expected="the llm stack for maps", got="other stacks")
+    config: Any = next(iter(llm.attention.values())).config
+    heads = config.num_attention_heads if maps == "heads" else 1
+    queries = [len(predicting(inputs.types)) + max(0, new_tokens - 1) for inputs in rows]
+    keys = [inputs.types.vision.sum() for inputs in rows]
+    cells = max(count * vision for count, vision in zip(queries, keys, strict=True))
+    return int(SINGLE * len(llm.layers) * heads * cells)
+
+
+def require_maps(size: int, samples: int) -> None:
+    """Raises ProbeError where the maps of so many samples are above `MAPS_LIMIT`."""
+    if size > MAPS_LIMIT:
+        raise ProbeError(
+            "measure",
+            expected=f"maps of at most {MAPS_LIMIT / 2**20:.0f} MB",
+            got=f"{size / 2**20:.0f} MB for {samples} samples",
+            fix="measure fewer samples, a shorter response, or maps=True instead of 'heads'",
         )
 
 

@@ -526,6 +526,6 @@ def test_mistakes_are_one_line(subject):
 
 
 def test_maps_above_the_limit_are_refused_with_the_number(subject, monkeypatch):
-    monkeypatch.setattr(probe.measures.attention.measure, "MAPS_LIMIT", 100)
+    monkeypatch.setattr(probe.measures.attention.memory_plan, "MAPS_LIMIT", 100)
     with pytest.raises(ProbeError, match=r"maps of at most 0 MB, got \d+ MB for 1 samples"):
         measure(subject, models.picture(), QUESTION, response="a red circle", maps=True)

@@ -5,10 +5,16 @@ import pytest
 import torch
 
 import probe
+from probe.data.rows import Benchmark
+from probe.data.sample import Sample
 from probe.errors import ProbeError
+from probe.evaluation.attention_run import AttentionRun
+from probe.evaluation.benchmarks import shapes
+from probe.evaluation.task import BenchmarkTask
 from probe.hooks.attention_tap import tap
 from probe.hooks.model_structure import stacks
 from probe.measures.attention import memory_plan as planning
+from probe.measures.attention.expected_memory import expected_memory, in_words, is_large
 from probe.measures.attention.memory_plan import memory_plan
 from probe.measures.attention.stack_queries import stack_statistics
 from probe.measures.attention.stack_statistic import MeasureOptions
@@ -61,6 +67,24 @@ def test_the_plan_is_what_statistics_hold(subject, options):
         if variable not in COUNTS
     )
     assert memory_plan(subject, [inputs], options=options).held == held
+
+
+def test_a_question_is_planned_with_the_longest_answer_that_may_come(subject, monkeypatch):
+    image, question, answer = ASKED
+    options = MeasureOptions(maps=True)
+    given = expected_memory(subject, image, question, answer, options=options)
+    assert given == memory_plan(subject, [subject.encode(*ASKED)], options=options)
+    record = probe.measure(subject, image, question, maps=True, max_new_tokens=5)
+    plan = expected_memory(subject, image, question, new_tokens=5, options=options)
+    taken = {name: sum(v.nbytes for v in node.values()) for name, node in record.children.items()}
+    assert all(plan.record[name] >= size for name, size in taken.items())
+    assert f"maps {plan.maps / 2**20:.1f} MB" in in_words(plan) and not is_large(plan)
+    monkeypatch.setattr(planning, "MAPS_LIMIT", 100)
+    asked = tuple(Sample(name, image, question) for name in "ab")
+    task = BenchmarkTask(shapes, Benchmark("made-up", "test", asked, (), ()))
+    attention = AttentionRun(subject, task, maps=True)
+    with pytest.raises(ProbeError, match=r"maps of at most 0 MB, got \d+ MB for 2 samples"):
+        attention.estimate(attention.samples)
 
 
 def test_memory_grows_with_the_sequence_and_not_with_its_square():
