@@ -80,7 +80,8 @@ def test_a_question_is_planned_with_the_longest_answer_that_may_come(subject, mo
     assert all(plan.record[name] >= size for name, size in taken.items())
     assert f"maps {plan.maps / 2**20:.1f} MB" in in_words(plan) and not is_large(plan)
     monkeypatch.setattr(planning, "MAPS_LIMIT", 100)
-    asked = tuple(Sample(name, image, question) for name in "ab")
+    about = {"image": "one", "kind": "x", "unit": "x", "question_id": "x"}
+    asked = tuple(Sample(name, image, question, meta=about) for name in "ab")
     task = BenchmarkTask(shapes, Benchmark("made-up", "test", asked, (), ()))
     attention = AttentionRun(subject, task, maps=True)
     with pytest.raises(ProbeError, match=r"maps of at most 0 MB, got \d+ MB for 2 samples"):
