@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from probe.data.chat_template import Conversation
 from probe.data.image import ImageSource, as_images
+from probe.data.messages import Conversation
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from probe.data.chat_template import Message, messages_of
 from probe.data.image import as_images
+from probe.data.messages import Message, messages_of
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights, as_bool
 from probe.hooks.attention_tap import tap

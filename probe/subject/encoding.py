@@ -16,14 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from probe.data.chat_template import (
-    Conversation,
-    Rendering,
-    messages_of,
-    render,
-    with_kinds,
-)
+from probe.data.chat_template import Rendering, render
 from probe.data.image import ImageSource, as_images
+from probe.data.messages import Conversation, messages_of, with_kinds
 from probe.data.refused_words import (
     refuse_placeholders,
     refuse_special_tokens,

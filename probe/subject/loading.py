@@ -11,8 +11,6 @@ original .bin files are read without unpickling code.) The network is used for h
 
 import copy
 import os
-from collections.abc import Mapping
-from importlib.util import find_spec
 from inspect import signature
 from typing import Any
 
@@ -20,20 +18,19 @@ import torch
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
-    PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from probe.data.image import EXIF
 from probe.data.image_views import aspect_of
-from probe.errors import ProbeError, one_of, shown
+from probe.errors import ProbeError, one_of
 from probe.hooks.compiled import refuse_compiled
 from probe.hooks.model_checks import require_transformers
 from probe.hooks.model_state import state_of
 from probe.hooks.model_structure import cls_tokens, image_token_id
 from probe.models.original import CheckpointError, load_original
 from probe.models.original.layout import Layout
+from probe.subject.attention_implementation import check_attention, set_attention
 from probe.subject.model_source import ModelSource, load_error
 from probe.subject.subject import Subject
 
@@ -44,11 +41,6 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "float16": torch.float16,
     "fp16": torch.float16,
-}
-
-PACKAGES_OF_ATTENTION = {  # transformers takes the kernels of the hub where the first is missing
-    "flash_attention_2": ("flash_attn", "kernels"),
-    "flash_attention_3": ("flash_attn_3", "kernels"),
 }
 
 
@@ -119,7 +111,7 @@ def _from_name(
     options: dict[str, Any],
 ) -> Opened:
     source = ModelSource.of(name)
-    _check_attention(attn_implementation)
+    check_attention(attn_implementation)
     target = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     precision = None if dtype == "auto" else as_dtype(dtype)
     if dtype is None and target.type != "cuda":
@@ -127,7 +119,7 @@ def _from_name(
     if source.is_folder and _layout_of(source.location) is not None:
         model, processor = _from_original(source.location, processor, precision, options)
         model.to(target)  # pyright: ignore[reportArgumentType]
-        _set_attention(model, attn_implementation)
+        set_attention(model, attn_implementation)
     else:
         if options["quantization_config"] is not None and options["device_map"] is None:
             options = options | {"device_map": {"": target}}
@@ -171,7 +163,7 @@ def _from_memory(
         device = as_device(device)
     if device is not None or dtype is not None:
         model.to(device=device, dtype=as_dtype(dtype))  # type: ignore[call-overload]
-    _set_attention(model, attn_implementation)
+    set_attention(model, attn_implementation)
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     revision = getattr(model.config, "_commit_hash", None) or "in memory"
     return model.eval(), processor, name, revision, False
@@ -204,64 +196,6 @@ def _from_original(
     except CheckpointError as error:
         raise ProbeError("load", expected=error.expected, got=error.got) from error
     return model, processor or own_processor
-
-
-def _set_attention(model: PreTrainedModel, implementation: str | dict[str, str] | None) -> None:
-    if implementation is None:
-        return
-    _check_attention(implementation)
-    _own_config(model)
-    try:
-        model.set_attn_implementation(implementation)
-    except (ValueError, ImportError) as error:
-        raise _not_available(implementation) from error
-
-
-def _own_config(model: PreTrainedModel) -> None:
-    """Gives the model a config of its own: another model may share the one it has, and would change
-    with it.
-    """
-    copies: dict[int, Any] = {}  # of all its configs, as `deepcopy` keeps them
-    for module in model.modules():
-        if isinstance(vars(module).get("config"), PretrainedConfig):
-            module.config = copy.deepcopy(module.config, copies)
-
-
-def _check_attention(implementation: str | dict[str, str] | None) -> None:
-    """Raises ProbeError for an attention implementation that this machine lacks, before anything is
-    loaded.
-    """
-    if implementation is None:
-        return
-    is_mapping = isinstance(implementation, Mapping)
-    for name in implementation.values() if is_mapping else [implementation]:
-        if not isinstance(name, str):
-            raise _not_available(name)
-        if not _is_installed(name):
-            raise _not_available(name, f"which needs the package {_packages_of(name)[0]}")
-        if name == "flex_attention" and not torch.cuda.is_available():
-            raise _not_available(name, "which needs a GPU: on a CPU it compiles for minutes")
-        if name not in ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()) and "/" not in str(name):
-            raise _not_available(name)
-
-
-def _packages_of(attention: str) -> tuple[str, ...]:
-    """The packages of which an attention implementation needs one."""
-    return ("kernels",) if "/" in str(attention) else PACKAGES_OF_ATTENTION.get(attention, ())
-
-
-def _is_installed(attention: str) -> bool:
-    packages = _packages_of(attention)
-    return not packages or any(find_spec(package) is not None for package in packages)
-
-
-def _not_available(implementation: Any, reason: str = "") -> ProbeError:
-    available = ["eager", "sdpa"]
-    available += ["flex_attention"] * torch.cuda.is_available()
-    available += [name for name in PACKAGES_OF_ATTENTION if _is_installed(name)]
-    expected = f"an available attn_implementation ({', '.join(available)})"
-    got = ", ".join(filter(None, [shown(implementation), reason]))
-    return ProbeError("load", expected=expected, got=got)
 
 
 def _note_image_token(model: PreTrainedModel, processor: Any) -> None:

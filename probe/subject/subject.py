@@ -17,10 +17,8 @@ import transformers
 from jaxtyping import Int
 from transformers import PreTrainedModel
 
-from probe.data.chat_template import (
-    Conversation,
-)
 from probe.data.image import ImageSource
+from probe.data.messages import Conversation
 from probe.data.token_types import Types
 from probe.hooks.model_state import active_reducers
 from probe.hooks.model_structure import active_adapters, image_token_id, stacks

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probe.data.chat_template import messages_of, render
+from probe.data.chat_template import render
+from probe.data.messages import messages_of
 from probe.data.token_roles import Roles, expanded, roles_of
 from probe.data.token_types import BOS, FINE, INSTRUCTION, LAST, RESPONSE
 from probe.errors import ProbeError

@@ -6,7 +6,8 @@ import time
 import models
 import pytest
 
-from probe.data.chat_template import messages_of, render
+from probe.data.chat_template import render
+from probe.data.messages import messages_of
 from probe.data.template_limits import check_templates, within_limits
 from probe.errors import ProbeError
 
