@@ -16,7 +16,7 @@ import probe
 from probe.cli import options as cli_options
 from probe.errors import ProbeError
 from probe.measures.encoder_concentration import concentration
-from probe.subject import loading
+from probe.subject import attention_implementation, loading
 from probe.subject.loading import load
 from probe.subject.model_source import read_config
 
@@ -432,7 +432,7 @@ def test_an_attention_that_is_not_installed_is_refused_before_loading(monkeypatc
         raise AssertionError("loaded")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(loading, "find_spec", lambda package: None)
+    monkeypatch.setattr(attention_implementation, "find_spec", lambda package: None)
     monkeypatch.setattr(loading.AutoProcessor, "from_pretrained", no_loading)
     with pytest.raises(ProbeError, match=rf"attn_implementation \(eager, sdpa\), {reason}"):
         load("tiny-llava", attn_implementation=name)
