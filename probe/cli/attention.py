@@ -42,6 +42,9 @@ Types = Annotated[
 Maps = Annotated[
     bool, typer.Option("--maps", help="also keep token-by-patch maps of the answer's rows")
 ]
+Heads = Annotated[
+    bool, typer.Option("--heads", help="also keep what each patch receives in single heads")
+]
 Contribution = Annotated[
     bool, typer.Option("--contribution", help="also the size of what each type adds in each head")
 ]
@@ -69,6 +72,7 @@ def attention(
     response: Response = None,
     types: Types = "paper",
     maps: Maps = False,
+    heads: Heads = False,
     contribution: Contribution = False,
     memory: Memory = False,
     benchmark: Benchmark = None,
@@ -90,6 +94,8 @@ def attention(
     _check_one_source(benchmark, of_one, of_many)
     options: dict = {"types": types, "maps": maps, "max_new_tokens": max_new_tokens}
     options["contribution"] = contribution
+    if heads:
+        options |= {"received_head": True, "maps": "heads" if maps else False}
     with results("attention", out, shows_finished=benchmark is not None) as folder:
         if benchmark is None:
             from probe.measures.attention.measure import measure

@@ -27,9 +27,12 @@ def chosen_heads(measured: xr.Dataset, heads: Sequence[int] | str | None) -> lis
 def check_heads(
     records: Sequence[xr.DataTree], heads: Sequence[int] | str | None, top: int | None
 ) -> None:
-    """Raises ProbeError for heads that no stack has, and for maps far above the limit."""
+    """Raises ProbeError for heads that no stack has, or of which none holds maps, and for maps far
+    above the limit.
+    """
     bytes_asked = 0
     most_heads = 0
+    is_held = False
     for record in records:
         for node in record.children.values():
             measured = node.to_dataset()
@@ -37,6 +40,7 @@ def check_heads(
             chosen = len(chosen_heads(measured, heads))
             for name in ("maps", "received_head"):
                 if name in measured and "head" in measured[name].dims:
+                    is_held = True
                     sizes = dict(measured[name].isel(sample=0).sizes)
                     sizes["head"] = chosen
                     sizes["key"] = min(sizes["key"], 3 * (top or sizes["key"]))
@@ -46,6 +50,9 @@ def check_heads(
     wrong = [head for head in heads or () if not isinstance(head, str) and head >= most_heads]
     if wrong:
         raise ProbeError("view", expected=f"heads from 0 to {most_heads - 1}", got=str(wrong[0]))
+    if heads is not None and not is_held:
+        fix = 'measure with --heads, or received_head=True and maps="heads"'
+        raise ProbeError("view", expected="a record with single heads", got="means only", fix=fix)
     if bytes_asked > RAW_LIMIT:
         raise _too_large(bytes_asked * COMPRESSED, heads)
 

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from probe import plots
 from probe.errors import ProbeError, not_empty
 from probe.records import open_record
-from probe.viewer.report_text import definition_of, made_by, methods
+from probe.viewer.report_text import definition_of, made_by, methods, place_of
 
 MANIFEST = "results.json"  # of a folder that a verb wrote: its verb, command and files
 RUN = "run.json"
@@ -118,6 +118,7 @@ def _part_of_folder(folder: Path) -> ReportPart:
             fix="finish the run with the command that began it",
         )
     images = [name for name in manifest["files"] if name.endswith(".png")]
+    images.sort(key=lambda name: place_of(Path(name).stem))
     attrs, counted = _attrs_of(folder)
     made = made_by(attrs, counted)
     command = str(manifest.get("command", "")) or f"probe {manifest['verb']} --out {folder}"

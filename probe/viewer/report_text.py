@@ -78,6 +78,12 @@ def definition_of(figure: str) -> str:
     return DEFINITIONS.get(max(known, key=len, default=""), "")
 
 
+def place_of(figure: str) -> int:
+    """Where a figure of this name belongs in a report: in the order of `DEFINITIONS`."""
+    definition = definition_of(figure)
+    return [*DEFINITIONS.values()].index(definition) if definition else len(DEFINITIONS)
+
+
 def made_by(attrs: Mapping[str, Any], record: xr.DataTree | xr.Dataset | None) -> dict[str, str]:
     """How a result was made, as {label: text}: what is known of `LABELS`, and how many samples."""
     made = {label: str(attrs[name]) for name, label in LABELS.items() if attrs.get(name)}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from PIL import Image
 
 from probe.errors import ProbeError
 from probe.plots.arguments import labelled
@@ -87,8 +88,10 @@ class Viewer:
 
     def _frame(self, png: bytes) -> str:
         picture = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        height = Image.open(io.BytesIO(png)).height  # kept free where the frame is left out
         return (
-            f'<div style="position:relative"><img src="{picture}" alt="a figure of the record" '
+            f'<div style="position:relative;min-height:{height}px">'
+            f'<img src="{picture}" alt="a figure of the record" '
             f'style="position:absolute;max-width:100%;max-height:{FRAME_HEIGHT}px">'
             f'<iframe srcdoc="{html.escape(self._html)}" title="probe viewer" '
             'sandbox="allow-scripts allow-downloads" allow="clipboard-write" '

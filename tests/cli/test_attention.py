@@ -104,14 +104,26 @@ def test_all_options_together(run, tmp_path):
             "--response",
             "a red circle",
         ),
-        *("--types", "fine", "--maps", "--aspect", "crop", "--dtype", "float32", "--device", "cpu"),
+        *(
+            "--types",
+            "fine",
+            "--maps",
+            "--heads",
+            "--aspect",
+            "crop",
+            "--dtype",
+            "float32",
+            "--device",
+            "cpu",
+        ),
         *("--attn", "eager", "--max-new-tokens", "3", "--out", "new/deep"),
     )
     assert code == 0, error
     assert "a red circle" in said
     record = probe.open_record(tmp_path / "new" / "deep" / "record.zarr.zip")
     assert record.attrs["aspect"] == "crop"
-    assert "maps" in record["llm"]
+    assert "received_head" in record["llm"]
+    assert "head" in record["llm"]["maps"].dims
     assert set(record["llm"].query_type.values) == {
         "bos",
         "system",

@@ -132,6 +132,11 @@ def test_mistakes_are_told_in_one_line(record, options, message):
         view(record, **options)
 
 
+def test_single_heads_that_were_not_kept_are_not_promised():
+    with pytest.raises(ProbeError, match="a record with single heads, got means only"):
+        view(planted_record(1), heads="all")
+
+
 def test_what_is_no_record_is_refused(record):
     with pytest.raises(ProbeError, match="expected a record"):
         view(record["llm"])

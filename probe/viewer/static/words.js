@@ -2,7 +2,7 @@
 // The words of the answer: the pointer or the arrow keys show where each looked. Each is underlined
 // as strongly as it looks at the picture in this layer.
 
-const NO_WORDS = "Where single words looked is not in this record (measure with maps=True).";
+const NO_WORDS = "Where single words looked is not in this record (measure with --maps, or maps=True).";
 let wordsKey = "";
 
 function drawWords() {
