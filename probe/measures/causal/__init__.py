@@ -9,5 +9,6 @@ steering_curve        the effect of a direction over its scale
 patch_cases           the cases of a patch sweep on one pair: shared, or each alone
 patch_pairs           clean and corrupted prompts
 position_groups       positions that are patched together
+recorded_rows         one pass of the untouched model, which cases begin with
 resumed_layers        the LLM from one layer on, for many cases at once
 """

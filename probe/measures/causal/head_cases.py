@@ -1,7 +1,8 @@
 """Every head of every layer ablated on the questions about one image.
 
 What is shared, where it is exact: the layers before the edit; the attention of the edited layer,
-which is called once for all its heads; and the image prefix. With "no_vision" the prefix is that of
+which is called once for all its heads; and the image prefix. The last layer runs on the rows alone
+whose logits are asked for. With "no_vision" the prefix is that of
 the untouched model, since only text queries change. With "zero" and "uniform" each head has one of
 its own from its layer on, which all questions about the image share. With "mean" the part depends
 on the whole prompt, so that only layers are shared.
@@ -27,16 +28,8 @@ from probe.hooks.tracked_sequence import TrackedSequence
 from probe.interventions.attention_edits import mask_keys
 from probe.interventions.head_ablation import ablate_heads, mean_over
 from probe.interventions.sweep.sample_prompts import SamplePrompts
-from probe.measures.causal.resumed_layers import (
-    Keys,
-    RecordedRows,
-    logits_of,
-    no_prefix,
-    over_before,
-    record,
-    resume,
-    untouched,
-)
+from probe.measures.causal.recorded_rows import Keys, RecordedRows, over_before, record
+from probe.measures.causal.resumed_layers import logits_of, no_prefix, resume, untouched
 from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix
 from probe.subject.prefix_attention import KeyValue, attend, merged
 from probe.subject.prefix_cache import PrefixCache
@@ -45,6 +38,8 @@ from probe.subject.subject import Subject
 
 KEYS_GB = 1.0  # of the keys and values of heads that run at once
 ROWS = 32  # heads that run at once, at most
+POSITIONS = {"cpu": 2400}  # of all heads that run at once: what they read stays in a CPU's cache
+POSITIONS_ELSEWHERE = 2**17
 SHARED_PREFIX = ("zero", "uniform", "no_vision")  # modes in which questions share the image
 
 Logits = Float[Tensor, "case kept vocabulary"]
@@ -78,7 +73,7 @@ class HeadCases:
         model = self.subject.model
         logits = [[logits_of(model, part.rows.inputs[-1], part.kept)] for part in parts]
         for layer, numbers in self.heads.items():
-            for chosen in self._chunks(numbers, parts[0]):
+            for chosen in self._chunks(numbers, parts):
                 later = self._later_prefix(parts[0], layer, chosen)
                 for found, part in zip(logits, parts, strict=True):
                     found.append(part.ablated(self, layer, chosen, later))
@@ -127,11 +122,16 @@ class HeadCases:
                     logits.append(model(**inputs, use_cache=False).logits[0, -kept:])
         return torch.stack(logits)
 
-    def _chunks(self, numbers: Sequence[int], part: "_Part") -> list[Sequence[int]]:
+    def _chunks(self, numbers: Sequence[int], parts: Sequence["_Part"]) -> list[Sequence[int]]:
         """Heads that run at once, so that their keys and values stay within `KEYS_GB`."""
-        one = sum(key.nbytes + value.nbytes for key, value in part.all_keys().values())
-        size = max(1, min(ROWS, int(KEYS_GB * 1e9 / max(one, 1))))
-        return [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        one = sum(key.nbytes + value.nbytes for key, value in parts[0].all_keys().values())
+        longest = max(part.rows.length for part in parts)
+        return _split(numbers, min(int(KEYS_GB * 1e9 / max(one, 1)), self._at_once(longest)))
+
+    def _at_once(self, length: int) -> int:
+        """How many rows of so many positions run at once."""
+        device = self.subject.model.device.type
+        return min(ROWS, POSITIONS.get(device, POSITIONS_ELSEWHERE) // max(length, 1))
 
     def _later_prefix(self, part: "_Part", layer: int, heads: Sequence[int]) -> Keys | None:
         """Keys and values of the image prefix after the edited layer, one row for each head; None
@@ -139,11 +139,28 @@ class HeadCases:
         """
         if self.mode == "no_vision" or part.image is None or layer + 1 == len(self.stack.layers):
             return None
-        keys: dict[str, KeyValue] = {}
-        edit = _HeadEdit(self, part, part.image, layer, heads)
-        options = {"around": edit.around, "keys": keys}
-        resume(self.subject.model, self.stack, part.image, layer, "head", edit.expand, **options)
-        return keys
+        found: list[dict[str, KeyValue]] = []
+        for some in _split(heads, self._at_once(part.image.length)):
+            edit = _HeadEdit(self, part, part.image, layer, some)
+            keys: dict[str, KeyValue] = {}
+            options = {"around": edit.around, "keys": keys}
+            model, stack = self.subject.model, self.stack
+            resume(model, stack, part.image, layer, "head", edit.expand, **options)
+            found.append(keys)
+        return {name: _together([keys[name] for keys in found]) for name in found[0]}
+
+
+def _split(heads: Sequence[int], size: int) -> list[Sequence[int]]:
+    """The heads, at most so many at a time, and at least one."""
+    size = max(size, 1)
+    return [heads[start : start + size] for start in range(0, len(heads), size)]
+
+
+def _together(pairs: Sequence[KeyValue]) -> KeyValue:
+    """The rows of several keys and values, one after the other."""
+    if len(pairs) == 1:
+        return pairs[0]
+    return torch.cat([key for key, _ in pairs]), torch.cat([value for _, value in pairs])
 
 
 @dataclass(frozen=True)
@@ -198,6 +215,7 @@ class _Part:
             layer,
             "head",
             edit.expand,
+            kept=self.kept,
             before=later,
             around=edit.around,
         )

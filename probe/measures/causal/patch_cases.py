@@ -24,14 +24,8 @@ from probe.interventions.activation_patching import column_mask, patch, site_col
 from probe.interventions.layer_target import LayerTarget
 from probe.measures.causal.patch_pairs import Pair, noised
 from probe.measures.causal.position_groups import Mask
-from probe.measures.causal.resumed_layers import (
-    RecordedRows,
-    logits_of,
-    no_prefix,
-    record,
-    resume,
-    untouched,
-)
+from probe.measures.causal.recorded_rows import RecordedRows, record
+from probe.measures.causal.resumed_layers import logits_of, no_prefix, resume, untouched
 from probe.subject.image_prefix import EmbeddedPrompt
 from probe.subject.inputs import Inputs, with_response
 from probe.subject.prefix_cache import PrefixCache
@@ -221,7 +215,8 @@ class _LayerEdits:
             first = min(latest, *(int(self.masks[case].nonzero()[0]) for case in chosen))
             expand = partial(self._expand, chosen, first)
             model, stack, site = self.cases.subject.model, self.cases.stack, self.cases.site
-            hidden = resume(model, stack, self.base, self.layer, site, expand, first=first)
+            options = {"first": first, "kept": kept}
+            hidden = resume(model, stack, self.base, self.layer, site, expand, **options)
             assert hidden is not None  # no keys were asked for
             for case, logits in zip(chosen, logits_of(model, hidden, kept), strict=True):
                 found[case] = logits[None]
