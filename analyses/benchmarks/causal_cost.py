@@ -1,4 +1,5 @@
-"""What head sweeps and patch sweeps cost beside running every case alone.
+"""What head sweeps and patch sweeps cost beside running every case alone, and flow maps beside a
+forward (and backward) pass.
 
     python analyses/benchmarks/causal_cost.py           # a few minutes
     python analyses/benchmarks/causal_cost.py --quick   # narrower: under a minute
@@ -14,7 +15,7 @@ that exact sharing cannot leave out, every head's own image prefix after its lay
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+import probe
 from probe.data.sample import Sample
 from probe.interventions import patch
 from probe.interventions.head_ablation import HEAD_MODES
@@ -37,6 +39,7 @@ from probe.measures.causal.head_cases import HeadCases
 from probe.measures.causal.head_sweep import HeadSweep
 from probe.measures.causal.patch_pairs import pair_of
 from probe.measures.causal.patch_sweep import PatchSweep
+from probe.measures.flow.flow import BY_GRADIENT, METHODS
 from probe.models.tiny.processor import CHAT_TEMPLATE, build_tokenizer
 from probe.subject.inputs import with_response
 from probe.subject.loading import load
@@ -118,7 +121,7 @@ def heads(subject: Subject, mode: str) -> None:
     scale = float(found[0].abs().max())
     cases = (LAYERS * HEADS + 1) * len(samples)
     theirs = statistics.median(seconds) * cases
-    bound = head_bound(subject, mode, prompts[0].length, shares)
+    bound = head_bound(subject, mode, prompts[0].length, len(prompts[0].gold), shares)
     print(
         f"heads, {mode:9} {cases} cases: alone {theirs:6.1f} s, sweep {ours:5.1f} s, "
         f"{theirs / ours:5.1f} x (counted: at most {bound:.1f} x); largest difference of a logit "
@@ -126,20 +129,19 @@ def heads(subject: Subject, mode: str) -> None:
     )
 
 
-def head_bound(subject: Subject, mode: str, length: int, shares: bool) -> float:
+def head_bound(subject: Subject, mode: str, length: int, kept: int, shares: bool) -> float:
     """Multiplications of the linear maps of all cases alone, over those that remain."""
     config = subject.model.config.get_text_config()
     width, inner = config.hidden_size, config.intermediate_size
     mlp, rest = 3 * width * inner, 4 * width * width
     layer, keys = mlp + rest, 2 * width * width
     own = length - VISION if shares else length
-    rows_after = [mlp + (LAYERS - 1 - number) * layer for number in range(LAYERS)]
-    of_questions = own * HEADS * sum(rows_after) * len(QUESTIONS)
-    of_image = 0
-    if shares and mode != "no_vision":
-        # the last layer needs keys and values of the prefix only
-        later = [mlp + (LAYERS - 2 - n) * layer + keys for n in range(LAYERS - 1)]
-        of_image = VISION * HEADS * sum(later)
+    # in the last layer: keys and values of all rows, the rest of those whose logits are asked for
+    later = [mlp + (LAYERS - 2 - number) * layer + keys for number in range(LAYERS - 1)]
+    whole = kept * ((LAYERS - 1) * (layer - keys) + mlp)
+    of_questions = HEADS * len(QUESTIONS) * (own * sum(later) + whole)
+    has_own_images = shares and mode != "no_vision"
+    of_image = VISION * HEADS * sum(later) if has_own_images else 0
     every_case = length * LAYERS * layer * LAYERS * HEADS * len(QUESTIONS)
     return every_case / (of_questions + of_image)
 
@@ -178,6 +180,40 @@ def patches(subject: Subject) -> None:
     )
 
 
+def flows(subject: Subject) -> None:
+    """Flow maps beside a plain forward, and a backward pass to what the LLM gets where they need
+    gradients. Medians of three, in turn.
+    """
+    inputs = subject.encode(picture(0), QUESTIONS[0], "a red circle")
+    for method in METHODS:
+        is_backward = method in BY_GRADIENT
+        plain, ours = [], []
+        for _ in range(4):
+            plain.append(timed(lambda: plain_pass(subject, inputs, is_backward))[0])
+            arguments = {"method": method, "attention": False}
+            ours.append(timed(lambda: probe.flow(subject, inputs, **arguments))[0])
+        forward, seconds = (statistics.median(each[1:]) for each in (plain, ours))
+        name = "forward and backward" if is_backward else "forward"
+        print(f"flow, {method:16} {seconds:.2f} s, {seconds / forward:.2f} x a {name}")
+
+
+def plain_pass(subject: Subject, inputs: Mapping[str, torch.Tensor], is_backward: bool) -> None:
+    """A forward; and a backward pass from a log-probability to the LLM's input."""
+    model: Any = subject.model
+    zeros: list[torch.Tensor] = []
+
+    def add_zeros(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        zeros.append(torch.zeros_like(kwargs["inputs_embeds"], requires_grad=True))
+        return args, kwargs | {"inputs_embeds": kwargs["inputs_embeds"] + zeros[0]}
+
+    with torch.set_grad_enabled(is_backward):
+        handle = model.get_decoder().register_forward_pre_hook(add_zeros, with_kwargs=True)
+        logits = model(**inputs, use_cache=False).logits
+        handle.remove()
+        if is_backward:
+            torch.autograd.grad(logits[0, -4:].log_softmax(-1)[:, 0].sum(), zeros)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="width 256 in place of 512")
@@ -188,6 +224,7 @@ def main() -> None:
         patches(subject)
         for mode in HEAD_MODES:
             heads(subject, mode)
+    flows(subject)
 
 
 if __name__ == "__main__":

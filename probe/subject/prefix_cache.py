@@ -185,8 +185,12 @@ class PrefixCache:
         return self.prefixes.get(key, make, valid=lambda cached: cached.prefix.fits(prompt))
 
     def _has_plain_text(self, prompt: EmbeddedPrompt) -> bool:
-        """Whether the tokens after the prefix are text that only the embedding matrix embedded."""
+        """Whether the tokens after the prefix are text that only the embedding matrix embedded, and
+        count on from its last position (after an image, Qwen-VL goes on from its largest one).
+        """
         if prompt.vision[prompt.shared :].any():
             return False
-        embedded = self.model.get_input_embeddings()(prompt.ids[prompt.shared :])
-        return torch.equal(embedded, prompt.embeddings[0, prompt.shared :])
+        prefix, more = prompt.truncated(prompt.shared), prompt.ids[prompt.shared :]
+        continued = prefix.extended(self.model, more)
+        same_words = torch.equal(continued.embeddings, prompt.embeddings)
+        return same_words and torch.equal(continued.positions, prompt.positions)

@@ -1,11 +1,16 @@
-"""A check of sharing holds for the weights it was made with."""
+"""A check of sharing holds for the weights it was made with, and a cached prefix for the prompts
+that go on from it.
+"""
 
 import models
 import torch
 
 import probe
 from probe.hooks.model_structure import stacks
+from probe.subject.image_prefix import EmbeddedPrompt
+from probe.subject.prefix_cache import PrefixCache
 from probe.subject.prefix_check import check_sharing
+from tests.families.models import FAMILIES
 
 
 def test_a_check_expires_when_weights_change():
@@ -32,3 +37,15 @@ def test_a_check_expires_when_weights_change():
     parameter = next(model.parameters())
     parameter.data = parameter.data.clone()
     assert len(calls) == 2 * count and check() is not first and len(calls) == 3 * count
+
+
+@torch.no_grad()
+def test_a_second_question_has_the_positions_that_the_model_gives_it():
+    """After an image, words of Qwen-VL go on from its largest position in any axis."""
+    subject = probe.load(*FAMILIES["qwen2_vl"]())
+    model = subject.model
+    cache = PrefixCache(model, stacks(model)["llm"])
+    for question in ("what is it?", "where?"):
+        inputs = subject.encode(models.picture(), question)
+        prompt, _ = cache.of(inputs)
+        assert torch.equal(prompt.positions, EmbeddedPrompt.of(model, inputs).positions)

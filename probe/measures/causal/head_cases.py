@@ -24,6 +24,7 @@ from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel
 from probe.hooks.layer_sites import head_count
 from probe.hooks.model_structure import LayerStack
+from probe.hooks.stop_forward import StopForward
 from probe.hooks.tracked_sequence import TrackedSequence
 from probe.interventions.attention_edits import mask_keys
 from probe.interventions.head_ablation import ablate_heads, mean_over
@@ -98,11 +99,14 @@ class HeadCases:
     def _reason(self, prompt: SamplePrompts, shares: bool) -> str:
         """Why a way of sharing is not exact, "" where it is."""
         try:
-            part = _Part.of(self, replace(prompt, gold=prompt.gold[:0]), shares)
+            # with some of the answer, since a prompt may see it
+            some = replace(prompt, gold=prompt.gold[:1].repeat(2))
+            part = _Part.of(self, some, shares)
+            inputs = some.with_gold(prompt.inputs)
             known = part.prefix or no_prefix(self.stack, part.prompt)
             logits = partial(self._untouched, part)
             way = "heads" if part.rows.start else "heads, whole prompts"
-            arguments = self.subject.model, self.stack, prompt.inputs, logits, known, way
+            arguments = self.subject.model, self.stack, inputs, logits, known, way
             return check_sharing(*arguments).reason
         except ProbeError as error:
             return error.got or str(error)
@@ -143,9 +147,8 @@ class HeadCases:
         for some in _split(heads, self._at_once(part.image.length)):
             edit = _HeadEdit(self, part, part.image, layer, some)
             keys: dict[str, KeyValue] = {}
-            options = {"around": edit.around, "keys": keys}
             model, stack = self.subject.model, self.stack
-            resume(model, stack, part.image, layer, "head", edit.expand, **options)
+            resume(model, stack, part.image, layer, "head", edit.expand, keys=keys)
             found.append(keys)
         return {name: _together([keys[name] for keys in found]) for name in found[0]}
 
@@ -207,25 +210,17 @@ class _Part:
     def ablated(
         self, cases: HeadCases, layer: int, heads: Sequence[int], later: Keys | None
     ) -> Logits:
+        model, stack = cases.subject.model, cases.stack
         edit = _HeadEdit(cases, self, self.rows, layer, heads)
-        hidden = resume(
-            cases.subject.model,
-            cases.stack,
-            self.rows,
-            layer,
-            "head",
-            edit.expand,
-            kept=self.kept,
-            before=later,
-            around=edit.around,
-        )
-        assert hidden is not None
-        return logits_of(cases.subject.model, hidden, self.kept)
+        given = model, stack, self.rows, layer, "head", edit.expand
+        hidden = resume(*given, kept=self.kept, before=later)
+        assert hidden is not None  # no keys were asked for
+        return logits_of(model, hidden, self.kept)
 
 
 class _HeadEdit:
     """The edit of one layer for some of its heads: each is a case, in which that head's part is
-    exchanged.
+    exchanged. `other`: the parts of all heads as the mode has them; 0 where it is None.
     """
 
     def __init__(
@@ -242,26 +237,32 @@ class _HeadEdit:
         self.count = head_count("head_sweep", cases.stack.attention[name])
         self.before = rows.before.get(name)
         self.other: Tensor | None = None
-
-    def around(self, call: AttentionCall, kernel: Kernel, attention: Any) -> Tensor:
-        """The layer's attention, while the parts that are put in are made."""
-        output = attention()
-        if self.mode == "uniform":
-            self.other = attention(torch.zeros_like(call.query))
-        elif self.mode == "no_vision":
-            self.other = self._without_vision(call, kernel, output)
-        elif self.mode == "mean":
-            counted = torch.arange(output.shape[1], device=output.device) < self.part.end
-            self.other = mean_over(output, counted[None]).expand_as(output)
-        return output
+        if cases.mode != "zero":
+            # The module itself makes parts of what its heads read: some gate it first (Qwen 3.5).
+            given = cases.subject.model, cases.stack, rows, layer, "head"
+            resume(*given, self._keep, around=self._ablated)
 
     def expand(self, parts: Float[Tensor, "1 position width"]) -> Tensor:
         """A row for each head, in which its part is the one put in."""
         cases = parts.repeat(len(self.heads), 1, 1)
         by_head = cases.unflatten(-1, (self.count, -1))
         for case, head in enumerate(self.heads):
-            by_head[case, :, head] = 0 if self.other is None else self.other[0, :, head].to(cases)
+            by_head[case, :, head] = 0 if self.other is None else self.other[:, head]
         return cases
+
+    def _keep(self, parts: Float[Tensor, "1 position width"]) -> Tensor:
+        self.other = parts[0].unflatten(-1, (self.count, -1))
+        raise StopForward
+
+    def _ablated(self, call: AttentionCall, kernel: Kernel, attention: Any) -> Tensor:
+        """What the layer's heads read when all of them are ablated."""
+        if self.mode == "uniform":
+            return attention(torch.zeros_like(call.query))
+        output = attention()
+        if self.mode == "no_vision":
+            return self._without_vision(call, kernel, output)
+        counted = torch.arange(output.shape[1], device=output.device) < self.part.end
+        return mean_over(output, counted[None]).expand_as(output).to(output.dtype)
 
     def _without_vision(self, call: AttentionCall, kernel: Kernel, output: Tensor) -> Tensor:
         """What text queries would have read without vision keys; other queries read what they do.

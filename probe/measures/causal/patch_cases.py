@@ -19,7 +19,6 @@ from torch import Tensor
 
 from probe.errors import ProbeError
 from probe.hooks.model_structure import LayerStack
-from probe.hooks.partial_cache import windows
 from probe.interventions.activation_patching import column_mask, patch, site_columns
 from probe.interventions.layer_target import LayerTarget
 from probe.measures.causal.patch_pairs import Pair, noised
@@ -70,7 +69,7 @@ class PatchCases:
             return *self._alone(pair, groups, directions), reason
         runs = self._recorded(pair)
         own = [logits_of(self.subject.model, rows.inputs[-1], pair.kept) for rows in runs]
-        latest = self._latest_start(pair, runs[0].length)
+        latest = self._latest_start(runs[0], pair.kept)
         masks = [_padded(mask, runs[0].length) for mask in groups.values()]
         found = []
         for direction in directions:
@@ -95,13 +94,15 @@ class PatchCases:
 
     def _tried(self, pair: Pair) -> str:
         model, stack = self.subject.model, self.stack
+        more = pair.gold[:1]  # an answer that its prompt sees shows only with one
         try:
-            prompt = self.cache.prompt(pair.clean)
+            prompt = self.cache.prompt(pair.clean).extended(model, more)
             rows = record(model, stack, prompt, 0, len(prompt.ids))
-            logits = partial(_last, model, stack, rows)
+            first = min(self._latest_start(rows, 1), len(prompt.ids) // 2)
+            logits = partial(_last, model, stack, rows, first)
             known = no_prefix(stack, prompt)
-            arguments = model, stack, pair.clean, logits, known, "resumed layers"
-            return check_sharing(*arguments).reason
+            inputs = with_response(pair.clean, more)
+            return check_sharing(model, stack, inputs, logits, known, "resumed layers").reason
         except ProbeError as error:
             return error.got or str(error)
 
@@ -115,20 +116,20 @@ class PatchCases:
 
     def _recorded(self, pair: Pair) -> tuple[RecordedRows, RecordedRows]:
         """The clean and the corrupted run."""
-        model, stack = self.subject.model, self.stack
+        model, stack, layers = self.subject.model, self.stack, self.target.layers
         clean, corrupted = (
-            record(model, stack, prompt, 0, len(prompt.ids), site=self.site)
+            record(model, stack, prompt, 0, len(prompt.ids), site=self.site, layers=layers)
             for prompt in self.prompts(pair)
         )
         return clean, corrupted
 
-    def _latest_start(self, pair: Pair, length: int) -> int:
-        """The last position that may be the first one to run: 0 where a sliding window means that
-        not all earlier keys are seen, else the first whose logits are asked for.
+    def _latest_start(self, rows: RecordedRows, kept: int) -> int:
+        """The last position that may be the first one to run: 0 where later rows need more of the
+        earlier ones than all their keys and values (sliding windows, layers without attention),
+        else the first whose logits are asked for.
         """
-        limits = windows("patch_sweep", self.subject.model, range(len(self.stack.layers)))
-        narrow = any(limit is not None and limit < length for limit in limits.values())
-        return 0 if narrow else length - pair.kept
+        needs_more = bool(rows.narrow) or None in self.stack.modules
+        return 0 if needs_more else rows.length - kept
 
     def _alone(
         self, pair: Pair, groups: Mapping[str, Mask], directions: Sequence[str]
@@ -173,8 +174,8 @@ class PatchCases:
         return model(**inputs, use_cache=False).logits[0, -kept:]
 
 
-def _last(model: Any, stack: LayerStack, rows: RecordedRows) -> Tensor:
-    return untouched(model, stack, rows, 1)[:, -1]
+def _last(model: Any, stack: LayerStack, rows: RecordedRows, first: int) -> Tensor:
+    return untouched(model, stack, rows, 1, first)[:, -1]
 
 
 def _with_gold(inputs: Inputs, pair: Pair) -> Inputs:
@@ -215,8 +216,8 @@ class _LayerEdits:
             first = min(latest, *(int(self.masks[case].nonzero()[0]) for case in chosen))
             expand = partial(self._expand, chosen, first)
             model, stack, site = self.cases.subject.model, self.cases.stack, self.cases.site
-            options = {"first": first, "kept": kept}
-            hidden = resume(model, stack, self.base, self.layer, site, expand, **options)
+            given = model, stack, self.base, self.layer, site, expand
+            hidden = resume(*given, first=first, kept=kept)
             assert hidden is not None  # no keys were asked for
             for case, logits in zip(chosen, logits_of(model, hidden, kept), strict=True):
                 found[case] = logits[None]

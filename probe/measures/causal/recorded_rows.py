@@ -7,7 +7,7 @@ that run is attended to as a second part of the softmax (`subject/prefix_attenti
     rows = record(model, stack, prompt, 0, len(prompt.ids))          # a pass over all positions
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -65,11 +65,12 @@ def record(
     stop: int,
     before: Keys | None = None,
     site: str = "",
+    layers: Iterable[int] = (),
 ) -> RecordedRows:
     """One pass over the positions from `start` to `stop` of a prompt. `before`: keys and values of
-    the positions before `start`. `site`: whose activations are kept, none by default.
+    the positions before `start`. `site`, `layers`: whose activations are kept, none by default.
     """
-    before = before or {}
+    before, chosen = before or {}, set(layers)
     given: list[tuple[Tensor, dict]] = []
     last: list[Tensor] = []
     keys: dict[str, KeyValue] = {}
@@ -92,7 +93,7 @@ def record(
     with ExitStack() as undo:
         for number, layer in enumerate(stack.layers):
             add_hook(undo, layer.register_forward_pre_hook, keep_input, with_kwargs=True)
-            if site and site != "residual":
+            if number in chosen and site != "residual":
                 keep = partial(_keep, sites, number)
                 add_site_hook(undo, "record", stack, number, site, keep)
         add_hook(undo, stack.layers[-1].register_forward_hook, keep_output)
@@ -105,7 +106,7 @@ def record(
     inputs = (*(hidden for hidden, _ in given), last[0])
     options = tuple(options for _, options in given)
     if site == "residual":
-        sites = dict(enumerate(inputs[1:]))
+        sites = {layer: inputs[layer + 1] for layer in chosen}
     return RecordedRows(start, inputs, options, keys, before, narrow, sites)
 
 

@@ -198,9 +198,12 @@ def no_prefix(stack: LayerStack, prompt: EmbeddedPrompt) -> ImagePrefix:
 
 
 def untouched(
-    model: PreTrainedModel, stack: LayerStack, rows: RecordedRows, kept: int
+    model: PreTrainedModel, stack: LayerStack, rows: RecordedRows, kept: int, first: int = 0
 ) -> Float[Tensor, "1 kept vocabulary"]:
-    """The logits of the recorded rows by the way that cases take: from the first layer on."""
-    hidden = resume(model, stack, rows, 0, "residual", lambda activations: activations, kept=kept)
+    """The logits of the recorded rows by the way that cases take: from the first layer on, and from
+    the row `first` on.
+    """
+    given = model, stack, rows, 0, "residual", lambda activations: activations
+    hidden = resume(*given, first=first, kept=kept)
     assert hidden is not None  # no keys were asked for
     return logits_of(model, hidden, kept)

@@ -15,6 +15,7 @@ from probe.interventions.sweep.sample_prompts import SamplePrompts
 from probe.models.planted import planted
 from probe.records.head_effects import head_effects
 from probe.records.significance import false_discovery, paired_p, student_p
+from tests.families.models import FAMILIES as OTHERS
 
 FAMILIES = {
     "1.5": models.llava15,
@@ -80,6 +81,37 @@ def test_a_sweep_is_every_case_alone(family, attn, mode):
                 found = float(table["gold_logprob"][number, layer, head])
                 assert found == pytest.approx(expected, abs=1e-5 * max(1, abs(expected)))
     assert np.isnan(table["gold_logprob"].values[:, 0, 0]).all(), "left out"
+
+
+@pytest.mark.parametrize(
+    ("name", "some", "mode", "sharing"),
+    [
+        ("qwen2_vl", {0: [1], 2: [3]}, "zero", "exact"),  # positions in three axes
+        ("qwen3_5", {1: [0], 3: [1]}, "mean", "exact"),  # gated parts, layers without attention
+        ("paligemma", {1: [2]}, "uniform", "its logits are not those of its layers alone"),
+    ],
+)
+def test_questions_of_other_families_are_each_alone(name, some, mode, sharing):
+    subject, samples = probe.load(*OTHERS[name]()), asked(1)
+    table = probe.head_sweep(subject, samples, some, mode, control=False, progress=False)
+    assert table.attrs["sharing"] == sharing
+    for number, sample in enumerate(samples):
+        for layer, (head,) in some.items():
+            expected = alone(subject, sample, layer, head, mode)
+            found = float(table["gold_logprob"][number, layer, head])
+            assert found == pytest.approx(expected, abs=1e-5 * max(1, abs(expected)))
+
+
+def test_two_images_and_a_question_about_none():
+    subject = loaded("window")  # grouped queries, and a window that the second image goes beyond
+    both = Sample("both", (models.picture(0), models.picture(1)), "which?", answer="a red one")
+    none = Sample("none", None, "what is red?", answer="a circle")
+    for sample in (both, none):
+        table = probe.head_sweep(subject, sample, {1: [0, 3]}, control=False, progress=False)
+        for head in (0, 3):
+            expected = alone(subject, sample, 1, head, "zero")
+            found = float(table["gold_logprob"][0, 1, head])
+            assert found == pytest.approx(expected, abs=1e-5 * max(1, abs(expected)))
 
 
 def test_prefusion_runs_each_case_alone():

@@ -15,6 +15,7 @@ from probe.interventions.sweep.sample_prompts import SamplePrompts
 from probe.models.planted import planted
 from probe.models.tiny.scene_pairs import CHANGES, scene_pairs
 from probe.records.patch_effects import agreement, recovered, recovered_share
+from tests.families.models import FAMILIES as OTHERS
 
 FAMILIES = {
     "1.5": models.llava15,
@@ -83,6 +84,24 @@ def test_a_sweep_is_every_case_alone(family, attn, site):
     untouched = table["patched"].sel(group="bos").values.squeeze()
     is_same = (untouched == table["corrupted"].values).all()
     assert is_same == (family != "mini"), "what precedes the image is the same unless it was fused"
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "sharing"),
+    [
+        ("qwen3_5", "all", "exact"),  # attention in two of four layers
+        ("paligemma", [1], "its logits are not those of its layers alone"),
+    ],
+)
+def test_other_families_are_each_case_alone(name, layers, sharing):
+    subject, sample = probe.load(*OTHERS[name]()), pair()
+    table = probe.patch_sweep(subject, sample, layers, site="attention", progress=False)
+    assert table.attrs["sharing"] == sharing
+    vision = subject.encode(sample.image, sample.question).types.vision[0]
+    for layer in table["layer"].values:
+        expected = alone(subject, sample, int(layer), vision, "attention")
+        found = float(table["patched"].sel(layer=layer, group="vision").squeeze())
+        assert found == pytest.approx(expected, abs=1e-5 * max(1, abs(expected)))
 
 
 def test_prefusion_runs_each_case_alone():
