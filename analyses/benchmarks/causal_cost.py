@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -187,12 +188,10 @@ def flows(subject: Subject) -> None:
     inputs = subject.encode(picture(0), QUESTIONS[0], "a red circle")
     for method in METHODS:
         is_backward = method in BY_GRADIENT
-        plain, ours = [], []
-        for _ in range(4):
-            plain.append(timed(lambda: plain_pass(subject, inputs, is_backward))[0])
-            arguments = {"method": method, "attention": False}
-            ours.append(timed(lambda: probe.flow(subject, inputs, **arguments))[0])
-        forward, seconds = (statistics.median(each[1:]) for each in (plain, ours))
+        plain = partial(plain_pass, subject, inputs, is_backward)
+        ours = partial(probe.flow, subject, inputs, method=method, attention=False)
+        rounds = [(timed(plain)[0], timed(ours)[0]) for _ in range(4)][1:]
+        forward, seconds = (statistics.median(each) for each in zip(*rounds, strict=True))
         name = "forward and backward" if is_backward else "forward"
         print(f"flow, {method:16} {seconds:.2f} s, {seconds / forward:.2f} x a {name}")
 
