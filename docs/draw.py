@@ -66,6 +66,35 @@ def draw_mass() -> None:
     probe.plots.mass(record).figure.savefig(IMAGES / "mass.png", dpi=80)
 
 
+def draw_causal() -> None:
+    """The two examples that `causal.md` computes with: a patch, and an area under the ROC curve."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
+    runs = {"clean": -0.5, "patched": -1.5, "corrupted": -4.5}
+    left.barh(list(runs), list(runs.values()), color=["#009E73", "#0072B2", "#D55E00"], height=0.5)
+    left.invert_yaxis()
+    for place, value in enumerate(runs.values()):
+        left.text(value - 0.08, place, f"{value}", ha="right", va="center")
+    left.annotate("", (-1.5, 1.42), (-4.5, 1.42), arrowprops={"arrowstyle": "->"})
+    left.text(-3, 1.36, "comes back: 3.0 of 4.0", ha="center", va="bottom")
+    left.set(xlim=(-5.2, 0), xlabel="log p of the gold answer (nat)")
+    left.set_title("Denoising: the share is 0.75", loc="left")
+    for value, colour, row in (
+        (3, "#009E73", 1),
+        (2, "#009E73", 1),
+        (1, "#D55E00", 0),
+        (2, "#D55E00", 0),
+    ):
+        right.scatter(value, row, s=80, color=colour, zorder=3)
+        right.text(value, row + (0.16 if row else -0.28), str(value), ha="center")
+    for first, second, dash in ((3, 1, "-"), (3, 2, "-"), (2, 1, "-"), (2, 2, ":")):
+        right.plot([first, second], [1, 0], color="#999999", linestyle=dash, zorder=1)
+    right.set_yticks([0, 1], ["wrong", "right"])
+    right.set(xlim=(0.5, 3.5), ylim=(-0.5, 1.5), xlabel="a measure of each answer")
+    right.set_title("AUROC = 3.5 of 4 pairs = 0.875", loc="left")
+    figure.savefig(IMAGES / "causal.png", dpi=90)
+
+
 if __name__ == "__main__":
     draw_example()
+    draw_causal()
     draw_mass()

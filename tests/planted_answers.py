@@ -34,11 +34,13 @@ def planted_answers(
     logprob = -rng.exponential(1.0, (samples, 2)).astype(np.float32)
     logprob[:, 0] -= np.where(right, 0, 0.5)
     logprob[::2, 1] = np.nan  # answers of one token and of two
-    types = {"query_type": ["response"], "key_type": ["vision", "response"]}
-    keys = [np.ones((samples, 1, 2), np.int32), np.ones((samples, 2), np.int32)]
+    queries = ["instruction", "response"]  # the instruction's rows see what the response's do
+    types = {"query_type": queries, "key_type": ["vision", "response"]}
+    keys = [np.ones((samples, 2, 2), np.int32), np.ones((samples, 2), np.int32)]
+    of_both = np.stack([mass, 1 - mass], -1)[..., None, :].repeat(2, -2)
     stack = {
-        "mass": np.stack([mass, 1 - mass], -1)[..., None, :],
-        "head_entropy": np.concatenate([entropy, entropy], -1),
+        "mass": of_both,
+        "head_entropy": entropy.repeat(2, -2).repeat(2, -1),
         "query_count": keys[0],
         "key_count": keys[1],
     }

@@ -17,7 +17,7 @@ HASH = re.compile(r"\b(?:sha256|config):[0-9a-f]{16}\b")
 EXPECTED = [
     *sorted(NOTEBOOKS.glob("*.ipynb")),
     *(ANALYSES / folder / "README.md" for folder in ("attention", "drop", "llava_mini", "meaning")),
-    *(ANALYSES / folder / "README.md" for folder in ("reducers", "tiny")),
+    *(ANALYSES / folder / "README.md" for folder in ("reducers", "tiny", "reliability", "causal")),
     ANALYSES / "reducers" / "accuracy.csv",
 ]
 
@@ -66,5 +66,5 @@ def test_other_hashes_and_missing_ones_are_found(tmp_path):
 def test_executed_notebooks_show_their_figures():
     """A backend that draws for files only, while a notebook is executed, would leave none."""
     shown = {path.stem: '"image/png"' in path.read_text() for path in NOTEBOOKS.glob("*.ipynb")}
-    assert len(shown) == 6
+    assert len(shown) == 7
     assert all(shown.values()), shown

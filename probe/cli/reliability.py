@@ -22,7 +22,13 @@ Run = Annotated[
         show_default="probe-out/attention",
     ),
 ]
-Query = Annotated[str, typer.Option(help="whose attention: response, instruction, ...")]
+Query = Annotated[
+    str | None,
+    typer.Option(
+        help="whose attention: response, instruction, ...",
+        show_default="response; of hallucination the rows before it",
+    ),
+]
 Key = Annotated[str, typer.Option(help="to what")]
 Stack = Annotated[str, typer.Option(help="the layers: llm, prefusion, ...")]
 Confidence = Annotated[
@@ -33,7 +39,7 @@ Confidence = Annotated[
 
 def reliability(
     run: Run = Path("probe-out/attention"),
-    query: Query = "response",
+    query: Query = None,
     key: Key = "vision",
     stack: Stack = "llm",
     confidence: Confidence = "sum",
@@ -92,7 +98,8 @@ def show_heads(table: "pd.DataFrame", found: "xr.Dataset") -> None:
         columns = dict.fromkeys(("AUROC", "95 %", "over log p, 95 %", "q"), "right")
         samples, events = int(of_outcome["samples"]), int(of_outcome["events"])
         show_table(
-            f"{outcome}: what tells {events} of {samples} answers from the others",
+            f"{outcome}: what tells {events} of {samples} answers from the others "
+            f"({of_outcome['queries'].item()} → {found.attrs['key_type']})",
             {"": "left"} | columns,
             rows,
             "0.5 tells nothing; *: significant at a false discovery rate of 5 %; all heads are in "

@@ -140,7 +140,7 @@ def _note(chosen: xr.Dataset) -> str:
     samples, events = int(chosen["samples"]), int(chosen["events"])
     tests = int(chosen["p"].notnull().sum() + chosen["layer_p"].notnull().sum())
     return (
-        f"{attrs['query_type']} → {attrs['key_type']}; {samples} answers about "
+        f"{chosen['queries'].item()} → {attrs['key_type']}; {samples} answers about "
         f"{int(chosen['images'])} images, {events} with the event; bands: 95 %, bootstrap over "
         f"images; dots: significant at a false discovery rate of {100 * RATE:.0f} % among {tests} "
         f"tests; log p(answer): {_CONFIDENCES[str(attrs['confidence'])]}"

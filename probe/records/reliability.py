@@ -34,13 +34,25 @@ from probe.records.auroc import Auroc, auroc_p
 from probe.records.bootstrap import bootstrap_statistic
 from probe.records.frames import node
 from probe.records.io import open_record
-from probe.records.reliability_outcomes import Answers, Outcome, answers_of, outcomes_of
+from probe.records.reliability_outcomes import (
+    OUTCOMES,
+    Answers,
+    Outcome,
+    answers_of,
+    outcomes_of,
+)
 from probe.records.run_directory import RunDirectory
 from probe.records.schema import Variable, dataset
 from probe.records.significance import RATE, false_discovery
 
 MEASURES = ("mass", "lift", "head_entropy", "contribution")  # those that a run may hold
 DRAWS = 500
+# Whose attention it is, by default: the first that was measured
+QUERIES = {
+    "correct": ("response", "last", "instruction"),
+    "hallucination": ("last", "instruction"),
+    "confident": ("response", "last", "instruction"),
+}
 CELLS = 200_000  # samples x heads whose intervals are computed at once
 
 _HEAD, _LAYER = "outcome measure layer head", "outcome measure layer"
@@ -63,6 +75,7 @@ SCHEMA = {
     "baseline": Variable("outcome", "1", "area of the answer's log-probability"),
     "baseline_low": Variable("outcome", "1", "lower bound of that area, 95 %"),
     "baseline_high": Variable("outcome", "1", "upper bound of that area, 95 %"),
+    "queries": Variable("outcome", "text", "whose attention it is", dtype="object"),
     "samples": Variable("outcome", "1", "samples that the outcome is about", dtype="int64"),
     "events": Variable("outcome", "1", "samples where it happened", dtype="int64"),
     "images": Variable("outcome", "1", "images that they show", dtype="int64"),
@@ -73,7 +86,7 @@ def reliability(
     run: Any,
     *,
     stack: str = "llm",
-    query_type: str = "response",
+    query_type: str | None = None,
     key_type: str = "vision",
     measures: Sequence[str] | None = None,
     outcomes: Sequence[str] | None = None,
@@ -82,10 +95,13 @@ def reliability(
     draws: int = DRAWS,
     progress: bool = True,
 ) -> xr.Dataset:
-    """AUROC of each measure of each head, of query_type → key_type, for each outcome.
+    """AUROC of each measure of each head, of attention to vision (`key_type`), for each outcome.
 
     Args:
         run: a run of `probe attention --benchmark`: its folder, its record, or the record's file.
+        query_type: whose attention; by default the response's, but for hallucination that of the
+            prompt's rows after which it is said ("last" with fine types, else "instruction"):
+            rows of the response know the word that makes it one.
         measures: of `MEASURES`; all that it holds by default (contribution with `--contribution`).
         outcomes: of correct, hallucination, confident; by default those of which there is enough;
             the attr `left_out` says why others are not there.
@@ -96,25 +112,29 @@ def reliability(
     or log-probabilities, for fewer than 10 right or 10 wrong answers, and for a single image.
     """
     record = _opened(run)
-    answers = answers_of(record, confidence)
-    names, values = _values(record, stack, query_type, key_type, measures)
-    has_values = np.asarray(np.isfinite(values).reshape(len(values), -1).any(1))
-    answers = _among(answers, has_values)
+    measured = node(record, stack)
+    names = _measures(measured, measures)
+    every = list(OUTCOMES if outcomes is None else outcomes)
+    queries = {name: _query_of(name, query_type, measured) for name in every}
+    values = {query: _values(measured, names, query, key_type) for query in {*queries.values()}}
+    is_known = [np.isfinite(each).reshape(len(each), -1).any(1) for each in values.values()]
+    has_values = np.all(is_known, axis=0)
+    answers = _among(answers_of(record, confidence), has_values)
     chosen, left_out = outcomes_of(answers, outcomes)
     _require_images(answers)
+    options: dict[str, Any] = {"seed": seed, "draws": draws, "progress": progress}
     parts = [
-        _of_outcome(outcome, answers, values[has_values], seed=seed, draws=draws, progress=progress)
+        _of_outcome(outcome, answers, values[queries[outcome.name]][has_values], **options)
         for outcome in chosen
     ]
     arrays = {name: [part[name] for part in parts] for name in parts[0]}
-    measured = node(record, stack)
+    arrays["queries"] = [queries[outcome.name] for outcome in chosen]
     labels = {name: measured[name].values for name in ("layer", "head")}
     coords = {"outcome": [outcome.name for outcome in chosen], "measure": names, **labels}
     facts = {str(name): value for name, value in record.attrs.items()}
     attrs = facts | {
         "kind": "reliability",
         "stack": stack,
-        "query_type": query_type,
         "key_type": key_type,
         "confidence": confidence,
         "left_out": left_out,
@@ -134,20 +154,31 @@ def _opened(run: Any) -> xr.DataTree:
     return run
 
 
-def _values(
-    record: xr.DataTree, stack: str, query_type: str, key_type: str, asked: Sequence[str] | None
-) -> tuple[list[str], Float[np.ndarray, "sample measure layer head"]]:
-    """The measures by name, and their values."""
-    measured = node(record, stack)
+def _measures(measured: xr.Dataset, asked: Sequence[str] | None) -> list[str]:
     held = [name for name in MEASURES if name in measured]
     for name in asked or ():
         one_of("reliability", "measures of", name, held)
-    for axis, chosen in (("query_type", query_type), ("key_type", key_type)):
-        one_of("reliability", f"a {axis} of", chosen, measured[axis].values.tolist())
-    names = list(asked or held)
+    return list(asked or held)
+
+
+def _query_of(outcome: str, asked: str | None, measured: xr.Dataset) -> str:
+    """The query type for an outcome: the one asked for, else the first of `QUERIES` there is."""
+    known = measured["query_type"].values.tolist()
+    if asked is not None:
+        one_of("reliability", "a query_type of", asked, known)
+        return asked
+    one_of("reliability", "outcomes of", outcome, QUERIES)
+    found = [name for name in QUERIES[outcome] if name in known]
+    return found[0] if found else known[0]
+
+
+def _values(
+    measured: xr.Dataset, names: Sequence[str], query_type: str, key_type: str
+) -> Float[np.ndarray, "sample measure layer head"]:
+    one_of("reliability", "a key_type of", key_type, measured["key_type"].values.tolist())
     places = {"query_type": query_type, "key_type": key_type}
     arrays = [measured[name].sel(places).transpose("sample", "layer", "head") for name in names]
-    return names, np.stack([array.values.astype(float) for array in arrays], 1)
+    return np.stack([array.values.astype(float) for array in arrays], 1)
 
 
 def _among(answers: Answers, chosen: Bool[np.ndarray, " sample"]) -> Answers:

@@ -143,6 +143,7 @@ def test_answers_of_yes_where_there_is_nothing_are_hallucinations():
     assert one["events"] == right["samples"] - right["events"]
     np.testing.assert_allclose(one["auroc"], 1 - right["auroc"], atol=1e-6)
     np.testing.assert_allclose(one["baseline"], right["baseline"], atol=1e-6)
+    assert (one["queries"], right["queries"]) == ("instruction", "response")
     without = reliability(planted_answers(20), **QUICK)
     assert without["outcome"].values.tolist() == ["correct", "confident"]
     assert without.attrs["left_out"] == "hallucination: 0 hallucinated, 0 answered no"
