@@ -6,7 +6,8 @@ import transformers
 import probe
 from tests.families.checks import CHECKS, Case, results
 from tests.families.models import FAMILIES
-from tests.families.table import ALL_FAMILIES, PAGE, row
+from tests.families.table import ALL_FAMILIES, PAGE, row, video_row
+from tests.families.video_models import VIDEO_FAMILIES
 
 CROSS = "no: words read the image by cross-attention"
 WHOLE = "no: every token has looked at the whole image"
@@ -70,4 +71,4 @@ def test_a_family_is_exact_unchanged_and_blind(name):
 def test_the_page_has_these_families_and_no_others():
     lines = PAGE.read_text().splitlines()
     named = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
-    assert named == ["family", *ALL_FAMILIES]
+    assert named == ["family", *ALL_FAMILIES, *map(video_row, VIDEO_FAMILIES)]

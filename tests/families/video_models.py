@@ -9,15 +9,20 @@ own with a class token, frames as images with words between them, an end of the 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
+from probe.data.image import Video
+from tests.families.checks import SIZE, Case
 from tests.families.models import CLIP, FAMILIES, VISION, Family, build, text
 from tests.families.processors import (
+    BREAK,
     IMAGE,
     VIDEO,
     TinyProcessor,
     TinyVideos,
+    blocks,
     cells,
     planes,
     video_blocks,
@@ -86,6 +91,62 @@ def next_video(attn: str = "sdpa") -> Family:
     return model, TinyProcessor(lambda size: "<image>" * 16, images, clips=clips)
 
 
+def kinds_between_marks(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """GLM-4V's: image tokens between the marks of a video are the video's."""
+    in_video = (ids == BREAK).cumsum(-1) % 2 == 1
+    return {"mm_token_type_ids": (ids == IMAGE).long() * (1 + in_video.long())}
+
+
+def marked_pairs(frames: Frames) -> str:
+    """GLM-4V's: image tokens for each pair of frames, words behind them."""
+    rows, columns = cells(frames[0].size)
+    pair = "<start>" + "<image>" * rows * columns + "<end>one "
+    return "<break>" + pair * -(-len(frames) // 2) + "<break>"
+
+
+def timed_frames(frames: Frames) -> str:
+    """VideoLLaMA 3's: a time before the tokens of each frame."""
+    rows, columns = cells(frames[0].size)
+    return " , ".join(["one :" + "<video>" * rows * columns] * len(frames))
+
+
+def blocks_of_frames(frames: Frames) -> dict[str, torch.Tensor]:
+    """VideoLLaMA 3's: the patches of each frame."""
+    tensors = blocks(frames)
+    rows, columns = tensors["image_grid_thw"][0, 1:].tolist()
+    patches = tensors["pixel_values"]
+    once = patches.view(len(patches), 3, 2, -1)[:, :, 0].flatten(1)
+    return {
+        "pixel_values_videos": once,
+        "video_grid_thw": torch.tensor([[len(frames), rows, columns]]),
+        "video_merge_sizes": torch.tensor([2]),
+        "video_compression_mask": torch.ones(len(once) // 4, dtype=torch.bool),
+    }
+
+
+def gemma4(**options: Any) -> Family:
+    """Frames as images are: patches with their positions; a time and marks around each."""
+    model, processor = FAMILIES["gemma4"](**options)
+    of_images = processor.pixels
+
+    def pixels(frames: Frames) -> dict[str, torch.Tensor]:
+        tensors = of_images(frames)
+        return {
+            "pixel_values_videos": tensors["pixel_values"],
+            "video_position_ids": tensors["image_position_ids"],
+            "num_frames_per_video": torch.tensor([len(frames)]),
+        }
+
+    def expand(frames: Frames) -> str:
+        rows, columns = cells(frames[0].size)
+        return " ".join(["one <start>" + "<video>" * rows * columns + "<end>"] * len(frames))
+
+    processor.video_processor = TinyVideos(expand, pixels)
+    processor.video_token = "<video>"
+    processor.more = kinds
+    return model, processor
+
+
 VIDEO_FAMILIES: dict[str, Callable[..., Family]] = {
     "qwen2_vl": lambda **o: with_videos("qwen2_vl", TinyVideos(pairs(), video_blocks), kinds, **o),
     "qwen2_5_vl": lambda **o: with_videos(
@@ -97,6 +158,13 @@ VIDEO_FAMILIES: dict[str, Callable[..., Family]] = {
     "qwen3_vl": lambda **o: with_videos(
         "qwen3_vl", TinyVideos(pairs(stamp=True), video_blocks), kinds, **o
     ),
+    "glm4v": lambda **o: with_videos(
+        "glm4v", TinyVideos(marked_pairs, video_blocks), kinds_between_marks, **o
+    ),
+    "video_llama_3": lambda **o: with_videos(
+        "video_llama_3", TinyVideos(timed_frames, blocks_of_frames), **o
+    ),
+    "gemma4": gemma4,
     "llava_next_video": next_video,
     "onevision": lambda **o: with_videos(
         "onevision", TinyVideos(per_frame(4, end="<video>"), frame_planes()), **o
@@ -122,3 +190,20 @@ def _smol(frames: Frames) -> dict[str, torch.Tensor]:
     pixels = frame_planes(name="pixel_values")(frames)
     mask = torch.ones(1, len(frames), VISION["image_size"], VISION["image_size"], dtype=torch.long)
     return {**pixels, "pixel_attention_mask": mask}
+
+
+FRAMES = 3
+
+
+def clip(seed: int, frames: int = FRAMES, last: int | None = None) -> Video:
+    """`last`: the seed of the last frame, where that is another."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (frames, 8, 8, 3), dtype=np.uint8)
+    if last is not None:
+        pixels[-1] = np.random.default_rng(last).integers(0, 256, pixels[-1].shape)
+    shown = [Image.fromarray(frame).resize(SIZE, Image.Resampling.NEAREST) for frame in pixels]
+    return Video(shown, fps=2)
+
+
+class VideoCase(Case):
+    def shown(self, seed):
+        return clip(seed)
