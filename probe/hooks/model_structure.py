@@ -112,7 +112,10 @@ def llm_with_head(model: PreTrainedModel) -> nn.Module | None:
 def vision_encoder(model: PreTrainedModel) -> nn.Module | None:
     """The module that turns pixels into features, None for a model of text only."""
     encoder = model.get_encoder(modality="image")
-    return None if encoder is model or encoder is getattr(model, "base_model", None) else encoder
+    if encoder is not model and encoder is not getattr(model, "base_model", None):
+        return encoder
+    towers = vision_towers(model)  # under a name that transformers does not look for
+    return towers[0] if towers else None
 
 
 def vision_towers(model: PreTrainedModel) -> list[nn.Module]:
@@ -141,14 +144,23 @@ def _stack(name: str, model: nn.Module, part: nn.Module) -> LayerStack:
     """The longest list of layers with attention in a part of the model, by its number of
     parameters.
     """
-    lists = [module for module in part.modules() if isinstance(module, nn.ModuleList)]
+    lists = [layers for module in part.modules() if (layers := _listed(module))]
     if not lists:
         raise ProbeError("model", expected=f"layers in its {name} stack", got=type(part).__name__)
 
-    def size(layers: nn.ModuleList) -> tuple[bool, int]:
-        return bool(attention_of(layers)), sum(p.numel() for p in layers.parameters())
+    def size(layers: tuple[nn.Module, ...]) -> tuple[bool, int]:
+        parameters = (p for layer in layers for p in layer.parameters())
+        return bool(attention_of(layers)), sum(p.numel() for p in parameters)
 
-    return stack_of_layers(name, model, tuple(max(lists, key=size)))
+    return stack_of_layers(name, model, max(lists, key=size))
+
+
+def _listed(module: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules in a list; those in a dict or a sequence too, where they are all of one kind."""
+    if isinstance(module, nn.ModuleList):
+        return tuple(module)
+    listed = tuple(module.children()) if isinstance(module, nn.ModuleDict | nn.Sequential) else ()
+    return listed if len({type(each) for each in listed}) == 1 else ()
 
 
 def cross_attention(model: PreTrainedModel) -> dict[int, tuple[str, nn.Module]]:
@@ -192,8 +204,14 @@ def projection_module(attention: nn.Module) -> nn.Module | None:
     """
     children = dict(attention.named_children())
     named = [children[name] for name in OUTPUT_PROJECTIONS if name in children]
-    linear = [child for child in children.values() if isinstance(child, nn.Linear)]
-    return next(iter(named or linear[-1:]), None)
+    if named:
+        return named[0]
+    linear = [
+        [part for part in child.modules() if isinstance(part, nn.Linear)]
+        for child in children.values()
+    ]
+    last = next((parts for parts in reversed(linear) if parts), [])
+    return last[0] if len(last) == 1 else None  # also one in a sequence, with a dropout
 
 
 def last_norm(called: str, model: PreTrainedModel) -> nn.Module:

@@ -184,7 +184,9 @@ def _missing(run: Try) -> str:
             run()
     except ProbeError as error:
         return f"expected {error.expected}, got {error.got}" if error.got else str(error)
-    except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"  # the model's own
     return ""
 

@@ -23,6 +23,7 @@ from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.model_structure import first_patch, layers_of
 from probe.reducers.encoder_output import EncoderOutput, LayerAttention
+from probe.reducers.projector_checks import refuse_merging
 from probe.reducers.reduction import Reduction
 
 # Index (or indices) into the encoder's hidden states, as `vision_feature_layer` of a config
@@ -88,18 +89,21 @@ class EncoderTap:
     def __init__(
         self,
         tower: nn.Module,
-        layer: FeatureLayer,
+        layer: FeatureLayer | None,
         reducer: EncoderReducer,
         model: nn.Module | None = None,
     ):
+        """`layer`: None for what the encoder gives at its end."""
         stack = layers_of(tower, model)
         count = len(stack.layers)
+        layer = -1 if layer is None else layer
         self.hidden_states = [layer] if isinstance(layer, int) else list(layer)
         outside = [index for index in self.hidden_states if not -count - 1 <= index <= count]
         if outside:
             expected = f"a layer of the {count + 1} hidden states of the encoder"
             raise ProbeError("reduced", expected=expected, got=str(outside[0]))
         self.first_patch = first_patch(tower)
+        self.encoder = type(tower).__name__
         deepest = max(index % (count + 1) for index in self.hidden_states)
         self.output_layer = max(deepest - 1, 0)  # hidden states start with the embeddings
         self.next_layer = min(self.output_layer + 1, count - 1)
@@ -162,6 +166,8 @@ class EncoderTap:
                 got=f"no call in layer {missing[0]} (from 0), although it ran",
                 fix="use the model as it was before it was compiled or wrapped",
             )
+        if features.shape[1] != calls[self.output_layer].key.shape[2]:
+            refuse_merging(f"{self.encoder}, which makes tokens of several patches")
         return EncoderOutput(
             features,
             calls[self.output_layer],
@@ -194,7 +200,7 @@ def layers_asked(reducer: EncoderReducer, depth: int) -> tuple[int, ...]:
 @model_block
 def tapped(
     tower: nn.Module,
-    layer: FeatureLayer,
+    layer: FeatureLayer | None,
     reducer: EncoderReducer,
     model: nn.Module | None = None,
 ) -> Iterator[EncoderTap]:

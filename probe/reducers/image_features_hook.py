@@ -41,11 +41,16 @@ from probe.hooks.image_placeholders import (
 )
 from probe.hooks.layer_arguments import by_name, find_cache
 from probe.hooks.model_state import override_method, own_method
-from probe.hooks.model_structure import image_token_id, vision_towers
+from probe.hooks.model_structure import image_token_id, vision_encoder, vision_towers
 from probe.hooks.offload import input_device
 from probe.reducers.chosen_tokens import ChosenTokens, EncoderCall, choose
 from probe.reducers.encoder_reducer import EncoderReducer, EncoderTap, tapped
-from probe.reducers.projector_checks import refuse_merging, refuse_pooling, require_single
+from probe.reducers.projector_checks import (
+    projector_of,
+    refuse_merging,
+    refuse_pooling,
+    require_single,
+)
 from probe.reducers.reduction import NONE
 from probe.reducers.single_images import by_image, joined_outputs
 from probe.subject.token_grid import packed_indices
@@ -73,21 +78,10 @@ class ImageFeaturesHook:
         self.model = model
         self.reducer = reducer
         self.base: Any = model.base_model
-        self.towers = vision_towers(model)
-        self.projector: Any = getattr(self.base, "multi_modal_projector", None)
+        self.projector: Any = projector_of(model)
+        self.towers: Any = vision_towers(model) or [vision_encoder(model)]
+        # None: the encoder's output, after its last norm
         self.layer: Any = getattr(model.config, "vision_feature_layer", None)
-        if hasattr(self.base, "compressor"):
-            raise ProbeError(
-                "reduced",
-                expected="a model whose LLM reads the encoder's patches",
-                got=f"{type(model).__name__}, whose compressor reads the whole grid of them",
-            )
-        if not self.towers or self.projector is None or self.layer is None:
-            raise ProbeError(
-                "reduced",
-                expected="a LLaVA-like model: encoder, multi_modal_projector, LLM",
-                got=type(model).__name__,
-            )
         self.pack: Any = own_method(self.base, "pack_image_features")
         methods = {name: own_method(self.base, f"get_{name}_features") for name in PIXELS}
         self.methods: dict[str, Any] = {name: method for name, method in methods.items() if method}
@@ -134,6 +128,10 @@ class ImageFeaturesHook:
 
     def _encoded(self, tap: EncoderTap, tower: nn.Module, args: tuple, output: Any) -> None:
         states = getattr(output, "hidden_states", None)
+        if self.layer is None:
+            states = (output.last_hidden_state,)
+            if states[0].ndim != 3:
+                refuse_merging("patches of all images in one sequence")
         # without the tapped states it is a call for other features
         if states is not None and all(states[index] is not None for index in tap.hidden_states):
             self._running.call = EncoderCall(output, tap.encoder_output(states, self.projector))
@@ -250,6 +248,9 @@ class ImageFeaturesHook:
             accepted = {*inspect.signature(method).parameters} - {*PIXELS[modality]}
             options = {name: given[name] for name in given if name in accepted}
             features = self._features(modality, pixels, **options, return_dict=True)
+            if not hasattr(features, "patches"):  # Llama 4
+                self._running.call = None
+                refuse_merging(f"{type(self.model).__name__}, which projects features later")
             outputs[modality] = (pixels, features)
         return outputs
 

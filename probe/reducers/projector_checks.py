@@ -1,24 +1,74 @@
 """A projector that a reducer can be put before maps each token by itself: features that are merged
 or pooled between encoder and LLM are refused.
 
-    require_single(model.multi_modal_projector, features[:1, :1])
+    projector = projector_of(model)
+    require_single(projector, features[:1, :1])
 """
 
 from typing import Any, NoReturn
 
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
+from probe.hooks.image_readers import COMPRESSOR
+from probe.hooks.model_structure import (
+    cross_attention,
+    stacks,
+    text_decoder,
+    vision_encoder,
+)
+
+LLAVA_LIKE = "a LLaVA-like model: encoder, projector, LLM"
+
+
+def projector_of(model: PreTrainedModel) -> nn.Module:
+    """The module between encoder and LLM: `multi_modal_projector`, or the only one there is
+    (DeepSeek-VL's `aligner`).
+
+    Raises ProbeError, with the reason, for a model without one.
+    """
+    base: Any = model.base_model
+    kind = type(model).__name__
+    encoder = vision_encoder(model)
+    if encoder is None:
+        raise ProbeError("reduced", expected=LLAVA_LIKE, got=f"{kind}, which has no encoder")
+    if COMPRESSOR in stacks(model):
+        raise ProbeError(
+            "reduced",
+            expected="a model whose LLM reads the encoder's patches",
+            got=f"{kind}, whose compressor reads the whole grid of them",
+        )
+    if cross_attention(model):
+        reason = "whose words read the image by cross-attention"
+        raise ProbeError("reduced", expected=LLAVA_LIKE, got=f"{kind}, {reason}")
+    named = getattr(base, "multi_modal_projector", None)
+    if named is not None:
+        return named
+    decoder = text_decoder(model)
+    between = [
+        child
+        for child in base.children()
+        if child is not encoder
+        and not any(part is decoder for part in child.modules())
+        and any(True for _ in child.parameters())
+    ]
+    if not between:
+        refuse_merging(f"{kind}, whose {type(encoder).__name__} makes tokens of several patches")
+    if len(between) > 1:
+        names = ", ".join(type(child).__name__ for child in between)
+        raise ProbeError("reduced", expected=LLAVA_LIKE, got=f"{kind} with {names}")
+    return between[0]
 
 
 def require_single(projector: Any, single: Tensor) -> None:
     """Raises ProbeError where a projector does not map each token by itself (Aya Vision)."""
     try:
         projected = projector.forward(single)  # without the hooks that called this
-    except RuntimeError:  # fewer tokens than it merges
+    except (RuntimeError, ValueError, TypeError, LookupError):  # fewer tokens than it merges
         projected = None
     if projected is None or projected.shape[:2] != (1, 1):
-        refuse_merging(f"{type(projector).__name__}, which merges neighbours")
+        refuse_merging(f"{type(projector).__name__}, which makes tokens of several patches")
 
 
 def refuse_merging(got: str) -> NoReturn:

@@ -1,14 +1,18 @@
-"""Encoders that read packed patches: each call goes to its place, in whatever order they come."""
+"""Encoders that read packed patches: each call goes to its place, in whatever order they come. And
+reducers of the encoder's output: on every model that makes a token of each patch.
+"""
 
 import pytest
 import torch
 
 import probe
+from probe.errors import ProbeError
 from probe.hooks.layer_arguments import hidden_states
 from probe.hooks.model_structure import stacks
 from probe.measures.attention.reference import largest_difference
 from probe.measures.attention.stack_queries import stack_statistics
-from tests.families.checks import EXACT, picture
+from probe.reducers import DivPrune, PruMerge, VisionZip
+from tests.families.checks import EXACT, QUESTION, picture
 from tests.families.models import FAMILIES
 
 PACKED = ["qwen2_vl", "qwen2_5_vl", "glm4v"]
@@ -43,3 +47,42 @@ def test_a_changed_part_of_an_image_changes_the_patches_that_lie_there(name):
     outside = (grid.image == 0) | (grid.box[:, 2:] < 0.45).any(1)  # resizing blurs the edge
     assert within.any() and is_changed[within].all() and not is_changed[outside].any()
     assert largest_difference(subject, before, "vision") < EXACT
+
+
+@pytest.mark.parametrize("name", ["paligemma", "deepseek_vl"])
+def test_a_model_that_reads_the_encoders_output_is_reduced(name):
+    subject = probe.load(*FAMILIES[name]())
+    whole = subject.encode(picture(0), QUESTION)
+    with torch.no_grad():
+        plain = subject.model(**whole).logits
+        with pytest.warns(UserWarning, match="nothing is reduced"), VisionZip(16, 0)(subject):
+            kept = subject.model(**subject.encode(picture(0), QUESTION)).logits
+        torch.testing.assert_close(kept, plain, atol=1e-4, rtol=1e-4)
+        for reducer, tokens in ((VisionZip(3, 2), 5), (DivPrune(6), 6), (PruMerge(0.25), None)):
+            with reducer(subject):
+                inputs = subject.encode(picture(0), QUESTION)
+                left = int(inputs.types.vision.sum())
+                assert left == (tokens or left) < 16 and len(inputs.grid[0]) == left
+                (ids,) = subject.generate_ids(inputs, 2)
+                assert len(ids) and torch.isfinite(subject.model(**inputs).logits).all()
+        assert torch.equal(subject.model(**whole).logits, plain)
+
+
+SEVERAL = "makes tokens of several patches"
+REFUSED = {
+    "qwen2_vl": f"whose Qwen2VisionTransformerPretrainedModel {SEVERAL}",
+    "gemma3": f"Gemma3MultiModalProjector, which {SEVERAL}",
+    "ovis2": f"Ovis2VisionModel, which {SEVERAL}",
+    "gemma4": "patches of all images in one sequence",
+    "blip2": "whose compressor reads the whole grid of them",
+    "mllama": "whose words read the image by cross-attention",
+    "fuyu": "which has no encoder",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_where_no_token_is_one_patch_reducers_of_the_encoder_say_why(name):
+    subject = probe.load(*FAMILIES[name]())
+    with pytest.raises(ProbeError, match=REFUSED[name]), VisionZip(3, 2)(subject):
+        subject.encode(picture(0), QUESTION)
+    assert int(subject.encode(picture(0), QUESTION).types.vision.sum()) != 5

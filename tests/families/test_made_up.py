@@ -4,6 +4,7 @@ image, decodes without it, and is as it was.
 
 import copy
 import inspect
+import re
 
 import models
 import torch
@@ -21,8 +22,10 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
     eager_attention_forward,
 )
+from transformers.models.llava.modeling_llava import LlavaModel
 
 import probe
+from probe.reducers import VisionZip
 from tests.families.checks import CHECKS, Case, results
 
 IN_LLAMA = inspect.signature(LlamaModel.forward).parameters
@@ -207,3 +210,111 @@ def test_its_record_is_that_of_the_known_class():
         for name in ("mass", "entropy", "received"):
             difference = abs(records[0][stack][name] - records[1][stack][name]).max()
             assert float(difference) < 1e-5
+
+
+class Glance(Gaze):
+    """Attention with one projection for query, key and value, and one in a sequence at its end."""
+
+    def __init__(self, config, number):
+        super().__init__(config, number)
+        self.sizes = [each.out_features for each in (self.asks, self.offers, self.carries)]
+        del self.asks, self.offers, self.carries, self.brings
+        width = config.hidden_size
+        self.everything = nn.Linear(width, sum(self.sizes), bias=False)
+        self.sends = nn.Sequential(nn.Linear(width, width, bias=False), nn.Dropout(0.1))
+
+    def forward(self, states, mask, angles, kept, **options):
+        parts = self.everything(states).split(self.sizes, -1)
+        query, key, value = (
+            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts
+        )
+        query, key = apply_rotary_pos_emb(query, key, *angles)
+        if kept is not None:
+            key, value = kept.update(key, value, self.number)
+        kernel = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = kernel(
+            self, query, key, value, mask, dropout=0.0, scaling=self.scaling, **options
+        )
+        return self.sends(output.flatten(-2)), weights
+
+
+class Tower(House):
+    """A decoder whose layers have names, in a dict."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        floors = list(self.floors)
+        for number, floor in enumerate(floors):
+            floor.gaze = Glance(config, number)
+        self.floors = nn.ModuleDict({f"floor {n}": floor for n, floor in enumerate(floors)})
+        self._in_order = floors
+
+    def __getattribute__(self, name):
+        in_forward = name == "floors" and "_in_order" in vars(self)
+        return vars(self)["_in_order"] if in_forward else super().__getattribute__(name)
+
+
+class Telescope(LlavaForConditionalGeneration):
+    """LLaVA on such a decoder, with an encoder and a projector of other names."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        base = self.model
+        base.language_model = Tower(config.text_config)
+        base.eye, base.glass = base.vision_tower, base.multi_modal_projector
+        del base.vision_tower, base.multi_modal_projector
+        base.__class__ = Sight
+
+
+class Sight(LlavaModel):
+    def get_image_features(self, pixel_values, **options):
+        output = self.eye(pixel_values, output_hidden_states=True, return_dict=True)
+        seen = output.hidden_states[self.config.vision_feature_layer][:, 1:]
+        output.pooler_output = tuple(self.glass(seen))
+        return output
+
+
+def harder():
+    known, processor = models.llava15()
+    model = Telescope._from_config(copy.deepcopy(known.config), attn_implementation="sdpa").eval()
+    weights = renamed(known.state_dict())
+    for old, new in {"model.vision_tower": "model.eye", "multi_modal_projector": "glass"}.items():
+        weights = {name.replace(old, new): values for name, values in weights.items()}
+    found = {}
+    for name, values in weights.items():
+        found[re.sub(r"floors\.(\d+)", r"floors.floor \1", name).replace("brings", "sends.0")] = (
+            values
+        )
+    for number in range(known.config.text_config.num_hidden_layers):
+        own = f"model.language_model.floors.floor {number}.gaze."
+        parts = [found.pop(f"{own}{each}.weight") for each in ("asks", "offers", "carries")]
+        found[f"{own}everything.weight"] = torch.cat(parts)
+    model.load_state_dict(found)
+    return model, known, processor
+
+
+def test_fused_projections_layers_in_a_dict_and_an_encoder_of_another_name():
+    model, known, processor = harder()
+    case = Case(probe.load(model, processor=processor))
+    with torch.no_grad():
+        expected = known(**case.answered[0]).logits
+        torch.testing.assert_close(model(**case.answered[0]).logits, expected)
+    assert results(case) == {**dict.fromkeys(CHECKS, "yes"), "compressor, cross": "no: it has none"}
+    records = [
+        probe.measure(
+            probe.load(each, processor=processor),
+            models.picture(0),
+            "what is it?",
+            "a red circle",
+            contribution=True,
+        )
+        for each in (model, known)
+    ]
+    for stack in ("vision", "llm"):
+        for name in ("mass", "received", "contribution"):
+            difference = abs(records[0][stack][name] - records[1][stack][name]).max()
+            assert float(difference) < 1e-5, (stack, name)
+    with VisionZip(3, 2)(case.subject):
+        assert case.subject.encode(models.picture(0), "what is it?").types.vision.sum() == 5

@@ -266,7 +266,8 @@ class Sweep:
         prompt_length = inputs["input_ids"].shape[1]
         if narrow := self._narrow_layer(prompt_length + self.max_new_tokens):
             return SharingCheck(narrow, 0.0)
-        prompt, cached = self.cache.of(inputs)
+        with own_failures("drop_sweep", model, inputs):
+            prompt, cached = self.cache.of(inputs)
         logits = partial(untouched_logits, model, self.stack, prompt, cached.prefix)
         return check_sharing(model, self.stack, inputs, logits, cached.prefix)
 

@@ -47,6 +47,7 @@ from probe.subject.target_response import TargetResponse
 
 SHARING = ("ablation", "shapley")  # methods without gradients, which can share a prefix
 TOLERANCE = 0.05  # of f(1) - f(0): above it a warning
+LEAST = 1e-4  # nat that are not rounding
 
 
 @only_this_thread()
@@ -138,6 +139,8 @@ def attribute(
             if method in SHARING:
                 values["token_attribution"] = by_token.numpy()
             total = values["logprob"] - values["logprob_without"]
+            if method not in SHARING and abs(total) > LEAST and not by_token.any():
+                methods.refuse_without_gradient("attribute")
             values["delta"] = values["attribution"].sum() - total
     _warn_of_delta(method, values)
     if attention and "layer" not in features.kind:
@@ -232,7 +235,7 @@ def _warn_of_delta(method: str, values: dict[str, Any]) -> None:
     """Warns where a method that promises completeness is not complete."""
     total = abs(float(values["logprob"] - values["logprob_without"]))
     delta = abs(float(values["delta"]))
-    if method in COMPLETE and delta > max(TOLERANCE * total, 1e-4):
+    if method in COMPLETE and delta > max(TOLERANCE * total, LEAST):
         warnings.warn(
             f"attribute: {method} is off by {delta:.3g} nat of {total:.3g} (its convergence "
             "delta); use more steps, or another baseline",

@@ -17,13 +17,14 @@ Source: captum (FeatureAblation, ShapleyValueSampling, IntegratedGradients); arX
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from captum.attr import FeatureAblation, IntegratedGradients, ShapleyValueSampling
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
 from probe.interventions.attention_edits import replace_keys_values
@@ -110,9 +111,23 @@ def gradient_x_attention(
 
     with torch.enable_grad(), perturbed.sequences.followed(), target.routed(around):
         logprob = perturbed(torch.ones(1, len(features))).sum()
-        (of_keys,) = torch.autograd.grad(logprob, gates)
+        of_keys = None
+        if logprob.requires_grad:
+            (of_keys,) = torch.autograd.grad(logprob, gates, allow_unused=True)
+    if of_keys is None:
+        refuse_without_gradient("attribute")
     # Keys without a feature (-1) are summed into a last column, which is dropped.
     columns = len(features) + 1
     column = features.tokens % columns
     of_features = of_keys.new_zeros(layers, columns).index_add(1, column, of_keys)
     return of_features[:, :-1]
+
+
+def refuse_without_gradient(called: str) -> NoReturn:
+    """Raises ProbeError for a model through which no gradient comes back (4 bits on a CPU)."""
+    raise ProbeError(
+        called,
+        expected="a model with gradients, for a method that needs them",
+        got="none: products of its weights have no gradient here",
+        fix="use method='ablation', or load the model without quantization",
+    )

@@ -24,6 +24,7 @@ from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.model_structure import stacks, text_decoder
 from probe.measures.attribution.baselines import Perturbation
 from probe.measures.attribution.features import NO_FEATURE, Features
+from probe.measures.attribution.methods import refuse_without_gradient
 from probe.measures.attribution.perturbed_model import PerturbedModel
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
@@ -78,7 +79,11 @@ class ObservedPass:
             together = logprob.sum()
         gradients: list[Tensor | None] = [None] * len(observer.zeros)
         if backward:
-            gradients = list(torch.autograd.grad(together, observer.zeros))
+            if not together.requires_grad:
+                refuse_without_gradient("flow")
+            gradients = list(torch.autograd.grad(together, observer.zeros, allow_unused=True))
+            if any(gradient is None for gradient in gradients):
+                refuse_without_gradient("flow")
         layers: dict[str, list[CallPart]] = {}
         for call, gradient in zip(observer.calls, gradients[1:], strict=True):
             layers.setdefault(call.name, []).append(CallPart(call, gradient))
