@@ -132,7 +132,8 @@ def ranges(source: Any, base: "xr.Dataset") -> dict[str, list[int]]:
     try:
         side, most = own_view(source)
     except OtherPixelsProbeError:
-        side, most = int(base["height"]), int(base["vision_tokens"])
+        side = int(base["height"])
+        most = int(base["vision_tokens"])
         return {"vision_tokens": powers(most), "resolution": [side * along for along in (2, 3)]}
     return {
         "vision_tokens": powers(most),

@@ -178,7 +178,8 @@ def _check_frame_parts(task: "BenchmarkTask", mode: str, stack: str) -> None:
     from probe.data.image import Video
 
     if not any(isinstance(image, Video) for sample in task.samples for image in sample.images):
-        expected, got = "questions about videos", f"{task.benchmark.name}, which has none"
+        expected = "questions about videos"
+        got = f"{task.benchmark.name}, which has none"
         raise ProbeError("--frame-parts", expected=expected, got=got)
     if stack != "llm":
         raise ProbeError("--frame-parts", expected="--stack llm", got=stack)

@@ -96,7 +96,8 @@ def show_heads(table: "pd.DataFrame", found: "xr.Dataset") -> None:
             for row in shown
         ]
         columns = dict.fromkeys(("AUROC", "95 %", "over log p, 95 %", "q"), "right")
-        samples, events = int(of_outcome["samples"]), int(of_outcome["events"])
+        samples = int(of_outcome["samples"])
+        events = int(of_outcome["events"])
         show_table(
             f"{outcome}: what tells {events} of {samples} answers from the others "
             f"({of_outcome['queries'].item()} → {found.attrs['key_type']})",

@@ -37,7 +37,8 @@ def replacement(
     if not is_video(own):
         image = open_image(other, exif)
         return image.resize(open_image(own, exif).size) if same_size else image
-    clip, donor = opened_clip(own, exif), opened_clip(other, exif)
+    clip = opened_clip(own, exif)
+    donor = opened_clip(other, exif)
     chosen = middle_frames(0, len(donor.frames) - 1, len(clip.frames))
     frames = [donor.frames[number] for number in chosen]
     if same_size:

@@ -59,7 +59,8 @@ class GivenMasks:
     def _allowed(self, call: AttentionCall) -> Tensor | None:
         """What the layer's mask allows (batch, 1, query, key), None where it is of other tokens."""
         given = self._last.mask
-        queries, keys = call.query_count, call.key_count
+        queries = call.query_count
+        keys = call.key_count
         causal = torch.ones(queries, keys, dtype=torch.bool, device=call.key.device)
         causal = causal.tril(keys - queries)[None, None]
         if given is None:

@@ -34,7 +34,8 @@ def views(
     `image` and `tile` choose one; `label` is the beginning of each title. Raises ProbeError where
     nothing is left.
     """
-    keys, sinks = measured.isel(sample=sample), None
+    keys = measured.isel(sample=sample)
+    sinks = None
     if maps is None:
         maps = range(len(values))
     elif "key_sink" in keys:

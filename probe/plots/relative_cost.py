@@ -18,7 +18,9 @@ from probe.plots.style import caption, finish, legend, looks, panels, styled
 from probe.records.published import published
 
 _CALLED = "plots.relative_cost"
-OPERATIONS, LARGER, TIME = "operations", "operations, twice the side", "time to the first token"
+OPERATIONS = "operations"
+LARGER = "operations, twice the side"
+TIME = "time to the first token"
 _GPUS = ("rtx3090", "a100", "a800")
 
 

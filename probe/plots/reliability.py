@@ -35,7 +35,8 @@ from probe.plots.style import (
 from probe.records.significance import RATE
 
 _CALLED = "plots.reliability"
-_PANEL, _COLUMNS = (3.4, 3.2), 3
+_PANEL = (3.4, 3.2)
+_COLUMNS = 3
 _MEANINGS = {
     "correct": "right answers from wrong ones",
     "hallucination": "things said to be there that are not, from answers of no",
@@ -91,10 +92,12 @@ def _panels(ax: Any, count: int) -> np.ndarray:
 def _heads(axis: Axes, chosen: xr.Dataset, measure: str) -> None:
     """Layer x head of one measure, significant heads marked."""
     area = chosen["auroc"]
+    layers = area["layer"].values
+    places = np.arange(len(layers))
     stack = str(chosen.attrs["stack"])
     image = layer_by_head(axis, area.values, Normalize(0, 1), "RdBu_r", stack)
-    if (area["layer"].values != np.arange(area.sizes["layer"])).any():  # some of the LLM's
-        axis.set_yticks(np.arange(area.sizes["layer"]) + 1, area["layer"].values + 1)
+    if (layers != places).any():  # some of the LLM's
+        axis.set_yticks(places + 1, layers + 1)
     layer, head = np.nonzero(chosen["q"].values <= RATE)
     axis.scatter(head + 1, layer + 1, s=14, color=BLACK, linewidths=0)
     title(axis, f"{measure}\n{_strongest(area)}")
@@ -137,7 +140,8 @@ def _layers(axis: Axes, chosen: xr.Dataset, measures: list[str], outcome: str) -
 
 def _note(chosen: xr.Dataset) -> str:
     attrs = chosen.attrs
-    samples, events = int(chosen["samples"]), int(chosen["events"])
+    samples = int(chosen["samples"])
+    events = int(chosen["events"])
     tests = int(chosen["p"].notnull().sum() + chosen["layer_p"].notnull().sum())
     return (
         f"{chosen['queries'].item()} → {attrs['key_type']}; {samples} answers about "

@@ -83,7 +83,8 @@ class Auroc:
         won = (event_weight * (pairs_below + pairs_up_to)).sum(1) / 2
         others = np.take_along_axis(counted, self.compared[:, None], 1)[:, 0]
         pairs = event_weight.sum(1) * others
-        return np.divide(won, pairs, out=np.full(len(won), np.nan), where=pairs > 0)
+        nothing = np.full(len(won), np.nan)
+        return np.divide(won, pairs, out=nothing, where=pairs > 0)
 
 
 def auroc_p(
@@ -104,17 +105,26 @@ def auroc_p(
         centred_rank = ranks - np.nansum(ranks, 0) / count
         centred_event = happened - np.nansum(happened, 0) / count
     product = np.where(known, centred_event * centred_rank, 0.0)
+
     names, image_of = np.unique(np.asarray(images), return_inverse=True)
-    of_image, shown = (np.zeros((len(names), values.shape[1])) for _ in range(2))
+    shape = (len(names), values.shape[1])
+    of_image = np.zeros(shape)
+    shown = np.zeros(shape)
     np.add.at(of_image, image_of, product)
     np.add.at(shown, image_of, known)
+
     spread = np.nansum(centred_event**2, 0) * np.nansum(centred_rank**2, 0)
     at_random = spread / np.maximum(count - 1, 1)
-    alone = (product**2).sum(0)
-    design = np.divide((of_image**2).sum(0), alone, out=np.ones(len(alone)), where=alone > 0)
+    by_sample = (product**2).sum(0)
+    by_image = (of_image**2).sum(0)
+    # how much larger the variance is because an image has several samples
+    design = np.divide(by_image, by_sample, out=np.ones(shape[1]), where=by_sample > 0)
     error = np.sqrt(at_random * np.maximum(design, 1.0))
-    t = np.divide(np.abs(of_image.sum(0)), error, out=np.zeros(len(error)), where=error > 0)
-    units = (shown > 0).sum(0)
+    total = np.abs(of_image.sum(0))
+    t = np.divide(total, error, out=np.zeros(shape[1]), where=error > 0)
+
+    image_count = (shown > 0).sum(0)
     events = np.nansum(happened, 0)
-    is_test = (units >= 2) & (events > 0) & (events < count)
-    return np.where(is_test, student_p(t, np.maximum(units - 1, 1)), np.nan)
+    is_test = (image_count >= 2) & (events > 0) & (events < count)
+    degrees = np.maximum(image_count - 1, 1)
+    return np.where(is_test, student_p(t, degrees), np.nan)

@@ -55,7 +55,8 @@ QUERIES = {
 }
 CELLS = 200_000  # samples x heads whose intervals are computed at once
 
-_HEAD, _LAYER = "outcome measure layer head", "outcome measure layer"
+_HEAD = "outcome measure layer head"
+_LAYER = "outcome measure layer"
 _EACH = {
     "auroc": ("1", "area under the ROC curve"),
     "auroc_low": ("1", "lower bound of the area, 95 %"),
@@ -238,7 +239,8 @@ def _with_mean_over_heads(
     known = ~np.isnan(values)
     counts = known.sum(-1)
     sums = np.where(known, values, 0.0).sum(-1)
-    mean = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    nothing = np.full(sums.shape, np.nan)
+    mean = np.divide(sums, counts, out=nothing, where=counts > 0)
     return np.concatenate([values, mean[..., None]], -1)
 
 

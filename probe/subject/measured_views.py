@@ -92,7 +92,7 @@ def measured_views(process: Process, sizes: Sequence[Size], patch: int | None) -
 
 
 def holds_patches(shape: Sequence[int], patch: int | None) -> bool:
-    """Whether pixels of this shape are patches, and not pictures: flat ones (Qwen-VL), or squares
+    """Whether pixels of this shape are patches, and not views: flat ones (Qwen-VL), or squares
     one by one (PaddleOCR-VL) or side by side in a strip one patch high (MiniCPM-V).
     """
     are_planes = len(shape) >= 4 and shape[-3] in (1, 3)
@@ -101,21 +101,23 @@ def holds_patches(shape: Sequence[int], patch: int | None) -> bool:
 
 def _patch_by_patch(values: np.ndarray, patch: int | None) -> Float[np.ndarray, "patch entry"]:
     """Entries of patches, one patch a row."""
+    width = values.shape[-1]
     if patch is None or values.ndim < 4 or values.shape[-2] != patch:
-        return values.reshape(-1, values.shape[-1])
-    columns = values.shape[-1] // patch
-    split = values.reshape(-1, values.shape[-3], patch, columns, patch)
-    return split.transpose(0, 3, 1, 2, 4).reshape(-1, values.shape[-3] * patch * patch)
+        return values.reshape(-1, width)
+    colours = values.shape[-3]
+    in_strip = values.reshape(-1, colours, patch, width // patch, patch)
+    by_patch = in_strip.transpose(0, 3, 1, 2, 4)
+    return by_patch.reshape(-1, colours * patch * patch)
 
 
 def pixels_of(tensors: Mapping[str, Any]) -> np.ndarray | None:
-    """The values of the processor's pictures."""
-    pictures = pictures_of(tensors)
-    return None if pictures is None else pictures.double().numpy()
+    """The values of the pixels that a processor returns."""
+    pixels = pixel_tensor(tensors)
+    return None if pixels is None else pixels.double().numpy()
 
 
-def pictures_of(tensors: Mapping[str, Any]) -> torch.Tensor | None:
-    """The processor's pictures, under whatever name: pixel_values, pixel_values_images, or else
+def pixel_tensor(tensors: Mapping[str, Any]) -> torch.Tensor | None:
+    """The pixels that a processor returns, under whatever name: pixel_values, pixel_values_images, or else
     the first tensor of real numbers (`image_patches` of Fuyu until transformers 5.19).
     """
     real = {

@@ -20,7 +20,7 @@ from probe.errors import ProbeError
 from probe.hooks.image_placeholders import KeptTokens, kept_patches, resize_placeholders
 from probe.hooks.model_state import active_reducers, active_text_guided_reducers
 from probe.hooks.model_structure import image_token_id, vision_positions
-from probe.subject.measured_views import Process, holds_patches, pictures_of, pixels_of
+from probe.subject.measured_views import Process, holds_patches, pixel_tensor, pixels_of
 from probe.subject.prompt_processing import PromptProcessor
 from probe.subject.token_grid import encoder_grid, has_square_views, reduced_grid, vision_grid
 from probe.subject.token_places import (
@@ -48,8 +48,8 @@ class Places(NamedTuple):
 
 def _holds_patches(model: PreTrainedModel, tensors: Mapping[str, Any]) -> bool:
     """Whether the processor returns patches one by one, of which settings say nothing."""
-    pictures = pictures_of(tensors)
-    return pictures is not None and holds_patches(pictures.shape, patch_size(model))
+    pixels = pixel_tensor(tensors)
+    return pixels is not None and holds_patches(pixels.shape, patch_size(model))
 
 
 @dataclass(frozen=True)
@@ -182,13 +182,16 @@ class PlaceFinder:
 
 
 def _are_the_views(patches: PatchGrid, tensors: Mapping[str, Any]) -> bool:
-    """Whether the processor made as many pictures as these patches are of, in all and of the image
-    that has most; True where it returns no pictures.
+    """Whether the processor made as many views as these patches are of, in all and of the image
+    that has most; True where it returns no views as pixels.
     """
     pixels = pixels_of(tensors)
     if pixels is None or pixels.ndim < 4 or pixels.shape[-3] not in (1, 3):
         return True
-    views = [len(np.unique(patches.tile[patches.image == i])) for i in np.unique(patches.image)]
+    views = []
+    for image in np.unique(patches.image):
+        tiles = patches.tile[patches.image == image]
+        views.append(len(np.unique(tiles)))
     if pixels.ndim == 4:
         return len(pixels) == sum(views)
     return pixels.shape[:2] == (len(views), max(views, default=0))

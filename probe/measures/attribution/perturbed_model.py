@@ -70,7 +70,8 @@ class PerturbedModel:
         inputs = {
             name: tensor.repeat(len(z), *[1] * (tensor.ndim - 1)) for name, tensor in row.items()
         }
-        regions, baseline = perturbation.pixels, perturbation.baseline_pixels
+        regions = perturbation.pixels
+        baseline = perturbation.baseline_pixels
         if regions is not None and baseline is not None:
             pixels = row[regions.name]
             share = gate(z, regions.of_pixel).unsqueeze(regions.axis).to(pixels.device)

@@ -42,9 +42,11 @@ class PixelRegions:
             return None
         values = inputs[name]
         if values.ndim >= 4 and values.shape[COLOURS] in (1, 3):
-            region, axis = _of_planes(values, inputs.encoder_grid[0], regions), COLOURS
+            region = _of_planes(values, inputs.encoder_grid[0], regions)
+            axis = COLOURS
         else:
-            region, axis = _of_patches(values, inputs.encoder_grid[0], regions), NUMBERS
+            region = _of_patches(values, inputs.encoder_grid[0], regions)
+            axis = NUMBERS
         return None if region is None else cls(name, torch.from_numpy(region), axis)
 
 

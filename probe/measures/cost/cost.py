@@ -101,10 +101,12 @@ def cost(
     except OtherPixelsProbeError:
         if not hasattr(model, "processor"):
             raise
-        config, shapes = source.config, skeleton(source.config)
+        config = source.config
+        shapes = skeleton(source.config)
         prompt = OwnPrompt.of(model, *size)
         counted = count_own(shapes, prompt, layers, rows)
-    values, device = _values(counted, shapes, source.dtype), "meta"
+    values = _values(counted, shapes, source.dtype)
+    device = "meta"
     if measure:
         runnable = _runnable(model, source, config, counted)
         if isinstance(prompt, OwnPrompt):
@@ -147,7 +149,7 @@ def _by_config(
     rows: str,
 ) -> tuple[Counted, PreTrainedModel, PromptShape, Any]:
     """What the config alone says: the cost, the model without weights, the prompt, and the config
-    that makes so many vision tokens. Raises OtherPixelsProbeError where it doesn't say.
+    that makes this number of vision tokens. Raises OtherPixelsProbeError where it doesn't say.
     """
     require_square_views(config)
     first = layers[0] if layers is not None else None

@@ -45,7 +45,7 @@ TRIES = 3  # at a question of the length that was asked for
 @dataclass(frozen=True)
 class OwnPrompt:
     """One image, or a video of `frames`, with as many words as make `text_tokens` of all that is no
-    vision token: chat template and markers included. `views`: pictures of a frame.
+    vision token: chat template and markers included. `views`: of a frame.
     """
 
     height: int
@@ -77,7 +77,9 @@ class OwnPrompt:
             at_least("cost", "frames", frames, 1)
             takes_video = getattr(subject.processor, "video_processor", None) is not None
             shown = Video([image] * frames) if takes_video else [image] * frames
-        words, inputs, text = 1, None, -1
+        words = 1
+        inputs = None
+        text = -1
         for _ in range(TRIES):
             inputs = subject.encode(shown, " ".join([WORD] * words))
             text = int((~inputs.types.vision).sum())
@@ -104,7 +106,8 @@ def count_own(
     run the prompt; for more vision tokens than it makes; and for any number where words read images
     by cross-attention.
     """
-    stack, across = stacks(model)["llm"], cross_attention(model)
+    stack = stacks(model)["llm"]
+    across = cross_attention(model)
     made = int(prompt.inputs.types.vision.sum())
     _check_tokens(model, vision_tokens, made, prompt.text_tokens)
     flops, cache = _own_forward(model, prompt)
@@ -157,7 +160,8 @@ def _own_forward(
     model: PreTrainedModel, prompt: OwnPrompt
 ) -> tuple[dict[str, Float[np.ndarray, " operation"]], Float[np.ndarray, " layer"]]:
     """Operations by component, the head's apart, and the numbers in each LLM layer's cache."""
-    found, decoder = stacks(model), text_decoder(model)
+    found = stacks(model)
+    decoder = text_decoder(model)
     parts: dict[str, Sequence[nn.Module]] = {
         "vision_encoder": encoders(model),
         "compressor": found["compressor"].layers if "compressor" in found else (),
