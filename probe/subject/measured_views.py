@@ -117,8 +117,8 @@ def pixels_of(tensors: Mapping[str, Any]) -> np.ndarray | None:
 
 
 def pixel_tensor(tensors: Mapping[str, Any]) -> torch.Tensor | None:
-    """The pixels that a processor returns, under whatever name: pixel_values, pixel_values_images, or else
-    the first tensor of real numbers (`image_patches` of Fuyu until transformers 5.19).
+    """The pixels that a processor returns, under whatever name: pixel_values, pixel_values_images,
+    or else the first tensor of real numbers (`image_patches` of Fuyu until transformers 5.19).
     """
     real = {
         name: value
