@@ -4,11 +4,14 @@ names = write_sheets([Path("a.jpg"), Path("b.jpg")], folder)    # ["pictures-000
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from probe.data.image import ImageSource, open_image
+from probe.data.clip import Clip
+from probe.data.image import ImageSource, Video, open_image
+from probe.data.video import open_video
 from probe.errors import ProbeError
 
 SIDE = 160  # pixels of a picture's cell
@@ -19,7 +22,8 @@ def write_sheets(
     images: Sequence[ImageSource], folder: Path, step: Callable[[int], None] = lambda count: None
 ) -> list[str]:
     """Writes JPEG files and returns their names. The picture number i is on sheet i // 64, there in
-    raster order, in the middle of its cell; one that can't be read stays black.
+    raster order, in the middle of its cell; of a video a frame in the middle. One that can't be
+    read stays black.
 
     step: told of each image that is done.
     """
@@ -38,8 +42,18 @@ def write_sheets(
 
 def _draw(sheet: Image.Image, image: ImageSource, left: int, top: int) -> None:
     try:
-        small = open_image(image)
+        small = _picture_of(image)
     except ProbeError:
         return
     small = ImageOps.contain(small, (SIDE, SIDE))
     sheet.paste(small, (left + (SIDE - small.width) // 2, top + (SIDE - small.height) // 2))
+
+
+def _picture_of(image: ImageSource) -> Image.Image:
+    """An image, or a frame in the middle of a video."""
+    if isinstance(image, Video):
+        is_file = image.path is not None and image.path.is_file()
+        image = open_video(replace(image, max_frames=1) if is_file else image)
+    if isinstance(image, Clip):
+        return image.frames[len(image.frames) // 2]
+    return open_image(image)

@@ -232,6 +232,16 @@ def test_hostile_texts_do_nothing(opened, record):
     assert browser.run("return document.querySelectorAll('img[src=x], main b').length") == 0
 
 
+def test_what_no_query_sees_has_no_number(opened, record):
+    unseen = record.copy(deep=True)
+    llm = unseen["llm"].to_dataset()
+    unseen["llm"] = xr.DataTree(llm.assign(lift=llm["lift"] * np.nan))
+    labels = opened(view(unseen)).run(
+        "return [...document.querySelectorAll('#curves svg')].map((svg) => svg.ariaLabel)"
+    )
+    assert labels[-1] == "lift of vision (ratio): – in this layer, at most –"
+
+
 def test_merged_patches_are_shown_with_their_token(opened, record):
     """The last patch was merged into the token that lies at the first."""
     llm = record["llm"].to_dataset()

@@ -7,6 +7,7 @@ from PIL import Image
 from planted_records import planted_record
 from planted_sweeps import planted_sweep
 
+from probe.data.image import Video
 from probe.errors import ProbeError
 from probe.viewer.page import page
 from probe.viewer.picture_sheets import SIDE, write_sheets
@@ -114,6 +115,7 @@ def test_no_serious_fault_for_screen_readers(opened, width, theme):
 def test_pictures_lie_in_raster_order_and_unreadable_ones_stay_black(tmp_path):
     colours = [(10 + i, 200 - i, 100) for i in range(66)]
     images = [Image.new("RGB", (40, 20), colour) for colour in colours]
+    images[64] = Video([Image.new("RGB", (40, 20)), images[64], images[65]])
     names = write_sheets([*images[:65], "missing.jpg"], tmp_path)
     assert names == ["pictures-000.jpg", "pictures-001.jpg"]
     first, second = (Image.open(tmp_path / name) for name in names)

@@ -6,7 +6,7 @@ const STEP = 0.05; // of the picture, for one arrow key
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const MISSING_LISTS = {
   words: "No single words in this record: measure with --maps, or maps=True.",
-  heads: "No single heads in this page: measure with --heads, and view with --heads all.",
+  heads: "No single heads of these rows: measure with --maps --heads, and view with --heads all.",
 };
 
 const isLarge = ([left, top, right, bottom]) => right - left > 0.01 && bottom - top > 0.01;

@@ -98,7 +98,7 @@ function mostOf(panel) {
 }
 
 function titleOf({ side, part }) {
-  if (data.records.length < 2) return part;
+  if (data.records.length < 2) return part || (panels.length > 1 ? "whole image" : "");
   const name = side === DIFFERENCE ? "difference" : recordOf(side).label;
   return [`${side}: ${name}`, part].filter(Boolean).join(", ");
 }
