@@ -29,7 +29,7 @@ from probe.subject.subject import Subject
 IMAGES, PATCH = 12, 10
 
 
-def build(seed: int) -> Subject:
+def build(seed: int, layers: int = 2) -> Subject:
     """Random weights, with the tiny models' words and images."""
     processor = build_processor()
     tokenizer = processor.tokenizer
@@ -46,7 +46,7 @@ def build(seed: int) -> Subject:
         vocab_size=len(tokenizer),
         hidden_size=48,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         initializer_range=0.2,

@@ -124,9 +124,12 @@ def _checked(positions: Positions) -> str | Bool[Tensor, "row position"]:
     if isinstance(positions, str):
         one_of("patch", "positions: a mask, or one of", positions, POSITIONS)
         return positions
-    mask = torch.as_tensor(positions)
+    expected = "a bool mask (position) or (row, position) with at least one position"
+    try:
+        mask = torch.as_tensor(positions)
+    except (TypeError, ValueError, RuntimeError):
+        raise ProbeError("patch", expected=expected, got=shown(positions)) from None
     if mask.dtype != torch.bool or mask.ndim not in (1, 2) or not mask.any():
-        expected = "a bool mask (position) or (row, position) with at least one position"
         raise ProbeError("patch", expected=expected, got=shown(positions))
     return mask if mask.ndim == 2 else mask[None]
 
@@ -150,11 +153,12 @@ class _Source:
     """The activations of the source's run, and where its vision tokens and padding are."""
 
     def __init__(self, target: LayerTarget, inputs: Mapping[str, Any], site: str):
-        if not isinstance(inputs, Mapping):
+        if not isinstance(inputs, Mapping) or not inputs:
+            kind = type(inputs).__name__
             raise ProbeError(
                 "patch",
                 expected="a source's inputs",
-                got=type(inputs).__name__,
+                got=f"an empty {kind}" if isinstance(inputs, Mapping) else kind,
                 fix="pass subject.encode(image, question)",
             )
         arguments = target.model, "patch", target.stack, target.layers, site, inputs

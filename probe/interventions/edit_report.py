@@ -12,6 +12,7 @@ nothing already.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import isnan, nan
 from threading import Lock
 
 from torch import Tensor
@@ -55,7 +56,8 @@ class EditReport:
     @property
     def largest_change(self) -> float:
         """The largest absolute change of an activation, in any call."""
-        return max((layer.largest_change for layer in self.layers.values()), default=0.0)
+        changes = [layer.largest_change for layer in self.layers.values()]
+        return nan if any(isnan(change) for change in changes) else max(changes, default=0.0)
 
     def note(self, layer: int, before: Tensor, after: Tensor) -> None:
         """Counts one call. No values, as of a call that holds none of the edited positions, are no
@@ -68,7 +70,9 @@ class EditReport:
             edits = self.layers[layer]
             edits.calls += 1
             edits.calls_changed += change != 0
-            edits.largest_change = max(edits.largest_change, change)
+            # a change to NaN is the largest of all, and stays
+            if isnan(change) or change > edits.largest_change:
+                edits.largest_change = change
 
     def require_calls(self) -> None:
         """Raises ProbeError for a layer of which no call was reached."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probe.data.sample import Sample
-from probe.errors import ProbeError, not_empty, one_of
+from probe.errors import ProbeError, not_empty, one_of, shown
 from probe.hooks.block_threads import model_block
 from probe.hooks.layer_sites import SITES, add_site_hook, recorded, site_module
 from probe.hooks.tracked_sequence import ForwardTracker, TrackedSequence
@@ -141,10 +142,9 @@ def steer(
     exit where no call of one of the layers was reached.
     """
     given = direction if isinstance(direction, Direction) else None
-    vector = direction.vector if isinstance(direction, Direction) else torch.as_tensor(direction)
-    if vector.ndim != 1 or not vector.isfinite().all():
-        expected = "a direction (width) of finite numbers"
-        raise ProbeError("steer", expected=expected, got=f"shape {tuple(vector.shape)}")
+    vector = _vector(direction)
+    if not isinstance(scale, (int, float)) or not isfinite(scale):
+        raise ProbeError("steer", expected="a finite number as scale", got=repr(scale))
     if layers is None:
         if given is None:
             raise ProbeError("steer", expected="layers, for a bare vector", got="none")
@@ -166,6 +166,19 @@ def steer(
                 add_site_hook(undo, "steer", target.stack, layer, site, edit)
         yield report
     report.require_calls()
+
+
+def _vector(direction: Any) -> Float[Tensor, " width"]:
+    """The vector of a direction. Raises ProbeError for what is no vector of finite numbers."""
+    expected = "a direction (width) of finite numbers"
+    try:
+        given = direction.vector if isinstance(direction, Direction) else direction
+        vector = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise ProbeError("steer", expected=expected, got=shown(direction)) from None
+    if vector.ndim != 1 or not vector.isfinite().all():
+        raise ProbeError("steer", expected=expected, got=f"shape {tuple(vector.shape)}")
+    return vector
 
 
 def _steered(

@@ -39,6 +39,8 @@ from probe.interventions.layer_target import PREFUSION, TOKEN_KINDS
 from probe.interventions.swap import swap_vision
 from probe.measures.attention.encoder_layout import has_known_layout
 from probe.measures.attention.stack_queries import stack_statistics
+from probe.measures.flow.flow import METHODS as FLOW_METHODS
+from probe.measures.flow.flow import flow
 from probe.measures.logit_lens import logit_lens
 from probe.reducers import METHODS, TokenBudget, reduced
 from probe.subject.inputs import Inputs
@@ -206,6 +208,10 @@ def _measures(
         tries[f"contribution, {name}"] = lambda stack=stack: check_projections(stack)
     word = inputs["input_ids"][0, -1:].tolist()  # any answer will do
     tries["logit lens"] = lambda: logit_lens(subject, image, question, word)
+    for method in FLOW_METHODS:
+        tries[f"flow, {method}"] = lambda method=method: flow(
+            subject, image, question, word, method, attention=False
+        )
     return tries
 
 

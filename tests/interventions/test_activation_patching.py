@@ -209,6 +209,7 @@ def test_what_does_not_fit_is_refused(subject):
         (inputs, 1, {"positions": "first"}, "one of vision, text, last"),
         (inputs, 1, {"positions": torch.zeros(3, dtype=torch.bool)}, "at least one position"),
         (inputs, 1, {"positions": torch.ones(3, dtype=torch.bool)}, "a mask of 1 x"),
+        ({}, 1, {}, "a source's inputs, got an empty dict"),
         (inputs, 1, {"heads": [1]}, "heads= with site='head' only"),
         (inputs, 1, {"site": "head", "heads": 4}, "heads from 0 to 3"),
     ]

@@ -10,6 +10,7 @@ from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.hooks.model_state import is_clear
 from probe.interventions import direction, steer
+from probe.interventions.edit_report import EditReport
 from probe.models.planted import planted
 
 
@@ -94,6 +95,15 @@ def test_mistakes_are_told(subject):
         ((vector, 1), {"positions": "last"}, "positions of all, vision, text"),
         ((vector * torch.nan, 1), {}, "finite numbers"),
         ((vector[:3], 1), {}, "a direction of 48 numbers"),
+        ((vector, 1, float("nan")), {}, "a finite number as scale, got nan"),
     ):
         with pytest.raises(ProbeError, match=message), steer(subject, *arguments, **options):
             logits(subject, row(subject))
+
+
+def test_a_change_to_nan_is_the_largest_that_is_reported():
+    report = EditReport.of("steer", [0, 1])
+    for layer, after in ((0, 1.0), (1, torch.nan), (1, 3.0)):
+        report.note(layer, torch.zeros(2), torch.tensor([0.5, after]))
+    assert report.calls_changed == report.calls == 3
+    assert report.layers[0].largest_change == 1 and str(report).endswith("by at most nan")

@@ -37,6 +37,8 @@ from probe.measures.attribution.features import Features
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
 
+BLOCK = 2**16  # elements of heads × queries × features × keys that exist at a time
+
 
 def why_no_contribution(model: PreTrainedModel) -> str:
     """Why the contribution can't be had, "" where it can; known before anything runs."""
@@ -128,8 +130,12 @@ def _contribution(
     value = call.value[0].float().repeat_interleave(groups, 0)
     projection = output_projection(call.module)
     square = gram(projection, call.query.shape[1], call.query.device)  # (head, dim, dim)
+    per_pair = weights.shape[0] * weights.shape[1] * float(member.sum()) / max(member.shape[1], 1)
+    at_a_time = max(1, int((BLOCK / max(per_pair, 1)) ** 0.5))
     squared_norms = []
-    for is_member in member.T:
-        mixed = (weights * is_member) @ value
-        squared_norms.append(torch.einsum("hqd,hde,hqe->hq", mixed, square, mixed))
-    return torch.stack(squared_norms, -1).clamp(min=0).sqrt().mean(1)
+    for of_features in member.split(at_a_time, 1):
+        keys = of_features.any(1).nonzero()[:, 0]
+        of_keys = weights[:, :, None, keys] * of_features[keys].T  # (head, query, feature, key)
+        mixed = of_keys @ value[:, None, keys]
+        squared_norms.append(torch.einsum("hqfd,hde,hqfe->hqf", mixed, square, mixed))
+    return torch.cat(squared_norms, -1).clamp(min=0).sqrt().mean(1)
