@@ -5,11 +5,13 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+import probe
 from probe.cli import _app
 from probe.cli.engine import EngineOptions
 from probe.cli.options import BenchmarkOptions, ModelOptions
-from probe.cli.reproduce import PAPERS, Request, _numbers, _table
+from probe.cli.reproduce import PAPERS, Request, _beside_published, _numbers, _table
 from probe.errors import ProbeError
+from probe.measures.cost import join, write
 
 
 def request(**loading):
@@ -74,6 +76,14 @@ def test_a_figure_is_copied_under_the_number_of_the_paper(tmp_path):
     assert {"4.png", "4.svg"} <= set(json.loads((tmp_path / "results.json").read_text())["files"])
     drawn = tmp_path / "example/llm-heatmaps.png"
     assert (tmp_path / "4.png").read_bytes() == drawn.read_bytes()
+
+
+def test_costs_stand_beside_the_published_percentages(tmp_path):
+    assert _beside_published(tmp_path) == {}
+    costs = [probe.cost(model) for model in ("tiny-llava", "tiny-llava-mini")]
+    write(join(costs), tmp_path / "costs.json")
+    (figure,) = _beside_published(tmp_path).values()
+    assert figure.axes[0].get_title(loc="left") == "Cost of tiny-llava-mini"
 
 
 def test_a_table_stands_beside_the_published_one(tmp_path):
