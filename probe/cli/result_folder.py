@@ -107,7 +107,9 @@ class ResultFolder:
         drawn = [Path(name).stem for name in self.written if name.endswith(".png")]
         if drawn:
             figures = "1 figure" if len(drawn) == 1 else f"{len(drawn)} figures"
-            shown.append(f"{figures} (png, svg): {', '.join(drawn)}")
+            has_svg = any(name.endswith(".svg") for name in self.written)
+            formats = "png, svg" if has_svg else "png"
+            shown.append(f"{figures} ({formats}): {', '.join(drawn)}")
         say("written to", f"{self.out}/: {', '.join([*more, *shown])}")
 
     def finish(self) -> None:
