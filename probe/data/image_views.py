@@ -124,10 +124,12 @@ def _processed(image_processor: Any, size: Size) -> np.ndarray:
         width = fixed_width
         height = fixed_height
     elif image_processor.do_resize:
+        shorter = min(size)
         width, height = (
-            shortest if edge == min(size) else int(shortest * edge / min(size)) for edge in size
+            shortest if edge == shorter else int(shortest * edge / shorter) for edge in size
         )
-    crop_width, crop_height = (image_processor.crop_size[name] for name in ("width", "height"))
+    crop_width = image_processor.crop_size["width"]
+    crop_height = image_processor.crop_size["height"]
     left = (width - crop_width) // 2
     top = (height - crop_height) // 2
     edges = np.array([left, top, left + crop_width, top + crop_height])

@@ -111,7 +111,8 @@ def parts_of_cases(table: xr.Dataset) -> dict[str, str]:
     """The cases that drop some frames or images, and which: "frames 1-4"."""
     if "part" not in table:
         return {}
-    names, parts = (as_text(table[name].values) for name in ("case", "part"))
+    names = as_text(table["case"].values)
+    parts = as_text(table["part"].values)
     return {str(name): str(part) for name, part in zip(names, parts, strict=True) if part}
 
 

@@ -117,7 +117,9 @@ def _control(rows: Sequence[Row], row: Row, family: str) -> tuple[int, ...]:
 def _over_control(headline: Headline, rows: Sequence[Row], family: str, seed: int) -> Interval:
     """The paired difference of each row to a control of its budget; NaN where there is none."""
     controls = [_control(rows, row, family) for row in rows]
-    estimate, low, high = (np.full(len(rows), np.nan) for _ in range(3))
+    estimate = np.full(len(rows), np.nan)
+    low = np.full(len(rows), np.nan)
+    high = np.full(len(rows), np.nan)
     with_control = [at for at, cases in enumerate(controls) if cases]
     if with_control:
         pairs = [(rows[at].cases, controls[at]) for at in with_control]

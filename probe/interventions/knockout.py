@@ -122,10 +122,9 @@ def _of_type(name: str, now: TrackedSequence, types: TokenTypes) -> Bool[Tensor,
     batch, length = now.vision.shape
     prompt = _repeated(types.mask(name), batch)
     if now.real is not None:  # padding may have been moved to the other side
-        order_of_types, order_now = (
-            torch.sort(~real, dim=1, stable=True).indices
-            for real in (_repeated(types.ids >= 0, batch), now.real.cpu())
-        )
+        real_of_types = _repeated(types.ids >= 0, batch)
+        order_of_types = torch.sort(~real_of_types, dim=1, stable=True).indices
+        order_now = torch.sort(~now.real.cpu(), dim=1, stable=True).indices
         prompt = torch.zeros_like(prompt).scatter(1, order_now, prompt.gather(1, order_of_types))
     generated = prompt.new_full((batch, length - prompt.shape[1]), name == "response")
     return torch.cat([prompt, generated], 1).to(now.vision.device)

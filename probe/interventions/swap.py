@@ -71,11 +71,9 @@ def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
                 got=f"{type(decoder).__name__}, which ran without its hooks",
                 fix="use the model as it was before it was compiled or wrapped",
             )
-        donor = now.memo["donor"][target.layer_of(call.name)]
-        key, value = (
-            _with_donor(original, other, now)
-            for original, other in zip((call.key, call.value), donor, strict=True)
-        )
+        donor_key, donor_value = now.memo["donor"][target.layer_of(call.name)]
+        key = _with_donor(call.key, donor_key, now)
+        value = _with_donor(call.value, donor_value, now)
         return replace_keys_values(call, kernel, ~now.of_queries(now.vision), key=key, value=value)
 
     with target.listed("swap"), ExitStack() as undo:

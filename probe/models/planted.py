@@ -105,7 +105,8 @@ def planted(
     Raises ProbeError if either is empty, or has a layer or patch that does not exist (an image has
     6 x 6 patches).
     """
-    read_layers, patches = (tuple(sorted(set(given))) for given in (read_layers, patches))
+    read_layers = tuple(sorted(set(read_layers)))
+    patches = tuple(sorted(set(patches)))
     for name, given, count in (
         ("read_layers", read_layers, layers),
         ("patches", patches, GRID * GRID),

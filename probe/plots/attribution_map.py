@@ -173,9 +173,9 @@ def draw_regions(
     image: int = 0,
 ) -> PolyCollection:
     """Values of the regions, each over the patches of the whole image that lie in it."""
-    owner, tile, feature = (
-        dataset[f"patch_{name}"].values for name in ("image", "tile", "feature")
-    )
+    owner = dataset["patch_image"].values
+    tile = dataset["patch_tile"].values
+    feature = dataset["patch_feature"].values
     inside = (owner == image) & (tile == 0) & (feature >= 0)
     if not inside.any():
         raise ProbeError(
@@ -212,8 +212,8 @@ def _words(axis: Axes, dataset: xr.Dataset, limits: tuple[float, float]) -> None
 
 def _summary(dataset: xr.Dataset) -> str:
     """The answer, its log-probability, and what all features contribute to it."""
-    logprob, without = (float(dataset[name]) for name in ("logprob", "logprob_without"))
-    logprob = round(logprob, 2) + 0.0  # not -0.00
+    logprob = round(float(dataset["logprob"]), 2) + 0.0  # not -0.00
+    without = float(dataset["logprob_without"])
     delta = float(dataset["delta"])
     summary = f"answer {dataset.attrs['response']!r}, log-probability {logprob:.2f}"
     if not np.isnan(without):

@@ -136,7 +136,8 @@ def _ranked(axis: Axes, shown: pd.DataFrame) -> None:
         centre = shown[name].to_numpy(dtype=float)
         if np.isnan(centre).all():
             continue  # without a control
-        low, high = (shown[f"{name}_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
+        low = shown[f"{name}_low"].to_numpy(dtype=float)
+        high = shown[f"{name}_high"].to_numpy(dtype=float)
         reach = np.nan_to_num([centre - low, high - centre]).clip(0)
         face = [colour if filled else "white" for filled in significant]
         axis.errorbar(centre, place + shift, xerr=reach, fmt="none", ecolor=colour, elinewidth=1)
@@ -207,7 +208,9 @@ def _largest(interval: Any) -> str:
     if np.isnan(interval.estimate).all():
         return "no difference"
     at = np.unravel_index(np.nanargmax(interval.estimate), interval.estimate.shape)
-    share, low, high = (each[at] for each in (interval.estimate, interval.low, interval.high))
+    share = interval.estimate[at]
+    low = interval.low[at]
+    high = interval.high[at]
     bounds = "" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]"
     return f"largest {share:.2f}{bounds}"
 

@@ -41,7 +41,9 @@ def views(
     elif "key_sink" in keys:
         sinks = keys["key_sink"].values[maps] > 0
     values = values[maps]
-    boxes, owner, tiles = (keys[name].values for name in ("key_box", "key_image", "key_tile"))
+    boxes = keys["key_box"].values
+    owner = keys["key_image"].values
+    tiles = keys["key_tile"].values
     placed = ~np.isnan(boxes).any(-1) & ~np.isnan(values).all(0)
     parts = {"": tiles == 0, "tiles": tiles > 0}
     if tile is not None:
@@ -82,6 +84,7 @@ def image_title(keys: xr.Dataset, image: int) -> str:
     if "key_frame" in keys:
         own = (keys["key_image"].values == image) & (keys["key_frame"].values >= 0)
         if own.any():
-            frame, time = (keys[name].values[own][0] for name in ("key_frame", "key_time"))
+            frame = keys["key_frame"].values[own][0]
+            time = keys["key_time"].values[own][0]
             return f"frame {frame + 1}, {time:.1f} s"
     return f"image {image + 1}"

@@ -73,7 +73,9 @@ def lens(
     one_of(called, "value of", value, _SCALES)
     dataset = require(dataset, "says_answer", called, _MADE_BY)
     drawn = layer_indices(dataset, layers, called)
-    owner, tile, boxes = (dataset[f"key_{name}"].values for name in ("image", "tile", "box"))
+    owner = dataset["key_image"].values
+    tile = dataset["key_tile"].values
+    boxes = dataset["key_box"].values
     is_base_view = (owner == image) & (tile == 0)
     has_place = ~np.isnan(boxes).any(-1)
     keys = np.flatnonzero(is_base_view & has_place)

@@ -149,14 +149,16 @@ def _draw_outlines(axis: Axes, pixels: UInt8[np.ndarray, "height width channel"]
     if not pixels.size:
         return
     step = max(1, max(pixels.shape[:2]) // _OUTLINE)
-    rows, columns = (side // step for side in pixels.shape[:2])
+    rows = pixels.shape[0] // step
+    columns = pixels.shape[1] // step
     if min(rows, columns) < 4:
         return
     whole_blocks = pixels[: rows * step, : columns * step].mean(-1)
     grey = whole_blocks.reshape(rows, step, columns, step).mean((1, 3))
     level = _between_two_parts(np.sort(grey, axis=None))
     if level is not None:
-        x, y = ((np.arange(count) + 0.5) * step for count in (columns, rows))
+        x = (np.arange(columns) + 0.5) * step
+        y = (np.arange(rows) + 0.5) * step
         axis.contour(x, y, grey, [level], colors="0.6", linewidths=0.6)
 
 

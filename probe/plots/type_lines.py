@@ -104,9 +104,8 @@ def _line(axis: Axes, averaged: Average, query: str, key: str, style: Mapping[st
     """The line of A → B with its band, if it has one."""
     has_numbers = _has_numbers(averaged)  # a line goes on over layers without attention
     layers = averaged.mean["layer"].values[has_numbers] + 1
-    mean, low, high = (
-        part.sel(query_type=query, key_type=key).values[has_numbers] for part in averaged
-    )
+    of_pair = [part.sel(query_type=query, key_type=key) for part in averaged]
+    mean, low, high = (part.values[has_numbers] for part in of_pair)
     every = max(1, len(layers) // 12)
     axis.plot(layers, mean, label=f"{query} → {key}", markevery=every, **style)
     if not np.array_equal(low, high, equal_nan=True):

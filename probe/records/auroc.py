@@ -60,7 +60,8 @@ class Auroc:
         order = np.argsort(negative, axis=1, kind="stable")
         ascending = np.take_along_axis(negative, order, 1)
         known = ~np.isnan(positive)
-        below, up_to = (np.zeros(positive.shape, dtype=np.int64) for _ in range(2))
+        below = np.zeros(positive.shape, dtype=np.int64)
+        up_to = np.zeros(positive.shape, dtype=np.int64)
         for case, (row, found) in enumerate(zip(ascending, positive, strict=True)):
             below[case] = np.searchsorted(row, found, "left")
             up_to[case] = np.searchsorted(row, found, "right")

@@ -65,7 +65,8 @@ def _differences(
         got = f"one with {', '.join(known) or 'no patches'}"
         expected = f"a patch sweep in the direction {direction!r}"
         raise ProbeError("recovered", expected=expected, got=got)
-    clean, corrupted = (sweep[name].values.astype(float) for name in ("clean", "corrupted"))
+    clean = sweep["clean"].values.astype(float)
+    corrupted = sweep["corrupted"].values.astype(float)
     values = sweep["patched"].sel(direction=direction).transpose("sample", "layer", "group").values
     if direction == "denoise":
         return values - corrupted[:, None, None], clean - corrupted

@@ -243,10 +243,10 @@ def _grid_of(regions: xr.Dataset, image: int, count: int, side: int) -> tuple[in
         own = regions[f"{kind}_image"].values == image
         own = own & (regions[f"{kind}_tile"].values == 0)
         if own.any():
-            rows, columns = (
-                int(regions[f"{kind}_{axis}"].values[own].max()) // side + 1
-                for axis in ("row", "col")
-            )
+            last_row = int(regions[f"{kind}_row"].values[own].max())
+            last_column = int(regions[f"{kind}_col"].values[own].max())
+            rows = last_row // side + 1
+            columns = last_column // side + 1
             if rows * columns == count:
                 return rows, columns
     return None

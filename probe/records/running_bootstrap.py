@@ -92,7 +92,8 @@ class RunningBootstrap:
         """The mean over all samples that have come, with its percentile interval."""
         low, high = quantiles(ratio(self._drawn_sums, self._drawn_counts), level)
         several = self._first < self._last  # one image says nothing about others
-        low, high = (np.where(several, bound, np.nan) for bound in (low, high))
+        low = np.where(several, low, np.nan)
+        high = np.where(several, high, np.nan)
         return Interval(ratio(self._sums, self._counts), low, high, level)
 
 

@@ -51,7 +51,9 @@ class DownSample(KeptTokens):
         """What the encoder is given in place of these pixels. `views`: of an image; None: all of
         these.
         """
-        rows, columns = (length // patch_size for length in pixels.shape[-2:])
+        height, width = pixels.shape[-2:]
+        rows = height // patch_size
+        columns = width // patch_size
         side = self.side(rows * columns, views or len(pixels)) * patch_size
         small = interpolate(pixels.float(), (side, side), mode="bicubic", antialias=True)
         return small.to(pixels.dtype)

@@ -202,7 +202,8 @@ def _note_image_token(model: PreTrainedModel, processor: Any) -> None:
     """Notes the image token of a model whose config names none (Idefics): the processor's. Raises
     ProbeError where neither does.
     """
-    tokenizer, word = (getattr(processor, name, None) for name in ("tokenizer", "image_token"))
+    tokenizer = getattr(processor, "tokenizer", None)
+    word = getattr(processor, "image_token", None)
     takes_pixels = any(n.startswith("pixel_values") for n in signature(model.forward).parameters)
     if tokenizer is not None and word is not None and takes_pixels:
         token = tokenizer.convert_tokens_to_ids(str(word))

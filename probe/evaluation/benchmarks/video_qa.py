@@ -65,7 +65,8 @@ class OpenVideoQuestions:
         if prompt_file is not None:
             prompt = prompt_file.read_text("utf-8")
             files.append(prompt_file)
-        questions, answers = (json_list(self.name, file) for file in files[:2])
+        questions = json_list(self.name, files[0])
+        answers = json_list(self.name, files[1])
         apart = 0
         for number, (row, answer) in enumerate(zip_longest(questions, answers), 1):
             with reader.row(files[0], number) as official:

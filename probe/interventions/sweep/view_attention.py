@@ -65,13 +65,15 @@ class SharedAttention:
             number, _ = groups[0]
             key, value = self.views[number].prefix[call.name]
             return over_shared(query, key, value, call.scaling)
-        parts = []
+        outputs: list[Tensor] = []
+        lses: list[Tensor] = []
         for number, rows in groups:
             key, value = self.views[number].prefix[call.name]
-            parts.append(over_shared(query[rows], key, value, call.scaling))
+            output, lse = over_shared(query[rows], key, value, call.scaling)
+            outputs.append(output)
+            lses.append(lse)
         place = torch.cat([rows for _, rows in groups]).argsort()
-        out, lse = (torch.cat(each)[place] for each in zip(*parts, strict=True))
-        return out, lse
+        return torch.cat(outputs)[place], torch.cat(lses)[place]
 
     def _with_later_vision(
         self, call: AttentionCall, key: Tensor, value: Tensor, visible: Tensor, own: Part

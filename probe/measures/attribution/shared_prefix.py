@@ -103,9 +103,9 @@ class SharedPrefix:
         self.rows_run += len(z) * (len(self.is_vision) - start)
 
         def around(call: AttentionCall, kernel: Kernel) -> Output:
-            shared_key, shared_value = (
-                part[None, :, :start].expand(len(z), -1, -1, -1) for part in self.keys[call.name]
-            )
+            prefix_key, prefix_value = self.keys[call.name]
+            shared_key = prefix_key[None, :, :start].expand(len(z), -1, -1, -1)
+            shared_value = prefix_value[None, :, :start].expand(len(z), -1, -1, -1)
             key = torch.cat([shared_key, call.key], 2)
             value = torch.cat([shared_value, call.value], 2)
             return _attend(replace(call, key=key, value=value), visible), None
@@ -151,7 +151,8 @@ class SharedPrefix:
 
 def _attend(call: AttentionCall, visible: Bool[Tensor, "batch 1 query key"]) -> Tensor:
     groups = call.query.shape[1] // call.key.shape[1]
-    key, value = (part.repeat_interleave(groups, 1) for part in (call.key, call.value))
+    key = call.key.repeat_interleave(groups, 1)
+    value = call.value.repeat_interleave(groups, 1)
     output = scaled_dot_product_attention(
         call.query, key, value, attn_mask=visible, scale=call.scaling
     )

@@ -60,9 +60,9 @@ class LlavaMiniGenerationMixin(GenerationMixin):
         self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs
     ):
         """Repeats a row's images as a block for its beams, since it may have several or none."""
-        images, videos, vision = (
-            kwargs.pop(key, None) for key in ("pixel_values", "pixel_values_videos", "vision")
-        )
+        images = kwargs.pop("pixel_values", None)
+        videos = kwargs.pop("pixel_values_videos", None)
+        vision = kwargs.pop("vision", None)
         if expand_size > 1 and input_ids is not None:
             if vision:
                 tokens = [encoded.num_tokens for encoded in vision]

@@ -42,10 +42,8 @@ class PrefusionLayer(LlamaDecoderLayer):
         attention = self.self_attn
         normed = self.input_layernorm(hidden_states)
         heads = (*normed.shape[:-1], -1, attention.head_dim)
-        key, value = (
-            map_(normed).view(heads).transpose(1, 2)
-            for map_ in (attention.k_proj, attention.v_proj)
-        )
+        key = attention.k_proj(normed).view(heads).transpose(1, 2)
+        value = attention.v_proj(normed).view(heads).transpose(1, 2)
         key, _ = apply_rotary_pos_emb(key, key, *kwargs["position_embeddings"])
         cache: Any = pop_cache(kwargs)
         cache.update(key, value, attention.layer_idx)

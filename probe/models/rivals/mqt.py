@@ -76,7 +76,9 @@ class QueryAbstractor(nn.Module):
         dim = vision.hidden_size
         self.query = nn.Parameter(torch.zeros(QUERIES, dim))
         self.pos_embed = nn.Parameter(torch.zeros(QUERIES, dim))  # trained: taken from the file
-        self.ln_q, self.ln_k, self.ln_v = (nn.LayerNorm(dim, eps=EPS) for _ in range(3))
+        self.ln_q = nn.LayerNorm(dim, eps=EPS)
+        self.ln_k = nn.LayerNorm(dim, eps=EPS)
+        self.ln_v = nn.LayerNorm(dim, eps=EPS)
         self.attention = CompressorAttention(config, dim, config.query_attention_heads)
         self.proj = nn.Parameter(torch.zeros(dim, width))
 
