@@ -109,6 +109,15 @@ def llm_with_head(model: PreTrainedModel) -> nn.Module | None:
     return heads[0] if heads else None
 
 
+def output_head(model: PreTrainedModel) -> Any:
+    """The map from the LLM's states to words, None where there is none: the model's own, or that of
+    the LLM inside it (Nemotron-H Omni).
+    """
+    head = model.get_output_embeddings()
+    inside = llm_with_head(model) if head is None else None
+    return head if inside is None else inside.get_output_embeddings()
+
+
 def vision_encoder(model: PreTrainedModel) -> nn.Module | None:
     """The module that turns pixels into features, None for a model of text only."""
     encoder = model.get_encoder(modality="image")

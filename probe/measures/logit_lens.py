@@ -33,7 +33,7 @@ from probe.hooks.block_threads import add_hook, only_this_thread
 from probe.hooks.finite_states import finite_states
 from probe.hooks.model_checks import require_subject
 from probe.hooks.model_state import active_interventions
-from probe.hooks.model_structure import last_norm, stacks
+from probe.hooks.model_structure import last_norm, output_head, stacks
 from probe.hooks.own_failure import own_failures
 from probe.records.provenance import provenance
 from probe.records.schema import Variable, dataset, image_variables, patch_variables
@@ -152,7 +152,7 @@ class _LayerOutputs:
 def _head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     """The model's own last norm and head."""
     norm: Any = last_norm("logit_lens", model)
-    head: Any = model.get_output_embeddings()
+    head: Any = output_head(model)
     if head is None:
         raise ProbeError(
             "logit_lens", expected="a decoder with a head", got=type(model.get_decoder()).__name__

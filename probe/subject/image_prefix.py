@@ -84,7 +84,7 @@ class EmbeddedPrompt:
         """
         with _stopped_at(text_decoder(model)) as given:
             model(**inputs, use_cache=False)
-        if "inputs_embeds" not in given:
+        if given.get("inputs_embeds") is None:
             raise ProbeError(
                 "drop_sweep",
                 expected="an LLM that gets all its tokens at once",

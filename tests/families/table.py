@@ -14,6 +14,7 @@ import probe
 from tests.families.checks import CHECKS, Case, results
 from tests.families.models import FAMILIES
 from tests.families.patch_models import PATCH_FAMILIES
+from tests.families.picture_models import PICTURE_FAMILIES
 from tests.families.video_models import VIDEO_FAMILIES, VideoCase
 
 HEAD = """# Families and what works on each
@@ -29,7 +30,8 @@ same questions about a video of three frames.
 """
 
 
-ALL_FAMILIES = {**FAMILIES, **PATCH_FAMILIES}
+NEWER = {**PATCH_FAMILIES, **PICTURE_FAMILIES}
+ALL_FAMILIES = {**FAMILIES, **NEWER}
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from probe.hooks.layer_arguments import cache_argument
-from probe.hooks.model_structure import max_positions, placeholder_ids, text_decoder
+from probe.hooks.model_structure import max_positions, output_head, placeholder_ids, text_decoder
 from probe.interventions.sweep.layer_sets import ALWAYS, ANOTHER_IMAGE
 from probe.interventions.sweep.outcome import Outcome, decode_greedily
 from probe.interventions.sweep.sample_prompts import SamplePrompts
@@ -95,4 +95,4 @@ class BatchedPrefusion:
             use_cache=cache is not None,
             **cache_argument(decoder, cache),
         ).last_hidden_state
-        return self._model.get_output_embeddings()(hidden[:, -kept:])
+        return output_head(self._model)(hidden[:, -kept:])

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from probe.hooks.attention_tap import routed
 from probe.hooks.block_threads import add_hook, model_block
-from probe.hooks.model_structure import LayerStack, placeholder_ids, text_decoder
+from probe.hooks.model_structure import LayerStack, output_head, placeholder_ids, text_decoder
 from probe.interventions.sweep.outcome import decode_greedily
 from probe.interventions.sweep.view_attention import SharedAttention
 from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix, VisionView
@@ -64,7 +64,7 @@ class CaseBatch:
         shared = self.prompt.shared
         with self._hooked(self._split):
             hidden = self._decoder(prompt.embeddings[:, shared:], prompt.positions[..., shared:])
-        logits = self.model.get_output_embeddings()(hidden[:, -kept:])
+        logits = output_head(self.model)(hidden[:, -kept:])
         return logits[self.row_of[-1].to(logits.device)]
 
     def decode(
@@ -83,7 +83,7 @@ class CaseBatch:
         def next_logits(ids: Tensor, step: int) -> Tensor:
             embeddings = self.model.get_input_embeddings()(ids[:, None])
             hidden = self._decoder(embeddings, last_position + 1 + step)
-            return self.model.get_output_embeddings()(hidden[:, -1])
+            return output_head(self.model)(hidden[:, -1])
 
         with self._hooked(self._set_views):
             never = placeholder_ids(self.model)

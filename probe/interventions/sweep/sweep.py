@@ -267,7 +267,12 @@ class Sweep:
         if narrow := self._narrow_layer(prompt_length + self.max_new_tokens):
             return SharingCheck(narrow, 0.0)
         with own_failures("drop_sweep", model, inputs):
-            prompt, cached = self.cache.of(inputs)
+            try:
+                prompt, cached = self.cache.of(inputs)
+            except ProbeError as error:
+                if error.called != "drop_sweep":
+                    raise
+                return SharingCheck(f"it takes {error.expected}", 0.0)
         logits = partial(untouched_logits, model, self.stack, prompt, cached.prefix)
         return check_sharing(model, self.stack, inputs, logits, cached.prefix)
 

@@ -28,7 +28,7 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.model_state import active_interventions, active_reducers
-from probe.hooks.model_structure import cross_attention, stacks, text_decoder
+from probe.hooks.model_structure import cross_attention, output_head, stacks, text_decoder
 from probe.interventions.sweep.case_batch import untouched_logits
 from probe.measures.attribution.baselines import Perturbation
 from probe.measures.attribution.features import NO_FEATURE
@@ -111,7 +111,7 @@ class SharedPrefix:
             return _attend(replace(call, key=key, value=value), visible), None
 
         decoder: Any = text_decoder(self.model)
-        head: Any = self.model.get_output_embeddings()
+        head: Any = output_head(self.model)
         with routed(self.attention, around):
             hidden = decoder(
                 inputs_embeds=embeddings[:, start:],

@@ -30,7 +30,7 @@ from probe.data.sample import Sample
 from probe.errors import ProbeError, not_empty
 from probe.hooks.block_threads import only_this_thread
 from probe.hooks.layer_sites import add_site_hook
-from probe.hooks.model_structure import text_decoder
+from probe.hooks.model_structure import output_head, text_decoder
 from probe.interventions.activation_patching import column_mask, site_columns
 from probe.interventions.layer_target import Layers
 from probe.interventions.sweep.result_table import begins_with, gold_logprob
@@ -172,7 +172,7 @@ class _Gradients:
         """One forward, and with `backward` one backward pass through the LLM."""
         cases, values, probes = sweep.cases, {}, {}
         model: Any = cases.subject.model
-        head: Any = model.get_output_embeddings()
+        head: Any = output_head(model)
 
         with ExitStack() as undo, torch.set_grad_enabled(backward):
             for layer in cases.target.layers:

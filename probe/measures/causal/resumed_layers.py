@@ -23,7 +23,7 @@ from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import only_this_thread
 from probe.hooks.layer_sites import add_site_hook
-from probe.hooks.model_structure import LayerStack, last_norm
+from probe.hooks.model_structure import LayerStack, last_norm, output_head
 from probe.hooks.stop_forward import StopForward, attention_call_of
 from probe.measures.causal.recorded_rows import Keys, RecordedRows, attention_after
 from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix
@@ -187,7 +187,7 @@ def logits_of(
     model: PreTrainedModel, hidden: Float[Tensor, "case position width"], kept: int
 ) -> Float[Tensor, "case kept vocabulary"]:
     """The logits of the last `kept` positions."""
-    head: Any = model.get_output_embeddings()
+    head: Any = output_head(model)
     return head(last_norm("causal", model)(hidden[:, -kept:]))
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from probe.errors import ProbeError
-from probe.hooks.model_structure import stacks, text_decoder, vision_encoder
+from probe.hooks.model_structure import output_head, stacks, text_decoder, vision_encoder
 from probe.measures.cost.prompt_shape import (
     OtherPixelsProbeError,
     patches_of,
@@ -150,7 +150,7 @@ def encoders(model: PreTrainedModel) -> list[nn.Module]:
 
 def head_of(model: PreTrainedModel) -> nn.Module:
     """The LM head. Raises ProbeError for a model without one."""
-    head: Any = model.get_output_embeddings()
+    head: Any = output_head(model)
     if not isinstance(head, nn.Module):
         raise ProbeError(
             "cost", expected="a model that predicts words", got=f"a {type(model).__name__}"
