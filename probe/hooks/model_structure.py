@@ -114,7 +114,7 @@ def output_head(model: PreTrainedModel) -> Any:
     the LLM inside it (Nemotron-H Omni).
     """
     head = model.get_output_embeddings()
-    inside = llm_with_head(model) if head is None else None
+    inside: Any = llm_with_head(model) if head is None else None
     return head if inside is None else inside.get_output_embeddings()
 
 
