@@ -303,10 +303,10 @@ def test_the_python_of_each_view_draws_it(opened, tmp_path, monkeypatch):
     exec(script, {})
     browser.run("change({quantity: 'attention', word: 0, head: 'mean'})")
     assert 'stack="llm", token=0).figure' in browser.run("return pythonText(pictureCalls)")
-    two = view(several, several, labels=["x", "y"], files=files)
+    two = view(several, several, labels=["x", "x"], files=files)
     exec(opened(two).run("return pythonText(curveCalls)"), {})
     heads = browser.run("change({statistic: 'lift'}); return pythonText(headCalls)")
-    assert 'heads({"x": first, "y": second}, query_type="response", stack="llm"' in heads
+    assert 'heads({"A: x": first, "B: x": second}, query_type="response", stack="llm"' in heads
     drawn = {path.stem for path in tmp_path.glob("*.png")}
     assert drawn == {"heatmaps", "mass", "entropy", "lift"}
 

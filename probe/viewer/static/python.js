@@ -33,7 +33,9 @@ function pythonText(callsOf) {
   const records = state.side === "A|B" ? data.records : [recordOf(mainSide())];
   const names = records.length > 1 ? ["first", "second"] : ["record"];
   const opened = records.map(({ python }, i) => `${names[i]} = ${python}`);
-  const entries = records.map(({ label }, i) => `${JSON.stringify(label)}: ${names[i]}`);
+  const entries = records.map(({ label }, i) => {
+    return `${JSON.stringify(`${SIDES[i]}: ${label}`)}: ${names[i]}`; // labels may be equal
+  });
   const calls = callsOf(records.length > 1 ? `{${entries.join(", ")}}` : names[0]);
   const figures = calls.map(([figure, name, drawn, options]) => {
     const given = Object.entries(options).filter(([, value]) => value !== null);
