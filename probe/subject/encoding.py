@@ -90,10 +90,15 @@ class PromptEncoder(PromptProcessor):
         roles = self._roles(rendering, ids, placeholders, replacements)
         compressing = getattr(self.model.config, "voco_token_id", None)
         voco = None if compressing is None else ids == compressing
+        prompt = np.arange(len(ids)) <= np.flatnonzero(roles.role == LAST)[-1]
         if "fuse_mask" in inspect.signature(self.model.forward).parameters:
             # generated tokens would not be fused, so the response must not be
-            prompt = np.arange(len(ids)) <= np.flatnonzero(roles.role == LAST)[-1]
             tensors["fuse_mask"] = torch.from_numpy(prompt)[None]
+        clips = clips_of(visuals)
+        if self.is_streamed(self.shown(visuals), clips):
+            check_length(self.model, len(ids))  # before the frames are encoded
+            asked = tensors["input_ids"][0][torch.from_numpy(prompt)]
+            tensors["vision"] = [self.streamed(clips[0], asked)]
         return Inputs(
             dict(tensors),
             types=label(roles.role, roles.turn, is_vision.numpy(), voco=voco),

@@ -7,9 +7,12 @@ prompts.processed(text, prompts.shown(visuals), clips_of(visuals))     # tensors
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
+from jaxtyping import Int
 from PIL import Image
+from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from probe.data.chat_template import render
@@ -20,6 +23,7 @@ from probe.errors import ProbeError
 from probe.subject.processed_images import ProcessedImages
 from probe.subject.visuals import Visual
 
+LONG_VIDEO = 512  # frames: longer ones are encoded a few at a time, where the model can
 MOST_PIXELS = 2**28  # of an image on its way through the processor, which may enlarge a thin one
 
 
@@ -67,7 +71,11 @@ class PromptProcessor:
         else:
             batch = list(images) or None
         options["images"] = batch
-        if clips:
+        if self.is_streamed(images, clips):
+            processor: Any = self.processor
+            tokens = processor.tokens_per_frame * len(clips[0].frames)
+            options["vision"] = [SimpleNamespace(num_tokens=tokens)]  # encoded later
+        elif clips:
             options["videos"] = [list(clip.frames) for clip in clips]
             if isinstance(self.processor, ProcessorMixin) and hasattr(
                 self.processor, "video_processor"
@@ -84,6 +92,21 @@ class PromptProcessor:
             ) from error
         # labels of a prompt without an answer hide all of it: its loss would be NaN
         return {name: value for name, value in tensors.items() if name != "labels"}
+
+    def is_streamed(self, images: Sequence[Any], clips: Sequence[Clip]) -> bool:
+        """Whether the pixels of all frames are not held at once: a long video alone, for a model
+        that encodes frames one after the other (LLaVA-Mini).
+        """
+        if len(clips) != 1 or images or len(clips[0].frames) <= LONG_VIDEO:
+            return False
+        can_stream = hasattr(self.model, "encode_image") and hasattr(self.processor, "frames")
+        return can_stream and bool(getattr(self.processor, "tokens_per_frame", 0))
+
+    def streamed(self, clip: Clip, prompt: Int[Tensor, " token"]) -> Any:
+        """A long video, encoded for this prompt a few frames at a time."""
+        model: Any = self.model
+        frames = self.processor.frames(list(clip.frames))
+        return model.encode_image(frames, input_ids=prompt, keep_frames=0)
 
     def shown(self, visuals: Sequence[Visual]) -> list[Image.Image]:
         """The images among them as the processor gets them."""

@@ -8,6 +8,7 @@ are other stacks that read the image (`reader_queries.py`).
     has_known_layout(subject, inputs, stacks(subject.model)["vision"])
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import add_hook, only_this_thread
@@ -27,6 +29,7 @@ from probe.hooks.model_structure import LayerStack, cls_tokens, stacks
 from probe.hooks.stop_forward import StopForward
 from probe.measures.attention.packed_encoder import Packed, packed_order
 from probe.subject.inputs import Inputs
+from probe.subject.prompt_processing import LONG_VIDEO
 from probe.subject.subject import Subject
 
 FEW = 1000  # numbers in a tensor that is not pixels
@@ -89,6 +92,44 @@ def _keeps_positions(model: PreTrainedModel, inputs: Inputs, stack: LayerStack) 
         different = {tuple(of_layer) for of_layer in shapes if of_layer}
         known[done] = len(different) <= 1
     return known[done]
+
+
+def leave_out_unknown(
+    subject: Subject, batch: Inputs, measured_stacks: dict[str, LayerStack], *, required: bool
+) -> None:
+    """Takes an encoder out of the stacks where it is not known what its positions are, and one that
+    these inputs do not run; of a video that was encoded before, all but the LLM. Raises ProbeError
+    where the caller asked for it.
+    """
+    if "vision" in batch:  # encoded already, a few frames at a time
+        for name in set(measured_stacks) - {"llm"}:
+            if required:
+                got = f"a video of more than {LONG_VIDEO} frames, encoded before"
+                fix = f"leave {name!r} out of stacks"
+                raise ProbeError("measure", expected=f"a run of {name}", got=got, fix=fix)
+            del measured_stacks[name]
+        return
+    encoders = [name for name in ("vision", "vision_video") if name in measured_stacks]
+    if not encoders or not any(batch.images):
+        return
+    for name in encoders:
+        stack = measured_stacks[name]
+        if has_known_layout(subject, batch, stack):
+            continue
+        runs = bool(first_calls(subject.model, batch, stack))
+        reason = "an encoder that reads each view as one sequence of class token and patches"
+        if required:
+            raise ProbeError(
+                "measure",
+                expected=reason,
+                got="windows, packed images or other tokens" if runs else f"no call of {name}",
+                fix=f"leave {name!r} out of stacks",
+            )
+        if runs:
+            warnings.warn(
+                f"the {name} stack is left out: measuring it takes {reason}", stacklevel=3
+            )
+        del measured_stacks[name]
 
 
 def _setting(model: PreTrainedModel, inputs: Inputs, stack: LayerStack) -> tuple[Any, ...]:

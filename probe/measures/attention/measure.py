@@ -10,7 +10,6 @@ the response rows of that forward are those of decoding, so both are one definit
     record = measure_samples(subject, [Sample("a", "a.jpg", "what is this ?"), ...])
 """
 
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -30,7 +29,7 @@ from probe.hooks.model_structure import LayerStack, check_projections
 from probe.hooks.model_structure import stacks as find_stacks
 from probe.hooks.own_failure import own_failures
 from probe.measures.attention.batches import batches, encoded
-from probe.measures.attention.encoder_layout import first_calls, has_known_layout
+from probe.measures.attention.encoder_layout import leave_out_unknown
 from probe.measures.attention.given_responses import Response, responses_of, source_of
 from probe.measures.attention.memory_plan import maps_size, require_maps, require_memory
 from probe.measures.attention.passes import Passes
@@ -41,7 +40,7 @@ from probe.measures.attention.stack_queries import MeasureOptions
 from probe.records import combine, part
 from probe.records.provenance import content_hash, provenance
 from probe.subject.image_questions import ImageQuestions
-from probe.subject.inputs import Ids, Inputs, collate
+from probe.subject.inputs import Ids, collate
 from probe.subject.prefix_cache import CACHE_GB
 from probe.subject.subject import Subject
 
@@ -179,7 +178,7 @@ def measure_samples(
             together = collate(encoded_rows, side="right")
             with own_failures("measure", subject.model, together):
                 asked_for = stacks is not None
-                _leave_out_unknown(subject, together, measured_stacks, required=asked_for)
+                leave_out_unknown(subject, together, measured_stacks, required=asked_for)
                 measure_batch = shared.passes if shared and batch.prefix else passes
                 measured = measure_batch(encoded_rows)
             attrs["prefix"] = batch.alone or measured.prefix
@@ -262,35 +261,6 @@ def _select_stacks(
             got=f"stacks={list(names or [])} and {'' if any_images else 'no '}images",
         )
     return selected
-
-
-def _leave_out_unknown(
-    subject: Subject, batch: Inputs, measured_stacks: dict[str, LayerStack], *, required: bool
-) -> None:
-    """Takes an encoder out of the stacks where it is not known what its positions are, and one that
-    these inputs do not run. Raises ProbeError where the caller asked for it.
-    """
-    encoders = [name for name in ("vision", "vision_video") if name in measured_stacks]
-    if not encoders or not any(batch.images):
-        return
-    for name in encoders:
-        stack = measured_stacks[name]
-        if has_known_layout(subject, batch, stack):
-            continue
-        runs = bool(first_calls(subject.model, batch, stack))
-        reason = "an encoder that reads each view as one sequence of class token and patches"
-        if required:
-            raise ProbeError(
-                "measure",
-                expected=reason,
-                got="windows, packed images or other tokens" if runs else f"no call of {name}",
-                fix=f"leave {name!r} out of stacks",
-            )
-        if runs:
-            warnings.warn(
-                f"the {name} stack is left out: measuring it takes {reason}", stacklevel=3
-            )
-        del measured_stacks[name]
 
 
 def _compression_note(subject: Subject) -> dict[str, str]:
