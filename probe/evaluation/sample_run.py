@@ -98,5 +98,8 @@ def about(sample: Sample) -> xr.Dataset:
     texts = {name: str(sample.meta[name]) for name in OF_SAMPLES if name in sample.meta}
     texts["question"] = str(sample.question)
     texts["gold"] = gold_answer(sample)
-    variables = {name: ("sample", np.array([text], dtype=object)) for name, text in texts.items()}
-    return xr.Dataset(variables, coords={"sample": np.array([sample.id], dtype=object)})
+    variables = {}
+    for name, text in texts.items():
+        variables[name] = ("sample", np.array([text], dtype=object))
+    ids = np.array([sample.id], dtype=object)
+    return xr.Dataset(variables, coords={"sample": ids})

@@ -102,12 +102,14 @@ class SharedPrefix:
         visible = self._visible(z, start).to(device)
         self.rows_run += len(z) * (len(self.is_vision) - start)
 
+        def after_prefix(shared: Tensor, own: Tensor) -> Tensor:
+            in_each_row = shared[None, :, :start].expand(len(z), -1, -1, -1)
+            return torch.cat([in_each_row, own], 2)
+
         def around(call: AttentionCall, kernel: Kernel) -> Output:
-            prefix_key, prefix_value = self.keys[call.name]
-            shared_key = prefix_key[None, :, :start].expand(len(z), -1, -1, -1)
-            shared_value = prefix_value[None, :, :start].expand(len(z), -1, -1, -1)
-            key = torch.cat([shared_key, call.key], 2)
-            value = torch.cat([shared_value, call.value], 2)
+            shared_key, shared_value = self.keys[call.name]
+            key = after_prefix(shared_key, call.key)
+            value = after_prefix(shared_value, call.value)
             return _attend(replace(call, key=key, value=value), visible), None
 
         decoder: Any = text_decoder(self.model)
