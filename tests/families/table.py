@@ -4,8 +4,10 @@ python -m tests.families.table > docs/families.md          (from the repository'
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import transformers
@@ -15,6 +17,7 @@ from tests.families.checks import CHECKS, Case, results
 from tests.families.models import FAMILIES
 from tests.families.patch_models import PATCH_FAMILIES
 from tests.families.picture_models import PICTURE_FAMILIES
+from tests.families.uses import USES, Use, uses
 from tests.families.video_models import VIDEO_FAMILIES, VideoCase
 
 HEAD = """# Families and what works on each
@@ -29,6 +32,14 @@ real processors. "no" is followed by the reason with which the package refuses. 
 same questions about a video of three frames.
 """
 
+USES_HEAD = """
+## What can be asked of each
+
+The same models through the verbs, from Python and (the last four) on the command line with the
+model saved to a folder: `pytest -m wide tests/families/test_uses.py`. "attribution: pixels" ablates
+regions of the image and words, "tokens" the LLM's vision tokens (replaced, hidden, by gradient, by
+layer). "by its processor": the config does not say what becomes of an image.
+"""
 
 NEWER = {**PATCH_FAMILIES, **PICTURE_FAMILIES}
 ALL_FAMILIES = {**FAMILIES, **NEWER}
@@ -37,8 +48,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 
 def row(name: str, model: Any, found: Mapping[str, str]) -> str:
     """The line of the page about one family."""
-    cells = [found[column].removesuffix(": ").replace("|", "/") for column in CHECKS]
+    cells = [cell.removesuffix(": ").replace("|", "/") for cell in found.values()]
     return " | ".join([f"| {name}", type(model).__name__, *cells]) + " |"
+
+
+def head(columns: Iterable[str]) -> str:
+    """The first two lines of a table."""
+    names = ["family", "class", *columns]
+    return f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
 
 
 def video_row(name: str) -> str:
@@ -49,8 +66,7 @@ def video_row(name: str) -> str:
 def main() -> None:
     sys.path.append(str(Path(__file__).parents[1]))  # as pytest has it: `models`
     print(HEAD.format(version=transformers.__version__))
-    print("| family | class |", " | ".join(CHECKS), "|")
-    print("|---" * (len(CHECKS) + 2) + "|")
+    print(head(CHECKS))
     for name, make in ALL_FAMILIES.items():
         model, processor = make()
         try:
@@ -62,6 +78,16 @@ def main() -> None:
         model, processor = make()
         found = results(VideoCase(probe.load(model, processor=processor)))
         print(row(video_row(name), model, found), flush=True)
+    print(USES_HEAD)
+    print(head(USES))
+    for name, make in FAMILIES.items():
+        subject = probe.load(*make())
+        try:
+            with TemporaryDirectory() as out, redirect_stdout(sys.stderr):
+                found = uses(Use(name, Case(subject), Path(out)))
+        except AttributeError as error:
+            found = dict.fromkeys(USES, f"no: transformers: {error}")
+        print(row(name, subject.model, found), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import transformers
 import probe
 from tests.families.checks import CHECKS, Case, results
 from tests.families.models import FAMILIES
-from tests.families.table import ALL_FAMILIES, PAGE, row, video_row
+from tests.families.table import ALL_FAMILIES, PAGE, head, row, video_row
+from tests.families.uses import USES
 from tests.families.video_models import VIDEO_FAMILIES
 
 CROSS = "no: words read the image by cross-attention"
@@ -71,4 +72,6 @@ def test_a_family_is_exact_unchanged_and_blind(name):
 def test_the_page_has_these_families_and_no_others():
     lines = PAGE.read_text().splitlines()
     named = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
-    assert named == ["family", *ALL_FAMILIES, *map(video_row, VIDEO_FAMILIES)]
+    exact = ["family", *ALL_FAMILIES, *map(video_row, VIDEO_FAMILIES)]
+    assert named == [*exact, "family", *FAMILIES]
+    assert {head(CHECKS).splitlines()[0], head(USES).splitlines()[0]} <= {*lines}

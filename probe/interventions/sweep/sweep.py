@@ -273,8 +273,8 @@ class Sweep:
                 if error.called != "drop_sweep":
                     raise
                 return SharingCheck(f"it takes {error.expected}", 0.0)
-        logits = partial(untouched_logits, model, self.stack, prompt, cached.prefix)
-        return check_sharing(model, self.stack, inputs, logits, cached.prefix)
+            logits = partial(untouched_logits, model, self.stack, prompt, cached.prefix)
+            return check_sharing(model, self.stack, inputs, logits, cached.prefix)
 
     def _narrow_layer(self, length: int) -> str:
         """Why not all of `length` tokens are seen by every later one in every layer; "" if they
