@@ -24,7 +24,6 @@ import probe
 from probe.data.sample import Sample
 from probe.interventions import ablate_heads, patch
 from probe.models.tiny.scenes import SIZE
-from probe.subject.loading import load
 from probe.subject.subject import Subject
 
 QUESTION, GOLD = "what colour is it ?", "red"

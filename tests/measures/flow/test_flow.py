@@ -199,7 +199,7 @@ def test_edited_and_removed_rows_flow_as_they_run():
 def test_the_planted_patches_come_first():
     known = planted(read_layers=(2, 4), patches=(14, 15))
     subject = probe.load(known.model, processor=known.processor)
-    for method in ("gradient_rollout", "contribution"):
+    for method in ("rollout", "gradient_rollout", "contribution"):
         found = probe.flow(subject, known.image("red"), known.question, method=method)
         assert set(np.argsort(-found["attribution"].values)[:2]) == {14, 15}, method
 
