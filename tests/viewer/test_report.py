@@ -86,11 +86,19 @@ def test_the_commands_draw_the_figures_and_measure_again(record_file, parts, tmp
     manifest.unlink()
 
 
-def test_a_command_makes_the_folder_of_a_report_again(record_file, tmp_path, monkeypatch):
+def test_a_command_makes_the_folder_of_a_report_again(parts, tmp_path, monkeypatch):
+    """Of a folder, whose figures come in the order of the definitions."""
     monkeypatch.chdir(tmp_path)
-    run = CliRunner().invoke(_app(), ["report", str(record_file)])
+    files = ["llm-entropy.png", "llm-mass.png", "own.png"]
+    written = {"verb": "attention", "command": "probe attention", "files": files}
+    (tmp_path / "results.json").write_text(json.dumps(written))
+    for file in files:
+        (tmp_path / file).write_bytes(parts[0].figures[0].png)
+    run = CliRunner().invoke(_app(), ["report", str(tmp_path)])
     assert run.exit_code == 0, run.output
-    assert (tmp_path / "probe-out/report/report.html").read_text().startswith("<!DOCTYPE html>")
+    page = (tmp_path / "probe-out/report/report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert re.findall(r"<strong>(.*?)</strong>", page) == ["llm-mass", "llm-entropy", "own"]
     manifest = json.loads((tmp_path / "probe-out/report/results.json").read_text())
     assert shlex.split(manifest["command"])[0] == "probe"
 

@@ -17,11 +17,12 @@ function drawWords() {
     wordsKey = key;
   }
   const masses = stack.words.length ? rowAt(stack.word_mass, state.layer) : [];
+  const largest = maxOf(masses);
   at("words").querySelectorAll(".word").forEach((element, i) => {
     element.classList.toggle("current", i === currentWord());
     element.setAttribute("aria-selected", String(i === state.word));
     element.tabIndex = i === Math.max(0, state.word) ? 0 : -1;
-    element.style.setProperty("--mass", masses[i] / maxOf(masses));
+    element.style.setProperty("--mass", masses[i] / largest);
   });
 }
 
