@@ -85,7 +85,7 @@ def drop(
     with results("drop", out, shows_finished=True) as folder:
         task = read_task(asked)
         if frame_parts is not None:
-            _check_frame_parts(task, mode, stack)
+            check_frame_parts(task, mode, stack)
         from probe.evaluation.judge_scores import check_judged
         from probe.evaluation.judge_scores import judged as with_scores
 
@@ -173,7 +173,7 @@ def cases_of_modes(
     return cases
 
 
-def _check_frame_parts(task: "BenchmarkTask", mode: str, stack: str) -> None:
+def check_frame_parts(task: "BenchmarkTask", mode: str, stack: str) -> None:
     """Raises ProbeError where there are no frames, or none of them can be dropped alone."""
     from probe.data.image import Video
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import probe
-from probe.cli.drop import cases_of_modes
+from probe.cli.drop import cases_of_modes, check_frame_parts
 from probe.data.donors import replacement
 from probe.errors import ProbeError
 from probe.evaluation.drop_effects import effects
@@ -104,6 +104,17 @@ def test_the_donor_of_a_video_has_its_frames_times_and_on_request_its_size(mvben
     assert len(donor.frames) == 5  # a shorter one repeats frames
     with pytest.raises(ProbeError, match="a video in its place, got an image"):
         replacement(short.image, Image.new("RGB", (4, 4)))
+
+
+def test_frames_are_dropped_where_there_are_frames(mvbench):
+    task = BenchmarkTask.read("mvbench", mvbench)
+    check_frame_parts(task, "all", "llm")
+    for mode, stack, message in (
+        ("swap", "llm", "a --mode that drops tokens, got swap"),
+        ("all", "prefusion", "expected --stack llm, got prefusion"),
+    ):
+        with pytest.raises(ProbeError, match=message):
+            check_frame_parts(task, mode, stack)
 
 
 def test_text_reads_another_video_and_frames_are_dropped_over_a_benchmark(mvbench, tmp_path):
