@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         code = DONE if tell_launcher(str(error)) else _complain(str(error), MISTAKE)
     except TyperException as error:
-        code = _complain(error.format_message(), MISTAKE)
+        code = _complain(_in_words(error), MISTAKE)
     except BrokenPipeError:  # the reader of a pipe has seen enough
         code = DONE
     except KeyboardInterrupt:
@@ -135,6 +135,13 @@ def main(arguments: list[str] | None = None) -> None:
         _complain("interrupted; nothing was left half-written", INTERRUPTED)
     _forget_output(code)
     sys.exit(code)
+
+
+def _in_words(error: TyperException) -> str:
+    """What is wrong with the words of a command line, and where the right ones are listed."""
+    told = error.format_message().replace("Value error, ", "").rstrip(".")
+    context = getattr(error, "ctx", None)  # errors of usage have it
+    return told if context is None else f"{told}; see `{context.command_path} --help`"
 
 
 def _complain(line: str, code: int) -> int:

@@ -98,9 +98,9 @@ def attention(
         options |= {"received_head": True, "maps": "heads" if maps else False}
     with results("attention", out, shows_finished=benchmark is not None) as folder:
         if benchmark is None:
+            images, question = what_to_ask(image, question)
             from probe.measures.attention.measure import measure
 
-            images, question = what_to_ask(image, question)
             subject = loading.subject()
             _say_memory(subject, images, question, response, memory, options)
             with stage("measuring"):

@@ -81,9 +81,9 @@ def attribute(
     figures, a CSV and a table.
     """
     with results("attribute", out) as folder:
+        images, question = what_to_ask(image, question)
         from probe.measures.attribution.attention_per_feature import why_no_contribution
 
-        images, question = what_to_ask(image, question)
         subject = loading.subject()
         if missing := why_no_contribution(subject.model):
             say("note", f"attribute: contribution is left out: {missing}")

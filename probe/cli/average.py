@@ -54,7 +54,8 @@ def headlines_of(folder: Path, mode: str = "mask") -> tuple[str, dict[str, float
         table = pd.read_csv(folder / "accuracy.csv")
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         expected = "a folder that `probe drop` has finished"
-        raise ProbeError("average", expected=expected, got=str(folder)) from None
+        fix = "pass the --out of a `probe drop --benchmark NAME` that has ended"
+        raise ProbeError("average", expected=expected, got=repr(str(folder)), fix=fix) from None
     overall = table[(table["kind"] == "all") & (table["mode"] == mode)].set_index("case")
     if overall.empty:
         modes = ", ".join(dict.fromkeys(table["mode"]))

@@ -194,8 +194,11 @@ def given_options(group: Any) -> list[str]:
 
 
 def what_to_ask(images: list[Path] | None, question: str | None) -> tuple[list, str]:
-    """The user's images and question; what is missing comes from the drawn sample."""
-    from probe.data.image import Video
+    """The user's images and question; what is missing comes from the drawn sample.
+
+    Raises ProbeError for a file that is no image, before a model is loaded for it.
+    """
+    from probe.data.image import Video, open_image
     from probe.data.video import is_video_file
     from probe.models.tiny.questions import sample_image
 
@@ -204,6 +207,9 @@ def what_to_ask(images: list[Path] | None, question: str | None) -> tuple[list, 
         what = "video" if any(map(is_video_file, images or ())) else "image"
         question = f"Describe the {what}." if images else sample_question
     shown = [Video(path) if is_video_file(path) else path for path in images or ()]
+    for path in shown:
+        if not isinstance(path, Video):
+            open_image(path)
     return shown or [image], question
 
 

@@ -10,6 +10,7 @@ from probe.cli.output import stage
 from probe.cli.result_folder import results
 from probe.cli.view_run import show_page, view_run
 from probe.errors import ProbeError
+from probe.records.archive import SUFFIX
 
 if TYPE_CHECKING:
     from xarray import Dataset, DataTree
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 Files = Annotated[
     list[Path] | None,
     typer.Argument(
-        help="a record; two to compare; attributions of the same sample; or the folder of a run",
+        help="a record, or the folder of results that it is in; two to compare; attributions of "
+        "the same sample; or the folder of a run",
         show_default="a sample image, asked of the tiny model",
     ),
 ]
@@ -49,6 +51,7 @@ def view(
     chosen = heads if heads in (None, "all") else several_numbers("--heads", heads)
     if files and (files[0] / "run.json").is_file():
         return view_run(files, data, out, opens)
+    files = [_record_in(file) for file in files or ()]
     with results("view", out) as folder:
         from probe.viewer import view as page_of
 
@@ -56,7 +59,7 @@ def view(
         if not files:
             folder.dataset("record", records["record.zarr.zip"])
             chosen = chosen or "all"
-        others = [str(file) for file in files or () if str(file) not in records]
+        others = [str(file) for file in files if str(file) not in records]
         with stage("writing the page"):
             viewer = page_of(
                 *records.values(),
@@ -68,6 +71,12 @@ def view(
             )
             viewer.save(folder.file("view.html"))
     show_page(folder, "view.html", opens)
+
+
+def _record_in(path: Path) -> Path:
+    """The record of a folder of results, where it is one that has a record."""
+    inside = path / f"record{SUFFIX}"
+    return inside if inside.is_file() else path
 
 
 def _opened(files: list[Path]) -> "tuple[dict[str, DataTree], dict[str, Dataset]]":

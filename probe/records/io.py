@@ -108,7 +108,15 @@ def open_record(path: str | os.PathLike[str], *, largest: float = LARGEST) -> An
         if isinstance(error, TooLargeError):
             fix = "where you trust it, raise the bound: open_record(path, largest=bytes)"
         if isinstance(error, IsADirectoryError):
-            reader = "probe.records.run_directory.RunDirectory(folder).load()"
-            fix = f"the folder of a run is read by {reader}"
+            fix = _of_folder(path)
         got = f"{str(path)!r} ({reason_of(error)})"
         raise ProbeError("record.open", expected="a record (.zarr.zip)", got=got, fix=fix) from None
+
+
+def _of_folder(folder: Path) -> str:
+    """What to do with a folder instead: results hold their records as files."""
+    held = sorted(file.name for file in folder.glob(f"*{SUFFIX}"))
+    if held:
+        return f"pass a file in it: {', '.join(held)}"
+    reader = "probe.records.run_directory.RunDirectory(folder).load()"
+    return f"the folder of a run is read by {reader}"

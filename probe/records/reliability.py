@@ -147,8 +147,16 @@ def reliability(
 
 def _opened(run: Any) -> xr.DataTree:
     if isinstance(run, str | Path):
-        is_run = (Path(run) / "run.json").is_file()
-        run = RunDirectory(Path(run)).merged() if is_run else open_record(run)
+        folder = Path(run)
+        is_run = (folder / "run.json").is_file()
+        if folder.is_dir() and not is_run:
+            raise ProbeError(
+                "reliability",
+                expected="the folder of a run over a benchmark",
+                got=f"{str(folder)!r}, which holds none",
+                fix="make one: probe attention --benchmark NAME --out FOLDER",
+            )
+        run = RunDirectory(folder).merged() if is_run else open_record(run)
     if not isinstance(run, xr.DataTree) or not run.children:
         got = f"a {type(run).__name__}"
         raise ProbeError("reliability", expected="a run of probe attention", got=got)

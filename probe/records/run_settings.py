@@ -58,7 +58,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     if not path.exists():
         got = "none" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
-        raise ProbeError("run", expected=expected, got=got)
+        fix = "pass the --out of a run over a benchmark"
+        raise ProbeError("run", expected=expected, got=got, fix=fix)
     fix = "restore it, or delete it: the parts of the run carry its settings too"
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))

@@ -179,7 +179,11 @@ def _as_measured(monkeypatch, written):
         (["attention", "--out", "file/under/it"], "folder that can be written"),
         (["attention", "--out", "file"], "folder that can be written"),
         (["train", "--out", "file/under/it"], "folder that can be written"),
+        (["attention", "--image", "file"], "whose content is not an image"),
+        (["attribute", "--image", "missing.jpg"], "no such file"),
+        (["attention", "photo.jpg"], "see `probe attention --help`"),
         (["train", "large-llava"], "tiny-llava"),
+        (["train", "large-llava"], "'what': 'large-llava' is not one of"),
         (["verify", "--device"], "--device"),
     ],
 )

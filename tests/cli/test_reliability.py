@@ -17,5 +17,6 @@ def test_heads_that_tell_right_from_wrong_come_first(run, tmp_path):
     assert probe.open_record(folder / "reliability.zarr.zip").attrs["kind"] == "reliability"
     assert (folder / "correct.png").exists() and (folder / "confident.svg").exists()
     assert "log p of the answer" in said and "mass, layer 2, head 3" in said
-    code, _, error = run("reliability", str(tmp_path / "nothing"))
-    assert code == 2 and error.count("\n") == 1
+    for given, told in ((tmp_path / "nothing", "No such file"), (folder, "attention --benchmark")):
+        code, _, error = run("reliability", str(given))
+        assert code == 2 and error.count("\n") == 1 and told in error

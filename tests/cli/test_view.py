@@ -54,6 +54,12 @@ def test_two_records_and_an_attribution_become_one_page(run, records, attributio
     assert f"probe.open_record({attribution!r})" in page
 
 
+def test_a_folder_of_results_stands_for_its_record(run, tmp_path):
+    save_record(planted_record(1, seed=0), tmp_path / "results" / "record")
+    code, said, error = run("view", str(tmp_path / "results"), "--out", str(tmp_path / "out"))
+    assert (code, error) == (0, "") and "view.html" in said
+
+
 def test_mistakes_are_told_in_one_line(run, records, attribution, tmp_path):
     for words, told in [
         ((attribution,), "one record or two"),

@@ -102,11 +102,11 @@ def test_mistakes_are_one_line(make, message):
     assert "\n" not in str(raised.value)
 
 
-def test_a_video_file_on_the_command_line_is_a_video():
-    images, question = what_to_ask([Path("clip.mp4"), Path("cat.jpg")], None)
-    assert (
-        images == [Video(Path("clip.mp4")), Path("cat.jpg")] and question == "Describe the video."
-    )
+def test_a_video_file_on_the_command_line_is_a_video(tmp_path):
+    cat = tmp_path / "cat.png"
+    Image.new("RGB", (8, 8)).save(cat)
+    images, question = what_to_ask([Path("clip.mp4"), cat], None)
+    assert images == [Video(Path("clip.mp4")), cat] and question == "Describe the video."
 
 
 def test_a_file_that_is_no_video(tmp_path):

@@ -342,6 +342,12 @@ def test_a_file_gives_back_the_same_record_without_a_warning(record, tmp_path):
     assert back["llm"]["mass"].notnull().any()
 
 
+def test_a_folder_of_results_is_told_which_files_it_holds(record, tmp_path):
+    records.save_record(record, tmp_path / "ablation")
+    with pytest.raises(ProbeError, match=r"pass a file in it: ablation\.zarr\.zip"):
+        records.open_record(tmp_path)
+
+
 def test_what_was_opened_can_be_saved_and_merged_again(tmp_path):
     record = planted_record(1, stacks=["llm"])
     path = records.save_record(record, tmp_path / "a.zarr.zip")
