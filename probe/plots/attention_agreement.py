@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
-from probe.errors import ProbeError, one_of
+from probe.errors import ProbeError, one_of, shown
 from probe.plots.attribution_map import attributions, draw_attribution, draw_regions, map_reach
 from probe.plots.by_head import layer_by_head
 from probe.plots.patches import show_image
@@ -111,8 +111,8 @@ def agreement(
     _correlations_of_heads(axes[1, 2], table, shuffled, measure)
     figure = figure_of(axes)
     count = len(np.unique(first["patch_image"].values))
-    shown = f"{table.attrs['regions']} regions of {count} image{'s' * (count > 1)}, one question"
-    asked = f"Does attention agree with attribution? {first.attrs['model']}; {shown}"
+    regions = f"{table.attrs['regions']} regions of {count} image{'s' * (count > 1)}, one question"
+    asked = f"Does attention agree with attribution? {first.attrs['model']}; {regions}"
     heading(figure, f"{asked}\n{verdict(table)}")
     caption(axes, [_note(table, first, list(datasets))], datasets, own=True)
     return figure
@@ -281,7 +281,7 @@ def _note(table: xr.Dataset, first: xr.Dataset, names: list[str]) -> str:
     answer = "".join(letter if letter.isprintable() else "?" for letter in first.attrs["response"])
     attrs = table.attrs
     return (
-        f"attention of the queries that predict the answer {answer[:60]!r}; attributions: "
+        f"attention of the queries that predict the answer {shown(answer)}; attributions: "
         f"{', '.join(names)}; floor: the highest that {attrs['shuffles']} shuffles of the "
         f"regions within their image (seed {attrs['seed']}), and shifts and flips of its grid, "
         "reach in any layer and measure"

@@ -31,6 +31,7 @@ _AGAINST = "#7F3B9E"  # that violet
 _NAT = "nat"
 _UNIT = "nat of the answer's log-probability"
 _LEAST = 0.01  # of the largest effect in a figure: no scale ends below
+_VISIBLE = 0.005  # of an axis: shorter bars can't be seen
 _SMALLEST = 1e-3  # nat; the same where everything is smaller
 
 
@@ -206,6 +207,10 @@ def _words(axis: Axes, dataset: xr.Dataset, limits: tuple[float, float]) -> None
     axis.set_xlim(limits)
     axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.axvline(0, color=GREY, linewidth=0.8)
+    largest = float(np.abs(values).max())
+    if largest < _VISIBLE * (limits[1] - limits[0]):
+        told = f"no bar is longer than {largest:.2g} nat"
+        axis.text(0.5, 0.5, told, transform=axis.transAxes, ha="center", color=GREY, fontsize=8)
     words = "word" in dataset["feature_kind"].values
     finish(axis, "words of the prompt" if words else "vision read in each layer", xlabel=_UNIT)
 

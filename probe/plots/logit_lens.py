@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from probe.errors import ProbeError, one_of
+from probe.errors import ProbeError, one_of, shown
 from probe.plots.arguments import layer_indices, require
 from probe.plots.patches import View, draw_patches, middles, outlined
 from probe.plots.style import (
@@ -186,4 +186,4 @@ def lens_curves(dataset: Any, *, ax: Any = None) -> Axes:
 
 def _note(dataset: xr.Dataset) -> str:
     attrs = dataset.attrs
-    return f"{attrs['model']}; answer {attrs['response'][:60]!r}; one image, one question"
+    return f"{attrs['model']}; answer {shown(attrs['response'])}; one image, one question"

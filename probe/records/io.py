@@ -108,7 +108,7 @@ def open_record(path: str | os.PathLike[str], *, largest: float = LARGEST) -> An
         if isinstance(error, TooLargeError):
             fix = "where you trust it, raise the bound: open_record(path, largest=bytes)"
         if isinstance(error, IsADirectoryError):
-            fix = _of_folder(path)
+            fix = _of_folder(Path(path))
         got = f"{str(path)!r} ({reason_of(error)})"
         raise ProbeError("record.open", expected="a record (.zarr.zip)", got=got, fix=fix) from None
 
