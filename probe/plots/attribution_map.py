@@ -209,7 +209,7 @@ def _words(axis: Axes, dataset: xr.Dataset, limits: tuple[float, float]) -> None
     axis.axvline(0, color=GREY, linewidth=0.8)
     largest = float(np.abs(values).max())
     if largest < _VISIBLE * (limits[1] - limits[0]):
-        told = f"no bar is longer than {largest:.2g} nat"
+        told = f"the longest bar is {largest:.2g} nat"
         axis.text(0.5, 0.5, told, transform=axis.transAxes, ha="center", color=GREY, fontsize=8)
     words = "word" in dataset["feature_kind"].values
     finish(axis, "words of the prompt" if words else "vision read in each layer", xlabel=_UNIT)

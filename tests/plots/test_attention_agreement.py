@@ -50,6 +50,9 @@ def test_attributions_share_one_scale_and_noise_is_not_drawn_as_signal(found):
     scales = {axis.collections[0].norm.vmax for axis in (axes[0], axes[2])}
     assert scales == {np.abs(found["attribution"].values[:36]).max()}
     assert axes[1].get_xlim() == axes[3].get_xlim()
+    assert "the longest bar is" in axes[3].texts[0].get_text()
+    even = plots.attribution(found.assign(attribution=found["attribution"] * 0 + 1)).axes
+    assert not even[1].texts
     alone = plots.attribution(faint).axes  # the answer's own change sets the least scale
     least = 0.01 * abs(float(found["logprob"] - found["logprob_without"]))
     assert alone[0].collections[0].norm.vmax == pytest.approx(least)
