@@ -71,9 +71,7 @@ print("untouched again:", subject.answer(image, question))
 # missed by nobody.
 
 # %%
-heads = (
-    "all" if subject.toy else {layer: range(8) for layer in some_layers}
-)  # a few of a large model's
+heads = dict.fromkeys(some_layers, "all")
 sweep = probe.head_sweep(subject, samples, heads, **quiet)
 golds = [
     sample.answer if isinstance(sample.answer, str) else sample.answer[0] for sample in samples
@@ -160,11 +158,13 @@ _ = probe.plots.steering(curve)
 over = "patches" if subject.toy else "grid"
 ablation = probe.attribute(subject, image, question, over=over, **quiet)
 answer_ids = ablation["token_id"].values.tolist()
-maps = {
-    method: probe.flow(subject, image, question, answer_ids, method=method, over=over)
-    for method in ("rollout", "gradient_rollout", "grad_cam", "contribution")
-}
-drawn_maps = {method: maps[method] for method in ("rollout", "gradient_rollout")}
+maps = {}
+try:
+    for method in ("rollout", "gradient_rollout", "grad_cam", "contribution"):
+        maps[method] = probe.flow(subject, image, question, answer_ids, method=method, over=over)
+except probe.ProbeError as error:  # vision tokens without a place in the image, as LLaVA-Mini's
+    print(error)
+drawn_maps = {method: maps[method] for method in ("rollout", "gradient_rollout") if method in maps}
 _ = probe.plots.attribution({"ablation": ablation} | drawn_maps)
 # %% [markdown]
 # Which of them is right? Take patches away in the order of each map: a map that knows what the answer needs makes it fall fast (solid, low is good), and given
@@ -178,9 +178,10 @@ scores = {"ablation": ablation["attribution"]} | {
 curves = probe.deletion_curves(subject, image, question, scores, answer_ids, over, baseline="mean")
 area = curves["logprob"].integrate("fraction")
 print(area.to_series().unstack("direction").round(1))
-_ = probe.plots.agreement(
-    {"ablation": ablation, "gradient rollout": maps["gradient_rollout"]}, curves=curves
-)
+compared = {"ablation": ablation}
+if "gradient_rollout" in maps:
+    compared["gradient rollout"] = maps["gradient_rollout"]
+_ = probe.plots.agreement(compared, curves=curves)
 # %% [markdown]
 # ## Does attention predict being right?
 #
@@ -199,8 +200,12 @@ else:
 with TemporaryDirectory() as folder:
     measuring = AttentionRun(subject, judged, max_new_tokens=8)
     answered = measuring.results(measuring.run(folder))
-reliable = probe.reliability(answered, **quiet)
-_ = probe.plots.reliability(reliable)
+reliable = None
+try:
+    reliable = probe.reliability(answered, **quiet)
+    _ = probe.plots.reliability(reliable)
+except probe.ProbeError as error:  # nearly all right, or nearly all wrong: nothing to tell apart
+    print(error)
 # %% [markdown]
 # The same as a table, the most significant first; `gain` is what a head's AUROC has over the confidence's, in the direction that it has. These
 # are questions of one kind. A run that mixes kinds also finds heads that tell the *kind*, where one kind is harder than another.
@@ -209,16 +214,8 @@ _ = probe.plots.reliability(reliable)
 # %%
 from probe.records.reliability import reliability_table
 
-print("left out:", reliable.attrs["left_out"] or "nothing")
-columns = [
-    "outcome",
-    "measure",
-    "layer",
-    "head",
-    "auroc",
-    "auroc_low",
-    "auroc_high",
-    "gain_high",
-    "q",
-]
-reliability_table(reliable).groupby("outcome", sort=False).head(3)[columns].round(3)
+columns = ["outcome", "measure", "layer", "head", "auroc", "auroc_low", "auroc_high", "gain", "q"]
+if reliable is not None:
+    print("left out:", reliable.attrs["left_out"] or "nothing")
+    table = reliability_table(reliable).groupby("outcome", sort=False).head(4)
+    print(table[columns].round(3).to_string(index=False))

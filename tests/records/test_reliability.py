@@ -9,6 +9,7 @@ from planted_answers import TELLING, planted_answers
 import probe
 from probe.errors import ProbeError
 from probe.records.auroc import Auroc, auroc_p
+from probe.records.concat import join, select
 from probe.records.reliability import reliability, reliability_table
 from probe.records.reliability_outcomes import answers_of
 from probe.records.significance import RATE, false_discovery
@@ -188,8 +189,11 @@ def test_mistakes_are_one_line(run, change, said):
 
 
 def test_a_run_that_was_made_in_part_before_is_refused(run):
-    old = run.copy(deep=True)
-    old["response_logprob"].values[:7] = np.nan
+    before = select(run, range(7))
+    for name in ("response_logprob", "gold"):
+        before = without(before, name)
+    old = join([before, select(run, range(7, 120))])  # as a run that an earlier version began
+    assert old["gold"].values[[0, 7]].tolist() == ["", "red"]
     with pytest.raises(ProbeError, match="7 of 120 samples made before"):
         reliability(old, **QUICK)
     for wrong in ({"measures": ["contribution"]}, {"outcomes": ["luck"]}, {"key_type": "sky"}):

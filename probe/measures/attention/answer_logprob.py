@@ -115,8 +115,9 @@ class DecodedLogprob:
         if not isinstance(ids, Tensor) or ids.shape != (len(self._last), 1):
             self._is_whole = False
             return
-        self._fed.append(ids[:, 0])
-        self._logprob.append(token_logprob(self._last, ids[:, 0]))
+        said = ids[:, 0].to(self._last.device)  # a model may lie on several devices
+        self._fed.append(said)
+        self._logprob.append(token_logprob(self._last, said))
 
     def of(self, responses: Sequence[Ids]) -> list[Logprob] | None:
         """The log-probability of each row's tokens; None where decoding did not feed them one by
