@@ -31,6 +31,8 @@ from weakref import WeakSet
 
 from torch import nn
 
+from probe.errors import ProbeError
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -103,6 +105,13 @@ class ModelBlock(AbstractContextManager[T], Generic[T]):
         self._threads: BlockThreads | None = None
 
     def __enter__(self) -> T:
+        if self._threads is not None:
+            raise ProbeError(
+                "probe",
+                expected="a block that is entered once",
+                got="one that was entered before",
+                fix="make a new one for each `with`",
+            )
         self._threads = _entering.get() or BlockThreads()
         with _shared(self._threads):
             return self._manager.__enter__()

@@ -197,9 +197,12 @@ def test_what_reached_no_call_is_an_error_and_what_changed_nothing_is_reported(s
     unused = pytest.raises(ProbeError, match="run the forward inside the block")
     with unused, ablate_heads(subject, CHOSEN):
         pass
-    with ablate_heads(subject, {}) as report:
+    block = ablate_heads(subject, {})
+    with block as report:
         logits(subject, row(subject))
     assert report.calls == 0
+    with pytest.raises(ProbeError, match="a block that is entered once"), block:
+        pass
     known = planted()
     subject = probe.load(known.model, processor=known.processor)
     with ablate_heads(subject, {0: 1}) as report:  # a head that adds nothing
