@@ -243,8 +243,8 @@ def show_layers(record: "DataTree") -> None:
         f"Attention of {query} tokens, layer by layer",
         dict.fromkeys(("layer", *columns), "right"),
         lines,
-        "→ B: attention on tokens of type B (mass). Of vision: share, and entropy in nats. "
-        "Layers count from 1.",
+        "→ B: attention on tokens of type B (mass). Of vision: share, and entropy in nats "
+        "(-: there are not two tokens to spread over). Layers count from 1.",
     )
 
 

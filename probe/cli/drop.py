@@ -221,7 +221,7 @@ def show_cases(table: "pd.DataFrame", task: "BenchmarkTask") -> None:
         f"{task.benchmark.name} with vision tokens dropped: {unit}",
         {"layers": "left"} | dict.fromkeys(modes, "right"),
         rows,
-        f"{first['questions']} questions on {first['images']} images; "
+        f"{first['questions']} questions on {first['images']} image{'s' * (first['images'] > 1)}; "
         "layers count from 1; intervals are in accuracy.csv",
     )
 

@@ -96,5 +96,5 @@ def show_heads(table: "pd.DataFrame", dataset: "xr.Dataset") -> None:
         {"head": "left"} | dict.fromkeys(columns, "right"),
         rows,
         f"{dataset.sizes['sample']} questions; nats; *: significant at a false discovery rate of "
-        f"5 %; all {len(table)} heads are in heads.csv",
+        f"5 %; -: no interval of one image; all {len(table)} heads are in heads.csv",
     )

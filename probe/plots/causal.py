@@ -53,6 +53,13 @@ _MODES = {
     "uniform": "the head made to attend evenly",
     "no_vision": "the head's text queries kept from vision keys",
 }
+_CORRUPTIONS = {
+    "given": "each question's own counterpart",
+    "image": "another question's image",
+    "blank": "a grey image",
+    "noise": "noise",
+    "question": "another question",
+}
 
 
 @styled()
@@ -95,7 +102,7 @@ def head_effects(
     if ax is None:
         heading(figure_of(axes), f"What heads add to the answer · {sweep.attrs['model']}")
     note = (
-        f"{sweep.sizes['sample']} questions on {len(np.unique(sweep['image'].values))} images; "
+        f"{sweep.sizes['sample']} questions on {_images(sweep['image'])}; "
         f"{_MODES[str(sweep.attrs['mode'])]}; intervals: 95 %, bootstrap over images; filled: "
         f"significant at a false discovery rate of {100 * RATE:.0f} % among {len(frame)} heads"
     )
@@ -190,8 +197,8 @@ def recovered(sweep: Any, *, ax: Any = None) -> Figure:
         heading(figure_of(axes), f"What a patch at {site} moves · {model}")
     kind = "estimated by gradients; " if sweep.attrs["kind"] != "patch_sweep" else ""
     note = (
-        f"{kind}{sweep.sizes['sample']} pairs on {len(np.unique(sweep['image'].values))} images, "
-        f"corrupted by: {sweep.attrs['corruption']}; share of Σ (log p clean − log p corrupted) of "
+        f"{kind}{sweep.sizes['sample']} pairs on {_images(sweep['image'])}, corrupted by "
+        f"{_CORRUPTIONS[str(sweep.attrs['corruption'])]}; share of Σ (log p clean − log p corrupted) of "
         f"the gold answer; intervals: bootstrap over images"
     )
     caption(axes, [note], {"": sweep}, own=ax is None)
@@ -254,10 +261,17 @@ def steering(curve: Any, *, ax: Any = None) -> Figure:
         finish(axis, text, xlabel="scale (1)", ylabel=unit if name != "kl" else "KL (nat)")
     if ax is None:
         heading(figure_of(axes), f"Steering {curve.attrs['site']} · {curve.attrs['model']}")
+    added = ", ".join(str(int(layer) + 1) for layer in str(curve.attrs["layers"]).split(","))
     note = (
-        f"{curve.sizes['sample']} questions on {len(np.unique(images))} images; direction of layer "
-        f"{int(curve.attrs['read_layer']) + 1} added in layers {curve.attrs['layers']} (from 0); "
+        f"{curve.sizes['sample']} questions on {_images(images)}; direction of layer "
+        f"{int(curve.attrs['read_layer']) + 1} added in layers {added}; "
         "bands: 95 %, bootstrap over images, changes paired"
     )
     caption(axes, [note], {"": curve}, own=ax is None)
     return figure_of(axes)
+
+
+def _images(names: Any) -> str:
+    """How many different images, in words."""
+    count = len(np.unique(names))
+    return "one image" if count == 1 else f"{count} images"

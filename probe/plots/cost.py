@@ -140,6 +140,7 @@ def latency(costs: xr.Dataset, against: str | None = None, *, ax: Any = None) ->
     axis = bars(costs, "ms", text, ax, "plots.latency")
     errors = {"ecolor": DARK_GREY, "capsize": 3, "linewidth": 1}
     axis.barh(axis.get_yticks(), mean, _BAR, xerr=spread, color=SKY, error_kw=errors)
+    axis.set_xlim(left=0)  # where repeats differ much, the deviation is larger than the mean
     cost_caption(costs, axis, ax is None, measured=True)
     return axis
 

@@ -73,7 +73,10 @@ def test_a_steering_curve_is_a_forward_under_the_block(known, subject, samples):
     with steer(subject, towards, scale=2), torch.no_grad():
         logprob = subject.model(**inputs).logits[0, -1].log_softmax(-1)[gold]
     assert float(curve["steered_logprob"][0, 1]) == pytest.approx(float(logprob), rel=1e-5)
-    assert len(plots.steering(curve).axes) == 3
+    drawn = plots.steering(curve)
+    assert len(drawn.axes) == 3
+    said = " ".join(drawn._supxlabel.get_text().split())
+    assert "direction of layer 3 added in layers 3;" in said
     plt.close("all")
 
 
@@ -89,7 +92,10 @@ def test_figures_say_what_they_show(subject, samples):
     assert "(nat)" in ranked.get_xlabel() and ranked.get_legend() is not None
     assert plots.heads(sweep).axes[0].get_xlabel() == ranked.get_xlabel()
     patches = probe.patch_sweep(subject, samples, direction="both", progress=False)
-    left, right, *_ = plots.recovered(patches).axes
+    figure = plots.recovered(patches)
+    said = " ".join(figure._supxlabel.get_text().split())
+    assert "corrupted by each question's own counterpart" in said
+    left, right, *_ = figure.axes
     assert left.get_title(loc="left").startswith("denoise: largest 1.00")
     assert right.get_title(loc="left").startswith("noise: largest 1.00")
     with pytest.raises(ProbeError, match="a patch sweep"):
