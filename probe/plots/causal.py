@@ -198,8 +198,8 @@ def recovered(sweep: Any, *, ax: Any = None) -> Figure:
     kind = "estimated by gradients; " if sweep.attrs["kind"] != "patch_sweep" else ""
     note = (
         f"{kind}{sweep.sizes['sample']} pairs on {_images(sweep['image'])}, corrupted by "
-        f"{_CORRUPTIONS[str(sweep.attrs['corruption'])]}; share of Σ (log p clean − log p corrupted) of "
-        f"the gold answer; intervals: bootstrap over images"
+        f"{_CORRUPTIONS[str(sweep.attrs['corruption'])]}; share of "
+        "Σ (log p clean − log p corrupted) of the gold answer; intervals: bootstrap over images"
     )
     caption(axes, [note], {"": sweep}, own=ax is None)
     return figure_of(axes)
