@@ -21,7 +21,7 @@ Form = Annotated[
     Literal["html", "markdown"],
     typer.Option("--format", help="html: one file; markdown: figures beside it"),
 ]
-REPORTED = ("attention", "drop", "reduce", "attribute", "cost", "heads", "patch")
+REPORTED = ("attention", "drop", "reduce", "attribute", "cost", "heads", "patch", "reliability")
 
 
 def report(

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
+from numbers import Real
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ def steer(
     model: Any,
     direction: Direction | Tensor,
     layers: Layers | None = None,
-    scale: float = 1.0,
+    scale: float | Real = 1.0,
     *,
     site: str | None = None,
     positions: str = "all",
@@ -143,7 +144,7 @@ def steer(
     """
     given = direction if isinstance(direction, Direction) else None
     vector = _vector(direction)
-    if not isinstance(scale, (int, float)) or not isfinite(scale):
+    if not isinstance(scale, Real) or not isfinite(scale):  # a number of numpy's is one too
         raise ProbeError("steer", expected="a finite number as scale", got=repr(scale))
     if layers is None:
         if given is None:
@@ -162,7 +163,7 @@ def steer(
             sequences = target.sequences()
             undo.enter_context(sequences.followed())
             for layer in target.layers:
-                edit = partial(_steered, layer, vector * scale, positions, sequences, report)
+                edit = partial(_steered, layer, vector * float(scale), positions, sequences, report)
                 add_site_hook(undo, "steer", target.stack, layer, site, edit)
         yield report
     report.require_calls()

@@ -7,7 +7,10 @@ import xarray as xr
 
 from probe.errors import ProbeError
 from probe.viewer.patch_views import GRID, patches_of
+from probe.viewer.token_text import readable
 from probe.viewer.typed_arrays import ArrayStore
+
+NAT = "nat"  # the units of `probe.attribute`; those of `probe.flow` are others
 
 
 def attribution_of(dataset: xr.Dataset, record: xr.DataTree, store: ArrayStore) -> dict[str, Any]:
@@ -29,14 +32,15 @@ def attribution_of(dataset: xr.Dataset, record: xr.DataTree, store: ArrayStore) 
     placed = (feature >= 0) & ~np.isnan(dataset["patch_box"].values).any(-1)
     grid = {name: dataset[f"patch_{name}"].values[placed] for name in GRID}
     values = dataset["attribution"].values[feature[placed]].astype(np.float32)
+    units = str(dataset["attribution"].attrs.get("units", NAT))
     entry: dict[str, Any] = {
         "method": str(dataset.attrs.get("method", "attribution")).replace("_", " "),
-        "units": "nat of the answer's log-probability",
+        "units": "nat of the answer's log-probability" if units == NAT else units,
         "patches": patches_of(grid, store),
         "values": store.add(values),
     }
     if "token_attribution" in dataset:
         by_token = dataset["token_attribution"].values[:, feature[placed]]
-        entry["tokens"] = [str(text) for text in dataset["token_text"].values]
+        entry["tokens"] = [readable(text) for text in dataset["token_text"].values]
         entry["by_token"] = store.add(by_token.astype(np.float32))
     return entry

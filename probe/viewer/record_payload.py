@@ -25,6 +25,7 @@ from probe.viewer.attribution_payload import attribution_of
 from probe.viewer.colour_tables import colour_tables
 from probe.viewer.page_size import check_heads, check_packed, chosen_heads
 from probe.viewer.patch_views import GRID, match, patches_of
+from probe.viewer.token_text import readable
 from probe.viewer.typed_arrays import ArrayStore
 
 STATISTICS = ("mass", "lift", "share", "head_entropy", "contribution", "entropy")
@@ -261,16 +262,6 @@ def _words(root: xr.Dataset, one: xr.Dataset, sample: int, tokens: np.ndarray) -
         }
         for position, query in zip(positions, queries, strict=True)
     ]
-
-
-def readable(token: Any) -> str:
-    """A token without the marks of tokenizers for a space before it.
-
-    >>> readable("▁cat"), readable("Ġcat"), readable("▁")
-    ('cat', 'cat', '▁')
-    """
-    text = str(token)
-    return text.lstrip("▁Ġ") or text
 
 
 def pictures(root: xr.Dataset, sample: int) -> dict[str, str]:

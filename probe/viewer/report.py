@@ -66,15 +66,16 @@ def _part(source: Path) -> ReportPart:
         return _part_of_folder(source)
     record = open_record(source)
     made = made_by(record.attrs, record)
+    kind, method = (str(record.attrs.get(name) or "") for name in ("kind", "method"))
     return ReportPart(
         title=source.name.removesuffix(".zarr.zip"),
         figures=tuple(
-            ReportFigure(name, _png(figure), definition_of(name))
+            ReportFigure(name, _png(figure), definition_of(name, kind, method))
             for name, figure in _drawn(record).items()
         ),
         made=made,
         commands=(*_written_by(source), *_drawing(source, record.attrs.get("kind"))),
-        methods=methods(record.attrs, made),
+        methods=methods(record.attrs, made, kind or "attention"),
     )
 
 
@@ -118,19 +119,21 @@ def _part_of_folder(folder: Path) -> ReportPart:
             fix="finish the run with the command that began it",
         )
     images = [name for name in manifest["files"] if name.endswith(".png")]
+    verb = str(manifest["verb"])
     images.sort(key=lambda name: place_of(Path(name).stem))
     attrs, counted = _attrs_of(folder)
     made = made_by(attrs, counted)
-    command = str(manifest.get("command", "")) or f"probe {manifest['verb']} --out {folder}"
+    method = str(attrs.get("method") or "")
+    command = str(manifest.get("command", "")) or f"probe {verb} --out {folder}"
     return ReportPart(
-        title=f"probe {manifest['verb']}: {folder.name}",
+        title=f"probe {verb}: {folder.name}",
         figures=tuple(
-            ReportFigure(Path(name).stem, _bytes(folder / name), definition_of(Path(name).stem))
-            for name in images
+            ReportFigure(stem, _bytes(folder / name), definition_of(stem, verb, method))
+            for name, stem in ((name, Path(name).stem) for name in images)
         ),
         made=made,
         commands=(command,),
-        methods=methods(attrs, made, str(manifest["verb"])),
+        methods=methods(attrs, made, verb),
     )
 
 
@@ -149,6 +152,7 @@ def _attrs_of(folder: Path) -> tuple[dict[str, Any], xr.DataTree | None]:
             "weights": plan.get("weights", ""),
             "dtype": made.get("dtype", ""),
             "attention": made.get("kernel", ""),
+            **{name: plan[name] for name in ("mode", "site", "corruption") if name in plan},
             "aspect": plan.get("aspect", ""),
             "benchmark": made.get("data", {}).get("benchmark", ""),
             "split": made.get("data", {}).get("split", ""),

@@ -37,7 +37,35 @@ DEFINITIONS = {
     "flops": "Counted operations of reading one prompt, by component.",
     "latency": "Measured time from pixels to the first token.",
     "memory": "Counted memory of a prompt: the LLM's cache, with the weights or without.",
-    "patch": "Share of the difference in log-probability that a patched activation recovers.",
+    "patches": "Share of the gold answer's log-probability that patched activations bring back "
+    "(denoise) or take away (noise), by layer and group of positions.",
+    "dropped_parts": "Score where vision is dropped in one part of the model or another.",
+    "bench": "Score of the methods beside the controls that keep as many tokens.",
+}
+# ... where a verb's figure has the name of another one
+DEFINITIONS_OF_VERB = {
+    "heads": {
+        "heads": "Log-probability of the gold answer, untouched less without the head: right of 0 "
+        "the answer needs it. Blue: what of it depends on the image.",
+    },
+    "reliability": {
+        outcome: "Area under the ROC curve with which each head's attention tells samples apart: "
+        f"{event}. 0.5 tells nothing; the line is the answer's own log-probability."
+        for outcome, event in (
+            ("correct", "right answers from wrong ones"),
+            ("hallucination", "answers that name what is not there from those that say no"),
+        )
+    }
+    | {
+        "confident": "Area under the ROC curve with which each head's attention tells answers "
+        "given with more confidence than the median from the others. 0.5 tells nothing.",
+    },
+}
+FLOWS = {
+    "rollout": "attention rollout",
+    "gradient_rollout": "rollout of attention weighted by its gradient",
+    "grad_cam": "Grad-CAM on the vision tokens",
+    "contribution": "the norm of what the region's tokens add to the rows that predict the answer",
 }
 LABELS = {
     "model": "model",
@@ -68,12 +96,17 @@ MODES = (
 )
 
 
-def definition_of(figure: str) -> str:
-    """What a figure of this name shows; "" for a name that is not known.
+def definition_of(figure: str, verb: str = "", method: str = "") -> str:
+    """What a figure of this name shows, of this verb's results (and of an attribution by this
+    method); "" for a name that is not known.
 
     >>> definition_of("vision-lift")
     "Share of B divided by B's part of the visible keys: 1 is an even spread."
     """
+    if figure == "attribution" and method in FLOWS:
+        return f"Score of each region of the image: {FLOWS[method]}."
+    if figure in DEFINITIONS_OF_VERB.get(verb, {}):
+        return DEFINITIONS_OF_VERB[verb][figure]
     known = (name for name in DEFINITIONS if figure == name or figure.endswith(f"-{name}"))
     return DEFINITIONS.get(max(known, key=len, default=""), "")
 
@@ -92,11 +125,14 @@ def made_by(attrs: Mapping[str, Any], record: xr.DataTree | xr.Dataset | None) -
 
 
 def methods(attrs: Mapping[str, Any], made: Mapping[str, str], verb: str = "attention") -> str:
-    """A paragraph for a paper: what was measured, on what, how, with which versions."""
+    """A paragraph for a paper: what was measured, on what, how, with which versions.
+
+    verb: what made the results, or the kind of the dataset.
+    """
     model = f"{attrs.get('model') or 'the model'}"
     precise = [made[label] for label in ("dtype", "attention kernel") if label in made]
     how = f" ({', '.join(precise)})" if precise else ""
-    sentences = [_measured(verb, f"{model}{how}")]
+    sentences = [_measured(verb, f"{model}{how}", attrs)]
     if attrs.get("benchmark"):
         count = attrs.get("questions")
         of = f"{count} questions of " if count else "questions of "
@@ -107,7 +143,7 @@ def methods(attrs: Mapping[str, Any], made: Mapping[str, str], verb: str = "atte
     for name in ("intervention", "reducer"):
         if attrs.get(name):
             sentences.append(f"Active while measuring: {attrs[name]}.")
-    if made.get("samples") != "1":
+    if attrs.get("benchmark") or made.get("samples", "1") != "1":
         sentences.append("Intervals are 95 % bootstrap intervals over images.")
     versions = [
         f"{label} {made[label]}" for label in ("probe", "torch", "transformers") if label in made
@@ -120,7 +156,37 @@ def methods(attrs: Mapping[str, Any], made: Mapping[str, str], verb: str = "atte
     return " ".join(sentences)
 
 
-def _measured(verb: str, model: str) -> str:
+def _measured(verb: str, model: str, attrs: Mapping[str, Any]) -> str:
+    if verb in ("heads", "head_sweep"):
+        return (
+            f"Each head of {model} was ablated{_in(attrs, 'mode')}; its effect is the change of "
+            "the gold answer's log-probability, with a false discovery rate over all heads."
+        )
+    if verb in ("patch", "patch_sweep", "attribution_patching"):
+        estimated = ", estimated from the gradient" if verb == "attribution_patching" else ""
+        return (
+            f"Activations of {model} were patched between a clean and a corrupted "
+            f"run{_in(attrs, 'site', 'corruption')}{estimated}; the share of the gold answer's "
+            "log-probability that comes back is a ratio of sums over pairs."
+        )
+    if verb == "steering_curve":
+        return (
+            f"A difference of mean activations was added to those of {model}, some times over"
+            f"{_in(attrs, 'site', 'layers')}."
+        )
+    if verb == "reliability":
+        return (
+            f"How well attention of {model} tells right answers from wrong ones was measured by "
+            "the area under the ROC curve, for each head, beside the answer's own log-probability; "
+            "with a false discovery rate over all heads."
+        )
+    if verb == "lens":
+        return f"States of {model} after each layer were decoded by its own output layer."
+    if verb == "attribution" and attrs.get("method") in FLOWS:
+        return (
+            f"The answer of {model} was followed back to regions of the image: each has the score "
+            f"{FLOWS[attrs['method']]}."
+        )
     if verb == "drop":
         return (
             f"Vision tokens of {model} were dropped in sets of LLM layers and the answers scored; "
@@ -131,15 +197,23 @@ def _measured(verb: str, model: str) -> str:
             f"Token reducers were applied to {model} on the same questions and compared with all "
             "tokens, random and evenly spread ones, paired by question."
         )
-    if verb == "attribute":
+    if verb in ("attribute", "attribution"):
         return (
             f"The log-probability of the answer of {model} was attributed to regions of the image "
             "and to words, and compared with attention by rank correlation."
         )
     if verb == "cost":
         return f"Operations and memory of reading a prompt were counted for {model}."
+    if verb != "attention":
+        return f"The results are those of {verb.replace('_', ' ')} on {model}."
     return (
         f"Attention of {model} was measured beside its own kernel: "
         "mass is the mean over queries of type A of the softmax weight on keys of type B; pooled "
         "entropy averages heads first, head entropy does not; both are in nats."
     )
+
+
+def _in(attrs: Mapping[str, Any], *names: str) -> str:
+    """How it was done, where the results say so: " (mode zero)"."""
+    known = ", ".join(f"{name} {attrs[name]}" for name in names if attrs.get(name))
+    return f" ({known})" if known else ""

@@ -1,6 +1,7 @@
 """A direction is a difference of means, and steering adds it: nothing more."""
 
 import models
+import numpy as np
 import pytest
 import torch
 from prompts import decoded, logits, row, six_layers
@@ -56,6 +57,8 @@ def test_steering_adds_it(subject, positions):
         torch.testing.assert_close(logits(subject, inputs), expected, atol=1e-5, rtol=0)
     assert (report.calls, report.calls_changed) == (1, 1)
     assert report.largest_change == pytest.approx(2.0, rel=1e-5)
+    with steer(subject, vector, 2, np.int64(2), positions=positions):
+        torch.testing.assert_close(logits(subject, inputs), expected, atol=1e-5, rtol=0)
     with steer(subject, vector, (1, 2), positions=positions) as report:
         with_cache = decoded(subject, inputs)[1]
         torch.testing.assert_close(

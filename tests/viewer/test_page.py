@@ -172,7 +172,7 @@ def test_an_attribution_is_shown_by_patch_and_by_word(opened, record):
     values = {
         "attribution": effect,
         "token_attribution": np.stack([effect, -effect]),
-        "token_text": np.array(["a", "b"], object),
+        "token_text": np.array(["▁re", "re"], object),
         "feature_kind": np.array(["region"] * len(boxes), object),
         "patch_feature": np.arange(len(boxes)),
         "patch_box": boxes,
@@ -186,6 +186,36 @@ def test_an_attribution_is_shown_by_patch_and_by_word(opened, record):
     assert np.abs(found - effect).max() <= 1.01 / 255
     browser.run("change({word: 1})")
     assert np.abs(values_on(browser, 0, boxes, SIGNED) + effect).max() <= 1.01 / 255
+    assert "the word “re”" in browser.run("return captionText()")
+    assert browser.run("return panels[0].unit").startswith("nat")
+
+    made["attribution"].attrs["units"] = "fraction"  # a flow map, of which one word is not known
+    other = made.assign(token_text=("token", np.array(["re", "x"], object)))
+    both = view(record, record, attributions=other)
+    browser = opened(both, "quantity=effect-0&word=1")
+    assert "the whole answer" in browser.run("return captionText()")
+    sides = browser.run("return panels.map(({side, unit}) => [side, unit])")
+    assert sides == [["A", "fraction"]]  # of the first record alone
+    found = values_on(browser, 0, boxes, SIGNED)
+    assert np.abs(found - effect).max() <= 1.01 / 255
+    browser.run("change({side: 'B'})")
+    assert browser.run("return state.quantity") == "attention"
+
+
+def test_a_box_is_compared_with_what_lies_on_the_picture(opened):
+    """Tokens without a place, as those that end a row of tiles, count nowhere."""
+    record = planted_record(1, optional=True, aspect="anyres")
+    measured = record["llm"].isel(sample=0)
+    left, top, right, bottom = measured["key_box"].values.T
+    is_placed = ~np.isnan(left)
+    assert not is_placed.all()
+    inside = ((left + right) / 2 < 0.51) & ((top + bottom) / 2 < 0.51)
+    received = measured["received"].sel(query_type="response").values[0]
+    part = received[inside].sum() / received[is_placed].sum()
+    browser = opened(view(record), "box=0,0,0.51,0.51")
+    times = "return ranks().layers.find(({label}) => label === 'layer 1').times"
+    expected = part / (inside.sum() / is_placed.sum())
+    np.testing.assert_allclose(browser.run(times), expected, rtol=0.02)
 
 
 def test_a_notebook_s_widget_and_its_page_tell_each_other_what_is_shown(browser, record):

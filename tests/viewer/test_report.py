@@ -15,7 +15,7 @@ from probe.models.tiny.questions import sample_image
 from probe.plots.all_figures import figures
 from probe.viewer.report import _written_by, report
 from probe.viewer.report_page import as_html, as_markdown, report_files
-from probe.viewer.report_text import DEFINITIONS, definition_of
+from probe.viewer.report_text import DEFINITIONS, definition_of, methods
 
 EVIL = "<script>alert(1)</script>&\"'"
 
@@ -117,3 +117,35 @@ def test_a_folder_without_results_a_form_and_an_unknown_file_are_refused(parts, 
 def test_the_longest_name_defines_a_figure():
     assert definition_of("llm-entropy-ratio") == DEFINITIONS["entropy-ratio"]
     assert definition_of("something") == ""
+
+
+@pytest.mark.parametrize(
+    ("verb", "figure", "said"),
+    [
+        ("heads", "heads", "Each head of m (float32) was ablated (mode zero)"),
+        ("patch", "patches", "Activations of m (float32) were patched"),
+        ("reliability", "correct", "How well attention of m (float32) tells right"),
+        ("convert", "2", "The results are those of convert on m (float32)"),
+    ],
+)
+def test_a_folder_s_words_are_those_of_its_verb(tmp_path, verb, figure, said):
+    """And not those of `probe attention`, whose figure may have the same name."""
+    plan = {"mode": "zero"} if verb == "heads" else {}
+    made = {"model": "m", "dtype": "float32", "plan": plan}
+    written = {"verb": verb, "files": [f"{figure}.png"]}
+    (tmp_path / "run.json").write_text(json.dumps({"fingerprint": made}))
+    (tmp_path / "results.json").write_text(json.dumps(written))
+    (tmp_path / f"{figure}.png").write_bytes(b"")
+    (part,) = report([tmp_path])
+    assert part.methods.startswith(said)
+    assert "interval" not in part.methods  # nothing says that there are several samples
+    (found,) = part.figures
+    assert bool(found.definition) == (verb != "convert")
+    assert found.definition != DEFINITIONS["heads"]
+
+
+def test_a_flow_map_is_no_change_of_the_log_probability():
+    told = methods({"kind": "attribution", "method": "rollout"}, {}, "attribution")
+    assert "attention rollout" in told and "log-probability" not in told and "interval" not in told
+    assert definition_of("attribution", method="rollout").endswith("attention rollout.")
+    assert definition_of("attribution", method="ablation") == DEFINITIONS["attribution"]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Shaped
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -50,9 +51,9 @@ SCHEMA = {
 def steering_curve(
     subject: Subject,
     samples: Sequence[Sample] | Sample,
-    direction: Direction,
+    direction: Any,
     layers: Layers | None = None,
-    scales: Sequence[float] = SCALES,
+    scales: Sequence[float] | Shaped[np.ndarray, " scale"] = SCALES,
     *,
     positions: str = "all",
     progress: bool = True,
@@ -61,14 +62,19 @@ def steering_curve(
     at each scale: dims (sample, scale).
 
     Args:
-        direction, layers, positions: as in `steer`.
+        direction: of `probe.direction`.
+        layers, positions: as in `steer`.
         scales: how many times the direction is added.
 
-    Raises ProbeError as `steer` does, and for samples without a gold answer.
+    Raises ProbeError as `steer` does, for a bare vector, and for samples without a gold answer.
     """
     called = "steering_curve"
     require_subject(called, subject)
     require_observable(called, subject.model)
+    if not isinstance(direction, Direction):
+        expected = "what probe.direction returned"
+        fix = "wrap a vector: probe.interventions.Direction(vector, site, layer)"
+        raise ProbeError(called, expected=expected, got=type(direction).__name__, fix=fix)
     samples = [samples] if isinstance(samples, Sample) else list(samples)
     not_empty(called, "sample", samples)
     not_empty(called, "scale", scales)
@@ -107,7 +113,7 @@ def _logits(subject: Subject, prompts: SamplePrompts) -> Tensor:
     return model(**inputs, use_cache=False).logits[0, -len(prompts.gold) :]
 
 
-def _table(sample: Sample, logits: Tensor, gold: Tensor, scales: Sequence[float]) -> xr.Dataset:
+def _table(sample: Sample, logits: Tensor, gold: Tensor, scales: Any) -> xr.Dataset:
     """One sample: the untouched model first, then each scale."""
     correct = begins_with(logits, gold)
     logprob, kl = gold_logprob(logits, gold), distances(logits[:, 0])["kl"]

@@ -41,13 +41,13 @@ function followPointer(panel) {
 }
 
 /** The patch at a place, or the token that the encoder's patch there was merged into. */
-function keyAt({ patches, keys, side }, [x, y]) {
+function keyAt({ patches, keys, side, signed }, [x, y]) {
   const isOver = (boxes, i) => {
     const [left, top, right, bottom] = rowAt(boxes, i);
     return left <= x && x < right && top <= y && y < bottom;
   };
   const own = keys.findLast((key) => isOver(patches.box, key));
-  if (own !== undefined || side === DIFFERENCE || !stackOf(side).merged) return own ?? -1;
+  if (own !== undefined || signed || !stackOf(side).merged) return own ?? -1;
   const { token, box, image } = stackOf(side).merged;
   const isHere = (patch) => image.data[patch] === state.image && isOver(box, patch);
   return token.data[countTo(token.data.length).find(isHere) ?? -1] ?? -1;
@@ -62,8 +62,8 @@ function pointAt(part, place) {
     drawMarks(panel);
   }
   const told = panels.filter(({ hoveredKey }) => hoveredKey >= 0).map((panel) => {
-    const { side, values, hoveredKey, unit } = panel;
-    const group = side === DIFFERENCE ? [] : mergedWith(stackOf(side), hoveredKey);
+    const { side, values, hoveredKey, unit, signed } = panel;
+    const group = signed ? [] : mergedWith(stackOf(side), hoveredKey);
     const merged = group.length ? `; ${group.length} patches share this token` : "";
     const name = panels.length > 1 ? `${side}, ` : "";
     return `${name}${patchName(panel, hoveredKey)}: ${shown(values[hoveredKey])} ${unit}${merged}`;
@@ -82,17 +82,18 @@ function moveBox(event) {
   if (isLarge(box)) change({ box });
 }
 
-/** 1 for each patch of the image whose middle is in the box; and what part of all patches it is. */
+/** 1 for each patch of the image whose middle is in the box, NOWHERE for what has no place; and
+    what part of all patches that have one it is. */
 function insideBox({ box: boxes, image }) {
   const [left, top, right, bottom] = state.box;
-  let placed = 0;
   const inside = Uint8Array.from(image.data, (owner, key) => {
     const [l, t, r, b] = rowAt(boxes, key);
-    placed += !Number.isNaN(l);
+    if (Number.isNaN(l)) return NOWHERE;
     const [x, y] = [(l + r) / 2, (t + b) / 2];
     return owner === state.image && left <= x && x <= right && top <= y && y <= bottom;
   });
-  return { inside, share: inside.reduce((sum, one) => sum + one, 0) / placed };
+  const countOf = (mark) => inside.filter((one) => one === mark).length;
+  return { inside, share: countOf(1) / (inside.length - countOf(NOWHERE)) };
 }
 
 /** The ranked lists: {words, layers, heads}, each [{label, value, times, go}], best first.

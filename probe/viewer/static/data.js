@@ -49,15 +49,18 @@ function rowOf(map, ...places) {
   return values;
 }
 
-/** Sums of a row over the patches inside (marked by 1), and over all. */
+const NOWHERE = 2; // marks a token that lies at no place of the picture, such as a row's end
+
+/** Sums of a row over the patches inside (marked by 1), and over all but those marked NOWHERE. */
 function sumsOf(map, inside, ...places) {
   const { levels, unit, keys } = levelsOf(map, places);
   let within = 0;
   let all = 0;
   for (let i = 0; i < levels.length; i++) {
-    if (levels[i] === MISSING) continue;
+    const mark = inside[keys ? keys[i] : i];
+    if (levels[i] === MISSING || mark === NOWHERE) continue;
     all += levels[i];
-    if (inside[keys ? keys[i] : i]) within += levels[i];
+    if (mark) within += levels[i];
   }
   return [within * unit, all * unit];
 }

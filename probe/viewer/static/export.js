@@ -7,7 +7,8 @@ const LINE = 18; // pixels of a line of text, and between panels
 function captionText() {
   const stack = mainStack();
   const word = stack.words[currentWord()];
-  const owed = word ? `the word “${word.text}”` : "the whole answer";
+  const effect = data.attributions[shownEffect()];
+  const owed = effect && wordOf(effect) ? `the word “${word.text}”` : "the whole answer";
   const looked = [
     `${stack.label} ${state.layer + 1}`,
     state.head === "mean" ? "mean over heads" : `head ${Number(state.head) + 1}`,
@@ -15,7 +16,7 @@ function captionText() {
   ];
   const parts = [
     data.records.map(({ label }) => label).join(" and "),
-    ...(shownEffect() >= 0 ? [owed] : looked),
+    ...(effect ? [owed] : looked),
     Object.fromEntries(data.quantities)[state.quantity],
     stack.patches?.images.length > 1 ? stack.patches.names[state.image] : "",
     ...recordOf(mainSide()).notes,
@@ -110,11 +111,17 @@ async function copied(blob, name) {
   }
 }
 
+/** What is done with the picture, where there is one. */
+const ofPicture = (act) => () => {
+  if (panels.length) return act();
+  at("said").textContent = "This part of the record holds no picture.";
+};
+
 function prepareExport() {
   const copy = (text, name) => copied(new Blob([text], { type: "text/plain" }), name);
   const actions = {
-    png: async () => copied(await figurePng(), "figure.png"),
-    svg: () => saved(figureSvg(), "figure.svg"),
+    png: ofPicture(async () => copied(await figurePng(), "figure.png")),
+    svg: ofPicture(() => saved(figureSvg(), "figure.svg")),
     "copy-caption": () => copy(captionText(), "caption.txt"),
     link: () => copy(location.href, "link.txt"),
     "python-picture": () => copy(pythonText(pictureCalls), "picture.py"),

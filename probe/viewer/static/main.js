@@ -2,7 +2,7 @@
 // From the data to the page, and from the controls to the state.
 
 function drawControls() {
-  const offered = choicesOf(recordOf(mainSide()).stacks, mainStack());
+  const offered = choicesOf(recordOf(mainSide()).stacks, mainStack(), state.side);
   for (const [id, entries] of Object.entries(offered)) choose(at(id), entries, state[id]);
   at("light").value = state.light;
   at("sorted").checked = state.sorted;

@@ -118,7 +118,7 @@ function drawMarks({ side, signed, patches, marks, width, height, keys, hoveredK
   };
   const shapes = [];
   const add = (name, d, more) => d && shapes.push(shape("path", { class: name, d, ...more }));
-  if (side !== DIFFERENCE && !signed) {
+  if (!signed) {
     const stack = stackOf(side);
     const layer = Math.min(state.layer, stack.layers - 1);
     if (stack.dropped) {

@@ -26,10 +26,11 @@ function firstState() {
   };
 }
 
-/** What the lists offer for a stack: {name: [[value, label]]}. */
-function choicesOf(stacks, stack) {
+/** What the lists offer for a stack: {name: [[value, label]]}. Attributions are of record A. */
+function choicesOf(stacks, stack, side) {
+  const isOffered = ([name]) => side !== "B" || !name.startsWith("effect-");
   return {
-    quantity: data.quantities,
+    quantity: data.quantities.filter(isOffered),
     query: stack.queries.map((name) => [name, name]),
     stack: Object.entries(stacks).map(([name, { short }]) => [name, short]),
     head: [["mean", "mean over heads"], ...stack.chosen.map((i) => [String(i), `head ${i + 1}`])],
@@ -49,7 +50,7 @@ function repaired(asked) {
   const wanted = [asked.stack, start.stack, ...Object.keys(stacks)];
   const stackName = wanted.find((name) => Object.hasOwn(stacks, name));
   const stack = stacks[stackName];
-  const offered = Object.entries(choicesOf(stacks, stack)).map(([name, entries]) => {
+  const offered = Object.entries(choicesOf(stacks, stack, side)).map(([name, entries]) => {
     const values = entries.map(([value]) => value);
     return [name, among(name, values, name === "query" ? stack.query : values[0])];
   });

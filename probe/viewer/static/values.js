@@ -6,7 +6,7 @@ const LIFT = "× an even spread of the same attention over the patches";
 const tables = {}; // name of a colour table -> 256 CSS colours
 
 function valuesOf(side, layer = state.layer) {
-  if (shownEffect() >= 0) return effectOf(data.attributions[shownEffect()]);
+  if (shownEffect() >= 0) return side === "B" ? null : effectOf(data.attributions[shownEffect()]);
   const stack = stackOf(side);
   if (!stack?.received) return null;
   const row = Math.min(layer, stack.layers - 1);
@@ -38,10 +38,16 @@ function attentionOf(stack, layer) {
 /** Which attribution is shown; NaN for none. */
 const shownEffect = () => Number(state.quantity.match(/^effect-(\d+)$/)?.[1]);
 
-/** An attribution: of the word, or of the whole answer. */
-function effectOf({ values, by_token: byToken, tokens, patches, units }) {
-  const isWord = currentWord() >= 0 && byToken && currentWord() < tokens.length;
-  const shownValues = isWord ? rowAt(byToken, currentWord()) : values.data;
+/** The current word, where an attribution has it on its own. */
+function wordOf({ by_token: byToken, tokens }) {
+  const word = mainStack().words[currentWord()];
+  return byToken && word?.text === tokens[currentWord()] ? word : undefined;
+}
+
+/** An attribution, which is of the first record: of the word, or of the whole answer. */
+function effectOf(effect) {
+  const { values, by_token: byToken, patches, units } = effect;
+  const shownValues = wordOf(effect) ? rowAt(byToken, currentWord()) : values.data;
   return { values: shownValues, patches, signed: true, unit: units };
 }
 

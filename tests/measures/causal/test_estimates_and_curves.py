@@ -65,7 +65,9 @@ def test_a_steering_curve_is_a_forward_under_the_block(known, subject, samples):
         for c in ("blue", "red")
     ]
     towards = direction(subject, *groups, "attention", 2)
-    curve = probe.steering_curve(subject, samples, towards, scales=(0, 2), progress=False)
+    curve = probe.steering_curve(
+        subject, samples, towards, scales=np.arange(0, 4, 2), progress=False
+    )
     assert curve["kl"].values[:, 0] == pytest.approx([0, 0], abs=1e-6)
     assert curve["correct"].values.tolist() == [[1, 0], [1, 0]]
     inputs = subject.encode(samples[0].image, samples[0].question)
@@ -77,6 +79,8 @@ def test_a_steering_curve_is_a_forward_under_the_block(known, subject, samples):
     assert len(drawn.axes) == 3
     said = " ".join(drawn._supxlabel.get_text().split())
     assert "direction of layer 3 added in layers 3;" in said
+    with pytest.raises(ProbeError, match=r"what probe.direction returned, got Tensor"):
+        probe.steering_curve(subject, samples, towards.vector, 2, progress=False)
     plt.close("all")
 
 
