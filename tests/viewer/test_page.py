@@ -316,6 +316,9 @@ def test_the_figure_is_taken_along_with_its_caption(opened, record):
         "image/png",
         True,
     ]
+    nothing = "panels = []; document.getElementById('svg').click();"
+    said = browser.run(nothing + "return document.getElementById('said').textContent")
+    assert said == "This part of the record holds no picture."
 
 
 def test_the_python_of_each_view_draws_it(opened, tmp_path, monkeypatch):
