@@ -56,7 +56,8 @@ print(question, "->", answer, f"(right: {right})")
 record.probe.mass("response", "vision").isel(sample=0).to_series().round(3)
 
 # %% [markdown]
-# That is one number a layer: how much of the answer's attention goes to the image. And who attends to whom:
+# That is one number a layer (from 0 in code, from 1 in figures): how much of the answer's attention goes to the image. And who attends to
+# whom:
 
 # %%
 _ = probe.plots.mass(record)
@@ -112,4 +113,5 @@ _ = again.probe.plot.heatmaps(query_type="response", layers=shown)
 
 # %% [markdown]
 # From here: [attention by type](1-attention-by-type.ipynb), [dropping vision tokens](2-dropping-vision-tokens.ipynb),
-# [LLaVA-Mini](3-llava-mini.ipynb), [token reducers](4-token-reducers.ipynb), [what attention explains](5-does-attention-explain.ipynb).
+# [LLaVA-Mini](3-llava-mini.ipynb), [token reducers](4-token-reducers.ipynb), [what attention explains](5-does-attention-explain.ipynb), [what
+# carries the answer](6-why.ipynb).
