@@ -1,5 +1,7 @@
 """What a model must be so that it can be observed or changed."""
 
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -42,6 +44,36 @@ def require_observable(called: str, model: PreTrainedModel) -> None:
             called, expected="a model in eval mode", got="training mode", fix="call model.eval()"
         )
     refuse_compiled(called, model)
+
+
+def int8_threshold(layers: Iterable[nn.Module]) -> float:
+    """The largest `llm_int8_threshold` of 8-bit layers (bitsandbytes); 0 where rows keep apart.
+
+    LLM.int8 computes the columns in which any row of a forward is above this threshold in another
+    precision, and does so in all rows: rows change each other outside of attention.
+    """
+    bitsandbytes = sys.modules.get("bitsandbytes")
+    if bitsandbytes is None:
+        return 0.0
+    eight_bits = bitsandbytes.nn.Linear8bitLt
+    modules = (module for layer in layers for module in layer.modules())
+    linears = (module for module in modules if isinstance(module, eight_bits))
+    return max((float(linear.state.threshold) for linear in linears), default=0.0)
+
+
+def require_rows_apart(called: str, layers: Iterable[nn.Module]) -> None:
+    """Raises ProbeError for 8-bit layers in which a token that no attention reads still has an
+    influence (`int8_threshold`).
+    """
+    threshold = int8_threshold(layers)
+    if threshold > 0:
+        raise ProbeError(
+            called,
+            expected="rows that only attention mixes",
+            got=f"8-bit layers with llm_int8_threshold={threshold:g}, where hidden vision rows "
+            "change the precision of the others",
+            fix="load with llm_int8_threshold=0.0, 4 bits or bfloat16, or use mode='remove'",
+        )
 
 
 def require_untouched(called: str, model: PreTrainedModel) -> None:

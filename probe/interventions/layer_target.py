@@ -17,7 +17,7 @@ from probe.hooks.attention_tap import Kernel, Output, Wrapper, routed
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.chosen_keys import GivenMasks
 from probe.hooks.compiled import refuse_compiled
-from probe.hooks.model_checks import require_transformers
+from probe.hooks.model_checks import require_rows_apart, require_transformers
 from probe.hooks.model_state import Intervention, registered
 from probe.hooks.model_structure import LayerStack, cross_attention, stacks
 from probe.hooks.prefusion_tracker import PrefusionTracker
@@ -118,7 +118,7 @@ class LayerTarget:
         all; raises ProbeError for layers without softmax attention, and where a forward ran through
         the stack and never called one of the layers, or its attention, as modules. `reports`: warns
         where no call was changed. `hides_tokens`: refuses attention that chooses its keys by their
-        content (`hooks/chosen_keys.py`).
+        content (`hooks/chosen_keys.py`), and 8-bit layers in which rows change each other.
         """
         if without := sorted({*self.layers} & {*self.stack.without_attention}):
             raise ProbeError(
@@ -127,6 +127,8 @@ class LayerTarget:
                 got=f"layer {without[0]} (from 0) without: words read the image through its state",
                 fix="choose the other layers, or drop vision with mode='remove'",
             )
+        if hides_tokens:
+            require_rows_apart(self.called, self.stack.layers)
         given = GivenMasks() if hides_tokens else None
         reach = _Reach(self.called, given)
         changing = partial(reach.note_change, around)

@@ -16,6 +16,7 @@ from torch import Tensor
 from probe.data.image import ImageSource, open_image
 from probe.errors import ProbeError
 from probe.hooks.finite_states import NotFiniteProbeError, finite_states
+from probe.hooks.model_checks import int8_threshold
 from probe.hooks.model_structure import stacks, vision_towers
 from probe.hooks.offload import execution_device, input_device
 from probe.interventions.drop import drop_vision
@@ -154,8 +155,12 @@ def drop_mode(subject: Subject) -> str:
         for module in stack.attention.values()
     }
     takes_no_mask = any("flash" in kernel or "flex" in kernel for kernel in kernels)
-    return "remove" if takes_no_mask or stack.without_attention else "mask"
+    mixes_rows = int8_threshold(stack.layers) > 0
+    return "remove" if takes_no_mask or mixes_rows or stack.without_attention else "mask"
 
 
 def is_full_precision(subject: Subject) -> bool:
+    """Whether a number is the same to 1e-5 however many rows run together."""
+    if int8_threshold(stacks(subject.model)["llm"].layers) > 0:
+        return False
     return subject.model.dtype in (torch.float32, torch.float64)
