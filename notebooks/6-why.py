@@ -85,7 +85,7 @@ _ = probe.plots.head_effects(sweep, record, top=12)
 #
 # Two pictures that differ in one thing, and one question whose answer it decides. The model reads the corrupted picture, with the
 # clean one's activations put in at one place. Where that brings the clean answer back, that place carries the difference. ("last" is the
-# prompt's last row: it says the answer's first word, here "it", and the colour is said by later ones.)
+# prompt's last row: it says the answer's first word, here "it", and the colour is said by later ones.) The pair is a chosen one: of the first six, two show this, and in four a patch of one layer changes no answer.
 
 # %%
 (pair,) = scene_pairs(1, "colour", seed=4)
@@ -208,7 +208,7 @@ except probe.ProbeError as error:  # nearly all right, or nearly all wrong: noth
     print(error)
 # %% [markdown]
 # The same as a table, the most significant first; `gain` is what a head's AUROC has over the confidence's, in the direction that it has. These
-# are questions of one kind. A run that mixes kinds also finds heads that tell the *kind*, where one kind is harder than another.
+# are questions of one kind, chosen because the toy gets it wrong most often; mixed with "Is there ...?" questions no head was significant for being right. A run that mixes kinds can also find heads that tell the *kind*.
 # `reliable.attrs["left_out"]` says which outcomes had too few answers on a side: there is no "no" to be hallucinated against here, as there is in POPE.
 
 # %%

@@ -55,10 +55,13 @@ def int8_threshold(layers: Iterable[nn.Module]) -> float:
     bitsandbytes = sys.modules.get("bitsandbytes")
     if bitsandbytes is None:
         return 0.0
-    eight_bits = bitsandbytes.nn.Linear8bitLt
-    modules = (module for layer in layers for module in layer.modules())
-    linears = (module for module in modules if isinstance(module, eight_bits))
-    return max((float(linear.state.threshold) for linear in linears), default=0.0)
+    largest = 0.0
+    for layer in layers:
+        for module in layer.modules():
+            if isinstance(module, bitsandbytes.nn.Linear8bitLt):
+                state: Any = module.state
+                largest = max(largest, float(state.threshold))
+    return largest
 
 
 def require_rows_apart(called: str, layers: Iterable[nn.Module]) -> None:
