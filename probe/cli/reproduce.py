@@ -18,7 +18,6 @@ from probe.cli.options import (
     BenchmarkOptions,
     Longest,
     ModelOptions,
-    Out,
     given_options,
     with_options,
 )
@@ -44,10 +43,15 @@ Mini = Annotated[
     str | None,
     typer.Option(help="the LLaVA-Mini that is compared", show_default="the shipped, with it"),
 ]
-
+Out = Annotated[
+    Path | None,
+    typer.Option(help="folder of the results", show_default="probe-out/reproduce, or -visionzip"),
+]
 WITH_PUBLISHED = {"7", "8"}  # of LLaVA-Mini: costs that the paper prints as numbers, too
 TINY, TINY_MINI = "tiny-llava", "tiny-llava-mini"
 NEXT_TOKENS = 2880  # of the published table for LLaVA-NeXT
+# One a paper, as results replace those that a folder had
+FOLDERS = {"llava-mini": "probe-out/reproduce", "visionzip": "probe-out/reproduce-visionzip"}
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ def reproduce(
     figure: Figures = None,
     mini: Mini = None,
     max_new_tokens: Longest = 32,
-    out: Out = Path("probe-out/reproduce"),
+    out: Out = None,
 ) -> None:
     """Make a paper's figures and tables on a model and a benchmark, published numbers beside them.
     It resumes.
@@ -167,6 +171,7 @@ def reproduce(
 
     mini = mini or (TINY_MINI if loading.model == TINY else None)
     numbers = _numbers(paper, figure, mini)
+    out = out or Path(FOLDERS[paper])
     task = read_task(asked)
     with results("reproduce", out) as folder:
         example = _example(task, out)

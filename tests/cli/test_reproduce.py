@@ -9,7 +9,7 @@ import probe
 from probe.cli import _app
 from probe.cli.engine import EngineOptions
 from probe.cli.options import BenchmarkOptions, ModelOptions
-from probe.cli.reproduce import PAPERS, Request, _beside_published, _numbers, _table
+from probe.cli.reproduce import FOLDERS, PAPERS, Request, _beside_published, _numbers, _table
 from probe.errors import ProbeError
 from probe.measures.cost import join, write
 
@@ -59,6 +59,11 @@ def test_what_was_asked_for_is_passed_on_to_the_verbs():
     words = asked.samples()
     assert words[words.index("--benchmark") + 1] == "gqa"
     assert words[words.index("--workers") + 1] == "2"
+
+
+def test_a_paper_does_not_replace_the_figures_of_another():
+    assert FOLDERS.keys() == PAPERS.keys()
+    assert len(set(FOLDERS.values())) == len(PAPERS)
 
 
 @pytest.mark.parametrize("paper", PAPERS)
