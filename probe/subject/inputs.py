@@ -264,7 +264,8 @@ def collate(rows: Sequence[Inputs], side: Literal["left", "right"] = "left") -> 
         elif not torch.is_tensor(parts[0][0]):
             tensors[name] = [item for part, _ in parts for item in part]
         else:
-            tensors[name] = _joined([part for part, _ in parts])
+            no_entry = -1 if name.endswith("position_ids") else 0
+            tensors[name] = _joined([part for part, _ in parts], no_entry)
     return Inputs(
         tensors,
         types=stack([row.types for row in rows], side),
@@ -284,12 +285,14 @@ def _widened(row: torch.Tensor, width: int, fill: int, side: str) -> torch.Tenso
     return functional.pad(row, (0, 0) * (row.ndim - 2) + edges, value=fill)
 
 
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Tensors with one entry an image, one after the other; an image's missing tiles are zeros."""
+def _joined(parts: list[torch.Tensor], fill: int = 0) -> torch.Tensor:
+    """Tensors with one entry an image, one after the other. `fill`: what an image's missing tiles
+    and patches are; -1 for places of patches (Gemma 4), where 0 would be a place.
+    """
     sizes_of_parts = zip(*(part.shape[1:] for part in parts), strict=True)
     largest = [max(sizes) for sizes in sizes_of_parts]
     images = sum(len(part) for part in parts)
-    joined = parts[0].new_zeros(images, *largest)
+    joined = parts[0].new_full((images, *largest), fill)
     start = 0
     for part in parts:
         end = start + len(part)

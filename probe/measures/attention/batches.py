@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from probe.data.sample import Sample
 from probe.data.token_types import LAST
 from probe.subject.image_questions import shared_tokens
@@ -59,7 +61,9 @@ def batches(
     keeps its images.
 
     Rows with and without vision tokens are never mixed: in a batch with images LLaVA-Mini runs
-    pre-fusion on the rows without one as well. Nor are rows with and without a response.
+    pre-fusion on the rows without one as well. Nor are rows with and without a response, rows with
+    images and with videos (an encoder reads all images of a batch before its videos), and rows
+    whose pixels would be padded where no model could tell (`_unpadded`).
     """
     batch, kind, longest = Batch([]), None, 0
     for sample, inputs in rows:
@@ -78,12 +82,40 @@ def batches(
         yield batch
 
 
-def _kind(inputs: Inputs) -> tuple[bool, int]:
-    """Equal for rows that may share a batch: whether they are still to be answered; and -1 with
-    vision tokens, otherwise the number of images (whose tokens a reducer may all have removed).
+def _kind(inputs: Inputs) -> tuple[bool, int, tuple]:
+    """Equal for rows that may share a batch: whether they are still to be answered; -1 with vision
+    tokens, otherwise the number of images (whose tokens a reducer may all have removed); and their
+    pixels.
     """
     images = -1 if inputs.types.vision.any() else len(inputs.images[0])
-    return ends_in_prompt(inputs), images
+    return ends_in_prompt(inputs), images, _unpadded(inputs)
+
+
+def _unpadded(inputs: Inputs) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """The tensors of pixels of a row, and what of their shapes another row must have as well.
+
+    Missing views (image, view, channel, y, x) are filled up, and missing patches (image, patch,
+    size) where a mask or positions say which there are. Frames, heights and widths, and patches of
+    which nothing says how many there are, can't be.
+    """
+    pixels = {
+        name: value
+        for name, value in inputs.items()
+        if torch.is_tensor(value) and value.is_floating_point()
+    }
+    per_patch = [
+        tuple(value.shape[:2])
+        for name, value in inputs.items()
+        if name not in pixels and torch.is_tensor(value) and value.ndim >= 2
+    ]
+    shapes = []
+    for name, value in sorted(pixels.items()):
+        has_views = value.ndim > 4 and "video" not in name
+        has_mask = value.ndim == 3 and tuple(value.shape[:2]) in per_patch
+        first = 2 if has_mask else 1
+        shape = () if has_views else tuple(value.shape[first:])
+        shapes.append((name, shape))
+    return tuple(shapes)
 
 
 def ends_in_prompt(inputs: Inputs) -> bool:

@@ -48,6 +48,9 @@ def has_known_layout(subject: Subject, inputs: Inputs, stack: LayerStack) -> boo
     """Whether the encoder reads the views of `inputs.encoder_grid` one by one, as many patches in
     each, after its own class token; or packed (`packed_encoder.py`).
     """
+    with_images = zip(inputs.encoder_grid, inputs.images, strict=True)
+    if any(shown and not len(grid) for grid, shown in with_images):
+        return False  # a video and an image in one prompt
     if not _keeps_positions(subject.model, inputs, stack):
         return False
     order = packed_order(subject.model, inputs, stack)
@@ -78,9 +81,12 @@ def _keeps_positions(model: PreTrainedModel, inputs: Inputs, stack: LayerStack) 
     done = active_interventions(model), active_reducers(model)
     if done not in known:
         shapes: list[list[tuple[int, ...]]] = [[] for _ in stack.layers]
+        last = len(stack.layers) - 1
 
         def note(number: int, layer: nn.Module, args: tuple, kwargs: dict) -> None:
             shapes[number].append(tuple(hidden_states(args, kwargs).shape[:-1]))
+            if number == last:  # rows that share an image have it once: nothing runs behind
+                raise StopForward
 
         with ExitStack() as blocks:
             blocks.enter_context(suppress(StopForward))

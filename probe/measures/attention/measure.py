@@ -10,6 +10,7 @@ the response rows of that forward are those of decoding, so both are one definit
     record = measure_samples(subject, [Sample("a", "a.jpg", "what is this ?"), ...])
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -38,6 +39,7 @@ from probe.measures.attention.shared_passes import SharedPasses, SharedSamples
 from probe.measures.attention.sinks import SINK_MODES
 from probe.measures.attention.stack_queries import MeasureOptions
 from probe.records import combine, part
+from probe.records.combine import Part
 from probe.records.provenance import content_hash, provenance
 from probe.subject.image_questions import ImageQuestions
 from probe.subject.inputs import Ids, collate
@@ -199,7 +201,20 @@ def measure_samples(
                     nodes = nodes | {"llm": nodes["llm"] | merged_patches(row)}
                 parts[sample.id] = part(sample_root, nodes, attrs)
             bar.update(len(batch.rows))
-    return combine([parts[sample.id] for sample in samples])
+    return combine(_of_common_stacks([parts[sample.id] for sample in samples]))
+
+
+def _of_common_stacks(parts: Sequence[Part]) -> list[Part]:
+    """The parts with the stacks that all of them have: an encoder is left out where one sample does
+    not run it or gives it what is not known (a video beside an image).
+    """
+    common = set.intersection(*(set(each.stacks) for each in parts))
+    left_out = sorted({name for each in parts for name in each.stacks} - common)
+    if left_out:
+        names = " and ".join(left_out)
+        warnings.warn(f"{names} left out: not measured in all samples", stacklevel=3)
+    kept = [{name: each.stacks[name] for name in each.stacks if name in common} for each in parts]
+    return [each._replace(stacks=stacks) for each, stacks in zip(parts, kept, strict=True)]
 
 
 def _check(subject: Subject, rows: str, maps: bool | str, max_new_tokens: int, sinks: str) -> None:

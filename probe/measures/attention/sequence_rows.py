@@ -11,11 +11,15 @@ from probe.subject.inputs import Inputs
 
 
 def view_counts(inputs: Inputs) -> list[list[int]]:
-    """For each sample and each of its images: the number of views (the whole image and tiles)."""
-    return [
-        [len(np.unique(grid.tile[grid.image == image])) for image in np.unique(grid.image)]
-        for grid in inputs.encoder_grid
-    ]
+    """For each sample and each of its images: the number of views (the whole image and tiles); 0
+    where the encoder's patches are not known (a video and an image in one prompt).
+    """
+    counts = []
+    for grid, frames in zip(inputs.encoder_grid, inputs.frames, strict=True):
+        images = np.unique(grid.image)
+        views = [len(np.unique(grid.tile[grid.image == image])) for image in images]
+        counts.append(views or [0] * len(frames))
+    return counts
 
 
 def one_per_image(inputs: Inputs) -> list[list[int]]:
