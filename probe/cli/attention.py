@@ -244,7 +244,7 @@ def show_layers(record: "DataTree") -> None:
         dict.fromkeys(("layer", *columns), "right"),
         lines,
         "→ B: attention on tokens of type B (mass). Of vision: share, and entropy in nats "
-        "(-: there are not two tokens to spread over). Layers count from 1.",
+        "(-: one token has none). Layers count from 1.",
     )
 
 
