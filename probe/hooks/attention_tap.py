@@ -30,6 +30,7 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.block_threads import BlockThreads, add_hook, block_threads, concerns, model_block
 from probe.hooks.compiled import refuse_compiled
+from probe.hooks.inline_attention import InlineAttention
 from probe.hooks.model_state import locked, state_of
 
 # Followed by the user's own choice, so that a check such as `"flash" in name` still holds
@@ -204,6 +205,8 @@ class Tap:
         self.threads: BlockThreads = block_threads()
         self.state: TapState | None = None  # None: a module that looks up no kernel
         self.called = False
+        has_kernel = hasattr(module, "config")
+        self.inline = None if has_kernel else InlineAttention.of(name, module)
 
     @locked
     def attach(self) -> None:
@@ -239,10 +242,13 @@ class Tap:
             self.state.armed.discard(get_ident())
             if get_ident() in self.state.called:
                 return
+        made = None if self.inline is None else self.inline.call()
         if output is None:  # the forward raised
             return
         returned = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-        if self.weights is None or not torch.is_tensor(returned) or returned.ndim != 4:
+        if torch.is_tensor(returned) and returned.ndim == 4:
+            made = AttentionWeights(self.name, module, returned)
+        if self.weights is None or made is None:
             raise ProbeError(
                 "probe",
                 expected="attention through transformers' interface, or weights "
@@ -250,7 +256,7 @@ class Tap:
                 got=f"{self.name} ({type(module).__name__})",
                 fix="leave it out of the stack",
             )
-        self.weights(AttentionWeights(self.name, module, returned))
+        self.weights(made)
 
 
 @model_block
@@ -266,7 +272,8 @@ def routed(
     """Runs `wrapper(call, kernel)` in place of the kernel in every attention call of these modules.
 
     `innermost` wrappers see what the others made of the call. `weights` receives the attention of
-    modules that call no registered function but return their weights. `always`: also in forwards
+    modules that call no registered function: the weights that they return, or else the call as
+    their parts made it (`inline_attention.py`). `always`: also in forwards
     on the `untouched` model, for what has become a part of it. Undone on any exit; everything is
     undone twice, because an interrupt may hit the first time.
 
@@ -287,6 +294,8 @@ def routed(
                 add_hook(undo, tap.module.register_forward_pre_hook, tap.before, always=always)
                 after = {"always": always, "always_call": True}
                 add_hook(undo, tap.module.register_forward_hook, tap.after, **after)
+                if tap.inline is not None:
+                    tap.inline.watch(undo, always)
             yield taps
         finally:
             undo.close()

@@ -2,7 +2,8 @@
 cross-attention.
 
     compressor   learned queries that read patches: a Q-Former's cross-attention (BLIP-2,
-                 InstructBLIP), a perceiver whose queries are keys too (Idefics2)
+                 InstructBLIP), a perceiver whose queries are keys too (Idefics2, Idefics), one
+                 module that holds its queries (Aria's projector)
     cross        words that read the image in some layers of the LLM (Mllama, Idefics)
 
 Found by what modules can do: attention whose keys are not, or not only, the tokens that a layer is
@@ -30,11 +31,11 @@ READ = ("context", "encoder_hidden_states", "key_value_states", "cross_attention
 
 def learned_compressor(model: nn.Module, known: Iterable[nn.Module]) -> LayerStack | None:
     """The layers in which learned queries read patches, None where a model has none. `known`:
-    encoders and LLM, in which nothing is looked for.
+    encoders and layers of the LLM, in which nothing is looked for.
     """
     inside = {module for part in known for module in part.modules()}
-    for layers in _layer_lists(model):
-        if set(layers) & inside:
+    for layers in (*_layer_lists(model), *_holders_of_queries(model)):
+        if any(part in inside for layer in layers for part in layer.modules()):
             continue
         found = cross_attention_of(layers) or _reading(attention_of(layers))
         if found:
@@ -46,6 +47,17 @@ def _layer_lists(part: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
     for module in part.modules():
         if isinstance(module, nn.ModuleList) and len(module):
             yield tuple(module)
+
+
+def _holders_of_queries(model: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
+    """Each module that owns a matrix itself, learned queries perhaps, and a child that is given
+    what it reads: a layer of its own.
+    """
+    for module in model.modules():
+        owns_matrix = any(each.ndim > 1 for each in module.parameters(recurse=False))
+        children = {child: child for child in module.children()}
+        if owns_matrix and _reading(children):
+            yield (module,)
 
 
 def _reading(found: dict[nn.Module, nn.Module]) -> dict[nn.Module, nn.Module]:
@@ -84,11 +96,21 @@ def gate_of(block: nn.Module) -> Tensor | None:
     return None
 
 
+def chained_projection(first: nn.Linear, then: nn.Linear) -> nn.Linear:
+    """Two linear maps, one behind the other, as one: a copy."""
+    weight = stored_parameter(then, "weight") @ stored_parameter(first, "weight")
+    return _linear(weight)
+
+
 def gated_projection(projection: nn.Linear, gate: Tensor | None) -> nn.Linear:
     """The output projection with a gate's factor in its rows: a copy, where there is a gate."""
     if gate is None:
         return projection
     weight = stored_parameter(projection, "weight")
-    gated = nn.Linear(*weight.shape[::-1], bias=False, device="meta")
-    gated.weight = nn.Parameter(weight * gate.to(weight)[:, None], requires_grad=False)
-    return gated
+    return _linear(weight * gate.to(weight)[:, None])
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    made = nn.Linear(*weight.shape[::-1], bias=False, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    return made

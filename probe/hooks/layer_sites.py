@@ -30,6 +30,7 @@ from probe.hooks.layer_arguments import without_cache
 from probe.hooks.model_structure import LayerStack, projection_module
 
 SITES = ("residual", "attention", "mlp", "head")
+OWN_HEADS = ("num_heads", "n_heads")  # what an attention module calls their number
 
 Edit = Callable[[Tensor], Tensor | None]  # of a site's activations; None leaves them as they are
 
@@ -79,7 +80,8 @@ def _missing(called: str, stack: LayerStack, layer: int, site: str, got: str) ->
 def head_count(called: str, module: nn.Module) -> int:
     """The query heads of an attention module, from its config or from the module itself."""
     config = getattr(module, "config", None)
-    for owner, name in ((module, "num_heads"), (config, "num_attention_heads")):
+    own = [(module, name) for name in OWN_HEADS]
+    for owner, name in (*own, (config, "num_attention_heads")):
         count = getattr(owner, name, None)
         if isinstance(count, int):
             return count

@@ -18,6 +18,7 @@ ATTENTION_ATTRIBUTES = (
     ("config", "head_dim"),
     ("config", "num_heads"),
     ("num_heads",),
+    ("n_heads", "head_dim"),
 )
 KEY_PROJECTIONS = ("k_proj", "key")
 
@@ -138,3 +139,9 @@ def cross_attention_of(layers: Iterable[nn.Module]) -> dict[nn.Module, nn.Module
 def _is_cross(name: str, module: nn.Module) -> bool:
     """Whether a module attends to other tokens than those that it is called with."""
     return bool(getattr(module, "is_cross_attention", False)) or "cross" in name.lower()
+
+
+def multihead_attention(module: nn.Module) -> nn.MultiheadAttention | None:
+    """Torch's own attention, which a module is or has inside (Aria's projector); None: neither."""
+    parts = (part for part in module.modules() if isinstance(part, nn.MultiheadAttention))
+    return next(parts, None)

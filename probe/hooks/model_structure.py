@@ -17,6 +17,7 @@ from probe.errors import ProbeError
 from probe.hooks.image_readers import (
     COMPRESSOR,
     CROSS,
+    chained_projection,
     gate_of,
     gated_cross_attention,
     gated_projection,
@@ -26,6 +27,7 @@ from probe.hooks.layer_stack import (
     LayerStack,
     attention_of,
     cross_attention_of,
+    multihead_attention,
     stack_of_layers,
 )
 from probe.hooks.model_state import state_of
@@ -67,12 +69,14 @@ def _find_stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
     if (tower := video_tower(model)) is not None:
         found["vision_video"] = _stack("vision_video", model, tower)
     found |= _between(model)
-    if COMPRESSOR not in found:
-        known = [part for part in (encoder, decoder, *vision_towers(model)) if part is not None]
-        if compressor := learned_compressor(model, known):
-            found[COMPRESSOR] = compressor
     llm = _stack("llm", model, decoder)
-    if cross := gated_cross_attention(model, decoder, len(llm.layers)):
+    cross = gated_cross_attention(model, decoder, len(llm.layers))
+    if COMPRESSOR not in found:
+        in_llm = [*llm.layers, *(() if cross is None else cross.layers)]  # Idefics' LLM has it all
+        encoders = [part for part in (encoder, *vision_towers(model)) if part is not None]
+        if compressor := learned_compressor(model, [*encoders, *in_llm]):
+            found[COMPRESSOR] = compressor
+    if cross is not None:
         found[CROSS] = cross
     return {**found, "llm": llm}
 
@@ -248,6 +252,9 @@ def projection_in(stack: LayerStack, attention: nn.Module) -> nn.Linear:
         holders = (part for part in layer.modules() if attention in set(part.children()))
         holder = getattr(next(holders), "output", attention)
     projection = output_projection(holder)
+    inside = multihead_attention(holder)
+    if inside is not None and inside is not holder:
+        return chained_projection(inside.out_proj, projection)
     return gated_projection(projection, gate_of(layer)) if stack.name == CROSS else projection
 
 

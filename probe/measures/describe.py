@@ -156,11 +156,12 @@ def describe(
 
 def _described(stack: LayerStack) -> StackDescription:
     modules = list(stack.attention.values())
+    config = getattr(modules[0], "config", None)
     return StackDescription(
         name=stack.name,
         layers=len(stack.layers),
         heads=head_count("describe", modules[0]),
-        attention=str(getattr(modules[0].config, "_attn_implementation", None) or "its own"),
+        attention=str(getattr(config, "_attn_implementation", None) or "its own"),
         without_attention=stack.without_attention,
         sites=tuple(site for site in SITES if _has_site(stack, site)),
     )

@@ -42,7 +42,7 @@ EXPECTED = {
     "paligemma": {"sweep": ALONE},  # the image sees the question
     "gemma3": {"sweep": ALONE},
     "idefics2": {"places": WHOLE, **COMPRESSOR},
-    "aria": {"places": WHOLE},
+    "aria": {"places": WHOLE, **COMPRESSOR},
     "blip2": {"places": WHOLE, **COMPRESSOR},
     "instructblip": {"places": WHOLE, **COMPRESSOR},
     "fuyu": {"encoder measured": "no: it has none"},

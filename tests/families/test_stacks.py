@@ -5,20 +5,31 @@ import pytest
 import torch
 
 import probe
+from probe.errors import ProbeError
+from probe.hooks.attention_call import attention_rows
 from probe.hooks.attention_tap import tap
-from probe.hooks.model_structure import stacks
+from probe.hooks.model_structure import projection_in, stacks
+from probe.measures.verify import state
 from probe.records.validate import validate
-from tests.families.checks import QUESTION, picture
+from tests.families.checks import QUESTION, Case, picture, readers
 from tests.families.models import FAMILIES
+
+PERCEIVER = "idefics, resampler"  # whose softmax is in its own code, as that of Aria's projector
+
+
+def loaded(name):
+    if name == PERCEIVER:
+        return probe.load(*FAMILIES["idefics"](resampler=True))
+    return probe.load(*FAMILIES[name]())
 
 
 def measured(name, **options):
-    subject = probe.load(*FAMILIES[name]())
+    subject = loaded(name)
     options = {"max_new_tokens": 3, "contribution": True, **options}
     return subject, validate(probe.measure(subject, picture(0), QUESTION, **options))
 
 
-@pytest.mark.parametrize("name", ["blip2", "idefics2"])
+@pytest.mark.parametrize("name", ["blip2", "idefics2", "aria", PERCEIVER])
 def test_learned_queries_are_a_compressor_whose_keys_have_places(name):
     subject, record = measured(name)
     node = record["compressor"].to_dataset().isel(sample=0)
@@ -30,6 +41,61 @@ def test_learned_queries_are_a_compressor_whose_keys_have_places(name):
     # the maps of single queries, averaged, are what patches receive
     received = first["received"].sel(query_type="compressed")
     np.testing.assert_allclose(first["maps"].mean("token"), received, atol=1e-6)
+
+
+def test_a_perceiver_of_its_own_code_is_exact_unchanged_and_restored():
+    case = Case(loaded(PERCEIVER))
+    before = state(case.subject.model)
+    assert readers(case) == "yes: compressor, cross"
+    assert state(case.subject.model) == before
+
+
+@pytest.mark.parametrize("name", ["aria", PERCEIVER])
+def test_what_arrives_by_attention_of_its_own_code(name):
+    """Contributions of single queries add up to what the module itself puts out: their weighted
+    values through the output projection, by hand.
+    """
+    subject, record = measured(name, response=[14, 16])
+    stack = stacks(subject.model)["compressor"]
+    module = next(iter(stack.attention.values()))
+    calls, outputs = [], []
+    inputs = subject.encode(picture(0), QUESTION, response=[14, 16])
+    hook = module.register_forward_hook(lambda module, args, output: outputs.append(output))
+    with torch.no_grad(), tap(stack.attention, calls.append):
+        subject.model(**inputs, use_cache=False)
+    hook.remove()
+    call, by_head = calls[0], projection_in(stack, module).weight.view(32, 4, 8)
+    weights = (call.query @ call.key.mT * 8**-0.5).softmax(-1)
+    arrived = torch.einsum("hqk,hkd,ohd->qho", weights[0], call.value[0], by_head).detach()
+    constant = outputs[0][0] - arrived.sum(1)  # of biases alone: the same for every query
+    np.testing.assert_allclose(constant, constant[:1].expand_as(constant), atol=1e-5)
+    patches = slice(-16, None) if name == "aria" else slice(1, 17)
+    vision = weights[0][..., patches] @ call.value[0][:, patches]
+    norms = torch.einsum("hqd,ohd->qho", vision, by_head).detach().norm(dim=-1).mean(0)
+    found = record["compressor"]["contribution"].sel(key_type="vision").values.ravel()
+    np.testing.assert_allclose(found, norms, rtol=1e-3)
+
+
+def test_masks_of_torchs_own_attention_hide_keys():
+    """Patches of filling are masked in Aria's projector: no query gives them any weight."""
+    projector = loaded("aria").model.model.multi_modal_projector
+    states, is_filling = torch.randn(2, 16, 32), torch.zeros(2, 16, dtype=torch.bool)
+    is_filling[1, 10:] = True
+    calls = []
+    with torch.no_grad(), tap({"cross_attn": projector.cross_attn}, calls.append):
+        projector(states, attn_mask=is_filling)
+    weights = torch.stack([attention_rows(calls[0], row, torch.arange(12, 16)) for row in (0, 1)])
+    assert weights[0].min() > 0 and weights[1, ..., :10].min() > 0
+    assert weights[1, ..., 10:].max() == 0
+
+
+def test_attention_that_is_more_than_its_parts_is_refused():
+    subject = loaded(PERCEIVER)
+    stack = stacks(subject.model)["compressor"]
+    next(iter(stack.attention.values())).qk_scale = 0.1
+    with pytest.raises(ProbeError, match="another output than that of softmax") as error:
+        probe.measure(subject, picture(0), QUESTION, response=[14], stacks=["compressor"])
+    assert "\n" not in str(error.value)
 
 
 def test_layers_of_a_q_former_that_read_no_patches_are_nan_and_named():

@@ -123,11 +123,13 @@ def cost(use: Use) -> str:
 
 
 def figures(use: Use) -> str:
-    """Every figure of a record, and its page."""
+    """Every figure of a record, that of masses for each stack of several layers, and its page."""
     drawn = probe.plots.figures(use.record)
     plt.close("all")
     page = use.record.probe.view()
-    assert f"{next(iter(use.record.children))}-mass" in drawn and page is not None
+    layers = {name: node.sizes["layer"] for name, node in use.record.children.items()}
+    several = {f"{name}-mass" for name, count in layers.items() if count > 1}
+    assert "llm-mass" in several and several <= drawn.keys() and page is not None
     return "yes"
 
 

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 import probe.hooks.attention_tap
 from probe.errors import ProbeError
-from probe.hooks.attention_call import AttentionCall, AttentionWeights
+from probe.hooks.attention_call import AttentionCall, AttentionWeights, attention_rows
 from probe.hooks.attention_tap import routed, tap
 from probe.hooks.model_state import is_clear, lock
 from probe.hooks.model_structure import stacks
@@ -207,9 +207,32 @@ def test_a_module_that_returns_its_weights():
     assert isinstance(seen[0], AttentionWeights) and torch.equal(seen[0].weights, weights)
 
 
+def test_a_module_whose_weights_stay_inside_is_seen_by_its_parts():
+    module, states, seen = Returning(weights=False), torch.randn(2, 5, 8), []
+    plain = module(states)
+    with tap({"mine": module}, seen.append):
+        assert torch.equal(module(states), plain)
+    assert not module.attention._forward_hooks
+    module.weights = True
+    found = torch.stack([attention_rows(seen[0], row, torch.arange(5)) for row in (0, 1)])
+    torch.testing.assert_close(found, module(states)[1])
+
+
+class Unseen(nn.Module):
+    """An attention of its own whose parts have no names that say what they make."""
+
+    def __init__(self):
+        super().__init__()
+        self.three = nn.Linear(8, 24)
+
+    def forward(self, x):
+        q, k, v = self.three(x).chunk(3, -1)
+        return (q @ k.mT).softmax(-1) @ v
+
+
 def test_what_cannot_be_seen_is_named(subject, inputs):
-    module = Returning(weights=False)
-    with pytest.raises(ProbeError, match=r"got mine \(Returning\)"), tap({"mine": module}, print):
+    module = Unseen()
+    with pytest.raises(ProbeError, match=r"got mine \(Unseen\)"), tap({"mine": module}, print):
         module(torch.randn(1, 5, 8))
     with (
         pytest.raises(ProbeError, match="no call of model"),

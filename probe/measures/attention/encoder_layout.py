@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
-from probe.hooks.attention_call import AttentionCall
+from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import add_hook, only_this_thread
 from probe.hooks.layer_arguments import hidden_states
@@ -160,18 +160,21 @@ def first_calls(model: PreTrainedModel, inputs: Any, stack: LayerStack) -> list[
     in_llm = stack.numbers is not None
     calls: list[CallShape] = []
 
-    def note(call: AttentionCall, kernel: Kernel) -> Output:
+    def note(call: AttentionCall | AttentionWeights) -> None:
         if call.name != first[0]:
             raise StopForward
         calls.append(CallShape(call.row_count, call.query_count, call.key_count))
         if in_llm:
             raise StopForward
+
+    def around(call: AttentionCall, kernel: Kernel) -> Output:
+        note(call)
         return kernel(call)
 
     modules = dict([first, *later[:1]])
     with ExitStack() as blocks:
         blocks.enter_context(suppress(StopForward))
-        blocks.enter_context(routed(modules, note, required=False))
+        blocks.enter_context(routed(modules, around, weights=note, required=False))
         if not in_llm:
             blocks.enter_context(_until_llm(model))
         model(**inputs, use_cache=False)

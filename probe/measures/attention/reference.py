@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from probe.hooks.attention_call import AttentionCall, visible_keys
+from probe.errors import ProbeError
+from probe.hooks.attention_call import AttentionCall, AttentionWeights, visible_keys
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.model_structure import stacks
 from probe.measures.attention.stack_queries import stack_statistics
@@ -145,8 +146,14 @@ def largest_difference(subject: Subject, inputs: Inputs, stack: str) -> float:
                     worst = max(worst, difference(found, _mean_table(pooled.pop(key))))
         return output
 
+    def compare_inline(call: AttentionCall | AttentionWeights) -> None:
+        if isinstance(call, AttentionWeights):
+            raise ProbeError("probe", expected="an attention call", got=f"weights of {call.name}")
+        compare(call, lambda run_already: (run_already.query, None))
+
     attention = stacks(subject.model)[stack].attention
-    with torch.no_grad(), _eager(subject.model), routed(attention, compare, innermost=True):
+    shown = routed(attention, compare, innermost=True, weights=compare_inline)
+    with torch.no_grad(), _eager(subject.model), shown:
         subject.model(**inputs, use_cache=False)
     return float("inf") if incomplete or pooled else worst
 
