@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
 
 from probe.data.image import ImageSource
 from probe.hooks.attention_tap import tap
@@ -202,31 +201,19 @@ def _while_answering(subject: Subject, prompt: Inputs) -> Check:
     return Check.at_most(name, worst, bound)
 
 
-class _Says(LogitsProcessor):
-    """Makes `generate` answer with these ids, whatever the logits say."""
-
-    def __init__(self, ids: Int[Tensor, " token"]):
-        self.left = iter(ids.tolist())
-
-    def __call__(
-        self, input_ids: Int[Tensor, "row token"], scores: Float[Tensor, "row word"]
-    ) -> Float[Tensor, "row word"]:
-        forced = torch.full_like(scores, float("-inf"))
-        forced[:, next(self.left)] = 0
-        return forced
-
-
 @torch.no_grad()
 def cached_logits(
     model: Any, prompt: Inputs, response_ids: Int[Tensor, " token"]
 ) -> Float[Tensor, "token word"]:
     """The logits that predict each token of the response, decoded step by step with a cache: by the
-    model's own `generate`, which knows what a step takes beside its token.
+    model's own `generate`, which knows what a step takes beside its token. (The only allowed token
+    is the response's; Janus' `generate` drops a `logits_processor` that would do the same.)
     """
+    left = iter(response_ids.tolist())
     made = model.generate(
         **prompt,
         max_new_tokens=len(response_ids),
-        logits_processor=LogitsProcessorList([_Says(response_ids)]),
+        prefix_allowed_tokens_fn=lambda row, ids: [next(left)],
         output_logits=True,
         return_dict_in_generate=True,
         use_cache=True,

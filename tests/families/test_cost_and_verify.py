@@ -11,6 +11,7 @@ from probe.errors import ProbeError
 from probe.measures.cost.own_prompt import OwnPrompt
 from tests.families.checks import picture
 from tests.families.models import FAMILIES
+from tests.families.picture_models import PICTURE_FAMILIES
 
 REFUSED = {
     "qwen2_vl": "got Qwen2VLVisionConfig, which names none: it reads images at their own",
@@ -83,8 +84,8 @@ def test_sizes_given_as_two_sides_are_counted():
     assert (costs["flops"].sel(component=["vision_encoder", "projector", "llm"]) > 0).any()
 
 
-@pytest.mark.parametrize("name", ["blip2", "idefics", "ovis2"])
+@pytest.mark.parametrize("name", ["blip2", "idefics", "ovis2", "janus"])
 def test_verify_decodes_as_the_model_itself_does(name):
-    model, processor = FAMILIES[name]()
+    model, processor = (FAMILIES | PICTURE_FAMILIES)[name]()
     report = probe.verify(probe.load(model, processor=processor), picture(0), "what is red ?")
     assert report.passed, [check for check in report.checks if not check.passed]
