@@ -30,12 +30,13 @@ def view_run(files: Sequence[Path], data: Path | None, out: Path, opens: bool) -
     from probe.records.run_directory import RunDirectory
     from probe.viewer.page import page
     from probe.viewer.picture_sheets import write_sheets
-    from probe.viewer.run_payload import run_payload
+    from probe.viewer.run_payload import require_answers, run_payload
 
     run = RunDirectory(files[0])
     with results("view", out) as folder:
         with stage("reading"):
             found = run.load()
+            require_answers(found)
             task, note = _task_of(run, data)
         ids = [str(name) for name in found.coords["sample"].values]
         known = {} if task is None else {sample.id: sample for sample in task.benchmark.samples}

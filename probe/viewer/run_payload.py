@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from probe.errors import ProbeError
 from probe.evaluation.drop_effects import ATTENTION, tables_of
 from probe.plots.arguments import default_query
 from probe.viewer.typed_arrays import ArrayStore
@@ -54,6 +55,7 @@ def run_payload(
 
     Raises ProbeError for results that hold no answers.
     """
+    require_answers(results)
     store, texts = ArrayStore(), TextTable()
     root = results.to_dataset() if isinstance(results, xr.DataTree) else results
     ids = [str(name) for name in root["sample"].values]
@@ -90,6 +92,19 @@ def run_payload(
         "toy": str(root.attrs.get("toy", "")),
     }
     return header, store.packed()
+
+
+def require_answers(results: xr.Dataset | xr.DataTree) -> None:
+    """Raises ProbeError for results of a run that kept no answers, as sweeps over heads do."""
+    if isinstance(results, xr.DataTree) or "answer" in results:
+        return
+    kind = str(results.attrs.get("kind", "results without"))
+    raise ProbeError(
+        "view",
+        expected="a run with answers, of probe attention, drop or reduce",
+        got=f"one of {kind.replace('_', ' ')}",
+        fix="look at the figures and tables in its folder, or make a page of them: probe report",
+    )
 
 
 def _cases(

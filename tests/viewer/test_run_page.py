@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from chromium import chromium, serious_faults
 from PIL import Image
 from planted_records import planted_record
@@ -85,7 +86,7 @@ def test_a_link_gives_the_same_rows_and_a_wrong_one_the_beginning(opened):
 
 def test_records_have_their_numbers_and_given_scores(opened):
     record = planted_record(3)
-    correct = {"s0": 1.0, "s1": 0.0}
+    correct = {"s0": 0.5, "s1": 0.4}  # as everywhere, half a score is right
     browser = opened(record, gold={"s1": "blue"}, correct=correct)
     measured = record["llm"]["mass"].sel(query_type="response", key_type="vision")
     expected = measured.mean(("head", "layer")).values
@@ -97,6 +98,12 @@ def test_records_have_their_numbers_and_given_scores(opened):
         "",
     ]
     assert browser.run("return textOf('gold', 1)") == "blue"
+
+
+def test_a_run_without_answers_is_refused():
+    sweep = xr.Dataset({"gold_logprob": ("sample", [-1.0])}, attrs={"kind": "head_sweep"})
+    with pytest.raises(ProbeError, match="a run with answers, .* got one of head sweep"):
+        run_payload(sweep)
 
 
 def test_hostile_texts_do_nothing(opened):

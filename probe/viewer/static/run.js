@@ -16,8 +16,8 @@ const textOf = (name, sample) => data.texts[data.columns[name].data[sample]];
 const caseOf = (name) => data.cases.find((one) => one.name === name);
 const answerOf = (sample, name) => data.texts[caseOf(name).answer.data[sample]];
 const scoreOf = (sample, name) => caseOf(name).correct.data[sample];
-const isRight = (sample, name) => scoreOf(sample, name) > 0.5;
-const isWrong = (sample, name) => scoreOf(sample, name) <= 0.5;
+const isRight = (sample, name) => scoreOf(sample, name) >= 0.5;
+const isWrong = (sample, name) => scoreOf(sample, name) < 0.5;
 const curveOf = (name, sample) => Array.from(rowAt(data.curves[name].values, sample));
 
 const FILTERS = {
