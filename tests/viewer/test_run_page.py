@@ -102,7 +102,7 @@ def test_records_have_their_numbers_and_given_scores(opened):
 
 def test_a_run_without_answers_is_refused():
     sweep = xr.Dataset({"gold_logprob": ("sample", [-1.0])}, attrs={"kind": "head_sweep"})
-    with pytest.raises(ProbeError, match="a run with answers, .* got one of head sweep"):
+    with pytest.raises(ProbeError, match=r"a run with answers, .* got one of head sweep"):
         run_payload(sweep)
 
 
