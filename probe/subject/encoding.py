@@ -67,7 +67,8 @@ class PromptEncoder(PromptProcessor):
         messages, response = _split_answer(messages, response)
         if isinstance(response, str):
             refuse_unreadable("response", response)
-            refuse_placeholders("response", response, self.processor.image_token, "take it out")
+            for token in self._placeholder_tokens:
+                refuse_placeholders("response", response, token, "take it out")
             inputs = self._row(visuals, messages, response)
             response = self.vocabulary.end_ids[:1]
         else:
@@ -112,6 +113,12 @@ class PromptEncoder(PromptProcessor):
             frames=[places.frames],
             shown=[tuple(len(visual.images) for visual in visuals)],
         )
+
+    @property
+    def _placeholder_tokens(self) -> list[str]:
+        """What stands for images and videos in words."""
+        written = self.processor.tokenizer.convert_ids_to_tokens([*placeholder_ids(self.model)])
+        return [self.processor.image_token, *(token for token in written if token)]
 
     def _check_embedded(self, ids: np.ndarray) -> None:
         """Raises ProbeError for a tokenizer with more words than the model."""

@@ -30,13 +30,13 @@ Ids = Sequence[SupportsIndex] | Int[np.ndarray, "_"] | Int[torch.Tensor, "_"]
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """What ids mean: the tokenizer, the ids that end an answer, the ids that pad and stand for
-    images, and how many ids the model embeds."""
+    """What ids mean: the tokenizer, the ids that end an answer, the id that pads, those that stand
+    for images and videos (the images' first), and how many ids the model embeds."""
 
     tokenizer: Any
     end_ids: tuple[int, ...]
     pad_id: int
-    image_id: int
+    placeholder_ids: tuple[int, ...]
     size: int
 
     def words(self, ids: Any) -> str:
@@ -231,14 +231,14 @@ def _response_ids(ids: Ids, vocabulary: TokenizerInfo) -> Int[torch.Tensor, "tok
     if found.ndim == 0 or (found.numel() and not whole):
         raise ProbeError("response", expected=expected, got=repr(ids)[:60])
     found = found.to(torch.long).reshape(-1)
-    outside = found[
-        (found < 0) | (found >= vocabulary.size) | (found == vocabulary.image_id)
-    ].tolist()
+    placeholders = torch.tensor(vocabulary.placeholder_ids, device=found.device)
+    is_placeholder = torch.isin(found, placeholders)
+    outside = found[(found < 0) | (found >= vocabulary.size) | is_placeholder].tolist()
     if outside:
-        image = outside[0] == vocabulary.image_id
-        expected = (
-            "ids without the image token" if image else f"ids from 0 to {vocabulary.size - 1}"
-        )
+        kind = dict(zip(vocabulary.placeholder_ids, ("image", "video"), strict=False))
+        expected = f"ids from 0 to {vocabulary.size - 1}"
+        if outside[0] in kind:
+            expected = f"ids without the {kind[outside[0]]} token"
         raise ProbeError("response", expected=expected, got=str(outside[0]))
     return found
 

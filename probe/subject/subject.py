@@ -21,7 +21,7 @@ from probe.data.image import ImageSource
 from probe.data.messages import Conversation
 from probe.data.token_types import Types
 from probe.hooks.model_state import active_reducers
-from probe.hooks.model_structure import active_adapters, image_token_id, stacks
+from probe.hooks.model_structure import active_adapters, placeholder_ids, stacks
 from probe.hooks.offload import input_device
 from probe.subject.chat import Chat
 from probe.subject.encoding import PromptEncoder
@@ -110,7 +110,7 @@ class Subject:
             tokenizer,
             ends,
             pad if pad is not None else ends[0],
-            image_token_id(self.model),
+            placeholder_ids(self.model),
             len(embeddings.weight),
         )
 

@@ -25,6 +25,8 @@ from tests.families.checks import (
     picture,
     results,
 )
+from tests.families.models import FAMILIES
+from tests.families.processors import VIDEO
 from tests.families.table import PAGE, row, video_row
 from tests.families.video_models import FRAMES, VIDEO_FAMILIES, VideoCase, clip
 
@@ -201,3 +203,17 @@ def test_an_animated_picture_and_records_beside_images(tmp_path):
     alone = probe.measure(subject, picture(0), QUESTION, RESPONSE, stacks=["llm"])
     with pytest.raises(ProbeError, match="expected a record of a video"):
         alone.probe.frames()
+
+
+@pytest.mark.parametrize(
+    ("response", "line"),
+    [
+        ([14, VIDEO], f"response: expected ids without the video token, got {VIDEO}"),
+        ("a <video>", "response: expected words without <video>"),
+    ],
+)
+def test_a_response_with_a_video_token_is_refused(response, line):
+    """A drop would take it for vision in a forward, and for a word while decoding."""
+    subject = probe.load(*FAMILIES["qwen2_vl"]())
+    with pytest.raises(ProbeError, match=line):
+        subject.encode(picture(0), QUESTION, response)

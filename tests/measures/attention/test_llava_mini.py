@@ -91,7 +91,7 @@ def golden():
     zero = np.zeros(1, int)
     cell = PatchGrid(zero, zero, zero, zero, np.array([[0.0, 0.0, 1.0, 1.0]]))
     types = label(role, 0 * role, ids == case.model.config.image_token_id)
-    vocabulary = TokenizerInfo(None, (), 0, case.model.config.image_token_id, 128)
+    vocabulary = TokenizerInfo(None, (), 0, (case.model.config.image_token_id,), 128)
     inputs = Inputs(
         dict(case.inputs),
         types=types,
@@ -195,7 +195,7 @@ def test_hd_of_64_queries_equals_the_authors_compression_map():
         frames=[(1,) * len(sizes)],
         prompt=[""],
         response=[""],
-        vocabulary=TokenizerInfo(None, (), 0, 0, 0),
+        vocabulary=TokenizerInfo(None, (), 0, (0,), 0),
     )
     counted = stack_statistics(Subject(case.model, None, "", "", "crop"), inputs, ["compressor"])[
         "compressor"
