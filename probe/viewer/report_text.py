@@ -31,11 +31,20 @@ DEFINITIONS = {
     "reduce": "Score against vision tokens, and against measured time to the first token, a line a "
     "family of methods.",
     "attribution": "What each region of the image and each word adds to the answer's "
-    "log-probability.",
+    "log-probability; maps of flow methods have units of their own.",
     "agreement": "Attention beside attribution on one image, against a floor of misplaced maps.",
     "lens": "What the vision tokens predict after each layer, by the model's own output layer.",
     "flops": "Counted operations of reading one prompt, by component.",
     "latency": "Measured time from pixels to the first token.",
+    **{
+        f"{name}-{against}": f"Counted {what} of a prompt against {words}."
+        for name, what in (("flops", "operations"), ("memory", "memory"))
+        for against, words in (
+            ("frames", "the frames of a video"),
+            ("height", "the height of its image"),
+            ("vision_tokens", "its vision tokens"),
+        )
+    },
     "memory": "Counted memory of a prompt: the LLM's cache, with the weights or without.",
     "patches": "Share of the gold answer's log-probability that patched activations bring back "
     "(denoise) or take away (noise), by layer and group of positions.",

@@ -117,6 +117,7 @@ def test_a_folder_without_results_a_form_and_an_unknown_file_are_refused(parts, 
 def test_the_longest_name_defines_a_figure():
     assert definition_of("llm-entropy-ratio") == DEFINITIONS["entropy-ratio"]
     assert definition_of("something") == ""
+    assert "against the frames" in definition_of("memory-frames")
 
 
 @pytest.mark.parametrize(
