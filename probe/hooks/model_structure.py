@@ -48,7 +48,8 @@ def stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
         cross          the LLM's cross-attention to the image (Mllama, Idefics)
         llm            the decoder
 
-    A model has those it has; "llm" always. Layers after the one that the LLM reads
+    A model has those it has; "llm" always. A second encoder of the same images (DeepSeek-VL's
+    hybrid) is in none: `other_encoders.py`. Layers after the one that the LLM reads
     (`vision_feature_layer`) are in the stack too: they do run. Raises ProbeError where no stack of
     layers, or no attention in a layer, can be found.
     """

@@ -13,6 +13,7 @@ question, one small forward each, and a refusal is given in the words of the fea
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from probe.hooks.model_structure import (
     cross_attention,
     stacks,
 )
+from probe.hooks.other_encoders import other_encoders
 from probe.interventions.activation_patching import patch
 from probe.interventions.drop import DROP_MODES, PREFUSION_MODES, drop_vision
 from probe.interventions.head_ablation import HEAD_MODES, ablate_heads
@@ -207,6 +209,8 @@ def _measures(
             subject, stack, _shown_to(stack, subject, inputs, image, question)
         )
         tries[f"contribution, {name}"] = lambda stack=stack: check_projections(stack)
+    for name, encoder in other_encoders(subject.model, inputs).items():
+        tries[f"attention, {name}"] = partial(_refuse_second, type(encoder).__name__)
     word = inputs["input_ids"][0, -1:].tolist()  # any answer will do
     tries["logit lens"] = lambda: logit_lens(subject, image, question, word)
     for method in FLOW_METHODS:
@@ -214,6 +218,14 @@ def _measures(
             subject, image, question, word, method, attention=False
         )
     return tries
+
+
+def _refuse_second(kind: str) -> None:
+    raise ProbeError(
+        "describe",
+        expected="one encoder of images, the stack 'vision'",
+        got=f"a second that reads them too ({kind}), which is in no stack",
+    )
 
 
 def _require_places(subject: Subject, inputs: Inputs) -> None:

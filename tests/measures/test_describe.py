@@ -7,8 +7,12 @@ from typer.testing import CliRunner
 import probe
 from probe.cli import _app
 from probe.hooks.model_state import is_clear
+from probe.hooks.model_structure import vision_towers
+from probe.hooks.other_encoders import other_encoders
 from probe.models.tiny.questions import sample_image
+from tests.families.checks import picture
 from tests.families.models import FAMILIES
+from tests.families.picture_models import PICTURE_FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +67,21 @@ def test_the_command_writes_its_table(tmp_path):
     assert run.exit_code == 0, run.output
     assert "VisionZip" in run.output
     assert (tmp_path / "a.csv").read_text().startswith("group,name,available,note")
+
+
+def test_a_second_encoder_of_the_same_images_is_said_to_be_missing():
+    table = probe.describe(probe.load(*PICTURE_FAMILIES["deepseek_vl_hybrid"]())).to_dataframe()
+    notes = table.set_index("name")["note"]
+    assert notes["attention, vision"] == ""
+    assert notes["attention, high_res_vision_model"] == (
+        "expected one encoder of images, the stack 'vision', "
+        "got a second that reads them too (SamVisionModel), which is in no stack"
+    )
+
+
+def test_an_encoder_that_does_not_run_is_none():
+    subject = probe.load(*PICTURE_FAMILIES["janus"]())
+    inputs = subject.encode(picture(0), "what is red ?")
+    assert len(vision_towers(subject.model)) == 2
+    assert other_encoders(subject.model, inputs) == {}
+    assert not any(module._forward_pre_hooks for module in subject.model.model.vqmodel.modules())

@@ -1,0 +1,44 @@
+"""Encoders of images that a model runs beside the one of its stack "vision".
+
+DeepSeek-VL's hybrid runs two on every image: its stack "vision" is the one that transformers calls
+the model's encoder; the other (SAM, whose windowed attention computes its softmax itself) is in no
+stack. `probe describe` names it, so that nobody takes the record for all that reads the image.
+
+    other_encoders(model, inputs)       # {"high_res_vision_model": the module}
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from probe.hooks.block_threads import add_hook, only_this_thread
+from probe.hooks.model_structure import stacks, vision_towers
+
+
+@only_this_thread()
+@torch.no_grad()
+def other_encoders(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, nn.Module]:
+    """Those that run on these inputs and have no layer in any stack, by their names in the model.
+    One that does not run (Janus' encoder of images to be drawn) is none. Costs one forward, and
+    only where a model has encoders outside of its stacks.
+    """
+    in_stacks = {layer for stack in stacks(model).values() for layer in stack.layers}
+    outside = [tower for tower in vision_towers(model) if not in_stacks & set(tower.modules())]
+    if not outside:
+        return {}
+    ran: set[nn.Module] = set()
+
+    def note(tower: nn.Module, module: nn.Module, args: Any) -> None:
+        ran.add(tower)
+
+    with ExitStack() as undo:
+        for tower in outside:
+            for part in tower.modules():  # a tower may be run by one of its methods
+                add_hook(undo, part.register_forward_pre_hook, partial(note, tower))
+        model(**inputs, use_cache=False)
+    return {name: module for name, module in model.base_model.named_children() if module in ran}
