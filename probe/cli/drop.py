@@ -217,11 +217,12 @@ def show_cases(table: "pd.DataFrame", task: "BenchmarkTask") -> None:
         cells = ["" if value is None else number(value, 1) for value in of_case.values()]
         rows.append([case, *cells])
     first = overall.iloc[0]
+    images = int(first["images"])  # numpy's own would not repeat a letter
     show_table(
         f"{task.benchmark.name} with vision tokens dropped: {unit}",
         {"layers": "left"} | dict.fromkeys(modes, "right"),
         rows,
-        f"{first['questions']} questions on {first['images']} image{'s' * (first['images'] > 1)}; "
+        f"{first['questions']} questions on {images} image{'s' * (images > 1)}; "
         "layers count from 1; intervals are in accuracy.csv",
     )
 
