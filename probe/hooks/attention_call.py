@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from probe.errors import ProbeError
 
+# Options of a kernel after which its weights are no softmax of scaled products and a mask: caps on
+# scores, learned sinks in the sum, learned biases.
+OTHER_WEIGHTS = ("softcap", "s_aux", "sinks", "position_bias")
 HIDDEN = -1e30  # finite: a weight of exactly 0 times -inf would be NaN
 
 
@@ -126,6 +129,22 @@ def bias(call: AttentionCall, row: int, position: Tensor, stop: int) -> Float[Te
     return is_hidden.float().mul_(HIDDEN)
 
 
+def require_plain_softmax(called: str, call: AttentionCall | AttentionWeights) -> None:
+    """Raises ProbeError where the kernel's weights are not softmax(q kᵀ · scaling + mask), so that
+    numbers computed from queries and keys would be of another model.
+    """
+    if isinstance(call, AttentionWeights):
+        return
+    given = [name for name in OTHER_WEIGHTS if call.options.get(name) is not None]
+    if given:
+        raise ProbeError(
+            called,
+            expected="attention that is a softmax of scaled products",
+            got=f"{given[0]} in {call.name}",
+            fix="leave this stack out with stacks=[...]; drops and answers work",
+        )
+
+
 def attention_weights(
     query: Float[Tensor, "*batch head query dim"],
     key: Float[Tensor, "*batch key_head key dim"],
@@ -152,6 +171,7 @@ def attention_rows(
 
         attention_rows(call, 0, torch.tensor([call.key_count - 1]))      # the last token's
     """
+    require_plain_softmax("attention", call)
     offset = call.key_count - call.query_count
     if isinstance(call, AttentionWeights):
         query = position.to(call.weights.device) - offset

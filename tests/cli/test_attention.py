@@ -162,6 +162,7 @@ def _as_measured(monkeypatch, written):
     record = probe.open_record(written[0] / "record.zarr.zip").load()
     monkeypatch.setattr("probe.subject.loading.load", lambda *_, **__: None)
     monkeypatch.setattr("probe.measures.attention.measure.measure", lambda *_, **__: record)
+    monkeypatch.setattr("probe.cli.attention._say_memory", lambda *_: None)
     return record
 
 
@@ -242,6 +243,7 @@ def test_trouble_while_writing_leaves_the_last_results_whole(
         "probe.measures.attention.measure.measure",
         lambda *_, **__: probe.open_record(written[0] / "record.zarr.zip"),
     )
+    monkeypatch.setattr("probe.cli.attention._say_memory", lambda *_: None)
     monkeypatch.setattr("probe.plots.main_figures", figures)
     folder = tmp_path / "results"
     folder.mkdir()

@@ -43,7 +43,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
-from probe.hooks.attention_call import AttentionCall, AttentionWeights
+from probe.hooks.attention_call import (
+    AttentionCall,
+    AttentionWeights,
+    require_plain_softmax,
+)
 from probe.hooks.offload import stored_parameter
 from probe.measures.attention.query_plan import QueryPlans
 from probe.measures.attention.query_sums import Extras, QuerySums
@@ -114,8 +118,9 @@ class AttentionStatistic:
 
     def __call__(self, call: AttentionCall | AttentionWeights) -> None:
         """Takes one call: what a `tap` observes. Raises ProbeError for one with more keys than
-        its row.
+        its row, and for one whose weights are no softmax of its scaled products.
         """
+        require_plain_softmax("measure", call)
         first, rows = self.place(call)
         for element, row in enumerate(rows):
             sums = self._query_sums(call, element, row, first)
