@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import probe
+from probe.errors import ProbeError
 from probe.records.rank_agreement import rank_agreement
 from tests.families.checks import QUESTION, picture
 from tests.families.models import FAMILIES
+from tests.families.video_models import VIDEO_FAMILIES, clip
 
 SIDE = 32  # pixels of an image that no family of these needs to resize
 GREY = (127, 127, 127)  # the mean colour of their processors
@@ -66,3 +68,15 @@ def test_layers_without_attention_have_no_attention_on_a_feature():
     assert float(maps["attribution"].min()) > 0
     with pytest.raises(probe.ProbeError, match=r"got layer 1, 3 \(from 1\) without; use method="):
         probe.flow(subject, picture(0), QUESTION, [14, 16], "rollout")
+
+
+def test_images_beside_a_video_are_divided_by_the_llms_tokens():
+    subject = probe.load(*VIDEO_FAMILIES["onevision"]())
+    parts = [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "what is red ?"}]
+    asked = [{"role": "user", "content": parts}]
+    shown = [picture(0), clip(0)]
+    dataset = probe.attribute(subject, shown, asked, "red circle", over="grid", progress=False)
+    assert np.isfinite(dataset["attribution"]).all()
+    subject = probe.load(*VIDEO_FAMILIES["qwen2_vl"]())
+    with pytest.raises(ProbeError, match=r"places, got none of image 3; divide it by masks"):
+        probe.attribute(subject, shown, asked, "red circle", progress=False)

@@ -111,6 +111,15 @@ def _divided(inputs: Inputs, image: int) -> PatchGrid:
     tokens = inputs.grid[0]
     of_patches = _base_boxes(patches, image)
     of_tokens = _base_boxes(tokens, image)
+    if not len(of_patches) and not len(of_tokens):
+        raise ProbeError(
+            "attribute",
+            expected="images whose patches have known places",
+            got=f"none of image {image + 1}",
+            fix="divide it by masks, or use over='words'",
+        )
+    if not len(of_patches):  # images and a video in one prompt: the encoder is given both apart
+        return tokens
     if not 0 < len(of_tokens) < len(of_patches) or np.isnan(of_tokens).any():
         return patches
     # merged tokens cover the image; those that a reducer has left do not
