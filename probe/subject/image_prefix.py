@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -74,7 +74,7 @@ class EmbeddedPrompt:
     ids: Int[Tensor, " token"]
     vision: Bool[Tensor, " token"]
     embeddings: Float[Tensor, "1 token width"]
-    positions: Int[Tensor, "... token"]
+    positions: Num[Tensor, "... token"]  # whole numbers, some models count in float32
     shared: int
 
     @classmethod
