@@ -18,6 +18,7 @@ by least squares, and gives the rectangle to a small part of a pixel.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -187,6 +188,11 @@ def views_of_patches(
         own = image == number
         x_of_patch = _mean(x[real][own], 1)
         y_of_patch = _mean(y[real][own], 1)
+        side = isqrt(int(own.sum()))
+        if tuple(sizes[number]) == (1, 1) and own.any() and side**2 == own.sum():
+            # one pixel, enlarged to a square: its patches all look the same
+            found.append(View(number, np.array(WHOLE, float), side, side))
+            continue
         columns = _spaced(x_of_patch)
         rows = _spaced(y_of_patch)
         if columns is None or rows is None or len(columns) * len(rows) != own.sum():
