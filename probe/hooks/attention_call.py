@@ -141,7 +141,7 @@ def require_plain_softmax(called: str, call: AttentionCall | AttentionWeights) -
             called,
             expected="attention that is a softmax of scaled products",
             got=f"{given[0]} in {call.name}",
-            fix="leave this stack out with stacks=[...]; drops and answers work",
+            fix="leave this stack out; drops and answers work in it",
         )
 
 

@@ -24,11 +24,7 @@ from torch import Tensor
 
 from probe.data.image import ImageSource, as_images
 from probe.errors import ProbeError
-from probe.hooks.attention_call import (
-    AttentionCall,
-    AttentionWeights,
-    require_plain_softmax,
-)
+from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import tap
 from probe.hooks.block_threads import only_this_thread
 from probe.hooks.finite_states import finite_states
@@ -162,8 +158,7 @@ def _attention(
                 expected="an encoder whose queries and keys are visible",
                 got=type(call.module).__name__,
             )
-        require_plain_softmax("concentration", call)
-        attention = LayerAttention(call.query, call.key, call.scaling, order.index(call.name))
+        attention = LayerAttention.of("concentration", call, order.index(call.name))
         by_layer[call.name] = (attention.given_by(0) if first else attention.received()).cpu()
 
     inputs = subject.encode(image, "?")

@@ -21,6 +21,7 @@ from probe.hooks.model_structure import stacks, vision_towers
 from probe.hooks.offload import execution_device, input_device
 from probe.interventions.drop import drop_vision
 from probe.interventions.sweep.case_batch import CaseBatch, untouched_logits
+from probe.measures.attention.answer_logprob import token_logprob
 from probe.measures.verify_report import Check
 from probe.subject.inputs import Inputs, with_response
 from probe.subject.prefix_cache import PrefixCache
@@ -80,7 +81,6 @@ def reads_image(
     """
     shown = open_image(image, subject.exif)
     images = {"this": shown, **_other_images(shown)}
-    ids = response_ids[:, None]
     logits: dict[str, Tensor] = {}
     logprobs: list[str] = []
     for name, other in images.items():
@@ -88,7 +88,7 @@ def reads_image(
         with torch.no_grad():
             whole = subject.model(**inputs, use_cache=False).logits[0]
         logits[name] = whole[-len(response_ids) - 1 : -1].float()
-        logprob = logits[name].log_softmax(-1).gather(-1, ids.to(whole.device))
+        logprob = token_logprob(logits[name], response_ids)
         logprobs.append(f"{name} {float(logprob.sum()):.4g}")
     own = logits.pop("this")
     changes = torch.stack([(own - other).abs().max() for other in logits.values()])

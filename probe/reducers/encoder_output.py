@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.errors import ProbeError
-from probe.hooks.attention_call import attention_weights
+from probe.hooks.attention_call import AttentionCall, attention_weights, require_plain_softmax
 
 CHUNK = 2**20  # attention weights that are computed at a time: few enough for a CPU's cache
 
@@ -26,6 +26,12 @@ class LayerAttention:
     key: Float[Tensor, "view head position dim"]
     scaling: float
     layer: int
+
+    @classmethod
+    def of(cls, called: str, call: AttentionCall, layer: int) -> "LayerAttention":
+        """Of one call. Raises ProbeError where its weights are no softmax of scaled products."""
+        require_plain_softmax(called, call)
+        return cls(call.query, call.key, call.scaling, layer)
 
     def of_views(self, start: int, stop: int) -> "LayerAttention":
         return LayerAttention(

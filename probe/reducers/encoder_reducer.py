@@ -18,11 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
-from probe.hooks.attention_call import (
-    AttentionCall,
-    AttentionWeights,
-    require_plain_softmax,
-)
+from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.model_structure import first_patch, layers_of
@@ -136,9 +132,8 @@ class EncoderTap:
         return (reducer.shrunk(given, patch_size, self.views), *args[1:]), kwargs
 
     def around(self, call: AttentionCall, kernel: Kernel) -> Output:
-        require_plain_softmax("reduced", call)
         layer = self._index[call.module]  # names differ where a model is tapped too
-        self._running.calls[layer] = LayerAttention(call.query, call.key, call.scaling, layer)
+        self._running.calls[layer] = LayerAttention.of("reduced", call, layer)
         return kernel(call)
 
     def ended(self, layer: nn.Module, args: tuple, output: Any) -> None:

@@ -73,19 +73,14 @@ def require_single(projector: Any, single: Tensor) -> None:
 
 def refuse_merging(got: str) -> NoReturn:
     """Raises ProbeError for features that neighbours are merged into."""
-    raise ProbeError(
-        "reduced",
-        expected="features that are projected and handed to the LLM one by one",
-        got=got,
-        fix="use a method inside the LLM: FastV, PyramidDrop, SparseVLM",
-    )
+    _refuse(got, "use a method inside the LLM: FastV, PyramidDrop, SparseVLM")
 
 
 def refuse_pooling(got: str) -> NoReturn:
     """Raises ProbeError for features that are averaged over a frame."""
-    raise ProbeError(
-        "reduced",
-        expected="features that are projected and handed to the LLM one by one",
-        got=got,
-        fix="use images: this model averages what it sees of frames",
-    )
+    _refuse(got, "use images: this model averages what it sees of frames")
+
+
+def _refuse(got: str, fix: str) -> NoReturn:
+    expected = "features that are projected and handed to the LLM one by one"
+    raise ProbeError("reduced", expected=expected, got=got, fix=fix)

@@ -34,6 +34,7 @@ from probe.hooks.model_structure import output_head, text_decoder
 from probe.interventions.activation_patching import column_mask, site_columns
 from probe.interventions.layer_target import Layers
 from probe.interventions.sweep.result_table import begins_with, gold_logprob
+from probe.measures.attention.answer_logprob import token_logprob
 from probe.measures.causal.patch_cases import BASE_AND_SOURCE
 from probe.measures.causal.patch_pairs import counterparts, default_corruption, pair_of
 from probe.measures.causal.patch_sweep import PatchSweep, swept
@@ -182,8 +183,7 @@ class _Gradients:
                 inputs_embeds=prompt.embeddings, position_ids=prompt.positions, use_cache=False
             ).last_hidden_state
             logits = head(hidden[:, -len(gold) :])
-            said = logits[0].float().log_softmax(-1).gather(-1, gold[:, None].to(logits.device))
-            logprob = said.sum()
+            logprob = token_logprob(logits[0], gold).sum()
         gradients = {}
         if backward:
             found = torch.autograd.grad(logprob, list(probes.values()))
