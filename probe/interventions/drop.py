@@ -45,6 +45,7 @@ from probe.hooks.sequence_tracker import SequenceTracker
 from probe.hooks.token_removal import present_in, removed
 from probe.hooks.tracked_sequence import ForwardTracker, TrackedSequence
 from probe.interventions.attention_edits import mask_keys, replace_keys_values
+from probe.interventions.cross_reading import silenced
 from probe.interventions.layer_target import (
     PREFUSION,
     Layers,
@@ -90,7 +91,7 @@ def drop_vision(
     "remove_for_good" in pre-fusion, for a static or quantized cache, and with flash attention for a
     sliding window shorter than the sequence.
     """
-    target = LayerTarget.of("drop_vision", model, layers, stack)
+    target = LayerTarget.of("drop_vision", model, layers, stack, reads_across=True)
     _check_mode(mode, stack)
     queries = _queries_of(target, queries)
     dropped = None if tokens is None else _mask_of(target, tokens)
@@ -103,11 +104,10 @@ def drop_vision(
     if dropped is not None:
         options += f", tokens={int(dropped.sum())}"
     with target.listed("remove" if mode.startswith("remove") else mode, options):
-        cross = cross_attention(target.model) if stack != PREFUSION else {}
         if not target.layers:
             yield
-        elif cross:
-            with _silenced(target, cross):
+        elif stack != PREFUSION and cross_attention(target.model):
+            with silenced(target):
                 yield
         elif mode.startswith("mask"):
             with _masked(target, queries, freeze=mode == "mask_frozen", vision=dropped):
@@ -166,23 +166,6 @@ def _queries_of(target: LayerTarget, queries: Names | None) -> tuple[str, ...]:
             "drop_vision", expected=f"queries of {known} in {target.stack.name}", got=repr(queries)
         )
     return chosen
-
-
-@model_block
-def _silenced(target: LayerTarget, cross: dict[int, tuple[str, nn.Module]]) -> Iterator[None]:
-    """The chosen layers' cross-attention adds nothing: the mean over no keys is taken as 0."""
-
-    def silence(module: nn.Module, args: tuple, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (torch.zeros_like(output[0]), *output[1:])
-        return torch.zeros_like(output)
-
-    with ExitStack() as undo:
-        for layer in target.layers:
-            if layer in cross:
-                _, module = cross[layer]
-                add_hook(undo, module.register_forward_hook, silence)
-        yield
 
 
 @model_block

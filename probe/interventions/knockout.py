@@ -10,6 +10,7 @@ padding and any types.
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,11 @@ from probe.errors import ProbeError, one_of
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import model_block
+from probe.hooks.model_structure import cross_attention
 from probe.hooks.tracked_sequence import TrackedSequence
 from probe.interventions.attention_edits import mask_keys
-from probe.interventions.layer_target import Layers, LayerTarget, Names, as_names
+from probe.interventions.cross_reading import among_words, silenced
+from probe.interventions.layer_target import PREFUSION, Layers, LayerTarget, Names, as_names
 
 
 @model_block
@@ -43,21 +46,29 @@ def knockout(
     each of their rows; generated tokens are "response". With `types`, "vision" is what they call
     so. A query that would be left without any key keeps itself.
 
+    Where words read the image by cross-attention (Mllama, Idefics), "vision" as keys is the whole
+    image: these queries get nothing of that attention. In the LLM's own attention all are words.
+
     In pre-fusion (`stack="prefusion"`) "vision" are the patches, "compressed" the tokens that are
     made of them, "text" is the rest, and `types` name words.
 
     Raises ProbeError before anything runs for unknown names, a layer outside, a compiled model and
     flash attention; in the forward, before any layer, for inputs of another shape than `types`.
     """
-    target = LayerTarget.of("knockout", model, layers, stack)
+    target = LayerTarget.of("knockout", model, layers, stack, reads_across=True)
     queries = as_names(queries)
     keys = as_names(keys)
     _check_names((*queries, *keys), target.kinds, types)
-    target.refuse_flash("load the model with attn_implementation='sdpa'")
+    words, reads_image = _own_attention(target, keys)
+    words.refuse_flash("load the model with attn_implementation='sdpa'")
     sequences = target.sequences(
         changes_vision="vision" in queries,
         check=lambda now, cache: types is None or _check_fit(now, types),
     )
+
+    def running_queries() -> Bool[Tensor, "batch query"]:
+        now = sequences.running()
+        return now.of_queries(positions(queries, now, types))
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
         now = sequences.running()
@@ -71,8 +82,23 @@ def knockout(
     ):
         if target.layers:
             undo.enter_context(sequences.followed())
-            undo.enter_context(target.routed(around))
+        if words.layers:
+            undo.enter_context(words.routed(around, reports=not reads_image))
+        if reads_image:
+            undo.enter_context(silenced(target, running_queries, reports=not words.layers))
         yield
+
+
+def _own_attention(target: LayerTarget, keys: tuple[str, ...]) -> tuple[LayerTarget, bool]:
+    """The layers whose own attention has such keys, and whether these are those of cross-attention
+    to the image as well.
+    """
+    if target.stack.name == PREFUSION or not cross_attention(target.model):
+        return target, False
+    reads_image = "vision" in keys
+    if set(keys) == {"vision"}:
+        return replace(target, layers=()), reads_image
+    return among_words(target), reads_image
 
 
 def _check_names(names: tuple[str, ...], kinds: tuple[str, ...], types: TokenTypes | None) -> None:

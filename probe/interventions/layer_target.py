@@ -46,10 +46,18 @@ class LayerTarget:
     layers: tuple[int, ...]
 
     @classmethod
-    def of(cls, called: str, model: Any, layers: Layers, stack: str = "llm") -> "LayerTarget":
-        """`model`: a model or a Subject. Raises ProbeError for a compiled model, a layer that does
-        not exist, and a stack whose layers do not hold text and vision (those of the LLM and of
-        pre-fusion do).
+    def of(
+        cls,
+        called: str,
+        model: Any,
+        layers: Layers,
+        stack: str = "llm",
+        *,
+        reads_across: bool = False,
+    ) -> "LayerTarget":
+        """`model`: a model or a Subject; `reads_across`: it may be one that reads images by
+        cross-attention. Raises ProbeError for a compiled model, a layer that does not exist, and a
+        stack whose layers do not hold text and vision (those of the LLM and of pre-fusion do).
         """
         model = (
             model.model if not isinstance(model, nn.Module) and hasattr(model, "model") else model
@@ -65,13 +73,13 @@ class LayerTarget:
                 called, expected=f"stack={known}, whose tokens are text and vision", got=repr(stack)
             )
         cross = cross_attention(model)
-        if cross and called != "drop_vision":
+        if cross and not reads_across:
             name, _ = next(iter(cross.values()))
             raise ProbeError(
                 called,
                 expected="a model whose vision tokens stand among the words",
                 got=f"one that reads images by cross-attention ({name})",
-                fix="drop_vision silences that attention",
+                fix="drop_vision and knockout silence that attention",
             )
         layer_stack = known_stacks[stack]
         indices = _indices(called, layers, len(layer_stack.layers))

@@ -19,11 +19,9 @@ ALONE = "yes, each case alone"
 
 
 def reads_across(module: str) -> dict[str, str]:
-    refused = f"no: one that reads images by cross-attention ({module})"
     return {
         "compressor, cross": "yes: cross",
-        "knockout": refused,
-        "FastV": refused,
+        "FastV": f"no: one that reads images by cross-attention ({module})",
         "sweep": ALONE,
     }
 
