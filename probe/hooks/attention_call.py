@@ -12,10 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
+from probe.hooks.score_rule import FIELDS, PLAIN, ScoreRule, capped, softmax_with_sink
 
-# Options of a kernel after which its weights are no softmax of scaled products and a mask: caps on
-# scores, learned sinks in the sum, learned biases.
-OTHER_WEIGHTS = ("softcap", "s_aux", "sinks", "position_bias")
 HIDDEN = -1e30  # finite: a weight of exactly 0 times -inf would be NaN
 
 
@@ -26,7 +24,8 @@ class AttentionCall:
     `effective_mask` is what the kernel gets; `model_mask` is the model's own, which an intervention
     does not change. `causal` counts where there is no mask. Keys `window` positions back or further
     are hidden. `active_queries` are those whose output is used (None: all): an edited call may run
-    in two parts. `options`: what else the module passes to its kernel.
+    in two parts. `options`: what else the module passes to its kernel. `rule`: what the kernel does
+    to scores beside scaling and mask; None where that is not known.
     """
 
     name: str  # qualified name of the attention module
@@ -41,6 +40,7 @@ class AttentionCall:
     window: int | None
     options: Mapping[str, object]
     active_queries: Bool[Tensor, "batch query"] | None = None
+    rule: ScoreRule | None = PLAIN
 
     @property
     def row_count(self) -> int:
@@ -129,54 +129,76 @@ def bias(call: AttentionCall, row: int, position: Tensor, stop: int) -> Float[Te
     return is_hidden.float().mul_(HIDDEN)
 
 
-def require_plain_softmax(called: str, call: AttentionCall | AttentionWeights) -> None:
-    """Raises ProbeError where the kernel's weights are not softmax(q kᵀ · scaling + mask), so that
-    numbers computed from queries and keys would be of another model.
+def known_rule(called: str, call: AttentionCall) -> ScoreRule:
+    """What the kernel of a call does to scores. Raises ProbeError where its output is that of no
+    known rule, so that numbers computed from queries and keys would be of another model, and where
+    its mask is no tensor.
     """
-    if isinstance(call, AttentionWeights):
-        return
-    given = [name for name in OTHER_WEIGHTS if call.options.get(name) is not None]
-    if given:
+    mask = call.effective_mask
+    if mask is not None and not isinstance(mask, Tensor):  # flex attention
         raise ProbeError(
             called,
-            expected="attention that is a softmax of scaled products",
-            got=f"{given[0]} in {call.name}",
-            fix="leave this stack out; drops and answers work in it",
+            expected="attention whose mask is a tensor",
+            got=f"{type(mask).__name__} in {call.name}",
+            fix="load the model with attn_implementation='eager' or, where it can, 'sdpa'",
         )
+    if call.rule is not None:
+        return call.rule
+    given = [name for name in FIELDS if call.options.get(name) is not None]
+    raise ProbeError(
+        called,
+        expected="a kernel whose output follows from its scores, caps, biases and sinks",
+        got=f"{', '.join(given)} in {call.name}, used in another way",
+        fix="leave this stack out; drops and answers work in it",
+    )
 
 
 def attention_weights(
     query: Float[Tensor, "*batch head query dim"],
     key: Float[Tensor, "*batch key_head key dim"],
     scaling: float,
-    bias: Float[Tensor, "query key"] | float = 0.0,
+    bias: Float[Tensor, "*head query key"] | float = 0.0,
+    cap: float | None = None,
+    sink: Float[Tensor, "*batch head query"] | None = None,
 ) -> Float[Tensor, "*batch head query key"]:
-    """softmax(q kᵀ · scaling + bias) in float32, autocast off."""
+    """softmax(q kᵀ · scaling + bias) in float32, autocast off; with a cap and a sink as in
+    `score_rule.py`.
+    """
     *batch, heads, query_count, dim = query.shape
     key_heads = key.shape[-3]
     with torch.autocast(query.device.type, enabled=False):
         # The queries of heads that share a key head are rows of one product.
         queries = query.float().reshape(*batch, key_heads, -1, dim)
-        scores = queries @ key.float().mT * scaling
+        scores = capped(queries @ key.float().mT * scaling, cap)
         scores = scores.view(*batch, heads, query_count, -1)
-        return torch.softmax(scores + bias, -1)
+        return softmax_with_sink(scores + bias, sink)
 
 
 @torch.no_grad()
 def attention_rows(
-    call: AttentionCall | AttentionWeights, row: int, position: Int[Tensor, "query"]
+    call: AttentionCall | AttentionWeights,
+    row: int,
+    position: Int[Tensor, "query"],
+    stop: int | None = None,
+    called: str = "attention",
 ) -> Float[Tensor, "head query key"]:
     """The attention that the queries at these positions among the keys give, in one row of the
-    batch; float32, under the call's effective mask.
+    batch; float32, under the call's effective mask. `stop`: the keys from there on are left out,
+    where no query sees them.
 
         attention_rows(call, 0, torch.tensor([call.key_count - 1]))      # the last token's
     """
-    require_plain_softmax("attention", call)
     offset = call.key_count - call.query_count
     if isinstance(call, AttentionWeights):
         query = position.to(call.weights.device) - offset
-        return call.weights[row][:, query].float()
+        return call.weights[row][:, query, :stop].float()
+    rule = known_rule(called, call)
     position = position.to(call.query.device)
-    queries = call.query[row][:, position - offset]
-    added = bias(call, row, position, call.key_count)
-    return attention_weights(queries, call.key[row], call.scaling, added)
+    query = position - offset
+    keys = call.key[row][:, :stop]
+    added = bias(call, row, position, keys.shape[1])
+    learned = rule.bias_of(row, query, slice(keys.shape[1]))
+    if learned is not None:
+        added = added + learned
+    queries, sink = call.query[row][:, query], rule.sink_of(row, query)
+    return attention_weights(queries, keys, call.scaling, added, rule.cap, sink)

@@ -15,9 +15,9 @@ Source: `AttentionInterface` of transformers (docs: "Attention interface").
 
 import copy
 import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from threading import get_ident
 from typing import Any
 
@@ -32,6 +32,7 @@ from probe.hooks.block_threads import BlockThreads, add_hook, block_threads, con
 from probe.hooks.compiled import refuse_compiled
 from probe.hooks.inline_attention import InlineAttention
 from probe.hooks.model_state import locked, state_of
+from probe.hooks.own_kernel import own_function, rule_of_kernel
 
 # Followed by the user's own choice, so that a check such as `"flash" in name` still holds
 PREFIX = "probe|"
@@ -142,21 +143,6 @@ def register(implementation: str) -> str:
     return name
 
 
-def own_function(module: nn.Module, implementation: str | None) -> Any:
-    """The function the module would have found: `eager` is a default of the file its class (or a
-    base) comes from.
-    """
-    names = [cls.__module__ for cls in type(module).__mro__]
-    sources = [vars(sys.modules[name]) for name in names if name in sys.modules]
-
-    def first(name: str) -> Any:
-        return next((source[name] for source in sources if name in source), None)
-
-    registry = first("ALL_ATTENTION_FUNCTIONS")
-    registry = ALL_ATTENTION_FUNCTIONS if registry is None else registry
-    return registry.get_interface(implementation or "eager", first("eager_attention_forward"))
-
-
 def dispatch(module, query, key, value, attention_mask=None, scaling=None, **options) -> Output:
     """The registered function: runs the kernel inside the wrappers of this thread's taps."""
     state = state_of(module)
@@ -183,6 +169,8 @@ def dispatch(module, query, key, value, attention_mask=None, scaling=None, **opt
     )
     tap.called.add(thread)
     tap.armed.discard(thread)  # the kernel may read the config
+    kernel = own_function(module, tap.config._attn_implementation)
+    call = replace(call, rule=rule_of_kernel(kernel, call))
     output = tap.run(call, state.views.get(thread))
     tap.armed.add(thread)
     return output

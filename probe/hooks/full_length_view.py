@@ -19,8 +19,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, as_bool, with_hidden
 from probe.hooks.kept_positions import KeptPositions
+from probe.hooks.score_rule import ScoreRule
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,24 @@ class FullLengthView:
             model_mask=self.model_mask if in_order else self._visible_by_the_model(),
             causal=self.queries.length > 1,
             active_queries=self.queries.slot >= 0,
+            rule=None if call.rule is None else self._rule(call, call.rule),
         )
+
+    def _rule(self, call: AttentionCall, rule: ScoreRule) -> ScoreRule:
+        """The rule over the whole sequence. Raises ProbeError for learned biases: they are of the
+        distances among the tokens that run, and not of those in the prompt.
+        """
+        if rule.position_bias is not None:
+            raise ProbeError(
+                "probe",
+                expected="attention that knows tokens by their positions in the prompt",
+                got=f"a learned bias in {call.name}, which counts the tokens that run",
+                fix="keep all tokens in the layers",
+            )
+        if rule.sink is None or rule.sink.ndim == 1:
+            return rule
+        sink = self.queries.put(rule.sink, rule.sink.new_zeros(()), 2)
+        return replace(rule, sink=sink)
 
     def kept_part(
         self, edited: AttentionCall, whole: AttentionCall, call: AttentionCall

@@ -2,7 +2,7 @@
 
     zero       the head's part before the output projection is 0
     mean       that part is its mean over the prompt's positions (padding left out)
-    uniform    the head attends evenly to all keys that it can see
+    uniform    the head attends evenly to all keys that it can see; a learned sink keeps its score
     no_vision  in text queries the head cannot see vision keys; all heads of a layer together are
                `drop_vision` by mask in it
 
@@ -34,6 +34,7 @@ from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import model_block
 from probe.hooks.layer_sites import head_count
 from probe.hooks.model_state import layer_ranges
+from probe.hooks.score_rule import without_bias
 from probe.hooks.tracked_sequence import TrackedSequence
 from probe.interventions.attention_edits import mask_keys
 from probe.interventions.edit_report import EditReport
@@ -146,7 +147,9 @@ def _ablated(
     if mode == "mean":
         return _mean_in_prefusion(output, now) if stack == PREFUSION else _mean(call, output, now)
     if mode == "uniform":
-        edited = replace(call, query=torch.zeros_like(call.query))  # equal scores: an even spread
+        # Equal scores: an even spread.
+        even = torch.zeros_like(call.query)
+        edited = replace(call, query=even, options=without_bias(call.options))
     else:
         edited = mask_keys(call, now, now.named(["text", "compressed"]), now.vision)
     if edited is call:

@@ -30,6 +30,7 @@ from probe.measures.attention.passes import Passes, forward
 from probe.measures.attention.reference import difference, largest_difference
 from probe.measures.attention.stack_queries import stack_statistics
 from probe.measures.attention.statistic import AttentionStatistic
+from probe.measures.attention.type_sums import total_attention
 from probe.measures.verify_model import (
     HALF_TOLERANCE,
     LOGIT_TOLERANCE,
@@ -145,16 +146,15 @@ def _measured(subject: Subject, inputs: Inputs) -> AttentionStatistic:
 
 
 def _identity(inputs: Inputs, statistic: AttentionStatistic) -> Check:
-    """Σ_B mass · query_count = queries: all attention is accounted for."""
+    """Σ_B mass · query_count = queries, less what a learned sink takes: nothing is lost."""
     types = inputs.types
     ids = types.ids[0][types.is_query[0]]
     queries = np.array([(ids == query_type).sum() for query_type in range(len(types.names))])
     errors = []
     for name in statistic.modules:
         table = statistic.table(name)
-        seen = table["query_count"] > 0  # where none is, the mass is NaN: there is none to count
-        total = np.where(seen, table["mass"] * table["query_count"], 0).sum(-1)
-        errors.append(np.abs(total - queries).max() / max(1, queries.max()))
+        missing = np.abs(total_attention(table, queries) - queries)
+        errors.append(missing.max() / max(1, queries.max()))
     worst = float(np.max(errors))  # NaN where any is
     return Check(
         "Σ_B mass·query_count = queries of A", worst, "at most 1e-5 of the queries", worst <= 1e-5

@@ -245,6 +245,13 @@ STACK = {
         "sample patch", "vision token that the encoder's patch went into; -1 = none"
     ),
     **patch_variables("patch", "sample"),
+    "learned_sink": Variable(
+        "sample layer head query_type",
+        "fraction",
+        "attention that the layer's learned sink takes",
+        0.0,
+        1.0,
+    ),
     "key_sink": Variable(
         "sample layer key",
         "yes or no",

@@ -176,7 +176,7 @@ def _check_counts(stack: str, node: xr.Dataset) -> None:
 
 def _check_sums(stack: str, node: xr.Dataset, hidden: bool) -> None:
     """Σ_B mass·query_count = queries of A, and Σ_B share = 1: every query spends all of its
-    attention.
+    attention. What a learned sink takes of A is known over all queries, not those of share alone.
 
     A query sees itself, so the queries of A are the largest query_count(A → B) over B. Where an
     intervention or a reducer has `hidden` some keys, the sums are at most that large.
@@ -184,15 +184,18 @@ def _check_sums(stack: str, node: xr.Dataset, hidden: bool) -> None:
     mass = node.variables["mass"]
     counts = _aligned(node.variables["query_count"], mass.dims).astype(np.float64)
     spent = np.nansum(mass.values * counts, -1)
+    has_sink = "learned_sink" in node.variables
+    sink = np.nan_to_num(node.variables["learned_sink"].values) if has_sink else 0.0
     queries = np.broadcast_to(counts.max(-1, initial=0), spent.shape)
     measured = ~np.isnan(mass.values).all(-1) & (queries > 0)
-    sums = {"mass·query_count ÷ queries": spent[measured] / queries[measured]}
+    sums = {"mass·query_count ÷ queries": (spent / np.maximum(queries, 1) + sink)[measured]}
     if "share" in node.variables:
         share = node.variables["share"].values
         has_share = measured & ~np.isnan(share).all(-1)
         sums["share"] = np.nansum(share, -1)[has_share]
     for name, total in sums.items():
-        error = total - 1 if hidden else abs(total - 1)
+        is_part = hidden or (has_sink and name == "share")
+        error = total - 1 if is_part else abs(total - 1)
         worst = error.max(initial=0)
         if worst > _SUM_SLACK:
             raise _broken(f"{stack}/{name} to sum to 1 over key_type", f"{worst:.2g} off")

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.errors import ProbeError
-from probe.hooks.attention_call import AttentionCall, attention_weights, require_plain_softmax
+from probe.hooks.attention_call import AttentionCall, attention_weights, known_rule
 
 CHUNK = 2**20  # attention weights that are computed at a time: few enough for a CPU's cache
 
@@ -30,7 +30,13 @@ class LayerAttention:
     @classmethod
     def of(cls, called: str, call: AttentionCall, layer: int) -> "LayerAttention":
         """Of one call. Raises ProbeError where its weights are no softmax of scaled products."""
-        require_plain_softmax(called, call)
+        if not known_rule(called, call).is_plain:
+            raise ProbeError(
+                called,
+                expected="an encoder whose attention is a softmax of scaled products",
+                got=f"caps, sinks or biases in {call.name}",
+                fix="use a reducer inside the LLM",
+            )
         return cls(call.query, call.key, call.scaling, layer)
 
     def of_views(self, start: int, stop: int) -> "LayerAttention":

@@ -3,7 +3,8 @@
 The model's own forward on a whole prompt is compared with what sharing makes of it: the keys and
 values of the image prefix, which was computed without the question, and the logits of the untouched
 case. This detects attention by which an image sees the question, state that is not keys and values,
-and logits that are more than a linear map of the last hidden state. Pre-fusion is checked on the
+and logits that are more than a linear map of the last hidden state. Attention that is no plain
+softmax is not shared: what is shared is computed as one. Pre-fusion is checked on the
 logits alone.
 """
 
@@ -79,10 +80,12 @@ def _check(
     prefix: ImagePrefix | None,
 ) -> SharingCheck:
     key_differences: list[float] = []
+    plain: list[bool] = []
 
     def compare(call: AttentionCall | AttentionWeights) -> None:
         assert isinstance(call, AttentionCall)  # a module that returns weights has no keys to share
         assert prefix is not None
+        plain.append(call.rule is not None and call.rule.is_plain)
         for whole, shared in zip((call.key, call.value), prefix.keys[call.name], strict=True):
             key_differences.append(_difference(shared, whole[0, :, : prefix.length]))
 
@@ -93,6 +96,8 @@ def _check(
         with tap(stack.attention, compare):
             logits = model(**inputs, use_cache=False).logits[:, -1]
     seconds = time.perf_counter() - start
+    if not all(plain):
+        return SharingCheck("its attention has caps, sinks or biases of scores", seconds)
     limit = ROUNDING.get(logits.dtype, ROUNDING_HALF)
     if prefix is not None and prefix.length and not max(key_differences) <= limit:
         return SharingCheck("its image prefix depends on the question", seconds)

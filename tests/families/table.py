@@ -17,6 +17,7 @@ from tests.families.checks import CHECKS, Case, results
 from tests.families.models import FAMILIES
 from tests.families.patch_models import PATCH_FAMILIES
 from tests.families.picture_models import PICTURE_FAMILIES
+from tests.families.score_models import SCORE_FAMILIES
 from tests.families.uses import USES, Use, uses
 from tests.families.video_models import VIDEO_FAMILIES, VideoCase
 
@@ -42,7 +43,7 @@ layer). "by its processor": the config does not say what becomes of an image.
 """
 
 NEWER = {**PATCH_FAMILIES, **PICTURE_FAMILIES}
-ALL_FAMILIES = {**FAMILIES, **NEWER}
+ALL_FAMILIES = {**FAMILIES, **NEWER, **SCORE_FAMILIES}
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 
 

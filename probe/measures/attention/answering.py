@@ -159,7 +159,9 @@ class AnsweringStatistic:
         longest = self.width + self.new_tokens
         forgets = not self.prefix and call.window is not None and call.window < longest
         own = call.effective_mask is call.model_mask and call.active_queries is None
-        return not self.edited and not forgets and own and self._is_plain(call, self.padding)
+        may_share = call.rule is None or call.rule.is_same_for_all_queries
+        is_waiting = not self.edited and not forgets and own and may_share
+        return is_waiting and self._is_plain(call, self.padding)
 
     def _show(
         self,
@@ -282,4 +284,5 @@ def row_of(call: AttentionCall, row: int, padding: int, is_plain: bool) -> Atten
         model_mask=of_row(call.model_mask),
         causal=call.query_count > 1 if is_plain else call.causal,
         active_queries=None if active is None else active[one, first_query:],
+        rule=None if call.rule is None else call.rule.of_row(row, first_query, padding),
     )

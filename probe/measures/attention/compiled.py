@@ -57,7 +57,8 @@ def is_compiled_for(call: AttentionCall, extras: Extras) -> bool:
     """
     if call.query.device.type != "cpu" or type(call.query) not in (Tensor, torch.nn.Parameter):
         return False
-    return extras == Extras() and library() is not None
+    is_plain = call.rule is not None and call.rule.is_plain  # the compiled code knows no other
+    return extras == Extras() and is_plain and library() is not None
 
 
 def compiled_sums(call: AttentionCall, row: int, keys: TypedKeys, plan: QueryPlan) -> QuerySums:

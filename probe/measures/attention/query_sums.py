@@ -44,12 +44,18 @@ class QuerySums:
     # `NOTHING` unless requested:
     received_head: Float[Tensor, "..."]  # (type, head, key)
     norm: Float[Tensor, "..."]  # (head, query, type): ‖W_O Σ p v‖
+    sink: Float[Tensor, "..."]  # (head, query): the weight of the learned sink, where there is one
     maps: Float[Tensor, "..."]  # (token, [head], key)
     map_count: Float[Tensor, "..."]  # 1 for the tokens of `maps` that are queries of this call
 
     @classmethod
     def empty(
-        cls, plan: QueryPlan, head_count: int, keys: TypedKeys, extras: Extras
+        cls,
+        plan: QueryPlan,
+        head_count: int,
+        keys: TypedKeys,
+        extras: Extras,
+        has_sink: bool = False,
     ) -> "QuerySums":
         """Zeros for the queries of the plan."""
 
@@ -69,6 +75,7 @@ class QuerySums:
             received=zeros(types, width),
             received_head=zeros(types, head_count, width) if extras.received_head else NOTHING,
             norm=zeros(head_count, queries, types) if extras.gram is not None else NOTHING,
+            sink=zeros(head_count, queries) if has_sink else NOTHING,
             maps=zeros(tokens, *([head_count] if extras.map_heads else []), width)
             if tokens
             else NOTHING,
@@ -82,7 +89,8 @@ class QuerySums:
 
     def fits(self, other: "QuerySums") -> bool:
         """Whether both can be summed over queries at once."""
-        return self.plan is other.plan and self.mass.shape == other.mass.shape
+        same_shapes = self.mass.shape == other.mass.shape and self.sink.shape == other.sink.shape
+        return self.plan is other.plan and same_shapes
 
     def add_average(self, queries: slice, average: Float[Tensor, "query key"], start: int) -> None:
         """Adds what is computed from the weights averaged over heads: heat maps, and the sums of
@@ -98,7 +106,8 @@ class QuerySums:
         self.received[:, span] += self.plan.one_hot[queries].T @ average
         # With r = p̄ / max(p̄):  Σ p̄ ln p̄ = max(p̄) (Σ r ln r + ln max(p̄) Σ r). Relative to the
         # maximum the sums are exact where the weights are even (r = 1, r ln r = 0).
-        top = average.amax(-1, keepdim=True)
+        # A sink can leave no weight to the keys.
+        top = average.amax(-1, keepdim=True).clamp(min=SMALLEST)
         relative = average.div_(top)
         sum_r = keys.sum(relative, start).double()
         relative_log = relative.clamp(min=SMALLEST).log_()

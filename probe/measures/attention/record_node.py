@@ -8,7 +8,7 @@ All arrays have a leading axis of one sample. A sample's images and their tiles 
 own in a statistic; here they are pooled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from probe.data.sample import Sample
 from probe.data.token_types import PADDING
 from probe.hooks.model_structure import LayerStack
 from probe.measures.attention.stack_statistic import StackStatistic
+from probe.measures.attention.type_sums import SINK
 from probe.records import EDGES
 from probe.records.thumbnails import thumbnails
 from probe.subject.inputs import Inputs
@@ -28,7 +29,7 @@ MAX_IMAGES = 16  # kept of a sample, evenly chosen: a video has thousands of fra
 # These have an axis of layers only where layers differ (windows, queries that are not computed).
 COUNTS = ("query_count", "share_count")
 # The axis of query types in variables that have no axis of key types; all others end in both.
-QUERY_AXIS = {"received": -2, "received_head": -2, "share_count": -1}
+QUERY_AXIS = {"received": -2, "received_head": -2, "share_count": -1, "learned_sink": -1}
 
 
 def node(
@@ -90,7 +91,20 @@ def _layers(
         found = {name: empty(module) for name, module in stack.attention.items()}
     without = _without_attention(next(iter(found.values())))
     tables = [without if name is None else found[name] for name in stack.modules]
+    _complete_sinks(tables)
     return {name: _stacked(name, [table[name] for table in tables]) for name in tables[0]}
+
+
+def _complete_sinks(tables: Sequence[dict[str, np.ndarray]]) -> None:
+    """Where some layers have a learned sink it takes nothing in the others: 0, and NaN for types
+    that have no query there.
+    """
+    if not any(SINK in table for table in tables):
+        return
+    for table in tables:
+        if SINK not in table:
+            spent = np.nansum(table["mass"], -1)  # (head, query_type)
+            table[SINK] = np.where(np.isnan(table["mass"]).all(-1), np.nan, 0 * spent)
 
 
 def _stacked(name: str, arrays: list[np.ndarray]) -> Float[np.ndarray, "layer *axes"]:

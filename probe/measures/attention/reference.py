@@ -16,7 +16,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
-from probe.hooks.attention_call import AttentionCall, AttentionWeights, visible_keys
+from probe.hooks.attention_call import (
+    AttentionCall,
+    AttentionWeights,
+    known_rule,
+    visible_keys,
+)
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.model_structure import stacks
 from probe.measures.attention.stack_queries import stack_statistics
@@ -33,12 +38,13 @@ def plain_table(
     ids: Int[np.ndarray, "key"],
     query_ids: Int[np.ndarray, "query"],
     vision: Bool[np.ndarray, "key"],
+    has_sink: bool = False,
 ) -> dict[str, np.ndarray]:
     """The table of `probe.measures.attention.statistic`, computed from a whole attention map, one
     pair of types at a time, in float64.
 
     ids: the type of each key, an index into `names`. query_ids: the type that each query counts as,
-    -1: not counted. vision: which keys are vision.
+    -1: not counted. vision: which keys are vision. has_sink: a learned sink takes what is missing.
     """
     a_ij, can_see = weights.double().cpu().numpy(), visible.cpu().numpy()
     heads, types = len(a_ij), len(names)
@@ -49,9 +55,13 @@ def plain_table(
     table["entropy"] = np.full((types, types), np.nan)
     table["entropy_ratio"] = np.full((types, types), np.nan)
     table["received"] = np.full((types, vision.sum()), np.nan)
+    if has_sink:
+        table["learned_sink"] = np.full((heads, types), np.nan)
     sees_vision = can_see[:, vision].any(1)
     for a in range(types):
         is_a = query_ids == a
+        if has_sink and is_a.any():
+            table["learned_sink"][:, a] = 1 - a_ij[:, is_a].sum(-1).mean(-1)
         received = a_ij[:, is_a][:, :, vision].mean(0).sum(0)
         with np.errstate(invalid="ignore"):  # 0 / 0 for a key that no query of A sees
             table["received"][a] = received / can_see[is_a][:, vision].sum(0)
@@ -136,7 +146,8 @@ def largest_difference(subject: Subject, inputs: Inputs, stack: str) -> float:
                 weights = output[1][element]
             key = call.name, row
             if key not in incomplete:
-                incomplete[key] = _WholeMap(statistic, row, call.query.shape[1])
+                has_sink = call.rule is not None and call.rule.sink is not None
+                incomplete[key] = _WholeMap(statistic, row, call.query.shape[1], has_sink)
             incomplete[key].put(weights, visible, first)
             if first + call.key_count == statistic.width(row):
                 tables = pooled.setdefault(key, [])
@@ -168,7 +179,8 @@ class _WholeMap:
     then the words.
     """
 
-    def __init__(self, statistic: AttentionStatistic, row: int, heads: int):
+    def __init__(self, statistic: AttentionStatistic, row: int, heads: int, has_sink: bool):
+        self.has_sink = has_sink
         self.names, self.ids = statistic.names, statistic.ids[row]
         self.query_ids, self.vision = statistic.query_ids[row], statistic.vision[row]
         shape = len(self.query_ids), len(self.ids)
@@ -199,6 +211,7 @@ class _WholeMap:
             self.ids,
             self.computed_query_ids,
             self.vision,
+            self.has_sink,
         )
 
 
@@ -211,7 +224,16 @@ def _weights(
     groups = call.query.shape[1] // call.key.shape[1]
     key = call.key[element].float().repeat_interleave(groups, 0)
     scores = call.query[element].float() @ key.mT * call.scaling
-    return scores.masked_fill(~visible, float("-inf")).softmax(-1).nan_to_num(0)
+    rule, every = known_rule("probe", call), torch.arange(call.query_count, device=key.device)
+    if rule.cap is not None:
+        scores = rule.cap * torch.tanh(scores / rule.cap)
+    learned, sink = rule.bias_of(element, every, slice(None)), rule.sink_of(element, every)
+    if learned is not None:
+        scores = scores + learned
+    scores = scores.masked_fill(~visible, float("-inf"))
+    if sink is None:
+        return scores.softmax(-1).nan_to_num(0)
+    return torch.cat([scores, sink[..., None]], -1).softmax(-1)[..., :-1].nan_to_num(0)
 
 
 @contextmanager

@@ -19,6 +19,12 @@ counts as a_ij = 0. A (of queries) and B (of keys) are token types.
     received      mean of the head-averaged a_ij that a vision key gets from the queries of A that
                   can see it
     contribution  mean over queries of ‖W_O Σ_{j∈B} a_ij v_j‖, in each head
+    learned_sink  mean over the queries of A of the weight that a learned sink takes, in each head;
+                  only where the kernel has one (`hooks/score_rule.py`)
+
+With a learned sink the weights of a query sum to 1 less its part. Nothing is normalised again: mass
+and share are parts of the whole, and the sum of share over B is 1 less the sink. Scores are capped
+and biased before the softmax where the model's kernel does so.
 
 Three steps: `streaming.query_sums` sums over the keys of each type for every query (Σ p ln p
 included); `type_sums.py` sums over the queries of each type, and divides by the counts. Sums and
@@ -43,11 +49,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probe.errors import ProbeError
-from probe.hooks.attention_call import (
-    AttentionCall,
-    AttentionWeights,
-    require_plain_softmax,
-)
+from probe.hooks.attention_call import AttentionCall, AttentionWeights, known_rule
 from probe.hooks.offload import stored_parameter
 from probe.measures.attention.query_plan import QueryPlans
 from probe.measures.attention.query_sums import Extras, QuerySums
@@ -118,9 +120,10 @@ class AttentionStatistic:
 
     def __call__(self, call: AttentionCall | AttentionWeights) -> None:
         """Takes one call: what a `tap` observes. Raises ProbeError for one with more keys than
-        its row, and for one whose weights are no softmax of its scaled products.
+        its row, and for a kernel that treats scores in an unknown way.
         """
-        require_plain_softmax("measure", call)
+        if isinstance(call, AttentionCall):
+            known_rule("measure", call)
         first, rows = self.place(call)
         for element, row in enumerate(rows):
             sums = self._query_sums(call, element, row, first)

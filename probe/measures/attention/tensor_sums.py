@@ -11,6 +11,8 @@ max(p):
     ln p = s - ln z      so      Σ_B p ln p = Σ_B p s - ln z · Σ_B p
 
 which costs a product and a sum a key, no logarithm, and does not cancel when the scores are large.
+A learned sink of score t leaves the keys the fraction k = z / (z + exp(t)), with t less the maximum
+as well: of p then k p, and of ln p then ln k + ln p.
 
     sums = tensor_sums(call, row=0, keys=keys, plan=plan)     # sums.mass: (head, query, type)
 """
@@ -21,7 +23,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probe.hooks.attention_call import AttentionCall, bias
+from probe.hooks.attention_call import AttentionCall, bias, known_rule
+from probe.hooks.score_rule import capped
 from probe.measures.attention.query_plan import BLOCK_QUERIES, QueryPlan
 from probe.measures.attention.query_sums import Extras, QuerySums, contribution_norm
 from probe.measures.attention.typed_keys import TypedKeys
@@ -92,7 +95,9 @@ class _Walk:
         self.group = self.head_count // self.key_head_count
         self.limit = self._block_elements()
         self.blocks = self._plan()
-        self.sums = QuerySums.empty(plan, self.head_count, keys, extras)
+        self.rule = known_rule("measure", call)
+        has_sink = self.rule.sink is not None
+        self.sums = QuerySums.empty(plan, self.head_count, keys, extras, has_sink)
         # Reused by all blocks: allocating costs more than the arithmetic.
         size = self.limit + self.group * call.key_count
         self.score_buffer = torch.empty(size, device=self.key.device)
@@ -160,15 +165,21 @@ class _Walk:
         torch.baddbmm(products, query, key.mT, beta=0, alpha=scaling, out=products)
 
         # s and p of the module's docstring. The maximum of s is 0, so max(p) is 1 / z.
+        capped(scores, self.rule.cap)
+        learned = self.rule.bias_of(self.row, block.query, slice(block.start, block.stop))
+        if learned is not None:
+            scores += learned[heads]
         scores[..., block.unmasked :] += mask_bias[:, block.unmasked :]
-        scores -= scores.amax(-1, keepdim=True)
+        top = scores.amax(-1, keepdim=True)
+        scores -= top
         torch.softmax(scores, -1, out=weights)
-        mass = self.keys.sum(weights, start)
         log_z = weights.amax(-1, keepdim=True).double().log_().neg_()
+        log_kept = self._leave_to_keys(weights, top.double() + log_z, block, heads)
+        mass = self.keys.sum(weights, start)
         weighted_scores = scores.mul_(weights)  # p s; the scores are not needed any more
         sum_ps = self.keys.sum(weighted_scores, start).double()
         sums.mass[heads, block.rows] = mass
-        sums.plogp[heads, block.rows] = sum_ps - log_z * mass
+        sums.plogp[heads, block.rows] = sum_ps - (log_z - log_kept) * mass
 
         if self.extras.gram is not None:
             value, gram = self.value[key_heads, block.start : block.stop], self.extras.gram[heads]
@@ -176,3 +187,23 @@ class _Walk:
             sums.norm[heads, block.rows] = norms
         sums.add_heads(heads, block.rows, weights, start)
         return weights
+
+    def _leave_to_keys(
+        self,
+        weights: Float[Tensor, "head query key"],
+        lse: Float[Tensor, "head query 1"],
+        block: _Block,
+        heads: slice,
+    ) -> Float[Tensor, "head query 1"] | float:
+        """Takes the learned sink's part from the weights, in place; the logarithm of what is left.
+
+        lse: ln Σ exp of the scores, float64.
+        """
+        sink = self.rule.sink_of(self.row, block.query)
+        if sink is None:
+            return 0.0
+        above = sink[heads, :, None].double() - lse
+        log_kept = -torch.nn.functional.softplus(above)
+        self.sums.sink[heads, block.rows] = torch.sigmoid(above)[..., 0].float()
+        weights *= log_kept.exp().float()
+        return log_kept

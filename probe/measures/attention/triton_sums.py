@@ -31,7 +31,9 @@ def is_triton_for(call: AttentionCall, extras: Extras) -> bool:
     weights themselves.
     """
     on_gpu = call.query.device.type == "cuda" and type(call.query) is torch.Tensor
-    return on_gpu and extras == Extras() and works(call.query.device, call.query.dtype)
+    is_plain = call.rule is not None and call.rule.is_plain  # the kernels know no other
+    is_asked = on_gpu and is_plain and extras == Extras()
+    return is_asked and works(call.query.device, call.query.dtype)
 
 
 @cache

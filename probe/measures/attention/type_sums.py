@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe.measures.attention.query_sums import QuerySums
@@ -26,6 +26,7 @@ COUNT_OF = {
     "head_entropy_ratio": "head_entropy_count",
     "received": "received_count",
 }
+SINK = "learned_sink"  # only where a call has one
 # Variables of a table with an axis of keys, on which different images are concatenated.
 PER_KEY = ("received", "received_count", "received_head", "maps", "map_count")
 
@@ -78,8 +79,16 @@ def type_sums(of_calls: Sequence[QuerySums]) -> list[dict[str, Tensor]]:
     )
     totals = [dict(zip(names, values, strict=True)) | weights.counts for values in each]
     for total, sums in zip(totals, of_calls, strict=True):
-        total |= _of_keys(sums)
+        total |= _of_keys(sums) | _of_sink(sums)
     return totals
+
+
+def _of_sink(sums: QuerySums) -> dict[str, Tensor]:
+    """What the learned sink takes of the queries of each type, where there is one."""
+    if not sums.sink.numel():
+        return {}
+    one_hot = sums.plan.one_hot.double()
+    return {SINK: sums.sink.double() @ one_hot, f"{SINK}_count": one_hot.sum(0)}
 
 
 def _joined(of_calls: Sequence[Tensor]) -> Tensor:
@@ -106,6 +115,8 @@ def means(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     table["share"] = divide(total["share"], total["share_count"][:, None])
     for name in ("query_count", "share_count", "entropy_count", "head_entropy_count"):
         table[name] = total[name].astype(np.float32)
+    if SINK in total:
+        table[SINK] = divide(total[SINK], total[f"{SINK}_count"])
     if "contribution" in total:
         table["contribution"] = divide(total["contribution"], total["query_count"])
     if "received_head" in total:
@@ -115,6 +126,17 @@ def means(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         maps = divide(total["maps"], total["map_count"])
         table["maps"] = maps if maps.ndim == 2 else maps.swapaxes(0, 1)  # ([head], token, key)
     return table
+
+
+def total_attention(
+    table: dict[str, np.ndarray], queries: Int[np.ndarray, "type"]
+) -> Float[np.ndarray, "head type"]:
+    """What so many queries of each type give in all, to keys of all types and a learned sink."""
+    seen = table["query_count"] > 0  # where none is, the mass is NaN: there is none to count
+    total = np.where(seen, table["mass"] * table["query_count"], 0).sum(-1)
+    if SINK in table:
+        total = total + np.nan_to_num(table[SINK]) * queries
+    return total
 
 
 def divide(

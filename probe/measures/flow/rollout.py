@@ -15,8 +15,8 @@ from probe.measures.flow.streamed_flow import Rows, answer_rows, of_features, re
 
 
 def rollout(observed: ObservedPass, features: Features) -> dict[str, Tensor]:
-    """Fractions: the scores of all tokens of the prompt, words too, sum to 1. Rows that a layer
-    does not run on pass it unchanged.
+    """Fractions: the scores of all tokens of the prompt, words too, sum to 1, less what learned
+    sinks take. Rows that a layer does not run on pass it unchanged.
     """
     relevance = answer_rows(observed)
     for parts in reversed(observed.layers):

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probe.hooks.attention_call import attention_weights, bias, require_plain_softmax
+from probe.hooks.attention_call import attention_rows
 from probe.measures.flow.observed_pass import CallPart, ObservedPass
 
 Rows = Float[Tensor, "row token"]
@@ -49,12 +49,9 @@ def weights_of(part: CallPart, queries: Int[Tensor, "query"]) -> Float[Tensor, "
     these.
     """
     call = part.call
-    require_plain_softmax("flow", call)
-    queries = queries.to(call.query.device)
     is_cut = call.causal and call.effective_mask is None
     stop = int(queries.max()) + 1 if is_cut else call.key_count
-    added = bias(call, 0, queries, stop)
-    return attention_weights(call.query[0][:, queries], call.key[0][:, :stop], call.scaling, added)
+    return attention_rows(call, 0, queries, stop, called="flow")
 
 
 def of_features(

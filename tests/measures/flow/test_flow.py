@@ -13,9 +13,15 @@ from probe.interventions import drop_vision, knockout
 from probe.models.planted import planted
 from probe.reducers import FastV
 from probe.subject.subject import Subject
+from tests.families.score_models import SCORE_FAMILIES
 
 METHODS = ("rollout", "gradient_rollout", "grad_cam", "contribution")
-FACTORIES = {"llava": models.llava15, "anyres": models.llava_next_mistral}
+FACTORIES = {
+    "llava": models.llava15,
+    "anyres": models.llava_next_mistral,
+    "capped": lambda side: SCORE_FAMILIES["llava_gemma2"](),
+    "sinks": lambda side: SCORE_FAMILIES["llava_gpt_oss"](),
+}
 QUESTION, ANSWER = "where is it?", "a red circle"
 
 
