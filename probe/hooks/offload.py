@@ -6,9 +6,12 @@ device the module runs.
 
     input_device(model)                 # where inputs go: the device of the module that gets them
     stored_parameter(linear, "weight")  # the values, wherever they are
+    with own_values(model):             # for code that reads them outside of the module's forward
+        model.get_image_features(pixels)
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -51,6 +54,23 @@ def stored_parameter(module: nn.Module, name: str) -> Tensor:
         got=f"{type(module).__name__}.{name} on the device meta",
         fix="load the model with weights that fit, on the CPU if need be",
     )
+
+
+@contextmanager
+def own_values(*modules: nn.Module) -> Iterator[None]:
+    """While the block lasts, the parameters that these modules themselves hold (not those of their
+    parts; those of a model's base model too) have their values. accelerate brings them for a
+    module's forward alone, but a newline token or a table of positions may be read by another
+    method. A forward inside the block takes them away again, as ever.
+    """
+    bases = [getattr(module, "base_model", module) for module in modules]
+    with ExitStack() as undo:
+        for module in dict.fromkeys([*modules, *bases]):
+            for hook in _offloading_hooks(module):
+                if getattr(hook, "weights_map", None) is not None:
+                    undo.callback(hook.post_forward, module, None)
+                    hook.pre_forward(module)
+        yield
 
 
 def _offloading_hooks(module: nn.Module) -> Iterator[Any]:

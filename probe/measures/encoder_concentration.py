@@ -14,7 +14,7 @@ are ours.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from probe.hooks.block_threads import only_this_thread
 from probe.hooks.finite_states import finite_states
 from probe.hooks.model_checks import require_subject
 from probe.hooks.model_structure import LayerStack, cls_tokens, stacks
+from probe.hooks.own_failure import own_failures
+from probe.hooks.stop_forward import StopForward
+from probe.measures.attention.encoder_layout import until_llm
 from probe.records.provenance import provenance
 from probe.records.schema import Variable, dataset
 from probe.reducers.encoder_output import LayerAttention
@@ -143,6 +146,7 @@ def _read_by_llm(subject: Subject, layers: int) -> int:
     return max(max(index % (layers + 1) for index in several) - 1, 0)
 
 
+@torch.no_grad()
 def _attention(
     subject: Subject, image: ImageSource, stack: LayerStack
 ) -> Float[np.ndarray, "view layer head position"]:
@@ -159,17 +163,24 @@ def _attention(
                 got=type(call.module).__name__,
             )
         attention = LayerAttention.of("concentration", call, order.index(call.name))
-        by_layer[call.name] = (attention.given_by(0) if first else attention.received()).cpu()
+        found = (attention.given_by(0) if first else attention.received()).cpu()
+        if call.name in by_layer or any(found.shape != other.shape for other in by_layer.values()):
+            raise ProbeError(
+                "concentration",
+                expected="an encoder whose layers attend over all patches of a view",
+                got=f"windows or parts of them in layer {order.index(call.name)} (from 0)",
+            )
+        by_layer[call.name] = found
 
     inputs = subject.encode(image, "?")
-    pixels = {name: inputs[name] for name in ("pixel_values", "image_sizes") if name in inputs}
-    features: Any = getattr(subject.model, "get_image_features", None)
-    finite = finite_states("concentration", subject.model, ["vision"])
-    with finite, tap(stack.attention, observe), torch.no_grad():
-        if features is None:  # LLaVA-Mini: only a whole forward runs the encoder
-            subject.model(**inputs)
-        else:
-            features(**pixels)
+    model = subject.model
+    with ExitStack() as blocks:
+        blocks.enter_context(own_failures("concentration", model, inputs))
+        blocks.enter_context(finite_states("concentration", model, ["vision"]))
+        blocks.enter_context(tap(stack.attention, observe))
+        blocks.enter_context(suppress(StopForward))
+        blocks.enter_context(until_llm(model))
+        model(**inputs, use_cache=False)
     return torch.stack([by_layer[name] for name in order], 1).double().numpy()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from probe.data.image import ImageSource
@@ -43,7 +43,7 @@ from probe.measures.verify_model import (
 )
 from probe.measures.verify_report import Check, Report
 from probe.records.provenance import provenance
-from probe.subject.generation import GREEDY
+from probe.subject.generation import cached_logits
 from probe.subject.inputs import Inputs, collate, with_response
 from probe.subject.subject import Subject
 
@@ -199,27 +199,6 @@ def _while_answering(subject: Subject, prompt: Inputs) -> Check:
     bound = TOLERANCE if is_full_precision(subject) else HALF_TOLERANCE
     name = name if measured.passes == "one" else f"{name} ({measured.passes})"
     return Check.at_most(name, worst, bound)
-
-
-@torch.no_grad()
-def cached_logits(
-    model: Any, prompt: Inputs, response_ids: Int[Tensor, " token"]
-) -> Float[Tensor, "token word"]:
-    """The logits that predict each token of the response, decoded step by step with a cache: by the
-    model's own `generate`, which knows what a step takes beside its token. (The only allowed token
-    is the response's; Janus' `generate` drops a `logits_processor` that would do the same.)
-    """
-    left = iter(response_ids.tolist())
-    made = model.generate(
-        **prompt,
-        max_new_tokens=len(response_ids),
-        prefix_allowed_tokens_fn=lambda row, ids: [next(left)],
-        output_logits=True,
-        return_dict_in_generate=True,
-        use_cache=True,
-        **GREEDY,
-    )
-    return torch.cat(made.logits)
 
 
 def _cached(

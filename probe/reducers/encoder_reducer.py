@@ -22,6 +22,7 @@ from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.model_structure import first_patch, layers_of
+from probe.hooks.offload import execution_device, own_values
 from probe.reducers.encoder_output import EncoderOutput, LayerAttention
 from probe.reducers.projector_checks import refuse_merging
 from probe.reducers.reduction import Reduction
@@ -65,7 +66,8 @@ def encode(
         expected = "pixel_values of (view, channel, height, width)"
         raise ProbeError("encode", expected=expected, got=str(got))
     parameter = next(vision_tower.parameters())
-    pixels = pixel_values.flatten(0, -4).to(parameter.device, parameter.dtype)
+    device = execution_device(vision_tower)
+    pixels = pixel_values.flatten(0, -4).to(device, parameter.dtype)
     with tapped(vision_tower, layer, reducer) as tap:
         output = vision_tower(pixels, output_hidden_states=True)
     return reducer.reduce(tap.encoder_output(output.hidden_states, projector))
@@ -214,6 +216,8 @@ def tapped(
         add_hook(undo, tap.last_layer.register_forward_hook, tap.ended, always=True)
         if hasattr(reducer, "shrunk"):
             _check_interpolates(tower)
+            tables = [part for part in tower.modules() if isinstance(part, nn.Embedding)]
+            undo.enter_context(own_values(*tables))  # interpolated: read, and not called
             options = {"with_kwargs": True, "prepend": True, "always": True}
             add_hook(undo, tower.register_forward_pre_hook, tap.shrink, **options)
         yield tap

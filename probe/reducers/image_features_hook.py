@@ -42,7 +42,7 @@ from probe.hooks.image_placeholders import (
 from probe.hooks.layer_arguments import by_name, find_cache
 from probe.hooks.model_state import override_method, own_method
 from probe.hooks.model_structure import image_token_id, vision_encoder, vision_towers
-from probe.hooks.offload import input_device
+from probe.hooks.offload import input_device, own_values
 from probe.reducers.chosen_tokens import ChosenTokens, EncoderCall, choose
 from probe.reducers.encoder_reducer import EncoderReducer, EncoderTap, tapped
 from probe.reducers.projector_checks import (
@@ -247,7 +247,8 @@ class ImageFeaturesHook:
                 continue
             accepted = {*inspect.signature(method).parameters} - {*PIXELS[modality]}
             options = {name: given[name] for name in given if name in accepted}
-            features = self._features(modality, pixels, **options, return_dict=True)
+            with own_values(self.model):
+                features = self._features(modality, pixels, **options, return_dict=True)
             if not hasattr(features, "patches"):  # Llama 4
                 self._running.call = None
                 refuse_merging(f"{type(self.model).__name__}, which projects features later")

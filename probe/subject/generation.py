@@ -14,6 +14,7 @@ from probe.data.token_types import LAST
 from probe.errors import ProbeError, at_least
 from probe.hooks.finite_states import raise_not_finite
 from probe.hooks.model_structure import max_positions, placeholder_ids
+from probe.hooks.offload import own_values
 from probe.hooks.own_failure import own_failures
 from probe.subject.inputs import Inputs, TokenizerInfo
 
@@ -57,7 +58,9 @@ def generate_ids(
     if not generate.get("do_sample"):
         defaults |= GREEDY
     try:
-        with torch.no_grad(), own_failures("answer", model, inputs):
+        # `generate` encodes images outside of the model's forward
+        in_place = own_values(model)
+        with torch.no_grad(), own_failures("answer", model, inputs), in_place:
             generated = model.generate(  # type: ignore[operator]
                 **inputs,
                 max_new_tokens=min(max_new_tokens, room),
@@ -75,6 +78,28 @@ def generate_ids(
             got=f"{', '.join(generate)}: {str(error)[:300]}",
         ) from error
     return [until_end(row, vocabulary.end_ids) for row in generated[:, width:].cpu()]
+
+
+@torch.no_grad()
+def cached_logits(
+    model: Any, prompt: Inputs, response_ids: Int[torch.Tensor, " token"]
+) -> Float[torch.Tensor, "token word"]:
+    """The logits that predict each token of the response, decoded step by step with a cache: by the
+    model's own `generate`, which knows what a step takes beside its token. (The only allowed token
+    is the response's; Janus' `generate` drops a `logits_processor` that would do the same.)
+    """
+    left = iter(response_ids.tolist())
+    with own_values(model):
+        made = model.generate(
+            **prompt,
+            max_new_tokens=len(response_ids),
+            prefix_allowed_tokens_fn=lambda row, ids: [next(left)],
+            output_logits=True,
+            return_dict_in_generate=True,
+            use_cache=True,
+            **GREEDY,
+        )
+    return torch.cat(made.logits)
 
 
 class _NotFinite(Exception):  # noqa: N818  # becomes a ProbeError, which names the layer

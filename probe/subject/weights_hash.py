@@ -10,7 +10,7 @@ tables and `verify` all show this hash.
 
 from torch import nn
 
-from probe.hooks.offload import stored_parameter
+from probe.hooks.offload import META, stored_parameter
 from probe.records.provenance import content_hash
 
 VALUES = 64  # of each parameter, evenly spread: training changes them all
@@ -23,13 +23,17 @@ def weights_hash(model: nn.Module) -> str:
     milliseconds. Raises ProbeError where the values of a parameter are nowhere (device "meta").
     """
     content: list[str | bytes] = []
-    seen: set[nn.Parameter] = set()  # a tied weight counts once
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    seen: set[nn.Parameter | str] = set()  # a tied weight counts once
     for module_name, module in model.named_modules():
         for own_name, parameter in module.named_parameters(recurse=False):
-            if parameter in seen:
-                continue
-            seen.add(parameter)
             name = f"{module_name}.{own_name}" if module_name else own_name
+            same = {parameter}
+            if parameter.device == META:  # kept elsewhere, each name has a parameter of its own
+                same = {tied.get(name, name)}
+            if same & seen:
+                continue
+            seen |= {parameter, name, *same}
             flat = stored_parameter(module, own_name).reshape(-1)
             step = max(1, flat.numel() // VALUES)
             some = flat[::step][:VALUES].float().cpu().numpy()

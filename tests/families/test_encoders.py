@@ -11,6 +11,7 @@ from probe.hooks.layer_arguments import hidden_states
 from probe.hooks.model_structure import stacks
 from probe.measures.attention.reference import largest_difference
 from probe.measures.attention.stack_queries import stack_statistics
+from probe.measures.encoder_concentration import concentration
 from probe.reducers import DivPrune, PruMerge, VisionZip
 from tests.families.checks import EXACT, QUESTION, picture
 from tests.families.models import FAMILIES
@@ -86,3 +87,19 @@ def test_where_no_token_is_one_patch_reducers_of_the_encoder_say_why(name):
     with pytest.raises(ProbeError, match=REFUSED[name]), VisionZip(3, 2)(subject):
         subject.encode(picture(0), QUESTION)
     assert int(subject.encode(picture(0), QUESTION).types.vision.sum()) != 5
+
+
+@pytest.mark.parametrize("name", ["video_llava", "qwen2_vl", "onevision", "video_llama_3"])
+def test_concentration_runs_the_encoder_as_the_model_does(name):
+    """Whatever its `get_image_features` wants beside the pixels."""
+    found = concentration(probe.load(*FAMILIES[name]()), picture(0))
+    torch.testing.assert_close(
+        torch.from_numpy(found["received"].sum("patch").values),
+        torch.ones(found.sizes["view"], found.sizes["layer"], dtype=torch.float64),
+    )
+
+
+def test_concentration_of_windows_is_refused():
+    subject = probe.load(*FAMILIES["qwen2_5_vl"]())
+    with pytest.raises(ProbeError, match=r"attend over all patches of a view, got windows"):
+        concentration(subject, picture(0))

@@ -14,8 +14,11 @@ import probe
 from probe.errors import ProbeError
 from probe.hooks.offload import input_device, stored_parameter
 from probe.measures.attribution.attribute import attribute
+from probe.measures.encoder_concentration import concentration
 from probe.measures.verify import verify
+from probe.reducers import DownSample, VisionZip
 from probe.subject.weights_hash import weights_hash
+from tests.families.models import FAMILIES
 
 QUESTION, RESPONSE = "what is it?", "a red circle"
 CPU = torch.device("cpu")
@@ -72,6 +75,51 @@ def test_the_hash_is_that_of_the_weights(subject, offloaded):
 
 def test_verify_passes(offloaded):
     assert verify(offloaded, models.picture(0), QUESTION).passed
+
+
+def test_positions_are_interpolated_of_their_stored_values(subject, offloaded):
+    of_both = []
+    for each in (subject, offloaded):
+        with DownSample(4)(each), torch.no_grad():
+            inputs = each.encode(models.picture(0), QUESTION)
+            of_both.append(each.model(**inputs).logits)
+            assert each.answer(models.picture(0), QUESTION)
+    assert torch.equal(*of_both)
+    assert {p.device.type for p in offloaded.model.parameters()} == {"meta"}, "taken away again"
+
+
+@pytest.fixture(scope="module")
+def with_newline():
+    """A model with a parameter of its own, which its `generate` reads outside of the forward."""
+    model, processor = models.llava_next_vicuna()
+    moved = copy.deepcopy(model)
+    accelerate.cpu_offload(moved, execution_device=CPU)
+    return [probe.load(each, processor=processor) for each in (model, moved)]
+
+
+def test_a_parameter_of_the_whole_model_is_there_for_generate(with_newline):
+    here, away = with_newline
+    asked = models.picture(0), QUESTION
+    assert away.answer(*asked) == here.answer(*asked)
+    assert verify(away, *asked).passed
+    with VisionZip(4, 1)(here), VisionZip(4, 1)(away):
+        assert away.answer(*asked) == here.answer(*asked)
+    np.testing.assert_array_equal(
+        *(concentration(each, models.picture(0))["received"].values for each in with_newline)
+    )
+    assert {p.device.type for p in away.model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("kept_in", ["memory", "disk"])
+def test_a_tied_weight_counts_once_in_the_hash(kept_in, tmp_path):
+    model, _ = FAMILIES["paligemma"]()
+    assert model.all_tied_weights_keys
+    expected = weights_hash(model)
+    if kept_in == "memory":
+        accelerate.cpu_offload(model, execution_device=CPU)
+    else:
+        accelerate.disk_offload(model, str(tmp_path), execution_device=CPU)
+    assert weights_hash(model) == expected
 
 
 def test_weights_without_values_are_refused():

@@ -26,6 +26,8 @@ from probe.hooks.block_threads import add_hook, only_this_thread
 from probe.hooks.layer_arguments import hidden_states
 from probe.hooks.model_state import active_interventions, active_reducers, state_of
 from probe.hooks.model_structure import LayerStack, cls_tokens, stacks
+from probe.hooks.offload import own_values
+from probe.hooks.own_failure import own_failures
 from probe.hooks.stop_forward import StopForward
 from probe.measures.attention.packed_encoder import Packed, packed_order
 from probe.subject.inputs import Inputs
@@ -89,8 +91,9 @@ def _keeps_positions(model: PreTrainedModel, inputs: Inputs, stack: LayerStack) 
                 raise StopForward
 
         with ExitStack() as blocks:
+            blocks.enter_context(own_failures("measure", model, inputs))
             blocks.enter_context(suppress(StopForward))
-            blocks.enter_context(_until_llm(model))
+            blocks.enter_context(until_llm(model))
             for number, layer in enumerate(stack.layers):
                 before = layer.register_forward_pre_hook
                 add_hook(blocks, before, partial(note, number), with_kwargs=True)
@@ -176,16 +179,23 @@ def first_calls(model: PreTrainedModel, inputs: Any, stack: LayerStack) -> list[
         blocks.enter_context(suppress(StopForward))
         blocks.enter_context(routed(modules, around, weights=note, required=False))
         if not in_llm:
-            blocks.enter_context(_until_llm(model))
+            blocks.enter_context(until_llm(model))
         model(**inputs, use_cache=False)
     return calls
 
 
 @contextmanager
-def _until_llm(model: PreTrainedModel) -> Iterator[None]:
+def until_llm(model: PreTrainedModel) -> Iterator[None]:
+    """While the block lasts, forwards end with StopForward where the LLM's first layer begins."""
+
     def stop(*hooked: Any) -> None:
         raise StopForward
 
+    first = stacks(model)["llm"].layers[0]
+    around = [
+        module for module in model.modules() if any(part is first for part in module.modules())
+    ]
     with ExitStack() as undo:
-        add_hook(undo, stacks(model)["llm"].layers[0].register_forward_pre_hook, stop)
+        undo.enter_context(own_values(*around[:-1]))  # their forwards end by an error
+        add_hook(undo, first.register_forward_pre_hook, stop)
         yield
