@@ -149,7 +149,7 @@ def known_rule(called: str, call: AttentionCall) -> ScoreRule:
         called,
         expected="a kernel whose output follows from its scores, caps, biases and sinks",
         got=f"{', '.join(given)} in {call.name}, used in another way",
-        fix="leave this stack out; drops and answers work in it",
+        fix="leave this stack out; drops and answers don't need it",
     )
 
 

@@ -56,9 +56,9 @@ class HiddenStateFlow:
 
     def __init__(self, model: PreTrainedModel, stack: LayerStack):
         self.model, self.layers, self.stack = model, stack.layers, stack
-        # the decoder adds features to vision tokens after its first layers (DeepStack)
-        decoder_arguments = inspect.signature(text_decoder(model).forward).parameters
-        self.edits_between_layers = "deepstack_visual_embeds" in decoder_arguments
+        # the decoder adds features to vision tokens between layers (DeepStack)
+        arguments = inspect.signature(text_decoder(model).forward).parameters
+        self.edits_between_layers = any(name.startswith("deepstack") for name in arguments)
         self.removals: BlockEntries[Removal] = BlockEntries()
         self.states = HiddenStates()
         self._last, self._entered = _LastKept(), _Entered()

@@ -52,6 +52,14 @@ class LayerStack:
         """The layers, from 0, that have no softmax attention among their own tokens."""
         return tuple(layer for layer, name in enumerate(self.modules) if name is None)
 
+    @property
+    def with_state(self) -> tuple[int, ...]:
+        """The layers, from 0, in which tokens read those before them otherwise than by attention:
+        those without, and those with a convolution over positions beside it (Inkling, Falcon-H1).
+        """
+        numbers = range(len(self.layers))
+        return tuple(i for i in numbers if self.modules[i] is None or _convolves(self.layers[i]))
+
     def in_place_of_attention(self) -> dict[int, str]:
         """Those layers, each with the name of the module that it has instead, "none" for none."""
         with_attention = [self.layers[i] for i, name in enumerate(self.modules) if name is not None]
@@ -66,6 +74,35 @@ class LayerStack:
         """The layer that an attention module of the stack belongs to."""
         name = next(name for name, module in self.attention.items() if module is attention)
         return self.layers[self.modules.index(name)]
+
+
+def largest_stack(name: str, model: nn.Module, part: nn.Module) -> LayerStack:
+    """The list of layers with attention in a part of a model that has most parameters. Raises
+    ProbeError where it has no list of layers, and for a layer without attention.
+    """
+    lists = layer_lists(part)
+    if not lists:
+        raise ProbeError("model", expected=f"layers in its {name} stack", got=type(part).__name__)
+
+    def size(layers: tuple[nn.Module, ...]) -> tuple[bool, int]:
+        parameters = (p for layer in layers for p in layer.parameters())
+        return bool(attention_of(layers)), sum(p.numel() for p in parameters)
+
+    return stack_of_layers(name, model, max(lists, key=size))
+
+
+def layer_lists(part: nn.Module) -> list[tuple[nn.Module, ...]]:
+    """All that may be a stack of layers: lists of modules, and dicts and sequences whose modules
+    are all of one kind.
+    """
+    return [layers for module in part.modules() if (layers := _listed(module))]
+
+
+def _listed(module: nn.Module) -> tuple[nn.Module, ...]:
+    if isinstance(module, nn.ModuleList):
+        return tuple(module)
+    listed = tuple(module.children()) if isinstance(module, nn.ModuleDict | nn.Sequential) else ()
+    return listed if len({type(each) for each in listed}) == 1 else ()
 
 
 def stack_of_layers(
@@ -103,6 +140,12 @@ def _require_attention(
                 expected="an attention module (with a head_dim) in every layer",
                 got=f"none in {names[layer]}",
             )
+
+
+def _convolves(layer: nn.Module) -> bool:
+    """Whether a layer mixes neighbouring positions by a convolution."""
+    convolutions = (part for part in layer.modules() if isinstance(part, nn.Conv1d))
+    return any(part.kernel_size[0] > 1 for part in convolutions)
 
 
 def _children(layers: Iterable[nn.Module]) -> dict[tuple[str, type], None]:

@@ -35,6 +35,33 @@ def require_transformers(called: str, model: Any, expected: str) -> None:
     raise ProbeError(called, expected=expected, got=got, fix=fix)
 
 
+def require_one_sequence(called: str, config: Any, kind: str) -> None:
+    """Raises ProbeError for an encoder-decoder (BLIP-2 with T5, Florence-2): its decoder answers in
+    a sequence of its own, in which neither the image nor the question stands.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise ProbeError(
+            called,
+            expected="a model that answers in the sequence in which image and question stand",
+            got=f"{kind}, an encoder-decoder",
+        )
+
+
+def require_answering(called: str, model: PreTrainedModel) -> None:
+    """The same of a model in memory, and for one that does not answer word by word: it denoises
+    blocks of words beside an encoder of the prompt (DiffusionGemma), or makes none (pi0).
+    """
+    kind = type(model).__name__
+    require_one_sequence(called, model.config, kind)
+    expected = "a model that answers word by word (with a generate of transformers)"
+    if not model.can_generate():
+        raise ProbeError(called, expected=expected, got=f"{kind}, which has none")
+    parts = {name for name, _ in model.base_model.named_children()}
+    if {"encoder", "decoder"} <= parts:
+        got = f"{kind}, whose decoder is given no prompt but what its encoder made of it"
+        raise ProbeError(called, expected=expected, got=got)
+
+
 def require_observable(called: str, model: PreTrainedModel) -> None:
     """Raises ProbeError for a model in training mode (dropout), and for a compiled one, whose
     modules no longer run as they are.

@@ -27,6 +27,8 @@ from probe.hooks.layer_stack import (
     LayerStack,
     attention_of,
     cross_attention_of,
+    largest_stack,
+    layer_lists,
     multihead_attention,
     stack_of_layers,
 )
@@ -48,10 +50,9 @@ def stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
         cross          the LLM's cross-attention to the image (Mllama, Idefics)
         llm            the decoder
 
-    A model has those it has; "llm" always. A second encoder of the same images (DeepSeek-VL's
-    hybrid) is in none: `other_encoders.py`. Layers after the one that the LLM reads
-    (`vision_feature_layer`) are in the stack too: they do run. Raises ProbeError where no stack of
-    layers, or no attention in a layer, can be found.
+    A model has those it has; "llm" always. `other_encoders.py` finds encoders that are in none.
+    Layers after the one that the LLM reads (`vision_feature_layer`) are in the stack too: they do
+    run. Raises ProbeError where no stack of layers, or no attention in a layer, can be found.
     """
     if not hasattr(model, "get_decoder"):
         raise ProbeError("model", expected="a transformers model", got=type(model).__name__)
@@ -65,12 +66,12 @@ def stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
 def _find_stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
     found: dict[str, LayerStack] = {}
     encoder, decoder = vision_encoder(model), text_decoder(model)
-    if encoder is not None:
-        found["vision"] = _stack("vision", model, encoder)
+    if encoder is not None and _shows_attention(model, encoder):
+        found["vision"] = largest_stack("vision", model, encoder)
     if (tower := video_tower(model)) is not None:
-        found["vision_video"] = _stack("vision_video", model, tower)
+        found["vision_video"] = largest_stack("vision_video", model, tower)
     found |= _between(model)
-    llm = _stack("llm", model, decoder)
+    llm = largest_stack("llm", model, decoder)
     cross = gated_cross_attention(model, decoder, len(llm.layers))
     if COMPRESSOR not in found:
         in_llm = [*llm.layers, *(() if cross is None else cross.layers)]  # Idefics' LLM has it all
@@ -80,6 +81,14 @@ def _find_stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
     if cross is not None:
         found[CROSS] = cross
     return {**found, "llm": llm}
+
+
+def _shows_attention(model: PreTrainedModel, encoder: nn.Module) -> bool:
+    """Whether an encoder of images has layers whose attention can be seen; not where it turns
+    images into words of a codebook (Emu3) or calls its attention in ways of its own (SAM).
+    """
+    makes_words = hasattr(model.base_model, "get_image_tokens")
+    return not makes_words and any(attention_of(layers) for layers in layer_lists(encoder))
 
 
 def _between(model: PreTrainedModel) -> dict[str, LayerStack]:
@@ -151,30 +160,7 @@ def video_tower(model: PreTrainedModel) -> nn.Module | None:
 
 def layers_of(encoder: nn.Module, model: nn.Module | None = None) -> LayerStack:
     """The layers of one vision encoder; names are those in the model, or else in the encoder."""
-    return _stack("vision", model or encoder, encoder)
-
-
-def _stack(name: str, model: nn.Module, part: nn.Module) -> LayerStack:
-    """The longest list of layers with attention in a part of the model, by its number of
-    parameters.
-    """
-    lists = [layers for module in part.modules() if (layers := _listed(module))]
-    if not lists:
-        raise ProbeError("model", expected=f"layers in its {name} stack", got=type(part).__name__)
-
-    def size(layers: tuple[nn.Module, ...]) -> tuple[bool, int]:
-        parameters = (p for layer in layers for p in layer.parameters())
-        return bool(attention_of(layers)), sum(p.numel() for p in parameters)
-
-    return stack_of_layers(name, model, max(lists, key=size))
-
-
-def _listed(module: nn.Module) -> tuple[nn.Module, ...]:
-    """The modules in a list; those in a dict or a sequence too, where they are all of one kind."""
-    if isinstance(module, nn.ModuleList):
-        return tuple(module)
-    listed = tuple(module.children()) if isinstance(module, nn.ModuleDict | nn.Sequential) else ()
-    return listed if len({type(each) for each in listed}) == 1 else ()
+    return largest_stack("vision", model or encoder, encoder)
 
 
 def cross_attention(model: PreTrainedModel) -> dict[int, tuple[str, nn.Module]]:

@@ -1,8 +1,9 @@
-"""Encoders of images that a model runs beside the one of its stack "vision".
+"""Encoders of images that a model runs and that are not its stack "vision".
 
 DeepSeek-VL's hybrid runs two on every image: its stack "vision" is the one that transformers calls
 the model's encoder; the other (SAM, whose windowed attention computes its softmax itself) is in no
-stack. `probe describe` names it, so that nobody takes the record for all that reads the image.
+stack. GOT-OCR has SAM alone, Emu3 a quantizer to words of a codebook: such a model has no stack
+"vision". `probe describe` names them, so that nobody takes the record for all that reads the image.
 
     other_encoders(model, inputs)       # {"high_res_vision_model": the module}
 """
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from probe.hooks.block_threads import add_hook, only_this_thread
-from probe.hooks.model_structure import stacks, vision_towers
+from probe.hooks.model_structure import stacks, vision_encoder, vision_towers
 
 
 @only_this_thread()
@@ -28,7 +29,8 @@ def other_encoders(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict
     only where a model has encoders outside of its stacks.
     """
     in_stacks = {layer for stack in stacks(model).values() for layer in stack.layers}
-    outside = [tower for tower in vision_towers(model) if not in_stacks & set(tower.modules())]
+    encoders = {vision_encoder(model), *vision_towers(model)} - {None}
+    outside = [encoder for encoder in encoders if not in_stacks & set(encoder.modules())]
     if not outside:
         return {}
     ran: set[nn.Module] = set()

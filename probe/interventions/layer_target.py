@@ -118,6 +118,15 @@ class LayerTarget:
         with registered(self.model, Intervention(self.called, kind, self.layers, options)):
             yield
 
+    def _require_no_state(self) -> None:
+        if reading := sorted({*self.layers} & {*self.stack.with_state}):
+            raise ProbeError(
+                self.called,
+                expected="layers in which tokens read others by attention alone",
+                got=f"layer {reading[0]} (from 0), where a convolution reads those before them too",
+                fix="choose other layers, or try mode='remove'",
+            )
+
     @model_block
     def routed(
         self, around: Wrapper, *, reports: bool = True, hides_tokens: bool = True
@@ -126,7 +135,8 @@ class LayerTarget:
         all; raises ProbeError for layers without softmax attention, and where a forward ran through
         the stack and never called one of the layers, or its attention, as modules. `reports`: warns
         where no call was changed. `hides_tokens`: refuses attention that chooses its keys by their
-        content (`hooks/chosen_keys.py`), and 8-bit layers in which rows change each other.
+        content (`hooks/chosen_keys.py`), layers in which a convolution reads tokens too, and 8-bit
+        layers in which rows change each other.
         """
         if without := sorted({*self.layers} & {*self.stack.without_attention}):
             raise ProbeError(
@@ -137,6 +147,7 @@ class LayerTarget:
             )
         if hides_tokens:
             require_rows_apart(self.called, self.stack.layers)
+            self._require_no_state()
         given = GivenMasks() if hides_tokens else None
         reach = _Reach(self.called, given)
         changing = partial(reach.note_change, around)

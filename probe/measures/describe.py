@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from probe.data.image import ImageSource, Video, open_image
 from probe.errors import ProbeError
@@ -210,7 +211,7 @@ def _measures(
         )
         tries[f"contribution, {name}"] = lambda stack=stack: check_projections(stack)
     for name, encoder in other_encoders(subject.model, inputs).items():
-        tries[f"attention, {name}"] = partial(_refuse_second, type(encoder).__name__)
+        tries[f"attention, {name}"] = partial(_refuse_encoder, encoder, known)
     word = inputs["input_ids"][0, -1:].tolist()  # any answer will do
     tries["logit lens"] = lambda: logit_lens(subject, image, question, word)
     for method in FLOW_METHODS:
@@ -220,12 +221,11 @@ def _measures(
     return tries
 
 
-def _refuse_second(kind: str) -> None:
-    raise ProbeError(
-        "describe",
-        expected="one encoder of images, the stack 'vision'",
-        got=f"a second that reads them too ({kind}), which is in no stack",
-    )
+def _refuse_encoder(encoder: nn.Module, known: dict[str, LayerStack]) -> None:
+    is_second = "vision" in known
+    found = "a second that reads them too" if is_second else "one whose attention can't be seen"
+    got = f"{found} ({type(encoder).__name__}), which is in no stack"
+    raise ProbeError("describe", expected="one encoder of images, the stack 'vision'", got=got)
 
 
 def _require_places(subject: Subject, inputs: Inputs) -> None:

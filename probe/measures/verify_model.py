@@ -156,7 +156,7 @@ def drop_mode(subject: Subject) -> str:
     }
     takes_no_mask = any("flash" in kernel or "flex" in kernel for kernel in kernels)
     mixes_rows = int8_threshold(stack.layers) > 0
-    return "remove" if takes_no_mask or mixes_rows or stack.without_attention else "mask"
+    return "remove" if takes_no_mask or mixes_rows or stack.with_state else "mask"
 
 
 def is_full_precision(subject: Subject) -> bool:

@@ -25,13 +25,13 @@ from probe.data.image import EXIF
 from probe.data.image_views import aspect_of
 from probe.errors import ProbeError, one_of
 from probe.hooks.compiled import refuse_compiled
-from probe.hooks.model_checks import require_transformers
+from probe.hooks.model_checks import require_answering, require_transformers
 from probe.hooks.model_state import state_of
 from probe.hooks.model_structure import cls_tokens, image_token_id
 from probe.models.original import CheckpointError, load_original
 from probe.models.original.layout import Layout
 from probe.subject.attention_implementation import check_attention, set_attention
-from probe.subject.model_source import ModelSource, load_error
+from probe.subject.model_source import ModelSource, load_error, read_config
 from probe.subject.subject import Subject
 
 DTYPES = {
@@ -73,10 +73,11 @@ def load(
         exif: "upright" turns photographs as their EXIF orientation says, "ignore" takes them as
             they are stored, as LLaVA's own scripts do.
 
-    Raises ProbeError for an unknown name, a checkpoint that transformers cannot load, a model
-    without an image token or a processor, a compiled model, an unknown dtype, a device or an
-    attention implementation that is not available, an aspect that the image processor cannot
-    produce, and an unknown exif.
+    Raises ProbeError for an unknown name, a checkpoint that transformers cannot load, a model that
+    does not answer word by word in the sequence in which image and question stand (an
+    encoder-decoder, a diffusion model), one without an image token or a processor, a compiled
+    model, an unknown dtype, a device or an attention implementation that is not available, an
+    aspect that the image processor cannot produce, and an unknown exif.
     """
     one_of("load", "exif", exif, EXIF)
     if device is not None and device_map is not None:
@@ -121,6 +122,7 @@ def _from_name(
         model.to(target)  # pyright: ignore[reportArgumentType]
         set_attention(model, attn_implementation)
     else:
+        read_config(name, options["revision"])  # what can't be observed is refused before it loads
         if options["quantization_config"] is not None and options["device_map"] is None:
             options = options | {"device_map": {"": target}}
         where = {
@@ -143,6 +145,7 @@ def _from_name(
                 model = model.to(target)  # type: ignore[arg-type]
         except Exception as error:  # transformers, safetensors and json raise many kinds
             raise load_error(str(name), error) from error
+        require_answering("load", model)
         _note_image_token(model, processor)
     processor = _complete(processor, model)
     return model.eval(), processor, str(name), source.revision(model.config), source.toy
@@ -157,6 +160,7 @@ def _from_memory(
 ) -> Opened:
     refuse_compiled("load", model)
     require_transformers("load", model, "a name or a transformers model")
+    require_answering("load", model)
     _note_image_token(model, processor)
     processor = _complete(processor, model)
     if device is not None:

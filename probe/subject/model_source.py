@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from transformers import AutoConfig
 
 from probe.errors import ProbeError
+from probe.hooks.model_checks import require_one_sequence
 from probe.records.provenance import content_hash
 from probe.subject.config_check import check_config
 
@@ -117,6 +118,7 @@ def read_config(name: str | os.PathLike[str], revision: str | None = None) -> tu
             )
     except Exception as error:  # transformers, safetensors and json raise many kinds
         raise load_error(str(name), error) from error
+    require_one_sequence("load", config, str(name))
     return config, source.revision(config)
 
 

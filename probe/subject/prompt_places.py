@@ -117,9 +117,9 @@ class PlaceFinder:
             grid = vision_grid(model, processor, sizes, aspect)
             patches = encoder_grid(model, processor, sizes, aspect)
             # as many tokens may come from other views: four of 169 tokens, one of 26 x 26 patches
-            if len(grid) == placeholders and _are_the_views(patches, tensors):
+            if grid is not None and len(grid) == placeholders and _are_the_views(patches, tensors):
                 return grid, patches
-            made = len(grid)
+            made = None if grid is None else len(grid)
         else:
             made = None
         shown_sizes = [image.size for image in shown]

@@ -97,20 +97,24 @@ def patches_per_side(model: PreTrainedModel) -> int:
 
 def vision_grid(
     model: PreTrainedModel, processor: Any, sizes: Sequence[Size], aspect: str
-) -> PatchGrid:
-    """The vision tokens that the LLM gets, in the order of the sequence. `sizes`: width, height of
-    the originals."""
+) -> PatchGrid | None:
+    """The vision tokens that the LLM gets, in the order of the sequence; None where the model packs
+    another number of features than it has patches. `sizes`: width, height of the originals.
+    """
     grids = []
     compressed = getattr(model.config, "tokens_per_frame", None)
     regions = getattr(model.config, "token_regions", None)
     for image, size in enumerate(sizes):
         patches = _patches(model, processor, size, aspect, image)
         if regions is not None:
-            grids.append(of_regions(patches, regions(processor.tokens_per_image)))
+            grid = of_regions(patches, regions(processor.tokens_per_image))
         elif compressed is not None:
-            grids.append(_compressed(patches, compressed(views=len(np.unique(patches.tile)))))
+            grid = _compressed(patches, compressed(views=len(np.unique(patches.tile))))
         else:
-            grids.append(packed_grid(model, patches, (size[1], size[0])))
+            grid = packed_grid(model, patches, (size[1], size[0]))
+        if grid is None:
+            return None
+        grids.append(grid)
     return PatchGrid.join(grids)
 
 
@@ -181,9 +185,12 @@ def reduced_grid(patches: PatchGrid, left: Sequence[Int[np.ndarray, "_"]]) -> Pa
     return PatchGrid.join(grids)
 
 
-def packed_grid(model: PreTrainedModel, patches: PatchGrid, size: Sequence[int]) -> PatchGrid:
+def packed_grid(
+    model: PreTrainedModel, patches: PatchGrid, size: Sequence[int]
+) -> PatchGrid | None:
     """The vision tokens of one image, after a model's own `pack_image_features`, where it has one:
-    coordinates are packed in place of features. size: height and width of the image.
+    coordinates are packed in place of features. size: height and width of the image. None where it
+    packs another number of features.
 
     A token between patches (features that were interpolated to fewer) gets the box between theirs.
     """
@@ -205,8 +212,11 @@ def packed_grid(model: PreTrainedModel, patches: PatchGrid, size: Sequence[int])
     options = {name: value for name, value in options.items() if name in known and value}
     newline = torch.full((width,), torch.nan, dtype=features.dtype)
     by_view = features.view(views, -1, width)
-    packed, _ = pack([by_view], [tuple(size)], image_newline=newline, **options)
-    values = packed[0].numpy()
+    try:
+        (packed,) = _packed(pack([by_view], [tuple(size)], image_newline=newline, **options))
+    except (RuntimeError, ValueError):  # torch's and the model's own words for a wrong number
+        return None
+    values = packed.numpy()
     place = np.where(np.isnan(values[:, :4]), -1, values[:, :4])
     _, tile, row, col = place.round().astype(np.int64).T
     image = np.full(len(values), patches.image[0])
@@ -222,5 +232,12 @@ def packed_indices(
     """
     indices = torch.arange(views * tokens, dtype=torch.float64).view(views, tokens, 1)
     newline = torch.full((1,), -1.0, dtype=torch.float64)
-    packed, _ = pack([indices], [size], image_newline=newline, **options)
-    return packed[0][:, 0].long()
+    (packed,) = _packed(pack([indices], [size], image_newline=newline, **options))
+    return packed[:, 0].long()
+
+
+def _packed(returned: Any) -> Sequence[Any]:
+    """The features of each image, of what `pack_image_features` returns: these alone (Granite
+    Vision), or with their numbers (LLaVA-NeXT).
+    """
+    return returned[0] if isinstance(returned, tuple) else returned

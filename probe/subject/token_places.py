@@ -10,7 +10,7 @@ to coordinates. Where tokens have looked at the whole image (learned queries: re
 or the numbers do not fit, no place is claimed: boxes are NaN.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 from PIL import Image
-from torch import nn
 from transformers import PreTrainedModel
 
 from probe.data.image_views import WHOLE, Size, square_around, within
@@ -50,9 +49,10 @@ def token_places(
     views = _cut_to_sizes(views, tensors, patch_size(model))
     patches = patches_of(views)
     if hasattr(model.base_model, "pack_image_features"):
-        grid = _packed(model, patches, tensors, sizes)
-        if grid is not None and len(grid) == tokens:
-            return grid, patches
+        for cells in _evenly_divided(views):
+            grid = _packed(model, cells, tensors, sizes)
+            if grid is not None and len(grid) == tokens:
+                return grid, patches
     elif (stated := stated_cells(model, views, tokens)) is not None:
         return stated, patches
     elif not has_learned_queries(model, tokens // max(1, len(views))):
@@ -156,6 +156,16 @@ def divided(views: Sequence[View], tokens: int, before: int = 0) -> PatchGrid | 
     return None
 
 
+def _evenly_divided(views: Sequence[View]) -> Iterator[PatchGrid]:
+    """The views in cells of s x s patches, for each s that divides all of them; 1 is the first."""
+    edges = [edge for view in views for edge in (view.rows, view.columns)]
+    tiles = _tiles(views)
+    for side in range(1, min(edges, default=0) + 1):
+        if all(edge % side == 0 for edge in edges):
+            grids = [_cells(view, tile, side) for view, tile in zip(views, tiles, strict=True)]
+            yield PatchGrid.join(grids)
+
+
 def _cells(view: View, tile: int, side: int) -> PatchGrid:
     """The cells of side x side patches of a view; those at its end may be smaller."""
     cell_rows = -(-view.rows // side)
@@ -211,11 +221,15 @@ def unknown_places(
 
 def has_learned_queries(model: PreTrainedModel, tokens: int) -> bool:
     """Whether the model makes `tokens` tokens of an image by learned queries that look at all of
-    it: a parameter with a row for each, outside of encoder and LLM.
+    it: a parameter with a row for each, outside of encoder, LLM and what reads sound.
     """
-    decoder: nn.Module = text_decoder(model)
-    encoder = vision_encoder(model)
-    inside = {p for part in (decoder, encoder) if part is not None for p in part.parameters()}
+    of_sound = (
+        part
+        for part in model.base_model.children()
+        if getattr(part, "main_input_name", None) in ("input_features", "input_values")
+    )
+    parts = (text_decoder(model), vision_encoder(model), *of_sound)
+    inside = {p for part in parts if part is not None for p in part.parameters()}
     for name, parameter in model.named_parameters():
         is_weight = name.endswith(("weight", "bias"))
         if parameter in inside or is_weight or parameter.ndim not in (2, 3):
@@ -264,5 +278,8 @@ def _packed(
     grids = []
     for image, size in enumerate(sizes_hw):
         own = patches.at(np.flatnonzero(patches.image == image))
-        grids.append(packed_grid(model, own, size))
+        grid = packed_grid(model, own, size)
+        if grid is None:
+            return None
+        grids.append(grid)
     return PatchGrid.join(grids)

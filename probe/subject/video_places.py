@@ -101,6 +101,7 @@ def _of_square_frames(
     side = model.config.vision_config.image_size
     squares = [(side, side)] * len(clip.frames)
     grid = vision_grid(model, processor, squares, aspect)
+    assert grid is not None  # nothing is packed
     grid = grid.in_frames(grid.image, grid.image, clip.times)
     return VideoPlaces(grid, encoder_grid(model, processor, squares[:1], aspect), len(squares))
 

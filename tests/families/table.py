@@ -14,9 +14,12 @@ import transformers
 
 import probe
 from tests.families.checks import CHECKS, Case, results
+from tests.families.document_models import DOCUMENT_FAMILIES
+from tests.families.further_models import FURTHER_FAMILIES
 from tests.families.models import FAMILIES
 from tests.families.patch_models import PATCH_FAMILIES
 from tests.families.picture_models import PICTURE_FAMILIES
+from tests.families.refused_models import REFUSED, refusal
 from tests.families.score_models import SCORE_FAMILIES
 from tests.families.uses import USES, Use, uses
 from tests.families.video_models import VIDEO_FAMILIES, VideoCase
@@ -42,7 +45,15 @@ regions of the image and words, "tokens" the LLM's vision tokens (replaced, hidd
 layer). "by its processor": the config does not say what becomes of an image.
 """
 
-NEWER = {**PATCH_FAMILIES, **PICTURE_FAMILIES}
+REFUSED_HEAD = """
+## Refused when they are loaded
+
+What `probe.load` expects of a model, and what these are.
+
+| family | class | expected | got |
+|---|---|---|---|"""
+
+NEWER = {**PATCH_FAMILIES, **PICTURE_FAMILIES, **DOCUMENT_FAMILIES, **FURTHER_FAMILIES}
 ALL_FAMILIES = {**FAMILIES, **NEWER, **SCORE_FAMILIES}
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 
@@ -51,6 +62,11 @@ def row(name: str, model: Any, found: Mapping[str, str]) -> str:
     """The line of the page about one family."""
     cells = [cell.removesuffix(": ").replace("|", "/") for cell in found.values()]
     return " | ".join([f"| {name}", type(model).__name__, *cells]) + " |"
+
+
+def refused_row(name: str, model: Any, expected: str, got: str) -> str:
+    """The line of the page about a model that is refused."""
+    return f"| {name} | {type(model).__name__} | {expected} | {got} |"
 
 
 def head(columns: Iterable[str]) -> str:
@@ -89,6 +105,10 @@ def main() -> None:
         except AttributeError as error:
             found = dict.fromkeys(USES, f"no: transformers: {error}")
         print(row(name, subject.model, found), flush=True)
+    print(REFUSED_HEAD)
+    for name, make_refused in REFUSED.items():
+        model = make_refused()
+        print(refused_row(name, model, *refusal(model)), flush=True)
 
 
 if __name__ == "__main__":

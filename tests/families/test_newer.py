@@ -22,6 +22,24 @@ HYBRID = {
 }
 FIRST = "no: DynamicIndexedLayer in layer 0"
 INDEXED = "no: DynamicIndexedLayer in layer 1"
+ENCODER = "no: windows, packed images or other tokens"
+NOWHERE = "no: every token has looked at the whole image"
+CONVOLVES = "no: layer 0 (from 0), where a convolution reads those before them too"
+HYBRID_CACHE = "no: LinearAttentionAndSlidingWindowAttentionLayer in layer 0"
+SINKS = {
+    "encoder measured": ENCODER,  # a class token and packed images
+    **dict.fromkeys(("drop: mask", "knockout"), CONVOLVES),
+    **dict.fromkeys(("drop: remove", "drop while decoding", "remove = mask_frozen"), HYBRID_CACHE),
+    "sweep": HYBRID_CACHE,
+    "FastV": "no: LinearAttentionAndFullAttentionLayer in layer 1",
+}
+MIDWAY = {  # patches merge in the middle of the encoder
+    **HYBRID,
+    "LLM measured": "yes, but layer 1, 3",
+    "encoder measured": ENCODER,
+}
+AGAIN = "no: another pass through the layer of"
+REFERENCE = "no: UnlimitedOcrDynamicReferenceSlidingWindowLayer in layer"
 EXPECTED = {  # what differs from "yes" everywhere
     "cohere_compass": ALONE,
     "cosmos3_omni": ALONE,
@@ -38,11 +56,8 @@ EXPECTED = {  # what differs from "yes" everywhere
     "lfm2_vl": {**HYBRID, "LLM measured": "yes, but layer 1, 3"},
     "lfm3_vl": {**HYBRID, "LLM measured": "yes, but layer 1, 4"},
     "minicpm_ocr": {**HYBRID, "LLM measured": "yes, but layer 1, 3"},
-    "minicpmv4_6": {
-        **HYBRID,
-        "LLM measured": "yes, but layer 1, 3",
-        "encoder measured": "no: windows, packed images or other tokens",  # patches merge midway
-    },
+    "minicpmv4_6": MIDWAY,
+    "minicpmv4_7": MIDWAY,
     "mistral_large4": {
         **dict.fromkeys(("drop: remove", "drop while decoding", "remove = mask_frozen"), FIRST),
         "FastV": INDEXED,
@@ -52,16 +67,56 @@ EXPECTED = {  # what differs from "yes" everywhere
     "nemotron_h_omni": {
         **HYBRID,
         "LLM measured": "yes, but layer 1, 2, 4",
-        "encoder measured": "no: windows, packed images or other tokens",  # registers
+        "encoder measured": ENCODER,  # registers
     },
     "muse_spark": ALONE,
     "qwen3_omni_moe_thinker": ALONE,
     "qwen3_5_moe": {**HYBRID, "LLM measured": "yes, but layer 1, 3"},
     "qwen3_vl_moe": ALONE,
+    "got_ocr2": {"encoder measured": "no: it has none"},  # SAM, with a softmax of its own
+    "granite4_vision": {"compressor, cross": "yes: compressor", **ALONE},
+    "hunyuan_vl": {"places": NOWHERE},
+    "hy_v4_vl": {
+        "places": NOWHERE,
+        **dict.fromkeys(("drop: remove", "drop while decoding", "remove = mask_frozen"), FIRST),
+        "FastV": INDEXED,
+        **ALONE,
+    },
+    "deepseek_ocr2": {"places": NOWHERE, "encoder measured": ENCODER},  # queries behind patches
+    "unlimited_ocr": {
+        "places": NOWHERE,
+        "encoder measured": ENCODER,
+        **dict.fromkeys(
+            ("drop: remove", "drop while decoding", "remove = mask_frozen"), f"{REFERENCE} 0"
+        ),
+        "FastV": f"{REFERENCE} 1",
+        **ALONE,
+    },
+    "qwen4_exp": {
+        **HYBRID,
+        **dict.fromkeys(("drop: remove", "drop while decoding", "sweep", "FastV"), INDEXED),
+        "LLM measured": "yes, but layer 1, 3",
+        "remove = mask_frozen": INDEXED,
+    },
+    "emu3": {"places": NOWHERE, "encoder measured": "no: it has none"},
+    "apertus1p5": {"encoder measured": "no: it has none"},
+    "molmo2": ALONE,
+    "dots3_note": {
+        **dict.fromkeys(("drop: remove", "drop while decoding", "remove = mask_frozen"), FIRST),
+        "FastV": "no: DynamicIndexedLayer in layer 2",
+        **ALONE,
+    },
+    "inkling2": SINKS,
+    "inkling2_loop": {
+        **SINKS,
+        "LLM measured": f"{AGAIN} model.language_model.layers.2.self_attn",
+    },
 }
 # One of each kind: arguments for each token beside the hidden states; values of another width than
-# keys, and square patches; an indexer; patches in a strip that merge midway; a head inside the LLM
+# keys, and square patches; an indexer; patches in a strip that merge midway; a head inside the LLM;
+# cells that are packed; words of a codebook; convolutions beside attention
 IN_DEFAULT = ("ernie4_5_vl_moe", "kimi_k25", "glm5_next", "minicpmv4_6", "nemotron_h_omni")
+IN_DEFAULT = (*IN_DEFAULT, "granite4_vision", "emu3", "inkling2")
 MARKED = [
     name if name in IN_DEFAULT else pytest.param(name, marks=pytest.mark.wide) for name in NEWER
 ]

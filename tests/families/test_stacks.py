@@ -12,7 +12,8 @@ from probe.hooks.model_structure import projection_in, stacks
 from probe.measures.verify import state
 from probe.records.validate import validate
 from tests.families.checks import QUESTION, Case, picture, readers
-from tests.families.models import FAMILIES
+from tests.families.checks import measured as measured_llm
+from tests.families.models import FAMILIES, text
 
 PERCEIVER = "idefics, resampler"  # whose softmax is in its own code, as that of Aria's projector
 
@@ -114,6 +115,29 @@ def test_layers_of_linear_attention_are_nan_and_named():
     assert record.attrs["without_attention"] == "llm 0, 2: linear_attn"
     figure = probe.plots.mass(record).figure
     assert "layer 1, 3, with linear_attn" in figure.get_supxlabel()
+
+
+def test_a_convolution_beside_attention_reads_images_that_are_hidden_from_attention():
+    text_config = text(
+        "falcon_h1",
+        head_dim=8,
+        mamba_d_ssm=32,
+        mamba_n_heads=4,
+        mamba_d_head=8,
+        mamba_n_groups=1,
+        mamba_d_state=8,
+        mamba_chunk_size=16,
+        mamba_expand=1,
+    )
+    case = Case(probe.load(*FAMILIES["llava"](text_config=text_config)))
+    assert measured_llm(case) == "yes"
+    reason = r"layer 0 \(from 0\), where a convolution reads those before them too"
+    for hiding in (
+        probe.drop_vision(case.subject.model, [0], "mask"),
+        probe.knockout(case.subject.model, "text", "vision", [0]),
+    ):
+        with pytest.raises(ProbeError, match=reason), hiding:
+            pass
 
 
 @pytest.mark.parametrize(("name", "layers"), [("mllama", [1]), ("idefics", [0, 1, 2])])

@@ -6,11 +6,14 @@ from typer.testing import CliRunner
 
 import probe
 from probe.cli import _app
+from probe.errors import ProbeError
 from probe.hooks.model_state import is_clear
 from probe.hooks.model_structure import vision_towers
 from probe.hooks.other_encoders import other_encoders
 from probe.models.tiny.questions import sample_image
 from tests.families.checks import picture
+from tests.families.document_models import DOCUMENT_FAMILIES
+from tests.families.further_models import FURTHER_FAMILIES
 from tests.families.models import FAMILIES
 from tests.families.picture_models import PICTURE_FAMILIES
 
@@ -77,6 +80,26 @@ def test_a_second_encoder_of_the_same_images_is_said_to_be_missing():
         "expected one encoder of images, the stack 'vision', "
         "got a second that reads them too (SamVisionModel), which is in no stack"
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "kind"),
+    [
+        ("got_ocr2", "vision_tower", "GotOcr2VisionEncoder"),  # SAM
+        ("emu3", "vqmodel", "Emu3VQVAE"),  # to words of a codebook
+    ],
+)
+def test_an_encoder_whose_attention_can_t_be_seen_is_named(family, name, kind):
+    subject = probe.load(*{**DOCUMENT_FAMILIES, **FURTHER_FAMILIES}[family]())
+    table = probe.describe(subject).to_dataframe()
+    notes = table.set_index("name")["note"]
+    assert "attention, vision" not in notes
+    assert notes[f"attention, {name}"] == (
+        "expected one encoder of images, the stack 'vision', "
+        f"got one whose attention can't be seen ({kind}), which is in no stack"
+    )
+    with pytest.raises(ProbeError, match="expected stacks of llm, got vision"):
+        probe.measure(subject, picture(0), "what is red ?", [14], stacks=["vision"])
 
 
 def test_an_encoder_that_does_not_run_is_none():

@@ -58,7 +58,7 @@ class SequentialCases:
         if not layers or not reads_image:
             return nullcontext()
         if name == NO_VISION:
-            has_state = self.stack.without_attention and not cross_attention(model)
+            has_state = self.stack.with_state and not cross_attention(model)
             mode = "remove" if has_state else "mask"
             return drop_vision(model, layers, mode, stack=self.stack.name)
         if self.mode == "swap":

@@ -117,6 +117,7 @@ class AttentionStatistic:
         # For each module: batch elements that are complete, and keys of those that are not.
         self._complete: dict[str, int] = defaultdict(int)
         self._keys_so_far: dict[str, int] = {}
+        self._last_query: Tensor | None = None
 
     def __call__(self, call: AttentionCall | AttentionWeights) -> None:
         """Takes one call: what a `tap` observes. Raises ProbeError for one with more keys than
@@ -176,6 +177,15 @@ class AttentionStatistic:
                 fix="leave its stack out",
             )
         start = self._complete[call.name]
+        query = getattr(call, "query", None)
+        if start + call.row_count > len(self.order) and query is not self._last_query:
+            raise ProbeError(
+                "probe",
+                expected="a layer that runs once in a forward",
+                got=f"another pass through the layer of {call.name}",
+                fix="leave its stack out",
+            )
+        self._last_query = query  # a drop by values of zero makes two calls of one query
         if end == width:
             self._complete[call.name] += call.row_count
             self._keys_so_far.pop(call.name, None)
