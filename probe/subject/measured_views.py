@@ -9,44 +9,26 @@ sizes whose pixels say where they are:
     ramps             grey grows along x, or along y: the grey of an entry is its place in the image
     levels            each image in a grey of its own: the grey of an entry says which image it is
 
-A view is an affine map of its image, axis by axis: a straight line through its places is found
-by least squares, and gives the rectangle to a small part of a pixel.
+`views_from_places.py` finds the rectangles that these places form.
 
     measured_views(process, [(97, 61)], patch=8)
     [View(image=0, box=array([0., 0., 1., 1.]), rows=4, columns=4)]
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import isqrt
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 
-from probe.data.image_views import WHOLE, Size
+from probe.data.image_views import Size
+from probe.subject.views_from_places import Shape, View, views_of_patches, views_of_planes
 
 Process = Callable[[list[Image.Image]], Mapping[str, Any]]  # images to the processor's tensors
 
 SHOWN = 0.5  # of the largest change from black to white: below it an entry is padding
-STRAIGHT = 0.02  # of the image: places further from the line do not form an affine view
-MARGIN = 4  # pixels at an image's edge, where resizing repeats the outermost one
-
-
-@dataclass(frozen=True)
-class View:
-    """What the encoder gets as one image: a rectangle of the user's, in fractions of it (beyond
-    [0, 1] where it shows padding), and its patches in rows and columns. `order`: which patch,
-    counted row by row, comes when, where a processor returns patches (Qwen-VL: by merged cells).
-    """
-
-    image: int
-    box: Float[np.ndarray, "edge=4"]
-    rows: int
-    columns: int
-    order: Int[np.ndarray, " patch"] | None = None
 
 
 def measured_views(process: Process, sizes: Sequence[Size], patch: int | None) -> list[View] | None:
@@ -57,7 +39,9 @@ def measured_views(process: Process, sizes: Sequence[Size], patch: int | None) -
     """
     if not sizes:
         return []
-    black = pixels_of(process([Image.new("RGB", size, "black") for size in sizes]))
+    of_black = process([Image.new("RGB", size, "black") for size in sizes])
+    stated = stated_shapes(of_black)
+    black = pixels_of(of_black)
     white = pixels_of(process([Image.new("RGB", size, "white") for size in sizes]))
     if black is None or white is None or black.shape != white.shape:
         return None
@@ -89,7 +73,7 @@ def measured_views(process: Process, sizes: Sequence[Size], patch: int | None) -
     x = _patch_by_patch(x, patch)
     y = _patch_by_patch(y, patch)
     image_of = _patch_by_patch(image_of, patch)
-    return views_of_patches(x, y, image_of, sizes)
+    return views_of_patches(x, y, image_of, sizes, stated)
 
 
 def holds_patches(shape: Sequence[int], patch: int | None) -> bool:
@@ -130,6 +114,12 @@ def pixel_tensor(tensors: Mapping[str, Any]) -> torch.Tensor | None:
     return next(iter([*by_name, *real.values()]), None)
 
 
+def stated_shapes(tensors: Mapping[str, Any]) -> list[Shape]:
+    """Rows and columns of patches of each image or video, where a processor states them."""
+    grids = [value for name, value in tensors.items() if name.endswith("grid_thw")]
+    return [(int(rows), int(columns)) for _, rows, columns in torch.as_tensor(*grids[:1] or [[]])]
+
+
 def grey(size: Size, level: int) -> Image.Image:
     return Image.new("RGB", size, (level, level, level))
 
@@ -148,116 +138,3 @@ def ramp(size: Size, down: bool = False) -> Image.Image:
     if down:
         grey = grey.T
     return Image.fromarray(grey).convert("RGB")
-
-
-def views_of_planes(
-    x: Float[np.ndarray, "view channel row column"],
-    y: Float[np.ndarray, "view channel row column"],
-    image_of: Float[np.ndarray, "view channel row column"],
-    sizes: Sequence[Size],
-    patch: int,
-) -> list[View] | None:
-    found = []
-    for of_x, of_y, of_image in zip(x, y, image_of, strict=True):
-        if np.isnan(of_x).all():
-            continue  # a batch's filling
-        image = round(float(np.nanmedian(of_image)))
-        if not 0 <= image < len(sizes):
-            return None
-        across = _edges(_mean(of_x, (0, 1)), sizes[image][0])
-        down = _edges(_mean(of_y, (0, 2)), sizes[image][1])
-        if across is None or down is None:
-            return None
-        box = np.array([across[0], down[0], across[1], down[1]])
-        height, width = of_x.shape[-2:]
-        found.append(View(image, box, height // patch, width // patch))
-    return found
-
-
-def views_of_patches(
-    x: Float[np.ndarray, "patch entry"],
-    y: Float[np.ndarray, "patch entry"],
-    image_of: Float[np.ndarray, "patch entry"],
-    sizes: Sequence[Size],
-) -> list[View] | None:
-    """One view an image, whose patches come one by one in any order."""
-    real = ~np.isnan(x).all(axis=1)
-    image = np.round(_mean(image_of[real], 1)).astype(int)
-    found = []
-    for number in range(len(sizes)):
-        own = image == number
-        x_of_patch = _mean(x[real][own], 1)
-        y_of_patch = _mean(y[real][own], 1)
-        side = isqrt(int(own.sum()))
-        if tuple(sizes[number]) == (1, 1) and own.any() and side**2 == own.sum():
-            # one pixel, enlarged to a square: its patches all look the same
-            found.append(View(number, np.array(WHOLE, float), side, side))
-            continue
-        columns = _spaced(x_of_patch)
-        rows = _spaced(y_of_patch)
-        if columns is None or rows is None or len(columns) * len(rows) != own.sum():
-            return None
-        left, right = _edges_of_centres(columns)
-        top, bottom = _edges_of_centres(rows)
-        column = np.abs(x_of_patch[:, None] - columns).argmin(1)
-        row = np.abs(y_of_patch[:, None] - rows).argmin(1)
-        order = row * len(columns) + column
-        is_order = len(np.unique(order)) == len(order)
-        box = np.array([left, top, right, bottom])
-        found.append(View(number, box, len(rows), len(columns), order if is_order else None))
-    return found
-
-
-def _mean(values: np.ndarray, axes: int | tuple[int, ...]) -> np.ndarray:
-    """The mean over what is not padding; NaN where all is."""
-    real = ~np.isnan(values)
-    count = real.sum(axis=axes)
-    total = np.where(real, values, 0).sum(axis=axes)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _edges(places: Float[np.ndarray, "pixel"], length: int) -> tuple[float, float] | None:
-    """Where in the image the first pixel of a line begins and the last one ends. None where its
-    places are not on a straight line.
-    """
-    pixel = np.flatnonzero(~np.isnan(places))
-    place = places[pixel]
-    margin = min(0.3, MARGIN / length)
-    is_inner = (place > margin) & (place < 1 - margin)
-    middle = pixel[is_inner] + 0.5
-    inner = place[is_inner]
-    if length < 3 or len(inner) < 2 or np.ptp(inner) == 0:
-        # too few pixels for a line: what is not padding is the whole image
-        first = pixel[0]
-        last = pixel[-1] + 1
-        slope = 1 / (last - first)
-        return -first * slope, (len(places) - first) * slope
-    slope, offset = np.polyfit(middle, inner, 1)
-    error = np.abs(offset + slope * middle - inner).max()
-    if error > STRAIGHT + 2 / length:
-        return None
-    return float(offset), float(offset + slope * len(places))
-
-
-def _spaced(places: Float[np.ndarray, "patch"]) -> np.ndarray | None:
-    """The different places among many that are evenly spaced, in order."""
-    ordered = np.sort(places)
-    if not len(ordered) or np.isnan(ordered).any():
-        return None
-    gaps = np.diff(ordered)
-    most = gaps.max(initial=0.0)
-    if most < 2 / 255:  # less than rounding: one place
-        return ordered[:1] * 0 + ordered.mean()
-    groups = np.split(ordered, np.flatnonzero(gaps > most / 2) + 1)
-    return np.array([group.mean() for group in groups])
-
-
-def _edges_of_centres(places: Float[np.ndarray, "place"]) -> tuple[float, float]:
-    """Where the first of evenly spaced patches begins and the last one ends."""
-    if len(places) == 1:
-        return float(WHOLE[0]), float(WHOLE[2])
-    inner = np.arange(len(places))
-    if len(places) > 4:
-        inner = inner[1:-1]
-    slope, offset = np.polyfit(inner + 0.5, places[inner], 1)
-    return float(offset), float(offset + slope * len(places))

@@ -20,12 +20,13 @@ from jaxtyping import Bool
 from PIL import Image
 from transformers import PreTrainedModel
 
-from probe.data.image_views import WHOLE, Size, square_around, within
+from probe.data.image_views import Size, square_around, within
 from probe.data.patch_grid import PatchGrid
 from probe.hooks.model_state import state_of
 from probe.hooks.model_structure import cls_tokens, text_decoder, vision_encoder, vision_positions
-from probe.subject.measured_views import Process, View, measured_views
+from probe.subject.measured_views import Process, measured_views
 from probe.subject.token_grid import of_regions, packed_grid
+from probe.subject.views_from_places import View
 
 MOST_KEPT = 1000  # measurements of a processor, one for each size of image
 
@@ -43,7 +44,7 @@ def token_places(
     """
     is_token = vision_positions(model, tensors["input_ids"])[0].numpy()
     tokens = int(is_token.sum())
-    views = _known_views(model, tensors, process, sizes, settings) or _views_of_grid(tensors)
+    views = _known_views(model, tensors, process, sizes, settings)
     if views is None:
         return unknown_places(is_token, len(sizes)), PatchGrid.join([])
     views = _cut_to_sizes(views, tensors, patch_size(model))
@@ -237,15 +238,6 @@ def has_learned_queries(model: PreTrainedModel, tokens: int) -> bool:
         if parameter.shape[-2] >= tokens > 1 and parameter.shape[0] in (1, parameter.shape[-2]):
             return True
     return False
-
-
-def _views_of_grid(tensors: Mapping[str, Any]) -> list[View] | None:
-    """Whole images by the grids of patches that a processor states (Qwen-VL, GLM-4V)."""
-    grid = tensors.get("image_grid_thw")
-    if grid is None:
-        return None
-    rows = grid.tolist()
-    return [View(image, WHOLE, row[1], row[2]) for image, row in enumerate(rows)]
 
 
 def _cut_to_sizes(

@@ -25,15 +25,7 @@ from probe.data.clip import Clip
 from probe.data.image_views import Size
 from probe.data.patch_grid import PatchGrid
 from probe.hooks.model_structure import cls_tokens
-from probe.subject.measured_views import (
-    SHOWN,
-    View,
-    grey,
-    pixels_of,
-    ramp,
-    views_of_patches,
-    views_of_planes,
-)
+from probe.subject.measured_views import SHOWN, grey, pixels_of, ramp, stated_shapes
 from probe.subject.token_grid import encoder_grid, vision_grid
 from probe.subject.token_places import (
     divided,
@@ -42,6 +34,7 @@ from probe.subject.token_places import (
     patches_of,
     stated_cells,
 )
+from probe.subject.views_from_places import View, views_of_patches, views_of_planes
 
 Process = Callable[[Sequence[Image.Image]], Mapping[str, Any]]  # a video's frames to tensors
 BASE = 256  # greys that 8 bits tell apart
@@ -149,8 +142,12 @@ def measured_pictures(
     what the processor returns doesn't say, or where they differ from group to group.
     """
 
+    stated = []
+
     def values(frames: Sequence[Image.Image]) -> Float[np.ndarray, "picture ..."] | None:
-        pixels = pixels_of(process(frames))
+        tensors = process(frames)
+        stated[:] = stated_shapes(tensors)
+        pixels = pixels_of(tensors)
         if pixels is None:
             return None
         is_planes = pixels.ndim >= 4 and pixels.shape[-3] in (1, 3)
@@ -189,7 +186,7 @@ def measured_pictures(
     if black.ndim == 4:
         views = views_of_planes(of_x, of_y, zeros, [size], patch or 1)
     else:
-        views = views_of_patches(of_x, of_y, zeros, [size])
+        views = views_of_patches(of_x, of_y, zeros, [size], stated)
     return None if views is None else Pictures(views, spans)
 
 

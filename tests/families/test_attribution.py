@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 
 import probe
+from probe.data.image import Video
 from probe.errors import ProbeError
 from probe.records.rank_agreement import rank_agreement
 from tests.families.checks import QUESTION, picture
 from tests.families.models import FAMILIES
+from tests.families.patch_models import PATCH_FAMILIES
+from tests.families.picture_models import PICTURE_FAMILIES
 from tests.families.video_models import VIDEO_FAMILIES, clip
 
 SIDE = 32  # pixels of an image that no family of these needs to resize
+QUIET = {"words": False, "attention": False, "progress": False}
 GREY = (127, 127, 127)  # the mean colour of their processors
 
 
@@ -29,17 +33,22 @@ def test_every_vision_token_is_a_region_that_rows_ablate(name):
     assert 0 < float(rank_agreement({"ablation": found})["floor"][0]) <= 1
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "gemma4", "fuyu", "mllama", "idefics", "video_llava"])
+IN_DEFAULT = ("qwen2_vl", "gemma4", "fuyu", "mllama", "idefics", "video_llava", "minicpmv4_6")
+IN_WIDE = ("kimi_k25", "paddleocr_vl", "minicpm_ocr")  # patches as squares
+
+
+@pytest.mark.parametrize(
+    "name", [*IN_DEFAULT, *(pytest.param(name, marks=pytest.mark.wide) for name in IN_WIDE)]
+)
 def test_a_grey_region_is_that_of_a_grey_image(name):
-    subject = probe.load(*FAMILIES[name]())
+    subject = probe.load(*{**FAMILIES, **PATCH_FAMILIES, **PICTURE_FAMILIES}[name]())
     image = picture(0, (SIDE, SIDE))
     quarter = np.zeros((SIDE, SIDE), bool)
     quarter[:16, 16:] = True
     pasted = image.copy()
     pasted.paste(GREY, (16, 0, SIDE, 16))
-    options = {"words": False, "attention": False, "progress": False}
-    found = probe.attribute(subject, image, QUESTION, [14, 16], over=quarter, **options)
-    expected = probe.attribute(subject, pasted, QUESTION, [14, 16], over=quarter, **options)
+    found = probe.attribute(subject, image, QUESTION, [14, 16], over=quarter, **QUIET)
+    expected = probe.attribute(subject, pasted, QUESTION, [14, 16], over=quarter, **QUIET)
     assert found["logprob_without"] == pytest.approx(float(expected["logprob"]), abs=1e-4)
     assert abs(float(found["attribution"][0])) > 1e-4
 
@@ -52,9 +61,8 @@ def test_what_fills_up_the_smaller_of_two_images_is_in_no_region():
     pasted = images[1].copy()
     pasted.paste(GREY, (16, 16, SIDE, SIDE))
     masks = [{"left": np.arange(96)[None] < np.full((64, 1), 48)}, {"corner": corner}]
-    options = {"words": False, "attention": False, "progress": False}
-    found = probe.attribute(subject, images, QUESTION, [14, 16], over=masks, **options)
-    other = probe.attribute(subject, [images[0], pasted], QUESTION, [14, 16], over=masks, **options)
+    found = probe.attribute(subject, images, QUESTION, [14, 16], over=masks, **QUIET)
+    other = probe.attribute(subject, [images[0], pasted], QUESTION, [14, 16], over=masks, **QUIET)
     without = float(found["logprob"] - found["attribution"].sel(feature="image 2, corner"))
     assert without == pytest.approx(float(other["logprob"]), abs=1e-4)
 
@@ -75,8 +83,52 @@ def test_images_beside_a_video_are_divided_by_the_llms_tokens():
     parts = [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "what is red ?"}]
     asked = [{"role": "user", "content": parts}]
     shown = [picture(0), clip(0)]
-    dataset = probe.attribute(subject, shown, asked, "red circle", over="grid", progress=False)
-    assert np.isfinite(dataset["attribution"]).all()
-    subject = probe.load(*VIDEO_FAMILIES["qwen2_vl"]())
-    with pytest.raises(ProbeError, match=r"places, got none of image 3; divide it by masks"):
+    dataset = probe.attribute(
+        subject, shown, asked, "red circle", over="grid", baseline="rows", progress=False
+    )
+    assert np.abs(dataset["attribution"]).min() > 0
+    with pytest.raises(ProbeError, match="a place of the image, got a video beside other images"):
         probe.attribute(subject, shown, asked, "red circle", progress=False)
+
+
+def test_images_beside_a_video_are_divided_by_the_llms_tokens_that_join_frames():
+    subject = probe.load(*VIDEO_FAMILIES["qwen2_vl"]())
+    dataset = probe.attribute(
+        subject, [picture(0), clip(0)], QUESTION, [14, 16], over="grid", baseline="rows", **QUIET
+    )
+    names = [str(name) for name in dataset["feature"].values]
+    assert {name.split(",")[0] for name in names} == {"image 1", "image 2", "image 4"}
+    assert np.abs(dataset["attribution"]).min() > 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("qwen2_vl", "internvl") else pytest.mark.wide)
+        for name in VIDEO_FAMILIES
+    ],
+)
+def test_grey_regions_of_frames_are_those_of_grey_frames(name):
+    """The pixels of every frame, however many frames a picture of the encoder joins."""
+    subject = probe.load(*VIDEO_FAMILIES[name]())
+    frames = [picture(seed, (SIDE, SIDE)) for seed in range(4)]
+    quarter = np.zeros((SIDE, SIDE), bool)
+    quarter[:16, 16:] = True
+    pasted = [frame.copy() for frame in frames]
+    for frame in pasted:
+        frame.paste(GREY, (16, 0, SIDE, 16))
+    masks = [{"quarter": quarter}] * 4
+    found, expected = (
+        probe.attribute(subject, Video(shown, fps=2), QUESTION, [14, 16], over=masks, **QUIET)
+        for shown in (frames, pasted)
+    )
+    assert found["logprob_without"] == pytest.approx(float(expected["logprob"]), abs=1e-4)
+    assert np.abs(found["attribution"]).min() > 1e-6
+
+
+def test_frames_that_are_joined_have_one_mask():
+    subject = probe.load(*VIDEO_FAMILIES["qwen2_vl"]())
+    masks = [np.arange(12)[:, None] * np.ones((1, 12), int) > row for row in range(3)]
+    video = Video([picture(seed, (12, 12)) for seed in range(3)])
+    with pytest.raises(ProbeError, match="the same mask for images 1 and 2, frames that the model"):
+        probe.attribute(subject, video, QUESTION, [14, 16], over=masks, **QUIET)

@@ -147,11 +147,16 @@ def gemma4(**options: Any) -> Family:
     return model, processor
 
 
+ONE = torch.ones(1)  # second a pair of frames
+
 VIDEO_FAMILIES: dict[str, Callable[..., Family]] = {
     "qwen2_vl": lambda **o: with_videos("qwen2_vl", TinyVideos(pairs(), video_blocks), kinds, **o),
     "qwen2_5_vl": lambda **o: with_videos(
         "qwen2_5_vl",
-        TinyVideos(pairs(), lambda frames: video_blocks(frames) | {"second_per_grid_ts": [1.0]}),
+        TinyVideos(
+            pairs(),
+            lambda frames: video_blocks(frames) | {"second_per_grid_ts": torch.tensor([1.0])},
+        ),
         kinds,
         **o,
     ),

@@ -16,15 +16,18 @@ words, with "zero" zeros, with "hidden" they are masked.
 import os
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from probe.data.clip import Clip
 from probe.data.image import ImageSource, open_image
 from probe.errors import ProbeError
 from probe.measures.attribution.features import NO_FEATURE, Features
 from probe.measures.attribution.pixel_regions import PixelRegions
+from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
 
@@ -92,15 +95,30 @@ class Perturbation:
             raise ProbeError(
                 "attribute",
                 expected="pixels that are known to show a place of the image",
-                got=f"another layout from {type(subject.processor).__name__}",
+                got=_why_unknown(answer.inputs, type(subject.processor).__name__),
                 fix=f"use baseline={TOKEN_BASELINES[0]!r}, which changes vision tokens",
             )
         if features.pixels is None:
             return cls(name, words, no_feature)
         images = answer.inputs.images[0]
         replaced = [_baseline_image(subject, image, baseline, answer) for image in images]
-        baseline_pixels = subject.encode(replaced, "?")[features.pixels.name]
+        baseline_pixels = subject.encode(_shown_as(replaced, answer.inputs), "?")[
+            features.pixels.name
+        ]
         return cls(name, words, no_feature, features.pixels, baseline_pixels)
+
+
+def _why_unknown(inputs: Inputs, processor: str) -> str:
+    is_mixed = len(inputs.shown[0]) > 1 and (inputs.grid[0].frame >= 0).any()
+    return "a video beside other images" if is_mixed else f"another layout from {processor}"
+
+
+def _shown_as(images: list[Image.Image], inputs: Inputs) -> list[Image.Image] | Clip:
+    """Images as a prompt shows them: as a video, if they are its frames."""
+    if not (inputs.grid[0].frame >= 0).any():
+        return images
+    count = len(images)
+    return Clip(tuple(images), np.arange(count, dtype=float), tuple(range(count)), 1.0, count)
 
 
 def _check_vision_tokens(features: Features, what: str) -> None:

@@ -22,6 +22,7 @@ from probe.measures.attribution.regions import NO_REGION, Over, Regions
 from probe.measures.attribution.words import words_of
 from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
+from probe.subject.token_places import patch_size
 
 NO_FEATURE = NO_REGION
 KINDS = ("region", "word", "layer")
@@ -68,7 +69,7 @@ class Features:
             regions = Regions.of(over, inputs, has_places)
             names += regions.names
             patches = regions.of_grid(inputs.encoder_grid[0])
-            pixels = PixelRegions.of(inputs, regions)
+            pixels = PixelRegions.of(inputs, regions, patch_size(subject.model))
             if has_places:
                 keys = regions.of_grid(inputs.grid[0])
             tokens[inputs.types.vision[0]] = torch.from_numpy(keys)

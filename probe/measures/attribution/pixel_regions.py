@@ -2,14 +2,16 @@
 
 planes     (..., colour, row, column): LLaVA, InternVL (tiles), Idefics, Mllama
 patches    (..., patch, number): Qwen-VL, GLM-4V, Gemma 4, Fuyu
+           (..., colour, side, patches * side), as squares or in a strip: PaddleOCR-VL, MiniCPM-V
 
-regions = PixelRegions.of(inputs, Regions.of("grid", inputs))
+regions = PixelRegions.of(inputs, Regions.of("grid", inputs), patch=14)
 regions.name                # "pixel_values"
 regions.of_pixel            # (view, row, column) or (patch): a region, -1 for none
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +20,9 @@ from torch import Tensor
 
 from probe.data.image_views import bounding_box
 from probe.data.patch_grid import PatchGrid
-from probe.measures.attribution.regions import NO_REGION, Regions
+from probe.measures.attribution.regions import NO_REGION, Regions, patches_of_pictures
 from probe.subject.inputs import Inputs
+from probe.subject.measured_views import holds_patches
 
 COLOURS, NUMBERS = -3, -1  # the axis whose entries belong to one pixel, or to one patch
 
@@ -35,31 +38,41 @@ class PixelRegions:
     axis: int
 
     @classmethod
-    def of(cls, inputs: Inputs, regions: Regions) -> "PixelRegions | None":
-        """None where it is not known what the pixels show."""
+    def of(cls, inputs: Inputs, regions: Regions, patch: int | None) -> "PixelRegions | None":
+        """None where it is not known what the pixels show. `patch`: pixels along its side."""
         name = pixels_name(inputs)
         if name is None:
             return None
-        values = inputs[name]
-        if values.ndim >= 4 and values.shape[COLOURS] in (1, 3):
-            region = _of_planes(values, inputs.encoder_grid[0], regions)
-            axis = COLOURS
+        values, grid = inputs[name], patches_of_pictures(inputs)
+        has_planes = values.ndim >= 4 and values.shape[COLOURS] in (1, 3)
+        axis = COLOURS if has_planes else NUMBERS
+        if not holds_patches(values.shape, patch):
+            region = _of_planes(values, grid, regions)
+        elif has_planes:
+            region = _of_squares(values, grid, regions)
         else:
-            region = _of_patches(values, inputs.encoder_grid[0], regions)
-            axis = NUMBERS
-        return None if region is None else cls(name, torch.from_numpy(region), axis)
+            region = _of_patches(values.shape[:NUMBERS], grid, regions)
+        if region is None or (region == NO_REGION).all():
+            return None
+        return cls(name, torch.from_numpy(region), axis)
 
 
-def pixels_name(inputs: Mapping[str, Tensor]) -> str | None:
-    """The name of the pixels of images among a model's inputs; None for a prompt without.
+def pixels_name(inputs: Mapping[str, Any]) -> str | None:
+    """The name of the pixels among a model's inputs: those of images, or else of a video; None for
+    a prompt without.
 
     >>> pixels_name({"ids": torch.ones(1, 4).int(), "pixel_values": torch.ones(1, 3, 8, 8)})
     'pixel_values'
     """
-    real = [name for name, value in inputs.items() if value.is_floating_point() and value.ndim >= 2]
-    pixels = [name for name in real if name.startswith("pixel_values") and "video" not in name]
+    real = [
+        name
+        for name, value in inputs.items()
+        if torch.is_tensor(value) and value.is_floating_point() and value.ndim >= 2
+    ]
+    pixels = [name for name in real if name.startswith("pixel_values")]
+    of_images = [name for name in pixels if "video" not in name]
     patches = [name for name in real if "patches" in name]
-    return next(iter([*pixels, *patches]), None)
+    return next(iter([*of_images, *patches, *pixels]), None)
 
 
 def _of_planes(
@@ -95,11 +108,22 @@ def _of_planes(
     return region.reshape(*before, height, width)
 
 
-def _of_patches(
+def _of_squares(
     values: Float[Tensor, "..."], grid: PatchGrid, regions: Regions
 ) -> Int[np.ndarray, "..."] | None:
+    """The region of each pixel of patches that are squares, one by one or side by side."""
+    side = values.shape[-2]
+    of_patch = _of_patches((*values.shape[:COLOURS], values.shape[-1] // side), grid, regions)
+    if of_patch is None:
+        return None
+    of_column = np.repeat(of_patch, side, axis=-1)
+    return np.repeat(of_column[..., None, :], side, axis=-2)
+
+
+def _of_patches(
+    before: Sequence[int], grid: PatchGrid, regions: Regions
+) -> Int[np.ndarray, "..."] | None:
     """The region of each patch, by its middle; -1 for those that only fill a batch up."""
-    before = values.shape[:NUMBERS]
     region = np.full(before, NO_REGION)
     of_patch = regions.of_grid(grid)
     if region.size == len(of_patch):

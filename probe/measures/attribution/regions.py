@@ -69,10 +69,12 @@ class Regions:
         vision token is made of one place of the image.
 
         A mask has the height and width of its image; in one of whole numbers, each number above 0
-        is a region. Raises ProbeError for an unknown name, another size, an empty mask, and masks
+        is a region. Frames that are joined before the LLM have the regions of the first of them.
+        Raises ProbeError for an unknown name, another size, an empty mask, and masks
         that overlap.
         """
         images = inputs.images[0]
+        shown_with = _shown_with(inputs)
         if not images:
             raise ProbeError(
                 "attribute",
@@ -84,30 +86,60 @@ class Regions:
             if over not in CELL:
                 expected = "over='patches', 'grid', 'words', 'layers' or a mask"
                 raise ProbeError("attribute", expected=expected, got=repr(over))
-            grids = [
-                _divided(inputs, image) if has_places else inputs.encoder_grid[0]
-                for image in range(len(images))
-            ]
-            parts = [_cells(grid, image, CELL[over]) for image, grid in enumerate(grids)]
+            parts = []
+            for image, first in enumerate(shown_with):
+                if first < image:
+                    parts.append(([], parts[first][1]))
+                    continue
+                grid = _divided(inputs, image) if has_places else patches_of_pictures(inputs)
+                parts.append(_cells(grid, image, CELL[over]))
         else:
             masks: list[Any] = list(over) if isinstance(over, list | tuple) else [over]
             if len(masks) != len(images):
                 expected = f"a mask for each of {len(images)} images"
                 raise ProbeError("attribute", expected=expected, got=str(len(masks)))
             parts = [_masked(mask, image.size) for mask, image in zip(masks, images, strict=True)]
-        names, lookups = [], []
-        for number, (image_names, lookup) in enumerate(parts, 1):
+            _check_joined(masks, shown_with)
+        names: list[str] = []
+        lookups: list[Lookup] = []
+        for image, (image_names, lookup) in enumerate(parts):
+            if (first := shown_with[image]) < image:
+                lookups.append(lookups[first])
+                continue
             lookups.append(_shifted(lookup, len(names)))
-            prefix = f"image {number}, " if len(parts) > 1 else ""
+            prefix = f"image {image + 1}, " if len(parts) > 1 else ""
             names += [prefix + name for name in image_names]
         return cls(tuple(names), tuple(lookups))
+
+
+def patches_of_pictures(inputs: Inputs) -> PatchGrid:
+    """The encoder's patches of every picture that it gets. Of a video, whose pictures are cut
+    alike, each picture's: its image is the first frame that it shows.
+    """
+    patches, tokens = inputs.encoder_grid[0], inputs.grid[0]
+    if not (tokens.frame >= 0).any():
+        return patches
+    return PatchGrid.join([patches.shifted(frame) for frame in np.unique(tokens.image).tolist()])
+
+
+def _shown_with(inputs: Inputs) -> list[int]:
+    """For each image the first one that its vision tokens show: of frames that are joined (Qwen-VL)
+    the first, else the image itself.
+    """
+    first = list(range(len(inputs.images[0])))
+    tokens = inputs.grid[0]
+    joined = tokens.last_frame - tokens.frame
+    for image, more in sorted({*zip(tokens.image.tolist(), joined.tolist(), strict=True)}):
+        for other in range(image + 1, image + more + 1):
+            first[other] = image
+    return first
 
 
 def _divided(inputs: Inputs, image: int) -> PatchGrid:
     """The grid that divides an image: the LLM's vision tokens where they merge patches, else the
     encoder's patches.
     """
-    patches = inputs.encoder_grid[0]
+    patches = patches_of_pictures(inputs)
     tokens = inputs.grid[0]
     of_patches = _base_boxes(patches, image)
     of_tokens = _base_boxes(tokens, image)
@@ -202,6 +234,27 @@ def _masked(mask: RegionMask, size: tuple[int, int]) -> tuple[list[str], Lookup]
         return np.where(is_inside, labels[nearest_line, nearest_column], NO_REGION)
 
     return [str(name) for name in mask], at
+
+
+def _check_joined(masks: Sequence[RegionMask], shown_with: Sequence[int]) -> None:
+    """Raises ProbeError where frames that the model joins have masks of their own."""
+    for image, first in enumerate(shown_with):
+        own = _as_dict(masks[image])
+        other = _as_dict(masks[first])
+        are_equal = own.keys() == other.keys() and all(
+            np.array_equal(part, other[name]) for name, part in own.items()
+        )
+        if not are_equal:
+            raise ProbeError(
+                "attribute",
+                expected=f"the same mask for images {first + 1} and {image + 1}, frames that the "
+                "model joins",
+                got="different ones",
+            )
+
+
+def _as_dict(mask: RegionMask) -> Mapping[str, Any]:
+    return mask if isinstance(mask, Mapping) else {"": mask}
 
 
 def _checked(
