@@ -13,13 +13,12 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from probe.data.token_types import LAST
 from probe.errors import ProbeError, at_least
 from probe.hooks.finite_states import raise_not_finite
-from probe.hooks.model_structure import max_positions, placeholder_ids
+from probe.hooks.model_structure import max_positions
 from probe.hooks.offload import own_values
 from probe.hooks.own_failure import own_failures
+from probe.subject.greedy_words import GREEDY, never_said
 from probe.subject.inputs import Inputs, TokenizerInfo
 
-# A checkpoint's own sampling options would only make transformers warn that they are not used
-GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 ONE_ANSWER = {"num_return_sequences": 1, "return_dict_in_generate": False}  # whatever it saved
 
 
@@ -33,11 +32,9 @@ def generate_ids(
     """The ids that answer each row, up to and including the end-of-turn token if there is one.
 
     `generate`: options of `model.generate`; greedy by default. Fewer than `max_new_tokens` where
-    the model's positions end. Never generated are the image token and Ovis2's visual indicators,
-    which would stand for (parts of) an image when the answer is encoded, and VoCo tokens, which
-    would hide the prompt. Raises ProbeError for inputs that end with a response, for options that
-    `model.generate` does not take, for those by which it returns anything but one answer a row, and
-    where the model's numbers overflow.
+    the model's positions end, and without the ids of `never_said`. Raises ProbeError for inputs
+    that end with a response, for options that `model.generate` does not take, for those by which it
+    returns anything but one answer a row, and where the model's numbers overflow.
     """
     _check_options(max_new_tokens, generate)
     if (inputs.types.role[:, -1] != LAST).any():
@@ -49,10 +46,7 @@ def generate_ids(
     width = inputs["input_ids"].shape[1]
     check_length(model, width + 1)
     room = (max_positions(model) or width + max_new_tokens) - width
-    config: Any = model.config
-    never = {*placeholder_ids(model), getattr(config, "voco_token_id", None)} - {None}
-    never |= {*(getattr(config, "visual_indicator_token_ids", None) or ())}
-    defaults: dict[str, Any] = ONE_ANSWER | {"suppress_tokens": sorted(never)}
+    defaults: dict[str, Any] = ONE_ANSWER | {"suppress_tokens": never_said(model)}
     processors = [_NumbersOnly(), *(generate.get("logits_processor") or ())]
     options = {"logits_processor": LogitsProcessorList(processors)}
     if not generate.get("do_sample"):

@@ -9,7 +9,7 @@ from probe.interventions.sweep.sample_prompts import SamplePrompts
 from probe.interventions.sweep.sweep import Sweep
 from tests.families.checks import QUESTION, SAME, picture
 from tests.families.models import FAMILIES
-from tests.families.processors import IMAGE
+from tests.families.processors import END, IMAGE, START
 
 
 def says_image(subject):
@@ -41,6 +41,50 @@ def test_a_sweep_equals_each_case_alone_where_the_model_says_its_image_token(nam
         assert (outcome.logits[index, 0] - logits).abs().max() < SAME
         assert outcome.answers[index].tolist() == ids.tolist()
         assert IMAGE not in ids.tolist()
+
+
+RULES = {  # of a checkpoint's generation config
+    "repetition_penalty": 3.0,  # 1.05 in Qwen2.5-VL's
+    "no_repeat_ngram_size": 1,
+    "begin_suppress_tokens": list(range(9, 24)),
+    "suppress_tokens": list(range(9, 30)),
+}
+
+
+def each_alone(subject, cases, tokens):
+    """The answer of each case by itself, and that of a sweep of all of them."""
+    sample = probe.Sample("a", picture(1), QUESTION)
+    table = probe.drop_sweep(subject, [sample], cases, max_new_tokens=tokens, progress=False)
+    alone = {}
+    for name, layers in cases.items():
+        with probe.drop_vision(subject.model, layers):
+            alone[name] = subject.answer(picture(1), QUESTION, tokens)
+    swept = {name: str(table["answer"].sel(sample="a", case=name).values) for name in cases}
+    return alone, swept, table.attrs["sharing"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_sweep_answers_by_the_rules_of_the_checkpoint(rule):
+    subject = probe.load(*FAMILIES["qwen2_5_vl"]())
+    cases = {"all": [0, 1, 2], "first": [0], "two": [0, 2]}
+    plain, _, _ = each_alone(subject, cases, 5)
+    setattr(subject.model.generation_config, rule, RULES[rule])
+    alone, swept, sharing = each_alone(subject, cases, 5)
+    assert alone != plain
+    assert swept == alone
+    by_itself = rule in ("no_repeat_ngram_size", "begin_suppress_tokens")
+    assert sharing == (f"the checkpoint chooses words by {rule}" if by_itself else "exact")
+
+
+def test_a_sweep_never_says_the_visual_indicators_of_ovis2():
+    subject = probe.load(*FAMILIES["ovis2"]())
+    head = subject.model.get_output_embeddings().weight
+    with torch.no_grad():
+        likeliest = head.norm(dim=1).argmax()
+        head[START], head[END] = 3 * head[likeliest], -3 * head[likeliest]
+    alone, swept, sharing = each_alone(subject, {"all": [0, 1, 2], "first": [0], "last": [2]}, 4)
+    assert swept == alone
+    assert sharing == "exact"
 
 
 def test_dropping_in_the_llm_of_a_hybrid_model_by_removing_is_swept():

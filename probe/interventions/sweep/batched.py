@@ -22,6 +22,7 @@ from probe.interventions.sweep.visibility import (
     ZEROED,
     Visibility,
 )
+from probe.subject.greedy_words import GreedyWords
 from probe.subject.image_prefix import VisionView
 from probe.subject.inputs import Inputs
 from probe.subject.prefix_cache import CachedPrefix, PrefixCache
@@ -114,5 +115,6 @@ class BatchedCases:
         batch = CaseBatch(model, self.cache.stack, *views, prompt, longest, frozen)
         logits = batch.prefill(max(gold, 1))
         end_ids = self.subject.vocabulary.end_ids
-        answers = batch.decode(logits[:, 0], length, tokens, end_ids)
+        words = GreedyWords.of(model, inputs["input_ids"])
+        answers = batch.decode(logits[:, 0], length, tokens, end_ids, words)
         return Outcome(logits, answers, batch.row_layers)

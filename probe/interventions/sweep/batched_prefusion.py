@@ -18,11 +18,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from probe.hooks.layer_arguments import cache_argument
-from probe.hooks.model_structure import max_positions, output_head, placeholder_ids, text_decoder
+from probe.hooks.model_structure import max_positions, output_head, text_decoder
 from probe.interventions.sweep.layer_sets import ALWAYS, ANOTHER_IMAGE
 from probe.interventions.sweep.outcome import Outcome, decode_greedily
 from probe.interventions.sweep.sample_prompts import SamplePrompts
 from probe.interventions.sweep.sequential import SequentialCases
+from probe.subject.greedy_words import GreedyWords
 from probe.subject.image_prefix import EmbeddedPrompt
 from probe.subject.prefix_cache import EncodedImages
 
@@ -72,8 +73,8 @@ class BatchedPrefusion:
         room = (max_positions(self._model) or sys.maxsize) - prompts.length
         tokens = min(self.sequential.max_new_tokens, room)
         end_ids = self.sequential.subject.vocabulary.end_ids
-        never = placeholder_ids(self._model)
-        answers = decode_greedily(logits[:, 0], next_logits, tokens, end_ids, never)
+        words = GreedyWords.of(self._model, prompts.inputs["input_ids"])
+        answers = decode_greedily(logits[:, 0], next_logits, tokens, end_ids, words)
         return Outcome(logits, answers, len(self.sequential.stack.layers) * len(names))
 
     def _embed(self, prompts: SamplePrompts, name: str) -> EmbeddedPrompt:

@@ -22,9 +22,10 @@ from transformers import PreTrainedModel
 
 from probe.hooks.attention_tap import routed
 from probe.hooks.block_threads import add_hook, model_block
-from probe.hooks.model_structure import LayerStack, output_head, placeholder_ids, text_decoder
+from probe.hooks.model_structure import LayerStack, output_head, text_decoder
 from probe.interventions.sweep.outcome import decode_greedily
 from probe.interventions.sweep.view_attention import SharedAttention
+from probe.subject.greedy_words import GreedyWords
 from probe.subject.image_prefix import EmbeddedPrompt, ImagePrefix, VisionView
 
 BeforeLayer = Callable[[int, Tensor], Tensor]  # layer, hidden states -> hidden states
@@ -73,6 +74,7 @@ class CaseBatch:
         length: int,
         tokens: int,
         end_ids: Sequence[int],
+        words: GreedyWords,
     ) -> list[Tensor]:
         """Greedy answers of at most `tokens` ids to a prompt of `length` tokens, of whose last
         token `logits` are. Cases with equal histories are decoded once.
@@ -86,8 +88,7 @@ class CaseBatch:
             return output_head(self.model)(hidden[:, -1])
 
         with self._hooked(self._set_views):
-            never = placeholder_ids(self.model)
-            answers = decode_greedily(logits[first_case], next_logits, tokens, end_ids, never)
+            answers = decode_greedily(logits[first_case], next_logits, tokens, end_ids, words)
         return [answers[row] for row in self.row_of[-1].tolist()]
 
     def _decoder(self, embeddings: Tensor, positions: Tensor) -> Tensor:

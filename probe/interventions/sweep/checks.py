@@ -1,16 +1,19 @@
-"""What a sweep must be given: told before anything runs.
+"""What a sweep must be given, told before anything runs; and what a model can't share.
 
 check_subject(subject, "llm", ["llm", "vision"], max_new_tokens=32)
 check_mode("mask", subject, "llm", queries=None, parts=False)
 """
 
 import torch
+from transformers import PreTrainedModel
 
 from probe.errors import ProbeError, at_least, one_of
 from probe.hooks.model_checks import require_observable
-from probe.hooks.model_state import active_interventions
+from probe.hooks.model_state import active_interventions, active_text_guided_reducers
+from probe.hooks.model_structure import cross_attention
 from probe.interventions.drop import drop_vision
 from probe.interventions.sweep.visibility import SWEEP_MODES
+from probe.subject.greedy_words import other_rules
 from probe.subject.subject import Subject
 
 
@@ -55,3 +58,14 @@ def check_mode(
             got=f"stack={stack!r}, queries={queries!r}",
             fix="use another mode",
         )
+
+
+def alone_reason(model: PreTrainedModel) -> str:
+    """Why a model's cases are run each alone, as far as the model says it itself; "" where nothing
+    speaks against one batch of all.
+    """
+    if guided := active_text_guided_reducers(model):
+        return f"{guided} chooses vision tokens by the question"
+    if rules := other_rules(model):
+        return f"the checkpoint chooses words by {rules}"
+    return "words read the image by cross-attention" if cross_attention(model) else ""

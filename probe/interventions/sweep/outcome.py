@@ -11,6 +11,7 @@ from torch import Tensor
 
 from probe.hooks.finite_states import not_finite
 from probe.subject.generation import until_end
+from probe.subject.greedy_words import GreedyWords
 
 
 @dataclass(frozen=True)
@@ -40,31 +41,26 @@ def decode_greedily(
     next_logits: Callable[[Int[Tensor, " row"], int], Float[Tensor, "row vocabulary"]],
     tokens: int,
     end_ids: Sequence[int],
-    never: Sequence[int] = (),
+    words: GreedyWords,
 ) -> list[Tensor]:
-    """At most `tokens` ids a row, each row up to and including the first of `end_ids`. `never`: ids
-    that are not chosen, those of images and videos as in `generate_ids`.
+    """At most `tokens` ids a row, each row up to and including the first of `end_ids`, chosen as
+    `generate_ids` does.
 
     `logits` predict the first id. `next_logits(ids, step)` are those after the ids of step 0, 1 ...
     Raises ProbeError where any of them are not numbers.
     """
     ends = torch.tensor(list(end_ids), device=logits.device)
-    refused = torch.tensor(list(never), dtype=torch.long, device=logits.device)
-
-    def likeliest(logits: Float[Tensor, "row vocabulary"]) -> Int[Tensor, " row"]:
-        ids = torch.arange(logits.shape[-1], device=logits.device)
-        is_refused = torch.isin(ids, refused)
-        return logits.masked_fill(is_refused, float("-inf")).argmax(-1)
-
-    chosen = [likeliest(logits)]
+    answered = torch.empty(len(logits), 0, dtype=torch.long, device=logits.device)
+    chosen = words.likeliest(logits, answered)
+    answered = chosen[:, None]
     finite = logits.isfinite().all()
-    ended = torch.isin(chosen[0], ends)
-    while len(chosen) < tokens and not ended.all():
-        logits = next_logits(chosen[-1], len(chosen) - 1)
-        chosen.append(likeliest(logits))
+    ended = torch.isin(chosen, ends)
+    while answered.shape[1] < tokens and not ended.all():
+        logits = next_logits(chosen, answered.shape[1] - 1)
+        chosen = words.likeliest(logits, answered)
+        answered = torch.cat([answered, chosen[:, None]], dim=1)
         finite &= logits.isfinite().all()
-        ended |= torch.isin(chosen[-1], ends)
+        ended |= torch.isin(chosen, ends)
     if not finite:
         raise not_finite("drop_sweep", logits.dtype, "in the logits of an answer")
-    answers = torch.stack(chosen, 1).cpu()
-    return [until_end(ids, end_ids) for ids in answers]
+    return [until_end(ids, end_ids) for ids in answered.cpu()]

@@ -29,15 +29,14 @@ from probe.errors import ProbeError
 from probe.hooks.block_threads import only_this_thread
 from probe.hooks.finite_states import require_finite
 from probe.hooks.model_checks import require_subject
-from probe.hooks.model_state import active_text_guided_reducers
-from probe.hooks.model_structure import cross_attention, stacks
+from probe.hooks.model_structure import stacks
 from probe.hooks.own_failure import own_failures
 from probe.hooks.partial_cache import windows
 from probe.interventions.layer_target import Names, as_names
 from probe.interventions.sweep.batched import BatchedCases
 from probe.interventions.sweep.batched_prefusion import BatchedPrefusion
 from probe.interventions.sweep.case_batch import untouched_logits
-from probe.interventions.sweep.checks import check_mode, check_subject
+from probe.interventions.sweep.checks import alone_reason, check_mode, check_subject
 from probe.interventions.sweep.layer_sets import (
     ANOTHER_IMAGE,
     NO_VISION,
@@ -93,7 +92,8 @@ def drop_sweep(
     Variables: answer, correct, gold_logprob, kl, total_variation, first_token_changed, for swaps
     donor_answer_given; dropped (case, layer); row_layers and image_prefixes (sample), which count
     what was computed. Samples that show the same image are taken together, and returned in the
-    order given. Answers are greedy. Raises ProbeError for layers outside the stack, a model that
+    order given. Answers are those of `Subject.answer`. Raises ProbeError for layers outside the
+    stack, a model that
     is compiled, in training mode or under an intervention, a sliding window shorter than prompt and
     answer, and swaps between images with other numbers of tokens.
     """
@@ -256,10 +256,8 @@ class Sweep:
     def check_sharing(self, inputs: Inputs) -> SharingCheck:
         """Whether sharing is exact."""
         model = self.subject.model
-        if guided := active_text_guided_reducers(model):
-            return SharingCheck(f"{guided} chooses vision tokens by the question", 0.0)
-        if cross_attention(model):
-            return SharingCheck("words read the image by cross-attention", 0.0)
+        if reason := alone_reason(model):
+            return SharingCheck(reason, 0.0)
         if isinstance(self.batched, BatchedPrefusion):
             logits = partial(self.batched.untouched_logits, inputs)
             return check_sharing(model, self.stack, inputs, logits)
