@@ -30,7 +30,7 @@ def require_transformers(called: str, model: Any, expected: str) -> None:
     if isinstance(model, PreTrainedModel):
         return
     is_wrapper = callable(getattr(model, "get_base_model", None))  # peft's
-    fix = "pass its get_base_model(), in which the adapters act too" if is_wrapper else ""
+    fix = "pass probe.load(model, processor), which takes the wrapper off" if is_wrapper else ""
     got = f"a {type(model).__name__}" if isinstance(model, nn.Module) else shown(model)
     raise ProbeError(called, expected=expected, got=got, fix=fix)
 

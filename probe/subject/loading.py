@@ -3,7 +3,8 @@
     load("tiny-llava")                                  # a shipped model
     load("llava-hf/llava-1.5-7b-hf", revision="8c85e9a", device_map="auto")
     load("llava-mini-llama-3.1-8b")                     # a folder, also in the original layout
-    load(model, processor=processor)                    # in memory
+    load("my-lora")                                     # a folder of peft's, with its base model
+    load(model, processor=processor)                    # in memory, also in peft's wrapper
 
 Weights are read from safetensors only, and no code of a checkpoint is ever run. (LLaVA-Mini's
 original .bin files are read without unpickling code.) The network is used for hub ids only.
@@ -30,18 +31,11 @@ from probe.hooks.model_state import state_of
 from probe.hooks.model_structure import cls_tokens, image_token_id
 from probe.models.original import CheckpointError, load_original
 from probe.models.original.layout import Layout
+from probe.subject.adapter_source import AdapterSource, fill_embedded, inner_model
 from probe.subject.attention_implementation import check_attention, set_attention
+from probe.subject.device_and_dtype import as_device, as_dtype
 from probe.subject.model_source import ModelSource, load_error, read_config
 from probe.subject.subject import Subject
-
-DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
 
 
 def load(
@@ -113,6 +107,10 @@ def _from_name(
 ) -> Opened:
     source = ModelSource.of(name)
     check_attention(attn_implementation)
+    local = source.local_files_only()
+    adapter = AdapterSource.of(source.location, options["revision"], local)
+    if adapter is not None:
+        return _adapted(adapter, processor, device, dtype, attn_implementation, options)
     target = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     precision = None if dtype == "auto" else as_dtype(dtype)
     if dtype is None and target.type != "cuda":
@@ -127,7 +125,7 @@ def _from_name(
             options = options | {"device_map": {"": target}}
         where = {
             "revision": options.pop("revision") or "main",
-            "local_files_only": source.local_files_only(),
+            "local_files_only": local,
             "trust_remote_code": False,
         }
         try:
@@ -146,9 +144,39 @@ def _from_name(
         except Exception as error:  # transformers, safetensors and json raise many kinds
             raise load_error(str(name), error) from error
         require_answering("load", model)
+        fill_embedded(model, source.location, local)
         _note_image_token(model, processor)
     processor = _complete(processor, model)
     return model.eval(), processor, str(name), source.revision(model.config), source.toy
+
+
+def _adapted(
+    adapter: AdapterSource,
+    processor: Any,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    attn_implementation: str | dict[str, str] | None,
+    options: dict[str, Any],
+) -> Opened:
+    """The model that an adapter names, with the adapter in it."""
+    adapter.require_peft()
+    own = processor
+    try:
+        if processor is None and adapter.has_processor:
+            own = AutoProcessor.from_pretrained(adapter.location, trust_remote_code=False)
+    except Exception as error:  # transformers and json raise many kinds
+        raise load_error(adapter.location, error) from error
+    options = options | {"revision": adapter.base_revision}
+    try:
+        if AdapterSource.of(adapter.base, adapter.base_revision) is not None:
+            raise ProbeError("load", expected="a whole model", got=f"{adapter.base!r}, an adapter")
+        opened = _from_name(adapter.base, own, device, dtype, attn_implementation, options)
+    except ProbeError as error:
+        got = f"{error.got} (the base model of the adapter {adapter.location!r})"
+        raise ProbeError("load", expected=error.expected, got=got, fix=error.fix) from error
+    model, processor, _, base_revision, toy = opened
+    adapted = adapter.on(model).eval()
+    return adapted, processor, adapter.location, f"{adapter.revision} on {base_revision}", toy
 
 
 def _from_memory(
@@ -159,6 +187,7 @@ def _from_memory(
     attn_implementation: str | dict[str, str] | None,
 ) -> Opened:
     refuse_compiled("load", model)
+    model = inner_model("load", model)
     require_transformers("load", model, "a name or a transformers model")
     require_answering("load", model)
     _note_image_token(model, processor)
@@ -243,32 +272,3 @@ def _aspect(aspect: str | None, processor: Any) -> str:
     raise ProbeError(
         "load", expected=f"aspect=None or {native!r}, which is what {kind} does", got=repr(aspect)
     )
-
-
-def as_device(device: str | torch.device) -> torch.device:
-    """A device on which a tensor can be made. Raises ProbeError for any other."""
-    try:
-        parsed = torch.device(device)
-        if parsed.type == "meta":
-            raise TypeError("it holds no numbers")
-        torch.empty(0, device=parsed)
-    except (
-        RuntimeError,
-        AssertionError,
-        ImportError,
-        TypeError,
-        ValueError,
-    ) as error:  # depends on backend
-        available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        available += ["mps"] * torch.backends.mps.is_available()
-        expected = f"a device of this machine ({', '.join(available)})"
-        raise ProbeError("load", expected=expected, got=repr(str(device))) from error
-    return parsed
-
-
-def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A dtype by its name: float32, bfloat16, float16 or their short forms; None stays None."""
-    parsed = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if dtype is not None and not (isinstance(parsed, torch.dtype) and parsed.is_floating_point):
-        raise ProbeError("load", expected=f"a dtype of {', '.join(DTYPES)}", got=repr(dtype))
-    return parsed

@@ -20,6 +20,7 @@ from probe.hooks.model_checks import require_one_sequence
 from probe.records.provenance import content_hash
 from probe.subject.config_check import check_config
 
+ADAPTER_CONFIG = "adapter_config.json"
 PATIENCE = 5.0  # seconds for the first answer of the hub
 
 
@@ -54,7 +55,7 @@ class ModelSource:
                 expected=f"{known}, a folder, or a hub id (llava-hf/llava-1.5-7b-hf)",
                 got=f"{str(name)!r}, {kind}",
             )
-        if not (folder / "config.json").is_file():
+        if not any((folder / config).is_file() for config in ("config.json", ADAPTER_CONFIG)):
             raise ProbeError(
                 "load",
                 expected="a folder with config.json, weights and a processor",
@@ -106,6 +107,13 @@ def read_config(name: str | os.PathLike[str], revision: str | None = None) -> tu
     from probe.models.original.layouts import layout_of  # registers their models
 
     source = ModelSource.of(name)
+    if source.is_folder and not (Path(source.location) / "config.json").is_file():
+        raise ProbeError(
+            "load",
+            expected="a folder with config.json",
+            got=f"{str(name)!r}, an adapter's",
+            fix="pass its base model, or the adapter loaded by probe.load",
+        )
     try:
         if source.is_folder and layout_of(source.location) is not None:
             config: Any = examine(source.location).config

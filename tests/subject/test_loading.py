@@ -318,6 +318,7 @@ def from_pretrained(monkeypatch):
         return models.llava15()[0]
 
     monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained", record)
+    monkeypatch.setattr(loading, "read_config", lambda name, revision: None)
     return passed
 
 
@@ -408,13 +409,17 @@ def test_the_hub_is_asked_where_it_can_be_reached(monkeypatch, from_pretrained):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://mirror.example")
     monkeypatch.setattr("probe.subject.model_source.getproxies", dict)
     monkeypatch.setattr("probe.subject.model_source.socket.create_connection", connect)
+    monkeypatch.setattr(
+        "probe.subject.adapter_source.find_adapter_config_file",
+        lambda name, local_files_only, **_: asked.append(local_files_only),
+    )
     load("llava-hf/some-model-7b", processor=models.llava15()[1])
     assert from_pretrained["local_files_only"] is False
-    assert asked == [("mirror.example", 443), "closed"]
+    assert asked == [("mirror.example", 443), "closed", False]
     proxies = {"https": "http://proxy.example:3128"}
     monkeypatch.setattr("probe.subject.model_source.getproxies", lambda: proxies)
     load("llava-hf/some-model-7b", processor=models.llava15()[1])
-    assert asked[2] == ("proxy.example", 3128)
+    assert asked[3] == ("proxy.example", 3128)
 
 
 @pytest.mark.parametrize(

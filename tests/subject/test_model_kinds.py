@@ -127,7 +127,6 @@ class PeftModel(nn.Module):
 
 
 WRAPPED = {
-    "load": lambda model, processor: probe.load(model, processor=processor),
     "drop_vision": lambda model, _: drop_vision(model, [0]).__enter__(),
     "VisionZip": lambda model, _: VisionZip(2, 1)(model).__enter__(),
     "FastV": lambda model, _: FastV(1, 0.5)(model).__enter__(),
@@ -137,9 +136,9 @@ WRAPPED = {
 @pytest.mark.parametrize("call", WRAPPED.values(), ids=WRAPPED)
 def test_a_wrapper_is_refused_with_the_way_out(call):
     model, processor = models.llava15()
-    with pytest.raises(ProbeError, match=r"got a PeftModel; pass its get_base_model\(\)"):
+    with pytest.raises(ProbeError, match=r"got a PeftModel; pass probe.load\(model, processor\)"):
         call(PeftModel(model), processor)
-    assert probe.load(PeftModel(model).get_base_model(), processor=processor)
+    assert probe.load(PeftModel(model), processor=processor).model is model
 
 
 def test_a_model_that_shares_its_config_switches_alone():

@@ -25,7 +25,7 @@ from probe.measures.cost.prompt_shape import (
     square_size,
 )
 from probe.models.tiny import FOLDERS
-from probe.subject.loading import as_dtype
+from probe.subject.device_and_dtype import as_dtype
 from probe.subject.model_source import read_config
 
 DEFAULT_DTYPE = torch.float16  # of a config that names none
