@@ -4,7 +4,7 @@ stack_of_layers("llm", model, layers).attention      # {qualified name: module}
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -29,6 +29,7 @@ class LayerStack:
     order of layers. `modules` has the name of each layer's attention, None where a layer has none:
     linear attention, a convolution, or attention to something else than its own tokens. `numbers`:
     of the layers, where they are not counted from 0 (cross-attention in some layers of an LLM).
+    `left_out`: why layers that do have attention are counted as those without.
     """
 
     name: str
@@ -36,6 +37,13 @@ class LayerStack:
     attention: dict[str, nn.Module]
     modules: tuple[str | None, ...]
     numbers: tuple[int, ...] | None = None
+    left_out: str = ""
+
+    def first(self, count: int, why: str) -> "LayerStack":
+        """The stack with the attention of its first `count` layers alone."""
+        modules = (*self.modules[:count], *[None] * (len(self.modules) - count))
+        attention = {name: self.attention[name] for name in modules if name is not None}
+        return replace(self, attention=attention, modules=modules, left_out=why)
 
     def attention_of(self, layers: Iterable[int]) -> dict[str, nn.Module]:
         """The attention modules of these layers, where they have one."""
@@ -67,7 +75,7 @@ class LayerStack:
         found = {}
         for layer in self.without_attention:
             others = [part for part in _children([self.layers[layer]]) if part not in usual]
-            found[layer] = others[0][0] if others else "none"
+            found[layer] = others[0][0] if others else self.left_out or "none"
         return found
 
     def layer_of(self, attention: nn.Module) -> nn.Module:
@@ -76,9 +84,13 @@ class LayerStack:
         return self.layers[self.modules.index(name)]
 
 
-def largest_stack(name: str, model: nn.Module, part: nn.Module) -> LayerStack:
-    """The list of layers with attention in a part of a model that has most parameters. Raises
-    ProbeError where it has no list of layers, and for a layer without attention.
+def largest_stack(
+    name: str, model: nn.Module, part: nn.Module, *, alike: bool = False
+) -> LayerStack:
+    """The list of layers with attention in a part of a model that has most parameters. `alike`:
+    with all other lists of such layers, in the order of their definition (Mllama's encoder of
+    tiles, and then of whole images). Raises ProbeError where it has no list of layers, and for a
+    layer without attention.
     """
     lists = layer_lists(part)
     if not lists:
@@ -88,7 +100,11 @@ def largest_stack(name: str, model: nn.Module, part: nn.Module) -> LayerStack:
         parameters = (p for layer in layers for p in layer.parameters())
         return bool(attention_of(layers)), sum(p.numel() for p in parameters)
 
-    return stack_of_layers(name, model, max(lists, key=size))
+    largest = max(lists, key=size)
+    kinds = {type(layer) for layer in largest}
+    same = [layers for layers in lists if {type(layer) for layer in layers} == kinds]
+    layers = tuple(layer for each in same for layer in each) if alike else largest
+    return stack_of_layers(name, model, layers)
 
 
 def layer_lists(part: nn.Module) -> list[tuple[nn.Module, ...]]:

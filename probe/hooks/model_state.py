@@ -160,7 +160,7 @@ class ModelState:
     structure: tuple | None = None  # `model_structure.py`: the module tree and what is found in it
     # `encoder_layout.py`: what the first layer of the encoder reads, by all that it depends on
     encoder_calls: dict[Any, Any] = field(default_factory=dict)
-    keeps_positions: dict[Any, bool] = field(default_factory=dict)  # of an encoder's first layer
+    on_patches: dict[Any, int] = field(default_factory=dict)  # layers, of an encoder's first one
     image_token: int | None = None  # the processor's, where the config names none
     # `subject/token_places.py`: what was measured of a processor, by its settings and image sizes
     measured_views: dict[Any, Any] = field(default_factory=dict)

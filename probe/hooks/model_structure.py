@@ -67,9 +67,9 @@ def _find_stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
     found: dict[str, LayerStack] = {}
     encoder, decoder = vision_encoder(model), text_decoder(model)
     if encoder is not None and _shows_attention(model, encoder):
-        found["vision"] = largest_stack("vision", model, encoder)
+        found["vision"] = largest_stack("vision", model, encoder, alike=True)
     if (tower := video_tower(model)) is not None:
-        found["vision_video"] = largest_stack("vision_video", model, tower)
+        found["vision_video"] = largest_stack("vision_video", model, tower, alike=True)
     found |= _between(model)
     llm = largest_stack("llm", model, decoder)
     cross = gated_cross_attention(model, decoder, len(llm.layers))
@@ -160,7 +160,7 @@ def video_tower(model: PreTrainedModel) -> nn.Module | None:
 
 def layers_of(encoder: nn.Module, model: nn.Module | None = None) -> LayerStack:
     """The layers of one vision encoder; names are those in the model, or else in the encoder."""
-    return largest_stack("vision", model or encoder, encoder)
+    return largest_stack("vision", model or encoder, encoder, alike=True)
 
 
 def cross_attention(model: PreTrainedModel) -> dict[int, tuple[str, nn.Module]]:

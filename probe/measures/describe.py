@@ -40,7 +40,7 @@ from probe.interventions.head_ablation import HEAD_MODES, ablate_heads
 from probe.interventions.knockout import knockout
 from probe.interventions.layer_target import PREFUSION, TOKEN_KINDS
 from probe.interventions.swap import swap_vision
-from probe.measures.attention.encoder_layout import has_known_layout
+from probe.measures.attention.encoder_layout import ENCODERS, known_part
 from probe.measures.attention.stack_queries import stack_statistics
 from probe.measures.flow.flow import METHODS as FLOW_METHODS
 from probe.measures.flow.flow import flow
@@ -51,7 +51,6 @@ from probe.subject.subject import Subject
 
 QUESTION = "what is in the image ?"
 SHARE = 0.5  # of the vision tokens that reducers leave here
-ENCODERS = ("vision", "vision_video")
 
 Try = Callable[[], Any]
 
@@ -255,12 +254,12 @@ def _shown_to(
 
 
 def _observe(subject: Subject, stack: LayerStack, inputs: Inputs) -> None:
-    if stack.name in ENCODERS and not has_known_layout(subject, inputs, stack):
-        raise ProbeError(
-            "describe",
-            expected="an encoder whose positions are known",
-            got="windows, packed images or other tokens",
-        )
+    if stack.name in ENCODERS:
+        part = known_part(subject, inputs, stack)
+        if isinstance(part, str):
+            expected = "an encoder of which each position is known"
+            raise ProbeError("describe", expected=expected, got=part)
+        stack = part
     counted = stack_statistics(subject, inputs, [stack.name])[stack.name]
     with tap(stack.attention, counted.statistic):
         subject.model(**inputs)

@@ -25,7 +25,7 @@ from probe.hooks.model_checks import require_subject
 from probe.hooks.model_state import is_clear
 from probe.hooks.model_structure import LayerStack, stacks
 from probe.interventions.drop import drop_vision
-from probe.measures.attention.encoder_layout import has_known_layout
+from probe.measures.attention.encoder_layout import ENCODERS, known_part
 from probe.measures.attention.passes import Passes, forward
 from probe.measures.attention.reference import difference, largest_difference
 from probe.measures.attention.stack_queries import stack_statistics
@@ -105,12 +105,12 @@ def verify(
 
 
 def _known_stacks(subject: Subject, inputs: Inputs) -> dict[str, LayerStack]:
-    """The stacks of which it is known what their positions are."""
-    known = stacks(subject.model)
-    encoders = [name for name in ("vision", "vision_video") if name in known]
-    for name in encoders:
-        if not has_known_layout(subject, inputs, known[name]):
-            del known[name]
+    """The stacks, or the part of them, of which it is known what their positions are."""
+    known = {}
+    for name, stack in stacks(subject.model).items():
+        part = known_part(subject, inputs, stack) if name in ENCODERS else stack
+        if isinstance(part, LayerStack):
+            known[name] = part
     return known
 
 

@@ -87,7 +87,7 @@ def _queries(measured: xr.Dataset) -> dict[str, list[str]]:
     counts = measured["query_count"].sel(key_type="vision")
     counts = counts.max([dim for dim in counts.dims if dim != "query_type"])
     seeing = counts["query_type"].values[counts.values > 0].tolist()
-    text = [name for name in seeing if name not in ("vision", "cls")]
+    text = [name for name in seeing if name not in ("vision", "cls", "other")]
     return {
         "all text rows": text,
         "rows that say the answer": [name for name in PREDICTING if name in text],

@@ -63,6 +63,7 @@ LOOKS = {
     "compressed": Look(AMBER, "P", (0, (3, 1, 1, 1, 1, 1))),
     "bos": Look(BLACK, "X", FAR_DOTS),
     "cls": Look(BLACK, "o"),
+    "other": Look(GREY, "x", DOTTED),
     # modes of dropping, and the cases that every sweep has
     "mask": Look(VERMILION, "o"),
     "mask_frozen": Look(AMBER, "^"),

@@ -36,6 +36,7 @@ Types = str | Sequence[str] | None
 
 _MEANINGS = {
     "cls": "the class token of the vision encoder",
+    "other": "registers and filling of the vision encoder",
     "bos": "the first token of the prompt",
     "last": "the last token of the prompt",
 }

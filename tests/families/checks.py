@@ -20,7 +20,7 @@ from probe.hooks.attention_tap import tap
 from probe.hooks.model_structure import cross_attention, stacks
 from probe.interventions.sweep.sample_prompts import SamplePrompts
 from probe.interventions.sweep.sweep import Sweep
-from probe.measures.attention.encoder_layout import has_known_layout
+from probe.measures.attention.encoder_layout import known_part
 from probe.measures.attention.reference import largest_difference
 from probe.measures.attention.stack_queries import stack_statistics
 from probe.measures.verify import state
@@ -126,10 +126,12 @@ def encoder(case: Case) -> str:
     stack = stacks(case.subject.model).get("vision")
     if stack is None:
         return "no: it has none"
-    if not has_known_layout(case.subject, case.prompts[0], stack):
-        return "no: windows, packed images or other tokens"
+    part = known_part(case.subject, case.prompts[0], stack)
+    if isinstance(part, str):
+        return f"no: {part}"
     assert largest_difference(case.subject, case.prompts[0], "vision") < EXACT
-    return "yes"
+    without = part.without_attention
+    return "yes" if not without else f"yes, but layer {', '.join(str(i + 1) for i in without)}"
 
 
 def readers(case: Case) -> str:

@@ -1,12 +1,17 @@
-"""Encoders that read packed patches: each call goes to its place, in whatever order they come. And
-reducers of the encoder's output: on every model that makes a token of each patch.
+"""Encoders in all their ways to read patches: each goes to its place, in whatever order they come,
+with whatever stands beside them. And reducers of the encoder's output: on every model that makes a
+token of each patch.
 """
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 import probe
 from probe.errors import ProbeError
+from probe.hooks.attention_tap import tap
 from probe.hooks.layer_arguments import hidden_states
 from probe.hooks.model_structure import stacks
 from probe.measures.attention.reference import largest_difference
@@ -15,8 +20,11 @@ from probe.measures.encoder_concentration import concentration
 from probe.reducers import DivPrune, PruMerge, VisionZip
 from tests.families.checks import EXACT, QUESTION, picture
 from tests.families.models import FAMILIES
+from tests.families.table import ALL_FAMILIES
 
-PACKED = ["qwen2_vl", "qwen2_5_vl", "glm4v"]
+PACKED = ["qwen2_vl", "qwen2_5_vl", "glm4v", "mistral3", "gemma4", "mllama"]
+UNEQUAL = ["mistral3", "gemma4", "mllama", "qwen2_5_vl"]
+WIDE = ["lighton_ocr", "lfm2_vl", "minimax_m3_vl", "nemotron_h_omni", "minicpmv4_6", "minicpm_ocr"]
 
 
 def encoder_input(subject, inputs):
@@ -41,13 +49,68 @@ def test_a_changed_part_of_an_image_changes_the_patches_that_lie_there(name):
     before = subject.encode(images, question)
     after = subject.encode([images[0], changed], question)
     hidden = [encoder_input(subject, inputs) for inputs in (before, after)]
-    is_changed = (hidden[0] != hidden[1]).any(1).numpy()
-    statistic = stack_statistics(subject, before, ["vision"])["vision"]
-    grid = statistic.grids[0]
+    is_changed = (hidden[0] != hidden[1]).any(-1).flatten().numpy()
+    made = stack_statistics(subject, before, ["vision"])["vision"]
+    grid, statistic = made.grids[0], made.statistic
+    widths = [range(statistic.width(row)) for row in statistic.order]
+    runs = zip(statistic.order, widths, strict=True)
+    is_changed = is_changed[[statistic.vision[row, key] for row, keys in runs for key in keys]]
     within = (grid.image == 1) & (grid.box[:, :2] > 0.45).all(1)
     outside = (grid.image == 0) | (grid.box[:, 2:] < 0.45).any(1)  # resizing blurs the edge
     assert within.any() and is_changed[within].all() and not is_changed[outside].any()
     assert largest_difference(subject, before, "vision") < EXACT
+
+
+@pytest.mark.parametrize(
+    "name", [*UNEQUAL, *(pytest.param(name, marks=pytest.mark.wide) for name in WIDE)]
+)
+def test_images_of_unequal_sizes_are_measured_as_each_alone(name):
+    """The encoder reads each image by itself, so that its patches receive what they do alone."""
+    subject = probe.load(*ALL_FAMILIES[name]())
+    images = [picture(0, (97, 61)), picture(1, (40, 90))]
+    shown = [{"type": "image"}] * 2 + [{"type": "text", "text": QUESTION}]
+    samples = [
+        probe.Sample("both", tuple(images), [{"role": "user", "content": shown}]),
+        *(probe.Sample(str(number), image, QUESTION) for number, image in enumerate(images)),
+    ]
+    both, *alone = (
+        probe.measure_samples(subject, [sample], [[14]], stacks=["vision"])["vision"].to_dataset()
+        for sample in samples
+    )
+    for layer in both["layer"].values:
+        received = [
+            each["received"].sel(layer=layer, query_type="vision").isel(sample=0).values
+            for each in (both, *alone)
+        ]
+        np.testing.assert_allclose(received[0], np.concatenate(received[1:]), atol=EXACT)
+    np.testing.assert_array_equal(
+        both["key_image"].isel(sample=0),
+        np.repeat([0, 1], [each.sizes["key"] for each in alone]),
+    )
+
+
+def test_registers_and_filling_that_patches_see_are_of_a_type_of_their_own():
+    subject = probe.load(*FAMILIES["mllama"]())
+    node = probe.measure(subject, picture(0), QUESTION, response=[14], stacks=["vision"])["vision"]
+    counts = dict(zip(node["key_type"].values, node["key_count"].values[0], strict=True))
+    # two tiles of a class token, 16 patches and 7 of filling; the second tile is empty
+    assert counts == {"cls": 1, "vision": 16, "other": 7 + 24}
+    np.testing.assert_allclose(node["mass"].sum("key_type"), 1, atol=EXACT)
+    assert node.sizes["layer"] == 3  # those that read the whole image behind tiles too
+    assert probe.plots.mass(node.root, stack="vision")
+
+
+def test_rows_that_see_each_other_are_no_images_apart():
+    subject = probe.load(*FAMILIES["mistral3"](attn="eager"))
+    inputs = subject.encode([picture(0), picture(1)], "is it red ?")
+    stack = stacks(subject.model)["vision"]
+    made, calls = stack_statistics(subject, inputs, ["vision"])["vision"], []
+    with torch.no_grad(), tap(stack.attention, calls.append):
+        subject.model(**inputs, use_cache=False)
+    made.statistic(calls[0])
+    open_to_all = replace(calls[1], model_mask=torch.zeros_like(calls[1].model_mask))
+    with pytest.raises(ProbeError, match="attends within each image by itself"):
+        made.statistic(open_to_all)
 
 
 @pytest.mark.parametrize("name", ["paligemma", "deepseek_vl"])

@@ -12,7 +12,6 @@ from tests.families.video_models import VIDEO_FAMILIES
 
 CROSS = "no: words read the image by cross-attention"
 WHOLE = "no: every token has looked at the whole image"
-NO_LAYOUT = "no: windows, packed images or other tokens"
 STATE = "no: layer 0 (from 0) without: words read the image through its state"
 COMPRESSOR = {"compressor, cross": "yes: compressor"}
 ALONE = "yes, each case alone"
@@ -47,7 +46,6 @@ EXPECTED = {
     "mllama": {
         "places": CROSS,
         "LLM measured": "yes, but layer 2",
-        "encoder measured": NO_LAYOUT,
         **reads_across("model.language_model.layers.1.cross_attn"),
     },
     "idefics": {"places": CROSS, **reads_across("model.gated_cross_attn_layers.0.cross_attn")},

@@ -22,12 +22,11 @@ HYBRID = {
 }
 FIRST = "no: DynamicIndexedLayer in layer 0"
 INDEXED = "no: DynamicIndexedLayer in layer 1"
-ENCODER = "no: windows, packed images or other tokens"
 NOWHERE = "no: every token has looked at the whole image"
 CONVOLVES = "no: layer 0 (from 0), where a convolution reads those before them too"
 HYBRID_CACHE = "no: LinearAttentionAndSlidingWindowAttentionLayer in layer 0"
 SINKS = {
-    "encoder measured": ENCODER,  # a class token and packed images
+    "encoder measured": "no: sequences of 97 positions for 24 patches",  # the tokens are merged
     **dict.fromkeys(("drop: mask", "knockout"), CONVOLVES),
     **dict.fromkeys(("drop: remove", "drop while decoding", "remove = mask_frozen"), HYBRID_CACHE),
     "sweep": HYBRID_CACHE,
@@ -36,7 +35,7 @@ SINKS = {
 MIDWAY = {  # patches merge in the middle of the encoder
     **HYBRID,
     "LLM measured": "yes, but layer 1, 3",
-    "encoder measured": ENCODER,
+    "encoder measured": "yes, but layer 2",
 }
 AGAIN = "no: another pass through the layer of"
 REFERENCE = "no: UnlimitedOcrDynamicReferenceSlidingWindowLayer in layer"
@@ -54,7 +53,11 @@ EXPECTED = {  # what differs from "yes" everywhere
     },
     "granite_docling": ALONE,
     "lfm2_vl": {**HYBRID, "LLM measured": "yes, but layer 1, 3"},
-    "lfm3_vl": {**HYBRID, "LLM measured": "yes, but layer 1, 4"},
+    "lfm3_vl": {
+        **HYBRID,
+        "LLM measured": "yes, but layer 1, 4",
+        "encoder measured": "yes, but layer 1, 3",  # convolutions
+    },
     "minicpm_ocr": {**HYBRID, "LLM measured": "yes, but layer 1, 3"},
     "minicpmv4_6": MIDWAY,
     "minicpmv4_7": MIDWAY,
@@ -67,7 +70,6 @@ EXPECTED = {  # what differs from "yes" everywhere
     "nemotron_h_omni": {
         **HYBRID,
         "LLM measured": "yes, but layer 1, 2, 4",
-        "encoder measured": ENCODER,  # registers
     },
     "muse_spark": ALONE,
     "qwen3_omni_moe_thinker": ALONE,
@@ -82,10 +84,13 @@ EXPECTED = {  # what differs from "yes" everywhere
         "FastV": INDEXED,
         **ALONE,
     },
-    "deepseek_ocr2": {"places": NOWHERE, "encoder measured": ENCODER},  # queries behind patches
+    "deepseek_ocr2": {  # queries behind patches that another encoder merged
+        "places": NOWHERE,
+        "encoder measured": "no: sequences of 148 positions for 4096 patches",
+    },
     "unlimited_ocr": {
         "places": NOWHERE,
-        "encoder measured": ENCODER,
+        "encoder measured": "no: sequences of 5 positions for 4096 patches",
         **dict.fromkeys(
             ("drop: remove", "drop while decoding", "remove = mask_frozen"), f"{REFERENCE} 0"
         ),

@@ -30,11 +30,12 @@ from tests.families.processors import VIDEO
 from tests.families.table import PAGE, row, video_row
 from tests.families.video_models import FRAMES, VIDEO_FAMILIES, VideoCase, clip
 
-NO_LAYOUT = "no: windows, packed images or other tokens"
 ALL = {**dict.fromkeys(CHECKS, "yes"), "compressor, cross": "no: it has none"}
 EXPECTED = {
     "qwen3_vl": {"sweep": "yes, each case alone"},
-    "video_llava": {"encoder measured": NO_LAYOUT},  # the frames' tower is another one
+    "video_llava": {
+        "encoder measured": "no: no call of vision"
+    },  # the frames' tower is another one
 }
 
 

@@ -1,85 +1,137 @@
 """Whether it is known what each position of an encoder's attention is.
 
-Most encoders read one sequence a view, [cls | patches], or pack images one behind the other
-(`packed_encoder.py`). Others add tokens: of these nothing is claimed. An encoder is therefore
-asked: the first attention calls of a forward say how many sequences of how many keys it reads. So
-are other stacks that read the image (`reader_queries.py`).
+Encoders are asked for it: the first attention calls of a forward say how many sequences of how many
+keys they read, noise in the place of pixels says which of these are patches
+(`encoder_sequences.py`). Of an encoder that fits in none of the known ways nothing is claimed.
+Other stacks that read the image are asked as well (`reader_queries.py`).
 
-    has_known_layout(subject, inputs, stacks(subject.model)["vision"])
+    layout_of(subject, inputs, stacks(subject.model)["vision"])
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import nn
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
-from probe.hooks.attention_call import AttentionCall, AttentionWeights
+from probe.hooks.attention_call import AttentionCall, AttentionWeights, as_bool
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import add_hook, only_this_thread
 from probe.hooks.layer_arguments import hidden_states
 from probe.hooks.model_state import active_interventions, active_reducers, state_of
-from probe.hooks.model_structure import LayerStack, cls_tokens, stacks
-from probe.hooks.offload import own_values
+from probe.hooks.model_structure import LayerStack, cls_tokens
 from probe.hooks.own_failure import own_failures
 from probe.hooks.stop_forward import StopForward
-from probe.measures.attention.packed_encoder import Packed, packed_order
+from probe.measures.attention.encoder_sequences import (
+    CallPositions,
+    EncoderSequences,
+    encoder_sequences,
+    fits_without_asking,
+)
+from probe.measures.attention.packed_encoder import FirstInput, first_input, until_llm
 from probe.subject.inputs import Inputs
 from probe.subject.prompt_processing import LONG_VIDEO
 from probe.subject.subject import Subject
 
+ENCODERS = ("vision", "vision_video")  # the stacks
 FEW = 1000  # numbers in a tensor that is not pixels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CallShape:
-    """Of one attention call: batch elements, queries and keys."""
+    """Of one attention call: batch elements, queries and keys; which keys no query may see."""
 
     rows: int
     queries: int
     keys: int
+    is_hidden: Bool[np.ndarray, "row key"]
+
+    @classmethod
+    def of(cls, call: AttentionCall | AttentionWeights) -> "CallShape":
+        is_hidden = np.zeros((call.row_count, call.key_count), bool)
+        mask = getattr(call, "model_mask", None)
+        if mask is not None:
+            seen = as_bool(mask)
+            if mask.ndim == 4:
+                seen = seen[:, 0].any(1)
+            is_hidden |= ~seen[:, : call.key_count].cpu().numpy()
+        return cls(call.row_count, call.query_count, call.key_count, is_hidden)
 
 
 def has_known_layout(subject: Subject, inputs: Inputs, stack: LayerStack) -> bool:
-    """Whether the encoder reads the views of `inputs.encoder_grid` one by one, as many patches in
-    each, after its own class token; or packed (`packed_encoder.py`).
-    """
+    """Whether it is known what each position of the encoder is (`encoder_sequences.py`)."""
+    return isinstance(layout_of(subject, inputs, stack), EncoderSequences)
+
+
+def layout_of(subject: Subject, inputs: Inputs, stack: LayerStack) -> EncoderSequences | str:
+    """What each position of the encoder is; in words why that is not known, where it isn't."""
     with_images = zip(inputs.encoder_grid, inputs.images, strict=True)
     if any(shown and not len(grid) for grid, shown in with_images):
-        return False  # a video and an image in one prompt
-    if not _keeps_positions(subject.model, inputs, stack):
-        return False
-    order = packed_order(subject.model, inputs, stack)
-    if order is not None:
-        return Packed.of(inputs, order) is not None
-    views = []
-    for grid in inputs.encoder_grid:
-        for image, tile in sorted(set(zip(grid.image.tolist(), grid.tile.tolist(), strict=True))):
-            views.append(int(((grid.image == image) & (grid.tile == tile)).sum()))
-    if not views or len(set(views)) > 1:
-        return False
-    keys = cls_tokens(subject.model) + views[0]
-    known = state_of(subject.model).encoder_calls
-    setting = _setting(subject.model, inputs, stack)
+        return "a video and an image in one prompt"
+    first = first_input(subject.model, inputs, stack)
+    if first is None:
+        return f"no call of {stack.name}"
+    order, cls = first.order(), cls_tokens(subject.model)
+    if order is not None and fits_without_asking(inputs, [len(order)], cls=0):  # patches alone
+        positions = CallPositions([len(order)], np.zeros(len(order), bool), order=order)
+    else:
+        positions = _positions(subject.model, inputs, stack, first, cls)
+    found = encoder_sequences(inputs, positions, cls)
+    if found is None:
+        keys = sorted(set(positions.keys))
+        patches = sum(map(len, inputs.encoder_grid))
+        return f"sequences of {' or '.join(map(str, keys))} positions for {patches} patches"
+    return found
+
+
+def _positions(
+    model: PreTrainedModel, inputs: Inputs, stack: LayerStack, first: FirstInput, cls: int
+) -> CallPositions:
+    """What the first layer's calls hold. Noise is asked where class tokens and patches are not
+    all of it.
+    """
+    known = state_of(model).encoder_calls
+    setting = _setting(model, inputs, stack)
     if setting not in known:
-        known[setting] = first_calls(subject.model, inputs, stack)
-    calls = known[setting]
-    return bool(calls) and all(call.keys == keys for call in calls)
+        known[setting] = first_calls(model, inputs, stack)
+    calls: list[CallShape] = known[setting]
+    keys = [call.keys for call in calls for _ in range(call.rows)]
+    hidden = [call.is_hidden.ravel() for call in calls]
+    is_hidden = np.concatenate(hidden) if hidden else np.zeros(0, bool)
+    is_patch = None
+    if not fits_without_asking(inputs, keys, cls):
+        second = first_input(model, inputs, stack, seed=1)
+        is_patch = None if second is None else first.differs(second)
+        if is_patch is None or len(is_patch) != len(is_hidden):
+            return CallPositions(keys, is_hidden[:0])
+    return CallPositions(keys, is_hidden, is_patch)
+
+
+def known_part(subject: Subject, inputs: Inputs, stack: LayerStack) -> LayerStack | str:
+    """The layers of an encoder of which it is known what each position is: all, or those before
+    patches are merged. In words why there are none, where it isn't.
+    """
+    found = layout_of(subject, inputs, stack)
+    if isinstance(found, str):
+        return found
+    count = _layers_on_patches(subject.model, inputs, stack)
+    return stack if count == len(stack.layers) else stack.first(count, "merged patches")
 
 
 @only_this_thread()
 @torch.no_grad()
-def _keeps_positions(model: PreTrainedModel, inputs: Inputs, stack: LayerStack) -> bool:
-    """Whether all layers of the encoder run on the same positions: none merges patches on the way
-    (MiniCPM-V 4.6). A property of a model, which is asked once.
+def _layers_on_patches(model: PreTrainedModel, inputs: Inputs, stack: LayerStack) -> int:
+    """How many layers of the encoder run on the positions of the first one: all but those after
+    patches were merged (MiniCPM-V 4.6). A property of a model, which is asked once.
     """
-    known = state_of(stack.layers[0]).keeps_positions
+    known = state_of(stack.layers[0]).on_patches
     done = active_interventions(model), active_reducers(model)
     if done not in known:
         shapes: list[list[tuple[int, ...]]] = [[] for _ in stack.layers]
@@ -98,8 +150,8 @@ def _keeps_positions(model: PreTrainedModel, inputs: Inputs, stack: LayerStack) 
                 before = layer.register_forward_pre_hook
                 add_hook(blocks, before, partial(note, number), with_kwargs=True)
             model(**inputs, use_cache=False)
-        different = {tuple(of_layer) for of_layer in shapes if of_layer}
-        known[done] = len(different) <= 1
+        merged = [n for n, of_layer in enumerate(shapes) if of_layer and of_layer != shapes[0]]
+        known[done] = min(merged, default=len(shapes))
     return known[done]
 
 
@@ -107,7 +159,8 @@ def leave_out_unknown(
     subject: Subject, batch: Inputs, measured_stacks: dict[str, LayerStack], *, required: bool
 ) -> None:
     """Takes an encoder out of the stacks where it is not known what its positions are, and one that
-    these inputs do not run; of a video that was encoded before, all but the LLM. Raises ProbeError
+    these inputs do not run; layers out of one that merges patches between them (their numbers are
+    NaN); of a video that was encoded before, all but the LLM. Raises ProbeError
     where the caller asked for it.
     """
     if "vision" in batch:  # encoded already, a few frames at a time
@@ -118,26 +171,21 @@ def leave_out_unknown(
                 raise ProbeError("measure", expected=f"a run of {name}", got=got, fix=fix)
             del measured_stacks[name]
         return
-    encoders = [name for name in ("vision", "vision_video") if name in measured_stacks]
+    encoders = [name for name in ENCODERS if name in measured_stacks]
     if not encoders or not any(batch.images):
         return
     for name in encoders:
-        stack = measured_stacks[name]
-        if has_known_layout(subject, batch, stack):
+        reason = known_part(subject, batch, measured_stacks[name])
+        if isinstance(reason, LayerStack):
+            measured_stacks[name] = reason
             continue
-        runs = bool(first_calls(subject.model, batch, stack))
-        reason = "an encoder that reads each view as one sequence of class token and patches"
+        known = "an encoder of which each position is known"
         if required:
-            raise ProbeError(
-                "measure",
-                expected=reason,
-                got="windows, packed images or other tokens" if runs else f"no call of {name}",
-                fix=f"leave {name!r} out of stacks",
-            )
-        if runs:
-            warnings.warn(
-                f"the {name} stack is left out: measuring it takes {reason}", stacklevel=3
-            )
+            fix = f"leave {name!r} out of stacks"
+            raise ProbeError("measure", expected=known, got=reason, fix=fix)
+        if not reason.startswith("no call"):
+            message = f"the {name} stack is left out: measuring it takes {known}, not {reason}"
+            warnings.warn(message, stacklevel=3)
         del measured_stacks[name]
 
 
@@ -166,7 +214,7 @@ def first_calls(model: PreTrainedModel, inputs: Any, stack: LayerStack) -> list[
     def note(call: AttentionCall | AttentionWeights) -> None:
         if call.name != first[0]:
             raise StopForward
-        calls.append(CallShape(call.row_count, call.query_count, call.key_count))
+        calls.append(CallShape.of(call))
         if in_llm:
             raise StopForward
 
@@ -182,20 +230,3 @@ def first_calls(model: PreTrainedModel, inputs: Any, stack: LayerStack) -> list[
             blocks.enter_context(until_llm(model))
         model(**inputs, use_cache=False)
     return calls
-
-
-@contextmanager
-def until_llm(model: PreTrainedModel) -> Iterator[None]:
-    """While the block lasts, forwards end with StopForward where the LLM's first layer begins."""
-
-    def stop(*hooked: Any) -> None:
-        raise StopForward
-
-    first = stacks(model)["llm"].layers[0]
-    around = [
-        module for module in model.modules() if any(part is first for part in module.modules())
-    ]
-    with ExitStack() as undo:
-        undo.enter_context(own_values(*around[:-1]))  # their forwards end by an error
-        add_hook(undo, first.register_forward_pre_hook, stop)
-        yield

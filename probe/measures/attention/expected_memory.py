@@ -12,14 +12,13 @@ from typing import Any
 from probe.data.image import ImageSource
 from probe.data.token_types import Types
 from probe.hooks.model_structure import placeholder_ids, stacks
-from probe.measures.attention.encoder_layout import has_known_layout
+from probe.measures.attention.encoder_layout import ENCODERS, has_known_layout
 from probe.measures.attention.memory_plan import MemoryPlan, memory_plan
 from probe.measures.attention.stack_statistic import DEFAULT_OPTIONS, MeasureOptions
 from probe.subject.inputs import Ids, Inputs, with_response
 from probe.subject.subject import Subject
 
 LARGE = 2**29  # bytes of a record, or beside the model, that are worth a line
-ENCODERS = ("vision", "vision_video")
 
 
 def expected_memory(

@@ -3,121 +3,180 @@
 
 An attention call then holds a window or an image. Windows are put back: each call goes to its place
 in the row of its image, and the order in which the encoder takes the patches is asked of it
-(`packed_order`), so that what a patch receives is drawn where the patch lies.
+(`FirstInput.order`), so that what a patch receives is drawn where the patch lies.
 
-    order = packed_order(subject.model, inputs, stack)      # None: not such an encoder
-    packed = Packed.of(inputs, order)
+    order = first_input(subject.model, inputs, stack).order()      # None: not such an encoder
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from probe.data.patch_grid import PatchGrid
 from probe.errors import ProbeError
-from probe.hooks.attention_call import AttentionCall, AttentionWeights
+from probe.hooks.attention_call import AttentionCall, AttentionWeights, as_bool
 from probe.hooks.block_threads import add_hook, only_this_thread, untouched
 from probe.hooks.layer_arguments import hidden_states
-from probe.hooks.model_structure import LayerStack, vision_encoder
+from probe.hooks.model_structure import LayerStack, stacks, vision_encoder
+from probe.hooks.offload import own_values
 from probe.hooks.stop_forward import StopForward
-from probe.measures.attention.sequence_rows import assign_rows, view_counts
 from probe.measures.attention.statistic import AttentionStatistic
 from probe.subject.inputs import Inputs
 
 
-@dataclass(frozen=True)
-class Packed:
-    """The sequences of a batch in such an encoder: the row and length of each in the order in which
-    they are packed; of each sample its rows, and where its patches lie in the encoder's order.
-    """
-
-    rows: list[list[int]]
-    call_order: list[int]
-    lengths: list[int]  # of each row
-    grids: list[PatchGrid]
-
-    @classmethod
-    def of(cls, inputs: Inputs, order: Int[np.ndarray, " patch"]) -> "Packed | None":
-        """None where the encoder mixes patches of several images."""
-        rows, call_order = assign_rows(inputs, view_counts(inputs))
-        lengths: list[int] = []
-        for grid in inputs.encoder_grid:
-            views = dict.fromkeys(zip(grid.image.tolist(), grid.tile.tolist(), strict=True))
-            for image, tile in views:
-                lengths.append(int(((grid.image == image) & (grid.tile == tile)).sum()))
-        ends = np.cumsum([lengths[row] for row in call_order], dtype=int)
-        if not len(ends) or ends[-1] != len(order):
-            return None
-        taken: dict[int, np.ndarray] = {}  # of each row: its patches in the encoder's order
-        for row, end in zip(call_order, ends, strict=True):
-            own = order[end - lengths[row] : end] - (end - lengths[row])
-            if not np.array_equal(np.sort(own), np.arange(lengths[row])):
-                return None
-            taken.setdefault(row, own)
-        grids = []
-        for grid, of_sample in zip(inputs.encoder_grid, rows, strict=True):
-            starts = np.cumsum([0, *(lengths[row] for row in of_sample)])
-            index = [start + taken[row] for start, row in zip(starts, of_sample, strict=False)]
-            grids.append(grid.at(np.concatenate(index)) if index else grid)
-        return cls(rows, call_order, lengths, grids)
-
-    @property
-    def is_key(self) -> np.ndarray:
-        """(row, key): False after the end of a row."""
-        return np.arange(max(self.lengths)) < np.array(self.lengths)[:, None]
-
-
 class PackedStatistic(AttentionStatistic):
-    """A statistic whose calls are parts of rows, one after the other. `lengths`: of each row;
-    `order`: the row of each sequence, as they are packed.
+    """A statistic whose calls hold parts of rows, whole rows or several of them, one behind the
+    other. `lengths`: of each row; `order`: the row of each sequence, as they run.
     """
 
     def __init__(self, *types: Any, lengths: Sequence[int], order: Sequence[int], **options: Any):
         super().__init__(*types, order=order, **options)
         self.lengths = lengths
         self._ends = np.cumsum([lengths[row] for row in order], dtype=int)
-        self._positions: dict[str, int] = {}
+        self._positions: dict[str, int] = {}  # of each module: how far its calls have come
+        self._masks: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # the last ones, and parts
+
+    def __call__(self, call: AttentionCall | AttentionWeights) -> None:
+        for part, _ in self.parts(call):
+            super().__call__(part)
+
+    def parts(
+        self, call: AttentionCall | AttentionWeights, weights: Tensor | None = None
+    ) -> Iterator[tuple[AttentionCall | AttentionWeights, Tensor | None]]:
+        """The call as calls of one batch element and one row each, with their part of its weights
+        (batch, head, query, key).
+        """
+        for element in range(call.row_count):
+            done = 0
+            while done < call.key_count:
+                _, _, left = self._place(call.name)
+                span = slice(done, min(done + left, call.key_count))
+                part = self._part(call, element, span)
+                done = span.stop
+                yield part, None if weights is None else weights[element, None, :, span, span]
 
     def place(self, call: AttentionCall | AttentionWeights) -> tuple[int, list[int]]:
-        start = self._positions.get(call.name, 0)
-        sequence = int(np.searchsorted(self._ends, start, side="right"))
-        row = self.order[sequence]
-        first = start - (int(self._ends[sequence]) - self.lengths[row])
-        end = first + call.key_count
-        if call.row_count != 1 or end > self.lengths[row]:
-            raise ProbeError(
-                "probe",
-                expected="an encoder that attends within each image by itself",
-                got=f"{call.key_count} keys at once in {call.name}",
-                fix="load the model with attn_implementation='sdpa', or leave its stack out",
-            )
-        self._positions[call.name] = (start + call.key_count) % int(self._ends[-1])
+        first, row, _ = self._place(call.name)
+        moved = self._positions.get(call.name, 0) + call.key_count
+        self._positions[call.name] = moved % int(self._ends[-1])
         return first, [row]
+
+    def _place(self, name: str) -> tuple[int, int, int]:
+        """Where the next call of a module begins: the position in its row, the row, and how many
+        positions of it are left.
+        """
+        start = self._positions.get(name, 0)
+        sequence = int(np.searchsorted(self._ends, start, side="right"))
+        row, left = self.order[sequence], int(self._ends[sequence]) - start
+        return self.lengths[row] - left, row, left
 
     def width(self, row: int) -> int:
         return self.lengths[row]
 
+    def _part(
+        self, call: AttentionCall | AttentionWeights, element: int, span: slice
+    ) -> AttentionCall | AttentionWeights:
+        """The positions in `span` of one batch element as a call of their own; the call itself
+        where that is all of it.
+        """
+        is_whole_row = span == slice(0, call.key_count)
+        if call.row_count == 1 and is_whole_row:
+            return call
+        if isinstance(call, AttentionWeights):
+            return replace(call, weights=call.weights[element, None, :, span, span])
+        if call.query_count != call.key_count or (call.model_mask is None and not is_whole_row):
+            raise _not_apart(call)
+        active = call.active_queries
+        return replace(
+            call,
+            query=call.query[element, None, :, span],
+            key=call.key[element, None, :, span],
+            value=call.value[element, None, :, span],
+            model_mask=self._part_of_mask(call, call.model_mask, element, span),
+            effective_mask=self._part_of_mask(call, call.effective_mask, element, span),
+            active_queries=None if active is None else active[element, None, span],
+        )
+
+    def _part_of_mask(
+        self, call: AttentionCall, mask: Tensor | None, element: int, span: slice
+    ) -> Tensor | None:
+        """A mask over these positions, the same tensor for the layers that share one. Raises
+        ProbeError where they attend to others.
+        """
+        if mask is None:
+            return None
+        known = self._masks.get((element, span.start))
+        if known is not None and known[0] is mask and known[1].shape[-1] == span.stop - span.start:
+            return known[1]
+        of_element = mask[min(element, len(mask) - 1), None]
+        if mask.ndim == 4:
+            seen = as_bool(of_element[:, 0, span])
+            if seen[..., : span.start].any() or seen[..., span.stop :].any():
+                raise _not_apart(call)
+            part = of_element[..., span, span]
+        elif span == slice(0, call.key_count):
+            part = of_element
+        else:
+            raise _not_apart(call)
+        self._masks[element, span.start] = mask, part
+        return part
+
+
+def _not_apart(call: AttentionCall | AttentionWeights) -> ProbeError:
+    return ProbeError(
+        "probe",
+        expected="an encoder that attends within each image by itself",
+        got=f"{call.key_count} keys at once in {call.name}",
+        fix="load the model with attn_implementation='sdpa', or leave its stack out",
+    )
+
+
+@dataclass(frozen=True)
+class FirstInput:
+    """What an encoder's first layer gets of patches of noise, and what the parts before it made."""
+
+    hidden: Tensor  # (position, size), or (sequence, position, size)
+    embedded: list[Tensor]
+
+    def order(self) -> Int[np.ndarray, " patch"] | None:
+        """Which patch, in the processor's order, comes when in a packed sequence; None where that
+        is none (position, size).
+
+        The embeddings of patches of noise, which are all different, are found again in the input of
+        the first layer. An encoder that adds to them before has not moved any.
+        """
+        hidden = self.hidden
+        if hidden.ndim != 2:
+            return None
+        for embedded in self.embedded:
+            if embedded.shape == hidden.shape:
+                distance = torch.cdist(hidden.float(), embedded.float(), p=1)
+                nearest = distance.argmin(1).cpu().numpy()
+                exact = torch.equal(embedded[nearest], hidden)
+                if exact and len(np.unique(nearest)) == len(nearest):
+                    return nearest
+        return np.arange(len(hidden))
+
+    def differs(self, other: "FirstInput") -> Bool[np.ndarray, " position"]:
+        """The positions that depend on the pixels, all sequences one behind the other."""
+        return (self.hidden != other.hidden).any(-1).flatten().cpu().numpy()
+
 
 @only_this_thread()
 @torch.no_grad()
-def packed_order(
-    model: PreTrainedModel, inputs: Inputs, stack: LayerStack
-) -> Int[np.ndarray, " patch"] | None:
-    """Which patch, in the processor's order, comes when in the sequence that an encoder's layers
-    get; None where that is no packed sequence (position, size).
-
-    The embeddings of patches of noise, which are all different, are found again in the input of the
-    first layer. An encoder that adds to them before has not moved any.
-    """
-    seen: dict[str, Any] = {"embedded": []}
-    noise = torch.Generator().manual_seed(0)
+def first_input(
+    model: PreTrainedModel, inputs: Inputs, stack: LayerStack, seed: int = 0
+) -> FirstInput | None:
+    """Of noise in the place of the pixels; None where these inputs don't run the stack."""
+    embedded: list[Tensor] = []
+    hidden: list[Tensor] = []
+    noise = torch.Generator().manual_seed(seed)
     tensors = {
         name: torch.randn(value.shape, generator=noise).to(value)
         if name.startswith("pixel_values") and torch.is_tensor(value)
@@ -127,29 +186,37 @@ def packed_order(
 
     def note(module: nn.Module, args: tuple, output: Any) -> None:
         if isinstance(output, Tensor):
-            seen["embedded"].append(output)
+            embedded.append(output)
 
     def stop(layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen["input"] = hidden_states(args, kwargs)
+        hidden.append(hidden_states(args, kwargs))
         raise StopForward
 
     with ExitStack() as blocks:
         blocks.enter_context(suppress(StopForward))
         blocks.enter_context(untouched())
+        blocks.enter_context(until_llm(model))
         encoder = vision_encoder(model)
         for part in () if encoder is None else encoder.children():
             add_hook(blocks, part.register_forward_hook, note, always=True)
         before = stack.layers[0].register_forward_pre_hook
         add_hook(blocks, before, stop, with_kwargs=True, always=True)
         model(**tensors, use_cache=False)
-    hidden = seen.get("input")
-    if hidden is None or hidden.ndim != 2:
-        return None
-    for embedded in seen["embedded"]:
-        if embedded.shape == hidden.shape:
-            distance = torch.cdist(hidden.float(), embedded.float(), p=1)
-            nearest = distance.argmin(1).cpu().numpy()
-            exact = torch.equal(embedded[nearest], hidden)
-            if exact and len(np.unique(nearest)) == len(nearest):
-                return nearest
-    return np.arange(len(hidden))
+    return FirstInput(hidden[0], embedded) if hidden else None
+
+
+@contextmanager
+def until_llm(model: PreTrainedModel) -> Iterator[None]:
+    """While the block lasts, forwards end with StopForward where the LLM's first layer begins."""
+
+    def stop(*hooked: Any) -> None:
+        raise StopForward
+
+    first = stacks(model)["llm"].layers[0]
+    around = [
+        module for module in model.modules() if any(part is first for part in module.modules())
+    ]
+    with ExitStack() as undo:
+        undo.enter_context(own_values(*around[:-1]))  # their forwards end by an error
+        add_hook(undo, first.register_forward_pre_hook, stop, always=True)
+        yield

@@ -40,7 +40,7 @@ def learned_compressor(subject: Subject, inputs: Inputs, options: MeasureOptions
     """
     stack = stacks(subject.model)["compressor"]
     calls = first_calls(subject.model, inputs, stack)
-    call = calls[0] if calls else CallShape(0, 0, 0)
+    call = calls[0] if calls else CallShape(0, 0, 0, np.zeros((0, 0), bool))
     regions = _regions_read(subject, call)
     rows, order = _compressor_rows(inputs, sum(each.rows for each in calls), len(regions) or 1)
     count = sum(map(len, rows))

@@ -24,6 +24,7 @@ from probe.hooks.attention_call import (
 )
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.model_structure import stacks
+from probe.measures.attention.encoder_layout import ENCODERS, known_part
 from probe.measures.attention.stack_queries import stack_statistics
 from probe.measures.attention.statistic import AttentionStatistic
 from probe.measures.attention.type_sums import NOTHING
@@ -131,19 +132,25 @@ def largest_difference(subject: Subject, inputs: Inputs, stack: str) -> float:
     worst = 0.0
 
     def compare(call: AttentionCall, kernel: Kernel) -> Output:
-        nonlocal worst
         output = kernel(call)
         statistic(call)
+        for part, weights in placement.parts(call, output[1]):
+            assert isinstance(part, AttentionCall)
+            compare_part(part, weights)
+        return output
+
+    def compare_part(call: AttentionCall, eager_weights: Tensor | None) -> None:
+        nonlocal worst
         first, rows = placement.place(call)
         offset = call.key_count - call.query_count
         position = torch.arange(offset, call.key_count, device=call.query.device)
         for element, row in enumerate(rows):
             visible = visible_keys(call.model_mask, call, element, position, call.key_count)
             eager_rounds = call.query.dtype != torch.float32  # its weights, to the model's dtype
-            if output[1] is None or eager_rounds:
+            if eager_weights is None or eager_rounds:
                 weights = _weights(call, element, visible)
             else:
-                weights = output[1][element]
+                weights = eager_weights[element]
             key = call.name, row
             if key not in incomplete:
                 has_sink = call.rule is not None and call.rule.sink is not None
@@ -155,14 +162,17 @@ def largest_difference(subject: Subject, inputs: Inputs, stack: str) -> float:
                 if len(tables) == statistic.order.count(row):
                     found = statistic.table(call.name, [row])
                     worst = max(worst, difference(found, _mean_table(pooled.pop(key))))
-        return output
 
     def compare_inline(call: AttentionCall | AttentionWeights) -> None:
         if isinstance(call, AttentionWeights):
             raise ProbeError("probe", expected="an attention call", got=f"weights of {call.name}")
         compare(call, lambda run_already: (run_already.query, None))
 
-    attention = stacks(subject.model)[stack].attention
+    measured = stacks(subject.model)[stack]
+    if stack in ENCODERS:
+        part = known_part(subject, inputs, measured)
+        measured = measured if isinstance(part, str) else part
+    attention = measured.attention
     shown = routed(attention, compare, innermost=True, weights=compare_inline)
     with torch.no_grad(), _eager(subject.model), shown:
         subject.model(**inputs, use_cache=False)

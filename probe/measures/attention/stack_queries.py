@@ -1,6 +1,7 @@
 """What is counted in each stack: which sequences run through it, and the type of each position.
 
-    vision         one sequence a view of an image:   [cls | patches]
+    vision         one sequence a view of an image:   [cls | patches], and other ways
+                                                      (`encoder_sequences.py`)
     vision_video   one sequence a frame:              the same, in an encoder of its own
     compressor     one sequence an image:             C x C queries over the image's patches
     prefusion      one sequence an image:             [patches | compressed | words]
@@ -30,14 +31,16 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from probe.data.token_types import FINE, PADDING, TokenTypes
-from probe.hooks.model_structure import cls_tokens, stacks
-from probe.measures.attention.packed_encoder import Packed, PackedStatistic, packed_order
+from probe.errors import ProbeError
+from probe.hooks.model_structure import stacks
+from probe.measures.attention.encoder_layout import layout_of
+from probe.measures.attention.encoder_sequences import ENCODER_TYPES, OTHER, VISION
+from probe.measures.attention.packed_encoder import PackedStatistic
 from probe.measures.attention.reader_queries import cross_statistic, learned_compressor
 from probe.measures.attention.sequence_rows import (
     assign_rows,
     most_views,
     one_per_image,
-    view_counts,
 )
 from probe.measures.attention.stack_statistic import (
     DEFAULT_OPTIONS,
@@ -51,7 +54,6 @@ from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
 from probe.subject.token_grid import joined, sub_images
 
-ENCODER_TYPES = ("cls", "vision")
 COMPRESSOR_TYPES = ("compressed", "vision")
 
 
@@ -141,39 +143,34 @@ def _cross(subject: Subject, inputs: Inputs, options: MeasureOptions) -> StackSt
 def _encoder(
     name: str, subject: Subject, inputs: Inputs, options: MeasureOptions
 ) -> StackStatistic:
-    """Every patch of every view is a vision key; the encoder's own tokens before them are `cls`."""
+    """Every patch of every view is a vision key; the encoder's own tokens before them are `cls`,
+    all others (registers, filling) `other`.
+    """
     model_stacks = stacks(subject.model)
-    sequences = view_counts(inputs)
-    if "vision_video" in model_stacks and (name == "vision") == ("pixel_values_videos" in inputs):
-        sequences = [[0] * len(of_sample) for of_sample in sequences]  # the other tower runs
-    rows, call_order = assign_rows(inputs, sequences)
-    count = sum(map(len, rows))
-    order = packed_order(subject.model, inputs, model_stacks[name]) if count else None
-    packed = None if order is None else Packed.of(inputs, order)
-    if packed is not None:
-        return _packed_encoder(packed, options.of_stack(model_stacks[name]))
-    patches = sum(map(len, inputs.encoder_grid)) // max(1, count)  # of one view
-    type_of_position = np.repeat([0, 1], [cls_tokens(subject.model), patches])
-    ids = np.tile(type_of_position, (count, 1))
     own_options = options.of_stack(model_stacks[name])
-    statistic = AttentionStatistic(
-        ENCODER_TYPES, ids, ids, ids == 1, order=call_order, **own_options
+    other_tower_runs = "vision_video" in model_stacks and (name == "vision") == (
+        "pixel_values_videos" in inputs
     )
-    return StackStatistic(statistic, rows, inputs.encoder_grid, ENCODER_TYPES, ENCODER_TYPES)
-
-
-def _packed_encoder(packed: Packed, options: dict[str, Any]) -> StackStatistic:
-    ids = np.where(packed.is_key, ENCODER_TYPES.index("vision"), PADDING)
+    if other_tower_runs or not any(map(len, inputs.encoder_grid)):
+        ids = np.zeros((0, 0), int)
+        none = AttentionStatistic(ENCODER_TYPES[:2], ids, ids, ids == VISION, **own_options)
+        rows: list[list[int]] = [[] for _ in inputs.encoder_grid]
+        return StackStatistic(none, rows, inputs.encoder_grid, ENCODER_TYPES[:2], ENCODER_TYPES[:2])
+    found = layout_of(subject, inputs, model_stacks[name])
+    if isinstance(found, str):
+        expected = "an encoder of which each position is known"
+        raise ProbeError("measure", expected=expected, got=found, fix=f"leave {name!r} out")
+    types = ENCODER_TYPES if (found.ids == OTHER).any() else ENCODER_TYPES[:OTHER]
     statistic = PackedStatistic(
-        ENCODER_TYPES,
-        ids,
-        ids,
-        packed.is_key,
-        lengths=packed.lengths,
-        order=packed.call_order,
-        **options,
+        types,
+        found.ids,
+        found.ids,
+        found.ids == VISION,
+        lengths=found.lengths,
+        order=found.call_order,
+        **own_options,
     )
-    return StackStatistic(statistic, packed.rows, packed.grids, ENCODER_TYPES, ENCODER_TYPES)
+    return StackStatistic(statistic, found.rows, found.grids, types, types)
 
 
 def _compressor(subject: Subject, inputs: Inputs, options: MeasureOptions) -> StackStatistic:

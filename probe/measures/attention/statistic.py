@@ -39,7 +39,7 @@ counts are kept, so that those of calls, rows and tiles are added exactly.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -157,6 +157,12 @@ class AttentionStatistic:
         for row in self._waiting:
             self._take(row)
         return self._taken
+
+    def parts(
+        self, call: AttentionCall | AttentionWeights, weights: Tensor | None = None
+    ) -> Iterator[tuple[AttentionCall | AttentionWeights, Tensor | None]]:
+        """The calls that a call counts as, each with its part of the weights: one, itself."""
+        yield call, weights
 
     def place(self, call: AttentionCall | AttentionWeights) -> tuple[int, list[int]]:
         """The position of the call's first key (above 0 where a sliding window has dropped earlier
