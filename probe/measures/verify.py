@@ -37,11 +37,12 @@ from probe.measures.verify_model import (
     answered,
     devices,
     drop_mode,
+    drop_refusal,
     is_full_precision,
     reads_image,
     shares_prefix,
 )
-from probe.measures.verify_report import Check, Report
+from probe.measures.verify_report import Check, Report, in_bytes
 from probe.records.provenance import provenance
 from probe.subject.generation import cached_logits
 from probe.subject.inputs import Inputs, collate, with_response
@@ -49,6 +50,7 @@ from probe.subject.subject import Subject
 
 TOKENS = 8  # of the response that is decoded
 TOLERANCE = 1e-5
+CACHED = "logits, cached against uncached (share of the largest)"
 FEW_TOKENS = 64  # whole maps of so few take no more than sums do
 STACKS = {
     "vision": "the encoder",
@@ -212,7 +214,7 @@ def _cached(
     difference = (cached - logits.float()).abs().max()
     worst = (difference / logits.abs().max()).item()
     bound = LOGIT_TOLERANCE if is_full_precision(subject) else HALF_TOLERANCE
-    return Check.at_most("logits, cached against uncached (share of the largest)", worst, bound)
+    return Check.at_most(CACHED, worst, bound)
 
 
 def _stays_dropped(
@@ -221,10 +223,13 @@ def _stays_dropped(
     """The same with vision tokens dropped in all layers of the LLM: a cache that went unnoticed
     would bring them back at each step of decoding.
     """
+    name = f"{CACHED}, vision dropped in all layers"
+    if reason := drop_refusal(subject):
+        return Check(name, f"not possible: {reason}", "dropped, or refused", True)
     layers = range(len(stacks(subject.model)["llm"].layers))
     with drop_vision(subject, layers, drop_mode(subject)):
         check = _cached(subject, prompt, inputs, response_ids)
-    return replace(check, name=f"{check.name}, vision dropped in all layers")
+    return replace(check, name=name)
 
 
 def _of_response(statistic: AttentionStatistic, name: str, inputs: Inputs) -> dict[str, np.ndarray]:
@@ -244,21 +249,13 @@ def _maps_not_kept(subject: Subject, inputs: Inputs, statistic: AttentionStatist
     tokens = inputs["input_ids"].shape[1]
     element_size = torch.finfo(subject.model.dtype).bits // 8
     maps = len(statistic.modules) * heads * tokens**2 * element_size
-    measured = f"{_bytes(maps)} (kept: {_bytes(kept)})"
+    measured = f"{in_bytes(maps)} (kept: {in_bytes(kept)})"
     promise = "less kept"
     if tokens < FEW_TOKENS:
         promise = f"less kept, of more than these {tokens} tokens"
     return Check(
         "memory of the maps not kept", measured, promise, kept < maps or tokens < FEW_TOKENS
     )
-
-
-def _bytes(n: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.3g} GB"
 
 
 def state(model: Any) -> dict[str, Any]:

@@ -159,6 +159,16 @@ def drop_mode(subject: Subject) -> str:
     return "remove" if takes_no_mask or mixes_rows or stack.with_state else "mask"
 
 
+def drop_refusal(subject: Subject) -> str:
+    """Why vision can't be dropped in all layers of this model; "" where it can."""
+    layers = range(len(stacks(subject.model)["llm"].layers))
+    try:
+        with drop_vision(subject, layers, drop_mode(subject)):
+            return ""
+    except ProbeError as error:
+        return error.got or str(error)
+
+
 def is_full_precision(subject: Subject) -> bool:
     """Whether a number is the same to 1e-5 however many rows run together."""
     if int8_threshold(stacks(subject.model)["llm"].layers) > 0:

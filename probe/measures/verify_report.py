@@ -43,3 +43,12 @@ class Report:
             value = check.value if isinstance(check.value, str) else f"{check.value:.2g}"
             lines.append(f"  {check.name}: {value} (promised: {check.expected})")
         return "\n".join(lines)
+
+
+def in_bytes(n: float) -> str:
+    """A number of bytes in the unit that fits."""
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} GB"

@@ -87,6 +87,8 @@ def holds_patches(shape: Sequence[int], patch: int | None) -> bool:
 def _patch_by_patch(values: np.ndarray, patch: int | None) -> Float[np.ndarray, "patch entry"]:
     """Entries of patches, one patch a row."""
     width = values.shape[-1]
+    if values.ndim >= 4 and width in (1, 3):  # colours last: (patch, time, row, column, colour)
+        return values.reshape(len(values), -1)
     if patch is None or values.ndim < 4 or values.shape[-2] != patch:
         return values.reshape(-1, width)
     colours = values.shape[-3]

@@ -9,8 +9,16 @@ from typing import Any
 
 import torch
 
-from tests.families.models import CLIP, SIGLIP, Family, square, text
-from tests.families.processors import IMAGE
+from tests.families.models import CLIP, SIGLIP, Family, build, merged, square, text
+from tests.families.processors import (
+    BREAK,
+    IMAGE,
+    START,
+    VIDEO,
+    TinyProcessor,
+    cells,
+    planes,
+)
 
 WINDOW = 10  # ends within the prompt
 CAPPED = text(
@@ -69,3 +77,51 @@ SCORE_FAMILIES: dict[str, Callable[..., Family]] = {
         projection_dim=32,
     ),
 }
+
+BIASED = {
+    "head_dim": 8,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
+    "sliding_window_size": WINDOW,
+    "d_rel": 4,
+    "rel_extent": 20,
+    "layer_types": ["hybrid", "hybrid_sliding", "hybrid"],
+    "conv_kernel_size": 3,
+    "log_scaling_n_floor": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
+
+
+def squares(images: list) -> dict[str, torch.Tensor]:
+    """Patches one by one, twice in time, colours last: (patch, time, row, column, colour)."""
+    patches = []
+    for image in images:
+        rows, columns = cells(image.size)
+        whole = planes(rows * 8, columns * 8)([image])["pixel_values"][0]
+        split = whole.view(3, rows, 8, columns, 8).permute(1, 3, 2, 4, 0)
+        patches.append(split.reshape(-1, 1, 8, 8, 3).expand(-1, 2, -1, -1, -1))
+    return {"pixel_values": torch.cat(patches)}
+
+
+def inkling(attn: str = "eager") -> Family:
+    """Biases by distance, short convolutions in every layer, an encoder without attention."""
+    more = {"n_shared_experts": 1, "mlp_layer_types": ["dense"] * 3}
+    model = build(
+        "InklingForConditionalGeneration",
+        "inkling_mm_model",
+        attn,
+        text_config=text("inkling_text", **BIASED, **more, logits_mup_width_multiplier=1.0),
+        vision_config={"patch_size": 8, "hidden_size": 32, "num_hidden_layers": 6},
+        audio_config={"n_mel_bins": 4, "mel_vocab_size": 4},
+        image_token_id=IMAGE,
+        audio_token_id=VIDEO,
+        image_bos_token_id=START,
+        audio_bos_token_id=BREAK,
+    )
+    return model, TinyProcessor(merged(), squares)
+
+
+BIASED_FAMILIES: dict[str, Callable[..., Family]] = {"inkling": inkling}

@@ -20,7 +20,7 @@ from tests.families.models import FAMILIES
 from tests.families.patch_models import PATCH_FAMILIES
 from tests.families.picture_models import PICTURE_FAMILIES
 from tests.families.refused_models import REFUSED, refusal
-from tests.families.score_models import SCORE_FAMILIES
+from tests.families.score_models import BIASED_FAMILIES, SCORE_FAMILIES
 from tests.families.uses import USES, Use, uses
 from tests.families.video_models import VIDEO_FAMILIES, VideoCase
 
@@ -54,7 +54,7 @@ What `probe.load` expects of a model, and what these are.
 |---|---|---|---|"""
 
 NEWER = {**PATCH_FAMILIES, **PICTURE_FAMILIES, **DOCUMENT_FAMILIES, **FURTHER_FAMILIES}
-ALL_FAMILIES = {**FAMILIES, **NEWER, **SCORE_FAMILIES}
+ALL_FAMILIES = {**FAMILIES, **NEWER, **SCORE_FAMILIES, **BIASED_FAMILIES}
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 
 

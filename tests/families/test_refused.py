@@ -47,7 +47,6 @@ NOT_BUILT = {  # of transformers' list, and what would have to be installed
     "FastVlmForConditionalGeneration": "timm",
     "Gemma3nForConditionalGeneration": "timm",
     "PerceptionLMForConditionalGeneration": "timm",
-    "InklingForConditionalGeneration": "scipy",
     "InstructBlipVideoForConditionalGeneration": "videos only",
 }
 

@@ -126,6 +126,14 @@ class _Observer:
                 got=f"{call.query_count} queries, {call.key_count} keys in {call.name}",
                 fix="encode the image inside the reducer's block",
             )
+        runs_again = call.name in (known.name for known in self.calls)
+        if call.active_queries is None and runs_again:
+            raise ProbeError(
+                "flow",
+                expected="layers that run once on each token",
+                got=f"another call of {call.name}",
+                fix="use probe.attribute(method='ablation')",
+            )
         parts = {name: getattr(call, name).detach() for name in ("query", "key", "value")}
         self.calls.append(replace(call, **parts))
         return self._with_zeros(output), weights
