@@ -113,12 +113,20 @@ class HiddenStateFlow:
         sequence = self.removals.active()[0].sequences.running()
         self._entered.layers |= {index}
         hidden = hidden_states(args, kwargs)
+        tokens = sequence.length - sequence.past
+        if index == 0 and hidden.shape[:2] != (len(sequence.vision), tokens):
+            raise ProbeError(
+                self.called,
+                expected="an LLM whose layers are given hidden states (batch, position, size)",
+                got="several streams of them side by side",
+                fix="use drop_vision(mode='mask') or knockout, which change attention alone",
+            )
         cache = find_cache(self.called, args, kwargs)
         if sequence.past == 0:
             if index == 0 and sequence.vision.any():
                 store_whole(cache)
             return self._prompt_arguments(index, layer, args, kwargs, cache)
-        new = KeptPositions.all(len(hidden), sequence.length - sequence.past, hidden.device)
+        new = KeptPositions.all(len(hidden), tokens, hidden.device)
         changed = self._decoding_arguments(index, new, cache, kwargs)
         return None if changed is None else (args, kwargs | changed)
 

@@ -102,6 +102,7 @@ def add_site_hook(
     for the block that is being entered. `always`: also in forwards on the `untouched` model.
     """
     module = site_module(called, stack, layer, site)
+    edit = partial(_edited, called, edit)
 
     def before(module: nn.Module, args: tuple) -> Any:
         changed = edit(args[0])
@@ -118,6 +119,18 @@ def add_site_hook(
         add_hook(undo, module.register_forward_pre_hook, before, always=always)
     else:
         add_hook(undo, module.register_forward_hook, after, always=always)
+
+
+def _edited(called: str, edit: Edit, activations: Tensor) -> Tensor | None:
+    """Raises ProbeError for several streams side by side (Gemma 3n, hyper-connections)."""
+    if activations.ndim != 3:
+        raise ProbeError(
+            called,
+            expected="activations (batch, position, size)",
+            got=f"{tuple(activations.shape)}, several streams side by side",
+            fix="use site='head' or 'attention'",
+        )
+    return edit(activations)
 
 
 @only_this_thread()

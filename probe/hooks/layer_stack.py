@@ -92,7 +92,7 @@ def largest_stack(
     tiles, and then of whole images). Raises ProbeError where it has no list of layers, and for a
     layer without attention.
     """
-    lists = layer_lists(part)
+    lists = _layer_lists(part)
     if not lists:
         raise ProbeError("model", expected=f"layers in its {name} stack", got=type(part).__name__)
 
@@ -107,7 +107,7 @@ def largest_stack(
     return stack_of_layers(name, model, layers)
 
 
-def layer_lists(part: nn.Module) -> list[tuple[nn.Module, ...]]:
+def _layer_lists(part: nn.Module) -> list[tuple[nn.Module, ...]]:
     """All that may be a stack of layers: lists of modules, and dicts and sequences whose modules
     are all of one kind.
     """

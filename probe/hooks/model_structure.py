@@ -25,10 +25,8 @@ from probe.hooks.image_readers import (
 )
 from probe.hooks.layer_stack import (
     LayerStack,
-    attention_of,
     cross_attention_of,
     largest_stack,
-    layer_lists,
     multihead_attention,
     stack_of_layers,
 )
@@ -66,8 +64,8 @@ def stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
 def _find_stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
     found: dict[str, LayerStack] = {}
     encoder, decoder = vision_encoder(model), text_decoder(model)
-    if encoder is not None and _shows_attention(model, encoder):
-        found["vision"] = largest_stack("vision", model, encoder, alike=True)
+    if encoder is not None and (layers := _layers_seen(model, encoder)) is not None:
+        found["vision"] = layers
     if (tower := video_tower(model)) is not None:
         found["vision_video"] = largest_stack("vision_video", model, tower, alike=True)
     found |= _between(model)
@@ -83,12 +81,16 @@ def _find_stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
     return {**found, "llm": llm}
 
 
-def _shows_attention(model: PreTrainedModel, encoder: nn.Module) -> bool:
-    """Whether an encoder of images has layers whose attention can be seen; not where it turns
-    images into words of a codebook (Emu3) or calls its attention in ways of its own (SAM).
+def _layers_seen(model: PreTrainedModel, encoder: nn.Module) -> LayerStack | None:
+    """The stack of an encoder of images; None where it turns images into words of a codebook
+    (Emu3), or has layers without attention that is known as such (SAM, MobileNet).
     """
-    makes_words = hasattr(model.base_model, "get_image_tokens")
-    return not makes_words and any(attention_of(layers) for layers in layer_lists(encoder))
+    if hasattr(model.base_model, "get_image_tokens"):
+        return None
+    try:
+        return largest_stack("vision", model, encoder, alike=True)
+    except ProbeError:
+        return None
 
 
 def _between(model: PreTrainedModel) -> dict[str, LayerStack]:

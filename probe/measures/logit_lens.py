@@ -126,6 +126,12 @@ class _LayerOutputs:
     def hook(self, layer: int) -> Callable[..., None]:
         def keep(module: nn.Module, args: tuple, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
+            if hidden.ndim != 3:  # Gemma 3n, hyper-connections
+                raise ProbeError(
+                    "logit_lens",
+                    expected="layers whose output the model's last norm and head can read",
+                    got=f"{tuple(hidden.shape)}, several streams side by side",
+                )
             self.calls[layer].append(hidden[0])
 
         return keep

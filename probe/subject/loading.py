@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     PreTrainedModel,
@@ -26,7 +27,11 @@ from probe.data.image import EXIF
 from probe.data.image_views import aspect_of
 from probe.errors import ProbeError, one_of
 from probe.hooks.compiled import refuse_compiled
-from probe.hooks.model_checks import require_answering, require_transformers
+from probe.hooks.model_checks import (
+    require_answering,
+    require_one_sequence,
+    require_transformers,
+)
 from probe.hooks.model_state import state_of
 from probe.hooks.model_structure import cls_tokens, image_token_id
 from probe.models.original import CheckpointError, load_original
@@ -34,7 +39,7 @@ from probe.models.original.layout import Layout
 from probe.subject.adapter_source import AdapterSource, fill_embedded, inner_model
 from probe.subject.attention_implementation import check_attention, set_attention
 from probe.subject.device_and_dtype import as_device, as_dtype
-from probe.subject.model_source import ModelSource, load_error, read_config
+from probe.subject.model_source import ModelSource, load_error
 from probe.subject.subject import Subject
 
 
@@ -120,7 +125,6 @@ def _from_name(
         model.to(target)  # pyright: ignore[reportArgumentType]
         set_attention(model, attn_implementation)
     else:
-        read_config(name, options["revision"])  # what can't be observed is refused before it loads
         if options["quantization_config"] is not None and options["device_map"] is None:
             options = options | {"device_map": {"": target}}
         where = {
@@ -129,6 +133,8 @@ def _from_name(
             "trust_remote_code": False,
         }
         try:
+            config = AutoConfig.from_pretrained(source.location, **where)
+            require_one_sequence("load", config, str(name))  # before any weight is read
             if processor is None:
                 processor = AutoProcessor.from_pretrained(source.location, **where)
             model = AutoModelForImageTextToText.from_pretrained(
@@ -141,6 +147,8 @@ def _from_name(
             )
             if options["device_map"] is None and not getattr(model, "is_quantized", False):
                 model = model.to(target)  # type: ignore[arg-type]
+        except ProbeError:
+            raise
         except Exception as error:  # transformers, safetensors and json raise many kinds
             raise load_error(str(name), error) from error
         require_answering("load", model)

@@ -10,15 +10,18 @@ logits alone.
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import tap
+from probe.hooks.block_threads import add_hook, only_this_thread
+from probe.hooks.layer_arguments import hidden_states
 from probe.hooks.model_state import state_of
 from probe.hooks.model_structure import LayerStack
 from probe.subject.image_prefix import ImagePrefix
@@ -72,6 +75,7 @@ def check_sharing(
     return checks[setting]
 
 
+@only_this_thread()
 def _check(
     model: PreTrainedModel,
     stack: LayerStack,
@@ -81,6 +85,10 @@ def _check(
 ) -> SharingCheck:
     key_differences: list[float] = []
     plain: list[bool] = []
+    streams: list[int] = []
+
+    def note_streams(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        streams.append(hidden_states(args, kwargs).ndim - 2)
 
     def compare(call: AttentionCall | AttentionWeights) -> None:
         assert isinstance(call, AttentionCall)  # a module that returns weights has no keys to share
@@ -90,12 +98,15 @@ def _check(
             key_differences.append(_difference(shared, whole[0, :, : prefix.length]))
 
     start = time.perf_counter()
-    if prefix is None:
+    with ExitStack() as hooks:
+        before = stack.layers[0].register_forward_pre_hook
+        add_hook(hooks, before, note_streams, with_kwargs=True)
+        if prefix is not None:
+            hooks.enter_context(tap(stack.attention, compare))
         logits = model(**inputs, use_cache=False).logits[:, -1]
-    else:
-        with tap(stack.attention, compare):
-            logits = model(**inputs, use_cache=False).logits[:, -1]
     seconds = time.perf_counter() - start
+    if any(number > 1 for number in streams):  # Gemma 3n
+        return SharingCheck("its layers are given several streams side by side", seconds)
     if not all(plain):
         return SharingCheck("its attention has caps, sinks or biases of scores", seconds)
     limit = ROUNDING.get(logits.dtype, ROUNDING_HALF)

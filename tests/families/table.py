@@ -16,6 +16,7 @@ import probe
 from tests.families.checks import CHECKS, Case, results
 from tests.families.document_models import DOCUMENT_FAMILIES
 from tests.families.further_models import FURTHER_FAMILIES
+from tests.families.layer_models import LAYER_FAMILIES
 from tests.families.models import FAMILIES
 from tests.families.patch_models import PATCH_FAMILIES
 from tests.families.picture_models import PICTURE_FAMILIES
@@ -53,7 +54,13 @@ What `probe.load` expects of a model, and what these are.
 | family | class | expected | got |
 |---|---|---|---|"""
 
-NEWER = {**PATCH_FAMILIES, **PICTURE_FAMILIES, **DOCUMENT_FAMILIES, **FURTHER_FAMILIES}
+NEWER = {
+    **PATCH_FAMILIES,
+    **PICTURE_FAMILIES,
+    **DOCUMENT_FAMILIES,
+    **FURTHER_FAMILIES,
+    **LAYER_FAMILIES,
+}
 ALL_FAMILIES = {**FAMILIES, **NEWER, **SCORE_FAMILIES, **BIASED_FAMILIES}
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import probe
 from probe.errors import ProbeError
@@ -166,3 +167,29 @@ def test_concentration_of_windows_is_refused():
     subject = probe.load(*FAMILIES["qwen2_5_vl"]())
     with pytest.raises(ProbeError, match=r"attend over all patches of a view, got windows"):
         concentration(subject, picture(0))
+
+
+class InItsOwnWay(nn.Module):
+    """Attention as timm's: one projection of queries, keys and values, a softmax of its own."""
+
+    def __init__(self, heads: int, width: int):
+        super().__init__()
+        self.num_heads, self.qkv = heads, nn.Linear(width, 3 * width)
+
+    def forward(self, hidden_states, **options):
+        parts = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
+        return (weights @ value).transpose(1, 2).flatten(2), None
+
+
+def test_an_encoder_whose_attention_cannot_be_seen_is_left_out():
+    model, processor = FAMILIES["llava"]()
+    for layer in stacks(model)["vision"].layers:
+        layer.self_attn = InItsOwnWay(4, 32)
+    subject = probe.load(model, processor=processor)
+    with pytest.warns(UserWarning, match=r"the vision stack is left out: .* \(InItsOwnWay\)"):
+        record = probe.measure(subject, picture(0), QUESTION, [14])
+    assert [*record.children] == ["llm"]
+    with pytest.raises(ProbeError, match=r"interface, or weights .* \(InItsOwnWay\)"):
+        probe.measure(subject, picture(0), QUESTION, [14], stacks=["vision"])

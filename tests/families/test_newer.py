@@ -25,6 +25,7 @@ INDEXED = "no: DynamicIndexedLayer in layer 1"
 NOWHERE = "no: every token has looked at the whole image"
 CONVOLVES = "no: layer 0 (from 0), where a convolution reads those before them too"
 HYBRID_CACHE = "no: LinearAttentionAndSlidingWindowAttentionLayer in layer 0"
+BOTH_CACHES = "no: LinearAttentionAndFullAttentionLayer in layer 0"
 SINKS = {
     "encoder measured": "no: sequences of 97 positions for 24 patches",  # the tokens are merged
     **dict.fromkeys(("drop: mask", "knockout"), CONVOLVES),
@@ -39,6 +40,7 @@ MIDWAY = {  # patches merge in the middle of the encoder
 }
 AGAIN = "no: another pass through the layer of"
 REFERENCE = "no: UnlimitedOcrDynamicReferenceSlidingWindowLayer in layer"
+STREAMS = "no: several streams of them side by side"
 EXPECTED = {  # what differs from "yes" everywhere
     "cohere_compass": ALONE,
     "cosmos3_omni": ALONE,
@@ -111,6 +113,16 @@ EXPECTED = {  # what differs from "yes" everywhere
         "FastV": "no: DynamicIndexedLayer in layer 2",
         **ALONE,
     },
+    "llava_gemma3n": {
+        **dict.fromkeys(("drop: remove", "drop while decoding", "FastV"), STREAMS),
+        "remove = mask_frozen": STREAMS,
+        **ALONE,
+    },
+    "llava_falcon_h1": {
+        **{name: reason for name, reason in SINKS.items() if name != "encoder measured"},
+        **dict.fromkeys(("drop: remove", "drop while decoding", "sweep"), BOTH_CACHES),
+        "remove = mask_frozen": BOTH_CACHES,
+    },
     "inkling2": SINKS,
     "inkling2_loop": {
         **SINKS,
@@ -119,9 +131,9 @@ EXPECTED = {  # what differs from "yes" everywhere
 }
 # One of each kind: arguments for each token beside the hidden states; values of another width than
 # keys, and square patches; an indexer; patches in a strip that merge midway; a head inside the LLM;
-# cells that are packed; words of a codebook; convolutions beside attention
+# cells that are packed; words of a codebook; several streams; convolutions beside attention
 IN_DEFAULT = ("ernie4_5_vl_moe", "kimi_k25", "glm5_next", "minicpmv4_6", "nemotron_h_omni")
-IN_DEFAULT = (*IN_DEFAULT, "granite4_vision", "emu3", "inkling2")
+IN_DEFAULT = (*IN_DEFAULT, "granite4_vision", "emu3", "llava_gemma3n", "llava_falcon_h1")
 MARKED = [
     name if name in IN_DEFAULT else pytest.param(name, marks=pytest.mark.wide) for name in NEWER
 ]

@@ -9,11 +9,12 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import attention_rows
 from probe.hooks.attention_tap import tap
 from probe.hooks.model_structure import projection_in, stacks
+from probe.measures.attention.sinks import layer_norms
 from probe.measures.verify import state
 from probe.records.validate import validate
 from tests.families.checks import QUESTION, Case, picture, readers
-from tests.families.checks import measured as measured_llm
-from tests.families.models import FAMILIES, text
+from tests.families.layer_models import LAYER_FAMILIES
+from tests.families.models import FAMILIES
 
 PERCEIVER = "idefics, resampler"  # whose softmax is in its own code, as that of Aria's projector
 
@@ -118,26 +119,30 @@ def test_layers_of_linear_attention_are_nan_and_named():
 
 
 def test_a_convolution_beside_attention_reads_images_that_are_hidden_from_attention():
-    text_config = text(
-        "falcon_h1",
-        head_dim=8,
-        mamba_d_ssm=32,
-        mamba_n_heads=4,
-        mamba_d_head=8,
-        mamba_n_groups=1,
-        mamba_d_state=8,
-        mamba_chunk_size=16,
-        mamba_expand=1,
-    )
-    case = Case(probe.load(*FAMILIES["llava"](text_config=text_config)))
-    assert measured_llm(case) == "yes"
+    subject = probe.load(*LAYER_FAMILIES["llava_falcon_h1"]())
     reason = r"layer 0 \(from 0\), where a convolution reads those before them too"
     for hiding in (
-        probe.drop_vision(case.subject.model, [0], "mask"),
-        probe.knockout(case.subject.model, "text", "vision", [0]),
+        probe.drop_vision(subject.model, [0], "mask"),
+        probe.knockout(subject.model, "text", "vision", [0]),
     ):
         with pytest.raises(ProbeError, match=reason), hiding:
             pass
+
+
+def test_norms_of_several_streams_are_those_of_all_of_them_together():
+    subject = probe.load(*LAYER_FAMILIES["llava_gemma3n"]())
+    inputs = subject.encode(picture(0), QUESTION)
+    llm = stacks(subject.model)["llm"]
+    given = []
+    hook = llm.layers[2].register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    with hook, layer_norms(llm) as norms:
+        subject.generate_ids(inputs, 2)
+    assert given[0].shape[:2] == (2, 1)  # streams, batch
+    assert [each.shape for each in norms[2]] == [(1, inputs["input_ids"].shape[1]), (1, 1)]
+    for found, states in zip(norms[2], given, strict=True):
+        torch.testing.assert_close(found, states.square().sum((0, -1)).sqrt())
+    record = probe.measure(subject, picture(0), QUESTION, max_new_tokens=2)
+    assert record.attrs["passes"] == "one"
 
 
 @pytest.mark.parametrize(("name", "layers"), [("mllama", [1]), ("idefics", [0, 1, 2])])

@@ -317,8 +317,11 @@ def from_pretrained(monkeypatch):
         passed.update(options)
         return models.llava15()[0]
 
+    def config(name, **options):
+        return models.llava15()[0].config
+
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", config)
     monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained", record)
-    monkeypatch.setattr(loading, "read_config", lambda name, revision: None)
     return passed
 
 

@@ -175,7 +175,12 @@ def leave_out_unknown(
     if not encoders or not any(batch.images):
         return
     for name in encoders:
-        reason = known_part(subject, batch, measured_stacks[name])
+        try:
+            reason = known_part(subject, batch, measured_stacks[name])
+        except ProbeError as error:  # timm's
+            if required:
+                raise
+            reason = f"attention that can't be seen: {error.got}"
         if isinstance(reason, LayerStack):
             measured_stacks[name] = reason
             continue

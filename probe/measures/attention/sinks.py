@@ -37,6 +37,7 @@ from probe.data.token_types import PADDING
 from probe.hooks.attention_tap import tap
 from probe.hooks.block_threads import add_hook, model_block, only_this_thread
 from probe.hooks.finite_states import finite_states
+from probe.hooks.layer_arguments import hidden_states
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import LayerStack, stacks
 from probe.measures.attention.stack_queries import StackStatistic
@@ -146,14 +147,27 @@ def layer_norms(stack: LayerStack) -> Iterator[dict[int, list[Norms]]]:
     pieces: dict[int, list[Norms]] = {layer: [] for layer in range(len(stack.layers))}
 
     def keep_norm(layer: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        pieces[layer].append(hidden.detach().float().norm(dim=-1))
+        hidden = hidden_states(args, kwargs)
+        dims = (*_stream_axis(hidden, kwargs), -1)
+        pieces[layer].append(torch.linalg.vector_norm(hidden.detach().float(), dim=dims))
 
     with ExitStack() as hooks:
         for number, layer in enumerate(stack.layers):
             register = layer.register_forward_pre_hook
             add_hook(hooks, register, partial(keep_norm, number), with_kwargs=True)
         yield pieces
+
+
+def _stream_axis(hidden: Tensor, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    """The axis that counts the streams of a token, where layers are given several side by side: the
+    first (Gemma 3n), else the one behind the positions (hyper-connections). None for one stream.
+    """
+    if hidden.ndim < 4:
+        return ()
+    ids = kwargs.get("position_ids")
+    batch, length = (0, 0) if ids is None else (ids.shape[0], ids.shape[-1])
+    is_first = hidden.shape[2] == length and hidden.shape[:2] != (batch, length)
+    return (0,) if is_first else (2,)
 
 
 def relative_norms(

@@ -166,9 +166,10 @@ def _values(counted: Counted, shapes: PreTrainedModel, dtype: torch.dtype) -> di
     text = shapes.config.get_text_config()
     tokens = counted.tokens.sum(1)
     weights = parameters(shapes)
+    feed_forward = np.mean(text.intermediate_size).item()  # of each layer, in some (Gemma 3n)
     return {
         "flops": np.stack([counted.flops[component] for component in COMPONENTS]),
-        "formula_flops": formula_flops(tokens.tolist(), text.hidden_size, text.intermediate_size),
+        "formula_flops": formula_flops(tokens.tolist(), text.hidden_size, feed_forward),
         "weights": dtype.itemsize
         * np.array([weights[component] for component in COMPONENTS], float),
         "llm_tokens": tokens.astype(float),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def formula_flops(tokens: Sequence[int], hidden_size: int, intermediate_size: int) -> float:
+def formula_flops(tokens: Sequence[int], hidden_size: int, intermediate_size: float) -> float:
     """The cost of a prefill by the formula of papers on token reducers. `tokens`: in each LLM
     layer, text included.
 
