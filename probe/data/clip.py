@@ -6,6 +6,7 @@
 `open_video` makes it of a `Video`; where a `Video` is taken, so is a clip.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ class Clip:
     are `total`, `rate` a second.
     """
 
-    frames: tuple[Image.Image, ...]
+    frames: Sequence[Image.Image]  # of a long video opened one by one
     times: Float[np.ndarray, " frame"]  # seconds from the video's beginning
     indices: tuple[int, ...]
     rate: float

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from probe.data.clip import Clip
+from probe.data.lazy_frames import LONG_VIDEO, ArrayFrames
 from probe.errors import ProbeError, at_least, shown
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -63,9 +64,9 @@ class Video:
         return Path(self.source) if isinstance(self.source, str | Path) else None
 
     @property
-    def frames(self) -> tuple[Image.Image, ...]:
+    def frames(self) -> Sequence[Image.Image]:
         """The frames that were given, none where it is a path."""
-        return self.source if isinstance(self.source, tuple) else ()
+        return () if isinstance(self.source, str | Path | np.ndarray) else self.source
 
     def __str__(self) -> str:
         parts = ["frames" if self.path is None else str(self.path)]
@@ -85,14 +86,14 @@ def _is_number(value: Any, above: float) -> bool:
     return number and bool(np.isfinite(value)) and bool(value > above)
 
 
-def _frames(source: Any) -> tuple[Image.Image, ...]:
+def _frames(source: Any) -> Sequence[Image.Image]:
     """Frames as images. Raises ProbeError for what is none."""
     expected = "a path, PIL images, or an array (frame, height, width, 3) of 8 bits"
     if isinstance(source, np.ndarray):
         if source.ndim != 4 or source.shape[-1] != 3 or source.dtype != np.uint8:
             got = f"an array of shape {source.shape} and {source.dtype}"
             raise ProbeError("Video", expected=expected, got=got)
-        return tuple(map(Image.fromarray, source))
+        return ArrayFrames(source) if len(source) > LONG_VIDEO else tuple(ArrayFrames(source))
     if isinstance(source, Image.Image) or not isinstance(source, Iterable):
         raise ProbeError("Video", expected=expected, got=f"a {type(source).__name__}")
     frames = tuple(source)

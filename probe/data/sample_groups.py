@@ -16,6 +16,7 @@ from PIL import ExifTags, Image
 
 from probe.data.clip import Clip
 from probe.data.image import ImageSource, Video, open_image
+from probe.data.lazy_frames import LazyFrames
 from probe.data.sample import Sample
 
 
@@ -61,7 +62,10 @@ def _identity(image: ImageSource, read: dict[int, str]) -> str:
         return str(image)
     if isinstance(image, Video | Clip):
         text = str(image) if isinstance(image, Video) else f"frames at {image.times.tolist()} s"
-        return "+".join([text, *(_identity(frame, read) for frame in image.frames)])
+        # frames that are opened one by one are not known by their id: it is another's later
+        known = None if isinstance(image.frames, LazyFrames) else read
+        frames = (_identity(frame, {} if known is None else known) for frame in image.frames)
+        return "+".join([text, *frames])
     if not isinstance(image, Image.Image):
         raise TypeError(f"a {type(image).__name__} is not an image")
     if id(image) not in read:

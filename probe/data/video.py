@@ -10,7 +10,9 @@ Source of the index rule: the authors' `llavamini/eval/video`.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from PIL import Image
 
 from probe.data.clip import Clip
 from probe.data.image import Video, open_image
+from probe.data.image_views import Size
+from probe.data.lazy_frames import LONG_VIDEO, LazyFrames
 from probe.errors import ProbeError
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
@@ -44,15 +48,19 @@ def open_video(video: Video, exif: str = "upright") -> Clip:
         clip = _of_folder(video, path, exif) if path.is_dir() else _of_file(video, path)
     if not clip.frames:
         raise ProbeError("video", expected="at least one frame", got=f"none in {video}")
-    sizes = sorted({frame.size for frame in clip.frames})
+    if not isinstance(clip.frames, DecodedFrames):  # whose sizes are known
+        _check_sizes({frame.size for frame in clip.frames})
+    return clip
+
+
+def _check_sizes(sizes: set[Size]) -> None:
     if len(sizes) > 1:
-        (width, height), (other_width, other_height), *_ = sizes
+        (width, height), (other_width, other_height), *_ = sorted(sizes)
         raise ProbeError(
             "video",
             expected="frames of one size",
             got=f"{width} x {height} and {other_width} x {other_height} pixels",
         )
-    return clip
 
 
 def is_video_file(path: Any) -> bool:
@@ -79,7 +87,8 @@ def _all_of(video: Video, frames: Sequence[Path | Image.Image], exif: str) -> Cl
     """Frames that are all there is of a video: those from start up to end."""
     rate, end = float(video.fps or 1), np.inf if video.end is None else video.end
     kept = [index for index in range(len(frames)) if (video.start or 0) <= index / rate < end]
-    images = tuple(open_image(frames[index], exif) for index in kept)
+    chosen = OpenedFrames(frames, tuple(kept), exif)
+    images = chosen if len(kept) > LONG_VIDEO else tuple(chosen)
     return Clip(images, np.array(kept) / rate, tuple(kept), rate, max(1, len(frames)))
 
 
@@ -134,15 +143,21 @@ def _decoded(av: Any, video: Video, path: Path) -> Clip:
         wanted = list(range(first, last + 1))
     else:
         wanted = middle_frames(first, last, count)
-    found: dict[int, tuple[Image.Image, float]] = {}
+    times: dict[int, float] = {}
+    opened: dict[int, Image.Image] = {}
+    sizes: set[Size] = set()
+    is_long = len(wanted) > LONG_VIDEO
     with av.open(str(path)) as container:
-        for index, frame in _until(container.decode(video=0), wanted[-1]):
-            if index in wanted:
-                time = index / float(rate) if frame.time is None else float(frame.time)
-                found[index] = frame.to_image(), time
-    kept = [index for index in wanted if index in found]  # a file may end before it says
-    images, times = zip(*(found[index] for index in kept), strict=True) if kept else ((), ())
-    return Clip(images, np.array(times), tuple(kept), float(rate), total)
+        for index, frame in _chosen(container.decode(video=0), wanted):
+            times[index] = index / float(rate) if frame.time is None else float(frame.time)
+            sizes.add((frame.width, frame.height))
+            if not is_long:
+                opened[index] = frame.to_image()
+    _check_sizes(sizes)
+    kept = [index for index in wanted if index in times]  # a file may end before it says
+    images = DecodedFrames(path, tuple(kept)) if is_long else tuple(opened[i] for i in kept)
+    seconds_of_each = np.array([times[index] for index in kept])
+    return Clip(images, seconds_of_each, tuple(kept), float(rate), total)
 
 
 def _range(video: Video, rate: float, total: int) -> tuple[int, int]:
@@ -156,8 +171,56 @@ def _range(video: Video, rate: float, total: int) -> tuple[int, int]:
     return first, last
 
 
-def _until(frames: Iterator[Any], last: int) -> Iterator[tuple[int, Any]]:
-    for index, frame in enumerate(frames):
-        yield index, frame
-        if index >= last:
-            return
+def _chosen(frames: Iterator[Any], indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """Frames of these indices, in ascending order."""
+    wanted = set(indices)
+    last = max(wanted, default=-1)
+    for index, frame in zip(range(last + 1), frames, strict=False):
+        if index in wanted:
+            yield index, frame
+
+
+@dataclass(frozen=True)
+class OpenedFrames(LazyFrames):
+    """Given frames, or those of a folder: those of the indices. exif: as in `open_image`."""
+
+    sources: Sequence[Path | Image.Image]
+    indices: tuple[int, ...]
+    exif: str
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def frame(self, number: int) -> Image.Image:
+        return open_image(self.sources[self.indices[number]], self.exif)
+
+
+@dataclass(frozen=True)
+class DecodedFrames(LazyFrames):
+    """Frames of a file: those of the indices, in ascending order."""
+
+    path: Path
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        """All frames, by decoding the file once."""
+        return self._decoded(self.indices)
+
+    def frame(self, number: int) -> Image.Image:
+        return self.at([number])[0]
+
+    def at(self, numbers: Iterable[int]) -> tuple[Image.Image, ...]:
+        indices = [self.indices[number] for number in numbers]
+        by_index = dict(zip(sorted(set(indices)), self._decoded(sorted(set(indices))), strict=True))
+        return tuple(by_index[index] for index in indices)
+
+    def _decoded(self, indices: Sequence[int]) -> Iterator[Image.Image]:
+        import av  # pyright: ignore[reportMissingImports]
+
+        times = Counter(indices)  # a video that is shorter than it should be repeats some
+        with av.open(str(self.path)) as container:
+            for index, frame in _chosen(container.decode(video=0), indices):
+                yield from [frame.to_image()] * times[index]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from probe.data.chat_template import Rendering, render
 from probe.data.image import ImageSource, as_images
@@ -104,7 +105,7 @@ class PromptEncoder(PromptProcessor):
             dict(tensors),
             types=label(roles.role, roles.turn, is_vision.numpy(), voco=voco),
             grid=[places.grid],
-            images=[tuple(image for visual in visuals for image in visual.images)],
+            images=[_images_of(visuals)],
             prompt=[rendering.prompt],
             encoder_grid=[places.patches],
             merged_into=[places.merged_into],
@@ -152,6 +153,13 @@ class PromptEncoder(PromptProcessor):
         if same_words(pieces, ids, placeholders):
             return expanded(pieces, ids, placeholders)
         return aligned(whole, ids, tokenizer)
+
+
+def _images_of(visuals: Sequence[Visual]) -> Sequence[Image.Image]:
+    """All images, and the frames of a video one by one; those of a long video are not opened."""
+    if len(visuals) == 1:
+        return visuals[0].images
+    return tuple(image for visual in visuals for image in visual.images)
 
 
 def _split_answer(messages: list, response: str | Ids | None) -> tuple[list, str | Ids | None]:

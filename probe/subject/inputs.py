@@ -72,7 +72,7 @@ class Inputs(dict):
         types: TokenTypes,
         grid: list[PatchGrid],
         encoder_grid: list[PatchGrid],
-        images: list[tuple[Image.Image, ...]],
+        images: list[Sequence[Image.Image]],
         prompt: list[str],
         response: list[str],
         vocabulary: TokenizerInfo,

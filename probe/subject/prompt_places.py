@@ -172,7 +172,7 @@ class PlaceFinder:
         text = self.prompts.text_with([self.prompts.item_of(visual)])
 
         def process(frames: Sequence[Image.Image]) -> dict[str, Any]:
-            return self.prompts.processed(text, (), [replace(clip, frames=tuple(frames))])
+            return self.prompts.processed(text, (), [replace(clip, frames=frames)])
 
         alone = process(clip.frames)
         tokens = int(vision_positions(self.prompts.model, alone["input_ids"]).sum())

@@ -18,12 +18,12 @@ from transformers import PreTrainedModel, ProcessorMixin
 from probe.data.chat_template import render
 from probe.data.clip import Clip
 from probe.data.image_views import aspect_of, padded_to_square, pixels_on_the_way
+from probe.data.lazy_frames import LONG_VIDEO
 from probe.data.token_roles import adds_special_tokens
 from probe.errors import ProbeError
 from probe.subject.processed_images import ProcessedImages
 from probe.subject.visuals import Visual
 
-LONG_VIDEO = 512  # frames: longer ones are encoded a few at a time, where the model can
 MOST_PIXELS = 2**28  # of an image on its way through the processor, which may enlarge a thin one
 
 
@@ -105,7 +105,7 @@ class PromptProcessor:
     def streamed(self, clip: Clip, prompt: Int[Tensor, " token"]) -> Any:
         """A long video, encoded for this prompt a few frames at a time."""
         model: Any = self.model
-        frames = self.processor.frames(list(clip.frames))
+        frames = self.processor.frames(clip.frames)
         return model.encode_image(frames, input_ids=prompt, keep_frames=0)
 
     def shown(self, visuals: Sequence[Visual]) -> list[Image.Image]:

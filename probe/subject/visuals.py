@@ -19,7 +19,7 @@ from probe.errors import ProbeError
 class Visual:
     """One image, or the frames of one video with what is known of them."""
 
-    images: tuple[Image.Image, ...]
+    images: Sequence[Image.Image]
     clip: Clip | None = None
 
 

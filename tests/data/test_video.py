@@ -7,7 +7,11 @@ import pytest
 from PIL import Image
 
 from probe.cli.options import what_to_ask
+from probe.data import video as video_module
 from probe.data.image import Video
+from probe.data.lazy_frames import LazyFrames
+from probe.data.sample import Sample
+from probe.data.sample_groups import groups
 from probe.data.video import middle_frames, open_video
 from probe.errors import ProbeError
 
@@ -46,6 +50,38 @@ def test_the_middle_of_each_segment_is_taken():
     """LLaVA-Mini's own rule, run on its code."""
     assert middle_frames(0, 299, 10)[:6] == [15, 45, 75, 105, 135, 164]
     assert middle_frames(0, 9, 10) == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8]
+
+
+def test_frames_of_a_long_video_are_opened_when_they_are_looked_at(tmp_path, monkeypatch):
+    """Given ones and a folder's; two looks at a frame are two images of the same pixels."""
+    for number in range(6):
+        Image.fromarray(FRAMES[number]).save(tmp_path / f"frame{number}.png")
+    given = list(map(Image.fromarray, FRAMES))
+    sources = [Video(FRAMES, start=1), Video(given, start=1), Video(tmp_path, start=1)]
+    whole = [open_video(source) for source in sources]
+    monkeypatch.setattr(video_module, "LONG_VIDEO", 3)
+    for source, clip in zip(sources, whole, strict=True):
+        lazy = open_video(source)
+        assert isinstance(lazy.frames, LazyFrames) and not isinstance(clip.frames, LazyFrames)
+        assert shown(lazy) == shown(clip) == [1, 2, 3, 4, 5]
+        assert lazy.frames[-1].tobytes() == clip.frames[4].tobytes()
+        assert lazy.frames[0] is not lazy.frames[0]
+        assert len(lazy.frames[1:3]) == 2
+        fourth, first = lazy.frames.at([3, 0])
+        assert (fourth, first) == (clip.frames[3], clip.frames[0])
+    Image.fromarray(FRAMES[0, :2]).save(tmp_path / "frame3.png")
+    with pytest.raises(ProbeError, match="frames of one size, got 8 x 2 and 8 x 4 pixels"):
+        open_video(Video(tmp_path))
+
+
+def test_a_long_array_of_frames_is_not_copied_and_can_be_compared():
+    frames = np.zeros((600, 2, 2, 3), np.uint8)
+    frames[:, 0] = (np.arange(600) % 256)[:, None, None]
+    first, second, third = (Video(shown) for shown in (frames, frames.copy(), frames + 1))
+    assert first == second and first != third
+    assert first.frames.array is frames
+    samples = [Sample(str(number), video, "?") for number, video in enumerate((first, third))]
+    assert len(groups(samples)) == 2
 
 
 @pytest.fixture
@@ -107,6 +143,17 @@ def test_a_video_file_on_the_command_line_is_a_video(tmp_path):
     Image.new("RGB", (8, 8)).save(cat)
     images, question = what_to_ask([Path("clip.mp4"), cat], None)
     assert images == [Video(Path("clip.mp4")), cat] and question == "Describe the video."
+
+
+def test_a_long_file_is_decoded_once_for_all_that_is_looked_at(clip_file, monkeypatch):
+    whole = open_video(Video(clip_file, fps=5))
+    monkeypatch.setattr(video_module, "LONG_VIDEO", 3)
+    lazy = open_video(Video(clip_file, fps=5))
+    assert isinstance(lazy.frames, LazyFrames)
+    assert (lazy.times == whole.times).all() and lazy.indices == whole.indices
+    assert list(lazy.frames) == list(whole.frames)
+    assert lazy.frames.at([20, 3, 20]) == tuple(whole.frames[number] for number in (20, 3, 20))
+    assert lazy.frames[-1] == whole.frames[-1]
 
 
 def test_a_file_that_is_no_video(tmp_path):

@@ -20,6 +20,7 @@ from jaxtyping import Bool
 from torch import nn
 from transformers import PreTrainedModel
 
+from probe.data.lazy_frames import LONG_VIDEO
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights, as_bool
 from probe.hooks.attention_tap import Kernel, Output, routed
@@ -37,7 +38,6 @@ from probe.measures.attention.encoder_sequences import (
 )
 from probe.measures.attention.packed_encoder import FirstInput, first_input, until_llm
 from probe.subject.inputs import Inputs
-from probe.subject.prompt_processing import LONG_VIDEO
 from probe.subject.subject import Subject
 
 ENCODERS = ("vision", "vision_video")  # the stacks

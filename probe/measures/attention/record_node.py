@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from torch import nn
 
+from probe.data.lazy_frames import frames_at
 from probe.data.sample import Sample
 from probe.data.token_types import PADDING
 from probe.hooks.model_structure import LayerStack
@@ -217,7 +218,7 @@ def root(sample: Sample, inputs: Inputs, logprob: Float[np.ndarray, "_"] | None)
     if len(pictures) > MAX_IMAGES:
         kept = np.linspace(0, len(pictures) - 1, MAX_IMAGES).round().astype(int)
         variables["image_number"] = kept[None]
-    images = thumbnails([pictures[number] for number in kept])
+    images = thumbnails(frames_at(pictures, kept.tolist()))
     return variables | {name: array[None] for name, array in images.items()}
 
 

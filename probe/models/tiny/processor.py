@@ -80,7 +80,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="</s>",
         extra_special_tokens={"image_token": "<image>"},
         padding_side="left",
-        model_max_length=4096,
+        model_max_length=16384,
     )
 
 

@@ -2,12 +2,15 @@
 once.
 """
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from models import llava_mini
 
 import probe
+from probe.data.lazy_frames import LONG_VIDEO, ArrayFrames
 from probe.errors import ProbeError
 from probe.subject import prompt_processing
 
@@ -39,3 +42,35 @@ def test_a_long_video_is_measured_as_all_its_frames_at_once(clip, monkeypatch):
     assert subject.answer(clip, QUESTION, max_new_tokens=4) == answer
     with pytest.raises(ProbeError, match="leave 'vision' out of stacks"):
         probe.measure(subject, clip, QUESTION, "a red circle", stacks=["llm", "vision"])
+
+
+def test_the_shipped_model_measures_hundreds_of_frames_and_has_room_for_thousands():
+    """Each frame is a vision token with its second."""
+    subject = probe.load("tiny-llava-mini")
+    assert subject.model.config.get_text_config().max_position_embeddings > 10_000
+    grey = np.arange(600) % 256
+    frames = grey.astype(np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
+    record = probe.measure(subject, probe.Video(frames), QUESTION, "red")
+    assert record["llm"]["key_time"].values[0].tolist() == list(range(600))
+    assert record["image_number"].values[0].tolist()[::15] == [0, 599]
+    assert record["images"].values[0, -1].max() == 599 % 256
+
+
+def test_frames_of_a_long_video_are_opened_one_at_a_time(monkeypatch):
+    alive, most = set(), 0
+    own = ArrayFrames.frame
+
+    def counted(self, number):
+        nonlocal most
+        image = own(self, number)
+        alive.add(number)
+        most = max(most, len(alive))
+        weakref.finalize(image, alive.discard, number)
+        return image
+
+    monkeypatch.setattr(ArrayFrames, "frame", counted)
+    subject = probe.load("tiny-llava-mini")
+    frames = np.zeros((LONG_VIDEO + 8, 8, 8, 3), np.uint8)
+    inputs = subject.encode(probe.Video(frames), QUESTION)
+    assert len(inputs.images[0]) == LONG_VIDEO + 8
+    assert 0 < most < 4

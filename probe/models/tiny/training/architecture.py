@@ -40,7 +40,7 @@ def build_model(
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
-        max_position_embeddings=4096,
+        max_position_embeddings=16384,
         initializer_range=recipe.initializer_range,
         tie_word_embeddings=True,
         **ends,
