@@ -15,6 +15,7 @@ from probe.errors import ProbeError
 ATTENTION_ATTRIBUTES = (
     ("config", "head_dim", "is_causal"),
     ("config", "num_heads", "is_causal"),
+    ("config", "head_size", "is_causal"),
     ("config", "head_dim"),
     ("config", "num_heads"),
     ("num_heads",),

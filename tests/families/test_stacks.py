@@ -12,9 +12,9 @@ from probe.hooks.model_structure import projection_in, stacks
 from probe.measures.attention.sinks import layer_norms
 from probe.measures.verify import state
 from probe.records.validate import validate
-from tests.families.checks import QUESTION, Case, picture, readers
+from tests.families.checks import CHECKS, QUESTION, Case, picture, readers
 from tests.families.layer_models import LAYER_FAMILIES
-from tests.families.models import FAMILIES
+from tests.families.models import FAMILIES, text
 
 PERCEIVER = "idefics, resampler"  # whose softmax is in its own code, as that of Aria's projector
 
@@ -143,6 +143,14 @@ def test_norms_of_several_streams_are_those_of_all_of_them_together():
         torch.testing.assert_close(found, states.square().sum((0, -1)).sqrt())
     record = probe.measure(subject, picture(0), QUESTION, max_new_tokens=2)
     assert record.attrs["passes"] == "one"
+
+
+def test_an_llm_that_calls_the_size_of_a_head_otherwise():
+    """GPT-NeoX has a `head_size`, and its own names for cache and projection."""
+    model, processor = FAMILIES["llava"](text_config=text("gpt_neox"))
+    case = Case(probe.load(model, processor=processor))
+    for check in ("LLM measured", "drop while decoding", "remove = mask_frozen", "sweep", "FastV"):
+        assert CHECKS[check](case) == "yes", check
 
 
 @pytest.mark.parametrize(("name", "layers"), [("mllama", [1]), ("idefics", [0, 1, 2])])
