@@ -4,6 +4,7 @@ A layer's output goes through the model's own last norm and head, as if no layer
 
     p_l(word | position i) = softmax(head(norm(h_l,i)))
 
+A cap or factor of the model's logits is applied too (`hooks/logit_map.py`).
 After the last layer these are the model's own logits, which is checked. Positions are vision tokens
 and text alike; in LLaVA-Mini also those of pre-fusion (`stack="prefusion"`), whose layers have the
 shape and the origin of the LLM's.
@@ -31,6 +32,7 @@ from probe.data.image import ImageSource
 from probe.errors import ProbeError, one_of
 from probe.hooks.block_threads import add_hook, only_this_thread
 from probe.hooks.finite_states import finite_states
+from probe.hooks.logit_map import logit_map
 from probe.hooks.model_checks import require_subject
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import last_norm, output_head, stacks
@@ -42,6 +44,7 @@ from probe.subject.inputs import Ids, Inputs
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
 
+ROUNDING = 0.05  # of the largest logit, in half precision too
 BLOCK = 256  # positions whose logits are in memory at once
 STACKS = ("llm", "prefusion")
 SCHEMA = {
@@ -77,8 +80,9 @@ def logit_lens(
     words), answer_token, key. `says_answer` is the probability of the likeliest of the answer's
     tokens at each position, `next` that of the token that is the next one there (LLM only).
 
-    Raises ProbeError for another stack, layers that ran without some of the positions, and what
-    `TargetResponse.of` refuses.
+    Raises ProbeError for another stack, layers that ran without some of the positions, a model
+    that does more to its last layer's output than norm and head, and what `TargetResponse.of`
+    refuses.
     """
     require_subject("logit_lens", subject)
     model_stacks = stacks(subject.model)
@@ -95,7 +99,7 @@ def logit_lens(
         logits = subject.model(**inputs, use_cache=False).logits[0]
     rows = _rows(answer, stack, outputs)
     hidden = outputs.layers(len(rows["row_type"]))
-    head = _head_of(subject.model)
+    head = _head_of(subject.model, hidden[-1], logits if stack == "llm" else None)
     values, of_answer = _predictions(hidden, head, answer.ids, subject)
     attrs = provenance(
         subject,
@@ -110,6 +114,7 @@ def logit_lens(
         grid = inputs.grid[0]
         values["next"] = of_answer[:, answer.rows, np.arange(len(answer.ids))]
         attrs["last_layer_difference"] = _difference(head, hidden[-1], logits)
+        _require_own_logits(subject.model, attrs["last_layer_difference"], logits)
     values |= rows | {"answer_text": answer.tokens} | grid.variables("key")
     values |= thumbnails(inputs.images[0])
     return dataset("logit_lens", values, SCHEMA, attrs=attrs)
@@ -155,15 +160,25 @@ class _LayerOutputs:
         return whole
 
 
-def _head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """The model's own last norm and head."""
+def _head_of(
+    model: PreTrainedModel,
+    last: Float[Tensor, "row width"],
+    logits: Float[Tensor, "last_row word"] | None,
+) -> Callable[[Tensor], Tensor]:
+    """The model's own last norm and head, and what it does to the head's output where its logits
+    (of the last positions) are given.
+    """
     norm: Any = last_norm("logit_lens", model)
     head: Any = output_head(model)
     if head is None:
         raise ProbeError(
             "logit_lens", expected="a decoder with a head", got=type(model.get_decoder()).__name__
         )
-    return lambda hidden: head(norm(hidden)).float()
+    if logits is None:
+        return lambda hidden: head(norm(hidden)).float()
+    rows = min(BLOCK, len(logits))
+    to_logits = logit_map(model, head(norm(last[-rows:])), logits[-rows:])
+    return lambda hidden: to_logits(head(norm(hidden)).float())
 
 
 def _predictions(
@@ -202,6 +217,16 @@ def _difference(head: Callable[[Tensor], Tensor], hidden: Tensor, logits: Tensor
     expected = logits.float()
     blocks = zip(last.split(BLOCK), expected.split(BLOCK), strict=True)
     return max(float((head(block) - own).abs().max()) for block, own in blocks)
+
+
+def _require_own_logits(model: PreTrainedModel, difference: float, logits: Tensor) -> None:
+    """Raises ProbeError where the last layer's output does not lead to the model's logits."""
+    if difference > ROUNDING * float(logits.abs().max()):
+        raise ProbeError(
+            "logit_lens",
+            expected="a model whose last layer, norm and head make its logits",
+            got=f"{type(model).__name__}, whose logits are {difference:.2g} away from them",
+        )
 
 
 def _rows(

@@ -2,17 +2,24 @@
 comes from.
 """
 
+from functools import partial
+
 import models
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import probe
 from probe.errors import ProbeError
 from probe.interventions import drop_vision
 from probe.measures.logit_lens import logit_lens
 from probe.models.planted import planted
-from probe.subject.inputs import collate
+from probe.subject.inputs import collate, with_response
+from tests.families.checks import QUESTION, picture
+from tests.families.further_models import FURTHER_FAMILIES
+from tests.families.models import FAMILIES, text
+from tests.families.score_models import SCORE_FAMILIES
 
 FACTORIES = (models.llava15, models.llava_next_mistral, models.llava_llama3)
 
@@ -32,6 +39,32 @@ def test_behind_the_last_layer_it_is_the_models_own_logits(factory):
     said = own[torch.arange(start - 1, start - 1 + len(ids)), ids]
     np.testing.assert_allclose(found["next"][-1], said, atol=1e-5)
     assert found["row_text"].values[start - 1] == inputs.tokens[0][start - 1]
+
+
+CAPPED = SCORE_FAMILIES["paligemma2"]  # and its logits at 30
+SCALED = partial(FAMILIES["aya_vision"], text_config=text("cohere2", head_dim=8, logit_scale=0.25))
+
+
+@pytest.mark.parametrize("factory", [CAPPED, SCALED])
+def test_caps_and_factors_of_the_models_logits_are_applied(factory):
+    model, processor = factory()
+    subject = probe.load(model, processor=processor)
+    found = logit_lens(subject, picture(0), QUESTION, [14, 16])
+    assert found.attrs["last_layer_difference"] == pytest.approx(0, abs=1e-5)
+    inputs = with_response(subject.encode(picture(0), QUESTION), [14, 16])
+    with torch.no_grad():
+        own = model(**inputs).logits[0].softmax(-1).max(-1).values
+    np.testing.assert_allclose(found["probability"][-1], own, atol=1e-5)
+
+
+@pytest.mark.skipif(
+    not hasattr(transformers, "Inkling2ForConditionalGeneration"), reason="of a later transformers"
+)
+def test_a_model_that_mixes_the_outputs_of_its_layers_is_refused():
+    model, processor = FURTHER_FAMILIES["inkling2"]()
+    subject = probe.load(model, processor=processor)
+    with pytest.raises(ProbeError, match=r"norm and head make its logits, got Inkling2For.* away"):
+        logit_lens(subject, picture(0), QUESTION, [14, 16])
 
 
 def test_the_planted_answer_is_said_from_the_last_layer_that_reads():

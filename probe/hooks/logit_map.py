@@ -1,0 +1,60 @@
+"""What a model does to the output of its head before it returns it as logits: nothing, a factor
+(Cohere, Granite), or a cap c · tanh(x / c) (Gemma).
+
+Which number a config means in which way is tried out on the model's own logits, never looked up.
+
+    to_logits = logit_map(model, head(norm(last_hidden)), output.logits)
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+Map = Callable[[Tensor], Tensor]
+WORDS = ("logit", "lm_head")  # in the names of such numbers
+ROUNDING = 1e-4  # of the largest logit: so much is no sign of another map
+
+
+def logit_map(
+    model: PreTrainedModel,
+    of_head: Float[Tensor, "row word"],
+    logits: Float[Tensor, "row word"],
+) -> Map:
+    """The map that takes the head's output, in float32, nearest to the model's own logits."""
+    expected = logits.float()
+    largest = float(expected.abs().max())
+
+    def error(candidate: Map) -> float:
+        return float((candidate(of_head.float()) - expected).abs().max())
+
+    if error(_same) <= ROUNDING * largest:
+        return _same
+    maps = [_same]
+    for number in _numbers(model.config):
+        maps += [partial(_times, number), partial(_times, 1 / number), partial(_capped, number)]
+    return min(maps, key=error)
+
+
+def _numbers(config: Any) -> list[float]:
+    """The numbers about logits in a config and that of its LLM."""
+    values = {**vars(config), **vars(config.get_text_config())}
+    named = {name: value for name, value in values.items() if any(word in name for word in WORDS)}
+    numbers = [value for value in named.values() if isinstance(value, int | float)]
+    return [float(number) for number in numbers if number and not isinstance(number, bool)]
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _times(factor: float, x: Tensor) -> Tensor:
+    return x * factor
+
+
+def _capped(cap: float, x: Tensor) -> Tensor:
+    return cap * torch.tanh(x / cap)
