@@ -4,17 +4,20 @@ with suppress(StopForward), routed(stack.attention, record):   # `record` raises
     model(**inputs)
 """
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, routed
-from probe.hooks.block_threads import only_this_thread
+from probe.hooks.block_threads import add_hook, only_this_thread
+from probe.hooks.model_structure import stacks
+from probe.hooks.offload import own_values
 
 
 class StopForward(Exception):  # noqa: N818  # not an error
@@ -49,3 +52,20 @@ def attention_call_of(
             got=f"other in {', '.join(attention)}",
         )
     return calls[0]
+
+
+@contextmanager
+def until_llm(model: PreTrainedModel) -> Iterator[None]:
+    """While the block lasts, forwards end with StopForward where the LLM's first layer begins."""
+
+    def stop(*hooked: Any) -> None:
+        raise StopForward
+
+    first = stacks(model)["llm"].layers[0]
+    around = [
+        module for module in model.modules() if any(part is first for part in module.modules())
+    ]
+    with ExitStack() as undo:
+        undo.enter_context(own_values(*around[:-1]))  # their forwards end by an error
+        add_hook(undo, first.register_forward_pre_hook, stop, always=True)
+        yield

@@ -31,8 +31,7 @@ from probe.hooks.finite_states import finite_states
 from probe.hooks.model_checks import require_subject
 from probe.hooks.model_structure import LayerStack, cls_tokens, stacks
 from probe.hooks.own_failure import own_failures
-from probe.hooks.stop_forward import StopForward
-from probe.measures.attention.packed_encoder import until_llm
+from probe.hooks.stop_forward import StopForward, until_llm
 from probe.records.provenance import provenance
 from probe.records.schema import Variable, dataset
 from probe.reducers.encoder_output import LayerAttention

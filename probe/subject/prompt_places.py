@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from PIL import Image
 from transformers import PreTrainedModel
@@ -17,9 +18,12 @@ from transformers import PreTrainedModel
 from probe.data.clip import Clip
 from probe.data.patch_grid import PatchGrid
 from probe.errors import ProbeError
+from probe.hooks.block_threads import only_this_thread, untouched
 from probe.hooks.image_placeholders import KeptTokens, kept_patches, resize_placeholders
 from probe.hooks.model_state import active_reducers, active_text_guided_reducers
 from probe.hooks.model_structure import image_token_id, vision_positions
+from probe.hooks.offload import input_device
+from probe.hooks.stop_forward import StopForward, until_llm
 from probe.subject.measured_views import Process, holds_patches, pixel_tensor, pixels_of
 from probe.subject.prompt_processing import PromptProcessor
 from probe.subject.token_grid import encoder_grid, has_square_views, reduced_grid, vision_grid
@@ -50,6 +54,25 @@ def _holds_patches(model: PreTrainedModel, tensors: Mapping[str, Any]) -> bool:
     """Whether the processor returns patches one by one, of which settings say nothing."""
     pixels = pixel_tensor(tensors)
     return pixels is not None and holds_patches(pixels.shape, patch_size(model))
+
+
+@only_this_thread()
+@torch.no_grad()
+def _takes(model: PreTrainedModel, tensors: Mapping[str, Any]) -> bool:
+    """Whether the model makes a vision token for each placeholder: it is run as far as its LLM."""
+    device = input_device(model)
+    given = {
+        name: value.to(device) if torch.is_tensor(value) else value
+        for name, value in tensors.items()
+    }
+    try:
+        with untouched(), until_llm(model):
+            model(**given, use_cache=False)
+    except StopForward:
+        return True
+    except (ValueError, RuntimeError):  # transformers' and torch's words for another number
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -104,6 +127,11 @@ class PlaceFinder:
         name = f"kept by {active_reducers(model)}"
         return self.prompts.known.of(name, lambda: kept_patches(model, tensors))
 
+    def _takes(self, tensors: Mapping[str, Any], placeholders: int) -> bool:
+        """Whether the model makes as many vision tokens of images: it is run, once for each."""
+        asked = partial(_takes, self.prompts.model, tensors)
+        return self.prompts.known.of(f"taken by {placeholders} placeholders", asked)
+
     def _places(
         self, tensors: Mapping[str, Any], process: Process, visuals: Sequence[Visual]
     ) -> tuple[PatchGrid, PatchGrid]:
@@ -126,7 +154,8 @@ class PlaceFinder:
         settings = self.prompts.settings
         grid, patches = token_places(model, tensors, process, shown_sizes, settings)
         is_known = not np.isnan(grid.box).all() or has_learned_queries(model, len(grid))
-        if made is not None and not is_known and placeholders >= made - len(images):
+        is_near = made is not None and placeholders >= made - len(images)
+        if is_near and not is_known and not self._takes(tensors, placeholders):
             raise ProbeError(
                 "processor",
                 expected=f"{made} placeholders, as many as the model makes vision tokens",

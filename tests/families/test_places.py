@@ -15,10 +15,21 @@ from matplotlib.collections import PolyCollection
 from PIL import Image
 
 import probe
+from probe.errors import ProbeError
 from probe.hooks.attention_tap import routed
 from probe.hooks.model_structure import projection_module, stacks, text_decoder
-from tests.families.checks import QUESTION, RESPONSE, SIZE, picture
-from tests.families.models import FAMILIES
+from tests.families.checks import (
+    QUESTION,
+    RESPONSE,
+    SIZE,
+    Case,
+    decoding,
+    encoder,
+    measured,
+    picture,
+)
+from tests.families.models import FAMILIES, SIGLIP, VISION, square, text
+from tests.families.processors import IMAGE
 
 NOWHERE = {"idefics2", "aria", "blip2", "instructblip", "mllama", "idefics", "llama4"}
 SIZES = [(97, 61), (40, 150), (260, 30)]
@@ -151,3 +162,33 @@ def test_as_many_tokens_as_one_square_has_may_come_from_four_views():
     (grid,) = inputs.grid
     assert grid.tile.tolist() == [number for number in (1, 2, 3, 0) for _ in range(4)]
     np.testing.assert_allclose(grid.box[0], [0, 0, 1 / 2, 1 / 6], atol=0.02)
+
+
+UNUSUAL = {  # what the settings say would be 17 and 16
+    "registers, of which none is left out": (
+        20,
+        {"model_type": "dinov2_with_registers", **VISION, "num_register_tokens": 3, "mlp_ratio": 2},
+        {"vision_feature_select_strategy": "full"},
+    ),
+    "no class token, and the first patch left out": (15, SIGLIP, {}),
+}
+
+
+def unusual(odd):
+    count, vision, fields = UNUSUAL[odd]
+    options = {"vision_config": vision, "text_config": text("llama"), "image_token_index": IMAGE}
+    return square("LlavaForConditionalGeneration", "llava", count, **options, **fields)
+
+
+@pytest.mark.parametrize("odd", UNUSUAL)
+def test_another_number_of_tokens_that_the_model_makes_is_no_wrong_processor(odd):
+    case = Case(probe.load(*unusual(odd)))
+    assert case.prompts[0].types.vision.sum() == UNUSUAL[odd][0]
+    assert measured(case) == encoder(case) == decoding(case) == "yes"
+
+
+def test_another_number_than_the_model_makes_is_one():
+    model, processor = unusual("registers, of which none is left out")
+    processor.expand = lambda size: "<image>" * 19
+    with pytest.raises(ProbeError, match=r"as many as the model makes .* got 19; check its patch"):
+        probe.load(model, processor=processor).encode(picture(5), QUESTION)

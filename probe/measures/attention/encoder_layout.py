@@ -29,14 +29,14 @@ from probe.hooks.layer_arguments import hidden_states
 from probe.hooks.model_state import active_interventions, active_reducers, state_of
 from probe.hooks.model_structure import LayerStack, cls_tokens
 from probe.hooks.own_failure import own_failures
-from probe.hooks.stop_forward import StopForward
+from probe.hooks.stop_forward import StopForward, until_llm
 from probe.measures.attention.encoder_sequences import (
     CallPositions,
     EncoderSequences,
     encoder_sequences,
     fits_without_asking,
 )
-from probe.measures.attention.packed_encoder import FirstInput, first_input, until_llm
+from probe.measures.attention.packed_encoder import FirstInput, first_input
 from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
 

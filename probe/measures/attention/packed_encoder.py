@@ -9,7 +9,7 @@ in the row of its image, and the order in which the encoder takes the patches is
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +23,8 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights, as_bool
 from probe.hooks.block_threads import add_hook, only_this_thread, untouched
 from probe.hooks.layer_arguments import hidden_states
-from probe.hooks.model_structure import LayerStack, stacks, vision_encoder
-from probe.hooks.offload import own_values
-from probe.hooks.stop_forward import StopForward
+from probe.hooks.model_structure import LayerStack, vision_encoder
+from probe.hooks.stop_forward import StopForward, until_llm
 from probe.measures.attention.statistic import AttentionStatistic
 from probe.subject.inputs import Inputs
 
@@ -203,20 +202,3 @@ def first_input(
         add_hook(blocks, before, stop, with_kwargs=True, always=True)
         model(**tensors, use_cache=False)
     return FirstInput(hidden[0], embedded) if hidden else None
-
-
-@contextmanager
-def until_llm(model: PreTrainedModel) -> Iterator[None]:
-    """While the block lasts, forwards end with StopForward where the LLM's first layer begins."""
-
-    def stop(*hooked: Any) -> None:
-        raise StopForward
-
-    first = stacks(model)["llm"].layers[0]
-    around = [
-        module for module in model.modules() if any(part is first for part in module.modules())
-    ]
-    with ExitStack() as undo:
-        undo.enter_context(own_values(*around[:-1]))  # their forwards end by an error
-        add_hook(undo, first.register_forward_pre_hook, stop, always=True)
-        yield
