@@ -56,6 +56,15 @@ def stored_parameter(module: nn.Module, name: str) -> Tensor:
     )
 
 
+def require_values(called: str, model: nn.Module) -> None:
+    """Raises ProbeError for a model on the device meta whose values are nowhere."""
+    nowhere = [name for name, parameter in model.named_parameters() if parameter.device == META]
+    hooks = (hook for module in model.modules() for hook in _offloading_hooks(module))
+    if nowhere and not any(getattr(hook, "weights_map", None) is not None for hook in hooks):
+        got = f"{len(nowhere)} weights on the device meta, such as {nowhere[0]}"
+        raise ProbeError(called, expected="a model whose weights have values", got=got)
+
+
 @contextmanager
 def own_values(*modules: nn.Module) -> Iterator[None]:
     """While the block lasts, the parameters that these modules themselves hold (not those of their

@@ -12,6 +12,7 @@ is read by peft itself: transformers (5.24, with peft 0.21) leaves DoRA's magnit
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -116,17 +117,21 @@ class AdapterSource:
         return {"local_files_only": self.local_files_only}
 
 
-def fill_embedded(model: PreTrainedModel, location: str, local_files_only: bool) -> None:
+def fill_embedded(
+    model: PreTrainedModel, location: str, local_files_only: bool, missing: Collection[str]
+) -> list[str]:
     """Gives an adapter that lay beside its model, and that transformers put into it, the values
-    that peft reads. Nothing without one. Raises ProbeError where weights of it find no place.
+    that peft reads; returns which of the `missing` weights are not the adapter's. Raises ProbeError
+    where weights of the adapter find no place.
     """
     if not getattr(model, "peft_config", None):
-        return
+        return list(missing)
     import peft  # pyright: ignore[reportMissingImports]
 
     weights = peft.load_peft_weights(location, "cpu", local_files_only=local_files_only)
     inner = {name.removeprefix("base_model.model."): value for name, value in weights.items()}
     _require_all(peft.set_peft_model_state_dict(model, inner, NAME), location)
+    return [name for name in missing if f".{NAME}" not in name]
 
 
 def inner_model(called: str, model: Any) -> Any:

@@ -6,8 +6,8 @@
     load("my-lora")                                     # a folder of peft's, with its base model
     load(model, processor=processor)                    # in memory, also in peft's wrapper
 
-Weights are read from safetensors only, and no code of a checkpoint is ever run. (LLaVA-Mini's
-original .bin files are read without unpickling code.) The network is used for hub ids only.
+No code of a checkpoint is ever run: weights are read from safetensors, and .bin files of a folder
+without unpickling code. The network is used for hub ids only.
 """
 
 import copy
@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     PreTrainedModel,
@@ -29,17 +28,23 @@ from probe.errors import ProbeError, one_of
 from probe.hooks.compiled import refuse_compiled
 from probe.hooks.model_checks import (
     require_answering,
-    require_one_sequence,
     require_transformers,
 )
 from probe.hooks.model_state import state_of
 from probe.hooks.model_structure import cls_tokens, image_token_id
+from probe.hooks.offload import require_values
 from probe.models.original import CheckpointError, load_original
 from probe.models.original.layout import Layout
 from probe.subject.adapter_source import AdapterSource, fill_embedded, inner_model
 from probe.subject.attention_implementation import check_attention, set_attention
 from probe.subject.device_and_dtype import as_device, as_dtype
-from probe.subject.model_source import ModelSource, load_error
+from probe.subject.model_source import (
+    ModelSource,
+    config_of,
+    load_error,
+    processor_of,
+)
+from probe.subject.model_weights import has_only_pickles, require_all_weights
 from probe.subject.subject import Subject
 
 
@@ -132,27 +137,28 @@ def _from_name(
             "local_files_only": local,
             "trust_remote_code": False,
         }
+        config_of(source, str(name), where)  # other kinds of model are refused first
+        if processor is None:
+            processor = processor_of(source, str(name), where)
         try:
-            config = AutoConfig.from_pretrained(source.location, **where)
-            require_one_sequence("load", config, str(name))  # before any weight is read
-            if processor is None:
-                processor = AutoProcessor.from_pretrained(source.location, **where)
-            model = AutoModelForImageTextToText.from_pretrained(
+            opened: Any = AutoModelForImageTextToText.from_pretrained(
                 source.location,
-                use_safetensors=True,
+                use_safetensors=not has_only_pickles(source),
                 dtype=precision or "auto",
                 attn_implementation=attn_implementation,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with the shapes
                 **options,
                 **where,
             )
+            model, loaded = opened
             if options["device_map"] is None and not getattr(model, "is_quantized", False):
                 model = model.to(target)  # type: ignore[arg-type]
-        except ProbeError:
-            raise
         except Exception as error:  # transformers, safetensors and json raise many kinds
             raise load_error(str(name), error) from error
         require_answering("load", model)
-        fill_embedded(model, source.location, local)
+        missing = fill_embedded(model, source.location, local, loaded["missing_keys"])
+        require_all_weights(str(name), missing, loaded["mismatched_keys"])
         _note_image_token(model, processor)
     processor = _complete(processor, model)
     return model.eval(), processor, str(name), source.revision(model.config), source.toy
@@ -198,6 +204,7 @@ def _from_memory(
     model = inner_model("load", model)
     require_transformers("load", model, "a name or a transformers model")
     require_answering("load", model)
+    require_values("load", model)
     _note_image_token(model, processor)
     processor = _complete(processor, model)
     if device is not None:

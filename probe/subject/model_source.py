@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from huggingface_hub import constants
-from transformers import AutoConfig
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoProcessor
 
 from probe.errors import ProbeError
 from probe.hooks.model_checks import require_one_sequence
@@ -130,6 +130,40 @@ def read_config(name: str | os.PathLike[str], revision: str | None = None) -> tu
     return config, source.revision(config)
 
 
+def processor_of(source: ModelSource, name: str, where: dict[str, Any]) -> Any:
+    """The processor of a folder or hub id; `where`: options of `from_pretrained`. Raises ProbeError
+    where there is none, or where it can't be read.
+    """
+    try:
+        return AutoProcessor.from_pretrained(source.location, **where)
+    except Exception as error:  # transformers and json raise many kinds
+        told = load_error(name, error)
+        if not source.is_folder:
+            raise told from error
+        raise ProbeError(
+            "load",
+            expected="a folder with a processor (processor_config.json, tokenizer.json)",
+            got=told.got,
+            fix="pass processor=AutoProcessor.from_pretrained(...)",
+        ) from error
+
+
+def config_of(source: ModelSource, name: str, where: dict[str, Any]) -> Any:
+    """The config of a folder or hub id; `where`: options of `from_pretrained`. Raises ProbeError
+    for one that can't be read, and for another kind of model: of text only, CLIP alone, an
+    encoder-decoder.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source.location, **where)
+    except Exception as error:  # transformers and json raise many kinds
+        raise load_error(name, error) from error
+    require_one_sequence("load", config, name)
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        kind = type(config).__name__.removesuffix("Config")
+        raise ProbeError("load", expected="a vision-language model", got=f"{name!r}, a {kind}")
+    return config
+
+
 def load_error(name: str, error: Exception) -> ProbeError:
     """What transformers could not load, in one line."""
     reason = " ".join(str(error).split())
@@ -144,9 +178,9 @@ def load_error(name: str, error: Exception) -> ProbeError:
     expected = "a checkpoint that transformers can load"
     got = f"{name!r}: {reason[:300]}"
     fix = ""
-    if "Unrecognized configuration class" in reason:
-        expected = "a vision-language model"
-        got = f"{name!r}, a model of text only"
+    if "trust_remote_code=True" in reason:
+        expected = "a model whose code is part of transformers"
+        fix = "load it yourself with trust_remote_code=True, and pass load(model, processor)"
     elif "llava_mini_llama" in reason:  # the original LLaVA-Mini layout, on the hub
         expected = "a local folder for a checkpoint in LLaVA-Mini's original layout"
         got = repr(name)
