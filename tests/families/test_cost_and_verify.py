@@ -57,6 +57,23 @@ def test_cost_is_what_torch_counts_of_the_models_own_forward(name):
         assert int(costs["kv_cache"].sum()) == 4 * sum(kept)
 
 
+def test_a_second_encoder_of_the_same_images_is_an_encoder_and_no_projector():
+    """DeepSeek-VL's hybrid: SAM beside SigLIP; what follows them is what torch counts of it."""
+    subject = probe.load(*PICTURE_FAMILIES["deepseek_vl_hybrid"]())
+    costs = probe.cost(subject, text_tokens=TEXT_TOKENS, resolution=32)["flops"]
+    inputs = subject.encode(picture(0, (32, 32)), "is it red ?")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        subject.model.requires_grad_(False)(**inputs)
+    counted = {name: sum(each.values()) for name, each in counter.flop_counts.items()}
+    base = f"{type(subject.model).__name__}.model."
+    behind = ("high_res_vision_neck", "high_res_vision_proj", "aligner")
+    assert int(costs.sel(component="projector").sum()) == sum(
+        counted[base + name] for name in behind
+    )
+    both = counted[base + "vision_model"] + counted[base + "high_res_vision_model"]
+    assert both <= int(costs.sel(component="vision_encoder").sum())
+
+
 def test_fewer_vision_tokens_leave_what_comes_before_the_llm():
     subject = probe.load(*FAMILIES["qwen2_vl"]())
     whole, fewer = (probe.cost(subject, tokens, TEXT_TOKENS, resolution=96) for tokens in (None, 9))

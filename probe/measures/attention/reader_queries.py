@@ -2,7 +2,8 @@
 
     compressor   one sequence a view of an image:   learned queries over [cls | patches], or over
                  [patches | the queries themselves] (a perceiver); or one a region of a view: its
-                 query over its patches (TokenPacker)
+                 query over its patches (TokenPacker). Of a Q-Former its cross-attention alone: its
+                 queries' attention among themselves reads no patch
     cross        one sequence a sample:             `input_ids` over the [cls | patches] of all
                  views of all its images
 

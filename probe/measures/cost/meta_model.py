@@ -17,7 +17,13 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from probe.errors import ProbeError
-from probe.hooks.model_structure import output_head, stacks, text_decoder, vision_encoder
+from probe.hooks.model_structure import (
+    output_head,
+    stacks,
+    text_decoder,
+    vision_encoder,
+    vision_towers,
+)
 from probe.measures.cost.prompt_shape import (
     OtherPixelsProbeError,
     patches_of,
@@ -143,9 +149,15 @@ def parameters(model: PreTrainedModel) -> dict[str, int]:
 
 
 def encoders(model: PreTrainedModel) -> list[nn.Module]:
-    """The vision encoder, and the one for videos where a model has two."""
-    towers = [vision_encoder(model), getattr(model.base_model, "video_tower", None)]
-    return [tower for tower in towers if tower is not None]
+    """The vision encoder, and those that a model has beside it: of videos (Video-LLaVA), or of the
+    same images (DeepSeek-VL's hybrid).
+    """
+    encoder = vision_encoder(model)
+    if encoder is None:
+        return []
+    inside = set(encoder.modules())
+    beside = [tower for tower in vision_towers(model) if not inside & set(tower.modules())]
+    return [encoder, *beside]
 
 
 def head_of(model: PreTrainedModel) -> nn.Module:
