@@ -24,6 +24,7 @@ from probe.data.image_views import Size, square_around, within
 from probe.data.patch_grid import PatchGrid
 from probe.hooks.model_state import state_of
 from probe.hooks.model_structure import cls_tokens, text_decoder, vision_encoder, vision_positions
+from probe.subject.marker_tokens import rows_between_markers
 from probe.subject.measured_views import Process, measured_views
 from probe.subject.token_grid import of_regions, packed_grid
 from probe.subject.views_from_places import View
@@ -61,7 +62,28 @@ def token_places(
             grid = divided(views, tokens, before)
             if grid is not None:
                 return grid, patches
+        if (grid := _between_markers(model, tensors, is_token, views)) is not None:
+            return grid, patches
     return unknown_places(is_token, len(sizes), views), patches
+
+
+def _between_markers(
+    model: PreTrainedModel,
+    tensors: Mapping[str, Any],
+    is_token: Bool[np.ndarray, "token"],
+    views: Sequence[View],
+) -> PatchGrid | None:
+    """The tokens of rows that markers of the same id end; the markers lie nowhere."""
+    known = state_of(model).measured_views
+    shapes = [(name, tuple(getattr(value, "shape", ()))) for name, value in tensors.items()]
+    key = ("markers", is_token.tobytes(), tuple(shapes))
+    if key not in known:
+        known[key] = rows_between_markers(model, tensors, is_token, views)
+    if known[key] is None:
+        return None
+    side, indices = known[key]
+    cells = [_cells(view, 0, side) for view in views]
+    return PatchGrid.join([own.at(index) for own, index in zip(cells, indices, strict=True)])
 
 
 def stated_cells(model: PreTrainedModel, views: Sequence[View], tokens: int) -> PatchGrid | None:

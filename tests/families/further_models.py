@@ -96,6 +96,8 @@ def emu3(attn: str = "sdpa") -> Family:
         text_config=text("emu3_text_model"),
         vocabulary_map={"<image>": IMAGE, "<|extra_200|>": BREAK, **ids},
     )
+    with torch.no_grad():
+        model.model.vqmodel.quantize.embedding.weight.normal_()  # all codes are used
     return model, TinyProcessor(ends_of_rows(), sized)
 
 
@@ -164,8 +166,6 @@ def dots_note(attn: str = "sdpa") -> Family:
         "num_mel_bins": 16,
     }
     in_windows = {**LATENT, "num_attention_heads": 4, "head_dim": 16, "kv_lora_rank": 16}
-    own = ("num_attention_heads", "num_key_value_heads", "q_lora_rank", "kv_lora_rank")
-    own = (*own, "head_dim", "qk_nope_head_dim", "v_head_dim")
     model = build(
         "Dots3NoteForConditionalGeneration",
         "dots3_note",
@@ -192,7 +192,7 @@ def dots_note(attn: str = "sdpa") -> Family:
             head_dim=16,
             sliding_window=512,
             shared_experts_intermediate_size=16,
-            **{f"swa_{name}": in_windows[name] for name in own},
+            **{f"swa_{name}": value for name, value in in_windows.items()},
             **ROUTED,
             **LATENT,
             **INDEXER,

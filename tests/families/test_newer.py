@@ -79,9 +79,7 @@ EXPECTED = {  # what differs from "yes" everywhere
     "qwen3_vl_moe": ALONE,
     "got_ocr2": {"encoder measured": "no: it has none"},  # SAM, with a softmax of its own
     "granite4_vision": {"compressor, cross": "yes: compressor", **ALONE},
-    "hunyuan_vl": {"places": NOWHERE},
     "hy_v4_vl": {
-        "places": NOWHERE,
         **dict.fromkeys(("drop: remove", "drop while decoding", "remove = mask_frozen"), FIRST),
         "FastV": INDEXED,
         **ALONE,
@@ -91,7 +89,6 @@ EXPECTED = {  # what differs from "yes" everywhere
         "encoder measured": "no: sequences of 148 positions for 4096 patches",
     },
     "unlimited_ocr": {
-        "places": NOWHERE,
         "encoder measured": "no: sequences of 5 positions for 4096 patches",
         **dict.fromkeys(
             ("drop: remove", "drop while decoding", "remove = mask_frozen"), f"{REFERENCE} 0"
@@ -105,7 +102,7 @@ EXPECTED = {  # what differs from "yes" everywhere
         "LLM measured": "yes, but layer 1, 3",
         "remove = mask_frozen": INDEXED,
     },
-    "emu3": {"places": NOWHERE, "encoder measured": "no: it has none"},
+    "emu3": {"encoder measured": "no: it has none"},
     "apertus1p5": {"encoder measured": "no: it has none"},
     "molmo2": ALONE,
     "dots3_note": {
