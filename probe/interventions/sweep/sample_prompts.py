@@ -36,7 +36,7 @@ class SamplePrompts:
         inputs = _encode(subject, sample.image, sample)
         other = None
         if donor is not None:
-            other = _encode(subject, _with_as_many_frames(donor, sample, subject), sample)
+            other = _encode(subject, with_as_many_frames(donor, sample, subject), sample)
         return cls(inputs, other, _gold(subject, sample, inputs["input_ids"][0]))
 
     @property
@@ -62,7 +62,7 @@ class SamplePrompts:
         return with_response(inputs, self.gold[:-1]) if len(self.gold) > 1 else inputs
 
 
-def _with_as_many_frames(donor: Images, sample: Sample, subject: Subject) -> tuple[Any, ...]:
+def with_as_many_frames(donor: Images, sample: Sample, subject: Subject) -> tuple[Any, ...]:
     """The donor, whose videos get as many frames as the sample's own, at the same times."""
     given: tuple[Any, ...] = as_images(donor)
     if len(given) != len(sample.images):

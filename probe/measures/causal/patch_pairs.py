@@ -17,10 +17,12 @@ from jaxtyping import Bool, Int
 from PIL import Image
 from torch import Tensor
 
-from probe.data.image import open_image
+from probe.data.clip import Clip
+from probe.data.donors import is_video, opened_clip
+from probe.data.image import ImageSource, open_image
 from probe.data.sample import Sample
 from probe.errors import ProbeError, one_of
-from probe.interventions.sweep.sample_prompts import SamplePrompts
+from probe.interventions.sweep.sample_prompts import SamplePrompts, with_as_many_frames
 from probe.interventions.sweep.schedule import schedule
 from probe.subject.image_prefix import EmbeddedPrompt
 from probe.subject.inputs import Inputs
@@ -71,22 +73,23 @@ def counterparts(subject: Subject, samples: Sequence[Sample], corruption: str) -
         return {sample.id: sample for sample in samples}
     if corruption == "image":
         donors = schedule(samples)[1]
-        return {sample.id: _with_images(sample, donors[sample.id]) for sample in samples}
+        return {sample.id: _with_images(subject, sample, donors[sample.id]) for sample in samples}
     make = {
-        "given": _given,
-        "blank": _blank,
+        "given": lambda s: _given(subject, s),
+        "blank": lambda s: _blank(subject, s),
         "question": lambda s: _asked_else(subject, s, samples),
     }
     return {sample.id: make[corruption](sample) for sample in samples}
 
 
-def _given(sample: Sample) -> Sample:
+def _given(subject: Subject, sample: Sample) -> Sample:
     if isinstance(sample.corrupted, Sample):
         return sample.corrupted
-    return _with_images(sample, sample.corrupted)
+    return _with_images(subject, sample, sample.corrupted)
 
 
-def _with_images(sample: Sample, images: Any) -> Sample:
+def _with_images(subject: Subject, sample: Sample, images: Any) -> Sample:
+    """The sample with other images, of whose videos as many frames are taken as of its own."""
     if images is None:
         raise ProbeError(
             "patch_sweep",
@@ -94,12 +97,21 @@ def _with_images(sample: Sample, images: Any) -> Sample:
             got=f"none of {sample.id!r}",
             fix="pass Sample(corrupted=image), or corruption='blank' or 'noise'",
         )
+    return replace(sample, image=with_as_many_frames(images, sample, subject))
+
+
+def _blank(subject: Subject, sample: Sample) -> Sample:
+    images = tuple(_grey(image, subject.exif) for image in sample.images)
     return replace(sample, image=images)
 
 
-def _blank(sample: Sample) -> Sample:
-    images = tuple(Image.new("RGB", open_image(image).size, GREY) for image in sample.images)
-    return replace(sample, image=images)
+def _grey(image: ImageSource, exif: str) -> Image.Image | Clip:
+    """A grey image of the same size, or a video of as many grey frames."""
+    if not is_video(image):
+        return Image.new("RGB", open_image(image, exif).size, GREY)
+    clip = opened_clip(image, exif)
+    frame = Image.new("RGB", clip.frames[0].size, GREY)
+    return replace(clip, frames=(frame,) * len(clip.frames))
 
 
 def _asked_else(subject: Subject, sample: Sample, samples: Sequence[Sample]) -> Sample:

@@ -16,6 +16,7 @@ from probe.models.planted import planted
 from probe.models.tiny.scene_pairs import CHANGES, scene_pairs
 from probe.records.patch_effects import agreement, recovered, recovered_share
 from tests.families.models import FAMILIES as OTHERS
+from tests.families.video_models import VIDEO_FAMILIES, clip
 
 FAMILIES = {
     "1.5": models.llava15,
@@ -159,6 +160,24 @@ def test_corruptions(corruption):
     assert table.equals(again)
     changed = (table["patched"] != table["corrupted"]).any("sample").squeeze()
     assert bool(changed.sel(group="vision")) == (corruption != "question")
+
+
+@pytest.mark.parametrize("corruption", ["image", "blank", "given"])
+def test_a_video_is_corrupted_by_one_of_as_many_frames(corruption):
+    subject = probe.load(*VIDEO_FAMILIES["internvl"]())
+    lengths = (3, 4)
+    samples = [
+        Sample(
+            str(number),
+            clip(number, frames=lengths[number]),
+            "what is red ?",
+            answer="red circle",
+            corrupted=clip(7, frames=5) if corruption == "given" else None,
+        )
+        for number in range(2)
+    ]
+    table = probe.patch_sweep(subject, samples, [1], corruption=corruption, progress=False)
+    assert (table["clean"] != table["corrupted"]).all()
 
 
 @pytest.mark.parametrize("change", CHANGES)
