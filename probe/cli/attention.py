@@ -99,9 +99,11 @@ def attention(
     with results("attention", out, shows_finished=benchmark is not None) as folder:
         if benchmark is None:
             images, question = what_to_ask(image, question)
+            from probe.data.donors import opened_once
             from probe.measures.attention.measure import measure
 
             subject = loading.subject()
+            images = opened_once(images, subject.exif)
             _say_memory(subject, images, question, response, memory, options)
             with stage("measuring"):
                 record = measure(subject, images, question, response, **options)

@@ -7,6 +7,7 @@ The prompt then has its vision tokens in the same places, and says the same time
 writes them, so that nothing but what is shown differs.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from PIL import Image
@@ -57,3 +58,8 @@ def opened_clip(video: ImageSource, exif: str = "upright") -> Clip:
         return video
     assert isinstance(video, Video)  # otherwise it is an image
     return open_video(video, exif)
+
+
+def opened_once(shown: Sequence[ImageSource], exif: str = "upright") -> list[ImageSource]:
+    """The same images and videos, where videos are open: a file is not decoded again."""
+    return [opened_clip(each, exif) if is_video(each) else each for each in shown]

@@ -87,9 +87,7 @@ class PromptProcessor:
         except ValueError as error:
             if isinstance(error, ProbeError):
                 raise
-            raise ProbeError(
-                "processor", expected="an image that it takes", got=str(error)
-            ) from error
+            raise _refusal(images, clips, error) from error
         # labels of a prompt without an answer hide all of it: its loss would be NaN
         return {name: value for name, value in tensors.items() if name != "labels"}
 
@@ -132,3 +130,18 @@ class PromptProcessor:
         shown = [{"type": item} for item in items]
         message = {"role": "user", "content": [*shown, {"type": "text", "text": "?"}]}
         return render(self.processor, [message]).text
+
+
+def _refusal(images: Sequence[Image.Image], clips: Sequence[Clip], error: ValueError) -> ProbeError:
+    """What a processor does not take, in its own words or by what it needs."""
+    lengths = [len(clip.frames) for clip in clips]
+    if len(set(lengths)) > 1:
+        return ProbeError(
+            "processor",
+            expected="videos of equally many frames, which this one puts into one tensor",
+            got=f"{' and '.join(map(str, lengths))} frames",
+            fix="take as many of each (fps=, max_frames=), or ask about each alone",
+        )
+    kinds = [kind for kind, shown in (("an image", images), ("a video", clips)) if shown]
+    expected = f"{' and '.join(kinds) or 'a prompt'} that it takes"
+    return ProbeError("processor", expected=expected, got=" ".join(str(error).split()))

@@ -15,8 +15,10 @@ from PIL import Image
 
 import probe
 from probe.cli import main
+from probe.data.video import open_video
 from probe.errors import ProbeError
 
+ANY_SUBJECT = SimpleNamespace(exif="upright")
 FIGURES = {"llm-mass", "llm-entropy", "llm-heatmaps", "overview"}
 
 
@@ -160,7 +162,7 @@ def test_what_a_user_or_a_model_writes_is_printed_as_it_is(run, written, tmp_pat
 def _as_measured(monkeypatch, written):
     """`probe attention` loads no model and measures this record."""
     record = probe.open_record(written[0] / "record.zarr.zip").load()
-    monkeypatch.setattr("probe.subject.loading.load", lambda *_, **__: None)
+    monkeypatch.setattr("probe.subject.loading.load", lambda *_, **__: ANY_SUBJECT)
     monkeypatch.setattr("probe.measures.attention.measure.measure", lambda *_, **__: record)
     monkeypatch.setattr("probe.cli.attention._say_memory", lambda *_: None)
     return record
@@ -238,7 +240,7 @@ def test_trouble_while_writing_leaves_the_last_results_whole(
     def figures(_):
         raise trouble
 
-    monkeypatch.setattr("probe.subject.loading.load", lambda *_, **__: None)
+    monkeypatch.setattr("probe.subject.loading.load", lambda *_, **__: ANY_SUBJECT)
     monkeypatch.setattr(
         "probe.measures.attention.measure.measure",
         lambda *_, **__: probe.open_record(written[0] / "record.zarr.zip"),
@@ -258,7 +260,7 @@ def test_trouble_while_writing_leaves_the_last_results_whole(
 def test_a_folder_named_like_a_result_is_told_before_any_file_is_moved(
     run, written, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("probe.subject.loading.load", lambda *_, **__: None)
+    monkeypatch.setattr("probe.subject.loading.load", lambda *_, **__: ANY_SUBJECT)
     monkeypatch.setattr(
         "probe.measures.attention.measure.measure",
         lambda *_, **__: probe.open_record(written[0] / "record.zarr.zip"),
@@ -293,7 +295,7 @@ def test_verify_prints_each_promise_with_its_number_and_fails_with_one(run, monk
         name="logits unchanged", value=0.0 if kept else 0.125, expected="0", passed=kept
     )
     report = SimpleNamespace(checks=[check], appendix="Measured with probe [v1].")
-    monkeypatch.setattr("probe.subject.loading.load", lambda *_, **__: None)
+    monkeypatch.setattr("probe.subject.loading.load", lambda *_, **__: ANY_SUBJECT)
     monkeypatch.setattr("probe.measures.verify.verify", lambda _: report)
     code, said, _ = run("verify")
     assert code == (0 if kept else 1)
@@ -365,3 +367,20 @@ def test_a_terminal_without_utf_8_shows_what_it_can(tmp_path):
     said, error = process.communicate(timeout=60)
     assert process.returncode == 0, error
     assert "answer caf?" in said and "? vision" in said
+
+
+def test_a_video_is_opened_once(tmp_path, monkeypatch, capsys):
+    """For what measuring will keep and for measuring."""
+    opened = []
+
+    def counted(video, exif):
+        opened.append(str(video))
+        return open_video(probe.Video(np.zeros((3, 32, 32, 3), np.uint8)), exif)
+
+    monkeypatch.setattr("probe.data.donors.open_video", counted)
+    monkeypatch.setattr("probe.cli.attention.write_results", lambda *_: None)
+    arguments = ["attention", "--model", "tiny-llava-mini", "--image", "clip.mp4", "--memory"]
+    with pytest.raises(SystemExit, match="0"):
+        main([*arguments, "--max-new-tokens", "2", "--out", str(tmp_path)])
+    assert opened == ["clip.mp4"]
+    assert "memory" in capsys.readouterr().out

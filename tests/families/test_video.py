@@ -1,6 +1,8 @@
 """Videos: every family that reads them is exact, unchanged and blind without them; each token knows
 its frame and time."""
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -218,3 +220,18 @@ def test_a_response_with_a_video_token_is_refused(response, line):
     subject = probe.load(*FAMILIES["qwen2_vl"]())
     with pytest.raises(ProbeError, match=line):
         subject.encode(picture(0), QUESTION, response)
+
+
+def test_videos_of_unequal_length_that_a_processor_refuses():
+    """Its own words are of tensors."""
+
+    def refuses(frames):
+        raise ValueError("Unable to convert output to tensor.\nYou can try: padding=True")
+
+    model, processor = VIDEO_FAMILIES["internvl"]()
+    processor.video_processor = replace(processor.video_processor, pixels=refuses)
+    subject = probe.load(model, processor=processor)
+    with pytest.raises(ProbeError, match=r"videos of equally many frames.*got 3 and 4 frames"):
+        subject.encode([clip(0, frames=3), clip(1, frames=4)], QUESTION)
+    with pytest.raises(ProbeError, match=r"a video that it takes, got Unable .* tensor. You can"):
+        subject.encode(clip(0), QUESTION)

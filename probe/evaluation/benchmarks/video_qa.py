@@ -81,11 +81,15 @@ class OpenVideoQuestions:
         key = identifier(row, "question_id")
         name = identifier(row, "video_name")
         question = question_text(row)
-        file = name if name.startswith(self.prefix) else self.prefix + name
+        files = [self.prefix + name]
+        if self.prefix and name.startswith(
+            self.prefix
+        ):  # in the name already, unless it is its own
+            files.append(name)
         kind = str(answer["type"]) if "type" in answer else ""
         more = {"question_id": key, "unit": key, "image": name, "kind": kind, "asked": question}
         known = str(entry(answer, "answer"))
-        return Sample(key, Video(video_path(data, file)), prompt + question, (), known, more)
+        return Sample(key, Video(video_path(data, *files)), prompt + question, (), known, more)
 
     def score(self, prediction: str, sample: Sample) -> float:
         """NaN: only a judge can score an open answer. See `judged`."""
@@ -137,14 +141,17 @@ class OpenVideoQuestions:
         return write_lines(lines, Path(folder) / f"{self.name}.jsonl")
 
 
-def video_path(data: DataFolder, name: str) -> Path:
-    """A video's file, or the folder of its frames. Raises RowError."""
+def video_path(data: DataFolder, *names: str) -> Path:
+    """A video's file, or the folder of its frames, under the first of the names that is there.
+    Raises RowError.
+    """
+    places = [at + name for name in names for at in FOLDERS]
     try:
-        return data.video(*(f"{at}{name}{suffix}" for suffix in SUFFIXES for at in FOLDERS))
+        return data.video(*(place + suffix for place in places for suffix in SUFFIXES))
     except RowError as missing:
-        folders = [at + name for at in FOLDERS if (data.root / (at + name)).is_dir()]
+        folders = [place for place in places if (data.root / place).is_dir()]
         if not folders:
-            raise RowError(f"the video {name!r} in videos/", missing.got) from None
+            raise RowError(f"the video {names[0]!r} in videos/", missing.got) from None
         return data.video(*folders)
 
 

@@ -144,6 +144,24 @@ def activitynet(root):
     return named("activitynet_qa"), keys
 
 
+def test_a_video_whose_own_name_begins_like_the_prefix(tmp_path):
+    """ActivityNet's files are named v_ and the id, and an id may begin with v_."""
+    qa, keys = activitynet(tmp_path)
+    named_so = ("v_x", "v_z")
+    rows = [
+        {"video_name": name, "question": "is it red", "question_id": key}
+        for name, key in zip(named_so, keys, strict=False)
+    ]
+    write(tmp_path / "test_q.json", rows)
+    write(
+        tmp_path / "test_a.json",
+        [{"answer": "yes", "question_id": row["question_id"]} for row in rows],
+    )
+    write(tmp_path / "videos/v_v_z.mp4", "")
+    found = [sample.image.path.name for sample in qa.read(tmp_path).samples]
+    assert found == ["v_x.avi", "v_v_z.mp4"]
+
+
 def test_open_questions_are_exported_for_a_judge_and_its_words_read(tmp_path):
     qa, keys = activitynet(tmp_path)
     found = qa.read(tmp_path)
