@@ -179,7 +179,9 @@ def _check_sums(stack: str, node: xr.Dataset, hidden: bool) -> None:
     attention. What a learned sink takes of A is known over all queries, not those of share alone.
 
     A query sees itself, so the queries of A are the largest query_count(A → B) over B. Where an
-    intervention or a reducer has `hidden` some keys, the sums are at most that large.
+    intervention or a reducer has `hidden` some keys, the sums are at most that large. In the LLM
+    the sum of masses is not known then: queries that were removed are counted, and in a sliding
+    window they see other types than those that are left.
     """
     mass = node.variables["mass"]
     counts = _aligned(node.variables["query_count"], mass.dims).astype(np.float64)
@@ -188,7 +190,9 @@ def _check_sums(stack: str, node: xr.Dataset, hidden: bool) -> None:
     sink = np.nan_to_num(node.variables["learned_sink"].values) if has_sink else 0.0
     queries = np.broadcast_to(counts.max(-1, initial=0), spent.shape)
     measured = ~np.isnan(mass.values).all(-1) & (queries > 0)
-    sums = {"mass·query_count ÷ queries": (spent / np.maximum(queries, 1) + sink)[measured]}
+    total_mass = (spent / np.maximum(queries, 1) + sink)[measured]
+    is_known = not hidden or stack != "llm"
+    sums = {"mass·query_count ÷ queries": total_mass} if is_known else {}
     if "share" in node.variables:
         share = node.variables["share"].values
         has_share = measured & ~np.isnan(share).all(-1)

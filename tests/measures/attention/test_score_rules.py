@@ -20,6 +20,7 @@ from probe.measures.attention.reference import difference, plain_table
 from probe.measures.attention.stack_queries import stack_statistics
 from probe.measures.attention.statistic import AttentionStatistic
 from probe.records.validate import validate
+from probe.reducers import FastV
 from probe.subject.inputs import with_response
 from tests.families.checks import QUESTION, RESPONSE, picture
 from tests.families.further_models import FURTHER_FAMILIES
@@ -233,3 +234,28 @@ def test_what_the_heads_contribute_is_what_leaves_the_projection(subject):
         found = record["llm"]["contribution"].isel(sample=0, layer=layer)
         found = found.sel(query_type="all", key_type="all")
         np.testing.assert_allclose(found, norms.detach(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llava_gemma2", "llava_gpt_oss"])
+def test_a_record_is_made_where_a_reducer_leaves_few_queries_in_a_window(name):
+    """Those that are left see other types than those that are gone: nothing is wrong with it."""
+    model, processor = SCORE_FAMILIES[name]()
+    subject = probe.load(model, processor=processor)
+    with FastV(1, 0.5)(subject):
+        llm = probe.measure(subject, picture(0), QUESTION, [*RESPONSE])["llm"].to_dataset()
+    total = llm["share"].sum("key_type").sel(query_type="response").isel(layer=1)
+    if "learned_sink" in llm:
+        total = total + llm["learned_sink"].sel(query_type="response").isel(layer=1)
+    np.testing.assert_allclose(total, 1, atol=1e-5)
+
+
+def test_removed_tokens_leave_the_sinks_of_the_others_as_freezing_does():
+    model, processor = SCORE_FAMILIES["llava_gpt_oss"]()
+    subject = probe.load(model, processor=processor)
+    sinks = []
+    for mode in ("remove", "mask_frozen"):
+        with probe.drop_vision(subject, [1], mode):
+            record = probe.measure(subject, picture(0), QUESTION, [*RESPONSE])
+        text = {"query_type": ["instruction", "response"]}
+        sinks.append(record["llm"]["learned_sink"].sel(text))
+    np.testing.assert_allclose(*sinks, atol=1e-5)
