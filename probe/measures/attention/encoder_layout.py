@@ -57,7 +57,7 @@ class CallShape:
     def of(cls, call: AttentionCall | AttentionWeights) -> "CallShape":
         is_hidden = np.zeros((call.row_count, call.key_count), bool)
         mask = getattr(call, "model_mask", None)
-        if mask is not None:
+        if torch.is_tensor(mask):  # flex attention has blocks
             seen = as_bool(mask)
             if mask.ndim == 4:
                 seen = seen[:, 0].any(1)
