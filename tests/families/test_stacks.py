@@ -14,7 +14,8 @@ from probe.measures.verify import state
 from probe.records.validate import validate
 from tests.families.checks import CHECKS, QUESTION, Case, picture, readers
 from tests.families.layer_models import LAYER_FAMILIES
-from tests.families.models import FAMILIES, text
+from tests.families.models import CLIP, FAMILIES, square, text
+from tests.families.processors import IMAGE
 
 PERCEIVER = "idefics, resampler"  # whose softmax is in its own code, as that of Aria's projector
 
@@ -205,3 +206,19 @@ def test_two_samples_of_unequal_images_share_a_batch():
         np.testing.assert_allclose(
             together["cross"]["mass"][index], alone["cross"]["mass"][0], atol=1e-5
         )
+
+
+def test_a_module_that_calls_its_kernel_twice_is_refused():
+    """DiffLlama: the difference of two attentions, which one weight a pair of tokens does not
+    describe.
+    """
+    fields = {"vision_config": CLIP, "image_token_index": IMAGE}
+    fields["text_config"] = text("diffllama")
+    subject = probe.load(*square("LlavaForConditionalGeneration", "llava", 16, **fields))
+    for response in (None, [14, 16]):
+        with pytest.raises(
+            ProbeError, match="a layer that runs once in a forward, got another pass"
+        ):
+            probe.measure(subject, picture(0), QUESTION, response, max_new_tokens=3)
+    record = probe.measure(subject, picture(0), QUESTION, [14, 16], stacks=["vision"])
+    assert list(record.children) == ["vision"]

@@ -125,6 +125,8 @@ class AnsweringStatistic:
             return
         if isinstance(call, AttentionWeights):
             self.reason = "its attention returns weights only"
+        elif self._seen.get(call.name) == self._forward and call.active_queries is None:
+            self.reason = "an attention module calls its kernel more than once"
         elif call.row_count != len(self.lengths):
             self.reason = "beams"
         elif self._forward == 0:
