@@ -32,7 +32,7 @@ from probe.hooks.layer_stack import (
 )
 from probe.hooks.model_state import state_of
 
-LAST_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+LAST_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "embedding_norm")
 PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 QUERY_KEY_VALUE = {"query", "key", "value"}  # all that a module without such a projection has
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "proj", "projection_layer", "dense")

@@ -23,6 +23,7 @@ from probe.data.patch_grid import PatchGrid
 from probe.data.token_types import PADDING, TokenTypes, stack
 from probe.errors import ProbeError
 from probe.hooks.prompt_lengths import record_prompts
+from probe.subject.joined_pixels import is_strip, joined
 
 # Answers of several rows have lengths of their own
 Ids = Sequence[SupportsIndex] | Int[np.ndarray, "_"] | Int[torch.Tensor, "_"]
@@ -260,12 +261,14 @@ def collate(rows: Sequence[Inputs], side: Literal["left", "right"] = "left") -> 
         if _is_per_token(name, *parts[0]):
             fill = first.vocabulary.pad_id if name == "input_ids" else 0
             wide = [_widened(part, max(widths), fill, side) for part, _ in parts]
-            tensors[name] = torch.cat(wide) if wide[0].ndim == 2 else _joined(wide)
+            tensors[name] = torch.cat(wide) if wide[0].ndim == 2 else joined(wide)
         elif not torch.is_tensor(parts[0][0]):
             tensors[name] = [item for part, _ in parts for item in part]
+        elif any(is_strip(row, name) for row in rows if name in row):
+            tensors[name] = torch.cat([part for part, _ in parts], -1)
         else:
             no_entry = -1 if name.endswith("position_ids") else 0
-            tensors[name] = _joined([part for part, _ in parts], no_entry)
+            tensors[name] = joined([part for part, _ in parts], no_entry)
     return Inputs(
         tensors,
         types=stack([row.types for row in rows], side),
@@ -283,23 +286,6 @@ def _widened(row: torch.Tensor, width: int, fill: int, side: str) -> torch.Tenso
     missing = width - row.shape[1]
     edges = (missing, 0) if side == "left" else (0, missing)
     return functional.pad(row, (0, 0) * (row.ndim - 2) + edges, value=fill)
-
-
-def _joined(parts: list[torch.Tensor], fill: int = 0) -> torch.Tensor:
-    """Tensors with one entry an image, one after the other. `fill`: what an image's missing tiles
-    and patches are; -1 for places of patches (Gemma 4), where 0 would be a place.
-    """
-    sizes_of_parts = zip(*(part.shape[1:] for part in parts), strict=True)
-    largest = [max(sizes) for sizes in sizes_of_parts]
-    images = sum(len(part) for part in parts)
-    joined = parts[0].new_full((images, *largest), fill)
-    start = 0
-    for part in parts:
-        end = start + len(part)
-        filled = [slice(size) for size in part.shape[1:]]
-        joined[(slice(start, end), *filled)] = part
-        start = end
-    return joined
 
 
 def at_positions(inputs: Inputs, positions: Int[np.ndarray, " chosen"]) -> Inputs:

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import AutoProcessor, PretrainedConfig
 
-from tests.families.models import FAMILIES
+from tests.families.models import Family
 from tests.families.processors import TinyProcessor
 
 
@@ -29,15 +29,21 @@ class SavedTinyProcessor(TinyProcessor):
     @classmethod
     def from_pretrained(cls, folder: Any, **options: Any) -> Any:
         described = json.loads((Path(folder) / "processor_config.json").read_text())
-        return FAMILIES[described["family"]]()[1]
+        return _made(described["family"])[1]
 
 
 AutoProcessor.register(SavedTinyConfig, SavedTinyProcessor, exist_ok=True)
 
 
+def _made(name: str) -> Family:
+    from tests.families.table import ALL_FAMILIES  # which imports this file
+
+    return ALL_FAMILIES[name]()
+
+
 def save(name: str, folder: Path) -> Path:
     """Writes a family's model, and what its processor is made of."""
-    model, processor = FAMILIES[name]()
+    model, processor = _made(name)
     model.save_pretrained(folder)
     if isinstance(processor, TinyProcessor):
         described = {"processor_class": SavedTinyProcessor.__name__, "family": name}

@@ -6,6 +6,7 @@ import pytest
 import probe
 from tests.families.checks import EXACT, QUESTION, picture
 from tests.families.models import FAMILIES
+from tests.families.picture_models import PICTURE_FAMILIES
 from tests.families.video_models import VIDEO_FAMILIES, clip
 
 RESPONSE = [14, 16]
@@ -14,6 +15,7 @@ SMALL, LARGE = picture(2, (60, 40)), picture(3)
 SHOWN = {  # what two samples show
     "images of unequal sizes, gemma4": (LARGE, SMALL),
     "images of unequal sizes, fuyu": (LARGE, SMALL),
+    "patches of unequal images in one strip, minicpmv4_6": (LARGE, SMALL),
     "a video and an image, onevision": (clip(0), LARGE),
     "a video and an image, video_llava": (clip(0), LARGE),
     "videos of unequal length, onevision": (clip(0), clip(1, frames=2)),
@@ -25,7 +27,7 @@ SHOWN = {  # what two samples show
 @pytest.mark.parametrize("shown", SHOWN)
 def test_samples_measured_together_equal_each_alone(shown):
     name = shown.rpartition(" ")[2]
-    family = {**FAMILIES, **VIDEO_FAMILIES}[name]
+    family = {**FAMILIES, **PICTURE_FAMILIES, **VIDEO_FAMILIES}[name]
     subject = probe.load(*family())
     samples = []
     for number, images in enumerate(SHOWN[shown]):
@@ -38,6 +40,7 @@ def test_samples_measured_together_equal_each_alone(shown):
         alone = probe.measure_samples(subject, [sample], [RESPONSE])
         for stack in together.children:
             found = together[stack]["mass"].isel(sample=number)
+            assert found.notnull().any()
             np.testing.assert_allclose(found, alone[stack]["mass"].isel(sample=0), atol=EXACT)
 
 

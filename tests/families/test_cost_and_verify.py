@@ -10,6 +10,7 @@ import probe
 from probe.errors import ProbeError
 from probe.measures.cost.own_prompt import OwnPrompt
 from tests.families.checks import picture
+from tests.families.document_models import DOCUMENT_FAMILIES
 from tests.families.models import FAMILIES
 from tests.families.picture_models import PICTURE_FAMILIES
 
@@ -35,6 +36,17 @@ def test_what_a_config_does_not_say_is_refused_by_its_reason(name):
         probe.cost(model.config)
     assert REFUSED[name] in str(error.value) and "\n" not in str(error.value)
     assert str(error.value).endswith("its processor says what an image becomes")
+
+
+def test_what_a_cache_of_another_kind_holds_is_counted():
+    costs = probe.cost(probe.load(*DOCUMENT_FAMILIES["unlimited_ocr"]()), text_tokens=TEXT_TOKENS)
+    keys_and_values = 2 * 4 * 8 * costs["llm_tokens"]  # of 4 heads of 8, in float32
+    assert costs["kv_cache"].sum() == 4 * keys_and_values.sum()
+
+
+def test_a_decoder_without_a_cache_of_its_own_is_refused_in_words():
+    with pytest.raises(ProbeError, match="that makes its cache, got Granite4VisionTextModel with"):
+        probe.cost(probe.load(*DOCUMENT_FAMILIES["granite4_vision"]()), text_tokens=TEXT_TOKENS)
 
 
 @pytest.mark.parametrize("name", OWN)

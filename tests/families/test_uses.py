@@ -7,8 +7,7 @@ import transformers
 
 import probe
 from tests.families.checks import Case
-from tests.families.models import FAMILIES
-from tests.families.table import PAGE, row
+from tests.families.table import PAGE, USED_FAMILIES, row
 from tests.families.uses import USES, Use, uses
 
 BY_PROCESSOR = {"cost": "yes, by its processor"}
@@ -19,6 +18,12 @@ WHOLE = {
     **BY_PROCESSOR,
 }
 STATE = "no: layer 0 (from 0) without: words read the image through its state"
+HYBRID = {
+    **BY_PROCESSOR,
+    "attribution: tokens": STATE,
+    "flow maps": "no: layer 1, 3 (from 1) without",
+    "`probe drop`": "yes, --mode remove",
+}
 ALL = dict.fromkeys(USES, "yes")
 # What differs from "yes" everywhere
 EXPECTED = {
@@ -38,21 +43,18 @@ EXPECTED = {
         BY_PROCESSOR,
     ),
     **dict.fromkeys(["idefics2", "aria", "blip2", "instructblip", "mllama", "idefics"], WHOLE),
-    "qwen3_5": {
-        **BY_PROCESSOR,
-        "attribution: tokens": STATE,
-        "flow maps": "no: layer 1, 3 (from 1) without",
-        "`probe drop`": "yes, --mode remove",
-    },
+    **dict.fromkeys(["hunyuan_vl", "molmo2"], BY_PROCESSOR),
+    **dict.fromkeys(["qwen3_5", "minicpmv4_6", "lfm2_vl"], HYBRID),
+    "llava_gemma3n": {"lens": "no: (2, 1, 27, 32), several streams side by side"},
 }
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", USED_FAMILIES)
 def test_a_family_can_be_asked_what_its_page_says(name, tmp_path):
     if name == "llama4" and transformers.__version__.startswith(("5.19.0", "5.24.0")):
         pytest.skip("this transformers: Llama 4's own forward raises AttributeError")
-    model, processor = FAMILIES[name]()
+    model, processor = USED_FAMILIES[name]()
     found = uses(Use(name, Case(probe.load(model, processor=processor)), tmp_path))
     assert found == {**ALL, **EXPECTED.get(name, {})}
     page = PAGE.read_text()  # python -m tests.families.table > docs/families.md

@@ -34,6 +34,7 @@ from probe.interventions.attention_edits import mask_keys, replace_keys_values
 from probe.interventions.layer_target import LayerTarget
 from probe.measures.attribution.baselines import Perturbation
 from probe.measures.attribution.features import NO_FEATURE
+from probe.subject.joined_pixels import in_one_batch
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
 
@@ -68,14 +69,16 @@ class PerturbedModel:
         perturbation = self.perturbation
         row = self.answer.inputs
         inputs = {
-            name: tensor.repeat(len(z), *[1] * (tensor.ndim - 1)) for name, tensor in row.items()
+            name: in_one_batch(row, name, tensor.expand(len(z), *tensor.shape))
+            for name, tensor in row.items()
         }
         regions = perturbation.pixels
         baseline = perturbation.baseline_pixels
         if regions is not None and baseline is not None:
             pixels = row[regions.name]
             share = gate(z, regions.of_pixel).unsqueeze(regions.axis).to(pixels.device)
-            inputs[regions.name] = _between(baseline.to(pixels), pixels, share).flatten(0, 1)
+            blended = _between(baseline.to(pixels), pixels, share)
+            inputs[regions.name] = in_one_batch(row, regions.name, blended)
         with self._hooked(z):
             logits = self.model(**inputs, use_cache=False, **self.options).logits
         return self.answer.logprob(logits).cpu()

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from probe.errors import ProbeError
 from probe.hooks.layer_arguments import output_cache
 from probe.hooks.model_structure import stacks, text_decoder
+from probe.measures.cost.cache_numbers import cached_numbers
 from probe.measures.cost.flop_meter import OPERATIONS, Flops, metered
 from probe.measures.cost.meta_model import encoders, head_of
 from probe.measures.cost.prompt_shape import OtherPixelsProbeError, PromptShape, side_of, tiles
@@ -32,7 +33,6 @@ from probe.models.llava_mini.vision import join_tiles, with_whole
 
 COMPONENTS = ("vision_encoder", "projector", "compressor", "prefusion", "llm")
 
-CACHED = ("keys", "values", "conv_states", "recurrent_states")  # of a layer of a cache
 
 # What is run at most; the cost of more follows from it (a shorter run counts the same)
 MOST_IMAGES = 64
@@ -308,16 +308,3 @@ def _layers(
         output = decoder(inputs_embeds=_empty(1, tokens, width), use_cache=True)
     cache = cached_numbers(output_cache(output), len(layers))
     return np.stack([flops[str(index)] for index in range(len(layers))]), cache
-
-
-def cached_numbers(cache: Any, layers: int) -> Float[np.ndarray, " layer"]:
-    """The numbers that a cache holds of each layer: keys and values, or the state of one that has
-    no attention. 0 for a layer that keeps nothing of its own.
-    """
-    numbers = np.zeros(layers)
-    for index, layer in enumerate(cache.layers[:layers]):
-        for name in CACHED:
-            values = getattr(layer, name, None)
-            tensors = values.values() if isinstance(values, dict) else [values]
-            numbers[index] += sum(each.numel() for each in tensors if torch.is_tensor(each))
-    return numbers

@@ -23,10 +23,10 @@ from probe.errors import ProbeError, at_least
 from probe.hooks.layer_arguments import output_cache
 from probe.hooks.model_checks import require_untouched
 from probe.hooks.model_structure import cross_attention, stacks, text_decoder
+from probe.measures.cost.cache_numbers import cached_numbers
 from probe.measures.cost.flop_count import (
     COMPONENTS,
     Counted,
-    cached_numbers,
     of_llm,
 )
 from probe.measures.cost.flop_meter import OPERATIONS, metered
@@ -195,4 +195,7 @@ def _own_forward(
             flops["llm"] = flops["llm"] - flops[name]
     flops["projector"] = everything - sum(flops.values(), none)
     by_component = {name: flops.get(name, none) for name in (*COMPONENTS, "head")}
+    if caches[-1] is None:
+        kind = type(decoder).__name__
+        raise ProbeError("cost", expected="a decoder that makes its cache", got=f"{kind} with none")
     return by_component, cached_numbers(caches[-1], len(found["llm"].layers))

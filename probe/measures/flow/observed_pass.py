@@ -114,6 +114,12 @@ class _Observer:
             yield
 
     def _note_input(self, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if kwargs.get("inputs_embeds") is None:
+            raise ProbeError(
+                "flow",
+                expected="an LLM that is given embeddings of all tokens",
+                got=f"{type(module).__name__}, which embeds them itself",
+            )
         self.embeddings = kwargs["inputs_embeds"].detach()
         return args, kwargs | {"inputs_embeds": self._with_zeros(kwargs["inputs_embeds"])}
 
