@@ -24,7 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from probe.data.sample import Sample
 from probe.errors import ProbeError, not_empty
@@ -36,11 +38,13 @@ from probe.interventions.layer_target import Layers
 from probe.interventions.sweep.result_table import begins_with, gold_logprob
 from probe.measures.attention.answer_logprob import token_logprob
 from probe.measures.causal.patch_cases import BASE_AND_SOURCE
-from probe.measures.causal.patch_pairs import counterparts, default_corruption, pair_of
+from probe.measures.causal.patch_pairs import Pair, counterparts, default_corruption, pair_of
 from probe.measures.causal.patch_sweep import PatchSweep, swept
 from probe.measures.causal.position_groups import Groups, Mask
 from probe.records.patch_effects import agreement
 from probe.subject.image_prefix import EmbeddedPrompt
+from probe.subject.inputs import with_response
+from probe.subject.prefix_check import check_sharing
 from probe.subject.subject import Subject
 
 COMPARED = 4  # samples on which the estimate is compared with exact patches
@@ -66,7 +70,8 @@ def attribution_patching(
 
     On the first samples the exact sweep is run too; how well the two agree is in the attrs
     (`agreement_spearman`, ...) and, with `progress`, printed to stderr. Raises ProbeError as
-    `patch_sweep` does, and for a stack other than "llm".
+    `patch_sweep` does, for a stack other than "llm", and for a model that takes more than tokens
+    and positions into its LLM (Gemma 3's two-way images).
     """
     samples = [samples] if isinstance(samples, Sample) else list(samples)
     not_empty("attribution_patching", "sample", samples)
@@ -116,6 +121,7 @@ class AttributionPatching(PatchSweep):
         groups = self.groups(pair)
         with torch.no_grad():
             prompts = self.cases.prompts(pair)
+        self._require_own_logits(pair, prompts[0])
         needed = {BASE_AND_SOURCE[direction][0] for direction in self.directions}
         runs = [
             _Gradients.of(self, prompt, pair.gold, number in needed)
@@ -141,6 +147,24 @@ class AttributionPatching(PatchSweep):
             },
             sharing="gradient",
         )
+
+    def _require_own_logits(self, pair: Pair, prompt: EmbeddedPrompt) -> None:
+        """Raises ProbeError where the run that the gradient is of is not the model's own: attention
+        that reads images in both directions, logits that are more than the head's output.
+        """
+        model, inputs = self.subject.model, with_response(pair.clean, pair.gold[:-1])
+
+        @torch.no_grad()
+        def logits() -> Tensor:
+            return _logits(model, prompt, 1)[:, -1]
+
+        if check_sharing(model, self.cases.stack, inputs, logits, way="gradient").reason:
+            raise ProbeError(
+                self.kind,
+                expected="a model whose LLM makes its logits of tokens and positions alone",
+                got=type(model).__name__,
+                fix="use patch_sweep",
+            )
 
     def _moved(
         self, base: "_Gradients", source: "_Gradients", groups: Mapping[str, Mask]
@@ -172,17 +196,13 @@ class _Gradients:
     ) -> "_Gradients":
         """One forward, and with `backward` one backward pass through the LLM."""
         cases, values, probes = sweep.cases, {}, {}
-        model: Any = cases.subject.model
-        head: Any = output_head(model)
+        model = cases.subject.model
 
         with ExitStack() as undo, torch.set_grad_enabled(backward):
             for layer in cases.target.layers:
                 edit = partial(_probed, layer, values, probes)
                 add_site_hook(undo, sweep.kind, cases.stack, layer, cases.site, edit)
-            hidden = text_decoder(model)(
-                inputs_embeds=prompt.embeddings, position_ids=prompt.positions, use_cache=False
-            ).last_hidden_state
-            logits = head(hidden[:, -len(gold) :])
+            logits = _logits(model, prompt, len(gold))
             logprob = token_logprob(logits[0], gold).sum()
         gradients = {}
         if backward:
@@ -191,6 +211,17 @@ class _Gradients:
         exact = float(gold_logprob(logits.detach(), gold)[0])
         correct = float(begins_with(logits, gold)[0])
         return cls(exact, correct, values, gradients)
+
+
+def _logits(
+    model: PreTrainedModel, prompt: EmbeddedPrompt, kept: int
+) -> Float[Tensor, "1 kept word"]:
+    """Those of the last positions, by the LLM alone."""
+    head: Any = output_head(model)
+    hidden = text_decoder(model)(
+        inputs_embeds=prompt.embeddings, position_ids=prompt.positions, use_cache=False
+    ).last_hidden_state
+    return head(hidden[:, -kept:])
 
 
 def _probed(

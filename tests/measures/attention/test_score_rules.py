@@ -24,7 +24,7 @@ from probe.reducers import FastV
 from probe.subject.inputs import with_response
 from tests.families.checks import QUESTION, RESPONSE, picture
 from tests.families.further_models import FURTHER_FAMILIES
-from tests.families.score_models import BIASED_FAMILIES, SCORE_FAMILIES
+from tests.families.score_models import BIASED_FAMILIES, CAPPED, LLAVA, SCORE_FAMILIES
 from tests.measures.attention.test_statistic import NAMES, call_of, layout, rows, visibility
 
 HEADS, KEY_HEADS, DIM = 4, 2, 8
@@ -259,3 +259,13 @@ def test_removed_tokens_leave_the_sinks_of_the_others_as_freezing_does():
         text = {"query_type": ["instruction", "response"]}
         sinks.append(record["llm"]["learned_sink"].sel(text))
     np.testing.assert_allclose(*sinks, atol=1e-5)
+
+
+def test_a_cap_that_hardly_shows_keeps_cases_from_sharing_all_the_same():
+    """What is shared is computed as a plain softmax: its logits would be 1e-5 away."""
+    language = {**CAPPED, "sliding_window": 512, "attn_logit_softcapping": 1000.0}
+    model, processor = LLAVA(text_config=language)
+    subject = probe.load(model, processor=processor)
+    sample = probe.Sample("a", picture(0), QUESTION, answer="red")
+    sweep = probe.drop_sweep(subject, sample, {"first": [0]}, progress=False)
+    assert sweep.attrs["sharing"] == "its attention has caps, sinks or biases of scores"

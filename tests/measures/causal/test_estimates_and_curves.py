@@ -15,6 +15,8 @@ from probe.data.sample import Sample
 from probe.errors import ProbeError
 from probe.interventions import direction, steer
 from probe.models.planted import planted
+from tests.families.checks import QUESTION, picture
+from tests.families.models import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +38,22 @@ def samples(known):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["gemma3", "paligemma"])
+def test_a_gradient_that_is_not_the_models_own_is_refused(name):
+    model, processor = FAMILIES[name]()
+    subject = probe.load(model, processor=processor)
+    sample = Sample("a", picture(0), QUESTION, answer="red red", corrupted=picture(5))
+    with pytest.raises(ProbeError, match="makes its logits of tokens and positions alone, got"):
+        probe.attribution_patching(subject, sample, progress=False)
+
+
 def test_the_estimate_is_exact_for_a_small_change():
     model, processor = models.llava15(layers=3)
     subject = probe.load(model, processor=processor)
-    picture = models.picture(0)
-    near = np.clip(np.asarray(picture, dtype=int) + 1, 0, 255).astype(np.uint8)
+    whole = models.picture(0)
+    near = np.clip(np.asarray(whole, dtype=int) + 1, 0, 255).astype(np.uint8)
     corrupted = Image.fromarray(near)
-    sample = Sample("a", picture, "what?", answer="a red circle", corrupted=corrupted)
+    sample = Sample("a", whole, "what?", answer="a red circle", corrupted=corrupted)
     estimate = probe.attribution_patching(subject, sample, [1, 2], site="head", progress=False)
     exact = probe.patch_sweep(subject, sample, [1, 2], site="head", progress=False)
     assert estimate.attrs["agreement_pearson"] > 0.98
