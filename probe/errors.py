@@ -63,6 +63,27 @@ def at_least(called: str, name: str, value: Any, least: int, *, fix: str = "") -
         raise ProbeError(called, expected=f"{name} of {least} or more", got=shown(value), fix=fix)
 
 
+def whole_numbers(called: str, name: str, values: Any) -> list[int]:
+    """One whole number (Python's, numpy's or torch's) or several, as a list. Raises ProbeError for
+    others, and for the booleans of a mask, which would count as 0 and 1.
+
+    >>> whole_numbers("drop_vision", "layers", range(2))
+    [0, 1]
+    >>> whole_numbers("drop_vision", "layers", [True, False])
+    Traceback (most recent call last):
+    ...
+    probe.errors.ProbeError: drop_vision: expected layers as whole numbers, got [True, False]
+    """
+    try:
+        listed = list(values) if isinstance(values, Iterable) else [values]
+        has_booleans = any("bool" in str(getattr(each, "dtype", type(each))) for each in listed)
+        if not has_booleans:
+            return [operator.index(each) for each in listed]
+    except TypeError:  # a tensor without axes can't be iterated over
+        pass
+    raise ProbeError(called, expected=f"{name} as whole numbers", got=shown(values))
+
+
 def not_empty(called: str, name: str, values: Collection[object], *, fix: str = "") -> None:
     """Raises ProbeError for an empty collection; `name` says in the singular what it holds.
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from probe.errors import ProbeError, at_least, not_empty, one_of, shown
+from probe.errors import ProbeError, at_least, not_empty, one_of, shown, whole_numbers
 
 
 def test_an_error_is_one_line_of_what_is_known():
@@ -31,6 +32,19 @@ def test_at_least_accepts_whole_numbers(value):
 def test_at_least_refuses_what_is_smaller_or_not_a_whole_number(value):
     with pytest.raises(ProbeError, match=r"^cost: expected frames of 1 or more, got "):
         at_least("cost", "frames", value, 1)
+
+
+@pytest.mark.parametrize("values", [1, [1], {1}, np.array([1]), torch.tensor([1]), range(1, 2)])
+def test_whole_numbers_of_any_kind(values):
+    assert whole_numbers("drop", "layers", values) == [1]
+
+
+@pytest.mark.parametrize(
+    "values", [True, [True], np.array([True]), torch.tensor([True]), 1.0, [1.0], "1", None]
+)
+def test_no_whole_numbers(values):
+    with pytest.raises(ProbeError, match=r"^drop: expected layers as whole numbers, got "):
+        whole_numbers("drop", "layers", values)
 
 
 @pytest.mark.parametrize("values", [[], (), {}, np.empty((0, 2))])

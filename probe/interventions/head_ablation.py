@@ -21,14 +21,13 @@ Source: zero and mean ablation as in Michel et al. 2019 (arXiv 1905.10650) and W
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from operator import index
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from probe.errors import ProbeError, one_of
+from probe.errors import ProbeError, one_of, whole_numbers
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import model_block
@@ -116,11 +115,7 @@ def heads_of(target: LayerTarget, layer: int, heads: Heads) -> tuple[int, ...]:
     if isinstance(heads, str):
         one_of(target.called, "heads as numbers or", heads, ["all"])
         return tuple(range(count))
-    try:
-        given = [index(each) for each in (heads if isinstance(heads, Iterable) else [heads])]
-    except TypeError:
-        expected = "heads as whole numbers"
-        raise ProbeError(target.called, expected=expected, got=repr(heads)) from None
+    given = whole_numbers(target.called, "heads", heads)
     if outside := [head for head in given if not 0 <= head < count]:
         expected = f"heads from 0 to {count - 1} in layer {layer}"
         raise ProbeError(target.called, expected=expected, got=str(outside[0]))

@@ -5,13 +5,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from operator import index
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from probe.errors import ProbeError
+from probe.errors import ProbeError, whole_numbers
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, Wrapper, routed
 from probe.hooks.block_threads import add_hook, model_block
@@ -226,12 +225,7 @@ def as_names(names: Names) -> tuple[str, ...]:
 
 
 def _indices(called: str, layers: Layers, count: int) -> tuple[int, ...]:
-    try:
-        given = (
-            [index(layer) for layer in layers] if isinstance(layers, Iterable) else [index(layers)]
-        )
-    except TypeError:
-        raise ProbeError(called, expected="layers as whole numbers", got=repr(layers)) from None
+    given = whole_numbers(called, "layers", layers)
     if outside := [layer for layer in given if not 0 <= layer < count]:
         raise ProbeError(called, expected=f"layers from 0 to {count - 1}", got=str(outside[0]))
     return tuple(sorted(set(given)))

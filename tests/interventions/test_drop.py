@@ -382,6 +382,8 @@ def test_measuring_inside_changes_nothing(subject, sense):
         ({"layers": 6}, "drop_vision: expected layers from 0 to 5, got 6"),
         ({"layers": [-1]}, "layers from 0 to 5, got -1"),
         ({"layers": "all"}, "layers as whole numbers"),
+        ({"layers": np.array([True, False, True])}, "layers as whole numbers, got array"),
+        ({"layers": torch.tensor([True, False])}, "layers as whole numbers, got tensor"),
         (
             {"layers": 1, "mode": "delete"},
             "mode='mask', 'mask_frozen', 'remove', 'remove_for_good', 'zero', got 'delete'",

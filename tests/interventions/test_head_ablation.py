@@ -218,6 +218,7 @@ def test_what_reached_no_call_is_an_error_and_what_changed_nothing_is_reported(s
         ({6: 0}, {}, "layers from 0 to 5, got 6"),
         ({1: "each"}, {}, "heads as numbers or all, got 'each'"),
         ({1: [0.5]}, {}, "heads as whole numbers"),
+        ({1: [True, False]}, {}, "heads as whole numbers"),
         ({1: 0}, {"mode": "one"}, "a mode of zero, mean, uniform, no_vision, got 'one'"),
         ({1: 0}, {"stack": "vision"}, "stack='llm'"),
     ],

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from probe.errors import ProbeError, at_least
+from probe.errors import ProbeError, at_least, whole_numbers
 from probe.hooks.model_state import layer_ranges
 from probe.interventions.sweep.vision_parts import VisionPart
 
@@ -123,7 +123,8 @@ def resolve(cases: Cases, layers: int) -> dict[str, frozenset[int]]:
     """
     resolved = {}
     for name, chosen in by_name(cases, layers).items():
-        resolved[str(name)] = frozenset(map(int, _layers_of(chosen, layers)))
+        given = whole_numbers("drop_sweep", f"layers of {name!r}", _layers_of(chosen, layers))
+        resolved[str(name)] = frozenset(given)
         if wrong := [layer for layer in resolved[str(name)] if not 0 <= layer < layers]:
             raise ProbeError(
                 "drop_sweep", expected=f"layers of 0 to {layers - 1}", got=f"{wrong[0]} in {name!r}"

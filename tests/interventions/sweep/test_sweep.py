@@ -514,6 +514,8 @@ def test_the_model_is_as_it_was_whatever_happens():
     ("cases", "options", "complaint"),
     [
         ([{LAYERS}], {}, "expected layers of 0 to 4, got 5"),
+        ({"mask": [True, False]}, {}, "expected layers of 'mask' as whole numbers"),
+        ({"half": [0.5]}, {}, "expected layers of 'half' as whole numbers"),
         ({"untouched": {0}}, {}, "every sweep has this case"),
         (
             [{0}],
