@@ -4,6 +4,7 @@ decode in their own ways.
 
 import pytest
 import torch
+import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 import probe
@@ -24,6 +25,8 @@ REFUSED = {
     "idefics2": "got Idefics2Model, whose get_image_features refuses them",
 }
 TEXT_TOKENS = 20
+has_it = hasattr(transformers, "UnlimitedOcrForConditionalGeneration")
+newest = pytest.mark.skipif(not has_it, reason="this transformers does not have it")
 OWN = ["qwen2_5_vl", "aria", "blip2", "mllama"]
 REPEATED = ["qwen3_5", "gemma4", "idefics2", "fuyu", "idefics"]
 OWN += [pytest.param(name, marks=pytest.mark.wide) for name in REPEATED]
@@ -38,12 +41,14 @@ def test_what_a_config_does_not_say_is_refused_by_its_reason(name):
     assert str(error.value).endswith("its processor says what an image becomes")
 
 
+@newest
 def test_what_a_cache_of_another_kind_holds_is_counted():
     costs = probe.cost(probe.load(*DOCUMENT_FAMILIES["unlimited_ocr"]()), text_tokens=TEXT_TOKENS)
     keys_and_values = 2 * 4 * 8 * costs["llm_tokens"]  # of 4 heads of 8, in float32
     assert costs["kv_cache"].sum() == 4 * keys_and_values.sum()
 
 
+@newest
 def test_a_decoder_without_a_cache_of_its_own_is_refused_in_words():
     with pytest.raises(ProbeError, match="that makes its cache, got Granite4VisionTextModel with"):
         probe.cost(probe.load(*DOCUMENT_FAMILIES["granite4_vision"]()), text_tokens=TEXT_TOKENS)

@@ -4,6 +4,7 @@ them have places.
 
 import numpy as np
 import pytest
+import transformers
 
 import probe
 from probe.data.image_views import within
@@ -21,6 +22,10 @@ MARKED = {
     "unlimited_ocr": (2, 2, 0, 1),
     "emu3": (4, 6, 0, 0),
 }
+NEWEST = {  # what transformers 5.19 does not have
+    "hy_v4_vl": "HYV4VLForConditionalGeneration",
+    "unlimited_ocr": "UnlimitedOcrForConditionalGeneration",
+}
 
 
 def expected_boxes(rows, columns, before, after):
@@ -36,6 +41,8 @@ def expected_boxes(rows, columns, before, after):
 
 @pytest.mark.parametrize("name", MARKED)
 def test_rows_between_markers_have_places_and_markers_none(name):
+    if name in NEWEST and not hasattr(transformers, NEWEST[name]):
+        pytest.skip("this transformers does not have it")
     subject = probe.load(*FAMILIES[name]())
     subject.model(**subject.encode(None, QUESTION), use_cache=False)  # adds transformers' hooks
     before = state(subject.model)
