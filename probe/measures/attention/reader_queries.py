@@ -10,9 +10,10 @@
 How many keys there are is asked of the model (`encoder_layout.first_calls`). Where they are not
 those of class tokens and patches, they are vision keys of no known place.
 
-Words that see no image (those before it) are no queries. A word gives all its attention to the
-image, so `mass` says nothing here: entropy, `received` and `contribution` (times the block's gate)
-do.
+Words that see no image (those before it) are no queries, also where a model reads it for them
+against its own mask (`findings/words_before_the_image_read_it.sh`): drops cut that too. A word
+gives all its attention to the image, so `mass` says nothing here: entropy, `received` and
+`contribution` (times the block's gate) do.
 """
 
 from collections.abc import Sequence
