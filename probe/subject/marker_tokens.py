@@ -94,7 +94,10 @@ def _markers(
             blocks.enter_context(untouched())
             before = text_decoder(model).register_forward_pre_hook
             add_hook(blocks, before, stop, with_kwargs=True, always=True)
-            model(**{name: value.to(model.device) for name, value in shown.items()})
+            try:
+                model(**{name: value.to(model.device) for name, value in shown.items()})
+            except (RuntimeError, ValueError, TypeError):  # as many tokens as it does not make
+                return None
     if len(given) < DRAWS:
         return None
     return torch.stack([(other == given[0]).all(-1) for other in given[1:]]).all(0).numpy()
