@@ -54,8 +54,8 @@ def is_large(plan: MemoryPlan) -> bool:
 def in_words(plan: MemoryPlan) -> str:
     """One line in megabytes (MB of 2^20 bytes).
 
-    >>> in_words(MemoryPlan({"llm": 3 * 2**20}, 2**20, 2**21, 2**22))
-    'record 3.0 MB (maps 1.0 MB); at most 6.0 MB beside the model and its own forward'
+    >>> in_words(MemoryPlan({"llm": 3 * 2**20}, 2**20, 2**21, 2**22, 2**21))
+    'record 3.0 MB (maps 1.0 MB); at most 7.0 MB beside the model and its own forward'
     """
     maps = f" (maps {_megabytes(plan.maps)})" if plan.maps else ""
     record = _megabytes(sum(plan.record.values()))

@@ -40,17 +40,25 @@ BY_TYPE = ("entropy", "entropy_ratio", "entropy_count")
 class MemoryPlan:
     """Bytes. `record`: of each stack's variables, all samples together; `maps`: those of `maps`
     among them; `held`: sums and counts of a batch; `at_once`: what the call that needs most takes
-    on top of it.
+    on top of it; `largest`: the record of the sample that has most.
     """
 
     record: dict[str, int]
     maps: int
     held: int
     at_once: int
+    largest: int
 
     @property
     def peak(self) -> int:
-        """The most that exists at a time beside the model and its own forward."""
+        """The most that exists at a time beside the model and its own forward: while it runs, or
+        when the sums become a record, a sample at a time and then all in one.
+        """
+        return self.held + max(self.at_once, sum(self.record.values()) + self.largest)
+
+    @property
+    def beside_model(self) -> int:
+        """The most that lies where the model runs; records are made on the host."""
         return self.held + self.at_once
 
 
@@ -66,13 +74,16 @@ def memory_plan(
     measured = stacks(subject.model) if measured_stacks is None else measured_stacks
     statistics = stack_statistics(subject, collate(rows, side="right"), measured, options)
     record, maps, held, at_once = {}, 0, 0, 0
+    of_samples = [0] * len(rows)
     for name, made in statistics.items():
         shapes = _Shapes(made, measured[name], options)
-        record[name] = sum(shapes.of_sample(sample) for sample in range(len(rows)))
+        of_stack = [shapes.of_sample(sample) for sample in range(len(rows))]
+        record[name] = sum(of_stack)
+        of_samples = [before + more for before, more in zip(of_samples, of_stack, strict=True)]
         maps += sum(shapes.maps_of_sample(sample) for sample in range(len(rows)))
         held += shapes.held()
         at_once = max(at_once, shapes.at_once(subject.model.device))
-    return MemoryPlan(record, maps, held, at_once)
+    return MemoryPlan(record, maps, held, at_once, max(of_samples))
 
 
 def require_memory(
@@ -88,7 +99,7 @@ def require_memory(
     free = free_memory(subject.model.device)
     if free is None or llm is None:
         return
-    peak = memory_plan(subject, rows, {llm.name: llm}, options).peak
+    peak = memory_plan(subject, rows, {llm.name: llm}, options).beside_model
     if peak > free:
         raise ProbeError(
             called,
