@@ -24,7 +24,7 @@ NO_VISION = "no vision"
 ANOTHER_IMAGE = "another image"  # the untouched model, asked about another image
 ALWAYS = (UNTOUCHED, NO_VISION, ANOTHER_IMAGE)
 
-LayerSet = Iterable[int]
+LayerSet = Iterable[Any]  # the elements are checked
 Dropped = LayerSet | VisionPart  # all vision in these layers, or a part of it
 CasesOf = Callable[[int], Mapping[str, Dropped]]  # number of layers -> cases
 Cases = (
