@@ -117,7 +117,6 @@ class AttentionStatistic:
         # For each module: batch elements that are complete, and keys of those that are not.
         self._complete: dict[str, int] = defaultdict(int)
         self._keys_so_far: dict[str, int] = {}
-        self._last_query: Tensor | None = None
 
     def __call__(self, call: AttentionCall | AttentionWeights) -> None:
         """Takes one call: what a `tap` observes. Raises ProbeError for one with more keys than
@@ -183,9 +182,8 @@ class AttentionStatistic:
                 fix="leave its stack out",
             )
         start = self._complete[call.name]
-        query = getattr(call, "query", None)
-        # a drop by values of zero makes two calls of one query, each of some of its rows
-        is_part = query is self._last_query and getattr(call, "active_queries", None) is not None
+        # an edited call may run in parts, each of some of its queries
+        is_part = getattr(call, "active_queries", None) is not None
         if start + call.row_count > len(self.order) and not is_part:
             raise ProbeError(
                 "probe",
@@ -193,7 +191,6 @@ class AttentionStatistic:
                 got=f"another pass through the layer of {call.name}",
                 fix="leave its stack out",
             )
-        self._last_query = query
         if end == width:
             self._complete[call.name] += call.row_count
             self._keys_so_far.pop(call.name, None)
