@@ -63,18 +63,27 @@ def cache_argument(callee: nn.Module, cache: Cache | None) -> dict[str, Cache | 
     >>> cache_argument(Layer(), None)
     {'past_key_values': None}
     """
-    return {_cache_name(type(callee)): cache}
+    name = _cache_name(type(callee))
+    if name is None:
+        kind = type(callee).__name__
+        raise ProbeError(
+            "probe", expected="a forward that takes a cache", got=f"{kind} without one"
+        )
+    return {name: cache}
+
+
+def takes_cache(callee: nn.Module) -> bool:
+    """Whether a forward has a parameter for a cache (that of BLIP-2, for one, has none)."""
+    return _cache_name(type(callee)) is not None
 
 
 @cached
-def _cache_name(callee: type[nn.Module]) -> str:
+def _cache_name(callee: type[nn.Module]) -> str | None:
     parameters = inspect.signature(callee.forward).parameters
     for name, parameter in parameters.items():
         if name in CACHE_NAMES or "Cache" in str(parameter.annotation):
             return name
-    raise ProbeError(
-        "probe", expected="a forward that takes a cache", got=f"{callee.__name__} without one"
-    )
+    return None
 
 
 def without_cache(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 By causality the keys and values of an image do not depend on later questions. So the cache is
 reused up to the first token where two prompts differ. It is not reused where the vision tokens
 depend on the question: FastV, PyramidDrop and SparseVLM keep those of the first question, and
-LLaVA-Mini fuses the text into them.
+LLaVA-Mini fuses the text into them. Nor where words read the image by cross-attention, outside of
+the cache, or where a model takes no cache.
 
     chat = subject.chat("street.jpg")
     chat.ask("what is on the left ?")      # equals subject.answer
@@ -31,7 +32,7 @@ from probe.data.messages import Message, messages_of
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights, as_bool
 from probe.hooks.attention_tap import tap
-from probe.hooks.layer_arguments import cache_argument
+from probe.hooks.layer_arguments import cache_argument, takes_cache
 from probe.hooks.model_state import active_blocks, active_text_guided_reducers
 from probe.hooks.model_structure import stacks, vision_positions
 from probe.subject.inputs import Inputs
@@ -50,10 +51,13 @@ class CachedPrompt:
     @property
     def can_be_cut(self) -> bool:
         """Whether its last tokens can be taken back: a full sliding window has forgotten what came
-        before.
+        before, and the state of a recurrence or a convolution has them mixed in.
         """
-        windows = [getattr(layer, "sliding_window", None) for layer in self.cache.layers]
-        return all(window is None or len(self.ids) < window for window in windows)
+        layers = self.cache.layers
+        windows = [getattr(layer, "sliding_window", None) for layer in layers]
+        remembers_all = all(window is None or len(self.ids) < window for window in windows)
+        has_state = any(hasattr(layer, "conv_states") for layer in layers)  # of either
+        return remembers_all and not has_state
 
 
 class Chat:
@@ -85,7 +89,7 @@ class Chat:
         images = 0 if self.messages else self.images
         asked = [*self.messages, *messages_of(question, images, self.subject.processor.image_token)]
         inputs = self.subject.encode(self.image, asked)
-        if self.keep == "never" or generate.get("num_beams") not in (None, 1):
+        if not self._has_cache() or generate.get("num_beams") not in (None, 1):
             self.reused = 0
             self._memory = None
             (ids,) = self.subject.generate_ids(inputs, max_new_tokens, **generate)
@@ -141,6 +145,10 @@ class Chat:
         same = int(is_equal.long().cumprod(0).sum())
         vision = vision_positions(model, ids[None])[0].nonzero()
         return same if not len(vision) or same > int(vision[-1]) else 0
+
+    def _has_cache(self) -> bool:
+        model = self.subject.model
+        return self.keep != "never" and takes_cache(model) and "cross" not in stacks(model)
 
     def _may_keep(self) -> bool:
         model = self.subject.model

@@ -12,6 +12,7 @@ from probe.errors import ProbeError
 from probe.hooks.model_structure import stacks
 from probe.interventions import drop_vision
 from probe.reducers import FastV, Grid, PyramidDrop, SparseVLM
+from tests.families.models import FAMILIES
 
 QUESTIONS = ["what is in the picture?", "is it red?", "and how many circles are there?"]
 
@@ -189,6 +190,24 @@ def test_a_window_that_has_forgotten_and_attention_that_looks_ahead_begin_anew(
         assert chat.reused == 0
     chat = subject.chat(models.picture(0))
     monkeypatch.setattr(chat, "_looks_ahead", True)
+    for question in QUESTIONS[:2]:
+        same(chat, subject, question)
+        assert chat.reused == 0
+
+
+@pytest.mark.parametrize("name", ["mllama", "idefics", "blip2", "qwen3_5"])
+def test_where_the_cache_is_not_all_that_a_question_needs_it_begins_anew(name):
+    """Words that read the image by cross-attention, a forward without a cache, a state."""
+    subject = probe.load(*FAMILIES[name]())
+    chat = subject.chat(models.picture(0))
+    for question in QUESTIONS[:2]:
+        same(chat, subject, question)
+        assert chat.reused == 0
+
+
+def test_llava_mini_talks():
+    subject = probe.load("tiny-llava-mini")
+    chat = subject.chat(models.picture(0))
     for question in QUESTIONS[:2]:
         same(chat, subject, question)
         assert chat.reused == 0

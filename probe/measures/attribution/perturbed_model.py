@@ -69,7 +69,8 @@ class PerturbedModel:
         perturbation = self.perturbation
         row = self.answer.inputs
         inputs = {
-            name: in_one_batch(row, name, tensor.expand(len(z), *tensor.shape))
+            # a copy for each row: models may look at their inputs by `view`
+            name: in_one_batch(row, name, tensor[None].repeat(len(z), *[1] * tensor.ndim))
             for name, tensor in row.items()
         }
         regions = perturbation.pixels

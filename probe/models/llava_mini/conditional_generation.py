@@ -70,6 +70,7 @@ class LlavaMiniForConditionalGeneration(LlavaMiniPreTrainedModel, LlavaMiniGener
         labels: TokenIds | None = None,
         vision: Sequence[EncodedVision] | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Float[Tensor, "row token dim"] | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs,
@@ -84,7 +85,8 @@ class LlavaMiniForConditionalGeneration(LlavaMiniPreTrainedModel, LlavaMiniGener
         fuse_mask: False hides a word from pre-fusion, so that it enters the LLM unchanged; so are
         words past the mask's end. Responses must be hidden, since generated words are never fused.
         labels: -100 where nothing is learned; what is learned is a response, and hidden.
-        past_key_values: the KV cache, also taken as `cache`, its name since transformers 5.24.
+        past_key_values: the KV cache; `cache` is its name since transformers 5.24, whose `generate`
+        asks this signature for it.
         """
         if labels is not None:
             unlearned = labels == -100
@@ -98,7 +100,7 @@ class LlavaMiniForConditionalGeneration(LlavaMiniPreTrainedModel, LlavaMiniGener
             attention_mask=attention_mask,
             fuse_mask=fuse_mask,
             vision=vision,
-            past_key_values=past_key_values,
+            past_key_values=cache if past_key_values is None else past_key_values,
             inputs_embeds=inputs_embeds,
             **kwargs,
         )

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationMixin
 
+from probe.models.llava_mini.cache_argument import cache_keyword, pop_cache
 from probe.models.llava_mini.placeholder_layout import fit_mask, rows_of
 
 TokenIds = Int[Tensor, "row token"]
@@ -31,6 +32,9 @@ class LlavaMiniGenerationMixin(GenerationMixin):
         first word of a shorter row would be predicted from padding.
         """
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        cache = pop_cache(kwargs)
+        if cache is not None:  # under the name that this version of transformers has
+            kwargs |= cache_keyword(type(self.model.language_model).forward, cache)
         if input_ids is None:
             return super().generate(**kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         mask = kwargs.get("attention_mask")
