@@ -8,7 +8,8 @@
                       the value they had before it
     remove_for_good   removed from the first of the layers on; they never return
     zero              the softmax is unchanged, but vision values count as zero for text queries:
-                      information is lost without attention being redistributed to other tokens
+                      information is lost without attention being redistributed to other tokens.
+                      How much the keys of vision take from words still depends on the image
 
 `mask_frozen` equals `remove` to rounding; up to the end of the stack `mask` does too. During cached
 decoding, dropped tokens stay dropped. Position ids never change. Padding counts as text.
