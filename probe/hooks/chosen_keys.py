@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, as_bool
+from probe.hooks.layer_arguments import hidden_first
 
 
 class _Last(local):
@@ -37,8 +38,9 @@ class GivenMasks:
 
     def note(self, layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
         """A forward pre-hook of layers."""
-        self._last.known = "attention_mask" in kwargs
-        self._last.mask = kwargs.get("attention_mask")
+        _, named = hidden_first(layer, args, kwargs)
+        self._last.known = "attention_mask" in named
+        self._last.mask = named.get("attention_mask")
 
     def require_all_shown(self, called: str, call: AttentionCall) -> None:
         """Raises ProbeError for a call that shows a query less than the layer's mask does."""

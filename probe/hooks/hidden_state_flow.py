@@ -24,6 +24,7 @@ from probe.hooks.full_length_view import FullLengthView
 from probe.hooks.kept_positions import KeptPositions
 from probe.hooks.layer_arguments import (
     find_cache,
+    hidden_first,
     hidden_states,
     of_kept_tokens,
     replace_hidden_states,
@@ -32,10 +33,12 @@ from probe.hooks.layer_arguments import (
 from probe.hooks.layer_input import HiddenStates, LayerInput
 from probe.hooks.model_state import BlockEntries, state_of
 from probe.hooks.model_structure import LayerStack, text_decoder
+from probe.hooks.own_kernel import implementation_of
 from probe.hooks.partial_cache import PartialLayer, store, store_whole
 from probe.hooks.position_numbers import lowered, own_numbers, with_numbers, without_gaps
 from probe.hooks.removal import Mask, Removal
 from probe.hooks.stop_forward import attention_call_of
+from probe.hooks.unread_filler import require_unread
 
 
 class _LastKept(local):
@@ -112,6 +115,7 @@ class HiddenStateFlow:
         """The layer's arguments for the kept positions, None to leave them unchanged."""
         sequence = self.removals.active()[0].sequences.running()
         self._entered.layers |= {index}
+        args, kwargs = hidden_first(layer, args, kwargs)
         hidden = hidden_states(args, kwargs)
         tokens = sequence.length - sequence.past
         if index == 0 and hidden.shape[:2] != (len(sequence.vision), tokens):
@@ -189,6 +193,8 @@ class HiddenStateFlow:
             return None if hidden is given else replace_hidden_states(args, kwargs, hidden)
         args, kwargs = of_kept_tokens(kept, args, kwargs)
         changed = kwargs | self._kept_arguments(index, kept, kwargs)
+        if self.stack.modules[index] is None and kept.ragged:
+            require_unread(self.called, index, layer, kept, hidden, changed)
         if cache is not None and self.stack.modules[index] is not None:
             gaps = self._gaps(index)
             store(cache, index, PartialLayer(kept, None if gaps is None else gaps.sum(1)))
@@ -255,13 +261,15 @@ class HiddenStateFlow:
     ) -> dict[str, Any]:
         """The mask of an attention call on these positions, which taps are shown at full length."""
         name = self.stack.modules[index]
+        mask = kwargs.get("attention_mask")
         if name is None:  # a mask of tokens, for layers whose state passes through all of them
-            mask = kwargs.get("attention_mask")
             if mask is None:
-                return {} if bool(queries.real.all()) else {"attention_mask": queries.real}
-            return {"attention_mask": queries.take(mask, 1) * queries.real}
-        attention: Any = self.stack.attention[name]
-        over_keys = "flash" in (attention.config._attn_implementation or "")  # not over pairs
-        view = FullLengthView(queries, keys, kwargs.get("attention_mask"), over_keys)
+                return {"attention_mask": queries.real} if queries.ragged else {}
+            if mask.ndim == 2:
+                return {"attention_mask": queries.take(mask, 1) * queries.real}
+            return {"attention_mask": FullLengthView(queries, keys, mask, False).kernel_mask}
+        attention = self.stack.attention[name]
+        over_keys = "flash" in implementation_of(attention)  # not over pairs
+        view = FullLengthView(queries, keys, mask, over_keys)
         state_of(attention).views[get_ident()] = view
         return {"attention_mask": view.kernel_mask}

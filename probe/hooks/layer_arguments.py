@@ -148,6 +148,31 @@ def _hidden_name(kwargs: Mapping[str, Any]) -> str:
     return next((name for name in kwargs if name.startswith("hidden_state")), "hidden_states")
 
 
+def hidden_first(
+    layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
+    """A call of a layer with its hidden states by place and everything else by name, however the
+    model passes them (RecurrentGemma passes mask and positions by place).
+
+    >>> class Layer(nn.Module):
+    ...     def forward(self, hidden_states, position_ids, attention_mask=None): ...
+    >>> hidden_first(Layer(), (1, 2), {"attention_mask": 3})
+    ((1,), {'attention_mask': 3, 'position_ids': 2})
+    >>> hidden_first(Layer(), (), {"hidden_states": 1, "attention_mask": 3})
+    ((1,), {'attention_mask': 3})
+    """
+    _, first, *others = inspect.signature(type(layer).forward).parameters.values()
+    named = dict(kwargs)
+    if not args and first.name in named:
+        return (named.pop(first.name),), named
+    by_place = args[1:]
+    have_names = all(each.kind is each.POSITIONAL_OR_KEYWORD for each in others[: len(by_place)])
+    if not by_place or not have_names:
+        return args, named
+    named |= dict(zip((each.name for each in others), by_place, strict=False))
+    return args[:1], named
+
+
 def by_name(callee: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     """All arguments of a call of a model by their names."""
     if not args:

@@ -34,6 +34,14 @@ Known = dict[tuple[Any, ...], frozenset[str] | None]
 _KNOWN: Known = {}
 
 
+def implementation_of(module: nn.Module) -> str:
+    """The name by which a module looks up its kernel, "" for one that looks up none."""
+    if not hasattr(module, "config"):
+        return ""
+    config: Any = module.config
+    return str(getattr(config, "_attn_implementation", None) or "eager")
+
+
 def own_function(module: nn.Module, implementation: str | None) -> Any:
     """The function the module would have found: `eager` is a default of the file its class (or a
     base) comes from.
@@ -54,7 +62,7 @@ def rule_of_kernel(kernel: Callable[..., Any], call: AttentionCall) -> ScoreRule
     given = {name: call.options[name] for name in FIELDS if call.options.get(name) is not None}
     if not given:
         return PLAIN
-    implementation = getattr(getattr(call.module, "config", None), "_attn_implementation", None)
+    implementation = implementation_of(call.module)
     setting = (kernel, type(call.module), implementation, call.query.device.type, *given)
     if setting not in _KNOWN:
         _KNOWN[setting] = _applied(kernel, call, given)

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from probe.errors import ProbeError
 from probe.hooks.kept_positions import KeptPositions
+from probe.hooks.own_kernel import implementation_of
 
 
 class PartialLayer(DynamicLayer):
@@ -120,8 +121,7 @@ def kernel_windows(
     """
     limits = windows(called, model, attention)
     for layer, module in attention.items():
-        config: Any = module.config if hasattr(module, "config") else None
-        if "flash" not in str(getattr(config, "_attn_implementation", None)):
+        if "flash" not in implementation_of(module):
             limits[layer] = None
     return limits
 

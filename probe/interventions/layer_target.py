@@ -19,6 +19,7 @@ from probe.hooks.compiled import refuse_compiled
 from probe.hooks.model_checks import require_rows_apart, require_transformers
 from probe.hooks.model_state import Intervention, registered
 from probe.hooks.model_structure import LayerStack, cross_attention, stacks
+from probe.hooks.own_kernel import implementation_of
 from probe.hooks.prefusion_tracker import PrefusionTracker
 from probe.hooks.sequence_tracker import SequenceTracker
 from probe.hooks.tracked_sequence import ForwardTracker
@@ -126,12 +127,22 @@ class LayerTarget:
                 fix="choose other layers, or try mode='remove'",
             )
 
+    def _require_kernels(self) -> None:
+        for name, module in self.attention.items():
+            if not implementation_of(module):
+                raise ProbeError(
+                    self.called,
+                    expected="attention through transformers' interface, which can be changed",
+                    got=f"one of its own in {name} ({type(module).__name__})",
+                )
+
     @model_block
     def routed(
         self, around: Wrapper, *, reports: bool = True, hides_tokens: bool = True
     ) -> Iterator[None]:
         """`around` in the attention calls of the chosen layers. The block may run no forward at
-        all; raises ProbeError for layers without softmax attention, and where a forward ran through
+        all; raises ProbeError for layers without softmax attention or with one that goes past
+        transformers' interface, and where a forward ran through
         the stack and never called one of the layers, or its attention, as modules. `reports`: warns
         where no call was changed. `hides_tokens`: refuses attention that chooses its keys by their
         content (`hooks/chosen_keys.py`), layers in which a convolution reads tokens too, and 8-bit
@@ -144,6 +155,7 @@ class LayerTarget:
                 got=f"layer {without[0]} (from 0) without: words read the image through its state",
                 fix="choose the other layers, or drop vision with mode='remove'",
             )
+        self._require_kernels()
         if hides_tokens:
             require_rows_apart(self.called, self.stack.layers)
             self._require_no_state()
@@ -171,7 +183,7 @@ class LayerTarget:
     def refuse_flash(self, fix: str) -> None:
         """Raises ProbeError for kernels that take no mask over pairs of query and key."""
         for name, module in self.attention.items():
-            kernel = str(getattr(module.config, "_attn_implementation", None) or "eager")
+            kernel = implementation_of(module)
             if "flash" in kernel or "flex" in kernel or "paged" in kernel:
                 raise ProbeError(
                     self.called,

@@ -19,6 +19,7 @@ from probe.hooks.finite_states import NotFiniteProbeError, finite_states
 from probe.hooks.model_checks import int8_threshold
 from probe.hooks.model_structure import stacks, vision_towers
 from probe.hooks.offload import execution_device, input_device
+from probe.hooks.own_kernel import implementation_of
 from probe.interventions.drop import drop_vision
 from probe.interventions.sweep.case_batch import CaseBatch, untouched_logits
 from probe.measures.attention.answer_logprob import token_logprob
@@ -150,10 +151,7 @@ def shares_prefix(subject: Subject, prompt: Inputs) -> Check:
 def drop_mode(subject: Subject) -> str:
     """The mode of dropping vision in all layers that this model and its kernel can run."""
     stack = stacks(subject.model)["llm"]
-    kernels = {
-        str(getattr(module.config, "_attn_implementation", ""))
-        for module in stack.attention.values()
-    }
+    kernels = set(map(implementation_of, stack.attention.values()))
     takes_no_mask = any("flash" in kernel or "flex" in kernel for kernel in kernels)
     mixes_rows = int8_threshold(stack.layers) > 0
     return "remove" if takes_no_mask or mixes_rows or stack.with_state else "mask"

@@ -24,6 +24,7 @@ from probe.hooks.block_threads import add_hook, only_this_thread
 from probe.hooks.layer_arguments import hidden_states
 from probe.hooks.model_state import state_of
 from probe.hooks.model_structure import LayerStack
+from probe.hooks.own_kernel import implementation_of
 from probe.subject.image_prefix import ImagePrefix
 
 # Largest relative difference that rounding explains; a leak changes keys by far more
@@ -66,7 +67,7 @@ def check_sharing(
     `untouched_logits`: the way to be checked of computing the untouched model's logits (1,
     vocabulary) of the prompt's last token. A prompt without vision says nothing about others.
     """
-    kernels = [module.config._attn_implementation for module in stack.attention.values()]  # pyright: ignore[reportAttributeAccessIssue]
+    kernels = map(implementation_of, stack.attention.values())
     has_prefix = prefix is not None and prefix.length > 0
     setting = (stack.name, model.dtype, has_prefix, way, *kernels)
     checks = _known_checks(model)

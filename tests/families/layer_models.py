@@ -1,5 +1,5 @@
 """LLaVA on LLMs whose layers are of an unusual kind: several streams of hidden states side by side,
-a convolution beside attention.
+a convolution beside attention, arguments by place and a state that the layer keeps itself.
 
 model, processor = LAYER_FAMILIES["llava_gemma3n"]()
 """
@@ -42,8 +42,16 @@ CONVOLUTIONS = text(
     mamba_chunk_size=16,
     mamba_expand=1,
 )
+BY_PLACE = text(
+    "recurrent_gemma",
+    head_dim=8,
+    lru_width=32,
+    attention_window_size=512,
+    block_types=["recurrent", "attention"],
+)
 
 LAYER_FAMILIES: dict[str, Callable[..., Family]] = {
     "llava_gemma3n": partial(LLAVA, text_config=STREAMS),
     "llava_falcon_h1": partial(LLAVA, text_config=CONVOLUTIONS),
+    "llava_recurrent_gemma": partial(LLAVA, text_config=BY_PLACE),
 }

@@ -120,6 +120,7 @@ EXPECTED = {  # what differs from "yes" everywhere
         **dict.fromkeys(("drop: remove", "drop while decoding", "sweep"), BOTH_CACHES),
         "remove = mask_frozen": BOTH_CACHES,
     },
+    "llava_recurrent_gemma": {**HYBRID, "LLM measured": "yes, but layer 1, 3"},
     "inkling2": SINKS,
     "inkling2_loop": {
         **SINKS,

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 import probe
 from probe.errors import ProbeError
@@ -17,6 +19,8 @@ from tests.families.layer_models import LAYER_FAMILIES
 from tests.families.models import CLIP, FAMILIES, square, text
 from tests.families.processors import IMAGE
 
+# An LLM whose attention calls no kernel of transformers
+BY_ITSELF = text("xglm", d_model=32, ffn_dim=48, num_layers=2, attention_heads=4)
 PERCEIVER = "idefics, resampler"  # whose softmax is in its own code, as that of Aria's projector
 
 
@@ -128,6 +132,43 @@ def test_a_convolution_beside_attention_reads_images_that_are_hidden_from_attent
     ):
         with pytest.raises(ProbeError, match=reason), hiding:
             pass
+
+
+def test_layers_that_get_their_arguments_by_place_and_read_padding():
+    """RecurrentGemma: rows that lose as many tokens each run together, as each does alone; where
+    one keeps fewer than another, the filler before them would go into its state.
+    """
+    if Version(transformers.__version__) < Version("5.24"):
+        pytest.skip("this transformers: LLaVA does not run on RecurrentGemma")
+    subject = probe.load(*LAYER_FAMILIES["llava_recurrent_gemma"]())
+    model, pixels = subject.model, torch.rand(3, 3, 32, 32)
+    words = torch.arange(9, 29).tolist()
+    rows = [[2, *[IMAGE] * 16, *words[:20]], [2, *words[:4], *[IMAGE] * 16, *words[4:20]]]
+    more = [2, *[IMAGE] * 32, *words[:4]]
+
+    def scores(rows: list[list[int]], pixels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), probe.drop_vision(model, [0, 1], "remove"):
+            return model(input_ids=torch.tensor(rows), pixel_values=pixels).logits[:, -4:]
+
+    together = scores(rows, pixels[:2])
+    for number, row in enumerate(rows):
+        alone = scores([row], pixels[number : number + 1])[0]
+        torch.testing.assert_close(together[number], alone, atol=1e-5, rtol=0)
+    with pytest.raises(ProbeError, match=r"layer 0 \(from 0\), whose state reads it"):
+        scores([rows[0], more], pixels)
+
+
+def test_attention_past_the_interface_is_refused_before_a_forward():
+    model, processor = FAMILIES["llava"](text_config=BY_ITSELF, attn="eager")
+    subject = probe.load(model, processor=processor)
+    for hiding in (
+        probe.drop_vision(subject.model, [0], "mask"),
+        probe.knockout(subject.model, "text", "vision", [0]),
+    ):
+        with pytest.raises(ProbeError, match=r"one of its own in .*XGLMAttention"), hiding:
+            pass
+    case = Case(subject)
+    assert CHECKS["drop: remove"](case) == "yes"
 
 
 def test_norms_of_several_streams_are_those_of_all_of_them_together():

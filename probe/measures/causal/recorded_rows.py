@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import add_hook, only_this_thread
-from probe.hooks.layer_arguments import hidden_states, without_cache
+from probe.hooks.layer_arguments import hidden_first, without_cache
 from probe.hooks.layer_sites import add_site_hook
 from probe.hooks.model_structure import LayerStack, text_decoder
 from probe.subject.image_prefix import EmbeddedPrompt, check_window
@@ -78,8 +78,8 @@ def record(
     sites: dict[int, Tensor] = {}
 
     def keep_input(layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        options = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        given.append((hidden_states(args, kwargs), without_cache(options)))
+        (hidden, *_), options = hidden_first(layer, args, kwargs)
+        given.append((hidden, without_cache(options)))
 
     def keep_output(layer: nn.Module, args: tuple, output: Any) -> None:
         last.append(output[0] if isinstance(output, tuple) else output)
