@@ -7,7 +7,7 @@ so few of them.
 
 The attention that patches receive is what VisionZip selects by: from the class token (CLIP), or
 from all positions on average (SigLIP); of each head, over patches only, in float32, without whole
-maps.
+maps. Layers without softmax attention, and those behind merged patches, are NaN.
 
 Source: arXiv 2412.04467, section 3 and its figures on redundancy; the Gini coefficient and entropy
 are ours.
@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe.data.image import ImageSource, as_images
@@ -32,9 +32,12 @@ from probe.hooks.model_checks import require_subject
 from probe.hooks.model_structure import LayerStack, cls_tokens, stacks
 from probe.hooks.own_failure import own_failures
 from probe.hooks.stop_forward import StopForward, until_llm
+from probe.measures.attention.encoder_layout import known_part, layout_of
+from probe.measures.attention.encoder_sequences import CLS, VISION
 from probe.records.provenance import provenance
 from probe.records.schema import Variable, dataset
 from probe.reducers.encoder_output import LayerAttention
+from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
 
 
@@ -77,8 +80,8 @@ def concentration(
     kept_from_last   of the best tenth of patches in the last layer that the LLM reads, the share
                      that is among the best tenth here, in [0, 1]
 
-    Raises ProbeError for objects that are not images, a k above the number of patches, and a model
-    without an encoder.
+    Raises ProbeError for objects that are not images, a k above the number of patches, a model
+    without an encoder, and an encoder of which it is not known which positions are patches.
     """
     require_subject("concentration", subject)
     stack = stacks(subject.model).get("vision")
@@ -86,10 +89,10 @@ def concentration(
         raise ProbeError(
             "concentration", expected="a model with a vision encoder", got=subject.name
         )
-    order = list(stack.attention)
-    weights = np.concatenate([_attention(subject, image, stack) for image in as_images(images)])
-    first = cls_tokens(subject.model)
-    received = weights[..., first:] / weights[..., first:].sum(-1, keepdims=True)
+    of_images = [_attention(subject, image, stack) for image in as_images(images)]
+    on_class = np.concatenate([part for part, _ in of_images]).sum(-1)
+    received = np.concatenate([part for _, part in of_images])
+    received /= received.sum(-1, keepdims=True)
     patches = received.shape[-1]
     if top is None:
         top = [k for k in TOP if k <= patches]
@@ -102,13 +105,13 @@ def concentration(
     pooled = received.mean(2)
     pooled /= pooled.sum(-1, keepdims=True)
     falling = -np.sort(-pooled, -1)
-    read_layer = _read_by_llm(subject, len(order))
+    read_layer = _read_by_llm(subject, len(stack.layers))
     arrays = {
         "top_share": falling.cumsum(-1)[..., np.array(top) - 1],
         "gini": gini(pooled),
         "head_gini": gini(received),
         "entropy": -(pooled * np.log(np.maximum(pooled, 1e-30))).sum(-1),
-        "class_share": weights[..., :first].sum(-1).mean(-1),
+        "class_share": on_class.mean(-1),
         "received": pooled,
         "kept_from_last": _kept(pooled, read_layer),
     }
@@ -148,11 +151,48 @@ def _read_by_llm(subject: Subject, layers: int) -> int:
 @torch.no_grad()
 def _attention(
     subject: Subject, image: ImageSource, stack: LayerStack
-) -> Float[np.ndarray, "view layer head position"]:
-    """The attention that each position receives, in all layers of the encoder."""
+) -> tuple[
+    Float[np.ndarray, "view layer head cls"],
+    Float[np.ndarray, "view layer head patch"],
+]:
+    """The attention that class tokens and patches receive in all layers of the encoder, NaN in
+    those without.
+    """
+    inputs = subject.encode(image, "?")
+    types = _types_of_positions(subject, inputs, stack)
+    part = known_part(subject, inputs, stack)
+    assert not isinstance(part, str)  # `_types_of_positions` has raised
+    by_layer = _received(subject, inputs, part)
+    nothing = torch.full_like(next(iter(by_layer.values())), torch.nan)
+    layers = [by_layer.get(layer, nothing) for layer in range(len(stack.layers))]
+    weights = torch.stack(layers, 1).double().numpy()
+    return weights[..., types == CLS], weights[..., types == VISION]
+
+
+def _types_of_positions(
+    subject: Subject, inputs: Inputs, stack: LayerStack
+) -> Int[np.ndarray, " position"]:
+    """What each position of a view is: a class token, a patch or something else. Raises ProbeError
+    where that is not known, or differs between views.
+    """
+    layout = layout_of(subject, inputs, stack)
+    if isinstance(layout, str):
+        got = layout
+    elif (layout.ids != layout.ids[:1]).any():
+        got = "views whose patches stand at different positions"
+    else:
+        return layout.ids[0]
+    expected = "an encoder of which each position is known"
+    raise ProbeError("concentration", expected=expected, got=got)
+
+
+def _received(
+    subject: Subject, inputs: Inputs, stack: LayerStack
+) -> dict[int, Float[Tensor, "view head position"]]:
+    """The attention that each position receives, by the number of the layer."""
     first = cls_tokens(subject.model)
-    order = list(stack.attention)
-    by_layer: dict[str, Tensor] = {}
+    number = {name: layer for layer, name in enumerate(stack.modules) if name is not None}
+    by_layer: dict[int, Tensor] = {}
 
     def observe(call: AttentionCall | AttentionWeights) -> None:
         if isinstance(call, AttentionWeights):
@@ -161,17 +201,17 @@ def _attention(
                 expected="an encoder whose queries and keys are visible",
                 got=type(call.module).__name__,
             )
-        attention = LayerAttention.of("concentration", call, order.index(call.name))
+        layer = number[call.name]
+        attention = LayerAttention.of("concentration", call, layer)
         found = (attention.given_by(0) if first else attention.received()).cpu()
-        if call.name in by_layer or any(found.shape != other.shape for other in by_layer.values()):
+        if layer in by_layer or any(found.shape != other.shape for other in by_layer.values()):
             raise ProbeError(
                 "concentration",
                 expected="an encoder whose layers attend over all patches of a view",
-                got=f"windows or parts of them in layer {order.index(call.name)} (from 0)",
+                got=f"windows or parts of them in layer {layer} (from 0)",
             )
-        by_layer[call.name] = found
+        by_layer[layer] = found
 
-    inputs = subject.encode(image, "?")
     model = subject.model
     with ExitStack() as blocks:
         blocks.enter_context(own_failures("concentration", model, inputs))
@@ -180,14 +220,18 @@ def _attention(
         blocks.enter_context(suppress(StopForward))
         blocks.enter_context(until_llm(model))
         model(**inputs, use_cache=False)
-    return torch.stack([by_layer[name] for name in order], 1).double().numpy()
+    return by_layer
 
 
 def _kept(
     pooled: Float[np.ndarray, "view layer patch"], last: int
 ) -> Float[np.ndarray, "view layer"]:
-    """The overlap of each layer's best patches with those of the layer that the LLM reads."""
+    """The overlap of each layer's best patches with those of the layer that the LLM reads; NaN
+    where one of them has no attention.
+    """
     best = max(1, round(BEST * pooled.shape[-1]))
     rank = (-pooled).argsort(-1, kind="stable").argsort(-1)
     chosen = rank < best
-    return (chosen & chosen[:, last : last + 1]).sum(-1) / best
+    overlap = (chosen & chosen[:, last : last + 1]).sum(-1) / best
+    is_known = ~np.isnan(pooled[..., 0])  # all patches of a layer, or none
+    return np.where(is_known & is_known[:, last : last + 1], overlap, np.nan)

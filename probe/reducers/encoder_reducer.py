@@ -21,6 +21,7 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import add_hook, model_block
+from probe.hooks.layer_stack import LayerStack
 from probe.hooks.model_structure import first_patch, layers_of
 from probe.hooks.offload import execution_device, own_values
 from probe.reducers.encoder_output import EncoderOutput, LayerAttention
@@ -114,13 +115,23 @@ class EncoderTap:
         self.last_layer = stack.layers[-1]
         self.views: int | None = None  # of an image; None: all views of a call are one image's
         self.asked = layers_asked(reducer, count)
-        names = list(stack.attention)
-        self.attention = {
-            names[index]: stack.attention[names[index]]
-            for index in (self.output_layer, self.next_layer, *self.asked)
-        }
-        self._index = {self.attention[name]: names.index(name) for name in self.attention}
+        needed = sorted({self.output_layer, self.next_layer, *self.asked})
+        self._require_attention(stack, needed)
+        self.attention = stack.attention_of(needed)
+        by_layer = stack.attention_by_layer(needed)
+        self._index = {module: layer for layer, module in by_layer.items()}
         self._running = _Running()
+
+    def _require_attention(self, stack: LayerStack, needed: Sequence[int]) -> None:
+        """Raises ProbeError where one of these layers has another way to mix patches."""
+        for layer in needed:
+            if stack.modules[layer] is None:
+                raise ProbeError(
+                    "reduced",
+                    expected="an encoder with softmax attention in the layers that rank patches",
+                    got=f"{self.encoder}, whose layer {layer} (from 0) has none",
+                    fix="use a method inside the LLM: FastV, PyramidDrop, SparseVLM",
+                )
 
     def shrink(self, tower: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """The encoder's arguments, with the pixels that the reducer gives it instead."""

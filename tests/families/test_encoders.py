@@ -18,9 +18,10 @@ from probe.hooks.model_structure import stacks
 from probe.measures.attention.reference import largest_difference
 from probe.measures.attention.stack_queries import stack_statistics
 from probe.measures.encoder_concentration import concentration
-from probe.reducers import DivPrune, PruMerge, VisionZip
+from probe.reducers import DivPrune, PruMerge, VisionZip, encode
+from probe.reducers.encoder_reducer import tapped
 from tests.families.checks import EXACT, QUESTION, picture
-from tests.families.models import FAMILIES
+from tests.families.models import CLIP, FAMILIES
 from tests.families.table import ALL_FAMILIES
 
 PACKED = ["qwen2_vl", "qwen2_5_vl", "glm4v", "mistral3", "gemma4", "mllama"]
@@ -167,6 +168,62 @@ def test_concentration_of_windows_is_refused():
     subject = probe.load(*FAMILIES["qwen2_5_vl"]())
     with pytest.raises(ProbeError, match=r"attend over all patches of a view, got windows"):
         concentration(subject, picture(0))
+
+
+@pytest.mark.parametrize("name", ["mllama", "gemma4"])
+def test_concentration_counts_patches_alone(name):
+    """Not what fills up tiles (Mllama) or images of unequal size."""
+    subject = probe.load(*FAMILIES[name]())
+    image = picture(0)
+    found = concentration(subject, image)
+    assert found.sizes["patch"] == len(subject.encode(image, "?").encoder_grid[0])
+
+
+class Convolution(nn.Module):
+    """In the place of attention: each patch reads its neighbours."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.mix = nn.Conv1d(width, width, 3, padding=1)
+
+    def forward(self, hidden_states, **options):
+        return self.mix(hidden_states.mT).mT, None
+
+
+@pytest.fixture
+def convolving():
+    """A LLaVA of which the first of three encoder layers has no attention; the LLM reads the
+    second one's output.
+    """
+    model, processor = FAMILIES["llava"](vision_config={**CLIP, "num_hidden_layers": 3})
+    stacks(model)["vision"].layers[0].self_attn = Convolution(32)
+    return probe.load(model, processor=processor)
+
+
+def test_layers_of_an_encoder_without_attention_keep_their_numbers(convolving):
+    found = concentration(convolving, picture(0))
+    assert found.attrs["read_layer"] == 1
+    for name in ("gini", "entropy", "class_share", "kept_from_last"):
+        assert np.isnan(found[name].isel(layer=0)).all()
+        assert not np.isnan(found[name].isel(layer=[1, 2])).any()
+    assert found["kept_from_last"].isel(view=0, layer=1) == 1
+    assert probe.plots.concentration(found)
+
+
+def test_reducers_rank_by_the_layers_that_they_mean(convolving):
+    inputs = convolving.encode(picture(0), QUESTION)
+    tower = convolving.model.model.vision_tower
+    reducer, calls = VisionZip(3, 2), []
+    with torch.no_grad(), tap(stacks(convolving.model)["vision"].attention, calls.append):
+        chosen = encode(tower, inputs["pixel_values"], reducer)
+    with tapped(tower, -2, reducer) as seen:
+        tower(inputs["pixel_values"], output_hidden_states=True)
+        assert [*seen._running.calls] == [1, 2]
+        assert torch.equal(seen._running.calls[1].key, calls[0].key)
+    assert chosen.tokens.shape[1] == 5
+    convolving.model.config.vision_feature_layer = -3  # the output of the convolution
+    with pytest.raises(ProbeError, match=r"layer 0 \(from 0\) has none"), reducer(convolving):
+        convolving.encode(picture(0), QUESTION)
 
 
 class InItsOwnWay(nn.Module):
