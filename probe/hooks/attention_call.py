@@ -24,7 +24,8 @@ class AttentionCall:
     `effective_mask` is what the kernel gets; `model_mask` is the model's own, which an intervention
     does not change. `causal` counts where there is no mask. Keys `window` positions back or further
     are hidden. `active_queries` are those whose output is used (None: all): an edited call may run
-    in two parts. `options`: what else the module passes to its kernel. `rule`: what the kernel does
+    in two parts. `removed_queries` are those that the layer runs without (None: none), in one of
+    the parts. `options`: what else the module passes to its kernel. `rule`: what the kernel does
     to scores beside scaling and mask; None where that is not known.
     """
 
@@ -40,6 +41,7 @@ class AttentionCall:
     window: int | None
     options: Mapping[str, object]
     active_queries: Bool[Tensor, "batch query"] | None = None
+    removed_queries: Bool[Tensor, "batch query"] | None = None
     rule: ScoreRule | None = PLAIN
 
     @property

@@ -65,8 +65,15 @@ class FullLengthView:
             model_mask=self.model_mask if in_order else self._visible_by_the_model(),
             causal=self.queries.length > 1,
             active_queries=self.queries.slot >= 0,
+            removed_queries=self._removed_queries,
             rule=None if call.rule is None else self._rule(call, call.rule),
         )
+
+    @property
+    def _removed_queries(self) -> Bool[Tensor, "batch query"] | None:
+        rows = self.queries.index.shape[1]
+        is_whole = rows == self.queries.length and not self.queries.ragged
+        return None if is_whole else self.queries.slot < 0
 
     def _rule(self, call: AttentionCall, rule: ScoreRule) -> ScoreRule:
         """The rule over the whole sequence. Raises ProbeError for learned biases: they are of the

@@ -151,7 +151,8 @@ def _ablated(
         return output
     # No query of this second run counts: a measurement has seen the first.
     nothing = torch.zeros(call.row_count, call.query_count, dtype=torch.bool)
-    seen = replace(edited, active_queries=nothing.to(call.query.device))
+    inactive = nothing.to(call.query.device)
+    seen = replace(edited, active_queries=inactive, removed_queries=None)
     return kernel(seen)[0]
 
 

@@ -267,7 +267,7 @@ def row_of(call: AttentionCall, row: int, padding: int, is_plain: bool) -> Atten
     """
     one = slice(row, row + 1)
     first_query = max(0, padding - (call.key_count - call.query_count))
-    active = call.active_queries
+    active, removed = call.active_queries, call.removed_queries
 
     def of_row(mask: Tensor | None) -> Tensor | None:
         if is_plain or mask is None:
@@ -286,5 +286,6 @@ def row_of(call: AttentionCall, row: int, padding: int, is_plain: bool) -> Atten
         model_mask=of_row(call.model_mask),
         causal=call.query_count > 1 if is_plain else call.causal,
         active_queries=None if active is None else active[one, first_query:],
+        removed_queries=None if removed is None else removed[one, first_query:],
         rule=None if call.rule is None else call.rule.of_row(row, first_query, padding),
     )

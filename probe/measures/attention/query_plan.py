@@ -50,6 +50,7 @@ class QueryPlan:
     visible: Float[Tensor, "query type"]  # keys that the model lets the query see
     vision_visible: Float[Tensor, "query"]  # the vision keys among them
     received_count: Float[Tensor, "type vision_key"]  # the queries of a type that can see a key
+    removed: dict[str, Tensor]  # counts of queries that the layer runs without; {}: none
 
     def __len__(self) -> int:
         return len(self.query)
@@ -71,6 +72,7 @@ class QueryPlan:
             "query_count": query_type.T @ can_see,
             "share_count": sees_vision.sum(0),
             "received_count": self.received_count,
+            **self.removed,
         }
         return TypeWeights(
             of_query=torch.cat([query_type, sees_vision], -1),
@@ -130,7 +132,30 @@ def query_plan(
         visible,
         vision_visible,
         received_count[:, keys.vision],
+        _counts_of_removed(call, row, keys, first),
     )
+
+
+def _counts_of_removed(
+    call: AttentionCall | AttentionWeights, row: int, keys: TypedKeys, first: int
+) -> dict[str, Tensor]:
+    """Of the queries that a layer runs without: how many could see a key of each type, and how
+    many a vision key, by the model's own mask.
+    """
+    removed = getattr(call, "removed_queries", None)
+    if removed is None:
+        return {}
+    assert isinstance(call, AttentionCall)
+    position = np.arange(call.key_count - call.query_count, call.key_count)
+    query_type = keys.query_types(position + first)
+    is_type = torch.as_tensor(query_type[:, None] == np.arange(keys.type_count), device=keys.device)
+    of_removed = (is_type & removed[row].to(keys.device)[:, None]).float()
+    visible, vision_visible, _ = _counts_of_mask(call, row, keys, position, first, of_removed)
+    of_removed = of_removed.double()
+    return {
+        "removed_query_count": of_removed.T @ (visible > 0).double(),
+        "removed_share_count": (vision_visible > 0).double() @ of_removed,
+    }
 
 
 def _first_key(call: AttentionCall | AttentionWeights, keys: TypedKeys, first: int) -> int:
@@ -220,6 +245,7 @@ class QueryPlans:
             getattr(call, "model_mask", None),
             getattr(call, "effective_mask", None),
             getattr(call, "active_queries", None),
+            getattr(call, "removed_queries", None),
             getattr(call.module, "is_causal", None),
         )
         kind = (row, element, window, causal)

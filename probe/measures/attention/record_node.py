@@ -21,14 +21,12 @@ from probe.data.sample import Sample
 from probe.data.token_types import PADDING
 from probe.hooks.model_structure import LayerStack
 from probe.measures.attention.stack_statistic import StackStatistic
-from probe.measures.attention.type_sums import SINK
+from probe.measures.attention.type_sums import REMOVED, SINK
 from probe.records import EDGES
 from probe.records.thumbnails import thumbnails
 from probe.subject.inputs import Inputs
 
 MAX_IMAGES = 16  # kept of a sample, evenly chosen: a video has thousands of frames
-# These have an axis of layers only where layers differ (windows, queries that are not computed).
-COUNTS = ("query_count", "share_count")
 # The axis of query types in variables that have no axis of key types; all others end in both.
 QUERY_AXIS = {"received": -2, "received_head": -2, "share_count": -1, "learned_sink": -1}
 
@@ -38,12 +36,9 @@ def node(
 ) -> dict[str, Shaped[np.ndarray, "sample=1 *axes"] | np.ndarray]:
     """One sample's variables of one stack, named and shaped as in `probe.records.schema.STACK`."""
     values = _layers(stack_statistic, stack, sample)
-    # Every query sees itself, so the diagonal counts the queries that the layer ran with.
-    queries = np.diagonal(values["query_count"], axis1=1, axis2=2)  # (layer, query_type)
-    for name in COUNTS:
-        counts = values[name]
-        if stack.name == "llm":
-            counts = _with_removed_queries(counts, queries)
+    # Counts have an axis of layers only where layers differ (windows, queries not computed).
+    for name, removed in REMOVED.items():
+        counts = _in_all_layers(values[name] + values.pop(removed, 0.0), stack)
         same_in_all = (counts == counts[0]).all()
         values[name] = counts[0] if same_in_all else counts
     variables = {
@@ -93,6 +88,7 @@ def _layers(
     without = _without_attention(next(iter(found.values())))
     tables = [without if name is None else found[name] for name in stack.modules]
     _complete_sinks(tables)
+    _complete_removed(tables)
     return {name: _stacked(name, [table[name] for table in tables]) for name in tables[0]}
 
 
@@ -106,6 +102,14 @@ def _complete_sinks(tables: Sequence[dict[str, np.ndarray]]) -> None:
         if SINK not in table:
             spent = np.nansum(table["mass"], -1)  # (head, query_type)
             table[SINK] = np.where(np.isnan(table["mass"]).all(-1), np.nan, 0 * spent)
+
+
+def _complete_removed(tables: Sequence[dict[str, np.ndarray]]) -> None:
+    """Where some layers ran without queries the others have lost none."""
+    for name, removed in REMOVED.items():
+        if any(removed in table for table in tables):
+            for table in tables:
+                table.setdefault(removed, np.zeros_like(table[name]))
 
 
 def _stacked(name: str, arrays: list[np.ndarray]) -> Float[np.ndarray, "layer *axes"]:
@@ -130,20 +134,18 @@ def _without_attention(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def _with_removed_queries(
-    counts: Float[np.ndarray, "layer query_type *axes"],
-    queries: Float[np.ndarray, "layer query_type"],
+def _in_all_layers(
+    counts: Float[np.ndarray, "layer query_type *axes"], stack: LayerStack
 ) -> Float[np.ndarray, "layer query_type *axes"]:
-    """Fills in counts for layers where queries were removed: removed tokens still count as
-    visible.
-
-    They are taken from a layer that ran with all queries of the type.
+    """The counts with those of the LLM's layers without attention as in its first one that has it:
+    the same tokens run through all of them.
     """
-    complete_layer = queries.argmax(0)  # (query_type)
-    query_type = np.arange(counts.shape[1])
-    is_incomplete = queries < queries.max(0)
-    is_incomplete = is_incomplete.reshape(*queries.shape, *[1] * (counts.ndim - 2))
-    return np.where(is_incomplete, counts[complete_layer, query_type], counts)
+    if stack.name != "llm":
+        return counts
+    has_attention = np.array([name is not None for name in stack.modules])
+    of_first = counts[has_attention.argmax()]
+    has_attention = has_attention.reshape(-1, *[1] * (counts.ndim - 1))
+    return np.where(has_attention, counts, of_first)
 
 
 def _select_types(name: str, values: np.ndarray, stack_statistic: StackStatistic) -> np.ndarray:

@@ -27,6 +27,8 @@ COUNT_OF = {
     "received": "received_count",
 }
 SINK = "learned_sink"  # only where a call has one
+# Counts of queries that a layer ran without, by the name of the count that they belong to.
+REMOVED = {name: f"removed_{name}" for name in ("query_count", "share_count")}
 # Variables of a table with an axis of keys, on which different images are concatenated.
 PER_KEY = ("received", "received_count", "received_head", "maps", "map_count")
 
@@ -115,6 +117,9 @@ def means(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     table["share"] = divide(total["share"], total["share_count"][:, None])
     for name in ("query_count", "share_count", "entropy_count", "head_entropy_count"):
         table[name] = total[name].astype(np.float32)
+    for name in REMOVED.values():
+        if name in total:
+            table[name] = total[name].astype(np.float32)
     if SINK in total:
         table[SINK] = divide(total[SINK], total[f"{SINK}_count"])
     if "contribution" in total:
@@ -156,6 +161,6 @@ def merge(
     for name, value in more.items():
         if concatenate_keys and name in PER_KEY:
             total[name] = np.concatenate([total[name], value], -1)
-        else:
-            total[name] = total[name] + value
+        else:  # some calls have counts of removed queries
+            total[name] = total.get(name, 0) + value
     return total

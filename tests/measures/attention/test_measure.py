@@ -16,6 +16,7 @@ import probe
 import probe.measures.attention.measure
 from probe.data.sample import Sample
 from probe.errors import ProbeError
+from probe.interventions import drop_vision
 from probe.measures.attention.measure import measure, measure_samples
 from probe.measures.attention.passes import forward
 from probe.measures.attention.reference import difference, plain_table
@@ -424,6 +425,26 @@ def test_counts_have_layers_where_layers_differ(tmp_path):
         )
     frame = probe.to_dataframe(record, "query_count")
     assert set(frame["layer"]) == {0, 1, 2} and frame["value"].min() >= 0
+
+
+@pytest.mark.parametrize("layers", [[0], [1], [1, 2], [0, 1, 2]])
+def test_a_layer_without_vision_counts_the_queries_of_its_own_window(layers):
+    """As without a drop, in a forward and while answering, together and merged: layers of another
+    kind see other keys.
+    """
+    subject = subject_of(mixed)
+    asked = samples()[:2]
+    for answer in ({"response": "a red circle"}, {"max_new_tokens": 3, "min_new_tokens": 3}):
+        options = {**answer, "stacks": ["llm"]}
+        whole = node_of(measure_samples(subject, asked, **options), "llm")
+        with drop_vision(subject, layers, mode="remove"):
+            together = measure_samples(subject, asked, **options)
+            apart = merge([measure_samples(subject, [sample], **options) for sample in asked])
+        for record in (together, apart):
+            node = node_of(record, "llm")
+            assert (node["query_count"] == whole["query_count"]).all()
+            assert (node["share_count"] == whole["share_count"]).all()
+        assert (apart["llm"]["query_count"].sel(query_type="vision") > 0).any()
 
 
 def test_a_record_whose_layers_agree_merges_with_one_whose_layers_differ():
