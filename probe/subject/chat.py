@@ -42,11 +42,17 @@ KEEPS = ("exact", "always", "never")
 
 @dataclass(frozen=True)
 class CachedPrompt:
-    """The tokens in a cache, and the blocks that were open on the model when it was filled."""
+    """The tokens in a cache, and the blocks that were open on the model when it was filled. `ids`
+    are the first of them: `generate` may go on after what ends the answer.
+    """
 
     cache: DynamicCache
     ids: Tensor
     active_blocks: tuple[object, ...]
+
+    @property
+    def length(self) -> int:
+        return self.cache.get_seq_length()
 
     @property
     def can_be_cut(self) -> bool:
@@ -55,7 +61,7 @@ class CachedPrompt:
         """
         layers = self.cache.layers
         windows = [getattr(layer, "sliding_window", None) for layer in layers]
-        remembers_all = all(window is None or len(self.ids) < window for window in windows)
+        remembers_all = all(window is None or self.length < window for window in windows)
         has_state = any(hasattr(layer, "conv_states") for layer in layers)  # of either
         return remembers_all and not has_state
 
@@ -114,7 +120,7 @@ class Chat:
         watching: AbstractContextManager = nullcontext()
         if memory is not None and self.reused:
             cache = memory.cache
-            cache.crop(self.reused - len(memory.ids))
+            cache.crop(self.reused - memory.length)
             inputs = inputs.having(
                 {name: t for name, t in inputs.items() if t.shape == inputs["input_ids"].shape}
             )

@@ -6,6 +6,7 @@ import models
 import pytest
 import torch
 from prompts import six_layers
+from transformers import LogitsProcessor
 
 import probe
 from probe.errors import ProbeError
@@ -203,6 +204,32 @@ def test_where_the_cache_is_not_all_that_a_question_needs_it_begins_anew(name):
     for question in QUESTIONS[:2]:
         same(chat, subject, question)
         assert chat.reused == 0
+
+
+class _EndsSoon(LogitsProcessor):
+    """Has each answer end with its second word."""
+
+    def __init__(self, prompt: int, end: int):
+        self.length, self.end = prompt + 1, end
+
+    def __call__(self, input_ids, scores):
+        if input_ids.shape[1] == self.length:
+            scores = scores.clone()
+            scores[:, self.end] = scores.max() + 1
+        return scores
+
+
+def test_words_that_were_generated_after_the_end_are_forgotten(subject):
+    """Where the model's own config names no end, `generate` goes on after the tokenizer's."""
+    subject.model.generation_config.eos_token_id = None
+    chat = subject.chat(models.picture(0))
+    prompt = subject.encode(chat.image, QUESTIONS[0])["input_ids"].shape[1]
+    chat.ask(QUESTIONS[0], 6, logits_processor=[_EndsSoon(prompt, subject.vocabulary.end_ids[0])])
+    same(chat, subject, QUESTIONS[1])
+    assert chat.reused > prompt - 1
+    chat.restart()
+    same(chat, subject, QUESTIONS[2])
+    assert chat.reused
 
 
 def test_llava_mini_talks():
