@@ -56,6 +56,24 @@ def messages_of(question: str | Conversation, image_count: int, image_token: str
     return messages
 
 
+def image_word(processor: Any) -> str:
+    """What stands for an image in the words that a processor takes. Raises ProbeError for one that
+    names nothing.
+    """
+    word = getattr(processor, "image_token", None)  # BLIP-2's is a token with its properties
+    number = getattr(processor, "image_token_id", None)
+    if word is None and number is not None:  # Idefics names the id alone
+        word = processor.tokenizer.convert_ids_to_tokens(number)
+    if word is None:
+        raise ProbeError(
+            "processor",
+            expected="one that names the word that stands for an image (image_token)",
+            got=type(processor).__name__,
+            fix="set processor.image_token",
+        )
+    return str(word)
+
+
 def with_kinds(messages: Sequence[Message], kinds: Sequence[str]) -> list[Message]:
     """The messages with items of these types, "image" or "video", in place of the items that stand
     for images. Raises ProbeError for a video item at which an image was given.

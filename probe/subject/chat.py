@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from probe.data.image import as_images
-from probe.data.messages import Message, messages_of
+from probe.data.messages import Message, image_word, messages_of
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights, as_bool
 from probe.hooks.attention_tap import tap
@@ -93,7 +93,8 @@ class Chat:
         that refuses.
         """
         images = 0 if self.messages else self.images
-        asked = [*self.messages, *messages_of(question, images, self.subject.processor.image_token)]
+        placeholder = image_word(self.subject.processor)
+        asked = [*self.messages, *messages_of(question, images, placeholder)]
         inputs = self.subject.encode(self.image, asked)
         if not self._has_cache() or generate.get("num_beams") not in (None, 1):
             self.reused = 0

@@ -19,7 +19,7 @@ from PIL import Image
 
 from probe.data.chat_template import Rendering, render
 from probe.data.image import ImageSource, as_images
-from probe.data.messages import Conversation, messages_of, with_kinds
+from probe.data.messages import Conversation, image_word, messages_of, with_kinds
 from probe.data.refused_words import (
     refuse_placeholders,
     refuse_special_tokens,
@@ -61,7 +61,7 @@ class PromptEncoder(PromptProcessor):
         sources = as_images(image)
         open_all = partial(opened, sources, self.exif, self.takes_videos)
         visuals = self.known.opened(sources, open_all)
-        messages = messages_of(question, len(visuals), self.processor.image_token)
+        messages = messages_of(question, len(visuals), image_word(self.processor))
         if any(visual.clip for visual in visuals):
             messages = with_kinds(messages, [self.item_of(visual) for visual in visuals])
         refuse_special_tokens(self.processor.tokenizer, messages)
@@ -119,7 +119,7 @@ class PromptEncoder(PromptProcessor):
     def _placeholder_tokens(self) -> list[str]:
         """What stands for images and videos in words."""
         written = self.processor.tokenizer.convert_ids_to_tokens([*placeholder_ids(self.model)])
-        return [self.processor.image_token, *(token for token in written if token)]
+        return [image_word(self.processor), *(token for token in written if token)]
 
     def _check_embedded(self, ids: np.ndarray) -> None:
         """Raises ProbeError for a tokenizer with more words than the model."""
@@ -148,7 +148,7 @@ class PromptEncoder(PromptProcessor):
             replaced = roles_of(tokenizer, with_replacements(rendering, replacements))
             if np.array_equal(replaced.ids, ids):
                 return replaced
-        placeholder = self.processor.image_token
+        placeholder = image_word(self.processor)
         pieces = piecewise_roles(tokenizer, rendering, placeholder, placeholders[0])
         if same_words(pieces, ids, placeholders):
             return expanded(pieces, ids, placeholders)

@@ -252,9 +252,11 @@ def _note_image_token(model: PreTrainedModel, processor: Any) -> None:
     """
     tokenizer = getattr(processor, "tokenizer", None)
     word = getattr(processor, "image_token", None)
+    token = getattr(processor, "image_token_id", None)  # all that Idefics' processor has
     takes_pixels = any(n.startswith("pixel_values") for n in signature(model.forward).parameters)
-    if tokenizer is not None and word is not None and takes_pixels:
-        token = tokenizer.convert_tokens_to_ids(str(word))
+    if tokenizer is not None and takes_pixels:
+        if word is not None:
+            token = tokenizer.convert_tokens_to_ids(str(word))
         if token is not None and token != tokenizer.unk_token_id:
             state_of(model).image_token = int(token)
     image_token_id(model)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from PIL import Image
+from transformers import BatchFeature
 
 Value = TypeVar("Value")
 
@@ -83,6 +84,8 @@ class _ImageProcessor:
             return self._own(images, **options)
         setting = f"{name} {sorted(options.items(), key=repr)!r}"
         made = self._known.of(setting, lambda: self._own(images, **options))
+        if not isinstance(made, BatchFeature):  # Idefics' returns the pixels alone
+            return made
         returned = copy.copy(made)
         returned.data = dict(made.data)  # from which processors take entries away
         return returned

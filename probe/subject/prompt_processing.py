@@ -22,6 +22,10 @@ from probe.data.lazy_frames import LONG_VIDEO
 from probe.data.token_roles import adds_special_tokens
 from probe.errors import ProbeError
 from probe.subject.processed_images import ProcessedImages
+from probe.subject.query_tokens import (
+    require_tokens_of_queries,
+    with_question_for_each_image,
+)
 from probe.subject.visuals import Visual
 
 MOST_PIXELS = 2**28  # of an image on its way through the processor, which may enlarge a thin one
@@ -84,12 +88,15 @@ class PromptProcessor:
                 options["do_sample_frames"] = False
         try:
             tensors = self.known.processor(self.processor)(text=[text], **options)
-        except ValueError as error:
-            if isinstance(error, ProbeError):
-                raise
+        except ProbeError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
             raise _refusal(images, clips, error) from error
         # labels of a prompt without an answer hide all of it: its loss would be NaN
-        return {name: value for name, value in tensors.items() if name != "labels"}
+        known = {name: value for name, value in tensors.items() if name != "labels"}
+        known = with_question_for_each_image(known)
+        require_tokens_of_queries(self.model, known)
+        return known
 
     def is_streamed(self, images: Sequence[Any], clips: Sequence[Clip]) -> bool:
         """Whether the pixels of all frames are not held at once: a long video alone, for a model
@@ -132,7 +139,7 @@ class PromptProcessor:
         return render(self.processor, [message]).text
 
 
-def _refusal(images: Sequence[Image.Image], clips: Sequence[Clip], error: ValueError) -> ProbeError:
+def _refusal(images: Sequence[Image.Image], clips: Sequence[Clip], error: Exception) -> ProbeError:
     """What a processor does not take, in its own words or by what it needs."""
     lengths = [len(clip.frames) for clip in clips]
     if len(set(lengths)) > 1:
@@ -144,4 +151,7 @@ def _refusal(images: Sequence[Image.Image], clips: Sequence[Clip], error: ValueE
         )
     kinds = [kind for kind, shown in (("an image", images), ("a video", clips)) if shown]
     expected = f"{' and '.join(kinds) or 'a prompt'} that it takes"
-    return ProbeError("processor", expected=expected, got=" ".join(str(error).split()))
+    words = " ".join(str(error).split())
+    if not isinstance(error, ValueError):  # a fault in its code says little by its words alone
+        words = f"{type(error).__name__}: {words}"
+    return ProbeError("processor", expected=expected, got=words)
