@@ -24,8 +24,10 @@ Mode = Annotated[
     typer.Option(help="what taken away means: the head's part is 0 or its mean, or its attention"),
 ]
 Where = Annotated[
-    Literal["llm", "prefusion"],
-    typer.Option(help="the layers: the LLM's, or those of LLaVA-Mini's pre-fusion"),
+    Literal["llm", "cross", "prefusion"],
+    typer.Option(
+        help="the layers: the LLM's, its cross-attention to the image, LLaVA-Mini's pre-fusion"
+    ),
 ]
 Control = Annotated[
     bool, typer.Option(help="also ask about another image: what of the effect is the picture's")

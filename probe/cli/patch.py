@@ -40,8 +40,10 @@ Direction = Annotated[
     typer.Option(help="clean into corrupted, or corrupted into clean"),
 ]
 Where = Annotated[
-    Literal["llm", "prefusion"],
-    typer.Option(help="the layers: the LLM's, or those of LLaVA-Mini's pre-fusion"),
+    Literal["llm", "cross", "prefusion"],
+    typer.Option(
+        help="the layers: the LLM's, its cross-attention to the image, LLaVA-Mini's pre-fusion"
+    ),
 ]
 
 

@@ -6,9 +6,9 @@
     head        the heads' parts before the output projection, side by side: (batch, position,
                 head x head width)
 
-Where a norm follows the attention or the MLP before it is added (Gemma), the module before that
-norm is the site: the norm acts on each position alone, so that equal values before it are equal
-values after it.
+Where a norm or a gate follows the attention or the MLP before it is added (Gemma; the
+cross-attention of Mllama and Idefics), the module before it is the site: it acts on each position
+alone, so that equal values before it are equal values after it.
 
     add_site_hook(undo, "patch", stack, 3, "mlp", lambda hidden: hidden * 0)
     values = recorded(model, "patch", stack, (3, 4), "residual", inputs)      # {3: [tensor], ...}
@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from probe.errors import ProbeError, one_of
 from probe.hooks.block_threads import add_hook, only_this_thread, untouched
 from probe.hooks.layer_arguments import without_cache
+from probe.hooks.layer_stack import cross_attention_of
 from probe.hooks.model_structure import LayerStack, projection_module
 
 SITES = ("residual", "attention", "mlp", "head")
@@ -53,13 +54,17 @@ def site_module(called: str, stack: LayerStack, layer: int, site: str) -> nn.Mod
 
 
 def _mlp(called: str, stack: LayerStack, layer: int) -> nn.Module:
-    """The layer's one part that has linear maps and is not its attention."""
+    """The layer's one part that has linear maps and is not attention: neither among its own tokens
+    nor to others.
+    """
     name = stack.modules[layer]
-    attention = None if name is None else stack.attention[name]
+    attention = {*cross_attention_of([stack.layers[layer]]).values()}
+    if name is not None:
+        attention.add(stack.attention[name])
     found = [
         child
         for child in stack.layers[layer].children()
-        if attention not in set(child.modules())
+        if attention.isdisjoint(child.modules())
         and sum(parameter.ndim > 1 for parameter in child.parameters()) > 1
     ]
     if len(found) != 1:
@@ -158,7 +163,8 @@ def recorded(
     if missed := [layer for layer, calls in values.items() if not calls]:
         raise ProbeError(
             called,
-            expected="a source whose forward calls the chosen layers",
+            expected="a source whose forward calls the chosen layers (with an image, where these "
+            "read it)",
             got=f"no call of layer {missed[0]} (from 0) of {stack.name}",
         )
     return values

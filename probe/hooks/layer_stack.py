@@ -46,6 +46,21 @@ class LayerStack:
         attention = {name: self.attention[name] for name in modules if name is not None}
         return replace(self, attention=attention, modules=modules, left_out=why)
 
+    def numbered(self) -> list[tuple[int, str | None]]:
+        """The number of each layer and the name of its attention."""
+        numbers = range(len(self.layers)) if self.numbers is None else self.numbers
+        return list(zip(numbers, self.modules, strict=True))
+
+    def among(self, llm: "LayerStack") -> "LayerStack":
+        """The stack with a place for each layer of the LLM, at its `numbers`; the LLM's own layers
+        are in the other places, without attention.
+        """
+        layers = list(llm.layers)
+        modules: list[str | None] = [None] * len(layers)
+        for (number, name), layer in zip(self.numbered(), self.layers, strict=True):
+            layers[number], modules[number] = layer, name
+        return replace(self, layers=tuple(layers), modules=tuple(modules))
+
     def attention_of(self, layers: Iterable[int]) -> dict[str, nn.Module]:
         """The attention modules of these layers, where they have one."""
         names = [name for layer in layers if (name := self.modules[layer]) is not None]

@@ -62,18 +62,22 @@ def patch(
             of as many, with the same length, padding and places of vision tokens.
         layers: counted from 0.
         positions: "vision"; "text" (all others but padding); "last" (the prompt's last token); or a
-            bool mask (position) or (row, position).
+            bool mask (position) or (row, position). No position is vision where words read the
+            image by cross-attention.
         site: "residual", "attention", "mlp" or "head".
         heads: which heads, for site="head"; all by default.
-        stack: "llm" or "prefusion", where the model runs from pixels.
+        stack: "llm"; "cross", the blocks that read the image by cross-attention (Mllama, Idefics),
+            by the LLM's layers that they belong to; or "prefusion", where the model runs from
+            pixels.
 
     Raises ProbeError before anything runs for an unknown site or position, a layer or head outside,
     a compiled model and layers whose rows are removed; in the forward for inputs that do not fit
     the source; on exit where no call of one of the layers was reached.
     """
-    target = LayerTarget.of("patch", model, layers, stack)
+    target = LayerTarget.of("patch", model, layers, stack, reads_across="in both")
     columns = site_columns(target, site, heads)
     mask = _checked(positions)
+    target.refuse_vision(positions, "'text', 'last' or a mask")
     report = EditReport.of("patch", target.layers)
     name = positions if isinstance(positions, str) else "a mask"
     with target.listed("patch", f"site={site}, positions={name}"), ExitStack() as undo:
@@ -89,7 +93,7 @@ def patch(
                 )
                 add_site_hook(undo, "patch", target.stack, layer, site, edit)
         yield report
-    report.require_calls()
+    report.require_calls(target.to_reach)
 
 
 def site_columns(

@@ -92,7 +92,7 @@ def drop_vision(
     "remove_for_good" in pre-fusion, for a static or quantized cache, and with flash attention for a
     sliding window shorter than the sequence.
     """
-    target = LayerTarget.of("drop_vision", model, layers, stack, reads_across=True)
+    target = LayerTarget.of("drop_vision", model, layers, stack, reads_across="in the LLM")
     _check_mode(mode, stack)
     queries = _queries_of(target, queries)
     dropped = None if tokens is None else _mask_of(target, tokens)

@@ -74,7 +74,7 @@ class EditReport:
             if isnan(change) or change > edits.largest_change:
                 edits.largest_change = change
 
-    def require_calls(self) -> None:
+    def require_calls(self, fix: str) -> None:
         """Raises ProbeError for a layer of which no call was reached."""
         missed = [layer for layer, edits in self.layers.items() if not edits.calls]
         if missed:
@@ -83,8 +83,7 @@ class EditReport:
                 self.called,
                 expected="calls that it can change",
                 got=f"none in layer {missed[0]} (from 0), {count}",
-                fix="run the forward inside the block, on the model as it was before it was "
-                "compiled or wrapped",
+                fix=fix,
             )
 
     def __str__(self) -> str:

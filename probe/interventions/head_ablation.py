@@ -31,8 +31,10 @@ from probe.errors import ProbeError, one_of, whole_numbers
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import model_block
+from probe.hooks.image_readers import CROSS
 from probe.hooks.layer_sites import head_count
 from probe.hooks.model_state import layer_ranges
+from probe.hooks.model_structure import cross_attention
 from probe.hooks.score_rule import without_bias
 from probe.hooks.tracked_sequence import TrackedSequence
 from probe.interventions.attention_edits import mask_keys
@@ -63,8 +65,10 @@ def ablate_heads(
     Args:
         heads: {layer: head, heads or "all"}. Without any, nothing changes, to the bit.
         mode: one of the four above.
-        stack: "llm", or "prefusion", where all modes but "no_vision" need pixels: they change the
-            vision rows of an image that was encoded before.
+        stack: "llm"; "cross", the heads of cross-attention to the image (Mllama, Idefics) by the
+            LLM's layers that they belong to, in all modes but "no_vision": "zero" takes the image
+            away from them; or "prefusion", where all modes but "no_vision" need pixels: they change
+            the vision rows of an image that was encoded before.
 
     Raises ProbeError before anything runs for an unknown mode, a layer or head outside, a compiled
     model, layers without softmax attention and, with "no_vision", flash attention; on exit where no
@@ -73,12 +77,11 @@ def ablate_heads(
     one_of("ablate_heads", "a mode of", mode, HEAD_MODES)
     if not isinstance(heads, Mapping):
         raise ProbeError("ablate_heads", expected="heads as {layer: heads}", got=repr(heads))
-    target = LayerTarget.of("ablate_heads", model, heads, stack)
+    target = LayerTarget.of("ablate_heads", model, heads, stack, reads_across="in both")
     chosen = {layer: heads_of(target, layer, heads[layer]) for layer in target.layers}
     chosen = {layer: numbers for layer, numbers in chosen.items() if numbers}
     target = replace(target, layers=tuple(chosen))
-    if mode == "no_vision":
-        target.refuse_flash("load the model with attn_implementation='sdpa'")
+    check_mode(target, str(mode))
     report = EditReport.of("ablate_heads", chosen)
     sequences = target.sequences(changes_vision=mode != "no_vision")
 
@@ -99,7 +102,25 @@ def ablate_heads(
                 target.routed(around, reports=False, hides_tokens=mode == "no_vision")
             )
         yield report
-    report.require_calls()
+    report.require_calls(target.to_reach)
+
+
+def check_mode(target: LayerTarget, mode: str) -> None:
+    """Raises ProbeError for "no_vision" where no head can lose the image alone, and for kernels
+    that take no mask.
+    """
+    if mode != "no_vision":
+        return
+    if cross_attention(target.model) and target.stack.name != PREFUSION:
+        of_image = "which sees nothing but the image"
+        of_words = "which sees words alone"
+        raise ProbeError(
+            target.called,
+            expected="heads that see words and vision, for mode='no_vision'",
+            got=f"attention {of_image if target.stack.name == CROSS else of_words}",
+            fix="use mode='zero' with stack='cross': the heads then add nothing of the image",
+        )
+    target.refuse_flash("load the model with attn_implementation='sdpa'")
 
 
 def heads_of(target: LayerTarget, layer: int, heads: Heads) -> tuple[int, ...]:
@@ -109,7 +130,12 @@ def heads_of(target: LayerTarget, layer: int, heads: Heads) -> tuple[int, ...]:
     name = target.stack.modules[layer]
     if name is None:
         raise ProbeError(
-            target.called, expected="layers with attention heads", got=f"layer {layer} (from 0)"
+            target.called,
+            expected="layers with attention heads",
+            got=f"layer {layer} (from 0)",
+            fix="stack='cross' has those that read the image"
+            if layer in cross_attention(target.model)
+            else "",
         )
     count = head_count(target.called, target.stack.attention[name])
     if isinstance(heads, str):

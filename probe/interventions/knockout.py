@@ -55,7 +55,7 @@ def knockout(
     Raises ProbeError before anything runs for unknown names, a layer outside, a compiled model and
     flash attention; in the forward, before any layer, for inputs of another shape than `types`.
     """
-    target = LayerTarget.of("knockout", model, layers, stack, reads_across=True)
+    target = LayerTarget.of("knockout", model, layers, stack, reads_across="in the LLM")
     queries = as_names(queries)
     keys = as_names(keys)
     _check_names((*queries, *keys), target.kinds, types)

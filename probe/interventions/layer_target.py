@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -16,9 +16,10 @@ from probe.hooks.attention_tap import Kernel, Output, Wrapper, routed
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.chosen_keys import GivenMasks
 from probe.hooks.compiled import refuse_compiled
+from probe.hooks.image_readers import CROSS
 from probe.hooks.model_checks import require_rows_apart, require_transformers
-from probe.hooks.model_state import Intervention, registered
-from probe.hooks.model_structure import LayerStack, cross_attention, stacks
+from probe.hooks.model_state import Intervention, layer_ranges, registered
+from probe.hooks.model_structure import LayerStack, stacks
 from probe.hooks.own_kernel import implementation_of
 from probe.hooks.prefusion_tracker import PrefusionTracker
 from probe.hooks.sequence_tracker import SequenceTracker
@@ -32,6 +33,9 @@ TOKEN_KINDS = {
     PREFUSION: ("text", "compressed", "vision"),
     "llm": ("text", "vision"),
 }  # stack -> kinds of its tokens
+# Where an intervention may be on a model whose words read images by cross-attention:
+# nowhere, in the LLM's own layers, or there and in the cross-attention (stack="cross")
+ReadsAcross = Literal["nowhere", "in the LLM", "in both"]
 
 
 @dataclass(frozen=True)
@@ -53,36 +57,41 @@ class LayerTarget:
         layers: Layers,
         stack: str = "llm",
         *,
-        reads_across: bool = False,
+        reads_across: ReadsAcross = "nowhere",
     ) -> "LayerTarget":
-        """`model`: a model or a Subject; `reads_across`: it may be one that reads images by
-        cross-attention. Raises ProbeError for a compiled model, a layer that does not exist, and a
-        stack whose layers do not hold text and vision (those of the LLM and of pre-fusion do).
+        """`model`: a model or a Subject; `reads_across`: where it works on one that reads images by
+        cross-attention, whose layers are counted as the LLM's. Raises ProbeError for a compiled
+        model, a layer that does not exist, and a stack whose layers do not hold text and vision
+        (those of the LLM and of pre-fusion do).
         """
         model = (
             model.model if not isinstance(model, nn.Module) and hasattr(model, "model") else model
         )
         refuse_compiled(called, model)
         require_transformers(called, model, "a transformers model or a Subject")
-        known_stacks = {
-            name: layer_stack for name, layer_stack in stacks(model).items() if name in TOKEN_KINDS
-        }
-        if stack not in known_stacks:
-            known = " or ".join(map(repr, reversed(known_stacks)))
+        found = stacks(model)
+        known = [name for name in TOKEN_KINDS if name in found]
+        if reads_across == "in both" and CROSS in found:
+            known.append(CROSS)
+        if stack not in known:
+            names = " or ".join(map(repr, reversed(known)))
             raise ProbeError(
-                called, expected=f"stack={known}, whose tokens are text and vision", got=repr(stack)
+                called, expected=f"stack={names}, whose tokens are text and vision", got=repr(stack)
             )
-        cross = cross_attention(model)
-        if cross and not reads_across:
-            name, _ = next(iter(cross.values()))
+        if CROSS in found and reads_across == "nowhere":
+            name = next(iter(found[CROSS].attention))
             raise ProbeError(
                 called,
                 expected="a model whose vision tokens stand among the words",
                 got=f"one that reads images by cross-attention ({name})",
                 fix="drop_vision and knockout silence that attention",
             )
-        layer_stack = known_stacks[stack]
+        layer_stack = found[stack]
+        if stack == CROSS:
+            layer_stack = layer_stack.among(found["llm"])
         indices = _indices(called, layers, len(layer_stack.layers))
+        if stack == CROSS:
+            _require_readers(called, layer_stack, indices)
         return cls(called, model, layer_stack, indices)
 
     @property
@@ -108,7 +117,18 @@ class LayerTarget:
             return PrefusionTracker(
                 self.called, self.model, self.stack, from_pixels=changes_vision, **options
             )
-        return SequenceTracker(self.called, self.model, self.stack.layers[0], **options)
+        first_layer = stacks(self.model)["llm"].layers[0]  # a block before it has no cache
+        return SequenceTracker(self.called, self.model, first_layer, **options)
+
+    @property
+    def to_reach(self) -> str:
+        """What to do where a layer was not called."""
+        if CROSS in stacks(self.model):
+            return "run a prompt with an image: without one layers that read it are left out"
+        return (
+            "run the forward inside the block, on the model as it was before it was compiled or "
+            "wrapped"
+        )
 
     @model_block
     def listed(self, kind: str, options: str = "") -> Iterator[None]:
@@ -175,10 +195,23 @@ class LayerTarget:
                     self.called,
                     expected="attention calls that it can change",
                     got=f"none in layer {layer} (from 0) of {self.stack.name}, although it ran",
-                    fix="use the model as it was before it was compiled or wrapped",
+                    fix=self.to_reach,
                 )
         if reports and reach.forwards and not reach.changed:
             warn_unchanged(self.called)
+
+    def refuse_vision(self, positions: Any, others: str) -> None:
+        """Raises ProbeError for "vision" as positions where no vision token stands among the words.
+        `others`: what may be asked for.
+        """
+        is_vision = isinstance(positions, str) and positions == "vision"
+        if is_vision and self.stack.name != PREFUSION and CROSS in stacks(self.model):
+            raise ProbeError(
+                self.called,
+                expected=f"positions of words ({others}) in a model whose words read the image by "
+                "cross-attention",
+                got="'vision'",
+            )
 
     def refuse_flash(self, fix: str) -> None:
         """Raises ProbeError for kernels that take no mask over pairs of query and key."""
@@ -234,6 +267,17 @@ def warn_unchanged(called: str) -> None:
 def as_names(names: Names) -> tuple[str, ...]:
     """One name or several, as several."""
     return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _require_readers(called: str, cross: LayerStack, layers: tuple[int, ...]) -> None:
+    """Raises ProbeError for a layer of the LLM without cross-attention to the image."""
+    if others := sorted({*layers} & {*cross.without_attention}):
+        readers = [number for number, name in enumerate(cross.modules) if name is not None]
+        raise ProbeError(
+            called,
+            expected=f"layers that read the image by cross-attention: {layer_ranges(readers)}",
+            got=f"layer {others[0]} (from 0)",
+        )
 
 
 def _indices(called: str, layers: Layers, count: int) -> tuple[int, ...]:

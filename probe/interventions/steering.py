@@ -30,7 +30,7 @@ from probe.hooks.block_threads import model_block
 from probe.hooks.layer_sites import SITES, add_site_hook, recorded, site_module
 from probe.hooks.tracked_sequence import ForwardTracker, TrackedSequence
 from probe.interventions.edit_report import EditReport
-from probe.interventions.layer_target import Layers, LayerTarget
+from probe.interventions.layer_target import PREFUSION, Layers, LayerTarget
 from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
 
@@ -41,7 +41,7 @@ STEERED = ("all", "vision", "text")
 @dataclass(frozen=True, eq=False)
 class Direction:
     """A vector of a site's width (float32, on the CPU) and where it was read: the site, the layer
-    (from 0), the positions, and the number of positives and negatives.
+    (from 0) and its stack, the positions, and the number of positives and negatives.
     """
 
     vector: Float[Tensor, " width"]
@@ -50,6 +50,7 @@ class Direction:
     positions: str = "last"
     positives: int = 0
     negatives: int = 0
+    stack: str = "llm"
 
     @property
     def norm(self) -> float:
@@ -64,6 +65,7 @@ def direction(
     layer: int = 0,
     *,
     positions: str = "last",
+    stack: str = "llm",
 ) -> Direction:
     """Mean activation over the positives less that over the negatives, in float32.
 
@@ -72,13 +74,16 @@ def direction(
         site: "residual", "attention", "mlp" or "head" (all heads side by side).
         layer: counted from 0.
         positions: "last" (the prompt's last token), or the mean over its "vision" or "text" tokens.
+        stack: "llm", or "cross": what blocks with cross-attention to the image make (Mllama,
+            Idefics), by the LLM's layers that they belong to.
 
     Raises ProbeError for no positives or negatives, an unknown site or position, a layer outside,
     and a sample that has no such position.
     """
-    target = LayerTarget.of("direction", subject, layer)
+    target = _target("direction", subject, layer, stack)
     one_of("direction", "a site of", site, SITES)
     one_of("direction", "positions of", positions, READ_AT)
+    target.refuse_vision(positions, "'last' or 'text'")
     not_empty("direction", "positive", positives)
     not_empty("direction", "negative", negatives)
     means = []
@@ -87,7 +92,13 @@ def direction(
         means.append(torch.stack(read).mean(0))
     (chosen,) = target.layers
     vector = means[0] - means[1]
-    return Direction(vector, site, chosen, positions, len(positives), len(negatives))
+    return Direction(vector, site, chosen, positions, len(positives), len(negatives), stack)
+
+
+def _target(called: str, model: Any, layers: Layers, stack: str) -> LayerTarget:
+    if stack == PREFUSION:
+        raise ProbeError(called, expected="stack='llm' or 'cross'", got=repr(stack))
+    return LayerTarget.of(called, model, layers, stack, reads_across="in both")
 
 
 def _inputs(subject: Subject, given: Sample | Inputs) -> Inputs:
@@ -127,6 +138,7 @@ def steer(
     *,
     site: str | None = None,
     positions: str = "all",
+    stack: str | None = None,
 ) -> Iterator[EditReport]:
     """Adds `scale` times the direction at these layers of a model or Subject while the block lasts,
     and gives a report of what was changed.
@@ -137,6 +149,7 @@ def steer(
         site: by default the direction's own, "residual" for a bare vector.
         positions: "all" (generated tokens too), "vision", or "text" (all others, generated ones
             too); padding is steered with text, and nothing reads it.
+        stack: as in `direction`; by default the direction's own, "llm" for a bare vector.
 
     Raises ProbeError before anything runs for a layer outside, an unknown site or position, a
     vector that is no vector of numbers and a compiled model; in the forward for another width; on
@@ -153,7 +166,9 @@ def steer(
     site = site or (given.site if given is not None else "residual")
     one_of("steer", "a site of", site, SITES)
     one_of("steer", "positions of", positions, STEERED)
-    target = LayerTarget.of("steer", model, layers)
+    stack = stack or (given.stack if given is not None else "llm")
+    target = _target("steer", model, layers, stack)
+    target.refuse_vision(positions, "'all' or 'text'")
     for layer in target.layers:
         site_module("steer", target.stack, layer, site)
     report = EditReport.of("steer", target.layers)
@@ -166,7 +181,7 @@ def steer(
                 edit = partial(_steered, layer, vector * float(scale), positions, sequences, report)
                 add_site_hook(undo, "steer", target.stack, layer, site, edit)
         yield report
-    report.require_calls()
+    report.require_calls(target.to_reach)
 
 
 def _vector(direction: Any) -> Float[Tensor, " width"]:

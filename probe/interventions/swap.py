@@ -8,6 +8,9 @@ Vision queries, and all other layers, attend to the original image. Where donor 
 same text up to the last vision token, that run is the donor's own forward. In LLaVA-Mini, text that
 was fused with the original image stays fused with it.
 
+Where words read images by cross-attention (Mllama, Idefics), all words read the donor's image in
+that attention of the chosen layers (`cross_swap.py`).
+
     with swap_vision(subject.model, range(8, 16), subject.encode("another.jpg", question)):
         subject.model.generate(**inputs)
 """
@@ -28,9 +31,10 @@ from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import add_hook, model_block, only_this_thread, untouched
 from probe.hooks.layer_arguments import cache_argument, without_cache
-from probe.hooks.model_structure import text_decoder, vision_positions
+from probe.hooks.model_structure import cross_attention, text_decoder, vision_positions
 from probe.hooks.tracked_sequence import TrackedSequence
 from probe.interventions.attention_edits import replace_keys_values
+from probe.interventions.cross_swap import read_from_donor
 from probe.interventions.layer_target import Layers, LayerTarget
 
 Rows = list[Tensor]  # the vision tokens of each row, (key, hidden), as the language model gets them
@@ -49,7 +53,13 @@ def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
     swapped already; in the forward, before any layer, for images of another number of vision
     tokens.
     """
-    target = LayerTarget.of("swap_vision", model, layers)
+    target = LayerTarget.of("swap_vision", model, layers, reads_across="in the LLM")
+    if cross_attention(target.model):
+        with target.listed("swap"), ExitStack() as undo:
+            if target.layers:
+                undo.enter_context(read_from_donor(target, _as_inputs(model, donor)))
+            yield
+        return
     decoder: Any = text_decoder(target.model)
     sequences = target.sequences(whole_prompt=True)
     rows = vision_rows(target.model, _as_inputs(model, donor)) if target.layers else []

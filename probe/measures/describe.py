@@ -25,6 +25,7 @@ from probe.data.image import ImageSource, Video, open_image
 from probe.errors import ProbeError
 from probe.hooks.attention_tap import tap
 from probe.hooks.block_threads import only_this_thread
+from probe.hooks.image_readers import CROSS
 from probe.hooks.layer_sites import SITES, head_count, site_module
 from probe.hooks.model_checks import require_observable, require_subject
 from probe.hooks.model_structure import (
@@ -270,29 +271,32 @@ def _interventions(
 ) -> dict[str, Try]:
     model = subject.model
     tries: dict[str, Try] = {}
+    patched = "text" if CROSS in known else "vision"
 
     def within(block: Any) -> None:
         with block:
             model(**inputs)
 
-    for stack in (name for name in TOKEN_KINDS if name in known):
-        layers = range(len(known[stack].layers))
-        with_heads = [layer for layer in layers if known[stack].modules[layer] is not None]
+    for stack in (name for name in (*TOKEN_KINDS, CROSS) if name in known):
+        numbered = known[stack].numbered()
+        layers = [layer for layer, _ in numbered]
+        with_heads = [layer for layer, name in numbered if name is not None]
         where = f", {stack}"
-        for mode in PREFUSION_MODES if stack == PREFUSION else DROP_MODES:
-            tries[f"drop_vision {mode}{where}"] = lambda mode=mode, stack=stack, layers=layers: (
-                within(drop_vision(model, layers, mode, stack=stack))
+        if stack in TOKEN_KINDS:  # dropping in the LLM's layers takes in their cross-attention
+            for mode in PREFUSION_MODES if stack == PREFUSION else DROP_MODES:
+                tries[f"drop_vision {mode}{where}"] = lambda mode=mode, stack=stack, at=layers: (
+                    within(drop_vision(model, at, mode, stack=stack))
+                )
+            tries[f"knockout{where}"] = lambda stack=stack, at=layers: within(
+                knockout(model, "text", "vision", at, stack=stack)
             )
-        tries[f"knockout{where}"] = lambda stack=stack, layers=layers: within(
-            knockout(model, "text", "vision", layers, stack=stack)
-        )
         for mode in HEAD_MODES:
             tries[f"ablate_heads {mode}{where}"] = lambda mode=mode, stack=stack, at=with_heads: (
                 within(ablate_heads(model, dict.fromkeys(at, 0), mode, stack=stack))
             )
         for site in SITES:
             tries[f"patch {site}{where}"] = lambda site=site, stack=stack, at=with_heads: within(
-                patch(model, inputs, at, site=site, stack=stack)
+                patch(model, inputs, at, patched, site, stack=stack)
             )
     depth = range(len(known["llm"].layers))
     tries["swap_vision, llm"] = lambda: within(swap_vision(subject, depth, image))

@@ -53,6 +53,10 @@ _MODES = {
     "uniform": "the head made to attend evenly",
     "no_vision": "the head's text queries kept from vision keys",
 }
+_OF_STACK = {
+    "cross": "heads of cross-attention to the image; ",
+    "prefusion": "heads of pre-fusion; ",
+}
 _CORRUPTIONS = {
     "given": "each question's own counterpart",
     "image": "another question's image",
@@ -103,6 +107,7 @@ def head_effects(
         heading(figure_of(axes), f"What heads add to the answer · {sweep.attrs['model']}")
     note = (
         f"{sweep.sizes['sample']} questions on {_images(sweep['image'])}; "
+        f"{_OF_STACK.get(str(sweep.attrs.get('stack')), '')}"
         f"{_MODES[str(sweep.attrs['mode'])]}; intervals: 95 %, bootstrap over images; filled: "
         f"significant at a false discovery rate of {100 * RATE:.0f} % among {len(frame)} heads"
     )
@@ -115,7 +120,7 @@ def _measured(sweep: xr.Dataset) -> dict[str, xr.DataArray]:
     return {
         f"{name}, response → vision": sweep[name].mean("sample").assign_attrs(SCHEMA[name].attrs)
         for name in BESIDE
-        if name in sweep
+        if name in sweep and sweep[name].notnull().any()  # not where words read across
     }
 
 

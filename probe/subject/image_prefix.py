@@ -82,14 +82,6 @@ class EmbeddedPrompt:
         """Runs the model up to its decoder: the encoder, the projector and whatever else comes
         before.
         """
-        with _stopped_at(text_decoder(model)) as given:
-            model(**inputs, use_cache=False)
-        if given.get("inputs_embeds") is None:
-            raise ProbeError(
-                "drop_sweep",
-                expected="an LLM that gets all its tokens at once",
-                got=type(model).__name__,
-            )
         if cross := cross_attention(model):
             name, _ = next(iter(cross.values()))
             raise ProbeError(
@@ -97,6 +89,14 @@ class EmbeddedPrompt:
                 expected="a model whose vision tokens stand among the words",
                 got=f"one that reads images by cross-attention ({name})",
                 fix="run each case under drop_vision",
+            )
+        with _stopped_at(text_decoder(model)) as given:
+            model(**inputs, use_cache=False)
+        if given.get("inputs_embeds") is None:
+            raise ProbeError(
+                "drop_sweep",
+                expected="an LLM that gets all its tokens at once",
+                got=type(model).__name__,
             )
         ids = inputs["input_ids"]
         embeddings = given["inputs_embeds"]

@@ -16,6 +16,8 @@ from probe.interventions.sweep.visibility import SWEEP_MODES
 from probe.subject.greedy_words import other_rules
 from probe.subject.subject import Subject
 
+READS_ACROSS = "words read the image by cross-attention"  # nothing of it stands among them
+
 
 def check_subject(subject: Subject, stack: str, known: list[str], max_new_tokens: int) -> None:
     """Raises ProbeError for another stack than the `known`, and for a model that is compiled, in
@@ -68,4 +70,4 @@ def alone_reason(model: PreTrainedModel) -> str:
         return f"{guided} chooses vision tokens by the question"
     if rules := other_rules(model):
         return f"the checkpoint chooses words by {rules}"
-    return "words read the image by cross-attention" if cross_attention(model) else ""
+    return READS_ACROSS if cross_attention(model) else ""

@@ -32,9 +32,10 @@ from probe.data.sample import Sample
 from probe.errors import ProbeError, not_empty
 from probe.hooks.block_threads import only_this_thread
 from probe.hooks.layer_sites import add_site_hook
-from probe.hooks.model_structure import output_head, text_decoder
+from probe.hooks.model_structure import cross_attention, output_head, text_decoder
 from probe.interventions.activation_patching import column_mask, site_columns
 from probe.interventions.layer_target import Layers
+from probe.interventions.sweep.checks import READS_ACROSS
 from probe.interventions.sweep.result_table import begins_with, gold_logprob
 from probe.measures.attention.answer_logprob import token_logprob
 from probe.measures.causal.patch_cases import BASE_AND_SOURCE
@@ -113,6 +114,13 @@ class AttributionPatching(PatchSweep):
         if self.cases.stack.name != "llm":
             got = repr(self.cases.stack.name)
             raise ProbeError(self.kind, expected="stack='llm'", got=got, fix="use patch_sweep")
+        if cross_attention(self.subject.model):
+            raise ProbeError(
+                self.kind,
+                expected="a model whose LLM makes its logits of tokens and positions alone",
+                got=READS_ACROSS,
+                fix="use patch_sweep",
+            )
 
     def __call__(self, sample: Sample, other: Sample) -> xr.Dataset:
         """One sample and its counterpart."""

@@ -23,11 +23,13 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel
 from probe.hooks.layer_sites import head_count
-from probe.hooks.model_structure import LayerStack
+from probe.hooks.model_structure import LayerStack, cross_attention
 from probe.hooks.stop_forward import StopForward
 from probe.hooks.tracked_sequence import TrackedSequence
 from probe.interventions.attention_edits import mask_keys
 from probe.interventions.head_ablation import ablate_heads, mean_over
+from probe.interventions.layer_target import PREFUSION
+from probe.interventions.sweep.checks import READS_ACROSS
 from probe.interventions.sweep.sample_prompts import SamplePrompts
 from probe.measures.causal.recorded_rows import Keys, RecordedRows, over_before, record
 from probe.measures.causal.resumed_layers import logits_of, no_prefix, resume, untouched
@@ -90,8 +92,10 @@ class HeadCases:
         return self.plans[has_vision]
 
     def _tried(self, prompt: SamplePrompts) -> tuple[bool, str]:
-        if self.stack.name != "llm":
+        if self.stack.name == PREFUSION:
             return False, "what is before the LLM changes"
+        if cross_attention(self.subject.model):
+            return False, READS_ACROSS
         if self.mode in SHARED_PREFIX and not self._reason(prompt, True):
             return True, ""
         return False, self._reason(prompt, False)

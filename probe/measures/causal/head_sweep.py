@@ -30,7 +30,7 @@ from probe.hooks.block_threads import only_this_thread
 from probe.hooks.finite_states import require_finite
 from probe.hooks.model_checks import require_observable, require_subject, require_untouched
 from probe.hooks.model_structure import stacks
-from probe.interventions.head_ablation import HEAD_MODES, HeadMode, heads_of
+from probe.interventions.head_ablation import HEAD_MODES, HeadMode, check_mode, heads_of
 from probe.interventions.layer_target import LayerTarget
 from probe.interventions.sweep.result_table import (
     begins_with,
@@ -66,7 +66,7 @@ def head_sweep(
     Args:
         heads: "all", or {layer: heads}; heads that are left out are NaN.
         mode: as in `ablate_heads`.
-        stack: "llm" or "prefusion".
+        stack: "llm", "cross" (as in `ablate_heads`) or "prefusion".
         control: also ask each question about the images of the next sample with others. It costs as
             much again.
         progress: print a progress bar to stderr.
@@ -110,9 +110,9 @@ class HeadSweep:
         require_untouched("head_sweep", subject.model)
         known = stacks(subject.model)
         self.subject, self.mode, self.stack_name = subject, str(mode), stack
-        target = LayerTarget.of("head_sweep", subject, _layers(heads, known, stack), stack)
-        if mode == "no_vision":
-            target.refuse_flash("load the model with attn_implementation='sdpa'")
+        chosen_layers = _layers(heads, known, stack)
+        target = LayerTarget.of("head_sweep", subject, chosen_layers, stack, reads_across="in both")
+        check_mode(target, str(mode))
         chosen = {
             layer: heads_of(target, layer, "all" if isinstance(heads, str) else heads[layer])
             for layer in target.layers
@@ -194,7 +194,7 @@ def _layers(heads: str | Mapping[int, Any], known: Mapping[str, Any], stack: str
     one_of("head_sweep", "heads as {layer: heads} or", heads, ["all"])
     if stack not in known:
         return []
-    return [layer for layer, name in enumerate(known[stack].modules) if name is not None]
+    return [layer for layer, name in known[stack].numbered() if name is not None]
 
 
 def _values(logits: Float[Tensor, "case kept vocabulary"], gold: Tensor) -> dict[str, np.ndarray]:

@@ -18,9 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.errors import ProbeError
-from probe.hooks.model_structure import LayerStack
+from probe.hooks.model_structure import LayerStack, cross_attention
 from probe.interventions.activation_patching import column_mask, patch, site_columns
-from probe.interventions.layer_target import LayerTarget
+from probe.interventions.layer_target import PREFUSION, LayerTarget
+from probe.interventions.sweep.checks import READS_ACROSS
 from probe.measures.causal.patch_pairs import Pair, noised
 from probe.measures.causal.position_groups import Mask
 from probe.measures.causal.recorded_rows import RecordedRows, record
@@ -85,8 +86,10 @@ class PatchCases:
 
     def reason(self, pair: Pair) -> str:
         """Why each case runs alone, "" where resuming is exact; two forwards, the first time."""
-        if self.stack.name != "llm":
+        if self.stack.name == PREFUSION:
             return "what is before the LLM changes"
+        if cross_attention(self.subject.model):
+            return READS_ACROSS
         has_vision = bool(pair.vision.any())
         if has_vision not in self.reasons:
             self.reasons[has_vision] = self._tried(pair)
@@ -164,7 +167,7 @@ class PatchCases:
         """The block of one case. In pre-fusion a group is known by its name: patches stand at no
         position of the inputs.
         """
-        of_llm = self.stack.name == "llm"
+        of_llm = self.stack.name != PREFUSION
         where = _padded(mask, source["input_ids"].shape[1]) if of_llm else name
         model = self.subject.model
         return patch(model, source, layer, where, self.site, self.heads, stack=self.stack.name)

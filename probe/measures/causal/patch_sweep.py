@@ -28,7 +28,7 @@ from probe.hooks.finite_states import require_finite
 from probe.hooks.model_checks import require_observable, require_subject, require_untouched
 from probe.hooks.model_structure import stacks
 from probe.interventions.activation_patching import site_columns
-from probe.interventions.layer_target import Layers, LayerTarget
+from probe.interventions.layer_target import PREFUSION, Layers, LayerTarget
 from probe.interventions.sweep.result_table import begins_with, gold_logprob
 from probe.measures.causal.patch_cases import PatchCases
 from probe.measures.causal.patch_pairs import Pair, counterparts, default_corruption, pair_of
@@ -70,7 +70,7 @@ def patch_sweep(
             sample's with others; the default elsewhere), "blank", "noise" (on the vision
             embeddings) or "question" (the next as long).
         direction: "denoise" (clean into corrupted), "noise" (the other way round) or "both".
-        stack: "llm", or "prefusion" with the groups vision, text and last.
+        stack: "llm", "cross" (as in `patch`), or "prefusion" with the groups vision, text and last.
         seed: of the noise.
         progress: print a progress bar to stderr.
 
@@ -130,7 +130,7 @@ class PatchSweep:
         require_untouched(called, subject.model)
         known = stacks(subject.model)
         chosen = _layers(layers, known, stack, site)
-        target = LayerTarget.of(called, subject, chosen, stack)
+        target = LayerTarget.of(called, subject, chosen, stack, reads_across="in both")
         not_empty(called, "layer", target.layers)
         site_columns(target, site, heads)
         self.subject, self.positions, self.corruption = subject, positions, corruption
@@ -140,7 +140,7 @@ class PatchSweep:
         self.cases = PatchCases(subject, target, site, heads, cache)
 
     def groups(self, pair: Pair) -> Mapping[str, Mask]:
-        if self.cases.stack.name == "llm":
+        if self.cases.stack.name != PREFUSION:
             return position_groups(self.positions, pair.clean)
         everything = np.ones(pair.prompt_length, dtype=bool)
         return dict.fromkeys(OF_PREFUSION, everything)
@@ -216,7 +216,7 @@ def _layers(layers: str | Layers, known: Mapping[str, Any], stack: str, site: st
     if stack not in known:
         return []
     of_attention = site in ("attention", "head")
-    modules = enumerate(known[stack].modules)
+    modules = known[stack].numbered()
     return [layer for layer, name in modules if name is not None or not of_attention]
 
 

@@ -53,8 +53,14 @@ def _mask(name: str, given: Any, inputs: Inputs) -> Mask:
 
 
 def _cells(inputs: Inputs) -> dict[str, Mask]:
-    """Vision tokens by the cell of the first image that their centre lies in."""
+    """Vision tokens by the cell of the first image that their centre lies in. Raises ProbeError
+    where none has a place.
+    """
     grid, positions = inputs.grid[0], np.flatnonzero(inputs.types.vision[0])
+    if np.isnan(grid.box).all():
+        got = "vision tokens without a place" if len(positions) else "words that stand for none"
+        expected = "positions that lie in the image, for positions='cells'"
+        raise ProbeError("patch_sweep", expected=expected, got=got, fix="use positions='types'")
     centre = (grid.box[:, :2] + grid.box[:, 2:]) / 2
     place = np.floor(np.nan_to_num(centre, nan=-1.0) * CELLS)  # column, row
     masks = {}

@@ -78,7 +78,9 @@ def steering_curve(
     samples = [samples] if isinstance(samples, Sample) else list(samples)
     not_empty(called, "sample", samples)
     not_empty(called, "scale", scales)
-    chosen = LayerTarget.of(called, subject, direction.layer if layers is None else layers).layers
+    given = direction.layer if layers is None else layers
+    target = LayerTarget.of(called, subject, given, direction.stack, reads_across="in both")
+    chosen = target.layers
     tables = []
     for sample in tqdm(samples, called, unit="sample", disable=not progress):
         prompts = SamplePrompts.of(subject, sample, None)
@@ -99,6 +101,7 @@ def steering_curve(
             kind=called,
             site=direction.site,
             read_layer=direction.layer,
+            stack=direction.stack,
             layers=",".join(map(str, chosen)),
             positions=positions,
             norm=direction.norm,
