@@ -6,6 +6,7 @@ prompts.processed(text, prompts.shown(visuals), clips_of(visuals))     # tensors
 
 import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +54,11 @@ class PromptProcessor:
     def settings(self) -> str:
         """Equal for processors that treat images alike: their kind and all they hold but words."""
         words = ("tokenizer", "chat_template")
-        held = {name: value for name, value in vars(self.processor).items() if name not in words}
+        held = {
+            name: _written(value)
+            for name, value in vars(self.processor).items()
+            if name not in words
+        }
         return f"{type(self.processor).__name__} {self.aspect} {held!r}"
 
     def item_of(self, visual: Visual) -> str:
@@ -72,6 +77,8 @@ class PromptProcessor:
             batch = [list(images)] if images else None
             if hasattr(self.processor, "get_text_with_replacements"):
                 options["return_text_replacement_offsets"] = bool(images or clips)
+            if "mm_token_type_ids" in inspect.signature(self.model.forward).parameters:
+                options["return_mm_token_type_ids"] = True  # Cosmos 3 Edge: not by default
         else:
             batch = list(images) or None
         options["images"] = batch
@@ -87,7 +94,7 @@ class PromptProcessor:
                 options["video_metadata"] = [clip.metadata for clip in clips]
                 options["do_sample_frames"] = False
         try:
-            tensors = self.known.processor(self.processor)(text=[text], **options)
+            tensors = self._called(text, options)
         except ProbeError:
             raise
         except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
@@ -97,6 +104,21 @@ class PromptProcessor:
         known = with_question_for_each_image(known)
         require_tokens_of_queries(self.model, known)
         return known
+
+    def _called(self, text: str, options: dict[str, Any]) -> Any:
+        """What the processor returns. Where it takes no list of images for each text (GOT-OCR 2,
+        for which these are pages), it gets one list for all.
+        """
+        processor = self.known.processor(self.processor)
+        try:
+            return processor(text=[text], **options)
+        except ValueError:
+            images = options["images"]
+            if not images or not isinstance(images[0], list):
+                raise
+            with suppress(ValueError):
+                return processor(text=[text], **{**options, "images": images[0]})
+            raise
 
     def is_streamed(self, images: Sequence[Any], clips: Sequence[Clip]) -> bool:
         """Whether the pixels of all frames are not held at once: a long video alone, for a model
@@ -137,6 +159,14 @@ class PromptProcessor:
         shown = [{"type": item} for item in items]
         message = {"role": "user", "content": [*shown, {"type": "text", "text": "?"}]}
         return render(self.processor, [message]).text
+
+
+def _written(part: Any) -> str:
+    """All that a part of a processor holds, as words. Its own `repr` may be that of a file, which
+    is refused where the file would be incomplete (ERNIE's without its font).
+    """
+    is_saved = hasattr(part, "to_dict") and hasattr(part, "__dict__")
+    return f"{type(part).__name__} {vars(part)!r}" if is_saved else repr(part)
 
 
 def _refusal(images: Sequence[Image.Image], clips: Sequence[Clip], error: Exception) -> ProbeError:
