@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from probe.hooks.block_threads import add_hook, only_this_thread, untouched
 from probe.hooks.model_structure import text_decoder
 from probe.hooks.stop_forward import StopForward
+from probe.subject.measured_views import pixel_names
 from probe.subject.views_from_places import View
 
 DRAWS = 6  # of noise: words of a codebook may be the same by chance in some
@@ -43,7 +44,7 @@ def rows_between_markers(
     starts = np.flatnonzero(np.diff(is_token, prepend=False) & is_token)
     if not views or [view.image for view in views] != list(range(len(starts))):
         return None
-    is_marker = _markers(model, tensors, is_token)
+    is_marker = unchanged_tokens(model, tensors, is_token)
     if is_marker is None or not is_marker.any():
         return None
     image_of = np.searchsorted(starts, np.flatnonzero(is_token), side="right") - 1
@@ -67,11 +68,15 @@ def _are_rows(view: View, side: int, is_marker: Bool[np.ndarray, " token"]) -> b
 
 @only_this_thread()
 @torch.no_grad()
-def _markers(
-    model: PreTrainedModel, tensors: Mapping[str, Any], is_token: Bool[np.ndarray, " position"]
+def unchanged_tokens(
+    model: PreTrainedModel,
+    tensors: Mapping[str, Any],
+    is_token: Bool[np.ndarray, " position"],
+    name: str | None = None,
 ) -> Bool[np.ndarray, " token"] | None:
-    """Which of the vision tokens are given to the LLM alike for all images of noise. None where the
-    model can't be asked: it holds no numbers, or its LLM gets more than embeddings.
+    """Which of the vision tokens are given to the LLM alike whatever noise is shown; `name`: in one
+    tensor of pixels only. None where the model can't be asked: it holds no numbers, or its LLM gets
+    more than embeddings.
     """
     if model.device.type == "meta":
         return None
@@ -85,17 +90,21 @@ def _markers(
 
     for draw in range(DRAWS):
         noise = torch.Generator().manual_seed(draw)
-        shown = {name: value for name, value in tensors.items() if torch.is_tensor(value)}
-        for name, value in shown.items():
-            if name.startswith("pixel_values") and value.is_floating_point():
+        shown = {
+            key: value.to(model.device) if torch.is_tensor(value) else value
+            for key, value in tensors.items()
+        }
+        for key in pixel_names(tensors):
+            if name in (None, key):
+                value = tensors[key]
                 coarse = 3 * torch.randn(*value.shape[:-1], 1, generator=noise)
-                shown[name] = (torch.randn(value.shape, generator=noise) + coarse).to(value)
+                shown[key] = (torch.randn(value.shape, generator=noise) + coarse).to(shown[key])
         with suppress(StopForward), ExitStack() as blocks:
             blocks.enter_context(untouched())
             before = text_decoder(model).register_forward_pre_hook
             add_hook(blocks, before, stop, with_kwargs=True, always=True)
             try:
-                model(**{name: value.to(model.device) for name, value in shown.items()})
+                model(**shown)
             except (RuntimeError, ValueError, TypeError):  # as many tokens as it does not make
                 return None
     if len(given) < DRAWS:

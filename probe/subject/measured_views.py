@@ -24,6 +24,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from probe.data.image_views import Size
+from probe.subject.view_slices import slices_of, stated_slices, views_of_slices
 from probe.subject.views_from_places import Shape, View, views_of_patches, views_of_planes
 
 Process = Callable[[list[Image.Image]], Mapping[str, Any]]  # images to the processor's tensors
@@ -31,18 +32,21 @@ Process = Callable[[list[Image.Image]], Mapping[str, Any]]  # images to the proc
 SHOWN = 0.5  # of the largest change from black to white: below it an entry is padding
 
 
-def measured_views(process: Process, sizes: Sequence[Size], patch: int | None) -> list[View] | None:
+def measured_views(
+    process: Process, sizes: Sequence[Size], patch: int | None, name: str | None = None
+) -> list[View] | None:
     """The views of images of these sizes (width, height) in the order in which the processor
     returns them; None where it returns nothing that says.
 
-    patch: pixels along the side of a patch; None where the processor returns patches.
+    patch: pixels along the side of a patch; None where the processor returns patches. name: of the
+    tensor that is meant, where a processor returns several of pixels.
     """
     if not sizes:
         return []
     of_black = process([Image.new("RGB", size, "black") for size in sizes])
     stated = stated_shapes(of_black)
-    black = pixels_of(of_black)
-    white = pixels_of(process([Image.new("RGB", size, "white") for size in sizes]))
+    black = pixels_of(of_black, name)
+    white = pixels_of(process([Image.new("RGB", size, "white") for size in sizes]), name)
     if black is None or white is None or black.shape != white.shape:
         return None
     change = white - black
@@ -52,7 +56,7 @@ def measured_views(process: Process, sizes: Sequence[Size], patch: int | None) -
 
     def places(images: list[Image.Image]) -> np.ndarray | None:
         """Of each entry: the grey of the image there, NaN for padding."""
-        values = pixels_of(process(images))
+        values = pixels_of(process(images), name)
         if values is None or values.shape != black.shape:
             return None
         return np.where(shows, (values - black) / divisor, np.nan)
@@ -70,9 +74,15 @@ def measured_views(process: Process, sizes: Sequence[Size], patch: int | None) -
         y = y.reshape(shape)
         image_of = image_of.reshape(shape)
         return views_of_planes(x, y, image_of, sizes, patch or 1)
+    outer = len(x) if x.ndim == 3 else 1
     x = _patch_by_patch(x, patch)
     y = _patch_by_patch(y, patch)
     image_of = _patch_by_patch(image_of, patch)
+    real = np.flatnonzero(~np.isnan(x).all(axis=1))
+    of_view = [real[real // (len(x) // outer) == view] for view in range(outer)]
+    slices = slices_of(of_view, stated_slices(of_black, len(real)))
+    if slices is not None and len(slices) > len(sizes):
+        return views_of_slices(x, y, image_of, slices)
     return views_of_patches(x, y, image_of, sizes, stated)
 
 
@@ -97,10 +107,19 @@ def _patch_by_patch(values: np.ndarray, patch: int | None) -> Float[np.ndarray, 
     return by_patch.reshape(-1, colours * patch * patch)
 
 
-def pixels_of(tensors: Mapping[str, Any]) -> np.ndarray | None:
-    """The values of the pixels that a processor returns."""
-    pixels = pixel_tensor(tensors)
+def pixels_of(tensors: Mapping[str, Any], name: str | None = None) -> np.ndarray | None:
+    """The values of the pixels that a processor returns; of the tensor `name`, if one is given."""
+    pixels = pixel_tensor(tensors) if name is None else tensors.get(name)
     return None if pixels is None else pixels.double().numpy()
+
+
+def pixel_names(tensors: Mapping[str, Any]) -> list[str]:
+    """The tensors of pixels that a processor returns, by name."""
+    return [
+        name
+        for name, value in tensors.items()
+        if name.startswith("pixel_values") and torch.is_tensor(value) and value.is_floating_point()
+    ]
 
 
 def pixel_tensor(tensors: Mapping[str, Any]) -> torch.Tensor | None:

@@ -10,8 +10,9 @@ to coordinates. Where tokens have looked at the whole image (learned queries: re
 or the numbers do not fit, no place is claimed: boxes are NaN.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,12 @@ from probe.data.image_views import Size, square_around, within
 from probe.data.patch_grid import PatchGrid
 from probe.hooks.model_state import state_of
 from probe.hooks.model_structure import cls_tokens, text_decoder, vision_encoder, vision_positions
+from probe.subject.fed_tokens import places_of_tensors
 from probe.subject.marker_tokens import rows_between_markers
-from probe.subject.measured_views import Process, measured_views
+from probe.subject.measured_views import Process, measured_views, pixel_names
+from probe.subject.pooled_patches import pooled
 from probe.subject.token_grid import of_regions, packed_grid
+from probe.subject.view_cells import cells_of, divided, evenly_divided, nowhere, tile_numbers
 from probe.subject.views_from_places import View
 
 MOST_KEPT = 1000  # measurements of a processor, one for each size of image
@@ -50,8 +54,15 @@ def token_places(
         return unknown_places(is_token, len(sizes)), PatchGrid.join([])
     views = _cut_to_sizes(views, tensors, patch_size(model))
     patches = patches_of(views)
+    if (by_number := pooled(tensors, tokens, patches)) is not None:
+        return by_number, patches
+    if len(names := pixel_names(tensors)) > 1:
+        known = partial(_known_views, model, tensors, process, sizes, settings)
+        grid = _of_tensors(model, tensors, is_token, {name: known(name) for name in names})
+        if grid is not None:  # the encoder is called for each, in an order of its own
+            return grid, PatchGrid.join([])
     if hasattr(model.base_model, "pack_image_features"):
-        for cells in _evenly_divided(views):
+        for cells in evenly_divided(views):
             grid = _packed(model, cells, tensors, sizes)
             if grid is not None and len(grid) == tokens:
                 return grid, patches
@@ -65,6 +76,25 @@ def token_places(
         if (grid := _between_markers(model, tensors, is_token, views)) is not None:
             return grid, patches
     return unknown_places(is_token, len(sizes), views), patches
+
+
+def _of_tensors(
+    model: PreTrainedModel,
+    tensors: Mapping[str, Any],
+    is_token: Bool[np.ndarray, "token"],
+    views: Mapping[str, list[View] | None],
+) -> PatchGrid | None:
+    """The tokens that several tensors of pixels make; None where they make the same ones."""
+    found = {name: own for name, own in views.items() if own is not None}
+    if len(found) < len(views):
+        return None
+    known = state_of(model).measured_views
+    shapes = [(name, tuple(getattr(value, "shape", ()))) for name, value in tensors.items()]
+    boxes = [view.box.tobytes() for own in found.values() for view in own]
+    key = ("tensors", is_token.tobytes(), tuple(shapes), tuple(boxes))
+    if key not in known:
+        known[key] = places_of_tensors(model, tensors, is_token, found)
+    return known[key]
 
 
 def _between_markers(
@@ -82,7 +112,7 @@ def _between_markers(
     if known[key] is None:
         return None
     side, indices = known[key]
-    cells = [_cells(view, 0, side) for view in views]
+    cells = [cells_of(view, 0, side) for view in views]
     return PatchGrid.join([own.at(index) for own, index in zip(cells, indices, strict=True)])
 
 
@@ -110,20 +140,22 @@ def _known_views(
     process: Process,
     sizes: Sequence[Size],
     settings: str,
+    name: str | None = None,
 ) -> list[View] | None:
+    """`name`: as in `measured_views`."""
     known = state_of(model).measured_views
     pixels = [
         (name, tuple(getattr(value, "shape", ())))
         for name, value in tensors.items()
         if name.startswith("pixel")
     ]
-    key = (settings, tuple(sizes), tuple(pixels))
+    key = (settings, tuple(sizes), tuple(pixels), name)
     if not settings:
-        return measured_views(process, sizes, patch_size(model))
+        return measured_views(process, sizes, patch_size(model), name)
     if key not in known:
         if len(known) >= MOST_KEPT:
             known.clear()
-        known[key] = measured_views(process, sizes, patch_size(model))
+        known[key] = measured_views(process, sizes, patch_size(model), name)
     return known[key]
 
 
@@ -157,70 +189,10 @@ def patches_of(views: Sequence[View]) -> PatchGrid:
     it returns views as pixels.
     """
     grids = []
-    for view, tile in zip(views, _tiles(views), strict=True):
-        by_rows = _cells(view, tile, 1)
+    for view, tile in zip(views, tile_numbers(views), strict=True):
+        by_rows = cells_of(view, tile, 1)
         grids.append(by_rows if view.order is None else by_rows.at(view.order))
     return PatchGrid.join(grids)
-
-
-def divided(views: Sequence[View], tokens: int, before: int = 0) -> PatchGrid | None:
-    """The tokens that the views are divided into, row by row, each of s x s patches; `before` of
-    each view stand before them and are not patches. None where no s gives that number of tokens.
-    """
-    cells = tokens - before * len(views)
-    most = max((max(view.rows, view.columns) for view in views), default=0)
-    for side in range(1, most + 1):
-        counts = [-(-view.rows // side) * -(-view.columns // side) for view in views]
-        if sum(counts) == cells:
-            grids = []
-            for view, tile in zip(views, _tiles(views), strict=True):
-                grids += [_nowhere(view.image, before), _cells(view, tile, side)]
-            return PatchGrid.join(grids)
-    return None
-
-
-def _evenly_divided(views: Sequence[View]) -> Iterator[PatchGrid]:
-    """The views in cells of s x s patches, for each s that divides all of them; 1 is the first."""
-    edges = [edge for view in views for edge in (view.rows, view.columns)]
-    tiles = _tiles(views)
-    for side in range(1, min(edges, default=0) + 1):
-        if all(edge % side == 0 for edge in edges):
-            grids = [_cells(view, tile, side) for view, tile in zip(views, tiles, strict=True)]
-            yield PatchGrid.join(grids)
-
-
-def _cells(view: View, tile: int, side: int) -> PatchGrid:
-    """The cells of side x side patches of a view; those at its end may be smaller."""
-    cell_rows = -(-view.rows // side)
-    cell_columns = -(-view.columns // side)
-    row, col = (axis.ravel() for axis in np.indices((cell_rows, cell_columns)))
-    left = col * side / view.columns
-    top = row * side / view.rows
-    right = np.minimum((col + 1) * side, view.columns) / view.columns
-    bottom = np.minimum((row + 1) * side, view.rows) / view.rows
-    box = within(view.box, np.stack([left, top, right, bottom], axis=-1))
-    image = np.full_like(row, view.image)
-    return PatchGrid(image, np.full_like(row, tile), row, col, box)
-
-
-def _tiles(views: Sequence[View]) -> list[int]:
-    """The number of each view among those of its image: the one that shows most of it is the whole
-    image, 0, wherever it comes; the others are tiles, from 1 on.
-    """
-    areas = [float(np.prod(view.box[2:] - view.box[:2])) for view in views]
-    numbers = []
-    for index, view in enumerate(views):
-        same_image = [i for i, other in enumerate(views) if other.image == view.image]
-        whole = max(same_image, key=lambda i: areas[i])
-        tiles = [i for i in same_image if i != whole]
-        numbers.append([whole, *tiles].index(index))
-    return numbers
-
-
-def _nowhere(image: int, count: int) -> PatchGrid:
-    """Tokens of an image that are not patches."""
-    none = np.full(count, -1)
-    return PatchGrid(np.full(count, image), none, none, none, np.full((count, 4), np.nan))
 
 
 def unknown_places(
@@ -239,7 +211,7 @@ def unknown_places(
     else:
         ends = np.linspace(0, tokens, max(1, images) + 1).astype(int)
         counts = list(enumerate(np.diff(ends).tolist()))
-    return PatchGrid.join([_nowhere(image, count) for image, count in counts])
+    return PatchGrid.join([nowhere(image, count) for image, count in counts])
 
 
 def has_learned_queries(model: PreTrainedModel, tokens: int) -> bool:

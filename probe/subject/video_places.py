@@ -28,12 +28,12 @@ from probe.hooks.model_structure import cls_tokens
 from probe.subject.measured_views import SHOWN, grey, pixels_of, ramp, stated_shapes
 from probe.subject.token_grid import encoder_grid, vision_grid
 from probe.subject.token_places import (
-    divided,
     has_learned_queries,
     patch_size,
     patches_of,
     stated_cells,
 )
+from probe.subject.view_cells import divided
 from probe.subject.views_from_places import View, views_of_patches, views_of_planes
 
 Process = Callable[[Sequence[Image.Image]], Mapping[str, Any]]  # a video's frames to tensors
