@@ -87,13 +87,13 @@ def cost(
     folder.announce()
 
 
-def says_all(name: str) -> bool:
-    """Whether a model's config alone says what becomes of an image."""
+def says_all(model: Any) -> bool:
+    """Whether a model's config alone says what becomes of an image. `model`: a name or a config."""
     from probe.measures.cost import cost as count
     from probe.measures.cost.prompt_shape import OtherPixelsProbeError
 
     try:
-        count(name)
+        count(model)
     except OtherPixelsProbeError:
         return False
     return True
@@ -124,17 +124,16 @@ def cases_of(
 def ranges(source: Any, base: "xr.Dataset") -> dict[str, list[int]]:
     """Powers of 4 up to the patches of a view; images of 2 to 4 views along a side; videos. Of a
     model whose config does not say what becomes of an image: powers of 4 up to the vision tokens of
-    its first case, and images up to 3 times as large.
+    its first case (none where words read the image by cross-attention), and images up to 3 times as
+    large.
     """
     from probe.measures.cost import own_view
-    from probe.measures.cost.prompt_shape import OtherPixelsProbeError
 
-    try:
-        side, most = own_view(source)
-    except OtherPixelsProbeError:
-        side = int(base["height"])
-        most = int(base["vision_tokens"])
-        return {"vision_tokens": powers(most), "resolution": [side * along for along in (2, 3)]}
+    if not says_all(source if isinstance(source, str) else source.model.config):
+        side = base["height"].item()
+        made = int(base["vision_tokens"].item())
+        return {"vision_tokens": powers(made), "resolution": [side * along for along in (2, 3)]}
+    side, most = own_view(source)
     return {
         "vision_tokens": powers(most),
         "resolution": [side * along for along in (2, 3, 4)],

@@ -8,6 +8,7 @@ sizes whose pixels say where they are:
                       (white - black) * grey, whatever the processor's mean and deviation
     ramps             grey grows along x, or along y: the grey of an entry is its place in the image
     levels            each image in a grey of its own: the grey of an entry says which image it is
+                      (of more than 254 images, the digits of its number one after the other)
 
 `views_from_places.py` finds the rectangles that these places form.
 
@@ -30,6 +31,7 @@ from probe.subject.views_from_places import Shape, View, views_of_patches, views
 Process = Callable[[list[Image.Image]], Mapping[str, Any]]  # images to the processor's tensors
 
 SHOWN = 0.5  # of the largest change from black to white: below it an entry is padding
+LEVELS = 254  # images that greys of 8 bits tell apart
 
 
 def measured_views(
@@ -63,11 +65,9 @@ def measured_views(
 
     x = places([ramp(size) for size in sizes])
     y = places([ramp(size, down=True) for size in sizes])
-    step = 255 // (len(sizes) + 1)
-    level = places([grey(size, step * (index + 1)) for index, size in enumerate(sizes)])
-    if x is None or y is None or level is None or not shows.any():
+    image_of = _numbers_of_images(places, sizes)
+    if x is None or y is None or image_of is None or not shows.any():
         return None
-    image_of = np.where(np.isnan(level), np.nan, level * 255 / step - 1)
     if not holds_patches(black.shape, patch):
         shape = (-1, *black.shape[-3:])
         x = x.reshape(shape)
@@ -84,6 +84,25 @@ def measured_views(
     if slices is not None and len(slices) > len(sizes):
         return views_of_slices(x, y, image_of, slices)
     return views_of_patches(x, y, image_of, sizes, stated)
+
+
+def _numbers_of_images(
+    places: Callable[[list[Image.Image]], np.ndarray | None], sizes: Sequence[Size]
+) -> np.ndarray | None:
+    """Of each entry the number of the image that it shows, NaN for padding. Numbers are written
+    with as many digits as it takes, the last one first: a digit is a grey.
+    """
+    base = min(len(sizes), LEVELS)
+    step = 255 // (base + 1)
+    number: Any = 0
+    for worth in [1] if len(sizes) <= base else [1, base, base**2]:
+        digits = [index // worth % base for index in range(len(sizes))]
+        greys = [step * (digit + 1) for digit in digits]
+        level = places([grey(size, value) for size, value in zip(sizes, greys, strict=True)])
+        if level is None:
+            return None
+        number = number + worth * np.round(level * 255 / step - 1)
+    return number
 
 
 def holds_patches(shape: Sequence[int], patch: int | None) -> bool:

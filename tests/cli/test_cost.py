@@ -5,11 +5,12 @@ import pytest
 from matplotlib import pyplot
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from probe import plots
-from probe.cli.cost import with_unit
+from probe import load, plots
+from probe.cli.cost import cases_of, with_unit
 from probe.cli.options import several_numbers
 from probe.errors import ProbeError
 from probe.measures.cost import cost, join, read, table
+from tests.families.models import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,26 @@ def test_one_command_writes_a_table_figures_and_the_numbers(run, tmp_path):
     assert measured == [True, False, False, True]  # fewer tokens would need a reducer
     total = float(written["flops"].isel(case=0).sum())
     assert with_unit(total, "FLOP") in said and "tiny-llava, frames 4" in said
+
+
+@pytest.mark.parametrize(
+    ("family", "changed"),
+    [("qwen2_vl", {"vision_tokens", "height"}), ("mllama", {"height"}), ("idefics3", {"height"})],
+)
+def test_a_model_that_only_its_processor_explains_is_counted_by_default(family, changed):
+    """`probe cost --model` of Qwen-VL ended in a TypeError; of Mllama in a number of vision tokens
+    that it does not have; of Idefics3 in a prompt of 1000 images.
+    """
+    subject = load(*FAMILIES[family]())
+    counted = join(cases_of(family, subject, {"vision_tokens": None}, {}, measure=0))
+    first = counted.isel(case=0)
+    differ = {
+        name
+        for name in ("vision_tokens", "height", "frames")
+        if (counted[name] != first[name]).any()
+    }
+    assert changed <= differ and "frames" not in differ
+    assert (counted["flops"].sel(component="llm").sum("operation") > 0).all()
 
 
 @pytest.mark.parametrize(

@@ -54,3 +54,16 @@ def test_patches_that_come_one_by_one_have_places_in_an_image_of_few_pixels(fami
         bottom = (places.row + 1) / counts[0]
         assert np.abs(places.box[:, 0] - left).max() * size[0] < 0.15  # of a pixel
         assert np.abs(places.box[:, 3] - bottom).max() * size[1] < 0.15
+
+
+@pytest.mark.parametrize("count", [1, 254, 255, 600])
+def test_every_one_of_many_images_has_its_own_views(count):
+    """A grey of 8 bits has 254 levels beside black and white: of more images it is no number."""
+
+    def processed(images):
+        shown = [np.array(image.resize((16, 16))) for image in [*images[1:], images[0]]]
+        return {"pixel_values": torch.tensor(np.array(shown)).permute(0, 3, 1, 2) / 255 - 0.5}
+
+    views = measured_views(processed, [(20, 10)] * count, 8)
+    assert [view.image for view in views] == [*range(1, count), 0]
+    assert all(np.allclose(view.box, [0, 0, 1, 1], atol=0.02) for view in views)

@@ -123,11 +123,17 @@ def prompt_of(
     if resolution is None:
         resolution = 2 * side if has_tiles else side
     height, width = height_and_width(resolution)
-    views = 1 if frames is not None and has_tiles else _views(config, side, height, width)
+    untiled = frames is not None and has_tiles and _reads_videos(config)
+    views = 1 if untiled else _views(config, side, height, width)
     compresses = hasattr(config, "compressor_size")
     if by_default and vision_tokens is not None and not has_tiles and not compresses:
         views = max(views, math.ceil(vision_tokens / patches_of(config)))
     return PromptShape(height, width, views, frames, text_tokens)
+
+
+def _reads_videos(config: Any) -> bool:
+    """Whether the model takes videos as such, whose frames get no tiles; else frames are images."""
+    return any(hasattr(config, name) for name in ("video_token_id", "video_token_index"))
 
 
 def height_and_width(resolution: Any) -> tuple[int, int]:

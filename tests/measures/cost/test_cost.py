@@ -283,6 +283,17 @@ def test_tiles_make_as_many_tokens_as_the_processor_says(size):
     assert costs["views"] == inputs["pixel_values"].shape[1]
 
 
+def test_frames_are_images_in_tiles_where_a_model_takes_no_video():
+    """LLaVA-NeXT: the default `probe cost --model` ended in a refusal at its videos."""
+    model, _ = llava_next_vicuna()
+    image = cost(model.config)
+    frames = cost(model.config, frames=3)
+    assert frames["views"] == image["views"] > 1
+    assert frames["vision_tokens"] == 3 * image["vision_tokens"]
+    encoder = frames["flops"].sel(component="vision_encoder").sum()
+    assert encoder == 3 * image["flops"].sel(component="vision_encoder").sum()
+
+
 def onevision() -> LlavaOnevisionConfig:
     qwen = Qwen2Config(
         hidden_size=48,
