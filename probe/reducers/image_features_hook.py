@@ -41,7 +41,7 @@ from probe.hooks.image_placeholders import (
 )
 from probe.hooks.layer_arguments import by_name, find_cache
 from probe.hooks.model_state import override_method, own_method
-from probe.hooks.model_structure import image_token_id, vision_encoder, vision_towers
+from probe.hooks.model_structure import image_token_id, video_tower, vision_encoder
 from probe.hooks.offload import input_device, own_values
 from probe.reducers.chosen_tokens import ChosenTokens, EncoderCall, choose
 from probe.reducers.encoder_reducer import EncoderReducer, EncoderTap, tapped
@@ -79,7 +79,8 @@ class ImageFeaturesHook:
         self.reducer = reducer
         self.base: Any = model.base_model
         self.projector: Any = projector_of(model)
-        self.towers: Any = vision_towers(model) or [vision_encoder(model)]
+        towers = vision_encoder(model), video_tower(model)  # without those that make images (Janus)
+        self.towers: Any = [tower for tower in towers if tower is not None]
         # None: the encoder's output, after its last norm
         self.layer: Any = getattr(model.config, "vision_feature_layer", None)
         self.pack: Any = own_method(self.base, "pack_image_features")

@@ -5,6 +5,8 @@ or pooled between encoder and LLM are refused.
     require_single(projector, features[:1, :1])
 """
 
+import inspect
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from probe.hooks.model_structure import (
     stacks,
     text_decoder,
     vision_encoder,
+    vision_towers,
 )
 
 LLAVA_LIKE = "a LLaVA-like model: encoder, projector, LLM"
@@ -24,9 +27,11 @@ LLAVA_LIKE = "a LLaVA-like model: encoder, projector, LLM"
 
 def projector_of(model: PreTrainedModel) -> nn.Module:
     """The module between encoder and LLM: `multi_modal_projector`, or the only one there is
-    (DeepSeek-VL's `aligner`).
+    (DeepSeek-VL's `aligner`), or the only one whose linear maps lead from the width of the one to
+    that of the other (Janus, which has others to draw with).
 
-    Raises ProbeError, with the reason, for a model without one.
+    Raises ProbeError, with the reason, for a model without one, and for one that reads a second
+    encoder as well.
     """
     base: Any = model.base_model
     kind = type(model).__name__
@@ -55,10 +60,36 @@ def projector_of(model: PreTrainedModel) -> nn.Module:
     ]
     if not between:
         refuse_merging(f"{kind}, whose {type(encoder).__name__} makes tokens of several patches")
+    leading = between
     if len(between) > 1:
+        others = [part for part in between if part not in vision_towers(model)]
+        leading = _leading(others, encoder, decoder)
+    if len(leading) != 1:
         names = ", ".join(type(child).__name__ for child in between)
         raise ProbeError("reduced", expected=LLAVA_LIKE, got=f"{kind} with {names}")
-    return between[0]
+    (projector,) = leading
+    if (inputs := _required_inputs(projector)) > 1:
+        reason = f"whose {type(projector).__name__} reads {inputs} encoders"
+        raise ProbeError("reduced", expected=LLAVA_LIKE, got=f"{kind}, {reason}")
+    return projector
+
+
+def _leading(parts: Sequence[nn.Module], encoder: nn.Module, decoder: nn.Module) -> list[nn.Module]:
+    """Those whose linear maps begin with the encoder's width and end with that of the LLM."""
+    widths = tuple(getattr(part.config, "hidden_size", None) for part in (encoder, decoder))
+    found = []
+    for part in parts:
+        maps = [module for module in part.modules() if isinstance(module, nn.Linear)]
+        if maps and (maps[0].in_features, maps[-1].out_features) == widths:
+            found.append(part)
+    return found
+
+
+def _required_inputs(module: nn.Module) -> int:
+    """How many arguments without a default its forward takes."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(each.kind in positional and each.default is each.empty for each in parameters)
 
 
 def require_single(projector: Any, single: Tensor) -> None:

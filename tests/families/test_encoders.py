@@ -115,9 +115,9 @@ def test_rows_that_see_each_other_are_no_images_apart():
         made.statistic(open_to_all)
 
 
-@pytest.mark.parametrize("name", ["paligemma", "deepseek_vl"])
+@pytest.mark.parametrize("name", ["paligemma", "deepseek_vl", "janus"])
 def test_a_model_that_reads_the_encoders_output_is_reduced(name):
-    subject = probe.load(*FAMILIES[name]())
+    subject = probe.load(*ALL_FAMILIES[name]())
     whole = subject.encode(picture(0), QUESTION)
     with torch.no_grad():
         plain = subject.model(**whole).logits
@@ -143,12 +143,13 @@ REFUSED = {
     "blip2": "whose compressor reads the whole grid of them",
     "mllama": "whose words read the image by cross-attention",
     "fuyu": "which has no encoder",
+    "deepseek_vl_hybrid": "whose DeepseekVLHybridAligner reads 2 encoders",
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_where_no_token_is_one_patch_reducers_of_the_encoder_say_why(name):
-    subject = probe.load(*FAMILIES[name]())
+    subject = probe.load(*ALL_FAMILIES[name]())
     with pytest.raises(ProbeError, match=REFUSED[name]), VisionZip(3, 2)(subject):
         subject.encode(picture(0), QUESTION)
     assert int(subject.encode(picture(0), QUESTION).types.vision.sum()) != 5
