@@ -14,7 +14,6 @@ alone, so that equal values before it are equal values after it.
     values = recorded(model, "patch", stack, (3, 4), "residual", inputs)      # {3: [tensor], ...}
 """
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -29,6 +28,7 @@ from probe.hooks.block_threads import add_hook, only_this_thread, untouched
 from probe.hooks.layer_arguments import without_cache
 from probe.hooks.layer_stack import cross_attention_of
 from probe.hooks.model_structure import LayerStack, projection_module
+from probe.hooks.whole_layers import last_logits
 
 SITES = ("residual", "attention", "mlp", "head")
 OWN_HEADS = ("num_heads", "n_heads")  # what an attention module calls their number
@@ -151,9 +151,7 @@ def recorded(
     of each of the layers. Raises ProbeError where a layer was not called.
     """
     values: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    given: Any = without_cache(inputs)
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        given["logits_to_keep"] = 1
+    given: Any = without_cache(inputs) | last_logits(model, 1)
     with ExitStack() as undo:
         for layer, calls in values.items():
             keep = partial(_keep, calls)

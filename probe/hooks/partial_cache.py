@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from probe.errors import ProbeError
 from probe.hooks.kept_positions import KeptPositions
 from probe.hooks.own_kernel import implementation_of
+from probe.hooks.whole_layers import first_without_keys
 
 
 class PartialLayer(DynamicLayer):
@@ -88,9 +89,17 @@ KINDS = (
 
 def windows(called: str, model: PreTrainedModel, layers: Iterable[int]) -> dict[int, int | None]:
     """The sliding window of each of these layers, None for full attention. Raises ProbeError for
-    layers that are not pure attention.
+    layers that are not pure attention, and where any layer reads the keys of an earlier one: it
+    would not have those of the tokens that are left out there.
     """
     layers = list(layers)
+    reader = first_without_keys(model.config)
+    if layers and reader is not None:
+        raise ProbeError(
+            called,
+            expected="layers that keep keys and values of each token, and nothing else",
+            got=f"layer {reader} (from 0), which reads those of an earlier layer",
+        )
     count = max(layers, default=0) + 1
     kinds = DynamicCache(config=model.config).layers or [DynamicLayer()] * count
     for layer in layers:

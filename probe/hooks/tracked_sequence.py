@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from probe.errors import ProbeError
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.prompt_lengths import prompt_ends
+from probe.hooks.whole_layers import whole_layers
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class ForwardTracker(ABC):
         """Follows every forward of the model while the block lasts."""
         model = self.model
         with ExitStack() as undo:
+            undo.enter_context(whole_layers(model))
             add_hook(undo, model.register_forward_pre_hook, self._before_model, with_kwargs=True)
             for index, layer in enumerate(self.layers):
                 before = partial(self._before_layer, index)

@@ -100,6 +100,13 @@ class EmbeddedPrompt:
             )
         ids = inputs["input_ids"]
         embeddings = given["inputs_embeds"]
+        if (beside := _features_beside(given, embeddings)) is not None:
+            raise ProbeError(
+                "drop_sweep",
+                expected="an LLM that is given one embedding of each token",
+                got=f"{beside} beside it",
+                fix="run each case under drop_vision",
+            )
         positions = given.get("position_ids")
         if positions is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
@@ -250,6 +257,19 @@ def prefix_key(
         if getattr(inputs[name], "shape", None) != ids.shape:
             content.append(f"{name} {hash_of(inputs[name])}")
     return content_hash(content)
+
+
+def _features_beside(given: Mapping[str, Any], embeddings: Tensor) -> str | None:
+    """The name of features of each token that a decoder is given beside their embeddings, such as
+    inputs of each layer (Gemma 4): it can't be run on embeddings alone.
+    """
+    for name, value in given.items():
+        is_floating = isinstance(value, Tensor) and value.is_floating_point()
+        if name == "inputs_embeds" or not is_floating or value.ndim < 3:
+            continue
+        if value.shape[:2] == embeddings.shape[:2]:
+            return name
+    return None
 
 
 @model_block

@@ -1,5 +1,6 @@
-"""LLaVA on LLMs whose layers are of an unusual kind: several streams of hidden states side by side,
-a convolution beside attention, arguments by place and a state that the layer keeps itself.
+"""LLMs whose layers are of an unusual kind: several streams of hidden states side by side, a
+convolution beside attention, arguments by place and a state that the layer keeps itself, inputs for
+each layer beside the embeddings and keys of an earlier one.
 
 model, processor = LAYER_FAMILIES["llava_gemma3n"]()
 """
@@ -7,7 +8,7 @@ model, processor = LAYER_FAMILIES["llava_gemma3n"]()
 from collections.abc import Callable
 from functools import partial
 
-from tests.families.models import CLIP, VOCABULARY, Family, square, text
+from tests.families.models import CLIP, VOCABULARY, Family, gemma4, square, text
 from tests.families.processors import IMAGE
 
 LLAVA = partial(
@@ -54,4 +55,5 @@ LAYER_FAMILIES: dict[str, Callable[..., Family]] = {
     "llava_gemma3n": partial(LLAVA, text_config=STREAMS),
     "llava_falcon_h1": partial(LLAVA, text_config=CONVOLUTIONS),
     "llava_recurrent_gemma": partial(LLAVA, text_config=BY_PLACE),
+    "gemma4_small": partial(gemma4, hidden_size_per_layer_input=8, num_kv_shared_layers=1),
 }

@@ -401,7 +401,8 @@ def llama4(attn: str = "sdpa") -> Family:
     )
 
 
-def gemma4(attn: str = "sdpa") -> Family:
+def gemma4(attn: str = "sdpa", **more: Any) -> Family:
+    """`more`: of its LLM."""
     model = build(
         "Gemma4ForConditionalGeneration",
         "gemma4",
@@ -424,9 +425,8 @@ def gemma4(attn: str = "sdpa") -> Family:
             global_head_dim=8,
             sliding_window=512,
             layer_types=["sliding_attention", "full_attention", "full_attention"],
-            hidden_size_per_layer_input=0,
             vocab_size_per_layer_input=VOCABULARY,
-            num_kv_shared_layers=0,
+            **{"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, **more},
         ),
         audio_config=None,
         image_token_id=IMAGE,

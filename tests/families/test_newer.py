@@ -41,6 +41,7 @@ MIDWAY = {  # patches merge in the middle of the encoder
 AGAIN = "no: another pass through the layer of"
 REFERENCE = "no: UnlimitedOcrDynamicReferenceSlidingWindowLayer in layer"
 STREAMS = "no: several streams of them side by side"
+BORROWS = "no: layer 2 (from 0), which reads those of an earlier layer"
 EXPECTED = {  # what differs from "yes" everywhere
     "cohere_compass": ALONE,
     "cosmos3_omni": ALONE,
@@ -119,6 +120,11 @@ EXPECTED = {  # what differs from "yes" everywhere
         **{name: reason for name, reason in SINKS.items() if name != "encoder measured"},
         **dict.fromkeys(("drop: remove", "drop while decoding", "sweep"), BOTH_CACHES),
         "remove = mask_frozen": BOTH_CACHES,
+    },
+    "gemma4_small": {
+        **dict.fromkeys(("drop: remove", "drop while decoding", "FastV"), BORROWS),
+        "remove = mask_frozen": BORROWS,
+        **ALONE,
     },
     "llava_recurrent_gemma": {**HYBRID, "LLM measured": "yes, but layer 1, 3"},
     "inkling2": SINKS,

@@ -9,7 +9,6 @@ Both give the same numbers to 1e-5 (float32). Where decoding cannot be read (bea
 model answers first and then reads prompt and answer, and `passes` says why.
 """
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from probe.hooks.finite_states import finite_states
 from probe.hooks.image_readers import CROSS
 from probe.hooks.model_state import active_interventions, active_text_guided_reducers
 from probe.hooks.model_structure import LayerStack
+from probe.hooks.whole_layers import last_logits
 from probe.measures.attention.answer_logprob import (
     DecodedLogprob,
     Logprob,
@@ -160,13 +160,11 @@ def forward(
     statistics = stack_statistics(subject, inputs, measured_stacks, options)
     if drop_sinks:
         statistics = {name: hide_sink_type(each) for name, each in statistics.items()}
-    has_option = "logits_to_keep" in inspect.signature(model.forward).parameters
-    forward_options = {"logits_to_keep": kept} if has_option else {}
     llm = measured_stacks.get(LLM)
     with ExitStack() as taps:
         taps.enter_context(observed(subject, measured_stacks, statistics))
         pieces = {} if llm is None else taps.enter_context(layer_norms(llm))
-        output = model(**inputs, use_cache=False, **forward_options)
+        output = model(**inputs, use_cache=False, **last_logits(model, kept))
     others = {name: stack for name, stack in measured_stacks.items() if name != LLM}
     nodes = nodes_of(statistics, others, len(inputs.prompt))
     if llm is not None:

@@ -15,7 +15,6 @@ its attention: it works for any model of the family and composes with every inte
 reducer.
 """
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cached_property
@@ -30,6 +29,7 @@ from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.model_structure import stacks, text_decoder
 from probe.hooks.tracked_sequence import ForwardTracker
+from probe.hooks.whole_layers import last_logits
 from probe.interventions.attention_edits import mask_keys, replace_keys_values
 from probe.interventions.layer_target import LayerTarget
 from probe.measures.attribution.baselines import Perturbation
@@ -49,8 +49,7 @@ class PerturbedModel:
         self.answer = answer
         self.perturbation = perturbation
         self.is_vision = torch.from_numpy(answer.inputs.types.vision[0])
-        has_option = "logits_to_keep" in inspect.signature(subject.model.forward).parameters
-        self.options = {"logits_to_keep": answer.kept} if has_option else {}
+        self.options = last_logits(subject.model, answer.kept)
 
     @cached_property
     def target(self) -> LayerTarget:

@@ -77,7 +77,10 @@ class SharedPrefix:
         if cross_attention(model):
             return "words read the image by cross-attention"
         stack = stacks(model)["llm"]
-        prompt = EmbeddedPrompt.of(model, answer.inputs)
+        try:
+            prompt = EmbeddedPrompt.of(model, answer.inputs)
+        except ProbeError as error:  # a decoder that is given more
+            return f"its LLM is given {error.got}"
         if not _is_embedded_text(subject, prompt):
             return "its decoder is given more than embedded words"
         reason = "its attention has a window shorter than the prompt"

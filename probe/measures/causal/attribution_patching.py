@@ -127,8 +127,7 @@ class AttributionPatching(PatchSweep):
         noise_seed = self.seed if self.corruption == "noise" else None
         pair = pair_of(self.subject, sample, other, noise_seed)
         groups = self.groups(pair)
-        with torch.no_grad():
-            prompts = self.cases.prompts(pair)
+        prompts = self._prompts(pair)
         self._require_own_logits(pair, prompts[0])
         needed = {BASE_AND_SOURCE[direction][0] for direction in self.directions}
         runs = [
@@ -155,6 +154,16 @@ class AttributionPatching(PatchSweep):
             },
             sharing="gradient",
         )
+
+    @torch.no_grad()
+    def _prompts(self, pair: Pair) -> tuple[EmbeddedPrompt, EmbeddedPrompt]:
+        """Both prompts as the LLM gets them. Raises ProbeError where it gets more than that."""
+        try:
+            return self.cases.prompts(pair)
+        except ProbeError as error:
+            raise ProbeError(
+                self.kind, expected=error.expected, got=error.got, fix="use patch_sweep"
+            ) from error
 
     def _require_own_logits(self, pair: Pair, prompt: EmbeddedPrompt) -> None:
         """Raises ProbeError where the run that the gradient is of is not the model's own: attention
