@@ -32,7 +32,7 @@ from probe.data.image import ImageSource
 from probe.errors import ProbeError, one_of
 from probe.hooks.block_threads import add_hook, only_this_thread
 from probe.hooks.finite_states import finite_states
-from probe.hooks.logit_map import logit_map
+from probe.hooks.logit_map import largest_logit, logit_map, said
 from probe.hooks.model_checks import require_subject
 from probe.hooks.model_state import active_interventions
 from probe.hooks.model_structure import last_norm, output_head, stacks
@@ -216,12 +216,12 @@ def _difference(head: Callable[[Tensor], Tensor], hidden: Tensor, logits: Tensor
     last = hidden[-len(logits) :]
     expected = logits.float()
     blocks = zip(last.split(BLOCK), expected.split(BLOCK), strict=True)
-    return max(float((head(block) - own).abs().max()) for block, own in blocks)
+    return max(float((head(block) - own)[said(own)].abs().max()) for block, own in blocks)
 
 
 def _require_own_logits(model: PreTrainedModel, difference: float, logits: Tensor) -> None:
     """Raises ProbeError where the last layer's output does not lead to the model's logits."""
-    if difference > ROUNDING * float(logits.abs().max()):
+    if difference > ROUNDING * largest_logit(logits):
         raise ProbeError(
             "logit_lens",
             expected="a model whose last layer, norm and head make its logits",

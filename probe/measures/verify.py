@@ -10,13 +10,10 @@ comparison and back.
 """
 
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from probe.data.image import ImageSource
 from probe.hooks.attention_tap import tap
@@ -24,33 +21,18 @@ from probe.hooks.block_threads import only_this_thread
 from probe.hooks.model_checks import require_subject
 from probe.hooks.model_state import is_clear
 from probe.hooks.model_structure import LayerStack, stacks
-from probe.interventions.drop import drop_vision
 from probe.measures.attention.encoder_layout import ENCODERS, known_part
-from probe.measures.attention.passes import Passes, forward
-from probe.measures.attention.reference import difference, largest_difference
+from probe.measures.attention.reference import largest_difference
 from probe.measures.attention.stack_queries import stack_statistics
 from probe.measures.attention.statistic import AttentionStatistic
 from probe.measures.attention.type_sums import total_attention
-from probe.measures.verify_model import (
-    HALF_TOLERANCE,
-    LOGIT_TOLERANCE,
-    answered,
-    devices,
-    drop_mode,
-    drop_refusal,
-    is_full_precision,
-    reads_image,
-    shares_prefix,
-)
+from probe.measures.verify_decoding import TOKENS, TOLERANCE, decoding_checks
+from probe.measures.verify_model import answered, devices, reads_image, shares_prefix
 from probe.measures.verify_report import Check, Report, in_bytes
 from probe.records.provenance import provenance
-from probe.subject.generation import cached_logits
 from probe.subject.inputs import Inputs, collate, with_response
 from probe.subject.subject import Subject
 
-TOKENS = 8  # of the response that is decoded
-TOLERANCE = 1e-5
-CACHED = "logits, cached against uncached (share of the largest)"
 FEW_TOKENS = 64  # whole maps of so few take no more than sums do
 STACKS = {
     "vision": "the encoder",
@@ -89,14 +71,12 @@ def verify(
     batches = {"one sample": prompt, "a padded batch": collate([prompt, longer_prompt], "left")}
     checks = [_unchanged(subject, batch, name) for name, batch in batches.items()]
     checks += [where, finite, reads_image(subject, image, question, response_ids)]
-    checks += [_exact(subject, inputs, stack) for stack in _known_stacks(subject, inputs)]
+    model_stacks = _known_stacks(subject, inputs)
+    checks += [_exact(subject, inputs, stack) for stack in model_stacks]
     statistic = _measured(subject, inputs)
     checks += [
         _identity(inputs, statistic),
-        _decoding(subject, prompt, inputs, response_ids, statistic),
-        _while_answering(subject, prompt),
-        _cached(subject, prompt, inputs, response_ids),
-        _stays_dropped(subject, prompt, inputs, response_ids),
+        *decoding_checks(subject, prompt, inputs, response_ids, statistic, model_stacks),
         shares_prefix(subject, prompt),
         _maps_not_kept(subject, inputs, statistic),
     ]
@@ -135,13 +115,9 @@ def _exact(subject: Subject, inputs: Inputs, stack: str) -> Check:
     return Check.at_most(f"statistic of {STACKS[stack]} against whole maps", worst, TOLERANCE)
 
 
-def _llm_statistic(subject: Subject, inputs: Inputs) -> AttentionStatistic:
-    return stack_statistics(subject, inputs, ["llm"])["llm"].statistic
-
-
 def _measured(subject: Subject, inputs: Inputs) -> AttentionStatistic:
     """The LLM's statistic of one forward."""
-    statistic = _llm_statistic(subject, inputs)
+    statistic = stack_statistics(subject, inputs, ["llm"])["llm"].statistic
     with torch.no_grad(), tap(stacks(subject.model)["llm"].attention, statistic):
         subject.model(**inputs, use_cache=False)
     return statistic
@@ -161,82 +137,6 @@ def _identity(inputs: Inputs, statistic: AttentionStatistic) -> Check:
     return Check(
         "Σ_B mass·query_count = queries of A", worst, "at most 1e-5 of the queries", worst <= 1e-5
     )
-
-
-def _decoding(
-    subject: Subject,
-    prompt: Inputs,
-    inputs: Inputs,
-    response_ids: Int[Tensor, "token"],
-    one_forward: AttentionStatistic,
-) -> Check:
-    """The response's queries in one forward against those of cached decoding, step by step."""
-    model = subject.model
-    steps = _llm_statistic(subject, inputs)
-    with tap(stacks(model)["llm"].attention, steps):
-        cached_logits(model, prompt, response_ids)
-    worst = max(
-        difference(_of_response(one_forward, name, inputs), _of_response(steps, name, inputs))
-        for name in one_forward.modules
-    )
-    bound = TOLERANCE if is_full_precision(subject) else HALF_TOLERANCE
-    name = f"{len(response_ids) - 1} steps of decoding against one forward"
-    return Check.at_most(name, worst, bound)
-
-
-@torch.no_grad()
-def _while_answering(subject: Subject, prompt: Inputs) -> Check:
-    """What is measured while the model answers against prompt and answer read again, all stacks."""
-    model_stacks = _known_stacks(subject, prompt)
-    name = "measured while it answers against read again"
-    measured = Passes(subject, model_stacks, generate={"max_new_tokens": TOKENS})([prompt])
-    again, _ = forward(subject, collate(measured.rows, "right"), model_stacks)
-    variables = ("mass", "share", "lift", "entropy", "head_entropy", "received")
-    worst = 0.0
-    for stack, node in measured.nodes[0].items():
-        read_again = again[0][stack]
-        while_answering = {name: node[name] for name in variables}
-        afterwards = {name: read_again[name] for name in variables}
-        worst = max(worst, difference(while_answering, afterwards))
-    bound = TOLERANCE if is_full_precision(subject) else HALF_TOLERANCE
-    name = name if measured.passes == "one" else f"{name} ({measured.passes})"
-    return Check.at_most(name, worst, bound)
-
-
-def _cached(
-    subject: Subject, prompt: Inputs, inputs: Inputs, response_ids: Int[Tensor, " token"]
-) -> Check:
-    """The logits of decoding with a cache against those of one forward without."""
-    cached = cached_logits(subject.model, prompt, response_ids).float()
-    with torch.no_grad():
-        output = subject.model(**inputs, use_cache=False)
-    logits = output.logits[0, -len(response_ids) - 1 : -1]
-    difference = (cached - logits.float()).abs().max()
-    worst = (difference / logits.abs().max()).item()
-    bound = LOGIT_TOLERANCE if is_full_precision(subject) else HALF_TOLERANCE
-    return Check.at_most(CACHED, worst, bound)
-
-
-def _stays_dropped(
-    subject: Subject, prompt: Inputs, inputs: Inputs, response_ids: Int[Tensor, " token"]
-) -> Check:
-    """The same with vision tokens dropped in all layers of the LLM: a cache that went unnoticed
-    would bring them back at each step of decoding.
-    """
-    name = f"{CACHED}, vision dropped in all layers"
-    if reason := drop_refusal(subject):
-        return Check(name, f"not possible: {reason}", "dropped, or refused", True)
-    layers = range(len(stacks(subject.model)["llm"].layers))
-    with drop_vision(subject, layers, drop_mode(subject)):
-        check = _cached(subject, prompt, inputs, response_ids)
-    return replace(check, name=name)
-
-
-def _of_response(statistic: AttentionStatistic, name: str, inputs: Inputs) -> dict[str, np.ndarray]:
-    table = statistic.table(name)
-    response = inputs.types.names.index("response")
-    variables = ("mass", "share", "lift", "entropy", "head_entropy")
-    return {variable: table[variable][..., response, :] for variable in variables}
 
 
 def _maps_not_kept(subject: Subject, inputs: Inputs, statistic: AttentionStatistic) -> Check:

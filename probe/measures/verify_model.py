@@ -16,6 +16,7 @@ from torch import Tensor
 from probe.data.image import ImageSource, open_image
 from probe.errors import ProbeError
 from probe.hooks.finite_states import NotFiniteProbeError, finite_states
+from probe.hooks.logit_map import largest_logit, said
 from probe.hooks.model_checks import int8_threshold
 from probe.hooks.model_structure import stacks, vision_towers
 from probe.hooks.offload import execution_device, input_device
@@ -92,8 +93,9 @@ def reads_image(
         logprob = token_logprob(logits[name], response_ids)
         logprobs.append(f"{name} {float(logprob.sum()):.4g}")
     own = logits.pop("this")
-    changes = torch.stack([(own - other).abs().max() for other in logits.values()])
-    reads = bool(changes.max() > UNREAD * own.abs().max())
+    is_said = said(own)
+    changes = torch.stack([(own - other)[is_said].abs().max() for other in logits.values()])
+    reads = bool(changes.max() > UNREAD * largest_logit(own))
     value = f"{', '.join(logprobs)} nat"
     value = value if reads else f"{value}: this model does not read its image"
     return Check("log-probability of the answer, by image", value, "depends on the image", reads)
@@ -140,7 +142,7 @@ def shares_prefix(subject: Subject, prompt: Inputs) -> Check:
     shared = batch.prefill(1)[0, -1].float()
     with drop_vision(subject, layers, drop_mode(subject)):
         alone = model(**prompt, use_cache=False).logits[0, -1].float()
-    worst = float((shared - alone).abs().max() / alone.abs().max())
+    worst = float((shared - alone)[said(alone)].abs().max()) / largest_logit(alone)
     bound = LOGIT_TOLERANCE if is_full_precision(subject) else HALF_TOLERANCE
     value = f"exact (logits differ by {worst:.1g} of the largest)"
     if not worst <= bound:

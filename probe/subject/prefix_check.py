@@ -22,6 +22,7 @@ from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import tap
 from probe.hooks.block_threads import add_hook, only_this_thread
 from probe.hooks.layer_arguments import hidden_states
+from probe.hooks.logit_map import said
 from probe.hooks.model_state import state_of
 from probe.hooks.model_structure import LayerStack
 from probe.hooks.own_kernel import implementation_of
@@ -113,13 +114,21 @@ def _check(
     limit = ROUNDING.get(logits.dtype, ROUNDING_HALF)
     if prefix is not None and prefix.length and not max(key_differences) <= limit:
         return SharingCheck("its image prefix depends on the question", seconds)
-    exact = _difference(untouched_logits(), logits) <= limit
+    exact = _difference_of_said(untouched_logits(), logits) <= limit
     if prefix is None:  # the image is encoded now: what each further case takes
         start = time.perf_counter()
         untouched_logits()
         seconds = time.perf_counter() - start
         return SharingCheck("" if exact else "its logits differ for an encoded image", seconds)
     return SharingCheck("" if exact else "its logits are not those of its layers alone", seconds)
+
+
+def _difference_of_said(shared: Tensor, whole: Tensor) -> float:
+    """The same of logits, without words that neither says: the lowest number outweighs all."""
+    if shared.shape != whole.shape:
+        return float("inf")
+    unsaid = ~(said(shared) | said(whole))
+    return _difference(shared.masked_fill(unsaid, 0), whole.masked_fill(unsaid, 0))
 
 
 def _difference(shared: Tensor, whole: Tensor) -> float:

@@ -118,6 +118,30 @@ def test_sizes_given_as_two_sides_are_counted():
     assert (costs["flops"].sel(component=["vision_encoder", "projector", "llm"]) > 0).any()
 
 
+@newest
+def test_what_steps_differ_by_themselves_is_said_and_no_broken_promise():
+    """Experts chosen behind a state that is summed up in another order: 4e-4 in the logits."""
+    subject = probe.load(*PICTURE_FAMILIES["nemotron_h_omni"]())
+    report = probe.verify(subject)
+    assert report.passed, report.appendix
+    by_name = {check.name: check for check in report.checks}
+    steps = by_name["7 steps of decoding against one forward"]
+    assert "the model's own: its steps against their whole maps" in str(steps.value)
+    cached = by_name["logits, cached against uncached (share of the largest)"]
+    assert str(cached.value).endswith("the model's own: nothing else runs")
+
+
+def test_words_that_a_model_never_says_are_no_measure_of_its_logits():
+    """Chameleon sets the logits of image tokens to the lowest number there is."""
+    subject = probe.load(*PICTURE_FAMILIES["chameleon"]())
+    report = probe.verify(subject)
+    assert report.passed, report.appendix
+    (cached, _) = [check for check in report.checks if check.name.startswith("logits, cached")]
+    assert 1e-9 < cached.value < 1e-5, "of the largest logit of a word"
+    lens = probe.logit_lens(subject, picture(0), "what is red ?", max_new_tokens=2)
+    assert lens.attrs["last_layer_difference"] < 1e-4
+
+
 @pytest.mark.parametrize("name", ["blip2", "idefics", "ovis2", "janus"])
 def test_verify_decodes_as_the_model_itself_does(name):
     model, processor = (FAMILIES | PICTURE_FAMILIES)[name]()

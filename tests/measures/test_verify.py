@@ -8,7 +8,8 @@ from cases._overflow import overflowing
 
 import probe.measures.verify
 from probe.hooks.attention_tap import routed
-from probe.measures import verify_model
+from probe.measures import verify_decoding, verify_model
+from probe.measures.attention.stack_queries import stack_statistics
 from probe.measures.attention.statistic import AttentionStatistic
 from probe.measures.verify import Report, verify
 from probe.measures.verify_model import devices, shares_prefix
@@ -105,6 +106,27 @@ def test_a_cache_that_goes_unnoticed_is_reported(monkeypatch):
     monkeypatch.setattr(tracker.SequenceTracker, "_check_mask", lambda *_: None)
     lost = [c for c in verify(subject, models.picture(), "what is it?").checks if name in c.name]
     assert [check.passed for check in (*kept, *lost)] == [True, False]
+
+
+def test_steps_that_are_measured_wrong_are_not_the_models_own(monkeypatch):
+    """Also where a model decodes to other numbers by itself: its steps have whole maps too."""
+    model, processor = models.llava15()
+    table = AttentionStatistic.table
+
+    class Off(AttentionStatistic):
+        def table(self, *args):
+            return {name: value + 1e-3 for name, value in table(self, *args).items()}
+
+    def statistic(subject, inputs):
+        made = stack_statistics(subject, inputs, ["llm"])["llm"].statistic
+        made.__class__ = Off
+        return made
+
+    monkeypatch.setattr(verify_decoding, "_llm_statistic", statistic)
+    report = verify(load(model, processor=processor), models.picture(), "what is it?")
+    (failed,) = [check for check in report.checks if not check.passed]
+    assert "steps of decoding" in failed.name
+    assert failed.value.startswith("0.001, not the model's own: its steps against their whole maps")
 
 
 def test_a_model_that_does_not_read_its_image_is_told():
