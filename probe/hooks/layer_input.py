@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from threading import local
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -70,12 +71,30 @@ class LayerInput:
         self.hidden = whole if kept is None else kept.take(whole, 1)
         self._states.latest = whole
 
-    def positions(self) -> tuple[Tensor, ...] | None:
-        """The model's rotary embeddings of all positions: cosines and sines."""
-        return self._kwargs.get("position_embeddings")
+    def positions(self) -> tuple[Tensor, Tensor] | None:
+        """The model's rotary embeddings of all positions: cosines and sines, with the dimensions
+        that turn together half the width apart, as Llama has them.
+        """
+        embeddings = self._kwargs.get("position_embeddings")
+        if embeddings is None:
+            return None
+        if isinstance(embeddings, Tensor):  # one complex number a pair (Llama 4, DeepSeek-V2)
+            cos, sin = embeddings.real, embeddings.imag
+        else:
+            cos, sin = embeddings
+            if not _turns_neighbours(cos):
+                return cos, sin
+            cos, sin = cos[..., ::2], sin[..., ::2]
+        return torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
 
     def attention_call(self) -> AttentionCall:
         """Dry run: the attention call this layer would make on the tokens kept so far. Its output
         is discarded.
         """
         return self._dry_run(self.hidden)
+
+
+def _turns_neighbours(cos: Tensor) -> bool:
+    """Whether each dimension turns together with the next one (Cohere)."""
+    is_apart = torch.equal(*cos.chunk(2, -1))
+    return not is_apart and torch.equal(cos[..., ::2], cos[..., 1::2])

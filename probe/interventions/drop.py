@@ -246,7 +246,11 @@ def _skip(
         vision = kept.take(vision, 1) & kept.real
     if not vision.any():
         return None
-    after = torch.where(vision[..., None], before, after)
+    if after.shape[:2] == vision.shape:  # several streams of a token may follow (HY-V4)
+        vision = vision.reshape(*vision.shape, *[1] * (after.ndim - 2))
+    else:  # or come first (Gemma 3n)
+        vision = vision[..., None]
+    after = torch.where(vision, before, after)
     return (after, *output[1:]) if isinstance(output, tuple) else after
 
 

@@ -19,25 +19,41 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from contextvars import Context
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
 
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
-from probe.hooks.attention_tap import Kernel, Output
+from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import add_hook, model_block, only_this_thread, untouched
-from probe.hooks.layer_arguments import cache_argument, without_cache
+from probe.hooks.decoder_arguments import (
+    Place,
+    given_embeddings,
+    layer_features,
+    with_layer_features,
+)
+from probe.hooks.layer_arguments import without_cache
 from probe.hooks.model_structure import cross_attention, text_decoder, vision_positions
 from probe.hooks.tracked_sequence import TrackedSequence
 from probe.interventions.attention_edits import replace_keys_values
 from probe.interventions.cross_swap import read_from_donor
 from probe.interventions.layer_target import Layers, LayerTarget
 
-Rows = list[Tensor]  # the vision tokens of each row, (key, hidden), as the language model gets them
+Rows = list[Tensor]  # the vision tokens of each row, (key, hidden)
+
+
+@dataclass(frozen=True)
+class Donor:
+    """What the language model gets of a donor's vision tokens: their embeddings, and the features
+    that it adds to them between layers.
+    """
+
+    embeddings: Rows
+    features: dict[Place, Rows]
 
 
 @model_block
@@ -62,13 +78,17 @@ def swap_vision(model: Any, layers: Layers, donor: Any) -> Iterator[None]:
         return
     decoder: Any = text_decoder(target.model)
     sequences = target.sequences(whole_prompt=True)
-    rows = vision_rows(target.model, _as_inputs(model, donor)) if target.layers else []
+    given = donor_of(target.model, _as_inputs(model, donor)) if target.layers else Donor([], {})
 
     def before_decoder(decoder: nn.Module, args: tuple, kwargs: dict) -> None:
         now = sequences.running()
         if now.past == 0 and now.vision.any():
-            kwargs = kwargs | {"inputs_embeds": _exchanged(kwargs["inputs_embeds"], now, rows)}
-            now.memo["donor"] = Context().run(_keys_and_values, decoder, kwargs, target.layers)
+            embeds = _exchanged(
+                given_embeddings("swap_vision", decoder, kwargs), now, given.embeddings
+            )
+            features = {place: _joined(rows, now) for place, rows in given.features.items()}
+            kwargs = with_layer_features(kwargs, features) | {"inputs_embeds": embeds}
+            now.memo["donor"] = Context().run(_keys_and_values, decoder, kwargs, target)
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
         now = sequences.running()
@@ -109,9 +129,9 @@ def _as_inputs(model: Any, donor: Any) -> Mapping[str, Tensor]:
 
 @only_this_thread()
 @torch.no_grad()
-def vision_rows(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Rows:
+def donor_of(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Donor:
     """The vision tokens of each row as the language model is given them: encoded and projected."""
-    given: list[Tensor] = []
+    given: list[Mapping[str, Any]] = []
     options = (
         {"logits_to_keep": 1}
         if "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -120,7 +140,7 @@ def vision_rows(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Rows:
     decoder: Any = text_decoder(model)
 
     def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        given.append(kwargs["inputs_embeds"])
+        given.append(kwargs)
 
     with ExitStack() as undo, untouched():
         add_hook(undo, decoder.register_forward_pre_hook, keep, always=True, with_kwargs=True)
@@ -131,10 +151,19 @@ def vision_rows(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Rows:
             expected="an LLM that gets all its tokens at once",
             got=type(model).__name__,
         )
-    return [
-        row[where]
-        for row, where in zip(given[0], vision_positions(model, inputs["input_ids"]), strict=True)
-    ]
+    embeddings = given_embeddings("swap_vision", decoder, given[0])
+    is_vision = vision_positions(model, inputs["input_ids"])
+    rows = [row[where] for row, where in zip(embeddings, is_vision, strict=True)]
+    counts = [len(row) for row in rows]
+    of_layers = layer_features(given[0]).items()
+    return Donor(rows, {place: list(part.split(counts)) for place, part in of_layers})
+
+
+def _joined(rows: Rows, now: TrackedSequence) -> Tensor:
+    """The donor's rows for a batch, one after the other; nothing of those without an image."""
+    batch = len(now.vision)
+    with_image = [row for row in range(batch) if now.vision[row].any()]
+    return torch.cat([rows[row * len(rows) // batch] for row in with_image])
 
 
 def _exchanged(embeds: Tensor, now: TrackedSequence, rows: Rows) -> Tensor:
@@ -162,20 +191,23 @@ def _exchanged(embeds: Tensor, now: TrackedSequence, rows: Rows) -> Tensor:
 
 
 def _keys_and_values(
-    decoder: nn.Module, kwargs: dict, layers: tuple[int, ...]
+    decoder: nn.Module, kwargs: dict, target: LayerTarget
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """Keys and values of the chosen layers in a run that no hook observes.
+    """Keys and values that the chosen layers attend to in a run that no hook observes.
 
     It runs in an empty context: a forward that collects hidden states does so in a context
-    variable.
+    variable. It has no cache: some keep more than keys and values, or only what a window reaches.
     """
-    cache: Any = DynamicCache()  # without a config no layer forgets what has left its window
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def keep(call: AttentionCall, kernel: Kernel) -> Output:
+        found[target.layer_of(call.name)] = call.key, call.value
+        return kernel(call)
+
     kwargs = {name: value for name, value in kwargs.items() if not name.startswith("output_")}
-    arguments = without_cache(kwargs) | cache_argument(decoder, cache)
-    with untouched(), torch.no_grad():
-        decoder(**arguments | {"use_cache": True})
-    chosen = {layer: cache.layers[layer] for layer in layers}
-    return {layer: (filled.keys, filled.values) for layer, filled in chosen.items()}
+    with untouched(), torch.no_grad(), routed(target.attention, keep, always=True):
+        decoder(**without_cache(kwargs))
+    return found
 
 
 def _with_donor(tensor: Tensor, donor: Tensor, now: TrackedSequence) -> Tensor:

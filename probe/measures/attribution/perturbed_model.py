@@ -27,6 +27,11 @@ from torch import Tensor
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import add_hook, model_block
+from probe.hooks.decoder_arguments import (
+    given_embeddings,
+    layer_features,
+    with_layer_features,
+)
 from probe.hooks.model_structure import stacks, text_decoder
 from probe.hooks.tracked_sequence import ForwardTracker
 from probe.hooks.whole_layers import last_logits
@@ -97,7 +102,14 @@ class PerturbedModel:
             return blend(output, z, words, zeros) if is_prompt else None
 
         def blend_vision(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            embeddings = blend(kwargs["inputs_embeds"], z, vision, zeros)
+            embeddings = given_embeddings("attribute", decoder, kwargs)
+            embeddings = blend(embeddings, z, vision, zeros)
+            of_tokens = vision[self.is_vision]
+            features = {}
+            for place, part in layer_features(kwargs).items():
+                rows = part.unflatten(0, (len(z), -1))
+                features[place] = blend(rows, z, of_tokens, zeros).flatten(0, 1)
+            kwargs = with_layer_features(kwargs, features)
             return args, kwargs | {"inputs_embeds": embeddings}
 
         with ExitStack() as undo:
