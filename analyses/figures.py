@@ -137,7 +137,7 @@ def compared(questions: int = QUESTIONS) -> Data:
     """Answers and costs of three reducers and their controls on tiny-llava, with tiny-llava-mini
     next to them.
     """
-    from probe.cli.reduce import budgets_of, methods_of
+    from probe.cli.reduce_methods import budgets_of, methods_of
     from probe.evaluation.method_comparison import Comparison
     from probe.evaluation.task import BenchmarkTask
 

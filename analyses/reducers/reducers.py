@@ -17,7 +17,8 @@ import xarray as xr
 
 import probe
 from probe.cli.benchmark_run import show_progress
-from probe.cli.reduce import OF_BENCH, SEEDS, budgets_of, methods_named, methods_of, with_costs
+from probe.cli.reduce import SEEDS, with_costs
+from probe.cli.reduce_methods import OF_BENCH, budgets_of, methods_named, methods_of
 from probe.evaluation.method_comparison import Comparison
 from probe.evaluation.method_scores import method_scores
 from probe.evaluation.reducer_benchmark import reducer_benchmark

@@ -2,9 +2,8 @@
 work and time; `probe reduce --bench`: all of them beside random selection and a smaller image.
 """
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,22 +11,25 @@ from probe.cli.benchmark_run import read_task
 from probe.cli.engine import EngineOptions, finished
 from probe.cli.options import BenchmarkOptions, CacheGB, Longest, ModelOptions, Out, with_options
 from probe.cli.output import say, stage
+from probe.cli.reduce_methods import (
+    BY_DEFAULT,
+    OF_BENCH,
+    budgets_of,
+    check_benchmark,
+    methods_named,
+    methods_of,
+    possible_methods,
+)
 from probe.cli.reduce_tables import show_benchmark, show_scores
 from probe.cli.result_folder import ResultFolder, results
-from probe.errors import ProbeError, one_of
+from probe.errors import ProbeError
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from probe.evaluation.method_comparison import Method
     from probe.plots.reducer_tradeoff import Overlay
-    from probe.reducers.token_budget import TokenBudget
-    from probe.subject.subject import Subject
 
-# By default; `probe.reducers.METHODS` has more
-BY_DEFAULT = "visionzip,prumerge,random,grid,fastv,pyramiddrop,sparsevlm"
-OF_BENCH = f"{BY_DEFAULT},vispruner,holov,vscan,hiprune,divprune,dart,downsample"
 KEEP = "0.5,0.25,0.11"
 SEEDS = 5  # of random selection in a benchmark
 
@@ -115,8 +117,12 @@ def reduce(
 
         loading = engine.placed(loading)
         subject = loading.subject()
+        if bench:
+            check_benchmark(subject)
         others = [loading.subject(name) for name in _others(loading.model, beside)]
         budgets = budgets_of(subject, fractions)
+        if reducers is None:
+            kinds = possible_methods(subject, kinds, budgets[0])
         methods = methods_of(
             subject, kinds, budgets, others, seeds or (SEEDS if bench else 1), in_tokens=bench
         )
@@ -134,16 +140,6 @@ def reduce(
         show_benchmark(rows, task)
     say("left out", problems)
     folder.announce("final.zarr", "run.json")
-
-
-def methods_named(reducers: str) -> list[str]:
-    """The names that were asked for, each once. Raises ProbeError for an unknown one."""
-    from probe.reducers import METHODS
-
-    names = [name.strip().lower() for name in reducers.split(",") if name.strip()]
-    for name in names:
-        one_of("--reducers", "names of", name, METHODS)
-    return list(dict.fromkeys(names))
 
 
 def fractions_kept(keep: str | None) -> list[float]:
@@ -171,53 +167,6 @@ def _others(model: str, names: list[str] | None) -> list[str]:
 
     shipped = [name for name in FOLDERS if name != model] if model in FOLDERS else []
     return shipped if names is None else names
-
-
-def budgets_of(subject: "Subject", fractions: list[float]) -> "list[TokenBudget]":
-    """Of these fractions; without one, those of recent papers."""
-    from probe.reducers.token_budget import TokenBudget, budgets_of_papers
-
-    if not fractions:
-        return budgets_of_papers(subject.model)
-    return [TokenBudget.of(subject.model, fraction) for fraction in fractions]
-
-
-def methods_of(
-    subject: "Subject",
-    kinds: list[str],
-    budgets: "list[TokenBudget]",
-    others: "list[Subject]",
-    seeds: int = 1,
-    *,
-    in_tokens: bool = False,
-) -> "list[Method]":
-    """The subject as it is, under each reducer for each budget (those that draw, for each seed),
-    and the other models. A label gives the tokens that a reducer really leaves; two budgets of
-    equally many are one.
-    """
-    from probe.evaluation.method_comparison import Method
-    from probe.reducers import METHODS, Random
-
-    methods = {"all tokens": Method("all tokens", subject)}
-    for kind in kinds:
-        label, make = METHODS[kind]
-        for budget in budgets:
-            in_share = budget.patches is None  # of views of any size
-            if budget.patches is not None and not in_tokens:
-                in_share = budget.tokens == round(budget.share * budget.patches * budget.views)
-            kept = f"{100 * budget.share:.3g} %" if in_share else f"{budget.tokens} tokens"
-            name = f"{label} {kept}"
-            reducer = make(budget)
-            used: dict[str, Any] = {name: reducer}
-            if seeds > 1 and isinstance(reducer, Random):
-                used = {
-                    f"{name}, seed {seed}": replace(reducer, seed=seed) for seed in range(seeds)
-                }
-            for own, drawn in used.items():
-                method = Method(own, subject, (drawn,), family=label, budget=budget.tokens)
-                methods.setdefault(own, method)
-    methods |= {other.name: Method(other.name, other, family=other.name) for other in others}
-    return list(methods.values())
 
 
 def with_costs(table: "pd.DataFrame", costs: "xr.Dataset") -> "pd.DataFrame":

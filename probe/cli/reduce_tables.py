@@ -23,7 +23,7 @@ def show_scores(table: "pd.DataFrame", task: "BenchmarkTask") -> None:
                 row["method"],
                 f"{row[headline]:.1f}",
                 interval(row[f"{headline}_low"], row[f"{headline}_high"]),
-                f"{row['of_first']:.0f} %",
+                f"{row['of_first']:.0f} %" if row["of_first"] == row["of_first"] else "-",
                 f"{row['vision_tokens']:.1f}",
                 with_unit(1e12 * row["total (TFLOP)"], "FLOP"),
                 with_unit(1e12 * row["formula (TFLOP)"], "FLOP"),
@@ -33,7 +33,8 @@ def show_scores(table: "pd.DataFrame", task: "BenchmarkTask") -> None:
     caption = (
         "tokens: vision tokens, mean over LLM layers; operations: counted, all components, to the "
         "first token; formula: of the reducers' papers, LLM only; ms: from pixels to the first "
-        "token, mean ± standard deviation; -: no interval of one image, or not measured"
+        "token, mean ± standard deviation; -: no interval of one image, nothing "
+        "right with all tokens, or not measured"
     )
     title = f"{task.benchmark.name}: {headline} with fewer vision tokens"
     show_table(title, {"method": "left"} | dict.fromkeys(names, "right"), rows, caption)

@@ -7,8 +7,17 @@ import pytest
 from models import picture
 
 import probe
+from probe.cli.reduce_methods import (
+    BY_DEFAULT,
+    budgets_of,
+    check_benchmark,
+    methods_named,
+    methods_of,
+    possible_methods,
+)
 from probe.evaluation.method_comparison import Comparison
 from probe.reducers import METHODS, PyramidDrop, Random, SparseVLM, TokenBudget, VisionZip
+from tests.families.models import FAMILIES
 
 QUICK = (
     "--limit",
@@ -100,6 +109,22 @@ def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, option, value, t
     assert (code, said) == (2, "")
     assert told in error and error.count("\n") == 1
     assert not (tmp_path / "probe-out").exists()
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_5", "gemma3"])
+def test_methods_that_a_family_has_no_place_for_are_left_out_by_default(family, capsys):
+    """And the advice to take one inside the LLM can be followed, at any resolution."""
+    subject = probe.load(*FAMILIES[family]())
+    (budget,) = budgets_of(subject, [0.25])
+    kinds = possible_methods(subject, methods_named(BY_DEFAULT), budget)
+    assert "fastv" in kinds and not {"visionzip", "prumerge", "random", "grid"} & set(kinds)
+    (note, *_) = capsys.readouterr().out.split("\n\n")
+    assert "left out: visionzip, prumerge, random, grid (expected" in " ".join(note.split())
+    methods = methods_of(subject, kinds, [budget], [])
+    assert [method.name for method in methods][:2] == ["all tokens", "FastV 25 %"]
+    if family != "gemma3":
+        with pytest.raises(probe.ProbeError, match="leave --bench out"):
+            check_benchmark(subject)
 
 
 @pytest.mark.parametrize("kind", METHODS)
