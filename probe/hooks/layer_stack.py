@@ -101,33 +101,45 @@ class LayerStack:
 
 
 def largest_stack(
-    name: str, model: nn.Module, part: nn.Module, *, alike: bool = False
+    name: str,
+    model: nn.Module,
+    part: nn.Module,
+    *,
+    alike: bool = False,
+    nearest: bool = False,
 ) -> LayerStack:
     """The list of layers with attention in a part of a model that has most parameters. `alike`:
     with all other lists of such layers, in the order of their definition (Mllama's encoder of
-    tiles, and then of whole images). Raises ProbeError where it has no list of layers, and for a
-    layer without attention.
+    tiles, and then of whole images). `nearest`: of those that the part owns itself, or that its
+    parts own, and so on: Idefics' LLM has the encoder inside. Raises ProbeError where it has no
+    list of layers, and for a layer without attention.
     """
     lists = _layer_lists(part)
     if not lists:
         raise ProbeError("model", expected=f"layers in its {name} stack", got=type(part).__name__)
 
-    def size(layers: tuple[nn.Module, ...]) -> tuple[bool, int]:
+    def rank(found: tuple[int, tuple[nn.Module, ...]]) -> tuple[bool, int, int]:
+        depth, layers = found
         parameters = (p for layer in layers for p in layer.parameters())
-        return bool(attention_of(layers)), sum(p.numel() for p in parameters)
+        size = sum(p.numel() for p in parameters)
+        return bool(attention_of(layers)), -depth if nearest else 0, size
 
-    largest = max(lists, key=size)
+    _, largest = max(lists, key=rank)
     kinds = {type(layer) for layer in largest}
-    same = [layers for layers in lists if {type(layer) for layer in layers} == kinds]
+    same = [layers for _, layers in lists if {type(layer) for layer in layers} == kinds]
     layers = tuple(layer for each in same for layer in each) if alike else largest
     return stack_of_layers(name, model, layers)
 
 
-def _layer_lists(part: nn.Module) -> list[tuple[nn.Module, ...]]:
-    """All that may be a stack of layers: lists of modules, and dicts and sequences whose modules
-    are all of one kind.
+def _layer_lists(part: nn.Module) -> list[tuple[int, tuple[nn.Module, ...]]]:
+    """All that may be a stack of layers, each with how deep inside it lies: lists of modules, and
+    dicts and sequences whose modules are all of one kind.
     """
-    return [layers for module in part.modules() if (layers := _listed(module))]
+    return [
+        (name.count("."), layers)
+        for name, module in part.named_modules()
+        if (layers := _listed(module))
+    ]
 
 
 def _listed(module: nn.Module) -> tuple[nn.Module, ...]:

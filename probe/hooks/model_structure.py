@@ -69,7 +69,7 @@ def _find_stacks(model: PreTrainedModel) -> dict[str, LayerStack]:
     if (tower := video_tower(model)) is not None:
         found["vision_video"] = largest_stack("vision_video", model, tower, alike=True)
     found |= _between(model)
-    llm = largest_stack("llm", model, decoder)
+    llm = largest_stack("llm", model, decoder, nearest=True)
     cross = gated_cross_attention(model, decoder, len(llm.layers))
     if COMPRESSOR not in found:
         in_llm = [*llm.layers, *(() if cross is None else cross.layers)]  # Idefics' LLM has it all

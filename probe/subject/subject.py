@@ -106,12 +106,15 @@ class Subject:
         ends = tuple(dict.fromkeys(id for id in ends if id is not None))
         pad = tokenizer.pad_token_id
         embeddings: Any = self.model.get_input_embeddings()
+        more = getattr(
+            embeddings, "num_additional_embeddings", 0
+        )  # Idefics', in a matrix of its own
         return TokenizerInfo(
             tokenizer,
             ends,
             pad if pad is not None else ends[0],
             placeholder_ids(self.model),
-            len(embeddings.weight),
+            len(embeddings.weight) + more,
         )
 
     def answer(
