@@ -25,8 +25,15 @@ from jaxtyping import Float
 from PIL import Image
 
 from probe.data.image_views import Size
+from probe.subject.padded_patches import padded_views
 from probe.subject.view_slices import slices_of, stated_slices, views_of_slices
-from probe.subject.views_from_places import Shape, View, views_of_patches, views_of_planes
+from probe.subject.views_from_places import (
+    Shape,
+    View,
+    mean,
+    views_of_patches,
+    views_of_planes,
+)
 
 Process = Callable[[list[Image.Image]], Mapping[str, Any]]  # images to the processor's tensors
 
@@ -80,6 +87,10 @@ def measured_views(
     image_of = _patch_by_patch(image_of, patch)
     real = np.flatnonzero(~np.isnan(x).all(axis=1))
     of_view = [real[real // (len(x) // outer) == view] for view in range(outer)]
+    if len(real) < len(x) == sum(rows * columns for rows, columns in stated):
+        padded = padded_views(mean(x, 1), mean(y, 1), stated)
+        if padded is not None and len(stated) == len(sizes):
+            return padded
     slices = slices_of(of_view, stated_slices(of_black, len(real)))
     if slices is not None and len(slices) > len(sizes):
         return views_of_slices(x, y, image_of, slices)

@@ -51,8 +51,8 @@ def views_of_planes(
         image = round(float(np.nanmedian(of_image)))
         if not 0 <= image < len(sizes):
             return None
-        across = _edges(_mean(of_x, (0, 1)), sizes[image][0])
-        down = _edges(_mean(of_y, (0, 2)), sizes[image][1])
+        across = _edges(mean(of_x, (0, 1)), sizes[image][0])
+        down = _edges(mean(of_y, (0, 2)), sizes[image][1])
         if across is None or down is None:
             return None
         box = np.array([across[0], down[0], across[1], down[1]])
@@ -72,12 +72,12 @@ def views_of_patches(
     each image's patches, which decide where places do not: in an image of few pixels.
     """
     real = ~np.isnan(x).all(axis=1)
-    image = np.round(_mean(image_of[real], 1)).astype(int)
+    image = np.round(mean(image_of[real], 1)).astype(int)
     found = []
     for number, size in enumerate(sizes):
         own = image == number
-        x_of_patch = _mean(x[real][own], 1)
-        y_of_patch = _mean(y[real][own], 1)
+        x_of_patch = mean(x[real][own], 1)
+        y_of_patch = mean(y[real][own], 1)
         view = _view_of_patches(x_of_patch, y_of_patch, number, size, stated[number : number + 1])
         if view is None:
             return None
@@ -93,8 +93,8 @@ def _view_of_patches(
     stated: Sequence[Shape],
 ) -> View | None:
     """The view of one image whose patches have their middles at these places."""
-    columns = _spaced(x)
-    rows = _spaced(y)
+    columns = spaced(x)
+    rows = spaced(y)
     if columns is None or rows is None:
         return None
     is_grid = len(columns) * len(rows) == len(x)
@@ -157,7 +157,7 @@ def _centres(index: np.ndarray, count: int, pixels: int) -> np.ndarray:
     return ((index + 0.5) / count).clip(0.5 / pixels, 1 - 0.5 / pixels)
 
 
-def _mean(values: np.ndarray, axes: int | tuple[int, ...]) -> np.ndarray:
+def mean(values: np.ndarray, axes: int | tuple[int, ...]) -> np.ndarray:
     """The mean over what is not padding; NaN where all is."""
     real = ~np.isnan(values)
     count = real.sum(axis=axes)
@@ -197,7 +197,7 @@ def _beyond(place: np.ndarray, margin: float) -> np.ndarray:
     return (place > margin) & (place < 1 - margin)
 
 
-def _spaced(places: Float[np.ndarray, "patch"]) -> np.ndarray | None:
+def spaced(places: Float[np.ndarray, "patch"]) -> np.ndarray | None:
     """The different places among many that are evenly spaced, in order."""
     ordered = np.sort(places)
     if not len(ordered) or np.isnan(ordered).any():

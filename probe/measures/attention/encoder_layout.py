@@ -74,7 +74,8 @@ def layout_of(subject: Subject, inputs: Inputs, stack: LayerStack) -> EncoderSeq
     """What each position of the encoder is; in words why that is not known, where it isn't."""
     with_images = zip(inputs.encoder_grid, inputs.images, strict=True)
     if any(shown and not len(grid) for grid, shown in with_images):
-        return "a video and an image in one prompt"
+        has_video = any((grid.frame >= 0).any() for grid in inputs.grid)
+        return "a video and an image in one prompt" if has_video else "several tensors of pixels"
     first = first_input(subject.model, inputs, stack)
     if first is None:
         return f"no call of {stack.name}"

@@ -113,12 +113,14 @@ def _all_alike(patches: Sequence[int], keys: Sequence[int], cls: int) -> bool:
 
 
 def _patches(inputs: Inputs, by_image: bool) -> list[int]:
-    """How many patches each row has, rows being views or whole images."""
+    """How many patches each row has, rows being views or whole images, in the encoder's order (a
+    whole image may come behind its tiles).
+    """
     counts: list[int] = []
     for grid in inputs.encoder_grid:
         tiles = [0] * len(grid) if by_image else grid.tile.tolist()
         places = list(zip(grid.image.tolist(), tiles, strict=True))
-        counts += [places.count(place) for place in sorted(set(places))]
+        counts += [places.count(place) for place in dict.fromkeys(places)]
     return counts
 
 
