@@ -264,13 +264,13 @@ def mllama(attn: str = "sdpa") -> Family:
     return model, TinyProcessor(tokens(1), pixels, more)
 
 
-def idefics(attn: str = "sdpa", resampler: bool = False, **more: Any) -> Family:
-    """`more`: of its LLM."""
+def idefics(attn: str = "sdpa", resampler: bool = False, **of_llm: Any) -> Family:
+    """`of_llm`: other fields."""
     model = build(
         "IdeficsForVisionText2Text",
         "idefics",
         attn,
-        **{**TEXT, "num_key_value_heads": None, "additional_vocab_size": 0, **more},
+        **{**TEXT, "num_key_value_heads": None, "additional_vocab_size": 0, **of_llm},
         alpha_initializer="ones",
         cross_layer_interval=1,
         use_resampler=resampler,
