@@ -18,6 +18,7 @@ from probe.hooks.offload import own_values
 from probe.hooks.own_failure import own_failures
 from probe.subject.greedy_words import GREEDY, never_said
 from probe.subject.inputs import Inputs, TokenizerInfo
+from probe.subject.padded_rules import padded_rules
 
 ONE_ANSWER = {"num_return_sequences": 1, "return_dict_in_generate": False}  # whatever it saved
 
@@ -47,8 +48,9 @@ def generate_ids(
     check_length(model, width + 1)
     room = (max_positions(model) or width + max_new_tokens) - width
     defaults: dict[str, Any] = ONE_ANSWER | {"suppress_tokens": never_said(model)}
-    processors = [_NumbersOnly(), *(generate.get("logits_processor") or ())]
-    options = {"logits_processor": LogitsProcessorList(processors)}
+    switched_off, of_words = padded_rules(model, inputs, generate)
+    processors = [_NumbersOnly(), *of_words, *(generate.get("logits_processor") or ())]
+    options = {**switched_off, "logits_processor": LogitsProcessorList(processors)}
     if not generate.get("do_sample"):
         defaults |= GREEDY
     try:

@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from probe.data.token_types import FINE, PAPER
 from probe.errors import ProbeError
+from probe.subject.image_questions import ImageQuestions
 from probe.subject.inputs import collate
 from probe.subject.loading import load
 
@@ -93,6 +94,49 @@ def test_a_padded_batch_generates_what_its_rows_do(factory):
     together = subject.generate_ids(collate(rows), 5)
     for ids, row in zip(together, rows, strict=True):
         assert ids.tolist() == subject.generate_ids(row, 5)[0].tolist()
+
+
+OF_THE_PROMPT = {  # options of `generate`, which are rules about the prompt's words or its length
+    "repetition_penalty": 3.0,
+    "encoder_repetition_penalty": 0.3,
+    "no_repeat_ngram_size": 1,
+    "encoder_no_repeat_ngram_size": 1,
+    "min_length": None,  # of the prompt and two words
+}
+
+
+@pytest.mark.parametrize("rule", OF_THE_PROMPT)
+@pytest.mark.parametrize("way", ["padded on the left", "after a shared image", "as an option"])
+def test_padding_is_no_word_of_the_prompt(rule, way):
+    """Neither for the checkpoint's own rules nor for given ones, wherever it stands: what it pads
+    with, or what ends an answer, is the likeliest word.
+    """
+    subject = subject_of()
+    image, long = models.picture(0), "what is in the picture, and where is it, and why is it there?"
+    rows = [subject.encode(image, text) for text in ("why?", long)]
+    if rule == "min_length":
+        word = subject.model.generation_config.eos_token_id = subject.vocabulary.end_ids[0]
+        subject.model.generation_config.min_length = rows[0]["input_ids"].shape[1] + 2
+    else:
+        word = subject.vocabulary.pad_id
+        subject.model.generation_config.eos_token_id = None
+    head = subject.model.get_output_embeddings().weight
+    (first, *_), *_ = subject.generate_ids(rows[0], 1)
+    with torch.no_grad():
+        head[word] = 1.05 * head[first]
+    options = {} if rule == "min_length" else {rule: OF_THE_PROMPT[rule]}
+    if way != "as an option":
+        for name, value in options.items():
+            setattr(subject.model.generation_config, name, value)
+        options = {}
+    alone = [subject.generate_ids(row, 4, **options)[0].tolist() for row in rows]
+    if way == "after a shared image":
+        together = ImageQuestions(subject).generate(rows, 4, **options)
+    else:
+        together = subject.generate_ids(collate(rows), 4, **options)
+    assert [ids.tolist() for ids in together] == alone
+    if rule != "min_length":
+        assert alone[0][0] == word
 
 
 def test_generated_ids_end_with_the_end_of_turn_and_without_padding():
