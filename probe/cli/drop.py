@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from probe.cli.benchmark_run import read_task
+from probe.cli.drop_cases import cases_of_modes, check_frame_parts
 from probe.cli.engine import EngineOptions, finished
 from probe.cli.options import BenchmarkOptions, CacheGB, Longest, ModelOptions, Out, with_options
 from probe.cli.output import number, say, show_table, stage
 from probe.cli.result_folder import results
-from probe.errors import ProbeError
 
 if TYPE_CHECKING:
     import pandas as pd
     from xarray import DataTree
 
     from probe.evaluation.task import BenchmarkTask
-    from probe.subject.subject import Subject
 
 Windows = Annotated[
     int | None,
@@ -124,67 +123,6 @@ def drop(
     if missing:
         say("exported", missing)
     folder.announce("final.zarr", "run.json")
-
-
-def cases_of_modes(
-    subject: "Subject",
-    task: "BenchmarkTask",
-    size: int | None,
-    mode: str,
-    depth: bool,
-    stack: str = "llm",
-    parts: int | None = None,
-) -> dict[str, list]:
-    """The cases of each mode: of all that are defined in the stack, or of one. `parts`: of the
-    frames of videos, in every mode but "swap".
-
-    Raises ProbeError for a stack that the model does not have, and for a window of more layers than
-    are in it.
-    """
-    from probe.hooks.model_structure import stacks
-    from probe.interventions.drop import PREFUSION_MODES
-    from probe.interventions.sweep import frame_parts, from_layer, until_layer, windows
-    from probe.interventions.sweep.visibility import SWEEP_MODES
-
-    available = stacks(subject.model)
-    if stack not in available:
-        raise ProbeError(
-            "--stack",
-            expected=f"a stack of {subject.name}: llm",
-            got=stack,
-            fix="take a LLaVA-Mini",
-        )
-    layers = len(available[stack].layers)
-    size = size or min(4, max(1, layers // 4))
-    if size > layers:
-        expected = f"1 to {layers}, the layers of {subject.name}"
-        raise ProbeError("--windows", expected=expected, got=str(size))
-    defined = SWEEP_MODES if stack == "llm" else PREFUSION_MODES
-    if mode == "all" and "swap" in defined and not task.has_donors:
-        say("note", "swap is left out: the questions are about one image, and it needs another")
-        defined = [name for name in defined if name != "swap"]
-    chosen = list(defined) if mode == "all" else [mode]
-    cases: dict[str, list] = {name: [windows(size)] for name in chosen}
-    if depth:  # from a layer to the last one, all modes that hide vision are equal
-        cases[chosen[0]] += [from_layer(size), until_layer(size)]
-    if parts is not None:
-        for name in set(chosen) - {"swap"}:
-            cases[name].append(frame_parts(parts))
-    return cases
-
-
-def check_frame_parts(task: "BenchmarkTask", mode: str, stack: str) -> None:
-    """Raises ProbeError where there are no frames, or none of them can be dropped alone."""
-    from probe.data.image import Video
-
-    if not any(isinstance(image, Video) for sample in task.samples for image in sample.images):
-        expected = "questions about videos"
-        got = f"{task.benchmark.name}, which has none"
-        raise ProbeError("--frame-parts", expected=expected, got=got)
-    if stack != "llm":
-        raise ProbeError("--frame-parts", expected="--stack llm", got=stack)
-    if mode == "swap":
-        raise ProbeError("--frame-parts", expected="a --mode that drops tokens", got=mode)
 
 
 def accuracy(dataset: "DataTree", seed: int = 0) -> "pd.DataFrame":

@@ -60,7 +60,7 @@ def read_from_donor(target: LayerTarget, donor: Mapping[str, Tensor]) -> Iterato
 
     with sequences.followed(), routed(modules, around, required=False) as taps:
         yield
-    if sequences.prompts and not any(tap.called for tap in taps):
+    if modules and sequences.prompts and not any(tap.called for tap in taps):
         warn_unchanged(target.called)
 
 

@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 import probe
-from probe.cli.drop import cases_of_modes
+from probe.cli.drop_cases import cases_of_modes
 from probe.evaluation.drop_run import DropRun
+from probe.interventions.sweep import Sweep
+from tests.families.models import FAMILIES
 
 QUICK = ("--limit", "6", "--mode", "mask", "--windows", "4", "--no-attention")
 FIGURES = {f"{name}.{ending}" for name in ("dropped", "depth") for ending in ("png", "svg")}
@@ -256,3 +258,15 @@ def test_swap_is_left_out_with_a_line_where_no_other_image_is_there(capsys):
     assert "swap is left out: the questions are about one image" in capsys.readouterr().out
     cases = cases_of_modes(subject, SimpleNamespace(has_donors=True), None, "all", depth=False)
     assert "swap" in cases
+
+
+def test_modes_that_a_model_refuses_are_left_out_with_their_reason(capsys):
+    """Words of a hybrid read the image through a state: its default run failed at all samples."""
+    subject = probe.load(*FAMILIES["qwen3_5"]())
+    task = SimpleNamespace(has_donors=True)
+    cases = cases_of_modes(subject, task, None, "all", depth=False)
+    assert list(cases) == ["remove", "remove_for_good"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out: mask, mask_frozen, zero, swap (expected layers with softmax" in said
+    with pytest.raises(probe.ProbeError, match="through its state"):  # before any sample is read
+        Sweep(subject, probe.windows(1), "mask")

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import probe
-from probe.cli.drop import cases_of_modes, check_frame_parts
+from probe.cli.drop_cases import cases_of_modes, check_frame_parts
 from probe.data.donors import replacement
 from probe.errors import ProbeError
 from probe.evaluation.drop_effects import effects

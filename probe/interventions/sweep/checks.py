@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 from probe.errors import ProbeError, at_least, one_of
 from probe.hooks.model_checks import require_observable
 from probe.hooks.model_state import active_interventions, active_text_guided_reducers
-from probe.hooks.model_structure import cross_attention
+from probe.hooks.model_structure import cross_attention, stacks
 from probe.interventions.drop import drop_vision
+from probe.interventions.layer_target import LayerTarget
 from probe.interventions.sweep.visibility import SWEEP_MODES
 from probe.subject.greedy_words import other_rules
 from probe.subject.subject import Subject
@@ -38,13 +39,16 @@ def check_subject(subject: Subject, stack: str, known: list[str], max_new_tokens
 def check_mode(
     mode: str, subject: Subject, stack: str, queries: tuple[str, ...] | None, parts: bool
 ) -> None:
-    """Raises ProbeError for an unknown mode, and for what `drop_vision` refuses in this stack.
-    `parts`: whether any case drops a part of vision.
+    """Raises ProbeError for an unknown mode, and for what `drop_vision` or `swap_vision` refuses in
+    the layers of this stack: the case without any vision is always run. `parts`: whether any case
+    drops a part of vision.
     """
     one_of("drop_sweep", "mode of", mode, SWEEP_MODES)
+    model = subject.model
+    layers = range(len(stacks(model)[stack].layers))
     if mode != "swap":
         tokens = torch.zeros(1, 1, dtype=torch.bool) if parts else None
-        with drop_vision(subject.model, (), mode, stack=stack, queries=queries, tokens=tokens):
+        with drop_vision(model, layers, mode, stack=stack, queries=queries, tokens=tokens):
             return
     if parts:
         raise ProbeError(
@@ -60,6 +64,10 @@ def check_mode(
             got=f"stack={stack!r}, queries={queries!r}",
             fix="use another mode",
         )
+    if not cross_attention(model):
+        target = LayerTarget.of("swap_vision", model, layers)
+        with target.routed(lambda call, kernel: kernel(call), reports=False):
+            return
 
 
 def alone_reason(model: PreTrainedModel) -> str:
