@@ -61,6 +61,8 @@ def views(
                 title = ", ".join(filter(None, [label, name, part]))
                 marked = None if sinks is None else sinks[:, mask]
                 found.append(View(title, pixels, boxes[mask], values[:, mask], maps, marked))
+    if not found and np.isnan(boxes).all():
+        raise _without_places(record, sample, str(keys["sample"].item()))
     if not found:
         raise ProbeError(
             _CALLED,
@@ -68,6 +70,23 @@ def views(
             got=f"none in sample {keys['sample'].item()!r}, image {image}, tile {tile}",
         )
     return found
+
+
+def _without_places(record: xr.DataTree, sample: int, name: str) -> ProbeError:
+    """The error for tokens that each stand for the whole image, and for words that read it by
+    cross-attention: it names the stacks whose keys do have places.
+    """
+    with_places = [
+        stack
+        for stack, measured in record.children.items()
+        if "key_box" in measured and measured["key_box"].isel(sample=sample).notnull().any()
+    ]
+    return ProbeError(
+        _CALLED,
+        expected="vision tokens that stand for a place in the image",
+        got=f"none in sample {name!r}",
+        fix=" or ".join(f"draw stack={stack!r}" for stack in with_places),
+    )
 
 
 def _evenly(images: list[int], keys: xr.Dataset, kept: list[int]) -> list[int]:

@@ -27,6 +27,7 @@ from probe.plots.image_views import views
 from probe.plots.patches import (
     LOG_BAR,
     View,
+    bar_ticks,
     draw_patches,
     log_scale,
     middles,
@@ -49,6 +50,7 @@ from probe.records import node
 _CALLED = "plots.heatmaps"
 _COLUMNS = 5  # panels in a row of the figure
 _WIDTH = 1.9  # of a panel, in inches
+_NARROW = 2.5 * _WIDTH  # a figure on which the name of the scale takes two lines
 VALUES = {"attention": "fraction", "lift": "÷ an even spread over the patches"}  # and units
 
 
@@ -135,16 +137,21 @@ def heatmaps(
         used += row[: len(view.maps)].tolist()
     whose = "attention received" if token is None else "attention of the token"
     heads = "head mean" if head is None else f"head {head + 1}"
-    scale = f"{whose}, {heads} ({VALUES[value]}; log, floor {norm.vmin:.2g})"
     figure = figure_of(axes)
+    width = float(figure.get_figwidth())
+    is_narrow = width < _NARROW
+    length = 1.0 if is_narrow else 0.7  # of the scale, as a part of the figure's width
+    line_end = "\n" if is_narrow else " "
+    scale = f"{whose}, {heads}{line_end}({VALUES[value]}; log, floor {norm.vmin:.2g})"
+    options: dict[str, Any] = LOG_BAR | {"ticks": bar_ticks(norm, length * width)}
     bar = figure.colorbar(
         used[0].collections[0],
         ax=used if ax is not None else figure.axes,
         location="bottom",
         label=scale,
-        shrink=0.7,
+        shrink=length,
         aspect=40,
-        **LOG_BAR,
+        **options,
     )
     bar.minorticks_off()
     if ax is None:

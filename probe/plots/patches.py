@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import FixedLocator, Locator, LogLocator, MaxNLocator
 
 from probe.errors import ProbeError
 
@@ -27,6 +27,7 @@ _FITTED = {
 _OUTLINE = 64  # points along the longer side of an image, for its outlines
 _SEPARATED = 0.7  # of the variance: two parts of an image are told apart (0.64 of normal noise)
 _DECADES = 3  # of a logarithmic scale at most, unless its floor is given
+_TICK = 0.5  # inches that the label of a tick takes
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,18 @@ LOG_BAR: dict[str, Any] = {  # of the colour bar of such a scale: plain numbers,
     "ticks": LogLocator(subs=(1, 2, 5)),
     "format": "{x:g}",
 }
+
+
+def bar_ticks(norm: LogNorm, inches: float) -> Locator:
+    """The ticks of a logarithmic colour bar so many inches long, whose labels must not touch."""
+    assert norm.vmin is not None and norm.vmax is not None  # those of `log_scale`
+    most = max(int(inches / _TICK), 2)
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        ticks = LogLocator(subs=digits).tick_values(norm.vmin, norm.vmax)
+        shown = [tick for tick in ticks if norm.vmin <= tick <= norm.vmax]
+        if 2 <= len(shown) <= most:
+            return FixedLocator(shown)
+    return MaxNLocator(most)
 
 
 def log_scale(views: Sequence[View], floor: float | None, called: str) -> LogNorm:

@@ -263,3 +263,11 @@ def test_a_module_that_calls_its_kernel_twice_is_refused():
             probe.measure(subject, picture(0), QUESTION, response, max_new_tokens=3)
     record = probe.measure(subject, picture(0), QUESTION, [14, 16], stacks=["vision"])
     assert list(record.children) == ["vision"]
+
+
+def test_where_tokens_have_no_place_the_stacks_that_have_are_named():
+    for name, has_places in (("blip2", "compressor"), ("mllama", "cross")):
+        _, record = measured(name)
+        with pytest.raises(ProbeError, match=f"stand for a place .*; .*draw stack='{has_places}'"):
+            probe.plots.heatmaps(record)
+        assert probe.plots.heatmaps(record, stack=has_places)

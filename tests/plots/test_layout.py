@@ -113,6 +113,20 @@ def test_images_of_any_shape_have_room(record):
     assert faults_of({"heatmaps": lambda: plots.heatmaps(record)}) == {}
 
 
+@pytest.mark.parametrize("spread", [0.01, 0.2, 4.0])
+def test_the_scale_of_one_layer_has_room(spread):
+    """Whatever its range: its name is not cut off, and no ticks touch each other."""
+    record = record_of(64, 48)
+    received = record["llm"].to_dataset()["received"]
+    random = np.random.default_rng(0).standard_normal(received.shape)
+    record["llm"]["received"] = received.copy(data=0.1 * np.exp(spread * random).clip(0, 9))
+    drawn = {
+        f"{count} layers": lambda count=count: plots.heatmaps(record, layers=range(count))
+        for count in (1, 2, 3)
+    }
+    assert faults_of(drawn) == {}
+
+
 def test_long_names_have_room(measured):
     attribution = measured["tiny-llava"]["attribution"]
     names = attribution["feature"].values.astype(object)

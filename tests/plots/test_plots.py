@@ -408,7 +408,7 @@ def test_the_map_of_one_token(record):
 
 def test_single_heads_and_lifts_on_the_image(record):
     (axis,) = panels(plots.heatmaps(record, layers=2, head=1))[0]
-    assert "attention received, head 2 (fraction" in texts(axis)
+    assert "attention received, head 2\n(fraction" in texts(axis)
     of_head = record["llm"]["received_head"].sel(sample="s0", query_type="response")
     assert set(patches(axis)[1]) <= set(of_head.values[2, 1])
     (axis,) = panels(plots.heatmaps(record, layers=2, value="lift"))[0]
