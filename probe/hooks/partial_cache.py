@@ -6,7 +6,7 @@ A `PartialLayer` replaces a layer of a DynamicCache. `token_removal.py` puts it 
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -122,32 +122,50 @@ def store_whole(cache: Any) -> None:
             cache.layers[index] = DynamicLayer()
 
 
-def kernel_windows(
-    called: str, model: PreTrainedModel, attention: Mapping[int, nn.Module]
-) -> dict[int, int | None]:
-    """The sliding window of each of these layers (number -> attention module) whose kernel takes no
-    mask over pairs, and so counts a window by the tokens that are there; None for all others.
+class Limit(NamedTuple):
+    """How long a sequence may be of which a layer runs on some tokens only. `of_layer`: what it has
+    of this length.
     """
-    limits = windows(called, model, attention)
-    for layer, module in attention.items():
-        if "flash" not in implementation_of(module):
-            limits[layer] = None
-    return limits
+
+    tokens: int
+    of_layer: str
+    fix: str = ""
+
+
+def limits(
+    called: str, model: PreTrainedModel, attention: Mapping[int, nn.Module], anew: bool = False
+) -> dict[int, Limit | None]:
+    """That of each of these layers (number -> attention module), None where any length will do.
+    `anew`: the tokens that are there are numbered anew, so that a window would be another one.
+    """
+    found: dict[int, Limit | None] = {}
+    for layer, window in windows(called, model, attention).items():
+        module: Any = attention[layer]
+        by_tokens = anew or "flash" in implementation_of(module)  # no mask over pairs
+        scales_by_place = getattr(module, "attn_temperature_tuning", False) and not module.use_rope
+        found[layer] = None
+        if window is not None and by_tokens:
+            fix = "load the model with attn_implementation='sdpa'"
+            found[layer] = Limit(window, "the sliding window", fix)
+        elif scales_by_place and not anew:  # Llama 4: by the place among the tokens that are there
+            tokens = int(module.floor_scale) - 1
+            found[layer] = Limit(tokens, "places of queries that the temperature leaves alone,")
+    return found
 
 
 def check_partial(
-    called: str, windows: Mapping[int, int | None], length: int, cache: Any, fix: str
+    called: str, limits: Mapping[int, Limit | None], length: int, cache: Any, fix: str
 ) -> None:
-    """Raises ProbeError for what would go wrong silently: a window (`kernel_windows`) shorter than
-    the sequence, and a cache that cannot hold only some positions. `fix`: what else helps there.
+    """Raises ProbeError for what would go wrong silently: a sequence longer than a layer's limit,
+    and a cache that cannot hold only some positions. `fix`: what else helps there.
     """
-    for layer, window in windows.items():
-        if window is not None and length > window:
+    for layer, limit in limits.items():
+        if limit is not None and length > limit.tokens:
             raise ProbeError(
                 called,
-                expected=f"at most {window} tokens, the sliding window of layer {layer}",
+                expected=f"at most {limit.tokens} tokens, {limit.of_layer} of layer {layer}",
                 got=f"{length}",
-                fix="load the model with attn_implementation='sdpa'",
+                fix=limit.fix or fix,
             )
         kind = (
             type(cache.layers[layer])

@@ -40,7 +40,7 @@ from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import Kernel, Output
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.model_structure import LayerStack, cross_attention
-from probe.hooks.partial_cache import check_partial, kernel_windows
+from probe.hooks.partial_cache import check_partial, limits
 from probe.hooks.removal import Removal
 from probe.hooks.sequence_tracker import SequenceTracker
 from probe.hooks.token_removal import present_in, removed
@@ -172,11 +172,11 @@ def _queries_of(target: LayerTarget, queries: Names | None) -> tuple[str, ...]:
 @model_block
 def _removed(target: LayerTarget, vision: Tensor | None = None) -> Iterator[None]:
     attention = target.stack.attention_by_layer(target.layers)
-    limits = kernel_windows(target.called, target.model, attention)
+    of_layers = limits(target.called, target.model, attention)
 
     def check(sequence: TrackedSequence, cache: Any) -> None:
         if sequence.vision.any():
-            check_partial(target.called, limits, sequence.length, cache, "use mode='mask'")
+            check_partial(target.called, of_layers, sequence.length, cache, "use mode='mask'")
 
     sequences = SequenceTracker(
         target.called,

@@ -42,7 +42,7 @@ from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import model_block
 from probe.hooks.layer_input import LayerInput
 from probe.hooks.model_state import registered_reducer
-from probe.hooks.partial_cache import check_partial, kernel_windows, windows
+from probe.hooks.partial_cache import check_partial, limits
 from probe.hooks.removal import Removal
 from probe.hooks.sequence_tracker import SequenceTracker
 from probe.hooks.token_removal import removed
@@ -188,13 +188,11 @@ class RunningReducer(Removal):
         first = min(schedule)
         depth = len(target.stack.layers)
         attention = target.stack.attention_by_layer(range(first, depth))
-        # over tokens that are numbered anew, a window would be another one
-        limits_of = windows if reducer.closes_gaps else kernel_windows
-        limits = limits_of(target.called, target.model, attention)
+        of_layers = limits(target.called, target.model, attention, anew=reducer.closes_gaps)
 
         def check(sequence: TrackedSequence, cache: Any) -> None:
             if sequence.vision.any():
-                check_partial(target.called, limits, sequence.length, cache, "")
+                check_partial(target.called, of_layers, sequence.length, cache, "")
 
         tracker = SequenceTracker(
             target.called,

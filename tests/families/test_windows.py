@@ -49,3 +49,23 @@ def test_decoding_with_a_cache_equals_a_forward_without(case):
         whole = with_response(inputs, made.sequences[0, -3:-1])
         logits = subject.model(**whole, use_cache=False).logits[0, -3:]
     torch.testing.assert_close(torch.cat(made.logits), logits, atol=SAME, rtol=0)
+
+
+def test_queries_that_a_layer_scales_by_their_place():
+    """Llama 4 counts places over the tokens that are there: removed ones would move the others."""
+    places = {"attn_temperature_tuning": True, "floor_scale": 8, "no_rope_layers": [1, 0, 1]}
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 48}
+    config = text("llama4_text", head_dim=8, **places, **experts)
+    case = Case(probe.load(*FAMILIES["llava"](text_config=config)))
+    refused = "drop_vision: expected at most 7 tokens, .* the temperature leaves alone, of layer 1"
+    with probe.drop_vision(case.subject, [0], "remove"):
+        case.logits(case.answered[0])
+    with (
+        pytest.raises(probe.ProbeError, match=refused + r", got \d+; use mode='mask'"),
+        probe.drop_vision(case.subject, [0, 1], "remove"),
+    ):
+        case.logits(case.answered[0])
+    for module in case.subject.model.modules():
+        if hasattr(module, "floor_scale"):
+            module.floor_scale = 8192
+    assert removed_is_frozen(case) == decoding(case) == "yes"
