@@ -17,7 +17,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
 from probe.errors import ProbeError, one_of, shown
-from probe.plots.attribution_map import attributions, draw_attribution, draw_regions, map_reach
+from probe.plots.attribution_map import (
+    attributions,
+    draw_attribution,
+    draw_regions,
+    map_reach,
+    which,
+)
 from probe.plots.by_head import layer_by_head
 from probe.plots.patches import show_image
 from probe.plots.style import (
@@ -98,7 +104,7 @@ def agreement(
     one_of("plots.agreement", "a measure that was taken:", measure, known)
     axes = plt.subplots(2, 3, figsize=(15, 8.4), width_ratios=(1, 1, 1.4))[1]
     draw_attribution(axes[0, 0], first, image, map_reach([first]))
-    method = f"{first.attrs['method']}, baseline {first.attrs['baseline']}"
+    method = f"{first.attrs['method']}, baseline {first.attrs['baseline']}{which(first, image)}"
     title(axes[0, 0], f"what each region contributes to the answer\n{method}")
     _attention_map(axes[0, 1], first, measure, _best_layer(table, measure), image)
     _layers(axes[0, 2], table.sel(reference=reference), reference)

@@ -48,7 +48,7 @@ def attribution(dataset: Any, image: int = 0, *, ax: Any = None) -> Figure:
 
     Args:
         dataset: of `probe.attribute` or `probe.flow`, or {label: dataset}.
-        image: which image, from 0.
+        image: which image, from 0; of a video which frame.
         ax: two Axes for each dataset.
 
     Raises ProbeError for anything that is not an attribution, and an image that it does not have.
@@ -65,7 +65,7 @@ def attribution(dataset: Any, image: int = 0, *, ax: Any = None) -> Figure:
         alike = [other for other in datasets.values() if _units(other) == _units(one)]
         draw_attribution(map_axis, one, image, map_reach(alike))
         method = one.attrs["method"]
-        baseline = f"baseline {one.attrs['baseline']}"
+        baseline = f"baseline {one.attrs['baseline']}{which(one, image)}"
         says_method = len(datasets) == 1 or name.replace(" ", "_").lower() == method
         label = _readable(method) if says_method else f"{name}: {_readable(method)}"
         title(map_axis, f"{label}\n{baseline}")
@@ -82,6 +82,13 @@ def attribution(dataset: Any, image: int = 0, *, ax: Any = None) -> Figure:
     lines = [models, *summaries, scale]
     caption(axes, lines, datasets, own=ax is None)
     return figure_of(axes)
+
+
+def which(dataset: xr.Dataset, image: int) -> str:
+    """Which image the map shows, where there are several; frames of a video are images."""
+    shown = np.unique(dataset["patch_image"].values[dataset["patch_feature"].values >= 0])
+    several = len(shown) > 1 or image > 0
+    return f"; image {image + 1} of {len(dataset['images'])}" if several else ""
 
 
 def _readable(method: str) -> str:
@@ -179,11 +186,8 @@ def draw_regions(
     feature = dataset["patch_feature"].values
     inside = (owner == image) & (tile == 0) & (feature >= 0)
     if not inside.any():
-        raise ProbeError(
-            "plots",
-            expected=f"an image with regions, 0 to {int(owner.max(initial=0))}",
-            got=str(image),
-        )
+        known = ", ".join(map(str, np.unique(owner[(tile == 0) & (feature >= 0)]).tolist()))
+        raise ProbeError("plots", expected=f"image={known}, which has regions", got=str(image))
     shown = values[feature[inside]]
     height, width = dataset["image_size"].values[image]
     pixels = dataset["images"].values[image, :height, :width]

@@ -2,6 +2,7 @@
 filled up batches; and where patches are merged before the LLM.
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -132,3 +133,25 @@ def test_frames_that_are_joined_have_one_mask():
     video = Video([picture(seed, (12, 12)) for seed in range(3)])
     with pytest.raises(ProbeError, match="the same mask for images 1 and 2, frames that the model"):
         probe.attribute(subject, video, QUESTION, [14, 16], over=masks, **QUIET)
+
+
+@pytest.mark.parametrize(("name", "frames"), [("gemma4", [0, 1, 2]), ("qwen2_vl", [0, 2])])
+def test_the_map_of_a_frame_shows_the_regions_of_that_frame(name, frames):
+    """Of Qwen-VL's pairs the first. The maps of all frames were that of the first one."""
+    subject = probe.load(*VIDEO_FAMILIES[name]())
+    found = probe.attribute(subject, clip(3), QUESTION, [14, 16], **QUIET)
+    numbers = np.arange(found.sizes["feature"], dtype=float)  # a value of its own for each region
+    numbered = found.assign(attribution=("feature", numbers))
+    drawn = []
+    for frame in frames:
+        figure = probe.plots.attribution(numbered, frame)
+        assert f"; image {frame + 1} of 3" in figure.axes[0].get_title(loc="left")
+        colours = figure.axes[0].collections[0].get_array()
+        assert colours is not None
+        drawn.append(np.unique(colours))
+        named = found["feature"].values[drawn[-1].astype(int)]
+        assert all(text.startswith(f"image {frame + 1}, ") for text in named)
+        plt.close(figure)
+    np.testing.assert_array_equal(np.sort(np.concatenate(drawn)), numbers)
+    with pytest.raises(ProbeError, match=f"image={', '.join(map(str, frames))}, which has regions"):
+        probe.plots.attribution(found, 3)

@@ -12,6 +12,7 @@ from typing import Any
 import xarray as xr
 
 from probe.measures.attribution.features import Features
+from probe.measures.attribution.regions import patches_of_pictures
 from probe.records.schema import Variable, dataset, image_variables, patch_variables
 from probe.records.thumbnails import thumbnails
 from probe.subject.target_response import TargetResponse
@@ -63,6 +64,6 @@ def tabulate(
         **values,
         **thumbnails(inputs.images[0]),
         **inputs.grid[0].variables("key"),
-        **inputs.encoder_grid[0].variables("patch"),
+        **patches_of_pictures(inputs).variables("patch"),
     }
     return dataset("attribute", arrays, schema, {"feature": features.names}, attrs)

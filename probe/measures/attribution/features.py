@@ -18,7 +18,7 @@ from torch import Tensor
 from probe.errors import ProbeError
 from probe.hooks.model_structure import stacks
 from probe.measures.attribution.pixel_regions import PixelRegions
-from probe.measures.attribution.regions import NO_REGION, Over, Regions
+from probe.measures.attribution.regions import NO_REGION, Over, Regions, patches_of_pictures
 from probe.measures.attribution.words import words_of
 from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
@@ -62,13 +62,13 @@ class Features:
             return cls._layers(subject, inputs)
         tokens = torch.full(inputs["input_ids"].shape[1:], NO_FEATURE)
         keys = np.full(len(inputs.grid[0]), NO_FEATURE)
-        patches = np.full(len(inputs.encoder_grid[0]), NO_FEATURE)
+        patches = np.full(len(patches_of_pictures(inputs)), NO_FEATURE)
         pixels, names = None, []
         if not (isinstance(over, str) and over == "words"):
             has_places = "compressor" not in stacks(subject.model)
             regions = Regions.of(over, inputs, has_places)
             names += regions.names
-            patches = regions.of_grid(inputs.encoder_grid[0])
+            patches = regions.of_grid(patches_of_pictures(inputs))
             pixels = PixelRegions.of(inputs, regions, patch_size(subject.model))
             if has_places:
                 keys = regions.of_grid(inputs.grid[0])
@@ -100,7 +100,7 @@ class Features:
         names = tuple(f"layer {i + 1}" for i in range(count))
         tokens = torch.full(inputs["input_ids"].shape[1:], NO_FEATURE)
         keys = np.full(len(inputs.grid[0]), NO_FEATURE)
-        patches = np.full(len(inputs.encoder_grid[0]), NO_FEATURE)
+        patches = np.full(len(patches_of_pictures(inputs)), NO_FEATURE)
         return cls(names, ("layer",) * count, tokens, None, keys, patches)
 
 
