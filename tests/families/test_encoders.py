@@ -23,6 +23,7 @@ from probe.reducers.encoder_reducer import tapped
 from tests.families.checks import EXACT, QUESTION, picture
 from tests.families.models import CLIP, FAMILIES
 from tests.families.table import ALL_FAMILIES
+from tests.families.video_models import VIDEO_FAMILIES, clip
 
 PACKED = ["qwen2_vl", "qwen2_5_vl", "glm4v", "mistral3", "gemma4", "mllama"]
 UNEQUAL = ["mistral3", "gemma4", "mllama", "qwen2_5_vl"]
@@ -100,6 +101,18 @@ def test_registers_and_filling_that_patches_see_are_of_a_type_of_their_own():
     np.testing.assert_allclose(node["mass"].sum("key_type"), 1, atol=EXACT)
     assert node.sizes["layer"] == 3  # those that read the whole image behind tiles too
     assert probe.plots.mass(node.root, stack="vision")
+
+
+@pytest.mark.parametrize("shown", [picture(0), clip(0)], ids=["image", "video"])
+def test_questions_that_share_what_one_of_two_encoders_reads_are_measured_together(shown):
+    subject = probe.load(*VIDEO_FAMILIES["video_llava"]())
+    samples = [probe.Sample(question, shown, question) for question in (QUESTION, "is it red ?")]
+    together = probe.measure_samples(subject, samples, [[14], [16]], progress=False)
+    assert int(together["llm"].sizes["sample"]) == 2
+    for number, sample in enumerate(samples):
+        alone = probe.measure(subject, shown, sample.question, [(14, 16)[number]])
+        of_sample = together["llm"]["mass"].isel(sample=number).values
+        np.testing.assert_allclose(of_sample, alone["llm"]["mass"].values[0], atol=1e-5)
 
 
 def test_rows_that_see_each_other_are_no_images_apart():

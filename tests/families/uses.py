@@ -159,6 +159,7 @@ def describe(use: Use) -> str:
     said = use.command("describe", str(use.folder), "--csv", str(listed))
     if said == "yes":
         table = pd.read_csv(listed, keep_default_na=False).set_index("name")
+        assert not table["note"].str.match(r"\w*(Error|Exception): ").any(), "no reason of ours"
         for feature, column in TRIED.items():
             result = CHECKS[column](use.case)
             assert table["available"][feature] == (result == "yes"), (feature, result)

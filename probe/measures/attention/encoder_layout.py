@@ -27,7 +27,7 @@ from probe.hooks.attention_tap import Kernel, Output, routed
 from probe.hooks.block_threads import add_hook, only_this_thread
 from probe.hooks.layer_arguments import hidden_states
 from probe.hooks.model_state import active_interventions, active_reducers, state_of
-from probe.hooks.model_structure import LayerStack, cls_tokens
+from probe.hooks.model_structure import LayerStack, cls_tokens, video_tower
 from probe.hooks.own_failure import own_failures
 from probe.hooks.stop_forward import StopForward, until_llm
 from probe.measures.attention.encoder_sequences import (
@@ -76,6 +76,8 @@ def layout_of(subject: Subject, inputs: Inputs, stack: LayerStack) -> EncoderSeq
     if any(shown and not len(grid) for grid, shown in with_images):
         has_video = any((grid.frame >= 0).any() for grid in inputs.grid)
         return "a video and an image in one prompt" if has_video else "several tensors of pixels"
+    if not _reads_any(subject.model, inputs, stack):
+        return f"no call of {stack.name}"
     first = first_input(subject.model, inputs, stack)
     if first is None:
         return f"no call of {stack.name}"
@@ -90,6 +92,17 @@ def layout_of(subject: Subject, inputs: Inputs, stack: LayerStack) -> EncoderSeq
         patches = sum(map(len, inputs.encoder_grid))
         return f"sequences of {' or '.join(map(str, keys))} positions for {patches} patches"
     return found
+
+
+def _reads_any(model: PreTrainedModel, inputs: Inputs, stack: LayerStack) -> bool:
+    """Whether the inputs have pixels for this encoder, of a model with one for images and one for
+    frames. Rows that share an image have it once: the forward fails behind the encoder that reads
+    it, before the other one could be asked.
+    """
+    if video_tower(model) is None:
+        return True
+    pixels = [name for name in inputs if name.startswith("pixel_values")]
+    return any(("video" in name) == (stack.name == "vision_video") for name in pixels)
 
 
 def _positions(
