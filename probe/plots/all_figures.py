@@ -119,7 +119,7 @@ def _of_stack(record: xr.DataTree, sample: int | str, stack: str) -> dict[str, A
     drawn: dict[str, Axes | Figure] = {}
     if query == "compressed" and on_image:
         drawn["compression"] = compression(record, sample)
-    if query == "compressed" and measured.sizes["key_type"] == 1:
+    if query == "compressed" and measured.sizes["key_type"] == measured.sizes["layer"] == 1:
         return drawn  # one layer and only patches: lines over layers and types would say nothing
     for value in ("mass", "share", "lift", "contribution"):
         if value == "share" and value in measured and not differ(measured, "mass", value, _SAME):

@@ -49,9 +49,28 @@ def test_what_a_cache_of_another_kind_holds_is_counted():
 
 
 @newest
-def test_a_decoder_without_a_cache_of_its_own_is_refused_in_words():
-    with pytest.raises(ProbeError, match="that makes its cache, got Granite4VisionTextModel with"):
-        probe.cost(probe.load(*DOCUMENT_FAMILIES["granite4_vision"]()), text_tokens=TEXT_TOKENS)
+def test_a_decoder_that_makes_no_cache_of_its_own_is_given_one():
+    """As `generate` does (Granite Vision)."""
+    subject = probe.load(*DOCUMENT_FAMILIES["granite4_vision"]())
+    costs = probe.cost(subject, text_tokens=TEXT_TOKENS, resolution=32)
+    prompt = OwnPrompt.of(subject, TEXT_TOKENS, 32)
+    model = subject.model.requires_grad_(False)
+    model.set_attn_implementation("eager")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**prompt.inputs, use_cache=True)
+    assert int(costs["flops"].sum()) == counter.get_total_flops()
+    keys_and_values = 2 * 2 * 8 * costs["llm_tokens"]  # of 2 heads of 8, in float32
+    assert costs["kv_cache"].sum() == 4 * keys_and_values.sum()
+    fewer = probe.cost(subject, 2, TEXT_TOKENS, resolution=32)
+    assert fewer["kv_cache"].sel(token_type="vision").sum() == 2 * 4 * 4 * 2 * 2 * 8
+
+
+@newest
+def test_a_compressor_of_several_layers_over_patches_alone_is_drawn():
+    subject = probe.load(*DOCUMENT_FAMILIES["granite4_vision"]())
+    record = probe.measure(subject, picture(0), "what is red ?", [14, 16])
+    assert record["compressor"].sizes["layer"] == 2
+    assert {"compressor-entropy", "compressor-mass"} <= probe.plots.figures(record).keys()
 
 
 @pytest.mark.parametrize("name", OWN)

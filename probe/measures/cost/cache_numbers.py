@@ -1,4 +1,4 @@
-"""How many numbers a cache holds.
+"""How many numbers a cache holds, and the cache of a model that makes none by itself.
 
 cached_numbers(output_cache(model(**inputs, use_cache=True)), layers=32)
 """
@@ -9,8 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import nn
+from transformers import DynamicCache
+
+from probe.hooks.layer_arguments import cache_argument, output_cache, takes_cache
 
 CACHED = ("keys", "values", "conv_states", "recurrent_states")  # of a layer of a cache
+
+
+def with_cache(callee: nn.Module, config: Any, output: Any) -> dict[str, Any]:
+    """The argument by which a model fills a cache, as `generate` gives it, where the output of its
+    own forward has none (Granite Vision); {} where it has one, or takes none. `config`: its LLM's.
+    """
+    if output_cache(output) is not None or not takes_cache(callee):
+        return {}
+    return cache_argument(callee, DynamicCache(config=config))
 
 
 def cached_numbers(cache: Any, layers: int) -> Float[np.ndarray, " layer"]:

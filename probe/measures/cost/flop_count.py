@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
-from probe.hooks.layer_arguments import output_cache
+from probe.hooks.layer_arguments import output_cache, takes_cache
 from probe.hooks.model_structure import stacks, text_decoder
-from probe.measures.cost.cache_numbers import cached_numbers
+from probe.measures.cost.cache_numbers import cached_numbers, with_cache
 from probe.measures.cost.flop_meter import OPERATIONS, Flops, metered
 from probe.measures.cost.meta_model import encoders, head_of
 from probe.measures.cost.prompt_shape import OtherPixelsProbeError, PromptShape, side_of, tiles
@@ -304,7 +304,19 @@ def _layers(
     decoder: Any = text_decoder(model)
     layers = stacks(model)["llm"].layers
     width = model.config.get_text_config().hidden_size
-    with metered({str(index): [layer] for index, layer in enumerate(layers)}) as flops:
-        output = decoder(inputs_embeds=_empty(1, tokens, width), use_cache=True)
+    parts = {str(index): [layer] for index, layer in enumerate(layers)}
+
+    def run(**given: Any) -> tuple[Mapping[str, Flops], Any]:
+        with metered(parts) as flops:
+            return flops, decoder(inputs_embeds=_empty(1, tokens, width), use_cache=True, **given)
+
+    output = None
+    try:
+        flops, output = run()
+    except RuntimeError:  # without a cache masks are made of numbers, of which there are none
+        if not takes_cache(decoder):
+            raise
+    if given := with_cache(decoder, decoder.config, output):
+        flops, output = run(**given)
     cache = cached_numbers(output_cache(output), len(layers))
     return np.stack([flops[str(index)] for index in range(len(layers))]), cache

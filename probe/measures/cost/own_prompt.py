@@ -23,7 +23,7 @@ from probe.errors import ProbeError, at_least
 from probe.hooks.layer_arguments import output_cache
 from probe.hooks.model_checks import require_untouched
 from probe.hooks.model_structure import cross_attention, stacks, text_decoder
-from probe.measures.cost.cache_numbers import cached_numbers
+from probe.measures.cost.cache_numbers import cached_numbers, with_cache
 from probe.measures.cost.flop_count import (
     COMPONENTS,
     Counted,
@@ -179,7 +179,7 @@ def _own_forward(
     }
     with decoder.register_forward_hook(note), metered(parts) as flops, ShapesOnly():
         try:
-            model(**inputs, use_cache=True)
+            output = model(**inputs, use_cache=True)
         except Exception as error:  # a model's own code
             reason = " ".join(str(error).split())[:200]
             raise ProbeError(
@@ -195,6 +195,9 @@ def _own_forward(
             flops["llm"] = flops["llm"] - flops[name]
     flops["projector"] = everything - sum(flops.values(), none)
     by_component = {name: flops.get(name, none) for name in (*COMPONENTS, "head")}
+    if caches[-1] is None and (given := with_cache(model, decoder.config, output)):
+        with decoder.register_forward_hook(note), ShapesOnly():
+            model(**inputs, use_cache=True, **given)
     if caches[-1] is None:
         kind = type(decoder).__name__
         raise ProbeError("cost", expected="a decoder that makes its cache", got=f"{kind} with none")
