@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights
 from probe.hooks.attention_tap import tap
 from probe.hooks.block_threads import add_hook, only_this_thread
@@ -114,13 +115,29 @@ def _check(
     limit = ROUNDING.get(logits.dtype, ROUNDING_HALF)
     if prefix is not None and prefix.length and not max(key_differences) <= limit:
         return SharingCheck("its image prefix depends on the question", seconds)
-    exact = _difference_of_said(untouched_logits(), logits) <= limit
+    found = _tried(untouched_logits)
+    if isinstance(found, str):
+        return SharingCheck(found, seconds)
+    exact = _difference_of_said(found, logits) <= limit
     if prefix is None:  # the image is encoded now: what each further case takes
         start = time.perf_counter()
         untouched_logits()
         seconds = time.perf_counter() - start
         return SharingCheck("" if exact else "its logits differ for an encoded image", seconds)
     return SharingCheck("" if exact else "its logits are not those of its layers alone", seconds)
+
+
+def _tried(untouched_logits: Callable[[], Tensor]) -> Tensor | str:
+    """The logits; in words why there are none, where a model's layers can't be run in this way: an
+    indexer wants a mask over all tokens (Mistral Large 4). Our own refusals are the caller's.
+    """
+    try:
+        return untouched_logits()
+    except (ProbeError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        words = " ".join(str(error).split())[:100]
+        return f"its layers can't be run by themselves ({type(error).__name__}: {words})"
 
 
 def _difference_of_said(shared: Tensor, whole: Tensor) -> float:

@@ -3,9 +3,11 @@ that go on from it.
 """
 
 import models
+import numpy as np
 import torch
 
 import probe
+from probe.hooks.model_state import state_of
 from probe.hooks.model_structure import stacks
 from probe.subject.image_prefix import EmbeddedPrompt
 from probe.subject.prefix_cache import PrefixCache
@@ -49,3 +51,29 @@ def test_a_second_question_has_the_positions_that_the_model_gives_it():
         inputs = subject.encode(models.picture(), question)
         prompt, _ = cache.of(inputs)
         assert torch.equal(prompt.positions, EmbeddedPrompt.of(model, inputs).positions)
+
+
+def test_layers_that_cannot_be_run_by_themselves_run_in_the_models_own_forward():
+    """As those of an indexer, whose mask is over all tokens (Mistral Large 4, dots.note)."""
+    subject = probe.load(*FAMILIES["llava"]())
+    layer = stacks(subject.model)["llm"].layers[-1]
+    whole = layer.forward
+
+    def wants_all_tokens(hidden, *args, position_embeddings, **kwargs):
+        if hidden.shape[1] < 5:
+            raise RuntimeError("The size of tensor a (29) must match")
+        return whole(hidden, *args, position_embeddings=position_embeddings, **kwargs)
+
+    sample = probe.Sample("a", models.picture(), "what is red ?", answer="red")
+    options = {"heads": {0: 0, 2: [0, 1]}, "progress": False}
+    expected = probe.head_sweep(subject, sample, **options)
+    layer.forward = wants_all_tokens
+    checks = state_of(subject.model).sharing_checks
+    assert checks
+    checks.clear()
+    found = probe.head_sweep(subject, sample, **options)
+    reasons = {check.reason for check in state_of(subject.model).sharing_checks.values()}
+    assert any("can't be run by themselves (RuntimeError: The size" in each for each in reasons)
+    for name in found.data_vars:
+        if found[name].dtype.kind == "f":
+            np.testing.assert_allclose(found[name], expected[name], atol=1e-4, err_msg=name)
