@@ -174,9 +174,13 @@ def of_original(
 
 
 def patch_size(model: PreTrainedModel) -> int | None:
-    """Pixels along the side of one of the encoder's patches, None where the config doesn't say."""
+    """Pixels along the side of one of the encoder's patches, None where the config doesn't say. Of
+    an encoder of several parts it is that of the first which says it (DeepSeek-OCR 2: SAM).
+    """
     config: Any = model.config
-    for part in (getattr(config, "vision_config", None), config):
+    encoder = getattr(config, "vision_config", None)
+    inside = [] if encoder is None else [getattr(encoder, name) for name in encoder.sub_configs]
+    for part in (encoder, config, *inside):
         size = getattr(part, "patch_size", None)
         size = size[0] if isinstance(size, list | tuple) else size
         if isinstance(size, int):

@@ -92,6 +92,32 @@ def test_images_of_unequal_sizes_are_measured_as_each_alone(name):
     )
 
 
+@pytest.mark.parametrize("name", ["deepseek_ocr2", "unlimited_ocr"])
+def test_patches_that_another_encoder_merged_are_cells(name):
+    """SAM's 64 patches, 16 to a feature: what is changed in a cell changes its position most."""
+    subject = probe.load(*ALL_FAMILIES[name]())
+    shown = picture(0)
+    before = subject.encode(shown, QUESTION)
+    made = stack_statistics(subject, before, ["vision"])["vision"]
+    (grid,) = made.grids
+    assert grid.row.tolist() == [0, 0, 1, 1] and grid.col.tolist() == [0, 1, 0, 1]
+    np.testing.assert_allclose(grid.box[1], (0.5, 0, 1, 0.5), atol=0.01)
+    hidden = encoder_input(subject, before)[0]
+    is_cell = made.statistic.vision[0, : len(hidden)]
+    for cell, box in enumerate(grid.box):
+        changed = shown.copy()
+        left, top, right, bottom = (box * (97, 61, 97, 61)).round().astype(int).tolist()
+        changed.paste((255, 255, 255), (left, top, right, bottom))
+        after = encoder_input(subject, subject.encode(changed, QUESTION))[0]
+        change = (after - hidden).norm(dim=-1)[is_cell]
+        assert int(change.argmax()) == cell
+    assert largest_difference(subject, before, "vision") < EXACT
+    node = probe.measure(subject, shown, QUESTION, [14], stacks=["vision"])["vision"]
+    np.testing.assert_allclose(
+        node["mass"].sum("key_type", min_count=1).sel(query_type="vision"), 1, atol=EXACT
+    )
+
+
 def test_registers_and_filling_that_patches_see_are_of_a_type_of_their_own():
     subject = probe.load(*FAMILIES["mllama"]())
     node = probe.measure(subject, picture(0), QUESTION, response=[14], stacks=["vision"])["vision"]

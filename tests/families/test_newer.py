@@ -85,12 +85,8 @@ EXPECTED = {  # what differs from "yes" everywhere
         "FastV": INDEXED,
         **ALONE,
     },
-    "deepseek_ocr2": {  # queries behind patches that another encoder merged
-        "places": NOWHERE,
-        "encoder measured": "no: sequences of 148 positions for 4096 patches",
-    },
+    "deepseek_ocr2": {"places": NOWHERE},  # queries behind patches that another encoder merged
     "unlimited_ocr": {
-        "encoder measured": "no: sequences of 5 positions for 4096 patches",
         **dict.fromkeys(
             ("drop: remove", "drop while decoding", "remove = mask_frozen"), f"{REFERENCE} 0"
         ),

@@ -36,6 +36,7 @@ from probe.measures.attention.encoder_sequences import (
     encoder_sequences,
     fits_without_asking,
 )
+from probe.measures.attention.merged_patches import in_cells
 from probe.measures.attention.packed_encoder import FirstInput, first_input
 from probe.subject.inputs import Inputs
 from probe.subject.subject import Subject
@@ -87,6 +88,8 @@ def layout_of(subject: Subject, inputs: Inputs, stack: LayerStack) -> EncoderSeq
     else:
         positions = _positions(subject.model, inputs, stack, first, cls)
     found = encoder_sequences(inputs, positions, cls)
+    if found is None and (cells := in_cells(inputs, positions)) is not None:
+        found = encoder_sequences(cells, positions, cls)
     if found is None:
         keys = sorted(set(positions.keys))
         patches = sum(map(len, inputs.encoder_grid))
