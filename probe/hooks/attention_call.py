@@ -6,6 +6,7 @@ None (causal or not), bool or additive (batch, 1, query, key), or (batch, key) f
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -131,19 +132,25 @@ def bias(call: AttentionCall, row: int, position: Tensor, stop: int) -> Float[Te
     return is_hidden.float().mul_(HIDDEN)
 
 
+def require_tensor(called: str, mask: Any, name: str) -> None:
+    """Raises ProbeError for a mask that says by blocks and a function what is hidden (flex
+    attention). `name`: of the attention module.
+    """
+    if mask is not None and not isinstance(mask, Tensor):
+        raise ProbeError(
+            called,
+            expected="attention whose mask is a tensor",
+            got=f"{type(mask).__name__} in {name}",
+            fix="load the model with attn_implementation='eager' or, where it can, 'sdpa'",
+        )
+
+
 def known_rule(called: str, call: AttentionCall) -> ScoreRule:
     """What the kernel of a call does to scores. Raises ProbeError where its output is that of no
     known rule, so that numbers computed from queries and keys would be of another model, and where
     its mask is no tensor.
     """
-    mask = call.effective_mask
-    if mask is not None and not isinstance(mask, Tensor):  # flex attention
-        raise ProbeError(
-            called,
-            expected="attention whose mask is a tensor",
-            got=f"{type(mask).__name__} in {call.name}",
-            fix="load the model with attn_implementation='eager' or, where it can, 'sdpa'",
-        )
+    require_tensor(called, call.effective_mask, call.name)
     if call.rule is not None:
         return call.rule
     given = [name for name in FIELDS if call.options.get(name) is not None]

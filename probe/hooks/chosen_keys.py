@@ -46,7 +46,7 @@ class GivenMasks:
         """Raises ProbeError for a call that shows a query less than the layer's mask does."""
         shown = call.model_mask
         is_given = shown is self._last.mask or not self._last.known
-        if shown is None or shown.ndim != 4 or is_given:
+        if not isinstance(shown, Tensor) or shown.ndim != 4 or is_given:  # flex has no tensor
             return
         allowed = self._allowed(call)
         if allowed is None or not bool((allowed & ~as_bool(shown)).any()):

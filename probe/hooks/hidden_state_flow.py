@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from probe.errors import ProbeError
-from probe.hooks.attention_call import AttentionCall
+from probe.hooks.attention_call import AttentionCall, require_tensor
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.full_length_view import FullLengthView
 from probe.hooks.kept_positions import KeptPositions
@@ -268,6 +268,7 @@ class HiddenStateFlow:
             if mask.ndim == 2:
                 return {"attention_mask": queries.take(mask, 1) * queries.real}
             return {"attention_mask": FullLengthView(queries, keys, mask, False).kernel_mask}
+        require_tensor(self.called, mask, name)
         attention = self.stack.attention[name]
         over_keys = "flash" in implementation_of(attention)  # not over pairs
         view = FullLengthView(queries, keys, mask, over_keys)

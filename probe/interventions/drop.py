@@ -213,7 +213,7 @@ def _only(vision: Tensor | None) -> dict[str, Any]:
 def _masked(
     target: LayerTarget, queries: tuple[str, ...], freeze: bool, vision: Tensor | None = None
 ) -> Iterator[None]:
-    target.refuse_flash("load the model with attn_implementation='sdpa', or use mode='remove'")
+    target.refuse_flash("use mode='remove'")
     sequences = target.sequences(changes_vision=freeze, **_only(vision))
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:

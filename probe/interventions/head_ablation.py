@@ -120,7 +120,7 @@ def check_mode(target: LayerTarget, mode: str) -> None:
             got=f"attention {of_image if target.stack.name == CROSS else of_words}",
             fix="use mode='zero' with stack='cross': the heads then add nothing of the image",
         )
-    target.refuse_flash("load the model with attn_implementation='sdpa'")
+    target.refuse_flash()
 
 
 def heads_of(target: LayerTarget, layer: int, heads: Heads) -> tuple[int, ...]:

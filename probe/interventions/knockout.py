@@ -60,7 +60,7 @@ def knockout(
     keys = as_names(keys)
     _check_names((*queries, *keys), target.kinds, types)
     words, reads_image = _own_attention(target, keys)
-    words.refuse_flash("load the model with attn_implementation='sdpa'")
+    words.refuse_flash()
     sequences = target.sequences(
         changes_vision="vision" in queries,
         check=lambda now, cache: types is None or _check_fit(now, types),

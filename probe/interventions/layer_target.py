@@ -213,11 +213,16 @@ class LayerTarget:
                 got="'vision'",
             )
 
-    def refuse_flash(self, fix: str) -> None:
-        """Raises ProbeError for kernels that take no mask over pairs of query and key."""
+    def refuse_flash(self, or_else: str = "") -> None:
+        """Raises ProbeError for kernels that take no mask over pairs of query and key. `or_else`:
+        what helps with those that take a mask of keys (flash).
+        """
         for name, module in self.attention.items():
             kernel = implementation_of(module)
             if "flash" in kernel or "flex" in kernel or "paged" in kernel:
+                fix = "load the model with attn_implementation='sdpa'"
+                if or_else and "flash" in kernel:
+                    fix += f", or {or_else}"
                 raise ProbeError(
                     self.called,
                     expected="attention that takes a mask (sdpa or eager)",

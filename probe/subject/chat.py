@@ -167,6 +167,8 @@ class Chat:
             return
         if isinstance(call, AttentionWeights):
             ahead = call.weights.triu(1) > 0
+        elif not isinstance(call.model_mask, Tensor | None):  # flex attention: it does not say
+            ahead = torch.tensor(True)
         elif call.model_mask is None or call.model_mask.ndim != 4:
             ahead = torch.tensor(not call.causal)
         else:

@@ -18,9 +18,11 @@ import probe
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, attention_rows
 from probe.hooks.attention_tap import tap
+from probe.hooks.chosen_keys import GivenMasks
 from probe.hooks.model_structure import stacks
 from probe.hooks.own_kernel import rule_of_kernel
-from tests.families.checks import Case
+from tests.families.checks import Case, picture
+from tests.families.models import FAMILIES
 from tests.families.score_models import SCORE_FAMILIES
 
 HEADS, TOKENS = 4, 3
@@ -109,9 +111,41 @@ def test_where_sdpa_drops_the_cap_the_model_is_measured_as_it_runs():
     assert all(rule.is_plain for rule in rules)
 
 
-def test_masks_that_are_no_tensors_are_refused_in_one_line():
+def block_mask() -> BlockMask:
+    blocks, indices = torch.ones(2, 1, 1, 1, 1, dtype=torch.int).unbind()
+    return BlockMask.from_kv_blocks(blocks, indices)
+
+
+def call_with_blocks() -> AttentionCall:
     call = call_with()
-    block_mask = BlockMask.from_kv_blocks(*torch.ones(2, 1, 1, 1, 1, dtype=torch.int).unbind())
-    object.__setattr__(call, "effective_mask", block_mask)  # as under flex attention
+    for name in ("effective_mask", "model_mask"):
+        object.__setattr__(call, name, block_mask())  # as under flex attention
+    return call
+
+
+def test_masks_that_are_no_tensors_are_refused_in_one_line():
     with pytest.raises(ProbeError, match="whose mask is a tensor, got BlockMask in layer"):
-        attention_rows(call, 0, torch.tensor([1]))
+        attention_rows(call_with_blocks(), 0, torch.tensor([1]))
+
+
+def test_tokens_are_not_removed_under_masks_that_are_no_tensors():
+    case = Case(probe.load(*FAMILIES["llava"]()))
+    model, inputs = case.subject.model, case.answered[0]
+    layer = stacks(model)["llm"].layers[0]
+
+    def give(module, args, kwargs):
+        return args, {**kwargs, "attention_mask": block_mask()}
+
+    hook = layer.register_forward_pre_hook(give, with_kwargs=True)
+    refused = r"drop_vision: .* a tensor, got BlockMask in .*layers\.0\.self_attn"
+    with pytest.raises(ProbeError, match=refused), probe.drop_vision(model, [0], "remove"):
+        case.logits(inputs)
+    hook.remove()
+
+
+def test_what_does_not_ask_what_a_mask_hides_takes_any():
+    """Other keys and values need no mask; a conversation is begun anew."""
+    GivenMasks().require_all_shown("drop_vision", call_with_blocks())
+    chat = probe.load(*FAMILIES["llava"]()).chat(picture(0))
+    chat._look(call_with_blocks())
+    assert chat._looks_ahead

@@ -30,7 +30,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from probe.hooks.attention_call import AttentionCall, AttentionWeights, visible_keys
+from probe.hooks.attention_call import (
+    AttentionCall,
+    AttentionWeights,
+    require_tensor,
+    visible_keys,
+)
 from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.layer_arguments import by_name
 from probe.measures.attention.stack_queries import (
@@ -140,6 +145,7 @@ class AnsweringStatistic:
         if call.query_count != width or call.key_count != width:
             self.reason = "the prompt does not run at once and alone"
             return
+        require_tensor("measure", call.effective_mask, call.name)
         self._show(call, self.padding)
 
     def _step(self, call: AttentionCall) -> None:

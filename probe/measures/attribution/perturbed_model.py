@@ -119,7 +119,7 @@ class PerturbedModel:
                 options = {"with_kwargs": True, "always": True}
                 add_hook(undo, decoder.register_forward_pre_hook, blend_vision, **options)
             if perturbation.layers or (perturbation.hidden >= 0).any():
-                self.target.refuse_flash("load the model with attn_implementation='sdpa'")
+                self.target.refuse_flash()
                 undo.enter_context(self.sequences.followed())
                 around = self._scale_layers(z) if perturbation.layers else self._mask_hidden(z)
                 undo.enter_context(self.target.routed(around, reports=False))
