@@ -32,6 +32,8 @@ def divided(views: Sequence[View], tokens: int, before: int = 0) -> PatchGrid | 
 def _with_sides(views: Sequence[View]) -> Iterator[tuple[int, Sequence[View]]]:
     """Each s, and what of the views is divided: first those that divide all of them."""
     edges = [edge for view in views for edge in (view.rows, view.columns)]
+    if not all(edges):  # an image smaller than a patch
+        return
     sides = range(1, max(edges, default=0) + 1)
     for side in sides:
         if all(edge % side == 0 for edge in edges):

@@ -27,3 +27,4 @@ def test_patches_that_fill_no_cell(rows, columns, tokens, last_box):
 
 def test_a_number_that_no_cells_have():
     assert divided([View(0, WHOLE, 8, 13)], 25) is None
+    assert divided([View(0, WHOLE, 15, 0)], 15) is None  # an image smaller than a patch
