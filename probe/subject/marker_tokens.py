@@ -27,7 +27,7 @@ from probe.subject.views_from_places import View
 
 DRAWS = 6  # of noise: words of a codebook may be the same by chance in some
 
-CellOfToken = Int[np.ndarray, " token"]
+CellOfToken = Int[np.ndarray, "_"]
 
 
 def rows_between_markers(
@@ -48,12 +48,18 @@ def rows_between_markers(
     if is_marker is None or not is_marker.any():
         return None
     image_of = np.searchsorted(starts, np.flatnonzero(is_token), side="right") - 1
-    of_images = [is_marker[image_of == image] for image in range(len(views))]
+    return rows_of(views, [is_marker[image_of == image] for image in range(len(views))])
+
+
+def rows_of(
+    views: Sequence[View], is_marker: Sequence[Bool[np.ndarray, "_"]]
+) -> tuple[int, list[CellOfToken]] | None:
+    """As `rows_between_markers`, where it is known which of each image's tokens are markers."""
     most = min(min(view.rows, view.columns) for view in views)
     for side in range(1, most + 1):
-        pairs = zip(views, of_images, strict=True)
+        pairs = zip(views, is_marker, strict=True)
         if all(_are_rows(view, side, markers) for view, markers in pairs):
-            return side, [np.where(own, -1, np.cumsum(~own) - 1) for own in of_images]
+            return side, [np.where(own, -1, np.cumsum(~own) - 1) for own in is_marker]
     return None
 
 
@@ -73,10 +79,11 @@ def unchanged_tokens(
     tensors: Mapping[str, Any],
     is_token: Bool[np.ndarray, " position"],
     name: str | None = None,
+    entries: Int[np.ndarray, " entry"] | None = None,
 ) -> Bool[np.ndarray, " token"] | None:
     """Which of the vision tokens are given to the LLM alike whatever noise is shown; `name`: in one
-    tensor of pixels only. None where the model can't be asked: it holds no numbers, or its LLM gets
-    more than embeddings.
+    tensor of pixels only; `entries`: in these of its patches, or planes. None where the model can't
+    be asked: it holds no numbers, or its LLM gets more than embeddings.
     """
     if model.device.type == "meta":
         return None
@@ -98,7 +105,8 @@ def unchanged_tokens(
             if name in (None, key):
                 value = tensors[key]
                 coarse = 3 * torch.randn(*value.shape[:-1], 1, generator=noise)
-                shown[key] = (torch.randn(value.shape, generator=noise) + coarse).to(shown[key])
+                drawn = (torch.randn(value.shape, generator=noise) + coarse).to(shown[key])
+                shown[key] = drawn if entries is None else _put(shown[key], drawn, entries)
         with suppress(StopForward), ExitStack() as blocks:
             blocks.enter_context(untouched())
             before = text_decoder(model).register_forward_pre_hook
@@ -110,3 +118,12 @@ def unchanged_tokens(
     if len(given) < DRAWS:
         return None
     return torch.stack([(other == given[0]).all(-1) for other in given[1:]]).all(0).numpy()
+
+
+def _put(pixels: Tensor, drawn: Tensor, entries: Int[np.ndarray, " entry"]) -> Tensor:
+    """Pixels with others in some of their patches, or planes."""
+    is_plane = pixels.ndim >= 4 and pixels.shape[-3] in (1, 3)
+    own = pixels.shape[-3:] if is_plane else pixels.shape[-1:]
+    changed = pixels.reshape(-1, *own).clone()
+    changed[torch.from_numpy(entries)] = drawn.reshape(-1, *own)[torch.from_numpy(entries)]
+    return changed.view_as(pixels)

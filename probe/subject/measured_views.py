@@ -82,9 +82,9 @@ def measured_views(
         image_of = image_of.reshape(shape)
         return views_of_planes(x, y, image_of, sizes, patch or 1)
     outer = len(x) if x.ndim == 3 else 1
-    x = _patch_by_patch(x, patch)
-    y = _patch_by_patch(y, patch)
-    image_of = _patch_by_patch(image_of, patch)
+    x = patch_by_patch(x, patch)
+    y = patch_by_patch(y, patch)
+    image_of = patch_by_patch(image_of, patch)
     real = np.flatnonzero(~np.isnan(x).all(axis=1))
     of_view = [real[real // (len(x) // outer) == view] for view in range(outer)]
     if len(real) < len(x) == sum(rows * columns for rows, columns in stated):
@@ -124,7 +124,7 @@ def holds_patches(shape: Sequence[int], patch: int | None) -> bool:
     return not are_planes or shape[-2] == patch
 
 
-def _patch_by_patch(values: np.ndarray, patch: int | None) -> Float[np.ndarray, "patch entry"]:
+def patch_by_patch(values: np.ndarray, patch: int | None) -> Float[np.ndarray, "patch entry"]:
     """Entries of patches, one patch a row."""
     width = values.shape[-1]
     if values.ndim >= 4 and width in (1, 3):  # colours last: (patch, time, row, column, colour)
@@ -144,11 +144,15 @@ def pixels_of(tensors: Mapping[str, Any], name: str | None = None) -> np.ndarray
 
 
 def pixel_names(tensors: Mapping[str, Any]) -> list[str]:
-    """The tensors of pixels that a processor returns, by name."""
+    """The tensors of pixels that a processor returns, by name: of real numbers, or bytes (Molmo 2's
+    of videos).
+    """
     return [
         name
         for name, value in tensors.items()
-        if name.startswith("pixel_values") and torch.is_tensor(value) and value.is_floating_point()
+        if name.startswith("pixel_values")
+        and torch.is_tensor(value)
+        and (value.is_floating_point() or value.dtype == torch.uint8)
     ]
 
 
@@ -156,13 +160,13 @@ def pixel_tensor(tensors: Mapping[str, Any]) -> torch.Tensor | None:
     """The pixels that a processor returns, under whatever name: pixel_values, pixel_values_images,
     or else the first tensor of real numbers (`image_patches` of Fuyu until transformers 5.19).
     """
-    real = {
-        name: value
-        for name, value in tensors.items()
+    by_name = [tensors[name] for name in pixel_names(tensors)]
+    real = [
+        value
+        for value in tensors.values()
         if torch.is_tensor(value) and value.ndim >= 2 and value.is_floating_point()
-    }
-    by_name = [value for name, value in real.items() if name.startswith("pixel_values")]
-    return next(iter([*by_name, *real.values()]), None)
+    ]
+    return next(iter([*by_name, *real]), None)
 
 
 def stated_shapes(tensors: Mapping[str, Any]) -> list[Shape]:

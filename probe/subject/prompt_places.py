@@ -203,11 +203,7 @@ class PlaceFinder:
         def process(frames: Sequence[Image.Image]) -> dict[str, Any]:
             return self.prompts.processed(text, (), [replace(clip, frames=frames)])
 
-        alone = process(clip.frames)
-        tokens = int(vision_positions(self.prompts.model, alone["input_ids"]).sum())
-        return video_places(
-            self.prompts.model, self.prompts.processor, self.prompts.aspect, process, clip, tokens
-        )
+        return video_places(*self._parts, process, clip, process(clip.frames))
 
 
 def _are_the_views(patches: PatchGrid, tensors: Mapping[str, Any]) -> bool:

@@ -93,6 +93,7 @@ class PromptProcessor:
             ):  # the frames are chosen already
                 options["video_metadata"] = [clip.metadata for clip in clips]
                 options["do_sample_frames"] = False
+                options["return_metadata"] = True  # some write times with it, not asking for it
         try:
             tensors = self._called(text, options)
         except ProbeError:
@@ -100,7 +101,8 @@ class PromptProcessor:
         except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
             raise _refusal(images, clips, error) from error
         # labels of a prompt without an answer hide all of it: its loss would be NaN
-        known = {name: value for name, value in tensors.items() if name != "labels"}
+        left_out = ("labels", "video_metadata")
+        known = {name: value for name, value in tensors.items() if name not in left_out}
         known = with_question_for_each_image(known)
         require_tokens_of_queries(self.model, known)
         return known

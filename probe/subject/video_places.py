@@ -1,43 +1,32 @@
 """Which frames, and which part of them, each vision token of a video shows, for any processor.
 
-    places = video_places(model, processor, aspect, process, clip, tokens)
+    places = video_places(model, processor, aspect, process, clip, tensors)
     places.grid.frame, places.grid.time, places.grid.box
 
-As for images, the processor is asked (`measured_views.py`), here with as many frames as the video
-has: black and white ones, ramps along x and y, and frames in a grey of their own, whose value is
-the number of the frame in base 256. A picture that the encoder gets then says which frame it is; a
-patch that holds entries of several frames (Qwen-VL joins two) says the first and the last of them.
-
-All pictures of a video are cut alike, so that one tells the places in all. How its tokens divide a
-picture follows from their number, as for images.
+The processor says which frames each picture shows that the encoder gets (`video_pictures.py`). How
+the tokens divide a picture follows from their number, as for images. A model may join several
+pictures (ERNIE-4.5-VL two, Kimi K2.5 four): where their number fits in one way alone it says how
+many, or else the model is asked which tokens depend on the first picture.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
-from PIL import Image
+from jaxtyping import Bool
 from transformers import PreTrainedModel
 
 from probe.data.clip import Clip
-from probe.data.image_views import Size
 from probe.data.patch_grid import PatchGrid
-from probe.hooks.model_structure import cls_tokens
-from probe.subject.measured_views import SHOWN, grey, pixels_of, ramp, stated_shapes
+from probe.hooks.model_structure import cls_tokens, vision_positions
+from probe.subject.marker_tokens import rows_of, unchanged_tokens
 from probe.subject.token_grid import encoder_grid, vision_grid
-from probe.subject.token_places import (
-    has_learned_queries,
-    patch_size,
-    patches_of,
-    stated_cells,
-)
-from probe.subject.view_cells import divided
-from probe.subject.views_from_places import View, views_of_patches, views_of_planes
-
-Process = Callable[[Sequence[Image.Image]], Mapping[str, Any]]  # a video's frames to tensors
-BASE = 256  # greys that 8 bits tell apart
+from probe.subject.token_places import has_learned_queries, patch_size, patches_of, stated_cells
+from probe.subject.video_pictures import Pictures, Process, measured_pictures
+from probe.subject.view_cells import cells_of, divided, nowhere, tile_numbers
+from probe.subject.views_from_places import View
 
 
 @dataclass(frozen=True)
@@ -51,40 +40,113 @@ class VideoPlaces:
     pictures: int
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """The pictures of a video: the views that each group of frames is shown in, and the first and
-    the last frame of each group."""
-
-    views: list[View]
-    spans: list[tuple[int, int]]
-
-
 def video_places(
-    model: PreTrainedModel, processor: Any, aspect: str, process: Process, clip: Clip, tokens: int
+    model: PreTrainedModel,
+    processor: Any,
+    aspect: str,
+    process: Process,
+    clip: Clip,
+    tensors: Mapping[str, Any],
 ) -> VideoPlaces:
-    """Where the `tokens` vision tokens of a clip lie, whose frames are images from 0 on. `aspect`:
-    as in `Subject`.
+    """Where the vision tokens of a clip lie, whose frames are images from 0 on. `aspect`: as in
+    `Subject`; `tensors`: what the processor makes of a prompt with this clip alone.
     """
     count = len(clip.frames)
+    is_token = vision_positions(model, tensors["input_ids"])[0].numpy()
+    tokens = int(is_token.sum())
     if hasattr(model.config, "tokens_per_frame"):
         return _of_square_frames(model, processor, aspect, clip)
     pictures = measured_pictures(process, clip.frames[0].size, count, patch_size(model))
     if pictures is None:
-        return VideoPlaces(_unknown(tokens, count, clip), PatchGrid.join([]), count)
-    groups = len(pictures.spans)
-    first, last = np.array(pictures.spans).T
+        return VideoPlaces(nowhere(0, tokens), PatchGrid.join([]), count)
     patches = patches_of(pictures.views)
-    for newline in (0, 1):  # behind all frames, where the model has one
-        of_group, rest = divmod(tokens - newline, groups)
-        cells = None if rest else _cells(model, pictures.views, of_group)
-        if cells is None:
-            continue
-        grid = PatchGrid.join([cells] * groups)
-        in_order = np.repeat(first, of_group), np.repeat(last, of_group)
-        grid = grid.in_frames(*in_order, clip.times)
-        return VideoPlaces(PatchGrid.join([grid, *_nowhere(newline)]), patches, groups)
-    return VideoPlaces(_unknown(tokens, groups, clip, (first, last)), patches, groups)
+    groups = len(pictures.spans)
+    fitting = list(_ways(model, pictures, tokens))
+    if len(fitting) != 1 or not _is_even(fitting[0], pictures.views):
+        unchanged = partial(unchanged_tokens, model, tensors, is_token)
+        fitting = _asked(fitting, pictures, unchanged)
+    if not fitting:
+        return VideoPlaces(nowhere(0, tokens), patches, groups)
+    way = fitting[0]
+    spans = pictures.spans
+    firsts = spans[:: way.joined]
+    lasts = [spans[min(start + way.joined, groups) - 1] for start in range(0, groups, way.joined)]
+    first = np.repeat([start for start, _ in firsts], way.tokens)
+    last = np.repeat([end for _, end in lasts], way.tokens)
+    grid = PatchGrid.join([way.cells] * len(firsts)).in_frames(first, last, clip.times)
+    return VideoPlaces(PatchGrid.join([grid, nowhere(0, way.newlines)]), patches, groups)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way in which a video's tokens may be made: the pictures that are joined, the tokens of
+    each joint picture and where they lie in it, and the tokens behind all of them.
+    """
+
+    joined: int
+    tokens: int
+    cells: PatchGrid
+    newlines: int
+
+
+def _ways(model: PreTrainedModel, pictures: Pictures, tokens: int) -> Iterator[Way]:
+    """All ways that give so many tokens: those in which the tokens divide a picture evenly, or else
+    all others.
+    """
+    groups = len(pictures.spans)
+    ways = []
+    for newlines in (0, 1):  # behind all frames, where the model has one
+        for joined in range(1, groups + 1):
+            of_group, rest = divmod(tokens - newlines, -(-groups // joined))
+            cells = _cells(model, pictures.views, of_group) if of_group and not rest else None
+            if cells is not None:
+                ways.append(Way(joined, of_group, cells, newlines))
+    even = [way for way in ways if _is_even(way, pictures.views)]
+    yield from even or ways
+
+
+def _is_even(way: Way, views: Sequence[View]) -> bool:
+    """Whether its cells are of one size in each view and leave nothing out."""
+    box = way.cells.box
+    placed = ~np.isnan(box).any(axis=1)
+    areas = np.prod(box[placed, 2:] - box[placed, :2], axis=1)
+    whole = [float(np.prod(view.box[2:] - view.box[:2])) for view in views]
+    of_view = [areas[way.cells.tile[placed] == tile] for tile in tile_numbers(views)]
+    sums = [float(own.sum()) for own in of_view]
+    return np.allclose(sums, whole) and all(np.ptp(own) < 1e-6 for own in of_view if len(own))
+
+
+def _asked(
+    ways: Sequence[Way],
+    pictures: Pictures,
+    unchanged: Callable[..., Bool[np.ndarray, " token"] | None],
+) -> list[Way]:
+    """The way in which those tokens are the first joint picture's that noise in it changes, and the
+    marks between them; where it can't be said, that in which none are joined, if any.
+    """
+    is_marker = unchanged()
+    starts = []
+    for entries in pictures.entries:
+        is_other = None if is_marker is None else unchanged(entries=entries)
+        if is_marker is None or is_other is None or is_other.all():
+            return [way for way in ways if way.joined == 1]
+        starts.append(int((~is_other).argmax()))
+        if starts[-1] > starts[0]:
+            break
+    assert is_marker is not None
+    joined = starts.count(starts[0])
+    joint = -(-len(pictures.spans) // joined)
+    of_group = starts[-1] - starts[0] or len(is_marker)
+    newlines = len(is_marker) - joint * of_group
+    found = [way for way in ways if (way.joined, way.tokens) == (joined, of_group)]
+    if found or starts[0] or newlines not in (0, 1):
+        return found
+    rows = rows_of(pictures.views[:1], [is_marker[:of_group]])
+    cells = nowhere(0, of_group)
+    if rows is not None and len(pictures.views) == 1:
+        side, (index,) = rows
+        cells = cells_of(pictures.views[0], 0, side).at(index)
+    return [Way(joined, of_group, cells, newlines)]
 
 
 def _of_square_frames(
@@ -111,99 +173,3 @@ def _cells(model: PreTrainedModel, views: Sequence[View], tokens: int) -> PatchG
         ]
     found = (divided(views, tokens, before) for before in {0, cls_tokens(model)})
     return next((grid for grid in found if grid is not None), None)
-
-
-def _nowhere(count: int) -> list[PatchGrid]:
-    none = np.full(count, -1)
-    return [PatchGrid(np.zeros_like(none), none, none, none, np.full((count, 4), np.nan))]
-
-
-def _unknown(
-    tokens: int,
-    groups: int,
-    clip: Clip,
-    spans: tuple[Int[np.ndarray, "group"], Int[np.ndarray, "group"]] | None = None,
-) -> PatchGrid:
-    """Tokens without a place in their frame; and of unknown frames, unless each group of frames has
-    as many.
-    """
-    (grid,) = _nowhere(tokens)
-    if tokens % groups:
-        return grid
-    spans = (np.arange(groups), np.arange(groups)) if spans is None else spans
-    first, last = (np.repeat(frames, tokens // groups) for frames in spans)
-    return grid.in_frames(first, last, clip.times)
-
-
-def measured_pictures(
-    process: Process, size: Size, count: int, patch: int | None
-) -> Pictures | None:
-    """The pictures that the encoder gets of `count` frames of one size (width, height); None where
-    what the processor returns doesn't say, or where they differ from group to group.
-    """
-
-    stated = []
-
-    def values(frames: Sequence[Image.Image]) -> Float[np.ndarray, "picture ..."] | None:
-        tensors = process(frames)
-        stated[:] = stated_shapes(tensors)
-        pixels = pixels_of(tensors)
-        if pixels is None:
-            return None
-        is_planes = pixels.ndim >= 4 and pixels.shape[-3] in (1, 3)
-        kept = pixels.shape[-3:] if is_planes else pixels.shape[-1:]
-        return pixels.reshape(-1, *kept).astype(np.float32)
-
-    black = values([Image.new("RGB", size, "black")] * count)
-    white = values([Image.new("RGB", size, "white")] * count)
-    if black is None or white is None or black.shape != white.shape:
-        return None
-    shows = np.abs(white - black) > SHOWN * np.abs(white - black).max(initial=0.0)
-
-    def greys(frames: Sequence[Image.Image]) -> np.ndarray | None:
-        found = values(frames)
-        if found is None or found.shape != black.shape:
-            return None
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(shows, (found - black) / (white - black), np.nan)
-
-    number = _frame_numbers(greys, size, count)
-    if number is None or not shows.any():
-        return None
-    real = shows.any(axis=tuple(range(1, shows.ndim)))  # others fill up a batch
-    inner = tuple(range(1, number.ndim))
-    first = np.nanmin(number[real], axis=inner).astype(int)
-    last = np.nanmax(number[real], axis=inner).astype(int)
-    spans = sorted(set(zip(first.tolist(), last.tolist(), strict=True)))
-    members = [(first == start) & (last == end) for start, end in spans]
-    if len({int(member.sum()) for member in members}) > 1:
-        return None
-    x, y = greys([ramp(size)] * count), greys([ramp(size, down=True)] * count)
-    if x is None or y is None:
-        return None
-    of_x, of_y = x[real][members[0]], y[real][members[0]]
-    zeros = np.where(np.isnan(of_x), np.nan, 0.0)
-    if black.ndim == 4:
-        views = views_of_planes(of_x, of_y, zeros, [size], patch or 1)
-    else:
-        views = views_of_patches(of_x, of_y, zeros, [size], stated)
-    return None if views is None else Pictures(views, spans)
-
-
-def _frame_numbers(
-    greys: Callable[[Sequence[Image.Image]], np.ndarray | None], size: Size, count: int
-) -> np.ndarray | None:
-    """The number of the frame that each entry comes from, NaN for padding: one digit after the
-    other is shown as a grey.
-    """
-    number: Any = 0
-    place = 1
-    while place == 1 or place < count:
-        digits = [index // place % BASE for index in range(count)]
-        frames = {digit: grey(size, digit) for digit in set(digits)}
-        shown = greys([frames[digit] for digit in digits])
-        if shown is None:
-            return None
-        number = number + place * np.round(shown * (BASE - 1))
-        place *= BASE
-    return number

@@ -7,6 +7,7 @@ import probe
 from probe.errors import ProbeError
 from tests.families.checks import QUESTION, picture
 from tests.families.models import FAMILIES
+from tests.families.video_models import VIDEO_FAMILIES, clip
 
 
 class Real(ProcessorMixin):
@@ -73,3 +74,20 @@ def test_an_image_processor_that_can_not_be_written_as_a_file():
     (grid,) = probe.load(model, processor=tiny).encode(picture(0), QUESTION).grid
     (expected,) = probe.load(*FAMILIES["qwen2_vl"]()).encode(picture(0), QUESTION).grid
     assert (grid.box == expected.box).all()
+
+
+class Timed(Real):
+    """Writes the time of frames, which it reads from what its video processor returns on demand."""
+
+    def __call__(self, text, images=None, videos=None, **options):
+        if videos and not options.get("return_metadata"):
+            raise KeyError("video_metadata")
+        made = self.tiny(text=text, images=images, videos=videos)
+        return {**made, "video_metadata": options["video_metadata"]}
+
+
+def test_a_processor_that_writes_times_gets_them():
+    """Cosmos 3 Edge and Muse."""
+    model, tiny = VIDEO_FAMILIES["qwen3_vl"]()
+    inputs = probe.load(model, processor=Timed(tiny, ())).encode(clip(0), QUESTION)
+    assert "video_metadata" not in inputs and (inputs.grid[0].frame >= 0).all()
