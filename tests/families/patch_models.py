@@ -105,12 +105,6 @@ def once(images: list) -> dict[str, torch.Tensor]:
     return {**tensors, "pixel_values": twice[:, :, 0].flatten(1)}
 
 
-def squares(images: list) -> dict[str, torch.Tensor]:
-    """The same as squares."""
-    tensors = once(images)
-    return {**tensors, "pixel_values": tensors["pixel_values"].unflatten(1, (3, 8, 8))}
-
-
 def by_rows(images: list, as_squares: bool = False) -> dict[str, torch.Tensor]:
     """Patches row by row, each once in time."""
     patches, grid = [], []
@@ -370,7 +364,7 @@ PATCH_FAMILIES: dict[str, Callable[..., Family]] = {
         patch_by_patch,
         "PaddleOCRVLForConditionalGeneration",
         "paddleocr_vl",
-        squares,
+        partial(by_rows, as_squares=True),
         vision_config=VISION,
         text_config=text("paddleocr_vl_text", head_dim=8, rope_parameters=ROPE),
     ),
