@@ -131,13 +131,21 @@ def _of_stack(record: xr.DataTree, sample: int | str, stack: str) -> dict[str, A
         drawn["entropy"] = entropy(record, stack, key_types=keys)
     if "entropy_ratio" in measured and "head_entropy_ratio" in measured:
         drawn["entropy-ratio"] = entropy(record, stack, ratio=True, key_types=keys)
-    if "vision" in measured["key_type"].values:
+    if _reads_vision(measured, query):
         drawn["heads"] = heads(record, query, "vision", stack)
     if on_image:
         drawn["heatmaps"] = heatmaps(record, sample, query, stack=stack)
     if on_image and has_frames(measured, sample):
         drawn["frames"] = frames(record, sample, query, stack=stack)
     return drawn
+
+
+def _reads_vision(measured: xr.Dataset, query: str) -> bool:
+    """Whether any head has a number for query → vision: not where words read it elsewhere."""
+    if "vision" not in measured["key_type"].values:
+        return False
+    to_vision = largest(measured, "mass").sel(query_type=query, key_type="vision")
+    return bool(to_vision.notnull().any())
 
 
 def _key_types(measured: xr.Dataset) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from probe.errors import ProbeError
 from probe.plots.style import caption, finish, legend, looks, panels
@@ -87,11 +88,15 @@ def _scales(axis: Axes, wide_x: bool, wide_y: bool) -> None:
     if wide_x:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:,.10g}")
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))  # of tokens, frames, pixels
     if wide_y:
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter("{x:,.10g}")
     else:
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(
+            0, 1.05 * axis.dataLim.ymax or 1
+        )  # a line that hardly rises is not on the edge
 
 
 def cost_caption(costs: xr.Dataset, axis: Axes, own: bool, measured: bool = False) -> None:

@@ -131,9 +131,13 @@ def dropped(
 
 
 def _attention_in(results: Any) -> xr.Dataset | None:
-    """The attention that a run measured on its samples, if it did."""
-    held = isinstance(results, xr.DataTree) and ATTENTION in results.children
-    return results[ATTENTION].to_dataset() if held else None
+    """The attention on vision that a run measured on its samples, if it did: not where words read
+    the image by cross-attention.
+    """
+    if not isinstance(results, xr.DataTree) or ATTENTION not in results.children:
+        return None
+    attention = results[ATTENTION].to_dataset()
+    return attention if attention["share"].notnull().any() else None
 
 
 def _attention(axis: Axes, attention: xr.DataArray, images: np.ndarray, seed: int) -> None:

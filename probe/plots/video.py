@@ -13,12 +13,15 @@ import numpy as np
 import xarray as xr
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from probe.errors import ProbeError
 from probe.plots.arguments import default_query, layer_indices, one_record, sample_index
 from probe.plots.patches import (
+    LOG_BAR,
     View,
+    bar_ticks,
     draw_patches,
     kept_images,
     log_scale,
@@ -40,6 +43,8 @@ from probe.records.video_frames import frame_attention
 
 _STRIP = 8  # frames that are shown below the lines
 _SIZE = (8.0, 4.6)  # inches
+_ANIMATED = (10.0, 3.9)
+_ABOVE = 1.05  # of the highest value: where its axis ends
 _LINES = 4  # layers that have a line of their own, unless they are chosen
 
 
@@ -76,6 +81,8 @@ def frames(
     values = frame_attention(record, index, query_type, stack, video)
     chosen = layer_indices(measured, layers, called)
     if layers is None:
+        measured_layers = values.notnull().any("frame").values
+        chosen = [layer for layer in chosen if measured_layers[layer]]
         chosen = [chosen[place] for place in _spread(len(chosen), _LINES)]
     if ax is None:
         figure, (axis, strip) = plt.subplots(2, 1, figsize=_SIZE, height_ratios=(3, 1), sharex=True)
@@ -83,12 +90,16 @@ def frames(
         (axis,) = panels(ax, 1, 1, (0, 0), called).ravel()
         figure, strip = axis.figure, None
     time = values["time"].values
+    size = 4 if len(time) > 1 else 8  # a single point is no line
     for layer in chosen:
         line = values.isel(layer=layer).values
-        axis.plot(time, line, ".-", lw=1, label=f"{layer_label(stack)} {layer + 1}")
+        axis.plot(time, line, "o-", ms=size, lw=1, label=f"{layer_label(stack)} {layer + 1}")
     mean = values.mean("layer", skipna=True).values
-    axis.plot(time, mean, "k.-", lw=2.5, label="mean over layers")
-    axis.set(ylabel=f"attention of {query_type}\non the frame (fraction)", ylim=(0, None))
+    axis.plot(time, mean, "kD-", ms=size, lw=2.5, label="mean over layers")
+    axis.set(ylabel=f"attention of {query_type}\non the frame (fraction)")
+    axis.set_ylim(0, _ABOVE * axis.dataLim.ymax or 1.0)
+    if len(time) == 1:
+        axis.set_xticks(time)
     legend(axis, **RIGHT)
     if strip is None:
         axis.set(xlabel="time in the video (s)")
@@ -167,7 +178,17 @@ def animation(
         raise ProbeError(called, expected="a record that kept frames", got="none of this video")
     scale = log_scale(list(views.values()), None, called)
     mean, time = values.mean("layer").values, values["time"].values
-    figure, (shown, left, right) = plt.subplots(1, 3, figsize=(10, 3.2))
+    highest = _ABOVE * float(mean.max()) or 1.0
+    figure, (shown, left, right) = plt.subplots(1, 3, figsize=_ANIMATED)
+    figure.colorbar(
+        ScalarMappable(scale, "inferno"),
+        ax=[shown, left],
+        location="bottom",
+        label=f"attention received, head mean (fraction; log, floor {scale.vmin:.2g})",
+        shrink=0.7,
+        aspect=40,
+        **LOG_BAR | {"ticks": bar_ticks(scale, 0.25 * _ANIMATED[0])},
+    ).minorticks_off()
 
     def draw(image: int) -> None:
         at = int(np.flatnonzero(values["image"].values == image)[0])
@@ -178,7 +199,10 @@ def animation(
         shown.set_title(f"{time[at]:.1f} s", fontsize=SMALL_TITLE)
         right.plot(time, mean, "k.-", lw=1.5)
         right.plot(time[at], mean[at], "o", ms=9, color="tab:red")
-        right.set(xlabel="time in the video (s)", ylabel="attention on the frame", ylim=(0, None))
+        right.set(xlabel="time in the video (s)", ylabel="attention on\nthe frame (fraction)")
+        right.set_ylim(0, highest)
+        if len(time) == 1:
+            right.set_xticks(time)
 
     heading(figure, f"What {query_type} tokens look at · {name}")
     made = FuncAnimation(figure, draw, frames=list(views), cache_frame_data=False)

@@ -78,6 +78,14 @@ def test_a_model_that_only_its_processor_explains_is_counted_by_default(family, 
     assert (counted["flops"].sel(component="llm").sum("operation") > 0).all()
 
 
+def test_a_line_that_hardly_rises_is_not_on_the_edge(costs):
+    """And there are no fractions of tokens."""
+    axis = plots.memory(costs.isel(case=[0, 1]), against="vision_tokens")
+    highest = max(line.get_ydata().max() for line in axis.lines)
+    assert axis.get_ylim()[0] == 0 and axis.get_ylim()[1] == pytest.approx(1.05 * highest)
+    assert all(tick == round(tick) for tick in axis.get_xticks())
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

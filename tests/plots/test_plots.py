@@ -453,6 +453,15 @@ def test_figures_gives_every_figure_the_record_can_make(record):
     assert set(plots.figures(less)) == {"llm-mass", "llm-share", "llm-lift", "llm-heads"}
 
 
+def test_there_is_no_figure_of_heads_without_a_number():
+    """Words that read the image by cross-attention give no vision token attention in the LLM."""
+    record = planted_record(1, stacks=["llm"])
+    measured = record["llm"].to_dataset()
+    others = measured["key_type"] != "vision"
+    record["llm"] = xr.DataTree(measured.assign(mass=measured["mass"].where(others)))
+    assert "llm-heads" not in plots.figures(record) and "llm-mass" in plots.figures(record)
+
+
 def test_the_main_figures_are_four_and_the_overview_shows_the_rest(record):
     main, drawn = plots.main_figures(record), plots.figures(record)
     assert list(main) == ["llm-mass", "llm-entropy", "llm-heatmaps", "overview"]

@@ -65,6 +65,14 @@ def test_fig_5_has_attention_beside_it_where_a_run_has_it():
     assert isinstance(plots.dropped(planted_run(), ax=plt.subplots()[1]), plt.Axes)
 
 
+def test_no_panel_is_empty_where_words_read_the_image_elsewhere():
+    """By cross-attention: the LLM's layers have no attention on vision."""
+    run = planted_run()
+    attention = run["attention"].to_dataset()
+    run["attention"] = xr.DataTree(attention.where(False))
+    assert len(plots.dropped(run).figure.axes) == 1
+
+
 def test_a_run_opened_by_xarray_alone_draws_the_same_figure(tmp_path):
     """Strings of any length come back from a zarr store as numpy's own string type."""
     run = planted_run()
