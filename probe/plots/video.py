@@ -180,6 +180,8 @@ def animation(
     mean, time = values.mean("layer").values, values["time"].values
     highest = _ABOVE * float(mean.max()) or 1.0
     figure, (shown, left, right) = plt.subplots(1, 3, figsize=_ANIMATED)
+    ticks = bar_ticks(scale, 0.25 * _ANIMATED[0])
+    options: dict[str, Any] = LOG_BAR | {"ticks": ticks}
     figure.colorbar(
         ScalarMappable(scale, "inferno"),
         ax=[shown, left],
@@ -187,7 +189,7 @@ def animation(
         label=f"attention received, head mean (fraction; log, floor {scale.vmin:.2g})",
         shrink=0.7,
         aspect=40,
-        **LOG_BAR | {"ticks": bar_ticks(scale, 0.25 * _ANIMATED[0])},
+        **options,
     ).minorticks_off()
 
     def draw(image: int) -> None:
