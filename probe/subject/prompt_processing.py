@@ -20,8 +20,10 @@ from probe.data.chat_template import render
 from probe.data.clip import Clip
 from probe.data.image_views import aspect_of, padded_to_square, pixels_on_the_way
 from probe.data.lazy_frames import LONG_VIDEO
+from probe.data.messages import image_word
 from probe.data.token_roles import adds_special_tokens
 from probe.errors import ProbeError
+from probe.hooks.model_structure import cross_attention, placeholder_ids
 from probe.subject.processed_images import ProcessedImages
 from probe.subject.query_tokens import (
     require_tokens_of_queries,
@@ -103,6 +105,8 @@ class PromptProcessor:
         # labels of a prompt without an answer hide all of it: its loss would be NaN
         left_out = ("labels", "video_metadata")
         known = {name: value for name, value in tensors.items() if name not in left_out}
+        if images or clips:
+            self._require_placeholders(known)
         known = with_question_for_each_image(known)
         require_tokens_of_queries(self.model, known)
         return known
@@ -121,6 +125,25 @@ class PromptProcessor:
             with suppress(ValueError):
                 return processor(text=[text], **{**options, "images": images[0]})
             raise
+
+    def _require_placeholders(self, tensors: dict[str, Any]) -> None:
+        """Raises ProbeError for a prompt with images in which nothing is what the model takes for
+        one: a processor of another model, a config that names another id, a chat template that
+        leaves images out.
+        """
+        placeholders = placeholder_ids(self.model)
+        ids = {*tensors["input_ids"].flatten().tolist()}
+        if not ids.isdisjoint(placeholders) or cross_attention(self.model):
+            return
+        word = image_word(self.processor)
+        own = self.processor.tokenizer.convert_tokens_to_ids(word)
+        where = "stands in the prompt" if own in ids else "is not in the prompt either"
+        raise ProbeError(
+            "processor",
+            expected=f"image tokens in the prompt, {placeholders[0]} by the model's config",
+            got=f"none; {word!r}, which is {own}, {where}",
+            fix="take the processor of this model, with its chat template",
+        )
 
     def is_streamed(self, images: Sequence[Any], clips: Sequence[Clip]) -> bool:
         """Whether the pixels of all frames are not held at once: a long video alone, for a model

@@ -104,7 +104,10 @@ class Subject:
         own_first = own in configured or configured == [None]
         ends = [own, *configured] if own_first else [*configured, own]
         ends = tuple(dict.fromkeys(id for id in ends if id is not None))
+        placeholders = placeholder_ids(self.model)
         pad = tokenizer.pad_token_id
+        if pad is None or pad in placeholders:  # filler must not count as vision
+            pad = ends[0]
         embeddings: Any = self.model.get_input_embeddings()
         more = getattr(
             embeddings, "num_additional_embeddings", 0
@@ -112,8 +115,8 @@ class Subject:
         return TokenizerInfo(
             tokenizer,
             ends,
-            pad if pad is not None else ends[0],
-            placeholder_ids(self.model),
+            pad,
+            placeholders,
             len(embeddings.weight) + more,
         )
 
