@@ -73,6 +73,20 @@ def require_observable(called: str, model: PreTrainedModel) -> None:
     refuse_compiled(called, model)
 
 
+def require_one_run(called: str, model: nn.Module) -> None:
+    """Raises ProbeError for layers that gradient checkpointing runs again in the backward pass: by
+    then a block may be closed, and gradients would be of another model than the logits.
+    """
+    for name, module in model.named_modules():
+        if getattr(module, "gradient_checkpointing", False) and module.training:
+            raise ProbeError(
+                called,
+                expected="layers that run once, in the forward",
+                got=f"gradient checkpointing in {name or type(model).__name__}",
+                fix="call model.gradient_checkpointing_disable(), or model.eval()",
+            )
+
+
 def int8_threshold(layers: Iterable[nn.Module]) -> float:
     """The largest `llm_int8_threshold` of 8-bit layers (bitsandbytes); 0 where rows keep apart.
 

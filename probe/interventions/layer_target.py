@@ -17,7 +17,7 @@ from probe.hooks.block_threads import add_hook, model_block
 from probe.hooks.chosen_keys import GivenMasks
 from probe.hooks.compiled import refuse_compiled
 from probe.hooks.image_readers import CROSS
-from probe.hooks.model_checks import require_rows_apart, require_transformers
+from probe.hooks.model_checks import require_one_run, require_rows_apart, require_transformers
 from probe.hooks.model_state import Intervention, layer_ranges, registered
 from probe.hooks.model_structure import LayerStack, stacks
 from probe.hooks.own_kernel import implementation_of
@@ -61,14 +61,15 @@ class LayerTarget:
     ) -> "LayerTarget":
         """`model`: a model or a Subject; `reads_across`: where it works on one that reads images by
         cross-attention, whose layers are counted as the LLM's. Raises ProbeError for a compiled
-        model, a layer that does not exist, and a stack whose layers do not hold text and vision
-        (those of the LLM and of pre-fusion do).
+        model, one in training with gradient checkpointing, a layer that does not exist, and a stack
+        whose layers do not hold text and vision (those of the LLM and of pre-fusion do).
         """
         model = (
             model.model if not isinstance(model, nn.Module) and hasattr(model, "model") else model
         )
         refuse_compiled(called, model)
         require_transformers(called, model, "a transformers model or a Subject")
+        require_one_run(called, model)
         found = stacks(model)
         known = [name for name in TOKEN_KINDS if name in found]
         if reads_across == "in both" and CROSS in found:

@@ -1,4 +1,6 @@
-"""Models whose rows change each other outside of attention are told from others."""
+"""Models whose rows change each other outside of attention, or whose layers run once more after a
+block, are told from others.
+"""
 
 import sys
 from types import SimpleNamespace
@@ -6,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
+import probe
 from probe.errors import ProbeError
 from probe.hooks.model_checks import int8_threshold, require_rows_apart
+from tests.families.models import FAMILIES
 
 
 class EightBits(nn.Linear):
@@ -28,3 +32,21 @@ def test_eight_bits_with_a_threshold_mix_rows(monkeypatch):
     require_rows_apart("knockout", layers[1:])
     with pytest.raises(ProbeError, match=r"knockout: .*llm_int8_threshold=6, .*mode='remove'"):
         require_rows_apart("knockout", layers)
+
+
+def test_layers_that_run_again_in_the_backward_pass_are_refused():
+    model, _ = FAMILIES["llava"]()
+    model.gradient_checkpointing_enable()
+    with probe.drop_vision(model, [0]):  # in eval mode layers run once
+        pass
+    model.train()
+    for block in (
+        lambda: probe.drop_vision(model, [0]),
+        lambda: probe.knockout(model, "text", "vision", [0]),
+        lambda: probe.ablate_heads(model, {0: [1]}),
+    ):
+        with pytest.raises(ProbeError, match=r"got gradient checkpointing in .*; call"), block():
+            pass
+    model.gradient_checkpointing_disable()
+    with probe.drop_vision(model, [0]):
+        pass
