@@ -29,10 +29,14 @@ class Clip:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What transformers' video processors want to know of frames."""
+        """What transformers' video processors want to know of frames. Some write the time of each,
+        its number divided by the rate: where frames stand for unequal times, numbers are of time.
+        """
+        of_time = np.round(self.times * self.rate).astype(int)
+        is_uneven = np.abs(of_time - np.array(self.indices, dtype=int)).max(initial=0) > 1
         return {
             "total_num_frames": self.total,
             "fps": self.rate,
             "duration": self.total / self.rate,
-            "frames_indices": list(self.indices),
+            "frames_indices": of_time.tolist() if is_uneven else list(self.indices),
         }

@@ -13,8 +13,9 @@ from dataclasses import replace
 from PIL import Image
 
 from probe.data.clip import Clip
+from probe.data.frame_choice import middle_frames
 from probe.data.image import ImageSource, Video, open_image
-from probe.data.video import middle_frames, open_video
+from probe.data.video import open_video
 from probe.errors import ProbeError
 
 

@@ -4,9 +4,8 @@
     clip.frames, clip.times              # 20 images, and their seconds in the file
 
 Of a file the frames in the middle of equal segments are taken, one segment a frame: with 1 frame a
-second, of a whole file, those that LLaVA-Mini takes. Its times are those that the file states.
-
-Source of the index rule: the authors' `llavamini/eval/video`.
+second, of a whole file, those that LLaVA-Mini takes. Its times are those that the file states;
+where they are uneven (a variable rate), segments are of time, and not of frames.
 """
 
 import re
@@ -21,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from probe.data.clip import Clip
+from probe.data.frame_choice import taken_frames
 from probe.data.image import Video, open_image
 from probe.data.image_views import Size
 from probe.data.lazy_frames import LONG_VIDEO, LazyFrames
@@ -70,17 +70,6 @@ def is_video_file(path: Any) -> bool:
     (True, False)
     """
     return isinstance(path, str | Path) and Path(path).suffix.lower() in SUFFIXES
-
-
-def middle_frames(first: int, last: int, count: int) -> list[int]:
-    """The middle frames of `count` equal segments of the frames from `first` to `last`.
-
-    >>> middle_frames(0, 30, 1), middle_frames(0, 99, 3)
-    ([15], [16, 49, 82])
-    """
-    length = (last - first) / count
-    edges = np.round(length * np.arange(count + 1)).astype(int)  # half to even, as the authors do
-    return (first + (edges[:-1] + edges[1:]) // 2).tolist()
 
 
 def _all_of(video: Video, frames: Sequence[Path | Image.Image], exif: str) -> Clip:
@@ -133,23 +122,19 @@ def _decoded(av: Any, video: Video, path: Path) -> Clip:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         rate, total = stream.average_rate or Fraction(1), stream.frames
-        total = total or sum(1 for _ in container.decode(video=0))
-    first, last = _range(video, float(rate), total)
-    seconds = (last - first + 1) / float(rate)
-    count = max(1, int(seconds * (video.fps or 1) + 1e-9))
-    if video.max_frames is not None:
-        count = min(count, video.max_frames)
-    if video.fps is not None and count > last - first:
-        wanted = list(range(first, last + 1))
-    else:
-        wanted = middle_frames(first, last, count)
+        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
+        stamps = sorted(float(packet.pts * packet.time_base) for packet in packets)
+    if not total:
+        with av.open(str(path)) as container:
+            total = sum(1 for _ in container.decode(video=0))
+    wanted, rate = taken_frames(video, stamps, float(rate), total)
     times: dict[int, float] = {}
     opened: dict[int, Image.Image] = {}
     sizes: set[Size] = set()
     is_long = len(wanted) > LONG_VIDEO
     with av.open(str(path)) as container:
         for index, frame in _chosen(container.decode(video=0), wanted):
-            times[index] = index / float(rate) if frame.time is None else float(frame.time)
+            times[index] = index / rate if frame.time is None else float(frame.time)
             sizes.add((frame.width, frame.height))
             if not is_long:
                 opened[index] = frame.to_image()
@@ -157,18 +142,7 @@ def _decoded(av: Any, video: Video, path: Path) -> Clip:
     kept = [index for index in wanted if index in times]  # a file may end before it says
     images = DecodedFrames(path, tuple(kept)) if is_long else tuple(opened[i] for i in kept)
     seconds_of_each = np.array([times[index] for index in kept])
-    return Clip(images, seconds_of_each, tuple(kept), float(rate), total)
-
-
-def _range(video: Video, rate: float, total: int) -> tuple[int, int]:
-    """The first and the last frame between start and end. Raises ProbeError where there is none."""
-    first = round((video.start or 0) * rate)
-    last = total - 1 if video.end is None else min(total - 1, round(video.end * rate) - 1)
-    if first > last:
-        raise ProbeError(
-            "video", expected="at least one frame", got=f"none in {video} of {total / rate:.1f} s"
-        )
-    return first, last
+    return Clip(images, seconds_of_each, tuple(kept), rate, total)
 
 
 def _chosen(frames: Iterator[Any], indices: Sequence[int]) -> Iterator[tuple[int, Any]]:

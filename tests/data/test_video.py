@@ -1,5 +1,6 @@
 """Videos: which frames are taken, when they are, and what is said of those that can't be used."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,12 @@ from PIL import Image
 
 from probe.cli.options import what_to_ask
 from probe.data import video as video_module
+from probe.data.frame_choice import middle_frames
 from probe.data.image import Video
 from probe.data.lazy_frames import LazyFrames
 from probe.data.sample import Sample
 from probe.data.sample_groups import groups
-from probe.data.video import middle_frames, open_video
+from probe.data.video import open_video
 from probe.errors import ProbeError
 
 FRAMES = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.full((4, 8, 3), 40, np.uint8)
@@ -111,6 +113,49 @@ def test_frames_of_a_file_know_their_time(clip_file):
     assert open_video(Video(clip_file, fps=50, end=1)).indices == (0, 1, 2, 3, 4)
     with pytest.raises(ProbeError, match=r"at least one frame, got none in .* of 6.0 s"):
         open_video(Video(clip_file, start=7))
+
+
+STAMPS = [0.0, 0.1, 0.2, 0.3, 1.3, 2.3, 3.3, 3.4, 3.5, 3.6]  # of a file that says 10 a second
+
+
+@pytest.fixture
+def uneven_file(tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "clip.mkv"
+    clock = Fraction(1, 1000)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = clock
+        for number, seconds in enumerate(STAMPS):
+            pixels = np.full((16, 32, 3), number * 20, np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = round(seconds * 1000), clock
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "numbers"),
+    [
+        ({"fps": 100}, list(range(10))),
+        ({"fps": 100, "start": 1, "end": 3.35}, [4, 5, 6]),
+        ({"fps": 2}, [2, 3, 4, 5, 9]),  # on show at 0.25, 0.75 ... 3.75 s, each once
+        ({"fps": 1, "start": 0.5, "end": 1}, [3]),  # still on show
+        ({"end": 3}, [3, 4, 5]),
+    ],
+)
+def test_frames_that_stand_for_unequal_times_are_taken_by_time(uneven_file, options, numbers):
+    clip = open_video(Video(uneven_file, **options))
+    np.testing.assert_allclose(clip.times, np.array(STAMPS)[numbers], atol=2e-3)
+    assert [round(np.asarray(frame).mean() / 20) for frame in clip.frames] == numbers
+    written = np.array(clip.metadata["frames_indices"]) / clip.metadata["fps"]
+    assert np.abs(written - clip.times).max() < 1 / clip.rate
+    with pytest.raises(ProbeError, match=r"at least one frame, got none in .* of 4.0 s"):
+        open_video(Video(uneven_file, start=5))
 
 
 @pytest.mark.parametrize(
