@@ -26,7 +26,8 @@ class AttentionCall:
     does not change. `causal` counts where there is no mask. Keys `window` positions back or further
     are hidden. `active_queries` are those whose output is used (None: all): an edited call may run
     in two parts. `removed_queries` are those that the layer runs without (None: none), in one of
-    the parts. `options`: what else the module passes to its kernel. `rule`: what the kernel does
+    the parts; `silent_queries` those that an intervention gives nothing: they attend to no key.
+    `options`: what else the module passes to its kernel. `rule`: what the kernel does
     to scores beside scaling and mask; None where that is not known.
     """
 
@@ -43,6 +44,7 @@ class AttentionCall:
     options: Mapping[str, object]
     active_queries: Bool[Tensor, "batch query"] | None = None
     removed_queries: Bool[Tensor, "batch query"] | None = None
+    silent_queries: Bool[Tensor, "batch query"] | None = None
     rule: ScoreRule | None = PLAIN
 
     @property

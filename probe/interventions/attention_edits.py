@@ -69,7 +69,8 @@ def replace_keys_values(
     if not others.any():
         return kernel(replace(call, **changed))
     output, weights = kernel(replace(call, active_queries=changed_queries, **changed))
-    rest = replace(call, active_queries=others, removed_queries=None)  # which count once
+    # the others count once
+    rest = replace(call, active_queries=others, removed_queries=None, silent_queries=None)
     original, original_weights = kernel(rest)
     if weights is not None and original_weights is not None:
         weights = torch.where(queries[:, None, :, None], weights, original_weights)

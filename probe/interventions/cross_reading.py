@@ -2,7 +2,8 @@
 (Mllama, Idefics).
 
 The mean over no keys is taken as 0: what that attention adds for these words is exactly 0, biases
-of its output projection included. A measurement counts them as no queries of it in these layers.
+of its output projection included. In a measurement their attention is 0, as on any keys that an
+intervention hides; they count as queries that could see the image.
 
     with silenced(target):                      # all words: what drop_vision does
         model(**inputs)
@@ -44,10 +45,14 @@ def silenced(
         return everything if queries is None else queries().to(like.device)
 
     def around(call: AttentionCall, kernel: Kernel) -> Output:
-        reading = ~chosen(call.query[:, 0])
+        is_silent = chosen(call.query[:, 0])
+        reading = ~is_silent
         if call.active_queries is not None:
+            is_silent = is_silent & call.active_queries
             reading = reading & call.active_queries
-        return kernel(replace(call, active_queries=reading))
+        if call.silent_queries is not None:  # of another block
+            is_silent = is_silent | call.silent_queries
+        return kernel(replace(call, active_queries=reading, silent_queries=is_silent))
 
     def silence(module: nn.Module, args: tuple, output: Any) -> Any:
         added = output[0] if isinstance(output, tuple) else output

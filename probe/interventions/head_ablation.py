@@ -178,7 +178,7 @@ def _ablated(
     # No query of this second run counts: a measurement has seen the first.
     nothing = torch.zeros(call.row_count, call.query_count, dtype=torch.bool)
     inactive = nothing.to(call.query.device)
-    seen = replace(edited, active_queries=inactive, removed_queries=None)
+    seen = replace(edited, active_queries=inactive, removed_queries=None, silent_queries=None)
     return kernel(seen)[0]
 
 

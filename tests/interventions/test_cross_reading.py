@@ -9,6 +9,7 @@ import torch
 import probe
 from probe.errors import ProbeError
 from probe.hooks.model_structure import stacks
+from probe.records.validate import validate
 from tests.families.checks import QUESTION, RESPONSE, Case, picture
 from tests.families.models import FAMILIES
 from tests.families.processors import IMAGE
@@ -133,21 +134,32 @@ def test_a_block_that_changes_nothing_says_so(case):
             case.logits(case.answered[0])
 
 
-def test_records_count_no_silent_word_as_a_reader(case):
+def test_silent_words_give_the_image_nothing_and_could_see_it(case):
+    """As on keys that any intervention hides: a number of 0 and a count, not NaN."""
     subject, inputs = case.subject, case.answered[0]
-    options = {"response": list(RESPONSE), "stacks": ["cross"]}
+    options = {"response": list(RESPONSE), "contribution": True}
+    names = ("query_count", "mass", "share", "contribution", "entropy")
 
-    def numbers(name):
-        node = probe.measure(subject, picture(0), QUESTION, **options)["cross"].to_dataset()
-        return node[name].broadcast_like(node["layer"]).sel(layer=1).isel(sample=0)
+    def numbers():
+        record = validate(probe.measure(subject, picture(0), QUESTION, **options))
+        node = record["cross"].to_dataset()
+        of_layer = {
+            name: node[name].broadcast_like(node["layer"]).sel(layer=1).isel(sample=0)
+            for name in (*names, "received")
+        }
+        return {**of_layer, **{name: of_layer[name].sel(key_type="vision") for name in names}}
 
-    names = ("query_count", "mass", "entropy")
-    plain = {name: numbers(name).sel(key_type="vision") for name in names}
+    plain = numbers()
     with probe.knockout(subject, "response", "vision", [1], types=inputs.types):
-        found = {name: numbers(name).sel(key_type="vision") for name in names}
+        found = numbers()
+    with probe.drop_vision(subject, case.layers):
+        dropped = numbers()
     assert plain["query_count"].sel(query_type="response") == len(RESPONSE) - 1
-    assert found["query_count"].sel(query_type="response") == 0
-    assert found["mass"].sel(query_type="response").isnull().all()
-    for name in names:
+    for silenced, words in ((found, ["response"]), (dropped, ["instruction", "response"])):
+        assert (silenced["query_count"] == plain["query_count"]).all()
+        for name in ("mass", "share", "contribution", "received"):
+            assert (silenced[name].sel(query_type=words) == 0).all(), name
+        assert silenced["entropy"].sel(query_type=words).isnull().all()
+    for name in (*names, "received"):
         of_prompt = [each[name].sel(query_type="instruction") for each in (plain, found)]
         np.testing.assert_allclose(*of_prompt, atol=1e-6)

@@ -273,7 +273,9 @@ def row_of(call: AttentionCall, row: int, padding: int, is_plain: bool) -> Atten
     """
     one = slice(row, row + 1)
     first_query = max(0, padding - (call.key_count - call.query_count))
-    active, removed = call.active_queries, call.removed_queries
+
+    def queries_of_row(chosen: Tensor | None) -> Tensor | None:
+        return None if chosen is None else chosen[one, first_query:]
 
     def of_row(mask: Tensor | None) -> Tensor | None:
         if is_plain or mask is None:
@@ -291,7 +293,8 @@ def row_of(call: AttentionCall, row: int, padding: int, is_plain: bool) -> Atten
         effective_mask=of_row(call.effective_mask),
         model_mask=of_row(call.model_mask),
         causal=call.query_count > 1 if is_plain else call.causal,
-        active_queries=None if active is None else active[one, first_query:],
-        removed_queries=None if removed is None else removed[one, first_query:],
+        active_queries=queries_of_row(call.active_queries),
+        removed_queries=queries_of_row(call.removed_queries),
+        silent_queries=queries_of_row(call.silent_queries),
         rule=None if call.rule is None else call.rule.of_row(row, first_query, padding),
     )

@@ -50,7 +50,7 @@ class QueryPlan:
     visible: Float[Tensor, "query type"]  # keys that the model lets the query see
     vision_visible: Float[Tensor, "query"]  # the vision keys among them
     received_count: Float[Tensor, "type vision_key"]  # the queries of a type that can see a key
-    removed: dict[str, Tensor]  # counts of queries that the layer runs without; {}: none
+    without_sums: dict[str, Tensor]  # counts of queries that give no attention; {}: none
 
     def __len__(self) -> int:
         return len(self.query)
@@ -72,8 +72,9 @@ class QueryPlan:
             "query_count": query_type.T @ can_see,
             "share_count": sees_vision.sum(0),
             "received_count": self.received_count,
-            **self.removed,
         }
+        for name, count in self.without_sums.items():
+            counts[name] = counts.get(name, 0) + count
         return TypeWeights(
             of_query=torch.cat([query_type, sees_vision], -1),
             can_see=can_see,
@@ -132,30 +133,35 @@ def query_plan(
         visible,
         vision_visible,
         received_count[:, keys.vision],
-        _counts_of_removed(call, row, keys, first),
+        _counts_without_sums(call, row, keys, first),
     )
 
 
-def _counts_of_removed(
+def _counts_without_sums(
     call: AttentionCall | AttentionWeights, row: int, keys: TypedKeys, first: int
 ) -> dict[str, Tensor]:
-    """Of the queries that a layer runs without: how many could see a key of each type, and how
-    many a vision key, by the model's own mask.
+    """Of queries that give no attention, by the model's own mask: how many see a key of each type,
+    how many a vision key, and how many each one. Those that an intervention silences are counted
+    with the others; those that the layer runs without under names of their own.
     """
-    removed = getattr(call, "removed_queries", None)
-    if removed is None:
-        return {}
-    assert isinstance(call, AttentionCall)
-    position = np.arange(call.key_count - call.query_count, call.key_count)
-    query_type = keys.query_types(position + first)
-    is_type = torch.as_tensor(query_type[:, None] == np.arange(keys.type_count), device=keys.device)
-    of_removed = (is_type & removed[row].to(keys.device)[:, None]).float()
-    visible, vision_visible, _ = _counts_of_mask(call, row, keys, position, first, of_removed)
-    of_removed = of_removed.double()
-    return {
-        "removed_query_count": of_removed.T @ (visible > 0).double(),
-        "removed_share_count": (vision_visible > 0).double() @ of_removed,
-    }
+    counts = {}
+    for prefix, name in (("", "silent_queries"), ("removed_", "removed_queries")):
+        chosen = getattr(call, name, None)
+        if chosen is None:
+            continue
+        assert isinstance(call, AttentionCall)
+        position = np.arange(call.key_count - call.query_count, call.key_count)
+        query_type = keys.query_types(position + first)
+        is_type = query_type[:, None] == np.arange(keys.type_count)
+        one_hot = torch.as_tensor(is_type, device=keys.device)
+        one_hot = (one_hot & chosen[row].to(keys.device)[:, None]).float()
+        seen = _counts_of_mask(call, row, keys, position, first, one_hot)
+        visible, vision_visible, received_count = seen
+        counts[f"{prefix}query_count"] = one_hot.double().T @ (visible > 0).double()
+        counts[f"{prefix}share_count"] = (vision_visible > 0).double() @ one_hot.double()
+        if not prefix:
+            counts["received_count"] = received_count[:, keys.vision]
+    return counts
 
 
 def _first_key(call: AttentionCall | AttentionWeights, keys: TypedKeys, first: int) -> int:
@@ -246,6 +252,7 @@ class QueryPlans:
             getattr(call, "effective_mask", None),
             getattr(call, "active_queries", None),
             getattr(call, "removed_queries", None),
+            getattr(call, "silent_queries", None),
             getattr(call.module, "is_causal", None),
         )
         kind = (row, element, window, causal)

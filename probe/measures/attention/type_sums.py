@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probe.measures.attention.query_sums import NOTHING as NOT_ASKED
 from probe.measures.attention.query_sums import QuerySums
 
 NOTHING = 1e-30  # weights on a type below this are rounding, and so is their entropy
@@ -62,7 +63,7 @@ def type_sums(of_calls: Sequence[QuerySums]) -> list[dict[str, Tensor]]:
         "lift": mass * weights.inverse_even,
         **entropies("head_entropy", mass, plogp),
     }
-    if of_calls[0].norm.numel():
+    if of_calls[0].norm is not NOT_ASKED:
         norm = _joined([sums.norm for sums in of_calls])
         by_head["contribution"] = norm.double() * weights.can_see
     in_all_heads = entropies("entropy", pooled, pooled_plogp)
@@ -87,7 +88,7 @@ def type_sums(of_calls: Sequence[QuerySums]) -> list[dict[str, Tensor]]:
 
 def _of_sink(sums: QuerySums) -> dict[str, Tensor]:
     """What the learned sink takes of the queries of each type, where there is one."""
-    if not sums.sink.numel():
+    if sums.sink is NOT_ASKED:
         return {}
     one_hot = sums.plan.one_hot.double()
     return {SINK: sums.sink.double() @ one_hot, f"{SINK}_count": one_hot.sum(0)}
