@@ -2,12 +2,14 @@
 
 DeepSeek-VL's hybrid runs two on every image: its stack "vision" is the one that transformers calls
 the model's encoder; the other (SAM, whose windowed attention computes its softmax itself) is in no
-stack. GOT-OCR has SAM alone, Emu3 a quantizer to words of a codebook: such a model has no stack
-"vision". `probe describe` names them, so that nobody takes the record for all that reads the image.
+stack. DeepSeek-OCR 2 has SAM inside its encoder, before the layers of the stack. GOT-OCR has SAM
+alone, Emu3 a quantizer to words of a codebook: such a model has no stack "vision". `probe describe`
+names them, so that nobody takes the record for all that reads the image.
 
     other_encoders(model, inputs)       # {"high_res_vision_model": the module}
 """
 
+import inspect
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -29,8 +31,10 @@ def other_encoders(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict
     only where a model has encoders outside of its stacks.
     """
     in_stacks = {layer for stack in stacks(model).values() for layer in stack.layers}
-    encoders = {vision_encoder(model), *vision_towers(model)} - {None}
-    outside = [encoder for encoder in encoders if not in_stacks & set(encoder.modules())]
+    towers = {vision_encoder(model), *vision_towers(model)} - {None}
+    outside = [tower for tower in towers if not in_stacks & set(tower.modules())]
+    for tower in towers - {*outside}:
+        outside += [part for part in _inside(tower) if not in_stacks & set(part.modules())]
     if not outside:
         return {}
     ran: set[nn.Module] = set()
@@ -43,4 +47,16 @@ def other_encoders(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict
             for part in tower.modules():  # a tower may be run by one of its methods
                 add_hook(undo, part.register_forward_pre_hook, partial(note, tower))
         model(**inputs, use_cache=False)
-    return {name: module for name, module in model.base_model.named_children() if module in ran}
+    return {name: module for name, module in model.base_model.named_modules() if module in ran}
+
+
+def _inside(tower: Any) -> list[nn.Module]:
+    """The encoders of pixels that an encoder consists of: models with layers of their own."""
+    return [
+        part
+        for part in tower.modules()
+        if part is not tower
+        and isinstance(part, PreTrainedModel)
+        and next(iter(inspect.signature(part.forward).parameters), "") == "pixel_values"
+        and any(isinstance(each, nn.ModuleList) for each in part.modules())
+    ]

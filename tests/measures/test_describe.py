@@ -102,6 +102,15 @@ def test_an_encoder_whose_attention_can_t_be_seen_is_named(family, name, kind):
         probe.measure(subject, picture(0), "what is red ?", [14], stacks=["vision"])
 
 
+def test_an_encoder_inside_the_encoder_is_named():
+    """SAM, whose features the measured layers of DeepSeek-OCR 2 read."""
+    subject = probe.load(*DOCUMENT_FAMILIES["deepseek_ocr2"]())
+    found = other_encoders(subject.model, subject.encode(picture(0), "what is red ?"))
+    assert {name: type(part).__name__ for name, part in found.items()} == {
+        "vision_tower.sam_encoder": "DeepseekOcr2SamVisionEncoder"
+    }
+
+
 def test_an_encoder_that_does_not_run_is_none():
     subject = probe.load(*PICTURE_FAMILIES["janus"]())
     inputs = subject.encode(picture(0), "what is red ?")
