@@ -208,11 +208,11 @@ def swept(case: Case) -> str:
     has_state = stacks(subject.model)["llm"].with_state
     mode = "remove" if has_state and not cross_attention(subject.model) else "mask"
     sample = probe.Sample("a", case.shown(0), QUESTION)
-    sweep = Sweep(subject, {"first": [0]}, mode, max_new_tokens=2)
-    prompts = SamplePrompts.of(subject, sample, None)
-    shares = not sweep.check_sharing(prompts.inputs).reason
-    run = sweep.batched if shares else sweep.sequential
     try:
+        sweep = Sweep(subject, {"first": [0]}, mode, max_new_tokens=2)
+        prompts = SamplePrompts.of(subject, sample, None)
+        shares = not sweep.check_sharing(prompts.inputs).reason
+        run = sweep.batched if shares else sweep.sequential
         outcome = run(prompts, ["no vision", "first"])
     except ProbeError as error:
         return _refusal(error)
