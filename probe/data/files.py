@@ -147,6 +147,18 @@ def json_object(called: str, path: Path) -> tuple[dict[str, Any], set[str]]:
     return value, repeated & value.keys()
 
 
+def unrepeated_object(called: str, path: Path) -> dict[str, Any]:
+    """The object in a JSON file whose keys stand once each. Raises ProbeError for one that repeats
+    a key: which of its values is meant can't be said.
+    """
+    value, repeated = json_object(called, path)
+    if repeated:
+        first = min(repeated)
+        expected = f"each key of {path.name} once"
+        raise ProbeError(called, expected=expected, got=f"{first!r} several times")
+    return value
+
+
 def lines(called: str, path: Path) -> Iterator[tuple[int, bytes]]:
     """Numbers (from 1) and contents of the lines that are not blank."""
     content = _bytes(called, path).removeprefix(BYTE_ORDER_MARK)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from probe.data.files import DataFolder, json_object
+from probe.data.files import DataFolder, json_object, unrepeated_object
 from probe.data.rows import Benchmark, RowError, RowReader, entry, question_text
 from probe.data.sample import Sample
 from probe.errors import ProbeError, shown
@@ -72,7 +72,7 @@ def judged(file: str | Path) -> dict[str, float]:
     """The judge's score of each question, averaged over its runs. Raises ProbeError naming the
     question.
     """
-    rows, _ = json_object("mm_vet.judged", Path(file))
+    rows = unrepeated_object("mm_vet.judged", Path(file))
     found = {}
     for key, row in rows.items():
         try:

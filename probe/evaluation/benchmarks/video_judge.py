@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from probe.data.files import json_object
+from probe.data.files import unrepeated_object
 from probe.errors import ProbeError, shown
 
 BEST = 5  # of a judge's marks, from 0
@@ -34,7 +34,7 @@ class Verdict:
 
 def verdicts(called: str, file: str | Path) -> dict[str, Verdict]:
     """The judge's word on each id. Raises ProbeError for a file that holds something else."""
-    rows, _ = json_object(called, Path(file))
+    rows = unrepeated_object(called, Path(file))
     for key, row in rows.items():
         if not (isinstance(row, list) and row and isinstance(row[0], Mapping)):
             raise ProbeError(

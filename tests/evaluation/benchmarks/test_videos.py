@@ -9,7 +9,7 @@ from official_files import write
 from probe.data.image import Video
 from probe.data.sample import Sample
 from probe.errors import ProbeError
-from probe.evaluation.benchmarks import named
+from probe.evaluation.benchmarks import mm_vet, named
 from probe.evaluation.benchmarks.egoschema import reading_of
 from probe.evaluation.benchmarks.video_choices import (
     before_bracket,
@@ -200,6 +200,11 @@ def test_verdicts_count_as_in_the_protocol(tmp_path):
     write(tmp_path / "judged.json", {"a": "yes"})
     with pytest.raises(ProbeError, match="a list that begins with the judge's object for 'a'"):
         qa.judged(tmp_path / "judged.json")
+    twice = '{"a": [{"pred": "yes", "score": 4}], "a": [{"pred": "no", "score": 0}]}'
+    (tmp_path / "judged.json").write_text(twice)
+    for read in (qa.judged, mm_vet.judged):
+        with pytest.raises(ProbeError, match=r"each key of judged\.json once, got 'a' several"):
+            read(tmp_path / "judged.json")
 
 
 def test_answers_are_joined_by_position_and_the_note_says_where_ids_differ(tmp_path):
