@@ -19,6 +19,7 @@ from probe.cli.options import (
     Question,
     Response,
     Split,
+    VideoOptions,
     what_to_ask,
     with_options,
 )
@@ -67,6 +68,7 @@ Figures = Annotated[
 @with_options
 def attention(
     loading: ModelOptions,
+    frames: VideoOptions,
     image: Images = None,
     question: Question = None,
     response: Response = None,
@@ -98,17 +100,16 @@ def attention(
         options |= {"received_head": True, "maps": "heads" if maps else False}
     with results("attention", out, shows_finished=benchmark is not None) as folder:
         if benchmark is None:
-            images, question = what_to_ask(image, question)
-            from probe.data.donors import opened_once
+            images, question = what_to_ask(image, question, frames, loading.exif)
             from probe.measures.attention.measure import measure
 
             subject = loading.subject()
-            images = opened_once(images, subject.exif)
             _say_memory(subject, images, question, response, memory, options)
             with stage("measuring"):
                 record = measure(subject, images, question, response, **options)
             notes = _provenance(record)
         else:
+            frames.check(has_video=False)
             task = read_task(BenchmarkOptions(benchmark, data, split, limit))
             engine.launch()
             subject = engine.placed(loading).subject()

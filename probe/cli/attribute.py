@@ -17,6 +17,7 @@ from probe.cli.options import (
     Question,
     Response,
     Seed,
+    VideoOptions,
     what_to_ask,
     with_options,
 )
@@ -65,6 +66,7 @@ Control = Annotated[
 @with_options
 def attribute(
     loading: ModelOptions,
+    frames: VideoOptions,
     image: Images = None,
     question: Question = None,
     response: Response = None,
@@ -81,7 +83,7 @@ def attribute(
     figures, a CSV and a table.
     """
     with results("attribute", out) as folder:
-        images, question = what_to_ask(image, question)
+        images, question = what_to_ask(image, question, frames)
         from probe.measures.attribution.attention_per_feature import why_no_contribution
 
         subject = loading.subject()

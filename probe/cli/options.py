@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 Images = Annotated[
     list[Path] | None,
     typer.Option(
-        help="an image, or a video file (.mp4 ...); given again, several of ONE prompt",
+        help="an image, a video file (.mp4 ...) or a folder of its frames; given again, several of "
+        "ONE prompt",
         show_default="a drawn sample image",
     ),
 ]
@@ -144,6 +145,28 @@ class BenchmarkOptions:
     limit: Limit = None
 
 
+@dataclass(frozen=True)
+class VideoOptions:
+    """Which frames of a video."""
+
+    fps: Annotated[
+        float | None,
+        typer.Option(help="of a video: frames taken a second", show_default="1; a folder's: all"),
+    ] = None
+    start: Annotated[
+        float | None, typer.Option(help="of a video: from this second on", show_default="0")
+    ] = None
+    end: Annotated[
+        float | None, typer.Option(help="of a video: up to this second", show_default="its end")
+    ] = None
+
+    def check(self, has_video: bool) -> None:
+        """Raises ProbeError where frames of a video are chosen and there is none."""
+        given = given_options(self)
+        if given and not has_video:
+            raise ProbeError(given[0], expected="a video with it (--image clip.mp4)", got="none")
+
+
 def with_options(verb: Callable[..., None]) -> Callable[..., None]:
     """A verb for typer: each argument that is a dataclass of options becomes the options in it."""
     hints = get_type_hints(verb, include_extras=True)
@@ -193,23 +216,35 @@ def given_options(group: Any) -> list[str]:
     return words
 
 
-def what_to_ask(images: list[Path] | None, question: str | None) -> tuple[list, str]:
-    """The user's images and question; what is missing comes from the drawn sample.
+def what_to_ask(
+    images: list[Path] | None,
+    question: str | None,
+    frames: VideoOptions = VideoOptions(),
+    exif: str = "upright",
+) -> tuple[list, str]:
+    """The user's images, opened videos and question; what is missing comes from the drawn sample.
 
-    Raises ProbeError for a file that is no image, before a model is loaded for it.
+    Raises ProbeError for a file that is no image or no video, before a model is loaded for it.
     """
+    from probe.data.clip import Clip
     from probe.data.image import Video, open_image
-    from probe.data.video import is_video_file
+    from probe.data.video import is_video_file, open_video
     from probe.models.tiny.questions import sample_image
 
     image, sample_question, _ = sample_image(seed=0)
-    if question is None:
-        what = "video" if any(map(is_video_file, images or ())) else "image"
-        question = f"Describe the {what}." if images else sample_question
-    shown = [Video(path) if is_video_file(path) else path for path in images or ()]
-    for path in shown:
-        if not isinstance(path, Video):
+    shown: list[Path | Clip] = []
+    for path in images or ():
+        if is_video_file(path) or path.expanduser().is_dir():
+            video = Video(path, fps=frames.fps, start=frames.start, end=frames.end)
+            shown.append(open_video(video, exif))
+        else:
             open_image(path)
+            shown.append(path)
+    has_video = any(isinstance(one, Clip) for one in shown)
+    frames.check(has_video)
+    if question is None:
+        what = "video" if has_video else "image"
+        question = f"Describe the {what}." if images else sample_question
     return shown or [image], question
 
 

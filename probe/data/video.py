@@ -109,17 +109,33 @@ def _of_file(video: Video, path: Path) -> Clip:
             "video",
             expected="PyAV, to read a video file",
             got="none",
-            fix='pip install "probe[video]", or pass Video(frames)',
+            fix='pip install "probe-llava[video]", or pass Video(frames)',
         ) from None
     try:
         return _decoded(av, video, path)
     except (av.FFmpegError, IndexError, OSError) as error:
-        raise ProbeError("video", expected="a video file", got=f"{str(path)!r} ({error})") from None
+        got = f"{str(path)!r} ({getattr(error, 'strerror', None) or error})"
+        raise ProbeError("video", expected="a video file", got=got) from None
+
+
+def _require_picture(container: Any, path: Path) -> None:
+    if not container.streams.video:
+        raise ProbeError(
+            "video", expected="a video file", got=f"{str(path)!r}, a sound without one"
+        )
+
+
+def upright(frame: Any) -> Image.Image:
+    """A decoded frame as it should be seen: a phone states by how much its picture is to be turned.
+    PyAV before 14 does not say it.
+    """
+    return frame.to_image().rotate(getattr(frame, "rotation", 0), expand=True)
 
 
 def _decoded(av: Any, video: Video, path: Path) -> Clip:
     """Decodes a file twice where it does not state its number of frames."""
     with av.open(str(path)) as container:
+        _require_picture(container, path)
         stream = container.streams.video[0]
         rate, total = stream.average_rate or Fraction(1), stream.frames
         packets = [packet for packet in container.demux(stream) if packet.pts is not None]
@@ -137,7 +153,7 @@ def _decoded(av: Any, video: Video, path: Path) -> Clip:
             times[index] = index / rate if frame.time is None else float(frame.time)
             sizes.add((frame.width, frame.height))
             if not is_long:
-                opened[index] = frame.to_image()
+                opened[index] = upright(frame)
     _check_sizes(sizes)
     kept = [index for index in wanted if index in times]  # a file may end before it says
     images = DecodedFrames(path, tuple(kept)) if is_long else tuple(opened[i] for i in kept)
@@ -197,4 +213,4 @@ class DecodedFrames(LazyFrames):
         times = Counter(indices)  # a video that is shorter than it should be repeats some
         with av.open(str(self.path)) as container:
             for index, frame in _chosen(container.decode(video=0), indices):
-                yield from [frame.to_image()] * times[index]
+                yield from [upright(frame)] * times[index]

@@ -1,20 +1,21 @@
 """Videos: which frames are taken, when they are, and what is said of those that can't be used."""
 
+import struct
 from fractions import Fraction
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from probe.cli.options import what_to_ask
+from probe.cli.options import VideoOptions, what_to_ask
 from probe.data import video as video_module
 from probe.data.frame_choice import middle_frames
 from probe.data.image import Video
 from probe.data.lazy_frames import LazyFrames
 from probe.data.sample import Sample
 from probe.data.sample_groups import groups
-from probe.data.video import open_video
+from probe.data.video import open_video, upright
 from probe.errors import ProbeError
 
 FRAMES = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.full((4, 8, 3), 40, np.uint8)
@@ -183,11 +184,25 @@ def test_mistakes_are_one_line(make, message):
     assert "\n" not in str(raised.value)
 
 
-def test_a_video_file_on_the_command_line_is_a_video(tmp_path):
+def test_a_video_on_the_command_line_is_opened_at_once(tmp_path):
     cat = tmp_path / "cat.png"
     Image.new("RGB", (8, 8)).save(cat)
-    images, question = what_to_ask([Path("clip.mp4"), cat], None)
-    assert images == [Video(Path("clip.mp4")), cat] and question == "Describe the video."
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(6):
+        Image.fromarray(FRAMES[number]).save(folder / f"{number}.png")
+    (clip, image), question = what_to_ask([folder, cat], None, VideoOptions(fps=2, start=1, end=2))
+    assert (shown(clip), image, question) == ([2, 3], cat, "Describe the video.")
+    for asked in (
+        [folder / "missing.mp4"],
+        [tmp_path / "missing", cat],
+    ):  # before a model is loaded
+        with pytest.raises(ProbeError, match="missing"):
+            what_to_ask(asked, None)
+    with pytest.raises(ProbeError, match="--fps: expected a video with it"):
+        what_to_ask([cat], None, VideoOptions(fps=2))
+    with pytest.raises(ProbeError, match="expected fps above 0"):
+        what_to_ask([folder], None, VideoOptions(fps=0))
 
 
 def test_a_long_file_is_decoded_once_for_all_that_is_looked_at(clip_file, monkeypatch):
@@ -207,3 +222,44 @@ def test_a_file_that_is_no_video(tmp_path):
     path.write_text("not a video")
     with pytest.raises(ProbeError, match="expected a video file, got"):
         open_video(Video(path))
+
+
+def test_a_sound_is_no_video(tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
+        silence.rate = 16000
+        for packet in [*stream.encode(silence), *stream.encode()]:
+            container.mux(packet)
+    with pytest.raises(ProbeError, match="a sound without one"):
+        open_video(Video(path))
+
+
+@pytest.mark.parametrize(
+    ("turned", "corner"), [(0, (0, 0)), (-90, (1, 0)), (90, (0, 1)), (180, (1, 1))]
+)
+def test_a_frame_that_is_to_be_turned_is_upright(turned, corner):
+    """A phone stores it as its sensor has it, with the angle: counter-clockwise, in degrees."""
+    stored = np.zeros((4, 6, 3), np.uint8)
+    stored[0, 0] = 255
+    frame = SimpleNamespace(to_image=lambda: Image.fromarray(stored), rotation=turned)
+    seen = np.asarray(upright(frame))[..., 0]
+    assert seen.shape == ((4, 6) if turned % 180 == 0 else (6, 4))
+    right, down = corner
+    assert seen[-down, -right] == 255 and seen.sum() == 255
+
+
+def test_the_angle_in_a_file_is_read(clip_file, tmp_path):
+    """The matrix of a film's track says that it is to be shown a quarter turned to the right."""
+    content = bytearray(clip_file.read_bytes())
+    matrix = content.find(b"tkhd") + 4 + 4 + 20 + 16
+    assert struct.unpack(">9i", content[matrix : matrix + 36])[0] == 1 << 16
+    turned = (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    content[matrix : matrix + 36] = struct.pack(">9i", *turned)
+    path = tmp_path / "turned.mp4"
+    path.write_bytes(content)
+    as_stored = open_video(Video(clip_file)).frames[0]
+    expected = as_stored.transpose(Image.Transpose.ROTATE_270)
+    assert open_video(Video(path)).frames[0] == expected
