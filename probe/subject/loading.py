@@ -13,6 +13,7 @@ without unpickling code. The network is used for hub ids only.
 import copy
 import os
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from probe.models.original import CheckpointError, load_original
 from probe.models.original.layout import Layout
 from probe.subject.adapter_source import AdapterSource, fill_embedded, inner_model
 from probe.subject.attention_implementation import check_attention, set_attention
+from probe.subject.config_parts import require_parts
 from probe.subject.device_and_dtype import as_device, as_dtype
 from probe.subject.model_source import (
     ModelSource,
@@ -44,7 +46,11 @@ from probe.subject.model_source import (
     load_error,
     processor_of,
 )
-from probe.subject.model_weights import has_only_pickles, require_all_weights
+from probe.subject.model_weights import (
+    has_only_pickles,
+    require_all_weights,
+    warn_unread_layers,
+)
 from probe.subject.subject import Subject
 
 
@@ -137,7 +143,9 @@ def _from_name(
             "local_files_only": local,
             "trust_remote_code": False,
         }
-        config_of(source, str(name), where)  # other kinds of model are refused first
+        config = config_of(source, str(name), where)  # other kinds of model are refused first
+        if source.is_folder:
+            require_parts(Path(source.location), config)
         if processor is None:
             processor = processor_of(source, str(name), where)
         try:
@@ -159,6 +167,7 @@ def _from_name(
         require_answering("load", model)
         missing = fill_embedded(model, source.location, local, loaded["missing_keys"])
         require_all_weights(str(name), missing, loaded["mismatched_keys"])
+        warn_unread_layers(str(name), model, loaded["unexpected_keys"])
         _note_image_token(model, processor)
     processor = _complete(processor, model)
     return model.eval(), processor, str(name), source.revision(model.config), source.toy

@@ -8,8 +8,10 @@ import models
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from probe.errors import ProbeError
+from probe.subject.config_parts import require_parts
 from probe.subject.loading import load
 
 LAST = "language_model.model.norm.weight"
@@ -90,4 +92,51 @@ def test_code_of_a_checkpoint_is_not_run(folder):
     (folder / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": own}))
     (folder / "mine.py").write_text("raise SystemExit('the code of a checkpoint ran')")
     with pytest.raises(ProbeError, match=r"whose code is part of transformers, got .* yourself"):
+        load(folder)
+
+
+def configured(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config.pop("text_config"),
+        lambda config: config.update(text_config={}),
+        lambda config: config.update(text_config=None),
+    ],
+    ids=["without", "empty", "null"],
+)
+def test_a_config_without_its_llm_is_refused_before_one_of_seven_billion_is_made(folder, change):
+    configured(folder, change)
+    expected = (
+        r"a config.json with text_config, for [\d,]+ stored .* a model of 6,[\d,]+ by default"
+    )
+    with pytest.raises(ProbeError, match=expected):
+        load(folder)
+
+
+def test_what_can_t_be_compared_is_left_to_transformers(folder):
+    """Packed weights, which are fewer numbers than the model has, are not compared."""
+    configured(folder, lambda config: config.pop("text_config"))
+    read = AutoConfig.from_pretrained(folder)
+    with pytest.raises(ProbeError, match="text_config"):
+        require_parts(folder, read)
+    read.quantization_config = {"quant_method": "bitsandbytes"}
+    require_parts(folder, read)
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    del read.quantization_config
+    require_parts(folder, read)  # no weights to compare with: transformers says what is missing
+
+
+def test_layers_that_a_config_leaves_out_are_said(folder):
+    whole = load(folder)
+    depth = whole.model.config.text_config.num_hidden_layers
+    configured(folder, lambda config: config["text_config"].update(num_hidden_layers=depth - 1))
+    said = rf"language_model.layers the model has the first {depth - 1}, and not {depth - 1} "
+    with pytest.warns(UserWarning, match=said):
         load(folder)
