@@ -72,6 +72,13 @@ def cache_argument(callee: nn.Module, cache: Cache | None) -> dict[str, Cache | 
     return {name: cache}
 
 
+def generate_argument(model: nn.Module, cache: Cache) -> dict[str, Any]:
+    """The cache as an option of `generate`, with those by which it is used whatever the config of
+    the checkpoint says (another kind of cache, none at all).
+    """
+    return {**cache_argument(model, cache), "use_cache": True, "cache_implementation": None}
+
+
 def takes_cache(callee: nn.Module) -> bool:
     """Whether a forward has a parameter for a cache (that of BLIP-2, for one, has none)."""
     return _cache_name(type(callee)) is not None

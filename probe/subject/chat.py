@@ -32,7 +32,7 @@ from probe.data.messages import Message, image_word, messages_of
 from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall, AttentionWeights, as_bool
 from probe.hooks.attention_tap import tap
-from probe.hooks.layer_arguments import cache_argument, takes_cache
+from probe.hooks.layer_arguments import generate_argument, takes_cache
 from probe.hooks.model_state import active_blocks, active_text_guided_reducers
 from probe.hooks.model_structure import stacks, vision_positions
 from probe.subject.inputs import Inputs
@@ -89,14 +89,15 @@ class Chat:
     def ask(self, question: str, max_new_tokens: int = 32, **generate: Any) -> str:
         """The answer to the next question of the conversation, which then are part of it.
 
-        `generate`: as in `Subject.answer`; with beams nothing is kept. Raises ProbeError for what
-        that refuses.
+        `generate`: as in `Subject.answer`; with beams, or without a cache, nothing is kept. Raises
+        ProbeError for what that refuses.
         """
         images = 0 if self.messages else self.images
         placeholder = image_word(self.subject.processor)
         asked = [*self.messages, *messages_of(question, images, placeholder)]
         inputs = self.subject.encode(self.image, asked)
-        if not self._has_cache() or generate.get("num_beams") not in (None, 1):
+        many = generate.get("num_beams") not in (None, 1)
+        if many or generate.get("use_cache") is False or not self._has_cache():
             self.reused = 0
             self._memory = None
             (ids,) = self.subject.generate_ids(inputs, max_new_tokens, **generate)
@@ -130,7 +131,7 @@ class Chat:
             watching = tap(stacks(model)["llm"].attention, self._look)
         with watching:
             (answer_ids,) = self.subject.generate_ids(
-                inputs, max_new_tokens, **cache_argument(model, cache), **generate
+                inputs, max_new_tokens, **(generate_argument(model, cache) | generate)
             )
         if self._may_keep():
             held = torch.cat([ids, answer_ids.to(ids.device)])[: cache.get_seq_length()]

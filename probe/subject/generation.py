@@ -53,6 +53,8 @@ def generate_ids(
     options = {**switched_off, "logits_processor": LogitsProcessorList(processors)}
     if not generate.get("do_sample"):
         defaults |= GREEDY
+    if generate.get("stop_strings") or getattr(model.generation_config, "stop_strings", None):
+        defaults["tokenizer"] = vocabulary.tokenizer  # they are looked for in its words
     try:
         # `generate` encodes images outside of the model's forward
         in_place = own_values(model)

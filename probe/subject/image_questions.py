@@ -26,7 +26,7 @@ from probe.errors import ProbeError
 from probe.hooks.attention_call import AttentionCall
 from probe.hooks.attention_tap import routed
 from probe.hooks.block_threads import only_this_thread
-from probe.hooks.layer_arguments import cache_argument
+from probe.hooks.layer_arguments import cache_argument, generate_argument
 from probe.hooks.model_state import (
     active_interventions,
     active_reducers,
@@ -162,7 +162,7 @@ class ImageQuestions:
         cache = suffix_cache(len(self.stack.layers), prefix.length)
         with routed(self.stack.attention, PrefixAttention(prefix.keys, observe)):
             return self.subject.generate_ids(
-                batch, max_new_tokens, **cache_argument(self.model, cache), **generate
+                batch, max_new_tokens, **(generate_argument(self.model, cache) | generate)
             )
 
     @only_this_thread()

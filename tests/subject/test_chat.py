@@ -232,6 +232,30 @@ def test_words_that_were_generated_after_the_end_are_forgotten(subject):
     assert chat.reused
 
 
+CACHES = {"cache_implementation": "static", "use_cache": False}
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_what_a_checkpoint_says_of_caches_is_not_of_the_chats_own(subject, name):
+    """It was refused beside a static cache, and answered wrongly beside none."""
+    setattr(subject.model.generation_config, name, CACHES[name])
+    chat = subject.chat(models.picture(0))
+    for question in QUESTIONS[:2]:
+        same(chat, subject, question)
+    assert chat.reused > 0
+    same(chat, subject, QUESTIONS[2], use_cache=False)
+    assert chat.reused == 0
+
+
+def test_strings_that_end_an_answer_are_looked_for_by_the_tokenizer(subject):
+    answer = subject.answer(models.picture(0), QUESTIONS[0], 6)
+    for options in ({"stop_strings": [answer[0]]}, {}):
+        words = subject.answer(models.picture(0), QUESTIONS[0], 6, **options)
+        assert len(words) < len(answer)
+        assert answer[0] in words
+        subject.model.generation_config.stop_strings = [answer[0]]
+
+
 def test_llava_mini_talks():
     subject = probe.load("tiny-llava-mini")
     chat = subject.chat(models.picture(0))
