@@ -316,7 +316,7 @@ def from_pretrained(monkeypatch):
 
     def record(name, **options):
         passed.update(options)
-        return model, {"missing_keys": set(), "mismatched_keys": set()}
+        return model, {"missing_keys": set(), "mismatched_keys": set(), "unexpected_keys": set()}
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda name, **options: model.config)
     monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained", record)
