@@ -68,7 +68,8 @@ def test_a_decoder_that_makes_no_cache_of_its_own_is_given_one():
 @newest
 def test_a_compressor_of_several_layers_over_patches_alone_is_drawn():
     subject = probe.load(*DOCUMENT_FAMILIES["granite4_vision"]())
-    record = probe.measure(subject, picture(0), "what is red ?", [14, 16])
+    asked = picture(0), "what is red ?", [14, 16]
+    record = probe.measure(subject, *asked, stacks=["compressor"])
     assert record["compressor"].sizes["layer"] == 2
     assert {"compressor-entropy", "compressor-mass"} <= probe.plots.figures(record).keys()
 
