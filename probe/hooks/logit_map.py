@@ -1,6 +1,6 @@
 """What a model does to the output of its head before it returns it as logits: nothing, a factor
-(Cohere, Granite), or a cap c · tanh(x / c) (Gemma); and which words it never says, whose logits it
-sets to the lowest number (Chameleon's image tokens).
+(Cohere, Granite), a cap c · tanh(x / c) (Gemma), or both (Muse Spark); and which words it never
+says, whose logits it sets to the lowest number (Chameleon's image tokens).
 
 Which number a config means in which way is tried out on the model's own logits, never looked up.
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 Map = Callable[[Tensor], Tensor]
-WORDS = ("logit", "lm_head")  # in the names of such numbers
+WORDS = ("logit", "lm_head", "output_multiplier")  # in the names of such numbers
 NEVER = -6e4  # the lowest number of float16 is -65504, that of other dtypes lower
 ROUNDING = 1e-4  # of the largest logit: so much is no sign of another map
 
@@ -31,9 +31,10 @@ def logit_map(
     expected = logits.float()
     largest = largest_logit(expected)
     is_never_said = ~said(expected).any(0)
-    maps = [_same]
-    for number in _numbers(model.config):
-        maps += [partial(_times, number), partial(_times, 1 / number), partial(_capped, number)]
+    numbers = _numbers(model.config)
+    factors = [1.0, *numbers, *(1 / number for number in numbers)]
+    maps: list[Map] = [_same, *(partial(_times, factor) for factor in factors[1:])]
+    maps += [partial(_capped, cap, factor) for cap in numbers for factor in factors]
     if is_never_said.any():
         lowest = expected[:, is_never_said][0, 0].item()
         maps = [partial(_but_for, is_never_said, lowest, each) for each in maps]
@@ -75,5 +76,5 @@ def _times(factor: float, x: Tensor) -> Tensor:
     return x * factor
 
 
-def _capped(cap: float, x: Tensor) -> Tensor:
-    return cap * torch.tanh(x / cap)
+def _capped(cap: float, factor: float, x: Tensor) -> Tensor:
+    return cap * torch.tanh(x * factor / cap)

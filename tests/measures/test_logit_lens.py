@@ -19,6 +19,7 @@ from probe.subject.inputs import collate, with_response
 from tests.families.checks import QUESTION, picture
 from tests.families.further_models import FURTHER_FAMILIES
 from tests.families.models import FAMILIES, text
+from tests.families.patch_models import PATCH_FAMILIES
 from tests.families.score_models import SCORE_FAMILIES
 
 FACTORIES = (models.llava15, models.llava_next_mistral, models.llava_llama3)
@@ -45,7 +46,16 @@ CAPPED = SCORE_FAMILIES["paligemma2"]  # and its logits at 30
 SCALED = partial(FAMILIES["aya_vision"], text_config=text("cohere2", head_dim=8, logit_scale=0.25))
 
 
-@pytest.mark.parametrize("factory", [CAPPED, SCALED])
+BOTH = pytest.param(
+    PATCH_FAMILIES["muse_spark"],
+    marks=pytest.mark.skipif(
+        not hasattr(transformers, "MuseSparkForConditionalGeneration"),
+        reason="of a later transformers",
+    ),
+)
+
+
+@pytest.mark.parametrize("factory", [CAPPED, SCALED, BOTH])
 def test_caps_and_factors_of_the_models_logits_are_applied(factory):
     model, processor = factory()
     subject = probe.load(model, processor=processor)
