@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from probe.data.patch_grid import PatchGrid
 from probe.data.token_types import PADDING, TokenTypes, stack
-from probe.errors import ProbeError
+from probe.errors import ProbeError, shown
 from probe.hooks.prompt_lengths import record_prompts
 from probe.subject.joined_pixels import is_strip, joined
 
@@ -137,10 +137,22 @@ class Inputs(dict):
         if required and not chosen.any():
             raise ProbeError(
                 "vision_of",
-                expected="images, frames or seconds of the inputs",
+                expected=f"what tokens of the inputs show: {self._shown()}",
                 got=f"images={images}, frames={frames}, seconds={seconds}, which no token shows",
             )
         return chosen
+
+    def _shown(self) -> str:
+        """What there is to choose from: "images 0 to 3, frames 0 to 3, up to 1.5 s"."""
+        image = np.concatenate([grid.image for grid in self.grid])
+        last_frame = np.concatenate([grid.last_frame for grid in self.grid])
+        time = np.concatenate([grid.time for grid in self.grid])
+        if not len(image):
+            return "nothing"
+        words = f"images 0 to {max(image.max(), last_frame.max())}"
+        if last_frame.max() < 0:
+            return f"{words}, no video"
+        return f"{words}, frames 0 to {last_frame.max()}, up to {np.nanmax(time):g} s"
 
     def having(self, tensors: dict[str, torch.Tensor], **changed: Any) -> "Inputs":
         """A copy with other tensors and, where given, other attributes."""
@@ -161,7 +173,13 @@ class Inputs(dict):
 
 
 def _numbers(given: int | Iterable[int]) -> list[int]:
-    return list(given) if isinstance(given, Iterable) else [given]
+    """Raises ProbeError for fractions and a mask of booleans, which would count as numbers."""
+    numbers = list(given) if isinstance(given, Iterable) else [given]
+    for number in numbers:
+        if not isinstance(number, int | np.integer) or isinstance(number, bool):
+            expected = "whole numbers of images and frames, from 0"
+            raise ProbeError("vision_of", expected=expected, got=shown(number))
+    return numbers
 
 
 def with_response(inputs: Inputs, ids: Ids) -> Inputs:

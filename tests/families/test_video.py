@@ -98,6 +98,10 @@ def test_some_frames_are_dropped(name, mode):
         assert float((case.logits(first) - case.logits(elsewhere)).abs().max()) > 1e-3
     with pytest.raises(ProbeError, match="frames=7, seconds=None, which no token shows"):
         first.vision_of(frames=7)
+    with pytest.raises(ProbeError, match="images 0 to 2, frames 0 to 2, up to 1 s"):
+        first.vision_of(frames=-1)
+    with pytest.raises(ProbeError, match="whole numbers of images and frames, from 0, got True"):
+        first.vision_of(frames=[True, False, True])
     with pytest.raises(ProbeError, match="a mask of booleans"):
         probe.drop_vision(model, 0, tokens=[1, 2]).__enter__()
 
