@@ -31,6 +31,7 @@ from probe.hooks.layer_stack import (
     stack_of_layers,
 )
 from probe.hooks.model_state import state_of
+from probe.hooks.packed_weights import plain_linear
 
 LAST_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "embedding_norm")
 PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -197,7 +198,7 @@ def output_projection(attention: nn.Module) -> nn.Linear:
             got=f"{kind} in {type(attention).__name__}",
             fix="merge the adapter, or load the model without quantization",
         )
-    return projection
+    return plain_linear(projection)
 
 
 def projection_module(attention: nn.Module) -> nn.Module | None:

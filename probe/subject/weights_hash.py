@@ -11,6 +11,7 @@ tables and `verify` all show this hash.
 from torch import nn
 
 from probe.hooks.offload import META, stored_parameter
+from probe.hooks.packed_weights import unpacked
 from probe.records.provenance import content_hash
 
 VALUES = 64  # of each parameter, evenly spread: training changes them all
@@ -34,7 +35,7 @@ def weights_hash(model: nn.Module) -> str:
             if same & seen:
                 continue
             seen |= {parameter, name, *same}
-            flat = stored_parameter(module, own_name).reshape(-1)
+            flat = unpacked(stored_parameter(module, own_name)).reshape(-1)
             step = max(1, flat.numel() // VALUES)
             some = flat[::step][:VALUES].float().cpu().numpy()
             content += [f"{name} {tuple(parameter.shape)}", some.tobytes()]
