@@ -8,7 +8,7 @@ import torch
 import probe
 from probe.errors import ProbeError
 from probe.hooks.model_structure import stacks
-from tests.families.checks import QUESTION, Case, picture, results
+from tests.families.checks import QUESTION, Case, decoding, knocked_out, measured, picture
 from tests.families.models import idefics
 
 
@@ -19,8 +19,8 @@ def test_an_llm_smaller_than_the_encoder_inside_of_it(resampler):
     layers = {name: len(stack.layers) for name, stack in stacks(subject.model).items()}
     perceiver = {"compressor": 1} if resampler else {}
     assert layers == {"vision": 2, **perceiver, "cross": 1, "llm": 1}
-    found = results(Case(subject))
-    assert found["LLM measured"] == found["drop: mask"] == found["drop while decoding"] == "yes"
+    case = Case(subject)
+    assert measured(case) == knocked_out(case) == decoding(case) == "yes"
 
 
 def test_ids_of_a_second_embedding_matrix_are_words():
