@@ -78,6 +78,7 @@ class _Running(local):
     """The calls of a thread's forward, by layer. Each thread has its own."""
 
     full_patches = 0  # of a view as the model's image processor made it
+    patches = 0  # of a view that the encoder is given, 0 where its pixels don't say
     last_hidden: Any = None
 
     def __init__(self):
@@ -144,6 +145,15 @@ class EncoderTap:
         reducer: Any = self.reducer
         return (reducer.shrunk(given, patch_size, self.views), *args[1:]), kwargs
 
+    def note_pixels(self, tower: nn.Module, args: tuple, kwargs: dict) -> None:
+        """How many patches the encoder makes of a view, where it is given views as pixels."""
+        given = next((each for each in (*args, *kwargs.values()) if torch.is_tensor(each)), None)
+        embeddings = [module for module in tower.modules() if isinstance(module, nn.Conv2d)]
+        self._running.patches = 0
+        if given is not None and given.ndim == 4 and embeddings:
+            rows, columns = embeddings[0].stride
+            self._running.patches = (given.shape[2] // rows) * (given.shape[3] // columns)
+
     def around(self, call: AttentionCall, kernel: Kernel) -> Output:
         layer = self._index[call.module]  # names differ where a model is tapped too
         self._running.calls[layer] = LayerAttention.of("reduced", call, layer)
@@ -181,6 +191,7 @@ class EncoderTap:
             )
         if features.shape[1] != calls[self.output_layer].key.shape[2]:
             refuse_merging(f"{self.encoder}, which makes tokens of several patches")
+        self._require_patches(features.shape[1] - self.first_patch)
         return EncoderOutput(
             features,
             calls[self.output_layer],
@@ -192,6 +203,17 @@ class EncoderTap:
             {index: calls[index] for index in self.asked},
             projector,
         )
+
+    def _require_patches(self, tokens: int) -> None:
+        """Raises ProbeError where some of the tokens behind the class token are no patches."""
+        patches = self._running.patches
+        if patches and tokens > patches:
+            raise ProbeError(
+                "reduced",
+                expected="an encoder that makes a token of each patch, and a class token at most",
+                got=f"{self.encoder} with {tokens - patches} others (registers) of its own",
+                fix="use a method inside the LLM: FastV, PyramidDrop, SparseVLM",
+            )
 
 
 def layers_asked(reducer: EncoderReducer, depth: int) -> tuple[int, ...]:
@@ -225,6 +247,8 @@ def tapped(
     with ExitStack() as undo:
         undo.enter_context(routed(tap.attention, tap.around, weights=tap.refuse, **options))
         add_hook(undo, tap.last_layer.register_forward_hook, tap.ended, always=True)
+        noted = {"with_kwargs": True, "always": True}
+        add_hook(undo, tower.register_forward_pre_hook, tap.note_pixels, **noted)
         if hasattr(reducer, "shrunk"):
             _check_interpolates(tower)
             tables = [part for part in tower.modules() if isinstance(part, nn.Embedding)]

@@ -70,6 +70,8 @@ def _takes(model: PreTrainedModel, tensors: Mapping[str, Any]) -> bool:
             model(**given, use_cache=False)
     except StopForward:
         return True
+    except ProbeError:  # of a reducer that this encoder is no work for
+        raise
     except (ValueError, RuntimeError):  # transformers' and torch's words for another number
         return False
     return True

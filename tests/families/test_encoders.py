@@ -22,7 +22,8 @@ from probe.measures.encoder_concentration import concentration
 from probe.reducers import DivPrune, PruMerge, VisionZip, encode
 from probe.reducers.encoder_reducer import tapped
 from tests.families.checks import EXACT, QUESTION, picture
-from tests.families.models import CLIP, FAMILIES
+from tests.families.models import CLIP, FAMILIES, square, text
+from tests.families.processors import IMAGE
 from tests.families.table import ALL_FAMILIES
 from tests.families.video_models import VIDEO_FAMILIES, clip
 
@@ -115,7 +116,8 @@ def test_patches_that_another_encoder_merged_are_cells(name):
         change = (after - hidden).norm(dim=-1)[is_cell]
         assert int(change.argmax()) == cell
     assert largest_difference(subject, before, "vision") < EXACT
-    node = probe.measure(subject, shown, QUESTION, [14], stacks=["vision"])["vision"]
+    record = probe.measure(subject, shown, QUESTION, [14], stacks=["vision"])
+    node = record["vision"].to_dataset()
     np.testing.assert_allclose(
         node["mass"].sum("key_type", min_count=1).sel(query_type="vision"), 1, atol=EXACT
     )
@@ -196,6 +198,16 @@ def test_where_no_token_is_one_patch_reducers_of_the_encoder_say_why(name):
     with pytest.raises(ProbeError, match=REFUSED[name]), VisionZip(3, 2)(subject):
         subject.encode(picture(0), QUESTION)
     assert int(subject.encode(picture(0), QUESTION).types.vision.sum()) != 5
+
+
+def test_registers_among_the_features_are_no_patches_to_choose():
+    """They stood in the places of patches, or behind the last one."""
+    encoder = {**CLIP, "model_type": "dinov3_vit", "num_register_tokens": 2}
+    fields = {"vision_config": encoder, "image_token_index": IMAGE, "text_config": text("llama")}
+    subject = probe.load(*square("LlavaForConditionalGeneration", "llava", 18, **fields))
+    assert largest_difference(subject, subject.encode(picture(0), QUESTION), "vision") < EXACT
+    with pytest.raises(ProbeError, match=r"with 2 others \(registers\)"), VisionZip(3, 2)(subject):
+        subject.encode(picture(0), QUESTION)
 
 
 @pytest.mark.parametrize("name", ["video_llava", "qwen2_vl", "onevision", "video_llama_3"])
