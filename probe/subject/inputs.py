@@ -23,7 +23,7 @@ from probe.data.patch_grid import PatchGrid
 from probe.data.token_types import PADDING, TokenTypes, stack
 from probe.errors import ProbeError, shown
 from probe.hooks.prompt_lengths import record_prompts
-from probe.subject.joined_pixels import is_strip, joined
+from probe.subject.joined_pixels import counted_on, holds_numbers, is_strip, joined
 
 # Answers of several rows have lengths of their own
 Ids = Sequence[SupportsIndex] | Int[np.ndarray, "_"] | Int[torch.Tensor, "_"]
@@ -285,8 +285,9 @@ def collate(rows: Sequence[Inputs], side: Literal["left", "right"] = "left") -> 
         elif any(is_strip(row, name) for row in rows if name in row):
             tensors[name] = torch.cat([part for part, _ in parts], -1)
         else:
-            no_entry = -1 if name.endswith("position_ids") else 0
-            tensors[name] = joined([part for part, _ in parts], no_entry)
+            is_number = name.endswith("position_ids") or holds_numbers(name)
+            own = counted_on([row for row in rows if name in row], name)
+            tensors[name] = joined(own, -1 if is_number else 0)
     return Inputs(
         tensors,
         types=stack([row.types for row in rows], side),

@@ -1,7 +1,7 @@
 """Tensors of several rows as those of one batch.
 
 Most have one entry an image. A strip has one for all images: their patches side by side, as many as
-`target_sizes` says (MiniCPM-V).
+`target_sizes` says (MiniCPM-V). Numbers of patches count on over all images (Molmo 2).
 
     joined([row["pixel_values"] for row in rows])    # images one after the other
     in_one_batch(row, "pixel_values", several)       # one row's, changed several times
@@ -32,6 +32,27 @@ def joined(parts: Sequence[Tensor], fill: int = 0) -> Tensor:
     return filled_up
 
 
+def counted_on(rows: Sequence[Mapping[str, Any]], name: str) -> list[Tensor]:
+    """A tensor of each of these rows; where it holds numbers of patches that vision tokens are
+    pooled from, those of later rows count on from the patches of earlier ones. -1 is none.
+    """
+    parts = [row[name] for row in rows]
+    if not holds_numbers(name):
+        return parts
+    pixels = "pixel_values_videos" if "video" in name else "pixel_values"
+    start = 0
+    moved = []
+    for row, part in zip(rows, parts, strict=True):
+        moved.append(torch.where(part < 0, part, part + start))
+        start += row[pixels].shape[0] * row[pixels].shape[1]
+    return moved
+
+
+def holds_numbers(name: str) -> bool:
+    """Whether this input says which patches each vision token is pooled from."""
+    return name.endswith("token_pooling")
+
+
 def is_strip(row: Mapping[str, Any], name: str) -> bool:
     """Whether these pixels of a row are patches side by side: (1, colour, side, side * patches)."""
     pixels = row[name]
@@ -46,4 +67,6 @@ def in_one_batch(
     row: Mapping[str, Any], name: str, changed: Shaped[Tensor, "case entry ..."]
 ) -> Shaped[Tensor, "..."]:
     """A tensor of one row in several cases, as that of a batch of these cases."""
+    if holds_numbers(name):
+        return torch.cat(counted_on([{**row, name: case} for case in changed], name))
     return torch.cat(tuple(changed), -1) if is_strip(row, name) else changed.flatten(0, 1)
