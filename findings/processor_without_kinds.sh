@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # In transformers 5.24.0 what Cosmos3EdgeProcessor returns can't be given to its model: `mm_token_type_ids` is missing, of which the
-# model says that the processor returns it. With return_mm_token_type_ids=True it runs. (A video ends in KeyError: 'video_metadata'.)
+# model says that the processor returns it. With return_mm_token_type_ids=True it runs.
 #   bash findings/processor_without_kinds.sh
 set -euo pipefail
 work=$(mktemp -d)
