@@ -100,6 +100,8 @@ def test_tensors_that_make_the_same_tokens_are_one_view():
 
 def test_patches_of_tokens_that_a_processor_states():
     """Molmo 2: numbers of patches for each token, here of 2 x 2 and of a cell with one patch."""
+    if not hasattr(transformers, "Molmo2ForConditionalGeneration"):
+        pytest.skip("this transformers does not have it")
     model, processor = FURTHER_FAMILIES["molmo2"]()
     made = processor.pixels
 
