@@ -370,13 +370,14 @@ def test_a_terminal_without_utf_8_shows_what_it_can(tmp_path):
 
 
 def test_a_video_is_opened_once(tmp_path, monkeypatch, capsys):
-    """For what measuring will keep and for measuring."""
+    """For the check of the file, for what measuring will keep and for measuring."""
     opened = []
 
     def counted(video, exif):
         opened.append(str(video))
         return open_video(probe.Video(np.zeros((3, 32, 32, 3), np.uint8)), exif)
 
+    monkeypatch.setattr("probe.data.video.open_video", counted)
     monkeypatch.setattr("probe.data.donors.open_video", counted)
     monkeypatch.setattr("probe.cli.attention.write_results", lambda *_: None)
     arguments = ["attention", "--model", "tiny-llava-mini", "--image", "clip.mp4", "--memory"]
