@@ -162,6 +162,7 @@ class ModelState:
     encoder_calls: dict[Any, Any] = field(default_factory=dict)
     on_patches: dict[Any, int] = field(default_factory=dict)  # layers, of an encoder's first one
     image_token: int | None = None  # the processor's, where the config names none
+    reads_rows_alone: bool | None = None  # `subject/batch_trial.py`, once it was tried
     # `subject/token_places.py`: what was measured of a processor, by its settings and image sizes
     measured_views: dict[Any, Any] = field(default_factory=dict)
 

@@ -5,10 +5,12 @@ import pytest
 
 import probe
 from tests.families.checks import EXACT, QUESTION, picture
+from tests.families.document_models import DOCUMENT_FAMILIES
 from tests.families.models import FAMILIES
 from tests.families.picture_models import PICTURE_FAMILIES
 from tests.families.video_models import VIDEO_FAMILIES, clip
 
+ALL_FAMILIES = FAMILIES | DOCUMENT_FAMILIES | PICTURE_FAMILIES | VIDEO_FAMILIES
 RESPONSE = [14, 16]
 BESIDE = (clip(0), picture(1, (30, 80)))  # a video and an image in one prompt
 SMALL, LARGE = picture(2, (60, 40)), picture(3)
@@ -16,6 +18,7 @@ SHOWN = {  # what two samples show
     "images of unequal sizes, gemma4": (LARGE, SMALL),
     "images of unequal sizes, fuyu": (LARGE, SMALL),
     "patches of unequal images in one strip, minicpmv4_6": (LARGE, SMALL),
+    "images that the model counts over all rows, hunyuan_vl": (LARGE, SMALL),
     "a video and an image, onevision": (clip(0), LARGE),
     "a video and an image, video_llava": (clip(0), LARGE),
     "videos of unequal length, onevision": (clip(0), clip(1, frames=2)),
@@ -27,8 +30,7 @@ SHOWN = {  # what two samples show
 @pytest.mark.parametrize("shown", SHOWN)
 def test_samples_measured_together_equal_each_alone(shown):
     name = shown.rpartition(" ")[2]
-    family = {**FAMILIES, **PICTURE_FAMILIES, **VIDEO_FAMILIES}[name]
-    subject = probe.load(*family())
+    subject = probe.load(*ALL_FAMILIES[name]())
     samples = []
     for number, images in enumerate(SHOWN[shown]):
         count = len(images) if isinstance(images, tuple) else 1
@@ -54,3 +56,17 @@ def test_a_stack_that_one_sample_does_not_run_is_left_out_with_a_warning():
     with pytest.warns(UserWarning, match="vision_video left out: not measured in all samples"):
         record = probe.measure_samples(subject, samples, [RESPONSE] * 2)
     assert list(record.children) == ["llm"]
+
+
+def test_cases_of_an_attribution_are_read_one_by_one_where_a_model_counts_images_over_all_rows():
+    subject = probe.load(*DOCUMENT_FAMILIES["hunyuan_vl"]())
+    halves = np.arange(97)[None] < np.full((61, 1), 48)
+    masks = [{"left": halves, "right": ~halves}]
+    options = {"over": masks, "method": "ablation", "progress": False}
+    found = probe.attribute(subject, picture(0), QUESTION, RESPONSE, **options)
+    for feature, mask in masks[0].items():
+        alone = probe.attribute(
+            subject, picture(0), QUESTION, RESPONSE, **options | {"over": [{feature: mask}]}
+        )
+        expected = float(alone["attribution"].sel(feature=feature))
+        assert float(found["attribution"].sel(feature=feature)) == pytest.approx(expected, abs=1e-5)

@@ -53,12 +53,15 @@ def batches(
     rows: Iterable[Row],
     token_limit: int,
     prefix_of: Callable[[Sample, Inputs], tuple[str, str]] = lambda sample, inputs: ("", ALONE),
+    joins: Callable[[Inputs], bool] = lambda inputs: True,
 ) -> Iterator[Batch]:
     """Consecutive rows that fit into `token_limit` tokens once padded, at least one row a batch.
 
     prefix_of: `Batch.prefix`, equal for rows that share the tokens up to their last vision token,
     and `Batch.alone` of a row. What is shared counts once, and only the first row of such a batch
     keeps its images.
+
+    joins: whether a row with images of its own can share a batch at all.
 
     Rows with and without vision tokens are never mixed: in a batch with images LLaVA-Mini runs
     pre-fusion on the rows without one as well. Nor are rows with and without a response, rows with
@@ -71,7 +74,8 @@ def batches(
         tokens = inputs["input_ids"].shape[1] - (shared_tokens(inputs) if prefix else 0)
         longest = max(longest, tokens)
         fits = longest * (len(batch.rows) + 1) <= token_limit
-        if batch.rows and not (fits and kind == (prefix, *_kind(inputs))):
+        is_alike = kind == (prefix, *_kind(inputs))
+        if batch.rows and not (fits and is_alike and (prefix or joins(inputs))):
             yield batch
             batch, longest = Batch([]), tokens
         kind = (prefix, *_kind(inputs))

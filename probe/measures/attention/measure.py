@@ -13,6 +13,7 @@ the response rows of that forward are those of decoding, so both are one definit
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ from probe.measures.attention.stack_queries import MeasureOptions
 from probe.records import combine, part
 from probe.records.combine import Part
 from probe.records.provenance import content_hash, provenance
+from probe.subject.batch_trial import reads_rows_alone
 from probe.subject.image_questions import ImageQuestions
 from probe.subject.inputs import Ids, collate
 from probe.subject.prefix_cache import CACHE_GB
@@ -168,8 +170,9 @@ def measure_samples(
     bar = tqdm(total=len(samples), desc="measure", unit="sample", disable=quiet)
     with bar, torch.no_grad():
         rows_of_samples = encoded(subject, *asked, types=types, turns=turns)
-        by_prefix = () if shared is None else (shared.prefix_of,)
-        for batch in batches(rows_of_samples, batch_tokens, *by_prefix):
+        sharing: Any = {} if shared is None else {"prefix_of": shared.prefix_of}
+        sharing["joins"] = partial(reads_rows_alone, subject.model)
+        for batch in batches(rows_of_samples, batch_tokens, **sharing):
             encoded_rows = batch.inputs
             if maps:
                 new_tokens = max_new_tokens if answers is not None else 0

@@ -39,6 +39,7 @@ from probe.interventions.attention_edits import mask_keys, replace_keys_values
 from probe.interventions.layer_target import LayerTarget
 from probe.measures.attribution.baselines import Perturbation
 from probe.measures.attribution.features import NO_FEATURE
+from probe.subject.batch_trial import reads_rows_alone
 from probe.subject.joined_pixels import in_one_batch
 from probe.subject.subject import Subject
 from probe.subject.target_response import TargetResponse
@@ -72,6 +73,8 @@ class PerturbedModel:
     def __call__(self, z: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch chosen"]:
         perturbation = self.perturbation
         row = self.answer.inputs
+        if len(z) > 1 and not reads_rows_alone(self.model, row):
+            return torch.cat([self(one[None]) for one in z])
         inputs = {
             # a copy for each row: models may look at their inputs by `view`
             name: in_one_batch(row, name, tensor[None].repeat(len(z), *[1] * tensor.ndim))
