@@ -5,6 +5,7 @@ filled up batches; and where patches are merged before the LLM.
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import transformers
 
 import probe
 from probe.data.image import Video
@@ -138,6 +139,8 @@ def test_frames_that_are_joined_have_one_mask():
 @pytest.mark.parametrize(("name", "frames"), [("gemma4", [0, 1, 2]), ("qwen2_vl", [0, 2])])
 def test_the_map_of_a_frame_shows_the_regions_of_that_frame(name, frames):
     """Of Qwen-VL's pairs the first. The maps of all frames were that of the first one."""
+    if name == "gemma4" and transformers.__version__.startswith("5.19.0"):
+        pytest.skip("this transformers: Gemma 4's own forward drops num_frames_per_video")
     subject = probe.load(*VIDEO_FAMILIES[name]())
     found = probe.attribute(subject, clip(3), QUESTION, [14, 16], **QUIET)
     numbers = np.arange(found.sizes["feature"], dtype=float)  # a value of its own for each region
