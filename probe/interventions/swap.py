@@ -15,7 +15,6 @@ that attention of the chosen layers (`cross_swap.py`).
         subject.model.generate(**inputs)
 """
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from contextvars import Context
@@ -39,6 +38,7 @@ from probe.hooks.decoder_arguments import (
 from probe.hooks.layer_arguments import without_cache
 from probe.hooks.model_structure import cross_attention, text_decoder, vision_positions
 from probe.hooks.tracked_sequence import TrackedSequence
+from probe.hooks.whole_layers import last_logits
 from probe.interventions.attention_edits import replace_keys_values
 from probe.interventions.cross_swap import read_from_donor
 from probe.interventions.layer_target import Layers, LayerTarget
@@ -132,11 +132,6 @@ def _as_inputs(model: Any, donor: Any) -> Mapping[str, Tensor]:
 def donor_of(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Donor:
     """The vision tokens of each row as the language model is given them: encoded and projected."""
     given: list[Mapping[str, Any]] = []
-    options = (
-        {"logits_to_keep": 1}
-        if "logits_to_keep" in inspect.signature(model.forward).parameters
-        else {}
-    )
     decoder: Any = text_decoder(model)
 
     def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -144,7 +139,7 @@ def donor_of(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Donor:
 
     with ExitStack() as undo, untouched():
         add_hook(undo, decoder.register_forward_pre_hook, keep, always=True, with_kwargs=True)
-        model(**inputs, use_cache=False, **options)
+        model(**inputs, use_cache=False, **last_logits(model, 1))
     if not given:
         raise ProbeError(
             "swap_vision",

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from probe.data.patch_grid import PatchGrid
+from probe.subject.joined_pixels import holds_numbers
 
 
 def pooled(tensors: Mapping[str, Any], tokens: int, patches: PatchGrid) -> PatchGrid | None:
@@ -18,7 +19,7 @@ def pooled(tensors: Mapping[str, Any], tokens: int, patches: PatchGrid) -> Patch
     stated = [
         value.numpy()
         for name, value in tensors.items()
-        if name.endswith("token_pooling") and torch.is_tensor(value) and value.ndim == 2
+        if holds_numbers(name) and torch.is_tensor(value) and value.ndim == 2
     ]
     if len(stated) != 1 or len(stated[0]) != tokens or not tokens:
         return None
